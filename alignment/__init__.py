@@ -1,0 +1,1 @@
+"""The shared floor of the suite: configs, data, models, registry, tracking. It knows no stage."""

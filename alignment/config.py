@@ -1,0 +1,364 @@
+"""Strict, frozen configs: one YAML file per run, then dotted `key=value` overrides.
+
+An unknown key, a wrong type or a duplicate key is an error that names the full path, what was found and the nearest
+right key. Nothing is inherited between files, and a config never changes after it was read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from alignment.errors import UserError
+
+
+class ConfigError(UserError):
+    """A config file or override that cannot be used."""
+
+
+class Section(BaseModel):
+    """Base of every config section: unknown keys are refused and fields cannot be reassigned."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy takes no others, and every process seeds numpy too
+
+
+class ScratchConfig(Section):
+    """Shape of a model that `model.name: scratch:llama` builds from nothing."""
+
+    vocab_size: Annotated[int, Field(ge=270)] = 1024
+    """Size of the byte-level BPE tokenizer trained on the run's own data: 256 bytes, special tokens and merges."""
+    hidden_size: Count = 128
+    intermediate_size: Count = 384
+    num_hidden_layers: Count = 4
+    num_attention_heads: Count = 4
+    max_position_embeddings: Count = 1024
+
+
+SCRATCH = "scratch:"
+
+
+class ModelConfig(Section):
+    """Which model a stage starts from."""
+
+    name: str
+    """Registry reference (`help-desk-sft@v3`), local folder, hub name, or `scratch:llama` for a new model."""
+    scratch: ScratchConfig | None = None
+    """Only with `scratch:`: the size of the new model."""
+    template: str | None = None
+    """A named chat template (`chatml`, `alpaca`) to set on the tokenizer; None keeps the model's own."""
+    pad_token: str | None = None
+    """Padding token for a tokenizer that has none of its own. Added to the vocabulary if it is not in it."""
+    eos_token: str | None = None
+    """End-of-sequence token for a tokenizer that names none. Must be in the vocabulary."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the trained weights. `bfloat16` only under DeepSpeed, which keeps float32 copies; mixed precision is
+    `training.bf16`."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a hub model. Off: such a model is refused."""
+
+    @model_validator(mode="after")
+    def _scratch_only_from_scratch(self) -> Self:
+        if self.scratch is not None and not self.name.startswith(SCRATCH):
+            raise ValueError(f"scratch is only for name={SCRATCH}llama, found name={self.name}; add model.scratch=null")
+        return self
+
+
+class DataConfig(Section):
+    """Where the rows come from and which are held out."""
+
+    train: str
+    """A JSONL, JSON, CSV or Parquet file (`.gz` allowed), a folder of them, or a ratings database."""
+    eval: str | None = None
+    """Held-out rows. None: `eval_share` of the prompt groups of `train` are held out."""
+    eval_share: Share = 0.1
+    """Share of the prompt groups held out when `eval` is not given. 0 holds out nothing."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Renames: `{our name: name in the file}`, for example `{prompt: question, completion: answer}`."""
+    max_bad_share: Share = 0.01
+    """A larger share of unusable rows than this stops the run before training."""
+    max_length: Count = 1024
+    """Longest sequence in tokens. Longer rows lose the oldest part of their prompt, never of the response."""
+
+
+class RegistryConfig(Section):
+    """Where the trained model goes."""
+
+    name: Name
+    """The model is published as the next version of this name."""
+    path: str | None = None
+    """Registry folder. None: `ALIGNMENT_REGISTRY`, else `./registry`."""
+    alias: Name | None = None
+    """An alias (`prod`) that is moved to the new version."""
+
+
+class TrackingConfig(Section):
+    """The run folder and Weights & Biases."""
+
+    runs: str = "runs"
+    """Folder that holds the run folders."""
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    project: str = "alignment"
+
+
+class RunConfig(Section):
+    """What every stage's config has."""
+
+    name: Name
+    """Name of the run; its folder is `<tracking.runs>/<name>`."""
+    data: DataConfig
+    registry: RegistryConfig
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.tracking.runs) / self.name
+
+
+class TrainerConfig(RunConfig):
+    """A stage that trains with a TRL trainer: `training` takes any of its config's arguments by name."""
+
+    model: ModelConfig
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of TRL's config class, by its own names, over the stage's defaults."""
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _no_none(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which `1e-5` is a number and a key may stand only once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            where = f"{key.start_mark.name}:{key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(f"{where}: a key must be a word, found a list or mapping; write `key: value`")
+            if key.value in seen:
+                raise ConfigError(f"{where}: key '{key.value}' stands twice; keep one of them")
+            seen.add(key.value)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+# YAML 1.1 reads 1e-5 as a string because it has no dot; YAML 1.2 and everybody else reads a number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?$"),
+    list("-+0123456789."),
+)
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        stream = _Loader(text)
+        stream.name = where
+        return stream.get_single_data()
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, say
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{where}: not valid YAML: {reason}") from None
+
+
+def load_config(cls: type[ConfigT], path: str | Path, overrides: Iterable[str] = ()) -> ConfigT:
+    """Read a YAML file, apply dotted overrides such as `training.learning_rate=2e-5`, and validate.
+
+    Values of overrides are YAML, so `data.columns={prompt: question}` and `data.eval=null` work.
+
+    Raises:
+        ConfigError: one line with the path of the key, what was found and what to write instead.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = difflib.get_close_matches(str(path), [str(p) for p in Path("configs").glob("*/*.yaml")], 1)
+        raise ConfigError(f"no config file at {path}" + (f"; did you mean {near[0]}?" if near else ""))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error}); is it a config file?") from None
+    values = _parse_yaml(text, str(path)) or {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")
+    for override in overrides:
+        _apply_override(values, override)
+    return validate(cls, values, str(path))
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key or key.startswith("-"):
+        raise ConfigError(f"'{override}' is not an override; write key=value, for example training.max_steps=10")
+    *parents, last = key.split(".")
+    target = values
+    for depth, parent in enumerate(parents):
+        child = target.get(parent)
+        if child is None:
+            child = target[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"{key}: '{'.'.join(parents[: depth + 1])}' is a value, not a section")
+        target = child
+    target[last] = _parse_yaml(text, key)
+
+
+def validate(cls: type[ConfigT], values: Mapping[str, Any], where: str) -> ConfigT:
+    """Build `cls` from plain values; the first problem found becomes one ConfigError line."""
+    try:
+        return cls.model_validate(dict(values))
+    except ValidationError as error:
+        first, rest = error.errors(include_url=False)[0], error.error_count() - 1
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        message = f"unknown key '{key}'{_nearest(cls, first['loc'])}"
+    elif first["type"] == "missing":
+        message = f"key '{key}' is missing; add `{key}=...`"
+    else:
+        found = "" if first["type"] == "value_error" else f", found {first['input']!r}"
+        message = f"{key + ': ' if key else ''}{first['msg'].removeprefix('Value error, ')}{found}"
+    raise ConfigError(f"{where}: {message}" + (f" (and {rest} more)" if rest else ""))
+
+
+def _nearest(cls: type[BaseModel], location: tuple[str | int, ...]) -> str:
+    """The full path of the key nearest to an unknown one: in its section first, then anywhere in the config."""
+    section, wrong = ".".join(str(part) for part in location[:-1]), str(location[-1])
+    keys = list(_keys(cls))
+    here = [key for key in keys if key.rpartition(".")[0] == section]
+    near = difflib.get_close_matches(wrong, [key.rpartition(".")[2] for key in here], 1, cutoff=0.6)
+    if near:
+        return f"; did you mean '{section + '.' if section else ''}{near[0]}'?"
+    same = [key for key in keys if key.rpartition(".")[2] == wrong]
+    return f"; did you mean '{same[0]}'?" if same else f"; keys here: {', '.join(k.rpartition('.')[2] for k in here)}"
+
+
+def _keys(cls: type[BaseModel], prefix: str = "") -> Iterable[str]:
+    for name, field in cls.model_fields.items():
+        yield prefix + name
+        for part in (field.annotation, *typing.get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from _keys(part, f"{prefix}{name}.")
+
+
+OWNED_ARGUMENTS = {
+    "output_dir": "the run folder is <tracking.runs>/<name>",
+    "run_name": "use `name`",
+    "report_to": "use `tracking.wandb`",
+    "project": "use `tracking.project`",
+    "push_to_hub": "models are published to the registry",
+    "hub_model_id": "models are published to the registry",
+    "hub_token": "the config is kept in the run folder and the registry; set HF_TOKEN in the environment",
+    "use_cpu": "the GPU is used where there is one; CUDA_VISIBLE_DEVICES= hides it",
+    "disable_tqdm": "progress is the suite's own line",
+    "deepspeed": "choose an accelerate config: accelerate launch --config_file configs/accelerate/zero2.yaml",
+    "fsdp": "choose an accelerate config",
+    "fsdp_config": "choose an accelerate config",
+    "accelerator_config": "choose an accelerate config",
+    "model_init_kwargs": "use the `model` section",
+    "trust_remote_code": "use `model.trust_remote_code`",
+    "chat_template_path": "use `model.template`",
+    "eos_token": "use `model.eos_token`",
+    "pad_token": "use `model.pad_token`",
+    "max_length": "use `data.max_length`",
+    "resume_from_checkpoint": "runs do not resume yet; start the run again under a new name",
+    "save_strategy": "the finished model goes to the registry; there are no checkpoints in between yet",
+    "save_steps": "the finished model goes to the registry; there are no checkpoints in between yet",
+    "load_best_model_at_end": "the finished model goes to the registry; there are no checkpoints in between yet",
+    "remove_unused_columns": "the columns are the suite's own",
+    "skip_memory_metrics": "not supported by the journal",
+    "dataset_text_field": "use `data.columns`",
+    "dataset_kwargs": "the rows reach the trainer as token ids",
+    "truncation_mode": "use `data.max_length`; the oldest part of a prompt is cut",
+    "completion_only_loss": "the loss is on the assistant's tokens",
+    "assistant_only_loss": "the loss is on the assistant's tokens",
+    "packing": "rows are not packed yet; `train_sampling_strategy: group_by_length` saves padding",
+    "eval_packing": "rows are not packed yet",
+    "packing_strategy": "rows are not packed yet",
+}
+
+# The least that makes sense, where the trainers would stop with a traceback, or train nothing and say nothing.
+LEAST = {
+    "seed": 0,
+    "data_seed": 0,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 0,
+}
+
+
+def trainer_arguments(
+    cls: type, defaults: Mapping[str, Any], training: Mapping[str, Any], owned: Mapping[str, str] = OWNED_ARGUMENTS
+) -> dict[str, Any]:
+    """Merge a config's `training` section over a stage's defaults, checked against the fields of a TRL config class.
+
+    Args:
+        cls: the dataclass, for example `trl.SFTConfig`.
+        defaults: the stage's own defaults; each must be a field of `cls`.
+        training: the user's values.
+        owned: arguments that the suite sets itself, with what to write instead.
+
+    Raises:
+        ConfigError: an unknown argument (with the nearest one), one that the suite owns, or a value of another type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    hints = typing.get_type_hints(cls)
+    assert set(defaults) <= set(fields), sorted(set(defaults) - set(fields))
+    for key, value in training.items():
+        if key in owned:
+            raise ConfigError(f"training.{key} is set by the suite: {owned[key]}")
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1)
+            hint = f"; did you mean 'training.{near[0]}'?" if near else ""
+            raise ConfigError(f"unknown key 'training.{key}': {cls.__name__} has no such argument{hint}")
+        if not _fits(value, hints[key]):
+            raise ConfigError(f"training.{key}: expected {_type_name(hints[key])}, found {value!r}")
+        if key in LEAST and value is not None and not value >= LEAST[key]:  # so that NaN fails too
+            raise ConfigError(f"training.{key}: expected {LEAST[key]} or more, found {value!r}")
+        if key.endswith("seed") and value is not None and value >= 2**32:
+            raise ConfigError(f"training.{key}: expected less than 2**32, found {value!r}")
+        if (key == "num_train_epochs" and value <= 0) or (key == "max_steps" and value < 1 and value != -1):
+            raise ConfigError(f"training.{key}: expected more than 0, found {value!r}: nothing would be trained")
+    return {**defaults, **training}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a YAML value can stand where a dataclass field has this type; unusual types are left to the class."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    simple: dict[Any, Any] = {bool: bool, int: int, float: (int, float), str: str, type(None): type(None)}
+    if not all(option in simple or option in (dict, list) for option in options):
+        return True
+    if isinstance(value, bool):
+        return bool in options
+    return any(isinstance(value, simple.get(option, option)) for option in options)
+
+
+def _type_name(hint: Any) -> str:
+    return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
+
+
+def registry_path(path: str | None) -> Path:
+    """The registry folder: the config's, else `ALIGNMENT_REGISTRY`, else `./registry`."""
+    return Path(path or os.environ.get("ALIGNMENT_REGISTRY") or "registry")

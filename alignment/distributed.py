@@ -1,0 +1,123 @@
+"""Processes and devices: the one file of the shared floor that names accelerate or deepspeed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+
+from alignment.errors import UserError
+
+T = TypeVar("T")
+
+
+def start_processes() -> PartialState:
+    """Join the other processes of this launch (once; later calls return the same state).
+
+    Without CUDA the state must be made with `cpu=True` before anything else of accelerate: a plain `Accelerator()`
+    then sees one process, and `Accelerator(cpu=True)` falls back from DeepSpeed to plain data parallelism.
+    """
+    return PartialState(cpu=True) if not torch.cuda.is_available() else PartialState()
+
+
+def on_cpu() -> bool:
+    """Whether training runs on the CPU; what TRL's configs call `use_cpu`."""
+    return not torch.cuda.is_available()
+
+
+def under_deepspeed() -> bool:
+    """Whether this was launched with a DeepSpeed config; known before any engine is built."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def is_main_process() -> bool:
+    return start_processes().is_main_process
+
+
+def world_size() -> int:
+    return start_processes().num_processes
+
+
+def wait_for_everyone() -> None:
+    start_processes().wait_for_everyone()
+
+
+def on_main_process(call: Callable[[], T]) -> T:
+    """Call on the main process alone; what it returns, or the UserError it raises, on every process.
+
+    A mistake that only the main process raised would leave the others in a collective until it times out.
+    """
+    value, error = None, None
+    if is_main_process():
+        try:
+            value = call()
+        except UserError as mistake:
+            error = mistake
+    if world_size() > 1:
+        value, error = broadcast_object_list([value, error])
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]
+
+
+def make_accelerator(*, accumulation: int, microbatch: int, max_grad_norm: float, bf16: bool = False) -> Accelerator:
+    """An accelerator whose optimizer step takes `accumulation` microbatches of `microbatch` rows on each process.
+
+    DeepSpeed reads clipping, accumulation and batch size from its own config alone, so they are written there;
+    what the launch file says of them would silently win otherwise.
+    """
+    start_processes()
+    accelerator = Accelerator(gradient_accumulation_steps=accumulation, mixed_precision="bf16" if bf16 else "no")
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        plugin.deepspeed_config["gradient_accumulation_steps"] = accumulation
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = microbatch
+        plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
+    accelerator.gradient_accumulation_steps = accumulation
+    return accelerator
+
+
+def backend(accelerator: Accelerator, engine: nn.Module) -> dict[str, Any]:
+    """What really runs: world size, the engine's class and the ZeRO stage. A fallback must not go unseen."""
+    return {
+        "world_size": accelerator.num_processes,
+        "engine": type(engine).__name__,
+        "zero_stage": zero_stage(accelerator),
+    }
+
+
+def zero_stage(accelerator: Accelerator) -> int:
+    """DeepSpeed's ZeRO stage, 0 without DeepSpeed."""
+    plugin = accelerator.state.deepspeed_plugin
+    return int(plugin.zero_stage) if plugin is not None else 0
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """Sum over all processes, as `alignment.tensors.Reduce`."""
+    if world_size() > 1:
+        x = x.clone()
+        torch.distributed.all_reduce(x)
+    return x
+
+
+def step_optimizer(accelerator: Accelerator, engine: nn.Module, optimizer: Any, max_grad_norm: float) -> float | None:
+    """Clip and step at the end of an accumulation; returns the gradient norm before clipping.
+
+    Under DeepSpeed, `accelerator.backward` has stepped already, and clipped by its config; the norm is read from it.
+    """
+    if not accelerator.sync_gradients:
+        return None
+    norm = accelerator.clip_grad_norm_(engine.parameters(), max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return None if norm is None else float(norm)
+
+
+def full_state_dict(accelerator: Accelerator, engine: nn.Module) -> dict[str, Tensor]:
+    """The whole model's weights on the main process; every process must call this (ZeRO-3 gathers)."""
+    return accelerator.get_state_dict(engine)

@@ -1,0 +1,9 @@
+"""The one exception for what a user can mend."""
+
+
+class UserError(ValueError):
+    """A mistake in the user's config, data or command.
+
+    The message is one line that names the file, line or key, what was found, what was expected, and the fix.
+    Command lines print it without a traceback and exit with code 2.
+    """

@@ -1,0 +1,112 @@
+"""Aliases: movable names for versions, kept as an append-only history of numbered files.
+
+A move writes a temporary file and hard-links it to the next free number. Linking fails if the number is taken, so two
+moves never overwrite each other and `expect` is a compare-and-swap, without locks (flock is unreliable on NFS). An NFS
+client may show an old listing for up to a minute: a job pins what it resolved, with its digest, when it starts.
+"""
+
+import enum
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from alignment.registry.errors import RegistryError
+from alignment.registry.files import entries, make_folder, one_line_errors, sync_folder, write_file
+from alignment.registry.manifest import Digest, first_problem
+from alignment.registry.references import NAME
+
+_ENTRY = re.compile(r"([0-9]{8})\.json")
+
+
+class Anything(enum.Enum):
+    """The type of ANY."""
+
+    ANY = "any"
+
+
+ANY = Anything.ANY
+"""For `expect`: move the alias wherever it points now."""
+
+
+class AliasEntry(BaseModel):
+    """One move: the version that the alias points to since `at`, with its digest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = Field(ge=1)
+    digest: Digest
+    at: AwareDatetime
+
+
+def alias_names(folder: Path) -> Iterator[str]:
+    """The aliases that have a history in `folder`, sorted."""
+    for entry in entries(folder):
+        if NAME.fullmatch(entry) and _last_number(folder / entry):
+            yield entry
+
+
+def read_alias(history: Path) -> tuple[int, AliasEntry | None]:
+    """The newest entry of an alias's history folder and its number; (0, None) if there is none.
+
+    Raises:
+        RegistryError: the entry is damaged.
+    """
+    number = _last_number(history)
+    if not number:
+        return 0, None
+    path = history / f"{number:08d}.json"
+    try:
+        with one_line_errors(f"{path} cannot be read"):
+            return number, AliasEntry.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise RegistryError(f"{path} is damaged: {first_problem(error)}; set the alias again") from None
+
+
+def move_alias(history: Path, staging: Path, version: int, digest: str, expect: int | Anything | None) -> None:
+    """Append an entry to an alias's history; `expect` is the version it must point to now (None: the alias is new).
+
+    Raises:
+        RegistryError: the alias points elsewhere than expected.
+    """
+    make_folder(history)
+    entry = AliasEntry(version=version, digest=digest, at=datetime.now(UTC))
+    temporary = staging / f"alias-{uuid.uuid4().hex}.json"
+    write_file(temporary, json.dumps(entry.model_dump(mode="json")).encode() + b"\n")
+    try:
+        while True:
+            number, now = _last_number(history), None
+            if expect is not ANY:
+                number, entry_now = read_alias(history)
+                now = entry_now.version if entry_now else None
+                if now != expect:
+                    raise RegistryError(
+                        f"alias {history.name!r} is {_named(now)}, expected {_named(expect)}: look again, then move it"
+                    )
+            if link_new(temporary, history / f"{number + 1:08d}.json"):
+                break
+        sync_folder(history)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def link_new(temporary: Path, target: Path) -> bool:
+    """Give a finished file its final name; False if that name is taken. Appears whole or not at all."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return os.stat(temporary).st_nlink > 1  # NFS repeats a request whose answer was lost: the first one had won
+    return True
+
+
+def _last_number(history: Path) -> int:
+    return max((int(match[1]) for entry in entries(history) if (match := _ENTRY.fullmatch(entry))), default=0)
+
+
+def _named(version: int | Anything | None) -> str:
+    return "not set" if version is None else f"v{version}"

@@ -1,0 +1,219 @@
+"""The registry's file work: what may be stored, copying with a hash, and making it last through a power cut."""
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from alignment.registry.errors import RegistryError
+
+MANIFEST = "manifest.json"
+SUFFIXES = (".json", ".jsonl", ".safetensors", ".txt", ".md", ".jinja", ".model", ".tiktoken")
+_BARE_NAMES = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
+_PART = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+@=-]{0,254}")
+_CHUNK = 4 << 20
+
+
+class FileRecord(BaseModel):
+    """What the manifest says of one file: its sha256 (64 hex digits) and size in bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+
+
+def check_path(path: str) -> str:
+    """A file's place inside a version, if it may have it.
+
+    Refused: absolute paths, `..`, hidden files, anything but plain ASCII names, the registry's own manifest, and
+    kinds of file that can run code on loading (`.bin`, `.pt`, `.pkl`, `.py`: only SUFFIXES are stored).
+
+    Raises:
+        RegistryError: it may not; the message names the file.
+    """
+    parts = path.split("/")
+    if not all(_PART.fullmatch(part) for part in parts):
+        raise RegistryError(
+            f"file {path!r} cannot be stored: names are of A-Z a-z 0-9 . _ + @ = -, relative, not hidden"
+        )
+    if path == MANIFEST:
+        raise RegistryError(f"file {path!r} cannot be stored: the registry writes its own; publish a folder without it")
+    if parts[-1] not in _BARE_NAMES and not parts[-1].endswith(SUFFIXES):
+        raise RegistryError(
+            f"file {path!r} cannot be stored: a version holds {' '.join(SUFFIXES)} only; "
+            "write the model with save_pretrained and take other files out of the folder"
+        )
+    return path
+
+
+def list_files(folder: Path) -> Iterator[str]:
+    """Relative paths (with `/`) of everything under `folder` that is not a real folder, sorted; links not followed."""
+    for directory, folders, names in os.walk(folder, onerror=_raise):
+        links = [name for name in folders if os.path.islink(os.path.join(directory, name))]
+        folders[:] = sorted(set(folders).difference(links))
+        for name in sorted([*names, *links]):
+            yield Path(directory, name).relative_to(folder).as_posix()
+
+
+def entries(folder: Path) -> list[str]:
+    """Names in a folder, sorted; none if there is no such folder.
+
+    Raises:
+        RegistryError: it may not be read.
+    """
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise RegistryError(f"{folder} cannot be read: {error.strerror}; ask its owner for access") from None
+
+
+def copy_tree(source: Path, target: Path) -> dict[str, FileRecord]:
+    """Copy every file of `source` into the existing folder `target`, hashing what is written.
+
+    Nothing is linked, since the source may change afterwards. Files are on disk when this returns, folders are not.
+
+    Raises:
+        RegistryError: a file may not be stored, is no regular file, or changed while it was read.
+    """
+    paths = list(list_files(source))
+    for path in paths:  # all of them first, so that gigabytes are not copied only to be refused
+        check_path(path)
+        _check_regular(path, os.lstat(source / path))
+    records = {}
+    for path in paths:
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        records[path] = _copy_file(source / path, target / path, path)
+    return records
+
+
+def _copy_file(source: Path, target: Path, path: str) -> FileRecord:
+    # O_NONBLOCK: a fifo put in the file's place since the check must not hang us
+    with open(
+        os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0
+    ) as reading:
+        before = os.fstat(reading.fileno())
+        _check_regular(path, before)
+        digest, size = hashlib.sha256(), 0
+        with create(target) as writing:
+            while chunk := reading.read(_CHUNK):
+                digest.update(chunk)
+                writing.write(chunk)
+                size += len(chunk)
+        after = os.fstat(reading.fileno())
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or size != before.st_size:
+        raise RegistryError(
+            f"file {path!r} changed while it was copied; publish when nothing writes to {source.parent}"
+        )
+    return FileRecord(sha256=digest.hexdigest(), size=size)
+
+
+@contextmanager
+def create(path: Path) -> Iterator[BinaryIO]:
+    """A new read-only file that is on disk once the `with` block ends. The umask decides who may read it."""
+    # Mode 0444 at creation, not a chmod later: the umask is kept and a killed writer leaves nothing writable.
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444), "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_file(path: Path, data: bytes) -> FileRecord:
+    """Write a new read-only file through to disk, in place of any that is there (not atomic: for staging only)."""
+    path.unlink(missing_ok=True)
+    with create(path) as file:
+        file.write(data)
+    return FileRecord(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the entries of a folder last: without it a rename can be lost in a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """`sync_folder` for a folder and all folders in it, innermost first."""
+    for directory, _, _ in os.walk(folder, topdown=False, onerror=_raise):
+        sync_folder(Path(directory))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its missing parents, each entered durably in the one above it."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def check_file(folder: Path, path: str, record: FileRecord, full: bool) -> str | None:
+    """What is wrong with one stored file (`full` reads and hashes it; otherwise its size only), None if nothing."""
+    try:
+        return _difference(folder, path, record, full)
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{path} is missing"
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
+
+
+def _difference(folder: Path, path: str, record: FileRecord, full: bool) -> str | None:
+    found = os.lstat(folder / path)
+    if not stat.S_ISREG(found.st_mode):
+        return f"{path} is not a regular file"
+    if found.st_size != record.size:
+        return f"{path} has {found.st_size} bytes, expected {record.size}"
+    if full:
+        digest = _sha256(folder / path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        if digest != record.sha256:
+            return f"{path} has sha256 {digest}, expected {record.sha256}"
+    return None
+
+
+@lru_cache(maxsize=4096)
+def _sha256(path: Path, device: int, inode: int, size: int, mtime_ns: int, ctime_ns: int) -> str:
+    """A file's sha256, read once per process while its identity stands (ctime too: mtime can be set back)."""
+    with open(path, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_model_folder(source: Path, adapter: bool) -> None:
+    """Raises RegistryError unless `source` looks like a saved model: a config and a .safetensors file."""
+    if not source.is_dir():
+        raise RegistryError(f"{source} cannot be published: it is not a folder; name one written by save_pretrained")
+    config = "adapter_config.json" if adapter else "config.json"
+    if not (source / config).is_file():
+        raise RegistryError(f"{source} cannot be published: it has no {config}; write it with save_pretrained")
+    if not any(path.endswith(".safetensors") for path in list_files(source)):
+        raise RegistryError(f"{source} cannot be published: it has no .safetensors file; write it with save_pretrained")
+
+
+@contextmanager
+def one_line_errors(what: str) -> Iterator[None]:
+    """A full disk or a missing permission as a RegistryError that begins with `what`."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise RegistryError(f"{what}: {error.strerror or error}{where}; mend that and try again") from error
+
+
+def _check_regular(path: str, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a regular file"
+        raise RegistryError(f"file {path!r} cannot be stored: it is {kind}; put a plain copy of it in the folder")
+
+
+def _raise(error: OSError) -> None:
+    raise error  # os.walk passes over unreadable folders in silence otherwise

@@ -1,0 +1,378 @@
+"""The registry: one folder on a shared POSIX filesystem, used by many jobs at once, without a server and without locks.
+
+    REGISTRY.json                                   marks the folder and its layout
+    models/NAME/v000001/{manifest.json, ...}        a version: never changed, its number never used again
+    models/NAME/aliases/ALIAS/00000001.json         where an alias points; the highest number counts
+    .staging/HOST-PID-UUID/                         what is being published, or was when its job was killed
+
+A publish prepares the whole folder in .staging and renames it to the next number. Renaming onto a folder that is not
+empty fails, so two jobs never get one number, and a killed job leaves nothing but its staging folder. On NFS a rename
+whose answer was lost is repeated and then "fails" although it was done: every publish has a publish_id, by which the
+next look finds it. An NFS client may list a folder as it was up to a minute ago: a job pins what it resolved, with its
+digest, when it starts.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from errno import EEXIST, ENOENT, ENOTEMPTY
+from pathlib import Path
+from typing import Any
+
+from alignment.registry import aliases, provenance
+from alignment.registry.aliases import ANY, Anything
+from alignment.registry.card import model_card
+from alignment.registry.errors import RegistryError
+from alignment.registry.files import (
+    MANIFEST,
+    check_model_folder,
+    copy_tree,
+    entries,
+    make_folder,
+    one_line_errors,
+    sync_folder,
+    sync_tree,
+    write_file,
+)
+from alignment.registry.lineage import LineageNode, Tracer, simulated_ratings
+from alignment.registry.manifest import Manifest, Parent, Role, Stage, draft_manifest
+from alignment.registry.references import NAME, Reference, check_alias, check_name, enumerated, nearest, parse_reference
+from alignment.registry.version import Version, open_version, read_manifest
+
+LAYOUT = 1
+CARD = "README.md"
+_VERSION_FOLDER = re.compile(r"v([0-9]{6,})")
+
+
+class Registry:
+    """The models under one folder. Opening one creates nothing; the first publish does."""
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        """`path` defaults to the environment's ALIGNMENT_REGISTRY, then to ./registry.
+
+        Raises:
+            RegistryError: the path is no folder, or a registry of another layout.
+        """
+        chosen = path if path is not None else os.environ.get("ALIGNMENT_REGISTRY") or "registry"
+        self.path = Path(chosen).expanduser().absolute()
+        self._models = self.path / "models"
+        self._staging = self.path / ".staging"
+        self._check_layout()
+
+    # Finding
+
+    def names(self) -> list[str]:
+        """Names that have a version, sorted."""
+        return [name for name in entries(self._models) if NAME.fullmatch(name) and self.numbers(name)]
+
+    def numbers(self, name: str) -> list[int]:
+        """The version numbers of a name, ascending; empty for an unknown name."""
+        found = map(_VERSION_FOLDER.fullmatch, entries(self._models / name))
+        return sorted(int(match[1]) for match in found if match)
+
+    def versions(self, name: str) -> list[Version]:
+        """All versions of a name, oldest first.
+
+        Raises:
+            RegistryError: the name is unknown or a manifest damaged.
+        """
+        return [open_version(self._folder(name, number), name, number) for number in self._known(name)]
+
+    def is_reference(self, text: str) -> bool:
+        """Whether the text has the form of a reference and its name is in this registry (its version may not be)."""
+        try:
+            return bool(self.numbers(parse_reference(text).name))
+        except RegistryError:
+            return False
+
+    def resolve(self, ref: str) -> Version:
+        """The version that a reference means now: NAME, NAME@latest, NAME@v3, NAME@ALIAS, NAME@sha256:<8+ hex digits>.
+
+        Raises:
+            RegistryError: nothing has that name, number, alias or digest; the message lists what there is.
+        """
+        wanted = parse_reference(ref)
+        numbers = self._known(wanted.name)
+        number = numbers[-1]
+        if wanted.alias:
+            return self._resolve_alias(wanted.name, wanted.alias)
+        if wanted.digest:
+            number = self._find_digest(wanted, numbers)
+        elif wanted.number:
+            number = wanted.number
+        if number not in numbers:
+            raise RegistryError(f"{wanted.name} has no version v{number}; {self._choices(wanted.name)}")
+        return open_version(self._folder(wanted.name, number), wanted.name, number)
+
+    def load(self, ref: str, role: Role | None = None) -> Version:
+        """Resolve a reference and verify the version in full; with `role`, check that it is a model of that role.
+
+        Raises:
+            RegistryError: not found, damaged, or of the other role.
+        """
+        version = self.resolve(ref)
+        found = version.manifest.role
+        if role is not None and found != role:
+            fitting = [name for name in self.names() if self._newest_role(name) == role]
+            hint = (
+                f"name one of {enumerated(fitting)}" if fitting else f"this registry has none; publish a {role} first"
+            )
+            raise RegistryError(f"{version.ref} is a {_spoken(found)}; a {_spoken(role)} was asked for: {hint}")
+        version.verify(full=True)
+        return version
+
+    def lineage(self, ref: str) -> LineageNode:
+        """A version with its parents, their parents and so on; what cannot be found is a node that says so.
+
+        Raises:
+            RegistryError: `ref` itself cannot be resolved.
+        """
+        return Tracer(self.resolve).root(self.resolve(ref))
+
+    # Aliases
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """Each alias of a name and the version number that it points to.
+
+        Raises:
+            RegistryError: the name is unknown or an alias damaged.
+        """
+        self._known(name)
+        folder = self._models / name / "aliases"
+        found = ((alias, aliases.read_alias(folder / alias)[1]) for alias in aliases.alias_names(folder))
+        return {alias: entry.version for alias, entry in found if entry}
+
+    def set_alias(self, name: str, alias: str, version_number: int, expect: int | Anything | None = ANY) -> None:
+        """Point an alias at a version; `expect` is the number it must point to now, None that it must be new.
+
+        Raises:
+            RegistryError: the alias is no legal name, the version unknown, or the alias elsewhere than expected.
+        """
+        check_alias(alias)
+        version = self.resolve(f"{name}@v{version_number}")
+        with one_line_errors(f"alias {name}@{alias} cannot be set in {self.path}"):
+            make_folder(self._staging)
+            history = self._models / name / "aliases" / alias
+            aliases.move_alias(history, self._staging, version.number, version.digest, expect)
+
+    # Publishing
+
+    def publish(
+        self,
+        name: str,
+        source_dir: str | os.PathLike[str],
+        *,
+        stage: Stage,
+        role: Role,
+        parents: Sequence[Parent] = (),
+        data: Sequence[Mapping[str, Any]] = (),
+        config: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        world_size: int = 1,
+        run_id: str | None = None,
+        publish_id: str | None = None,
+        base: Parent | None = None,
+    ) -> Version:
+        """Store a Hugging Face folder as the next version of `name`. Call it on rank 0 only.
+
+        Args:
+            source_dir: config.json (or, with `base`, adapter_config.json), *.safetensors, tokenizer files; it is
+                copied, with sub-folders. Without a README.md the version gets a model card.
+            parents: the models it was made with. Those in this registry are pinned to a number and a digest.
+            data: fingerprints; see DataFingerprint for the keys.
+            publish_id: a job's own name for this publish. A version of `name` that has it is returned and nothing is
+                stored, so a requeued job publishes once.
+            base: for an adapter, the model that it adapts.
+
+        Raises:
+            RegistryError: a wrong argument, a file that may not be stored, or a folder that cannot be written.
+        """
+        check_name(name)
+        if publish_id is not None and (published := self._find_publish(name, publish_id, self.numbers(name))):
+            return published
+        draft = draft_manifest(
+            name=name,
+            stage=stage,
+            role=role,
+            parents=[self._pinned(parent) for parent in parents],
+            base=self._pinned(base) if base else None,
+            data=list(data),
+            config=config,
+            metrics=metrics,
+            seed=seed,
+            world_size=world_size,
+            run_id=run_id,
+            publish_id=publish_id or uuid.uuid4().hex,
+            code=provenance.code_state(),
+            packages=provenance.package_versions(),
+        )
+        source = Path(source_dir)
+        with one_line_errors(f"{name} cannot be published to {self.path}"):
+            check_model_folder(source, adapter=base is not None)
+            with self._staged() as staging:
+                files = copy_tree(source, staging)
+                sync_tree(staging)
+                tokenizer, template = provenance.tokenizer_hash(files), provenance.chat_template_hash(staging)
+                found = {"files": files, "tokenizer_hash": tokenizer, "chat_template_hash": template}
+                return self._claim(staging, draft.model_copy(update=found))
+
+    def _claim(self, staging: Path, draft: Manifest) -> Version:
+        """Rename the staging folder to the next free number, or find that this very publish is done already."""
+        home = self._models / draft.name
+        make_folder(home)
+        own_card = CARD not in draft.files
+        simulated = own_card and simulated_ratings(edge.node for edge in Tracer(self.resolve).edges(draft))
+        simulated = simulated or any(data.simulated for data in draft.data)
+        searched: set[int] = set()
+        taken = 0
+        while True:
+            numbers = {taken, *self.numbers(draft.name)} - {0}
+            if published := self._find_publish(draft.name, draft.publish_id, numbers - searched):
+                return published
+            searched |= numbers
+            number = max(numbers, default=0) + 1
+            manifest = draft.model_copy(update={"version": number})
+            if own_card:
+                card = write_file(staging / CARD, model_card(manifest, simulated).encode())
+                manifest = manifest.model_copy(update={"files": {**draft.files, CARD: card}})
+            write_file(staging / MANIFEST, manifest.to_bytes())
+            sync_folder(staging)
+            try:
+                os.rename(staging, self._folder(draft.name, number))
+            except OSError as error:
+                if error.errno not in (EEXIST, ENOTEMPTY, ENOENT):
+                    raise
+                taken = number  # by another job, or by this rename itself; an NFS client's listing may not show it yet
+                continue
+            sync_folder(home)
+            return open_version(self._folder(draft.name, number), draft.name, number)
+
+    @contextmanager
+    def _staged(self) -> Iterator[Path]:
+        """A new staging folder on the registry's filesystem, removed again unless it was renamed away."""
+        self._create()
+        host = re.sub(r"[^A-Za-z0-9.]", "", socket.gethostname())
+        staging = self._staging / f"{host}-{os.getpid()}-{uuid.uuid4().hex}"
+        staging.mkdir()
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _create(self) -> None:
+        """Make the folder a registry if it is none yet. A folder with other things in it is left alone."""
+        self._check_layout()
+        make_folder(self.path)
+        marker = self.path / "REGISTRY.json"
+        if not marker.exists():
+            foreign = [entry for entry in entries(self.path) if not entry.startswith(".") and entry != "lost+found"]
+            if foreign and not marker.exists():
+                raise RegistryError(
+                    f"{self.path} holds {foreign[0]!r} and no REGISTRY.json, so it is not a registry; "
+                    "name a new or empty folder"
+                )
+            make_folder(self._staging)
+            temporary = self._staging / f"layout-{uuid.uuid4().hex}.json"
+            write_file(temporary, json.dumps({"layout": LAYOUT}).encode() + b"\n")
+            aliases.link_new(temporary, marker)
+            temporary.unlink()
+            sync_folder(self.path)
+        make_folder(self._staging)
+        make_folder(self._models)
+
+    def _check_layout(self) -> None:
+        marker = self.path / "REGISTRY.json"
+        try:
+            found = json.loads(marker.read_bytes())
+        except FileNotFoundError:
+            return
+        except NotADirectoryError:
+            raise RegistryError(f"{self.path} is not a folder; name the registry's folder or a new one") from None
+        except (OSError, ValueError) as error:
+            raise RegistryError(f"{marker} cannot be read: {error}; is {self.path} a registry?") from None
+        if not isinstance(found, dict) or found.get("layout") != LAYOUT:
+            raise RegistryError(
+                f"{marker}: layout {found!r:.80}, but this version of the suite knows {LAYOUT}; upgrade it"
+            )
+
+    # Helpers
+
+    def _folder(self, name: str, number: int) -> Path:
+        return self._models / name / f"v{number:06d}"
+
+    def _known(self, name: str) -> list[int]:
+        """The numbers of a name that must exist."""
+        if NAME.fullmatch(name) and (numbers := self.numbers(name)):
+            return numbers
+        raise RegistryError(f"no model {name!r} in the registry {self.path}; {nearest(name, self.names())}")
+
+    def _choices(self, name: str) -> str:
+        versions = enumerated([f"v{number}" for number in self.numbers(name)])
+        alias_names = list(aliases.alias_names(self._models / name / "aliases"))
+        return f"it has {versions}" + (
+            f" and the aliases {enumerated(alias_names)}" if alias_names else " and no aliases"
+        )
+
+    def _resolve_alias(self, name: str, alias: str) -> Version:
+        entry = aliases.read_alias(self._models / name / "aliases" / alias)[1]
+        if entry is None:
+            raise RegistryError(f"{name} has no alias {alias!r}; {self._choices(name)}")
+        version = self.resolve(f"{name}@v{entry.version}")
+        if version.digest != entry.digest:
+            raise RegistryError(
+                f"{version.ref} in {version.path} is damaged: alias {alias!r} recorded {entry.digest}, "
+                f"found {version.digest}; publish it again"
+            )
+        return version
+
+    def _find_digest(self, wanted: Reference, numbers: Sequence[int]) -> int:
+        assert wanted.digest
+        digests = {}
+        for number in numbers:
+            try:
+                digests[number] = read_manifest(self._folder(wanted.name, number))[1]
+            except RegistryError:
+                continue  # a damaged version must not hide the others
+        found = [number for number, digest in digests.items() if digest.startswith(wanted.digest)]
+        if len(found) == 1:
+            return found[0]
+        what = f"matches {enumerated([f'v{number}' for number in found])}" if found else "matches no version"
+        have = enumerated([f"v{number} {digest[:15]}" for number, digest in digests.items()])
+        raise RegistryError(f"{wanted.name}@{wanted.digest} {what}; it has {have}")
+
+    def _find_publish(self, name: str, publish_id: str, numbers: Sequence[int] | set[int]) -> Version | None:
+        for number in sorted(numbers):
+            try:
+                version = open_version(self._folder(name, number), name, number)
+            except RegistryError:
+                continue  # a damaged version must not stop the next publish
+            if version.manifest.publish_id == publish_id:
+                return version
+        return None
+
+    def _pinned(self, parent: Parent) -> Parent:
+        """A parent by number and digest. One that is not here stays as given: a finished run must not fail for it."""
+        if not self.is_reference(parent.ref):
+            return parent
+        name = parse_reference(parent.ref).name
+        try:
+            version = self.resolve(f"{name}@{parent.digest}" if parent.digest else parent.ref)
+        except RegistryError:
+            return parent
+        return Parent(parent.role, version.ref, version.digest)
+
+    def _newest_role(self, name: str) -> str | None:
+        try:
+            return self.resolve(name).manifest.role
+        except RegistryError:
+            return None
+
+
+def _spoken(role: str) -> str:
+    return {"reward": "reward model"}.get(role, role)

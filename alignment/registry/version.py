@@ -1,0 +1,89 @@
+"""One published version: its folder, its manifest, and the check that both are what was published."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignment.registry.errors import RegistryError
+from alignment.registry.files import MANIFEST, check_file, list_files, one_line_errors
+from alignment.registry.manifest import Manifest, Parent, parse_manifest
+
+
+@dataclass(frozen=True)
+class Version:
+    """An immutable model: `path` is a Hugging Face folder, `digest` ("sha256:" + 64 hex digits) its identity."""
+
+    path: Path
+    digest: str
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.manifest.name
+
+    @property
+    def number(self) -> int:
+        """The version's number, from 1."""
+        return self.manifest.version
+
+    @property
+    def ref(self) -> str:
+        """The pinned reference, such as `help-desk-sft@v3`."""
+        return f"{self.name}@v{self.number}"
+
+    def parent(self, role: str) -> Parent | None:
+        """The first parent that served as `role` ("init", "reference", ...), None without one."""
+        return next((parent for parent in self.manifest.parents if parent.role == role), None)
+
+    def verify(self, full: bool = True) -> None:
+        """Check that the folder holds the published files and no other: by size, and by sha256 when `full`.
+
+        A file is hashed once per process while its inode, size and times stand.
+
+        Raises:
+            RegistryError: files are missing, extra or different; each is named with what was expected and found.
+        """
+        problems = []
+        digest = read_manifest(self.path)[1]
+        if digest != self.digest:
+            problems.append(f"{MANIFEST} has {digest}, expected {self.digest}")
+        for path, record in self.manifest.files.items():
+            if problem := check_file(self.path, path, record, full):
+                problems.append(problem)
+        with one_line_errors(f"{self.ref} cannot be verified"):
+            extra = set(list_files(self.path)).difference(self.manifest.files, [MANIFEST])
+        problems += [f"{path!r} was not published with it" for path in sorted(extra)]
+        if problems:
+            more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise RegistryError(
+                f"{self.ref} in {self.path} is damaged: {'; '.join(problems[:3])}{more}; publish it again"
+            )
+
+
+def read_manifest(folder: Path) -> tuple[bytes, str]:
+    """The manifest's bytes and the version digest that they make.
+
+    Raises:
+        RegistryError: there is none, or it cannot be read.
+    """
+    try:
+        data = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise RegistryError(f"{folder / MANIFEST} cannot be read: {error.strerror}") from None
+    return data, f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def open_version(folder: Path, name: str, number: int) -> Version:
+    """Read a version's folder.
+
+    Raises:
+        RegistryError: the manifest is missing or damaged, or is that of another version.
+    """
+    data, digest = read_manifest(folder)
+    manifest = parse_manifest(data, str(folder / MANIFEST))
+    if (manifest.name, manifest.version) != (name, number):
+        raise RegistryError(
+            f"{folder / MANIFEST} is damaged: it is of {manifest.name}@v{manifest.version}, expected {name}@v{number}"
+        )
+    return Version(folder, digest, manifest)

@@ -1,0 +1,154 @@
+"""What `python -m sft`, `-m reward` and `-m ppo` share: the command line, exit codes, and the run folder.
+
+Exit codes: 0 done, 2 the user's config or data is wrong, 1 anything else. The main process also writes
+`RUN/exit.json`, because a launcher turns every code but 0 into 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from alignment.config import RunConfig, load_config
+from alignment.errors import UserError
+from alignment.terminal import one_line
+from alignment.tracking.journal import finite
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+
+
+def run_stage(
+    stage: str,
+    config_class: type[ConfigT],
+    train: Callable[[ConfigT], Mapping[str, Any]],
+    plan: Callable[[ConfigT, int], Mapping[str, Any]],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """The whole command: parse, check, train; returns the exit code.
+
+    Args:
+        train: runs the stage and returns what to report (the published model, final metrics).
+        plan: what would run, for `--dry-run`: batch sizes, steps, estimated memory; given the world size.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {stage}",
+        description=f"Run the {stage} stage.",
+        epilog=f"example: python -m {stage} configs/{stage}/demo.yaml training.learning_rate=2e-5",
+    )
+    parser.add_argument("config", help=f"YAML file, for example configs/{stage}/demo.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides of the file")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, then exit")
+    parser.add_argument("--overwrite", action="store_true", help="remove the folder of an earlier run of this name")
+    args = parser.parse_intermixed_args(argv)
+    quiet_libraries()
+    is_main = os.environ.get("RANK", "0") == "0"
+    started = time.monotonic()
+    run_dir: Path | None = None
+    try:
+        config = load_config(config_class, args.config, args.overrides)
+        if args.dry_run:
+            if is_main:
+                world_size = int(os.environ.get("WORLD_SIZE", "1"))
+                with contextlib.redirect_stdout(sys.stderr):  # some libraries greet when they are imported
+                    planned = plan(config, world_size)
+                report = {"config": config.model_dump(mode="json"), "plan": planned}
+                print(json.dumps(report, indent=2, ensure_ascii=False))
+            return 0
+        if is_main:
+            _open_run_dir(config, args.overwrite)
+        run_dir = config.run_dir
+        result = dict(train(config))
+        code, reason = 0, "done"
+        if is_main:
+            print(f"{stage}: {result.get('model', 'done')} in {time.monotonic() - started:.0f} s; run folder {run_dir}")
+    except UserError as error:
+        code, reason, result = 2, str(error), {}
+        # Every process finds the same mistake and one line is enough; but a file may be missing on one node alone.
+        if is_main or os.environ.get("LOCAL_RANK") == "0":
+            print(f"error: {one_line(str(error))}", file=sys.stderr)
+    except KeyboardInterrupt:
+        code, reason, result = 1, "interrupted", {}
+        print("interrupted", file=sys.stderr)
+    except Exception as error:  # noqa: BLE001 - reported in full, and in exit.json for the job script
+        code, reason, result = 1, f"{type(error).__name__}: {error}", {}
+        traceback.print_exc()
+    if is_main and run_dir is not None:
+        record = {"code": code, "reason": reason, "stage": stage, "seconds": round(time.monotonic() - started, 1)}
+        (run_dir / "exit.json").write_text(json.dumps(finite({**record, **result}), indent=2) + "\n", encoding="utf-8")
+    _leave_processes()
+    return code
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries off the network and off the screen; call it before they are imported.
+
+    Every TRL trainer reports its start to a server otherwise, and each loaded model draws a progress bar per process.
+    """
+    for name, value in {
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+def _open_run_dir(config: RunConfig, overwrite: bool) -> None:
+    """Make the run folder and write the resolved config; an earlier run of this name is never mixed with the new."""
+    text = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    try:
+        if (config.run_dir / "config.json").exists():
+            if not overwrite and not _never_trained(config.run_dir):
+                raise UserError(
+                    f"{config.run_dir} holds an earlier run; "
+                    f"choose another name (name={config.name}-2) or pass --overwrite"
+                )
+            shutil.rmtree(config.run_dir)
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        (config.run_dir / "config.json").write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{config.run_dir}: the run folder cannot be made ({error.strerror or error}); set tracking.runs to a "
+            "folder that can be written"
+        ) from error
+
+
+def _never_trained(run_dir: Path) -> bool:
+    """Whether the earlier run ended at the user's mistake before its first step: there is nothing in it to keep."""
+    try:
+        refused = json.loads((run_dir / "exit.json").read_text(encoding="utf-8"))["code"] == 2
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    metrics = run_dir / "metrics.jsonl"
+    return refused and not (metrics.exists() and metrics.stat().st_size)
+
+
+def _leave_processes() -> None:
+    if "torch" in sys.modules:
+        import torch.distributed
+
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def write_bad_rows(run_dir: Path, bad: Sequence[tuple[str, str]]) -> None:
+    """Keep the rows that were set aside, with the reason, in `RUN/bad_rows.jsonl`, and say how many there are."""
+    if not bad:
+        return
+    path = run_dir / "bad_rows.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for where, reason in bad:
+            file.write(json.dumps({"where": where, "reason": reason}, ensure_ascii=False) + "\n")
+    print(f"{len(bad)} rows set aside, listed in {path}; the first: {one_line(': '.join(bad[0]))}", file=sys.stderr)

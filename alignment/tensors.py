@@ -1,0 +1,112 @@
+"""Masked statistics and log-probabilities: pure functions on tensors.
+
+Every mask is bool, True = keep. B batch, T response, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over all processes. The identity for one process."""
+
+
+def one_process(x: Tensor) -> Tensor:
+    """The `Reduce` of a single process."""
+    return x
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x where mask is True, as a scalar; 0 where nothing is kept. Shapes equal."""
+    return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def masked_moments(x: Tensor, mask: Tensor, reduce: Reduce = one_process) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean and biased variance of the kept entries over all processes, as float64 scalars.
+
+    Sums travel in float64, and the variance in a second pass around the global mean: sum(x^2) - n*mean^2 loses every
+    digit when |mean| is much larger than the spread.
+    """
+    kept = torch.where(mask, x, 0.0).double()
+    count, total = reduce(torch.stack([mask.sum().double(), kept.sum()]))
+    mean = total / count.clamp(min=1)
+    squares = torch.where(mask, (x.double() - mean) ** 2, 0.0).sum()
+    variance = reduce(squares.reshape(1))[0] / count.clamp(min=1)
+    return count, mean, variance
+
+
+def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, reduce: Reduce = one_process) -> Tensor:
+    """Scale the kept entries to variance 1, and to mean 0 if `shift_mean`; other entries become 0.
+
+    (x - mean) * rsqrt(variance + 1e-8) with the biased variance over every process's kept entries, as OpenAI's
+    lm-human-preferences does it. With fewer than two kept entries there is no spread to scale by: x is returned as
+    it is (0 where masked).
+
+    Args:
+        x, mask: (B, T)
+        shift_mean: False scales around the mean and keeps it (rewards are whitened so, never advantages).
+        reduce: sum over processes.
+    """
+    count, mean, variance = masked_moments(x, mask, reduce)
+    if count < 2:
+        return torch.where(mask, x, 0.0)
+    scaled = (x - mean.to(x.dtype)) * torch.rsqrt(variance + 1e-8).to(x.dtype)
+    if not shift_mean:
+        scaled = scaled + mean.to(x.dtype)
+    return torch.where(mask, scaled, 0.0)
+
+
+def logprobs_from_logits(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
+    """log softmax(logits / temperature) at the given ids, in float32.
+
+    Args:
+        logits: (B, T, V)
+        ids: (B, T)
+        temperature: the sampling temperature; the policy that is trained is the one that sampled.
+
+    Returns:
+        (B, T)
+    """
+    scaled = logits.float() / temperature
+    return scaled.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - torch.logsumexp(scaled, dim=-1)
+
+
+def entropy_from_logits(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Entropy in nats of softmax(logits / temperature): (B, T, V) -> (B, T), in float32."""
+    logp = torch.log_softmax(logits.float() / temperature, dim=-1)
+    return -(logp.exp() * logp).sum(-1)
+
+
+def through_eos(ids: Tensor, eos_token_id: int) -> Tensor:
+    """Mask of the tokens up to and including the first EOS; all of them where there is none. (B, T) -> bool (B, T)."""
+    is_eos = (ids == eos_token_id).int()
+    return (is_eos.cumsum(-1) - is_eos) == 0
+
+
+def last_kept(mask: Tensor) -> Tensor:
+    """Index of the last True of each row, right for left and for right padding. Bool (B, L) -> long (B,).
+
+    `mask.sum() - 1` is not it: it points into the padding's middle when the padding is on the left.
+    """
+    return mask.shape[-1] - 1 - mask.int().flip(-1).argmax(-1)
+
+
+def position_ids(mask: Tensor) -> Tensor:
+    """Position of each kept token among the kept ones, 0 in the padding: bool (B, L) -> long (B, L)."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad_token_id: int, side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as one long tensor and its bool mask, both (B, longest). Prompts are padded on the left."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_token_id)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for number, row in enumerate(rows):
+        columns = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        ids[number, columns] = torch.tensor(row, dtype=torch.long)
+        mask[number, columns] = True
+    return ids, mask

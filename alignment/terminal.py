@@ -1,0 +1,156 @@
+"""What reaches the terminal: untrusted text made safe to print, and progress that suits a screen or a log."""
+
+import os
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+REPLACEMENT = 0xFFFD
+_PIPE_WIDTH = 100_000  # columns
+# Category Cf, yet not a hidden control: joiners that Persian, Indic scripts and emoji are spelled with, and the
+# visible number signs of Arabic, Syriac and Kaithi (Unicode's Prepended_Concatenation_Mark).
+_KEPT_FORMAT = frozenset([0x200C, 0x200D, *range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD])
+
+
+class _SafeTable(dict[int, int]):
+    """A `str.translate` table that fills itself, so that importing does not walk all of Unicode."""
+
+    def __missing__(self, code: int) -> int:
+        category = unicodedata.category(chr(code))
+        if code in (0x09, 0x0A):
+            safe = code
+        elif code < 0x20:
+            safe = 0x2400 + code  # the "control pictures" block: ESC is shown as one glyph
+        elif code == 0x7F:
+            safe = 0x2421
+        elif category in ("Cc", "Cs", "Zl", "Zp") or (category == "Cf" and code not in _KEPT_FORMAT):
+            safe = REPLACEMENT
+        else:
+            safe = code
+        self[code] = safe
+        return safe
+
+
+_SAFE = _SafeTable()
+
+
+def clean(text: str) -> str:
+    """Untrusted text as it may be printed: nothing in it can move the cursor, recolour, reorder or hide text.
+
+    Tab and newline stay and CR LF becomes a newline. Other C0 controls and DEL become their control pictures; C1
+    and bidi controls, lone surrogates, line separators and invisible format characters become U+FFFD. Idempotent.
+    Rich needs this: it drops five C0 controls and lets ESC and C1 through. Print with markup off as well.
+    """
+    return text.replace("\r\n", "\n").translate(_SAFE)
+
+
+def one_line(text: str) -> str:
+    """Untrusted text, cleaned, without line breaks and tabs."""
+    return " ".join(clean(text).split())
+
+
+def console(stderr: bool = False) -> Console:
+    """A rich console that takes no markup, emoji codes or highlighting from the text it prints."""
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+
+def screen() -> Console:
+    """The console for a command's output: in a pipe nothing is wrapped or cut."""
+    output = console()
+    if not output.is_terminal:
+        output.width = _PIPE_WIDTH
+    return output
+
+
+class ProgressLine(Protocol):
+    """What `progress` yields."""
+
+    def advance(self, n: int = 1, **fields: float) -> None:
+        """Count n more steps done and show `name=value` fields behind the bar."""
+
+
+@contextmanager
+def progress(description: str, total: int, enabled: bool = True) -> Iterator[ProgressLine]:
+    """Progress of long work on stderr: a bar on a terminal, a few plain lines in a log, nothing when not enabled."""
+    if not enabled:
+        yield _Silent()
+    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        with Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("<"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[shown]}", markup=False),
+            console=console(stderr=True),
+            redirect_stdout=sys.stdout.isatty(),  # else lines meant for a pipe (--json) would land on stderr
+        ) as bar:
+            yield _Bar(bar, clean(description), total)
+    else:
+        lines = LogLines(clean(description), total)
+        try:
+            yield lines
+        finally:
+            lines.close()
+
+
+class _Silent:
+    def advance(self, n: int = 1, **fields: float) -> None:
+        pass
+
+
+class _Bar:
+    def __init__(self, bar: Progress, description: str, total: int) -> None:
+        self._bar = bar
+        self._task = bar.add_task(description, total=total, shown="")
+
+    def advance(self, n: int = 1, **fields: float) -> None:
+        self._bar.update(self._task, advance=n, shown=_shown(fields))
+
+
+class LogLines:
+    """Progress as plain lines: one per tenth of the work, at least a second apart, and one when none came for long.
+
+    "Long" is 10 s at first, then a tenth of the time elapsed: an hour's work leaves about fifty lines, not hundreds.
+    """
+
+    def __init__(
+        self, description: str, total: int, clock: Callable[[], float] = time.monotonic, file: TextIO | None = None
+    ) -> None:
+        self._description, self._total, self._clock, self._file = description, total, clock, file
+        self._done = self._printed = 0
+        self._start = self._printed_at = clock()
+        self._fields: dict[str, float] = {}
+
+    def advance(self, n: int = 1, **fields: float) -> None:
+        self._done += n
+        self._fields = fields
+        now = self._clock()
+        since = now - self._printed_at
+        tenth = 10 * (self._done - self._printed) >= self._total and since >= 1.0
+        if tenth or since >= max(10.0, (now - self._start) / 10):
+            self._print(now)
+
+    def close(self) -> None:
+        """Print where the work ended, unless the last line said so."""
+        if self._done != self._printed:
+            self._print(self._clock())
+
+    def _print(self, now: float) -> None:
+        share = f" ({100 * self._done // self._total}%)" if self._total else ""
+        line = (
+            f"{self._description}: {self._done}/{self._total}{share} {now - self._start:.0f} s {_shown(self._fields)}"
+        )
+        print(line.rstrip(), file=self._file or sys.stderr, flush=True)
+        self._printed, self._printed_at = self._done, now
+
+
+def _shown(fields: dict[str, float]) -> str:
+    return " ".join(f"{name}={value:.4g}" for name, value in fields.items())

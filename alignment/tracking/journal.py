@@ -1,0 +1,90 @@
+"""The journal: append-only JSON lines in the run folder, written by the main process and flushed line by line.
+
+`metrics.jsonl` has one object a step, `samples.jsonl` prompts with answers, `events.jsonl` everything worth a line
+(the backend that really runs, rows set aside, what was published).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from alignment.tracking.wandb_sink import WandbSink
+
+FILES = ("metrics", "samples", "events")
+
+
+class Journal:
+    """Writes a run's files and mirrors the metrics to a sink.
+
+    Args:
+        run_dir: the run folder; made if it is missing.
+        sink: mirror of the metrics, or None.
+        enabled: False on every process but the main one; all calls then do nothing.
+    """
+
+    def __init__(self, run_dir: Path, sink: WandbSink | None = None, enabled: bool = True) -> None:
+        self.run_dir = run_dir
+        self._sink = sink
+        self._files: dict[str, TextIO] = {}
+        if enabled:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            for name in FILES:
+                self._files[name] = (run_dir / f"{name}.jsonl").open("a", encoding="utf-8")
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(failed=kind is not None)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Numbers of one step. A value that is not finite is written as null: JSON has no NaN, readers choke on it."""
+        if not self._files:
+            return
+        self._write("metrics", {"step": step, "time": round(time.time(), 3), **metrics})
+        if self._sink is not None:
+            self._sink.log(step, {name: value for name, value in metrics.items() if math.isfinite(value)})
+
+    def sample(self, step: int, **fields: Any) -> None:
+        """One prompt with its answer, scores and whatever else tells the reader about it."""
+        if self._files:
+            self._write("samples", {"step": step, **fields})
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Something that happened once."""
+        if self._files:
+            self._write("events", {"time": round(time.time(), 3), "event": kind, **fields})
+
+    def close(self, failed: bool = False) -> None:
+        """Bring all files to disk and end the mirror's run."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        self._files = {}
+        if self._sink is not None:
+            self._sink.finish(failed)
+
+    def _write(self, name: str, row: Mapping[str, Any]) -> None:
+        self._files[name].write(json.dumps(finite(row), ensure_ascii=False) + "\n")
+        self._files[name].flush()
+
+
+def finite(value: Any) -> Any:
+    """The value with None for each float that is not finite, at any depth."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value

@@ -1,0 +1,100 @@
+"""Weights & Biases behind one small, guarded door: nothing that happens there may stop or change a training run."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+MAX_FAILURES = 3
+SECRET = re.compile(r"(api[_-]?key|secret|password|passwd|hub_token|access_token|credential)", re.IGNORECASE)
+
+
+def redact(value: Any, key: str = "") -> Any:
+    """A config as it may leave the machine: values whose key names a secret are replaced."""
+    if SECRET.search(key) and value is not None:
+        return "(redacted)"
+    if isinstance(value, Mapping):
+        return {name: redact(item, str(name)) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redact(item) for item in value]
+    return value
+
+
+class WandbSink:
+    """One W&B run. Main process only. After three failures in a row it is given up with one warning.
+
+    Args:
+        run_dir: run folder; W&B's own files go to `run_dir/wandb`.
+        mode: `offline` needs no account or network; `wandb sync RUN/wandb/offline-run-*` uploads later.
+        config: the resolved config; redacted before it is stored.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        mode: Literal["offline", "online"],
+        project: str,
+        name: str,
+        stage: str,
+        config: Mapping[str, Any],
+    ) -> None:
+        self._run: Any = None
+        self._failures = 0
+
+        def start() -> None:
+            import wandb
+
+            run_dir.mkdir(parents=True, exist_ok=True)
+            settings = wandb.Settings(
+                silent=True,
+                console="off",
+                disable_git=True,
+                disable_code=True,
+                x_disable_meta=True,  # argv and paths would otherwise be recorded
+                x_disable_machine_info=True,
+                x_save_requirements=False,
+                x_transaction_log_flush_interval=2.0,  # 15 s by default, all of it lost at a kill
+            )
+            self._run = wandb.init(
+                project=project,
+                name=name,
+                group=name,
+                job_type=stage,
+                dir=str(run_dir),
+                mode=mode,
+                config=redact(config),
+                settings=settings,
+            )
+
+        self._guarded(start)
+        if self._run is None:
+            self._give_up()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Mirror one step's numbers."""
+        if self._run is not None:
+            self._guarded(lambda: self._run.log(dict(metrics), step=step))
+
+    def finish(self, failed: bool = False) -> None:
+        """End the run."""
+        if self._run is not None:
+            self._guarded(lambda: self._run.finish(exit_code=1 if failed else 0))
+            self._run = None
+
+    def _guarded(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+            self._failures = 0
+        except Exception as error:  # noqa: BLE001 - the whole point: no error of the mirror reaches the run
+            self._failures += 1
+            self._last = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            if self._failures >= MAX_FAILURES:
+                self._give_up()
+
+    def _give_up(self) -> None:
+        self._run = None
+        print(f"warning: W&B is off for the rest of this run ({self._last}); the journal goes on", file=sys.stderr)

@@ -1,0 +1,222 @@
+"""What the two TRL stages share: starting model, trainer arguments, the batch plan, and publishing."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedTokenizerBase, Trainer
+from transformers.training_args import TrainingArguments
+
+from alignment import distributed
+from alignment.config import (
+    SCRATCH,
+    ConfigError,
+    RunConfig,
+    ScratchConfig,
+    TrackingConfig,
+    TrainerConfig,
+    trainer_arguments,
+)
+from alignment.errors import UserError
+from alignment.models import (
+    ModelSource,
+    build_scratch_model,
+    check_finite,
+    find_model,
+    load_tokenizer,
+    num_parameters,
+    train_tokenizer,
+)
+from alignment.registry import Parent, Registry, RegistryError, Version
+from alignment.registry.manifest import Role, Stage
+from alignment.registry.references import check_alias
+from alignment.tracking import Journal, WandbSink
+
+ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
+
+
+@dataclass(frozen=True)
+class Start:
+    """The model that a stage starts from and its checked tokenizer."""
+
+    source: ModelSource
+    tokenizer: PreTrainedTokenizerBase
+
+
+def open_registry(config: RunConfig) -> Registry:
+    """The config's registry; an alias that could not be set after the training is refused before it."""
+    if config.registry.alias:
+        try:
+            check_alias(config.registry.alias)
+        except RegistryError as error:
+            raise ConfigError(f"registry.alias: {error}") from None
+    return Registry(config.registry.path)
+
+
+def open_journal(config: RunConfig, stage: str) -> Journal:
+    """The run's journal with its W&B mirror, on the main process; a silent one elsewhere."""
+    is_main = distributed.is_main_process()
+    tracking: TrackingConfig = config.tracking
+    sink = None
+    if is_main and tracking.wandb != "disabled":
+        sink = WandbSink(
+            config.run_dir,
+            mode=tracking.wandb,
+            project=tracking.project,
+            name=config.name,
+            stage=stage,
+            config=config.model_dump(mode="json"),
+        )
+    return Journal(config.run_dir, sink, enabled=is_main)
+
+
+def start_model(config: TrainerConfig, registry: Registry, texts: Iterable[str], seed: int) -> Start:
+    """Find the model to start from; `scratch:` first builds one and publishes it as `<registry.name>-base`.
+
+    Args:
+        texts: what a scratch model's tokenizer is trained on.
+    """
+    name = config.model.name
+    if name.startswith(SCRATCH):
+        name = distributed.on_main_process(lambda: _publish_scratch(config, registry, texts, seed).ref)
+    else:
+        name = distributed.on_main_process(lambda: _pinned(config.model.name, registry))
+    source = find_model(name, registry, role="policy")
+    return Start(source, load_tokenizer(source, config.model))
+
+
+def _pinned(name: str, registry: Registry) -> str:
+    """`name@v3` for a reference that may move while the processes look it up one after the other."""
+    return registry.resolve(name).ref if registry.is_reference(name) else name
+
+
+def _publish_scratch(config: TrainerConfig, registry: Registry, texts: Iterable[str], seed: int) -> Version:
+    shape = config.model.scratch or ScratchConfig()
+    tokenizer = train_tokenizer(texts, shape.vocab_size, config.model.template)
+    torch.manual_seed(seed)
+    model = build_scratch_model(config.model.name.removeprefix(SCRATCH), shape, tokenizer)
+    with tempfile.TemporaryDirectory(dir=config.run_dir) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return registry.publish(
+            f"{config.registry.name}-base",
+            Path(folder),
+            stage="base",
+            role="policy",
+            config=config.model.model_dump(mode="json"),
+            seed=seed,
+            run_id=config.name,
+        )
+
+
+def make_arguments(
+    cls: type[ArgumentsT], config: TrainerConfig, defaults: Mapping[str, Any], *, no_eval: bool, **owned: Any
+) -> ArgumentsT:
+    """Build a TRL config from the `training` section over a stage's defaults, with what the suite owns on top.
+
+    `no_eval` says that nothing is held out, so that there is nothing to evaluate on in between.
+    """
+    merged = trainer_arguments(cls, defaults, config.training)
+    if config.model.dtype == "bfloat16" and not distributed.under_deepspeed():
+        raise ConfigError(
+            "model.dtype=bfloat16 would train rounded weights, on which small updates are lost; set training.bf16=true "
+            "for bfloat16 arithmetic on float32 weights, or launch with a DeepSpeed config, which keeps float32 copies"
+        )
+    on_cpu = distributed.on_cpu()
+    # bfloat16 matmuls are fifty times slower than float32 on a CPU without AMX, so it is off there unless asked for.
+    merged.setdefault("bf16", not on_cpu)
+    if no_eval:
+        merged["eval_strategy"] = "no"
+    distributed.start_processes()
+    with refused_arguments():
+        return cls(
+            **merged,
+            **owned,
+            output_dir=str(config.run_dir),
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            use_cpu=on_cpu,
+            remove_unused_columns=False,
+        )
+
+
+@contextmanager
+def refused_arguments() -> Iterator[None]:
+    """What a TRL config or trainer says against its arguments, as one line about the `training` section."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"training: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+
+
+def batch_plan(merged: Mapping[str, Any], world_size: int, model_path: str | None) -> dict[str, Any]:
+    """What is global, per device and accumulated, and the memory of weights, gradients and Adam's moments.
+
+    Args:
+        merged: trainer arguments with the stage's defaults underneath.
+        model_path: folder of the starting model, whose parameters are counted; None when it is not known yet.
+    """
+    per_device = int(merged.get("per_device_train_batch_size", 8))
+    accumulated = int(merged.get("gradient_accumulation_steps", 1))
+    plan: dict[str, Any] = {
+        "processes": world_size,
+        "per_device_batch": per_device,
+        "accumulated": accumulated,
+        "global_batch": per_device * accumulated * world_size,
+    }
+    parameters = num_parameters(model_path) if model_path else None
+    if parameters:
+        plan["parameters"] = parameters
+        # float32 weights, gradients and two moments; activations depend on the rows and are not in it.
+        plan["memory_gib_per_process_without_zero"] = round(parameters * 16 / 2**30, 3)
+    return plan
+
+
+def backend_event(journal: Journal, trainer: Trainer) -> None:
+    """Write down what really runs; a launch that fell back to one process must not go unseen."""
+    journal.event("backend", **distributed.backend(trainer.accelerator, trainer.model_wrapped))
+
+
+def publish(
+    config: RunConfig,
+    registry: Registry,
+    folder: Path,
+    *,
+    stage: Stage,
+    role: Role,
+    parents: Sequence[Parent],
+    data: Sequence[Mapping[str, Any]],
+    metrics: Mapping[str, Any],
+    seed: int,
+) -> Version:
+    """Publish a saved model (main process only) and move the config's alias to it.
+
+    Raises:
+        ModelError: the weights are not finite.
+    """
+    check_finite(folder)
+    version = registry.publish(
+        config.registry.name,
+        folder,
+        stage=stage,
+        role=role,
+        parents=parents,
+        data=[dict(entry) for entry in data],
+        config=config.model_dump(mode="json"),
+        metrics=dict(metrics),
+        seed=seed,
+        world_size=distributed.world_size(),
+        run_id=config.name,
+    )
+    if config.registry.alias:
+        registry.set_alias(version.name, config.registry.alias, version.number)
+    return version

@@ -1,0 +1,1 @@
+"""PPO from human feedback: our own loop on accelerate."""

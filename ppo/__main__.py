@@ -1,0 +1,25 @@
+"""`python -m ppo configs/ppo/demo.yaml [key=value ...]`"""
+
+import sys
+
+from alignment.stage import run_stage
+from ppo.config import PPOStageConfig
+
+
+def main() -> int:
+    # Imported inside, so that --help and a config error answer without loading torch.
+    def train(config: PPOStageConfig) -> dict[str, object]:
+        from ppo.train import train
+
+        return train(config)
+
+    def plan(config: PPOStageConfig, world_size: int) -> dict[str, object]:
+        from ppo.train import plan
+
+        return plan(config, world_size)
+
+    return run_stage("ppo", PPOStageConfig, train, plan)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

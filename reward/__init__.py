@@ -1,0 +1,1 @@
+"""The reward model: human comparisons in, a scalar model in the registry, on `trl.RewardTrainer`."""

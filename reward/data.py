@@ -1,0 +1,141 @@
+"""Comparisons from a ratings database or a file, and as token ids."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from alignment.config import DataConfig
+from alignment.data import Comparison, DataError, Records, check_bad, hold_out, read_records, to_comparison
+from alignment.ratings import RatingsStore, is_ratings_file
+from alignment.templates import Message, encode_conversation
+from alignment.tensors import pad_rows
+
+
+def read_ratings(path: str) -> Records[Comparison]:
+    """One comparison per rated item, with the votes of all labelers; skips do not count.
+
+    Items whose texts are equal have nothing to compare and are set aside.
+
+    Raises:
+        DataError: no rated item.
+    """
+    with RatingsStore(path) as store:
+        votes: dict[int, Counter[str]] = {}
+        for rating in store.ratings():
+            votes.setdefault(rating.item, Counter())[rating.choice] += 1
+        items: list[Comparison] = []
+        bad: list[tuple[str, str]] = []
+        for item in store.items():
+            if item.id not in votes:
+                continue
+            first, second = (completion.text for completion in item.completions)
+            if first == second:
+                bad.append((f"{path}:item {item.id}", "both completions are the same"))
+                continue
+            count = votes[item.id]
+            prompt = tuple(Message(role=turn["role"], content=turn["content"]) for turn in item.prompt)
+            items.append(Comparison(prompt, first, second, count["first"], count["second"], count["tie"]))
+        fingerprint = {"name": store.path.name, "rows": len(items), **store.fingerprint()}
+    if not items:
+        raise DataError(f"{path}: no rated pairs yet; rate some with scripts/rate.py --db {path} --labeler NAME")
+    check_bad(path, len(items), bad, 1.0)
+    return Records(items, bad, fingerprint)
+
+
+def read_comparisons(config: DataConfig, seed: int) -> tuple[Records[Comparison], Records[Comparison]]:
+    """Training and held-out comparisons; a ratings database is told by its header, not its name.
+
+    Raises:
+        DataError: see `read_ratings`, `read_records` and `hold_out`; or every pair to learn from is a tie.
+    """
+
+    def read(path: str) -> Records[Comparison]:
+        return read_ratings(path) if is_ratings_file(path) else read_records(path, to_comparison, config)
+
+    train, held_out = read(config.train), None if config.eval is None else read(config.eval)
+    if held_out is None:
+        train, held_out = hold_out(train, config, seed)
+    if all(row.target == 0.5 for row in train.items):
+        raise DataError(
+            f"{config.train}: each of the {len(train.items)} pairs to learn from is a tie, so there is nothing to "
+            "learn; rate more pairs"
+        )
+    return train, held_out
+
+
+@dataclass(frozen=True)
+class EncodedComparison:
+    """Token ids of both whole conversations, each ending in EOS, beside the comparison they come from."""
+
+    comparison: Comparison
+    first_ids: list[int]
+    second_ids: list[int]
+
+
+def encode_comparisons(
+    comparisons: Sequence[Comparison], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[list[EncodedComparison], dict[str, int]]:
+    """Render both sides; the oldest part of a long prompt is cut, the answers stay whole.
+
+    Returns:
+        The encoded comparisons, and how many were left out: `too_long` (an answer alone exceeds `max_length`) and
+        `identical` (both sides have the same tokens, so the loss would be ln 2 whatever the model says).
+    """
+    encoded: list[EncodedComparison] = []
+    left_out = {"too_long": 0, "identical": 0}
+    for comparison in comparisons:
+        sides = [
+            encode_conversation(tokenizer, [*comparison.prompt, Message(role="assistant", content=text)], max_length)
+            for text in (comparison.first, comparison.second)
+        ]
+        if sides[0] is None or sides[1] is None:
+            left_out["too_long"] += 1
+        elif sides[0].input_ids == sides[1].input_ids:
+            left_out["identical"] += 1
+        else:
+            encoded.append(EncodedComparison(comparison, sides[0].input_ids, sides[1].input_ids))
+    if comparisons and not encoded:
+        raise DataError(
+            f"none of the {len(comparisons)} comparisons can be used (left out: {left_out}); "
+            f"raise data.max_length={max_length}"
+        )
+    return encoded, left_out
+
+
+def as_dataset(encoded: Sequence[EncodedComparison]) -> datasets.Dataset:
+    """Rows as `RewardTrainer` knows them (`chosen_ids`, `rejected_ids`), plus the votes as `target` and `weight`."""
+    return datasets.Dataset.from_dict(
+        {
+            "chosen_ids": [row.first_ids for row in encoded],
+            "rejected_ids": [row.second_ids for row in encoded],
+            "target": [row.comparison.target for row in encoded],
+            "weight": [row.comparison.weight for row in encoded],
+            # What group_by_length sorts by; the Trainer would look for input_ids and fail.
+            "length": [max(len(row.first_ids), len(row.second_ids)) for row in encoded],
+        }
+    )
+
+
+class PairCollator:
+    """Stacks B pairs into 2B right-padded rows, all first completions before all second ones."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self._pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        sequences = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
+        input_ids, attention_mask = pad_rows(sequences, self._pad_token_id, "right")
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "target": torch.tensor([row["target"] for row in rows], dtype=torch.float32),
+            "weight": torch.tensor([row["weight"] for row in rows], dtype=torch.float32),
+        }

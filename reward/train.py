@@ -1,0 +1,196 @@
+"""The reward model: comparisons in, a scalar model in the registry.
+
+    accelerate launch --config_file configs/accelerate/zero2.yaml -m reward configs/reward/demo.yaml
+
+Starts from a policy (the SFT model, whose lineage PPO's policy shares), reads the score at the last token, which is
+EOS, in float32, with dropout off. Afterwards the scores are shifted to average 0 over the training completions, and
+the saved model is loaded again and judged on held-out prompts before it is published.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import set_seed
+from trl import RewardConfig, RewardTrainer
+
+from alignment import callbacks, distributed, trainers
+from alignment.config import SCRATCH, ConfigError, trainer_arguments
+from alignment.models import find_model, fit_embeddings, load_scalar_model, set_score_bias
+from alignment.stage import write_bad_rows
+from alignment.tracking import Journal
+from reward.config import DEFAULTS, RewardStageConfig
+from reward.data import EncodedComparison, PairCollator, as_dataset, encode_comparisons, read_comparisons
+from reward.evaluate import report, score_pairs
+from reward.loss import pair_loss
+
+
+class PairTrainer(RewardTrainer):
+    """`RewardTrainer` with soft votes and weights, normalised over the whole optimizer batch on all processes."""
+
+    loss_is_scaled_for_ga = True  # by _get_num_items_in_batch; the Trainer would otherwise divide once more
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["chosen_ids", "rejected_ids", "target", "weight"]
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        """Total weight of an optimizer batch; the Trainer counts label tokens here, and pairs have none."""
+        total = sum((batch["weight"].sum() for batch in batch_samples), torch.zeros(()))
+        return distributed.all_reduce_sum(total.to(device))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        scores = model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+        ).logits.squeeze(-1)
+        first, second = scores.chunk(2)
+        target, weight = inputs["target"], inputs["weight"]
+        assert num_items_in_batch is not None
+        loss = pair_loss(first, second, target, weight, num_items_in_batch, self.args.center_rewards_coefficient or 0.0)
+        mode = "train" if self.model.training else "eval"
+        if mode == "train":
+            loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, ours are to be summed
+        with torch.no_grad():
+            decided = target != 0.5
+            right = (torch.sign(first - second) == torch.sign(target - 0.5)) & decided
+            sums = torch.stack([right.sum(), decided.sum(), scores.sum(), torch.ones_like(scores).sum()]).float()
+            right_sum, decided_sum, score_sum, count = distributed.all_reduce_sum(sums).tolist()
+            if decided_sum:  # a batch of ties alone is no batch of mistakes
+                self._metrics[mode]["accuracy"].append(right_sum / decided_sum)
+            self._metrics[mode]["mean_reward"].append(score_sum / count)
+        return (loss, {"logits": scores}) if return_outputs else loss
+
+
+def train(config: RewardStageConfig) -> dict[str, Any]:
+    """Run the stage; returns the published reference and the held-out report."""
+    _check(config)
+    seed = trainer_arguments(RewardConfig, DEFAULTS, config.training).get("seed", 42)
+    distributed.start_processes()
+    registry = trainers.open_registry(config)
+    train_set, eval_set = read_comparisons(config.data, seed)
+    start = trainers.start_model(config, registry, (), seed)
+    train_pairs, left_out = encode_comparisons(train_set.items, start.tokenizer, config.data.max_length)
+    eval_pairs, _ = encode_comparisons(eval_set.items, start.tokenizer, config.data.max_length)
+    arguments = trainers.make_arguments(RewardConfig, config, DEFAULTS, max_length=None, no_eval=not eval_pairs)
+    set_seed(seed)
+    model = load_scalar_model(start.source, config.model, seed).model
+    fit_embeddings(model, start.tokenizer)
+    with trainers.refused_arguments():
+        trainer = PairTrainer(
+            model=model,
+            args=arguments,
+            data_collator=PairCollator(start.tokenizer.pad_token_id),
+            train_dataset=as_dataset(train_pairs),
+            eval_dataset=as_dataset(eval_pairs) if eval_pairs else None,
+            processing_class=start.tokenizer,
+        )
+    with trainers.open_journal(config, "reward") as journal:
+        if distributed.is_main_process():
+            write_bad_rows(config.run_dir, [*train_set.bad, *eval_set.bad])
+        journal.event(
+            "data",
+            train=train_set.fingerprint,
+            eval=eval_set.fingerprint,
+            pairs=len(train_pairs),
+            held_out=len(eval_pairs),
+            **left_out,
+        )
+        callbacks.attach(trainer, journal, f"reward {config.name}")
+        outcome = trainer.train()
+        trainers.backend_event(journal, trainer)
+        metrics: dict[str, Any] = {"train_loss": outcome.training_loss, "steps": outcome.global_step}
+        with tempfile.TemporaryDirectory(dir=config.run_dir) as folder:
+            trainer.save_model(folder)
+
+            def judge_and_publish() -> tuple[str, dict[str, Any]]:
+                pad, step = start.tokenizer.pad_token_id, outcome.global_step
+                judged = _finish(Path(folder), config, journal, train_pairs, eval_pairs, pad, step)
+                version = trainers.publish(
+                    config,
+                    registry,
+                    Path(folder),
+                    stage="reward",
+                    role="reward",
+                    parents=[start.source.parent("init")],
+                    data=[train_set.fingerprint],
+                    metrics=metrics | judged,
+                    seed=seed,
+                )
+                return version.ref, judged
+
+            ref, judged = distributed.on_main_process(judge_and_publish)
+        journal.event("published", model=ref, **metrics, **judged)
+    return {"model": ref, "metrics": metrics | judged}
+
+
+def _check(config: RewardStageConfig) -> None:
+    if config.model.name.startswith(SCRATCH):
+        raise ConfigError(
+            "model.name: a reward model starts from a trained policy, not from scratch; "
+            "train one with python -m sft and name it here"
+        )
+
+
+def _finish(
+    folder: Path,
+    config: RewardStageConfig,
+    journal: Journal,
+    train_pairs: Sequence[EncodedComparison],
+    eval_pairs: Sequence[EncodedComparison],
+    pad_token_id: int,
+    step: int,
+) -> dict[str, Any]:
+    """Load what was saved, shift its scores to average 0 over the training completions, save, and judge it."""
+    (folder / "training_args.bin").unlink(missing_ok=True)
+    scalar = load_scalar_model(str(folder)).to("cuda" if torch.cuda.is_available() else "cpu")
+    trained_on = score_pairs(scalar, train_pairs, pad_token_id)
+    # On top of the bias that these scores were shifted by already, where the run went on from a reward model.
+    bias = scalar.model.score.score_bias + fmean(score for pair in trained_on for score in pair)
+    set_score_bias(scalar.model, bias)
+    scalar.model.save_pretrained(folder)
+    metrics: dict[str, Any] = {"score_bias": bias}
+    if eval_pairs:
+        scores = score_pairs(scalar, eval_pairs, pad_token_id)
+        metrics |= report(eval_pairs, scores)
+        _write_eval_pairs(config.run_dir, eval_pairs, scores)
+        flat = {f"eval/{name}": figure["value"] for name, figure in metrics.items() if isinstance(figure, dict)}
+        journal.log(step, flat)
+    return metrics
+
+
+def _write_eval_pairs(run_dir: Path, pairs: Sequence[EncodedComparison], scores: Sequence[tuple[float, float]]) -> None:
+    """`RUN/eval_pairs.jsonl`: each held-out comparison with its votes and scores, for whoever wants to look."""
+    with (run_dir / "eval_pairs.jsonl").open("w", encoding="utf-8") as file:
+        for pair, (first_score, second_score) in zip(pairs, scores, strict=True):
+            row = pair.comparison
+            record = {
+                "prompt": list(row.prompt),
+                "first": row.first,
+                "second": row.second,
+                "votes": {"first": row.first_votes, "second": row.second_votes, "tie": row.tie_votes},
+                "first_score": first_score,
+                "second_score": second_score,
+            }
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def plan(config: RewardStageConfig, world_size: int) -> dict[str, Any]:
+    """What `--dry-run` prints beside the config."""
+    _check(config)
+    merged = trainer_arguments(RewardConfig, DEFAULTS, config.training)
+    train_set, eval_set = read_comparisons(config.data, merged.get("seed", 42))
+    path = find_model(config.model.name, trainers.open_registry(config), role="policy").path
+    rows = {"train_pairs": len(train_set.items), "eval_pairs": len(eval_set.items), "bad_rows": len(train_set.bad)}
+    return rows | trainers.batch_plan(merged, world_size, path)

@@ -1,0 +1,336 @@
+"""The whole loop in minutes: a model that answers badly, ratings of its answers, a reward model, PPO, and the proof.
+
+    scripts/demo                 four SIMULATED labelers rate the pairs
+    scripts/demo --rate 60       you rate 60 pairs yourself, in the real rating script
+    scripts/demo --shuffle       a control: the ratings are dealt out at random, so nothing can be learned
+
+The world (scripts/help_desk) is a small public library's help desk. Its gold score, written rules on the handbook,
+reaches the reward model and PPO through the labelers' choices alone; the demo judges by it at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from help_desk import world
+from help_desk.gold import gold_score
+from help_desk.labelers import LABELERS, choose
+from rich.table import Table
+from rich.text import Text
+
+from alignment import terminal
+from alignment.errors import UserError
+from alignment.stage import quiet_libraries
+
+ROOT = Path(__file__).resolve().parent.parent
+HOME = Path("runs/demo")
+DATA, RATINGS = HOME / "data", HOME / "ratings.db"
+COMPLETIONS_PER_PROMPT = 2
+RATINGS_PER_PAIR = 3
+SAMPLES_PER_HELD_OUT_PROMPT = 2
+MAX_NEW_TOKENS = 64
+TEMPERATURE = 0.8
+
+screen = terminal.console()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="scripts/demo",
+        description="SFT, ratings, a reward model and PPO on a small library's help desk, in a few minutes on a CPU.",
+        epilog="example: scripts/demo --seed 1",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the data, the models and the labelers (default 0)")
+    parser.add_argument("--rate", type=int, metavar="N", help="rate N pairs yourself instead of the simulated labelers")
+    parser.add_argument("--shuffle", action="store_true", help="control: deal the ratings out at random")
+    parser.add_argument(
+        "--data-only", action="store_true", help="write the data that configs/*/demo.yaml read, and stop"
+    )
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object on stdout")
+    args = parser.parse_args(argv)
+    quiet_libraries()
+    try:
+        if args.rate is not None and args.rate < 1:
+            raise UserError(f"--rate {args.rate}: expected the number of pairs that you will rate, 1 or more")
+        return run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; scripts/demo starts over", file=sys.stderr)
+        return 1
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.json:
+        screen.file = sys.stderr
+    seconds: dict[str, float] = {}
+    shutil.rmtree(HOME, ignore_errors=True)
+    with timed(seconds, "data"):
+        world.write_data(DATA, args.seed)
+    if args.data_only:
+        screen.print(f"data in {DATA}")
+        return 0
+    with timed(seconds, "sft"):
+        sft = stage("sft", args.seed)
+    with timed(seconds, "ratings"):
+        counts = sample(sft["model"], args.seed)
+        say(f"{counts['items']} pairs of answers by {sft['model']} to rate")
+        (rate_by_hand if args.rate else rate_by_simulation)(args)
+    with timed(seconds, "reward"):
+        reward = stage("reward", args.seed, f"model.name={sft['model']}")
+    with timed(seconds, "ppo"):
+        names = (f"model.policy={sft['model']}", f"model.reward={reward['model']}")
+        ppo = stage("ppo", args.seed, *names)
+    with timed(seconds, "evaluation"):
+        summary, answers = evaluate(sft["model"], reward["model"], ppo["model"], args.seed)
+    summary |= {
+        "seconds": {name: round(value, 1) for name, value in seconds.items()}
+        | {"total": round(sum(seconds.values()), 1)}
+    }
+    summary |= {
+        "seed": args.seed,
+        "ratings_by": "a person" if args.rate else "simulated labelers",
+        "shuffled": args.shuffle,
+    }
+    (HOME / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    show(summary, answers, ppo["model"])
+    if args.json:
+        print(json.dumps(summary))
+    return 0
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - started
+
+
+def say(text: str) -> None:
+    screen.print(Text(text, style="bold"), soft_wrap=True)
+
+
+def stage(name: str, seed: int, *overrides: str) -> dict[str, Any]:
+    """Run a stage as a user would and return what it wrote to exit.json."""
+    config = os.path.relpath(ROOT / "configs" / name / "demo.yaml")
+    command = ["-m", name, config, f"training.seed={seed}", *overrides, "--overwrite"]
+    say("$ python " + " ".join(command))
+    done = subprocess.run([sys.executable, *command], stdout=sys.stderr, check=False)
+    if done.returncode:
+        raise UserError(f"the {name} stage failed with exit code {done.returncode}; its message is above")
+    result: dict[str, Any] = json.loads(Path(f"runs/demo-{name}/exit.json").read_text(encoding="utf-8"))
+    return result
+
+
+def sample(model: str, seed: int) -> dict[str, Any]:
+    from sample import sample_into
+
+    from alignment.config import DataConfig
+    from alignment.data import read_records, to_prompt
+
+    path = str(DATA / "prompts.jsonl")
+    prompts = read_records(path, to_prompt, DataConfig(train=path)).items
+    return sample_into(
+        RATINGS,
+        [model],
+        prompts,
+        k=COMPLETIONS_PER_PROMPT,
+        need=RATINGS_PER_PAIR,
+        max_new_tokens=MAX_NEW_TOKENS,
+        temperature=TEMPERATURE,
+        batch_size=128,
+        seed=seed,
+    )
+
+
+def rate_by_hand(args: argparse.Namespace) -> None:
+    from rate import TerminalKeys, rate, read_line
+
+    from alignment.ratings import RatingsStore
+
+    say(f"now rate {args.rate} pairs: which answer should a library give? (? shows the keys)")
+    with RatingsStore(RATINGS) as store:
+        if sys.stdin.isatty():
+            with TerminalKeys(sys.stdin.fileno()) as keys:
+                rate(store, "you", keys.read, screen, limit=args.rate, forget_typed=keys.forget_typed)
+        else:
+            rate(store, "you", read_line, screen, limit=args.rate)
+
+
+def rate_by_simulation(args: argparse.Namespace) -> None:
+    """Four simulated labelers claim and answer items through the same store that people use."""
+    from alignment.ratings import RatingsStore
+
+    rng = random.Random(args.seed)
+    with RatingsStore(RATINGS) as store:
+        gold = {item.id: item_gold(item) for item in store.items()}
+        dealt = dict(zip(gold, rng.sample(list(gold.values()), len(gold)), strict=True)) if args.shuffle else gold
+        count = 0
+        with store.transaction():
+            for labeler in LABELERS:
+                store.mark_simulated(labeler.name)
+            working = list(LABELERS)
+            while working:
+                for labeler in list(working):
+                    assignment = store.claim(labeler.name)
+                    if assignment is None:
+                        working.remove(labeler)
+                        continue
+                    left, right = (dealt[assignment.item][index] for index in assignment.order_shown)
+                    store.submit(assignment, choose(labeler, left, right, rng), seconds=0.0)
+                    count += 1
+    say(f"{count} ratings by {len(LABELERS)} SIMULATED labelers" + (", dealt out at random" if args.shuffle else ""))
+
+
+def item_gold(item: Any) -> tuple[float, ...]:
+    """Gold totals of an item's completions, in item order."""
+    fact = item.metadata["fact"]
+    return tuple(gold_score(fact, completion.text, completion.ended).total for completion in item.completions)
+
+
+# --- evaluation ----------------------------------------------------------------------------------------------------
+
+
+def evaluate(sft: str, reward: str, ppo: str, seed: int) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
+    """Compare SFT and PPO on the held-out wordings, and the reward model with its ceiling."""
+    from alignment.config import DataConfig
+    from alignment.data import read_records, to_prompt
+    from alignment.evaluation import bootstrap_mean, judge_policy, win_rate
+    from alignment.models import find_model, load_policy, load_scalar_model, load_tokenizer
+    from alignment.registry import Registry
+
+    registry = Registry()
+    path = str(DATA / "held_out.jsonl")
+    prompts = read_records(path, to_prompt, DataConfig(train=path)).items * SAMPLES_PER_HELD_OUT_PROMPT
+    facts = [prompt.columns["fact"] for prompt in prompts]
+    groups = [prompt.group for prompt in prompts]
+    source = find_model(sft, registry, role="policy")
+    tokenizer, reference = load_tokenizer(source), load_policy(source)
+    reward_model = load_scalar_model(find_model(reward, registry, role="reward")).eval()
+    judged = {}
+    for name, model in (("sft", reference), ("ppo", load_policy(find_model(ppo, registry, role="policy")))):
+        say(f"judging {name} on {len(prompts)} answers to {len(set(groups))} held-out prompts")
+        judged[name] = judge_policy(
+            model,
+            reference,
+            reward_model,
+            tokenizer,
+            [prompt.messages for prompt in prompts],
+            max_new_tokens=MAX_NEW_TOKENS,
+            temperature=TEMPERATURE,
+            batch_size=128,
+            seed=seed,
+        )
+    gold = {
+        name: [gold_score(fact, row.text, row.ended).total for fact, row in zip(facts, rows, strict=True)]
+        for name, rows in judged.items()
+    }
+    summary: dict[str, Any] = {"gold": {}}
+    for name, values in gold.items():
+        estimate = bootstrap_mean(values, groups)
+        summary["gold"][name] = {"mean": estimate["value"], "ci": estimate["ci"]}
+    summary["win_rate"] = win_rate(gold["ppo"], gold["sft"], groups)
+    summary["reward_accuracy"] = reward_accuracy()
+    summary["kl"] = fmean(row.kl for row in judged["ppo"])
+    for figure in ("score", "length", "ended"):
+        summary[figure] = {name: fmean(float(getattr(row, figure)) for row in rows) for name, rows in judged.items()}
+    summary["models"] = {"sft": sft, "reward": reward, "ppo": ppo}
+    picked = [index * (len(set(groups)) // 3) for index in range(3)]
+    answers = [
+        (prompts[index].messages[-1]["content"], judged["sft"][index].text, judged["ppo"][index].text)
+        for index in picked
+    ]
+    return summary, answers
+
+
+def reward_accuracy() -> dict[str, Any]:
+    """The reward model's accuracy on held-out ratings, and the gold score's own, which is the ceiling."""
+    from alignment.data import Comparison
+    from alignment.ratings import RatingsStore
+    from reward.evaluate import order, vote_accuracy
+
+    with RatingsStore(RATINGS) as store:
+        gold = {
+            (item.prompt[-1]["content"], *(completion.text for completion in item.completions)): item_gold(item)
+            for item in store.items()
+        }
+    rows = [
+        json.loads(line) for line in Path("runs/demo-reward/eval_pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    comparisons = [
+        Comparison(
+            tuple(row["prompt"]),
+            row["first"],
+            row["second"],
+            *(row["votes"][side] for side in ("first", "second", "tie")),
+        )
+        for row in rows
+    ]
+    golds = [gold[row["prompt"][-1]["content"], row["first"], row["second"]] for row in rows]
+    accuracy = vote_accuracy(comparisons, lambda index: order(rows[index]["first_score"], rows[index]["second_score"]))
+    ceiling = vote_accuracy(comparisons, lambda index: order(*golds[index]))
+    if accuracy is None or ceiling is None:
+        raise UserError(
+            "every held-out rating is a tie or a skip, so the reward model cannot be judged; rate more pairs"
+        )
+    return {**accuracy, "ceiling": ceiling["value"]}
+
+
+# --- what the person sees ------------------------------------------------------------------------------------------
+
+
+def show(summary: dict[str, Any], answers: list[tuple[str, str, str]], ppo: str) -> None:
+    from alignment.registry import Registry, render_lineage
+
+    by = summary["ratings_by"] + (", dealt out at random" if summary["shuffled"] else "")
+    table = Table(title=f"\nHeld-out prompts, 95% intervals (ratings by {by})", title_justify="left")
+    table.add_column("")
+    for name in ("SFT", "PPO"):
+        table.add_column(name, justify="right")
+    gold, win = summary["gold"], summary["win_rate"]
+    table.add_row("gold score, -4 to 3", *(interval(gold[m]["mean"], gold[m]["ci"]) for m in ("sft", "ppo")))
+    table.add_row("win rate by gold score", "", interval(win["value"], win["ci"]))
+    table.add_row("reward model's score", *(f"{summary['score'][m]:.2f}" for m in ("sft", "ppo")))
+    table.add_row("KL from SFT, nats a response", "0", f"{summary['kl']:.2f}")
+    table.add_row("length, tokens", *(f"{summary['length'][m]:.1f}" for m in ("sft", "ppo")))
+    table.add_row("answers that end", *(f"{summary['ended'][m]:.0%}" for m in ("sft", "ppo")))
+    screen.print(table)
+    accuracy = summary["reward_accuracy"]
+    screen.print(
+        f"Reward model: agrees with {interval(accuracy['value'], accuracy['ci'])} of {accuracy['n']} held-out ratings;"
+        f" the gold score's own order with {accuracy['ceiling']:.2f}, which is the ceiling."
+    )
+    for question, before, after in answers:
+        screen.print(Text(f"\n{terminal.clean(question)}", style="bold"))
+        screen.print(Text(f"  before  {terminal.clean(before)}"))
+        screen.print(Text(f"  after   {terminal.clean(after)}"))
+    say("\nWhere the policy came from")
+    screen.print(render_lineage(Registry().lineage(ppo)))
+    seconds = summary["seconds"]
+    parts = ", ".join(f"{name} {value:.0f}" for name, value in seconds.items() if name != "total")
+    screen.print(f"\n{seconds['total']:.0f} s ({parts})")
+    screen.print(
+        f"runs: runs/demo-sft runs/demo-reward runs/demo-ppo   summary: {HOME / 'summary.json'}   ratings: {RATINGS}"
+    )
+    screen.print("next: scripts/demo --rate 60    alignment models list    configs/ppo/demo.yaml", soft_wrap=True)
+
+
+def interval(value: float, ci: Sequence[float]) -> str:
+    return f"{value:.2f} ({ci[0]:.2f} to {ci[1]:.2f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

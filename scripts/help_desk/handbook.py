@@ -1,0 +1,89 @@
+"""Reads handbook.md: its pages, facts, ways of asking, and the checkable values in any text."""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+HANDBOOK = Path(__file__).with_name("handbook.md")
+
+DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+MONTHS = (
+    "january", "february", "march", "april", "may", "june",
+    "july", "august", "september", "october", "november", "december",
+)  # fmt: skip
+NUMBER_WORDS = {
+    "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
+    "ten": "10", "eleven": "11", "twelve": "12", "twenty": "20", "thirty": "30", "forty": "40", "fifty": "50",
+    "hundred": "100", "thousand": "1000",
+}  # fmt: skip
+UNITS = ("am", "pm", "dollar", "cent", "year", "month", "week", "day", "hour", "minute", "item", "time", "people")
+
+# "may" is the verb far more often than the month, so it is never read as a value.
+_CALENDAR = re.compile(rf"\b({'|'.join([*DAYS, *(month for month in MONTHS if month != 'may')])})s?\b")
+_QUANTITY = re.compile(rf"(\d+(?:[.:,]\d+)*)(?:\s*\b({'|'.join(UNITS)})s?\b)?")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One taught fact: `answer` is the handbook's sentence without its marks, `required` its bold values."""
+
+    id: str
+    page: str
+    answer: str
+    required: tuple[str, ...]
+    questions: tuple[str, ...]  # asked in demonstrations and rated prompts
+    held_out_question: str
+
+
+@dataclass(frozen=True)
+class Handbook:
+    """All facts in the handbook's order, and every value on each page, normalised as `values_in` gives them."""
+
+    facts: tuple[Fact, ...]
+    names: tuple[str, ...]  # bold values that are neither quantities nor calendar words, in lower case
+    page_values: dict[str, frozenset[str]]
+
+    def fact(self, fact_id: str) -> Fact:
+        """The fact of that id; KeyError when the handbook has none."""
+        return {fact.id: fact for fact in self.facts}[fact_id]
+
+    def values_in(self, text: str) -> list[str]:
+        """Checkable values in reading order per kind: quantities ("21 day"), calendar words, the handbook's names."""
+        return plain_values(text) + [name for name in self.names if re.search(rf"\b{re.escape(name)}\b", text.lower())]
+
+
+def plain_values(text: str) -> list[str]:
+    """Quantities and calendar words in the text, in singular: "2 dollars" is "2 dollar", "Mondays" is "monday".
+
+    Number words from two on count as digits. A number without a known unit stands alone.
+    """
+    lowered = re.sub(r"\b[a-z]+\b", lambda word: NUMBER_WORDS.get(word[0], word[0]), text.lower())
+    quantities = [" ".join(part for part in match if part) for match in _QUANTITY.findall(lowered)]
+    return quantities + _CALENDAR.findall(lowered)
+
+
+def parse_handbook(text: str) -> Handbook:
+    """Parse the format that handbook.md describes in its own first paragraph."""
+    facts = []
+    for page_text in text.split("\n## ")[1:]:
+        page, *entries = page_text.split("\n### ")
+        for entry in entries:
+            fact_id, sentence, *rest = entry.strip().splitlines()
+            *questions, held_out = (line.removeprefix("- ") for line in rest)
+            required = tuple(re.findall(r"\*\*(.+?)\*\*", sentence))
+            facts.append(Fact(fact_id, page.strip(), sentence.replace("**", ""), required, tuple(questions), held_out))
+    names = tuple(value.lower() for fact in facts for value in fact.required if not plain_values(value))
+    unpaged = Handbook(tuple(facts), names, {})
+    pages = dict.fromkeys(fact.page for fact in facts)
+    values = {
+        page: frozenset(value for fact in facts if fact.page == page for value in unpaged.values_in(fact.answer))
+        for page in pages
+    }
+    return Handbook(tuple(facts), names, values)
+
+
+@cache
+def load_handbook() -> Handbook:
+    """The handbook that lies beside this file."""
+    return parse_handbook(HANDBOOK.read_text(encoding="utf-8"))

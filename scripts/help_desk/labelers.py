@@ -1,0 +1,42 @@
+"""Four SIMULATED labelers: stand-ins for people, so that the demo can run unattended. No human is behind them.
+
+Each sees the gold scores of two answers through noise of her own. A labeler perceives
+`slope * (gold_left - gold_right) + left_bias` plus logistic noise, and calls it a tie when that lies within her
+`tie_band`; without a band this is the Bradley-Terry choice, with one it is the choice model of Rao and Kupper
+(1967). With probability `lapse` she does not look and picks a side at random.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Labeler:
+    """One simulated labeler; slope is in units of perception per gold point, left_bias and tie_band of perception."""
+
+    name: str
+    slope: float
+    lapse: float
+    tie_band: float
+    left_bias: float = 0.0
+
+
+LABELERS = (
+    Labeler("simulated-careful", slope=2.5, lapse=0.02, tie_band=0.6),
+    Labeler("simulated-quick", slope=1.8, lapse=0.06, tie_band=0.2),
+    Labeler("simulated-leaning", slope=1.8, lapse=0.04, tie_band=0.4, left_bias=0.3),
+    Labeler("simulated-tired", slope=1.2, lapse=0.12, tie_band=0.4),
+)
+
+
+def choose(labeler: Labeler, gold_left: float, gold_right: float, rng: random.Random) -> str:
+    """Her choice, "left", "right" or "tie", between answers of those gold totals; draws two numbers from rng."""
+    attention, chance = rng.random(), rng.random()
+    if attention < labeler.lapse:
+        return "left" if chance < 0.5 else "right"
+    noise = math.log(max(chance, 1e-12) / (1.0 - chance))
+    perceived = labeler.slope * (gold_left - gold_right) + labeler.left_bias + noise
+    if abs(perceived) < labeler.tie_band:
+        return "tie"
+    return "left" if perceived > 0 else "right"

@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""Draw completions for rating: prompts and a model in, pairs in a ratings database out.
+
+    scripts/sample.py help-desk-sft --prompts prompts.jsonl --db ratings.db --k 2
+    scripts/sample.py help-desk-sft@v1 help-desk-ppo@v1 --prompts prompts.jsonl --db ratings.db
+
+Each prompt gets K completions, drawn from the models in turn, and every two of them become one item. Which model
+made which is stored, and never shown to a labeler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def sample_into(
+    db: Path,
+    names: Sequence[str],
+    prompts: Sequence[Any],
+    *,
+    registry_path: str | None = None,
+    k: int = 2,
+    need: int = 1,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Sample `k` completions per prompt and add every pair of them as an item that `need` labelers shall rate.
+
+    Args:
+        db: ratings database; made if it is missing, else added to.
+        names: models that make the completions in turn: with two names and k=2 each makes one of every pair.
+        prompts: `alignment.data.Prompt` records.
+
+    Returns:
+        Counts: prompts, items, pairs left out because both texts are the same, and the pinned models.
+    """
+    import torch
+
+    from alignment.generation import complete
+    from alignment.models import find_model, load_policy, load_tokenizer
+    from alignment.ratings import Completion, RatingsStore
+    from alignment.registry import Registry
+    from alignment.terminal import progress
+
+    registry = Registry(registry_path)
+    sources = [find_model(name, registry, role="policy") for name in names]
+    RatingsStore(db, create=True, seed=seed).close()  # a path that cannot be written is found before the sampling
+    torch.manual_seed(seed)
+    answers: list[list[Completion]] = [[] for _ in prompts]
+    messages = [prompt.messages for prompt in prompts]
+    with progress("sampling", k * len(prompts)) as line:
+        for number in range(k):
+            source = sources[number % len(sources)]
+            policy, tokenizer = load_policy(source), load_tokenizer(source)
+            policy.to("cuda" if torch.cuda.is_available() else "cpu")
+            for start in range(0, len(prompts), 8 * batch_size):
+                part = slice(start, start + 8 * batch_size)
+                drawn = complete(
+                    policy,
+                    tokenizer,
+                    messages[part],
+                    max_new_tokens=max_new_tokens,
+                    temperature=temperature,
+                    batch_size=batch_size,
+                )
+                for slot, made in zip(answers[part], drawn, strict=True):
+                    slot.append(Completion(made.text, made.ended, source.label, len(made.ids)))
+                line.advance(len(drawn))
+    items = same = 0
+    with RatingsStore(db) as store, store.transaction():
+        for prompt, completions in zip(prompts, answers, strict=True):
+            for first, second in itertools.combinations(completions, 2):
+                if first.text == second.text:
+                    same += 1
+                    continue
+                store.add_item(list(prompt.messages), [first, second], need=need, metadata=dict(prompt.columns))
+                items += 1
+    return {
+        "db": str(db),
+        "prompts": len(prompts),
+        "items": items,
+        "same": same,
+        "models": [source.label for source in sources],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description="Draw completions for rating.",
+        epilog="example: scripts/sample.py help-desk-sft --prompts prompts.jsonl --db ratings.db --k 2",
+    )
+    parser.add_argument("models", nargs="+", help="registry references, folders or hub names")
+    parser.add_argument("--prompts", required=True, help="a data file; the prompt of each row is used")
+    parser.add_argument("--db", required=True, type=Path, help="ratings database, made if it is missing")
+    parser.add_argument("--k", type=int, default=2, help="completions per prompt (default 2)")
+    parser.add_argument("--need", type=int, default=1, help="labelers per item (default 1)")
+    parser.add_argument("--limit", type=int, help="use only the first N prompts")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--registry", help="registry folder (default: $ALIGNMENT_REGISTRY or ./registry)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    args = parser.parse_args(argv)
+
+    from alignment.errors import UserError
+    from alignment.stage import quiet_libraries
+
+    quiet_libraries()
+    try:
+        least = {"k": 2, "need": 1, "limit": 1, "max_new_tokens": 1, "temperature": 0, "batch_size": 1, "seed": 0}
+        for name, bound in least.items():
+            value = getattr(args, name)
+            if value is not None and not bound <= value < 2**32:  # a NaN neither
+                raise UserError(f"--{name.replace('_', '-')} {value}: expected {bound} or more, below 2**32")
+        from alignment.config import DataConfig
+        from alignment.data import read_records, to_prompt
+
+        records = read_records(args.prompts, to_prompt, DataConfig(train=args.prompts)).items[: args.limit]
+        counts = sample_into(
+            args.db,
+            args.models,
+            records,
+            registry_path=args.registry,
+            k=args.k,
+            need=args.need,
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            batch_size=args.batch_size,
+            seed=args.seed,
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps(counts))
+    else:
+        print(
+            f"{counts['items']} pairs in {counts['db']} from {', '.join(counts['models'])}"
+            f" ({counts['same']} left out: both answers the same)"
+            f"\nrate them: scripts/rate.py --db {counts['db']} --labeler NAME"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    from project_python import use_project_python
+
+    use_project_python()
+    sys.exit(main())

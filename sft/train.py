@@ -1,0 +1,119 @@
+"""Supervised fine-tuning: demonstrations in, a policy in the registry.
+
+    accelerate launch --config_file configs/accelerate/zero2.yaml -m sft configs/sft/demo.yaml
+
+The loss is on the assistant's tokens through EOS. TRL's SFTTrainer trains; the rows reach it as token ids and labels,
+so that training, sampling and PPO all see the one rendering of `alignment.templates`.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+from trl import SFTConfig, SFTTrainer
+
+from alignment import callbacks, distributed, trainers
+from alignment.config import SCRATCH, trainer_arguments
+from alignment.data import Demonstration, Records, to_demonstration, train_and_eval
+from alignment.models import find_model, fit_embeddings, load_policy
+from alignment.stage import write_bad_rows
+from alignment.tracking import Journal
+from sft.config import DEFAULTS, SFTStageConfig
+from sft.data import encode_demonstrations
+
+
+def train(config: SFTStageConfig) -> dict[str, Any]:
+    """Run the stage; returns the published reference and the final metrics."""
+    seed = trainer_arguments(SFTConfig, DEFAULTS, config.training).get("seed", 42)
+    distributed.start_processes()
+    registry = trainers.open_registry(config)
+    train_set, eval_set = train_and_eval(config.data, to_demonstration, seed)
+    texts = (message[part] for row in train_set.items for message in row.messages for part in ("role", "content"))
+    start = trainers.start_model(config, registry, texts, seed)
+    train_rows, left_out = encode_demonstrations(train_set.items, start.tokenizer, config.data.max_length)
+    eval_rows, _ = encode_demonstrations(eval_set.items, start.tokenizer, config.data.max_length)
+    arguments = trainers.make_arguments(SFTConfig, config, DEFAULTS, max_length=None, no_eval=not len(eval_rows))
+    set_seed(seed)
+    policy = load_policy(start.source, config.model)
+    fit_embeddings(policy, start.tokenizer)
+    with trainers.refused_arguments():
+        trainer = SFTTrainer(
+            model=policy,
+            args=arguments,
+            train_dataset=train_rows,
+            eval_dataset=eval_rows if len(eval_rows) else None,
+            processing_class=start.tokenizer,
+        )
+    with trainers.open_journal(config, "sft") as journal:
+        _note_data(journal, config, train_set, eval_set, left_out)
+        callbacks.attach(trainer, journal, f"sft {config.name}")
+        outcome = trainer.train()
+        trainers.backend_event(journal, trainer)
+        metrics = {"train_loss": outcome.training_loss, "steps": outcome.global_step}
+        if len(eval_rows):
+            loss = _last_eval_loss(trainer)
+            metrics |= {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 50.0))}
+        with tempfile.TemporaryDirectory(dir=config.run_dir) as folder:
+            trainer.save_model(folder)  # every process takes part: ZeRO-3 gathers
+            ref = distributed.on_main_process(
+                lambda: (
+                    trainers.publish(
+                        config,
+                        registry,
+                        _only_model(Path(folder)),
+                        stage="sft",
+                        role="policy",
+                        parents=[start.source.parent("init")],
+                        data=[train_set.fingerprint],
+                        metrics=metrics,
+                        seed=seed,
+                    ).ref
+                )
+            )
+        journal.event("published", model=ref, **metrics)
+    return {"model": ref, "metrics": metrics}
+
+
+def _last_eval_loss(trainer: SFTTrainer) -> float:
+    """The held-out loss of the finished model; an evaluation at the last step need not be repeated."""
+    state = trainer.state
+    for row in state.log_history:
+        if row["step"] == state.global_step and "eval_loss" in row:
+            return float(row["eval_loss"])
+    return float(trainer.evaluate()["eval_loss"])
+
+
+def _only_model(folder: Path) -> Path:
+    """Remove the trainer's pickled arguments, which are no part of a model; the registry refuses pickles."""
+    (folder / "training_args.bin").unlink(missing_ok=True)
+    return folder
+
+
+def _note_data(
+    journal: Journal,
+    config: SFTStageConfig,
+    train_set: Records[Demonstration],
+    eval_set: Records[Demonstration],
+    left_out: int,
+) -> None:
+    if distributed.is_main_process():
+        write_bad_rows(config.run_dir, [*train_set.bad, *eval_set.bad])
+    journal.event(
+        "data", train=train_set.fingerprint, eval=eval_set.fingerprint, bad=len(train_set.bad), too_long=left_out
+    )
+
+
+def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
+    """What `--dry-run` prints beside the config."""
+    merged = trainer_arguments(SFTConfig, DEFAULTS, config.training)
+    train_set, eval_set = train_and_eval(config.data, to_demonstration, merged.get("seed", 42))
+    registry = trainers.open_registry(config)
+    path = None
+    if not config.model.name.startswith(SCRATCH):
+        path = find_model(config.model.name, registry, role="policy").path
+    rows = {"train_rows": len(train_set.items), "eval_rows": len(eval_set.items), "bad_rows": len(train_set.bad)}
+    return rows | trainers.batch_plan(merged, world_size, path)

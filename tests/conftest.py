@@ -1,0 +1,32 @@
+"""Makes the repository and tests/ importable, and keeps every library off the network before it is imported."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+for folder in (TESTS, TESTS.parent):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+# Subprocesses of the tests inherit these.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    TOKENIZERS_PARALLELISM="false",
+    WANDB_SILENT="true",
+)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the golden losses hold for one thread count
+for name in ("ALIGNMENT_REGISTRY", "HF_TOKEN", "WANDB_API_KEY", "WANDB_MODE"):
+    os.environ.pop(name, None)  # a test must not touch what the person running it has
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A small tokenizer, shared: tests that change it make their own with `tiny.make_tokenizer`."""
+    import tiny
+
+    return tiny.make_tokenizer()

@@ -1,0 +1,55 @@
+"""Starting `accelerate launch` from a test, and leaving nothing of it behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+ZERO2 = ROOT / "configs" / "accelerate" / "zero2.yaml"
+# Two processes of plain data parallelism; without a GPU accelerate runs MULTI_GPU on the CPU, through gloo.
+DDP = "distributed_type: MULTI_GPU\nnum_processes: 2\nmixed_precision: 'no'\nuse_cpu: false\n"
+
+
+@dataclass
+class Finished:
+    code: int
+    output: str
+
+
+def run(command: list[str], folder: Path, timeout: float = 300, **variables: str) -> Finished:
+    """Run a command in a process group of its own, which is gone when this returns, whatever happened."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **variables}
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return Finished(process.returncode, output)
+
+
+def launch(config: Path, target: list[str], folder: Path, **variables: str) -> Finished:
+    """`accelerate launch --config_file CONFIG TARGET...` on a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    return run([*command, "--main_process_port", str(port), *target], folder, **variables)

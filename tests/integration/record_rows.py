@@ -1,0 +1,48 @@
+"""`python -m STAGE ...` as it is, with every row that this process trains on written to `$ROWS/RANK.jsonl`.
+
+accelerate launch ... record_rows.py STAGE CONFIG [key=value ...]
+"""
+
+import functools
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import transformers
+
+import ppo.train
+
+
+def write(rows, **fields):
+    path = Path(os.environ["ROWS"]) / f"{os.environ['RANK']}.jsonl"
+    with path.open("a", encoding="utf-8") as file:
+        for ids, kept in rows:
+            file.write(json.dumps({**fields, "ids": ids[kept].tolist()}) + "\n")
+
+
+def recorded_step(original):
+    @functools.wraps(original)
+    def step(self, model, inputs, *args, **kwargs):
+        write(zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True), step=self.state.global_step)
+        return original(self, model, inputs, *args, **kwargs)
+
+    return step
+
+
+def recorded_optimize(original):
+    @functools.wraps(original)
+    def optimize(self, step, rollout, *args):
+        width = rollout.input_ids.shape[1] - rollout.num_response
+        write(zip(rollout.input_ids[:, :width], rollout.attention_mask[:, :width], strict=True), step=step)
+        return original(self, step, rollout, *args)
+
+    return optimize
+
+
+if __name__ == "__main__":
+    transformers.Trainer.training_step = recorded_step(transformers.Trainer.training_step)
+    ppo.train._Loop.optimize = recorded_optimize(ppo.train._Loop.optimize)
+    sys.argv.pop(0)
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

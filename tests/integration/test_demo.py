@@ -1,0 +1,78 @@
+"""The demo keeps its promise: PPO's answers are better by the gold score, and by no other way than the ratings."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def demo(folder: Path, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the demo in a folder of its own, so that the runs and the registry of the checkout stay as they are."""
+    environment = {name: value for name, value in os.environ.items() if name != "ALIGNMENT_REGISTRY"}
+    command = [sys.executable, str(ROOT / "scripts" / "demo.py"), *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, input=stdin, capture_output=True, text=True, timeout=1500, check=False
+    )
+
+
+def summary(folder: Path, *arguments: str) -> dict:
+    done = demo(folder, "--json", *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found == json.loads((folder / "runs" / "demo" / "summary.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_the_data_alone(tmp_path):
+    assert demo(tmp_path, "--data-only").returncode == 0
+    data = tmp_path / "runs" / "demo" / "data"
+    rows = {path.stem: path.read_text(encoding="utf-8").splitlines() for path in data.iterdir()}
+    assert set(rows) == {"demonstrations", "prompts", "held_out"}
+    assert len(rows["held_out"]) >= 200
+    assert not (tmp_path / "registry").exists()
+
+
+def test_a_senseless_number_is_one_line(tmp_path):
+    done = demo(tmp_path, "--rate", "0")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "--rate 0" in done.stderr
+
+
+@pytest.mark.slow
+def test_ppo_beats_sft_on_held_out_prompts(tmp_path):
+    found = summary(tmp_path)
+    assert found["win_rate"]["ci"][0] > 0.60
+    assert found["win_rate"]["n"] >= 200
+    assert found["gold"]["ppo"]["ci"][0] > found["gold"]["sft"]["ci"][1]
+    assert found["kl"] < 20
+    accuracy = found["reward_accuracy"]
+    assert accuracy["n"] >= 500
+    assert accuracy["value"] >= accuracy["ceiling"] - 0.05
+    metrics = (tmp_path / "runs" / "demo-ppo" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    firsts = [row for row in map(json.loads, metrics) if "policy/first_ratio" in row]
+    assert len(firsts) == 25
+    assert all(
+        abs(row["policy/first_ratio"] - 1) < 1e-6 and abs(row["policy/first_approx_kl"]) < 1e-6 for row in firsts
+    )
+
+
+@pytest.mark.slow
+def test_ratings_dealt_out_at_random_teach_nothing(tmp_path):
+    found = summary(tmp_path, "--shuffle")
+    low, high = found["reward_accuracy"]["ci"]
+    assert low <= 0.5 <= high
+    assert found["win_rate"]["ci"][0] <= 0.5
+
+
+@pytest.mark.slow
+def test_a_persons_ratings_take_the_place_of_the_simulated_ones(tmp_path):
+    done = demo(tmp_path, "--rate", "60", "--json", stdin="1\n2\n" * 30)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "runs" / "demo" / "summary.json").read_text(encoding="utf-8"))
+    assert found["ratings_by"] == "a person"
+    assert 0 < found["reward_accuracy"]["n"] < 60

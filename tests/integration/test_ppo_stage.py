@@ -1,0 +1,164 @@
+"""`python -m ppo` end to end on tiny models: what it publishes, what it writes, and how it says no."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from alignment.models import find_model, load_policy, load_tokenizer
+from alignment.registry import Registry
+from alignment.stage import run_stage
+from ppo.config import PPOStageConfig
+from ppo.train import plan, train
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def house(tmp_path, tokenizer, monkeypatch):
+    """A registry with an SFT model and a reward model, twelve prompts, and a config; the tests run beside them."""
+    monkeypatch.chdir(tmp_path)
+    registry = Registry("registry")
+    policy = tiny.make_policy(tokenizer, seed=1)
+    registry.publish("sft", tiny.write(tmp_path / "policy", policy, tokenizer), stage="sft", role="policy")
+    scalar = tiny.make_scalar(tmp_path / "body", tiny.make_policy(tokenizer, seed=2), tokenizer, seed=2)
+    folder = tiny.write(tmp_path / "reward", scalar.model, tokenizer)
+    registry.publish("reward", folder, stage="reward", role="reward")
+    rows = [{"prompt": f"What about floor {number}?" + " Please." * (number % 3)} for number in range(12)]
+    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "name": "first",
+        "model": {"policy": "sft", "reward": "reward"},
+        "data": {"train": "prompts.jsonl", "eval_share": 0.3, "max_length": 64},
+        "rollout": {"batch_size": 8, "max_new_tokens": 6},
+        "ppo": {"num_minibatches": 2},
+        "training": {"max_steps": 3, "learning_rate": 1e-3, "per_device_train_batch_size": 2, "eval_steps": 2},
+        "registry": {"name": "ppo", "path": "registry", "alias": "newest"},
+        "tracking": {"wandb": "disabled"},
+    }
+    Path("ppo.yaml").write_text(json.dumps(config))  # JSON is YAML
+    return registry
+
+
+def stage(*arguments):
+    return run_stage("ppo", PPOStageConfig, train, plan, ["ppo.yaml", *arguments])
+
+
+def read(name, run="first"):
+    return [json.loads(line) for line in Path("runs", run, f"{name}.jsonl").read_text().splitlines()]
+
+
+def weights(registry, name):
+    return load_policy(find_model(name, registry, role="policy")).state_dict()
+
+
+def test_a_run_publishes_a_changed_policy_with_its_lineage_and_figures(house):
+    assert stage() == 0
+    version = house.resolve("ppo@newest")
+    assert version.ref == "ppo@v1"
+    manifest = version.manifest
+    assert (manifest.stage, manifest.role) == ("ppo", "policy")
+    assert {parent.role: parent.ref for parent in manifest.parents} == {
+        "init": "sft@v1",
+        "reference": "sft@v1",
+        "reward": "reward@v1",
+        "value": "reward@v1",
+    }
+    before, after = weights(house, "sft"), weights(house, "ppo")
+    assert before.keys() == after.keys()
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert load_tokenizer(find_model("ppo", house, role="policy")).get_vocab() == (
+        load_tokenizer(find_model("sft", house, role="policy")).get_vocab()
+    )
+    metrics = read("metrics")
+    steps = [row for row in metrics if "policy/loss" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3]
+    assert [row["step"] for row in metrics if "eval/score" in row] == [0, 2, 3]
+    for row in steps:
+        assert row["policy/first_ratio"] == pytest.approx(1.0, abs=1e-6)
+        assert row["policy/first_approx_kl"] == pytest.approx(0.0, abs=1e-6)
+    assert steps[0]["rollout/kl"] == pytest.approx(0.0, abs=1e-5)
+    assert steps[0]["rollout/reward"] == pytest.approx(steps[0]["rollout/score"], abs=1e-5)
+    assert [row["train/learning_rate"] for row in steps] == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3])
+    first, last = (row for row in metrics if row["step"] in (0, 3) and "eval/score" in row)
+    assert first["eval/kl"] == pytest.approx(0.0, abs=1e-5)
+    assert manifest.metrics["start_eval_score"] == pytest.approx(first["eval/score"])
+    assert manifest.metrics["eval_score"] == pytest.approx(last["eval/score"])
+    samples = read("samples")
+    assert {row["step"] for row in samples} == {0, 2, 3}
+    asked = {step: [row["prompt"] for row in samples if row["step"] == step] for step in (0, 2, 3)}
+    assert asked[0] == asked[2] == asked[3]  # the same prompts each time, and none of those that are trained on
+    assert json.loads(Path("runs/first/exit.json").read_text())["code"] == 0
+    assert not [path for path in Path("runs/first").iterdir() if path.is_dir()]  # no folder left from publishing
+
+
+def test_a_seed_repeats_a_run_bit_for_bit_and_another_seed_does_not(house):
+    assert stage() == stage("name=again") == stage("name=other", "training.seed=7") == 0
+    first, again, other = (weights(house, f"ppo@v{number}") for number in (1, 2, 3))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+    def figures(run):
+        return [
+            {name: value for name, value in row.items() if not name.startswith("time")} for row in read("metrics", run)
+        ]
+
+    assert figures("first") == figures("again")
+
+
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(house, capsys):
+    assert stage("--dry-run") == 0
+    report = json.loads(capsys.readouterr().out)
+    found = report["plan"]
+    assert found["train_prompts"] + found["eval_prompts"] == 12
+    assert found["optimizer_steps"] == 3 * 2 * 2
+    assert (found["episodes_per_device"], found["minibatch_per_device"], found["accumulated"]) == (8, 4, 2)
+    assert set(found["parameters"]) == {"init", "reference", "reward", "value"}
+    assert found["memory_gib_per_process_without_zero"] >= 0
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("model.policy=sfd", ["sfd", "sft"]),
+        ("model.reward=sft", ["sft", "reward"]),
+        ("model.policy=reward", ["reward", "policy"]),
+        ("data.train=promts.jsonl", ["promts.jsonl"]),
+        ("rollout.batch_size=7", ["rollout.batch_size=7", "use 6"]),
+        ("training.per_device_train_batch_size=3", ["per_device_train_batch_size=3", "use 2"]),
+        ("rollout.max_new_tokens=64", ["rollout.max_new_tokens=64", "data.max_length"]),
+        ("ppo.kl_coeff=0.1", ["ppo.kl_coeff", "kl_coef"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_two(house, capsys, change, words):
+    assert stage(change) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert all(word in line for word in words), line
+
+
+def test_a_reward_model_with_another_tokenizer_is_refused(house, tmp_path, capsys):
+    other = tiny.train_tokenizer(["quite other words, over and over"], 300, None)
+    scalar = tiny.make_scalar(tmp_path / "other-body", tiny.make_policy(other, seed=2), other)
+    folder = tiny.write(tmp_path / "other", scalar.model, other)
+    assert stage(f"model.reward={folder}") == 2
+    assert "another tokenizer" in capsys.readouterr().err
+
+
+def test_the_command_itself(house):
+    """As a process of its own, as a person types it."""
+    command = [sys.executable, "-m", "ppo", "ppo.yaml", "training.max_steps=1", "data.eval_share=0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "ppo@v1" in done.stdout
+    assert Path("runs/first/metrics.jsonl").read_text().count("\n") == 1

@@ -1,0 +1,245 @@
+"""Each stage on two real processes with real DeepSpeed, and PPO's arithmetic on one process, two, and two with ZeRO-2.
+
+The first use of DeepSpeed on a machine compiles a small extension, for up to two minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import launching
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from alignment.generation import complete
+from alignment.models import find_model, load_policy, load_scalar_model, load_tokenizer
+from alignment.registry import Registry
+from alignment.templates import encode_conversation
+
+HERE = Path(__file__).resolve().parent
+TOPICS = ("cards", "fines", "rooms", "loans", "hours", "maps", "films", "games")
+SCRATCH = {
+    "vocab_size": 300,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 128,
+}
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+def question(number):
+    return f"{'What about ' if number % 2 else 'Tell me of '}{TOPICS[number % 8]}, number {number}?"
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """Data and a folder in which the three stages run one after the other."""
+    folder = tmp_path_factory.mktemp("house")
+    demonstrations, pairs, prompts = [], [], []
+    for number in range(16):
+        prompt, answer = question(number), f"The {TOPICS[number % 8]} are on floor {number}."
+        demonstrations.append({"messages": [turn("user", prompt), turn("assistant", answer)]})
+        pairs.append({"prompt": prompt, "chosen": answer, "rejected": "No."})
+        prompts.append({"prompt": prompt})
+    for name, rows in (("sft", demonstrations), ("reward", pairs), ("ppo", prompts)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def run_stage(house, stage, sections):
+    """Launch one stage under ZeRO-2 with its training rows recorded; (events, rows of each process)."""
+    config = {
+        "name": stage,
+        "data": {"train": f"{stage}.jsonl", "eval_share": 0, "max_length": 96},
+        "registry": {"name": stage, "path": "registry"},
+        "tracking": {"wandb": "disabled"},
+        **sections,
+    }
+    (house / f"{stage}.yaml").write_text(json.dumps(config))  # JSON is YAML
+    rows = house / f"rows-{stage}"
+    rows.mkdir()
+    target = [str(HERE / "record_rows.py"), stage, f"{stage}.yaml"]
+    done = launching.launch(launching.ZERO2, target, house, ROWS=str(rows))
+    assert done.code == 0, done.output[-4000:]
+    events = [json.loads(line) for line in (house / "runs" / stage / "events.jsonl").read_text().splitlines()]
+    seen = [[json.loads(line) for line in (rows / f"{rank}.jsonl").read_text().splitlines()] for rank in range(2)]
+    assert json.loads((house / "runs" / stage / "exit.json").read_text())["code"] == 0
+    return events, seen
+
+
+def check_backend(events):
+    (backend,) = [event for event in events if event["event"] == "backend"]
+    assert {name: backend[name] for name in ("engine", "world_size", "zero_stage")} == {
+        "engine": "DeepSpeedEngine",
+        "world_size": 2,
+        "zero_stage": 2,
+    }
+
+
+def check_rows(seen, expected):
+    """Both processes trained, on rows that the other did not have, and together on every row once."""
+    shares = [{tuple(row["ids"]) for row in rows} for rows in seen]
+    assert all(shares)
+    assert not shares[0] & shares[1]
+    assert [len(rows) for rows in seen] == [expected // 2, expected // 2]
+    assert len(shares[0] | shares[1]) == expected
+
+
+@pytest.fixture(scope="module")
+def sft(house):
+    training = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-2}
+    return run_stage(house, "sft", {"model": {"name": "scratch:llama", "scratch": SCRATCH}, "training": training})
+
+
+@pytest.fixture(scope="module")
+def reward(house, sft):
+    training = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-2}
+    return run_stage(house, "reward", {"model": {"name": "sft"}, "training": training})
+
+
+@pytest.fixture(scope="module")
+def ppo(house, reward):
+    sections = {
+        "model": {"policy": "sft", "reward": "reward"},
+        "rollout": {"batch_size": 8, "max_new_tokens": 8},
+        "ppo": {"num_minibatches": 2},
+        "training": {"max_steps": 2, "per_device_train_batch_size": 1, "learning_rate": 1e-3},
+    }
+    return run_stage(house, "ppo", sections)
+
+
+def can_answer(house, name):
+    source = find_model(name, Registry(house / "registry"), role="policy")
+    policy, tokenizer = load_policy(source), load_tokenizer(source)
+    prompts = [[turn("user", question(number))] for number in (0, 3)]
+    answers = complete(policy, tokenizer, prompts, max_new_tokens=4)
+    return [len(answer.ids) for answer in answers]
+
+
+def test_sft_on_two_processes(house, sft):
+    events, seen = sft
+    check_backend(events)
+    check_rows(seen, 16)
+    assert all(0 < length <= 4 for length in can_answer(house, "sft@v1"))
+
+
+def test_the_reward_model_on_two_processes(house, reward):
+    events, seen = reward
+    check_backend(events)
+    check_rows(seen, 32)  # both sides of sixteen pairs
+    source = find_model("reward@v1", Registry(house / "registry"), role="reward")
+    tokenizer = load_tokenizer(source)
+    ids = encode_conversation(tokenizer, [turn("user", question(1)), turn("assistant", "No.")]).input_ids
+    with torch.no_grad():
+        score = load_scalar_model(source).score(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))
+    assert score.shape == (1,)
+    assert torch.isfinite(score).all()
+
+
+def test_ppo_on_two_processes(house, ppo):
+    events, seen = ppo
+    check_backend(events)
+    check_rows(seen, 16)  # two iterations of eight prompts
+    for step in (0, 1):
+        assert [sum(row["step"] == step for row in rows) for rows in seen] == [4, 4]
+    registry = Registry(house / "registry")
+    before, after = (load_policy(find_model(name, registry, role="policy")) for name in ("sft@v1", "ppo@v1"))
+    pairs = list(zip(before.state_dict().values(), after.state_dict().values(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    assert all(0 < length <= 4 for length in can_answer(house, "ppo@v1"))
+    parents = {parent.role: parent.ref for parent in registry.resolve("ppo").manifest.parents}
+    assert parents == {"init": "sft@v1", "reference": "sft@v1", "reward": "reward@v1", "value": "reward@v1"}
+    lines = (house / "runs" / "ppo" / "metrics.jsonl").read_text().splitlines()
+    first = next(row for row in map(json.loads, lines) if "policy/first_ratio" in row)
+    assert first["policy/first_ratio"] == pytest.approx(1.0, abs=1e-6)
+    assert first["policy/first_approx_kl"] == pytest.approx(0.0, abs=1e-6)
+    assert first["rollout/kl"] == pytest.approx(0.0, abs=1e-5)
+
+
+# --- the same numbers on any number of processes --------------------------------------------------------------------
+
+
+CLIPPED = "max_grad_norm=0.2"
+
+
+def work(folder, config, *overrides):
+    """Run the worker; (weights, report)."""
+    folder.mkdir()
+    target = [str(HERE / "ppo_worker.py"), str(folder), *overrides]
+    done = launching.launch(config, target, folder) if config else launching.run([sys.executable, *target], folder)
+    assert done.code == 0, done.output[-4000:]
+    return load_file(folder / "weights.safetensors"), json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return work(tmp_path_factory.mktemp("alone") / "out", None, CLIPPED)
+
+
+@pytest.mark.parametrize(
+    ("backend", "expected"),
+    [("ddp", ("DistributedDataParallel", 2, 0)), ("zero2", ("DeepSpeedEngine", 2, 2))],
+)
+def test_two_processes_make_the_steps_of_one(tmp_path, alone, backend, expected):
+    """Six clipped optimizer steps, accumulated, on unequal lengths, with rates that fall: weights and figures agree."""
+    ddp = tmp_path / "ddp.yaml"
+    ddp.write_text(launching.DDP)
+    weights, report = work(tmp_path / "out", launching.ZERO2 if backend == "zero2" else ddp, CLIPPED)
+    assert (report["engine"], report["world_size"], report["zero_stage"]) == expected
+    one_weights, one = alone
+    assert (one["world_size"], one["accumulation"], report["accumulation"]) == (1, 4, 2)
+    assert not report["training_mode"]  # no dropout
+    assert report["whitening_difference"] < 1e-5
+    assert report["rates"] == [pytest.approx(rates) for rates in one["rates"]]
+    assert report["rates"][2][0] == pytest.approx(1e-3 / 3)
+    for ours, theirs in zip(report["stats"], one["stats"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+        assert ours["train/grad_norm"] > 0.2  # clipping is in play
+    start = tiny_start()
+    assert weights.keys() == one_weights.keys() == start.keys()
+    moved = max(float((one_weights[name] - start[name]).abs().max()) for name in start)
+    apart = max(float((one_weights[name] - weights[name]).abs().max()) for name in start)
+    assert moved > 1e-3
+    assert apart < 1e-3 * moved
+
+
+def tiny_start():
+    from digits import build_models
+
+    return build_models(ref_seed=1).trained.state_dict()
+
+
+@pytest.mark.slow
+def test_bfloat16_under_deepspeed_starts_at_ratio_one_and_kl_zero(tmp_path):
+    """DeepSpeed rounds the trained weights; the reference has to be rounded with them."""
+    _, report = work(tmp_path / "out", launching.ZERO2, "bf16=true")
+    assert report["engine"] == "DeepSpeedEngine"
+    assert report["first_kl"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_ppo_under_zero3_is_refused_in_one_line(tmp_path, tokenizer):
+    """Before anything is read or loaded: neither the models nor the data it names exist."""
+    zero3 = tmp_path / "zero3.yaml"
+    zero3.write_text(launching.ZERO2.read_text().replace("zero_stage: 2", "zero_stage: 3"))
+    config = {
+        "name": "refused",
+        "model": {"policy": "nothing", "reward": "nothing"},
+        "data": {"train": "nothing.jsonl"},
+        "registry": {"name": "refused", "path": "registry"},
+        "tracking": {"wandb": "disabled"},
+    }
+    (tmp_path / "ppo.yaml").write_text(json.dumps(config))
+    done = launching.launch(zero3, ["-m", "ppo", "ppo.yaml"], tmp_path)
+    assert done.code != 0
+    (line,) = [line for line in done.output.splitlines() if line.startswith("error: ")]
+    assert "ZeRO-3" in line
+    assert "configs/accelerate/zero2.yaml" in line
+    assert json.loads((tmp_path / "runs" / "refused" / "exit.json").read_text())["code"] == 2

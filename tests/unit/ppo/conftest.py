@@ -1,0 +1,61 @@
+"""Fixtures around the twelve-token world of `digits`."""
+
+from __future__ import annotations
+
+import pytest
+from digits import CONTENTS, build_models, prompts_of
+
+from alignment import distributed
+from alignment.tracking import Journal
+from ppo.config import PPOStageConfig, batch_plan
+from ppo.train import _Loop, prepare
+
+
+@pytest.fixture
+def models():
+    return build_models(ref_seed=7)
+
+
+@pytest.fixture
+def prompts():
+    """Eight prompts of one to six tokens."""
+    return prompts_of(*CONTENTS)
+
+
+@pytest.fixture
+def stage_config(tmp_path):
+    """A config for the eight prompts in one minibatch; sections can be changed by keyword."""
+
+    def build(**sections):
+        values = {
+            "name": "tiny",
+            "model": {"policy": "p", "reward": "r"},
+            "data": {"train": "none", "max_length": 20},
+            "rollout": {"batch_size": 8, "max_new_tokens": 9},
+            "ppo": {"num_epochs": 1},
+            "training": {"max_steps": 4, "learning_rate": 1e-3},
+            "registry": {"name": "tiny", "path": str(tmp_path / "registry")},
+            "tracking": {"runs": str(tmp_path / "runs"), "wandb": "disabled"},
+        }
+        for name, changes in sections.items():
+            values[name] = {**values[name], **changes}
+        return PPOStageConfig.model_validate(values)
+
+    return build
+
+
+@pytest.fixture
+def make_loop(tmp_path):
+    """The real loop around models, on this process."""
+
+    def build(models, config, optimizer=None):
+        sizes = batch_plan(config, 1)
+        accelerator = distributed.make_accelerator(
+            accumulation=sizes.accumulation, microbatch=sizes.microbatch, max_grad_norm=config.training.max_grad_norm
+        )
+        engine, prepared, schedule = prepare(models, accelerator, config.training)
+        if optimizer is not None:
+            prepared = accelerator.prepare(optimizer(models.trained.parameters()))
+        return _Loop(config, sizes, models, engine, accelerator, prepared, schedule, Journal(tmp_path, enabled=False))
+
+    return build

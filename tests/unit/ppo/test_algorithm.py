@@ -1,0 +1,214 @@
+"""The mathematics, against numbers worked by hand and sums written out term by term."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import tensor
+
+from alignment.tensors import whiten
+from ppo.algorithm import estimate_advantages, final_scores, policy_loss, shape_rewards, value_loss
+
+ONE = tensor([[True]])
+ALL = tensor([[True, True, True]])
+REWARDS, VALUES = tensor([[-0.1, 0.2, 1.0]]), tensor([[0.5, 0.4, 0.3]])
+
+
+def close(actual, expected, tolerance=1e-6):
+    pair = (torch.as_tensor(x, dtype=torch.float64) for x in (actual, expected))
+    torch.testing.assert_close(*pair, rtol=0, atol=tolerance)
+
+
+@st.composite
+def episodes(draw):
+    """(lengths, width, seed) of a batch of responses."""
+    width = draw(st.integers(1, 9))
+    lengths = draw(st.lists(st.integers(1, width), min_size=1, max_size=5))
+    return lengths, width, draw(st.integers(0, 2**31))
+
+
+def batch_of(lengths, width, seed, count):
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.arange(width) < tensor(lengths)[:, None]
+    return mask, [torch.randn(len(lengths), width, generator=generator, dtype=torch.float64) for _ in range(count)]
+
+
+# --- rewards -------------------------------------------------------------------------------------------------------
+
+
+def test_kl_lowers_the_reward_and_the_score_stands_on_the_last_kept_token():
+    mask = tensor([[True, True, False], [True, True, True], [True, False, False]])
+    kl = tensor([[0.2, -0.4, 9.0], [1.0, 2.0, 3.0], [0.1, 9.0, 9.0]])
+    rewards = shape_rewards(tensor([1.0, -2.0, 0.5]), kl, mask, 0.1)
+    close(rewards, tensor([[-0.02, 1.04, 0.0], [-0.1, -0.2, -2.3], [0.49, 0.0, 0.0]]))
+
+
+def test_the_score_on_eos_gives_069_where_one_slot_later_gives_06525():
+    """A policy that ends at once: kl term -.01, V .3, V after the end .25, score 1, lambda .95."""
+    mask, values = tensor([[True, False]]), tensor([[0.3, 0.25]])
+    rewards = shape_rewards(tensor([1.0]), tensor([[0.1, 0.0]]), mask, 0.1)
+    advantages, _ = estimate_advantages(rewards, values, mask, 1.0, 0.95)
+    close(advantages, tensor([[0.69, 0.0]]))
+    later, _ = estimate_advantages(tensor([[-0.01, 1.0]]), values, tensor([[True, True]]), 1.0, 0.95)
+    close(later[0, 0], 0.6525)
+
+
+@given(episodes(), st.floats(0, 2))
+@settings(max_examples=50, deadline=None)
+def test_shaped_rewards_sum_to_the_score_less_the_kl(shape, kl_coef):
+    mask, (kl, scores) = batch_of(*shape, 2)
+    rewards = shape_rewards(scores[:, 0], kl, mask, kl_coef)
+    expected = [
+        float(score) - kl_coef * sum(row[:length].tolist())
+        for score, row, length in zip(scores[:, 0], kl, shape[0], strict=True)
+    ]
+    close(rewards.sum(1), tensor(expected, dtype=torch.float64), 1e-9)
+    assert (rewards[~mask] == 0).all()
+
+
+def test_an_unfinished_response_gets_the_missing_eos_score_in_place_of_its_own():
+    scores, ended = tensor([5.0, -7.0, 2.0]), tensor([True, False, False])
+    assert final_scores(scores, ended, -1.0).tolist() == [5.0, -1.0, -1.0]
+    assert final_scores(scores, ended, None).tolist() == [5.0, -7.0, 2.0]
+
+
+# --- advantages ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("gae_lambda", "expected"), [(0.95, [0.52675, 0.765, 0.7]), (1.0, [0.6, 0.8, 0.7])])
+def test_the_worked_example_of_gae(gae_lambda, expected):
+    advantages, returns = estimate_advantages(REWARDS, VALUES, ALL, 1.0, gae_lambda)
+    close(advantages, tensor([expected]))
+    close(returns, tensor([expected]) + VALUES)
+
+
+def test_returns_are_of_unwhitened_advantages():
+    _, returns = estimate_advantages(REWARDS, VALUES, ALL, 1.0, 0.95)
+    close(returns, tensor([[1.02675, 1.165, 1.0]]))
+
+
+@given(episodes(), st.floats(0, 1), st.floats(0, 1))
+@settings(max_examples=100, deadline=None)
+def test_gae_is_the_double_sum_over_what_is_kept(shape, gamma, gae_lambda):
+    """A_t = sum over l >= t of (gamma lambda)^(l-t) (r_l + gamma V_(l+1) - V_l), and nothing after the end counts."""
+    lengths, width, _ = shape
+    mask, (rewards, values) = batch_of(*shape, 2)
+    advantages, returns = estimate_advantages(rewards, values, mask, gamma, gae_lambda)
+    expected = np.zeros((len(lengths), width))
+    for row, length in enumerate(lengths):
+        r, v = rewards[row, :length].tolist(), [*values[row, :length].tolist(), 0.0]
+        for t in range(length):
+            for later in range(t, length):
+                delta = r[later] + gamma * v[later + 1] - v[later]
+                expected[row, t] += (gamma * gae_lambda) ** (later - t) * delta
+    close(advantages, torch.from_numpy(expected), 1e-9)
+    close(returns, torch.from_numpy(expected) + torch.where(mask, values, 0.0), 1e-9)
+
+
+@given(episodes())
+@settings(max_examples=50, deadline=None)
+def test_what_stands_in_the_padding_reaches_no_advantage(shape):
+    mask, (rewards, values) = batch_of(*shape, 2)
+    clean = estimate_advantages(rewards, values, mask, 0.9, 0.8)
+    dirty = estimate_advantages(
+        torch.where(mask, rewards, math.nan), torch.where(mask, values, math.inf), mask, 0.9, 0.8
+    )
+    for a, b in zip(clean, dirty, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_whitening_has_the_biased_variance():
+    advantages, _ = estimate_advantages(REWARDS, VALUES, ALL, 1.0, 0.95)
+    close(whiten(advantages, ALL), tensor([[-1.364081, 1.005243, 0.358838]]), 2e-6)
+
+
+# --- losses --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected", "clipped"),
+    [(1.5, 1.0, -1.2, 1), (1.5, -1.0, 1.5, 0), (0.5, 1.0, -0.5, 0), (0.5, -1.0, 0.8, 1)],
+)
+def test_the_four_cases_of_the_clipped_surrogate(ratio, advantage, expected, clipped):
+    logprobs = tensor([[math.log(ratio) - 2.0]], requires_grad=True)
+    result = policy_loss(logprobs, tensor([[-2.0]]), tensor([[advantage]]), ONE, 0.2, tensor(1.0))
+    close(result.loss, expected)
+    close(result.ratio, ratio)
+    close(result.approx_kl, (ratio - 1) - math.log(ratio))
+    assert int(result.clipped) == clipped
+    result.loss.backward()
+    # d(-A r)/d(log pi) = -A r where the surrogate is not clipped, and nothing where it is.
+    close(logprobs.grad, tensor([[0.0 if clipped else -advantage * ratio]]))
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_a_huge_ratio_is_finite_and_pulls_no_more(advantage):
+    logprobs = tensor([[0.0]], requires_grad=True)
+    result = policy_loss(logprobs, tensor([[-1000.0]]), tensor([[advantage]]), ONE, 0.2, tensor(1.0))
+    close(result.ratio, math.exp(20.0), 1e3)
+    result.loss.backward()
+    assert torch.isfinite(result.loss)
+    assert logprobs.grad.tolist() == [[0.0]]
+
+
+@pytest.mark.parametrize(("returned", "expected", "clipped"), [(1.0, 0.045, 1), (0.6, 0.08, 0)])
+def test_the_two_cases_of_the_value_loss(returned, expected, clipped):
+    result = value_loss(tensor([[1.0]]), tensor([[0.5]]), tensor([[returned]]), ONE, 0.2, tensor(1.0))
+    close(result.loss, expected)
+    assert int(result.clipped) == clipped
+
+
+def test_a_token_weighs_the_same_in_a_short_and_in_a_long_response():
+    """Not a mean of row means: nine tokens of -1 and one of +9 average 0."""
+    mask = tensor([[True] * 9, [True] + [False] * 8])
+    advantages = torch.where(tensor([[True], [False]]), tensor(1.0), tensor(-9.0)).expand(2, 9)
+    zeros = torch.zeros(2, 9)
+    close(policy_loss(zeros, zeros, advantages, mask, 0.2, mask.sum()).loss, 0.0)
+
+
+@given(episodes())
+@settings(max_examples=50, deadline=None)
+def test_padding_reaches_no_loss_statistic_or_gradient(shape):
+    mask, (new, old, target) = batch_of(*shape, 3)
+    count = mask.sum()
+
+    def run(garbage):
+        inputs = [torch.where(mask, x, garbage) for x in (new, old, target)]
+        out = []
+        for function in (policy_loss, value_loss):
+            leaf = inputs[0].clone().requires_grad_()
+            result = function(leaf, inputs[1], inputs[2], mask, 0.2, count)
+            result.loss.backward()
+            out += [*result, leaf.grad]
+        return out
+
+    for clean, dirty in zip(run(0.0), run(math.nan), strict=True):
+        torch.testing.assert_close(clean, dirty, rtol=0, atol=0)
+
+
+@given(episodes(), st.floats(0.05, 0.5))
+@settings(max_examples=50, deadline=None)
+def test_losses_are_sums_over_tokens_written_out(shape, clip_range):
+    lengths, _, _ = shape
+    mask, (new, old, target) = batch_of(*shape, 3)
+    policy = value = kl = ratio_sum = 0.0
+    for row, length in enumerate(lengths):
+        for t in range(length):
+            n, o, a = float(new[row, t]), float(old[row, t]), float(target[row, t])
+            ratio = math.exp(n - o)
+            policy -= min(ratio * a, min(max(ratio, 1 - clip_range), 1 + clip_range) * a)
+            near = min(max(n, o - clip_range), o + clip_range)
+            value += 0.5 * max((n - a) ** 2, (near - a) ** 2)
+            kl += ratio - 1 - (n - o)
+            ratio_sum += ratio
+    count = mask.sum()
+    result = policy_loss(new, old, target, mask, clip_range, count)
+    close(result.loss, policy / sum(lengths), 1e-9)
+    close(result.approx_kl, kl, 1e-9)
+    close(result.ratio, ratio_sum, 1e-9)
+    close(value_loss(new, old, target, mask, clip_range, count).loss, value / sum(lengths), 1e-9)

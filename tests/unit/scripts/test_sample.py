@@ -1,0 +1,61 @@
+"""scripts/sample.py: what it stores, and mistakes found before anything is sampled."""
+
+import json
+
+import pytest
+import tiny
+from sample import main
+
+from alignment.ratings import RatingsStore
+from alignment.registry import Registry
+
+
+@pytest.fixture
+def house(tmp_path, tokenizer, monkeypatch):
+    """A working folder with a registry that holds two policies, and three prompts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ALIGNMENT_REGISTRY", raising=False)
+    for seed, name in enumerate(("one", "two")):
+        folder = tiny.write(tmp_path / "model", tiny.make_policy(tokenizer, seed=seed), tokenizer)
+        Registry("registry").publish(name, folder, stage="sft", role="policy")
+    rows = [{"prompt": f"Question {number}?", "fact": number} for number in range(3)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def run(*arguments):
+    return main([*arguments, "--prompts", "prompts.jsonl", "--db", "r.db", "--max-new-tokens", "4"])
+
+
+def test_each_pair_holds_one_answer_of_each_model_and_the_prompts_columns(house, capsys):
+    assert run("one", "two", "--need", "2", "--json") == 0
+    counts = json.loads(capsys.readouterr().out)
+    with RatingsStore("r.db") as store:
+        items = store.items()
+    assert len(items) == counts["items"] == 3 - counts["same"]
+    assert counts["models"] == ["one@v1", "two@v1"]
+    assert all([answer.model for answer in item.completions] == ["one@v1", "two@v1"] for item in items)
+    assert all(item.prompt[0]["content"] == f"Question {item.metadata['fact']}?" for item in items)
+    assert {item.need for item in items} == {2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--k", "1"], "--k 1: expected 2 or more"),
+        (["--need", "0"], "--need 0: expected 1 or more"),
+        (["--limit", "-1"], "--limit -1: expected 1 or more"),
+        (["--batch-size", "0"], "--batch-size 0: expected 1 or more"),
+        (["--max-new-tokens", "0"], "--max-new-tokens 0: expected 1 or more"),
+        (["--temperature", "-1"], "--temperature -1.0: expected 0 or more"),
+        (["--temperature", "nan"], "--temperature nan: expected 0 or more"),
+        (["--seed", "-1"], "--seed -1: expected 0 or more"),
+        (["--db", "prompts.jsonl"], "prompts.jsonl: not a ratings file"),
+        (["--db", "no/where.db"], "no/where.db: cannot open the ratings file"),
+    ],
+)
+def test_a_mistake_is_one_line_before_any_sampling(house, capsys, arguments, part):
+    assert main(["one", "--prompts", "prompts.jsonl", "--db", "r.db", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {part}")
+    assert len(error.splitlines()) == 1  # no progress line: nothing was sampled
