@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
@@ -20,14 +23,48 @@ from alignment import callbacks, distributed, trainers
 from alignment.config import SCRATCH, trainer_arguments
 from alignment.data import Demonstration, Records, to_demonstration, train_and_eval
 from alignment.models import find_model, fit_embeddings, load_policy
+from alignment.registry import Registry
 from alignment.stage import write_bad_rows
 from alignment.tracking import Journal
 from sft.config import DEFAULTS, SFTStageConfig
 from sft.data import encode_demonstrations
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What a trainer is made of: the model to start from, and the rows as token ids and labels."""
+
+    seed: int
+    registry: Registry
+    start: trainers.Start
+    train_set: Records[Demonstration]
+    eval_set: Records[Demonstration]
+    train_rows: datasets.Dataset
+    eval_rows: datasets.Dataset
+    left_out: int
+    """Training rows whose response alone is longer than `data.max_length`."""
+
+
 def train(config: SFTStageConfig) -> dict[str, Any]:
     """Run the stage; returns the published reference and the final metrics."""
+    prepared = prepare(config)
+    trainer = build_trainer(config, prepared)
+    with trainers.open_journal(config, "sft") as journal:
+        _note_data(journal, config, prepared)
+        callbacks.attach(trainer, journal, f"sft {config.name}")
+        outcome = trainer.train()
+        trainers.backend_event(journal, trainer)
+        metrics = {"train_loss": outcome.training_loss, "steps": outcome.global_step}
+        if len(prepared.eval_rows):
+            loss = _last_eval_loss(trainer)
+            metrics |= {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 50.0))}
+        ref = _publish(config, prepared, trainer, metrics)
+        journal.event("published", model=ref, **metrics)
+    return {"model": ref, "metrics": metrics}
+
+
+def prepare(config: SFTStageConfig) -> Prepared:
+    """Read the data, find (or make) the model to start from, and encode the rows with its tokenizer."""
     seed = trainer_arguments(SFTConfig, DEFAULTS, config.training).get("seed", 42)
     distributed.start_processes()
     registry = trainers.open_registry(config)
@@ -36,46 +73,45 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
     start = trainers.start_model(config, registry, texts, seed)
     train_rows, left_out = encode_demonstrations(train_set.items, start.tokenizer, config.data.max_length)
     eval_rows, _ = encode_demonstrations(eval_set.items, start.tokenizer, config.data.max_length)
-    arguments = trainers.make_arguments(SFTConfig, config, DEFAULTS, max_length=None, no_eval=not len(eval_rows))
-    set_seed(seed)
-    policy = load_policy(start.source, config.model)
-    fit_embeddings(policy, start.tokenizer)
+    return Prepared(seed, registry, start, train_set, eval_set, train_rows, eval_rows, left_out)
+
+
+def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
+    """Load the model and wrap it in the trainer."""
+    has_eval = len(prepared.eval_rows) > 0
+    arguments = trainers.make_arguments(SFTConfig, config, DEFAULTS, max_length=None, no_eval=not has_eval)
+    set_seed(prepared.seed)
+    policy = load_policy(prepared.start.source, config.model)
+    fit_embeddings(policy, prepared.start.tokenizer)
     with trainers.refused_arguments():
-        trainer = SFTTrainer(
+        return SFTTrainer(
             model=policy,
             args=arguments,
-            train_dataset=train_rows,
-            eval_dataset=eval_rows if len(eval_rows) else None,
-            processing_class=start.tokenizer,
+            train_dataset=prepared.train_rows,
+            eval_dataset=prepared.eval_rows if has_eval else None,
+            processing_class=prepared.start.tokenizer,
         )
-    with trainers.open_journal(config, "sft") as journal:
-        _note_data(journal, config, train_set, eval_set, left_out)
-        callbacks.attach(trainer, journal, f"sft {config.name}")
-        outcome = trainer.train()
-        trainers.backend_event(journal, trainer)
-        metrics = {"train_loss": outcome.training_loss, "steps": outcome.global_step}
-        if len(eval_rows):
-            loss = _last_eval_loss(trainer)
-            metrics |= {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 50.0))}
-        with tempfile.TemporaryDirectory(dir=config.run_dir) as folder:
-            trainer.save_model(folder)  # every process takes part: ZeRO-3 gathers
-            ref = distributed.on_main_process(
-                lambda: (
-                    trainers.publish(
-                        config,
-                        registry,
-                        _only_model(Path(folder)),
-                        stage="sft",
-                        role="policy",
-                        parents=[start.source.parent("init")],
-                        data=[train_set.fingerprint],
-                        metrics=metrics,
-                        seed=seed,
-                    ).ref
-                )
+
+
+def _publish(config: SFTStageConfig, prepared: Prepared, trainer: SFTTrainer, metrics: Mapping[str, Any]) -> str:
+    """Save the trained model and publish it; returns its reference, on every process."""
+    with tempfile.TemporaryDirectory(dir=config.run_dir) as folder:
+        trainer.save_model(folder)  # every process takes part: ZeRO-3 gathers
+        return distributed.on_main_process(
+            lambda: (
+                trainers.publish(
+                    config,
+                    prepared.registry,
+                    _only_model(Path(folder)),
+                    stage="sft",
+                    role="policy",
+                    parents=[prepared.start.source.parent("init")],
+                    data=[prepared.train_set.fingerprint],
+                    metrics=metrics,
+                    seed=prepared.seed,
+                ).ref
             )
-        journal.event("published", model=ref, **metrics)
-    return {"model": ref, "metrics": metrics}
+        )
 
 
 def _last_eval_loss(trainer: SFTTrainer) -> float:
@@ -93,17 +129,16 @@ def _only_model(folder: Path) -> Path:
     return folder
 
 
-def _note_data(
-    journal: Journal,
-    config: SFTStageConfig,
-    train_set: Records[Demonstration],
-    eval_set: Records[Demonstration],
-    left_out: int,
-) -> None:
+def _note_data(journal: Journal, config: SFTStageConfig, prepared: Prepared) -> None:
+    train_set, eval_set = prepared.train_set, prepared.eval_set
     if distributed.is_main_process():
         write_bad_rows(config.run_dir, [*train_set.bad, *eval_set.bad])
     journal.event(
-        "data", train=train_set.fingerprint, eval=eval_set.fingerprint, bad=len(train_set.bad), too_long=left_out
+        "data",
+        train=train_set.fingerprint,
+        eval=eval_set.fingerprint,
+        bad=len(train_set.bad),
+        too_long=prepared.left_out,
     )
 
 
