@@ -14,6 +14,7 @@ from digits import CONTENTS, build_models, prompts_of
 from safetensors.torch import save_file
 
 from alignment import distributed
+from alignment.stage import leave
 from alignment.tensors import whiten
 from alignment.tracking import Journal
 from ppo.algorithm import estimate_advantages, shape_rewards
@@ -78,3 +79,4 @@ def main(out: Path, *overrides: str) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), *sys.argv[2:])
+    leave(0)
