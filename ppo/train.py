@@ -23,6 +23,7 @@ from alignment import distributed, trainers
 from alignment.config import ConfigError
 from alignment.data import Prompt, Records, to_prompt, train_and_eval
 from alignment.distributed import Accelerator, all_reduce_sum
+from alignment.generation import stream_seed
 from alignment.models import ModelError, num_parameters
 from alignment.stage import write_bad_rows
 from alignment.tensors import masked_moments, whiten
@@ -94,7 +95,7 @@ class _Loop:
         with progress(f"ppo {config.name}", training.max_steps, self.accelerator.is_main_process) as line:
             for step in range(training.max_steps):
                 started = time.monotonic()
-                rollout = self.collect([prompts[index] for index in next(batches)], training.seed + step)
+                rollout = self.collect([prompts[index] for index in next(batches)], training.seed, step)
                 sampled = time.monotonic()
                 rewards = shape_rewards(rollout.scores, rollout.kl, rollout.response_mask, config.ppo.kl_coef)
                 advantages, returns = estimate_advantages(
@@ -112,8 +113,8 @@ class _Loop:
                 if training.eval_steps and (step + 1) % training.eval_steps == 0 and step + 1 < training.max_steps:
                     self.evaluate(step + 1, held_out)
 
-    def collect(self, prompts: Sequence[Prompt], seed: int) -> Rollout:
-        """This process's share of a batch of prompts, sampled and scored."""
+    def collect(self, prompts: Sequence[Prompt], seed: int, step: int) -> Rollout:
+        """This process's share of a batch of prompts, sampled and scored; the same for the same seed and step."""
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         return collect_rollout(
             self.models,
@@ -122,7 +123,7 @@ class _Loop:
             prompts[rank::world_size],
             self.config.rollout,
             self.config.data.max_length,
-            seed * 65_537 + rank,
+            stream_seed("sampling", seed, step, rank),
         )
 
     def optimize(self, step: int, rollout: Rollout, advantages: Tensor, returns: Tensor) -> dict[str, float]:
@@ -132,7 +133,7 @@ class _Loop:
             ModelError: a loss or gradient is not finite (the same on every process).
         """
         config, device = self.config, self.accelerator.device
-        generator = torch.Generator().manual_seed(config.training.seed * 65_537 + step)
+        generator = torch.Generator().manual_seed(stream_seed("minibatches", config.training.seed, step))
         totals = torch.zeros(7, dtype=torch.float64, device=device)
         first: dict[str, float] = {}
         norms: list[float] = []
@@ -223,7 +224,7 @@ class _Loop:
         totals = torch.zeros(5, dtype=torch.float64, device=self.accelerator.device)
         for start in range(0, len(padded), size * world_size):
             chunk = padded[start : start + size * world_size]
-            rollout = self.collect(chunk, EVAL_SEED + start)
+            rollout = self.collect(chunk, EVAL_SEED, start)
             numbers = torch.arange(start, start + len(chunk))[self.accelerator.process_index :: world_size]
             counted = (numbers < len(prompts)).to(self.accelerator.device)
             figures = (rollout.scores, rollout.kl.sum(1), rollout.lengths, rollout.ended, counted)

@@ -56,7 +56,7 @@ def main(out: Path, *overrides: str) -> None:
     engine, optimizer, schedule = prepare(models, accelerator, config.training)
     loop = _Loop(config, sizes, models, engine, accelerator, optimizer, schedule, Journal(out, enabled=False))
     mine = whiten(advantages[own], rollout.response_mask[own], reduce=distributed.all_reduce_sum)
-    fresh = loop.collect(prompts_of(*CONTENTS), 3)
+    fresh = loop.collect(prompts_of(*CONTENTS), 3, 0)
     report = {
         **distributed.backend(accelerator, engine),
         "accumulation": sizes.accumulation,
