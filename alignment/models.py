@@ -267,8 +267,9 @@ class ScoreHead(nn.Linear):
     """Linear map to one number in float32, whatever the body runs in, minus a constant.
 
     bfloat16 has steps of 0.06 at a score of 9, which makes ties of answers that differ; so the product is never rounded
-    to it, and the weight only by DeepSpeed's bf16 engine, whose optimizer keeps the float32 one. The constant (`config.score_bias`) makes scores average 0 over the comparisons that
-    the model learned from; it stays outside the state dict because plain transformers has no bias here.
+    to it, and the weight only by DeepSpeed's bf16 engine, whose optimizer keeps the float32 one. The constant
+    (`config.score_bias`) makes scores average 0 over the comparisons that the model learned from; it stays outside the
+    state dict because plain transformers has no bias here.
     """
 
     def __init__(self, hidden_size: int, score_bias: float = 0.0) -> None:
