@@ -26,6 +26,7 @@ from alignment import callbacks, distributed, trainers
 from alignment.config import SCRATCH, ConfigError, trainer_arguments
 from alignment.data import Comparison, Records
 from alignment.models import fit_embeddings, load_scalar_model, set_score_bias
+from alignment.positions import check_length
 from alignment.registry import Registry
 from alignment.stage import write_bad_rows
 from alignment.tracking import Journal
@@ -99,6 +100,7 @@ def prepare(config: RewardStageConfig) -> Prepared:
     registry = trainers.open_registry(config)
     train_set, eval_set = read_comparisons(config.data, seed)
     start = trainers.start_model(config, registry, ())
+    check_length(start.source.path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
     train_pairs, left_out = encode_comparisons(train_set.items, start.tokenizer, config.data.max_length)
     eval_pairs, _ = encode_comparisons(eval_set.items, start.tokenizer, config.data.max_length)
     arguments = trainers.make_arguments(RewardConfig, config, DEFAULTS, max_length=None, no_eval=not eval_pairs)
@@ -115,7 +117,7 @@ def build_trainer(config: RewardStageConfig, prepared: Prepared) -> PairTrainer:
         return PairTrainer(
             model=model,
             args=prepared.arguments,
-            data_collator=PairCollator(tokenizer.pad_token_id),
+            data_collator=PairCollator(tokenizer.pad_token_id, prepared.arguments.pad_to_multiple_of or 1),
             train_dataset=as_dataset(prepared.train_pairs),
             eval_dataset=as_dataset(prepared.eval_pairs) if prepared.eval_pairs else None,
             processing_class=tokenizer,
@@ -136,7 +138,9 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
             trainer.save_model(folder)
 
             def judge_and_publish() -> tuple[str, dict[str, Any]]:
-                judged = _finish(Path(folder), config, journal, prepared, outcome.global_step)
+                pad, step = prepared.start.tokenizer.pad_token_id, outcome.global_step
+                pairs = prepared.train_pairs, prepared.eval_pairs
+                judged = _finish(Path(folder), config, journal, *pairs, pad, step)
                 version = trainers.publish(
                     config,
                     prepared.registry,
@@ -177,12 +181,19 @@ def _check(config: RewardStageConfig) -> None:
         )
 
 
-def _finish(folder: Path, config: RewardStageConfig, journal: Journal, prepared: Prepared, step: int) -> dict[str, Any]:
+def _finish(
+    folder: Path,
+    config: RewardStageConfig,
+    journal: Journal,
+    train_pairs: Sequence[EncodedComparison],
+    eval_pairs: Sequence[EncodedComparison],
+    pad_token_id: int,
+    step: int,
+) -> dict[str, Any]:
     """Load what was saved, shift its scores to average 0 over the training completions, save, and judge it."""
     (folder / "training_args.bin").unlink(missing_ok=True)
     scalar = load_scalar_model(str(folder)).to("cuda" if torch.cuda.is_available() else "cpu")
-    pad_token_id, eval_pairs = prepared.start.tokenizer.pad_token_id, prepared.eval_pairs
-    trained_on = score_pairs(scalar, prepared.train_pairs, pad_token_id)
+    trained_on = score_pairs(scalar, train_pairs, pad_token_id)
     # On top of the bias that these scores were shifted by already, where the run went on from a reward model.
     bias = scalar.model.score.score_bias + fmean(score for pair in trained_on for score in pair)
     set_score_bias(scalar.model, bias)

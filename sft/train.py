@@ -23,6 +23,7 @@ from alignment import callbacks, distributed, trainers
 from alignment.config import SCRATCH, trainer_arguments
 from alignment.data import Demonstration, Records, to_demonstration, train_and_eval
 from alignment.models import fit_embeddings, load_policy
+from alignment.positions import check_length
 from alignment.registry import Registry
 from alignment.stage import write_bad_rows
 from alignment.tracking import Journal
@@ -74,6 +75,7 @@ def prepare(config: SFTStageConfig) -> Prepared:
     train_set, eval_set = train_and_eval(config.data, to_demonstration, seed)
     texts = (message[part] for row in train_set.items for message in row.messages for part in ("role", "content"))
     start = trainers.start_model(config, registry, texts)
+    check_length(start.source.path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
     train_rows, left_out = encode_demonstrations(train_set.items, start.tokenizer, config.data.max_length)
     eval_rows, _ = encode_demonstrations(eval_set.items, start.tokenizer, config.data.max_length)
     no_eval = len(eval_rows) == 0

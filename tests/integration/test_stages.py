@@ -107,6 +107,7 @@ def paired(house, sft):
         {"name": "toy-sft-model"},
         path,
         center_rewards_coefficient=0.01,
+        pad_to_multiple_of=8,
         eval_strategy="steps",
         eval_steps=2,
         gradient_accumulation_steps=2,
@@ -245,6 +246,11 @@ def bad_tokenizer(folder, **changes):
     return str(tiny.write(folder / "model", tiny.make_policy(tiny.make_tokenizer()), tokenizer))
 
 
+def write_gpt2(folder):
+    tokenizer = tiny.make_tokenizer()
+    return str(tiny.write(folder / "model", tiny.make_gpt2(tokenizer), tokenizer))
+
+
 def write(path, text):
     path.write_text(text)
     return str(path)
@@ -282,6 +288,10 @@ BAD = {
     "a shape that makes no model": (
         lambda f: {"model.scratch.num_attention_heads": 7},
         ["model.scratch: hidden_size 128 is not divisible by 2 x num_attention_heads 7"],
+    ),
+    "longer than learned positions": (
+        lambda f: {"model.name": write_gpt2(f), "data.max_length": 257},
+        ["data.max_length=257 is more than the 256 positions", "set data.max_length=256 or lower"],
     ),
     "scratch beside a name": (
         lambda f: {"model.name": bad_tokenizer(f), "model.scratch.hidden_size": 16},
