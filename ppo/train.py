@@ -24,14 +24,15 @@ from alignment.config import ConfigError
 from alignment.data import Prompt, Records, to_prompt, train_and_eval
 from alignment.distributed import Accelerator, all_reduce_sum
 from alignment.generation import stream_seed
-from alignment.models import ModelError, num_parameters
+from alignment.models import ModelError, ModelSource, num_parameters
+from alignment.positions import check_length
 from alignment.stage import write_bad_rows
 from alignment.tensors import masked_moments, whiten
 from alignment.terminal import progress
 from alignment.tracking import Journal
 from ppo.algorithm import estimate_advantages, policy_loss, shape_rewards, value_loss
 from ppo.config import BatchPlan, PPOStageConfig, TrainingConfig, batch_plan
-from ppo.models import Models, PolicyAndValue, find_models, load_models
+from ppo.models import Models, PolicyAndValue, find_models, load_models, load_policy_tokenizer
 from ppo.rollout import Rollout, collect_rollout, prompt_batches, select
 
 EVAL_SEED = 1_000_000_007
@@ -52,6 +53,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
     registry = trainers.open_registry(config)
     prompts, held_out = train_and_eval(config.data, to_prompt, config.training.seed)
     sources = distributed.on_main_process(lambda: find_models(config.model, registry))
+    _check_lengths(config, sources)
     torch.manual_seed(config.training.seed)
     models = load_models(config.model, sources)
     engine, optimizer, schedule = prepare(models, accelerator, config.training)
@@ -342,6 +344,12 @@ def _check(config: PPOStageConfig) -> None:
         )
 
 
+def _check_lengths(config: PPOStageConfig, sources: Mapping[str, ModelSource]) -> None:
+    """`data.max_length` is that of prompt and response together, which every model reads."""
+    for path in dict.fromkeys(source.path for source in sources.values()):
+        check_length(path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
+
+
 def _check_backend(accelerator: Accelerator) -> None:
     if distributed.zero_stage(accelerator) >= 3:
         raise ConfigError(
@@ -356,6 +364,8 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
     sizes = batch_plan(config, world_size)
     prompts, held_out = train_and_eval(config.data, to_prompt, config.training.seed)
     sources = find_models(config.model, trainers.open_registry(config))
+    _check_lengths(config, sources)
+    load_policy_tokenizer(config.model, sources)
     counts = {role: num_parameters(source.path) for role, source in sources.items()}
     result: dict[str, Any] = {
         "train_prompts": len(prompts.items),

@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from alignment.generation import complete, generate, stream_seed
+from alignment.generation import GenerationError, complete, generate, stream_seed
 from alignment.templates import encode_prompt
 from alignment.tensors import pad_rows
 
@@ -113,3 +113,13 @@ def test_random_streams_of_unlike_seeds_never_meet():
     assert not seeds & {stream_seed("minibatches", *key) for key in keys}
     assert all(0 <= seed < 2**64 for seed in seeds)
     torch.Generator().manual_seed(max(seeds))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_one_line_and_no_traceback(tokenizer, temperature, value):
+    policy = tiny.make_policy(tokenizer)
+    with torch.no_grad():
+        policy.model.norm.weight[3] = value
+    with pytest.raises(GenerationError, match=r"not finite.*diverged; lower training.learning_rate"):
+        sample(policy, [[5, 9, 30]], tokenizer, temperature)
