@@ -346,7 +346,7 @@ def _check(config: PPOStageConfig) -> None:
 
 def _check_lengths(config: PPOStageConfig, sources: Mapping[str, ModelSource]) -> None:
     """`data.max_length` is that of prompt and response together, which every model reads."""
-    for path in dict.fromkeys(source.path for source in sources.values()):
+    for path in dict.fromkeys(source.config_path for source in sources.values()):
         check_length(path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
 
 
@@ -366,7 +366,7 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
     sources = find_models(config.model, trainers.open_registry(config))
     _check_lengths(config, sources)
     load_policy_tokenizer(config.model, sources)
-    counts = {role: num_parameters(source.path) for role, source in sources.items()}
+    counts = {role: num_parameters(source.config_path) for role, source in sources.items()}
     result: dict[str, Any] = {
         "train_prompts": len(prompts.items),
         "eval_prompts": len(held_out.items),
