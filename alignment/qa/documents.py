@@ -48,9 +48,14 @@ class Block:
     title: str = ""
 
     @property
+    def unmarked(self) -> str:
+        """The text; a list item's without its bullet or number."""
+        return _ITEM.sub("", self.text, count=1) if self.kind == "item" else self.text.lstrip()
+
+    @property
     def plain(self) -> str:
-        """The text without marks; a list item's without its bullet or number."""
-        return plain(_ITEM.sub("", self.text, count=1) if self.kind == "item" else self.text)
+        """What a person would say: `unmarked` without inline marks and line breaks."""
+        return plain(self.unmarked)
 
     @property
     def is_numbered(self) -> bool:
@@ -109,6 +114,8 @@ def read_documents(paths: Sequence[str | Path]) -> tuple[list[Document], list[tu
             for place, text in _texts(file, name):
                 if isinstance(text, DataError):
                     bad.append((place, str(text)))
+                elif not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+                    bad.append((place, "holds half of a surrogate pair, which is no character"))
                 elif text.strip():
                     documents.append(Document(place, text))
                 else:

@@ -9,18 +9,22 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-# Words that any English answer may use. Other languages have no such list: their little words count as content.
-FUNCTION_WORDS = frozenset(
-    "a about after all also an and any are as at be because been before being between both but by can could did do does "
-    "each either every for from had has have he her his how i if in into is it its may might more most must no nor not "
-    "of on one only or other our own shall she should so some such than that the their them then there these they this "
-    "those through to up was we were what when where which while who why will with would yes you your".split()
+_FUNCTION = (
+    "a about after all also an and any are as at be because been before being between both but by can could did do "
+    "does each either every for from had has have he her his how i if in into is it its may might more most must "
+    "no nor not of on one only or other our own shall she should so some such than that the their them then there these "
+    "they this those through to up was we were what when where which while who why will with would yes you your"
 )
-_TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10), strict=True))
-_SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+FUNCTION_WORDS = frozenset(_FUNCTION.split())
+"""Words that any English answer may use. Other languages have no such list: their little words count as content."""
+_UNITS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+)
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 NUMBER_WORDS = (
-    {word: str(value) for value, word in enumerate(f"{_SMALL} seventeen eighteen nineteen".split())}
-    | {word: str(value) for word, value in _TENS.items()}
+    {word: str(value) for value, word in enumerate(_UNITS.split())}
+    | {word: str(value) for value, word in zip(range(20, 100, 10), _TENS.split(), strict=True)}
     | {"hundred": "100", "thousand": "1000", "million": "1000000", "half": "0.5"}
 )
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
