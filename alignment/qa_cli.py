@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from alignment.qa.writing import Outcome, Recipe
 
 KEY_VARIABLE = "OPENAI_API_KEY"
+_OPTION = {"num_pairs": "pairs"}  # where the option's name is not the parameter's
+_BY_RULES = ("questions", "sentences")
+_BY_MODEL = (
+    *("judge_model", "min_rating", "min_support", "num_pairs", "prompt", "temperature", "seed", "max_new_tokens"),
+    *("max_bad", "price_in", "price_out", "url", "batch_size", "config"),
+)
+_BY_URL = ("key_env", "concurrency", "timeout")
+_LOCAL = ("config", "batch_size")
 EARLY = 10  # passages looked at before a model whose replies are of no use is given up
 
 
@@ -31,6 +39,7 @@ qa_command = typer.Typer()
 
 @qa_command.command("qa")
 def qa(
+    context: typer.Context,
     docs: Annotated[list[Path], typer.Argument(metavar="DOCS...", help="Folders or files: .md, .txt, .jsonl (text).")],
     out: Annotated[Path, typer.Option("--out", help="The pairs, a .jsonl file; OUT.work beside it keeps replies.")],
     model: Annotated[
@@ -39,10 +48,10 @@ def qa(
     ] = None,
     url: Annotated[str | None, typer.Option("--url", help="OpenAI-compatible server, up to /v1.")] = None,
     key_env: Annotated[
-        str | None, typer.Option("--key-env", help=f"Environment variable with the key [default: {KEY_VARIABLE}].")
+        str | None, typer.Option("--key-env", help=f"Environment variable with the key (default: {KEY_VARIABLE}).")
     ] = None,
     judge_model: Annotated[
-        str | None, typer.Option("--judge-model", help="Who judges, at the same place [default: --model].")
+        str | None, typer.Option("--judge-model", help="Who judges, at the same place (default: --model).")
     ] = None,
     min_rating: Annotated[
         float, typer.Option("--min-rating", min=0, max=10, help="Drop pairs the judge rates lower; 0: no judge.")
@@ -78,26 +87,15 @@ def qa(
     price_out: Annotated[float | None, typer.Option("--price-out", min=0, help="Per million tokens written.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The report as one JSON object on stdout.")] = False,
 ) -> None:
-    """Question-answer pairs from documents, by rules, or by a model that is checked. Killed? Give the same command again.
+    """Question-answer pairs from documents, by rules or by a model.  Example: alignment data qa docs/ --out pairs.jsonl
 
-    Examples: alignment data qa docs/ --out pairs.jsonl
-
-    OPENAI_API_KEY=... alignment data qa docs/ --out pairs.jsonl --model NAME --url https://HOST/v1
+    By a model: alignment data qa docs/ --out pairs.jsonl --model NAME --url https://HOST/v1  (or a local model, without
+    --url). A run that was cut short goes on where it stopped when the same command is given again.
     """
     from alignment.qa.questions import QUESTIONS, Questions
     from alignment.qa.writing import PROMPT, Recipe
 
-    by_model = {
-        "--url": url,
-        "--key-env": key_env,
-        "--judge-model": judge_model,
-        "--prompt": prompt,
-        "--config": config,
-    }
-    by_rules = {"--questions": questions, "--sentences": sentences}
-    misplaced = [name for name, value in (by_rules if model else by_model).items() if value is not None]
-    if misplaced:
-        raise UserError(f"{misplaced[0]} is for pairs {'without' if model else 'by'} a model; {_ONE_WAY}")
+    _check_options(context, model, url)
     _check_out(out, bool(model))
     chunks, report = _passages(docs, chunk_size)
     report.price_in, report.price_out = price_in, price_out
@@ -127,7 +125,19 @@ def qa(
     _finish(pairs, stopped, report, out, as_json)
 
 
-_ONE_WAY = "give --model for pairs by a model, leave it out for pairs by rules"
+def _check_options(context: typer.Context, model: str | None, url: str | None) -> None:
+    """Refuse an option that this way of making pairs would not read."""
+    given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+    groups = (
+        (_BY_MODEL, model is None, "is for pairs by a model: give --model too, or leave it out"),
+        (_BY_RULES, model is not None, "is for pairs without a model: leave it out, or --model"),
+        (_BY_URL, url is None, "is for a model at --url: give that too, or leave it out"),
+        (_LOCAL, url is not None, "is for a local model: leave it out, or --url"),
+    )
+    for names, is_needless, why in groups:
+        for name in given:
+            if is_needless and name in names:
+                raise UserError(f"--{_OPTION.get(name, name).replace('_', '-')} {why}")
 
 
 def _check_out(out: Path, has_work: bool) -> None:

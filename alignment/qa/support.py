@@ -10,10 +10,11 @@ import re
 from dataclasses import dataclass
 
 _FUNCTION = (
-    "a about after all also an and any are as at be because been before being between both but by can could did do "
-    "does each either every for from had has have he her his how i if in into is it its may might more most must "
-    "no nor not of on one only or other our own shall she should so some such than that the their them then there these "
-    "they this those through to up was we were what when where which while who why will with would yes you your"
+    "a about after all also an and any are as at be because been before being between both but by can could "
+    "did do does each either every for from had has have he her his how i if in into is it its may might more "
+    "most must no nor not of on one only or other our own shall she should so some such than that the their "
+    "them then there these they this those through to up was we were what when where which while who why will "
+    "with would yes you your"
 )
 FUNCTION_WORDS = frozenset(_FUNCTION.split())
 """Words that any English answer may use. Other languages have no such list: their little words count as content."""

@@ -53,6 +53,8 @@ class WorkFile(AbstractContextManager["WorkFile"]):
         self._file.truncate(whole)  # the rest is a line that a kill cut short; the next one must not be glued to it
 
     def __exit__(self, *exception: object) -> None:
+        if not self._replies:
+            self.path.unlink(missing_ok=True)
         self._file.close()
 
     def ask(
