@@ -172,7 +172,7 @@ def _passages(docs: Sequence[Path], chunk_size: int) -> tuple[list[Chunk], Repor
     told = [chunk for chunk in every if chunk.body]
     once = {chunk.sha256: chunk for chunk in reversed(told)}
     chunks = [chunk for chunk in told if once[chunk.sha256] is chunk]
-    oversized = sum(len(chunk.text) > chunk_size for chunk in chunks)
+    oversized = sum(len(chunk.body) > chunk_size for chunk in chunks)
     if not chunks:
         raise UserError(
             f"{', '.join(map(str, docs))}: the documents hold nothing but headings; there is nothing to ask"

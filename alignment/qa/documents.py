@@ -40,7 +40,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Block:
-    """Whole lines of a document. `level` and `title` are a heading's; an `aside` is front matter or a comment."""
+    """Whole lines of a document. `level` and `title` are a heading's; an `aside` is front matter, a comment or a rule."""
 
     kind: Kind
     text: str
@@ -79,7 +79,7 @@ class Chunk:
 
     @property
     def body(self) -> str:
-        """What there is to ask about: the passage without headings, front matter and comments."""
+        """What there is to ask about: the passage without headings and asides."""
         return "".join(block.text for block in self.blocks if block.kind not in ("heading", "aside")).strip()
 
     @property
@@ -190,8 +190,10 @@ def _block_at(lines: list[str], at: int) -> tuple[Block, int]:
     heading = _ATX.fullmatch(line)
     if heading:
         return Block("heading", lines[at], len(heading[1]), _atx_title(heading[2] or "")), at + 1
-    if not line.strip() or _RULE.fullmatch(line):
+    if not line.strip():
         return Block("blank", lines[at]), at + 1
+    if _RULE.fullmatch(line):
+        return Block("aside", lines[at]), at + 1
     fence = _FENCE.fullmatch(line)
     if fence:
         mark = fence[1] or fence[2]
@@ -229,7 +231,7 @@ def _interrupts(line: str) -> bool:
 def plain(markdown: str) -> str:
     """Text without inline marks and line breaks: what a person would say."""
     text = re.sub(r"(?m)^[ \t]*>[ \t]?", "", markdown)
-    parts = re.split(r"(`+)(.{1,500}?)\1", text, flags=re.DOTALL)  # text, backticks, code, text, ...
+    parts = re.split(r"(?<!`)(`{1,5})(?!`)(.{1,500}?)(?<!`)\1(?!`)", text, flags=re.DOTALL)  # text, backticks, code, text, ...
     parts[::3] = [_without_marks(part) for part in parts[::3]]
     return " ".join("".join(part for number, part in enumerate(parts) if number % 3 != 1).split())
 
@@ -237,9 +239,9 @@ def plain(markdown: str) -> str:
 def _without_marks(text: str) -> str:
     # What stands between two marks is bounded, or a text of opening marks alone would take quadratic time.
     text = re.sub(r"!?\[([^\[\]]*)\](?:\([^()\s]*(?:[ \t]+\"[^\"]*\")?\)|\[[^\[\]]*\])", r"\1", text)
-    text = re.sub(r"(\*\*|__)(?=\S)(.{1,500}?)(?<=\S)\1", r"\2", text, flags=re.DOTALL)
-    text = re.sub(r"(?<![\w*])\*(?=[^\s*])([^*]{1,500}?)(?<=\S)\*(?![\w*])", r"\1", text)
-    text = re.sub(r"(?<!\w)_(?=[^\s_])([^_]{1,500}?)(?<=\S)_(?!\w)", r"\1", text)
+    text = re.sub(r"(?<!\\)(\*\*|__)(?=\S)(.{1,500}?)(?<=\S)\1", r"\2", text, flags=re.DOTALL)
+    text = re.sub(r"(?<![\w*\\])\*(?=[^\s*])([^*]{1,500}?)(?<=\S)\*(?![\w*])", r"\1", text)
+    text = re.sub(r"(?<![\w\\])_(?=[^\s_])([^_]{1,500}?)(?<=\S)_(?!\w)", r"\1", text)
     return re.sub(r"\\([\\`*_{}\[\]()#+.!>-])", r"\1", text)
 
 
@@ -247,10 +249,10 @@ def _without_marks(text: str) -> str:
 
 
 def cut(document: Document, chunk_size: int = CHUNK_SIZE) -> list[Chunk]:
-    """A document's passages in order: one a section, more where it has over `chunk_size` characters.
+    """A document's passages in order: one a section, more where its body has over `chunk_size` characters.
 
     Long sections are parted between blocks; a block that alone is too long, at a line, a sentence or a space. Fenced
-    code is never parted, so a passage with a long one may be larger.
+    code is never parted, so a long one is a passage of its own, and larger.
     """
     blocks = parse_blocks(document.text)
     title = next((block.title for block in blocks if block.level == 1 and block.title), Path(document.file).stem)
@@ -274,16 +276,14 @@ def _parts(section: list[Block], size: int) -> Iterator[list[Block]]:
     part: list[Block] = []
     length = 0
     for block in itertools.chain.from_iterable(_pieces(block, size) for block in section):
-        if length + len(block.text) > size and block.kind != "blank" and any(_is_body(other) for other in part):
+        is_body = block.kind not in ("heading", "aside")
+        if length and is_body and block.kind != "blank" and length + len(block.text) > size:
             yield part
             part, length = [], 0
         part.append(block)
-        length += len(block.text)
+        if is_body and (length or block.kind != "blank"):
+            length += len(block.text)
     yield part
-
-
-def _is_body(block: Block) -> bool:
-    return block.kind not in ("heading", "blank", "aside")
 
 
 def _pieces(block: Block, size: int) -> Iterator[Block]:
