@@ -40,7 +40,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Block:
-    """Whole lines of a document. `level` and `title` are a heading's; an `aside` is front matter, a comment or a rule."""
+    """Whole lines of a document. `level` and `title` are a heading's; an `aside` is front matter, a comment, a rule."""
 
     kind: Kind
     text: str
@@ -231,7 +231,9 @@ def _interrupts(line: str) -> bool:
 def plain(markdown: str) -> str:
     """Text without inline marks and line breaks: what a person would say."""
     text = re.sub(r"(?m)^[ \t]*>[ \t]?", "", markdown)
-    parts = re.split(r"(?<!`)(`{1,5})(?!`)(.{1,500}?)(?<!`)\1(?!`)", text, flags=re.DOTALL)  # text, backticks, code, text, ...
+    parts = re.split(
+        r"(?<!`)(`{1,5})(?!`)(.{1,500}?)(?<!`)\1(?!`)", text, flags=re.DOTALL
+    )  # text, backticks, code, text, ...
     parts[::3] = [_without_marks(part) for part in parts[::3]]
     return " ".join("".join(part for number, part in enumerate(parts) if number % 3 != 1).split())
 

@@ -47,7 +47,8 @@ class WorkFile(AbstractContextManager["WorkFile"]):
             whole += len(line)
             try:
                 row = json.loads(line)
-                self._replies[row.pop("key")] = Reply(**row)
+                key = row.pop("key")
+                self._replies[key] = Reply(**row)
             except (ValueError, TypeError, KeyError, AttributeError):
                 continue  # a damaged line costs one more question, no more
         self._file.truncate(whole)  # the rest is a line that a kill cut short; the next one must not be glued to it

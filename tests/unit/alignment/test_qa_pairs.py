@@ -57,7 +57,10 @@ def test_headings_definitions_and_lists_become_questions() -> None:
         ),
         ('What are the steps of "Joining"?', "1. Ask for a form.\n2. Fill it in."),
         ("Can I pay by card?", "Yes, at the front desk."),
-        ('What does "The desk" say about "Words"?', "- Fee: what is paid. Always.\n- loan - a thing lent\n- This is a test."),
+        (
+            'What does "The desk" say about "Words"?',
+            "- Fee: what is paid. Always.\n- loan - a thing lent\n- This is a test.",
+        ),
         ("What is meant by Fee?", "Fee: what is paid."),
         ("What is meant by loan?", "loan: a thing lent"),
         ('What does "The desk" say about "Rooms"?', "There are rooms."),
@@ -110,7 +113,7 @@ def test_sentences_end_where_the_next_begins() -> None:
     ]
 
 
-# --- support -----------------------------------------------------------------------------------------------------------
+# --- support ------------------------------------------------------------------------------------------------------
 
 PASSAGE = "The library opens at nine on weekdays. Late books cost 20 cents, damaged ones 1,500.50 dollars."
 
@@ -129,7 +132,9 @@ PASSAGE = "The library opens at nine on weekdays. Late books cost 20 cents, dama
         ("007 dollars", 0.5, ("7",)),
     ],
 )
-def test_support_is_the_share_of_content_words_and_numbers_found(answer: str, share: float, missing: tuple[str]) -> None:
+def test_support_is_the_share_of_content_words_and_numbers_found(
+    answer: str, share: float, missing: tuple[str]
+) -> None:
     support = measure_support(answer, PASSAGE)
     assert support.share == pytest.approx(share) and support.missing_numbers == missing
 
@@ -155,10 +160,12 @@ def test_an_unsupported_answer_is_dropped_with_the_reason() -> None:
     assert wrong and "number" in wrong.reason and wrong.example == "[21] How much? -> Late books cost 21 cents."
     made_up = check_support(pair("Who?", "A robot brings coffee to the library."), 0.7)
     assert made_up and "words" in made_up.reason and made_up.place == "a.md"
-    assert check_support(pair("Which desk?", "The front desk.", "# Front desk\n\nPay here."), 0.7) is None  # by its heading
+    assert (
+        check_support(pair("Which desk?", "The front desk.", "# Front desk\n\nPay here."), 0.7) is None
+    )  # by its heading
 
 
-# --- duplicates and rows -----------------------------------------------------------------------------------------------
+# --- duplicates and rows ------------------------------------------------------------------------------------------
 
 
 def test_the_first_of_duplicates_is_kept() -> None:
