@@ -1,4 +1,4 @@
-"""`alignment data qa` as a user runs it: against a real server that fails, killed and continued, and split afterwards."""
+"""`alignment data qa` as a user runs it: against a real server that fails, killed and continued, then split."""
 
 import json
 import os

@@ -67,7 +67,7 @@ FENCED = st.lists(st.sampled_from(["# x", "", "y = 1", "- z", "---"]), max_size=
 @given(st.lists(st.tuples(st.booleans(), WORDS, FENCED), max_size=8), st.integers(10, 200))
 def test_fenced_code_is_never_parted_nor_read_as_headings(parts: list[tuple[bool, str, str]], size: int) -> None:
     pieces = [piece for number, (_, words, code) in enumerate(parts) for piece in (f"# H{number}", words, code)]
-    chunks = cut(Document("a.md", "\n\n".join(pieces)), size)
+    chunks = cut(Document("a.md", "\n".join(pieces)), size)
     assert [b.title for chunk in chunks for b in chunk.blocks if b.level] == [f"H{n}" for n in range(len(parts))]
     found = [block.text.rstrip("\n") for chunk in chunks for block in chunk.blocks if block.kind == "code"]
     assert found == [code for _, _, code in parts]
@@ -89,6 +89,11 @@ def test_a_document_is_cut_at_its_headings_and_keeps_their_path() -> None:
         ("item", "Download it and wait."),
         ("item", "Run it."),
     ]
+
+
+def test_long_code_stays_with_its_heading_and_by_itself() -> None:
+    chunks = cut(Document("a.md", "# A\n\n```\nlong code\n```\n\nText."), 9)
+    assert [chunk.text for chunk in chunks] == ["# A\n\n```\nlong code\n```\n\n", "Text."]
 
 
 def test_a_long_section_is_parted_between_paragraphs_and_a_long_paragraph_between_sentences() -> None:
