@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from alignment import shapes
 from alignment.config import DataConfig, DataPart, Format
@@ -30,6 +30,7 @@ class Prompt:
 
     messages: tuple[Message, ...]
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    place: str = field(default="", compare=False)
 
     @property
     def group(self) -> str:
@@ -38,10 +39,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A conversation that ends with the assistant's turn, and the tools that were on offer (OpenAI's form)."""
+    """A conversation that ends with the assistant's turn, and the tools that were on offer (OpenAI's form).
+
+    `place` is the `file:line` it was read from.
+    """
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
+    place: str = field(default="", compare=False)
 
     @property
     def group(self) -> str:
@@ -53,6 +58,7 @@ class Document:
     """A text by itself, to learn all of."""
 
     text: str
+    place: str = field(default="", compare=False)
 
     @property
     def group(self) -> str:
@@ -69,6 +75,7 @@ class Comparison:
     first_votes: int = 1
     second_votes: int = 0
     tie_votes: int = 0
+    place: str = field(default="", compare=False)
 
     @property
     def group(self) -> str:
@@ -224,18 +231,10 @@ Convert = Callable[[Mapping[str, Any], Format], Sequence[R]]
 Use = Literal["train", "eval"]
 
 
-class Example(NamedTuple, Generic[R]):
-    """A record, where it was read, and what it is for."""
-
-    where: str
-    use: Use
-    record: R
-
-
 class Reading(Generic[R]):
     """One pass over the sources that a `data` section names, row by row; what it met is known when it is through.
 
-    Iterating yields an Example for each use of a record: held-out ones once, training ones as often as the weight of
+    Iterating yields ("train" or "eval", record): held-out records once, those to train on as often as the weight of
     their part says. Where `data.eval` is named, rows of `data.train` with one of its prompts are left out.
 
     Args:
@@ -255,13 +254,13 @@ class Reading(Generic[R]):
         self.leaked = 0
         self.fingerprints: dict[Use, list[dict[str, Any]]] = {"train": [], "eval": []}
 
-    def __iter__(self) -> Iterator[Example[R]]:
+    def __iter__(self) -> Iterator[tuple[Use, R]]:
         config = self.config
         held_out: set[bytes] = set()
         if config.eval_part is not None:
-            for example in self._read(config.eval_part, "eval"):
-                held_out.add(_digest(example.record.group))
-                yield example
+            for use, record in self._read(config.eval_part, "eval"):
+                held_out.add(_digest(record.group))
+                yield use, record
         for part in config.parts:
             yield from self._read(part, "train", held_out)
         if not sum(mark["rows"] for mark in self.fingerprints["train"]):
@@ -281,22 +280,24 @@ class Reading(Generic[R]):
             )
         return notes
 
-    def _read(self, part: DataPart, use: Use, held_out: Iterable[bytes] = ()) -> Iterator[Example[R]]:
+    def _read(self, part: DataPart, use: Use, held_out: Collection[bytes] = ()) -> Iterator[tuple[Use, R]]:
         config = self.config
         source = self._open(part, config)
-        num_read, bad = 0, []
+        num_read = 0
+        bad: list[tuple[str, str]] = []
         counts: Counter[Use] = Counter()
-        for where, record in self._records(source, part, bad):
+        for record in self._records(source, part, bad):
             num_read += 1
             if use == "eval" or (config.eval is None and is_held_out(record, config.eval_share, config.split_seed)):
                 counts["eval"] += 1
-                yield Example(where, "eval", record)
+                yield "eval", record
             elif _digest(record.group) in held_out:
                 self.leaked += 1
             else:
                 times = _times(part.weight, f"{config.split_seed}\0{num_read}")
                 counts["train"] += times
-                yield from [Example(where, "train", record)] * times
+                for _ in range(times):
+                    yield "train", record
             if num_read == part.cap:
                 break
         self.bad += bad
@@ -308,13 +309,13 @@ class Reading(Generic[R]):
             mark = source.fingerprint(counts[side]) | _mixing(part) | split | {"use": side}
             self.fingerprints[side].append(mark)
 
-    def _records(self, source: Source, part: DataPart, bad: list[tuple[str, str]]) -> Iterator[tuple[str, R]]:
+    def _records(self, source: Source, part: DataPart, bad: list[tuple[str, str]]) -> Iterator[R]:
         for where, row in source.rows:
             try:
                 if isinstance(row, BadRow):
                     raise row
                 for record in self._convert(row, part.format or "auto") if isinstance(row, Mapping) else [row]:
-                    yield where, record
+                    yield replace(record, place=where)
             except PassedOver as reason:
                 self.passed_over[str(reason)] += 1
             except BadRow as reason:
@@ -337,7 +338,7 @@ def _times(weight: float, key: str) -> int:
 def _mixing(part: DataPart) -> dict[str, Any]:
     """What of a part's settings decides which rows are used, for its fingerprint."""
     settings = {"weight": part.weight, "cap": part.cap, "format": part.format, "columns": part.columns}
-    defaults = {"weight": 1.0, "cap": None, "format": "auto", "columns": {}}
+    defaults: dict[str, Any] = {"weight": 1.0, "cap": None, "format": "auto", "columns": {}}
     return {key: value for key, value in settings.items() if value != defaults[key]}
 
 
@@ -394,8 +395,8 @@ def train_and_eval(
     """
     reading = Reading(config, convert, open)
     items: dict[Use, list[R]] = {"train": [], "eval": []}
-    for example in reading:
-        items[example.use].append(example.record)
+    for use, record in reading:
+        items[use].append(record)
     marks = reading.fingerprints
     train = Records(items["train"], reading.bad, marks["train"], reading.notes())
     return train, Records(items["eval"], [], marks["eval"])

@@ -63,7 +63,8 @@ def shape_of(row: Mapping[str, Any], format: Format, allowed: Sequence[Format]) 
     def fits(shape: Format) -> bool:
         return shape in SHAPES and all(any(key in row for key in keys.split("|")) for keys in SHAPES[shape])
 
-    shape = format if format in SHAPES else next((shape for shape in SHAPES if fits(shape)), "auto")
+    told: Iterator[Format] = (shape for shape in SHAPES if fits(shape))
+    shape: Format = format if format in SHAPES else next(told, "auto")
     if shape in allowed and fits(shape):
         return shape
     named = f", a {shape} row, which this stage does not learn from" if fits(shape) else ""
@@ -138,7 +139,7 @@ def _message(item: Mapping[str, Any], name: str) -> Message:
         message["weight"] = int(weight)
     for key in ("name", "tool_call_id"):
         if isinstance(item.get(key), str):
-            message[key] = item[key]  # type: ignore[literal-required]
+            message[key] = item[key]
     return message
 
 

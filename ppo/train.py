@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from alignment import distributed, trainers
 from alignment.config import ConfigError
-from alignment.data import Prompt, Records, to_prompts, train_and_eval
+from alignment.data import Prompt, to_prompts, train_and_eval
 from alignment.distributed import Accelerator, all_reduce_sum
 from alignment.generation import stream_seed
 from alignment.models import ModelError, ModelSource, num_parameters
@@ -60,9 +60,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
     with trainers.open_journal(config, "ppo") as journal:
         if accelerator.is_main_process:
             write_bad_rows(config.run_dir, prompts.bad, prompts.notes)
-        journal.event(
-            "data", prompts=prompts.fingerprints, held_out=held_out.fingerprints, notes=prompts.notes
-        )
+        journal.event("data", prompts=prompts.fingerprints, held_out=held_out.fingerprints, notes=prompts.notes)
         journal.event("backend", **distributed.backend(accelerator, engine))
         journal.event("models", **{role: source.label for role, source in sources.items()})
         loop = _Loop(config, sizes, models, engine, accelerator, optimizer, schedule, journal)
@@ -70,7 +68,9 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
         loop.run(prompts.items, held_out.items)
         last = loop.evaluate(config.training.max_steps, held_out.items)
         metrics = last | {f"start_{name}": value for name, value in first.items()}
-        ref = _publish(config, registry, models, engine, accelerator, prompts, metrics)
+        ref = _publish(
+            config, registry, models, engine, accelerator, [*prompts.fingerprints, *held_out.fingerprints], metrics
+        )
         journal.event("published", model=ref, **metrics)
     return {"model": ref, "metrics": metrics}
 
@@ -311,7 +311,7 @@ def _publish(
     models: Models,
     engine: nn.Module,
     accelerator: Accelerator,
-    prompts: Records[Prompt],
+    data: Sequence[Mapping[str, Any]],
     metrics: Mapping[str, Any],
 ) -> str:
     """Save and publish the policy; every process takes part in gathering the weights."""
@@ -330,7 +330,7 @@ def _publish(
                 stage="ppo",
                 role="policy",
                 parents=models.parents(),
-                data=[prompts.fingerprint],
+                data=data,
                 metrics=metrics,
                 seed=config.training.seed,
             ).ref

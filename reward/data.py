@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from alignment.config import DataConfig, DataPart
 from alignment.data import Comparison, Records, to_comparisons, train_and_eval
-from alignment.readers import BadRow, DataError
+from alignment.importers import PassedOver
 from alignment.ratings import RatingsStore, is_ratings_file
+from alignment.readers import DataError
 from alignment.sources import Rows, Source, open_source
 from alignment.templates import Message, encode_conversation
 from alignment.tensors import pad_rows
@@ -26,7 +27,7 @@ def open_ratings(part: DataPart, config: DataConfig) -> Source:
     if not is_ratings_file(part.path):
         return open_source(part, config)
     with RatingsStore(part.path) as store:
-        if not any(rating.choice != "skip" for rating in store.ratings()):
+        if not store.ratings():
             raise DataError(
                 f"{part.path}: no rated pairs yet; rate some with scripts/rate.py --db {part.path} --labeler NAME"
             )
@@ -37,7 +38,7 @@ def open_ratings(part: DataPart, config: DataConfig) -> Source:
 def rated_pairs(path: str) -> Rows:
     """One comparison per rated item, with the votes of all labelers; skips do not count.
 
-    Items whose texts are equal have nothing to compare and come as bad rows.
+    Items whose texts are equal have nothing to compare and are passed over.
     """
     with RatingsStore(path) as store:
         votes: dict[int, Counter[str]] = {}
@@ -50,7 +51,7 @@ def rated_pairs(path: str) -> Rows:
         where = f"{path}:item {item.id}"
         first, second = (completion.text for completion in item.completions)
         if first == second:
-            yield where, BadRow("both completions are the same")
+            yield where, PassedOver("both completions of a rated pair are the same")
             continue
         count = votes[item.id]
         prompt = tuple(Message(role=turn["role"], content=turn["content"]) for turn in item.prompt)
