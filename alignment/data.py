@@ -305,9 +305,9 @@ class Reading(Generic[R]):
         is_split = config.eval is None and config.eval_share > 0
         uses: tuple[Use, ...] = ("train", "eval") if is_split else (use,)
         split = {"split": self._split()} if is_split else {}
+        mark = source.fingerprint() | _mixing(part) | split
         for side in uses:
-            mark = source.fingerprint(counts[side]) | _mixing(part) | split | {"use": side}
-            self.fingerprints[side].append(mark)
+            self.fingerprints[side].append(mark | {"rows": counts[side], "use": side})
 
     def _records(self, source: Source, part: DataPart, bad: list[tuple[str, str]]) -> Iterator[R]:
         for where, row in source.rows:

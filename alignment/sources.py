@@ -27,10 +27,10 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?(@[\w.-]+)?")
 
 
 class Source(NamedTuple):
-    """The rows of a source with their places, and what makes its fingerprint from the number of rows used."""
+    """The rows of a source with their places, and what says that it is the same one: name, sha256 and the like."""
 
     rows: Rows
-    fingerprint: Callable[[int], dict[str, Any]]
+    fingerprint: Callable[[], dict[str, Any]]
 
 
 def open_source(part: DataPart, config: DataConfig) -> Source:
@@ -54,7 +54,7 @@ def open_source(part: DataPart, config: DataConfig) -> Source:
     if not path.exists() and not path.suffix.startswith((*SUFFIXES, ".gz")) and _HUB_NAME.fullmatch(part.path):
         return _from_datasets(_load_hub(part.path), part)
     rows = _renamed_rows(read_rows(path), part.columns or {})
-    return Source(_tickets(rows, part, config), lambda used: file_fingerprint(path, used))
+    return Source(_tickets(rows, part, config), lambda: file_fingerprint(path, 0))
 
 
 def _has_data_files(folder: Path) -> bool:
@@ -97,14 +97,14 @@ def renamed(row: Any, columns: Mapping[str, str]) -> Mapping[str, Any]:
     return {key: row[key] for key in row if key not in taken} | {ours: row[theirs] for ours, theirs in columns.items()}
 
 
-def _hashed(name: str, files: Sequence[Path]) -> Callable[[int], dict[str, Any]]:
-    def fingerprint(used: int) -> dict[str, Any]:
+def _hashed(name: str, files: Sequence[Path]) -> Callable[[], dict[str, Any]]:
+    def fingerprint() -> dict[str, Any]:
         digest = hashlib.sha256()
         for file in files:
             with file.open("rb") as stream:
                 while block := stream.read(1 << 20):
                     digest.update(block)
-        return {"name": name, "rows": used, "sha256": digest.hexdigest()}
+        return {"name": name, "sha256": digest.hexdigest()}
 
     return fingerprint
 

@@ -32,7 +32,7 @@ def open_ratings(part: DataPart, config: DataConfig) -> Source:
                 f"{part.path}: no rated pairs yet; rate some with scripts/rate.py --db {part.path} --labeler NAME"
             )
         mark = {"name": store.path.name, **store.fingerprint()}
-    return Source(rated_pairs(part.path), lambda used: mark | {"rows": used})
+    return Source(rated_pairs(part.path), lambda: mark)
 
 
 def rated_pairs(path: str) -> Rows:

@@ -96,8 +96,10 @@ def encode_data(
     train, held_out = (
         datasets.Dataset.from_file(f"{folder.name}/{use}.arrow") if written[use] else empty for use in uses
     )
-    bad = [*reading.bad, *unrenderable]
-    return EncodedData(train, held_out, bad, left_out, reading.notes(), reading.fingerprints, folder)
+    bad, notes = [*reading.bad, *unrenderable], reading.notes()
+    if left_out:
+        notes.append(f"{left_out} rows left out: their answer alone is longer than data.max_length={config.max_length}")
+    return EncodedData(train, held_out, bad, left_out, notes, reading.fingerprints, folder)
 
 
 def encode_example(

@@ -78,6 +78,7 @@ def test_what_is_held_out_is_not_trained_on(tokenizer, tmp_path):
 def test_responses_that_do_not_fit_are_left_out_and_counted(tokenizer, tmp_path):
     data = encode(tmp_path, tokenizer, pairs(*ANSWERS, "word " * 60), max_length=60)
     assert (len(data.train), data.left_out) == (2, 1)
+    assert data.notes == ["1 rows left out: their answer alone is longer than data.max_length=60"]
     assert max(map(len, data.train["input_ids"])) <= 60
     with pytest.raises(DataError, match=r"none of the 1 responses fits into data\.max_length=60 tokens; raise it"):
         encode(tmp_path, tokenizer, pairs("word " * 60), max_length=60)
