@@ -8,8 +8,6 @@ a control token: `<|im_end|>` in a message is tokenized as the eight letters and
 
 from __future__ import annotations
 
-import functools
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,19 +17,23 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 import jinja2
 
 from alignment.chat_templates import TEMPLATES
-from alignment.errors import UserError
+from alignment.tokenization import (
+    Span,
+    TemplateError,
+    Unrenderable,
+    adds_bos,
+    disarm,
+    encode_pieces,
+    piece_lengths,
+    readable,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What stands for a control token in people's words until they are tokenized: two halves of surrogate pairs that make
-# no character, so no text holds them.
-_STAND_IN = re.compile("[\ud800-\udbff][\udc00-\udfff]")
-_HALVES = re.compile("[\ud800-\udfff]")
 _MARKS = re.compile(r"\{%-?\s*generation\b")
 
 Tools = Sequence[Mapping[str, Any]]
-Span = tuple[int, int]
 
 
 class Message(TypedDict):
@@ -47,14 +49,6 @@ class Message(TypedDict):
 
 
 _GREETING = (Message(role="user", content="Hi."), Message(role="assistant", content="Hello."))
-
-
-class TemplateError(UserError):
-    """A chat template or tokenizer that cannot render what is asked."""
-
-
-class Unrenderable(TemplateError):
-    """A conversation that this template cannot render; it may render others."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +79,7 @@ def set_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> None:
             raise TemplateError(f"the tokenizer has no chat template; set model.template to one of: {known}")
         return
     if name in TEMPLATES:
-        tokenizer.chat_template = ("{{ bos_token }}" if _adds_bos(tokenizer) else "") + TEMPLATES[name]
+        tokenizer.chat_template = ("{{ bos_token }}" if adds_bos(tokenizer) else "") + TEMPLATES[name]
         return
     if not name.endswith(".jinja"):
         known = ", ".join(TEMPLATES)
@@ -104,7 +98,7 @@ def encode_prompt(
 
     With `max_length` the oldest tokens are cut, a leading BOS excepted.
     """
-    messages, _ = _disarmed(tokenizer, messages, None)
+    messages = disarm(tokenizer, list(messages))
     text, marked = _render(tokenizer, messages, add_generation_prompt=True)
     spans: Sequence[Span] = ()
     if any(message["role"] == "assistant" for message in messages):
@@ -112,7 +106,7 @@ def encode_prompt(
             spans = marked or _turns(tokenizer, messages, None, text)
         except Unrenderable:
             spans = ()  # no borders to keep to: such a conversation cannot be trained on either
-    ids = [token for piece in _pieces(tokenizer, text, spans) for token in piece]
+    ids = [token for piece in encode_pieces(tokenizer, text, spans) for token in piece]
     return _cut_left(tokenizer, ids, max_length) if max_length else ids
 
 
@@ -135,7 +129,7 @@ def encode_conversation(
     """
     assert messages[-1]["role"] == "assistant", messages
     weights = [message.get("weight", 1) for message in messages if message["role"] == "assistant"]
-    messages, tools = _disarmed(tokenizer, messages, tools)
+    messages, tools = disarm(tokenizer, list(messages)), disarm(tokenizer, list(tools or ()))
     text, marked = _render(tokenizer, messages, tools)
     if len(marked) < len(weights) or (len(marked) > len(weights) and 0 in weights):
         marked = []  # no marks, or not one for each turn
@@ -143,11 +137,11 @@ def encode_conversation(
     trained = [span for span, weight in zip(spans, weights, strict=True) if weight] if 0 in weights else spans
     assert trained, messages
     if not text[: trained[-1][1]].endswith(tokenizer.eos_token):
-        raise _no_eos(tokenizer, _readable(tokenizer, text[slice(*trained[-1])]))
+        raise _no_eos(tokenizer, readable(tokenizer, text[slice(*trained[-1])]))
     ids: list[int] = []
     mask: list[bool] = []
     position = 0
-    for length, piece in zip(_lengths(text, spans), _pieces(tokenizer, text, spans), strict=True):
+    for length, piece in zip(piece_lengths(text, spans), encode_pieces(tokenizer, text, spans), strict=True):
         ids += piece
         mask += [(position, position + length) in trained] * len(piece)
         position += length
@@ -177,9 +171,9 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
             f"the text begins or ends with {found!r}, which is the tokenizer's to add: a template has rendered it "
             "already; give the conversation as `messages`, or take the control tokens out"
         )
-    disarmed = _disarm(tokenizer, text)
-    ids = [token for piece in _pieces(tokenizer, disarmed, ()) for token in piece]
-    start = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
+    disarmed = disarm(tokenizer, text)
+    ids = [token for piece in encode_pieces(tokenizer, disarmed, ()) for token in piece]
+    start = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
     return [*start, *ids, tokenizer.eos_token_id]
 
 
@@ -222,7 +216,7 @@ def _render(
         rendered, spans = render_jinja_template(
             [list(messages)],
             tools=list(tools) if tools else None,
-            chat_template=tokenizer.get_chat_template(None, tools),
+            chat_template=tokenizer.get_chat_template(None, list(tools) if tools else None),
             return_assistant_tokens_mask=True,
             add_generation_prompt=add_generation_prompt,
             **tokenizer.special_tokens_map,
@@ -274,160 +268,16 @@ def _turns(
             )
         turn, eos, _ = text[len(before) : len(through)].partition(tokenizer.eos_token)
         if not eos:
-            raise _no_eos(tokenizer, _readable(tokenizer, turn.rstrip()))
+            raise _no_eos(tokenizer, readable(tokenizer, turn.rstrip()))
         content = message["content"].strip()
         start = 0 if message.get("tool_calls") else len(turn.rstrip()) - len(content)
         written = turn.strip() if message.get("tool_calls") else turn.rstrip()[max(start, 0) :]
         if start < 0 or not written.startswith(content):
             raise Unrenderable(
                 f"the chat template renders the assistant's turn {number + 1} as "
-                f"{_readable(tokenizer, turn)[:60]!r}, which is not its text; set model.template"
+                f"{readable(tokenizer, turn)[:60]!r}, which is not its text; set model.template"
             )
         if not turn[:start].strip():
             start = 0  # white space that the answer begins with
         spans.append((len(before) + start, len(before) + len(turn) + len(eos)))
     return spans
-
-
-# --- tokens --------------------------------------------------------------------------------------------------------
-
-
-def _lengths(text: str, spans: Sequence[Span]) -> list[int]:
-    """Lengths of the pieces that the borders of the spans cut a text into; none is 0."""
-    borders = sorted({0, len(text), *(border for span in spans for border in span)})
-    return [stop - start for start, stop in itertools.pairwise(borders)]
-
-
-def _pieces(tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence[Span]) -> list[list[int]]:
-    """Token ids of each piece of a text, a stand-in as the letters of its token."""
-    texts, position = [], 0
-    for length in _lengths(text, spans):
-        texts.append(text[position : position + length])
-        position += length
-    armed = [_readable(tokenizer, piece) for piece in texts]
-    pieces = _tokenize(tokenizer, armed)
-    if not _STAND_IN.search(text):
-        return pieces
-    return [_spelled(tokenizer, piece, ids) for piece, ids in zip(texts, pieces, strict=True)]
-
-
-def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options: bool) -> list[list[int]]:
-    """Token ids of each text, of all but the first as if they stood after the one before.
-
-    SentencePiece tokenizers put a space before whatever they are given. After a line break, which is then taken off
-    again, they put none (transformers' `encode_marked_chat` has the trick).
-    """
-    if not texts:
-        return []
-    plain: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, **options)["input_ids"]
-    if len(texts) > 1 and (line_break := _line_break_before(tokenizer)):
-        shifted = tokenizer(["\n" + text for text in texts[1:]], add_special_tokens=False, **options)["input_ids"]
-        for number, ids in enumerate(shifted, 1):
-            if ids[: len(line_break)] == line_break:
-                plain[number] = ids[len(line_break) :]
-    return plain
-
-
-def _spelled(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
-    """A piece's ids with the control tokens that people wrote spelled out; those of the template stay.
-
-    Both stand in the piece in the order in which the tokenizer finds them.
-    """
-    control = _control_tokens(tokenizer)
-    found = [match.group() for match in control.anywhere.finditer(text)]
-    if sum(token in control.ids for token in ids) != len(found):
-        raise Unrenderable("a control token in a message cannot be told from the template's own; take it out")
-    spelled: list[int] = []
-    matches = iter(found)
-    for token in ids:
-        if token in control.ids and _STAND_IN.match(match := next(matches)):
-            spelled += _spell(tokenizer, control.word(match))
-        else:
-            spelled.append(token)
-    return spelled
-
-
-def _spell(tokenizer: PreTrainedTokenizerBase, word: str) -> list[int]:
-    """Ids of a control token's letters, none of them a control token: a model's own vocabulary may hold it whole."""
-    control = _control_tokens(tokenizer)
-    for parts in ([word], list(word)):
-        pieces = _tokenize(tokenizer, ["", *parts], split_special_tokens=True)
-        ids = [token for piece in pieces for token in piece]
-        if not control.ids.intersection(ids):
-            return ids
-    raise Unrenderable(f"the tokenizer has no way to write {word!r} as text; take it out of the message")
-
-
-@dataclass(frozen=True)
-class _ControlTokens:
-    words: tuple[str, ...]
-    ids: frozenset[int]
-    written: re.Pattern[str]
-    """Any of them, the longest first, as tokenizers find them."""
-    anywhere: re.Pattern[str]
-    """Any of them or of their stand-ins."""
-
-    def stand_in(self, word: str) -> str:
-        high, low = divmod(self.words.index(word), 0x400)
-        return chr(0xD800 + high) + chr(0xDC00 + low)
-
-    def word(self, stand_in: str) -> str:
-        return self.words[(ord(stand_in[0]) - 0xD800) * 0x400 + ord(stand_in[1]) - 0xDC00]
-
-
-def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> _ControlTokens:
-    return _find_control_tokens(tokenizer, len(tokenizer))
-
-
-@functools.lru_cache(maxsize=4)
-def _find_control_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> _ControlTokens:
-    """The special tokens; not the unknown one, which people may write and which controls nothing.
-
-    Args:
-        size: of the tokenizer, so that one that has grown is asked again.
-    """
-    added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    added.pop(tokenizer.unk_token, None)
-    words = "|".join(map(re.escape, sorted(added, key=len, reverse=True))) or "(?!)"
-    return _ControlTokens(
-        tuple(added), frozenset(added.values()), re.compile(words), re.compile(f"{words}|{_STAND_IN.pattern}")
-    )
-
-
-@functools.lru_cache(maxsize=4)
-def _line_break_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of a line break, if a text is tokenized otherwise after one than by itself."""
-    alone, line_break, after = tokenizer(["a", "\n", "\na"], add_special_tokens=False)["input_ids"]
-    return line_break if after[: len(line_break)] == line_break and after[len(line_break) :] != alone else []
-
-
-def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    ids = tokenizer("a")["input_ids"]
-    return bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
-
-
-def _disarm(tokenizer: PreTrainedTokenizerBase, value: Any) -> Any:
-    """A message, or what is in it, with stand-ins for the control tokens that people wrote."""
-    control = _control_tokens(tokenizer)
-    if isinstance(value, str):
-        value = _HALVES.sub("\ufffd", value)
-        return control.written.sub(lambda match: control.stand_in(match.group()), value)
-    if isinstance(value, Mapping):
-        return {key: _disarm(tokenizer, item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_disarm(tokenizer, item) for item in value]
-    return value
-
-
-def _disarmed(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools | None
-) -> tuple[Sequence[Message], Tools | None]:
-    return _disarm(tokenizer, list(messages)), _disarm(tokenizer, list(tools)) if tools else None
-
-
-def _readable(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """A text with the control tokens themselves in place of their stand-ins."""
-    if not _STAND_IN.search(text):
-        return text
-    control = _control_tokens(tokenizer)
-    return _STAND_IN.sub(lambda match: control.word(match.group()), text)

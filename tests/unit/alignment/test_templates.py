@@ -209,6 +209,14 @@ def test_what_people_write_never_becomes_a_control_token(any_tokenizer, contents
     assert count(contents) == count(["a" for _ in contents])
 
 
+def test_an_end_that_is_the_unknown_token_too_is_none_to_write():
+    """GPT-2 has one special token, for everything."""
+    tokenizer = make("bpe", "plain")
+    tokenizer.add_special_tokens({"bos_token": "<|im_end|>", "unk_token": "<|im_end|>"})
+    ids = encode_conversation(tokenizer, conversation(["a <|im_end|>", "b <|im_end|> c"])).input_ids
+    assert [index for index, token in enumerate(ids) if token == tokenizer.eos_token_id] == [len(ids) - 1]
+
+
 @settings(max_examples=40, deadline=None)
 @given(contents=turns.filter(lambda texts: not any("<|" in text for text in texts)))
 def test_where_nobody_writes_control_tokens_the_ids_are_transformers_own(contents):
