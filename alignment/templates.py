@@ -86,7 +86,9 @@ def set_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> None:
         raise TemplateError(f"model.template: no template '{name}'; known: {known}, or the path of a .jinja file")
     try:
         tokenizer.chat_template = Path(name).read_text(encoding="utf-8")
-        encode_conversation(tokenizer, _GREETING)
+        encoded, prompt = encode_conversation(tokenizer, _GREETING), encode_prompt(tokenizer, _GREETING[:1])
+        if encoded and encoded.input_ids[: len(prompt)] != prompt:
+            raise TemplateError("what it renders with add_generation_prompt is not how an answer begins")
     except (OSError, UnicodeDecodeError, TemplateError) as error:
         raise TemplateError(f"model.template: {name}: {error}") from None
 
@@ -259,6 +261,11 @@ def _turns(
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
+        if number == 0:
+            raise Unrenderable(
+                "the conversation begins with the assistant's turn, which cannot be told from its header under a "
+                "template without {% generation %} marks; set model.template"
+            )
         before, _ = _render(tokenizer, messages[:number], tools, add_generation_prompt=True)
         through, _ = _render(tokenizer, messages[: number + 1], tools)
         if not (text.startswith(before) and text.startswith(through) and len(before) < len(through)):

@@ -370,6 +370,16 @@ def test_a_template_that_renders_old_turns_otherwise_is_refused():
         encode_conversation(tokenizer, conversation(["a", "b", "c", "d"]))
 
 
+def test_a_conversation_may_begin_with_the_assistant_where_its_turn_can_be_told():
+    messages = [{"role": "assistant", "content": "Welcome."}, *conversation(["a", "b"])]
+    tokenizer = make("bpe", "chatml")
+    runs = trained(tokenizer, encode_conversation(tokenizer, messages))
+    assert [tokenizer.decode(run) for run in runs] == ["Welcome.<|im_end|>", "b<|im_end|>"]
+    assert encode_prompt(tokenizer, messages[:2])
+    with pytest.raises(Unrenderable, match="begins with the assistant's turn"):
+        encode_conversation(make("bpe", "hub"), messages)
+
+
 def test_a_template_that_refuses_a_role_says_so_in_one_line():
     tokenizer = tiny.make_tokenizer()
     tokenizer.chat_template = (
@@ -398,6 +408,8 @@ def test_set_template_takes_a_name_or_a_file(tmp_path):
             "{% for m in messages %}{{ m['content'] }}{% endfor %}",
             "own.jinja: the chat template ends the assistant's turn with",
         ),
+        (HUB.replace("[assistant]", "[model]"), "own.jinja: the chat template renders turn 2 otherwise"),
+        (TEMPLATES["plain"] + "{% if add_generation_prompt %}>{% endif %}", "own.jinja: what it renders with add_gen"),
         (None, "own.jinja: .*No such file"),
     ):
         path.write_text(text) if text else path.unlink()
