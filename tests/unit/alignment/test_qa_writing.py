@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import tiny
 import torch
@@ -364,8 +363,3 @@ def test_a_changed_folder_is_another_model(local: Path) -> None:
     assert LocalModel(str(local)).identity == before
     tiny.make_policy(tiny.make_tokenizer("chatml"), seed=1).save_pretrained(local)
     assert LocalModel(str(local)).identity != before
-
-
-def test_transport_errors_are_the_ones_httpx_raises() -> None:
-    """A time-out must be among what is tried again."""
-    assert issubclass(httpx.ReadTimeout, httpx.TransportError) and issubclass(httpx.ConnectError, httpx.TransportError)
