@@ -138,7 +138,7 @@ class DataPart(Section):
     """As `data.train`."""
     weight: Positive = 1.0
     """How often each row is used: 2 twice, 0.5 a half of the rows, 2.5 twice and a half of them once more. Which half
-    is drawn from `data.split_seed` and the row's place, so it is the same in every run."""
+    is drawn from `data.split_seed` and the row's number, so it is the same in every run."""
     cap: Count | None = None
     """Read no more than this many usable rows, the first ones."""
     format: Format | None = None

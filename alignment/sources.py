@@ -104,7 +104,7 @@ def _hashed(name: str, files: Sequence[Path]) -> Callable[[], dict[str, Any]]:
             with file.open("rb") as stream:
                 while block := stream.read(1 << 20):
                     digest.update(block)
-        return {"name": name, "sha256": digest.hexdigest()}
+        return {"name": name, "sha256": digest.hexdigest()} if files else {"name": name}
 
     return fingerprint
 
@@ -115,7 +115,7 @@ def _hashed(name: str, files: Sequence[Path]) -> Callable[[], dict[str, Any]]:
 def _from_datasets(dataset: Any, part: DataPart) -> Source:
     rows = ((f"{part.path}:row {number}", row) for number, row in enumerate(dataset, 1))
     files = [Path(entry["filename"]) for entry in dataset.cache_files]
-    mark = _hashed(part.path if _HUB_NAME.fullmatch(part.path) else Path(part.path).name, files)
+    mark = _hashed(Path(part.path).name if Path(part.path).exists() else part.path, files)
     return Source(_renamed_rows(rows, part.columns or {}), mark)
 
 

@@ -167,8 +167,8 @@ def _find_control_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> _Cont
         size: of the tokenizer, so that one that has grown is asked again.
     """
     added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    if tokenizer.unk_token not in (tokenizer.eos_token, tokenizer.bos_token):
-        added.pop(tokenizer.unk_token, None)
+    if tokenizer.unk_token in added and tokenizer.unk_token not in (tokenizer.eos_token, tokenizer.bos_token):
+        del added[tokenizer.unk_token]
     words = "|".join(map(re.escape, sorted(added, key=len, reverse=True))) or "(?!)"
     return _ControlTokens(
         tuple(added), frozenset(added.values()), re.compile(words), re.compile(f"{words}|{_STAND_IN.pattern}")
