@@ -6,7 +6,7 @@ import contextlib
 import gzip
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -15,14 +15,13 @@ from rich.text import Text
 
 from alignment.errors import UserError
 from alignment.qa_cli import qa_command
-from alignment.terminal import clean, one_line, progress, screen
+from alignment.terminal import clean, progress, screen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alignment.config import DataConfig, ModelConfig
+    from alignment.config import DataConfig, DataPart, ModelConfig
     from alignment.inspection import Inspector
-    from alignment.templates import Encoded
 
 data = typer.Typer(no_args_is_help=True, help="Data files: check them, see what is trained on, part them.")
 data.add_typer(qa_command)
@@ -34,7 +33,10 @@ ConfigOption = Annotated[
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Registry reference, folder or hub name whose tokenizer is used.")
 ]
-_DEFAULT_SEED = 42  # of the stages, where training.seed says nothing
+FormatOption = Annotated[
+    str | None,
+    typer.Option("--format", help="The shape of the rows (chat, alpaca, faq, ...), if their keys do not tell."),
+]
 _LONG = 8 << 20  # bytes: shorter files are read before a progress bar could be
 
 
@@ -43,35 +45,35 @@ def check(
     files: Annotated[list[str] | None, typer.Argument(metavar="FILE...", help="Data files or folders.")] = None,
     config: ConfigOption = None,
     model: ModelOption = None,
+    format: FormatOption = None,
     as_json: JsonOption = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write the report as a page.")] = None,
     schema: Annotated[Path | None, typer.Option("--schema", help="JSON schema that the answers must fit.")] = None,
     scrub: Annotated[
         Path | None, typer.Option("--scrub", help="Write the rows here, personal data replaced (.jsonl, .gz allowed).")
     ] = None,
+    bad: Annotated[
+        Path | None, typer.Option("--bad", help="Write each row that is set aside here: place, reason.")
+    ] = None,
 ) -> None:
     """What is in data files, and what would go wrong.  Example: alignment data check demos.jsonl --html report.html"""
-    from alignment.data import check_bad
-    from alignment.inspection import Inspector
-    from alignment.inspection_report import html_page, text_lines
+    from alignment.inspection import Inspector, html_page, refuse, text_lines
 
-    recipe = _recipe(config, files)
-    sources = files or [part.path for part in recipe.data.parts]
+    recipe = _recipe(config, files, format)
     tokenizer = _tokenizer(model, recipe.model)
-    inspector = Inspector(recipe.data, recipe.seed, tokenizer, _validator(schema) if schema else None)
-    _inspect(inspector, sources, recipe.data.eval, scrub)
-    report = inspector.report([*sources, *([recipe.data.eval] if recipe.data.eval else [])])
+    inspector = Inspector(recipe.data, tokenizer, _validator(schema) if schema else None)
+    _inspect(inspector, recipe.data.parts, recipe.data.eval_part, scrub, bad)
+    paths = [part.path for part in recipe.data.parts]
+    report = inspector.report([*paths, *([recipe.data.eval] if recipe.data.eval else [])])
     if html:
         _write_text(html, html_page(report))
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
     else:
         output = screen()
-        for line in text_lines(report):
+        for line in text_lines(report, output.width if output.is_terminal else None):
             output.print(line)
-    bad = [(place, item.reason) for item in report.set_aside for place in item.places]
-    bad += [("", "")] * (report.rows - report.kept - len(bad))
-    check_bad(", ".join(sources), report.kept, bad, recipe.data.max_bad_share)
+    refuse(report, recipe.data)
 
 
 @data.command("preview")
@@ -79,24 +81,23 @@ def preview(
     file: Annotated[str, typer.Argument(help="Data file or folder.")],
     model: ModelOption = None,
     config: ConfigOption = None,
+    format: FormatOption = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="How many rows.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """The exact tokens of a row, those trained on in colour.  Example: alignment data preview d.jsonl --model my-sft"""
-    from alignment.inspection import each_record
-    from alignment.templates import encode_conversation
+    from alignment.preview import each_example, encode_for_preview, preview_json, preview_lines
 
-    recipe = _recipe(config, [file])
+    recipe = _recipe(config, [file], format)
     tokenizer = _tokenizer(model, recipe.model)
     if tokenizer is None:
         raise UserError("a preview needs a tokenizer: give --model, or a --config whose model exists already")
     shown: list[dict[str, Any]] = []
     output = screen()
-    for where, record in each_record(file, recipe.data):
-        encoded = encode_conversation(tokenizer, record.messages, recipe.data.max_length)
-        shown.append(_preview_json(where, encoded, tokenizer))
+    for where, example in each_example(recipe.data):
+        shown.append(preview_json(where, encode_for_preview(example, tokenizer, recipe.data), tokenizer))
         if not as_json:
-            for line in _preview_lines(shown[-1], tokenizer, marks=not output.is_terminal or output.no_color):
+            for line in preview_lines(shown[-1], tokenizer, marks=not output.is_terminal or output.no_color):
                 output.print(line)
         if len(shown) == rows:
             break
@@ -115,6 +116,7 @@ def split(
     as_json: JsonOption = False,
 ) -> None:
     """Train and test files that share no prompt.  Example: alignment data split demos.jsonl --out parted --test 0.1"""
+    from alignment.config import DataPart
     from alignment.splitting import TEST, TRAIN, plan_split, write_split
 
     if not 0.0 < test < 1.0:
@@ -122,7 +124,7 @@ def split(
     for name in (TRAIN, TEST):
         if (out / name).exists():
             raise UserError(f"{out / name} exists already; remove it or name another --out")
-    with _progress("reading", [file]) as advance:
+    with _progress("reading", [DataPart(path=file)]) as advance:
         plan = plan_split(file, test, seed, advance)
     try:
         fingerprints = write_split(file, plan, out)
@@ -146,18 +148,22 @@ class _Recipe(NamedTuple):
 
     data: DataConfig
     model: ModelConfig | None
-    seed: int
 
 
-def _recipe(path: Path | None, files: list[str] | None) -> _Recipe:
-    from alignment.config import DataConfig, TrainerConfig, load_config
+def _recipe(path: Path | None, files: list[str] | None, format: str | None = None) -> _Recipe:
+    """The config's data section, with the files of the command line in place of its own."""
+    from alignment.config import DataConfig, TrainerConfig, load_config, validate
 
-    if path is None:
-        if not files:
-            raise UserError("which data? Give a FILE, or a --config whose data.train names one")
-        return _Recipe(DataConfig(train=files[0]), None, _DEFAULT_SEED)
-    config = load_config(TrainerConfig, path)
-    return _Recipe(config.data, config.model, config.training.get("seed", _DEFAULT_SEED))
+    if path is None and not files:
+        raise UserError("which data? Give a FILE, or a --config whose data.train names one")
+    config = load_config(TrainerConfig, path) if path else None
+    values = config.data.model_dump() if config else {}
+    if files:
+        values["train"] = [{"path": file} for file in files]
+    if format:
+        values["format"] = format
+    data = validate(DataConfig, values, "--format" if format else str(path or "data"))
+    return _Recipe(data, config.model if config else None)
 
 
 def _tokenizer(name: str | None, config: ModelConfig | None) -> PreTrainedTokenizerBase | None:
@@ -184,31 +190,40 @@ def _validator(path: Path) -> Callable[[str], str | None]:
         raise UserError(f"{path}: not a JSON schema: {str(error).splitlines()[0]}") from None
 
 
-def _inspect(inspector: Inspector, sources: list[str], held_out: str | None, scrub: Path | None) -> None:
-    from alignment.readers import read_rows
+def _inspect(
+    inspector: Inspector, parts: Sequence[DataPart], held_out: DataPart | None, scrub: Path | None, bad: Path | None
+) -> None:
+    from alignment.readers import BadRow
+    from alignment.sources import open_source
 
-    everything = [*sources, *([held_out] if held_out else [])]
-    with _scrubbed(scrub) as write, _progress("checking", everything) as advance:
-        for number, source in enumerate(everything):
+    everything = [*parts, *([held_out] if held_out else [])]
+    with (
+        _rows_to("--scrub", scrub) as write_scrubbed,
+        _rows_to("--bad", bad) as write_bad,
+        _progress("checking", everything) as advance,
+    ):
+        for part in everything:
             # Where a held-out file is named, the split draws nothing from the others.
-            is_held_out = None if held_out is None else number >= len(sources)
-            for where, row in read_rows(source):
-                scrubbed = inspector.add(where, row, is_held_out)
-                if scrubbed is not None:
-                    write(scrubbed)
+            is_held_out = None if held_out is None else part is held_out
+            for where, row in open_source(part, inspector.config).rows:
+                scrubbed, reason = inspector.add(where, row, part.format or "auto", is_held_out)
+                if not isinstance(row, BadRow):
+                    write_scrubbed(scrubbed)
+                if reason is not None:
+                    write_bad({"where": where, "reason": reason})
                 advance()
 
 
 @contextlib.contextmanager
-def _scrubbed(path: Path | None) -> Iterator[Callable[[Any], object]]:
+def _rows_to(option: str, path: Path | None) -> Iterator[Callable[[Any], object]]:
     """Writes rows as JSON lines to a file that appears when all are written."""
     if path is None:
         yield lambda row: None
         return
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
-        raise UserError(f"--scrub {path}: the copy is written as JSON lines; name it .jsonl or .jsonl.gz")
+        raise UserError(f"{option} {path}: written as JSON lines; name it .jsonl or .jsonl.gz")
     if path.exists():
-        raise UserError(f"--scrub {path}: exists already; remove it or name another file")
+        raise UserError(f"{option} {path}: exists already; remove it or name another file")
     part = path.with_name(f".{path.name}.part")
     try:
         with (
@@ -217,7 +232,7 @@ def _scrubbed(path: Path | None) -> Iterator[Callable[[Any], object]]:
             yield lambda row: to.write(_json_line(row))
         os.replace(part, path)
     except OSError as error:
-        raise UserError(f"--scrub {path}: cannot be written: {error.strerror}; name another file") from None
+        raise UserError(f"{option} {path}: cannot be written: {error.strerror}; name another file") from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -237,58 +252,21 @@ def _write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _progress(description: str, sources: list[str]) -> Iterator[Callable[[], None]]:
-    """Progress over the rows of long files whose rows can be counted by their line breaks."""
-    from alignment.readers import data_files
+def _progress(description: str, parts: Sequence[DataPart]) -> Iterator[Callable[[], None]]:
+    """Progress over the rows of long sources; to their end, where rows can be counted by their line breaks."""
+    from alignment.readers import DataError, data_files
 
-    files = [file for source in sources for file in data_files(source)]
+    paths = [Path(part.path) for part in parts]
+    try:
+        files = [file for path in paths for file in data_files(path)]
+    except DataError:
+        files = []  # another kind of source, or none, of which the reading will tell
+    enabled = not files or sum(file.stat().st_size for file in files) >= _LONG
     plain = all(file.name.removesuffix(".gz").endswith((".jsonl", ".csv")) for file in files)
-    enabled = plain and sum(file.stat().st_size for file in files) >= _LONG
-    with progress(description, sum(map(_count_lines, files)) if enabled else 0, enabled) as line:
+    with progress(description, sum(map(_count_lines, files)) if enabled and plain else 0, enabled) as line:
         yield line.advance
 
 
 def _count_lines(file: Path) -> int:
     with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
         return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
-
-
-def _preview_json(where: str, encoded: Encoded | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    if encoded is None:
-        return {"place": where, "left_out": "the answer alone is longer than max_length"}
-    special = set(tokenizer.all_special_ids)
-    return {
-        "place": where,
-        "ids": encoded.input_ids,
-        "tokens": tokenizer.convert_ids_to_tokens(encoded.input_ids),
-        "mask": encoded.loss_mask,
-        "special": [number in special for number in encoded.input_ids],
-    }
-
-
-def _preview_lines(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, marks: bool) -> Iterator[Text]:
-    """A row as text: trained tokens green, others dim, special ones reversed; with `marks`, trained in [[ ]]."""
-    if "left_out" in row:
-        yield Text(f"{one_line(row['place'])}: left out, {row['left_out']}", style="yellow")
-        return
-    ids, mask = row["ids"], row["mask"]
-    yield Text(f"{one_line(row['place'])}: {len(ids)} tokens, {sum(mask)} trained on", style="bold")
-    shown, numbers = Text(), Text("ids:")
-    start = 0
-    for stop in range(1, len(ids) + 1):
-        numbers.append(f" {ids[stop - 1]}", style=_style(mask[stop - 1], False))
-        kinds = [(mask[i], row["special"][i]) for i in (stop - 1, stop) if i < len(ids)]
-        if len(kinds) == 2 and kinds[0] == kinds[1] and not kinds[0][1]:
-            continue  # a character may take several tokens, so a run is decoded as one
-        trained, special = kinds[0]
-        text = clean(tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False))
-        opens = marks and trained and (start == 0 or not mask[start - 1])
-        closes = marks and trained and (stop == len(ids) or not mask[stop])
-        shown.append(f"{'[[' if opens else ''}{text}{']]' if closes else ''}", style=_style(trained, special))
-        start = stop
-    yield shown
-    yield numbers
-
-
-def _style(trained: bool, special: bool) -> str:
-    return f"{'green' if trained else 'dim'}{' reverse' if special else ''}"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 import alignment.cli
-from alignment.data_cli import _preview_json, _preview_lines
+from alignment.preview import preview_json, preview_lines
 from alignment.templates import TEMPLATES, encode_conversation
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -56,7 +56,11 @@ def test_check_prints_lines_without_codes_in_a_pipe(rows: Path) -> None:
     out = done("check", rows)
     assert "3 read, 3 usable, 0 set aside" in out
     assert "you have 3 rows: the usual guidance is about 1,000" in out
-    assert "mail addresses found: 1; --scrub OUT.jsonl writes a copy without them  [rows.jsonl:2]" in out
+    assert (
+        "  warning   mail addresses found: 1, in 1 row\n            -> --scrub OUT.jsonl writes a copy without them\n"
+        "            at rows.jsonl:2\n"
+    ) in out
+    assert out.startswith("Can be trained on; 1 thing to look at first\n")
     assert "\x1b" not in out and "desk@" not in out
 
 
@@ -126,10 +130,10 @@ def test_the_preview_is_what_is_trained_on(template: str, turns: list[str]) -> N
     tokenizer = TOKENIZERS.setdefault(template, tiny.make_tokenizer(template))
     messages = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(turns)]
     encoded = encode_conversation(tokenizer, messages)
-    shown = _preview_json("d.jsonl:1", encoded, tokenizer)
+    shown = preview_json("d.jsonl:1", encoded, tokenizer)
     assert (shown["ids"], shown["mask"]) == (encoded.input_ids, encoded.loss_mask)
     assert shown["tokens"] == tokenizer.convert_ids_to_tokens(encoded.input_ids)
-    _, text, numbers = _preview_lines(shown, tokenizer, marks=False)
+    _, text, numbers = preview_lines(shown, tokenizer, marks=False)
     assert not set("\x1b\u202e") & set(text.plain)
     green = "".join(text.plain[span.start : span.end] for span in text.spans if "green" in str(span.style))
     trained = [token for token, kept in zip(encoded.input_ids, encoded.loss_mask, strict=True) if kept]
