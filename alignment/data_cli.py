@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -15,7 +14,7 @@ from rich.text import Text
 
 from alignment.errors import UserError
 from alignment.qa_cli import qa_command
-from alignment.terminal import clean, progress, screen
+from alignment.terminal import clean, one_line, progress, screen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,6 +36,13 @@ FormatOption = Annotated[
     str | None,
     typer.Option("--format", help="The shape of the rows (chat, alpaca, faq, ...), if their keys do not tell."),
 ]
+ColumnsOption = Annotated[
+    list[str] | None, typer.Option("--column", metavar="OURS=THEIRS", help="Rename a column: --column prompt=question.")
+]
+BadOption = Annotated[
+    Path | None, typer.Option("--bad", help="Write place and reason of each row set aside here (.jsonl).")
+]
+_SHOWN_BAD = 10
 _LONG = 8 << 20  # bytes: shorter files are read before a progress bar could be
 
 
@@ -46,6 +52,7 @@ def check(
     config: ConfigOption = None,
     model: ModelOption = None,
     format: FormatOption = None,
+    columns: ColumnsOption = None,
     as_json: JsonOption = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write the report as a page.")] = None,
     schema: Annotated[Path | None, typer.Option("--schema", help="JSON schema that the answers must fit.")] = None,
@@ -59,7 +66,7 @@ def check(
     """What is in data files, and what would go wrong.  Example: alignment data check demos.jsonl --html report.html"""
     from alignment.inspection import Inspector, html_page, refuse, text_lines
 
-    recipe = _recipe(config, files, format)
+    recipe = _recipe(config, files, format, columns)
     tokenizer = _tokenizer(model, recipe.model)
     inspector = Inspector(recipe.data, tokenizer, _validator(schema) if schema else None)
     _inspect(inspector, recipe.data.parts, recipe.data.eval_part, scrub, bad)
@@ -82,13 +89,14 @@ def preview(
     model: ModelOption = None,
     config: ConfigOption = None,
     format: FormatOption = None,
+    columns: ColumnsOption = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="How many rows.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """The exact tokens of a row, those trained on in colour.  Example: alignment data preview d.jsonl --model my-sft"""
     from alignment.preview import each_example, encode_for_preview, preview_json, preview_lines
 
-    recipe = _recipe(config, [file], format)
+    recipe = _recipe(config, [file], format, columns)
     tokenizer = _tokenizer(model, recipe.model)
     if tokenizer is None:
         raise UserError("a preview needs a tokenizer: give --model, or a --config whose model exists already")
@@ -143,6 +151,56 @@ def split(
     typer.echo(f"{plan.num_groups} groups of prompts, seed {seed}; {len(plan.bad)} rows set aside", err=True)
 
 
+@data.command("convert")
+def convert(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE... OUT", help="Data files or folders; the last is written.")
+    ],
+    target: Annotated[
+        str, typer.Option("--to", help="chat, openai, sharegpt, alpaca, completion, pair or text.", show_default=False)
+    ],
+    config: ConfigOption = None,
+    format: FormatOption = None,
+    columns: ColumnsOption = None,
+    bad: BadOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rows of any shape written in another; OUT is .jsonl, .jsonl.gz, .csv or .parquet.
+
+    Example: alignment data convert chats.json rows.csv out.jsonl --to chat
+    """
+    from alignment.convert import TARGETS
+    from alignment.convert import convert as convert_rows
+
+    if target not in TARGETS:
+        raise UserError(f"--to {target}: expected one of {', '.join(TARGETS)}")
+    if len(files) < 2:
+        raise UserError(f"what is written? Name a file after {files[0]}: alignment data convert {files[0]} out.jsonl")
+    *sources, out = files
+    recipe = _recipe(config, sources, format, columns)
+    with _progress("converting", recipe.data.parts) as advance, _rows_to("--bad", bad) as write_bad:
+        done = convert_rows(recipe.data, Path(out), target, advance)
+        for where, reason in done.bad:
+            write_bad({"where": where, "reason": reason})
+    if as_json:
+        rows = [{"where": where, "reason": reason} for where, reason in done.bad]
+        facts = {"out": out, "format": target, "rows": done.written, "bad": rows}
+        typer.echo(json.dumps(facts | {"not_carried": done.lost, "passed_over": done.passed_over}, indent=2))
+        return
+    output = screen()
+    output.print(Text(f"{clean(out)}  {done.written:,} rows"))
+    for reason, count in done.passed_over.items():
+        output.print(Text(f"  passed over  {count:,} rows: {one_line(reason)}"))
+    for key, count in done.lost.most_common():
+        output.print(Text(f"  not carried  {one_line(key)} ({count:,} rows)", style="yellow"))
+    for where, reason in done.bad[:_SHOWN_BAD]:
+        output.print(Text(f"  set aside    {one_line(where)}: {one_line(reason)}", style="yellow"))
+    if len(done.bad) > _SHOWN_BAD:
+        output.print(
+            Text(f"  and {len(done.bad) - _SHOWN_BAD:,} more rows set aside: --bad FILE lists all", style="yellow")
+        )
+
+
 class _Recipe(NamedTuple):
     """What a stage's config says about its data."""
 
@@ -150,7 +208,9 @@ class _Recipe(NamedTuple):
     model: ModelConfig | None
 
 
-def _recipe(path: Path | None, files: list[str] | None, format: str | None = None) -> _Recipe:
+def _recipe(
+    path: Path | None, files: list[str] | None, format: str | None = None, columns: list[str] | None = None
+) -> _Recipe:
     """The config's data section, with the files of the command line in place of its own."""
     from alignment.config import DataConfig, TrainerConfig, load_config, validate
 
@@ -162,7 +222,12 @@ def _recipe(path: Path | None, files: list[str] | None, format: str | None = Non
         values["train"] = [{"path": file} for file in files]
     if format:
         values["format"] = format
-    data = validate(DataConfig, values, "--format" if format else str(path or "data"))
+    for column in columns or []:
+        ours, equals, theirs = column.partition("=")
+        if not (ours and equals and theirs):
+            raise UserError(f"--column {column}: expected OURS=THEIRS, for example prompt=question")
+        values["columns"] = {**values.get("columns", {}), ours: theirs}
+    data = validate(DataConfig, values, str(path or "alignment data"))
     return _Recipe(data, config.model if config else None)
 
 
@@ -216,32 +281,14 @@ def _inspect(
 
 @contextlib.contextmanager
 def _rows_to(option: str, path: Path | None) -> Iterator[Callable[[Any], object]]:
-    """Writes rows as JSON lines to a file that appears when all are written."""
+    """Writes rows as JSON lines where a file is named."""
+    from alignment.writers import row_writer
+
     if path is None:
         yield lambda row: None
         return
-    if not path.name.endswith((".jsonl", ".jsonl.gz")):
-        raise UserError(f"{option} {path}: written as JSON lines; name it .jsonl or .jsonl.gz")
-    if path.exists():
-        raise UserError(f"{option} {path}: exists already; remove it or name another file")
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with (
-            gzip.open(part, "wt", encoding="utf-8") if path.suffix == ".gz" else part.open("w", encoding="utf-8") as to
-        ):
-            yield lambda row: to.write(_json_line(row))
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"{option} {path}: cannot be written: {error.strerror}; name another file") from None
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _json_line(row: Any) -> str:
-    line = json.dumps(row, ensure_ascii=False, default=str)
-    if not line.isascii() and any("\ud800" <= char <= "\udfff" for char in line):
-        line = json.dumps(row, default=str)  # half a surrogate pair cannot be written as UTF-8
-    return line + "\n"
+    with row_writer(path, option, (".jsonl", ".jsonl.gz")) as write:
+        yield write
 
 
 def _write_text(path: Path, text: str) -> None:
