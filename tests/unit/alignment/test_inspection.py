@@ -368,6 +368,17 @@ def test_bad_rows_go_nowhere_and_too_many_stop_the_split(tmp_path):
         plan_split(write(tmp_path, [*rows, *[{"x": 1}] * 9]), 0.3, 0)
 
 
+def test_rows_that_hold_several_records_and_texts_are_split_whole(tmp_path):
+    rows = [
+        {"instruction": chr(97 + n) * 20, "instances": [{"input": "x", "output": "a"}, {"input": "y", "output": "b"}]}
+        for n in range(10)
+    ]
+    rows += [{"text": chr(65 + n) * 30 + " " + chr(100 + n) * 30} for n in range(10)]
+    split = plan_split(write(tmp_path, rows), 0.5, 0)
+    assert split.counts["train"] + split.counts["test"] == 20
+    assert None not in split.is_test
+
+
 def test_prompts_without_answers_are_split_too(tmp_path):
     split = plan_split(write(tmp_path, [{"prompt": chr(97 + n) * 20} for n in range(20)]), 0.5, 0)
     assert split.counts["train"] + split.counts["test"] == 20
