@@ -44,6 +44,7 @@ BadOption = Annotated[
 ]
 _SHOWN_BAD = 10
 _LONG = 8 << 20  # bytes: shorter files are read before a progress bar could be
+_LARGE = 256 << 20  # bytes: as Python objects some five times as much
 
 
 @data.command("check")
@@ -270,6 +271,7 @@ def _inspect(
         for part in everything:
             # Where a held-out file is named, the split draws nothing from the others.
             is_held_out = None if held_out is None else part is held_out
+            stop = inspector.num_kept + part.cap if part.cap else None
             for where, row in open_source(part, inspector.config).rows:
                 scrubbed, reason = inspector.add(where, row, part.format or "auto", is_held_out)
                 if not isinstance(row, BadRow):
@@ -277,6 +279,8 @@ def _inspect(
                 if reason is not None:
                     write_bad({"where": where, "reason": reason})
                 advance()
+                if stop is not None and inspector.num_kept >= stop:
+                    break
 
 
 @contextlib.contextmanager
@@ -308,6 +312,11 @@ def _progress(description: str, parts: Sequence[DataPart]) -> Iterator[Callable[
         files = [file for path in paths for file in data_files(path)]
     except DataError:
         files = []  # another kind of source, or none, of which the reading will tell
+    for file in files:
+        if file.name.removesuffix(".gz").endswith(".json") and file.stat().st_size >= _LARGE:
+            typer.echo(
+                f"{file}: a JSON list is read whole; as .jsonl it needs no memory (alignment data convert)", err=True
+            )
     enabled = not files or sum(file.stat().st_size for file in files) >= _LONG
     plain = all(file.name.removesuffix(".gz").endswith((".jsonl", ".csv")) for file in files)
     with progress(description, sum(map(_count_lines, files)) if enabled and plain else 0, enabled) as line:

@@ -50,7 +50,7 @@ _PERSONAL = {"mail": "mail addresses", "phone": "phone numbers", "card": "paymen
 def row_findings(rows: Inspector) -> Iterator[Finding]:
     """What single rows show."""
     yield from _bad_rows(rows)
-    kept = len(rows.places)
+    kept = rows.num_kept
     if 0 < kept < USUAL_ROWS:
         text = f"you have {kept} rows: the usual guidance is about {USUAL_ROWS:,}"
         advice = "more rows of the same quality; training on shares of these shows whether more would help"
@@ -78,7 +78,7 @@ def row_findings(rows: Inspector) -> Iterator[Finding]:
 def _bad_rows(rows: Inspector) -> Iterator[Finding]:
     bad, allowed = rows.num_bad, rows.config.max_bad_share
     if bad:
-        total = bad + len(rows.places)
+        total = bad + rows.num_kept
         level: Level = "error" if bad > allowed * total else "warning"
         text = f"{_of(bad, total)} cannot be used and are set aside"
         advice = f"mend them; more than {100 * allowed:g}% of all (data.max_bad_share) stops training"
@@ -88,7 +88,7 @@ def _bad_rows(rows: Inspector) -> Iterator[Finding]:
 
 
 def _too_long(rows: Inspector) -> Iterator[Finding]:
-    config, kept = rows.config, len(rows.places)
+    config, kept = rows.config, rows.num_kept
     if not len(rows.lengths):
         return
     longest = f"raise data.max_length (the longest row has {max(rows.lengths):,} tokens)"

@@ -145,6 +145,11 @@ class Inspector:
                 self._measure(where, whole, fitted)
         return scrubbed, None
 
+    @property
+    def num_kept(self) -> int:
+        """Records that can be used."""
+        return len(self.places)
+
     def add_bad(self, where: str, reason: str) -> None:
         """Count a row that cannot be used."""
         self.num_rows += 1
@@ -249,12 +254,12 @@ class Inspector:
         whole, answers = numbers(self.lengths), numbers(self.answer_lengths)
         lengths = {"whole row": whole, "prompt": whole - answers, "answer": answers} if len(whole) else {}
         reasons = sorted(self.set_aside.values(), key=lambda item: -item[1].count)
-        findings = [*row_findings(self), *(group_findings(self) if len(self.places) else ())]
+        findings = [*row_findings(self), *(group_findings(self) if self.num_kept else ())]
         return Report(
             sources=list(sources),
             rows=self.num_rows,
             bad=self.num_bad,
-            kept=len(self.places),
+            kept=self.num_kept,
             held_out=sum(self.held_out),
             shapes=dict(self.shapes.most_common()),
             set_aside=[SetAside(reason, seen.count, seen.places) for reason, seen in reasons],
