@@ -315,7 +315,7 @@ def _progress(description: str, parts: Sequence[DataPart]) -> Iterator[Callable[
     for file in files:
         if file.name.removesuffix(".gz").endswith(".json") and file.stat().st_size >= _LARGE:
             typer.echo(
-                f"{file}: a JSON list is read whole; as .jsonl it needs no memory (alignment data convert)", err=True
+                f"{file}: a JSON list is read whole; .jsonl is read row by row (alignment data convert)", err=True
             )
     enabled = not files or sum(file.stat().st_size for file in files) >= _LONG
     plain = all(file.name.removesuffix(".gz").endswith((".jsonl", ".csv")) for file in files)
