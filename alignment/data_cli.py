@@ -314,9 +314,7 @@ def _progress(description: str, parts: Sequence[DataPart]) -> Iterator[Callable[
         files = []  # another kind of source, or none, of which the reading will tell
     for file in files:
         if file.name.removesuffix(".gz").endswith(".json") and file.stat().st_size >= _LARGE:
-            typer.echo(
-                f"{file}: a JSON list is read whole; .jsonl is read row by row (alignment data convert)", err=True
-            )
+            typer.echo(f"{file}: a JSON list is read whole, .jsonl row by row; see alignment data convert", err=True)
     enabled = not files or sum(file.stat().st_size for file in files) >= _LONG
     plain = all(file.name.removesuffix(".gz").endswith((".jsonl", ".csv")) for file in files)
     with progress(description, sum(map(_count_lines, files)) if enabled and plain else 0, enabled) as line:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 import alignment.cli
+import alignment.data_cli
 from alignment.config import DataConfig
 from alignment.data import Demonstration
 from alignment.preview import encode_for_preview, preview_json, preview_lines
@@ -90,6 +91,26 @@ def test_check_reads_a_stages_config(rows: Path, tmp_path: Path) -> None:
     assert (report["kept"], report["held_out"], report["unit"]) == (2, 1, "words")
     leak = next(finding for finding in report["findings"] if finding["kind"] == "split_leaks")
     assert leak["places"] == [f"{held}:1 and {renamed}:2"]
+
+
+def test_check_reads_the_parts_of_a_mixture_as_training_does(rows: Path, tmp_path: Path) -> None:
+    (tmp_path / "faq.csv").write_text("q,a\nWhere?,There.\n")
+    parts = f"[{{path: {rows}, cap: 2, weight: 3}}, {{path: {tmp_path}/faq.csv, columns: {{question: q, answer: a}}}}]"
+    config = tmp_path / "sft.yaml"
+    config.write_text(f"name: x\nmodel: {{name: 'scratch:llama'}}\nregistry: {{name: x}}\ndata: {{train: {parts}}}\n")
+    report = json.loads(done("check", "--config", config, "--json"))
+    assert (report["rows"], report["kept"]) == (3, 3)
+    assert report["shapes"] == {"completion (prompt, completion)": 2, "faq (question, answer)": 1}
+    assert not [finding for finding in report["findings"] if "duplicates" in finding["kind"]]
+
+
+def test_check_says_which_files_it_cannot_stream(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alignment.data_cli, "_LARGE", 1)
+    (tmp_path / "list.json").write_text(json.dumps(ROWS))
+    assert (
+        f"{tmp_path}/list.json: a JSON list is read whole, .jsonl row by row"
+        in run("check", rows, tmp_path / "list.json").stderr
+    )
 
 
 def test_check_reports_before_it_refuses_too_many_bad_rows(rows: Path) -> None:
