@@ -193,6 +193,24 @@ def test_a_histogram_counts_each_row_once():
     assert histogram(np.array([], np.uint64)).counts == []
 
 
+def test_what_holds_no_example_is_passed_over_and_not_bad():
+    tree = {"message_tree_id": "t", "prompt": {"text": "Hi", "role": "prompter", "replies": []}}
+    report = inspect([row("A?"), tree])
+    assert (report.rows, report.kept, report.bad) == (2, 1, 0)
+    assert finding(report, "passed_over").places == ["d.jsonl:2"]
+
+
+def test_prompts_and_texts_are_looked_at_as_what_they_are(tokenizer):
+    report = inspect(
+        [{"prompt": "When?"}, {"prompt": "When?"}, {"text": "A line."}, {"text": "B"}], tokenizer=tokenizer
+    )
+    assert report.kept == 4
+    assert finding(report, "exact_duplicates").places == ["d.jsonl:2 and d.jsonl:1"]
+    assert finding(report, "contradictions") is None
+    assert report.lengths["answer"].min == 0
+    assert 0 < report.trained_share < 1
+
+
 def test_answers_are_checked_by_a_validator():
     def validate(answer):
         return None if answer == "{}" else "not JSON"

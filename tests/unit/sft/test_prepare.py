@@ -96,6 +96,19 @@ def test_the_run_says_and_can_keep_what_was_found(folder, capsys):
     assert (folder / "runs" / "run" / "data_report.html").read_text().startswith("<!DOCTYPE html>")
 
 
+def test_a_weight_of_a_part_makes_no_copies_and_rows_with_several_examples_are_one(folder):
+    settings = config(folder, [row(letters(number), "Yes.") for number in range(3)])
+    instances = [{"input": text, "output": text} for text in ("x", "y")]
+    (folder / "e.jsonl").write_text(json.dumps({"instruction": "Say", "instances": instances}) + "\n{broken\n")
+    parts = [{"path": "d.jsonl", "weight": 3}, {"path": "e.jsonl"}]
+    values = settings.model_dump() | {"data": {"train": parts, "eval_share": 0, "max_bad_share": 0.5}}
+    prepared = prepare(validate(SFTStageConfig, values, "test"))
+    assert len(prepared.data.train) == 11
+    report = prepared.report
+    assert (report.rows, report.kept, report.bad) == (5, 5, 1)
+    assert "exact_duplicates" not in report.summary()["findings"]
+
+
 def test_the_loss_is_on_what_the_preview_colours_and_nothing_else(folder):
     """The ids and trained tokens of `alignment data preview` are the batches of the trainer, row by row."""
     turns = ["Hi", "Hello.", "Bye 猫", "See you."]
