@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from alignment.config import DataConfig
 from alignment.data import prompt_group
 from alignment.duplicates import BAND, sketch
+from alignment.importers import PassedOver
 from alignment.inspection import Finding, Inspector, Report, SetAside, html_page, schema_validator, text_lines
 from alignment.inspection.inspector import Places
 from alignment.inspection.report import Histogram, histogram
@@ -194,8 +195,7 @@ def test_a_histogram_counts_each_row_once():
 
 
 def test_what_holds_no_example_is_passed_over_and_not_bad():
-    tree = {"message_tree_id": "t", "prompt": {"text": "Hi", "role": "prompter", "replies": []}}
-    report = inspect([row("A?"), tree])
+    report = inspect([row("A?"), PassedOver("no agent answered this thread")])
     assert (report.rows, report.kept, report.bad) == (2, 1, 0)
     assert finding(report, "passed_over").places == ["d.jsonl:2"]
 
