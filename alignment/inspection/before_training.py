@@ -14,7 +14,7 @@ from alignment.terminal import one_line
 
 
 def check_before_training(config: RunConfig, inspector: Inspector | None) -> Report:
-    """Say on stderr what was found in the rows of a run; main process only. Nothing is written.
+    """What was found in the rows of a run; main process only. Nothing is written or said: a dry run comes here too.
 
     Args:
         inspector: has looked at each row (`Inspector.look`).
@@ -25,15 +25,15 @@ def check_before_training(config: RunConfig, inspector: Inspector | None) -> Rep
     assert inspector is not None  # the main process has one
     sources = [part.path for part in config.data.parts]
     report = inspector.report([*sources, *([config.data.eval] if config.data.eval else [])])
-    print(f"data: {report.verdict}", file=sys.stderr)
-    for finding in report.findings:
-        first = f" (the first: {finding.places[0]})" if finding.places else ""
-        print(one_line(f"data: {finding.level}: {finding.text}{first}"), file=sys.stderr)
     refuse(report, config.data)
     return report
 
 
 def write_report(run_dir: Path, report: Report) -> None:
-    """Keep the report in `RUN/data_report.json` and `RUN/data_report.html`."""
+    """Say on stderr what was found, and keep it in `RUN/data_report.json` and `RUN/data_report.html`."""
     (run_dir / "data_report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     (run_dir / "data_report.html").write_text(html_page(report), encoding="utf-8")
+    print(f"data: {report.verdict}; see {run_dir / 'data_report.html'}", file=sys.stderr)
+    for finding in report.findings:
+        first = f" (the first: {finding.places[0]})" if finding.places else ""
+        print(one_line(f"data: {finding.level}: {finding.text}{first}"), file=sys.stderr)

@@ -286,7 +286,10 @@ BAD = {
     "value TRL refuses": (lambda f: {"training.eval_strategy": "sometimes"}, ["training:", "sometimes"]),
     "loss TRL refuses": (lambda f: {"training.loss_type": "sometimes"}, ["training:", "`loss_type` sometimes"]),
     "alias that is a version": (lambda f: {"registry.alias": "v3"}, ["registry.alias: 'v3'", "choose another word"]),
-    "answers too long": (lambda f: {"data.max_length": 4}, ["fits into data.max_length=4 tokens; raise it"]),
+    "answers too long": (
+        lambda f: {"data.max_length": 4},
+        ["0 of 24 rows have trainable tokens at data.max_length=4", "raise data.max_length"],
+    ),
     "a shape that makes no model": (
         lambda f: {"model.scratch.num_attention_heads": 7},
         ["model.scratch: hidden_size 128 is not divisible by 2 x num_attention_heads 7"],

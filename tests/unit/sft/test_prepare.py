@@ -78,9 +78,12 @@ def test_the_run_says_and_can_keep_what_was_found(folder, capsys):
     rows = [row("Fine?", "Ten."), row("Fine?", "Nine."), row(prompt, "At nine."), row("word " * 190, "Yes.")]
     (folder / "held.jsonl").write_text(json.dumps(row(prompt + "!", "At nine.")))
     report = prepare(config(folder, rows, eval="held.jsonl", max_length=150)).report
+    assert capsys.readouterr().err == ""
+    assert not any((folder / "runs" / "run").iterdir())  # a dry run comes here too
+    write_report(folder / "runs" / "run", report)
     shown = capsys.readouterr().err
     for part in (
-        "data: Can be trained on; 3 things to look at first",
+        "data: Can be trained on; 3 things to look at first; see ",
         "data: note: you have 5 rows: the usual guidance is about 1,000",
         "data: warning: 1 prompt has several different answers",
         "data: warning: 1 of 1 held-out rows have a prompt that stands in the training rows too",
@@ -90,8 +93,6 @@ def test_the_run_says_and_can_keep_what_was_found(folder, capsys):
     kinds = report.summary()["findings"]
     assert kinds["truncated"] == kinds["split_leaks"] == 1
     assert (report.unit, report.held_out) == ("tokens", 1)
-    assert not any((folder / "runs" / "run").iterdir())  # a dry run comes here too
-    write_report(folder / "runs" / "run", report)
     assert json.loads((folder / "runs" / "run" / "data_report.json").read_text())["verdict"] == report.verdict
     assert (folder / "runs" / "run" / "data_report.html").read_text().startswith("<!DOCTYPE html>")
 
