@@ -1,4 +1,4 @@
-"""`alignment data`: look at a data file before training on it, and part it."""
+"""`alignment data`: look at data files before training on them, part them, write them in another shape."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from alignment.config import DataConfig, DataPart, ModelConfig
     from alignment.inspection import Inspector
 
-data = typer.Typer(no_args_is_help=True, help="Data files: check them, see what is trained on, part them.")
+data = typer.Typer(no_args_is_help=True, help="Data files: check, preview, split, convert, or make them.")
 data.add_typer(qa_command)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -60,9 +60,7 @@ def check(
     scrub: Annotated[
         Path | None, typer.Option("--scrub", help="Write the rows here, personal data replaced (.jsonl, .gz allowed).")
     ] = None,
-    bad: Annotated[
-        Path | None, typer.Option("--bad", help="Write each row that is set aside here: place, reason.")
-    ] = None,
+    bad: BadOption = None,
 ) -> None:
     """What is in data files, and what would go wrong.  Example: alignment data check demos.jsonl --html report.html"""
     from alignment.inspection import Inspector, html_page, refuse, text_lines
