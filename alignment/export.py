@@ -71,7 +71,7 @@ def _export_merged(source: ModelSource, staging: Path) -> dict[str, Any]:
     difference = logits_difference(
         AutoModelForCausalLM.from_pretrained(staging, dtype=torch.float32), _as_trained(source), len(tokenizer)
     )
-    other_weights = source.trained.quantized is not None and source.trained.merge == "original"
+    other_weights = source.trained.quantized and source.trained.merge == "original"
     if difference > TOLERANCE and not other_weights:
         raise ModelError(
             f"{source.label}: merged, its logits differ by {difference:.1e}, more than {TOLERANCE:.0e}, so nothing was "

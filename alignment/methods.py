@@ -28,7 +28,6 @@ SETTINGS = {
     "ZeRO-2": "and gradients",
     "ZeRO-3": "and weights",
     "nf4": "frozen weights in 4 bits",
-    "int8": "frozen weights in 8 bits",
     "continue": "a published adapter is trained on, instead of being merged under a new one",
     "resume": "PEFT restores the adapter and its optimizer to the last bit",
     "second": "a second trainable adapter beside it",
@@ -50,7 +49,7 @@ class Method:
 
 
 _NO_ADAPTER = {
-    **dict.fromkeys(("nf4", "int8"), "rounded weights cannot be trained, only an adapter on them"),
+    "nf4": "rounded weights cannot be trained, only an adapter on them",
     **dict.fromkeys(("continue", "second", "mixed"), "there is no adapter"),
 }
 _LORA = {"r": 16, "lora_alpha": 32}
@@ -70,7 +69,7 @@ METHODS: dict[str, Method] = {
         2e-4,
         "LoraConfig",
         {**_LORA, "use_dora": True},
-        {"int8": "PEFT cannot read the norm of 8-bit weights", "mixed": "PEFT refuses `adapter_names`"},
+        {"mixed": "PEFT refuses `adapter_names`"},
     ),
     "rslora": Method(
         "LoRA scaled by alpha / sqrt(r), for high ranks",
@@ -124,9 +123,7 @@ def check(config: ModelConfig, zero_stage: int = 0) -> None:
     Raises:
         ConfigError: one line: the setting, the reason, what to use instead; or an argument that PEFT does not have.
     """
-    asked = [f"ZeRO-{zero_stage}"] if zero_stage else []
-    if config.quantized:
-        asked.append(config.quantized)
+    asked = [f"ZeRO-{zero_stage}"] * bool(zero_stage) + ["nf4"] * config.quantized
     for setting in asked:
         if reason := METHODS[config.method].fails.get(setting):
             nearest = next(name for name in NEAREST if not set(asked) & set(METHODS[name].fails))
@@ -292,7 +289,7 @@ def attach(trainer: Trainer, config: ModelConfig) -> None:
     if config.method not in ADAPTERS:
         return
     for parameter in trainer.model.parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32 and not distributed.under_deepspeed():
+        if parameter.requires_grad and config.quantized:
             # TRL rounds the adapter on a quantized model to bfloat16, in which small updates are lost.
             parameter.data = parameter.data.float()
     if config.method == "adalora":

@@ -276,8 +276,8 @@ def _merged(source: ModelSource) -> PreTrainedModel:
     the original ones its logits are off by 0.08 and within 4 bits by 0.11 (NF4, a small Llama).
     """
     assert source.base and source.trained
-    dequantized = source.trained.quantized is not None and source.trained.merge == "dequantized"
-    with distributed.whole_models():
+    dequantized = source.trained.quantized and source.trained.merge == "dequantized"
+    with distributed.whole_models(), _quiet():
         base = load_base(source, source.trained if dequantized else None)
         return adapters.merge(adapters.dequantize(base) if dequantized else base, source.path)
 
@@ -288,15 +288,13 @@ def _quantization(config: ModelConfig | None) -> dict[str, Any]:
     Raises:
         ModelError: bitsandbytes is not installed.
     """
-    if config is None or config.quantized is None:
+    if config is None or not config.quantized:
         return {}
     if find_spec("bitsandbytes") is None:
         raise ModelError(
             "quantized weights need bitsandbytes, which is not installed: "
             "pip install 'rlhf-alignment-suite[quantization]'"
         )
-    if config.quantized == "int8":
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
     return {
         "quantization_config": BitsAndBytesConfig(
             load_in_4bit=True,
@@ -324,6 +322,11 @@ def _load(
             **_quantization(config),
             **options,
         )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # In eval mode bitsandbytes would rewrite the weights for such CPUs, rounding their scales to bfloat16: the
+            # base would not be the one that is on record any more, nor what it is merged onto.
+            module.support_avx512bf16_for_cpu = False
     wrong = sorted((set(info["missing_keys"]) - {may_be_new}) | {name for name, *_ in info["mismatched_keys"]})
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
