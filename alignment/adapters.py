@@ -54,8 +54,10 @@ def put_on(base: PreTrainedModel, folder: str, *, trainable: bool = False) -> Pe
         with warnings.catch_warnings():
             # PEFT takes AdaLoRA's ranks for LoRA's `rank_pattern`, finds no such layers, and warns of each.
             warnings.filterwarnings("ignore", message="The following rank_pattern keys did not match")
+            # Nor is a layer that keeps no rank a part that ZeRO-3 left behind.
+            warnings.filterwarnings("ignore", message="Adapter 'default': .* invalid shape")
             model = get_peft_model(base, config)
-        expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+            expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
         result = set_peft_model_state_dict(model, weights)
         wrong = sorted(expected - set(weights)) + result.unexpected_keys
         if wrong:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,14 @@ import torch
 from peft import PeftModel, get_peft_model
 from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as IA3_TARGETS
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+)
 from transformers.pytorch_utils import Conv1D
 
 from alignment import adapters, distributed
@@ -266,7 +274,7 @@ def _leads_back(layer: nn.Module, hidden: int) -> bool:
 def _only_head(model: PreTrainedModel, last_n_layers: int) -> PreTrainedModel:
     """Freeze all but the output head and the last layers; a head that shares its weights with the input embeddings
     gets its own, or those would be trained with it."""
-    layers, head = blocks(model), model.get_output_embeddings()
+    layers, head = blocks(model), model.get_output_embeddings() or getattr(model, "score", None)
     if head is None:
         raise ConfigError(f"model.method=head: {type(model).__name__} has no output head")
     if last_n_layers > len(layers):
@@ -281,6 +289,18 @@ def _only_head(model: PreTrainedModel, last_n_layers: int) -> PreTrainedModel:
     return model
 
 
+def sizes(source: ModelSource, config: ModelConfig) -> dict[str, Any]:
+    """`describe` of what would be trained, without loading a weight.
+
+    Raises:
+        ConfigError: the method does not fit this model.
+    """
+    shape = AutoConfig.from_pretrained(source.root.path, trust_remote_code=config.trust_remote_code)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape, trust_remote_code=config.trust_remote_code)
+        return describe(apply_method(model, config))
+
+
 # --- while it trains -----------------------------------------------------------------------------------------------
 
 
@@ -293,6 +313,8 @@ def attach(trainer: Trainer, config: ModelConfig) -> None:
             # TRL rounds the adapter on a quantized model to bfloat16, in which small updates are lost.
             parameter.data = parameter.data.float()
     if config.method == "adalora":
+        # A layer that keeps no rank looks to PEFT like one of ZeRO-3's parts, under which AdaLoRA never runs.
+        warnings.filterwarnings("ignore", message="Adapter 'default': .* invalid shape")
         trainer.add_callback(AdaLoraCallback(trainer.model, config.adapter))
 
 

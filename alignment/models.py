@@ -61,6 +61,11 @@ class ModelSource:
     def label(self) -> str:
         return self.ref or self.path
 
+    @property
+    def root(self) -> ModelSource:
+        """The whole model under all adapters: this one, if it is none."""
+        return self.base.root if self.base else self
+
     def parent(self, relation: str) -> Parent:
         """This model as an entry of another version's lineage."""
         return Parent(relation, self.label, self.digest)
@@ -251,7 +256,9 @@ def load_policy(source: ModelSource | str, config: ModelConfig | None = None) ->
         policy = _merged(source)
         if config and config.quantized:
             with adapters.as_folder(policy) as folder:
-                return load_policy(folder, config)
+                policy = load_policy(folder, config)
+                policy.name_or_path = ""  # gone in a moment; PEFT would look there when it saves
+                return policy
         return policy.to(getattr(torch, config.dtype)) if config else policy
     policy = _load(AutoModelForCausalLM, source, config)[0]
     # With tied embeddings nothing is missing: a reward model would pass for a policy and talk nonsense.
@@ -425,10 +432,12 @@ def load_scalar_model(
             a head where a trained one is asked for, whose scores would be random.
     """
     path = source if isinstance(source, str) else source.path
-    if isinstance(source, ModelSource) and source.base:
-        model, is_new = _classifier_on(load_policy(source, config)), True
-    else:
-        model, is_new = _load(AutoModelForSequenceClassification, path, config, may_be_new="score.weight", num_labels=1)
+    if isinstance(source, ModelSource) and source.base and not trained:
+        with adapters.as_folder(load_policy(source)) as folder:
+            scalar = load_scalar_model(folder, config, seed)
+            scalar.model.name_or_path = ""
+            return scalar
+    model, is_new = _load(AutoModelForSequenceClassification, path, config, may_be_new="score.weight", num_labels=1)
     if is_new and trained:
         raise ModelError(
             f"{path}: a policy, which has no score head; name a reward model, as python -m reward makes it"
@@ -445,14 +454,6 @@ def load_scalar_model(
         saved = _saved_tensor(path, "score.weight")
         model.score.weight.data.copy_(old.weight.data if saved is None else saved)
     return ScalarModel(model)
-
-
-def _classifier_on(policy: PreTrainedModel) -> PreTrainedModel:
-    """A sequence classifier with one label on the body of a policy in memory; its head is yet to be drawn."""
-    policy.config.num_labels = 1
-    model = AutoModelForSequenceClassification.from_config(policy.config, dtype=policy.dtype)
-    model.base_model.load_state_dict(policy.base_model.state_dict())
-    return model
 
 
 def _saved_tensor(path: str, name: str) -> Tensor | None:
@@ -474,12 +475,15 @@ def set_score_bias(model: PreTrainedModel, bias: float) -> None:
 # --- helpers -------------------------------------------------------------------------------------------------------
 
 
-def num_parameters(path: str) -> int | None:
-    """Parameters of a model folder, read from the headers of its safetensors files; None for a hub name.
+def num_parameters(source: ModelSource | str) -> int | None:
+    """Parameters of a model, read from the headers of its safetensors files; None for a hub name.
+
+    Those of its base for an adapter, which is loaded merged.
 
     Raises:
         ModelError: a damaged file.
     """
+    path = source if isinstance(source, str) else source.root.path
     total = 0
     for file in Path(path).glob("*.safetensors"):
         with _loading(path), safe_open(file, framework="pt") as tensors:

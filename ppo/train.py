@@ -355,7 +355,7 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
     sizes = batch_plan(config, world_size)
     prompts, held_out = train_and_eval(config.data, to_prompt, config.training.seed)
     sources = find_models(config.model, trainers.open_registry(config))
-    counts = {role: num_parameters(source.path) for role, source in sources.items()}
+    counts = {role: num_parameters(source) for role, source in sources.items()}
     result: dict[str, Any] = {
         "train_prompts": len(prompts.items),
         "eval_prompts": len(held_out.items),

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 from trl import RewardConfig, RewardTrainer
 
-from alignment import callbacks, distributed, trainers
-from alignment.config import SCRATCH, ConfigError, trainer_arguments
+from alignment import adapters, callbacks, distributed, methods, trainers
+from alignment.config import ADAPTERS, SCRATCH, ConfigError, trainer_arguments
 from alignment.models import find_model, fit_embeddings, load_scalar_model, set_score_bias
 from alignment.stage import write_bad_rows
 from alignment.tracking import Journal
@@ -62,6 +62,7 @@ class PairTrainer(RewardTrainer):
         mode = "train" if self.model.training else "eval"
         if mode == "train":
             loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, ours are to be summed
+            loss = loss + methods.regularisation(self.model) / self.current_gradient_accumulation_steps
         with torch.no_grad():
             decided = target != 0.5
             right = (torch.sign(first - second) == torch.sign(target - 0.5)) & decided
@@ -83,10 +84,10 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
     start = trainers.start_model(config, registry, (), seed)
     train_pairs, left_out = encode_comparisons(train_set.items, start.tokenizer, config.data.max_length)
     eval_pairs, _ = encode_comparisons(eval_set.items, start.tokenizer, config.data.max_length)
-    arguments = trainers.make_arguments(RewardConfig, config, DEFAULTS, max_length=None, no_eval=not eval_pairs)
+    defaults = methods.with_learning_rate(DEFAULTS, config.model)
+    arguments = trainers.make_arguments(RewardConfig, config, defaults, max_length=None, no_eval=not eval_pairs)
     set_seed(seed)
-    model = load_scalar_model(start.source, config.model, seed).model
-    fit_embeddings(model, start.tokenizer)
+    model = methods.apply_method(_untrained(config, start, seed), config.model)
     with trainers.refused_arguments():
         trainer = PairTrainer(
             model=model,
@@ -96,6 +97,7 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
             eval_dataset=as_dataset(eval_pairs) if eval_pairs else None,
             processing_class=start.tokenizer,
         )
+    methods.attach(trainer, config.model)
     with trainers.open_journal(config, "reward") as journal:
         if distributed.is_main_process():
             write_bad_rows(config.run_dir, [*train_set.bad, *eval_set.bad])
@@ -108,6 +110,7 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
             **left_out,
         )
         callbacks.attach(trainer, journal, f"reward {config.name}")
+        journal.event("method", method=config.model.method, **methods.describe(trainer.model))
         outcome = trainer.train()
         trainers.backend_event(journal, trainer)
         metrics: dict[str, Any] = {"train_loss": outcome.training_loss, "steps": outcome.global_step}
@@ -116,6 +119,8 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
 
             def judge_and_publish() -> tuple[str, dict[str, Any]]:
                 pad, step = start.tokenizer.pad_token_id, outcome.global_step
+                if config.model.method in ADAPTERS:
+                    _merge_in_place(Path(folder), _untrained(config, start, seed), config.model.quantized)
                 judged = _finish(Path(folder), config, journal, train_pairs, eval_pairs, pad, step)
                 version = trainers.publish(
                     config,
@@ -135,7 +140,23 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
     return {"model": ref, "metrics": metrics | judged}
 
 
+def _untrained(config: RewardStageConfig, start: trainers.Start, seed: int) -> PreTrainedModel:
+    """The body of the starting model with its new head: the same each time, since an adapter is merged onto it."""
+    model = load_scalar_model(start.source, config.model, seed).model
+    fit_embeddings(model, start.tokenizer)
+    return model
+
+
+def _merge_in_place(folder: Path, base: PreTrainedModel, quantized: bool) -> None:
+    """A saved adapter and its trained head as a whole reward model: PPO scores every rollout with it."""
+    merged = adapters.merge(adapters.dequantize(base) if quantized else base, str(folder))
+    for name in (adapters.CONFIG, adapters.WEIGHTS, "README.md"):
+        (folder / name).unlink(missing_ok=True)
+    merged.save_pretrained(folder)
+
+
 def _check(config: RewardStageConfig) -> None:
+    methods.check(config.model, distributed.launched_zero_stage())
     if config.model.name.startswith(SCRATCH):
         raise ConfigError(
             "model.name: a reward model starts from a trained policy, not from scratch; "
@@ -191,6 +212,6 @@ def plan(config: RewardStageConfig, world_size: int) -> dict[str, Any]:
     _check(config)
     merged = trainer_arguments(RewardConfig, DEFAULTS, config.training)
     train_set, eval_set = read_comparisons(config.data, merged.get("seed", 42))
-    path = find_model(config.model.name, trainers.open_registry(config), role="policy").path
+    source = find_model(config.model.name, trainers.open_registry(config), role="policy")
     rows = {"train_pairs": len(train_set.items), "eval_pairs": len(eval_set.items), "bad_rows": len(train_set.bad)}
-    return rows | trainers.batch_plan(merged, world_size, path)
+    return rows | trainers.batch_plan(merged, world_size, source, config.model)

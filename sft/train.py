@@ -171,8 +171,8 @@ def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
     merged = trainer_arguments(SFTConfig, DEFAULTS, config.training)
     train_set, eval_set = train_and_eval(config.data, to_demonstration, merged.get("seed", 42))
     registry = trainers.open_registry(config)
-    path = None
+    source = None
     if not config.model.name.startswith(SCRATCH):
-        path = find_model(config.model.name, registry, role="policy").path
+        source = find_model(config.model.name, registry, role="policy")
     rows = {"train_rows": len(train_set.items), "eval_rows": len(eval_set.items), "bad_rows": len(train_set.bad)}
-    return rows | trainers.batch_plan(merged, world_size, path)
+    return rows | trainers.batch_plan(merged, world_size, source, config.model)
