@@ -71,7 +71,7 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
         if len(prepared.eval_rows):
             loss = _last_eval_loss(trainer)
             metrics |= {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 50.0))}
-        ref = _publish(config, prepared, trainer, metrics)
+        ref = publish(config, prepared, trainer, metrics)
         journal.event("published", model=ref, **metrics)
     return {"model": ref, "metrics": metrics}
 
@@ -109,7 +109,7 @@ def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
     return trainer
 
 
-def _publish(config: SFTStageConfig, prepared: Prepared, trainer: SFTTrainer, metrics: Mapping[str, Any]) -> str:
+def publish(config: SFTStageConfig, prepared: Prepared, trainer: SFTTrainer, metrics: Mapping[str, Any]) -> str:
     """Save the trained model, or the adapter alone, and publish it; returns its reference, on every process."""
     source = prepared.start.source
     base = methods.base_of(source, config.model)
