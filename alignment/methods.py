@@ -31,15 +31,14 @@ from alignment.config import ADAPTERS, ConfigError, ModelConfig, trainer_argumen
 from alignment.models import ModelSource, fit_embeddings, load_base, load_policy
 
 SETTINGS = {
-    "DDP": "several processes, no DeepSpeed",
-    "ZeRO-1": "optimizer state sharded",
-    "ZeRO-2": "and gradients",
-    "ZeRO-3": "and weights",
+    "DDP": "several processes without DeepSpeed",
+    "ZeRO-2": "DeepSpeed shards optimizer state and gradients (or, as ZeRO-1, the state alone)",
+    "ZeRO-3": "DeepSpeed shards the weights too",
     "nf4": "frozen weights in 4 bits",
     "continue": "a published adapter is trained on, instead of being merged under a new one",
     "resume": "PEFT restores the adapter and its optimizer to the last bit",
-    "second": "a second trainable adapter beside it",
-    "mixed": "rows of one batch with different adapters (`adapter_names`)",
+    "LoRA beside": "a trainable LoRA on the same model, as PPO with a shared base would need; merge it first where not",
+    "mixed batch": "rows of one batch with different adapters (PEFT's `adapter_names`)",
 }
 
 
@@ -58,10 +57,13 @@ class Method:
 
 _NO_ADAPTER = {
     "nf4": "rounded weights cannot be trained, only an adapter on them",
-    **dict.fromkeys(("continue", "second", "mixed"), "there is no adapter"),
+    **dict.fromkeys(("continue", "LoRA beside", "mixed batch"), "there is no adapter"),
 }
 _LORA = {"r": 16, "lora_alpha": 32}
-_ALONE = {"second": "PEFT puts none beside it", "mixed": "PEFT passes over `adapter_names` in silence"}
+_ALONE = {
+    "LoRA beside": "PEFT mixes no other kind with it",
+    "mixed batch": "PEFT passes over `adapter_names` in silence",
+}
 _LYCORIS = {"nf4": "PEFT cannot put it on 4-bit layers", **_ALONE}
 _INSIDE_BACKWARD = "DeepSpeed steps inside backward, so the gradients that ranks are chosen by are gone"
 
@@ -77,7 +79,7 @@ METHODS: dict[str, Method] = {
         2e-4,
         "LoraConfig",
         {**_LORA, "use_dora": True},
-        {"mixed": "PEFT refuses `adapter_names`"},
+        {"mixed batch": "PEFT refuses `adapter_names`"},
     ),
     "rslora": Method(
         "LoRA scaled by alpha / sqrt(r), for high ranks",
@@ -91,11 +93,11 @@ METHODS: dict[str, Method] = {
         "AdaLoraConfig",
         {"init_r": 12, "target_r": 8, "lora_alpha": 32},
         {
-            **dict.fromkeys(("ZeRO-1", "ZeRO-2", "ZeRO-3"), _INSIDE_BACKWARD),
+            **dict.fromkeys(("ZeRO-2", "ZeRO-3"), _INSIDE_BACKWARD),
             "continue": "its ranks have been cut and its schedule has ended",
             "resume": "the importance of ranks is not saved",
-            "second": "PEFT allows one alone",
-            "mixed": "PEFT refuses `adapter_names`",
+            "LoRA beside": "PEFT allows one alone",
+            "mixed batch": "PEFT refuses `adapter_names`",
         },
     ),
     "qlora": Method("LoRA on weights in 4 bits (NF4, quantized twice)", 2e-4, "LoraConfig", _LORA),
@@ -131,7 +133,7 @@ def check(config: ModelConfig, zero_stage: int = 0) -> None:
     Raises:
         ConfigError: one line: the setting, the reason, what to use instead; or an argument that PEFT does not have.
     """
-    asked = [f"ZeRO-{zero_stage}"] * bool(zero_stage) + ["nf4"] * config.quantized
+    asked = [f"ZeRO-{max(zero_stage, 2)}"] * bool(zero_stage) + ["nf4"] * config.quantized
     for setting in asked:
         if reason := METHODS[config.method].fails.get(setting):
             nearest = next(name for name in NEAREST if not set(asked) & set(METHODS[name].fails))

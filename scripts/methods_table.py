@@ -92,6 +92,8 @@ def config_of(name: str, *overrides: str) -> Any:
 
 def train_by(method: str) -> dict[str, Any]:
     """Train, publish and export one method; what the table says of it."""
+    from transformers import PrinterCallback
+
     from alignment import methods
     from alignment.export import export
     from alignment.registry import Registry
@@ -106,6 +108,7 @@ def train_by(method: str) -> dict[str, Any]:
     )
     prepared = prepare(config)
     trainer = build_trainer(config, prepared)
+    trainer.remove_callback(PrinterCallback)
     before, start = trainer.evaluate()["eval_loss"], methods.describe(trainer.model)
     started = time.monotonic()
     trainer.train()
@@ -134,7 +137,7 @@ def memory(trainer: Any) -> float:
 
 def table(found: dict[str, dict[str, Any]]) -> str:
     lines = [
-        "| method | learning rate | trained | share | memory, MiB | loss before | after | seconds | logits moved by merging |",
+        "| method | learning rate | trained | share | memory, MiB | loss before | after | seconds | merge error |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in found.items():
