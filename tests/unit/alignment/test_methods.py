@@ -129,6 +129,7 @@ def test_head_only_gives_a_tied_head_weights_of_its_own(tokenizer, tmp_path, mak
     assert torch.equal(policy.get_input_embeddings().weight, embeddings)
     assert not torch.equal(policy.lm_head.weight, embeddings)
     policy.save_pretrained(tmp_path)
+    assert not policy.config.tie_word_embeddings
     assert torch.equal(load_policy(str(tmp_path)).eval()(IDS).logits, policy(IDS).logits)
 
 
@@ -272,9 +273,12 @@ def house(tokenizer, tmp_path):
     return SimpleNamespace(registry=registry, base=find_model("base", registry, "policy"), tmp=tmp_path)
 
 
-@pytest.mark.parametrize("method", sorted(ADAPTERS))
-def test_a_published_adapter_loads_merged_and_says_what_it_said(house, tokenizer, method):
-    config = settings(method)
+FOUR_BITS = [(method, "nf4") for method in ("dora", "adalora", "ia3")]
+
+
+@pytest.mark.parametrize(("method", "quantization"), [*((method, None) for method in sorted(ADAPTERS)), *FOUR_BITS])
+def test_a_published_adapter_loads_merged_and_says_what_it_said(house, tokenizer, method, quantization):
+    config = settings(method, quantization=quantization)
     adapted = trained_folder(house.tmp / "run", load_policy(house.base, config), tokenizer, config)
     version = publish(house.registry, "tuned", house.tmp / "run", house.base, config)
     assert not [file for file in version.manifest.files if file == "model.safetensors"]
@@ -312,7 +316,8 @@ def test_the_same_adapter_goes_on_only_with_the_same_settings(house, tokenizer):
     assert methods.base_of(source, config) == source.base == house.base
     assert logits_difference(again, load_policy(source), 300) < 1e-5
     assert any(weight.requires_grad for weight in again.parameters())
-    for other in (settings("lora"), settings("rslora", adapter={"r": 4}), settings("qlora", adapter={"r": 4})):
+    same = {"adapter": {"r": 4}}
+    for other in (settings("lora"), settings("rslora", **same), settings("lora", quantization="nf4", **same)):
         assert methods.base_of(source, other) == source
     new = methods.load_trainable(source, tokenizer, settings("lora"))
     assert logits_difference(new, load_policy(source), 300) < 1e-5  # merged, with a new adapter that does nothing yet
