@@ -67,10 +67,11 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
         journal.event("method", method=config.model.method, **methods.describe(trainer.model))
         outcome = trainer.train()
         trainers.backend_event(journal, trainer)
-        metrics = {"train_loss": outcome.training_loss, "steps": outcome.global_step} | methods.describe(trainer.model)
+        metrics = {"train_loss": outcome.training_loss, "steps": outcome.global_step}
         if len(prepared.eval_rows):
             loss = _last_eval_loss(trainer)
             metrics |= {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 50.0))}
+        metrics |= methods.describe(trainer.model)
         ref = publish(config, prepared, trainer, metrics)
         journal.event("published", model=ref, **metrics)
     return {"model": ref, "metrics": metrics}
