@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from alignment.errors import UserError
 from alignment.templates import Message, encode_prompt
 from alignment.tensors import pad_rows, through_eos
+
+
+class GenerationError(UserError):
+    """A model that cannot be sampled from."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +32,27 @@ class Completion:
     text: str
     ids: list[int]
     ended: bool
+
+
+def stream_seed(purpose: str, *key: int) -> int:
+    """Seed of one random stream: `stream_seed("sampling", seed, step, rank)`.
+
+    Seeds made by adding (`seed + step`) give run 1 the streams of run 0 one step later, and the spread over seeds that
+    a learning claim rests on would be too small.
+    """
+    return int.from_bytes(hashlib.sha256(repr((purpose, *key)).encode()).digest()[:8], "big")
+
+
+class _FiniteLogits(LogitsProcessor):
+    """Notes logits that cannot be sampled from and puts numbers in their place: `torch.multinomial` would end in a
+    traceback on a CPU, and on a GPU in an assertion after which the device is lost. One look at the end suffices."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.met = torch.zeros((), dtype=torch.bool, device=device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.met |= ~(scores < torch.inf).all()  # a NaN is not below infinity either
+        return scores.nan_to_num()
 
 
 @torch.no_grad()
@@ -44,6 +77,9 @@ def generate(
 
     Returns:
         (B, max_new_tokens), pad after EOS.
+
+    Raises:
+        GenerationError: the policy says NaN or infinity.
     """
     config = GenerationConfig(
         do_sample=temperature > 0,
@@ -55,14 +91,24 @@ def generate(
         pad_token_id=pad_token_id,
         use_cache=True,
     )
+    finite = _FiniteLogits(prompt_ids.device)
     own, was_training = policy.generation_config, policy.training
     policy.generation_config = GenerationConfig()
     policy.eval()
     try:
-        output = policy.generate(input_ids=prompt_ids, attention_mask=attention_mask.long(), generation_config=config)
+        output = policy.generate(
+            input_ids=prompt_ids,
+            attention_mask=attention_mask.long(),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([finite]),
+        )
     finally:
         policy.generation_config = own
         policy.train(was_training)
+    if finite.met:
+        raise GenerationError(
+            "the policy's logits are not finite any more: its training diverged; lower training.learning_rate"
+        )
     responses = output[:, prompt_ids.shape[1] :]
     return torch.nn.functional.pad(responses, (0, max_new_tokens - responses.shape[1]), value=pad_token_id)
 

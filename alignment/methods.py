@@ -297,7 +297,7 @@ def sizes(source: ModelSource, config: ModelConfig) -> dict[str, Any]:
     Raises:
         ConfigError: the method does not fit this model.
     """
-    shape = AutoConfig.from_pretrained(source.root.path, trust_remote_code=config.trust_remote_code)
+    shape = AutoConfig.from_pretrained(source.config_path, trust_remote_code=config.trust_remote_code)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, trust_remote_code=config.trust_remote_code)
         return describe(apply_method(model, config))

@@ -62,9 +62,9 @@ class ModelSource:
         return self.ref or self.path
 
     @property
-    def root(self) -> ModelSource:
-        """The whole model under all adapters: this one, if it is none."""
-        return self.base.root if self.base else self
+    def config_path(self) -> str:
+        """Where the architecture's `config.json` is: an adapter has none of its own."""
+        return self.base.config_path if self.base else self.path
 
     def parent(self, relation: str) -> Parent:
         """This model as an entry of another version's lineage."""
@@ -380,9 +380,10 @@ def response_logprobs(
 class ScoreHead(nn.Linear):
     """Linear map to one number in float32, whatever the body runs in, minus a constant.
 
-    bfloat16 has steps of 0.06 at a score of 9, which makes ties of answers that differ; so neither the weight nor the
-    product is ever rounded to it. The constant (`config.score_bias`) makes scores average 0 over the comparisons that
-    the model learned from; it stays outside the state dict because plain transformers has no bias here.
+    bfloat16 has steps of 0.06 at a score of 9, which makes ties of answers that differ; so the product is never rounded
+    to it, and the weight only by DeepSpeed's bf16 engine, whose optimizer keeps the float32 one. The constant
+    (`config.score_bias`) makes scores average 0 over the comparisons that the model learned from; it stays outside the
+    state dict because plain transformers has no bias here.
     """
 
     def __init__(self, hidden_size: int, score_bias: float = 0.0) -> None:
@@ -475,15 +476,12 @@ def set_score_bias(model: PreTrainedModel, bias: float) -> None:
 # --- helpers -------------------------------------------------------------------------------------------------------
 
 
-def num_parameters(source: ModelSource | str) -> int | None:
-    """Parameters of a model, read from the headers of its safetensors files; None for a hub name.
-
-    Those of its base for an adapter, which is loaded merged.
+def num_parameters(path: str) -> int | None:
+    """Parameters of a model folder, read from the headers of its safetensors files; None for a hub name.
 
     Raises:
         ModelError: a damaged file.
     """
-    path = source if isinstance(source, str) else source.root.path
     total = 0
     for file in Path(path).glob("*.safetensors"):
         with _loading(path), safe_open(file, framework="pt") as tensors:

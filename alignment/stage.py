@@ -7,6 +7,7 @@ Exit codes: 0 done, 2 the user's config or data is wrong, 1 anything else. The m
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import json
 import logging
@@ -18,7 +19,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from alignment.config import RunConfig, load_config
 from alignment.errors import UserError
@@ -34,15 +35,23 @@ def run_stage(
     train: Callable[[ConfigT], Mapping[str, Any]],
     plan: Callable[[ConfigT, int], Mapping[str, Any]],
     argv: Sequence[str] | None = None,
+    *,
+    options: Sequence[argparse.ArgumentParser] = (),
+    study: Callable[[ConfigT, argparse.Namespace], str | None] = lambda config, args: None,
 ) -> int:
     """The whole command: parse, check, train; returns the exit code.
 
     Args:
         train: runs the stage and returns what to report (the published model, final metrics).
-        plan: what would run, for `--dry-run`: batch sizes, steps, estimated memory; given the world size.
+        plan: what would run, for `--dry-run`: batch sizes, steps, estimated memory; given the world size. It finds
+            every mistake that can be found without loading weights, and writes nothing.
+        options: more options of this stage (parsers with add_help=False).
+        study: does what those options ask for in place of training and returns the line to print; None where they
+            ask for nothing. It publishes nothing and leaves no run behind.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m {stage}",
+        parents=options,
         description=f"Run the {stage} stage.",
         epilog=f"example: python -m {stage} configs/{stage}/demo.yaml training.learning_rate=2e-5",
     )
@@ -55,39 +64,54 @@ def run_stage(
     is_main = os.environ.get("RANK", "0") == "0"
     started = time.monotonic()
     run_dir: Path | None = None
+    result: dict[str, Any] = {}
     try:
         config = load_config(config_class, args.config, args.overrides)
         if args.dry_run:
+            _show_plan(config, plan, is_main)
+        elif (line := study(config, args)) is not None:
             if is_main:
-                world_size = int(os.environ.get("WORLD_SIZE", "1"))
-                with contextlib.redirect_stdout(sys.stderr):  # some libraries greet when they are imported
-                    planned = plan(config, world_size)
-                report = {"config": config.model_dump(mode="json"), "plan": planned}
-                print(json.dumps(report, indent=2, ensure_ascii=False))
-            return 0
-        if is_main:
-            _open_run_dir(config, args.overwrite)
-        run_dir = config.run_dir
-        result = dict(train(config))
+                print(line)
+        else:
+            if is_main:
+                _open_run_dir(config, args.overwrite)
+            run_dir = config.run_dir
+            result = dict(train(config))
+            if is_main:
+                seconds = time.monotonic() - started
+                print(f"{stage}: {result.get('model', 'done')} in {seconds:.0f} s; run folder {run_dir}")
         code, reason = 0, "done"
-        if is_main:
-            print(f"{stage}: {result.get('model', 'done')} in {time.monotonic() - started:.0f} s; run folder {run_dir}")
     except UserError as error:
-        code, reason, result = 2, str(error), {}
+        code, reason = 2, str(error)
         # Every process finds the same mistake and one line is enough; but a file may be missing on one node alone.
         if is_main or os.environ.get("LOCAL_RANK") == "0":
             print(f"error: {one_line(str(error))}", file=sys.stderr)
     except KeyboardInterrupt:
-        code, reason, result = 1, "interrupted", {}
+        code, reason = 1, "interrupted"
         print("interrupted", file=sys.stderr)
     except Exception as error:  # noqa: BLE001 - reported in full, and in exit.json for the job script
-        code, reason, result = 1, f"{type(error).__name__}: {error}", {}
+        code, reason = 1, f"{type(error).__name__}: {error}"
         traceback.print_exc()
     if is_main and run_dir is not None:
         record = {"code": code, "reason": reason, "stage": stage, "seconds": round(time.monotonic() - started, 1)}
         (run_dir / "exit.json").write_text(json.dumps(finite({**record, **result}), indent=2) + "\n", encoding="utf-8")
     _leave_processes()
     return code
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code; the last call of `python -m STAGE`.
+
+    One of several processes leaves without the interpreter's own shutdown: gloo's threads outlive
+    `destroy_process_group`, because C++ keeps references to DeepSpeed's groups, and now and then the shutdown meets one
+    of them and ends in SIGABRT, so that a finished run would count as failed.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def quiet_libraries() -> None:
@@ -102,8 +126,17 @@ def quiet_libraries() -> None:
     }.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # wants a package for speed that is not needed
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which warns, unasked, of an optional package
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+def _show_plan(config: ConfigT, plan: Callable[[ConfigT, int], Mapping[str, Any]], is_main: bool) -> None:
+    """Plan on every process of a launch, since planning joins them; print on the main one."""
+    with contextlib.redirect_stdout(sys.stderr):  # some libraries greet when they are imported
+        planned = plan(config, int(os.environ.get("WORLD_SIZE", "1")))
+    if is_main:
+        report = {"config": config.model_dump(mode="json"), "plan": planned}
+        print(json.dumps(report, indent=2, ensure_ascii=False))
 
 
 def _open_run_dir(config: RunConfig, overwrite: bool) -> None:

@@ -100,9 +100,14 @@ def position_ids(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def pad_rows(rows: Sequence[Sequence[int]], pad_token_id: int, side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
-    """Rows of token ids as one long tensor and its bool mask, both (B, longest). Prompts are padded on the left."""
-    width = max(map(len, rows))
+def pad_rows(
+    rows: Sequence[Sequence[int]], pad_token_id: int, side: Literal["left", "right"], multiple_of: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as one long tensor and its bool mask, both (B, L); prompts are padded on the left.
+
+    L is the longest row's length, rounded up to a multiple of `multiple_of`.
+    """
+    width = -(-max(map(len, rows)) // multiple_of) * multiple_of
     ids = torch.full((len(rows), width), pad_token_id)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)
     for number, row in enumerate(rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.training_args import TrainingArguments
 
 from alignment import distributed, methods
@@ -78,17 +79,19 @@ def open_journal(config: RunConfig, stage: str) -> Journal:
     return Journal(config.run_dir, sink, enabled=is_main)
 
 
-def start_model(config: TrainerConfig, registry: Registry, texts: Iterable[str], seed: int) -> Start:
-    """Find the model to start from; `scratch:` first builds one and publishes it as `<registry.name>-base`.
+def start_model(config: TrainerConfig, registry: Registry, texts: Iterable[str]) -> Start:
+    """Find the model to start from; of a `scratch:` one there is only the tokenizer before `publish_base`.
 
     Args:
         texts: what a scratch model's tokenizer is trained on.
     """
     name = config.model.name
     if name.startswith(SCRATCH):
-        name = distributed.on_main_process(lambda: _publish_scratch(config, registry, texts, seed).ref)
-    else:
-        name = distributed.on_main_process(lambda: _pinned(config.model.name, registry))
+        tokenizer = distributed.on_main_process(lambda: _scratch_tokenizer(config, texts))
+        with torch.device("meta"):  # takes no memory, and refuses a shape that makes no model
+            _scratch_model(config, tokenizer)
+        return Start(ModelSource(name), tokenizer)
+    name = distributed.on_main_process(lambda: _pinned(name, registry))
     source = find_model(name, registry, role="policy")
     return Start(source, load_tokenizer(source, config.model))
 
@@ -98,23 +101,68 @@ def _pinned(name: str, registry: Registry) -> str:
     return registry.resolve(name).ref if registry.is_reference(name) else name
 
 
-def _publish_scratch(config: TrainerConfig, registry: Registry, texts: Iterable[str], seed: int) -> Version:
+def _scratch_tokenizer(config: TrainerConfig, texts: Iterable[str]) -> PreTrainedTokenizerBase:
     shape = config.model.scratch or ScratchConfig()
-    tokenizer = train_tokenizer(texts, shape.vocab_size, config.model.template)
+    with tempfile.TemporaryDirectory() as folder:
+        train_tokenizer(texts, shape.vocab_size, config.model.template).save_pretrained(folder)
+        return load_tokenizer(folder, config.model)  # as whoever loads the base will have it
+
+
+def publish_base(config: TrainerConfig, registry: Registry, start: Start, seed: int) -> Start:
+    """Build a `scratch:` model and publish it as `<registry.name>-base`; any other start is returned as it is.
+
+    To be called when the rows are encoded: a mistake in the data would otherwise leave a base without a child.
+    """
+    if not config.model.name.startswith(SCRATCH):
+        return start
+
+    def build_and_publish() -> str:
+        with tempfile.TemporaryDirectory(dir=config.run_dir) as folder:
+            _save_base(config, start, seed, folder)
+            return registry.publish(
+                f"{config.registry.name}-base",
+                Path(folder),
+                stage="base",
+                role="policy",
+                config=config.model.model_dump(mode="json"),
+                seed=seed,
+                run_id=config.name,
+            ).ref
+
+    ref = distributed.on_main_process(build_and_publish)
+    return Start(find_model(ref, registry, role="policy"), start.tokenizer)
+
+
+@contextmanager
+def unpublished_base(config: TrainerConfig, start: Start, seed: int) -> Iterator[Start]:
+    """The same start as `publish_base` gives, for trials that publish nothing: in a folder that is gone afterwards."""
+    if not config.model.name.startswith(SCRATCH):
+        yield start
+        return
+
+    def build() -> str:
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(dir=config.run_dir)
+        _save_base(config, start, seed, folder)
+        return folder
+
+    folder = distributed.on_main_process(build)
+    try:
+        yield Start(ModelSource(folder), start.tokenizer)
+    finally:
+        if distributed.is_main_process():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _save_base(config: TrainerConfig, start: Start, seed: int, folder: str) -> None:
     torch.manual_seed(seed)
-    model = build_scratch_model(config.model.name.removeprefix(SCRATCH), shape, tokenizer)
-    with tempfile.TemporaryDirectory(dir=config.run_dir) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return registry.publish(
-            f"{config.registry.name}-base",
-            Path(folder),
-            stage="base",
-            role="policy",
-            config=config.model.model_dump(mode="json"),
-            seed=seed,
-            run_id=config.name,
-        )
+    _scratch_model(config, start.tokenizer).save_pretrained(folder)
+    start.tokenizer.save_pretrained(folder)
+
+
+def _scratch_model(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    shape = config.model.scratch or ScratchConfig()
+    return build_scratch_model(config.model.name.removeprefix(SCRATCH), shape, tokenizer)
 
 
 def make_arguments(
@@ -179,7 +227,7 @@ def batch_plan(
         "accumulated": accumulated,
         "global_batch": per_device * accumulated * world_size,
     }
-    if source and num_parameters(source):
+    if source and num_parameters(source.config_path):
         plan |= (sizes := methods.sizes(source, model))
         weights = 0.5 if model.quantized else 2 if model.dtype == "bfloat16" else 4
         # For what is trained a float32 gradient and two moments; activations depend on the rows and are not in it.

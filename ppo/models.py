@@ -96,6 +96,23 @@ def find_models(config: ModelsConfig, registry: Registry) -> dict[str, ModelSour
     }
 
 
+def _options(config: ModelsConfig) -> ModelConfig:
+    return ModelConfig(name=config.policy, trust_remote_code=config.trust_remote_code)
+
+
+def load_policy_tokenizer(config: ModelsConfig, sources: dict[str, ModelSource]) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer.
+
+    Raises:
+        ModelError: the reference, reward or value model tokenizes or renders otherwise.
+    """
+    options = _options(config)
+    tokenizer = load_tokenizer(sources["init"], options)
+    for role in ("reference", "reward", "value"):
+        _check_same_tokens(tokenizer, load_tokenizer(sources[role], options), sources["init"], role, sources[role])
+    return tokenizer
+
+
 def load_models(config: ModelsConfig, sources: dict[str, ModelSource]) -> Models:
     """Load four separate models.
 
@@ -105,10 +122,8 @@ def load_models(config: ModelsConfig, sources: dict[str, ModelSource]) -> Models
     Raises:
         ModelError: the reward or value model tokenizes or renders otherwise than the policy.
     """
-    options = ModelConfig(name=config.policy, trust_remote_code=config.trust_remote_code)
-    tokenizer = load_tokenizer(sources["init"], options)
-    for role in ("reference", "reward", "value"):
-        _check_same_tokens(tokenizer, load_tokenizer(sources[role], options), sources["init"], role, sources[role])
+    options = _options(config)
+    tokenizer = load_policy_tokenizer(config, sources)
     policy = load_policy(sources["init"], options)
     fit_embeddings(policy, tokenizer)
     value_model = load_scalar_model(sources["value"], options, trained=True)

@@ -37,12 +37,13 @@ def read_ratings(path: str) -> Records[Comparison]:
             if item.id not in votes:
                 continue
             first, second = (completion.text for completion in item.completions)
+            place = f"{path}:item {item.id}"
             if first == second:
-                bad.append((f"{path}:item {item.id}", "both completions are the same"))
+                bad.append((place, "both completions are the same"))
                 continue
             count = votes[item.id]
             prompt = tuple(Message(role=turn["role"], content=turn["content"]) for turn in item.prompt)
-            items.append(Comparison(prompt, first, second, count["first"], count["second"], count["tie"]))
+            items.append(Comparison(prompt, first, second, count["first"], count["second"], count["tie"], place))
         fingerprint = {"name": store.path.name, "rows": len(items), **store.fingerprint()}
     if not items:
         raise DataError(f"{path}: no rated pairs yet; rate some with scripts/rate.py --db {path} --labeler NAME")
@@ -125,14 +126,18 @@ def as_dataset(encoded: Sequence[EncodedComparison]) -> datasets.Dataset:
 
 
 class PairCollator:
-    """Stacks B pairs into 2B right-padded rows, all first completions before all second ones."""
+    """Stacks B pairs into 2B right-padded rows, all first completions before all second ones.
 
-    def __init__(self, pad_token_id: int) -> None:
+    Rows are padded to a length that `pad_to_multiple_of` divides.
+    """
+
+    def __init__(self, pad_token_id: int, pad_to_multiple_of: int = 1) -> None:
         self._pad_token_id = pad_token_id
+        self._multiple = pad_to_multiple_of
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         sequences = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
-        input_ids, attention_mask = pad_rows(sequences, self._pad_token_id, "right")
+        input_ids, attention_mask = pad_rows(sequences, self._pad_token_id, "right", self._multiple)
         return {
             "input_ids": input_ids,
             "attention_mask": attention_mask,

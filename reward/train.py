@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,7 +24,10 @@ from trl import RewardConfig, RewardTrainer
 
 from alignment import adapters, callbacks, distributed, methods, trainers
 from alignment.config import ADAPTERS, SCRATCH, ConfigError, trainer_arguments
-from alignment.models import find_model, fit_embeddings, load_scalar_model, set_score_bias
+from alignment.data import Comparison, Records
+from alignment.models import fit_embeddings, load_scalar_model, set_score_bias
+from alignment.positions import check_length
+from alignment.registry import Registry
 from alignment.stage import write_bad_rows
 from alignment.tracking import Journal
 from reward.config import DEFAULTS, RewardStageConfig
@@ -74,41 +78,61 @@ class PairTrainer(RewardTrainer):
         return (loss, {"logits": scores}) if return_outputs else loss
 
 
-def train(config: RewardStageConfig) -> dict[str, Any]:
-    """Run the stage; returns the published reference and the held-out report."""
+@dataclass(frozen=True)
+class Prepared:
+    """What a trainer is made of: the model to start from, the comparisons as token ids, and the arguments."""
+
+    seed: int
+    registry: Registry
+    start: trainers.Start
+    train_set: Records[Comparison]
+    eval_set: Records[Comparison]
+    train_pairs: list[EncodedComparison]
+    eval_pairs: list[EncodedComparison]
+    left_out: dict[str, int]
+    arguments: RewardConfig
+
+
+def prepare(config: RewardStageConfig) -> Prepared:
+    """Read the data, find the model to start from, and encode the comparisons with its tokenizer; writes nothing."""
     _check(config)
     seed = trainer_arguments(RewardConfig, DEFAULTS, config.training).get("seed", 42)
     distributed.start_processes()
     registry = trainers.open_registry(config)
     train_set, eval_set = read_comparisons(config.data, seed)
-    start = trainers.start_model(config, registry, (), seed)
+    start = trainers.start_model(config, registry, ())
+    check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
     train_pairs, left_out = encode_comparisons(train_set.items, start.tokenizer, config.data.max_length)
     eval_pairs, _ = encode_comparisons(eval_set.items, start.tokenizer, config.data.max_length)
     defaults = methods.with_learning_rate(DEFAULTS, config.model)
     arguments = trainers.make_arguments(RewardConfig, config, defaults, max_length=None, no_eval=not eval_pairs)
-    set_seed(seed)
-    model = methods.apply_method(_untrained(config, start, seed), config.model)
+    return Prepared(seed, registry, start, train_set, eval_set, train_pairs, eval_pairs, left_out, arguments)
+
+
+def build_trainer(config: RewardStageConfig, prepared: Prepared) -> PairTrainer:
+    """Load the model and wrap it in the trainer."""
+    set_seed(prepared.seed)
+    tokenizer = prepared.start.tokenizer
+    model = methods.apply_method(_untrained(config, prepared), config.model)
     with trainers.refused_arguments():
         trainer = PairTrainer(
             model=model,
-            args=arguments,
-            data_collator=PairCollator(start.tokenizer.pad_token_id),
-            train_dataset=as_dataset(train_pairs),
-            eval_dataset=as_dataset(eval_pairs) if eval_pairs else None,
-            processing_class=start.tokenizer,
+            args=prepared.arguments,
+            data_collator=PairCollator(tokenizer.pad_token_id, prepared.arguments.pad_to_multiple_of or 1),
+            train_dataset=as_dataset(prepared.train_pairs),
+            eval_dataset=as_dataset(prepared.eval_pairs) if prepared.eval_pairs else None,
+            processing_class=tokenizer,
         )
     methods.attach(trainer, config.model)
+    return trainer
+
+
+def train(config: RewardStageConfig) -> dict[str, Any]:
+    """Run the stage; returns the published reference and the held-out report."""
+    prepared = prepare(config)
+    trainer = build_trainer(config, prepared)
     with trainers.open_journal(config, "reward") as journal:
-        if distributed.is_main_process():
-            write_bad_rows(config.run_dir, [*train_set.bad, *eval_set.bad])
-        journal.event(
-            "data",
-            train=train_set.fingerprint,
-            eval=eval_set.fingerprint,
-            pairs=len(train_pairs),
-            held_out=len(eval_pairs),
-            **left_out,
-        )
+        _note_data(journal, config, prepared)
         callbacks.attach(trainer, journal, f"reward {config.name}")
         journal.event("method", method=config.model.method, **methods.describe(trainer.model))
         outcome = trainer.train()
@@ -118,20 +142,21 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
             trainer.save_model(folder)
 
             def judge_and_publish() -> tuple[str, dict[str, Any]]:
-                pad, step = start.tokenizer.pad_token_id, outcome.global_step
+                pad, step = prepared.start.tokenizer.pad_token_id, outcome.global_step
+                pairs = prepared.train_pairs, prepared.eval_pairs
                 if config.model.method in ADAPTERS:
-                    _merge_in_place(Path(folder), _untrained(config, start, seed), config.model.quantized)
-                judged = _finish(Path(folder), config, journal, train_pairs, eval_pairs, pad, step)
+                    _merge_in_place(Path(folder), _untrained(config, prepared), config.model.quantized)
+                judged = _finish(Path(folder), config, journal, *pairs, pad, step)
                 version = trainers.publish(
                     config,
-                    registry,
+                    prepared.registry,
                     Path(folder),
                     stage="reward",
                     role="reward",
-                    parents=[start.source.parent("init")],
-                    data=[train_set.fingerprint],
+                    parents=[prepared.start.source.parent("init")],
+                    data=[prepared.train_set.fingerprint],
                     metrics=metrics | judged,
-                    seed=seed,
+                    seed=prepared.seed,
                 )
                 return version.ref, judged
 
@@ -140,10 +165,10 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
     return {"model": ref, "metrics": metrics | judged}
 
 
-def _untrained(config: RewardStageConfig, start: trainers.Start, seed: int) -> PreTrainedModel:
+def _untrained(config: RewardStageConfig, prepared: Prepared) -> PreTrainedModel:
     """The body of the starting model with its new head: the same each time, since an adapter is merged onto it."""
-    model = load_scalar_model(start.source, config.model, seed).model
-    fit_embeddings(model, start.tokenizer)
+    model = load_scalar_model(prepared.start.source, config.model, prepared.seed).model
+    fit_embeddings(model, prepared.start.tokenizer)
     return model
 
 
@@ -153,6 +178,20 @@ def _merge_in_place(folder: Path, base: PreTrainedModel, quantized: bool) -> Non
     for name in (adapters.CONFIG, adapters.WEIGHTS, "README.md"):
         (folder / name).unlink(missing_ok=True)
     merged.save_pretrained(folder)
+
+
+def _note_data(journal: Journal, config: RewardStageConfig, prepared: Prepared) -> None:
+    train_set, eval_set = prepared.train_set, prepared.eval_set
+    if distributed.is_main_process():
+        write_bad_rows(config.run_dir, [*train_set.bad, *eval_set.bad])
+    journal.event(
+        "data",
+        train=train_set.fingerprint,
+        eval=eval_set.fingerprint,
+        pairs=len(prepared.train_pairs),
+        held_out=len(prepared.eval_pairs),
+        **prepared.left_out,
+    )
 
 
 def _check(config: RewardStageConfig) -> None:
@@ -209,9 +248,12 @@ def _write_eval_pairs(run_dir: Path, pairs: Sequence[EncodedComparison], scores:
 
 def plan(config: RewardStageConfig, world_size: int) -> dict[str, Any]:
     """What `--dry-run` prints beside the config."""
-    _check(config)
+    prepared = prepare(config)
     merged = trainer_arguments(RewardConfig, DEFAULTS, config.training)
-    train_set, eval_set = read_comparisons(config.data, merged.get("seed", 42))
-    source = find_model(config.model.name, trainers.open_registry(config), role="policy")
-    rows = {"train_pairs": len(train_set.items), "eval_pairs": len(eval_set.items), "bad_rows": len(train_set.bad)}
-    return rows | trainers.batch_plan(merged, world_size, source, config.model)
+    rows = {
+        "train_pairs": len(prepared.train_pairs),
+        "eval_pairs": len(prepared.eval_pairs),
+        "bad_rows": len(prepared.train_set.bad),
+        **prepared.left_out,
+    }
+    return rows | trainers.batch_plan(merged, world_size, prepared.start.source, config.model)

@@ -46,16 +46,19 @@ def sample_into(
 
     from alignment.generation import complete
     from alignment.models import find_model, load_policy, load_tokenizer
+    from alignment.positions import check_prompts
     from alignment.ratings import Completion, RatingsStore
     from alignment.registry import Registry
     from alignment.terminal import progress
 
     registry = Registry(registry_path)
     sources = [find_model(name, registry, role="policy") for name in names]
+    messages = [prompt.messages for prompt in prompts]
+    for source in dict.fromkeys(sources):
+        check_prompts(source.config_path, load_tokenizer(source), messages, max_new_tokens)
     RatingsStore(db, create=True, seed=seed).close()  # a path that cannot be written is found before the sampling
     torch.manual_seed(seed)
     answers: list[list[Completion]] = [[] for _ in prompts]
-    messages = [prompt.messages for prompt in prompts]
     with progress("sampling", k * len(prompts)) as line:
         for number in range(k):
             source = sources[number % len(sources)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from trl import SFTConfig, SFTTrainer
 from alignment import adapters, callbacks, distributed, methods, trainers
 from alignment.config import SCRATCH, trainer_arguments
 from alignment.data import Demonstration, Records, to_demonstration, train_and_eval
-from alignment.models import ModelSource, find_model
+from alignment.models import ModelSource
+from alignment.positions import check_length
 from alignment.registry import Registry
 from alignment.stage import write_bad_rows
 from alignment.tracking import Journal
@@ -44,7 +45,7 @@ class MethodTrainer(SFTTrainer):
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a trainer is made of: the model to start from, and the rows as token ids and labels."""
+    """What a trainer is made of: the model to start from, the rows as token ids and labels, and the arguments."""
 
     seed: int
     registry: Registry
@@ -55,11 +56,14 @@ class Prepared:
     eval_rows: datasets.Dataset
     left_out: int
     """Training rows whose response alone is longer than `data.max_length`."""
+    arguments: SFTConfig
 
 
 def train(config: SFTStageConfig) -> dict[str, Any]:
     """Run the stage; returns the published reference and the final metrics."""
     prepared = prepare(config)
+    start = trainers.publish_base(config, prepared.registry, prepared.start, prepared.seed)
+    prepared = replace(prepared, start=start)
     trainer = build_trainer(config, prepared)
     with trainers.open_journal(config, "sft") as journal:
         _note_data(journal, config, prepared)
@@ -78,32 +82,33 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
 
 
 def prepare(config: SFTStageConfig) -> Prepared:
-    """Read the data, find (or make) the model to start from, and encode the rows with its tokenizer."""
+    """Read the data, find the model to start from, and encode the rows with its tokenizer; writes nothing."""
     seed = trainer_arguments(SFTConfig, DEFAULTS, config.training).get("seed", 42)
     methods.check(config.model, distributed.launched_zero_stage())
     distributed.start_processes()
     registry = trainers.open_registry(config)
     train_set, eval_set = train_and_eval(config.data, to_demonstration, seed)
     texts = (message[part] for row in train_set.items for message in row.messages for part in ("role", "content"))
-    start = trainers.start_model(config, registry, texts, seed)
+    start = trainers.start_model(config, registry, texts)
+    check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
     train_rows, left_out = encode_demonstrations(train_set.items, start.tokenizer, config.data.max_length)
     eval_rows, _ = encode_demonstrations(eval_set.items, start.tokenizer, config.data.max_length)
-    return Prepared(seed, registry, start, train_set, eval_set, train_rows, eval_rows, left_out)
+    no_eval = len(eval_rows) == 0
+    defaults = methods.with_learning_rate(DEFAULTS, config.model)
+    arguments = trainers.make_arguments(SFTConfig, config, defaults, max_length=None, no_eval=no_eval)
+    return Prepared(seed, registry, start, train_set, eval_set, train_rows, eval_rows, left_out, arguments)
 
 
 def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
     """Load the model and wrap it in the trainer."""
-    has_eval = len(prepared.eval_rows) > 0
-    defaults = methods.with_learning_rate(DEFAULTS, config.model)
-    arguments = trainers.make_arguments(SFTConfig, config, defaults, max_length=None, no_eval=not has_eval)
     set_seed(prepared.seed)
     policy = methods.load_trainable(prepared.start.source, prepared.start.tokenizer, config.model)
     with trainers.refused_arguments():
         trainer = MethodTrainer(
             model=policy,
-            args=arguments,
+            args=prepared.arguments,
             train_dataset=prepared.train_rows,
-            eval_dataset=prepared.eval_rows if has_eval else None,
+            eval_dataset=prepared.eval_rows if len(prepared.eval_rows) else None,
             processing_class=prepared.start.tokenizer,
         )
     methods.attach(trainer, config.model)
@@ -168,12 +173,13 @@ def _note_data(journal: Journal, config: SFTStageConfig, prepared: Prepared) -> 
 
 def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
     """What `--dry-run` prints beside the config."""
-    methods.check(config.model, distributed.launched_zero_stage())
+    prepared = prepare(config)
     merged = trainer_arguments(SFTConfig, DEFAULTS, config.training)
-    train_set, eval_set = train_and_eval(config.data, to_demonstration, merged.get("seed", 42))
-    registry = trainers.open_registry(config)
-    source = None
-    if not config.model.name.startswith(SCRATCH):
-        source = find_model(config.model.name, registry, role="policy")
-    rows = {"train_rows": len(train_set.items), "eval_rows": len(eval_set.items), "bad_rows": len(train_set.bad)}
+    source = None if config.model.name.startswith(SCRATCH) else prepared.start.source
+    rows = {
+        "train_rows": len(prepared.train_rows),
+        "eval_rows": len(prepared.eval_rows),
+        "bad_rows": len(prepared.train_set.bad),
+        "too_long": prepared.left_out,
+    }
     return rows | trainers.batch_plan(merged, world_size, source, config.model)

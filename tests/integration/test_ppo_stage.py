@@ -146,12 +146,30 @@ def test_a_mistake_is_one_line_and_exit_code_two(house, capsys, change, words):
     assert all(word in line for word in words), line
 
 
+@pytest.mark.parametrize("mode", [[], ["--dry-run"]])
+def test_a_length_beyond_learned_positions_is_refused(house, tmp_path, tokenizer, capsys, mode):
+    folder = tiny.write(tmp_path / "gpt2", tiny.make_gpt2(tokenizer), tokenizer)
+    assert stage(f"model.policy={folder}", "data.max_length=257", *mode) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "data.max_length=257 is more than the 256 positions" in line
+
+
+@pytest.mark.parametrize("rate", ["1e4", "1e10", "1e19"])
+def test_training_that_diverges_is_one_line_and_publishes_nothing(house, capsys, rate):
+    assert stage(f"training.learning_rate={rate}", "ppo.num_minibatches=1", "ppo.num_epochs=1") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "diverged" in line
+    assert "lower training.learning_rate" in line
+    assert "ppo" not in house.names()
+
+
 def test_a_reward_model_with_another_tokenizer_is_refused(house, tmp_path, capsys):
     other = tiny.train_tokenizer(["quite other words, over and over"], 300, None)
     scalar = tiny.make_scalar(tmp_path / "other-body", tiny.make_policy(other, seed=2), other)
     folder = tiny.write(tmp_path / "other", scalar.model, other)
-    assert stage(f"model.reward={folder}") == 2
-    assert "another tokenizer" in capsys.readouterr().err
+    for mode in ([], ["--dry-run"]):
+        assert stage(f"model.reward={folder}", *mode) == 2
+        assert "another tokenizer" in capsys.readouterr().err
 
 
 def test_the_command_itself(house):

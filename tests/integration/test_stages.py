@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,7 @@ def paired(house, sft):
         {"name": "toy-sft-model"},
         path,
         center_rewards_coefficient=0.01,
+        pad_to_multiple_of=8,
         eval_strategy="steps",
         eval_steps=2,
         gradient_accumulation_steps=2,
@@ -125,9 +127,9 @@ def check_run(house, name, result):
     losses = [row for row in metrics if "train/loss" in row]
     assert [row["step"] for row in losses] == [1, 2, 3]
     assert all(0 < row["train/loss"] < 20 for row in losses)
-    kinds = [row["event"] for row in lines(run / "events.jsonl")]
-    assert kinds == ["data", "backend", "published"]
-    backend = lines(run / "events.jsonl")[1]
+    events = {row["event"]: row for row in lines(run / "events.jsonl")}
+    assert [kind for kind in events if kind != "method"] == ["data", "backend", "published"]
+    backend = events["backend"]
     assert (backend["world_size"], backend["zero_stage"]) == (1, 0)
     assert {path.name for path in run.iterdir()} <= {
         "config.json", "exit.json", "metrics.jsonl", "samples.jsonl", "events.jsonl", "bad_rows.jsonl",
@@ -244,6 +246,11 @@ def bad_tokenizer(folder, **changes):
     return str(tiny.write(folder / "model", tiny.make_policy(tiny.make_tokenizer()), tokenizer))
 
 
+def write_gpt2(folder):
+    tokenizer = tiny.make_tokenizer()
+    return str(tiny.write(folder / "model", tiny.make_gpt2(tokenizer), tokenizer))
+
+
 def write(path, text):
     path.write_text(text)
     return str(path)
@@ -278,11 +285,23 @@ BAD = {
     "loss TRL refuses": (lambda f: {"training.loss_type": "sometimes"}, ["training:", "`loss_type` sometimes"]),
     "alias that is a version": (lambda f: {"registry.alias": "v3"}, ["registry.alias: 'v3'", "choose another word"]),
     "answers too long": (lambda f: {"data.max_length": 4}, ["fits into data.max_length=4 tokens; raise it"]),
+    "a shape that makes no model": (
+        lambda f: {"model.scratch.num_attention_heads": 7},
+        ["model.scratch: hidden_size 128 is not divisible by 2 x num_attention_heads 7"],
+    ),
+    "longer than learned positions": (
+        lambda f: {"model.name": write_gpt2(f), "data.max_length": 257},
+        ["data.max_length=257 is more than the 256 positions", "set data.max_length=256 or lower"],
+    ),
     "scratch beside a name": (
         lambda f: {"model.name": bad_tokenizer(f), "model.scratch.hidden_size": 16},
         ["scratch is only for name=scratch:llama", "add model.scratch=null"],
     ),
 }
+
+
+# The rest needs the model itself, or the trainer around it.
+FOUND_WITHOUT_WEIGHTS = set(BAD) - {"loss TRL refuses"}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -303,6 +322,13 @@ def test_bad_input_is_one_line_with_the_fix_and_code_2(tmp_path, monkeypatch, ca
     assert len(error.splitlines()) == 1, error
     for part in parts:
         assert part in error
+    if case in FOUND_WITHOUT_WEIGHTS:
+        assert not house.registry.exists()  # no base is published for rows that cannot be trained on
+        shutil.rmtree(house.runs, ignore_errors=True)
+        monkeypatch.setattr(sys, "argv", ["sft", path, *overrides, "--dry-run"])
+        assert main() == 2
+        assert capfd.readouterr().err == error
+        assert not house.runs.exists()
 
 
 def test_the_fix_that_the_message_names_mends_it(tmp_path, monkeypatch):

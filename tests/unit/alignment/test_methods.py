@@ -299,7 +299,7 @@ def test_an_adapter_on_an_adapter_is_followed_down_to_the_weights(house, tokeniz
         adapted = trained_folder(house.tmp / f"run{number}", load_policy(source, config), tokenizer, config, number)
         publish(house.registry, f"tuned{number}", house.tmp / f"run{number}", source, config)
         source = find_model(f"tuned{number}", house.registry, "policy")
-    assert source.root.ref == "base@v1"
+    assert source.base.base.ref == "base@v1"
     assert logits_difference(load_policy(source), adapted, 300) < 1e-5
     with pytest.raises(ModelError, match="its base is an adapter too; leave --adapter out"):
         export("tuned2", house.tmp / "out", house.registry, adapter_only=True)

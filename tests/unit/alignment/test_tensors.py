@@ -116,3 +116,10 @@ def test_pad_rows_pads_one_side_only(rows):
         assert (ids[~mask] == 0).all()
         edge = mask[:, -1] if side == "left" else mask[:, 0]
         assert edge.all()
+
+
+def test_pad_rows_rounds_the_width_up():
+    for longest, width in ((1, 8), (8, 8), (9, 16)):
+        ids, mask = pad_rows([[5] * longest, [5]], 0, "right", multiple_of=8)
+        assert ids.shape == mask.shape == (2, width)
+        assert (ids.sum(1).tolist(), mask.sum(1).tolist()) == ([5 * longest, 5], [longest, 1])

@@ -121,3 +121,8 @@ def test_a_batch_is_all_first_sides_then_all_second_sides(tokenizer):
     assert (batch["input_ids"][~batch["attention_mask"]] == tokenizer.pad_token_id).all()
     torch.testing.assert_close(batch["target"], torch.tensor([0.75, 0.5]))
     assert batch["weight"].tolist() == [4.0, 2.0]
+    wider = PairCollator(tokenizer.pad_token_id, pad_to_multiple_of=64)(rows)
+    width = batch["input_ids"].shape[1]
+    assert wider["input_ids"].shape[1] == 64 > width
+    assert torch.equal(wider["input_ids"][:, :width], batch["input_ids"])
+    assert not wider["attention_mask"][:, width:].any()

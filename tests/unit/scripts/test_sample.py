@@ -59,3 +59,12 @@ def test_a_mistake_is_one_line_before_any_sampling(house, capsys, arguments, par
     error = capsys.readouterr().err
     assert error.startswith(f"error: {part}")
     assert len(error.splitlines()) == 1  # no progress line: nothing was sampled
+
+
+def test_prompts_longer_than_learned_positions_are_found_before_the_first_model_samples(house, tokenizer, capsys):
+    folder = tiny.write(house / "gpt2", tiny.make_gpt2(tokenizer), tokenizer)
+    Registry("registry").publish("short", folder, stage="sft", role="policy")
+    (house / "prompts.jsonl").write_text(json.dumps({"prompt": "word " * 300}) + "\n")
+    assert run("one", "short") == 2
+    assert "prompt 1 has" in capsys.readouterr().err
+    assert not (house / "r.db").exists()
