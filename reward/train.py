@@ -25,9 +25,10 @@ from trl import RewardConfig, RewardTrainer
 from alignment import adapters, callbacks, distributed, methods, trainers
 from alignment.config import ADAPTERS, SCRATCH, ConfigError, trainer_arguments
 from alignment.data import Comparison, Records
-from alignment.models import fit_embeddings, load_scalar_model, set_score_bias
+from alignment.models import fit_embeddings
 from alignment.positions import check_length
 from alignment.registry import Registry
+from alignment.scalar_models import load_scalar_model, set_score_bias
 from alignment.stage import write_bad_rows
 from alignment.tracking import Journal
 from reward.config import DEFAULTS, RewardStageConfig

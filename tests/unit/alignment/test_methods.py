@@ -20,10 +20,10 @@ from alignment.models import (
     find_model,
     fit_embeddings,
     load_policy,
-    load_scalar_model,
     load_tokenizer,
 )
 from alignment.registry import Registry
+from alignment.scalar_models import load_scalar_model
 
 IDS = torch.tensor([[5, 9, 30, 7, 2], [40, 41, 3, 6, 8]])
 
