@@ -64,11 +64,12 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
         journal.event("method", method=config.model.method, **methods.describe(trainer.model))
         outcome = trainer.train()
         trainers.backend_event(journal, trainer)
-        metrics = {"train_loss": outcome.training_loss, "steps": outcome.global_step} | methods.describe(trainer.model)
+        metrics = {"train_loss": outcome.training_loss, "steps": outcome.global_step}
         if len(prepared.data.eval):
             loss = _last_eval_loss(trainer)
             metrics |= {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 50.0))}
-        ref = _publish(config, prepared, trainer, metrics)
+        metrics |= methods.describe(trainer.model)
+        ref = publish(config, prepared, trainer, metrics)
         journal.event("published", model=ref, **metrics)
     return {"model": ref, "metrics": metrics}
 
@@ -105,7 +106,7 @@ def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
     return trainer
 
 
-def _publish(config: SFTStageConfig, prepared: Prepared, trainer: SFTTrainer, metrics: Mapping[str, Any]) -> str:
+def publish(config: SFTStageConfig, prepared: Prepared, trainer: SFTTrainer, metrics: Mapping[str, Any]) -> str:
     """Save the trained model, or the adapter alone, and publish it; returns its reference, on every process."""
     source = prepared.start.source
     base = methods.base_of(source, config.model)
@@ -159,11 +160,11 @@ def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
     """What `--dry-run` prints beside the config."""
     prepared = prepare(config)
     merged = trainer_arguments(SFTConfig, DEFAULTS, config.training)
-    path = None if config.model.name.startswith(SCRATCH) else prepared.start.source.config_path
+    source = None if config.model.name.startswith(SCRATCH) else prepared.start.source
     rows = {
         "train_rows": len(prepared.data.train),
         "eval_rows": len(prepared.data.eval),
         "bad_rows": len(prepared.data.bad),
         "too_long": prepared.data.left_out,
     }
-    return rows | trainers.batch_plan(merged, world_size, path)
+    return rows | trainers.batch_plan(merged, world_size, source, config.model)

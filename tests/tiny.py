@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from alignment.config import ScratchConfig
-from alignment.models import END, PAD, START, ScalarModel, build_scratch_model, load_scalar_model, train_tokenizer
+from alignment.models import END, PAD, START, build_scratch_model, train_tokenizer
+from alignment.scalar_models import ScalarModel, load_scalar_model
 from alignment.templates import set_template
 
 SHAPE = ScratchConfig(
