@@ -9,7 +9,6 @@ so that training, sampling and PPO all see the one rendering of `alignment.templ
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
 from alignment import callbacks, distributed, trainers
+from alignment.best_model import finished_model, keep_best, published_step
 from alignment.config import SCRATCH, trainer_arguments
 from alignment.data import Demonstration, Records, to_demonstration, train_and_eval
 from alignment.models import fit_embeddings, load_policy
@@ -56,13 +56,18 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
     with trainers.open_journal(config, "sft") as journal:
         _note_data(journal, config, prepared)
         callbacks.attach(trainer, journal, f"sft {config.name}")
+        best = keep_best(trainer, config.training, config.run_dir, journal)
         outcome = trainer.train()
         trainers.backend_event(journal, trainer)
+        step = published_step(trainer, best)
         metrics = {"train_loss": outcome.training_loss, "steps": outcome.global_step}
+        if best is not None:
+            metrics["best_step"] = step
         if len(prepared.eval_rows):
-            loss = _last_eval_loss(trainer)
+            loss = _eval_loss(trainer, step)
             metrics |= {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 50.0))}
-        ref = _publish(config, prepared, trainer, metrics)
+        with finished_model(trainer, best, config.run_dir) as folder:
+            ref = _publish(config, prepared, folder, metrics)
         journal.event("published", model=ref, **metrics)
     return {"model": ref, "metrics": metrics}
 
@@ -98,33 +103,31 @@ def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
         )
 
 
-def _publish(config: SFTStageConfig, prepared: Prepared, trainer: SFTTrainer, metrics: Mapping[str, Any]) -> str:
-    """Save the trained model and publish it; returns its reference, on every process."""
-    with tempfile.TemporaryDirectory(dir=config.run_dir) as folder:
-        trainer.save_model(folder)  # every process takes part: ZeRO-3 gathers
-        return distributed.on_main_process(
-            lambda: (
-                trainers.publish(
-                    config,
-                    prepared.registry,
-                    _only_model(Path(folder)),
-                    stage="sft",
-                    role="policy",
-                    parents=[prepared.start.source.parent("init")],
-                    data=[prepared.train_set.fingerprint],
-                    metrics=metrics,
-                    seed=prepared.seed,
-                ).ref
-            )
+def _publish(config: SFTStageConfig, prepared: Prepared, folder: Path, metrics: Mapping[str, Any]) -> str:
+    """Publish a saved model; returns its reference, on every process."""
+    return distributed.on_main_process(
+        lambda: (
+            trainers.publish(
+                config,
+                prepared.registry,
+                _only_model(folder),
+                stage="sft",
+                role="policy",
+                parents=[prepared.start.source.parent("init")],
+                data=[prepared.train_set.fingerprint],
+                metrics=metrics,
+                seed=prepared.seed,
+            ).ref
         )
+    )
 
 
-def _last_eval_loss(trainer: SFTTrainer) -> float:
-    """The held-out loss of the finished model; an evaluation at the last step need not be repeated."""
-    state = trainer.state
-    for row in state.log_history:
-        if row["step"] == state.global_step and "eval_loss" in row:
+def _eval_loss(trainer: SFTTrainer, step: int) -> float:
+    """The held-out loss at a step: from the log, or of the model as it is now, which must then be that step's."""
+    for row in trainer.state.log_history:
+        if row["step"] == step and "eval_loss" in row:
             return float(row["eval_loss"])
+    assert step == trainer.state.global_step
     return float(trainer.evaluate()["eval_loss"])
 
 
