@@ -1,5 +1,6 @@
 """`python -m sft configs/sft/demo.yaml [key=value ...]`"""
 
+import argparse
 import sys
 
 from alignment.stage import run_stage
@@ -18,7 +19,20 @@ def main() -> int:
 
         return plan(config, world_size)
 
-    return run_stage("sft", SFTStageConfig, train, plan)
+    def study(config: SFTStageConfig, args: argparse.Namespace) -> str | None:
+        if args.find_lr:
+            from sft.lr_finder import find_lr
+
+            return find_lr(config)
+        return None
+
+    return run_stage("sft", SFTStageConfig, train, plan, options=[_options()], study=study)
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--find-lr", action="store_true", help="suggest a learning rate, with a plot; trains nothing")
+    return parser
 
 
 if __name__ == "__main__":
