@@ -86,6 +86,30 @@ def graph_model(ref: RefArgument, registry: RegistryOption = None, as_json: Json
         screen().print(render_lineage(node))
 
 
+@models.command("export")
+def export_model(
+    ref: RefArgument,
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    adapter: Annotated[bool, typer.Option("--adapter/--merged", help="An adapter alone, or with its base.")] = False,
+    registry: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A version as a plain transformers (or PEFT) folder.  Example: alignment models export help-desk-sft exported"""
+    from alignment.stage import quiet_libraries
+
+    quiet_libraries()  # before the libraries are imported
+    from alignment.export import TOLERANCE, export
+
+    report = export(ref, folder, Registry(registry), adapter_only=adapter)
+    if as_json:
+        _print_json(report)
+        return
+    line = f"{report['model']} in {report['folder']}: {report['written']}"
+    if "logits_difference" in report:
+        line += f"; logits differ from the adapter's by {report['logits_difference']:.1e} (allowed: {TOLERANCE:.0e})"
+    typer.echo(clean(line))
+
+
 def _table(*columns: str) -> Table:
     return Table(*columns, box=SIMPLE_HEAD if console().is_terminal else None, pad_edge=False)
 

@@ -55,10 +55,12 @@ class ScratchConfig(Section):
 
 
 SCRATCH = "scratch:"
+Method = Literal["full", "head", "lora", "dora", "rslora", "adalora", "qlora", "ia3", "loha", "lokr"]
+ADAPTERS = frozenset(typing.get_args(Method)) - {"full", "head"}
 
 
 class ModelConfig(Section):
-    """Which model a stage starts from."""
+    """Which model a stage starts from, and what of it is trained."""
 
     name: str
     """Registry reference (`help-desk-sft@v3`), local folder, hub name, or `scratch:llama` for a new model."""
@@ -75,11 +77,41 @@ class ModelConfig(Section):
     `training.bf16`."""
     trust_remote_code: bool = False
     """Run Python code that comes with a hub model. Off: such a model is refused."""
+    method: Method = "full"
+    """What is trained: every weight, the output `head` alone, or an adapter on frozen weights (docs/methods.md)."""
+    last_n_layers: Annotated[int, Field(ge=0)] = 0
+    """With `method: head`: how many of the last transformer layers train beside the output head."""
+    adapter: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the method's PEFT config class, by its own names, over the suite's defaults: `{r: 32}`."""
+    quantization: Literal["nf4", "int8"] | None = None
+    """Hold the frozen weights under an adapter in 4 or 8 bits. `method: qlora` is `lora` with `nf4`."""
+    merge: Literal["dequantized", "original"] = "dequantized"
+    """What an adapter that was trained on quantized weights is merged onto: those weights in full precision, which is
+    the very model that was trained, or the weights as they were before they were quantized, which is another one."""
+
+    @property
+    def quantized(self) -> Literal["nf4", "int8"] | None:
+        """How the frozen weights are held."""
+        return "nf4" if self.method == "qlora" else self.quantization
 
     @model_validator(mode="after")
     def _scratch_only_from_scratch(self) -> Self:
         if self.scratch is not None and not self.name.startswith(SCRATCH):
             raise ValueError(f"scratch is only for name={SCRATCH}llama, found name={self.name}; add model.scratch=null")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_of_the_method(self) -> Self:
+        """A key that the method would pass over in silence is a promise not kept."""
+        if self.last_n_layers and self.method != "head":
+            raise ValueError(f"last_n_layers is only for method=head, found method={self.method}")
+        for key in ("adapter", "quantization"):
+            if getattr(self, key) and self.method not in ADAPTERS:
+                raise ValueError(f"{key} is only for an adapter, found method={self.method}; set model.method=lora")
+        if self.method == "qlora" and self.quantization == "int8":
+            raise ValueError("method=qlora means nf4, found quantization=int8; set model.method=lora for int8")
+        if self.merge == "original" and self.quantized is None:
+            raise ValueError("merge=original is only for quantized weights; set model.method=qlora or remove it")
         return self
 
 
@@ -336,7 +368,11 @@ LEAST = {
 
 
 def trainer_arguments(
-    cls: type, defaults: Mapping[str, Any], training: Mapping[str, Any], owned: Mapping[str, str] = OWNED_ARGUMENTS
+    cls: type,
+    defaults: Mapping[str, Any],
+    training: Mapping[str, Any],
+    owned: Mapping[str, str] = OWNED_ARGUMENTS,
+    section: str = "training",
 ) -> dict[str, Any]:
     """Merge a config's `training` section over a stage's defaults, checked against the fields of a TRL config class
     and `BestModelArguments`.
@@ -346,6 +382,7 @@ def trainer_arguments(
         defaults: the stage's own defaults; each must be a field of `cls`.
         training: the user's values.
         owned: arguments that the suite sets itself, with what to write instead.
+        section: where the user wrote them, for errors.
 
     Raises:
         ConfigError: an unknown argument (with the nearest one), one that the suite owns, or a value of another type.
@@ -356,19 +393,19 @@ def trainer_arguments(
     assert set(defaults) <= fields, sorted(set(defaults) - fields)
     for key, value in training.items():
         if key in owned:
-            raise ConfigError(f"training.{key} is set by the suite: {owned[key]}")
+            raise ConfigError(f"{section}.{key} is set by the suite: {owned[key]}")
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1)
-            hint = f"; did you mean 'training.{near[0]}'?" if near else ""
-            raise ConfigError(f"unknown key 'training.{key}': {cls.__name__} has no such argument{hint}")
+            hint = f"; did you mean '{section}.{near[0]}'?" if near else ""
+            raise ConfigError(f"unknown key '{section}.{key}': {cls.__name__} has no such argument{hint}")
         if not _fits(value, hints[key]):
-            raise ConfigError(f"training.{key}: expected {_type_name(hints[key])}, found {value!r}")
+            raise ConfigError(f"{section}.{key}: expected {_type_name(hints[key])}, found {value!r}")
         if key in LEAST and value is not None and not value >= LEAST[key]:  # so that NaN fails too
-            raise ConfigError(f"training.{key}: expected {LEAST[key]} or more, found {value!r}")
+            raise ConfigError(f"{section}.{key}: expected {LEAST[key]} or more, found {value!r}")
         if key.endswith("seed") and value is not None and value >= 2**32:
-            raise ConfigError(f"training.{key}: expected less than 2**32, found {value!r}")
+            raise ConfigError(f"{section}.{key}: expected less than 2**32, found {value!r}")
         if (key == "num_train_epochs" and value <= 0) or (key == "max_steps" and value < 1 and value != -1):
-            raise ConfigError(f"training.{key}: expected more than 0, found {value!r}: nothing would be trained")
+            raise ConfigError(f"{section}.{key}: expected more than 0, found {value!r}: nothing would be trained")
     return {**defaults, **training}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -27,6 +27,7 @@ class Prompt:
 
     messages: tuple[Message, ...]
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    place: str = field(default="", compare=False)
 
     @property
     def group(self) -> str:
@@ -35,9 +36,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A conversation that ends with the assistant's turn."""
+    """A conversation that ends with the assistant's turn. `place` is the `file:line` it was read from."""
 
     messages: tuple[Message, ...]
+    place: str = field(default="", compare=False)
 
     @property
     def group(self) -> str:
@@ -54,6 +56,7 @@ class Comparison:
     first_votes: int = 1
     second_votes: int = 0
     tie_votes: int = 0
+    place: str = field(default="", compare=False)
 
     @property
     def group(self) -> str:
@@ -243,14 +246,14 @@ def read_records(path: str | Path, to_record: Callable[[Mapping[str, Any]], R], 
                 raise row
             if not isinstance(row, dict):
                 raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
-            records.append(to_record(_renamed(row, config.columns)))
+            records.append(replace(to_record(renamed(row, config.columns)), place=where))
         except BadRow as reason:
             bad.append((where, str(reason)))
     check_bad(str(path), len(records), bad, config.max_bad_share)
     return Records(records, bad, file_fingerprint(path, len(records)))
 
 
-def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
+def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
     """The row under our names. A column that `columns` names stands before one that bears our name by chance."""
     missing = [theirs for theirs in columns.values() if theirs not in row]
     if missing:

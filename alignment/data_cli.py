@@ -14,6 +14,7 @@ import typer
 from rich.text import Text
 
 from alignment.errors import UserError
+from alignment.qa_cli import qa_command
 from alignment.terminal import clean, one_line, progress, screen
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from alignment.templates import Encoded
 
 data = typer.Typer(no_args_is_help=True, help="Data files: check them, see what is trained on, part them.")
+data.add_typer(qa_command)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 ConfigOption = Annotated[

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, PartialState
+import transformers.integrations.deepspeed as hf_deepspeed
+from accelerate import Accelerator, DeepSpeedPlugin, PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
@@ -33,6 +35,37 @@ def on_cpu() -> bool:
 def under_deepspeed() -> bool:
     """Whether this was launched with a DeepSpeed config; known before any engine is built."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def launched_zero_stage() -> int:
+    """DeepSpeed's ZeRO stage as the launch file asks for it, 0 without DeepSpeed; known before anything is loaded."""
+    return int(DeepSpeedPlugin().zero_stage) if under_deepspeed() else 0
+
+
+@contextmanager
+def gathered(*parameters: nn.Parameter) -> Iterator[None]:
+    """Parameters are whole inside, also where ZeRO-3 holds them in parts; the main process's changes are kept."""
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0):
+        yield
+
+
+@contextmanager
+def whole_models() -> Iterator[None]:
+    """Models that are loaded inside are whole, also under ZeRO-3, which parts them when training begins.
+
+    transformers parts them while it loads otherwise, and neither merging nor LoHa can do anything with a part.
+    """
+    config = hf_deepspeed._hf_deepspeed_config_weak_ref  # there is a public way to put it away, but none to put it back
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = config
 
 
 def is_main_process() -> bool:

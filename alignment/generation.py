@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,15 @@ class Completion:
     text: str
     ids: list[int]
     ended: bool
+
+
+def stream_seed(purpose: str, *key: int) -> int:
+    """Seed of one random stream: `stream_seed("sampling", seed, step, rank)`.
+
+    Seeds made by adding (`seed + step`) give run 1 the streams of run 0 one step later, and the spread over seeds that
+    a learning claim rests on would be too small.
+    """
+    return int.from_bytes(hashlib.sha256(repr((purpose, *key)).encode()).digest()[:8], "big")
 
 
 class _FiniteLogits(LogitsProcessor):

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignment.config import DataConfig
-from alignment.data import Demonstration, _renamed, split_by_group, to_comparison, to_demonstration
+from alignment.data import Demonstration, renamed, split_by_group, to_comparison, to_demonstration
 from alignment.duplicates import Sketches, digest, folded
 from alignment.inspection_report import Finding, Lengths, Level, Report, SetAside
 from alignment.privacy import scrub_row
@@ -77,7 +77,7 @@ def each_record(path: str, config: DataConfig) -> Iterator[tuple[str, Demonstrat
     for where, row in read_rows(path):
         if isinstance(row, dict):
             with contextlib.suppress(BadRow):
-                yield where, to_demonstration(_renamed(row, config.columns))
+                yield where, to_demonstration(renamed(row, config.columns))
 
 
 @dataclass
@@ -136,7 +136,7 @@ class Inspector:
         try:
             if not isinstance(row, dict):
                 raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
-            named = _renamed(row, self.config.columns)
+            named = renamed(row, self.config.columns)
             record = to_demonstration(named)
         except BadRow as reason:
             self._set_aside(where, str(reason))

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import hashlib
 import io
 import json
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from alignment.errors import UserError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+LONGEST_LINE = 64 << 20
+"""Bytes. A longer line of a JSONL file is a bad row: it is a file without line breaks, and would fill the memory."""
+_BATCH = 256  # rows of a Parquet file in memory at a time
 
 
 class DataError(UserError):
@@ -49,75 +56,120 @@ def _suffix(path: Path) -> str:
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
-    """Yield (`file:line`, row) of every data file behind a path. A line that does not parse yields its BadRow."""
+    """Yield (`file:line`, row) of every data file behind a path. A line that does not parse yields its BadRow.
+
+    Files are read as streams, a row or a batch of rows at a time; a JSON list alone is read whole.
+    """
+    readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
     for file in data_files(path):
-        suffix = _suffix(file)
-        raw = _read_bytes(file)
-        if suffix == ".parquet":
-            yield from _parquet_rows(file, raw)
-            continue
-        try:
-            text = raw.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            number = raw[: error.start].count(b"\n") + 1
-            raise DataError(
-                f"{file}:{number}: not UTF-8 (byte 0x{raw[error.start]:02x}); save the file as UTF-8"
-            ) from None
-        if suffix == ".csv":
-            yield from _csv_rows(file, text)
-        elif suffix == ".json":
-            yield from _json_rows(file, text)
-        else:
-            # Not splitlines(): that also splits at U+2028 and the like, which JSON allows inside a string.
-            for number, line in enumerate(text.split("\n"), 1):
-                if line.strip():
-                    yield f"{file}:{number}", _parse_line(line)
+        yield from readers[_suffix(file)](file)
 
 
-def _read_bytes(file: Path) -> bytes:
+@contextmanager
+def _opened(file: Path) -> Iterator[IO[bytes]]:
+    """The file's bytes, unpacked, as a stream."""
     try:
-        return gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            yield stream  # type: ignore[misc]
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: cannot be read: {error}; copy or compress the file again") from None
 
 
-def _parquet_rows(file: Path, raw: bytes) -> Iterator[tuple[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
+def jsonl_lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a JSONL file with their numbers, blank ones left out; no more than LONGEST_LINE + 1 bytes of each.
 
+    Lines end at a line feed and nowhere else: JSON allows U+2028 and the like inside a string.
+    """
+    with _opened(file) as stream:
+        number = 0
+        while line := stream.readline(LONGEST_LINE + 1):
+            number += 1
+            rest = line
+            while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
+                rest = stream.readline(LONGEST_LINE + 1)  # of one line that would fill the memory
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if line.strip():
+                yield number, line
+
+
+def _jsonl_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    for number, line in jsonl_lines(file):
+        yield f"{file}:{number}", _parse_line(line)
+
+
+def _parse_line(line: bytes) -> Any:
+    if len(line) > LONGEST_LINE:
+        return BadRow(f"a line of more than {LONGEST_LINE >> 20} MiB; a row stands on a line of its own")
     try:
-        rows = pyarrow.parquet.read_table(io.BytesIO(raw)).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{file}: not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
-    for number, row in enumerate(rows, 1):
-        yield f"{file}:row {number}", row
-
-
-def _csv_rows(file: Path, text: str) -> Iterator[tuple[str, Any]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    try:
-        for row in reader:
-            where = f"{file}:{reader.line_num}"
-            if None in row:  # a comma that is not quoted has cut a text in two
-                yield where, BadRow("more values than the header has columns; put texts with commas in quotes")
-            else:
-                yield where, row
-    except csv.Error as error:
-        raise DataError(f"{file}:{reader.line_num + 1}: not valid CSV: {error}; write the rows as .jsonl") from None
-
-
-def _parse_line(line: str) -> Any:
-    try:
-        return json.loads(line)
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return BadRow(_not_utf8(error))
     except json.JSONDecodeError as error:
         return BadRow(f"not valid JSON: {error.msg} at column {error.colno}")
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, a thousand brackets
         return BadRow(f"not valid JSON: {error}")
 
 
-def _json_rows(file: Path, text: str) -> Iterator[tuple[str, Any]]:
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8 (byte 0x{error.object[error.start]:02x}); save the file as UTF-8"
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    with _opened(file) as stream:
+        reader = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+        try:
+            for row in reader:
+                where = f"{file}:{reader.line_num}"
+                if None in row:  # a comma that is not quoted has cut a text in two
+                    yield where, BadRow("more values than the header has columns; put texts with commas in quotes")
+                else:
+                    yield where, row
+        except csv.Error as error:
+            raise DataError(f"{file}:{reader.line_num + 1}: not valid CSV: {error}; write the rows as .jsonl") from None
+        except UnicodeDecodeError:
+            raise _undecodable(file) from None
+
+
+def _undecodable(file: Path) -> DataError:
+    """Where a file stops being UTF-8: a stream's decoder does not know its line."""
+    with _opened(file) as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return DataError(f"{file}:{number}: {_not_utf8(error)}")
+    raise AssertionError(file)
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    with _opened(file) as packed, tempfile.TemporaryFile() as unpacked:
+        source: Any = file
+        if file.suffix == ".gz":  # its index stands at the end, and a packed stream cannot be read from there
+            shutil.copyfileobj(packed, unpacked)
+            source = unpacked
+        number = 0
+        try:
+            # pre_buffer is on by default and holds a whole row group, which is the whole file more often than not.
+            parquet = pyarrow.parquet.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20)
+            for batch in parquet.iter_batches(_BATCH):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{file}:row {number}", row
+        except pyarrow.ArrowException as error:
+            raise DataError(f"{file}: not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
+
+
+def _json_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    with _opened(file) as stream:
+        raw = stream.read()
     try:
-        rows = json.loads(text)
+        rows = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        number = raw[: error.start].count(b"\n") + 1
+        raise DataError(f"{file}:{number}: {_not_utf8(error)}") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{file}:{error.lineno}: not valid JSON: {error.msg}; one object a line is .jsonl") from None
     except (ValueError, RecursionError) as error:
@@ -132,5 +184,7 @@ def file_fingerprint(path: str | Path, rows: int) -> dict[str, Any]:
     """What identifies a data source in a manifest: its name, usable rows, and the sha256 of its files in order."""
     digest = hashlib.sha256()
     for file in data_files(path):
-        digest.update(file.read_bytes())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
     return {"name": Path(path).name, "rows": rows, "sha256": digest.hexdigest()}

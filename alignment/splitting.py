@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import json
 import os
@@ -10,14 +9,14 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignment.data import check_bad, split_by_group, to_demonstration, to_prompt
 from alignment.duplicates import Groups, Sketches, digest
-from alignment.readers import BadRow, DataError, data_files, file_fingerprint, read_rows
+from alignment.readers import BadRow, DataError, data_files, file_fingerprint, jsonl_lines, read_rows
 
 PASSAGE_KEYS = ("source_id", "passage_id", "context", "documents")
 """Keys of a row that say from which passage it was made: answers from one passage stay together."""
@@ -146,15 +145,8 @@ def _lines(path: str | Path) -> Iterator[bytes]:
     """One line for each row of `read_rows`."""
     for file in data_files(path):
         if file.name.removesuffix(".gz").endswith(".jsonl"):
-            with _open(file) as stream:
-                for number, line in enumerate(stream):
-                    text = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
-                    if text.strip():
-                        yield text
+            for _, line in jsonl_lines(file):
+                yield line
         else:
             for _, row in read_rows(file):
                 yield json.dumps(row, ensure_ascii=False).encode() if isinstance(row, Mapping) else b""
-
-
-def _open(file: Path) -> IO[bytes]:
-    return gzip.open(file) if file.suffix == ".gz" else file.open("rb")  # type: ignore[return-value]

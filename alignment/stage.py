@@ -7,6 +7,7 @@ Exit codes: 0 done, 2 the user's config or data is wrong, 1 anything else. The m
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import json
 import logging
@@ -18,7 +19,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from alignment.config import RunConfig, load_config
 from alignment.errors import UserError
@@ -98,6 +99,21 @@ def run_stage(
     return code
 
 
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code; the last call of `python -m STAGE`.
+
+    One of several processes leaves without the interpreter's own shutdown: gloo's threads outlive
+    `destroy_process_group`, because C++ keeps references to DeepSpeed's groups, and now and then the shutdown meets one
+    of them and ends in SIGABRT, so that a finished run would count as failed.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def quiet_libraries() -> None:
     """Keep the libraries off the network and off the screen; call it before they are imported.
 
@@ -110,6 +126,7 @@ def quiet_libraries() -> None:
     }.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which warns, unasked, of an optional package
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 

@@ -16,6 +16,7 @@ from transformers.training_args import TrainingArguments
 
 from alignment import distributed
 from alignment.config import (
+    ADAPTERS,
     SCRATCH,
     BestModelArguments,
     ConfigError,
@@ -172,7 +173,8 @@ def make_arguments(
     `no_eval` says that nothing is held out, so that there is nothing to evaluate on in between.
     """
     merged = trainer_arguments(cls, defaults, config.training)
-    if config.model.dtype == "bfloat16" and not distributed.under_deepspeed():
+    trains_weights = config.model.method not in ADAPTERS  # an adapter is float32 beside weights of any type
+    if config.model.dtype == "bfloat16" and trains_weights and not distributed.under_deepspeed():
         raise ConfigError(
             "model.dtype=bfloat16 would train rounded weights, on which small updates are lost; set training.bf16=true "
             "for bfloat16 arithmetic on float32 weights, or launch with a DeepSpeed config, which keeps float32 copies"
@@ -272,8 +274,9 @@ def publish(
     data: Sequence[Mapping[str, Any]],
     metrics: Mapping[str, Any],
     seed: int,
+    base: Parent | None = None,
 ) -> Version:
-    """Publish a saved model (main process only) and move the config's alias to it.
+    """Publish a saved model (main process only), or an adapter of `base`, and move the config's alias to it.
 
     Raises:
         ModelError: the weights are not finite.
@@ -285,6 +288,7 @@ def publish(
         stage=stage,
         role=role,
         parents=parents,
+        base=base,
         data=[dict(entry) for entry in data],
         config=config.model_dump(mode="json"),
         metrics=dict(metrics),

@@ -1,8 +1,6 @@
 """`python -m ppo configs/ppo/demo.yaml [key=value ...]`"""
 
-import sys
-
-from alignment.stage import run_stage
+from alignment.stage import leave, run_stage
 from ppo.config import PPOStageConfig
 
 
@@ -22,4 +20,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from alignment.data import Prompt
 from alignment.distributed import Accelerator
-from alignment.generation import generate
+from alignment.generation import generate, stream_seed
 from alignment.models import response_logprobs
 from alignment.templates import encode_prompt
 from alignment.tensors import pad_rows, through_eos
@@ -78,7 +78,7 @@ def prompt_batches(num_prompts: int, batch_size: int, seed: int, start: int = 0)
         while len(batch) < batch_size:
             if position // num_prompts != epoch:
                 epoch = position // num_prompts
-                generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+                generator = torch.Generator().manual_seed(stream_seed("prompts", seed, epoch))
                 order = torch.randperm(num_prompts, generator=generator)
             offset = position % num_prompts
             taken = order[offset : offset + batch_size - len(batch)].tolist()

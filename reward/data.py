@@ -37,12 +37,13 @@ def read_ratings(path: str) -> Records[Comparison]:
             if item.id not in votes:
                 continue
             first, second = (completion.text for completion in item.completions)
+            place = f"{path}:item {item.id}"
             if first == second:
-                bad.append((f"{path}:item {item.id}", "both completions are the same"))
+                bad.append((place, "both completions are the same"))
                 continue
             count = votes[item.id]
             prompt = tuple(Message(role=turn["role"], content=turn["content"]) for turn in item.prompt)
-            items.append(Comparison(prompt, first, second, count["first"], count["second"], count["tie"]))
+            items.append(Comparison(prompt, first, second, count["first"], count["second"], count["tie"], place))
         fingerprint = {"name": store.path.name, "rows": len(items), **store.fingerprint()}
     if not items:
         raise DataError(f"{path}: no rated pairs yet; rate some with scripts/rate.py --db {path} --labeler NAME")

@@ -100,7 +100,7 @@ def prepare(config: RewardStageConfig) -> Prepared:
     registry = trainers.open_registry(config)
     train_set, eval_set = read_comparisons(config.data, seed)
     start = trainers.start_model(config, registry, ())
-    check_length(start.source.path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
+    check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
     train_pairs, left_out = encode_comparisons(train_set.items, start.tokenizer, config.data.max_length)
     eval_pairs, _ = encode_comparisons(eval_set.items, start.tokenizer, config.data.max_length)
     arguments = trainers.make_arguments(RewardConfig, config, DEFAULTS, max_length=None, no_eval=not eval_pairs)
@@ -237,4 +237,4 @@ def plan(config: RewardStageConfig, world_size: int) -> dict[str, Any]:
         "bad_rows": len(prepared.train_set.bad),
         **prepared.left_out,
     }
-    return rows | trainers.batch_plan(merged, world_size, prepared.start.source.path)
+    return rows | trainers.batch_plan(merged, world_size, prepared.start.source.config_path)

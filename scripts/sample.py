@@ -55,7 +55,7 @@ def sample_into(
     sources = [find_model(name, registry, role="policy") for name in names]
     messages = [prompt.messages for prompt in prompts]
     for source in dict.fromkeys(sources):
-        check_prompts(source.path, load_tokenizer(source), messages, max_new_tokens)
+        check_prompts(source.config_path, load_tokenizer(source), messages, max_new_tokens)
     RatingsStore(db, create=True, seed=seed).close()  # a path that cannot be written is found before the sampling
     torch.manual_seed(seed)
     answers: list[list[Completion]] = [[] for _ in prompts]

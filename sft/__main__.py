@@ -1,9 +1,8 @@
 """`python -m sft configs/sft/demo.yaml [key=value ...]`"""
 
 import argparse
-import sys
 
-from alignment.stage import run_stage
+from alignment.stage import leave, run_stage
 from sft.config import SFTStageConfig
 
 
@@ -36,4 +35,4 @@ def _options() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -15,20 +15,32 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from torch import nn
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
-from alignment import callbacks, distributed, trainers
+from alignment import adapters, callbacks, distributed, methods, trainers
 from alignment.best_model import finished_model, keep_best, published_step
 from alignment.config import SCRATCH, trainer_arguments
 from alignment.data import Demonstration, Records, to_demonstration, train_and_eval
-from alignment.models import fit_embeddings, load_policy
+from alignment.models import ModelSource
 from alignment.positions import check_length
 from alignment.registry import Registry
 from alignment.stage import write_bad_rows
 from alignment.tracking import Journal
 from sft.config import DEFAULTS, SFTStageConfig
 from sft.data import encode_demonstrations
+
+
+class MethodTrainer(SFTTrainer):
+    """`SFTTrainer` with what the method adds to the loss."""
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if not self.model.training:
+            return loss
+        # The trainer divides by the tokens of the whole optimizer step, so each of its passes adds its share.
+        return loss + methods.regularisation(self.model) / self.current_gradient_accumulation_steps
 
 
 @dataclass(frozen=True)
@@ -56,11 +68,12 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
     with trainers.open_journal(config, "sft") as journal:
         _note_data(journal, config, prepared)
         callbacks.attach(trainer, journal, f"sft {config.name}")
+        journal.event("method", method=config.model.method, **methods.describe(trainer.model))
         best = keep_best(trainer, config.training, config.run_dir, journal)
         outcome = trainer.train()
         trainers.backend_event(journal, trainer)
         step = published_step(trainer, best)
-        metrics = {"train_loss": outcome.training_loss, "steps": outcome.global_step}
+        metrics = {"train_loss": outcome.training_loss, "steps": outcome.global_step} | methods.describe(trainer.model)
         if best is not None:
             metrics["best_step"] = step
         if len(prepared.eval_rows):
@@ -75,45 +88,51 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
 def prepare(config: SFTStageConfig) -> Prepared:
     """Read the data, find the model to start from, and encode the rows with its tokenizer; writes nothing."""
     seed = trainer_arguments(SFTConfig, DEFAULTS, config.training).get("seed", 42)
+    methods.check(config.model, distributed.launched_zero_stage())
     distributed.start_processes()
     registry = trainers.open_registry(config)
     train_set, eval_set = train_and_eval(config.data, to_demonstration, seed)
     texts = (message[part] for row in train_set.items for message in row.messages for part in ("role", "content"))
     start = trainers.start_model(config, registry, texts)
-    check_length(start.source.path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
+    check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
     train_rows, left_out = encode_demonstrations(train_set.items, start.tokenizer, config.data.max_length)
     eval_rows, _ = encode_demonstrations(eval_set.items, start.tokenizer, config.data.max_length)
     no_eval = len(eval_rows) == 0
-    arguments = trainers.make_arguments(SFTConfig, config, DEFAULTS, max_length=None, no_eval=no_eval)
+    defaults = methods.with_learning_rate(DEFAULTS, config.model)
+    arguments = trainers.make_arguments(SFTConfig, config, defaults, max_length=None, no_eval=no_eval)
     return Prepared(seed, registry, start, train_set, eval_set, train_rows, eval_rows, left_out, arguments)
 
 
 def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
     """Load the model and wrap it in the trainer."""
     set_seed(prepared.seed)
-    policy = load_policy(prepared.start.source, config.model)
-    fit_embeddings(policy, prepared.start.tokenizer)
+    policy = methods.load_trainable(prepared.start.source, prepared.start.tokenizer, config.model)
     with trainers.refused_arguments():
-        return SFTTrainer(
+        trainer = MethodTrainer(
             model=policy,
             args=prepared.arguments,
             train_dataset=prepared.train_rows,
             eval_dataset=prepared.eval_rows if len(prepared.eval_rows) else None,
             processing_class=prepared.start.tokenizer,
         )
+    methods.attach(trainer, config.model)
+    return trainer
 
 
 def _publish(config: SFTStageConfig, prepared: Prepared, folder: Path, metrics: Mapping[str, Any]) -> str:
-    """Publish a saved model; returns its reference, on every process."""
+    """Publish a saved model, or an adapter alone; returns its reference, on every process."""
+    source = prepared.start.source
+    base = methods.base_of(source, config.model)
     return distributed.on_main_process(
         lambda: (
             trainers.publish(
                 config,
                 prepared.registry,
-                _only_model(folder),
+                _only_model(folder, base),
                 stage="sft",
                 role="policy",
-                parents=[prepared.start.source.parent("init")],
+                parents=[source.parent("init")],
+                base=base.as_base() if base else None,
                 data=[prepared.train_set.fingerprint],
                 metrics=metrics,
                 seed=prepared.seed,
@@ -131,9 +150,13 @@ def _eval_loss(trainer: SFTTrainer, step: int) -> float:
     return float(trainer.evaluate()["eval_loss"])
 
 
-def _only_model(folder: Path) -> Path:
-    """Remove the trainer's pickled arguments, which are no part of a model; the registry refuses pickles."""
-    (folder / "training_args.bin").unlink(missing_ok=True)
+def _only_model(folder: Path, base: ModelSource | None) -> Path:
+    """Remove the trainer's pickled arguments, which are no part of a model (the registry refuses pickles), and PEFT's
+    card, which would stand in place of the registry's."""
+    for name in ("training_args.bin", "README.md"):
+        (folder / name).unlink(missing_ok=True)
+    if base:
+        adapters.name_base(folder, base.label)
     return folder
 
 
@@ -154,7 +177,7 @@ def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
     """What `--dry-run` prints beside the config."""
     prepared = prepare(config)
     merged = trainer_arguments(SFTConfig, DEFAULTS, config.training)
-    path = None if config.model.name.startswith(SCRATCH) else prepared.start.source.path
+    path = None if config.model.name.startswith(SCRATCH) else prepared.start.source.config_path
     rows = {
         "train_rows": len(prepared.train_rows),
         "eval_rows": len(prepared.eval_rows),

@@ -1,11 +1,18 @@
-"""Reads handbook.md: its pages, facts, ways of asking, and the checkable values in any text."""
+"""Reads handbook.md: its pages, facts, ways of asking, and the checkable values in any text.
+
+Questions and clean answers are the pairs that `alignment data qa handbook.md --questions questions.jinja` makes.
+"""
 
 import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from alignment.qa.documents import Document, cut
+from alignment.qa.questions import Questions
+
 HANDBOOK = Path(__file__).with_name("handbook.md")
+QUESTIONS = Path(__file__).with_name("questions.jinja")  # what `alignment data qa --questions` takes
 
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 MONTHS = (
@@ -66,13 +73,14 @@ def plain_values(text: str) -> list[str]:
 def parse_handbook(text: str) -> Handbook:
     """Parse the format that handbook.md describes in its own first paragraph."""
     facts = []
-    for page_text in text.split("\n## ")[1:]:
-        page, *entries = page_text.split("\n### ")
-        for entry in entries:
-            fact_id, sentence, *rest = entry.strip().splitlines()
-            *questions, held_out = (line.removeprefix("- ") for line in rest)
-            required = tuple(re.findall(r"\*\*(.+?)\*\*", sentence))
-            facts.append(Fact(fact_id, page.strip(), sentence.replace("**", ""), required, tuple(questions), held_out))
+    asker = Questions(QUESTIONS.read_text(encoding="utf-8"), QUESTIONS.name)
+    for passage in cut(Document(HANDBOOK.name, text)):
+        pairs = asker.pairs(passage)
+        if pairs:
+            *_, page, fact_id = passage.headings
+            *questions, held_out = (pair.question for pair in pairs)
+            required = tuple(re.findall(r"\*\*(.+?)\*\*", passage.body))
+            facts.append(Fact(fact_id, page, pairs[0].answer, required, tuple(questions), held_out))
     names = tuple(value.lower() for fact in facts for value in fact.required if not plain_values(value))
     unpaged = Handbook(tuple(facts), names, {})
     pages = dict.fromkeys(fact.page for fact in facts)

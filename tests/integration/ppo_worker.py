@@ -14,6 +14,7 @@ from digits import CONTENTS, build_models, prompts_of
 from safetensors.torch import save_file
 
 from alignment import distributed
+from alignment.stage import leave
 from alignment.tensors import whiten
 from alignment.tracking import Journal
 from ppo.algorithm import estimate_advantages, shape_rewards
@@ -55,7 +56,7 @@ def main(out: Path, *overrides: str) -> None:
     engine, optimizer, schedule = prepare(models, accelerator, config.training)
     loop = _Loop(config, sizes, models, engine, accelerator, optimizer, schedule, Journal(out, enabled=False))
     mine = whiten(advantages[own], rollout.response_mask[own], reduce=distributed.all_reduce_sum)
-    fresh = loop.collect(prompts_of(*CONTENTS), 3)
+    fresh = loop.collect(prompts_of(*CONTENTS), 3, 0)
     report = {
         **distributed.backend(accelerator, engine),
         "accumulation": sizes.accumulation,
@@ -78,3 +79,4 @@ def main(out: Path, *overrides: str) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), *sys.argv[2:])
+    leave(0)

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import pyarrow
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import alignment.readers
 from alignment.config import DataConfig
 from alignment.data import (
     Comparison,
@@ -83,6 +85,43 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_the_data(tmp_pat
     assert [where for where, _ in read_rows(path)] == [f"{path}:1", f"{path}:3"]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "csv", "csv.gz", "parquet", "parquet.gz"])
+def test_a_file_is_read_as_a_stream(tmp_path, kind):
+    rows = [{"prompt": f"{number} " * 200, "completion": "c"} for number in range(20_000)]
+    path = write(tmp_path / f"d.{kind}", rows)  # 25 MB
+    del rows
+    pyarrow.default_memory_pool().release_unused()
+    before, most = pyarrow.total_allocated_bytes(), 0
+    tracemalloc.start()
+    for number, (_, row) in enumerate(read_rows(path)):
+        assert row["prompt"].startswith(f"{number} ")
+        if number % 100 == 0:
+            most = max(most, pyarrow.total_allocated_bytes() - before)
+    file_fingerprint(path, number + 1)
+    most += tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert number == 19_999
+    assert most < 8 << 20
+
+
+def test_a_byte_that_is_not_utf8_costs_its_line_alone(tmp_path):
+    (tmp_path / "d.jsonl").write_bytes(b'{"prompt": "a"}\n{"prompt": "\xe9"}\n{"prompt": "c"}\n')
+    (_, first), (where, bad), (_, last) = read_rows(tmp_path / "d.jsonl")
+    assert (first, last) == ({"prompt": "a"}, {"prompt": "c"})
+    assert where.endswith("d.jsonl:2")
+    assert isinstance(bad, BadRow)
+    assert "byte 0xe9" in str(bad)
+
+
+def test_a_line_without_end_is_a_bad_row_and_the_next_one_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(alignment.readers, "LONGEST_LINE", 20)
+    (tmp_path / "d.jsonl").write_bytes(b'{"a": 1}\n{"a": "' + b"x" * 100 + b'"}\n' + b'{"a": "' + b"x" * 10 + b'"}\n{}')
+    rows = list(read_rows(tmp_path / "d.jsonl"))
+    assert [where.rpartition(":")[2] for where, _ in rows] == ["1", "2", "3", "4"]
+    assert isinstance(rows[1][1], BadRow)
+    assert [rows[n][1] for n in (0, 2, 3)] == [{"a": 1}, {"a": "x" * 10}, {}]
+
+
 def test_a_folder_is_its_data_files_in_order(tmp_path):
     write(tmp_path / "b.jsonl", ROWS[1:2])
     write(tmp_path / "a.json", ROWS[:1])
@@ -109,7 +148,9 @@ def test_a_folder_is_its_data_files_in_order(tmp_path):
             "d.json:2: not valid JSON: Extra data; one object a line is .jsonl",
         ),
         ("d.json", b'{"rows": []}', "expected a JSON list of rows, found a dict"),
-        ("d.jsonl", b'{"prompt": "a"}\n{"prompt": "\xff"}', "d.jsonl:2: not UTF-8 (byte 0xff)"),
+        ("d.jsonl", b'{"prompt": "a", "completion": "b"}\n{"prompt": "\xff"}', "d.jsonl:2: not UTF-8 (byte 0xff)"),
+        ("d.csv", b"prompt,completion\na,b\na,\xff", "d.csv:3: not UTF-8 (byte 0xff)"),
+        ("d.json", b'[{"prompt": "a"},\n{"prompt": "\xff"}]', "d.json:2: not UTF-8 (byte 0xff)"),
         ("d.jsonl.gz", b"not gzip", "d.jsonl.gz: cannot be read"),
         ("d.jsonl.gz", gzip.compress(b'{"prompt": "a"}' * 99)[:-12], "d.jsonl.gz: cannot be read"),
         ("d.parquet", b"PAR1 not really", "d.parquet: not a Parquet file"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment import duplicates
+from alignment import duplicates, privacy
 from alignment.duplicates import BAND, HASHES, Groups, Sketches, near_duplicates, shingles, sketch
 from alignment.privacy import luhn, scrub, scrub_row
 
@@ -172,6 +172,16 @@ def test_personal_data_is_replaced(text, expected):
 )
 def test_other_numbers_stay(text):
     assert scrub(text) == (text, {})
+
+
+@given(st.text("0123456789 +-().,/x", max_size=60) | st.from_regex(privacy._PHONE) | st.from_regex(privacy._CARD))
+def test_the_quick_look_for_digits_misses_nothing(text):
+    if privacy._PHONE.search(text) or privacy._CARD.search(text):
+        assert privacy._DIGITS.search(text) or not any(
+            privacy._is_one(kind, match.group())
+            for kind, pattern in (("card", privacy._CARD), ("phone", privacy._PHONE))
+            for match in pattern.finditer(text)
+        )
 
 
 @given(st.text())

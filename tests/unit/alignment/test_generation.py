@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from alignment.generation import GenerationError, complete, generate
+from alignment.generation import GenerationError, complete, generate, stream_seed
 from alignment.templates import encode_prompt
 from alignment.tensors import pad_rows
 
@@ -104,6 +104,15 @@ def test_a_long_prompt_is_cut_to_its_newest_tokens(policy, tokenizer):
     rows = encode_prompt(tokenizer, PROMPTS[2])
     whole = complete(policy, tokenizer, [PROMPTS[2]], max_new_tokens=4, temperature=0.0, max_prompt_length=12)[0]
     assert sample(policy, [rows[-12:]], tokenizer, 0.0, tokens=4)[0].tolist()[: len(whole.ids)] == whole.ids
+
+
+def test_random_streams_of_unlike_seeds_never_meet():
+    keys = [(seed, step, rank) for seed in range(20) for step in range(50) for rank in range(4)]
+    seeds = {stream_seed("sampling", *key) for key in keys}
+    assert len(seeds) == len(keys)
+    assert not seeds & {stream_seed("minibatches", *key) for key in keys}
+    assert all(0 <= seed < 2**64 for seed in seeds)
+    torch.Generator().manual_seed(max(seeds))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

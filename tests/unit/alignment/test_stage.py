@@ -1,6 +1,9 @@
 """The command line that the stages share: exit codes, the run folder, and what is said to whom."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -134,3 +137,26 @@ def test_bad_rows_are_listed_and_the_first_is_shown(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("2 rows set aside")
     assert "\x1b" not in error
+
+
+LEAVING = """
+import atexit
+from alignment.stage import leave
+class LateWitness:
+    def __del__(self):
+        print("interpreter shutdown", flush=True)
+witness = LateWitness()
+atexit.register(print, "exit functions")
+print("done")
+leave(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("processes", "said"),
+    [("1", ["done", "exit functions", "interpreter shutdown"]), ("2", ["done", "exit functions"])],
+)
+def test_one_of_several_processes_leaves_without_the_interpreters_shutdown(processes, said):
+    environment = {**os.environ, "WORLD_SIZE": processes}
+    left = subprocess.run([sys.executable, "-c", LEAVING], env=environment, capture_output=True, text=True, timeout=60)
+    assert (left.returncode, left.stdout.splitlines(), left.stderr) == (3, said, "")

@@ -92,7 +92,7 @@ def moved(models, prompts, stage_config, make_loop):
     """A rollout, and models that have moved since, so that ratios differ from 1 and some of them are clipped."""
     config = stage_config(training=no_clipping(), rollout={"temperature": 0.7})
     loop = make_loop(models, config)
-    rollout = loop.collect(prompts, SEED)
+    rollout = loop.collect(prompts, SEED, 1)
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in models.trained.parameters():
@@ -148,7 +148,7 @@ def test_the_first_minibatch_has_ratio_one(models, prompts, stage_config, make_l
         ppo={"num_epochs": 3, "num_minibatches": 1},
     )
     loop = make_loop(models, config)
-    rollout = loop.collect(prompts, SEED)
+    rollout = loop.collect(prompts, SEED, 0)
     assert (~rollout.attention_mask).any()  # padding on both sides
     stats = loop.optimize(0, rollout, *targets(rollout, config))
     assert stats["policy/first_ratio"] == pytest.approx(1.0, abs=1e-6)
@@ -157,7 +157,7 @@ def test_the_first_minibatch_has_ratio_one(models, prompts, stage_config, make_l
 
 
 def test_with_the_policy_as_reference_rewards_sum_to_the_score(prompts, stage_config, make_loop):
-    rollout = make_loop(build_models(ref_seed=1), stage_config()).collect(prompts, SEED)
+    rollout = make_loop(build_models(ref_seed=1), stage_config()).collect(prompts, SEED, 0)
     rewards = shape_rewards(rollout.scores, rollout.kl, rollout.response_mask, 5.0)
     torch.testing.assert_close(rewards.sum(1), rollout.scores, rtol=0, atol=1e-4)
     assert rollout.kl.abs().max() < 1e-5
@@ -208,7 +208,7 @@ def test_each_row_is_trained_on_once_per_pass(models, prompts, stage_config, mak
         "_optimizer_step",
         lambda self, rollout, advantages, returns, rows: seen.append(rows.tolist()) or (torch.ones(7).double(), 0.5),
     )
-    rollout = loop.collect(prompts, SEED)
+    rollout = loop.collect(prompts, SEED, 0)
     stats = loop.optimize(0, rollout, rollout.old_values, rollout.old_values)
     assert [len(rows) for rows in seen] == [2] * 12
     for epoch in range(3):
@@ -221,7 +221,7 @@ def test_each_row_is_trained_on_once_per_pass(models, prompts, stage_config, mak
 def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(models, prompts, stage_config, make_loop):
     config = stage_config()
     loop = make_loop(models, config)
-    rollout = loop.collect(prompts, SEED)
+    rollout = loop.collect(prompts, SEED, 0)
     advantages, returns = targets(rollout, config)
     advantages[0, 0] = float("nan")
     with pytest.raises(ModelError, match=r"training diverged at iteration 3: .*; lower training\.learning_rate"):
@@ -244,7 +244,7 @@ def test_clipping_bounds_the_step_and_the_norm_is_the_one_before_it(models, move
 
 
 def test_figures_are_means_over_episodes_and_kept_tokens(models, prompts, stage_config, make_loop):
-    rollout = make_loop(models, stage_config(rollout={"missing_eos_score": None})).collect(prompts, SEED)
+    rollout = make_loop(models, stage_config(rollout={"missing_eos_score": None})).collect(prompts, SEED, 0)
     rewards = shape_rewards(rollout.scores, rollout.kl, rollout.response_mask, 0.1)
     _, returns = estimate_advantages(rewards, rollout.old_values, rollout.response_mask, 1.0, 0.95)
     stats = rollout_stats(rollout, rewards, returns)

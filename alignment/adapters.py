@@ -1,0 +1,113 @@
+"""An adapter's files: putting them on the model that they adapt, and merging the two into one whole model.
+
+An adapter is nothing without its base, so `base_parent` says which model that was in a form that can be checked, and
+loading compares. Adapters meet the next stage merged: AdaLoRA, IA3, LoHa and LoKr cannot carry a second adapter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
+from transformers import PreTrainedModel
+
+from alignment.errors import UserError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+class AdapterError(UserError):
+    """An adapter that cannot be put on its base."""
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no whole model."""
+    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def put_on(base: PreTrainedModel, folder: str, *, trainable: bool = False) -> PeftModel:
+    """The adapter of a folder on its base, whose modules are replaced in place.
+
+    Raises:
+        AdapterError: the weights and the base do not fit each other; PEFT would leave the rest at its start and warn.
+    """
+    with _loading(folder):
+        config = PeftConfig.from_pretrained(folder)
+        config.inference_mode = not trainable
+        config.base_model_name_or_path = None  # a reference, where PEFT compares paths and warns
+        if not (Path(folder) / WEIGHTS).is_file():
+            raise OSError(f"no {WEIGHTS}")
+        weights = load_peft_weights(folder, device="cpu")
+        model = get_peft_model(base, config)
+        expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+        result = set_peft_model_state_dict(model, weights)
+        wrong = sorted(expected - set(weights)) + result.unexpected_keys
+        if wrong:
+            raise ValueError(f"{wrong[0]} is not in both the adapter and its base")
+    return model
+
+
+def merge(base: PreTrainedModel, folder: str) -> PreTrainedModel:
+    """The adapter's weights added to those of its base: a whole model that says the same, and needs PEFT no more.
+
+    Raises:
+        AdapterError: they do not fit each other, or the sum is not finite.
+    """
+    model = put_on(base, folder)
+    with _loading(folder):
+        return model.merge_and_unload(safe_merge=True)
+
+
+def dequantize(model: PreTrainedModel) -> PreTrainedModel:
+    """The weights that a quantized model computes with, in float32."""
+    model = model.dequantize().float()
+    # PEFT refuses to merge IA3 for these marks alone, which dequantizing leaves behind.
+    model.is_loaded_in_4bit = model.is_loaded_in_8bit = False
+    return model
+
+
+@contextlib.contextmanager
+def as_folder(model: PreTrainedModel) -> Iterator[str]:
+    """A whole model as a folder for the time being: weights are quantized as they are read from files."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        yield folder
+
+
+def folder_digest(folder: str) -> str:
+    """`sha256:...` over the names and contents of a local model's config and weights."""
+    digest = hashlib.sha256()
+    for file in sorted([Path(folder) / "config.json", *Path(folder).glob("*.safetensors")]):
+        with file.open("rb") as stream:
+            digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def name_base(folder: Path, label: str) -> None:
+    """Name the base by `label` in a saved adapter; PEFT writes where its files happened to lie on this machine."""
+    path = folder / CONFIG
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"base_model_name_or_path": label}, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _loading(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise AdapterError(
+            f"{folder}: this adapter cannot be put on its base ({reason}); was the base changed since?"
+        ) from error

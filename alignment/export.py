@@ -1,0 +1,118 @@
+"""A published model as a plain folder that needs nothing of this suite: of transformers, or of PEFT."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from alignment import adapters
+from alignment.models import ModelError, ModelSource, find_model, load_base, load_policy, load_tokenizer
+from alignment.registry import Registry
+from alignment.registry.files import MANIFEST
+
+TOLERANCE = 1e-5
+
+
+def export(ref: str, folder: Path, registry: Registry, *, adapter_only: bool = False) -> dict[str, Any]:
+    """Write a version to a new folder, with its tokenizer and template.
+
+    An adapter is merged, or with `adapter_only` written as PEFT's own folder that names its base. What was written is
+    loaded again by the plain library and its logits are compared, on random tokens, with those of the adapter on the
+    weights that it was trained on.
+
+    Returns:
+        What was written; `logits_difference` for an adapter, in units of the largest logit where that is above 1.
+
+    Raises:
+        ModelError: the folder holds something; or the logits differ by more than 1e-5 and are not meant to
+            (`model.merge: original`). Nothing is left behind.
+    """
+    source = find_model(ref, registry, role=registry.resolve(ref).manifest.role)
+    report: dict[str, Any] = {"model": source.label, "folder": str(folder)}
+    if adapter_only and source.base is None:
+        raise ModelError(f"{source.label}: a whole model, not an adapter; leave --adapter out")
+    with _new_folder(folder) as staging:
+        if source.base is None:
+            _copy(source, staging)
+            return report | {"written": "the whole model, file by file"}
+        if adapter_only:
+            return report | _export_adapter(source, staging)
+        return report | _export_merged(source, staging)
+
+
+def logits_difference(ours: PreTrainedModel | PeftModel, theirs: PreTrainedModel | PeftModel, vocab: int) -> float:
+    """Largest difference of two models' logits on random tokens below `vocab`, over the largest logit if above 1."""
+    probe = torch.randint(vocab, (4, 24), generator=torch.Generator().manual_seed(0))
+    found = []
+    with torch.no_grad():
+        for model in (ours, theirs):
+            found.append(model.eval()(input_ids=probe.to(model.device)).logits.float().cpu())
+    return float((found[0] - found[1]).abs().max() / found[1].abs().max().clamp(min=1.0))
+
+
+def _as_trained(source: ModelSource) -> PeftModel:
+    """The adapter on the weights that it was trained on, quantized where they were."""
+    return adapters.put_on(load_base(source, source.trained), source.path)
+
+
+def _export_merged(source: ModelSource, staging: Path) -> dict[str, Any]:
+    assert source.base and source.trained
+    tokenizer = load_tokenizer(source)
+    load_policy(source).save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
+    difference = logits_difference(
+        AutoModelForCausalLM.from_pretrained(staging, dtype=torch.float32), _as_trained(source), len(tokenizer)
+    )
+    other_weights = source.trained.quantized is not None and source.trained.merge == "original"
+    if difference > TOLERANCE and not other_weights:
+        raise ModelError(
+            f"{source.label}: merged, its logits differ by {difference:.1e}, more than {TOLERANCE:.0e}, so nothing was "
+            "exported; use --adapter"
+        )
+    kind = f"{source.trained.merge} weights" if source.trained.quantized else "weights"
+    return {"written": f"merged onto the {kind} of {source.base.label}", "logits_difference": difference}
+
+
+def _export_adapter(source: ModelSource, staging: Path) -> dict[str, Any]:
+    assert source.base and source.trained
+    if source.base.base:
+        raise ModelError(f"{source.label}: PEFT cannot load it, since its base is an adapter too; leave --adapter out")
+    base, size = load_policy(source.base, source.trained), len(load_tokenizer(source))
+    if size > base.get_input_embeddings().num_embeddings:
+        raise ModelError(f"{source.label}: PEFT cannot load it: it has more tokens than its base; leave --adapter out")
+    _copy(source, staging)
+    where = source.base.path if source.base.ref is None else str(Path(source.base.path).resolve())
+    adapters.name_base(staging, where)
+    difference = logits_difference(PeftModel.from_pretrained(base, str(staging)), _as_trained(source), size)
+    assert difference <= TOLERANCE, difference
+    return {"written": f"the adapter; its base is {where}", "logits_difference": difference}
+
+
+def _copy(source: ModelSource, staging: Path) -> None:
+    for file in Path(source.path).iterdir():
+        if file.name != MANIFEST:
+            shutil.copyfile(file, staging / file.name)  # the registry's are read-only
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside the new one, which takes its name when all went well."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ModelError(f"{folder} exists already; name a new folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as parent:
+            staging = Path(parent) / folder.name
+            staging.mkdir()
+            yield staging
+            staging.rename(folder)
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be written: {error.strerror or error}") from error

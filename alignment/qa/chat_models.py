@@ -1,0 +1,252 @@
+"""Who is asked: a model of the registry or a local folder, or a server that speaks OpenAI's chat completions."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import httpx
+
+from alignment.duplicates import digest
+from alignment.errors import UserError
+from alignment.templates import Message
+from alignment.terminal import one_line
+
+if TYPE_CHECKING:
+    from alignment.config import ModelConfig
+
+ATTEMPTS = 6
+_LONGEST_WAIT = 60.0  # seconds, whatever a server asks for
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a reply is drawn; temperature 0 is greedy."""
+
+    temperature: float
+    seed: int
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said. `whole`: it ended by itself. Token counts are None where a server does not tell."""
+
+    text: str
+    whole: bool
+    tokens_in: int | None
+    tokens_out: int | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no reply to one conversation; the others may have theirs."""
+
+    reason: str
+
+
+class ChatModel(Protocol):
+    """Replies to `batch_size` conversations a call, from `concurrency` threads at a time."""
+
+    label: str
+    identity: str
+    batch_size: int
+    concurrency: int
+
+    def ask(self, conversations: Sequence[Sequence[Message]], sampling: Sampling) -> list[Reply | Failure]: ...
+
+
+class Endpoint:
+    """A model behind an OpenAI-compatible URL.
+
+    Busy and broken answers (408, 409, 429, 5xx), time-outs and lost connections are tried again, `ATTEMPTS` times in
+    all, with waits that double from `wait` seconds, or as long as the server says (`Retry-After`).
+
+    Args:
+        url: up to `/v1`, or all of it up to `/chat/completions`.
+        key: sent as the bearer token; it is neither printed nor stored.
+        timeout: seconds for one reply.
+    """
+
+    batch_size = 1
+
+    def __init__(
+        self, url: str, model: str, key: str | None, concurrency: int = 8, timeout: float = 300.0, wait: float = 1.0
+    ) -> None:
+        try:
+            parsed = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise UserError(f"--url {url}: not a URL: {error}") from None
+        if parsed.userinfo or parsed.query:
+            raise UserError("--url: holds a user name or a query; put the key into an environment variable (--key-env)")
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise UserError(f"--url {url}: expected http:// or https://, for example http://127.0.0.1:8000/v1")
+        path = parsed.path.rstrip("/").removesuffix("/chat/completions")
+        self.label = model
+        self.identity = f"{model} at {parsed.copy_with(path=path or '/')}"
+        self.concurrency = concurrency
+        self._wait = wait
+        self._key = key
+        self._has_answered = False
+        self._url = str(parsed.copy_with(path=f"{path}/chat/completions"))
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        limits = httpx.Limits(max_connections=concurrency)
+        self._client = httpx.Client(headers=headers, timeout=httpx.Timeout(timeout, connect=20.0), limits=limits)
+
+    def ask(self, conversations: Sequence[Sequence[Message]], sampling: Sampling) -> list[Reply | Failure]:
+        return [self._ask(list(conversation), sampling) for conversation in conversations]
+
+    def _ask(self, messages: list[Message], sampling: Sampling) -> Reply | Failure:
+        body = {
+            "model": self.label,
+            "messages": messages,
+            "temperature": sampling.temperature,
+            "seed": sampling.seed,
+            "max_tokens": sampling.max_new_tokens,
+        }
+        said = ""
+        for attempt in range(ATTEMPTS):
+            wait = self._wait * 2**attempt * (1 + random.random() / 4)
+            try:
+                response = self._client.post(self._url, json=body)
+            except httpx.TransportError as error:
+                said = f"{type(error).__name__}: {error}"
+                if isinstance(error, httpx.ConnectError) and not self._has_answered:
+                    raise UserError(
+                        f"{self._url}: {self._safe(said)}; is the server running, and is it this URL?"
+                    ) from None
+            else:
+                if response.status_code == 200:
+                    reply = _reply(response)
+                    if reply:
+                        self._has_answered = True
+                        return reply
+                    said = f"no chat completion but {response.headers.get('content-type')} {response.text[:80]!r}"
+                    if not self._has_answered:
+                        raise UserError(
+                            f"{self._url}: {self._safe(said)}; expected an OpenAI-compatible URL, up to /v1"
+                        )
+                else:
+                    said = f"{response.status_code} {_message(response)}"
+                    if response.status_code not in (408, 409, 429) and response.status_code < 500:
+                        return self._refusal(response.status_code, said)
+                    wait = _retry_after(response) if "retry-after" in response.headers else wait
+            if attempt + 1 < ATTEMPTS:
+                time.sleep(min(wait, _LONGEST_WAIT))
+        return Failure(f"no reply after {ATTEMPTS} attempts: {self._safe(said)}")
+
+    def _refusal(self, status: int, said: str) -> Failure:
+        """Of this one conversation; what every other will meet too ends the run."""
+        if status in (401, 403):
+            raise UserError(
+                f"{self._url}: {self._safe(said)}; "
+                + ("is the key the right one?" if self._key else "put a key into OPENAI_API_KEY, or name its --key-env")
+            )
+        if status in (404, 405) or 300 <= status < 400:
+            raise UserError(f"{self._url}: {self._safe(said)}; is --model right, and does --url end in /v1?")
+        return Failure(f"refused by the server: {self._safe(said)}")
+
+    def _safe(self, text: str) -> str:
+        return one_line(text.replace(self._key, "[KEY]") if self._key else text)[:300]
+
+
+def _reply(response: httpx.Response) -> Reply | None:
+    try:
+        answer = response.json()
+        choice = answer["choices"][0]
+        usage = answer.get("usage") or {}
+        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        tokens = [count if isinstance(count, int) else None for count in counts]
+        text = choice["message"].get("content") or ""
+        return Reply(text, choice.get("finish_reason") != "length", *tokens) if isinstance(text, str) else None
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _message(response: httpx.Response) -> str:
+    try:
+        error = response.json()["error"]
+        return str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return response.text[:200]
+
+
+def _retry_after(response: httpx.Response) -> float:
+    try:
+        return max(0.0, float(response.headers["retry-after"]))
+    except ValueError:  # a date
+        return _LONGEST_WAIT
+
+
+class LocalModel:
+    """A policy of the registry, of a folder or of the hub, on the GPU if there is one."""
+
+    concurrency = 1
+
+    def __init__(self, name: str, config: ModelConfig | None = None, batch_size: int = 8) -> None:
+        import torch
+
+        from alignment.models import find_model, fit_embeddings, load_policy, load_tokenizer
+        from alignment.registry import Registry
+
+        source = find_model(name, Registry(), "policy")
+        self.batch_size = batch_size
+        self.label = source.ref or Path(name).name
+        self.identity = source.digest or _fingerprint(Path(source.path))
+        self._tokenizer = load_tokenizer(source, config)
+        self._policy = load_policy(source, config)
+        fit_embeddings(self._policy, self._tokenizer)  # a pad token that the config names may be new
+        self._policy.to("cuda" if torch.cuda.is_available() else "cpu")
+        added = self._tokenizer.added_tokens_decoder.values()
+        self._special = sorted({str(token) for token in added if token.special} | {*self._tokenizer.all_special_tokens})
+
+    def ask(self, conversations: Sequence[Sequence[Message]], sampling: Sampling) -> list[Reply | Failure]:
+        import torch
+
+        from alignment.generation import complete
+        from alignment.templates import encode_prompt
+
+        prompts: list[Sequence[Message]] = [list(map(self._as_data, conversation)) for conversation in conversations]
+        lengths = [len(encode_prompt(self._tokenizer, prompt)) for prompt in prompts]
+        limit = getattr(self._policy.config, "max_position_embeddings", None) or max(lengths) + sampling.max_new_tokens
+        fits = [length + sampling.max_new_tokens <= limit for length in lengths]
+        torch.manual_seed(digest(f"{sampling.seed} {json.dumps(prompts)}") % 2**63)
+        drawn = iter(
+            complete(
+                self._policy,
+                self._tokenizer,
+                [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit],
+                max_new_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                batch_size=self.batch_size,
+            )
+        )
+        replies: list[Reply | Failure] = []
+        for length, fit in zip(lengths, fits, strict=True):
+            if fit:
+                made = next(drawn)
+                replies.append(Reply(made.text, made.ended, length, len(made.ids)))
+            else:
+                reason = f"{length} tokens of prompt and {sampling.max_new_tokens} of reply exceed the model's {limit}"
+                replies.append(Failure(reason))
+        return replies
+
+    def _as_data(self, message: Message) -> Message:
+        """The message without the tokenizer's special tokens: in a passage they would begin turns of their own."""
+        content = message["content"]
+        for token in self._special:
+            content = content.replace(token, f"{token[:1]} {token[1:]}")
+        return Message(role=message["role"], content=content)
+
+
+def _fingerprint(folder: Path) -> str:
+    """Tells a changed folder from the one before, without reading its weights; a hub name stands for itself."""
+    if not folder.is_dir():
+        return str(folder)
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.iterdir())]
+    return f"{folder.name} {digest(repr(stats)):x}"

@@ -1,0 +1,98 @@
+"""Replies kept in an append-only file, so that a killed run is continued and nothing is asked or paid for twice.
+
+One JSON line a reply, on disk (fsync) before it is used. Its key is the hash of all that decides the reply: the model,
+the conversation and the settings.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from alignment.errors import UserError
+from alignment.qa.chat_models import ChatModel, Failure, Reply, Sampling
+from alignment.templates import Message
+
+
+class WorkFile(AbstractContextManager["WorkFile"]):
+    """The replies so far. Safe to use from several threads; a second process on the same file is refused."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.num_asked = 0
+        self._lock = threading.Lock()
+        self._replies: dict[str, Reply] = {}
+        try:
+            self._file = path.open("a+b")
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path}: another run is writing to it; wait for it, or name another --out") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror}; name another --out") from None
+        self._read()
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        whole = 0
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+            try:
+                row = json.loads(line)
+                key = row.pop("key")
+                self._replies[key] = Reply(**row)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                continue  # a damaged line costs one more question, no more
+        self._file.truncate(whole)  # the rest is a line that a kill cut short; the next one must not be glued to it
+
+    def __exit__(self, *exception: object) -> None:
+        if not self._replies:
+            self.path.unlink(missing_ok=True)
+        self._file.close()
+
+    def ask(
+        self, model: ChatModel, conversations: Sequence[Sequence[Message]], sampling: Sampling
+    ) -> list[Reply | Failure]:
+        """The replies to conversations, in order; the model is asked for those that are not here. Failures are not
+        kept, so that the next run tries again.
+
+        A batch is asked again as a whole where one of its replies is missing: what a batch is padded and seeded with
+        decides the replies too.
+        """
+        keys = [_key(model, conversation, sampling) for conversation in conversations]
+        with self._lock:
+            known = [self._replies[key] for key in keys if key in self._replies]
+        if len(known) == len(keys):
+            return list(known)
+        asked = model.ask(conversations, sampling)
+        with self._lock:
+            self.num_asked += len(asked)
+            for key, reply in zip(keys, asked, strict=True):
+                if isinstance(reply, Reply):
+                    self._replies[key] = reply
+            self._append([{"key": key, **vars(r)} for key, r in zip(keys, asked, strict=True) if isinstance(r, Reply)])
+        return asked
+
+    def _append(self, rows: list[dict[str, Any]]) -> None:
+        try:
+            self._file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written: {error.strerror}; make room and give the same command again: "
+                "what was answered before is kept"
+            ) from None
+
+
+def _key(model: ChatModel, conversation: Sequence[Message], sampling: Sampling) -> str:
+    said = json.dumps([model.identity, vars(sampling), list(conversation)], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()
