@@ -23,6 +23,10 @@ def main() -> int:
             from sft.lr_finder import find_lr
 
             return find_lr(config)
+        if args.learning_curve:
+            from sft.learning_curve import learning_curve
+
+            return learning_curve(config, args.learning_curve, args.seeds)
         return None
 
     return run_stage("sft", SFTStageConfig, train, plan, options=[_options()], study=study)
@@ -30,8 +34,31 @@ def main() -> int:
 
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--find-lr", action="store_true", help="suggest a learning rate, with a plot; trains nothing")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--find-lr", action="store_true", help="suggest a learning rate, with a plot; no run is left")
+    instead.add_argument(
+        "--learning-curve",
+        type=_shares,
+        metavar="SHARES",
+        help="train on these shares of the data, for example 0.25,0.5,1, and say whether more data would help",
+    )
+    parser.add_argument(
+        "--seeds", type=_seeds, default=3, help="trainings of each share of --learning-curve (default 3)"
+    )
     return parser
+
+
+def _shares(text: str) -> list[float]:
+    shares = [float(part) for part in text.split(",")]
+    if len(shares) < 2 or sorted(set(shares)) != shares or not 0 < shares[0] or not shares[-1] <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected growing shares from above 0 to 1, as in 0.25,0.5,1")
+    return shares
+
+
+def _seeds(text: str) -> int:
+    if not 1 <= int(text) <= 10:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 to 10")
+    return int(text)
 
 
 if __name__ == "__main__":
