@@ -50,7 +50,7 @@ def _options() -> argparse.ArgumentParser:
 
 def _shares(text: str) -> list[float]:
     shares = [float(part) for part in text.split(",")]
-    if len(shares) < 2 or sorted(set(shares)) != shares or not 0 < shares[0] or not shares[-1] <= 1:
+    if len(shares) < 2 or sorted(set(shares)) != shares or not (shares[0] > 0 and shares[-1] <= 1):
         raise argparse.ArgumentTypeError(f"{text!r}: expected growing shares from above 0 to 1, as in 0.25,0.5,1")
     return shares
 

@@ -32,6 +32,8 @@ from sft.data import IGNORED
 from sft.more_data import RULE, Answer, HeldOut, answer
 from sft.train import Prepared, build_trainer, prepare
 
+SAME_EPOCHS = "each share is trained for the same number of epochs, so a smaller one takes fewer steps"
+
 
 @dataclass(frozen=True)
 class Point:
@@ -74,7 +76,8 @@ def learning_curve(config: SFTStageConfig, shares: Sequence[float], num_seeds: i
     ]
     found = answer(held_out, sizes)
     distributed.on_main_process(lambda: _write(points, found, config.run_dir))
-    return "\n".join([*map(_line, points), f"{found.sentence} ({config.run_dir / 'learning_curve.png'})"])
+    where = config.run_dir / "learning_curve.png"
+    return "\n".join([*map(_line, points), f"({SAME_EPOCHS})", f"{found.sentence} ({where})"])
 
 
 def _without_pauses(config: SFTStageConfig) -> SFTStageConfig:
@@ -171,7 +174,7 @@ def _write(points: Sequence[Point], found: Answer, run_dir: Path) -> None:
         **asdict(found),
         "points": [asdict(point) for point in points],
         "interval": "95% over held-out prompts; the answer's also over seeds",
-        "training": "each share from the same start, for the same number of epochs",
+        "training": SAME_EPOCHS,
         "rule": RULE,
     }
     (run_dir / "learning_curve.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

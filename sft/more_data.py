@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 WORTH = 0.01
 """Share of the loss that doubling the data must save to be worth it."""
 LEAST_SHARES, LEAST_SEEDS, LEAST_GROUPS = 3, 2, 10
-MOST_SEEDS = 10
-EXPONENTS = np.linspace(0.05, 1.0, 20)
+EXPONENTS = np.geomspace(0.05, 2.0, 20)
+"""From nearly a straight line in log n to twice as steep as the error of a fitted mean falls."""
 RESAMPLES = 2000
-# Student's t, 97.5%, for 1 to 9 degrees of freedom.
+# Student's t, 97.5%, for 1 to 9 degrees of freedom: 2 to 10 seeds.
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 RULE = (
     "a + b n^-c is fitted by least squares to the held-out loss over the number n of prompts and drawn on to twice the "
-    "data. The saving is that of the c from 0.05 to 1 that fits the mean over seeds best. Its 95% interval joins "
+    "data. The saving is that of the c from 0.05 to 2 that fits the mean over seeds best. Its 95% interval joins "
     "Student's t over seeds and a bootstrap over held-out prompts, and covers those of every c: a few shares do not "
     f"tell c. Worth it: the interval is above 0 and the saving at least {WORTH:.0%} of the loss. Not worth it: the "
     f"whole interval is below {WORTH:.0%} of the loss. Otherwise it cannot tell."
@@ -56,17 +56,25 @@ class Answer:
     ci: tuple[float, float] | None = None
 
 
-def extrapolations(sizes: Sequence[int]) -> tuple[Array, Array]:
-    """For each exponent, what a curve of losses at these sizes is multiplied by to give its saving by doubling, and
-    to give the residuals of the fit: (exponents, shares) and (exponents, shares, shares)."""
+def doubling_savings(curves: Array, sizes: Sequence[int]) -> Array:
+    """What twice the last size would save under each exponent: (..., shares) -> (..., exponents).
+
+    At most three quarters of the last loss: a loss does not fall below 0, so neither does a, and c is at most 2.
+    """
     shares = np.asarray(sizes, dtype=np.float64) / sizes[-1]
-    savings, residuals = [], []
-    for exponent in EXPONENTS:
-        design = np.stack([np.ones_like(shares), shares**-exponent], axis=1)
-        fit = np.linalg.pinv(design)
-        savings.append(fit[1] * (1 - 2.0**-exponent))
-        residuals.append(np.eye(len(shares)) - design @ fit)
-    return np.stack(savings), np.stack(residuals)
+    weights = [np.linalg.pinv(_design(shares, c))[1] * (1 - 2.0**-c) for c in EXPONENTS]
+    return np.asarray(np.minimum(curves @ np.stack(weights, axis=1), curves[..., -1:] * 0.75))
+
+
+def fit_errors(curve: Array, sizes: Sequence[int]) -> Array:
+    """Sum of squared residuals of each exponent's fit: (shares,) -> (exponents,)."""
+    shares = np.asarray(sizes, dtype=np.float64) / sizes[-1]
+    designs = [_design(shares, exponent) for exponent in EXPONENTS]
+    return np.asarray([((curve - design @ np.linalg.pinv(design) @ curve) ** 2).sum() for design in designs])
+
+
+def _design(shares: Array, exponent: float) -> Array:
+    return np.stack([np.ones_like(shares), shares**-exponent], axis=1)
 
 
 def answer(held_out: HeldOut, sizes: Sequence[int], seed: int = 0) -> Answer:
@@ -87,17 +95,16 @@ def answer(held_out: HeldOut, sizes: Sequence[int], seed: int = 0) -> Answer:
         if found < least:
             reason = f"{found} {what} cannot tell luck from learning, it takes {least} or more"
             return Answer("cannot tell", f"cannot tell whether {doubling}: {reason}")
-    savings, residuals = extrapolations(sizes)
-    best = int(((residuals @ curves.mean(0)) ** 2).sum(1).argmin())
-    by_seed = curves @ savings.T  # (seeds, exponents)
+    by_seed = doubling_savings(curves, sizes)
     mean = by_seed.mean(0)
     over_seeds = T975[num_seeds - 2] * by_seed.std(0, ddof=1) / num_seeds**0.5
-    low, high = np.quantile(resampled_curves(held_out, seed) @ savings.T, [0.025, 0.975], axis=0)
+    resampled = doubling_savings(resampled_curves(held_out, seed), sizes)
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
     ci = (
         float((mean - np.hypot(over_seeds, mean - low)).min()),
         float((mean + np.hypot(over_seeds, high - mean)).max()),
     )
-    saving = float(mean[best])
+    saving = float(mean[fit_errors(curves.mean(0), sizes).argmin()])
     figures = f"by about {saving:.3g} ({ci[0]:.3g} to {ci[1]:.3g})"
     if ci[0] > 0 and saving >= WORTH * now:
         return Answer("worth it", f"{doubling} {figures}: worth it", saving, ci)
