@@ -118,6 +118,7 @@ def shuffled_groups(num_groups: int, seed: int) -> list[int]:
 
 def _train(config: SFTStageConfig, prepared: Prepared, label: str) -> np.ndarray:
     """Train on the rows and return the loss of each held-out row."""
+    distributed.forget_accelerator()
     trainer = build_trainer(config, prepared)
     callbacks.attach(trainer, Journal(config.run_dir, enabled=False), label)
     trainer.train()
@@ -127,7 +128,8 @@ def _train(config: SFTStageConfig, prepared: Prepared, label: str) -> np.ndarray
 @torch.no_grad()
 def row_losses(trainer: SFTTrainer, rows: datasets.Dataset, pad_token_id: int) -> np.ndarray:
     """Summed loss over the trained tokens of each row, in nats: (rows,), the same on every process."""
-    model, size = trainer.model_wrapped.eval(), trainer.args.per_device_eval_batch_size
+    model, size = trainer.model_wrapped, trainer.args.per_device_eval_batch_size
+    model.eval()  # DeepSpeed's engine returns nothing
     rank, world_size = trainer.accelerator.process_index, trainer.accelerator.num_processes
     losses = torch.zeros(len(rows), dtype=torch.float64, device=trainer.accelerator.device)
     by_length = sorted(range(len(rows)), key=[len(ids) for ids in rows["input_ids"]].__getitem__)
