@@ -142,7 +142,7 @@ def unpublished_base(config: TrainerConfig, start: Start, seed: int) -> Iterator
 
     def build() -> str:
         config.run_dir.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(dir=config.run_dir)
+        folder = tempfile.mkdtemp(prefix="base-", dir=config.run_dir)
         _save_base(config, start, seed, folder)
         return folder
 

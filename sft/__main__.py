@@ -38,24 +38,24 @@ def _options() -> argparse.ArgumentParser:
     instead.add_argument("--find-lr", action="store_true", help="suggest a learning rate, with a plot; no run is left")
     instead.add_argument(
         "--learning-curve",
-        type=_shares,
+        type=shares,
         metavar="SHARES",
         help="train on these shares of the data, for example 0.25,0.5,1, and say whether more data would help",
     )
     parser.add_argument(
-        "--seeds", type=_seeds, default=3, help="trainings of each share of --learning-curve (default 3)"
+        "--seeds", type=seeds, default=3, help="trainings of each share of --learning-curve (default 3)"
     )
     return parser
 
 
-def _shares(text: str) -> list[float]:
-    shares = [float(part) for part in text.split(",")]
-    if len(shares) < 2 or sorted(set(shares)) != shares or not (shares[0] > 0 and shares[-1] <= 1):
+def shares(text: str) -> list[float]:
+    found = [float(part) for part in text.split(",")]
+    if len(found) < 2 or sorted(set(found)) != found or not (found[0] > 0 and found[-1] <= 1):
         raise argparse.ArgumentTypeError(f"{text!r}: expected growing shares from above 0 to 1, as in 0.25,0.5,1")
-    return shares
+    return found
 
 
-def _seeds(text: str) -> int:
+def seeds(text: str) -> int:
     if not 1 <= int(text) <= 10:
         raise argparse.ArgumentTypeError(f"{text}: expected 1 to 10")
     return int(text)

@@ -123,3 +123,10 @@ def test_on_two_processes_one_of_them_writes(house, backend):
             assert found["verdict"] == "cannot tell"
     assert names(house) == {"find_lr.json", "find_lr.png", "learning_curve.json", "learning_curve.png"}
     assert not (house / "registry").exists()
+
+
+def test_a_dry_run_of_a_launch_joins_both_processes_and_prints_once(house):
+    done = launching.launch(house / "ddp.yaml", ["-m", "sft", "toy.yaml", "--dry-run"], house)
+    assert done.code == 0, done.output[-3000:]
+    assert done.output.count('"processes": 2') == 1
+    assert not (house / "runs").exists()

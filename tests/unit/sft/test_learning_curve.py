@@ -11,7 +11,7 @@ import tiny
 import torch
 
 from alignment.config import ConfigError, validate
-from sft.__main__ import _seeds, _shares
+from sft.__main__ import seeds, shares
 from sft.config import SFTStageConfig
 from sft.data import IGNORED
 from sft.learning_curve import _by_prompt, _without_pauses, row_groups, row_losses, shuffled_groups
@@ -93,11 +93,11 @@ def test_shares_are_trained_for_epochs_and_without_evaluations_in_between():
 
 
 def test_shares_and_seeds_are_checked_on_the_command_line():
-    assert _shares("0.25,0.5,1") == [0.25, 0.5, 1.0]
-    assert _seeds("3") == 3
+    assert shares("0.25,0.5,1") == [0.25, 0.5, 1.0]
+    assert seeds("3") == 3
     for text in ("0.5", "0.5,0.25", "0,1", "0.5,2", "0.5,0.5,1", "nan,1"):
         with pytest.raises(argparse.ArgumentTypeError):
-            _shares(text)
+            shares(text)
     for text in ("0", "11"):
         with pytest.raises(argparse.ArgumentTypeError):
-            _seeds(text)
+            seeds(text)
