@@ -374,8 +374,8 @@ def trainer_arguments(
     owned: Mapping[str, str] = OWNED_ARGUMENTS,
     section: str = "training",
 ) -> dict[str, Any]:
-    """Merge a config's `training` section over a stage's defaults, checked against the fields of a TRL config class
-    and `BestModelArguments`.
+    """Merge a config's `training` section over a stage's defaults, checked against the fields of a TRL config class;
+    those of a trainer take `BestModelArguments` too.
 
     Args:
         cls: the dataclass, for example `trl.SFTConfig`.
@@ -387,7 +387,8 @@ def trainer_arguments(
     Raises:
         ConfigError: an unknown argument (with the nearest one), one that the suite owns, or a value of another type.
     """
-    classes = (cls, BestModelArguments)
+    is_trainers = any(field.name == "load_best_model_at_end" for field in dataclasses.fields(cls))
+    classes = (cls, BestModelArguments) if is_trainers else (cls,)
     fields = {field.name for each in classes for field in dataclasses.fields(each) if field.init}
     hints = {name: hint for each in classes for name, hint in typing.get_type_hints(each).items()}
     assert set(defaults) <= fields, sorted(set(defaults) - fields)

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from peft import LoraConfig
 from transformers import TrainerControl, TrainerState
 from trl import SFTConfig
 
@@ -144,3 +145,8 @@ def test_values_are_checked_like_every_other_argument(training, message):
     with pytest.raises(ConfigError) as caught:
         trainer_arguments(SFTConfig, {}, training)
     assert message in str(caught.value)
+
+
+def test_a_config_class_without_a_trainer_knows_nothing_of_them():
+    with pytest.raises(ConfigError, match="'model.adapter.early_stopping_patience': LoraConfig has no such argument"):
+        trainer_arguments(LoraConfig, {}, {"early_stopping_patience": 1}, {}, "model.adapter")
