@@ -148,5 +148,5 @@ def test_values_are_checked_like_every_other_argument(training, message):
 
 
 def test_a_config_class_without_a_trainer_knows_nothing_of_them():
-    with pytest.raises(ConfigError, match="'model.adapter.early_stopping_patience': LoraConfig has no such argument"):
+    with pytest.raises(ConfigError, match=r"'model.adapter.early_stopping_patience': LoraConfig has no such argument"):
         trainer_arguments(LoraConfig, {}, {"early_stopping_patience": 1}, {}, "model.adapter")
