@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -116,7 +118,9 @@ def qa(
             _template(prompt, "--prompt") if prompt else PROMPT,
             str(prompt or "the prompt"),
         )
-        names = [model, *([judge_model] if judge_model and min_rating else [])]
+        if judge_model and not min_rating:
+            raise UserError("--judge-model: --min-rating 0 asks no judge; leave one of them out")
+        names = [model, *([judge_model] if judge_model else [])]
         if url:
             models = _endpoints(names, url, key_env, concurrency, timeout)
         else:
@@ -127,6 +131,7 @@ def qa(
 
 def _check_options(context: typer.Context, model: str | None, url: str | None) -> None:
     """Refuse an option that this way of making pairs would not read."""
+    # By its name: the enum itself is in a package that typer brings along or has inside, by its version.
     given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
     groups = (
         (_BY_MODEL, model is None, "is for pairs by a model: give --model too, or leave it out"),
@@ -196,9 +201,12 @@ def _endpoints(
 def _local_models(names: Sequence[str], config: Path | None, batch_size: int) -> list[ChatModel]:
     from alignment.config import TrainerConfig, load_config
     from alignment.qa.chat_models import LocalModel
+    from alignment.stage import quiet_libraries
 
+    quiet_libraries()
     how: ModelConfig | None = load_config(TrainerConfig, config).model if config else None
-    return [LocalModel(name, how, batch_size) for name in names]
+    with contextlib.redirect_stdout(sys.stderr):  # some libraries greet when they are imported
+        return [LocalModel(name, how, batch_size) for name in names]
 
 
 def _by_model(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx
 
@@ -50,6 +50,14 @@ class Failure:
     reason: str
 
 
+@dataclass(frozen=True)
+class _TryAgain:
+    """What a server said instead, and for how many seconds it wants to be left alone, if it says."""
+
+    said: str
+    wait: float | None = None
+
+
 class ChatModel(Protocol):
     """Replies to `batch_size` conversations a call, from `concurrency` threads at a time."""
 
@@ -86,6 +94,8 @@ class Endpoint:
             raise UserError("--url: holds a user name or a query; put the key into an environment variable (--key-env)")
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise UserError(f"--url {url}: expected http:// or https://, for example http://127.0.0.1:8000/v1")
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise UserError("--key-env: the key holds a line break or another sign that no key has; set it again")
         path = parsed.path.rstrip("/").removesuffix("/chat/completions")
         self.label = model
         self.identity = f"{model} at {parsed.copy_with(path=path or '/')}"
@@ -111,48 +121,51 @@ class Endpoint:
         }
         said = ""
         for attempt in range(ATTEMPTS):
-            wait = self._wait * 2**attempt * (1 + random.random() / 4)
-            try:
-                response = self._client.post(self._url, json=body)
-            except httpx.TransportError as error:
-                said = f"{type(error).__name__}: {error}"
-                if isinstance(error, httpx.ConnectError) and not self._has_answered:
-                    raise UserError(
-                        f"{self._url}: {self._safe(said)}; is the server running, and is it this URL?"
-                    ) from None
-            else:
-                if response.status_code == 200:
-                    reply = _reply(response)
-                    if reply:
-                        self._has_answered = True
-                        return reply
-                    said = f"no chat completion but {response.headers.get('content-type')} {response.text[:80]!r}"
-                    if not self._has_answered:
-                        raise UserError(
-                            f"{self._url}: {self._safe(said)}; expected an OpenAI-compatible URL, up to /v1"
-                        )
-                else:
-                    said = f"{response.status_code} {_message(response)}"
-                    if response.status_code not in (408, 409, 429) and response.status_code < 500:
-                        return self._refusal(response.status_code, said)
-                    wait = _retry_after(response) if "retry-after" in response.headers else wait
+            outcome = self._attempt(body)
+            if not isinstance(outcome, _TryAgain):
+                return outcome
+            said = outcome.said
+            wait = self._wait * 2**attempt * (1 + random.random() / 4) if outcome.wait is None else outcome.wait
             if attempt + 1 < ATTEMPTS:
                 time.sleep(min(wait, _LONGEST_WAIT))
-        return Failure(f"no reply after {ATTEMPTS} attempts: {self._safe(said)}")
+        return Failure(f"no reply after {ATTEMPTS} attempts: {said}")
+
+    def _attempt(self, body: dict[str, Any]) -> Reply | Failure | _TryAgain:
+        try:
+            response = self._client.post(self._url, json=body)
+        except httpx.RequestError as error:
+            said = self._safe(f"{type(error).__name__}: {error}")
+            if isinstance(error, httpx.ConnectError) and not self._has_answered:
+                raise UserError(f"{self._url}: {said}; is the server running, and is it this URL?") from None
+            return _TryAgain(said)
+        status = response.status_code
+        if status == 200:
+            reply = _reply(response)
+            if reply:
+                self._has_answered = True
+                return reply
+            said = f"no chat completion but {self._safe(response.headers.get('content-type', ''))} "
+            said += repr(self._safe(response.text)[:80])
+            if not self._has_answered:
+                raise UserError(f"{self._url}: {said}; expected an OpenAI-compatible URL, up to /v1")
+            return _TryAgain(said)
+        said = f"{status} {self._safe(_message(response))}"
+        if status in (408, 409, 429) or status >= 500:
+            return _TryAgain(said, _retry_after(response))
+        return self._refusal(status, said)
 
     def _refusal(self, status: int, said: str) -> Failure:
         """Of this one conversation; what every other will meet too ends the run."""
         if status in (401, 403):
-            raise UserError(
-                f"{self._url}: {self._safe(said)}; "
-                + ("is the key the right one?" if self._key else "put a key into OPENAI_API_KEY, or name its --key-env")
-            )
+            hint = "is the key the right one?" if self._key else "put a key into OPENAI_API_KEY, or name its --key-env"
+            raise UserError(f"{self._url}: {said}; {hint}")
         if status in (404, 405) or 300 <= status < 400:
-            raise UserError(f"{self._url}: {self._safe(said)}; is --model right, and does --url end in /v1?")
-        return Failure(f"refused by the server: {self._safe(said)}")
+            raise UserError(f"{self._url}: {said}; is --model right, and does --url end in /v1?")
+        return Failure(f"refused by the server: {said}")
 
     def _safe(self, text: str) -> str:
-        return one_line(text.replace(self._key, "[KEY]") if self._key else text)[:300]
+        """What may be shown. Cut after the key is taken out: half a key is still a secret."""
+        return one_line(text.replace(self._key, "[KEY]") if self._key else text)[:200]
 
 
 def _reply(response: httpx.Response) -> Reply | None:
@@ -173,14 +186,14 @@ def _message(response: httpx.Response) -> str:
         error = response.json()["error"]
         return str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, KeyError, TypeError, RecursionError):
-        return response.text[:200]
+        return response.text
 
 
-def _retry_after(response: httpx.Response) -> float:
+def _retry_after(response: httpx.Response) -> float | None:
     try:
         return max(0.0, float(response.headers["retry-after"]))
-    except ValueError:  # a date
-        return _LONGEST_WAIT
+    except (KeyError, ValueError):  # none, or a date
+        return None
 
 
 class LocalModel:

@@ -54,7 +54,7 @@ class WorkFile(AbstractContextManager["WorkFile"]):
         self._file.truncate(whole)  # the rest is a line that a kill cut short; the next one must not be glued to it
 
     def __exit__(self, *exception: object) -> None:
-        if not self._replies:
+        if not os.fstat(self._file.fileno()).st_size:
             self.path.unlink(missing_ok=True)
         self._file.close()
 

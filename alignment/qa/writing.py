@@ -187,7 +187,10 @@ class Writer:
                 continue
             pair = Pair(chunk, made.question, made.answer, self._maker)
             unsupported = check_support(pair, self._recipe.min_support)
-            (dropped if unsupported else pairs).append(unsupported or pair)  # type: ignore[arg-type]
+            if unsupported:
+                dropped.append(unsupported)
+            else:
+                pairs.append(pair)
         for item in written.pairs[self._recipe.num_pairs :]:
             dropped.append(Dropped("more pairs than were asked for", place(chunk), json.dumps(item)))
         if not written.pairs:

@@ -208,6 +208,7 @@ def test_a_local_model_that_talks_nonsense_leaves_nothing_and_says_why(
     ("arguments", "said"),
     [
         (["--seed", "3"], "--seed is for pairs by a model"),
+        (["--model", "m", "--judge-model", "j", "--min-rating", "0"], "--min-rating 0 asks no judge"),
         (["--pairs", "3"], "--pairs is for pairs by a model"),
         (["--model", "m", "--questions", "q.jinja"], "--questions is for pairs without a model"),
         (["--model", "m", "--timeout", "9"], "--timeout is for a model at --url"),
