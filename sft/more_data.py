@@ -22,8 +22,8 @@ T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 RULE = (
     "a + b n^-c is fitted by least squares to the held-out loss over the number n of prompts and drawn on to twice the "
     "data. The saving is that of the c from 0.05 to 2 that fits the mean over seeds best. Its 95% interval joins "
-    "Student's t over seeds and a bootstrap over held-out prompts, and covers those of every c: a few shares do not "
-    f"tell c. Worth it: the interval is above 0 and the saving at least {WORTH:.0%} of the loss. Not worth it: the "
+    "Student's t over seeds and a bootstrap over held-out prompts, and covers those of every c whose misfit may be "
+    f"noise. Worth it: the interval is above 0 and the saving at least {WORTH:.0%} of the loss. Not worth it: the "
     f"whole interval is below {WORTH:.0%} of the loss. Otherwise it cannot tell."
 )
 
@@ -66,11 +66,19 @@ def doubling_savings(curves: Array, sizes: Sequence[int]) -> Array:
     return np.asarray(np.minimum(curves @ np.stack(weights, axis=1), curves[..., -1:] * 0.75))
 
 
-def fit_errors(curve: Array, sizes: Sequence[int]) -> Array:
-    """Sum of squared residuals of each exponent's fit: (shares,) -> (exponents,)."""
+def misfits(curve: Array, sizes: Sequence[int]) -> Array:
+    """What a curve is multiplied by to give the length of each exponent's residuals: (shares, exponents).
+
+    Their length in the direction that they have for this curve, so that its noise averages out to 0.
+    """
     shares = np.asarray(sizes, dtype=np.float64) / sizes[-1]
-    designs = [_design(shares, exponent) for exponent in EXPONENTS]
-    return np.asarray([((curve - design @ np.linalg.pinv(design) @ curve) ** 2).sum() for design in designs])
+    found = []
+    for exponent in EXPONENTS:
+        design = _design(shares, exponent)
+        residual = np.eye(len(shares)) - design @ np.linalg.pinv(design)
+        missed = residual @ curve
+        found.append(missed / max(float(np.linalg.norm(missed)), 1e-300) @ residual)
+    return np.stack(found, axis=1)
 
 
 def _design(shares: Array, exponent: float) -> Array:
@@ -95,16 +103,13 @@ def answer(held_out: HeldOut, sizes: Sequence[int], seed: int = 0) -> Answer:
         if found < least:
             reason = f"{found} {what} cannot tell luck from learning, it takes {least} or more"
             return Answer("cannot tell", f"cannot tell whether {doubling}: {reason}")
-    by_seed = doubling_savings(curves, sizes)
-    mean = by_seed.mean(0)
-    over_seeds = T975[num_seeds - 2] * by_seed.std(0, ddof=1) / num_seeds**0.5
-    resampled = doubling_savings(resampled_curves(held_out, seed), sizes)
-    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
-    ci = (
-        float((mean - np.hypot(over_seeds, mean - low)).min()),
-        float((mean + np.hypot(over_seeds, high - mean)).max()),
-    )
-    saving = float(mean[fit_errors(curves.mean(0), sizes).argmin()])
+    resampled = resampled_curves(held_out, seed)
+    savings, low, high = _interval(doubling_savings(curves, sizes), doubling_savings(resampled, sizes))
+    weights = misfits(curves.mean(0), sizes)
+    missed, surely, _ = _interval(curves @ weights, resampled @ weights)
+    best = int(missed.argmin())
+    fits = surely <= max(float(surely[best]), 0.0)
+    saving, ci = float(savings[best]), (float(low[fits].min()), float(high[fits].max()))
     figures = f"by about {saving:.3g} ({ci[0]:.3g} to {ci[1]:.3g})"
     if ci[0] > 0 and saving >= WORTH * now:
         return Answer("worth it", f"{doubling} {figures}: worth it", saving, ci)
@@ -112,6 +117,14 @@ def answer(held_out: HeldOut, sizes: Sequence[int], seed: int = 0) -> Answer:
         return Answer("not worth it", f"{doubling} {figures}: not worth it", saving, ci)
     more = "more seeds or more held-out rows make the interval narrower"
     return Answer("cannot tell", f"cannot tell whether {doubling}: {figures}; {more}", saving, ci)
+
+
+def _interval(by_seed: Array, resampled: Array) -> tuple[Array, Array, Array]:
+    """Mean with its 95% interval over seeds and held-out prompts: (seeds, n) and (resamples, n) to three of (n,)."""
+    mean = by_seed.mean(0)
+    over_seeds = T975[len(by_seed) - 2] * by_seed.std(0, ddof=1) / len(by_seed) ** 0.5
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
+    return mean, mean - np.hypot(over_seeds, mean - low), mean + np.hypot(over_seeds, high - mean)
 
 
 def resampled_curves(held_out: HeldOut, seed: int = 0) -> Array:

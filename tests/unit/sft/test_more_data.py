@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alignment.evaluation import bootstrap_mean
-from sft.more_data import EXPONENTS, HeldOut, answer, doubling_savings, fit_errors, resampled_curves
+from sft.more_data import EXPONENTS, HeldOut, answer, doubling_savings, misfits, resampled_curves
 
 SIZES = (100, 200, 400)
 RUNS = 200
@@ -60,8 +60,9 @@ def test_a_loss_that_rises_is_never_called_worth_it():
 def test_a_power_law_is_drawn_on_exactly(place):
     sizes, exponent = (30, 100, 250, 400), EXPONENTS[place]
     curve = np.asarray([1 + 0.4 * (size / 400) ** -exponent for size in sizes])
-    assert fit_errors(curve, sizes)[place] == pytest.approx(0, abs=1e-20)
-    assert fit_errors(curve, sizes).argmin() == place
+    missed = curve @ misfits(curve, sizes)
+    assert missed[place] == pytest.approx(0, abs=1e-12)
+    assert missed.argmin() == place
     assert doubling_savings(curve, sizes)[place] == pytest.approx(0.4 - 0.4 * 2**-exponent)
 
 
