@@ -396,7 +396,6 @@ OWNED_ARGUMENTS = {
     "resume_from_checkpoint": "runs do not resume yet; start the run again under a new name",
     "save_strategy": "the finished model goes to the registry; there are no checkpoints in between yet",
     "save_steps": "the finished model goes to the registry; there are no checkpoints in between yet",
-    "load_best_model_at_end": "the finished model goes to the registry; there are no checkpoints in between yet",
     "remove_unused_columns": "the columns are the suite's own",
     "skip_memory_metrics": "not supported by the journal",
     "dataset_text_field": "use `data.columns`",
@@ -409,6 +408,31 @@ OWNED_ARGUMENTS = {
     "packing_strategy": "rows are not packed yet",
 }
 
+
+@dataclasses.dataclass(frozen=True)
+class BestModelArguments:
+    """What `training` takes of transformers beside the arguments of a config class."""
+
+    load_best_model_at_end: bool | None = None
+    """Publish the model of the best evaluation (`metric_for_best_model`, else the lowest loss) in place of the last
+    one. None: where `early_stopping_patience` is set."""
+    early_stopping_patience: int | None = None
+    """Stop after so many evaluations in a row that are no better than the best one before."""
+    early_stopping_threshold: float = 0.0
+    """By how much an evaluation must beat the best one before it to count as better."""
+
+    @classmethod
+    def of(cls, training: Mapping[str, Any]) -> Self:
+        """Those in a `training` section."""
+        return cls(**{field.name: training[field.name] for field in dataclasses.fields(cls) if field.name in training})
+
+    @property
+    def wanted(self) -> bool:
+        if self.load_best_model_at_end is None:
+            return self.early_stopping_patience is not None
+        return self.load_best_model_at_end
+
+
 # The least that makes sense, where the trainers would stop with a traceback, or train nothing and say nothing.
 LEAST = {
     "seed": 0,
@@ -417,6 +441,8 @@ LEAST = {
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "learning_rate": 0,
+    "early_stopping_patience": 1,
+    "early_stopping_threshold": 0,
 }
 
 
@@ -427,7 +453,8 @@ def trainer_arguments(
     owned: Mapping[str, str] = OWNED_ARGUMENTS,
     section: str = "training",
 ) -> dict[str, Any]:
-    """Merge a config's `training` section over a stage's defaults, checked against the fields of a TRL config class.
+    """Merge a config's `training` section over a stage's defaults, checked against the fields of a TRL config class;
+    those of a trainer take `BestModelArguments` too.
 
     Args:
         cls: the dataclass, for example `trl.SFTConfig`.
@@ -439,9 +466,11 @@ def trainer_arguments(
     Raises:
         ConfigError: an unknown argument (with the nearest one), one that the suite owns, or a value of another type.
     """
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    hints = typing.get_type_hints(cls)
-    assert set(defaults) <= set(fields), sorted(set(defaults) - set(fields))
+    is_trainers = any(field.name == "load_best_model_at_end" for field in dataclasses.fields(cls))
+    classes = (cls, BestModelArguments) if is_trainers else (cls,)
+    fields = {field.name for each in classes for field in dataclasses.fields(each) if field.init}
+    hints = {name: hint for each in classes for name, hint in typing.get_type_hints(each).items()}
+    assert set(defaults) <= fields, sorted(set(defaults) - fields)
     for key, value in training.items():
         if key in owned:
             raise ConfigError(f"{section}.{key} is set by the suite: {owned[key]}")

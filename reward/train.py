@@ -10,7 +10,6 @@ the saved model is loaded again and judged on held-out prompts before it is publ
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from alignment import adapters, callbacks, distributed, methods, trainers
+from alignment.best_model import finished_model, keep_best, published_step
 from alignment.config import ADAPTERS, SCRATCH, ConfigError, trainer_arguments
 from alignment.data import Comparison, Records
 from alignment.inspection import Inspector, Report, check_before_training, write_report
@@ -144,22 +144,25 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
         _note_data(journal, config, prepared)
         callbacks.attach(trainer, journal, f"reward {config.name}")
         journal.event("method", method=config.model.method, **methods.describe(trainer.model))
+        best = keep_best(trainer, config.training, config.run_dir, journal)
         outcome = trainer.train()
         trainers.backend_event(journal, trainer)
+        step = published_step(trainer, best)
         metrics: dict[str, Any] = {"train_loss": outcome.training_loss, "steps": outcome.global_step}
-        with tempfile.TemporaryDirectory(dir=config.run_dir) as folder:
-            trainer.save_model(folder)
+        if best is not None:
+            metrics["best_step"] = step
+        with finished_model(trainer, best, config.run_dir) as folder:
 
             def judge_and_publish() -> tuple[str, dict[str, Any]]:
-                pad, step = prepared.start.tokenizer.pad_token_id, outcome.global_step
+                pad = prepared.start.tokenizer.pad_token_id
                 pairs = prepared.train_pairs, prepared.eval_pairs
                 if config.model.method in ADAPTERS:
-                    _merge_in_place(Path(folder), _untrained(config, prepared), config.model.quantized)
-                judged = _finish(Path(folder), config, journal, *pairs, pad, step)
+                    _merge_in_place(folder, _untrained(config, prepared), config.model.quantized)
+                judged = _finish(folder, config, journal, *pairs, pad, step)
                 version = trainers.publish(
                     config,
                     prepared.registry,
-                    Path(folder),
+                    folder,
                     stage="reward",
                     role="reward",
                     parents=[prepared.start.source.parent("init")],

@@ -9,7 +9,6 @@ so that training, sampling and PPO all see the one rendering of `alignment.templ
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
 from alignment import adapters, callbacks, distributed, methods, trainers
+from alignment.best_model import finished_model, keep_best, published_step
 from alignment.config import SCRATCH, trainer_arguments
 from alignment.inspection import Inspector, Report, check_before_training, write_report
 from alignment.models import ModelSource
@@ -65,14 +65,19 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
         _note_data(journal, config, prepared)
         callbacks.attach(trainer, journal, f"sft {config.name}")
         journal.event("method", method=config.model.method, **methods.describe(trainer.model))
+        best = keep_best(trainer, config.training, config.run_dir, journal)
         outcome = trainer.train()
         trainers.backend_event(journal, trainer)
+        step = published_step(trainer, best)
         metrics = {"train_loss": outcome.training_loss, "steps": outcome.global_step}
+        if best is not None:
+            metrics["best_step"] = step
         if len(prepared.data.eval):
-            loss = _last_eval_loss(trainer)
+            loss = _eval_loss(trainer, step)
             metrics |= {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 50.0))}
         metrics |= methods.describe(trainer.model)
-        ref = publish(config, prepared, trainer, metrics)
+        with finished_model(trainer, best, config.run_dir) as folder:
+            ref = publish(config, prepared, folder, metrics)
         journal.event("published", model=ref, **metrics)
     return {"model": ref, "metrics": metrics}
 
@@ -112,36 +117,34 @@ def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
     return trainer
 
 
-def publish(config: SFTStageConfig, prepared: Prepared, trainer: SFTTrainer, metrics: Mapping[str, Any]) -> str:
-    """Save the trained model, or the adapter alone, and publish it; returns its reference, on every process."""
+def publish(config: SFTStageConfig, prepared: Prepared, folder: Path, metrics: Mapping[str, Any]) -> str:
+    """Publish a saved model, or an adapter alone; returns its reference, on every process."""
     source = prepared.start.source
     base = methods.base_of(source, config.model)
-    with tempfile.TemporaryDirectory(dir=config.run_dir) as folder:
-        trainer.save_model(folder)  # every process takes part: ZeRO-3 gathers
-        return distributed.on_main_process(
-            lambda: (
-                trainers.publish(
-                    config,
-                    prepared.registry,
-                    _only_model(Path(folder), base),
-                    stage="sft",
-                    role="policy",
-                    parents=[source.parent("init")],
-                    base=base.as_base() if base else None,
-                    data=[mark for marks in prepared.data.fingerprints.values() for mark in marks],
-                    metrics=metrics,
-                    seed=prepared.seed,
-                ).ref
-            )
+    return distributed.on_main_process(
+        lambda: (
+            trainers.publish(
+                config,
+                prepared.registry,
+                _only_model(folder, base),
+                stage="sft",
+                role="policy",
+                parents=[source.parent("init")],
+                base=base.as_base() if base else None,
+                data=[mark for marks in prepared.data.fingerprints.values() for mark in marks],
+                metrics=metrics,
+                seed=prepared.seed,
+            ).ref
         )
+    )
 
 
-def _last_eval_loss(trainer: SFTTrainer) -> float:
-    """The held-out loss of the finished model; an evaluation at the last step need not be repeated."""
-    state = trainer.state
-    for row in state.log_history:
-        if row["step"] == state.global_step and "eval_loss" in row:
+def _eval_loss(trainer: SFTTrainer, step: int) -> float:
+    """The held-out loss at a step: from the log, or of the model as it is now, which must then be that step's."""
+    for row in trainer.state.log_history:
+        if row["step"] == step and "eval_loss" in row:
             return float(row["eval_loss"])
+    assert step == trainer.state.global_step
     return float(trainer.evaluate()["eval_loss"])
 
 
