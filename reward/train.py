@@ -100,7 +100,7 @@ def prepare(config: RewardStageConfig) -> Prepared:
     seed = trainer_arguments(RewardConfig, DEFAULTS, config.training).get("seed", 42)
     distributed.start_processes()
     registry = trainers.open_registry(config)
-    train_set, eval_set = read_comparisons(config.data, seed)
+    train_set, eval_set = read_comparisons(config.data)
     start = trainers.start_model(config, registry, ())
     check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
     train_pairs, left_out = encode_comparisons(train_set.items, start.tokenizer, config.data.max_length)
@@ -158,7 +158,7 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
                     stage="reward",
                     role="reward",
                     parents=[prepared.start.source.parent("init")],
-                    data=[prepared.train_set.fingerprint],
+                    data=[*prepared.train_set.fingerprints, *prepared.eval_set.fingerprints],
                     metrics=metrics | judged,
                     seed=prepared.seed,
                 )
@@ -187,11 +187,12 @@ def _merge_in_place(folder: Path, base: PreTrainedModel, quantized: bool) -> Non
 def _note_data(journal: Journal, config: RewardStageConfig, prepared: Prepared) -> None:
     train_set, eval_set = prepared.train_set, prepared.eval_set
     if distributed.is_main_process():
-        write_bad_rows(config.run_dir, [*train_set.bad, *eval_set.bad])
+        write_bad_rows(config.run_dir, train_set.bad, train_set.notes)
     journal.event(
         "data",
-        train=train_set.fingerprint,
-        eval=eval_set.fingerprint,
+        train=train_set.fingerprints,
+        eval=eval_set.fingerprints,
+        notes=train_set.notes,
         pairs=len(prepared.train_pairs),
         held_out=len(prepared.eval_pairs),
         **prepared.left_out,

@@ -158,7 +158,9 @@ def test_sft_leaves_a_run_and_a_policy_that_loads_equal(house, sft):
     version = registry.load("toy-sft-model@newest", role="policy")
     base = registry.load("toy-sft-model-base@v1", role="policy")
     assert version.parent("init").digest == base.digest
-    assert version.manifest.data[0].rows + lines(house.runs / "toy-sft" / "events.jsonl")[0]["eval"]["rows"] == 120
+    train, held_out = version.manifest.data
+    assert (train.use, held_out.use) == ("train", "eval")
+    assert train.rows + held_out.rows == 120
     assert json.loads((house.runs / "toy-sft" / "exit.json").read_text())["metrics"]["steps"] == 3
     (bad,) = lines(house.runs / "toy-sft" / "bad_rows.jsonl")
     assert bad["where"].endswith("demonstrations.jsonl:121")
