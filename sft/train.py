@@ -21,6 +21,7 @@ from trl import SFTConfig, SFTTrainer
 from alignment import adapters, callbacks, distributed, methods, trainers
 from alignment.best_model import finished_model, keep_best, published_step
 from alignment.config import SCRATCH, trainer_arguments
+from alignment.inspection import Inspector, Report, check_before_training, write_report
 from alignment.models import ModelSource
 from alignment.positions import check_length
 from alignment.registry import Registry
@@ -50,6 +51,8 @@ class Prepared:
     start: trainers.Start
     data: EncodedData
     arguments: SFTConfig
+    report: Report
+    """What the check of the data found."""
 
 
 def train(config: SFTStageConfig) -> dict[str, Any]:
@@ -88,11 +91,14 @@ def prepare(config: SFTStageConfig) -> Prepared:
     start = trainers.start_model(config, registry, training_texts(config.data))
     check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
     folder = config.run_dir if config.run_dir.is_dir() else None
-    data = encode_data(config.data, start.tokenizer, folder, show=distributed.is_main_process())
+    is_main = distributed.is_main_process()
+    inspector = Inspector(config.data, start.tokenizer) if is_main else None
+    data = encode_data(config.data, start.tokenizer, folder, show=is_main, inspector=inspector)
+    report = distributed.on_main_process(lambda: check_before_training(config, inspector))
     no_eval = len(data.eval) == 0
     defaults = methods.with_learning_rate(DEFAULTS, config.model)
     arguments = trainers.make_arguments(SFTConfig, config, defaults, max_length=None, no_eval=no_eval)
-    return Prepared(seed, registry, start, data, arguments)
+    return Prepared(seed, registry, start, data, arguments, report)
 
 
 def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
@@ -156,7 +162,9 @@ def _note_data(journal: Journal, config: SFTStageConfig, prepared: Prepared) -> 
     data = prepared.data
     if distributed.is_main_process():
         write_bad_rows(config.run_dir, data.bad, data.notes)
+        write_report(config.run_dir, prepared.report)
     journal.event("data", **data.fingerprints, bad=len(data.bad), too_long=data.left_out, notes=data.notes)
+    journal.event("data_check", **prepared.report.summary())
 
 
 def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
@@ -169,5 +177,6 @@ def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
         "eval_rows": len(prepared.data.eval),
         "bad_rows": len(prepared.data.bad),
         "too_long": prepared.data.left_out,
+        "data_check": prepared.report.summary(),
     }
     return rows | trainers.batch_plan(merged, world_size, source, config.model)
