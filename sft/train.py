@@ -2,8 +2,8 @@
 
     accelerate launch --config_file configs/accelerate/zero2.yaml -m sft configs/sft/demo.yaml
 
-The loss is on the assistant's tokens through EOS. TRL's SFTTrainer trains; the rows reach it as token ids and labels,
-so that training, sampling and PPO all see the one rendering of `alignment.templates`.
+The loss is on the assistant's tokens through EOS. TRL's SFTTrainer, made lean by `sft.trainer`, trains; the rows reach
+it as token ids and labels, so that training, sampling and PPO all see the one rendering of `alignment.templates`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 import datasets
 from torch import nn
 from transformers import set_seed
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from alignment import adapters, callbacks, distributed, methods, trainers
-from alignment.config import SCRATCH, trainer_arguments
+from alignment.config import SCRATCH, ConfigError, trainer_arguments
 from alignment.data import Demonstration, Records, to_demonstration, train_and_eval
 from alignment.models import ModelSource
 from alignment.positions import check_length
@@ -30,17 +30,8 @@ from alignment.stage import write_bad_rows
 from alignment.tracking import Journal
 from sft.config import DEFAULTS, SFTStageConfig
 from sft.data import encode_demonstrations
-
-
-class MethodTrainer(SFTTrainer):
-    """`SFTTrainer` with what the method adds to the loss."""
-
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if not self.model.training:
-            return loss
-        # The trainer divides by the tokens of the whole optimizer step, so each of its passes adds its share.
-        return loss + methods.regularisation(self.model) / self.current_gradient_accumulation_steps
+from sft.packing import PackingCollator, pack_attention, why_not_packed
+from sft.trainer import SFTTrainer
 
 
 @dataclass(frozen=True)
@@ -69,6 +60,7 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
         _note_data(journal, config, prepared)
         callbacks.attach(trainer, journal, f"sft {config.name}")
         journal.event("method", method=config.model.method, **methods.describe(trainer.model))
+        journal.event("batches", packed=isinstance(trainer.data_collator, PackingCollator))
         outcome = trainer.train()
         trainers.backend_event(journal, trainer)
         metrics = {"train_loss": outcome.training_loss, "steps": outcome.global_step} | methods.describe(trainer.model)
@@ -102,16 +94,41 @@ def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
     """Load the model and wrap it in the trainer."""
     set_seed(prepared.seed)
     policy = methods.load_trainable(prepared.start.source, prepared.start.tokenizer, config.model)
+    collator = _packing(config, prepared.arguments, policy)
+    if collator is None and "train_sampling_strategy" not in config.training:
+        prepared.arguments.train_sampling_strategy = "group_by_length"
     with trainers.refused_arguments():
-        trainer = MethodTrainer(
+        trainer = SFTTrainer(
             model=policy,
             args=prepared.arguments,
             train_dataset=prepared.train_rows,
             eval_dataset=prepared.eval_rows if len(prepared.eval_rows) else None,
+            data_collator=collator,
             processing_class=prepared.start.tokenizer,
+            penalty=methods.regularisation,
         )
     methods.attach(trainer, config.model)
     return trainer
+
+
+def _packing(config: SFTStageConfig, arguments: SFTConfig, policy: PreTrainedModel) -> PackingCollator | None:
+    """Pack the rows where that can be done, unless `training.packing` is false; if it is true, say why it cannot.
+
+    Raises:
+        ConfigError: packing is asked for and something stands against it.
+    """
+    asked = config.training.get("packing")
+    if asked is False:
+        return None
+    reason = why_not_packed(policy, config.data.max_length)
+    for name in ("neftune_noise_alpha", "pad_to_multiple_of", "torch_compile"):
+        if getattr(arguments, name):
+            reason = f"training.{name} is for padded rows"
+    if reason is None:
+        return pack_attention(policy)
+    if asked:
+        raise ConfigError(f"training.packing: rows of {type(policy).__name__} cannot be packed: {reason}; leave it out")
+    return None
 
 
 def _publish(config: SFTStageConfig, prepared: Prepared, trainer: SFTTrainer, metrics: Mapping[str, Any]) -> str:
