@@ -20,6 +20,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from alignment.config import ConfigError
 from sft.data import IGNORED
 
 ATTENTION = "sdpa_by_document"
@@ -57,7 +58,7 @@ class PackingCollator:
                 "max_length_q": longest,
                 "max_length_k": longest,
             }
-        # A mask of four dimensions is taken as it is: no (N, N) mask is built that attention by document has no use for.
+        # A mask of four dimensions is taken as it is; without one, a mask of (N, N) would be built and not be used.
         return batch | {"document_lengths": lengths, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool)}
 
 
@@ -78,10 +79,16 @@ def attend_by_document(
 
     Returns:
         (1, N, heads, width), as transformers' attention functions do.
+
+    Raises:
+        ConfigError: the row is packed, but the model has lost the lengths on the way here.
     """
     if document_lengths is None:
-        packed = attention_mask is not None and attention_mask.shape == (1, 1, 1, 1) and query.shape[2] > 1
-        assert not packed, "the model does not hand its keyword arguments to attention"
+        if attention_mask is not None and attention_mask.shape == (1, 1, 1, 1) and query.shape[2] > 1:
+            raise ConfigError(
+                "training.packing: this model does not hand its arguments on to its attention, which would go across "
+                "documents; set training.packing=false"
+            )
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     # split, not slices: the backward of a slice writes a whole row of zeros for each document.
     slices = zip(*(x.split(list(document_lengths), dim=2) for x in (query, key, value)), strict=True)

@@ -95,7 +95,7 @@ class SFTTrainer(trl.SFTTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Add a batch to the sums of `evaluation_loop`. Nothing is returned: a mean of means weighs tokens unequally."""
+        """Add a batch to the sums of `evaluation_loop`; returns nothing, as a mean of means weighs tokens unequally."""
         with torch.no_grad():
             self._eval_sums = self._eval_sums.plus(self._token_sums(model, self._prepare_inputs(inputs)))
         return None, None, None
