@@ -22,14 +22,9 @@ from alignment.distributed import all_reduce_sum
 from sft.data import IGNORED
 from sft.loss import TokenSums, next_token_sums, run_as_forward
 
-# What a model does to the output of its last layer, by the names in configs; TRL's loss knows them, ours does not.
-LOGIT_CHANGES = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "logits_scaling",
-    "lm_head_multiplier",
-    "output_multiplier",
-)
+# Factors on the output of the last layer, by their names in configs (collected in TRL 1.16, trainer/utils.py); models
+# that have one, or squeeze it by `final_logit_softcapping`, keep TRL's loss, which knows them.
+LOGIT_FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 
 
 class SFTTrainer(trl.SFTTrainer):
@@ -111,7 +106,8 @@ class SFTTrainer(trl.SFTTrainer):
         self._eval_sums = TokenSums.zeros()
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         loss, accuracy = self._means(self._eval_sums)
-        output.metrics |= {f"{metric_key_prefix}_loss": loss, f"{metric_key_prefix}_mean_token_accuracy": accuracy}
+        output.metrics[f"{metric_key_prefix}_loss"] = loss
+        output.metrics[f"{metric_key_prefix}_mean_token_accuracy"] = accuracy
         return output
 
     def get_eval_dataloader(self, eval_dataset: str | datasets.Dataset | None = None) -> DataLoader:
@@ -121,6 +117,10 @@ class SFTTrainer(trl.SFTTrainer):
         if isinstance(rows, datasets.Dataset):
             rows = sorted_and_even(rows, self.args.eval_batch_size * self.args.world_size)
         return super().get_eval_dataloader(rows)
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        packed = "position_ids" in inputs  # its mask does not tell tokens from padding
+        super()._track_num_input_tokens({"input_ids": inputs["input_ids"]} if packed else inputs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training and self._layers is not None:
@@ -139,17 +139,17 @@ def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
     """The layers below and above the last hidden states; None where the logits are not simply the head's output."""
     base: PreTrainedModel = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     config = base.config.get_text_config()
-    changed = any(getattr(config, name, None) not in (None, 1, 1.0) for name in LOGIT_CHANGES)
+    scaled = any(getattr(config, name, None) not in (None, 1.0) for name in LOGIT_FACTORS)
+    squeezed = getattr(config, "final_logit_softcapping", None) is not None
     head = base.get_output_embeddings()
-    if changed or head is None or base.base_model is base:
+    if scaled or squeezed or head is None or base.base_model is base:
         return None
     return base.base_model, head
 
 
 def num_tokens(inputs: dict[str, Any]) -> Tensor | int:
     """Tokens of a batch, without padding."""
-    mask = inputs.get("attention_mask")
-    return mask.sum() if mask is not None and mask.dim() == 2 else inputs["input_ids"].numel()
+    return inputs["input_ids"].numel() if "position_ids" in inputs else inputs["attention_mask"].sum()
 
 
 def sorted_and_even(rows: datasets.Dataset, multiple: int) -> datasets.Dataset:
