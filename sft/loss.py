@@ -77,9 +77,10 @@ def next_token_sums(
     """
     kept = labels[:, 1:] != IGNORED
     tokens = kept.sum()
-    if not tokens:
-        kept = torch.zeros_like(kept).index_fill(1, torch.tensor(0, device=kept.device), True)
-    hidden, targets = hidden[:, :-1][kept], labels[:, 1:][kept]
+    if tokens:
+        hidden, targets = hidden[:, :-1][kept], labels[:, 1:][kept]
+    else:  # DDP waits for a gradient of the head too: one position without a label gives it zeros
+        hidden, targets = hidden[:1, 0], labels.new_full((1,), IGNORED)
 
     def block_sums(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = original(hidden).float()

@@ -22,10 +22,17 @@ def write(rows, **fields):
             file.write(json.dumps({**fields, "ids": ids[kept].tolist()}) + "\n")
 
 
+def rows_of(inputs):
+    """(ids, which of them are real) of each row of a batch, packed or padded."""
+    if "document_lengths" in inputs:
+        return [(ids, slice(None)) for ids in inputs["input_ids"][0].split(inputs["document_lengths"])]
+    return zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
+
+
 def recorded_step(original):
     @functools.wraps(original)
     def step(self, model, inputs, *args, **kwargs):
-        write(zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True), step=self.state.global_step)
+        write(rows_of(inputs), step=self.state.global_step)
         return original(self, model, inputs, *args, **kwargs)
 
     return step
