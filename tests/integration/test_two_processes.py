@@ -210,7 +210,8 @@ def sft_steps(folder, name, launcher, processes):
     assert done.code == 0, done.output[-4000:]
     run = folder / "runs" / name
     logged, events = (
-        [json.loads(line) for line in (run / f"{file}.jsonl").read_text().splitlines()] for file in ("metrics", "events")
+        [json.loads(line) for line in (run / f"{file}.jsonl").read_text().splitlines()]
+        for file in ("metrics", "events")
     )
     weights = load_policy(find_model(name, Registry(folder / "registry"), role="policy")).state_dict()
     seen = [
