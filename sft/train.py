@@ -31,7 +31,7 @@ from alignment.tracking import Journal
 from sft.config import DEFAULTS, SFTStageConfig
 from sft.data import encode_demonstrations
 from sft.packing import PackingCollator, pack_attention, why_not_packed
-from sft.trainer import SFTTrainer
+from sft.trainer import SFTTrainer, without_adapter
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,25 @@ def prepare(config: SFTStageConfig) -> Prepared:
     check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
     train_rows, left_out = encode_demonstrations(train_set.items, start.tokenizer, config.data.max_length)
     eval_rows, _ = encode_demonstrations(eval_set.items, start.tokenizer, config.data.max_length)
-    no_eval = len(eval_rows) == 0
-    defaults = methods.with_learning_rate(DEFAULTS, config.model)
-    arguments = trainers.make_arguments(SFTConfig, config, defaults, max_length=None, no_eval=no_eval)
+    arguments = training_arguments(config, no_eval=len(eval_rows) == 0)
     return Prepared(seed, registry, start, train_set, eval_set, train_rows, eval_rows, left_out, arguments)
+
+
+def training_arguments(config: SFTStageConfig, no_eval: bool) -> SFTConfig:
+    """TRL's arguments, its own packing left off: that one cuts rows, and its batches count packed rows, not ours.
+
+    Raises:
+        ConfigError: an argument that cannot be used, or not on this machine.
+    """
+    rest = {name: value for name, value in config.training.items() if name != "packing"}
+    defaults = methods.with_learning_rate(DEFAULTS, config.model)
+    unpacked = config.model_copy(update={"training": rest})
+    arguments = trainers.make_arguments(SFTConfig, unpacked, defaults, max_length=None, no_eval=no_eval)
+    if arguments.activation_offloading and distributed.on_cpu():
+        raise ConfigError(
+            "training.activation_offloading moves activations off the GPU, and there is none; leave it out"
+        )
+    return arguments
 
 
 def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
@@ -111,7 +126,7 @@ def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
     return trainer
 
 
-def _packing(config: SFTStageConfig, arguments: SFTConfig, policy: PreTrainedModel) -> PackingCollator | None:
+def _packing(config: SFTStageConfig, arguments: SFTConfig, policy: nn.Module) -> PackingCollator | None:
     """Pack the rows where that can be done, unless `training.packing` is false; if it is true, say why it cannot.
 
     Raises:
@@ -120,14 +135,15 @@ def _packing(config: SFTStageConfig, arguments: SFTConfig, policy: PreTrainedMod
     asked = config.training.get("packing")
     if asked is False:
         return None
-    reason = why_not_packed(policy, config.data.max_length)
+    model = without_adapter(policy)
+    reason = why_not_packed(model, config.data.max_length)
     for name in ("neftune_noise_alpha", "pad_to_multiple_of", "torch_compile"):
         if getattr(arguments, name):
             reason = f"training.{name} is for padded rows"
     if reason is None:
-        return pack_attention(policy)
+        return pack_attention(model)
     if asked:
-        raise ConfigError(f"training.packing: rows of {type(policy).__name__} cannot be packed: {reason}; leave it out")
+        raise ConfigError(f"training.packing: rows of {type(model).__name__} cannot be packed: {reason}; leave it out")
     return None
 
 
@@ -198,4 +214,13 @@ def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
         "bad_rows": len(prepared.train_set.bad),
         "too_long": prepared.left_out,
     }
-    return rows | trainers.batch_plan(merged, world_size, path)
+    batches = trainers.batch_plan(merged, world_size, path)
+    return rows | batches | {"optimizer_steps": _num_steps(merged, len(prepared.train_rows), batches)}
+
+
+def _num_steps(merged: Mapping[str, Any], num_rows: int, batches: Mapping[str, Any]) -> int:
+    """Optimizer steps of the run: a batch is so many rows, packed or padded."""
+    if merged.get("max_steps", -1) > 0:
+        return int(merged["max_steps"])
+    per_epoch = math.ceil(num_rows / (batches["per_device_batch"] * batches["processes"]))
+    return math.ceil(merged.get("num_train_epochs", 3.0) * math.ceil(per_epoch / batches["accumulated"]))

@@ -37,7 +37,9 @@ class SFTTrainer(trl.SFTTrainer):
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
 
-    def __init__(self, *args: Any, penalty: Callable[[nn.Module], Tensor] | None = None, **options: Any) -> None:
+    def __init__(
+        self, *args: Any, penalty: Callable[[nn.Module], Tensor | float] | None = None, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
         self.penalty = penalty
         self._layers = None if self.aux_loss_enabled or self.args.torch_compile else body_and_head(self.model)
@@ -56,7 +58,7 @@ class SFTTrainer(trl.SFTTrainer):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         else:
             loss = self._mean_loss(model, inputs, num_items_in_batch)
-        if self.penalty is None or return_outputs:
+        if self.penalty is None or return_outputs or not self.model.training:
             return loss
         return loss + self.penalty(self.model) / self.current_gradient_accumulation_steps
 
@@ -137,7 +139,7 @@ class SFTTrainer(trl.SFTTrainer):
 
 def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
     """The layers below and above the last hidden states; None where the logits are not simply the head's output."""
-    base: PreTrainedModel = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    base = without_adapter(model)
     config = base.config.get_text_config()
     scaled = any(getattr(config, name, None) not in (None, 1.0) for name in LOGIT_FACTORS)
     squeezed = getattr(config, "final_logit_softcapping", None) is not None
@@ -145,6 +147,12 @@ def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
     if scaled or squeezed or head is None or base.base_model is base:
         return None
     return base.base_model, head
+
+
+def without_adapter(model: nn.Module) -> PreTrainedModel:
+    """The transformers model, whose layers may have adapters in them."""
+    base: PreTrainedModel = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    return base
 
 
 def num_tokens(inputs: dict[str, Any]) -> Tensor | int:

@@ -10,11 +10,12 @@ from transformers import AutoTokenizer, Trainer
 
 from alignment.config import validate
 from alignment.data import Records
+from alignment.models import ModelSource
 from alignment.registry import Registry
 from alignment.trainers import Start
 from benchmarks.sft_trl import COMMON, check, run
 from sft.config import SFTStageConfig
-from sft.train import Prepared, build_trainer
+from sft.train import Prepared, build_trainer, training_arguments
 
 
 class Contestant:
@@ -31,8 +32,18 @@ class Contestant:
         }
         self.config = validate(SFTStageConfig, values, "bench")
         none: Records[Any] = Records([], [], {})
-        start = Start(self.model, AutoTokenizer.from_pretrained(self.model))
-        self.prepared = Prepared(0, Registry(tempfile.mkdtemp()), start, none, none, rows, rows.select([]), 0)
+        start = Start(ModelSource(self.model), AutoTokenizer.from_pretrained(self.model))
+        self.prepared = Prepared(
+            seed=0,
+            registry=Registry(tempfile.mkdtemp()),
+            start=start,
+            train_set=none,
+            eval_set=none,
+            train_rows=rows,
+            eval_rows=rows.select([]),
+            left_out=0,
+            arguments=training_arguments(self.config, no_eval=True),
+        )
 
     def check(self) -> dict[str, Any]:
         return check(self._trainer())
