@@ -58,7 +58,7 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
     torch.manual_seed(options.seed)
     model = build_scratch_model("llama", shape, tokenizer)
     if options.memory:
-        model.resize_token_embeddings(MEMORY_VOCABULARY)
+        model.resize_token_embeddings(MEMORY_VOCABULARY, mean_resizing=False)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     (folder / "rows.json").write_text(json.dumps(dataset.to_dict()), encoding="utf-8")
@@ -78,7 +78,7 @@ def write_transcripts(path: Path, seed: int) -> Path:
     weights = [1 / (rank + 3) for rank in range(len(words))]
     lines = []
     for _ in range(400):
-        length = max(12, int(draw.lognormvariate(4.45, 0.7)))
+        length = max(12, int(draw.lognormvariate(4.68, 0.85)))
         turns = 2 * draw.randint(1, 3)
         shares = [draw.uniform(0.3, 1.7) for _ in range(turns)]
         messages = [
