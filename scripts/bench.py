@@ -146,7 +146,8 @@ def measure_memory(start: Any, names: Sequence[str]) -> dict[str, Any]:
             peak[name] = process.ask("run")["bytes"]
         print(f"{name}: {peak[name] / 2**20:.0f} MiB", file=sys.stderr)
     ratios = {name: round(peak["ours"] / peak[name], 3) for name in names if name != "ours"}
-    return {"mib": {name: round(b / 2**20) for name, b in peak.items()}, "memory_ratio": ratios}
+    mib = {name: round(size / 2**20) for name, size in peak.items()}
+    return {"mib": mib, "memory_ratio": ratios["defaults"], "memory_ratios": ratios}
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -190,7 +191,7 @@ def show(report: Mapping[str, Any]) -> None:
     print(f"{report['benchmark']} against {report['peer']}: {report['work']}")
     if "mib" in report:
         for name, mib in report["mib"].items():
-            print(f"  {name:10} {mib:7d} MiB" + ("" if name == "ours" else f"   ours x{report['memory_ratio'][name]}"))
+            print(f"  {name:10} {mib:7d} MiB" + ("" if name == "ours" else f"   ours x{report['memory_ratios'][name]}"))
         return
     for name, rate in report["rates"].items():
         line = f"  {name:10} {rate['median']:8.0f} {report['unit']}  ({rate['min']:.0f} to {rate['max']:.0f})"

@@ -25,7 +25,11 @@ def test_spread_is_median_least_and_greatest():
 
 @pytest.mark.parametrize(
     ("change", "part"),
-    [({"tokens": 99}, "tokens 99, ours 100"), ({"trained": 61}, "trained 61, ours 60"), ({"loss": 5.001}, "loss 5.001")],
+    [
+        ({"tokens": 99}, "tokens 99, ours 100"),
+        ({"trained": 61}, "trained 61, ours 60"),
+        ({"loss": 5.001}, "loss 5.001"),
+    ],
 )
 def test_unlike_work_is_not_compared(change, part):
     bench.same_work({"ours": WORK, "packed": WORK})
@@ -59,7 +63,10 @@ def test_ratios_are_taken_within_a_round():
 
 
 def test_a_contestant_that_dies_says_why(tmp_path):
-    with pytest.raises(UserError, match="nowhere"), bench.Process(sys.executable, "nowhere", tmp_path, {}, 1) as process:
+    with (
+        pytest.raises(UserError, match="nowhere"),
+        bench.Process(sys.executable, "nowhere", tmp_path, {}, 1) as process,
+    ):
         process.ask("check")
 
 
