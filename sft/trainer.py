@@ -35,17 +35,19 @@ class SFTTrainer(trl.SFTTrainer):
         penalty: another term of the loss, given the model; counts once per optimizer step.
     """
 
-    loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
-
     def __init__(
         self, *args: Any, penalty: Callable[[nn.Module], Tensor | float] | None = None, **options: Any
     ) -> None:
         super().__init__(*args, **options)
         self.penalty = penalty
-        self._layers = None if self.aux_loss_enabled or self.args.torch_compile else body_and_head(self.model)
+        # What run_as_forward cannot reach into, and router losses, are left to TRL's loss.
+        shared_out = self.is_fsdp_enabled or self.accelerator.parallelism_config is not None
+        theirs = shared_out or self.aux_loss_enabled or self.args.torch_compile
+        self._layers = None if theirs else body_and_head(self.model)
+        self.model_accepts_loss_kwargs |= self._layers is not None  # else nobody counts the tokens of a step
         self._train_sums = TokenSums.zeros()
         self._eval_sums = TokenSums.zeros()
-        self._tokens_seen = torch.zeros(())
+        self._tokens_seen = torch.zeros((), dtype=torch.float64)
 
     def compute_loss(
         self,

@@ -95,6 +95,16 @@ def test_any_layout_of_the_same_rows_makes_the_same_step(tmp_path, tokenizer, ki
     assert_same_gradients(found, expected)
 
 
+def test_a_model_that_takes_no_loss_arguments_is_weighted_by_tokens_too(tmp_path, tokenizer):
+    """transformers counts the tokens of a step only for models whose own loss would use the number."""
+    model = build("llama")
+    model.accepts_loss_kwargs = False
+    with torch.no_grad():
+        expected = row_losses(model, ROWS).mean().item()
+    trainer = make(tmp_path, tokenizer, model, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    assert step_of(trainer)[1] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("size", [1, 7])
 def test_eval_loss_is_the_mean_over_the_tokens_of_the_set(tmp_path, tokenizer, packed, size):
