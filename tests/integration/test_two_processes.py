@@ -202,11 +202,10 @@ def sft_steps(folder, name, launcher, processes):
     rows = folder / f"rows-{name}"
     rows.mkdir()
     target = [str(HERE / "record_rows.py"), "sft", f"{name}.yaml"]
-    environment = {"ROWS": str(rows)}
     if launcher is None:
-        done = launching.run([sys.executable, *target], folder, RANK="0", **environment)
-    else:
-        done = launching.launch(launcher, target, folder, **environment)
+        done = launching.run([sys.executable, *target], folder, RANK="0", ROWS=str(rows))
+    else:  # blocks of eight tokens, so that the two processes have unlike numbers of them
+        done = launching.launch(launcher, target, folder, ROWS=str(rows), LOGITS_AT_ONCE=str(8 * SCRATCH["vocab_size"]))
     assert done.code == 0, done.output[-4000:]
     run = folder / "runs" / name
     logged, events = (
