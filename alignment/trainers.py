@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,11 +14,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.training_args import TrainingArguments
 
-from alignment import distributed
+from alignment import distributed, methods
 from alignment.config import (
     ADAPTERS,
     SCRATCH,
+    BestModelArguments,
     ConfigError,
+    ModelConfig,
     RunConfig,
     ScratchConfig,
     TrackingConfig,
@@ -141,7 +143,7 @@ def unpublished_base(config: TrainerConfig, start: Start, seed: int) -> Iterator
 
     def build() -> str:
         config.run_dir.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(dir=config.run_dir)
+        folder = tempfile.mkdtemp(prefix="base-", dir=config.run_dir)
         _save_base(config, start, seed, folder)
         return folder
 
@@ -183,6 +185,7 @@ def make_arguments(
     merged.setdefault("bf16", not on_cpu)
     if no_eval:
         merged["eval_strategy"] = "no"
+    _take_out_best_model(merged, no_eval)
     distributed.start_processes()
     with refused_arguments():
         return cls(
@@ -197,6 +200,31 @@ def make_arguments(
         )
 
 
+def _take_out_best_model(merged: dict[str, Any], no_eval: bool) -> None:
+    """`alignment.best_model` reads these from the config; transformers would ask for checkpoints."""
+    best = BestModelArguments.of(merged)
+    if best.early_stopping_patience is None and best.early_stopping_threshold:
+        raise ConfigError(
+            "training.early_stopping_threshold is only for training.early_stopping_patience; set that too"
+        )
+    if best.early_stopping_patience is not None and not best.wanted:
+        raise ConfigError(
+            "training.early_stopping_patience stops after the best model, which is then published; "
+            "take training.load_best_model_at_end=false out"
+        )
+    if best.wanted:
+        key = "load_best_model_at_end" if best.early_stopping_patience is None else "early_stopping_patience"
+        if no_eval:
+            raise ConfigError(f"training.{key} needs held-out rows; set data.eval or data.eval_share")
+        if merged.get("eval_strategy", "no") == "no":
+            raise ConfigError(
+                f"training.{key} needs evaluations in between; set training.eval_strategy=epoch, or =steps with "
+                "training.eval_steps"
+            )
+    for field in fields(BestModelArguments):
+        merged.pop(field.name, None)
+
+
 @contextmanager
 def refused_arguments() -> Iterator[None]:
     """What a TRL config or trainer says against its arguments, as one line about the `training` section."""
@@ -208,12 +236,15 @@ def refused_arguments() -> Iterator[None]:
         raise ConfigError(f"training: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
 
 
-def batch_plan(merged: Mapping[str, Any], world_size: int, model_path: str | None) -> dict[str, Any]:
+def batch_plan(
+    merged: Mapping[str, Any], world_size: int, source: ModelSource | None, model: ModelConfig
+) -> dict[str, Any]:
     """What is global, per device and accumulated, and the memory of weights, gradients and Adam's moments.
 
     Args:
         merged: trainer arguments with the stage's defaults underneath.
-        model_path: folder of the starting model, whose parameters are counted; None when it is not known yet.
+        source: the starting model, whose parameters are counted; None when it is not known yet.
+        model: says what of it is trained.
     """
     per_device = int(merged.get("per_device_train_batch_size", 8))
     accumulated = int(merged.get("gradient_accumulation_steps", 1))
@@ -223,11 +254,12 @@ def batch_plan(merged: Mapping[str, Any], world_size: int, model_path: str | Non
         "accumulated": accumulated,
         "global_batch": per_device * accumulated * world_size,
     }
-    parameters = num_parameters(model_path) if model_path else None
-    if parameters:
-        plan["parameters"] = parameters
-        # float32 weights, gradients and two moments; activations depend on the rows and are not in it.
-        plan["memory_gib_per_process_without_zero"] = round(parameters * 16 / 2**30, 3)
+    if source and num_parameters(source.config_path):
+        plan |= (sizes := methods.sizes(source, model))
+        weights = 0.5 if model.quantized else 2 if model.dtype == "bfloat16" else 4
+        # For what is trained a float32 gradient and two moments; activations depend on the rows and are not in it.
+        memory = sizes["parameters"] * weights + sizes["trained_parameters"] * 12
+        plan["memory_gib_per_process_without_zero"] = round(memory / 2**30, 3)
     return plan
 
 
