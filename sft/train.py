@@ -21,6 +21,7 @@ from trl import SFTConfig
 from alignment import adapters, callbacks, distributed, methods, trainers
 from alignment.best_model import finished_model, keep_best, published_step
 from alignment.config import SCRATCH, ConfigError, trainer_arguments
+from alignment.inspection import Inspector, Report, check_before_training, write_report
 from alignment.models import ModelSource
 from alignment.positions import check_length
 from alignment.registry import Registry
@@ -41,6 +42,8 @@ class Prepared:
     start: trainers.Start
     data: EncodedData
     arguments: SFTConfig
+    report: Report
+    """What the check of the data found."""
 
 
 def train(config: SFTStageConfig) -> dict[str, Any]:
@@ -80,9 +83,12 @@ def prepare(config: SFTStageConfig) -> Prepared:
     start = trainers.start_model(config, registry, training_texts(config.data))
     check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
     folder = config.run_dir if config.run_dir.is_dir() else None
-    data = encode_data(config.data, start.tokenizer, folder, show=distributed.is_main_process())
+    is_main = distributed.is_main_process()
+    inspector = Inspector(config.data, start.tokenizer) if is_main else None
+    data = encode_data(config.data, start.tokenizer, folder, show=is_main, inspector=inspector)
+    report = distributed.on_main_process(lambda: check_before_training(config, inspector))
     arguments = training_arguments(config, no_eval=len(data.eval) == 0)
-    return Prepared(seed, registry, start, data, arguments)
+    return Prepared(seed, registry, start, data, arguments, report)
 
 
 def training_arguments(config: SFTStageConfig, no_eval: bool) -> SFTConfig:
@@ -189,7 +195,9 @@ def _note_data(journal: Journal, config: SFTStageConfig, prepared: Prepared) -> 
     data = prepared.data
     if distributed.is_main_process():
         write_bad_rows(config.run_dir, data.bad, data.notes)
+        write_report(config.run_dir, prepared.report)
     journal.event("data", **data.fingerprints, bad=len(data.bad), too_long=data.left_out, notes=data.notes)
+    journal.event("data_check", **prepared.report.summary())
 
 
 def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
@@ -202,6 +210,7 @@ def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
         "eval_rows": len(prepared.data.eval),
         "bad_rows": len(prepared.data.bad),
         "too_long": prepared.data.left_out,
+        "data_check": prepared.report.summary(),
     }
     batches = trainers.batch_plan(merged, world_size, source, config.model)
     return rows | batches | {"optimizer_steps": _num_steps(merged, len(prepared.data.train), batches)}
