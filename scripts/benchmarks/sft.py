@@ -16,6 +16,7 @@ REQUIREMENTS = ("trl==1.16.0",)
 OURS = "sft_ours"
 UNIT = "tokens/s"
 MAX_LENGTH = 512
+DATA = {"eval_share": 0.0, "max_length": MAX_LENGTH}
 # TRL's settings that do not leak across documents. bfd packs rows of 512 tokens, three of which are about eight
 # transcripts. Padding-free without packing is refused by TRL beside `max_length`.
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -43,30 +44,31 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
     import torch
 
     from alignment.config import DataConfig, ScratchConfig
-    from alignment.data import read_records, to_demonstration
+    from alignment.data import Reading, to_demonstrations
     from alignment.models import build_scratch_model, train_tokenizer
-    from sft.data import encode_demonstrations
+    from sft.data import encode_data
 
     file = options.data or write_transcripts(folder / "transcripts.jsonl", options.seed)
-    config = DataConfig(train=str(file), eval_share=0.0, max_length=MAX_LENGTH)
-    records = list(read_records(config.train, to_demonstration, config).items)
-    shape = ScratchConfig(vocab_size=4096, max_position_embeddings=1024, **(MEMORY if options.memory else SPEED))
+    records = [record for _, record in Reading(DataConfig(train=str(file), eval_share=0.0), to_demonstrations)]
     texts = (message["content"] for record in records for message in record.messages)
+    shape = ScratchConfig(vocab_size=4096, max_position_embeddings=1024, **(MEMORY if options.memory else SPEED))
     tokenizer = train_tokenizer(texts, shape.vocab_size, "chatml")
-    rows = min(options.rows, MEMORY_ROWS) if options.memory else options.rows
-    dataset, _ = encode_demonstrations(records[:rows], tokenizer, MAX_LENGTH)
     torch.manual_seed(options.seed)
     model = build_scratch_model("llama", shape, tokenizer)
     if options.memory:
         model.resize_token_embeddings(MEMORY_VOCABULARY, mean_resizing=False)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    (folder / "rows.json").write_text(json.dumps(dataset.to_dict()), encoding="utf-8")
+    rows = min(options.rows, MEMORY_ROWS) if options.memory else options.rows
+    lines = [json.dumps({"messages": record.messages}) + "\n" for record in records[:rows]]
+    (folder / "train.jsonl").write_text("".join(lines), encoding="utf-8")
+    data = encode_data(DataConfig(train=str(folder / "train.jsonl"), **DATA), tokenizer)
+    (folder / "rows.json").write_text(json.dumps(data.train.to_dict()), encoding="utf-8")
     return {
         "data": str(options.data or "generated"),
-        "rows": len(dataset),
+        "rows": len(data.train),
         "parameters": model.num_parameters(),
-        "mean_tokens": round(sum(map(len, dataset["input_ids"])) / len(dataset), 1),
+        "mean_tokens": round(sum(map(len, data.train["input_ids"])) / len(data.train), 1),
     }
 
 
