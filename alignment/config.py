@@ -403,9 +403,11 @@ OWNED_ARGUMENTS = {
     "truncation_mode": "use `data.max_length`; the oldest part of a prompt is cut",
     "completion_only_loss": "the loss is on the assistant's tokens",
     "assistant_only_loss": "the loss is on the assistant's tokens",
-    "packing": "rows are not packed yet; `train_sampling_strategy: group_by_length` saves padding",
-    "eval_packing": "rows are not packed yet",
-    "packing_strategy": "rows are not packed yet",
+    "padding_free": "use `packing`",
+    "eval_packing": "held-out rows are packed where the others are",
+    "packing_strategy": "rows are packed whole and never attend to each other, as they would under `wrapped`",
+    "use_liger_kernel": "the loss is in blocks already, without a kernel of another package",
+    "liger_kernel_config": "the loss is in blocks already, without a kernel of another package",
 }
 
 
