@@ -8,7 +8,6 @@ import json
 
 import pytest
 import tiny
-import torch
 from tokenizers.processors import TemplateProcessing
 
 from alignment.chat_templates import TEMPLATES
