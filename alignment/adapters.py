@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,8 +51,13 @@ def put_on(base: PreTrainedModel, folder: str, *, trainable: bool = False) -> Pe
         if not (Path(folder) / WEIGHTS).is_file():
             raise OSError(f"no {WEIGHTS}")
         weights = load_peft_weights(folder, device="cpu")
-        model = get_peft_model(base, config)
-        expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+        with warnings.catch_warnings():
+            # PEFT takes AdaLoRA's ranks for LoRA's `rank_pattern`, finds no such layers, and warns of each.
+            warnings.filterwarnings("ignore", message="The following rank_pattern keys did not match")
+            # Nor is a layer that keeps no rank a part that ZeRO-3 left behind.
+            warnings.filterwarnings("ignore", message="Adapter 'default': .* invalid shape")
+            model = get_peft_model(base, config)
+            expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
         result = set_peft_model_state_dict(model, weights)
         wrong = sorted(expected - set(weights)) + result.unexpected_keys
         if wrong:
@@ -73,8 +79,8 @@ def merge(base: PreTrainedModel, folder: str) -> PreTrainedModel:
 def dequantize(model: PreTrainedModel) -> PreTrainedModel:
     """The weights that a quantized model computes with, in float32."""
     model = model.dequantize().float()
-    # PEFT refuses to merge IA3 for these marks alone, which dequantizing leaves behind.
-    model.is_loaded_in_4bit = model.is_loaded_in_8bit = False
+    # PEFT refuses to merge IA3 for this mark alone, which dequantizing leaves behind.
+    model.is_loaded_in_4bit = False
     return model
 
 

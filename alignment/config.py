@@ -83,16 +83,16 @@ class ModelConfig(Section):
     """With `method: head`: how many of the last transformer layers train beside the output head."""
     adapter: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the method's PEFT config class, by its own names, over the suite's defaults: `{r: 32}`."""
-    quantization: Literal["nf4", "int8"] | None = None
-    """Hold the frozen weights under an adapter in 4 or 8 bits. `method: qlora` is `lora` with `nf4`."""
+    quantization: Literal["nf4"] | None = None
+    """Hold the frozen weights under an adapter in 4 bits. `method: qlora` is `lora` with `nf4`."""
     merge: Literal["dequantized", "original"] = "dequantized"
     """What an adapter that was trained on quantized weights is merged onto: those weights in full precision, which is
     the very model that was trained, or the weights as they were before they were quantized, which is another one."""
 
     @property
-    def quantized(self) -> Literal["nf4", "int8"] | None:
-        """How the frozen weights are held."""
-        return "nf4" if self.method == "qlora" else self.quantization
+    def quantized(self) -> bool:
+        """Whether the frozen weights are held in 4 bits."""
+        return self.method == "qlora" or self.quantization == "nf4"
 
     @model_validator(mode="after")
     def _scratch_only_from_scratch(self) -> Self:
@@ -108,9 +108,7 @@ class ModelConfig(Section):
         for key in ("adapter", "quantization"):
             if getattr(self, key) and self.method not in ADAPTERS:
                 raise ValueError(f"{key} is only for an adapter, found method={self.method}; set model.method=lora")
-        if self.method == "qlora" and self.quantization == "int8":
-            raise ValueError("method=qlora means nf4, found quantization=int8; set model.method=lora for int8")
-        if self.merge == "original" and self.quantized is None:
+        if self.merge == "original" and not self.quantized:
             raise ValueError("merge=original is only for quantized weights; set model.method=qlora or remove it")
         return self
 

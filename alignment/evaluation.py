@@ -11,7 +11,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.generation import complete
-from alignment.models import ScalarModel, response_logprobs
+from alignment.models import response_logprobs
+from alignment.scalar_models import ScalarModel
 from alignment.templates import Message, encode_prompt
 from alignment.tensors import pad_rows
 

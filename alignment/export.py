@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from alignment import adapters
 from alignment.models import ModelError, ModelSource, find_model, load_base, load_policy, load_tokenizer
 from alignment.registry import Registry
-from alignment.registry.files import MANIFEST
+from alignment.registry.files import MANIFEST, list_files
 
 TOLERANCE = 1e-5
 
@@ -71,7 +71,7 @@ def _export_merged(source: ModelSource, staging: Path) -> dict[str, Any]:
     difference = logits_difference(
         AutoModelForCausalLM.from_pretrained(staging, dtype=torch.float32), _as_trained(source), len(tokenizer)
     )
-    other_weights = source.trained.quantized is not None and source.trained.merge == "original"
+    other_weights = source.trained.quantized and source.trained.merge == "original"
     if difference > TOLERANCE and not other_weights:
         raise ModelError(
             f"{source.label}: merged, its logits differ by {difference:.1e}, more than {TOLERANCE:.0e}, so nothing was "
@@ -97,9 +97,9 @@ def _export_adapter(source: ModelSource, staging: Path) -> dict[str, Any]:
 
 
 def _copy(source: ModelSource, staging: Path) -> None:
-    for file in Path(source.path).iterdir():
-        if file.name != MANIFEST:
-            shutil.copyfile(file, staging / file.name)  # the registry's are read-only
+    for name in set(list_files(Path(source.path))) - {MANIFEST}:
+        (staging / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(source.path) / name, staging / name)  # without their modes: the registry's are read-only
 
 
 @contextmanager

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,14 @@ import torch
 from peft import PeftModel, get_peft_model
 from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as IA3_TARGETS
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+)
 from transformers.pytorch_utils import Conv1D
 
 from alignment import adapters, distributed
@@ -23,16 +31,14 @@ from alignment.config import ADAPTERS, ConfigError, ModelConfig, trainer_argumen
 from alignment.models import ModelSource, fit_embeddings, load_base, load_policy
 
 SETTINGS = {
-    "DDP": "several processes, no DeepSpeed",
-    "ZeRO-1": "optimizer state sharded",
-    "ZeRO-2": "and gradients",
-    "ZeRO-3": "and weights",
+    "DDP": "several processes without DeepSpeed",
+    "ZeRO-2": "DeepSpeed shards optimizer state and gradients (or, as ZeRO-1, the state alone)",
+    "ZeRO-3": "DeepSpeed shards the weights too",
     "nf4": "frozen weights in 4 bits",
-    "int8": "frozen weights in 8 bits",
     "continue": "a published adapter is trained on, instead of being merged under a new one",
     "resume": "PEFT restores the adapter and its optimizer to the last bit",
-    "second": "a second trainable adapter beside it",
-    "mixed": "rows of one batch with different adapters (`adapter_names`)",
+    "LoRA beside": "a trainable LoRA on the same model, as PPO with a shared base would need; merge it first where not",
+    "mixed batch": "rows of one batch with different adapters (PEFT's `adapter_names`)",
 }
 
 
@@ -50,11 +56,14 @@ class Method:
 
 
 _NO_ADAPTER = {
-    **dict.fromkeys(("nf4", "int8"), "rounded weights cannot be trained, only an adapter on them"),
-    **dict.fromkeys(("continue", "second", "mixed"), "there is no adapter"),
+    "nf4": "rounded weights cannot be trained, only an adapter on them",
+    **dict.fromkeys(("continue", "LoRA beside", "mixed batch"), "there is no adapter"),
 }
 _LORA = {"r": 16, "lora_alpha": 32}
-_ALONE = {"second": "PEFT puts none beside it", "mixed": "PEFT passes over `adapter_names` in silence"}
+_ALONE = {
+    "LoRA beside": "PEFT mixes no other kind with it",
+    "mixed batch": "PEFT passes over `adapter_names` in silence",
+}
 _LYCORIS = {"nf4": "PEFT cannot put it on 4-bit layers", **_ALONE}
 _INSIDE_BACKWARD = "DeepSpeed steps inside backward, so the gradients that ranks are chosen by are gone"
 
@@ -70,7 +79,7 @@ METHODS: dict[str, Method] = {
         2e-4,
         "LoraConfig",
         {**_LORA, "use_dora": True},
-        {"int8": "PEFT cannot read the norm of 8-bit weights", "mixed": "PEFT refuses `adapter_names`"},
+        {"mixed batch": "PEFT refuses `adapter_names`"},
     ),
     "rslora": Method(
         "LoRA scaled by alpha / sqrt(r), for high ranks",
@@ -84,11 +93,11 @@ METHODS: dict[str, Method] = {
         "AdaLoraConfig",
         {"init_r": 12, "target_r": 8, "lora_alpha": 32},
         {
-            **dict.fromkeys(("ZeRO-1", "ZeRO-2", "ZeRO-3"), _INSIDE_BACKWARD),
+            **dict.fromkeys(("ZeRO-2", "ZeRO-3"), _INSIDE_BACKWARD),
             "continue": "its ranks have been cut and its schedule has ended",
             "resume": "the importance of ranks is not saved",
-            "second": "PEFT allows one alone",
-            "mixed": "PEFT refuses `adapter_names`",
+            "LoRA beside": "PEFT allows one alone",
+            "mixed batch": "PEFT refuses `adapter_names`",
         },
     ),
     "qlora": Method("LoRA on weights in 4 bits (NF4, quantized twice)", 2e-4, "LoraConfig", _LORA),
@@ -124,9 +133,7 @@ def check(config: ModelConfig, zero_stage: int = 0) -> None:
     Raises:
         ConfigError: one line: the setting, the reason, what to use instead; or an argument that PEFT does not have.
     """
-    asked = [f"ZeRO-{zero_stage}"] if zero_stage else []
-    if config.quantized:
-        asked.append(config.quantized)
+    asked = [f"ZeRO-{max(zero_stage, 2)}"] * bool(zero_stage) + ["nf4"] * config.quantized
     for setting in asked:
         if reason := METHODS[config.method].fails.get(setting):
             nearest = next(name for name in NEAREST if not set(asked) & set(METHODS[name].fails))
@@ -269,7 +276,7 @@ def _leads_back(layer: nn.Module, hidden: int) -> bool:
 def _only_head(model: PreTrainedModel, last_n_layers: int) -> PreTrainedModel:
     """Freeze all but the output head and the last layers; a head that shares its weights with the input embeddings
     gets its own, or those would be trained with it."""
-    layers, head = blocks(model), model.get_output_embeddings()
+    layers, head = blocks(model), model.get_output_embeddings() or getattr(model, "score", None)
     if head is None:
         raise ConfigError(f"model.method=head: {type(model).__name__} has no output head")
     if last_n_layers > len(layers):
@@ -284,6 +291,18 @@ def _only_head(model: PreTrainedModel, last_n_layers: int) -> PreTrainedModel:
     return model
 
 
+def sizes(source: ModelSource, config: ModelConfig) -> dict[str, Any]:
+    """`describe` of what would be trained, without loading a weight.
+
+    Raises:
+        ConfigError: the method does not fit this model.
+    """
+    shape = AutoConfig.from_pretrained(source.config_path, trust_remote_code=config.trust_remote_code)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape, trust_remote_code=config.trust_remote_code)
+        return describe(apply_method(model, config))
+
+
 # --- while it trains -----------------------------------------------------------------------------------------------
 
 
@@ -292,10 +311,12 @@ def attach(trainer: Trainer, config: ModelConfig) -> None:
     if config.method not in ADAPTERS:
         return
     for parameter in trainer.model.parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32 and not distributed.under_deepspeed():
+        if parameter.requires_grad and config.quantized:
             # TRL rounds the adapter on a quantized model to bfloat16, in which small updates are lost.
             parameter.data = parameter.data.float()
     if config.method == "adalora":
+        # A layer that keeps no rank looks to PEFT like one of ZeRO-3's parts, under which AdaLoRA never runs.
+        warnings.filterwarnings("ignore", message="Adapter 'default': .* invalid shape")
         trainer.add_callback(AdaLoraCallback(trainer.model, config.adapter))
 
 

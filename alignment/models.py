@@ -1,4 +1,4 @@
-"""Policies and scalar models (reward, value): loading, building from scratch, and the rules for tokenizers.
+"""Policies: finding, loading and building them from scratch, and the rules for tokenizers.
 
 Weights are safetensors only and `trust_remote_code` is off unless the config says otherwise.
 """
@@ -20,7 +20,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -33,7 +32,7 @@ from alignment.config import ModelConfig, ScratchConfig, validate
 from alignment.errors import UserError
 from alignment.registry import Manifest, Parent, Registry
 from alignment.templates import set_template
-from alignment.tensors import entropy_from_logits, last_kept, logprobs_from_logits, position_ids
+from alignment.tensors import entropy_from_logits, logprobs_from_logits, position_ids
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 
@@ -256,9 +255,11 @@ def load_policy(source: ModelSource | str, config: ModelConfig | None = None) ->
         policy = _merged(source)
         if config and config.quantized:
             with adapters.as_folder(policy) as folder:
-                return load_policy(folder, config)
+                policy = load_policy(folder, config)
+                policy.name_or_path = ""  # gone in a moment; PEFT would look there when it saves
+                return policy
         return policy.to(getattr(torch, config.dtype)) if config else policy
-    policy = _load(AutoModelForCausalLM, source, config)[0]
+    policy = load_weights(AutoModelForCausalLM, source, config)[0]
     # With tied embeddings nothing is missing: a reward model would pass for a policy and talk nonsense.
     if any("ForSequenceClassification" in name for name in policy.config.architectures or ()):
         path = source if isinstance(source, str) else source.path
@@ -281,8 +282,8 @@ def _merged(source: ModelSource) -> PreTrainedModel:
     the original ones its logits are off by 0.08 and within 4 bits by 0.11 (NF4, a small Llama).
     """
     assert source.base and source.trained
-    dequantized = source.trained.quantized is not None and source.trained.merge == "dequantized"
-    with distributed.whole_models():
+    dequantized = source.trained.quantized and source.trained.merge == "dequantized"
+    with distributed.whole_models(), _quiet():
         base = load_base(source, source.trained if dequantized else None)
         return adapters.merge(adapters.dequantize(base) if dequantized else base, source.path)
 
@@ -293,15 +294,13 @@ def _quantization(config: ModelConfig | None) -> dict[str, Any]:
     Raises:
         ModelError: bitsandbytes is not installed.
     """
-    if config is None or config.quantized is None:
+    if config is None or not config.quantized:
         return {}
     if find_spec("bitsandbytes") is None:
         raise ModelError(
             "quantized weights need bitsandbytes, which is not installed: "
             "pip install 'rlhf-alignment-suite[quantization]'"
         )
-    if config.quantized == "int8":
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
     return {
         "quantization_config": BitsAndBytesConfig(
             load_in_4bit=True,
@@ -312,7 +311,7 @@ def _quantization(config: ModelConfig | None) -> dict[str, Any]:
     }
 
 
-def _load(
+def load_weights(
     kind: type, source: ModelSource | str, config: ModelConfig | None, may_be_new: str = "", **options: Any
 ) -> tuple[PreTrainedModel, bool]:
     """`from_pretrained`, refusing what transformers lets pass: it draws weights that are missing or do not fit at
@@ -329,6 +328,11 @@ def _load(
             **_quantization(config),
             **options,
         )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # In eval mode bitsandbytes would rewrite the weights for such CPUs, rounding their scales to bfloat16: the
+            # base would not be the one that is on record any more, nor what it is merged onto.
+            module.support_avx512bf16_for_cpu = False
     wrong = sorted((set(info["missing_keys"]) - {may_be_new}) | {name for name, *_ in info["mismatched_keys"]})
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -367,111 +371,6 @@ def response_logprobs(
     with torch.no_grad():
         entropy = entropy_from_logits(logits, temperature) if with_entropy else None
     return logprobs, entropy
-
-
-# --- scalar models: one number per token ---------------------------------------------------------------------------
-
-
-class ScoreHead(nn.Linear):
-    """Linear map to one number in float32, whatever the body runs in, minus a constant.
-
-    bfloat16 has steps of 0.06 at a score of 9, which makes ties of answers that differ; so the product is never rounded
-    to it, and the weight only by DeepSpeed's bf16 engine, whose optimizer keeps the float32 one. The constant
-    (`config.score_bias`) makes scores average 0 over the comparisons that the model learned from; it stays outside the
-    state dict because plain transformers has no bias here.
-    """
-
-    def __init__(self, hidden_size: int, score_bias: float = 0.0) -> None:
-        super().__init__(hidden_size, 1, bias=False)
-        self.score_bias = score_bias
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            return nn.functional.linear(hidden.float(), self.weight.float()) - self.score_bias
-
-
-class ScalarModel(nn.Module):
-    """A transformer body with a score head: a reward model reads its last kept token, a value model every token.
-
-    Wraps a Hugging Face `...ForSequenceClassification` with one label, and saves as one.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Score at each token, given it and all before it: (B, L) -> (B, L) float32."""
-        hidden = self.model.base_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids(attention_mask),
-            use_cache=False,
-        ).last_hidden_state
-        return self.model.score(hidden).squeeze(-1)
-
-    def score(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Score of each sequence, read at its last kept token: (B, L) -> (B,) float32."""
-        values = self(input_ids, attention_mask)
-        return values.gather(-1, last_kept(attention_mask).unsqueeze(-1)).squeeze(-1)
-
-
-def load_scalar_model(
-    source: ModelSource | str, config: ModelConfig | None = None, seed: int = 0, *, trained: bool = False
-) -> ScalarModel:
-    """A reward model, or (unless it must be a `trained` one) a new one on the body of a language model.
-
-    A new head is drawn from N(0, 1/(d+1)), the standard deviation 1/sqrt(d+1) of Stiennon et al. 2020, appendix B.1.
-
-    Raises:
-        ModelError: an architecture without a sequence classifier, or one whose head has another name; a model without
-            a head where a trained one is asked for, whose scores would be random.
-    """
-    path = source if isinstance(source, str) else source.path
-    if isinstance(source, ModelSource) and source.base:
-        model, is_new = _classifier_on(load_policy(source, config)), True
-    else:
-        model, is_new = _load(AutoModelForSequenceClassification, path, config, may_be_new="score.weight", num_labels=1)
-    if is_new and trained:
-        raise ModelError(
-            f"{path}: a policy, which has no score head; name a reward model, as python -m reward makes it"
-        )
-    if not isinstance(getattr(model, "score", None), nn.Linear):
-        raise ModelError(f"{path}: {type(model).__name__} has no linear `score` head; use a decoder model")
-    old = model.score
-    model.score = ScoreHead(old.in_features, float(getattr(model.config, "score_bias", 0.0)))
-    if is_new:
-        generator = torch.Generator().manual_seed(seed)
-        std = 1 / math.sqrt(old.in_features + 1)
-        nn.init.normal_(model.score.weight, std=std, generator=generator)
-    else:
-        saved = _saved_tensor(path, "score.weight")
-        model.score.weight.data.copy_(old.weight.data if saved is None else saved)
-    return ScalarModel(model)
-
-
-def _classifier_on(policy: PreTrainedModel) -> PreTrainedModel:
-    """A sequence classifier with one label on the body of a policy in memory; its head is yet to be drawn."""
-    policy.config.num_labels = 1
-    model = AutoModelForSequenceClassification.from_config(policy.config, dtype=policy.dtype)
-    model.base_model.load_state_dict(policy.base_model.state_dict())
-    return model
-
-
-def _saved_tensor(path: str, name: str) -> Tensor | None:
-    """A tensor of a model folder as it was saved; `from_pretrained` has rounded it when `model.dtype` is bfloat16."""
-    for file in Path(path).glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            if name in tensors.keys():  # noqa: SIM118 - not a dict
-                return tensors.get_tensor(name)
-    return None
-
-
-def set_score_bias(model: PreTrainedModel, bias: float) -> None:
-    """Move the constant that a scalar model subtracts, in the head and in the config that is saved."""
-    assert isinstance(model.score, ScoreHead)
-    model.score.score_bias = bias
-    model.config.score_bias = bias
 
 
 # --- helpers -------------------------------------------------------------------------------------------------------

@@ -14,12 +14,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.training_args import TrainingArguments
 
-from alignment import distributed
+from alignment import distributed, methods
 from alignment.config import (
     ADAPTERS,
     SCRATCH,
     BestModelArguments,
     ConfigError,
+    ModelConfig,
     RunConfig,
     ScratchConfig,
     TrackingConfig,
@@ -235,12 +236,15 @@ def refused_arguments() -> Iterator[None]:
         raise ConfigError(f"training: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
 
 
-def batch_plan(merged: Mapping[str, Any], world_size: int, model_path: str | None) -> dict[str, Any]:
+def batch_plan(
+    merged: Mapping[str, Any], world_size: int, source: ModelSource | None, model: ModelConfig
+) -> dict[str, Any]:
     """What is global, per device and accumulated, and the memory of weights, gradients and Adam's moments.
 
     Args:
         merged: trainer arguments with the stage's defaults underneath.
-        model_path: folder of the starting model, whose parameters are counted; None when it is not known yet.
+        source: the starting model, whose parameters are counted; None when it is not known yet.
+        model: says what of it is trained.
     """
     per_device = int(merged.get("per_device_train_batch_size", 8))
     accumulated = int(merged.get("gradient_accumulation_steps", 1))
@@ -250,11 +254,12 @@ def batch_plan(merged: Mapping[str, Any], world_size: int, model_path: str | Non
         "accumulated": accumulated,
         "global_batch": per_device * accumulated * world_size,
     }
-    parameters = num_parameters(model_path) if model_path else None
-    if parameters:
-        plan["parameters"] = parameters
-        # float32 weights, gradients and two moments; activations depend on the rows and are not in it.
-        plan["memory_gib_per_process_without_zero"] = round(parameters * 16 / 2**30, 3)
+    if source and num_parameters(source.config_path):
+        plan |= (sizes := methods.sizes(source, model))
+        weights = 0.5 if model.quantized else 2 if model.dtype == "bfloat16" else 4
+        # For what is trained a float32 gradient and two moments; activations depend on the rows and are not in it.
+        memory = sizes["parameters"] * weights + sizes["trained_parameters"] * 12
+        plan["memory_gib_per_process_without_zero"] = round(memory / 2**30, 3)
     return plan
 
 

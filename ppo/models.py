@@ -14,15 +14,14 @@ from alignment.config import ModelConfig
 from alignment.models import (
     ModelError,
     ModelSource,
-    ScalarModel,
     find_model,
     fit_embeddings,
     load_policy,
-    load_scalar_model,
     load_tokenizer,
     response_logprobs,
 )
 from alignment.registry import Parent, Registry
+from alignment.scalar_models import ScalarModel, load_scalar_model
 from alignment.templates import Message, encode_conversation
 from ppo.config import ModelsConfig
 

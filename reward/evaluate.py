@@ -10,7 +10,7 @@ import torch
 
 from alignment.data import Comparison
 from alignment.evaluation import Estimate, bootstrap_mean
-from alignment.models import ScalarModel
+from alignment.scalar_models import ScalarModel
 from alignment.tensors import pad_rows
 from reward.data import EncodedComparison
 

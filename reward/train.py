@@ -18,16 +18,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 from trl import RewardConfig, RewardTrainer
 
-from alignment import callbacks, distributed, trainers
+from alignment import adapters, callbacks, distributed, methods, trainers
 from alignment.best_model import finished_model, keep_best, published_step
-from alignment.config import SCRATCH, ConfigError, trainer_arguments
+from alignment.config import ADAPTERS, SCRATCH, ConfigError, trainer_arguments
 from alignment.data import Comparison, Records
-from alignment.models import fit_embeddings, load_scalar_model, set_score_bias
+from alignment.models import fit_embeddings
 from alignment.positions import check_length
 from alignment.registry import Registry
+from alignment.scalar_models import load_scalar_model, set_score_bias
 from alignment.stage import write_bad_rows
 from alignment.tracking import Journal
 from reward.config import DEFAULTS, RewardStageConfig
@@ -66,6 +67,7 @@ class PairTrainer(RewardTrainer):
         mode = "train" if self.model.training else "eval"
         if mode == "train":
             loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, ours are to be summed
+            loss = loss + methods.regularisation(self.model) / self.current_gradient_accumulation_steps
         with torch.no_grad():
             decided = target != 0.5
             right = (torch.sign(first - second) == torch.sign(target - 0.5)) & decided
@@ -103,7 +105,8 @@ def prepare(config: RewardStageConfig) -> Prepared:
     check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
     train_pairs, left_out = encode_comparisons(train_set.items, start.tokenizer, config.data.max_length)
     eval_pairs, _ = encode_comparisons(eval_set.items, start.tokenizer, config.data.max_length)
-    arguments = trainers.make_arguments(RewardConfig, config, DEFAULTS, max_length=None, no_eval=not eval_pairs)
+    defaults = methods.with_learning_rate(DEFAULTS, config.model)
+    arguments = trainers.make_arguments(RewardConfig, config, defaults, max_length=None, no_eval=not eval_pairs)
     return Prepared(seed, registry, start, train_set, eval_set, train_pairs, eval_pairs, left_out, arguments)
 
 
@@ -111,10 +114,9 @@ def build_trainer(config: RewardStageConfig, prepared: Prepared) -> PairTrainer:
     """Load the model and wrap it in the trainer."""
     set_seed(prepared.seed)
     tokenizer = prepared.start.tokenizer
-    model = load_scalar_model(prepared.start.source, config.model, prepared.seed).model
-    fit_embeddings(model, tokenizer)
+    model = methods.apply_method(_untrained(config, prepared), config.model)
     with trainers.refused_arguments():
-        return PairTrainer(
+        trainer = PairTrainer(
             model=model,
             args=prepared.arguments,
             data_collator=PairCollator(tokenizer.pad_token_id, prepared.arguments.pad_to_multiple_of or 1),
@@ -122,6 +124,8 @@ def build_trainer(config: RewardStageConfig, prepared: Prepared) -> PairTrainer:
             eval_dataset=as_dataset(prepared.eval_pairs) if prepared.eval_pairs else None,
             processing_class=tokenizer,
         )
+    methods.attach(trainer, config.model)
+    return trainer
 
 
 def train(config: RewardStageConfig) -> dict[str, Any]:
@@ -131,6 +135,7 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
     with trainers.open_journal(config, "reward") as journal:
         _note_data(journal, config, prepared)
         callbacks.attach(trainer, journal, f"reward {config.name}")
+        journal.event("method", method=config.model.method, **methods.describe(trainer.model))
         best = keep_best(trainer, config.training, config.run_dir, journal)
         outcome = trainer.train()
         trainers.backend_event(journal, trainer)
@@ -143,6 +148,8 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
             def judge_and_publish() -> tuple[str, dict[str, Any]]:
                 pad = prepared.start.tokenizer.pad_token_id
                 pairs = prepared.train_pairs, prepared.eval_pairs
+                if config.model.method in ADAPTERS:
+                    _merge_in_place(folder, _untrained(config, prepared), config.model.quantized)
                 judged = _finish(folder, config, journal, *pairs, pad, step)
                 version = trainers.publish(
                     config,
@@ -162,6 +169,21 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
     return {"model": ref, "metrics": metrics | judged}
 
 
+def _untrained(config: RewardStageConfig, prepared: Prepared) -> PreTrainedModel:
+    """The body of the starting model with its new head: the same each time, since an adapter is merged onto it."""
+    model = load_scalar_model(prepared.start.source, config.model, prepared.seed).model
+    fit_embeddings(model, prepared.start.tokenizer)
+    return model
+
+
+def _merge_in_place(folder: Path, base: PreTrainedModel, quantized: bool) -> None:
+    """A saved adapter and its trained head as a whole reward model: PPO scores every rollout with it."""
+    merged = adapters.merge(adapters.dequantize(base) if quantized else base, str(folder))
+    for name in (adapters.CONFIG, adapters.WEIGHTS, "README.md"):
+        (folder / name).unlink(missing_ok=True)
+    merged.save_pretrained(folder)
+
+
 def _note_data(journal: Journal, config: RewardStageConfig, prepared: Prepared) -> None:
     train_set, eval_set = prepared.train_set, prepared.eval_set
     if distributed.is_main_process():
@@ -177,6 +199,7 @@ def _note_data(journal: Journal, config: RewardStageConfig, prepared: Prepared) 
 
 
 def _check(config: RewardStageConfig) -> None:
+    methods.check(config.model, distributed.launched_zero_stage())
     if config.model.name.startswith(SCRATCH):
         raise ConfigError(
             "model.name: a reward model starts from a trained policy, not from scratch; "
@@ -237,4 +260,4 @@ def plan(config: RewardStageConfig, world_size: int) -> dict[str, Any]:
         "bad_rows": len(prepared.train_set.bad),
         **prepared.left_out,
     }
-    return rows | trainers.batch_plan(merged, world_size, prepared.start.source.config_path)
+    return rows | trainers.batch_plan(merged, world_size, prepared.start.source, config.model)

@@ -209,8 +209,9 @@ def evaluate(sft: str, reward: str, ppo: str, seed: int) -> tuple[dict[str, Any]
     from alignment.config import DataConfig
     from alignment.data import read_records, to_prompt
     from alignment.evaluation import bootstrap_mean, judge_policy, win_rate
-    from alignment.models import find_model, load_policy, load_scalar_model, load_tokenizer
+    from alignment.models import find_model, load_policy, load_tokenizer
     from alignment.registry import Registry
+    from alignment.scalar_models import load_scalar_model
 
     registry = Registry()
     path = str(DATA / "held_out.jsonl")

@@ -73,14 +73,15 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
         outcome = trainer.train()
         trainers.backend_event(journal, trainer)
         step = published_step(trainer, best)
-        metrics = {"train_loss": outcome.training_loss, "steps": outcome.global_step} | methods.describe(trainer.model)
+        metrics = {"train_loss": outcome.training_loss, "steps": outcome.global_step}
         if best is not None:
             metrics["best_step"] = step
         if len(prepared.eval_rows):
             loss = _eval_loss(trainer, step)
             metrics |= {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 50.0))}
+        metrics |= methods.describe(trainer.model)
         with finished_model(trainer, best, config.run_dir) as folder:
-            ref = _publish(config, prepared, folder, metrics)
+            ref = publish(config, prepared, folder, metrics)
         journal.event("published", model=ref, **metrics)
     return {"model": ref, "metrics": metrics}
 
@@ -119,7 +120,7 @@ def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
     return trainer
 
 
-def _publish(config: SFTStageConfig, prepared: Prepared, folder: Path, metrics: Mapping[str, Any]) -> str:
+def publish(config: SFTStageConfig, prepared: Prepared, folder: Path, metrics: Mapping[str, Any]) -> str:
     """Publish a saved model, or an adapter alone; returns its reference, on every process."""
     source = prepared.start.source
     base = methods.base_of(source, config.model)
@@ -177,11 +178,11 @@ def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
     """What `--dry-run` prints beside the config."""
     prepared = prepare(config)
     merged = trainer_arguments(SFTConfig, DEFAULTS, config.training)
-    path = None if config.model.name.startswith(SCRATCH) else prepared.start.source.config_path
+    source = None if config.model.name.startswith(SCRATCH) else prepared.start.source
     rows = {
         "train_rows": len(prepared.train_rows),
         "eval_rows": len(prepared.eval_rows),
         "bad_rows": len(prepared.train_set.bad),
         "too_long": prepared.left_out,
     }
-    return rows | trainers.batch_plan(merged, world_size, path)
+    return rows | trainers.batch_plan(merged, world_size, source, config.model)

@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from alignment.data import Prompt
-from alignment.models import ScalarModel, ScoreHead
+from alignment.scalar_models import ScalarModel, ScoreHead
 from ppo.models import Models, PolicyAndValue
 
 CONTENTS = ("1", "23", "4567", "89", "012345", "6", "789", "01")

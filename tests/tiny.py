@@ -9,7 +9,8 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.config import ScratchConfig
-from alignment.models import ScalarModel, build_scratch_model, load_scalar_model, train_tokenizer
+from alignment.models import build_scratch_model, train_tokenizer
+from alignment.scalar_models import ScalarModel, load_scalar_model
 
 SHAPE = ScratchConfig(
     vocab_size=320,

@@ -19,7 +19,7 @@ import transformers
 import ppo.train
 from alignment import distributed
 from alignment.data import Prompt
-from alignment.models import ScalarModel, ScoreHead
+from alignment.scalar_models import ScalarModel, ScoreHead
 from alignment.tensors import last_kept
 from alignment.tracking import Journal
 from ppo.algorithm import estimate_advantages, shape_rewards

@@ -13,9 +13,10 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from alignment.models import load_policy, load_scalar_model
+from alignment.models import load_policy
 from alignment.ratings import RatingsStore
 from alignment.registry import Registry
+from alignment.scalar_models import load_scalar_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRATCH = {

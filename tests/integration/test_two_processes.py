@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from alignment.generation import complete
-from alignment.models import find_model, load_policy, load_scalar_model, load_tokenizer
+from alignment.models import find_model, load_policy, load_tokenizer
 from alignment.registry import Registry
+from alignment.scalar_models import load_scalar_model
 from alignment.templates import encode_conversation
 
 HERE = Path(__file__).resolve().parent

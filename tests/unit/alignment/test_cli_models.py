@@ -180,3 +180,13 @@ def test_a_terminal_gets_colour_and_no_hostile_codes(ppo: Version) -> None:
     assert "\x1b[31m\x9b" not in text
     assert "\x9b" not in text
     assert "\u241b[31m" in text
+
+
+def test_export_writes_a_new_folder_and_says_what_it_wrote(ppo: Version, tmp_path: Path) -> None:
+    target = tmp_path / "out" / "desk"
+    found = as_json("export", "desk-ppo", str(target))
+    assert found == {"model": "desk-ppo@v1", "folder": str(target), "written": "the whole model, file by file"}
+    assert sorted(path.name for path in target.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    again = run("export", "desk-ppo", str(target))
+    assert (again.exit_code, again.stdout) == (2, "")
+    assert again.stderr == f"error: {target} exists already; name a new folder\n"

@@ -18,20 +18,18 @@ from alignment.models import (
     PAD,
     START,
     ModelError,
-    ScoreHead,
     build_scratch_model,
     check_tokenizer,
     find_model,
     fit_embeddings,
     load_policy,
-    load_scalar_model,
     load_tokenizer,
     num_parameters,
     response_logprobs,
-    set_score_bias,
     train_tokenizer,
 )
 from alignment.registry import Registry
+from alignment.scalar_models import ScoreHead, load_scalar_model, set_score_bias
 from alignment.tensors import pad_rows
 
 ROWS = [[5, 9, 30, 7, 2], [40, 41, 2], [3, 60, 61, 62, 63, 64, 65, 2]]

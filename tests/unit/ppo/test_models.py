@@ -9,8 +9,9 @@ import tiny
 import torch
 
 from alignment.config import ModelConfig
-from alignment.models import ModelError, load_scalar_model
+from alignment.models import ModelError
 from alignment.registry import Registry
+from alignment.scalar_models import load_scalar_model
 from ppo.config import ModelsConfig
 from ppo.models import find_models, load_models
 

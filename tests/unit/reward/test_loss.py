@@ -12,7 +12,7 @@ from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
 from alignment.data import Comparison
-from alignment.models import load_scalar_model, set_score_bias
+from alignment.scalar_models import load_scalar_model, set_score_bias
 from reward.data import EncodedComparison, PairCollator, as_dataset
 from reward.evaluate import score_pairs
 from reward.loss import pair_loss
