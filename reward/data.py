@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,62 +12,63 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from alignment.config import DataConfig
-from alignment.data import Comparison, DataError, Records, check_bad, hold_out, read_records, to_comparison
+from alignment.config import DataConfig, DataPart, TooLong
+from alignment.data import Comparison, Records, to_comparisons, train_and_eval
+from alignment.importers import PassedOver
 from alignment.ratings import RatingsStore, is_ratings_file
-from alignment.templates import Message, encode_conversation
+from alignment.readers import DataError
+from alignment.sources import Rows, Source, open_source
+from alignment.templates import Encoded, Message, encode_conversation, fit
 from alignment.tensors import pad_rows
 
 
-def read_ratings(path: str) -> Records[Comparison]:
+def open_ratings(part: DataPart, config: DataConfig) -> Source:
+    """The comparisons of a ratings database, which is told by its header, not its name; any other source as it is."""
+    if not is_ratings_file(part.path):
+        return open_source(part, config)
+    with RatingsStore(part.path) as store:
+        if not store.ratings():
+            raise DataError(
+                f"{part.path}: no rated pairs yet; rate some with scripts/rate.py --db {part.path} --labeler NAME"
+            )
+        mark = {"name": store.path.name, **store.fingerprint()}
+    return Source(rated_pairs(part.path), lambda: mark)
+
+
+def rated_pairs(path: str) -> Rows:
     """One comparison per rated item, with the votes of all labelers; skips do not count.
 
-    Items whose texts are equal have nothing to compare and are set aside.
-
-    Raises:
-        DataError: no rated item.
+    Items whose texts are equal have nothing to compare and are passed over.
     """
     with RatingsStore(path) as store:
         votes: dict[int, Counter[str]] = {}
         for rating in store.ratings():
             votes.setdefault(rating.item, Counter())[rating.choice] += 1
-        items: list[Comparison] = []
-        bad: list[tuple[str, str]] = []
-        for item in store.items():
-            if item.id not in votes:
-                continue
-            first, second = (completion.text for completion in item.completions)
-            place = f"{path}:item {item.id}"
-            if first == second:
-                bad.append((place, "both completions are the same"))
-                continue
-            count = votes[item.id]
-            prompt = tuple(Message(role=turn["role"], content=turn["content"]) for turn in item.prompt)
-            items.append(Comparison(prompt, first, second, count["first"], count["second"], count["tie"], place))
-        fingerprint = {"name": store.path.name, "rows": len(items), **store.fingerprint()}
-    if not items:
-        raise DataError(f"{path}: no rated pairs yet; rate some with scripts/rate.py --db {path} --labeler NAME")
-    check_bad(path, len(items), bad, 1.0)
-    return Records(items, bad, fingerprint)
+        items = store.items()
+    for item in items:
+        if item.id not in votes:
+            continue
+        where = f"{path}:item {item.id}"
+        first, second = (completion.text for completion in item.completions)
+        if first == second:
+            yield where, PassedOver("both completions of a rated pair are the same")
+            continue
+        count = votes[item.id]
+        prompt = tuple(Message(role=turn["role"], content=turn["content"]) for turn in item.prompt)
+        yield where, Comparison(prompt, first, second, count["first"], count["second"], count["tie"])
 
 
-def read_comparisons(config: DataConfig, seed: int) -> tuple[Records[Comparison], Records[Comparison]]:
-    """Training and held-out comparisons; a ratings database is told by its header, not its name.
+def read_comparisons(config: DataConfig) -> tuple[Records[Comparison], Records[Comparison]]:
+    """Training and held-out comparisons.
 
     Raises:
-        DataError: see `read_ratings`, `read_records` and `hold_out`; or every pair to learn from is a tie.
+        DataError: see `alignment.data.Reading`; no rated item; or every pair to learn from is a tie.
     """
-
-    def read(path: str) -> Records[Comparison]:
-        return read_ratings(path) if is_ratings_file(path) else read_records(path, to_comparison, config)
-
-    train, held_out = read(config.train), None if config.eval is None else read(config.eval)
-    if held_out is None:
-        train, held_out = hold_out(train, config, seed)
+    train, held_out = train_and_eval(config, to_comparisons, open_ratings)
     if all(row.target == 0.5 for row in train.items):
         raise DataError(
-            f"{config.train}: each of the {len(train.items)} pairs to learn from is a tie, so there is nothing to "
-            "learn; rate more pairs"
+            f"{config.parts[0].path}: each of the {len(train.items)} pairs to learn from is a tie, so there is nothing "
+            "to learn; rate more pairs"
         )
     return train, held_out
 
@@ -82,9 +83,17 @@ class EncodedComparison:
 
 
 def encode_comparisons(
-    comparisons: Sequence[Comparison], tokenizer: PreTrainedTokenizerBase, max_length: int
+    comparisons: Sequence[Comparison],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    too_long: TooLong = "trim_prompt",
+    note: Callable[[Comparison, Encoded, Encoded | None], None] = lambda comparison, encoded, fitted: None,
 ) -> tuple[list[EncodedComparison], dict[str, int]]:
     """Render both sides; the oldest part of a long prompt is cut, the answers stay whole.
+
+    Args:
+        note: is told of each comparison all tokens of its longer side, and those that are left (None: the comparison
+            is left out as too long).
 
     Returns:
         The encoded comparisons, and how many were left out: `too_long` (an answer alone exceeds `max_length`) and
@@ -93,16 +102,20 @@ def encode_comparisons(
     encoded: list[EncodedComparison] = []
     left_out = {"too_long": 0, "identical": 0}
     for comparison in comparisons:
-        sides = [
-            encode_conversation(tokenizer, [*comparison.prompt, Message(role="assistant", content=text)], max_length)
+        whole = [
+            encode_conversation(tokenizer, [*comparison.prompt, Message(role="assistant", content=text)])
             for text in (comparison.first, comparison.second)
         ]
-        if sides[0] is None or sides[1] is None:
+        assert whole[0] is not None and whole[1] is not None  # nothing is left out without max_length
+        first, second = (fit(tokenizer, side, max_length, too_long) for side in (whole[0], whole[1]))
+        longer = max((whole[0], first), (whole[1], second), key=lambda side: len(side[0].input_ids))
+        note(comparison, longer[0], longer[1] if first and second else None)
+        if first is None or second is None:
             left_out["too_long"] += 1
-        elif sides[0].input_ids == sides[1].input_ids:
+        elif first.input_ids == second.input_ids:
             left_out["identical"] += 1
         else:
-            encoded.append(EncodedComparison(comparison, sides[0].input_ids, sides[1].input_ids))
+            encoded.append(EncodedComparison(comparison, first.input_ids, second.input_ids))
     if comparisons and not encoded:
         raise DataError(
             f"none of the {len(comparisons)} comparisons can be used (left out: {left_out}); "

@@ -12,19 +12,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from alignment import adapters, callbacks, distributed, methods, trainers
 from alignment.best_model import finished_model, keep_best, published_step
 from alignment.config import ADAPTERS, SCRATCH, ConfigError, trainer_arguments
 from alignment.data import Comparison, Records
+from alignment.inspection import Inspector, Report, check_before_training, write_report
 from alignment.models import fit_embeddings
 from alignment.positions import check_length
 from alignment.registry import Registry
@@ -92,6 +94,8 @@ class Prepared:
     eval_pairs: list[EncodedComparison]
     left_out: dict[str, int]
     arguments: RewardConfig
+    report: Report
+    """What the check of the data found."""
 
 
 def prepare(config: RewardStageConfig) -> Prepared:
@@ -100,14 +104,18 @@ def prepare(config: RewardStageConfig) -> Prepared:
     seed = trainer_arguments(RewardConfig, DEFAULTS, config.training).get("seed", 42)
     distributed.start_processes()
     registry = trainers.open_registry(config)
-    train_set, eval_set = read_comparisons(config.data, seed)
+    train_set, eval_set = read_comparisons(config.data)
     start = trainers.start_model(config, registry, ())
     check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
-    train_pairs, left_out = encode_comparisons(train_set.items, start.tokenizer, config.data.max_length)
-    eval_pairs, _ = encode_comparisons(eval_set.items, start.tokenizer, config.data.max_length)
+    inspector = Inspector(config.data, start.tokenizer) if distributed.is_main_process() else None
+    train_pairs, left_out = _encode(config, train_set, start.tokenizer, inspector, held_out=False)
+    eval_pairs, _ = _encode(config, eval_set, start.tokenizer, inspector, held_out=True)
+    data_report = distributed.on_main_process(lambda: check_before_training(config, inspector))
     defaults = methods.with_learning_rate(DEFAULTS, config.model)
     arguments = trainers.make_arguments(RewardConfig, config, defaults, max_length=None, no_eval=not eval_pairs)
-    return Prepared(seed, registry, start, train_set, eval_set, train_pairs, eval_pairs, left_out, arguments)
+    return Prepared(
+        seed, registry, start, train_set, eval_set, train_pairs, eval_pairs, left_out, arguments, data_report
+    )
 
 
 def build_trainer(config: RewardStageConfig, prepared: Prepared) -> PairTrainer:
@@ -158,7 +166,7 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
                     stage="reward",
                     role="reward",
                     parents=[prepared.start.source.parent("init")],
-                    data=[prepared.train_set.fingerprint],
+                    data=[*prepared.train_set.fingerprints, *prepared.eval_set.fingerprints],
                     metrics=metrics | judged,
                     seed=prepared.seed,
                 )
@@ -187,15 +195,33 @@ def _merge_in_place(folder: Path, base: PreTrainedModel, quantized: bool) -> Non
 def _note_data(journal: Journal, config: RewardStageConfig, prepared: Prepared) -> None:
     train_set, eval_set = prepared.train_set, prepared.eval_set
     if distributed.is_main_process():
-        write_bad_rows(config.run_dir, [*train_set.bad, *eval_set.bad])
+        write_bad_rows(config.run_dir, train_set.bad, train_set.notes)
+        write_report(config.run_dir, prepared.report)
     journal.event(
         "data",
-        train=train_set.fingerprint,
-        eval=eval_set.fingerprint,
+        train=train_set.fingerprints,
+        eval=eval_set.fingerprints,
+        notes=train_set.notes,
         pairs=len(prepared.train_pairs),
         held_out=len(prepared.eval_pairs),
         **prepared.left_out,
     )
+    journal.event("data_check", **prepared.report.summary())
+
+
+def _encode(
+    config: RewardStageConfig,
+    records: Records[Comparison],
+    tokenizer: PreTrainedTokenizerBase,
+    inspector: Inspector | None,
+    held_out: bool,
+) -> tuple[list[EncodedComparison], dict[str, int]]:
+    limits = config.data.max_length, config.data.too_long
+    if inspector is None:
+        return encode_comparisons(records.items, tokenizer, *limits)
+    for where, reason in records.bad:
+        inspector.add_bad(where, reason)
+    return encode_comparisons(records.items, tokenizer, *limits, partial(inspector.look, held_out=held_out))
 
 
 def _check(config: RewardStageConfig) -> None:
@@ -259,5 +285,6 @@ def plan(config: RewardStageConfig, world_size: int) -> dict[str, Any]:
         "eval_pairs": len(prepared.eval_pairs),
         "bad_rows": len(prepared.train_set.bad),
         **prepared.left_out,
+        "data_check": prepared.report.summary(),
     }
     return rows | trainers.batch_plan(merged, world_size, prepared.start.source, config.model)

@@ -52,25 +52,27 @@ def learning_curve(config: SFTStageConfig, shares: Sequence[float], num_seeds: i
         ConfigError: nothing is held out, or the length of training is not in epochs.
     """
     prepared = prepare(_without_pauses(config))
-    if not len(prepared.eval_rows):
+    if not len(prepared.data.eval):
         raise ConfigError("--learning-curve needs held-out rows; set data.eval or data.eval_share")
-    of_row = row_groups(prepared.train_rows)
+    of_row = row_groups(prepared.data.train)
     sizes = [math.ceil(share * (max(of_row) + 1)) for share in shares]
     runs = len(shares) * num_seeds
     if distributed.is_main_process():
         cost = sum(shares) * num_seeds
         print(f"{runs} trainings, together about {cost:.3g} times as long as one run", file=sys.stderr)
-    losses = np.zeros((num_seeds, len(shares), len(prepared.eval_rows)))
+    losses = np.zeros((num_seeds, len(shares), len(prepared.data.eval)))
     for number in range(num_seeds):
         seeded = _with_seed(prepared, prepared.seed + number)
         order = shuffled_groups(max(of_row) + 1, seeded.seed)
         with trainers.unpublished_base(config, prepared.start, seeded.seed) as start:
             for place, size in enumerate(sizes):
                 chosen = set(order[:size])
-                rows = prepared.train_rows.select([row for row, group in enumerate(of_row) if group in chosen])
+                rows = prepared.data.train.select([row for row, group in enumerate(of_row) if group in chosen])
                 label = f"share {shares[place]:g}, seed {seeded.seed}"
-                losses[number, place] = _train(config, replace(seeded, start=start, train_rows=rows), label)
-    held_out = _by_prompt(losses, prepared.eval_rows)
+                losses[number, place] = _train(
+                    config, replace(seeded, start=start, data=replace(seeded.data, train=rows)), label
+                )
+    held_out = _by_prompt(losses, prepared.data.eval)
     points = [
         _point(held_out, place, share, size) for place, (share, size) in enumerate(zip(shares, sizes, strict=True))
     ]
@@ -122,7 +124,7 @@ def _train(config: SFTStageConfig, prepared: Prepared, label: str) -> np.ndarray
     trainer = build_trainer(config, prepared)
     callbacks.attach(trainer, Journal(config.run_dir, enabled=False), label)
     trainer.train()
-    return row_losses(trainer, prepared.eval_rows, prepared.start.tokenizer.pad_token_id)
+    return row_losses(trainer, prepared.data.eval, prepared.start.tokenizer.pad_token_id)
 
 
 @torch.no_grad()
