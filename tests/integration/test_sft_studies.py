@@ -2,11 +2,18 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import launching
 import pytest
 
+from alignment.config import load_config
 from alignment.registry import Registry
+from alignment.trainers import unpublished_base
+from sft.config import SFTStageConfig
+from sft.data import IGNORED
+from sft.learning_curve import row_losses
+from sft.train import build_trainer, prepare
 
 SCRATCH = {
     "vocab_size": 300,
@@ -99,6 +106,19 @@ def test_both_leave_two_files_and_the_run_goes_on_as_if_they_had_not_been(house)
     stage(house, "--find-lr")  # beside a finished run, which stays as it is
     assert all(path.read_bytes() == text for path, text in before.items())
     assert [len(Registry(house / "registry").versions(name)) for name in ("toy", "toy-base")] == [1, 1]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_losses_of_the_rows_add_up_to_the_trainers_own(house, monkeypatch, packing):
+    """One model, two ways: each row padded here, all of them as the trainer evaluates them, packed or not."""
+    monkeypatch.chdir(house)
+    config = load_config(SFTStageConfig, "toy.yaml", [f"training.packing={packing}"])
+    prepared = prepare(config)
+    with unpublished_base(config, prepared.start, seed=0) as start:
+        trainer = build_trainer(config, replace(prepared, start=start))
+    losses = row_losses(trainer, prepared.data.eval, prepared.start.tokenizer.pad_token_id)
+    tokens = sum(label != IGNORED for labels in prepared.data.eval["labels"] for label in labels[1:])
+    assert losses.sum() / tokens == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-5)
 
 
 def test_what_cannot_be_studied_is_one_line(house):
