@@ -8,10 +8,11 @@
 Each contestant is a process of its own, the peer's in a virtual environment of its own (`.bench/`, made on first use).
 They stay alive and take turns, A B C A B C, so that whatever else the machine does falls on all; a ratio is taken
 within a round, and the median over the rounds is reported with the least and the greatest. `cpu_ratios` are those of
-the processor's time: on a machine that others use, take them with `--threads 1`, where waiting costs none of it. Before the first round each
-says how many tokens it trains on and their mean loss under the untrained weights; if they differ, nothing is measured.
-`--memory` measures each alone, on a model of more than 100 million parameters: the peak of the process less what it
-held after its imports.
+the processor's time: on a machine that others use, take them with `--threads 1`, where waiting costs none of it.
+
+Before the first round each says how many tokens it trains on and their mean loss under the untrained weights; if they
+differ, nothing is measured. `--memory` measures each alone, on a model of more than 100 million parameters: the peak of
+the process less what it held after its imports.
 """
 
 from __future__ import annotations
