@@ -1,7 +1,7 @@
 """An adapter's files: putting them on the model that they adapt, and merging the two into one whole model.
 
-An adapter is nothing without its base, so `base_parent` says which model that was in a form that can be checked, and
-loading compares. Adapters meet the next stage merged: AdaLoRA, IA3, LoHa and LoKr cannot carry a second adapter.
+An adapter is nothing without its base: its manifest names that in a form that can be checked, and loading compares
+(`alignment.models`). Adapters meet the next stage merged: AdaLoRA, IA3, LoHa and LoKr carry no second adapter.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, set_seed
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from alignment import adapters, callbacks, distributed, methods, trainers
@@ -257,4 +257,5 @@ def plan(config: RewardStageConfig, world_size: int) -> dict[str, Any]:
         "bad_rows": len(prepared.train_set.bad),
         **prepared.left_out,
     }
-    return rows | trainers.batch_plan(merged, world_size, prepared.start.source, config.model)
+    kind = AutoModelForSequenceClassification
+    return rows | trainers.batch_plan(merged, world_size, prepared.start.source, config.model, kind)
