@@ -86,7 +86,11 @@ def dequantize(model: PreTrainedModel) -> PreTrainedModel:
 
 @contextlib.contextmanager
 def as_folder(model: PreTrainedModel) -> Iterator[str]:
-    """A whole model as a folder for the time being: weights are quantized as they are read from files."""
+    """A whole model as a folder for the time being, on each process: weights are quantized as they are read from files.
+
+    transformers saves on the first process alone, whose folder another node does not see.
+    """
+    model.should_save_on_this_rank = lambda is_main_process: True
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         yield folder

@@ -196,7 +196,7 @@ def _note_data(journal: Journal, config: RewardStageConfig, prepared: Prepared) 
 
 
 def _check(config: RewardStageConfig) -> None:
-    methods.check(config.model, distributed.launched_zero_stage())
+    distributed.on_main_process(lambda: methods.check(config.model, distributed.launched_zero_stage()))
     if config.model.name.startswith(SCRATCH):
         raise ConfigError(
             "model.name: a reward model starts from a trained policy, not from scratch; "
