@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from alignment.errors import UserError
 
@@ -67,7 +76,8 @@ class ModelConfig(Section):
     scratch: ScratchConfig | None = None
     """Only with `scratch:`: the size of the new model."""
     template: str | None = None
-    """A named chat template (`chatml`, `alpaca`) to set on the tokenizer; None keeps the model's own."""
+    """A chat template to set on the tokenizer: `chatml`, `alpaca`, `alpaca_stanford`, `plain`, or the path of a
+    `.jinja` file; None keeps the model's own."""
     pad_token: str | None = None
     """Padding token for a tokenizer that has none of its own. Added to the vocabulary if it is not in it."""
     eos_token: str | None = None
@@ -113,21 +123,80 @@ class ModelConfig(Section):
         return self
 
 
+Format = Literal[
+    "auto", "chat", "sharegpt", "alpaca", "self-instruct", "completion", "pair", "ranking", "rating", "rag", "faq",
+    "text", "prompt", "tree", "tickets", "slack",
+]  # fmt: skip
+
+
+class DataPart(Section):
+    """One source of a mixture."""
+
+    path: str
+    """As `data.train`."""
+    weight: Positive = 1.0
+    """How often each row is used: 2 twice, 0.5 a half of the rows, 2.5 twice and a half of them once more. Which half
+    is drawn from `data.split_seed` and the row's number, so it is the same in every run."""
+    cap: Count | None = None
+    """Read no more than this many usable rows, the first ones."""
+    format: Format | None = None
+    """As `data.format`, which holds where this is None."""
+    columns: dict[str, str] | None = None
+    """As `data.columns`, which holds where this is None."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+_ONE, _MANY = "(one)", "(many)"  # which kind of `data.train` an error is about; taken out of the key it names
+
+
 class DataConfig(Section):
     """Where the rows come from and which are held out."""
 
-    train: str
-    """A JSONL, JSON, CSV or Parquet file (`.gz` allowed), a folder of them, or a ratings database."""
+    train: Annotated[
+        Annotated[str, Tag(_ONE)] | Annotated[tuple[DataPart, ...], Tag(_MANY), Field(min_length=1)],
+        Discriminator(lambda value: _MANY if isinstance(value, list | tuple) else _ONE),
+    ]
+    """A JSONL, JSON, CSV or Parquet file (`.gz` allowed), a folder of them, a Markdown or text file or a folder of
+    those, a Slack export, a saved `datasets` folder, a hub name (`owner/name[:config][@split]`), or (reward) a ratings
+    database; or a list of such parts with `path`, `weight`, `cap`, `format` and `columns`."""
     eval: str | None = None
     """Held-out rows. None: `eval_share` of the prompt groups of `train` are held out."""
     eval_share: Share = 0.1
     """Share of the prompt groups held out when `eval` is not given. 0 holds out nothing."""
+    split_seed: Seed = 0
+    """Decides which prompt groups are held out. Let all stages have the same one: then what one stage was judged on,
+    none has learned from."""
+    format: Format = "auto"
+    """The shape of the rows; `auto` tells it by their keys."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Renames: `{our name: name in the file}`, for example `{prompt: question, completion: answer}`."""
+    agents: tuple[str, ...] = ()
+    """Whose messages in Slack exports and support tickets are the assistant's: names or ids."""
     max_bad_share: Share = 0.01
     """A larger share of unusable rows than this stops the run before training."""
     max_length: Count = 1024
-    """Longest sequence in tokens. Longer rows lose the oldest part of their prompt, never of the response."""
+    """Longest sequence in tokens. Longer rows lose the oldest part of their prompt, never of the response; a longer
+    `text` is cut into pieces."""
+
+    @property
+    def parts(self) -> tuple[DataPart, ...]:
+        """The training sources, each with the format and columns that hold for it."""
+        parts = (DataPart(path=self.train),) if isinstance(self.train, str) else self.train
+        return tuple(self.part(part) for part in parts)
+
+    @property
+    def eval_part(self) -> DataPart | None:
+        """The held-out source, if one is named."""
+        return None if self.eval is None else self.part(DataPart(path=self.eval))
+
+    def part(self, part: DataPart) -> DataPart:
+        """A part with what it leaves to the section filled in."""
+        columns = self.columns if part.columns is None else part.columns
+        return part.model_copy(update={"format": part.format or self.format, "columns": columns})
 
 
 class RegistryConfig(Section):
@@ -261,9 +330,10 @@ def validate(cls: type[ConfigT], values: Mapping[str, Any], where: str) -> Confi
         return cls.model_validate(dict(values))
     except ValidationError as error:
         first, rest = error.errors(include_url=False)[0], error.error_count() - 1
-    key = ".".join(str(part) for part in first["loc"])
+    location = tuple(part for part in first["loc"] if part not in (_ONE, _MANY))
+    key = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
-        message = f"unknown key '{key}'{_nearest(cls, first['loc'])}"
+        message = f"unknown key '{key}'{_nearest(cls, location)}"
     elif first["type"] == "missing":
         message = f"key '{key}' is missing; add `{key}=...`"
     else:
@@ -274,7 +344,8 @@ def validate(cls: type[ConfigT], values: Mapping[str, Any], where: str) -> Confi
 
 def _nearest(cls: type[BaseModel], location: tuple[str | int, ...]) -> str:
     """The full path of the key nearest to an unknown one: in its section first, then anywhere in the config."""
-    section, wrong = ".".join(str(part) for part in location[:-1]), str(location[-1])
+    section = ".".join(part for part in location[:-1] if isinstance(part, str))  # the numbers are of parts of a list
+    wrong = str(location[-1])
     keys = list(_keys(cls))
     here = [key for key in keys if key.rpartition(".")[0] == section]
     near = difflib.get_close_matches(wrong, [key.rpartition(".")[2] for key in here], 1, cutoff=0.6)
@@ -287,9 +358,15 @@ def _nearest(cls: type[BaseModel], location: tuple[str | int, ...]) -> str:
 def _keys(cls: type[BaseModel], prefix: str = "") -> Iterable[str]:
     for name, field in cls.model_fields.items():
         yield prefix + name
-        for part in (field.annotation, *typing.get_args(field.annotation)):
+        for part in _types_in(field.annotation):
             if isinstance(part, type) and issubclass(part, BaseModel):
                 yield from _keys(part, f"{prefix}{name}.")
+
+
+def _types_in(annotation: Any) -> Iterable[Any]:
+    yield annotation
+    for part in typing.get_args(annotation):
+        yield from _types_in(part)
 
 
 OWNED_ARGUMENTS = {
@@ -315,7 +392,6 @@ OWNED_ARGUMENTS = {
     "resume_from_checkpoint": "runs do not resume yet; start the run again under a new name",
     "save_strategy": "the finished model goes to the registry; there are no checkpoints in between yet",
     "save_steps": "the finished model goes to the registry; there are no checkpoints in between yet",
-    "load_best_model_at_end": "the finished model goes to the registry; there are no checkpoints in between yet",
     "remove_unused_columns": "the columns are the suite's own",
     "skip_memory_metrics": "not supported by the journal",
     "dataset_text_field": "use `data.columns`",
@@ -328,6 +404,31 @@ OWNED_ARGUMENTS = {
     "packing_strategy": "rows are not packed yet",
 }
 
+
+@dataclasses.dataclass(frozen=True)
+class BestModelArguments:
+    """What `training` takes of transformers beside the arguments of a config class."""
+
+    load_best_model_at_end: bool | None = None
+    """Publish the model of the best evaluation (`metric_for_best_model`, else the lowest loss) in place of the last
+    one. None: where `early_stopping_patience` is set."""
+    early_stopping_patience: int | None = None
+    """Stop after so many evaluations in a row that are no better than the best one before."""
+    early_stopping_threshold: float = 0.0
+    """By how much an evaluation must beat the best one before it to count as better."""
+
+    @classmethod
+    def of(cls, training: Mapping[str, Any]) -> Self:
+        """Those in a `training` section."""
+        return cls(**{field.name: training[field.name] for field in dataclasses.fields(cls) if field.name in training})
+
+    @property
+    def wanted(self) -> bool:
+        if self.load_best_model_at_end is None:
+            return self.early_stopping_patience is not None
+        return self.load_best_model_at_end
+
+
 # The least that makes sense, where the trainers would stop with a traceback, or train nothing and say nothing.
 LEAST = {
     "seed": 0,
@@ -336,6 +437,8 @@ LEAST = {
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "learning_rate": 0,
+    "early_stopping_patience": 1,
+    "early_stopping_threshold": 0,
 }
 
 
@@ -346,7 +449,8 @@ def trainer_arguments(
     owned: Mapping[str, str] = OWNED_ARGUMENTS,
     section: str = "training",
 ) -> dict[str, Any]:
-    """Merge a config's `training` section over a stage's defaults, checked against the fields of a TRL config class.
+    """Merge a config's `training` section over a stage's defaults, checked against the fields of a TRL config class;
+    those of a trainer take `BestModelArguments` too.
 
     Args:
         cls: the dataclass, for example `trl.SFTConfig`.
@@ -358,9 +462,11 @@ def trainer_arguments(
     Raises:
         ConfigError: an unknown argument (with the nearest one), one that the suite owns, or a value of another type.
     """
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    hints = typing.get_type_hints(cls)
-    assert set(defaults) <= set(fields), sorted(set(defaults) - set(fields))
+    is_trainers = any(field.name == "load_best_model_at_end" for field in dataclasses.fields(cls))
+    classes = (cls, BestModelArguments) if is_trainers else (cls,)
+    fields = {field.name for each in classes for field in dataclasses.fields(each) if field.init}
+    hints = {name: hint for each in classes for name, hint in typing.get_type_hints(each).items()}
+    assert set(defaults) <= fields, sorted(set(defaults) - fields)
     for key, value in training.items():
         if key in owned:
             raise ConfigError(f"{section}.{key} is set by the suite: {owned[key]}")

@@ -1,24 +1,27 @@
-"""Records, and reading, checking and splitting them.
+"""Records: prompts, demonstrations, texts and comparisons; reading, mixing, checking and splitting them.
 
-A file is JSONL, JSON, CSV or Parquet (`.gz` allowed) or a folder of such files. The shape of a row is told by its
-keys. A bad row is named by file and line with the reason, set aside and counted; more than `data.max_bad_share` of
-them stops the run before training. Splits are by prompt group (the first human turn), never by row.
+`alignment.sources` finds the rows behind a path, `alignment.shapes` the conversation in a row. A bad row is named by
+file and line with the reason, set aside and counted; more than `data.max_bad_share` of them stops the run before
+training. Splits are by prompt group (the first human turn), never by row.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
-from alignment.config import DataConfig
-from alignment.readers import BadRow, DataError, file_fingerprint, read_rows
+from alignment import shapes
+from alignment.config import DataConfig, DataPart, Format
+from alignment.importers import PassedOver
+from alignment.readers import BadRow, DataError
+from alignment.sources import Source, open_source
 from alignment.templates import Message
-
-ROLES = ("system", "user", "assistant")
+from alignment.trees import tree_chats, tree_rankings
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,30 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A conversation that ends with the assistant's turn. `place` is the `file:line` it was read from."""
+    """A conversation that ends with the assistant's turn, and the tools that were on offer (OpenAI's form).
+
+    `place` is the `file:line` it was read from.
+    """
 
     messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
     place: str = field(default="", compare=False)
 
     @property
     def group(self) -> str:
         return prompt_group(self.messages)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text by itself, to learn all of."""
+
+    text: str
+    place: str = field(default="", compare=False)
+
+    @property
+    def group(self) -> str:
+        return " ".join(self.text.casefold().split())
 
 
 @dataclass(frozen=True)
@@ -73,9 +92,6 @@ class Comparison:
         return (self.first_votes + 0.5 * self.tie_votes) / self.weight
 
 
-R = TypeVar("R", Prompt, Demonstration, Comparison)
-
-
 def prompt_group(messages: Sequence[Message]) -> str:
     """Key under which conversations count as the same prompt: the first human turn, case and spaces folded."""
     first = next((message["content"] for message in messages if message["role"] == "user"), "")
@@ -84,182 +100,255 @@ def prompt_group(messages: Sequence[Message]) -> str:
 
 # --- rows to records -----------------------------------------------------------------------------------------------
 
-
-def _text(row: Mapping[str, Any], key: str, empty: bool = False) -> str:
-    if key not in row:
-        raise BadRow(f"no key '{key}'; found the keys {', '.join(map(str, row))} (data.columns renames)")
-    value = row[key]
-    if not isinstance(value, str):
-        raise BadRow(f"'{key}' must be a text, found {type(value).__name__}")
-    if not empty and not value.strip():
-        raise BadRow(f"'{key}' is empty")
-    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-        raise BadRow(f"'{key}' holds half of a surrogate pair, which is no character")
-    return value
+_DEMONSTRATIONS: tuple[Format, ...] = (
+    "chat", "sharegpt", "tree", "self-instruct", "alpaca", "completion", "pair", "ranking", "rag", "faq",
+)  # fmt: skip
+_COMPARISONS: tuple[Format, ...] = ("pair", "ranking", "tree")
+_PROMPTS: tuple[Format, ...] = ("prompt", *_DEMONSTRATIONS, "rating")
 
 
-def _messages(value: Any, key: str) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        raise BadRow(f"'{key}' must be a list of messages, found {type(value).__name__ if value else 'an empty one'}")
-    messages = []
-    for number, item in enumerate(value, 1):
-        if not isinstance(item, Mapping):
-            raise BadRow(f"message {number} of '{key}' must be an object, found {type(item).__name__}")
-        if item.get("role") not in ROLES:
-            raise BadRow(f"message {number} of '{key}' has role {item.get('role')!r}; expected {', '.join(ROLES)}")
-        messages.append(Message(role=item["role"], content=_text(item, "content")))
-    return tuple(messages)
+def to_examples(row: Mapping[str, Any], format: Format = "auto") -> list[Demonstration | Document]:
+    """What SFT learns from a row: demonstrations, or a text."""
+    shape = shapes.shape_of(row, format, (*_DEMONSTRATIONS, "text"))
+    return [Document(shapes.text_of(row, "text"))] if shape == "text" else list(to_demonstrations(row, format))
 
 
-def _prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    value = row["prompt"]
-    if isinstance(value, list):
-        return _messages(value, "prompt")
-    return (Message(role="user", content=_text(row, "prompt")),)
+def to_demonstrations(row: Mapping[str, Any], format: Format = "auto") -> list[Demonstration]:
+    """Alpaca, chat, prompt and completion, question and answer, the chosen side of a pair, the best of a ranking:
+    one each. Self-instruct's instances and OpenAssistant's trees: as many as they hold."""
+    shape = shapes.shape_of(row, format, _DEMONSTRATIONS)
+    if shape == "tree":
+        return [Demonstration(messages) for messages in tree_chats(row)]
+    if shape == "self-instruct":
+        return [Demonstration(shapes.with_answer(*instance)) for instance in shapes.instances(row)]
+    return [to_demonstration(row, shape)]
 
 
-def _completion(row: Mapping[str, Any], key: str) -> str:
-    value = row.get(key)
-    if isinstance(value, list):
-        messages = _messages(value, key)
-        if len(messages) != 1 or messages[0]["role"] != "assistant":
-            raise BadRow(f"'{key}' must be one assistant message")
-        return messages[0]["content"]
-    return _text(row, key)
-
-
-def _alpaca_prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    extra = row.get("input")
-    text = _text(row, "instruction") + (f"\n\n{extra}" if isinstance(extra, str) and extra.strip() else "")
-    return (Message(role="user", content=text),)
-
-
-def parse_transcript(text: str) -> tuple[Message, ...]:
-    """Turns of an HH transcript (`\\n\\nHuman: ... \\n\\nAssistant: ...`), surrounding spaces dropped."""
-    messages: list[Message] = []
-    parts = re.split(r"\n\n(Human|Assistant):", text)
-    if parts[0].strip() or len(parts) < 3:
-        raise BadRow("a transcript must begin with '\\n\\nHuman:' and hold turns marked '\\n\\nAssistant:'")
-    for speaker, content in zip(parts[1::2], parts[2::2], strict=True):
-        role = "user" if speaker == "Human" else "assistant"
-        if not content.strip():
-            raise BadRow(f"turn {len(messages) + 1} of the transcript ({role}) is empty")
-        messages.append(Message(role=role, content=content.strip()))
-    return tuple(messages)
-
-
-def _split_answer(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], str]:
-    if messages[-1]["role"] != "assistant":
-        raise BadRow("the conversation must end with the assistant's turn")
-    if len(messages) < 2:
-        raise BadRow("the conversation has no turn before the assistant's")
-    return messages[:-1], messages[-1]["content"]
-
-
-def _with_answer(prompt: tuple[Message, ...], answer: str) -> tuple[Message, ...]:
-    return (*prompt, Message(role="assistant", content=answer))
-
-
-def _pair(row: Mapping[str, Any]) -> Comparison:
-    if "prompt" in row:
-        prompt, first, second = _prompt(row), _completion(row, "chosen"), _completion(row, "rejected")
+def to_demonstration(row: Mapping[str, Any], format: Format = "auto") -> Demonstration:
+    """The demonstration of a row that holds one."""
+    shape = shapes.shape_of(row, format, [shape for shape in _DEMONSTRATIONS if shape not in ("tree", "self-instruct")])
+    if shape in ("chat", "sharegpt"):
+        chat = _chat(row, shape)
+        shapes.split_answer(chat.messages)
+        if not any(turn.get("weight", 1) for turn in chat.messages if turn["role"] == "assistant"):
+            raise BadRow("every assistant message has weight 0, so there is nothing to learn")
+        return Demonstration(chat.messages, chat.tools)
+    if shape == "alpaca":
+        prompt = shapes.alpaca_prompt(shapes.text_of(row, "instruction"), row.get("input"))
+        answer = shapes.text_of(row, "output")
+    elif shape == "completion":
+        prompt, answer = shapes.prompt_turns(row), shapes.completion_of(row, "completion")
+    elif shape == "pair":
+        prompt, answer, _ = shapes.pair_of(row)
+    elif shape == "ranking":
+        found = shapes.ranking(row)
+        prompt, answer = found.prompt, found.completions[found.ranks.index(min(found.ranks))]
+    elif shape == "rag":
+        prompt, found_answer = shapes.rag(row)
+        if found_answer is None or found_answer == "":
+            raise BadRow(
+                "'answer' is empty; mark a question that the documents do not answer with `unanswerable: true`"
+            )
+        answer = shapes.check_text(found_answer, "'answer'")
     else:
-        sides = [
-            _messages(row[key], key) if isinstance(row[key], list) else parse_transcript(_text(row, key))
-            for key in ("chosen", "rejected")
-        ]
-        (prompt, first), (other, second) = (_split_answer(side) for side in sides)
-        if prompt != other:
-            raise BadRow("'chosen' and 'rejected' differ before the assistant's last turn")
+        prompt = (Message(role="user", content=shapes.text_of(row, "question")),)
+        answer = shapes.text_of(row, "answer")
+    return Demonstration(shapes.with_answer(prompt, answer))
+
+
+def _chat(row: Mapping[str, Any], shape: Format) -> shapes.Chat:
+    if shape == "sharegpt":
+        return shapes.sharegpt(row)
+    return shapes.Chat(shapes.messages_of(row, "messages"), shapes.tools_of(row))
+
+
+def to_comparisons(row: Mapping[str, Any], format: Format = "auto") -> list[Comparison]:
+    """A pair: one. A ranking of K answers, or each of a tree's: all K(K-1)/2 pairs (InstructGPT, section 3.5)."""
+    shape = shapes.shape_of(row, format, _COMPARISONS)
+    if shape == "pair":
+        return [to_comparison(row)]
+    rankings = tree_rankings(row) if shape == "tree" else [shapes.ranking(row)]
+    if not rankings:
+        raise PassedOver("no answers of this tree were ranked")
+    return [pair for ranking in rankings for pair in _ranked_pairs(ranking)]
+
+
+def to_comparison(row: Mapping[str, Any]) -> Comparison:
+    """A pair: prompt, chosen, rejected; or whole transcripts or conversations under chosen and rejected."""
+    shapes.shape_of(row, "pair", ["pair"])
+    prompt, first, second = shapes.pair_of(row)
     if first == second:
         raise BadRow("'chosen' and 'rejected' are the same")
     return Comparison(prompt, first, second)
 
 
-def to_demonstration(row: Mapping[str, Any]) -> Demonstration:
-    """Alpaca, chat, prompt/completion, or the chosen side of a pair."""
-    if "messages" in row:
-        messages = _messages(row["messages"], "messages")
-        _split_answer(messages)
-    elif "instruction" in row:
-        messages = _with_answer(_alpaca_prompt(row), _text(row, "output"))
-    elif "prompt" in row and "completion" in row:
-        messages = _with_answer(_prompt(row), _completion(row, "completion"))
-    elif "chosen" in row and "rejected" in row:
-        pair = _pair(row)
-        messages = _with_answer(pair.prompt, pair.first)
-    else:
-        raise BadRow(_wrong_keys(row, "messages | instruction+output | prompt+completion | chosen+rejected"))
-    return Demonstration(messages)
+def _ranked_pairs(ranking: shapes.Ranking) -> Iterator[Comparison]:
+    for (first, one), (second, other) in itertools.combinations(
+        zip(ranking.completions, ranking.ranks, strict=True), 2
+    ):
+        if first != second:
+            yield Comparison(ranking.prompt, first, second, int(one < other), int(other < one), int(one == other))
 
 
-def to_comparison(row: Mapping[str, Any]) -> Comparison:
-    """A pair: prompt, chosen, rejected; or whole transcripts or conversations under chosen and rejected."""
-    if not ("chosen" in row and "rejected" in row):
-        raise BadRow(_wrong_keys(row, "prompt+chosen+rejected | chosen+rejected (whole transcripts)"))
-    return _pair(row)
+def to_prompts(row: Mapping[str, Any], format: Format = "auto") -> list[Prompt]:
+    """The prompts of any row but a text."""
+    shape = shapes.shape_of(row, format, _PROMPTS)
+    if shape == "tree":
+        return [Prompt(messages[:-1]) for messages in tree_chats(row)]
+    if shape == "self-instruct":
+        columns = {key: value for key, value in row.items() if key != "instances"}
+        return [Prompt(prompt, columns) for prompt, _ in shapes.instances(row)]
+    return [to_prompt(row, shape)]
 
 
-def to_prompt(row: Mapping[str, Any]) -> Prompt:
-    """The prompt of any row: the conversation before the assistant's last turn."""
-    columns = {key: value for key, value in row.items() if key not in ("prompt", "messages")}
-    if "prompt" in row:
-        messages = _prompt(row)
-    elif "messages" in row:
-        messages = _messages(row["messages"], "messages")
+def to_prompt(row: Mapping[str, Any], format: Format = "auto") -> Prompt:
+    """The prompt of a row that holds one: the conversation before the assistant's last turn."""
+    shape = shapes.shape_of(row, format, [shape for shape in _PROMPTS if shape not in ("tree", "self-instruct")])
+    if shape in ("chat", "sharegpt"):
+        messages, tools = _chat(row, shape)
+        if tools:
+            raise BadRow("prompts with tools are for python -m sft alone: no reward model has seen any")
         messages = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-    elif "instruction" in row:
-        messages = _alpaca_prompt(row)
-    elif "chosen" in row and "rejected" in row:
-        messages = _pair(row).prompt
+    elif shape == "alpaca":
+        messages = shapes.alpaca_prompt(shapes.text_of(row, "instruction"), row.get("input"))
+    elif shape == "pair":
+        messages, _, _ = shapes.pair_of(row)
+    elif shape == "rag":
+        messages, _ = shapes.rag(row)
+    elif shape == "faq":
+        messages = (Message(role="user", content=shapes.text_of(row, "question")),)
     else:
-        raise BadRow(_wrong_keys(row, "prompt | messages | instruction | chosen+rejected"))
+        messages = shapes.prompt_turns(row)
     if not messages or messages[-1]["role"] != "user":
         raise BadRow("the prompt must end with the user's turn")
-    return Prompt(messages, columns)
+    return Prompt(messages, {key: value for key, value in row.items() if key not in ("prompt", "messages")})
 
 
-def _wrong_keys(row: Mapping[str, Any], expected: str) -> str:
-    return f"found the keys {', '.join(map(str, row)) or 'none'}; expected {expected} (data.columns renames)"
+# --- one pass over a data section ----------------------------------------------------------------------------------
+
+R = TypeVar("R", bound=Prompt | Demonstration | Document | Comparison)
+Convert = Callable[[Mapping[str, Any], Format], Sequence[R]]
+Use = Literal["train", "eval"]
 
 
-@dataclass(frozen=True)
-class Records(Generic[R]):
-    """Records of one source, what was set aside, and what identifies the source."""
+class Reading(Generic[R]):
+    """One pass over the sources that a `data` section names, row by row; what it met is known when it is through.
 
-    items: list[R]
-    bad: list[tuple[str, str]]
-    fingerprint: dict[str, Any]
+    Iterating yields ("train" or "eval", record): held-out records once, those to train on as often as the weight of
+    their part says. Where `data.eval` is named, rows of `data.train` with one of its prompts are left out.
 
-
-def read_records(path: str | Path, to_record: Callable[[Mapping[str, Any]], R], config: DataConfig) -> Records[R]:
-    """Read every row behind a path as one kind of record.
+    Args:
+        convert: one of to_examples, to_demonstrations, to_comparisons, to_prompts.
+        open: what finds the rows behind a part.
 
     Raises:
-        DataError: no rows, or a larger share of bad rows than `data.max_bad_share`; it names the first of them.
+        DataError: from the iteration: nothing there, too large a share of bad rows, or nothing left to train on.
     """
-    records: list[R] = []
-    bad: list[tuple[str, str]] = []
-    for where, row in read_rows(path):
-        try:
-            if isinstance(row, BadRow):
-                raise row
-            if not isinstance(row, dict):
-                raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
-            records.append(replace(to_record(renamed(row, config.columns)), place=where))
-        except BadRow as reason:
-            bad.append((where, str(reason)))
-    check_bad(str(path), len(records), bad, config.max_bad_share)
-    return Records(records, bad, file_fingerprint(path, len(records)))
+
+    def __init__(
+        self, config: DataConfig, convert: Convert[R], open: Callable[[DataPart, DataConfig], Source] = open_source
+    ) -> None:
+        self.config, self._convert, self._open = config, convert, open
+        self.bad: list[tuple[str, str]] = []
+        self.passed_over: Counter[str] = Counter()
+        self.leaked = 0
+        self.fingerprints: dict[Use, list[dict[str, Any]]] = {"train": [], "eval": []}
+
+    def __iter__(self) -> Iterator[tuple[Use, R]]:
+        config = self.config
+        held_out: set[bytes] = set()
+        if config.eval_part is not None:
+            for use, record in self._read(config.eval_part, "eval"):
+                held_out.add(_digest(record.group))
+                yield use, record
+        for part in config.parts:
+            yield from self._read(part, "train", held_out)
+        if not sum(mark["rows"] for mark in self.fingerprints["train"]):
+            if config.eval is None:
+                rows = sum(mark["rows"] for mark in self.fingerprints["eval"])
+                raise DataError(
+                    f"{config.parts[0].path}: all {rows} rows fell into the held-out share; lower data.eval_share"
+                )
+            raise DataError(f"{config.parts[0].path}: each of its prompts stands in data.eval={config.eval} too")
+
+    def notes(self) -> list[str]:
+        """What a person should know about rows that were neither bad nor used."""
+        notes = [f"{count} passed over: {reason}" for reason, count in self.passed_over.items()]
+        if self.leaked:
+            notes.append(
+                f"{self.leaked} rows of data.train left out: their prompts stand in data.eval={self.config.eval}"
+            )
+        return notes
+
+    def _read(self, part: DataPart, use: Use, held_out: Collection[bytes] = ()) -> Iterator[tuple[Use, R]]:
+        config = self.config
+        source = self._open(part, config)
+        num_read = 0
+        bad: list[tuple[str, str]] = []
+        counts: Counter[Use] = Counter()
+        for record in self._records(source, part, bad):
+            num_read += 1
+            if use == "eval" or (config.eval is None and is_held_out(record, config.eval_share, config.split_seed)):
+                counts["eval"] += 1
+                yield "eval", record
+            elif _digest(record.group) in held_out:
+                self.leaked += 1
+            else:
+                times = _times(part.weight, f"{config.split_seed}\0{num_read}")
+                counts["train"] += times
+                for _ in range(times):
+                    yield "train", record
+            if num_read == part.cap:
+                break
+        self.bad += bad
+        check_bad(part.path, num_read, bad, config.max_bad_share)
+        is_split = config.eval is None and config.eval_share > 0
+        uses: tuple[Use, ...] = ("train", "eval") if is_split else (use,)
+        split = {"split": self._split()} if is_split else {}
+        mark = source.fingerprint() | _mixing(part) | split
+        for side in uses:
+            self.fingerprints[side].append(mark | {"rows": counts[side], "use": side})
+
+    def _records(self, source: Source, part: DataPart, bad: list[tuple[str, str]]) -> Iterator[R]:
+        for where, row in source.rows:
+            try:
+                if isinstance(row, BadRow):
+                    raise row
+                for record in self._convert(row, part.format or "auto") if isinstance(row, Mapping) else [row]:
+                    yield replace(record, place=where)
+            except PassedOver as reason:
+                self.passed_over[str(reason)] += 1
+            except BadRow as reason:
+                bad.append((where, str(reason)))
+
+    def _split(self) -> str:
+        return f"by prompt group, {self.config.eval_share:g} held out, seed {self.config.split_seed}"
 
 
-def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
-    """The row under our names. A column that `columns` names stands before one that bears our name by chance."""
-    missing = [theirs for theirs in columns.values() if theirs not in row]
-    if missing:
-        raise BadRow(f"no key '{missing[0]}', which data.columns names; found {', '.join(map(str, row))}")
-    taken = set(columns.values())
-    return {key: row[key] for key in row if key not in taken} | {ours: row[theirs] for ours, theirs in columns.items()}
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _times(weight: float, key: str) -> int:
+    """How often a row of this weight is used: the whole part, and once more with the probability of the rest."""
+    whole, rest = divmod(weight, 1)
+    return int(whole) + (rest > 0 and int.from_bytes(_digest(key)[:8], "big") < rest * 2**64)
+
+
+def _mixing(part: DataPart) -> dict[str, Any]:
+    """What of a part's settings decides which rows are used, for its fingerprint."""
+    settings = {"weight": part.weight, "cap": part.cap, "format": part.format, "columns": part.columns}
+    defaults: dict[str, Any] = {"weight": 1.0, "cap": None, "format": "auto", "columns": {}}
+    return {key: value for key, value in settings.items() if value != defaults[key]}
+
+
+def is_held_out(record: Prompt | Demonstration | Document | Comparison, share: float, seed: int) -> bool:
+    """Whether a record's prompt group is held out.
+
+    A group goes by the hash of its own text, so that adding rows never moves a prompt from one side to the other.
+    """
+    digest = hashlib.sha256(f"{seed}\0{record.group}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def check_bad(source: str, num_good: int, bad: Sequence[tuple[str, str]], max_bad_share: float) -> None:
@@ -273,45 +362,41 @@ def check_bad(source: str, num_good: int, bad: Sequence[tuple[str, str]], max_ba
         raise DataError(f"{where}: {reason}{more}; mend the rows or raise data.max_bad_share")
 
 
-def split_by_group(records: Sequence[R], share: float, seed: int = 0) -> tuple[list[R], list[R]]:
-    """Split into (train, held out) so that no prompt group stands on both sides.
+# --- a whole data section in memory --------------------------------------------------------------------------------
 
-    A group goes by the hash of its own text, so that adding rows never moves a prompt from one side to the other.
+
+@dataclass(frozen=True)
+class Records(Generic[R]):
+    """Records for one use, what was set aside of them, and what identifies their sources."""
+
+    items: list[R]
+    bad: list[tuple[str, str]]
+    fingerprints: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
+
+
+def read_records(path: str | Path, convert: Convert[R], config: DataConfig) -> Records[R]:
+    """Every record behind one path; nothing is held out.
+
+    Raises:
+        DataError: see `Reading`.
     """
-    train: list[R] = []
-    held_out: list[R] = []
-    for record in records:
-        digest = hashlib.sha256(f"{seed}\0{record.group}".encode()).digest()
-        side = held_out if int.from_bytes(digest[:8], "big") < share * 2**64 else train
-        side.append(record)
-    return train, held_out
+    whole = config.model_copy(update={"train": str(path), "eval": None, "eval_share": 0.0})
+    return train_and_eval(whole, convert)[0]
 
 
 def train_and_eval(
-    config: DataConfig, to_record: Callable[[Mapping[str, Any]], R], seed: int
+    config: DataConfig, convert: Convert[R], open: Callable[[DataPart, DataConfig], Source] = open_source
 ) -> tuple[Records[R], Records[R]]:
     """The training and held-out records that a `data` section names.
 
     Raises:
-        DataError: see `read_records`; or a split that leaves nothing to train on.
+        DataError: see `Reading`.
     """
-    train = read_records(config.train, to_record, config)
-    if config.eval is not None:
-        return train, read_records(config.eval, to_record, config)
-    return hold_out(train, config, seed)
-
-
-def hold_out(train: Records[R], config: DataConfig, seed: int) -> tuple[Records[R], Records[R]]:
-    """Part one source into training and held-out records by `data.eval_share`.
-
-    Raises:
-        DataError: nothing is left to train on.
-    """
-    kept, held_out = split_by_group(train.items, config.eval_share, seed)
-    if not kept:
-        raise DataError(f"{config.train}: all {len(held_out)} rows fell into the held-out share; lower data.eval_share")
-    mark = {"split": f"by prompt group, {config.eval_share:g} held out, seed {seed}"}
-    return (
-        Records(kept, train.bad, train.fingerprint | mark | {"rows": len(kept)}),
-        Records(held_out, [], train.fingerprint | mark | {"rows": len(held_out)}),
-    )
+    reading = Reading(config, convert, open)
+    items: dict[Use, list[R]] = {"train": [], "eval": []}
+    for use, record in reading:
+        items[use].append(record)
+    marks = reading.fingerprints
+    train = Records(items["train"], reading.bad, marks["train"], reading.notes())
+    return train, Records(items["eval"], [], marks["eval"])

@@ -56,7 +56,7 @@ def check(
     from alignment.inspection_report import html_page, text_lines
 
     recipe = _recipe(config, files)
-    sources = files or [recipe.data.train]
+    sources = files or [part.path for part in recipe.data.parts]
     tokenizer = _tokenizer(model, recipe.model)
     inspector = Inspector(recipe.data, recipe.seed, tokenizer, _validator(schema) if schema else None)
     _inspect(inspector, sources, recipe.data.eval, scrub)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 import transformers.integrations.deepspeed as hf_deepspeed
 from accelerate import Accelerator, DeepSpeedPlugin, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
@@ -96,6 +97,11 @@ def on_main_process(call: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return value  # type: ignore[return-value]
+
+
+def forget_accelerator() -> None:
+    """Allow another trainer in this process: accelerate refuses a second one with a DeepSpeed config."""
+    AcceleratorState._reset_state()
 
 
 def make_accelerator(*, accumulation: int, microbatch: int, max_grad_norm: float, bf16: bool = False) -> Accelerator:

@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignment.config import DataConfig
-from alignment.data import Demonstration, renamed, split_by_group, to_comparison, to_demonstration
+from alignment.data import Demonstration, is_held_out, to_comparison, to_demonstration
 from alignment.duplicates import Sketches, digest, folded
 from alignment.inspection_report import Finding, Lengths, Level, Report, SetAside
 from alignment.privacy import scrub_row
 from alignment.readers import BadRow, DataError, read_rows
+from alignment.sources import renamed
 from alignment.templates import Message, TemplateError, encode_conversation
 
 if TYPE_CHECKING:
@@ -134,8 +135,6 @@ class Inspector:
         for kind, count in personal.items():
             self.personal.setdefault(kind, Seen()).add(where, count)
         try:
-            if not isinstance(row, dict):
-                raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
             named = renamed(row, self.config.columns)
             record = to_demonstration(named)
         except BadRow as reason:
@@ -163,7 +162,7 @@ class Inspector:
     def _record(self, where: str, record: Demonstration, held_out: bool | None) -> None:
         messages = record.messages
         if held_out is None:
-            held_out = bool(split_by_group([record], self.config.eval_share, self.seed)[1])
+            held_out = is_held_out(record, self.config.eval_share, self.seed)
         self.places.add(where)
         self.held_out.append(held_out)
         prompt = "\0".join(f"{message['role']}\0{message['content']}" for message in messages[:-1])

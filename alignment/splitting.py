@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alignment.data import check_bad, split_by_group, to_demonstration, to_prompt
+from alignment.data import check_bad, is_held_out, to_demonstration, to_prompt
 from alignment.duplicates import Groups, Sketches, digest
 from alignment.readers import BadRow, DataError, data_files, file_fingerprint, jsonl_lines, read_rows
 
@@ -43,7 +43,7 @@ def plan_split(
     """Decide for each row behind a path on which side it goes.
 
     Rows of one prompt (first human turn, case and spaces folded), of nearly the same prompt, or of one passage go
-    together, to the side that `alignment.data.split_by_group` gives one of them: about `share` of the groups.
+    together, to the side that `alignment.data.is_held_out` gives one of them: about `share` of the groups.
 
     Raises:
         DataError: too many bad rows, or nothing on one side.
@@ -95,8 +95,8 @@ def _place(row: Any, share: float, seed: int) -> tuple[str, bool]:
             prompt = to_prompt(row)
         except BadRow:
             raise reason from None
-        return prompt.group, bool(split_by_group([prompt], share, seed)[1])
-    return record.group, bool(split_by_group([record], share, seed)[1])
+        return prompt.group, is_held_out(prompt, share, seed)
+    return record.group, is_held_out(record, share, seed)
 
 
 def _together(groups: array[int], sketches: Sketches, passages: list[tuple[int, int]]) -> NDArray[np.int64]:

@@ -177,8 +177,14 @@ def _leave_processes() -> None:
             torch.distributed.destroy_process_group()
 
 
-def write_bad_rows(run_dir: Path, bad: Sequence[tuple[str, str]]) -> None:
-    """Keep the rows that were set aside, with the reason, in `RUN/bad_rows.jsonl`, and say how many there are."""
+def write_bad_rows(run_dir: Path, bad: Sequence[tuple[str, str]], notes: Sequence[str] = ()) -> None:
+    """Keep the rows that were set aside, with the reason, in `RUN/bad_rows.jsonl`, and say how many there are.
+
+    Args:
+        notes: what else happened to rows, a line each.
+    """
+    for note in notes:
+        print(one_line(note), file=sys.stderr)
     if not bad:
         return
     path = run_dir / "bad_rows.jsonl"

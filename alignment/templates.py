@@ -1,62 +1,54 @@
 """The one place that turns a conversation into token ids and a loss mask.
 
 Training, sampling, scoring and PPO all come through here, so that a model never meets a rendering it was not trained
-on. A conversation is a list of `{"role": "system" | "user" | "assistant", "content": str}`.
+on. The text is rendered once and tokenized in pieces that end where an answer begins or ends: no token spans the
+border, so the prompt's ids are a prefix of the conversation's under any tokenizer. What people wrote can never become
+a control token: `<|im_end|>` in a message is tokenized as the eight letters and signs that it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import jinja2
 
-from alignment.errors import UserError
+from alignment.chat_templates import TEMPLATES
+from alignment.tokenization import (
+    Span,
+    TemplateError,
+    Unrenderable,
+    adds_bos,
+    disarm,
+    encode_pieces,
+    piece_lengths,
+    readable,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_MARKS = re.compile(r"\{%-?\s*generation\b")
+
+Tools = Sequence[Mapping[str, Any]]
+
 
 class Message(TypedDict):
+    """One turn. `weight` 0 on an assistant's turn takes the loss off it; `tool_calls` are as OpenAI has them, with
+    the arguments as an object."""
+
     role: str
     content: str
+    weight: NotRequired[int]
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
 
 
-class TemplateError(UserError):
-    """A chat template or tokenizer that cannot render what is asked."""
-
-
-# Both end the prompt in a newline and trim the answer, so that no token can span the border between the two ("\n" and
-# "\n\n" are different tokens), and mark the assistant's tokens, EOS included, with {% generation %}. A line break that
-# follows a block tag is an expression, because transformers renders with trim_blocks, which swallows a bare one.
-TEMPLATES = {
-    "chatml": (
-        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-        "{% if message['role'] == 'assistant' %}"
-        "{% generation %}{{ message['content'] | trim }}{{ eos_token }}{% endgeneration %}"
-        "{% else %}{{ message['content'] }}<|im_end|>{% endif %}{{ '\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    ),
-    "alpaca": (
-        "{% for message in messages %}"
-        "{% if message['role'] == 'assistant' %}### Response:\n"
-        "{% generation %}{{ message['content'] | trim }}{{ eos_token }}{% endgeneration %}{{ '\n\n' }}"
-        "{% elif message['role'] == 'system' %}{{ message['content'] }}\n\n"
-        "{% else %}### Instruction:\n{{ message['content'] }}\n\n{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}### Response:\n{% endif %}"
-    ),
-}
-
-
-def set_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> None:
-    """Put a named template on the tokenizer; None keeps its own, which must then exist."""
-    if name is not None:
-        if name not in TEMPLATES:
-            raise TemplateError(f"model.template: no template '{name}'; known: {', '.join(TEMPLATES)}")
-        tokenizer.chat_template = TEMPLATES[name]
-    if not tokenizer.chat_template:
-        raise TemplateError("the tokenizer has no chat template; set model.template to one of: " + ", ".join(TEMPLATES))
+_GREETING = (Message(role="user", content="Hi."), Message(role="assistant", content="Hello."))
 
 
 @dataclass(frozen=True)
@@ -73,18 +65,32 @@ class Encoded:
         return next((i for i, kept in enumerate(reversed(mask)) if not kept), len(mask))
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: bool) -> list[int]:
-    return list(_render(tokenizer, messages, **options)["input_ids"])
+def set_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> None:
+    """Put a template on the tokenizer: one of ours, or a `.jinja` file; None keeps its own, which must then exist.
 
+    Ours begin with BOS where the tokenizer would put one before a text: such a model has never seen a text without.
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: bool) -> Any:
+    Raises:
+        TemplateError: no such template or file, one that does not parse or cannot render a question and an answer.
+    """
+    if name is None:
+        if not tokenizer.chat_template:
+            known = ", ".join(TEMPLATES)
+            raise TemplateError(f"the tokenizer has no chat template; set model.template to one of: {known}")
+        return
+    if name in TEMPLATES:
+        tokenizer.chat_template = ("{{ bos_token }}" if adds_bos(tokenizer) else "") + TEMPLATES[name]
+        return
+    if not name.endswith(".jinja"):
+        known = ", ".join(TEMPLATES)
+        raise TemplateError(f"model.template: no template '{name}'; known: {known}, or the path of a .jinja file")
     try:
-        return tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True, **options)
-    except jinja2.TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise TemplateError(
-            f"the chat template refuses a conversation of {roles}: {error}; change the rows or set model.template"
-        ) from error
+        tokenizer.chat_template = Path(name).read_text(encoding="utf-8")
+        encoded, prompt = encode_conversation(tokenizer, _GREETING), encode_prompt(tokenizer, _GREETING[:1])
+        if encoded and encoded.input_ids[: len(prompt)] != prompt:
+            raise TemplateError("what it renders with add_generation_prompt is not how an answer begins")
+    except (OSError, UnicodeDecodeError, TemplateError) as error:
+        raise TemplateError(f"model.template: {name}: {error}") from None
 
 
 def encode_prompt(
@@ -94,36 +100,57 @@ def encode_prompt(
 
     With `max_length` the oldest tokens are cut, a leading BOS excepted.
     """
-    ids = _ids(tokenizer, messages, add_generation_prompt=True)
+    messages = disarm(tokenizer, list(messages))
+    text, marked = _render(tokenizer, messages, add_generation_prompt=True)
+    spans: Sequence[Span] = ()
+    if any(message["role"] == "assistant" for message in messages):
+        try:
+            spans = marked or _turns(tokenizer, messages, None, text)
+        except Unrenderable:
+            spans = ()  # no borders to keep to: such a conversation cannot be trained on either
+    ids = [token for piece in encode_pieces(tokenizer, text, spans) for token in piece]
     return _cut_left(tokenizer, ids, max_length) if max_length else ids
 
 
 def encode_conversation(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_length: int | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    max_length: int | None = None,
+    tools: Tools | None = None,
 ) -> Encoded | None:
     """Token ids and loss mask of a conversation that ends with the assistant's turn.
 
-    The ids end at the assistant's last EOS: whatever a template renders after it (a newline, say) would be read as
-    the end of the answer by a reward model. With `max_length` the oldest tokens are cut; None is returned where the
-    last response would not fit whole, because a response without its EOS teaches a model never to stop.
+    The ids end at the assistant's last EOS that is trained on: whatever a template renders after it (a newline, say)
+    would be read as the end of the answer by a reward model. With `max_length` the oldest tokens are cut; None is
+    returned where the last response would not fit whole, because a response without its EOS teaches a model never to
+    stop.
 
     Raises:
+        Unrenderable: this conversation, under this template.
         TemplateError: the assistant's turn does not end with the tokenizer's EOS.
     """
     assert messages[-1]["role"] == "assistant", messages
-    if "{% generation" in str(tokenizer.chat_template) or "{%- generation" in str(tokenizer.chat_template):
-        rendered = _render(tokenizer, messages, return_assistant_tokens_mask=True)
-        ids, mask = list(rendered["input_ids"]), [bool(bit) for bit in rendered["assistant_masks"]]
-    else:
-        ids, mask = _mask_by_prefix(tokenizer, messages)
-    end = len(mask) - next((i for i, kept in enumerate(reversed(mask)) if kept), len(mask))
-    ids, mask = ids[:end], mask[:end]
-    if not ids or ids[-1] != tokenizer.eos_token_id:
-        found = tokenizer.decode(ids[-1:]) if ids else "nothing"
-        raise TemplateError(
-            f"the chat template ends the assistant's turn with {found!r}, not with the tokenizer's EOS "
-            f"{tokenizer.eos_token!r}: the model would never learn to stop; set model.eos_token or model.template"
-        )
+    weights = [message.get("weight", 1) for message in messages if message["role"] == "assistant"]
+    messages, tools = disarm(tokenizer, list(messages)), disarm(tokenizer, list(tools or ()))
+    text, marked = _render(tokenizer, messages, tools)
+    if len(marked) < len(weights) or (len(marked) > len(weights) and 0 in weights):
+        marked = []  # no marks, or not one for each turn
+    spans = marked or _turns(tokenizer, messages, tools, text)
+    trained = [span for span, weight in zip(spans, weights, strict=True) if weight] if 0 in weights else spans
+    assert trained, messages
+    if not text[: trained[-1][1]].endswith(tokenizer.eos_token):
+        raise _no_eos(tokenizer, readable(tokenizer, text[slice(*trained[-1])]))
+    ids: list[int] = []
+    mask: list[bool] = []
+    position = 0
+    for length, piece in zip(piece_lengths(text, spans), encode_pieces(tokenizer, text, spans), strict=True):
+        ids += piece
+        mask += [(position, position + length) in trained] * len(piece)
+        position += length
+        if position == trained[-1][1]:
+            break
+    if ids[-1] != tokenizer.eos_token_id:
+        raise _no_eos(tokenizer, tokenizer.decode(ids[-1:]))
     encoded = Encoded(ids, mask)
     if max_length and len(ids) > max_length:
         if encoded.num_response_tokens >= max_length:
@@ -133,6 +160,25 @@ def encode_conversation(
     return encoded
 
 
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text by itself, all to be trained on: BOS where the tokenizer puts one, the text, EOS.
+
+    Raises:
+        Unrenderable: the text has BOS or EOS in it, so a template has rendered it already; it would get a second BOS.
+    """
+    ends = [token for token in (tokenizer.bos_token, tokenizer.eos_token) if token]
+    found = next((token for token in ends if text.startswith(token) or text.rstrip().endswith(token)), None)
+    if found:
+        raise Unrenderable(
+            f"the text begins or ends with {found!r}, which is the tokenizer's to add: a template has rendered it "
+            "already; give the conversation as `messages`, or take the control tokens out"
+        )
+    disarmed = disarm(tokenizer, text)
+    ids = [token for piece in encode_pieces(tokenizer, disarmed, ()) for token in piece]
+    start = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
+    return [*start, *ids, tokenizer.eos_token_id]
+
+
 def _cut_left(tokenizer: PreTrainedTokenizerBase, ids: list[int], max_length: int) -> list[int]:
     if len(ids) <= max_length:
         return ids
@@ -140,25 +186,105 @@ def _cut_left(tokenizer: PreTrainedTokenizerBase, ids: list[int], max_length: in
     return [ids[0], *ids[len(ids) - max_length + 1 :]] if has_bos else ids[-max_length:]
 
 
-def _mask_by_prefix(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-    """The loss mask under a template without {% generation %}: render each prefix and see what the turn adds.
+def _no_eos(tokenizer: PreTrainedTokenizerBase, found: str) -> TemplateError:
+    return TemplateError(
+        f"the chat template ends the assistant's turn with {found[-20:]!r}, not with the tokenizer's EOS "
+        f"{tokenizer.eos_token!r}: the model would never learn to stop; set model.eos_token or model.template"
+    )
 
-    The turn's tokens are trained through its first EOS. (The idea is open-instruct's; it checks the prefix as we do.)
+
+# --- rendering: text, and where in it the assistant's turns are ----------------------------------------------------
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    tools: Tools | None = None,
+    add_generation_prompt: bool = False,
+) -> tuple[str, list[Span]]:
+    """The text, and what of it stands in {% generation %} marks, if the template has any."""
+    template = str(tokenizer.chat_template)
+    _check_tools(template, messages, tools)
+    with_marks = bool(_MARKS.search(template)) and any(message["role"] == "assistant" for message in messages)
+    try:
+        if not with_marks:
+            options = {"tools": list(tools)} if tools else {}
+            text = tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **options
+            )
+            return text, []
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        rendered, spans = render_jinja_template(
+            [list(messages)],
+            tools=list(tools) if tools else None,
+            chat_template=tokenizer.get_chat_template(None, list(tools) if tools else None),
+            return_assistant_tokens_mask=True,
+            add_generation_prompt=add_generation_prompt,
+            **tokenizer.special_tokens_map,
+        )
+        return rendered[0], [(start, stop) for start, stop in spans[0] if start < stop]
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(f"the chat template is no Jinja template: line {error.lineno}: {error.message}") from None
+    except (jinja2.TemplateError, TypeError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise Unrenderable(
+            f"the chat template refuses a conversation of {roles}: {error}; change the rows or set model.template"
+        ) from error
+
+
+def _check_tools(template: str, messages: Sequence[Message], tools: Tools | None) -> None:
+    """A template that knows no tools would leave them out without a word."""
+    uses = {
+        "tools": bool(tools),
+        "tool_calls": any(message.get("tool_calls") for message in messages),
+        "tool": any(message["role"] == "tool" for message in messages),
+    }
+    for name, used in uses.items():
+        if used and name not in template:
+            raise Unrenderable(f"the chat template has no place for {name}; set model.template=chatml, which has one")
+
+
+def _turns(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools | None, text: str
+) -> list[Span]:
+    """Where the assistant's turns are, through EOS, under a template without marks: what each adds to the text.
+
+    (To check it against the message is open-instruct's idea.) What a template writes between header and content, an
+    empty reasoning block for example, is no part of it.
+
+    Raises:
+        Unrenderable: a turn is rendered otherwise when more turns follow, or not as it is written.
+        TemplateError: it has no EOS.
     """
-    ids = _ids(tokenizer, messages)
-    mask = [False] * len(ids)
-    for turn, message in enumerate(messages):
+    spans = []
+    for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        start = _ids(tokenizer, messages[:turn], add_generation_prompt=True)
-        stop = _ids(tokenizer, messages[: turn + 1])
-        if ids[: len(start)] != start or ids[: len(stop)] != stop:
-            raise TemplateError(
-                f"the chat template renders turn {turn + 1} otherwise when more turns follow, so its tokens cannot be "
-                "told apart; set model.template, or add {% generation %} marks to the template"
+        if number == 0:
+            raise Unrenderable(
+                "the conversation begins with the assistant's turn, which cannot be told from its header under a "
+                "template without {% generation %} marks; set model.template"
             )
-        for position in range(len(start), len(stop)):
-            mask[position] = True
-            if ids[position] == tokenizer.eos_token_id:
-                break
-    return ids, mask
+        before, _ = _render(tokenizer, messages[:number], tools, add_generation_prompt=True)
+        through, _ = _render(tokenizer, messages[: number + 1], tools)
+        if not (text.startswith(before) and text.startswith(through) and len(before) < len(through)):
+            raise Unrenderable(
+                f"the chat template renders turn {number + 1} otherwise when more turns follow, so its tokens cannot "
+                "be told apart; set model.template, or add {% generation %} marks to the template"
+            )
+        turn, eos, _ = text[len(before) : len(through)].partition(tokenizer.eos_token)
+        if not eos:
+            raise _no_eos(tokenizer, readable(tokenizer, turn.rstrip()))
+        content = message["content"].strip()
+        start = 0 if message.get("tool_calls") else len(turn.rstrip()) - len(content)
+        written = turn.strip() if message.get("tool_calls") else turn.rstrip()[max(start, 0) :]
+        if start < 0 or not written.startswith(content):
+            raise Unrenderable(
+                f"the chat template renders the assistant's turn {number + 1} as "
+                f"{readable(tokenizer, turn)[:60]!r}, which is not its text; set model.template"
+            )
+        if not turn[:start].strip():
+            start = 0  # white space that the answer begins with
+        spans.append((len(before) + start, len(before) + len(turn) + len(eos)))
+    return spans

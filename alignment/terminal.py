@@ -77,7 +77,10 @@ class ProgressLine(Protocol):
 
 @contextmanager
 def progress(description: str, total: int, enabled: bool = True) -> Iterator[ProgressLine]:
-    """Progress of long work on stderr: a bar on a terminal, a few plain lines in a log, nothing when not enabled."""
+    """Progress of long work on stderr: a bar on a terminal, a few plain lines in a log, nothing when not enabled.
+
+    A total of 0 is one that nobody knows yet.
+    """
     if not enabled:
         yield _Silent()
     elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
@@ -109,7 +112,7 @@ class _Silent:
 class _Bar:
     def __init__(self, bar: Progress, description: str, total: int) -> None:
         self._bar = bar
-        self._task = bar.add_task(description, total=total, shown="")
+        self._task = bar.add_task(description, total=total or None, shown="")
 
     def advance(self, n: int = 1, **fields: float) -> None:
         self._bar.update(self._task, advance=n, shown=_shown(fields))
@@ -134,7 +137,7 @@ class LogLines:
         self._fields = fields
         now = self._clock()
         since = now - self._printed_at
-        tenth = 10 * (self._done - self._printed) >= self._total and since >= 1.0
+        tenth = self._total and 10 * (self._done - self._printed) >= self._total and since >= 1.0
         if tenth or since >= max(10.0, (now - self._start) / 10):
             self._print(now)
 
@@ -144,10 +147,8 @@ class LogLines:
             self._print(self._clock())
 
     def _print(self, now: float) -> None:
-        share = f" ({100 * self._done // self._total}%)" if self._total else ""
-        line = (
-            f"{self._description}: {self._done}/{self._total}{share} {now - self._start:.0f} s {_shown(self._fields)}"
-        )
+        of, share = (f"/{self._total}", f" ({100 * self._done // self._total}%)") if self._total else ("", "")
+        line = f"{self._description}: {self._done}{of}{share} {now - self._start:.0f} s {_shown(self._fields)}"
         print(line.rstrip(), file=self._file or sys.stderr, flush=True)
         self._printed, self._printed_at = self._done, now
 

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from alignment import distributed, methods
 from alignment.config import (
     ADAPTERS,
     SCRATCH,
+    BestModelArguments,
     ConfigError,
     ModelConfig,
     RunConfig,
@@ -142,7 +143,7 @@ def unpublished_base(config: TrainerConfig, start: Start, seed: int) -> Iterator
 
     def build() -> str:
         config.run_dir.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(dir=config.run_dir)
+        folder = tempfile.mkdtemp(prefix="base-", dir=config.run_dir)
         _save_base(config, start, seed, folder)
         return folder
 
@@ -184,6 +185,7 @@ def make_arguments(
     merged.setdefault("bf16", not on_cpu)
     if no_eval:
         merged["eval_strategy"] = "no"
+    _take_out_best_model(merged, no_eval)
     distributed.start_processes()
     with refused_arguments():
         return cls(
@@ -196,6 +198,31 @@ def make_arguments(
             use_cpu=on_cpu,
             remove_unused_columns=False,
         )
+
+
+def _take_out_best_model(merged: dict[str, Any], no_eval: bool) -> None:
+    """`alignment.best_model` reads these from the config; transformers would ask for checkpoints."""
+    best = BestModelArguments.of(merged)
+    if best.early_stopping_patience is None and best.early_stopping_threshold:
+        raise ConfigError(
+            "training.early_stopping_threshold is only for training.early_stopping_patience; set that too"
+        )
+    if best.early_stopping_patience is not None and not best.wanted:
+        raise ConfigError(
+            "training.early_stopping_patience stops after the best model, which is then published; "
+            "take training.load_best_model_at_end=false out"
+        )
+    if best.wanted:
+        key = "load_best_model_at_end" if best.early_stopping_patience is None else "early_stopping_patience"
+        if no_eval:
+            raise ConfigError(f"training.{key} needs held-out rows; set data.eval or data.eval_share")
+        if merged.get("eval_strategy", "no") == "no":
+            raise ConfigError(
+                f"training.{key} needs evaluations in between; set training.eval_strategy=epoch, or =steps with "
+                "training.eval_steps"
+            )
+    for field in fields(BestModelArguments):
+        merged.pop(field.name, None)
 
 
 @contextmanager

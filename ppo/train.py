@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from alignment import distributed, trainers
 from alignment.config import ConfigError
-from alignment.data import Prompt, Records, to_prompt, train_and_eval
+from alignment.data import Prompt, to_prompts, train_and_eval
 from alignment.distributed import Accelerator, all_reduce_sum
 from alignment.generation import stream_seed
 from alignment.models import ModelError, ModelSource, num_parameters
@@ -51,7 +51,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
     )
     _check_backend(accelerator)
     registry = trainers.open_registry(config)
-    prompts, held_out = train_and_eval(config.data, to_prompt, config.training.seed)
+    prompts, held_out = train_and_eval(config.data, to_prompts)
     sources = distributed.on_main_process(lambda: find_models(config.model, registry))
     _check_lengths(config, sources)
     torch.manual_seed(config.training.seed)
@@ -59,8 +59,8 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
     engine, optimizer, schedule = prepare(models, accelerator, config.training)
     with trainers.open_journal(config, "ppo") as journal:
         if accelerator.is_main_process:
-            write_bad_rows(config.run_dir, [*prompts.bad, *held_out.bad])
-        journal.event("data", prompts=prompts.fingerprint, held_out=held_out.fingerprint)
+            write_bad_rows(config.run_dir, prompts.bad, prompts.notes)
+        journal.event("data", prompts=prompts.fingerprints, held_out=held_out.fingerprints, notes=prompts.notes)
         journal.event("backend", **distributed.backend(accelerator, engine))
         journal.event("models", **{role: source.label for role, source in sources.items()})
         loop = _Loop(config, sizes, models, engine, accelerator, optimizer, schedule, journal)
@@ -68,7 +68,9 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
         loop.run(prompts.items, held_out.items)
         last = loop.evaluate(config.training.max_steps, held_out.items)
         metrics = last | {f"start_{name}": value for name, value in first.items()}
-        ref = _publish(config, registry, models, engine, accelerator, prompts, metrics)
+        ref = _publish(
+            config, registry, models, engine, accelerator, [*prompts.fingerprints, *held_out.fingerprints], metrics
+        )
         journal.event("published", model=ref, **metrics)
     return {"model": ref, "metrics": metrics}
 
@@ -309,7 +311,7 @@ def _publish(
     models: Models,
     engine: nn.Module,
     accelerator: Accelerator,
-    prompts: Records[Prompt],
+    data: Sequence[Mapping[str, Any]],
     metrics: Mapping[str, Any],
 ) -> str:
     """Save and publish the policy; every process takes part in gathering the weights."""
@@ -328,7 +330,7 @@ def _publish(
                 stage="ppo",
                 role="policy",
                 parents=models.parents(),
-                data=[prompts.fingerprint],
+                data=data,
                 metrics=metrics,
                 seed=config.training.seed,
             ).ref
@@ -362,7 +364,7 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
     """What `--dry-run` prints beside the config."""
     _check(config)
     sizes = batch_plan(config, world_size)
-    prompts, held_out = train_and_eval(config.data, to_prompt, config.training.seed)
+    prompts, held_out = train_and_eval(config.data, to_prompts)
     sources = find_models(config.model, trainers.open_registry(config))
     _check_lengths(config, sources)
     load_policy_tokenizer(config.model, sources)

@@ -12,62 +12,63 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from alignment.config import DataConfig
-from alignment.data import Comparison, DataError, Records, check_bad, hold_out, read_records, to_comparison
+from alignment.config import DataConfig, DataPart
+from alignment.data import Comparison, Records, to_comparisons, train_and_eval
+from alignment.importers import PassedOver
 from alignment.ratings import RatingsStore, is_ratings_file
+from alignment.readers import DataError
+from alignment.sources import Rows, Source, open_source
 from alignment.templates import Message, encode_conversation
 from alignment.tensors import pad_rows
 
 
-def read_ratings(path: str) -> Records[Comparison]:
+def open_ratings(part: DataPart, config: DataConfig) -> Source:
+    """The comparisons of a ratings database, which is told by its header, not its name; any other source as it is."""
+    if not is_ratings_file(part.path):
+        return open_source(part, config)
+    with RatingsStore(part.path) as store:
+        if not store.ratings():
+            raise DataError(
+                f"{part.path}: no rated pairs yet; rate some with scripts/rate.py --db {part.path} --labeler NAME"
+            )
+        mark = {"name": store.path.name, **store.fingerprint()}
+    return Source(rated_pairs(part.path), lambda: mark)
+
+
+def rated_pairs(path: str) -> Rows:
     """One comparison per rated item, with the votes of all labelers; skips do not count.
 
-    Items whose texts are equal have nothing to compare and are set aside.
-
-    Raises:
-        DataError: no rated item.
+    Items whose texts are equal have nothing to compare and are passed over.
     """
     with RatingsStore(path) as store:
         votes: dict[int, Counter[str]] = {}
         for rating in store.ratings():
             votes.setdefault(rating.item, Counter())[rating.choice] += 1
-        items: list[Comparison] = []
-        bad: list[tuple[str, str]] = []
-        for item in store.items():
-            if item.id not in votes:
-                continue
-            first, second = (completion.text for completion in item.completions)
-            place = f"{path}:item {item.id}"
-            if first == second:
-                bad.append((place, "both completions are the same"))
-                continue
-            count = votes[item.id]
-            prompt = tuple(Message(role=turn["role"], content=turn["content"]) for turn in item.prompt)
-            items.append(Comparison(prompt, first, second, count["first"], count["second"], count["tie"], place))
-        fingerprint = {"name": store.path.name, "rows": len(items), **store.fingerprint()}
-    if not items:
-        raise DataError(f"{path}: no rated pairs yet; rate some with scripts/rate.py --db {path} --labeler NAME")
-    check_bad(path, len(items), bad, 1.0)
-    return Records(items, bad, fingerprint)
+        items = store.items()
+    for item in items:
+        if item.id not in votes:
+            continue
+        where = f"{path}:item {item.id}"
+        first, second = (completion.text for completion in item.completions)
+        if first == second:
+            yield where, PassedOver("both completions of a rated pair are the same")
+            continue
+        count = votes[item.id]
+        prompt = tuple(Message(role=turn["role"], content=turn["content"]) for turn in item.prompt)
+        yield where, Comparison(prompt, first, second, count["first"], count["second"], count["tie"])
 
 
-def read_comparisons(config: DataConfig, seed: int) -> tuple[Records[Comparison], Records[Comparison]]:
-    """Training and held-out comparisons; a ratings database is told by its header, not its name.
+def read_comparisons(config: DataConfig) -> tuple[Records[Comparison], Records[Comparison]]:
+    """Training and held-out comparisons.
 
     Raises:
-        DataError: see `read_ratings`, `read_records` and `hold_out`; or every pair to learn from is a tie.
+        DataError: see `alignment.data.Reading`; no rated item; or every pair to learn from is a tie.
     """
-
-    def read(path: str) -> Records[Comparison]:
-        return read_ratings(path) if is_ratings_file(path) else read_records(path, to_comparison, config)
-
-    train, held_out = read(config.train), None if config.eval is None else read(config.eval)
-    if held_out is None:
-        train, held_out = hold_out(train, config, seed)
+    train, held_out = train_and_eval(config, to_comparisons, open_ratings)
     if all(row.target == 0.5 for row in train.items):
         raise DataError(
-            f"{config.train}: each of the {len(train.items)} pairs to learn from is a tie, so there is nothing to "
-            "learn; rate more pairs"
+            f"{config.parts[0].path}: each of the {len(train.items)} pairs to learn from is a tie, so there is nothing "
+            "to learn; rate more pairs"
         )
     return train, held_out
 

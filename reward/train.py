@@ -10,7 +10,6 @@ the saved model is loaded again and judged on held-out prompts before it is publ
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, se
 from trl import RewardConfig, RewardTrainer
 
 from alignment import adapters, callbacks, distributed, methods, trainers
+from alignment.best_model import finished_model, keep_best, published_step
 from alignment.config import ADAPTERS, SCRATCH, ConfigError, trainer_arguments
 from alignment.data import Comparison, Records
 from alignment.models import fit_embeddings
@@ -100,7 +100,7 @@ def prepare(config: RewardStageConfig) -> Prepared:
     seed = trainer_arguments(RewardConfig, DEFAULTS, config.training).get("seed", 42)
     distributed.start_processes()
     registry = trainers.open_registry(config)
-    train_set, eval_set = read_comparisons(config.data, seed)
+    train_set, eval_set = read_comparisons(config.data)
     start = trainers.start_model(config, registry, ())
     check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
     train_pairs, left_out = encode_comparisons(train_set.items, start.tokenizer, config.data.max_length)
@@ -136,26 +136,29 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
         _note_data(journal, config, prepared)
         callbacks.attach(trainer, journal, f"reward {config.name}")
         journal.event("method", method=config.model.method, **methods.describe(trainer.model))
+        best = keep_best(trainer, config.training, config.run_dir, journal)
         outcome = trainer.train()
         trainers.backend_event(journal, trainer)
+        step = published_step(trainer, best)
         metrics: dict[str, Any] = {"train_loss": outcome.training_loss, "steps": outcome.global_step}
-        with tempfile.TemporaryDirectory(dir=config.run_dir) as folder:
-            trainer.save_model(folder)
+        if best is not None:
+            metrics["best_step"] = step
+        with finished_model(trainer, best, config.run_dir) as folder:
 
             def judge_and_publish() -> tuple[str, dict[str, Any]]:
-                pad, step = prepared.start.tokenizer.pad_token_id, outcome.global_step
+                pad = prepared.start.tokenizer.pad_token_id
                 pairs = prepared.train_pairs, prepared.eval_pairs
                 if config.model.method in ADAPTERS:
-                    _merge_in_place(Path(folder), _untrained(config, prepared), config.model.quantized)
-                judged = _finish(Path(folder), config, journal, *pairs, pad, step)
+                    _merge_in_place(folder, _untrained(config, prepared), config.model.quantized)
+                judged = _finish(folder, config, journal, *pairs, pad, step)
                 version = trainers.publish(
                     config,
                     prepared.registry,
-                    Path(folder),
+                    folder,
                     stage="reward",
                     role="reward",
                     parents=[prepared.start.source.parent("init")],
-                    data=[prepared.train_set.fingerprint],
+                    data=[*prepared.train_set.fingerprints, *prepared.eval_set.fingerprints],
                     metrics=metrics | judged,
                     seed=prepared.seed,
                 )
@@ -184,11 +187,12 @@ def _merge_in_place(folder: Path, base: PreTrainedModel, quantized: bool) -> Non
 def _note_data(journal: Journal, config: RewardStageConfig, prepared: Prepared) -> None:
     train_set, eval_set = prepared.train_set, prepared.eval_set
     if distributed.is_main_process():
-        write_bad_rows(config.run_dir, [*train_set.bad, *eval_set.bad])
+        write_bad_rows(config.run_dir, train_set.bad, train_set.notes)
     journal.event(
         "data",
-        train=train_set.fingerprint,
-        eval=eval_set.fingerprint,
+        train=train_set.fingerprints,
+        eval=eval_set.fingerprints,
+        notes=train_set.notes,
         pairs=len(prepared.train_pairs),
         held_out=len(prepared.eval_pairs),
         **prepared.left_out,

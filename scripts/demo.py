@@ -139,10 +139,10 @@ def sample(model: str, seed: int) -> dict[str, Any]:
     from sample import sample_into
 
     from alignment.config import DataConfig
-    from alignment.data import read_records, to_prompt
+    from alignment.data import read_records, to_prompts
 
     path = str(DATA / "prompts.jsonl")
-    prompts = read_records(path, to_prompt, DataConfig(train=path)).items
+    prompts = read_records(path, to_prompts, DataConfig(train=path)).items
     return sample_into(
         RATINGS,
         [model],
@@ -207,7 +207,7 @@ def item_gold(item: Any) -> tuple[float, ...]:
 def evaluate(sft: str, reward: str, ppo: str, seed: int) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
     """Compare SFT and PPO on the held-out wordings, and the reward model with its ceiling."""
     from alignment.config import DataConfig
-    from alignment.data import read_records, to_prompt
+    from alignment.data import read_records, to_prompts
     from alignment.evaluation import bootstrap_mean, judge_policy, win_rate
     from alignment.models import find_model, load_policy, load_tokenizer
     from alignment.registry import Registry
@@ -215,7 +215,7 @@ def evaluate(sft: str, reward: str, ppo: str, seed: int) -> tuple[dict[str, Any]
 
     registry = Registry()
     path = str(DATA / "held_out.jsonl")
-    prompts = read_records(path, to_prompt, DataConfig(train=path)).items * SAMPLES_PER_HELD_OUT_PROMPT
+    prompts = read_records(path, to_prompts, DataConfig(train=path)).items * SAMPLES_PER_HELD_OUT_PROMPT
     facts = [prompt.columns["fact"] for prompt in prompts]
     groups = [prompt.group for prompt in prompts]
     source = find_model(sft, registry, role="policy")

@@ -95,6 +95,7 @@ def train_by(method: str) -> dict[str, Any]:
     from transformers import PrinterCallback
 
     from alignment import methods
+    from alignment.best_model import finished_model
     from alignment.export import export
     from alignment.registry import Registry
     from sft.train import build_trainer, prepare, publish
@@ -122,7 +123,8 @@ def train_by(method: str) -> dict[str, Any]:
         "after": trainer.evaluate()["eval_loss"],
         "seconds": seconds,
     }
-    ref = publish(config, prepared, trainer, {})
+    with finished_model(trainer, None, config.run_dir) as folder:
+        ref = publish(config, prepared, folder, {})
     return found | export(ref, Path("exported") / method, Registry())
 
 

@@ -125,9 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if value is not None and not bound <= value < 2**32:  # a NaN neither
                 raise UserError(f"--{name.replace('_', '-')} {value}: expected {bound} or more, below 2**32")
         from alignment.config import DataConfig
-        from alignment.data import read_records, to_prompt
+        from alignment.data import read_records, to_prompts
 
-        records = read_records(args.prompts, to_prompt, DataConfig(train=args.prompts)).items[: args.limit]
+        records = read_records(args.prompts, to_prompts, DataConfig(train=args.prompts)).items[: args.limit]
         counts = sample_into(
             args.db,
             args.models,

@@ -1,5 +1,7 @@
 """`python -m sft configs/sft/demo.yaml [key=value ...]`"""
 
+import argparse
+
 from alignment.stage import leave, run_stage
 from sft.config import SFTStageConfig
 
@@ -16,7 +18,47 @@ def main() -> int:
 
         return plan(config, world_size)
 
-    return run_stage("sft", SFTStageConfig, train, plan)
+    def study(config: SFTStageConfig, args: argparse.Namespace) -> str | None:
+        if args.find_lr:
+            from sft.lr_finder import find_lr
+
+            return find_lr(config)
+        if args.learning_curve:
+            from sft.learning_curve import learning_curve
+
+            return learning_curve(config, args.learning_curve, args.seeds)
+        return None
+
+    return run_stage("sft", SFTStageConfig, train, plan, options=[_options()], study=study)
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--find-lr", action="store_true", help="suggest a learning rate, with a plot; no run is left")
+    instead.add_argument(
+        "--learning-curve",
+        type=shares,
+        metavar="SHARES",
+        help="train on these shares of the data, for example 0.25,0.5,1, and say whether more data would help",
+    )
+    parser.add_argument(
+        "--seeds", type=seeds, default=3, help="trainings of each share of --learning-curve (default 3)"
+    )
+    return parser
+
+
+def shares(text: str) -> list[float]:
+    found = [float(part) for part in text.split(",")]
+    if len(found) < 2 or sorted(set(found)) != found or not (found[0] > 0 and found[-1] <= 1):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected growing shares from above 0 to 1, as in 0.25,0.5,1")
+    return found
+
+
+def seeds(text: str) -> int:
+    if not 1 <= int(text) <= 10:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 to 10")
+    return int(text)
 
 
 if __name__ == "__main__":

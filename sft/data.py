@@ -1,36 +1,127 @@
-"""Demonstrations as token ids and labels."""
+"""Demonstrations and texts as token ids and labels, on disk: the rows are never all in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import datasets
+from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerBase
 
-from alignment.data import DataError, Demonstration
-from alignment.templates import encode_conversation
+from alignment.config import DataConfig
+from alignment.data import DataError, Demonstration, Document, Reading, Use, check_bad, to_examples
+from alignment.templates import Unrenderable, encode_conversation, encode_text
+from alignment.terminal import progress
 
 IGNORED = -100
 """Label of a token without loss, as torch's cross entropy has it."""
+FEATURES = datasets.Features(
+    {name: datasets.Sequence(datasets.Value("int32")) for name in ("input_ids", "labels")},
+)
+_BATCH = 128  # rows that are in memory as Python numbers, at 36 bytes a token
+_SHOWN_BYTES = 32 << 20  # progress of encoding is shown for training files of this size together
 
 
-def encode_demonstrations(
-    demonstrations: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[datasets.Dataset, int]:
-    """`input_ids` and `labels` (the assistant's tokens through EOS; everything else ignored), and how many
-    demonstrations were left out because their response alone is longer than `max_length` tokens.
+@dataclass(frozen=True)
+class EncodedData:
+    """The rows of a `data` section as `input_ids` and `labels`, and what became of those that are not among them."""
+
+    train: datasets.Dataset
+    eval: datasets.Dataset
+    bad: list[tuple[str, str]]
+    left_out: int
+    """Rows whose response alone is longer than `data.max_length`."""
+    notes: list[str]
+    fingerprints: dict[Use, list[dict[str, Any]]]
+    _folder: tempfile.TemporaryDirectory[str]  # holds the rows; removed when nobody has them any more
+
+
+def training_texts(config: DataConfig) -> Iterator[str]:
+    """Every text that is trained on, and the roles: what a new tokenizer learns from."""
+    for use, example in Reading(config, to_examples):
+        if use == "eval":
+            continue
+        if isinstance(example, Document):
+            yield example.text
+        else:
+            yield from (part for message in example.messages for part in (message["role"], message["content"]))
+
+
+def encode_data(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, runs: Path | None = None, show: bool = False
+) -> EncodedData:
+    """Read and encode all rows, one after the other, into Arrow files that are mapped, not loaded.
+
+    Args:
+        runs: folder for the files, which may be as large as the data; the system's own for temporary files by default.
+        show: progress, for long data.
 
     Raises:
-        DataError: none is left.
+        DataError: see `alignment.data.Reading`; more rows than `data.max_bad_share` that the template cannot render;
+            or none that fits into `data.max_length`.
     """
-    rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-    for demonstration in demonstrations:
-        encoded = encode_conversation(tokenizer, demonstration.messages, max_length)
-        if encoded is not None:
-            rows["input_ids"].append(encoded.input_ids)
-            kept = zip(encoded.input_ids, encoded.loss_mask, strict=True)
-            rows["labels"].append([token if trained else IGNORED for token, trained in kept])
-    num_left_out = len(demonstrations) - len(rows["input_ids"])
-    if demonstrations and not rows["input_ids"]:
-        raise DataError(f"none of the {num_left_out} responses fits into data.max_length={max_length} tokens; raise it")
-    return datasets.Dataset.from_dict(rows), num_left_out
+    folder = tempfile.TemporaryDirectory(prefix="rows-", dir=runs, ignore_cleanup_errors=True)
+    reading = Reading(config, to_examples)
+    uses: tuple[Use, ...] = ("train", "eval")
+    writers = {
+        use: ArrowWriter(features=FEATURES, path=f"{folder.name}/{use}.arrow", writer_batch_size=_BATCH) for use in uses
+    }
+    unrenderable: list[tuple[str, str]] = []
+    written = dict.fromkeys(uses, 0)
+    left_out = 0
+    with progress("encoding", 0, show and _size(config) >= _SHOWN_BYTES) as line:
+        for use, example in reading:
+            line.advance()
+            try:
+                rows = encode_example(example, tokenizer, config.max_length)
+            except Unrenderable as reason:
+                unrenderable.append((example.place, str(reason)))
+                continue
+            left_out += not rows
+            written[use] += len(rows)
+            for row in rows:
+                writers[use].write(row)
+    check_bad(config.parts[0].path, sum(written.values()) + left_out, unrenderable, config.max_bad_share)
+    if left_out and not written["train"]:
+        raise DataError(
+            f"none of the {left_out} responses fits into data.max_length={config.max_length} tokens; raise it"
+        )
+    for writer in writers.values():
+        writer.finalize()
+    empty = datasets.Dataset.from_dict({name: [] for name in FEATURES}, FEATURES)
+    train, held_out = (
+        datasets.Dataset.from_file(f"{folder.name}/{use}.arrow") if written[use] else empty for use in uses
+    )
+    bad, notes = [*reading.bad, *unrenderable], reading.notes()
+    if left_out:
+        notes.append(f"{left_out} rows left out: their answer alone is longer than data.max_length={config.max_length}")
+    return EncodedData(train, held_out, bad, left_out, notes, reading.fingerprints, folder)
+
+
+def encode_example(
+    example: Demonstration | Document, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[dict[str, list[int]]]:
+    """`input_ids` and `labels`: a demonstration's labels are the assistant's tokens through EOS, everything else is
+    ignored; none if its response alone is longer than `max_length` tokens. A text is trained on whole, in pieces.
+
+    Raises:
+        Unrenderable: the template cannot render it.
+    """
+    if isinstance(example, Document):
+        ids = encode_text(tokenizer, example.text)
+        pieces = [ids[start : start + max_length] for start in range(0, len(ids), max_length)]
+        return [{"input_ids": piece, "labels": piece} for piece in pieces if len(piece) > 1]
+    encoded = encode_conversation(tokenizer, example.messages, max_length, example.tools)
+    if encoded is None:
+        return []
+    kept = zip(encoded.input_ids, encoded.loss_mask, strict=True)
+    return [{"input_ids": encoded.input_ids, "labels": [token if trained else IGNORED for token, trained in kept]}]
+
+
+def _size(config: DataConfig) -> int:
+    paths = [Path(part.path) for part in config.parts]
+    return sum(path.stat().st_size for path in paths if path.is_file())

@@ -9,27 +9,25 @@ so that training, sampling and PPO all see the one rendering of `alignment.templ
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 from torch import nn
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
 from alignment import adapters, callbacks, distributed, methods, trainers
+from alignment.best_model import finished_model, keep_best, published_step
 from alignment.config import SCRATCH, trainer_arguments
-from alignment.data import Demonstration, Records, to_demonstration, train_and_eval
 from alignment.models import ModelSource
 from alignment.positions import check_length
 from alignment.registry import Registry
 from alignment.stage import write_bad_rows
 from alignment.tracking import Journal
 from sft.config import DEFAULTS, SFTStageConfig
-from sft.data import encode_demonstrations
+from sft.data import EncodedData, encode_data, training_texts
 
 
 class MethodTrainer(SFTTrainer):
@@ -50,12 +48,7 @@ class Prepared:
     seed: int
     registry: Registry
     start: trainers.Start
-    train_set: Records[Demonstration]
-    eval_set: Records[Demonstration]
-    train_rows: datasets.Dataset
-    eval_rows: datasets.Dataset
-    left_out: int
-    """Training rows whose response alone is longer than `data.max_length`."""
+    data: EncodedData
     arguments: SFTConfig
 
 
@@ -69,34 +62,37 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
         _note_data(journal, config, prepared)
         callbacks.attach(trainer, journal, f"sft {config.name}")
         journal.event("method", method=config.model.method, **methods.describe(trainer.model))
+        best = keep_best(trainer, config.training, config.run_dir, journal)
         outcome = trainer.train()
         trainers.backend_event(journal, trainer)
+        step = published_step(trainer, best)
         metrics = {"train_loss": outcome.training_loss, "steps": outcome.global_step}
-        if len(prepared.eval_rows):
-            loss = _last_eval_loss(trainer)
+        if best is not None:
+            metrics["best_step"] = step
+        if len(prepared.data.eval):
+            loss = _eval_loss(trainer, step)
             metrics |= {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 50.0))}
         metrics |= methods.describe(trainer.model)
-        ref = publish(config, prepared, trainer, metrics)
+        with finished_model(trainer, best, config.run_dir) as folder:
+            ref = publish(config, prepared, folder, metrics)
         journal.event("published", model=ref, **metrics)
     return {"model": ref, "metrics": metrics}
 
 
 def prepare(config: SFTStageConfig) -> Prepared:
-    """Read the data, find the model to start from, and encode the rows with its tokenizer; writes nothing."""
+    """Read the data, find the model to start from, and encode the rows with its tokenizer; leaves nothing behind."""
     seed = trainer_arguments(SFTConfig, DEFAULTS, config.training).get("seed", 42)
     distributed.on_main_process(lambda: methods.check(config.model, distributed.launched_zero_stage()))
     distributed.start_processes()
     registry = trainers.open_registry(config)
-    train_set, eval_set = train_and_eval(config.data, to_demonstration, seed)
-    texts = (message[part] for row in train_set.items for message in row.messages for part in ("role", "content"))
-    start = trainers.start_model(config, registry, texts)
+    start = trainers.start_model(config, registry, training_texts(config.data))
     check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
-    train_rows, left_out = encode_demonstrations(train_set.items, start.tokenizer, config.data.max_length)
-    eval_rows, _ = encode_demonstrations(eval_set.items, start.tokenizer, config.data.max_length)
-    no_eval = len(eval_rows) == 0
+    folder = config.run_dir if config.run_dir.is_dir() else None
+    data = encode_data(config.data, start.tokenizer, folder, show=distributed.is_main_process())
+    no_eval = len(data.eval) == 0
     defaults = methods.with_learning_rate(DEFAULTS, config.model)
     arguments = trainers.make_arguments(SFTConfig, config, defaults, max_length=None, no_eval=no_eval)
-    return Prepared(seed, registry, start, train_set, eval_set, train_rows, eval_rows, left_out, arguments)
+    return Prepared(seed, registry, start, data, arguments)
 
 
 def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
@@ -107,44 +103,42 @@ def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
         trainer = MethodTrainer(
             model=policy,
             args=prepared.arguments,
-            train_dataset=prepared.train_rows,
-            eval_dataset=prepared.eval_rows if len(prepared.eval_rows) else None,
+            train_dataset=prepared.data.train,
+            eval_dataset=prepared.data.eval if len(prepared.data.eval) else None,
             processing_class=prepared.start.tokenizer,
         )
     methods.attach(trainer, config.model)
     return trainer
 
 
-def publish(config: SFTStageConfig, prepared: Prepared, trainer: SFTTrainer, metrics: Mapping[str, Any]) -> str:
-    """Save the trained model, or the adapter alone, and publish it; returns its reference, on every process."""
+def publish(config: SFTStageConfig, prepared: Prepared, folder: Path, metrics: Mapping[str, Any]) -> str:
+    """Publish a saved model, or an adapter alone; returns its reference, on every process."""
     source = prepared.start.source
     base = methods.base_of(source, config.model)
-    with tempfile.TemporaryDirectory(dir=config.run_dir) as folder:
-        trainer.save_model(folder)  # every process takes part: ZeRO-3 gathers
-        return distributed.on_main_process(
-            lambda: (
-                trainers.publish(
-                    config,
-                    prepared.registry,
-                    _only_model(Path(folder), base),
-                    stage="sft",
-                    role="policy",
-                    parents=[source.parent("init")],
-                    base=base.as_base() if base else None,
-                    data=[prepared.train_set.fingerprint],
-                    metrics=metrics,
-                    seed=prepared.seed,
-                ).ref
-            )
+    return distributed.on_main_process(
+        lambda: (
+            trainers.publish(
+                config,
+                prepared.registry,
+                _only_model(folder, base),
+                stage="sft",
+                role="policy",
+                parents=[source.parent("init")],
+                base=base.as_base() if base else None,
+                data=[mark for marks in prepared.data.fingerprints.values() for mark in marks],
+                metrics=metrics,
+                seed=prepared.seed,
+            ).ref
         )
+    )
 
 
-def _last_eval_loss(trainer: SFTTrainer) -> float:
-    """The held-out loss of the finished model; an evaluation at the last step need not be repeated."""
-    state = trainer.state
-    for row in state.log_history:
-        if row["step"] == state.global_step and "eval_loss" in row:
+def _eval_loss(trainer: SFTTrainer, step: int) -> float:
+    """The held-out loss at a step: from the log, or of the model as it is now, which must then be that step's."""
+    for row in trainer.state.log_history:
+        if row["step"] == step and "eval_loss" in row:
             return float(row["eval_loss"])
+    assert step == trainer.state.global_step
     return float(trainer.evaluate()["eval_loss"])
 
 
@@ -159,16 +153,10 @@ def _only_model(folder: Path, base: ModelSource | None) -> Path:
 
 
 def _note_data(journal: Journal, config: SFTStageConfig, prepared: Prepared) -> None:
-    train_set, eval_set = prepared.train_set, prepared.eval_set
+    data = prepared.data
     if distributed.is_main_process():
-        write_bad_rows(config.run_dir, [*train_set.bad, *eval_set.bad])
-    journal.event(
-        "data",
-        train=train_set.fingerprint,
-        eval=eval_set.fingerprint,
-        bad=len(train_set.bad),
-        too_long=prepared.left_out,
-    )
+        write_bad_rows(config.run_dir, data.bad, data.notes)
+    journal.event("data", **data.fingerprints, bad=len(data.bad), too_long=data.left_out, notes=data.notes)
 
 
 def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
@@ -177,9 +165,9 @@ def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
     merged = trainer_arguments(SFTConfig, DEFAULTS, config.training)
     source = None if config.model.name.startswith(SCRATCH) else prepared.start.source
     rows = {
-        "train_rows": len(prepared.train_rows),
-        "eval_rows": len(prepared.eval_rows),
-        "bad_rows": len(prepared.train_set.bad),
-        "too_long": prepared.left_out,
+        "train_rows": len(prepared.data.train),
+        "eval_rows": len(prepared.data.eval),
+        "bad_rows": len(prepared.data.bad),
+        "too_long": prepared.data.left_out,
     }
     return rows | trainers.batch_plan(merged, world_size, source, config.model)

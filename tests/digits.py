@@ -17,9 +17,16 @@ class DigitTokenizer:
     """Pad 0, EOS 1; a message's digits d are the tokens 2 + d."""
 
     pad_token_id, eos_token_id, bos_token_id = 0, 1, None
+    chat_template, unk_token, added_tokens_decoder = "", None, {}
+
+    def __len__(self):
+        return 12
+
+    def __call__(self, texts, **_):
+        return {"input_ids": [[2 + int(digit) for digit in text] for text in texts]}
 
     def apply_chat_template(self, messages, **_):
-        return {"input_ids": [2 + int(digit) for message in messages for digit in message["content"]]}
+        return "".join(message["content"] for message in messages)
 
     def decode(self, ids, **_):
         return "".join(str(int(token) - 2) for token in ids if token > 1)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from alignment.config import ScratchConfig
-from alignment.models import build_scratch_model, train_tokenizer
+from alignment.models import END, PAD, START, build_scratch_model, train_tokenizer
 from alignment.scalar_models import ScalarModel, load_scalar_model
+from alignment.templates import set_template
 
 SHAPE = ScratchConfig(
     vocab_size=320,
@@ -30,6 +33,38 @@ CORPUS = (
 def make_tokenizer(template: str | None = None) -> PreTrainedTokenizerBase:
     """Byte-level BPE over `CORPUS` with pad, EOS and a chat template."""
     return train_tokenizer(CORPUS, SHAPE.vocab_size, template)
+
+
+def make_wordy_tokenizer(kind: str, template: str | None = None) -> PreTrainedTokenizerBase:
+    """The other kinds that models have: `unigram` with SentencePiece's space before a text, `wordlevel`, whose
+    unknown words and white space are lost. The control tokens stand in the model's own vocabulary too."""
+    special = [PAD, START, END, "<unk>"]
+    if kind == "unigram":
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        trainer: Any = trainers.UnigramTrainer(
+            vocab_size=200,
+            special_tokens=special,
+            unk_token="<unk>",
+            show_progress=False,
+            initial_alphabet=[*"abcé猫\n"],
+        )
+    else:
+        tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        trainer = trainers.WordLevelTrainer(special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator([*CORPUS, *"abcé猫"], trainer)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token="<unk>",
+        additional_special_tokens=[START],
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
+    set_template(made, template or "chatml")
+    return made
 
 
 def make_policy(tokenizer: PreTrainedTokenizerBase, seed: int = 0, shape: ScratchConfig = SHAPE) -> PreTrainedModel:

@@ -149,6 +149,8 @@ def describe_data(data: DataFingerprint) -> str:
         facts.append(f"{data.labelers} {kind}labeler{'' if data.labelers == 1 else 's'}")
     elif data.simulated and data.ratings is None:
         facts.append("simulated ratings")
+    if data.use == "eval":
+        facts.append("held out")
     if data.split:
         facts.append(f"split {one_line(data.split)}")
     return " - ".join(filter(None, [one_line(data.name), ", ".join(facts)]))

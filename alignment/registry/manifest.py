@@ -40,6 +40,8 @@ class DataFingerprint(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str
+    use: Literal["train", "eval"] = "train"
+    """Learned from, or held out and judged on."""
     rows: int | None = None
     sha256: str | None = None
     split: str | None = None

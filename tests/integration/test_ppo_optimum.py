@@ -36,9 +36,16 @@ class Tokens:
     """Digits are tokens; the EOS is none of them, so that every answer has two."""
 
     pad_token_id, eos_token_id, bos_token_id = 0, VOCABULARY, None
+    chat_template, unk_token, added_tokens_decoder = "", None, {}
+
+    def __len__(self):
+        return VOCABULARY
+
+    def __call__(self, texts, **_):
+        return {"input_ids": [[int(digit) for digit in text] for text in texts]}
 
     def apply_chat_template(self, messages, **_):
-        return {"input_ids": [int(digit) for digit in messages[0]["content"]]}
+        return messages[0]["content"]
 
 
 class RewardTable:

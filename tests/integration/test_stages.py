@@ -158,7 +158,9 @@ def test_sft_leaves_a_run_and_a_policy_that_loads_equal(house, sft):
     version = registry.load("toy-sft-model@newest", role="policy")
     base = registry.load("toy-sft-model-base@v1", role="policy")
     assert version.parent("init").digest == base.digest
-    assert version.manifest.data[0].rows + lines(house.runs / "toy-sft" / "events.jsonl")[0]["eval"]["rows"] == 120
+    train, held_out = version.manifest.data
+    assert (train.use, held_out.use) == ("train", "eval")
+    assert train.rows + held_out.rows == 120
     assert json.loads((house.runs / "toy-sft" / "exit.json").read_text())["metrics"]["steps"] == 3
     (bad,) = lines(house.runs / "toy-sft" / "bad_rows.jsonl")
     assert bad["where"].endswith("demonstrations.jsonl:121")
@@ -207,6 +209,23 @@ def test_a_reward_model_is_published_judged_and_centered(house, name, fixture, r
                 pooled = theirs(input_ids=ids).logits.item()
             assert score == pytest.approx(row[f"{side}_score"], abs=1e-5)
             assert score == pytest.approx(pooled - report["score_bias"], abs=1e-5)
+
+
+def test_a_reward_model_may_be_the_best_by_its_accuracy(house, sft):
+    path = house.folder / "pairs-best.jsonl"
+    rows = [{"prompt": f"p{n}", "chosen": f"yes {n}", "rejected": f"no {n} no"} for n in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    training = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy", "eval_strategy": "steps"}
+    config = recipe(house, "toy-best", {"name": "toy-sft-model"}, path, **training, eval_steps=1)
+    assert command(house.folder, "reward", config).returncode == 0
+    run = house.runs / "toy-best"
+    accuracy = {row["step"]: row["eval/accuracy"] for row in lines(run / "metrics.jsonl") if "eval/loss" in row}
+    metrics = Registry(house.registry).resolve("toy-best-model").manifest.metrics
+    assert list(accuracy) == [1, 2, 3]
+    best = max(accuracy.values())
+    assert metrics["best_step"] == next(step for step, value in accuracy.items() if value == best)
+    assert metrics["accuracy"]["value"] == pytest.approx(best)
+    assert not (run / "best").exists()
 
 
 def test_evaluation_in_between_is_in_the_journal(house, paired):

@@ -18,16 +18,21 @@ from alignment.config import DataConfig
 from alignment.data import (
     Comparison,
     Demonstration,
-    parse_transcript,
+    Reading,
+    is_held_out,
     prompt_group,
     read_records,
-    split_by_group,
     to_comparison,
+    to_comparisons,
     to_demonstration,
+    to_demonstrations,
+    to_examples,
     to_prompt,
+    to_prompts,
     train_and_eval,
 )
 from alignment.readers import BadRow, DataError, data_files, file_fingerprint, read_rows
+from alignment.shapes import parse_transcript
 
 ROWS = [
     {"prompt": 'a "quoted", cut\nword', "completion": "x"},
@@ -71,11 +76,11 @@ def config(**changes):
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "jsonl.gz", "json.gz", "csv.gz", "parquet.gz"])
 def test_every_kind_of_file_gives_the_same_records(tmp_path, kind):
-    records = read_records(write(tmp_path / f"d.{kind}"), to_demonstration, config())
+    records = read_records(write(tmp_path / f"d.{kind}"), to_demonstrations, config())
     expected = [Demonstration((user(row["prompt"]), assistant(row["completion"]))) for row in ROWS]
     assert records.items == expected
     assert records.bad == []
-    assert (records.fingerprint["name"], records.fingerprint["rows"]) == (f"d.{kind}", 3)
+    assert (records.fingerprints[0]["name"], records.fingerprints[0]["rows"]) == (f"d.{kind}", 3)
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_the_data(tmp_path):
@@ -137,7 +142,7 @@ def test_a_folder_is_its_data_files_in_order(tmp_path):
     ("name", "content", "part"),
     [
         ("missing.jsonl", None, "no such file"),
-        ("d.txt", b"x", "not a kind of file that is read; expected .jsonl"),
+        ("d.pdf", b"x", "not a kind of file that is read; expected .jsonl"),
         ("d.jsonl", b"", "the data set is empty"),
         ("d.jsonl", b"\n \n", "the data set is empty"),
         ("d.csv", b"prompt,completion\n", "the data set is empty"),
@@ -159,7 +164,7 @@ def test_a_folder_is_its_data_files_in_order(tmp_path):
         ("d.jsonl", b"9" * 5000, "d.jsonl:1: not valid JSON: Exceeds the limit"),
         ("d.jsonl", b"[" * 100_000, "d.jsonl:1: not valid JSON"),
         ("d.jsonl", b"[1]", "expected an object with named keys, found a list"),
-        ("d.jsonl", b'{"question": "a", "answer": "b"}', "found the keys question, answer; expected messages |"),
+        ("d.jsonl", b'{"ask": "a", "reply": "b"}', "found the keys ask, reply; expected messages | conversations |"),
         ("d.jsonl", b"{}", "found the keys none"),
         ("d.jsonl", b'{"instruction": "a", "outputs": []}', "no key 'output'; found the keys instruction, outputs"),
         ("d.jsonl", b'{"prompt": "a", "completion": ""}', "'completion' is empty"),
@@ -180,7 +185,7 @@ def test_what_cannot_be_used_is_named_in_one_line(tmp_path, name, content, part)
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DataError) as caught:
-        read_records(path, to_demonstration, config())
+        read_records(path, to_demonstrations, config())
     assert str(caught.value).startswith(str(path))
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -195,35 +200,38 @@ def test_bad_rows_are_set_aside_by_line_up_to_the_share(tmp_path):
     path = tmp_path / "d.jsonl"
     rows = [{"prompt": f"p{number}", "completion": "c"} for number in range(99)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n")
-    records = read_records(path, to_demonstration, config())
+    records = read_records(path, to_demonstrations, config())
     assert len(records.items) == 99
     assert [where for where, _ in records.bad] == [f"{path}:100"]
     with pytest.raises(DataError, match=r"d\.jsonl:100: .*1 of 100 rows are bad, data\.max_bad_share is 0\.009"):
-        read_records(path, to_demonstration, config(max_bad_share=0.009))
+        read_records(path, to_demonstrations, config(max_bad_share=0.009))
 
 
 def test_no_share_of_bad_rows_lets_an_all_bad_file_through(tmp_path):
     (tmp_path / "d.jsonl").write_text("{}\n")
     with pytest.raises(DataError):
-        read_records(tmp_path / "d.jsonl", to_demonstration, config(max_bad_share=0.99))
+        read_records(tmp_path / "d.jsonl", to_demonstrations, config(max_bad_share=0.99))
 
 
 def test_columns_rename_and_a_named_column_beats_one_of_our_name(tmp_path):
     rows = [{"question": "q", "prompt": "an id", "answer": "a"}]
     records = read_records(
         write(tmp_path / "d.jsonl", rows),
-        to_demonstration,
+        to_demonstrations,
         config(columns={"prompt": "question", "completion": "answer"}),
     )
     assert records.items == [Demonstration((user("q"), assistant("a")))]
     with pytest.raises(DataError, match=r"no key 'title', which data\.columns names; found question, prompt, answer"):
-        read_records(tmp_path / "d.jsonl", to_demonstration, config(columns={"prompt": "title"}))
+        read_records(tmp_path / "d.jsonl", to_demonstrations, config(columns={"prompt": "title"}))
 
 
 @pytest.mark.parametrize(
     ("row", "messages"),
     [
-        ({"instruction": "Sort.", "input": "3 1", "output": "1 3"}, (user("Sort.\n\n3 1"), assistant("1 3"))),
+        (
+            {"instruction": "Sort.", "input": "3 1", "output": "1 3"},
+            (user("Sort.\n\n### Input:\n3 1"), assistant("1 3")),
+        ),
         ({"instruction": "Sort.", "input": " ", "output": "?"}, (user("Sort."), assistant("?"))),
         ({"instruction": "Sort.", "output": "?"}, (user("Sort."), assistant("?"))),
         ({"messages": [user("a"), assistant("b")], "prompt": "x"}, (user("a"), assistant("b"))),
@@ -310,25 +318,29 @@ def test_votes_make_a_share_and_a_weight(first, second, ties):
 prompts = st.lists(st.text(max_size=4), max_size=40)
 
 
+def parted(records, share, seed=0):
+    held_out = [record for record in records if is_held_out(record, share, seed)]
+    return [record for record in records if record not in held_out], held_out
+
+
 @given(prompts, prompts, st.floats(0, 0.99), st.integers(0, 3))
 def test_a_prompt_is_on_one_side_and_stays_there_when_rows_come(texts, more, share, seed):
     def records(items):
         return [Demonstration((user(text), assistant(str(number)))) for number, text in enumerate(items)]
 
-    train, held_out = split_by_group(records(texts), share, seed)
-    assert sorted([*train, *held_out], key=lambda r: int(r.messages[1]["content"])) == records(texts)
+    train, held_out = parted(records(texts), share, seed)
     assert not {row.group for row in train} & {row.group for row in held_out}
-    grown = split_by_group(records([*texts, *more]), share, seed)
+    grown = parted(records([*texts, *more]), share, seed)
     assert {row.group for row in train} <= {row.group for row in grown[0]}
     assert {row.group for row in held_out} <= {row.group for row in grown[1]}
 
 
 def test_the_share_is_about_the_share_and_the_seed_moves_it():
     rows = [Demonstration((user(f"prompt {number}"), assistant("x"))) for number in range(2000)]
-    held_out = split_by_group(rows, 0.2, 0)[1]
+    held_out = parted(rows, 0.2)[1]
     assert 340 <= len(held_out) <= 460
-    assert split_by_group(rows, 0.2, 1)[1] != held_out
-    assert split_by_group(rows, 0.0)[1] == []
+    assert parted(rows, 0.2, 1)[1] != held_out
+    assert parted(rows, 0.0)[1] == []
 
 
 def test_a_group_is_the_first_human_turn_folded():
@@ -339,20 +351,114 @@ def test_a_group_is_the_first_human_turn_folded():
     assert prompt_group([user("a")]) != prompt_group([user("b")])
 
 
-def test_train_and_eval_split_or_read_and_say_so(tmp_path):
-    rows = [{"prompt": f"p{number}", "completion": "c"} for number in range(50)]
-    train = write(tmp_path / "train.jsonl", rows)
-    held = write(tmp_path / "held.jsonl", rows[:7])
-    kept, out = train_and_eval(config(train=str(train), eval_share=0.3), to_demonstration, seed=5)
+def numbered(path, numbers, answer="c"):
+    return str(write(path, [{"prompt": f"p{number}", "completion": answer} for number in numbers]))
+
+
+def said(records):
+    return [record.messages[0]["content"] for record in records.items]
+
+
+def test_train_and_eval_split_and_say_so(tmp_path):
+    train = numbered(tmp_path / "train.jsonl", range(50))
+    kept, out = train_and_eval(config(train=train, eval_share=0.3), to_demonstrations)
     assert len(kept.items) + len(out.items) == 50
-    assert out.fingerprint["rows"] == len(out.items) > 0
-    assert "0.3 held out, seed 5" in kept.fingerprint["split"]
-    assert kept.fingerprint["sha256"] == out.fingerprint["sha256"]
-    kept, out = train_and_eval(config(train=str(train), eval=str(held)), to_demonstration, seed=5)
-    assert (len(kept.items), len(out.items)) == (50, 7)
-    one = write(tmp_path / "one.jsonl", [{"prompt": "p", "completion": "c"}])
+    ((kept_mark,), (out_mark,)) = kept.fingerprints, out.fingerprints
+    assert (kept_mark["use"], kept_mark["rows"]) == ("train", len(kept.items))
+    assert (out_mark["use"], out_mark["rows"]) == ("eval", len(out.items))
+    assert "0.3 held out, seed 0" in kept_mark["split"]
+    assert kept_mark["sha256"] == out_mark["sha256"]
+    other, _ = train_and_eval(config(train=train, eval_share=0.3, split_seed=5), to_demonstrations)
+    assert said(other) != said(kept)
+    one = numbered(tmp_path / "one.jsonl", range(1))
     with pytest.raises(DataError, match=r"all 1 rows fell into the held-out share; lower data\.eval_share"):
-        train_and_eval(config(train=str(one), eval_share=0.999999), to_demonstration, seed=0)
+        train_and_eval(config(train=one, eval_share=0.999999), to_demonstrations)
+
+
+def test_all_stages_hold_out_the_same_prompts(tmp_path):
+    """Whatever their seeds: what the reward model is judged on, the policy has not seen."""
+    rows = [{"prompt": f"p{number}", "chosen": "a", "rejected": "b"} for number in range(60)]
+    data = config(train=str(write(tmp_path / "pairs.jsonl", rows)), eval_share=0.3)
+    held_out = [
+        {record.group for record in train_and_eval(data, convert)[1].items}
+        for convert in (to_examples, to_comparisons, to_prompts)
+    ]
+    assert held_out[0] == held_out[1] == held_out[2] != set()
+
+
+def test_training_rows_whose_prompt_is_held_out_by_name_are_left_out_and_counted(tmp_path):
+    train, held = numbered(tmp_path / "train.jsonl", range(50)), numbered(tmp_path / "held.jsonl", [3, 4, 99], "else")
+    kept, out = train_and_eval(config(train=train, eval=held), to_demonstrations)
+    assert said(kept) == [f"p{number}" for number in range(50) if number not in (3, 4)]
+    assert said(out) == ["p3", "p4", "p99"]
+    assert kept.notes == [f"2 rows of data.train left out: their prompts stand in data.eval={held}"]
+    assert (kept.fingerprints[0]["rows"], out.fingerprints[0]["rows"]) == (48, 3)
+    assert "split" not in kept.fingerprints[0]
+    with pytest.raises(DataError, match=r"each of its prompts stands in data\.eval"):
+        train_and_eval(config(train=held, eval=held), to_demonstrations)
+
+
+def test_a_mixture_weighs_and_caps_its_parts_and_lists_them(tmp_path):
+    a, b, c = (
+        numbered(tmp_path / f"{name}.jsonl", range(start, start + 100))
+        for name, start in zip("abc", (0, 100, 200), strict=True)
+    )
+    alien = str(write(tmp_path / "d.jsonl", [{"question": "q", "answer": "a", "tag": "x"}]))
+    parts = [
+        {"path": a, "weight": 2},
+        {"path": b, "weight": 0.3},
+        {"path": c, "cap": 7, "weight": 1.5},
+        {"path": alien, "columns": {"prompt": "question", "completion": "answer"}, "format": "completion"},
+    ]
+    data = config(train=parts, eval_share=0.0)
+    records = read_all(data)
+    texts = said(records)
+    assert texts[:200] == [f"p{number}" for number in range(100) for _ in range(2)]
+    halves = texts[200 : texts.index("p200")]
+    assert 15 <= len(halves) <= 45
+    assert len(set(halves)) == len(halves)
+    rest = texts[texts.index("p200") : -1]
+    assert set(rest) == {f"p{number}" for number in range(200, 207)}
+    assert 7 < len(rest) < 14
+    assert texts[-1] == "q"
+    assert texts == said(read_all(data))  # the same in every run
+    assert texts != said(read_all(data.model_copy(update={"split_seed": 1})))
+    marks = records.fingerprints
+    assert [mark["name"] for mark in marks] == ["a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl"]
+    assert [mark["rows"] for mark in marks] == [200, len(halves), len(rest), 1]
+    assert [mark.get("weight") for mark in marks] == [2, 0.3, 1.5, None]
+    assert marks[2]["cap"] == 7
+    assert marks[3]["columns"] == {"prompt": "question", "completion": "answer"}
+
+
+def read_all(data):
+    return train_and_eval(data, to_demonstrations)[0]
+
+
+def test_held_out_rows_of_a_mixture_come_once(tmp_path):
+    data = config(train=[{"path": numbered(tmp_path / "a.jsonl", range(50)), "weight": 3}], eval_share=0.3)
+    train, held_out = train_and_eval(data, to_demonstrations)
+    assert len(set(said(held_out))) == len(held_out.items) > 0
+    assert len(train.items) == 3 * (50 - len(held_out.items))
+
+
+def test_a_bad_part_is_not_hidden_by_a_good_one(tmp_path):
+    good = numbered(tmp_path / "a.jsonl", range(200))
+    bad = str(write(tmp_path / "b.jsonl", [{"x": 1}]))
+    with pytest.raises(DataError, match=r"b\.jsonl:1: found the keys x"):
+        read_all(config(train=[{"path": good}, {"path": bad}]))
+
+
+def test_a_reading_is_a_stream(tmp_path):
+    """The first record is there before the last row is read."""
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n{broken\n')
+    reading = Reading(config(train=str(path), eval_share=0.0, max_bad_share=0.5), to_examples)
+    records = iter(reading)
+    assert next(records)[1].messages[0]["content"] == "a"
+    assert reading.bad == []
+    assert list(records) == []
+    assert [where for where, _ in reading.bad] == [f"{path}:2"]
 
 
 SHARED = Path(os.environ.get("ALIGNMENT_TEST_DATA") or Path(__file__).resolve().parents[4] / "shared" / "data")
@@ -363,8 +469,8 @@ SHARED = Path(os.environ.get("ALIGNMENT_TEST_DATA") or Path(__file__).resolve().
 )
 def test_the_published_hh_pairs_read_as_they_are():
     """1606 pairs as published; four have an empty or an equal side."""
-    records = read_records(SHARED / "hh-harmless" / "pairs.jsonl.gz", to_comparison, config())
+    records = read_records(SHARED / "hh-harmless" / "pairs.jsonl.gz", to_comparisons, config())
     assert len(records.items) + len(records.bad) == 1606
     assert len(records.bad) <= 8
-    train, held_out = split_by_group(records.items, 0.1)
+    train, held_out = parted(records.items, 0.1)
     assert not {row.group for row in train} & {row.group for row in held_out}

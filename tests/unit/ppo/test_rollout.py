@@ -47,12 +47,11 @@ def plain_logprobs(model, prompt, response, temperature):
 
 def test_prompts_stand_on_the_left_and_responses_end_with_their_first_eos(collect, models, prompts):
     rollout = collect()
-    tokenizer = models.tokenizer
     width = rollout.input_ids.shape[1] - rollout.num_response
     assert rollout.attention_mask[:, width - 1].all()  # left padding: the last prompt column is real in every row
     assert torch.equal(rollout.attention_mask[:, width:], rollout.response_mask)
     for row, prompt, response in plain_rows(rollout):
-        assert prompt.tolist() == tokenizer.apply_chat_template(prompts[row].messages)["input_ids"]
+        assert prompt.tolist() == [2 + int(digit) for digit in prompts[row].messages[0]["content"]]
         assert not rollout.attention_mask[row, : width - len(prompt)].any()
         assert (response[:-1] != EOS).all()
         assert bool(rollout.ended[row]) == (response[-1] == EOS)

@@ -8,7 +8,7 @@ import torch
 from alignment.config import DataConfig
 from alignment.data import Comparison, DataError
 from alignment.ratings import RatingsStore
-from reward.data import PairCollator, as_dataset, encode_comparisons, read_comparisons, read_ratings
+from reward.data import PairCollator, as_dataset, encode_comparisons, read_comparisons
 
 PROMPT = ({"role": "user", "content": "How long can I keep a book?"},)
 
@@ -45,35 +45,37 @@ def database(tmp_path):
 
 
 def test_ratings_become_votes_and_skips_do_not_count(database):
-    records = read_ratings(str(database))
+    records, _ = read_comparisons(DataConfig(train=str(database), eval_share=0.0))
     found = [(row.first, row.second, row.first_votes, row.second_votes, row.tie_votes) for row in records.items]
     assert found == [("same 0", "other 0", 2, 1, 0), ("same 1", "other 1", 0, 1, 1)]
-    assert [reason for _, reason in records.bad] == ["both completions are the same"]
+    assert records.notes == ["1 passed over: both completions of a rated pair are the same"]
     assert records.items[0].target == pytest.approx(2 / 3)
     assert records.items[1].target == 0.25
-    assert records.fingerprint["rows"] == 2
+    assert [row.place for row in records.items] == [f"{database}:item 1", f"{database}:item 2"]
+    (mark,) = records.fingerprints
+    assert (mark["rows"], mark["ratings"], mark["labelers"]) == (2, 8, 3)
 
 
 def test_a_database_without_ratings_says_what_to_do(tmp_path):
     RatingsStore(tmp_path / "r.db", create=True).close()
     with pytest.raises(DataError, match=r"no rated pairs yet; rate some with scripts/rate\.py --db"):
-        read_ratings(str(tmp_path / "r.db"))
+        read_comparisons(DataConfig(train=str(tmp_path / "r.db")))
 
 
 def test_a_source_is_told_by_its_header_and_train_and_eval_may_differ(database, tmp_path):
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("".join(json.dumps({"prompt": f"p{n}", "chosen": "a", "rejected": "b"}) + "\n" for n in range(5)))
     disguised = database.rename(tmp_path / "ratings.jsonl")
-    train, held_out = read_comparisons(DataConfig(train=str(disguised), eval=str(pairs)), seed=0)
+    train, held_out = read_comparisons(DataConfig(train=str(disguised), eval=str(pairs)))
     assert (len(train.items), len(held_out.items)) == (2, 5)
-    train, held_out = read_comparisons(DataConfig(train=str(pairs), eval=str(disguised)), seed=0)
+    train, held_out = read_comparisons(DataConfig(train=str(pairs), eval=str(disguised)))
     assert (len(train.items), len(held_out.items)) == (5, 2)
-    train, held_out = read_comparisons(DataConfig(train=str(disguised), eval_share=0.5), seed=SPLITS)
+    train, held_out = read_comparisons(DataConfig(train=str(disguised), eval_share=0.5, split_seed=SPLITS))
     assert len(train.items) + len(held_out.items) == 2
-    assert train.fingerprint["rows"] == len(train.items)
-    assert f"0.5 held out, seed {SPLITS}" in train.fingerprint["split"]
+    assert train.fingerprints[0]["rows"] == len(train.items)
+    assert f"0.5 held out, seed {SPLITS}" in train.fingerprints[0]["split"]
     with pytest.raises(DataError, match="no such file"):
-        read_comparisons(DataConfig(train=str(tmp_path / "none.db")), seed=0)
+        read_comparisons(DataConfig(train=str(tmp_path / "none.db")))
 
 
 def test_ratings_that_are_all_ties_teach_nothing_and_are_refused(tmp_path):
@@ -81,7 +83,7 @@ def test_ratings_that_are_all_ties_teach_nothing_and_are_refused(tmp_path):
         store.add_item(PROMPT, [{"text": "a"}, {"text": "b"}])
         rate(store, "ann", {"a": "tie"})
     with pytest.raises(DataError, match=r"each of the 1 pairs to learn from is a tie.*rate more pairs"):
-        read_comparisons(DataConfig(train=str(tmp_path / "r.db"), eval_share=0.0), seed=0)
+        read_comparisons(DataConfig(train=str(tmp_path / "r.db"), eval_share=0.0))
 
 
 def test_both_sides_share_the_prompt_and_end_in_eos(tokenizer):
