@@ -48,6 +48,7 @@ Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
+TooLong = Literal["trim_prompt", "drop", "raise"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy takes no others, and every process seeds numpy too
 
 
@@ -179,8 +180,11 @@ class DataConfig(Section):
     max_bad_share: Share = 0.01
     """A larger share of unusable rows than this stops the run before training."""
     max_length: Count = 1024
-    """Longest sequence in tokens. Longer rows lose the oldest part of their prompt, never of the response; a longer
-    `text` is cut into pieces."""
+    """Longest sequence in tokens; `too_long` says what becomes of longer rows. A longer `text` is cut into pieces."""
+    too_long: TooLong = "trim_prompt"
+    """`trim_prompt`: a longer row loses the oldest part of its prompt, never of the response, and stops the run where
+    the response alone is too long in more than `max_bad_share` of the rows. `drop`: longer rows are left out, however
+    many. `raise`: one is enough to stop the run."""
 
     @property
     def parts(self) -> tuple[DataPart, ...]:
@@ -399,9 +403,11 @@ OWNED_ARGUMENTS = {
     "truncation_mode": "use `data.max_length`; the oldest part of a prompt is cut",
     "completion_only_loss": "the loss is on the assistant's tokens",
     "assistant_only_loss": "the loss is on the assistant's tokens",
-    "packing": "rows are not packed yet; `train_sampling_strategy: group_by_length` saves padding",
-    "eval_packing": "rows are not packed yet",
-    "packing_strategy": "rows are not packed yet",
+    "padding_free": "use `packing`",
+    "eval_packing": "held-out rows are packed where the others are",
+    "packing_strategy": "rows are packed whole and never attend to each other, as they would under `wrapped`",
+    "use_liger_kernel": "the loss is in blocks already, without a kernel of another package",
+    "liger_kernel_config": "the loss is in blocks already, without a kernel of another package",
 }
 
 

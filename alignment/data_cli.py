@@ -1,12 +1,11 @@
-"""`alignment data`: look at a data file before training on it, and part it."""
+"""`alignment data`: look at data files before training on them, part them, write them in another shape."""
 
 from __future__ import annotations
 
 import contextlib
 import gzip
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -20,11 +19,10 @@ from alignment.terminal import clean, one_line, progress, screen
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alignment.config import DataConfig, ModelConfig
+    from alignment.config import DataConfig, DataPart, ModelConfig
     from alignment.inspection import Inspector
-    from alignment.templates import Encoded
 
-data = typer.Typer(no_args_is_help=True, help="Data files: check them, see what is trained on, part them.")
+data = typer.Typer(no_args_is_help=True, help="Data files: check, preview, split, convert, or make them.")
 data.add_typer(qa_command)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -34,8 +32,19 @@ ConfigOption = Annotated[
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Registry reference, folder or hub name whose tokenizer is used.")
 ]
-_DEFAULT_SEED = 42  # of the stages, where training.seed says nothing
+FormatOption = Annotated[
+    str | None,
+    typer.Option("--format", help="The shape of the rows (chat, alpaca, faq, ...), if their keys do not tell."),
+]
+ColumnsOption = Annotated[
+    list[str] | None, typer.Option("--column", metavar="OURS=THEIRS", help="Rename a column: --column prompt=question.")
+]
+BadOption = Annotated[
+    Path | None, typer.Option("--bad", help="Write place and reason of each row set aside here (.jsonl).")
+]
+_SHOWN_BAD = 10
 _LONG = 8 << 20  # bytes: shorter files are read before a progress bar could be
+_LARGE = 256 << 20  # bytes: as Python objects some five times as much
 
 
 @data.command("check")
@@ -43,35 +52,34 @@ def check(
     files: Annotated[list[str] | None, typer.Argument(metavar="FILE...", help="Data files or folders.")] = None,
     config: ConfigOption = None,
     model: ModelOption = None,
+    format: FormatOption = None,
+    columns: ColumnsOption = None,
     as_json: JsonOption = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write the report as a page.")] = None,
     schema: Annotated[Path | None, typer.Option("--schema", help="JSON schema that the answers must fit.")] = None,
     scrub: Annotated[
         Path | None, typer.Option("--scrub", help="Write the rows here, personal data replaced (.jsonl, .gz allowed).")
     ] = None,
+    bad: BadOption = None,
 ) -> None:
     """What is in data files, and what would go wrong.  Example: alignment data check demos.jsonl --html report.html"""
-    from alignment.data import check_bad
-    from alignment.inspection import Inspector
-    from alignment.inspection_report import html_page, text_lines
+    from alignment.inspection import Inspector, html_page, refuse, text_lines
 
-    recipe = _recipe(config, files)
-    sources = files or [part.path for part in recipe.data.parts]
+    recipe = _recipe(config, files, format, columns)
     tokenizer = _tokenizer(model, recipe.model)
-    inspector = Inspector(recipe.data, recipe.seed, tokenizer, _validator(schema) if schema else None)
-    _inspect(inspector, sources, recipe.data.eval, scrub)
-    report = inspector.report([*sources, *([recipe.data.eval] if recipe.data.eval else [])])
+    inspector = Inspector(recipe.data, tokenizer, _validator(schema) if schema else None)
+    _inspect(inspector, recipe.data.parts, recipe.data.eval_part, scrub, bad)
+    paths = [part.path for part in recipe.data.parts]
+    report = inspector.report([*paths, *([recipe.data.eval] if recipe.data.eval else [])])
     if html:
         _write_text(html, html_page(report))
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
     else:
         output = screen()
-        for line in text_lines(report):
+        for line in text_lines(report, output.width if output.is_terminal else None):
             output.print(line)
-    bad = [(place, item.reason) for item in report.set_aside for place in item.places]
-    bad += [("", "")] * (report.rows - report.kept - len(bad))
-    check_bad(", ".join(sources), report.kept, bad, recipe.data.max_bad_share)
+    refuse(report, recipe.data)
 
 
 @data.command("preview")
@@ -79,24 +87,24 @@ def preview(
     file: Annotated[str, typer.Argument(help="Data file or folder.")],
     model: ModelOption = None,
     config: ConfigOption = None,
+    format: FormatOption = None,
+    columns: ColumnsOption = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="How many rows.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """The exact tokens of a row, those trained on in colour.  Example: alignment data preview d.jsonl --model my-sft"""
-    from alignment.inspection import each_record
-    from alignment.templates import encode_conversation
+    from alignment.preview import each_example, encode_for_preview, preview_json, preview_lines
 
-    recipe = _recipe(config, [file])
+    recipe = _recipe(config, [file], format, columns)
     tokenizer = _tokenizer(model, recipe.model)
     if tokenizer is None:
         raise UserError("a preview needs a tokenizer: give --model, or a --config whose model exists already")
     shown: list[dict[str, Any]] = []
     output = screen()
-    for where, record in each_record(file, recipe.data):
-        encoded = encode_conversation(tokenizer, record.messages, recipe.data.max_length)
-        shown.append(_preview_json(where, encoded, tokenizer))
+    for where, example in each_example(recipe.data):
+        shown.append(preview_json(where, encode_for_preview(example, tokenizer, recipe.data), tokenizer))
         if not as_json:
-            for line in _preview_lines(shown[-1], tokenizer, marks=not output.is_terminal or output.no_color):
+            for line in preview_lines(shown[-1], tokenizer, marks=not output.is_terminal or output.no_color):
                 output.print(line)
         if len(shown) == rows:
             break
@@ -115,6 +123,7 @@ def split(
     as_json: JsonOption = False,
 ) -> None:
     """Train and test files that share no prompt.  Example: alignment data split demos.jsonl --out parted --test 0.1"""
+    from alignment.config import DataPart
     from alignment.splitting import TEST, TRAIN, plan_split, write_split
 
     if not 0.0 < test < 1.0:
@@ -122,7 +131,7 @@ def split(
     for name in (TRAIN, TEST):
         if (out / name).exists():
             raise UserError(f"{out / name} exists already; remove it or name another --out")
-    with _progress("reading", [file]) as advance:
+    with _progress("reading", [DataPart(path=file)]) as advance:
         plan = plan_split(file, test, seed, advance)
     try:
         fingerprints = write_split(file, plan, out)
@@ -141,23 +150,84 @@ def split(
     typer.echo(f"{plan.num_groups} groups of prompts, seed {seed}; {len(plan.bad)} rows set aside", err=True)
 
 
+@data.command("convert")
+def convert(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE... OUT", help="Data files or folders; the last is written.")
+    ],
+    target: Annotated[
+        str, typer.Option("--to", help="chat, openai, sharegpt, alpaca, completion, pair or text.", show_default=False)
+    ],
+    config: ConfigOption = None,
+    format: FormatOption = None,
+    columns: ColumnsOption = None,
+    bad: BadOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rows of any shape written in another; OUT is .jsonl, .jsonl.gz, .csv or .parquet.
+
+    Example: alignment data convert chats.json rows.csv out.jsonl --to chat
+    """
+    from alignment.convert import TARGETS
+    from alignment.convert import convert as convert_rows
+
+    if target not in TARGETS:
+        raise UserError(f"--to {target}: expected one of {', '.join(TARGETS)}")
+    if len(files) < 2:
+        raise UserError(f"what is written? Name a file after {files[0]}: alignment data convert {files[0]} out.jsonl")
+    *sources, out = files
+    recipe = _recipe(config, sources, format, columns)
+    with _progress("converting", recipe.data.parts) as advance, _rows_to("--bad", bad) as write_bad:
+        done = convert_rows(recipe.data, Path(out), target, advance)
+        for where, reason in done.bad:
+            write_bad({"where": where, "reason": reason})
+    if as_json:
+        rows = [{"where": where, "reason": reason} for where, reason in done.bad]
+        facts = {"out": out, "format": target, "rows": done.written, "bad": rows}
+        typer.echo(json.dumps(facts | {"not_carried": done.lost, "passed_over": done.passed_over}, indent=2))
+        return
+    output = screen()
+    output.print(Text(f"{clean(out)}  {done.written:,} rows"))
+    for reason, count in done.passed_over.items():
+        output.print(Text(f"  passed over  {count:,} rows: {one_line(reason)}"))
+    for key, count in done.lost.most_common():
+        output.print(Text(f"  not carried  {one_line(key)} ({count:,} rows)", style="yellow"))
+    for where, reason in done.bad[:_SHOWN_BAD]:
+        output.print(Text(f"  set aside    {one_line(where)}: {one_line(reason)}", style="yellow"))
+    if len(done.bad) > _SHOWN_BAD:
+        output.print(
+            Text(f"  and {len(done.bad) - _SHOWN_BAD:,} more rows set aside: --bad FILE lists all", style="yellow")
+        )
+
+
 class _Recipe(NamedTuple):
     """What a stage's config says about its data."""
 
     data: DataConfig
     model: ModelConfig | None
-    seed: int
 
 
-def _recipe(path: Path | None, files: list[str] | None) -> _Recipe:
-    from alignment.config import DataConfig, TrainerConfig, load_config
+def _recipe(
+    path: Path | None, files: list[str] | None, format: str | None = None, columns: list[str] | None = None
+) -> _Recipe:
+    """The config's data section, with the files of the command line in place of its own."""
+    from alignment.config import DataConfig, TrainerConfig, load_config, validate
 
-    if path is None:
-        if not files:
-            raise UserError("which data? Give a FILE, or a --config whose data.train names one")
-        return _Recipe(DataConfig(train=files[0]), None, _DEFAULT_SEED)
-    config = load_config(TrainerConfig, path)
-    return _Recipe(config.data, config.model, config.training.get("seed", _DEFAULT_SEED))
+    if path is None and not files:
+        raise UserError("which data? Give a FILE, or a --config whose data.train names one")
+    config = load_config(TrainerConfig, path) if path else None
+    values = config.data.model_dump() if config else {}
+    if files:
+        values["train"] = [{"path": file} for file in files]
+    if format:
+        values["format"] = format
+    for column in columns or []:
+        ours, equals, theirs = column.partition("=")
+        if not (ours and equals and theirs):
+            raise UserError(f"--column {column}: expected OURS=THEIRS, for example prompt=question")
+        values["columns"] = {**values.get("columns", {}), ours: theirs}
+    data = validate(DataConfig, values, str(path or "alignment data"))
+    return _Recipe(data, config.model if config else None)
 
 
 def _tokenizer(name: str | None, config: ModelConfig | None) -> PreTrainedTokenizerBase | None:
@@ -184,49 +254,43 @@ def _validator(path: Path) -> Callable[[str], str | None]:
         raise UserError(f"{path}: not a JSON schema: {str(error).splitlines()[0]}") from None
 
 
-def _inspect(inspector: Inspector, sources: list[str], held_out: str | None, scrub: Path | None) -> None:
-    from alignment.readers import read_rows
+def _inspect(
+    inspector: Inspector, parts: Sequence[DataPart], held_out: DataPart | None, scrub: Path | None, bad: Path | None
+) -> None:
+    from alignment.readers import BadRow
+    from alignment.sources import open_source
 
-    everything = [*sources, *([held_out] if held_out else [])]
-    with _scrubbed(scrub) as write, _progress("checking", everything) as advance:
-        for number, source in enumerate(everything):
+    everything = [*parts, *([held_out] if held_out else [])]
+    with (
+        _rows_to("--scrub", scrub) as write_scrubbed,
+        _rows_to("--bad", bad) as write_bad,
+        _progress("checking", everything) as advance,
+    ):
+        for part in everything:
             # Where a held-out file is named, the split draws nothing from the others.
-            is_held_out = None if held_out is None else number >= len(sources)
-            for where, row in read_rows(source):
-                scrubbed = inspector.add(where, row, is_held_out)
-                if scrubbed is not None:
-                    write(scrubbed)
+            is_held_out = None if held_out is None else part is held_out
+            stop = inspector.num_kept + part.cap if part.cap else None
+            for where, row in open_source(part, inspector.config).rows:
+                scrubbed, reason = inspector.add(where, row, part.format or "auto", is_held_out)
+                if not isinstance(row, BadRow):
+                    write_scrubbed(scrubbed)
+                if reason is not None:
+                    write_bad({"where": where, "reason": reason})
                 advance()
+                if stop is not None and inspector.num_kept >= stop:
+                    break
 
 
 @contextlib.contextmanager
-def _scrubbed(path: Path | None) -> Iterator[Callable[[Any], object]]:
-    """Writes rows as JSON lines to a file that appears when all are written."""
+def _rows_to(option: str, path: Path | None) -> Iterator[Callable[[Any], object]]:
+    """Writes rows as JSON lines where a file is named."""
+    from alignment.writers import row_writer
+
     if path is None:
         yield lambda row: None
         return
-    if not path.name.endswith((".jsonl", ".jsonl.gz")):
-        raise UserError(f"--scrub {path}: the copy is written as JSON lines; name it .jsonl or .jsonl.gz")
-    if path.exists():
-        raise UserError(f"--scrub {path}: exists already; remove it or name another file")
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with (
-            gzip.open(part, "wt", encoding="utf-8") if path.suffix == ".gz" else part.open("w", encoding="utf-8") as to
-        ):
-            yield lambda row: to.write(_json_line(row))
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"--scrub {path}: cannot be written: {error.strerror}; name another file") from None
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _json_line(row: Any) -> str:
-    line = json.dumps(row, ensure_ascii=False, default=str)
-    if not line.isascii() and any("\ud800" <= char <= "\udfff" for char in line):
-        line = json.dumps(row, default=str)  # half a surrogate pair cannot be written as UTF-8
-    return line + "\n"
+    with row_writer(path, option, (".jsonl", ".jsonl.gz")) as write:
+        yield write
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -237,58 +301,24 @@ def _write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _progress(description: str, sources: list[str]) -> Iterator[Callable[[], None]]:
-    """Progress over the rows of long files whose rows can be counted by their line breaks."""
-    from alignment.readers import data_files
+def _progress(description: str, parts: Sequence[DataPart]) -> Iterator[Callable[[], None]]:
+    """Progress over the rows of long sources; to their end, where rows can be counted by their line breaks."""
+    from alignment.readers import DataError, data_files
 
-    files = [file for source in sources for file in data_files(source)]
+    paths = [Path(part.path) for part in parts]
+    try:
+        files = [file for path in paths for file in data_files(path)]
+    except DataError:
+        files = []  # another kind of source, or none, of which the reading will tell
+    for file in files:
+        if file.name.removesuffix(".gz").endswith(".json") and file.stat().st_size >= _LARGE:
+            typer.echo(f"{file}: a JSON list is read whole, .jsonl row by row; see alignment data convert", err=True)
+    enabled = not files or sum(file.stat().st_size for file in files) >= _LONG
     plain = all(file.name.removesuffix(".gz").endswith((".jsonl", ".csv")) for file in files)
-    enabled = plain and sum(file.stat().st_size for file in files) >= _LONG
-    with progress(description, sum(map(_count_lines, files)) if enabled else 0, enabled) as line:
+    with progress(description, sum(map(_count_lines, files)) if enabled and plain else 0, enabled) as line:
         yield line.advance
 
 
 def _count_lines(file: Path) -> int:
     with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
         return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
-
-
-def _preview_json(where: str, encoded: Encoded | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    if encoded is None:
-        return {"place": where, "left_out": "the answer alone is longer than max_length"}
-    special = set(tokenizer.all_special_ids)
-    return {
-        "place": where,
-        "ids": encoded.input_ids,
-        "tokens": tokenizer.convert_ids_to_tokens(encoded.input_ids),
-        "mask": encoded.loss_mask,
-        "special": [number in special for number in encoded.input_ids],
-    }
-
-
-def _preview_lines(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, marks: bool) -> Iterator[Text]:
-    """A row as text: trained tokens green, others dim, special ones reversed; with `marks`, trained in [[ ]]."""
-    if "left_out" in row:
-        yield Text(f"{one_line(row['place'])}: left out, {row['left_out']}", style="yellow")
-        return
-    ids, mask = row["ids"], row["mask"]
-    yield Text(f"{one_line(row['place'])}: {len(ids)} tokens, {sum(mask)} trained on", style="bold")
-    shown, numbers = Text(), Text("ids:")
-    start = 0
-    for stop in range(1, len(ids) + 1):
-        numbers.append(f" {ids[stop - 1]}", style=_style(mask[stop - 1], False))
-        kinds = [(mask[i], row["special"][i]) for i in (stop - 1, stop) if i < len(ids)]
-        if len(kinds) == 2 and kinds[0] == kinds[1] and not kinds[0][1]:
-            continue  # a character may take several tokens, so a run is decoded as one
-        trained, special = kinds[0]
-        text = clean(tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False))
-        opens = marks and trained and (start == 0 or not mask[start - 1])
-        closes = marks and trained and (stop == len(ids) or not mask[stop])
-        shown.append(f"{'[[' if opens else ''}{text}{']]' if closes else ''}", style=_style(trained, special))
-        start = stop
-    yield shown
-    yield numbers
-
-
-def _style(trained: bool, special: bool) -> str:
-    return f"{'green' if trained else 'dim'}{' reverse' if special else ''}"

@@ -101,11 +101,12 @@ def _parse_line(line: bytes) -> Any:
     if len(line) > LONGEST_LINE:
         return BadRow(f"a line of more than {LONGEST_LINE >> 20} MiB; a row stands on a line of its own")
     try:
-        return json.loads(line.decode("utf-8"))
+        # rstrip: where a row is cut off, the reason would be the line break that follows
+        return json.loads(line.decode("utf-8").rstrip())
     except UnicodeDecodeError as error:
         return BadRow(_not_utf8(error))
     except json.JSONDecodeError as error:
-        return BadRow(f"not valid JSON: {error.msg} at column {error.colno}")
+        return BadRow(f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, a thousand brackets
         return BadRow(f"not valid JSON: {error}")
 

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alignment.data import check_bad, is_held_out, to_demonstration, to_prompt
+from alignment.data import Demonstration, Document, Prompt, check_bad, is_held_out, to_examples, to_prompts
 from alignment.duplicates import Groups, Sketches, digest
 from alignment.readers import BadRow, DataError, data_files, file_fingerprint, jsonl_lines, read_rows
 
@@ -89,14 +89,14 @@ def _place(row: Any, share: float, seed: int) -> tuple[str, bool]:
     if not isinstance(row, dict):
         raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
     try:
-        record = to_demonstration(row)
+        records: Sequence[Demonstration | Document | Prompt] = to_examples(row)
     except BadRow as reason:
         try:
-            prompt = to_prompt(row)
+            records = to_prompts(row)
         except BadRow:
             raise reason from None
-        return prompt.group, is_held_out(prompt, share, seed)
-    return record.group, is_held_out(record, share, seed)
+    # What one row holds (a tree, the instances of an instruction) cannot be parted; the first decides.
+    return records[0].group, is_held_out(records[0], share, seed)
 
 
 def _together(groups: array[int], sketches: Sketches, passages: list[tuple[int, int]]) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 import jinja2
 
 from alignment.chat_templates import TEMPLATES
+from alignment.config import TooLong
 from alignment.tokenization import (
     Span,
     TemplateError,
@@ -121,9 +122,7 @@ def encode_conversation(
     """Token ids and loss mask of a conversation that ends with the assistant's turn.
 
     The ids end at the assistant's last EOS that is trained on: whatever a template renders after it (a newline, say)
-    would be read as the end of the answer by a reward model. With `max_length` the oldest tokens are cut; None is
-    returned where the last response would not fit whole, because a response without its EOS teaches a model never to
-    stop.
+    would be read as the end of the answer by a reward model. With `max_length` see `fit`.
 
     Raises:
         Unrenderable: this conversation, under this template.
@@ -152,12 +151,24 @@ def encode_conversation(
     if ids[-1] != tokenizer.eos_token_id:
         raise _no_eos(tokenizer, tokenizer.decode(ids[-1:]))
     encoded = Encoded(ids, mask)
-    if max_length and len(ids) > max_length:
-        if encoded.num_response_tokens >= max_length:
-            return None
-        # The first token has none before it to be predicted from, and may be the BOS that _cut_left keeps.
-        encoded = Encoded(_cut_left(tokenizer, ids, max_length), [False, *mask[1 - max_length :]])
-    return encoded
+    return fit(tokenizer, encoded, max_length) if max_length else encoded
+
+
+def fit(
+    tokenizer: PreTrainedTokenizerBase, encoded: Encoded, max_length: int, too_long: TooLong = "trim_prompt"
+) -> Encoded | None:
+    """A conversation within `max_length` tokens, its oldest ones cut; None where it is left out.
+
+    Left out is what `too_long` does not let cut, and what cannot be: where the last response would not fit whole,
+    because a response without its EOS teaches a model never to stop.
+    """
+    if len(encoded.input_ids) <= max_length:
+        return encoded
+    if too_long != "trim_prompt" or encoded.num_response_tokens >= max_length:
+        return None
+    # The first token has none before it to be predicted from, and may be the BOS that _cut_left keeps.
+    mask = [False, *encoded.loss_mask[1 - max_length :]]
+    return Encoded(_cut_left(tokenizer, encoded.input_ids, max_length), mask)
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -80,17 +80,21 @@ def piece_lengths(text: str, spans: Sequence[Span]) -> list[int]:
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options: bool) -> list[list[int]]:
     """Token ids of each text, of all but the first as if they stood after the one before.
 
-    SentencePiece tokenizers put a space before whatever they are given. After a line break, which is then taken off
-    again, they put none (transformers' `encode_marked_chat` has the trick).
+    SentencePiece tokenizers put a space before whatever they are given. So they are given what it stands after too,
+    an EOS or else a line break, which is then taken off again (transformers' `encode_marked_chat` has the trick).
     """
     if not texts:
         return []
     plain: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, **options)["input_ids"]
     if len(texts) > 1 and (line_break := _line_break_before(tokenizer)):
-        shifted = tokenizer(["\n" + text for text in texts[1:]], add_special_tokens=False, **options)["input_ids"]
-        for number, ids in enumerate(shifted, 1):
-            if ids[: len(line_break)] == line_break:
-                plain[number] = ids[len(line_break) :]
+        eos = tokenizer.eos_token
+        after_eos = [before.endswith(eos) for before in texts[:-1]]
+        longer = [(eos if ended else "\n") + text for ended, text in zip(after_eos, texts[1:], strict=True)]
+        shifted = tokenizer(longer, add_special_tokens=False, **options)["input_ids"]
+        for number, (ended, ids) in enumerate(zip(after_eos, shifted, strict=True), 1):
+            before = [tokenizer.eos_token_id] if ended else line_break
+            if ids[: len(before)] == before:
+                plain[number] = ids[len(before) :]
     return plain
 
 

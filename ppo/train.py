@@ -344,6 +344,10 @@ def _check(config: PPOStageConfig) -> None:
             f"rollout.max_new_tokens={config.rollout.max_new_tokens} leaves no room for a prompt in "
             f"data.max_length={config.data.max_length}; raise data.max_length"
         )
+    if config.data.too_long != "trim_prompt":
+        raise ConfigError(
+            f"data.too_long={config.data.too_long}: PPO cuts the oldest part of a long prompt; leave it at trim_prompt"
+        )
 
 
 def _check_lengths(config: PPOStageConfig, sources: Mapping[str, ModelSource]) -> None:

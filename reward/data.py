@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from alignment.config import DataConfig, DataPart
+from alignment.config import DataConfig, DataPart, TooLong
 from alignment.data import Comparison, Records, to_comparisons, train_and_eval
 from alignment.importers import PassedOver
 from alignment.ratings import RatingsStore, is_ratings_file
 from alignment.readers import DataError
 from alignment.sources import Rows, Source, open_source
-from alignment.templates import Message, encode_conversation
+from alignment.templates import Encoded, Message, encode_conversation, fit
 from alignment.tensors import pad_rows
 
 
@@ -83,9 +83,17 @@ class EncodedComparison:
 
 
 def encode_comparisons(
-    comparisons: Sequence[Comparison], tokenizer: PreTrainedTokenizerBase, max_length: int
+    comparisons: Sequence[Comparison],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    too_long: TooLong = "trim_prompt",
+    note: Callable[[Comparison, Encoded, Encoded | None], None] = lambda comparison, encoded, fitted: None,
 ) -> tuple[list[EncodedComparison], dict[str, int]]:
     """Render both sides; the oldest part of a long prompt is cut, the answers stay whole.
+
+    Args:
+        note: is told of each comparison all tokens of its longer side, and those that are left (None: the comparison
+            is left out as too long).
 
     Returns:
         The encoded comparisons, and how many were left out: `too_long` (an answer alone exceeds `max_length`) and
@@ -94,16 +102,20 @@ def encode_comparisons(
     encoded: list[EncodedComparison] = []
     left_out = {"too_long": 0, "identical": 0}
     for comparison in comparisons:
-        sides = [
-            encode_conversation(tokenizer, [*comparison.prompt, Message(role="assistant", content=text)], max_length)
+        whole = [
+            encode_conversation(tokenizer, [*comparison.prompt, Message(role="assistant", content=text)])
             for text in (comparison.first, comparison.second)
         ]
-        if sides[0] is None or sides[1] is None:
+        assert whole[0] is not None and whole[1] is not None  # nothing is left out without max_length
+        first, second = (fit(tokenizer, side, max_length, too_long) for side in (whole[0], whole[1]))
+        longer = max((whole[0], first), (whole[1], second), key=lambda side: len(side[0].input_ids))
+        note(comparison, longer[0], longer[1] if first and second else None)
+        if first is None or second is None:
             left_out["too_long"] += 1
-        elif sides[0].input_ids == sides[1].input_ids:
+        elif first.input_ids == second.input_ids:
             left_out["identical"] += 1
         else:
-            encoded.append(EncodedComparison(comparison, sides[0].input_ids, sides[1].input_ids))
+            encoded.append(EncodedComparison(comparison, first.input_ids, second.input_ids))
     if comparisons and not encoded:
         raise DataError(
             f"none of the {len(comparisons)} comparisons can be used (left out: {left_out}); "

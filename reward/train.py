@@ -12,19 +12,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from alignment import adapters, callbacks, distributed, methods, trainers
 from alignment.best_model import finished_model, keep_best, published_step
 from alignment.config import ADAPTERS, SCRATCH, ConfigError, trainer_arguments
 from alignment.data import Comparison, Records
+from alignment.inspection import Inspector, Report, check_before_training, write_report
 from alignment.models import fit_embeddings
 from alignment.positions import check_length
 from alignment.registry import Registry
@@ -92,6 +94,8 @@ class Prepared:
     eval_pairs: list[EncodedComparison]
     left_out: dict[str, int]
     arguments: RewardConfig
+    report: Report
+    """What the check of the data found."""
 
 
 def prepare(config: RewardStageConfig) -> Prepared:
@@ -103,11 +107,15 @@ def prepare(config: RewardStageConfig) -> Prepared:
     train_set, eval_set = read_comparisons(config.data)
     start = trainers.start_model(config, registry, ())
     check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
-    train_pairs, left_out = encode_comparisons(train_set.items, start.tokenizer, config.data.max_length)
-    eval_pairs, _ = encode_comparisons(eval_set.items, start.tokenizer, config.data.max_length)
+    inspector = Inspector(config.data, start.tokenizer) if distributed.is_main_process() else None
+    train_pairs, left_out = _encode(config, train_set, start.tokenizer, inspector, held_out=False)
+    eval_pairs, _ = _encode(config, eval_set, start.tokenizer, inspector, held_out=True)
+    data_report = distributed.on_main_process(lambda: check_before_training(config, inspector))
     defaults = methods.with_learning_rate(DEFAULTS, config.model)
     arguments = trainers.make_arguments(RewardConfig, config, defaults, max_length=None, no_eval=not eval_pairs)
-    return Prepared(seed, registry, start, train_set, eval_set, train_pairs, eval_pairs, left_out, arguments)
+    return Prepared(
+        seed, registry, start, train_set, eval_set, train_pairs, eval_pairs, left_out, arguments, data_report
+    )
 
 
 def build_trainer(config: RewardStageConfig, prepared: Prepared) -> PairTrainer:
@@ -188,6 +196,7 @@ def _note_data(journal: Journal, config: RewardStageConfig, prepared: Prepared) 
     train_set, eval_set = prepared.train_set, prepared.eval_set
     if distributed.is_main_process():
         write_bad_rows(config.run_dir, train_set.bad, train_set.notes)
+        write_report(config.run_dir, prepared.report)
     journal.event(
         "data",
         train=train_set.fingerprints,
@@ -197,6 +206,22 @@ def _note_data(journal: Journal, config: RewardStageConfig, prepared: Prepared) 
         held_out=len(prepared.eval_pairs),
         **prepared.left_out,
     )
+    journal.event("data_check", **prepared.report.summary())
+
+
+def _encode(
+    config: RewardStageConfig,
+    records: Records[Comparison],
+    tokenizer: PreTrainedTokenizerBase,
+    inspector: Inspector | None,
+    held_out: bool,
+) -> tuple[list[EncodedComparison], dict[str, int]]:
+    limits = config.data.max_length, config.data.too_long
+    if inspector is None:
+        return encode_comparisons(records.items, tokenizer, *limits)
+    for where, reason in records.bad:
+        inspector.add_bad(where, reason)
+    return encode_comparisons(records.items, tokenizer, *limits, partial(inspector.look, held_out=held_out))
 
 
 def _check(config: RewardStageConfig) -> None:
@@ -260,6 +285,7 @@ def plan(config: RewardStageConfig, world_size: int) -> dict[str, Any]:
         "eval_pairs": len(prepared.eval_pairs),
         "bad_rows": len(prepared.train_set.bad),
         **prepared.left_out,
+        "data_check": prepared.report.summary(),
     }
     kind = AutoModelForSequenceClassification
     return rows | trainers.batch_plan(merged, world_size, prepared.start.source, config.model, kind)

@@ -4,7 +4,11 @@ from alignment.config import TrainerConfig
 
 
 class SFTStageConfig(TrainerConfig):
-    """Sections: name, model, data, training, registry, tracking."""
+    """Sections: name, model, data, training, registry, tracking.
+
+    `training.packing` lays the rows of a batch end to end, without attention between them (`sft.packing`). It is on
+    where the model allows it; false pads rows of like length; true refuses a model that does not allow it.
+    """
 
 
 DEFAULTS = {

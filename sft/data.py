@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import datasets
 from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerBase
 
-from alignment.config import DataConfig
-from alignment.data import DataError, Demonstration, Document, Reading, Use, check_bad, to_examples
-from alignment.templates import Unrenderable, encode_conversation, encode_text
+from alignment.config import DataConfig, TooLong
+from alignment.data import Demonstration, Document, Reading, Use, check_bad, to_examples
+from alignment.encoding import encode_record
+from alignment.inspection import Inspector
+from alignment.templates import Encoded, Unrenderable, fit
 from alignment.terminal import progress
 
 IGNORED = -100
@@ -34,7 +37,7 @@ class EncodedData:
     eval: datasets.Dataset
     bad: list[tuple[str, str]]
     left_out: int
-    """Rows whose response alone is longer than `data.max_length`."""
+    """Rows that are too long, by `data.max_length` and `data.too_long`."""
     notes: list[str]
     fingerprints: dict[Use, list[dict[str, Any]]]
     _folder: tempfile.TemporaryDirectory[str]  # holds the rows; removed when nobody has them any more
@@ -52,17 +55,21 @@ def training_texts(config: DataConfig) -> Iterator[str]:
 
 
 def encode_data(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, runs: Path | None = None, show: bool = False
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    runs: Path | None = None,
+    show: bool = False,
+    inspector: Inspector | None = None,
 ) -> EncodedData:
     """Read and encode all rows, one after the other, into Arrow files that are mapped, not loaded.
 
     Args:
         runs: folder for the files, which may be as large as the data; the system's own for temporary files by default.
         show: progress, for long data.
+        inspector: looks at each row on its way; what it reports must be refused where no row is left.
 
     Raises:
-        DataError: see `alignment.data.Reading`; more rows than `data.max_bad_share` that the template cannot render;
-            or none that fits into `data.max_length`.
+        DataError: see `alignment.data.Reading`; or too large a share of rows that the template cannot render.
     """
     folder = tempfile.TemporaryDirectory(prefix="rows-", dir=runs, ignore_cleanup_errors=True)
     reading = Reading(config, to_examples)
@@ -76,8 +83,9 @@ def encode_data(
     with progress("encoding", 0, show and _size(config) >= _SHOWN_BYTES) as line:
         for use, example in reading:
             line.advance()
+            note = _no_note if inspector is None else partial(inspector.look, held_out=use == "eval")
             try:
-                rows = encode_example(example, tokenizer, config.max_length)
+                rows = encode_example(example, tokenizer, config.max_length, config.too_long, note)
             except Unrenderable as reason:
                 unrenderable.append((example.place, str(reason)))
                 continue
@@ -86,40 +94,51 @@ def encode_data(
             for row in rows:
                 writers[use].write(row)
     check_bad(config.parts[0].path, sum(written.values()) + left_out, unrenderable, config.max_bad_share)
-    if left_out and not written["train"]:
-        raise DataError(
-            f"none of the {left_out} responses fits into data.max_length={config.max_length} tokens; raise it"
-        )
     for writer in writers.values():
         writer.finalize()
     empty = datasets.Dataset.from_dict({name: [] for name in FEATURES}, FEATURES)
     train, held_out = (
         datasets.Dataset.from_file(f"{folder.name}/{use}.arrow") if written[use] else empty for use in uses
     )
-    bad, notes = [*reading.bad, *unrenderable], reading.notes()
-    if left_out:
-        notes.append(f"{left_out} rows left out: their answer alone is longer than data.max_length={config.max_length}")
-    return EncodedData(train, held_out, bad, left_out, notes, reading.fingerprints, folder)
+    bad = [*reading.bad, *unrenderable]
+    if inspector is not None:
+        for place, fault in bad:
+            inspector.add_bad(place, fault)
+    return EncodedData(train, held_out, bad, left_out, reading.notes(), reading.fingerprints, folder)
+
+
+def _no_note(example: Demonstration | Document, encoded: Encoded, fitted: Encoded | None) -> None:
+    pass
 
 
 def encode_example(
-    example: Demonstration | Document, tokenizer: PreTrainedTokenizerBase, max_length: int
+    example: Demonstration | Document,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    too_long: TooLong = "trim_prompt",
+    note: Callable[[Demonstration | Document, Encoded, Encoded | None], None] = _no_note,
 ) -> list[dict[str, list[int]]]:
     """`input_ids` and `labels`: a demonstration's labels are the assistant's tokens through EOS, everything else is
-    ignored; none if its response alone is longer than `max_length` tokens. A text is trained on whole, in pieces.
+    ignored; none if it is too long (see `alignment.templates.fit`). A text is trained on whole, in pieces.
+
+    Args:
+        note: is told all tokens, and those that are left (None: the example is left out as too long).
 
     Raises:
         Unrenderable: the template cannot render it.
     """
+    encoded = encode_record(example, tokenizer)
     if isinstance(example, Document):
-        ids = encode_text(tokenizer, example.text)
+        note(example, encoded, encoded)
+        ids = encoded.input_ids
         pieces = [ids[start : start + max_length] for start in range(0, len(ids), max_length)]
         return [{"input_ids": piece, "labels": piece} for piece in pieces if len(piece) > 1]
-    encoded = encode_conversation(tokenizer, example.messages, max_length, example.tools)
-    if encoded is None:
+    fitted = fit(tokenizer, encoded, max_length, too_long)
+    note(example, encoded, fitted)
+    if fitted is None:
         return []
-    kept = zip(encoded.input_ids, encoded.loss_mask, strict=True)
-    return [{"input_ids": encoded.input_ids, "labels": [token if trained else IGNORED for token, trained in kept]}]
+    kept = zip(fitted.input_ids, fitted.loss_mask, strict=True)
+    return [{"input_ids": fitted.input_ids, "labels": [token if trained else IGNORED for token, trained in kept]}]
 
 
 def _size(config: DataConfig) -> int:

@@ -2,8 +2,8 @@
 
     accelerate launch --config_file configs/accelerate/zero2.yaml -m sft configs/sft/demo.yaml
 
-The loss is on the assistant's tokens through EOS. TRL's SFTTrainer trains; the rows reach it as token ids and labels,
-so that training, sampling and PPO all see the one rendering of `alignment.templates`.
+The loss is on the assistant's tokens through EOS. TRL's SFTTrainer, made lean by `sft.trainer`, trains; the rows reach
+it as token ids and labels, so that training, sampling and PPO all see the one rendering of `alignment.templates`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any
 
 from torch import nn
 from transformers import set_seed
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from alignment import adapters, callbacks, distributed, methods, trainers
 from alignment.best_model import finished_model, keep_best, published_step
-from alignment.config import SCRATCH, trainer_arguments
+from alignment.config import SCRATCH, ConfigError, trainer_arguments
+from alignment.inspection import Inspector, Report, check_before_training, write_report
 from alignment.models import ModelSource
 from alignment.positions import check_length
 from alignment.registry import Registry
@@ -28,17 +29,8 @@ from alignment.stage import write_bad_rows
 from alignment.tracking import Journal
 from sft.config import DEFAULTS, SFTStageConfig
 from sft.data import EncodedData, encode_data, training_texts
-
-
-class MethodTrainer(SFTTrainer):
-    """`SFTTrainer` with what the method adds to the loss."""
-
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if not self.model.training:
-            return loss
-        # The trainer divides by the tokens of the whole optimizer step, so each of its passes adds its share.
-        return loss + methods.regularisation(self.model) / self.current_gradient_accumulation_steps
+from sft.packing import PackingCollator, pack_attention, why_not_packed
+from sft.trainer import SFTTrainer, without_adapter
 
 
 @dataclass(frozen=True)
@@ -50,6 +42,8 @@ class Prepared:
     start: trainers.Start
     data: EncodedData
     arguments: SFTConfig
+    report: Report
+    """What the check of the data found."""
 
 
 def train(config: SFTStageConfig) -> dict[str, Any]:
@@ -62,6 +56,7 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
         _note_data(journal, config, prepared)
         callbacks.attach(trainer, journal, f"sft {config.name}")
         journal.event("method", method=config.model.method, **methods.describe(trainer.model))
+        journal.event("batches", packed=isinstance(trainer.data_collator, PackingCollator))
         best = keep_best(trainer, config.training, config.run_dir, journal)
         outcome = trainer.train()
         trainers.backend_event(journal, trainer)
@@ -88,27 +83,71 @@ def prepare(config: SFTStageConfig) -> Prepared:
     start = trainers.start_model(config, registry, training_texts(config.data))
     check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
     folder = config.run_dir if config.run_dir.is_dir() else None
-    data = encode_data(config.data, start.tokenizer, folder, show=distributed.is_main_process())
-    no_eval = len(data.eval) == 0
+    is_main = distributed.is_main_process()
+    inspector = Inspector(config.data, start.tokenizer) if is_main else None
+    data = encode_data(config.data, start.tokenizer, folder, show=is_main, inspector=inspector)
+    report = distributed.on_main_process(lambda: check_before_training(config, inspector))
+    arguments = training_arguments(config, no_eval=len(data.eval) == 0)
+    return Prepared(seed, registry, start, data, arguments, report)
+
+
+def training_arguments(config: SFTStageConfig, no_eval: bool) -> SFTConfig:
+    """TRL's arguments, its own packing left off: that one cuts rows, and its batches count packed rows, not ours.
+
+    Raises:
+        ConfigError: an argument that cannot be used, or not on this machine.
+    """
+    rest = {name: value for name, value in config.training.items() if name != "packing"}
     defaults = methods.with_learning_rate(DEFAULTS, config.model)
-    arguments = trainers.make_arguments(SFTConfig, config, defaults, max_length=None, no_eval=no_eval)
-    return Prepared(seed, registry, start, data, arguments)
+    unpacked = config.model_copy(update={"training": rest})
+    arguments = trainers.make_arguments(SFTConfig, unpacked, defaults, max_length=None, no_eval=no_eval)
+    if arguments.activation_offloading and distributed.on_cpu():
+        raise ConfigError(
+            "training.activation_offloading moves activations off the GPU, and there is none; leave it out"
+        )
+    return arguments
 
 
 def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
     """Load the model and wrap it in the trainer."""
     set_seed(prepared.seed)
     policy = methods.load_trainable(prepared.start.source, prepared.start.tokenizer, config.model)
+    collator = _packing(config, prepared.arguments, policy)
+    if collator is None and "train_sampling_strategy" not in config.training:
+        prepared.arguments.train_sampling_strategy = "group_by_length"
     with trainers.refused_arguments():
-        trainer = MethodTrainer(
+        trainer = SFTTrainer(
             model=policy,
             args=prepared.arguments,
             train_dataset=prepared.data.train,
             eval_dataset=prepared.data.eval if len(prepared.data.eval) else None,
+            data_collator=collator,
             processing_class=prepared.start.tokenizer,
+            penalty=methods.regularisation,
         )
     methods.attach(trainer, config.model)
     return trainer
+
+
+def _packing(config: SFTStageConfig, arguments: SFTConfig, policy: nn.Module) -> PackingCollator | None:
+    """Pack the rows where that can be done, unless `training.packing` is false; if it is true, say why it cannot.
+
+    Raises:
+        ConfigError: packing is asked for and something stands against it.
+    """
+    asked = config.training.get("packing")
+    if asked is False:
+        return None
+    model = without_adapter(policy)
+    reason = why_not_packed(model, config.data.max_length)
+    for name in ("neftune_noise_alpha", "pad_to_multiple_of", "torch_compile"):
+        if getattr(arguments, name):
+            reason = f"training.{name} is for padded rows"
+    if reason is None:
+        return pack_attention(model)
+    if asked:
+        raise ConfigError(f"training.packing: rows of {type(model).__name__} cannot be packed: {reason}; leave it out")
+    return None
 
 
 def publish(config: SFTStageConfig, prepared: Prepared, folder: Path, metrics: Mapping[str, Any]) -> str:
@@ -156,7 +195,9 @@ def _note_data(journal: Journal, config: SFTStageConfig, prepared: Prepared) -> 
     data = prepared.data
     if distributed.is_main_process():
         write_bad_rows(config.run_dir, data.bad, data.notes)
+        write_report(config.run_dir, prepared.report)
     journal.event("data", **data.fingerprints, bad=len(data.bad), too_long=data.left_out, notes=data.notes)
+    journal.event("data_check", **prepared.report.summary())
 
 
 def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
@@ -169,5 +210,15 @@ def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
         "eval_rows": len(prepared.data.eval),
         "bad_rows": len(prepared.data.bad),
         "too_long": prepared.data.left_out,
+        "data_check": prepared.report.summary(),
     }
-    return rows | trainers.batch_plan(merged, world_size, source, config.model)
+    batches = trainers.batch_plan(merged, world_size, source, config.model)
+    return rows | batches | {"optimizer_steps": _num_steps(merged, len(prepared.data.train), batches)}
+
+
+def _num_steps(merged: Mapping[str, Any], num_rows: int, batches: Mapping[str, Any]) -> int:
+    """Optimizer steps of the run: a batch is so many rows, packed or padded."""
+    if merged.get("max_steps", -1) > 0:
+        return int(merged["max_steps"])
+    per_epoch = math.ceil(num_rows / (batches["per_device_batch"] * batches["processes"]))
+    return math.ceil(merged.get("num_train_epochs", 3.0) * math.ceil(per_epoch / batches["accumulated"]))

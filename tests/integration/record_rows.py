@@ -1,6 +1,8 @@
 """`python -m STAGE ...` as it is, with every row that this process trains on written to `$ROWS/RANK.jsonl`.
 
 accelerate launch ... record_rows.py STAGE CONFIG [key=value ...]
+
+`LOGITS_AT_ONCE`, if it is set, makes the blocks of the SFT loss that small.
 """
 
 import functools
@@ -13,6 +15,7 @@ from pathlib import Path
 import transformers
 
 import ppo.train
+import sft.loss
 
 
 def write(rows, **fields):
@@ -22,10 +25,17 @@ def write(rows, **fields):
             file.write(json.dumps({**fields, "ids": ids[kept].tolist()}) + "\n")
 
 
+def rows_of(inputs):
+    """(ids, which of them are real) of each row of a batch, packed or padded."""
+    if "document_lengths" in inputs:
+        return [(ids, slice(None)) for ids in inputs["input_ids"][0].split(inputs["document_lengths"])]
+    return zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
+
+
 def recorded_step(original):
     @functools.wraps(original)
     def step(self, model, inputs, *args, **kwargs):
-        write(zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True), step=self.state.global_step)
+        write(rows_of(inputs), step=self.state.global_step)
         return original(self, model, inputs, *args, **kwargs)
 
     return step
@@ -42,6 +52,7 @@ def recorded_optimize(original):
 
 
 if __name__ == "__main__":
+    sft.loss.LOGITS_AT_ONCE = int(os.environ.get("LOGITS_AT_ONCE", sft.loss.LOGITS_AT_ONCE))
     transformers.Trainer.training_step = recorded_step(transformers.Trainer.training_step)
     ppo.train._Loop.optimize = recorded_optimize(ppo.train._Loop.optimize)
     sys.argv.pop(0)

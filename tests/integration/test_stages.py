@@ -129,12 +129,17 @@ def check_run(house, name, result):
     assert [row["step"] for row in losses] == [1, 2, 3]
     assert all(0 < row["train/loss"] < 20 for row in losses)
     events = {row["event"]: row for row in lines(run / "events.jsonl")}
-    assert [kind for kind in events if kind != "method"] == ["data", "backend", "published"]
+    assert [kind for kind in events if kind not in ("method", "batches")] == [
+        "data",
+        "data_check",
+        "backend",
+        "published",
+    ]
     backend = events["backend"]
     assert (backend["world_size"], backend["zero_stage"]) == (1, 0)
     assert {path.name for path in run.iterdir()} <= {
         "config.json", "exit.json", "metrics.jsonl", "samples.jsonl", "events.jsonl", "bad_rows.jsonl",
-        "eval_pairs.jsonl", "wandb",
+        "eval_pairs.jsonl", "data_report.json", "data_report.html", "wandb",
     }  # fmt: skip
     return metrics
 
@@ -304,7 +309,10 @@ BAD = {
     "value TRL refuses": (lambda f: {"training.eval_strategy": "sometimes"}, ["training:", "sometimes"]),
     "loss TRL refuses": (lambda f: {"training.loss_type": "sometimes"}, ["training:", "`loss_type` sometimes"]),
     "alias that is a version": (lambda f: {"registry.alias": "v3"}, ["registry.alias: 'v3'", "choose another word"]),
-    "answers too long": (lambda f: {"data.max_length": 4}, ["fits into data.max_length=4 tokens; raise it"]),
+    "answers too long": (
+        lambda f: {"data.max_length": 4},
+        ["0 of 24 rows have trainable tokens at data.max_length=4", "raise data.max_length"],
+    ),
     "a shape that makes no model": (
         lambda f: {"model.scratch.num_attention_heads": 7},
         ["model.scratch: hidden_size 128 is not divisible by 2 x num_attention_heads 7"],

@@ -168,6 +168,95 @@ def test_ppo_on_two_processes(house, ppo):
 # --- the same numbers on any number of processes --------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def ladder(tmp_path_factory):
+    """Rows of very unequal lengths: 24 to train on, which are three steps of eight, and 5 held out."""
+    folder = tmp_path_factory.mktemp("ladder")
+    for name, numbers in (("train", range(24)), ("eval", range(24, 29))):
+        rows = [{"prompt": question(n), "completion": f"On floor {n}" + " or so" * (n * 7 % 12)} for n in numbers]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def sft_steps(folder, name, launcher, processes):
+    """Six optimizer steps of eight rows, two batches to a step; (journal, events, weights, rows of each process)."""
+    training = {
+        "max_steps": 6,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 4 // processes,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "adam_epsilon": 1e-4,  # the default turns rounding of a gradient near zero into a whole step
+        "eval_strategy": "steps",
+        "eval_steps": 6,
+        "seed": 1,
+    }
+    config = {
+        "name": name,
+        "model": {"name": "scratch:llama", "scratch": SCRATCH},
+        "data": {"train": "train.jsonl", "eval": "eval.jsonl", "max_length": 96},
+        "training": training,
+        "registry": {"name": name, "path": "registry"},
+        "tracking": {"wandb": "disabled"},
+    }
+    (folder / f"{name}.yaml").write_text(json.dumps(config))
+    rows = folder / f"rows-{name}"
+    rows.mkdir()
+    target = [str(HERE / "record_rows.py"), "sft", f"{name}.yaml"]
+    if launcher is None:
+        done = launching.run([sys.executable, *target], folder, RANK="0", ROWS=str(rows))
+    else:  # blocks of eight tokens, so that the two processes have unlike numbers of them
+        done = launching.launch(launcher, target, folder, ROWS=str(rows), LOGITS_AT_ONCE=str(8 * SCRATCH["vocab_size"]))
+    assert done.code == 0, done.output[-4000:]
+    run = folder / "runs" / name
+    logged, events = (
+        [json.loads(line) for line in (run / f"{file}.jsonl").read_text().splitlines()]
+        for file in ("metrics", "events")
+    )
+    weights = load_policy(find_model(name, Registry(folder / "registry"), role="policy")).state_dict()
+    seen = [
+        [json.loads(line) for line in (rows / f"{rank}.jsonl").read_text().splitlines()] for rank in range(processes)
+    ]
+    return logged, events, weights, seen
+
+
+@pytest.fixture(scope="module")
+def ladder_alone(ladder):
+    return sft_steps(ladder, "alone", None, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [("ddp", "DistributedDataParallel"), ("zero2", "DeepSpeedEngine"), ("zero3", "DeepSpeedEngine")],
+)
+def test_packed_sft_on_two_processes_makes_the_steps_of_one(ladder, ladder_alone, name, engine):
+    """The loss is over the tokens of a step, wherever they are; under ZeRO-3 the output layer's weight is spread."""
+    zero3 = launching.ZERO2.read_text().replace("zero_stage: 2", "zero_stage: 3\n  zero3_save_16bit_model: true")
+    launcher = launching.ZERO2
+    if name != "zero2":
+        launcher = ladder / f"{name}-launch.yaml"
+        launcher.write_text(launching.DDP if name == "ddp" else zero3)
+    logged, events, weights, seen = sft_steps(ladder, name, launcher, 2)
+    (backend,) = [event for event in events if event["event"] == "backend"]
+    zero_stage = {"ddp": 0, "zero2": 2, "zero3": 3}[name]
+    assert (backend["engine"], backend["world_size"], backend["zero_stage"]) == (engine, 2, zero_stage)
+    assert [event["packed"] for event in events if event["event"] == "batches"] == [True]
+    for step in range(6):
+        shares = [{tuple(row["ids"]) for row in rows if row["step"] == step} for rows in seen]
+        assert [len(share) for share in shares] == [4, 4]
+        assert not shares[0] & shares[1]
+        assert len(shares[0] | shares[1]) == 8
+    one, _, one_weights, (one_seen,) = ladder_alone
+    assert len({tuple(row["ids"]) for row in one_seen if row["step"] < 3}) == 24  # each row once an epoch
+    for figure in ("train/loss", "train/grad_norm", "train/num_tokens", "train/mean_token_accuracy", "eval/loss"):
+        expected = [row[figure] for row in one if figure in row]
+        assert expected
+        assert [row[figure] for row in logged if figure in row] == pytest.approx(expected, rel=1e-4), figure
+    assert weights.keys() == one_weights.keys()
+    for weight, value in one_weights.items():
+        torch.testing.assert_close(weights[weight], value, atol=1e-5, rtol=1e-3)
+
+
 CLIPPED = "max_grad_norm=0.2"
 
 

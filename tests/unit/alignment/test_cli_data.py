@@ -15,8 +15,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 import alignment.cli
-from alignment.data_cli import _preview_json, _preview_lines
-from alignment.templates import TEMPLATES, encode_conversation
+import alignment.data_cli
+from alignment.config import DataConfig
+from alignment.data import Demonstration
+from alignment.preview import encode_for_preview, preview_json, preview_lines
+from alignment.templates import TEMPLATES, Message
+from sft.data import IGNORED, encode_example
 
 ROOT = Path(__file__).resolve().parents[3]
 ROWS = [
@@ -56,7 +60,11 @@ def test_check_prints_lines_without_codes_in_a_pipe(rows: Path) -> None:
     out = done("check", rows)
     assert "3 read, 3 usable, 0 set aside" in out
     assert "you have 3 rows: the usual guidance is about 1,000" in out
-    assert "mail addresses found: 1; --scrub OUT.jsonl writes a copy without them  [rows.jsonl:2]" in out
+    assert (
+        "  warning   mail addresses found: 1, in 1 row\n            -> --scrub OUT.jsonl writes a copy without them\n"
+        "            at rows.jsonl:2\n"
+    ) in out
+    assert out.startswith("Can be trained on; 1 thing to look at first\n")
     assert "\x1b" not in out and "desk@" not in out
 
 
@@ -83,6 +91,26 @@ def test_check_reads_a_stages_config(rows: Path, tmp_path: Path) -> None:
     assert (report["kept"], report["held_out"], report["unit"]) == (2, 1, "words")
     leak = next(finding for finding in report["findings"] if finding["kind"] == "split_leaks")
     assert leak["places"] == [f"{held}:1 and {renamed}:2"]
+
+
+def test_check_reads_the_parts_of_a_mixture_as_training_does(rows: Path, tmp_path: Path) -> None:
+    (tmp_path / "faq.csv").write_text("q,a\nWhere?,There.\n")
+    parts = f"[{{path: {rows}, cap: 2, weight: 3}}, {{path: {tmp_path}/faq.csv, columns: {{question: q, answer: a}}}}]"
+    config = tmp_path / "sft.yaml"
+    config.write_text(f"name: x\nmodel: {{name: 'scratch:llama'}}\nregistry: {{name: x}}\ndata: {{train: {parts}}}\n")
+    report = json.loads(done("check", "--config", config, "--json"))
+    assert (report["rows"], report["kept"]) == (3, 3)
+    assert report["shapes"] == {"completion (prompt, completion)": 2, "faq (question, answer)": 1}
+    assert not [finding for finding in report["findings"] if "duplicates" in finding["kind"]]
+
+
+def test_check_says_which_files_it_cannot_stream(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alignment.data_cli, "_LARGE", 1)
+    (tmp_path / "list.json").write_text(json.dumps(ROWS))
+    assert (
+        f"{tmp_path}/list.json: a JSON list is read whole, .jsonl row by row"
+        in run("check", rows, tmp_path / "list.json").stderr
+    )
 
 
 def test_check_reports_before_it_refuses_too_many_bad_rows(rows: Path) -> None:
@@ -119,25 +147,36 @@ turn = st.text(st.sampled_from("abc \n\té猫[]<|\x1b\u202e"), min_size=1, max_s
 
 
 @pytest.mark.parametrize("template", sorted(TEMPLATES))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(turns=st.lists(turn, min_size=2, max_size=6).filter(lambda turns: len(turns) % 2 == 0))
-def test_the_preview_is_what_is_trained_on(template: str, turns: list[str]) -> None:
-    """The mask is encode_conversation's; the coloured text is the whole rendering and its green part the trained."""
-    tokenizer = TOKENIZERS.setdefault(template, tiny.make_tokenizer(template))
-    messages = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(turns)]
-    encoded = encode_conversation(tokenizer, messages)
-    shown = _preview_json("d.jsonl:1", encoded, tokenizer)
-    assert (shown["ids"], shown["mask"]) == (encoded.input_ids, encoded.loss_mask)
-    assert shown["tokens"] == tokenizer.convert_ids_to_tokens(encoded.input_ids)
-    _, text, numbers = _preview_lines(shown, tokenizer, marks=False)
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "wordlevel"])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(turns=st.lists(turn, min_size=2, max_size=6).filter(lambda turns: len(turns) % 2 == 0), limit=st.integers(8, 90))
+def test_the_loss_is_on_what_the_preview_colours(kind: str, template: str, turns: list[str], limit: int) -> None:
+    """The ids and the mask are the labels that SFT trains on; the green part of the text is the trained tokens."""
+    tokenizer = TOKENIZERS.setdefault((kind, template), make_tokenizer(kind, template))
+    config = DataConfig(train="d.jsonl", max_length=limit)
+    messages = tuple(Message(role=("user", "assistant")[n % 2], content=text) for n, text in enumerate(turns))
+    shown = preview_json("d:1", encode_for_preview(Demonstration(messages), tokenizer, config), tokenizer)
+    rows = encode_example(Demonstration(messages), tokenizer, limit)
+    if not rows:
+        assert "are too many" in shown["left_out"]
+        return
+    assert shown["ids"] == rows[0]["input_ids"]
+    assert shown["mask"] == [label != IGNORED for label in rows[0]["labels"]]
+    assert shown["tokens"] == tokenizer.convert_ids_to_tokens(shown["ids"])
+    _, text, numbers = preview_lines(shown, tokenizer, marks=False)
     assert not set("\x1b\u202e") & set(text.plain)
     green = "".join(text.plain[span.start : span.end] for span in text.spans if "green" in str(span.style))
-    trained = [token for token, kept in zip(encoded.input_ids, encoded.loss_mask, strict=True) if kept]
-    assert green == alignment.terminal.clean(tokenizer.decode(trained))
-    assert numbers.plain == "ids: " + " ".join(map(str, encoded.input_ids))
+    trained = [token for token, kept in zip(shown["ids"], shown["mask"], strict=True) if kept]
+    if kind == "bpe":  # the others drop a space between two runs that are decoded apart
+        assert green == alignment.terminal.clean(tokenizer.decode(trained))
+    assert numbers.plain == "ids: " + " ".join(map(str, shown["ids"]))
 
 
-TOKENIZERS: dict[str, Any] = {}
+def make_tokenizer(kind: str, template: str) -> Any:
+    return tiny.make_tokenizer(template) if kind == "bpe" else tiny.make_wordy_tokenizer(kind, template)
+
+
+TOKENIZERS: dict[tuple[str, str], Any] = {}
 
 
 def test_split_writes_both_files_and_prints_fingerprints(rows: Path, tmp_path: Path) -> None:

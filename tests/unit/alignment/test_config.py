@@ -170,7 +170,7 @@ class Arguments:
     num_train_epochs: float = 3.0
     seed: int = 42
     per_device_train_batch_size: int = 8
-    packing: bool = False
+    packing_strategy: str = "bfd"
     bf16: bool | None = None
     schedule: str = "linear"
     kwargs: dict | str | None = None
@@ -213,7 +213,7 @@ def test_trainer_arguments_lie_over_the_defaults():
         ({"seed": 2**32}, "training.seed: expected less than 2**32, found"),
         ({"per_device_train_batch_size": 0}, "training.per_device_train_batch_size: expected 1 or more"),
         ({"learning_rate": float("nan")}, "training.learning_rate: expected 0 or more"),
-        ({"packing": True}, "training.packing is set by the suite: rows are not packed yet"),
+        ({"packing_strategy": "wrapped"}, "training.packing_strategy is set by the suite: rows are packed whole"),
         ({"schedule": 3}, "expected str, found 3"),
     ],
 )

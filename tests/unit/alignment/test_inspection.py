@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from alignment.config import DataConfig
 from alignment.data import prompt_group
 from alignment.duplicates import BAND, sketch
-from alignment.inspection import Inspector, Places, schema_validator
-from alignment.inspection_report import Finding, Report, SetAside, html_page, text_lines
+from alignment.importers import PassedOver
+from alignment.inspection import Finding, Inspector, Report, SetAside, html_page, schema_validator, text_lines
+from alignment.inspection.inspector import Places
+from alignment.inspection.report import Histogram, histogram
 from alignment.readers import BadRow, DataError
 from alignment.splitting import plan_split, write_split
 from alignment.templates import encode_conversation
@@ -29,9 +31,9 @@ def row(prompt, completion="An answer."):
 
 def inspect(rows, held_out=None, **options):
     config = DataConfig(train="d.jsonl", **options.pop("config", {"eval_share": 0.0}))
-    inspector = Inspector(config, seed=42, **options)
+    inspector = Inspector(config, **options)
     for number, item in enumerate(rows, 1):
-        inspector.add(f"d.jsonl:{number}", item, None if held_out is None else number in held_out)
+        inspector.add(f"d.jsonl:{number}", item, held_out=None if held_out is None else number in held_out)
     return inspector.report(["d.jsonl"])
 
 
@@ -53,11 +55,11 @@ def test_rows_are_counted_by_shape_and_set_aside_by_reason_with_their_places():
             [1, 2],
             row("x", ""),
             {"messages": [{"role": "user", "content": "no answer"}]},
-            {"text": "plain"},
+            {"words": "plain"},
         ]
     )
     assert (report.rows, report.kept) == (9, 3)
-    assert report.shapes == {"chat (messages)": 1, "prompt and completion": 1, "Alpaca (instruction, output)": 1}
+    assert report.shapes == {"chat (messages)": 1, "completion (prompt, completion)": 1, "alpaca (instruction)": 1}
     assert report.set_aside[0] == SetAside("not valid JSON: oops at column 7", 2, ["d.jsonl:4", "d.jsonl:5"])
     reasons = {place: item.reason for item in report.set_aside for place in item.places}
     assert "found a list" in reasons["d.jsonl:6"]
@@ -139,8 +141,8 @@ def test_lengths_are_those_of_training(tokenizer):
     cut = [encode_conversation(tokenizer, turns, limit) for turns in messages]
     assert [encoded is None for encoded in cut] == [False, False, True, False]
     assert (report.unit, report.max_length) == ("tokens", limit)
-    assert report.lengths["conversation"].max == max(len(encoded.input_ids) for encoded in full)
-    assert report.lengths["response"].min == min(encoded.num_response_tokens for encoded in full)
+    assert report.lengths["whole row"].max == max(len(encoded.input_ids) for encoded in full)
+    assert report.lengths["answer"].min == min(encoded.num_response_tokens for encoded in full)
     kept = [encoded for encoded in cut if encoded]
     assert report.trained_share == sum(sum(e.loss_mask) for e in kept) / sum(len(e.input_ids) for e in kept)
     assert finding(report, "truncated").places == ["d.jsonl:2"]
@@ -156,8 +158,8 @@ def test_a_template_without_eos_is_an_error():
 
 
 def test_personal_data_is_counted_and_not_shown():
-    inspector = Inspector(DataConfig(train="d.jsonl"), seed=42)
-    scrubbed = inspector.add("d.jsonl:1", row("I am ada@example.com", "4111 1111 1111 1111, 212-555-0187"))
+    inspector = Inspector(DataConfig(train="d.jsonl"))
+    scrubbed, _ = inspector.add("d.jsonl:1", row("I am ada@example.com", "4111 1111 1111 1111, 212-555-0187"))
     report = inspector.report(["d.jsonl"])
     assert scrubbed == row("I am [MAIL]", "[CARD], [PHONE]")
     assert report.personal_data == {"card": 1, "mail": 1, "phone": 1}
@@ -168,6 +170,45 @@ def test_personal_data_is_counted_and_not_shown():
 def test_pairs_whose_chosen_answer_is_the_longer_one_are_told():
     pairs = [{"prompt": f"q{n}", "chosen": "long answer", "rejected": "short"} for n in range(100)]
     assert "100% of the pairs" in finding(inspect(pairs), "length_bias").text
+
+
+def test_pairs_contradict_where_they_prefer_the_opposite_and_not_where_a_ranking_is_in_pairs():
+    prompt = "Tell me at what hour the public library on the main square opens on the first Monday of the month"
+
+    def pair(chosen, rejected):
+        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+    ranking = [pair("At nine.", "At ten."), pair("At nine.", "At one."), pair("At ten.", "At one.")]
+    assert [found.kind for found in inspect(ranking).findings] == ["few_rows"]
+    report = inspect([*ranking, pair("At one.", "At nine."), pair("At ten.", "At one.")])
+    assert finding(report, "contradictions").places == ["d.jsonl:4 and d.jsonl:2"]
+    assert "preferred one way in one row and the other way in another" in finding(report, "contradictions").text
+    assert finding(report, "exact_duplicates").places == ["d.jsonl:5 and d.jsonl:3"]
+
+
+def test_a_histogram_counts_each_row_once():
+    counts = histogram(np.arange(1000, dtype=np.uint64))
+    assert (counts.width, counts.counts) == (50, [50] * 20)
+    far = histogram(np.array([1] * 99 + [10**6], np.uint64))
+    assert sum(far.counts) == 100
+    assert histogram(np.array([], np.uint64)).counts == []
+
+
+def test_what_holds_no_example_is_passed_over_and_not_bad():
+    report = inspect([row("A?"), PassedOver("no agent answered this thread")])
+    assert (report.rows, report.kept, report.bad) == (2, 1, 0)
+    assert finding(report, "passed_over").places == ["d.jsonl:2"]
+
+
+def test_prompts_and_texts_are_looked_at_as_what_they_are(tokenizer):
+    report = inspect(
+        [{"prompt": "When?"}, {"prompt": "When?"}, {"text": "A line."}, {"text": "B"}], tokenizer=tokenizer
+    )
+    assert report.kept == 4
+    assert finding(report, "exact_duplicates").places == ["d.jsonl:2 and d.jsonl:1"]
+    assert finding(report, "contradictions") is None
+    assert report.lengths["answer"].min == 0
+    assert 0 < report.trained_share < 1
 
 
 def test_answers_are_checked_by_a_validator():
@@ -203,6 +244,7 @@ def hostile_report(text):
     return Report(
         sources=[text],
         rows=2,
+        bad=1,
         kept=1,
         held_out=0,
         shapes={text: 1},
@@ -210,9 +252,10 @@ def hostile_report(text):
         unit="words",
         max_length=None,
         lengths={},
+        histogram=Histogram(1, [2]),
         trained_share=0.5,
         personal_data={},
-        findings=[Finding("warning", "x", 1, text, [text])],
+        findings=[Finding("warning", "x", 1, text, text, [text])],
     )
 
 
@@ -245,7 +288,7 @@ def test_the_page_loads_nothing():
     page = html_page(inspect([row("a", "b"), row("a", "c"), {}]))
     assert "default-src 'none'" in page
     assert "http:" not in page and "https:" not in page and "src=" not in page and "href=" not in page
-    assert "prompts with several different answers" in page
+    assert "several different answers" in page
 
 
 # --- split ---------------------------------------------------------------------------------------------------------
@@ -341,6 +384,17 @@ def test_bad_rows_go_nowhere_and_too_many_stop_the_split(tmp_path):
     assert [where for where, _ in split.bad] == [f"{tmp_path / 'd.jsonl'}:151"]
     with pytest.raises(DataError, match=r"d\.jsonl:151: found the keys x; expected messages"):
         plan_split(write(tmp_path, [*rows, *[{"x": 1}] * 9]), 0.3, 0)
+
+
+def test_rows_that_hold_several_records_and_texts_are_split_whole(tmp_path):
+    rows = [
+        {"instruction": chr(97 + n) * 20, "instances": [{"input": "x", "output": "a"}, {"input": "y", "output": "b"}]}
+        for n in range(10)
+    ]
+    rows += [{"text": chr(65 + n) * 30 + " " + chr(100 + n) * 30} for n in range(10)]
+    split = plan_split(write(tmp_path, rows), 0.5, 0)
+    assert split.counts["train"] + split.counts["test"] == 20
+    assert None not in split.is_test
 
 
 def test_prompts_without_answers_are_split_too(tmp_path):

@@ -209,6 +209,16 @@ def test_what_people_write_never_becomes_a_control_token(any_tokenizer, contents
     assert count(contents) == count(["a" for _ in contents])
 
 
+@pytest.mark.parametrize("kind", ["unigram", "wordlevel"])
+def test_a_piece_is_tokenized_as_in_its_place(kind):
+    """SentencePiece would put a space before the answer, which stands at the beginning of a piece."""
+    tokenizer = make(kind, "chatml")
+    messages = conversation(["When does it open?", "open at nine", "A book?", "keep it"])
+    whole = tokenizer.apply_chat_template(messages)["input_ids"]
+    ours = encode_conversation(tokenizer, messages).input_ids
+    assert ours == whole[: len(ours)]
+
+
 def test_an_end_that_is_the_unknown_token_too_is_none_to_write():
     """GPT-2 has one special token, for everything."""
     tokenizer = make("bpe", "plain")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from alignment.config import ConfigError
 from ppo.config import PPOStageConfig, batch_plan
+from ppo.train import plan
 
 VALUES = {
     "name": "tiny",
@@ -85,3 +86,9 @@ def test_fewer_rows_than_a_microbatch_are_one_microbatch():
 def test_values_that_make_no_sense_are_refused(section, values):
     with pytest.raises(ValueError, match=next(iter(values))):
         PPOStageConfig.model_validate(VALUES | {section: values})
+
+
+def test_long_prompts_are_cut_and_nothing_else():
+    config = PPOStageConfig.model_validate(VALUES | {"data": {"train": "none", "too_long": "drop"}})
+    with pytest.raises(ConfigError, match=r"data\.too_long=drop: .* leave it at trim_prompt"):
+        plan(config, 1)

@@ -109,6 +109,21 @@ def test_pairs_that_say_nothing_are_left_out_and_counted(tokenizer):
         encode_comparisons(comparisons[1:3], tokenizer, 60)
 
 
+def test_a_comparison_is_measured_by_its_longer_side(tokenizer):
+    noted = []
+    comparisons = [
+        Comparison(PROMPT, "a", "b c d e f", place="r:1"),
+        Comparison(PROMPT, "word " * 80, "b", place="r:2"),
+    ]
+    encode_comparisons(comparisons, tokenizer, 60, note=lambda *row: noted.append(row))
+    (first, whole, kept), (second, too_long, left) = noted
+    assert [first, second] == comparisons
+    assert "b c d e f" in tokenizer.decode(whole.input_ids)
+    assert kept == whole
+    assert len(too_long.input_ids) > 60
+    assert left is None
+
+
 def test_a_batch_is_all_first_sides_then_all_second_sides(tokenizer):
     encoded, _ = encode_comparisons(
         [Comparison(PROMPT, "a", "bb b", 3, 1, 0), Comparison(PROMPT, "ccc cc", "d", 0, 0, 2)], tokenizer, 200

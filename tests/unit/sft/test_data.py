@@ -78,10 +78,24 @@ def test_what_is_held_out_is_not_trained_on(tokenizer, tmp_path):
 def test_responses_that_do_not_fit_are_left_out_and_counted(tokenizer, tmp_path):
     data = encode(tmp_path, tokenizer, pairs(*ANSWERS, "word " * 60), max_length=60)
     assert (len(data.train), data.left_out) == (2, 1)
-    assert data.notes == ["1 rows left out: their answer alone is longer than data.max_length=60"]
     assert max(map(len, data.train["input_ids"])) <= 60
-    with pytest.raises(DataError, match=r"none of the 1 responses fits into data\.max_length=60 tokens; raise it"):
-        encode(tmp_path, tokenizer, pairs("word " * 60), max_length=60)
+    assert len(encode(tmp_path, tokenizer, pairs("word " * 60), max_length=60).train) == 0
+
+
+@pytest.mark.parametrize("too_long", ["trim_prompt", "drop"])
+def test_a_long_prompt_is_cut_or_the_row_left_out(tokenizer, too_long):
+    """Either way the row is noted, with its whole length and what is left of it."""
+    long = Demonstration(({"role": "user", "content": "word " * 60}, {"role": "assistant", "content": "Yes."}))
+    noted = []
+    rows = encode_example(long, tokenizer, 60, too_long, lambda *note: noted.append(note))
+    ((example, whole, fitted),) = noted
+    assert example is long
+    assert len(whole.input_ids) > 60
+    if too_long == "drop":
+        assert (rows, fitted) == ([], None)
+    else:
+        assert rows[0]["input_ids"] == fitted.input_ids
+        assert len(fitted.input_ids) <= 60
 
 
 def test_rows_that_the_template_cannot_render_are_set_aside_by_line(tmp_path):

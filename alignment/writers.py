@@ -1,0 +1,102 @@
+"""Rows into files (JSONL, CSV, Parquet; `.gz` for JSONL) that appear when the last row is written, or not at all."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alignment.errors import UserError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
+_BATCH = 1024  # rows of a Parquet file in memory at a time
+
+Write = Callable[[Any], object]
+
+
+@contextmanager
+def row_writer(path: Path, option: str = "", suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[Write]:
+    """Yields what writes a row to a new file. The rows of a table have the keys and types of the first.
+
+    Args:
+        option: of the command line that names the file, for errors.
+
+    Raises:
+        UserError: another suffix, a file that exists, or one that cannot be written.
+    """
+    name = f"{option} {path}".strip()
+    if not path.name.endswith(suffixes):
+        raise UserError(f"{name}: not a kind of file that is written; name it {', '.join(suffixes)}")
+    if path.exists():
+        raise UserError(f"{name}: exists already; remove it or name another file")
+    part = path.with_name(f".{path.name}.part")
+    opened = {".csv": _csv, ".parquet": _parquet}.get(path.suffix, _jsonl)
+    try:
+        with opened(part, path.suffix == ".gz") as write:
+            yield write
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{name}: cannot be written: {error.strerror or error}; name another file") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _jsonl(part: Path, packed: bool) -> Iterator[Write]:
+    with gzip.open(part, "wt", encoding="utf-8") if packed else part.open("w", encoding="utf-8") as file:
+        yield lambda row: file.write(_json_line(row))
+
+
+def _json_line(row: Any) -> str:
+    line = json.dumps(row, ensure_ascii=False, default=str)
+    if not line.isascii() and any("\ud800" <= char <= "\udfff" for char in line):
+        line = json.dumps(row, default=str)  # half a surrogate pair cannot be written as UTF-8
+    return line + "\n"
+
+
+@contextmanager
+def _csv(part: Path, packed: bool) -> Iterator[Write]:
+    with part.open("w", encoding="utf-8", newline="") as file:
+        writers: list[csv.DictWriter[str]] = []
+
+        def write(row: Mapping[str, Any]) -> None:
+            if not writers:
+                writers.append(csv.DictWriter(file, list(row)))
+                writers[0].writeheader()
+            writers[0].writerow(row)
+
+        yield write
+
+
+@contextmanager
+def _parquet(part: Path, packed: bool) -> Iterator[Write]:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows: list[Mapping[str, Any]] = []
+    writers: list[pyarrow.parquet.ParquetWriter] = []
+
+    def flush() -> None:
+        table = pyarrow.Table.from_pylist(rows, writers[0].schema if writers else None)
+        if not writers:
+            writers.append(pyarrow.parquet.ParquetWriter(part, table.schema))
+        writers[0].write_table(table)
+        rows.clear()
+
+    def write(row: Mapping[str, Any]) -> None:
+        rows.append(row)
+        if len(rows) == _BATCH:
+            flush()
+
+    try:
+        yield write
+        if rows:
+            flush()
+    finally:
+        for writer in writers:
+            writer.close()

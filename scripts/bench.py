@@ -1,0 +1,239 @@
+#!/usr/bin/env python3
+"""Measure our trainers against a peer's, on this machine.
+
+    scripts/bench.py sft --peer trl
+    scripts/bench.py sft --peer trl --data pairs.jsonl.gz --rounds 7 --json
+    scripts/bench.py sft --peer trl --memory
+
+Each contestant is a process of its own, the peer's in a virtual environment of its own (`.bench/`, made on first use).
+They stay alive and take turns, A B C A B C, so that whatever else the machine does falls on all; a ratio is taken
+within a round, and the median over the rounds is reported with the least and the greatest. Before the first round each
+says how many tokens it trains on and their mean loss under the untrained weights; if they differ, nothing is measured.
+`--memory` measures each alone, on a model of more than 100 million parameters: the peak of the process less what it
+held after its imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+SCRIPTS = Path(__file__).resolve().parent
+BENCHMARKS = ("sft",)
+LIBRARIES = ("torch", "transformers", "trl", "accelerate")
+
+
+class Process:
+    """A contestant at work (`benchmarks/worker.py`)."""
+
+    def __init__(self, python: str, module: str, folder: Path, settings: Mapping[str, Any], threads: int) -> None:
+        self.name = module
+        command = [python, "-m", "benchmarks.worker", module, str(folder), json.dumps(settings)]
+        quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        paths = os.pathsep.join([str(SCRIPTS), str(SCRIPTS.parent)])
+        environment = {**os.environ, **quiet, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths}
+        self._log = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed on exit
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        if error is not None:
+            self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+    def ask(self, what: str) -> dict[str, Any]:
+        """The answer to `check` or `run`.
+
+        Raises:
+            UserError: the process has ended; the last line that it wrote says why.
+        """
+        from alignment.errors import UserError
+
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(what + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        line = self._process.stdout.readline()
+        if not line:
+            self._log.seek(0)
+            lines = self._log.read().strip().splitlines()
+            raise UserError(f"{self.name}: ended before it answered ({lines[-1] if lines else 'no output'})")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """Median, least and greatest, to four digits."""
+    values = list(values)
+    figures = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: float(f"{value:.4g}") for name, value in figures.items()}
+
+
+def same_work(checks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse to compare contestants that do not train on the same tokens to the same loss."""
+    from alignment.errors import UserError
+
+    ours = checks["ours"]
+    for name, found in checks.items():
+        counts = [(what, found[what], ours[what]) for what in ("tokens", "trained")]
+        wrong = [f"{what} {theirs}, ours {own}" for what, theirs, own in counts if theirs != own]
+        if abs(found["loss"] - ours["loss"]) > 1e-4 * abs(ours["loss"]):
+            wrong.append(f"loss {found['loss']:.6f}, ours {ours['loss']:.6f}")
+        if wrong:
+            raise UserError(f"{name} does not do the same work: {'; '.join(wrong)}")
+
+
+def measure_speed(start: Any, names: Sequence[str], rounds: int) -> dict[str, Any]:
+    """Rates of each contestant, and ours over each peer's within a round."""
+    from alignment.terminal import progress
+
+    with ExitStack() as stack:
+        processes = {name: stack.enter_context(start(name)) for name in names}
+        checks = {name: process.ask("check") for name, process in processes.items()}
+        same_work(checks)
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        with progress("rounds", rounds * len(names)) as line:
+            for _ in range(rounds):
+                for name, process in processes.items():
+                    runs[name].append(process.ask("run"))
+                    line.advance(1)
+    tokens = checks["ours"]["tokens"]
+    rates = {name: [tokens / run["seconds"] for run in done] for name, done in runs.items()}
+    peers = [name for name in names if name != "ours"]
+    ratios = {
+        name: spread(ours / theirs for ours, theirs in zip(rates["ours"], rates[name], strict=True)) for name in peers
+    }
+    best = min(peers, key=lambda name: ratios[name]["median"])
+    return {
+        "rates": {name: spread(rate) for name, rate in rates.items()},
+        "ratio": ratios["defaults"],
+        "ratio_best": {"setting": best, **ratios[best]},
+        "ratios": ratios,
+        "same_work": {
+            name: {key: check[key] for key in ("tokens", "trained", "loss")} for name, check in checks.items()
+        },
+        "train_loss": {name: done[0]["train_loss"] for name, done in runs.items()},
+    }
+
+
+def measure_memory(start: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Peak less imports of each contestant, one after the other, each in a fresh process."""
+    peak = {}
+    for name in names:
+        with start(name) as process:
+            peak[name] = process.ask("run")["bytes"]
+        print(f"{name}: {peak[name] / 2**20:.0f} MiB", file=sys.stderr)
+    ratios = {name: round(peak["ours"] / peak[name], 3) for name in names if name != "ours"}
+    mib = {name: round(size / 2**20) for name, size in peak.items()}
+    return {"mib": mib, "memory_ratio": ratios["defaults"], "memory_ratios": ratios}
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the figures hold for."""
+    model = platform.processor() or platform.machine()
+    cpu = Path("/proc/cpuinfo")
+    if cpu.exists():
+        lines = cpu.read_text(encoding="utf-8").splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    versions = {name: version(name) for name in LIBRARIES}
+    return {"cpu": model, "cores": os.cpu_count(), "threads": threads, "python": platform.python_version(), **versions}
+
+
+def bench(options: argparse.Namespace) -> dict[str, Any]:
+    """Prepare the work, run every contestant on it, and sum up."""
+    from benchmarks.venv import peer_python
+
+    name = options.benchmark
+    benchmark = importlib.import_module(f"benchmarks.{name}")
+    python = str(peer_python(benchmark.REQUIREMENTS))
+    contestants = {"ours": (sys.executable, benchmark.OURS, {})}
+    contestants |= {peer: (python, module, settings) for peer, (module, settings) in benchmark.PEERS.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        work = benchmark.prepare(Path(folder), options)
+
+        def start(contestant: str) -> Process:
+            executable, module, settings = contestants[contestant]
+            return Process(executable, module, Path(folder), settings, options.threads)
+
+        if options.memory:
+            found = measure_memory(start, list(contestants))
+        else:
+            found = measure_speed(start, list(contestants), options.rounds)
+    peer = " ".join(benchmark.REQUIREMENTS)
+    head = {"benchmark": name, "peer": peer, "unit": "MiB" if options.memory else benchmark.UNIT, "work": work}
+    return {**head, **found, "machine": machine(options.threads)}
+
+
+def show(report: Mapping[str, Any]) -> None:
+    """The report as text."""
+    print(f"{report['benchmark']} against {report['peer']}: {report['work']}")
+    if "mib" in report:
+        for name, mib in report["mib"].items():
+            print(f"  {name:10} {mib:7d} MiB" + ("" if name == "ours" else f"   ours x{report['memory_ratios'][name]}"))
+        return
+    for name, rate in report["rates"].items():
+        line = f"  {name:10} {rate['median']:8.0f} {report['unit']}  ({rate['min']:.0f} to {rate['max']:.0f})"
+        if name in report["ratios"]:
+            ratio = report["ratios"][name]
+            line += f"   ours x{ratio['median']:.2f}  ({ratio['min']:.2f} to {ratio['max']:.2f})"
+        print(line)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description="Measure our trainers against a peer's, on this machine.",
+        epilog="example: scripts/bench.py sft --peer trl --rounds 5 --json",
+    )
+    parser.add_argument("benchmark", choices=BENCHMARKS)
+    parser.add_argument("--peer", choices=["trl"], default="trl")
+    parser.add_argument("--data", type=Path, help="transcripts or pairs to train on; without, some are generated")
+    parser.add_argument("--rows", type=int, default=96, help="transcripts of one epoch (default 96)")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each contestant (default 5)")
+    parser.add_argument("--memory", action="store_true", help="peak memory on a larger model instead of speed")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each (default: all)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    options = parser.parse_args(argv)
+    from alignment.errors import UserError
+    from alignment.stage import quiet_libraries
+
+    quiet_libraries()
+    try:
+        report = bench(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps(report, indent=2))
+    else:
+        show(report)
+    return 0
+
+
+if __name__ == "__main__":
+    from project_python import use_project_python
+
+    use_project_python()
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""Our SFT stage's trainer, as `python -m sft` builds it, on the transcripts of `sft.prepare`."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+
+from alignment.config import validate
+from benchmarks.sft import DATA
+from benchmarks.sft_trl import COMMON, check, run
+from sft.config import SFTStageConfig
+from sft.train import build_trainer, prepare
+
+
+class Contestant:
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        values = {
+            "name": "bench",
+            "model": {"name": str(folder / "model")},
+            "data": {"train": str(folder / "train.jsonl"), **DATA},
+            "training": COMMON | settings,
+            "registry": {"name": "bench"},
+            "tracking": {"runs": tempfile.mkdtemp(), "wandb": "disabled"},
+        }
+        self.config = validate(SFTStageConfig, values, "bench")
+        self.prepared = prepare(self.config)
+
+    def check(self) -> dict[str, Any]:
+        return check(self._trainer())
+
+    def run(self) -> dict[str, Any]:
+        return run(self._trainer())
+
+    def _trainer(self) -> Trainer:
+        return build_trainer(self.config, self.prepared)

@@ -1,0 +1,38 @@
+"""A virtual environment of its own for each peer, made on first use under `.bench/`, which git ignores."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from alignment.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def peer_python(requirements: Sequence[str]) -> Path:
+    """The Python of a venv that holds these pinned packages, and our own pins for everything below them.
+
+    torch is installed first and exactly: another package's range would otherwise choose a build with gigabytes of CUDA.
+
+    Raises:
+        UserError: pip could not install them.
+    """
+    home = ROOT / ".bench" / "-".join(requirements).replace("==", "-")
+    python, stamp = home / "bin" / "python", home / ".installed"
+    if stamp.exists():
+        return python
+    print(f"setting up {home} (once; a few minutes)", file=sys.stderr)
+    pins = ROOT / "constraints.txt"
+    torch = next(line for line in pins.read_text(encoding="utf-8").splitlines() if line.startswith("torch=="))
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--quiet", "--disable-pip-version-check"]
+    try:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True, stdout=sys.stderr)
+        subprocess.run([*pip, torch], check=True, stdout=sys.stderr)
+        subprocess.run([*pip, "-c", str(pins), *requirements], check=True, stdout=sys.stderr)
+    except subprocess.CalledProcessError as error:
+        raise UserError(f"{home}: cannot be set up ({error}); it needs a package index once") from None
+    stamp.touch()
+    return python

@@ -1,0 +1,102 @@
+"""The next-token loss, with logits only where there is a label and never more of them than fit a fixed block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+from sft.data import IGNORED
+
+LOGITS_AT_ONCE = 2**25  # 128 MiB of float32
+
+
+class TokenSums(NamedTuple):
+    """Sums over the trained tokens of a batch, each a scalar."""
+
+    loss: Tensor
+    correct: Tensor
+    """Tokens that the model would have said itself."""
+    tokens: Tensor
+
+    @classmethod
+    def zeros(cls) -> TokenSums:
+        return cls(*torch.zeros(3, dtype=torch.float64))
+
+    def plus(self, other: TokenSums) -> TokenSums:
+        return TokenSums(*(a + b.detach() for a, b in zip(self, other, strict=True)))
+
+
+def run_as_forward(wrapper: nn.Module, module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
+    """Call `function(*args)` as if it were the forward of `module`, through its `wrapper` (DDP, DeepSpeed, or itself).
+
+    Their hooks then run: gradients are reduced, and the weights that ZeRO-3 spreads over the processes are there, once
+    per call on every process. (The idea is Lightning's forward redirection.)
+    """
+    own = module.__dict__.get("forward")  # autocast hangs itself there
+
+    def restore() -> None:
+        module.__dict__.pop("forward", None)
+        if own is not None:
+            module.forward = own
+
+    def redirected(*inner: Any) -> Any:
+        restore()
+        return function(*inner)
+
+    module.forward = redirected
+    try:
+        return wrapper(*args)
+    finally:
+        restore()
+
+
+def next_token_sums(
+    head: nn.Module,
+    hidden: Tensor,
+    labels: Tensor,
+    vocabulary: int,
+    label_smoothing: float = 0.0,
+    dft: bool = False,
+) -> TokenSums:
+    """Sum of the loss over all tokens that have a label, in float32, and how many of them are the likeliest token.
+
+    Where all logits would not fit a block, each block's are computed again in the backward pass.
+
+    Args:
+        head: hidden states to logits.
+        hidden: (B, L, H)
+        labels: (B, L), -100 where there is no loss; position t predicts label t + 1.
+        vocabulary: number of logits of a token.
+        label_smoothing: share of the target spread evenly over the vocabulary.
+        dft: weight each token's loss by its probability (Wu et al. 2025, "On the Generalization of SFT", eq. 9).
+    """
+    kept = labels[:, 1:] != IGNORED
+    tokens = kept.sum()
+    if tokens:
+        hidden, targets = hidden[:, :-1][kept], labels[:, 1:][kept]
+    else:  # DDP waits for a gradient of the head too: one position without a label gives it zeros
+        hidden, targets = hidden[:1, 0], labels.new_full((1,), IGNORED)
+
+    def block_sums(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = original(hidden).float()
+        losses = cross_entropy(logits, targets, reduction="none", ignore_index=IGNORED, label_smoothing=label_smoothing)
+        if dft:
+            losses = losses * torch.exp(-losses.detach())
+        return losses.sum(), (logits.detach().argmax(-1) == targets).sum()
+
+    def all_sums(hidden: Tensor) -> tuple[Tensor, Tensor]:
+        size = max(1, LOGITS_AT_ONCE // vocabulary)
+        blocks = list(zip(hidden.split(size), targets.split(size), strict=True))
+        if len(blocks) == 1:
+            return block_sums(*blocks[0])
+        sums = [checkpoint(block_sums, *block, use_reentrant=False) for block in blocks]
+        return torch.stack([loss for loss, _ in sums]).sum(), torch.stack([right for _, right in sums]).sum()
+
+    original = head.forward
+    loss, correct = run_as_forward(head, head, all_sums, hidden)
+    return TokenSums(loss, correct, tokens)

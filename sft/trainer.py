@@ -1,0 +1,176 @@
+"""TRL's SFTTrainer without its waste: no padding, logits only where there is a label, and nothing computed twice.
+
+TRL 1.16 scores every position on a CPU, prompt and padding too, and takes entropies; here the loss is on the trained
+tokens of packed rows (`sft.packing`, `sft.loss`). What a step trains on, its loss and its gradients are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import peft
+import torch
+import trl
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+from transformers.trainer_utils import EvalLoopOutput
+
+from alignment.distributed import all_reduce_sum
+from sft.data import IGNORED
+from sft.loss import TokenSums, next_token_sums, run_as_forward
+
+# Factors on the output of the last layer, by their names in configs (collected in TRL 1.16, trainer/utils.py); models
+# that have one, or squeeze it by `final_logit_softcapping`, keep TRL's loss, which knows them.
+LOGIT_FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+
+
+class SFTTrainer(trl.SFTTrainer):
+    """Trains on rows of `input_ids` and `labels`. The loss of a step is the mean over its trained tokens, those of all
+    processes and accumulated batches together; `eval_loss` is the mean over the trained tokens of the whole set.
+
+    Args:
+        penalty: another term of the loss, given the model; counts once per optimizer step.
+    """
+
+    def __init__(
+        self, *args: Any, penalty: Callable[[nn.Module], Tensor | float] | None = None, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        self.penalty = penalty
+        # What run_as_forward cannot reach into, and router losses, are left to TRL's loss.
+        shared_out = self.is_fsdp_enabled or self.accelerator.parallelism_config is not None
+        theirs = shared_out or self.aux_loss_enabled or self.args.torch_compile
+        self._layers = None if theirs else body_and_head(self.model)
+        self.model_accepts_loss_kwargs |= self._layers is not None  # else nobody counts the tokens of a step
+        self._train_sums = TokenSums.zeros()
+        self._eval_sums = TokenSums.zeros()
+        self._tokens_seen = torch.zeros((), dtype=torch.float64)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        if return_outputs or self._layers is None:
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        else:
+            loss = self._mean_loss(model, inputs, num_items_in_batch)
+        if self.penalty is None or return_outputs or not self.model.training:
+            return loss
+        return loss + self.penalty(self.model) / self.current_gradient_accumulation_steps
+
+    def _mean_loss(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
+        sums = self._token_sums(model, inputs, self.args.label_smoothing_factor, self.args.loss_type == "dft")
+        self._train_sums = self._train_sums.plus(sums)
+        self._tokens_seen = self._tokens_seen + num_tokens(inputs)
+        if num_items_in_batch is None:
+            return sums.loss / sums.tokens.clamp(min=1)
+        # The number is of all processes, whose gradients are averaged.
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return sums.loss * processes / num_items_in_batch
+
+    def _token_sums(
+        self, model: nn.Module, inputs: dict[str, Any], label_smoothing: float = 0.0, dft: bool = False
+    ) -> TokenSums:
+        labels = inputs["labels"]
+        rest = {name: value for name, value in inputs.items() if name != "labels"} | {"use_cache": False}
+        vocabulary = self.model.config.get_text_config().vocab_size
+        if self._layers is None:
+            return next_token_sums(nn.Identity(), model(**rest).logits, labels, vocabulary, label_smoothing, dft)
+        body, head = self._layers
+
+        def forward() -> TokenSums:
+            hidden = body(**rest).last_hidden_state
+            return next_token_sums(head, hidden, labels, vocabulary, label_smoothing, dft)
+
+        with self.accelerator.autocast():  # which hangs on the forward that run_as_forward replaces
+            return run_as_forward(model, self.model, forward)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Add a batch to the sums of `evaluation_loop`; returns nothing, as a mean of means weighs tokens unequally."""
+        with torch.no_grad():
+            self._eval_sums = self._eval_sums.plus(self._token_sums(model, self._prepare_inputs(inputs)))
+        return None, None, None
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        self._eval_sums = TokenSums.zeros()
+        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+        loss, accuracy = self._means(self._eval_sums)
+        output.metrics[f"{metric_key_prefix}_loss"] = loss
+        output.metrics[f"{metric_key_prefix}_mean_token_accuracy"] = accuracy
+        return output
+
+    def get_eval_dataloader(self, eval_dataset: str | datasets.Dataset | None = None) -> DataLoader:
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(rows, str):
+            rows = self.eval_dataset[rows]
+        if isinstance(rows, datasets.Dataset):
+            rows = sorted_and_even(rows, self.args.eval_batch_size * self.args.world_size)
+        return super().get_eval_dataloader(rows)
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        packed = "position_ids" in inputs  # its mask does not tell tokens from padding
+        super()._track_num_input_tokens({"input_ids": inputs["input_ids"]} if packed else inputs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training and self._layers is not None:
+            self._metrics["train"]["mean_token_accuracy"] = [self._means(self._train_sums)[1]]
+            self._metrics["train"]["num_tokens"] = [float(all_reduce_sum(self._tokens_seen.to(self.args.device)))]
+            self._train_sums = TokenSums.zeros()
+        super().log(logs, start_time)
+
+    def _means(self, sums: TokenSums) -> tuple[float, float]:
+        """Loss and accuracy per token, over all processes."""
+        loss, correct, tokens = all_reduce_sum(torch.stack(sums).to(self.args.device)).tolist()
+        return loss / max(tokens, 1), correct / max(tokens, 1)
+
+
+def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
+    """The layers below and above the last hidden states; None where the logits are not simply the head's output."""
+    base = without_adapter(model)
+    config = base.config.get_text_config()
+    scaled = any(getattr(config, name, None) not in (None, 1.0) for name in LOGIT_FACTORS)
+    squeezed = getattr(config, "final_logit_softcapping", None) is not None
+    head = base.get_output_embeddings()
+    if scaled or squeezed or head is None or base.base_model is base:
+        return None
+    return base.base_model, head
+
+
+def without_adapter(model: nn.Module) -> PreTrainedModel:
+    """The transformers model, whose layers may have adapters in them."""
+    base: PreTrainedModel = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    return base
+
+
+def num_tokens(inputs: dict[str, Any]) -> Tensor | int:
+    """Tokens of a batch, without padding."""
+    return inputs["input_ids"].numel() if "position_ids" in inputs else inputs["attention_mask"].sum()
+
+
+def sorted_and_even(rows: datasets.Dataset, multiple: int) -> datasets.Dataset:
+    """Rows by length, so that little is padded, and filled up with rows without labels to a multiple.
+
+    A number of rows that does not go into the processes' batches would be made up from rows that then count twice.
+    """
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    rows = rows.select(sorted(range(len(rows)), key=lengths.__getitem__))
+    missing = -len(rows) % multiple
+    if not missing:
+        return rows
+    filler = {"input_ids": [rows[0]["input_ids"][:1]] * missing, "labels": [[IGNORED]] * missing}
+    return datasets.concatenate_datasets([rows, datasets.Dataset.from_dict(filler, features=rows.features)])
