@@ -28,7 +28,7 @@ def messages(prompt, answer):
 
 
 def overfit(folder, *command, **training):
-    """Eight rows to learn by heart, held out the like with other answers; (journalled losses, events, held-out)."""
+    """Eight rows to learn by heart, held out alike with other answers; (journalled losses, events, held-out)."""
     rows = {
         "train": [messages(f"Colour {n}?", f"{word} it is.") for n, word in enumerate(WORDS)],
         "eval": [messages(f"The colour {n}?", f"{word} it is.") for n, word in enumerate(reversed(WORDS))],
