@@ -1,7 +1,7 @@
 """An adapter's files: putting them on the model that they adapt, and merging the two into one whole model.
 
-An adapter is nothing without its base, so `base_parent` says which model that was in a form that can be checked, and
-loading compares. Adapters meet the next stage merged: AdaLoRA, IA3, LoHa and LoKr cannot carry a second adapter.
+An adapter is nothing without its base: its manifest names that in a form that can be checked, and loading compares
+(`alignment.models`). Adapters meet the next stage merged: AdaLoRA, IA3, LoHa and LoKr carry no second adapter.
 """
 
 from __future__ import annotations
@@ -86,7 +86,11 @@ def dequantize(model: PreTrainedModel) -> PreTrainedModel:
 
 @contextlib.contextmanager
 def as_folder(model: PreTrainedModel) -> Iterator[str]:
-    """A whole model as a folder for the time being: weights are quantized as they are read from files."""
+    """A whole model as a folder for the time being, on each process: weights are quantized as they are read from files.
+
+    transformers saves on the first process alone, whose folder another node does not see.
+    """
+    model.should_save_on_this_rank = lambda is_main_process: True
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         yield folder

@@ -18,6 +18,7 @@ from alignment.data_cli import data
 from alignment.errors import UserError
 from alignment.registry import LineageNode, Registry, RegistryError, Version, render_lineage
 from alignment.registry.lineage import describe_data, flat_metrics, walk
+from alignment.stage import quiet_libraries
 from alignment.terminal import clean, console, one_line, screen
 
 
@@ -49,6 +50,7 @@ RefArgument = Annotated[str, typer.Argument(help="NAME, NAME@v3, NAME@ALIAS or N
 @app.callback()
 def _alignment() -> None:
     """Supervised fine-tuning, reward models from human ratings, and PPO; the models meet in a registry."""
+    quiet_libraries()  # before a command imports them
 
 
 @models.command("list")
@@ -95,9 +97,6 @@ def export_model(
     as_json: JsonOption = False,
 ) -> None:
     """A version as a plain transformers (or PEFT) folder.  Example: alignment models export help-desk-sft exported"""
-    from alignment.stage import quiet_libraries
-
-    quiet_libraries()  # before the libraries are imported
     from alignment.export import TOLERANCE, export
 
     report = export(ref, folder, Registry(registry), adapter_only=adapter)

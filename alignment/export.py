@@ -14,7 +14,15 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from alignment import adapters
-from alignment.models import ModelError, ModelSource, find_model, load_base, load_policy, load_tokenizer
+from alignment.models import (
+    ModelError,
+    ModelSource,
+    find_model,
+    load_base,
+    load_base_as_trained,
+    load_policy,
+    load_tokenizer,
+)
 from alignment.registry import Registry
 from alignment.registry.files import MANIFEST, list_files
 
@@ -26,7 +34,7 @@ def export(ref: str, folder: Path, registry: Registry, *, adapter_only: bool = F
 
     An adapter is merged, or with `adapter_only` written as PEFT's own folder that names its base. What was written is
     loaded again by the plain library and its logits are compared, on random tokens, with those of the adapter on the
-    weights that it was trained on.
+    weights that it was trained on, all in float32.
 
     Returns:
         What was written; `logits_difference` for an adapter, in units of the largest logit where that is above 1.
@@ -59,8 +67,8 @@ def logits_difference(ours: PreTrainedModel | PeftModel, theirs: PreTrainedModel
 
 
 def _as_trained(source: ModelSource) -> PeftModel:
-    """The adapter on the weights that it was trained on, quantized where they were."""
-    return adapters.put_on(load_base(source, source.trained), source.path)
+    """The adapter, unmerged, on the weights that it was trained on; in float32, as rounding would drown the rest."""
+    return adapters.put_on(load_base_as_trained(source), source.path)
 
 
 def _export_merged(source: ModelSource, staging: Path) -> dict[str, Any]:
@@ -85,13 +93,15 @@ def _export_adapter(source: ModelSource, staging: Path) -> dict[str, Any]:
     assert source.base and source.trained
     if source.base.base:
         raise ModelError(f"{source.label}: PEFT cannot load it, since its base is an adapter too; leave --adapter out")
-    base, size = load_policy(source.base, source.trained), len(load_tokenizer(source))
+    base, size = load_policy(source.base), len(load_tokenizer(source))
     if size > base.get_input_embeddings().num_embeddings:
         raise ModelError(f"{source.label}: PEFT cannot load it: it has more tokens than its base; leave --adapter out")
     _copy(source, staging)
     where = source.base.path if source.base.ref is None else str(Path(source.base.path).resolve())
     adapters.name_base(staging, where)
-    difference = logits_difference(PeftModel.from_pretrained(base, str(staging)), _as_trained(source), size)
+    difference = logits_difference(
+        PeftModel.from_pretrained(base, str(staging)), adapters.put_on(load_base(source), source.path), size
+    )
     assert difference <= TOLERANCE, difference
     return {"written": f"the adapter; its base is {where}", "logits_difference": difference}
 

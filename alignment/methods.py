@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,21 +192,13 @@ def load_trainable(
         ModelError, AdapterError: as `load_policy`.
         ConfigError: the method does not fit this model.
     """
-    if continues(source, config):
-        with distributed.whole_models():
+    # LoHa reads the shape of each weight, which is empty where ZeRO-3 has parted it.
+    with distributed.whole_models() if config.method == "loha" else nullcontext():
+        if continues(source, config):
             return adapters.put_on(load_base(source, config), source.path, trainable=True)
-    if config.method == "loha":  # PEFT reads the shape of each weight, which is empty where ZeRO-3 has parted it
-        with distributed.whole_models():
-            return _load_new(source, tokenizer, config)
-    return _load_new(source, tokenizer, config)
-
-
-def _load_new(
-    source: ModelSource, tokenizer: PreTrainedTokenizerBase, config: ModelConfig
-) -> PreTrainedModel | PeftModel:
-    policy = load_policy(source, config)
-    fit_embeddings(policy, tokenizer)
-    return apply_method(policy, config)
+        policy = load_policy(source, config)
+        fit_embeddings(policy, tokenizer)
+        return apply_method(policy, config)
 
 
 def apply_method(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel | PeftModel:
@@ -291,15 +284,16 @@ def _only_head(model: PreTrainedModel, last_n_layers: int) -> PreTrainedModel:
     return model
 
 
-def sizes(source: ModelSource, config: ModelConfig) -> dict[str, Any]:
-    """`describe` of what would be trained, without loading a weight.
+def sizes(source: ModelSource, config: ModelConfig, kind: type = AutoModelForCausalLM) -> dict[str, Any]:
+    """`describe` of what would be trained of a model of that kind, without loading a weight.
 
     Raises:
         ConfigError: the method does not fit this model.
     """
     shape = AutoConfig.from_pretrained(source.config_path, trust_remote_code=config.trust_remote_code)
+    shape.num_labels = 1  # of a scalar model
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape, trust_remote_code=config.trust_remote_code)
+        model = kind.from_config(shape, trust_remote_code=config.trust_remote_code)  # type: ignore[attr-defined]
         return describe(apply_method(model, config))
 
 

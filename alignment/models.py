@@ -117,7 +117,7 @@ def _with_base(source: ModelSource, manifest: Manifest, registry: Registry) -> M
         raise ModelError(f"{source.label} is an adapter on {recorded.ref}, whose weights have changed since")
     model = (manifest.config or {}).get("model")
     known: dict[str, Any] = model if isinstance(model, dict) else {}
-    keys = ("method", "adapter", "quantization", "merge")
+    keys = ("method", "adapter", "quantization", "merge", "dtype")
     trained = validate(ModelConfig, {"name": recorded.ref} | {k: known[k] for k in keys if k in known}, source.label)
     return replace(source, base=base, trained=trained)
 
@@ -252,7 +252,7 @@ def load_policy(source: ModelSource | str, config: ModelConfig | None = None) ->
         AdapterError: an adapter that does not fit its base.
     """
     if isinstance(source, ModelSource) and source.base:
-        policy = _merged(source)
+        policy = _merged(source, bool(config and config.trust_remote_code))
         if config and config.quantized:
             with adapters.as_folder(policy) as folder:
                 policy = load_policy(folder, config)
@@ -275,17 +275,26 @@ def load_base(source: ModelSource, config: ModelConfig | None = None) -> PreTrai
     return base
 
 
-def _merged(source: ModelSource) -> PreTrainedModel:
+def load_base_as_trained(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The weights that a published adapter was trained on, in float32: rounded, or quantized, as they were then."""
+    assert source.base and source.trained
+    base = load_base(source, source.trained.model_copy(update={"trust_remote_code": trust_remote_code}))
+    return adapters.dequantize(base) if source.trained.quantized else base.float()
+
+
+def _merged(source: ModelSource, trust_remote_code: bool) -> PreTrainedModel:
     """A published adapter on its base, as one whole model in float32.
 
     Merged onto weights that were quantized and brought back to float32, it is the very model that was trained; onto
     the original ones its logits are off by 0.08 and within 4 bits by 0.11 (NF4, a small Llama).
     """
     assert source.base and source.trained
-    dequantized = source.trained.quantized and source.trained.merge == "dequantized"
     with distributed.whole_models(), _quiet():
-        base = load_base(source, source.trained if dequantized else None)
-        return adapters.merge(adapters.dequantize(base) if dequantized else base, source.path)
+        if source.trained.merge == "original":
+            base = load_base(source, ModelConfig(name=source.base.label, trust_remote_code=trust_remote_code))
+        else:
+            base = load_base_as_trained(source, trust_remote_code)
+        return adapters.merge(base, source.path)
 
 
 def _quantization(config: ModelConfig | None) -> dict[str, Any]:

@@ -201,9 +201,7 @@ def _endpoints(
 def _local_models(names: Sequence[str], config: Path | None, batch_size: int) -> list[ChatModel]:
     from alignment.config import TrainerConfig, load_config
     from alignment.qa.chat_models import LocalModel
-    from alignment.stage import quiet_libraries
 
-    quiet_libraries()
     how: ModelConfig | None = load_config(TrainerConfig, config).model if config else None
     with contextlib.redirect_stdout(sys.stderr):  # some libraries greet when they are imported
         return [LocalModel(name, how, batch_size) for name in names]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.training_args import TrainingArguments
 
 from alignment import distributed, methods
@@ -237,7 +237,11 @@ def refused_arguments() -> Iterator[None]:
 
 
 def batch_plan(
-    merged: Mapping[str, Any], world_size: int, source: ModelSource | None, model: ModelConfig
+    merged: Mapping[str, Any],
+    world_size: int,
+    source: ModelSource | None,
+    model: ModelConfig,
+    kind: type = AutoModelForCausalLM,
 ) -> dict[str, Any]:
     """What is global, per device and accumulated, and the memory of weights, gradients and Adam's moments.
 
@@ -245,6 +249,7 @@ def batch_plan(
         merged: trainer arguments with the stage's defaults underneath.
         source: the starting model, whose parameters are counted; None when it is not known yet.
         model: says what of it is trained.
+        kind: the transformers class that it is loaded as.
     """
     per_device = int(merged.get("per_device_train_batch_size", 8))
     accumulated = int(merged.get("gradient_accumulation_steps", 1))
@@ -255,7 +260,7 @@ def batch_plan(
         "global_batch": per_device * accumulated * world_size,
     }
     if source and num_parameters(source.config_path):
-        plan |= (sizes := methods.sizes(source, model))
+        plan |= (sizes := methods.sizes(source, model, kind))
         weights = 0.5 if model.quantized else 2 if model.dtype == "bfloat16" else 4
         # For what is trained a float32 gradient and two moments; activations depend on the rows and are not in it.
         memory = sizes["parameters"] * weights + sizes["trained_parameters"] * 12

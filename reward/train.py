@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from alignment import adapters, callbacks, distributed, methods, trainers
@@ -225,7 +225,7 @@ def _encode(
 
 
 def _check(config: RewardStageConfig) -> None:
-    methods.check(config.model, distributed.launched_zero_stage())
+    distributed.on_main_process(lambda: methods.check(config.model, distributed.launched_zero_stage()))
     if config.model.name.startswith(SCRATCH):
         raise ConfigError(
             "model.name: a reward model starts from a trained policy, not from scratch; "
@@ -287,4 +287,5 @@ def plan(config: RewardStageConfig, world_size: int) -> dict[str, Any]:
         **prepared.left_out,
         "data_check": prepared.report.summary(),
     }
-    return rows | trainers.batch_plan(merged, world_size, prepared.start.source, config.model)
+    kind = AutoModelForSequenceClassification
+    return rows | trainers.batch_plan(merged, world_size, prepared.start.source, config.model, kind)

@@ -7,10 +7,12 @@
 
 Each contestant is a process of its own, the peer's in a virtual environment of its own (`.bench/`, made on first use).
 They stay alive and take turns, A B C A B C, so that whatever else the machine does falls on all; a ratio is taken
-within a round, and the median over the rounds is reported with the least and the greatest. Before the first round each
-says how many tokens it trains on and their mean loss under the untrained weights; if they differ, nothing is measured.
-`--memory` measures each alone, on a model of more than 100 million parameters: the peak of the process less what it
-held after its imports.
+within a round, and the median over the rounds is reported with the least and the greatest. `cpu_ratios` are those of
+the processor's time: on a machine that others use, take them with `--threads 1`, where waiting costs none of it.
+
+Before the first round each says how many tokens it trains on and their mean loss under the untrained weights; if they
+differ, nothing is measured. `--memory` measures each alone, on a model of more than 100 million parameters: the peak of
+the process less what it held after its imports.
 """
 
 from __future__ import annotations
@@ -122,15 +124,19 @@ def measure_speed(start: Any, names: Sequence[str], rounds: int) -> dict[str, An
     tokens = checks["ours"]["tokens"]
     rates = {name: [tokens / run["seconds"] for run in done] for name, done in runs.items()}
     peers = [name for name in names if name != "ours"]
-    ratios = {
-        name: spread(ours / theirs for ours, theirs in zip(rates["ours"], rates[name], strict=True)) for name in peers
-    }
+
+    def ratios_of(clock: str) -> dict[str, dict[str, float]]:
+        pairs = {name: zip(runs[name], runs["ours"], strict=True) for name in peers}
+        return {name: spread(theirs[clock] / ours[clock] for theirs, ours in pair) for name, pair in pairs.items()}
+
+    ratios = ratios_of("seconds")
     best = min(peers, key=lambda name: ratios[name]["median"])
     return {
         "rates": {name: spread(rate) for name, rate in rates.items()},
         "ratio": ratios["defaults"],
         "ratio_best": {"setting": best, **ratios[best]},
         "ratios": ratios,
+        "cpu_ratios": ratios_of("cpu_seconds"),
         "same_work": {
             name: {key: check[key] for key in ("tokens", "trained", "loss")} for name, check in checks.items()
         },
@@ -198,6 +204,7 @@ def show(report: Mapping[str, Any]) -> None:
         if name in report["ratios"]:
             ratio = report["ratios"][name]
             line += f"   ours x{ratio['median']:.2f}  ({ratio['min']:.2f} to {ratio['max']:.2f})"
+            line += f", by CPU time x{report['cpu_ratios'][name]['median']:.2f}"
         print(line)
 
 

@@ -77,7 +77,7 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
 def prepare(config: SFTStageConfig) -> Prepared:
     """Read the data, find the model to start from, and encode the rows with its tokenizer; leaves nothing behind."""
     seed = trainer_arguments(SFTConfig, DEFAULTS, config.training).get("seed", 42)
-    methods.check(config.model, distributed.launched_zero_stage())
+    distributed.on_main_process(lambda: methods.check(config.model, distributed.launched_zero_stage()))
     distributed.start_processes()
     registry = trainers.open_registry(config)
     start = trainers.start_model(config, registry, training_texts(config.data))

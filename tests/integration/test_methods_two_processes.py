@@ -19,6 +19,8 @@ BACKENDS = {
     "ZeRO-2": ("DeepSpeedEngine", 2),
     "ZeRO-3": ("DeepSpeedEngine", 3),
 }
+# Going on with a published adapter, and a new one on it merged.
+AGAIN = {"lora-again": ("lora", "one-lora"), "loha-again": ("loha", "one-loha"), "qlora-on-lora": ("qlora", "one-lora")}
 ALLOWED = {backend: [name for name, method in METHODS.items() if backend not in method.fails] for backend in BACKENDS}
 
 
@@ -57,21 +59,23 @@ def weights(folder, name):
 
 @pytest.fixture(scope="module")
 def one_process(house):
-    for method in METHODS:
-        write_config(house, f"one-{method}", method, 8)
-    alone(house, *(f"one-{method}" for method in METHODS))
-    return {method: weights(house, f"one-{method}") for method in METHODS}
+    runs = {method: (method, "start") for method in METHODS} | AGAIN
+    for run, (method, model) in runs.items():
+        write_config(house, f"one-{run}", method, 8, {"name": model})
+    alone(house, *(f"one-{run}" for run in runs))
+    return {run: weights(house, f"one-{run}") for run in runs}
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def two_processes(request, house):
+def two_processes(request, house, one_process):
     """Every method that the matrix allows there, on two processes; that they really ran so is checked."""
     backend = request.param
     (house / "ddp.yaml").write_text(launching.DDP)
     launch_file = {"DDP": house / "ddp.yaml", "ZeRO-2": launching.ZERO2, "ZeRO-3": ZERO3}[backend]
-    names = {method: f"{backend}-{method}".lower() for method in ALLOWED[backend]}
-    for method, name in names.items():
-        write_config(house, name, method, 4)
+    runs = {method: (method, "start") for method in ALLOWED[backend]} | AGAIN
+    names = {run: f"{backend}-{run}".lower() for run in runs}
+    for run, (method, model) in runs.items():
+        write_config(house, names[run], method, 4, {"name": model})
     files = [f"{name}.json" for name in names.values()]
     done = launching.launch(launch_file, [str(HERE / "sft_worker.py"), *files], house)
     assert done.code == 0, done.output[-4000:]
@@ -79,18 +83,18 @@ def two_processes(request, house):
         events = [json.loads(line) for line in (house / "runs" / name / "events.jsonl").read_text().splitlines()]
         (ran,) = [event for event in events if event["event"] == "backend"]
         assert (ran["engine"], ran["zero_stage"], ran["world_size"]) == (*BACKENDS[backend], 2)
-    return {method: weights(house, name) for method, name in names.items()}
+    return {run: weights(house, name) for run, name in names.items()}
 
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does(two_processes, one_process, subtests):
-    for method, ours in two_processes.items():
-        with subtests.test(method=method):
-            theirs = one_process[method]
+    for run, ours in two_processes.items():
+        with subtests.test(run=run):
+            theirs = one_process[run]
             assert theirs.keys() <= ours.keys()  # DeepSpeed saves a head beside the embeddings that it shares
             assert all(ours[name].shape == theirs[name].shape for name in theirs)  # AdaLoRA cut the same ranks
             assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs if theirs[name].numel()) < 1e-4
-            if method == "adalora":
+            if run == "adalora":
                 assert {len(value) for name, value in ours.items() if "lora_E" in name} != {12}
 
 

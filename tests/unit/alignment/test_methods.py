@@ -293,6 +293,19 @@ def test_a_published_adapter_loads_merged_and_says_what_it_said(house, tokenizer
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_an_adapter_that_was_trained_on_rounded_weights_is_merged_onto_those(house, tokenizer, method):
+    config = settings(method, dtype="bfloat16")
+    trained_folder(house.tmp / "run", load_policy(house.base, config), tokenizer, config)
+    publish(house.registry, "tuned", house.tmp / "run", house.base, config)
+    merged = load_policy(find_model("tuned", house.registry, "policy"))
+    rounded = load_policy(house.base).bfloat16().float()
+    embeddings = [model.get_input_embeddings().weight for model in (merged, rounded)]
+    assert torch.equal(*embeddings)
+    assert merged.dtype == torch.float32
+    assert export("tuned", house.tmp / "out", house.registry)["logits_difference"] < 1e-5
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_an_adapter_on_an_adapter_is_followed_down_to_the_weights(house, tokenizer, method):
     config, source = settings(method), house.base
     for number in (1, 2):
@@ -434,7 +447,7 @@ def test_a_merge_that_says_something_else_is_not_exported_unless_it_was_asked_fo
     report = export("original", house.tmp / "out", house.registry)
     assert report["written"] == "merged onto the original weights of base@v1"
     assert report["logits_difference"] > 1e-3
-    monkeypatch.setattr("alignment.adapters.dequantize", lambda model: load_policy(house.base))
+    monkeypatch.setattr("alignment.adapters.merge", lambda base, folder: base)
     with pytest.raises(ModelError, match=r"merged, its logits differ by .*nothing was exported"):
         export("dequantized", house.tmp / "wrong", house.registry)
     assert not (house.tmp / "wrong").exists()

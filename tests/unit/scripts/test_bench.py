@@ -50,7 +50,7 @@ class Scripted:
         pass
 
     def ask(self, what):
-        return WORK if what == "check" else {"seconds": next(self.seconds), "train_loss": 4.0}
+        return WORK if what == "check" else {"seconds": next(self.seconds), "cpu_seconds": 2.0, "train_loss": 4.0}
 
 
 def test_ratios_are_taken_within_a_round():
@@ -59,6 +59,7 @@ def test_ratios_are_taken_within_a_round():
     found = bench.measure_speed(lambda name: Scripted(seconds[name]), list(seconds), rounds=3)
     assert found["ratio"] == {"median": 4.0, "min": 3.0, "max": 4.0}
     assert found["ratio_best"] == {"setting": "packed", "median": 2.0, "min": 1.0, "max": 2.0}
+    assert found["cpu_ratios"]["packed"] == {"median": 1.0, "min": 1.0, "max": 1.0}
     assert found["rates"]["ours"] == {"median": 50.0, "min": 10.0, "max": 100.0}
 
 
