@@ -165,6 +165,8 @@ def _chat(row: Mapping[str, Any], shape: Format) -> shapes.Chat:
 def to_comparisons(row: Mapping[str, Any], format: Format = "auto") -> list[Comparison]:
     """A pair: one. A ranking of K answers, or each of a tree's: all K(K-1)/2 pairs (InstructGPT, section 3.5)."""
     shape = shapes.shape_of(row, format, _COMPARISONS)
+    if shapes.tools_of(row):
+        raise BadRow("comparisons with tools are not read: the reward model would not see the tools")
     if shape == "pair":
         return [to_comparison(row)]
     rankings = tree_rankings(row) if shape == "tree" else [shapes.ranking(row)]

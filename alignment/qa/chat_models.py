@@ -215,8 +215,6 @@ class LocalModel:
         self._policy = load_policy(source, config)
         fit_embeddings(self._policy, self._tokenizer)  # a pad token that the config names may be new
         self._policy.to("cuda" if torch.cuda.is_available() else "cpu")
-        added = self._tokenizer.added_tokens_decoder.values()
-        self._special = sorted({str(token) for token in added if token.special} | {*self._tokenizer.all_special_tokens})
 
     def ask(self, conversations: Sequence[Sequence[Message]], sampling: Sampling) -> list[Reply | Failure]:
         import torch
@@ -224,7 +222,7 @@ class LocalModel:
         from alignment.generation import complete
         from alignment.templates import encode_prompt
 
-        prompts: list[Sequence[Message]] = [list(map(self._as_data, conversation)) for conversation in conversations]
+        prompts = list(conversations)
         lengths = [len(encode_prompt(self._tokenizer, prompt)) for prompt in prompts]
         limit = getattr(self._policy.config, "max_position_embeddings", None) or max(lengths) + sampling.max_new_tokens
         fits = [length + sampling.max_new_tokens <= limit for length in lengths]
@@ -248,13 +246,6 @@ class LocalModel:
                 reason = f"{length} tokens of prompt and {sampling.max_new_tokens} of reply exceed the model's {limit}"
                 replies.append(Failure(reason))
         return replies
-
-    def _as_data(self, message: Message) -> Message:
-        """The message without the tokenizer's special tokens: in a passage they would begin turns of their own."""
-        content = message["content"]
-        for token in self._special:
-            content = content.replace(token, f"{token[:1]} {token[1:]}")
-        return Message(role=message["role"], content=content)
 
 
 def _fingerprint(folder: Path) -> str:

@@ -301,3 +301,10 @@ def test_qa_feedback_reads_as_rag_rows_with_two_columns_renamed():
     records = published("qa-feedback/feedback.json", to_examples, columns=columns)
     assert (len(records.items), len(records.bad)) == (349, 1)
     assert "no document" in records.bad[0][1]
+
+
+def test_comparisons_with_tools_are_refused_and_not_read_without_them():
+    row = {"prompt": "Hi", "chosen": "Hello", "rejected": "No"}
+    assert len(to_comparisons(row)) == 1
+    with pytest.raises(BadRow, match="the reward model would not see the tools"):
+        to_comparisons(row | {"tools": [{"type": "function", "function": {"name": "find"}}]})
