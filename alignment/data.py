@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -65,31 +66,47 @@ class Document:
         return " ".join(self.text.casefold().split())
 
 
+Choice = Literal["first", "second", "tie"]
+CHOICES: tuple[Choice, ...] = ("first", "second", "tie")
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What one person said of two completions. `strength` is 1 (slightly) to 3 (much better); None: not asked."""
+
+    choice: Choice
+    strength: int | None = None
+    labeler: str | None = None
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """Two completions of one prompt, and how many votes preferred each."""
+    """Two completions of one prompt and the votes on them. `size`: how many completions were judged together."""
 
     prompt: tuple[Message, ...]
     first: str
     second: str
-    first_votes: int = 1
-    second_votes: int = 0
-    tie_votes: int = 0
+    votes: tuple[Vote, ...] = (Vote("first"),)
+    size: int = 2
     place: str = field(default="", compare=False)
 
     @property
     def group(self) -> str:
         return prompt_group(self.prompt)
 
+    def count(self, choice: Choice) -> int:
+        """How many votes said so."""
+        return sum(vote.choice == choice for vote in self.votes)
+
     @property
     def weight(self) -> float:
-        """Number of votes."""
-        return float(self.first_votes + self.second_votes + self.tie_votes)
+        """Number of votes, each counting 1/C(K,2): the pairs of one ranking weigh as one (InstructGPT, section 3.5)."""
+        return len(self.votes) / math.comb(self.size, 2)
 
     @property
     def target(self) -> float:
         """Share of the votes for `first`, a tie being half a vote for each."""
-        return (self.first_votes + 0.5 * self.tie_votes) / self.weight
+        return (self.count("first") + 0.5 * self.count("tie")) / len(self.votes)
 
 
 def prompt_group(messages: Sequence[Message]) -> str:
@@ -185,11 +202,13 @@ def to_comparison(row: Mapping[str, Any]) -> Comparison:
 
 
 def _ranked_pairs(ranking: shapes.Ranking) -> Iterator[Comparison]:
+    size = len(ranking.completions)
     for (first, one), (second, other) in itertools.combinations(
         zip(ranking.completions, ranking.ranks, strict=True), 2
     ):
         if first != second:
-            yield Comparison(ranking.prompt, first, second, int(one < other), int(other < one), int(one == other))
+            vote = Vote("first" if one < other else "second" if other < one else "tie")
+            yield Comparison(ranking.prompt, first, second, (vote,), size)
 
 
 def to_prompts(row: Mapping[str, Any], format: Format = "auto") -> list[Prompt]:

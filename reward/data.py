@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from alignment.config import DataConfig, DataPart, TooLong
-from alignment.data import Comparison, Records, to_comparisons, train_and_eval
+from alignment.data import Comparison, Records, Vote, to_comparisons, train_and_eval
 from alignment.importers import PassedOver
 from alignment.ratings import RatingsStore, is_ratings_file
 from alignment.readers import DataError
@@ -41,9 +40,10 @@ def rated_pairs(path: str) -> Rows:
     Items whose texts are equal have nothing to compare and are passed over.
     """
     with RatingsStore(path) as store:
-        votes: dict[int, Counter[str]] = {}
+        votes: dict[int, list[Vote]] = {}
         for rating in store.ratings():
-            votes.setdefault(rating.item, Counter())[rating.choice] += 1
+            assert rating.choice != "skip"  # not asked for
+            votes.setdefault(rating.item, []).append(Vote(rating.choice, rating.strength, rating.labeler))
         items = store.items()
     for item in items:
         if item.id not in votes:
@@ -53,9 +53,8 @@ def rated_pairs(path: str) -> Rows:
         if first == second:
             yield where, PassedOver("both completions of a rated pair are the same")
             continue
-        count = votes[item.id]
         prompt = tuple(Message(role=turn["role"], content=turn["content"]) for turn in item.prompt)
-        yield where, Comparison(prompt, first, second, count["first"], count["second"], count["tie"])
+        yield where, Comparison(prompt, first, second, tuple(votes[item.id]))
 
 
 def read_comparisons(config: DataConfig) -> tuple[Records[Comparison], Records[Comparison]]:

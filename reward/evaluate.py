@@ -44,9 +44,9 @@ def vote_accuracy(comparisons: Sequence[Comparison], first_is_better: Callable[[
     """
     values, groups, weights = [], [], []
     for index, row in enumerate(comparisons):
-        votes = row.first_votes + row.second_votes
+        votes = row.count("first") + row.count("second")
         if votes:
-            share = row.first_votes / votes
+            share = row.count("first") / votes
             better = first_is_better(index)
             values.append(better * share + (1 - better) * (1 - share))
             groups.append(row.group)

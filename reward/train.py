@@ -25,7 +25,7 @@ from trl import RewardConfig, RewardTrainer
 from alignment import adapters, callbacks, distributed, methods, trainers
 from alignment.best_model import finished_model, keep_best, published_step
 from alignment.config import ADAPTERS, SCRATCH, ConfigError, trainer_arguments
-from alignment.data import Comparison, Records
+from alignment.data import CHOICES, Comparison, Records
 from alignment.inspection import Inspector, Report, check_before_training, write_report
 from alignment.models import fit_embeddings
 from alignment.positions import check_length
@@ -269,7 +269,7 @@ def _write_eval_pairs(run_dir: Path, pairs: Sequence[EncodedComparison], scores:
                 "prompt": list(row.prompt),
                 "first": row.first,
                 "second": row.second,
-                "votes": {"first": row.first_votes, "second": row.second_votes, "tie": row.tie_votes},
+                "votes": {choice: row.count(choice) for choice in CHOICES},
                 "first_score": first_score,
                 "second_score": second_score,
             }

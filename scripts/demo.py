@@ -259,7 +259,7 @@ def evaluate(sft: str, reward: str, ppo: str, seed: int) -> tuple[dict[str, Any]
 
 def reward_accuracy() -> dict[str, Any]:
     """The reward model's accuracy on held-out ratings, and the gold score's own, which is the ceiling."""
-    from alignment.data import Comparison
+    from alignment.data import CHOICES, Comparison, Vote
     from alignment.ratings import RatingsStore
     from reward.evaluate import order, vote_accuracy
 
@@ -276,7 +276,7 @@ def reward_accuracy() -> dict[str, Any]:
             tuple(row["prompt"]),
             row["first"],
             row["second"],
-            *(row["votes"][side] for side in ("first", "second", "tie")),
+            tuple(Vote(choice) for choice in CHOICES for _ in range(row["votes"][choice])),
         )
         for row in rows
     ]

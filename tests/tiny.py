@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from alignment.config import ScratchConfig
+from alignment.data import CHOICES, Vote
 from alignment.models import END, PAD, START, build_scratch_model, train_tokenizer
 from alignment.scalar_models import ScalarModel, load_scalar_model
 from alignment.templates import set_template
@@ -106,3 +107,10 @@ def make_scalar(
 ) -> ScalarModel:
     """A scalar model on a policy's body, in eval mode; the policy is written to `folder` on the way."""
     return load_scalar_model(str(write(folder, policy, tokenizer)), seed=seed).eval()
+
+
+def votes(first: int = 1, second: int = 0, tie: int = 0) -> tuple[Vote, ...]:
+    """So many votes of each kind."""
+    return tuple(
+        Vote(choice) for choice, count in zip(CHOICES, (first, second, tie), strict=True) for _ in range(count)
+    )

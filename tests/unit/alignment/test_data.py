@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -308,8 +309,8 @@ def test_a_prompt_keeps_the_rows_other_columns_and_ends_with_the_user():
     st.integers(0, 5).filter(bool),
 )
 def test_votes_make_a_share_and_a_weight(first, second, ties):
-    row = Comparison((user("a"),), "x", "y", first, second, ties)
-    swapped = Comparison((user("a"),), "y", "x", second, first, ties)
+    row = Comparison((user("a"),), "x", "y", tiny.votes(first, second, ties))
+    swapped = Comparison((user("a"),), "y", "x", tiny.votes(second, first, ties))
     assert row.weight == first + second + ties
     assert row.target + swapped.target == pytest.approx(1.0)
     assert row.target == pytest.approx((first + ties / 2) / (first + second + ties))

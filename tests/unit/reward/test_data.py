@@ -3,10 +3,11 @@
 import json
 
 import pytest
+import tiny
 import torch
 
 from alignment.config import DataConfig
-from alignment.data import Comparison, DataError
+from alignment.data import CHOICES, Comparison, DataError
 from alignment.ratings import RatingsStore
 from reward.data import PairCollator, as_dataset, encode_comparisons, read_comparisons
 
@@ -46,7 +47,7 @@ def database(tmp_path):
 
 def test_ratings_become_votes_and_skips_do_not_count(database):
     records, _ = read_comparisons(DataConfig(train=str(database), eval_share=0.0))
-    found = [(row.first, row.second, row.first_votes, row.second_votes, row.tie_votes) for row in records.items]
+    found = [(row.first, row.second, *map(row.count, CHOICES)) for row in records.items]
     assert found == [("same 0", "other 0", 2, 1, 0), ("same 1", "other 1", 0, 1, 1)]
     assert records.notes == ["1 passed over: both completions of a rated pair are the same"]
     assert records.items[0].target == pytest.approx(2 / 3)
@@ -126,7 +127,9 @@ def test_a_comparison_is_measured_by_its_longer_side(tokenizer):
 
 def test_a_batch_is_all_first_sides_then_all_second_sides(tokenizer):
     encoded, _ = encode_comparisons(
-        [Comparison(PROMPT, "a", "bb b", 3, 1, 0), Comparison(PROMPT, "ccc cc", "d", 0, 0, 2)], tokenizer, 200
+        [Comparison(PROMPT, "a", "bb b", tiny.votes(3, 1)), Comparison(PROMPT, "ccc cc", "d", tiny.votes(0, 0, 2))],
+        tokenizer,
+        200,
     )
     rows = list(as_dataset(encoded))
     batch = PairCollator(tokenizer.pad_token_id)(rows)

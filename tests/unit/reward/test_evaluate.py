@@ -12,7 +12,7 @@ from reward.evaluate import order, report, score_pairs, vote_accuracy
 
 
 def comparison(prompt, first, second, tie=0):
-    return Comparison(({"role": "user", "content": prompt},), "x", "y", first, second, tie)
+    return Comparison(({"role": "user", "content": prompt},), "x", "y", tiny.votes(first, second, tie))
 
 
 def test_accuracy_counts_votes_not_pairs_and_leaves_ties_out():

@@ -80,7 +80,7 @@ VOTES = [(1, 0, 0), (5, 1, 0), (0, 3, 0), (0, 0, 2), (1, 0, 0), (2, 1, 4), (0, 1
 def pairs(votes=VOTES):
     prompt = ({"role": "user", "content": "q"},)
     return [
-        EncodedComparison(Comparison(prompt, "a", "b", *count), first, second)
+        EncodedComparison(Comparison(prompt, "a", "b", tiny.votes(*count)), first, second)
         for count, first, second in zip(votes, FIRST, SECOND, strict=True)
     ]
 
