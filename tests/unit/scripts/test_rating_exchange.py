@@ -37,7 +37,7 @@ def published(format):
 
 GOOD = {
     "kind": "pair",
-    "prompt": question("q"),
+    "prompt": [{"role": "user", "content": "q"}],
     "completions": [{"text": "a"}, {"text": "b"}],
     "ratings": [{"labeler": "ann", "choice": "first", "strength": 2}],
 }
