@@ -249,9 +249,10 @@ def test_keys_typed_ahead_rate_nothing_unseen(screens: list[Screen], db: str) ->
     assert len(finished(db)) == 1
 
 
+# What Textual itself sends: styles, positions, modes, questions to the terminal, and the shape of the mouse pointer.
 ALLOWED = re.compile(
     r"\x1b(?:\[[0-9;]*[mH]|\[2J|\[\?(?:1049|1000|1003|1015|1006|25|1004|2004|2026|2048|7)[hl]"
-    r"|\[\?(?:2026|2048)\$p|\[[>=<]\d*u)"
+    r"|\[\?(?:2026|2048)\$p|\[[>=<]\d*u|\]22;default\x07)"
 )
 
 
@@ -265,8 +266,10 @@ def test_hostile_text_is_shown_not_obeyed(screens: list[Screen], tmp_path: Path,
     screen.wait("What to prefer")
     screen.press("x", "both bad")
     time.sleep(0.5)
-    os.write(screen.master, b"c\x1b[200~\x1b]52;c;pasted\x07\x1b[201~\r")  # pasted into the comment
-    screen.wait("The comment is kept")
+    screen.press("c", "Keep")
+    os.write(screen.master, b"\x1b[200~\x1b]52;c;pasted\x07\x1b[201~")
+    screen.wait("pasted")
+    screen.press("\r", "The comment is kept")
     screen.rate("1", db, "a[red]")
     screen.press("q", "Thank you")
     assert screen.left() == 0
