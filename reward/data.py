@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import datasets
 from transformers import PreTrainedTokenizerBase
 
 from alignment.config import DataConfig, DataPart
-from alignment.data import Comparison, Rating, Records, Vote, to_judgements, train_and_eval
+from alignment.data import Choice, Comparison, Rating, Records, Vote, to_judgements, train_and_eval
 from alignment.importers import PassedOver
 from alignment.ratings import Rating as StoredRating
 from alignment.ratings import RatingsStore, is_ratings_file
@@ -30,7 +30,7 @@ def open_ratings(part: DataPart, config: DataConfig) -> Source:
     if not is_ratings_file(part.path):
         return open_source(part, config)
     with RatingsStore(part.path) as store:
-        if not store.ratings():
+        if not store.ratings(for_training=True):
             raise DataError(
                 f"{part.path}: nothing is rated yet; rate some with scripts/rate.py --db {part.path} --labeler NAME"
             )
@@ -46,7 +46,7 @@ def rated_items(path: str) -> Rows:
     """
     with RatingsStore(path) as store:
         ratings: dict[int, list[StoredRating]] = {}
-        for rating in store.ratings():
+        for rating in store.ratings(for_training=True):
             ratings.setdefault(rating.item, []).append(rating)
         items = store.items()
     for item in items:
@@ -81,7 +81,8 @@ def read_judgements(config: DataConfig, settings: RewardSection) -> tuple[Record
     Raises:
         DataError: see `alignment.data.Reading`; no rated item; or there is nothing in them that `settings` asks for.
     """
-    train, held_out = train_and_eval(config, to_judgements, open_ratings)
+    read: Callable[..., Sequence[Judgement]] = to_judgements
+    train, held_out = train_and_eval(config, read, open_ratings)
     where = config.parts[0].path
     rated = [row for row in train.items if isinstance(row, Rating)]
     if settings.objective == "regression":
@@ -182,7 +183,9 @@ def rated_pairs(ratings: Sequence[Rating]) -> list[Comparison]:
         for one, other in itertools.combinations(sheet.values(), 2):
             swapped = (other.completion, one.completion) in votes.get(key, {})
             first, second = (other, one) if swapped else (one, other)
-            choice = "first" if first.rating > second.rating else "second" if first.rating < second.rating else "tie"
+            choice: Choice = (
+                "first" if first.rating > second.rating else "second" if first.rating < second.rating else "tie"
+            )
             texts = (first.completion, second.completion)
             votes.setdefault(key, {}).setdefault(texts, []).append(Vote(choice, None, labeler))
             sizes.setdefault(key, set()).update(texts)

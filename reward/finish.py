@@ -48,8 +48,8 @@ def check_gate(expected: Sequence[float], found: Sequence[float], tolerance: flo
     if not apart <= tolerance * scale:  # so that NaN is refused too
         raise GateError(
             f"{what} scores a probe of {len(expected)} answers otherwise than the model in memory did (up to "
-            f"{apart:.2g} apart, scores up to {scale:.2g}), so nothing was published: the saved files are not the model "
-            "that was trained; is the disk full, or was the folder written to?"
+            f"{apart:.2g} apart, scores up to {scale:.2g}), so nothing was published: the saved files are not the "
+            "model that was trained; is the disk full, or was the folder written to?"
         )
 
 

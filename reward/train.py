@@ -30,7 +30,7 @@ from alignment.scalar_models import load_scalar_model
 from alignment.stage import write_bad_rows
 from alignment.terminal import one_line
 from alignment.tracking import Journal
-from reward.batches import QuestionCollator, choose_layout, score_questions
+from reward.batches import Layout, QuestionCollator, choose_layout, score_questions
 from reward.config import DEFAULTS, RewardStageConfig
 from reward.data import Encoding, Judgement, encode, labeler_weights, read_judgements
 from reward.demonstrations import Zero, find_zero
@@ -106,7 +106,8 @@ def build_trainer(config: RewardStageConfig, prepared: Prepared, journal: Journa
     set_seed(prepared.seed)
     tokenizer = prepared.start.tokenizer
     model = methods.apply_method(_untrained(config, prepared), config.model)
-    layout, reason = "padded", "reward.shared_prefix=off"
+    layout: Layout = "padded"
+    reason: str | None = "reward.shared_prefix=off"
     if config.reward.shared_prefix == "auto":
         longest = max(max(question.lengths) for question in (*prepared.train, *prepared.held_out))
         layout, reason = choose_layout(model, longest)
@@ -144,10 +145,11 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
         if best is not None:
             metrics["best_step"] = step
         with finished_model(trainer, best, config.run_dir) as folder:
-            assert trainer.probe is not None  # made when the folder was
+            probe = trainer.probe
+            assert probe is not None  # made when the folder was
 
             def judge_and_publish() -> tuple[str, dict[str, Any]]:
-                judged = _finish(folder, config, prepared, trainer.probe, journal, step)
+                judged = _finish(folder, config, prepared, probe, journal, step)
                 return _publish(folder, config, prepared, metrics | judged), judged
 
             ref, judged = distributed.on_main_process(judge_and_publish)
