@@ -6,31 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from alignment.data import Comparison
 from alignment.evaluation import Estimate, bootstrap_mean
-from alignment.scalar_models import ScalarModel
-from alignment.tensors import pad_rows
-from reward.data import EncodedComparison
-
-
-@torch.no_grad()
-def score_pairs(
-    model: ScalarModel, encoded: Sequence[EncodedComparison], pad_token_id: int, batch_size: int = 64
-) -> list[tuple[float, float]]:
-    """Scores of both completions of each pair, in order; rows of similar length share a batch."""
-    model.eval()
-    device = next(model.parameters()).device
-    rows = [ids for row in encoded for ids in (row.first_ids, row.second_ids)]
-    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    scores = [0.0] * len(rows)
-    for start in range(0, len(rows), batch_size):
-        batch = by_length[start : start + batch_size]
-        ids, mask = pad_rows([rows[index] for index in batch], pad_token_id, "right")
-        for index, score in zip(batch, model.score(ids.to(device), mask.to(device)).tolist(), strict=True):
-            scores[index] = score
-    return list(zip(scores[0::2], scores[1::2], strict=True))
+from reward.questions import Question
 
 
 def vote_accuracy(comparisons: Sequence[Comparison], first_is_better: Callable[[int], float]) -> Estimate | None:
@@ -61,21 +39,25 @@ def order(a: float, b: float) -> float:
     return 1.0 if a > b else 0.0 if a < b else 0.5
 
 
-def report(encoded: Sequence[EncodedComparison], scores: Sequence[tuple[float, float]]) -> dict[str, Any]:
+def report(questions: Sequence[Question], scores: Sequence[Sequence[float]]) -> dict[str, Any]:
     """Held-out accuracy and log-loss, beside what always preferring the longer answer would reach.
 
     `n` counts votes. Human pairs rarely allow more than about 0.80; far above it, suspect leakage or a shortcut.
     """
-    comparisons = [row.comparison for row in encoded]
-    lengths = [(len(row.first_ids), len(row.second_ids)) for row in encoded]
-    accuracy = vote_accuracy(comparisons, lambda index: order(*scores[index]))
-    longer = vote_accuracy(comparisons, lambda index: order(*lengths[index]))
+    pairs = [(pair, row, one.lengths) for one, row in zip(questions, scores, strict=True) for pair in one.pairs]
+    comparisons = [pair.comparison for pair, _, _ in pairs]
+    deltas = [row[pair.first] - row[pair.second] for pair, row, _ in pairs]
+    longer = [lengths[pair.first] - lengths[pair.second] for pair, _, lengths in pairs]
     losses = [
-        -row.target * _log_sigmoid(first - second) - (1 - row.target) * _log_sigmoid(second - first)
-        for row, (first, second) in zip(comparisons, scores, strict=True)
+        -row.target * _log_sigmoid(delta) - (1 - row.target) * _log_sigmoid(-delta)
+        for row, delta in zip(comparisons, deltas, strict=True)
     ]
     log_loss = bootstrap_mean(losses, [row.group for row in comparisons], [row.weight for row in comparisons])
-    return {"accuracy": accuracy, "log_loss": log_loss, "length_baseline": longer}
+    return {
+        "accuracy": vote_accuracy(comparisons, lambda index: order(deltas[index], 0)),
+        "log_loss": log_loss,
+        "length_baseline": vote_accuracy(comparisons, lambda index: order(longer[index], 0)),
+    }
 
 
 def _log_sigmoid(x: float) -> float:
