@@ -27,9 +27,9 @@ class Estimate(TypedDict):
 
 
 def bootstrap_mean(
-    values: Sequence[float],
+    values: Sequence[float] | NDArray[np.float64],
     groups: Sequence[Hashable] | None = None,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | NDArray[np.float64] | None = None,
     *,
     num_resamples: int = 2000,
     seed: int = 0,
