@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alignment.evaluation import Estimate, bootstrap_mean
+from alignment.intervals import Estimate, bootstrap_mean
 
 BINS = 15
 Array = NDArray[np.float64]

@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from alignment.data import CHOICES
-from alignment.evaluation import Estimate, bootstrap_mean, bootstrap_sums
+from alignment.intervals import bootstrap_mean, bootstrap_sums
 from alignment.scalar_models import ScalarModel
 from alignment.tensors import pad_rows
 from reward import calibration
+from reward.agreement import human_ceiling
 from reward.calibration import Array
 from reward.data import EncodedComparison
 from reward.judged import RESAMPLES, Judged, accuracy, judged_pairs, order, vote_accuracy
@@ -34,7 +35,6 @@ def evaluate(
     score: Score,
     *,
     members: Sequence[Sequence[Sequence[float]]] = (),
-    human_ceiling: Estimate | None = None,
 ) -> dict[str, Any]:
     """The report on held-out questions: plain numbers, each with how many values are behind it (`n`).
 
@@ -44,7 +44,6 @@ def evaluate(
     Args:
         score: the model as it is published. It is asked twice: for the answers, and for the answers without EOS.
         members: of an ensemble, the scores of each member, as `score` gives them.
-        human_ceiling: how well one person's votes agree with other people's on the same pairs.
     """
     scores = score(questions) if questions else []
     pairs = judged_pairs(questions, scores)
@@ -55,7 +54,6 @@ def evaluate(
         "pairs": len(pairs),
         "votes": {choice: sum(pair.comparison.count(choice) for pair in pairs) for choice in CHOICES},
         "accuracy": accuracy(pairs),
-        "human_ceiling": human_ceiling,
     }
     if not pairs:
         return report | {"ratings": _ratings(questions, scores)}
@@ -65,6 +63,7 @@ def evaluate(
     sure, agreed = calibration.confidence(delta), calibration.agreement(delta, target)
     weights = [pair.comparison.weight for pair in pairs]
     return report | {
+        "human_ceiling": _ceiling(pairs, groups),
         "log_loss": bootstrap_mean(calibration.log_loss(delta, target), groups, weights),
         "ece": {"value": calibration.ece(sure, agreed, votes), "n": len(pairs)},
         "ece_if_calibrated": calibration.calibrated_ece(scores, [pair.place for pair in pairs], votes),
@@ -81,6 +80,13 @@ def evaluate(
         "ratings": _ratings(questions, scores),
         "samples": _samples(pairs),
     }
+
+
+def _ceiling(pairs: Sequence[Judged], groups: Sequence[Hashable]) -> dict[str, Any] | None:
+    """One person's votes against the majority of the others' on the same pair, and the model's in their place."""
+    votes = [[vote.choice for vote in pair.comparison.votes] for pair in pairs]
+    found = human_ceiling(votes, groups, [order(*pair.scores) for pair in pairs])
+    return None if found is None else {**found.accuracy, "model": found.model, "pairs": found.items}
 
 
 def _histogram(pairs: Sequence[Judged]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from alignment.data import Comparison
-from alignment.evaluation import Estimate, bootstrap_mean
+from alignment.intervals import Estimate, bootstrap_mean
 from reward.questions import Question
 
 RESAMPLES = 1000  # for the figures that stand behind the first ones

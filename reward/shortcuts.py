@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from alignment.data import Comparison
-from alignment.evaluation import Estimate, bootstrap_mean, bootstrap_sums
+from alignment.intervals import Estimate, bootstrap_mean, bootstrap_sums
 from reward.calibration import Array
 from reward.judged import RESAMPLES, Judged, accuracy, agreed_share, judged_pairs, order, vote_accuracy
 from reward.questions import Question

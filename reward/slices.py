@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from alignment.data import Vote
-from alignment.evaluation import Estimate
+from alignment.intervals import Estimate
 from reward.judged import RESAMPLES, Judged, accuracy
 
 _MOST = 20
