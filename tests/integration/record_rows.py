@@ -27,8 +27,9 @@ def write(rows, **fields):
 
 def rows_of(inputs):
     """(ids, which of them are real) of each row of a batch, packed or padded."""
-    if "document_lengths" in inputs:
-        return [(ids, slice(None)) for ids in inputs["input_ids"][0].split(inputs["document_lengths"])]
+    if "packed_groups" in inputs:
+        lengths = [length for _, length in inputs["packed_groups"]]
+        return [(ids, slice(None)) for ids in inputs["input_ids"][0].split(lengths)]
     return zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
 
 
