@@ -5,22 +5,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from alignment.data import CHOICES
 from alignment.intervals import bootstrap_mean, bootstrap_sums
-from alignment.scalar_models import ScalarModel
-from alignment.tensors import pad_rows
 from reward import calibration
 from reward.agreement import human_ceiling
 from reward.calibration import Array
-from reward.data import EncodedComparison
-from reward.judged import RESAMPLES, Judged, accuracy, judged_pairs, order, vote_accuracy
+from reward.judged import RESAMPLES, Judged, accuracy, judged_pairs, order
 from reward.questions import Question
 from reward.shortcuts import Score, length, near_duplicates, ties, without_eos
 from reward.slices import slices
@@ -205,44 +200,3 @@ def _sample(pair: Judged) -> dict[str, Any]:
 def _cut(text: str) -> str:
     return text if len(text) <= _SAMPLE_CHARACTERS else text[:_SAMPLE_CHARACTERS] + " …"
 
-
-# --- the earlier report, until training goes by questions ---
-
-
-@torch.no_grad()
-def score_pairs(
-    model: ScalarModel, encoded: Sequence[EncodedComparison], pad_token_id: int, batch_size: int = 64
-) -> list[tuple[float, float]]:
-    """Scores of both completions of each pair, in order; rows of similar length share a batch."""
-    model.eval()
-    device = next(model.parameters()).device
-    rows = [ids for row in encoded for ids in (row.first_ids, row.second_ids)]
-    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    scores = [0.0] * len(rows)
-    for start in range(0, len(rows), batch_size):
-        batch = by_length[start : start + batch_size]
-        ids, mask = pad_rows([rows[index] for index in batch], pad_token_id, "right")
-        for index, score in zip(batch, model.score(ids.to(device), mask.to(device)).tolist(), strict=True):
-            scores[index] = score
-    return list(zip(scores[0::2], scores[1::2], strict=True))
-
-
-def report(encoded: Sequence[EncodedComparison], scores: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """Held-out accuracy and log-loss, beside what always preferring the longer answer would reach.
-
-    `n` counts votes. Human pairs rarely allow more than about 0.80; far above it, suspect leakage or a shortcut.
-    """
-    comparisons = [row.comparison for row in encoded]
-    lengths = [(len(row.first_ids), len(row.second_ids)) for row in encoded]
-    accuracy = vote_accuracy(comparisons, lambda index: order(*scores[index]))
-    longer = vote_accuracy(comparisons, lambda index: order(*lengths[index]))
-    losses = [
-        -row.target * _log_sigmoid(first - second) - (1 - row.target) * _log_sigmoid(second - first)
-        for row, (first, second) in zip(comparisons, scores, strict=True)
-    ]
-    log_loss = bootstrap_mean(losses, [row.group for row in comparisons], [row.weight for row in comparisons])
-    return {"accuracy": accuracy, "log_loss": log_loss, "length_baseline": longer}
-
-
-def _log_sigmoid(x: float) -> float:
-    return min(x, 0.0) - math.log1p(math.exp(-abs(x)))

@@ -14,7 +14,7 @@ from reward.judged import RESAMPLES, Judged, accuracy
 
 _MOST = 20
 _STRENGTHS = {1: "slightly better", 2: "better", 3: "much better"}
-_LENGTHS = ("the longer one was preferred", "the shorter one was preferred", "both as long")
+_LENGTHS = ("the longer one", "the shorter one", "both as long")
 
 
 def slices(pairs: Sequence[Judged]) -> dict[str, list[dict[str, Any]]]:
@@ -39,7 +39,7 @@ def _by_difference(pairs: Sequence[Judged]) -> list[dict[str, Any]]:
     for part in range(parts):
         inside = by_size[len(pairs) * part // parts : len(pairs) * (part + 1) // parts]
         low, high = abs(inside[0].delta), abs(inside[-1].delta)
-        rows += _named(f"{low:.3g} to {high:.3g}", accuracy(inside, RESAMPLES), low=low, high=high)
+        rows += _named(f"{low:.2g} to {high:.2g}", accuracy(inside, RESAMPLES), low=low, high=high)
     return rows
 
 
