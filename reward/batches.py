@@ -76,7 +76,7 @@ class QuestionCollator:
 
         first, second: (P,) long, which completions of the batch a pair is of.
         target, weight, margin: (P,) float32, of each pair.
-        ratings: (C,) float32, NaN where there is none; left out where no question has any.
+        ratings, rating_weights: (C,) float32, NaN and 0 where there is none; left out where no question has any.
         last: (C,) long, where in the packed row the last token of each completion is; `shared_prefix` only.
         """
         if self.layout == "padded":
@@ -137,6 +137,8 @@ def _judgements(questions: Sequence[Question]) -> dict[str, Tensor]:
     }
     if any(question.ratings for question in questions):
         found["ratings"] = torch.tensor(ratings, dtype=torch.float32)
+        weights = [question.rating_weights or [0.0] * len(question.completion_ids) for question in questions]
+        found["rating_weights"] = torch.tensor([weight for row in weights for weight in row], dtype=torch.float32)
     return found
 
 

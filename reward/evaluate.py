@@ -27,9 +27,11 @@ _SAMPLE_CHARACTERS = 2000
 
 def evaluate(
     questions: Sequence[Question],
+    scores: Sequence[Sequence[float]],
     score: Score,
     *,
     members: Sequence[Sequence[Sequence[float]]] = (),
+    rating_offset: float = 0.0,
 ) -> dict[str, Any]:
     """The report on held-out questions: plain numbers, each with how many values are behind it (`n`).
 
@@ -37,10 +39,11 @@ def evaluate(
     votes / C(K,2), so that chance is ln 2 and the training loss (without margins) is the same figure.
 
     Args:
-        score: the model as it is published. It is asked twice: for the answers, and for the answers without EOS.
-        members: of an ensemble, the scores of each member, as `score` gives them.
+        scores: of each completion of each question, by the model as it is published.
+        score: the same model, to be asked what it says of the answers without EOS.
+        members: of an ensemble, the scores of each member, as `scores`.
+        rating_offset: what is added to a score before it is compared with a rating (`Question.ratings`).
     """
-    scores = score(questions) if questions else []
     pairs = judged_pairs(questions, scores)
     groups = [pair.comparison.group for pair in pairs]
     report: dict[str, Any] = {
@@ -51,7 +54,7 @@ def evaluate(
         "accuracy": accuracy(pairs),
     }
     if not pairs:
-        return report | {"ratings": _ratings(questions, scores)}
+        return report | {"ratings": _ratings(questions, scores, rating_offset)}
     delta = np.array([pair.delta for pair in pairs])
     target = np.array([pair.comparison.target for pair in pairs])
     votes = np.array([len(pair.comparison.votes) for pair in pairs], dtype=np.float64)
@@ -72,7 +75,7 @@ def evaluate(
         "scores": _histogram(pairs),
         "without_eos": without_eos(questions, scores, score),
         "ensemble": _ensemble(questions, pairs, members) if len(members) > 1 else None,
-        "ratings": _ratings(questions, scores),
+        "ratings": _ratings(questions, scores, rating_offset),
         "samples": _samples(pairs),
     }
 
@@ -132,10 +135,10 @@ def _ensemble(
     }
 
 
-def _ratings(questions: Sequence[Question], scores: Sequence[Sequence[float]]) -> dict[str, Any] | None:
+def _ratings(questions: Sequence[Question], scores: Sequence[Sequence[float]], offset: float) -> dict[str, Any] | None:
     """For a model that learned numbers: squared error beside that of always saying their mean, and correlation."""
     rows = [
-        (float(score), float(rating), number)
+        (float(score) + offset, float(rating), number)
         for number, (question, row) in enumerate(zip(questions, scores, strict=True))
         for score, rating in zip(row, question.ratings, strict=False)
         if rating is not None
@@ -199,4 +202,3 @@ def _sample(pair: Judged) -> dict[str, Any]:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _SAMPLE_CHARACTERS else text[:_SAMPLE_CHARACTERS] + " …"
-

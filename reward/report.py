@@ -208,7 +208,7 @@ def compact(report: Mapping[str, Any]) -> dict[str, Any]:
         "length_baseline": report["length"]["baseline"],
         "human_ceiling": ceiling and {key: ceiling[key] for key in ("value", "ci", "n")},
         "log_loss": report["log_loss"],
-        "ece": report["ece"]["value"],
+        "ece": report["ece"],
     }
     return {key: value for key, value in kept.items() if value is not None} | figures
 
@@ -263,7 +263,7 @@ def _range(estimate: Mapping[str, Any], scale: float = 1) -> str:
     return f"{low:.1f} to {high:.1f}" if scale == 100 else f"{low:.3f} to {high:.3f}"
 
 
-def write_report(run_dir: Path, name: str, report: Mapping[str, Any]) -> None:
+def save_report(run_dir: Path, name: str, report: Mapping[str, Any]) -> None:
     """`RUN/report.json` and `RUN/report.html`, and the summary on the screen; main process only."""
     from reward.page import html_page  # Jinja is needed here alone
 
