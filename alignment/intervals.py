@@ -8,6 +8,8 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+_DRAWS_AT_ONCE = 1_000_000
+
 
 class Estimate(TypedDict):
     """A figure with its 95% interval and the number of values behind it."""
@@ -67,9 +69,11 @@ def bootstrap_sums(
     sums = [np.bincount(membership, column, len(index)) for column in columns]
     rng = np.random.default_rng(seed)
     totals = np.empty((len(columns), num_resamples))
-    for number in range(num_resamples):  # one at a time: all draws at once take gigabytes for a large set
-        draw = rng.integers(len(index), size=len(index))
-        totals[:, number] = [column[draw].sum() for column in sums]
+    at_once = max(1, _DRAWS_AT_ONCE // len(index))  # all of a large set at once take gigabytes
+    for start in range(0, num_resamples, at_once):
+        some = min(at_once, num_resamples - start)
+        draws = rng.integers(len(index), size=(some, len(index)))
+        totals[:, start : start + some] = [column[draws].sum(-1) for column in sums]
     low, high = np.quantile(statistic(*totals), [0.025, 0.975])
     value = statistic(*(np.asarray(column.sum()) for column in sums))
     return Estimate(value=float(value), ci=(float(low), float(high)), n=len(columns[0]))

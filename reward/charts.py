@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,9 +112,8 @@ def histogram_chart(report: Mapping[str, Any]) -> Picture:
     def y(count: float) -> float:
         return _BOTTOM - count / most * (_BOTTOM - _TOP - 24)
 
-    ticks = _nice_ticks(low, high)
     picture.axes(
-        [(x(tick), f"{tick:g}") for tick in ticks],
+        [(x(tick), text) for tick, text in _nice_ticks(low, high)],
         [(y(count), f"{count:,}") for count in sorted({0, most // 2, most})],
         "score",
         "answers, one a pair",
@@ -130,15 +130,11 @@ def histogram_chart(report: Mapping[str, Any]) -> Picture:
     return picture
 
 
-def _nice_ticks(low: float, high: float) -> list[float]:
-    """Three to seven round numbers in a range."""
-    width = high - low
-    step = 10.0**-12
-    for factor in (1, 2, 5) * 25:
-        if width / (step * factor) <= 6:
-            step *= factor
-            break
-        if factor == 5:
-            step *= 10
-    first = int(low // step) + (low % step > 0)
-    return [round(number * step, 12) for number in range(first, int(high // step) + 1)]
+def _nice_ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Two to seven round numbers in a range, with their texts."""
+    wanted = (high - low) / 6
+    power = math.floor(math.log10(wanted))
+    step = next(factor for factor in (1, 2, 5, 10) if factor * 10.0**power >= wanted) * 10.0**power
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    places = [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return [(place, f"{place + 0.0:.{decimals}f}") for place in places]
