@@ -166,7 +166,7 @@ class QuestionTrainer(RewardTrainer):
     ) -> EvalLoopOutput:
         self._sums["eval"] = torch.zeros_like(self._sums["eval"])
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
-        output.metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self._figures("eval").items()}
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self._figures("eval").items()})
         return output
 
     def get_eval_dataloader(self, eval_dataset: str | datasets.Dataset | None = None) -> DataLoader:
