@@ -1,7 +1,7 @@
 """Questions as tensors, and their scores: one forward of the body per batch, whatever the number of completions.
 
-`shared_prefix` lays a batch out in one row without padding, where the prompt of a question, and whatever else all its
-completions begin with, is computed once (`alignment.packing`). `padded` is for the models that this does not go with:
+`shared_prefix` lays a batch out in one row without padding, where the prompt of a question is computed once
+(`alignment.packing`). `padded` is for the models that this does not go with:
 each completion behind its prompt in a row of its own, padded on the right. Sorting rows by length
 (`train_sampling_strategy: group_by_length`) saves work in the second layout only; the first has nothing to pad.
 """
@@ -12,7 +12,6 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, Literal
 
 import torch
@@ -107,14 +106,11 @@ def _packed_row(questions: Sequence[Question]) -> dict[str, Any]:
 
 
 def _split(question: Question) -> list[list[int]]:
-    """Tokens that all completions begin with, prompt and all, then the rest of each, at least its last token."""
-    completions = question.completion_ids
-    assert all(completions)
-    if len(completions) == 1:
-        return [[], question.prompt_ids + completions[0]]
-    same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*completions, strict=False))
-    common = min(sum(1 for _ in same), *(len(ids) - 1 for ids in completions))
-    return [question.prompt_ids + completions[0][:common], *(ids[common:] for ids in completions)]
+    """The prompt, which is computed once, then each completion; of one completion alone the whole as a document."""
+    assert all(question.completion_ids)
+    if len(question.completion_ids) == 1:
+        return [[], question.prompt_ids + question.completion_ids[0]]
+    return [question.prompt_ids, *question.completion_ids]
 
 
 def _judgements(questions: Sequence[Question]) -> dict[str, Tensor]:
