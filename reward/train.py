@@ -34,9 +34,10 @@ from reward.batches import Layout, QuestionCollator, choose_layout, score_questi
 from reward.config import DEFAULTS, RewardStageConfig
 from reward.data import Encoding, Judgement, encode, labeler_weights, read_judgements
 from reward.demonstrations import Zero, find_zero
-from reward.evaluate import report
+from reward.evaluate import evaluate
 from reward.finish import finish, write_eval_pairs
 from reward.questions import Question, Scale, rating_scale, standardised
+from reward.report import compact, save_report
 from reward.trainer import Probe, QuestionTrainer
 
 PROBE = 8
@@ -184,10 +185,13 @@ def _finish(
     metrics: dict[str, Any] = {"score_bias": shift, **prepared.zero.summary()}
     if prepared.scale is not None:
         metrics |= {"rating_mean": prepared.scale.mean, "rating_std": prepared.scale.std}
+    score = partial(score_questions, scalar, pad_token_id=pad)
+    scores = score(prepared.held_out)
+    report = evaluate(prepared.held_out, scores, score, rating_offset=shift)
+    save_report(config.run_dir, config.name, report)
     if prepared.held_out:
-        scores = score_questions(scalar, prepared.held_out, pad)
-        metrics |= report(prepared.held_out, scores)
         write_eval_pairs(config.run_dir, prepared.held_out, scores)
+        metrics |= compact(report)
         flat = {f"eval/{name}": figure["value"] for name, figure in metrics.items() if isinstance(figure, dict)}
         journal.log(step, flat)
     return metrics
