@@ -335,7 +335,13 @@ def test_the_preflight_learns_by_heart_and_leaves_nothing(house):
 
 
 def test_the_preflight_says_what_is_usually_wrong(house):
-    done = preflight("frozen", "32", training={"learning_rate": 1e-9})
+    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    mixed = [
+        row | {"chosen": row["rejected"], "rejected": row["chosen"]} if n % 2 else row for n, row in enumerate(rows)
+    ]
+    write("mixed.jsonl", mixed)  # which no start has all right
+    data = {"train": "mixed.jsonl", "eval_share": 0}
+    done = preflight("frozen", "32", training={"learning_rate": 1e-9}, data=data)
     assert done.code == 2
     (line,) = [line for line in done.output.splitlines() if line.startswith("error: ")]
     assert "of 32 pairs in the right order after 400 steps, not all" in line
