@@ -109,6 +109,21 @@ class Comparison:
         return (self.count("first") + 0.5 * self.count("tie")) / len(self.votes)
 
 
+@dataclass(frozen=True)
+class Rating:
+    """A number that one person gave to one completion; higher is better. `labeler` None: not known who."""
+
+    prompt: tuple[Message, ...]
+    completion: str
+    rating: float
+    labeler: str | None = None
+    place: str = field(default="", compare=False)
+
+    @property
+    def group(self) -> str:
+        return prompt_group(self.prompt)
+
+
 def prompt_group(messages: Sequence[Message]) -> str:
     """Key under which conversations count as the same prompt: the first human turn, case and spaces folded."""
     first = next((message["content"] for message in messages if message["role"] == "user"), "")
@@ -211,6 +226,18 @@ def to_comparisons(row: Mapping[str, Any], format: Format = "auto") -> list[Comp
     return [pair for ranking in rankings for pair in _ranked_pairs(ranking)]
 
 
+def to_judgements(row: Mapping[str, Any], format: Format = "auto") -> list[Comparison] | list[Rating]:
+    """What the reward stage learns from a row: comparisons, or the rating of one completion."""
+    if shapes.shape_of(row, format, (*_COMPARISONS, "rating")) != "rating":
+        return to_comparisons(row, format)
+    value, labeler = row["rating"], row.get("labeler")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadRow(f"'rating' must be a number, found {value!r}")
+    if labeler is not None and not isinstance(labeler, str):
+        raise BadRow(f"'labeler' must be a text, found {type(labeler).__name__}")
+    return [Rating(shapes.prompt_turns(row), shapes.completion_of(row, "completion"), float(value), labeler)]
+
+
 def to_comparison(row: Mapping[str, Any]) -> Comparison:
     """A pair: prompt, chosen, rejected; or whole transcripts or conversations under chosen and rejected."""
     shapes.shape_of(row, "pair", ["pair"])
@@ -285,7 +312,7 @@ def to_prompt(row: Mapping[str, Any], format: Format = "auto") -> Prompt:
 
 # --- one pass over a data section ----------------------------------------------------------------------------------
 
-R = TypeVar("R", bound=Prompt | Demonstration | Document | Comparison)
+R = TypeVar("R", bound=Prompt | Demonstration | Document | Comparison | Rating)
 Convert = Callable[[Mapping[str, Any], Format], Sequence[R]]
 Use = Literal["train", "eval"]
 
@@ -297,7 +324,7 @@ class Reading(Generic[R]):
     their part says. Where `data.eval` is named, rows of `data.train` with one of its prompts are left out.
 
     Args:
-        convert: one of to_examples, to_demonstrations, to_comparisons, to_prompts.
+        convert: one of to_examples, to_demonstrations, to_comparisons, to_judgements, to_prompts.
         open: what finds the rows behind a part.
 
     Raises:
@@ -401,7 +428,7 @@ def _mixing(part: DataPart) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value != defaults[key]}
 
 
-def is_held_out(record: Prompt | Demonstration | Document | Comparison, share: float, seed: int) -> bool:
+def is_held_out(record: Prompt | Demonstration | Document | Comparison | Rating, share: float, seed: int) -> bool:
     """Whether a record's prompt group is held out.
 
     A group goes by the hash of its own text, so that adding rows never moves a prompt from one side to the other.
