@@ -26,7 +26,7 @@ def open_ratings(part: DataPart, config: DataConfig) -> Source:
     if not is_ratings_file(part.path):
         return open_source(part, config)
     with RatingsStore(part.path) as store:
-        if not store.ratings():
+        if not any(rating.kind == "pair" for rating in store.ratings(for_training=True)):
             raise DataError(
                 f"{part.path}: no rated pairs yet; rate some with scripts/rate.py --db {part.path} --labeler NAME"
             )
@@ -41,8 +41,10 @@ def rated_pairs(path: str) -> Rows:
     """
     with RatingsStore(path) as store:
         votes: dict[int, list[Vote]] = {}
-        for rating in store.ratings():
+        for rating in store.ratings(for_training=True):
             assert rating.choice != "skip"  # not asked for
+            if rating.choice == "ranked" or rating.choice == "scored":
+                continue
             votes.setdefault(rating.item, []).append(Vote(rating.choice, rating.strength, rating.labeler))
         items = store.items()
     for item in items:

@@ -179,6 +179,7 @@ def rate_by_simulation(args: argparse.Namespace) -> None:
         gold = {item.id: item_gold(item) for item in store.items()}
         dealt = dict(zip(gold, rng.sample(list(gold.values()), len(gold)), strict=True)) if args.shuffle else gold
         count = 0
+        store.repeat_share = 0.0  # a program need not be asked twice
         with store.transaction():
             for labeler in LABELERS:
                 store.mark_simulated(labeler.name)

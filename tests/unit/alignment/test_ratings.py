@@ -54,14 +54,14 @@ def test_wrong_files_are_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "x"}\n' * 100)
     (tmp_path / "empty").touch()
     later = RatingsStore(tmp_path / "later.db", create=True)
-    later._db.execute("PRAGMA user_version = 2")
+    later._db.execute("PRAGMA user_version = 3")
     later.close()
     for name, expected in {
         "missing.db": "no such ratings file",
         "foreign.db": "not a ratings file",
         "rows.jsonl": "not a ratings file",
         "empty": "not a ratings file",
-        "later.db": "schema 2, this code reads 1",
+        "later.db": "schema 3, this code reads 2",
     }.items():
         with pytest.raises(UserError, match=expected) as caught:
             RatingsStore(tmp_path / name)
@@ -133,6 +133,7 @@ def test_what_a_labeler_gets_names_no_model(store: RatingsStore) -> None:
 def test_sides_are_shown_evenly_and_orders_differ_between_labelers_but_not_between_runs(tmp_path: Path) -> None:
     def seen(name: str, labeler: str, seed: int | None = None) -> list[tuple[str, tuple[int, ...]]]:
         with RatingsStore(tmp_path / name, create=True, seed=seed) as store, store.transaction():
+            store.repeat_share = 0.0
             add(store, 400, need=9)
             shown = []
             while assignment := store.claim(labeler):
@@ -250,13 +251,25 @@ def test_fingerprint_is_of_content_not_of_order_or_names(tmp_path: Path) -> None
                 first_is_left = assignment.order_shown == (0, 1)
                 store.submit(assignment, "left" if first_is_left == (choice == "first") else "right", 1.0)
             store.add_item(question(99), answers(99))  # unrated: no model learns from it
-            return store.fingerprint()
+            mark = store.fingerprint()
+        own = {"database": mark.pop("database"), "hashes": tuple(mark.pop("labeler_hashes"))}
+        assert own not in files
+        files.append(own)
+        return mark
 
+    files: list[dict[str, object]] = []
     one = filled("a", [0, 1, 2], "ada")
     assert one == filled("bb", [2, 0, 1], "bob")
     assert one["sha256"] != filled("c", [0, 1, 2], "ada", choice="second")["sha256"]
     assert one["sha256"] != filled("d", [0, 1], "ada")["sha256"]
-    assert {**one, "sha256": ""} == {"ratings": 3, "items": 3, "labelers": 1, "simulated": False, "sha256": ""}
+    assert {**one, "sha256": ""} == {
+        "ratings": 3,
+        "items": 3,
+        "labelers": 1,
+        "simulated": False,
+        "rating_ids": "1-3",
+        "sha256": "",
+    }
 
 
 def test_simulated_labelers_mark_the_whole_store(store: RatingsStore) -> None:
@@ -286,7 +299,7 @@ def test_a_transaction_is_all_or_nothing(store: RatingsStore) -> None:
 
 def test_a_store_that_stays_locked_is_a_users_error(store: RatingsStore, monkeypatch: pytest.MonkeyPatch) -> None:
     add(store, 1)
-    monkeypatch.setattr("alignment.ratings.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("alignment.ratings.file.BUSY_SECONDS", 0.05)
     other = sqlite3.connect(store.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(UserError, match="locked; nothing of this step was saved"):

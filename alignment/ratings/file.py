@@ -1,0 +1,230 @@
+"""The SQLite file behind the ratings store: its tables, how it is opened and brought up to date, and transactions."""
+
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from alignment.errors import UserError
+from alignment.ratings.records import dump
+
+APPLICATION_ID = 0x616C7261  # "alra", in the file's header: tells our files from other SQLite files
+SCHEMA_VERSION = 2
+BUSY_SECONDS = 30.0
+
+# `why` that does not count toward an item's `need`; see records.CONTROLS.
+COUNTS = "why NOT IN ('gold', 'calibration', 'repeat')"
+EVENT_TRIGGERS = {
+    name: f"CREATE TRIGGER {name} BEFORE {verb} ON event"
+    " BEGIN SELECT RAISE(ABORT, 'the event log is append-only'); END;"
+    for name, verb in {"event_kept": "DELETE", "event_fixed": "UPDATE"}.items()
+}
+
+_META = "CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL);"
+_EVENT = """
+CREATE TABLE event(
+  id INTEGER PRIMARY KEY, at REAL NOT NULL, labeler TEXT NOT NULL, item INTEGER, kind TEXT NOT NULL,
+  payload TEXT NOT NULL);
+"""
+# `answered` counts the finished answers that count toward `need`. Only the triggers below write it, so it cannot drift
+# from the ratings, and a claim need not count them anew for each item.
+_RATED = f"(new.done AND new.choice <> 'skip' AND new.{COUNTS})"
+_WAS_RATED = _RATED.replace("new.", "old.")
+_TABLES = f"""
+CREATE TABLE item(
+  id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, kind TEXT NOT NULL CHECK(kind IN ('pair', 'rank', 'single')),
+  prompt TEXT NOT NULL, completions TEXT NOT NULL CHECK(json_array_length(completions) BETWEEN 1 AND 9),
+  need INTEGER NOT NULL CHECK(need >= 1), place INTEGER NOT NULL, created REAL NOT NULL, metadata TEXT NOT NULL,
+  gold TEXT, uncertainty REAL, answered INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX item_open ON item(place, uncertainty) WHERE gold IS NULL AND answered < need;
+CREATE INDEX item_gold ON item(place) WHERE gold IS NOT NULL;
+CREATE TABLE rating(
+  id INTEGER PRIMARY KEY AUTOINCREMENT, item INTEGER NOT NULL REFERENCES item(id), labeler TEXT NOT NULL,
+  order_shown TEXT NOT NULL, choice TEXT CHECK(choice IN ('first', 'second', 'tie', 'ranked', 'scored', 'skip')),
+  strength INTEGER CHECK(strength BETWEEN 1 AND 3), ranks TEXT, score INTEGER CHECK(score BETWEEN 1 AND 7),
+  seconds REAL, comment TEXT NOT NULL DEFAULT '', flags TEXT NOT NULL DEFAULT '[]', why TEXT NOT NULL DEFAULT 'random',
+  claimed_at REAL NOT NULL, done_at REAL, done INTEGER NOT NULL DEFAULT 0,
+  CHECK(done = (choice IS NOT NULL) AND done = (done_at IS NOT NULL)),
+  CHECK((ranks IS NOT NULL) = (choice IS 'ranked') AND (score IS NOT NULL) = (choice IS 'scored')));
+CREATE UNIQUE INDEX rating_once ON rating(item, labeler, (why = 'repeat'));
+CREATE INDEX rating_by_labeler ON rating(labeler, done, done_at);
+CREATE INDEX rating_open ON rating(claimed_at) WHERE NOT done;
+CREATE TRIGGER rating_added AFTER INSERT ON rating WHEN {_RATED} BEGIN
+  UPDATE item SET answered = answered + 1 WHERE id = new.item; END;
+CREATE TRIGGER rating_changed AFTER UPDATE OF done, choice, why, item ON rating BEGIN
+  UPDATE item SET answered = answered - 1 WHERE id = old.item AND {_WAS_RATED};
+  UPDATE item SET answered = answered + 1 WHERE id = new.item AND {_RATED}; END;
+CREATE TRIGGER rating_removed AFTER DELETE ON rating WHEN {_WAS_RATED} BEGIN
+  UPDATE item SET answered = answered - 1 WHERE id = old.item; END;
+CREATE TABLE invitation(labeler TEXT PRIMARY KEY, token_sha256 TEXT NOT NULL UNIQUE, at REAL NOT NULL) WITHOUT ROWID;
+"""
+_MARKS = f"PRAGMA application_id = {APPLICATION_ID};\nPRAGMA user_version = {SCHEMA_VERSION};\n"
+# Schema 1 had pairs only, one row per item and labeler, and no counter. Its tables make way for the new ones.
+_FROM_1 = f"""
+ALTER TABLE rating RENAME TO rating_1;
+ALTER TABLE item RENAME TO item_1;
+DROP INDEX rating_by_labeler;
+{_TABLES}
+INSERT INTO item(id, key, kind, prompt, completions, need, place, created, metadata)
+  SELECT id, key, kind, prompt, completions, need, place, created, metadata FROM item_1;
+INSERT INTO rating(id, item, labeler, order_shown, choice, strength, seconds, comment, flags, claimed_at, done_at, done)
+  SELECT id, item, labeler, order_shown, choice, strength, seconds, comment, flags, claimed_at, done_at, done
+  FROM rating_1 ORDER BY id;
+DROP TABLE rating_1;
+DROP TABLE item_1;
+{_MARKS}
+"""
+
+
+def is_ratings_file(path: str | os.PathLike[str]) -> bool:
+    """Whether the file is one of our ratings databases. Any other file, or none, is simply False."""
+    if not Path(path).is_file():
+        return False
+    try:
+        # Through SQLite, not open(): closing a plain descriptor would drop the locks of a store open in this process.
+        with closing(sqlite3.connect(f"file:{quote(os.fspath(path))}?immutable=1", uri=True)) as db:
+            return bool(db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID)
+    except sqlite3.Error:
+        return False
+
+
+class RatingsFile:
+    """An open connection to one file, made if it is missing and `create` says so, and of the newest schema."""
+
+    def __init__(self, path: str | os.PathLike[str], create: bool, seed: int) -> None:
+        self.path = Path(path)
+        if not create and not self.path.is_file():
+            raise UserError(f"{self.path}: no such ratings file; make one with scripts/sample.py")
+        fresh = create and (not self.path.exists() or (self.path.is_file() and self.path.stat().st_size == 0))
+        if not fresh and not is_ratings_file(self.path):
+            raise UserError(f"{self.path}: not a ratings file; expected one made by scripts/sample.py")
+        try:
+            if fresh:
+                os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+            self.db = sqlite3.connect(f"file:{quote(str(self.path))}?mode=rw", uri=True, isolation_level=None)
+            self.db.row_factory = sqlite3.Row
+            for pragma in (f"busy_timeout = {BUSY_SECONDS * 1000:.0f}", "synchronous = FULL", "foreign_keys = ON"):
+                self.db.execute(f"PRAGMA {pragma}")
+            if fresh:
+                self._make(seed)
+            # After the header's marks are in the main file, where `is_ratings_file` looks for them.
+            self.db.execute("PRAGMA journal_mode = WAL")
+            if self._version() == 1:
+                self._migrate()
+            version = self._version()
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(f"{self.path}: cannot open the ratings file ({error})") from error
+        if version != SCHEMA_VERSION:
+            self.db.close()
+            raise UserError(
+                f"{self.path}: ratings schema {version}, this code reads {SCHEMA_VERSION};"
+                " use the release of the suite that made the file"
+            )
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything inside reaches the disk together or not at all. May be nested: the outermost decides."""
+        if self.db.in_transaction:
+            yield
+            return
+        try:
+            self._begin()
+            yield
+            self.db.execute("COMMIT")
+        except BaseException as error:
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError):  # locked for long, read-only, disk full
+                raise UserError(f"{self.path}: {error}; nothing of this step was saved") from error
+            raise
+
+    def meta(self, key: str, default: str) -> str:
+        """A setting, or the default if it was never set."""
+        row = self.db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return default if row is None else str(row["value"])
+
+    def set_meta(self, key: str, value: str) -> None:
+        """Keep a setting. Call it in a transaction."""
+        self.db.execute("INSERT OR REPLACE INTO meta(key, value) VALUES(?, ?)", (key, value))
+
+    def log(self, at: float, labeler: str, item: int | None, kind: str, payload: Mapping[str, Any]) -> None:
+        """Add to the event log. Call it in the transaction of what it tells of."""
+        self.db.execute(
+            "INSERT INTO event(at, labeler, item, kind, payload) VALUES(?, ?, ?, ?, ?)",
+            (at, labeler, item, kind, dump(payload)),
+        )
+
+    def scrub(self) -> None:
+        """Leave no byte of deleted rows in the file or its write-ahead log.
+
+        Deleted rows stay in free space until it is used again, and older versions of pages in the write-ahead log.
+        Raises UserError if another program was reading all the time, so that the log could not be cut.
+        """
+        try:
+            self.db.execute("VACUUM")
+            busy = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            raise UserError(f"{self.path}: {error}; what was deleted may still be in the file, try again") from error
+        if busy:
+            raise UserError(
+                f"{self.path}: another program is reading the file, so what was deleted may still be in"
+                f" {self.path.name}-wal; stop it and try again"
+            )
+
+    def _version(self) -> int:
+        return int(self.db.execute("PRAGMA user_version").fetchone()[0])
+
+    def _begin(self) -> None:
+        """Wait for the write lock by asking often: SQLite's own wait sleeps 0.1 s at a time and starves beside a
+        process that writes without a pause."""
+        deadline = time.monotonic() + BUSY_SECONDS
+        self.db.execute("PRAGMA busy_timeout = 0")
+        try:
+            while True:
+                try:
+                    self.db.execute("BEGIN IMMEDIATE")
+                    return
+                except sqlite3.OperationalError as error:
+                    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.002)
+        finally:
+            self.db.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
+
+    def _make(self, seed: int) -> None:
+        self.db.execute("BEGIN IMMEDIATE")  # two makers at once: the second finds the work done
+        if self.db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID:
+            self.db.execute("ROLLBACK")
+            return
+        for statement in _statements(_META + _EVENT + "\n".join(EVENT_TRIGGERS.values()) + _TABLES + _MARKS):
+            self.db.execute(statement)
+        self.set_meta("seed", str(seed))
+        self._name_file()
+        self.db.execute("COMMIT")
+
+    def _migrate(self) -> None:
+        with self.transaction():
+            if self._version() == 1:  # else another process was faster
+                for statement in _statements(_FROM_1):
+                    self.db.execute(statement)
+                self._name_file()
+
+    def _name_file(self) -> None:
+        """A random name that models trained on this file are traced to, and the salt of its labelers' hashes."""
+        self.set_meta("database", secrets.token_hex(8))
+        self.set_meta("salt", secrets.token_hex(16))
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Single statements of a script; `executescript` would commit the transaction it runs in."""
+    pending = ""
+    for line in script.splitlines(keepends=True):
+        pending += line
+        if sqlite3.complete_statement(pending):
+            yield pending
+            pending = ""

@@ -1,0 +1,566 @@
+"""The ratings store itself: items in, claims and ratings, and what is learned from them."""
+
+import json
+import math
+import os
+import secrets
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from hashlib import sha256
+from types import TracebackType
+from typing import Any, Self
+
+from alignment.errors import UserError
+from alignment.ratings.choosing import PLACES, Labeler, Shares
+from alignment.ratings.file import COUNTS, EVENT_TRIGGERS, RatingsFile
+from alignment.ratings.records import (
+    Assignment,
+    ChoiceShown,
+    Completion,
+    Feedback,
+    Gold,
+    Item,
+    Kind,
+    Order,
+    Progress,
+    Rating,
+    Why,
+    as_completion,
+    as_message,
+    check_answer,
+    check_item,
+    check_labeler,
+    dense,
+    digest,
+    dump,
+    flipped,
+    is_right,
+)
+from alignment.terminal import clean
+
+LEASE_SECONDS = 900.0
+
+
+class RatingsStore:
+    """Items, claims and ratings in one file. Each public call is one transaction, on disk when it returns.
+
+    `seed` decides the order of items, of sides and of controls per labeler; by default the one stored when the file
+    was made. Choose one that labelers do not know if they could read this code. Use one instance per process and
+    thread, and close it (or use it in a `with`). The file must be on one local disk: see the package's docstring.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], create: bool = False, seed: int | None = None) -> None:
+        self._file = RatingsFile(path, create, seed or 0)
+        self._db = self._file.db
+        self.path = self._file.path
+        self.seed = seed if seed is not None else int(self._file.meta("seed", "0"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the file."""
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Many calls as one: all of them reach the disk together or none does. Use it to add items in bulk."""
+        with self._file.transaction():
+            yield
+
+    def add_item(
+        self,
+        prompt: Sequence[Mapping[str, str]],
+        completions: Sequence[Completion | Mapping[str, Any]],
+        need: int = 1,
+        metadata: Mapping[str, Any] | None = None,
+        kind: Kind = "pair",
+        gold: Gold | None = None,
+    ) -> int:
+        """Add an item to rate and return its id; the same kind, prompt and texts again give the same item.
+
+        A completion is a `Completion` or a mapping with its fields; a pair has 2, a `rank` item 2 to 9, a `single` 1.
+        `gold` is the right answer of a control item, which goes to each labeler at most once and has no use for
+        `need`. Adding anew can raise `need`, never lower it, and can give the item a gold answer. Raises UserError if
+        the prompt is no list of messages, or completions or gold do not suit the kind.
+        """
+        messages = [as_message(message) for message in prompt]
+        answers = [as_completion(each) for each in completions]
+        check_item(kind, len(messages), len(answers), need, gold)
+        content = [messages, [[answer.text, answer.ended] for answer in answers]]
+        key = digest(content if kind == "pair" else [kind, *content])
+        with self.transaction():
+            self._db.execute(
+                "INSERT INTO item(key, kind, prompt, completions, need, place, created, metadata, gold)"
+                " VALUES(:key, :kind, :prompt, :completions, :need, :place, :created, :metadata, :gold)"
+                " ON CONFLICT(key) DO UPDATE SET need = max(need, excluded.need), gold = ifnull(excluded.gold, gold)",
+                {
+                    "key": key,
+                    "kind": kind,
+                    "prompt": dump(messages),
+                    "completions": dump([asdict(answer) for answer in answers]),
+                    "need": need,
+                    "place": int(key, 16) % PLACES,
+                    "created": time.time(),
+                    "metadata": dump(dict(metadata or {})),
+                    "gold": None if gold is None else dump(asdict(gold)),
+                },
+            )
+            return int(self._db.execute("SELECT id FROM item WHERE key = ?", (key,)).fetchone()["id"])
+
+    def claim(
+        self,
+        labeler: str,
+        now: float | None = None,
+        lease_seconds: float = LEASE_SECONDS,
+        order: Order = "random",
+    ) -> Assignment | None:
+        """What the labeler shall answer next, theirs for the length of the lease, or None when nothing is left.
+
+        Their own unanswered item comes back first, the newest before older ones, which is what undo relies on; then
+        calibration items; then ordinary items in an order of their own, with controls among them (see `choosing`).
+        `order="uncertain"` takes every other ordinary item where the reward model of `set_uncertainty` is least sure.
+        Never hands out more than `need` answers and live leases for an ordinary item.
+        """
+        check_labeler(labeler)
+        now = time.time() if now is None else now
+        who = Labeler(self._db, labeler, self.seed, now - lease_seconds)
+        with self.transaction():
+            rating = who.open_row()
+            if rating is not None:
+                self._db.execute("UPDATE rating SET claimed_at = ? WHERE id = ?", (now, rating))
+                return self._assignment(rating)
+            chosen = who.choose(order, self._shares())
+            if chosen is None:
+                return None
+            rating = self._db.execute(
+                "INSERT INTO rating(item, labeler, order_shown, why, claimed_at) VALUES(?, ?, ?, ?, ?)",
+                (chosen.item, labeler, dump(chosen.order_shown), chosen.why, now),
+            ).lastrowid
+            assert rating is not None
+            self._file.log(now, labeler, chosen.item, "claim", {"order_shown": chosen.order_shown, "why": chosen.why})
+            return self._assignment(rating)
+
+    def submit(
+        self,
+        assignment: Assignment,
+        choice_shown: ChoiceShown,
+        seconds: float,
+        strength: int | None = None,
+        comment: str = "",
+        flags: Sequence[str] = (),
+        ranks_shown: Sequence[int] | None = None,
+        score: int | None = None,
+    ) -> None:
+        """Store the answer, on disk when this returns. An answer that comes after its lease still counts.
+
+        Args:
+            choice_shown: `left`, `right` or `tie` for a pair, `ranked` for a ranking, `scored` for a single
+                completion, `skip` for any.
+            strength: 1 (slightly) to 3 (much better) for left or right, None if not asked.
+            ranks_shown: of a ranking, one number per completion in the order shown: 1 is best, equal is a tie.
+            score: of a single completion, 1 to 7.
+
+        Raises:
+            UserError: it was answered meanwhile, say by the same labeler in another window, and that answer stands;
+                or the answer does not suit the item.
+        """
+        assert math.isfinite(seconds) and seconds >= 0, seconds
+        now = time.time()
+        with self.transaction():
+            row = self._db.execute(
+                "SELECT rating.*, kind FROM rating JOIN item ON item.id = rating.item"
+                " WHERE rating.id = ? AND item = ? AND labeler = ?",
+                (assignment.rating, assignment.item, assignment.labeler),
+            ).fetchone()
+            if row is None or row["done"]:
+                said = "has answered item" if row else "has no claim any more on item"
+                raise UserError(f"{self.path}: {assignment.labeler} {said} {assignment.item}{' already' * bool(row)}")
+            order = json.loads(row["order_shown"])
+            choice = flipped({"left": "first", "right": "second"}.get(choice_shown, choice_shown), order)
+            check_answer(row["kind"], len(order), choice, strength, ranks_shown, score)
+            answer = {
+                "choice": choice,
+                "strength": strength,
+                "ranks": None if ranks_shown is None else dump(dense(_in_item_order(ranks_shown, order))),
+                "score": score,
+                "seconds": float(seconds),
+                "comment": clean(comment),
+                "flags": dump([clean(flag) for flag in flags]),
+            }
+            self._finish(row["id"], answer, now)
+            self._file.log(now, assignment.labeler, assignment.item, "submit", answer)
+
+    def import_rating(
+        self,
+        item: int,
+        labeler: str,
+        choice: str,
+        *,
+        strength: int | None = None,
+        ranks: Sequence[int] | None = None,
+        score: int | None = None,
+        order_shown: Sequence[int] | None = None,
+        seconds: float | None = None,
+        comment: str = "",
+        flags: Sequence[str] = (),
+        claimed_at: float | None = None,
+        done_at: float | None = None,
+        why: Why = "import",
+    ) -> bool:
+        """Take in an answer that was given elsewhere, in item order. The same one again changes nothing.
+
+        Returns whether it was new. Raises UserError if there is no such item, the answer does not suit it, or the
+        labeler has given another answer here already.
+        """
+        check_labeler(labeler)
+        with self.transaction():
+            found = self._db.execute(
+                "SELECT kind, json_array_length(completions) AS count FROM item WHERE id = ?", (item,)
+            ).fetchone()
+            if found is None:
+                raise UserError(f"{self.path}: no item {item}")
+            check_answer(found["kind"], found["count"], choice, strength, ranks, score)
+            order = [] if order_shown is None else list(order_shown)
+            if (order or why != "import") and sorted(order) != list(range(found["count"])):
+                raise UserError(f"order_shown {order} of item {item}: expected each of 0 to {found['count'] - 1} once")
+            answer: dict[str, Any] = {
+                "choice": choice,
+                "strength": strength,
+                "ranks": None if ranks is None else dump(dense(ranks)),
+                "score": score,
+            }
+            row = self._db.execute(
+                "SELECT * FROM rating WHERE item = ? AND labeler = ? AND (why = 'repeat') = ?",
+                (item, labeler, why == "repeat"),
+            ).fetchone()
+            if row is not None and row["done"]:
+                if any(row[name] != value for name, value in answer.items()):
+                    raise UserError(
+                        f"{self.path}: {labeler} has answered item {item} already, and otherwise ({row['choice']},"
+                        f" found {choice}); the first answer stands"
+                    )
+                return False
+            now = time.time()
+            done_at = now if done_at is None else done_at
+            rating = row["id"] if row is not None else None
+            if rating is None:
+                rating = self._db.execute(
+                    "INSERT INTO rating(item, labeler, order_shown, claimed_at) VALUES(?, ?, '[]', 0)", (item, labeler)
+                ).lastrowid
+            self._db.execute(
+                "UPDATE rating SET order_shown = ?, why = ?, claimed_at = ? WHERE id = ?",
+                (dump(order), why, done_at if claimed_at is None else claimed_at, rating),
+            )
+            answer |= {"seconds": seconds, "comment": clean(comment), "flags": dump([clean(flag) for flag in flags])}
+            self._finish(rating, answer, done_at)
+            self._file.log(now, labeler, item, "import", answer | {"why": why})
+            return True
+
+    def feedback(self, assignment: Assignment) -> Feedback | None:
+        """What to tell the labeler after the answer to a calibration item; None after any other, or before it."""
+        row = self._db.execute(
+            "SELECT choice, ranks, score, gold FROM rating JOIN item ON item.id = rating.item"
+            " WHERE rating.id = ? AND labeler = ? AND why = 'calibration' AND done AND gold IS NOT NULL",
+            (assignment.rating, assignment.labeler),
+        ).fetchone()
+        if row is None:
+            return None
+        gold, order = _gold(row["gold"]), assignment.order_shown
+        assert gold is not None
+        right = is_right(gold, row["choice"], json.loads(row["ranks"] or "null"), row["score"])
+        if gold.choice is not None:
+            gold = Gold(choice=flipped(gold.choice, order))
+        if gold.ranks is not None:
+            gold = Gold(ranks=tuple(gold.ranks[place] for place in order))
+        return Feedback(right, gold)
+
+    def undo(self, labeler: str) -> Assignment | None:
+        """Reopen the labeler's last answer, to be given anew; the old one stays in the event log. None if none.
+
+        Stops at a calibration item, whose right answer the labeler has been told.
+        """
+        check_labeler(labeler)
+        now = time.time()
+        with self.transaction():
+            row = self._db.execute(
+                "SELECT * FROM rating WHERE labeler = ? AND done ORDER BY done_at DESC, id DESC LIMIT 1", (labeler,)
+            ).fetchone()
+            if row is None or row["why"] == "calibration":
+                return None
+            self._file.log(now, labeler, row["item"], "undo", dict(row))
+            self._db.execute(
+                "UPDATE rating SET choice = NULL, strength = NULL, ranks = NULL, score = NULL, seconds = NULL,"
+                " comment = '', flags = '[]', done_at = NULL, done = 0, claimed_at = ? WHERE id = ?",
+                (now, row["id"]),
+            )
+            if row["order_shown"] == "[]":  # imported: it was not known how it had been shown
+                item = self._db.execute(
+                    "SELECT key, json_array_length(completions) AS count FROM item WHERE id = ?", (row["item"],)
+                ).fetchone()
+                order = Labeler(self._db, labeler, self.seed, now).sides(item["key"], item["count"])
+                self._db.execute("UPDATE rating SET order_shown = ? WHERE id = ?", (dump(order), row["id"]))
+            return self._assignment(row["id"])
+
+    def progress(self, labeler: str) -> Progress:
+        """How far the labeler is.
+
+        `done` counts all answers given, skips and controls too. `total` adds what they would still get if everybody
+        else stopped now: their open item, calibration, the ordinary items that need them, and the controls that will
+        be mixed in. It shrinks when others answer what nobody else is needed for, and grows when skips, undo or
+        expired leases of others make room.
+        """
+        check_labeler(labeler)
+        rows = self._db.execute("SELECT choice, seconds FROM rating WHERE labeler = ? AND done", (labeler,)).fetchall()
+        times = [row["seconds"] for row in rows if row["seconds"] is not None]
+        who = Labeler(self._db, labeler, self.seed, time.time() - LEASE_SECONDS)
+        return Progress(
+            done=len(rows),
+            skipped=sum(row["choice"] == "skip" for row in rows),
+            total=len(rows) + who.ahead(self._shares()),
+            seconds=statistics.median(times) if times else None,
+        )
+
+    def items(self) -> list[Item]:
+        """All items, in the order they were added."""
+        return [
+            Item(
+                **{name: row[name] for name in ("id", "key", "kind", "need", "created")},
+                prompt=tuple(json.loads(row["prompt"])),
+                completions=tuple(Completion(**each) for each in json.loads(row["completions"])),
+                metadata=json.loads(row["metadata"]),
+                gold=_gold(row["gold"]),
+            )
+            for row in self._db.execute("SELECT * FROM item ORDER BY id")
+        ]
+
+    def ratings(self, skips: bool = False, for_training: bool = False) -> list[Rating]:
+        """All finished ratings, in the order they were claimed; skips only when asked for.
+
+        `for_training` leaves out what tells of the labeler and not of the item: gold, calibration and repeats.
+        """
+        names = ("id", "item", "labeler", "kind", "choice", "strength", "score", "seconds", "comment", "why")
+        return [
+            Rating(
+                **{name: row[name] for name in (*names, "claimed_at", "done_at")},
+                order_shown=tuple(json.loads(row["order_shown"])),
+                ranks=tuple(json.loads(row["ranks"])) if row["ranks"] else None,
+                flags=tuple(json.loads(row["flags"])),
+            )
+            for row in self._db.execute(
+                "SELECT rating.*, kind FROM rating JOIN item ON item.id = rating.item WHERE done"
+                f" AND (choice <> 'skip' OR :skips) AND ({COUNTS} OR NOT :for_training) ORDER BY rating.id",
+                {"skips": skips, "for_training": for_training},
+            )
+        ]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a model trained on this store should be traced to: counts, digests and whether anyone is simulated.
+
+        Covers the ratings that models are trained on. `ratings`, `items` and `labelers` count them and what they
+        belong to. `sha256` covers the rated texts and the answers, whatever order they came in and whoever made them.
+        `database` and `rating_ids` (as "1-40,42") say which rows of which file, and `labeler_hashes` how many of each
+        labeler; see `labeler_hash`.
+        """
+        rows = self._db.execute(
+            "SELECT rating.id, item.key, item, labeler, choice, strength, ranks, score FROM rating"
+            f" JOIN item ON item.id = rating.item WHERE done AND choice <> 'skip' AND {COUNTS} ORDER BY rating.id"
+        ).fetchall()
+        answers = [[row["key"], row["choice"], row["strength"], row["ranks"], row["score"]] for row in rows]
+        counts = Counter(row["labeler"] for row in rows)
+        return {
+            "ratings": len(rows),
+            "items": len({row["item"] for row in rows}),
+            "labelers": len(counts),
+            # A pair's answer as schema 1 digested it.
+            "sha256": digest(sorted(dump(each[:3] if each[3:] == [None, None] else each) for each in answers)),
+            "simulated": bool(self.simulated()),
+            "database": self._file.meta("database", ""),
+            "rating_ids": _ranges([row["id"] for row in rows]),
+            "labeler_hashes": {self.labeler_hash(name): count for name, count in sorted(counts.items())},
+        }
+
+    def labeler_hash(self, labeler: str) -> str:
+        """What stands for a labeler in models' manifests: without this file nobody can tell who it is."""
+        return sha256((self._file.meta("salt", "") + labeler).encode()).hexdigest()[:16]
+
+    def forget(self, labeler: str) -> int:
+        """Remove a labeler's ratings, claims, invitation and events from the file, and return how many ratings went.
+
+        Only the event `forgotten`, with their hash and the count, stays. The freed bytes are overwritten and the
+        write-ahead log is cut, so close other programs that use the file; copies and backups are yours to find.
+        Raises UserError if they could not be overwritten; the same call finishes the work.
+        """
+        check_labeler(labeler)
+        assert not self._db.in_transaction  # the file is rewritten, which no transaction can hold
+        now = time.time()
+        self._db.execute("PRAGMA secure_delete = ON")
+        with self.transaction():
+            count = self._db.execute("SELECT count(*) FROM rating WHERE labeler = ? AND done", (labeler,)).fetchone()[0]
+            removed = self._db.execute("DELETE FROM rating WHERE labeler = ?", (labeler,)).rowcount
+            removed += self._db.execute("DELETE FROM invitation WHERE labeler = ?", (labeler,)).rowcount
+            self._db.execute("DROP TRIGGER event_kept")
+            removed += self._db.execute("DELETE FROM event WHERE labeler = ?", (labeler,)).rowcount
+            self._db.execute(EVENT_TRIGGERS["event_kept"])
+            if labeler in self.simulated():
+                self._file.set_meta("simulated", dump(sorted(self.simulated() - {labeler})))
+            if removed:
+                self._file.log(now, self.labeler_hash(labeler), None, "forgotten", {"ratings": count})
+        self._file.scrub()
+        return int(count)
+
+    def set_uncertainty(self, uncertainty: Mapping[int, float], model: str) -> None:
+        """Say how far from 1/2 a reward model's probability is, per item id: |p - 1/2|, least sure first.
+
+        Takes the place of what another model said. `model` is its registry reference, kept in the event log.
+        """
+        with self.transaction():
+            self._db.execute("UPDATE item SET uncertainty = NULL WHERE uncertainty IS NOT NULL")
+            self._db.executemany(
+                "UPDATE item SET uncertainty = ? WHERE id = ?", [(value, item) for item, value in uncertainty.items()]
+            )
+            self._file.log(time.time(), "", None, "uncertainty", {"model": model, "items": len(uncertainty)})
+
+    def invite(self, labeler: str) -> str:
+        """A secret for the labeler's link; an earlier one ends. Only its digest is in the file."""
+        check_labeler(labeler)
+        token = secrets.token_urlsafe(32)
+        now = time.time()
+        with self.transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO invitation(labeler, token_sha256, at) VALUES(?, ?, ?)",
+                (labeler, sha256(token.encode()).hexdigest(), now),
+            )
+            self._file.log(now, labeler, None, "invite", {})
+        return token
+
+    def labeler_of(self, token: str) -> str | None:
+        """Who was invited with this token; None if nobody, or not any more."""
+        hashed = sha256(token.encode("utf-8", "replace")).hexdigest()
+        row = self._db.execute("SELECT labeler FROM invitation WHERE token_sha256 = ?", (hashed,)).fetchone()
+        return None if row is None else str(row["labeler"])
+
+    def revoke(self, labeler: str) -> None:
+        """End the labeler's invitation, if there is one; their ratings stay."""
+        check_labeler(labeler)
+        with self.transaction():
+            if self._db.execute("DELETE FROM invitation WHERE labeler = ?", (labeler,)).rowcount:
+                self._file.log(time.time(), labeler, None, "revoke", {})
+
+    def mark_simulated(self, labeler: str) -> None:
+        """Say that this labeler is a program. Everything trained on the store then says so."""
+        check_labeler(labeler)
+        with self.transaction():
+            self._file.set_meta("simulated", dump(sorted(self.simulated() | {labeler})))
+            self._file.log(time.time(), labeler, None, "simulated", {})
+
+    def simulated(self) -> frozenset[str]:
+        """The labelers that are programs."""
+        return frozenset(json.loads(self._file.meta("simulated", "[]")))
+
+    @property
+    def guideline(self) -> str:
+        """What labelers are asked to prefer; empty if nobody wrote it."""
+        return self._file.meta("guideline", "")
+
+    @guideline.setter
+    def guideline(self, text: str) -> None:
+        self._set("guideline", clean(text))
+
+    @property
+    def calibration(self) -> int:
+        """How many gold items with feedback come before anything else, for each labeler."""
+        return int(self._file.meta("calibration", "0"))
+
+    @calibration.setter
+    def calibration(self, count: int) -> None:
+        if count < 0:
+            raise UserError(f"calibration is how many gold items come first: expected 0 or more, found {count}")
+        self._set("calibration", str(count))
+
+    @property
+    def gold_share(self) -> float:
+        """The share of gold items among what a labeler gets, as long as there are any new to them."""
+        return float(self._file.meta("gold_share", "0.05"))
+
+    @gold_share.setter
+    def gold_share(self, share: float) -> None:
+        self._set_share("gold_share", share)
+
+    @property
+    def repeat_share(self) -> float:
+        """The share of own earlier pairs, sides flipped, among what a labeler gets."""
+        return float(self._file.meta("repeat_share", "0.03"))
+
+    @repeat_share.setter
+    def repeat_share(self, share: float) -> None:
+        self._set_share("repeat_share", share)
+
+    def _set_share(self, name: str, share: float) -> None:
+        if not 0 <= share <= 0.5:
+            raise UserError(f"{name}: expected a number from 0 to 0.5, found {share}")
+        self._set(name, repr(float(share)))
+
+    def _set(self, name: str, value: str) -> None:
+        with self.transaction():
+            self._file.set_meta(name, value)
+            self._file.log(time.time(), "", None, "setting", {name: value})
+
+    def _shares(self) -> Shares:
+        return Shares(self.calibration, self.gold_share, self.repeat_share)
+
+    def _finish(self, rating: int | None, answer: Mapping[str, Any], now: float) -> None:
+        self._db.execute(
+            "UPDATE rating SET choice = :choice, strength = :strength, ranks = :ranks, score = :score,"
+            " seconds = :seconds, comment = :comment, flags = :flags, done_at = :now, done = 1 WHERE id = :id",
+            {**answer, "now": now, "id": rating},
+        )
+
+    def _assignment(self, rating: int) -> Assignment:
+        row = self._db.execute(
+            "SELECT rating.item, labeler, kind, order_shown, prompt, completions, why FROM rating"
+            " JOIN item ON item.id = rating.item WHERE rating.id = ?",
+            (rating,),
+        ).fetchone()
+        order, answers = json.loads(row["order_shown"]), json.loads(row["completions"])
+        return Assignment(
+            rating=rating,
+            item=row["item"],
+            labeler=row["labeler"],
+            kind=row["kind"],
+            prompt=tuple(json.loads(row["prompt"])),
+            completions=tuple(answers[place]["text"] for place in order),
+            order_shown=tuple(order),
+            why=row["why"],
+        )
+
+
+def _gold(text: str | None) -> Gold | None:
+    if text is None:
+        return None
+    fields = json.loads(text)
+    return Gold(**fields | {"ranks": tuple(fields["ranks"]) if fields["ranks"] else None})
+
+
+def _in_item_order(shown: Sequence[int], order: Sequence[int]) -> list[int]:
+    return [shown[order.index(place)] for place in range(len(order))]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as text: "1-40,42"."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
