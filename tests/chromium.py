@@ -17,10 +17,20 @@ from typing import Any, Self
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
-    "--headless=new --remote-debugging-pipe --no-first-run --disable-gpu --disable-dev-shm-usage --hide-scrollbars"
-    " --disable-background-networking --disable-component-update --disable-sync --disable-default-apps --no-pings"
-    " --force-color-profile=srgb --disable-features=Translate,OptimizationHints,MediaRouter"
-).split()
+    "--headless=new",
+    "--remote-debugging-pipe",
+    "--no-first-run",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-default-apps",
+    "--no-pings",
+    "--force-color-profile=srgb",
+    "--disable-features=Translate,OptimizationHints,MediaRouter",
+)
 NAMED_KEYS = {"Enter": ("\r", 13), "Escape": ("", 27), "Backspace": ("", 8), "Tab": ("", 9)}
 
 
@@ -39,7 +49,7 @@ class Chromium:
         root = ["--no-sandbox"] if os.geteuid() == 0 else []
         self._process = subprocess.Popen(
             [str(PROGRAM), *FLAGS, *root, f"--user-data-dir={self._profile.name}", "about:blank"],
-            preexec_fn=lambda: [os.dup2(fd, place) for place, fd in zip((3, 4), high)] and None,
+            preexec_fn=lambda: (os.dup2(high[0], 3), os.dup2(high[1], 4)) and None,
             pass_fds=(3, 4),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -143,7 +153,9 @@ class Chromium:
     def press(self, key: str, repeated: bool = False) -> None:
         """One key down and up, as from a keyboard: a character or a name such as Enter."""
         text, number = NAMED_KEYS.get(key, (key, ord(key.upper()) if len(key) == 1 else 0))
-        code = key if key in NAMED_KEYS else ("Digit" if key.isdecimal() else "Key" if key.isalpha() else "") + key.upper()
+        code = (
+            key if key in NAMED_KEYS else ("Digit" if key.isdecimal() else "Key" if key.isalpha() else "") + key.upper()
+        )
         fields = {"key": key, "code": code, "windowsVirtualKeyCode": number}
         down = "keyDown" if text else "rawKeyDown"
         self.send("Input.dispatchKeyEvent", type=down, text=text, autoRepeat=repeated, **fields)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import secrets
+import sqlite3
 import statistics
 import time
 from collections import Counter

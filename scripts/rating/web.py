@@ -31,7 +31,7 @@ from starlette.routing import Route
 from alignment.errors import UserError
 from alignment.ratings import Assignment, Order, Rating, RatingsStore
 from alignment.terminal import clean, one_line
-from rating.answers import BOTH_BAD, FLAGGED, PAIR, SINGLE, SKIP, Answer, as_shown, expected_in_words, keys_of
+from rating.answers import FLAGGED, PAIR, SINGLE, SKIP, Answer, as_shown, expected_in_words, keys_of
 from rating.guard import FOREIGN, HEADERS, SecurityHeaders, read_form, seal, unseal
 from rating.sitting import position
 
@@ -83,7 +83,7 @@ class RatingPage:
             Route("/", self._visit(self.item)),
             Route("/rate", self._visit(self.rate), methods=["POST"]),
             Route("/undo", self._visit(self.undo), methods=["POST"]),
-            Route("/practice/{rating:int}", self._visit(self.practice)),
+            Route("/practice/{rating}", self._visit(self.practice)),
             Route("/l/{token}", self.link),
             Route("/start", self.start, methods=["POST"]),
             Route("/static/{name}", self.static),
@@ -122,7 +122,7 @@ class RatingPage:
 
     def rate(self, visit: Visit, _: Request) -> Response:
         """Save an answer and go on. One that comes twice, or for what is not theirs to answer, is explained."""
-        item = self._open_item(visit)
+        item = _found(visit, visit.form.get("rating", ""), unanswered=True)
         if item is None:
             return self._not_open(visit)
         answer = _answer(item, visit.form)
@@ -138,7 +138,7 @@ class RatingPage:
                 score=answer.score,
             )
         except UserError:
-            if self._open_item(visit) is None:  # a second press was faster
+            if _found(visit, visit.form.get("rating", ""), unanswered=True) is None:  # a second press was faster
                 return self._not_open(visit)
             raise
         if visit.store.feedback(item) is not None:
@@ -157,7 +157,7 @@ class RatingPage:
 
     def practice(self, visit: Visit, request: Request) -> Response:
         """What the right answer to a calibration item was."""
-        item = visit.store.assignment(request.path_params["rating"], visit.labeler)
+        item = _found(visit, request.path_params["rating"])
         feedback = item and visit.store.feedback(item)
         if item is None or feedback is None:
             return RedirectResponse("/", 303)
@@ -202,13 +202,6 @@ class RatingPage:
             if labeler is None:
                 raise HTTPException(404, "This link does not work, or not any more. Please ask for a new one.")
             return labeler, store.guideline
-
-    def _open_item(self, visit: Visit) -> Assignment | None:
-        """What the form answers, if it is this labeler's and not answered yet."""
-        rating = visit.form.get("rating", "")
-        if not re.fullmatch("[0-9]{1,18}", rating):
-            return None
-        return visit.store.assignment(int(rating), visit.labeler, unanswered=True)
 
     def _not_open(self, visit: Visit) -> Response:
         return self._message("Not saved", NOT_OPEN, 409, visit.form.get("comment", "").strip())
@@ -313,6 +306,13 @@ def _environment(version: str) -> Environment:
     )
     environment.globals["version"] = version
     return environment
+
+
+def _found(visit: Visit, rating: str, unanswered: bool = False) -> Assignment | None:
+    """The item behind a rating's id that came from outside, if it is this labeler's (and not answered yet)."""
+    if not re.fullmatch("[0-9]{1,18}", rating):  # SQLite takes no larger number
+        return None
+    return visit.store.assignment(int(rating), visit.labeler, unanswered)
 
 
 def _names(item: Assignment) -> list[str]:
