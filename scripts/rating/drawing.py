@@ -77,9 +77,7 @@ def pair_choices(width: int) -> Choices:
     right = zip("567", reversed(WORDS.values()), strict=True)
     return (
         Content("\n").join([Content.styled("LEFT is better", f"bold {LEFT}"), keys(left, LEFT, width)]),
-        Content("\n").join(
-            [Content.styled("the same", "bold"), keys([("4", "tie"), ("b", "both bad")], EVEN, width)]
-        ),
+        Content("\n").join([Content.styled("the same", "bold"), keys([("4", "tie"), ("b", "both bad")], EVEN, width)]),
         Content("\n").join([Content.styled("RIGHT is better", f"bold {RIGHT}"), keys(right, RIGHT, width)]),
     )
 
@@ -89,7 +87,11 @@ def rank_choices(ranking: Ranking, width: int) -> Choices:
     order = Content.assemble(("best first: ", "bold"), (str(ranking) or "…", f"bold {LEFT}"))
     others = keys([("=", "the next is as good"), ("Backspace", "takes one back")], EVEN, width)
     if ranking.answer:
-        return order, NOTHING, Content("\n").join([keys([("Enter", "saves this order")], "$text-success", width), others])
+        return (
+            order,
+            NOTHING,
+            Content("\n").join([keys([("Enter", "saves this order")], "$text-success", width), others]),
+        )
     todo = Content.assemble(
         f"press the {'next best' if ranking.placed else 'best'}: ",
         *((f"{number} ", "bold") for number in ranking.left),

@@ -15,7 +15,8 @@ from rating.sitting import LAST, NO_KEY, NOTHING_TO_RATE, Sitting, position
 ALSO = {"l": "left", "r": "right", "t": "4", "tie": "4"}
 WORDS = {"s": "skip", "u": "undo", "f": "flag", "q": "quit", "h": "help", "?": "help"}
 ASKED = {
-    "pair": "1-3 LEFT is much, clearly, slightly better; 4 tie; 5-7 RIGHT is slightly, clearly, much better; b both bad",
+    "pair": "1 to 3 LEFT is much, clearly, slightly better; 4 tie; 5 to 7 RIGHT is slightly, clearly, much better;"
+    " b both bad",
     "rank": "all numbers from best to worst, = between equal ones, like 2 1=3",
     "single": "1 (worst) to 7 (best)",
 }
