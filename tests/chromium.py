@@ -174,6 +174,7 @@ class Chromium:
             deviceScaleFactor=zoom,
             mobile=phone,
         )
+        self.send("Emulation.setTouchEmulationEnabled", enabled=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
 

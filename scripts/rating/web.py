@@ -40,7 +40,7 @@ LOCAL_HOSTS = ("127.0.0.1", "localhost")
 COMMENT_CHARACTERS = 4000
 SESSION_SECONDS = 30 * 24 * 3600
 ASSETS = {"rate.css": "text/css", "rate.js": "text/javascript", "icon.svg": "image/svg+xml"}
-SHORT = ("much better", "better", "slightly", "tie", "slightly", "better", "much better")
+SHORT = ("much better", "clearly", "slightly", "tie", "slightly", "clearly", "much better")
 
 NO_SESSION = "Please open your personal link and press Start. If the link does not work any more, ask for a new one."
 INCOMPLETE = "The answer was not complete: a ranking needs a rank for each answer. The item is still open."
@@ -218,7 +218,7 @@ class RatingPage:
             names=_names(item),
             buttons=_buttons(item.kind),
             ends=("A is better", "B is better") if item.kind == "pair" else ("worst", "best"),
-            keys=[(key, _by_letter(words)) for key, words in keys_of(item.kind)],
+            keys=[(key, _by_letter(words)) for key, words in keys_of(item.kind) if key.isascii()],
             place=position(progress),
             guideline=visit.store.guideline,
             comment=former.comment if former else "",
@@ -330,7 +330,7 @@ def _buttons(kind: str) -> list[tuple[str, str, str]]:
     if kind == "pair":
         sides = ("A is", "A is", "A is", "a", "B is", "B is", "B is")
         return [(str(place + 1), sides[place], SHORT[place]) for place in range(7)]
-    return [(key, "of 7", {"1": "worst", "7": "best"}.get(key, "")) for key in SINGLE]
+    return [(key, "of 7", "") for key in SINGLE]
 
 
 def _answer(item: Assignment, form: Mapping[str, str]) -> Answer:

@@ -46,8 +46,11 @@
     remark.value = sessionStorage.getItem(draft) || remark.value;
     one("#remark").open = remark.value !== "";
     remark.addEventListener("input", () => sessionStorage.setItem(draft, remark.value));
-    one("#remark").addEventListener("toggle", () => { if (one("#remark").open && performance.now() > ready) remark.focus(); });
+    one("#remark").addEventListener("toggle", () => {
+      if (one("#remark").open && performance.now() > ready) remark.focus();
+    });
   }
+  if (location.pathname.startsWith("/l/")) sessionStorage.clear(); // another labeler's, or of another database
 
   // Ranking: answers are picked from best to worst. The lists hold the ranks, and may be set by hand as well.
   const lists = all("#answers select");
@@ -55,7 +58,11 @@
   const tell = () => {
     const left = lists.filter((list) => !list.value).length;
     one("#todo").textContent = left ? `${left} left, best first` : "All have a rank";
-    for (const list of lists) list.closest("article").classList.toggle("ranked", list.value !== "");
+    for (const list of lists) {
+      const answer = list.closest("article");
+      answer.classList.toggle("ranked", list.value !== "");
+      answer.querySelector("[data-pick] span").textContent = list.value ? "Take out" : "Next best";
+    }
   };
   const place = (now) => {
     placed = now.map(([list, shares], index) => [list, shares && index > 0]);
@@ -114,6 +121,8 @@
     const control = all("[data-key]").find((each) => each.dataset.key === nameOf(event));
     if (!control) return;
     event.preventDefault();
-    if (!event.repeat && performance.now() >= ready) control.click();
+    if (event.repeat || performance.now() < ready) return;
+    if (control.closest("#remark[open]")) remark.focus();
+    else control.click();
   });
 })();
