@@ -49,7 +49,7 @@ class Chromium:
         root = ["--no-sandbox"] if os.geteuid() == 0 else []
         self._process = subprocess.Popen(
             [str(PROGRAM), *FLAGS, *root, f"--user-data-dir={self._profile.name}", "about:blank"],
-            preexec_fn=lambda: (os.dup2(high[0], 3), os.dup2(high[1], 4)) and None,
+            preexec_fn=lambda: (os.dup2(high[0], 3), os.dup2(high[1], 4)),
             pass_fds=(3, 4),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

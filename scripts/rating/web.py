@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 import socket
 import sys
@@ -70,7 +71,7 @@ Work = Callable[[Visit, Request], Response]
 class RatingPage:
     """The pages. Each request opens a store of its own in a worker thread, as SQLite's objects belong to one."""
 
-    def __init__(self, db: Path, order: Order, secure: bool) -> None:
+    def __init__(self, db: str | os.PathLike[str], order: Order, secure: bool) -> None:
         self.db, self.order, self.secure = db, order, secure
         # A __Host- cookie is kept to this very host, whatever else sets cookies in its domain.
         self.cookie = "__Host-rating" if secure else "rating"
@@ -158,7 +159,7 @@ class RatingPage:
     def practice(self, visit: Visit, request: Request) -> Response:
         """What the right answer to a calibration item was."""
         item = _found(visit, request.path_params["rating"])
-        feedback = item and visit.store.feedback(item)
+        feedback = None if item is None else visit.store.feedback(item)
         if item is None or feedback is None:
             return RedirectResponse("/", 303)
         expected = _by_letter(expected_in_words(feedback.expected_shown))
@@ -235,7 +236,11 @@ class RatingPage:
 
 
 def make_app(
-    db: Path, *, allowed_hosts: Sequence[str] = LOCAL_HOSTS, order: Order = "random", secure: bool = False
+    db: str | os.PathLike[str],
+    *,
+    allowed_hosts: Sequence[str] = LOCAL_HOSTS,
+    order: Order = "random",
+    secure: bool = False,
 ) -> Starlette:
     """The rating page as an ASGI application.
 
@@ -256,7 +261,7 @@ def make_app(
     )
 
 
-def serve(db: Path, host: str, port: int, public: str | None, order: Order) -> None:
+def serve(db: str | os.PathLike[str], host: str, port: int, public: str | None, order: Order) -> None:
     """Serve the rating page until Ctrl-C.
 
     `host` is the address to listen on, `public` the name under which labelers reach it through a proxy with TLS.

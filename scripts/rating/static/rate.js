@@ -37,6 +37,7 @@
     look();
     if (form) form.elements.seconds.value = (seen / 1000).toFixed(2);
   });
+  if (location.pathname === "/undo") history.replaceState(null, "", "/"); // a reload must not take one more back
   window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 
   // A comment that was begun survives undo, a reload and a lost connection.
