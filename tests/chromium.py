@@ -32,6 +32,7 @@ FLAGS = (
     "--disable-features=Translate,OptimizationHints,MediaRouter",
 )
 NAMED_KEYS = {"Enter": ("\r", 13), "Escape": ("", 27), "Backspace": ("", 8), "Tab": ("", 9)}
+OUR_OWN_DOING = ("PerformanceIssue", "NavigationEntryMarkedSkippable")  # what `evaluate` does, and no page
 
 
 class Chromium:
@@ -113,7 +114,7 @@ class Chromium:
                 self.problems.append(json.dumps(event["args"]))
             case "Log.entryAdded" if event["entry"]["level"] in ("error", "warning"):
                 self.problems.append(f"{event['entry']['text']} {event['entry'].get('url', '')}")
-            case "Audits.issueAdded":
+            case "Audits.issueAdded" if not any(each in str(event["issue"]) for each in OUR_OWN_DOING):
                 self.problems.append(json.dumps(event["issue"]))
             case "Page.javascriptDialogOpening":
                 self.problems.append(f"dialog: {event['message']}")

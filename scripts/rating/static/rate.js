@@ -47,8 +47,10 @@
     remark.value = sessionStorage.getItem(draft) || remark.value;
     one("#remark").open = remark.value !== "";
     remark.addEventListener("input", () => sessionStorage.setItem(draft, remark.value));
-    one("#remark").addEventListener("toggle", () => {
-      if (one("#remark").open && performance.now() > ready) remark.focus();
+    one("#remark summary").addEventListener("click", (event) => {
+      event.preventDefault(); // the browser's own way opens it a little later, when the first letters are typed
+      one("#remark").open = !one("#remark").open;
+      if (one("#remark").open) remark.focus();
     });
   }
   if (location.pathname.startsWith("/l/")) sessionStorage.clear(); // another labeler's, or of another database
@@ -84,6 +86,11 @@
     for (const button of all("[data-pick]")) {
       button.addEventListener("click", () => pick(lists[button.dataset.pick]));
     }
+    // The browser's own complaint would put the focus on a list, and the next number pressed would go there.
+    document.addEventListener("invalid", (event) => {
+      event.preventDefault();
+      say(one("#todo"), `Not saved: ${lists.filter((list) => !list.value).length} without a rank`);
+    }, true);
     one("#back").addEventListener("click", () => place(placed.slice(0, -1)));
     for (const list of lists) {
       list.addEventListener("change", () => {
