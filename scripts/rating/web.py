@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import re
+import shlex
 import socket
 import sys
 import time
@@ -51,6 +52,7 @@ NOT_OPEN = (
 )
 NOT_SAVED = "The server could not write just now, so nothing was saved. Please try again in a minute."
 BROKEN = "Something went wrong on the server. What was saved before is safe."
+NEEDS_TLS = "Put a proxy with TLS in front of it that passes the Host header on; without one, browsers get no session."
 TITLES = {401: "Your personal link, please", 404: "Not found", 413: "Too long", 422: "Not saved yet", 503: "Not saved"}
 
 
@@ -267,36 +269,37 @@ def serve(db: str | os.PathLike[str], host: str, port: int, public: str | None, 
     `host` is the address to listen on, `public` the name under which labelers reach it through a proxy with TLS.
     Raises UserError if the file, the name or the port is not usable.
     """
-    RatingsStore(db).close()
     if public is not None and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", public):
         raise UserError(f"--public {public!a}: expected a host's name or address alone, such as rate.example.org")
-    try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"--port {port}: cannot listen on {host} ({reason}); choose another port") from error
-    app = make_app(
-        db, allowed_hosts=(*LOCAL_HOSTS, public) if public else LOCAL_HOSTS, order=order, secure=public is not None
-    )
-    base = f"https://{public}" if public else f"http://{host}:{listener.getsockname()[1]}"
-    print(f"Rating page: {base}/ (Ctrl-C ends it; every answer is saved at once)", file=sys.stderr)
-    print(f"Links for labelers: scripts/rate.py invite NAME --db {one_line(str(db))} --url {base}", file=sys.stderr)
-    if public:
-        print(
-            f"This server itself speaks plain HTTP, on {host}:{listener.getsockname()[1]}. Put a proxy with TLS in"
-            " front of it that passes the Host header on; browsers give it no session otherwise.",
-            file=sys.stderr,
-        )
-    # No access log: the links in it would let its reader rate as anybody. Browsers keep connections open, so
-    # waiting for them to close would turn Ctrl-C into a long wait.
+    app = make_app(db, allowed_hosts=(public,) if public else LOCAL_HOSTS, order=order, secure=public is not None)
+    # No access log: the links in it would let its reader rate as anybody. Browsers keep connections open: waiting for
+    # them to close would turn Ctrl-C into a long wait.
     config = uvicorn.Config(
         app, lifespan="off", ws="none", log_level="warning", access_log=False, server_header=False,
         proxy_headers=False, timeout_graceful_shutdown=2,
     )  # fmt: skip
+    # Whenever the last connection to a file closes, SQLite moves its log into it. This one, held and not used, spares
+    # every request that: 4 ms instead of 30 for a page, and what is acknowledged is on disk either way.
+    with RatingsStore(db), _listen(host, port) as listener:
+        address = f"http://{host}:{listener.getsockname()[1]}"
+        base = f"https://{public}" if public else address
+        invite = f"scripts/rate.py invite NAME --db {shlex.quote(one_line(str(db)))} --url {base}"
+        print(f"Rating page: {base}/ (Ctrl-C ends it; every answer is saved at once)", file=sys.stderr)
+        print(f"Links for labelers: {invite}", file=sys.stderr)
+        if public:
+            print(f"This server itself is at {address} and speaks plain HTTP. {NEEDS_TLS}", file=sys.stderr)
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        except KeyboardInterrupt:  # uvicorn's way to say that Ctrl-C has ended it in order
+            print("Stopped. Every answer is saved.", file=sys.stderr)
+
+
+def _listen(host: str, port: int) -> socket.socket:
     try:
-        uvicorn.Server(config).run(sockets=[listener])
-    except KeyboardInterrupt:  # uvicorn's way to say that Ctrl-C has ended it in order
-        print("Stopped. Every answer is saved.", file=sys.stderr)
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--port {port}: cannot listen on {host} ({reason}); choose another port") from error
 
 
 def _environment(version: str) -> Environment:

@@ -499,11 +499,12 @@ def test_only_our_own_name_is_answered(app, store, host, accepted):
         assert accepted or "ada" not in answer.text
 
 
-def test_public_adds_one_name(db, store):
-    client = TestClient(web.make_app(db, allowed_hosts=(*web.LOCAL_HOSTS, "rate.example.org"), secure=True))
+def test_public_is_the_only_name_then(db, store):
+    client = TestClient(web.make_app(db, allowed_hosts=("rate.example.org",), secure=True))
     token = store.invite("ada")
     assert client.get(f"/l/{token}", headers={"Host": "rate.example.org"}).status_code == 200
-    assert client.get(f"/l/{token}", headers={"Host": "other.example.org"}).status_code == 400
+    for other in ("other.example.org", "127.0.0.1", "a.rate.example.org"):
+        assert client.get(f"/l/{token}", headers={"Host": other}).status_code == 400
 
 
 # --- what else may come ----------------------------------------------------------------------------------------------
