@@ -10,7 +10,7 @@ from textual.content import Content
 from alignment.ratings import Progress
 from alignment.terminal import clean
 from rating.answers import Ranking, keys_of
-from rating.sitting import LAST, NOTHING_TO_RATE, position
+from rating.sitting import LAST, NOTHING_TO_RATE, WaitsFor, position
 
 NARROWEST = 36  # columns that an answer needs to be read with ease
 WIDE = 100  # columns from which the keys of a pair have room around them
@@ -112,15 +112,15 @@ def single_choices(width: int) -> Choices:
     return Content("\n").join([Content.styled("How good is the answer?", "bold"), scale]), NOTHING, NOTHING
 
 
-def feedback_choices(said: str, right: bool) -> Choices:
-    """What became of the answer to a calibration item."""
-    style = "$text-success" if right else "$text-warning"
-    head = "  RIGHT  " if right else "  NOT AS EXPECTED  "
-    return (
-        Content("\n").join([Content.styled(head, f"bold reverse {style}"), Content.styled(said, f"bold {style}")]),
-        NOTHING,
-        Content("\nany key goes on"),
-    )
+WAITING = {"right": "RIGHT", "wrong": "NOT AS EXPECTED", "store": "SOMETHING IS WRONG"}
+
+
+def wait_choices(said: str, waits_for: WaitsFor) -> Choices:
+    """What became of the answer to a calibration item, or why there is no next one."""
+    style = "$text-success" if waits_for == "right" else "$text-warning"
+    head = Content.styled(f" {WAITING[waits_for]} ", f"bold reverse {style}")
+    words = Content.assemble((said, f"bold {style}"), "   any key goes on")
+    return Content("\n").join([head, words]), NOTHING, NOTHING
 
 
 def rank_title(number: int, ranking: Ranking) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import termios
 from collections.abc import Callable
 
 from rich.console import Console
@@ -50,7 +52,9 @@ def run(
         while True:
             if sitting.said:
                 console.print(f"{sitting.said}\n", style="red" if sitting.failed else "green")
-            if sitting.state == "feedback":
+            if sitting.state == "wait":
+                if sitting.waits_for == "store" and read_line() is None:
+                    break
                 sitting.go_on()
                 continue
             if shown != sitting.assignment or shown is None:
@@ -141,7 +145,8 @@ def _print_text(console: Console, head: str, text: str) -> None:
     """A text of the data under its head, set in, so that no line of it can be taken for a head."""
     shown = clean(text).strip("\n")
     console.print(f"\n{head}:", style="bold")
-    console.print(Text("\n".join(f"  {line}" for line in shown.split("\n")) if shown.strip() else "  (empty)"))
+    for line in Text(shown if shown.strip() else "(empty)").wrap(console, console.width - 2):
+        console.print(Text("  ") + line)
 
 
 def _help(console: Console, sitting: Sitting) -> None:
@@ -153,3 +158,15 @@ def _help(console: Console, sitting: Sitting) -> None:
     rows = [("2 1=3", "2 is best, 1 and 3 are equally good")] if kind == "rank" else list(keys_of(kind))
     for key, words in [*rows, *HELP]:
         console.print(f"{key:<10} {words}")
+
+
+def read_line() -> str | None:
+    """A line from standard input, None at its end."""
+    line = sys.stdin.buffer.readline()
+    return line.decode("utf-8", "replace") if line else None
+
+
+def forget_typed() -> None:
+    """Drop what was typed ahead at a terminal; a pipe has all its lines from the start."""
+    if sys.stdin.isatty():
+        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)

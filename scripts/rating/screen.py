@@ -120,14 +120,15 @@ class RatingApp(App[int]):
         Binding("u", "undo", "Undo"),
         Binding("question_mark", "help", "Help"),
         Binding("q", "leave", "Quit"),
-        Binding("ctrl+c,ctrl+d,ctrl+q", "leave", show=False, priority=True),
+        Binding("ctrl+d", "leave", show=False),
+        Binding("ctrl+c,ctrl+q", "leave", show=False, priority=True),
         Binding("ctrl+z", "suspend_process", show=False, priority=True),
     ]
 
     def __init__(self, sitting: Sitting) -> None:
         super().__init__()
         self.sitting = sitting
-        self._deaf_until = math.inf  # until the first item is on the screen
+        self.deaf_until = math.inf  # monotonic time up to which keys are dropped; what is new is not on the screen yet
         self._last_key = ""
         self._on_screen: object = None
 
@@ -166,15 +167,15 @@ class RatingApp(App[int]):
         their way before the first one acts.
         """
         if isinstance(event, events.Key) and event.key not in _LEAVE:
-            if event.time < self._deaf_until:
+            if event.time < self.deaf_until:
                 if event.key == self._last_key:  # a key held down
-                    self._deaf_until = max(self._deaf_until, event.time + DEAF_SECONDS)
+                    self.deaf_until = max(self.deaf_until, event.time + DEAF_SECONDS)
                 return
             self._last_key = event.key
         await super().on_event(event)
 
     def on_resize(self) -> None:
-        self.draw()
+        self.call_later(self.draw)  # by then the app knows its new size
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Which keys do something now; the footer shows those alone."""
@@ -185,7 +186,7 @@ class RatingApp(App[int]):
             return state == "rate"
         if action in ("scroll", "page"):
             return state != "end"
-        return state != "feedback" if action == "undo" else True
+        return state != "wait" if action == "undo" else True
 
     # --- keys -------------------------------------------------------------------------------------------------------
 
@@ -194,8 +195,8 @@ class RatingApp(App[int]):
         self.draw()
 
     def on_key(self, event: events.Key) -> None:
-        """After feedback any key goes on, except those that look around."""
-        if self.sitting.state == "feedback" and event.key not in (*_SCROLL, *_LEAVE, "question_mark", "J", "K"):
+        """Where the sitting waits any key goes on, except those that look around."""
+        if self.sitting.state == "wait" and event.key not in (*_SCROLL, *_LEAVE, "question_mark", "J", "K"):
             event.stop().prevent_default()
             self.sitting.go_on()
             self.draw()
@@ -228,7 +229,7 @@ class RatingApp(App[int]):
 
     def action_help(self) -> None:
         kind = self.sitting.assignment.kind if self.sitting.assignment else "pair"
-        self.push_screen(Help(self.sitting.store.guideline, kind))
+        self.push_screen(Help(self.sitting.store.guideline, kind), lambda _: self._be_deaf())
 
     def action_leave(self) -> None:
         self.exit(0)
@@ -249,11 +250,11 @@ class RatingApp(App[int]):
         if now != self._on_screen:
             self._on_screen = now
             self._draw_item(sitting.assignment)
-            self._deaf_until = math.inf
+            self.deaf_until = math.inf
             self.call_after_refresh(self._shown)
         text = {name: self.query_one(f"#{name}", Text) for name in ("position", "said", "marks")}
         text["position"].update(drawing.position_line(sitting.progress, width))
-        text["said"].update("" if sitting.state == "feedback" else sitting.said)
+        text["said"].update("" if sitting.state == "wait" else sitting.said)
         text["said"].set_class(sitting.failed, "failed")
         marks = ""
         if sitting.assignment is not None:
@@ -286,8 +287,8 @@ class RatingApp(App[int]):
         across = drawing.columns(len(assignment.completions), width)
         self.query_one("#answers").styles.grid_size_columns = across
         ranking = self.sitting.draft.ranking
-        if self.sitting.state == "feedback":
-            texts = drawing.feedback_choices(self.sitting.said, not self.sitting.failed)
+        if self.sitting.state == "wait":
+            texts = drawing.wait_choices(self.sitting.said, self.sitting.waits_for)
         elif assignment.kind == "pair":
             texts = drawing.pair_choices(width)
         elif assignment.kind == "rank":
@@ -315,8 +316,11 @@ class RatingApp(App[int]):
     def _shown(self) -> None:
         prompt = self.query_one("#prompt")
         prompt.border_subtitle = Content("K scrolls up" if prompt.max_scroll_y else "")
-        self._deaf_until = time.monotonic() + DEAF_SECONDS
         self.sitting.seen()
+        self._be_deaf()
+
+    def _be_deaf(self) -> None:
+        self.deaf_until = time.monotonic() + DEAF_SECONDS
 
 
 def run(store: RatingsStore, labeler: str, order: Order = "random", limit: int | None = None) -> int:

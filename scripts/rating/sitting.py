@@ -11,7 +11,8 @@ from alignment.ratings import Assignment, Order, Progress, RatingsStore
 from alignment.terminal import clean, one_line
 from rating.answers import FLAGGED, PAIR, SINGLE, SKIP, Answer, Ranking, as_shown, expected_in_words
 
-State = Literal["rate", "feedback", "end"]
+State = Literal["rate", "wait", "end"]
+WaitsFor = Literal["right", "wrong", "store"]
 NOTHING_TO_RATE = "There is nothing to rate here for you yet."
 LAST = "That was the last one."
 NO_KEY = "That key does nothing here; ? shows the keys."
@@ -32,9 +33,9 @@ class Draft:
 class Sitting:
     """What is shown to a labeler now, and what each of their decisions does.
 
-    `state` is `rate` (an assignment waits for an answer), `feedback` (the answer to a calibration item was judged;
-    `go_on` leads to the next) or `end`. Every answer is on disk before the next item is claimed. `limit` ends the
-    sitting after so many answers; skips are not counted.
+    `state` is `rate` (an assignment waits for an answer), `wait` (until `go_on`: after feedback on a calibration item,
+    or where the answer was saved and the next item could not be fetched) or `end`. Every answer is on disk before the
+    next item is claimed. `limit` ends the sitting after so many answers; skips are not counted.
     """
 
     store: RatingsStore
@@ -48,6 +49,8 @@ class Sitting:
     """What became of the last key."""
     failed: bool = field(default=False, init=False)
     """Whether `said` tells of something that went wrong."""
+    waits_for: WaitsFor = field(default="right", init=False)
+    """In the state `wait`: feedback, by whether the answer was right, or the store."""
 
     def __post_init__(self) -> None:
         self.progress = self.store.progress(self.labeler)
@@ -122,17 +125,16 @@ class Sitting:
         if feedback is None:
             self._next("Skipped." if answer == SKIP else f"Saved: {answer}.")
             return
-        self.state = "feedback"
         expected = expected_in_words(feedback.expected_shown)
         self.progress = self.store.progress(self.labeler)
         if feedback.right:
-            self.say(f"Right: {expected}.")
+            self._wait("right", f"Right: {expected}.")
         else:
-            self.say(f"You said: {answer}. Expected: {expected}.", failed=True)
+            self._wait("wrong", f"You said: {answer}. Expected: {expected}.")
 
     def go_on(self) -> None:
-        """From the feedback to the next item."""
-        assert self.state == "feedback"
+        """From the state `wait` to the next item."""
+        assert self.state == "wait"
         self._next()
 
     def undo(self) -> None:
@@ -175,9 +177,16 @@ class Sitting:
         except UserError as error:
             if self.assignment is None:
                 raise
-            self.say(said if failed else f"{said} But: {clean(str(error))}", failed=True)
+            if failed:  # the item is still open
+                self.say(said, failed)
+            else:
+                self._wait("store", f"{said} The next item cannot be fetched: {clean(str(error))}".strip())
             return
         self._show(assignment, said, failed)
+
+    def _wait(self, what: WaitsFor, said: str) -> None:
+        self.state, self.waits_for = "wait", what
+        self.say(said, failed=what != "right")
 
     def _show(self, assignment: Assignment | None, said: str, failed: bool = False) -> None:
         self.progress = self.store.progress(self.labeler)
