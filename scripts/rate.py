@@ -33,7 +33,7 @@ from alignment import terminal
 from alignment.errors import UserError
 
 if TYPE_CHECKING:
-    from alignment.ratings import Progress
+    from alignment.ratings import Order, Progress, RatingsStore
 
 PORT = 8765
 
@@ -73,20 +73,31 @@ def rate(args: argparse.Namespace) -> int:
 
     with RatingsStore(args.db, seed=args.seed) as store:
         store.progress(args.labeler)  # a bad name fails before the terminal is touched
-        status = 0
-        if not args.plain and can_draw(args.json):
-            from rating import screen
-
-            status = screen.run(store, args.labeler, args.order)
-        else:
-            from rating import plain
-
-            console = terminal.screen(stderr=args.json)
-            plain.run(store, args.labeler, args.order, plain.read_line, console, forget_typed=plain.forget_typed)
+        status = rate_here(store, args.labeler, args.order, args.plain, args.json)
         progress = store.progress(args.labeler)
     if status == 0:
         say_goodbye(args, progress)
     return status
+
+
+def rate_here(
+    store: RatingsStore,
+    labeler: str,
+    order: Order = "random",
+    by_lines: bool = False,
+    stdout_is_taken: bool = False,
+    limit: int | None = None,
+) -> int:
+    """On the screen, or by lines where none can be drawn; returns the exit status, 0 unless a signal ended it."""
+    if not by_lines and can_draw(stdout_is_taken):
+        from rating import screen
+
+        return screen.run(store, labeler, order, limit)
+    from rating import plain
+
+    console = terminal.screen(stderr=stdout_is_taken)
+    plain.run(store, labeler, order, plain.read_line, console, limit, plain.forget_typed)
+    return 0
 
 
 def can_draw(stdout_is_taken: bool) -> bool:
@@ -136,11 +147,11 @@ def run_settings(args: argparse.Namespace) -> Any:
 
 
 def run_order(args: argparse.Namespace) -> Any:
-    from rating.uncertainty import order_items
-
     from alignment.stage import quiet_libraries
 
-    quiet_libraries()
+    quiet_libraries()  # before the libraries are imported
+    from rating.uncertainty import order_items
+
     return order_items(args.db, args.model, args.registry)
 
 
