@@ -270,6 +270,13 @@ class RatingsStore:
             self._file.log(now, labeler, item, "import", answer | {"why": why})
             return True
 
+    def assignment(self, rating: int, labeler: str, unanswered: bool = False) -> Assignment | None:
+        """The item behind a rating's id, for its labeler alone; None for others, or if it had to be `unanswered`."""
+        found = self._db.execute(
+            "SELECT 1 FROM rating WHERE id = ? AND labeler = ? AND NOT (done AND ?)", (rating, labeler, unanswered)
+        ).fetchone()
+        return None if found is None else self._assignment(rating)
+
     def feedback(self, assignment: Assignment) -> Feedback | None:
         """What to tell the labeler after the answer to a calibration item; None after any other, or before it."""
         row = self._db.execute(
