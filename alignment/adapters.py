@@ -22,6 +22,7 @@ from peft import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
+from torch import nn
 from transformers import PreTrainedModel
 
 from alignment.errors import UserError
@@ -31,6 +32,12 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 class AdapterError(UserError):
     """An adapter that cannot be put on its base."""
+
+
+def without_adapter(model: nn.Module) -> PreTrainedModel:
+    """The transformers model, whose layers may have adapters in them."""
+    base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base
 
 
 def is_adapter(folder: Path) -> bool:

@@ -20,6 +20,7 @@ from alignment import shapes
 from alignment.config import DataConfig, DataPart, Format
 from alignment.importers import PassedOver
 from alignment.readers import BadRow, DataError
+from alignment.shapes import Choice as Choice
 from alignment.sources import Source, open_source
 from alignment.templates import Message
 from alignment.trees import tree_chats, tree_rankings
@@ -66,7 +67,6 @@ class Document:
         return " ".join(self.text.casefold().split())
 
 
-Choice = Literal["first", "second", "tie"]
 CHOICES: tuple[Choice, ...] = ("first", "second", "tie")
 
 
@@ -109,6 +109,21 @@ class Comparison:
         return (self.count("first") + 0.5 * self.count("tie")) / len(self.votes)
 
 
+@dataclass(frozen=True)
+class Rating:
+    """A number that one person gave to one completion; higher is better. `labeler` None: not known who."""
+
+    prompt: tuple[Message, ...]
+    completion: str
+    rating: float
+    labeler: str | None = None
+    place: str = field(default="", compare=False)
+
+    @property
+    def group(self) -> str:
+        return prompt_group(self.prompt)
+
+
 def prompt_group(messages: Sequence[Message]) -> str:
     """Key under which conversations count as the same prompt: the first human turn, case and spaces folded."""
     first = next((message["content"] for message in messages if message["role"] == "user"), "")
@@ -118,9 +133,10 @@ def prompt_group(messages: Sequence[Message]) -> str:
 # --- rows to records -----------------------------------------------------------------------------------------------
 
 _DEMONSTRATIONS: tuple[Format, ...] = (
-    "chat", "sharegpt", "tree", "self-instruct", "alpaca", "completion", "pair", "ranking", "rag", "faq",
+    "chat", "sharegpt", "tree", "self-instruct", "pandalm", "alpaca", "completion", "pair", "ranking", "qa-feedback",
+    "rag", "faq",
 )  # fmt: skip
-_COMPARISONS: tuple[Format, ...] = ("pair", "ranking", "tree")
+_COMPARISONS: tuple[Format, ...] = ("pair", "ranking", "tree", "pandalm", "qa-feedback")
 _PROMPTS: tuple[Format, ...] = ("prompt", *_DEMONSTRATIONS, "rating")
 
 
@@ -131,8 +147,8 @@ def to_examples(row: Mapping[str, Any], format: Format = "auto") -> list[Demonst
 
 
 def to_demonstrations(row: Mapping[str, Any], format: Format = "auto") -> list[Demonstration]:
-    """Alpaca, chat, prompt and completion, question and answer, the chosen side of a pair, the best of a ranking:
-    one each. Self-instruct's instances and OpenAssistant's trees: as many as they hold."""
+    """Alpaca, chat, prompt and completion, question and answer, the side of a pair that most chose, the best of a
+    ranking: one each. Self-instruct's instances and OpenAssistant's trees: as many as they hold."""
     shape = shapes.shape_of(row, format, _DEMONSTRATIONS)
     if shape == "tree":
         return [Demonstration(messages) for messages in tree_chats(row)]
@@ -160,6 +176,10 @@ def to_demonstration(row: Mapping[str, Any], format: Format = "auto") -> Demonst
     elif shape == "ranking":
         found = shapes.ranking(row)
         prompt, answer = found.prompt, found.completions[found.ranks.index(min(found.ranks))]
+    elif shape == "pandalm":
+        prompt, answer = _preferred(_judged_pair(row))
+    elif shape == "qa-feedback":
+        prompt, answer = shapes.qa_prompt(row), shapes.text_of(row, "gold")
     elif shape == "rag":
         prompt, found_answer = shapes.rag(row)
         if found_answer is None or found_answer == "":
@@ -173,6 +193,12 @@ def to_demonstration(row: Mapping[str, Any], format: Format = "auto") -> Demonst
     return Demonstration(shapes.with_answer(prompt, answer))
 
 
+def _preferred(pair: Comparison) -> tuple[tuple[Message, ...], str]:
+    if pair.target == 0.5:
+        raise PassedOver("neither response was preferred")
+    return pair.prompt, shapes.check_text(pair.first if pair.target > 0.5 else pair.second, "the preferred response")
+
+
 def _chat(row: Mapping[str, Any], shape: Format) -> shapes.Chat:
     if shape == "sharegpt":
         return shapes.sharegpt(row)
@@ -180,16 +206,36 @@ def _chat(row: Mapping[str, Any], shape: Format) -> shapes.Chat:
 
 
 def to_comparisons(row: Mapping[str, Any], format: Format = "auto") -> list[Comparison]:
-    """A pair: one. A ranking of K answers, or each of a tree's: all K(K-1)/2 pairs (InstructGPT, section 3.5)."""
+    """A pair: one. A ranking of K answers, or each of a tree's: all K(K-1)/2 pairs (InstructGPT, section 3.5).
+
+    PandaLM's row: one, with a vote of each annotator. QA-Feedback's: the K(K-1)/2 pairs as they were judged, which is
+    not always a ranking.
+    """
     shape = shapes.shape_of(row, format, _COMPARISONS)
     if shapes.tools_of(row):
         raise BadRow("comparisons with tools are not read: the reward model would not see the tools")
     if shape == "pair":
         return [to_comparison(row)]
+    if shape == "pandalm":
+        return [_judged_pair(row)]
+    if shape == "qa-feedback":
+        return list(_judged_pairs(shapes.qa_feedback(row)))
     rankings = tree_rankings(row) if shape == "tree" else [shapes.ranking(row)]
     if not rankings:
         raise PassedOver("no answers of this tree were ranked")
     return [pair for ranking in rankings for pair in _ranked_pairs(ranking)]
+
+
+def to_judgements(row: Mapping[str, Any], format: Format = "auto") -> list[Comparison] | list[Rating]:
+    """What the reward stage learns from a row: comparisons, or the rating of one completion."""
+    if shapes.shape_of(row, format, (*_COMPARISONS, "rating")) != "rating":
+        return to_comparisons(row, format)
+    value, labeler = row["rating"], row.get("labeler")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadRow(f"'rating' must be a number, found {value!r}")
+    if labeler is not None and not isinstance(labeler, str):
+        raise BadRow(f"'labeler' must be a text, found {type(labeler).__name__}")
+    return [Rating(shapes.prompt_turns(row), shapes.completion_of(row, "completion"), float(value), labeler)]
 
 
 def to_comparison(row: Mapping[str, Any]) -> Comparison:
@@ -199,6 +245,21 @@ def to_comparison(row: Mapping[str, Any]) -> Comparison:
     if first == second:
         raise BadRow("'chosen' and 'rejected' are the same")
     return Comparison(prompt, first, second)
+
+
+def _judged_pair(row: Mapping[str, Any]) -> Comparison:
+    judged = shapes.pandalm(row)
+    if judged.first == judged.second:
+        raise PassedOver("both responses are the same")
+    votes = tuple(Vote(choice, labeler=annotator) for annotator, choice in judged.votes)
+    return Comparison(judged.prompt, judged.first, judged.second, votes)
+
+
+def _judged_pairs(judged: shapes.Tournament) -> Iterator[Comparison]:
+    pairs = itertools.combinations(judged.completions, 2)
+    for (first, second), choice in zip(pairs, judged.choices, strict=True):
+        if first != second:
+            yield Comparison(judged.prompt, first, second, (Vote(choice),), len(judged.completions))
 
 
 def _ranked_pairs(ranking: shapes.Ranking) -> Iterator[Comparison]:
@@ -230,10 +291,14 @@ def to_prompt(row: Mapping[str, Any], format: Format = "auto") -> Prompt:
         if tools:
             raise BadRow("prompts with tools are for python -m sft alone: no reward model has seen any")
         messages = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    elif shape == "pandalm":
+        messages = shapes.pandalm_prompt(row)
     elif shape == "alpaca":
         messages = shapes.alpaca_prompt(shapes.text_of(row, "instruction"), row.get("input"))
     elif shape == "pair":
         messages, _, _ = shapes.pair_of(row)
+    elif shape == "qa-feedback":
+        messages = shapes.qa_prompt(row)
     elif shape == "rag":
         messages, _ = shapes.rag(row)
     elif shape == "faq":
@@ -247,7 +312,7 @@ def to_prompt(row: Mapping[str, Any], format: Format = "auto") -> Prompt:
 
 # --- one pass over a data section ----------------------------------------------------------------------------------
 
-R = TypeVar("R", bound=Prompt | Demonstration | Document | Comparison)
+R = TypeVar("R", bound=Prompt | Demonstration | Document | Comparison | Rating)
 Convert = Callable[[Mapping[str, Any], Format], Sequence[R]]
 Use = Literal["train", "eval"]
 
@@ -259,7 +324,7 @@ class Reading(Generic[R]):
     their part says. Where `data.eval` is named, rows of `data.train` with one of its prompts are left out.
 
     Args:
-        convert: one of to_examples, to_demonstrations, to_comparisons, to_prompts.
+        convert: one of to_examples, to_demonstrations, to_comparisons, to_judgements, to_prompts.
         open: what finds the rows behind a part.
 
     Raises:
@@ -363,7 +428,7 @@ def _mixing(part: DataPart) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value != defaults[key]}
 
 
-def is_held_out(record: Prompt | Demonstration | Document | Comparison, share: float, seed: int) -> bool:
+def is_held_out(record: Prompt | Demonstration | Document | Comparison | Rating, share: float, seed: int) -> bool:
     """Whether a record's prompt group is held out.
 
     A group goes by the hash of its own text, so that adding rows never moves a prompt from one side to the other.

@@ -160,3 +160,27 @@ def step_optimizer(accelerator: Accelerator, engine: nn.Module, optimizer: Any, 
 def full_state_dict(accelerator: Accelerator, engine: nn.Module) -> dict[str, Tensor]:
     """The whole model's weights on the main process; every process must call this (ZeRO-3 gathers)."""
     return accelerator.get_state_dict(engine)
+
+
+def run_as_forward(wrapper: nn.Module, module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
+    """Call `function(*args)` as if it were the forward of `module`, through its `wrapper` (DDP, DeepSpeed, or itself).
+
+    Their hooks then run: gradients are reduced, and the weights that ZeRO-3 spreads over the processes are there, once
+    per call on every process. (The idea is Lightning's forward redirection.)
+    """
+    own = module.__dict__.get("forward")  # autocast hangs itself there
+
+    def restore() -> None:
+        module.__dict__.pop("forward", None)
+        if own is not None:
+            module.forward = own
+
+    def redirected(*inner: Any) -> Any:
+        restore()
+        return function(*inner)
+
+    module.forward = redirected
+    try:
+        return wrapper(*args)
+    finally:
+        restore()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -324,7 +325,7 @@ def load_weights(
     kind: type, source: ModelSource | str, config: ModelConfig | None, may_be_new: str = "", **options: Any
 ) -> tuple[PreTrainedModel, bool]:
     """`from_pretrained`, refusing what transformers lets pass: it draws weights that are missing or do not fit at
-    random and goes on. Also returns whether the one that `may_be_new` was missing."""
+    random and goes on. Also returns whether one whose name `may_be_new` (a regular expression) was missing."""
     path = source if isinstance(source, str) else source.path
     with _loading(path), _quiet():
         model, info = kind.from_pretrained(  # type: ignore[attr-defined]
@@ -342,14 +343,15 @@ def load_weights(
             # In eval mode bitsandbytes would rewrite the weights for such CPUs, rounding their scales to bfloat16: the
             # base would not be the one that is on record any more, nor what it is merged onto.
             module.support_avx512bf16_for_cpu = False
-    wrong = sorted((set(info["missing_keys"]) - {may_be_new}) | {name for name, *_ in info["mismatched_keys"]})
+    new = {name for name in info["missing_keys"] if re.fullmatch(may_be_new, name)}
+    wrong = sorted((set(info["missing_keys"]) - new) | {name for name, *_ in info["mismatched_keys"]})
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise ModelError(
             f"{path}: not a whole {type(model).__name__}: {wrong[0]}{more} missing or of another shape than "
             "config.json says; name another model"
         )
-    return model, may_be_new in info["missing_keys"]
+    return model, bool(new)
 
 
 def response_logprobs(

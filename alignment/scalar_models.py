@@ -13,16 +13,27 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from alignment import adapters
 from alignment.config import ModelConfig
 from alignment.models import ModelError, ModelSource, load_policy, load_weights
-from alignment.tensors import last_kept, position_ids
+from alignment.tensors import last_kept, position_ids, shifted_left
 
 
-class ScoreHead(nn.Linear):
-    """Linear map to one number in float32, whatever the body runs in, minus a constant.
+class Float32Linear(nn.Linear):
+    """A linear layer that is computed in float32, whatever the body runs in.
 
     bfloat16 has steps of 0.06 at a score of 9, which makes ties of answers that differ; so the product is never rounded
-    to it, and the weight only by DeepSpeed's bf16 engine, whose optimizer keeps the float32 one. The constant
-    (`config.score_bias`) makes scores average 0 over the comparisons that the model learned from; it stays outside the
-    state dict because plain transformers has no bias here.
+    to it, and the weight only by DeepSpeed's bf16 engine, whose optimizer keeps the float32 one.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        with torch.autocast(hidden.device.type, enabled=False):
+            return nn.functional.linear(hidden.float(), self.weight.float(), bias)
+
+
+class ScoreHead(Float32Linear):
+    """Linear map to one number in float32, minus a constant.
+
+    The constant makes scores average 0 over demonstrations. It is `config.score_bias`, and no tensor of the state dict,
+    because transformers' own class has no bias here and would complain of an unexpected weight.
     """
 
     def __init__(self, hidden_size: int, score_bias: float = 0.0) -> None:
@@ -30,22 +41,27 @@ class ScoreHead(nn.Linear):
         self.score_bias = score_bias
 
     def forward(self, hidden: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            return nn.functional.linear(hidden.float(), self.weight.float()) - self.score_bias
+        return super().forward(hidden) - self.score_bias
 
 
 class ScalarModel(nn.Module):
     """A transformer body with a score head: a reward model reads its last kept token, a value model every token.
 
-    Wraps a Hugging Face `...ForSequenceClassification` with one label, and saves as one.
+    Wraps a Hugging Face `...ForSequenceClassification` with one label, and saves as one. An encoder (BERT and the like)
+    reads a text as a whole through transformers' own head and has no score at each token.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
+    @property
+    def is_encoder(self) -> bool:
+        return not isinstance(getattr(self.model, "score", None), ScoreHead)
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Score at each token, given it and all before it: (B, L) -> (B, L) float32."""
+        assert not self.is_encoder, type(self.model).__name__
         hidden = self.model.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -55,9 +71,18 @@ class ScalarModel(nn.Module):
         return self.model.score(hidden).squeeze(-1)
 
     def score(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Score of each sequence, read at its last kept token: (B, L) -> (B,) float32."""
+        """Score of each sequence, read at its last kept token, by an encoder where its head reads:
+        (B, L) -> (B,) float32."""
+        if self.is_encoder:
+            # Without gaps at the left: positions are counted from the first token.
+            ids, mask = shifted_left(input_ids, attention_mask)
+            return self.model(input_ids=ids, attention_mask=mask).logits.squeeze(-1).float()
         values = self(input_ids, attention_mask)
         return values.gather(-1, last_kept(attention_mask).unsqueeze(-1)).squeeze(-1)
+
+
+# What transformers draws anew on the body of a language model: a decoder's head, or an encoder's with its pooler.
+_HEADS = r"score\.weight|((\w+\.)?pooler|pre_classifier|classifier|head)\..*"
 
 
 def load_scalar_model(
@@ -65,10 +90,11 @@ def load_scalar_model(
 ) -> ScalarModel:
     """A reward model, or (unless it must be a `trained` one) a new one on the body of a language model.
 
-    A new head is drawn from N(0, 1/(d+1)), the standard deviation 1/sqrt(d+1) of Stiennon et al. 2020, appendix B.1.
+    A decoder's new head is drawn from N(0, 1/(d+1)), the standard deviation 1/sqrt(d+1) of Stiennon et al. 2020,
+    appendix B.1; an encoder's is transformers' own, drawn as it draws it.
 
     Raises:
-        ModelError: an architecture without a sequence classifier, or one whose head has another name; a model without
+        ModelError: an architecture without a sequence classifier, or with one of a kind not known here; a model without
             a head where a trained one is asked for, whose scores would be random.
     """
     path = source if isinstance(source, str) else source.path
@@ -77,15 +103,15 @@ def load_scalar_model(
             scalar = load_scalar_model(folder, config, seed)
             scalar.model.name_or_path = ""
             return scalar
-    model, is_new = load_weights(
-        AutoModelForSequenceClassification, path, config, may_be_new="score.weight", num_labels=1
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, is_new = load_weights(AutoModelForSequenceClassification, path, config, may_be_new=_HEADS, num_labels=1)
     if is_new and trained:
         raise ModelError(
             f"{path}: a policy, which has no score head; name a reward model, as python -m reward makes it"
         )
     if not isinstance(getattr(model, "score", None), nn.Linear):
-        raise ModelError(f"{path}: {type(model).__name__} has no linear `score` head; use a decoder model")
+        return _encoder(model, path)
     old = model.score
     model.score = ScoreHead(old.in_features, float(getattr(model.config, "score_bias", 0.0)))
     if is_new:
@@ -96,6 +122,34 @@ def load_scalar_model(
         saved = _saved_tensor(path, "score.weight")
         model.score.weight.data.copy_(old.weight.data if saved is None else saved)
     return ScalarModel(model)
+
+
+def _encoder(model: PreTrainedModel, path: str) -> ScalarModel:
+    """An encoder with its own classification head, whose last layer is computed in float32."""
+    name = _last_layer(model)
+    if model.config.is_encoder_decoder or name is None:
+        raise ModelError(
+            f"{path}: {type(model).__name__} has neither a linear `score` head nor a linear layer to one number with a "
+            "bias at its end; use a decoder model, or an encoder of BERT's kind"
+        )
+    old = model.get_submodule(name)
+    new = Float32Linear(old.in_features, 1)
+    for parameter in ("weight", "bias"):
+        saved = _saved_tensor(path, f"{name}.{parameter}")
+        getattr(new, parameter).data.copy_(getattr(old, parameter).data if saved is None else saved)
+    model.set_submodule(name, new)
+    return ScalarModel(model)
+
+
+def _last_layer(model: PreTrainedModel) -> str | None:
+    """The name of the linear layer that gives an encoder's logit; None where there is none with a bias."""
+    body = {id(module) for module in model.base_model.modules()}
+    found = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and id(module) not in body and module.out_features == 1
+    ]
+    return found[-1] if found and model.get_submodule(found[-1]).bias is not None else None
 
 
 def _saved_tensor(path: str, name: str) -> Tensor | None:
@@ -112,3 +166,15 @@ def set_score_bias(model: PreTrainedModel, bias: float) -> None:
     assert isinstance(model.score, ScoreHead)
     model.score.score_bias = bias
     model.config.score_bias = bias
+
+
+def shift_scores(scalar: ScalarModel, by: float) -> None:
+    """Subtract a constant from every score: from a decoder's on top of its `config.score_bias`, from an encoder's in
+    the bias that its head has."""
+    if not scalar.is_encoder:
+        set_score_bias(scalar.model, scalar.model.score.score_bias + by)
+        return
+    name = _last_layer(scalar.model)
+    assert name is not None
+    with torch.no_grad():
+        scalar.model.get_submodule(name).bias -= by

@@ -110,7 +110,7 @@ def encode_prompt(
         except Unrenderable:
             spans = ()  # no borders to keep to: such a conversation cannot be trained on either
     ids = [token for piece in encode_pieces(tokenizer, text, spans) for token in piece]
-    return _cut_left(tokenizer, ids, max_length) if max_length else ids
+    return cut_left(tokenizer, ids, max_length) if max_length else ids
 
 
 def encode_conversation(
@@ -166,9 +166,9 @@ def fit(
         return encoded
     if too_long != "trim_prompt" or encoded.num_response_tokens >= max_length:
         return None
-    # The first token has none before it to be predicted from, and may be the BOS that _cut_left keeps.
+    # The first token has none before it to be predicted from, and may be the BOS that cut_left keeps.
     mask = [False, *encoded.loss_mask[1 - max_length :]]
-    return Encoded(_cut_left(tokenizer, encoded.input_ids, max_length), mask)
+    return Encoded(cut_left(tokenizer, encoded.input_ids, max_length), mask)
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -190,7 +190,8 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return [*start, *ids, tokenizer.eos_token_id]
 
 
-def _cut_left(tokenizer: PreTrainedTokenizerBase, ids: list[int], max_length: int) -> list[int]:
+def cut_left(tokenizer: PreTrainedTokenizerBase, ids: list[int], max_length: int) -> list[int]:
+    """The newest `max_length` tokens, a leading BOS excepted."""
     if len(ids) <= max_length:
         return ids
     has_bos = tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id

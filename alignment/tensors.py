@@ -100,6 +100,13 @@ def position_ids(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
+def shifted_left(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows with their padding moved to the right; ids and bool mask (B, L), of which each row keeps one run."""
+    start = mask.int().argmax(-1, keepdim=True)
+    columns = (torch.arange(ids.shape[-1], device=ids.device) + start) % ids.shape[-1]
+    return ids.gather(-1, columns), mask.gather(-1, columns)
+
+
 def pad_rows(
     rows: Sequence[Sequence[int]], pad_token_id: int, side: Literal["left", "right"], multiple_of: int = 1
 ) -> tuple[Tensor, Tensor]:

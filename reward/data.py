@@ -1,160 +1,216 @@
-"""Comparisons from a ratings database or a file, and as token ids."""
+"""Judgements from ratings databases and files: comparisons of two completions, and ratings of one."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from alignment.config import DataConfig, DataPart, TooLong
-from alignment.data import Comparison, Records, Vote, to_comparisons, train_and_eval
+from alignment.config import DataConfig, DataPart
+from alignment.data import Choice, Comparison, Rating, Records, Vote, to_judgements, train_and_eval
 from alignment.importers import PassedOver
+from alignment.ratings import Rating as StoredRating
 from alignment.ratings import RatingsStore, is_ratings_file
 from alignment.readers import DataError
 from alignment.sources import Rows, Source, open_source
-from alignment.templates import Encoded, Message, encode_conversation, fit
-from alignment.tensors import pad_rows
+from alignment.templates import Message
+from reward.agreement import reliability
+from reward.batches import QuestionCollator
+from reward.config import RewardSection
+from reward.questions import Note, Question, QuestionBuilder, weigh
+
+Judgement = Comparison | Rating
 
 
 def open_ratings(part: DataPart, config: DataConfig) -> Source:
-    """The comparisons of a ratings database, which is told by its header, not its name; any other source as it is."""
+    """The judgements of a ratings database, which is told by its header, not its name; any other source as it is."""
     if not is_ratings_file(part.path):
         return open_source(part, config)
     with RatingsStore(part.path) as store:
-        if not any(rating.kind == "pair" for rating in store.ratings(for_training=True)):
+        if not store.ratings(for_training=True):
             raise DataError(
-                f"{part.path}: no rated pairs yet; rate some with scripts/rate.py --db {part.path} --labeler NAME"
+                f"{part.path}: nothing is rated yet; rate some with scripts/rate.py --db {part.path} --labeler NAME"
             )
         mark = {"name": store.path.name, **store.fingerprint()}
-    return Source(rated_pairs(part.path), lambda: mark)
+    return Source(rated_items(part.path), lambda: mark)
 
 
-def rated_pairs(path: str) -> Rows:
-    """One comparison per rated item, with the votes of all labelers; skips do not count.
+def rated_items(path: str) -> Rows:
+    """What was said of each rated item; skips do not count. A pair is one comparison with the votes of all labelers, a
+    ranking of K completions the K(K-1)/2 comparisons in it, a single completion one rating per labeler.
 
-    Items whose texts are equal have nothing to compare and are passed over.
+    Completions whose texts are equal have nothing to compare and are passed over.
     """
     with RatingsStore(path) as store:
-        votes: dict[int, list[Vote]] = {}
+        ratings: dict[int, list[StoredRating]] = {}
         for rating in store.ratings(for_training=True):
-            assert rating.choice != "skip"  # not asked for
-            if rating.choice == "ranked" or rating.choice == "scored":
-                continue
-            votes.setdefault(rating.item, []).append(Vote(rating.choice, rating.strength, rating.labeler))
+            ratings.setdefault(rating.item, []).append(rating)
         items = store.items()
     for item in items:
-        if item.id not in votes:
-            continue
-        where = f"{path}:item {item.id}"
-        first, second = (completion.text for completion in item.completions)
-        if first == second:
-            yield where, PassedOver("both completions of a rated pair are the same")
-            continue
+        found, where = ratings.get(item.id, []), f"{path}:item {item.id}"
         prompt = tuple(Message(role=turn["role"], content=turn["content"]) for turn in item.prompt)
-        yield where, Comparison(prompt, first, second, tuple(votes[item.id]))
+        texts = [completion.text for completion in item.completions]
+        if item.kind == "single":
+            for rating in found:
+                assert rating.score is not None
+                yield where, Rating(prompt, texts[0], float(rating.score), rating.labeler)
+            continue
+        for i, j in itertools.combinations(range(len(texts)), 2):
+            votes = tuple(_vote(rating, i, j) for rating in found)
+            if texts[i] == texts[j] and votes:
+                yield where, PassedOver(f"both completions of a rated {item.kind} are the same")
+            elif votes:
+                yield where, Comparison(prompt, texts[i], texts[j], votes, len(texts))
 
 
-def read_comparisons(config: DataConfig) -> tuple[Records[Comparison], Records[Comparison]]:
-    """Training and held-out comparisons.
+def _vote(rating: StoredRating, first: int, second: int) -> Vote:
+    """What a labeler said of two of an item's completions."""
+    if rating.ranks is None:
+        assert rating.choice in ("first", "second", "tie"), rating.choice
+        return Vote(rating.choice, rating.strength, rating.labeler)
+    ahead = rating.ranks[second] - rating.ranks[first]  # rank 1 is the best
+    return Vote("first" if ahead > 0 else "second" if ahead < 0 else "tie", None, rating.labeler)
+
+
+def read_judgements(config: DataConfig, settings: RewardSection) -> tuple[Records[Judgement], Records[Judgement]]:
+    """Training and held-out judgements.
 
     Raises:
-        DataError: see `alignment.data.Reading`; no rated item; or every pair to learn from is a tie.
+        DataError: see `alignment.data.Reading`; no rated item; or there is nothing in them that `settings` asks for.
     """
-    train, held_out = train_and_eval(config, to_comparisons, open_ratings)
-    if all(row.target == 0.5 for row in train.items):
+    read: Callable[..., Sequence[Judgement]] = to_judgements
+    train, held_out = train_and_eval(config, read, open_ratings)
+    where = config.parts[0].path
+    rated = [row for row in train.items if isinstance(row, Rating)]
+    if settings.objective == "regression":
+        if len({row.rating for row in rated}) < 2:
+            raise DataError(
+                f"{where}: reward.objective=regression learns from ratings of single completions that differ, found "
+                f"{len(rated)} ratings of {len({row.rating for row in rated})} kinds; use reward.objective=pairs"
+            )
+        return train, held_out
+    pairs = comparisons(train.items)
+    if not pairs:
         raise DataError(
-            f"{config.parts[0].path}: each of the {len(train.items)} pairs to learn from is a tie, so there is nothing "
-            "to learn; rate more pairs"
+            f"{where}: the {len(rated)} ratings to learn from compare nothing: no two are of one prompt and labeler; "
+            "rate several completions of each prompt, or set reward.objective=regression"
+        )
+    if all(row.target == 0.5 for row in pairs):
+        raise DataError(
+            f"{where}: each of the {len(pairs)} pairs to learn from is a tie, so there is nothing to learn; rate more "
+            "pairs"
+        )
+    if settings.margin and not any(vote.strength for row in pairs for vote in row.votes):
+        raise DataError(
+            f"{where}: reward.margin={settings.margin:g} is asked for by votes that say how much better, and none "
+            "here does; set reward.margin=0"
         )
     return train, held_out
 
 
-@dataclass(frozen=True)
-class EncodedComparison:
-    """Token ids of both whole conversations, each ending in EOS, beside the comparison they come from."""
-
-    comparison: Comparison
-    first_ids: list[int]
-    second_ids: list[int]
+def comparisons(judgements: Sequence[Judgement]) -> list[Comparison]:
+    """The comparisons, and those that ratings of one prompt amount to."""
+    compared = [row for row in judgements if isinstance(row, Comparison)]
+    return compared + rated_pairs([row for row in judgements if isinstance(row, Rating)])
 
 
-def encode_comparisons(
-    comparisons: Sequence[Comparison],
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    too_long: TooLong = "trim_prompt",
-    note: Callable[[Comparison, Encoded, Encoded | None], None] = lambda comparison, encoded, fitted: None,
-) -> tuple[list[EncodedComparison], dict[str, int]]:
-    """Render both sides; the oldest part of a long prompt is cut, the answers stay whole.
-
-    Args:
-        note: is told of each comparison all tokens of its longer side, and those that are left (None: the comparison
-            is left out as too long).
-
-    Returns:
-        The encoded comparisons, and how many were left out: `too_long` (an answer alone exceeds `max_length`) and
-        `identical` (both sides have the same tokens, so the loss would be ln 2 whatever the model says).
-    """
-    encoded: list[EncodedComparison] = []
-    left_out = {"too_long": 0, "identical": 0}
-    for comparison in comparisons:
-        whole = [
-            encode_conversation(tokenizer, [*comparison.prompt, Message(role="assistant", content=text)])
-            for text in (comparison.first, comparison.second)
-        ]
-        assert whole[0] is not None and whole[1] is not None  # nothing is left out without max_length
-        first, second = (fit(tokenizer, side, max_length, too_long) for side in (whole[0], whole[1]))
-        longer = max((whole[0], first), (whole[1], second), key=lambda side: len(side[0].input_ids))
-        note(comparison, longer[0], longer[1] if first and second else None)
-        if first is None or second is None:
-            left_out["too_long"] += 1
-        elif first.input_ids == second.input_ids:
-            left_out["identical"] += 1
-        else:
-            encoded.append(EncodedComparison(comparison, first.input_ids, second.input_ids))
-    if comparisons and not encoded:
-        raise DataError(
-            f"none of the {len(comparisons)} comparisons can be used (left out: {left_out}); "
-            f"raise data.max_length={max_length}"
-        )
-    return encoded, left_out
-
-
-def as_dataset(encoded: Sequence[EncodedComparison]) -> datasets.Dataset:
-    """Rows as `RewardTrainer` knows them (`chosen_ids`, `rejected_ids`), plus the votes as `target` and `weight`."""
-    return datasets.Dataset.from_dict(
-        {
-            "chosen_ids": [row.first_ids for row in encoded],
-            "rejected_ids": [row.second_ids for row in encoded],
-            "target": [row.comparison.target for row in encoded],
-            "weight": [row.comparison.weight for row in encoded],
-            # What group_by_length sorts by; the Trainer would look for input_ids and fail.
-            "length": [max(len(row.first_ids), len(row.second_ids)) for row in encoded],
-        }
+def labeler_weights(judgements: Sequence[Judgement]) -> dict[str, float]:
+    """What a vote of each labeler counts, by how they agree where several judged the same completions."""
+    return reliability(
+        [{vote.labeler: vote.choice for vote in row.votes if vote.labeler} for row in comparisons(judgements)]
     )
 
 
-class PairCollator:
-    """Stacks B pairs into 2B right-padded rows, all first completions before all second ones.
+class Encoding(NamedTuple):
+    """Judgements as questions, and how many were left out, by reason (`QuestionBuilder.left_out`)."""
 
-    Rows are padded to a length that `pad_to_multiple_of` divides.
+    questions: list[Question]
+    left_out: dict[str, int]
+
+
+def encode(
+    judgements: Sequence[Judgement],
+    tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
+    settings: RewardSection,
+    reliability: Mapping[str, float] | None = None,
+    note: Note = lambda record, encoded, fitted: None,
+) -> Encoding:
+    """Judgements as the questions that the objective learns from.
+
+    Raises:
+        DataError: none of them can be used.
     """
+    builder = QuestionBuilder(tokenizer, config.max_length, config.too_long, note)
+    for row in judgements:
+        if isinstance(row, Comparison):
+            builder.add(row)
+        else:
+            builder.rate(row)
+    for pair in rated_pairs([row for row in judgements if isinstance(row, Rating)]):
+        builder.add(pair, derived=True)
+    found = builder.questions(lambda row: weigh(row, settings.margin, reliability))
+    usable = [
+        question for question in found if (question.ratings if settings.objective == "regression" else question.pairs)
+    ]
+    if judgements and not usable:
+        raise DataError(
+            f"none of the {len(judgements)} judgements can be used (left out: {dict(builder.left_out)}); "
+            f"raise data.max_length={config.max_length}"
+        )
+    return Encoding(usable, dict(builder.left_out))
 
-    def __init__(self, pad_token_id: int, pad_to_multiple_of: int = 1) -> None:
-        self._pad_token_id = pad_token_id
-        self._multiple = pad_to_multiple_of
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        sequences = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
-        input_ids, attention_mask = pad_rows(sequences, self._pad_token_id, "right", self._multiple)
-        return {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "target": torch.tensor([row["target"] for row in rows], dtype=torch.float32),
-            "weight": torch.tensor([row["weight"] for row in rows], dtype=torch.float32),
-        }
+def rated_pairs(ratings: Sequence[Rating]) -> list[Comparison]:
+    """The pairs within each prompt: of two completions that one labeler rated, the higher rated one has the vote, and
+    equal ratings are a tie. Ratings of different labelers are not compared, since one's 5 is another's 6.
+
+    Where a labeler (or, in rows without a name, people who cannot be told apart) rated a completion several times, the
+    n-th rating is compared with the n-th ones of the others.
+    """
+    sheets: dict[tuple[Any, ...], dict[str, Rating]] = {}  # of one prompt, labeler and n: completion -> rating
+    for row in ratings:
+        key = (*((turn["role"], turn["content"]) for turn in row.prompt),)
+        number = next(n for n in itertools.count() if row.completion not in sheets.get((key, row.labeler, n), {}))
+        sheets.setdefault((key, row.labeler, number), {})[row.completion] = row
+    sizes: dict[Any, set[str]] = {}
+    votes: dict[Any, dict[tuple[str, str], list[Vote]]] = {}
+    places: dict[Any, Rating] = {}
+    for (key, labeler, _), sheet in sheets.items():
+        for one, other in itertools.combinations(sheet.values(), 2):
+            swapped = (other.completion, one.completion) in votes.get(key, {})
+            first, second = (other, one) if swapped else (one, other)
+            choice: Choice = (
+                "first" if first.rating > second.rating else "second" if first.rating < second.rating else "tie"
+            )
+            texts = (first.completion, second.completion)
+            votes.setdefault(key, {}).setdefault(texts, []).append(Vote(choice, None, labeler))
+            sizes.setdefault(key, set()).update(texts)
+            places.setdefault((key, texts), first)
+    return [
+        Comparison(places[key, texts].prompt, *texts, tuple(said), len(sizes[key]), places[key, texts].place)
+        for key, pairs in votes.items()
+        for texts, said in pairs.items()
+    ]
+
+
+def as_dataset(questions: Sequence[Question], start: int = 0) -> datasets.Dataset:
+    """Rows as TRL's trainer wants them: numbers of questions, counted from `start`, for `Batches` to look up, and what
+    group_by_length sorts by."""
+    numbers = range(start, start + len(questions))
+    return datasets.Dataset.from_dict(
+        {"question": list(numbers), "length": [max(question.lengths) for question in questions]}
+    )
+
+
+class Batches:
+    """Rows of `as_dataset` to the batch that a collator makes of their questions."""
+
+    def __init__(self, questions: Sequence[Question], collate: QuestionCollator) -> None:
+        self._questions, self._collate = questions, collate
+
+    def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+        return self._collate([self._questions[row["question"]] for row in rows])

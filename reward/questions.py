@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean, pstdev
+from typing import NamedTuple
 
-from alignment.data import Comparison
+from transformers import PreTrainedTokenizerBase
+
+from alignment.config import TooLong
+from alignment.data import Comparison, Demonstration, Rating, Vote
+from alignment.readers import DataError
+from alignment.templates import Encoded, Message, cut_left, encode_conversation, encode_prompt, fit
+
+MAX_COMPLETIONS = 9
+"""Of one question; more are parted, since all of a question's completions are in one forward."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +45,245 @@ class Question:
     pairs: tuple[JudgedPair, ...]
     ratings: tuple[float | None, ...] = ()
     """For `objective: regression`: the number that each completion's score is drawn to, None where there is none."""
+    rating_weights: tuple[float, ...] = ()
+    """How many ratings each of those is the mean of."""
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each whole sequence."""
         return [len(self.prompt_ids) + len(ids) for ids in self.completion_ids]
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        """Each whole sequence."""
+        return [self.prompt_ids + ids for ids in self.completion_ids]
+
+
+class Weighed(NamedTuple):
+    """What the votes on a pair ask of its scores; see `JudgedPair`."""
+
+    target: float
+    weight: float
+    margin: float
+
+
+def weigh(comparison: Comparison, margin: float, reliability: Mapping[str, float] | None) -> Weighed:
+    """Votes as target, weight and margin.
+
+    Args:
+        margin: that of a vote of strength 3; one of strength s asks for s/3 of it, a tie or one without strength for
+            none. Votes against the preferred side lower it, to 0 at most.
+        reliability: what a vote of each labeler counts; None, or a labeler who is not in it: 1.
+    """
+    counted = [(vote, 1.0 if reliability is None else _reliability(vote, reliability)) for vote in comparison.votes]
+    total = sum(weight for _, weight in counted)
+    if total <= 0:
+        return Weighed(0.5, 0.0, 0.0)
+    lead = sum(weight * _SIDE[vote.choice] for vote, weight in counted) / total
+    asked = sum(weight * _SIDE[vote.choice] * (vote.strength or 0) / 3 for vote, weight in counted) / total
+    signed = margin * (max(asked, 0.0) if lead > 0 else min(asked, 0.0) if lead < 0 else 0.0)
+    per_vote = comparison.weight / len(comparison.votes)
+    return Weighed((1 + lead) / 2, total * per_vote, signed)
+
+
+_SIDE = {"first": 1, "second": -1, "tie": 0}
+
+
+def _reliability(vote: Vote, reliability: Mapping[str, float]) -> float:
+    return reliability.get(vote.labeler, 1.0) if vote.labeler is not None else 1.0
+
+
+@dataclass
+class _Group:
+    """The judgements of one rendered prompt. Completions are told apart by their ids."""
+
+    prompt_ids: list[int]
+    prompt: tuple[Message, ...]
+    completions: dict[tuple[int, ...], None] = field(default_factory=dict)
+    pairs: list[tuple[tuple[int, ...], tuple[int, ...], Comparison]] = field(default_factory=list)
+    ratings: dict[tuple[int, ...], list[float]] = field(default_factory=dict)
+
+
+Note = Callable[[Comparison | Demonstration, Encoded, Encoded | None], None]
+
+
+class QuestionBuilder:
+    """Renders judgements and gathers those of one prompt.
+
+    Args:
+        note: is told of each comparison (or the conversation that was rated) all tokens of its longer side, and those
+            that are left (None: it is left out as too long).
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        too_long: TooLong = "trim_prompt",
+        note: Note = lambda record, encoded, fitted: None,
+    ) -> None:
+        self._tokenizer, self._max_length, self._too_long, self._note = tokenizer, max_length, too_long, note
+        self._groups: dict[tuple[int, ...], _Group] = {}
+        self._by_prompt: dict[str, _Group] = {}
+        self._encoded: dict[tuple[int, str], Encoded] = {}
+        self.left_out: Counter[str] = Counter(too_long=0, identical=0, prompts_cut=0)
+        """`too_long`: a completion alone exceeds `max_length`. `identical`: both sides have the same tokens, so the
+        loss would be ln 2 whatever the model says. `prompts_cut`: questions that lost the oldest part of the prompt."""
+
+    def add(self, comparison: Comparison, derived: bool = False) -> None:
+        """Take a comparison in; one that is `derived` from two ratings is counted and noted as those."""
+        group = self._group(comparison.prompt)
+        sides = [self._encode(group, comparison.prompt, text) for text in (comparison.first, comparison.second)]
+        fits = [self._fit(group, side) for side in sides]
+        if not derived:
+            longer = max(zip(sides, fits, strict=True), key=lambda side: len(side[0].input_ids))
+            self._note(comparison, longer[0], longer[1] if all(fits) else None)
+        first, second = (tuple(side.input_ids) for side in sides)
+        if not all(fits):
+            self.left_out["too_long"] += not derived
+        elif first == second:
+            self.left_out["identical"] += 1
+        else:
+            group.completions |= dict.fromkeys((first, second))
+            group.pairs.append((first, second, comparison))
+
+    def rate(self, rating: Rating) -> None:
+        """Take a rating in, as a number."""
+        group = self._group(rating.prompt)
+        whole = self._encode(group, rating.prompt, rating.completion)
+        fits = self._fit(group, whole)
+        answer = Message(role="assistant", content=rating.completion)
+        self._note(Demonstration((*rating.prompt, answer), place=rating.place), whole, fits)
+        if fits is None:
+            self.left_out["too_long"] += 1
+            return
+        group.completions[tuple(whole.input_ids)] = None
+        group.ratings.setdefault(tuple(whole.input_ids), []).append(rating.rating)
+
+    def questions(self, weigh: Callable[[Comparison], Weighed]) -> list[Question]:
+        """All of it, in the order in which prompts came; pairs that weigh nothing are gone."""
+        found: list[Question] = []
+        for group in self._groups.values():
+            for part in _parts(group):
+                found += self._question(part, weigh)
+        return found
+
+    def _group(self, prompt: tuple[Message, ...]) -> _Group:
+        key = json.dumps(prompt)
+        if key not in self._by_prompt:
+            ids = encode_prompt(self._tokenizer, prompt)
+            self._by_prompt[key] = self._groups.setdefault(tuple(ids), _Group(ids, prompt))
+        return self._by_prompt[key]
+
+    def _encode(self, group: _Group, prompt: tuple[Message, ...], text: str) -> Encoded:
+        key = (id(group), text)
+        if key not in self._encoded:
+            whole = encode_conversation(self._tokenizer, [*prompt, Message(role="assistant", content=text)])
+            assert whole is not None  # nothing is left out without max_length
+            assert whole.input_ids[-1] == self._tokenizer.eos_token_id  # where the score is read
+            self._encoded[key] = whole
+        return self._encoded[key]
+
+    def _fit(self, group: _Group, whole: Encoded) -> Encoded | None:
+        """As `fit`, and None too where the part after the border of the prompt would not leave room for any of it."""
+        tail = len(whole.input_ids) - _common(group.prompt_ids, whole.input_ids)
+        fitted = fit(self._tokenizer, whole, self._max_length, self._too_long)
+        return fitted if tail < self._max_length or len(whole.input_ids) <= self._max_length else None
+
+    def _question(self, group: _Group, weigh: Callable[[Comparison], Weighed]) -> list[Question]:
+        sequences = list(group.completions)
+        if not sequences:
+            return []
+        # No token spans the border of prompt and answer (alignment.templates), but a template may render more between
+        # the two than its generation prompt says; what all have in common is then the prompt.
+        border = min(_common(group.prompt_ids, ids) for ids in sequences)
+        border = min(border, min(map(len, sequences)) - 1)
+        tails = [list(ids[border:]) for ids in sequences]
+        prompt = cut_left(self._tokenizer, list(sequences[0][:border]), self._max_length - max(map(len, tails)))
+        self.left_out["prompts_cut"] += len(prompt) < border
+        places = {ids: number for number, ids in enumerate(sequences)}
+        pairs = [
+            JudgedPair(places[first], places[second], *weighed, comparison)
+            for first, second, comparison in group.pairs
+            if (weighed := weigh(comparison)).weight > 0
+        ]
+        ratings = [group.ratings.get(ids) for ids in sequences]
+        rated = any(ratings)
+        if not pairs and not rated:
+            return []
+        return [
+            Question(
+                prompt,
+                tails,
+                tuple(pairs),
+                tuple(fmean(numbers) if numbers else None for numbers in ratings) if rated else (),
+                tuple(float(len(numbers or ())) for numbers in ratings) if rated else (),
+            )
+        ]
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    if list(second[: len(first)]) == list(first):
+        return len(first)
+    return sum(1 for _ in itertools.takewhile(lambda both: both[0] == both[1], zip(first, second, strict=False)))
+
+
+def _parts(group: _Group) -> Iterable[_Group]:
+    """The group, or where it has too many completions several, such that each pair is in one of them."""
+    if len(group.completions) <= MAX_COMPLETIONS:
+        return [group]
+    parts: list[_Group] = []
+    for first, second, comparison in group.pairs:
+        fitting = (part for part in parts if len({*part.completions, first, second}) <= MAX_COMPLETIONS)
+        part = next(fitting, None)
+        if part is None:
+            part = _Group(group.prompt_ids, group.prompt)
+            parts.append(part)
+        part.completions |= dict.fromkeys((first, second))
+        part.pairs.append((first, second, comparison))
+    for ids, numbers in group.ratings.items():  # each rating counts once
+        part = next((part for part in parts if ids in part.completions and ids not in part.ratings), None)
+        part = part or next((part for part in parts if len(part.completions) < MAX_COMPLETIONS), None)
+        if part is None:
+            part = _Group(group.prompt_ids, group.prompt)
+            parts.append(part)
+        part.completions.setdefault(ids)
+        part.ratings[ids] = numbers
+    return parts
+
+
+class Scale(NamedTuple):
+    """Mean and standard deviation of the ratings to learn from, in their own units."""
+
+    mean: float
+    std: float
+
+
+def rating_scale(questions: Sequence[Question]) -> Scale:
+    """That of the ratings of some questions, each rating counting once.
+
+    Raises:
+        DataError: they do not differ.
+    """
+    numbers = [
+        value
+        for question in questions
+        for value, weight in zip(question.ratings, question.rating_weights, strict=True)
+        for _ in range(int(weight))
+        if value is not None
+    ]
+    if len(set(numbers)) < 2:
+        raise DataError(f"the {len(numbers)} ratings that can be used do not differ, so there is nothing to learn")
+    return Scale(fmean(numbers), pstdev(numbers))
+
+
+def standardised(questions: Sequence[Question], scale: Scale) -> list[Question]:
+    """Questions whose ratings are in standard deviations from the mean."""
+    return [
+        replace(
+            question,
+            ratings=tuple(None if value is None else (value - scale.mean) / scale.std for value in question.ratings),
+        )
+        for question in questions
+    ]

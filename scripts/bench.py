@@ -4,15 +4,16 @@
     scripts/bench.py sft --peer trl
     scripts/bench.py sft --peer trl --data pairs.jsonl.gz --rounds 7 --json
     scripts/bench.py sft --peer trl --memory
+    scripts/bench.py reward --peer trl --threads 1
 
 Each contestant is a process of its own, the peer's in a virtual environment of its own (`.bench/`, made on first use).
 They stay alive and take turns, A B C A B C, so that whatever else the machine does falls on all; a ratio is taken
 within a round, and the median over the rounds is reported with the least and the greatest. `cpu_ratios` are those of
 the processor's time: on a machine that others use, take them with `--threads 1`, where waiting costs none of it.
 
-Before the first round each says how many tokens it trains on and their mean loss under the untrained weights; if they
-differ, nothing is measured. `--memory` measures each alone, on a model of more than 100 million parameters: the peak of
-the process less what it held after its imports.
+Before the first round each says how many tokens (and pairs) it trains on and their mean loss under the untrained
+weights; if they differ, nothing is measured. `--memory` measures each alone, on a model of more than 100 million
+parameters: the peak of the process less what it held after its imports.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from types import TracebackType
 from typing import Any, Self
 
 SCRIPTS = Path(__file__).resolve().parent
-BENCHMARKS = ("sft",)
+BENCHMARKS = ("sft", "reward")
 LIBRARIES = ("torch", "transformers", "trl", "accelerate")
 
 
@@ -93,13 +94,18 @@ def spread(values: Iterable[float]) -> dict[str, float]:
     return {name: float(f"{value:.4g}") for name, value in figures.items()}
 
 
+def counted(check: Mapping[str, Any]) -> list[str]:
+    """What a contestant counts of its work; the first is what rates are of."""
+    return [what for what in check if what not in ("loss", "bytes")]
+
+
 def same_work(checks: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse to compare contestants that do not train on the same tokens to the same loss."""
+    """Refuse to compare contestants that do not train on as much to the same loss."""
     from alignment.errors import UserError
 
     ours = checks["ours"]
     for name, found in checks.items():
-        counts = [(what, found[what], ours[what]) for what in ("tokens", "trained")]
+        counts = [(what, found[what], ours[what]) for what in counted(ours)]
         wrong = [f"{what} {theirs}, ours {own}" for what, theirs, own in counts if theirs != own]
         if abs(found["loss"] - ours["loss"]) > 1e-4 * abs(ours["loss"]):
             wrong.append(f"loss {found['loss']:.6f}, ours {ours['loss']:.6f}")
@@ -121,8 +127,8 @@ def measure_speed(start: Any, names: Sequence[str], rounds: int) -> dict[str, An
                 for name, process in processes.items():
                     runs[name].append(process.ask("run"))
                     line.advance(1)
-    tokens = checks["ours"]["tokens"]
-    rates = {name: [tokens / run["seconds"] for run in done] for name, done in runs.items()}
+    work = checks["ours"][counted(checks["ours"])[0]]
+    rates = {name: [work / run["seconds"] for run in done] for name, done in runs.items()}
     peers = [name for name in names if name != "ours"]
 
     def ratios_of(clock: str) -> dict[str, dict[str, float]]:
@@ -137,9 +143,7 @@ def measure_speed(start: Any, names: Sequence[str], rounds: int) -> dict[str, An
         "ratio_best": {"setting": best, **ratios[best]},
         "ratios": ratios,
         "cpu_ratios": ratios_of("cpu_seconds"),
-        "same_work": {
-            name: {key: check[key] for key in ("tokens", "trained", "loss")} for name, check in checks.items()
-        },
+        "same_work": {name: {key: check[key] for key in (*counted(check), "loss")} for name, check in checks.items()},
         "train_loss": {name: done[0]["train_loss"] for name, done in runs.items()},
     }
 
@@ -200,7 +204,7 @@ def show(report: Mapping[str, Any]) -> None:
             print(f"  {name:10} {mib:7d} MiB" + ("" if name == "ours" else f"   ours x{report['memory_ratios'][name]}"))
         return
     for name, rate in report["rates"].items():
-        line = f"  {name:10} {rate['median']:8.0f} {report['unit']}  ({rate['min']:.0f} to {rate['max']:.0f})"
+        line = f"  {name:10} {rate['median']:8.4g} {report['unit']}  ({rate['min']:.4g} to {rate['max']:.4g})"
         if name in report["ratios"]:
             ratio = report["ratios"][name]
             line += f"   ours x{ratio['median']:.2f}  ({ratio['min']:.2f} to {ratio['max']:.2f})"
@@ -216,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("benchmark", choices=BENCHMARKS)
     parser.add_argument("--peer", choices=["trl"], default="trl")
     parser.add_argument("--data", type=Path, help="transcripts or pairs to train on; without, some are generated")
-    parser.add_argument("--rows", type=int, default=96, help="transcripts of one epoch (default 96)")
+    parser.add_argument("--rows", type=int, default=96, help="transcripts or pairs of one epoch (default 96)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each contestant (default 5)")
     parser.add_argument("--memory", action="store_true", help="peak memory on a larger model instead of speed")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each (default: all)")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from alignment.distributed import run_as_forward
 from sft.data import IGNORED
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB of float32
@@ -29,30 +29,6 @@ class TokenSums(NamedTuple):
 
     def plus(self, other: TokenSums) -> TokenSums:
         return TokenSums(*(a + b.detach() for a, b in zip(self, other, strict=True)))
-
-
-def run_as_forward(wrapper: nn.Module, module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
-    """Call `function(*args)` as if it were the forward of `module`, through its `wrapper` (DDP, DeepSpeed, or itself).
-
-    Their hooks then run: gradients are reduced, and the weights that ZeRO-3 spreads over the processes are there, once
-    per call on every process. (The idea is Lightning's forward redirection.)
-    """
-    own = module.__dict__.get("forward")  # autocast hangs itself there
-
-    def restore() -> None:
-        module.__dict__.pop("forward", None)
-        if own is not None:
-            module.forward = own
-
-    def redirected(*inner: Any) -> Any:
-        restore()
-        return function(*inner)
-
-    module.forward = redirected
-    try:
-        return wrapper(*args)
-    finally:
-        restore()
 
 
 def next_token_sums(

@@ -19,18 +19,20 @@ from transformers import set_seed
 from trl import SFTConfig
 
 from alignment import adapters, callbacks, distributed, methods, trainers
+from alignment.adapters import without_adapter
 from alignment.best_model import finished_model, keep_best, published_step
 from alignment.config import SCRATCH, ConfigError, trainer_arguments
 from alignment.inspection import Inspector, Report, check_before_training, write_report
 from alignment.models import ModelSource
+from alignment.packing import why_not_packed
 from alignment.positions import check_length
 from alignment.registry import Registry
 from alignment.stage import write_bad_rows
 from alignment.tracking import Journal
 from sft.config import DEFAULTS, SFTStageConfig
 from sft.data import EncodedData, encode_data, training_texts
-from sft.packing import PackingCollator, pack_attention, why_not_packed
-from sft.trainer import SFTTrainer, without_adapter
+from sft.packing import PackingCollator, pack_attention
+from sft.trainer import SFTTrainer
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 import datasets
-import peft
 import torch
 import trl
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 
-from alignment.distributed import all_reduce_sum
+from alignment.adapters import without_adapter
+from alignment.distributed import all_reduce_sum, run_as_forward
 from sft.data import IGNORED
-from sft.loss import TokenSums, next_token_sums, run_as_forward
+from sft.loss import TokenSums, next_token_sums
 
 # Factors on the output of the last layer, by their names in configs (collected in TRL 1.16, trainer/utils.py); models
 # that have one, or squeeze it by `final_logit_softcapping`, keep TRL's loss, which knows them.
@@ -149,12 +148,6 @@ def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
     if scaled or squeezed or head is None or base.base_model is base:
         return None
     return base.base_model, head
-
-
-def without_adapter(model: nn.Module) -> PreTrainedModel:
-    """The transformers model, whose layers may have adapters in them."""
-    base: PreTrainedModel = model.get_base_model() if isinstance(model, peft.PeftModel) else model
-    return base
 
 
 def num_tokens(inputs: dict[str, Any]) -> Tensor | int:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import secrets
+import sqlite3
 import statistics
 import time
 from collections import Counter
@@ -39,6 +40,7 @@ from alignment.ratings.records import (
     dump,
     flipped,
     is_right,
+    item_key,
 )
 from alignment.terminal import clean
 
@@ -85,19 +87,20 @@ class RatingsStore:
         metadata: Mapping[str, Any] | None = None,
         kind: Kind = "pair",
         gold: Gold | None = None,
+        copy: int = 0,
     ) -> int:
-        """Add an item to rate and return its id; the same kind, prompt and texts again give the same item.
+        """Add an item to rate and return its id; the same kind, prompt, texts and `copy` again give the same item.
 
         A completion is a `Completion` or a mapping with its fields; a pair has 2, a `rank` item 2 to 9, a `single` 1.
         `gold` is the right answer of a control item, which goes to each labeler at most once and has no use for
-        `need`. Adding anew can raise `need`, never lower it, and can give the item a gold answer. Raises UserError if
-        the prompt is no list of messages, or completions or gold do not suit the kind.
+        `need`. Adding anew can raise `need`, never lower it, and can give the item a gold answer. `copy` tells items
+        of the same texts apart, in files where two models gave the same answer and people judged it twice. Raises
+        UserError if the prompt is no list of messages, or completions or gold do not suit the kind.
         """
         messages = [as_message(message) for message in prompt]
         answers = [as_completion(each) for each in completions]
         check_item(kind, len(messages), len(answers), need, gold)
-        content = [messages, [[answer.text, answer.ended] for answer in answers]]
-        key = digest(content if kind == "pair" else [kind, *content])
+        key = item_key(kind, messages, answers, copy)
         with self.transaction():
             self._db.execute(
                 "INSERT INTO item(key, kind, prompt, completions, need, place, created, metadata, gold)"
@@ -255,7 +258,8 @@ class RatingsStore:
             rating = row["id"] if row is not None else None
             if rating is None:
                 rating = self._db.execute(
-                    "INSERT INTO rating(item, labeler, order_shown, claimed_at) VALUES(?, ?, '[]', 0)", (item, labeler)
+                    "INSERT INTO rating(item, labeler, order_shown, why, claimed_at) VALUES(?, ?, '[]', ?, 0)",
+                    (item, labeler, why),
                 ).lastrowid
             self._db.execute(
                 "UPDATE rating SET order_shown = ?, why = ?, claimed_at = ? WHERE id = ?",
@@ -265,6 +269,13 @@ class RatingsStore:
             self._finish(rating, answer, done_at)
             self._file.log(now, labeler, item, "import", answer | {"why": why})
             return True
+
+    def assignment(self, rating: int, labeler: str, unanswered: bool = False) -> Assignment | None:
+        """What a rating id stands for, for whom it was claimed; None for anybody else, or if it had to be `unanswered`."""
+        found = self._db.execute(
+            "SELECT 1 FROM rating WHERE id = ? AND labeler = ? AND NOT (done AND ?)", (rating, labeler, unanswered)
+        ).fetchone()
+        return None if found is None else self._assignment(rating)
 
     def feedback(self, assignment: Assignment) -> Feedback | None:
         """What to tell the labeler after the answer to a calibration item; None after any other, or before it."""
@@ -351,20 +362,22 @@ class RatingsStore:
 
         `for_training` leaves out what tells of the labeler and not of the item: gold, calibration and repeats.
         """
-        names = ("id", "item", "labeler", "kind", "choice", "strength", "score", "seconds", "comment", "why")
-        return [
-            Rating(
-                **{name: row[name] for name in (*names, "claimed_at", "done_at")},
-                order_shown=tuple(json.loads(row["order_shown"])),
-                ranks=tuple(json.loads(row["ranks"])) if row["ranks"] else None,
-                flags=tuple(json.loads(row["flags"])),
-            )
-            for row in self._db.execute(
-                "SELECT rating.*, kind FROM rating JOIN item ON item.id = rating.item WHERE done"
-                f" AND (choice <> 'skip' OR :skips) AND ({COUNTS} OR NOT :for_training) ORDER BY rating.id",
-                {"skips": skips, "for_training": for_training},
-            )
-        ]
+        rows = self._db.execute(
+            "SELECT rating.*, kind FROM rating JOIN item ON item.id = rating.item WHERE done"
+            f" AND (choice <> 'skip' OR :skips) AND ({COUNTS} OR NOT :for_training) ORDER BY rating.id",
+            {"skips": skips, "for_training": for_training},
+        )
+        return [_rating(row) for row in rows]
+
+    def last_rating(self, labeler: str) -> Rating | None:
+        """The labeler's newest answer, the one that `undo` would take back; None if none."""
+        check_labeler(labeler)
+        row = self._db.execute(
+            "SELECT rating.*, kind FROM rating JOIN item ON item.id = rating.item WHERE labeler = ? AND done"
+            " ORDER BY done_at DESC, rating.id DESC LIMIT 1",
+            (labeler,),
+        ).fetchone()
+        return None if row is None else _rating(row)
 
     def fingerprint(self) -> dict[str, Any]:
         """What a model trained on this store should be traced to: counts, digests and whether anyone is simulated.
@@ -567,3 +580,13 @@ def _ranges(numbers: Sequence[int]) -> str:
         else:
             parts.append([number, number])
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
+def _rating(row: sqlite3.Row) -> Rating:
+    names = ("id", "item", "labeler", "kind", "choice", "strength", "score", "seconds", "comment", "why")
+    return Rating(
+        **{name: row[name] for name in (*names, "claimed_at", "done_at")},
+        order_shown=tuple(json.loads(row["order_shown"])),
+        ranks=tuple(json.loads(row["ranks"])) if row["ranks"] else None,
+        flags=tuple(json.loads(row["flags"])),
+    )

@@ -72,12 +72,17 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
     }
 
 
+def made_up_words(draw: random.Random) -> tuple[list[str], list[float]]:
+    """Words and how often each is used."""
+    letters = "aeiou", "bcdfghlmnprstvw"
+    words = ["".join(draw.choice(letters[n % 2]) for n in range(draw.randint(2, 8))) for _ in range(3000)]
+    return words, [1 / (rank + 3) for rank in range(len(words))]
+
+
 def write_transcripts(path: Path, seed: int) -> Path:
     """Conversations of made-up words whose lengths are spread as those of HH: about 190 tokens, few beyond 512."""
     draw = random.Random(seed)
-    letters = "aeiou", "bcdfghlmnprstvw"
-    words = ["".join(draw.choice(letters[n % 2]) for n in range(draw.randint(2, 8))) for _ in range(3000)]
-    weights = [1 / (rank + 3) for rank in range(len(words))]
+    words, weights = made_up_words(draw)
     lines = []
     for _ in range(400):
         length = max(12, int(draw.lognormvariate(4.68, 0.85)))

@@ -124,12 +124,13 @@ def test_the_head_stays_in_float32_under_autocast_and_beside_a_bfloat16_body(lla
     assert half.score(*pad_rows(ROWS, 0, "right")).dtype == torch.float32
 
 
-def test_an_architecture_without_a_linear_score_head_is_refused(tokenizer, tmp_path):
-    config = transformers.BertConfig(
-        vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=1
-    )
-    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="BertForSequenceClassification has no linear `score` head"):
+def test_an_encoder_decoder_is_refused(tmp_path):
+    config = transformers.BartConfig(
+        vocab_size=300, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, num_labels=1,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.BartForSequenceClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="BartForSequenceClassification has neither a linear `score` head nor"):
         load_scalar_model(str(tmp_path))
 
 

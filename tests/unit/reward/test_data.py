@@ -3,15 +3,18 @@
 import json
 
 import pytest
-import tiny
-import torch
 
 from alignment.config import DataConfig
-from alignment.data import CHOICES, Comparison, DataError
+from alignment.data import CHOICES, Comparison, DataError, Rating, Vote
 from alignment.ratings import RatingsStore
-from reward.data import PairCollator, as_dataset, encode_comparisons, read_comparisons
+from reward.config import RewardSection
+from reward.data import encode, labeler_weights, rated_pairs, read_judgements
 
 PROMPT = ({"role": "user", "content": "How long can I keep a book?"},)
+
+
+def read(config, **settings):
+    return read_judgements(config, RewardSection(**settings))
 
 
 SPLITS = 0  # a seed that parts the two rated prompts of `database`
@@ -46,7 +49,7 @@ def database(tmp_path):
 
 
 def test_ratings_become_votes_and_skips_do_not_count(database):
-    records, _ = read_comparisons(DataConfig(train=str(database), eval_share=0.0))
+    records, _ = read(DataConfig(train=str(database), eval_share=0.0))
     found = [(row.first, row.second, *map(row.count, CHOICES)) for row in records.items]
     assert found == [("same 0", "other 0", 2, 1, 0), ("same 1", "other 1", 0, 1, 1)]
     assert records.notes == ["1 passed over: both completions of a rated pair are the same"]
@@ -59,24 +62,24 @@ def test_ratings_become_votes_and_skips_do_not_count(database):
 
 def test_a_database_without_ratings_says_what_to_do(tmp_path):
     RatingsStore(tmp_path / "r.db", create=True).close()
-    with pytest.raises(DataError, match=r"no rated pairs yet; rate some with scripts/rate\.py --db"):
-        read_comparisons(DataConfig(train=str(tmp_path / "r.db")))
+    with pytest.raises(DataError, match=r"nothing is rated yet; rate some with scripts/rate\.py --db"):
+        read(DataConfig(train=str(tmp_path / "r.db")))
 
 
 def test_a_source_is_told_by_its_header_and_train_and_eval_may_differ(database, tmp_path):
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("".join(json.dumps({"prompt": f"p{n}", "chosen": "a", "rejected": "b"}) + "\n" for n in range(5)))
     disguised = database.rename(tmp_path / "ratings.jsonl")
-    train, held_out = read_comparisons(DataConfig(train=str(disguised), eval=str(pairs)))
+    train, held_out = read(DataConfig(train=str(disguised), eval=str(pairs)))
     assert (len(train.items), len(held_out.items)) == (2, 5)
-    train, held_out = read_comparisons(DataConfig(train=str(pairs), eval=str(disguised)))
+    train, held_out = read(DataConfig(train=str(pairs), eval=str(disguised)))
     assert (len(train.items), len(held_out.items)) == (5, 2)
-    train, held_out = read_comparisons(DataConfig(train=str(disguised), eval_share=0.5, split_seed=SPLITS))
+    train, held_out = read(DataConfig(train=str(disguised), eval_share=0.5, split_seed=SPLITS))
     assert len(train.items) + len(held_out.items) == 2
     assert train.fingerprints[0]["rows"] == len(train.items)
     assert f"0.5 held out, seed {SPLITS}" in train.fingerprints[0]["split"]
     with pytest.raises(DataError, match="no such file"):
-        read_comparisons(DataConfig(train=str(tmp_path / "none.db")))
+        read(DataConfig(train=str(tmp_path / "none.db")))
 
 
 def test_ratings_that_are_all_ties_teach_nothing_and_are_refused(tmp_path):
@@ -84,65 +87,140 @@ def test_ratings_that_are_all_ties_teach_nothing_and_are_refused(tmp_path):
         store.add_item(PROMPT, [{"text": "a"}, {"text": "b"}])
         rate(store, "ann", {"a": "tie"})
     with pytest.raises(DataError, match=r"each of the 1 pairs to learn from is a tie.*rate more pairs"):
-        read_comparisons(DataConfig(train=str(tmp_path / "r.db"), eval_share=0.0))
+        read(DataConfig(train=str(tmp_path / "r.db"), eval_share=0.0))
 
 
-def test_both_sides_share_the_prompt_and_end_in_eos(tokenizer):
-    (row,), left_out = encode_comparisons([Comparison(PROMPT, "Three weeks.", "Ask us.")], tokenizer, 200)
-    assert left_out == {"too_long": 0, "identical": 0}
-    for ids, answer in ((row.first_ids, "Three weeks."), (row.second_ids, "Ask us.")):
-        text = tokenizer.decode(ids)
-        assert text.endswith(answer + tokenizer.eos_token)
-        assert text.count(PROMPT[0]["content"]) == 1
+# --- rankings and single ratings -------------------------------------------------------------------------------------
 
 
-def test_pairs_that_say_nothing_are_left_out_and_counted(tokenizer):
-    comparisons = [
-        Comparison(PROMPT, "a", "b"),
-        Comparison(PROMPT, "word " * 80, "b"),
-        Comparison(PROMPT, "b", "word " * 80),
-        Comparison(PROMPT, "same", " same\n"),  # equal once rendered
-    ]
-    encoded, left_out = encode_comparisons(comparisons, tokenizer, 60)
-    assert [row.comparison for row in encoded] == comparisons[:1]
-    assert left_out == {"too_long": 2, "identical": 1}
-    with pytest.raises(DataError, match=r"none of the 2 comparisons can be used.*raise data\.max_length=60"):
-        encode_comparisons(comparisons[1:3], tokenizer, 60)
+def answer(store, labeler, ranks=None, score=None):
+    """Rank each ranking by `ranks` of its texts, score each single item by `score` of its text."""
+    while (shown := store.claim(labeler)) is not None:
+        if shown.kind == "rank":
+            store.submit(shown, "ranked", 1.0, ranks_shown=tuple(ranks[text] for text in shown.completions))
+        else:
+            store.submit(shown, "scored", 1.0, score=score[shown.completions[0]])
 
 
-def test_a_comparison_is_measured_by_its_longer_side(tokenizer):
-    noted = []
-    comparisons = [
-        Comparison(PROMPT, "a", "b c d e f", place="r:1"),
-        Comparison(PROMPT, "word " * 80, "b", place="r:2"),
-    ]
-    encode_comparisons(comparisons, tokenizer, 60, note=lambda *row: noted.append(row))
-    (first, whole, kept), (second, too_long, left) = noted
-    assert [first, second] == comparisons
-    assert "b c d e f" in tokenizer.decode(whole.input_ids)
-    assert kept == whole
-    assert len(too_long.input_ids) > 60
-    assert left is None
+def test_a_ranking_becomes_all_its_pairs_and_keeps_who_said_what(tmp_path):
+    with RatingsStore(tmp_path / "r.db", create=True) as store:
+        store.add_item(PROMPT, [{"text": text} for text in "abc"], need=2, kind="rank")
+        answer(store, "ann", {"a": 1, "b": 2, "c": 2})
+        answer(store, "bob", {"a": 2, "b": 1, "c": 3})
+    records, _ = read(DataConfig(train=str(tmp_path / "r.db"), eval_share=0.0))
+    found = {
+        (row.first, row.second): (row.size, *((vote.labeler, vote.choice) for vote in row.votes))
+        for row in records.items
+    }
+    assert found == {
+        ("a", "b"): (3, ("ann", "first"), ("bob", "second")),
+        ("a", "c"): (3, ("ann", "first"), ("bob", "first")),
+        ("b", "c"): (3, ("ann", "tie"), ("bob", "first")),
+    }
+    assert [row.weight for row in records.items] == [pytest.approx(2 / 3)] * 3
 
 
-def test_a_batch_is_all_first_sides_then_all_second_sides(tokenizer):
-    encoded, _ = encode_comparisons(
-        [Comparison(PROMPT, "a", "bb b", tiny.votes(3, 1)), Comparison(PROMPT, "ccc cc", "d", tiny.votes(0, 0, 2))],
-        tokenizer,
-        200,
-    )
-    rows = list(as_dataset(encoded))
-    batch = PairCollator(tokenizer.pad_token_id)(rows)
-    expected = [row.first_ids for row in encoded] + [row.second_ids for row in encoded]
-    assert [
-        ids[mask].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
-    ] == expected
-    assert batch["attention_mask"][:, 0].all()  # right-padded
-    assert (batch["input_ids"][~batch["attention_mask"]] == tokenizer.pad_token_id).all()
-    torch.testing.assert_close(batch["target"], torch.tensor([0.75, 0.5]))
-    assert batch["weight"].tolist() == [4.0, 2.0]
-    wider = PairCollator(tokenizer.pad_token_id, pad_to_multiple_of=64)(rows)
-    width = batch["input_ids"].shape[1]
-    assert wider["input_ids"].shape[1] == 64 > width
-    assert torch.equal(wider["input_ids"][:, :width], batch["input_ids"])
-    assert not wider["attention_mask"][:, width:].any()
+def test_single_ratings_are_compared_within_a_prompt_and_a_labeler(tmp_path):
+    with RatingsStore(tmp_path / "r.db", create=True) as store:
+        for text in "abc":
+            store.add_item(PROMPT, [{"text": text}], need=2, kind="single")
+        answer(store, "ann", score={"a": 6, "b": 5, "c": 5})
+        answer(store, "bob", score={"a": 1, "b": 3, "c": 2})
+    records, _ = read(DataConfig(train=str(tmp_path / "r.db"), eval_share=0.0))
+    assert sorted((row.completion, row.labeler, row.rating) for row in records.items) == [
+        ("a", "ann", 6), ("a", "bob", 1), ("b", "ann", 5), ("b", "bob", 3), ("c", "ann", 5), ("c", "bob", 2),
+    ]  # fmt: skip
+    pairs = {}
+    for row in rated_pairs(records.items):
+        for vote in row.votes:
+            flipped = {"first": "second", "second": "first", "tie": "tie"}
+            swap = row.first > row.second
+            pair = (row.second, row.first) if swap else (row.first, row.second)
+            pairs.setdefault(pair, []).append((vote.labeler, flipped[vote.choice] if swap else vote.choice))
+        assert row.size == 3
+    assert {pair: sorted(votes) for pair, votes in pairs.items()} == {
+        ("a", "b"): [("ann", "first"), ("bob", "second")],
+        ("a", "c"): [("ann", "first"), ("bob", "second")],
+        ("b", "c"): [("ann", "tie"), ("bob", "first")],
+    }
+
+
+def test_gold_and_repeated_answers_are_not_learned_from(tmp_path):
+    with RatingsStore(tmp_path / "r.db", create=True) as store:
+        from alignment.ratings import Gold
+
+        store.add_item(PROMPT, [{"text": "a"}, {"text": "b"}], gold=Gold(choice="first"))
+        store.calibration = 1
+        other = ({"role": "user", "content": "And a film?"},)
+        store.add_item(other, [{"text": "c"}, {"text": "d"}])
+        while (shown := store.claim("ann")) is not None:
+            store.submit(shown, "left", 1.0)
+    records, _ = read(DataConfig(train=str(tmp_path / "r.db"), eval_share=0.0))
+    assert [(row.first, row.second) for row in records.items] == [("c", "d")]
+
+
+ROWS = [("p", "a", 4), ("p", "b", 2.5), ("p", "c", 4), ("q", "d", 1), ("q", "d", 3), ("q", "e", 2)]
+
+
+def rating_file(tmp_path, rows=ROWS, **more):
+    path = tmp_path / "ratings.jsonl"
+    lines = [{"prompt": prompt, "completion": text, "rating": value, **more} for prompt, text, value in rows]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def test_rows_of_ratings_become_pairs_or_numbers(tmp_path, tokenizer):
+    config = DataConfig(train=rating_file(tmp_path), eval_share=0.0, max_length=60)
+    records, _ = read(config)
+    found = [(row.first, row.second, [vote.choice for vote in row.votes]) for row in rated_pairs(records.items)]
+    # d was rated twice: its first rating is compared with e's first one, and there is no second one of e's.
+    assert found == [("a", "b", ["first"]), ("a", "c", ["tie"]), ("b", "c", ["second"]), ("d", "e", ["second"])]
+    questions, left_out = encode(records.items, tokenizer, config, RewardSection(objective="regression"))
+    assert [question.ratings for question in questions] == [(4.0, 2.5, 4.0), (2.0, 2.0)]
+    assert [question.rating_weights for question in questions] == [(1, 1, 1), (2, 1)]
+    assert [len(question.pairs) for question in questions] == [3, 1]
+    assert not any(left_out.values())
+
+
+def test_ratings_of_different_labelers_are_not_compared():
+    prompt = PROMPT
+    rows = [Rating(prompt, "a", 7, "ann"), Rating(prompt, "b", 1, "bob"), Rating(prompt, "b", 6, "ann")]
+    (pair,) = rated_pairs(rows)
+    assert (pair.first, pair.second, pair.votes) == ("a", "b", (Vote("first", None, "ann"),))
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "settings", "says"),
+    [
+        ([("p", "a", 1), ("q", "b", 2)], {}, {}, "the 2 ratings to learn from compare nothing"),
+        ([("p", "a", 1), ("p", "b", 1)], {}, {"objective": "regression"}, "found 2 ratings of 1 kinds"),
+        ([("p", "a", "good")], {}, {}, "'rating' must be a number, found 'good'"),
+        ([("p", "a", True)], {}, {}, "'rating' must be a number, found True"),
+        ([("p", "a", 1)], {"labeler": 3}, {}, "'labeler' must be a text, found int"),
+    ],
+)
+def test_ratings_that_teach_nothing_are_refused(tmp_path, rows, more, settings, says):
+    with pytest.raises(DataError, match=says):
+        read(DataConfig(train=rating_file(tmp_path, rows, **more), eval_share=0.0), **settings)
+
+
+def test_what_the_objective_cannot_use_is_refused(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n")
+    config = DataConfig(train=str(path), eval_share=0.0)
+    with pytest.raises(DataError, match=r"reward\.objective=regression learns from ratings.*found 0 ratings"):
+        read(config, objective="regression")
+    with pytest.raises(DataError, match=r"reward\.margin=0\.5 is asked for by votes that say how much better"):
+        read(config, margin=0.5)
+
+
+def test_a_labeler_who_disagrees_with_all_others_weighs_less():
+    def item(number, **choices):
+        votes = tuple(Vote(choice, None, labeler) for labeler, choice in choices.items())
+        return Comparison(({"role": "user", "content": str(number)},), "a", "b", votes)
+
+    sides = ["first", "second"]
+    rows = [item(n, ann=sides[n % 2], bob=sides[n % 2], cyd=sides[n % 2], dan=sides[n % 3 % 2]) for n in range(60)]
+    weights = labeler_weights(rows)
+    assert weights["dan"] < 0.6 * weights["ann"]
+    assert weights["ann"] == pytest.approx(weights["bob"], rel=0.05)

@@ -1,22 +1,16 @@
-"""The pair loss and the trainer around it, against torch's own losses, TRL's, and a gradient of the whole batch."""
+"""The losses against torch's own and a sum by hand; and TRL's, by its own `compute_loss`."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
-import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from transformers import set_seed
-from trl import RewardConfig, RewardTrainer
+from trl import RewardTrainer
 
-from alignment.data import Comparison
-from alignment.scalar_models import load_scalar_model, set_score_bias
-from reward.data import EncodedComparison, PairCollator, as_dataset
-from reward.evaluate import score_pairs
-from reward.loss import pair_loss
-from reward.train import PairTrainer, _finish
+from reward.loss import pair_loss, regression_loss, smoothed
 
 scores = st.lists(st.floats(-30, 30, width=32), min_size=3, max_size=3).map(torch.tensor)
 
@@ -70,135 +64,43 @@ def test_differences_are_taken_in_float32():
     assert loss.item() == pytest.approx((math.log1p(math.exp(-1)) + math.log(2)) / 2, rel=1e-6)
 
 
-# --- in the trainer --------------------------------------------------------------------------------------------------
-
-FIRST = [[5, 9, 30, 2], [6, 7, 2], [60, 61, 62, 63, 2], [9, 2], [8, 8, 8, 2], [41, 2], [12, 13, 14, 2], [70, 71, 2]]
-SECOND = [[5, 9, 31, 32, 2], [6, 2], [60, 61, 2], [9, 10, 2], [8, 2], [40, 2], [12, 2], [70, 72, 73, 2]]
-VOTES = [(1, 0, 0), (5, 1, 0), (0, 3, 0), (0, 0, 2), (1, 0, 0), (2, 1, 4), (0, 1, 0), (7, 0, 0)]
-
-
-def pairs(votes=VOTES):
-    prompt = ({"role": "user", "content": "q"},)
-    return [
-        EncodedComparison(Comparison(prompt, "a", "b", tiny.votes(*count)), first, second)
-        for count, first, second in zip(votes, FIRST, SECOND, strict=True)
-    ]
-
-
-def one_step(folder, out, tokenizer, per_device, accumulated, cls=PairTrainer, votes=VOTES, **changes):
-    """Weights after one step of plain gradient descent with learning rate 1, and the logged loss."""
-    model = load_scalar_model(str(folder)).model
-    arguments = RewardConfig(
-        str(out),
-        per_device_train_batch_size=per_device,
-        gradient_accumulation_steps=accumulated,
-        max_steps=1,
-        learning_rate=1.0,
-        lr_scheduler_type="constant",
-        optim="sgd",
-        max_grad_norm=0.0,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        max_length=None,
-        remove_unused_columns=False,
-        **changes,
-    )
-    dataset = as_dataset(pairs(votes))
-    collator = {"data_collator": PairCollator(tokenizer.pad_token_id)}
-    if cls is RewardTrainer:
-        dataset, collator = dataset.remove_columns(["target", "weight"]), {}
-    set_seed(0)
-    trainer = cls(
+@given(scores, scores, st.lists(st.floats(-3, 3, width=32), min_size=3, max_size=3), st.floats(0, 1))
+def test_at_two_completions_it_is_trls_loss_margin_and_centering(chosen, rejected, margin, coefficient):
+    """TRL's own method, on a model that only gives scores."""
+    margin = torch.tensor(margin)
+    model = SimpleNamespace(training=True)
+    trainer = SimpleNamespace(
         model=model,
-        args=arguments,
-        train_dataset=dataset,
-        eval_dataset=dataset,
-        processing_class=tokenizer,
-        **collator,
+        args=SimpleNamespace(center_rewards_coefficient=coefficient or None),
+        accelerator=SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x),
+        _metrics={"train": {name: [] for name in ("min_reward", "mean_reward", "max_reward", "accuracy", "margin")}},
+        _total_train_tokens=0,
+        _tp_size=1,
     )
-    trainer.train()
-    return {name: weight.detach().clone() for name, weight in model.named_parameters()}, trainer
+    inputs = {"margin": margin, "attention_mask": torch.ones(6, 1)}
+    logits = torch.cat([chosen, rejected]).unsqueeze(1)
+    theirs = RewardTrainer.compute_loss(trainer, lambda **inputs: SimpleNamespace(logits=logits), inputs)
+    ours = pair_loss(chosen, rejected, ones(), ones(), 3.0, margin, coefficient)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+    # The same pairs the other way round, `second` preferred.
+    swapped = pair_loss(rejected, chosen, ones(0.0), ones(), 3.0, -margin, coefficient)
+    torch.testing.assert_close(swapped, theirs, atol=1e-6, rtol=1e-6)
 
 
-@pytest.fixture(scope="module")
-def folder(tokenizer, tmp_path_factory):
-    return tiny.write(tmp_path_factory.mktemp("policy"), tiny.make_policy(tokenizer), tokenizer)
+def test_smoothing_leaves_a_tie_a_tie_and_takes_a_share_of_each_side():
+    target = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    torch.testing.assert_close(smoothed(target, 0.1), torch.tensor([0.1, 0.3, 0.5, 0.9]))
+    assert torch.equal(smoothed(target, 0.0), target)
 
 
-@pytest.mark.parametrize(("per_device", "accumulated"), [(8, 1), (1, 8), (2, 4), (3, 3)])
-def test_the_step_is_the_gradient_of_the_whole_batch_however_it_is_cut(
-    folder, tmp_path, tokenizer, per_device, accumulated
-):
-    after, trainer = one_step(folder, tmp_path, tokenizer, per_device, accumulated)
-    scalar = load_scalar_model(str(folder))
-    losses = []
-    for row in pairs():  # alone, unpadded, each weighted by its votes
-        first, second = (
-            scalar.score(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))
-            for ids in (row.first_ids, row.second_ids)
-        )
-        p = torch.tensor([row.comparison.target])
-        loss = -p * F.logsigmoid(first - second) - (1 - p) * F.logsigmoid(second - first)
-        losses.append(row.comparison.weight * loss)
-    total = torch.cat(losses).sum() / sum(map(sum, VOTES))
-    total.backward()
-    moved = 0.0
-    for name, weight in scalar.model.named_parameters():
-        torch.testing.assert_close(after[name], weight.detach() - weight.grad, atol=2e-5, rtol=1e-4)
-        moved = max(moved, weight.grad.abs().max().item())
-    assert moved > 1e-2
-    assert trainer.state.log_history[0]["loss"] == pytest.approx(total.item(), abs=2e-4)
+def test_smoothing_is_the_loss_of_votes_that_are_sometimes_the_other_way():
+    first, second = torch.tensor([1.5, -0.5, 2.0]), torch.tensor([0.0, 1.0, 1.0])
+    mixed = 0.9 * pair_loss(first, second, ones(), ones(), 3.0) + 0.1 * pair_loss(first, second, ones(0.0), ones(), 3.0)
+    torch.testing.assert_close(pair_loss(first, second, smoothed(ones(), 0.1), ones(), 3.0), mixed)
 
 
-def test_plain_pairs_train_as_trl_does_centering_included(folder, tmp_path, tokenizer):
-    votes = [(1, 0, 0)] * 8
-    ours, _ = one_step(folder, tmp_path, tokenizer, 8, 1, votes=votes, center_rewards_coefficient=0.3)
-    theirs, _ = one_step(folder, tmp_path, tokenizer, 8, 1, RewardTrainer, votes=votes, center_rewards_coefficient=0.3)
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=1e-4)
-
-
-def test_evaluation_in_between_gives_the_weighted_loss(folder, tmp_path, tokenizer):
-    """`training.eval_strategy` may be set; one batch holds all pairs, so the mean over batches is the whole."""
-    _, trainer = one_step(folder, tmp_path, tokenizer, 8, 1, eval_strategy="steps", eval_steps=1)
-    (row,) = [row for row in trainer.state.log_history if "eval_loss" in row]
-    scalar_loss = 0.0
-    model = trainer.model.eval()
-    for pair in pairs():
-        with torch.no_grad():
-            first, second = (
-                model(input_ids=torch.tensor([ids])).logits.item() for ids in (pair.first_ids, pair.second_ids)
-            )
-        p = pair.comparison.target
-        scalar_loss += pair.comparison.weight * (
-            p * math.log1p(math.exp(second - first)) + (1 - p) * math.log1p(math.exp(first - second))
-        )
-    assert row["eval_loss"] == pytest.approx(scalar_loss / sum(map(sum, VOTES)), rel=1e-3)
-    assert 0 <= row["eval_accuracy"] <= 1
-
-
-def test_the_logged_accuracy_leaves_out_ties_and_batches_of_nothing_else(folder, tmp_path, tokenizer):
-    """Rows are shuffled, so what is logged is held against the scores of the same model."""
-    votes = [(0, 0, 1)] * 5 + [(1, 0, 0), (0, 1, 0), (0, 2, 0)]
-    _, trainer = one_step(folder, tmp_path, tokenizer, 1, 8, votes=votes)
-    with torch.no_grad():
-        scores = score_pairs(load_scalar_model(str(folder)), pairs(votes), tokenizer.pad_token_id)
-    right = [(first > second) == bool(vote[0]) for (first, second), vote in zip(scores[5:], votes[5:], strict=True)]
-    logged = [row["accuracy"] for row in trainer.state.log_history if "accuracy" in row]
-    assert logged == [pytest.approx(sum(right) / 3)]
-
-
-def test_published_scores_average_zero_wherever_the_run_started(folder, tmp_path, tokenizer):
-    """A reward model of earlier may be gone on with: its scores are shifted already."""
-    scalar = load_scalar_model(str(folder))
-    set_score_bias(scalar.model, 1.5)
-    out = tiny.write(tmp_path / "trained", scalar.model, tokenizer)
-    biases = [_finish(out, None, None, pairs(), [], tokenizer.pad_token_id, 1)["score_bias"] for _ in range(2)]
-    scores = score_pairs(load_scalar_model(str(out)), pairs(), tokenizer.pad_token_id)
-    assert sum(score for pair in scores for score in pair) == pytest.approx(0.0, abs=1e-4)
-    assert biases[0] == pytest.approx(biases[1], abs=1e-5)
+def test_regression_is_the_weighted_squared_error():
+    found = regression_loss(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([0.0, 4.0, 0.0]), torch.tensor([1.0, 3, 0]), 4)
+    assert found.item() == pytest.approx((1 + 3 * 4) / 4)
+    rounded = regression_loss(torch.tensor([9.0]).bfloat16(), torch.tensor([8.99]), torch.ones(1), 1)
+    assert rounded.item() == pytest.approx(1e-4, rel=1e-3)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from alignment.distributed import run_as_forward
 from sft import loss as sft_loss
-from sft.loss import next_token_sums, run_as_forward
+from sft.loss import next_token_sums
 
 VOCABULARY = 11
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from alignment.config import ConfigError
-from sft.packing import PackingCollator, pack_attention, why_not_packed
+from alignment.packing import why_not_packed
+from sft.packing import PackingCollator, pack_attention
 
 ARCHITECTURES = ("llama", "gpt2", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "gpt_neox", "opt")
 documents = st.lists(st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=9), min_size=1, max_size=5)

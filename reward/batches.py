@@ -1,0 +1,208 @@
+"""Questions as tensors, and their scores: one forward of the body per batch, whatever the number of completions.
+
+`shared_prefix` lays a batch out in one row without padding, where the prompt of a question is computed once
+(`alignment.packing`). `padded` is for the models that this does not go with:
+each completion behind its prompt in a row of its own, padded on the right. Sorting rows by length
+(`train_sampling_strategy: group_by_length`) saves work in the second layout only; the first has nothing to pad.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from alignment.adapters import without_adapter
+from alignment.distributed import run_as_forward
+from alignment.packing import attend_by_group, positions, row_arguments, uses_flash, why_not_packed
+from alignment.scalar_models import ScalarModel
+from alignment.tensors import pad_rows
+from reward.questions import Question
+
+Layout = Literal["shared_prefix", "padded"]
+TOKENS_AT_ONCE = 8192
+
+
+def choose_layout(model: nn.Module, max_length: int) -> tuple[Layout, str | None]:
+    """How a classifier's batches are laid out, and why they are padded where they are.
+
+    A model that shares prefixes attends by group from now on; what is not packed it computes as before.
+
+    Args:
+        model: of transformers or, with an adapter in it, of PEFT.
+        max_length: tokens of the longest sequence.
+    """
+    base = without_adapter(model)
+    reason = _why_padded(base, max_length)
+    if reason:
+        return "padded", reason
+    attend_by_group(base)
+    return "shared_prefix", None
+
+
+def _why_padded(model: PreTrainedModel, max_length: int) -> str | None:
+    causal = {module.is_causal for module in model.modules() if hasattr(module, "is_causal")}
+    if False in causal:
+        return "it is an encoder, which reads a prompt in the light of the answer"
+    if not isinstance(getattr(model, "score", None), nn.Module):
+        return "its head is not a layer named `score`"
+    if uses_flash(model):
+        return "flash attention knows no shared prefix"
+    reason = why_not_packed(model, max_length)
+    return reason if reason or causal else "its attention does not say whether it is causal"
+
+
+@dataclass(frozen=True)
+class QuestionCollator:
+    """A list of questions to one batch.
+
+    Args:
+        pad_to_multiple_of: of the `padded` layout's width.
+    """
+
+    layout: Layout
+    pad_token_id: int
+    pad_to_multiple_of: int = 1
+
+    def __call__(self, questions: Sequence[Question]) -> dict[str, Any]:
+        """Tensors over the C completions and P pairs of the batch, in order, and what the model needs:
+
+        first, second: (P,) long, which completions of the batch a pair is of.
+        target, weight, margin: (P,) float32, of each pair.
+        ratings, rating_weights: (C,) float32, NaN and 0 where there is none; left out where no question has any.
+        last: (C,) long, where in the packed row the last token of each completion is; `shared_prefix` only.
+        """
+        if self.layout == "padded":
+            return self._padded_rows(questions) | _judgements(questions)
+        return _packed_row(questions) | _judgements(questions)
+
+    def _padded_rows(self, questions: Sequence[Question]) -> dict[str, Any]:
+        rows = [question.prompt_ids + ids for question in questions for ids in question.completion_ids]
+        # transformers reads the score at the last token that is not padding, which it knows by its id.
+        assert all(row[-1] != self.pad_token_id for row in rows)
+        ids, mask = pad_rows(rows, self.pad_token_id, "right", self.pad_to_multiple_of)
+        return {"input_ids": ids, "attention_mask": mask}
+
+
+def _packed_row(questions: Sequence[Question]) -> dict[str, Any]:
+    ids: list[int] = []
+    groups: list[list[int]] = []
+    last: list[int] = []
+    for question in questions:
+        prefix, *branches = _split(question)
+        ids += prefix
+        for branch in branches:
+            ids += branch
+            last.append(len(ids) - 1)
+        groups.append([len(prefix), *map(len, branches)])
+    row = {"input_ids": torch.tensor([ids]), "position_ids": positions(groups), "last": torch.tensor(last)}
+    return row | row_arguments(groups)
+
+
+def _split(question: Question) -> list[list[int]]:
+    """The prompt, which is computed once, then each completion; of one completion alone the whole as a document."""
+    assert all(question.completion_ids)
+    if len(question.completion_ids) == 1:
+        return [[], question.prompt_ids + question.completion_ids[0]]
+    return [question.prompt_ids, *question.completion_ids]
+
+
+def _judgements(questions: Sequence[Question]) -> dict[str, Tensor]:
+    first: list[int] = []
+    second: list[int] = []
+    ratings: list[float] = []
+    for question in questions:
+        start = len(ratings)
+        first += [start + pair.first for pair in question.pairs]
+        second += [start + pair.second for pair in question.pairs]
+        given = question.ratings or [None] * len(question.completion_ids)
+        ratings += [math.nan if rating is None else rating for rating in given]
+    pairs = [pair for question in questions for pair in question.pairs]
+    found = {
+        "first": torch.tensor(first, dtype=torch.long),
+        "second": torch.tensor(second, dtype=torch.long),
+        "target": torch.tensor([pair.target for pair in pairs], dtype=torch.float32),
+        "weight": torch.tensor([pair.weight for pair in pairs], dtype=torch.float32),
+        "margin": torch.tensor([pair.margin for pair in pairs], dtype=torch.float32),
+    }
+    if any(question.ratings for question in questions):
+        found["ratings"] = torch.tensor(ratings, dtype=torch.float32)
+        weights = [question.rating_weights or [0.0] * len(question.completion_ids) for question in questions]
+        found["rating_weights"] = torch.tensor([weight for row in weights for weight in row], dtype=torch.float32)
+    return found
+
+
+def score_batch(model: nn.Module, batch: Mapping[str, Any], wrapper: nn.Module | None = None) -> Tensor:
+    """Score of each completion, read at its last token: (C,) float32.
+
+    Args:
+        model: of transformers or PEFT, which went through `choose_layout`.
+        wrapper: DDP or DeepSpeed's engine around it; the one forward goes through it.
+    """
+    wrapper = wrapper or model
+    base = without_adapter(model)
+    if "packed_groups" not in batch:
+        options = {"use_cache": False} if "use_cache" in inspect.signature(base.forward).parameters else {}
+        rows = wrapper(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options)
+        logits: Tensor = rows.logits
+        return logits.squeeze(-1).float()
+    names = ("input_ids", "attention_mask", "position_ids", "packed_groups")
+    inputs = {name: batch[name] for name in names} | {"use_cache": False}
+
+    def forward() -> Tensor:
+        hidden = base.base_model(**inputs).last_hidden_state
+        scores: Tensor = base.score(hidden[0, batch["last"]])
+        return scores.squeeze(-1).float()
+
+    scores: Tensor = run_as_forward(wrapper, model, forward)
+    return scores
+
+
+@torch.no_grad()
+def score_questions(
+    model: nn.Module, questions: Sequence[Question], pad_token_id: int, max_tokens: int = TOKENS_AT_ONCE
+) -> list[list[float]]:
+    """Scores of the completions of each question, without dropout; the same whatever they are batched with.
+
+    Args:
+        model: a ScalarModel, or as `score_batch` takes it.
+        max_tokens: of a batch, padding included; a longer question is a batch of its own.
+    """
+    model = model.model if isinstance(model, ScalarModel) else model
+    if not questions:
+        return []
+    layout, _ = choose_layout(model, max(max(question.lengths) for question in questions))
+    collate = QuestionCollator(layout, pad_token_id)
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    scores: list[list[float]] = [[] for _ in questions]
+    for indices in _batches(questions, layout, max_tokens):
+        batch = collate([questions[index] for index in indices])
+        on_device = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in batch.items()}
+        found = iter(score_batch(model, on_device).tolist())
+        for index in indices:
+            scores[index] = [next(found) for _ in questions[index].completion_ids]
+    model.train(was_training)
+    return scores
+
+
+def _batches(questions: Sequence[Question], layout: Layout, max_tokens: int) -> Iterator[list[int]]:
+    """Indices of the questions, the shortest first, as many at a time as fit."""
+    batch: list[int] = []
+    tokens = rows = 0
+    for index in sorted(range(len(questions)), key=lambda index: max(questions[index].lengths)):
+        own_rows, own_tokens = questions[index].lengths, sum(map(len, _split(questions[index])))
+        wanted = tokens + own_tokens if layout == "shared_prefix" else (rows + len(own_rows)) * max(own_rows)
+        if batch and wanted > max_tokens:
+            yield batch
+            batch, tokens, rows = [], 0, 0
+        batch.append(index)
+        tokens, rows = tokens + own_tokens, rows + len(own_rows)
+    yield batch

@@ -1,0 +1,204 @@
+"""TRL's RewardTrainer on questions: soft votes and weights, several completions of a prompt in one forward, a loss that
+is normalised over the whole optimizer batch on all processes, and scores of a probe beside each model that is saved.
+
+Rows are numbers of questions (`reward.data.as_dataset`), so `per_device_train_batch_size` counts questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers.trainer_utils import EvalLoopOutput
+from trl import RewardTrainer
+
+from alignment import methods
+from alignment.distributed import all_reduce_sum
+from reward.batches import QuestionCollator, score_batch
+from reward.config import RewardSection
+from reward.data import Batches, as_dataset
+from reward.loss import pair_loss, regression_loss, smoothed
+from reward.questions import Question
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A few sequences and the scores that a model gave them in memory, to be compared with what its files give."""
+
+    questions: list[Question]
+    scores: list[float]
+    """Of each completion, in order."""
+    rounded: bool
+    """They were computed in half precision, so that a float32 model agrees with them roughly."""
+
+
+class QuestionTrainer(RewardTrainer):
+    """Trains on questions.
+
+    Args:
+        settings: the `reward` section.
+        collate: makes a batch of questions.
+        train, held_out: questions; `held_out` may be empty.
+        probe: what is scored whenever the model is saved.
+    """
+
+    loss_is_scaled_for_ga = True  # by _get_num_items_in_batch; the Trainer would otherwise divide once more
+
+    def __init__(
+        self,
+        *,
+        settings: RewardSection,
+        collate: QuestionCollator,
+        train: Sequence[Question],
+        held_out: Sequence[Question] = (),
+        probe: Sequence[Question] = (),
+        **options: Any,
+    ) -> None:
+        questions = [*train, *held_out]
+        self._filler = len(questions)
+        if held_out:
+            # Takes the place of questions that count nothing where held-out ones do not fill the processes' batches.
+            shortest = min(held_out, key=lambda question: max(question.lengths))
+            questions.append(Question(shortest.prompt_ids, shortest.completion_ids[:1], ()))
+        super().__init__(
+            data_collator=Batches(questions, collate),
+            train_dataset=as_dataset(train),
+            eval_dataset=as_dataset(held_out, len(train)) if held_out else None,
+            **options,
+        )
+        self._settings, self._collate, self._probed = settings, collate, list(probe)
+        self._sums = {mode: torch.zeros(6, dtype=torch.float64, device=self.args.device) for mode in ("train", "eval")}
+        self.probe: Probe | None = None
+        """Of the model that was saved last."""
+
+    def _prepare_dataset(self, dataset: datasets.Dataset, *args: Any) -> datasets.Dataset:
+        """Rows are ready; TRL looks for texts in them."""
+        return dataset
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        """Total weight of an optimizer batch; the Trainer counts label tokens here, and questions have none."""
+        total = torch.stack([self._weights(batch).sum() for batch in batch_samples]).sum()
+        return all_reduce_sum(total.to(device))
+
+    def _weights(self, batch: dict[str, Tensor]) -> Tensor:
+        if self._settings.objective == "pairs":
+            return batch["weight"]
+        return batch["rating_weights"] if "ratings" in batch else torch.zeros(1, device=batch["weight"].device)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        assert num_items_in_batch is not None and not return_outputs
+        scores = self._score(model, inputs)
+        self._count("train", scores.detach(), inputs)
+        if self._settings.objective == "pairs":
+            loss = pair_loss(
+                scores[inputs["first"]],
+                scores[inputs["second"]],
+                smoothed(inputs["target"], self._settings.label_smoothing),
+                inputs["weight"],
+                num_items_in_batch,
+                inputs["margin"],
+                self.args.center_rewards_coefficient or 0.0,
+            )
+        else:
+            loss = regression_loss(scores, inputs["ratings"].nan_to_num(), inputs["rating_weights"], num_items_in_batch)
+        loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, ours are to be summed
+        return loss + methods.regularisation(self.model) / self.current_gradient_accumulation_steps
+
+    def _score(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        with self.accelerator.autocast():  # which hangs on the forward that a packed row goes around
+            return score_batch(self.model, inputs, model)
+
+    @torch.no_grad()
+    def _count(self, mode: str, scores: Tensor, inputs: dict[str, Any]) -> None:
+        """Add a batch to the sums that `_figures` reads; nothing waits for the device here."""
+        first, second, target = inputs["first"], inputs["second"], inputs["target"]
+        ahead, weight = scores[first] - scores[second], self._weights(inputs)
+        decided = target != 0.5
+        right = (torch.sign(ahead) == torch.sign(target - 0.5)) & decided
+        if self._settings.objective == "pairs":
+            judged = torch.zeros_like(scores).index_fill(0, torch.cat([first, second]), 1.0)
+            loss = pair_loss(scores[first], scores[second], target, weight, 1.0)
+        elif "ratings" in inputs:
+            judged = (weight > 0).float()
+            loss = regression_loss(scores, inputs["ratings"].nan_to_num(), weight, 1.0)
+        else:
+            judged, loss = torch.zeros_like(scores), torch.zeros_like(weight.sum())
+        parts = (loss, weight.sum(), right.sum(), decided.sum(), (scores * judged).sum(), judged.sum())
+        self._sums[mode] += torch.stack([part.double() for part in parts])
+
+    def _figures(self, mode: str) -> dict[str, float]:
+        """Over all processes: `loss` per weight as the votes give it, without margins, smoothing and centering;
+        `accuracy` over the pairs that are no ties; `mean_reward` over the completions that were judged."""
+        loss, weight, right, decided, score, judged = all_reduce_sum(self._sums[mode]).tolist()
+        self._sums[mode] = torch.zeros_like(self._sums[mode])
+        found = {"loss": loss / max(weight, 1e-12)}
+        if decided:  # a batch of ties alone is no batch of mistakes
+            found["accuracy"] = right / decided
+        return found | ({"mean_reward": score / judged} if judged else {})
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Add a batch to the sums of `evaluation_loop`; returns nothing, as a mean of means weighs pairs unequally."""
+        with torch.no_grad():
+            inputs = self._prepare_inputs(inputs)
+            self._count("eval", self._score(model, inputs), inputs)
+        return None, None, None
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        self._sums["eval"] = torch.zeros_like(self._sums["eval"])
+        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self._figures("eval").items()})
+        return output
+
+    def get_eval_dataloader(self, eval_dataset: str | datasets.Dataset | None = None) -> DataLoader:
+        """By length, so that little is padded, and filled up: a number of rows that does not go into the processes'
+        batches would be made up from rows that then count twice."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        assert isinstance(rows, datasets.Dataset)
+        rows = rows.sort("length")
+        missing = -len(rows) % (self.args.eval_batch_size * self.args.world_size)
+        if missing:
+            filler = {"question": [self._filler] * missing, "length": [0] * missing}
+            rows = datasets.concatenate_datasets([rows, datasets.Dataset.from_dict(filler, features=rows.features)])
+        return super().get_eval_dataloader(rows)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training:
+            figures = self._figures("train")
+            figures.pop("loss")  # the Trainer logs what was minimised
+            self._metrics["train"] |= {name: [value] for name, value in figures.items()}
+        super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save, and score the probe with the model in memory; every process takes part, because ZeRO-3 gathers."""
+        super().save_model(output_dir, _internal_call)
+        if not self._probed:
+            return
+        was_training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            batch = self._prepare_inputs(self._collate(self._probed))
+            scores = self._score(self.model_wrapped, batch).tolist()
+        self.model.train(was_training)
+        weights = next(self.model.parameters()).dtype
+        rounded = self.accelerator.mixed_precision != "no" or weights != torch.float32
+        self.probe = Probe(self._probed, scores, rounded)

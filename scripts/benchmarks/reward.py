@@ -1,0 +1,121 @@
+"""The reward model: a small Llama trains one epoch on pairs; our stage's trainer against TRL's RewardTrainer.
+
+All contestants start from the same weights and train on the same token ids, in float32, with the same learning rate and
+eight pairs per optimizer step. Pairs with an answer beyond the limit are left out before, for all alike.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from argparse import Namespace
+from collections.abc import Iterable
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from benchmarks.sft import made_up_words
+
+REQUIREMENTS = ("trl==1.16.0",)
+OURS = "reward_ours"
+UNIT = "pairs/s"
+MAX_LENGTH = 512
+DATA = {"eval_share": 0.0, "max_length": MAX_LENGTH}
+# Grouped is the best that TRL can be brought to: it fails there unless the rows have a column with their lengths and
+# unused columns are kept. An epoch of 96 pairs is one pool of the sampler, so they are sorted as well as can be.
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "defaults": ("reward_trl", {}),
+    "stored": ("reward_trl", {"gradient_checkpointing": False}),
+    "grouped": (
+        "reward_trl",
+        {
+            "gradient_checkpointing": False,
+            "train_sampling_strategy": "group_by_length",
+            "remove_unused_columns": False,
+        },
+    ),
+}
+SPEED = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
+MEMORY = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
+MEMORY_VOCABULARY = 32768
+MEMORY_ROWS = 16  # two steps: Adam's moments are there from the first on
+SEED = 0
+
+
+def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
+    """Write the pairs, as text and as token ids, and the untrained model, without its head and with it."""
+    import torch
+
+    from alignment.config import DataConfig, ScratchConfig
+    from alignment.data import Reading, to_comparisons
+    from alignment.models import build_scratch_model, train_tokenizer
+    from alignment.scalar_models import load_scalar_model
+
+    file = options.data or write_pairs(folder / "pairs.jsonl", options.seed)
+    records = [record for _, record in Reading(DataConfig(train=str(file), eval_share=0.0), to_comparisons)]
+    texts = (text for record in records for text in (record.prompt[-1]["content"], record.first, record.second))
+    shape = ScratchConfig(vocab_size=4096, max_position_embeddings=1024, **(MEMORY if options.memory else SPEED))
+    tokenizer = train_tokenizer(texts, shape.vocab_size, "chatml")
+    torch.manual_seed(options.seed)
+    model = build_scratch_model("llama", shape, tokenizer)
+    if options.memory:
+        model.resize_token_embeddings(MEMORY_VOCABULARY, mean_resizing=False)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    # As our stage makes it; TRL gets the weights of the head, which it would draw otherwise.
+    load_scalar_model(str(folder / "model"), seed=SEED).model.save_pretrained(folder / "scalar")
+    tokenizer.save_pretrained(folder / "scalar")
+    pairs = usable_pairs(records, tokenizer)
+    pairs = pairs[: min(options.rows, MEMORY_ROWS) if options.memory else options.rows]
+    (folder / "train.jsonl").write_text("".join(json.dumps(texts) + "\n" for texts, _, _ in pairs), encoding="utf-8")
+    rows = [{"chosen_ids": a, "rejected_ids": b, "length": max(len(a), len(b))} for _, a, b in pairs]
+    (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    tokens = sum(len(a) + len(b) for _, a, b in pairs)
+    return {
+        "data": str(options.data or "generated"),
+        "pairs": len(pairs),
+        "parameters": model.num_parameters(),
+        "mean_tokens": round(tokens / len(pairs) / 2, 1),
+        "shared": round(sum(shared(a, b) for _, a, b in pairs) / tokens, 3),
+    }
+
+
+def usable_pairs(records: Iterable[Any], tokenizer: Any) -> list[tuple[dict[str, Any], list[int], list[int]]]:
+    """Of each decided pair that fits, one to a prompt: its texts, and the token ids of its chosen and rejected side."""
+    from alignment.templates import encode_conversation
+
+    found, prompts = [], set()
+    for record in records:
+        prompt = json.dumps(record.prompt)
+        chosen, rejected = (record.first, record.second) if record.target == 1 else (record.second, record.first)
+        answers = [{"role": "assistant", "content": text} for text in (chosen, rejected)]
+        first, second = (encode_conversation(tokenizer, [*record.prompt, answer]).input_ids for answer in answers)
+        fits = max(len(first), len(second)) <= MAX_LENGTH
+        if fits and record.target in (0, 1) and first != second and prompt not in prompts:
+            prompts.add(prompt)
+            found.append(({"prompt": record.prompt, "chosen": chosen, "rejected": rejected}, first, second))
+    return found
+
+
+def shared(first: list[int], second: list[int]) -> int:
+    """Tokens that both begin with."""
+    return next(n for n, (a, b) in enumerate(zip_longest(first, second)) if a != b)
+
+
+def write_pairs(path: Path, seed: int) -> Path:
+    """Pairs of made-up words as long as HH's: about 175 tokens a side, few beyond 512, three eighths of them shared."""
+    draw = random.Random(seed)
+    words, weights = made_up_words(draw)
+
+    def text(mean: float, spread: float) -> str:
+        return " ".join(draw.choices(words, weights, k=max(2, int(draw.lognormvariate(math.log(mean), spread)))))
+
+    lines = []
+    for _ in range(400):
+        turns = [text(22, 0.8) for _ in range(draw.choice((1, 1, 1, 3, 3, 3, 5, 5, 7)))]
+        roles = ("user", "assistant")
+        prompt = [{"role": roles[number % 2], "content": turn} for number, turn in enumerate(turns)]
+        lines.append(json.dumps({"prompt": prompt, "chosen": text(33, 0.8), "rejected": text(33, 0.8)}))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,46 @@
+"""Our reward stage's trainer, as `python -m reward` builds it, on the pairs of `reward.prepare`."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from alignment.config import validate
+from benchmarks.reward import DATA, SEED
+from benchmarks.sft_trl import COMMON, run
+from reward.config import RewardStageConfig
+from reward.train import build_trainer, prepare
+
+
+class Contestant:
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        values = {
+            "name": "bench",
+            "model": {"name": str(folder / "model")},
+            "data": {"train": str(folder / "train.jsonl"), **DATA},
+            "training": COMMON | settings | {"seed": SEED},
+            "registry": {"name": "bench"},
+            "tracking": {"runs": tempfile.mkdtemp(), "wandb": "disabled"},
+        }
+        self.config = validate(RewardStageConfig, values, "bench")
+        self.prepared = prepare(self.config)
+
+    def check(self) -> dict[str, Any]:
+        """What an epoch holds, by the trainer's own batches: pairs, tokens of both sides, and the loss at the start."""
+        trainer = self._trainer()
+        model = trainer.model.eval()
+        pairs, tokens, total = 0, 0, 0.0
+        with torch.no_grad():
+            for batch in trainer.get_train_dataloader():
+                pairs += len(batch["target"])
+                tokens += sum(prefix + branch for prefix, *branches in batch["packed_groups"] for branch in branches)
+                total += float(trainer.compute_loss(model, batch, num_items_in_batch=torch.ones(())))
+        return {"pairs": pairs, "tokens": tokens, "loss": total / pairs}
+
+    def run(self) -> dict[str, Any]:
+        return run(self._trainer())
+
+    def _trainer(self) -> Trainer:
+        return build_trainer(self.config, self.prepared)
