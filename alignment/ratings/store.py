@@ -271,7 +271,7 @@ class RatingsStore:
             return True
 
     def assignment(self, rating: int, labeler: str, unanswered: bool = False) -> Assignment | None:
-        """What a rating id stands for, for whom it was claimed; None for anybody else, or if it had to be `unanswered`."""
+        """The item behind a rating's id, for its labeler alone; None for others, or if it had to be `unanswered`."""
         found = self._db.execute(
             "SELECT 1 FROM rating WHERE id = ? AND labeler = ? AND NOT (done AND ?)", (rating, labeler, unanswered)
         ).fetchone()
