@@ -112,7 +112,7 @@ def single_choices(width: int) -> Choices:
     return Content("\n").join([Content.styled("How good is the answer?", "bold"), scale]), NOTHING, NOTHING
 
 
-WAITING = {"right": "RIGHT", "wrong": "NOT AS EXPECTED", "store": "SOMETHING IS WRONG"}
+WAITING = {"right": "AS EXPECTED", "wrong": "NOT AS EXPECTED", "store": "SOMETHING IS WRONG"}
 
 
 def wait_choices(said: str, waits_for: WaitsFor) -> Choices:

@@ -230,7 +230,12 @@ class RatingApp(App[int]):
 
     def action_help(self) -> None:
         kind = self.sitting.assignment.kind if self.sitting.assignment else "pair"
-        self.push_screen(Help(self.sitting.store.guideline, kind), lambda _: self._be_deaf())
+        self.push_screen(Help(self.sitting.store.guideline, kind), self._help_closed)
+
+    def _help_closed(self, _: None) -> None:
+        self._be_deaf()
+        if self.sitting.progress.done == 0:
+            self.sitting.seen()  # to read the guideline is no part of judging the first item
 
     def action_leave(self) -> None:
         self.exit(0)

@@ -251,12 +251,17 @@ def test_help_shows_guideline_and_keys_and_opens_by_itself_only_at_the_very_star
     async def first(pilot: Pilot) -> None:
         assert "What to prefer" in text(pilot) and "the [b]kind[/b] one" in text(pilot)
         assert "take your last answer back" not in text(pilot)
+        started = time.monotonic()
+        await pilot.pause(1.0)
         for _ in range(6):
             await press(pilot, "j")
         assert "take your last answer back" in text(pilot) and "LEFT is much, clearly" in text(pilot)
         await press(pilot, "1")  # closes the help and rates nothing
         assert "What to prefer" not in text(pilot) and store.ratings() == []
-        await press(pilot, "1", "?")
+        pilot.app.deaf_until = 0.0
+        await pilot.press("1")
+        await press(pilot, "?")
+        assert last(store).seconds < time.monotonic() - started - 1.0  # the guideline took that long
         assert "What to prefer" in text(pilot)
         await press(pilot, "escape", "q")
 
@@ -282,9 +287,9 @@ def test_feedback_after_calibration_waits_for_a_key(store: RatingsStore) -> None
 
         side = good_side()
         await press(pilot, "1" if side == "LEFT" else "7")
-        assert f"Right: {side} is better." in text(pilot) and "gold" in text(pilot)
+        assert f"Correct: {side} is better." in text(pilot) and "gold" in text(pilot)
         await press(pilot, "j", "down")  # looking around does not go on
-        assert "Right:" in text(pilot)
+        assert "Correct:" in text(pilot)
         await press(pilot, "1")
         assert len(store.ratings()) == 1 and "2 of 3" in text(pilot)  # that key went on and rated nothing
         side = good_side()
