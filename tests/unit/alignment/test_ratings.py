@@ -304,3 +304,30 @@ def test_a_store_that_stays_locked_is_a_users_error(store: RatingsStore, monkeyp
         store.claim("ada")
     other.execute("ROLLBACK")
     assert store.claim("ada") is not None
+
+
+def test_a_claim_at_ten_thousand_items_stays_cheap(store: RatingsStore) -> None:
+    """In steps of SQLite's virtual machine, which a busy computer does not change: about 100 million take a second."""
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 100
+
+    with store.transaction():
+        add(store, 10_000, need=3)
+        store.set_uncertainty({item: item / 20_001 for item in range(1, 10_001)}, "judge@v1")
+        for item in range(1, 9_001):  # own answers that leave the items open for others
+            store.import_rating(item, "old hand", "tie", order_shown=(0, 1), why="random")
+        for item in range(1, 5_001):
+            store.import_rating(item, "other", "tie")
+    for labeler, most in (("beginner", 200_000), ("old hand", 450_000)):
+        for order in ("random", "uncertain"):
+            steps = 0
+            store._db.set_progress_handler(count, 100)
+            for _ in range(20):
+                assignment = store.claim(labeler, order=order)  # type: ignore[arg-type]
+                assert assignment is not None
+                store.submit(assignment, "left", 1.0)
+            store._db.set_progress_handler(None, 0)
+            assert 1000 < steps / 20 < most, (labeler, order)

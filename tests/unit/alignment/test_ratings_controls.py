@@ -254,7 +254,9 @@ def test_in_a_small_session_a_repeat_comes_from_as_far_back_as_it_can(store: Rat
         with RatingsStore(store.path.with_name(f"{number}.db"), create=True, seed=number) as small:
             pairs(small, 6)
             small.repeat_share = 0.5
+            total = small.progress("ada").total
             items = [(each.item, each.why) for each in finish(small, "ada")]
+            assert len(items) == total
         gaps += [place - items.index((item, "random")) for place, (item, why) in enumerate(items) if why == "repeat"]
     assert gaps and min(gaps) == 4  # half a session of 6 lies between
 
