@@ -200,7 +200,9 @@ class RatingsStore:
                 "comment": clean(comment),
                 "flags": dump([clean(flag) for flag in flags]),
             }
-            self._finish(row["id"], answer, now)
+            # Later than their last answer though the clock was set back: undo goes by this.
+            done_at = max(now, math.nextafter(self._last_done(assignment.labeler), math.inf))
+            self._finish(row["id"], answer, done_at)
             self._file.log(now, assignment.labeler, assignment.item, "submit", answer)
 
     def import_rating(
@@ -271,7 +273,7 @@ class RatingsStore:
             return True
 
     def assignment(self, rating: int, labeler: str, unanswered: bool = False) -> Assignment | None:
-        """The item behind a rating's id, for its labeler alone; None for others, or if it had to be `unanswered`."""
+        """What a rating's id stands for, if this labeler claimed it (and, if asked, it is `unanswered`); else None."""
         found = self._db.execute(
             "SELECT 1 FROM rating WHERE id = ? AND labeler = ? AND NOT (done AND ?)", (rating, labeler, unanswered)
         ).fetchone()
@@ -534,12 +536,16 @@ class RatingsStore:
     def _shares(self) -> Shares:
         return Shares(self.calibration, self.gold_share, self.repeat_share)
 
-    def _finish(self, rating: int | None, answer: Mapping[str, Any], now: float) -> None:
+    def _finish(self, rating: int | None, answer: Mapping[str, Any], done_at: float) -> None:
         self._db.execute(
             "UPDATE rating SET choice = :choice, strength = :strength, ranks = :ranks, score = :score,"
-            " seconds = :seconds, comment = :comment, flags = :flags, done_at = :now, done = 1 WHERE id = :id",
-            {**answer, "now": now, "id": rating},
+            " seconds = :seconds, comment = :comment, flags = :flags, done_at = :done_at, done = 1 WHERE id = :id",
+            {**answer, "done_at": done_at, "id": rating},
         )
+
+    def _last_done(self, labeler: str) -> float:
+        row = self._db.execute("SELECT max(done_at) FROM rating WHERE labeler = ? AND done = 1", (labeler,)).fetchone()
+        return float(row[0] or 0.0)
 
     def _assignment(self, rating: int) -> Assignment:
         row = self._db.execute(
