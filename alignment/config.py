@@ -125,8 +125,8 @@ class ModelConfig(Section):
 
 
 Format = Literal[
-    "auto", "chat", "sharegpt", "alpaca", "self-instruct", "completion", "pair", "ranking", "rating", "rag", "faq",
-    "text", "prompt", "tree", "tickets", "slack",
+    "auto", "chat", "sharegpt", "alpaca", "self-instruct", "completion", "pair", "pandalm", "ranking", "qa-feedback",
+    "rating", "rag", "faq", "text", "prompt", "tree", "tickets", "slack",
 ]  # fmt: skip
 
 

@@ -30,14 +30,17 @@ _HELD: dict[Format, tuple[str, ...]] = {
     "sharegpt": ("conversations", "system", "tools"),
     "tree": ("prompt",),
     "self-instruct": ("instruction", "instances"),
+    "pandalm": ("instruction", "input", "response1", "response2", "annotator1", "annotator2", "annotator3"),
     "alpaca": ("instruction", "input", "output"),
     "pair": ("prompt", "chosen"),
     "ranking": ("prompt",),
     "completion": ("prompt", "completion"),
+    "qa-feedback": ("question", "passages", "gold"),
     "rag": ("question", "context", "documents", "distractors", "answer", "unanswerable"),
     "faq": ("question", "answer"),
     "text": ("text",),
 }
+_COMPARED = ("rejected", "completions", "ranks", "preference", *(f"prediction {number}" for number in range(1, 10)))
 _SHAREGPT = {"user": "human", "assistant": "gpt"}
 
 
@@ -87,10 +90,14 @@ def _converted(row: Any, format: Format, target: Target, suffix: str, lost: Coun
         raise row
     shape = shapes.shape_of(row, format, tuple(_HELD))
     records: Sequence[Any] = to_comparisons(row, shape) if target == "pair" else to_examples(row, shape)
+    if target == "pair" and len(records) > 1:  # of many pairs, those that have a better side
+        decided = [record for record in records if record.target != 0.5]
+        lost["ties"] += len(decided) < len(records)
+        records = decided or records
     rows = [_WRITERS[target](record) for record in records]
     if suffix in (".csv", ".parquet"):
         rows = [_flat(new, suffix) for new in rows]
-    held = {*_HELD[shape], *(("rejected", "completions", "ranks") if target == "pair" else ())}
+    held = {*_HELD[shape], *(_COMPARED if target == "pair" else ())}
     extra = {key: value for key, value in row.items() if key not in held and value not in (None, "", [], {})}
     told: Format = "chat" if target == "openai" else target
     for key, value in extra.items():

@@ -20,6 +20,7 @@ from alignment import shapes
 from alignment.config import DataConfig, DataPart, Format
 from alignment.importers import PassedOver
 from alignment.readers import BadRow, DataError
+from alignment.shapes import Choice as Choice
 from alignment.sources import Source, open_source
 from alignment.templates import Message
 from alignment.trees import tree_chats, tree_rankings
@@ -66,7 +67,6 @@ class Document:
         return " ".join(self.text.casefold().split())
 
 
-Choice = Literal["first", "second", "tie"]
 CHOICES: tuple[Choice, ...] = ("first", "second", "tie")
 
 
@@ -133,9 +133,10 @@ def prompt_group(messages: Sequence[Message]) -> str:
 # --- rows to records -----------------------------------------------------------------------------------------------
 
 _DEMONSTRATIONS: tuple[Format, ...] = (
-    "chat", "sharegpt", "tree", "self-instruct", "alpaca", "completion", "pair", "ranking", "rag", "faq",
+    "chat", "sharegpt", "tree", "self-instruct", "pandalm", "alpaca", "completion", "pair", "ranking", "qa-feedback",
+    "rag", "faq",
 )  # fmt: skip
-_COMPARISONS: tuple[Format, ...] = ("pair", "ranking", "tree")
+_COMPARISONS: tuple[Format, ...] = ("pair", "ranking", "tree", "pandalm", "qa-feedback")
 _PROMPTS: tuple[Format, ...] = ("prompt", *_DEMONSTRATIONS, "rating")
 
 
@@ -146,8 +147,8 @@ def to_examples(row: Mapping[str, Any], format: Format = "auto") -> list[Demonst
 
 
 def to_demonstrations(row: Mapping[str, Any], format: Format = "auto") -> list[Demonstration]:
-    """Alpaca, chat, prompt and completion, question and answer, the chosen side of a pair, the best of a ranking:
-    one each. Self-instruct's instances and OpenAssistant's trees: as many as they hold."""
+    """Alpaca, chat, prompt and completion, question and answer, the side of a pair that most chose, the best of a
+    ranking: one each. Self-instruct's instances and OpenAssistant's trees: as many as they hold."""
     shape = shapes.shape_of(row, format, _DEMONSTRATIONS)
     if shape == "tree":
         return [Demonstration(messages) for messages in tree_chats(row)]
@@ -175,6 +176,10 @@ def to_demonstration(row: Mapping[str, Any], format: Format = "auto") -> Demonst
     elif shape == "ranking":
         found = shapes.ranking(row)
         prompt, answer = found.prompt, found.completions[found.ranks.index(min(found.ranks))]
+    elif shape == "pandalm":
+        prompt, answer = _preferred(_judged_pair(row))
+    elif shape == "qa-feedback":
+        prompt, answer = shapes.qa_prompt(row), shapes.text_of(row, "gold")
     elif shape == "rag":
         prompt, found_answer = shapes.rag(row)
         if found_answer is None or found_answer == "":
@@ -188,6 +193,12 @@ def to_demonstration(row: Mapping[str, Any], format: Format = "auto") -> Demonst
     return Demonstration(shapes.with_answer(prompt, answer))
 
 
+def _preferred(pair: Comparison) -> tuple[tuple[Message, ...], str]:
+    if pair.target == 0.5:
+        raise PassedOver("neither response was preferred")
+    return pair.prompt, shapes.check_text(pair.first if pair.target > 0.5 else pair.second, "the preferred response")
+
+
 def _chat(row: Mapping[str, Any], shape: Format) -> shapes.Chat:
     if shape == "sharegpt":
         return shapes.sharegpt(row)
@@ -195,12 +206,20 @@ def _chat(row: Mapping[str, Any], shape: Format) -> shapes.Chat:
 
 
 def to_comparisons(row: Mapping[str, Any], format: Format = "auto") -> list[Comparison]:
-    """A pair: one. A ranking of K answers, or each of a tree's: all K(K-1)/2 pairs (InstructGPT, section 3.5)."""
+    """A pair: one. A ranking of K answers, or each of a tree's: all K(K-1)/2 pairs (InstructGPT, section 3.5).
+
+    PandaLM's row: one, with a vote of each annotator. QA-Feedback's: the K(K-1)/2 pairs as they were judged, which is
+    not always a ranking.
+    """
     shape = shapes.shape_of(row, format, _COMPARISONS)
     if shapes.tools_of(row):
         raise BadRow("comparisons with tools are not read: the reward model would not see the tools")
     if shape == "pair":
         return [to_comparison(row)]
+    if shape == "pandalm":
+        return [_judged_pair(row)]
+    if shape == "qa-feedback":
+        return list(_judged_pairs(shapes.qa_feedback(row)))
     rankings = tree_rankings(row) if shape == "tree" else [shapes.ranking(row)]
     if not rankings:
         raise PassedOver("no answers of this tree were ranked")
@@ -226,6 +245,21 @@ def to_comparison(row: Mapping[str, Any]) -> Comparison:
     if first == second:
         raise BadRow("'chosen' and 'rejected' are the same")
     return Comparison(prompt, first, second)
+
+
+def _judged_pair(row: Mapping[str, Any]) -> Comparison:
+    judged = shapes.pandalm(row)
+    if judged.first == judged.second:
+        raise PassedOver("both responses are the same")
+    votes = tuple(Vote(choice, labeler=annotator) for annotator, choice in judged.votes)
+    return Comparison(judged.prompt, judged.first, judged.second, votes)
+
+
+def _judged_pairs(judged: shapes.Tournament) -> Iterator[Comparison]:
+    pairs = itertools.combinations(judged.completions, 2)
+    for (first, second), choice in zip(pairs, judged.choices, strict=True):
+        if first != second:
+            yield Comparison(judged.prompt, first, second, (Vote(choice),), len(judged.completions))
 
 
 def _ranked_pairs(ranking: shapes.Ranking) -> Iterator[Comparison]:
@@ -257,10 +291,14 @@ def to_prompt(row: Mapping[str, Any], format: Format = "auto") -> Prompt:
         if tools:
             raise BadRow("prompts with tools are for python -m sft alone: no reward model has seen any")
         messages = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    elif shape == "pandalm":
+        messages = shapes.pandalm_prompt(row)
     elif shape == "alpaca":
         messages = shapes.alpaca_prompt(shapes.text_of(row, "instruction"), row.get("input"))
     elif shape == "pair":
         messages, _, _ = shapes.pair_of(row)
+    elif shape == "qa-feedback":
+        messages = shapes.qa_prompt(row)
     elif shape == "rag":
         messages, _ = shapes.rag(row)
     elif shape == "faq":

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
+
+_DRAWS_AT_ONCE = 1_000_000
 
 
 class Estimate(TypedDict):
@@ -17,9 +20,9 @@ class Estimate(TypedDict):
 
 
 def bootstrap_mean(
-    values: Sequence[float],
+    values: Sequence[float] | NDArray[np.float64],
     groups: Sequence[Hashable] | None = None,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | NDArray[np.float64] | None = None,
     *,
     num_resamples: int = 2000,
     seed: int = 0,
@@ -36,18 +39,44 @@ def bootstrap_mean(
     assert len(values) > 0, "no values to average"
     x = np.asarray(values, dtype=np.float64)
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
-    keys = range(len(x)) if groups is None else groups
+    return bootstrap_sums(
+        (x * w, w),
+        lambda sums, sizes: sums / np.maximum(sizes, 1e-12),
+        groups,
+        num_resamples=num_resamples,
+        seed=seed,
+    )
+
+
+def bootstrap_sums(
+    columns: Sequence[NDArray[np.float64]],
+    statistic: Callable[..., NDArray[np.float64]],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """A function of sums over rows (a ratio, a correlation), with a 95% percentile interval over whole groups.
+
+    Args:
+        columns: what is summed, (N,) each.
+        statistic: takes the sum of each column, arrays of any one shape, and gives an array of that shape.
+        groups: as `bootstrap_mean`.
+    """
+    keys = range(len(columns[0])) if groups is None else groups
     index = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     membership = np.array([index[key] for key in keys])
-    sums = np.bincount(membership, x * w, len(index))
-    sizes = np.bincount(membership, w, len(index))
+    sums = [np.bincount(membership, column, len(index)) for column in columns]
     rng = np.random.default_rng(seed)
-    means = np.empty(num_resamples)
-    for number in range(num_resamples):  # one at a time: all draws at once take gigabytes for a large set
-        draw = rng.integers(len(index), size=len(index))
-        means[number] = sums[draw].sum() / max(sizes[draw].sum(), 1e-12)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(value=float(sums.sum() / sizes.sum()), ci=(float(low), float(high)), n=len(x))
+    totals = np.empty((len(columns), num_resamples))
+    at_once = max(1, _DRAWS_AT_ONCE // len(index))  # all of a large set at once take gigabytes
+    for start in range(0, num_resamples, at_once):
+        some = min(at_once, num_resamples - start)
+        draws = rng.integers(len(index), size=(some, len(index)))
+        totals[:, start : start + some] = [column[draws].sum(-1) for column in sums]
+    low, high = np.quantile(statistic(*totals), [0.025, 0.975])
+    value = statistic(*(np.asarray(column.sum()) for column in sums))
+    return Estimate(value=float(value), ci=(float(low), float(high)), n=len(columns[0]))
 
 
 def win_rate(

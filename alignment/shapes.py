@@ -5,11 +5,12 @@ A shape is told by the keys of the row, in the order of `SHAPES`; `data.format` 
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from alignment.chat_templates import INPUT_HEADING
 from alignment.config import Format
@@ -30,11 +31,13 @@ SHAPES: dict[Format, tuple[str, ...]] = {
     "sharegpt": ("conversations",),
     "tree": ("message_tree_id", "prompt"),
     "self-instruct": ("instruction", "instances"),
+    "pandalm": ("instruction", "response1", "response2", "annotator1"),
     "alpaca": ("instruction",),
     "pair": ("chosen", "rejected"),
     "ranking": ("prompt", "completions", "ranks"),
     "rating": ("prompt", "completion", "rating"),
     "completion": ("prompt", "completion"),
+    "qa-feedback": ("question", "passages", "prediction 1", "preference"),
     "rag": ("question", "context|documents"),
     "faq": ("question", "answer"),
     "text": ("text",),
@@ -298,6 +301,86 @@ def ranking(row: Mapping[str, Any]) -> Ranking:
         raise BadRow(f"'ranks' must be numbers (1 is the best), found {ranks}")
     texts = tuple(check_text(text, f"completion {number}") for number, text in enumerate(completions, 1))
     return Ranking(prompt_turns(row), texts, tuple(ranks))
+
+
+Choice = Literal["first", "second", "tie"]
+_SAID: dict[int, Choice] = {0: "tie", 1: "first", 2: "second"}
+"""How PandaLM and QA-Feedback write down what a person preferred."""
+
+
+def _choice(value: Any, name: str) -> Choice:
+    try:
+        number = int(value)  # a CSV file has texts
+    except (TypeError, ValueError):
+        number = -1
+    if number not in _SAID or isinstance(value, bool):
+        raise BadRow(f"{name} is {value!r}; expected 0 (a tie), 1 or 2 (which is better)")
+    return _SAID[number]
+
+
+class Judged(NamedTuple):
+    """Two responses to an instruction and what each annotator said, by their column."""
+
+    prompt: Turns
+    first: str
+    second: str
+    votes: tuple[tuple[str, Choice], ...]
+
+
+def pandalm(row: Mapping[str, Any]) -> Judged:
+    """PandaLM's rows: `instruction`, `input`, two responses, and a vote in each of `annotator1`, `annotator2`, ...
+
+    A response may be empty: a model said nothing, and people judged that. A truth value or a number is the text that it
+    was before somebody's program read it as such (four published answers are `true`).
+    """
+    first, second = (_response(row, key) for key in ("response1", "response2"))
+    columns = sorted((key for key in row if re.fullmatch(r"annotator\d+", key)), key=lambda key: int(key[9:]))
+    votes = tuple((key, _choice(row[key], f"'{key}'")) for key in columns if row[key] not in (None, ""))
+    if not votes:
+        raise BadRow("no annotator said which response is better")
+    return Judged(pandalm_prompt(row), first, second, votes)
+
+
+def pandalm_prompt(row: Mapping[str, Any]) -> Turns:
+    """The instruction with its input, as Alpaca's; the input alone where there is none (one published row)."""
+    instruction, extra = row["instruction"], row.get("input")
+    if isinstance(instruction, str) and not instruction.strip() and isinstance(extra, str) and extra.strip():
+        return (Message(role="user", content=check_text(extra, "'input'")),)
+    return alpaca_prompt(text_of(row, "instruction"), extra)
+
+
+def _response(row: Mapping[str, Any], key: str) -> str:
+    value = row[key]
+    if isinstance(value, bool | int | float):
+        return str(value)
+    return value if value == "" else check_text(value, f"'{key}'")
+
+
+class Tournament(NamedTuple):
+    """Answers to one prompt and what was said of each two of them, in the order of `itertools.combinations`."""
+
+    prompt: Turns
+    completions: tuple[str, ...]
+    choices: tuple[Choice, ...]
+
+
+def qa_feedback(row: Mapping[str, Any]) -> Tournament:
+    """QA-Feedback's rows: a question with passages, `prediction 1` to K, and a `preference` for each two of them."""
+    names = [f"prediction {number}" for number in range(1, 10) if f"prediction {number}" in row]
+    pairs = list(itertools.combinations(range(len(names)), 2))
+    said = row["preference"]
+    if not pairs or not isinstance(said, list) or len(said) != len(pairs):
+        found = f"{len(said)} entries" if isinstance(said, list) else type(said).__name__
+        raise BadRow(f"'preference' must have an entry for each two of the {len(names)} predictions, found {found}")
+    choices = tuple(_choice(value, f"entry {number} of 'preference'") for number, value in enumerate(said, 1))
+    return Tournament(qa_prompt(row), tuple(text_of(row, name) for name in names), choices)
+
+
+def qa_prompt(row: Mapping[str, Any]) -> Turns:
+    """The question below its passages, as any RAG row's; alone where there are none."""
+    question = text_of(row, "question")
+    passages = _documents(row["passages"] or [], "passages")
+    return (Message(role="user", content=rag_prompt(question, passages) if passages else question),)
 
 
 def rag(row: Mapping[str, Any]) -> tuple[Turns, str | None]:

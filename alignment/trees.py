@@ -9,6 +9,8 @@ from alignment.readers import BadRow
 from alignment.shapes import Ranking, Turns, check_text
 from alignment.templates import Message
 
+Node = Mapping[str, Any]
+
 
 def tree_chats(row: Mapping[str, Any]) -> list[Turns]:
     """The conversations of a tree, each answer the best ranked one; deleted and rejected messages are left out.
@@ -35,22 +37,22 @@ def tree_chats(row: Mapping[str, Any]) -> list[Turns]:
 
 def tree_rankings(row: Mapping[str, Any]) -> list[Ranking]:
     """The messages of a tree whose replies were ranked, two or more of them."""
-    rankings = []
+    return [
+        Ranking(
+            tuple(_turn(node) for node in history),
+            tuple(_turn(reply)["content"] for reply in ranked),
+            tuple(reply["rank"] for reply in ranked),
+        )
+        for history, ranked in ranked_replies(row)
+    ]
+
+
+def ranked_replies(row: Mapping[str, Any]) -> Iterator[tuple[list[Node], list[Node]]]:
+    """The messages of a tree that lead to two or more ranked replies, and those replies, the best first."""
     for history in _questions(_root(row), []):
         ranked = [reply for reply in _replies(history[-1], "assistant") if reply.get("rank") is not None]
         if len(ranked) >= 2:
-            turns = [_turn(reply) for reply in ranked]
-            rankings.append(
-                Ranking(
-                    tuple(_turn(node) for node in history),
-                    tuple(turn["content"] for turn in turns),
-                    tuple(reply["rank"] for reply in ranked),
-                )
-            )
-    return rankings
-
-
-Node = Mapping[str, Any]
+            yield history, ranked
 
 
 def _root(row: Mapping[str, Any]) -> Node:

@@ -1,9 +1,10 @@
-"""Rows into files (JSONL, CSV, Parquet; `.gz` for JSONL) that appear when the last row is written, or not at all."""
+"""Rows into files (JSONL, also .gz, JSON, CSV, Parquet) that appear when the last row is written, or not at all."""
 
 from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,7 @@ def row_writer(path: Path, option: str = "", suffixes: tuple[str, ...] = SUFFIXE
 
     Args:
         option: of the command line that names the file, for errors.
+        suffixes: those allowed; `.json`, a list, is written where it is among them.
 
     Raises:
         UserError: another suffix, a file that exists, or one that cannot be written.
@@ -35,7 +37,7 @@ def row_writer(path: Path, option: str = "", suffixes: tuple[str, ...] = SUFFIXE
     if path.exists():
         raise UserError(f"{name}: exists already; remove it or name another file")
     part = path.with_name(f".{path.name}.part")
-    opened = {".csv": _csv, ".parquet": _parquet}.get(path.suffix, _jsonl)
+    opened = {".json": _json, ".csv": _csv, ".parquet": _parquet}.get(path.suffix, _jsonl)
     try:
         with opened(part, path.suffix == ".gz") as write:
             yield write
@@ -50,6 +52,14 @@ def row_writer(path: Path, option: str = "", suffixes: tuple[str, ...] = SUFFIXE
 def _jsonl(part: Path, packed: bool) -> Iterator[Write]:
     with gzip.open(part, "wt", encoding="utf-8") if packed else part.open("w", encoding="utf-8") as file:
         yield lambda row: file.write(_json_line(row))
+
+
+@contextmanager
+def _json(part: Path, packed: bool) -> Iterator[Write]:
+    with part.open("w", encoding="utf-8") as file:
+        before = itertools.chain(["[\n"], itertools.repeat(",\n"))
+        yield lambda row: file.write(next(before) + _json_line(row).rstrip("\n"))
+        file.write(("" if next(before) == ",\n" else "[") + "\n]\n")
 
 
 def _json_line(row: Any) -> str:

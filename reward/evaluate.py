@@ -1,64 +1,204 @@
-"""How well a reward model agrees with held-out ratings, beside the baselines that expose a shortcut."""
+"""How well a reward model agrees with held-out ratings, beside the baselines that expose a shortcut.
+
+`evaluate` gives plain numbers; `reward.report` says in words what is wrong with them, `reward.page` draws them.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
-from alignment.data import Comparison
-from alignment.evaluation import Estimate, bootstrap_mean
+import numpy as np
+
+from alignment.data import CHOICES
+from alignment.intervals import bootstrap_mean, bootstrap_sums
+from reward import calibration
+from reward.agreement import human_ceiling
+from reward.calibration import Array
+from reward.judged import RESAMPLES, Judged, accuracy, judged_pairs, order
 from reward.questions import Question
+from reward.shortcuts import Score, length, near_duplicates, ties, without_eos
+from reward.slices import slices
+
+_HISTOGRAM_BINS = 24
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_SAMPLE_CHARACTERS = 2000
 
 
-def vote_accuracy(comparisons: Sequence[Comparison], first_is_better: Callable[[int], float]) -> Estimate | None:
-    """Share of the votes (ties left out) that an ordering agrees with, with an interval over prompt groups.
+def evaluate(
+    questions: Sequence[Question],
+    scores: Sequence[Sequence[float]],
+    score: Score,
+    *,
+    members: Sequence[Sequence[Sequence[float]]] = (),
+    rating_offset: float = 0.0,
+) -> dict[str, Any]:
+    """The report on held-out questions: plain numbers, each with how many values are behind it (`n`).
+
+    Intervals resample prompts. Accuracies count votes, ties left out; `log_loss` weighs pairs as training does, by
+    votes / C(K,2), so that chance is ln 2 and the training loss (without margins) is the same figure.
 
     Args:
-        first_is_better: for the index of a comparison 1.0, 0.0, or 0.5 where the ordering cannot tell.
-
-    Returns:
-        None where every vote is a tie.
+        scores: of each completion of each question, by the model as it is published.
+        score: the same model, to be asked what it says of the answers without EOS.
+        members: of an ensemble, the scores of each member, as `scores`.
+        rating_offset: what is added to a score before it is compared with a rating (`Question.ratings`).
     """
-    values, groups, weights = [], [], []
-    for index, row in enumerate(comparisons):
-        votes = row.count("first") + row.count("second")
-        if votes:
-            share = row.count("first") / votes
-            better = first_is_better(index)
-            values.append(better * share + (1 - better) * (1 - share))
-            groups.append(row.group)
-            weights.append(votes)
-    if not values:
-        return None
-    return Estimate(**{**bootstrap_mean(values, groups, weights), "n": int(sum(weights))})
-
-
-def order(a: float, b: float) -> float:
-    """1 if a is larger, 0 if b is, 1/2 if they are equal."""
-    return 1.0 if a > b else 0.0 if a < b else 0.5
-
-
-def report(questions: Sequence[Question], scores: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Held-out accuracy and log-loss, beside what always preferring the longer answer would reach.
-
-    `n` counts votes. Human pairs rarely allow more than about 0.80; far above it, suspect leakage or a shortcut.
-    """
-    pairs = [(pair, row, one.lengths) for one, row in zip(questions, scores, strict=True) for pair in one.pairs]
-    comparisons = [pair.comparison for pair, _, _ in pairs]
-    deltas = [row[pair.first] - row[pair.second] for pair, row, _ in pairs]
-    longer = [lengths[pair.first] - lengths[pair.second] for pair, _, lengths in pairs]
-    losses = [
-        -row.target * _log_sigmoid(delta) - (1 - row.target) * _log_sigmoid(-delta)
-        for row, delta in zip(comparisons, deltas, strict=True)
-    ]
-    log_loss = bootstrap_mean(losses, [row.group for row in comparisons], [row.weight for row in comparisons])
-    return {
-        "accuracy": vote_accuracy(comparisons, lambda index: order(deltas[index], 0)),
-        "log_loss": log_loss,
-        "length_baseline": vote_accuracy(comparisons, lambda index: order(longer[index], 0)),
+    pairs = judged_pairs(questions, scores)
+    groups = [pair.comparison.group for pair in pairs]
+    report: dict[str, Any] = {
+        "questions": len(questions),
+        "prompts": len(set(groups)),
+        "pairs": len(pairs),
+        "votes": {choice: sum(pair.comparison.count(choice) for pair in pairs) for choice in CHOICES},
+        "accuracy": accuracy(pairs),
+    }
+    if not pairs:
+        return report | {"ratings": _ratings(questions, scores, rating_offset)}
+    delta = np.array([pair.delta for pair in pairs])
+    target = np.array([pair.comparison.target for pair in pairs])
+    votes = np.array([len(pair.comparison.votes) for pair in pairs], dtype=np.float64)
+    sure, agreed = calibration.confidence(delta), calibration.agreement(delta, target)
+    weights = [pair.comparison.weight for pair in pairs]
+    return report | {
+        "human_ceiling": _ceiling(pairs, groups),
+        "log_loss": bootstrap_mean(calibration.log_loss(delta, target), groups, weights),
+        "ece": {"value": calibration.ece(sure, agreed, votes), "n": len(pairs)},
+        "ece_if_calibrated": calibration.calibrated_ece(scores, [pair.place for pair in pairs], votes),
+        "confidence": bootstrap_mean(sure, groups, votes, num_resamples=RESAMPLES),
+        "agreement": bootstrap_mean(agreed, groups, votes, num_resamples=RESAMPLES),
+        "reliability": calibration.reliability(sure, agreed, votes, groups),
+        "length": length(pairs, groups),
+        "by": slices(pairs),
+        "ties": ties(pairs),
+        "near_duplicates": near_duplicates(pairs),
+        "scores": _histogram(pairs),
+        "without_eos": without_eos(questions, scores, score),
+        "ensemble": _ensemble(questions, pairs, members) if len(members) > 1 else None,
+        "ratings": _ratings(questions, scores, rating_offset),
+        "samples": _samples(pairs),
     }
 
 
-def _log_sigmoid(x: float) -> float:
-    return min(x, 0.0) - math.log1p(math.exp(-abs(x)))
+def _ceiling(pairs: Sequence[Judged], groups: Sequence[Hashable]) -> dict[str, Any] | None:
+    """One person's votes against the majority of the others' on the same pair, and the model's in their place."""
+    votes = [[vote.choice for vote in pair.comparison.votes] for pair in pairs]
+    found = human_ceiling(votes, groups, [order(*pair.scores) for pair in pairs])
+    return None if found is None else {**found.accuracy, "model": found.model, "pairs": found.items}
+
+
+def _histogram(pairs: Sequence[Judged]) -> dict[str, Any]:
+    """Scores of preferred and of other completions, in bins that both share; the outer bins take what lies beyond."""
+    sides: dict[str, list[float]] = {"preferred": [], "other": []}
+    for pair in pairs:
+        first, second = pair.comparison.count("first"), pair.comparison.count("second")
+        if first != second:
+            better, worse = pair.scores if first > second else pair.scores[::-1]
+            sides["preferred"].append(better)
+            sides["other"].append(worse)
+    values = np.array(sides["preferred"] + sides["other"])
+    if not len(values):
+        return {"n": 0}
+    low, high = np.quantile(values, [0.005, 0.995])
+    edges = np.linspace(low, max(high, low + 1e-6), _HISTOGRAM_BINS + 1)
+    found: dict[str, Any] = {"n": len(values) // 2, "edges": edges.tolist()}
+    for name, side in sides.items():
+        counts = np.histogram(np.clip(side, edges[0], edges[-1]), edges)[0]
+        quantiles = {f"{share:.0%}": float(np.quantile(side, share)) for share in _QUANTILES}
+        found[name] = {
+            "counts": counts.tolist(),
+            "mean": float(np.mean(side)),
+            "sd": float(np.std(side)),
+            "quantiles": quantiles,
+        }
+    return found
+
+
+def _ensemble(
+    questions: Sequence[Question], pairs: Sequence[Judged], members: Sequence[Sequence[Sequence[float]]]
+) -> dict[str, Any]:
+    """How far the members agree, and whether the pairs on which they do not are those where the model is wrong."""
+    each = [judged_pairs(questions, scores) for scores in members]
+    deltas = np.array([[pair.delta for pair in row] for row in each])
+    groups = [pair.comparison.group for pair in pairs]
+    split = np.abs(np.sign(deltas).sum(0)) < len(members)
+    spread = deltas.std(0)
+    by_spread = np.argsort(spread, kind="stable")
+    half = len(pairs) // 2
+    return {
+        "members": len(members),
+        "accuracy": [accuracy(row, RESAMPLES) for row in each],
+        "spread": bootstrap_mean(spread, groups, num_resamples=RESAMPLES),
+        "split": bootstrap_mean(split.astype(float), groups, num_resamples=RESAMPLES),
+        "most_agreed": accuracy([pairs[index] for index in by_spread[:half]], RESAMPLES),
+        "least_agreed": accuracy([pairs[index] for index in by_spread[half:]], RESAMPLES),
+    }
+
+
+def _ratings(questions: Sequence[Question], scores: Sequence[Sequence[float]], offset: float) -> dict[str, Any] | None:
+    """For a model that learned numbers: squared error beside that of always saying their mean, and correlation."""
+    rows = [
+        (float(score) + offset, float(rating), number)
+        for number, (question, row) in enumerate(zip(questions, scores, strict=True))
+        for score, rating in zip(row, question.ratings, strict=False)
+        if rating is not None
+    ]
+    if not rows:
+        return None
+    said, rated, owners = (list(column) for column in zip(*rows, strict=True))
+    x, y = np.array(said), np.array(rated)
+    figures: dict[str, Any] = {
+        "squared_error": bootstrap_mean(((x - y) ** 2), owners, num_resamples=RESAMPLES),
+        "squared_error_of_the_mean": float(y.var()),
+        "correlation": None,
+    }
+    if x.std() and y.std():
+        a, b = (x - x.mean()) / x.std(), (y - y.mean()) / y.std()
+        figures["correlation"] = bootstrap_sums(
+            (a, b, a * b, a * a, b * b, np.ones_like(a)), _pearson, owners, num_resamples=RESAMPLES
+        )
+    return figures
+
+
+def _pearson(a: Array, b: Array, ab: Array, aa: Array, bb: Array, n: Array) -> Array:
+    covariance, variances = ab - a * b / n, (aa - a * a / n) * (bb - b * b / n)
+    result: Array = covariance / np.sqrt(np.maximum(variances, 1e-12))
+    return result
+
+
+def _samples(pairs: Sequence[Judged]) -> dict[str, list[dict[str, Any]]]:
+    """The pairs that the model is surest of against the votes, and those it can hardly tell; one of each question."""
+    decided = [pair for pair in pairs if pair.comparison.count("first") != pair.comparison.count("second")]
+    wrong = [p for p in decided if p.delta * (p.comparison.count("first") - p.comparison.count("second")) < 0]
+    return {
+        "wrong": _one_each(sorted(wrong, key=lambda pair: -abs(pair.delta)), 8),
+        "close": _one_each(sorted(decided, key=lambda pair: abs(pair.delta)), 4),
+    }
+
+
+def _one_each(pairs: Sequence[Judged], count: int) -> list[dict[str, Any]]:
+    by_question: dict[int, Judged] = {}
+    for pair in pairs:
+        by_question.setdefault(pair.place[0], pair)
+    return [_sample(pair) for pair in list(by_question.values())[:count]]
+
+
+def _sample(pair: Judged) -> dict[str, Any]:
+    """A pair for people to read: the answer that the model prefers first."""
+    row = pair.comparison
+    sides = [(pair.scores[0], row.first, row.count("first")), (pair.scores[1], row.second, row.count("second"))]
+    return {
+        "place": row.place,
+        "prompt": [{"role": turn["role"], "content": _cut(turn["content"])} for turn in row.prompt[-3:]],
+        "earlier_turns": max(0, len(row.prompt) - 3),
+        "probability": float(calibration.confidence(np.array(pair.delta))),
+        "ties": row.count("tie"),
+        "answers": [
+            {"score": score, "votes": votes, "text": _cut(text)}
+            for score, text, votes in sorted(sides, key=lambda side: -side[0])
+        ],
+    }
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SAMPLE_CHARACTERS else text[:_SAMPLE_CHARACTERS] + " …"

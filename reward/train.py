@@ -34,9 +34,10 @@ from reward.batches import Layout, QuestionCollator, choose_layout, score_questi
 from reward.config import DEFAULTS, RewardStageConfig
 from reward.data import Encoding, Judgement, encode, labeler_weights, read_judgements
 from reward.demonstrations import Zero, find_zero
-from reward.evaluate import report
+from reward.evaluate import evaluate
 from reward.finish import finish, write_eval_pairs
 from reward.questions import Question, Scale, rating_scale, standardised
+from reward.report import compact, save_report
 from reward.trainer import Probe, QuestionTrainer
 
 PROBE = 8
@@ -93,12 +94,17 @@ def prepare(config: RewardStageConfig) -> Prepared:
     if scale is not None:
         train, held_out = standardised(train, scale), standardised(held_out, scale)
     zero = distributed.on_main_process(lambda: find_zero(config, registry, start.source, start.tokenizer, train))
-    defaults = methods.with_learning_rate(DEFAULTS, config.model)
-    arguments = trainers.make_arguments(RewardConfig, config, defaults, max_length=None, no_eval=not held_out)
+    arguments = make_arguments(config, no_eval=not held_out)
     return Prepared(
         seed, registry, start, train_set, eval_set, train, held_out, left_out, reliability, scale, zero, arguments,
         data_report,
     )  # fmt: skip
+
+
+def make_arguments(config: RewardStageConfig, no_eval: bool) -> RewardConfig:
+    """TRL's arguments; `no_eval`: there is nothing to evaluate on."""
+    defaults = methods.with_learning_rate(DEFAULTS, config.model)
+    return trainers.make_arguments(RewardConfig, config, defaults, max_length=None, no_eval=no_eval)
 
 
 def build_trainer(config: RewardStageConfig, prepared: Prepared, journal: Journal) -> QuestionTrainer:
@@ -149,7 +155,8 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
             assert probe is not None  # made when the folder was
 
             def judge_and_publish() -> tuple[str, dict[str, Any]]:
-                judged = _finish(folder, config, prepared, probe, journal, step)
+                with distributed.whole_models():  # ZeRO-3 would part them among processes that are not here
+                    judged = _finish(folder, config, prepared, probe, journal, step)
                 return _publish(folder, config, prepared, metrics | judged), judged
 
             ref, judged = distributed.on_main_process(judge_and_publish)
@@ -183,11 +190,13 @@ def _finish(
     metrics: dict[str, Any] = {"score_bias": shift, **prepared.zero.summary()}
     if prepared.scale is not None:
         metrics |= {"rating_mean": prepared.scale.mean, "rating_std": prepared.scale.std}
-    journal.event("zero", shift=shift, **prepared.zero.summary())
+    score = partial(score_questions, scalar, pad_token_id=pad)
+    scores = score(prepared.held_out)
+    report = evaluate(prepared.held_out, scores, score, rating_offset=shift)
+    save_report(config.run_dir, config.name, report)
     if prepared.held_out:
-        scores = score_questions(scalar, prepared.held_out, pad)
-        metrics |= report(prepared.held_out, scores)
         write_eval_pairs(config.run_dir, prepared.held_out, scores)
+        metrics |= compact(report)
         flat = {f"eval/{name}": figure["value"] for name, figure in metrics.items() if isinstance(figure, dict)}
         journal.log(step, flat)
     return metrics
@@ -224,6 +233,7 @@ def _note_data(journal: Journal, config: RewardStageConfig, prepared: Prepared) 
         pairs=train,
         held_out=held_out,
         **prepared.left_out,
+        **zero.summary(),
     )
     if prepared.reliability is not None:
         journal.event("reliability", weights=sorted(prepared.reliability.values()))

@@ -178,7 +178,7 @@ class Inspector:
         convert: Callable[..., Sequence[Record]] = to_examples
         if shape in ("prompt", "rating"):
             convert = to_prompts
-        elif shape == "pair":
+        elif shape in ("pair", "pandalm"):
             convert = to_comparisons
         records = convert(row, shape)
         self.shapes[f"{shape} ({', '.join(shapes.SHAPES[shape])})".replace("|", " or ")] += 1

@@ -171,6 +171,13 @@ def as_completion(fields: Completion | Mapping[str, Any]) -> Completion:
     return Completion(**fields)
 
 
+def item_key(kind: str, messages: Sequence[Mapping[str, str]], answers: Sequence[Completion], copy: int = 0) -> str:
+    """What makes an item the same one: its kind, prompt and texts, and which of several alike it is."""
+    content: list[Any] = [messages, [[answer.text, answer.ended] for answer in answers]]
+    key = digest(content if kind == "pair" else [kind, *content])
+    return digest(["copy", copy, key]) if copy else key
+
+
 def check_item(kind: str, messages: int, completions: int, need: int, gold: Gold | None) -> None:
     """Raises UserError if these do not make an item."""
     if kind not in COMPLETIONS:

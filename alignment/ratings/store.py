@@ -39,6 +39,7 @@ from alignment.ratings.records import (
     dump,
     flipped,
     is_right,
+    item_key,
 )
 from alignment.terminal import clean
 
@@ -85,19 +86,20 @@ class RatingsStore:
         metadata: Mapping[str, Any] | None = None,
         kind: Kind = "pair",
         gold: Gold | None = None,
+        copy: int = 0,
     ) -> int:
-        """Add an item to rate and return its id; the same kind, prompt and texts again give the same item.
+        """Add an item to rate and return its id; the same kind, prompt, texts and `copy` again give the same item.
 
         A completion is a `Completion` or a mapping with its fields; a pair has 2, a `rank` item 2 to 9, a `single` 1.
         `gold` is the right answer of a control item, which goes to each labeler at most once and has no use for
-        `need`. Adding anew can raise `need`, never lower it, and can give the item a gold answer. Raises UserError if
-        the prompt is no list of messages, or completions or gold do not suit the kind.
+        `need`. Adding anew can raise `need`, never lower it, and can give the item a gold answer. `copy` tells items
+        of the same texts apart, in files where two models gave the same answer and people judged it twice. Raises
+        UserError if the prompt is no list of messages, or completions or gold do not suit the kind.
         """
         messages = [as_message(message) for message in prompt]
         answers = [as_completion(each) for each in completions]
         check_item(kind, len(messages), len(answers), need, gold)
-        content = [messages, [[answer.text, answer.ended] for answer in answers]]
-        key = digest(content if kind == "pair" else [kind, *content])
+        key = item_key(kind, messages, answers, copy)
         with self.transaction():
             self._db.execute(
                 "INSERT INTO item(key, kind, prompt, completions, need, place, created, metadata, gold)"
@@ -255,7 +257,8 @@ class RatingsStore:
             rating = row["id"] if row is not None else None
             if rating is None:
                 rating = self._db.execute(
-                    "INSERT INTO rating(item, labeler, order_shown, claimed_at) VALUES(?, ?, '[]', 0)", (item, labeler)
+                    "INSERT INTO rating(item, labeler, order_shown, why, claimed_at) VALUES(?, ?, '[]', ?, 0)",
+                    (item, labeler, why),
                 ).lastrowid
             self._db.execute(
                 "UPDATE rating SET order_shown = ?, why = ?, claimed_at = ? WHERE id = ?",

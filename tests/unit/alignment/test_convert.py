@@ -124,6 +124,19 @@ def test_pairs_keep_both_answers_and_a_ranking_is_its_pairs(tmp_path):
     assert all("rejected" in json.loads(line) for line in list((tmp_path / "chats.jsonl").open())[:2])
 
 
+def test_of_several_pairs_in_a_row_the_decided_ones_are_written_and_ties_named(tmp_path):
+    rows = [
+        {"prompt": "q", "completions": ["x", "y", "z"], "ranks": [1, 1, 2]},
+        {"question": "q", "passages": [], "prediction 1": "a", "prediction 2": "b", "preference": [2]},
+    ]
+    source = write(tmp_path / "in.jsonl", rows)
+    out, done = converted(source, "out.jsonl", "pair")
+    pairs = [json.loads(line) for line in out.open()]
+    assert [(row["chosen"], row["rejected"]) for row in pairs] == [("x", "z"), ("y", "z"), ("b", "a")]
+    assert done.lost["ties"] == 1
+    assert done.bad == []
+
+
 def test_other_columns_go_along_or_are_named(tmp_path):
     rows = [{"question": "q", "answer": "a", "source_id": 7, "tags": ["x"]}, {"question": "r", "answer": "b"}]
     source = write(tmp_path / "in.jsonl", rows)

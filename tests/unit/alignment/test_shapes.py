@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from alignment.data import (
     to_prompt,
     to_prompts,
 )
+from alignment.importers import PassedOver
 from alignment.readers import BadRow
 from alignment.shapes import UNANSWERABLE
 from alignment.trees import tree_rankings
@@ -301,6 +303,131 @@ def test_qa_feedback_reads_as_rag_rows_with_two_columns_renamed():
     records = published("qa-feedback/feedback.json", to_examples, columns=columns)
     assert (len(records.items), len(records.bad)) == (349, 1)
     assert "no document" in records.bad[0][1]
+
+
+PANDALM = {
+    "instruction": "Sort.",
+    "input": "3 1",
+    "response1": "1 3",
+    "response2": "3 1",
+    "annotator1": 1,
+    "annotator2": 0,
+    "annotator3": 2,
+    "annotator10": 1,
+    "cmp_key": "one_other",
+}
+QA = {
+    "question": "When?",
+    "passages": [["Hours", "Hours\n\nNine", "to five."]],
+    "gold": "At nine.",
+    "prediction 1": "a",
+    "prediction 2": "b",
+    "prediction 3": "c",
+    "preference": [1, 0, 2],
+}
+
+
+def test_a_pandalm_row_is_one_comparison_with_a_vote_of_each_annotator():
+    (pair,) = to_comparisons(PANDALM)
+    assert pair.prompt == (user("Sort.\n\n### Input:\n3 1"),)
+    assert (pair.first, pair.second, pair.size) == ("1 3", "3 1", 2)
+    assert [(vote.labeler, vote.choice) for vote in pair.votes] == [
+        ("annotator1", "first"),
+        ("annotator2", "tie"),
+        ("annotator3", "second"),
+        ("annotator10", "first"),
+    ]
+    assert to_demonstration(PANDALM).messages == (*pair.prompt, assistant("1 3"))
+    assert to_prompt(PANDALM).messages == pair.prompt
+
+
+def test_a_pandalm_row_without_an_instruction_is_its_input():
+    assert to_prompt(PANDALM | {"instruction": " "}).messages == (user("3 1"),)
+    with pytest.raises(BadRow, match="'instruction' is empty"):
+        to_prompt(PANDALM | {"instruction": " ", "input": ""})
+
+
+def test_pandalm_votes_may_be_missing_or_texts_and_answers_empty_or_truth_values():
+    row = PANDALM | {"annotator1": "2", "annotator2": "", "annotator3": None, "response1": True, "response2": ""}
+    (pair,) = to_comparisons(row)
+    assert (pair.first, pair.second) == ("True", "")
+    assert [(vote.labeler, vote.choice) for vote in pair.votes] == [("annotator1", "second"), ("annotator10", "first")]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"annotator2": 3}, "'annotator2' is 3; expected 0"),
+        ({"annotator2": True}, "'annotator2' is True"),
+        ({"annotator2": "left"}, "'annotator2' is 'left'"),
+        (dict.fromkeys(["annotator1", "annotator2", "annotator3", "annotator10"]), "no annotator said"),
+        ({"response1": None}, "'response1' must be a text, found NoneType"),
+    ],
+)
+def test_bad_pandalm_rows_say_why(change, reason):
+    with pytest.raises(BadRow, match=reason):
+        to_comparisons(PANDALM | change)
+
+
+def test_pandalm_rows_with_nothing_to_compare_or_prefer_are_passed_over():
+    with pytest.raises(PassedOver, match="both responses are the same"):
+        to_comparisons(PANDALM | {"response1": "3 1"})
+    with pytest.raises(PassedOver, match="neither response was preferred"):
+        to_demonstration(PANDALM | {"annotator10": 0})
+
+
+def test_a_qa_feedback_row_is_a_comparison_for_each_two_predictions():
+    pairs = to_comparisons(QA)
+    assert [(pair.first, pair.second, pair.votes[0].choice) for pair in pairs] == [
+        ("a", "b", "first"),
+        ("a", "c", "tie"),
+        ("b", "c", "second"),
+    ]
+    assert {pair.size for pair in pairs} == {3}
+    assert sum(pair.weight for pair in pairs) == pytest.approx(1)
+    as_rag = {"question": "When?", "documents": QA["passages"], "answer": QA["gold"]}
+    assert to_demonstration(QA) == to_demonstration(as_rag)
+    assert [pair.prompt for pair in pairs] == [to_prompt(QA).messages] * 3
+    assert to_prompt(QA) == to_prompt(as_rag)
+
+
+def test_qa_feedback_without_passages_asks_the_question_alone_and_equal_answers_are_passed_over():
+    pairs = to_comparisons(QA | {"passages": [], "prediction 3": "a"})
+    assert [(pair.prompt, pair.first, pair.second) for pair in pairs] == [((user("When?"),), "a", "b"),
+                                                                         ((user("When?"),), "b", "a")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"preference": [1, 0]}, "an entry for each two of the 3 predictions, found 2 entries"),
+        ({"preference": "102"}, "found str"),
+        ({"preference": [1, 0, 5]}, "entry 3 of 'preference' is 5"),
+        ({"prediction 2": " "}, "'prediction 2' is empty"),
+    ],
+)
+def test_bad_qa_feedback_rows_say_why(change, reason):
+    with pytest.raises(BadRow, match=reason):
+        to_comparisons(QA | change)
+
+
+def test_pandalm_reads_as_published():
+    records = published("pandalm/testset-v1.json", to_comparisons)
+    assert (len(records.items), len(records.bad)) == (999, 0)
+    votes = Counter(vote.choice for record in records.items for vote in record.votes)
+    rows = json.loads((SHARED / "pandalm/testset-v1.json").read_text())
+    told = Counter(row[f"annotator{number}"] for row in rows for number in (1, 2, 3))
+    assert votes == {"tie": told[0], "first": told[1], "second": told[2]}
+
+
+def test_qa_feedback_reads_as_published():
+    records = published("qa-feedback/feedback.json", to_comparisons)
+    assert (len(records.items), len(records.bad)) == (2100, 0)
+    assert Counter(record.votes[0].choice for record in records.items) == {"first": 1144, "second": 696, "tie": 260}
+    assert len({json.dumps(record.prompt) for record in records.items}) == 350
+    assert {record.size for record in records.items} == {4}
+    demonstrations = published("qa-feedback/feedback.json", to_examples)
+    assert (len(demonstrations.items), len(demonstrations.bad)) == (350, 0)
 
 
 def test_comparisons_with_tools_are_refused_and_not_read_without_them():

@@ -302,19 +302,20 @@ def test_reliability_without_evidence_is_even(ballots):
 
 def test_the_ceiling_by_hand():
     """a a b: the b is wrong against a a; each a is judged by (a, b), which is undecided. a a a: all three right. tie a
-    a: the tie is half, each a is right against (tie, a)."""
+    a: the tie is half, each a is right against (tie, a). b b: both right, and weighing as much as any other item."""
     found = human_ceiling(
         [
             ("first", "first", "second"),
             ("first", "first", "first"),
             ("tie", "first", "first"),
+            ("second", "second"),
             ("tie", "tie"),
             ("first",),
         ]
     )
-    assert found.accuracy["n"] == 1 + 3 + 3
-    assert found.accuracy["value"] == pytest.approx((0 + 3 + 2.5) / (1 + 3 + 3))
-    assert found.items == 3
+    assert found.accuracy["n"] == 1 + 3 + 3 + 2
+    assert found.accuracy["value"] == pytest.approx((0 + 1 + 2.5 / 3 + 1) / (1 / 3 + 1 + 1 + 1))
+    assert found.items == 4
     assert found.undecided == 2 + 2
 
 

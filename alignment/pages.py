@@ -1,0 +1,66 @@
+"""The frame of an HTML page that loads nothing and runs nothing: one file to open, print, mail or attach.
+
+Its policy forbids every request and script, so that even a mistake in escaping could not act. Light and dark.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alignment.terminal import clean, one_line
+
+_HEAD = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ page_title }}</title>
+<style>
+:root { color-scheme: light dark; --error: #c62828; --warning: #b26a00; --note: #1565c0; --good: #2e7d32;
+  --line: #8884; --soft: #8881; --dim: #666; }
+@media (prefers-color-scheme: dark) {
+  :root { --error: #ff8a80; --warning: #ffb74d; --note: #82b1ff; --good: #81c784; --dim: #aaa; }
+}
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 1.5rem auto 4rem; padding: 0 1rem; }
+h1 { font-size: 1.5rem; line-height: 1.3; margin: 0 0 .2rem; }
+h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
+p { margin: 0; } .source { color: var(--dim); overflow-wrap: anywhere; margin-bottom: 1.2rem; }
+.scroll { overflow-x: auto; } .facts th { width: 7.5rem; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 600; white-space: nowrap; } thead th { color: var(--dim); font-weight: 400; }
+td { overflow-wrap: anywhere; } .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.finding { border-left: .3rem solid; border-radius: .2rem; background: var(--soft); padding: .6rem .9rem;
+  margin: .6rem 0; }
+.finding b { text-transform: capitalize; margin-right: .4rem; }
+.error { border-color: var(--error); } .warning { border-color: var(--warning); } .note { border-color: var(--note); }
+.error > p > b, h1.error { color: var(--error); } .warning > p > b, h1.warning { color: var(--warning); }
+.note > p > b { color: var(--note); } h1.note { color: var(--good); }
+.advice::before { content: "\\2192\\00a0"; } .advice { color: var(--dim); }
+.dim { color: var(--dim); font-size: .9rem; margin-top: .4rem; }
+details { font-size: .9rem; margin-top: .2rem; } summary { cursor: pointer; color: var(--dim); }
+ul { margin: .3rem 0; padding-left: 1.2rem; max-height: 20rem; overflow-y: auto; } li { overflow-wrap: anywhere; }
+"""
+
+
+def render(title: str, style: str, macros: str, body: str, **context: Any) -> str:
+    """A whole page; every text that the templates insert is cleaned of controls and escaped.
+
+    Args:
+        style: CSS beside the frame's.
+        macros, body: Jinja templates of ours, never anything that somebody else wrote.
+        context: what they insert. A text is brought to one line; one that may have several goes through
+            `| lines`.
+    """
+    from jinja2 import Environment
+    from markupsafe import Markup, escape
+
+    def safe(value: Any) -> Any:  # a plain text only: what a macro returns is markup already
+        return one_line(value) if type(value) is str else value
+
+    environment = Environment(autoescape=True, trim_blocks=True, finalize=safe)
+    environment.filters["lines"] = lambda text: Markup(escape(clean(text)))  # noqa: S704 - escaped
+    page = f"{macros}{_HEAD}{style}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
+    return environment.from_string(page).render(page_title=title, **context)

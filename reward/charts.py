@@ -1,0 +1,140 @@
+"""The report's two plots as lists of SVG shapes, which the page's template writes out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+WIDTH, HEIGHT = 360, 300
+_FEW = 10
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 342, 10, 250
+
+
+@dataclass
+class Picture:
+    """An SVG picture: shapes in the order in which they are drawn."""
+
+    title: str
+    label: str
+    """What it shows, for those who cannot see it."""
+    note: str = ""
+    """How to read it, below."""
+    width: int = WIDTH
+    height: int = HEIGHT
+    shapes: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, tag: str, text: str = "", title: str = "", **attributes: Any) -> None:
+        """One shape. `kind` is its class; `_` in an attribute stands for `-`."""
+        kind = attributes.pop("kind", None)
+        named = ({"class": kind} if kind else {}) | {key.replace("_", "-"): value for key, value in attributes.items()}
+        rounded = {key: round(value, 2) if isinstance(value, float) else value for key, value in named.items()}
+        self.shapes.append({"tag": tag, "attributes": rounded, "text": text, "title": title})
+
+    def axes(self, x: Sequence[tuple[float, str]], y: Sequence[tuple[float, str]], x_name: str, y_name: str) -> None:
+        """Lines at the left and the bottom, ticks (place, text), and names with units."""
+        for place, text in y:
+            self.add("line", kind="grid", x1=_LEFT, x2=_RIGHT, y1=place, y2=place)
+            self.add("text", text, x=_LEFT - 5, y=place + 4, text_anchor="end")
+        for place, text in x:
+            self.add("line", kind="axis", x1=place, x2=place, y1=_BOTTOM, y2=_BOTTOM + 4)
+            self.add("text", text, x=place, y=_BOTTOM + 17, text_anchor="middle")
+        self.add("line", kind="axis", x1=_LEFT, x2=_RIGHT, y1=_BOTTOM, y2=_BOTTOM)
+        self.add("line", kind="axis", x1=_LEFT, x2=_LEFT, y1=_TOP, y2=_BOTTOM)
+        self.add("text", x_name, x=(_LEFT + _RIGHT) / 2, y=_BOTTOM + 36, text_anchor="middle")
+        middle = (_TOP + _BOTTOM) / 2
+        self.add("text", y_name, text_anchor="middle", transform=f"translate(11 {middle}) rotate(-90)")
+
+
+def reliability_chart(report: Mapping[str, Any]) -> Picture:
+    """Confidence against agreement: dots with intervals, the diagonal, and how many pairs are in each bin."""
+    rows = report["reliability"]
+    most = max(row["n"] for row in rows)
+    hollow = f" (hollow: fewer than {_FEW} pairs)" if any(row["n"] < _FEW for row in rows) else ""
+    picture = Picture(
+        "Reliability: is it right as often as it says?",
+        "Share of votes that agree, by the probability that the model gives: "
+        + "; ".join(f"{row['confidence']:.0%} gives {row['value']:.0%}" for row in rows),
+        f"Dots with 95% intervals{hollow}; dashed: perfectly calibrated; columns: pairs, {most:,} at most.",
+    )
+
+    def x(share: float) -> float:
+        return _LEFT + (share - 0.5) * 2 * (_RIGHT - _LEFT)
+
+    def y(share: float) -> float:
+        return _BOTTOM - share * (_BOTTOM - _TOP)
+
+    tenths = [number / 10 for number in range(5, 11)]
+    quarters = [number / 4 for number in range(5)]
+    picture.axes(
+        [(x(share), f"{share:.0%}") for share in tenths],
+        [(y(share), f"{share:.0%}") for share in quarters],
+        "probability of the answer that the model prefers",
+        "votes that agree",
+    )
+    for row in rows:
+        height = max(1.0, 40 * row["n"] / most)
+        picture.add(
+            "rect",
+            kind="count",
+            x=x(row["low"]) + 1,
+            y=_BOTTOM - height,
+            width=x(row["high"]) - x(row["low"]) - 2,
+            height=height,
+            title=f"{row['low']:.1%} to {row['high']:.1%}: {row['n']:,} pairs",
+        )
+    picture.add("line", kind="ideal", x1=x(0.5), y1=y(0.5), x2=x(1), y2=y(1))
+    for row in rows:
+        at, (low, high) = x(row["confidence"]), row["ci"]
+        picture.add("line", kind="whisker", x1=at, x2=at, y1=y(low), y2=y(high))
+        about = f"{row['n']:,} pairs: says {row['confidence']:.1%}, {row['value']:.1%} agree ({low:.1%} to {high:.1%})"
+        picture.add("circle", kind="dot" if row["n"] >= _FEW else "few", cx=at, cy=y(row["value"]), r=4, title=about)
+    return picture
+
+
+def histogram_chart(report: Mapping[str, Any]) -> Picture:
+    """Scores of the answers that people preferred and of those that they did not."""
+    scores = report["scores"]
+    edges = scores["edges"]
+    low, high = edges[0], edges[-1]
+    most = max(max(scores[side]["counts"]) for side in ("preferred", "other"))
+    means = {side: scores[side]["mean"] for side in ("preferred", "other")}
+    picture = Picture(
+        "Scores of preferred and other answers",
+        f"Histogram of scores: mean {means['preferred']:.2f} of preferred answers, {means['other']:.2f} of the others",
+        f"{scores['n']:,} pairs; the outer columns take what lies beyond.",
+    )
+
+    def x(score: float) -> float:
+        return _LEFT + (score - low) / (high - low) * (_RIGHT - _LEFT)
+
+    def y(count: float) -> float:
+        return _BOTTOM - count / most * (_BOTTOM - _TOP - 24)
+
+    picture.axes(
+        [(x(tick), text) for tick, text in _nice_ticks(low, high)],
+        [(y(count), f"{count:,}") for count in sorted({0, most // 2, most})],
+        "score",
+        "answers, one a pair",
+    )
+    for side in ("preferred", "other"):
+        counts = scores[side]["counts"]
+        steps = [f"M{x(low):.1f} {_BOTTOM}"]
+        for start, end, count in zip(edges, edges[1:], counts, strict=False):
+            steps.append(f"L{x(start):.1f} {y(count):.1f}L{x(end):.1f} {y(count):.1f}")
+        picture.add("path", kind=side, d="".join(steps) + f"L{x(high):.1f} {_BOTTOM}Z")
+    for number, (side, name) in enumerate((("preferred", "preferred by people"), ("other", "the other one"))):
+        picture.add("rect", kind=side, x=_LEFT + 10 + 150 * number, y=_TOP, width=14, height=10)
+        picture.add("text", name, x=_LEFT + 29 + 150 * number, y=_TOP + 9)
+    return picture
+
+
+def _nice_ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Two to seven round numbers in a range, with their texts."""
+    wanted = (high - low) / 6
+    power = math.floor(math.log10(wanted))
+    step = next(factor for factor in (1, 2, 5, 10) if factor * 10.0**power >= wanted) * 10.0**power
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    places = [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return [(place, f"{place + 0.0:.{decimals}f}") for place in places]

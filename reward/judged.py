@@ -1,0 +1,80 @@
+"""Held-out pairs beside the scores that a model gives them, and how often the two agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from alignment.data import Comparison
+from alignment.intervals import Estimate, bootstrap_mean
+from reward.questions import Question
+
+RESAMPLES = 1000  # for the figures that stand behind the first ones
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A held-out pair: the votes on it, and scores and lengths in tokens of its two completions."""
+
+    comparison: Comparison
+    scores: tuple[float, float]
+    lengths: tuple[int, int]
+    place: tuple[int, int, int]
+    """Its question's number, and its completions' within that."""
+
+    @property
+    def delta(self) -> float:
+        return self.scores[0] - self.scores[1]
+
+
+def judged_pairs(questions: Sequence[Question], scores: Sequence[Sequence[float]]) -> list[Judged]:
+    """Each pair beside the model's scores."""
+    return [
+        Judged(
+            pair.comparison,
+            (float(row[pair.first]), float(row[pair.second])),
+            (len(question.completion_ids[pair.first]), len(question.completion_ids[pair.second])),
+            (number, pair.first, pair.second),
+        )
+        for number, (question, row) in enumerate(zip(questions, scores, strict=True))
+        for pair in question.pairs
+    ]
+
+
+def order(a: float, b: float) -> float:
+    """1 if a is larger, 0 if b is, 1/2 if they are equal."""
+    return 1.0 if a > b else 0.0 if a < b else 0.5
+
+
+def vote_accuracy(
+    comparisons: Sequence[Comparison], first_is_better: Callable[[int], float], num_resamples: int = 2000
+) -> Estimate | None:
+    """Share of the votes (ties left out) that an ordering agrees with, with an interval over prompt groups.
+
+    Args:
+        first_is_better: for the index of a comparison 1.0, 0.0, or 0.5 where the ordering cannot tell.
+
+    Returns:
+        None where every vote is a tie. `n` counts votes.
+    """
+    values, groups, weights = [], [], []
+    for index, row in enumerate(comparisons):
+        votes = row.count("first") + row.count("second")
+        if votes:
+            values.append(agreed_share(row, first_is_better(index)))
+            groups.append(row.group)
+            weights.append(votes)
+    if not values:
+        return None
+    return Estimate(**{**bootstrap_mean(values, groups, weights, num_resamples=num_resamples), "n": int(sum(weights))})
+
+
+def agreed_share(row: Comparison, better: float) -> float:
+    """Share of the decided votes that agree with an ordering (1 first, 0 second, 1/2 neither)."""
+    share = row.count("first") / (row.count("first") + row.count("second"))
+    return better * share + (1 - better) * (1 - share)
+
+
+def accuracy(pairs: Sequence[Judged], num_resamples: int = 2000) -> Estimate | None:
+    """`vote_accuracy` of the model's scores."""
+    return vote_accuracy([pair.comparison for pair in pairs], lambda i: order(*pairs[i].scores), num_resamples)

@@ -1,0 +1,383 @@
+"""The held-out report as one HTML page: findings first, then figures with their intervals, plots, and pairs to read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alignment.pages import render
+from reward.calibration import LN2
+from reward.charts import histogram_chart, reliability_chart
+from reward.report import SUSPICIOUS, findings, verdict
+
+_STYLE = """h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; }
+.intro { color: var(--dim); margin-bottom: .6rem; max-width: 46rem; }
+.bars { table-layout: fixed; } .bars th { white-space: normal; font-weight: 400; width: 34%; overflow-wrap: anywhere; }
+.bars .number { width: 21%; } .bars small { display: block; color: var(--dim); font-size: .8rem; line-height: 1.3; }
+.bars .main th, .bars .main .number b { font-weight: 600; } .bars .number b { font-weight: 400; }
+.bars td, .bars th { vertical-align: middle; } .bars td:last-child { padding-right: 0; }
+.bars svg { display: block; width: 100%; height: 1.5rem; }
+.range { stroke: var(--note); stroke-width: 3; opacity: .45; } .mean { stroke: var(--note); stroke-width: 4; }
+.chance { stroke: currentColor; stroke-dasharray: 3 3; opacity: .5; } .beyond { fill: var(--warning); opacity: .12; }
+.scale { position: relative; height: 1.2rem; color: var(--dim); font-size: .8rem; }
+.scale span { position: absolute; white-space: nowrap; transform: translateX(-50%); }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1rem 2rem; }
+.slices { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 2.5rem; }
+figure { margin: 0; max-width: 30rem; } figcaption { font-weight: 600; margin-bottom: .3rem; }
+figure svg { display: block; width: 100%; height: auto; } figure text { fill: var(--dim); font-size: 11px; }
+.axis { stroke: currentColor; opacity: .55; } .grid { stroke: var(--line); }
+.ideal { stroke: currentColor; stroke-dasharray: 4 4; opacity: .55; }
+.dot { fill: var(--note); stroke: var(--note); } .few { fill: none; stroke: var(--note); }
+.whisker { stroke: var(--note); stroke-width: 1.5; }
+.count { fill: var(--note); opacity: .3; } .preferred { fill: var(--note); fill-opacity: .28; stroke: var(--note); }
+.other { fill: var(--warning); fill-opacity: .18; stroke: var(--warning); stroke-dasharray: 4 2; }
+.pair { border-top: 1px solid var(--line); padding: 1rem 0; } .pair p { margin-bottom: .5rem; }
+.answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: .8rem; }
+.said { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--soft); border-radius: .2rem;
+  padding: .5rem .7rem; max-height: 15rem; overflow-y: auto; font-size: .92rem; }
+.who { color: var(--dim); font-size: .85rem; margin: .3rem 0 .15rem; }
+.mine { border-left: .2rem solid var(--warning); } .theirs { border-left: .2rem solid var(--good); }
+@media (max-width: 30rem) { body { padding: 0 .8rem; } .facts th { width: 6rem; white-space: normal; }
+  th, td { padding-right: .5rem; } }
+@media print { body { font-size: 11pt; max-width: none; margin: 0; } .said { max-height: none; }
+  .finding, figure, .pair, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
+"""
+_MACROS = """{% macro bars(rows) %}<table class="bars">
+<thead><tr><th></th><th></th><td><div class="scale" aria-hidden="true">
+{% for tick in scale.ticks %}<span style="left:{{ tick.at }}%">{{ tick.text }}</span>{% endfor %}
+</div></td></tr></thead>
+{% for row in rows %}<tr{% if row.main %} class="main"{% endif %}><th scope="row">{{ row.name }}
+<small>{{ row.about }}</small></th><td class="number"><b>{{ row.value }}</b><small>{{ row.range }}</small></td>
+<td><svg viewBox="0 0 100 24" preserveAspectRatio="none" role="img" aria-label="{{ row.name }}: {{ row.value }},
+{{ row.range }}"><rect class="beyond" x="{{ scale.beyond }}" y="0" width="{{ 100 - scale.beyond }}" height="24"></rect>
+<line class="chance" x1="{{ scale.chance }}" x2="{{ scale.chance }}" y1="0" y2="24" vector-effect="non-scaling-stroke">
+</line>{% if row.enough %}<line class="range" x1="{{ row.low }}" x2="{{ row.high }}" y1="12" y2="12"
+vector-effect="non-scaling-stroke"></line>{% endif %}
+<line class="mean" x1="{{ row.at }}" x2="{{ row.at }}" y1="5" y2="19" vector-effect="non-scaling-stroke"></line>
+</svg></td></tr>
+{% endfor %}</table>{% endmacro %}
+{% macro facts(rows) %}<table class="facts">
+{% for name, value in rows %}<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>
+{% endfor %}</table>{% endmacro %}
+{% macro chart(picture) %}<figure><figcaption>{{ picture.title }}</figcaption>
+<svg viewBox="0 0 {{ picture.width }} {{ picture.height }}" role="img" aria-label="{{ picture.label }}">
+{% for shape in picture.shapes %}<{{ shape.tag }}
+{%- for key, value in shape.attributes.items() %} {{ key }}="{{ value }}"{% endfor %}>
+{%- if shape.title %}<title>{{ shape.title }}</title>{% endif %}{{ shape.text }}</{{ shape.tag }}>
+{% endfor %}</svg><p class="dim">{{ picture.note }}</p></figure>{% endmacro %}
+{% macro pair(item) %}<article class="pair"><p>{{ item.head }}</p>
+{% if item.earlier_turns %}<p class="dim">{{ item.earlier_turns }} earlier turns left out</p>{% endif %}
+{% for turn in item.prompt %}<p class="who">{{ turn.role }}</p><div class="said">{{ turn.content | lines }}</div>
+{% endfor %}<div class="answers">
+{% for answer in item.answers %}<div><p class="who">{{ answer.head }}</p>
+<div class="said {{ answer.kind }}">{{ answer.text | lines }}</div></div>
+{% endfor %}</div></article>{% endmacro %}
+"""
+_BODY = """<h1 class="{{ worst }}">{{ verdict }}</h1>
+<p class="source">{{ name }}</p>
+{{ facts(head) }}
+<h2>What to know</h2>
+{% for finding in findings %}<div class="finding {{ finding.level }}">
+<p><b>{{ finding.level }}</b> {{ finding.text }}</p>
+{% if finding.advice %}<p class="advice">{{ finding.advice }}</p>{% endif %}</div>
+{% else %}<p>Nothing to complain of.</p>
+{% endfor %}
+{% if key %}<h2>Accuracy</h2>
+<p class="intro">Share of the held-out votes that the scores agree with, ties left out. Bars are 95% intervals over
+prompts. Dashed: guessing. Shaded: above 80%, where people themselves seldom agree.</p>
+{{ bars(key) }}
+{% endif %}
+{% if charts %}<h2>Probabilities and scores</h2>
+<div class="charts">{% for picture in charts %}{{ chart(picture) }}{% endfor %}</div>
+{{ facts(probabilities) }}{% endif %}
+{% if quantiles %}<h3>Scores</h3><div class="scroll"><table><thead><tr><th></th>
+{% for column in quantiles.columns %}<th scope="col" class="number">{{ column }}</th>{% endfor %}</tr></thead>
+{% for side, numbers in quantiles.rows %}<tr><th scope="row">{{ side }}</th>
+{% for number in numbers %}<td class="number">{{ number }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>{% endif %}
+{% if slices %}<h2>Where it is right</h2>
+<div class="slices">{% for title, about, rows in slices %}<section><h3>{{ title }}</h3>
+{% if about %}<p class="intro">{{ about }}</p>{% endif %}
+{{ bars(rows) }}</section>
+{% endfor %}</div>{% endif %}
+{% if shortcuts %}<h2>Shortcuts</h2>
+{{ facts(shortcuts) }}{% endif %}
+{% if ensemble %}<h2>The ensemble's members</h2>
+{{ bars(ensemble.rows) }}
+{{ facts(ensemble.facts) }}{% endif %}
+{% if ratings %}<h2>Ratings as numbers</h2>
+{{ facts(ratings) }}{% endif %}
+{% for title, about, items in samples %}<h2>{{ title }}</h2>
+<p class="intro">{{ about }}</p>
+{% for item in items %}{{ pair(item) }}{% endfor %}
+{% endfor %}"""
+
+_FEW = 10  # votes; a bootstrap of fewer is no interval
+_SLICES = {
+    "difference": (
+        "By how far the two scores are apart",
+        "A model that knows what it knows is right more often below.",
+    ),
+    "strength": ("By how much better people called it", ""),
+    "length": (
+        "By length of the answer that people preferred",
+        "A model that goes by length is right in one row alone.",
+    ),
+    "size": ("By how many answers were judged together", ""),
+    "source": ("By source", ""),
+    "labeler": ("By labeler", ""),
+}
+
+
+def html_page(name: str, report: Mapping[str, Any]) -> str:
+    """The report as a page; every text in it is escaped.
+
+    Args:
+        name: of the run.
+    """
+    found = findings(report)
+    has_pairs, decided = report["pairs"] > 0, report["accuracy"] is not None
+    key = _key_rows(report) if decided else []
+    slices = _slice_rows(report) if decided else []
+    ensemble = _ensemble(report) if report.get("ensemble") else None
+    scale = _Scale.around([row for rows in (key, *(rows for _, _, rows in slices)) for row in rows])
+    for rows in (key, *(rows for _, _, rows in slices), ensemble["rows"] if ensemble else []):
+        for row in rows:
+            row |= {"at": scale.at(row["mean"]), "low": scale.at(row["ends"][0]), "high": scale.at(row["ends"][1])}
+    return render(
+        f"Reward model report: {name}",
+        _STYLE,
+        _MACROS,
+        _BODY,
+        name=name,
+        verdict=verdict(report),
+        worst=found[0].level if found else "note",
+        findings=found,
+        head=_head(report),
+        key=key,
+        slices=slices,
+        scale=scale.drawn(),
+        charts=[reliability_chart(report), histogram_chart(report)] if decided else [],
+        probabilities=_probabilities(report) if has_pairs else [],
+        quantiles=_quantiles(report["scores"]) if decided else None,
+        shortcuts=_shortcuts(report) if has_pairs else [],
+        ensemble=ensemble,
+        ratings=_ratings(report["ratings"]) if report["ratings"] else [],
+        samples=_samples(report["samples"]) if decided else [],
+    )
+
+
+# --- numbers as text -------------------------------------------------------------------------------------------------
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
+
+
+def _percents(ends: Sequence[float]) -> str:
+    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _interval(estimate: Mapping[str, Any] | None, unit: str = "") -> str:
+    if estimate is None:
+        return "not known"
+    low, high = estimate["ci"]
+    return f"{estimate['value']:.3f}{unit} (95%: {low:.3f} to {high:.3f})"
+
+
+def _share(estimate: Mapping[str, Any]) -> str:
+    return f"{_percent(estimate['value'])} (95%: {_percents(estimate['ci'])})"
+
+
+# --- rows with bars --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """The range of shares that all bars of the page are drawn on."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def around(cls, rows: Sequence[Mapping[str, Any]]) -> _Scale:
+        """From guessing to where it is suspicious, widened to whole tenths that hold the larger rows' intervals."""
+        ends = [end for row in rows if row["n"] >= 100 or row["main"] for end in row["ends"]]
+        return cls(math.floor(10 * min([0.4, *ends])) / 10, math.ceil(10 * max([0.9, *ends])) / 10)
+
+    def at(self, share: float) -> float:
+        return round(100 * min(1.0, max(0.0, (share - self.low) / (self.high - self.low))), 2)
+
+    def drawn(self) -> dict[str, Any]:
+        return {
+            "ticks": [{"at": self.at(share), "text": f"{share:.0%}"} for share in (0.5, SUSPICIOUS)],
+            "chance": self.at(0.5),
+            "beyond": self.at(SUSPICIOUS),
+        }
+
+
+def _bar(name: str, estimate: Mapping[str, Any], about: str = "", main: bool = False) -> dict[str, Any]:
+    votes = f"{estimate['n']:,} {'vote' if estimate['n'] == 1 else 'votes'}"
+    return {
+        "name": name,
+        "about": f"{about}; {votes}" if about else votes,
+        "value": _percent(estimate["value"]),
+        "range": _percents(estimate["ci"]) if estimate["n"] >= _FEW else "too few",
+        "enough": estimate["n"] >= _FEW,
+        "mean": estimate["value"],
+        "ends": estimate["ci"],
+        "n": estimate["n"],
+        "main": main,
+    }
+
+
+def _key_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    ceiling = report["human_ceiling"]
+    rows = [
+        _bar("This model", report["accuracy"], main=True),
+        _bar("Longer is better", report["length"]["baseline"], "a rule that reads nothing"),
+    ]
+    if ceiling is not None:
+        about = f"against the majority of the others, {ceiling['pairs']:,} pairs"
+        rows.append(_bar("One human", ceiling, about))
+        if ceiling["model"] is not None:
+            rows.append(_bar("This model in their place", ceiling["model"], "against the same majorities"))
+    return rows
+
+
+def _slice_rows(report: Mapping[str, Any]) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    """Only where there are several parts: one part is the whole again."""
+    return [
+        (title, about, [_bar(row["name"], row) for row in report["by"][kind]])
+        for kind, (title, about) in _SLICES.items()
+        if len(report["by"][kind]) > 1
+    ]
+
+
+def _ensemble(report: Mapping[str, Any]) -> dict[str, Any]:
+    found = report["ensemble"]
+    rows = [_bar(f"Member {number}", row) for number, row in enumerate(found["accuracy"], 1) if row]
+    halves = [("The half they agree on most", "most_agreed"), ("The half they agree on least", "least_agreed")]
+    rows += [_bar(name, found[key], "all members together") for name, key in halves if found[key]]
+    return {
+        "rows": rows,
+        "facts": [
+            (
+                "disagreement",
+                f"{_interval(found['spread'])}: standard deviation of a score difference over the members",
+            ),
+            ("split", f"{_share(found['split'])} of the pairs, on which not all prefer the same answer"),
+        ],
+    }
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _head(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    votes = report["votes"]
+    decided = votes["first"] + votes["second"]
+    facts = [("held out", f"{report['prompts']:,} prompts, {report['pairs']:,} pairs")]
+    if report["questions"] and report["questions"] != report["prompts"]:
+        facts[0] = ("held out", f"{facts[0][1]} in {report['questions']:,} sets of answers")
+    facts.append(("votes", f"{decided:,} for one of the two, {votes['tie']:,} ties"))
+    return facts if report["questions"] else []
+
+
+def _probabilities(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    calibrated = report["ece_if_calibrated"]
+    return [
+        ("log-loss", f"{_interval(report['log_loss'], ' nats')}; saying 50% of every pair costs {LN2:.3f}"),
+        (
+            "ECE",
+            f"{report['ece']['value']:.3f} over 15 bins; a perfectly calibrated model would show "
+            f"{calibrated['ci'][0]:.3f} to {calibrated['ci'][1]:.3f} on these pairs",
+        ),
+        ("sure of", f"{_percent(report['confidence']['value'])} on average, of the answer it prefers"),
+        ("agree", f"{_share(report['agreement'])} of the votes with it, a tie being half a vote"),
+    ]
+
+
+def _quantiles(scores: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "columns": ["median" if share == "50%" else share for share in scores["preferred"]["quantiles"]]
+        + ["mean", "sd"],
+        "rows": [
+            (name, [f"{x:.2f}" for x in (*side["quantiles"].values(), side["mean"], side["sd"])])
+            for name, side in (("preferred", scores["preferred"]), ("the other", scores["other"]))
+        ],
+    }
+
+
+def _shortcuts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    length, eos = report["length"], report["without_eos"]
+    rows = []
+    if length["ahead"] is not None:
+        ahead, ends = 100 * length["ahead"]["value"], [100 * end for end in length["ahead"]["ci"]]
+        rows.append(
+            (
+                "length",
+                f"{ahead:+.1f} points (95%: {ends[0]:+.1f} to {ends[1]:+.1f}) ahead of '{length['rule']} is better'",
+            )
+        )
+    rows.append(("", f"Spearman correlation of score and length differences: {_interval(length['correlation'])}"))
+    if eos["questions"]:
+        rows += [
+            ("without EOS", f"a score moves by {_interval(eos['moved'])}; all scores spread by {eos['spread']:.3f}"),
+            ("", f"the order flips in {_share(eos['flips'])} of the pairs ({eos['questions']:,} sets of answers)"),
+        ]
+        if eos["accuracy"] is not None:
+            rows.append(("", f"accuracy {_share(eos['accuracy'])}"))
+    for name, about, found in (
+        ("ties", "most people call a tie", report["ties"]),
+        ("alike", "share four fifths of their words", report["near_duplicates"]),
+    ):
+        if found["n"]:
+            others = found["others"]
+            rows.append(
+                (
+                    name,
+                    f"pairs that {about} ({found['n']:,}): median distance {_number(found['median_difference'])}, "
+                    f"others ({others['n']:,}) {_number(others['median_difference'])}",
+                )
+            )
+    return rows
+
+
+def _ratings(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("squared error", f"{_interval(found['squared_error'])}, {found['squared_error']['n']:,} ratings"),
+        ("", f"always saying their mean: {found['squared_error_of_the_mean']:.3f}"),
+        ("correlation", f"{_interval(found['correlation'])} (Pearson)"),
+    ]
+
+
+def _samples(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
+    """Title, introduction and pairs of each part that people should read."""
+    titles = {
+        "wrong": ("Most confidently wrong", "Read these first: the model's mistakes, the votes', or a shortcut."),
+        "close": ("Closest calls", "The pairs that the model can hardly tell apart."),
+    }
+    for kind, (title, about) in titles.items():
+        if samples[kind]:
+            yield title, about, [_sample(item) for item in samples[kind]]
+
+
+def _sample(item: Mapping[str, Any]) -> dict[str, Any]:
+    ties = f", {item['ties']} ties" if item["ties"] else ""
+    votes = [answer["votes"] for answer in item["answers"]]
+    answers = []
+    for number, answer in enumerate(item["answers"]):
+        who = "The model prefers" if number == 0 else "The other"
+        kind = "theirs" if votes[number] > votes[1 - number] else "mine" if number == 0 else ""
+        count = f"{answer['votes']} {'vote' if answer['votes'] == 1 else 'votes'}"
+        answers.append({"head": f"{who}: score {answer['score']:.2f}, {count}", "text": answer["text"], "kind": kind})
+    says = min(99.9, 100 * item["probability"])
+    head = f"It says {says:.1f}%; the votes are {votes[0]} to {votes[1]}{ties}. {item['place']}"
+    return {**item, "head": head, "answers": answers}

@@ -1,0 +1,276 @@
+"""The held-out report in words: what is wrong with the figures, a summary for the screen, and the files of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from alignment.inspection import Finding
+from alignment.inspection.report import LEVELS, Level
+from alignment.terminal import one_line
+from alignment.tracking.journal import finite
+from reward.calibration import LN2
+
+SUSPICIOUS = 0.80
+"""Two people agree on 63 to 77% of such pairs (Ouyang et al. 2022, section 3.4; Stiennon et al. 2020, appendix C.2; Bai
+et al. 2022, section 2.1), so that a model has little honest room above."""
+_FEW_PROMPTS = 100
+_NO_MATTER = 0.02
+"""Of an expected calibration error: two points on a scale of a hundred."""
+
+
+def findings(report: Mapping[str, Any]) -> list[Finding]:
+    """What a person should know about these figures, the worst first."""
+    found = [*_data_findings(report)]
+    if report["accuracy"] is not None:
+        found += [*_accuracy_findings(report), *_shortcut_findings(report)]
+    if report["pairs"]:
+        found += [*_probability_findings(report), *_eos_findings(report["without_eos"])]
+    return sorted(found, key=lambda finding: LEVELS.index(finding.level))
+
+
+def _finding(level: Level, kind: str, text: str, advice: str = "", count: int = 1) -> Finding:
+    return Finding(level, kind, count, text, advice, [])
+
+
+def _data_findings(report: Mapping[str, Any]) -> Iterator[Finding]:
+    prompts, accuracy = report["prompts"], report["accuracy"]
+    if not report["questions"]:
+        yield _finding(
+            "error",
+            "nothing_held_out",
+            "nothing was held out, so nothing is known about this model",
+            "set data.eval_share, or name a file in data.eval",
+        )
+    elif report["pairs"] and accuracy is None:
+        yield _finding(
+            "error", "all_ties", f"each held-out vote is a tie ({report['votes']['tie']})", "rate more pairs"
+        )
+    elif accuracy is not None and prompts < _FEW_PROMPTS:
+        half = (accuracy["ci"][1] - accuracy["ci"][0]) / 2
+        yield _finding(
+            "warning",
+            "few_prompts",
+            f"only {prompts} prompts are held out: the accuracy is known to {100 * half:.0f} points either way",
+            "rate more prompts, or raise data.eval_share; four times as many halve the interval",
+            prompts,
+        )
+    if report["pairs"] and report["human_ceiling"] is None:
+        yield _finding(
+            "note",
+            "no_overlap",
+            "no held-out pair has votes of two people, so how well people agree with each other is not known",
+            "have a share of the items rated by three people (need=3)",
+        )
+
+
+def _accuracy_findings(report: Mapping[str, Any]) -> Iterator[Finding]:
+    accuracy, ceiling = report["accuracy"], report["human_ceiling"]
+    low, high = accuracy["ci"]
+    if high < 0.5:
+        yield _finding(
+            "error",
+            "worse_than_chance",
+            f"the accuracy of {accuracy['value']:.1%} is below guessing",
+            "look whether the labels of the held-out or of the training data are the wrong way round",
+        )
+    elif low <= 0.5:
+        yield _finding(
+            "warning",
+            "chance",
+            f"the interval of the accuracy ({low:.1%} to {high:.1%}) includes 50%: it cannot be told from guessing",
+            "train on more ratings or from a better policy; python -m reward CONFIG --overfit 32 tells a bug from too "
+            "little data",
+        )
+    if accuracy["value"] > SUSPICIOUS:
+        yield _finding(
+            "warning",
+            "suspicious",
+            f"an accuracy above {SUSPICIOUS:.0%} is suspicious: people agree with each other on 63 to 77% of pairs",
+            "look for leakage (prompts or answers of the held-out side in training) or a shortcut; ratings made by a "
+            "program may allow it",
+        )
+    if ceiling is not None and ceiling["model"] is not None and ceiling["model"]["ci"][0] > ceiling["ci"][1]:
+        yield _finding(
+            "warning",
+            "above_people",
+            f"the model agrees with the majority of the votes more often ({ceiling['model']['value']:.1%}) than people "
+            f"do with each other ({ceiling['value']:.1%})",
+            "look for leakage",
+        )
+
+
+def _shortcut_findings(report: Mapping[str, Any]) -> Iterator[Finding]:
+    length = report["length"]
+    if length["ahead"]["ci"][0] <= 0:
+        baseline = length["baseline"]["value"]
+        value = baseline if length["rule"] == "longer" else 1 - baseline
+        yield _finding(
+            "warning",
+            "length_rule",
+            f"not shown to be better than always preferring the {length['rule']} answer, which agrees with {value:.1%} "
+            f"of the votes (difference {_points(length['ahead'])})",
+            "the model may know nothing but length",
+        )
+    correlation = length["correlation"]
+    if correlation is not None and abs(correlation["value"]) > 0.5:
+        longer = "longer" if correlation["value"] > 0 else "shorter"
+        yield _finding(
+            "warning",
+            "length_correlation",
+            f"score differences go with length differences (Spearman {correlation['value']:.2f}): PPO would be paid "
+            f"for {longer} answers",
+            "compare the accuracy where people preferred the longer and the shorter answer",
+        )
+    ties, near = report["ties"], report["near_duplicates"]
+    if ties["n"] >= 20 and ties["others"]["n"] and ties["median_difference"] >= ties["others"]["median_difference"]:
+        yield _finding(
+            "note",
+            "ties",
+            f"the model is as sure of pairs that people call a tie (median difference {ties['median_difference']:.2g}) "
+            f"as of the others ({ties['others']['median_difference']:.2g})",
+            "",
+            ties["n"],
+        )
+    if near["n"] >= 20 and near["others"]["n"] and near["median_difference"] >= near["others"]["median_difference"]:
+        yield _finding(
+            "note",
+            "near_duplicates",
+            f"answers that share most of their words differ in score as much (median {near['median_difference']:.2g}) "
+            f"as others do ({near['others']['median_difference']:.2g})",
+            "",
+            near["n"],
+        )
+
+
+def _probability_findings(report: Mapping[str, Any]) -> Iterator[Finding]:
+    ece, ceiling = report["ece"]["value"], report["ece_if_calibrated"]["ci"][1]
+    if ece > max(ceiling, _NO_MATTER):
+        says, agree = report["confidence"]["value"], report["agreement"]["value"]
+        sure = "too sure" if says > agree else "not sure enough"
+        yield _finding(
+            "warning",
+            "calibration",
+            f"the model is {sure} of its choices: on average it says {says:.0%} and {agree:.0%} of the votes agree "
+            f"(ECE {ece:.3f}; chance alone gives at most {ceiling:.3f})",
+            "fewer epochs or a lower learning rate; label smoothing" if says > agree else "",
+        )
+    low, high = report["log_loss"]["ci"]
+    if report["log_loss"]["value"] > LN2:
+        yield _finding(
+            "warning" if low > LN2 else "note",
+            "log_loss",
+            f"the log-loss of {report['log_loss']['value']:.3f} ({low:.3f} to {high:.3f}) is no better than that of "
+            f"saying 50% of every pair ({LN2:.3f})",
+            "the scores are too far apart for how often they are right: overfitted",
+        )
+
+
+def _eos_findings(eos: Mapping[str, Any]) -> Iterator[Finding]:
+    if not eos["questions"]:
+        return
+    moved, spread = eos["moved"], eos["spread"]
+    if not eos["largest"]:
+        yield _finding(
+            "error",
+            "eos_unread",
+            "no score changes when the end of the answer (EOS) is cut off: the score does not depend on the last token",
+            "see that pad and EOS are different tokens",
+        )
+    elif moved["ci"][0] > 0.5 * spread:
+        yield _finding(
+            "warning",
+            "eos_rise",
+            f"answers score higher without their end: by {moved['value']:.2g}, and all scores spread by {spread:.2g}",
+            "PPO could gain by never ending: keep rollout.missing_eos_score below what cut-off answers get",
+        )
+
+
+def _points(estimate: Mapping[str, Any]) -> str:
+    low, high = estimate["ci"]
+    return f"{100 * estimate['value']:+.1f} points, {100 * low:+.1f} to {100 * high:+.1f}"
+
+
+# --- what leaves this stage --------------------------------------------------------------------------------------
+
+
+def compact(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The few figures that a model's manifest and card keep."""
+    figures = {"held_out_prompts": report["prompts"], "held_out_pairs": report["pairs"]}
+    if not report["pairs"]:
+        return figures
+    ceiling = report["human_ceiling"]
+    kept = {
+        "accuracy": report["accuracy"],
+        "length_baseline": report["length"]["baseline"],
+        "human_ceiling": ceiling and {key: ceiling[key] for key in ("value", "ci", "n")},
+        "log_loss": report["log_loss"],
+        "ece": report["ece"],
+    }
+    return {key: value for key, value in kept.items() if value is not None} | figures
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """The report in one line."""
+    accuracy = report["accuracy"]
+    if accuracy is None:
+        return "Nothing was held out" if not report["questions"] else "No held-out vote decides anything"
+    return f"Agrees with {accuracy['value']:.1%} of {accuracy['n']:,} held-out votes"
+
+
+def summary(report: Mapping[str, Any]) -> Iterator[str]:
+    """The report as a few lines for a terminal."""
+    ties = report["votes"]["tie"]
+    tied = f", and {ties:,} ties" if ties else ""
+    yield f"{verdict(report)} on {report['pairs']:,} pairs of {report['prompts']:,} prompts{tied}"
+    if report["pairs"]:
+        eos, ceiling = report["without_eos"], report["human_ceiling"]
+        rows = [
+            ("accuracy", _share(report["accuracy"]), "chance: 50%"),
+            ("longer is better", _share(report["length"]["baseline"]), "accuracy of that rule"),
+            ("one human", _share(ceiling), "against the majority of the others" if ceiling else "nobody shared a pair"),
+            ("log-loss", _number(report["log_loss"]), f"chance: {LN2:.3f}"),
+            ("ECE", f"{report['ece']['value']:.3f}", f"{_range(report['ece_if_calibrated'])} if calibrated"),
+        ]
+        if eos["questions"]:
+            rows.append(("without EOS", _number(eos["moved"]), f"moves a score; spread {eos['spread']:.3f}"))
+        if report["ensemble"]:
+            split = _share(report["ensemble"]["split"])
+            rows.append(("members differ", split, f"of the pairs; {report['ensemble']['members']} members"))
+        yield from (f"  {name:<17} {value:<26} {about}".rstrip() for name, value, about in rows)
+    if report["ratings"]:
+        ratings = report["ratings"]
+        against = f"always the mean: {ratings['squared_error_of_the_mean']:.3f}"
+        yield f"  {'squared error':<17} {_number(ratings['squared_error']):<26} {against}"
+        yield f"  {'correlation':<17} {_number(ratings['correlation'])}"
+    for finding in findings(report):
+        yield f"  {finding.level}: {finding.text}"
+
+
+def _share(estimate: Mapping[str, Any] | None) -> str:
+    return "-" if estimate is None else f"{estimate['value']:.1%} ({_range(estimate, 100)})"
+
+
+def _number(estimate: Mapping[str, Any] | None) -> str:
+    return "-" if estimate is None else f"{estimate['value']:.3f} ({_range(estimate)})"
+
+
+def _range(estimate: Mapping[str, Any], scale: float = 1) -> str:
+    low, high = (scale * bound for bound in estimate["ci"])
+    return f"{low:.1f} to {high:.1f}" if scale == 100 else f"{low:.3f} to {high:.3f}"
+
+
+def save_report(run_dir: Path, name: str, report: Mapping[str, Any]) -> None:
+    """`RUN/report.json` and `RUN/report.html`, and the summary on the screen; main process only."""
+    from reward.page import html_page  # Jinja is needed here alone
+
+    whole = {"verdict": verdict(report), "findings": [asdict(each) for each in findings(report)], **report}
+    text = json.dumps(finite(whole), indent=2, ensure_ascii=False, allow_nan=False)
+    (run_dir / "report.json").write_text(text + "\n", encoding="utf-8", errors="replace")
+    (run_dir / "report.html").write_text(html_page(name, report), encoding="utf-8")
+    for line in summary(report):
+        print(line)  # nothing in it is anybody else's text
+    print(one_line(f"  see {run_dir / 'report.html'}"))

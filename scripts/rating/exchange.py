@@ -1,0 +1,197 @@
+"""Ratings in and out of files, and out of the world: what `rate.py import`, `export` and `forget` do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from alignment.errors import UserError
+from alignment.importers import PassedOver
+from alignment.ratings import RatingsStore
+from alignment.ratings.records import item_key
+from alignment.readers import BadRow, read_rows
+from alignment.registry import Registry
+from alignment.registry.errors import RegistryError
+from alignment.registry.lineage import walk
+from alignment.registry.manifest import DataFingerprint
+from alignment.writers import row_writer
+from rating.formats import FORMATS, Entry, FileFormat, Stored
+
+MAX_BAD_SHARE = 0.01
+"""A larger share of rows that cannot be used, and nothing is imported; as `data.max_bad_share` of training."""
+
+
+def import_file(store: RatingsStore, format: str, path: str | Path) -> dict[str, Any]:
+    """Take the items and ratings of a file into the store, all or none; the same file again changes nothing.
+
+    The nth item of the same texts in a file is the nth such item of the store. An answer that contradicts what the
+    labeler said in the store already is set aside, as a row is that cannot be used.
+
+    Returns:
+        Counts: `rows`, `items`, `new_items`, `ratings`, `new_ratings` and `passed_over` (by reason); `bad`, place and
+        reason of each row set aside; `drops`, in words, what the format or this import leaves behind.
+
+    Raises:
+        UserError: no such format or file, nothing in it, or more than 1% of its rows are bad; nothing is imported.
+    """
+    chosen = _format(format)
+    known = {item.id for item in store.items()}
+    rows = num_ratings = new_ratings = 0
+    items: set[int] = set()
+    simulated: set[str] = set()
+    passed_over: Counter[str] = Counter()
+    bad: list[dict[str, str]] = []
+    copies: Counter[str] = Counter()
+    with store.transaction():
+        for place, read in _entries(path, chosen):
+            rows += 1
+            if isinstance(read, PassedOver):
+                passed_over[str(read)] += 1
+            elif isinstance(read, BadRow):
+                bad.append({"place": place, "reason": str(read)})
+            else:
+                reasons = []
+                for entry in read:
+                    item = _add(store, entry, copies)
+                    items.add(item)
+                    simulated |= entry.simulated
+                    for answer in entry.answers:
+                        try:
+                            new_ratings += store.import_rating(item, **answer)
+                            num_ratings += 1
+                        except UserError as reason:
+                            reasons.append(str(reason).removeprefix(f"{store.path}: "))
+                if reasons:
+                    bad.append({"place": place, "reason": "; ".join(reasons)})
+        _check(path, rows, bad)
+        for labeler in sorted(simulated):
+            store.mark_simulated(labeler)
+    return {
+        "format": format,
+        "file": str(path),
+        "rows": rows,
+        "items": len(items),
+        "new_items": len(items - known),
+        "ratings": num_ratings,
+        "new_ratings": new_ratings,
+        "passed_over": dict(passed_over),
+        "bad": bad,
+        "drops": chosen.import_drops,
+    }
+
+
+def _entries(path: str | Path, chosen: FileFormat) -> Iterator[tuple[str, list[Entry] | BadRow]]:
+    for place, row in read_rows(path):
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            if not isinstance(row, Mapping):
+                raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
+            yield place, chosen.read(row)
+        except BadRow as reason:
+            yield place, reason
+
+
+def _add(store: RatingsStore, entry: Entry, copies: Counter[str]) -> int:
+    key = item_key(entry.kind, [dict(turn) for turn in entry.prompt], entry.completions)
+    copies[key] += 1
+    return store.add_item(
+        entry.prompt, entry.completions, entry.need, entry.metadata, entry.kind, entry.gold, copy=copies[key] - 1
+    )
+
+
+def _check(path: str | Path, rows: int, bad: list[dict[str, str]]) -> None:
+    if rows == 0:
+        raise UserError(f"{path}: no rows in it; expected at least one")
+    if len(bad) > MAX_BAD_SHARE * rows:
+        raise UserError(
+            f"{bad[0]['place']}: {bad[0]['reason']} ({len(bad)} of {rows} rows cannot be used, 1 in 100 may); nothing "
+            "was imported: mend the rows, or name another --format"
+        )
+
+
+def export_file(store: RatingsStore, format: str, path: str | Path) -> dict[str, Any]:
+    """Write the store's items and ratings to a new file, in one piece or not at all.
+
+    Returns:
+        Counts: `rows` written, `items` and `ratings` of the store (skips and controls too), `left_out` by reason;
+        `drops`, in words, what the format has no room for.
+
+    Raises:
+        UserError: no such format, a suffix that it is not written with, a file that exists, or nothing to write.
+    """
+    chosen = _format(format)
+    stored = Stored(store.items(), store.ratings(skips=True), store.ratings(for_training=True), store.simulated())
+    left_out: Counter[str] = Counter()
+    rows = 0
+    with row_writer(Path(path), suffixes=chosen.suffixes) as write:
+        for row in chosen.write(stored, left_out):
+            write(row)
+            rows += 1
+        if rows == 0:
+            reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.items()) or "it has no items"
+            raise UserError(f"{store.path}: nothing to write as {format}: {reasons}")
+    return {
+        "format": format,
+        "file": str(path),
+        "rows": rows,
+        "items": len(stored.items),
+        "ratings": len(stored.ratings),
+        "left_out": dict(left_out),
+        "drops": chosen.export_drops,
+    }
+
+
+def _format(name: str) -> FileFormat:
+    if name not in FORMATS:
+        raise UserError(f"--format {name}: no such format; expected one of {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+# --- forget --------------------------------------------------------------------------------------------------------
+
+
+def forget(db: str | Path, labeler: str, registry_path: str | Path | None = None) -> dict[str, Any]:
+    """Remove a labeler from the store and list the models of a registry that learned from their ratings.
+
+    The models stay: what to do about them is a person's decision.
+
+    Returns:
+        `ratings` removed; `hash`, which stands for the labeler in manifests; `models`, each with its `ref`, the number
+        of `ratings` of theirs that it was trained on itself (0: it was made with such a model), and `through`, the
+        references of its own ancestors that were; `unreadable`, versions whose manifest could not be read.
+
+    Raises:
+        UserError: no such store; or the labeler's bytes could not be wiped because another program has the file open.
+    """
+    with RatingsStore(db) as store:
+        hashed = store.labeler_hash(labeler)
+        models, unreadable = _trained_on(hashed, Registry(registry_path))  # first: a bad registry stops all
+        removed = store.forget(labeler)
+    return {"labeler": labeler, "hash": hashed, "ratings": removed, "models": models, "unreadable": unreadable}
+
+
+def _trained_on(hashed: str, registry: Registry) -> tuple[list[dict[str, Any]], list[str]]:
+    models, unreadable = [], []
+    for name in registry.names():
+        for number in registry.numbers(name):
+            try:
+                root = registry.lineage(f"{name}@v{number}")
+            except RegistryError as error:
+                unreadable.append(f"{name}@v{number}: {error}")
+                continue
+            counts = {node.ref: max(map(partial(_count, hashed), node.data), default=0) for node in walk(iter([root]))}
+            own = counts.pop(root.ref)
+            through = sorted(ref for ref, count in counts.items() if count)
+            if own or through:
+                models.append({"ref": root.ref, "ratings": own, "through": through})
+    return models, unreadable
+
+
+def _count(hashed: str, mark: DataFingerprint) -> int:
+    """How many ratings of a labeler the data of a model had; of one that was only judged on them, none."""
+    counts = (mark.model_extra or {}).get("labeler_hashes") if mark.use == "train" else None
+    return int(counts.get(hashed, 0)) if isinstance(counts, Mapping) else 0
