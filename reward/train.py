@@ -150,7 +150,8 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
             assert probe is not None  # made when the folder was
 
             def judge_and_publish() -> tuple[str, dict[str, Any]]:
-                judged = _finish(folder, config, prepared, probe, journal, step)
+                with distributed.whole_models():  # ZeRO-3 would part them among processes that are not here
+                    judged = _finish(folder, config, prepared, probe, journal, step)
                 return _publish(folder, config, prepared, metrics | judged), judged
 
             ref, judged = distributed.on_main_process(judge_and_publish)
@@ -184,7 +185,6 @@ def _finish(
     metrics: dict[str, Any] = {"score_bias": shift, **prepared.zero.summary()}
     if prepared.scale is not None:
         metrics |= {"rating_mean": prepared.scale.mean, "rating_std": prepared.scale.std}
-    journal.event("zero", shift=shift, **prepared.zero.summary())
     score = partial(score_questions, scalar, pad_token_id=pad)
     scores = score(prepared.held_out)
     report = evaluate(prepared.held_out, scores, score, rating_offset=shift)
@@ -228,6 +228,7 @@ def _note_data(journal: Journal, config: RewardStageConfig, prepared: Prepared) 
         pairs=train,
         held_out=held_out,
         **prepared.left_out,
+        **zero.summary(),
     )
     if prepared.reliability is not None:
         journal.event("reliability", weights=sorted(prepared.reliability.values()))

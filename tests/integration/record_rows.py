@@ -12,6 +12,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import torch
 import transformers
 
 import ppo.train
@@ -26,10 +27,14 @@ def write(rows, **fields):
 
 
 def rows_of(inputs):
-    """(ids, which of them are real) of each row of a batch, packed or padded."""
+    """(ids, which of them are real) of each sequence of a batch, packed behind the prefix that it shares, or padded."""
     if "packed_groups" in inputs:
-        lengths = [length for _, length in inputs["packed_groups"]]
-        return [(ids, slice(None)) for ids in inputs["input_ids"][0].split(lengths)]
+        pieces = iter(inputs["input_ids"][0].split([length for group in inputs["packed_groups"] for length in group]))
+        found = []
+        for group in inputs["packed_groups"]:
+            prefix = next(pieces)
+            found += [(torch.cat([prefix, next(pieces)]), slice(None)) for _ in group[1:]]
+        return found
     return zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
 
 

@@ -155,7 +155,7 @@ def vote(choice, strength=None, labeler=None):
         ([vote("first")], 2, None, (1.0, 1.0, 0.0)),
         ([vote("tie")], 4, None, (0.5, 1 / 6, 0.0)),
         ([vote("first", 3), vote("tie")], 2, None, (0.75, 2.0, 0.45)),
-        ([vote("first", 1), vote("first", 1), vote("second", 3)], 3, None, (2 / 3, 1.0, 0.0)),  # strength says otherwise
+        ([vote("first", 1), vote("first", 1), vote("second", 3)], 3, None, (2 / 3, 1.0, 0.0)),  # who is ahead counts
         ([vote("first", 2), vote("second", 2)], 2, None, (0.5, 2.0, 0.0)),
         ([vote("first", 2, "ann"), vote("second", 2, "bob")], 2, {"ann": 1.5, "bob": 0.5}, (0.75, 2.0, 0.3)),
         ([vote("first", 2, "ann"), vote("second", 2, "new")], 2, {"ann": 1.0}, (0.5, 2.0, 0.0)),
