@@ -12,7 +12,7 @@ from reward.calibration import LN2
 from reward.charts import histogram_chart, reliability_chart
 from reward.report import SUSPICIOUS, findings, verdict
 
-_STYLE = """h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; }
+_STYLE = """body { overflow-wrap: anywhere; } h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; }
 .intro { color: var(--dim); margin-bottom: .6rem; max-width: 46rem; }
 .bars { table-layout: fixed; } .bars th { white-space: normal; font-weight: 400; width: 34%; overflow-wrap: anywhere; }
 .bars .number { width: 21%; } .bars small { display: block; color: var(--dim); font-size: .8rem; line-height: 1.3; }
