@@ -1,5 +1,7 @@
 """`python -m reward configs/reward/demo.yaml [key=value ...]`"""
 
+import argparse
+
 from alignment.stage import leave, run_stage
 from reward.config import RewardStageConfig
 
@@ -16,7 +18,31 @@ def main() -> int:
 
         return plan(config, world_size)
 
-    return run_stage("reward", RewardStageConfig, train, plan)
+    def study(config: RewardStageConfig, args: argparse.Namespace) -> str | None:
+        if args.overfit is None:
+            return None
+        from reward.overfit import overfit
+
+        return overfit(config, args.overfit)
+
+    return run_stage("reward", RewardStageConfig, train, plan, options=[_options()], study=study)
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
+        "--overfit",
+        type=pairs,
+        metavar="N",
+        help="preflight: learn N pairs (32, say) by heart, or say why that fails; no run is left",
+    )
+    return parser
+
+
+def pairs(text: str) -> int:
+    if not 2 <= int(text) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text}: expected 2 to 1000 pairs")
+    return int(text)
 
 
 if __name__ == "__main__":

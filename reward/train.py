@@ -94,12 +94,17 @@ def prepare(config: RewardStageConfig) -> Prepared:
     if scale is not None:
         train, held_out = standardised(train, scale), standardised(held_out, scale)
     zero = distributed.on_main_process(lambda: find_zero(config, registry, start.source, start.tokenizer, train))
-    defaults = methods.with_learning_rate(DEFAULTS, config.model)
-    arguments = trainers.make_arguments(RewardConfig, config, defaults, max_length=None, no_eval=not held_out)
+    arguments = make_arguments(config, no_eval=not held_out)
     return Prepared(
         seed, registry, start, train_set, eval_set, train, held_out, left_out, reliability, scale, zero, arguments,
         data_report,
     )  # fmt: skip
+
+
+def make_arguments(config: RewardStageConfig, no_eval: bool) -> RewardConfig:
+    """TRL's arguments; `no_eval`: there is nothing to evaluate on."""
+    defaults = methods.with_learning_rate(DEFAULTS, config.model)
+    return trainers.make_arguments(RewardConfig, config, defaults, max_length=None, no_eval=no_eval)
 
 
 def build_trainer(config: RewardStageConfig, prepared: Prepared, journal: Journal) -> QuestionTrainer:
