@@ -100,6 +100,7 @@ def test_figures_of_known_labelers(busy):
         assert mine["gold"]["ci"][0] < mine["gold"]["value"] <= mine["gold"]["ci"][1]
         assert mine["reliability"]["accuracy"] == pytest.approx(accuracy, abs=0.1)
         assert mine["reliability"]["overlaps"] == 120
+        assert mine["position"]["n"] == sum(r.labeler == name and r.why != "repeat" for r in ratings)
         assert mine["rated"] == sum(r.labeler == name for r in ratings)
     assert found["labelers"]["ann"]["self_agreement"]["value"] > 0.8
     assert found["labelers"]["lefty"]["self_agreement"]["value"] < 0.4  # the same side is the other answer
