@@ -34,10 +34,9 @@ from reward.batches import Layout, QuestionCollator, choose_layout, score_questi
 from reward.config import DEFAULTS, RewardStageConfig
 from reward.data import Encoding, Judgement, encode, labeler_weights, read_judgements
 from reward.demonstrations import Zero, find_zero
-from reward.evaluate import evaluate
+from reward.evaluation import compact, evaluate, save_report
 from reward.finish import finish, write_eval_pairs
 from reward.questions import Question, Scale, rating_scale, standardised
-from reward.report import compact, save_report
 from reward.trainer import Probe, QuestionTrainer
 
 PROBE = 8

@@ -262,7 +262,7 @@ def reward_accuracy() -> dict[str, Any]:
     """The reward model's accuracy on held-out ratings, and the gold score's own, which is the ceiling."""
     from alignment.data import CHOICES, Comparison, Vote
     from alignment.ratings import RatingsStore
-    from reward.evaluate import order, vote_accuracy
+    from reward.evaluation import order, vote_accuracy
 
     with RatingsStore(RATINGS) as store:
         gold = {

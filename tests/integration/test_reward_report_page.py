@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from judging import by_length, comparison, question
 
-from reward.evaluate import evaluate
-from reward.report import save_report
+from reward.evaluation import evaluate
+from reward.evaluation.report import save_report
 
 HOSTILE = "</div><script>document.title='run'</script><img src=x onerror=\"document.title='run'\"> " + "w" * 300
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from judging import END, by_length, comparison, pair_questions, question, swap
 
-from reward.evaluate import evaluate
-from reward.judged import order, vote_accuracy
-from reward.shortcuts import cut_eos, rank_correlation
+from reward.evaluation import evaluate
+from reward.evaluation.judged import order, vote_accuracy
+from reward.evaluation.shortcuts import cut_eos, rank_correlation
 
 
 def judge(questions, scores, **options):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignment.pages import render
-from reward.calibration import LN2
-from reward.charts import histogram_chart, reliability_chart
-from reward.report import SUSPICIOUS, findings, verdict
+from reward.evaluation.calibration import LN2
+from reward.evaluation.charts import histogram_chart, reliability_chart
+from reward.evaluation.report import SUSPICIOUS, findings, verdict
 
 _STYLE = """body { overflow-wrap: anywhere; } h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; }
 .intro { color: var(--dim); margin-bottom: .6rem; max-width: 46rem; }

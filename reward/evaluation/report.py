@@ -12,7 +12,7 @@ from alignment.inspection import Finding
 from alignment.inspection.report import LEVELS, Level
 from alignment.terminal import one_line
 from alignment.tracking.journal import finite
-from reward.calibration import LN2
+from reward.evaluation.calibration import LN2
 
 SUSPICIOUS = 0.80
 """Two people agree on 63 to 77% of such pairs (Ouyang et al. 2022, section 3.4; Stiennon et al. 2020, appendix C.2; Bai
@@ -265,7 +265,7 @@ def _range(estimate: Mapping[str, Any], scale: float = 1) -> str:
 
 def save_report(run_dir: Path, name: str, report: Mapping[str, Any]) -> None:
     """`RUN/report.json` and `RUN/report.html`, and the summary on the screen; main process only."""
-    from reward.page import html_page  # Jinja is needed here alone
+    from reward.evaluation.page import html_page  # Jinja is needed here alone
 
     whole = {"verdict": verdict(report), "findings": [asdict(each) for each in findings(report)], **report}
     text = json.dumps(finite(whole), indent=2, ensure_ascii=False, allow_nan=False)

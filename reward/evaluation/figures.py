@@ -1,6 +1,6 @@
 """How well a reward model agrees with held-out ratings, beside the baselines that expose a shortcut.
 
-`evaluate` gives plain numbers; `reward.report` says in words what is wrong with them, `reward.page` draws them.
+`evaluate` gives plain numbers.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import numpy as np
 
 from alignment.data import CHOICES
 from alignment.intervals import bootstrap_mean, bootstrap_sums
-from reward import calibration
 from reward.agreement import human_ceiling
-from reward.calibration import Array
-from reward.judged import RESAMPLES, Judged, accuracy, judged_pairs, order
+from reward.evaluation import calibration
+from reward.evaluation.calibration import Array
+from reward.evaluation.judged import RESAMPLES, Judged, accuracy, judged_pairs, order
+from reward.evaluation.shortcuts import Score, length, near_duplicates, ties, without_eos
+from reward.evaluation.slices import slices
 from reward.questions import Question
-from reward.shortcuts import Score, length, near_duplicates, ties, without_eos
-from reward.slices import slices
 
 _HISTOGRAM_BINS = 24
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
