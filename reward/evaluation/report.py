@@ -159,12 +159,12 @@ def _probability_findings(report: Mapping[str, Any]) -> Iterator[Finding]:
             "fewer epochs or a lower learning rate; label smoothing" if says > agree else "",
         )
     low, high = report["log_loss"]["ci"]
-    if report["log_loss"]["value"] > LN2:
+    if low > LN2:
         yield _finding(
-            "warning" if low > LN2 else "note",
+            "warning",
             "log_loss",
-            f"the log-loss of {report['log_loss']['value']:.3f} ({low:.3f} to {high:.3f}) is no better than that of "
-            f"saying 50% of every pair ({LN2:.3f})",
+            f"the log-loss of {report['log_loss']['value']:.3f} ({low:.3f} to {high:.3f}) is worse than that of saying "
+            f"50% of every pair ({LN2:.3f})",
             "the scores are too far apart for how often they are right: overfitted",
         )
 

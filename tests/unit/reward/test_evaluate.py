@@ -322,10 +322,11 @@ def test_samples_are_the_surest_mistakes_and_the_closest_calls_one_of_a_question
 
 
 def test_long_texts_are_cut_in_samples():
-    row = comparison("q" * 5000, ["second"], ("x" * 5000, "y"))
+    row = comparison("p" * 5000 + "What?", ["second"], ("x" * 5000, "y"))
     (item,) = judge([question(0, [(0, 1, row)])], [[1.0, 0.0]])["samples"]["wrong"]
     assert len(item["answers"][0]["text"]) < 2010 and item["answers"][0]["text"].endswith("x …")
-    assert len(item["prompt"][0]["content"]) < 2010
+    shown = item["prompt"][0]["content"]
+    assert len(shown) < 1010 and shown.startswith("… p") and shown.endswith("What?")
 
 
 def test_nothing_held_out_and_all_ties():
