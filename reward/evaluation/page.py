@@ -23,7 +23,7 @@ _STYLE = """body { overflow-wrap: anywhere; } h3 { font-size: 1rem; margin: 1.4r
 .chance { stroke: currentColor; stroke-dasharray: 3 3; opacity: .5; } .beyond { fill: var(--warning); opacity: .12; }
 .scale { position: relative; height: 1.2rem; color: var(--dim); font-size: .8rem; }
 .scale span { position: absolute; white-space: nowrap; transform: translateX(-50%); }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); 
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr));
   gap: 1rem 2rem; margin-bottom: 1rem; }
 .slices { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 2.5rem; }
 figure { margin: 0; max-width: 30rem; } figcaption { font-weight: 600; margin-bottom: .3rem; }
