@@ -294,6 +294,11 @@ def dawid_skene(ballots: Sequence[Ballot], max_steps: int = 500, tolerance: floa
 
 
 def reliability(ballots: Sequence[Ballot]) -> dict[str, float]:
+    """Training weight of each labeler's votes: `vote_weights` of `dawid_skene`."""
+    return vote_weights(dawid_skene(ballots))
+
+
+def vote_weights(found: OneCoin) -> dict[str, float]:
     """Training weight of each labeler's votes; the mean over labelers is 1.
 
     With K labels, a labeler who is right with probability a (`dawid_skene`, shrunk) votes as one who knows the answer
@@ -303,7 +308,6 @@ def reliability(ballots: Sequence[Ballot]) -> dict[str, float]:
     that one consistent labeler would drown out the others in training. Where nobody is better than chance, or there is
     one label only or no overlap, all weigh 1.
     """
-    found = dawid_skene(ballots)
     if not any(found.overlaps.values()):
         return dict.fromkeys(found.accuracy, 1.0)
     chance = 1 / max(found.num_labels, 2)

@@ -157,17 +157,14 @@ def sample(model: str, seed: int) -> dict[str, Any]:
 
 
 def rate_by_hand(args: argparse.Namespace) -> None:
-    from rate import TerminalKeys, rate, read_line
+    from rate import rate_here
 
     from alignment.ratings import RatingsStore
 
     say(f"now rate {args.rate} pairs: which answer should a library give? (? shows the keys)")
     with RatingsStore(RATINGS) as store:
-        if sys.stdin.isatty():
-            with TerminalKeys(sys.stdin.fileno()) as keys:
-                rate(store, "you", keys.read, screen, limit=args.rate, forget_typed=keys.forget_typed)
-        else:
-            rate(store, "you", read_line, screen, limit=args.rate)
+        if status := rate_here(store, "you", stdout_is_taken=args.json, limit=args.rate):
+            sys.exit(status)
 
 
 def rate_by_simulation(args: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if __name__ == "__main__":
@@ -33,7 +34,7 @@ from alignment import terminal
 from alignment.errors import UserError
 
 if TYPE_CHECKING:
-    from alignment.ratings import Progress
+    from alignment.ratings import Order, Progress, RatingsStore
 
 PORT = 8765
 
@@ -73,20 +74,31 @@ def rate(args: argparse.Namespace) -> int:
 
     with RatingsStore(args.db, seed=args.seed) as store:
         store.progress(args.labeler)  # a bad name fails before the terminal is touched
-        status = 0
-        if not args.plain and can_draw(args.json):
-            from rating import screen
-
-            status = screen.run(store, args.labeler, args.order)
-        else:
-            from rating import plain
-
-            console = terminal.screen(stderr=args.json)
-            plain.run(store, args.labeler, args.order, plain.read_line, console, forget_typed=plain.forget_typed)
+        status = rate_here(store, args.labeler, args.order, args.plain, args.json)
         progress = store.progress(args.labeler)
     if status == 0:
         say_goodbye(args, progress)
     return status
+
+
+def rate_here(
+    store: RatingsStore,
+    labeler: str,
+    order: Order = "random",
+    by_lines: bool = False,
+    stdout_is_taken: bool = False,
+    limit: int | None = None,
+) -> int:
+    """On the screen, or by lines where none can be drawn; returns the exit status, 0 unless a signal ended it."""
+    if not by_lines and can_draw(stdout_is_taken):
+        from rating import screen
+
+        return screen.run(store, labeler, order, limit)
+    from rating import plain
+
+    console = terminal.screen(stderr=stdout_is_taken)
+    plain.run(store, labeler, order, plain.read_line, console, limit, plain.forget_typed)
+    return 0
 
 
 def can_draw(stdout_is_taken: bool) -> bool:
@@ -136,11 +148,11 @@ def run_settings(args: argparse.Namespace) -> Any:
 
 
 def run_order(args: argparse.Namespace) -> Any:
-    from rating.uncertainty import order_items
-
     from alignment.stage import quiet_libraries
 
-    quiet_libraries()
+    quiet_libraries()  # before the libraries are imported
+    from rating.uncertainty import order_items
+
     return order_items(args.db, args.model, args.registry)
 
 
@@ -164,8 +176,14 @@ def run_import(args: argparse.Namespace) -> Any:
 
     from alignment.ratings import RatingsStore
 
-    with RatingsStore(args.db, create=True) as store:
-        return import_file(store, args.format, args.file)
+    is_new = not Path(args.db).exists()
+    try:
+        with RatingsStore(args.db, create=True) as store:
+            return import_file(store, args.format, args.file)
+    except UserError:
+        if is_new:  # an empty ratings file would look as if something had been imported
+            Path(args.db).unlink(missing_ok=True)
+        raise
 
 
 def run_export(args: argparse.Namespace) -> Any:
@@ -181,6 +199,12 @@ def run_forget(args: argparse.Namespace) -> Any:
     from rating.exchange import forget
 
     return forget(args.db, args.name, args.registry)
+
+
+def show_forgotten(result: dict[str, Any]) -> None:
+    from rating.exchange import show_forgotten
+
+    show_forgotten(result, terminal.screen())
 
 
 def show_fields(result: dict[str, Any]) -> None:
@@ -250,7 +274,7 @@ COMMANDS = {
         "Remove a labeler's ratings and all that is known of them, and list the models trained on their ratings.",
         "rate.py forget ada --db ratings.db",
         run_forget,
-        show_fields,
+        show_forgotten,
         [(["name"], {"metavar": "NAME", "help": "the labeler"}), REGISTRY],
     ),
 }

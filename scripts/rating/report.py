@@ -28,8 +28,8 @@ from reward.agreement import (
     fleiss_kappa,
     human_ceiling,
     preference,
-    reliability,
     three_way_agreement,
+    vote_weights,
     wilson,
 )
 
@@ -184,7 +184,8 @@ def _longer(pairs: Sequence[Pair], labeler: str | None = None) -> Figures | None
 
 def _labelers(items: dict[int, Item], ratings: Sequence[Rating], pairs: Sequence[Pair]) -> dict[str, Figures]:
     ballots: list[Ballot] = [pair.choices for pair in pairs]
-    coin, weights = dawid_skene(ballots), reliability(ballots)
+    coin = dawid_skene(ballots)
+    weights = vote_weights(coin)
     found = {}
     for name in sorted({rating.labeler for rating in ratings}):
         mine = [rating for rating in ratings if rating.labeler == name]

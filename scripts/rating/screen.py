@@ -23,7 +23,7 @@ from textual.widgets import Footer, Input, Static
 from alignment.ratings import Assignment, Order, RatingsStore
 from alignment.terminal import clean
 from rating import drawing
-from rating.sitting import Sitting
+from rating.sitting import Sitting, State
 
 MOST_ANSWERS = 9
 DEAF_SECONDS = 0.15  # a key that comes sooner after a new item was meant for the one before
@@ -130,7 +130,7 @@ class RatingApp(App[int]):
         self.sitting = sitting
         self.deaf_until = math.inf  # monotonic time up to which keys are dropped; what is new is not on the screen yet
         self._last_key = ""
-        self._on_screen: object = None
+        self._on_screen: tuple[State, Assignment | None] | None = None
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="top"):
@@ -248,6 +248,8 @@ class RatingApp(App[int]):
         sitting, width = self.sitting, self.size.width
         now = (sitting.state, sitting.assignment)
         if now != self._on_screen:
+            if self._on_screen is None or self._on_screen[0] != sitting.state:
+                self.refresh_bindings()  # makes the footer anew
             self._on_screen = now
             self._draw_item(sitting.assignment)
             self.deaf_until = math.inf
@@ -269,7 +271,6 @@ class RatingApp(App[int]):
         end.display = assignment is None
         if assignment is None:
             end.update(drawing.end(self.sitting.progress))
-            self.refresh_bindings()
             return
         self.query_one("#messages", Text).update(drawing.conversation(assignment.prompt))
         for index, box in enumerate(self.query(".answer").results(Text)):
@@ -281,7 +282,6 @@ class RatingApp(App[int]):
         self.query_one("#answers").scroll_home(animate=False)
         # The end of a long conversation is what is answered.
         self.call_after_refresh(self.query_one("#prompt").scroll_end, animate=False)
-        self.refresh_bindings()
 
     def _draw_choices(self, assignment: Assignment, width: int) -> None:
         across = drawing.columns(len(assignment.completions), width)

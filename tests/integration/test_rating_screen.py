@@ -481,7 +481,7 @@ def test_long_sessions_neither_grow_nor_slow_down(store: RatingsStore, monkeypat
     counts, seconds = [], []
 
     async def script(pilot: Pilot) -> None:
-        for i in range(60):
+        for _ in range(60):
             started = time.perf_counter()
             await press(pilot, "s")
             seconds.append(time.perf_counter() - started)
