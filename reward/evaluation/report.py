@@ -108,11 +108,12 @@ def _shortcut_findings(report: Mapping[str, Any]) -> Iterator[Finding]:
     if length["ahead"]["ci"][0] <= 0:
         baseline = length["baseline"]["value"]
         value = baseline if length["rule"] == "longer" else 1 - baseline
+        worse = "worse than" if length["ahead"]["ci"][1] < 0 else "not shown to be better than"
         yield _finding(
             "warning",
             "length_rule",
-            f"not shown to be better than always preferring the {length['rule']} answer, which agrees with {value:.1%} "
-            f"of the votes (difference {_points(length['ahead'])})",
+            f"{worse} always preferring the {length['rule']} answer, which agrees with {value:.1%} of the votes "
+            f"(difference {_points(length['ahead'])})",
             "the model may know nothing but length",
         )
     correlation = length["correlation"]
