@@ -30,10 +30,9 @@ from alignment.terminal import one_line
 from alignment.tracking import Journal
 from reward.batches import Layout, QuestionCollator, choose_layout
 from reward.config import DEFAULTS, EnsembleArguments, RewardStageConfig
-from reward.evaluate import evaluate
+from reward.evaluation import compact, evaluate, save_report
 from reward.finish import Finished, Trained, finish_all, summed_up, write_eval_pairs
 from reward.prepare import Prepared, make_arguments, prepare, untrained
-from reward.report import compact, save_report
 from reward.trainer import QuestionTrainer
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import secrets
+import sqlite3
 import statistics
 import time
 from collections import Counter
@@ -351,20 +352,22 @@ class RatingsStore:
 
         `for_training` leaves out what tells of the labeler and not of the item: gold, calibration and repeats.
         """
-        names = ("id", "item", "labeler", "kind", "choice", "strength", "score", "seconds", "comment", "why")
-        return [
-            Rating(
-                **{name: row[name] for name in (*names, "claimed_at", "done_at")},
-                order_shown=tuple(json.loads(row["order_shown"])),
-                ranks=tuple(json.loads(row["ranks"])) if row["ranks"] else None,
-                flags=tuple(json.loads(row["flags"])),
-            )
-            for row in self._db.execute(
-                "SELECT rating.*, kind FROM rating JOIN item ON item.id = rating.item WHERE done"
-                f" AND (choice <> 'skip' OR :skips) AND ({COUNTS} OR NOT :for_training) ORDER BY rating.id",
-                {"skips": skips, "for_training": for_training},
-            )
-        ]
+        rows = self._db.execute(
+            "SELECT rating.*, kind FROM rating JOIN item ON item.id = rating.item WHERE done"
+            f" AND (choice <> 'skip' OR :skips) AND ({COUNTS} OR NOT :for_training) ORDER BY rating.id",
+            {"skips": skips, "for_training": for_training},
+        )
+        return [_rating(row) for row in rows]
+
+    def last_rating(self, labeler: str) -> Rating | None:
+        """The labeler's newest answer, the one that `undo` would take back; None if none."""
+        check_labeler(labeler)
+        row = self._db.execute(
+            "SELECT rating.*, kind FROM rating JOIN item ON item.id = rating.item WHERE labeler = ? AND done"
+            " ORDER BY done_at DESC, rating.id DESC LIMIT 1",
+            (labeler,),
+        ).fetchone()
+        return None if row is None else _rating(row)
 
     def fingerprint(self) -> dict[str, Any]:
         """What a model trained on this store should be traced to: counts, digests and whether anyone is simulated.
@@ -567,3 +570,13 @@ def _ranges(numbers: Sequence[int]) -> str:
         else:
             parts.append([number, number])
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
+def _rating(row: sqlite3.Row) -> Rating:
+    names = ("id", "item", "labeler", "kind", "choice", "strength", "score", "seconds", "comment", "why")
+    return Rating(
+        **{name: row[name] for name in (*names, "claimed_at", "done_at")},
+        order_shown=tuple(json.loads(row["order_shown"])),
+        ranks=tuple(json.loads(row["ranks"])) if row["ranks"] else None,
+        flags=tuple(json.loads(row["flags"])),
+    )

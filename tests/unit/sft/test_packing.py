@@ -110,6 +110,7 @@ def test_flash_attention_gets_the_borders():
         ("gptj", {}, "attention cannot be replaced"),
         ("jamba", {}, "carry a state"),
         ("lfm2", {"layer_types": ["conv", "full_attention"]}, "carry a state"),
+        ("stablelm", {}, "does not hand its arguments on"),
         ("mistral", {"sliding_window": 8}, "window of 8 tokens is shorter than data.max_length=20"),
     ],
 )
