@@ -60,9 +60,9 @@ def console(stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
-def screen() -> Console:
+def screen(stderr: bool = False) -> Console:
     """The console for a command's output: in a pipe nothing is wrapped or cut."""
-    output = console()
+    output = console(stderr)
     if not output.is_terminal:
         output.width = _PIPE_WIDTH
     return output

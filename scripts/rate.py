@@ -1,280 +1,341 @@
 #!/usr/bin/env python3
-"""Rate pairs of answers, one key per decision. Every answer is saved before the next pair is shown.
+"""Rate answers, one key per decision. Every answer is saved before the next item is shown.
 
-Example:  scripts/rate.py --db runs/ratings.db --labeler ada
+  rate.py --db F --labeler NAME     rate in this terminal; --plain by lines, for screen readers and pipes
+  rate.py --db F --web              serve the same as a page for browsers, a personal link for each labeler
+
+Commands for whoever organises the rating (rate.py COMMAND --help):
+  invite      make personal links to the page
+  settings    guideline, calibration round, control items
+  order       let a reward model say which items it is least sure of, for --order uncertain
+  report      how far labelers agree, with each other and with themselves
+  import      bring ratings in from a file; export writes them to one
+  forget      remove a labeler's ratings, and list the models trained on them
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import os
-import select
 import shlex
-import signal
 import sys
-import termios
-import time
-import tty
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if __name__ == "__main__":
     from project_python import use_project_python
 
     use_project_python()
 
-from rich.console import Console, Group, RenderableType
-from rich.panel import Panel
-from rich.rule import Rule
-from rich.table import Table
-from rich.text import Text
-
 from alignment import terminal
 from alignment.errors import UserError
-from alignment.ratings import Assignment, ChoiceShown, Progress, RatingsStore
 
-SIDE_BY_SIDE = 100  # columns of a terminal from which two answers fit next to each other
-CHOICES: dict[str, ChoiceShown] = {
-    "1": "left",
-    "l": "left",
-    "left": "left",
-    "2": "right",
-    "r": "right",
-    "right": "right",
-    "t": "tie",
-    "0": "tie",
-    "s": "skip",
-}
-SAID = {
-    "left": "LEFT is better",
-    "right": "RIGHT is better",
-    "tie": "a tie",
-    "skip": "skipped",
-}
-KEYS = "1 left better   2 right better   t tie   s skip   u undo   ? help   q quit"
-HELP = """\
-1  l  left arrow     LEFT is better
-2  r  right arrow    RIGHT is better
-t  0                 a tie: as good, or as bad, as each other
-s                    skip: you cannot judge it; others will
-u                    take your last answer back, any number of times
-q                    quit; the same command goes on where you were"""
+if TYPE_CHECKING:
+    from alignment.ratings import Order, Progress, RatingsStore
+
+PORT = 8765
 
 
-def rate(
-    store: RatingsStore,
-    labeler: str,
-    read_key: Callable[[], str],
-    console: Console,
-    limit: int | None = None,
-    forget_typed: Callable[[], None] = lambda: None,
-) -> int:
-    """Let one labeler rate until nothing is left, they quit, or `limit` ratings were given; return how many.
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the command."""
 
-    `read_key` waits for a decision and returns a character, "left" or "right" for the arrow keys; "q" at the end of
-    input. `forget_typed` drops keys typed before a pair is on the screen, lest they rate it unseen. Skips are not
-    counted. Ctrl-C quits.
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {terminal.one_line(message)}; see {self.prog} --help\n")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: what it takes beside --db and --json, and what it does with it.
+
+    `run` returns the object for --json; `show` prints it for people.
     """
-    start = _rated(store.progress(labeler))
-    said = ""
-    try:
-        while True:
-            progress = store.progress(labeler)
-            if limit is not None and _rated(progress) - start >= limit:
-                break
-            assignment = store.claim(labeler)
-            if assignment is None and progress.done == 0:
-                console.print("There is nothing to rate here for you yet.")
-                break
-            forget_typed()
-            if assignment is None:
-                key = _ask_at_end(console, read_key, said)
-            else:
-                _show(console, assignment, progress, said)
-                began = time.monotonic()
-                key = _ask(console, read_key, store.guideline)
-            if key == "q":
-                break
-            if key == "u":
-                undone = store.undo(labeler)
-                said = "Taken back; please answer again." if undone else "There is nothing to undo."
-            elif assignment is not None:
-                said = _save(store, assignment, CHOICES[key], time.monotonic() - began)
-    except KeyboardInterrupt:
-        pass
-    console.print()
-    return _rated(store.progress(labeler)) - start
+
+    about: str
+    example: str
+    run: Callable[[argparse.Namespace], Any]
+    show: Callable[[Any], None]
+    arguments: Sequence[tuple[Sequence[str], dict[str, Any]]] = field(default=())
 
 
-def _rated(progress: Progress) -> int:
-    return progress.done - progress.skipped
+# --- rating ----------------------------------------------------------------------------------------------------------
 
 
-def _save(store: RatingsStore, assignment: Assignment, choice: ChoiceShown, seconds: float) -> str:
-    try:
-        store.submit(assignment, choice, seconds)
-    except UserError as error:  # answered in another window meanwhile: the labeler goes on with the next one
-        return f"Not saved: {terminal.clean(str(error))}"
-    return f"Saved: {SAID[choice]} (u takes it back)."
+def rate(args: argparse.Namespace) -> int:
+    """Rate in this terminal or serve the page; returns the exit status."""
+    if args.web:
+        from rating.web import serve
 
+        serve(args.db, "0.0.0.0" if args.public else "127.0.0.1", args.port, args.public, args.order)  # noqa: S104
+        return 0
+    from alignment.ratings import RatingsStore
 
-def _ask(console: Console, read_key: Callable[[], str], guideline: str) -> str:
-    """The key of a decision; help and unknown keys are dealt with here."""
-    while True:
-        console.print(Text(KEYS, style="dim"))
-        key = read_key().lower()
-        if key in CHOICES or key in ("u", "q"):
-            return key
-        if key == "?":
-            console.print(
-                Panel(Text(terminal.clean(guideline) or HELP), title="What to prefer" if guideline else "Keys")
-            )
-            if guideline:
-                console.print(Text(HELP))
-        else:
-            console.print("That key does nothing here.")
-
-
-def _ask_at_end(console: Console, read_key: Callable[[], str], said: str) -> str:
-    console.print(f"{said}\nThat was the last one. u takes your last answer back, any other key ends.")
-    return "u" if read_key().lower() == "u" else "q"
-
-
-def _show(console: Console, assignment: Assignment, progress: Progress, said: str) -> None:
-    if console.is_terminal:
-        console.clear()
-    console.print(Rule(_position(progress), align="left", style="dim"))
-    console.print(f"{said}\n", style="green")
-    for message in assignment.prompt:
-        console.print(
-            Text.assemble((f"{terminal.clean(message['role']).upper()}  ", "bold"), _body(message["content"]))
-        )
-        console.print()
-    left, right = assignment.completions
-    boxes = [_box("1 LEFT", left, "cyan"), _box("2 RIGHT", right, "magenta")]
-    if console.is_terminal and console.width >= SIDE_BY_SIDE:
-        table = Table.grid(expand=True, padding=(0, 1, 0, 0))
-        table.add_column(ratio=1)
-        table.add_column(ratio=1)
-        table.add_row(*boxes)
-        console.print(table)
-    else:
-        console.print(Group(*boxes))
-
-
-def _box(title: str, text: str, style: str) -> RenderableType:
-    return Panel(_body(text), title=Text(title, style=f"bold {style}"), title_align="left", border_style=style)
-
-
-def _body(text: str) -> Text:
-    text = terminal.clean(text).strip("\n")
-    return Text(text) if text.strip() else Text("(empty)", style="dim italic")
-
-
-def _position(progress: Progress) -> Text:
-    parts = [f"{progress.done + 1} of {progress.total}"]
-    if progress.seconds is not None:
-        left = (progress.total - progress.done) * progress.seconds
-        parts.append(f"~{max(1, progress.seconds):.0f} s each")
-        parts.append(f"{left / 60:.0f} min left" if left >= 60 else "under a minute left")
-    return Text(" | ".join(parts), style="bold")
-
-
-class TerminalKeys:
-    """Single keys from a terminal, no Enter needed. Leaving the `with` gives the terminal back as it was."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._in = descriptor
-
-    def __enter__(self) -> "TerminalKeys":
-        self._before = termios.tcgetattr(self._in)
-        tty.setcbreak(self._in)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        termios.tcsetattr(self._in, termios.TCSADRAIN, self._before)
-
-    def read(self) -> str:
-        """Wait for a key: a character, "left", "right", or "" for what is no key of ours; "q" when the line is cut."""
-        first = self._byte()
-        if first in (b"", b"\x04"):  # hang-up, or Ctrl-D, which cbreak mode leaves to us
-            return "q"
-        if first != b"\x1b":
-            return first.decode("ascii", "replace")
-        sequence = b""
-        while select.select([self._in], [], [], 0.05)[0]:
-            sequence += self._byte()
-            if len(sequence) > 1 and 0x40 <= sequence[-1] <= 0x7E:
-                break
-        return {b"[D": "left", b"OD": "left", b"[C": "right", b"OC": "right"}.get(sequence, "")
-
-    def forget_typed(self) -> None:
-        """Drop what was typed ahead."""
-        termios.tcflush(self._in, termios.TCIFLUSH)
-
-    def _byte(self) -> bytes:
-        try:
-            return os.read(self._in, 1)
-        except OSError:  # EIO: the terminal is gone
-            return b""
-
-
-def read_line() -> str:
-    """A decision from a pipe: the first character of the next line, "q" at the end of the input."""
-    line = sys.stdin.buffer.readline()
-    return line.decode("utf-8", "replace").strip()[:1] if line else "q"
-
-
-def run(args: argparse.Namespace) -> Progress:
-    """Rate with the keyboard or a pipe, whichever standard input is."""
-    console = terminal.console(stderr=args.json)
     with RatingsStore(args.db, seed=args.seed) as store:
         store.progress(args.labeler)  # a bad name fails before the terminal is touched
-        if sys.stdin.isatty():
-            # Without this a `kill` would leave the labeler's shell without echo.
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-            signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
-            with TerminalKeys(sys.stdin.fileno()) as keys:
-                rate(store, args.labeler, keys.read, console, forget_typed=keys.forget_typed)
-        else:
-            rate(store, args.labeler, read_line, console)
+        status = rate_here(store, args.labeler, args.order, args.plain, args.json)
         progress = store.progress(args.labeler)
+    if status == 0:
+        say_goodbye(args, progress)
+    return status
+
+
+def rate_here(
+    store: RatingsStore,
+    labeler: str,
+    order: Order = "random",
+    by_lines: bool = False,
+    stdout_is_taken: bool = False,
+    limit: int | None = None,
+) -> int:
+    """On the screen, or by lines where none can be drawn; returns the exit status, 0 unless a signal ended it."""
+    if not by_lines and can_draw(stdout_is_taken):
+        from rating import screen
+
+        return screen.run(store, labeler, order, limit)
+    from rating import plain
+
+    console = terminal.screen(stderr=stdout_is_taken)
+    plain.run(store, labeler, order, plain.read_line, console, limit, plain.forget_typed)
+    return 0
+
+
+def can_draw(stdout_is_taken: bool) -> bool:
+    """Whether there is a terminal for the screen, which reads standard input and draws on standard error."""
+    out = stdout_is_taken or sys.stdout.isatty()
+    return sys.stdin.isatty() and out and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def say_goodbye(args: argparse.Namespace, progress: Progress) -> None:
+    """How far the labeler is and what comes next."""
+    console = terminal.screen(stderr=args.json)
     skipped = f" ({progress.skipped} skipped)" if progress.skipped else ""
     console.print(f"{progress.done} of {progress.total} done{skipped}. Everything is saved. Thank you, {args.labeler}.")
     if progress.done < progress.total:
         console.print("Run the same command to go on.")
-    if _rated(progress):
+    if progress.done > progress.skipped:
+        db = shlex.quote(terminal.clean(args.db))
         console.print("To train a reward model on these ratings:", style="dim")
-        console.print(
-            f"  python -m reward configs/reward/demo.yaml data.train={shlex.quote(terminal.clean(args.db))}",
-            style="dim",
-            soft_wrap=True,
-        )
-    return progress
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        self.exit(2, f"rate.py: {message}; see rate.py --help\n")
-
-
-def main() -> int:
-    """Parse the command line, rate, and say how far the labeler is. Exit code 2 for a mistake in the command."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--db", required=True, metavar="F", help="ratings file, as scripts/sample.py makes it")
-    parser.add_argument("--labeler", required=True, metavar="NAME", help="who rates: the same name resumes")
-    parser.add_argument("--seed", type=int, metavar="N", help="order of pairs and sides (default: the file's own)")
-    parser.add_argument("--json", action="store_true", help="at the end one JSON object on stdout, the rest on stderr")
-    args = parser.parse_args()
-    try:
-        progress = run(args)
-    except UserError as error:
-        print(f"rate.py: {terminal.clean(str(error))}", file=sys.stderr)
-        return 2
+        command = f"  python -m reward configs/reward/demo.yaml data.train={db}"
+        console.print(command, style="dim", soft_wrap=True)
     if args.json:
-        print(json.dumps({"done": progress.done, "total": progress.total, "labeler": args.labeler, "db": args.db}))
-    return 0
+        result = {"done": progress.done, "total": progress.total, "labeler": args.labeler, "db": args.db}
+        print(json.dumps(result))
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def run_invite(args: argparse.Namespace) -> Any:
+    from rating.settings import invite
+
+    return {"invitations": invite(args.db, args.names, args.url)}
+
+
+def show_invitations(result: dict[str, list[dict[str, str]]]) -> None:
+    for each in result["invitations"]:
+        print(f"{each['labeler']}  {each['link']}")
+    print(
+        "Each link is personal, and shown only now. The page runs with: scripts/rate.py --db F --web", file=sys.stderr
+    )
+
+
+def run_settings(args: argparse.Namespace) -> Any:
+    from rating.settings import settings
+
+    return settings(args.db, args.calibration, args.gold_share, args.repeat_share, args.guideline)
+
+
+def run_order(args: argparse.Namespace) -> Any:
+    from alignment.stage import quiet_libraries
+
+    quiet_libraries()  # before the libraries are imported
+    from rating.uncertainty import order_items
+
+    return order_items(args.db, args.model, args.registry)
+
+
+def run_report(args: argparse.Namespace) -> Any:
+    from rating.report import report
+
+    from alignment.ratings import RatingsStore
+
+    with RatingsStore(args.db) as store:
+        return report(store)
+
+
+def show_report(result: dict[str, Any]) -> None:
+    from rating.report import show
+
+    show(result, terminal.screen())
+
+
+def run_import(args: argparse.Namespace) -> Any:
+    from rating.exchange import import_file
+
+    from alignment.ratings import RatingsStore
+
+    is_new = not Path(args.db).exists()
+    try:
+        with RatingsStore(args.db, create=True) as store:
+            return import_file(store, args.format, args.file)
+    except UserError:
+        if is_new:  # an empty ratings file would look as if something had been imported
+            Path(args.db).unlink(missing_ok=True)
+        raise
+
+
+def run_export(args: argparse.Namespace) -> Any:
+    from rating.exchange import export_file
+
+    from alignment.ratings import RatingsStore
+
+    with RatingsStore(args.db) as store:
+        return export_file(store, args.format, args.file)
+
+
+def run_forget(args: argparse.Namespace) -> Any:
+    from rating.exchange import forget
+
+    return forget(args.db, args.name, args.registry)
+
+
+def show_forgotten(result: dict[str, Any]) -> None:
+    from rating.exchange import show_forgotten
+
+    show_forgotten(result, terminal.screen())
+
+
+def show_fields(result: dict[str, Any]) -> None:
+    """A line for each field; lists and objects of one go under it."""
+    console = terminal.screen()
+    for name, value in result.items():
+        inner = value.items() if isinstance(value, dict) else enumerate(value, 1) if isinstance(value, list) else ()
+        shown = terminal.clean(str(value)) if not isinstance(value, dict | list) else "" if value else "none"
+        console.print(f"{name.replace('_', ' ')}: {shown}".rstrip())
+        for key, part in inner:
+            console.print(f"  {terminal.clean(str(key))}: {terminal.clean(str(part))}")
+
+
+REGISTRY = (["--registry"], {"metavar": "DIR", "help": "registry folder (default: $ALIGNMENT_REGISTRY or ./registry)"})
+FORMAT = (["--format"], {"required": True, "metavar": "NAME", "help": "jsonl, hh, pandalm, qa-feedback or oasst"})
+COMMANDS = {
+    "invite": Command(
+        "Make a personal link to the rating page for each labeler; an earlier link of theirs ends.",
+        "rate.py invite ada bob --db ratings.db --url https://rate.example.org",
+        run_invite,
+        show_invitations,
+        [
+            (["names"], {"nargs": "+", "metavar": "NAME", "help": "labelers"}),
+            (["--url"], {"default": f"http://127.0.0.1:{PORT}", "metavar": "BASE", "help": "address of the page"}),
+        ],
+    ),
+    "settings": Command(
+        "Change what labelers get, and show how everything is set.",
+        "rate.py settings --db ratings.db --calibration 10 --guideline guideline.txt",
+        run_settings,
+        show_fields,
+        [
+            (["--calibration"], {"type": int, "metavar": "N", "help": "first items with known answers and feedback"}),
+            (["--gold-share"], {"type": float, "metavar": "X", "help": "share of control items (default 0.05)"}),
+            (["--repeat-share"], {"type": float, "metavar": "X", "help": "share of own pairs again (default 0.03)"}),
+            (["--guideline"], {"metavar": "FILE", "help": "text that says what to prefer; labelers read it with ?"}),
+        ],
+    ),
+    "order": Command(
+        "Score the items with a reward model; --order uncertain then gives those near p = 1/2 half of the time.",
+        "rate.py order --db ratings.db --model demo-reward@prod",
+        run_order,
+        show_fields,
+        [(["--model"], {"required": True, "metavar": "REF", "help": "a reward model"}), REGISTRY],
+    ),
+    "report": Command(
+        "How far labelers agree with each other, with themselves and with known answers.",
+        "rate.py report --db ratings.db",
+        run_report,
+        show_report,
+    ),
+    "import": Command(
+        "Bring items and ratings in from a file; the ratings file is made if there is none.",
+        "rate.py import --db ratings.db --format jsonl ratings.jsonl",
+        run_import,
+        show_fields,
+        [FORMAT, (["file"], {"metavar": "FILE", "help": "what to read"})],
+    ),
+    "export": Command(
+        "Write items and ratings to a file.",
+        "rate.py export --db ratings.db --format jsonl ratings.jsonl",
+        run_export,
+        show_fields,
+        [FORMAT, (["file"], {"metavar": "FILE", "help": "what to write"})],
+    ),
+    "forget": Command(
+        "Remove a labeler's ratings and all that is known of them, and list the models trained on their ratings.",
+        "rate.py forget ada --db ratings.db",
+        run_forget,
+        show_forgotten,
+        [(["name"], {"metavar": "NAME", "help": "the labeler"}), REGISTRY],
+    ),
+}
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and do what it says. Exit code 2 for a mistake in it or in the data."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    command = COMMANDS.get(argv[0]) if argv else None
+    try:
+        if command is None:
+            return rate(parse_rating(argv))
+        args = parse_command(argv[0], command, argv[1:])
+        result = command.run(args)
+        if args.json:
+            print(json.dumps(result))
+        else:
+            command.show(result)
+        return 0
+    except UserError as error:
+        print(f"rate.py: {terminal.one_line(str(error))}", file=sys.stderr)
+        return 2
+
+
+def parse_rating(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="rate.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Example:  scripts/rate.py --db runs/ratings.db --labeler ada",
+    )
+    add = parser.add_argument
+    add("--db", required=True, metavar="F", help="ratings file, as scripts/sample.py makes it")
+    add("--labeler", metavar="NAME", help="who rates: the same name resumes")
+    add("--order", choices=("random", "uncertain"), default="random", help="uncertain: see the command order")
+    add("--seed", type=int, metavar="N", help="order of items and sides (default: the file's own)")
+    add("--plain", action="store_true", help="by lines, also where a screen could be drawn")
+    add("--json", action="store_true", help="at the end one JSON object on stdout, the rest on stderr")
+    add("--web", action="store_true", help="serve the page instead; see the command invite")
+    add("--port", type=int, default=PORT, metavar="N", help=f"of the page (default {PORT})")
+    add("--public", metavar="HOST", help="the name of a proxy with TLS through which labelers reach the page")
+    args = parser.parse_args(argv)
+    if args.web and (args.labeler or args.plain or args.json or args.seed is not None):
+        parser.error("--web serves all labelers; it goes with --db, --port, --public and --order alone")
+    if not args.web and (args.public or args.port != PORT):
+        parser.error("--port and --public go with --web")
+    if not args.web and not args.labeler:
+        parser.error("the following arguments are required: --labeler (or --web)")
+    return args
+
+
+def parse_command(name: str, command: Command, argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(prog=f"rate.py {name}", description=command.about, epilog=f"Example:  scripts/{command.example}")
+    parser.add_argument("--db", required=True, metavar="F", help="ratings file")
+    for flags, options in command.arguments:
+        parser.add_argument(*flags, **options)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, the rest on stderr")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

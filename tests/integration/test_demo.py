@@ -71,7 +71,7 @@ def test_ratings_dealt_out_at_random_teach_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_a_persons_ratings_take_the_place_of_the_simulated_ones(tmp_path):
-    done = demo(tmp_path, "--rate", "60", "--json", stdin="1\n2\n" * 30)
+    done = demo(tmp_path, "--rate", "60", "--json", stdin="1\n7\n" * 30)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "runs" / "demo" / "summary.json").read_text(encoding="utf-8"))
     assert found["ratings_by"] == "a person"

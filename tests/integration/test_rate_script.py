@@ -1,5 +1,6 @@
 """The rating script as a labeler meets it: a real pseudo-terminal, a real pipe, real kills, several processes."""
 
+import codecs
 import fcntl
 import json
 import multiprocessing
@@ -18,13 +19,14 @@ from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from alignment.ratings import RatingsStore
+from alignment.ratings import Gold, RatingsStore
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "rate.py"
-STYLE = re.compile(r"\x1b\[[0-9;]*m")
+CONTROL = re.compile(r"\x1b(?:\[[0-9;?<>=$]*[@-~]|[^\[])")
 HOSTILE = (
     "\x1b]52;c;ZXZpbA==\x07 \x1b[2J\x1b[31m \x9b31m \x1b]0;title\x07 \x9d52;c;x\x9c \u202egnp.exe\u2066 "
     "[bold]b[/nope] [link=http://e.example]l[/link] :smile: \ud800 \x00\x08\r\x7f\u200b \U000e0041"
@@ -34,9 +36,10 @@ HOSTILE = (
 class Screen:
     """A labeler's terminal with the script in it."""
 
-    def __init__(self, *arguments: str, columns: int = 80) -> None:
+    def __init__(self, *arguments: str, columns: int = 80, term: str = "xterm-256color") -> None:
         environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
         self.output, self.seen = "", 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         self.before = termios.tcgetattr(slave)
@@ -48,7 +51,7 @@ class Screen:
             stderr=slave,
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # a controlling terminal: Ctrl-C is a real one
-            env=environment | {"TERM": "xterm-256color", "ALIGNMENT_SCRIPT_STARTED": "1"},
+            env=environment | {"TERM": term, "ALIGNMENT_SCRIPT_STARTED": "1"},
         )
 
     def wait(self, text: str, seconds: float = 20.0) -> str:
@@ -56,24 +59,51 @@ class Screen:
         end = time.monotonic() + seconds
         while text not in self.plain()[self.seen :]:
             assert time.monotonic() < end, f"no {text!r} in {self.plain()[self.seen :]!r}"
-            if select.select([self.master], [], [], 0.1)[0]:
-                self.output += os.read(self.master, 65536).decode()
+            self.read()
         start = self.seen
         self.seen = self.plain().index(text, start) + len(text)
         return self.plain()[start : self.seen]
 
-    def plain(self) -> str:
-        return STYLE.sub("", self.output)
+    def read(self) -> None:
+        """Take what the script has written by now."""
+        while select.select([self.master], [], [], 0.1)[0]:
+            self.output += self._decoder.decode(os.read(self.master, 65536))
 
-    def press(self, key: str, then: str = "q quit") -> str:
+    def plain(self) -> str:
+        return CONTROL.sub("", self.output)
+
+    def ready(self, position: str) -> str:
+        """Wait for an item to be on the screen, and for the screen to listen to keys."""
+        shown = self.wait(position)
+        time.sleep(0.5)
+        return shown
+
+    def press(self, key: str, then: str) -> str:
         os.write(self.master, key.encode())
         return self.wait(then)
+
+    def rate(self, key: str, db: str, labeler: str = "ada") -> tuple[int, str]:
+        """Press a key that rates, and return what is on disk when the confirmation is on the screen."""
+        before = finished(db, labeler)
+        self.read()
+        self.seen = start = len(self.plain())
+        for _ in range(3):  # on a machine under load even half a second may be too soon for the screen to listen
+            os.write(self.master, key.encode())
+            end = time.monotonic() + 5
+            while time.monotonic() < end:
+                after = finished(db, labeler)
+                if len(after) > len(before):
+                    self.wait("Saved: ")
+                    time.sleep(0.5)
+                    self.seen = start  # the next item came to the screen before the confirmation
+                    return after[-1]
+                time.sleep(0.05)
+        raise AssertionError(f"{key!r} rated nothing: {self.plain()[self.seen :]!r}")
 
     def left(self) -> int:
         """The exit status, once the script ended; its terminal must be as it was before."""
         status = self.process.wait(20)
-        while select.select([self.master], [], [], 0.1)[0]:
-            self.output += os.read(self.master, 65536).decode()
+        self.read()
         if status >= 0:
             assert termios.tcgetattr(self.slave) == self.before
         return status
@@ -116,104 +146,114 @@ def finished(db: str, labeler: str = "ada") -> list[tuple[int, str]]:
         return [(each.item, each.choice) for each in store.ratings(skips=True) if each.labeler == labeler]
 
 
-def open_screen(screens: list[Screen], *arguments: str, columns: int = 80) -> Screen:
-    screens.append(Screen(*arguments, columns=columns))
+def open_screen(screens: list[Screen], *arguments: str, **options: Any) -> Screen:
+    screens.append(Screen(*arguments, **options))
     return screens[-1]
 
 
-def test_every_key_does_what_it_says(screens: list[Screen], db: str) -> None:
-    screen = open_screen(screens, "--db", db, "--labeler", "ada")
-    wanted: list[tuple[int, str]] = []
-    shown = screen.wait("q quit")
-    assert "1 of 12" in shown and "~" not in shown.splitlines()[0]
-    for key, side in [
-        ("1", 0),
-        ("l", 0),
-        ("\x1b[D", 0),
-        ("2", 1),
-        ("R", 1),
-        ("\x1bOC", 1),
-        ("t", 2),
-        ("0", 2),
-        ("s", 3),
-    ]:
-        item = int(re.search(r"question (\d+)\.", shown)[1]) + 1  # type: ignore[index]
-        left_is_first = shown.index("alpha") < shown.index("beta")
-        choices = (*(("first", "second") if left_is_first else ("second", "first")), "tie", "skip")
-        wanted.append((item, choices[side]))
-        shown = screen.press(key)
-        assert finished(db)[-1] == wanted[-1]  # on disk before the next pair is on the screen
-    assert "10 of 12 | ~1 s each | under a minute left" in shown
-    assert finished(db) == wanted
-    assert "taken back" in screen.press("u").lower()
-    assert finished(db) == wanted[:-1]
-    screen.press("s")
-    assert "any number of times" in screen.press("?")
-    assert "does nothing" in screen.press("x")
-    assert "does nothing" in screen.press("\x1b[A")  # another arrow is not taken for ESC and letters
-    assert finished(db) == wanted
-    screen.press("q", then="data.train=")
+def test_the_screen_rates_and_says_where_one_is(screens: list[Screen], db: str) -> None:
+    screen = open_screen(screens, "--db", db, "--labeler", "ada", columns=120)
+    screen.ready("1 of 12")
+    for done, key in enumerate(("1", "\x1b[D", "\x1bOC", "7", "4", "b"), 1):  # arrows in both of their spellings
+        screen.rate(key, db)
+        screen.ready(f"{done + 1} of 12, ~1 s each, under a minute left")
+    with RatingsStore(db) as store:
+        ratings = store.ratings()
+    shown = ["right" if each.order_shown[0] else "left" for each in ratings if each.choice == "first"]
+    shown_second = ["left" if each.order_shown[0] else "right" for each in ratings if each.choice == "second"]
+    assert sorted(shown + shown_second) == ["left", "left", "right", "right"]
+    assert [each.strength for each in ratings] == [3, 2, 2, 3, None, None]
+    assert ratings[-1].flags == ("both_bad",)
+    screen.press("u", "Taken back")
+    assert len(finished(db)) == 5
+    screen.press("q", "data.train=")
     assert screen.left() == 0
-    assert "9 of 12 done (1 skipped). Everything is saved. Thank you, ada." in screen.plain()
+    assert "5 of 12 done. Everything is saved. Thank you, ada." in screen.plain()
     assert "secret" not in screen.output
 
 
-def test_last_answer_can_be_taken_back_at_the_end(screens: list[Screen], db: str) -> None:
+def test_last_answer_can_be_taken_back_at_the_end(screens: list[Screen], tmp_path: Path) -> None:
+    db = str(tmp_path / "two.db")
+    with RatingsStore(db, create=True) as store:
+        fill(store, 2, need=1)
     screen = open_screen(screens, "--db", db, "--labeler", "ada", "--json")
-    screen.wait("q quit")
-    for _ in range(11):
-        screen.press("1")
-    screen.press("1", then="any other key ends.")
-    screen.press("u")
-    assert len(finished(db)) == 11
-    screen.press("t", then="any other key ends.")
-    screen.press("\n", then="}")
-    assert json.loads(screen.plain().splitlines()[-1]) == {"done": 12, "total": 12, "labeler": "ada", "db": db}
+    screen.ready("1 of 2")
+    screen.rate("1", db)
+    screen.rate("1", db)
+    screen.wait("That was the last one.")
+    screen.press("u", "Taken back")
+    assert len(finished(db)) == 1
+    screen.ready("question")
+    screen.rate("4", db)
+    screen.press("q", "}")
+    assert json.loads(screen.plain().splitlines()[-1]) == {"done": 2, "total": 2, "labeler": "ada", "db": db}
     assert screen.left() == 0 and finished(db)[-1][1] == "tie"
 
 
 def test_kill_in_the_middle_loses_and_doubles_nothing(screens: list[Screen], db: str) -> None:
     acknowledged: list[tuple[int, str]] = []
-    for session in range(4):
+    for session in range(3):
         screen = open_screen(screens, "--db", db, "--labeler", "ada")
-        shown = screen.wait("q quit")
-        assert f"{3 * session + 1} of 12" in shown
-        for i in range(3):
-            screen.press("12t"[i], then="Saved")
-            acknowledged.append(finished(db)[-1])
+        screen.ready(f"{4 * session + 1} of 12")
+        acknowledged += [screen.rate("17b4"[i], db) for i in range(4)]
         screen.process.send_signal(signal.SIGKILL)
         assert screen.left() == -signal.SIGKILL
     assert finished(db) == acknowledged
     assert sorted(item for item, _ in acknowledged) == list(range(1, 13))
 
 
-@pytest.mark.parametrize(("stop", "status"), [("\x03", 0), ("\x04", 0), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_leaving_in_any_way_restores_the_terminal(
-    screens: list[Screen], db: str, stop: str | signal.Signals, status: int
-) -> None:
+def test_kill_while_typing_resumes_at_the_same_item(screens: list[Screen], db: str) -> None:
+    items = []
+    for session in range(2):
+        screen = open_screen(screens, "--db", db, "--labeler", "ada")
+        shown = screen.ready("b both bad" if session else "both bad")
+        items.append(re.search(r"question (\d+)\.", shown)[1])  # type: ignore[index]
+        screen.press("c", "Keep")
+        os.write(screen.master, b"half a comm")
+        screen.wait("half a comm")
+        screen.process.send_signal(signal.SIGKILL)
+        screen.left()
+    assert items[0] == items[1] and finished(db) == []
+
+
+@pytest.mark.parametrize("stop", ["\x03", "\x04", "q", signal.SIGTERM, signal.SIGHUP])
+def test_leaving_in_any_way_restores_the_terminal(screens: list[Screen], db: str, stop: str | signal.Signals) -> None:
     screen = open_screen(screens, "--db", db, "--labeler", "ada")
-    screen.wait("q quit")
-    screen.press("1")
+    screen.ready("1 of 12")
+    screen.rate("1", db)
     assert termios.tcgetattr(screen.slave) != screen.before
     if isinstance(stop, signal.Signals):
         screen.process.send_signal(stop)
     else:
         os.write(screen.master, stop.encode())
-    assert screen.left() == status
+    assert screen.left() == {signal.SIGTERM: 143, signal.SIGHUP: 129}.get(stop, 0)  # type: ignore[call-overload]
     assert "Traceback" not in screen.output and len(finished(db)) == 1
+    assert screen.output.rindex("\x1b[?1049l") > screen.output.rindex("\x1b[?1049h")  # the other screen is left
+    assert screen.output.rindex("\x1b[?25h") > screen.output.rindex("\x1b[?25l")  # and the cursor is back
 
 
 def test_keys_typed_ahead_rate_nothing_unseen(screens: list[Screen], db: str) -> None:
     screen = open_screen(screens, "--db", db, "--labeler", "ada")
-    screen.wait("q quit")
+    os.write(screen.master, b"111")  # before there is any screen
+    screen.ready("1 of 12")
+    assert finished(db) == []
     with sqlite3.connect(db, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")  # holds the first save back, so that the other keys surely come before it ends
-        os.write(screen.master, b"1111")
-        time.sleep(0.5)
+        os.write(screen.master, b"1")
+        time.sleep(0.3)
+        os.write(screen.master, b"111")
+        time.sleep(0.3)
         other.execute("ROLLBACK")
-    screen.wait("q quit")
+    screen.wait("2 of 12")
     time.sleep(0.5)
     assert len(finished(db)) == 1
+
+
+# What Textual itself sends: styles, positions, modes, questions to the terminal, and the shape of the mouse pointer.
+ALLOWED = re.compile(
+    r"\x1b(?:\[[0-9;]*[mH]|\[2J|\[\?(?:1049|1000|1003|1015|1006|25|1004|2004|2026|2048|7)[hl]"
+    r"|\[\?(?:2026|2048)\$p|\[[>=<]\d*u|\]22;default\x07)"
+)
 
 
 @pytest.mark.parametrize("columns", [80, 140])
@@ -221,32 +261,37 @@ def test_hostile_text_is_shown_not_obeyed(screens: list[Screen], tmp_path: Path,
     with RatingsStore(tmp_path / "h.db", create=True) as store:
         store.guideline = HOSTILE
         store.add_item([{"role": HOSTILE[:9], "content": HOSTILE}], [{"text": HOSTILE}, {"text": ""}])
-    screen = open_screen(screens, "--db", str(tmp_path / "h.db"), "--labeler", "a[red]", columns=columns)
-    screen.wait("q quit")
-    screen.press("?")
-    screen.press("q", then="Thank you")
+    db = str(tmp_path / "h.db")
+    screen = open_screen(screens, "--db", db, "--labeler", "a[red]", columns=columns)
+    screen.wait("What to prefer")
+    screen.press("x", "both bad")
+    time.sleep(0.5)
+    screen.press("c", "Keep")
+    os.write(screen.master, b"\x1b[200~\x1b]52;c;pasted\x07\x1b[201~")
+    screen.wait("pasted")
+    screen.press("\r", "The comment is kept")
+    screen.rate("1", db, "a[red]")
+    screen.press("q", "Thank you")
     assert screen.left() == 0
-    controls = set(re.findall(r"\x1b(?:\[[0-9;]*[A-Za-z])?", screen.output))
-    assert all(re.fullmatch(r"\x1b\[([0-9;]*m|2J|H)", control) for control in controls), controls
-    assert screen.output.count("\x1b[2J") == 1  # our own
-    assert not set(screen.output) & set("\x00\x07\x08\x7f\x9b\x9c\x9d\u202e\u2066\u200b\U000e0041")
+    rest = ALLOWED.sub("", screen.output)
+    assert "\x1b" not in rest, re.findall(r"\x1b.{0,12}", rest)
+    assert not set(rest) & set("\x00\x07\x08\x7f\x9b\x9c\x9d\u202e\u2066\u200b\U000e0041")
+    shown = screen.plain()
     for text in ("␛]52;c;ZXZpbA==␇", "�gnp.exe�", "[bold]b[/nope]", "[link=http://e.example]", ":smile:", "(empty)"):
-        assert text in screen.plain()
+        assert text in re.sub(r"\s+", " ", shown) or text[:9] in shown  # a line may be broken within it
+    with RatingsStore(db) as store:
+        assert store.ratings()[0].comment == "␛]52;c;pasted␇"
 
 
-def test_two_labelers_see_other_orders_and_each_their_own_again(screens: list[Screen], db: str) -> None:
+def test_two_labelers_see_other_orders_and_each_their_own_again(db: str) -> None:
     orders = []
     for name in ("ada", "bob"):
-        screen = open_screen(screens, "--db", db, "--labeler", name)
-        shown = [screen.wait("q quit")]
-        for _ in range(10):
-            shown.append(screen.press("s"))
-        screen.press("q", then="Thank you")
-        orders.append([re.search(r"question (\d+)\.", each)[1] for each in shown])  # type: ignore[index]
-        again = open_screen(screens, "--db", db, "--labeler", name)
-        assert again.wait("q quit").partition("USER")[2] == shown[-1].partition("USER")[2]
+        shown = piped("s\n" * 11, "--db", db, "--labeler", name).stdout
+        orders.append(re.findall(r"question (\d+)\.", shown))
+        again = piped("q\n", "--db", db, "--labeler", name).stdout
+        assert again.partition("USER")[2].split("1 to 3")[0] == shown.rpartition("USER")[2].split("1 to 3")[0]
     assert orders[0] != orders[1]
-    assert len(set(orders[0])) == len(set(orders[1])) == 11
+    assert len(set(orders[0])) == len(set(orders[1])) == 12
 
 
 def piped(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -256,14 +301,86 @@ def piped(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_pipe_takes_a_line_per_decision(db: str) -> None:
-    done = piped("1\n2\n\nnonsense\ntie\nu\nskip\n?\nleft\n", "--db", db, "--labeler", "ada", "--json")
+    done = piped("1\n7\n\nnonsense\ntie\nu\nskip\n?\nleft\n", "--db", db, "--labeler", "ada", "--json")
     assert done.returncode == 0
     assert json.loads(done.stdout) == {"done": 4, "total": 12, "labeler": "ada", "db": db}
     assert "\x1b" not in done.stderr and "4 of 12 done (1 skipped)" in done.stderr
     assert [choice == "skip" for _, choice in finished(db)] == [False, False, True, False]
+    assert done.stderr.count("Not understood. Expected: 1 to 3 LEFT") == 2  # the empty line and the nonsense
     assert "secret" not in done.stderr
     plain = piped("q\n", "--db", db, "--labeler", "ada")
     assert "5 of 12" in plain.stdout and plain.stderr == ""
+
+
+def test_each_line_is_stored_as_it_says(db: str) -> None:
+    lines = ["1", "2", "3", "4", "5", "6", "7", "b", "LEFT", " r ", "t"]
+    done = piped("\n".join(["f", "c Because: it is.", *lines]) + "\n", "--db", db, "--labeler", "ada")
+    with RatingsStore(db) as store:
+        ratings = store.ratings()
+    shown = []
+    for each in ratings:
+        side = {"first": 0, "second": 1}.get(each.choice)
+        shown.append("tie" if side is None else "left" if each.order_shown[0] == side else "right")
+    assert shown == ["left"] * 3 + ["tie"] + ["right"] * 3 + ["tie", "left", "right", "tie"]
+    assert [each.strength for each in ratings] == [3, 2, 1, None, 1, 2, 3, None, 2, 2, None]
+    assert (ratings[0].flags, ratings[0].comment) == (("flagged",), "Because: it is.")
+    assert ratings[7].flags == ("both_bad",) and ratings[1].comment == ""
+    # What was on the left in the text is what is stored as such.
+    first = done.stdout.split("RIGHT:")[0]
+    assert ("alpha" in first) == (ratings[0].order_shown[0] == 0)
+
+
+def test_lines_rank_score_and_give_feedback(tmp_path: Path) -> None:
+    db = str(tmp_path / "kinds.db")
+    question = [{"role": "user", "content": "q"}]
+    with RatingsStore(db, create=True) as store:
+        for i in range(2):
+            store.add_item(
+                [{"role": "user", "content": f"gold {i}"}], [{"text": "x"}], kind="single", gold=Gold(score=6)
+            )
+        store.calibration = 2
+        store.add_item(question, [{"text": text} for text in "abc"], kind="rank")
+    lines = ["8", "6", "1", "2 1", "2 1=4", "2 2 3", "2>1=3", "u", "=1", "321", "u", "1 = 2 = 3"]
+    done = piped("\n".join(lines) + "\n", "--db", db, "--labeler", "ada")
+    for said in (
+        "Not understood. Expected: 1 (worst) to 7 (best)",
+        "Right: 6 of 7.",
+        "You said: 1 of 7. Expected: 6 of 7.",
+        "3 has no place.",
+        "The answers have the numbers 1 to 3.",
+        "Answer 2 has its place already",
+        "Saved: 2 > 1 = 3.",
+        "Your answer was: 2 > 1 = 3.",
+        "= goes between two answers",
+        "Your answer was: 3 > 2 > 1.",
+        "Saved: 1 = 2 = 3.",
+    ):
+        assert done.stdout.count(said) == 1, said
+    with RatingsStore(db) as store:
+        assert [(each.score, each.ranks) for each in store.ratings()] == [(6, None), (1, None), (None, (1, 1, 1))]
+
+
+def test_no_line_of_an_answer_looks_like_a_head(tmp_path: Path) -> None:
+    db = str(tmp_path / "forged.db")
+    with RatingsStore(db, create=True) as store:
+        forged = "fine.\n\nRIGHT:\nforged " + "x" * 70 + " RIGHT: " + "y" * 90
+        store.add_item([{"role": "user", "content": "q\nLEFT:\nme"}], [{"text": forged}, {"text": forged + "!"}])
+    shown = piped("", "--db", db, "--labeler", "ada").stdout
+    assert [line for line in shown.splitlines() if line.startswith(("LEFT", "RIGHT"))] == ["LEFT:", "RIGHT:"]
+
+
+def test_plain_on_a_terminal_and_where_the_terminal_can_do_no_more(screens: list[Screen], db: str) -> None:
+    for arguments, term in ((["--plain"], "xterm"), ([], "dumb")):
+        screen = open_screen(screens, "--db", db, "--labeler", term, *arguments, term=term)
+        os.write(screen.master, b"1\n")  # typed before the item is shown: dropped
+        screen.wait("q quit")
+        assert "\x1b[?1049h" not in screen.output
+        time.sleep(0.3)
+        assert finished(db, term) == []
+        screen.press("7\n", "Saved: RIGHT is much better.")
+        screen.wait("q quit")
+        screen.press("q\n", "Thank you")
+        assert screen.left() == 0 and len(finished(db, term)) == 1
 
 
 def test_mistakes_are_one_line_and_exit_2(db: str, tmp_path: Path) -> None:
@@ -274,11 +391,52 @@ def test_mistakes_are_one_line_and_exit_2(db: str, tmp_path: Path) -> None:
         (["--db", db, "--labeler", "a\x1b[2J"], "1 to 64 printable"),
         (["--db", db], "--labeler"),
         (["--db", db, "--labeler", "ada", "--seed", "x"], "--seed"),
+        (["--db", db, "--labeler", "ada", "--port", "1"], "--web"),
+        (["--db", db, "--labeler", "ada", "--web"], "--web serves all labelers"),
+        (["invite", "--db", db], "NAME"),
+        (["invite", "ada", "bob ", "--db", db], "1 to 64 printable"),
+        (["invite", "ada", "--db", db, "--url", "ftp://x"], "http://"),
+        (["settings", "--db", db, "--gold-share", "2"], "gold_share"),
+        (["settings", "--db", db, "--guideline", str(tmp_path)], "cannot be read"),
+        (["order", "--db", db, "--model", "nobody", "--registry", str(tmp_path)], "nobody"),
+        (["inviet", "--db", db], "inviet"),
     ]:
         done = piped("", *arguments)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert expected in done.stderr and done.stderr.count("\n") == 1 and "\x1b" not in done.stderr
-    assert "Example:" in piped("", "--help").stdout
+        assert (done.returncode, done.stdout) == (2, ""), arguments
+        assert expected in done.stderr and done.stderr.count("\n") == 1 and "\x1b" not in done.stderr, done.stderr
+    for command in ([], *([name] for name in ("invite", "settings", "order", "report", "import", "export", "forget"))):
+        assert "Example:" in piped("", *command, "--help").stdout
+
+
+def test_help_answers_at_once() -> None:
+    code = "import rate, sys; sys.exit(sum(name in sys.modules for name in ('torch', 'textual', 'starlette')))"
+    environment = os.environ | {"PYTHONPATH": f"{SCRIPT.parent}:{SCRIPT.parent.parent}"}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=30).returncode == 0
+
+
+def test_invitations_are_links_that_the_store_knows(db: str) -> None:
+    done = piped("", "invite", "ada", "bob", "--db", db, "--url", "https://rate.example.org/")
+    links = dict(line.split("  ") for line in done.stdout.splitlines())
+    assert all(link.startswith("https://rate.example.org/l/") for link in links.values())
+    tokens = {name: link.rpartition("/")[2] for name, link in links.items()}
+    with RatingsStore(db) as store:
+        assert {name: store.labeler_of(token) for name, token in tokens.items()} == {"ada": "ada", "bob": "bob"}
+    again = json.loads(piped("", "invite", "ada", "--db", db, "--json").stdout)["invitations"]
+    assert again[0]["link"].startswith("http://127.0.0.1:8765/l/")
+    with RatingsStore(db) as store:
+        assert store.labeler_of(tokens["ada"]) is None and store.labeler_of(tokens["bob"]) == "bob"
+
+
+def test_settings_are_kept_and_shown(db: str, tmp_path: Path) -> None:
+    (tmp_path / "guide.txt").write_text("Prefer the kind one.\n")
+    given = ["--calibration", "3", "--repeat-share", "0.1", "--guideline", str(tmp_path / "guide.txt")]
+    assert piped("", "settings", "--db", db, *given).returncode == 0
+    wanted = {"calibration": 3, "gold_share": 0.05, "repeat_share": 0.1, "guideline": "Prefer the kind one.\n"}
+    assert json.loads(piped("", "settings", "--db", db, "--json").stdout) == wanted
+    failed = piped("", "settings", "--db", db, "--calibration", "9", "--gold-share", "-1")
+    assert failed.returncode == 2 and json.loads(piped("", "settings", "--db", db, "--json").stdout) == wanted
+    shown = piped("", "settings", "--db", db).stdout
+    assert "calibration: 3" in shown and "guideline: Prefer the kind one." in shown
 
 
 def test_one_command_finds_the_projects_python(tmp_path: Path, db: str) -> None:
@@ -322,7 +480,7 @@ def test_four_processes_reach_need_exactly(tmp_path: Path) -> None:
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0] * 4
     with RatingsStore(path) as store:
-        ratings = store.ratings()
+        ratings = store.ratings(for_training=True)
         assert Counter(Counter(each.item for each in ratings).values()) == {3: 200}
         assert len({(each.item, each.labeler) for each in ratings}) == len(ratings) == 600
         assert len({each.labeler for each in ratings}) == 4

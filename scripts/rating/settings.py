@@ -1,0 +1,45 @@
+"""What the organiser of a rating sets: invitations, the guideline, and how many control items labelers get."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alignment.errors import UserError
+from alignment.ratings import RatingsStore
+
+PAGE = "http://127.0.0.1:8765"  # where `rate.py --web` serves by default
+
+
+def invite(db: str, labelers: Sequence[str], url: str = PAGE) -> list[dict[str, str]]:
+    """A personal link for each labeler; an earlier link of theirs ends."""
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"--url {url!a}: expected the page's address with http:// or https://, such as {PAGE}")
+    with RatingsStore(db) as store, store.transaction():  # a bad name among them: nobody's old link ends
+        return [{"labeler": name, "link": f"{url.rstrip('/')}/l/{store.invite(name)}"} for name in labelers]
+
+
+def settings(
+    db: str,
+    calibration: int | None = None,
+    gold_share: float | None = None,
+    repeat_share: float | None = None,
+    guideline: str | None = None,
+) -> dict[str, Any]:
+    """Change what is given, together or not at all, and return how everything is set; `guideline` is a text file."""
+    changes = {"calibration": calibration, "gold_share": gold_share, "repeat_share": repeat_share}
+    with RatingsStore(db) as store, store.transaction():
+        for name, value in changes.items():
+            if value is not None:
+                setattr(store, name, value)
+        if guideline is not None:
+            store.guideline = _read(guideline)
+        return {name: getattr(store, name) for name in (*changes, "guideline")}
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--guideline {path}: cannot be read as UTF-8 text ({error})") from error
