@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignment.pages import render
-from reward.calibration import LN2
-from reward.charts import histogram_chart, reliability_chart
-from reward.report import SUSPICIOUS, findings, verdict
+from reward.evaluation.calibration import LN2
+from reward.evaluation.charts import histogram_chart, reliability_chart
+from reward.evaluation.report import SUSPICIOUS, findings, verdict
 
-_STYLE = """h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; }
+_STYLE = """body { overflow-wrap: anywhere; } h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; }
 .intro { color: var(--dim); margin-bottom: .6rem; max-width: 46rem; }
 .bars { table-layout: fixed; } .bars th { white-space: normal; font-weight: 400; width: 34%; overflow-wrap: anywhere; }
 .bars .number { width: 21%; } .bars small { display: block; color: var(--dim); font-size: .8rem; line-height: 1.3; }
@@ -23,7 +23,8 @@ _STYLE = """h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; }
 .chance { stroke: currentColor; stroke-dasharray: 3 3; opacity: .5; } .beyond { fill: var(--warning); opacity: .12; }
 .scale { position: relative; height: 1.2rem; color: var(--dim); font-size: .8rem; }
 .scale span { position: absolute; white-space: nowrap; transform: translateX(-50%); }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1rem 2rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr));
+  gap: 1rem 2rem; margin-bottom: 1rem; }
 .slices { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 2.5rem; }
 figure { margin: 0; max-width: 30rem; } figcaption { font-weight: 600; margin-bottom: .3rem; }
 figure svg { display: block; width: 100%; height: auto; } figure text { fill: var(--dim); font-size: 11px; }
