@@ -38,10 +38,11 @@ _WAS_RATED = _RATED.replace("new.", "old.")
 _TABLES = f"""
 CREATE TABLE item(
   id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, kind TEXT NOT NULL CHECK(kind IN ('pair', 'rank', 'single')),
-  prompt TEXT NOT NULL, completions TEXT NOT NULL CHECK(json_array_length(completions) BETWEEN 1 AND 9),
-  need INTEGER NOT NULL CHECK(need >= 1), place INTEGER NOT NULL, created REAL NOT NULL, metadata TEXT NOT NULL,
-  gold TEXT, uncertainty REAL, answered INTEGER NOT NULL DEFAULT 0);
-CREATE INDEX item_open ON item(place, uncertainty) WHERE gold IS NULL AND answered < need;
+  need INTEGER NOT NULL CHECK(need >= 1), answered INTEGER NOT NULL DEFAULT 0, place INTEGER NOT NULL,
+  created REAL NOT NULL, uncertainty REAL, gold TEXT, prompt TEXT NOT NULL,
+  completions TEXT NOT NULL CHECK(json_array_length(completions) BETWEEN 1 AND 9), metadata TEXT NOT NULL);
+CREATE INDEX item_open ON item(place, kind) WHERE gold IS NULL AND answered < need;
+CREATE INDEX item_doubted ON item(uncertainty) WHERE gold IS NULL AND answered < need AND uncertainty IS NOT NULL;
 CREATE INDEX item_gold ON item(place) WHERE gold IS NOT NULL;
 CREATE TABLE rating(
   id INTEGER PRIMARY KEY AUTOINCREMENT, item INTEGER NOT NULL REFERENCES item(id), labeler TEXT NOT NULL,
@@ -53,6 +54,7 @@ CREATE TABLE rating(
   CHECK((ranks IS NOT NULL) = (choice IS 'ranked') AND (score IS NOT NULL) = (choice IS 'scored')));
 CREATE UNIQUE INDEX rating_once ON rating(item, labeler, (why = 'repeat'));
 CREATE INDEX rating_by_labeler ON rating(labeler, done, done_at);
+CREATE INDEX rating_by_why ON rating(labeler, why, choice);
 CREATE INDEX rating_open ON rating(claimed_at) WHERE NOT done;
 CREATE TRIGGER rating_added AFTER INSERT ON rating WHEN {_RATED} BEGIN
   UPDATE item SET answered = answered + 1 WHERE id = new.item; END;

@@ -113,7 +113,7 @@ class Feedback:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a labeler is: `done` (skips among them) of `total`; `seconds` is the median per answer."""
+    """Where a labeler is: `done` (skips among them) of `total`; `seconds` is the median per answer of late."""
 
     done: int
     skipped: int

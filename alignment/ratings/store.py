@@ -270,6 +270,13 @@ class RatingsStore:
             self._file.log(now, labeler, item, "import", answer | {"why": why})
             return True
 
+    def assignment(self, rating: int, labeler: str, unanswered: bool = False) -> Assignment | None:
+        """What a rating id stands for, for whom it was claimed; None for anybody else, or if it had to be `unanswered`."""
+        found = self._db.execute(
+            "SELECT 1 FROM rating WHERE id = ? AND labeler = ? AND NOT (done AND ?)", (rating, labeler, unanswered)
+        ).fetchone()
+        return None if found is None else self._assignment(rating)
+
     def feedback(self, assignment: Assignment) -> Feedback | None:
         """What to tell the labeler after the answer to a calibration item; None after any other, or before it."""
         row = self._db.execute(
@@ -297,7 +304,7 @@ class RatingsStore:
         now = time.time()
         with self.transaction():
             row = self._db.execute(
-                "SELECT * FROM rating WHERE labeler = ? AND done ORDER BY done_at DESC, id DESC LIMIT 1", (labeler,)
+                "SELECT * FROM rating WHERE labeler = ? AND done = 1 ORDER BY done_at DESC, id DESC LIMIT 1", (labeler,)
             ).fetchone()
             if row is None or row["why"] == "calibration":
                 return None
@@ -321,17 +328,20 @@ class RatingsStore:
         `done` counts all answers given, skips and controls too. `total` adds what they would still get if everybody
         else stopped now: their open item, calibration, the ordinary items that need them, and the controls that will
         be mixed in. It shrinks when others answer what nobody else is needed for, and grows when skips, undo or
-        expired leases of others make room.
+        expired leases of others make room. `seconds` is the median of the latest 100 answers.
         """
         check_labeler(labeler)
-        rows = self._db.execute("SELECT choice, seconds FROM rating WHERE labeler = ? AND done", (labeler,)).fetchall()
-        times = [row["seconds"] for row in rows if row["seconds"] is not None]
         who = Labeler(self._db, labeler, self.seed, time.time() - LEASE_SECONDS)
+        done = sum(count for (_, choice), count in who.tally.items() if choice is not None)
+        times = self._db.execute(
+            "SELECT seconds FROM rating WHERE labeler = ? AND done = 1 ORDER BY done_at DESC LIMIT 100", (labeler,)
+        ).fetchall()
+        known = [row["seconds"] for row in times if row["seconds"] is not None]
         return Progress(
-            done=len(rows),
-            skipped=sum(row["choice"] == "skip" for row in rows),
-            total=len(rows) + who.ahead(self._shares()),
-            seconds=statistics.median(times) if times else None,
+            done=done,
+            skipped=sum(count for (_, choice), count in who.tally.items() if choice == "skip"),
+            total=done + who.ahead(self._shares()),
+            seconds=statistics.median(known) if known else None,
         )
 
     def items(self) -> list[Item]:

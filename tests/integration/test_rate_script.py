@@ -480,7 +480,7 @@ def test_four_processes_reach_need_exactly(tmp_path: Path) -> None:
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0] * 4
     with RatingsStore(path) as store:
-        ratings = store.ratings()
+        ratings = store.ratings(for_training=True)
         assert Counter(Counter(each.item for each in ratings).values()) == {3: 200}
         assert len({(each.item, each.labeler) for each in ratings}) == len(ratings) == 600
         assert len({each.labeler for each in ratings}) == 4
