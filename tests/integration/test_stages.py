@@ -139,7 +139,8 @@ def check_run(house, name, result):
     assert (backend["world_size"], backend["zero_stage"]) == (1, 0)
     assert {path.name for path in run.iterdir()} <= {
         "config.json", "exit.json", "metrics.jsonl", "samples.jsonl", "events.jsonl", "bad_rows.jsonl",
-        "eval_pairs.jsonl", "data_report.json", "data_report.html", "wandb",
+        "eval_pairs.jsonl", "data_report.json", "data_report.html", "report.json", "report.html",
+        "wandb",
     }  # fmt: skip
     return metrics
 
