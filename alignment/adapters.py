@@ -45,8 +45,13 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
-def put_on(base: PreTrainedModel, folder: str, *, trainable: bool = False) -> PeftModel:
+def put_on(
+    base: PreTrainedModel | PeftModel, folder: str, *, trainable: bool = False, name: str = "default"
+) -> PeftModel:
     """The adapter of a folder on its base, whose modules are replaced in place.
+
+    Args:
+        base: a model, or one that has adapters of other names already.
 
     Raises:
         AdapterError: the weights and the base do not fit each other; PEFT would leave the rest at its start and warn.
@@ -62,10 +67,14 @@ def put_on(base: PreTrainedModel, folder: str, *, trainable: bool = False) -> Pe
             # PEFT takes AdaLoRA's ranks for LoRA's `rank_pattern`, finds no such layers, and warns of each.
             warnings.filterwarnings("ignore", message="The following rank_pattern keys did not match")
             # Nor is a layer that keeps no rank a part that ZeRO-3 left behind.
-            warnings.filterwarnings("ignore", message="Adapter 'default': .* invalid shape")
-            model = get_peft_model(base, config)
-            expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-        result = set_peft_model_state_dict(model, weights)
+            warnings.filterwarnings("ignore", message="Adapter '.*': .* invalid shape")
+            if isinstance(base, PeftModel):
+                model = base
+                model.add_adapter(name, config)
+            else:
+                model = get_peft_model(base, config, adapter_name=name)
+            expected = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+        result = set_peft_model_state_dict(model, weights, adapter_name=name)
         wrong = sorted(expected - set(weights)) + result.unexpected_keys
         if wrong:
             raise ValueError(f"{wrong[0]} is not in both the adapter and its base")
@@ -80,7 +89,8 @@ def merge(base: PreTrainedModel, folder: str) -> PreTrainedModel:
     """
     model = put_on(base, folder)
     with _loading(folder):
-        return model.merge_and_unload(safe_merge=True)
+        merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
+    return merged.requires_grad_(True)  # PEFT has frozen the base; PPO trains what was merged
 
 
 def dequantize(model: PreTrainedModel) -> PreTrainedModel:

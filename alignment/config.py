@@ -12,7 +12,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -445,6 +445,7 @@ LEAST = {
     "learning_rate": 0,
     "early_stopping_patience": 1,
     "early_stopping_threshold": 0,
+    "members": 1,
 }
 
 
@@ -454,6 +455,7 @@ def trainer_arguments(
     training: Mapping[str, Any],
     owned: Mapping[str, str] = OWNED_ARGUMENTS,
     section: str = "training",
+    beside: Sequence[type] = (),
 ) -> dict[str, Any]:
     """Merge a config's `training` section over a stage's defaults, checked against the fields of a TRL config class;
     those of a trainer take `BestModelArguments` too.
@@ -464,12 +466,13 @@ def trainer_arguments(
         training: the user's values.
         owned: arguments that the suite sets itself, with what to write instead.
         section: where the user wrote them, for errors.
+        beside: dataclasses of a stage's own, whose fields are taken too.
 
     Raises:
         ConfigError: an unknown argument (with the nearest one), one that the suite owns, or a value of another type.
     """
     is_trainers = any(field.name == "load_best_model_at_end" for field in dataclasses.fields(cls))
-    classes = (cls, BestModelArguments) if is_trainers else (cls,)
+    classes = (cls, BestModelArguments, *beside) if is_trainers else (cls, *beside)
     fields = {field.name for each in classes for field in dataclasses.fields(each) if field.init}
     hints = {name: hint for each in classes for name, hint in typing.get_type_hints(each).items()}
     assert set(defaults) <= fields, sorted(set(defaults) - fields)

@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from alignment import adapters
+from alignment.ensembles import is_ensemble, load_member, member_name, num_members
 from alignment.models import (
     ModelError,
     ModelSource,
@@ -32,9 +33,9 @@ TOLERANCE = 1e-5
 def export(ref: str, folder: Path, registry: Registry, *, adapter_only: bool = False) -> dict[str, Any]:
     """Write a version to a new folder, with its tokenizer and template.
 
-    An adapter is merged, or with `adapter_only` written as PEFT's own folder that names its base. What was written is
-    loaded again by the plain library and its logits are compared, on random tokens, with those of the adapter on the
-    weights that it was trained on, all in float32.
+    Of an ensemble each member is written to a folder of its own. An adapter is merged, or with `adapter_only` written
+    as PEFT's own folder that names its base; then what was written is loaded again by the plain library and its logits
+    are compared, on random tokens, with those of the adapter on the weights that it was trained on, all in float32.
 
     Returns:
         What was written; `logits_difference` for an adapter, in units of the largest logit where that is above 1.
@@ -45,9 +46,13 @@ def export(ref: str, folder: Path, registry: Registry, *, adapter_only: bool = F
     """
     source = find_model(ref, registry, role=registry.resolve(ref).manifest.role)
     report: dict[str, Any] = {"model": source.label, "folder": str(folder)}
+    if adapter_only and is_ensemble(source):
+        raise ModelError(f"{source.label}: an ensemble, whose members are exported merged; leave --adapter out")
     if adapter_only and source.base is None:
         raise ModelError(f"{source.label}: a whole model, not an adapter; leave --adapter out")
     with _new_folder(folder) as staging:
+        if is_ensemble(source):
+            return report | _export_members(source, staging)
         if source.base is None:
             _copy(source, staging)
             return report | {"written": "the whole model, file by file"}
@@ -87,6 +92,15 @@ def _export_merged(source: ModelSource, staging: Path) -> dict[str, Any]:
         )
     kind = f"{source.trained.merge} weights" if source.trained.quantized else "weights"
     return {"written": f"merged onto the {kind} of {source.base.label}", "logits_difference": difference}
+
+
+def _export_members(source: ModelSource, staging: Path) -> dict[str, Any]:
+    """Each member of an ensemble as a whole model in a folder of its own, loadable by itself."""
+    tokenizer, size = load_tokenizer(source), num_members(source)
+    for number in range(size):
+        load_member(source, number).model.save_pretrained(staging / member_name(number))
+        tokenizer.save_pretrained(staging / member_name(number))
+    return {"written": f"its {size} members, a whole model each: {member_name(0)} to {member_name(size - 1)}"}
 
 
 def _export_adapter(source: ModelSource, staging: Path) -> dict[str, Any]:

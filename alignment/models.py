@@ -35,6 +35,8 @@ from alignment.registry import Manifest, Parent, Registry
 from alignment.templates import set_template
 from alignment.tensors import entropy_from_logits, logprobs_from_logits, position_ids
 
+ENSEMBLE = "ensemble.json"
+"""Describes the members of an ensemble (`alignment.ensembles`)."""
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 
 
@@ -63,8 +65,10 @@ class ModelSource:
 
     @property
     def config_path(self) -> str:
-        """Where the architecture's `config.json` is: an adapter has none of its own."""
-        return self.base.config_path if self.base else self.path
+        """Where the architecture's `config.json` is: an adapter has none of its own, nor has an ensemble."""
+        if self.base:
+            return self.base.config_path
+        return str(Path(self.path) / "member-0") if (Path(self.path) / ENSEMBLE).is_file() else self.path
 
     def parent(self, relation: str) -> Parent:
         """This model as an entry of another version's lineage."""
@@ -95,7 +99,7 @@ def find_model(name: str, registry: Registry, role: Literal["policy", "reward"])
             raise ModelError(
                 f"{name}: an adapter alone; export it with `alignment models export REF FOLDER`, which merges it"
             )
-        if not (Path(name) / "config.json").is_file():
+        if not any((Path(name) / file).is_file() for file in ("config.json", ENSEMBLE)):
             raise ModelError(f"{name}: this folder holds no model (no config.json)")
         return ModelSource(name)
     if "@" in name or "/" not in name:
@@ -406,7 +410,7 @@ def check_finite(folder: Path) -> None:
     Raises:
         ModelError: names the first such tensor.
     """
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(folder.rglob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 if not torch.isfinite(tensors.get_tensor(name)).all():

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from alignment import adapters
 from alignment.config import ModelConfig
-from alignment.models import ModelError, ModelSource, load_policy, load_weights
+from alignment.models import ENSEMBLE, ModelError, ModelSource, load_policy, load_weights
 from alignment.tensors import last_kept, position_ids, shifted_left
 
 
@@ -54,10 +54,7 @@ class ScalarModel(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-
-    @property
-    def is_encoder(self) -> bool:
-        return not isinstance(getattr(self.model, "score", None), ScoreHead)
+        self.is_encoder = not isinstance(getattr(model, "score", None), ScoreHead)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Score at each token, given it and all before it: (B, L) -> (B, L) float32."""
@@ -98,6 +95,8 @@ def load_scalar_model(
             a head where a trained one is asked for, whose scores would be random.
     """
     path = source if isinstance(source, str) else source.path
+    if (Path(path) / ENSEMBLE).is_file():
+        raise ModelError(f"{path}: several reward models in one, where a single model is needed; name another")
     if isinstance(source, ModelSource) and source.base and not trained:
         with adapters.as_folder(load_policy(source)) as folder:
             scalar = load_scalar_model(folder, config, seed)

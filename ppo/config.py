@@ -23,6 +23,9 @@ class ModelsConfig(Section):
     """What the KL is measured against; the policy as it starts by default."""
     value: str | None = None
     """What the value model starts from; the reward model by default."""
+    reward_ensemble: Literal["mean", "min"] | NonNegative | None = None
+    """How the scores of an ensemble's members (`training.members` of `python -m reward`) become one: `mean`, the
+    default; `min`; or a number k for the mean minus k standard deviations. Refused for a single reward model."""
     trust_remote_code: bool = False
 
 

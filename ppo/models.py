@@ -6,11 +6,13 @@ Another way to hold them (one base with adapters) only has to build the same `Mo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.config import ModelConfig
+from alignment.ensembles import RewardEnsemble, is_ensemble, load_member, load_reward_model
 from alignment.models import (
     ModelError,
     ModelSource,
@@ -21,7 +23,7 @@ from alignment.models import (
     response_logprobs,
 )
 from alignment.registry import Parent, Registry
-from alignment.scalar_models import ScalarModel, load_scalar_model
+from alignment.scalar_models import ScalarModel
 from alignment.templates import Message, encode_conversation
 from ppo.config import ModelsConfig
 
@@ -66,7 +68,7 @@ class Models:
 
     trained: PolicyAndValue
     ref_policy: PreTrainedModel
-    reward_model: ScalarModel
+    reward_model: ScalarModel | RewardEnsemble
     tokenizer: PreTrainedTokenizerBase
     sources: dict[str, ModelSource]
 
@@ -83,10 +85,15 @@ def find_models(config: ModelsConfig, registry: Registry) -> dict[str, ModelSour
     """Where each role's model is: init (the policy), reference, reward, value.
 
     Raises:
-        RegistryError, ModelError: see `alignment.models.find_model`.
+        RegistryError, ModelError: see `alignment.models.find_model`; members are to be combined of what has none.
     """
     policy = find_model(config.policy, registry, role="policy")
     reward = find_model(config.reward, registry, role="reward")
+    if config.reward_ensemble is not None and not is_ensemble(reward):
+        raise ModelError(
+            f"model.reward_ensemble={config.reward_ensemble}: {reward.label} is a single reward model; take the key "
+            "out, or name an ensemble (python -m reward ... training.members=3)"
+        )
     return {
         "init": policy,
         "reference": find_model(config.reference, registry, role="policy") if config.reference else policy,
@@ -119,17 +126,22 @@ def load_models(config: ModelsConfig, sources: dict[str, ModelSource]) -> Models
     sampled ones and the first ratio would not be 1.
 
     Raises:
-        ModelError: the reward or value model tokenizes or renders otherwise than the policy.
+        ModelError: the reward or value model tokenizes or renders otherwise than the policy; an encoder as value model.
     """
     options = _options(config)
     tokenizer = load_policy_tokenizer(config, sources)
     policy = load_policy(sources["init"], options)
     fit_embeddings(policy, tokenizer)
-    value_model = load_scalar_model(sources["value"], options, trained=True)
+    value_model = load_member(sources["value"], 0, options)
+    if value_model.is_encoder:
+        raise ModelError(
+            f"model.value: {sources['value'].label} is an encoder ({type(value_model.model).__name__}), which reads a "
+            "text as a whole and gives no value before each token; name a decoder's reward model"
+        )
     models = Models(
         trained=PolicyAndValue(policy, value_model),
         ref_policy=load_policy(sources["reference"], options),
-        reward_model=load_scalar_model(sources["reward"], options, trained=True),
+        reward_model=load_reward_model(sources["reward"], options, **_combined(config)),
         tokenizer=tokenizer,
         sources=sources,
     )
@@ -137,6 +149,13 @@ def load_models(config: ModelsConfig, sources: dict[str, ModelSource]) -> Models
         frozen.requires_grad_(False).eval()
     models.trained.eval()
     return models
+
+
+def _combined(config: ModelsConfig) -> dict[str, Any]:
+    """How an ensemble combines its members' scores, as `load_reward_model` takes it."""
+    if isinstance(config.reward_ensemble, float):
+        return {"combine": "mean_minus_std", "std_coefficient": config.reward_ensemble}
+    return {"combine": config.reward_ensemble or "mean"}
 
 
 def _check_same_tokens(

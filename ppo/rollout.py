@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from alignment.data import Prompt
 from alignment.distributed import Accelerator
+from alignment.ensembles import RewardEnsemble, disagreement
 from alignment.generation import generate, stream_seed
 from alignment.models import response_logprobs
 from alignment.templates import encode_prompt
@@ -24,7 +25,8 @@ class Rollout:
     """B episodes of one process: prompts left-padded to P, responses right-padded to T.
 
     input_ids, attention_mask (B, P+T); response_mask (B, T) tokens through EOS; old_logprobs, ref_logprobs, entropy,
-    old_values (B, T) at rollout; scores (B,) with unfinished responses' replaced; ended (B,) bool.
+    old_values (B, T) at rollout; scores (B,) with unfinished responses' replaced; ended (B,) bool; score_std (B,) how
+    far the members of a reward ensemble disagree, before that.
     """
 
     input_ids: Tensor
@@ -36,6 +38,7 @@ class Rollout:
     old_values: Tensor
     scores: Tensor
     ended: Tensor
+    score_std: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -132,7 +135,7 @@ def collect_rollout(
     response_ids, response_mask = response_ids[:, :longest], response_mask[:, :longest]
     input_ids = torch.cat([prompt_ids, response_ids], dim=1)
     attention_mask = torch.cat([prompt_mask, response_mask], dim=1)
-    old_logprobs, entropy, old_values, ref_logprobs, scores = _score(
+    (old_logprobs, entropy, old_values, ref_logprobs), scores, score_std = _score(
         models, engine, accelerator, input_ids, attention_mask, longest, config
     )
     ended = is_eos.any(1)
@@ -146,6 +149,7 @@ def collect_rollout(
         old_values=old_values,
         scores=final_scores(scores, ended, config.missing_eos_score),
         ended=ended,
+        score_std=score_std,
     )
 
 
@@ -158,8 +162,9 @@ def _score(
     attention_mask: Tensor,
     num_response: int,
     config: RolloutConfig,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Old log-probabilities, entropy, values, reference log-probabilities and scores, rows of like length together.
+) -> tuple[list[Tensor], Tensor, Tensor | None]:
+    """Old log-probabilities, entropy, values and reference log-probabilities; scores; and of a reward ensemble the
+    disagreement. Rows of like length together.
 
     The log-probabilities are computed anew by the engine that trains, not taken from sampling: the two differ in the
     last digits (more so in bfloat16), and the first ratio would not be 1.
@@ -168,21 +173,29 @@ def _score(
     shape = (len(input_ids), num_response)
     tokens = [torch.zeros(shape, device=input_ids.device) for _ in range(4)]
     scores = torch.zeros(len(input_ids), device=input_ids.device)
+    reward_model = models.reward_model
+    score_std = torch.zeros_like(scores) if isinstance(reward_model, RewardEnsemble) else None
     for batch in by_length.split(config.generation_batch_size):
         columns, kept = trim(input_ids[batch], attention_mask[batch], num_response)
         ids, mask = input_ids[batch, columns], attention_mask[batch, columns]
         with accelerator.autocast():
             logprobs, entropy, values = engine(ids, mask, kept, config.temperature, with_entropy=True)
             ref_logprobs, _ = response_logprobs(models.ref_policy, ids, mask, kept, config.temperature)
-            scores[batch] = models.reward_model.score(ids, mask)
+            if isinstance(reward_model, RewardEnsemble):
+                assert score_std is not None
+                each = reward_model.member_scores(ids, mask)
+                scores[batch], score_std[batch] = reward_model.combined(each), disagreement(each)
+            else:
+                scores[batch] = reward_model.score(ids, mask)
         for target, source in zip(tokens, (logprobs, entropy, values, ref_logprobs), strict=True):
             target[batch, :kept] = source
-    return tokens[0], tokens[1], tokens[2], tokens[3], scores
+    return tokens, scores, score_std
 
 
 def select(rollout: Rollout, rows: Tensor) -> Rollout:
     """The given episodes, cut to the columns that they use."""
-    part = {field.name: getattr(rollout, field.name)[rows] for field in fields(rollout)}
+    found = {field.name: getattr(rollout, field.name) for field in fields(rollout)}
+    part = {name: value[rows] for name, value in found.items() if value is not None}
     columns, kept = trim(part["input_ids"], part["attention_mask"], rollout.num_response)
     for name in ("input_ids", "attention_mask"):
         part[name] = part[name][:, columns]

@@ -23,6 +23,7 @@ from alignment import distributed, trainers
 from alignment.config import ConfigError
 from alignment.data import Prompt, to_prompts, train_and_eval
 from alignment.distributed import Accelerator, all_reduce_sum
+from alignment.ensembles import num_members
 from alignment.generation import stream_seed
 from alignment.models import ModelError, ModelSource, num_parameters
 from alignment.positions import check_length
@@ -259,18 +260,28 @@ class _Loop:
 
 def rollout_stats(rollout: Rollout, rewards: Tensor, returns: Tensor) -> dict[str, float]:
     """Means over all processes' episodes: score, KL in nats per response, shaped reward, entropy, length, share
-    ended; and the share of the returns' variance that the value model explains."""
+    ended, and of a reward ensemble the standard deviation over its members; and the share of the returns' variance that
+    the value model explains."""
     mask = rollout.response_mask
     per_episode = torch.stack(
-        [rollout.scores, rollout.kl.sum(1), rewards.sum(1), rollout.lengths.float(), rollout.ended.float()], dim=1
+        [
+            rollout.scores,
+            rollout.kl.sum(1),
+            rewards.sum(1),
+            rollout.lengths.float(),
+            rollout.ended.float(),
+            torch.zeros_like(rollout.scores) if rollout.score_std is None else rollout.score_std,
+        ],
+        dim=1,
     ).double()
     entropy = torch.where(mask, rollout.entropy, 0.0).sum().double()
     counts = torch.stack([torch.tensor(float(len(rollout))).to(entropy), mask.sum().double(), entropy])
     sums = all_reduce_sum(torch.cat([per_episode.sum(0), counts]))
-    score, kl, reward, length, ended, episodes, tokens, entropy_sum = sums.tolist()
+    score, kl, reward, length, ended, score_std, episodes, tokens, entropy_sum = sums.tolist()
     _, _, variance = masked_moments(returns, mask, all_reduce_sum)
     _, _, residual = masked_moments(returns - rollout.old_values, mask, all_reduce_sum)
-    return {
+    spread = {} if rollout.score_std is None else {"rollout/score_std": score_std / episodes}
+    return spread | {
         "rollout/score": score / episodes,
         "rollout/kl": kl / episodes,
         "rollout/reward": reward / episodes,
@@ -373,6 +384,9 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
     _check_lengths(config, sources)
     load_policy_tokenizer(config.model, sources)
     counts = {role: num_parameters(source.config_path) for role, source in sources.items()}
+    reward = sources["reward"]
+    if counts["reward"] and reward.base is None:  # the members of an ensemble; adapters share their base
+        counts["reward"] *= num_members(reward)
     result: dict[str, Any] = {
         "train_prompts": len(prompts.items),
         "eval_prompts": len(held_out.items),

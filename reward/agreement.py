@@ -229,7 +229,7 @@ class OneCoin(NamedTuple):
     """What `dawid_skene` found."""
 
     accuracy: dict[str, float]
-    """Per labeler: the probability that their label is the true one."""
+    """Per labeler: the probability that their label is the true one; nan where no two saw the same item."""
     overlaps: dict[str, int]
     """Per labeler: their votes on items that somebody else saw too, which is all that their accuracy rests on."""
     truth: list[dict[Label, float]]
@@ -266,7 +266,7 @@ def dawid_skene(ballots: Sequence[Ballot], max_steps: int = 500, tolerance: floa
     posterior = np.zeros((len(used), len(labels)))
     np.add.at(posterior, (items, said), 1.0)
     posterior /= posterior.sum(1, keepdims=True)
-    accuracy = np.full(len(labelers), 1.0)
+    accuracy = np.full(len(labelers), 1.0 if len(used) else np.nan)
     for _ in range(max_steps if len(used) and len(labels) > 1 else 0):
         before = accuracy
         right = np.bincount(whose, posterior[items, said], len(labelers))
@@ -294,6 +294,11 @@ def dawid_skene(ballots: Sequence[Ballot], max_steps: int = 500, tolerance: floa
 
 
 def reliability(ballots: Sequence[Ballot]) -> dict[str, float]:
+    """Training weight of each labeler's votes: `vote_weights` of `dawid_skene`."""
+    return vote_weights(dawid_skene(ballots))
+
+
+def vote_weights(found: OneCoin) -> dict[str, float]:
     """Training weight of each labeler's votes; the mean over labelers is 1.
 
     With K labels, a labeler who is right with probability a (`dawid_skene`, shrunk) votes as one who knows the answer
@@ -301,9 +306,10 @@ def reliability(ballots: Sequence[Ballot]) -> dict[str, float]:
     votes that says something about the answer, and is the weight: 0 at chance or below, in proportion from there.
     Log-odds would weigh best in one item's ballot (Nitzan and Paroush 1982), but grow without bound as a nears 1, so
     that one consistent labeler would drown out the others in training. Where nobody is better than chance, or there is
-    one label only, all weigh 1.
+    one label only or no overlap, all weigh 1.
     """
-    found = dawid_skene(ballots)
+    if not any(found.overlaps.values()):
+        return dict.fromkeys(found.accuracy, 1.0)
     chance = 1 / max(found.num_labels, 2)
     known = {labeler: max(0.0, (a - chance) / (1 - chance)) for labeler, a in found.accuracy.items()}
     mean = math.fsum(known.values()) / len(known) if known else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -45,6 +45,13 @@ class RewardStageConfig(TrainerConfig):
 
     reward: RewardSection = RewardSection()
 
+    def of_member(self, seed: int | None = None) -> Self:
+        """The same run as that of a single model, with a seed of its own if one is given."""
+        training = {name: value for name, value in self.training.items() if name != "members"}
+        if seed is not None:
+            training["seed"] = seed
+        return self.model_copy(update={"training": training})
+
 
 @dataclass(frozen=True)
 class EnsembleArguments:
@@ -56,7 +63,7 @@ class EnsembleArguments:
     @classmethod
     def of(cls, training: Mapping[str, Any]) -> Self:
         """Those in a `training` section."""
-        return cls(training.get("members", 1))
+        return cls(**{field.name: training[field.name] for field in fields(cls) if field.name in training})
 
 
 DEFAULTS = {

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
+from alignment import adapters
+from alignment.config import ADAPTERS
 from alignment.data import CHOICES
+from alignment.ensembles import RewardEnsemble, load_reward_model, member_name, write_ensemble
 from alignment.errors import UserError
+from alignment.models import ModelSource
 from alignment.scalar_models import ScalarModel, load_scalar_model, shift_scores
 from reward.batches import score_questions
+from reward.config import RewardStageConfig
 from reward.demonstrations import Zero
+from reward.prepare import Prepared, untrained
 from reward.questions import Question
 from reward.trainer import Probe
 
@@ -72,12 +81,149 @@ def finish(folder: Path, probe: Probe, zero: Zero, pad_token_id: int) -> tuple[S
     again = load(folder)
     expected = [score - shift for score in found]
     check_gate(expected, scores_of(again, probe.questions, pad_token_id), EXACT, "what was saved with its zero point")
-    mean = fmean(scores_of(again, zero.questions, pad_token_id))
+    _check_zero(scores_of(again, zero.questions, pad_token_id), zero, shift)
+    return again, shift
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One model as its training left it."""
+
+    seed: int
+    step: int
+    """Optimizer step that it is of."""
+    metrics: dict[str, Any]
+    probe: Probe
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that were made."""
+        return int(self.metrics["steps"])
+
+
+def summed_up(trained: Sequence[Trained]) -> dict[str, Any]:
+    """The metrics of one model; of several their means, and each one's under its name."""
+    if len(trained) == 1:
+        return trained[0].metrics
+    means = {name: fmean(member.metrics[name] for member in trained) for name in ("train_loss", "steps")}
+    return means | {member_name(number): member.metrics for number, member in enumerate(trained)}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A model or ensemble as it will be published, loaded from its files."""
+
+    folder: Path
+    model: ScalarModel | RewardEnsemble
+    shifts: list[float]
+    """What each member's scores were shifted by."""
+    seed: int
+    adapted: bool
+    """The members are adapters on the starting model."""
+    pad_token_id: int
+
+    @property
+    def shift(self) -> float:
+        return fmean(self.shifts)
+
+    def member_scores(self, questions: Sequence[Question]) -> list[list[list[float]]]:
+        """Scores of the completions of each question by each member; of a single model none."""
+        if isinstance(self.model, ScalarModel):
+            return []
+        members = (self.model.member(number) for number in range(self.model.size))
+        return [score_questions(member, questions, self.pad_token_id) for member in members]
+
+    def score(self, questions: Sequence[Question]) -> list[list[float]]:
+        """Scores of the completions of each question; of an ensemble the mean."""
+        if isinstance(self.model, ScalarModel):
+            return score_questions(self.model, questions, self.pad_token_id)
+        rows = zip(*self.member_scores(questions), strict=True)
+        return [[fmean(scores) for scores in zip(*row, strict=True)] for row in rows]
+
+
+def finish_all(staging: Path, config: RewardStageConfig, prepared: Prepared, trained: Sequence[Trained]) -> Finished:
+    """Make what was trained ready for the registry; one model in `staging/member-0`, or several in `staging`.
+
+    One adapter is merged: PPO scores every rollout with it. Several stay adapters on the base that they share.
+
+    Raises:
+        GateError: see `finish`.
+        AdapterError: an adapter that does not fit its base any more.
+    """
+    pad, size, seed = prepared.start.tokenizer.pad_token_id, len(trained), trained[0].seed
+    adapted = config.model.method in ADAPTERS
+    folders = [staging / member_name(number) for number in range(size)]
+    if adapted and size > 1:
+        _tidy(staging, folders)
+        model, shifts = _finish_adapters(staging, config, prepared, trained)
+        return Finished(staging, model, shifts, seed, True, pad)
+    finished = []
+    for folder, member in zip(folders, trained, strict=True):
+        if adapted:
+            _merge_in_place(folder, untrained(config, prepared), config.model.quantized)
+        finished.append(finish(folder, member.probe, prepared.zero, pad))
+    models, shifts = [model for model, _ in finished], [shift for _, shift in finished]
+    if size == 1:
+        return Finished(folders[0], models[0], shifts, seed, False, pad)
+    _tidy(staging, folders)
+    write_ensemble(staging, None, size)
+    return Finished(staging, RewardEnsemble(models, size), shifts, seed, False, pad)
+
+
+def _finish_adapters(
+    staging: Path, config: RewardStageConfig, prepared: Prepared, trained: Sequence[Trained]
+) -> tuple[RewardEnsemble, list[float]]:
+    """`finish` for adapters that share a base, whose zero points are kept beside them."""
+    pad, size = prepared.start.tokenizer.pad_token_id, len(trained)
+    source = ModelSource(str(staging), base=prepared.start.source, trained=config.model)
+
+    def load_with(biases: Sequence[float]) -> RewardEnsemble:
+        write_ensemble(staging, biases, size)
+        loaded = load_reward_model(source)
+        assert isinstance(loaded, RewardEnsemble)
+        return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    saved, found, shifts = load_with([0.0] * size), [], []
+    for number, member in enumerate(trained):
+        scalar = saved.member(number)
+        found.append(scores_of(scalar, member.probe.questions, pad))
+        tolerance = ROUNDED if member.probe.rounded else EXACT
+        check_gate(member.probe.scores, found[-1], tolerance, f"what was saved of member {number}")
+        shifts.append(fmean(scores_of(scalar, prepared.zero.questions, pad)))
+    again = load_with(shifts)
+    for number, (member, scores, shift) in enumerate(zip(trained, found, shifts, strict=True)):
+        scalar, expected = again.member(number), [score - shift for score in scores]
+        what = f"what was saved of member {number} with its zero point"
+        check_gate(expected, scores_of(scalar, member.probe.questions, pad), EXACT, what)
+        _check_zero(scores_of(scalar, prepared.zero.questions, pad), prepared.zero, shift)
+    return again, shifts
+
+
+def _tidy(staging: Path, folders: Sequence[Path]) -> None:
+    """Leave the members' folders with configs and weights alone; the tokenizer goes to the top."""
+    for folder in folders:
+        for file in folder.iterdir():
+            own = file.name in ("config.json", adapters.CONFIG) or ".safetensors" in file.name
+            if not own and file.name not in ("README.md", "training_args.bin"):
+                file.replace(staging / file.name)
+            elif not own:
+                file.unlink()
+
+
+def _merge_in_place(folder: Path, base: PreTrainedModel, quantized: bool) -> None:
+    """A saved adapter and its trained head as a whole reward model."""
+    merged = adapters.merge(adapters.dequantize(base) if quantized else base, str(folder))
+    for name in (adapters.CONFIG, adapters.WEIGHTS, "README.md"):
+        (folder / name).unlink(missing_ok=True)
+    merged.save_pretrained(folder)
+
+
+def _check_zero(scores: Sequence[float], zero: Zero, shift: float) -> None:
+    mean = fmean(scores)
     if not abs(mean) < ZERO_WITHIN * max(1.0, abs(shift)):
         raise GateError(
             f"the scores of the saved model average {mean:.2g} over {zero.where}, not 0; nothing was published"
         )
-    return again, shift
 
 
 def write_eval_pairs(run_dir: Path, questions: Sequence[Question], scores: Sequence[Sequence[float]]) -> None:

@@ -20,8 +20,9 @@ from alignment.config import BestModelArguments, ConfigError
 from alignment.errors import UserError
 from alignment.tracking import Journal
 from reward.config import RewardStageConfig
+from reward.prepare import make_arguments, prepare
 from reward.questions import JudgedPair, Question
-from reward.train import build_trainer, make_arguments, prepare
+from reward.train import build_trainer
 
 STEPS, EVERY = 400, 10
 
@@ -95,8 +96,8 @@ def first_pairs(questions: Sequence[Question], count: int) -> Chosen:
 
 def _bare(config: RewardStageConfig, folder: str) -> RewardStageConfig:
     """The same run in a folder of its own, without its schedule and with an evaluation now and then."""
-    dropped = {field.name for field in fields(BestModelArguments)} | {"members", "lr_scheduler_kwargs", "eval_on_start"}
-    training = {name: value for name, value in config.training.items() if name not in dropped} | {
+    dropped = {field.name for field in fields(BestModelArguments)} | {"lr_scheduler_kwargs", "eval_on_start"}
+    training = {name: value for name, value in config.of_member().training.items() if name not in dropped} | {
         "max_steps": STEPS,
         "lr_scheduler_type": "constant",
         "warmup_steps": 0,

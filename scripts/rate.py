@@ -22,6 +22,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if __name__ == "__main__":
@@ -175,8 +176,14 @@ def run_import(args: argparse.Namespace) -> Any:
 
     from alignment.ratings import RatingsStore
 
-    with RatingsStore(args.db, create=True) as store:
-        return import_file(store, args.format, args.file)
+    is_new = not Path(args.db).exists()
+    try:
+        with RatingsStore(args.db, create=True) as store:
+            return import_file(store, args.format, args.file)
+    except UserError:
+        if is_new:  # an empty ratings file would look as if something had been imported
+            Path(args.db).unlink(missing_ok=True)
+        raise
 
 
 def run_export(args: argparse.Namespace) -> Any:
@@ -192,6 +199,12 @@ def run_forget(args: argparse.Namespace) -> Any:
     from rating.exchange import forget
 
     return forget(args.db, args.name, args.registry)
+
+
+def show_forgotten(result: dict[str, Any]) -> None:
+    from rating.exchange import show_forgotten
+
+    show_forgotten(result, terminal.screen())
 
 
 def show_fields(result: dict[str, Any]) -> None:
@@ -261,7 +274,7 @@ COMMANDS = {
         "Remove a labeler's ratings and all that is known of them, and list the models trained on their ratings.",
         "rate.py forget ada --db ratings.db",
         run_forget,
-        show_fields,
+        show_forgotten,
         [(["name"], {"metavar": "NAME", "help": "the labeler"}), REGISTRY],
     ),
 }

@@ -189,11 +189,12 @@ def _sha256(path: Path, device: int, inode: int, size: int, mtime_ns: int, ctime
 
 
 def check_model_folder(source: Path, adapter: bool) -> None:
-    """Raises RegistryError unless `source` looks like a saved model: a config and a .safetensors file."""
+    """Raises RegistryError unless `source` looks like a saved model: a config and a .safetensors file. An ensemble
+    describes itself and has its models in folders."""
     if not source.is_dir():
         raise RegistryError(f"{source} cannot be published: it is not a folder; name one written by save_pretrained")
     config = "adapter_config.json" if adapter else "config.json"
-    if not (source / config).is_file():
+    if not any((source / name).is_file() for name in (config, "ensemble.json")):
         raise RegistryError(f"{source} cannot be published: it has no {config}; write it with save_pretrained")
     if not any(path.endswith(".safetensors") for path in list_files(source)):
         raise RegistryError(f"{source} cannot be published: it has no .safetensors file; write it with save_pretrained")

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from alignment.errors import UserError
 from alignment.importers import PassedOver
 from alignment.ratings import RatingsStore
@@ -17,6 +19,7 @@ from alignment.registry import Registry
 from alignment.registry.errors import RegistryError
 from alignment.registry.lineage import walk
 from alignment.registry.manifest import DataFingerprint
+from alignment.terminal import one_line
 from alignment.writers import row_writer
 from rating.formats import FORMATS, Entry, FileFormat, Stored
 
@@ -31,8 +34,8 @@ def import_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
     labeler said in the store already is set aside, as a row is that cannot be used.
 
     Returns:
-        Counts: `rows`, `items`, `new_items`, `ratings`, `new_ratings` and `passed_over` (by reason); `bad`, place and
-        reason of each row set aside; `drops`, in words, what the format or this import leaves behind.
+        Counts: `rows`, `items`, `new_items`, `ratings`, `new_ratings` and `passed_over` (by reason); `bad`, the
+        reason by the place of each row set aside; `drops`, in words, what the format or this import leaves behind.
 
     Raises:
         UserError: no such format or file, nothing in it, or more than 1% of its rows are bad; nothing is imported.
@@ -43,7 +46,7 @@ def import_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
     items: set[int] = set()
     simulated: set[str] = set()
     passed_over: Counter[str] = Counter()
-    bad: list[dict[str, str]] = []
+    bad: dict[str, str] = {}
     copies: Counter[str] = Counter()
     with store.transaction():
         for place, read in _entries(path, chosen):
@@ -51,7 +54,7 @@ def import_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
             if isinstance(read, PassedOver):
                 passed_over[str(read)] += 1
             elif isinstance(read, BadRow):
-                bad.append({"place": place, "reason": str(read)})
+                bad[place] = str(read)
             else:
                 reasons = []
                 for entry in read:
@@ -65,7 +68,7 @@ def import_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
                         except UserError as reason:
                             reasons.append(str(reason).removeprefix(f"{store.path}: "))
                 if reasons:
-                    bad.append({"place": place, "reason": "; ".join(reasons)})
+                    bad[place] = "; ".join(reasons)
         _check(path, rows, bad)
         for labeler in sorted(simulated):
             store.mark_simulated(labeler)
@@ -103,12 +106,13 @@ def _add(store: RatingsStore, entry: Entry, copies: Counter[str]) -> int:
     )
 
 
-def _check(path: str | Path, rows: int, bad: list[dict[str, str]]) -> None:
+def _check(path: str | Path, rows: int, bad: dict[str, str]) -> None:
     if rows == 0:
         raise UserError(f"{path}: no rows in it; expected at least one")
     if len(bad) > MAX_BAD_SHARE * rows:
+        place, reason = next(iter(bad.items()))
         raise UserError(
-            f"{bad[0]['place']}: {bad[0]['reason']} ({len(bad)} of {rows} rows cannot be used, 1 in 100 may); nothing "
+            f"{place}: {reason} ({len(bad)} of {rows} rows cannot be used, 1 in 100 may); nothing "
             "was imported: mend the rows, or name another --format"
         )
 
@@ -172,6 +176,21 @@ def forget(db: str | Path, labeler: str, registry_path: str | Path | None = None
         models, unreadable = _trained_on(hashed, Registry(registry_path))  # first: a bad registry stops all
         removed = store.forget(labeler)
     return {"labeler": labeler, "hash": hashed, "ratings": removed, "models": models, "unreadable": unreadable}
+
+
+def show_forgotten(found: dict[str, Any], console: Console) -> None:
+    """Print what `forget` did and found."""
+    console.print(f"{one_line(found['labeler'])}: {found['ratings']} ratings removed; {found['hash']} in manifests")
+    for model in found["models"]:
+        origin = [f"trained on {model['ratings']} ratings of theirs"] * bool(model["ratings"])
+        origin += [f"made with {', '.join(map(one_line, model['through']))}"] * bool(model["through"])
+        console.print(f"  {one_line(model['ref'])}: {'; '.join(origin)}")
+    if found["models"]:
+        console.print("These models stay. Train them anew on what is left, or say why they may stay.")
+    else:
+        console.print("No model in the registry was trained on their ratings.")
+    for problem in found["unreadable"]:
+        console.print(f"  cannot be read, so nobody knows: {one_line(problem)}")
 
 
 def _trained_on(hashed: str, registry: Registry) -> tuple[list[dict[str, Any]], list[str]]:

@@ -123,7 +123,7 @@ def test_names_order_and_nominal_labels_change_nothing(ballots, people, labels, 
         assert after[pair] == approximately(kappa)
     mine, theirs = dawid_skene(ballots), dawid_skene(renamed)
     assert {people["abcd".index(who)]: a for who, a in mine.accuracy.items()} == pytest.approx(
-        theirs.accuracy, abs=1e-6
+        theirs.accuracy, abs=1e-6, nan_ok=True
     )
 
 
@@ -292,7 +292,11 @@ def test_a_labeler_without_overlap_weighs_as_the_mean():
     assert found.truth[-1] == {}
 
 
-@pytest.mark.parametrize("ballots", [[], [{"a": "first"}], [{"a": "first", "b": "first"}]])
+def test_without_any_overlap_nobodys_accuracy_is_known():
+    assert math.isnan(dawid_skene([{"a": "first"}, {"b": "second"}]).accuracy["a"])
+
+
+@pytest.mark.parametrize("ballots", [[], [{"a": "first"}, {"b": "second"}], [{"a": "first", "b": "first"}]])
 def test_reliability_without_evidence_is_even(ballots):
     assert set(reliability(ballots).values()) <= {1.0}
 

@@ -1,5 +1,6 @@
 """Ratings into files and back: nothing lost in our own format, and in others what they say, in numbers."""
 
+import io
 import json
 import os
 import random
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rating.exchange import export_file, forget, import_file
+from rating.exchange import export_file, forget, import_file, show_forgotten
 from rating.formats import FORMATS
+from rich.console import Console
 
 from alignment.data import to_comparisons
 from alignment.errors import UserError
@@ -156,7 +158,7 @@ def test_export_then_import_into_a_fresh_store_loses_nothing(tmp_path_factory, s
         after = content(other)
         assert after[:2] == before[:2]
         assert after[2] == before[2] & {rating[1] for rating in before[1]}
-        assert (read["new_items"], read["new_ratings"], read["bad"]) == (len(before[0]), len(before[1]), [])
+        assert (read["new_items"], read["new_ratings"], read["bad"]) == (len(before[0]), len(before[1]), {})
         again = import_file(other, "jsonl", folder / "out.jsonl")
         assert (again["new_items"], again["new_ratings"], again["ratings"]) == (0, 0, len(before[1]))
         assert content(other) == after
@@ -235,7 +237,7 @@ def test_one_bad_line_in_a_hundred_is_set_aside_and_two_stop_everything(store, t
     rows = [GOOD | {"prompt": question(str(number))} for number in range(99)]
     done = import_file(store, "jsonl", write(tmp_path / "one.jsonl", [*rows, {"kind": "pair"}]))
     assert (done["rows"], done["items"], done["ratings"]) == (100, 99, 99)
-    assert [bad["place"] for bad in done["bad"]] == [f"{tmp_path / 'one.jsonl'}:100"]
+    assert list(done["bad"]) == [f"{tmp_path / 'one.jsonl'}:100"]
     more = [GOOD | {"prompt": question(f"new {number}")} for number in range(98)]
     with pytest.raises(UserError, match=r"2 of 100 rows cannot be used"):
         import_file(store, "jsonl", write(tmp_path / "two.jsonl", [*more, {}, []]))
@@ -247,9 +249,8 @@ def test_an_answer_that_contradicts_an_earlier_one_is_set_aside(store, tmp_path)
     import_file(store, "jsonl", write(tmp_path / "a.jsonl", rows))
     rows[7] = rows[7] | {"ratings": [{"labeler": "ann", "choice": "second"}]}
     done = import_file(store, "jsonl", write(tmp_path / "b.jsonl", rows))
-    assert [(bad["place"], "the first answer stands" in bad["reason"]) for bad in done["bad"]] == [
-        (f"{tmp_path / 'b.jsonl'}:8", True)
-    ]
+    assert list(done["bad"]) == [f"{tmp_path / 'b.jsonl'}:8"]
+    assert all("the first answer stands" in reason for reason in done["bad"].values())
     assert done["new_ratings"] == 0
     assert {rating.choice for rating in store.ratings()} == {"first"}
 
@@ -291,7 +292,7 @@ def test_every_format_says_what_it_drops():
 def test_pandalm_there_and_back(store, tmp_path):
     path = published("pandalm")
     done = import_file(store, "pandalm", path)
-    assert (done["rows"], done["items"], done["ratings"], done["bad"]) == (999, 999, 2997, [])
+    assert (done["rows"], done["items"], done["ratings"], done["bad"]) == (999, 999, 2997, {})
     again = import_file(store, "pandalm", path)
     assert (again["new_items"], again["new_ratings"]) == (0, 0)
     written = export_file(store, "pandalm", tmp_path / "out.json")
@@ -309,7 +310,7 @@ def test_pandalm_there_and_back(store, tmp_path):
 def test_qa_feedback_there_and_back(store, tmp_path):
     path = published("qa-feedback")
     done = import_file(store, "qa-feedback", path)
-    assert (done["rows"], done["items"], done["ratings"], done["bad"]) == (350, 2100, 2100, [])
+    assert (done["rows"], done["items"], done["ratings"], done["bad"]) == (350, 2100, 2100, {})
     assert import_file(store, "qa-feedback", path)["new_ratings"] == 0
     assert Counter(rating.choice for rating in store.ratings()) == {"first": 1144, "second": 696, "tie": 260}
     written = export_file(store, "qa-feedback", tmp_path / "out.json")
@@ -505,6 +506,11 @@ def test_forget_lists_the_models_that_learned_from_a_labeler(tmp_path):
         ],
         "unreadable": [],
     }
+    stream = io.StringIO()
+    show_forgotten(found, Console(file=stream, width=80, markup=False))
+    assert "ann: 3 ratings removed" in stream.getvalue()
+    assert "policy@v1: made with rm@v1" in stream.getvalue()
+    assert "rm@v1: trained on 3 ratings of theirs" in stream.getvalue()
     with RatingsStore(db) as store:
         assert {rating.labeler for rating in store.ratings()} == {"bob"}
     assert b"ann" not in db.read_bytes()

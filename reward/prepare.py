@@ -1,0 +1,148 @@
+"""What a reward model's training is made of: the data as questions, the model to start from, the arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from trl import RewardConfig
+
+from alignment import distributed, methods, trainers
+from alignment.config import ADAPTERS, SCRATCH, ConfigError, trainer_arguments
+from alignment.data import Records
+from alignment.inspection import Inspector, Report, check_before_training
+from alignment.models import fit_embeddings
+from alignment.positions import check_length
+from alignment.registry import Registry
+from alignment.scalar_models import load_scalar_model
+from reward.config import DEFAULTS, EnsembleArguments, RewardStageConfig
+from reward.data import Encoding, Judgement, encode, labeler_weights, read_judgements
+from reward.demonstrations import Zero, find_zero
+from reward.questions import Question, Scale, rating_scale, standardised
+
+PROBE = 8
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a trainer is made of: the model to start from, the judgements as token ids, and the arguments."""
+
+    seed: int
+    registry: Registry
+    start: trainers.Start
+    train_set: Records[Judgement]
+    eval_set: Records[Judgement]
+    train: list[Question]
+    held_out: list[Question]
+    left_out: dict[str, int]
+    reliability: dict[str, float] | None
+    """What a vote of each labeler counts; None: all alike."""
+    scale: Scale | None
+    """Of the ratings, for `objective: regression`: a score s says `mean + std * (s + score_bias)`."""
+    zero: Zero
+    arguments: RewardConfig
+    report: Report
+    """What the check of the data found."""
+
+    @property
+    def num_pairs(self) -> tuple[int, int]:
+        """Pairs to learn from, and held out."""
+        train, held_out = (sum(len(question.pairs) for question in part) for part in (self.train, self.held_out))
+        return train, held_out
+
+    @property
+    def probe(self) -> list[Question]:
+        """What is scored before and after saving: short questions, since it is done once more for each best model."""
+        return sorted(self.train, key=lambda question: max(question.lengths))[:PROBE]
+
+
+def prepare(config: RewardStageConfig) -> Prepared:
+    """Read the data, find the model to start from, and encode the judgements with its tokenizer; writes nothing."""
+    _check(config)
+    given = trainer_arguments(RewardConfig, DEFAULTS, config.training, beside=[EnsembleArguments])
+    seed = given.get("seed", 42)
+    config = config.of_member()
+    distributed.start_processes()
+    registry = trainers.open_registry(config)
+    train_set, eval_set = read_judgements(config.data, config.reward)
+    reliability = labeler_weights(train_set.items) if config.reward.use_reliability else None
+    start = trainers.start_model(config, registry, ())
+    check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
+    if EnsembleArguments.of(given).members > 1 and config.model.method in ADAPTERS:
+        _check_shared_base(config, start)
+    inspector = Inspector(config.data, start.tokenizer) if distributed.is_main_process() else None
+    train, left_out = _encode(config, train_set, start.tokenizer, reliability, inspector, held_out=False)
+    held_out, _ = _encode(config, eval_set, start.tokenizer, reliability, inspector, held_out=True)
+    data_report = distributed.on_main_process(lambda: check_before_training(config, inspector))
+    scale = rating_scale(train) if config.reward.objective == "regression" else None
+    if scale is not None:
+        train, held_out = standardised(train, scale), standardised(held_out, scale)
+    zero = distributed.on_main_process(lambda: find_zero(config, registry, start.source, start.tokenizer, train))
+    arguments = make_arguments(config, no_eval=not held_out)
+    return Prepared(
+        seed, registry, start, train_set, eval_set, train, held_out, left_out, reliability, scale, zero, arguments,
+        data_report,
+    )  # fmt: skip
+
+
+def make_arguments(config: RewardStageConfig, no_eval: bool) -> RewardConfig:
+    """TRL's arguments; `no_eval`: there is nothing to evaluate on."""
+    defaults = methods.with_learning_rate(DEFAULTS, config.model)
+    return trainers.make_arguments(RewardConfig, config, defaults, max_length=None, no_eval=no_eval)
+
+
+def untrained(config: RewardStageConfig, prepared: Prepared) -> PreTrainedModel:
+    """The body of the starting model with its new head: the same each time, since an adapter is merged onto it."""
+    model = load_scalar_model(prepared.start.source, config.model, prepared.seed).model
+    fit_embeddings(model, prepared.start.tokenizer)
+    return model
+
+
+def _encode(
+    config: RewardStageConfig,
+    records: Records[Judgement],
+    tokenizer: PreTrainedTokenizerBase,
+    reliability: dict[str, float] | None,
+    inspector: Inspector | None,
+    held_out: bool,
+) -> Encoding:
+    if inspector is None:
+        return encode(records.items, tokenizer, config.data, config.reward, reliability)
+    for where, reason in records.bad:
+        inspector.add_bad(where, reason)
+    note = partial(inspector.look, held_out=held_out)
+    return encode(records.items, tokenizer, config.data, config.reward, reliability, note)
+
+
+def _check(config: RewardStageConfig) -> None:
+    distributed.on_main_process(lambda: methods.check(config.model, distributed.launched_zero_stage()))
+    if config.model.name.startswith(SCRATCH):
+        raise ConfigError(
+            "model.name: a reward model starts from a trained policy, not from scratch; "
+            "train one with python -m sft and name it here"
+        )
+    if config.reward.objective != "pairs" and config.training.get("center_rewards_coefficient"):
+        raise ConfigError(
+            "training.center_rewards_coefficient is only for reward.objective=pairs: ratings are centered already"
+        )
+
+
+def _check_shared_base(config: RewardStageConfig, start: trainers.Start) -> None:
+    """Adapters share a base only where all that is drawn anew beside it is the head."""
+    path, trust = start.source.config_path, config.model.trust_remote_code
+    with torch.device("meta"):
+        shape = AutoConfig.from_pretrained(path, trust_remote_code=trust)
+        model = AutoModelForSequenceClassification.from_config(shape, trust_remote_code=trust)
+    if not isinstance(getattr(model, "score", None), nn.Linear):
+        raise ConfigError(
+            f"training.members: an encoder ({type(model).__name__}) has more that is new than its head, so adapters "
+            "cannot share a base; set model.method=full"
+        )

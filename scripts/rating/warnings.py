@@ -1,0 +1,87 @@
+"""What in a report a person should know, in words."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+from alignment.terminal import one_line
+
+Figures = dict[str, Any]
+
+ENOUGH = 10
+"""Answers of a kind from which a labeler is told on for them; fewer say nothing."""
+BIAS = 0.01
+"""p-value below which a preference for a side is no accident; shared among the labelers that are tested."""
+GUESSING = 0.2
+"""p-value above which answers to gold items are no better than guesses."""
+HURRY = 1 / 3
+"""Share of the others' median seconds below which a labeler hurries."""
+STEADY = 0.6
+"""Share of own repeats answered the same below which a labeler contradicts themselves."""
+SKIPS = 0.25
+"""Share of skips from which they are worth a word."""
+
+
+def warnings_of(found: Figures) -> list[str]:
+    """Sentences, the gravest first; none where nothing was found."""
+    return [*_of_all(found), *(warning for name in found["labelers"] for warning in _of_one(found, name))]
+
+
+def _of_all(found: Figures) -> Iterator[str]:
+    agreement, position = found["agreement"], found["position"]
+    simulated = found["ratings"]["simulated"]
+    if simulated:
+        names = ", ".join(map(one_line, simulated))
+        yield f"Some ratings are made by programs ({names}); a model trained on them says so."
+    if found["ratings"]["counting"] and not agreement["overlap"] and not _has_scores(found):
+        yield "Nothing was rated by two people, so nobody knows how far they agree; raise need for some items."
+    alpha = agreement["alpha_nominal"]
+    if alpha and alpha["ci"][0] <= 0 and alpha["n"] >= ENOUGH:
+        yield (
+            f"Labelers agree no more than by chance (alpha {alpha['value']:.2f}); look at the guideline, and at items "
+            "that they see differently."
+        )
+    if position and position["p_value"] < BIAS:
+        side = "first" if position["value"] > 0.5 else "second"
+        share = max(position["value"], 1 - position["value"])
+        yield (
+            f"Position bias: the answer shown {side} was chosen in {share:.0%} of {position['n']} decisions "
+            f"(p = {position['p_value']:.1g}); sides are random, so this is habit."
+        )
+
+
+def _has_scores(found: Figures) -> bool:
+    return any(value for scale in ("ranks", "scores") for value in found["ordered"][scale].values())
+
+
+def _of_one(found: Figures, labeler: str) -> Iterator[str]:
+    labelers = found["labelers"]
+    mine, name = labelers[labeler], one_line(labeler)
+    position, gold, again, trusted = (mine[key] for key in ("position", "gold", "self_agreement", "reliability"))
+    tested = sum(each["position"] is not None for each in labelers.values())
+    if len(labelers) > 1 and position and position["p_value"] < BIAS / tested:
+        side = "first" if position["value"] > 0.5 else "second"
+        share = max(position["value"], 1 - position["value"])
+        yield (
+            f"{name} chose the answer shown {side} in {share:.0%} of {position['n']} decisions "
+            f"(p = {position['p_value']:.1g})."
+        )
+    if gold and gold["n"] >= ENOUGH and (gold["value"] <= gold["guessing"] or gold["p_value"] > GUESSING):
+        yield (
+            f"{name} is right on {round(gold['value'] * gold['n'])} of {gold['n']} gold items, no better than guessing "
+            f"({gold['guessing']:.0%})."
+        )
+    if again and again["n"] >= ENOUGH and again["value"] < STEADY:
+        yield f"{name} gave the same answer to {round(again['value'] * again['n'])} of {again['n']} flipped repeats."
+    if trusted and trusted["weight"] == 0 and trusted["overlaps"] >= ENOUGH:
+        yield f"{name} agrees with the others no more than by chance; their votes weigh nothing in training."
+    others = [each["seconds"]["median"] for who, each in labelers.items() if who != labeler and each["seconds"]]
+    seconds = mine["seconds"]
+    usual = statistics.median(others) if others else 0
+    if seconds and seconds["n"] >= ENOUGH and seconds["median"] < HURRY * usual:
+        yield f"{name} takes {seconds['median']:.0f} s an answer where the others take {usual:.0f} s."
+    seen = mine["rated"] + mine["skips"]
+    if mine["skips"] >= ENOUGH and mine["skips"] > SKIPS * seen:
+        yield f"{name} skipped {mine['skips']} of {seen} items."
