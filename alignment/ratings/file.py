@@ -168,7 +168,6 @@ class RatingsFile:
         Raises UserError if another program was reading all the time, so that the log could not be cut.
         """
         try:
-            self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self.db.execute("VACUUM")
             busy = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         except sqlite3.OperationalError as error:

@@ -99,7 +99,7 @@ class Register:
     def forget(self, labeler: str) -> int:
         """Remove a labeler's ratings, claims, invitation and events from the file, and return how many ratings went.
 
-        Only the event `forgotten`, with their hash and the count, stays. The freed bytes are overwritten and the
+        Only the event `forgotten`, with their hash and the count, stays. The file is written anew and its
         write-ahead log is cut, so close other programs that use the file. Copies, backups and what a disk keeps of
         blocks that it has freed are out of reach. Raises UserError if a program that was reading kept the old bytes
         from being overwritten; the same call finishes the work.
@@ -107,7 +107,6 @@ class Register:
         check_labeler(labeler)
         assert not self._file.db.in_transaction  # the file is rewritten, which no transaction can hold
         now = time.time()
-        self._file.db.execute("PRAGMA secure_delete = ON")  # freed pages are overwritten before the file gets shorter
         with self._file.transaction():
             count = self._file.db.execute(
                 "SELECT count(*) FROM rating WHERE labeler = ? AND done", (labeler,)

@@ -134,9 +134,9 @@ class RatingsStore(Register):
         Never hands out more than `need` answers and live leases for an ordinary item.
         """
         check_labeler(labeler)
-        now = time.time() if now is None else now
-        who = Labeler(self._db, labeler, self.seed, now - lease_seconds)
         with self.transaction():
+            now = time.time() if now is None else now
+            who = Labeler(self._db, labeler, self.seed, now - lease_seconds)
             rating = who.open_row()
             if rating is not None:
                 self._db.execute("UPDATE rating SET claimed_at = ? WHERE id = ?", (now, rating))
@@ -177,8 +177,8 @@ class RatingsStore(Register):
                 or the answer does not suit the item.
         """
         assert math.isfinite(seconds) and seconds >= 0, seconds
-        now = time.time()
         with self.transaction():
+            now = time.time()  # not before the wait for the lock: by then others may have seen the lease run out
             row = self._db.execute(
                 "SELECT rating.*, kind FROM rating JOIN item ON item.id = rating.item"
                 " WHERE rating.id = ? AND item = ? AND labeler = ?",
@@ -302,8 +302,8 @@ class RatingsStore(Register):
         Stops at a calibration item, whose right answer the labeler has been told.
         """
         check_labeler(labeler)
-        now = time.time()
         with self.transaction():
+            now = time.time()
             row = self._db.execute(
                 "SELECT * FROM rating WHERE labeler = ? AND done = 1 ORDER BY done_at DESC, id DESC LIMIT 1", (labeler,)
             ).fetchone()
