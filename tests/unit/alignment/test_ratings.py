@@ -1,5 +1,6 @@
 import sqlite3
 import stat
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -331,3 +332,23 @@ def test_a_claim_at_ten_thousand_items_stays_cheap(store: RatingsStore) -> None:
                 store.submit(assignment, "left", 1.0)
             store._db.set_progress_handler(None, 0)
             assert 1000 < steps / 20 < most, (labeler, order)
+
+
+def test_leases_are_judged_when_the_lock_is_had_not_when_it_is_asked_for(store: RatingsStore) -> None:
+    """Who waits for the lock must not go by the time before: an answer that looks in time would pass `need`."""
+    add(store, 2)
+    assignment = store.claim("ada")
+    assert assignment is not None
+    times = []
+    for call in (lambda s: s.submit(assignment, "left", 1.0), lambda s: s.undo("ada"), lambda s: s.claim("bob")):
+        holder = sqlite3.connect(store.path, isolation_level=None, check_same_thread=False)
+        holder.execute("BEGIN IMMEDIATE")
+        release = threading.Timer(0.3, holder.execute, ["COMMIT"])
+        asked = time.time()
+        release.start()
+        call(store)
+        release.join()
+        holder.close()
+        last = store._db.execute("SELECT max(at) FROM event").fetchone()[0]
+        times.append(last - asked)
+    assert min(times) >= 0.29
