@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alignment.ensembles import RewardEnsemble
 from alignment.generation import complete
 from alignment.intervals import Estimate as Estimate
 from alignment.intervals import bootstrap_mean as bootstrap_mean
@@ -33,7 +34,7 @@ class Judged:
 def judge_policy(
     policy: PreTrainedModel,
     reference: PreTrainedModel,
-    reward_model: ScalarModel,
+    reward_model: ScalarModel | RewardEnsemble,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[Message]],
     *,

@@ -10,6 +10,7 @@ whole group under a mask took 1.5 times as long with four branches, and 4 times 
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from alignment.config import ConfigError
 
 ATTENTION = "sdpa_by_group"
+TRIAL = "sdpa_by_group_trial"
 FULL_ATTENTION = "full_attention"
 SLIDING_ATTENTION = "sliding_attention"
 
@@ -67,7 +69,7 @@ def group_attention(
         if attention_mask is not None and attention_mask.shape == (1, 1, 1, 1) and query.shape[2] > 1:
             raise ConfigError(
                 "training.packing: this model does not hand its arguments on to its attention, which would go across "
-                "documents; set training.packing=false"
+                "documents; set training.packing=false (python -m sft) or reward.shared_prefix=off (python -m reward)"
             )
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     lengths = [length for group in packed_groups for length in group]
@@ -112,8 +114,36 @@ def why_not_packed(model: PreTrainedModel, max_length: int) -> str | None:
     if not type(model)._can_set_attn_implementation() or not model._supports_sdpa:
         return "its attention cannot be replaced"
     if window and window < max_length and getattr(config, "use_sliding_window", True):
-        return f"its attention window of {window} tokens is shorter than data.max_length={max_length}"
-    return None
+        return f"its attention window of {window} tokens is shorter than rows of {max_length} (data.max_length)"
+    return "it does not hand its arguments on to its attention" if _loses_groups(model) else None
+
+
+class _Reached(Exception):
+    """The first attention of a model has been called."""
+
+
+def _loses_groups(model: PreTrainedModel) -> bool:
+    """Whether the groups do not reach the attention, tried on a copy without weights."""
+    arguments: dict[str, Any] = {}
+
+    def stop(*_: Any, **options: Any) -> None:
+        arguments.update(options)
+        raise _Reached
+
+    AttentionInterface.register(TRIAL, stop)
+    AttentionMaskInterface.register(TRIAL, sdpa_mask)
+    groups = [[1, 1, 1]]
+    try:
+        with torch.no_grad(), torch.device("meta"):
+            trial = type(model)(copy.deepcopy(model.config))
+            trial.set_attn_implementation(TRIAL)
+            ids = torch.zeros(1, 3, dtype=torch.long)
+            trial.base_model(ids, position_ids=positions(groups), use_cache=False, **row_arguments(groups))
+    except _Reached:
+        return "packed_groups" not in arguments
+    except (RuntimeError, TypeError, ValueError, AttributeError):  # cannot be tried so; `group_attention` looks again
+        return False
+    return True
 
 
 def uses_flash(model: PreTrainedModel) -> bool:

@@ -45,6 +45,10 @@ ul { margin: .3rem 0; padding-left: 1.2rem; max-height: 20rem; overflow-y: auto;
 """
 
 
+class _Lines(str):
+    """A cleaned text that keeps its line breaks; it is escaped like any other."""
+
+
 def render(title: str, style: str, macros: str, body: str, **context: Any) -> str:
     """A whole page; every text that the templates insert is cleaned of controls and escaped.
 
@@ -55,12 +59,11 @@ def render(title: str, style: str, macros: str, body: str, **context: Any) -> st
             `| lines`.
     """
     from jinja2 import Environment
-    from markupsafe import Markup, escape
 
     def safe(value: Any) -> Any:  # a plain text only: what a macro returns is markup already
         return one_line(value) if type(value) is str else value
 
     environment = Environment(autoescape=True, trim_blocks=True, finalize=safe)
-    environment.filters["lines"] = lambda text: Markup(escape(clean(text)))  # noqa: S704 - escaped
+    environment.filters["lines"] = lambda text: _Lines(clean(text))
     page = f"{macros}{_HEAD}{style}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
     return environment.from_string(page).render(page_title=title, **context)

@@ -22,11 +22,11 @@ from alignment.tokenization import (
     Span,
     TemplateError,
     Unrenderable,
-    adds_bos,
     disarm,
     encode_pieces,
     piece_lengths,
     readable,
+    start_token,
 )
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ class Encoded:
 def set_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> None:
     """Put a template on the tokenizer: one of ours, or a `.jinja` file; None keeps its own, which must then exist.
 
-    Ours begin with BOS where the tokenizer would put one before a text: such a model has never seen a text without.
+    Ours begin with BOS or CLS where the tokenizer would put one before a text: such a model has never seen a text
+    without, and an encoder reads the whole from its CLS.
 
     Raises:
         TemplateError: no such template or file, one that does not parse or cannot render a question and an answer.
@@ -80,7 +81,8 @@ def set_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> None:
             raise TemplateError(f"the tokenizer has no chat template; set model.template to one of: {known}")
         return
     if name in TEMPLATES:
-        tokenizer.chat_template = ("{{ bos_token }}" if adds_bos(tokenizer) else "") + TEMPLATES[name]
+        start = start_token(tokenizer)
+        tokenizer.chat_template = (f"{{{{ {start} }}}}" if start else "") + TEMPLATES[name]
         return
     if not name.endswith(".jinja"):
         known = ", ".join(TEMPLATES)
@@ -186,16 +188,16 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         )
     disarmed = disarm(tokenizer, text)
     ids = [token for piece in encode_pieces(tokenizer, disarmed, ()) for token in piece]
-    start = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
-    return [*start, *ids, tokenizer.eos_token_id]
+    start = start_token(tokenizer)
+    return [*([getattr(tokenizer, f"{start}_id")] if start else []), *ids, tokenizer.eos_token_id]
 
 
 def cut_left(tokenizer: PreTrainedTokenizerBase, ids: list[int], max_length: int) -> list[int]:
-    """The newest `max_length` tokens, a leading BOS excepted."""
+    """The newest `max_length` tokens, a leading BOS or CLS excepted."""
     if len(ids) <= max_length:
         return ids
-    has_bos = tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
-    return [ids[0], *ids[len(ids) - max_length + 1 :]] if has_bos else ids[-max_length:]
+    has_start = ids[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id)
+    return [ids[0], *ids[len(ids) - max_length + 1 :]] if has_start else ids[-max_length:]
 
 
 def _no_eos(tokenizer: PreTrainedTokenizerBase, found: str) -> TemplateError:

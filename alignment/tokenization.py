@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from alignment.errors import UserError
 
@@ -98,10 +98,11 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **option
     return plain
 
 
-def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer puts BOS before a text."""
-    ids = tokenizer("a")["input_ids"]
-    return bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+def start_token(tokenizer: PreTrainedTokenizerBase) -> Literal["bos_token", "cls_token"] | None:
+    """The token that the tokenizer puts before a text, by its attribute: BOS, or the CLS that an encoder reads from."""
+    first = (tokenizer("a")["input_ids"] or [None])[0]
+    names: tuple[Literal["bos_token", "cls_token"], ...] = ("bos_token", "cls_token")
+    return next((name for name in names if first is not None and getattr(tokenizer, f"{name}_id") == first), None)
 
 
 @functools.lru_cache(maxsize=4)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from alignment.config import ConfigError, Count, NonNegative, Positive, RunConfig, Section, Seed
 
@@ -23,20 +23,10 @@ class ModelsConfig(Section):
     """What the KL is measured against; the policy as it starts by default."""
     value: str | None = None
     """What the value model starts from; the reward model by default."""
-    reward_ensemble: Literal["mean", "min", "mean_minus_std"] | None = None
-    """How the scores of an ensemble's members (`training.members` of `python -m reward`) become one: the mean by
-    default, the lowest, or the mean minus their standard deviation. Refused for a single reward model."""
-    reward_std_coef: NonNegative | None = None
-    """How many standard deviations `mean_minus_std` subtracts; 1 by default."""
+    reward_ensemble: Literal["mean", "min"] | NonNegative | None = None
+    """How the scores of an ensemble's members (`training.members` of `python -m reward`) become one: `mean`, the
+    default; `min`; or a number k for the mean minus k standard deviations. Refused for a single reward model."""
     trust_remote_code: bool = False
-
-    @model_validator(mode="after")
-    def _coefficient_of_the_combination(self) -> Self:
-        if self.reward_std_coef is not None and self.reward_ensemble != "mean_minus_std":
-            raise ValueError(
-                f"reward_std_coef is only for reward_ensemble=mean_minus_std, found {self.reward_ensemble}"
-            )
-        return self
 
 
 class RolloutConfig(Section):

@@ -89,7 +89,7 @@ def find_models(config: ModelsConfig, registry: Registry) -> dict[str, ModelSour
     """
     policy = find_model(config.policy, registry, role="policy")
     reward = find_model(config.reward, registry, role="reward")
-    if config.reward_ensemble and not is_ensemble(reward):
+    if config.reward_ensemble is not None and not is_ensemble(reward):
         raise ModelError(
             f"model.reward_ensemble={config.reward_ensemble}: {reward.label} is a single reward model; take the key "
             "out, or name an ensemble (python -m reward ... training.members=3)"
@@ -138,12 +138,10 @@ def load_models(config: ModelsConfig, sources: dict[str, ModelSource]) -> Models
             f"model.value: {sources['value'].label} is an encoder ({type(value_model.model).__name__}), which reads a "
             "text as a whole and gives no value before each token; name a decoder's reward model"
         )
-    std_coefficient = 1.0 if config.reward_std_coef is None else config.reward_std_coef
-    combined: dict[str, Any] = {"combine": config.reward_ensemble or "mean", "std_coefficient": std_coefficient}
     models = Models(
         trained=PolicyAndValue(policy, value_model),
         ref_policy=load_policy(sources["reference"], options),
-        reward_model=load_reward_model(sources["reward"], options, **combined),
+        reward_model=load_reward_model(sources["reward"], options, **_combined(config)),
         tokenizer=tokenizer,
         sources=sources,
     )
@@ -151,6 +149,13 @@ def load_models(config: ModelsConfig, sources: dict[str, ModelSource]) -> Models
         frozen.requires_grad_(False).eval()
     models.trained.eval()
     return models
+
+
+def _combined(config: ModelsConfig) -> dict[str, Any]:
+    """How an ensemble combines its members' scores, as `load_reward_model` takes it."""
+    if isinstance(config.reward_ensemble, float):
+        return {"combine": "mean_minus_std", "std_coefficient": config.reward_ensemble}
+    return {"combine": config.reward_ensemble or "mean"}
 
 
 def _check_same_tokens(

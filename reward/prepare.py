@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from trl import RewardConfig
 
 from alignment import distributed, methods, trainers
-from alignment.config import SCRATCH, ConfigError, trainer_arguments
+from alignment.config import ADAPTERS, SCRATCH, ConfigError, trainer_arguments
 from alignment.data import Records
 from alignment.inspection import Inspector, Report, check_before_training
 from alignment.models import fit_embeddings
@@ -69,6 +76,8 @@ def prepare(config: RewardStageConfig) -> Prepared:
     reliability = labeler_weights(train_set.items) if config.reward.use_reliability else None
     start = trainers.start_model(config, registry, ())
     check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
+    if EnsembleArguments.of(given).members > 1 and config.model.method in ADAPTERS:
+        _check_shared_base(config, start)
     inspector = Inspector(config.data, start.tokenizer) if distributed.is_main_process() else None
     train, left_out = _encode(config, train_set, start.tokenizer, reliability, inspector, held_out=False)
     held_out, _ = _encode(config, eval_set, start.tokenizer, reliability, inspector, held_out=True)
@@ -123,4 +132,17 @@ def _check(config: RewardStageConfig) -> None:
     if config.reward.objective != "pairs" and config.training.get("center_rewards_coefficient"):
         raise ConfigError(
             "training.center_rewards_coefficient is only for reward.objective=pairs: ratings are centered already"
+        )
+
+
+def _check_shared_base(config: RewardStageConfig, start: trainers.Start) -> None:
+    """Adapters share a base only where all that is drawn anew beside it is the head."""
+    path, trust = start.source.config_path, config.model.trust_remote_code
+    with torch.device("meta"):
+        shape = AutoConfig.from_pretrained(path, trust_remote_code=trust)
+        model = AutoModelForSequenceClassification.from_config(shape, trust_remote_code=trust)
+    if not isinstance(getattr(model, "score", None), nn.Linear):
+        raise ConfigError(
+            f"training.members: an encoder ({type(model).__name__}) has more that is new than its head, so adapters "
+            "cannot share a base; set model.method=full"
         )

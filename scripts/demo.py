@@ -206,10 +206,10 @@ def evaluate(sft: str, reward: str, ppo: str, seed: int) -> tuple[dict[str, Any]
     """Compare SFT and PPO on the held-out wordings, and the reward model with its ceiling."""
     from alignment.config import DataConfig
     from alignment.data import read_records, to_prompts
+    from alignment.ensembles import load_reward_model
     from alignment.evaluation import bootstrap_mean, judge_policy, win_rate
     from alignment.models import find_model, load_policy, load_tokenizer
     from alignment.registry import Registry
-    from alignment.scalar_models import load_scalar_model
 
     registry = Registry()
     path = str(DATA / "held_out.jsonl")
@@ -218,7 +218,7 @@ def evaluate(sft: str, reward: str, ppo: str, seed: int) -> tuple[dict[str, Any]
     groups = [prompt.group for prompt in prompts]
     source = find_model(sft, registry, role="policy")
     tokenizer, reference = load_tokenizer(source), load_policy(source)
-    reward_model = load_scalar_model(find_model(reward, registry, role="reward")).eval()
+    reward_model = load_reward_model(find_model(reward, registry, role="reward")).eval()
     judged = {}
     for name, model in (("sft", reference), ("ppo", load_policy(find_model(ppo, registry, role="policy")))):
         say(f"judging {name} on {len(prompts)} answers to {len(set(groups))} held-out prompts")
@@ -259,7 +259,7 @@ def reward_accuracy() -> dict[str, Any]:
     """The reward model's accuracy on held-out ratings, and the gold score's own, which is the ceiling."""
     from alignment.data import CHOICES, Comparison, Vote
     from alignment.ratings import RatingsStore
-    from reward.evaluate import order, vote_accuracy
+    from reward.evaluation import order, vote_accuracy
 
     with RatingsStore(RATINGS) as store:
         gold = {

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import logsigmoid
 from transformers import Trainer
 
 from alignment.config import validate
+from alignment.tracking import Journal
 from benchmarks.reward import DATA, SEED
 from benchmarks.sft_trl import COMMON, run
+from reward.batches import score_batch
 from reward.config import RewardStageConfig
 from reward.train import build_trainer, prepare
 
@@ -34,13 +37,15 @@ class Contestant:
         pairs, tokens, total = 0, 0, 0.0
         with torch.no_grad():
             for batch in trainer.get_train_dataloader():
-                pairs += len(batch["target"])
+                scores = score_batch(model, batch)
+                ahead = (scores[batch["first"]] - scores[batch["second"]]) * (2 * batch["target"] - 1)
+                pairs += len(ahead)
                 tokens += sum(prefix + branch for prefix, *branches in batch["packed_groups"] for branch in branches)
-                total += float(trainer.compute_loss(model, batch, num_items_in_batch=torch.ones(())))
+                total -= float(logsigmoid(ahead).sum())
         return {"pairs": pairs, "tokens": tokens, "loss": total / pairs}
 
     def run(self) -> dict[str, Any]:
         return run(self._trainer())
 
     def _trainer(self) -> Trainer:
-        return build_trainer(self.config, self.prepared)
+        return build_trainer(self.config, self.prepared, Journal(self.config.run_dir, enabled=False))

@@ -211,7 +211,7 @@ def ppo_config(name, reward_model, **model):
 def test_ppo_runs_against_an_ensemble_and_logs_how_far_it_disagrees(house, method):  # noqa: F811
     source = trained(method)
     name = f"ppo-{method}"
-    config = ppo_config(name, source.ref, reward_ensemble="mean_minus_std", reward_std_coef=2.0)
+    config = ppo_config(name, source.ref, reward_ensemble=2)
     run(ppo.train.train, PPOStageConfig, config)
     rows = [json.loads(line) for line in Path("runs", name, "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row.get("rollout/score_std", 0) > 1e-3] == [1, 2]
@@ -253,8 +253,11 @@ def test_members_of_a_single_model_are_not_combined(house):  # noqa: F811
         ModelError, match=r"model\.reward_ensemble=min: zero@v\d+ is a single reward model; take the key"
     ):
         load(ppo_config("x", "zero", reward_ensemble="min"))
-    with pytest.raises(Exception, match="reward_std_coef is only for reward_ensemble=mean_minus_std, found min"):
-        validate(PPOStageConfig, ppo_config("x", "zero", reward_ensemble="min", reward_std_coef=1.0), "test")
+    with pytest.raises(ModelError, match=r"model\.reward_ensemble=0\.0: zero@v\d+ is a single reward model"):
+        load(ppo_config("x", "zero", reward_ensemble=0))
+    for value in ("max", -1):
+        with pytest.raises(Exception, match=r"model\.reward_ensemble"):
+            validate(PPOStageConfig, ppo_config("x", "zero", reward_ensemble=value), "test")
     plan = ppo.train.plan(PPOStageConfig.model_validate(ppo_config("x", trained("full").ref)), 1)
     one = ppo.train.plan(PPOStageConfig.model_validate(ppo_config("x", "zero")), 1)
     assert plan["parameters"]["reward"] == SIZE * one["parameters"]["reward"]

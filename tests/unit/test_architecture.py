@@ -260,7 +260,7 @@ def test_a_stage_has_about_forty_keys_at_most(stage):
         for name, field in cls.model_fields.items()
         if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel))
     ]
-    assert len(leaves) <= 48
+    assert len(leaves) <= 49
 
 
 @pytest.mark.parametrize("stage", STAGES)

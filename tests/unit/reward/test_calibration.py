@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward.calibration import agreement, bin_of, calibrated_ece, confidence, ece, log_loss, reliability
+from reward.evaluation.calibration import agreement, bin_of, calibrated_ece, confidence, ece, log_loss, reliability
 
 
 def logit(p):

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from judging import END, by_length, comparison, pair_questions, question, swap
 
-from reward.evaluate import evaluate
-from reward.judged import order, vote_accuracy
-from reward.shortcuts import cut_eos, rank_correlation
+from reward.evaluation import evaluate
+from reward.evaluation.judged import order, vote_accuracy
+from reward.evaluation.shortcuts import cut_eos, rank_correlation
 
 
 def judge(questions, scores, **options):
@@ -322,10 +322,11 @@ def test_samples_are_the_surest_mistakes_and_the_closest_calls_one_of_a_question
 
 
 def test_long_texts_are_cut_in_samples():
-    row = comparison("q" * 5000, ["second"], ("x" * 5000, "y"))
+    row = comparison("p" * 5000 + "What?", ["second"], ("x" * 5000, "y"))
     (item,) = judge([question(0, [(0, 1, row)])], [[1.0, 0.0]])["samples"]["wrong"]
     assert len(item["answers"][0]["text"]) < 2010 and item["answers"][0]["text"].endswith("x …")
-    assert len(item["prompt"][0]["content"]) < 2010
+    shown = item["prompt"][0]["content"]
+    assert len(shown) < 1010 and shown.startswith("… p") and shown.endswith("What?")
 
 
 def test_nothing_held_out_and_all_ties():

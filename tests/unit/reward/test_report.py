@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from judging import by_length, comparison, pair_questions, question
 
 from alignment.registry.lineage import flat_metrics
-from reward.charts import histogram_chart
-from reward.evaluate import evaluate
-from reward.page import html_page
-from reward.report import compact, findings, save_report, summary, verdict
+from reward.evaluation import evaluate
+from reward.evaluation.charts import histogram_chart
+from reward.evaluation.page import html_page
+from reward.evaluation.report import compact, findings, save_report, summary, verdict
 
 HOSTILE = "\x1b]52;c;QQ==\x07 \x9b31m \u202e </pre></div><script>alert(1)</script> <img src=//x onerror=a> {{ 7*7 }}"
 

@@ -110,7 +110,8 @@ def test_flash_attention_gets_the_borders():
         ("gptj", {}, "attention cannot be replaced"),
         ("jamba", {}, "carry a state"),
         ("lfm2", {"layer_types": ["conv", "full_attention"]}, "carry a state"),
-        ("mistral", {"sliding_window": 8}, "window of 8 tokens is shorter than data.max_length=20"),
+        ("stablelm", {}, "does not hand its arguments on"),
+        ("mistral", {"sliding_window": 8}, "window of 8 tokens is shorter than rows of 20 (data.max_length)"),
     ],
 )
 def test_what_cannot_be_packed_says_why(kind, changes, part):

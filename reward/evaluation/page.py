@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignment.pages import render
-from reward.calibration import LN2
-from reward.charts import histogram_chart, reliability_chart
-from reward.report import SUSPICIOUS, findings, verdict
+from reward.evaluation.calibration import LN2
+from reward.evaluation.charts import histogram_chart, reliability_chart
+from reward.evaluation.report import SUSPICIOUS, findings, verdict
 
-_STYLE = """h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; }
+_STYLE = """body { overflow-wrap: anywhere; } h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; }
 .intro { color: var(--dim); margin-bottom: .6rem; max-width: 46rem; }
-.bars { table-layout: fixed; } .bars th { white-space: normal; font-weight: 400; width: 34%; overflow-wrap: anywhere; }
-.bars .number { width: 21%; } .bars small { display: block; color: var(--dim); font-size: .8rem; line-height: 1.3; }
+.bars { table-layout: fixed; } .bars th { white-space: normal; font-weight: 400; }
+.bars .name { width: 34%; }
+.bars .number { width: 22%; } .bars small { display: block; color: var(--dim); font-size: .8rem; line-height: 1.3; }
 .bars .main th, .bars .main .number b { font-weight: 600; } .bars .number b { font-weight: 400; }
 .bars td, .bars th { vertical-align: middle; } .bars td:last-child { padding-right: 0; }
 .bars svg { display: block; width: 100%; height: 1.5rem; }
@@ -23,7 +24,8 @@ _STYLE = """h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; }
 .chance { stroke: currentColor; stroke-dasharray: 3 3; opacity: .5; } .beyond { fill: var(--warning); opacity: .12; }
 .scale { position: relative; height: 1.2rem; color: var(--dim); font-size: .8rem; }
 .scale span { position: absolute; white-space: nowrap; transform: translateX(-50%); }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1rem 2rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr));
+  gap: 1rem 2rem; margin-bottom: 1rem; }
 .slices { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 2.5rem; }
 figure { margin: 0; max-width: 30rem; } figcaption { font-weight: 600; margin-bottom: .3rem; }
 figure svg { display: block; width: 100%; height: auto; } figure text { fill: var(--dim); font-size: 11px; }
@@ -45,7 +47,7 @@ figure svg { display: block; width: 100%; height: auto; } figure text { fill: va
   .finding, figure, .pair, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
 _MACROS = """{% macro bars(rows) %}<table class="bars">
-<thead><tr><th></th><th></th><td><div class="scale" aria-hidden="true">
+<thead><tr><td class="name"></td><td class="number"></td><td><div class="scale" aria-hidden="true">
 {% for tick in scale.ticks %}<span style="left:{{ tick.at }}%">{{ tick.text }}</span>{% endfor %}
 </div></td></tr></thead>
 {% for row in rows %}<tr{% if row.main %} class="main"{% endif %}><th scope="row">{{ row.name }}
@@ -86,7 +88,7 @@ _BODY = """<h1 class="{{ worst }}">{{ verdict }}</h1>
 {% endfor %}
 {% if key %}<h2>Accuracy</h2>
 <p class="intro">Share of the held-out votes that the scores agree with, ties left out. Bars are 95% intervals over
-prompts. Dashed: guessing. Shaded: above 80%, where people themselves seldom agree.</p>
+prompts. Dashed: guessing. Shaded: above 80%, more than people usually agree.</p>
 {{ bars(key) }}
 {% endif %}
 {% if charts %}<h2>Probabilities and scores</h2>

@@ -12,7 +12,7 @@ from alignment.inspection import Finding
 from alignment.inspection.report import LEVELS, Level
 from alignment.terminal import one_line
 from alignment.tracking.journal import finite
-from reward.calibration import LN2
+from reward.evaluation.calibration import LN2
 
 SUSPICIOUS = 0.80
 """Two people agree on 63 to 77% of such pairs (Ouyang et al. 2022, section 3.4; Stiennon et al. 2020, appendix C.2; Bai
@@ -108,11 +108,12 @@ def _shortcut_findings(report: Mapping[str, Any]) -> Iterator[Finding]:
     if length["ahead"]["ci"][0] <= 0:
         baseline = length["baseline"]["value"]
         value = baseline if length["rule"] == "longer" else 1 - baseline
+        worse = "worse than" if length["ahead"]["ci"][1] < 0 else "not shown to be better than"
         yield _finding(
             "warning",
             "length_rule",
-            f"not shown to be better than always preferring the {length['rule']} answer, which agrees with {value:.1%} "
-            f"of the votes (difference {_points(length['ahead'])})",
+            f"{worse} always preferring the {length['rule']} answer, which agrees with {value:.1%} of the votes "
+            f"(difference {_points(length['ahead'])})",
             "the model may know nothing but length",
         )
     correlation = length["correlation"]
@@ -159,12 +160,12 @@ def _probability_findings(report: Mapping[str, Any]) -> Iterator[Finding]:
             "fewer epochs or a lower learning rate; label smoothing" if says > agree else "",
         )
     low, high = report["log_loss"]["ci"]
-    if report["log_loss"]["value"] > LN2:
+    if low > LN2:
         yield _finding(
-            "warning" if low > LN2 else "note",
+            "warning",
             "log_loss",
-            f"the log-loss of {report['log_loss']['value']:.3f} ({low:.3f} to {high:.3f}) is no better than that of "
-            f"saying 50% of every pair ({LN2:.3f})",
+            f"the log-loss of {report['log_loss']['value']:.3f} ({low:.3f} to {high:.3f}) is worse than that of saying "
+            f"50% of every pair ({LN2:.3f})",
             "the scores are too far apart for how often they are right: overfitted",
         )
 
@@ -265,7 +266,7 @@ def _range(estimate: Mapping[str, Any], scale: float = 1) -> str:
 
 def save_report(run_dir: Path, name: str, report: Mapping[str, Any]) -> None:
     """`RUN/report.json` and `RUN/report.html`, and the summary on the screen; main process only."""
-    from reward.page import html_page  # Jinja is needed here alone
+    from reward.evaluation.page import html_page  # Jinja is needed here alone
 
     whole = {"verdict": verdict(report), "findings": [asdict(each) for each in findings(report)], **report}
     text = json.dumps(finite(whole), indent=2, ensure_ascii=False, allow_nan=False)

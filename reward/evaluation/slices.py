@@ -10,7 +10,7 @@ from typing import Any
 
 from alignment.data import Vote
 from alignment.intervals import Estimate
-from reward.judged import RESAMPLES, Judged, accuracy
+from reward.evaluation.judged import RESAMPLES, Judged, accuracy
 
 _MOST = 20
 _STRENGTHS = {1: "slightly better", 2: "better", 3: "much better"}

@@ -12,8 +12,8 @@ import numpy as np
 
 from alignment.data import Comparison
 from alignment.intervals import Estimate, bootstrap_mean, bootstrap_sums
-from reward.calibration import Array
-from reward.judged import RESAMPLES, Judged, accuracy, agreed_share, judged_pairs, order, vote_accuracy
+from reward.evaluation.calibration import Array
+from reward.evaluation.judged import RESAMPLES, Judged, accuracy, agreed_share, judged_pairs, order, vote_accuracy
 from reward.questions import Question
 
 Score = Callable[[Sequence[Question]], Sequence[Sequence[float]]]

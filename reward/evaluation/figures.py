@@ -1,6 +1,6 @@
 """How well a reward model agrees with held-out ratings, beside the baselines that expose a shortcut.
 
-`evaluate` gives plain numbers; `reward.report` says in words what is wrong with them, `reward.page` draws them.
+`evaluate` gives plain numbers.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import numpy as np
 
 from alignment.data import CHOICES
 from alignment.intervals import bootstrap_mean, bootstrap_sums
-from reward import calibration
 from reward.agreement import human_ceiling
-from reward.calibration import Array
-from reward.judged import RESAMPLES, Judged, accuracy, judged_pairs, order
+from reward.evaluation import calibration
+from reward.evaluation.calibration import Array
+from reward.evaluation.judged import RESAMPLES, Judged, accuracy, judged_pairs, order
+from reward.evaluation.shortcuts import Score, length, near_duplicates, ties, without_eos
+from reward.evaluation.slices import slices
 from reward.questions import Question
-from reward.shortcuts import Score, length, near_duplicates, ties, without_eos
-from reward.slices import slices
 
 _HISTOGRAM_BINS = 24
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_SAMPLE_CHARACTERS = 2000
+_PROMPT_CHARACTERS, _ANSWER_CHARACTERS = 1000, 2000
 
 
 def evaluate(
@@ -189,16 +189,21 @@ def _sample(pair: Judged) -> dict[str, Any]:
     sides = [(pair.scores[0], row.first, row.count("first")), (pair.scores[1], row.second, row.count("second"))]
     return {
         "place": row.place,
-        "prompt": [{"role": turn["role"], "content": _cut(turn["content"])} for turn in row.prompt[-3:]],
+        "prompt": [{"role": turn["role"], "content": _end_of(turn["content"])} for turn in row.prompt[-3:]],
         "earlier_turns": max(0, len(row.prompt) - 3),
         "probability": float(calibration.confidence(np.array(pair.delta))),
         "ties": row.count("tie"),
         "answers": [
-            {"score": score, "votes": votes, "text": _cut(text)}
+            {"score": score, "votes": votes, "text": _start_of(text)}
             for score, text, votes in sorted(sides, key=lambda side: -side[0])
         ],
     }
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _SAMPLE_CHARACTERS else text[:_SAMPLE_CHARACTERS] + " …"
+def _start_of(text: str) -> str:
+    return text if len(text) <= _ANSWER_CHARACTERS else text[:_ANSWER_CHARACTERS] + " …"
+
+
+def _end_of(text: str) -> str:
+    """A prompt may be long passages with the question below them."""
+    return text if len(text) <= _PROMPT_CHARACTERS else "… " + text[-_PROMPT_CHARACTERS:]
