@@ -16,7 +16,7 @@ import sys
 import termios
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,9 @@ HOSTILE = (
 class Screen:
     """A labeler's terminal with the script in it."""
 
-    def __init__(self, *arguments: str, columns: int = 80, term: str = "xterm-256color") -> None:
+    def __init__(
+        self, *arguments: str, columns: int = 80, term: str = "xterm-256color", script: Sequence[str] = (str(SCRIPT),)
+    ) -> None:
         environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
         self.output, self.seen = "", 0
         self._decoder = codecs.getincrementaldecoder("utf-8")()
@@ -45,7 +47,7 @@ class Screen:
         self.before = termios.tcgetattr(slave)
         self.master, self.slave = master, slave
         self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), *arguments],
+            [sys.executable, *script, *arguments],
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -382,6 +384,30 @@ def test_plain_on_a_terminal_and_where_the_terminal_can_do_no_more(screens: list
         screen.wait("q quit")
         screen.press("q\n", "Thank you")
         assert screen.left() == 0 and len(finished(db, term)) == 1
+
+
+DEMO = f"""
+import argparse, sys
+sys.path[:0] = [{str(SCRIPT.parent)!r}, {str(SCRIPT.parents[1])!r}]
+import demo
+demo.RATINGS = sys.argv[1]
+demo.rate_by_hand(argparse.Namespace(rate=2, json=False))
+"""
+
+
+def test_the_demo_asks_for_so_many_ratings_in_a_pipe_and_on_a_terminal(screens: list[Screen], db: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DEMO, db], input="1\ns\n7\n1\n1\n", capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and "now rate 2 pairs" in done.stdout and "That was the last one." in done.stdout
+    assert [choice == "skip" for _, choice in finished(db, "you")] == [False, True, False]
+    screen = open_screen(screens, db, script=("-c", DEMO))
+    screen.ready("4 of 12")
+    screen.rate("1", db, "you")
+    screen.rate("7", db, "you")
+    screen.wait("That was the last one.")
+    os.write(screen.master, b"q")
+    assert screen.left() == 0 and len(finished(db, "you")) == 5
 
 
 def test_mistakes_are_one_line_and_exit_2(db: str, tmp_path: Path) -> None:
