@@ -8,8 +8,10 @@ from pathlib import Path
 
 import launching
 import pytest
+import torch
 from test_two_processes import SCRATCH, TOPICS, question
 
+from alignment.ensembles import load_reward_model
 from alignment.models import find_model
 from alignment.registry import Registry
 from alignment.scalar_models import load_scalar_model
@@ -64,7 +66,7 @@ def house(tmp_path_factory):
     return folder
 
 
-def reward(house, name, launcher, processes, shared_prefix="auto"):
+def reward(house, name, launcher, processes, shared_prefix="auto", method="full", **more):
     training = {
         "max_steps": 6,
         "logging_steps": 1,
@@ -76,9 +78,10 @@ def reward(house, name, launcher, processes, shared_prefix="auto"):
         "eval_steps": 6,
         "per_device_eval_batch_size": 2,
         "seed": 1,
+        **more,
     }
     config = {
-        "model": {"name": "sft"},
+        "model": {"name": "sft", "method": method},
         "data": {"train": "train.jsonl", "eval": "eval.jsonl", "max_length": 96},
         "reward": {"shared_prefix": shared_prefix},
         "training": training,
@@ -122,3 +125,24 @@ def test_two_processes_make_the_steps_of_one(house, alone, backend, shared_prefi
     assert published["score_bias"] == pytest.approx(one_published["score_bias"], abs=1e-4)
     ours, theirs = weights(house, name), weights(house, "alone")
     assert max(float((ours[key] - theirs[key]).abs().max()) for key in theirs) < 1e-4
+
+
+@pytest.mark.slow
+def test_members_are_trained_one_after_the_other_on_two_processes(house):
+    """Each with an engine of its own, to what one process makes."""
+    figures, scores = {}, {}
+    for name, launcher, processes in (("members-one", None, 1), ("members-two", launching.ZERO2, 2)):
+        logged, events, published, _ = reward(house, name, launcher, processes, method="lora", members=2)
+        backends = [event for event in events if event["event"] == "backend"]
+        assert [(event["world_size"], event.get("member")) for event in backends] == [(processes, None), (processes, 1)]
+        if launcher:
+            assert all(event["engine"] == "DeepSpeedEngine" for event in backends)
+        figures[name] = [row[key] for key in ("train/loss", "member-1/train/loss") for row in logged if key in row]
+        assert len(figures[name]) == 12
+        source = find_model(name, Registry(house / "registry"), role="reward")
+        ids, mask = torch.arange(3, 60).reshape(3, -1), torch.ones(3, 19, dtype=torch.bool)
+        with torch.no_grad():
+            scores[name] = load_reward_model(source).eval().member_scores(ids, mask)
+        assert set(published) >= {"member-0", "member-1"}
+    assert figures["members-two"] == pytest.approx(figures["members-one"], rel=1e-3)
+    torch.testing.assert_close(scores["members-two"], scores["members-one"], atol=1e-4, rtol=1e-3)

@@ -34,7 +34,9 @@ def db(tmp_path):
             store.add_item(PROMPT, [{"text": text} for text in pair])
         store.add_item(PROMPT, [{"text": text} for text in TEXTS], kind="rank")
         store.add_item(PROMPT, [{"text": TEXTS[0]}], kind="single")
-        store.add_item(PROMPT, [{"text": "at nine " * 400}, {"text": TEXTS[0]}])  # longer than the model's 256 positions
+        store.add_item(
+            PROMPT, [{"text": "at nine " * 400}, {"text": TEXTS[0]}]
+        )  # longer than the model's 256 positions
     return path
 
 
