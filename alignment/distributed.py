@@ -38,6 +38,11 @@ def under_deepspeed() -> bool:
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
+def under_fsdp() -> bool:
+    """Whether this was launched with an FSDP config."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def launched_zero_stage() -> int:
     """DeepSpeed's ZeRO stage as the launch file asks for it, 0 without DeepSpeed; known before anything is loaded."""
     return int(DeepSpeedPlugin().zero_stage) if under_deepspeed() else 0

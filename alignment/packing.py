@@ -114,7 +114,7 @@ def why_not_packed(model: PreTrainedModel, max_length: int) -> str | None:
     if not type(model)._can_set_attn_implementation() or not model._supports_sdpa:
         return "its attention cannot be replaced"
     if window and window < max_length and getattr(config, "use_sliding_window", True):
-        return f"its attention window of {window} tokens is shorter than data.max_length={max_length}"
+        return f"its attention window of {window} tokens is shorter than rows of {max_length} (data.max_length)"
     return "it does not hand its arguments on to its attention" if _loses_groups(model) else None
 
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import AutoModelForSequenceClassification, set_seed
 from trl import RewardConfig
 
@@ -34,6 +35,8 @@ from reward.evaluation import compact, evaluate, save_report
 from reward.finish import Finished, Trained, finish_all, summed_up, write_eval_pairs
 from reward.prepare import Prepared, make_arguments, prepare, untrained
 from reward.trainer import QuestionTrainer
+
+PADDED_ROWS = ("neftune_noise_alpha", "pad_to_multiple_of", "torch_compile")
 
 
 class MemberJournal(Journal):
@@ -59,14 +62,7 @@ def build_trainer(config: RewardStageConfig, prepared: Prepared, journal: Journa
     set_seed(prepared.seed)
     tokenizer = prepared.start.tokenizer
     model = methods.apply_method(untrained(config, prepared), config.model)
-    layout: Layout = "padded"
-    reason: str | None = "reward.shared_prefix=off"
-    if config.reward.shared_prefix == "auto":
-        longest = max(max(question.lengths) for question in (*prepared.train, *prepared.held_out))
-        layout, reason = choose_layout(model, longest)
-        if reason and distributed.is_main_process():
-            print(one_line(f"reward: each prompt is computed once for each completion: {reason}"), file=sys.stderr)
-    journal.event("batches", layout=layout, reason=reason)
+    layout, _ = lay_out(config, prepared, model, journal)
     with trainers.refused_arguments():
         trainer = QuestionTrainer(
             model=model,
@@ -80,6 +76,25 @@ def build_trainer(config: RewardStageConfig, prepared: Prepared, journal: Journa
         )
     methods.attach(trainer, config.model)
     return trainer
+
+
+def lay_out(
+    config: RewardStageConfig, prepared: Prepared, model: nn.Module, journal: Journal
+) -> tuple[Layout, str | None]:
+    """How batches are laid out, and why their rows are padded where they are, in which case rows of like length come
+    together unless the user wants another order."""
+    against = ["reward.shared_prefix=off"] if config.reward.shared_prefix == "off" else []
+    against += [f"training.{name} is for padded rows" for name in PADDED_ROWS if getattr(prepared.arguments, name)]
+    if distributed.under_fsdp():
+        against.append("FSDP gathers the weights for the model's own forward alone")
+    longest = max(max(question.lengths) for question in (*prepared.train, *prepared.held_out))
+    layout, reason = ("padded", against[0]) if against else choose_layout(model, longest)
+    if layout == "padded" and "train_sampling_strategy" not in config.training:
+        prepared.arguments.train_sampling_strategy = "group_by_length"
+    if reason and distributed.is_main_process():
+        print(one_line(f"reward: each prompt is computed once for each completion: {reason}"), file=sys.stderr)
+    journal.event("batches", layout=layout, reason=reason)
+    return layout, reason
 
 
 def train(config: RewardStageConfig) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from reward.evaluation.report import SUSPICIOUS, findings, verdict
 
 _STYLE = """body { overflow-wrap: anywhere; } h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; }
 .intro { color: var(--dim); margin-bottom: .6rem; max-width: 46rem; }
-.bars { table-layout: fixed; } .bars th { white-space: normal; font-weight: 400; width: 34%; overflow-wrap: anywhere; }
-.bars .number { width: 21%; } .bars small { display: block; color: var(--dim); font-size: .8rem; line-height: 1.3; }
+.bars { table-layout: fixed; } .bars th { white-space: normal; font-weight: 400; }
+.bars .name { width: 34%; }
+.bars .number { width: 22%; } .bars small { display: block; color: var(--dim); font-size: .8rem; line-height: 1.3; }
 .bars .main th, .bars .main .number b { font-weight: 600; } .bars .number b { font-weight: 400; }
 .bars td, .bars th { vertical-align: middle; } .bars td:last-child { padding-right: 0; }
 .bars svg { display: block; width: 100%; height: 1.5rem; }
@@ -46,7 +47,7 @@ figure svg { display: block; width: 100%; height: auto; } figure text { fill: va
   .finding, figure, .pair, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
 _MACROS = """{% macro bars(rows) %}<table class="bars">
-<thead><tr><th></th><th></th><td><div class="scale" aria-hidden="true">
+<thead><tr><td class="name"></td><td class="number"></td><td><div class="scale" aria-hidden="true">
 {% for tick in scale.ticks %}<span style="left:{{ tick.at }}%">{{ tick.text }}</span>{% endfor %}
 </div></td></tr></thead>
 {% for row in rows %}<tr{% if row.main %} class="main"{% endif %}><th scope="row">{{ row.name }}
@@ -87,7 +88,7 @@ _BODY = """<h1 class="{{ worst }}">{{ verdict }}</h1>
 {% endfor %}
 {% if key %}<h2>Accuracy</h2>
 <p class="intro">Share of the held-out votes that the scores agree with, ties left out. Bars are 95% intervals over
-prompts. Dashed: guessing. Shaded: above 80%, where people themselves seldom agree.</p>
+prompts. Dashed: guessing. Shaded: above 80%, more than people usually agree.</p>
 {{ bars(key) }}
 {% endif %}
 {% if charts %}<h2>Probabilities and scores</h2>

@@ -19,9 +19,11 @@ from alignment.registry import Registry
 from alignment.scalar_models import load_scalar_model
 from alignment.templates import encode_conversation
 from alignment.tensors import pad_rows
+from alignment.tracking import Journal
 from reward.config import RewardStageConfig
 from reward.finish import GateError
 from reward.overfit import first_pairs
+from reward.prepare import prepare
 from reward.questions import JudgedPair, Question
 from reward.trainer import QuestionTrainer
 from sft.config import SFTStageConfig
@@ -268,7 +270,9 @@ def test_each_key_of_the_reward_section_does_something(house):
     data = {"train": "ranks.jsonl"}
     run(reward.train.train, RewardStageConfig, settings("plain", data=data))
     run(reward.train.train, RewardStageConfig, settings("smooth", data=data, reward={"label_smoothing": 0.2}))
-    run(reward.train.train, RewardStageConfig, settings("apart", data=data, reward={"shared_prefix": "off"}))
+    in_order = {"train_sampling_strategy": "random"}  # which is that of shared prefixes
+    apart = settings("apart", data=data, reward={"shared_prefix": "off"}, training=in_order)
+    run(reward.train.train, RewardStageConfig, apart)
     assert losses("smooth") != pytest.approx(losses("plain"), abs=1e-3)
     assert losses("apart") == pytest.approx(losses("plain"), abs=1e-5)
     assert events("plain")["batches"]["layout"] == "shared_prefix"
@@ -310,6 +314,32 @@ def test_strength_and_reliability_of_votes_reach_the_loss(house):
     assert means["votes-trusted"] > means["votes"] + 0.7
     weights = events("votes-trusted")["reliability"]["weights"]
     assert weights[0] < 0.2 < 1 < weights[1]
+
+
+@pytest.mark.parametrize(
+    ("training", "environment", "reason", "order"),
+    [
+        ({"pad_to_multiple_of": 8}, {}, "training.pad_to_multiple_of is for padded rows", "group_by_length"),
+        ({"neftune_noise_alpha": 5.0}, {}, "training.neftune_noise_alpha is for padded rows", "group_by_length"),
+        ({}, {"ACCELERATE_USE_FSDP": "true"}, "FSDP gathers the weights", "group_by_length"),
+        ({"pad_to_multiple_of": 8, "train_sampling_strategy": "random"}, {}, "is for padded rows", "random"),
+    ],
+)
+def test_rows_that_must_be_padded_are_grouped_by_length(
+    house, tmp_path, monkeypatch, capsys, training, environment, reason, order
+):
+    config = validate(RewardStageConfig, settings("multiple", training=training), "test")
+    prepared = prepare(config)
+    for name, value in environment.items():  # here, as accelerate would set FSDP up
+        monkeypatch.setenv(name, value)
+    with Journal(tmp_path) as journal:
+        layout, found = reward.train.lay_out(config, prepared, reward.train.untrained(config, prepared), journal)
+    assert layout == "padded"
+    assert reason in found
+    assert reason in capsys.readouterr().err
+    assert prepared.arguments.train_sampling_strategy == order
+    (noted,) = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
+    assert (noted["layout"], noted["reason"]) == (layout, found)
 
 
 def test_ratings_as_numbers_can_be_brought_back(house):

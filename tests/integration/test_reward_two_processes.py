@@ -77,6 +77,7 @@ def reward(house, name, launcher, processes, shared_prefix="auto", method="full"
         "eval_strategy": "steps",
         "eval_steps": 6,
         "per_device_eval_batch_size": 2,
+        "train_sampling_strategy": "random",  # padded rows would be grouped by length
         "seed": 1,
         **more,
     }

@@ -139,8 +139,7 @@ def check_run(house, name, result):
     assert (backend["world_size"], backend["zero_stage"]) == (1, 0)
     assert {path.name for path in run.iterdir()} <= {
         "config.json", "exit.json", "metrics.jsonl", "samples.jsonl", "events.jsonl", "bad_rows.jsonl",
-        "eval_pairs.jsonl", "data_report.json", "data_report.html", "report.json", "report.html",
-        "wandb",
+        "eval_pairs.jsonl", "data_report.json", "data_report.html", "report.json", "report.html", "wandb",
     }  # fmt: skip
     return metrics
 
@@ -193,7 +192,8 @@ def test_the_mirror_has_what_the_journal_has(house, sft):
 
 @pytest.mark.parametrize(("name", "fixture"), [("toy-reward", "rated"), ("toy-pairs", "paired")])
 def test_a_reward_model_is_published_judged_and_centered(house, name, fixture, request):
-    metrics = check_run(house, name, request.getfixturevalue(fixture))
+    result = request.getfixturevalue(fixture)
+    metrics = check_run(house, name, result)
     version = Registry(house.registry).load(f"{name}-model", role="reward")
     assert version.parent("init").ref.startswith("toy-sft-model@v1")
     report = version.manifest.metrics
@@ -201,6 +201,12 @@ def test_a_reward_model_is_published_judged_and_centered(house, name, fixture, r
     assert metrics[-1]["eval/accuracy"] == report["accuracy"]["value"]
     assert report["accuracy"]["n"] >= report["length_baseline"]["n"] > 0
     pairs = lines(house.runs / name / "eval_pairs.jsonl")
+    told = json.loads((house.runs / name / "report.json").read_text())
+    assert told["accuracy"] == report["accuracy"]
+    assert told["pairs"] == len(pairs) == report["held_out_pairs"]
+    assert told["without_eos"]["questions"] == told["questions"] and told["without_eos"]["largest"] > 0
+    assert told["verdict"] in result.stdout and "longer is better" in result.stdout
+    assert told["verdict"] in (house.runs / name / "report.html").read_text()
     scalar = load_scalar_model(str(version.path)).eval()
     tokenizer = AutoTokenizer.from_pretrained(version.path)
     theirs = AutoModelForSequenceClassification.from_pretrained(version.path).eval()

@@ -230,7 +230,7 @@ def test_the_forward_of_the_wrapper_is_what_runs():
         ("gptj", {}, "attention cannot be replaced"),
         ("jamba", {}, "carry a state"),
         ("stablelm", {}, "does not hand its arguments on"),
-        ("mistral", {"sliding_window": 8}, "window of 8 tokens is shorter than data.max_length=128"),
+        ("mistral", {"sliding_window": 8}, "window of 8 tokens is shorter than rows of 128 (data.max_length)"),
         ("bert", {}, "it is an encoder"),
         ("modernbert", {}, "it is an encoder"),
     ],

@@ -111,7 +111,7 @@ def test_flash_attention_gets_the_borders():
         ("jamba", {}, "carry a state"),
         ("lfm2", {"layer_types": ["conv", "full_attention"]}, "carry a state"),
         ("stablelm", {}, "does not hand its arguments on"),
-        ("mistral", {"sliding_window": 8}, "window of 8 tokens is shorter than data.max_length=20"),
+        ("mistral", {"sliding_window": 8}, "window of 8 tokens is shorter than rows of 20 (data.max_length)"),
     ],
 )
 def test_what_cannot_be_packed_says_why(kind, changes, part):

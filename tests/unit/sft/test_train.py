@@ -66,7 +66,7 @@ def test_a_sampling_strategy_that_is_asked_for_stays(make):
 @pytest.mark.parametrize(
     ("changes", "training", "part"),
     [
-        ({"sliding_window": 8}, {"packing": True}, "window of 8 tokens is shorter than data.max_length=64"),
+        ({"sliding_window": 8}, {"packing": True}, "window of 8 tokens is shorter than rows of 64 (data.max_length)"),
         ({}, {"packing": True, "neftune_noise_alpha": 5.0}, "training.neftune_noise_alpha is for padded rows"),
         ({}, {"packing": "yes"}, "training.packing: expected bool, found 'yes'"),
         ({}, {"packing_strategy": "wrapped"}, "never attend to each other, as they would under `wrapped`"),
