@@ -53,13 +53,12 @@ def _by_pair(pairs: Sequence[Judged], key: Callable[[Judged], Any], name: Callab
 def _by_vote(
     pairs: Sequence[Judged], key: Callable[[Judged, Vote], Any], name: Callable[[Any], str]
 ) -> list[dict[str, Any]]:
-    """Decided votes with the same key go together, each on the pair that it is about."""
+    """Votes with the same key go together, each on the pair that it is about; ties do not count."""
     parts: dict[Any, list[Judged]] = {}
     for pair in pairs:
         votes: dict[Any, list[Vote]] = {}
         for vote in pair.comparison.votes:
-            if vote.choice != "tie":
-                votes.setdefault(key(pair, vote), []).append(vote)
+            votes.setdefault(key(pair, vote), []).append(vote)
         for part, some in votes.items():
             parts.setdefault(part, []).append(replace(pair, comparison=replace(pair.comparison, votes=tuple(some))))
     ordered = sorted(parts, key=lambda part: (part is None, part))
@@ -67,7 +66,7 @@ def _by_vote(
 
 
 def _length_preferred(pair: Judged, vote: Vote) -> int:
-    """Whether people preferred the longer answer (0), the shorter (1) or one as long (2)."""
+    """Whether a decided vote is for the longer answer (0), the shorter (1) or one as long (2)."""
     first, second = pair.lengths if vote.choice == "first" else pair.lengths[::-1]
     return 0 if first > second else 1 if first < second else 2
 
