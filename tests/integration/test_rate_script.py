@@ -15,7 +15,6 @@ import subprocess
 import sys
 import termios
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -486,36 +485,6 @@ def test_one_command_finds_the_projects_python(tmp_path: Path, db: str) -> None:
     done = subprocess.run([script, "--db", "x y.db"], capture_output=True, text=True, env=environment, timeout=30)
     assert done.stdout == f"venv: {script} --db x y.db\n"
     assert os.access(SCRIPT, os.X_OK) and SCRIPT.read_text().startswith("#!/usr/bin/env python3\n")
-
-
-def rate_all(path: str, labeler: str, slip: int, start: Barrier) -> None:
-    with RatingsStore(path) as store:
-        start.wait(30)
-        count = 0
-        while assignment := store.claim(labeler):
-            count += 1
-            if count % slip == 0:
-                store.claim(labeler)  # a crash and a restart: the same item comes back
-            store.submit(assignment, "left", 1.0)
-
-
-def test_four_processes_reach_need_exactly(tmp_path: Path) -> None:
-    path = str(tmp_path / "many.db")
-    with RatingsStore(path, create=True) as store:
-        fill(store, 200, need=3)
-    context = multiprocessing.get_context("spawn")
-    start = context.Barrier(4)
-    workers = [context.Process(target=rate_all, args=(path, f"labeler {i}", 7 + i, start)) for i in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0] * 4
-    with RatingsStore(path) as store:
-        ratings = store.ratings(for_training=True)
-        assert Counter(Counter(each.item for each in ratings).values()) == {3: 200}
-        assert len({(each.item, each.labeler) for each in ratings}) == len(ratings) == 600
-        assert len({each.labeler for each in ratings}) == 4
 
 
 def make(path: str, start: Barrier) -> None:
