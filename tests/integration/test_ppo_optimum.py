@@ -35,7 +35,7 @@ ANSWERS = torch.tensor(list(itertools.product(range(VOCABULARY), repeat=LENGTH))
 class Tokens:
     """Digits are tokens; the EOS is none of them, so that every answer has two."""
 
-    pad_token_id, eos_token_id, bos_token_id = 0, VOCABULARY, None
+    pad_token_id, eos_token_id, bos_token_id, cls_token_id = 0, VOCABULARY, None, None
     chat_template, unk_token, added_tokens_decoder = "", None, {}
 
     def __len__(self):
