@@ -45,11 +45,13 @@ class RewardStageConfig(TrainerConfig):
 
     reward: RewardSection = RewardSection()
 
-    def of_member(self, seed: int | None = None) -> Self:
-        """The same run as that of a single model, with a seed of its own if one is given."""
+    def of_member(self, number: int = 0, first_seed: int = 0) -> Self:
+        """The run of one member of an ensemble, as that of a single model: the n-th one's seeds are n further on."""
         training = {name: value for name, value in self.training.items() if name != "members"}
-        if seed is not None:
-            training["seed"] = seed
+        if number:
+            training["seed"] = first_seed + number
+            if training.get("data_seed") is not None:
+                training["data_seed"] += number
         return self.model_copy(update={"training": training})
 
 

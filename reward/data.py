@@ -117,11 +117,22 @@ def comparisons(judgements: Sequence[Judgement]) -> list[Comparison]:
     return compared + rated_pairs([row for row in judgements if isinstance(row, Rating)])
 
 
-def labeler_weights(judgements: Sequence[Judgement]) -> dict[str, float]:
-    """What a vote of each labeler counts, by how they agree where several judged the same completions."""
-    return reliability(
-        [{vote.labeler: vote.choice for vote in row.votes if vote.labeler} for row in comparisons(judgements)]
-    )
+def labeler_weights(judgements: Sequence[Judgement], where: str) -> dict[str, float]:
+    """What a vote of each labeler counts, by how they agree where several judged the same completions.
+
+    Args:
+        where: names the data in errors.
+
+    Raises:
+        DataError: there is no pair that two known labelers judged.
+    """
+    ballots = [{vote.labeler: vote.choice for vote in row.votes if vote.labeler} for row in comparisons(judgements)]
+    if not any(len(ballot) > 1 for ballot in ballots):
+        raise DataError(
+            f"{where}: reward.use_reliability weighs labelers by how they agree, and no pair here was judged by two "
+            "whose names are known; have items rated by several (need=3), or set reward.use_reliability=false"
+        )
+    return reliability(ballots)
 
 
 class Encoding(NamedTuple):

@@ -73,14 +73,16 @@ def prepare(config: RewardStageConfig) -> Prepared:
     distributed.start_processes()
     registry = trainers.open_registry(config)
     train_set, eval_set = read_judgements(config.data, config.reward)
-    reliability = labeler_weights(train_set.items) if config.reward.use_reliability else None
+    where = config.data.parts[0].path
+    reliability = labeler_weights(train_set.items, where) if config.reward.use_reliability else None
     start = trainers.start_model(config, registry, ())
     check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
     if EnsembleArguments.of(given).members > 1 and config.model.method in ADAPTERS:
         _check_shared_base(config, start)
     inspector = Inspector(config.data, start.tokenizer) if distributed.is_main_process() else None
     train, left_out = _encode(config, train_set, start.tokenizer, reliability, inspector, held_out=False)
-    held_out, _ = _encode(config, eval_set, start.tokenizer, reliability, inspector, held_out=True)
+    # Held-out votes all count alike: a model is not to be judged by those alone that agree with each other.
+    held_out, _ = _encode(config, eval_set, start.tokenizer, None, inspector, held_out=True)
     data_report = distributed.on_main_process(lambda: check_before_training(config, inspector))
     scale = rating_scale(train) if config.reward.objective == "regression" else None
     if scale is not None:

@@ -105,14 +105,13 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
         _note_data(journal, config, prepared)
         trained: list[Trained] = []
         for number in range(size):
-            single = config.of_member(prepared.seed + number) if size > 1 else config.of_member()
-            notes = journal
+            single, own, notes = config.of_member(number, prepared.seed), prepared, journal
             if number:
                 distributed.forget_accelerator()
                 arguments = make_arguments(single, no_eval=not prepared.held_out)
-                prepared = replace(prepared, seed=prepared.seed + 1, arguments=arguments)
+                own = replace(prepared, seed=prepared.seed + number, arguments=arguments)
                 notes = MemberJournal(journal, number, sum(member.steps for member in trained))
-            trained.append(_train_one(single, prepared, notes, Path(staging, member_name(number))))
+            trained.append(_train_one(single, own, notes, Path(staging, member_name(number))))
 
         def judge_and_publish() -> tuple[str, dict[str, Any]]:
             with distributed.whole_models():  # ZeRO-3 would part them among processes that are not here

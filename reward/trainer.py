@@ -200,5 +200,5 @@ class QuestionTrainer(RewardTrainer):
             scores = self._score(self.model_wrapped, batch).tolist()
         self.model.train(was_training)
         weights = next(self.model.parameters()).dtype
-        rounded = self.accelerator.mixed_precision != "no" or weights != torch.float32
+        rounded = self.accelerator.mixed_precision != "no" or weights != torch.float32 or bool(self.args.tf32)
         self.probe = Probe(self._probed, scores, rounded)

@@ -30,7 +30,7 @@ WHERE rating.labeler = :me AND done = 0 AND (NOT {COUNTS} OR claimed_at > :cutof
 """
 # Items that live leases of others fill up; a handful at any time.
 _TAKEN = f"""
-SELECT other.item FROM rating AS other JOIN item AS held ON held.id = other.item
+SELECT other.item FROM rating AS other INDEXED BY rating_open JOIN item AS held ON held.id = other.item
 WHERE NOT other.done AND other.claimed_at > :cutoff AND other.labeler <> :me AND other.{COUNTS}
 GROUP BY other.item HAVING count(*) >= held.need - held.answered
 """
@@ -45,8 +45,8 @@ _ORDINARY = f"FROM item INDEXED BY item_open WHERE {_NEEDED} AND {_FREE}"
 # these spares a look-up for each item.
 _NEXT = f"""
 FROM (SELECT id, {_TURN} AS turn FROM item INDEXED BY item_open WHERE {_NEEDED} AND {_TURN} > (
-  SELECT {_TURN} FROM item WHERE id = (
-    SELECT item FROM rating WHERE labeler = :me AND why = 'random' ORDER BY id DESC LIMIT 1))
+  SELECT {_TURN} FROM item JOIN rating ON rating.item = item.id
+  WHERE rating.id = (SELECT max(id) FROM rating WHERE labeler = :me AND why = 'random'))
   ORDER BY {_TURN} LIMIT 8) AS item WHERE {_FREE}
 """
 _DOUBTED = f"FROM item INDEXED BY item_doubted WHERE {_NEEDED} AND uncertainty IS NOT NULL AND {_FREE}"

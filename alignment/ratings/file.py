@@ -41,7 +41,7 @@ CREATE TABLE item(
   need INTEGER NOT NULL CHECK(need >= 1), answered INTEGER NOT NULL DEFAULT 0, place INTEGER NOT NULL,
   created REAL NOT NULL, uncertainty REAL, gold TEXT, prompt TEXT NOT NULL,
   completions TEXT NOT NULL CHECK(json_array_length(completions) BETWEEN 1 AND 9), metadata TEXT NOT NULL);
-CREATE INDEX item_open ON item(place, kind) WHERE gold IS NULL AND answered < need;
+CREATE INDEX item_open ON item(place, kind, need, answered, gold) WHERE gold IS NULL AND answered < need;
 CREATE INDEX item_doubted ON item(uncertainty) WHERE gold IS NULL AND answered < need AND uncertainty IS NOT NULL;
 CREATE INDEX item_gold ON item(place) WHERE gold IS NOT NULL;
 CREATE TABLE rating(

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import secrets
 import sqlite3
 import statistics
 import time
@@ -11,13 +10,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from hashlib import sha256
 from types import TracebackType
 from typing import Any, Self
 
 from alignment.errors import UserError
-from alignment.ratings.choosing import PLACES, Labeler, Shares
-from alignment.ratings.file import COUNTS, EVENT_TRIGGERS, RatingsFile
+from alignment.ratings.choosing import PLACES, Labeler
+from alignment.ratings.file import COUNTS, RatingsFile
 from alignment.ratings.records import (
     Assignment,
     ChoiceShown,
@@ -42,12 +40,13 @@ from alignment.ratings.records import (
     is_right,
     item_key,
 )
+from alignment.ratings.register import Register
 from alignment.terminal import clean
 
 LEASE_SECONDS = 900.0
 
 
-class RatingsStore:
+class RatingsStore(Register):
     """Items, claims and ratings in one file. Each public call is one transaction, on disk when it returns.
 
     `seed` decides the order of items, of sides and of controls per labeler; by default the one stored when the file
@@ -135,9 +134,9 @@ class RatingsStore:
         Never hands out more than `need` answers and live leases for an ordinary item.
         """
         check_labeler(labeler)
-        now = time.time() if now is None else now
-        who = Labeler(self._db, labeler, self.seed, now - lease_seconds)
         with self.transaction():
+            now = time.time() if now is None else now
+            who = Labeler(self._db, labeler, self.seed, now - lease_seconds)
             rating = who.open_row()
             if rating is not None:
                 self._db.execute("UPDATE rating SET claimed_at = ? WHERE id = ?", (now, rating))
@@ -178,8 +177,8 @@ class RatingsStore:
                 or the answer does not suit the item.
         """
         assert math.isfinite(seconds) and seconds >= 0, seconds
-        now = time.time()
         with self.transaction():
+            now = time.time()  # not before the wait for the lock: by then others may have seen the lease run out
             row = self._db.execute(
                 "SELECT rating.*, kind FROM rating JOIN item ON item.id = rating.item"
                 " WHERE rating.id = ? AND item = ? AND labeler = ?",
@@ -200,7 +199,9 @@ class RatingsStore:
                 "comment": clean(comment),
                 "flags": dump([clean(flag) for flag in flags]),
             }
-            self._finish(row["id"], answer, now)
+            # Later than their last answer though the clock was set back: undo goes by this.
+            done_at = max(now, math.nextafter(self._last_done(assignment.labeler), math.inf))
+            self._finish(row["id"], answer, done_at)
             self._file.log(now, assignment.labeler, assignment.item, "submit", answer)
 
     def import_rating(
@@ -271,7 +272,7 @@ class RatingsStore:
             return True
 
     def assignment(self, rating: int, labeler: str, unanswered: bool = False) -> Assignment | None:
-        """What a rating id stands for, for whom it was claimed; None for anybody else, or if it had to be `unanswered`."""
+        """What a rating's id stands for, if this labeler claimed it (and, if asked, it is `unanswered`); else None."""
         found = self._db.execute(
             "SELECT 1 FROM rating WHERE id = ? AND labeler = ? AND NOT (done AND ?)", (rating, labeler, unanswered)
         ).fetchone()
@@ -301,8 +302,8 @@ class RatingsStore:
         Stops at a calibration item, whose right answer the labeler has been told.
         """
         check_labeler(labeler)
-        now = time.time()
         with self.transaction():
+            now = time.time()
             row = self._db.execute(
                 "SELECT * FROM rating WHERE labeler = ? AND done = 1 ORDER BY done_at DESC, id DESC LIMIT 1", (labeler,)
             ).fetchone()
@@ -405,35 +406,6 @@ class RatingsStore:
             "labeler_hashes": {self.labeler_hash(name): count for name, count in sorted(counts.items())},
         }
 
-    def labeler_hash(self, labeler: str) -> str:
-        """What stands for a labeler in models' manifests: without this file nobody can tell who it is."""
-        return sha256((self._file.meta("salt", "") + labeler).encode()).hexdigest()[:16]
-
-    def forget(self, labeler: str) -> int:
-        """Remove a labeler's ratings, claims, invitation and events from the file, and return how many ratings went.
-
-        Only the event `forgotten`, with their hash and the count, stays. The freed bytes are overwritten and the
-        write-ahead log is cut, so close other programs that use the file; copies and backups are yours to find.
-        Raises UserError if they could not be overwritten; the same call finishes the work.
-        """
-        check_labeler(labeler)
-        assert not self._db.in_transaction  # the file is rewritten, which no transaction can hold
-        now = time.time()
-        self._db.execute("PRAGMA secure_delete = ON")
-        with self.transaction():
-            count = self._db.execute("SELECT count(*) FROM rating WHERE labeler = ? AND done", (labeler,)).fetchone()[0]
-            removed = self._db.execute("DELETE FROM rating WHERE labeler = ?", (labeler,)).rowcount
-            removed += self._db.execute("DELETE FROM invitation WHERE labeler = ?", (labeler,)).rowcount
-            self._db.execute("DROP TRIGGER event_kept")
-            removed += self._db.execute("DELETE FROM event WHERE labeler = ?", (labeler,)).rowcount
-            self._db.execute(EVENT_TRIGGERS["event_kept"])
-            if labeler in self.simulated():
-                self._file.set_meta("simulated", dump(sorted(self.simulated() - {labeler})))
-            if removed:
-                self._file.log(now, self.labeler_hash(labeler), None, "forgotten", {"ratings": count})
-        self._file.scrub()
-        return int(count)
-
     def set_uncertainty(self, uncertainty: Mapping[int, float], model: str) -> None:
         """Say how far from 1/2 a reward model's probability is, per item id: |p - 1/2|, least sure first.
 
@@ -446,100 +418,16 @@ class RatingsStore:
             )
             self._file.log(time.time(), "", None, "uncertainty", {"model": model, "items": len(uncertainty)})
 
-    def invite(self, labeler: str) -> str:
-        """A secret for the labeler's link; an earlier one ends. Only its digest is in the file."""
-        check_labeler(labeler)
-        token = secrets.token_urlsafe(32)
-        now = time.time()
-        with self.transaction():
-            self._db.execute(
-                "INSERT OR REPLACE INTO invitation(labeler, token_sha256, at) VALUES(?, ?, ?)",
-                (labeler, sha256(token.encode()).hexdigest(), now),
-            )
-            self._file.log(now, labeler, None, "invite", {})
-        return token
-
-    def labeler_of(self, token: str) -> str | None:
-        """Who was invited with this token; None if nobody, or not any more."""
-        hashed = sha256(token.encode("utf-8", "replace")).hexdigest()
-        row = self._db.execute("SELECT labeler FROM invitation WHERE token_sha256 = ?", (hashed,)).fetchone()
-        return None if row is None else str(row["labeler"])
-
-    def revoke(self, labeler: str) -> None:
-        """End the labeler's invitation, if there is one; their ratings stay."""
-        check_labeler(labeler)
-        with self.transaction():
-            if self._db.execute("DELETE FROM invitation WHERE labeler = ?", (labeler,)).rowcount:
-                self._file.log(time.time(), labeler, None, "revoke", {})
-
-    def mark_simulated(self, labeler: str) -> None:
-        """Say that this labeler is a program. Everything trained on the store then says so."""
-        check_labeler(labeler)
-        with self.transaction():
-            self._file.set_meta("simulated", dump(sorted(self.simulated() | {labeler})))
-            self._file.log(time.time(), labeler, None, "simulated", {})
-
-    def simulated(self) -> frozenset[str]:
-        """The labelers that are programs."""
-        return frozenset(json.loads(self._file.meta("simulated", "[]")))
-
-    @property
-    def guideline(self) -> str:
-        """What labelers are asked to prefer; empty if nobody wrote it."""
-        return self._file.meta("guideline", "")
-
-    @guideline.setter
-    def guideline(self, text: str) -> None:
-        self._set("guideline", clean(text))
-
-    @property
-    def calibration(self) -> int:
-        """How many gold items with feedback come before anything else, for each labeler."""
-        return int(self._file.meta("calibration", "0"))
-
-    @calibration.setter
-    def calibration(self, count: int) -> None:
-        if count < 0:
-            raise UserError(f"calibration is how many gold items come first: expected 0 or more, found {count}")
-        self._set("calibration", str(count))
-
-    @property
-    def gold_share(self) -> float:
-        """The share of gold items among what a labeler gets, as long as there are any new to them."""
-        return float(self._file.meta("gold_share", "0.05"))
-
-    @gold_share.setter
-    def gold_share(self, share: float) -> None:
-        self._set_share("gold_share", share)
-
-    @property
-    def repeat_share(self) -> float:
-        """The share of own earlier pairs, sides flipped, among what a labeler gets."""
-        return float(self._file.meta("repeat_share", "0.03"))
-
-    @repeat_share.setter
-    def repeat_share(self, share: float) -> None:
-        self._set_share("repeat_share", share)
-
-    def _set_share(self, name: str, share: float) -> None:
-        if not 0 <= share <= 0.5:
-            raise UserError(f"{name}: expected a number from 0 to 0.5, found {share}")
-        self._set(name, repr(float(share)))
-
-    def _set(self, name: str, value: str) -> None:
-        with self.transaction():
-            self._file.set_meta(name, value)
-            self._file.log(time.time(), "", None, "setting", {name: value})
-
-    def _shares(self) -> Shares:
-        return Shares(self.calibration, self.gold_share, self.repeat_share)
-
-    def _finish(self, rating: int | None, answer: Mapping[str, Any], now: float) -> None:
+    def _finish(self, rating: int | None, answer: Mapping[str, Any], done_at: float) -> None:
         self._db.execute(
             "UPDATE rating SET choice = :choice, strength = :strength, ranks = :ranks, score = :score,"
-            " seconds = :seconds, comment = :comment, flags = :flags, done_at = :now, done = 1 WHERE id = :id",
-            {**answer, "now": now, "id": rating},
+            " seconds = :seconds, comment = :comment, flags = :flags, done_at = :done_at, done = 1 WHERE id = :id",
+            {**answer, "done_at": done_at, "id": rating},
         )
+
+    def _last_done(self, labeler: str) -> float:
+        row = self._db.execute("SELECT max(done_at) FROM rating WHERE labeler = ? AND done = 1", (labeler,)).fetchone()
+        return float(row[0] or 0.0)
 
     def _assignment(self, rating: int) -> Assignment:
         row = self._db.execute(

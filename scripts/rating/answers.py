@@ -141,8 +141,10 @@ def as_shown(rating: Rating, assignment: Assignment) -> Answer:
 def keys_of(kind: str) -> Iterator[tuple[str, str]]:
     """Keys and words of the decisions on a kind of item, for the help."""
     if kind == "pair":
-        for key, answer in list(PAIR.items())[:8]:
-            yield key, str(answer) + (" (saved as a tie)" if key == "b" else "")
+        yield "1 2 3", "LEFT is much, clearly, slightly better"
+        yield "4", "a tie"
+        yield "5 6 7", "RIGHT is slightly, clearly, much better"
+        yield "b", "both bad (saved as a tie)"
         yield "← →", "the same as 2 and 6"
     elif kind == "rank":
         yield "1-9", "place this answer next; begin with the best"

@@ -13,9 +13,11 @@ from rating.answers import Ranking, keys_of
 from rating.sitting import LAST, NOTHING_TO_RATE, WaitsFor, position
 
 NARROWEST = 36  # columns that an answer needs to be read with ease
-WIDE = 100  # columns from which the keys of a pair have room around them
+WIDE = 100  # columns from which the keys have room around them
+NARROW = 80  # columns below which the keys of a pair do not fit in a line
 BAR = 20
 LEFT, RIGHT, EVEN = "#6cc5f0", "#e39ad9", "$text"  # the first two as in screen.tcss
+DONE = "$text-success"
 WORDS = {3: "much", 2: "clearly", 1: "slightly"}
 Choices = tuple[Content, Content, Content]
 NOTHING = Content("")
@@ -72,31 +74,29 @@ def keys(pairs: Iterable[tuple[str, str]], style: str, width: int) -> Content:
 
 
 def pair_choices(width: int) -> Choices:
-    """The seven keys of a pair, each group under the answer that it prefers."""
-    left = zip("123", WORDS.values(), strict=True)
-    right = zip("567", reversed(WORDS.values()), strict=True)
-    return (
-        Content("\n").join([Content.styled("LEFT is better", f"bold {LEFT}"), keys(left, LEFT, width)]),
-        Content("\n").join([Content.styled("the same", "bold"), keys([("4", "tie"), ("b", "both bad")], EVEN, width)]),
-        Content("\n").join([Content.styled("RIGHT is better", f"bold {RIGHT}"), keys(right, RIGHT, width)]),
-    )
+    """The seven keys of a pair: each group under the answer that it prefers, or line by line where that is too wide."""
+    words = list(WORDS.values())
+    groups = [
+        (Content.styled("LEFT is better", f"bold {LEFT}"), keys(zip("123", words, strict=True), LEFT, width)),
+        (Content.styled("the same", "bold"), keys([("4", "tie"), ("b", "both bad")], EVEN, width)),
+        (Content.styled("RIGHT is better", f"bold {RIGHT}"), keys(zip("567", words[::-1], strict=True), RIGHT, width)),
+    ]
+    if width < NARROW:
+        lines = [Content.assemble(head.pad_right(17 - len(head)), line) for head, line in groups]
+        return Content("\n").join(lines), NOTHING, NOTHING
+    left, middle, right = (Content("\n").join(group) for group in groups)
+    return left, middle, right
 
 
 def rank_choices(ranking: Ranking, width: int) -> Choices:
     """The order as far as it is typed, and what to type next."""
-    order = Content.assemble(("best first: ", "bold"), (str(ranking) or "…", f"bold {LEFT}"))
-    others = keys([("=", "the next is as good"), ("Backspace", "takes one back")], EVEN, width)
-    if ranking.answer:
-        return (
-            order,
-            NOTHING,
-            Content("\n").join([keys([("Enter", "saves this order")], "$text-success", width), others]),
-        )
-    todo = Content.assemble(
-        f"press the {'next best' if ranking.placed else 'best'}: ",
-        *((f"{number} ", "bold") for number in ranking.left),
-    )
-    return order, NOTHING, Content("\n").join([todo, others])
+    parts: list[Content | tuple[str, str]] = [("best first: ", "bold"), (str(ranking) or "…", f"bold {LEFT}")]
+    if ranking.left:
+        parts.append(("    then " if ranking.placed else "    the best of ", "dim"))
+        parts.append((" ".join(map(str, ranking.left)), "bold"))
+    others = [keys([("=", "the next is as good"), ("Backspace", "takes one back")], EVEN, width)]
+    others.append(keys([("Enter", "saves this order")], DONE if ranking.answer else "dim", width))
+    return Content("\n").join([Content.assemble(*parts), Content("  ").join(others)]), NOTHING, NOTHING
 
 
 def single_choices(width: int) -> Choices:
@@ -112,7 +112,7 @@ def single_choices(width: int) -> Choices:
     return Content("\n").join([Content.styled("How good is the answer?", "bold"), scale]), NOTHING, NOTHING
 
 
-WAITING = {"right": "RIGHT", "wrong": "NOT AS EXPECTED", "store": "SOMETHING IS WRONG"}
+WAITING = {"right": "AS EXPECTED", "wrong": "NOT AS EXPECTED", "store": "SOMETHING IS WRONG"}
 
 
 def wait_choices(said: str, waits_for: WaitsFor) -> Choices:

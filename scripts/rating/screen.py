@@ -176,6 +176,7 @@ class RatingApp(App[int]):
 
     def on_resize(self) -> None:
         self.call_later(self.draw)  # by then the app knows its new size
+        self.call_after_refresh(self._mark_prompt)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Which keys do something now; the footer shows those alone."""
@@ -185,7 +186,7 @@ class RatingApp(App[int]):
         if action in ("press", "skip", "flag", "comment"):
             return state == "rate"
         if action in ("scroll", "page"):
-            return state != "end"
+            return state != "end" and (parameters[0] != "prompt" or self.query_one("#prompt").max_scroll_y > 0)
         return state != "wait" if action == "undo" else True
 
     # --- keys -------------------------------------------------------------------------------------------------------
@@ -229,7 +230,12 @@ class RatingApp(App[int]):
 
     def action_help(self) -> None:
         kind = self.sitting.assignment.kind if self.sitting.assignment else "pair"
-        self.push_screen(Help(self.sitting.store.guideline, kind), lambda _: self._be_deaf())
+        self.push_screen(Help(self.sitting.store.guideline, kind), self._help_closed)
+
+    def _help_closed(self, _: None) -> None:
+        self._be_deaf()
+        if self.sitting.progress.done == 0:
+            self.sitting.seen()  # to read the guideline is no part of judging the first item
 
     def action_leave(self) -> None:
         self.exit(0)
@@ -314,10 +320,17 @@ class RatingApp(App[int]):
         self.refresh_bindings()
 
     def _shown(self) -> None:
-        prompt = self.query_one("#prompt")
-        prompt.border_subtitle = Content("K scrolls up" if prompt.max_scroll_y else "")
+        self._mark_prompt()
         self.sitting.seen()
         self._be_deaf()
+
+    def _mark_prompt(self) -> None:
+        """Say that there is more of the prompt, and offer the keys, where it does not fit."""
+        prompt = self.query_one("#prompt")
+        subtitle = "K scrolls up" if prompt.max_scroll_y else ""
+        if prompt.border_subtitle != subtitle:
+            prompt.border_subtitle = subtitle
+            self.refresh_bindings()
 
     def _be_deaf(self) -> None:
         self.deaf_until = time.monotonic() + DEAF_SECONDS

@@ -128,7 +128,7 @@ class Sitting:
         expected = expected_in_words(feedback.expected_shown)
         self.progress = self.store.progress(self.labeler)
         if feedback.right:
-            self._wait("right", f"Right: {expected}.")
+            self._wait("right", f"Correct: {expected}.")
         else:
             self._wait("wrong", f"You said: {answer}. Expected: {expected}.")
 
@@ -142,6 +142,7 @@ class Sitting:
         try:
             former = self.store.last_rating(self.labeler)
             undone = self.store.undo(self.labeler)
+            self.progress = self.store.progress(self.labeler)
         except UserError as error:
             self.say(f"Not taken back: {clean(str(error))}", failed=True)
             return
@@ -189,7 +190,6 @@ class Sitting:
         self.say(said, failed=what != "right")
 
     def _show(self, assignment: Assignment | None, said: str, failed: bool = False) -> None:
-        self.progress = self.store.progress(self.labeler)
         self.assignment = assignment
         self.state = "end" if assignment is None else "rate"
         self.say(said, failed)

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from alignment.ensembles import RewardEnsemble, load_reward_model
 from alignment.models import find_model, load_tokenizer
 from alignment.positions import positions
 from alignment.ratings import Item, RatingsStore
 from alignment.registry import Registry
-from alignment.scalar_models import ScalarModel, load_scalar_model
+from alignment.scalar_models import ScalarModel
 from alignment.templates import Message, encode_conversation
 from alignment.tensors import pad_rows
 from alignment.terminal import progress
@@ -36,7 +37,7 @@ def order_items(db: str | Path, model: str, registry_path: str | None = None) ->
     with RatingsStore(db) as store:
         items = store.items()
     source = find_model(model, Registry(registry_path), role="reward")
-    scalar, tokenizer = load_scalar_model(source, trained=True).eval(), load_tokenizer(source)
+    scalar, tokenizer = load_reward_model(source).eval(), load_tokenizer(source)
     scalar.to("cuda" if torch.cuda.is_available() else "cpu")
     limit = positions(source.config_path)
     rows = [row for item in items for row in _encode(item, tokenizer, limit[0] if limit else None)]
@@ -77,7 +78,7 @@ def _encode(item: Item, tokenizer: PreTrainedTokenizerBase, max_length: int | No
 
 
 @torch.no_grad()
-def _score(model: ScalarModel, rows: list[Row], pad_token_id: int) -> list[tuple[int, float]]:
+def _score(model: ScalarModel | RewardEnsemble, rows: list[Row], pad_token_id: int) -> list[tuple[int, float]]:
     """Item and score of each row; rows of similar length share a batch."""
     device = next(model.parameters()).device
     by_length = sorted(rows, key=lambda row: len(row[1]))

@@ -97,10 +97,10 @@ def test_each_members_scores_average_zero_over_the_demonstrations(house):  # noq
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_the_first_member_is_the_model_that_one_run_makes_and_the_second_that_of_the_next_seed(house, method):  # noqa: F811
+def test_each_member_is_the_model_that_a_run_with_its_seed_makes(house, method):  # noqa: F811
     source = trained(method)
     ids, mask = batch(source)
-    for number in range(2):
+    for number in (0, 2):
         name = f"single-{method}-{number}"
         training = {"learning_rate": 1e-2, "seed": 42 + number}
         run(

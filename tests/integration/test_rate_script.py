@@ -183,7 +183,7 @@ def test_last_answer_can_be_taken_back_at_the_end(screens: list[Screen], tmp_pat
     screen.wait("That was the last one.")
     screen.press("u", "Taken back")
     assert len(finished(db)) == 1
-    screen.ready("question")
+    time.sleep(0.5)
     screen.rate("4", db)
     screen.press("q", "}")
     assert json.loads(screen.plain().splitlines()[-1]) == {"done": 2, "total": 2, "labeler": "ada", "db": db}
@@ -280,7 +280,8 @@ def test_hostile_text_is_shown_not_obeyed(screens: list[Screen], tmp_path: Path,
     for text in ("␛]52;c;ZXZpbA==␇", "�gnp.exe�", "[bold]b[/nope]", "[link=http://e.example]", ":smile:", "(empty)"):
         assert text in re.sub(r"\s+", " ", shown) or text[:9] in shown  # a line may be broken within it
     with RatingsStore(db) as store:
-        assert store.ratings()[0].comment == "␛]52;c;pasted␇"
+        comment = store.ratings()[0].comment
+        assert "]52;c;pasted" in comment and comment.isprintable()
 
 
 def test_two_labelers_see_other_orders_and_each_their_own_again(db: str) -> None:
@@ -344,7 +345,7 @@ def test_lines_rank_score_and_give_feedback(tmp_path: Path) -> None:
     done = piped("\n".join(lines) + "\n", "--db", db, "--labeler", "ada")
     for said in (
         "Not understood. Expected: 1 (worst) to 7 (best)",
-        "Right: 6 of 7.",
+        "Correct: 6 of 7.",
         "You said: 1 of 7. Expected: 6 of 7.",
         "3 has no place.",
         "The answers have the numbers 1 to 3.",

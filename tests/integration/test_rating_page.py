@@ -2,17 +2,12 @@
 
 import hashlib
 import json
-import os
 import random
 import re
-import signal
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -23,100 +18,18 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-import chromium  # noqa: E402
 from rating import web  # noqa: E402
 from rating.guard import BODY_BYTES, HEADERS, seal, unseal  # noqa: E402
+from rating_page import BASE, Labeler, Page, hostile, pairs  # noqa: E402
 
 from alignment.errors import UserError  # noqa: E402
 from alignment.ratings import Gold, RatingsStore  # noqa: E402
 from alignment.terminal import clean  # noqa: E402
 
-BASE = "http://127.0.0.1:8000"
-VOID = {"meta", "link", "input", "br", "hr", "img"}
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; form-action 'self'; connect-src 'self';"
     " base-uri 'none'; frame-ancestors 'none'"
 )
-
-
-class Page(HTMLParser):
-    """A page taken apart: its elements with the names of their attributes, its form fields, what its texts say."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, ...]] = []
-        self.fields: dict[str, str] = {}
-        self.buttons: list[tuple[str, str]] = []
-        self.texts: list[str] = []  # of the boxes for prompts, answers, guidelines and comments
-        self.headings: list[str] = []
-        self.declarations: list[str] = []
-        self._open: list[tuple[str, dict[str, str | None]]] = []
-        self._text = ""
-        self.feed(html)
-        self.close()
-        assert self._open == [], "elements left open"
-        self.words = " ".join(self._text.split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        self.elements.append((tag, *(name for name, _ in attrs)))
-        if tag == "input" and given.get("type") == "hidden":
-            self.fields[given["name"]] = given["value"]
-        if tag == "button" and given.get("name"):
-            self.buttons.append((given["name"], given["value"]))
-        if tag == "div" and "text" in (given.get("class") or "").split():
-            self.texts.append("")
-        if tag == "h2":
-            self.headings.append("")
-        if tag not in VOID:
-            self._open.append((tag, given))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open and self._open.pop()[0] == tag, f"</{tag}> closes another element"
-
-    def handle_data(self, data: str) -> None:
-        self._text += data + " "
-        tag, given = self._open[-1] if self._open else ("", {})
-        if tag == "div" and "text" in (given.get("class") or "").split():
-            self.texts[-1] += data
-        if tag == "h2":
-            self.headings[-1] += data
-
-    def handle_comment(self, data: str) -> None:
-        self.declarations.append(data)
-
-    def handle_pi(self, data: str) -> None:
-        self.declarations.append(data)
-
-    def unknown_decl(self, data: str) -> None:
-        self.declarations.append(data)
-
-
-class Labeler:
-    """A browser without JavaScript: it keeps a cookie and sends forms as it got them."""
-
-    def __init__(self, app: Starlette, token: str, base: str = BASE) -> None:
-        self.token, self.base = token, base
-        self.client = TestClient(app, base_url=base, follow_redirects=False, raise_server_exceptions=False)
-        answer = self.client.post("/start", data={"token": token}, headers=self.origin())
-        assert (answer.status_code, answer.headers["location"]) == (303, "/"), answer.text
-
-    def origin(self) -> dict[str, str]:
-        return {"Origin": self.base}
-
-    def page(self, path: str = "/") -> Page:
-        answer = self.client.get(path)
-        assert answer.status_code == 200, answer.text
-        return Page(answer.text)
-
-    def post(self, path: str, fields: dict[str, str], **headers: str):
-        return self.client.post(path, data=fields, headers=self.origin() | headers)
-
-    def rate(self, page: Page, answer: str, **more: str) -> Page:
-        """Send the page's form with an answer; the page that follows."""
-        reply = self.post("/rate", page.fields | {"answer": answer} | more)
-        assert reply.status_code == 303, reply.text
-        return self.page(reply.headers["location"])
 
 
 @pytest.fixture
@@ -136,12 +49,6 @@ def store(db: Path) -> Iterator[RatingsStore]:
 @pytest.fixture
 def app(db: Path) -> Starlette:
     return web.make_app(db)
-
-
-def pairs(store: RatingsStore, count: int, start: int = 0, **more) -> None:
-    for i in range(start, start + count):
-        texts = [{"text": f"alpha {i}", "model": "sft-secret@v1"}, {"text": f"beta {i}", "model": "ppo-secret@v2"}]
-        store.add_item([{"role": "user", "content": f"question {i}"}], texts, **more)
 
 
 def answers(page: Page) -> list[str]:
@@ -507,6 +414,12 @@ def test_public_is_the_only_name_then(db, store):
         assert client.get(f"/l/{token}", headers={"Host": other}).status_code == 400
 
 
+@pytest.mark.parametrize("host", ["*", "https://rate.example.org", "a b", "rate.example.org:80", "", ".x"])
+def test_public_takes_a_name_alone(db, host):
+    with pytest.raises(UserError, match="--public"):
+        web.serve(db, "127.0.0.1", 0, host, "random")
+
+
 # --- what else may come ----------------------------------------------------------------------------------------------
 
 
@@ -634,30 +547,6 @@ def test_words_in_an_address_do_not_reach_the_page(app, store):
 
 # --- hostile text ----------------------------------------------------------------------------------------------------
 
-PIECES = [
-    "\x1b[2J", "\x1b]52;c;ZXZpbA==\x07", "\x1b]8;;http://evil.example\x1b\\", "\x9b31m", "\x9d52;c;x\x9c",
-    "\x90q\x9c", "\u202egnp.exe", "\u2066", "\u2069", "\u200e", "\u061c", "\ud800", "\udfff", "\x00",
-    "\x08", "\r", "\r\n", "\n", "\t", "\x7f", "\u2028", "\u2029", "\x85", "\ufeff", "\u200b", "\U000e0041",
-    "\ufdd0", "\uffff", "\U0010ffff", "<script>alert(1)</script>", "<img src=x onerror=alert(1)>",
-    "<svg/onload=alert(1)>", "</pre>", "</div>", "</textarea>", "</title><script>", "</style>",
-    "</body></html>", "<!--", "-->", "--!>", "<![CDATA[", "]]>", "<?php", "<!DOCTYPE x>",
-    "javascript:alert(1)", "data:text/html,<script>1</script>", '" onmouseover="alert(1)',
-    "' autofocus onfocus='x", "` onload=`", "/>", "<a href=javascript:x>", "<form action=//evil.example>",
-    "<base href=//evil.example>", "<meta http-equiv=refresh content=0>",
-    "<link rel=stylesheet href=//evil.example>", "<iframe srcdoc='<b>'>", "<style>*{display:none}</style>",
-    "&lt;script&gt;", "&#60;b&#62;", "&#x3c;", "&amp;", "&", "&notin", "&#0;", "&#xD800;", "{{ 7 * 7 }}",
-    "{% raw %}", "{# no #}", "${7*7}", "[bold]b[/nope]", "[link=http://e.example]l[/link]", ":smile:", "<",
-    ">", '"', "'", "=", "/", "\\", "<x", "<\x00script>", "＜script＞", "<ScRiPt\t>", "%3Cscript%3E",
-    "+ADw-script+AD4-", "مرحبا", "नमस्ते", "👩\u200d👩\u200d👧", "e\u0301", "日本語", "x" * 300,
-]  # fmt: skip
-
-
-def hostile(rng: random.Random) -> str:
-    parts = [
-        rng.choice(PIECES) if rng.random() < 0.85 else chr(rng.randrange(0x110000)) for _ in range(rng.randint(1, 5))
-    ]
-    return "".join(parts) + "."  # something to see, or the page says that there is nothing
-
 
 def test_a_hundred_thousand_hostile_strings_stay_text(app, store):
     """The page of a hostile item has the elements and attributes of a harmless one, one by one, and says the same."""
@@ -753,276 +642,3 @@ def test_colours_have_contrast(scheme):
         assert contrast(text, ground) >= 4.5, (text, ground)
     for edge in ("edge", "accent", "other"):
         assert contrast(edge, "paper") >= 3 and contrast(edge, "soft") >= 3, edge
-
-
-# --- the real server, and a real browser -----------------------------------------------------------------------------
-
-
-class Server:
-    """The command as an operator starts it."""
-
-    def __init__(self, db: Path, *more: str) -> None:
-        command = [sys.executable, str(SCRIPTS / "rate.py"), "--db", str(db), "--web", "--port", "0", *more]
-        environment = os.environ | {"ALIGNMENT_SCRIPT_STARTED": "1"}
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-        self.said = ""
-        while "invite NAME" not in self.said:
-            line = self.process.stderr.readline()
-            assert line, self.said
-            self.said += line
-        self.base = re.search(r"https?://[^/\s]+", self.said)[0]
-
-    def stop(self, how: signal.Signals = signal.SIGINT) -> tuple[int, str]:
-        self.process.send_signal(how)
-        rest = self.process.communicate(timeout=20)[1]
-        return self.process.returncode, rest
-
-
-@pytest.fixture
-def server(db: Path) -> Iterator[Server]:
-    server = Server(db)
-    yield server
-    if server.process.poll() is None:
-        server.stop(signal.SIGKILL)
-
-
-def test_the_command_serves_this_machine_alone_and_ends_on_ctrl_c(server, store):
-    port = int(server.base.rsplit(":", 1)[1])
-    assert server.base == f"http://127.0.0.1:{port}"
-    held = socket.create_connection(("127.0.0.1", port))  # a browser keeps its connection: it must not hold up the end
-    held.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-    answer = held.recv(65536).decode()
-    assert answer.startswith("HTTP/1.1 401") and "\r\nserver:" not in answer.lower()
-    listening = {line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines() if line.split()[3] == "0A"}
-    assert f"0100007F:{port:04X}" in listening and f"00000000:{port:04X}" not in listening
-    start = time.monotonic()
-    code, said = server.stop()
-    assert (code, said) == (0, "Stopped. Every answer is saved.\n")
-    assert time.monotonic() - start < 10
-
-
-def test_a_port_in_use_is_one_line(server, db):
-    port = server.base.rsplit(":", 1)[1]
-    command = [sys.executable, str(SCRIPTS / "rate.py"), "--db", str(db), "--web", "--port"]
-    environment = os.environ | {"ALIGNMENT_SCRIPT_STARTED": "1"}
-    for number in (port, "70000"):
-        done = subprocess.run([*command, number], capture_output=True, text=True, env=environment, timeout=60)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-        assert re.match(
-            rf"rate.py: --port {number}: cannot listen on 127.0.0.1 \(.*\); choose another port", done.stderr
-        )
-
-
-@pytest.mark.parametrize("host", ["*", "https://rate.example.org", "a b", "rate.example.org:80", "", ".x"])
-def test_public_takes_a_name_alone(db, host):
-    with pytest.raises(UserError, match="--public"):
-        web.serve(db, "127.0.0.1", 0, host, "random")
-
-
-def test_public_says_that_it_needs_tls(db, store):
-    server = Server(db, "--public", "rate.example.org")
-    try:
-        said = server.process.stderr.readline()
-        assert "https://rate.example.org" in server.said and "TLS" in said and "proxy" in said
-    finally:
-        server.stop(signal.SIGKILL)
-
-
-needs_chromium = pytest.mark.skipif(chromium.PROGRAM is None, reason="needs chromium")
-
-
-@pytest.fixture
-def browser() -> Iterator[chromium.Chromium]:
-    with chromium.Chromium() as browser:
-        browser.look(1280, 800)
-        yield browser
-
-
-RATING = "(document.querySelector('#answer')?.elements.rating.value || '')"
-NEXT = f"document.readyState == 'complete' && {RATING} != '{{}}'"
-
-
-class Keyboard:
-    """A labeler at a real browser. They read for a moment before they press a key."""
-
-    def __init__(self, browser: chromium.Chromium) -> None:
-        self.browser = browser
-
-    def rating(self) -> str:
-        return self.browser.evaluate(RATING)
-
-    def press(self, *keys: str) -> None:
-        self.browser.pause(0.6)
-        for key in keys:
-            self.browser.press(key)
-
-    def answer(self, *keys: str) -> None:
-        """Keys, of which the last one answers; waits for the next page."""
-        before = self.rating()
-        self.press(*keys)
-        self.browser.wait(NEXT.format(before))
-
-    def texts(self) -> list[str]:
-        return self.browser.evaluate("[...document.querySelectorAll('#answers .text')].map(each => each.textContent)")
-
-    def said(self) -> str:
-        return self.browser.wait("document.querySelector('#said').textContent")
-
-
-@pytest.mark.browser
-@needs_chromium
-def test_a_labeler_rates_by_keyboard_in_a_real_browser(server, store, browser):
-    pairs(store, 2)
-    store.add_item([{"role": "user", "content": "rank"}], [{"text": t} for t in ("best", "mid", "end")], kind="rank")
-    store.add_item([{"role": "user", "content": "single"}], [{"text": "only"}], kind="single")
-    browser.open(f"{server.base}/l/{store.invite('ada')}")
-    ada = Keyboard(browser)
-    ada.answer("Enter")
-    assert browser.evaluate("document.cookie") == "", "the script cannot read the session"
-    expected: dict[str, tuple] = {}
-    for _ in range(4):
-        shown, kind, rating = ada.texts(), browser.evaluate("document.body.className"), ada.rating()
-        if kind == "pair":
-            ada.press("f", "c")
-            browser.type("a <b> note\u202e 2")  # and a digit in a comment is no answer
-            browser.press("Escape")
-            browser.press("2", repeated=True)  # a key held down from before
-            assert ada.rating() == rating
-            ada.answer("6")
-            assert ada.said() == "Saved: B is clearly better."
-            expected[rating] = (shown[1], 2, ("flagged",), "a <b> note\ufffd 2")
-        elif kind == "rank":
-            place = {text: str(shown.index(text) + 1) for text in shown}
-            ada.press("Enter")  # not yet: the page says what is missing
-            assert browser.wait("document.querySelector('#todo').textContent == 'Not saved: 3 without a rank'")
-            assert ada.rating() == rating
-            ada.press(place["end"], "Backspace", place["best"], place["end"], place["end"], "=", place["mid"])
-            assert browser.evaluate("document.querySelector('#todo').textContent") == "1 left, best first"
-            ada.press(place["end"])
-            picked = browser.evaluate("[...document.querySelectorAll('select')].map(each => each.value)")
-            assert dict(zip(shown, picked, strict=True)) == {"best": "1", "mid": "1", "end": "2"}
-            ada.answer("Enter")
-        else:
-            ada.answer("5")
-    ada.press("u")
-    browser.wait(NEXT.format(""))
-    undone, kind = ada.rating(), browser.evaluate("document.body.className")
-    assert browser.evaluate("location.pathname") == "/" and "Taken back" in ada.said()
-    if kind == "pair":
-        assert browser.evaluate("document.querySelector('textarea').value") == "a <b> note\u202e 2"
-    keys = {"pair": ("2", "2"), "single": ("3", "3"), "rank": ("1", "2", "3", "Enter", "Enter")}[kind]
-    ada.answer(*keys)  # pressed twice, counted once
-    assert browser.wait("document.body.innerText.includes('All done')")
-
-    ratings = {str(rating.id): rating for rating in store.ratings()}
-    assert len(ratings) == 4 and {rating.labeler for rating in ratings.values()} == {"ada"}
-    items = {item.id: item for item in store.items()}
-    for number, rating in ratings.items():
-        assert 0.4 < rating.seconds < 60
-        if number == undone:
-            continue
-        item = items[rating.item]
-        if item.kind == "pair":
-            better = item.completions[("first", "second").index(rating.choice)].text
-            assert (better, rating.strength, rating.flags, rating.comment) == expected[number]
-        elif item.kind == "rank":
-            assert rating.ranks == (1, 1, 2)
-        else:
-            assert rating.score == 5
-    assert browser.problems == []
-    assert all(address.startswith(server.base + "/") for address in browser.requests), browser.requests
-    assert server.stop() == (0, "Stopped. Every answer is saved.\n")
-
-
-@pytest.mark.browser
-@needs_chromium
-def test_what_is_pressed_before_the_page_was_seen_rates_nothing(server, store, browser):
-    """The second half of a double click, or a key typed ahead, comes before or just after the first frame is drawn."""
-    pairs(store, 2)
-    script = """
-    addEventListener('DOMContentLoaded', () => {
-      const press = () => {
-        document.querySelector('[value="7"]')?.click();
-        document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '1', code: 'Digit1', bubbles: true}));
-      };
-      press();
-      requestAnimationFrame(() => requestAnimationFrame(press));
-    });"""
-    browser.send("Page.addScriptToEvaluateOnNewDocument", source=script)
-    browser.open(f"{server.base}/l/{store.invite('ada')}")
-    ada = Keyboard(browser)
-    ada.answer("Enter")
-    for _ in range(2):
-        ada.answer("4")
-    assert [rating.choice for rating in store.ratings()] == ["tie", "tie"]
-
-
-@pytest.mark.browser
-@needs_chromium
-def test_time_out_of_view_is_not_counted(server, store, browser):
-    pairs(store, 1)
-    browser.open(f"{server.base}/l/{store.invite('ada')}")
-    ada = Keyboard(browser)
-    ada.answer("Enter")
-    hide = "Object.defineProperty(document, 'hidden', {{value: {}, configurable: true}});"
-    hide += "document.dispatchEvent(new Event('visibilitychange'))"
-    browser.evaluate(hide.format("true"))
-    browser.pause(2)
-    browser.evaluate(hide.format("false"))
-    ada.answer("4")
-    assert 0.5 < store.ratings()[0].seconds < 2
-
-
-@pytest.mark.browser
-@needs_chromium
-def test_the_page_works_without_javascript(server, store, browser):
-    store.add_item([{"role": "user", "content": "q"}], [{"text": "x"}, {"text": "y"}], kind="rank")
-    pairs(store, 1)
-    browser.send("Emulation.setScriptExecutionDisabled", value=True)
-    browser.open(f"{server.base}/l/{store.invite('ada')}")
-    browser.evaluate("document.querySelector('button').click()")
-    browser.wait(NEXT.format(""))
-    for _ in range(2):
-        assert browser.evaluate("[...document.querySelectorAll('.scripted-only')].every(e => e.offsetWidth == 0)")
-        before = browser.evaluate(RATING)
-        if browser.evaluate("document.body.className") == "rank":
-            browser.evaluate("document.querySelectorAll('select').forEach((each, index) => each.value = 2 - index)")
-        browser.evaluate("document.querySelector('[name=comment]').value = 'by hand'")
-        browser.evaluate("document.querySelector('[value=ranked], [value=\"4\"]').click()")
-        browser.wait(NEXT.format(before))
-    assert sorted(rating.choice for rating in store.ratings()) == ["ranked", "tie"]
-    assert [rating.comment for rating in store.ratings()] == ["by hand"] * 2
-    assert browser.problems == []
-
-
-@pytest.mark.browser
-@needs_chromium
-def test_layout_and_hostile_text_in_a_real_browser(server, store, browser):
-    """Nothing runs, nothing is fetched, nothing sticks out; the prompt and the buttons stay in view."""
-    rng = random.Random(1)
-    texts = [json.loads(json.dumps(hostile(rng))) for _ in range(400)]
-    prompt = [{"role": text, "content": text} for text in texts[:8]]
-    store.add_item(prompt, [{"text": "\n".join(texts[:200])}, {"text": "\n".join(texts[200:])}])
-    browser.open(f"{server.base}/l/{store.invite('ada')}")
-    ada = Keyboard(browser)
-    ada.answer("Enter")
-    assert sorted(ada.texts()) == sorted([clean("\n".join(texts[:200])), clean("\n".join(texts[200:]))])
-    assert browser.evaluate("document.querySelectorAll('#prompt *, #answers .text *').length") == 16
-    for look in ((1280, 800, {}), (1280, 800, {"zoom": 2}), (360, 740, {"phone": True}), (1280, 800, {"zoom": 4})):
-        browser.look(look[0], look[1], **look[2])
-        browser.evaluate("scrollTo(0, document.body.scrollHeight / 2)")
-        browser.pause(0.2)
-        wide, inner, prompt_top, bar_bottom, height = browser.evaluate(
-            "[document.documentElement.scrollWidth, innerWidth,"
-            " document.querySelector('#prompt').getBoundingClientRect().top,"
-            " document.querySelector('#answer').getBoundingClientRect().bottom, innerHeight]"
-        )
-        assert wide <= inner, look
-        assert prompt_top >= 0 and bar_bottom <= height + 1, look
-    nodes = browser.send("Accessibility.getFullAXTree")["nodes"]
-    controls = {"button", "checkbox", "textbox", "combobox", "link", "DisclosureTriangle"}
-    for node in nodes:
-        if not node.get("ignored") and node["role"]["value"] in controls:
-            assert node["name"]["value"].strip(), node
-    assert browser.problems == []
-    assert all(address.startswith(server.base + "/") for address in browser.requests), browser.requests

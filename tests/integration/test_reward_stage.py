@@ -14,6 +14,7 @@ import reward.train
 import sft.train
 from alignment.config import validate
 from alignment.models import find_model, load_tokenizer
+from alignment.ratings import RatingsStore
 from alignment.registry import Registry
 from alignment.scalar_models import load_scalar_model
 from alignment.templates import encode_conversation
@@ -279,6 +280,40 @@ def test_each_key_of_the_reward_section_does_something(house):
         "padded",
         "reward.shared_prefix=off",
     )
+
+
+def database(path, strengths):
+    """Every pair judged by four labelers, of whom one is contrary; how strongly is up to `strengths`."""
+    with RatingsStore(path, create=True, seed=0) as store:
+        good = {}
+        for row in map(json.loads, Path("pairs.jsonl").read_text().splitlines()):
+            prompt = [{"role": "user", "content": row["prompt"]}]
+            good[store.add_item(prompt, [{"text": row["chosen"]}, {"text": row["rejected"]}], need=4)] = row["chosen"]
+        for labeler in ("ann", "bob", "cyd", "dan"):
+            while (shown := store.claim(labeler)) is not None:
+                left = (shown.completions[0] == good[shown.item]) == (labeler != "dan")
+                store.submit(shown, "left" if left else "right", 1.0, strength=strengths.get(labeler, 1))
+    return {"train": path}
+
+
+def test_strength_and_reliability_of_votes_reach_the_loss(house):
+    """Both make the right answers win by more; and neither touches what is held out."""
+    data = database("votes.db", {"ann": 3, "bob": 3, "cyd": 3})
+    training = {"max_steps": 30, "learning_rate": 1e-2}
+    means = {}
+    runs = {"votes": {}, "votes-margin": {"margin": 3.0}, "votes-trusted": {"use_reliability": True}}
+    for name, section in runs.items():
+        run(reward.train.train, RewardStageConfig, settings(name, data=data, reward=section, training=training))
+        pairs = list(map(json.loads, Path("runs", name, "eval_pairs.jsonl").read_text().splitlines()))
+        leads = [(row["first_score"] - row["second_score"]) * (1 if row["votes"]["first"] > 2 else -1) for row in pairs]
+        assert all(sum(row["votes"].values()) == 4 for row in pairs)
+        means[name] = sum(leads) / len(leads)
+    # Three to one: log 3 without, that and the margin with it; all but certain where dan counts nothing.
+    assert means["votes"] == pytest.approx(1.1, abs=0.3)
+    assert means["votes-margin"] == pytest.approx(1.1 + 3 * (3 * 3 - 1) / 12, abs=0.5)
+    assert means["votes-trusted"] > means["votes"] + 0.7
+    weights = events("votes-trusted")["reliability"]["weights"]
+    assert weights[0] < 0.2 < 1 < weights[1]
 
 
 @pytest.mark.parametrize(

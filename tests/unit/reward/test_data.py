@@ -221,6 +221,15 @@ def test_a_labeler_who_disagrees_with_all_others_weighs_less():
 
     sides = ["first", "second"]
     rows = [item(n, ann=sides[n % 2], bob=sides[n % 2], cyd=sides[n % 2], dan=sides[n % 3 % 2]) for n in range(60)]
-    weights = labeler_weights(rows)
+    weights = labeler_weights(rows, "r.db")
     assert weights["dan"] < 0.6 * weights["ann"]
     assert weights["ann"] == pytest.approx(weights["bob"], rel=0.05)
+
+
+def test_reliability_needs_pairs_that_several_judged():
+    alone = [
+        Comparison(PROMPT, "a", "b", (Vote("first", None, "ann"),)),
+        Comparison(PROMPT, "a", "c", (Vote("tie"),) * 3),
+    ]
+    with pytest.raises(DataError, match=r"r\.db: reward\.use_reliability weighs labelers.*judged by two"):
+        labeler_weights(alone, "r.db")
