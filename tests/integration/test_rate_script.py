@@ -76,8 +76,13 @@ class Screen:
     def ready(self, position: str) -> str:
         """Wait for an item to be on the screen, and for the screen to listen to keys."""
         shown = self.wait(position)
-        time.sleep(0.5)
+        self.settle()
         return shown
+
+    def settle(self) -> None:
+        """Wait until nothing more is drawn, and then for the screen to listen."""
+        self.read()
+        time.sleep(0.5)
 
     def press(self, key: str, then: str) -> str:
         os.write(self.master, key.encode())
@@ -184,7 +189,7 @@ def test_last_answer_can_be_taken_back_at_the_end(screens: list[Screen], tmp_pat
     screen.wait("That was the last one.")
     screen.press("u", "Taken back")
     assert len(finished(db)) == 1
-    time.sleep(0.5)
+    screen.settle()
     screen.rate("4", db)
     screen.press("q", "}")
     assert json.loads(screen.plain().splitlines()[-1]) == {"done": 2, "total": 2, "labeler": "ada", "db": db}
@@ -264,9 +269,9 @@ def test_hostile_text_is_shown_not_obeyed(screens: list[Screen], tmp_path: Path,
         store.add_item([{"role": HOSTILE[:9], "content": HOSTILE}], [{"text": HOSTILE}, {"text": ""}])
     db = str(tmp_path / "h.db")
     screen = open_screen(screens, "--db", db, "--labeler", "a[red]", columns=columns)
-    screen.wait("What to prefer")
-    screen.press("x", "both bad")
-    time.sleep(0.5)
+    screen.ready("What to prefer")
+    screen.press("x", "j/k Scroll")
+    screen.settle()
     screen.press("c", "Keep")
     os.write(screen.master, b"\x1b[200~\x1b]52;c;pasted\x07\x1b[201~")
     screen.wait("pasted")
