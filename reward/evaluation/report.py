@@ -28,7 +28,9 @@ def findings(report: Mapping[str, Any]) -> list[Finding]:
     if report["accuracy"] is not None:
         found += [*_accuracy_findings(report), *_shortcut_findings(report)]
     if report["pairs"]:
-        found += [*_probability_findings(report), *_eos_findings(report["without_eos"])]
+        found += _eos_findings(report["without_eos"])
+        if not report["ratings"]:  # which a model learns in their own unit; it gives no probabilities
+            found += _probability_findings(report)
     return sorted(found, key=lambda finding: LEVELS.index(finding.level))
 
 

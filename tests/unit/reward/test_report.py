@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -165,6 +166,13 @@ def test_ratings_alone_are_reported_too():
     text = "\n".join(summary(report))
     assert "squared error" in text and "0.010 (0.010 to 0.010)" in text
     assert "Ratings as numbers" in html_page("r", report)
+
+
+def test_a_model_that_learned_numbers_is_not_blamed_for_its_probabilities():
+    questions, scores = simulated(300, sure=8.0, right=0.75)
+    assert "calibration" in kinds(report_of(questions, scores))
+    rated = [replace(one, ratings=(1.0, 0.0)) for one in questions]
+    assert not {"calibration", "log_loss"} & kinds(report_of(rated, scores))
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
