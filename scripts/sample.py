@@ -3,9 +3,11 @@
 
     scripts/sample.py help-desk-sft --prompts prompts.jsonl --db ratings.db --k 2
     scripts/sample.py help-desk-sft@v1 help-desk-ppo@v1 --prompts prompts.jsonl --db ratings.db
+    scripts/sample.py help-desk-sft --prompts prompts.jsonl --db ratings.db --k 4 --kind rank
 
-Each prompt gets K completions, drawn from the models in turn, and every two of them become one item. Which model
-made which is stored, and never shown to a labeler.
+Each prompt gets K completions, drawn from the models in turn. Every two of them become one item, or all of them one to
+rank, or each by itself one to rate from 1 to 7 (`--kind`). Which model made which is stored, and never shown to a
+labeler.
 """
 
 from __future__ import annotations
@@ -16,7 +18,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alignment.ratings import Completion, Kind
+
+MOST_RANKED = 9
 
 
 def sample_into(
@@ -27,20 +34,23 @@ def sample_into(
     registry_path: str | None = None,
     k: int = 2,
     need: int = 1,
+    kind: Kind = "pair",
     max_new_tokens: int = 64,
     temperature: float = 1.0,
     batch_size: int = 64,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Sample `k` completions per prompt and add every pair of them as an item that `need` labelers shall rate.
+    """Sample `k` completions per prompt and add items of them that `need` labelers shall rate.
 
     Args:
         db: ratings database; made if it is missing, else added to.
         names: models that make the completions in turn: with two names and k=2 each makes one of every pair.
         prompts: `alignment.data.Prompt` records.
+        kind: what an item holds: every `pair` of a prompt's completions, all of them to `rank`, or a `single` one.
 
     Returns:
-        Counts: prompts, items, pairs left out because both texts are the same, and the pinned models.
+        Counts: prompts, items, the completions (of a pair: pairs) left out because their texts are the same, and the
+        pinned models.
     """
     import torch
 
@@ -80,12 +90,10 @@ def sample_into(
     items = same = 0
     with RatingsStore(db) as store, store.transaction():
         for prompt, completions in zip(prompts, answers, strict=True):
-            for first, second in itertools.combinations(completions, 2):
-                if first.text == second.text:
-                    same += 1
-                    continue
-                store.add_item(list(prompt.messages), [first, second], need=need, metadata=dict(prompt.columns))
-                items += 1
+            made, left_out = groups(completions, kind)
+            for group in made:
+                store.add_item(list(prompt.messages), group, need=need, metadata=dict(prompt.columns), kind=kind)
+            items, same = items + len(made), same + left_out
     return {
         "db": str(db),
         "prompts": len(prompts),
@@ -93,6 +101,22 @@ def sample_into(
         "same": same,
         "models": [source.label for source in sources],
     }
+
+
+def groups(completions: Sequence[Completion], kind: Kind) -> tuple[list[list[Completion]], int]:
+    """The completions of each item, and how many pairs or completions are left out because their texts are the same."""
+    if kind == "pair":
+        pairs = [[*pair] for pair in itertools.combinations(completions, 2)]
+        differ = [pair for pair in pairs if pair[0].text != pair[1].text]
+        return differ, len(pairs) - len(differ)
+    first_of: dict[str, Completion] = {}
+    for completion in completions:
+        first_of.setdefault(completion.text, completion)
+    distinct = list(first_of.values())
+    left_out = len(completions) - len(distinct)
+    if kind == "single":
+        return [[completion] for completion in distinct], left_out
+    return ([distinct] if len(distinct) > 1 else []), left_out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,6 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", required=True, help="a data file; the prompt of each row is used")
     parser.add_argument("--db", required=True, type=Path, help="ratings database, made if it is missing")
     parser.add_argument("--k", type=int, default=2, help="completions per prompt (default 2)")
+    parser.add_argument(
+        "--kind", choices=["pair", "rank", "single"], default="pair", help="every two, all to rank, or one by one"
+    )
     parser.add_argument("--need", type=int, default=1, help="labelers per item (default 1)")
     parser.add_argument("--limit", type=int, help="use only the first N prompts")
     parser.add_argument("--max-new-tokens", type=int, default=64)
@@ -119,11 +146,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     quiet_libraries()
     try:
-        least = {"k": 2, "need": 1, "limit": 1, "max_new_tokens": 1, "temperature": 0, "batch_size": 1, "seed": 0}
+        least = {
+            "k": 1 if args.kind == "single" else 2,
+            "need": 1,
+            "limit": 1,
+            "max_new_tokens": 1,
+            "temperature": 0,
+            "batch_size": 1,
+            "seed": 0,
+        }
         for name, bound in least.items():
             value = getattr(args, name)
             if value is not None and not bound <= value < 2**32:  # a NaN neither
                 raise UserError(f"--{name.replace('_', '-')} {value}: expected {bound} or more, below 2**32")
+        if args.kind == "rank" and args.k > MOST_RANKED:
+            raise UserError(f"--k {args.k}: expected {MOST_RANKED} or fewer completions to rank")
         from alignment.config import DataConfig
         from alignment.data import read_records, to_prompts
 
@@ -135,6 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             registry_path=args.registry,
             k=args.k,
             need=args.need,
+            kind=args.kind,
             max_new_tokens=args.max_new_tokens,
             temperature=args.temperature,
             batch_size=args.batch_size,
@@ -147,8 +185,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(counts))
     else:
         print(
-            f"{counts['items']} pairs in {counts['db']} from {', '.join(counts['models'])}"
-            f" ({counts['same']} left out: both answers the same)"
+            f"{counts['items']} items in {counts['db']} from {', '.join(counts['models'])}"
+            f" ({counts['same']} {'pairs' if args.kind == 'pair' else 'answers'} left out: the same as another)"
             f"\nrate them: scripts/rate.py --db {counts['db']} --labeler NAME"
         )
     return 0

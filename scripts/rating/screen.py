@@ -47,10 +47,8 @@ class CommentInput(Input):
         Binding("escape", "app.drop_comment", "Drop", key_display="Esc"),
     ]
 
-    def insert(self, text: str, index: int) -> None:
-        super().insert(clean(text), index)
-
     def replace(self, text: str, start: int, end: int) -> None:
+        """Put text in the place of some; typing and pasting come by here too."""
         super().replace(clean(text), start, end)
 
 

@@ -15,8 +15,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,9 @@ HOSTILE = (
 class Screen:
     """A labeler's terminal with the script in it."""
 
-    def __init__(self, *arguments: str, columns: int = 80, term: str = "xterm-256color") -> None:
+    def __init__(
+        self, *arguments: str, columns: int = 80, term: str = "xterm-256color", script: Sequence[str] = (str(SCRIPT),)
+    ) -> None:
         environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
         self.output, self.seen = "", 0
         self._decoder = codecs.getincrementaldecoder("utf-8")()
@@ -45,7 +46,7 @@ class Screen:
         self.before = termios.tcgetattr(slave)
         self.master, self.slave = master, slave
         self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), *arguments],
+            [sys.executable, *script, *arguments],
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -75,8 +76,13 @@ class Screen:
     def ready(self, position: str) -> str:
         """Wait for an item to be on the screen, and for the screen to listen to keys."""
         shown = self.wait(position)
-        time.sleep(0.5)
+        self.settle()
         return shown
+
+    def settle(self) -> None:
+        """Wait until nothing more is drawn, and then for the screen to listen."""
+        self.read()
+        time.sleep(0.5)
 
     def press(self, key: str, then: str) -> str:
         os.write(self.master, key.encode())
@@ -183,7 +189,7 @@ def test_last_answer_can_be_taken_back_at_the_end(screens: list[Screen], tmp_pat
     screen.wait("That was the last one.")
     screen.press("u", "Taken back")
     assert len(finished(db)) == 1
-    time.sleep(0.5)
+    screen.settle()
     screen.rate("4", db)
     screen.press("q", "}")
     assert json.loads(screen.plain().splitlines()[-1]) == {"done": 2, "total": 2, "labeler": "ada", "db": db}
@@ -263,9 +269,9 @@ def test_hostile_text_is_shown_not_obeyed(screens: list[Screen], tmp_path: Path,
         store.add_item([{"role": HOSTILE[:9], "content": HOSTILE}], [{"text": HOSTILE}, {"text": ""}])
     db = str(tmp_path / "h.db")
     screen = open_screen(screens, "--db", db, "--labeler", "a[red]", columns=columns)
-    screen.wait("What to prefer")
-    screen.press("x", "both bad")
-    time.sleep(0.5)
+    screen.ready("What to prefer")
+    screen.press("x", "j/k Scroll")
+    screen.settle()
     screen.press("c", "Keep")
     os.write(screen.master, b"\x1b[200~\x1b]52;c;pasted\x07\x1b[201~")
     screen.wait("pasted")
@@ -384,6 +390,30 @@ def test_plain_on_a_terminal_and_where_the_terminal_can_do_no_more(screens: list
         assert screen.left() == 0 and len(finished(db, term)) == 1
 
 
+DEMO = f"""
+import argparse, sys
+sys.path[:0] = [{str(SCRIPT.parent)!r}, {str(SCRIPT.parents[1])!r}]
+import demo
+demo.RATINGS = sys.argv[1]
+demo.rate_by_hand(argparse.Namespace(rate=2, json=False))
+"""
+
+
+def test_the_demo_asks_for_so_many_ratings_in_a_pipe_and_on_a_terminal(screens: list[Screen], db: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DEMO, db], input="1\ns\n7\n1\n1\n", capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and "now rate 2 pairs" in done.stdout and "That was the last one." in done.stdout
+    assert [choice == "skip" for _, choice in finished(db, "you")] == [False, True, False]
+    screen = open_screen(screens, db, script=("-c", DEMO))
+    screen.ready("4 of 12")
+    screen.rate("1", db, "you")
+    screen.rate("7", db, "you")
+    screen.wait("That was the last one.")
+    os.write(screen.master, b"q")
+    assert screen.left() == 0 and len(finished(db, "you")) == 5
+
+
 def test_mistakes_are_one_line_and_exit_2(db: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n")
     for arguments, expected in [
@@ -455,36 +485,6 @@ def test_one_command_finds_the_projects_python(tmp_path: Path, db: str) -> None:
     done = subprocess.run([script, "--db", "x y.db"], capture_output=True, text=True, env=environment, timeout=30)
     assert done.stdout == f"venv: {script} --db x y.db\n"
     assert os.access(SCRIPT, os.X_OK) and SCRIPT.read_text().startswith("#!/usr/bin/env python3\n")
-
-
-def rate_all(path: str, labeler: str, slip: int, start: Barrier) -> None:
-    with RatingsStore(path) as store:
-        start.wait(30)
-        count = 0
-        while assignment := store.claim(labeler):
-            count += 1
-            if count % slip == 0:
-                store.claim(labeler)  # a crash and a restart: the same item comes back
-            store.submit(assignment, "left", 1.0)
-
-
-def test_four_processes_reach_need_exactly(tmp_path: Path) -> None:
-    path = str(tmp_path / "many.db")
-    with RatingsStore(path, create=True) as store:
-        fill(store, 200, need=3)
-    context = multiprocessing.get_context("spawn")
-    start = context.Barrier(4)
-    workers = [context.Process(target=rate_all, args=(path, f"labeler {i}", 7 + i, start)) for i in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0] * 4
-    with RatingsStore(path) as store:
-        ratings = store.ratings(for_training=True)
-        assert Counter(Counter(each.item for each in ratings).values()) == {3: 200}
-        assert len({(each.item, each.labeler) for each in ratings}) == len(ratings) == 600
-        assert len({each.labeler for each in ratings}) == 4
 
 
 def make(path: str, start: Barrier) -> None:

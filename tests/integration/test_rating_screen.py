@@ -289,7 +289,9 @@ def test_feedback_after_calibration_waits_for_a_key(store: RatingsStore) -> None
         await press(pilot, "1" if side == "LEFT" else "7")
         assert f"Correct: {side} is better." in text(pilot) and "gold" in text(pilot)
         await press(pilot, "j", "down")  # looking around does not go on
-        assert "Correct:" in text(pilot)
+        assert "Correct:" in text(pilot) and "any key goes on" in text(pilot)
+        await pilot.pause(0.2)
+        assert not set(lines(pilot)[-1].split()) & {"Undo", "Skip", "Flag", "Comment"}
         await press(pilot, "1")
         assert len(store.ratings()) == 1 and "2 of 3" in text(pilot)  # that key went on and rated nothing
         side = good_side()

@@ -63,7 +63,7 @@ def test_a_good_model_gives_no_cause_for_complaint():
         ("length_correlation", {"length": 2.0}),
         ("calibration", {"sure": 8.0, "right": 0.75}),
         ("calibration", {"sure": 0.05, "right": 0.9}),
-        ("log_loss", {"sure": 8.0, "right": 0.6}),
+        ("log_loss", {"sure": 3.0, "right": 0.5}),
         ("no_overlap", {}),
     ],
 )

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import tiny
-from sample import main
+from sample import groups, main
 
-from alignment.ratings import RatingsStore
+from alignment.ratings import Completion, RatingsStore
 from alignment.registry import Registry
 
 
@@ -39,10 +39,30 @@ def test_each_pair_holds_one_answer_of_each_model_and_the_prompts_columns(house,
     assert {item.need for item in items} == {2}
 
 
+def test_completions_become_pairs_rankings_or_single_items_and_none_twice():
+    a, b, again, c = (Completion(text, model=model) for text, model in (("a", "1"), ("b", "2"), ("a", "3"), ("c", "4")))
+    made, same = groups([a, b, again, c], "pair")
+    assert (made, same) == ([[a, b], [a, c], [b, again], [b, c], [again, c]], 1)
+    assert groups([a, b, again, c], "rank") == ([[a, b, c]], 1)
+    assert groups([a, b, again, c], "single") == ([[a], [b], [c]], 1)
+    assert groups([a, again], "rank") == ([], 1)
+
+
+def test_rankings_hold_all_answers_of_a_prompt(house, capsys):
+    assert run("one", "two", "--k", "4", "--kind", "rank", "--json") == 0
+    counts = json.loads(capsys.readouterr().out)
+    with RatingsStore("r.db") as store:
+        items = store.items()
+    assert len(items) == counts["items"] == 3
+    assert {item.kind for item in items} == {"rank"}
+    assert sum(len(item.completions) for item in items) == 12 - counts["same"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
         (["--k", "1"], "--k 1: expected 2 or more"),
+        (["--k", "10", "--kind", "rank"], "--k 10: expected 9 or fewer completions to rank"),
         (["--need", "0"], "--need 0: expected 1 or more"),
         (["--limit", "-1"], "--limit -1: expected 1 or more"),
         (["--batch-size", "0"], "--batch-size 0: expected 1 or more"),
