@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import datasets
@@ -42,12 +44,14 @@ def rated_items(path: str) -> Rows:
     """What was said of each rated item; skips do not count. A pair is one comparison with the votes of all labelers, a
     ranking of K completions the K(K-1)/2 comparisons in it, a single completion one rating per labeler.
 
-    Completions whose texts are equal have nothing to compare and are passed over.
+    Completions whose texts are equal have nothing to compare and are passed over. Labelers are hashed, as in manifests.
     """
     with RatingsStore(path) as store:
         ratings: dict[int, list[StoredRating]] = {}
+        # Names stay in the database, where `rate.py forget` finds them, and out of reports and journals.
+        hashed = cache(store.labeler_hash)
         for rating in store.ratings(for_training=True):
-            ratings.setdefault(rating.item, []).append(rating)
+            ratings.setdefault(rating.item, []).append(replace(rating, labeler=hashed(rating.labeler)))
         items = store.items()
     for item in items:
         found, where = ratings.get(item.id, []), f"{path}:item {item.id}"
