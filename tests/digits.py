@@ -16,7 +16,7 @@ CONTENTS = ("1", "23", "4567", "89", "012345", "6", "789", "01")
 class DigitTokenizer:
     """Pad 0, EOS 1; a message's digits d are the tokens 2 + d."""
 
-    pad_token_id, eos_token_id, bos_token_id = 0, 1, None
+    pad_token_id, eos_token_id, bos_token_id, cls_token_id = 0, 1, None, None
     chat_template, unk_token, added_tokens_decoder = "", None, {}
 
     def __len__(self):
