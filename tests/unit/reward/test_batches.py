@@ -13,6 +13,7 @@ import torch
 import transformers
 from architectures import VOCABULARY
 
+import alignment.packing
 from alignment.adapters import without_adapter
 from alignment.packing import ATTENTION
 from alignment.scalar_models import ScalarModel, ScoreHead
@@ -110,6 +111,23 @@ def test_the_prompt_is_computed_once_and_scores_are_read_at_eos():
     assert batch["position_ids"][0].tolist() == [*range(10), *range(10, 14), *range(10, 15), *range(6)]
     assert batch["last"].tolist() == [13, 18, 24]
     assert (batch["input_ids"][0, batch["last"]] == EOS).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_mask_spans_the_row(kind, monkeypatch):
+    """A row of N tokens costs no N x N anything: masks are as large as one completion behind its prompt."""
+    model, shapes = classifier(kind), []
+
+    def watched(module, query, key, value, mask, **options):
+        shapes.append((query.shape[2], key.shape[2], None if mask is None else tuple(mask.shape)))
+        return sdpa(module, query, key, value, mask, **options)
+
+    sdpa = alignment.packing.sdpa_attention_forward
+    monkeypatch.setattr(alignment.packing, "sdpa_attention_forward", watched)
+    choose_layout(model, 128)
+    score_batch(model, collate([question(random.Random(0), 10, [3, 4]), question(random.Random(1), 0, [6, 2])]))
+    layer = [(10, 10, None), (4, 14, (1, 1, 4, 14)), (5, 15, (1, 1, 5, 15)), (7, 7, None), (3, 3, None)]
+    assert shapes == layer * model.config.num_hidden_layers
 
 
 @pytest.mark.parametrize("kind", KINDS)
