@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -41,6 +42,8 @@ def import_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
         UserError: no such format or file, nothing in it, or more than 1% of its rows are bad; nothing is imported.
     """
     chosen = _format(format)
+    if not os.path.lexists(path) and os.access(Path(path).absolute().parent, os.X_OK):
+        raise UserError(f"{path}: no such file; name a data file or a folder of them")
     known = {item.id for item in store.items()}
     rows = num_ratings = new_ratings = 0
     items: set[int] = set()
