@@ -499,6 +499,8 @@ def test_forget_lists_the_models_that_learned_from_a_labeler(tmp_path):
         "labeler": "ann",
         "hash": hashed,
         "ratings": 3,
+        "registry": str(registry.path),
+        "versions": 5,
         "models": [
             {"ref": "grandchild@v1", "ratings": 0, "through": ["rm@v1"]},
             {"ref": "policy@v1", "ratings": 0, "through": ["rm@v1"]},
@@ -518,3 +520,7 @@ def test_forget_lists_the_models_that_learned_from_a_labeler(tmp_path):
     nobody = forget(db, "cyd", registry.path)
     assert (nobody["ratings"], nobody["models"]) == (0, [])
     assert [text.split(":")[0] for text in nobody["unreadable"]] == ["rm@v2"]
+    for folder, said in ((registry.path, "No model in"), (tmp_path / "other", "There are no models in")):
+        stream = io.StringIO()
+        show_forgotten(forget(db, "cyd", folder), Console(file=stream, width=1000, markup=False))
+        assert f"{said} the registry {folder}" in stream.getvalue()
