@@ -61,7 +61,11 @@ def import_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
             else:
                 reasons = []
                 for entry in read:
-                    item = _add(store, entry, copies)
+                    try:
+                        item = _add(store, entry, copies)
+                    except UserError as reason:
+                        reasons.append(str(reason))
+                        continue
                     items.add(item)
                     simulated |= entry.simulated
                     for answer in entry.answers:
@@ -204,8 +208,8 @@ def show_forgotten(found: dict[str, Any], console: Console) -> None:
         console.print(f"No model in the registry {one_line(found['registry'])} was trained on their ratings.")
     else:
         console.print(
-            f"There are no models in the registry {one_line(found['registry'])}; if yours are in another, run this again"
-            " with --registry."
+            f"There are no models in the registry {one_line(found['registry'])}; if yours are in another, run this"
+            " again with --registry."
         )
     for problem in found["unreadable"]:
         console.print(f"  cannot be read, so nobody knows: {one_line(problem)}")
