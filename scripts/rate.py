@@ -92,6 +92,8 @@ def rate_here(
     limit: int | None = None,
 ) -> int:
     """On the screen, or by lines where none can be drawn; returns the exit status, 0 unless a signal ended it."""
+    if sys.stdin is None:
+        raise UserError("standard input is closed, and answers are read from it")
     if not by_lines and can_draw(stdout_is_taken):
         from rating import screen
 

@@ -455,6 +455,12 @@ def test_mistakes_are_one_line_and_exit_2(db: str, tmp_path: Path) -> None:
         assert "Example:" in piped("", *command, "--help").stdout
 
 
+def test_without_standard_input_it_says_so(db: str) -> None:
+    command = f"exec {sys.executable} {SCRIPT} --db {db} --labeler ada <&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2 and done.stderr == "rate.py: standard input is closed, and answers are read from it\n"
+
+
 def test_help_answers_at_once() -> None:
     code = "import rate, sys; sys.exit(sum(name in sys.modules for name in ('torch', 'textual', 'starlette')))"
     environment = os.environ | {"PYTHONPATH": f"{SCRIPT.parent}:{SCRIPT.parent.parent}"}
