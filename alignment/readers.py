@@ -39,6 +39,13 @@ def data_files(path: str | Path) -> list[Path]:
         DataError: nothing there, or a kind of file that is not read.
     """
     path = Path(path)
+    try:
+        return _data_files(path)
+    except PermissionError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _data_files(path: Path) -> list[Path]:
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.is_file() and _suffix(file) in SUFFIXES)
         if not files:

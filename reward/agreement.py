@@ -164,17 +164,20 @@ def _alpha(coincidences: Floats, labels: Sequence[Any], level: Level) -> float |
     return 1 - float((coincidences * distance).sum()) / expected if expected > 0 else None
 
 
-def three_way_agreement(ballots: Sequence[Ballot]) -> tuple[float, int] | None:
-    """Share of items on which three labelers all say the same, and the number of items that three or more saw.
+def three_way_agreement(ballots: Sequence[Ballot], groups: Sequence[Hashable] | None = None) -> Estimate | None:
+    """Share of items on which three labelers all say the same; `n` counts the items that three or more saw.
 
-    Of an item that more than three saw, the share of its trios that do.
+    Of an item that more than three saw, the share of its trios that do. The 95% interval resamples whole groups
+    (prompts) of items: the pairs of one ranking are not independent.
     """
-    shares = []
-    for ballot in ballots:
+    shares: list[float] = []
+    keys: list[Hashable] = []
+    for number, ballot in enumerate(ballots):
         if len(ballot) >= 3:
             same = sum(math.comb(count, 3) for count in Counter(ballot.values()).values())
             shares.append(same / math.comb(len(ballot), 3))
-    return (math.fsum(shares) / len(shares), len(shares)) if shares else None
+            keys.append(number if groups is None else groups[number])
+    return bootstrap_mean(shares, keys) if shares else None
 
 
 # --- shares --------------------------------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ def use_project_python() -> None:
     """
     python = ROOT / ".venv" / "bin" / "python"
     inside = Path(sys.prefix).resolve() == (ROOT / ".venv").resolve()
+    # os.path, as Path.exists raises where a folder may not be entered.
     # The mark keeps a `.venv` that is no virtual environment from starting itself for ever.
-    if python.exists() and not inside and STARTED not in os.environ:
+    if os.path.exists(python) and not inside and STARTED not in os.environ:
         os.execve(python, [str(python), *sys.argv], os.environ | {STARTED: "1"})
     sys.path.insert(0, str(ROOT))
     if find_spec("rich") is None:

@@ -19,8 +19,10 @@ import argparse
 import json
 import os
 import shlex
+import sqlite3
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -90,6 +92,8 @@ def rate_here(
     limit: int | None = None,
 ) -> int:
     """On the screen, or by lines where none can be drawn; returns the exit status, 0 unless a signal ended it."""
+    if sys.stdin is None:
+        raise UserError("standard input is closed, and answers are read from it")
     if not by_lines and can_draw(stdout_is_taken):
         from rating import screen
 
@@ -176,13 +180,14 @@ def run_import(args: argparse.Namespace) -> Any:
 
     from alignment.ratings import RatingsStore
 
-    is_new = not Path(args.db).exists()
+    is_new = not os.path.exists(args.db)  # not Path.exists, which raises where a folder may not be entered
     try:
         with RatingsStore(args.db, create=True) as store:
             return import_file(store, args.format, args.file)
     except UserError:
         if is_new:  # an empty ratings file would look as if something had been imported
-            Path(args.db).unlink(missing_ok=True)
+            with suppress(OSError):
+                Path(args.db).unlink()
         raise
 
 
@@ -300,6 +305,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"rate.py: {terminal.one_line(str(error))}", file=sys.stderr)
         return 2
+    except sqlite3.DatabaseError as error:
+        from alignment.ratings.file import BROKEN
+
+        if type(error) not in BROKEN:
+            raise
+        print(f"rate.py: the ratings file cannot be used: {error}, go back to a copy of it", file=sys.stderr)
+        return 2
 
 
 def parse_rating(argv: Sequence[str]) -> argparse.Namespace:
@@ -319,6 +331,8 @@ def parse_rating(argv: Sequence[str]) -> argparse.Namespace:
     add("--web", action="store_true", help="serve the page instead; see the command invite")
     add("--port", type=int, default=PORT, metavar="N", help=f"of the page (default {PORT})")
     add("--public", metavar="HOST", help="the name of a proxy with TLS through which labelers reach the page")
+    if argv and not argv[0].startswith("-"):
+        parser.error(f"{argv[0]!a} is no command; the commands are {', '.join(COMMANDS)}")
     args = parser.parse_args(argv)
     if args.web and (args.labeler or args.plain or args.json or args.seed is not None):
         parser.error("--web serves all labelers; it goes with --db, --port, --public and --order alone")

@@ -143,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from alignment.errors import UserError
     from alignment.stage import quiet_libraries
+    from alignment.terminal import one_line
 
     quiet_libraries()
     try:
@@ -179,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             seed=args.seed,
         )
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 2
     if args.json:
         print(json.dumps(counts))

@@ -3,6 +3,7 @@
 import os
 import secrets
 import sqlite3
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -16,6 +17,9 @@ from alignment.ratings.records import dump
 APPLICATION_ID = 0x616C7261  # "alra", in the file's header: tells our files from other SQLite files
 SCHEMA_VERSION = 2
 BUSY_SECONDS = 30.0
+
+BROKEN = (sqlite3.OperationalError, sqlite3.DatabaseError)
+"""What a file raises that is locked for long, read-only, damaged or on a full disk. Subclasses are mistakes in code."""
 
 # `why` that does not count toward an item's `need`; see records.CONTROLS.
 COUNTS = "why NOT IN ('gold', 'calibration', 'repeat')"
@@ -85,14 +89,19 @@ DROP TABLE item_1;
 
 def is_ratings_file(path: str | os.PathLike[str]) -> bool:
     """Whether the file is one of our ratings databases. Any other file, or none, is simply False."""
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # not Path.is_file, which raises where a folder may not be entered
         return False
-    try:
-        # Through SQLite, not open(): closing a plain descriptor would drop the locks of a store open in this process.
-        with closing(sqlite3.connect(f"file:{quote(os.fspath(path))}?immutable=1", uri=True)) as db:
-            return bool(db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID)
-    except sqlite3.Error:
-        return False
+    # Through SQLite, not open(): closing a plain descriptor would drop the locks of a store open in this process.
+    # Without its locks first, which touches nothing. While the log is moved into a growing file, or if that was killed
+    # half way, the file is shorter than its header says: then with locks, log and recovery.
+    for how in ("immutable=1", "mode=rw"):
+        try:
+            with closing(sqlite3.connect(f"file:{quote(os.fspath(path))}?{how}", uri=True)) as db:
+                db.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
+                return bool(db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID)
+        except sqlite3.Error:
+            continue
+    return False
 
 
 class RatingsFile:
@@ -100,11 +109,17 @@ class RatingsFile:
 
     def __init__(self, path: str | os.PathLike[str], create: bool, seed: int) -> None:
         self.path = Path(path)
-        if not create and not self.path.is_file():
-            raise UserError(f"{self.path}: no such ratings file; make one with scripts/sample.py")
-        fresh = create and (not self.path.exists() or (self.path.is_file() and self.path.stat().st_size == 0))
+        found = _found(self.path)
+        is_file = found is not None and stat.S_ISREG(found.st_mode)
+        if not create and not is_file:
+            raise UserError(f"{self.path}: no such ratings file; make one with scripts/sample.py or rate.py import")
+        fresh = create and (found is None or (is_file and found.st_size == 0))
         if not fresh and not is_ratings_file(self.path):
-            raise UserError(f"{self.path}: not a ratings file; expected one made by scripts/sample.py")
+            if is_file and not os.access(self.path, os.R_OK):
+                raise UserError(f"{self.path}: you may not read this ratings file; its owner can give it to a group")
+            raise UserError(
+                f"{self.path}: not a ratings file; expected one made by scripts/sample.py or rate.py import"
+            )
         try:
             if fresh:
                 os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
@@ -141,7 +156,7 @@ class RatingsFile:
         except BaseException as error:
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
-            if isinstance(error, sqlite3.OperationalError):  # locked for long, read-only, disk full
+            if type(error) in BROKEN:
                 raise UserError(f"{self.path}: {error}; nothing of this step was saved") from error
             raise
 
@@ -220,6 +235,16 @@ class RatingsFile:
         """A random name that models trained on this file are traced to, and the salt of its labelers' hashes."""
         self.set_meta("database", secrets.token_hex(8))
         self.set_meta("salt", secrets.token_hex(16))
+
+
+def _found(path: Path) -> os.stat_result | None:
+    """What is there, None if nothing. Raises UserError where one may not look."""
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot open the ratings file ({error.strerror})") from error
 
 
 def _statements(script: str) -> Iterator[str]:

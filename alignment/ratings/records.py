@@ -189,8 +189,8 @@ def check_item(kind: str, messages: int, completions: int, need: int, gold: Gold
             f"an item to rate ({kind}) takes 1 or more messages and {count} completion{'s' * (most > 1)},"
             f" found {messages} and {completions}"
         )
-    if need < 1:
-        raise UserError(f"need is how many labelers rate an item: expected 1 or more, found {need}")
+    if not 1 <= need < 2**32:
+        raise UserError(f"need is how many labelers rate an item: expected 1 or more, below 2**32, found {need}")
     if gold is not None:
         given = {name for name, value in asdict(gold).items() if value is not None}
         if given != {{"pair": "choice", "rank": "ranks", "single": "score"}[kind]}:
@@ -198,7 +198,10 @@ def check_item(kind: str, messages: int, completions: int, need: int, gold: Gold
                 f"gold of a {kind} item: found {', '.join(sorted(given)) or 'nothing'}, expected "
                 + {"pair": "choice", "rank": "ranks", "single": "score"}[kind]
             )
-        check_answer(kind, completions, gold.choice or ANSWERS[kind][0], None, gold.ranks, gold.score)
+        choice = ANSWERS[kind][0] if gold.choice is None else gold.choice
+        if choice == "skip":
+            raise UserError(f"gold of a {kind} item is skip: expected {', '.join(ANSWERS[kind])}")
+        check_answer(kind, completions, choice, None, gold.ranks, gold.score)
 
 
 def check_answer(

@@ -94,12 +94,17 @@ class RatingsStore(Register):
         `gold` is the right answer of a control item, which goes to each labeler at most once and has no use for
         `need`. Adding anew can raise `need`, never lower it, and can give the item a gold answer. `copy` tells items
         of the same texts apart, in files where two models gave the same answer and people judged it twice. Raises
-        UserError if the prompt is no list of messages, or completions or gold do not suit the kind.
+        UserError if the prompt is no list of messages, completions or gold do not suit the kind, or
+        the metadata is not JSON.
         """
         messages = [as_message(message) for message in prompt]
         answers = [as_completion(each) for each in completions]
         check_item(kind, len(messages), len(answers), need, gold)
         key = item_key(kind, messages, answers, copy)
+        try:
+            told = dump(dict(metadata or {}))
+        except ValueError as error:
+            raise UserError("an item's metadata has NaN or Infinity, which are not JSON") from error
         with self.transaction():
             self._db.execute(
                 "INSERT INTO item(key, kind, prompt, completions, need, place, created, metadata, gold)"
@@ -113,7 +118,7 @@ class RatingsStore(Register):
                     "need": need,
                     "place": int(key, 16) % PLACES,
                     "created": time.time(),
-                    "metadata": dump(dict(metadata or {})),
+                    "metadata": told,
                     "gold": None if gold is None else dump(asdict(gold)),
                 },
             )

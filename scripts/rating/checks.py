@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -13,6 +12,8 @@ from alignment.readers import BadRow
 
 ITEM_KEYS = ("kind", "prompt", "completions", "need", "gold", "metadata", "ratings")
 _OPTIONAL = ("strength", "ranks", "score", "order_shown", "seconds", "comment", "flags")
+LATEST = 2.0**53
+"""Above any time in seconds, and below what a database has no room for."""
 RATING_KEYS = ("labeler", "choice", *_OPTIONAL, "claimed_at", "done_at", "why", "simulated")
 
 
@@ -101,7 +102,7 @@ def _answer(row: Any, kind: str, size: int, number: int) -> dict[str, Any]:
     times = {key: row.get(key) for key in ("claimed_at", "done_at")}
     for key, value in [("seconds", answer["seconds"]), *times.items()]:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        _need(value is None or (is_number and math.isfinite(value) and value >= 0), f"{key} of {where} is {value!r}")
+        _need(value is None or (is_number and 0 <= value < LATEST), f"{key} of {where} is {value!a}"[:200])
     comment, flags = answer["comment"] or "", answer["flags"] or []
     is_texts = isinstance(comment, str) and isinstance(flags, list) and all(isinstance(flag, str) for flag in flags)
     _need(is_texts, f"comment and flags of {where} must be a text and a list of texts")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -41,6 +42,8 @@ def import_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
         UserError: no such format or file, nothing in it, or more than 1% of its rows are bad; nothing is imported.
     """
     chosen = _format(format)
+    if not os.path.lexists(path) and os.access(Path(path).absolute().parent, os.X_OK):
+        raise UserError(f"{path}: no such file; name a data file or a folder of them")
     known = {item.id for item in store.items()}
     rows = num_ratings = new_ratings = 0
     items: set[int] = set()
@@ -58,7 +61,11 @@ def import_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
             else:
                 reasons = []
                 for entry in read:
-                    item = _add(store, entry, copies)
+                    try:
+                        item = _add(store, entry, copies)
+                    except UserError as reason:
+                        reasons.append(str(reason))
+                        continue
                     items.add(item)
                     simulated |= entry.simulated
                     for answer in entry.answers:
@@ -164,18 +171,28 @@ def forget(db: str | Path, labeler: str, registry_path: str | Path | None = None
     The models stay: what to do about them is a person's decision.
 
     Returns:
-        `ratings` removed; `hash`, which stands for the labeler in manifests; `models`, each with its `ref`, the number
+        `ratings` removed; `hash`, which stands for the labeler in manifests; `registry` that was searched and how many
+        `versions` it holds; `models`, each with its `ref`, the number
         of `ratings` of theirs that it was trained on itself (0: it was made with such a model), and `through`, the
         references of its own ancestors that were; `unreadable`, versions whose manifest could not be read.
 
     Raises:
         UserError: no such store; or the labeler's bytes could not be wiped because another program has the file open.
     """
+    registry = Registry(registry_path)
     with RatingsStore(db) as store:
         hashed = store.labeler_hash(labeler)
-        models, unreadable = _trained_on(hashed, Registry(registry_path))  # first: a bad registry stops all
+        models, unreadable = _trained_on(hashed, registry)  # first: a bad registry stops all
         removed = store.forget(labeler)
-    return {"labeler": labeler, "hash": hashed, "ratings": removed, "models": models, "unreadable": unreadable}
+    return {
+        "labeler": labeler,
+        "hash": hashed,
+        "ratings": removed,
+        "registry": str(registry.path),
+        "versions": sum(len(registry.numbers(name)) for name in registry.names()),
+        "models": models,
+        "unreadable": unreadable,
+    }
 
 
 def show_forgotten(found: dict[str, Any], console: Console) -> None:
@@ -187,8 +204,13 @@ def show_forgotten(found: dict[str, Any], console: Console) -> None:
         console.print(f"  {one_line(model['ref'])}: {'; '.join(origin)}")
     if found["models"]:
         console.print("These models stay. Train them anew on what is left, or say why they may stay.")
+    elif found["versions"]:
+        console.print(f"No model in the registry {one_line(found['registry'])} was trained on their ratings.")
     else:
-        console.print("No model in the registry was trained on their ratings.")
+        console.print(
+            f"There are no models in the registry {one_line(found['registry'])}; if yours are in another, run this"
+            " again with --registry."
+        )
     for problem in found["unreadable"]:
         console.print(f"  cannot be read, so nobody knows: {one_line(problem)}")
 

@@ -135,8 +135,10 @@ def _read_pandalm(row: Mapping[str, Any]) -> list[Entry]:
     shapes.shape_of(row, "pandalm", ["pandalm"])
     judged = shapes.pandalm(row)
     makers = str(row.get("cmp_key") or "").split("_")
-    models = makers if len(makers) == 2 and all(makers) else [None, None]
-    kept = {key: value for key, value in row.items() if not key.startswith(("response", "annotator", "cmp_key"))}
+    named = len(makers) == 2 and all(makers)
+    models = makers if named else [None, None]
+    apart = ("response", "annotator", "cmp_key") if named else ("response", "annotator")
+    kept = {key: value for key, value in row.items() if not key.startswith(apart)}
     return [
         Entry(
             kind="pair",

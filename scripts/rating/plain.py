@@ -48,6 +48,8 @@ def run(
     """
     sitting = Sitting(store, labeler, order, limit)
     shown = None
+    if sitting.progress.done == 0 and sitting.assignment is not None:
+        _guideline(console, sitting)
     try:
         while True:
             if sitting.said:
@@ -149,11 +151,15 @@ def _print_text(console: Console, head: str, text: str) -> None:
         console.print(Text("  ") + line)
 
 
-def _help(console: Console, sitting: Sitting) -> None:
+def _guideline(console: Console, sitting: Sitting) -> None:
     guideline = clean(sitting.store.guideline).strip("\n")
-    if guideline:
+    if guideline.strip():
         console.print("What to prefer:", style="bold")
         console.print(Text(f"{guideline}\n"))
+
+
+def _help(console: Console, sitting: Sitting) -> None:
+    _guideline(console, sitting)
     kind = sitting.assignment.kind if sitting.assignment else "pair"
     rows = [("2 1=3", "2 is best, 1 and 3 are equally good")] if kind == "rank" else list(keys_of(kind))
     for key, words in [*rows, *HELP]:

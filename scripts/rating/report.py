@@ -106,7 +106,6 @@ def _agreement(pairs: Sequence[Pair]) -> Figures:
     """Of choices between two answers: pair items, and each two answers of a ranking."""
     ballots: list[Ballot] = [pair.choices for pair in pairs]
     groups = [_prompt(pair.item) for pair in pairs]
-    three = three_way_agreement(ballots)
     fleiss = fleiss_kappa(ballots)
     ceiling = human_ceiling([list(pair.choices.values()) for pair in pairs], groups)
     return {
@@ -114,14 +113,9 @@ def _agreement(pairs: Sequence[Pair]) -> Figures:
         "alpha_nominal": alpha_estimate(ballots, "nominal", groups),
         "fleiss_kappa": fleiss._asdict() if fleiss else None,
         "cohen_kappa": [{"labelers": list(names), **kappa._asdict()} for names, kappa in cohen_kappas(ballots).items()],
-        "three_way": wilson_of(*three) if three else None,
+        "three_way": three_way_agreement(ballots, groups),
         "human_ceiling": ceiling.accuracy if ceiling else None,
     }
-
-
-def wilson_of(share: float, n: int) -> Figures:
-    """A share with its interval; of trios the nearest whole number of items stands for the share's numerator."""
-    return {**wilson(round(share * n), n), "value": share}
 
 
 def _ordered(items: dict[int, Item], counting: Sequence[Rating]) -> Figures:

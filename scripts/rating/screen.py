@@ -232,6 +232,7 @@ class RatingApp(App[int]):
 
     def _help_closed(self, _: None) -> None:
         self._be_deaf()
+        self.call_after_refresh(self._mark_prompt)  # the terminal may have another size now
         if self.sitting.progress.done == 0:
             self.sitting.seen()  # to read the guideline is no part of judging the first item
 

@@ -13,11 +13,13 @@ PAGE = "http://127.0.0.1:8765"  # where `rate.py --web` serves by default
 
 
 def invite(db: str, labelers: Sequence[str], url: str = PAGE) -> list[dict[str, str]]:
-    """A personal link for each labeler; an earlier link of theirs ends."""
+    """A personal link for each labeler, named once or twice; an earlier link of theirs ends."""
     if not url.startswith(("http://", "https://")):
         raise UserError(f"--url {url!a}: expected the page's address with http:// or https://, such as {PAGE}")
     with RatingsStore(db) as store, store.transaction():  # a bad name among them: nobody's old link ends
-        return [{"labeler": name, "link": f"{url.rstrip('/')}/l/{store.invite(name)}"} for name in labelers]
+        return [
+            {"labeler": name, "link": f"{url.rstrip('/')}/l/{store.invite(name)}"} for name in dict.fromkeys(labelers)
+        ]
 
 
 def settings(

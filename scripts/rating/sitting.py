@@ -15,6 +15,8 @@ State = Literal["rate", "wait", "end"]
 WaitsFor = Literal["right", "wrong", "store"]
 NOTHING_TO_RATE = "There is nothing to rate here for you yet."
 LAST = "That was the last one."
+NOTHING_BACK = "There is nothing to take back."
+PRACTICE_STAYS = "There is nothing to take back: you were told the right answer to the one before."
 NO_KEY = "That key does nothing here; ? shows the keys."
 
 
@@ -147,7 +149,7 @@ class Sitting:
             self.say(f"Not taken back: {clean(str(error))}", failed=True)
             return
         if undone is None or former is None:
-            self.say("There is nothing to take back.", failed=True)
+            self.say(NOTHING_BACK if former is None else PRACTICE_STAYS, failed=True)
             return
         answer = as_shown(former, undone)
         self._drafts[undone.rating] = Draft(

@@ -19,6 +19,7 @@ from alignment.scalar_models import ScalarModel
 from alignment.templates import Message, encode_conversation
 from alignment.tensors import pad_rows
 from alignment.terminal import progress
+from alignment.tokenization import Unrenderable
 
 BATCH = 64
 Row = tuple[int, list[int]]  # item, token ids of one of its completions
@@ -32,7 +33,8 @@ def order_items(db: str | Path, model: str, registry_path: str | None = None) ->
 
     Returns:
         The model's pinned reference, how many `items` were scored, how many were `left_out` because they have nothing
-        to compare or an answer is too long, and the share `near` 1/2 (probability between 0.4 and 0.6).
+        to compare, an answer is too long or the model's template has no place for their roles, and the share `near` 1/2
+        (probability between 0.4 and 0.6).
     """
     with RatingsStore(db) as store:
         items = store.items()
@@ -63,14 +65,17 @@ def distance(scores: list[float]) -> float:
 
 
 def _encode(item: Item, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> list[Row]:
-    """Token ids of each completion after the prompt; none where there is nothing to compare or one is too long."""
+    """Token ids of each completion after the prompt; none where there is nothing to compare or one does not fit."""
     if len(item.completions) < 2:
         return []
     prompt = [Message(role=turn["role"], content=turn["content"]) for turn in item.prompt]
     rows: list[Row] = []
     for completion in item.completions:
         answer = Message(role="assistant", content=completion.text)
-        encoded = encode_conversation(tokenizer, [*prompt, answer], max_length)
+        try:
+            encoded = encode_conversation(tokenizer, [*prompt, answer], max_length)
+        except Unrenderable:
+            return []
         if encoded is None:
             return []
         rows.append((item.id, encoded.input_ids))

@@ -35,7 +35,7 @@ from alignment.ratings import Assignment, Order, Rating, RatingsStore
 from alignment.terminal import clean, one_line
 from rating.answers import FLAGGED, PAIR, SINGLE, SKIP, Answer, as_shown, expected_in_words, keys_of
 from rating.guard import FOREIGN, HEADERS, SecurityHeaders, read_form, seal, unseal
-from rating.sitting import position
+from rating.sitting import NOTHING_BACK, PRACTICE_STAYS, position
 
 HERE = Path(__file__).resolve().parent
 LOCAL_HOSTS = ("127.0.0.1", "localhost")
@@ -154,7 +154,7 @@ class RatingPage:
         former, undone = visit.store.last_rating(visit.labeler), visit.store.undo(visit.labeler)
         if undone is None or former is None:
             claimed = visit.store.claim(visit.labeler, order=self.order)
-            return self._item(visit, claimed, "There is nothing to take back.")
+            return self._item(visit, claimed, NOTHING_BACK if former is None else PRACTICE_STAYS)
         said = f"Taken back, please answer again. Your answer was: {_by_letter(str(as_shown(former, undone)))}."
         return self._item(visit, undone, said, former)
 

@@ -319,6 +319,15 @@ def test_pipe_takes_a_line_per_decision(db: str) -> None:
     assert "5 of 12" in plain.stdout and plain.stderr == ""
 
 
+def test_lines_begin_with_the_guideline_once(db: str) -> None:
+    with RatingsStore(db) as store:
+        store.guideline = "Prefer the kind one."
+    first = piped("4\nq\n", "--db", db, "--labeler", "ada").stdout
+    assert first.count("What to prefer:\nPrefer the kind one.") == 1
+    assert first.index("Prefer the kind one.") < first.index("1 of 12")
+    assert "Prefer" not in piped("q\n", "--db", db, "--labeler", "ada").stdout
+
+
 def test_each_line_is_stored_as_it_says(db: str) -> None:
     lines = ["1", "2", "3", "4", "5", "6", "7", "b", "LEFT", " r ", "t"]
     done = piped("\n".join(["f", "c Because: it is.", *lines]) + "\n", "--db", db, "--labeler", "ada")
@@ -416,6 +425,9 @@ def test_the_demo_asks_for_so_many_ratings_in_a_pipe_and_on_a_terminal(screens: 
 
 def test_mistakes_are_one_line_and_exit_2(db: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n")
+    damaged = str(tmp_path / "damaged.db")
+    whole = Path(db).read_bytes()
+    Path(damaged).write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
     for arguments, expected in [
         (["--db", str(tmp_path / "none.db"), "--labeler", "ada"], "no such ratings file"),
         (["--db", str(tmp_path / "rows.jsonl"), "--labeler", "ada"], "not a ratings file"),
@@ -430,13 +442,23 @@ def test_mistakes_are_one_line_and_exit_2(db: str, tmp_path: Path) -> None:
         (["settings", "--db", db, "--gold-share", "2"], "gold_share"),
         (["settings", "--db", db, "--guideline", str(tmp_path)], "cannot be read"),
         (["order", "--db", db, "--model", "nobody", "--registry", str(tmp_path)], "nobody"),
-        (["inviet", "--db", db], "inviet"),
+        (["inviet", "--db", db], "'inviet' is no command; the commands are invite, settings"),
+        (["report", "--db", damaged], "the ratings file cannot be used: database disk image is malformed"),
+        (["--db", damaged, "--labeler", "ada"], "cannot be used"),
+        (["invite", "ada", "--db", damaged], "malformed"),
+        (["import", "--db", db, "--format", "hh", str(tmp_path / "no.jsonl")], "no.jsonl: no such file; name a data"),
     ]:
         done = piped("", *arguments)
         assert (done.returncode, done.stdout) == (2, ""), arguments
         assert expected in done.stderr and done.stderr.count("\n") == 1 and "\x1b" not in done.stderr, done.stderr
     for command in ([], *([name] for name in ("invite", "settings", "order", "report", "import", "export", "forget"))):
         assert "Example:" in piped("", *command, "--help").stdout
+
+
+def test_without_standard_input_it_says_so(db: str) -> None:
+    command = f"exec {sys.executable} {SCRIPT} --db {db} --labeler ada <&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2 and done.stderr == "rate.py: standard input is closed, and answers are read from it\n"
 
 
 def test_help_answers_at_once() -> None:
@@ -446,8 +468,9 @@ def test_help_answers_at_once() -> None:
 
 
 def test_invitations_are_links_that_the_store_knows(db: str) -> None:
-    done = piped("", "invite", "ada", "bob", "--db", db, "--url", "https://rate.example.org/")
+    done = piped("", "invite", "ada", "bob", "ada", "--db", db, "--url", "https://rate.example.org/")
     links = dict(line.split("  ") for line in done.stdout.splitlines())
+    assert len(done.stdout.splitlines()) == 2  # a name that is given twice has one link
     assert all(link.startswith("https://rate.example.org/l/") for link in links.values())
     tokens = {name: link.rpartition("/")[2] for name, link in links.items()}
     with RatingsStore(db) as store:

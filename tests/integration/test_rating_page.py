@@ -551,7 +551,7 @@ def test_words_in_an_address_do_not_reach_the_page(app, store):
 def test_a_hundred_thousand_hostile_strings_stay_text(app, store):
     """The page of a hostile item has the elements and attributes of a harmless one, one by one, and says the same."""
     rng = random.Random(0)
-    messages, completions, rounds = 490, 9, 102
+    messages, completions, rounds = 495, 9, 102
 
     def add(text) -> list[tuple[list[str], list[str]]]:
         # Two surrogates side by side are one character to JSON, and so to the store.
@@ -582,7 +582,7 @@ def test_a_hundred_thousand_hostile_strings_stay_text(app, store):
         assert page.headings[2 : 2 + messages] == list(map(clean, roles))
         answer = ada.post("/rate", page.fields | {"answer": "s", "comment": "x"})
         assert answer.status_code == 303
-    assert not by_first and count > 99_000
+    assert not by_first and count >= 100_000
     assert len(shapes) == 1, "some text became markup"
 
 

@@ -75,6 +75,40 @@ def test_wrong_files_are_refused_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "missing.db").exists()
 
 
+def test_a_file_is_known_while_its_log_is_moved_into_it_and_after_a_kill_half_way(tmp_path: Path) -> None:
+    """SQLite writes the first page first: until the last one is written, the header promises more than there is."""
+    path, half, log = tmp_path / "ratings.db", tmp_path / "half.db", tmp_path / "half.db-wal"
+    store = RatingsStore(path, create=True)
+    small = path.stat().st_size
+    with store.transaction():  # one step, so that the log still holds all of it
+        add(store, 300)
+    log.write_bytes(Path(f"{path}-wal").read_bytes())
+    store.close()  # moves the log
+    assert path.stat().st_size > small
+    half.write_bytes(path.read_bytes()[:small])
+    assert is_ratings_file(half)
+    with RatingsStore(half) as again:
+        assert len(again.items()) == 300
+
+
+def test_files_behind_a_closed_door_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    RatingsStore(tmp_path / "mine.db", create=True).close()
+
+    def refused(self: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", refused)
+        for create in (False, True):
+            with pytest.raises(UserError, match=r"mine\.db: cannot open the ratings file \(Permission denied\)$"):
+                RatingsStore(tmp_path / "mine.db", create=create)
+    with monkeypatch.context() as patch:
+        patch.setattr("alignment.ratings.file.is_ratings_file", lambda path: False)  # as where SQLite may not read it
+        patch.setattr("os.access", lambda path, mode: False)
+        with pytest.raises(UserError, match=r"mine\.db: you may not read this ratings file"):
+            RatingsStore(tmp_path / "mine.db")
+
+
 def test_items_come_back_as_they_went_in_and_only_once(store: RatingsStore) -> None:
     hostile = "\ud800 \x00 \u202e 'quoted' \U0001f600"
     first = store.add_item(question(0), [asdict(Completion(hostile, ended=False)), {"text": "b"}], metadata={"k": [1]})

@@ -68,7 +68,8 @@ def test_the_published_pandalm_figures():
 def test_three_way_agreement_of_pandalm_is_the_share_of_equal_triples():
     ballots = pandalm()
     equal = sum(len(set(ballot.values())) == 1 for ballot in ballots)
-    assert three_way_agreement(ballots) == (pytest.approx(equal / 999), 999)
+    found = three_way_agreement(ballots)
+    assert found is not None and (found["value"], found["n"]) == (pytest.approx(equal / 999), 999)
 
 
 # --- alpha by brute force --------------------------------------------------------------------------------------------
@@ -113,7 +114,8 @@ def test_names_order_and_nominal_labels_change_nothing(ballots, people, labels, 
     renamed = [{people["abcd".index(who)]: labels[label - 1] for who, label in ballot.items()} for ballot in ballots]
     rng.shuffle(renamed)
     assert krippendorff_alpha(renamed) == approximately(krippendorff_alpha(ballots))
-    assert three_way_agreement(renamed) == approximately(three_way_agreement(ballots))
+    three, thrice = three_way_agreement(renamed), three_way_agreement(ballots)
+    assert (three and three["value"]) == approximately(thrice and thrice["value"])
     one, other = fleiss_kappa(renamed), fleiss_kappa(ballots)
     assert (one and one.value) == approximately(other and other.value)
     before = {frozenset(people["abcd".index(who)] for who in pair): k for pair, k in cohen_kappas(ballots).items()}
@@ -162,7 +164,18 @@ def test_what_cannot_be_computed_is_none(ballots):
 
 def test_three_way_agreement_of_more_than_three_counts_trios():
     """Of four labels a a a b one of four trios is equal."""
-    assert three_way_agreement([dict(zip("wxyz", "aaab", strict=True)), {"w": "a", "x": "b"}]) == (0.25, 1)
+    found = three_way_agreement([dict(zip("wxyz", "aaab", strict=True)), {"w": "a", "x": "b"}])
+    assert found is not None and (found["value"], found["n"]) == (0.25, 1)
+
+
+def test_three_way_agreement_resamples_prompts():
+    """36 pairs of one ranking tell of one prompt: the interval of 4 prompts is that of 4 items, not of 144."""
+    same, apart = dict.fromkeys("wxy", "a"), dict(zip("wxy", "aab", strict=True))
+    ballots = [same] * 36 + [apart] * 36 + [same] * 36 + [apart] * 36
+    by_prompt = three_way_agreement(ballots, [number // 36 for number in range(144)])
+    by_pair = three_way_agreement(ballots)
+    assert by_prompt is not None and by_pair is not None
+    assert by_prompt["ci"] == (0.0, 1.0) and by_pair["ci"][1] - by_pair["ci"][0] < 0.2
 
 
 def test_alpha_estimate_holds_the_value_and_widens_when_prompts_repeat():

@@ -204,16 +204,22 @@ def test_files_of_several_labelers_come_together(tmp_path):
         ({"completions": [{"text": "a"}, {"text": "b", "ended": 1}]}, "ended is true or false"),
         ({"completions": [{"text": "a"}, "b"]}, "must be an object with a text"),
         ({"need": 0}, "need is how many"),
+        ({"need": 10**30}, "below 2**32"),
         ({"need": "2"}, "'need' must be a whole number"),
         ({"gold": {"score": 3}}, "gold of a pair item"),
+        ({"gold": {"choice": "skip"}}, "gold of a pair item is skip"),
+        ({"gold": {"choice": ""}}, "answer is ''"),
         ({"gold": {"right": 1}}, "unknown key 'right'"),
         ({"extra": 1}, "unknown key 'extra'"),
         ({"metadata": [1]}, "'metadata' must be an object"),
+        ({"metadata": {"x": float("nan")}}, "metadata has NaN"),
         ({"ratings": [{"labeler": "ann"}]}, "rating 1 has no key 'choice'"),
         ({"ratings": [{"labeler": " ", "choice": "tie"}]}, "expected a name"),
         ({"ratings": [{"labeler": "ann", "choice": "left"}]}, "answer is 'left'"),
         ({"ratings": [{"labeler": "ann", "choice": "tie", "strength": 1}]}, "strength 1 of tie"),
         ({"ratings": [{"labeler": "ann", "choice": "tie", "seconds": -1}]}, "seconds of rating 1 is -1"),
+        ({"ratings": [{"labeler": "ann", "choice": "tie", "seconds": 10**400}]}, "seconds of rating 1 is 1000"),
+        ({"ratings": [{"labeler": "ann", "choice": "tie", "done_at": float("nan")}]}, "done_at of rating 1 is nan"),
         ({"ratings": [{"labeler": "ann", "choice": "tie", "done_at": "now"}]}, "done_at of rating 1 is 'now'"),
         ({"ratings": [{"labeler": "ann", "choice": "tie", "why": "because"}]}, "why of rating 1 is 'because'"),
         ({"ratings": [{"labeler": "ann", "choice": "tie", "why": "random"}]}, "order_shown of rating 1"),
@@ -499,6 +505,8 @@ def test_forget_lists_the_models_that_learned_from_a_labeler(tmp_path):
         "labeler": "ann",
         "hash": hashed,
         "ratings": 3,
+        "registry": str(registry.path),
+        "versions": 5,
         "models": [
             {"ref": "grandchild@v1", "ratings": 0, "through": ["rm@v1"]},
             {"ref": "policy@v1", "ratings": 0, "through": ["rm@v1"]},
@@ -518,3 +526,7 @@ def test_forget_lists_the_models_that_learned_from_a_labeler(tmp_path):
     nobody = forget(db, "cyd", registry.path)
     assert (nobody["ratings"], nobody["models"]) == (0, [])
     assert [text.split(":")[0] for text in nobody["unreadable"]] == ["rm@v2"]
+    for folder, said in ((registry.path, "No model in"), (tmp_path / "other", "There are no models in")):
+        stream = io.StringIO()
+        show_forgotten(forget(db, "cyd", folder), Console(file=stream, width=1000, markup=False))
+        assert f"{said} the registry {folder}" in stream.getvalue()

@@ -70,6 +70,20 @@ def test_each_item_gets_the_distance_of_its_nearest_two(db, model, tokenizer):
     assert given["uncertain"] <= least
 
 
+def test_items_that_the_template_refuses_are_left_out(db, tmp_path):
+    tokenizer = tiny.make_tokenizer()  # its own, to be changed
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{{ m.role }}: {{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    scalar = tiny.make_scalar(tmp_path / "policy", tiny.make_policy(tokenizer), tokenizer)
+    folder = str(tiny.write(tmp_path / "reward", scalar.model, tokenizer))
+    with RatingsStore(db) as store:
+        refused = store.add_item([{"role": "system", "content": "Be kind."}, *PROMPT], [{"text": "a"}, {"text": "b"}])
+    result = order_items(db, folder)
+    assert (result["items"], result["left_out"], stored(db)[refused]) == (7, 3, None)
+
+
 def test_a_distance_is_of_probabilities_and_never_overflows():
     assert distance([0.0, 0.0]) == 0.0
     assert distance([1e6, -1e6]) == 0.5
