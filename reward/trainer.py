@@ -37,6 +37,15 @@ class Probe:
     """They were computed in half precision, so that a float32 model agrees with them roughly."""
 
 
+def switch_off_dropout(model: nn.Module) -> None:
+    """Set the rates to 0 that layers keep as numbers and hand to a function, as OPT's and Llama's do; TRL finds those
+    of `nn.Dropout` alone."""
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
 class QuestionTrainer(RewardTrainer):
     """Trains on questions.
 
@@ -71,6 +80,8 @@ class QuestionTrainer(RewardTrainer):
             eval_dataset=as_dataset(held_out, len(train)) if held_out else None,
             **options,
         )
+        if self.args.disable_dropout:
+            switch_off_dropout(self.model)
         self._settings, self._collate, self._probed = settings, collate, list(probe)
         self._sums = {mode: torch.zeros(6, dtype=torch.float64, device=self.args.device) for mode in ("train", "eval")}
         self.probe: Probe | None = None
