@@ -116,12 +116,14 @@ def _encode(
     inspector: Inspector | None,
     held_out: bool,
 ) -> Encoding:
+    # A share of few prompts may hold nothing that compares; a file that was named for it should.
+    required = not held_out or config.data.eval is not None
     if inspector is None:
-        return encode(records.items, tokenizer, config.data, config.reward, reliability)
+        return encode(records.items, tokenizer, config.data, config.reward, reliability, required=required)
     for where, reason in records.bad:
         inspector.add_bad(where, reason)
     note = partial(inspector.look, held_out=held_out)
-    return encode(records.items, tokenizer, config.data, config.reward, reliability, note)
+    return encode(records.items, tokenizer, config.data, config.reward, reliability, note, required)
 
 
 def _check(config: RewardStageConfig) -> None:

@@ -19,6 +19,8 @@ from alignment.templates import Encoded, Message, cut_left, encode_conversation,
 
 MAX_COMPLETIONS = 9
 """Of one question; more are parted, since all of a question's completions are in one forward."""
+KEPT = 1024
+"""Encoded answers kept for the next comparisons of a ranking; all of them would be a second copy of the data."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,8 @@ class QuestionBuilder:
 
     def _encode(self, group: _Group, prompt: tuple[Message, ...], text: str) -> Encoded:
         key = (id(group), text)
+        if len(self._encoded) >= KEPT and key not in self._encoded:
+            self._encoded.clear()
         if key not in self._encoded:
             whole = encode_conversation(self._tokenizer, [*prompt, Message(role="assistant", content=text)])
             assert whole is not None  # nothing is left out without max_length
@@ -234,22 +238,23 @@ def _parts(group: _Group) -> Iterable[_Group]:
     if len(group.completions) <= MAX_COMPLETIONS:
         return [group]
     parts: list[_Group] = []
+    newest: dict[tuple[int, ...], _Group] = {}  # where a completion was put last: all parts would be too many to try
+
+    def put(sequences: Sequence[tuple[int, ...]]) -> _Group:
+        for part in (*(newest[ids] for ids in sequences if ids in newest), *parts[-1:]):
+            if len({*part.completions, *sequences}) <= MAX_COMPLETIONS:
+                break
+        else:
+            part = _Group(group.prompt_ids, group.prompt)
+            parts.append(part)
+        part.completions |= dict.fromkeys(sequences)
+        newest.update(dict.fromkeys(sequences, part))
+        return part
+
     for first, second, comparison in group.pairs:
-        fitting = (part for part in parts if len({*part.completions, first, second}) <= MAX_COMPLETIONS)
-        part = next(fitting, None)
-        if part is None:
-            part = _Group(group.prompt_ids, group.prompt)
-            parts.append(part)
-        part.completions |= dict.fromkeys((first, second))
-        part.pairs.append((first, second, comparison))
+        put((first, second)).pairs.append((first, second, comparison))
     for ids, numbers in group.ratings.items():  # each rating counts once
-        part = next((part for part in parts if ids in part.completions and ids not in part.ratings), None)
-        part = part or next((part for part in parts if len(part.completions) < MAX_COMPLETIONS), None)
-        if part is None:
-            part = _Group(group.prompt_ids, group.prompt)
-            parts.append(part)
-        part.completions.setdefault(ids)
-        part.ratings[ids] = numbers
+        put((ids,)).ratings[ids] = numbers
     return parts
 
 

@@ -184,3 +184,15 @@ def test_ratings_are_scaled_so_that_they_can_be_brought_back(tokenizer):
     (scaled,) = standardised(questions, scale)
     assert [scale.mean + scale.std * value for value in scaled.ratings] == pytest.approx([2.0, 4.0, 8.0])
     assert scaled.rating_weights == (2.0, 1.0, 1.0)
+
+
+def test_a_prompt_of_many_answers_is_parted_and_their_encodings_are_not_kept_for_good(tokenizer, monkeypatch):
+    monkeypatch.setattr("reward.questions.KEPT", 50)
+    rows = [Comparison(PROMPT, f"a{number}", f"b{number}") for number in range(300)]
+    builder = QuestionBuilder(tokenizer, 200)
+    for row in rows:
+        builder.add(row)
+        assert len(builder._encoded) <= 51
+    questions = builder.questions(lambda row: weigh(row, 0.0, None))
+    assert [pair.comparison for question in questions for pair in question.pairs] == rows
+    assert {len(question.pairs) for question in questions} == {MAX_COMPLETIONS // 2}
