@@ -201,6 +201,16 @@ def test_what_one_labeler_rated_weighs_as_one_ranking_whatever_others_rated():
         assert sum(pair.weight for pair in own) == pytest.approx(1)
 
 
+def test_equal_answers_of_a_ranking_are_left_out_and_counted(tmp_path, tokenizer):
+    path = tmp_path / "ranks.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "completions": ["a", "b", "a"], "ranks": [1, 2, 3]}) + "\n")
+    config = DataConfig(train=str(path), eval_share=0.0, max_length=60)
+    records, _ = read(config)
+    (question,), left_out = encode(records.items, tokenizer, config, RewardSection())
+    assert left_out["identical"] == 1
+    assert [(pair.comparison.first, pair.comparison.second) for pair in question.pairs] == [("a", "b"), ("b", "a")]
+
+
 def test_a_held_out_share_may_hold_nothing_to_compare(tokenizer):
     rows = [Rating(PROMPT, "a", 7.0, "ann")]
     config = DataConfig(train="r.jsonl")
