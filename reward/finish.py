@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,10 @@ def check_gate(expected: Sequence[float], found: Sequence[float], tolerance: flo
         GateError: they differ.
     """
     scale = max(1.0, *map(abs, expected))
-    apart = max(abs(one - other) for one, other in zip(expected, found, strict=True))
-    if not apart <= tolerance * scale:  # so that NaN is refused too
+    differences = [abs(one - other) for one, other in zip(expected, found, strict=True)]
+    # Each by itself, since max() passes over NaN.
+    if not (math.isfinite(scale) and all(difference <= tolerance * scale for difference in differences)):
+        apart = next((each for each in differences if not math.isfinite(each)), max(differences))
         raise GateError(
             f"{what} scores a probe of {len(expected)} answers otherwise than the model in memory did (up to "
             f"{apart:.2g} apart, scores up to {scale:.2g}), so nothing was published: the saved files are not the "
@@ -78,6 +81,7 @@ def finish(folder: Path, probe: Probe, zero: Zero, pad_token_id: int) -> tuple[S
     shift = fmean(scores_of(scalar, zero.questions, pad_token_id))
     shift_scores(scalar, shift)
     scalar.model.save_pretrained(folder)
+    del scalar  # a large model is not to be in memory twice
     again = load(folder)
     expected = [score - shift for score in found]
     check_gate(expected, scores_of(again, probe.questions, pad_token_id), EXACT, "what was saved with its zero point")

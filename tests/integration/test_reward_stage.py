@@ -1,6 +1,7 @@
 """`python -m reward`: what it refuses to publish, where its zero is, and the preflight."""
 
 import json
+import math
 from pathlib import Path
 
 import launching
@@ -21,7 +22,7 @@ from alignment.templates import encode_conversation
 from alignment.tensors import pad_rows
 from alignment.tracking import Journal
 from reward.config import RewardStageConfig
-from reward.finish import GateError
+from reward.finish import GateError, check_gate
 from reward.overfit import first_pairs
 from reward.prepare import prepare
 from reward.questions import JudgedPair, Question
@@ -223,6 +224,14 @@ def test_a_model_whose_files_are_not_it_is_not_published(house, monkeypatch, cha
     assert isinstance(caught.value, GateError) or lost_adapter
     assert "\n" not in str(caught.value)
     assert not Registry("registry").is_reference(name)
+
+
+@pytest.mark.parametrize("expected", [[1.0, math.nan], [math.nan, 1.0], [1.0, math.inf], [1.0, 1.1]])
+@pytest.mark.parametrize("found", [[1.0, math.nan], [1.0, 1.0], [math.nan, 1.0], [1.0, math.inf]])
+def test_scores_that_are_no_numbers_do_not_pass_the_gate(expected, found):
+    with pytest.raises(GateError, match="otherwise than the model in memory did"):
+        check_gate(expected, found, 1e-3, "what was saved")
+    check_gate([1.0, 2.0], [1.0, 2.0005], 1e-3, "what was saved")
 
 
 @pytest.mark.parametrize("method", ["lora", "ia3"])
