@@ -13,7 +13,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from alignment.config import TooLong
-from alignment.data import Comparison, Demonstration, Rating, Vote
+from alignment.data import Comparison, Rating, Vote
 from alignment.readers import DataError
 from alignment.templates import Encoded, Message, cut_left, encode_conversation, encode_prompt, fit
 
@@ -106,14 +106,14 @@ class _Group:
     ratings: dict[tuple[int, ...], list[float]] = field(default_factory=dict)
 
 
-Note = Callable[[Comparison | Demonstration, Encoded, Encoded | None], None]
+Note = Callable[[Comparison | Rating, Encoded, Encoded | None], None]
 
 
 class QuestionBuilder:
     """Renders judgements and gathers those of one prompt.
 
     Args:
-        note: is told of each comparison (or the conversation that was rated) all tokens of its longer side, and those
+        note: is told of each comparison (or answer that was rated) all tokens of its longer side, and those
             that are left (None: it is left out as too long).
     """
 
@@ -154,8 +154,8 @@ class QuestionBuilder:
         group = self._group(rating.prompt)
         whole = self._encode(group, rating.prompt, rating.completion)
         fits = self._fit(group, whole)
-        answer = Message(role="assistant", content=rating.completion)
-        self._note(Demonstration((*rating.prompt, answer), place=rating.place), whole, fits)
+        if tuple(whole.input_ids) not in group.ratings:  # an answer that many people rated is no copy in the file
+            self._note(rating, whole, fits)
         if fits is None:
             self.left_out["too_long"] += 1
             return

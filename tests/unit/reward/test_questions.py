@@ -131,7 +131,8 @@ def test_a_comparison_is_noted_by_its_longer_side_and_a_rating_by_itself(tokeniz
     noted = []
     rows = [Comparison(PROMPT, "a", "b c d e f", place="r:1"), Comparison(PROMPT, "word " * 80, "b", place="r:2")]
     config = DataConfig(train="r.jsonl", max_length=60)
-    given = [*rows, Rating(PROMPT, "good", 4.0, place="r:3"), Rating(PROMPT, "bad", 1.0, place="r:4")]
+    rated = [Rating(PROMPT, "good", 4.0, place="r:3"), Rating(PROMPT, "bad", 1.0, place="r:4")]
+    given = [*rows, *rated, Rating(PROMPT, "good", 5.0, "bob", place="r:5")]  # who rates the same answer is no copy
     encode(given, tokenizer, config, RewardSection(), note=lambda *row: noted.append(row))
     (first, encoded, kept), (second, too_long, left), third, fourth = noted
     assert [first, second] == rows
@@ -139,8 +140,7 @@ def test_a_comparison_is_noted_by_its_longer_side_and_a_rating_by_itself(tokeniz
     assert kept == encoded
     assert len(too_long.input_ids) > 60
     assert left is None
-    assert [row[0].place for row in (third, fourth)] == ["r:3", "r:4"]
-    assert third[0].messages[-1]["content"] == "good"
+    assert [third[0], fourth[0]] == rated
 
 
 # --- votes -----------------------------------------------------------------------------------------------------------
