@@ -51,12 +51,16 @@ def check_gate(expected: Sequence[float], found: Sequence[float], tolerance: flo
     """Refuse to publish where files do not give the scores that they should.
 
     Raises:
-        GateError: they differ.
+        GateError: they differ, or are no numbers.
     """
+    if not all(map(math.isfinite, expected)):
+        raise GateError(
+            f"{what} was to score as the model in memory, whose scores are no numbers, so nothing was published: the "
+            "training has gone astray; lower training.learning_rate, or set training.max_grad_norm"
+        )
     scale = max(1.0, *map(abs, expected))
     differences = [abs(one - other) for one, other in zip(expected, found, strict=True)]
-    # Each by itself, since max() passes over NaN.
-    if not (math.isfinite(scale) and all(difference <= tolerance * scale for difference in differences)):
+    if not all(difference <= tolerance * scale for difference in differences):  # max() passes over NaN
         apart = next((each for each in differences if not math.isfinite(each)), max(differences))
         raise GateError(
             f"{what} scores a probe of {len(expected)} answers otherwise than the model in memory did (up to "
@@ -141,8 +145,12 @@ class Finished:
         """Scores of the completions of each question; of an ensemble the mean."""
         if isinstance(self.model, ScalarModel):
             return score_questions(self.model, questions, self.pad_token_id)
-        rows = zip(*self.member_scores(questions), strict=True)
-        return [[fmean(scores) for scores in zip(*row, strict=True)] for row in rows]
+        return averaged(self.member_scores(questions))
+
+
+def averaged(members: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
+    """The mean over the members of the score of each completion of each question."""
+    return [[fmean(scores) for scores in zip(*row, strict=True)] for row in zip(*members, strict=True)]
 
 
 def finish_all(staging: Path, config: RewardStageConfig, prepared: Prepared, trained: Sequence[Trained]) -> Finished:

@@ -133,6 +133,8 @@ def _check(config: RewardStageConfig) -> None:
             "model.name: a reward model starts from a trained policy, not from scratch; "
             "train one with python -m sft and name it here"
         )
+    if config.training.get("label_smoothing_factor"):
+        raise ConfigError("training.label_smoothing_factor is for labels of classes; set reward.label_smoothing")
     if config.reward.objective != "pairs" and config.training.get("center_rewards_coefficient"):
         raise ConfigError(
             "training.center_rewards_coefficient is only for reward.objective=pairs: ratings are centered already"

@@ -18,6 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import RewardTrainer
 
 from alignment import methods
+from alignment.config import ConfigError
 from alignment.distributed import all_reduce_sum
 from reward.batches import QuestionCollator, score_batch
 from reward.config import RewardSection
@@ -93,6 +94,10 @@ class QuestionTrainer(RewardTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """Total weight of an optimizer batch; the Trainer counts label tokens here, and questions have none."""
+        if not batch_samples:
+            raise ConfigError(
+                "training.dataloader_drop_last leaves no whole batch; lower the batch size or take it out"
+            )
         total = torch.stack([self._weights(batch).sum() for batch in batch_samples]).sum()
         return all_reduce_sum(total.to(device))
 
