@@ -209,8 +209,12 @@ def to_comparisons(row: Mapping[str, Any], format: Format = "auto") -> list[Comp
     """A pair: one. A ranking of K answers, or each of a tree's: all K(K-1)/2 pairs (InstructGPT, section 3.5).
 
     PandaLM's row: one, with a vote of each annotator. QA-Feedback's: the K(K-1)/2 pairs as they were judged, which is
-    not always a ranking.
+    not always a ranking. Equal completions of a ranking make no pair.
     """
+    return [pair for pair in _compared(row, format) if pair.first != pair.second]
+
+
+def _compared(row: Mapping[str, Any], format: Format) -> list[Comparison]:
     shape = shapes.shape_of(row, format, _COMPARISONS)
     if shapes.tools_of(row):
         raise BadRow("comparisons with tools are not read: the reward model would not see the tools")
@@ -227,9 +231,12 @@ def to_comparisons(row: Mapping[str, Any], format: Format = "auto") -> list[Comp
 
 
 def to_judgements(row: Mapping[str, Any], format: Format = "auto") -> list[Comparison] | list[Rating]:
-    """What the reward stage learns from a row: comparisons, or the rating of one completion."""
+    """What the reward stage learns from a row: comparisons, or the rating of one completion.
+
+    Pairs of equal completions of a ranking are among them: the stage counts what it leaves out.
+    """
     if shapes.shape_of(row, format, (*_COMPARISONS, "rating")) != "rating":
-        return to_comparisons(row, format)
+        return _compared(row, format)
     value, labeler = row["rating"], row.get("labeler")
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise BadRow(f"'rating' must be a number, found {value!r}")
@@ -258,8 +265,7 @@ def _judged_pair(row: Mapping[str, Any]) -> Comparison:
 def _judged_pairs(judged: shapes.Tournament) -> Iterator[Comparison]:
     pairs = itertools.combinations(judged.completions, 2)
     for (first, second), choice in zip(pairs, judged.choices, strict=True):
-        if first != second:
-            yield Comparison(judged.prompt, first, second, (Vote(choice),), len(judged.completions))
+        yield Comparison(judged.prompt, first, second, (Vote(choice),), len(judged.completions))
 
 
 def _ranked_pairs(ranking: shapes.Ranking) -> Iterator[Comparison]:
@@ -267,9 +273,8 @@ def _ranked_pairs(ranking: shapes.Ranking) -> Iterator[Comparison]:
     for (first, one), (second, other) in itertools.combinations(
         zip(ranking.completions, ranking.ranks, strict=True), 2
     ):
-        if first != second:
-            vote = Vote("first" if one < other else "second" if other < one else "tie")
-            yield Comparison(ranking.prompt, first, second, (vote,), size)
+        vote = Vote("first" if one < other else "second" if other < one else "tie")
+        yield Comparison(ranking.prompt, first, second, (vote,), size)
 
 
 def to_prompts(row: Mapping[str, Any], format: Format = "auto") -> list[Prompt]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from alignment.errors import UserError
 
 T = TypeVar("T")
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for each other: the main one alone judges and publishes, and NCCL waits for ten minutes."""
 
 
 def start_processes() -> PartialState:
@@ -25,7 +28,7 @@ def start_processes() -> PartialState:
     Without CUDA the state must be made with `cpu=True` before anything else of accelerate: a plain `Accelerator()`
     then sees one process, and `Accelerator(cpu=True)` falls back from DeepSpeed to plain data parallelism.
     """
-    return PartialState(cpu=True) if not torch.cuda.is_available() else PartialState()
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
 def on_cpu() -> bool:

@@ -153,11 +153,12 @@ def encode(
     settings: RewardSection,
     reliability: Mapping[str, float] | None = None,
     note: Note = lambda record, encoded, fitted: None,
+    required: bool = True,
 ) -> Encoding:
     """Judgements as the questions that the objective learns from.
 
     Raises:
-        DataError: none of them can be used.
+        DataError: none of them can be used, though that is `required`.
     """
     builder = QuestionBuilder(tokenizer, config.max_length, config.too_long, note)
     for row in judgements:
@@ -171,10 +172,12 @@ def encode(
     usable = [
         question for question in found if (question.ratings if settings.objective == "regression" else question.pairs)
     ]
-    if judgements and not usable:
+    if judgements and not usable and required:
+        advice = f"raise data.max_length={config.max_length}"
+        if not builder.left_out["too_long"]:
+            advice = f"reward.objective={settings.objective} finds nothing to learn from or to be judged by in them"
         raise DataError(
-            f"none of the {len(judgements)} judgements can be used (left out: {dict(builder.left_out)}); "
-            f"raise data.max_length={config.max_length}"
+            f"none of the {len(judgements)} judgements can be used (left out: {dict(builder.left_out)}); {advice}"
         )
     return Encoding(usable, dict(builder.left_out))
 
@@ -191,7 +194,7 @@ def rated_pairs(ratings: Sequence[Rating]) -> list[Comparison]:
         key = (*((turn["role"], turn["content"]) for turn in row.prompt),)
         number = next(n for n in itertools.count() if row.completion not in sheets.get((key, row.labeler, n), {}))
         sheets.setdefault((key, row.labeler, number), {})[row.completion] = row
-    sizes: dict[Any, set[str]] = {}
+    sizes: dict[Any, int] = {}
     votes: dict[Any, dict[tuple[str, str], list[Vote]]] = {}
     places: dict[Any, Rating] = {}
     for (key, labeler, _), sheet in sheets.items():
@@ -203,10 +206,10 @@ def rated_pairs(ratings: Sequence[Rating]) -> list[Comparison]:
             )
             texts = (first.completion, second.completion)
             votes.setdefault(key, {}).setdefault(texts, []).append(Vote(choice, None, labeler))
-            sizes.setdefault(key, set()).update(texts)
+            sizes[key, texts] = max(len(sheet), sizes.get((key, texts), 0))  # what one person rated is one ranking
             places.setdefault((key, texts), first)
     return [
-        Comparison(places[key, texts].prompt, *texts, tuple(said), len(sizes[key]), places[key, texts].place)
+        Comparison(places[key, texts].prompt, *texts, tuple(said), sizes[key, texts], places[key, texts].place)
         for key, pairs in votes.items()
         for texts, said in pairs.items()
     ]

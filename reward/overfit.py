@@ -53,6 +53,10 @@ def overfit(config: RewardStageConfig, count: int) -> str:
     try:
         prepared = prepare(config)
         chosen = first_pairs(prepared.train, count)
+        if not chosen.pairs:
+            raise PreflightError(
+                "--overfit: each pair that can be used is a tie, so there is nothing to learn by heart"
+            )
         arguments = make_arguments(config, no_eval=False)
         prepared = replace(prepared, train=chosen.questions, held_out=chosen.questions, arguments=arguments)
         trainer = build_trainer(config, prepared, Journal(config.run_dir, enabled=False))

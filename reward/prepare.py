@@ -116,12 +116,14 @@ def _encode(
     inspector: Inspector | None,
     held_out: bool,
 ) -> Encoding:
+    # A share of few prompts may hold nothing that compares; a file that was named for it should.
+    required = not held_out or config.data.eval is not None
     if inspector is None:
-        return encode(records.items, tokenizer, config.data, config.reward, reliability)
+        return encode(records.items, tokenizer, config.data, config.reward, reliability, required=required)
     for where, reason in records.bad:
         inspector.add_bad(where, reason)
     note = partial(inspector.look, held_out=held_out)
-    return encode(records.items, tokenizer, config.data, config.reward, reliability, note)
+    return encode(records.items, tokenizer, config.data, config.reward, reliability, note, required)
 
 
 def _check(config: RewardStageConfig) -> None:
@@ -131,6 +133,8 @@ def _check(config: RewardStageConfig) -> None:
             "model.name: a reward model starts from a trained policy, not from scratch; "
             "train one with python -m sft and name it here"
         )
+    if config.training.get("label_smoothing_factor"):
+        raise ConfigError("training.label_smoothing_factor is for labels of classes; set reward.label_smoothing")
     if config.reward.objective != "pairs" and config.training.get("center_rewards_coefficient"):
         raise ConfigError(
             "training.center_rewards_coefficient is only for reward.objective=pairs: ratings are centered already"

@@ -13,12 +13,14 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from alignment.config import TooLong
-from alignment.data import Comparison, Demonstration, Rating, Vote
+from alignment.data import Comparison, Rating, Vote
 from alignment.readers import DataError
 from alignment.templates import Encoded, Message, cut_left, encode_conversation, encode_prompt, fit
 
 MAX_COMPLETIONS = 9
 """Of one question; more are parted, since all of a question's completions are in one forward."""
+KEPT = 1024
+"""Encoded answers kept for the next comparisons of a ranking; all of them would be a second copy of the data."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +106,14 @@ class _Group:
     ratings: dict[tuple[int, ...], list[float]] = field(default_factory=dict)
 
 
-Note = Callable[[Comparison | Demonstration, Encoded, Encoded | None], None]
+Note = Callable[[Comparison | Rating, Encoded, Encoded | None], None]
 
 
 class QuestionBuilder:
     """Renders judgements and gathers those of one prompt.
 
     Args:
-        note: is told of each comparison (or the conversation that was rated) all tokens of its longer side, and those
+        note: is told of each comparison (or answer that was rated) all tokens of its longer side, and those
             that are left (None: it is left out as too long).
     """
 
@@ -152,8 +154,8 @@ class QuestionBuilder:
         group = self._group(rating.prompt)
         whole = self._encode(group, rating.prompt, rating.completion)
         fits = self._fit(group, whole)
-        answer = Message(role="assistant", content=rating.completion)
-        self._note(Demonstration((*rating.prompt, answer), place=rating.place), whole, fits)
+        if tuple(whole.input_ids) not in group.ratings:  # an answer that many people rated is no copy in the file
+            self._note(rating, whole, fits)
         if fits is None:
             self.left_out["too_long"] += 1
             return
@@ -177,6 +179,8 @@ class QuestionBuilder:
 
     def _encode(self, group: _Group, prompt: tuple[Message, ...], text: str) -> Encoded:
         key = (id(group), text)
+        if len(self._encoded) >= KEPT and key not in self._encoded:
+            self._encoded.clear()
         if key not in self._encoded:
             whole = encode_conversation(self._tokenizer, [*prompt, Message(role="assistant", content=text)])
             assert whole is not None  # nothing is left out without max_length
@@ -234,22 +238,23 @@ def _parts(group: _Group) -> Iterable[_Group]:
     if len(group.completions) <= MAX_COMPLETIONS:
         return [group]
     parts: list[_Group] = []
+    newest: dict[tuple[int, ...], _Group] = {}  # where a completion was put last: all parts would be too many to try
+
+    def put(sequences: Sequence[tuple[int, ...]]) -> _Group:
+        for part in (*(newest[ids] for ids in sequences if ids in newest), *parts[-1:]):
+            if len({*part.completions, *sequences}) <= MAX_COMPLETIONS:
+                break
+        else:
+            part = _Group(group.prompt_ids, group.prompt)
+            parts.append(part)
+        part.completions |= dict.fromkeys(sequences)
+        newest.update(dict.fromkeys(sequences, part))
+        return part
+
     for first, second, comparison in group.pairs:
-        fitting = (part for part in parts if len({*part.completions, first, second}) <= MAX_COMPLETIONS)
-        part = next(fitting, None)
-        if part is None:
-            part = _Group(group.prompt_ids, group.prompt)
-            parts.append(part)
-        part.completions |= dict.fromkeys((first, second))
-        part.pairs.append((first, second, comparison))
+        put((first, second)).pairs.append((first, second, comparison))
     for ids, numbers in group.ratings.items():  # each rating counts once
-        part = next((part for part in parts if ids in part.completions and ids not in part.ratings), None)
-        part = part or next((part for part in parts if len(part.completions) < MAX_COMPLETIONS), None)
-        if part is None:
-            part = _Group(group.prompt_ids, group.prompt)
-            parts.append(part)
-        part.completions.setdefault(ids)
-        part.ratings[ids] = numbers
+        put((ids,)).ratings[ids] = numbers
     return parts
 
 

@@ -32,7 +32,7 @@ from alignment.tracking import Journal
 from reward.batches import Layout, QuestionCollator, choose_layout
 from reward.config import DEFAULTS, EnsembleArguments, RewardStageConfig
 from reward.evaluation import compact, evaluate, save_report
-from reward.finish import Finished, Trained, finish_all, summed_up, write_eval_pairs
+from reward.finish import Finished, Trained, averaged, finish_all, summed_up, write_eval_pairs
 from reward.prepare import Prepared, make_arguments, prepare, untrained
 from reward.trainer import QuestionTrainer
 
@@ -154,7 +154,8 @@ def _judge(
     metrics: dict[str, Any] = {"score_bias": finished.shift, **prepared.zero.summary()}
     if prepared.scale is not None:
         metrics |= {"rating_mean": prepared.scale.mean, "rating_std": prepared.scale.std}
-    scores, members = finished.score(prepared.held_out), finished.member_scores(prepared.held_out)
+    members = finished.member_scores(prepared.held_out)
+    scores = averaged(members) if members else finished.score(prepared.held_out)
     found = evaluate(prepared.held_out, scores, finished.score, members=members, rating_offset=finished.shift)
     save_report(config.run_dir, config.name, found)
     if prepared.held_out:

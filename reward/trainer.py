@@ -18,6 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import RewardTrainer
 
 from alignment import methods
+from alignment.config import ConfigError
 from alignment.distributed import all_reduce_sum
 from reward.batches import QuestionCollator, score_batch
 from reward.config import RewardSection
@@ -35,6 +36,15 @@ class Probe:
     """Of each completion, in order."""
     rounded: bool
     """They were computed in half precision, so that a float32 model agrees with them roughly."""
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """Set the rates to 0 that layers keep as numbers and hand to a function, as OPT's and Llama's do; TRL finds those
+    of `nn.Dropout` alone."""
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 class QuestionTrainer(RewardTrainer):
@@ -71,6 +81,8 @@ class QuestionTrainer(RewardTrainer):
             eval_dataset=as_dataset(held_out, len(train)) if held_out else None,
             **options,
         )
+        if self.args.disable_dropout:
+            switch_off_dropout(self.model)
         self._settings, self._collate, self._probed = settings, collate, list(probe)
         self._sums = {mode: torch.zeros(6, dtype=torch.float64, device=self.args.device) for mode in ("train", "eval")}
         self.probe: Probe | None = None
@@ -82,6 +94,10 @@ class QuestionTrainer(RewardTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """Total weight of an optimizer batch; the Trainer counts label tokens here, and questions have none."""
+        if not batch_samples:
+            raise ConfigError(
+                "training.dataloader_drop_last leaves no whole batch; lower the batch size or take it out"
+            )
         total = torch.stack([self._weights(batch).sum() for batch in batch_samples]).sum()
         return all_reduce_sum(total.to(device))
 

@@ -21,6 +21,7 @@ from alignment.data import (
     Demonstration,
     Document,
     Prompt,
+    Rating,
     is_held_out,
     to_comparisons,
     to_examples,
@@ -112,7 +113,7 @@ class Inspector:
         self.texts, self.group_sketches = Sketches(), Sketches()
         self.lengths, self.answer_lengths = array("Q"), array("Q")
         self.num_tokens = self.num_trained = 0
-        self._last: Record | None = None
+        self._last: Record | Rating | None = None
         self._markers = tuple(dict.fromkeys((*MARKERS, *(tokenizer.all_special_tokens if tokenizer else ()))))
 
     def add(
@@ -159,7 +160,7 @@ class Inspector:
             kind, reason = "", "other reasons"
         self.set_aside.setdefault(kind, (reason, Seen()))[1].add(where, limit=MAX_PLACES)
 
-    def look(self, record: Record, encoded: Encoded, fitted: Encoded | None, held_out: bool) -> None:
+    def look(self, record: Record | Rating, encoded: Encoded, fitted: Encoded | None, held_out: bool) -> None:
         """Look at a record on its way to training: all of its tokens, and what `fit` left of them."""
         if record is self._last:  # the part of a mixture that it comes from has a weight: not a copy in the file
             return
@@ -202,7 +203,7 @@ class Inspector:
             self.num_personal[kind] += count
         return scrubbed
 
-    def _add_record(self, record: Record, held_out: bool) -> None:
+    def _add_record(self, record: Record | Rating, held_out: bool) -> None:
         where, messages, group = record.place, turns(record), record.group
         answer = "" if isinstance(record, Prompt) else _content(messages[-1])
         before = messages if isinstance(record, Prompt) else messages[:-1]
@@ -218,6 +219,9 @@ class Inspector:
             self.answers.append(digest(f"{answer}\0{other}"))
             self.num_pairs += 1
             self.num_chosen_longer += len(answer) > len(other)
+        elif isinstance(record, Rating):  # a model learns what each answer is worth, however many a prompt has
+            self.questions.append(digest(f"{prompt}\0{answer}"))
+            self.answers.append(digest(answer))
         else:
             self.questions.append(digest(answer) if isinstance(record, Document) else self.prompts[-1])
             self.answers.append(digest(answer.strip()))
@@ -273,13 +277,15 @@ class Inspector:
         )
 
 
-def turns(record: Record) -> tuple[Message, ...]:
+def turns(record: Record | Rating) -> tuple[Message, ...]:
     """The conversation of a record: with the preferred answer where there are two; a text is the assistant's."""
     if isinstance(record, Document):
         return (Message(role="assistant", content=record.text),)
     if isinstance(record, Comparison):
         preferred = record.first if record.target >= 0.5 else record.second
         return (*record.prompt, Message(role="assistant", content=preferred))
+    if isinstance(record, Rating):
+        return (*record.prompt, Message(role="assistant", content=record.completion))
     return record.messages
 
 

@@ -141,6 +141,7 @@ def html_page(name: str, report: Mapping[str, Any]) -> str:
     """
     found = findings(report)
     has_pairs, decided = report["pairs"] > 0, report["accuracy"] is not None
+    has_sides = decided and report["scores"]["n"] > 0  # where votes are equally divided, no answer is the preferred one
     key = _key_rows(report) if decided else []
     slices = _slice_rows(report) if decided else []
     ensemble = _ensemble(report) if report.get("ensemble") else None
@@ -161,9 +162,9 @@ def html_page(name: str, report: Mapping[str, Any]) -> str:
         key=key,
         slices=slices,
         scale=scale.drawn(),
-        charts=[reliability_chart(report), histogram_chart(report)] if decided else [],
+        charts=[reliability_chart(report), *([histogram_chart(report)] if has_sides else [])] if decided else [],
         probabilities=_probabilities(report) if has_pairs else [],
-        quantiles=_quantiles(report["scores"]) if decided else None,
+        quantiles=_quantiles(report["scores"]) if has_sides else None,
         shortcuts=_shortcuts(report) if has_pairs else [],
         ensemble=ensemble,
         ratings=_ratings(report["ratings"]) if report["ratings"] else [],

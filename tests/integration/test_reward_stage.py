@@ -1,6 +1,7 @@
 """`python -m reward`: what it refuses to publish, where its zero is, and the preflight."""
 
 import json
+import math
 from pathlib import Path
 
 import launching
@@ -12,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 import reward.overfit
 import reward.train
 import sft.train
-from alignment.config import validate
+from alignment.config import ConfigError, validate
 from alignment.models import find_model, load_tokenizer
 from alignment.ratings import RatingsStore
 from alignment.registry import Registry
@@ -21,8 +22,8 @@ from alignment.templates import encode_conversation
 from alignment.tensors import pad_rows
 from alignment.tracking import Journal
 from reward.config import RewardStageConfig
-from reward.finish import GateError
-from reward.overfit import first_pairs
+from reward.finish import GateError, check_gate
+from reward.overfit import PreflightError, first_pairs
 from reward.prepare import prepare
 from reward.questions import JudgedPair, Question
 from reward.trainer import QuestionTrainer
@@ -225,6 +226,15 @@ def test_a_model_whose_files_are_not_it_is_not_published(house, monkeypatch, cha
     assert not Registry("registry").is_reference(name)
 
 
+@pytest.mark.parametrize("expected", [[1.0, math.nan], [math.nan, 1.0], [1.0, math.inf], [1.0, 1.1]])
+@pytest.mark.parametrize("found", [[1.0, math.nan], [1.0, 1.0], [math.nan, 1.0], [1.0, math.inf]])
+def test_scores_that_are_no_numbers_do_not_pass_the_gate(expected, found):
+    says = "otherwise than the model in memory did" if all(map(math.isfinite, expected)) else "scores are no numbers"
+    with pytest.raises(GateError, match=says):
+        check_gate(expected, found, 1e-3, "what was saved")
+    check_gate([1.0, 2.0], [1.0, 2.0005], 1e-3, "what was saved")
+
+
 @pytest.mark.parametrize("method", ["lora", "ia3"])
 def test_an_adapters_head_is_published_as_it_was_trained(house, monkeypatch, method):
     """What is loaded from the registry scores as the model in memory did."""
@@ -373,6 +383,12 @@ def test_centering_is_refused_where_it_does_nothing(house):
         run(reward.train.train, RewardStageConfig, config)
 
 
+def test_smoothing_under_the_name_that_does_nothing_is_refused(house):
+    config = settings("refused-too", training={"label_smoothing_factor": 0.1})
+    with pytest.raises(ConfigError, match=r"set reward\.label_smoothing"):
+        run(reward.train.train, RewardStageConfig, config)
+
+
 @pytest.mark.parametrize("key", ["margin", "label_smoothing"])
 def test_keys_of_the_other_objective_are_refused(key):
     with pytest.raises(Exception, match=f"{key} is only for objective=pairs, found objective=regression"):
@@ -413,6 +429,20 @@ def test_the_preflight_says_what_is_usually_wrong(house):
     assert "training.learning_rate (1e-09) is too low or far too high" in line
     assert not Path("runs/frozen").exists()
     assert not Registry("registry").is_reference("frozen")
+
+
+def test_the_preflight_needs_a_pair_that_is_no_tie(house):
+    rows = [{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 1]}]
+    write("tied.jsonl", [*rows, {"prompt": "q", "chosen": "long " * 60, "rejected": "b"}])
+    config = settings("tied", data={"train": "tied.jsonl", "eval_share": 0, "max_bad_share": 0.9})
+    with pytest.raises(PreflightError, match="each pair that can be used is a tie"):
+        reward.overfit.overfit(validate(RewardStageConfig, config, "test"), 8)
+
+
+def test_batches_that_never_fill_are_a_mistake_in_the_config(house):
+    training = {"dataloader_drop_last": True, "per_device_train_batch_size": 64}
+    with pytest.raises(ConfigError, match=r"training\.dataloader_drop_last leaves no whole batch"):
+        run(reward.train.train, RewardStageConfig, settings("never", training=training))
 
 
 def test_pairs_that_contradict_an_earlier_one_are_passed_over():

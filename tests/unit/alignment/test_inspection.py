@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignment.config import DataConfig
-from alignment.data import prompt_group
+from alignment.data import Rating, prompt_group
 from alignment.duplicates import BAND, sketch
 from alignment.importers import PassedOver
 from alignment.inspection import Finding, Inspector, Report, SetAside, html_page, schema_validator, text_lines
@@ -400,3 +400,15 @@ def test_rows_that_hold_several_records_and_texts_are_split_whole(tmp_path):
 def test_prompts_without_answers_are_split_too(tmp_path):
     split = plan_split(write(tmp_path, [{"prompt": chr(97 + n) * 20} for n in range(20)]), 0.5, 0)
     assert split.counts["train"] + split.counts["test"] == 20
+
+
+def test_several_rated_answers_to_a_prompt_contradict_nothing():
+    inspector, tokenizer = Inspector(DataConfig(train="d.jsonl")), tiny.make_tokenizer()
+    prompt = ({"role": "user", "content": "When do you open?"},)
+    for number, text in enumerate(("At nine.", "At ten, mail ada@example.com", "At nine."), 1):
+        encoded = encode_conversation(tokenizer, [*prompt, {"role": "assistant", "content": text}])
+        inspector.look(Rating(prompt, text, float(number), place=f"d.jsonl:{number}"), encoded, encoded, held_out=False)
+    report = inspector.report(["d.jsonl"])
+    assert finding(report, "contradictions") is None
+    assert finding(report, "exact_duplicates").places == ["d.jsonl:3 and d.jsonl:1"]
+    assert report.personal_data == {"mail": 1}

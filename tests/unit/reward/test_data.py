@@ -191,6 +191,34 @@ def test_ratings_of_different_labelers_are_not_compared():
     assert (pair.first, pair.second, pair.votes) == ("a", "b", (Vote("first", None, "ann"),))
 
 
+def test_what_one_labeler_rated_weighs_as_one_ranking_whatever_others_rated():
+    sheets = {"ann": "abc", "bob": "cde", "cyd": "xy"}
+    rows = [Rating(PROMPT, text, ord(text), labeler) for labeler, texts in sheets.items() for text in texts]
+    pairs = rated_pairs(rows)
+    for labeler, texts in sheets.items():
+        own = [pair for pair in pairs if pair.votes[0].labeler == labeler]
+        assert {pair.size for pair in own} == {len(texts)}
+        assert sum(pair.weight for pair in own) == pytest.approx(1)
+
+
+def test_equal_answers_of_a_ranking_are_left_out_and_counted(tmp_path, tokenizer):
+    path = tmp_path / "ranks.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "completions": ["a", "b", "a"], "ranks": [1, 2, 3]}) + "\n")
+    config = DataConfig(train=str(path), eval_share=0.0, max_length=60)
+    records, _ = read(config)
+    (question,), left_out = encode(records.items, tokenizer, config, RewardSection())
+    assert left_out["identical"] == 1
+    assert [(pair.comparison.first, pair.comparison.second) for pair in question.pairs] == [("a", "b"), ("b", "a")]
+
+
+def test_a_held_out_share_may_hold_nothing_to_compare(tokenizer):
+    rows = [Rating(PROMPT, "a", 7.0, "ann")]
+    config = DataConfig(train="r.jsonl")
+    assert encode(rows, tokenizer, config, RewardSection(), required=False).questions == []
+    with pytest.raises(DataError, match=r"none of the 1 judgements.*objective=pairs finds nothing to learn from"):
+        encode(rows, tokenizer, config, RewardSection())
+
+
 @pytest.mark.parametrize(
     ("rows", "more", "settings", "says"),
     [

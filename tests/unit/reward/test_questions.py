@@ -131,7 +131,8 @@ def test_a_comparison_is_noted_by_its_longer_side_and_a_rating_by_itself(tokeniz
     noted = []
     rows = [Comparison(PROMPT, "a", "b c d e f", place="r:1"), Comparison(PROMPT, "word " * 80, "b", place="r:2")]
     config = DataConfig(train="r.jsonl", max_length=60)
-    given = [*rows, Rating(PROMPT, "good", 4.0, place="r:3"), Rating(PROMPT, "bad", 1.0, place="r:4")]
+    rated = [Rating(PROMPT, "good", 4.0, place="r:3"), Rating(PROMPT, "bad", 1.0, place="r:4")]
+    given = [*rows, *rated, Rating(PROMPT, "good", 5.0, "bob", place="r:5")]  # who rates the same answer is no copy
     encode(given, tokenizer, config, RewardSection(), note=lambda *row: noted.append(row))
     (first, encoded, kept), (second, too_long, left), third, fourth = noted
     assert [first, second] == rows
@@ -139,8 +140,7 @@ def test_a_comparison_is_noted_by_its_longer_side_and_a_rating_by_itself(tokeniz
     assert kept == encoded
     assert len(too_long.input_ids) > 60
     assert left is None
-    assert [row[0].place for row in (third, fourth)] == ["r:3", "r:4"]
-    assert third[0].messages[-1]["content"] == "good"
+    assert [third[0], fourth[0]] == rated
 
 
 # --- votes -----------------------------------------------------------------------------------------------------------
@@ -184,3 +184,15 @@ def test_ratings_are_scaled_so_that_they_can_be_brought_back(tokenizer):
     (scaled,) = standardised(questions, scale)
     assert [scale.mean + scale.std * value for value in scaled.ratings] == pytest.approx([2.0, 4.0, 8.0])
     assert scaled.rating_weights == (2.0, 1.0, 1.0)
+
+
+def test_a_prompt_of_many_answers_is_parted_and_their_encodings_are_not_kept_for_good(tokenizer, monkeypatch):
+    monkeypatch.setattr("reward.questions.KEPT", 50)
+    rows = [Comparison(PROMPT, f"a{number}", f"b{number}") for number in range(300)]
+    builder = QuestionBuilder(tokenizer, 200)
+    for row in rows:
+        builder.add(row)
+        assert len(builder._encoded) <= 51
+    questions = builder.questions(lambda row: weigh(row, 0.0, None))
+    assert [pair.comparison for question in questions for pair in question.pairs] == rows
+    assert {len(question.pairs) for question in questions} == {MAX_COMPLETIONS // 2}

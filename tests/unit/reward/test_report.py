@@ -126,6 +126,14 @@ def test_all_ties_are_an_error_and_still_a_report():
     assert any("ECE" in line for line in summary(report))
 
 
+def test_votes_that_are_equally_divided_are_still_a_report(tmp_path):
+    """None of the answers is the preferred one."""
+    report = report_of(pair_questions([("a", ["first", "second"], (3, 2))]), [[1.0, 0.0]])
+    assert (report["accuracy"]["value"], report["scores"]) == (0.5, {"n": 0})
+    save_report(tmp_path, "run", report)
+    assert "Agrees with 50.0%" in (tmp_path / "report.html").read_text()
+
+
 def test_the_registry_keeps_a_few_figures():
     kept = compact(report_of(*simulated(100, votes=2)))
     assert set(kept) == {

@@ -7,7 +7,7 @@ import tiny
 import torch
 from datasets import Dataset
 from torch.nn import functional as F
-from transformers import set_seed
+from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from alignment.data import Comparison
@@ -105,6 +105,27 @@ def their_step(folder, out, tokenizer, questions, margins, **changes):
     )
     trainer.train()
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", ["opt", "llama", "gpt2"])
+def test_no_kind_of_model_keeps_its_dropout(tmp_path, tokenizer, kind):
+    """Layers hold the rate as a module or as a number, which OPT's files have at 0.1."""
+    shape = {"opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.5}, "llama": {"attention_dropout": 0.5}}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": len(tokenizer)}
+    tokens = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    config = AutoConfig.for_model(kind, num_labels=1, **sizes, **tokens, **shape.get(kind, {}))
+    model = AutoModelForSequenceClassification.from_config(config).train()
+    ids = torch.arange(3, 23)[None]
+    assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+    trainer = QuestionTrainer(
+        model=model,
+        args=arguments(tmp_path, 8, 1),
+        settings=RewardSection(),
+        collate=QuestionCollator("padded", tokenizer.pad_token_id),
+        train=pairs(),
+        processing_class=tokenizer,
+    )
+    assert torch.equal(trainer.model(input_ids=ids).logits, trainer.model(input_ids=ids).logits)
 
 
 @pytest.fixture(scope="module")
