@@ -67,13 +67,20 @@ class Command:
 
 def rate(args: argparse.Namespace) -> int:
     """Rate in this terminal or serve the page; returns the exit status."""
+    from alignment.ratings import RatingsStore
+
+    if args.order == "uncertain":
+        with RatingsStore(args.db) as store:
+            if not store.has_uncertainty():
+                raise UserError(
+                    f"--order uncertain: no reward model has scored the items of {args.db} yet; "
+                    f"run scripts/rate.py order --db {args.db} --model REF"
+                )
     if args.web:
         from rating.web import serve
 
         serve(args.db, "0.0.0.0" if args.public else "127.0.0.1", args.port, args.public, args.order)  # noqa: S104
         return 0
-    from alignment.ratings import RatingsStore
-
     with RatingsStore(args.db, seed=args.seed) as store:
         store.progress(args.labeler)  # a bad name fails before the terminal is touched
         status = rate_here(store, args.labeler, args.order, args.plain, args.json)

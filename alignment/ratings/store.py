@@ -423,6 +423,10 @@ class RatingsStore(Register):
             )
             self._file.log(time.time(), "", None, "uncertainty", {"model": model, "items": len(uncertainty)})
 
+    def has_uncertainty(self) -> bool:
+        """Whether any item has one."""
+        return self._db.execute("SELECT 1 FROM item WHERE uncertainty IS NOT NULL LIMIT 1").fetchone() is not None
+
     def _finish(self, rating: int | None, answer: Mapping[str, Any], done_at: float) -> None:
         self._db.execute(
             "UPDATE rating SET choice = :choice, strength = :strength, ranks = :ranks, score = :score,"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from alignment.errors import UserError
 from alignment.ratings import RatingsStore
@@ -14,8 +15,10 @@ PAGE = "http://127.0.0.1:8765"  # where `rate.py --web` serves by default
 
 def invite(db: str, labelers: Sequence[str], url: str = PAGE) -> list[dict[str, str]]:
     """A personal link for each labeler, named once or twice; an earlier link of theirs ends."""
-    if not url.startswith(("http://", "https://")):
-        raise UserError(f"--url {url!a}: expected the page's address with http:// or https://, such as {PAGE}")
+    if not url.startswith(("http://", "https://")) or urlsplit(url).path not in ("", "/"):
+        raise UserError(
+            f"--url {url!a}: expected the page's address with http:// or https:// and no path, such as {PAGE}"
+        )
     with RatingsStore(db) as store, store.transaction():  # a bad name among them: nobody's old link ends
         return [
             {"labeler": name, "link": f"{url.rstrip('/')}/l/{store.invite(name)}"} for name in dict.fromkeys(labelers)
@@ -29,7 +32,8 @@ def settings(
     repeat_share: float | None = None,
     guideline: str | None = None,
 ) -> dict[str, Any]:
-    """Change what is given, together or not at all, and return how everything is set; `guideline` is a text file."""
+    """Change what is given, together or not at all, and return how everything is set, and the number of gold items,
+    without which calibration and controls are none; `guideline` is a text file."""
     changes = {"calibration": calibration, "gold_share": gold_share, "repeat_share": repeat_share}
     with RatingsStore(db) as store, store.transaction():
         for name, value in changes.items():
@@ -37,7 +41,8 @@ def settings(
                 setattr(store, name, value)
         if guideline is not None:
             store.guideline = _read(guideline)
-        return {name: getattr(store, name) for name in (*changes, "guideline")}
+        gold_items = sum(item.gold is not None for item in store.items())
+        return {name: getattr(store, name) for name in (*changes, "guideline")} | {"gold_items": gold_items}
 
 
 def _read(path: str) -> str:
