@@ -489,6 +489,7 @@ def test_settings_are_kept_and_shown(db: str, tmp_path: Path) -> None:
     given = ["--calibration", "3", "--repeat-share", "0.1", "--guideline", str(tmp_path / "guide.txt")]
     assert piped("", "settings", "--db", db, *given).returncode == 0
     wanted = {"calibration": 3, "gold_share": 0.05, "repeat_share": 0.1, "guideline": "Prefer the kind one.\n"}
+    wanted |= {"gold_items": 0}  # so that somebody sees that a calibration round has nothing to give yet
     assert json.loads(piped("", "settings", "--db", db, "--json").stdout) == wanted
     failed = piped("", "settings", "--db", db, "--calibration", "9", "--gold-share", "-1")
     assert failed.returncode == 2 and json.loads(piped("", "settings", "--db", db, "--json").stdout) == wanted
