@@ -460,7 +460,7 @@ def test_mistakes_are_one_line_and_exit_2(db: str, tmp_path: Path) -> None:
 
 def test_without_standard_input_it_says_so(db: str) -> None:
     command = f"exec {sys.executable} {SCRIPT} --db {db} --labeler ada <&-"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, timeout=30)
     assert done.returncode == 2 and done.stderr == "rate.py: standard input is closed, and answers are read from it\n"
 
 
