@@ -16,6 +16,7 @@ Commands for whoever organises the rating (rate.py COMMAND --help):
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shlex
@@ -298,6 +299,9 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and do what it says. Exit code 2 for a mistake in it or in the data."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? for what it does not have
     command = COMMANDS.get(argv[0]) if argv else None
     try:
         if command is None:

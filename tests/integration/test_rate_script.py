@@ -464,6 +464,16 @@ def test_without_standard_input_it_says_so(db: str) -> None:
     assert done.returncode == 2 and done.stderr == "rate.py: standard input is closed, and answers are read from it\n"
 
 
+def test_a_terminal_without_utf_8_shows_what_it_can(tmp_path: Path) -> None:
+    db = tmp_path / "accents.db"
+    with RatingsStore(db, create=True) as store:
+        store.add_item([{"role": "user", "content": "d\u00e9j\u00e0 vu"}], [{"text": "\u732b"}, {"text": "b"}])
+    command = [sys.executable, SCRIPT, "--db", db, "--labeler", "ada", "--plain"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, input="1\n", capture_output=True, text=True, env=environment, timeout=30)
+    assert done.returncode == 0 and "d?j? vu" in done.stdout, done.stderr
+
+
 def test_help_answers_at_once() -> None:
     code = "import rate, sys; sys.exit(sum(name in sys.modules for name in ('torch', 'textual', 'starlette')))"
     environment = os.environ | {"PYTHONPATH": f"{SCRIPT.parent}:{SCRIPT.parent.parent}"}
