@@ -111,7 +111,7 @@ def test_an_encoder_is_trained_published_and_loads_equal(house, kind, method):
     run(
         reward.train.train,
         RewardStageConfig,
-        settings(name, kind, method, learning_rate=3e-3 if method == "full" else 2e-2),
+        settings(name, kind, method, learning_rate=3e-3 if method == "full" else 5e-3),
     )
     version = Registry("registry").resolve(name)
     (batches,) = [
@@ -122,6 +122,7 @@ def test_an_encoder_is_trained_published_and_loads_equal(house, kind, method):
     assert batches["layout"] == "padded"
     assert batches["reason"]
     assert version.manifest.metrics["accuracy"]["value"] == 1.0  # they are easily told apart
+    assert version.manifest.metrics["log_loss"]["value"] < 0.4  # by more than rounding: 0.693 is a model that died
     scalar = load_scalar_model(str(version.path), trained=True).eval()
     theirs, info = AutoModelForSequenceClassification.from_pretrained(version.path, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
