@@ -2,64 +2,211 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from alignment.config import ConfigError, Count, NonNegative, Positive, RunConfig, Section, Seed
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+Estimator = Literal["gae", "rloo", "grpo", "reinforce++"]
+
+
 class ModelsConfig(Section):
-    """The models, each a registry reference, a local folder or a hub name."""
+    """The models, each a registry reference, a local folder or a hub name, and how they are held."""
 
     policy: str
     """The policy to improve: the SFT model."""
-    reward: str
-    """The reward model. It must speak the policy's tokenizer and chat template."""
-    reference: str | None = None
-    """What the KL is measured against; the policy as it starts by default."""
-    value: str | None = None
-    """What the value model starts from; the reward model by default."""
+    reward: str | None = None
+    """The reward model; None where `rewards.others` says it all. One with another tokenizer reads the text anew."""
     reward_ensemble: Literal["mean", "min"] | NonNegative | None = None
     """How the scores of an ensemble's members (`training.members` of `python -m reward`) become one: `mean`, the
     default; `min`; or a number k for the mean minus k standard deviations. Refused for a single reward model."""
+    held_out_reward: str | None = None
+    """A reward model that training never sees, to judge held-out answers and choose the best policy by."""
+    reference: str | None = None
+    """What the KL is measured against; the policy as it starts by default."""
+    mode: Literal["separate", "shared"] = "separate"
+    """`separate`: four models. `shared`: one frozen base with an adapter for each role (docs/ppo.md)."""
+    value: Literal["separate", "adapter", "trunk"] | None = None
+    """The critic: a model of its own (the default of `separate`), an adapter on frozen weights (of `shared`), or a head
+    on the policy's own states, which halves the training time."""
+    value_init: str | None = None
+    """The reward model that the critic starts from; `model.reward` by default."""
+    method: Literal["full", "lora", "dora", "rslora", "qlora"] | None = None
+    """What of the policy is trained (docs/methods.md). None: `full`; in `shared` mode `lora`."""
+    adapter: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the method's PEFT config class, as `model.adapter` of `python -m sft`."""
+    offload: bool = False
+    """Keep the reference and the reward model in the host's memory, and on the device only while they are used."""
     trust_remote_code: bool = False
 
 
+class RewardSource(Section):
+    """A reward beside the reward model's: a Python function or an HTTP service."""
+
+    function: str | None = None
+    """`module:function`, called as `function(prompts, responses, **columns) -> list[float]`."""
+    url: str | None = None
+    """Gets `{"prompts": [...], "responses": [...], **columns}` by POST, answers `{"scores": [...]}`."""
+    weight: float = 1.0
+    timeout: Positive | None = None
+    """Seconds that one request may take; 30 by default. Only with `url`."""
+    max_retries: Annotated[int, Field(ge=0)] | None = None
+    """Further tries of a request that failed, after 1, 2, 4, ... seconds; 3 by default. Only with `url`."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.function is None) == (self.url is None):
+            raise ValueError("a reward has either `function` or `url`")
+        if self.function is not None and not re.fullmatch(r"[\w.]+:\w+", self.function):
+            raise ValueError(f"function={self.function!r} is not of the form module:function")
+        for key in ("timeout", "max_retries"):
+            if self.function is not None and getattr(self, key) is not None:
+                raise ValueError(f"{key} is only for `url`; take it out")
+        return self
+
+
+class RewardsConfig(Section):
+    """What becomes the score of a response, before the KL."""
+
+    model_weight: float = 1.0
+    """Weight of the reward model's score in the sum."""
+    others: tuple[RewardSource, ...] = ()
+    """Functions and services, added by their weights."""
+    scaling: Literal["running", "reference"] | None = None
+    """`running`: divide by the standard deviation of all scores so far. `reference`: subtract the mean of the first
+    iteration's scores, which are those of the policy as it starts, and divide by their standard deviation."""
+    clip: Positive | None = None
+    """Scores are cut to +-clip, after scaling."""
+    missing_eos_score: float | None = -1.0
+    """Score of a response that does not end within `rollout.max_new_tokens`, in place of all others (as OpenAI's
+    lm-human-preferences does). Meant for scores around 0, as `python -m reward` publishes them; with a reward model
+    from elsewhere, set it below what its usual answers get."""
+    missing_eos_penalty: NonNegative | None = None
+    """Taken off the score of such a response instead of replacing it (as TRL does)."""
+    overlong_buffer: Annotated[int, Field(ge=0)] = 0
+    """The last so many of `rollout.max_new_tokens` cost the score, linearly up to `overlong_penalty` (DAPO)."""
+    overlong_penalty: NonNegative = 1.0
+
+    @model_validator(mode="after")
+    def _replaced_or_lowered(self) -> Self:
+        both = self.missing_eos_penalty is not None and self.missing_eos_score is not None
+        if both and "missing_eos_score" in self.model_fields_set:
+            raise ValueError("missing_eos_score replaces a score, missing_eos_penalty lowers it; keep one of them")
+        return self
+
+
 class RolloutConfig(Section):
-    """One collection of episodes: one response to each of `batch_size` prompts."""
+    """One collection of episodes."""
 
     batch_size: Count = 64
     """Episodes of one iteration, over all processes."""
+    num_generations: Count = 1
+    """Responses to each prompt; `rloo` and `grpo` compare them."""
     generation_batch_size: Count = 64
-    """Prompts that are sampled, and rows that are scored without gradients, at a time on each process."""
+    """Responses that are sampled at a time on each process."""
     max_new_tokens: Count = 64
     temperature: Positive = 1.0
     """Divides the logits when sampling and in every log-probability."""
-    missing_eos_score: float | None = -1.0
-    """Score of a response that does not end within `max_new_tokens`, in place of the reward model's (as OpenAI's
-    lm-human-preferences does). None keeps the reward model's. Meant for scores around 0, as
-    `python -m reward` publishes them; with a reward model from elsewhere, set it below what its usual answers get."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Filters; refused without `allow_filtered`: what is sampled is then not what the log-probabilities are of."""
+    allow_filtered: bool = False
+    importance_cap: Positive = 2.0
+    """Cap of the weight that corrects an engine whose log-probabilities differ from the trained policy's."""
+
+    @model_validator(mode="after")
+    def _unfiltered(self) -> Self:
+        if (self.top_k or self.top_p < 1) and not self.allow_filtered:
+            raise ValueError(
+                "top_k and top_p sample from another distribution than the one whose log-probabilities are trained: "
+                "the KL is then biased and can be negative; take them out, or set allow_filtered=true if you must"
+            )
+        return self
 
 
 class PPOConfig(Section):
     """The algorithm's numbers."""
 
+    advantage_estimator: Estimator = "gae"
+    """`rloo`, `grpo` and `reinforce++` need no critic, and none is loaded."""
     kl_coef: NonNegative = 0.05
-    """Reward lost per nat of log(policy / reference), at each token."""
+    """Reward (or loss, see `kl_in`) per nat of log(policy / reference), at each token."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    kl_estimator: Literal["k1", "k2", "k3"] | None = None
+    """`k1`, the only one in the reward. In the loss `k2`, the default there, or `k3`, which is biased."""
+    kl_target: Positive | None = None
+    """Adapt `kl_coef` so that the KL of a response is about so many nats (Ziegler et al. 2019, section 2.2)."""
+    kl_horizon: Positive = 10000.0
+    """Episodes over which the adaptation works."""
     gamma: Fraction = 1.0
     gae_lambda: Fraction = 0.95
+    value_gae_lambda: Fraction | None = None
+    """Lambda of the critic's returns; the actor's by default (VC-PPO, Yuan et al. 2025, advises 1)."""
     clip_range: Positive = 0.2
+    clip_range_high: Positive | None = None
+    """Upper side of the clip, where it is not the same (DAPO's clip-higher)."""
+    dual_clip: Annotated[float, Field(gt=1.0)] | None = None
+    """Bound of the loss of a token with a negative advantage, in advantages (Ye et al. 2020); 3 is usual."""
     value_clip_range: Positive = 0.2
     vf_coef: NonNegative = 0.1
+    entropy_coef: NonNegative = 0.0
     whiten_advantages: bool = True
     num_epochs: Count = 2
     """Passes over each rollout."""
     num_minibatches: Count = 1
     """Optimizer steps per pass."""
+    epoch_stop_kl: Positive | None = None
+    """Leave the rest of the passes out once the policy has moved so many nats a token within them."""
+    value_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """First iterations, in which the critic alone learns."""
+
+    @property
+    def has_critic(self) -> bool:
+        return self.advantage_estimator == "gae"
+
+    @model_validator(mode="after")
+    def _kl_that_converges(self) -> Self:
+        estimator = self.kl_estimator
+        if self.kl_in == "reward" and estimator not in (None, "k1"):
+            raise ValueError(
+                f"kl_estimator={estimator} in the reward converges to another policy than the KL's (its score-function "
+                "gradient is not the KL's gradient); use k1, or kl_in=loss"
+            )
+        if self.kl_in == "loss" and estimator == "k1":
+            raise ValueError("kl_estimator=k1 in the loss has an expected gradient of zero; use k2, or kl_in=reward")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_of_the_estimator(self) -> Self:
+        if not self.has_critic:
+            for key in ("value_gae_lambda", "value_warmup_steps"):
+                if getattr(self, key):
+                    raise ValueError(
+                        f"{key} is of the critic, and advantage_estimator={self.advantage_estimator} has none"
+                    )
+        if self.advantage_estimator in ("rloo", "grpo") and self.gamma != 1:
+            raise ValueError(
+                f"gamma is 1 with advantage_estimator={self.advantage_estimator}, which judges whole responses"
+            )
+        return self
+
+
+class PTXConfig(Section):
+    """Demonstrations or text mixed into the updates (InstructGPT's PPO-ptx)."""
+
+    train: str | None = None
+    """Rows as `python -m sft` reads them; None: no mixing."""
+    coef: NonNegative = 0.05
+    """Weight of their mean loss per token. InstructGPT used 27.8, at which DeepSpeed-Chat found training unstable."""
+    batch_size: Count = 8
+    """Rows for each optimizer step, over all processes."""
 
 
 class TrainingConfig(Section):
@@ -67,65 +214,95 @@ class TrainingConfig(Section):
 
     max_steps: Count = 100
     """Iterations: each one rollout and `num_epochs * num_minibatches` optimizer steps."""
-    learning_rate: Positive = 1e-6
+    learning_rate: Positive | None = None
+    """The policy's; 1e-6 by default, for an adapter 1e-5."""
     value_learning_rate: Positive | None = None
-    """Learning rate of the value model; five times the policy's by default."""
+    """Learning rate of the critic; five times the policy's by default."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Iterations of warm-up."""
-    per_device_train_batch_size: Count = 8
-    """Rows of one backward pass on each process."""
+    microbatch_tokens: Count = 2048
+    """Tokens of one backward pass on each process; of a pass without gradients four times as many."""
+    packing: bool | None = None
+    """Rows without padding, a prompt once for all its responses. None: where the model can."""
+    gradient_checkpointing: bool = False
     max_grad_norm: Positive = 1.0
-    """Of the policy's and the value model's gradient together."""
+    """Of the policy's and the critic's gradient together."""
     adam_epsilon: Positive = 1e-5
     weight_decay: NonNegative = 0.0
     bf16: bool = False
     seed: Seed = 42
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Evaluate and publish a moving average of the policy, by this decay at each optimizer step."""
     eval_steps: Annotated[int, Field(ge=0)] = 0
     """Iterations between two evaluations on held-out prompts; 0 evaluates only before the first and after the last."""
+    load_best_model_at_end: bool = True
+    """Publish the policy of the best evaluation, not the last."""
+    max_kl: Positive | None = None
+    """An evaluation whose KL from the reference is above so many nats a response is no candidate for the best."""
+    early_stopping_patience: Count | None = None
+    """Stop after so many evaluations in a row that are no better than the best one before."""
 
 
 class PPOStageConfig(RunConfig):
-    """Sections: name, model, data, rollout, ppo, training, registry, tracking."""
+    """Sections: name, model, data, rewards, rollout, ppo, ptx, training, registry, tracking."""
 
     model: ModelsConfig
+    rewards: RewardsConfig = RewardsConfig()
     rollout: RolloutConfig = RolloutConfig()
     ppo: PPOConfig = PPOConfig()
+    ptx: PTXConfig = PTXConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.model.reward is None and not self.rewards.others:
+            raise ValueError("nothing gives a reward; set model.reward, or rewards.others to a function or a service")
+        estimator, generations = self.ppo.advantage_estimator, self.rollout.num_generations
+        if estimator in ("rloo", "grpo") and generations < 2:
+            raise ValueError(
+                f"ppo.advantage_estimator={estimator} compares the responses to a prompt; set rollout.num_generations=4"
+            )
+        if self.rewards.overlong_buffer > self.rollout.max_new_tokens:
+            raise ValueError(
+                f"rewards.overlong_buffer={self.rewards.overlong_buffer} is more than "
+                f"rollout.max_new_tokens={self.rollout.max_new_tokens}"
+            )
+        return self
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Sizes on each process."""
+    """How the episodes of an iteration divide."""
 
     episodes: int
+    """On each process."""
+    prompts: int
+    """On each process."""
     minibatch: int
-    microbatch: int
-
-    @property
-    def accumulation(self) -> int:
-        return self.minibatch // self.microbatch
+    """Episodes of one optimizer step, over all processes."""
 
 
 def batch_plan(config: PPOStageConfig, world_size: int) -> BatchPlan:
-    """Divide one rollout over processes, minibatches and backward passes.
+    """Divide one rollout over processes, prompts and optimizer steps.
 
     Raises:
-        ConfigError: something does not divide; it names the keys and the nearest size that works.
+        ConfigError: something does not divide; it names the keys and the nearest sizes that work.
     """
-    total, count = config.rollout.batch_size, config.ppo.num_minibatches
-    step = world_size * count
+    total, generations, count = config.rollout.batch_size, config.rollout.num_generations, config.ppo.num_minibatches
+    # A prompt's responses stay on one process; each process has an equal part of every minibatch.
+    step = math.lcm(world_size * generations, world_size * count)
     if total % step:
+        lower, upper = total // step * step, (total // step + 1) * step
+        nearest = f"{lower} or {upper}" if lower else str(upper)
         raise ConfigError(
-            f"rollout.batch_size={total} does not divide into {world_size} processes x "
-            f"ppo.num_minibatches={count}; use {max(step, total // step * step)}"
+            f"rollout.batch_size={total} does not divide into {world_size} processes, "
+            f"rollout.num_generations={generations} and ppo.num_minibatches={count}; use {nearest}"
         )
-    minibatch = total // step
-    microbatch = min(config.training.per_device_train_batch_size, minibatch)
-    if minibatch % microbatch:
-        fits = max(size for size in range(1, microbatch + 1) if minibatch % size == 0)
+    if config.ptx.train and config.ptx.batch_size % world_size:
+        nearest = max(world_size, round(config.ptx.batch_size / world_size) * world_size)
         raise ConfigError(
-            f"training.per_device_train_batch_size={microbatch} does not divide the {minibatch} rows of a minibatch "
-            f"on each process; use {fits}"
+            f"ptx.batch_size={config.ptx.batch_size} does not divide into {world_size} processes; use {nearest}"
         )
-    return BatchPlan(episodes=total // world_size, minibatch=minibatch, microbatch=microbatch)
+    episodes = total // world_size
+    return BatchPlan(episodes=episodes, prompts=episodes // generations, minibatch=total // count)
