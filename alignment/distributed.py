@@ -160,7 +160,9 @@ class TrainingEngine:
     gradient of all.) Under ZeRO each pass is a collective, and all processes must make as many.
     """
 
-    def __init__(self, accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float):
+    def __init__(
+        self, accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
+    ) -> None:
         self.accelerator, self.module, self.max_norm = accelerator, module, max_norm
         self.deepspeed: Any = None
         if accelerator.state.deepspeed_plugin is not None:
