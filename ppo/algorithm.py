@@ -81,7 +81,15 @@ class PolicyLoss(NamedTuple):
 
 
 def policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_range: float, num_tokens: Tensor, clip_range_high=None, dual_clip=None, weights=None
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip_range: float,
+    num_tokens: Tensor,
+    clip_range_high=None,
+    dual_clip=None,
+    weights=None,
 ) -> PolicyLoss:
     """Clipped surrogate (Schulman et al. 2017, equation 7), summed over kept tokens / `num_tokens`.
 
