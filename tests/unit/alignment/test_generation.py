@@ -112,17 +112,17 @@ def alone():
     """A policy, prompts, seeds, and each prompt's response in a batch of its own."""
     policy = digits.llama(transformers.LlamaForCausalLM, 1)
     rows, seeds = [*ROWS, *ROWS], [stream_seed("sample", number) for number in range(2 * len(ROWS))]
-    each = [sample(policy, [row], how(tokens=9, eos=1), [seed])[0] for row, seed in zip(rows, seeds, strict=True)]
+    each = [sample(policy, [row], how(2.0, tokens=7, eos=4), [seed])[0] for row, seed in zip(rows, seeds, strict=True)]
     return policy, rows, seeds, each
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.permutations(range(len(ROWS) * 2)), st.integers(1, 16), st.integers(1, 17))
 def test_a_response_depends_on_its_prompt_and_seed_alone(order, share, batch_size):
     """Any part of the prompts, as a process has it, in any order and batch."""
     policy, rows, seeds, each = alone()
     order = order[:share]
-    sampling = how(tokens=9, eos=1, batch_size=batch_size)
+    sampling = how(2.0, tokens=7, eos=4, batch_size=batch_size)
     mixed = sample(policy, [rows[i] for i in order], sampling, [seeds[i] for i in order])
     assert mixed == [each[i] for i in order]
     assert each[: len(ROWS)] != each[len(ROWS) :]
