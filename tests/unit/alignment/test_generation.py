@@ -66,37 +66,28 @@ def check_inverse_cdf(policy, rows, seeds, responses, temperature):
             ids.append(token)
 
 
-def other_models():
-    """Architectures with what the cache or the positions may trip over."""
-    shape = {"vocab_size": 12, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    shape |= {"num_attention_heads": 4, "initializer_range": 0.3, "pad_token_id": 0, "eos_token_id": 1}
-    torch.manual_seed(5)
-    mamba = transformers.MambaConfig(
-        vocab_size=12, hidden_size=32, num_hidden_layers=2, state_size=4, initializer_range=0.3, pad_token_id=0
-    )
-    gemma = transformers.Gemma2Config(**shape, num_key_value_heads=2, head_dim=8, sliding_window=4)
-    gpt2 = transformers.GPT2Config(
-        vocab_size=12, n_positions=64, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3, eos_token_id=1
-    )
-    return {
-        "gpt2": transformers.GPT2LMHeadModel(gpt2),
-        "qwen2 with grouped queries": transformers.Qwen2ForCausalLM(
-            transformers.Qwen2Config(**shape, num_key_value_heads=2)
-        ),
-        "bloom, no position ids": transformers.BloomForCausalLM(
-            transformers.BloomConfig(vocab_size=12, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3)
-        ),
-        "gemma2, sliding window of 4": transformers.Gemma2ForCausalLM(gemma),
-        "mistral, sliding window of 3": transformers.MistralForCausalLM(
-            transformers.MistralConfig(**shape, num_key_value_heads=2, sliding_window=3)
-        ),
-        "mamba, by transformers": transformers.MambaForCausalLM(mamba),
-    }
+SHAPE = {"vocab_size": 12, "hidden_size": 32, "initializer_range": 0.3, "pad_token_id": 0, "eos_token_id": 1}
+LLAMA_SHAPE = SHAPE | {
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+ARCHITECTURES = {  # with what the cache or the positions may trip over
+    "gpt2": transformers.GPT2Config(**SHAPE, n_positions=64, n_layer=2, n_head=2),
+    "bloom, no position ids": transformers.BloomConfig(**SHAPE, n_layer=2, n_head=4),
+    "qwen2 with grouped queries": transformers.Qwen2Config(**LLAMA_SHAPE),
+    "mistral, sliding window of 3": transformers.MistralConfig(**LLAMA_SHAPE, sliding_window=3),
+    "gemma2, sliding window of 4 in each second layer": transformers.Gemma2Config(**LLAMA_SHAPE, sliding_window=4),
+    "mamba, by transformers": transformers.MambaConfig(**SHAPE, num_hidden_layers=2, state_size=4),
+}
 
 
-@pytest.mark.parametrize("name", other_models())
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_kind_of_cache_gives_what_the_whole_text_gives(name):
-    policy = other_models()[name].eval()
+    torch.manual_seed(5)
+    policy = transformers.AutoModelForCausalLM.from_config(ARCHITECTURES[name]).eval()
     assert (make_cache(policy, 9) is None) == ("by transformers" in name)
     seeds = range(100, 100 + len(ROWS))
     free = sample(policy, ROWS, how(temperature=0.7), seeds)
