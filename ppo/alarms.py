@@ -1,6 +1,151 @@
-class Alarms:
-    def __init__(self, c):
-        pass
+"""Alarms in words: what goes wrong in PPO, how it shows, and what helps."""
 
-    def check(self, *a):
-        return []
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ppo.config import PPOStageConfig
+
+NEGATIVE_KL = -0.1
+"""Nats per response: the mean of k1 over a batch scatters around a KL that is never negative."""
+IN_A_ROW = 3
+"""Iterations that a figure that scatters must be wrong for."""
+EXPLODED_KL = 50.0
+"""Nats per response. Gao et al. 2022 see the gold score fall long before, at 10 to 30."""
+OVER_TARGET = 5.0
+"""Times `ppo.kl_target`."""
+COLLAPSED_ENTROPY = 0.1
+"""Share of the entropy that the run began with."""
+TRUNCATED = 0.2
+UNEXPLAINED_FROM = 10
+"""Iterations that a critic has to begin to explain returns."""
+DRIFT = 0.5
+"""Change of the mean length, as a share of the length at the start."""
+FLAT = 0.02
+"""Rise of a score between evaluations that counts as one, as a share of its size, or of 1 where that is more."""
+
+
+class Alarms:
+    """Each speaks when what it watches begins, and again only after that has ended."""
+
+    def __init__(self, config: PPOStageConfig) -> None:
+        self._kl_target = config.ppo.kl_target
+        self._start: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+        self._raised: list[str] = []
+        self._best_proxy: list[float] | None = None
+
+    def check(self, step: int, stats: Mapping[str, float], evaluation: Mapping[str, float] | None = None) -> list[str]:
+        """What is to be said after an iteration.
+
+        Args:
+            stats: of the iteration, by their names in the journal.
+            evaluation: on held-out prompts, if there was one.
+        """
+        for name in ("policy/entropy", "rollout/length"):
+            self._start.setdefault(name, stats[name])
+        found = {
+            "negative KL": self._negative_kl(stats),
+            "exploding KL": self._exploding_kl(stats),
+            "entropy collapse": self._entropy(stats),
+            "truncation": self._truncation(stats),
+            "critic": self._critic(step, stats),
+            "length drift": self._length(stats),
+        }
+        if evaluation is not None:
+            found["over-optimisation"] = self._proxy(evaluation)
+        messages = []
+        for name, message in found.items():
+            if message is not None and name not in self._raised:
+                messages.append(f"iteration {step}: {name}: {message}")
+                self._raised.append(name)
+            elif message is None and name in self._raised:
+                self._raised.remove(name)
+        return messages
+
+    def _in_a_row(self, name: str, wrong: bool) -> bool:
+        self._counts[name] = self._counts.get(name, 0) + 1 if wrong else 0
+        return self._counts[name] >= IN_A_ROW
+
+    def _negative_kl(self, stats: Mapping[str, float]) -> str | None:
+        kl = stats["rollout/kl"]
+        if not self._in_a_row("negative KL", kl < NEGATIVE_KL):
+            return None
+        return (
+            f"{kl:.2f} nats a response, which no KL can be: the responses are not drawn from the policy that is "
+            "trained (filtered sampling, another temperature, a stale sampling engine); look at rollout.top_k, top_p and the "
+            "engine"
+        )
+
+    def _exploding_kl(self, stats: Mapping[str, float]) -> str | None:
+        kl = stats["rollout/kl"]
+        limit = EXPLODED_KL if self._kl_target is None else OVER_TARGET * self._kl_target
+        if kl <= limit:
+            return None
+        return (
+            f"{kl:.1f} nats a response from the reference (alarm at {limit:.0f}): the policy has left what the reward "
+            "model was trained on; raise ppo.kl_coef, set ppo.kl_target, or lower training.learning_rate"
+        )
+
+    def _entropy(self, stats: Mapping[str, float]) -> str | None:
+        entropy, start = stats["policy/entropy"], self._start["policy/entropy"]
+        if entropy >= COLLAPSED_ENTROPY * start:
+            return None
+        return (
+            f"{entropy:.3f} nats a token, {entropy / start:.0%} of the start's: the policy says one thing only and "
+            "learns no more; raise ppo.kl_coef or ppo.entropy_coef, or lower training.learning_rate"
+        )
+
+    def _truncation(self, stats: Mapping[str, float]) -> str | None:
+        cut = 1 - stats["rollout/ended"]
+        if cut <= TRUNCATED:
+            return None
+        return (
+            f"{cut:.0%} of the responses reach rollout.max_new_tokens without an end, and the reward model judges half "
+            "an answer; raise rollout.max_new_tokens, or rewards.overlong_buffer"
+        )
+
+    def _critic(self, step: int, stats: Mapping[str, float]) -> str | None:
+        explained = stats.get("value/explained_variance")
+        wrong = explained is not None and step > UNEXPLAINED_FROM and explained < 0
+        if not self._in_a_row("critic", wrong):
+            return None
+        return (
+            f"it explains {explained:.2f} of the returns' variance, less than their mean would: advantages are noise; "
+            "raise training.value_learning_rate, or set ppo.value_warmup_steps"
+        )
+
+    def _length(self, stats: Mapping[str, float]) -> str | None:
+        length, start = stats["rollout/length"], self._start["rollout/length"]
+        if abs(length - start) <= DRIFT * start:
+            return None
+        kind = "longer" if length > start else "shorter"
+        return (
+            f"responses of {length:.0f} tokens, {start:.0f} at the start: a reward model that likes {kind} answers is "
+            "being exploited, or the task calls for it; read samples.jsonl, and the reward model's report"
+        )
+
+    def _proxy(self, evaluation: Mapping[str, float]) -> str | None:
+        """The proxy rises from one evaluation to the next while the held-out model's score does not."""
+        if "eval/held_out_score" not in evaluation:
+            return None
+        now = [evaluation["eval/score"], evaluation["eval/held_out_score"]]
+        before, self._best_proxy = self._best_proxy, now
+        if before is None:
+            return None
+        rise, held_out = now[0] - before[0], now[1] - before[1]
+        if rise <= FLAT * max(1.0, abs(before[0])) or held_out > 0:
+            return None
+        return (
+            f"the reward rose by {rise:.2f} on held-out prompts and the held-out reward model's by {held_out:.2f}: the "
+            "policy learns what only its own reward model likes; stop here (training.early_stopping_patience), raise "
+            "ppo.kl_coef, or use an ensemble (model.reward_ensemble=min)"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"start": self._start, "counts": self._counts, "raised": self._raised, "last": self._best_proxy}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._start, self._counts = dict(state["start"]), dict(state["counts"])
+        self._raised, self._best_proxy = list(state["raised"]), state["last"]

@@ -1,34 +1,147 @@
-from typing import NamedTuple, Any
+"""Held-out answers of a policy in training as figures, and which policy of a run is the one to publish."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from alignment import distributed
+from alignment.config import ConfigError
+from alignment.intervals import win_rate
+from ppo.config import TrainingConfig
 
 
-class Judged(NamedTuple):
-    scores: Any
-    held_out_scores: Any
-    kl: Any
-    lengths: Any
-    ended: Any
-    texts: Any
+@dataclass(frozen=True)
+class Judged:
+    """One answer to each held-out prompt, in the prompts' order; the same on every process.
+
+    Args:
+        held_out_scores: by `model.held_out_reward`; None without one.
+        kl: from the reference, in nats per response.
+        lengths: in tokens, with EOS.
+    """
+
+    scores: list[float]
+    held_out_scores: list[float] | None
+    kl: list[float]
+    lengths: list[float]
+    ended: list[bool]
+    texts: list[str]
+
+    @property
+    def deciding_scores(self) -> list[float]:
+        """Those of the model that training never saw, if there is one."""
+        return self.scores if self.held_out_scores is None else self.held_out_scores
 
 
-def check_selection(*a, **k):
-    pass
+def figures(now: Judged, start: Judged | None, groups: Sequence[Hashable]) -> dict[str, float]:
+    """Means; and against the answers of the policy as it started the share that is better, ties one half, with a 95%
+    interval over prompts.
+
+    Args:
+        groups: the prompt of each answer.
+    """
+    found = {"score": fmean(now.scores)}
+    if now.held_out_scores is not None:
+        found["held_out_score"] = fmean(now.held_out_scores)
+    found |= {"kl": fmean(now.kl), "length": fmean(now.lengths), "ended": fmean(now.ended)}
+    if start is not None:
+        share = win_rate(now.deciding_scores, start.deciding_scores, groups)
+        found |= {"win_rate": share["value"], "win_rate_low": share["ci"][0], "win_rate_high": share["ci"][1]}
+    return found
 
 
-def figures(now, start, groups):
-    m = lambda x: sum(x) / len(x)
-    return {"score": m(now.scores), "kl": m(now.kl), "length": m(now.lengths), "ended": m(now.ended)}
+def check_selection(training: TrainingConfig, num_held_out: int) -> None:
+    """Refuse keys that choose among evaluations where there are none.
+
+    Raises:
+        ConfigError: names the key and what it needs.
+    """
+    patience = training.early_stopping_patience
+    if patience is not None and not training.eval_steps:
+        raise ConfigError("training.early_stopping_patience counts evaluations in between; set training.eval_steps")
+    if patience is not None and not training.load_best_model_at_end:
+        raise ConfigError(
+            "training.early_stopping_patience stops after the best policy, which is then published; take "
+            "training.load_best_model_at_end=false out"
+        )
+    if training.max_kl is not None and not training.load_best_model_at_end:
+        raise ConfigError(
+            "training.max_kl is for choosing the best policy; take training.load_best_model_at_end=false out"
+        )
+    if not num_held_out:
+        for key in ("early_stopping_patience", "max_kl", "eval_steps"):
+            if getattr(training, key):
+                raise ConfigError(f"training.{key} needs held-out prompts; set data.eval or data.eval_share")
 
 
 class BestPolicy:
-    step = None
-    figures = None
-    should_stop = False
+    """Keeps the policy of the best evaluation: the highest held-out score at a KL that is allowed.
 
-    def __init__(self, *a):
-        pass
+    The start is a candidate too: a run that made nothing better publishes what it began with, and says so.
+    """
 
-    def consider(self, *a):
-        return False
+    def __init__(self, training: TrainingConfig, run_dir: Path) -> None:
+        self._training, self._file = training, run_dir / "best" / "policy.safetensors"
+        self.step: int | None = None
+        self.figures: dict[str, float] | None = None
+        self._worse = 0
 
-    def weights(self):
-        return None
+    def consider(self, step: int, found: Mapping[str, float], weights: Callable[[], Mapping[str, Tensor]]) -> bool:
+        """Look at an evaluation; whether it is the best so far. The same on every process, since the figures are.
+
+        Args:
+            weights: what is trained of the policy, by name; asked for where the answer is yes.
+        """
+        if not self._training.load_best_model_at_end:
+            return False
+        if not self._better(found):
+            self._worse += 1
+            return False
+        self.step, self.figures, self._worse = step, dict(found), 0
+        self._save(weights())
+        return True
+
+    def _better(self, found: Mapping[str, float]) -> bool:
+        score, ceiling = _deciding(found), self._training.max_kl
+        if not math.isfinite(score) or (ceiling is not None and not found["kl"] <= ceiling):
+            return False
+        return self.figures is None or score > _deciding(self.figures)
+
+    def _save(self, weights: Mapping[str, Tensor]) -> None:
+        """By the main process, and whole or not at all: a run can be killed at any time."""
+        if not distributed.is_main_process():
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        part = self._file.with_suffix(".part")
+        save_file({name: weight.detach().cpu().clone() for name, weight in weights.items()}, part)
+        part.replace(self._file)
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether as many evaluations in a row as `training.early_stopping_patience` were no better."""
+        patience = self._training.early_stopping_patience
+        return patience is not None and self._worse >= patience
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """What was kept, on the main process, which publishes; None elsewhere, or where nothing was."""
+        if self.step is None or not distributed.is_main_process():
+            return None
+        return load_file(self._file)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "figures": self.figures, "worse": self._worse}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.step, self.figures, self._worse = state["step"], state["figures"], state["worse"]
+
+
+def _deciding(found: Mapping[str, float]) -> float:
+    return found.get("held_out_score", found["score"])

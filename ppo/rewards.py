@@ -1,11 +1,207 @@
-from typing import Any
+"""Rewards beside the reward model's: Python functions and HTTP services, and the weighted sum of all."""
 
-Source = Any
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import json
+import math
+import time
+import traceback
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from alignment.config import ConfigError
+from alignment.data import Prompt
+from alignment.errors import UserError
+from ppo.config import RewardsConfig, RewardSource
+
+TIMEOUT, MAX_RETRIES = 30.0, 3
+RETRIED = {408, 425, 429, 500, 502, 503, 504}
+"""Answers of a service that may be another one next time."""
 
 
-def load_sources(c):
-    return []
+class RewardError(UserError):
+    """A reward function or service that did not give a number for each response."""
 
 
-def weighted(parts, weights):
-    return sum(parts[k] * w for k, w in weights.items())
+class Source(Protocol):
+    """One of several rewards."""
+
+    name: str
+    weight: float
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        """A finite number for each response.
+
+        Raises:
+            RewardError: it did not give one.
+        """
+        ...
+
+
+def load_sources(config: RewardsConfig) -> list[Source]:
+    """The rewards that `rewards.others` names; functions are imported now, so that a mistake stops no training.
+
+    Raises:
+        ConfigError: a module or function that cannot be had.
+    """
+    found: list[Source] = []
+    for number, entry in enumerate(config.others):
+        key = f"rewards.others.{number}"
+        source = FunctionReward(entry, key) if entry.function is not None else HTTPReward(entry)
+        if any(source.name == other.name for other in found):
+            source.name = f"{source.name}-{number}"
+        found.append(source)
+    return found
+
+
+def weighted(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The sum of the parts by their weights: (B,) each -> (B,) float32."""
+    return torch.stack([weights[name] * part.float() for name, part in parts.items()]).sum(0)
+
+
+def prompt_of(prompt: Prompt) -> Any:
+    """A prompt as functions and services get it: the text of a single user message, else the list of messages."""
+    if len(prompt.messages) == 1 and prompt.messages[0]["role"] == "user":
+        return prompt.messages[0]["content"]
+    return [dict(message) for message in prompt.messages]
+
+
+def columns_of(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
+    """The other keys of the prompts' rows; None where a row does not have one."""
+    names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
+    return {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
+
+
+class FunctionReward:
+    """`function(prompts, responses, **columns) -> list[float]`, given the columns that it takes."""
+
+    def __init__(self, entry: RewardSource, key: str) -> None:
+        assert entry.function is not None
+        self.path, self.weight = entry.function, entry.weight
+        self.name = entry.function.rpartition(":")[2]
+        self._function = _find(entry.function, f"{key}.function")
+        parameters = inspect.signature(self._function).parameters.values()
+        self._takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters)
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        self._columns = [p.name for p in named if p.name not in ("prompts", "responses")]
+        self._required = [p.name for p in named if p.name in self._columns and p.default is p.empty]
+        if not self._takes_all and {"prompts", "responses"} - {p.name for p in named}:
+            raise ConfigError(
+                f"{key}.function={entry.function}: it is called as {self.name}(prompts=..., responses=..., **columns), "
+                f"and takes ({', '.join(p.name for p in named)})"
+            )
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        columns = columns_of(prompts)
+        if missing := [name for name in self._required if name not in columns]:
+            there = ", ".join(columns) or "none"
+            raise RewardError(
+                f"{self.path} takes a column '{missing[0]}', which the prompts do not have; there: {there}"
+            )
+        given = columns if self._takes_all else {name: columns[name] for name in self._columns if name in columns}
+        given = {name: column for name, column in given.items() if name not in ("prompts", "responses")}
+        try:
+            scores = self._function(prompts=[prompt_of(p) for p in prompts], responses=list(responses), **given)
+        except Exception as error:
+            # The last frame is where the user's code, or what it called, went wrong.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            message = (str(error).strip().splitlines() or [""])[0]
+            raise RewardError(
+                f"{self.path} raised {type(error).__name__}: {message} ({place.filename}:{place.lineno})"
+            ) from error
+        return checked(scores, len(responses), self.path)
+
+
+def _find(path: str, key: str) -> Callable[..., Any]:
+    module_name, _, name = path.partition(":")
+    try:
+        module: ModuleType = importlib.import_module(module_name)
+    except Exception as error:
+        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"{key}={path}: the module {module_name} cannot be imported ({message}); it is looked for in the current "
+            "folder and among the installed packages"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        callables = [each for each in vars(module) if callable(getattr(module, each)) and not each.startswith("_")]
+        near = difflib.get_close_matches(name, callables, 1) or callables[:1]
+        hint = f"; did you mean {module_name}:{near[0]}?" if near else ""
+        raise ConfigError(f"{key}={path}: {module_name} has no function {name}{hint}")
+    found: Callable[..., Any] = function
+    return found
+
+
+class HTTPReward:
+    """A service that is asked by POST for the scores of one process's responses at a time."""
+
+    def __init__(self, entry: RewardSource, sleep: Callable[[float], None] = time.sleep) -> None:
+        assert entry.url is not None
+        parts = urllib.parse.urlsplit(entry.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"rewards.others: url={entry.url!r} is no http:// or https:// address")
+        self.url, self.weight, self._sleep = entry.url, entry.weight, sleep
+        self.label = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
+        """The address without passwords and keys, for messages and the journal."""
+        self.name = parts.hostname
+        self.timeout = TIMEOUT if entry.timeout is None else entry.timeout
+        self.max_retries = MAX_RETRIES if entry.max_retries is None else entry.max_retries
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        body = {"prompts": [prompt_of(p) for p in prompts], "responses": list(responses), **columns_of(prompts)}
+        answer = self._ask(json.dumps(body, default=str).encode())
+        try:
+            scores = json.loads(answer)["scores"]
+        except (ValueError, KeyError, TypeError):
+            start = answer[:80].decode(errors="replace")
+            raise RewardError(f'{self.label} did not answer {{"scores": [...]}}, but {start!r}') from None
+        return checked(scores, len(responses), self.label)
+
+    def _ask(self, body: bytes) -> bytes:
+        """The body of the answer, after as many tries as it takes."""
+        started = time.monotonic()
+        for attempt in range(self.max_retries + 1):
+            request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"}, method="POST")
+            try:
+                with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                    return bytes(response.read())
+            except urllib.error.HTTPError as error:
+                reason, again = f"HTTP {error.code} {error.reason}", error.code in RETRIED
+            except (urllib.error.URLError, OSError, ValueError) as error:  # no connection, too late, cut off
+                reason, again = str(getattr(error, "reason", error)) or type(error).__name__, True
+            if not again or attempt == self.max_retries:
+                seconds = time.monotonic() - started
+                raise RewardError(
+                    f"{self.label}: {reason} ({attempt + 1} tries in {seconds:.0f} s); is the reward service up? "
+                    "timeout and max_retries say how long it is waited for"
+                )
+            self._sleep(2.0**attempt)
+        raise AssertionError
+
+
+def checked(scores: Any, count: int, where: str) -> list[float]:
+    """Scores as a list of numbers.
+
+    Raises:
+        RewardError: not one finite number for each response.
+    """
+    try:
+        found = [float(score) for score in scores]
+    except (TypeError, ValueError) as error:
+        raise RewardError(f"{where} must give a list of numbers, and gave {scores!r:.80} ({error})") from None
+    if len(found) != count:
+        raise RewardError(f"{where} gave {len(found)} scores for {count} responses; give one for each, in their order")
+    wrong = next((number for number, score in enumerate(found) if not math.isfinite(score)), None)
+    if wrong is not None:
+        raise RewardError(f"{where} gave {found[wrong]} for response {wrong}; give a finite number")
+    return found
