@@ -159,9 +159,9 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tenso
     probabilities = torch.softmax(_filtered(logits / sampling.temperature, sampling.top_k, sampling.top_p), dim=-1)
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]  # 1 but for rounding; NaN tells of logits that are no numbers
-    # Kept below the total, u finds a token for sure, and never one of probability 0 after the last possible one.
-    target = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    tokens = torch.searchsorted(cumulative, target, right=True)
+    # u is at most 1 - 2^-53, and u times a total near 1 is below the total also when rounded: a token is found, and
+    # never one of probability 0, as the sum must pass u at it.
+    tokens = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
     return torch.where(total.isfinite(), tokens, -1).squeeze(1)
 
 
