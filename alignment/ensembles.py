@@ -8,7 +8,6 @@ names. Such members are loaded onto one body, which holds all adapters and switc
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,8 +28,6 @@ from alignment.scalar_models import (
     read_score_bias,
 )
 
-SCORE = "score.json"
-"""Beside an adapter of its own: what its scores were shifted by."""
 Combine = Literal["mean", "min", "mean_minus_std"]
 
 

@@ -143,7 +143,7 @@ class Loop:
         stats = rollout_stats(rollout, rewards, targets)
         stats |= self.updater.update(self.step, rollout, targets)
         self.kl_controller.update(stats["rollout/kl"], config.rollout.batch_size)
-        stats["train/learning_rate"] = self.schedule.get_last_lr()[0]
+        stats["train/learning_rate"] = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
         self.step += 1
         stats |= {"time/rollout": sampled - started, "time/optimize": time.monotonic() - sampled}
@@ -267,8 +267,7 @@ def make_optimizer(models: Models, config: PPOStageConfig) -> torch.optim.AdamW:
     rate = training.learning_rate or (1e-6 if models.base is None else 1e-5)
     rates = {"policy": rate, "value": training.value_learning_rate or 5 * rate}
     groups = [
-        {"params": [p for _, p in models.trained.trained_parameters(of)], "lr": rates[of]}  # type: ignore[arg-type]
-        for of in ("policy", "value")
+        {"params": [p for _, p in models.trained.trained_parameters(of)], "lr": rates[of]} for of in ("policy", "value")
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, eps=training.adam_epsilon, weight_decay=training.weight_decay)

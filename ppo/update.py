@@ -190,7 +190,7 @@ class Updater:
             figures |= {0: policy.loss * num_tokens, 1: policy.ratio, 2: policy.approx_kl, 3: policy.clipped}
             if ppo.kl_in == "loss":
                 ref = batch.pick(rollout.ref_logprobs)
-                kl = kl_loss(outputs.logprobs, old, ref, mask, ppo.kl_estimator or "k2", num_tokens)
+                kl = kl_loss(outputs.logprobs, old, ref, mask, "k3" if ppo.kl_estimator == "k3" else "k2", num_tokens)
                 terms.append(targets.kl_coef * kl)
                 figures[4] = kl * num_tokens
             if outputs.entropy is not None:
