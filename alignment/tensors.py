@@ -115,10 +115,8 @@ def pad_rows(
     L is the longest row's length, rounded up to a multiple of `multiple_of`.
     """
     width = -(-max(map(len, rows)) // multiple_of) * multiple_of
-    ids = torch.full((len(rows), width), pad_token_id)
-    mask = torch.zeros((len(rows), width), dtype=torch.bool)
-    for number, row in enumerate(rows):
-        columns = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        ids[number, columns] = torch.tensor(row, dtype=torch.long)
-        mask[number, columns] = True
-    return ids, mask
+    gaps = [[pad_token_id] * (width - len(row)) for row in rows]
+    filled = [[*gap, *row] if side == "left" else [*row, *gap] for gap, row in zip(gaps, rows, strict=True)]
+    columns, lengths = torch.arange(width), torch.tensor([len(row) for row in rows])[:, None]
+    mask = columns >= width - lengths if side == "left" else columns < lengths
+    return torch.tensor(filled, dtype=torch.long), mask

@@ -74,8 +74,7 @@ class Alarms:
             return None
         return (
             f"{kl:.2f} nats a response, which no KL can be: the responses are not drawn from the policy that is "
-            "trained (filtered sampling, another temperature, a stale sampling engine); look at rollout.top_k, top_p and "
-            "the engine"
+            "trained (filtered sampling, another temperature, a stale engine); look at rollout.top_k and top_p"
         )
 
     def _exploding_kl(self, stats: Mapping[str, float]) -> str | None:

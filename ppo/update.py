@@ -45,7 +45,7 @@ def minibatches(total: int, count: int, start: int, stop: int, generator: torch.
     order = torch.rand(total // count, count, generator=generator).argsort(1)
     episodes = torch.arange(total).view(-1, count).gather(1, order)
     for column in range(count):
-        yield [int(episode) - start for episode in episodes[:, column] if start <= episode < stop]
+        yield [episode - start for episode in episodes[:, column].tolist() if start <= episode < stop]
 
 
 class Updater:
