@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from torch import tensor
 
 from alignment.tensors import whiten
-from ppo.algorithm import estimate_advantages, final_scores, policy_loss, shape_rewards, value_loss
+from ppo.algorithm import (
+    estimate_advantages,
+    final_scores,
+    group_advantages,
+    importance_weights,
+    kl_loss,
+    overlong_penalty,
+    policy_loss,
+    returns_to_go,
+    shape_rewards,
+    value_loss,
+)
 
 ONE = tensor([[True]])
 ALL = tensor([[True, True, True]])
@@ -77,6 +88,19 @@ def test_an_unfinished_response_gets_the_missing_eos_score_in_place_of_its_own()
     assert final_scores(scores, ended, None).tolist() == [5.0, -7.0, 2.0]
 
 
+def test_a_penalty_lowers_the_score_where_a_replacement_would_hide_it():
+    scores, ended = tensor([5.0, -7.0, 2.0]), tensor([True, False, False])
+    assert final_scores(scores, ended, -1.0, 3.0).tolist() == [5.0, -10.0, -1.0]
+
+
+def test_the_overlong_penalty_rises_through_the_buffer():
+    """DAPO's example: limit 100, buffer 20, length 90 costs a half."""
+    lengths = tensor([10, 80, 85, 90, 100])
+    close(overlong_penalty(lengths, 100, 20, 1.0), tensor([0.0, 0.0, -0.25, -0.5, -1.0]))
+    close(overlong_penalty(lengths, 100, 20, 3.0)[3], -1.5)
+    close(overlong_penalty(lengths, 100, 0, 1.0), torch.zeros(5))
+
+
 # --- advantages ----------------------------------------------------------------------------------------------------
 
 
@@ -120,6 +144,57 @@ def test_what_stands_in_the_padding_reaches_no_advantage(shape):
     )
     for a, b in zip(clean, dirty, strict=True):
         assert torch.equal(a, b)
+
+
+@given(episodes(), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+@settings(max_examples=50, deadline=None)
+def test_the_critic_may_have_a_lambda_of_its_own(shape, gamma, actors, critics):
+    """Advantages are those of the actor's lambda alone, returns those of the critic's alone."""
+    mask, (rewards, values) = batch_of(*shape, 2)
+    advantages, returns = estimate_advantages(rewards, values, mask, gamma, actors, critics)
+    close(advantages, estimate_advantages(rewards, values, mask, gamma, actors)[0], 1e-12)
+    close(returns, estimate_advantages(rewards, values, mask, gamma, critics)[1], 1e-12)
+
+
+@given(episodes(), st.floats(0, 1))
+@settings(max_examples=50, deadline=None)
+def test_returns_to_go_are_discounted_sums(shape, gamma):
+    mask, (rewards,) = batch_of(*shape, 1)
+    expected = torch.zeros_like(rewards)
+    for row, length in enumerate(shape[0]):
+        for t in range(length):
+            expected[row, t] = sum(gamma ** (k - t) * float(rewards[row, k]) for k in range(t, length))
+    close(returns_to_go(torch.where(mask, rewards, math.nan), mask, gamma), expected, 1e-9)
+
+
+def test_a_return_of_lambda_one_is_the_return_to_go():
+    _, returns = estimate_advantages(REWARDS, VALUES, ALL, 0.9, 1.0)
+    close(returns, returns_to_go(REWARDS, ALL, 0.9))
+
+
+def test_rloo_compares_with_the_others():
+    """[1, 0, .5, .5]: 1 is 2/3 above the mean of the others, 0 as much below."""
+    mask = tensor([[True, True], [True, False], [True, True], [True, True]])
+    rewards = tensor([[0.4, 0.6], [0.0, math.nan], [0.25, 0.25], [0.0, 0.5]])
+    advantages = group_advantages(rewards, mask, "rloo", 4)
+    close(advantages[:, 0], tensor([2 / 3, -2 / 3, 0.0, 0.0]))
+    close(advantages[:, 1], tensor([2 / 3, 0.0, 0.0, 0.0]))  # 0 where masked
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=6), st.integers(1, 3))
+@settings(max_examples=50, deadline=None)
+def test_group_advantages_written_out(totals, groups):
+    size = len(totals)
+    rewards = (
+        tensor(totals * groups, dtype=torch.float64)[:, None] + torch.arange(groups).repeat_interleave(size)[:, None]
+    )
+    mask = torch.ones_like(rewards, dtype=torch.bool)
+    others = [(sum(totals) - own) / (size - 1) for own in totals]
+    loo = [own - other for own, other in zip(totals, others, strict=True)]
+    close(group_advantages(rewards, mask, "rloo", size)[:, 0], tensor(loo * groups, dtype=torch.float64), 1e-9)
+    mean, std = np.mean(totals), np.std(totals, ddof=1)
+    grpo = [(own - mean) / (std + 1e-4) for own in totals]
+    close(group_advantages(rewards, mask, "grpo", size)[:, 0], tensor(grpo * groups, dtype=torch.float64), 1e-6)
 
 
 def test_whitening_has_the_biased_variance():
@@ -212,3 +287,103 @@ def test_losses_are_sums_over_tokens_written_out(shape, clip_range):
     close(result.approx_kl, kl, 1e-9)
     close(result.ratio, ratio_sum, 1e-9)
     close(value_loss(new, old, target, mask, clip_range, count).loss, value / sum(lengths), 1e-9)
+
+
+def test_dual_clip_bounds_what_a_bad_token_can_cost():
+    """Ye et al. 2020, c = 3: ratio 10, advantage -1 costs 3 and pulls no more; a good token is as it was."""
+    logprobs = tensor([[math.log(10.0), math.log(10.0)]], requires_grad=True)
+    both = tensor([[True, True]])
+    result = policy_loss(logprobs, torch.zeros(1, 2), tensor([[-1.0, 1.0]]), both, 0.2, 1.0, dual_clip=3.0)
+    close(result.loss, 3.0 - 1.2)
+    result.loss.backward()
+    assert logprobs.grad.tolist() == [[0.0, 0.0]]
+    low = policy_loss(tensor([[math.log(2.0)]]), tensor([[0.0]]), tensor([[-1.0]]), ONE, 0.2, 1.0, dual_clip=3.0)
+    close(low.loss, 2.0)
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(1.25, -1.25), (1.5, -1.3), (0.5, -0.5)])
+def test_the_upper_side_of_the_clip_can_be_another(ratio, expected):
+    logprobs = tensor([[math.log(ratio)]])
+    close(policy_loss(logprobs, tensor([[0.0]]), tensor([[1.0]]), ONE, 0.2, 1.0, clip_range_high=0.3).loss, expected)
+
+
+# --- expectations, by enumeration ----------------------------------------------------------------------------------
+
+
+LOGITS, OTHER, REFERENCE = (torch.randn(7, generator=torch.Generator().manual_seed(n)).double() for n in (1, 2, 3))
+
+
+def expected_gradient(loss, sampler):
+    """Of a token's loss, over tokens drawn from softmax(sampler): (7,) by the logits of the policy."""
+    logits = LOGITS.clone().requires_grad_()
+    logprobs = logits.log_softmax(0)
+    probabilities = sampler.softmax(0)
+    total = sum(p * loss(logprobs[token][None], token) for token, p in enumerate(probabilities))
+    return torch.autograd.grad(total, logits)[0]
+
+
+def kl_gradient(reverse=False):
+    logits = LOGITS.clone().requires_grad_()
+    logp, ref = logits.log_softmax(0), REFERENCE.log_softmax(0)
+    kl = (ref.exp() * (ref - logp)).sum() if reverse else (logp.exp() * (logp - ref)).sum()
+    return torch.autograd.grad(kl, logits)[0]
+
+
+@pytest.mark.parametrize("sampler", [LOGITS, OTHER], ids=["on-policy", "off-policy"])
+def test_k2_has_the_gradient_of_the_kl_and_k3_that_of_the_kl_the_other_way_round(sampler):
+    old, ref, kept = sampler.log_softmax(0), REFERENCE.log_softmax(0), tensor([True])
+    found = {
+        kind: expected_gradient(lambda lp, t, k=kind: kl_loss(lp, old[t][None], ref[t][None], kept, k, 1.0), sampler)
+        for kind in ("k2", "k3")
+    }
+    close(found["k2"], kl_gradient(), 1e-9)
+    close(found["k3"], kl_gradient(reverse=True), 1e-9)
+    assert (found["k3"] - kl_gradient()).abs().max() > 0.05
+
+
+def test_k1_in_the_loss_would_have_no_gradient_at_all():
+    ref = REFERENCE.log_softmax(0)
+    close(expected_gradient(lambda lp, t: lp[0] - ref[t], LOGITS), torch.zeros(7), 1e-12)
+
+
+def test_values_of_the_estimators():
+    """logp -1, reference -1.2: k2 .02, k3 .0187308."""
+    at = (tensor([-1.0]), tensor([-1.0]), tensor([-1.2]), tensor([True]))
+    close(kl_loss(*at, "k2", 1.0), 0.02)
+    close(kl_loss(*at, "k3", 1.0), 0.0187308)
+
+
+def test_the_policy_gradient_at_ratio_one():
+    """d E[A] / d logits = sum over tokens of p A (1 - p) ...: autograd of the expectation itself."""
+    advantages = torch.randn(7, generator=torch.Generator().manual_seed(9)).double()
+    old = LOGITS.log_softmax(0)
+    found = expected_gradient(
+        lambda lp, t: policy_loss(lp, old[t][None], advantages[t][None], tensor([True]), 0.2, 1.0).loss, LOGITS
+    )
+    logits = LOGITS.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(-(logits.softmax(0) * advantages).sum(), logits)
+    close(found, wanted, 1e-9)
+
+
+@pytest.mark.parametrize(("cap", "unbiased"), [(1e6, True), (1.1, False)])
+def test_importance_weights_undo_the_other_sampler(cap, unbiased):
+    """Uncapped, the expected gradient over another model's tokens is the policy's own."""
+    advantages = torch.randn(7, generator=torch.Generator().manual_seed(9)).double()
+    old, other = LOGITS.log_softmax(0), OTHER.log_softmax(0)
+
+    def loss(logprobs, token):
+        weights = importance_weights(old[token][None], other[token][None], tensor([True]), cap)
+        arguments = (logprobs, old[token][None], advantages[token][None], tensor([True]), 0.2, 1.0)
+        return policy_loss(*arguments, weights=weights).loss
+
+    found = expected_gradient(loss, OTHER)
+    logits = LOGITS.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(-(logits.softmax(0) * advantages).sum(), logits)
+    assert ((found - wanted).abs().max() < 1e-9) == unbiased
+
+
+def test_importance_weights_by_hand():
+    weights = importance_weights(
+        tensor([-1.0, -1.0, -1.0]), tensor([-2.0, -1.5, math.nan]), tensor([True, True, False]), 2.0
+    )
+    close(weights, tensor([2.0, math.exp(0.5), 1.0]))

@@ -1,4 +1,4 @@
-"""Batch sizes divide as the plan says, or the message gives a size that does."""
+"""What the config refuses, with which words; and batch sizes divide as the plan says, or the message says which do."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment.config import ConfigError
+from alignment.config import ConfigError, validate
 from ppo.config import PPOStageConfig, batch_plan
-from ppo.train import plan
 
 VALUES = {
     "name": "tiny",
@@ -20,75 +19,107 @@ VALUES = {
 }
 
 
-def config_of(batch_size, num_minibatches, per_device):
-    return PPOStageConfig.model_validate(
-        VALUES
-        | {
-            "rollout": {"batch_size": batch_size},
-            "ppo": {"num_minibatches": num_minibatches},
-            "training": {"per_device_train_batch_size": per_device},
-        }
+def build(**sections):
+    return validate(PPOStageConfig, VALUES | sections, "tiny.yaml")
+
+
+def config_of(batch_size, num_minibatches, num_generations):
+    return build(
+        rollout={"batch_size": batch_size, "num_generations": num_generations}, ppo={"num_minibatches": num_minibatches}
     )
 
 
-SIZES = (st.integers(1, 96), st.integers(1, 6), st.integers(1, 20), st.integers(1, 5))
+SIZES = (st.integers(1, 96), st.integers(1, 6), st.integers(1, 5), st.integers(1, 5))
 
 
 @given(*SIZES)
 @settings(max_examples=200, deadline=None)
-def test_a_plan_multiplies_back_to_the_rollout(batch_size, num_minibatches, per_device, world_size):
+def test_a_plan_multiplies_back_to_the_rollout(batch_size, num_minibatches, num_generations, world_size):
+    config = config_of(batch_size, num_minibatches, num_generations)
     try:
-        sizes = batch_plan(config_of(batch_size, num_minibatches, per_device), world_size)
+        sizes = batch_plan(config, world_size)
     except ConfigError:
-        step = world_size * num_minibatches
-        assert batch_size % step or (batch_size // step) % min(per_device, batch_size // step)
+        assert batch_size % (world_size * num_minibatches) or batch_size % (world_size * num_generations)
         return
-    assert sizes.microbatch <= per_device
-    assert sizes.microbatch * sizes.accumulation == sizes.minibatch
-    assert sizes.minibatch * num_minibatches == sizes.episodes
-    assert sizes.episodes * world_size == batch_size
+    assert sizes.prompts * num_generations == sizes.episodes
+    assert sizes.minibatch * num_minibatches == batch_size == sizes.episodes * world_size
+    assert sizes.minibatch % world_size == 0  # each process has an equal part of each
 
 
 @given(*SIZES)
 @settings(max_examples=200, deadline=None)
-def test_following_the_message_leads_to_a_plan(batch_size, num_minibatches, per_device, world_size):
-    for _ in range(2):  # the rollout may not divide, and then the microbatch may not
-        try:
-            batch_plan(config_of(batch_size, num_minibatches, per_device), world_size)
-            return
-        except ConfigError as error:
-            key, size = re.match(r".*?(\w+)=\d+ does not divide.* use (\d+)$", str(error)).groups()
-        if key == "batch_size":
-            batch_size = int(size)
-        else:
-            assert key == "per_device_train_batch_size"
-            per_device = int(size)
-    batch_plan(config_of(batch_size, num_minibatches, per_device), world_size)
+def test_every_size_that_the_message_names_divides(batch_size, num_minibatches, num_generations, world_size):
+    message = None
+    try:
+        batch_plan(config_of(batch_size, num_minibatches, num_generations), world_size)
+    except ConfigError as error:
+        message = str(error)
+    if message is None:
+        return
+    sizes = [int(size) for size in re.search(r"; use (.*)$", message).group(1).split(" or ")]
+    assert f"rollout.batch_size={batch_size}" in message
+    for size in sizes:
+        batch_plan(config_of(size, num_minibatches, num_generations), world_size)
+    assert sizes[-1] > batch_size
+    assert len(sizes) == 1 or sizes[0] < batch_size
 
 
-def test_fewer_rows_than_a_microbatch_are_one_microbatch():
-    sizes = batch_plan(config_of(12, 2, 8), 2)
-    assert (sizes.episodes, sizes.minibatch, sizes.microbatch, sizes.accumulation) == (6, 3, 3, 1)
+def test_demonstrations_divide_over_processes():
+    config = build(ptx={"train": "x.jsonl", "batch_size": 7})
+    with pytest.raises(ConfigError, match=r"ptx\.batch_size=7 does not divide into 2 processes; use 8"):
+        batch_plan(config, 2)
+    batch_plan(config, 1)
 
 
 @pytest.mark.parametrize(
-    ("section", "values"),
+    ("sections", "message"),
     [
-        ("rollout", {"temperature": 0}),
-        ("rollout", {"top_k": 50}),
-        ("ppo", {"gamma": 1.01}),
-        ("ppo", {"kl_coef": -0.1}),
-        ("ppo", {"clip_range": 0}),
-        ("training", {"max_steps": 0}),
-        ("training", {"lr_scheduler_type": "linaer"}),
+        ({"rollout": {"temperature": 0}}, "rollout.temperature"),
+        ({"rollout": {"top_k": 50}}, "take them out, or set allow_filtered=true"),
+        ({"rollout": {"top_p": 0.9}}, "the KL is then biased and can be negative"),
+        ({"ppo": {"gamma": 1.01}}, "ppo.gamma"),
+        ({"ppo": {"kl_coef": -0.1}}, "ppo.kl_coef"),
+        ({"ppo": {"kl_estimator": "k3"}}, "k3 in the reward converges to another policy"),
+        ({"ppo": {"kl_estimator": "k2"}}, "k2 in the reward converges to another policy"),
+        ({"ppo": {"kl_in": "loss", "kl_estimator": "k1"}}, "k1 in the loss has an expected gradient of zero"),
+        ({"ppo": {"dual_clip": 0.5}}, "ppo.dual_clip"),
+        ({"ppo": {"advantage_estimator": "rloo"}}, "set rollout.num_generations=4"),
+        (
+            {"ppo": {"advantage_estimator": "reinforce++", "value_warmup_steps": 2}},
+            "value_warmup_steps is of the critic",
+        ),
+        (
+            {"ppo": {"advantage_estimator": "grpo", "gamma": 0.9}, "rollout": {"num_generations": 2}},
+            "gamma is 1 with advantage_estimator=grpo",
+        ),
+        ({"training": {"max_steps": 0}}, "training.max_steps"),
+        ({"training": {"lr_scheduler_type": "linaer"}}, "training.lr_scheduler_type"),
+        ({"training": {"per_device_train_batch_size": 8}}, "unknown key 'training.per_device_train_batch_size'"),
+        ({"rewards": {"missing_eos_score": -1, "missing_eos_penalty": 1}}, "keep one of them"),
+        ({"rewards": {"overlong_buffer": 65}}, "rewards.overlong_buffer=65 is more than rollout.max_new_tokens=64"),
+        ({"model": {"policy": "p"}}, "nothing gives a reward"),
+        ({"rewards": {"others": [{"weight": 2}]}}, "either `function` or `url`"),
+        ({"rewards": {"others": [{"function": "a:b", "url": "http://x"}]}}, "either `function` or `url`"),
+        ({"rewards": {"others": [{"function": "a.b"}]}}, "module:function"),
+        ({"rewards": {"others": [{"function": "a:b", "timeout": 1}]}}, "timeout is only for `url`"),
     ],
 )
-def test_values_that_make_no_sense_are_refused(section, values):
-    with pytest.raises(ValueError, match=next(iter(values))):
-        PPOStageConfig.model_validate(VALUES | {section: values})
+def test_values_that_make_no_sense_are_refused(sections, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        build(**sections)
 
 
-def test_long_prompts_are_cut_and_nothing_else():
-    config = PPOStageConfig.model_validate(VALUES | {"data": {"train": "none", "too_long": "drop"}})
-    with pytest.raises(ConfigError, match=r"data\.too_long=drop: .* leave it at trim_prompt"):
-        plan(config, 1)
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"rollout": {"top_k": 50, "allow_filtered": True}},
+        {"ppo": {"kl_in": "loss"}},
+        {"ppo": {"kl_in": "loss", "kl_estimator": "k3"}},
+        {"ppo": {"advantage_estimator": "rloo"}, "rollout": {"num_generations": 2}},
+        {"ppo": {"advantage_estimator": "reinforce++", "gamma": 0.9}},
+        {"rewards": {"missing_eos_penalty": 1}},
+        {"rewards": {"others": [{"function": "a:b"}]}, "model": {"policy": "p"}},
+    ],
+)
+def test_what_makes_sense_is_taken(sections):
+    build(**sections)

@@ -1,0 +1,94 @@
+"""The KL coefficient and the scale of the rewards, against numbers by hand and against numpy over all scores."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppo.controllers import KLController, RewardScaler
+
+SCORES = st.lists(st.lists(st.floats(-50, 50), min_size=1, max_size=6), min_size=1, max_size=5)
+
+
+@pytest.mark.parametrize(("kl", "expected"), [(12.0, 0.201024), (3.0, 0.198976), (6.6, 0.200512), (6.0, 0.2)])
+def test_the_coefficient_follows_the_error_of_the_kl(kl, expected):
+    controller = KLController(0.2, 6.0, 10000.0)
+    controller.update(kl, 256)
+    assert controller.value == pytest.approx(expected, abs=1e-9)
+
+
+def test_without_a_target_the_coefficient_stays():
+    controller = KLController(0.2, None, 10000.0)
+    controller.update(50.0, 256)
+    assert controller.value == 0.2
+
+
+def test_a_controller_comes_back_from_its_state():
+    one, other = KLController(0.2, 6.0, 100.0), KLController(0.5, 6.0, 100.0)
+    one.update(9.0, 10)
+    other.load_state_dict(one.state_dict())
+    for controller in (one, other):
+        controller.update(2.0, 10)
+    assert one.value == other.value != 0.2
+
+
+def tensors(batches):
+    return [torch.tensor(batch, dtype=torch.float64) for batch in batches]
+
+
+@given(SCORES)
+@settings(max_examples=100, deadline=None)
+def test_the_running_scale_is_the_deviation_of_all_scores_so_far(batches):
+    scaler, seen = RewardScaler("running", None), []
+    for batch in tensors(batches):
+        seen += batch.tolist()
+        std = np.std(seen)
+        expected = batch / std if len(seen) > 1 and std > 1e-6 else None
+        found = scaler(batch)
+        if expected is not None:
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert torch.isfinite(found).all()
+
+
+def test_the_reference_scale_is_that_of_the_first_scores():
+    scaler = RewardScaler("reference", None)
+    torch.testing.assert_close(scaler(torch.tensor([1.0, 3.0])), torch.tensor([-1.0, 1.0]))
+    torch.testing.assert_close(scaler(torch.tensor([5.0, 2.0])), torch.tensor([3.0, 0.0]))
+
+
+@pytest.mark.parametrize("mode", ["running", "reference", None])
+def test_scores_without_a_spread_stay_as_they_are(mode):
+    scaler = RewardScaler(mode, None)
+    assert scaler(torch.tensor([2.5])).tolist() == [2.5]
+    assert scaler(torch.tensor([2.5])).tolist() == [2.5]
+
+
+def test_the_clip_comes_after_the_scale():
+    scaler = RewardScaler("reference", 0.5)
+    assert scaler(torch.tensor([1.0, 3.0])).tolist() == [-0.5, 0.5]
+    assert RewardScaler(None, 1.0)(torch.tensor([-3.0, 0.25])).tolist() == [-1.0, 0.25]
+
+
+@given(SCORES, st.sampled_from(["running", "reference"]))
+@settings(max_examples=50, deadline=None)
+def test_two_processes_scale_as_one(batches, mode):
+    """Each has half of the scores; the sums that it asks for are those of both."""
+    doubled = [batch * 2 for batch in batches]
+    whole, half = RewardScaler(mode, None), RewardScaler(mode, None)
+    for batch, both in zip(tensors(batches), tensors(doubled), strict=True):
+        found = half(batch, lambda x: 2 * x)
+        torch.testing.assert_close(found, whole(both)[: len(batch)], rtol=1e-6, atol=1e-9)
+
+
+def test_a_scaler_comes_back_from_its_state():
+    one, other = RewardScaler("running", None), RewardScaler("running", None)
+    one(torch.tensor([1.0, 4.0]))
+    other.load_state_dict(one.state_dict())
+    batch = torch.tensor([2.0, 9.0])
+    assert torch.equal(one(batch), other(batch))
+    assert math.isclose(one.mean, 4.0)

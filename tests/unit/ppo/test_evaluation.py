@@ -1,0 +1,120 @@
+"""Figures by hand; and which policy of a course of evaluations is kept."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alignment.config import ConfigError
+from ppo.config import TrainingConfig
+from ppo.evaluation import BestPolicy, Judged, check_selection, figures
+
+
+def judged(scores, held_out=None):
+    count = len(scores)
+    return Judged(scores, held_out, [2.0] * count, [3, 5][:count], [True, False][:count], [""] * count)
+
+
+def test_figures_are_means_and_a_share_of_prompts():
+    now, start = judged([1.0, 3.0], [0.0, 1.0]), judged([2.0, 2.0], [1.0, 1.0])
+    found = figures(now, start, ["a", "b"])
+    assert {name: found[name] for name in ("score", "held_out_score", "kl", "length", "ended")} == {
+        "score": 2.0,
+        "held_out_score": 0.5,
+        "kl": 2.0,
+        "length": 4.0,
+        "ended": 0.5,
+    }
+    assert found["win_rate"] == 0.25  # by the held-out model: one lost, one tie
+    assert found["win_rate_low"] <= 0.25 <= found["win_rate_high"]
+    assert figures(judged([1.0, 3.0]), judged([2.0, 2.0]), ["a", "b"])["win_rate"] == 0.5
+    assert "win_rate" not in figures(now, None, ["a", "b"])
+
+
+def course(tmp_path, evaluations, **training):
+    """Steps at which a policy was kept; the keeper."""
+    best, kept = BestPolicy(TrainingConfig(**training), tmp_path), []
+    for step, found in enumerate(evaluations):
+        if best.consider(step, found, lambda step=step: {"w": torch.tensor([float(step)])}):
+            kept.append(step)
+    return kept, best
+
+
+def evaluation(score, kl=1.0, **more):
+    return {"score": score, "kl": kl, **more}
+
+
+def test_the_highest_score_is_kept_and_the_first_of_equals(tmp_path):
+    kept, best = course(tmp_path, [evaluation(x) for x in (0.0, 2.0, 1.0, 2.0, math.nan)])
+    assert kept == [0, 1]
+    assert best.step == 1
+    assert best.weights()["w"].tolist() == [1.0]
+
+
+def test_the_held_out_model_decides_where_there_is_one(tmp_path):
+    pairs = [(0.0, 0.5), (3.0, 0.9), (5.0, 0.2)]
+    kept, best = course(tmp_path, [evaluation(score, held_out_score=held) for score, held in pairs])
+    assert (kept, best.step) == ([0, 1], 1)
+
+
+def test_beyond_the_ceiling_of_the_kl_nothing_is_kept(tmp_path):
+    kept, _ = course(
+        tmp_path, [evaluation(0, 0.0), evaluation(1, 5.0), evaluation(0.5, 2.0), evaluation(2, math.nan)], max_kl=4.0
+    )
+    assert kept == [0, 2]
+
+
+def test_patience_counts_evaluations_in_a_row(tmp_path):
+    scores = [0, 1, 0.5, 2, 1.9]
+    _, best = course(tmp_path, [evaluation(x) for x in scores], early_stopping_patience=2)
+    assert not best.should_stop
+    _, best = course(tmp_path, [evaluation(x) for x in [*scores, 1.8]], early_stopping_patience=2)
+    assert best.should_stop
+
+
+def test_the_last_is_published_where_the_best_is_not_asked_for(tmp_path):
+    kept, best = course(tmp_path, [evaluation(1), evaluation(2)], load_best_model_at_end=False)
+    assert (kept, best.weights(), best.should_stop) == ([], None, False)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=12))
+@settings(max_examples=50, deadline=None)
+def test_what_is_kept_is_the_maximum(tmp_path_factory, scores):
+    kept, best = course(tmp_path_factory.mktemp("best"), [evaluation(x) for x in scores])
+    assert best.figures["score"] == max(scores)
+    assert best.step == scores.index(max(scores))
+    assert kept[-1] == best.step
+
+
+def test_a_keeper_comes_back_from_its_state(tmp_path):
+    training = {"early_stopping_patience": 2}
+    _, best = course(tmp_path, [evaluation(x) for x in (0, 3, 1)], **training)
+    again = BestPolicy(TrainingConfig(**training), tmp_path)
+    again.load_state_dict(best.state_dict())
+    assert not again.consider(3, evaluation(2), dict)
+    assert again.should_stop
+    assert again.weights()["w"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("training", "held_out", "message"),
+    [
+        ({"early_stopping_patience": 2}, 5, "set training.eval_steps"),
+        ({"early_stopping_patience": 2, "eval_steps": 1, "load_best_model_at_end": False}, 5, "load_best_model_at_end"),
+        ({"max_kl": 2, "load_best_model_at_end": False}, 5, "load_best_model_at_end"),
+        ({"eval_steps": 1}, 0, "training.eval_steps needs held-out prompts"),
+        ({"max_kl": 2}, 0, "training.max_kl needs held-out prompts"),
+    ],
+)
+def test_choosing_needs_evaluations(training, held_out, message):
+    with pytest.raises(ConfigError, match=message):
+        check_selection(TrainingConfig(**training), held_out)
+
+
+def test_nothing_held_out_and_nothing_asked_is_fine():
+    check_selection(TrainingConfig(), 0)
+    check_selection(TrainingConfig(eval_steps=2, early_stopping_patience=1, max_kl=3.0), 4)

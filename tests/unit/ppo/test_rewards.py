@@ -1,0 +1,193 @@
+"""Reward functions, and a real service on this machine that answers late, wrongly, or not at all."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import re
+import threading
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from alignment.config import ConfigError
+from alignment.data import Prompt
+from ppo.config import RewardsConfig, RewardSource
+from ppo.rewards import HTTPReward, RewardError, load_sources, weighted
+
+HERE = "tests.unit.ppo.reward_functions"
+TURN = {"role": "user", "content": "one?"}
+CHAT = ({"role": "system", "content": "Be kind."}, TURN)
+PROMPTS = [Prompt((TURN,), {"answer": "yes", "id": 7}), Prompt(CHAT, {"answer": "no"})]
+RESPONSES = ["yes", "never"]
+
+
+def load(*entries):
+    return load_sources(RewardsConfig(others=entries))
+
+
+def function(name, **more):
+    return load({"function": f"{HERE}:{name}", **more})[0]
+
+
+def test_a_function_gets_prompts_responses_and_the_columns_that_it_takes():
+    from tests.unit.ppo import reward_functions
+
+    assert function("length").score(PROMPTS, RESPONSES) == [3.0, 5.0]
+    prompts, responses = reward_functions.calls[-1]
+    assert prompts == ["one?", [dict(turn) for turn in CHAT]]  # a single user message as its text
+    assert responses == RESPONSES
+    assert function("matches").score(PROMPTS, RESPONSES) == [1.0, 0.0]
+    function("everything").score(PROMPTS, RESPONSES)
+    assert reward_functions.calls[-1] == {"answer": ["yes", "no"], "id": [7, None]}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("short", "gave 1 scores for 2 responses"),
+        ("nan", "gave nan for response 0"),
+        ("nothing", "must give a list of numbers, and gave None"),
+        ("words", "must give a list of numbers"),
+        ("broken", r"broken raised ZeroDivisionError: division by zero \(.*reward_functions\.py:\d+\)"),
+    ],
+)
+def test_what_a_function_must_not_do(name, message):
+    with pytest.raises(RewardError, match=message):
+        function(name).score(PROMPTS, RESPONSES)
+
+
+def test_a_column_that_is_not_there_is_named():
+    with pytest.raises(RewardError, match="takes a column 'answer', which the prompts do not have; there: id"):
+        function("matches").score([Prompt((TURN,), {"id": 1})], ["x"])
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (f"{HERE}:lenght", f"has no function lenght; did you mean {HERE}:length"),
+        (f"{HERE}:number", "has no function number"),
+        ("no_such_module_here:f", "the module no_such_module_here cannot be imported"),
+        (f"{HERE}:unlike", re.escape("unlike(prompts=..., responses=..., **columns), and takes (texts)")),
+    ],
+)
+def test_a_function_that_cannot_be_had_is_found_before_training(path, message):
+    with pytest.raises(ConfigError, match=r"rewards\.others\.0\.function") as error:
+        load({"function": path})
+    assert re.search(message, str(error.value))
+
+
+def test_weights_and_names():
+    one, two = load({"function": f"{HERE}:length", "weight": 2}, {"function": f"{HERE}:length", "weight": -1})
+    assert [one.name, two.name] == ["length", "length-1"]
+    parts = {"model": torch.tensor([1.0, 2.0]), one.name: torch.tensor([3.0, 5.0]), two.name: torch.tensor([1.0, 0.0])}
+    total = weighted(parts, {"model": 0.5, one.name: one.weight, two.name: two.weight})
+    assert total.tolist() == [0.5 + 6 - 1, 1 + 10]
+
+
+# --- a service -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def service(*answers):
+    """A server that gives each answer once, (status, body), and keeps what it was asked; None closes the connection."""
+    left, asked = list(answers), []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            answer = left.pop(0)
+            if answer is None:
+                self.connection.close()
+                return
+            status, body = answer
+            if status == "late":
+                stopped.wait(5)
+                return
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_):
+            pass
+
+    stopped = threading.Event()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/score", asked
+    finally:
+        stopped.set()
+        server.shutdown()
+        server.server_close()
+
+
+GOOD = (200, '{"scores": [1, -0.5]}')
+
+
+def ask(url, **options):
+    waits = []
+    reward = HTTPReward(RewardSource(url=url, **options), sleep=waits.append)
+    return reward, waits
+
+
+def test_a_service_is_asked_with_the_columns_beside():
+    with service(GOOD) as (url, asked):
+        reward, waits = ask(url)
+        assert reward.score(PROMPTS, RESPONSES) == [1.0, -0.5]
+    assert waits == []
+    assert asked[0]["prompts"][0] == "one?"
+    assert asked[0]["responses"] == RESPONSES
+    assert asked[0]["answer"] == ["yes", "no"]
+
+
+@pytest.mark.parametrize("trouble", [(500, "down"), (429, "slow"), None], ids=["500", "429", "closed"])
+def test_trouble_that_passes_is_waited_for_longer_and_longer(trouble):
+    with service(trouble, trouble, trouble, GOOD) as (url, asked):
+        reward, waits = ask(url)
+        assert reward.score(PROMPTS, RESPONSES) == [1.0, -0.5]
+    assert waits == [1.0, 2.0, 4.0]
+    assert len(asked) == 4
+
+
+def test_trouble_that_stays_ends_in_one_line_without_the_key():
+    with service(*[(503, "")] * 3) as (url, _):
+        secret = url.replace("http://", "http://me:hunter2@") + "?key=hunter2"
+        reward, waits = ask(secret, max_retries=2)
+        reward.url = url  # urllib asks no host with a password in its name
+        with pytest.raises(RewardError, match=r"/score: HTTP 503 .* \(3 tries") as error:
+            reward.score(PROMPTS, RESPONSES)
+    assert waits == [1.0, 2.0]
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_late_answer_is_none():
+    with service(("late", "")) as (url, _):
+        reward, _ = ask(url, timeout=0.2, max_retries=0)
+        with pytest.raises(RewardError, match="timed out"):
+            reward.score(PROMPTS, RESPONSES)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((404, ""), "HTTP 404"),
+        ((200, "<html>"), "did not answer"),
+        ((200, "[1, 2]"), "did not answer"),
+        ((200, '{"scores": [1]}'), "gave 1 scores for 2 responses"),
+        ((200, '{"scores": [1, null]}'), "must give a list of numbers"),
+        ((200, '{"scores": [1, NaN]}'), "gave nan for response 1"),
+    ],
+)
+def test_an_answer_that_will_not_get_better_is_not_asked_for_again(answer, message):
+    with service(answer) as (url, asked):
+        reward, waits = ask(url)
+        with pytest.raises(RewardError, match=message):
+            reward.score(PROMPTS, RESPONSES)
+    assert (waits, len(asked)) == ([], 1)
+
+
+def test_what_is_no_address():
+    with pytest.raises(ConfigError, match="no http:// or https:// address"):
+        load({"url": "file:///etc/passwd"})
