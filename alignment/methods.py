@@ -39,7 +39,7 @@ SETTINGS = {
     "nf4": "frozen weights in 4 bits",
     "continue": "a published adapter is trained on, instead of being merged under a new one",
     "resume": "PEFT restores the adapter and its optimizer to the last bit",
-    "LoRA beside": "a trainable LoRA on the same model, as PPO with a shared base would need; merge it first where not",
+    "LoRA beside": "a trainable LoRA on the same frozen base, as PPO's `model.mode: shared` has it for the critic",
     "mixed batch": "rows of one batch with different adapters (PEFT's `adapter_names`)",
 }
 

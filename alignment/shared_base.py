@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -66,6 +67,7 @@ def add_adapter(
     for parameter, flag in trained:  # PEFT trains the active adapter just when the new one is to be trained
         parameter.requires_grad_(flag)
     adapted.set_requires_grad(name, trainable)
+    _FOUND.pop(adapted, None)  # a name may come back on other layers
     return adapted.train(training)  # a new dropout layer is in training mode
 
 
@@ -151,7 +153,16 @@ def using(model: PeftModel, name: str | None) -> Iterator[None]:
 
 
 def _layers(model: nn.Module) -> list[Any]:
-    return [each for each in model.modules() if isinstance(each, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+    """All that runs an adapter. Looking for them takes longer than a small model's forward pass, so they are kept."""
+    names = set(getattr(model, "peft_config", ()))
+    known, layers = _FOUND.get(model, (set(), []))
+    if not names or names != known:
+        layers = [each for each in model.modules() if isinstance(each, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+        _FOUND[model] = (names, layers)
+    return layers
+
+
+_FOUND: WeakKeyDictionary[nn.Module, tuple[set[str], list[Any]]] = WeakKeyDictionary()
 
 
 def _state(layers: Sequence[Any]) -> State:
@@ -173,8 +184,8 @@ def _switched(layers: Sequence[Any], state: State) -> Iterator[None]:
 
 
 def _switch(layers: Sequence[Any], state: State) -> None:
-    for layer in layers:
-        layer._active_adapter, layer._disable_adapters = state
+    for layer in layers:  # around Module.__setattr__, which would take most of the time
+        layer.__dict__["_active_adapter"], layer.__dict__["_disable_adapters"] = state
 
 
 # --- activation checkpointing --------------------------------------------------------------------------------------

@@ -283,6 +283,10 @@ def test_what_is_used_is_what_runs_as_if_it_were_alone(tokenizer, kinds):
 def test_an_adapter_on_other_layers_than_another_leaves_them_alone(tokenizer):
     model = tiny.make_policy(tokenizer)
     model = add_adapter(model, "policy", new(model, target_modules=["q_proj"]), trainable=True)
+    model = add_adapter(model, "value", new(model, target_modules=["q_proj"]), trainable=True)
+    with using(model, "value"):
+        pass
+    model.delete_adapter("value")
     model = stir(add_adapter(model, "value", new(model, target_modules=["up_proj"]), trainable=True))
     found = []
     for role, layer in (("policy", "q_proj"), ("value", "up_proj")):
