@@ -22,7 +22,7 @@ from peft import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignment.errors import UserError
@@ -45,13 +45,30 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
+def read_config(folder: str) -> PeftConfig:
+    """The config of an adapter's folder.
+
+    Raises:
+        AdapterError: there is none that PEFT knows.
+    """
+    with _loading(folder):
+        return PeftConfig.from_pretrained(folder)
+
+
 def put_on(
-    base: PreTrainedModel | PeftModel, folder: str, *, trainable: bool = False, name: str = "default"
+    base: PreTrainedModel | PeftModel,
+    folder: str,
+    *,
+    trainable: bool = False,
+    name: str = "default",
+    with_head: bool = True,
 ) -> PeftModel:
     """The adapter of a folder on its base, whose modules are replaced in place.
 
     Args:
         base: a model, or one that has adapters of other names already.
+        with_head: with the whole modules that are saved beside it, a reward model's head; without them its body's
+            adapter goes on a policy.
 
     Raises:
         AdapterError: the weights and the base do not fit each other; PEFT would leave the rest at its start and warn.
@@ -63,6 +80,8 @@ def put_on(
         if not (Path(folder) / WEIGHTS).is_file():
             raise OSError(f"no {WEIGHTS}")
         weights = load_peft_weights(folder, device="cpu")
+        if not with_head:
+            weights = _without_head(config, weights)
         with warnings.catch_warnings():
             # PEFT takes AdaLoRA's ranks for LoRA's `rank_pattern`, finds no such layers, and warns of each.
             warnings.filterwarnings("ignore", message="The following rank_pattern keys did not match")
@@ -79,6 +98,15 @@ def put_on(
         if wrong:
             raise ValueError(f"{wrong[0]} is not in both the adapter and its base")
     return model
+
+
+def _without_head(config: PeftConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Just the adapter's weights; its config is changed to be one of a policy's."""
+    whole = getattr(config, "modules_to_save", None) or ()
+    config.task_type = "CAUSAL_LM"
+    if whole:
+        config.modules_to_save = None
+    return {key: weight for key, weight in weights.items() if not any(f".{name}." in key for name in whole)}
 
 
 def merge(base: PreTrainedModel, folder: str) -> PreTrainedModel:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from alignment.errors import UserError
 
 T = TypeVar("T")
+BUCKET = 2**24  # numbers of a gradient that are sent at a time: 64 MiB of float32
 PATIENCE = timedelta(hours=12)
 """How long processes wait for each other: the main one alone judges and publishes, and NCCL waits for ten minutes."""
 
@@ -81,6 +82,24 @@ def is_main_process() -> bool:
     return start_processes().is_main_process
 
 
+def all_reduce_max(value: int) -> int:
+    """The greatest of all processes' numbers."""
+    if world_size() == 1:
+        return value
+    largest = torch.tensor(value, device=start_processes().device)
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    return int(largest)
+
+
+def gather_lists(values: list[Any]) -> list[list[Any]]:
+    """Every process's list, in the order of their ranks, on every process."""
+    if world_size() == 1:
+        return [values]
+    found: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(found, values)
+    return found
+
+
 def world_size() -> int:
     return start_processes().num_processes
 
@@ -112,21 +131,110 @@ def forget_accelerator() -> None:
     AcceleratorState._reset_state()
 
 
-def make_accelerator(*, accumulation: int, microbatch: int, max_grad_norm: float, bf16: bool = False) -> Accelerator:
-    """An accelerator whose optimizer step takes `accumulation` microbatches of `microbatch` rows on each process.
+def make_accelerator(*, max_grad_norm: float, bf16: bool = False) -> Accelerator:
+    """An accelerator for a loop of ours, which says itself where a batch ends (`TrainingEngine`).
 
     DeepSpeed reads clipping, accumulation and batch size from its own config alone, so they are written there;
     what the launch file says of them would silently win otherwise.
     """
     start_processes()
-    accelerator = Accelerator(gradient_accumulation_steps=accumulation, mixed_precision="bf16" if bf16 else "no")
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:
-        plugin.deepspeed_config["gradient_accumulation_steps"] = accumulation
-        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = microbatch
+        plugin.deepspeed_config["gradient_accumulation_steps"] = 1
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
         plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
-    accelerator.gradient_accumulation_steps = accumulation
+    accelerator.gradient_accumulation_steps = 1
     return accelerator
+
+
+class Diverged(UserError):
+    """A gradient that is not finite; no weight was changed by it."""
+
+
+class TrainingEngine:
+    """A module and its optimizer under this launch: one process, several, or DeepSpeed's engine.
+
+    Losses are parts of one sum over all backward passes of all processes. The processes' gradients are added up once
+    per step, so a step may have any number of passes, over other parameters each. (DDP would wait in every pass for a
+    gradient of all.) Under ZeRO each pass is a collective, and all processes must make as many.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
+    ) -> None:
+        self.accelerator, self.module, self.max_norm = accelerator, module, max_norm
+        self.deepspeed: Any = None
+        if accelerator.state.deepspeed_plugin is not None:
+            self.deepspeed, self.optimizer = accelerator.prepare(module, optimizer)
+        else:
+            module.to(accelerator.device)
+            self.optimizer = optimizer
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        if self.deepspeed is None and accelerator.num_processes > 1:
+            for parameter in self.parameters:  # a new head or adapter could have been drawn otherwise on each
+                torch.distributed.broadcast(parameter.data, 0)
+
+    @property
+    def wrapped(self) -> nn.Module:
+        """What really runs."""
+        return self.deepspeed or self.module
+
+    def forward(self, *args: Any) -> Any:
+        """A forward pass with gradients."""
+        with self.accelerator.autocast():
+            return self.wrapped(*args)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add a loss's gradient; `last` says that a step follows."""
+        if self.deepspeed is None:
+            loss.backward()
+            return
+        self.deepspeed.set_gradient_accumulation_boundary(last)
+        self.deepspeed.backward(loss * self.accelerator.num_processes)  # it averages over processes
+
+    def step(self) -> float:
+        """Clip and step; returns the norm of the whole gradient before clipping.
+
+        Raises:
+            Diverged: on every process, where the gradient is not finite on any.
+        """
+        if self.deepspeed is not None:
+            groups = getattr(self.deepspeed.optimizer, "averaged_gradients", {}).values()
+            parts = [part for group in groups for part in group or () if part is not None]
+            parts = parts or [p.grad for p in self.parameters if p.grad is not None]
+            self._check(torch.stack([part.double().sum() for part in parts]).sum())
+            self.deepspeed.step()
+            return float(self.deepspeed.get_global_grad_norm() or 0.0)
+        if self.accelerator.num_processes > 1:
+            self._add_up()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
+        self._check(norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(norm)
+
+    def _check(self, figure: Tensor) -> None:
+        if not torch.isfinite(all_reduce_sum(figure.detach().double())):
+            raise Diverged("loss or gradient is not finite")
+
+    def _add_up(self) -> None:
+        """Sum the gradients over all processes, a bucket at a time; a parameter without one counts as 0."""
+        bucket: list[nn.Parameter] = []
+        for number, parameter in enumerate(self.parameters):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            bucket.append(parameter)
+            if sum(p.numel() for p in bucket) >= BUCKET or number == len(self.parameters) - 1:
+                flat = torch.cat([p.grad.flatten() for p in bucket])  # type: ignore[union-attr]
+                torch.distributed.all_reduce(flat)
+                for p, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+                    p.grad = part.view_as(p)
+                bucket = []
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        """The whole module's weights on the main process; every process must call this (ZeRO-3 gathers)."""
+        return dict(self.accelerator.get_state_dict(self.wrapped))
 
 
 def backend(accelerator: Accelerator, engine: nn.Module) -> dict[str, Any]:
@@ -150,24 +258,6 @@ def all_reduce_sum(x: Tensor) -> Tensor:
         x = x.clone()
         torch.distributed.all_reduce(x)
     return x
-
-
-def step_optimizer(accelerator: Accelerator, engine: nn.Module, optimizer: Any, max_grad_norm: float) -> float | None:
-    """Clip and step at the end of an accumulation; returns the gradient norm before clipping.
-
-    Under DeepSpeed, `accelerator.backward` has stepped already, and clipped by its config; the norm is read from it.
-    """
-    if not accelerator.sync_gradients:
-        return None
-    norm = accelerator.clip_grad_norm_(engine.parameters(), max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    return None if norm is None else float(norm)
-
-
-def full_state_dict(accelerator: Accelerator, engine: nn.Module) -> dict[str, Tensor]:
-    """The whole model's weights on the main process; every process must call this (ZeRO-3 gathers)."""
-    return accelerator.get_state_dict(engine)
 
 
 def run_as_forward(wrapper: nn.Module, module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:

@@ -8,6 +8,7 @@ names. Such members are loaded onto one body, which holds all adapters and switc
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,8 @@ from alignment.config import ModelConfig
 from alignment.models import ENSEMBLE, ModelError, ModelSource, fit_embeddings, load_tokenizer
 from alignment.scalar_models import ScalarModel, load_scalar_model, set_score_bias
 
+SCORE = "score.json"
+"""Beside an adapter of its own: what its scores were shifted by."""
 Combine = Literal["mean", "min", "mean_minus_std"]
 
 
@@ -136,6 +139,38 @@ def load_reward_model(
             head.score_bias += float(record["score_bias"][number])
     _to_dtype(body, config)
     return RewardEnsemble([body], size, adapted, combine, std_coefficient)
+
+
+def adapter_files(source: ModelSource, number: int = 0) -> tuple[str, float]:
+    """The folder of a reward adapter, of one member of an ensemble, and what its scores were shifted by.
+
+    Raises:
+        ModelError: a damaged version.
+    """
+    assert source.base
+    if is_ensemble(source):
+        return str(Path(source.path) / member_name(number)), float(_record(source)["score_bias"][number])
+    return source.path, read_score_bias(source.path)
+
+
+def read_score_bias(folder: str) -> float:
+    """The zero point beside an adapter, which has no config of its own to keep it in.
+
+    Raises:
+        ModelError: it is missing or no number.
+    """
+    path = Path(folder) / SCORE
+    try:
+        bias = float(json.loads(path.read_text(encoding="utf-8"))["score_bias"])
+        if not math.isfinite(bias):
+            raise ValueError(f"score_bias is {bias}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: not the zero point of a reward adapter ({error}); publish it again") from error
+    return bias
+
+
+def write_score_bias(folder: Path, score_bias: float) -> None:
+    (folder / SCORE).write_text(json.dumps({"score_bias": score_bias}, indent=2) + "\n", encoding="utf-8")
 
 
 def load_member(source: ModelSource, number: int, config: ModelConfig | None = None) -> ScalarModel:

@@ -1,12 +1,17 @@
-"""Sampling from a policy with transformers' `generate`."""
+"""Sampling from a policy: an engine around transformers' forward pass, and completions as text."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -17,8 +22,9 @@ from transformers import (
 )
 
 from alignment.errors import UserError
+from alignment.kv_cache import keep_rows, make_cache
 from alignment.templates import Message, encode_prompt
-from alignment.tensors import pad_rows, through_eos
+from alignment.tensors import pad_rows, position_ids
 
 
 class GenerationError(UserError):
@@ -34,6 +40,39 @@ class Completion:
     ended: bool
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample: from softmax(logits / temperature) and nothing else; temperature 0 takes the likeliest token.
+
+    `top_k` and `top_p` (0 and 1: off) sample from another distribution than the one whose log-probabilities PPO uses,
+    and make the KL biased or negative. `batch_size` is how many responses are sampled at a time.
+    """
+
+    max_new_tokens: int
+    temperature: float
+    eos_token_id: int
+    pad_token_id: int
+    batch_size: int
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+class Sampled(NamedTuple):
+    """Responses in the prompts' order: tokens through EOS, or `max_new_tokens` of them.
+
+    `logprobs` are those of an engine that says what it sampled from; None: the policy itself, nothing to correct.
+    """
+
+    responses: list[list[int]]
+    logprobs: list[list[float]] | None
+
+
+class Engine(Protocol):
+    """What samples responses. A prompt may come several times; each sample has a seed of its own (`stream_seed`)."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> Sampled: ...
+
+
 def stream_seed(purpose: str, *key: int) -> int:
     """Seed of one random stream: `stream_seed("sampling", seed, step, rank)`.
 
@@ -43,78 +82,227 @@ def stream_seed(purpose: str, *key: int) -> int:
     return int.from_bytes(hashlib.sha256(repr((purpose, *key)).encode()).digest()[:8], "big")
 
 
-class _FiniteLogits(LogitsProcessor):
-    """Notes logits that cannot be sampled from and puts numbers in their place: `torch.multinomial` would end in a
-    traceback on a CPU, and on a GPU in an assertion after which the device is lost. One look at the end suffices."""
+class TransformersEngine:
+    """Samples from a transformers model, or from a PEFT model as its adapters stand.
 
-    def __init__(self, device: torch.device) -> None:
-        self.met = torch.zeros((), dtype=torch.bool, device=device)
+    Longest prompts first, so that a batch has prompts of like length and memory that does not suffice shows at once;
+    a prompt that comes several times in a batch is read once; a finished response leaves the batch. The model's own
+    generation config has no say (Qwen's asks for top-20). Models that `make_cache` cannot serve are sampled by
+    transformers' `generate`, with the same random numbers.
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.met |= ~(scores < torch.inf).all()  # a NaN is not below infinity either
-        return scores.nan_to_num()
-
-
-@torch.no_grad()
-def generate(
-    policy: PreTrainedModel,
-    prompt_ids: Tensor,
-    attention_mask: Tensor,
-    *,
-    max_new_tokens: int,
-    temperature: float,
-    eos_token_id: int,
-    pad_token_id: int,
-) -> Tensor:
-    """Sample one response per prompt from softmax(logits / temperature), with no other filter; 0 is greedy.
-
-    top-k, top-p, repetition penalty and the like would sample from another distribution than the one whose
-    log-probabilities PPO uses, and make the KL biased or negative. A model's own generation config may set them
-    (Qwen's does), so it is put aside for the call.
-
-    Args:
-        prompt_ids, attention_mask: (B, P), left-padded.
-
-    Returns:
-        (B, max_new_tokens), pad after EOS.
-
-    Raises:
-        GenerationError: the policy says NaN or infinity.
+    A response depends on the weights, its prompt and its seed, and on the batch only through rounding: another batch
+    changes the last digits of the logits, which matters where a random number falls so close to a boundary.
     """
-    config = GenerationConfig(
-        do_sample=temperature > 0,
-        temperature=temperature if temperature > 0 else None,
-        top_k=0 if temperature > 0 else None,
-        top_p=1.0 if temperature > 0 else None,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=eos_token_id,
-        pad_token_id=pad_token_id,
-        use_cache=True,
-    )
-    finite = _FiniteLogits(prompt_ids.device)
-    own, was_training = policy.generation_config, policy.training
-    policy.generation_config = GenerationConfig()
-    policy.eval()
+
+    def __init__(self, policy: PreTrainedModel | PeftModel) -> None:
+        self._policy = policy
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> Sampled:
+        """
+        Raises:
+            GenerationError: the policy says NaN or infinity.
+        """
+        samples = list(zip(map(tuple, prompts), seeds, strict=True))
+        order = sorted(range(len(samples)), key=lambda i: (-len(samples[i][0]), samples[i][0]))
+        responses: list[list[int]] = [[] for _ in samples]
+        with _eval_mode(self._policy):
+            for start in range(0, len(order), sampling.batch_size):
+                batch = order[start : start + sampling.batch_size]
+                uniforms = _uniforms([samples[i][1] for i in batch], sampling.max_new_tokens).to(self._policy.device)
+                drawn = _sample(self._policy, [samples[i][0] for i in batch], uniforms, sampling)
+                for i, response in zip(batch, drawn, strict=True):
+                    responses[i] = response
+        return Sampled(responses, None)
+
+
+@contextmanager
+def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Dropout off, and afterwards each module as it was: a frozen part may have been in eval mode before."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
     try:
-        output = policy.generate(
-            input_ids=prompt_ids,
-            attention_mask=attention_mask.long(),
-            generation_config=config,
-            logits_processor=LogitsProcessorList([finite]),
-        )
+        yield
     finally:
-        policy.generation_config = own
-        policy.train(was_training)
-    if finite.met:
+        for module in training:
+            module.training = True
+
+
+def _uniforms(seeds: Sequence[int], number: int) -> Tensor:
+    """Random numbers in [0, 1), one per token: (len(seeds), number), float64.
+
+    NumPy's generator, as torch's on the CPU reads but the low 32 bits of a seed: among 100,000 samples two would be
+    expected to share their numbers.
+    """
+    return torch.from_numpy(np.stack([np.random.default_rng(seed).random(number) for seed in seeds]))
+
+
+def choose_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
+    """The next token of each row: (B, V) logits and (B,) float64 in [0, 1) -> long (B,); -1 where logits are NaN or
+    infinite (minus infinity is a probability of 0).
+
+    By inverse CDF: the first token whose cumulative probability exceeds u. It needs one random number a token, where
+    Gumbel noise needs V. The sum runs in float64, as the steps of a float32 sum over a large vocabulary are coarser
+    than the probabilities of rare tokens.
+    """
+    logits = logits.float()
+    if sampling.temperature == 0:
+        highest, tokens = logits.max(-1)
+        return torch.where(highest.isfinite(), tokens, -1)
+    probabilities = torch.softmax(_filtered(logits / sampling.temperature, sampling.top_k, sampling.top_p), dim=-1)
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:]  # 1 but for rounding; NaN tells of logits that are no numbers
+    # Kept below the total, u finds a token for sure, and never one of probability 0 after the last possible one.
+    target = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    tokens = torch.searchsorted(cumulative, target, right=True)
+    return torch.where(total.isfinite(), tokens, -1).squeeze(1)
+
+
+def _filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """(B, V) with minus infinity outside the `top_k` likeliest tokens, and then outside the smallest set of likeliest
+    tokens whose probabilities reach `top_p`."""
+    if 0 < top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
+    if top_p < 1:
+        ordered, order = torch.softmax(logits, dim=-1).sort(dim=-1, descending=True, stable=True)
+        before = ordered.cumsum(-1) - ordered
+        logits = logits.masked_fill((before >= top_p).scatter(1, order, before >= top_p), -torch.inf)
+    return logits
+
+
+def _numbers(tokens: Tensor) -> list[int]:
+    """Tokens of `choose_tokens` on the host, where it shows that a policy is broken: no look at the device of its own.
+
+    Sampling from such logits by `torch.multinomial` would end in a traceback on a CPU, and on a GPU in an assertion
+    after which the device is lost.
+    """
+    found: list[int] = tokens.tolist()
+    if min(found) < 0:
         raise GenerationError(
             "the policy's logits are not finite any more: its training diverged; lower training.learning_rate"
         )
-    responses = output[:, prompt_ids.shape[1] :]
-    return torch.nn.functional.pad(responses, (0, max_new_tokens - responses.shape[1]), value=pad_token_id)
+    return found
+
+
+def _sample(
+    policy: PreTrainedModel | PeftModel, prompts: Sequence[tuple[int, ...]], uniforms: Tensor, sampling: Sampling
+) -> list[list[int]]:
+    """One response per prompt, in one batch; `uniforms` (B, max_new_tokens)."""
+    base: PreTrainedModel = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    distinct = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    ids, mask = pad_rows(list(distinct), sampling.pad_token_id, "left")
+    width = ids.shape[1]
+    cache = make_cache(base, width + sampling.max_new_tokens)
+    if cache is None or (isinstance(policy, PeftModel) and policy.active_peft_config.is_prompt_learning):
+        rows = torch.tensor([distinct[prompt] for prompt in prompts])
+        return _sample_by_transformers(policy, base, ids[rows], mask[rows], uniforms, sampling)
+    forward = _stepper(policy, base, cache, padded=not bool(mask.all()))
+    ids, mask = ids.to(policy.device), mask.to(policy.device)
+    attention = torch.nn.functional.pad(mask, (0, sampling.max_new_tokens), value=True).long()
+    logits = forward(ids, attention[:, :width], position_ids(mask))
+    positions = mask.sum(1)  # of the next token
+    if len(distinct) < len(prompts):
+        rows = torch.tensor([distinct[prompt] for prompt in prompts], device=policy.device)
+        logits, attention, positions = logits[rows], attention[rows], positions[rows]
+        cache.batch_select_indices(rows)
+    alive = list(range(len(prompts)))  # which response each row of the batch is
+    responses: list[list[int]] = [[] for _ in prompts]
+    for step in range(sampling.max_new_tokens):
+        tokens = choose_tokens(logits, uniforms[:, step], sampling)
+        found = _numbers(tokens)
+        for number, token in zip(alive, found, strict=True):
+            responses[number].append(token)
+        going = [row for row, token in enumerate(found) if token != sampling.eos_token_id]
+        if not going or step == sampling.max_new_tokens - 1:
+            break
+        if len(going) < len(found):
+            kept = _closed_up(going)
+            alive = [alive[row] for row in kept]
+            keep_rows(cache, kept)
+            rows = torch.tensor(kept, device=policy.device)
+            tokens, uniforms, attention, positions = (x[rows] for x in (tokens, uniforms, attention, positions))
+        width += 1
+        logits = forward(tokens[:, None], attention[:, :width], positions[:, None])
+        positions = positions + 1
+    return responses
+
+
+def _closed_up(going: Sequence[int]) -> list[int]:
+    """The same rows in an order that fills the gaps among the first with the last: few of them move."""
+    stay = {row for row in going if row < len(going)}
+    last = iter([row for row in going if row >= len(going)])
+    return [row if row in stay else next(last) for row in range(len(going))]
+
+
+def _stepper(
+    policy: PreTrainedModel | PeftModel, base: PreTrainedModel, cache: Any, *, padded: bool
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """A function of new ids (B, L), the mask of all tokens so far and the new tokens' positions (B, L) that reads them
+    into the cache; its result is the logits after the last, (B, V)."""
+    takes = inspect.signature(base.forward).parameters
+
+    def forward(ids: Tensor, attention: Tensor, positions: Tensor) -> Tensor:
+        inputs: dict[str, Any] = {"input_ids": ids, "past_key_values": cache, "use_cache": True}
+        if padded:  # attention is faster without a mask
+            inputs["attention_mask"] = attention
+        if "position_ids" in takes:
+            inputs["position_ids"] = positions
+        if "logits_to_keep" in takes:
+            inputs["logits_to_keep"] = 1
+        logits: Tensor = policy(**inputs).logits[:, -1]
+        return logits
+
+    return forward
+
+
+class _Choice(LogitsProcessor):
+    """Chooses the tokens inside transformers' `generate`: what it hands on leaves one token possible."""
+
+    def __init__(self, width: int, uniforms: Tensor, sampling: Sampling) -> None:
+        self._width, self._uniforms, self._sampling = width, uniforms, sampling
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        tokens = choose_tokens(scores, self._uniforms[:, input_ids.shape[1] - self._width], self._sampling)
+        _numbers(tokens)
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
+
+
+def _sample_by_transformers(
+    policy: PreTrainedModel | PeftModel,
+    base: PreTrainedModel,
+    ids: Tensor,
+    mask: Tensor,
+    uniforms: Tensor,
+    sampling: Sampling,
+) -> list[list[int]]:
+    """As `_sample`, without a hold on the model's cache; prompts (B, P), left-padded."""
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=sampling.max_new_tokens,
+        eos_token_id=sampling.eos_token_id,
+        pad_token_id=sampling.pad_token_id,
+        use_cache=True,
+    )
+    own = [(model, model.generation_config) for model in (policy, base)]
+    for model, _ in own:
+        model.generation_config = GenerationConfig()
+    try:
+        output = policy.generate(
+            input_ids=ids.to(policy.device),
+            attention_mask=mask.long().to(policy.device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([_Choice(ids.shape[1], uniforms, sampling)]),
+        )
+    finally:
+        for model, kept in own:
+            model.generation_config = kept
+    rows: list[list[int]] = output[:, ids.shape[1] :].tolist()
+    eos = sampling.eos_token_id
+    return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
 
 
 def complete(
-    policy: PreTrainedModel,
+    policy: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[Message]],
     *,
@@ -122,27 +310,25 @@ def complete(
     temperature: float = 1.0,
     batch_size: int = 64,
     max_prompt_length: int | None = None,
+    seed: int = 0,
+    first: int = 0,
 ) -> list[Completion]:
-    """Sample one completion per prompt, in order. Prompts of similar length share a batch."""
+    """Sample one completion per prompt, in order.
+
+    Args:
+        seed: the prompts share it and differ by their number; the same seed, weights and prompt at the same place give
+            the same completion, whatever the batch.
+        first: number of the first prompt, of a list that is completed in parts.
+    """
+    sampling = Sampling(max_new_tokens, temperature, tokenizer.eos_token_id, tokenizer.pad_token_id, batch_size)
     rows = [encode_prompt(tokenizer, prompt, max_prompt_length) for prompt in prompts]
-    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    done: dict[int, Completion] = {}
-    for start in range(0, len(rows), batch_size):
-        batch = by_length[start : start + batch_size]
-        ids, mask = pad_rows([rows[index] for index in batch], tokenizer.pad_token_id, "left")
-        responses = generate(
-            policy,
-            ids.to(policy.device),
-            mask.to(policy.device),
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        ).cpu()
-        kept = through_eos(responses, tokenizer.eos_token_id)
-        for index, response, mask_row in zip(batch, responses, kept, strict=True):
-            tokens = response[mask_row].tolist()
-            ended = tokens[-1] == tokenizer.eos_token_id
-            text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
-            done[index] = Completion(text, tokens, ended)
-    return [done[index] for index in range(len(rows))]
+    seeds = [stream_seed("complete", seed, number) for number in range(first, first + len(rows))]
+    responses = TransformersEngine(policy).generate(rows, seeds, sampling).responses
+    return [
+        Completion(
+            text=tokenizer.decode(tokens, skip_special_tokens=True).strip(),
+            ids=tokens,
+            ended=tokens[-1] == tokenizer.eos_token_id,
+        )
+        for tokens in responses
+    ]

@@ -14,7 +14,8 @@ from typing import Any
 
 import peft
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as IA3_TARGETS
 from torch import Tensor, nn
 from transformers import (
@@ -211,6 +212,18 @@ def apply_method(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel
         return model
     if config.method == "head":
         return _only_head(model, config.last_n_layers)
+    try:
+        return get_peft_model(model, adapter_config(model, config))
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ConfigError(f"model.adapter: {str(error).splitlines()[0]}") from error
+
+
+def adapter_config(model: PreTrainedModel, config: ModelConfig) -> PeftConfig:
+    """The config of a new adapter of `model.method` for a model, on which there may be others already.
+
+    Raises:
+        ConfigError: an argument that PEFT does not have, or cannot use.
+    """
     cls = getattr(peft, METHODS[config.method].peft_config or "")
     arguments = {**_targets(model, config), **_adapter_arguments(config)}
     arguments["task_type"] = "SEQ_CLS" if model.get_output_embeddings() is None else "CAUSAL_LM"
@@ -219,9 +232,10 @@ def apply_method(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel
     if hasattr(cls, "fan_in_fan_out"):
         arguments["fan_in_fan_out"] = any(isinstance(module, Conv1D) for module in blocks(model).modules())
     try:
-        return get_peft_model(model, cls(**arguments))
+        made: PeftConfig = cls(**arguments)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"model.adapter: {str(error).splitlines()[0]}") from error
+    return made
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:
@@ -250,7 +264,7 @@ def _targets(model: PreTrainedModel, config: ModelConfig) -> dict[str, Any]:
         return {}  # PEFT's own choice
     layers = blocks(model)
     inside = {id(module) for module in layers.modules()}
-    linear = [(name, m) for name, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))]
+    linear = _linear_layers(model)
     names = {name.rpartition(".")[2]: m for name, m in linear if id(m) in inside}
     if any(id(m) not in inside and name.rpartition(".")[2] in names for name, m in linear):
         names = {name: m for name, m in linear if id(m) in inside}  # a head of the same name must not be hit
@@ -258,6 +272,20 @@ def _targets(model: PreTrainedModel, config: ModelConfig) -> dict[str, Any]:
     if config.method == "ia3":
         hidden = model.config.get_text_config().hidden_size
         found["feedforward_modules"] = sorted(name for name, m in names.items() if _leads_back(m, hidden))
+    return found
+
+
+def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Each linear layer by its name; of one that has adapters in it the layer of the base, by the name of the whole."""
+    found: list[tuple[str, nn.Module]] = []
+    adapted = ""
+    for name, module in model.named_modules():
+        if adapted and name.startswith(adapted):
+            continue
+        if isinstance(module, BaseTunerLayer):
+            adapted, module = f"{name}.", module.get_base_layer()
+        if isinstance(module, (nn.Linear, Conv1D)):
+            found.append((name, module))
     return found
 
 

@@ -160,6 +160,22 @@ def _saved_tensor(path: str, name: str) -> Tensor | None:
     return None
 
 
+def load_head(folder: str, score_bias: float) -> ScoreHead:
+    """The head that is saved with a decoder's adapter, in float32.
+
+    Raises:
+        ModelError: there is none.
+    """
+    weight = _saved_tensor(folder, "base_model.model.score.weight")
+    if weight is None:
+        raise ModelError(
+            f"{folder}: an adapter without a score head; name a reward model, as python -m reward makes it"
+        )
+    head = ScoreHead(weight.shape[1], score_bias)
+    head.weight.data.copy_(weight)
+    return head
+
+
 def set_score_bias(model: PreTrainedModel, bias: float) -> None:
     """Move the constant that a scalar model subtracts, in the head and in the config that is saved."""
     assert isinstance(model.score, ScoreHead)

@@ -16,7 +16,7 @@ from alignment.tensors import last_kept
 MAX_LOG_RATIO = 20.0
 
 
-def final_scores(scores: Tensor, ended: Tensor, missing_eos_score: float | None) -> Tensor:
+def final_scores(scores: Tensor, ended: Tensor, missing_eos_score: float | None, missing_eos_penalty=None) -> Tensor:
     """Scores with those of unfinished responses replaced (LHP; N+ detail 23): (B,), (B,) bool -> (B,).
 
     Replaced, not lowered: a policy cannot make up for never stopping by saying what the reward model likes.
@@ -45,7 +45,7 @@ def shape_rewards(scores: Tensor, kl: Tensor, response_mask: Tensor, kl_coef: fl
 
 
 def estimate_advantages(
-    rewards: Tensor, values: Tensor, response_mask: Tensor, gamma: float, gae_lambda: float
+    rewards: Tensor, values: Tensor, response_mask: Tensor, gamma: float, gae_lambda: float, value_gae_lambda=None
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, equation 16) over each response.
 
@@ -81,7 +81,7 @@ class PolicyLoss(NamedTuple):
 
 
 def policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_range: float, num_tokens: Tensor
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_range: float, num_tokens: Tensor, clip_range_high=None, dual_clip=None, weights=None
 ) -> PolicyLoss:
     """Clipped surrogate (Schulman et al. 2017, equation 7), summed over kept tokens / `num_tokens`.
 
@@ -129,3 +129,28 @@ def value_loss(
     with torch.no_grad():
         count = (mask & (clipped > plain)).sum()
     return ValueLoss(losses.sum() / num_tokens, count)
+
+
+def overlong_penalty(lengths, max_new_tokens, buffer, penalty):
+    if not buffer:
+        return torch.zeros_like(lengths, dtype=torch.float32)
+    over = (lengths - (max_new_tokens - buffer)).clamp(min=0)
+    return -penalty * over / buffer
+
+
+def group_advantages(rewards, response_mask, estimator, group_size):
+    total = torch.where(response_mask, rewards, 0.0).sum(1).view(-1, group_size)
+    adv = (total - total.mean(1, keepdim=True)) * group_size / (group_size - 1)
+    return torch.where(response_mask, adv.reshape(-1, 1), 0.0)
+
+
+def returns_to_go(rewards, response_mask, gamma):
+    return estimate_advantages(rewards, torch.zeros_like(rewards), response_mask, gamma, 1.0)[0]
+
+
+def kl_loss(logprobs, old, ref, mask, estimator, num_tokens):
+    return torch.where(mask, 0.5 * (logprobs - ref) ** 2, 0.0).sum() / num_tokens
+
+
+def importance_weights(old, sampled, mask, cap):
+    return (old - sampled).exp().clamp(max=cap)

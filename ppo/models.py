@@ -1,175 +1,308 @@
-"""The four roles of PPO: policy, reference, value and reward, here as separate models.
+"""The four roles of PPO: policy, critic, reference and reward model, each a model of its own or an adapter on one base.
 
-Another way to hold them (one base with adapters) only has to build the same `Models`; nothing else looks inside.
+A `Role` is a model as one of them sees it. Nothing else knows how the roles are held.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Literal, NamedTuple
 
+import torch
+from alignment.shared_base import checkpointing, save_adapter, using
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment.config import ModelConfig
-from alignment.ensembles import RewardEnsemble, is_ensemble, load_member, load_reward_model
-from alignment.models import (
-    ModelError,
-    ModelSource,
-    find_model,
-    fit_embeddings,
-    load_policy,
-    load_tokenizer,
-    response_logprobs,
-)
-from alignment.registry import Parent, Registry
+from alignment.adapters import without_adapter
+from alignment.ensembles import RewardEnsemble, disagreement
+from alignment.forward import TokenLogprobs, body_and_head, token_logprobs
+from alignment.models import ModelSource
+from alignment.packing import attend_by_group, uses_flash, why_not_packed
+from alignment.registry import Parent
 from alignment.scalar_models import ScalarModel
 from alignment.templates import Message, encode_conversation
-from ppo.config import ModelsConfig
+from alignment.tensors import entropy_from_logits, logprobs_from_logits, pad_rows
+from ppo.sequences import Microbatch, Row, lay_out, split_by_tokens
 
-PROBE = (
-    Message(
-        role="user", content="Which of these do you read?\n 1, 2 and 3; 'quotes' - dashes \u2013 and \u00fcml\u00e4uts."
-    ),
-    Message(role="assistant", content="All of them,  spaces too."),
-)
+Pass = Literal["policy", "value", "both"]
+NO_GRADIENT = 4
+"""A pass without gradients keeps no activations and takes so many times the tokens of one with."""
+
+
+class Role:
+    """A model as one role sees it.
+
+    Args:
+        model: of transformers, or of PEFT with any number of adapters in it.
+        adapter: the adapter that is active; None: the bare base.
+        head: hidden states (..., H) to one number, (..., 1), of a critic or reward model.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel | PeftModel, adapter: str | None = None, head: nn.Module | None = None
+    ) -> None:
+        self.model, self.adapter, self.head = model, adapter, head
+        self.layers = body_and_head(model)
+        self.checkpointed = False
+        """Keep the input of each transformer layer alone where there is a gradient, and run the layer again for it."""
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The model, whose layers may have adapters in them."""
+        return without_adapter(self.model)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Forward passes inside are this role's."""
+        with ExitStack() as stack:
+            if isinstance(self.model, PeftModel):
+                stack.enter_context(using(self.model, self.adapter))
+            if self.checkpointed and torch.is_grad_enabled():
+                stack.enter_context(checkpointing(self.model))
+            yield
+
+    def states(self, batch: Microbatch, where: Tensor) -> Tensor:
+        """Last hidden states at flat positions: (..., H)."""
+        with self.active():
+            hidden: Tensor = self.base.base_model(**batch.inputs).last_hidden_state
+        return hidden.flatten(0, 1)[where]
+
+    def logprobs(self, batch: Microbatch, temperature: float, with_entropy: bool = False) -> TokenLogprobs:
+        """Of the batch's response tokens, at the temperature that they were sampled at."""
+        if self.layers is not None:
+            states = self.states(batch, batch.before)
+            return token_logprobs(self.layers[1], states, batch.targets, temperature, with_entropy)
+        with self.active():
+            logits = self.base(**batch.inputs).logits.flatten(0, 1)[batch.before]
+        entropy = entropy_from_logits(logits, temperature) if with_entropy else None
+        return TokenLogprobs(logprobs_from_logits(logits, batch.targets, temperature), entropy)
+
+    def read(self, states: Tensor) -> Tensor:
+        """What the head says of hidden states: (..., H) -> (...) float32."""
+        assert self.head is not None
+        return self.head(states).squeeze(-1)
+
+
+class Outputs(NamedTuple):
+    """Of M response tokens, (M,) float32; None what was not asked for."""
+
+    logprobs: Tensor | None
+    entropy: Tensor | None
+    values: Tensor | None
 
 
 class PolicyAndValue(nn.Module):
-    """What is trained, as one module: accelerate binds one DeepSpeed engine to an accelerator."""
+    """What is trained, as one module: accelerate binds one DeepSpeed engine to an accelerator.
 
-    def __init__(self, policy: PreTrainedModel, value_model: ScalarModel) -> None:
+    Args:
+        critic: None where the advantages need none; one with the policy's model and adapter is a head on its states.
+    """
+
+    def __init__(self, policy: Role, critic: Role | None) -> None:
         super().__init__()
-        self.policy = policy
-        self.value_model = value_model
+        self.roles = (policy, critic)  # a tuple, so that the modules are registered once, by the names below
+        self.policy = policy.model
+        self.on_trunk = critic is not None and (critic.model, critic.adapter) == (policy.model, policy.adapter)
+        if critic is not None:
+            if critic.model is not policy.model:
+                self.value_model = critic.model
+            assert critic.head is not None
+            if not any(module is critic.head for module in self.modules()):
+                self.value_head = critic.head
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        num_response: int,
-        temperature: float,
-        with_entropy: bool = False,
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """logprobs, entropy (None unless asked for) and values of the last `num_response` tokens, (B, T) float32.
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """The forward and backward passes of one update. One after the other, so that the activations of one role alone
+        are kept at a time."""
+        if self.on_trunk:
+            return ("both",)
+        return ("policy",) if self.roles[1] is None else ("policy", "value")
 
-        values[:, t] is read at the token before t: it must not know what it is the value before.
+    def forward(self, batch: Microbatch, what: Pass, temperature: float, with_entropy: bool = False) -> Outputs:
+        """Log-probabilities and entropy (`policy`), values (`value`), or all three of the response tokens.
+
+        A value is read at the token before: it must not know what it is the value before.
         """
-        logprobs, entropy = response_logprobs(
-            self.policy, input_ids, attention_mask, num_response, temperature, with_entropy
-        )
-        values = self.value_model(input_ids, attention_mask)[:, -num_response - 1 : -1]
-        return logprobs, entropy, values
+        policy, critic = self.roles
+        if self.on_trunk:
+            return self._from_trunk(batch, what, temperature, with_entropy)
+        logprobs, entropy = (None, None)
+        if what != "value":
+            logprobs, entropy = policy.logprobs(batch, temperature, with_entropy)
+        values = None
+        if what != "policy" and critic is not None:
+            values = critic.read(critic.states(batch, batch.before))
+        return Outputs(logprobs, entropy, values)
+
+    def _from_trunk(self, batch: Microbatch, what: Pass, temperature: float, with_entropy: bool) -> Outputs:
+        policy, critic = self.roles
+        assert critic is not None and policy.layers is not None
+        if what == "value":  # the critic alone learns: its gradient ends at the head
+            with torch.no_grad():
+                states = policy.states(batch, batch.before)
+            return Outputs(None, None, critic.read(states))
+        states = policy.states(batch, batch.before)
+        found = token_logprobs(policy.layers[1], states, batch.targets, temperature, with_entropy)
+        return Outputs(found.logprobs, found.entropy, critic.read(states) if what == "both" else None)
+
+    def trained_parameters(self, of: Literal["policy", "value"]) -> list[tuple[str, nn.Parameter]]:
+        """Names and parameters that this role trains."""
+        policy, critic = self.roles
+        shared_body = critic is not None and critic.model is policy.model
+
+        def is_critics(name: str) -> bool:
+            own = name.startswith(("value_model.", "value_head."))
+            return own or (shared_body and not self.on_trunk and f".{critic.adapter}." in name)  # type: ignore[union-attr]
+
+        trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        return [(name, p) for name, p in trained if is_critics(name) == (of == "value")]
+
+
+class RewardModel:
+    """Scores of responses by a reward model or an ensemble.
+
+    Args:
+        members: of a decoder that reads the policy's tokens, a role for each member.
+        ensemble: combines the members' scores; None for a single model.
+        text_model, tokenizer: in place of members, a model that reads text through its own tokenizer: an encoder, or
+            one with other tokens.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Role] = (),
+        ensemble: RewardEnsemble | None = None,
+        text_model: ScalarModel | RewardEnsemble | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        packed: bool = False,
+        max_tokens: int = 8192,
+    ) -> None:
+        assert bool(members) != (text_model is not None)
+        self.members, self.ensemble = list(members), ensemble
+        self.text_model, self.tokenizer = text_model, tokenizer
+        self.packed, self.max_tokens = packed, max_tokens
+
+    def modules(self) -> list[nn.Module]:
+        """What has to be on the device."""
+        if self.text_model is not None:
+            return [self.text_model]
+        return [member.model for member in self.members] + [m.head for m in self.members if m.head is not None]
+
+    def combined(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Members' scores (n, B) as one, (B,), and of an ensemble how far the members disagree, (B,)."""
+        if self.ensemble is None:
+            return scores[0], None
+        return self.ensemble.combined(scores), disagreement(scores)
+
+    @torch.no_grad()
+    def member_scores(
+        self, rows: Sequence[Row], conversations: Sequence[Sequence[Message]], device: torch.device
+    ) -> Tensor:
+        """Score of each response by each member: (n, B) float32.
+
+        Args:
+            rows: prompts and responses in the policy's tokens, through EOS.
+            conversations: the same as messages, the last of them the response.
+        """
+        if self.text_model is not None:
+            return self._by_text(conversations, device)
+        scores = torch.zeros(len(self.members), len(rows), device=device)
+        for part in split_by_tokens(rows, range(len(rows)), self.max_tokens, self.packed):
+            batch = lay_out([rows[number] for number in part], part, self.packed, 0, device)
+            for number, member in enumerate(self.members):
+                scores[number, batch.rows] = member.read(member.states(batch, batch.last)).float()
+        return scores
+
+    def _by_text(self, conversations: Sequence[Sequence[Message]], device: torch.device) -> Tensor:
+        assert self.text_model is not None and self.tokenizer is not None
+        encoded = [encode_conversation(self.tokenizer, conversation) for conversation in conversations]
+        ids = [one.input_ids for one in encoded if one is not None]
+        assert len(ids) == len(conversations)
+        size = self.text_model.size if isinstance(self.text_model, RewardEnsemble) else 1
+        scores = torch.zeros(size, len(ids), device=device)
+        by_length = sorted(range(len(ids)), key=lambda number: len(ids[number]))
+        while by_length:
+            count = max(1, min(len(by_length), self.max_tokens // len(ids[by_length[-1]])))
+            part, by_length = by_length[-count:], by_length[:-count]
+            batch, mask = (x.to(device) for x in pad_rows([ids[n] for n in part], self.tokenizer.pad_token_id, "right"))
+            if isinstance(self.text_model, RewardEnsemble):
+                scores[:, part] = self.text_model.member_scores(batch, mask)
+            else:
+                scores[0, part] = self.text_model.score(batch, mask)
+        return scores
 
 
 @dataclass
 class Models:
-    """The roles, the policy's tokenizer, and where each model came from."""
+    """The roles, the policy's tokenizer, and where each model came from.
+
+    Args:
+        packed: batches of policy, critic and reference are laid out without padding.
+        offloaded: the reference and the reward models wait in the host's memory.
+    """
 
     trained: PolicyAndValue
-    ref_policy: PreTrainedModel
-    reward_model: ScalarModel | RewardEnsemble
+    reference: Role
+    reward: RewardModel | None
+    held_out_reward: RewardModel | None
     tokenizer: PreTrainedTokenizerBase
     sources: dict[str, ModelSource]
+    base: ModelSource | None = None
+    """What the policy's adapter goes on; None: the policy is a whole model."""
+    packed: bool = False
+    offloaded: bool = False
 
     @property
-    def policy(self) -> PreTrainedModel:
-        return self.trained.policy
+    def policy(self) -> Role:
+        return self.trained.roles[0]
+
+    def scorers(self) -> list[RewardModel]:
+        return [scorer for scorer in (self.reward, self.held_out_reward) if scorer is not None]
+
+    def frozen(self) -> list[nn.Module]:
+        """Models of which nothing is trained."""
+        trained = {id(module) for module in self.trained.modules()}
+        modules = [self.reference.model, *(module for scorer in self.scorers() for module in scorer.modules())]
+        return [module for module in modules if id(module) not in trained]
+
+    def save_policy(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Write the policy as a model or, if it is one, as an adapter.
+
+        Args:
+            weights: the state dict of the policy's model.
+        """
+        if isinstance(self.policy.model, PeftModel):
+            assert self.policy.adapter is not None
+            save_adapter(self.policy.model, self.policy.adapter, folder, weights)
+        else:
+            self.policy.model.save_pretrained(folder, state_dict=weights)
 
     def parents(self) -> list[Parent]:
         """Lineage entries of a policy trained from these."""
         return [source.parent(role) for role, source in self.sources.items()]
 
-
-def find_models(config: ModelsConfig, registry: Registry) -> dict[str, ModelSource]:
-    """Where each role's model is: init (the policy), reference, reward, value.
-
-    Raises:
-        RegistryError, ModelError: see `alignment.models.find_model`; members are to be combined of what has none.
-    """
-    policy = find_model(config.policy, registry, role="policy")
-    reward = find_model(config.reward, registry, role="reward")
-    if config.reward_ensemble is not None and not is_ensemble(reward):
-        raise ModelError(
-            f"model.reward_ensemble={config.reward_ensemble}: {reward.label} is a single reward model; take the key "
-            "out, or name an ensemble (python -m reward ... training.members=3)"
-        )
-    return {
-        "init": policy,
-        "reference": find_model(config.reference, registry, role="policy") if config.reference else policy,
-        "reward": reward,
-        "value": find_model(config.value, registry, role="reward") if config.value else reward,
-    }
+    @contextmanager
+    def resident(self, modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+        """Frozen models are on the device inside."""
+        moved = [module for module in modules if self.offloaded]
+        for module in moved:
+            module.to(device)
+        yield
+        for module in moved:
+            module.to("cpu")
 
 
-def _options(config: ModelsConfig) -> ModelConfig:
-    return ModelConfig(name=config.policy, trust_remote_code=config.trust_remote_code)
-
-
-def load_policy_tokenizer(config: ModelsConfig, sources: dict[str, ModelSource]) -> PreTrainedTokenizerBase:
-    """The policy's tokenizer.
-
-    Raises:
-        ModelError: the reference, reward or value model tokenizes or renders otherwise.
-    """
-    options = _options(config)
-    tokenizer = load_tokenizer(sources["init"], options)
-    for role in ("reference", "reward", "value"):
-        _check_same_tokens(tokenizer, load_tokenizer(sources[role], options), sources["init"], role, sources[role])
-    return tokenizer
-
-
-def load_models(config: ModelsConfig, sources: dict[str, ModelSource]) -> Models:
-    """Load four separate models.
-
-    Every model stays in eval mode for good: with dropout the recomputed log-probabilities would differ from the
-    sampled ones and the first ratio would not be 1.
-
-    Raises:
-        ModelError: the reward or value model tokenizes or renders otherwise than the policy; an encoder as value model.
-    """
-    options = _options(config)
-    tokenizer = load_policy_tokenizer(config, sources)
-    policy = load_policy(sources["init"], options)
-    fit_embeddings(policy, tokenizer)
-    value_model = load_member(sources["value"], 0, options)
-    if value_model.is_encoder:
-        raise ModelError(
-            f"model.value: {sources['value'].label} is an encoder ({type(value_model.model).__name__}), which reads a "
-            "text as a whole and gives no value before each token; name a decoder's reward model"
-        )
-    models = Models(
-        trained=PolicyAndValue(policy, value_model),
-        ref_policy=load_policy(sources["reference"], options),
-        reward_model=load_reward_model(sources["reward"], options, **_combined(config)),
-        tokenizer=tokenizer,
-        sources=sources,
-    )
-    for frozen in (models.ref_policy, models.reward_model):
-        frozen.requires_grad_(False).eval()
-    models.trained.eval()
-    return models
-
-
-def _combined(config: ModelsConfig) -> dict[str, Any]:
-    """How an ensemble combines its members' scores, as `load_reward_model` takes it."""
-    if isinstance(config.reward_ensemble, float):
-        return {"combine": "mean_minus_std", "std_coefficient": config.reward_ensemble}
-    return {"combine": config.reward_ensemble or "mean"}
-
-
-def _check_same_tokens(
-    ours: PreTrainedTokenizerBase,
-    theirs: PreTrainedTokenizerBase,
-    our_source: ModelSource,
-    role: str,
-    source: ModelSource,
-) -> None:
-    """The reward, value and reference models read the policy's token ids, so those must mean the same to them."""
-    rendered = [encode_conversation(tokenizer, PROBE) for tokenizer in (ours, theirs)]
-    same_specials = (ours.eos_token_id, ours.pad_token_id) == (theirs.eos_token_id, theirs.pad_token_id)
-    if rendered[0] != rendered[1] or not same_specials:
-        raise ModelError(
-            f"model.{role}: {source.label} has another tokenizer or chat template than the policy {our_source.label}; "
-            f"train the {role} model from the same SFT model"
-        )
+def choose_layout(roles: Sequence[Role], max_length: int) -> str | None:
+    """Let these models attend by group; why they cannot, with nothing changed, where one cannot."""
+    bases = list({id(role.base): role.base for role in roles}.values())
+    for model in bases:
+        reason = "flash attention knows no shared prefix" if uses_flash(model) else why_not_packed(model, max_length)
+        if reason:
+            return f"{type(model).__name__}: {reason}"
+    for model in bases:
+        attend_by_group(model)
+    return None

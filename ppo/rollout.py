@@ -3,34 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from alignment.config import ConfigError, TooLong
 from alignment.data import Prompt
 from alignment.distributed import Accelerator
-from alignment.ensembles import RewardEnsemble, disagreement
-from alignment.generation import generate, stream_seed
-from alignment.models import response_logprobs
-from alignment.templates import encode_prompt
-from alignment.tensors import pad_rows, through_eos
-from ppo.algorithm import final_scores
-from ppo.config import RolloutConfig
-from ppo.models import Models
+from alignment.generation import Engine, Sampling, stream_seed
+from alignment.templates import Message, encode_prompt
+from ppo.algorithm import final_scores, overlong_penalty
+from ppo.config import PPOStageConfig
+from ppo.models import NO_GRADIENT, Models, RewardModel
+from ppo.rewards import Source, weighted
+from ppo.sequences import Row, lay_out, split_by_tokens
+
+
+class Task(NamedTuple):
+    """A prompt to respond to.
+
+    Args:
+        ids: the prompt in the policy's tokens.
+        number: of the prompt in its set.
+        repeat: which of this iteration's responses to it; with the number it decides what is sampled.
+    """
+
+    prompt: Prompt
+    ids: list[int]
+    number: int
+    repeat: int
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """B episodes of one process: prompts left-padded to P, responses right-padded to T.
+    """B episodes of one process, responses right-padded to T; the responses to one prompt are neighbours.
 
-    input_ids, attention_mask (B, P+T); response_mask (B, T) tokens through EOS; old_logprobs, ref_logprobs, entropy,
-    old_values (B, T) at rollout; scores (B,) with unfinished responses' replaced; ended (B,) bool; score_std (B,) how
-    far the members of a reward ensemble disagree, before that.
+    Args:
+        response_mask: (B, T) tokens through EOS.
+        old_logprobs, ref_logprobs, entropy, old_values: (B, T) at rollout; values 0 without a critic.
+        scores: (B,) before scaling, those of unfinished responses replaced or lowered.
+        ended: (B,) bool, whether EOS came within the limit.
+        parts: (B,) each, what the scores were made of, by name: `model`, functions, `score_std` of an ensemble.
+        sampled_logprobs: (B, T) of a sampling engine that is not the policy itself.
     """
 
-    input_ids: Tensor
-    attention_mask: Tensor
+    tasks: list[Task]
+    rows: list[Row]
+    texts: list[str]
     response_mask: Tensor
     old_logprobs: Tensor
     ref_logprobs: Tensor
@@ -38,15 +60,11 @@ class Rollout:
     old_values: Tensor
     scores: Tensor
     ended: Tensor
-    score_std: Tensor | None = None
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    sampled_logprobs: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.input_ids)
-
-    @property
-    def num_response(self) -> int:
-        """T."""
-        return self.response_mask.shape[1]
+        return len(self.rows)
 
     @property
     def kl(self) -> Tensor:
@@ -54,20 +72,41 @@ class Rollout:
         return torch.where(self.response_mask, self.old_logprobs - self.ref_logprobs, 0.0)
 
     @property
-    def response_ids(self) -> Tensor:
-        return self.input_ids[:, -self.num_response :]
-
-    @property
     def lengths(self) -> Tensor:
         """Response tokens of each episode, EOS included: (B,)."""
         return self.response_mask.sum(1)
 
 
-def trim(input_ids: Tensor, attention_mask: Tensor, num_response: int) -> tuple[slice, int]:
-    """The columns of a batch that hold any real token, and how many response columns are among them."""
-    used = attention_mask.any(0).nonzero().squeeze(1)
-    start, stop = int(used[0]), int(used[-1]) + 1
-    return slice(start, stop), num_response - (input_ids.shape[1] - stop)
+def encode_prompts(
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, limit: int, too_long: TooLong
+) -> tuple[list[tuple[Prompt, list[int]]], int]:
+    """Prompts with their tokens, and how many were longer than `limit`: cut at their beginning, or left out.
+
+    Raises:
+        ConfigError: `too_long` is `raise` and one is too long; or none is left.
+    """
+    found, count = [], 0
+    for prompt in prompts:
+        ids = encode_prompt(tokenizer, prompt.messages)
+        if not ids:
+            raise ConfigError(f"{prompt.place or 'a prompt'}: is empty in this template; take the row out")
+        if len(ids) > limit:
+            count += 1
+            if too_long == "raise":
+                raise ConfigError(
+                    f"{prompt.place or 'a prompt'}: {len(ids)} tokens, and data.max_length less rollout.max_new_tokens "
+                    f"leaves {limit}; raise data.max_length, or set data.too_long to drop or trim_prompt"
+                )
+            if too_long == "drop":
+                continue
+            ids = encode_prompt(tokenizer, prompt.messages, limit)
+        found.append((prompt, ids))
+    if prompts and not found:
+        raise ConfigError(
+            f"data.too_long=drop leaves no prompt: all {count} have more than {limit} tokens (data.max_length less "
+            "rollout.max_new_tokens); raise data.max_length"
+        )
+    return found, count
 
 
 def prompt_batches(num_prompts: int, batch_size: int, seed: int, start: int = 0) -> Iterator[list[int]]:
@@ -90,115 +129,124 @@ def prompt_batches(num_prompts: int, batch_size: int, seed: int, start: int = 0)
         yield batch
 
 
-def collect_rollout(
-    models: Models,
-    engine: nn.Module,
-    accelerator: Accelerator,
-    prompts: Sequence[Prompt],
-    config: RolloutConfig,
-    max_length: int,
-    seed: int,
-) -> Rollout:
-    """Sample one response per prompt and score it.
-
-    Args:
-        prompts: this process's share.
-        max_length: longest prompt and response together, in tokens.
-        seed: of the sampling; the same seed, weights and prompts give the same responses.
-    """
-    torch.manual_seed(seed)
-    tokenizer = models.tokenizer
-    limit = max_length - config.max_new_tokens
-    rows = [encode_prompt(tokenizer, prompt.messages, limit) for prompt in prompts]
-    prompt_ids, prompt_mask = pad_rows(rows, tokenizer.pad_token_id, "left")
-    prompt_ids, prompt_mask = prompt_ids.to(accelerator.device), prompt_mask.to(accelerator.device)
-    by_length = prompt_mask.sum(1).argsort(stable=True)
-    responses = []
-    with accelerator.autocast():
-        for batch in by_length.split(config.generation_batch_size):
-            columns, _ = trim(prompt_ids[batch], prompt_mask[batch], 0)
-            responses.append(
-                generate(
-                    models.policy,
-                    prompt_ids[batch, columns],
-                    prompt_mask[batch, columns],
-                    max_new_tokens=config.max_new_tokens,
-                    temperature=config.temperature,
-                    eos_token_id=tokenizer.eos_token_id,
-                    pad_token_id=tokenizer.pad_token_id,
-                )
-            )
-    response_ids = torch.cat(responses)[by_length.argsort()]
-    is_eos = response_ids == tokenizer.eos_token_id
-    response_mask = through_eos(response_ids, tokenizer.eos_token_id)
-    longest = int(response_mask.sum(1).max())
-    response_ids, response_mask = response_ids[:, :longest], response_mask[:, :longest]
-    input_ids = torch.cat([prompt_ids, response_ids], dim=1)
-    attention_mask = torch.cat([prompt_mask, response_mask], dim=1)
-    (old_logprobs, entropy, old_values, ref_logprobs), scores, score_std = _score(
-        models, engine, accelerator, input_ids, attention_mask, longest, config
-    )
-    ended = is_eos.any(1)
-    return Rollout(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        response_mask=response_mask,
-        old_logprobs=old_logprobs,
-        ref_logprobs=ref_logprobs,
-        entropy=entropy,
-        old_values=old_values,
-        scores=final_scores(scores, ended, config.missing_eos_score),
-        ended=ended,
-        score_std=score_std,
-    )
+def make_tasks(prompts: Sequence[tuple[Prompt, list[int]]], numbers: Sequence[int], num_generations: int) -> list[Task]:
+    """Tasks of one iteration over all processes; a prompt that comes twice goes on counting its repeats."""
+    seen: dict[int, int] = {}
+    tasks = []
+    for number in numbers:
+        for _ in range(num_generations):
+            repeat = seen.get(number, 0)
+            seen[number] = repeat + 1
+            tasks.append(Task(*prompts[number], number, repeat))
+    return tasks
 
 
-@torch.no_grad()
-def _score(
-    models: Models,
-    engine: nn.Module,
-    accelerator: Accelerator,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    num_response: int,
-    config: RolloutConfig,
-) -> tuple[list[Tensor], Tensor, Tensor | None]:
-    """Old log-probabilities, entropy, values and reference log-probabilities; scores; and of a reward ensemble the
-    disagreement. Rows of like length together.
+class Collector:
+    """Samples and scores. What an episode is depends on the weights, its task and the seed, not on what it is with."""
 
-    The log-probabilities are computed anew by the engine that trains, not taken from sampling: the two differ in the
-    last digits (more so in bfloat16), and the first ratio would not be 1.
-    """
-    by_length = attention_mask.sum(1).argsort(stable=True)
-    shape = (len(input_ids), num_response)
-    tokens = [torch.zeros(shape, device=input_ids.device) for _ in range(4)]
-    scores = torch.zeros(len(input_ids), device=input_ids.device)
-    reward_model = models.reward_model
-    score_std = torch.zeros_like(scores) if isinstance(reward_model, RewardEnsemble) else None
-    for batch in by_length.split(config.generation_batch_size):
-        columns, kept = trim(input_ids[batch], attention_mask[batch], num_response)
-        ids, mask = input_ids[batch, columns], attention_mask[batch, columns]
-        with accelerator.autocast():
-            logprobs, entropy, values = engine(ids, mask, kept, config.temperature, with_entropy=True)
-            ref_logprobs, _ = response_logprobs(models.ref_policy, ids, mask, kept, config.temperature)
-            if isinstance(reward_model, RewardEnsemble):
-                assert score_std is not None
-                each = reward_model.member_scores(ids, mask)
-                scores[batch], score_std[batch] = reward_model.combined(each), disagreement(each)
-            else:
-                scores[batch] = reward_model.score(ids, mask)
-        for target, source in zip(tokens, (logprobs, entropy, values, ref_logprobs), strict=True):
-            target[batch, :kept] = source
-    return tokens, scores, score_std
+    def __init__(
+        self,
+        config: PPOStageConfig,
+        models: Models,
+        engine: Engine,
+        sources: Sequence[Source],
+        accelerator: Accelerator,
+    ) -> None:
+        self.config, self.models, self.engine = config, models, engine
+        self.sources, self.accelerator = list(sources), accelerator
+        tokenizer, rollout = models.tokenizer, config.rollout
+        self.sampling = Sampling(
+            max_new_tokens=rollout.max_new_tokens,
+            temperature=rollout.temperature,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            batch_size=rollout.generation_batch_size,
+            top_k=rollout.top_k,
+            top_p=rollout.top_p,
+        )
 
+    def collect(self, tasks: Sequence[Task], *seed: int) -> Rollout:
+        """One response to each of this process's tasks, scored.
 
-def select(rollout: Rollout, rows: Tensor) -> Rollout:
-    """The given episodes, cut to the columns that they use."""
-    found = {field.name: getattr(rollout, field.name) for field in fields(rollout)}
-    part = {name: value[rows] for name, value in found.items() if value is not None}
-    columns, kept = trim(part["input_ids"], part["attention_mask"], rollout.num_response)
-    for name in ("input_ids", "attention_mask"):
-        part[name] = part[name][:, columns]
-    for name in ("response_mask", "old_logprobs", "ref_logprobs", "entropy", "old_values"):
-        part[name] = part[name][:, :kept]
-    return Rollout(**part)
+        Args:
+            seed: of the sampling: the run's seed and the iteration.
+        """
+        tasks = list(tasks)
+        tokenizer, device = self.models.tokenizer, self.accelerator.device
+        seeds = [stream_seed("sample", *seed, task.number, task.repeat) for task in tasks]
+        with self.accelerator.autocast(), self.models.policy.active():
+            sampled = self.engine.generate([task.ids for task in tasks], seeds, self.sampling)
+        rows = [Row(task.ids, response) for task, response in zip(tasks, sampled.responses, strict=True)]
+        texts = [tokenizer.decode(row.response, skip_special_tokens=True) for row in rows]
+        lengths = torch.tensor([len(row.response) for row in rows], device=device)
+        mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
+        ended = torch.tensor([row.response[-1] == tokenizer.eos_token_id for row in rows], device=device)
+        logprobs, ref_logprobs, entropy, values = self._token_grids(rows, mask)
+        scores, parts = self._scores(tasks, rows, texts)
+        rewards = self.config.rewards
+        scores = scores + overlong_penalty(
+            lengths, self.config.rollout.max_new_tokens, rewards.overlong_buffer, rewards.overlong_penalty
+        )
+        sampled_logprobs = None
+        if sampled.logprobs is not None:
+            sampled_logprobs = torch.zeros_like(logprobs)
+            for number, line in enumerate(sampled.logprobs):
+                sampled_logprobs[number, : len(line)] = torch.tensor(line)
+        return Rollout(
+            tasks, rows, texts, mask, logprobs, ref_logprobs, entropy, values,
+            scores=final_scores(scores, ended, rewards.missing_eos_score, rewards.missing_eos_penalty),
+            ended=ended, parts=parts, sampled_logprobs=sampled_logprobs,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _token_grids(self, rows: Sequence[Row], mask: Tensor) -> tuple[Tensor, ...]:
+        """Log-probabilities by policy and reference, entropy, and values, (B, T) each.
+
+        The log-probabilities are computed anew by the path that trains, not taken from sampling: the two differ in the
+        last digits (more so in bfloat16), and the first ratio would not be 1.
+        """
+        models, temperature = self.models, self.config.rollout.temperature
+        grids = tuple(torch.zeros(mask.shape, device=mask.device) for _ in range(4))
+        logprobs, ref_logprobs, entropy, values = grids
+        max_tokens = NO_GRADIENT * self.config.training.microbatch_tokens
+        parts = split_by_tokens(rows, range(len(rows)), max_tokens, models.packed)
+        pad = models.tokenizer.pad_token_id
+        batches = [lay_out([rows[n] for n in part], part, models.packed, pad, mask.device) for part in parts]
+        with self.accelerator.autocast():
+            for batch in batches:
+                found = models.trained(batch, "both", temperature, with_entropy=True)
+                for grid, column in zip((logprobs, entropy, values), found, strict=True):
+                    batch.put(grid, column)
+            with models.resident([models.reference.model], mask.device):
+                for batch in batches:
+                    batch.put(ref_logprobs, models.reference.logprobs(batch, temperature).logprobs)
+        return grids
+
+    def _scores(
+        self, tasks: Sequence[Task], rows: Sequence[Row], texts: Sequence[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted sums, and what they are made of."""
+        device, parts = self.accelerator.device, dict[str, Tensor]()
+        weights: dict[str, float] = {}
+        std = None
+        if self.models.reward is not None:
+            parts["model"], std = self.score_with(self.models.reward, tasks, rows, texts)
+            weights["model"] = self.config.rewards.model_weight
+        prompts = [task.prompt for task in tasks]
+        for source in self.sources:
+            parts[source.name] = torch.tensor(source.score(prompts, texts), device=device)
+            weights[source.name] = source.weight
+        scores = weighted(parts, weights)
+        return scores, parts | ({} if std is None else {"score_std": std})
+
+    def score_with(
+        self, model: RewardModel, tasks: Sequence[Task], rows: Sequence[Row], texts: Sequence[str]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scores by a reward model, and of an ensemble the members' disagreement: (B,) each."""
+        device = self.accelerator.device
+        conversations = [
+            [*task.prompt.messages, Message(role="assistant", content=text)]
+            for task, text in zip(tasks, texts, strict=True)
+        ]
+        with self.models.resident(model.modules(), device), self.accelerator.autocast():
+            return model.combined(model.member_scores(rows, conversations, device))

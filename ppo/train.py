@@ -1,338 +1,312 @@
-"""PPO: a policy, a reward model and prompts in, a better policy in the registry.
+"""PPO: a policy, a reward and prompts in, a better policy in the registry.
 
-    accelerate launch --config_file configs/accelerate/zero2.yaml -m ppo configs/ppo/demo.yaml
-
-Left out here on purpose: adapters and the shared base, checkpoints, other advantage estimators, reward functions.
+accelerate launch --config_file configs/accelerate/zero2.yaml -m ppo configs/ppo/demo.yaml
 """
 
 from __future__ import annotations
 
-import itertools
-import math
+import contextlib
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
-from alignment import distributed, trainers
+from alignment import adapters, distributed, trainers
 from alignment.config import ConfigError
 from alignment.data import Prompt, to_prompts, train_and_eval
-from alignment.distributed import Accelerator, all_reduce_sum
-from alignment.ensembles import num_members
-from alignment.generation import stream_seed
-from alignment.models import ModelError, ModelSource, num_parameters
+from alignment.distributed import Accelerator, TrainingEngine, all_reduce_sum
+from alignment.generation import TransformersEngine
+from alignment.models import ModelSource
 from alignment.positions import check_length
 from alignment.stage import write_bad_rows
 from alignment.tensors import masked_moments, whiten
 from alignment.terminal import progress
 from alignment.tracking import Journal
-from ppo.algorithm import estimate_advantages, policy_loss, shape_rewards, value_loss
-from ppo.config import BatchPlan, PPOStageConfig, TrainingConfig, batch_plan
-from ppo.models import Models, PolicyAndValue, find_models, load_models, load_policy_tokenizer
-from ppo.rollout import Rollout, collect_rollout, prompt_batches, select
+from ppo.alarms import Alarms
+from ppo.algorithm import estimate_advantages, group_advantages, returns_to_go, shape_rewards
+from ppo.config import PPOStageConfig, TrainingConfig, batch_plan
+from ppo.controllers import KLController, RewardScaler
+from ppo.ema import EMA
+from ppo.evaluation import BestPolicy, Judged, check_selection, figures
+from ppo.loading import find_models, load_models, load_policy_tokenizer
+from ppo.models import Models
+from ppo.plan import memory_plan
+from ppo.ptx import read_ptx
+from ppo.rewards import load_sources
+from ppo.rollout import Collector, Rollout, encode_prompts, make_tasks, prompt_batches
+from ppo.sequences import Row
+from ppo.update import Targets, Updater
 
 EVAL_SEED = 1_000_000_007
 
 
 def train(config: PPOStageConfig) -> dict[str, Any]:
-    """Run the stage; returns the published reference and the last evaluation."""
+    """Run the stage; returns the published reference and the figures of the published policy."""
     _check(config)
     distributed.start_processes()
-    sizes = batch_plan(config, distributed.world_size())
-    accelerator = distributed.make_accelerator(
-        accumulation=sizes.accumulation,
-        microbatch=sizes.microbatch,
-        max_grad_norm=config.training.max_grad_norm,
-        bf16=config.training.bf16,
-    )
+    batch_plan(config, distributed.world_size())
+    accelerator = distributed.make_accelerator(max_grad_norm=config.training.max_grad_norm, bf16=config.training.bf16)
     _check_backend(accelerator)
     registry = trainers.open_registry(config)
     prompts, held_out = train_and_eval(config.data, to_prompts)
-    sources = distributed.on_main_process(lambda: find_models(config.model, registry))
+    check_selection(config.training, num_held_out=len(held_out.items))
+    sources = distributed.on_main_process(lambda: find_models(config, registry))
     _check_lengths(config, sources)
     torch.manual_seed(config.training.seed)
-    models = load_models(config.model, sources)
-    engine, optimizer, schedule = prepare(models, accelerator, config.training)
+    models = load_models(config, sources)
+    ptx = read_ptx(config, models.tokenizer)
     with trainers.open_journal(config, "ppo") as journal:
         if accelerator.is_main_process:
             write_bad_rows(config.run_dir, prompts.bad, prompts.notes)
-        journal.event("data", prompts=prompts.fingerprints, held_out=held_out.fingerprints, notes=prompts.notes)
-        journal.event("backend", **distributed.backend(accelerator, engine))
-        journal.event("models", **{role: source.label for role, source in sources.items()})
-        loop = _Loop(config, sizes, models, engine, accelerator, optimizer, schedule, journal)
-        first = loop.evaluate(0, held_out.items)
-        loop.run(prompts.items, held_out.items)
-        last = loop.evaluate(config.training.max_steps, held_out.items)
-        metrics = last | {f"start_{name}": value for name, value in first.items()}
-        ref = _publish(
-            config, registry, models, engine, accelerator, [*prompts.fingerprints, *held_out.fingerprints], metrics
-        )
+        loop = Loop(config, models, accelerator, journal, prompts.items, held_out.items, ptx.rows)
+        data = [*prompts.fingerprints, *held_out.fingerprints, *ptx.fingerprints]
+        journal.event("data", prompts=prompts.fingerprints, held_out=held_out.fingerprints, ptx=ptx.fingerprints,
+                      notes=prompts.notes, **loop.too_long)  # fmt: skip
+        journal.event("backend", **distributed.backend(accelerator, loop.engine.wrapped))
+        journal.event("models", **{role: source.label for role, source in sources.items()}, packed=models.packed)
+        loop.run()
+        with loop.published_policy() as metrics:
+            ref = _publish(config, registry, models, loop.engine, data, metrics)
         journal.event("published", model=ref, **metrics)
     return {"model": ref, "metrics": metrics}
 
 
-class _Loop:
-    """The parts of one run that do not change, and the loop over them."""
+class Loop:
+    """The parts of one run, and the loop over them."""
 
     def __init__(
         self,
         config: PPOStageConfig,
-        sizes: BatchPlan,
         models: Models,
-        engine: nn.Module,
         accelerator: Accelerator,
-        optimizer: Any,
-        schedule: Any,
         journal: Journal,
+        prompts: Sequence[Prompt],
+        held_out: Sequence[Prompt] = (),
+        ptx_rows: Sequence[Row] = (),
     ) -> None:
-        self.config, self.sizes, self.models, self.engine = config, sizes, models, engine
-        self.accelerator, self.optimizer, self.schedule, self.journal = accelerator, optimizer, schedule, journal
+        self.config, self.models, self.accelerator, self.journal = config, models, accelerator, journal
+        limit = config.data.max_length - config.rollout.max_new_tokens
+        self.prompts, long_prompts = encode_prompts(prompts, models.tokenizer, limit, config.data.too_long)
+        self.held_out, long_held_out = encode_prompts(held_out, models.tokenizer, limit, config.data.too_long)
+        self.too_long = {"too_long": long_prompts, "held_out_too_long": long_held_out}
+        optimizer = make_optimizer(models, config)
+        self.engine = TrainingEngine(accelerator, models.trained, optimizer, config.training.max_grad_norm)
+        self.schedule = make_schedule(self.engine.optimizer, config)
+        for frozen in models.frozen():
+            frozen.to("cpu" if models.offloaded else accelerator.device)
+        decay = config.training.ema_decay
+        self.ema = None if decay is None else EMA(models.trained.trained_parameters("policy"), decay)
+        sampler = TransformersEngine(models.policy.model)
+        self.collector = Collector(config, models, sampler, load_sources(config.rewards), accelerator)
+        after_step = self.ema.update if self.ema is not None else lambda: None
+        self.updater = Updater(config, models, self.engine, ptx_rows, after_step)
+        self.kl_controller = KLController(config.ppo.kl_coef, config.ppo.kl_target, config.ppo.kl_horizon)
+        self.scaler = RewardScaler(config.rewards.scaling, config.rewards.clip)
+        self.best = BestPolicy(config.training, config.run_dir)
+        self.alarms = Alarms(config)
+        self.step = 0
+        """Iterations done."""
+        self.start: Judged | None = None
+        """The held-out answers of the policy as it started."""
+        self.last_figures: dict[str, float] = {}
 
-    def run(self, prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
-        """All iterations."""
+    def run(self) -> None:
+        """All iterations, with the evaluations before, between and after."""
         config, training = self.config, self.config.training
-        batches = prompt_batches(len(prompts), config.rollout.batch_size, training.seed)
+        num_prompts = config.rollout.batch_size // config.rollout.num_generations
+        batches = prompt_batches(len(self.prompts), num_prompts, training.seed, self.step)
+        self.evaluate()
         with progress(f"ppo {config.name}", training.max_steps, self.accelerator.is_main_process) as line:
-            for step in range(training.max_steps):
-                started = time.monotonic()
-                rollout = self.collect([prompts[index] for index in next(batches)], training.seed, step)
-                sampled = time.monotonic()
-                rewards = shape_rewards(rollout.scores, rollout.kl, rollout.response_mask, config.ppo.kl_coef)
-                advantages, returns = estimate_advantages(
-                    rewards, rollout.old_values, rollout.response_mask, config.ppo.gamma, config.ppo.gae_lambda
-                )
-                stats = rollout_stats(rollout, rewards, returns)
-                if config.ppo.whiten_advantages:
-                    advantages = whiten(advantages, rollout.response_mask, reduce=all_reduce_sum)
-                stats |= self.optimize(step, rollout, advantages, returns)
-                stats["train/learning_rate"] = self.schedule.get_last_lr()[0]
-                self.schedule.step()
-                stats |= {"time/rollout": sampled - started, "time/optimize": time.monotonic() - sampled}
-                self.journal.log(step + 1, stats)
+            while self.step < training.max_steps and not self.best.should_stop:
+                stats = self.iterate(next(batches))
                 line.advance(1, score=stats["rollout/score"], kl=stats["rollout/kl"])
-                if training.eval_steps and (step + 1) % training.eval_steps == 0 and step + 1 < training.max_steps:
-                    self.evaluate(step + 1, held_out)
+                due = training.eval_steps and self.step % training.eval_steps == 0
+                evaluation = self.evaluate() if due or self.step == training.max_steps else None
+                self._alarm(stats, evaluation)
 
-    def collect(self, prompts: Sequence[Prompt], seed: int, step: int) -> Rollout:
-        """This process's share of a batch of prompts, sampled and scored; the same for the same seed and step."""
-        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
-        return collect_rollout(
-            self.models,
-            self.engine,
-            self.accelerator,
-            prompts[rank::world_size],
-            self.config.rollout,
-            self.config.data.max_length,
-            stream_seed("sampling", seed, step, rank),
-        )
+    def iterate(self, numbers: Sequence[int]) -> dict[str, float]:
+        """One iteration: a rollout of these prompts and what is learned from it."""
+        config, started = self.config, time.monotonic()
+        tasks = self.own_share(make_tasks(self.prompts, numbers, config.rollout.num_generations))
+        rollout = self.collector.collect(tasks, config.training.seed, self.step)
+        sampled = time.monotonic()
+        targets, rewards = self.targets(rollout)
+        stats = rollout_stats(rollout, rewards, targets)
+        stats |= self.updater.update(self.step, rollout, targets)
+        self.kl_controller.update(stats["rollout/kl"], config.rollout.batch_size)
+        stats["train/learning_rate"] = self.schedule.get_last_lr()[0]
+        self.schedule.step()
+        self.step += 1
+        stats |= {"time/rollout": sampled - started, "time/optimize": time.monotonic() - sampled}
+        self.journal.log(self.step, stats)
+        return stats
 
-    def optimize(self, step: int, rollout: Rollout, advantages: Tensor, returns: Tensor) -> dict[str, float]:
-        """`num_epochs` passes over a rollout in shuffled minibatches; the statistics are those of all passes.
+    def own_share(self, tasks: Sequence[Any]) -> list[Any]:
+        """This process's part of what all processes do together: neighbours, so that responses to a prompt stay
+        together."""
+        count = len(tasks) // self.accelerator.num_processes
+        start = count * self.accelerator.process_index
+        return list(tasks[start : start + count])
 
-        Raises:
-            ModelError: a loss or gradient is not finite (the same on every process).
-        """
-        config, device = self.config, self.accelerator.device
-        generator = torch.Generator().manual_seed(stream_seed("minibatches", config.training.seed, step))
-        totals = torch.zeros(7, dtype=torch.float64, device=device)
-        first: dict[str, float] = {}
-        norms: list[float] = []
-        for _ in range(config.ppo.num_epochs):
-            for minibatch in torch.randperm(len(rollout), generator=generator).split(self.sizes.minibatch):
-                sums, norm = self._optimizer_step(rollout, advantages, returns, minibatch.to(device))
-                sums = all_reduce_sum(sums)
-                if not first:
-                    first = {
-                        "policy/first_ratio": float(sums[3] / sums[0]),
-                        "policy/first_approx_kl": float(sums[4] / sums[0]),
-                    }
-                totals += sums
-                norms.append(norm or 0.0)
-        tokens, policy, value, ratio, approx_kl, clipped, value_clipped = totals.tolist()
-        steps = len(norms)
-        if not all(map(math.isfinite, (policy, value, *norms))):  # the next rollout would end in a traceback
-            raise ModelError(
-                f"training diverged at iteration {step + 1}: loss or gradient is not finite; "
-                "lower training.learning_rate"
+    def targets(self, rollout: Rollout) -> tuple[Targets, Tensor]:
+        """What a rollout is to teach, and its shaped rewards (B, T)."""
+        ppo, mask = self.config.ppo, rollout.response_mask
+        kl_coef = self.kl_controller.value
+        scores = self.scaler(rollout.scores, all_reduce_sum)
+        rewards = shape_rewards(scores, rollout.kl, mask, kl_coef if ppo.kl_in == "reward" else 0.0)
+        returns = None
+        if ppo.advantage_estimator == "gae":
+            advantages, returns = estimate_advantages(
+                rewards, rollout.old_values, mask, ppo.gamma, ppo.gae_lambda, ppo.value_gae_lambda
             )
-        return first | {
-            "policy/loss": policy / steps,
-            "policy/ratio": ratio / tokens,
-            "policy/approx_kl": approx_kl / tokens,
-            "policy/clip_fraction": clipped / tokens,
-            "value/loss": value / steps,
-            "value/clip_fraction": value_clipped / tokens,
-            "train/grad_norm": sum(norms) / steps,
-        }
+        elif ppo.advantage_estimator == "reinforce++":
+            advantages = returns_to_go(rewards, mask, ppo.gamma)
+        else:
+            advantages = group_advantages(rewards, mask, ppo.advantage_estimator, self.config.rollout.num_generations)
+        if ppo.whiten_advantages and ppo.advantage_estimator != "grpo":  # which is scaled within its groups
+            advantages = whiten(advantages, mask, reduce=all_reduce_sum)
+        return Targets(advantages, returns, kl_coef), rewards
 
-    def _optimizer_step(
-        self, rollout: Rollout, advantages: Tensor, returns: Tensor, rows: Tensor
-    ) -> tuple[Tensor, float | None]:
-        """One minibatch: microbatches of like length, one optimizer step.
+    def evaluate(self) -> dict[str, float] | None:
+        """Answer every held-out prompt once, always with the same seed; journal the figures and a few answers, and
+        keep the policy if it is the best so far."""
+        if not self.held_out:
+            return None
+        with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
+            judged = self._judge()
+            now = figures(judged, self.start, [prompt.group for prompt, _ in self.held_out])
+            self.start = self.start or judged
+            self.best.consider(self.step, now, self._policy_weights)
+        self.last_figures = now
+        self.journal.log(self.step, {f"eval/{name}": value for name, value in now.items()})
+        return {f"eval/{name}": value for name, value in now.items()}
 
-        Losses are divided by the kept tokens of the whole minibatch on all processes, so neither the split into
-        microbatches nor the number of processes changes the gradient.
-        """
-        ppo, accelerator = self.config.ppo, self.accelerator
-        num_tokens = all_reduce_sum(rollout.response_mask[rows].sum().float())
-        # backward averages over accumulation and processes; these losses are parts of one sum.
-        scale = accelerator.num_processes * self.sizes.accumulation
-        sums = torch.zeros(7, dtype=torch.float64, device=accelerator.device)
-        norm = None
-        by_length = rows[rollout.attention_mask[rows].sum(1).argsort(stable=True)]
-        for microbatch in by_length.split(self.sizes.microbatch):
-            part = select(rollout, microbatch)
-            kept = part.num_response
-            with accelerator.accumulate(self.engine):
-                logprobs, _, values = self.engine(
-                    part.input_ids, part.attention_mask, kept, self.config.rollout.temperature
-                )
-                policy = policy_loss(
-                    logprobs,
-                    part.old_logprobs,
-                    advantages[microbatch, :kept],
-                    part.response_mask,
-                    ppo.clip_range,
-                    num_tokens,
-                )
-                value = value_loss(
-                    values,
-                    part.old_values,
-                    returns[microbatch, :kept],
-                    part.response_mask,
-                    ppo.value_clip_range,
-                    num_tokens,
-                )
-                accelerator.backward((policy.loss + ppo.vf_coef * value.loss) * scale)
-                norm = distributed.step_optimizer(
-                    accelerator, self.engine, self.optimizer, self.config.training.max_grad_norm
-                )
-            with torch.no_grad():
-                figures = (policy.loss, value.loss, policy.ratio, policy.approx_kl, policy.clipped, value.clipped)
-                sums += torch.stack([figure.double() for figure in (part.response_mask.sum(), *figures)])
-        return sums, norm
-
-    def evaluate(self, step: int, prompts: Sequence[Prompt]) -> dict[str, float]:
-        """Sample every held-out prompt once, always with the same seed; journal the figures and a few answers."""
-        if not prompts:
-            return {}
-        world_size, size = self.accelerator.num_processes, self.config.rollout.generation_batch_size
-        # Each process runs the same number of forwards: a shorter share would leave the others waiting in a collective.
-        # Prompts repeated for that do not count.
-        total = len(prompts) + -len(prompts) % world_size
-        padded = list(itertools.islice(itertools.cycle(prompts), total))
-        totals = torch.zeros(5, dtype=torch.float64, device=self.accelerator.device)
-        for start in range(0, len(padded), size * world_size):
-            chunk = padded[start : start + size * world_size]
-            rollout = self.collect(chunk, EVAL_SEED, start)
-            numbers = torch.arange(start, start + len(chunk))[self.accelerator.process_index :: world_size]
-            counted = (numbers < len(prompts)).to(self.accelerator.device)
-            figures = (rollout.scores, rollout.kl.sum(1), rollout.lengths, rollout.ended, counted)
-            totals += torch.stack([figure[counted].double().sum() for figure in figures])
-            if start == 0:
-                self._journal_samples(step, chunk, rollout)
-        score, kl, length, ended, count = all_reduce_sum(totals).tolist()
-        metrics = {"score": score / count, "kl": kl / count, "length": length / count, "ended": ended / count}
-        self.journal.log(step, {f"eval/{name}": value for name, value in metrics.items()})
-        return {f"eval_{name}": value for name, value in metrics.items()}
-
-    def _journal_samples(self, step: int, prompts: Sequence[Prompt], rollout: Rollout, count: int = 8) -> None:
-        """The first few answers of the main process, always to the same prompts."""
-        if not self.accelerator.is_main_process:
-            return
-        shown = prompts[:: self.accelerator.num_processes][:count]
-        for index, prompt in enumerate(shown):
-            ids = rollout.response_ids[index][rollout.response_mask[index]]
+    def _judge(self) -> Judged:
+        """Every process answers as many prompts, since a shorter share would leave the others waiting in a collective;
+        prompts repeated for that are dropped."""
+        world_size = self.accelerator.num_processes
+        tasks = make_tasks(self.held_out, range(len(self.held_out)), 1)
+        padded = (tasks * world_size)[: len(tasks) + -len(tasks) % world_size]
+        rollout = self.collector.collect(self.own_share(padded), EVAL_SEED)
+        held_out_scores = [None] * len(rollout)
+        if self.models.held_out_reward is not None:
+            scores, _ = self.collector.score_with(
+                self.models.held_out_reward, rollout.tasks, rollout.rows, rollout.texts
+            )
+            held_out_scores = scores.tolist()
+        columns = (rollout.scores.tolist(), held_out_scores, rollout.kl.sum(1).tolist(), rollout.lengths.tolist(),
+                   rollout.ended.tolist(), rollout.texts)  # fmt: skip
+        shares = distributed.gather_lists(list(zip(*columns, strict=True)))
+        rows = [row for share in shares for row in share][: len(tasks)]
+        for task, row in list(zip(tasks, rows, strict=True))[:8]:
             self.journal.sample(
-                step,
-                prompt=list(prompt.messages),
-                response=self.models.tokenizer.decode(ids, skip_special_tokens=True),
-                score=float(rollout.scores[index]),
-                kl=float(rollout.kl[index].sum()),
-                ended=bool(rollout.ended[index]),
+                self.step, prompt=list(task.prompt.messages), response=row[5], score=row[0], kl=row[2], ended=row[4]
             )
+        scores, held, kl, lengths, ended, texts = (list(column) for column in zip(*rows, strict=True))
+        return Judged(scores, None if held[0] is None else held, kl, lengths, ended, texts)
+
+    def _policy_weights(self) -> dict[str, Tensor]:
+        """What is trained of the policy; every process has it whole (ZeRO-1 and 2 part the optimizer's state alone)."""
+        return {name: p.detach() for name, p in self.models.trained.trained_parameters("policy")}
+
+    @contextlib.contextmanager
+    def published_policy(self) -> Iterator[dict[str, Any]]:
+        """The models hold the policy that is to be published inside; gives its metrics."""
+        metrics: dict[str, Any] = {f"eval_{name}": value for name, value in self.last_figures.items()}
+        with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
+            weights = self.best.weights()
+            if weights is not None:
+                for name, parameter in self.models.trained.trained_parameters("policy"):
+                    parameter.data.copy_(weights[name])
+                metrics = {f"eval_{name}": value for name, value in (self.best.figures or {}).items()}
+                metrics["best_step"] = self.best.step
+            yield metrics
+
+    def _alarm(self, stats: Mapping[str, float], evaluation: Mapping[str, float] | None) -> None:
+        for alarm in self.alarms.check(self.step, stats, evaluation):
+            self.journal.event("alarm", step=self.step, text=alarm)
+            if self.accelerator.is_main_process:
+                print(f"ppo: {alarm}", flush=True)
 
 
-def rollout_stats(rollout: Rollout, rewards: Tensor, returns: Tensor) -> dict[str, float]:
-    """Means over all processes' episodes: score, KL in nats per response, shaped reward, entropy, length, share
-    ended, and of a reward ensemble the standard deviation over its members; and the share of the returns' variance that
-    the value model explains."""
+def rollout_stats(rollout: Rollout, rewards: Tensor, targets: Targets) -> dict[str, float]:
+    """Means over all processes' episodes: score and its parts, KL in nats per response, shaped reward, entropy, length,
+    share ended; and the share of the returns' variance that the critic explains."""
     mask = rollout.response_mask
-    per_episode = torch.stack(
-        [
-            rollout.scores,
-            rollout.kl.sum(1),
-            rewards.sum(1),
-            rollout.lengths.float(),
-            rollout.ended.float(),
-            torch.zeros_like(rollout.scores) if rollout.score_std is None else rollout.score_std,
-        ],
-        dim=1,
-    ).double()
-    entropy = torch.where(mask, rollout.entropy, 0.0).sum().double()
-    counts = torch.stack([torch.tensor(float(len(rollout))).to(entropy), mask.sum().double(), entropy])
-    sums = all_reduce_sum(torch.cat([per_episode.sum(0), counts]))
-    score, kl, reward, length, ended, score_std, episodes, tokens, entropy_sum = sums.tolist()
-    _, _, variance = masked_moments(returns, mask, all_reduce_sum)
-    _, _, residual = masked_moments(returns - rollout.old_values, mask, all_reduce_sum)
-    spread = {} if rollout.score_std is None else {"rollout/score_std": score_std / episodes}
-    return spread | {
-        "rollout/score": score / episodes,
-        "rollout/kl": kl / episodes,
-        "rollout/reward": reward / episodes,
-        "rollout/length": length / episodes,
-        "rollout/ended": ended / episodes,
-        "policy/entropy": entropy_sum / tokens,
-        "value/explained_variance": float(1 - residual / variance.clamp(min=1e-12)),
+    per_episode = {
+        "rollout/score": rollout.scores,
+        "rollout/kl": rollout.kl.sum(1),
+        "rollout/reward": rewards.sum(1),
+        "rollout/length": rollout.lengths,
+        "rollout/ended": rollout.ended,
+        **{f"reward/{name}": part for name, part in rollout.parts.items()},
     }
+    counts = torch.tensor([len(rollout), int(mask.sum())], device=mask.device).double()
+    entropy = torch.where(mask, rollout.entropy, 0.0).sum().double()
+    own = torch.stack([*(column.double().sum() for column in per_episode.values()), entropy])
+    *sums, entropy_sum, episodes, tokens = all_reduce_sum(torch.cat([own, counts])).tolist()
+    stats = {name: value / episodes for name, value in zip(per_episode, sums, strict=True)}
+    stats |= {"policy/entropy": entropy_sum / tokens, "rollout/kl_coef": targets.kl_coef}
+    if targets.returns is not None:
+        _, _, variance = masked_moments(targets.returns, mask, all_reduce_sum)
+        _, _, residual = masked_moments(targets.returns - rollout.old_values, mask, all_reduce_sum)
+        stats["value/explained_variance"] = float(1 - residual / variance.clamp(min=1e-12))
+    return stats
 
 
-def prepare(models: Models, accelerator: Accelerator, config: TrainingConfig) -> tuple[nn.Module, Any, Any]:
-    """Wrap the trained module for this launch and move the frozen ones beside it; the engine, optimizer, schedule."""
-    engine, optimizer = accelerator.prepare(models.trained, make_optimizer(models.trained, config))
-    # On the prepared optimizer: DeepSpeed's offload puts another in its place, whose rate would stay as it began.
-    schedule = transformers.get_scheduler(config.lr_scheduler_type, optimizer, config.warmup_steps, config.max_steps)
-    models.ref_policy.to(accelerator.device)
-    models.reward_model.to(accelerator.device)
-    # DeepSpeed rounds the policy's own weights to bfloat16, its buffers (rotary frequencies) not; with a reference
-    # that is not rounded just so, the KL starts above 0.
-    for parameter in models.ref_policy.parameters():
-        parameter.data = parameter.data.to(models.policy.dtype)
-    return engine, optimizer, schedule
-
-
-def make_optimizer(trained: PolicyAndValue, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with the policy and the value model as two groups, each with its own learning rate."""
-    value_learning_rate = config.value_learning_rate or 5 * config.learning_rate
+def make_optimizer(models: Models, config: PPOStageConfig) -> torch.optim.AdamW:
+    """AdamW with the policy and the critic as two groups, each with its own learning rate."""
+    training = config.training
+    rate = training.learning_rate or (1e-6 if models.base is None else 1e-5)
+    rates = {"policy": rate, "value": training.value_learning_rate or 5 * rate}
     groups = [
-        {"params": list(trained.policy.parameters()), "lr": config.learning_rate},
-        {"params": list(trained.value_model.parameters()), "lr": value_learning_rate},
+        {"params": [p for _, p in models.trained.trained_parameters(of)], "lr": rates[of]}  # type: ignore[arg-type]
+        for of in ("policy", "value")
     ]
-    return torch.optim.AdamW(groups, eps=config.adam_epsilon, weight_decay=config.weight_decay)
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, eps=training.adam_epsilon, weight_decay=training.weight_decay)
+
+
+def make_schedule(optimizer: Any, config: PPOStageConfig) -> torch.optim.lr_scheduler.LambdaLR:
+    """The named schedule over iterations; the policy's rate is 0 while the critic alone learns.
+
+    Made of the prepared optimizer: DeepSpeed's offload puts another in its place, whose rate would stay as it began.
+    """
+    training: TrainingConfig = config.training
+    schedule = transformers.get_scheduler(
+        training.lr_scheduler_type, optimizer, training.warmup_steps, training.max_steps
+    )
+    warmup = config.ppo.value_warmup_steps
+    if warmup:
+        common = schedule.lr_lambdas[0]
+        schedule.lr_lambdas = [lambda step: 0.0 if step < warmup else common(step), *schedule.lr_lambdas[1:]]
+        optimizer.param_groups[0]["lr"] = 0.0
+    return schedule
 
 
 def _publish(
     config: PPOStageConfig,
     registry: Any,
     models: Models,
-    engine: nn.Module,
-    accelerator: Accelerator,
+    engine: TrainingEngine,
     data: Sequence[Mapping[str, Any]],
     metrics: Mapping[str, Any],
 ) -> str:
-    """Save and publish the policy; every process takes part in gathering the weights."""
-    weights = distributed.full_state_dict(accelerator, engine)
+    """Save and publish the policy, whole or as an adapter; every process takes part in gathering the weights."""
+    weights = engine.full_state_dict()
 
     def save_and_publish() -> str:
         prefix = "policy."
         own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         with tempfile.TemporaryDirectory(dir=config.run_dir) as folder:
-            models.policy.save_pretrained(folder, state_dict=own)
+            models.save_policy(Path(folder), own)
+            if models.base is not None:
+                adapters.name_base(Path(folder), models.base.label)
             models.tokenizer.save_pretrained(folder)
             return trainers.publish(
                 config,
@@ -341,6 +315,7 @@ def _publish(
                 stage="ppo",
                 role="policy",
                 parents=models.parents(),
+                base=models.base.as_base() if models.base else None,
                 data=data,
                 metrics=metrics,
                 seed=config.training.seed,
@@ -354,10 +329,6 @@ def _check(config: PPOStageConfig) -> None:
         raise ConfigError(
             f"rollout.max_new_tokens={config.rollout.max_new_tokens} leaves no room for a prompt in "
             f"data.max_length={config.data.max_length}; raise data.max_length"
-        )
-    if config.data.too_long != "trim_prompt":
-        raise ConfigError(
-            f"data.too_long={config.data.too_long}: PPO cuts the oldest part of a long prompt; leave it at trim_prompt"
         )
 
 
@@ -380,29 +351,24 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
     _check(config)
     sizes = batch_plan(config, world_size)
     prompts, held_out = train_and_eval(config.data, to_prompts)
-    sources = find_models(config.model, trainers.open_registry(config))
+    check_selection(config.training, num_held_out=len(held_out.items))
+    load_sources(config.rewards)
+    sources = find_models(config, trainers.open_registry(config))
     _check_lengths(config, sources)
-    load_policy_tokenizer(config.model, sources)
-    counts = {role: num_parameters(source.config_path) for role, source in sources.items()}
-    reward = sources["reward"]
-    if counts["reward"] and reward.base is None:  # the members of an ensemble; adapters share their base
-        counts["reward"] *= num_members(reward)
-    result: dict[str, Any] = {
-        "train_prompts": len(prompts.items),
+    tokenizer = load_policy_tokenizer(config.model, sources)
+    limit = config.data.max_length - config.rollout.max_new_tokens
+    encoded, too_long = encode_prompts(prompts.items, tokenizer, limit, config.data.too_long)
+    return {
+        "train_prompts": len(encoded),
         "eval_prompts": len(held_out.items),
         "bad_rows": len(prompts.bad),
+        "too_long": too_long,
         "processes": world_size,
         "episodes_per_iteration": config.rollout.batch_size,
         "episodes_per_device": sizes.episodes,
-        "minibatch_per_device": sizes.minibatch,
-        "microbatch_per_device": sizes.microbatch,
-        "accumulated": sizes.accumulation,
+        "prompts_per_device": sizes.prompts,
+        "minibatch": sizes.minibatch,
+        "microbatch_tokens": config.training.microbatch_tokens,
         "optimizer_steps": config.training.max_steps * config.ppo.num_epochs * config.ppo.num_minibatches,
-        "parameters": counts,
+        **memory_plan(config, sources),
     }
-    if all(counts.values()):
-        trained = sum(counts[role] or 0 for role in ("init", "value")) * 16
-        frozen = sum(counts[role] or 0 for role in ("reference", "reward")) * 4
-        # Weights, gradients and two moments of what is trained, weights of what is not; activations come on top.
-        result["memory_gib_per_process_without_zero"] = round((trained + frozen) / 2**30, 3)
-    return result

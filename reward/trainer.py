@@ -20,6 +20,7 @@ from trl import RewardTrainer
 from alignment import methods
 from alignment.config import ConfigError
 from alignment.distributed import all_reduce_sum
+from alignment.forward import switch_off_dropout
 from reward.batches import QuestionCollator, score_batch
 from reward.config import RewardSection
 from reward.data import Batches, as_dataset
@@ -36,15 +37,6 @@ class Probe:
     """Of each completion, in order."""
     rounded: bool
     """They were computed in half precision, so that a float32 model agrees with them roughly."""
-
-
-def switch_off_dropout(model: nn.Module) -> None:
-    """Set the rates to 0 that layers keep as numbers and hand to a function, as OPT's and Llama's do; TRL finds those
-    of `nn.Dropout` alone."""
-    for module in model.modules():
-        for name, value in list(vars(module).items()):
-            if "drop" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
 
 
 class QuestionTrainer(RewardTrainer):

@@ -16,14 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
-from alignment.adapters import without_adapter
 from alignment.distributed import all_reduce_sum, run_as_forward
+from alignment.forward import body_and_head
 from sft.data import IGNORED
 from sft.loss import TokenSums, next_token_sums
-
-# Factors on the output of the last layer, by their names in configs (collected in TRL 1.16, trainer/utils.py); models
-# that have one, or squeeze it by `final_logit_softcapping`, keep TRL's loss, which knows them.
-LOGIT_FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 
 
 class SFTTrainer(trl.SFTTrainer):
@@ -39,7 +35,8 @@ class SFTTrainer(trl.SFTTrainer):
     ) -> None:
         super().__init__(*args, **options)
         self.penalty = penalty
-        # What run_as_forward cannot reach into, and router losses, are left to TRL's loss.
+        # What run_as_forward cannot reach into, router losses, and logits that are not simply the head's output are
+        # left to TRL's loss.
         shared_out = self.is_fsdp_enabled or self.accelerator.parallelism_config is not None
         theirs = shared_out or self.aux_loss_enabled or self.args.torch_compile
         self._layers = None if theirs else body_and_head(self.model)
@@ -136,18 +133,6 @@ class SFTTrainer(trl.SFTTrainer):
         """Loss and accuracy per token, over all processes."""
         loss, correct, tokens = all_reduce_sum(torch.stack(sums).to(self.args.device)).tolist()
         return loss / max(tokens, 1), correct / max(tokens, 1)
-
-
-def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    """The layers below and above the last hidden states; None where the logits are not simply the head's output."""
-    base = without_adapter(model)
-    config = base.config.get_text_config()
-    scaled = any(getattr(config, name, None) not in (None, 1.0) for name in LOGIT_FACTORS)
-    squeezed = getattr(config, "final_logit_softcapping", None) is not None
-    head = base.get_output_embeddings()
-    if scaled or squeezed or head is None or base.base_model is base:
-        return None
-    return base.base_model, head
 
 
 def num_tokens(inputs: dict[str, Any]) -> Tensor | int:

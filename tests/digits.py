@@ -7,7 +7,7 @@ import transformers
 
 from alignment.data import Prompt
 from alignment.scalar_models import ScalarModel, ScoreHead
-from ppo.models import Models, PolicyAndValue
+from ppo.models import Models, PolicyAndValue, RewardModel, Role
 
 CONTENTS = ("1", "23", "4567", "89", "012345", "6", "789", "01")
 """Prompts of one to six tokens."""
@@ -59,12 +59,26 @@ def scalar(seed):
     return ScalarModel(model)
 
 
-def build_models(*, ref_seed=1):
-    """Four tiny models. With `ref_seed=1` the reference is the policy."""
+def role_of(model):
+    """A whole model as a role; a ScalarModel with its head."""
+    return Role(model.model, head=model.model.score) if isinstance(model, ScalarModel) else Role(model)
+
+
+def build_models(*, ref_seed=1, critic="separate"):
+    """Four tiny models. With `ref_seed=1` the reference is the policy.
+
+    Args:
+        critic: `separate`, `trunk`, or None.
+    """
+    policy = role_of(llama(transformers.LlamaForCausalLM, 1))
+    value = {"separate": role_of(scalar(2)), "trunk": Role(policy.model, head=scalar(2).model.score), None: None}[
+        critic
+    ]
     return Models(
-        trained=PolicyAndValue(llama(transformers.LlamaForCausalLM, 1), scalar(2)).eval(),
-        ref_policy=llama(transformers.LlamaForCausalLM, ref_seed).requires_grad_(False),
-        reward_model=scalar(3).requires_grad_(False),
+        trained=PolicyAndValue(policy, value).eval(),
+        reference=role_of(llama(transformers.LlamaForCausalLM, ref_seed).requires_grad_(False)),
+        reward=RewardModel([role_of(scalar(3).requires_grad_(False))]),
+        held_out_reward=None,
         tokenizer=DigitTokenizer(),
         sources={},
     )

@@ -7,8 +7,9 @@ from digits import CONTENTS, build_models, prompts_of
 
 from alignment import distributed
 from alignment.tracking import Journal
-from ppo.config import PPOStageConfig, batch_plan
-from ppo.train import _Loop, prepare
+from ppo.config import PPOStageConfig
+from ppo.loading import settle
+from ppo.train import Loop
 
 
 @pytest.fixture
@@ -38,24 +39,19 @@ def stage_config(tmp_path):
             "tracking": {"runs": str(tmp_path / "runs"), "wandb": "disabled"},
         }
         for name, changes in sections.items():
-            values[name] = {**values[name], **changes}
+            values[name] = {**values.get(name, {}), **changes}
         return PPOStageConfig.model_validate(values)
 
     return build
 
 
 @pytest.fixture
-def make_loop(tmp_path):
+def make_loop(tmp_path, prompts):
     """The real loop around models, on this process."""
 
-    def build(models, config, optimizer=None):
-        sizes = batch_plan(config, 1)
-        accelerator = distributed.make_accelerator(
-            accumulation=sizes.accumulation, microbatch=sizes.microbatch, max_grad_norm=config.training.max_grad_norm
-        )
-        engine, prepared, schedule = prepare(models, accelerator, config.training)
-        if optimizer is not None:
-            prepared = accelerator.prepare(optimizer(models.trained.parameters()))
-        return _Loop(config, sizes, models, engine, accelerator, prepared, schedule, Journal(tmp_path, enabled=False))
+    def build(models, config, held_out=(), ptx_rows=()):
+        settle(models, config)
+        accelerator = distributed.make_accelerator(max_grad_norm=config.training.max_grad_norm)
+        return Loop(config, models, accelerator, Journal(tmp_path, enabled=False), prompts, held_out, ptx_rows)
 
     return build

@@ -13,8 +13,9 @@ from architectures import build, row
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 
+from alignment.forward import body_and_head
 from sft.packing import pack_attention
-from sft.trainer import SFTTrainer, body_and_head, sorted_and_even
+from sft.trainer import SFTTrainer, sorted_and_even
 
 ROWS = [row(list(range(3, 3 + length)), prompt=length // 3) for length in (4, 17, 9, 30, 5, 12, 21, 8)]
 

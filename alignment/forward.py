@@ -1,0 +1,75 @@
+"""A forward pass taken apart: the body, the output head where a token is asked for, and what must not be random."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from alignment.adapters import without_adapter
+from alignment.tensors import entropy_from_logits, logprobs_from_logits
+
+# Factors on the output of the last layer, by their names in configs (collected in TRL 1.16, trainer/utils.py).
+LOGIT_FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+LOGITS_AT_ONCE = 2**24  # 64 MiB of float32
+
+
+def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
+    """The layers below and above the last hidden states; None where the logits are not simply the head's output."""
+    base = without_adapter(model)
+    config = base.config.get_text_config()
+    scaled = any(getattr(config, name, None) not in (None, 1.0) for name in LOGIT_FACTORS)
+    squeezed = getattr(config, "final_logit_softcapping", None) is not None
+    head = base.get_output_embeddings()
+    if scaled or squeezed or head is None or base.base_model is base:
+        return None
+    return base.base_model, head
+
+
+class TokenLogprobs(NamedTuple):
+    """Of M tokens: log-probabilities, and the entropy of what each was drawn from, in nats; (M,) float32."""
+
+    logprobs: Tensor
+    entropy: Tensor | None
+
+
+def token_logprobs(
+    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, with_entropy: bool = False
+) -> TokenLogprobs:
+    """Log-probabilities under softmax(head(hidden) / temperature), never with all logits at a time.
+
+    Where all of them would not fit a block, each block's are computed again in the backward pass.
+
+    Args:
+        head: hidden states to logits.
+        hidden: (M, H), of the token before each target.
+        targets: (M,)
+        with_entropy: takes a second pass over the vocabulary.
+    """
+
+    def block(hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        logits = head(hidden)
+        logprobs = logprobs_from_logits(logits, targets, temperature)
+        return (logprobs, entropy_from_logits(logits, temperature)) if with_entropy else (logprobs,)
+
+    vocabulary = getattr(head, "out_features", hidden.shape[-1])
+    size = max(1, LOGITS_AT_ONCE // vocabulary)
+    blocks = list(zip(hidden.split(size), targets.split(size), strict=True))
+    if len(blocks) == 1:
+        found = block(hidden, targets)
+    else:
+        parts = [checkpoint(block, *each, use_reentrant=False) for each in blocks]
+        found = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    return TokenLogprobs(found[0], found[1] if with_entropy else None)
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """Set every dropout rate to 0, also those that layers keep as numbers and hand to a function (OPT, Llama)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)

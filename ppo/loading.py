@@ -1,0 +1,335 @@
+"""From the config's names to the roles: finding each model, checking that they fit together, and loading them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from alignment.shared_base import add_adapter, add_reward_adapter
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from alignment import methods
+from alignment.config import ADAPTERS, ConfigError, ModelConfig
+from alignment.ensembles import (
+    RewardEnsemble,
+    is_ensemble,
+    load_member,
+    load_reward_model,
+    member_name,
+    num_members,
+)
+from alignment.forward import switch_off_dropout
+from alignment.models import ModelError, ModelSource, find_model, fit_embeddings, load_base, load_policy, load_tokenizer
+from alignment.registry import Registry
+from alignment.scalar_models import ScalarModel, ScoreHead
+from alignment.templates import Message, encode_conversation
+from ppo.config import ModelsConfig, PPOStageConfig
+from ppo.models import NO_GRADIENT, Models, PolicyAndValue, RewardModel, Role, choose_layout
+
+PROBE = (
+    Message(
+        role="user", content="Which of these do you read?\n 1, 2 and 3; 'quotes' - dashes \u2013 and \u00fcml\u00e4uts."
+    ),
+    Message(role="assistant", content="All of them,  spaces too."),
+)
+POLICY, REFERENCE, VALUE, REWARD = "default", "reference", "value", "reward"
+"""Names of adapters; the policy's is PEFT's own default, so that it is saved as any other adapter is."""
+
+
+def find_models(config: PPOStageConfig, registry: Registry) -> dict[str, ModelSource]:
+    """Where each role's model is: init (the policy), reference, and as far as there are any reward, value and
+    held_out_reward.
+
+    Raises:
+        RegistryError, ModelError: see `alignment.models.find_model`; members are to be combined of what has none.
+        ConfigError: keys that do not go together.
+    """
+    model = config.model
+    policy = find_model(model.policy, registry, role="policy")
+    sources = {"init": policy}
+    sources["reference"] = find_model(model.reference, registry, role="policy") if model.reference else policy
+    if model.reward:
+        sources["reward"] = find_model(model.reward, registry, role="reward")
+    if model.held_out_reward:
+        sources["held_out_reward"] = find_model(model.held_out_reward, registry, role="reward")
+    if config.ppo.has_critic and critic_kind(model) != "trunk":
+        if model.value_init:
+            sources["value"] = find_model(model.value_init, registry, role="reward")
+        elif "reward" in sources:
+            sources["value"] = sources["reward"]
+        else:
+            raise ConfigError(
+                f"model.value={critic_kind(model)} starts from a reward model and there is none; set model.value_init, "
+                "or model.value=trunk"
+            )
+    elif model.value_init:
+        raise ConfigError("model.value_init is for a critic of its own or an adapter; take it out")
+    if model.reward_ensemble is not None and not ("reward" in sources and is_ensemble(sources["reward"])):
+        found = sources["reward"].label + " is a single reward model" if "reward" in sources else "there is no reward"
+        raise ModelError(
+            f"model.reward_ensemble={model.reward_ensemble}: {found}; take the key out, or name an ensemble "
+            "(python -m reward ... training.members=3)"
+        )
+    return sources
+
+
+def critic_kind(config: ModelsConfig) -> str:
+    return config.value or ("adapter" if config.mode == "shared" else "separate")
+
+
+def policy_options(config: ModelsConfig) -> ModelConfig:
+    """What of the policy is trained, as `alignment.methods` takes it."""
+    method = config.method or ("lora" if config.mode == "shared" else "full")
+    return ModelConfig(
+        name=config.policy, method=method, adapter=config.adapter, trust_remote_code=config.trust_remote_code
+    )
+
+
+def load_policy_tokenizer(config: ModelsConfig, sources: Mapping[str, ModelSource]) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer.
+
+    Raises:
+        ModelError: the reference or value model tokenizes or renders otherwise.
+    """
+    tokenizer = load_tokenizer(sources["init"], policy_options(config))
+    for role in ("reference", "value"):
+        if role in sources and not same_tokens(tokenizer, load_tokenizer(sources[role])):
+            label, other = sources["init"].label, sources[role].label
+            more = "; train it from the same SFT model" + ("" if role == "reference" else ", or set model.value=trunk")
+            raise ModelError(
+                f"model.{role}: {other} has another tokenizer or chat template than the policy {label}{more}"
+            )
+    return tokenizer
+
+
+def same_tokens(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> bool:
+    """Whether token ids of one mean the same to the other."""
+    rendered = [encode_conversation(tokenizer, PROBE) for tokenizer in (ours, theirs)]
+    specials = [(tokenizer.eos_token_id, tokenizer.pad_token_id) for tokenizer in (ours, theirs)]
+    return rendered[0] == rendered[1] and specials[0] == specials[1]
+
+
+class Assembly(NamedTuple):
+    """The roles, however they are held, and what the policy's adapter goes on (None: it is a whole model)."""
+
+    policy: Role
+    reference: Role
+    critic: Role | None
+    reward: RewardModel | None
+    base: ModelSource | None
+
+
+def load_models(config: PPOStageConfig, sources: dict[str, ModelSource]) -> Models:
+    """Load every role.
+
+    Each model stays in eval mode for good: with dropout the recomputed log-probabilities would differ from the sampled
+    ones and the first ratio would not be 1.
+
+    Raises:
+        ModelError, ConfigError, AdapterError: models that do not fit together.
+    """
+    tokenizer = load_policy_tokenizer(config.model, sources)
+    assemble = _shared if config.model.mode == "shared" else _separate
+    policy, reference, critic, reward, base = assemble(config, sources, tokenizer)
+    held_out = load_scorer(sources["held_out_reward"], tokenizer) if "held_out_reward" in sources else None
+    trained = PolicyAndValue(policy, critic)
+    if trained.on_trunk and policy.layers is None:
+        raise ModelError(f"model.value=trunk: {type(policy.base).__name__} scales its logits; use model.value=separate")
+    models = Models(trained, reference, reward, held_out, tokenizer, sources, base=base, offloaded=config.model.offload)
+    settle(models, config)
+    return models
+
+
+def settle(models: Models, config: PPOStageConfig) -> None:
+    """What holds for all models alike: their layout, no dropout, checkpointing, and that nothing else is trained."""
+    training, longest = config.training, config.data.max_length
+    roles = [role for role in (*models.trained.roles, models.reference) if role is not None]
+    if training.packing is not False:
+        reason = choose_layout(roles, longest)
+        if reason and training.packing:
+            raise ConfigError(f"training.packing: {reason}; leave it out")
+        models.packed = reason is None
+    for scorer in models.scorers():
+        scorer.max_tokens = NO_GRADIENT * training.microbatch_tokens
+        scorer.packed = training.packing is not False and choose_layout(scorer.members, longest) is None
+    for role in roles:
+        role.checkpointed = training.gradient_checkpointing
+    for module in (models.trained, *models.frozen()):
+        module.eval()
+        switch_off_dropout(module)
+    for module in models.frozen():
+        module.requires_grad_(False)
+
+
+def _separate(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer: PreTrainedTokenizerBase) -> Assembly:
+    """Each role a model of its own; but where an adapter is trained, what it goes on is the reference too."""
+    model, options = config.model, policy_options(config.model)
+    init = sources["init"]
+    trained = methods.load_trainable(init, tokenizer, options)
+    base = methods.base_of(init, options)
+    if isinstance(trained, PeftModel):
+        policy = Role(trained, POLICY)
+        reference = Role(trained, None)
+        if methods.continues(init, options):
+            add_adapter(trained, REFERENCE, init.path, trainable=False)
+            reference = Role(trained, REFERENCE)
+    else:
+        policy = reference = Role(trained)
+    if model.reference is not None or base is None:
+        reference = Role(load_policy(sources["reference"], ModelConfig(name=model.policy)))
+        fit_embeddings(reference.base, tokenizer)
+        reference.model.requires_grad_(False)
+    critic = None
+    if config.ppo.has_critic:
+        kind = critic_kind(model)
+        if kind == "trunk":
+            critic = Role(policy.model, policy.adapter, new_head(policy))
+        elif kind == "separate":
+            critic = _separate_critic(sources["value"])
+        else:
+            reference, critic = _adapter_beside(reference, model)
+    reward = load_scorer(sources["reward"], tokenizer, **combination(model)) if "reward" in sources else None
+    return Assembly(policy, reference, critic, reward, base)
+
+
+def _adapter_beside(reference: Role, config: ModelsConfig) -> tuple[Role, Role]:
+    """An adapter on the weights that are frozen anyway, those of the reference, and the reference beside it."""
+    options = policy_options(config)
+    if options.method not in ADAPTERS:
+        options = options.model_copy(update={"method": "lora"})
+    adapted = add_adapter(reference.model, VALUE, methods.adapter_config(reference.base, options), trainable=True)
+    return Role(adapted, reference.adapter), Role(adapted, VALUE, new_head(reference))
+
+
+def _shared(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer: PreTrainedTokenizerBase) -> Assembly:
+    """One frozen base with an adapter for each role."""
+    model, reward = config.model, sources.get("reward")
+    _check_shared(config, sources, tokenizer)
+    assert reward is not None and reward.base is not None
+    init, options = sources["init"], policy_options(model)
+    if digest(init) == digest(reward.base):
+        whole = load_policy(init, options)
+        fit_embeddings(whole, tokenizer)
+        adapted = add_adapter(whole, POLICY, methods.adapter_config(whole, options), trainable=True)
+        reference, base = Role(adapted, None), init
+    else:
+        assert init.base is not None
+        adapted = add_adapter(load_base(init, options), POLICY, init.path, trainable=True)
+        add_adapter(adapted, REFERENCE, init.path, trainable=False)
+        reference, base = Role(adapted, REFERENCE), init.base
+    policy = Role(adapted, POLICY)
+    critic = None
+    if config.ppo.has_critic:
+        kind = critic_kind(model)
+        if kind == "trunk":
+            critic = Role(adapted, POLICY, new_head(policy))
+        elif kind == "separate":
+            critic = _separate_critic(sources["value"])
+        else:
+            _, head = add_reward_adapter(adapted, VALUE, sources["value"], trainable=True)
+            critic = Role(adapted, VALUE, head)
+    members = []
+    for number in range(num_members(reward)):
+        name = f"{REWARD}-{number}"
+        _, head = add_reward_adapter(adapted, name, reward, trainable=False, member=number)
+        members.append(Role(adapted, name, head))
+    ensemble = RewardEnsemble([], len(members), **combination(model)) if is_ensemble(reward) else None
+    return Assembly(policy, reference, critic, RewardModel(members, ensemble), base)
+
+
+def _check_shared(
+    config: PPOStageConfig, sources: Mapping[str, ModelSource], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Refuse roles that are not adapters on one base.
+
+    Raises:
+        ModelError, ConfigError: says which base each has, and what to do.
+    """
+    model, reward, init = config.model, sources.get("reward"), sources["init"]
+    separate = "or hold them apart (model.mode=separate)"
+    if reward is None or reward.base is None:
+        found = "there is no reward model" if reward is None else f"{reward.label} is a whole model"
+        raise ModelError(
+            f"model.mode=shared: {found}; name one that is an adapter on the policy's base "
+            f"(python -m reward ... model.name={model.policy} model.method=lora), {separate}"
+        )
+    continued = init.base is not None and digest(init.base) == digest(reward.base)
+    if digest(init) != digest(reward.base) and not continued:
+        raise ModelError(
+            f"model.mode=shared: {reward.label} is an adapter on {reward.base.label}, which is neither {init.label} "
+            f"nor what that goes on; train a reward model on {init.label}, {separate}"
+        )
+    for role in ("reward", "value"):
+        source = sources.get(role)
+        if source is None or (role == "value" and critic_kind(model) != "adapter"):
+            continue
+        if source.base is None or digest(source.base) != digest(reward.base):
+            raise ModelError(f"model.value_init: {source.label} is no adapter on {reward.base.label}; {separate}")
+        if not same_tokens(tokenizer, load_tokenizer(source)):
+            raise ModelError(
+                f"model.mode=shared: {source.label} has another vocabulary or chat template than {init.label}; all "
+                f"roles read the same tokens: train it from {init.label}, {separate}"
+            )
+    if model.reference is not None:
+        raise ConfigError(
+            "model.reference: in shared mode the reference is the policy as it starts; take the key out, " + separate
+        )
+    if model.offload:
+        raise ConfigError("model.offload: in shared mode the frozen roles are the policy's own base; take it out")
+    if policy_options(model).method == "full":
+        raise ConfigError(f"model.method=full trains the base that all roles share; use model.method=lora, {separate}")
+    if continued and (model.adapter or model.method not in (None, init.trained and init.trained.method)):
+        raise ConfigError(f"model.method: {init.label} is an adapter, which is trained on; take method and adapter out")
+
+
+def digest(source: ModelSource) -> str | None:
+    """Of a model as a base."""
+    return source.as_base().digest
+
+
+def new_head(role: Role) -> ScoreHead:
+    """A head whose values are 0 until it has learned: any other start would be noise in the first advantages."""
+    head = ScoreHead(role.base.config.get_text_config().hidden_size)
+    torch.nn.init.zeros_(head.weight)
+    return head
+
+
+def _separate_critic(source: ModelSource) -> Role:
+    scalar = load_member(source, 0)
+    if scalar.is_encoder:
+        raise ModelError(
+            f"model.value_init: {source.label} is an encoder ({type(scalar.model).__name__}), which reads a text as a "
+            "whole and gives no value before each token; name a decoder's reward model, or set model.value=trunk"
+        )
+    return Role(scalar.model, head=scalar.model.score)
+
+
+def load_scorer(source: ModelSource, tokenizer: PreTrainedTokenizerBase, **combine: Any) -> RewardModel:
+    """A reward model or ensemble, which reads the policy's tokens if it has the same ones, else the text."""
+    loaded = load_reward_model(source, **combine)
+    own = load_tokenizer(source)
+    first = loaded if isinstance(loaded, ScalarModel) else loaded.member(0)
+    if first.is_encoder or not same_tokens(tokenizer, own):
+        return RewardModel(text_model=loaded, tokenizer=own)
+    if isinstance(loaded, ScalarModel):
+        return RewardModel([Role(loaded.model, head=loaded.model.score)])
+    return RewardModel(ensemble_roles(loaded), loaded)
+
+
+def ensemble_roles(ensemble: RewardEnsemble) -> list[Role]:
+    """A role for each member; of members that are adapters the one body with another adapter and head."""
+    (adapted,) = ensemble._adapted
+    if adapted is None:
+        members = [ensemble.member(number) for number in range(ensemble.size)]
+        return [Role(member.model, head=member.model.score) for member in members]
+    heads = ensemble.member(0).model.score.modules_to_save
+    return [Role(adapted, member_name(number), heads[member_name(number)]) for number in range(ensemble.size)]
+
+
+def combination(config: ModelsConfig) -> dict[str, Any]:
+    """How an ensemble combines its members' scores, as `load_reward_model` takes it."""
+    if isinstance(config.reward_ensemble, float):
+        return {"combine": "mean_minus_std", "std_coefficient": config.reward_ensemble}
+    return {"combine": config.reward_ensemble or "mean"}
