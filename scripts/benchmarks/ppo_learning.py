@@ -22,7 +22,7 @@ SHAPE = {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 2, "n
 NUM_WORDS, NUM_WANTED = 60, 20
 NUM_PROMPTS = 512
 MAX_NEW_TOKENS = 24
-ITERATIONS = 60
+ITERATIONS = 40
 TAIL = 0.2
 """Share of the iterations, the last ones, whose rewards are compared."""
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -63,7 +63,8 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
         episodes=options.rows,
         max_new_tokens=MAX_NEW_TOKENS,
         iterations=ITERATIONS,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
+        kl_coef=0.15,
         order={seed: [n for _ in range(ITERATIONS) for n in next(stream)] for seed, stream in batches.items()},
     )
     work.write(folder)
