@@ -19,8 +19,15 @@ from torch import Tensor, nn
 
 from alignment import adapters, distributed
 from alignment.config import ModelConfig
-from alignment.models import ENSEMBLE, ModelError, ModelSource, fit_embeddings, load_tokenizer
-from alignment.scalar_models import ScalarModel, load_scalar_model, set_score_bias
+from alignment.models import ENSEMBLE, ModelError, ModelSource
+from alignment.scalar_models import (
+    ScalarModel,
+    in_dtype,
+    load_body,
+    load_merged,
+    load_scalar_model,
+    read_score_bias,
+)
 
 SCORE = "score.json"
 """Beside an adapter of its own: what its scores were shifted by."""
@@ -130,14 +137,14 @@ def load_reward_model(
         members = [load_scalar_model(folder, config, trained=True) for folder in folders]
         return RewardEnsemble(members, size, None, combine, std_coefficient)
     with distributed.whole_models():
-        body = _body(source, config)
+        body = load_body(source, config)
         adapted = None
         for number in range(size):
             name = member_name(number)
             adapted = adapters.put_on(adapted or body.model, str(Path(source.path) / name), name=name)
             head = body.model.score.modules_to_save[name]
             head.score_bias += float(record["score_bias"][number])
-    _to_dtype(body, config)
+    in_dtype(body, config)
     return RewardEnsemble([body], size, adapted, combine, std_coefficient)
 
 
@@ -153,26 +160,6 @@ def adapter_files(source: ModelSource, number: int = 0) -> tuple[str, float]:
     return source.path, read_score_bias(source.path)
 
 
-def read_score_bias(folder: str) -> float:
-    """The zero point beside an adapter, which has no config of its own to keep it in.
-
-    Raises:
-        ModelError: it is missing or no number.
-    """
-    path = Path(folder) / SCORE
-    try:
-        bias = float(json.loads(path.read_text(encoding="utf-8"))["score_bias"])
-        if not math.isfinite(bias):
-            raise ValueError(f"score_bias is {bias}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: not the zero point of a reward adapter ({error}); publish it again") from error
-    return bias
-
-
-def write_score_bias(folder: Path, score_bias: float) -> None:
-    (folder / SCORE).write_text(json.dumps({"score_bias": score_bias}, indent=2) + "\n", encoding="utf-8")
-
-
 def load_member(source: ModelSource, number: int, config: ModelConfig | None = None) -> ScalarModel:
     """One member of an ensemble as a whole model of its own, an adapter merged; of any other reward model, itself.
 
@@ -181,29 +168,9 @@ def load_member(source: ModelSource, number: int, config: ModelConfig | None = N
     """
     if not is_ensemble(source):
         return load_scalar_model(source, config, trained=True)
-    folder = str(Path(source.path) / member_name(number))
     if source.base is None:
-        return load_scalar_model(folder, config, trained=True)
-    with distributed.whole_models():
-        body = _body(source, config)
-        merged = adapters.merge(body.model, folder)
-        set_score_bias(merged, merged.score.score_bias + float(_record(source)["score_bias"][number]))
-        return _to_dtype(ScalarModel(merged), config)
-
-
-def _body(source: ModelSource, config: ModelConfig | None) -> ScalarModel:
-    """What all members of an ensemble of adapters were trained on, in float32; its head is nobody's."""
-    assert source.base and source.trained
-    trained = source.trained.model_copy(update={"trust_remote_code": bool(config and config.trust_remote_code)})
-    body = load_scalar_model(source.base, trained)
-    fit_embeddings(body.model, load_tokenizer(source))
-    return ScalarModel(adapters.dequantize(body.model) if trained.quantized else body.model.float())
-
-
-def _to_dtype(scalar: ScalarModel, config: ModelConfig | None) -> ScalarModel:
-    """The body in `model.dtype`; heads stay in float32."""
-    scalar.model.base_model.to(getattr(torch, config.dtype if config else "float32"))
-    return scalar
+        return load_scalar_model(str(Path(source.path) / member_name(number)), config, trained=True)
+    return load_merged(source, *adapter_files(source, number), config)
 
 
 def _record(source: ModelSource) -> dict[str, Any]:

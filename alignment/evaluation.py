@@ -44,9 +44,14 @@ def judge_policy(
     seed: int = 0,
 ) -> list[Judged]:
     """Sample one answer per prompt, at the temperature of training, and judge it; in the prompts' order."""
-    torch.manual_seed(seed)
     answers = complete(
-        policy, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size
+        policy,
+        tokenizer,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        batch_size=batch_size,
+        seed=seed,
     )
     rows = [(encode_prompt(tokenizer, prompt), answer) for prompt, answer in zip(prompts, answers, strict=True)]
     judged: dict[int, Judged] = {}

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from alignment import adapters
 from alignment.ensembles import is_ensemble, load_member, member_name, num_members
@@ -26,6 +26,7 @@ from alignment.models import (
 )
 from alignment.registry import Registry
 from alignment.registry.files import MANIFEST, list_files
+from alignment.scalar_models import load_body, load_plain_classifier, load_scalar_model
 
 TOLERANCE = 1e-5
 
@@ -44,7 +45,8 @@ def export(ref: str, folder: Path, registry: Registry, *, adapter_only: bool = F
         ModelError: the folder holds something; or the logits differ by more than 1e-5 and are not meant to
             (`model.merge: original`). Nothing is left behind.
     """
-    source = find_model(ref, registry, role=registry.resolve(ref).manifest.role)
+    role = registry.resolve(ref).manifest.role
+    source = find_model(ref, registry, role=role)
     report: dict[str, Any] = {"model": source.label, "folder": str(folder)}
     if adapter_only and is_ensemble(source):
         raise ModelError(f"{source.label}: an ensemble, whose members are exported merged; leave --adapter out")
@@ -57,8 +59,8 @@ def export(ref: str, folder: Path, registry: Registry, *, adapter_only: bool = F
             _copy(source, staging)
             return report | {"written": "the whole model, file by file"}
         if adapter_only:
-            return report | _export_adapter(source, staging)
-        return report | _export_merged(source, staging)
+            return report | _export_adapter(source, staging, role == "reward")
+        return report | _export_merged(source, staging, role == "reward")
 
 
 def logits_difference(ours: PreTrainedModel | PeftModel, theirs: PreTrainedModel | PeftModel, vocab: int) -> float:
@@ -71,18 +73,20 @@ def logits_difference(ours: PreTrainedModel | PeftModel, theirs: PreTrainedModel
     return float((found[0] - found[1]).abs().max() / found[1].abs().max().clamp(min=1.0))
 
 
-def _as_trained(source: ModelSource) -> PeftModel:
-    """The adapter, unmerged, on the weights that it was trained on; in float32, as rounding would drown the rest."""
-    return adapters.put_on(load_base_as_trained(source), source.path)
+def _as_trained(source: ModelSource, is_reward: bool) -> PeftModel:
+    """The adapter, unmerged, on the weights that it was trained on; in float32, as rounding would drown the rest. The
+    scores of a reward model are not shifted, since plain transformers shifts none."""
+    return adapters.put_on(load_body(source).model if is_reward else load_base_as_trained(source), source.path)
 
 
-def _export_merged(source: ModelSource, staging: Path) -> dict[str, Any]:
+def _export_merged(source: ModelSource, staging: Path, is_reward: bool) -> dict[str, Any]:
     assert source.base and source.trained
     tokenizer = load_tokenizer(source)
-    load_policy(source).save_pretrained(staging)
+    (load_member(source, 0).model if is_reward else load_policy(source)).save_pretrained(staging)
     tokenizer.save_pretrained(staging)
+    kind = AutoModelForSequenceClassification if is_reward else AutoModelForCausalLM
     difference = logits_difference(
-        AutoModelForCausalLM.from_pretrained(staging, dtype=torch.float32), _as_trained(source), len(tokenizer)
+        kind.from_pretrained(staging, dtype=torch.float32), _as_trained(source, is_reward), len(tokenizer)
     )
     other_weights = source.trained.quantized and source.trained.merge == "original"
     if difference > TOLERANCE and not other_weights:
@@ -103,19 +107,20 @@ def _export_members(source: ModelSource, staging: Path) -> dict[str, Any]:
     return {"written": f"its {size} members, a whole model each: {member_name(0)} to {member_name(size - 1)}"}
 
 
-def _export_adapter(source: ModelSource, staging: Path) -> dict[str, Any]:
+def _export_adapter(source: ModelSource, staging: Path, is_reward: bool) -> dict[str, Any]:
     assert source.base and source.trained
     if source.base.base:
         raise ModelError(f"{source.label}: PEFT cannot load it, since its base is an adapter too; leave --adapter out")
-    base, size = load_policy(source.base), len(load_tokenizer(source))
+    base: PreTrainedModel = load_plain_classifier(source.base) if is_reward else load_policy(source.base)
+    size = len(load_tokenizer(source))
     if size > base.get_input_embeddings().num_embeddings:
         raise ModelError(f"{source.label}: PEFT cannot load it: it has more tokens than its base; leave --adapter out")
     _copy(source, staging)
     where = source.base.path if source.base.ref is None else str(Path(source.base.path).resolve())
     adapters.name_base(staging, where)
-    difference = logits_difference(
-        PeftModel.from_pretrained(base, str(staging)), adapters.put_on(load_base(source), source.path), size
-    )
+    ours = load_scalar_model(source.base).model if is_reward else load_base(source)
+    theirs = PeftModel.from_pretrained(base, str(staging))
+    difference = logits_difference(theirs, adapters.put_on(ours, source.path), size)
     assert difference <= TOLERANCE, difference
     return {"written": f"the adapter; its base is {where}", "logits_difference": difference}
 

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from alignment.adapters import without_adapter
 from alignment.errors import UserError
 from alignment.kv_cache import keep_rows, make_cache
 from alignment.templates import Message, encode_prompt
@@ -101,8 +102,14 @@ class TransformersEngine:
     def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> Sampled:
         """
         Raises:
-            GenerationError: the policy says NaN or infinity.
+            GenerationError: the policy says NaN or infinity, or has an adapter that one cannot sample with.
         """
+        if isinstance(self._policy, PeftModel) and self._policy.active_peft_config.is_prompt_learning:
+            kind = self._policy.active_peft_config.peft_type.value
+            raise GenerationError(
+                f"a {kind} adapter puts learned tokens before the prompt, and PEFT samples wrongly where prompts of "
+                "unlike length are padded; use an adapter of the weights, as lora"
+            )
         samples = list(zip(map(tuple, prompts), seeds, strict=True))
         order = sorted(range(len(samples)), key=lambda i: (-len(samples[i][0]), samples[i][0]))
         responses: list[list[int]] = [[] for _ in samples]
@@ -188,12 +195,12 @@ def _sample(
     policy: PreTrainedModel | PeftModel, prompts: Sequence[tuple[int, ...]], uniforms: Tensor, sampling: Sampling
 ) -> list[list[int]]:
     """One response per prompt, in one batch; `uniforms` (B, max_new_tokens)."""
-    base: PreTrainedModel = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    base = without_adapter(policy)
     distinct = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     ids, mask = pad_rows(list(distinct), sampling.pad_token_id, "left")
     width = ids.shape[1]
     cache = make_cache(base, width + sampling.max_new_tokens)
-    if cache is None or (isinstance(policy, PeftModel) and policy.active_peft_config.is_prompt_learning):
+    if cache is None:
         rows = torch.tensor([distinct[prompt] for prompt in prompts])
         return _sample_by_transformers(policy, base, ids[rows], mask[rows], uniforms, sampling)
     forward = _stepper(policy, base, cache, padded=not bool(mask.all()))

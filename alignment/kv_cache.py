@@ -27,7 +27,7 @@ class PreallocatedLayer(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Add tokens, (rows, heads, tokens, head size) each; returns the keys and the values of all so far."""
-        if not self.is_initialized:
+        if not self._storage:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             self._allocate(key_states, value_states)
         start, self._length = self._length, self._length + key_states.shape[-2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -10,10 +11,22 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from alignment import adapters
+from alignment import adapters, distributed
 from alignment.config import ModelConfig
-from alignment.models import ENSEMBLE, ModelError, ModelSource, load_policy, load_weights
+from alignment.models import (
+    ENSEMBLE,
+    ModelError,
+    ModelSource,
+    fit_embeddings,
+    load_policy,
+    load_tokenizer,
+    load_weights,
+)
 from alignment.tensors import last_kept, position_ids, shifted_left
+
+SCORE = "score.json"
+"""Beside a reward model that is an adapter: `score_bias`."""
+_ADAPTERS_HEAD = "base_model.model.score.weight"
 
 
 class Float32Linear(nn.Linear):
@@ -88,16 +101,20 @@ def load_scalar_model(
     """A reward model, or (unless it must be a `trained` one) a new one on the body of a language model.
 
     A decoder's new head is drawn from N(0, 1/(d+1)), the standard deviation 1/sqrt(d+1) of Stiennon et al. 2020,
-    appendix B.1; an encoder's is transformers' own, drawn as it draws it.
+    appendix B.1; an encoder's is transformers' own, drawn as it draws it. An adapter is merged, in float32, before
+    the model takes on `config.dtype`.
 
     Raises:
         ModelError: an architecture without a sequence classifier, or with one of a kind not known here; a model without
             a head where a trained one is asked for, whose scores would be random.
+        AdapterError: an adapter that does not fit its base.
     """
     path = source if isinstance(source, str) else source.path
     if (Path(path) / ENSEMBLE).is_file():
         raise ModelError(f"{path}: several reward models in one, where a single model is needed; name another")
-    if isinstance(source, ModelSource) and source.base and not trained:
+    if isinstance(source, ModelSource) and source.base and trained:
+        return load_merged(source, source.path, read_score_bias(source.path), config)
+    if isinstance(source, ModelSource) and source.base:
         with adapters.as_folder(load_policy(source)) as folder:
             scalar = load_scalar_model(folder, config, seed)
             scalar.model.name_or_path = ""
@@ -193,3 +210,82 @@ def shift_scores(scalar: ScalarModel, by: float) -> None:
     assert name is not None
     with torch.no_grad():
         scalar.model.get_submodule(name).bias -= by
+
+
+# --- a reward model that is an adapter -----------------------------------------------------------------------------
+
+
+def load_merged(source: ModelSource, folder: str, score_bias: float, config: ModelConfig | None) -> ScalarModel:
+    """The adapter of a folder, with its head, on the base of `source`: one whole model.
+
+    Raises:
+        ModelError, AdapterError: the base is not to be loaded; the adapter does not fit it.
+    """
+    with distributed.whole_models():
+        merged = adapters.merge(load_body(source, config).model, folder)
+    set_score_bias(merged, score_bias)
+    return in_dtype(ScalarModel(merged), config)
+
+
+def load_body(source: ModelSource, config: ModelConfig | None = None) -> ScalarModel:
+    """What the adapter, or all members of an ensemble of adapters, were trained on, in float32: rounded, or quantized,
+    as it was then. Its head is nobody's."""
+    assert source.base and source.trained
+    trained = source.trained.model_copy(update={"trust_remote_code": bool(config and config.trust_remote_code)})
+    body = load_scalar_model(source.base, trained)
+    fit_embeddings(body.model, load_tokenizer(source))
+    return ScalarModel(adapters.dequantize(body.model) if trained.quantized else body.model.float())
+
+
+def load_plain_classifier(source: ModelSource) -> PreTrainedModel:
+    """What plain transformers makes of a policy as the base of a reward adapter, in float32; its head is random."""
+    return load_weights(AutoModelForSequenceClassification, source, None, may_be_new=_HEADS, num_labels=1)[0]
+
+
+def in_dtype(scalar: ScalarModel, config: ModelConfig | None) -> ScalarModel:
+    """The body in `model.dtype`; heads stay in float32."""
+    scalar.model.base_model.to(getattr(torch, config.dtype if config else "float32"))
+    return scalar
+
+
+def holds_head(folder: str) -> bool:
+    """Whether an adapter's files have all that was drawn anew beside its base: a decoder's head. Of an encoder PEFT
+    saves the classifier, and not the pooler before it."""
+    return _saved_tensor(folder, _ADAPTERS_HEAD) is not None
+
+
+def load_head(folder: str, score_bias: float) -> ScoreHead:
+    """The head that is saved with a decoder's adapter, in float32.
+
+    Raises:
+        ModelError: there is none.
+    """
+    weight = _saved_tensor(folder, _ADAPTERS_HEAD)
+    if weight is None:
+        raise ModelError(
+            f"{folder}: an adapter without a score head; name a reward model, as python -m reward makes it"
+        )
+    head = ScoreHead(weight.shape[1], score_bias)
+    head.weight.data.copy_(weight)
+    return head
+
+
+def read_score_bias(folder: str) -> float:
+    """What the scores of an adapter were shifted by, which has no config of its own to keep it in.
+
+    Raises:
+        ModelError: it is missing or no number.
+    """
+    path = Path(folder) / SCORE
+    try:
+        bias = float(json.loads(path.read_text(encoding="utf-8"))["score_bias"])
+        if not math.isfinite(bias):
+            raise ValueError(f"score_bias is {bias}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: not the zero point of a reward adapter ({error}); publish it again") from error
+    return bias
+
+
+def write_score_bias(folder: Path, score_bias: float) -> None:
+    """For `read_score_bias`."""
+    (folder / SCORE).write_text(json.dumps({"score_bias": score_bias}, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,6 @@
-
 class Alarms:
-    def __init__(self,c): pass
-    def check(self,*a): return []
+    def __init__(self, c):
+        pass
+
+    def check(self, *a):
+        return []

@@ -1,12 +1,13 @@
 """The mathematics of PPO from human feedback: pure functions on tensors.
 
-Every mask is bool, True = keep. B batch, T response. Sources: "N+" is Huang et al. 2024, "The N+ Implementation
-Details of RLHF with PPO"; "LHP" is openai/lm-human-preferences, lm_human_preferences/train_policy.py.
+Every mask is bool, True = keep. B batch, T response; the losses take tensors of any one shape, (...). Sources: "N+" is
+Huang et al. 2024, "The N+ Implementation Details of RLHF with PPO"; "LHP" is openai/lm-human-preferences,
+lm_human_preferences/train_policy.py.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,14 +17,29 @@ from alignment.tensors import last_kept
 MAX_LOG_RATIO = 20.0
 
 
-def final_scores(scores: Tensor, ended: Tensor, missing_eos_score: float | None, missing_eos_penalty=None) -> Tensor:
-    """Scores with those of unfinished responses replaced (LHP; N+ detail 23): (B,), (B,) bool -> (B,).
+def final_scores(
+    scores: Tensor, ended: Tensor, missing_eos_score: float | None, missing_eos_penalty: float | None = None
+) -> Tensor:
+    """Scores with those of unfinished responses lowered by a penalty, if there is one, else replaced: (B,), (B,) bool
+    -> (B,).
 
-    Replaced, not lowered: a policy cannot make up for never stopping by saying what the reward model likes.
+    Replaced (LHP; N+ detail 23), a policy cannot make up for never stopping by saying what the reward model likes;
+    lowered is what TRL does.
     """
+    if missing_eos_penalty is not None:
+        return scores - missing_eos_penalty * (~ended).to(scores.dtype)
     if missing_eos_score is None:
         return scores
     return torch.where(ended, scores, missing_eos_score)
+
+
+def overlong_penalty(lengths: Tensor, max_new_tokens: int, buffer: int, penalty: float) -> Tensor:
+    """What responses lose that reach into the last `buffer` tokens of the limit: 0 before it, `-penalty` at the limit,
+    and linear in between (Yu et al. 2025, DAPO, equation 13): (B,) tokens -> (B,) float32."""
+    if buffer == 0:
+        return torch.zeros_like(lengths, dtype=torch.float32)
+    over = (lengths - (max_new_tokens - buffer)).clamp(0, buffer)
+    return -penalty * over.float() / buffer
 
 
 def shape_rewards(scores: Tensor, kl: Tensor, response_mask: Tensor, kl_coef: float) -> Tensor:
@@ -45,7 +61,12 @@ def shape_rewards(scores: Tensor, kl: Tensor, response_mask: Tensor, kl_coef: fl
 
 
 def estimate_advantages(
-    rewards: Tensor, values: Tensor, response_mask: Tensor, gamma: float, gae_lambda: float, value_gae_lambda=None
+    rewards: Tensor,
+    values: Tensor,
+    response_mask: Tensor,
+    gamma: float,
+    gae_lambda: float,
+    value_gae_lambda: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, equation 16) over each response.
 
@@ -54,21 +75,64 @@ def estimate_advantages(
     Args:
         rewards, values: (B, T); values[:, t] is the value before token t.
         response_mask: (B, T), each row a run of True from the first column on.
+        value_gae_lambda: lambda of the returns, where it is not the actor's (Yuan et al. 2025, VC-PPO, section 4.2).
 
     Returns:
-        advantages, not whitened, and returns = advantages + values; both (B, T), 0 where masked.
+        advantages, not whitened, and returns = advantages by the critic's lambda + values; both (B, T), 0 where masked.
     """
     rewards = torch.where(response_mask, rewards, 0.0)
     values = torch.where(response_mask, values, 0.0)
     next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
     deltas = rewards + gamma * next_values - values
-    advantages = torch.zeros_like(deltas)
-    running = torch.zeros_like(deltas[:, 0])
-    for t in reversed(range(deltas.shape[1])):
-        running = deltas[:, t] + gamma * gae_lambda * running
-        advantages[:, t] = running
-    advantages = torch.where(response_mask, advantages, 0.0)
-    return advantages, advantages + values
+    advantages = torch.where(response_mask, _discounted_sums(deltas, gamma * gae_lambda), 0.0)
+    if value_gae_lambda is None or value_gae_lambda == gae_lambda:
+        return advantages, advantages + values
+    critics = torch.where(response_mask, _discounted_sums(deltas, gamma * value_gae_lambda), 0.0)
+    return advantages, critics + values
+
+
+def _discounted_sums(x: Tensor, discount: float) -> Tensor:
+    """y[:, t] = x[:, t] + discount * y[:, t + 1]: (B, T) -> (B, T)."""
+    sums = torch.zeros_like(x)
+    running = torch.zeros_like(x[:, 0])
+    for t in reversed(range(x.shape[1])):
+        running = x[:, t] + discount * running
+        sums[:, t] = running
+    return sums
+
+
+def returns_to_go(rewards: Tensor, response_mask: Tensor, gamma: float) -> Tensor:
+    """Discounted sum of the rewards from each token on, the advantage of REINFORCE++ before it is whitened over the
+    whole batch (Hu 2025, equation 8): (B, T) -> (B, T), 0 where masked."""
+    sums = _discounted_sums(torch.where(response_mask, rewards, 0.0), gamma)
+    return torch.where(response_mask, sums, 0.0)
+
+
+def group_advantages(
+    rewards: Tensor, response_mask: Tensor, estimator: Literal["rloo", "grpo"], group_size: int
+) -> Tensor:
+    """How much better than the other responses to its prompt a response is, for each of its tokens.
+
+    `rloo`: its reward less the mean of the others' (Ahmadian et al. 2024, equation 8). `grpo`: its reward less the mean
+    of all, over their standard deviation (Shao et al. 2024, equation 3; unbiased deviation + 1e-4, as TRL does it),
+    which weighs prompts by how alike their responses are: the optimum is another one.
+
+    Args:
+        rewards: (B, T); a response's reward is their sum.
+        response_mask: (B, T)
+        group_size: responses to each prompt, which are neighbours; 2 or more.
+
+    Returns:
+        (B, T), 0 where masked.
+    """
+    assert group_size > 1 and len(rewards) % group_size == 0
+    totals = torch.where(response_mask, rewards, 0.0).sum(1).view(-1, group_size)
+    centered = totals - totals.mean(1, keepdim=True)
+    if estimator == "rloo":
+        scaled = centered * (group_size / (group_size - 1))
+    else:
+        scaled = centered / (totals.std(1, keepdim=True) + 1e-4)
+    return torch.where(response_mask, scaled.reshape(-1, 1), 0.0)
 
 
 class PolicyLoss(NamedTuple):
@@ -81,28 +145,82 @@ class PolicyLoss(NamedTuple):
 
 
 def policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_range: float, num_tokens: Tensor, clip_range_high=None, dual_clip=None, weights=None
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip_range: float,
+    num_tokens: Tensor | float,
+    *,
+    clip_range_high: float | None = None,
+    dual_clip: float | None = None,
+    weights: Tensor | None = None,
 ) -> PolicyLoss:
     """Clipped surrogate (Schulman et al. 2017, equation 7), summed over kept tokens / `num_tokens`.
 
     The log-ratio is clamped to +-20 (OpenRLHF, verl): exp of a larger one is inf, and inf * 0 a NaN for all.
-    approx_kl is Schulman's k3, (r - 1) - log r, averaged over tokens drawn from the old policy.
+    approx_kl is Schulman's k3, (r - 1) - log r, over tokens drawn from the old policy.
 
     Args:
-        logprobs, old_logprobs, advantages, mask: (B, T)
+        logprobs, old_logprobs, advantages, mask: (...)
         num_tokens: kept tokens of the whole optimizer batch on all processes, so that a token weighs the same
             whatever microbatch it is in.
+        clip_range_high: upper side of the clip, if it is not `clip_range` (Yu et al. 2025, DAPO, equation 10).
+        dual_clip: the loss of a token with a negative advantage is at most so many times that advantage's size (Ye et
+            al. 2020, equation 5).
+        weights: (...), constant factors of each token's loss, see `importance_weights`.
     """
     log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    advantages = torch.where(mask, advantages, 0.0)
     ratio = log_ratio.exp()
+    high = clip_range if clip_range_high is None else clip_range_high
     unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
-    losses = torch.where(mask, torch.maximum(unclipped, clipped), 0.0)
+    clipped = -advantages * ratio.clamp(1 - clip_range, 1 + high)
+    losses = torch.maximum(unclipped, clipped)
+    if dual_clip is not None:
+        losses = torch.where(advantages < 0, torch.minimum(losses, -dual_clip * advantages), losses)
+    if weights is not None:
+        losses = losses * weights
+    losses = torch.where(mask, losses, 0.0)
     with torch.no_grad():
         kl_sum = torch.where(mask, (ratio - 1) - log_ratio, 0.0).sum()
         clip_sum = (mask & (clipped > unclipped)).sum()
         ratio_sum = torch.where(mask, ratio, 0.0).sum()
     return PolicyLoss(losses.sum() / num_tokens, ratio_sum, kl_sum, clip_sum)
+
+
+def importance_weights(old_logprobs: Tensor, sampled_logprobs: Tensor, mask: Tensor, cap: float) -> Tensor:
+    """min(policy / sampler, cap) at each token, for responses that another model than the policy sampled (truncated
+    importance sampling, Ionides 2008; an inference engine's rounding is such another model): (...), 1 where masked."""
+    log_ratio = torch.where(mask, old_logprobs - sampled_logprobs, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return log_ratio.exp().clamp(max=cap)
+
+
+def kl_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    ref_logprobs: Tensor,
+    mask: Tensor,
+    estimator: Literal["k2", "k3"],
+    num_tokens: Tensor | float,
+) -> Tensor:
+    """A KL from the reference as a term of the loss, summed over kept tokens / `num_tokens` (Schulman 2020,
+    "Approximating KL divergence").
+
+    With d = logprobs - ref_logprobs, k2 = d^2 / 2 has the gradient d * grad(logprobs), whose expectation under the
+    policy is the gradient of the KL at that token. k3 = exp(-d) - 1 + d has (1 - exp(-d)) * grad(logprobs): the
+    gradient of the KL the other way round, KL(reference || policy). k1 = d has grad(logprobs), of expectation 0. Each
+    token counts by its detached ratio to the policy that sampled it, so that the expectations hold after the first
+    step too. What a token does to the KL of those behind it is in no gradient: for that the KL belongs in the reward.
+    """
+    log_ratio = torch.where(mask, logprobs.detach() - old_logprobs, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    apart = torch.where(mask, logprobs - ref_logprobs, 0.0)
+    if estimator == "k2":
+        losses = 0.5 * apart**2
+    else:
+        apart = apart.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        losses = torch.expm1(-apart) + apart
+    return torch.where(mask, log_ratio.exp() * losses, 0.0).sum() / num_tokens
 
 
 class ValueLoss(NamedTuple):
@@ -113,12 +231,12 @@ class ValueLoss(NamedTuple):
 
 
 def value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_range: float, num_tokens: Tensor
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_range: float, num_tokens: Tensor | float
 ) -> ValueLoss:
     """Half the larger of the squared errors with and without clipping values to old_values +- clip_range (LHP).
 
     Args:
-        values, old_values, returns, mask: (B, T)
+        values, old_values, returns, mask: (...)
         num_tokens: as in `policy_loss`.
     """
     # Whatever stands in the padding, an inf or NaN there would reach the gradient as 0 * NaN.
@@ -129,28 +247,3 @@ def value_loss(
     with torch.no_grad():
         count = (mask & (clipped > plain)).sum()
     return ValueLoss(losses.sum() / num_tokens, count)
-
-
-def overlong_penalty(lengths, max_new_tokens, buffer, penalty):
-    if not buffer:
-        return torch.zeros_like(lengths, dtype=torch.float32)
-    over = (lengths - (max_new_tokens - buffer)).clamp(min=0)
-    return -penalty * over / buffer
-
-
-def group_advantages(rewards, response_mask, estimator, group_size):
-    total = torch.where(response_mask, rewards, 0.0).sum(1).view(-1, group_size)
-    adv = (total - total.mean(1, keepdim=True)) * group_size / (group_size - 1)
-    return torch.where(response_mask, adv.reshape(-1, 1), 0.0)
-
-
-def returns_to_go(rewards, response_mask, gamma):
-    return estimate_advantages(rewards, torch.zeros_like(rewards), response_mask, gamma, 1.0)[0]
-
-
-def kl_loss(logprobs, old, ref, mask, estimator, num_tokens):
-    return torch.where(mask, 0.5 * (logprobs - ref) ** 2, 0.0).sum() / num_tokens
-
-
-def importance_weights(old, sampled, mask, cap):
-    return (old - sampled).exp().clamp(max=cap)

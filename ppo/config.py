@@ -300,9 +300,9 @@ def batch_plan(config: PPOStageConfig, world_size: int) -> BatchPlan:
             f"rollout.num_generations={generations} and ppo.num_minibatches={count}; use {nearest}"
         )
     if config.ptx.train and config.ptx.batch_size % world_size:
-        nearest = max(world_size, round(config.ptx.batch_size / world_size) * world_size)
+        fits = max(world_size, round(config.ptx.batch_size / world_size) * world_size)
         raise ConfigError(
-            f"ptx.batch_size={config.ptx.batch_size} does not divide into {world_size} processes; use {nearest}"
+            f"ptx.batch_size={config.ptx.batch_size} does not divide into {world_size} processes; use {fits}"
         )
     episodes = total // world_size
     return BatchPlan(episodes=episodes, prompts=episodes // generations, minibatch=total // count)

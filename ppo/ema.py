@@ -1,2 +1,2 @@
-
-class EMA: pass
+class EMA:
+    pass

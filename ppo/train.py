@@ -99,6 +99,10 @@ class Loop:
         self.schedule = make_schedule(self.engine.optimizer, config)
         for frozen in models.frozen():
             frozen.to("cpu" if models.offloaded else accelerator.device)
+        # DeepSpeed rounds the policy's own weights to bfloat16, its buffers (rotary frequencies) not; with a reference
+        # that is not rounded just so, the KL starts above 0.
+        for parameter in models.reference.model.parameters():
+            parameter.data = parameter.data.to(models.policy.base.dtype)
         decay = config.training.ema_decay
         self.ema = None if decay is None else EMA(models.trained.trained_parameters("policy"), decay)
         sampler = TransformersEngine(models.policy.model)
@@ -193,12 +197,10 @@ class Loop:
         tasks = make_tasks(self.held_out, range(len(self.held_out)), 1)
         padded = (tasks * world_size)[: len(tasks) + -len(tasks) % world_size]
         rollout = self.collector.collect(self.own_share(padded), EVAL_SEED)
-        held_out_scores = [None] * len(rollout)
+        held_out_scores: list[float | None] = [None] * len(rollout)
         if self.models.held_out_reward is not None:
-            scores, _ = self.collector.score_with(
-                self.models.held_out_reward, rollout.tasks, rollout.rows, rollout.texts
-            )
-            held_out_scores = scores.tolist()
+            model = self.models.held_out_reward
+            held_out_scores = self.collector.score_with(model, rollout.tasks, rollout.rows, rollout.texts)[0].tolist()
         columns = (rollout.scores.tolist(), held_out_scores, rollout.kl.sum(1).tolist(), rollout.lengths.tolist(),
                    rollout.ended.tolist(), rollout.texts)  # fmt: skip
         shares = distributed.gather_lists(list(zip(*columns, strict=True)))

@@ -14,12 +14,12 @@ import torch
 from transformers import PreTrainedModel
 
 from alignment import adapters
-from alignment.config import ADAPTERS
+from alignment.config import ADAPTERS, ModelConfig
 from alignment.data import CHOICES
 from alignment.ensembles import RewardEnsemble, load_reward_model, member_name, write_ensemble
 from alignment.errors import UserError
 from alignment.models import ModelSource
-from alignment.scalar_models import ScalarModel, load_scalar_model, shift_scores
+from alignment.scalar_models import ScalarModel, holds_head, load_scalar_model, shift_scores, write_score_bias
 from reward.batches import score_questions
 from reward.config import RewardStageConfig
 from reward.demonstrations import Zero
@@ -156,74 +156,84 @@ def averaged(members: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
 def finish_all(staging: Path, config: RewardStageConfig, prepared: Prepared, trained: Sequence[Trained]) -> Finished:
     """Make what was trained ready for the registry; one model in `staging/member-0`, or several in `staging`.
 
-    One adapter is merged: PPO scores every rollout with it. Several stay adapters on the base that they share.
+    Adapters stay adapters on the starting model; but one on an encoder is merged, see `holds_head`.
 
     Raises:
         GateError: see `finish`.
         AdapterError: an adapter that does not fit its base any more.
     """
     pad, size, seed = prepared.start.tokenizer.pad_token_id, len(trained), trained[0].seed
-    adapted = config.model.method in ADAPTERS
     folders = [staging / member_name(number) for number in range(size)]
-    if adapted and size > 1:
-        _tidy(staging, folders)
-        model, shifts = _finish_adapters(staging, config, prepared, trained)
-        return Finished(staging, model, shifts, seed, True, pad)
-    finished = []
-    for folder, member in zip(folders, trained, strict=True):
-        if adapted:
-            _merge_in_place(folder, untrained(config, prepared), config.model.quantized)
-        finished.append(finish(folder, member.probe, prepared.zero, pad))
+    folder = staging if size > 1 else folders[0]
+    if config.model.method in ADAPTERS:
+        if holds_head(str(folders[0])):
+            model, shifts = _finish_adapters(folder, folders, config, prepared, trained)
+            return Finished(folder, model, shifts, seed, True, pad)
+        assert size == 1  # refused before it was trained
+        _merge_in_place(folder, untrained(config, prepared), config.model.quantized)
+    finished = [finish(each, member.probe, prepared.zero, pad) for each, member in zip(folders, trained, strict=True)]
     models, shifts = [model for model, _ in finished], [shift for _, shift in finished]
     if size == 1:
-        return Finished(folders[0], models[0], shifts, seed, False, pad)
-    _tidy(staging, folders)
-    write_ensemble(staging, None, size)
-    return Finished(staging, RewardEnsemble(models, size), shifts, seed, False, pad)
+        return Finished(folder, models[0], shifts, seed, False, pad)
+    _tidy(folder, folders)
+    write_ensemble(folder, None, size)
+    return Finished(folder, RewardEnsemble(models, size), shifts, seed, False, pad)
 
 
 def _finish_adapters(
-    staging: Path, config: RewardStageConfig, prepared: Prepared, trained: Sequence[Trained]
-) -> tuple[RewardEnsemble, list[float]]:
-    """`finish` for adapters that share a base, whose zero points are kept beside them."""
+    folder: Path, folders: Sequence[Path], config: RewardStageConfig, prepared: Prepared, trained: Sequence[Trained]
+) -> tuple[ScalarModel | RewardEnsemble, list[float]]:
+    """`finish` for one adapter, or several that share a base; the zero points are kept beside them."""
     pad, size = prepared.start.tokenizer.pad_token_id, len(trained)
-    source = ModelSource(str(staging), base=prepared.start.source, trained=config.model)
+    source = ModelSource(str(folder), base=prepared.start.source, trained=config.model)
+    options = ModelConfig(name=config.model.name, trust_remote_code=config.model.trust_remote_code)
+    _tidy(folder, folders)
+    for each in folders:
+        adapters.name_base(each, prepared.start.source.label)
 
-    def load_with(biases: Sequence[float]) -> RewardEnsemble:
-        write_ensemble(staging, biases, size)
-        loaded = load_reward_model(source)
-        assert isinstance(loaded, RewardEnsemble)
-        return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    def load_with(biases: Sequence[float]) -> ScalarModel | RewardEnsemble:
+        if size > 1:
+            write_ensemble(folder, biases, size)
+        else:
+            write_score_bias(folder, biases[0])
+        return load_reward_model(source, options).to("cuda" if torch.cuda.is_available() else "cpu")
 
     saved, found, shifts = load_with([0.0] * size), [], []
     for number, member in enumerate(trained):
-        scalar = saved.member(number)
+        scalar, what = _member(saved, number)
         found.append(scores_of(scalar, member.probe.questions, pad))
-        tolerance = ROUNDED if member.probe.rounded else EXACT
-        check_gate(member.probe.scores, found[-1], tolerance, f"what was saved of member {number}")
+        check_gate(member.probe.scores, found[-1], ROUNDED if member.probe.rounded else EXACT, what)
         shifts.append(fmean(scores_of(scalar, prepared.zero.questions, pad)))
+    del saved, scalar  # a large model is not to be in memory twice
     again = load_with(shifts)
     for number, (member, scores, shift) in enumerate(zip(trained, found, shifts, strict=True)):
-        scalar, expected = again.member(number), [score - shift for score in scores]
-        what = f"what was saved of member {number} with its zero point"
-        check_gate(expected, scores_of(scalar, member.probe.questions, pad), EXACT, what)
+        scalar, what = _member(again, number)
+        expected = [score - shift for score in scores]
+        check_gate(expected, scores_of(scalar, member.probe.questions, pad), EXACT, f"{what} with its zero point")
         _check_zero(scores_of(scalar, prepared.zero.questions, pad), prepared.zero, shift)
     return again, shifts
 
 
-def _tidy(staging: Path, folders: Sequence[Path]) -> None:
-    """Leave the members' folders with configs and weights alone; the tokenizer goes to the top."""
+def _member(model: ScalarModel | RewardEnsemble, number: int) -> tuple[ScalarModel, str]:
+    """One of the models that were loaded, and what to call its files."""
+    if isinstance(model, ScalarModel):
+        return model, "what was saved"
+    return model.member(number), f"what was saved of member {number}"
+
+
+def _tidy(top: Path, folders: Sequence[Path]) -> None:
+    """Leave the members' folders with configs and weights alone; the tokenizer goes to the top, PEFT's card nowhere."""
     for folder in folders:
-        for file in folder.iterdir():
+        for file in list(folder.iterdir()):
             own = file.name in ("config.json", adapters.CONFIG) or ".safetensors" in file.name
-            if not own and file.name not in ("README.md", "training_args.bin"):
-                file.replace(staging / file.name)
-            elif not own:
+            if file.name in ("README.md", "training_args.bin"):
                 file.unlink()
+            elif not own:
+                file.replace(top / file.name)
 
 
 def _merge_in_place(folder: Path, base: PreTrainedModel, quantized: bool) -> None:
-    """A saved adapter and its trained head as a whole reward model."""
+    """A saved adapter on an encoder and its trained head as a whole reward model."""
     merged = adapters.merge(adapters.dequantize(base) if quantized else base, str(folder))
     for name in (adapters.CONFIG, adapters.WEIGHTS, "README.md"):
         (folder / name).unlink(missing_ok=True)

@@ -133,6 +133,11 @@ def _check(config: RewardStageConfig) -> None:
             "model.name: a reward model starts from a trained policy, not from scratch; "
             "train one with python -m sft and name it here"
         )
+    if config.model.merge == "original":
+        raise ConfigError(
+            "model.merge=original makes another model of an adapter on quantized weights, whose scores were never "
+            "checked; take it out"
+        )
     if config.training.get("label_smoothing_factor"):
         raise ConfigError("training.label_smoothing_factor is for labels of classes; set reward.label_smoothing")
     if config.reward.objective != "pairs" and config.training.get("center_rewards_coefficient"):

@@ -54,7 +54,7 @@ def sample_into(
     """
     import torch
 
-    from alignment.generation import complete
+    from alignment.generation import complete, stream_seed
     from alignment.models import find_model, load_policy, load_tokenizer
     from alignment.positions import check_prompts
     from alignment.ratings import Completion, RatingsStore
@@ -67,7 +67,6 @@ def sample_into(
     for source in dict.fromkeys(sources):
         check_prompts(source.config_path, load_tokenizer(source), messages, max_new_tokens)
     RatingsStore(db, create=True, seed=seed).close()  # a path that cannot be written is found before the sampling
-    torch.manual_seed(seed)
     answers: list[list[Completion]] = [[] for _ in prompts]
     with progress("sampling", k * len(prompts)) as line:
         for number in range(k):
@@ -83,6 +82,8 @@ def sample_into(
                     max_new_tokens=max_new_tokens,
                     temperature=temperature,
                     batch_size=batch_size,
+                    seed=stream_seed("completions", seed, number),
+                    first=start,
                 )
                 for slot, made in zip(answers[part], drawn, strict=True):
                     slot.append(Completion(made.text, made.ended, source.label, len(made.ids)))

@@ -217,8 +217,6 @@ class LocalModel:
         self._policy.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def ask(self, conversations: Sequence[Sequence[Message]], sampling: Sampling) -> list[Reply | Failure]:
-        import torch
-
         from alignment.generation import complete
         from alignment.templates import encode_prompt
 
@@ -226,7 +224,6 @@ class LocalModel:
         lengths = [len(encode_prompt(self._tokenizer, prompt)) for prompt in prompts]
         limit = getattr(self._policy.config, "max_position_embeddings", None) or max(lengths) + sampling.max_new_tokens
         fits = [length + sampling.max_new_tokens <= limit for length in lengths]
-        torch.manual_seed(digest(f"{sampling.seed} {json.dumps(prompts)}") % 2**63)
         drawn = iter(
             complete(
                 self._policy,
@@ -235,6 +232,7 @@ class LocalModel:
                 max_new_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
                 batch_size=self.batch_size,
+                seed=digest(f"{sampling.seed} {json.dumps(prompts)}"),
             )
         )
         replies: list[Reply | Failure] = []

@@ -1,6 +1,6 @@
-"""Three iterations' worth of optimizer steps on a rollout that does not depend on the number of processes.
+"""Three iterations of the real loop, whose episodes do not depend on the number of processes.
 
-    [accelerate launch ...] ppo_worker.py OUT [key=value of the training section ...]
+    [accelerate launch ...] ppo_worker.py OUT [section.key=value ...]
 
 The main process writes the weights to OUT/weights.safetensors and what it saw to OUT/report.json.
 """
@@ -9,68 +9,58 @@ import json
 import sys
 from pathlib import Path
 
-import torch
 from digits import CONTENTS, build_models, prompts_of
 from safetensors.torch import save_file
 
 from alignment import distributed
 from alignment.stage import leave
-from alignment.tensors import whiten
 from alignment.tracking import Journal
-from ppo.algorithm import estimate_advantages, shape_rewards
-from ppo.config import PPOStageConfig, batch_plan
-from ppo.rollout import collect_rollout, select
-from ppo.train import _Loop, prepare
+from ppo.config import PPOStageConfig
+from ppo.loading import settle
+from ppo.rollout import make_tasks
+from ppo.train import Loop
 
 
 def main(out: Path, *overrides: str) -> None:
-    training = dict(text.split("=") for text in overrides)
-    config = PPOStageConfig.model_validate(
-        {
-            "name": "worker",
-            "model": {"policy": "p", "reward": "r"},
-            "data": {"train": "none", "max_length": 20},
-            "rollout": {"batch_size": 8, "max_new_tokens": 9},
-            "ppo": {"num_epochs": 2},
-            "training": {"max_steps": 3, "learning_rate": 1e-3, "per_device_train_batch_size": 2, **training},
-            "registry": {"name": "worker"},
-        }
-    )
+    values = {
+        "name": "worker",
+        "model": {"policy": "p", "reward": "r"},
+        "data": {"train": "none", "max_length": 20},
+        "rollout": {"batch_size": 8, "max_new_tokens": 9},
+        "ppo": {"num_epochs": 2, "num_minibatches": 2},
+        "training": {"max_steps": 3, "learning_rate": 1e-3, "microbatch_tokens": 24},
+        "registry": {"name": "worker"},
+    }
+    critic = "separate"
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key == "critic":
+            critic = value
+            continue
+        section, _, name = key.partition(".")
+        values[section][name] = json.loads(value)
+    config = PPOStageConfig.model_validate(values)
     distributed.start_processes()
-    sizes = batch_plan(config, distributed.world_size())
-    accelerator = distributed.make_accelerator(
-        accumulation=sizes.accumulation,
-        microbatch=sizes.microbatch,
-        max_grad_norm=config.training.max_grad_norm,
-        bf16=config.training.bf16,
-    )
-    models = build_models(ref_seed=1)
-    # Before the engine is made: every process samples the same eight episodes and keeps its share of them.
-    rollout = collect_rollout(models, models.trained, accelerator, prompts_of(*CONTENTS), config.rollout, 20, 3)
-    rewards = shape_rewards(rollout.scores, rollout.kl, rollout.response_mask, config.ppo.kl_coef)
-    advantages, returns = estimate_advantages(rewards, rollout.old_values, rollout.response_mask, 1.0, 0.95)
-    whole = whiten(advantages, rollout.response_mask)
-    own = torch.arange(8)[accelerator.process_index :: accelerator.num_processes]
-    part = select(rollout, own)
-    kept = part.num_response
-    engine, optimizer, schedule = prepare(models, accelerator, config.training)
-    loop = _Loop(config, sizes, models, engine, accelerator, optimizer, schedule, Journal(out, enabled=False))
-    mine = whiten(advantages[own], rollout.response_mask[own], reduce=distributed.all_reduce_sum)
-    fresh = loop.collect(prompts_of(*CONTENTS), 3, 0)
+    accelerator = distributed.make_accelerator(max_grad_norm=config.training.max_grad_norm, bf16=config.training.bf16)
+    models = build_models(ref_seed=1, critic=critic)
+    settle(models, config)
+    prompts = prompts_of(*CONTENTS)
+    loop = Loop(config, models, accelerator, Journal(out, enabled=False), prompts)
     report = {
-        **distributed.backend(accelerator, engine),
-        "accumulation": sizes.accumulation,
-        "whitening_difference": float((mine - whole[own]).abs().max()),
-        "training_mode": any(module.training for module in models.trained.modules()),
-        "first_kl": float(fresh.kl.abs().max()),
+        **distributed.backend(accelerator, loop.engine.wrapped),
         "rates": [],
         "stats": [],
+        "own": [],
     }
-    for step in range(3):
-        report["stats"].append(loop.optimize(step, part, mine[:, :kept], returns[own, :kept]))
-        report["rates"].append([group["lr"] for group in optimizer.param_groups])
-        schedule.step()
-    weights = distributed.full_state_dict(accelerator, engine)
+    count = config.rollout.batch_size // config.rollout.num_generations
+    for _ in range(3):
+        tasks = make_tasks(loop.prompts, range(count), config.rollout.num_generations)
+        report["own"].append(distributed.gather_lists([task.number for task in loop.own_share(tasks)]))
+        stats = loop.iterate(list(range(count)))
+        report["stats"].append({name: value for name, value in stats.items() if not name.startswith("time/")})
+        report["rates"].append([group["lr"] for group in loop.engine.optimizer.param_groups])
+    report["training_mode"] = any(module.training for module in models.trained.modules())
+    weights = loop.engine.full_state_dict()
     if accelerator.is_main_process:
         save_file({name: value.float().clone() for name, value in weights.items()}, out / "weights.safetensors")
         (out / "report.json").write_text(json.dumps(report))

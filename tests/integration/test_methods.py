@@ -79,10 +79,15 @@ def start(house):
 
 
 @pytest.mark.parametrize("method", ["head", "lora", "qlora", "adalora"])
-def test_a_reward_model_by_a_method_is_published_whole(house, start, method):
+def test_a_reward_model_by_a_method_is_published_as_a_policy_is(house, start, method):
     metrics, _ = run(house, "reward", f"reward-{method}", {"name": start, "method": method})
     version = Registry(house / "registry").load("reward", role="reward")
-    assert "model.safetensors" in version.manifest.files
-    assert not any("adapter" in file for file in version.manifest.files)
+    base = Registry(house / "registry").resolve(start)
+    weights = {name for name in version.manifest.files if name.endswith(".safetensors")}
+    if method == "head":
+        assert (weights, version.manifest.base) == ({"model.safetensors"}, None)
+    else:
+        assert weights == {"adapter_model.safetensors"}
+        assert (version.manifest.base.ref, version.manifest.base.digest) == (base.ref, base.digest)
     if method in ("lora", "qlora"):  # judged on what was loaded again: a merge gone wrong would say nothing
         assert metrics["accuracy"]["value"] == 1.0

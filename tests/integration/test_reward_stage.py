@@ -106,8 +106,9 @@ def events(name):
 
 
 def published(name):
-    version = Registry("registry").resolve(name)
-    return version, load_scalar_model(str(version.path)).eval(), load_tokenizer(str(version.path))
+    source = find_model(name, Registry("registry"), role="reward")
+    scalar = load_scalar_model(source, trained=True).eval()
+    return Registry("registry").resolve(name), scalar, load_tokenizer(source)
 
 
 def mean_score(name, path="sft.jsonl"):

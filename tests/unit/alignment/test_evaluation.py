@@ -1,9 +1,11 @@
-"""Intervals against formulas: the mean is exact, the interval is that of the normal approximation, groups widen it."""
+"""Intervals against formulas: the mean is exact, the interval is that of the normal approximation, groups widen it.
+And judging: what is sampled depends on the seed, not on the batch."""
 
 import numpy as np
 import pytest
+import tiny
 
-from alignment.evaluation import bootstrap_mean, win_rate
+from alignment.evaluation import bootstrap_mean, judge_policy, win_rate
 
 
 def test_the_value_is_the_weighted_mean_and_n_counts_values():
@@ -51,3 +53,20 @@ def test_win_rate_counts_a_tie_as_one_half():
     estimate = win_rate([1.0, 2.0, 3.0, 0.0], [0.0, 2.0, 4.0, 0.0])
     assert estimate["value"] == (1 + 0.5 + 0 + 0.5) / 4
     assert win_rate([1.0] * 5, [0.0] * 5)["ci"] == (1.0, 1.0)
+
+
+def test_a_judged_answer_depends_on_the_seed_and_not_on_the_batch(tmp_path, tokenizer):
+    policy, reference = (tiny.make_policy(tokenizer, seed=seed) for seed in (0, 1))
+    reward_model = tiny.make_scalar(tmp_path, reference, tokenizer)
+    prompts = [[{"role": "user", "content": text}] for text in ("When does it open?", "Hi", "How long? " * 5)]
+
+    def judge(ours=policy, **options):
+        return judge_policy(ours, reference, reward_model, tokenizer, prompts, max_new_tokens=6, **options)
+
+    first, one_by_one, other = judge(batch_size=3), judge(batch_size=1), judge(seed=1)
+    assert [answer.text for answer in first] == [answer.text for answer in one_by_one]
+    assert [answer.score for answer in first] == pytest.approx([answer.score for answer in one_by_one], rel=1e-4)
+    assert [answer.kl for answer in first] == pytest.approx([answer.kl for answer in one_by_one], rel=1e-4)
+    assert all(a.text != b.text for a, b in zip(first, other, strict=True))
+    assert all(answer.kl > 1 for answer in first)
+    assert [answer.kl for answer in judge(reference)] == [0.0] * 3

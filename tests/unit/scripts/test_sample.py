@@ -39,6 +39,20 @@ def test_each_pair_holds_one_answer_of_each_model_and_the_prompts_columns(house,
     assert {item.need for item in items} == {2}
 
 
+def test_completions_do_not_depend_on_the_batch_but_on_the_seed(house, capsys):
+    """Of more prompts than are sampled at a time (eight batches)."""
+    rows = [{"prompt": f"Question {number % 3}?"} for number in range(11)]
+    (house / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drawn = []
+    for number, arguments in enumerate((["--batch-size", "1"], ["--batch-size", "5"], ["--seed", "1"])):
+        options = ["--prompts", "prompts.jsonl", "--db", f"{number}.db", "--max-new-tokens", "4", "--kind", "rank"]
+        assert main(["one", "--k", "3", *options, *arguments]) == 0
+        with RatingsStore(f"{number}.db") as store:
+            drawn.append([sorted(answer.text for answer in item.completions) for item in store.items()])
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len({text for item in drawn[0] for text in item}) > 20  # neither the numbers nor the rounds share a stream
+
+
 def test_completions_become_pairs_rankings_or_single_items_and_none_twice():
     a, b, again, c = (Completion(text, model=model) for text, model in (("a", "1"), ("b", "2"), ("a", "3"), ("c", "4")))
     made, same = groups([a, b, again, c], "pair")
