@@ -55,7 +55,7 @@ class Contestant:
             "tracking": {"runs": runs, "wandb": "disabled"},
         }
         self.config = validate(PPOStageConfig, values, "bench")
-        self.prompts = read_records(self.config.data.train, to_prompts, self.config.data).items
+        self.prompts = read_records(folder / "prompts.jsonl", to_prompts, self.config.data).items
         self.rounds = 0
 
     def check(self) -> dict[str, Any]:
@@ -71,6 +71,7 @@ class Contestant:
                 batch = lay_out([rows[number] for number in part], part, models.packed, pad, device)
                 outputs = models.trained(batch, "both", 1.0)
                 totals += torch.stack([-outputs.logprobs.sum(), outputs.values.sum()]).double()
+            assert models.reward is not None
             scores, _ = models.reward.combined(models.reward.member_scores(rows, [], device))
         tokens = sum(map(len, work.responses))
         loss, value = (totals / tokens).tolist()
@@ -87,7 +88,7 @@ class Contestant:
         self.rounds += 1
         loop = self._loop(self.rounds)
         sampling = Stopwatch(lambda sampled: sampled.responses)
-        loop.collector.engine.generate = sampling.around(loop.collector.engine.generate)
+        loop.collector.engine.generate = sampling.around(loop.collector.engine.generate)  # type: ignore[method-assign]
         config = loop.models.policy.base.config
         rate = matmul_rate(config)
         started, worked = time.perf_counter(), time.process_time()

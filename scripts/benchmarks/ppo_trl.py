@@ -131,7 +131,9 @@ class Contestant:
             callbacks=callbacks,
         )
         # Its own would shuffle: every contestant is to have the same prompts in the same iteration.
-        in_order = DataLoader(rows, work.episodes, collate_fn=trainer.data_collator, drop_last=True)
+        in_order: Any = DataLoader(
+            datasets.Dataset.from_list(rows), work.episodes, collate_fn=trainer.data_collator, drop_last=True
+        )
         trainer.dataloader = trainer.accelerator.prepare(in_order)
         return trainer
 
