@@ -5,6 +5,7 @@
     scripts/bench.py sft --peer trl --data pairs.jsonl.gz --rounds 7 --json
     scripts/bench.py sft --peer trl --memory
     scripts/bench.py reward --peer trl --threads 1
+    scripts/bench.py ppo --peer trl --learning
 
 Each contestant is a process of its own, the peer's in a virtual environment of its own (`.bench/`, made on first use).
 They stay alive and take turns, A B C A B C, so that whatever else the machine does falls on all; a ratio is taken
@@ -13,7 +14,8 @@ the processor's time: on a machine that others use, take them with `--threads 1`
 
 Before the first round each says how many tokens (and pairs) it trains on and their mean loss under the untrained
 weights; if they differ, nothing is measured. `--memory` measures each alone, on a model of more than 100 million
-parameters: the peak of the process less what it held after its imports.
+parameters: the peak of the process less what it held after its imports. `--learning` (PPO) compares what is learned:
+the mean reward over the last fifth of the iterations, from several seeds.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from types import TracebackType
 from typing import Any, Self
 
 SCRIPTS = Path(__file__).resolve().parent
-BENCHMARKS = ("sft", "reward")
+BENCHMARKS = ("sft", "reward", "ppo")
 LIBRARIES = ("torch", "transformers", "trl", "accelerate")
 
 
@@ -65,7 +67,7 @@ class Process:
         self._log.close()
 
     def ask(self, what: str) -> dict[str, Any]:
-        """The answer to `check` or `run`.
+        """The answer to `check`, `run` or `learn SEED`.
 
         Raises:
             UserError: the process has ended; the last line that it wrote says why.
@@ -96,7 +98,7 @@ def spread(values: Iterable[float]) -> dict[str, float]:
 
 def counted(check: Mapping[str, Any]) -> list[str]:
     """What a contestant counts of its work; the first is what rates are of."""
-    return [what for what in check if what not in ("loss", "bytes")]
+    return [what for what, found in check.items() if isinstance(found, int) and what != "bytes"]
 
 
 def same_work(checks: Mapping[str, Mapping[str, Any]]) -> None:
@@ -107,29 +109,37 @@ def same_work(checks: Mapping[str, Mapping[str, Any]]) -> None:
     for name, found in checks.items():
         counts = [(what, found[what], ours[what]) for what in counted(ours)]
         wrong = [f"{what} {theirs}, ours {own}" for what, theirs, own in counts if theirs != own]
-        if abs(found["loss"] - ours["loss"]) > 1e-4 * abs(ours["loss"]):
-            wrong.append(f"loss {found['loss']:.6f}, ours {ours['loss']:.6f}")
+        for what in found:  # a contestant of ours may have a critic that starts otherwise, and does not say its value
+            if isinstance(found[what], float) and abs(found[what] - ours[what]) > 1e-4 * max(1.0, abs(ours[what])):
+                wrong.append(f"{what} {found[what]:.6f}, ours {ours[what]:.6f}")
         if wrong:
             raise UserError(f"{name} does not do the same work: {'; '.join(wrong)}")
 
 
-def measure_speed(start: Any, names: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Rates of each contestant, and ours over each peer's within a round."""
+Runs = dict[str, list[dict[str, Any]]]
+
+
+def take_turns(start: Any, names: Sequence[str], rounds: int) -> tuple[dict[str, dict[str, Any]], Runs]:
+    """What each contestant says of its work, and its runs."""
     from alignment.terminal import progress
 
     with ExitStack() as stack:
         processes = {name: stack.enter_context(start(name)) for name in names}
         checks = {name: process.ask("check") for name, process in processes.items()}
         same_work(checks)
-        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        runs: Runs = {name: [] for name in names}
         with progress("rounds", rounds * len(names)) as line:
             for _ in range(rounds):
                 for name, process in processes.items():
                     runs[name].append(process.ask("run"))
                     line.advance(1)
+    return checks, runs
+
+
+def sum_up(checks: Mapping[str, Mapping[str, Any]], runs: Runs, peers: Sequence[str]) -> dict[str, Any]:
+    """Rates of each contestant, and ours over each peer's within a round."""
     work = checks["ours"][counted(checks["ours"])[0]]
     rates = {name: [work / run["seconds"] for run in done] for name, done in runs.items()}
-    peers = [name for name in names if name != "ours"]
 
     def ratios_of(clock: str) -> dict[str, dict[str, float]]:
         pairs = {name: zip(runs[name], runs["ours"], strict=True) for name in peers}
@@ -139,25 +149,40 @@ def measure_speed(start: Any, names: Sequence[str], rounds: int) -> dict[str, An
     best = min(peers, key=lambda name: ratios[name]["median"])
     return {
         "rates": {name: spread(rate) for name, rate in rates.items()},
-        "ratio": ratios["defaults"],
+        "ratio": ratios[peers[0]],
         "ratio_best": {"setting": best, **ratios[best]},
         "ratios": ratios,
         "cpu_ratios": ratios_of("cpu_seconds"),
-        "same_work": {name: {key: check[key] for key in (*counted(check), "loss")} for name, check in checks.items()},
+        "same_work": {name: {key: check[key] for key in check if key != "bytes"} for name, check in checks.items()},
         "train_loss": {name: done[0]["train_loss"] for name, done in runs.items()},
     }
 
 
-def measure_memory(start: Any, names: Sequence[str]) -> dict[str, Any]:
+def measure_memory(start: Any, names: Sequence[str], peers: Sequence[str]) -> dict[str, Any]:
     """Peak less imports of each contestant, one after the other, each in a fresh process."""
     peak = {}
     for name in names:
         with start(name) as process:
             peak[name] = process.ask("run")["bytes"]
         print(f"{name}: {peak[name] / 2**20:.0f} MiB", file=sys.stderr)
-    ratios = {name: round(peak["ours"] / peak[name], 3) for name in names if name != "ours"}
+    ratios = {name: round(peak["ours"] / peak[name], 3) for name in peers}
     mib = {name: round(size / 2**20) for name, size in peak.items()}
-    return {"mib": mib, "memory_ratio": ratios["defaults"], "memory_ratios": ratios}
+    return {"mib": mib, "memory_ratio": ratios[peers[0]], "memory_ratios": ratios}
+
+
+def measure_learning(start: Any, names: Sequence[str], seeds: int) -> Runs:
+    """What each contestant learns from each seed, seed by seed."""
+    from alignment.terminal import progress
+
+    runs: Runs = {name: [] for name in names}
+    with ExitStack() as stack, progress("seeds", seeds * len(names)) as line:
+        processes = {name: stack.enter_context(start(name)) for name in names}
+        same_work({name: process.ask("check") for name, process in processes.items()})
+        for seed in range(seeds):
+            for name, process in processes.items():
+                runs[name].append(process.ask(f"learn {seed}"))
+                line.advance(1)
+    return runs
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -176,10 +201,14 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.venv import peer_python
 
     name = options.benchmark
+    mode = "memory" if options.memory else "learning" if options.learning else "speed"
     benchmark = importlib.import_module(f"benchmarks.{name}")
+    options.rows = options.rows or benchmark.ROWS
     python = str(peer_python(benchmark.REQUIREMENTS))
-    contestants = {"ours": (sys.executable, benchmark.OURS, {})}
+    own = {"ours": {}} | getattr(benchmark, "VARIANTS", {}).get(mode, {})
+    contestants = {ours: (sys.executable, benchmark.OURS, settings) for ours, settings in own.items()}
     contestants |= {peer: (python, module, settings) for peer, (module, settings) in benchmark.PEERS.items()}
+    names, peers = list(contestants), list(benchmark.PEERS)
     with tempfile.TemporaryDirectory() as folder:
         work = benchmark.prepare(Path(folder), options)
 
@@ -187,29 +216,35 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
             executable, module, settings = contestants[contestant]
             return Process(executable, module, Path(folder), settings, options.threads)
 
-        if options.memory:
-            found = measure_memory(start, list(contestants))
+        if mode == "memory":
+            found = measure_memory(start, names, peers)
+        elif mode == "learning":
+            found = {"runs": measure_learning(start, names, options.rounds)}
         else:
-            found = measure_speed(start, list(contestants), options.rounds)
+            checks, runs = take_turns(start, names, options.rounds)
+            found = sum_up(checks, runs, peers) | {"runs": runs}
+    found = benchmark.more(mode, work, found) if hasattr(benchmark, "more") else found
+    found.pop("runs", None)
     peer = " ".join(benchmark.REQUIREMENTS)
-    head = {"benchmark": name, "peer": peer, "unit": "MiB" if options.memory else benchmark.UNIT, "work": work}
-    return {**head, **found, "machine": machine(options.threads)}
+    unit = {"memory": "MiB", "learning": "standard deviations of the reward", "speed": benchmark.UNIT}[mode]
+    return {"benchmark": name, "peer": peer, "unit": unit, "work": work, **found, "machine": machine(options.threads)}
 
 
 def show(report: Mapping[str, Any]) -> None:
     """The report as text."""
     print(f"{report['benchmark']} against {report['peer']}: {report['work']}")
-    if "mib" in report:
-        for name, mib in report["mib"].items():
-            print(f"  {name:10} {mib:7d} MiB" + ("" if name == "ours" else f"   ours x{report['memory_ratios'][name]}"))
-        return
-    for name, rate in report["rates"].items():
+    for name, mib in report.get("mib", {}).items():
+        ratio = report["memory_ratios"].get(name)
+        print(f"  {name:10} {mib:7d} MiB" + (f"   ours x{ratio}" if ratio else ""))
+    for name, rate in report.get("rates", {}).items():
         line = f"  {name:10} {rate['median']:8.4g} {report['unit']}  ({rate['min']:.4g} to {rate['max']:.4g})"
         if name in report["ratios"]:
             ratio = report["ratios"][name]
             line += f"   ours x{ratio['median']:.2f}  ({ratio['min']:.2f} to {ratio['max']:.2f})"
             line += f", by CPU time x{report['cpu_ratios'][name]['median']:.2f}"
         print(line)
+    for line in report.get("notes", ()):
+        print(f"  {line}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -219,14 +254,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("benchmark", choices=BENCHMARKS)
     parser.add_argument("--peer", choices=["trl"], default="trl")
-    parser.add_argument("--data", type=Path, help="transcripts or pairs to train on; without, some are generated")
-    parser.add_argument("--rows", type=int, default=96, help="transcripts or pairs of one epoch (default 96)")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each contestant (default 5)")
-    parser.add_argument("--memory", action="store_true", help="peak memory on a larger model instead of speed")
+    parser.add_argument(
+        "--data", type=Path, help="transcripts, pairs or prompts to train on; without, some are generated"
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        help="transcripts or pairs of one epoch (default 96), rollouts of one iteration (default 64)",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each contestant, or seeds (default 5)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--memory", action="store_true", help="peak memory on a larger model instead of speed")
+    what.add_argument("--learning", action="store_true", help="what is learned instead of speed (ppo)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args(argv)
+    if options.learning and options.benchmark != "ppo":
+        parser.error("--learning is of ppo alone")
     from alignment.errors import UserError
     from alignment.stage import quiet_libraries
 

@@ -21,6 +21,7 @@ REQUIREMENTS = ("trl==1.16.0",)
 OURS = "reward_ours"
 UNIT = "pairs/s"
 MAX_LENGTH = 512
+ROWS = 96
 DATA = {"eval_share": 0.0, "max_length": MAX_LENGTH}
 # Grouped is the best that TRL can be brought to: it fails there unless the rows have a column with their lengths and
 # unused columns are kept. An epoch of 96 pairs is one pool of the sampler, so they are sorted as well as can be.

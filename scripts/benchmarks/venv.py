@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def peer_python(requirements: Sequence[str]) -> Path:
-    """The Python of a venv that holds these pinned packages, and our own pins for everything below them.
+    """The Python of a venv that holds these pinned packages, and our own pins for everything else.
 
     torch is installed first and exactly: another package's range would otherwise choose a build with gigabytes of CUDA.
 
@@ -25,11 +25,14 @@ def peer_python(requirements: Sequence[str]) -> Path:
     if stamp.exists():
         return python
     print(f"setting up {home} (once; a few minutes)", file=sys.stderr)
-    pins = ROOT / "constraints.txt"
-    torch = next(line for line in pins.read_text(encoding="utf-8").splitlines() if line.startswith("torch=="))
+    names = {requirement.partition("==")[0] for requirement in requirements}
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    torch = next(line for line in lines if line.startswith("torch=="))
     pip = [str(python), "-m", "pip", "install", "--quiet", "--quiet", "--disable-pip-version-check"]
     try:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True, stdout=sys.stderr)
+        pins = home / "constraints.txt"  # a pin of ours on another version of the peer itself would refuse it
+        pins.write_text("\n".join(line for line in lines if line.partition("==")[0] not in names), encoding="utf-8")
         subprocess.run([*pip, torch], check=True, stdout=sys.stderr)
         subprocess.run([*pip, "-c", str(pins), *requirements], check=True, stdout=sys.stderr)
     except subprocess.CalledProcessError as error:

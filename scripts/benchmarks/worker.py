@@ -1,4 +1,5 @@
-"""A contestant's process: answers `check` and `run`, a line of JSON each. Needs nothing of ours, so any Python runs it.
+"""A contestant's process: answers `check`, `run` and `learn SEED`, a line of JSON each. Needs nothing of ours, so any
+Python runs it.
 
     python -m benchmarks.worker MODULE FOLDER SETTINGS
 
@@ -25,7 +26,8 @@ def main() -> None:
     contestant = importlib.import_module(f"benchmarks.{module}").Contestant(Path(folder), json.loads(settings))
     imported = resident("VmRSS")
     for line in sys.stdin:
-        answer = getattr(contestant, line.strip())()
+        what, *numbers = line.split()
+        answer = getattr(contestant, what)(*map(int, numbers))
         answer["bytes"] = resident("VmHWM") - imported
         answers.write(json.dumps(answer) + "\n")
         answers.flush()

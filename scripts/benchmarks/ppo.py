@@ -1,0 +1,321 @@
+"""PPO: a small Llama that ends its turns; our stage's loop against the last PPOTrainer that TRL had (1.12).
+
+All contestants start from the same policy, reward model and critic and respond to the same prompts, in float32, with
+the same numbers of epochs, minibatches and new tokens, the same clips, KL coefficient, penalty for a response that does
+not end, and learning rate. One run is one iteration: a rollout and what is learned from it.
+
+Three measurements: speed; `--memory`, models of more than 100 million parameters; and `--learning`, the mean reward
+that a small policy reaches (`ppo_learning`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import statistics
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.sft import made_up_words
+
+REQUIREMENTS = ("trl==1.12.0",)
+OURS = "ppo_ours"
+UNIT = "samples/s"
+ROWS = 64
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {"trl": ("ppo_trl", {})}
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "speed": {"trunk": {"value": "trunk"}},
+    "memory": {"shared": {"mode": "shared"}},
+    "learning": {},
+}
+"""What else of ours is measured beside `ours`, which is the same algorithm as TRL's: a critic of its own."""
+
+PROMPT_TOKENS, RESPONSE_TOKENS = 48, 64
+SPEED = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
+MEMORY = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
+MEMORY_VOCABULARY = 32768
+MEMORY_ROWS = 32  # two iterations of one epoch: scoring, too, happens beside Adam's moments
+SEED = 0
+SFT_TOKENS = 200_000
+"""What the policy reads before: after so many tokens it ends about as many of its responses as its data does."""
+
+
+@dataclass
+class Work:
+    """What every contestant is to do, as it stands in `work.json`."""
+
+    prompts: list[list[int]]
+    """Token ids."""
+    responses: list[list[int]]
+    """One to each prompt, by the policy as it starts: what `check` compares the contestants on."""
+    episodes: int
+    """Of one iteration."""
+    max_new_tokens: int = RESPONSE_TOKENS
+    iterations: int = 1
+    num_epochs: int = 4
+    kl_coef: float = 0.05
+    missing_eos_penalty: float = 1.0
+    """Taken off the score of a response that does not end: TRL cannot replace it."""
+    learning_rate: float = 3e-6
+    adam_epsilon: float = 1e-5
+    microbatch_rows: int = 8
+    """Of TRL, padded."""
+    microbatch_tokens: int = 2048
+    """Of ours."""
+    rollout_rows: int = 32
+    """Of TRL, sampled and scored at a time."""
+    order: dict[str, list[int]] = field(default_factory=dict)
+    """By seed, which prompts each iteration has, one after the other; without, all in their order."""
+
+    def write(self, folder: Path) -> None:
+        (folder / "work.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Work:
+        return cls(**json.loads((folder / "work.json").read_text(encoding="utf-8")))
+
+    def prompts_of(self, seed: int) -> list[int]:
+        """Numbers of the prompts of all iterations."""
+        return self.order.get(str(seed)) or list(range(len(self.prompts))) * self.iterations
+
+
+def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
+    """Write the prompts, the policy, and the reward model, which the critic starts from too."""
+    if options.learning:
+        from benchmarks import ppo_learning
+
+        return ppo_learning.prepare(folder, options)
+    from alignment.config import DataConfig, ScratchConfig
+    from alignment.data import read_records, to_demonstrations
+    from alignment.models import train_tokenizer
+
+    file = options.data or write_transcripts(folder / "transcripts.jsonl", options.seed)
+    records = read_records(file, to_demonstrations, DataConfig(train=str(file))).items
+    texts = (message["content"] for record in records for message in record.messages)
+    shape = ScratchConfig(vocab_size=4096, max_position_embeddings=1024, **(MEMORY if options.memory else SPEED))
+    tokenizer = train_tokenizer(texts, shape.vocab_size, "chatml")
+    make_policy(folder, records, tokenizer, shape, options)
+    prompts = short_prompts(records, tokenizer, min(options.rows, MEMORY_ROWS) if options.memory else options.rows)
+    save_prompts(folder, [messages for messages, _ in prompts])
+    if options.memory:
+        save_reward_adapter(folder)
+    responses = sample(folder, [ids for _, ids in prompts])
+    work = Work([ids for _, ids in prompts], responses, episodes=len(prompts))
+    if options.memory:  # as many tokens to a microbatch as TRL's padded one has
+        tokens = work.microbatch_rows * (PROMPT_TOKENS + RESPONSE_TOKENS)
+        work.iterations, work.num_epochs, work.microbatch_tokens = 2, 1, tokens
+    work.write(folder)
+    return {
+        "data": str(options.data or "generated"),
+        "rollouts": len(prompts),
+        "epochs": work.num_epochs,
+        "iterations": work.iterations,
+        "parameters": parameters(folder),
+        "mean_prompt_tokens": round(statistics.fmean(map(len, work.prompts)), 1),
+        **about(responses, tokenizer.eos_token_id),
+    }
+
+
+def about(responses: Sequence[Sequence[int]], eos_token_id: int) -> dict[str, float]:
+    """Length of responses and the share that ends."""
+    ended = statistics.fmean(response[-1] == eos_token_id for response in responses)
+    return {"mean_response_tokens": round(statistics.fmean(map(len, responses)), 1), "ended": round(ended, 3)}
+
+
+def make_policy(folder: Path, records: Sequence[Any], tokenizer: Any, shape: Any, options: Namespace) -> None:
+    """Train a policy on the records, as long as it takes to end its turns, and put a new head on a copy of it.
+
+    Of the large model of `--memory` all responses are as long as they may be, so it need not have learned anything.
+    """
+    import torch
+
+    from alignment.models import build_scratch_model
+    from alignment.scalar_models import load_scalar_model
+
+    torch.manual_seed(options.seed)
+    model = build_scratch_model("llama", shape, tokenizer)
+    if options.memory:
+        model.resize_token_embeddings(MEMORY_VOCABULARY, mean_resizing=False)
+    else:
+        rows = [json.dumps({"messages": record.messages}) + "\n" for record in records]
+        (folder / "sft.jsonl").write_text("".join(rows), encoding="utf-8")
+        model.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+        model = fine_tuned(folder, SFT_TOKENS)
+    model.save_pretrained(folder / "policy")
+    tokenizer.save_pretrained(folder / "policy")
+    load_scalar_model(str(folder / "policy"), seed=SEED).model.save_pretrained(folder / "reward")
+    tokenizer.save_pretrained(folder / "reward")
+
+
+def fine_tuned(folder: Path, num_tokens: int, learning_rate: float = 2e-3) -> Any:
+    """`folder/model` after our SFT stage has trained it on about so many tokens of `folder/sft.jsonl`."""
+    import tempfile
+
+    from alignment.config import validate
+    from sft.config import SFTStageConfig
+    from sft.train import build_trainer
+    from sft.train import prepare as prepare_sft
+
+    values = {
+        "name": "bench",
+        "model": {"name": str(folder / "model")},
+        "data": {"train": str(folder / "sft.jsonl"), "eval_share": 0.0, "max_length": 256},
+        "training": {"per_device_train_batch_size": 16, "learning_rate": learning_rate, "bf16": False},
+        "registry": {"name": "bench"},
+        "tracking": {"runs": tempfile.mkdtemp(), "wandb": "disabled"},
+    }
+    config = validate(SFTStageConfig, values, "bench")
+    prepared = prepare_sft(config)
+    mean = statistics.fmean(map(len, prepared.data.train["input_ids"]))
+    prepared.arguments.max_steps = math.ceil(num_tokens / mean / 16)
+    trainer = build_trainer(config, prepared)
+    trainer.train()
+    return trainer.model
+
+
+def short_prompts(records: Sequence[Any], tokenizer: Any, count: int) -> list[tuple[Any, list[int]]]:
+    """The first so many different prompts of at most PROMPT_TOKENS tokens: their messages and ids.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    from alignment.errors import UserError
+    from alignment.templates import encode_prompt
+
+    found: dict[tuple[int, ...], Any] = {}
+    for record in records:
+        ids = tuple(encode_prompt(tokenizer, record.messages[:-1]))
+        if len(ids) <= PROMPT_TOKENS and len(found) < count:
+            found.setdefault(ids, record.messages[:-1])
+    if len(found) < count:
+        raise UserError(f"{len(found)} prompts of at most {PROMPT_TOKENS} tokens, and {count} are wanted (--rows)")
+    return [(messages, list(ids)) for ids, messages in found.items()]
+
+
+def save_prompts(folder: Path, prompts: Sequence[Any]) -> None:
+    lines = [json.dumps({"prompt": messages}) + "\n" for messages in prompts]
+    (folder / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def save_reward_adapter(folder: Path) -> None:
+    """Publish the policy, and a reward model that is an adapter on it, in `folder/registry`: what `shared` needs."""
+    import tempfile
+
+    from alignment.config import ModelConfig
+    from alignment.ensembles import SCORE
+    from alignment.methods import apply_method
+    from alignment.models import find_model, load_tokenizer
+    from alignment.registry import Registry
+    from alignment.scalar_models import load_scalar_model
+
+    registry = Registry(folder / "registry")
+    policy = registry.publish("policy", folder / "policy", stage="base", role="policy").ref
+    source = find_model(policy, registry, role="policy")
+    options = ModelConfig(name=policy, method="lora")
+    adapted = apply_method(load_scalar_model(source, seed=SEED).model, options)
+    with tempfile.TemporaryDirectory() as saved:
+        adapted.save_pretrained(saved)
+        load_tokenizer(source).save_pretrained(saved)
+        (Path(saved) / SCORE).write_text(json.dumps({"score_bias": 0.0}), encoding="utf-8")
+        section = {"model": options.model_dump(mode="json")}
+        registry.publish("reward", saved, stage="reward", role="reward", base=source.as_base(), config=section)
+
+
+def sample(folder: Path, prompts: Sequence[list[int]], max_new_tokens: int = RESPONSE_TOKENS) -> list[list[int]]:
+    """A response to each prompt by the policy as it starts."""
+    from alignment.generation import Sampling, TransformersEngine, stream_seed
+    from alignment.models import load_policy, load_tokenizer
+
+    tokenizer, policy = load_tokenizer(str(folder / "policy")), load_policy(str(folder / "policy"))
+    sampling = Sampling(max_new_tokens, 1.0, tokenizer.eos_token_id, tokenizer.pad_token_id, batch_size=64)
+    seeds = [stream_seed("bench", number) for number in range(len(prompts))]
+    return TransformersEngine(policy).generate(prompts, seeds, sampling).responses
+
+
+def parameters(folder: Path) -> int:
+    from alignment.models import load_policy
+
+    return int(load_policy(str(folder / "policy")).num_parameters())
+
+
+def write_transcripts(path: Path, seed: int) -> Path:
+    """Questions of made-up words that fit into a prompt, and answers of any length, two thirds of them below 64 tokens.
+
+    An answer may end after any word as likely as after any other, so a policy needs to learn no more than how often.
+    """
+    draw = random.Random(seed)
+    words, weights = made_up_words(draw)
+    lines = []
+    for _ in range(1000):
+        question = draw.choices(words, weights, k=draw.randint(3, 22))
+        answer = draw.choices(words, weights, k=min(180, 1 + int(draw.expovariate(1 / 60))))
+        messages = [{"role": "user", "content": " ".join(question)}, {"role": "assistant", "content": " ".join(answer)}]
+        lines.append(json.dumps({"messages": messages}))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+# --- summing up ------------------------------------------------------------------------------------------------------
+
+PHASES = ("generate", "score", "train")
+
+
+def more(mode: str, work: Mapping[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """The report's figures with what is of this benchmark alone, and its `notes` as text."""
+    if mode == "memory":
+        found["shared_ratio"] = round(found["mib"]["shared"] / found["mib"]["ours"], 3)
+        return found | {"notes": [f"shared x{found['shared_ratio']} of ours"]}
+    if mode == "learning":
+        from benchmarks import ppo_learning
+
+        return ppo_learning.more(work, found["runs"])
+    figures = phases(found["runs"])
+    return found | figures | {"notes": spoken(figures)}
+
+
+def phases(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """The ratios of the trunk critic and of generation within a round, each phase's seconds, and how much of the
+    machine's rate of matrix products training reaches."""
+    from bench import spread
+
+    def ratio(of: str, name: str) -> dict[str, float]:
+        return spread(theirs[of] / ours[of] for theirs, ours in zip(runs["trl"], runs[name], strict=True))
+
+    return {
+        "ratio_trunk": ratio("seconds", "trunk"),
+        "ratio_generation": ratio("generate", "ours"),
+        "ratio_score": ratio("score", "ours"),
+        "ratio_train": ratio("train", "ours"),
+        "phases": {
+            name: {phase: spread(run[phase] for run in done) for phase in PHASES} for name, done in runs.items()
+        },
+        "matmul_gflops": spread(run["matmul_rate"] / 1e9 for done in runs.values() for run in done),
+        "matmul_share": {
+            name: spread(run["useful_flops"] / run["train"] / run["matmul_rate"] for run in done)
+            for name, done in runs.items()
+        },
+        "responses": {
+            name: {key: round(statistics.fmean(run[key] for run in done), 3) for key in ("response_tokens", "ended")}
+            for name, done in runs.items()
+        },
+    }
+
+
+def spoken(figures: Mapping[str, Any]) -> list[str]:
+    """The figures as text."""
+    lines = [
+        f"{name}: x{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
+        for name, ratio in figures.items()
+        if name.startswith("ratio_")
+    ]
+    rate = figures["matmul_gflops"]["median"]
+    for name, seconds in figures["phases"].items():
+        parts = ", ".join(f"{phase} {seconds[phase]['median']:.3g} s" for phase in PHASES)
+        share = figures["matmul_share"][name]["median"]
+        lines.append(f"{name:10} {parts}; training at {share:.0%} of {rate:.0f} GFLOP/s")
+    return lines

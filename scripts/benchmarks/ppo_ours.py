@@ -1,0 +1,131 @@
+"""Our PPO stage's loop, as `python -m ppo` builds it, on the work of `ppo.prepare`."""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignment import distributed, trainers
+from alignment.config import validate
+from alignment.data import read_records, to_prompts
+from alignment.tracking import Journal
+from benchmarks.ppo import PROMPT_TOKENS, Work
+from benchmarks.ppo_measures import Stopwatch, matmul_rate, rollout_figures
+from ppo.config import PPOStageConfig
+from ppo.loading import find_models, load_models
+from ppo.sequences import Row, lay_out, split_by_tokens
+from ppo.train import Loop
+
+
+class Contestant:
+    """
+    Args:
+        settings: of the `model` section, over a critic of its own and four separate models.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.work = Work.read(folder)
+        shared = settings.get("mode") == "shared"
+        work, runs = self.work, tempfile.mkdtemp()
+        values = {
+            "name": "bench",
+            "model": {
+                "policy": "policy" if shared else str(folder / "policy"),
+                "reward": "reward" if shared else str(folder / "reward"),
+                **settings,
+            },
+            "data": {
+                "train": str(folder / "prompts.jsonl"),
+                "eval_share": 0.0,
+                "max_length": PROMPT_TOKENS + work.max_new_tokens,
+            },
+            "rewards": {"missing_eos_penalty": work.missing_eos_penalty},
+            "rollout": {"batch_size": work.episodes, "max_new_tokens": work.max_new_tokens},
+            "ppo": {"kl_coef": work.kl_coef, "num_epochs": work.num_epochs},
+            "training": {
+                "max_steps": work.iterations,
+                "learning_rate": work.learning_rate,
+                "value_learning_rate": work.learning_rate,
+                "adam_epsilon": work.adam_epsilon,
+                "microbatch_tokens": work.microbatch_tokens,
+            },
+            "registry": {"name": "bench", "path": str(folder / "registry")},
+            "tracking": {"runs": runs, "wandb": "disabled"},
+        }
+        self.config = validate(PPOStageConfig, values, "bench")
+        self.prompts = read_records(folder / "prompts.jsonl", to_prompts, self.config.data).items
+        self.rounds = 0
+
+    def check(self) -> dict[str, Any]:
+        """What an iteration holds, and what the models say of the given responses: the mean loss of a token (nats), the
+        mean score and, of a critic that starts from the reward model, the mean value."""
+        loop = self._loop(0)
+        models, work = loop.models, self.work
+        rows = [Row(*pair) for pair in zip(work.prompts, work.responses, strict=True)]
+        totals = torch.zeros(2, dtype=torch.float64)
+        pad, device = models.tokenizer.pad_token_id, loop.accelerator.device
+        with torch.no_grad():
+            for part in split_by_tokens(rows, range(len(rows)), work.microbatch_tokens, models.packed):
+                batch = lay_out([rows[number] for number in part], part, models.packed, pad, device)
+                outputs = models.trained(batch, "both", 1.0)
+                totals += torch.stack([-outputs.logprobs.sum(), outputs.values.sum()]).double()
+            assert models.reward is not None
+            scores, _ = models.reward.combined(models.reward.member_scores(rows, [], device))
+        tokens = sum(map(len, work.responses))
+        loss, value = (totals / tokens).tolist()
+        found = {
+            "samples": work.episodes * work.iterations,
+            "tokens": sum(row.num_tokens for row in rows),
+            "loss": loss,
+            "score": float(scores.mean()),
+        }
+        return found if models.trained.on_trunk else found | {"value": value}
+
+    def run(self) -> dict[str, Any]:
+        """All iterations; loading the models is not timed."""
+        self.rounds += 1
+        loop = self._loop(self.rounds)
+        sampling = Stopwatch(lambda sampled: sampled.responses)
+        loop.collector.engine.generate = sampling.around(loop.collector.engine.generate)  # type: ignore[method-assign]
+        config = loop.models.policy.base.config
+        rate = matmul_rate(config)
+        started, worked = time.perf_counter(), time.process_time()
+        stats = self._iterate(loop, self.rounds)
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
+        responses = [response for part in sampling.kept for response in part]
+        prompts = [self.work.prompts[number] for number in self.work.prompts_of(self.rounds)]
+        trunks = 1 if loop.models.trained.on_trunk else 2
+        eos = loop.models.tokenizer.eos_token_id
+        return {
+            "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
+            "generate": sampling.seconds,
+            "score": sum(each["time/rollout"] for each in stats) - sampling.seconds,
+            "train": sum(each["time/optimize"] for each in stats),
+            "train_loss": stats[-1]["policy/loss"],
+            "matmul_rate": rate,
+            **rollout_figures(config, prompts, responses, eos, self.work.num_epochs, trunks),
+        }
+
+    def learn(self, seed: int) -> dict[str, Any]:
+        """The mean score of each iteration's responses, as training sees it."""
+        loop = self._loop(seed)
+        started = time.perf_counter()
+        stats = self._iterate(loop, seed)
+        return {"rewards": [each["rollout/score"] for each in stats], "seconds": time.perf_counter() - started}
+
+    def _iterate(self, loop: Loop, seed: int) -> list[dict[str, float]]:
+        numbers, size = self.work.prompts_of(seed), self.work.episodes
+        return [loop.iterate(numbers[start : start + size]) for start in range(0, len(numbers), size)]
+
+    def _loop(self, seed: int) -> Loop:
+        training = self.config.training.model_copy(update={"seed": seed})
+        config = self.config.model_copy(update={"training": training})
+        accelerator = distributed.make_accelerator(max_grad_norm=training.max_grad_norm)
+        torch.manual_seed(seed)
+        models = load_models(config, find_models(config, trainers.open_registry(config)))
+        loop = Loop(config, models, accelerator, Journal(config.run_dir, enabled=True), self.prompts)
+        assert [ids for _, ids in loop.prompts] == self.work.prompts
+        return loop
