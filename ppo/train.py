@@ -117,6 +117,7 @@ class Loop:
         """Iterations done."""
         self.start: Judged | None = None
         """The held-out answers of the policy as it started."""
+        self.first_figures: dict[str, float] = {}
         self.last_figures: dict[str, float] = {}
 
     def run(self) -> None:
@@ -143,7 +144,7 @@ class Loop:
         stats = rollout_stats(rollout, rewards, targets)
         stats |= self.updater.update(self.step, rollout, targets)
         self.kl_controller.update(stats["rollout/kl"], config.rollout.batch_size)
-        stats["train/learning_rate"] = float(self.schedule.get_last_lr()[0])
+        stats["train/learning_rate"] = float(self.engine.optimizer.param_groups[0]["lr"])
         self.schedule.step()
         self.step += 1
         stats |= {"time/rollout": sampled - started, "time/optimize": time.monotonic() - sampled}
@@ -184,7 +185,8 @@ class Loop:
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
             judged = self._judge()
             now = figures(judged, self.start, [prompt.group for prompt, _ in self.held_out])
-            self.start = self.start or judged
+            if self.start is None:
+                self.start, self.first_figures = judged, now
             self.best.consider(self.step, now, self._policy_weights)
         self.last_figures = now
         self.journal.log(self.step, {f"eval/{name}": value for name, value in now.items()})
@@ -219,21 +221,29 @@ class Loop:
     @contextlib.contextmanager
     def published_policy(self) -> Iterator[dict[str, Any]]:
         """The models hold the policy that is to be published inside; gives its metrics."""
-        metrics: dict[str, Any] = {f"eval_{name}": value for name, value in self.last_figures.items()}
+        of = self.last_figures if self.best.figures is None else self.best.figures
+        metrics: dict[str, Any] = {f"eval_{name}": value for name, value in of.items()}
+        metrics |= {f"start_eval_{name}": value for name, value in self.first_figures.items()}
+        if self.best.step is not None:
+            metrics["best_step"] = self.best.step
+            if self.best.step == 0:
+                self._say(
+                    "no evaluation was better than the start's, which is published; see the alarms and samples.jsonl"
+                )
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
             weights = self.best.weights()
-            if weights is not None:
-                for name, parameter in self.models.trained.trained_parameters("policy"):
-                    parameter.data.copy_(weights[name])
-                metrics = {f"eval_{name}": value for name, value in (self.best.figures or {}).items()}
-                metrics["best_step"] = self.best.step
+            for name, parameter in self.models.trained.trained_parameters("policy") if weights else ():
+                parameter.data.copy_(weights[name])  # type: ignore[index]
             yield metrics
 
     def _alarm(self, stats: Mapping[str, float], evaluation: Mapping[str, float] | None) -> None:
         for alarm in self.alarms.check(self.step, stats, evaluation):
-            self.journal.event("alarm", step=self.step, text=alarm)
-            if self.accelerator.is_main_process:
-                print(f"ppo: {alarm}", flush=True)
+            self._say(alarm)
+
+    def _say(self, alarm: str) -> None:
+        self.journal.event("alarm", step=self.step, text=alarm)
+        if self.accelerator.is_main_process:
+            print(f"ppo: {alarm}", flush=True)
 
 
 def rollout_stats(rollout: Rollout, rewards: Tensor, targets: Targets) -> dict[str, float]:
