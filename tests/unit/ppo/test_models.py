@@ -1,4 +1,4 @@
-"""The four roles, loaded from folders."""
+"""The roles, loaded from folders: what each starts as, what is trained, and what does not fit together."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import pytest
 import tiny
 import torch
 
-from alignment.config import ModelConfig
+from alignment.config import ConfigError
 from alignment.models import ModelError
 from alignment.registry import Registry
 from alignment.scalar_models import load_scalar_model
-from ppo.config import ModelsConfig
-from ppo.models import find_models, load_models
+from ppo.config import PPOStageConfig
+from ppo.loading import find_models, load_models
+from ppo.sequences import Row, lay_out
+
+ROW = Row([5, 6, 7], [8, 9, 10, 11, 2])
 
 
 @pytest.fixture
@@ -28,63 +31,73 @@ def folders(tmp_path, tokenizer):
     return tmp_path
 
 
-def load(folder, **changes):
-    config = ModelsConfig(**{"policy": str(folder / "policy"), "reward": str(folder / "reward"), **changes})
+def load(folder, ppo=(), training=(), **model):
+    values = {
+        "name": "tiny",
+        "model": {"policy": str(folder / "policy"), "reward": str(folder / "reward"), **model},
+        "data": {"train": "none", "max_length": 32},
+        "ppo": dict(ppo),
+        "training": dict(training),
+        "registry": {"name": "tiny"},
+    }
+    config = PPOStageConfig.model_validate(values)
     return load_models(config, find_models(config, Registry(folder / "registry")))
 
 
-@pytest.fixture
-def batch(tokenizer):
-    ids = torch.randint(3, len(tokenizer), (2, 12), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    mask[0, :3] = False
-    return ids, mask
+def batch(models):
+    return lay_out([ROW], [0], models.packed, 0, torch.device("cpu"))
 
 
-def test_reference_starts_as_the_policy_and_the_value_model_as_the_reward_model(folders, batch):
-    models = load(folders)
-    ids, mask = batch
+def outputs(models):
     with torch.no_grad():
-        logprobs, _, values = models.trained(ids, mask, 5, 1.0)
-        logits = models.ref_policy(input_ids=ids[1:]).logits[0, -6:-1].log_softmax(-1)
-        torch.testing.assert_close(logprobs[1], logits.gather(1, ids[1, -5:, None]).squeeze(1))
-        scores = models.reward_model(ids, mask)
-    torch.testing.assert_close(values, scores[:, -6:-1])
-    assert scores.abs().mean() > 0.5  # the bias of 1.5 is subtracted in both
+        return models.trained(batch(models), "both", 1.0, True)
+
+
+def test_the_reference_starts_as_the_policy_and_the_critic_as_the_reward_model(folders):
+    models = load(folders)
+    found = outputs(models)
+    with torch.no_grad():
+        reference = models.reference.logprobs(batch(models), 1.0).logprobs
+        scores = models.reward.member_scores([ROW], [], torch.device("cpu"))
+        whole = load_scalar_model(str(folders / "reward"))
+        ids = torch.tensor([[*ROW.prompt, *ROW.response]])
+        plain = whole(ids, torch.ones_like(ids, dtype=torch.bool))[0]
+    torch.testing.assert_close(reference, found.logprobs)
+    torch.testing.assert_close(found.values, plain[2:-1])
+    torch.testing.assert_close(scores, plain[None, -1:])
+    assert plain.abs().mean() > 0.5  # the bias of 1.5 is subtracted in both
     assert models.sources["value"] == models.sources["reward"]
     assert models.sources["reference"] == models.sources["init"]
 
 
-def test_no_two_roles_share_a_tensor(folders):
+def test_no_two_whole_models_share_a_tensor(folders):
     models = load(folders)
-    roles = (models.policy, models.trained.value_model, models.ref_policy, models.reward_model)
-    places = [{parameter.data_ptr() for parameter in role.parameters()} for role in roles]
+    roles = (*models.trained.roles, models.reference, *models.reward.members)
+    places = [{parameter.data_ptr() for parameter in role.model.parameters()} for role in roles]
     assert len(set.union(*places)) == sum(map(len, places))
 
 
-def test_dropout_is_off_in_every_role_and_only_policy_and_value_learn(folders, batch):
+def test_dropout_is_off_in_every_role_and_only_policy_and_critic_learn(folders):
     models = load(folders)
-    ids, mask = batch
-    assert models.policy.config.attention_dropout == 0.5
-    first, second = (models.trained(ids, mask, 5, 1.0, with_entropy=True) for _ in range(2))
+    first, second = outputs(models), outputs(models)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    models.trained.policy.train()
-    assert not torch.equal(models.trained(ids, mask, 5, 1.0)[0], first[0])  # it would show
-    models.trained.policy.eval()
-    for model, learns in ((models.trained, True), (models.ref_policy, False), (models.reward_model, False)):
-        assert not any(module.training for module in model.modules())
-        assert all(parameter.requires_grad is learns for parameter in model.parameters())
+    models.trained.train()
+    assert torch.equal(outputs(models).logprobs, first.logprobs)  # nothing random is left in it
+    models.trained.eval()
+    assert all(parameter.requires_grad for parameter in models.trained.parameters())
+    for module in models.frozen():
+        assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
-def test_a_value_model_of_its_own_and_a_reference_of_its_own(folders, tokenizer):
+def test_a_critic_and_a_reference_of_their_own(folders, tokenizer):
     tiny.write(folders / "other", tiny.make_policy(tokenizer, seed=5), tokenizer)
     critic = tiny.make_scalar(folders / "critic", tiny.make_policy(tokenizer, seed=6), tokenizer)
     tiny.write(folders / "critic", critic.model, tokenizer)
-    models = load(folders, reference=str(folders / "other"), value=str(folders / "critic"))
-    expected = load_scalar_model(str(folders / "critic"), ModelConfig(name="critic"))
-    for name, value in expected.state_dict().items():
+    models = load(folders, reference=str(folders / "other"), value_init=str(folders / "critic"))
+    expected = load_scalar_model(str(folders / "critic"))
+    for name, value in expected.model.state_dict().items():
         assert torch.equal(value, models.trained.value_model.state_dict()[name])
-    assert not torch.equal(models.ref_policy.lm_head.weight, models.policy.lm_head.weight)
+    assert not torch.equal(models.reference.base.lm_head.weight, models.policy.base.lm_head.weight)
     relations = {parent.role: parent.ref for parent in models.parents()}
     assert relations == {
         role: str(folders / name)
@@ -92,11 +105,67 @@ def test_a_value_model_of_its_own_and_a_reference_of_its_own(folders, tokenizer)
     }
 
 
+@pytest.mark.parametrize("critic", ["trunk", "adapter"])
+def test_a_new_critic_says_nothing_at_first(folders, critic):
+    """Any other start would be noise in the first advantages; and the policy is what it was."""
+    models, plain = load(folders, value=critic), load(folders)
+    found = outputs(models)
+    assert found.values.tolist() == [0.0] * 5
+    torch.testing.assert_close(found.logprobs, outputs(plain).logprobs)
+    torch.testing.assert_close(models.reference.logprobs(batch(models), 1.0).logprobs, found.logprobs)
+    names = [name for name, _ in models.trained.trained_parameters("value")]
+    assert (names == ["value_head.weight"]) == (critic == "trunk")
+    assert not any(".value." in name for name, _ in models.trained.trained_parameters("policy"))
+    assert models.trained.passes == (("both",) if critic == "trunk" else ("policy", "value"))
+
+
+def test_without_a_critic_none_is_loaded(folders):
+    models = load(folders, ppo={"advantage_estimator": "reinforce++"})
+    assert models.trained.passes == ("policy",)
+    assert "value" not in models.sources
+    assert outputs(models).values is None
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "rslora"])
+def test_a_policy_that_is_an_adapter_has_its_base_as_reference(folders, method):
+    models = load(folders, method=method, adapter={"r": 4})
+    assert models.reference.model is models.policy.model
+    torch.testing.assert_close(models.reference.logprobs(batch(models), 1.0).logprobs, outputs(models).logprobs)
+    trained = [name for name, _ in models.trained.trained_parameters("policy")]
+    assert trained
+    assert all("lora_" in name for name in trained)
+    assert models.base == models.sources["init"]
+    with torch.no_grad():
+        for _, parameter in models.trained.trained_parameters("policy"):
+            parameter.add_(0.1)
+    assert not torch.allclose(models.reference.logprobs(batch(models), 1.0).logprobs, outputs(models).logprobs)
+
+
+def test_frozen_models_wait_in_the_hosts_memory(folders):
+    """Moves are seen on a device that is not the CPU: `meta` here, as no GPU is needed for that."""
+    models = load(folders, offload=True)
+    moved = []
+
+    class Model(torch.nn.Module):
+        def to(self, device):
+            moved.append(str(device))
+            return self
+
+    with models.resident([Model()], torch.device("meta")):
+        assert moved == ["meta"]
+    assert moved == ["meta", "cpu"]
+    models.offloaded = False
+    with models.resident([Model()], torch.device("meta")):
+        pass
+    assert moved == ["meta", "cpu"]
+
+
 @pytest.mark.parametrize(
     ("role", "folder", "reason"),
     [
         ("reward", "body", "body: a policy, which has no score head; name a reward model"),
-        ("value", "body", "body: a policy, which has no score head; name a reward model"),
+        ("value_init", "body", "body: a policy, which has no score head; name a reward model"),
+        ("held_out_reward", "body", "body: a policy, which has no score head; name a reward model"),
         ("policy", "reward", "reward: a reward model; name a policy"),
         ("reference", "reward", "reward: a reward model; name a policy"),
     ],
@@ -107,21 +176,17 @@ def test_a_folder_with_the_other_kind_of_model_is_refused(folders, role, folder,
         load(folders, **{role: str(folders / folder)})
 
 
-def test_a_bfloat16_body_still_scores_in_float32(folders, batch):
+def test_a_bfloat16_body_still_scores_in_float32(folders):
     models = load(folders)
-    ids, mask = batch
-    for model in (models.policy, models.trained.value_model.model.base_model, models.reward_model.model.base_model):
+    for model in (models.policy.model, models.trained.value_model.base_model, models.reward.members[0].base.base_model):
         model.to(torch.bfloat16)
-    logprobs, entropy, values = models.trained(ids, mask, 5, 1.0, with_entropy=True)
-    assert models.policy.dtype == torch.bfloat16
-    assert (
-        logprobs.dtype == entropy.dtype == values.dtype == models.reward_model.score(ids, mask).dtype == torch.float32
-    )
+    found = outputs(models)
+    assert models.policy.model.dtype == torch.bfloat16
+    assert {x.dtype for x in found} == {torch.float32}
+    assert models.reward.member_scores([ROW], [], torch.device("cpu")).dtype == torch.float32
 
 
-@pytest.mark.parametrize("change", ["tokens", "template", "pad"])
-@pytest.mark.parametrize("role", ["reward", "reference", "value"])
-def test_a_role_that_reads_other_tokens_than_the_policy_is_refused(folders, role, change):
+def odd_tokens(folders, change, role):
     if change == "tokens":
         other = tiny.train_tokenizer(["quite other words, over and over, quite other words"], 300, None)
     else:
@@ -130,10 +195,52 @@ def test_a_role_that_reads_other_tokens_than_the_policy_is_refused(folders, role
     if role == "reference":
         tiny.write(folders / "odd", policy, other)
     else:
-        tiny.make_scalar(folders / "odd", policy, other)
+        scalar = tiny.make_scalar(folders / "odd-body", policy, other)
+        tiny.write(folders / "odd", scalar.model, other)
     if change == "pad":
         path = folders / "odd" / "tokenizer_config.json"
         settings = json.loads(path.read_text())
         path.write_text(json.dumps(settings | {"pad_token": "!"}))
+    return str(folders / "odd")
+
+
+@pytest.mark.parametrize("change", ["tokens", "template", "pad"])
+@pytest.mark.parametrize(("key", "role"), [("reference", "reference"), ("value_init", "value")])
+def test_a_role_that_reads_other_tokens_than_the_policy_is_refused(folders, key, role, change):
     with pytest.raises(ModelError, match=rf"model\.{role}: .*odd has another tokenizer"):
-        load(folders, **{role: str(folders / "odd")})
+        load(folders, **{key: odd_tokens(folders, change, role)})
+
+
+def test_a_reward_model_with_other_tokens_reads_text_and_is_no_critic(folders):
+    odd = odd_tokens(folders, "tokens", "reward")
+    with pytest.raises(ModelError, match=r"model\.value: .*odd has another tokenizer.*or set model.value=trunk"):
+        load(folders, reward=odd)
+    models = load(folders, reward=odd, value="trunk")
+    assert models.reward.text_model is not None
+    assert models.reward.members == []
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"reward_ensemble": "min"}, "reward is a single reward model"),
+        ({"value": "trunk", "value_init": "x"}, "model.value_init is for a critic of its own"),
+        ({"mode": "shared"}, "reward is a whole model; name one that is an adapter on the policy's base"),
+    ],
+)
+def test_keys_that_do_not_go_together(folders, model, message):
+    with pytest.raises((ModelError, ConfigError), match=message):
+        load(folders, **model)
+
+
+def test_a_critic_needs_something_to_start_from(folders):
+    values = {
+        "name": "tiny",
+        "model": {"policy": str(folders / "policy")},
+        "rewards": {"others": [{"function": "a:b"}]},
+        "data": {"train": "none"},
+        "registry": {"name": "tiny"},
+    }
+    config = PPOStageConfig.model_validate(values)
+    with pytest.raises(ConfigError, match=r"there is none; set model.value_init, or model.value=trunk"):
+        find_models(config, Registry(folders / "registry"))

@@ -1,211 +1,203 @@
-"""Rollouts: what is sampled, and that every number in them is the plain model's on the unpadded row."""
+"""Episodes: what is sampled, what the models say of it, and that it depends on nothing else."""
 
 from __future__ import annotations
 
 import itertools
 
 import pytest
+import tiny
 import torch
+from digits import CONTENTS, build_models, prompts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import ppo.rollout
-from alignment import distributed
-from ppo.config import RolloutConfig
-from ppo.rollout import Rollout, collect_rollout, prompt_batches, select, trim
+from alignment.config import ConfigError
+from alignment.data import Prompt
+from alignment.generation import Sampled
+from ppo.models import RewardModel
+from ppo.rollout import encode_prompts, make_tasks, prompt_batches
 
-CONFIG = RolloutConfig(max_new_tokens=9, temperature=0.7, missing_eos_score=-5.0)
-PAD, EOS = 0, 1
+EOS = 1
 
 
 @pytest.fixture
-def collect(models, prompts):
-    """Sample the eight prompts; models are evaluated directly, as a single process does it."""
-    accelerator = distributed.make_accelerator(accumulation=1, microbatch=8, max_grad_norm=1.0)
+def collect(models, stage_config, make_loop):
+    """Sample the eight prompts."""
 
-    def run(config=CONFIG, seed=3, who=models, what=prompts, max_length=20):
-        return collect_rollout(who, who.trained, accelerator, what, config, max_length, seed)
+    def run(seed=3, numbers=range(8), who=models, generations=1, engine=None, **sections):
+        rollout = {"temperature": 0.7, **sections.pop("rollout", {})}
+        loop = make_loop(who, stage_config(rollout=rollout, **sections))
+        if engine is not None:
+            loop.collector.engine = engine
+        return loop.collector.collect(make_tasks(loop.prompts, numbers, generations), seed, 0)
 
     return run
 
 
-def plain_rows(rollout):
-    """(row, prompt ids, response ids) without any padding, by the documented layout alone."""
-    for row in range(len(rollout)):
-        length = rollout.input_ids.shape[1] - rollout.num_response
-        prompt = rollout.input_ids[row, :length][rollout.attention_mask[row, :length]]
-        yield row, prompt, rollout.response_ids[row][rollout.response_mask[row]]
-
-
-def plain_logprobs(model, prompt, response, temperature):
+def plain_logprobs(model, row, temperature):
     """Log-probabilities of one unpadded response, in float64, from transformers' forward with nothing passed."""
+    ids = torch.tensor([[*row.prompt, *row.response]])
     with torch.no_grad():
-        logits = model.double()(input_ids=torch.cat([prompt, response])[None]).logits[0] / temperature
+        logits = model.double()(input_ids=ids).logits[0] / temperature
     model.float()
-    return logits.log_softmax(-1)[torch.arange(len(response)) + len(prompt) - 1, response]
+    places = torch.arange(len(row.response)) + len(row.prompt) - 1
+    return logits.log_softmax(-1)[places, torch.tensor(row.response)].float()
 
 
-def test_prompts_stand_on_the_left_and_responses_end_with_their_first_eos(collect, models, prompts):
-    rollout = collect()
-    width = rollout.input_ids.shape[1] - rollout.num_response
-    assert rollout.attention_mask[:, width - 1].all()  # left padding: the last prompt column is real in every row
-    assert torch.equal(rollout.attention_mask[:, width:], rollout.response_mask)
-    for row, prompt, response in plain_rows(rollout):
-        assert prompt.tolist() == [2 + int(digit) for digit in prompts[row].messages[0]["content"]]
-        assert not rollout.attention_mask[row, : width - len(prompt)].any()
-        assert (response[:-1] != EOS).all()
-        assert bool(rollout.ended[row]) == (response[-1] == EOS)
-        assert rollout.ended[row] or len(response) == CONFIG.max_new_tokens
-        assert (rollout.response_ids[row, len(response) :] == PAD).all()
-        assert int(rollout.lengths[row]) == len(response)
-    ended = rollout.ended.tolist()
-    assert True in ended
-    assert False in ended  # otherwise the test shows nothing
+def test_responses_end_with_their_first_eos(collect, prompts):
+    rollout = collect(rewards={"missing_eos_score": -5.0})
+    for number, row in enumerate(rollout.rows):
+        assert row.prompt == [2 + int(digit) for digit in prompts[number].messages[0]["content"]]
+        assert EOS not in row.response[:-1]
+        assert bool(rollout.ended[number]) == (row.response[-1] == EOS)
+        assert rollout.ended[number] or len(row.response) == 9
+        assert int(rollout.lengths[number]) == len(row.response)
+    assert {True, False} == set(rollout.ended.tolist())  # otherwise the test shows nothing
 
 
 def test_log_probabilities_are_the_plain_models_at_the_sampling_temperature(collect, models):
     rollout = collect()
-    for row, prompt, response in plain_rows(rollout):
-        for model, found in ((models.policy, rollout.old_logprobs), (models.ref_policy, rollout.ref_logprobs)):
-            expected = plain_logprobs(model, prompt, response, 0.7).float()
-            torch.testing.assert_close(found[row, : len(response)], expected, rtol=0, atol=2e-5)
+    for number, row in enumerate(rollout.rows):
+        for model, found in (
+            (models.policy.model, rollout.old_logprobs),
+            (models.reference.model, rollout.ref_logprobs),
+        ):
+            expected = plain_logprobs(model, row, 0.7)
+            torch.testing.assert_close(found[number, : len(row.response)], expected, rtol=0, atol=2e-5)
+    k1 = torch.where(rollout.response_mask, rollout.old_logprobs - rollout.ref_logprobs, 0.0)
+    assert torch.equal(rollout.kl, k1)
 
 
-def test_k1_has_the_sign_of_policy_over_reference(models):
-    shape = (1, 2)
-    ones = torch.ones(shape, dtype=torch.bool)
-    rollout = Rollout(
-        input_ids=torch.zeros((1, 3), dtype=torch.long),
-        attention_mask=torch.ones((1, 3), dtype=torch.bool),
-        response_mask=torch.tensor([[True, False]]),
-        old_logprobs=torch.tensor([[-1.0, -3.0]]),
-        ref_logprobs=torch.tensor([[-1.2, -9.0]]),
-        entropy=torch.zeros(shape),
-        old_values=torch.zeros(shape),
-        scores=torch.zeros(1),
-        ended=ones[:, 0],
-    )
-    torch.testing.assert_close(rollout.kl, torch.tensor([[0.2, 0.0]]))
-
-
-def test_a_value_is_read_before_its_token(collect, models):
-    """Changing token t leaves values up to and including t as they are, and changes the next one."""
+def test_values_are_the_plain_critics_at_the_token_before(collect, models):
     rollout = collect()
-    row = int(rollout.lengths.argmax())
-    part = select(rollout, torch.tensor([row]))
-    with torch.no_grad():
-        before = models.trained(part.input_ids, part.attention_mask, part.num_response, 1.0)[2]
-    assert torch.allclose(before, part.old_values, atol=1e-6)
-    first = part.input_ids.shape[1] - part.num_response
-    for t in range(part.num_response - 1):
-        changed = part.input_ids.clone()
-        changed[0, first + t] = 2 + (changed[0, first + t] - 1) % 10
-        assert changed[0, first + t] != part.input_ids[0, first + t]
+    critic = models.trained.roles[1]
+    for number, row in enumerate(rollout.rows):
         with torch.no_grad():
-            after = models.trained(changed, part.attention_mask, part.num_response, 1.0)[2]
-        assert torch.equal(after[:, : t + 1], before[:, : t + 1])
-        assert not torch.allclose(after[:, t + 1], before[:, t + 1], atol=1e-6)
+            ids = torch.tensor([[*row.prompt, *row.response]])
+            hidden = critic.model.base_model(input_ids=ids).last_hidden_state[0]
+        expected = (hidden @ critic.head.weight[0])[len(row.prompt) - 1 : -1]
+        torch.testing.assert_close(rollout.old_values[number, : len(row.response)], expected, rtol=0, atol=1e-5)
 
 
-def test_values_are_the_plain_value_models_at_the_token_before(collect, models):
-    rollout = collect()
-    for row, prompt, response in plain_rows(rollout):
+def test_the_reward_model_reads_the_last_token_of_the_whole_row(collect, models):
+    rollout = collect(rewards={"missing_eos_score": None})
+    member = models.reward.members[0]
+    for number, row in enumerate(rollout.rows):
         with torch.no_grad():
-            ids = torch.cat([prompt, response])[None]
-            hidden = models.trained.value_model.model.base_model(input_ids=ids).last_hidden_state[0]
-            per_token = hidden @ models.trained.value_model.model.score.weight[0]
-        found = rollout.old_values[row, : len(response)]
-        torch.testing.assert_close(found, per_token[len(prompt) - 1 : -1], rtol=0, atol=1e-5)
+            hidden = member.model.base_model(input_ids=torch.tensor([[*row.prompt, *row.response]])).last_hidden_state
+        expected = hidden[0, -1] @ member.head.weight[0]
+        torch.testing.assert_close(rollout.scores[number], expected, rtol=0, atol=1e-5)
+    assert torch.equal(rollout.scores, rollout.parts["model"])
 
 
-def test_the_reward_model_reads_the_last_kept_token_of_the_whole_row(collect, models):
-    rollout = collect(CONFIG.model_copy(update={"missing_eos_score": None}))
-    for row, prompt, response in plain_rows(rollout):
-        ids = torch.cat([prompt, response])[None]
-        with torch.no_grad():
-            hidden = models.reward_model.model.base_model(input_ids=ids).last_hidden_state[0, -1]
-        expected = hidden @ models.reward_model.model.score.weight[0]
-        torch.testing.assert_close(rollout.scores[row], expected, rtol=0, atol=1e-5)
+def test_scores_of_responses_without_an_end(collect):
+    plain = collect(rewards={"missing_eos_score": None})
+    ended = plain.ended
+    replaced = collect(rewards={"missing_eos_score": -5.0}).scores
+    assert (replaced[~ended] == -5.0).all()
+    assert torch.equal(replaced[ended], plain.scores[ended])
+    lowered = collect(rewards={"missing_eos_penalty": 2.0}).scores
+    torch.testing.assert_close(lowered, plain.scores - 2.0 * (~ended).float())
+    overlong = collect(rewards={"missing_eos_score": None, "overlong_buffer": 4, "overlong_penalty": 2.0}).scores
+    expected = plain.scores - 2.0 * (plain.lengths - 5).clamp(min=0) / 4
+    torch.testing.assert_close(overlong, expected)
 
 
-def test_a_response_without_an_end_gets_the_missing_eos_score(collect):
-    kept, replaced = collect(CONFIG.model_copy(update={"missing_eos_score": None})), collect()
-    assert torch.equal(kept.response_ids, replaced.response_ids)
-    assert (replaced.scores[~replaced.ended] == -5.0).all()
-    assert torch.equal(replaced.scores[replaced.ended], kept.scores[kept.ended])
+# --- what an episode depends on -------------------------------------------------------------------------------------
 
 
-def test_a_seed_gives_the_same_responses_again_and_another_seed_others(collect):
-    first, again, other = collect(seed=5), collect(seed=5), collect(seed=6)
-    assert torch.equal(first.input_ids, again.input_ids)
-    assert torch.equal(first.old_logprobs, again.old_logprobs)
-    assert first.input_ids.shape != other.input_ids.shape or not torch.equal(first.input_ids, other.input_ids)
-
-
-def test_scoring_few_rows_at_a_time_changes_no_figure(collect, monkeypatch):
+def test_an_episode_depends_on_its_task_and_seed_alone(collect):
     whole = collect()
-    # The same responses: sampling draws other numbers when it works in other batches.
-    monkeypatch.setattr(
-        ppo.rollout,
-        "generate",
-        lambda policy, ids, *_, **__: whole.response_ids[torch.stack([row_of(whole, row) for row in ids])],
-    )
-    parts = collect(CONFIG.model_copy(update={"generation_batch_size": 3}))
-    assert torch.equal(parts.input_ids, whole.input_ids)
-    mask = whole.response_mask
-    for name in ("old_logprobs", "ref_logprobs", "entropy", "old_values"):
-        a, b = getattr(parts, name)[mask], getattr(whole, name)[mask]
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
-    torch.testing.assert_close(parts.scores, whole.scores, rtol=0, atol=1e-5)
+    for changes in ({"rollout": {"generation_batch_size": 3}}, {"training": {"microbatch_tokens": 9}}):
+        other = collect(**changes)
+        assert other.rows == whole.rows
+        for name in ("old_logprobs", "ref_logprobs", "entropy", "old_values", "scores"):
+            torch.testing.assert_close(getattr(other, name), getattr(whole, name), rtol=0, atol=1e-5)
+    some = collect(numbers=[5, 2])
+    assert some.rows == [whole.rows[5], whole.rows[2]]
+    assert collect(seed=4).rows != whole.rows
 
 
-def row_of(rollout, prompt_ids):
-    """The row whose prompt this is, with whatever padding."""
-    width = rollout.input_ids.shape[1] - rollout.num_response
-    return (rollout.input_ids[:, width - len(prompt_ids) : width] == prompt_ids).all(1).nonzero()[0, 0]
+def test_responses_to_one_prompt_differ_and_stay_together(collect):
+    rollout = collect(numbers=[3, 0], generations=4)
+    assert [task.number for task in rollout.tasks] == [3] * 4 + [0] * 4
+    assert [task.repeat for task in rollout.tasks] == [0, 1, 2, 3] * 2
+    assert len({tuple(row.response) for row in rollout.rows[:4]}) > 1
+    assert collect(numbers=[3]).rows[0] == rollout.rows[0]
 
 
-def test_a_long_prompt_loses_its_oldest_tokens(collect):
-    rollout = collect(max_length=12)
-    prompts = {row: prompt.tolist() for row, prompt, _ in plain_rows(rollout)}
-    assert prompts[4] == [2 + 3, 2 + 4, 2 + 5]
-    assert rollout.attention_mask.sum(1).max() <= 12
+def test_a_prompt_that_comes_twice_goes_on_counting():
+    tasks = make_tasks([(prompt, [1]) for prompt in prompts_of("1", "2")], [0, 1, 0], 2)
+    assert [(task.number, task.repeat) for task in tasks] == [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3)]
 
 
-# --- cutting -------------------------------------------------------------------------------------------------------
+def test_an_engine_that_says_what_it_sampled_from_is_corrected(collect, models, stage_config, make_loop):
+    """The loss of each token is weighed by min(policy / engine, cap)."""
+
+    class Engine:
+        def generate(self, prompts, seeds, sampling):
+            return Sampled([[4, 5, 1]] * len(prompts), [[-1.0, -2.0, -3.0]] * len(prompts))
+
+    rollout = collect(engine=Engine(), rollout={"importance_cap": 1.5})
+    assert rollout.sampled_logprobs.tolist() == [[-1.0, -2.0, -3.0]] * 8
+    loop = make_loop(models, stage_config(rollout={"temperature": 0.7, "importance_cap": 1.5}))
+    targets, _ = loop.targets(rollout)
+    stats = loop.updater.update(0, rollout, targets)
+    weights = (rollout.old_logprobs - rollout.sampled_logprobs).exp().clamp(max=1.5)
+    expected = -(weights * targets.advantages).mean()
+    assert stats["policy/loss"] == pytest.approx(float(expected), rel=1e-4)
+    assert (weights == 1.5).any()
+    assert (weights < 1.0).any()
 
 
-@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 6)), min_size=1, max_size=5), st.data())
-@settings(max_examples=60, deadline=None)
-def test_selected_episodes_keep_every_token_and_lose_only_padding(sizes, data):
-    prompt_width, response_width = max(p for p, _ in sizes), max(r for _, r in sizes)
-    count = len(sizes)
-    attention = torch.zeros(count, prompt_width + response_width, dtype=torch.bool)
-    for row, (p, r) in enumerate(sizes):
-        attention[row, prompt_width - p : prompt_width + r] = True
-    ids = torch.arange(attention.numel()).reshape(attention.shape)
-    response = attention[:, prompt_width:]
-    figure = torch.arange(response.numel()).float().reshape(response.shape)
-    whole = Rollout(ids, attention, response, figure, figure, figure, figure, torch.arange(count), response[:, 0])
-    rows = torch.tensor(data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=5)))
-    part = select(whole, rows)
-    for index, row in enumerate(rows.tolist()):
-        assert part.input_ids[index][part.attention_mask[index]].tolist() == ids[row][attention[row]].tolist()
-        assert part.old_values[index][part.response_mask[index]].tolist() == figure[row][response[row]].tolist()
-        assert part.response_ids[index][part.response_mask[index]].tolist() == (
-            ids[row, prompt_width:][response[row]].tolist()
-        )
-    assert part.attention_mask.any(0).all()
-    assert part.response_mask.any(0).all()
-    assert part.old_values.shape == part.response_mask.shape == (len(rows), part.num_response)
+# --- rewards --------------------------------------------------------------------------------------------------------
 
 
-def test_trim_of_a_batch_without_padding_keeps_all():
-    mask = torch.ones(2, 7, dtype=torch.bool)
-    assert trim(mask.long(), mask, 3) == (slice(0, 7), 3)
+def test_functions_are_added_by_their_weights(collect):
+    others = [{"function": "tests.unit.ppo.reward_functions:length", "weight": 0.5}]
+    plain = collect(rewards={"missing_eos_score": None})
+    both = collect(rewards={"missing_eos_score": None, "model_weight": 2.0, "others": others})
+    texts = torch.tensor([float(len(text)) for text in both.texts])
+    torch.testing.assert_close(both.scores, 2 * plain.scores + 0.5 * texts)
+    assert both.parts["length"].tolist() == texts.tolist()
+    models = build_models(ref_seed=7)
+    models.reward = None
+    alone = collect(who=models, rewards={"missing_eos_score": None, "others": others})
+    assert alone.scores.tolist() == (0.5 * texts).tolist()
 
 
-# --- prompts -------------------------------------------------------------------------------------------------------
+def test_a_reward_model_with_other_tokens_reads_the_text(tmp_path, tokenizer):
+    """Its scores are those of the conversation in its own template."""
+    from alignment.templates import encode_conversation
+
+    other = tiny.make_tokenizer("alpaca")
+    scalar = tiny.make_scalar(tmp_path / "body", tiny.make_policy(other, seed=2), other, seed=2)
+    model = RewardModel(text_model=scalar, tokenizer=other, max_tokens=60)
+    turns = [{"role": "user", "content": "When?"}]
+    conversations = [[*turns, {"role": "assistant", "content": text}] for text in ("At nine.", "I do not know at all.")]
+    scores = model.member_scores([], conversations, torch.device("cpu"))
+    for conversation, score in zip(conversations, scores[0], strict=True):
+        ids = torch.tensor([encode_conversation(other, conversation).input_ids])
+        expected = scalar.score(ids, torch.ones_like(ids, dtype=torch.bool))
+        torch.testing.assert_close(score[None], expected, rtol=0, atol=1e-5)
+
+
+# --- prompts --------------------------------------------------------------------------------------------------------
+
+
+def test_long_prompts_are_cut_left_out_or_refused(models):
+    prompts = prompts_of(*CONTENTS)
+    cut, count = encode_prompts(prompts, models.tokenizer, 3, "trim_prompt")
+    assert (len(cut), count) == (8, 2)
+    assert cut[4][1] == [2 + 3, 2 + 4, 2 + 5]  # the oldest tokens go
+    kept, count = encode_prompts(prompts, models.tokenizer, 3, "drop")
+    assert (len(kept), count) == (6, 2)
+    with pytest.raises(ConfigError, match=r"4 tokens, and data.max_length less rollout.max_new_tokens leaves 3"):
+        encode_prompts(prompts, models.tokenizer, 3, "raise")
+    with pytest.raises(ConfigError, match="leaves no prompt: all 1 have more than 3 tokens"):
+        encode_prompts(prompts_of("4567"), models.tokenizer, 3, "drop")
+    with pytest.raises(ConfigError, match=r"x\.jsonl:3: is empty in this template"):
+        encode_prompts([Prompt(({"role": "user", "content": ""},), place="x.jsonl:3")], models.tokenizer, 3, "drop")
 
 
 @given(st.integers(1, 12), st.integers(1, 15), st.integers(0, 100), st.integers(0, 6))
