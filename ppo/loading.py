@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from alignment.shared_base import add_adapter, add_reward_adapter
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
@@ -24,6 +23,7 @@ from alignment.forward import switch_off_dropout
 from alignment.models import ModelError, ModelSource, find_model, fit_embeddings, load_base, load_policy, load_tokenizer
 from alignment.registry import Registry
 from alignment.scalar_models import ScalarModel, ScoreHead
+from alignment.shared_base import add_adapter, add_reward_adapter
 from alignment.templates import Message, encode_conversation
 from ppo.config import ModelsConfig, PPOStageConfig
 from ppo.models import NO_GRADIENT, Models, PolicyAndValue, RewardModel, Role, choose_layout
@@ -85,6 +85,19 @@ def policy_options(config: ModelsConfig) -> ModelConfig:
     return ModelConfig(
         name=config.policy, method=method, adapter=config.adapter, trust_remote_code=config.trust_remote_code
     )
+
+
+def as_trained(config: PPOStageConfig, source: ModelSource, base: ModelSource | None) -> PPOStageConfig:
+    """The config with the method that the policy was really trained by: an adapter's version is loaded by that.
+
+    Args:
+        source: the policy that was started from.
+        base: what its adapter goes on; None: it is a whole model.
+    """
+    used = policy_options(config.model) if base in (None, source) else source.trained
+    assert used is not None
+    model = config.model.model_copy(update={"method": used.method, "adapter": used.adapter})
+    return config.model_copy(update={"model": model})
 
 
 def load_policy_tokenizer(config: ModelsConfig, sources: Mapping[str, ModelSource]) -> PreTrainedTokenizerBase:

@@ -33,7 +33,7 @@ from ppo.config import PPOStageConfig, TrainingConfig, batch_plan
 from ppo.controllers import KLController, RewardScaler
 from ppo.ema import EMA
 from ppo.evaluation import BestPolicy, Judged, check_selection, figures
-from ppo.loading import find_models, load_models, load_policy_tokenizer
+from ppo.loading import as_trained, find_models, load_models, load_policy_tokenizer
 from ppo.models import Models
 from ppo.plan import memory_plan
 from ppo.ptx import read_ptx
@@ -320,7 +320,7 @@ def _publish(
                 adapters.name_base(Path(folder), models.base.label)
             models.tokenizer.save_pretrained(folder)
             return trainers.publish(
-                config,
+                as_trained(config, models.sources["init"], models.base),
                 registry,
                 Path(folder),
                 stage="ppo",
