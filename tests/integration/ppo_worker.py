@@ -8,11 +8,14 @@ The main process writes the weights to OUT/weights.safetensors and what it saw t
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import torch
 from digits import CONTENTS, build_models, prompts_of
 from safetensors.torch import save_file
 
 from alignment import distributed
+from alignment.models import ModelError
 from alignment.stage import leave
 from alignment.tracking import Journal
 from ppo.config import PPOStageConfig
@@ -31,11 +34,14 @@ def main(out: Path, *overrides: str) -> None:
         "training": {"max_steps": 3, "learning_rate": 1e-3, "microbatch_tokens": 24},
         "registry": {"name": "worker"},
     }
-    critic = "separate"
+    critic, spoiled = "separate", None
     for text in overrides:
         key, _, value = text.partition("=")
         if key == "critic":
-            critic = value
+            critic = None if value == "none" else value
+            continue
+        if key == "spoil":  # the process whose gradient is no number
+            spoiled = int(value)
             continue
         section, _, name = key.partition(".")
         values[section][name] = json.loads(value)
@@ -52,6 +58,13 @@ def main(out: Path, *overrides: str) -> None:
         "stats": [],
         "own": [],
     }
+    if spoiled is not None:
+        report |= spoil(loop, spoiled)
+        if accelerator.is_main_process:
+            save_file({"none": torch.zeros(1)}, out / "weights.safetensors")
+            (out / "report.json").write_text(json.dumps(report))
+        distributed.wait_for_everyone()
+        return
     count = config.rollout.batch_size // config.rollout.num_generations
     for _ in range(3):
         tasks = make_tasks(loop.prompts, range(count), config.rollout.num_generations)
@@ -65,6 +78,23 @@ def main(out: Path, *overrides: str) -> None:
         save_file({name: value.float().clone() for name, value in weights.items()}, out / "weights.safetensors")
         (out / "report.json").write_text(json.dumps(report))
     distributed.wait_for_everyone()
+
+
+def spoil(loop: Loop, rank: int) -> dict[str, Any]:
+    """What each process says of an iteration in which one has a gradient that is no number, and whether its weights
+    are as they were."""
+    before = [parameter.detach().clone() for parameter in loop.engine.parameters]
+    if loop.accelerator.process_index == rank:
+        real = loop.updater._loss
+        loop.updater._loss = lambda *args: real(*args) * float("nan")
+    try:
+        loop.iterate(list(range(8)))
+        message = "nothing"
+    except ModelError as error:
+        message = str(error).partition(":")[0]
+    same = all(torch.equal(a, b) for a, b in zip(before, loop.engine.parameters, strict=True))
+    shares = distributed.gather_lists([(message, same)])
+    return {"refused": [share[0][0] for share in shares], "unchanged": [share[0][1] for share in shares]}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import transformers
 
-import ppo.train
+import ppo.update
 import sft.loss
 
 
@@ -47,19 +47,19 @@ def recorded_step(original):
     return step
 
 
-def recorded_optimize(original):
+def recorded_update(original):
     @functools.wraps(original)
-    def optimize(self, step, rollout, *args):
-        width = rollout.input_ids.shape[1] - rollout.num_response
-        write(zip(rollout.input_ids[:, :width], rollout.attention_mask[:, :width], strict=True), step=step)
+    def update(self, step, rollout, *args):
+        everything = slice(None)
+        write(((torch.tensor(row.prompt), everything) for row in rollout.rows), step=step)
         return original(self, step, rollout, *args)
 
-    return optimize
+    return update
 
 
 if __name__ == "__main__":
     sft.loss.LOGITS_AT_ONCE = int(os.environ.get("LOGITS_AT_ONCE", sft.loss.LOGITS_AT_ONCE))
     transformers.Trainer.training_step = recorded_step(transformers.Trainer.training_step)
-    ppo.train._Loop.optimize = recorded_optimize(ppo.train._Loop.optimize)
+    ppo.update.Updater.update = recorded_update(ppo.update.Updater.update)
     sys.argv.pop(0)
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -71,7 +71,7 @@ def run_all() -> dict[str, dict[str, list[float]]]:
         "data": data,
         "rollout": {"batch_size": 8, "max_new_tokens": 12},
         "ppo": {"num_minibatches": 2},
-        "training": {"max_steps": 10, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "seed": 1},
+        "training": {"max_steps": 10, "learning_rate": 1e-3, "seed": 1},
         "registry": {"name": "golden-ppo"},
         **quiet,
     }

@@ -5,6 +5,7 @@ The first use of DeepSpeed on a machine compiles a small extension, for up to tw
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -112,7 +113,7 @@ def ppo(house, reward):
         "model": {"policy": "sft", "reward": "reward"},
         "rollout": {"batch_size": 8, "max_new_tokens": 8},
         "ppo": {"num_minibatches": 2},
-        "training": {"max_steps": 2, "per_device_train_batch_size": 1, "learning_rate": 1e-3},
+        "training": {"max_steps": 2, "microbatch_tokens": 60, "learning_rate": 1e-3},
     }
     return run_stage(house, "ppo", sections)
 
@@ -161,7 +162,6 @@ def test_ppo_on_two_processes(house, ppo):
     lines = (house / "runs" / "ppo" / "metrics.jsonl").read_text().splitlines()
     first = next(row for row in map(json.loads, lines) if "policy/first_ratio" in row)
     assert first["policy/first_ratio"] == pytest.approx(1.0, abs=1e-6)
-    assert first["policy/first_approx_kl"] == pytest.approx(0.0, abs=1e-6)
     assert first["rollout/kl"] == pytest.approx(0.0, abs=1e-5)
 
 
@@ -257,7 +257,9 @@ def test_packed_sft_on_two_processes_makes_the_steps_of_one(ladder, ladder_alone
         torch.testing.assert_close(weights[weight], value, atol=1e-5, rtol=1e-3)
 
 
-CLIPPED = "max_grad_norm=0.2"
+CLIPPED = "training.max_grad_norm=0.2"
+RLOO = ('ppo.advantage_estimator="rloo"', "rollout.num_generations=4", "critic=none")
+VARIANTS = {"separate": (CLIPPED,), "trunk": (CLIPPED, "critic=trunk"), "rloo": (CLIPPED, *RLOO)}
 
 
 def work(folder, config, *overrides):
@@ -271,48 +273,70 @@ def work(folder, config, *overrides):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return work(tmp_path_factory.mktemp("alone") / "out", None, CLIPPED)
+    """What one process does, of each variant once."""
+    return functools.cache(lambda name: work(tmp_path_factory.mktemp(name) / "out", None, *VARIANTS[name]))
 
 
 @pytest.mark.parametrize(
-    ("backend", "expected"),
-    [("ddp", ("DistributedDataParallel", 2, 0)), ("zero2", ("DeepSpeedEngine", 2, 2))],
+    ("backend", "variant"),
+    [("multi", "separate"), ("zero2", "separate"), ("zero1", "separate"), ("zero2", "trunk"), ("multi", "rloo")],
 )
-def test_two_processes_make_the_steps_of_one(tmp_path, alone, backend, expected):
-    """Six clipped optimizer steps, accumulated, on unequal lengths, with rates that fall: weights and figures agree."""
-    ddp = tmp_path / "ddp.yaml"
-    ddp.write_text(launching.DDP)
-    weights, report = work(tmp_path / "out", launching.ZERO2 if backend == "zero2" else ddp, CLIPPED)
-    assert (report["engine"], report["world_size"], report["zero_stage"]) == expected
-    one_weights, one = alone
-    assert (one["world_size"], one["accumulation"], report["accumulation"]) == (1, 4, 2)
+def test_two_processes_do_what_one_does(tmp_path, alone, backend, variant):
+    """Three iterations from sampling to clipped optimizer steps, with unequal lengths, other numbers of microbatches on
+    each process and rates that fall: weights and figures agree. Each step has backward passes over policy and critic
+    apart, so that DeepSpeed meets passes in which some parameters have no gradient."""
+    launcher = tmp_path / "launch.yaml"
+    zero = launching.ZERO2.read_text()
+    text = {"multi": launching.DDP, "zero2": zero, "zero1": zero.replace("zero_stage: 2", "zero_stage: 1")}[backend]
+    launcher.write_text(text)
+    weights, report = work(tmp_path / "out", launcher, *VARIANTS[variant])
+    engine = "PolicyAndValue" if backend == "multi" else "DeepSpeedEngine"
+    stage = {"multi": 0, "zero1": 1, "zero2": 2}[backend]
+    assert (report["engine"], report["world_size"], report["zero_stage"]) == (engine, 2, stage)
+    one_weights, one = alone(variant)
+    assert one["world_size"] == 1
+    for (first, second), (whole,) in zip(report["own"], one["own"], strict=True):
+        assert first + second == whole  # the processes' rows are disjoint, and all of them
+        assert len(first) == len(second)
     assert not report["training_mode"]  # no dropout
-    assert report["whitening_difference"] < 1e-5
     assert report["rates"] == [pytest.approx(rates) for rates in one["rates"]]
-    assert report["rates"][2][0] == pytest.approx(1e-3 / 3)
+    assert report["rates"][1][0] == pytest.approx(1e-3 / 3)
     for ours, theirs in zip(report["stats"], one["stats"], strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+        # A count of tokens at the edge of a clip may differ by rounding.
+        exact = {name: value for name, value in theirs.items() if "clip_fraction" not in name}
+        assert {name: ours[name] for name in exact} == pytest.approx(exact, rel=1e-3, abs=1e-5)
         assert ours["train/grad_norm"] > 0.2  # clipping is in play
-    start = tiny_start()
-    assert weights.keys() == one_weights.keys() == start.keys()
-    moved = max(float((one_weights[name] - start[name]).abs().max()) for name in start)
-    apart = max(float((one_weights[name] - weights[name]).abs().max()) for name in start)
+    moved = max(float((one_weights[name] - start).abs().max()) for name, start in tiny_start(variant).items())
+    apart = max(float((one_weights[name] - weights[name]).abs().max()) for name in one_weights)
+    assert weights.keys() == one_weights.keys()
     assert moved > 1e-3
-    assert apart < 1e-3 * moved
+    assert apart < 1e-5
 
 
-def tiny_start():
+def tiny_start(variant):
     from digits import build_models
 
-    return build_models(ref_seed=1).trained.state_dict()
+    critic = {"separate": "separate", "trunk": "trunk", "rloo": None}[variant]
+    return build_models(ref_seed=1, critic=critic).trained.state_dict()
+
+
+@pytest.mark.parametrize("backend", ["multi", "zero2"])
+def test_what_is_not_finite_on_one_process_stops_both_and_reaches_no_weight(tmp_path, backend):
+    launcher = tmp_path / "launch.yaml"
+    launcher.write_text(launching.DDP if backend == "multi" else launching.ZERO2.read_text())
+    _, report = work(tmp_path / "out", launcher, "spoil=1")
+    assert report["world_size"] == 2
+    assert report["refused"] == ["training diverged at iteration 1"] * 2
+    assert report["unchanged"] == [True, True]
 
 
 @pytest.mark.slow
 def test_bfloat16_under_deepspeed_starts_at_ratio_one_and_kl_zero(tmp_path):
     """DeepSpeed rounds the trained weights; the reference has to be rounded with them."""
-    _, report = work(tmp_path / "out", launching.ZERO2, "bf16=true")
+    _, report = work(tmp_path / "out", launching.ZERO2, "training.bf16=true")
     assert report["engine"] == "DeepSpeedEngine"
-    assert report["first_kl"] == pytest.approx(0.0, abs=1e-6)
+    assert report["stats"][0]["rollout/kl"] == pytest.approx(0.0, abs=1e-6)
+    assert report["stats"][0]["policy/first_ratio"] == pytest.approx(1.0, abs=1e-2)
 
 
 def test_ppo_under_zero3_is_refused_in_one_line(tmp_path, tokenizer):
