@@ -3,6 +3,7 @@
     scripts/demo                 four SIMULATED labelers rate the pairs
     scripts/demo --rate 60       you rate 60 pairs yourself, in the real rating script
     scripts/demo --shuffle       a control: the ratings are dealt out at random, so nothing can be learned
+    scripts/demo --shared        policy, critic, reference and reward model as adapters on one frozen base
 
 The world (scripts/help_desk) is a small public library's help desk. Its gold score, written rules on the handbook,
 reaches the reward model and PPO through the labelers' choices alone; the demo judges by it at the end.
@@ -42,6 +43,11 @@ RATINGS_PER_PAIR = 3
 SAMPLES_PER_HELD_OUT_PROMPT = 2
 MAX_NEW_TOKENS = 64
 TEMPERATURE = 0.8
+SHARED = {
+    "reward": ("model.method=lora", "training.learning_rate=3e-3"),
+    "ppo": ("model.mode=shared", "training.learning_rate=3e-3", "training.value_learning_rate=3e-3"),
+}
+"""What `--shared` changes in the recipes: an adapter learns at about ten times the rate of the whole model."""
 
 screen = terminal.console()
 
@@ -55,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the data, the models and the labelers (default 0)")
     parser.add_argument("--rate", type=int, metavar="N", help="rate N pairs yourself instead of the simulated labelers")
     parser.add_argument("--shuffle", action="store_true", help="control: deal the ratings out at random")
+    parser.add_argument("--shared", action="store_true", help="PPO's four roles as adapters on one frozen base")
     parser.add_argument(
         "--data-only", action="store_true", help="write the data that configs/*/demo.yaml read, and stop"
     )
@@ -90,10 +97,10 @@ def run(args: argparse.Namespace) -> int:
         say(f"{counts['items']} pairs of answers by {sft['model']} to rate")
         (rate_by_hand if args.rate else rate_by_simulation)(args)
     with timed(seconds, "reward"):
-        reward = stage("reward", args.seed, f"model.name={sft['model']}")
+        reward = stage("reward", args.seed, f"model.name={sft['model']}", *(SHARED["reward"] if args.shared else ()))
     with timed(seconds, "ppo"):
         names = (f"model.policy={sft['model']}", f"model.reward={reward['model']}")
-        ppo = stage("ppo", args.seed, *names)
+        ppo = stage("ppo", args.seed, *names, *(SHARED["ppo"] if args.shared else ()))
     with timed(seconds, "evaluation"):
         summary, answers = evaluate(sft["model"], reward["model"], ppo["model"], args.seed)
     summary |= {
@@ -104,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
         "seed": args.seed,
         "ratings_by": "a person" if args.rate else "simulated labelers",
         "shuffled": args.shuffle,
+        "shared": args.shared,
     }
     (HOME / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     show(summary, answers, ppo["model"])
