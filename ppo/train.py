@@ -183,7 +183,7 @@ class Loop:
         if not self.held_out:
             return None
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
-            judged = self._judge()
+            judged = self.judge()
             now = figures(judged, self.start, [prompt.group for prompt, _ in self.held_out])
             if self.start is None:
                 self.start, self.first_figures = judged, now
@@ -192,7 +192,7 @@ class Loop:
         self.journal.log(self.step, {f"eval/{name}": value for name, value in now.items()})
         return {f"eval/{name}": value for name, value in now.items()}
 
-    def _judge(self) -> Judged:
+    def judge(self) -> Judged:
         """Every process answers as many prompts, since a shorter share would leave the others waiting in a collective;
         prompts repeated for that are dropped."""
         world_size = self.accelerator.num_processes

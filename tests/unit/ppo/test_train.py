@@ -132,7 +132,7 @@ def test_the_best_policy_is_the_one_that_is_published(make_loop, stage_config, t
         assert metrics["best_step"] == best
         assert metrics["eval_held_out_score"] == held[best]
         assert metrics["start_eval_held_out_score"] == held[0]
-        again = loop._judge()
+        again = loop.judge()
     assert sum(again.held_out_scores) / 4 == pytest.approx(held[best], abs=1e-5)
     if best == 4 and ema is None:
         assert all(torch.equal(last[name], value) for name, value in weights(models).items())
@@ -153,7 +153,7 @@ def test_each_held_out_prompt_counts_once_on_any_number_of_processes(
 ):
     """Each process answers as many, or a collective inside would wait for ever."""
     loop = make_loop(models, stage_config(), prompts_of(*map(str, range(count))))
-    alone = loop._judge()
+    alone = loop.judge()
 
     class Rank:
         num_processes, device, is_main_process, process_index = world_size, torch.device("cpu"), False, 0
@@ -172,7 +172,7 @@ def test_each_held_out_prompt_counts_once_on_any_number_of_processes(
     for rank in range(world_size):
         Rank.process_index = rank
         with pytest.raises(SentError):
-            loop._judge()
+            loop.judge()
     assert len({len(share) for share in lists}) == 1
     together = [row for share in lists for row in share][:count]
     assert [row[0] for row in together] == pytest.approx(alone.scores, abs=1e-5)
