@@ -126,6 +126,22 @@ def on_main_process(call: Callable[[], T]) -> T:
     return value  # type: ignore[return-value]
 
 
+def on_every_process(call: Callable[[], T]) -> T:
+    """Call on each process; where one raises a UserError, all of them raise it.
+
+    Each works on its own rows, and a mistake that only one met would leave the others in a collective.
+    """
+    value, error = None, None
+    try:
+        value = call()
+    except UserError as mistake:
+        error = mistake
+    errors = [each for share in gather_lists([error]) for each in share if each is not None]
+    if errors:
+        raise error or errors[0]
+    return value  # type: ignore[return-value]
+
+
 def forget_accelerator() -> None:
     """Allow another trainer in this process: accelerate refuses a second one with a DeepSpeed config."""
     AcceleratorState._reset_state()

@@ -100,19 +100,23 @@ def as_trained(config: PPOStageConfig, source: ModelSource, base: ModelSource | 
     return config.model_copy(update={"model": model})
 
 
-def load_policy_tokenizer(config: ModelsConfig, sources: Mapping[str, ModelSource]) -> PreTrainedTokenizerBase:
-    """The policy's tokenizer.
+def load_policy_tokenizer(config: PPOStageConfig, sources: Mapping[str, ModelSource]) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer, once it is known that the roles fit together.
 
     Raises:
-        ModelError: the reference or value model tokenizes or renders otherwise.
+        ModelError: the reference or value model tokenizes or renders otherwise; roles that are to share a base do not.
+        ConfigError: keys that a shared base has no use for.
     """
-    tokenizer = load_tokenizer(sources["init"], policy_options(config))
+    tokenizer = load_tokenizer(sources["init"], policy_options(config.model))
+    if config.model.mode == "shared":
+        _check_shared(config, sources, tokenizer)
     for role in ("reference", "value"):
         if role in sources and not same_tokens(tokenizer, load_tokenizer(sources[role])):
             label, other = sources["init"].label, sources[role].label
-            more = "; train it from the same SFT model" + ("" if role == "reference" else ", or set model.value=trunk")
+            more = "" if role == "reference" else ", or set model.value=trunk"
             raise ModelError(
-                f"model.{role}: {other} has another tokenizer or chat template than the policy {label}{more}"
+                f"model.{role}: {other} has another tokenizer or chat template than the policy {label}; train it from "
+                f"the same SFT model{more}"
             )
     return tokenizer
 
@@ -143,7 +147,7 @@ def load_models(config: PPOStageConfig, sources: dict[str, ModelSource]) -> Mode
     Raises:
         ModelError, ConfigError, AdapterError: models that do not fit together.
     """
-    tokenizer = load_policy_tokenizer(config.model, sources)
+    tokenizer = load_policy_tokenizer(config, sources)
     assemble = _shared if config.model.mode == "shared" else _separate
     policy, reference, critic, reward, base = assemble(config, sources, tokenizer)
     held_out = load_scorer(sources["held_out_reward"], tokenizer) if "held_out_reward" in sources else None
@@ -219,7 +223,6 @@ def _adapter_beside(reference: Role, config: ModelsConfig) -> tuple[Role, Role]:
 def _shared(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer: PreTrainedTokenizerBase) -> Assembly:
     """One frozen base with an adapter for each role."""
     model, reward = config.model, sources.get("reward")
-    _check_shared(config, sources, tokenizer)
     assert reward is not None and reward.base is not None
     init, options = sources["init"], policy_options(model)
     if digest(init) == digest(reward.base):

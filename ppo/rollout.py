@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from alignment.config import ConfigError, TooLong
 from alignment.data import Prompt
-from alignment.distributed import Accelerator
+from alignment.distributed import Accelerator, all_reduce_sum, on_every_process
 from alignment.generation import Engine, Sampling, stream_seed
+from alignment.models import ModelError
 from alignment.templates import Message, encode_prompt
 from ppo.algorithm import final_scores, overlong_penalty
 from ppo.config import PPOStageConfig
@@ -174,8 +176,9 @@ class Collector:
         tasks = list(tasks)
         tokenizer, device = self.models.tokenizer, self.accelerator.device
         seeds = [stream_seed("sample", *seed, task.number, task.repeat) for task in tasks]
+        prompts = [task.ids for task in tasks]
         with self.accelerator.autocast(), self.models.policy.active():
-            sampled = self.engine.generate([task.ids for task in tasks], seeds, self.sampling)
+            sampled = on_every_process(lambda: self.engine.generate(prompts, seeds, self.sampling))
         rows = [Row(task.ids, response) for task, response in zip(tasks, sampled.responses, strict=True)]
         texts = [tokenizer.decode(row.response, skip_special_tokens=True) for row in rows]
         lengths = torch.tensor([len(row.response) for row in rows], device=device)
@@ -234,9 +237,12 @@ class Collector:
             weights["model"] = self.config.rewards.model_weight
         prompts = [task.prompt for task in tasks]
         for source in self.sources:
-            parts[source.name] = torch.tensor(source.score(prompts, texts), device=device)
+            found = on_every_process(partial(source.score, prompts, texts))
+            parts[source.name] = torch.tensor(found, device=device)
             weights[source.name] = source.weight
         scores = weighted(parts, weights)
+        if not torch.isfinite(all_reduce_sum(scores.double().sum())):  # on every process alike
+            raise ModelError("a reward is not finite; is the reward model broken? No weight was changed by it")
         return scores, parts | ({} if std is None else {"score_std": std})
 
     def score_with(

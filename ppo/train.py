@@ -366,7 +366,7 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
     load_sources(config.rewards)
     sources = find_models(config, trainers.open_registry(config))
     _check_lengths(config, sources)
-    tokenizer = load_policy_tokenizer(config.model, sources)
+    tokenizer = load_policy_tokenizer(config, sources)
     limit = config.data.max_length - config.rollout.max_new_tokens
     encoded, too_long = encode_prompts(prompts.items, tokenizer, limit, config.data.too_long)
     return {

@@ -21,6 +21,7 @@ the mean reward over the last fifth of the iterations, from several seeds.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -210,7 +211,8 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
     contestants |= {peer: (python, module, settings) for peer, (module, settings) in benchmark.PEERS.items()}
     names, peers = list(contestants), list(benchmark.PEERS)
     with tempfile.TemporaryDirectory() as folder:
-        work = benchmark.prepare(Path(folder), options)
+        with contextlib.redirect_stdout(sys.stderr):  # trainers print; --json is alone on stdout
+            work = benchmark.prepare(Path(folder), options)
 
         def start(contestant: str) -> Process:
             executable, module, settings = contestants[contestant]

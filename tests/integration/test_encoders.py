@@ -17,8 +17,8 @@ from alignment.registry import Registry
 from alignment.scalar_models import load_scalar_model, shift_scores
 from alignment.templates import encode_conversation
 from alignment.tensors import pad_rows
-from ppo.config import ModelsConfig
-from ppo.models import find_models, load_models
+from ppo.config import PPOStageConfig
+from ppo.loading import find_models, load_models
 from reward.config import RewardStageConfig
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -195,6 +195,12 @@ def test_ppo_takes_no_value_model_from_an_encoder(house, tmp_path):
     transformers.LlamaForCausalLM(shape).save_pretrained(tmp_path / "policy")
     for folder in ("reward", "policy"):
         tokenizer.save_pretrained(tmp_path / folder)
-    config = ModelsConfig(policy=str(tmp_path / "policy"), reward=str(tmp_path / "reward"))
-    with pytest.raises(ModelError, match=r"model\.value: .* is an encoder \(BertForSequenceClassification\)"):
+    values = {
+        "name": "x",
+        "model": {"policy": str(tmp_path / "policy"), "reward": str(tmp_path / "reward")},
+        "data": {"train": "x"},
+        "registry": {"name": "x"},
+    }
+    config = validate(PPOStageConfig, values, "test")
+    with pytest.raises(ModelError, match=r"model\.value_init: .* is an encoder \(BertForSequenceClassification\)"):
         load_models(config, find_models(config, Registry(tmp_path / "registry")))

@@ -21,7 +21,8 @@ from alignment.scalar_models import ScalarModel, load_scalar_model
 from alignment.templates import encode_conversation
 from alignment.tensors import pad_rows
 from ppo.config import PPOStageConfig
-from ppo.models import find_models, load_models
+from ppo.loading import find_models, load_models
+from ppo.sequences import Row, lay_out
 from reward.config import RewardStageConfig
 
 SIZE = 3
@@ -200,8 +201,9 @@ def ppo_config(name, reward_model, **model):
         "name": name,
         "model": {"policy": "sft", "reward": reward_model, **model},
         "data": {"train": "sft.jsonl", "eval_share": 0, "max_length": 64},
-        "rollout": {"batch_size": 8, "max_new_tokens": 8, "missing_eos_score": None},
-        "training": {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3},
+        "rewards": {"missing_eos_score": None},
+        "rollout": {"batch_size": 8, "max_new_tokens": 8},
+        "training": {"max_steps": 2, "learning_rate": 1e-3},
         "registry": {"name": name, "path": "registry"},
         "tracking": {"wandb": "disabled"},
     }
@@ -214,7 +216,7 @@ def test_ppo_runs_against_an_ensemble_and_logs_how_far_it_disagrees(house, metho
     config = ppo_config(name, source.ref, reward_ensemble=2)
     run(ppo.train.train, PPOStageConfig, config)
     rows = [json.loads(line) for line in Path("runs", name, "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if row.get("rollout/score_std", 0) > 1e-3] == [1, 2]
+    assert [row["step"] for row in rows if row.get("reward/score_std", 0) > 1e-3] == [1, 2]
     parents = {parent.role: parent.ref for parent in Registry("registry").resolve(name).manifest.parents}
     assert parents == {"init": "sft@v1", "reference": "sft@v1", "reward": source.ref, "value": source.ref}
     config = ppo_config(f"{name}-mean", source.ref)
@@ -222,14 +224,14 @@ def test_ppo_runs_against_an_ensemble_and_logs_how_far_it_disagrees(house, metho
     mean = [json.loads(line) for line in Path("runs", f"{name}-mean", "metrics.jsonl").read_text().splitlines()]
     first, first_mean = (next(row for row in each if "rollout/score" in row) for each in (rows, mean))
     # The first rollouts are the same, and only their scores are not.
-    assert first["rollout/score_std"] == pytest.approx(first_mean["rollout/score_std"], rel=1e-4)
-    expected = first_mean["rollout/score"] - 2 * first_mean["rollout/score_std"]
+    assert first["reward/score_std"] == pytest.approx(first_mean["reward/score_std"], rel=1e-4)
+    expected = first_mean["rollout/score"] - 2 * first_mean["reward/score_std"]
     assert first["rollout/score"] == pytest.approx(expected, rel=1e-4)
 
 
 def load(config):
-    models = PPOStageConfig.model_validate(config).model
-    return load_models(models, find_models(models, Registry("registry")))
+    validated = PPOStageConfig.model_validate(config)
+    return load_models(validated, find_models(validated, Registry("registry")))
 
 
 @torch.no_grad()
@@ -238,12 +240,17 @@ def test_the_value_model_starts_from_the_first_member(house):  # noqa: F811
         source = trained(method)
         models = load(ppo_config("value", source.ref, reward_ensemble="min"))
         ids, mask = batch(source)
-        each = models.reward_model.member_scores(ids, mask)
-        torch.testing.assert_close(models.trained.value_model.score(ids, mask), each[0], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(models.reward_model.score(ids, mask), each.amin(0), atol=0, rtol=0)
-        places = [{p.data_ptr() for p in module.parameters()} for module in (models.trained, models.reward_model)]
-        assert not places[0] & places[1]
-        assert all(parameter.requires_grad for parameter in models.trained.value_model.parameters())
+        rows = [Row(row[kept][:1].tolist(), row[kept][1:].tolist()) for row, kept in zip(ids, mask, strict=True)]
+        each = models.reward.member_scores(rows, [], torch.device("cpu"))
+        apart = load_reward_model(source, combine="min")
+        torch.testing.assert_close(each, apart.member_scores(ids, mask), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(models.reward.combined(each)[0], each.amin(0), atol=0, rtol=0)
+        critic = models.trained.roles[1]
+        laid = lay_out(rows, range(len(rows)), models.packed, 0, torch.device("cpu"))
+        torch.testing.assert_close(critic.read(critic.states(laid, laid.last)), each[0], atol=1e-5, rtol=1e-5)
+        reward = [p.data_ptr() for module in models.reward.modules() for p in module.parameters()]
+        assert not {p.data_ptr() for p in models.trained.parameters()} & set(reward)
+        assert all(parameter.requires_grad for parameter in critic.model.parameters())
 
 
 def test_members_of_a_single_model_are_not_combined(house):  # noqa: F811
