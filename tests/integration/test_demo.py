@@ -56,9 +56,7 @@ def test_ppo_beats_sft_on_held_out_prompts(tmp_path):
     metrics = (tmp_path / "runs" / "demo-ppo" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     firsts = [row for row in map(json.loads, metrics) if "policy/first_ratio" in row]
     assert len(firsts) == 25
-    assert all(
-        abs(row["policy/first_ratio"] - 1) < 1e-6 and abs(row["policy/first_approx_kl"]) < 1e-6 for row in firsts
-    )
+    assert all(abs(row["policy/first_ratio"] - 1) < 1e-6 for row in firsts)
 
 
 @pytest.mark.slow
