@@ -134,7 +134,7 @@ def make_policy(folder: Path, records: Sequence[Any], tokenizer: Any, shape: Any
     import torch
 
     from alignment.models import build_scratch_model
-    from alignment.scalar_models import load_scalar_model
+    from alignment.scalar_models import SCORE, load_scalar_model
 
     torch.manual_seed(options.seed)
     model = build_scratch_model("llama", shape, tokenizer)
@@ -207,11 +207,10 @@ def save_reward_adapter(folder: Path) -> None:
     import tempfile
 
     from alignment.config import ModelConfig
-    from alignment.ensembles import SCORE
     from alignment.methods import apply_method
     from alignment.models import find_model, load_tokenizer
     from alignment.registry import Registry
-    from alignment.scalar_models import load_scalar_model
+    from alignment.scalar_models import SCORE, load_scalar_model
 
     registry = Registry(folder / "registry")
     policy = registry.publish("policy", folder / "policy", stage="base", role="policy").ref
