@@ -134,7 +134,7 @@ def make_policy(folder: Path, records: Sequence[Any], tokenizer: Any, shape: Any
     import torch
 
     from alignment.models import build_scratch_model
-    from alignment.scalar_models import SCORE, load_scalar_model
+    from alignment.scalar_models import load_scalar_model
 
     torch.manual_seed(options.seed)
     model = build_scratch_model("llama", shape, tokenizer)
