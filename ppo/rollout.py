@@ -167,6 +167,7 @@ class Collector:
             top_p=rollout.top_p,
         )
 
+    @torch.no_grad()
     def collect(self, tasks: Sequence[Task], *seed: int) -> Rollout:
         """One response to each of this process's tasks, scored.
 
@@ -201,7 +202,6 @@ class Collector:
             ended=ended, parts=parts, sampled_logprobs=sampled_logprobs,
         )  # fmt: skip
 
-    @torch.no_grad()
     def _token_grids(self, rows: Sequence[Row], mask: Tensor) -> tuple[Tensor, ...]:
         """Log-probabilities by policy and reference, entropy, and values, (B, T) each.
 

@@ -101,8 +101,9 @@ class Loop:
             frozen.to("cpu" if models.offloaded else accelerator.device)
         # DeepSpeed rounds the policy's own weights to bfloat16, its buffers (rotary frequencies) not; with a reference
         # that is not rounded just so, the KL starts above 0.
-        for parameter in models.reference.model.parameters():
-            parameter.data = parameter.data.to(models.policy.base.dtype)
+        if models.reference.model is not models.policy.model:
+            for parameter in models.reference.model.parameters():
+                parameter.data = parameter.data.to(models.policy.base.dtype)
         decay = config.training.ema_decay
         self.ema = None if decay is None else EMA(models.trained.trained_parameters("policy"), decay)
         sampler = TransformersEngine(models.policy.model)

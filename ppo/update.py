@@ -15,7 +15,7 @@ from alignment.models import ModelError
 from ppo.algorithm import importance_weights, kl_loss, policy_loss, value_loss
 from ppo.config import PPOStageConfig
 from ppo.models import Models, Outputs, Pass
-from ppo.rollout import Rollout
+from ppo.rollout import Rollout, prompt_batches
 from ppo.sequences import Microbatch, Row, lay_out, split_by_tokens
 
 FIGURES = (
@@ -68,6 +68,7 @@ class Updater:
         self.config, self.models, self.engine = config, models, engine
         self.ptx_rows = list(ptx_rows)
         self.device = engine.accelerator.device
+        self._ptx_order: Iterator[list[int]] | None = None
         self.num_steps = 0
         """Optimizer steps so far."""
 
@@ -213,13 +214,12 @@ class Updater:
         """This process's demonstrations for the next optimizer step; the stream is one shuffle after the other."""
         if not self.ptx_rows:
             return []
-        size, accelerator = self.config.ptx.batch_size, self.engine.accelerator
-        numbers = []
-        for place in range(self.num_steps * size, (self.num_steps + 1) * size):
-            epoch, offset = divmod(place, len(self.ptx_rows))
-            generator = torch.Generator().manual_seed(stream_seed("ptx", self.config.training.seed, epoch))
-            numbers.append(int(torch.randperm(len(self.ptx_rows), generator=generator)[offset]))
-        return self._microbatches(self.ptx_rows, numbers[accelerator.process_index :: accelerator.num_processes])
+        size, seed = self.config.ptx.batch_size, stream_seed("ptx", self.config.training.seed)
+        if self._ptx_order is None:
+            self._ptx_order = prompt_batches(len(self.ptx_rows), size, seed, self.num_steps)
+        accelerator = self.engine.accelerator
+        own = next(self._ptx_order)[accelerator.process_index :: accelerator.num_processes]
+        return self._microbatches(self.ptx_rows, own)
 
     def _ptx_loss(self, batch: Microbatch, num_tokens: Tensor, sums: Tensor) -> Tensor:
         """Mean loss per token of demonstrations, at temperature 1: they were not sampled."""

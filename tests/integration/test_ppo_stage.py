@@ -214,10 +214,13 @@ def test_the_best_of_the_evaluations_is_published(house, capsys):
             "training.load_best_model_at_end=true",
             "training.gradient_checkpointing=true",
         ],
+        ["model.method=qlora", "model.value=trunk"],
         ["model.method=dora", "ppo.value_warmup_steps=1", "rewards.missing_eos_penalty=1", "model.offload=true"],
     ],
 )
 def test_options_run_together(house, changes):
+    if "model.method=qlora" in changes:
+        pytest.importorskip("bitsandbytes")
     rows = [{"prompt": f"Where is {n}?", "completion": f"On floor {n}."} for n in range(4)]
     Path("demonstrations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert stage("training.max_steps=2", *changes) == 0
