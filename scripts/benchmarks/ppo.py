@@ -66,6 +66,8 @@ class Work:
     """Of TRL, padded."""
     microbatch_tokens: int = 2048
     """Of ours."""
+    gradient_checkpointing: bool = False
+    """Of ours. TRL's default says so, and nothing in its trainer applies it."""
     rollout_rows: int = 32
     """Of TRL, sampled and scored at a time."""
     order: dict[str, list[int]] = field(default_factory=dict)
@@ -108,6 +110,7 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
     if options.memory:  # as many tokens to a microbatch as TRL's padded one has
         tokens = work.microbatch_rows * (PROMPT_TOKENS + RESPONSE_TOKENS)
         work.iterations, work.num_epochs, work.microbatch_tokens = 2, 1, tokens
+        work.gradient_checkpointing = True
     work.write(folder)
     return {
         "data": str(options.data or "generated"),

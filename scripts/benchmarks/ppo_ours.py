@@ -50,6 +50,7 @@ class Contestant:
                 "value_learning_rate": work.learning_rate,
                 "adam_epsilon": work.adam_epsilon,
                 "microbatch_tokens": work.microbatch_tokens,
+                "gradient_checkpointing": work.gradient_checkpointing,
             },
             "registry": {"name": "bench", "path": str(folder / "registry")},
             "tracking": {"runs": runs, "wandb": "disabled"},
