@@ -82,7 +82,8 @@ class Work:
 
     def prompts_of(self, seed: int) -> list[int]:
         """Numbers of the prompts of all iterations."""
-        return self.order.get(str(seed)) or list(range(len(self.prompts))) * self.iterations
+        in_order = [number % len(self.prompts) for number in range(self.episodes * self.iterations)]
+        return self.order.get(str(seed), in_order)
 
 
 def prepare(folder: Path, options: Namespace) -> dict[str, Any]:

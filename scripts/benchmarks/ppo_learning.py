@@ -1,8 +1,8 @@
 """What is learned: our PPO and TRL's from the same policy, reward model and prompts, over several seeds.
 
 The task is small so that ten runs take minutes: a language of sixty made-up words, of which a third are wanted. The
-reward model has learned to tell how much of a response is of those, and scores responses of the policy as it starts
-with mean 0 and standard deviation 1, near enough.
+reward model has learned to tell how much of a response is of those. Differences are in standard deviations of its
+scores over responses of the policy as it starts.
 """
 
 from __future__ import annotations

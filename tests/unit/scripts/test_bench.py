@@ -1,4 +1,7 @@
-"""The benchmark's arithmetic, its refusal to compare unlike work, and that its contestants do the same work."""
+"""The benchmark's arithmetic, its refusal to compare unlike work, and that its contestants do the same work.
+
+Those of PPO are in test_bench_ppo.py.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,8 @@ class Scripted:
 def test_ratios_are_taken_within_a_round():
     """A round in which the machine was busy slows both and leaves their ratio."""
     seconds = {"ours": [1, 10, 2], "defaults": [4, 40, 6], "packed": [2, 20, 2]}
-    found = bench.measure_speed(lambda name: Scripted(seconds[name]), list(seconds), rounds=3)
+    checks, runs = bench.take_turns(lambda name: Scripted(seconds[name]), list(seconds), rounds=3)
+    found = bench.sum_up(checks, runs, ["defaults", "packed"])
     assert found["ratio"] == {"median": 4.0, "min": 3.0, "max": 4.0}
     assert found["ratio_best"] == {"setting": "packed", "median": 2.0, "min": 1.0, "max": 2.0}
     assert found["cpu_ratios"]["packed"] == {"median": 1.0, "min": 1.0, "max": 1.0}
@@ -67,7 +71,8 @@ def test_ratios_are_taken_within_a_round():
 
 def test_rates_are_of_what_is_counted_first():
     work = {"pairs": 8, "tokens": 500, "loss": 0.7}
-    found = bench.measure_speed(lambda name: Scripted([2.0], work), ["ours", "defaults"], rounds=1)
+    checks, runs = bench.take_turns(lambda name: Scripted([2.0], work), ["ours", "defaults"], rounds=1)
+    found = bench.sum_up(checks, runs, ["defaults"])
     assert found["rates"]["ours"]["median"] == 4.0
     assert found["same_work"]["defaults"] == work
 
