@@ -208,8 +208,9 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
     python = str(peer_python(benchmark.REQUIREMENTS))
     own = {"ours": {}} | getattr(benchmark, "VARIANTS", {}).get(mode, {})
     contestants = {ours: (sys.executable, benchmark.OURS, settings) for ours, settings in own.items()}
-    contestants |= {peer: (python, module, settings) for peer, (module, settings) in benchmark.PEERS.items()}
-    names, peers = list(contestants), list(benchmark.PEERS)
+    theirs = benchmark.PEERS | getattr(benchmark, "MORE_PEERS", {}).get(mode, {})
+    contestants |= {peer: (python, module, settings) for peer, (module, settings) in theirs.items()}
+    names, peers = list(contestants), list(theirs)
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(sys.stderr):  # trainers print; --json is alone on stdout
             work = benchmark.prepare(Path(folder), options)

@@ -27,6 +27,10 @@ OURS = "ppo_ours"
 UNIT = "samples/s"
 ROWS = 64
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {"trl": ("ppo_trl", {})}
+MORE_PEERS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "memory": {"trl-by-hand": ("ppo_trl", {"checkpointed_by_hand": True})}
+}
+"""Ours has activation checkpointing in `memory`. TRL's default says so too, but it takes a call of the user's own."""
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "speed": {"trunk": {"value": "trunk"}},
     "memory": {"shared": {"mode": "shared"}},

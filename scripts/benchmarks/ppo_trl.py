@@ -20,11 +20,13 @@ from benchmarks.ppo_measures import Stopwatch, matmul_rate, rollout_figures, thr
 class Contestant:
     """
     Args:
-        settings: arguments of PPOConfig, over those that make it the same work.
+        settings: arguments of PPOConfig, over those that make it the same work; and `checkpointed_by_hand`, activation
+            checkpointing of policy and critic, which the trainer itself never puts on.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.folder, self.settings = folder, settings
+        self.folder, self.settings = folder, dict(settings)
+        self.checkpointed = self.settings.pop("checkpointed_by_hand", False)
         self.work = Work.read(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "policy", padding_side="left")
         self.rounds = 0
@@ -130,6 +132,9 @@ class Contestant:
             train_dataset=datasets.Dataset.from_list(rows),
             callbacks=callbacks,
         )
+        if self.checkpointed:
+            for model in (trainer.policy_model, trainer.value_model):
+                model.gradient_checkpointing_enable()
         # Its own would shuffle: every contestant is to have the same prompts in the same iteration.
         in_order: Any = DataLoader(
             datasets.Dataset.from_list(rows), work.episodes, collate_fn=trainer.data_collator, drop_last=True
