@@ -164,6 +164,8 @@ def test_each_held_out_prompt_counts_once_on_any_number_of_processes(
         """A process has sent its share."""
 
     def send(values):
+        if values == [None]:  # that nothing went wrong here
+            return [values]
         lists.append(values)
         raise SentError
 
