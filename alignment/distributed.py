@@ -230,6 +230,17 @@ class TrainingEngine:
         self.optimizer.zero_grad()
         return float(norm)
 
+    def restart(self, group: int) -> None:
+        """Count Adam's steps of a parameter group from 0; to be called where it has had no gradient so far.
+
+        With several processes and under DeepSpeed it has been stepped with a gradient of 0. Adam would take the moments,
+        still 0, for averages of many steps, and divide by a far too small one: steps of up to six times the rate.
+        """
+        for parameter in self.optimizer.param_groups[group]["params"]:
+            state = self.optimizer.state.get(parameter, {})
+            if "step" in state:
+                state["step"] = state["step"] * 0
+
     def _check(self, figure: Tensor) -> None:
         if not torch.isfinite(all_reduce_sum(figure.detach().double())):
             raise Diverged("loss or gradient is not finite")

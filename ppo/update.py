@@ -22,6 +22,8 @@ FIGURES = (
     "policy/loss", "policy/ratio", "policy/approx_kl", "policy/clip_fraction", "policy/kl_loss", "policy/entropy_bonus",
     "value/loss", "value/clip_fraction", "ptx/loss",
 )  # fmt: skip
+POLICY_GROUP = 0
+"""The optimizer's parameter group of the policy."""
 FIRST_RATIO = {False: 1e-3, True: 0.1}
 """By how much log-probabilities that are computed twice may differ, without and with bfloat16, in nats. float32 sums in
 another order differ by 1e-6, bfloat16 by some hundredths; a wrong mask, position or dropout by tenths and more."""
@@ -80,6 +82,8 @@ class Updater:
                 same on every process, before any weight is changed by it.
         """
         ppo, accelerator = self.config.ppo, self.engine.accelerator
+        if step == ppo.value_warmup_steps:
+            self.engine.restart(POLICY_GROUP)
         generator = torch.Generator().manual_seed(stream_seed("minibatches", self.config.training.seed, step))
         start = accelerator.process_index * len(rollout)
         total = accelerator.num_processes * len(rollout)

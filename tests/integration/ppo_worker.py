@@ -21,7 +21,11 @@ from alignment.tracking import Journal
 from ppo.config import PPOStageConfig
 from ppo.loading import settle
 from ppo.rollout import make_tasks
+from ppo.sequences import Row
 from ppo.train import Loop
+
+PTX_ROWS = [Row([2, 3], [4] * length + [1]) for length in (1, 3, 12)]
+"""Demonstrations of unlike length, so that the processes have unlike numbers of batches of them."""
 
 
 def main(out: Path, *overrides: str) -> None:
@@ -44,14 +48,15 @@ def main(out: Path, *overrides: str) -> None:
             spoiled = int(value)
             continue
         section, _, name = key.partition(".")
-        values[section][name] = json.loads(value)
+        values.setdefault(section, {})[name] = json.loads(value)
     config = PPOStageConfig.model_validate(values)
     distributed.start_processes()
     accelerator = distributed.make_accelerator(max_grad_norm=config.training.max_grad_norm, bf16=config.training.bf16)
     models = build_models(ref_seed=1, critic=critic)
     settle(models, config)
     prompts = prompts_of(*CONTENTS)
-    loop = Loop(config, models, accelerator, Journal(out, enabled=False), prompts)
+    ptx_rows = PTX_ROWS if config.ptx.train else ()
+    loop = Loop(config, models, accelerator, Journal(out, enabled=False), prompts, ptx_rows=ptx_rows)
     report = {
         **distributed.backend(accelerator, loop.engine.wrapped),
         "rates": [],

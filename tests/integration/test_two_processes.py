@@ -260,6 +260,7 @@ def test_packed_sft_on_two_processes_makes_the_steps_of_one(ladder, ladder_alone
 CLIPPED = "training.max_grad_norm=0.2"
 RLOO = ('ppo.advantage_estimator="rloo"', "rollout.num_generations=4", "critic=none")
 VARIANTS = {"separate": (CLIPPED,), "trunk": (CLIPPED, "critic=trunk"), "rloo": (CLIPPED, *RLOO)}
+VARIANTS |= {"warmup": (CLIPPED, "ppo.value_warmup_steps=1")}
 
 
 def work(folder, config, *overrides):
@@ -279,7 +280,14 @@ def alone(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("backend", "variant"),
-    [("multi", "separate"), ("zero2", "separate"), ("zero1", "separate"), ("zero2", "trunk"), ("multi", "rloo")],
+    [
+        ("multi", "separate"),
+        ("zero2", "separate"),
+        ("zero1", "separate"),
+        ("zero2", "trunk"),
+        ("multi", "rloo"),
+        ("zero2", "warmup"),
+    ],
 )
 def test_two_processes_do_what_one_does(tmp_path, alone, backend, variant):
     """Three iterations from sampling to clipped optimizer steps, with unequal lengths, other numbers of microbatches on
@@ -316,7 +324,7 @@ def test_two_processes_do_what_one_does(tmp_path, alone, backend, variant):
 def tiny_start(variant):
     from digits import build_models
 
-    critic = {"separate": "separate", "trunk": "trunk", "rloo": None}[variant]
+    critic = {"trunk": "trunk", "rloo": None}.get(variant, "separate")
     return build_models(ref_seed=1, critic=critic).trained.state_dict()
 
 

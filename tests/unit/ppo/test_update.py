@@ -304,6 +304,22 @@ def test_in_the_critics_warm_up_the_policy_stays_bit_for_bit(make_loop, stage_co
         assert (stats["train/learning_rate"] > 0) == (step == 2)
 
 
+def test_after_the_warm_up_the_policy_is_stepped_as_from_the_start(make_loop, stage_config):
+    """Whether Adam was stepped with gradients of 0 until then, as it is under DeepSpeed and with several processes, or
+    not at all."""
+    found = []
+    for zeros in (False, True):
+        models = build_models(ref_seed=1)
+        config = stage_config(ppo={"value_warmup_steps": 2}, training={"lr_scheduler_type": "constant"})
+        loop = make_loop(models, config)
+        for _ in range(3):
+            for parameter in loop.engine.parameters if zeros else ():
+                parameter.grad = torch.zeros_like(parameter)
+            loop.iterate(list(range(8)))
+        found.append(weights(models))
+    assert all(torch.allclose(found[1][name], value, rtol=0, atol=1e-7) for name, value in found[0].items())
+
+
 def test_without_a_critic_there_is_none(make_loop, stage_config):
     models = build_models(critic=None)
     config = stage_config(ppo={"advantage_estimator": "rloo"}, rollout={"num_generations": 4})
