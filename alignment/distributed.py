@@ -233,8 +233,9 @@ class TrainingEngine:
     def restart(self, group: int) -> None:
         """Count Adam's steps of a parameter group from 0; to be called where it has had no gradient so far.
 
-        With several processes and under DeepSpeed it has been stepped with a gradient of 0. Adam would take the moments,
-        still 0, for averages of many steps, and divide by a far too small one: steps of up to six times the rate.
+        With several processes and under DeepSpeed it has been stepped with a gradient of 0. Adam would take the
+        moments, still 0, for averages of many steps, and divide by a far too small one: steps of up to six times the
+        rate.
         """
         for parameter in self.optimizer.param_groups[group]["params"]:
             state = self.optimizer.state.get(parameter, {})

@@ -232,7 +232,7 @@ def _shared(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer: 
         reference, base = Role(adapted, None), init
     else:
         assert init.base is not None
-        adapted = add_adapter(load_base(init, options), POLICY, init.path, trainable=True)
+        adapted = add_adapter(load_base(init, init.trained), POLICY, init.path, trainable=True)
         add_adapter(adapted, REFERENCE, init.path, trainable=False)
         reference, base = Role(adapted, REFERENCE), init.base
     policy = Role(adapted, POLICY)
@@ -276,6 +276,12 @@ def _check_shared(
         raise ModelError(
             f"model.mode=shared: {reward.label} is an adapter on {reward.base.label}, which is neither {init.label} "
             f"nor what that goes on; train a reward model on {init.label}, {separate}"
+        )
+    used = init.trained if continued else policy_options(model)
+    if used and reward.trained and used.quantized != reward.trained.quantized:
+        raise ModelError(
+            f"model.mode=shared: of {reward.label} and the policy one is trained on 4-bit weights and the other is "
+            f"not; use model.method=qlora for both or for neither, {separate}"
         )
     for role in ("reward", "value"):
         source = sources.get(role)

@@ -3,6 +3,7 @@
 import itertools
 from collections import Counter
 
+import hypothesis
 import pytest
 import tiny
 from hypothesis import given
@@ -37,6 +38,7 @@ texts = st.text(st.sampled_from("ab \n<|im_end>é?猫"), min_size=1, max_size=12
 @given(
     st.sampled_from(sorted(TOKENIZERS)), st.lists(st.tuples(texts, st.lists(texts, min_size=2, max_size=4)), min_size=1)
 )
+@hypothesis.settings(deadline=None)
 def test_each_sequence_is_exactly_the_conversations(kind, asked):
     tokenizer = TOKENIZERS[kind]
     builder = QuestionBuilder(tokenizer, 10_000)
