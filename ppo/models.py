@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from alignment.shared_base import checkpointing, save_adapter, using
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,6 +23,7 @@ from alignment.models import ModelSource
 from alignment.packing import attend_by_group, uses_flash, why_not_packed
 from alignment.registry import Parent
 from alignment.scalar_models import ScalarModel
+from alignment.shared_base import checkpointing, save_adapter, using
 from alignment.templates import Message, encode_conversation
 from alignment.tensors import entropy_from_logits, logprobs_from_logits, pad_rows
 from ppo.sequences import Microbatch, Row, lay_out, split_by_tokens
