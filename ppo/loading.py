@@ -21,6 +21,7 @@ from alignment.ensembles import (
 )
 from alignment.forward import switch_off_dropout
 from alignment.models import ModelError, ModelSource, find_model, fit_embeddings, load_base, load_policy, load_tokenizer
+from alignment.positions import positions
 from alignment.registry import Registry
 from alignment.scalar_models import ScalarModel, ScoreHead
 from alignment.shared_base import add_adapter, add_reward_adapter
@@ -334,7 +335,10 @@ def load_scorer(source: ModelSource, tokenizer: PreTrainedTokenizerBase, **combi
     own = load_tokenizer(source)
     first = loaded if isinstance(loaded, ScalarModel) else loaded.member(0)
     if first.is_encoder or not same_tokens(tokenizer, own):
-        return RewardModel(text_model=loaded, tokenizer=own)
+        found = positions(source.config_path)
+        return RewardModel(
+            text_model=loaded, tokenizer=own, max_positions=found[0] if found is not None and not found[1] else None
+        )
     if isinstance(loaded, ScalarModel):
         return RewardModel([Role(loaded.model, head=loaded.model.score)])
     return RewardModel(ensemble_roles(loaded), loaded)

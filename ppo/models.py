@@ -21,6 +21,7 @@ from alignment.ensembles import RewardEnsemble, disagreement
 from alignment.forward import TokenLogprobs, body_and_head, token_logprobs
 from alignment.models import ModelSource
 from alignment.packing import attend_by_group, uses_flash, why_not_packed
+from alignment.positions import LengthError
 from alignment.registry import Parent
 from alignment.scalar_models import ScalarModel
 from alignment.shared_base import checkpointing, save_adapter, using
@@ -170,6 +171,7 @@ class RewardModel:
         ensemble: combines the members' scores; None for a single model.
         text_model, tokenizer: in place of members, a model that reads text through its own tokenizer: an encoder, or
             one with other tokens.
+        max_positions: of the text model, where it has a last one.
     """
 
     def __init__(
@@ -180,11 +182,12 @@ class RewardModel:
         tokenizer: PreTrainedTokenizerBase | None = None,
         packed: bool = False,
         max_tokens: int = 8192,
+        max_positions: int | None = None,
     ) -> None:
         assert bool(members) != (text_model is not None)
         self.members, self.ensemble = list(members), ensemble
         self.text_model, self.tokenizer = text_model, tokenizer
-        self.packed, self.max_tokens = packed, max_tokens
+        self.packed, self.max_tokens, self.max_positions = packed, max_tokens, max_positions
 
     def modules(self) -> list[nn.Module]:
         """What has to be on the device."""
@@ -207,6 +210,9 @@ class RewardModel:
         Args:
             rows: prompts and responses in the policy's tokens, through EOS.
             conversations: the same as messages, the last of them the response.
+
+        Raises:
+            LengthError: a conversation has more tokens of the text model's than it has positions.
         """
         if self.text_model is not None:
             return self._by_text(conversations, device)
@@ -222,6 +228,12 @@ class RewardModel:
         encoded = [encode_conversation(self.tokenizer, conversation) for conversation in conversations]
         ids = [one.input_ids for one in encoded if one is not None]
         assert len(ids) == len(conversations)
+        longest = max(map(len, ids))
+        if self.max_positions is not None and longest > self.max_positions:  # an IndexError of its embedding else
+            raise LengthError(
+                f"a conversation has {longest} of the reward model's tokens, which has {self.max_positions} positions; "
+                "lower data.max_length, which is in the policy's tokens"
+            )
         size = self.text_model.size if isinstance(self.text_model, RewardEnsemble) else 1
         scores = torch.zeros(size, len(ids), device=device)
         by_length = sorted(range(len(ids)), key=lambda number: len(ids[number]))

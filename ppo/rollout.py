@@ -255,4 +255,5 @@ class Collector:
             for task, text in zip(tasks, texts, strict=True)
         ]
         with self.models.resident(model.modules(), device), self.accelerator.autocast():
-            return model.combined(model.member_scores(rows, conversations, device))
+            scores = on_every_process(lambda: model.member_scores(rows, conversations, device))
+            return model.combined(scores)

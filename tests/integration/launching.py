@@ -40,6 +40,10 @@ def run(command: list[str], folder: Path, timeout: float = 300, **variables: str
     try:
         output, _ = process.communicate(timeout=timeout)
     finally:
+        if process.poll() is None:  # the launcher's workers are in sessions of their own, and it alone can end them
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(40)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()

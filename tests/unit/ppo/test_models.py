@@ -10,6 +10,7 @@ import torch
 
 from alignment.config import ConfigError
 from alignment.models import ModelError
+from alignment.positions import LengthError
 from alignment.registry import Registry
 from alignment.scalar_models import load_scalar_model
 from ppo.config import PPOStageConfig
@@ -218,6 +219,22 @@ def test_a_reward_model_with_other_tokens_reads_text_and_is_no_critic(folders):
     models = load(folders, reward=odd, value="trunk")
     assert models.reward.text_model is not None
     assert models.reward.members == []
+
+
+def test_text_beyond_the_positions_of_a_reward_model_with_other_tokens_is_refused(folders):
+    """`data.max_length` is in the policy's tokens; the same text can have more of the reward model's."""
+    other = tiny.train_tokenizer(["quite other words, over and over, quite other words"], 300, None)
+    scalar = tiny.make_scalar(folders / "odd-body", tiny.make_gpt2(other), other)
+    tiny.write(folders / "odd", scalar.model, other)
+    reward = load(folders, reward=str(folders / "odd"), value="trunk").reward
+
+    def score(words):
+        turns = [{"role": "user", "content": "zyx " * words}, {"role": "assistant", "content": "yes"}]
+        return reward.member_scores([], [turns], torch.device("cpu"))
+
+    assert torch.isfinite(score(10)).all()
+    with pytest.raises(LengthError, match=r"has 256 positions; lower data\.max_length"):
+        score(90)
 
 
 @pytest.mark.parametrize(
