@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
@@ -83,15 +83,6 @@ def add_reward_adapter(
     folder, bias = adapter_files(source, member)
     adapted = add_adapter(model, name, folder, trainable=trainable)
     return adapted, load_head(folder, bias).requires_grad_(trainable)
-
-
-def copy_adapter(model: PeftModel, source: str, name: str, *, trainable: bool) -> None:
-    """A new adapter that starts as another one is now: the critic as the reward model."""
-    config = copy.deepcopy(model.peft_config[source])
-    add_adapter(model, name, config, trainable=trainable)
-    weights = get_peft_model_state_dict(model, adapter_name=source, save_embedding_layers=False)
-    result = set_peft_model_state_dict(model, weights, adapter_name=name)
-    assert not result.unexpected_keys, result.unexpected_keys
 
 
 def save_adapter(model: PeftModel, name: str, folder: Path, state: dict[str, Tensor] | None = None) -> None:

@@ -34,7 +34,7 @@ class Alarms:
         self._start: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._raised: list[str] = []
-        self._best_proxy: list[float] | None = None
+        self._last_scores: list[float] | None = None
 
     def check(self, step: int, stats: Mapping[str, float], evaluation: Mapping[str, float] | None = None) -> list[str]:
         """What is to be said after an iteration.
@@ -130,7 +130,7 @@ class Alarms:
         if "eval/held_out_score" not in evaluation:
             return None
         now = [evaluation["eval/score"], evaluation["eval/held_out_score"]]
-        before, self._best_proxy = self._best_proxy, now
+        before, self._last_scores = self._last_scores, now
         if before is None:
             return None
         rise, held_out = now[0] - before[0], now[1] - before[1]
@@ -143,8 +143,8 @@ class Alarms:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"start": self._start, "counts": self._counts, "raised": self._raised, "last": self._best_proxy}
+        return {"start": self._start, "counts": self._counts, "raised": self._raised, "last": self._last_scores}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._start, self._counts = dict(state["start"]), dict(state["counts"])
-        self._raised, self._best_proxy = list(state["raised"]), state["last"]
+        self._raised, self._last_scores = list(state["raised"]), state["last"]

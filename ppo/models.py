@@ -24,7 +24,7 @@ from alignment.packing import attend_by_group, uses_flash, why_not_packed
 from alignment.positions import LengthError
 from alignment.registry import Parent
 from alignment.scalar_models import ScalarModel
-from alignment.shared_base import checkpointing, save_adapter, using
+from alignment.shared_base import adapter_parameters, checkpointing, save_adapter, using
 from alignment.templates import Message, encode_conversation
 from alignment.tensors import entropy_from_logits, logprobs_from_logits, pad_rows
 from ppo.sequences import Microbatch, Row, lay_out, split_by_tokens
@@ -152,15 +152,15 @@ class PolicyAndValue(nn.Module):
 
     def trained_parameters(self, of: Literal["policy", "value"]) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters that this role trains."""
-        policy, critic = self.roles
-        shared_body = critic is not None and critic.model is policy.model
-
-        def is_critics(name: str) -> bool:
-            own = name.startswith(("value_model.", "value_head."))
-            return own or (shared_body and not self.on_trunk and f".{critic.adapter}." in name)  # type: ignore[union-attr]
-
+        critic = self.roles[1]
+        adapter: list[nn.Parameter] = []
+        if critic is not None and critic.adapter is not None and not self.on_trunk:
+            adapter = adapter_parameters(critic.model, critic.adapter)
+        # By identity: a layer can have the name of an adapter.
+        critics = {id(p) for p in adapter}
+        critics |= {id(p) for name, p in self.named_parameters() if name.startswith(("value_model.", "value_head."))}
         trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        return [(name, p) for name, p in trained if is_critics(name) == (of == "value")]
+        return [(name, p) for name, p in trained if (id(p) in critics) == (of == "value")]
 
 
 class RewardModel:
@@ -299,8 +299,9 @@ class Models:
 
     @contextmanager
     def resident(self, modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-        """Frozen models are on the device inside."""
-        moved = [module for module in modules if self.offloaded]
+        """Frozen models are on the device inside. What is trained stays there: a reference can be the policy's base."""
+        frozen = {id(module) for module in self.frozen()} if self.offloaded else set()
+        moved = [module for module in modules if id(module) in frozen]
         for module in moved:
             module.to(device)
         yield

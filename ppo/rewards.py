@@ -55,11 +55,13 @@ def load_sources(config: RewardsConfig) -> list[Source]:
         ConfigError: a module or function that cannot be had.
     """
     found: list[Source] = []
+    taken = {"model", "score_std"}  # names of the reward model's own parts
     for number, entry in enumerate(config.others):
         key = f"rewards.others.{number}"
         source = FunctionReward(entry, key) if entry.function is not None else HTTPReward(entry)
-        if any(source.name == other.name for other in found):
+        if source.name in taken:
             source.name = f"{source.name}-{number}"
+        taken.add(source.name)
         found.append(source)
     return found
 

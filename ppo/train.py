@@ -62,7 +62,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
     ptx = read_ptx(config, models.tokenizer)
     with trainers.open_journal(config, "ppo") as journal:
         if accelerator.is_main_process:
-            write_bad_rows(config.run_dir, prompts.bad, prompts.notes)
+            write_bad_rows(config.run_dir, [*prompts.bad, *ptx.bad], prompts.notes)
         loop = Loop(config, models, accelerator, journal, prompts.items, held_out.items, ptx.rows)
         data = [*prompts.fingerprints, *held_out.fingerprints, *ptx.fingerprints]
         journal.event("data", prompts=prompts.fingerprints, held_out=held_out.fingerprints, ptx=ptx.fingerprints,

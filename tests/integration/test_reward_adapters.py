@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from test_ensembles import batch
 from test_reward_stage import _here, house, mean_score, run, settings, write  # noqa: F401 - fixtures among them
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
@@ -22,8 +23,6 @@ from alignment.models import ModelError, find_model, load_policy, load_tokenizer
 from alignment.registry import Registry
 from alignment.scalar_models import load_scalar_model
 from alignment.shared_base import add_reward_adapter, using
-from alignment.templates import encode_conversation
-from alignment.tensors import pad_rows
 from reward.config import RewardStageConfig
 from sft.config import SFTStageConfig
 
@@ -42,16 +41,6 @@ def trained(method):
         with torch.enable_grad():  # its callers do without
             run(reward.train.train, RewardStageConfig, config)
     return find_model(name, Registry("registry"), role="reward")
-
-
-def batch(source):
-    tokenizer = load_tokenizer(source)
-    rows = []
-    for word in ("tea", "snow", "maps", "bells", "rain"):
-        for answer in (f"Yes, {word} are old.", f"No, {word}? Never old.", "Perhaps."):
-            turns = [{"role": "user", "content": f"Say that {word} are old."}, {"role": "assistant", "content": answer}]
-            rows.append(encode_conversation(tokenizer, turns).input_ids)
-    return pad_rows(rows, tokenizer.pad_token_id, "right")
 
 
 def plain_scores(source, ids, mask):

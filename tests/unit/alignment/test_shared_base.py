@@ -24,7 +24,6 @@ from alignment.shared_base import (
     add_reward_adapter,
     checkpoint_kwargs,
     checkpointing,
-    copy_adapter,
     save_adapter,
     using,
 )
@@ -104,24 +103,6 @@ def test_the_parameters_of_an_adapter_are_those_with_its_name(tokenizer):
         found = adapter_parameters(model, role)
         assert {id(weight) for weight in found} == {id(weight) for weight in named.values()}
         assert len(found) == len(named) == (28 if role == "value" else 42)
-
-
-@pytest.mark.parametrize("method", LORA_KINDS)
-def test_a_copy_says_what_its_source_says_and_then_goes_its_own_way(tokenizer, method):
-    model = shared(tiny.make_policy(tokenizer), ("lora", method), ("policy", "reward"))
-    before = trained(model)
-    with using(model, "reward"):
-        expected = logits(model)
-    copy_adapter(model, "reward", "value", trainable=True)
-    with using(model, "value"):
-        assert torch.equal(logits(model), expected)
-    assert trained(model) - before == {name for name, _ in model.named_parameters() if ".value." in name}
-    assert before <= trained(model)
-    with torch.no_grad():
-        for weight in adapter_parameters(model, "value"):
-            weight.add_(0.1)
-    with using(model, "reward"):
-        assert torch.equal(logits(model), expected)
 
 
 @pytest.mark.parametrize("method", LORA_KINDS)

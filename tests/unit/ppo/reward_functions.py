@@ -37,6 +37,10 @@ def broken(prompts, responses):
     return [1 / (len(response) - len(response)) for response in responses]
 
 
+def model(prompts, responses):
+    return [0.0] * len(responses)
+
+
 def unlike(texts):
     return texts
 

@@ -142,23 +142,19 @@ def test_a_policy_that_is_an_adapter_has_its_base_as_reference(folders, method):
     assert not torch.allclose(models.reference.logprobs(batch(models), 1.0).logprobs, outputs(models).logprobs)
 
 
-def test_frozen_models_wait_in_the_hosts_memory(folders):
-    """Moves are seen on a device that is not the CPU: `meta` here, as no GPU is needed for that."""
-    models = load(folders, offload=True)
+@pytest.mark.parametrize(("method", "offload"), [("full", True), ("full", False), ("lora", True)])
+def test_frozen_models_wait_in_the_hosts_memory_and_the_policys_own_base_does_not(
+    folders, monkeypatch, method, offload
+):
+    """Moves are seen by who is asked to make them, as no GPU is needed for that."""
+    models = load(folders, method=method, offload=offload)
     moved = []
-
-    class Model(torch.nn.Module):
-        def to(self, device):
-            moved.append(str(device))
-            return self
-
-    with models.resident([Model()], torch.device("meta")):
-        assert moved == ["meta"]
-    assert moved == ["meta", "cpu"]
-    models.offloaded = False
-    with models.resident([Model()], torch.device("meta")):
-        pass
-    assert moved == ["meta", "cpu"]
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: moved.append((self, str(device))))
+    with models.resident([models.reference.model], torch.device("meta")):
+        inside = list(moved)
+    waits = offload and method == "full"
+    assert inside == ([(models.reference.model, "meta")] if waits else [])
+    assert moved[len(inside) :] == ([(models.reference.model, "cpu")] if waits else [])
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ def test_a_function_that_cannot_be_had_is_found_before_training(path, message):
 def test_weights_and_names():
     one, two = load({"function": f"{HERE}:length", "weight": 2}, {"function": f"{HERE}:length", "weight": -1})
     assert [one.name, two.name] == ["length", "length-1"]
+    assert function("model").name == "model-0"  # the reward model's own part has that name
     parts = {"model": torch.tensor([1.0, 2.0]), one.name: torch.tensor([3.0, 5.0]), two.name: torch.tensor([1.0, 0.0])}
     total = weighted(parts, {"model": 0.5, one.name: one.weight, two.name: two.weight})
     assert total.tolist() == [0.5 + 6 - 1, 1 + 10]

@@ -202,6 +202,22 @@ def test_every_trained_tensor_of_adapters_gets_its_gradient(make_loop, stage_con
     assert all(".value." in name or name.startswith("value_") for name in names["value"])
 
 
+def test_an_adapters_name_that_a_layer_has_too_confuses_nothing():
+    """A decoder may have layers named `value`; here the adapter is named as a layer is."""
+    models = adapted("adapter")
+    model = models.policy.model
+    add_adapter(model, "self_attn", peft.LoraConfig(r=2, target_modules="all-linear"), trainable=True)
+    critic = Role(model, "self_attn", scalar(2).model.score)
+    trained = PolicyAndValue(models.policy, critic)
+    names = {of: {name for name, _ in trained.trained_parameters(of)} for of in ("policy", "value")}
+    assert all(
+        ".lora_A.self_attn." in name or ".lora_B.self_attn." in name for name in names["value"] - {"value_head.weight"}
+    )
+    assert {name for name in names["policy"] if ".default." in name} == {
+        name for name, _ in trained.named_parameters() if ".default." in name
+    }
+
+
 # --- minibatches ----------------------------------------------------------------------------------------------------
 
 
@@ -246,7 +262,7 @@ def test_first_ratios_are_one_and_later_passes_move(make_loop, stage_config, mod
 def test_a_rollout_of_another_model_is_refused_before_any_step(make_loop, stage_config, models, stir):
     loop, rollout, targets = prepared(make_loop, models, stage_config(), stir)
     before = weights(models)
-    with pytest.raises(ModelError, match=r"iteration 5: before any update a token's log-probability differs by"):
+    with pytest.raises(ModelError, match=r"iteration 5: before any update log-probabilities differ"):
         loop.updater.update(4, rollout, targets)
     assert all(torch.equal(value, before[name]) for name, value in weights(models).items())
 
