@@ -52,12 +52,30 @@ class BestModel(TrainerCallback):
             self._failures += 1
         if value == value and (ahead is None or ahead > 0):
             self._best, self.step = value, state.global_step
-            self._trainer.save_model(str(self.folder))
+            self._save()
             self._journal.event("best", step=self.step, **{self._metric: value})
         patience = self._arguments.early_stopping_patience
         if patience is not None and self._failures >= patience and not control.should_training_stop:
             control.should_training_stop = True
             self._journal.event("stopped_early", step=state.global_step, evaluations_without_a_best=self._failures)
+
+    def _save(self) -> None:
+        """Into a new folder, which then takes the old one's place: checkpoints have links to the files of that."""
+        part = self.folder.with_name(f".{self.folder.name}.part")
+        if distributed.is_main_process():
+            shutil.rmtree(part, ignore_errors=True)
+        distributed.wait_for_everyone()
+        self._trainer.save_model(str(part))
+        if distributed.is_main_process():
+            (part / "training_args.bin").unlink(missing_ok=True)  # a pickle
+            shutil.rmtree(self.folder, ignore_errors=True)
+            part.rename(self.folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best, "failures": self._failures, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._best, self._failures, self.step = state["best"], state["failures"], state["step"]
 
     def _figure(self, state: TrainerState) -> float:
         """From the log, since TRL's trainers put their own figures (accuracy) there alone."""

@@ -393,9 +393,9 @@ OWNED_ARGUMENTS = {
     "eos_token": "use `model.eos_token`",
     "pad_token": "use `model.pad_token`",
     "max_length": "use `data.max_length`",
-    "resume_from_checkpoint": "runs do not resume yet; start the run again under a new name",
-    "save_strategy": "the finished model goes to the registry; there are no checkpoints in between yet",
-    "save_steps": "the finished model goes to the registry; there are no checkpoints in between yet",
+    "resume_from_checkpoint": "pass --resume auto on the command line",
+    "save_strategy": "checkpoints are saved every training.save_steps steps",
+    "save_only_model": "a checkpoint holds all that a run needs to go on",
     "remove_unused_columns": "the columns are the suite's own",
     "skip_memory_metrics": "not supported by the journal",
     "dataset_text_field": "use `data.columns`",
@@ -435,6 +435,21 @@ class BestModelArguments:
         return self.load_best_model_at_end
 
 
+@dataclasses.dataclass(frozen=True)
+class CheckpointArguments:
+    """What `training` takes for checkpoints, by transformers' names; `alignment.checkpoint` saves them."""
+
+    save_steps: int = 500
+    """Steps between two checkpoints; 0 saves none."""
+    save_total_limit: int = 2
+    """How many of the newest are kept, 2 or more: one may turn out to be damaged."""
+
+    @classmethod
+    def of(cls, training: Mapping[str, Any]) -> Self:
+        """Those in a `training` section."""
+        return cls(**{field.name: training[field.name] for field in dataclasses.fields(cls) if field.name in training})
+
+
 # The least that makes sense, where the trainers would stop with a traceback, or train nothing and say nothing.
 LEAST = {
     "seed": 0,
@@ -446,6 +461,8 @@ LEAST = {
     "early_stopping_patience": 1,
     "early_stopping_threshold": 0,
     "members": 1,
+    "save_steps": 0,
+    "save_total_limit": 2,
 }
 
 
@@ -458,7 +475,7 @@ def trainer_arguments(
     beside: Sequence[type] = (),
 ) -> dict[str, Any]:
     """Merge a config's `training` section over a stage's defaults, checked against the fields of a TRL config class;
-    those of a trainer take `BestModelArguments` too.
+    those of a trainer take `BestModelArguments` and `CheckpointArguments` too.
 
     Args:
         cls: the dataclass, for example `trl.SFTConfig`.
@@ -472,7 +489,7 @@ def trainer_arguments(
         ConfigError: an unknown argument (with the nearest one), one that the suite owns, or a value of another type.
     """
     is_trainers = any(field.name == "load_best_model_at_end" for field in dataclasses.fields(cls))
-    classes = (cls, BestModelArguments, *beside) if is_trainers else (cls, *beside)
+    classes = (cls, BestModelArguments, CheckpointArguments, *beside) if is_trainers else (cls, *beside)
     fields = {field.name for each in classes for field in dataclasses.fields(each) if field.init}
     hints = {name: hint for each in classes for name, hint in typing.get_type_hints(each).items()}
     assert set(defaults) <= fields, sorted(set(defaults) - fields)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -104,6 +105,10 @@ def world_size() -> int:
     return start_processes().num_processes
 
 
+def process_index() -> int:
+    return int(start_processes().process_index)
+
+
 def wait_for_everyone() -> None:
     start_processes().wait_for_everyone()
 
@@ -192,6 +197,11 @@ class TrainingEngine:
                 torch.distributed.broadcast(parameter.data, 0)
 
     @property
+    def num_bytes(self) -> int:
+        """Of what is trained."""
+        return sum(p.numel() * p.element_size() for p in self._trained().values())
+
+    @property
     def wrapped(self) -> nn.Module:
         """What really runs."""
         return self.deepspeed or self.module
@@ -259,6 +269,29 @@ class TrainingEngine:
                 for p, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
                     p.grad = part.view_as(p)
                 bucket = []
+
+    def save(self, folder: Path) -> None:
+        """This process's part of a checkpoint; every process must call this. DeepSpeed writes its own files, plain
+        processes are all alike and the main one writes."""
+        if self.deepspeed is not None:
+            self.deepspeed.save_checkpoint(str(folder), exclude_frozen_parameters=True)
+        elif is_main_process():
+            torch.save(self._trained() | {"optimizer": self.optimizer.state_dict()}, folder / "engine.pt")
+
+    def load(self, folder: Path) -> None:
+        """Put back what `save` wrote, of a folder whose files are known to be those: DeepSpeed reads pickles."""
+        if self.deepspeed is not None:
+            loaded, _ = self.deepspeed.load_checkpoint(str(folder), load_module_strict=False)
+            assert loaded is not None, folder
+            return
+        state = torch.load(folder / "engine.pt", map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(state.pop("optimizer"))
+        with torch.no_grad():
+            for name, parameter in self._trained().items():
+                parameter.copy_(state[name])
+
+    def _trained(self) -> dict[str, Tensor]:
+        return {name: p.data for name, p in self.module.named_parameters() if p.requires_grad}
 
     def full_state_dict(self) -> dict[str, Tensor]:
         """The whole module's weights on the main process; every process must call this (ZeRO-3 gathers)."""

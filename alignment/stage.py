@@ -12,7 +12,6 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import sys
 import time
 import traceback
@@ -21,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from alignment import resume
 from alignment.config import RunConfig, load_config
 from alignment.errors import UserError
 from alignment.terminal import one_line
@@ -59,6 +59,13 @@ def run_stage(
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides of the file")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, then exit")
     parser.add_argument("--overwrite", action="store_true", help="remove the folder of an earlier run of this name")
+    parser.add_argument(
+        "--resume",
+        default="no",
+        metavar="auto|PATH|no",
+        help="go on with an earlier run of this name: from its newest whole checkpoint, or from the one named",
+    )
+    parser.add_argument("--allow-changes", action="store_true", help="resume although the config is another one now")
     args = parser.parse_intermixed_args(argv)
     quiet_libraries()
     is_main = os.environ.get("RANK", "0") == "0"
@@ -72,9 +79,12 @@ def run_stage(
         elif (line := study(config, args)) is not None:
             if is_main:
                 print(line)
+        elif args.resume != "no" and (before := resume.finished(config.run_dir)):
+            if is_main:
+                print(f"{stage}: {before.get('model', 'done')}: the run in {config.run_dir} is finished already")
         else:
             if is_main:
-                _open_run_dir(config, args.overwrite)
+                resume.open_run_dir(config, args.overwrite, args.resume, args.allow_changes)
             run_dir = config.run_dir
             result = dict(train(config))
             if is_main:
@@ -137,36 +147,6 @@ def _show_plan(config: ConfigT, plan: Callable[[ConfigT, int], Mapping[str, Any]
     if is_main:
         report = {"config": config.model_dump(mode="json"), "plan": planned}
         print(json.dumps(report, indent=2, ensure_ascii=False))
-
-
-def _open_run_dir(config: RunConfig, overwrite: bool) -> None:
-    """Make the run folder and write the resolved config; an earlier run of this name is never mixed with the new."""
-    text = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False)
-    try:
-        if (config.run_dir / "config.json").exists():
-            if not overwrite and not _never_trained(config.run_dir):
-                raise UserError(
-                    f"{config.run_dir} holds an earlier run; "
-                    f"choose another name (name={config.name}-2) or pass --overwrite"
-                )
-            shutil.rmtree(config.run_dir)
-        config.run_dir.mkdir(parents=True, exist_ok=True)
-        (config.run_dir / "config.json").write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{config.run_dir}: the run folder cannot be made ({error.strerror or error}); set tracking.runs to a "
-            "folder that can be written"
-        ) from error
-
-
-def _never_trained(run_dir: Path) -> bool:
-    """Whether the earlier run ended at the user's mistake before its first step: there is nothing in it to keep."""
-    try:
-        refused = json.loads((run_dir / "exit.json").read_text(encoding="utf-8"))["code"] == 2
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    metrics = run_dir / "metrics.jsonl"
-    return refused and not (metrics.exists() and metrics.stat().st_size)
 
 
 def _leave_processes() -> None:

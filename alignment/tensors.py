@@ -6,7 +6,7 @@ Every mask is bool, True = keep. B batch, T response, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -71,8 +71,28 @@ def logprobs_from_logits(logits: Tensor, ids: Tensor, temperature: float = 1.0) 
     Returns:
         (B, T)
     """
-    scaled = logits.float() / temperature
-    return scaled.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - torch.logsumexp(scaled, dim=-1)
+    chosen: Tensor = _ChosenLogprobs.apply(logits, ids, temperature)  # type: ignore[no-untyped-call]
+    return chosen
+
+
+class _ChosenLogprobs(torch.autograd.Function):
+    """The same by autograd holds five tensors as large as the logits in the backward pass; this one holds one."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
+        scaled = logits.float() if temperature == 1.0 else logits.float() / temperature
+        normaliser = torch.logsumexp(scaled, dim=-1, keepdim=True)
+        ctx.save_for_backward(logits, ids, normaliser)
+        ctx.temperature = temperature
+        return (scaled.gather(-1, ids.unsqueeze(-1)) - normaliser).squeeze(-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        logits, ids, normaliser = ctx.saved_tensors
+        grad = grad.unsqueeze(-1) / ctx.temperature
+        found = logits.to(torch.float32, copy=True)
+        found.div_(ctx.temperature).sub_(normaliser).exp_().mul_(-grad).scatter_add_(-1, ids.unsqueeze(-1), grad)
+        return found.to(logits.dtype), None, None
 
 
 def entropy_from_logits(logits: Tensor, temperature: float = 1.0) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,10 +17,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.training_args import TrainingArguments
 
 from alignment import distributed, methods
+from alignment.checkpoint import Checkpoints
 from alignment.config import (
     ADAPTERS,
     SCRATCH,
     BestModelArguments,
+    CheckpointArguments,
     ConfigError,
     ModelConfig,
     RunConfig,
@@ -40,31 +44,61 @@ from alignment.models import (
 from alignment.registry import Parent, Registry, RegistryError, Version
 from alignment.registry.manifest import Role, Stage
 from alignment.registry.references import check_alias
+from alignment.resume import Start
+from alignment.runs import Run
 from alignment.tracking import Journal, WandbSink
 
 ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
 
 
 @dataclass(frozen=True)
-class Start:
+class StartModel:
     """The model that a stage starts from and its checked tokenizer."""
 
     source: ModelSource
     tokenizer: PreTrainedTokenizerBase
 
 
-def open_registry(config: RunConfig) -> Registry:
-    """The config's registry; an alias that could not be set after the training is refused before it."""
+def open_registry(config: RunConfig, run: Run | None = None) -> Registry:
+    """The config's registry; an alias that could not be set after the training is refused before it.
+
+    Args:
+        run: what its references meant when it began is what they mean.
+    """
     if config.registry.alias:
         try:
             check_alias(config.registry.alias)
         except RegistryError as error:
             raise ConfigError(f"registry.alias: {error}") from None
-    return Registry(config.registry.path)
+    return Registry(config.registry.path, pins=run.models if run else None)
 
 
-def open_journal(config: RunConfig, stage: str) -> Journal:
-    """The run's journal with its W&B mirror, on the main process; a silent one elsewhere."""
+def pin_models(config: RunConfig, registry: Registry, run: Run) -> None:
+    """Write down what each reference meant that was looked up so far: an alias may move while the run lies still."""
+    if distributed.is_main_process() and run.attempts:
+        run.model_copy(update={"models": {**run.models, **registry.resolved}}).write(config.run_dir)
+
+
+def published_before(config: RunConfig, registry: Registry, run: Run) -> dict[str, Any] | None:
+    """What an attempt of this run has published before it was killed; None where there is nothing."""
+
+    def find() -> dict[str, Any] | None:
+        version = registry.published(config.registry.name, run.publish_id(config.registry.name))
+        if version is None:
+            return None
+        if config.registry.alias:
+            registry.set_alias(version.name, config.registry.alias, version.number)
+        return {"model": version.ref, "metrics": version.manifest.metrics}
+
+    return distributed.on_main_process(find)
+
+
+def open_journal(config: RunConfig, stage: str, start: Start | None = None) -> Journal:
+    """The run's journal with its W&B mirror, on the main process; a silent one elsewhere.
+
+    Args:
+        start: where the run goes on; the journal is cut off there.
+    """
     is_main = distributed.is_main_process()
     tracking: TrackingConfig = config.tracking
     sink = None
@@ -76,11 +110,29 @@ def open_journal(config: RunConfig, stage: str) -> Journal:
             name=config.name,
             stage=stage,
             config=config.model_dump(mode="json"),
+            attempt=start.run.attempt if start else 1,
         )
-    return Journal(config.run_dir, sink, enabled=is_main)
+    return Journal(config.run_dir, sink, enabled=is_main, resume=start.journal if start else None)
 
 
-def start_model(config: TrainerConfig, registry: Registry, texts: Iterable[str]) -> Start:
+def open_checkpoints(
+    config: RunConfig, start: Start, journal: Journal, *, keep: int, data: Any, part: str | None = None
+) -> Checkpoints:
+    """The run's checkpoints, once it is known that it can go on from the one that it starts from.
+
+    Args:
+        data: fingerprints of all data that is trained or judged on.
+    """
+    data = hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
+    backend = f"DeepSpeed ZeRO-{stage}" if (stage := distributed.launched_zero_stage()) else "no DeepSpeed"
+    distributed.on_main_process(lambda: start.check(data, backend))
+    return Checkpoints(
+        config.run_dir, start.run.id, keep=keep, data=data, backend=backend, journal_offsets=journal.offsets,
+        note=journal.event, part=part,
+    )  # fmt: skip
+
+
+def start_model(config: TrainerConfig, registry: Registry, texts: Iterable[str]) -> StartModel:
     """Find the model to start from; of a `scratch:` one there is only the tokenizer before `publish_base`.
 
     Args:
@@ -91,10 +143,10 @@ def start_model(config: TrainerConfig, registry: Registry, texts: Iterable[str])
         tokenizer = distributed.on_main_process(lambda: _scratch_tokenizer(config, texts))
         with torch.device("meta"):  # takes no memory, and refuses a shape that makes no model
             _scratch_model(config, tokenizer)
-        return Start(ModelSource(name), tokenizer)
+        return StartModel(ModelSource(name), tokenizer)
     name = distributed.on_main_process(lambda: _pinned(name, registry))
     source = find_model(name, registry, role="policy")
-    return Start(source, load_tokenizer(source, config.model))
+    return StartModel(source, load_tokenizer(source, config.model))
 
 
 def _pinned(name: str, registry: Registry) -> str:
@@ -109,7 +161,7 @@ def _scratch_tokenizer(config: TrainerConfig, texts: Iterable[str]) -> PreTraine
         return load_tokenizer(folder, config.model)  # as whoever loads the base will have it
 
 
-def publish_base(config: TrainerConfig, registry: Registry, start: Start, seed: int) -> Start:
+def publish_base(config: TrainerConfig, registry: Registry, start: StartModel, seed: int, run: Run) -> StartModel:
     """Build a `scratch:` model and publish it as `<registry.name>-base`; any other start is returned as it is.
 
     To be called when the rows are encoded: a mistake in the data would otherwise leave a base without a child.
@@ -128,14 +180,15 @@ def publish_base(config: TrainerConfig, registry: Registry, start: Start, seed: 
                 config=config.model.model_dump(mode="json"),
                 seed=seed,
                 run_id=config.name,
+                publish_id=run.publish_id(f"{config.registry.name}-base"),
             ).ref
 
     ref = distributed.on_main_process(build_and_publish)
-    return Start(find_model(ref, registry, role="policy"), start.tokenizer)
+    return StartModel(find_model(ref, registry, role="policy"), start.tokenizer)
 
 
 @contextmanager
-def unpublished_base(config: TrainerConfig, start: Start, seed: int) -> Iterator[Start]:
+def unpublished_base(config: TrainerConfig, start: StartModel, seed: int) -> Iterator[StartModel]:
     """The same start as `publish_base` gives, for trials that publish nothing: in a folder that is gone afterwards."""
     if not config.model.name.startswith(SCRATCH):
         yield start
@@ -149,13 +202,13 @@ def unpublished_base(config: TrainerConfig, start: Start, seed: int) -> Iterator
 
     folder = distributed.on_main_process(build)
     try:
-        yield Start(ModelSource(folder), start.tokenizer)
+        yield StartModel(ModelSource(folder), start.tokenizer)
     finally:
         if distributed.is_main_process():
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _save_base(config: TrainerConfig, start: Start, seed: int, folder: str) -> None:
+def _save_base(config: TrainerConfig, start: StartModel, seed: int, folder: str) -> None:
     torch.manual_seed(seed)
     _scratch_model(config, start.tokenizer).save_pretrained(folder)
     start.tokenizer.save_pretrained(folder)
@@ -221,7 +274,7 @@ def _take_out_best_model(merged: dict[str, Any], no_eval: bool) -> None:
                 f"training.{key} needs evaluations in between; set training.eval_strategy=epoch, or =steps with "
                 "training.eval_steps"
             )
-    for field in fields(BestModelArguments):
+    for field in (*fields(BestModelArguments), *fields(CheckpointArguments)):
         merged.pop(field.name, None)
 
 
@@ -284,6 +337,7 @@ def publish(
     data: Sequence[Mapping[str, Any]],
     metrics: Mapping[str, Any],
     seed: int,
+    run: Run,
     base: Parent | None = None,
 ) -> Version:
     """Publish a saved model (main process only), or an adapter of `base`, and move the config's alias to it.
@@ -305,6 +359,7 @@ def publish(
         seed=seed,
         world_size=distributed.world_size(),
         run_id=config.name,
+        publish_id=run.publish_id(config.registry.name),
     )
     if config.registry.alias:
         registry.set_alias(version.name, config.registry.alias, version.number)

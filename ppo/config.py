@@ -242,6 +242,10 @@ class TrainingConfig(Section):
     """An evaluation whose KL from the reference is above so many nats a response is no candidate for the best."""
     early_stopping_patience: Count | None = None
     """Stop after so many evaluations in a row that are no better than the best one before."""
+    save_steps: Annotated[int, Field(ge=0)] = 50
+    """Iterations between two checkpoints; 0 saves none."""
+    save_total_limit: Annotated[int, Field(ge=2)] = 2
+    """How many of the newest checkpoints are kept: one may turn out to be damaged."""
 
 
 class PPOStageConfig(RunConfig):

@@ -89,7 +89,8 @@ class BestPolicy:
     """
 
     def __init__(self, training: TrainingConfig, run_dir: Path) -> None:
-        self._training, self._file = training, run_dir / "best" / "policy.safetensors"
+        self._training, self.folder = training, run_dir / "best"
+        self._file = self.folder / "policy.safetensors"
         self.step: int | None = None
         self.figures: dict[str, float] | None = None
         self._worse = 0

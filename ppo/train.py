@@ -9,6 +9,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ import torch
 import transformers
 from torch import Tensor
 
-from alignment import adapters, distributed, trainers
+from alignment import adapters, distributed, resume, trainers
+from alignment.checkpoint import Checkpoints, keep_files, load_state, random_state, save_state, set_random_state
 from alignment.config import ConfigError
 from alignment.data import Prompt, to_prompts, train_and_eval
 from alignment.distributed import Accelerator, TrainingEngine, all_reduce_sum
 from alignment.generation import TransformersEngine
 from alignment.models import ModelSource
 from alignment.positions import check_length
+from alignment.runs import Run
 from alignment.stage import write_bad_rows
 from alignment.tensors import masked_moments, whiten
 from alignment.terminal import progress
@@ -52,26 +55,36 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
     batch_plan(config, distributed.world_size())
     accelerator = distributed.make_accelerator(max_grad_norm=config.training.max_grad_norm, bf16=config.training.bf16)
     _check_backend(accelerator)
-    registry = trainers.open_registry(config)
+    begun = resume.begin(config.run_dir)
+    registry = trainers.open_registry(config, begun.run)
+    if published := trainers.published_before(config, registry, begun.run):
+        return published
     prompts, held_out = train_and_eval(config.data, to_prompts)
     check_selection(config.training, num_held_out=len(held_out.items))
     sources = distributed.on_main_process(lambda: find_models(config, registry))
+    trainers.pin_models(config, registry, begun.run)
     _check_lengths(config, sources)
     torch.manual_seed(config.training.seed)
     models = load_models(config, sources)
     ptx = read_ptx(config, models.tokenizer)
-    with trainers.open_journal(config, "ppo") as journal:
+    data = [*prompts.fingerprints, *held_out.fingerprints, *ptx.fingerprints]
+    with trainers.open_journal(config, "ppo", begun) as journal:
+        checkpoints = trainers.open_checkpoints(
+            config, begun, journal, keep=config.training.save_total_limit, data=data
+        )
         if accelerator.is_main_process:
             write_bad_rows(config.run_dir, [*prompts.bad, *ptx.bad], prompts.notes)
         loop = Loop(config, models, accelerator, journal, prompts.items, held_out.items, ptx.rows)
-        data = [*prompts.fingerprints, *held_out.fingerprints, *ptx.fingerprints]
         journal.event("data", prompts=prompts.fingerprints, held_out=held_out.fingerprints, ptx=ptx.fingerprints,
                       notes=prompts.notes, **loop.too_long)  # fmt: skip
         journal.event("backend", **distributed.backend(accelerator, loop.engine.wrapped))
         journal.event("models", **{role: source.label for role, source in sources.items()}, packed=models.packed)
-        loop.run()
+        if begun.checkpoint is not None:
+            loop.load(begun.checkpoint.path)
+            journal.go_on(step=loop.step, checkpoint=begun.checkpoint.path.name)
+        loop.run(checkpoints)
         with loop.published_policy() as metrics:
-            ref = _publish(config, registry, models, loop.engine, data, metrics)
+            ref = _publish(config, registry, models, loop.engine, data, metrics, begun.run)
         journal.event("published", model=ref, **metrics)
     return {"model": ref, "metrics": metrics}
 
@@ -121,19 +134,54 @@ class Loop:
         self.first_figures: dict[str, float] = {}
         self.last_figures: dict[str, float] = {}
 
-    def run(self) -> None:
-        """All iterations, with the evaluations before, between and after."""
+    def run(self, checkpoints: Checkpoints | None = None) -> None:
+        """All iterations from `step` on, with the evaluations before, between and after, and the checkpoints."""
         config, training = self.config, self.config.training
         num_prompts = config.rollout.batch_size // config.rollout.num_generations
         batches = prompt_batches(len(self.prompts), num_prompts, training.seed, self.step)
-        self.evaluate()
+        if self.step == 0:
+            self.evaluate()
         with progress(f"ppo {config.name}", training.max_steps, self.accelerator.is_main_process) as line:
+            line.advance(self.step)
             while self.step < training.max_steps and not self.best.should_stop:
                 stats = self.iterate(next(batches))
                 line.advance(1, score=stats["rollout/score"], kl=stats["rollout/kl"])
                 due = training.eval_steps and self.step % training.eval_steps == 0
                 evaluation = self.evaluate() if due or self.step == training.max_steps else None
                 self._alarm(stats, evaluation)
+                if checkpoints and training.save_steps and self.step % training.save_steps == 0:
+                    checkpoints.save(self.step, self.save, size=3 * self.engine.num_bytes)
+
+    def save(self, folder: Path) -> None:
+        """This process's part of a checkpoint, between two iterations: what a rollout draws is seeded by its iteration,
+        so one that was interrupted is done again to the last bit."""
+        self.engine.save(folder)
+        save_state(folder / f"process-{self.accelerator.process_index}.pt", random_state())
+        if self.accelerator.is_main_process:
+            state = {name: part.state_dict() for name, part in self._stateful().items()}
+            own = {"step": self.step, "num_steps": self.updater.num_steps, "first_figures": self.first_figures}
+            own |= {"last_figures": self.last_figures, "start": self.start and asdict(self.start)}
+            save_state(folder / "loop.pt", state | own)
+            keep_files(self.best.folder, folder / "best")
+
+    def load(self, folder: Path) -> None:
+        """Put the run where `save` left it."""
+        self.engine.load(folder)
+        state = load_state(folder / "loop.pt")
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
+        self.step, self.updater.num_steps = state["step"], state["num_steps"]
+        self.first_figures, self.last_figures = state["first_figures"], state["last_figures"]
+        self.start = state["start"] and Judged(**state["start"])
+        set_random_state(load_state(folder / f"process-{self.accelerator.process_index}.pt"))
+        if self.accelerator.is_main_process:
+            keep_files(folder / "best", self.best.folder)
+        distributed.wait_for_everyone()
+
+    def _stateful(self) -> dict[str, Any]:
+        parts = {"schedule": self.schedule, "kl_controller": self.kl_controller, "scaler": self.scaler}
+        parts |= {"best": self.best, "alarms": self.alarms}
+        return parts if self.ema is None else parts | {"ema": self.ema}
 
     def iterate(self, numbers: Sequence[int]) -> dict[str, float]:
         """One iteration: a rollout of these prompts and what is learned from it."""
@@ -308,6 +356,7 @@ def _publish(
     engine: TrainingEngine,
     data: Sequence[Mapping[str, Any]],
     metrics: Mapping[str, Any],
+    run: Run,
 ) -> str:
     """Save and publish the policy, whole or as an adapter; every process takes part in gathering the weights."""
     weights = engine.full_state_dict()
@@ -331,6 +380,7 @@ def _publish(
                 data=data,
                 metrics=metrics,
                 seed=config.training.seed,
+                run=run,
             ).ref
 
     return distributed.on_main_process(save_and_publish)

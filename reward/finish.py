@@ -108,6 +108,17 @@ class Trained:
         """Optimizer steps that were made."""
         return int(self.metrics["steps"])
 
+    def write(self, path: Path) -> None:
+        """Keep it for a run that is interrupted later on."""
+        probe = {"scores": self.probe.scores, "rounded": self.probe.rounded}
+        record = {"seed": self.seed, "step": self.step, "metrics": self.metrics, "probe": probe}
+        path.write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path, probed: Sequence[Question]) -> Trained:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return cls(record["seed"], record["step"], record["metrics"], Probe(list(probed), **record["probe"]))
+
 
 def summed_up(trained: Sequence[Trained]) -> dict[str, Any]:
     """The metrics of one model; of several their means, and each one's under its name."""

@@ -22,6 +22,7 @@ from alignment.inspection import Inspector, Report, check_before_training
 from alignment.models import fit_embeddings
 from alignment.positions import check_length
 from alignment.registry import Registry
+from alignment.runs import Run
 from alignment.scalar_models import load_scalar_model
 from reward.config import DEFAULTS, EnsembleArguments, RewardStageConfig
 from reward.data import Encoding, Judgement, encode, labeler_weights, read_judgements
@@ -37,7 +38,7 @@ class Prepared:
 
     seed: int
     registry: Registry
-    start: trainers.Start
+    start: trainers.StartModel
     train_set: Records[Judgement]
     eval_set: Records[Judgement]
     train: list[Question]
@@ -64,14 +65,15 @@ class Prepared:
         return sorted(self.train, key=lambda question: max(question.lengths))[:PROBE]
 
 
-def prepare(config: RewardStageConfig) -> Prepared:
-    """Read the data, find the model to start from, and encode the judgements with its tokenizer; writes nothing."""
+def prepare(config: RewardStageConfig, run: Run | None = None) -> Prepared:
+    """Read the data, find the model to start from (as the run has pinned it), and encode the judgements with its
+    tokenizer; writes nothing."""
     _check(config)
     given = trainer_arguments(RewardConfig, DEFAULTS, config.training, beside=[EnsembleArguments])
     seed = given.get("seed", 42)
     config = config.of_member()
     distributed.start_processes()
-    registry = trainers.open_registry(config)
+    registry = trainers.open_registry(config, run)
     train_set, eval_set = read_judgements(config.data, config.reward)
     where = config.data.parts[0].path
     reliability = labeler_weights(train_set.items, where) if config.reward.use_reliability else None
@@ -146,7 +148,7 @@ def _check(config: RewardStageConfig) -> None:
         )
 
 
-def _check_shared_base(config: RewardStageConfig, start: trainers.Start) -> None:
+def _check_shared_base(config: RewardStageConfig, start: trainers.StartModel) -> None:
     """Adapters share a base only where all that is drawn anew beside it is the head."""
     path, trust = start.source.config_path, config.model.trust_remote_code
     with torch.device("meta"):

@@ -12,8 +12,10 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,12 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, set_seed
 from trl import RewardConfig
 
-from alignment import callbacks, distributed, methods, trainers
+from alignment import callbacks, distributed, methods, resume, trainers
 from alignment.best_model import finished_model, keep_best, published_step
-from alignment.config import trainer_arguments
+from alignment.config import CheckpointArguments, trainer_arguments
 from alignment.ensembles import member_name
 from alignment.inspection import write_report
+from alignment.runs import Run
 from alignment.stage import write_bad_rows
 from alignment.terminal import one_line
 from alignment.tracking import Journal
@@ -36,6 +39,7 @@ from reward.finish import Finished, Trained, averaged, finish_all, summed_up, wr
 from reward.prepare import Prepared, make_arguments, prepare, untrained
 from reward.trainer import QuestionTrainer
 
+RECORD = "trained.json"
 PADDED_ROWS = ("neftune_noise_alpha", "pad_to_multiple_of", "torch_compile")
 
 
@@ -99,26 +103,22 @@ def lay_out(
 
 def train(config: RewardStageConfig) -> dict[str, Any]:
     """Run the stage; returns the published reference and the held-out report."""
-    prepared = prepare(config)
-    size = EnsembleArguments.of(config.training).members
-    with trainers.open_journal(config, "reward") as journal, tempfile.TemporaryDirectory(dir=config.run_dir) as staging:
+    begun = resume.begin(config.run_dir)
+    if published := trainers.published_before(config, trainers.open_registry(config), begun.run):
+        return published
+    prepared = prepare(config, begun.run)
+    trainers.pin_models(config, prepared.registry, begun.run)
+    with trainers.open_journal(config, "reward", begun) as journal:
         _note_data(journal, config, prepared)
-        trained: list[Trained] = []
-        for number in range(size):
-            single, own, notes = config.of_member(number, prepared.seed), prepared, journal
-            if number:
-                distributed.forget_accelerator()
-                arguments = make_arguments(single, no_eval=not prepared.held_out)
-                own = replace(prepared, seed=prepared.seed + number, arguments=arguments)
-                notes = MemberJournal(journal, number, sum(member.steps for member in trained))
-            trained.append(_train_one(single, own, notes, Path(staging, member_name(number))))
+        members = Members(config, prepared, journal, begun)
+        trained = members.train()
 
         def judge_and_publish() -> tuple[str, dict[str, Any]]:
-            with distributed.whole_models():  # ZeRO-3 would part them among processes that are not here
-                finished = finish_all(Path(staging), config, prepared, trained)
+            with distributed.whole_models(), members.copied() as staging:  # ZeRO-3 would part them among all processes
+                finished = finish_all(staging, config, prepared, trained)
                 last = sum(member.steps for member in trained[:-1]) + trained[-1].step
                 judged = _judge(config, prepared, finished, journal, last)
-            return _publish(finished, config, prepared, summed_up(trained) | judged), judged
+                return _publish(finished, config, prepared, summed_up(trained) | judged, begun.run), judged
 
         ref, judged = distributed.on_main_process(judge_and_publish)
         metrics = summed_up(trained) | judged
@@ -126,25 +126,86 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
     return {"model": ref, "metrics": metrics}
 
 
-def _train_one(config: RewardStageConfig, prepared: Prepared, journal: Journal, folder: Path) -> Trained:
-    """Train one model and leave its files in a folder."""
-    trainer = build_trainer(config, prepared, journal)
-    callbacks.attach(trainer, journal, f"reward {config.name}")
-    journal.event("method", method=config.model.method, **methods.describe(trainer.model))
-    best = keep_best(trainer, config.training, config.run_dir, journal)
-    outcome = trainer.train()
-    trainers.backend_event(journal, trainer)
-    step = published_step(trainer, best)
-    metrics: dict[str, Any] = {"train_loss": outcome.training_loss, "steps": outcome.global_step}
-    if best is not None:
-        metrics["best_step"] = step
-    with finished_model(trainer, best, config.run_dir) as saved:
+class Members:
+    """Trains one model, or those of an ensemble one after the other, each into a folder of `RUN/members`.
+
+    A run that goes on takes the members that were finished before its checkpoint from there.
+    """
+
+    def __init__(self, config: RewardStageConfig, prepared: Prepared, journal: Journal, begun: resume.Start) -> None:
+        self.config, self.prepared, self.journal, self.begun = config, prepared, journal, begun
+        self.size = EnsembleArguments.of(config.training).members
+        self.folder = config.run_dir / "members"
+        checkpoint = begun.checkpoint
+        part = checkpoint.manifest.part if checkpoint else None
+        self.first = int((part or member_name(0)).rpartition("-")[2])
+        """The member that the run goes on with."""
         if distributed.is_main_process():
-            folder.mkdir()
-            for file in saved.iterdir():
-                shutil.move(file, folder / file.name)
-    assert trainer.probe is not None  # made when the folder was
-    return Trained(prepared.seed, step, metrics, trainer.probe)
+            for number in range(self.first, self.size):
+                shutil.rmtree(self.folder / member_name(number), ignore_errors=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def train(self) -> list[Trained]:
+        trained: list[Trained] = []
+        for number in range(self.size):
+            record = self.folder / member_name(number) / RECORD
+            if number < self.first:
+                trained.append(distributed.on_main_process(partial(Trained.read, record, self.prepared.probe)))
+            else:
+                trained.append(self._train(number, sum(member.steps for member in trained)))
+                if distributed.is_main_process():
+                    trained[-1].write(record)
+        return trained
+
+    @contextmanager
+    def copied(self) -> Iterator[Path]:
+        """The folders of all members, to be changed for publishing; where that is interrupted, the originals stand."""
+        with tempfile.TemporaryDirectory(dir=self.config.run_dir) as staging:
+            for number in range(self.size):
+                folder = self.folder / member_name(number)
+                shutil.copytree(folder, Path(staging, folder.name), ignore=shutil.ignore_patterns(RECORD))
+            yield Path(staging)
+        shutil.rmtree(self.folder)
+
+    def _train(self, number: int, first_step: int) -> Trained:
+        """Train one model and leave its files in its folder.
+
+        Args:
+            first_step: steps of the members before it.
+        """
+        config, own, journal = self.config.of_member(number, self.prepared.seed), self.prepared, self.journal
+        if number:
+            if number > self.first:
+                distributed.forget_accelerator()
+            arguments = make_arguments(config, no_eval=not own.held_out)
+            own = replace(own, seed=own.seed + number, arguments=arguments)
+            journal = MemberJournal(journal, number, first_step)
+        start = self.begun if number == self.first else replace(self.begun, checkpoint=None)
+        trainer = build_trainer(config, own, journal)
+        callbacks.attach(trainer, journal, f"reward {config.name}")
+        journal.event("method", method=config.model.method, **methods.describe(trainer.model))
+        best = keep_best(trainer, config.training, config.run_dir, journal)
+        saving = CheckpointArguments.of(config.training)
+        checkpoints = trainers.open_checkpoints(
+            config, start, self.journal, keep=saving.save_total_limit, part=member_name(number),
+            data=[*own.train_set.fingerprints, *own.eval_set.fingerprints],
+        )  # fmt: skip
+        trainer.first_step = first_step
+        trainer.use_checkpoints(checkpoints, saving.save_steps, start.checkpoint, best, self.journal)
+        outcome = trainer.train_on()
+        trainers.backend_event(journal, trainer)
+        step = published_step(trainer, best)
+        metrics: dict[str, Any] = {"train_loss": outcome.training_loss, "steps": outcome.global_step}
+        if best is not None:
+            metrics["best_step"] = step
+        folder = self.folder / member_name(number)
+        with finished_model(trainer, best, config.run_dir) as saved:
+            if distributed.is_main_process():
+                folder.mkdir()
+                for file in saved.iterdir():
+                    shutil.move(file, folder / file.name)
+        assert trainer.probe is not None  # made when the folder was
+        return Trained(own.seed, step, metrics, trainer.probe)
 
 
 def _judge(
@@ -166,7 +227,9 @@ def _judge(
     return metrics
 
 
-def _publish(finished: Finished, config: RewardStageConfig, prepared: Prepared, metrics: dict[str, Any]) -> str:
+def _publish(
+    finished: Finished, config: RewardStageConfig, prepared: Prepared, metrics: dict[str, Any], run: Run
+) -> str:
     source = prepared.start.source
     return trainers.publish(
         config,
@@ -179,6 +242,7 @@ def _publish(finished: Finished, config: RewardStageConfig, prepared: Prepared, 
         data=[*prepared.train_set.fingerprints, *prepared.eval_set.fingerprints],
         metrics=metrics,
         seed=finished.seed,
+        run=run,
     ).ref
 
 

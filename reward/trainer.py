@@ -21,6 +21,7 @@ from alignment import methods
 from alignment.config import ConfigError
 from alignment.distributed import all_reduce_sum
 from alignment.forward import switch_off_dropout
+from alignment.resumable import Resumable
 from reward.batches import QuestionCollator, score_batch
 from reward.config import RewardSection
 from reward.data import Batches, as_dataset
@@ -39,7 +40,7 @@ class Probe:
     """They were computed in half precision, so that a float32 model agrees with them roughly."""
 
 
-class QuestionTrainer(RewardTrainer):
+class QuestionTrainer(Resumable, RewardTrainer):
     """Trains on questions.
 
     Args:
@@ -210,3 +211,12 @@ class QuestionTrainer(RewardTrainer):
         weights = next(self.model.parameters()).dtype
         rounded = self.accelerator.mixed_precision != "no" or weights != torch.float32 or bool(self.args.tf32)
         self.probe = Probe(self._probed, scores, rounded)
+
+    def running_state(self) -> dict[str, Any]:
+        probe = None if self.probe is None else {"scores": self.probe.scores, "rounded": self.probe.rounded}
+        return super().running_state() | {"sums": self._sums["train"].cpu(), "probe": probe}
+
+    def load_running_state(self, state: dict[str, Any]) -> None:
+        super().load_running_state(state)
+        self._sums["train"] = state["sums"].to(self.args.device)
+        self.probe = None if state["probe"] is None else Probe(self._probed, **state["probe"])

@@ -18,15 +18,16 @@ from torch import nn
 from transformers import set_seed
 from trl import SFTConfig
 
-from alignment import adapters, callbacks, distributed, methods, trainers
+from alignment import adapters, callbacks, distributed, methods, resume, trainers
 from alignment.adapters import without_adapter
 from alignment.best_model import finished_model, keep_best, published_step
-from alignment.config import SCRATCH, ConfigError, trainer_arguments
+from alignment.config import SCRATCH, CheckpointArguments, ConfigError, trainer_arguments
 from alignment.inspection import Inspector, Report, check_before_training, write_report
 from alignment.models import ModelSource
 from alignment.packing import why_not_packed
 from alignment.positions import check_length
 from alignment.registry import Registry
+from alignment.runs import Run
 from alignment.stage import write_bad_rows
 from alignment.tracking import Journal
 from sft.config import DEFAULTS, SFTStageConfig
@@ -41,7 +42,7 @@ class Prepared:
 
     seed: int
     registry: Registry
-    start: trainers.Start
+    start: trainers.StartModel
     data: EncodedData
     arguments: SFTConfig
     report: Report
@@ -50,17 +51,25 @@ class Prepared:
 
 def train(config: SFTStageConfig) -> dict[str, Any]:
     """Run the stage; returns the published reference and the final metrics."""
-    prepared = prepare(config)
-    start = trainers.publish_base(config, prepared.registry, prepared.start, prepared.seed)
+    begun = resume.begin(config.run_dir)
+    if published := trainers.published_before(config, trainers.open_registry(config), begun.run):
+        return published
+    prepared = prepare(config, begun.run)
+    start = trainers.publish_base(config, prepared.registry, prepared.start, prepared.seed, begun.run)
+    trainers.pin_models(config, prepared.registry, begun.run)
     prepared = replace(prepared, start=start)
     trainer = build_trainer(config, prepared)
-    with trainers.open_journal(config, "sft") as journal:
+    saving = CheckpointArguments.of(config.training)
+    with trainers.open_journal(config, "sft", begun) as journal:
+        fingerprints = prepared.data.fingerprints
+        checkpoints = trainers.open_checkpoints(config, begun, journal, keep=saving.save_total_limit, data=fingerprints)
         _note_data(journal, config, prepared)
         callbacks.attach(trainer, journal, f"sft {config.name}")
         journal.event("method", method=config.model.method, **methods.describe(trainer.model))
         journal.event("batches", packed=isinstance(trainer.data_collator, PackingCollator))
         best = keep_best(trainer, config.training, config.run_dir, journal)
-        outcome = trainer.train()
+        trainer.use_checkpoints(checkpoints, saving.save_steps, begun.checkpoint, best, journal)
+        outcome = trainer.train_on()
         trainers.backend_event(journal, trainer)
         step = published_step(trainer, best)
         metrics = {"train_loss": outcome.training_loss, "steps": outcome.global_step}
@@ -71,17 +80,18 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
             metrics |= {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 50.0))}
         metrics |= methods.describe(trainer.model)
         with finished_model(trainer, best, config.run_dir) as folder:
-            ref = publish(config, prepared, folder, metrics)
+            ref = publish(config, prepared, folder, metrics, begun.run)
         journal.event("published", model=ref, **metrics)
     return {"model": ref, "metrics": metrics}
 
 
-def prepare(config: SFTStageConfig) -> Prepared:
-    """Read the data, find the model to start from, and encode the rows with its tokenizer; leaves nothing behind."""
+def prepare(config: SFTStageConfig, run: Run | None = None) -> Prepared:
+    """Read the data, find the model to start from (as the run has pinned it), and encode the rows with its tokenizer;
+    leaves nothing behind."""
     seed = trainer_arguments(SFTConfig, DEFAULTS, config.training).get("seed", 42)
     distributed.on_main_process(lambda: methods.check(config.model, distributed.launched_zero_stage()))
     distributed.start_processes()
-    registry = trainers.open_registry(config)
+    registry = trainers.open_registry(config, run)
     start = trainers.start_model(config, registry, training_texts(config.data))
     check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
     folder = config.run_dir if config.run_dir.is_dir() else None
@@ -152,7 +162,7 @@ def _packing(config: SFTStageConfig, arguments: SFTConfig, policy: nn.Module) ->
     return None
 
 
-def publish(config: SFTStageConfig, prepared: Prepared, folder: Path, metrics: Mapping[str, Any]) -> str:
+def publish(config: SFTStageConfig, prepared: Prepared, folder: Path, metrics: Mapping[str, Any], run: Run) -> str:
     """Publish a saved model, or an adapter alone; returns its reference, on every process."""
     source = prepared.start.source
     base = methods.base_of(source, config.model)
@@ -169,6 +179,7 @@ def publish(config: SFTStageConfig, prepared: Prepared, folder: Path, metrics: M
                 data=[mark for marks in prepared.data.fingerprints.values() for mark in marks],
                 metrics=metrics,
                 seed=prepared.seed,
+                run=run,
             ).ref
         )
     )

@@ -18,11 +18,12 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from alignment.distributed import all_reduce_sum, run_as_forward
 from alignment.forward import body_and_head
+from alignment.resumable import Resumable
 from sft.data import IGNORED
 from sft.loss import TokenSums, next_token_sums
 
 
-class SFTTrainer(trl.SFTTrainer):
+class SFTTrainer(Resumable, trl.SFTTrainer):
     """Trains on rows of `input_ids` and `labels`. The loss of a step is the mean over its trained tokens, those of all
     processes and accumulated batches together; `eval_loss` is the mean over the trained tokens of the whole set.
 
@@ -128,6 +129,13 @@ class SFTTrainer(trl.SFTTrainer):
             self._metrics["train"]["num_tokens"] = [float(all_reduce_sum(self._tokens_seen.to(self.args.device)))]
             self._train_sums = TokenSums.zeros()
         super().log(logs, start_time)
+
+    def running_state(self) -> dict[str, Any]:
+        return super().running_state() | {"sums": list(self._train_sums), "tokens_seen": self._tokens_seen}
+
+    def load_running_state(self, state: dict[str, Any]) -> None:
+        super().load_running_state(state)
+        self._train_sums, self._tokens_seen = TokenSums(*state["sums"]), state["tokens_seen"]
 
     def _means(self, sums: TokenSums) -> tuple[float, float]:
         """Loss and accuracy per token, over all processes."""

@@ -52,8 +52,9 @@ _VERSION_FOLDER = re.compile(r"v([0-9]{6,})")
 class Registry:
     """The models under one folder. Opening one creates nothing; the first publish does."""
 
-    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        """`path` defaults to the environment's ALIGNMENT_REGISTRY, then to ./registry.
+    def __init__(self, path: str | os.PathLike[str] | None = None, *, pins: Mapping[str, str] | None = None) -> None:
+        """`path` defaults to the environment's ALIGNMENT_REGISTRY, then to ./registry. `pins` say what a reference
+        means whatever it would mean now: `sft@prod` -> `sft@sha256:...`.
 
         Raises:
             RegistryError: the path is no folder, or a registry of another layout.
@@ -62,6 +63,9 @@ class Registry:
         self.path = Path(chosen).expanduser().absolute()
         self._models = self.path / "models"
         self._staging = self.path / ".staging"
+        self._pins = dict(pins or {})
+        self.resolved: dict[str, str] = {}
+        """Each reference that was resolved, and what it meant, as `pins` takes it."""
         self._check_layout()
 
     # Finding
@@ -96,7 +100,11 @@ class Registry:
         Raises:
             RegistryError: nothing has that name, number, alias or digest; the message lists what there is.
         """
-        wanted = parse_reference(ref)
+        version = self._resolve(parse_reference(self._pins.get(ref, ref)))
+        self.resolved[ref] = f"{version.name}@{version.digest}"
+        return version
+
+    def _resolve(self, wanted: Reference) -> Version:
         numbers = self._known(wanted.name)
         number = numbers[-1]
         if wanted.alias:
@@ -161,6 +169,10 @@ class Registry:
             aliases.move_alias(history, self._staging, version.number, version.digest, expect)
 
     # Publishing
+
+    def published(self, name: str, publish_id: str) -> Version | None:
+        """The version of `name` that was published under this id, if any was."""
+        return self._find_publish(name, publish_id, self.numbers(name))
 
     def publish(
         self,

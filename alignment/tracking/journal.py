@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from alignment.errors import UserError
 from alignment.tracking.wandb_sink import WandbSink
 
 FILES = ("metrics", "samples", "events")
@@ -27,16 +28,46 @@ class Journal:
         run_dir: the run folder; made if it is missing.
         sink: mirror of the metrics, or None.
         enabled: False on every process but the main one; all calls then do nothing.
+        resume: bytes of each file at the checkpoint that the run goes on from. What comes after them was written by
+            steps that are done again, and is cut off; nothing is written before `go_on`, since it is there already.
     """
 
-    def __init__(self, run_dir: Path, sink: WandbSink | None = None, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        sink: WandbSink | None = None,
+        enabled: bool = True,
+        resume: Mapping[str, int] | None = None,
+    ) -> None:
         self.run_dir = run_dir
         self._sink = sink
         self._files: dict[str, TextIO] = {}
+        self._silent = resume is not None
         if enabled:
             run_dir.mkdir(parents=True, exist_ok=True)
             for name in FILES:
-                self._files[name] = (run_dir / f"{name}.jsonl").open("a", encoding="utf-8")
+                path = run_dir / f"{name}.jsonl"
+                file = self._files[name] = path.open("a", encoding="utf-8")
+                if resume is not None:
+                    if path.stat().st_size < resume[name]:
+                        raise UserError(
+                            f"{path} has {path.stat().st_size} bytes and had {resume[name]} when the checkpoint was "
+                            "saved: it was changed since, and the run cannot go on with a gap in it; put it back, or "
+                            "start again with --overwrite"
+                        )
+                    file.truncate(resume[name])
+
+    def go_on(self, **fields: Any) -> None:
+        """The run is where the checkpoint left it; write that down, and everything from here on."""
+        self._silent = False
+        self.event("resumed", **fields)
+
+    def offsets(self) -> dict[str, int]:
+        """Bring the files to disk; bytes of each."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        return {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
 
     def __enter__(self) -> Journal:
         return self
@@ -48,21 +79,17 @@ class Journal:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Numbers of one step. A value that is not finite is written as null: JSON has no NaN, readers choke on it."""
-        if not self._files:
-            return
         self._write("metrics", {"step": step, "time": round(time.time(), 3), **metrics})
-        if self._sink is not None:
+        if self._sink is not None and not self._silent:
             self._sink.log(step, {name: value for name, value in metrics.items() if math.isfinite(value)})
 
     def sample(self, step: int, **fields: Any) -> None:
         """One prompt with its answer, scores and whatever else tells the reader about it."""
-        if self._files:
-            self._write("samples", {"step": step, **fields})
+        self._write("samples", {"step": step, **fields})
 
     def event(self, kind: str, **fields: Any) -> None:
         """Something that happened once."""
-        if self._files:
-            self._write("events", {"time": round(time.time(), 3), "event": kind, **fields})
+        self._write("events", {"time": round(time.time(), 3), "event": kind, **fields})
 
     def close(self, failed: bool = False) -> None:
         """Bring all files to disk and end the mirror's run."""
@@ -75,8 +102,9 @@ class Journal:
             self._sink.finish(failed)
 
     def _write(self, name: str, row: Mapping[str, Any]) -> None:
-        self._files[name].write(json.dumps(finite(row), ensure_ascii=False) + "\n")
-        self._files[name].flush()
+        if self._files and not self._silent:
+            self._files[name].write(json.dumps(finite(row), ensure_ascii=False) + "\n")
+            self._files[name].flush()
 
 
 def finite(value: Any) -> Any:

@@ -30,6 +30,7 @@ class WandbSink:
         run_dir: run folder; W&B's own files go to `run_dir/wandb`.
         mode: `offline` needs no account or network; `wandb sync RUN/wandb/offline-run-*` uploads later.
         config: the resolved config; redacted before it is stored.
+        attempt: from 1; a run that was resumed has a W&B run of each attempt, all in one group.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class WandbSink:
         name: str,
         stage: str,
         config: Mapping[str, Any],
+        attempt: int = 1,
     ) -> None:
         self._run: Any = None
         self._failures = 0
@@ -61,7 +63,7 @@ class WandbSink:
             )
             self._run = wandb.init(
                 project=project,
-                name=name,
+                name=name if attempt == 1 else f"{name}-a{attempt}",
                 group=name,
                 job_type=stage,
                 dir=str(run_dir),

@@ -123,3 +123,18 @@ def test_pad_rows_rounds_the_width_up():
         ids, mask = pad_rows([[5] * longest, [5]], 0, "right", multiple_of=8)
         assert ids.shape == mask.shape == (2, width)
         assert (ids.sum(1).tolist(), mask.sum(1).tolist()) == ([5 * longest, 5], [longest, 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_gradient_of_logprobs_is_that_of_log_softmax(dtype: torch.dtype, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(2, 5, 11, generator=generator)).to(dtype).requires_grad_()
+    ids = torch.randint(11, (2, 5), generator=generator)
+    weights = torch.randn(2, 5, generator=generator)
+    (logprobs_from_logits(logits, ids, temperature) * weights).sum().backward()
+    theirs = logits.detach().double().requires_grad_()
+    expected = torch.log_softmax(theirs / temperature, -1).gather(-1, ids[..., None])[..., 0]
+    (expected * weights).sum().backward()
+    assert logits.grad is not None and logits.grad.dtype == dtype
+    torch.testing.assert_close(logits.grad.double(), theirs.grad, atol=1e-6 if dtype == torch.float32 else 1e-2, rtol=0)
