@@ -23,14 +23,18 @@ class Finished:
     output: str
 
 
+def environment(**variables: str) -> dict[str, str]:
+    """This one's, with the checkout and tests/ to import from."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **variables}
+
+
 def run(command: list[str], folder: Path, timeout: float = 300, **variables: str) -> Finished:
     """Run a command in a process group of its own, which is gone when this returns, whatever happened."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **variables}
     process = subprocess.Popen(
         command,
         cwd=folder,
-        env=environment,
+        env=environment(**variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

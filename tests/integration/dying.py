@@ -1,0 +1,57 @@
+"""A stage that is killed before its n-th optimizer step, counted over this process: `dying.py N STAGE ARGUMENTS...`.
+
+With `preload` it reads such commands from stdin, a JSON list a line, forks a process for each, and answers with the
+exit code: importing the stages takes longer than what is tested.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+
+def run(kill_at: int, stage: str, arguments: list[str]) -> int:
+    """The stage's exit code, if it lives."""
+    steps = 0
+
+    def count(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    register_optimizer_step_pre_hook(count)
+    sys.argv = [stage, *arguments]
+    code: int = importlib.import_module(f"{stage}.__main__").main()
+    return code
+
+
+def serve() -> None:
+    for module in ("sft.train", "reward.train", "ppo.train", "trl"):
+        importlib.import_module(module)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if not (child := os.fork()):
+            os.chdir(request["folder"])
+            log = os.open(Path(request["folder"], "log.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            code = run(request["kill_at"], request["stage"], request["arguments"])
+            sys.stdout.flush()
+            os._exit(code)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["preload"]:
+        serve()
+    else:
+        from alignment.stage import leave
+
+        leave(run(int(sys.argv[1]), sys.argv[2], sys.argv[3:]))
