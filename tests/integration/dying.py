@@ -1,7 +1,8 @@
-"""A stage that is killed before its n-th optimizer step, counted over this process: `dying.py N STAGE ARGUMENTS...`.
+"""Stages that are killed before their n-th optimizer step, counted in their process.
 
-With `preload` it reads such commands from stdin, a JSON list a line, forks a process for each, and answers with the
-exit code: importing the stages takes longer than what is tested.
+With `preload` it reads what to run from stdin, a JSON object a line, forks a process for each, and answers with the
+exit code: importing the stages takes longer than what is tested. With `environment` it leaves the environment that a
+launcher gave it in `environment-RANK.json`, for processes that are forked instead of launched.
 """
 
 from __future__ import annotations
@@ -33,25 +34,27 @@ def run(kill_at: int, stage: str, arguments: list[str]) -> int:
 
 
 def serve() -> None:
-    for module in ("sft.train", "reward.train", "ppo.train", "trl"):
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # DeepSpeed greets on stdout
+    for module in ("sft.train", "reward.train", "ppo.train", "trl", "deepspeed"):
         importlib.import_module(module)
     for line in sys.stdin:
         request = json.loads(line)
         if not (child := os.fork()):
             os.chdir(request["folder"])
-            log = os.open(Path(request["folder"], "log.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.environ.update(request["variables"])
+            log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1)
             os.dup2(log, 2)
             code = run(request["kill_at"], request["stage"], request["arguments"])
             sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(code)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["preload"]:
-        serve()
+    if sys.argv[1:] == ["environment"]:
+        Path(f"environment-{os.environ['RANK']}.json").write_text(json.dumps(dict(os.environ)))
     else:
-        from alignment.stage import leave
-
-        leave(run(int(sys.argv[1]), sys.argv[2], sys.argv[3:]))
+        serve()

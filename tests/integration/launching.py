@@ -54,10 +54,14 @@ def run(command: list[str], folder: Path, timeout: float = 300, **variables: str
     return Finished(process.returncode, output)
 
 
-def launch(config: Path, target: list[str], folder: Path, **variables: str) -> Finished:
-    """`accelerate launch --config_file CONFIG TARGET...` on a free port."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return int(probe.getsockname()[1])
+
+
+def launch(config: Path, target: list[str], folder: Path, **variables: str) -> Finished:
+    """`accelerate launch --config_file CONFIG TARGET...` on a free port."""
+    port = free_port()
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     return run([*command, "--main_process_port", str(port), *target], folder, **variables)

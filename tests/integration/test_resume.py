@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +33,10 @@ TRAINING = {
 LORA = {"method": "lora", "adapter": {"lora_dropout": 0.2, "r": 4}}
 SECTIONS: dict[str, dict[str, Any]] = {
     "sft": {"model": {"name": "base", **LORA}, "training": TRAINING},
-    "sft-padded": {"model": {"name": "base"}, "training": {**TRAINING, "packing": False, "eval_strategy": "steps", "eval_steps": 3}},
+    "sft-padded": {
+        "model": {"name": "base"},
+        "training": {**TRAINING, "packing": False, "eval_strategy": "steps", "eval_steps": 3},
+    },
     "reward": {"model": {"name": "base"}, "training": TRAINING},
     "reward-members": {"model": {"name": "base", **LORA}, "training": {**TRAINING, "members": 2, "max_steps": 7}},
     "ppo": {
@@ -64,24 +66,65 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+class Server:
+    """A process that has everything imported, and forks one for each stage that it is to run."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "dying.py"), "preload"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True, cwd=HERE, env=launching.environment(),
+        )  # fmt: skip
+
+    def start(self, folder: Path, stage: str, arguments: list[str], kill_at: int, **variables: str) -> None:
+        request = {"folder": str(folder), "stage": stage, "arguments": arguments, "kill_at": kill_at}
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(request | {"variables": variables}) + "\n")
+        self.process.stdin.flush()
+
+    def wait(self) -> int:
+        assert self.process.stdout
+        return int(self.process.stdout.readline())
+
+
 @pytest.fixture(scope="module")
-def forks():
-    """Runs a stage in a fork of a process that has everything imported; call(folder, stage, arguments, kill_at)."""
-    process = subprocess.Popen(
-        [sys.executable, str(HERE / "dying.py"), "preload"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        cwd=HERE, env=launching.environment(),
-    )  # fmt: skip
+def servers():
+    made = [Server(), Server()]
+    yield made
+    for server in made:
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.fixture(scope="module")
+def forks(servers):
+    """Runs a stage in one process; call(folder, stage, arguments, kill_at)."""
 
     def call(folder: Path, stage: str, arguments: list[str], kill_at: int = 0) -> int:
-        request = {"folder": str(folder), "stage": stage, "arguments": arguments, "kill_at": kill_at}
-        assert process.stdin and process.stdout
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-        return int(process.stdout.readline())
+        servers[0].start(folder, stage, arguments, kill_at)
+        return servers[0].wait()
 
-    yield call
-    process.kill()
-    process.wait()
+    return call
+
+
+@pytest.fixture(scope="module")
+def two_forks(servers, tmp_path_factory):
+    """Runs a stage in two processes under ZeRO-2, in the environment that `accelerate launch` makes for them."""
+    folder = tmp_path_factory.mktemp("launch")
+    done = launching.launch(launching.ZERO2, [str(HERE / "dying.py"), "environment"], folder)
+    assert done.code == 0, done.output
+    given = [json.loads((folder / f"environment-{rank}.json").read_text()) for rank in range(2)]
+    for variables in given:  # there is no launcher here whose store the processes could meet in
+        variables.pop("TORCHELASTIC_USE_AGENT_STORE")
+
+    def call(folder: Path, stage: str, arguments: list[str], kill_at: int = 0) -> int:
+        port = str(launching.free_port())
+        for server, variables in zip(servers, given, strict=True):
+            server.start(folder, stage, arguments, kill_at, **{**variables, "MASTER_PORT": port})
+        codes = [server.wait() for server in servers]
+        assert codes[0] == codes[1], codes
+        return codes[0]
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +175,8 @@ def same(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
+    if hasattr(one, "__dict__"):  # DeepSpeed's loss scaler
+        return type(one) is type(other) and same(vars(one), vars(other))
     return bool(one == other)
 
 
@@ -181,23 +226,26 @@ def kills_of(name: str, count: int) -> list[int]:
     return [draw.randint(saved + 1, 2 * saved), *(draw.randint(1, saved + 2) for _ in range(count - 1))]
 
 
-@pytest.mark.parametrize("name", list(SECTIONS))
-def test_killed_and_resumed_on_one_process_ends_as_if_nothing_had_happened(house, forks, name):
+def run_both(house: Path, name: str, call: Any) -> None:
     def start(stage: str, arguments: list[str], kill_at: int) -> int:
-        code = forks(house, stage, arguments, kill_at)
+        code = call(house, stage, arguments, kill_at)
         assert code in (0, -9), (house / "log.txt").read_text()[-4000:]
         return code
 
     killed_and_resumed(house, name, kills_of(name, 5), start)
 
 
+@pytest.mark.parametrize("name", list(SECTIONS))
+def test_killed_and_resumed_on_one_process_ends_as_if_nothing_had_happened(house, forks, name):
+    run_both(house, name, forks)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "sft-padded", "reward", "ppo"])
-def test_killed_and_resumed_under_zero_2_on_two_processes(house, name):
-    def start(stage: str, arguments: list[str], kill_at: int) -> int:
-        target = [str(HERE / "dying.py"), str(kill_at), stage, *arguments]
-        done = launching.launch(launching.ZERO2, target, house)
-        assert done.code == 0 or kill_at, done.output[-4000:]
-        return done.code
-
-    killed_and_resumed(house, name, kills_of(name, 5), start)
+def test_killed_and_resumed_under_zero_2_on_two_processes(house, two_forks, name):
+    run_both(house, name, two_forks)
+    events = [json.loads(line) for line in (house / "runs" / name / "events.jsonl").read_text().splitlines()]
+    (backend,) = [event for event in events if event["event"] == "backend"]
+    assert {key: backend[key] for key in ("engine", "world_size", "zero_stage")} == {
+        "engine": "DeepSpeedEngine", "world_size": 2, "zero_stage": 2,
+    }  # fmt: skip
