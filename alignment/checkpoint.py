@@ -11,6 +11,7 @@ reads pickles, so its files are read only behind a manifest of this very run, in
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import re
@@ -60,6 +61,17 @@ class CheckpointManifest(BaseModel):
     """Bytes of each of the journal's files; what comes after them is of steps that are done again."""
     created_at: AwareDatetime
     files: dict[str, FileRecord]
+    digest: str = ""
+    """sha256 over the rest: a manifest can be damaged too, and still be one."""
+
+    def sealed(self) -> CheckpointManifest:
+        return self.model_copy(update={"digest": self._digest()})
+
+    def is_whole(self) -> bool:
+        return self.digest == self._digest()
+
+    def _digest(self) -> str:
+        return hashlib.sha256(self.model_copy(update={"digest": ""}).model_dump_json().encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -99,6 +111,8 @@ def open_checkpoint(path: Path, run_id: str, full: bool = True) -> Checkpoint:
         raise CheckpointError(f"{path}: {error.filename or path} cannot be read: {error.strerror}") from None
     except ValidationError as error:
         raise CheckpointError(f"{path}: its manifest is damaged ({str(error).splitlines()[0]})") from None
+    if not manifest.is_whole():
+        raise CheckpointError(f"{path}: its manifest is damaged (its sha256 is not the one that it ends with)")
     if manifest.run_id != run_id or step_name(manifest.step) != path.name:
         raise CheckpointError(
             f"{path}: its manifest is of {step_name(manifest.step)} of run {manifest.run_id:.12}, not of {path.name} "
@@ -255,7 +269,7 @@ class Checkpoints:
                 journal=self._journal_offsets(),
                 created_at=datetime.now(UTC),
                 files=dict(sorted(files.items())),
-            )
+            ).sealed()
             write_file(staging / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
             sync_tree(staging)
             path = staging.parent / step_name(step)
@@ -293,8 +307,6 @@ def _discard(path: Path) -> None:
 
 
 def _bring_to_disk(path: Path) -> FileRecord:
-    import hashlib
-
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
