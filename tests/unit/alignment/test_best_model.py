@@ -1,5 +1,6 @@
 """Which evaluation is the best one, when to stop, and what is refused, with a trainer that only remembers its saves."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,10 +19,15 @@ NAN = float("nan")
 def evaluate(tmp_path, values, metric=None, greater_is_better=None, name="eval_loss", **arguments):
     """Feed one evaluation a step until told to stop; (the callback, steps at which the model was saved, last step)."""
     state, control, saved = TrainerState(), TrainerControl(), []
+
+    def save_model(folder):
+        Path(folder).mkdir()
+        saved.append(state.global_step)
+
     trainer = SimpleNamespace(
         args=SimpleNamespace(metric_for_best_model=metric, greater_is_better=greater_is_better),
         state=state,
-        save_model=lambda folder: saved.append(state.global_step),
+        save_model=save_model,
     )
     best = BestModel(trainer, BestModelArguments(**arguments), tmp_path / "best", Journal(tmp_path, enabled=False))
     for value in values:

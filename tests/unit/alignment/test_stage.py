@@ -98,7 +98,10 @@ def test_an_earlier_run_is_kept_unless_told(command, capsys):
     assert command() == 0
     (command.folder / "metrics.jsonl").write_text("{}\n")
     assert command() == 2
-    assert "holds an earlier run; choose another name (name=toy-2) or pass --overwrite" in capsys.readouterr().err
+    assert (
+        "holds an earlier run; go on with it (--resume auto), choose another name (name=toy-2), or pass --overwrite"
+        in capsys.readouterr().err
+    )
     assert (command.folder / "metrics.jsonl").exists()
     assert exit_record(command)["code"] == 0
     assert command("--overwrite") == 0
