@@ -178,6 +178,9 @@ class Registry:
         run_id: str | None = None,
         publish_id: str | None = None,
         base: Parent | None = None,
+        wandb_url: str | None = None,
+        origin: Mapping[str, Any] | None = None,
+        remote_code: bool = False,
     ) -> Version:
         """Store a Hugging Face folder as the next version of `name`. Call it on rank 0 only.
 
@@ -189,6 +192,8 @@ class Registry:
             publish_id: a job's own name for this publish. A version of `name` that has it is returned and nothing is
                 stored, so a requeued job publishes once.
             base: for an adapter, the model that it adapts.
+            origin: of an imported model; see manifest.Origin for the keys.
+            remote_code: Python files of the folder are stored too, and the manifest says so.
 
         Raises:
             RegistryError: a wrong argument, a file that may not be stored, or a folder that cannot be written.
@@ -208,6 +213,9 @@ class Registry:
             seed=seed,
             world_size=world_size,
             run_id=run_id,
+            wandb_url=wandb_url,
+            origin=origin,
+            remote_code=remote_code,
             publish_id=publish_id or uuid.uuid4().hex,
             code=provenance.code_state(),
             packages=provenance.package_versions(),
@@ -216,7 +224,7 @@ class Registry:
         with one_line_errors(f"{name} cannot be published to {self.path}"):
             check_model_folder(source, adapter=base is not None)
             with self._staged() as staging:
-                files = copy_tree(source, staging)
+                files = copy_tree(source, staging, remote_code)
                 sync_tree(staging)
                 tokenizer, template = provenance.tokenizer_hash(files), provenance.chat_template_hash(staging)
                 found = {"files": files, "tokenizer_hash": tokenizer, "chat_template_hash": template}
