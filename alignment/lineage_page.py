@@ -12,9 +12,9 @@ from alignment.registry import LineageNode
 from alignment.registry.lineage import flat_metrics
 from alignment.registry.words import in_words, with_intervals
 
-WIDTH, GAP, LINE, BEND = 224, 28, 18, 46
+WIDTH, GAP, LINE, BEND = 272, 28, 18, 46
 """Of a box, between two, of a line of text, and between two rows, in the picture's units."""
-_CUT = 34
+_CUT = 38
 
 _STYLE = """
 svg { display: block; margin: 0 auto; } svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
@@ -193,10 +193,10 @@ def _step(number: int, found: list[Box]) -> dict[str, Any]:
         answers = [("answers by", found[parent].title) for parent in box.parents]
         latest = max(box.data, key=lambda data: data.ratings or 0)
         facts = [*answers, ("used by", ", ".join(b.title for b in found if number in b.parents))]
-        facts += [("sha256", latest.sha256)] * bool(latest.sha256) + [("split", latest.split)] * bool(latest.split)
+        facts += [("sha256", latest.sha256 or ""), ("split", latest.split or "")]
         what = "ratings" if box.kind == "ratings" else "data"
         words = [", ".join(line for line in data_lines(box.data) if not line.startswith("sha256"))]
-        return step | {"what": what, "words": words, "facts": facts, "simulated": any(d.simulated for d in box.data)}
+        return step | {"what": what, "words": words, "facts": [fact for fact in facts if fact[1]], "simulated": any(d.simulated for d in box.data)}
     if box.node.version is None:
         return step | {"what": "a model that is not in this registry", "problem": box.node.problem, "facts": []}
     manifest = box.node.version.manifest

@@ -40,7 +40,7 @@ def headline(metrics: Mapping[str, JsonValue], most: int) -> list[tuple[str, str
 
 def with_intervals(metrics: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """`x`, `x_low` and `x_high` as one metric with an interval."""
-    joined = {}
+    joined: dict[str, JsonValue] = {}
     for key, value in metrics.items():
         stem = key.removesuffix("_low").removesuffix("_high")
         if stem != key and {stem, f"{stem}_low", f"{stem}_high"} <= metrics.keys():
@@ -51,7 +51,7 @@ def with_intervals(metrics: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 def _value_and_interval(metrics: Mapping[str, JsonValue], key: str) -> tuple[float, list[float]] | None:
-    found = with_intervals(metrics).get(key)
+    found: JsonValue = with_intervals(metrics).get(key)
     ends: JsonValue = []
     if isinstance(found, dict):
         found, ends = found.get("value"), found.get("ci")
