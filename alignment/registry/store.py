@@ -235,7 +235,8 @@ class Registry:
         home = self._models / draft.name
         make_folder(home)
         own_card = CARD not in draft.files
-        simulated = own_card and simulated_ratings(edge.node for edge in Tracer(self.resolve).edges(draft))
+        parents = [edge.node for edge in Tracer(self.resolve).edges(draft)] if own_card else []
+        simulated = simulated_ratings(iter(parents))
         simulated = simulated or any(data.simulated for data in draft.data)
         searched: set[int] = set()
         taken = 0
@@ -247,7 +248,7 @@ class Registry:
             number = max(numbers, default=0) + 1
             manifest = draft.model_copy(update={"version": number})
             if own_card:
-                card = write_file(staging / CARD, model_card(manifest, simulated).encode())
+                card = write_file(staging / CARD, model_card(manifest, simulated, parents).encode())
                 manifest = manifest.model_copy(update={"files": {**draft.files, CARD: card}})
             write_file(staging / MANIFEST, manifest.to_bytes())
             sync_folder(staging)

@@ -51,18 +51,13 @@ def with_intervals(metrics: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 def _value_and_interval(metrics: Mapping[str, JsonValue], key: str) -> tuple[float, list[float]] | None:
-    found: JsonValue = with_intervals(metrics).get(key)
-    ends: JsonValue = []
-    if isinstance(found, dict):
-        found, ends = found.get("value"), found.get("ci")
-    if not _is_finite(found):
+    found = with_intervals(metrics).get(key)
+    parts: dict[str, JsonValue] = found if isinstance(found, dict) else {"value": found}
+    value, ends = parts.get("value"), parts.get("ci")
+    if not isinstance(value, int | float):  # one that was not finite is the text "nan"
         return None
-    known = [float(end) for end in ends if _is_finite(end)] if isinstance(ends, list) else []  # type: ignore[arg-type]
-    return float(found), known if len(known) == 2 else []  # type: ignore[arg-type]
-
-
-def _is_finite(value: JsonValue) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    known = [float(end) for end in ends if isinstance(end, int | float)] if isinstance(ends, list) else []
+    return float(value), known if len(known) == 2 else []
 
 
 def _spoken(key: str, value: float, ends: list[float]) -> str:
