@@ -288,6 +288,16 @@ def _parse_yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: not valid YAML: {reason}") from None
 
 
+def front_matter(text: str) -> dict[str, Any]:
+    """The YAML between `---` lines at the head of a Markdown file; empty where there is none that can be read."""
+    match = re.match(r"\ufeff?---[ \t]*\r?\n(.{0,20000}?)\r?\n---[ \t]*(\r?\n|$)", text, re.DOTALL)
+    try:
+        found = _parse_yaml(match[1], "front matter") if match else None
+    except ConfigError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def load_config(cls: type[ConfigT], path: str | Path, overrides: Iterable[str] = ()) -> ConfigT:
     """Read a YAML file, apply dotted overrides such as `training.learning_rate=2e-5`, and validate.
 
