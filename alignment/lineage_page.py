@@ -126,8 +126,8 @@ def draw(found: list[Box], depth: list[int]) -> Picture:
         y += high[level] + BEND
     shapes = [
         {
-            **{"number": number, "kind": box.kind, "x": place[number,][0], "y": place[number,][1]},
-            **{"width": WIDTH, "height": _height(box), "lines": [_cut(line) for line in (box.title, *box.lines)]},
+            "number": number, "kind": box.kind, "x": place[number,][0], "y": place[number,][1],
+            "width": WIDTH, "height": _height(box), "lines": [_cut(line) for line in (box.title, *box.lines)],
         }
         for number, box in enumerate(found)
     ]
@@ -196,7 +196,12 @@ def _step(number: int, found: list[Box]) -> dict[str, Any]:
         facts += [("sha256", latest.sha256 or ""), ("split", latest.split or "")]
         what = "ratings" if box.kind == "ratings" else "data"
         words = [", ".join(line for line in data_lines(box.data) if not line.startswith("sha256"))]
-        return step | {"what": what, "words": words, "facts": [fact for fact in facts if fact[1]], "simulated": any(d.simulated for d in box.data)}
+        return step | {
+            "what": what,
+            "words": words,
+            "facts": [fact for fact in facts if fact[1]],
+            "simulated": any(d.simulated for d in box.data),
+        }
     if box.node.version is None:
         return step | {"what": "a model that is not in this registry", "problem": box.node.problem, "facts": []}
     manifest = box.node.version.manifest
@@ -204,7 +209,11 @@ def _step(number: int, found: list[Box]) -> dict[str, Any]:
         ("digest", box.node.version.digest),
         ("published", f"{manifest.created_at:%Y-%m-%d %H:%M} UTC"),
         *made_from,
-        *([("commit", manifest.code.commit + (" with changes" if manifest.code.dirty else ""))] if manifest.code else []),
+        *(
+            [("commit", manifest.code.commit + (" with changes" if manifest.code.dirty else ""))]
+            if manifest.code
+            else []
+        ),
         *([("from", manifest.origin.source)] if manifest.origin else []),
     ]
     metrics = manifest.metrics or {}

@@ -119,9 +119,13 @@ def _with_base(source: ModelSource, manifest: Manifest, registry: Registry, abov
     recorded = manifest.base
     assert recorded is not None
     if source.label in above:  # a base without a digest, as a hub's, lets a forged manifest close a ring
-        raise ModelError(f"{source.label} is an adapter on itself: one of the manifests of {', '.join(above)} is forged")
+        raise ModelError(
+            f"{source.label} is an adapter on itself: one of the manifests of {', '.join(above)} is forged"
+        )
     if len(above) >= MAX_ADAPTERS:
-        raise ModelError(f"{above[0]}: more than {MAX_ADAPTERS} adapters on each other; export it merged and import that")
+        raise ModelError(
+            f"{above[0]}: more than {MAX_ADAPTERS} adapters on each other; export it merged and import that"
+        )
     pinned = recorded.ref
     if registry.is_reference(pinned) and recorded.digest:
         pinned = f"{pinned.partition('@')[0]}@{recorded.digest}"

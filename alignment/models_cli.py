@@ -168,6 +168,27 @@ def import_command(
         typer.echo(clean(f"not copied: {one_line(', '.join(left_out))}"), err=True)
 
 
+@models.command("mirror")
+def mirror_models(
+    project: Annotated[str, typer.Option(help="The W&B project.")] = "alignment",
+    offline: Annotated[bool, typer.Option("--offline", help="Into ./wandb, for `wandb sync`.")] = False,
+    registry: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell W&B of the versions that it does not know of yet.  Example: alignment models mirror --project help-desk"""
+    from alignment.mirror import mirror_all
+
+    told, failed = mirror_all(Registry(registry), project, "offline" if offline else "online")
+    if as_json:
+        print_json({"mirrored": told, "failed": failed})
+    else:
+        typer.echo(f"told W&B of {len(told)} versions" if told or failed else "W&B knows of every version")
+        if failed:
+            typer.echo(f"not yet: {one_line(', '.join(failed))}; run this again", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
 def plain_table(*columns: str) -> Table:
     return Table(*columns, box=SIMPLE_HEAD if console().is_terminal else None, pad_edge=False)
 

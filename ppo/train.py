@@ -71,7 +71,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
         journal.event("models", **{role: source.label for role, source in sources.items()}, packed=models.packed)
         loop.run()
         with loop.published_policy() as metrics:
-            ref = _publish(config, registry, models, loop.engine, data, metrics)
+            ref = _publish(config, registry, models, loop, data, metrics)
         journal.event("published", model=ref, **metrics)
     return {"model": ref, "metrics": metrics}
 
@@ -305,12 +305,12 @@ def _publish(
     config: PPOStageConfig,
     registry: Any,
     models: Models,
-    engine: TrainingEngine,
+    loop: Loop,
     data: Sequence[Mapping[str, Any]],
     metrics: Mapping[str, Any],
 ) -> str:
     """Save and publish the policy, whole or as an adapter; every process takes part in gathering the weights."""
-    weights = engine.full_state_dict()
+    weights = loop.engine.full_state_dict()
 
     def save_and_publish() -> str:
         prefix = "policy."
@@ -331,6 +331,7 @@ def _publish(
                 data=data,
                 metrics=metrics,
                 seed=config.training.seed,
+                journal=loop.journal,
             ).ref
 
     return distributed.on_main_process(save_and_publish)

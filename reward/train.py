@@ -118,7 +118,7 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
                 finished = finish_all(Path(staging), config, prepared, trained)
                 last = sum(member.steps for member in trained[:-1]) + trained[-1].step
                 judged = _judge(config, prepared, finished, journal, last)
-            return _publish(finished, config, prepared, summed_up(trained) | judged), judged
+            return _publish(finished, config, prepared, summed_up(trained) | judged, journal), judged
 
         ref, judged = distributed.on_main_process(judge_and_publish)
         metrics = summed_up(trained) | judged
@@ -166,7 +166,9 @@ def _judge(
     return metrics
 
 
-def _publish(finished: Finished, config: RewardStageConfig, prepared: Prepared, metrics: dict[str, Any]) -> str:
+def _publish(
+    finished: Finished, config: RewardStageConfig, prepared: Prepared, metrics: dict[str, Any], journal: Journal
+) -> str:
     source = prepared.start.source
     return trainers.publish(
         config,
@@ -179,6 +181,7 @@ def _publish(finished: Finished, config: RewardStageConfig, prepared: Prepared, 
         data=[*prepared.train_set.fingerprints, *prepared.eval_set.fingerprints],
         metrics=metrics,
         seed=finished.seed,
+        journal=journal,
     ).ref
 
 

@@ -71,7 +71,7 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
             metrics |= {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 50.0))}
         metrics |= methods.describe(trainer.model)
         with finished_model(trainer, best, config.run_dir) as folder:
-            ref = publish(config, prepared, folder, metrics)
+            ref = publish(config, prepared, folder, metrics, journal)
         journal.event("published", model=ref, **metrics)
     return {"model": ref, "metrics": metrics}
 
@@ -152,7 +152,9 @@ def _packing(config: SFTStageConfig, arguments: SFTConfig, policy: nn.Module) ->
     return None
 
 
-def publish(config: SFTStageConfig, prepared: Prepared, folder: Path, metrics: Mapping[str, Any]) -> str:
+def publish(
+    config: SFTStageConfig, prepared: Prepared, folder: Path, metrics: Mapping[str, Any], journal: Journal | None = None
+) -> str:
     """Publish a saved model, or an adapter alone; returns its reference, on every process."""
     source = prepared.start.source
     base = methods.base_of(source, config.model)
@@ -169,6 +171,7 @@ def publish(config: SFTStageConfig, prepared: Prepared, folder: Path, metrics: M
                 data=[mark for marks in prepared.data.fingerprints.values() for mark in marks],
                 metrics=metrics,
                 seed=prepared.seed,
+                journal=journal,
             ).ref
         )
     )

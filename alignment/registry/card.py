@@ -104,7 +104,9 @@ def _results(manifest: Manifest) -> list[str]:
     table = _table(("metric", "value"), rows)
     if len(rows) > 6:
         table = [f"<details><summary>All {len(rows)} figures</summary>", "", *table, "</details>", ""]
-    return [*lines, *table, "In brackets: the 95% interval.", ""] if any("[" in row[1] for row in rows) else lines + table
+    return (
+        [*lines, *table, "In brackets: the 95% interval.", ""] if any("[" in row[1] for row in rows) else lines + table
+    )
 
 
 def _lineage(manifest: Manifest, ref: str, parents: Sequence[LineageNode]) -> list[str]:

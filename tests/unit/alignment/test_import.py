@@ -246,7 +246,7 @@ def test_a_hub_name_is_fetched_at_its_revision(
         raise ConnectionError("no network\nmore")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(UserError, match="the hub does not give it: no network$"):
+    with pytest.raises(UserError, match=r"the hub does not give it: no network$"):
         import_model("some/model", "theirs", registry)
 
 
