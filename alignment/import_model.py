@@ -136,7 +136,7 @@ def _weights(files: list[str], source: str) -> list[str]:
 
 
 def _is_kept(file: str, files: list[str]) -> bool:
-    if file.endswith((".safetensors", ".bin")) or file.endswith((f"{_SAFE}.index.json", f"{_PICKLED}.index.json")):
+    if file.endswith((".safetensors", ".bin", f"{_SAFE}.index.json", f"{_PICKLED}.index.json")):
         return False  # `_copy` and `_convert` bring those of the weights
     return (file.endswith((*SUFFIXES, ".py")) and not file.startswith(".") and file != CARD) or file in _LICENSES
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -138,7 +139,7 @@ def _untangle(rows: list[list[tuple[int, ...]]], chains: list[list[tuple[int, ..
     """Order each row by the middle of its neighbours, down and up a few times."""
     near: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     for chain in chains:
-        for one, other in zip(chain, chain[1:], strict=False):
+        for one, other in itertools.pairwise(chain):
             near.setdefault(one, []).append(other)
             near.setdefault(other, []).append(one)
     for _ in range(4):
