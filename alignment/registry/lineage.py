@@ -9,6 +9,7 @@ from rich.tree import Tree
 
 from alignment.registry.errors import RegistryError
 from alignment.registry.manifest import DataFingerprint, Manifest
+from alignment.registry.references import enumerated
 from alignment.registry.version import Version
 from alignment.terminal import one_line
 
@@ -149,6 +150,8 @@ def describe_data(data: DataFingerprint) -> str:
         facts.append(f"{data.labelers} {kind}labeler{'' if data.labelers == 1 else 's'}")
     elif data.simulated and data.ratings is None:
         facts.append("simulated ratings")
+    if data.answered_by:
+        facts.append(f"answers by {enumerated([one_line(ref) for ref in data.answered_by])}")
     if data.use == "eval":
         facts.append("held out")
     if data.split:

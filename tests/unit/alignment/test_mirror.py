@@ -66,12 +66,12 @@ def test_a_publish_is_in_the_offline_run_as_a_reference_with_its_lineage(
     (artifact,) = [found for record in records for found in artifacts(record)]
     metadata = json.loads(artifact["metadata"])
     assert (artifact["name"], artifact["type"]) == ("desk", "model")
-    assert artifact["aliases"] == ["registry-v1", "prod"]
+    assert artifact["aliases"] == ["latest", "registry-v1", "prod"]  # the first is W&B's own
     assert (metadata["ref"], metadata["digest"]) == ("desk@v1", version.digest)
     assert metadata["lineage"] == [{"as": "reference", "ref": "base@v1", "digest": registry.resolve("base").digest}]
     told = json.dumps(artifact["manifest"])
     assert (version.path / "model.safetensors").as_uri() in told
-    assert not [file for file in (tmp_path / "run" / "wandb").rglob("*.safetensors")]  # a reference, no copy
+    assert not list((tmp_path / "run" / "wandb").rglob("*.safetensors"))  # a reference, no copy
 
 
 def artifacts(value: Any) -> list[Any]:
