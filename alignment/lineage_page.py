@@ -16,6 +16,8 @@ from alignment.registry.words import in_words, with_intervals
 WIDTH, GAP, LINE, BEND = 272, 28, 18, 46
 """Of a box, between two, of a line of text, and between two rows, in the picture's units."""
 _CUT = 38
+_LANE = 10
+"""The gap where each box has a row of its own, as on a phone, and there is little but lanes beside them."""
 
 _STYLE = """
 svg { display: block; margin: 0 auto; } svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
@@ -26,6 +28,7 @@ svg .name { font-weight: 600; font-size: 13px; } svg .served { fill: var(--dim);
 .missing .box { stroke-dasharray: 4; }
 .arrow { fill: none; stroke: var(--dim); stroke-width: 1.5; opacity: .8; } marker path { fill: var(--dim); }
 :root { --rated: #ad1457; } @media (prefers-color-scheme: dark) { :root { --rated: #f48fb1; } }
+.narrow { display: none; } @media (max-width: 44rem) { .wide { display: none; } .narrow { display: block; } }
 .scroll { padding: .6rem 0; border: 1px solid var(--line); border-radius: .4rem; }
 .step { border: 1px solid var(--line); border-left: .3rem solid var(--dim); border-radius: .3rem;
   padding: .7rem .9rem; margin: .8rem 0; }
@@ -37,20 +40,25 @@ svg .name { font-weight: 600; font-size: 13px; } svg .served { fill: var(--dim);
 .keys { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .5rem 0 0; color: var(--dim); font-size: .85rem; }
 """
 
-_BODY = """
-<h1>Where {{ root }} comes from</h1>
-<p class="source">{{ digest }}</p>
-<div class="scroll"><svg width="{{ width }}" height="{{ height }}" viewBox="0 0 {{ width }} {{ height }}" role="img"
- aria-label="The models and data behind {{ root }}, oldest at the top">
-<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">
+_MACROS = """{% macro draw(picture, root, name) %}
+<svg width="{{ picture.width }}" height="{{ picture.height }}" role="img"
+ viewBox="0 0 {{ picture.width }} {{ picture.height }}" aria-label="The models and data behind {{ root }}, oldest at the top">
+<defs><marker id="tip-{{ name }}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">
 <path d="M0 0 L8 4 L0 8 z"/></marker></defs>
-{% for arrow in arrows %}<path class="arrow" d="{{ arrow }}" marker-end="url(#tip)"/>
-{% endfor %}{% for shape in shapes %}<g class="{{ shape.kind }}"><a href="#step-{{ shape.number }}">
+{% for arrow in picture.arrows %}<path class="arrow" d="{{ arrow }}" marker-end="url(#tip-{{ name }})"/>
+{% endfor %}{% for shape in picture.shapes %}<g class="{{ shape.kind }}"><a href="#step-{{ shape.number }}">
 <rect class="box" x="{{ shape.x }}" y="{{ shape.y }}" width="{{ shape.width }}" height="{{ shape.height }}" rx="8"/>
 {% for line in shape.lines %}<text x="{{ shape.x + 12 }}" y="{{ shape.y + 22 + 18 * loop.index0 }}"
 {%- if loop.first %} class="name"{% endif %}>{{ line }}</text>
 {% endfor %}</a></g>
-{% endfor %}</svg></div>
+{% endfor %}</svg>
+{% endmacro %}"""
+
+_BODY = """
+<h1>Where {{ root }} comes from</h1>
+<p class="source">{{ digest }}</p>
+<div class="scroll wide">{{ draw(wide, root, "wide") }}</div>
+<div class="scroll narrow">{{ draw(narrow, root, "narrow") }}</div>
 <p class="keys"><span>Oldest at the top; an arrow leads to what was made from it.</span>
 <span>Blue: policies. Orange: reward models. Green: data. Pink: ratings.</span></p>
 <h2>Step by step</h2>
@@ -85,25 +93,23 @@ def lineage_page(root: LineageNode) -> str:
     """The page of a lineage."""
     found = boxes(root)
     depth = levels(found)
-    picture = draw(found, depth)
     order = sorted(range(len(found)), key=lambda number: (-depth[number], found[number].kind in ("policy", "reward")))
+    one_a_row = [len(order) - 1 - order.index(number) for number in range(len(order))]
     return pages.render(
         f"Lineage of {root.ref}",
         _STYLE,
-        "",
+        _MACROS,
         _BODY,
         root=root.ref,
         digest=root.version.digest if root.version else "",
-        width=picture.width,
-        height=picture.height,
-        arrows=picture.arrows,
-        shapes=picture.shapes,
+        wide=draw(found, depth),
+        narrow=draw(found, one_a_row, gap=_LANE),
         steps=[_step(number, found) for number in order],
     )
 
 
-def draw(found: list[Box], depth: list[int]) -> Picture:
-    """Rows by depth, the root at the bottom; an arrow over several rows has a lane of its own in those between."""
+def draw(found: list[Box], depth: list[int], gap: int = GAP) -> Picture:
+    """Rows by depth, the last at the top; an arrow over several rows has a lane of its own in those between."""
     rows: list[list[tuple[int, ...]]] = [[] for _ in range(max(depth) + 1)]
     for number, level in enumerate(depth):
         rows[level].append((number,))
@@ -116,14 +122,14 @@ def draw(found: list[Box], depth: list[int]) -> Picture:
             chains.append([(parent,), *lanes, (child,)])
     _untangle(rows, chains)
     high = [max(_height(found[key[0]]) for key in row if len(key) == 1) for row in rows]
-    widths = [sum(_width(key) for key in row) + GAP * (len(row) - 1) for row in rows]
-    width, y = max(widths) + 2 * GAP, GAP
+    widths = [sum(_width(key) for key in row) + gap * (len(row) - 1) for row in rows]
+    width, y = max(widths) + 2 * gap, gap
     place: dict[tuple[int, ...], tuple[int, int]] = {}
     for level in reversed(range(len(rows))):
         x = (width - widths[level]) // 2
         for key in rows[level]:
             place[key] = (x, y)
-            x += _width(key) + GAP
+            x += _width(key) + gap
         y += high[level] + BEND
     shapes = [
         {
@@ -132,7 +138,7 @@ def draw(found: list[Box], depth: list[int]) -> Picture:
         }
         for number, box in enumerate(found)
     ]
-    return Picture(width, y - BEND + GAP, shapes, [_path(chain, place, found, high, depth) for chain in chains])
+    return Picture(width, y - BEND + gap, shapes, [_path(chain, place, found, high, depth) for chain in chains])
 
 
 def _untangle(rows: list[list[tuple[int, ...]]], chains: list[list[tuple[int, ...]]]) -> None:
