@@ -42,7 +42,8 @@ svg .name { font-weight: 600; font-size: 13px; } svg .served { fill: var(--dim);
 
 _MACROS = """{% macro draw(picture, root, name) %}
 <svg width="{{ picture.width }}" height="{{ picture.height }}" role="img"
- viewBox="0 0 {{ picture.width }} {{ picture.height }}" aria-label="The models and data behind {{ root }}, oldest at the top">
+ viewBox="0 0 {{ picture.width }} {{ picture.height }}"
+ aria-label="The models and data behind {{ root }}, oldest at the top">
 <defs><marker id="tip-{{ name }}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">
 <path d="M0 0 L8 4 L0 8 z"/></marker></defs>
 {% for arrow in picture.arrows %}<path class="arrow" d="{{ arrow }}" marker-end="url(#tip-{{ name }})"/>
@@ -133,8 +134,13 @@ def draw(found: list[Box], depth: list[int], gap: int = GAP) -> Picture:
         y += high[level] + BEND
     shapes = [
         {
-            "number": number, "kind": box.kind, "x": place[number,][0], "y": place[number,][1],
-            "width": WIDTH, "height": _height(box), "lines": [_cut(line) for line in (box.title, *box.lines)],
+            "number": number,
+            "kind": box.kind,
+            "x": place[number,][0],
+            "y": place[number,][1],
+            "width": WIDTH,
+            "height": _height(box),
+            "lines": [_cut(line) for line in (box.title, *box.lines)],
         }
         for number, box in enumerate(found)
     ]
