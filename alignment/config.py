@@ -212,6 +212,9 @@ class RegistryConfig(Section):
     """Registry folder. None: `ALIGNMENT_REGISTRY`, else `./registry`."""
     alias: Name | None = None
     """An alias (`prod`) that is moved to the new version."""
+    allow_new_tokenizer: bool = False
+    """Publish though the tokenizer or chat template is not that of the model it started from. In SFT, `model.template`
+    and `model.eos_token` are a choice already and need no leave."""
 
 
 class TrackingConfig(Section):
@@ -286,6 +289,16 @@ def _parse_yaml(text: str, where: str) -> Any:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, say
         reason = " ".join(str(error).split())
         raise ConfigError(f"{where}: not valid YAML: {reason}") from None
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    """The YAML between `---` lines at the head of a Markdown file; empty where there is none that can be read."""
+    match = re.match(r"\ufeff?---[ \t]*\r?\n(.{0,20000}?)\r?\n---[ \t]*(\r?\n|$)", text, re.DOTALL)
+    try:
+        found = _parse_yaml(match[1], "front matter") if match else None
+    except ConfigError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def load_config(cls: type[ConfigT], path: str | Path, overrides: Iterable[str] = ()) -> ConfigT:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,9 +27,10 @@ from alignment.models import (
 )
 from alignment.registry import Registry
 from alignment.registry.files import MANIFEST, list_files
-from alignment.scalar_models import load_body, load_plain_classifier, load_scalar_model
+from alignment.scalar_models import SCORE, load_body, load_plain_classifier, load_scalar_model
 
 TOLERANCE = 1e-5
+README = "README.md"
 
 
 def export(ref: str, folder: Path, registry: Registry, *, adapter_only: bool = False) -> dict[str, Any]:
@@ -53,14 +55,43 @@ def export(ref: str, folder: Path, registry: Registry, *, adapter_only: bool = F
     if adapter_only and source.base is None:
         raise ModelError(f"{source.label}: a whole model, not an adapter; leave --adapter out")
     with _new_folder(folder) as staging:
-        if is_ensemble(source):
-            return report | _export_members(source, staging)
-        if source.base is None:
-            _copy(source, staging)
-            return report | {"written": "the whole model, file by file"}
-        if adapter_only:
-            return report | _export_adapter(source, staging, role == "reward")
-        return report | _export_merged(source, staging, role == "reward")
+        report |= _write(source, staging, role == "reward", adapter_only)
+        _write_readme(source, staging, role == "reward", report)
+        return report
+
+
+def _write(source: ModelSource, staging: Path, is_reward: bool, adapter_only: bool) -> dict[str, Any]:
+    if is_ensemble(source):
+        return _export_members(source, staging)
+    if source.base is None:
+        _copy(source, staging)
+        return {"written": "the whole model, file by file"}
+    return (_export_adapter if adapter_only else _export_merged)(source, staging, is_reward)
+
+
+def _write_readme(source: ModelSource, staging: Path, is_reward: bool, report: dict[str, Any]) -> None:
+    """The version's card, with what is particular to this folder."""
+    card = Path(source.path) / README
+    lines = [card.read_text(encoding="utf-8", errors="replace").rstrip()] if card.is_file() else []
+    lines += ["", "## This folder", "", f"Exported from {source.label} (`{source.digest}`): {report['written']}.", ""]
+    if is_reward:
+        told = [(folder, _score_bias(folder)) for folder in (staging, *sorted(staging.glob("member-*")))]
+        for folder, bias in ((folder, bias) for folder, bias in told if bias is not None):
+            which = "Its scores" if folder == staging else f"The scores of {folder.name}"
+            lines += [
+                f"{which} in plain transformers are higher by {bias!r} than in the suite, which takes this constant "
+                "off so that they average 0 over demonstrations. Differences of scores are the same.",
+                "",
+            ]
+    (staging / README).write_text("\n".join(lines), encoding="utf-8")
+
+
+def _score_bias(folder: Path) -> float | None:
+    """What the suite takes off the scores of a model in a folder; None where it holds no model."""
+    for name in (SCORE, "config.json"):
+        if (folder / name).is_file():
+            return float(json.loads((folder / name).read_bytes()).get("score_bias", 0.0))
+    return None
 
 
 def logits_difference(ours: PreTrainedModel | PeftModel, theirs: PreTrainedModel | PeftModel, vocab: int) -> float:

@@ -37,6 +37,8 @@ from alignment.tensors import entropy_from_logits, logprobs_from_logits, positio
 
 ENSEMBLE = "ensemble.json"
 """Describes the members of an ensemble (`alignment.ensembles`)."""
+MAX_ADAPTERS = 16
+"""How many adapters may be on each other: loading one merges them all."""
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 
 
@@ -81,10 +83,15 @@ class ModelSource:
         return self.parent("base")
 
 
-def find_model(name: str, registry: Registry, role: Literal["policy", "reward"]) -> ModelSource:
+def find_model(
+    name: str, registry: Registry, role: Literal["policy", "reward"], above: tuple[str, ...] = ()
+) -> ModelSource:
     """Resolve a registry reference (verified, role checked), a local folder, or a hub name, in that order.
 
     An adapter brings its base with it, found in the same way and compared with the one that it was trained on.
+
+    Args:
+        above: the adapters whose base this is, for bases that are adapters too.
 
     Raises:
         RegistryError: a reference that does not resolve, has another role, or whose files do not match.
@@ -93,7 +100,7 @@ def find_model(name: str, registry: Registry, role: Literal["policy", "reward"])
     if registry.is_reference(name):
         version = registry.load(name, role=role)
         source = ModelSource(str(version.path), version.ref, version.digest)
-        return _with_base(source, version.manifest, registry) if version.manifest.base else source
+        return _with_base(source, version.manifest, registry, above) if version.manifest.base else source
     if Path(name).is_dir():
         if adapters.is_adapter(Path(name)):
             raise ModelError(
@@ -107,15 +114,23 @@ def find_model(name: str, registry: Registry, role: Literal["policy", "reward"])
     return ModelSource(name)
 
 
-def _with_base(source: ModelSource, manifest: Manifest, registry: Registry) -> ModelSource:
+def _with_base(source: ModelSource, manifest: Manifest, registry: Registry, above: tuple[str, ...]) -> ModelSource:
     """A published adapter with the very base that its manifest names, and how it was trained."""
     recorded = manifest.base
     assert recorded is not None
+    if source.label in above:  # a base without a digest, as a hub's, lets a forged manifest close a ring
+        raise ModelError(
+            f"{source.label} is an adapter on itself: one of the manifests of {', '.join(above)} is forged"
+        )
+    if len(above) >= MAX_ADAPTERS:
+        raise ModelError(
+            f"{above[0]}: more than {MAX_ADAPTERS} adapters on each other; export it merged and import that"
+        )
     pinned = recorded.ref
     if registry.is_reference(pinned) and recorded.digest:
         pinned = f"{pinned.partition('@')[0]}@{recorded.digest}"
     try:
-        base = find_model(pinned, registry, role="policy")
+        base = find_model(pinned, registry, role="policy", above=(*above, source.label))
     except UserError as error:
         raise ModelError(f"{source.label} is an adapter on {recorded.ref}, which cannot be found: {error}") from error
     if base.as_base().digest != recorded.digest:

@@ -4,6 +4,8 @@ torch is imported inside the commands that need it, so that the command line sta
 """
 
 import json
+import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +15,13 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from alignment.errors import UserError
+from alignment.lineage_graph import mermaid
+from alignment.lineage_page import lineage_page
+from alignment.ratings import RatingsStore
 from alignment.registry import LineageNode, Registry, RegistryError, Version, render_lineage
 from alignment.registry.lineage import describe_data, flat_metrics, walk
+from alignment.registry.ratings import RatingSource, ratings_behind, reached_by
 from alignment.terminal import clean, console, one_line, screen
 
 models = typer.Typer(no_args_is_help=True, help="The model registry: what is in it and how it was made.")
@@ -52,17 +59,169 @@ def show_model(ref: RefArgument, registry: RegistryOption = None, as_json: JsonO
 
 
 @models.command("graph")
-def graph_model(ref: RefArgument, registry: RegistryOption = None, as_json: JsonOption = False) -> None:
-    """The lineage of a version, down to the data.  Example: alignment models graph help-desk-ppo"""
+def graph_model(
+    ref: RefArgument,
+    as_mermaid: Annotated[bool, typer.Option("--mermaid", help="Text that Markdown viewers draw.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page with a picture to this new file.")] = None,
+    registry: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The lineage of a version, down to the data.  Example: alignment models graph help-desk-ppo --html lineage.html"""
     node = Registry(registry).lineage(ref)
-    if as_json:
+    if as_mermaid + as_json + (html is not None) > 1:
+        raise UserError("--mermaid, --html and --json: one at a time")
+    if as_mermaid:
+        typer.echo(mermaid(node), nl=False)
+    elif html is not None:
+        try:
+            html.write_text(lineage_page(node), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--html {html}: cannot be written: {error.strerror}; name another file") from None
+        typer.echo(f"wrote {clean(str(html))}", err=True)
+    elif as_json:
         print_json(_graph(node))
     else:
         screen().print(render_lineage(node))
 
 
+@models.command("ratings")
+def ratings_of(
+    ref: Annotated[str | None, typer.Argument(help="A model; or none with --labeler.")] = None,
+    labeler: Annotated[str | None, typer.Option("--labeler", help="A name, or a hash as the first form shows.")] = None,
+    db: Annotated[Path | None, typer.Option("--db", help="The ratings database that knows the name.")] = None,
+    registry: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The ratings behind a model, or with --labeler the models that a labeler's ratings reached.
+
+    Example: alignment models ratings help-desk-ppo
+    """
+    opened = Registry(registry)
+    if (ref is None) == (labeler is None):
+        raise UserError("models ratings: give a model, or --labeler with a name or hash")
+    if ref is not None:
+        found = ratings_behind(opened.lineage(ref))
+        if as_json:
+            print_json({"model": opened.resolve(ref).ref, "sources": [asdict(source) for source in found]})
+        else:
+            _print_ratings(opened.resolve(ref).ref, found)
+        return
+    assert labeler is not None
+    wanted = _labeler_hash(labeler, db)
+    reached = reached_by(opened, wanted)
+    if as_json:
+        print_json({"labeler": wanted, "models": [asdict(each) for each in reached]})
+    elif not reached:
+        typer.echo(f"Ratings of labeler {wanted} have reached no model in {clean(str(opened.path))}.", err=True)
+    else:
+        table = plain_table("model", "stage", "ratings", "how")
+        for each in reached:
+            how = f"through {', '.join(each.through)}" if each.through else "directly"
+            table.add_row(Text(each.ref, style="bold"), each.stage, f"{each.ratings:,}", how)
+        screen().print(table)
+
+
+@models.command("diff")
+def diff_models(
+    ref: RefArgument,
+    other: Annotated[str, typer.Argument(help="Another one.")],
+    weights: Annotated[bool, typer.Option(help="Read the weights and compare them too.")] = True,
+    registry: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What differs between two versions.  Example: alignment models diff help-desk-ppo@v1 help-desk-ppo@v2"""
+    from alignment.model_diff import diff
+    from alignment.model_diff_text import print_diff
+
+    found = diff(ref, other, Registry(registry), weights)
+    if as_json:
+        print_json(found)
+    else:
+        print_diff(found)
+
+
+@models.command("import")
+def import_command(
+    source: Annotated[str, typer.Argument(help="A Hugging Face folder, or a hub name (owner/name).")],
+    name: Annotated[str, typer.Argument(help="The model is published under this name.")],
+    role: Annotated[str | None, typer.Option(help="policy or reward [default: what config.json says].")] = None,
+    revision: Annotated[str | None, typer.Option(help="Of a hub model: a commit, tag or branch.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Keep Python files; the manifest says so.")
+    ] = False,
+    registry: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a model into the registry.  Example: alignment models import Qwen/Qwen2.5-0.5B qwen"""
+    from alignment.import_model import import_model
+
+    version, left_out = import_model(
+        source, name, Registry(registry), role=role, revision=revision, trust_remote_code=trust_remote_code
+    )
+    if as_json:
+        print_json({**identity(version), "left_out": left_out})
+        return
+    origin = version.manifest.origin
+    assert origin is not None
+    typer.echo(clean(f"{version.ref} from {one_line(origin.source)} ({version.manifest.role}, {version.digest[:19]})"))
+    if left_out:
+        typer.echo(clean(f"not copied: {one_line(', '.join(left_out))}"), err=True)
+
+
+@models.command("mirror")
+def mirror_models(
+    project: Annotated[str, typer.Option(help="The W&B project.")] = "alignment",
+    offline: Annotated[bool, typer.Option("--offline", help="Into ./wandb, for `wandb sync`.")] = False,
+    registry: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell W&B of the versions that it does not know of yet.  Example: alignment models mirror --project help-desk"""
+    from alignment.mirror import mirror_all
+
+    told, failed = mirror_all(Registry(registry), project, "offline" if offline else "online")
+    if as_json:
+        print_json({"mirrored": told, "failed": failed})
+    else:
+        typer.echo(f"told W&B of {len(told)} versions" if told or failed else "W&B knows of every version")
+        if failed:
+            typer.echo(f"not yet: {one_line(', '.join(failed))}; run this again", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
 def plain_table(*columns: str) -> Table:
     return Table(*columns, box=SIMPLE_HEAD if console().is_terminal else None, pad_edge=False)
+
+
+def _labeler_hash(labeler: str, db: Path | None) -> str:
+    if db is not None:
+        if not db.is_file():
+            raise UserError(f"--db {db}: no such file; name the ratings database")
+        with RatingsStore(db) as store:
+            return store.labeler_hash(labeler)
+    if not re.fullmatch(r"[0-9a-f]{16}", labeler):
+        raise UserError(
+            f"--labeler {labeler}: models hold hashes that only the database can make of a name; add --db RATINGS.db, "
+            "or give the hash"
+        )
+    return labeler
+
+
+def _print_ratings(ref: str, found: list[RatingSource]) -> None:
+    if not found:
+        typer.echo(f"No ratings are behind {ref}.", err=True)
+    for source in found:
+        kind = "simulated ratings" if source.simulated else "ratings"
+        where = f"database {source.database}" if source.database else f"sha256 {(source.sha256 or '?')[:12]}"
+        items = "" if source.items is None else f" of {source.items:,} items"
+        typer.echo(one_line(f"{source.name} ({where}): {source.ratings:,} {kind}{items}"))
+        typer.echo(f"  learned from or judged on by {one_line(', '.join(source.models))}")
+        if source.labelers is None:
+            typer.echo("  nothing is written down of who rated")
+            continue
+        typer.echo(f"  {len(source.labelers)} labeler{'' if len(source.labelers) == 1 else 's'}, by hash:")
+        for who, count in sorted(source.labelers.items(), key=lambda pair: -pair[1]):
+            typer.echo(f"    {one_line(who)}  {count:,}")
 
 
 def _summary(registry: Registry, name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.training_args import TrainingArguments
 
 from alignment import distributed, methods
@@ -32,6 +32,7 @@ from alignment.config import (
     trainer_arguments,
 )
 from alignment.errors import UserError
+from alignment.mirror import described
 from alignment.models import (
     ModelSource,
     build_scratch_model,
@@ -46,6 +47,7 @@ from alignment.registry.manifest import Role, Stage
 from alignment.registry.references import check_alias
 from alignment.resume import Start
 from alignment.runs import Run
+from alignment.same_tokenizer import check_folder, check_same
 from alignment.tracking import Journal, WandbSink
 
 ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
@@ -132,11 +134,14 @@ def open_checkpoints(
     )  # fmt: skip
 
 
-def start_model(config: TrainerConfig, registry: Registry, texts: Iterable[str]) -> StartModel:
+def start_model(config: TrainerConfig, registry: Registry, texts: Iterable[str], stage: Stage = "sft") -> StartModel:
     """Find the model to start from; of a `scratch:` one there is only the tokenizer before `publish_base`.
 
     Args:
         texts: what a scratch model's tokenizer is trained on.
+
+    Raises:
+        TokenizerError: the config would give the model another tokenizer or template; said before it is trained.
     """
     name = config.model.name
     if name.startswith(SCRATCH):
@@ -146,7 +151,17 @@ def start_model(config: TrainerConfig, registry: Registry, texts: Iterable[str])
         return StartModel(ModelSource(name), tokenizer)
     name = distributed.on_main_process(lambda: _pinned(name, registry))
     source = find_model(name, registry, role="policy")
-    return StartModel(source, load_tokenizer(source, config.model))
+    tokenizer = load_tokenizer(source, config.model)
+    if not config.registry.allow_new_tokenizer:
+        own = AutoTokenizer.from_pretrained(source.path, trust_remote_code=config.model.trust_remote_code)
+        check_same(tokenizer, own, source.label, **_compared(config.model, stage))
+    return StartModel(source, tokenizer)
+
+
+def _compared(model: Any, stage: Stage) -> dict[str, bool]:
+    """What of the tokenizer must be the parent's: in SFT not what the config has set."""
+    eos, template = (stage == "sft" and getattr(model, key, None) is not None for key in ("eos_token", "template"))
+    return {"eos": not eos, "template": not (template or eos)}  # templates write the EOS
 
 
 def _pinned(name: str, registry: Registry) -> str:
@@ -339,13 +354,22 @@ def publish(
     seed: int,
     run: Run,
     base: Parent | None = None,
+    journal: Journal | None = None,
 ) -> Version:
     """Publish a saved model (main process only), or an adapter of `base`, and move the config's alias to it.
 
+    The journal's mirror is told of it.
+
     Raises:
         ModelError: the weights are not finite.
+        TokenizerError: the tokenizer or template is not that of the model it started from.
     """
     check_finite(folder)
+    model = getattr(config, "model", None)  # each stage has a section of its own under this name
+    trusted = bool(getattr(model, "trust_remote_code", False))
+    init = next((parent for parent in parents if parent.role == "init"), None)
+    if init is not None and not config.registry.allow_new_tokenizer:
+        check_folder(folder, init, registry, trust_remote_code=trusted, **_compared(model, stage))
     version = registry.publish(
         config.registry.name,
         folder,
@@ -360,7 +384,11 @@ def publish(
         world_size=distributed.world_size(),
         run_id=config.name,
         publish_id=run.publish_id(config.registry.name),
+        remote_code=trusted and any(folder.rglob("*.py")),
+        wandb_url=journal.wandb_url if journal else None,
     )
     if config.registry.alias:
         registry.set_alias(version.name, config.registry.alias, version.number)
+    if journal is not None:
+        journal.mirror(described(version, registry))
     return version

@@ -84,7 +84,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
             journal.go_on(step=loop.step, checkpoint=begun.checkpoint.path.name)
         loop.run(checkpoints)
         with loop.published_policy() as metrics:
-            ref = _publish(config, registry, models, loop.engine, data, metrics, begun.run)
+            ref = _publish(config, registry, models, loop, data, metrics, begun.run)
         journal.event("published", model=ref, **metrics)
     return {"model": ref, "metrics": metrics}
 
@@ -353,13 +353,13 @@ def _publish(
     config: PPOStageConfig,
     registry: Any,
     models: Models,
-    engine: TrainingEngine,
+    loop: Loop,
     data: Sequence[Mapping[str, Any]],
     metrics: Mapping[str, Any],
     run: Run,
 ) -> str:
     """Save and publish the policy, whole or as an adapter; every process takes part in gathering the weights."""
-    weights = engine.full_state_dict()
+    weights = loop.engine.full_state_dict()
 
     def save_and_publish() -> str:
         prefix = "policy."
@@ -381,6 +381,7 @@ def _publish(
                 metrics=metrics,
                 seed=config.training.seed,
                 run=run,
+                journal=loop.journal,
             ).ref
 
     return distributed.on_main_process(save_and_publish)

@@ -77,7 +77,7 @@ def prepare(config: RewardStageConfig, run: Run | None = None) -> Prepared:
     train_set, eval_set = read_judgements(config.data, config.reward)
     where = config.data.parts[0].path
     reliability = labeler_weights(train_set.items, where) if config.reward.use_reliability else None
-    start = trainers.start_model(config, registry, ())
+    start = trainers.start_model(config, registry, (), "reward")
     check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
     if EnsembleArguments.of(given).members > 1 and config.model.method in ADAPTERS:
         _check_shared_base(config, start)

@@ -118,7 +118,8 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
                 finished = finish_all(staging, config, prepared, trained)
                 last = sum(member.steps for member in trained[:-1]) + trained[-1].step
                 judged = _judge(config, prepared, finished, journal, last)
-                return _publish(finished, config, prepared, summed_up(trained) | judged, begun.run), judged
+                metrics = summed_up(trained) | judged
+                return _publish(finished, config, prepared, metrics, begun.run, journal), judged
 
         ref, judged = distributed.on_main_process(judge_and_publish)
         metrics = summed_up(trained) | judged
@@ -228,7 +229,12 @@ def _judge(
 
 
 def _publish(
-    finished: Finished, config: RewardStageConfig, prepared: Prepared, metrics: dict[str, Any], run: Run
+    finished: Finished,
+    config: RewardStageConfig,
+    prepared: Prepared,
+    metrics: dict[str, Any],
+    run: Run,
+    journal: Journal,
 ) -> str:
     source = prepared.start.source
     return trainers.publish(
@@ -243,6 +249,7 @@ def _publish(
         metrics=metrics,
         seed=finished.seed,
         run=run,
+        journal=journal,
     ).ref
 
 

@@ -80,7 +80,7 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
             metrics |= {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 50.0))}
         metrics |= methods.describe(trainer.model)
         with finished_model(trainer, best, config.run_dir) as folder:
-            ref = publish(config, prepared, folder, metrics, begun.run)
+            ref = publish(config, prepared, folder, metrics, begun.run, journal)
         journal.event("published", model=ref, **metrics)
     return {"model": ref, "metrics": metrics}
 
@@ -162,7 +162,9 @@ def _packing(config: SFTStageConfig, arguments: SFTConfig, policy: nn.Module) ->
     return None
 
 
-def publish(config: SFTStageConfig, prepared: Prepared, folder: Path, metrics: Mapping[str, Any], run: Run) -> str:
+def publish(
+    config: SFTStageConfig, prepared: Prepared, folder: Path, metrics: Mapping[str, Any], run: Run, journal: Journal
+) -> str:
     """Publish a saved model, or an adapter alone; returns its reference, on every process."""
     source = prepared.start.source
     base = methods.base_of(source, config.model)
@@ -180,6 +182,7 @@ def publish(config: SFTStageConfig, prepared: Prepared, folder: Path, metrics: M
                 metrics=metrics,
                 seed=prepared.seed,
                 run=run,
+                journal=journal,
             ).ref
         )
     )

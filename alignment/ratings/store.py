@@ -391,7 +391,7 @@ class RatingsStore(Register):
         Covers the ratings that models are trained on. `ratings`, `items` and `labelers` count them and what they
         belong to. `sha256` covers the rated texts and the answers, whatever order they came in and whoever made them.
         `database` and `rating_ids` (as "1-40,42") say which rows of which file, and `labeler_hashes` how many of each
-        labeler; see `labeler_hash`.
+        labeler; see `labeler_hash`. `answered_by` counts the rated items that each model wrote a completion of.
         """
         rows = self._db.execute(
             "SELECT rating.id, item.key, item, labeler, choice, strength, ranks, score FROM rating"
@@ -399,6 +399,11 @@ class RatingsStore(Register):
         ).fetchall()
         answers = [[row["key"], row["choice"], row["strength"], row["ranks"], row["score"]] for row in rows]
         counts = Counter(row["labeler"] for row in rows)
+        writers = self._db.execute(
+            "SELECT json_extract(value, '$.model') AS model, count(DISTINCT item.id) AS items"
+            " FROM item, json_each(item.completions) WHERE model IS NOT NULL AND EXISTS (SELECT 1 FROM rating"
+            f" WHERE rating.item = item.id AND done AND choice <> 'skip' AND {COUNTS}) GROUP BY model ORDER BY model"
+        ).fetchall()
         return {
             "ratings": len(rows),
             "items": len({row["item"] for row in rows}),
@@ -409,6 +414,7 @@ class RatingsStore(Register):
             "database": self._file.meta("database", ""),
             "rating_ids": _ranges([row["id"] for row in rows]),
             "labeler_hashes": {self.labeler_hash(name): count for name, count in sorted(counts.items())},
+            "answered_by": {row["model"]: row["items"] for row in writers},
         }
 
     def set_uncertainty(self, uncertainty: Mapping[int, float], model: str) -> None:

@@ -1,48 +1,179 @@
 """The model card: README.md of a version whose source folder had none."""
 
 import html
+import json
 import re
+from collections.abc import Sequence
 
-from alignment.registry.lineage import describe_data, flat_metrics
+from alignment.registry.lineage import LineageNode, describe_data, flat_metrics, walk
 from alignment.registry.manifest import Manifest
+from alignment.registry.words import in_words, with_intervals
 from alignment.terminal import one_line
 
-_ROLES = {"policy": "A policy (it writes answers)", "reward": "A reward model (it scores answers)"}
+_ROLES = {
+    "policy": "A policy: a language model that writes answers.",
+    "reward": "A reward model: it reads a prompt with an answer and says in one number how good the answer is.",
+}
+_STAGES = {
+    "base": "A new model with random weights, which training starts from.",
+    "sft": "It was fine-tuned on demonstrations, answers that somebody wrote.",
+    "reward": "It was trained on ratings, which say which answer is better.",
+    "ppo": "It was trained with PPO to write answers that its reward model scores higher.",
+    "import": "It was made elsewhere and copied into the registry.",
+}
+_CLASSES = {"policy": "AutoModelForCausalLM", "reward": "AutoModelForSequenceClassification"}
 _SIMULATED = (
-    "> **Simulated ratings.** The ratings behind this model were made by a program, not by people. "
+    "**Simulated ratings.** The ratings behind this model were made by a program, not by people. "
     "It says nothing about what people prefer."
 )
 
 
-def model_card(manifest: Manifest, simulated: bool) -> str:
-    """Markdown: what it is, lineage, data, metrics, how it was made. `simulated`: such ratings are in its lineage.
+def model_card(manifest: Manifest, simulated: bool, parents: Sequence[LineageNode] = ()) -> str:
+    """Markdown: what it is, how to use it, what it was made from, how it did, its limits, and how to make it again.
 
     Everything taken from the manifest is escaped: it cannot make links, HTML or table cells.
+
+    Args:
+        simulated: ratings made by a program are in its lineage.
+        parents: its parents with theirs.
     """
     ref = f"{manifest.name}@v{manifest.version}"
-    lines = [f"# {escape(ref)}", ""]
-    lines += [f"{_ROLES[manifest.role]} from stage {manifest.stage}, {manifest.created_at:%Y-%m-%d %H:%M} UTC.", ""]
+    lines = [f"# {escape(ref)}", "", f"{_ROLES[manifest.role]} {_STAGES[manifest.stage]}", ""]
+    if manifest.base:
+        lines += [f"What is stored is an adapter on {escape(manifest.base.ref)}.", ""]
     if simulated:
-        lines += [_SIMULATED, ""]
-    parents = [*manifest.parents, *([manifest.base] if manifest.base else [])]
-    lines += _table(
-        "Made from", ("as", "model", "digest"), [(p.role, p.ref, p.digest or "not recorded") for p in parents]
+        lines += [f"> {_SIMULATED}", ""]
+    lines += _use(manifest, ref)
+    lines += _trained_on(manifest)
+    lines += _results(manifest)
+    lines += _lineage(manifest, ref, parents)
+    lines += _limits(manifest, simulated)
+    return "\n".join([*lines, *_reproduce(manifest)])
+
+
+def _use(manifest: Manifest, ref: str) -> list[str]:
+    key = {"policy": "model.policy", "reward": "model.reward"}[manifest.role]
+    messages = 'messages = [{"role": "user", "content": "..."}]'
+    calls = [
+        messages,
+        "ids = tokenizer.apply_chat_template(",
+        '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+        ")",
+        "print(tokenizer.decode(model.generate(**ids, max_new_tokens=200)[0]))",
+    ]
+    if manifest.role == "reward":
+        calls = [
+            messages.replace("]", ', {"role": "assistant", "content": "..."}]'),
+            'text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\\n")  # it ends with the EOS',
+            'print(model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits)',
+        ]
+    return [
+        "## Use",
+        "",
+        f"In a config of this suite: `{key}: {ref}`. With plain transformers, once it is exported:",
+        "",
+        "```bash",
+        f"alignment models export {ref} FOLDER",
+        "```",
+        "```python",
+        f"from transformers import {_CLASSES[manifest.role]}, AutoTokenizer",
+        "",
+        f'model = {_CLASSES[manifest.role]}.from_pretrained("FOLDER")',
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+        *calls,
+        "```",
+        "",
+    ]
+
+
+def _trained_on(manifest: Manifest) -> list[str]:
+    lines = [f"- {escape(describe_data(data))}" for data in manifest.data]
+    if origin := manifest.origin:
+        revision = f" at {origin.revision}" if origin.revision else ""
+        lines += [f"- unknown here; it comes from {escape(origin.source + revision)}"]
+    return ["## What it was trained on", "", *lines, ""] if lines else []
+
+
+def _results(manifest: Manifest) -> list[str]:
+    metrics = manifest.metrics or {}
+    rows = list(flat_metrics(with_intervals(metrics)))
+    if not rows:
+        return []
+    words = [f"- {escape(sentence)}" for sentence in in_words(metrics)]
+    lines = ["## How it did", "", *words, *([""] if words else [])]
+    table = _table(("metric", "value"), rows)
+    if len(rows) > 6:
+        table = [f"<details><summary>All {len(rows)} figures</summary>", "", *table, "</details>", ""]
+    return (
+        [*lines, *table, "In brackets: the 95% interval.", ""] if any("[" in row[1] for row in rows) else lines + table
     )
-    if manifest.data:
-        lines += ["## Data", "", *[f"- {escape(describe_data(data))}" for data in manifest.data], ""]
-    lines += _table("Metrics", ("metric", "value"), list(flat_metrics(manifest.metrics or {})))
-    made = [("run", manifest.run_id), ("seed", manifest.seed), ("processes", manifest.world_size)]
+
+
+def _lineage(manifest: Manifest, ref: str, parents: Sequence[LineageNode]) -> list[str]:
+    made = [*manifest.parents, *([manifest.base] if manifest.base else [])]
+    if not made:
+        return []
+    lines = ["## Where it comes from", ""]
+    lines += _table(("as", "model", "digest"), [(p.role, p.ref, p.digest or "not recorded") for p in made])
+    versions = [node.version for node in walk(iter(parents)) if node.version]
+    versions.sort(key=lambda version: version.manifest.created_at)
+    if chain := list(dict.fromkeys(version.ref for version in versions)):
+        lines += [" \u2192 ".join(map(escape, [*chain, ref])), ""]
+    return [*lines, f"`alignment models graph {ref}` shows the whole lineage, with the data of each step.", ""]
+
+
+def _limits(manifest: Manifest, simulated: bool) -> list[str]:
+    limits = [_SIMULATED.split("** ")[1]] if simulated else []
+    if manifest.stage == "base":
+        limits.append("It is untrained: what it writes means nothing.")
+    if manifest.role == "reward":
+        limits.append(
+            "Its scores compare answers to one prompt. They are no grade, and an answer far from those that were rated "
+            "can score high without being good."
+        )
+    if manifest.stage == "ppo":
+        limits.append(
+            "It was rewarded by a model, not by people. A high score may come from what that model overlooks: read "
+            "samples, or have people compare."
+        )
+    if manifest.remote_code:
+        limits.append("It brings Python code of its own, which runs when it is loaded with `trust_remote_code`.")
+    if manifest.code and manifest.code.dirty:
+        limits.append("The code had uncommitted changes when it was made; the commit alone does not give it again.")
+    limits.append("Nobody has checked here what it knows, or whether it is safe for your use.")
+    return ["## Limits", "", *[f"- {line}" for line in limits], ""]
+
+
+def _reproduce(manifest: Manifest) -> list[str]:
+    made = [
+        ("published", f"{manifest.created_at:%Y-%m-%d %H:%M} UTC"),
+        ("run", manifest.run_id),
+        ("W&B", manifest.wandb_url),
+        ("seed", manifest.seed),
+        ("processes", manifest.world_size),
+        ("license", manifest.origin.license if manifest.origin else None),
+    ]
     if manifest.code:
         made.append(("commit", manifest.code.commit + (" with uncommitted changes" if manifest.code.dirty else "")))
     made += list(manifest.packages.items())
-    lines += _table("Made with", ("what", "which"), [(key, str(value)) for key, value in made if value is not None])
-    lines += [
-        "## Use",
-        "",
-        f"`alignment models graph {ref}` shows the whole lineage; `manifest.json` holds every detail.",
-        "",
-    ]
-    return "\n".join(lines)
+    lines = ["## How to make it again", ""]
+    if manifest.stage in ("sft", "reward", "ppo") and manifest.config:
+        start = "python" if manifest.world_size == 1 else f"accelerate launch --num_processes {manifest.world_size}"
+        lines += [
+            "At the commit below, with the config below as `config.yaml` (JSON is YAML) and the same data:",
+            *["", "```bash", f"{start} -m {manifest.stage} config.yaml", "```", ""],
+        ]
+    lines += _table(("what", "which"), [(key, str(value)) for key, value in made if value is not None])
+    if manifest.config:
+        # as HTML, since a fence in Markdown could be closed by a text inside it
+        config = html.escape(json.dumps(manifest.config, indent=2), quote=False)
+        lines += ["<details><summary>Config</summary>", f"<pre>{_tight(config)}</pre>", "</details>", ""]
+    return [*lines, "`manifest.json` beside this file holds every detail.", ""]
+
+
+def _tight(text: str) -> str:
+    """Without blank lines, which would end the HTML block in Markdown."""
+    return "\n".join(line for line in text.split("\n") if line.strip())
 
 
 def escape(text: str) -> str:
@@ -52,8 +183,8 @@ def escape(text: str) -> str:
     return re.sub(r"^([#+=-])", r"\\\1", plain)
 
 
-def _table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     if not rows:
         return []
     body = [f"| {' | '.join(map(escape, row))} |" for row in rows]
-    return [f"## {title}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *body, ""]
+    return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *body, ""]

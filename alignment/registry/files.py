@@ -30,8 +30,8 @@ class FileRecord(BaseModel):
     size: int = Field(ge=0)
 
 
-def check_path(path: str) -> str:
-    """A file's place inside a version, if it may have it.
+def check_path(path: str, code: bool = False) -> str:
+    """A file's place inside a version, if it may have it. With `code` it may be Python too: see Manifest.remote_code.
 
     Refused: absolute paths, `..`, hidden files, anything but plain ASCII names, the registry's own manifest, and
     kinds of file that can run code on loading (`.bin`, `.pt`, `.pkl`, `.py`: only SUFFIXES are stored).
@@ -46,7 +46,8 @@ def check_path(path: str) -> str:
         )
     if path == MANIFEST:
         raise RegistryError(f"file {path!r} cannot be stored: the registry writes its own; publish a folder without it")
-    if parts[-1] not in _BARE_NAMES and not parts[-1].endswith(SUFFIXES):
+    kept = (*SUFFIXES, ".py") if code else SUFFIXES
+    if parts[-1] not in _BARE_NAMES and not parts[-1].endswith(kept):
         raise RegistryError(
             f"file {path!r} cannot be stored: a version holds {' '.join(SUFFIXES)} only; "
             "write the model with save_pretrained and take other files out of the folder"
@@ -77,7 +78,7 @@ def entries(folder: Path) -> list[str]:
         raise RegistryError(f"{folder} cannot be read: {error.strerror}; ask its owner for access") from None
 
 
-def copy_tree(source: Path, target: Path) -> dict[str, FileRecord]:
+def copy_tree(source: Path, target: Path, code: bool = False) -> dict[str, FileRecord]:
     """Copy every file of `source` into the existing folder `target`, hashing what is written.
 
     Nothing is linked, since the source may change afterwards. Files are on disk when this returns, folders are not.
@@ -87,7 +88,7 @@ def copy_tree(source: Path, target: Path) -> dict[str, FileRecord]:
     """
     paths = list(list_files(source))
     for path in paths:  # all of them first, so that gigabytes are not copied only to be refused
-        check_path(path)
+        check_path(path, code)
         _check_regular(path, os.lstat(source / path))
     records = {}
     for path in paths:

@@ -9,6 +9,7 @@ from rich.tree import Tree
 
 from alignment.registry.errors import RegistryError
 from alignment.registry.manifest import DataFingerprint, Manifest
+from alignment.registry.references import enumerated
 from alignment.registry.version import Version
 from alignment.terminal import one_line
 
@@ -149,6 +150,8 @@ def describe_data(data: DataFingerprint) -> str:
         facts.append(f"{data.labelers} {kind}labeler{'' if data.labelers == 1 else 's'}")
     elif data.simulated and data.ratings is None:
         facts.append("simulated ratings")
+    if data.answered_by:
+        facts.append(f"answers by {enumerated([one_line(ref) for ref in data.answered_by])}")
     if data.use == "eval":
         facts.append("held out")
     if data.split:
@@ -163,18 +166,19 @@ def flat_metrics(metrics: Mapping[str, JsonValue], prefix: str = "") -> Iterator
         if isinstance(value, dict) and _is_number(value.get("value")):
             ends = value.get("ci")
             interval = (
-                f" [{', '.join(map(_number, ends))}]" if isinstance(ends, list) and all(map(_is_number, ends)) else ""
+                f" [{', '.join(map(number, ends))}]" if isinstance(ends, list) and all(map(_is_number, ends)) else ""
             )
-            yield name, _number(value["value"]) + interval
+            yield name, number(value["value"]) + interval
         elif isinstance(value, dict):
             yield from flat_metrics(value, f"{name}.")
         elif _is_number(value):
-            yield name, _number(value)
+            yield name, number(value)
 
 
 def _is_number(value: JsonValue) -> bool:
     return (isinstance(value, int | float) and not isinstance(value, bool)) or value in ("nan", "inf", "-inf")
 
 
-def _number(value: JsonValue) -> str:
+def number(value: JsonValue) -> str:
+    """A number as it is shown everywhere: four digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

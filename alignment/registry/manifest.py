@@ -5,9 +5,9 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from alignment.registry.errors import RegistryError
@@ -50,6 +50,13 @@ class DataFingerprint(BaseModel):
     labelers: int | None = None
     simulated: bool = False
     """The ratings were made by a program."""
+    database: str | None = None
+    rating_ids: str | None = None
+    """Which ratings of the database, as "1-40,42"."""
+    labeler_hashes: dict[str, int] = Field(default_factory=dict)
+    """How many ratings are whose; labelers by a hash that only the database's salt leads to."""
+    answered_by: dict[str, int] = Field(default_factory=dict)
+    """How many of the rated items each model wrote answers of."""
 
 
 class Code(BaseModel):
@@ -59,6 +66,18 @@ class Code(BaseModel):
 
     commit: str
     dirty: str | None = None
+
+
+class Origin(BaseModel):
+    """Where an imported model was found: a hub name or a folder, its commit, and the license that its card names."""
+
+    model_config = _CONFIG
+
+    source: str
+    revision: str | None = None
+    license: str | None = None
+    converted: bool = False
+    """Its weights were pickles and were written anew as safetensors."""
 
 
 class Manifest(BaseModel):
@@ -84,16 +103,19 @@ class Manifest(BaseModel):
     tokenizer_hash: str | None = None
     chat_template_hash: str | None = None
     run_id: str | None = None
+    wandb_url: str | None = None
+    origin: Origin | None = None
+    remote_code: bool = False
+    """Python files that came with the model are in it, and loading it with `model.trust_remote_code` runs them."""
     publish_id: str
     created_at: AwareDatetime
     files: dict[str, FileRecord]
 
-    @field_validator("files")
-    @classmethod
-    def _paths_stay_inside(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
-        for path in files:
-            check_path(path)
-        return files
+    @model_validator(mode="after")
+    def _paths_stay_inside(self) -> Self:
+        for path in self.files:
+            check_path(path, self.remote_code)
+        return self
 
     def to_bytes(self) -> bytes:
         """The file's content: indented ASCII JSON."""

@@ -190,6 +190,9 @@ class Registry:
         run_id: str | None = None,
         publish_id: str | None = None,
         base: Parent | None = None,
+        wandb_url: str | None = None,
+        origin: Mapping[str, Any] | None = None,
+        remote_code: bool = False,
     ) -> Version:
         """Store a Hugging Face folder as the next version of `name`. Call it on rank 0 only.
 
@@ -201,6 +204,8 @@ class Registry:
             publish_id: a job's own name for this publish. A version of `name` that has it is returned and nothing is
                 stored, so a requeued job publishes once.
             base: for an adapter, the model that it adapts.
+            origin: of an imported model; see manifest.Origin for the keys.
+            remote_code: Python files of the folder are stored too, and the manifest says so.
 
         Raises:
             RegistryError: a wrong argument, a file that may not be stored, or a folder that cannot be written.
@@ -220,6 +225,9 @@ class Registry:
             seed=seed,
             world_size=world_size,
             run_id=run_id,
+            wandb_url=wandb_url,
+            origin=origin,
+            remote_code=remote_code,
             publish_id=publish_id or uuid.uuid4().hex,
             code=provenance.code_state(),
             packages=provenance.package_versions(),
@@ -228,7 +236,7 @@ class Registry:
         with one_line_errors(f"{name} cannot be published to {self.path}"):
             check_model_folder(source, adapter=base is not None)
             with self._staged() as staging:
-                files = copy_tree(source, staging)
+                files = copy_tree(source, staging, remote_code)
                 sync_tree(staging)
                 tokenizer, template = provenance.tokenizer_hash(files), provenance.chat_template_hash(staging)
                 found = {"files": files, "tokenizer_hash": tokenizer, "chat_template_hash": template}
@@ -239,7 +247,8 @@ class Registry:
         home = self._models / draft.name
         make_folder(home)
         own_card = CARD not in draft.files
-        simulated = own_card and simulated_ratings(edge.node for edge in Tracer(self.resolve).edges(draft))
+        parents = [edge.node for edge in Tracer(self.resolve).edges(draft)] if own_card else []
+        simulated = simulated_ratings(iter(parents))
         simulated = simulated or any(data.simulated for data in draft.data)
         searched: set[int] = set()
         taken = 0
@@ -251,7 +260,7 @@ class Registry:
             number = max(numbers, default=0) + 1
             manifest = draft.model_copy(update={"version": number})
             if own_card:
-                card = write_file(staging / CARD, model_card(manifest, simulated).encode())
+                card = write_file(staging / CARD, model_card(manifest, simulated, parents).encode())
                 manifest = manifest.model_copy(update={"files": {**draft.files, CARD: card}})
             write_file(staging / MANIFEST, manifest.to_bytes())
             sync_folder(staging)

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from alignment.errors import UserError
-from alignment.tracking.wandb_sink import WandbSink
+from alignment.tracking.wandb_sink import MirroredModel, WandbSink
 
 FILES = ("metrics", "samples", "events")
 
@@ -90,6 +90,16 @@ class Journal:
     def event(self, kind: str, **fields: Any) -> None:
         """Something that happened once."""
         self._write("events", {"time": round(time.time(), 3), "event": kind, **fields})
+
+    @property
+    def wandb_url(self) -> str | None:
+        """The address of the mirror's run; None without one, or offline."""
+        return self._sink.url if self._sink is not None else None
+
+    def mirror(self, model: MirroredModel) -> None:
+        """Tell the mirror of a published model."""
+        if self._sink is not None:
+            self._sink.mirror(model)
 
     def close(self, failed: bool = False) -> None:
         """Bring all files to disk and end the mirror's run."""

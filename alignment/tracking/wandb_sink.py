@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,17 @@ def redact(value: Any, key: str = "") -> Any:
     if isinstance(value, (list, tuple)):
         return [redact(item) for item in value]
     return value
+
+
+@dataclass(frozen=True)
+class MirroredModel:
+    """What W&B is told of a published version."""
+
+    name: str
+    folder: Path
+    aliases: tuple[str, ...]
+    metadata: Mapping[str, Any]
+    """Reference, digest, stage, role, lineage and metrics."""
 
 
 class WandbSink:
@@ -75,6 +87,43 @@ class WandbSink:
         self._guarded(start)
         if self._run is None:
             self._give_up()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the run was started and has not been given up."""
+        return self._run is not None
+
+    @property
+    def url(self) -> str | None:
+        """Where the run can be seen; None offline."""
+        address = getattr(self._run, "url", None)
+        return str(address) if address else None
+
+    def mirror(self, model: MirroredModel, wait_seconds: float | None = None) -> bool:
+        """Log a published model as an artifact that refers to its folder; no weights are copied or read.
+
+        Args:
+            wait_seconds: how long to wait until the server has it; None does not wait.
+
+        Returns:
+            Whether it was logged, and has arrived if that was waited for.
+        """
+        done = []
+
+        def log() -> None:
+            import wandb
+
+            artifact = wandb.Artifact(model.name, type="model", metadata=dict(model.metadata))
+            # checksum=False: W&B would read all the weights; the manifest's digest in the metadata says more
+            artifact.add_reference(model.folder.as_uri(), checksum=False)
+            logged = self._run.log_artifact(artifact, aliases=list(model.aliases))
+            if wait_seconds is not None:
+                logged.wait(timeout=wait_seconds)
+            done.append(True)
+
+        if self._run is not None:
+            self._guarded(log)
+        return bool(done)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Mirror one step's numbers."""

@@ -301,6 +301,7 @@ def test_fingerprint_is_of_content_not_of_order_or_names(tmp_path: Path) -> None
         "labelers": 1,
         "simulated": False,
         "rating_ids": "1-3",
+        "answered_by": {"ppo-secret@v2": 3, "sft-secret@v1": 3},
         "sha256": "",
     }
 

@@ -1,0 +1,129 @@
+"""A lineage as boxes and arrows: models, and the data and ratings that they were made from, as nodes of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from alignment.registry import DataFingerprint, LineageNode
+from alignment.registry.lineage import walk
+from alignment.registry.words import headline
+from alignment.terminal import one_line
+
+_SHOWN = 3
+
+
+@dataclass
+class Box:
+    """A node: a model, data, ratings, or a model that is not here. `lines` stand below the title."""
+
+    kind: str
+    title: str
+    lines: list[str]
+    parents: dict[int, str] = field(default_factory=dict)
+    """Boxes by number, and what each served as; "" for data."""
+    node: LineageNode | None = None
+    data: list[DataFingerprint] = field(default_factory=list)
+
+
+def boxes(root: LineageNode) -> list[Box]:
+    """The nodes of a lineage, its root first. Data that several models share is one node."""
+    every = list(walk(iter([root])))
+    nodes = list({node.ref: node for node in [*every[::-1], root]}.values())
+    nodes.sort(key=every.index)  # a forged manifest can make a model its own ancestor: the first one counts
+    problems = {node.ref: node.problem for node in every if node.problem}
+    found = [Box(_kind(node), node.ref, _model_lines(node, problems.get(node.ref)), node=node) for node in nodes]
+    numbers = {node.ref: number for number, node in enumerate(nodes)}
+    sources: dict[tuple[str | None, ...], int] = {}
+    for node in nodes:
+        own = found[numbers[node.ref]]
+        for data in node.data:
+            key = ("database", data.database) if data.database else (data.name, data.sha256)
+            if key not in sources:
+                sources[key] = len(found)
+                found.append(Box("ratings" if data.ratings is not None else "data", data.name, []))
+            found[sources[key]].data.append(data)
+            own.parents[sources[key]] = ""
+        for edge in node.parents:
+            own.parents[numbers[edge.node.ref]] = edge.relation
+    for box in found[len(nodes) :]:
+        box.lines = data_lines(box.data)
+        box.parents = {numbers[ref]: "answers" for data in box.data for ref in data.answered_by if ref in numbers}
+    return found
+
+
+def _kind(node: LineageNode) -> str:
+    return node.version.manifest.role if node.version else "missing"
+
+
+def _model_lines(node: LineageNode, problem: str | None) -> list[str]:
+    if node.version is None:
+        return ["not in this registry"]
+    manifest = node.version.manifest
+    lines = [f"{manifest.stage} - {node.version.digest[7:19]}"]
+    lines += [f"{name} {value}" for name, value in headline(manifest.metrics or {}, _SHOWN)]
+    return lines + ([problem] if problem else [])
+
+
+def data_lines(entries: list[DataFingerprint]) -> list[str]:
+    """How much there is in a data set, of all that models have taken from it."""
+    lines = []
+    latest = max(entries, key=lambda data: data.ratings or 0)
+    if latest.ratings is not None:
+        lines.append(f"{latest.ratings:,} ratings" + (f" of {latest.items:,} items" if latest.items else ""))
+        if latest.labelers is not None:
+            kind = "simulated " if latest.simulated else ""
+            lines.append(f"{latest.labelers:,} {kind}labeler{'' if latest.labelers == 1 else 's'}")
+    else:
+        rows = {use: max((d.rows or 0 for d in entries if d.use == use), default=0) for use in ("train", "eval")}
+        lines += [f"{rows['train']:,} rows"] * bool(rows["train"]) + [f"{rows['eval']:,} held out"] * bool(rows["eval"])
+    if latest.sha256:
+        lines.append(f"sha256 {one_line(latest.sha256)[:12]}")
+    return lines
+
+
+def levels(found: list[Box]) -> list[int]:
+    """For each box the longest way down to the root (box 0). A forged cycle is cut where it closes."""
+    children: dict[int, list[int]] = {number: [] for number in range(len(found))}
+    for number, box in enumerate(found):
+        for parent in box.parents:
+            children[parent].append(number)
+    done: dict[int, int] = {}
+    open_: set[int] = set()
+
+    def level(number: int) -> int:
+        if number not in done:
+            open_.add(number)
+            below = [level(child) for child in children[number] if child not in open_]
+            open_.discard(number)
+            done[number] = 1 + max(below, default=-1)
+        return done[number]
+
+    return [level(number) for number in range(len(found))]
+
+
+def mermaid(root: LineageNode) -> str:
+    """The lineage in Mermaid's language, as Markdown viewers draw it. Nothing in a manifest can leave its label."""
+    found = boxes(root)
+    lines = ["flowchart TD"]
+    shapes = {"data": ("[(", ")]"), "ratings": ("[(", ")]"), "missing": ("[/", "/]")}
+    for number, box in enumerate(found):
+        before, after = shapes.get(box.kind, ("[", "]"))
+        text = "<br/>".join(map(_quoted, [box.title, *box.lines]))
+        lines.append(f'  n{number}{before}"{text}"{after}:::{box.kind}')
+    for number, box in enumerate(found):
+        for parent, relation in box.parents.items():
+            served = f'|"{_quoted(relation)}"|' if relation else ""
+            lines.append(f"  n{parent} -->{served} n{number}")
+    lines += [
+        "  classDef policy fill:#e3f2fd,stroke:#1565c0,color:#0d2b4d",
+        "  classDef reward fill:#fff3e0,stroke:#b26a00,color:#4a2c00",
+        "  classDef data fill:#f1f8e9,stroke:#558b2f,color:#23380f",
+        "  classDef ratings fill:#fce4ec,stroke:#ad1457,color:#4a0a25",
+        "  classDef missing fill:#eeeeee,stroke:#888888,color:#444444,stroke-dasharray:4",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """As Mermaid's own entity codes: neither a quote that ends the label nor markup, which it would draw."""
+    return "".join(c if c.isalnum() or c in " .,-_@:()[]/+=%" else f"#{ord(c)};" for c in one_line(text))

@@ -1,0 +1,67 @@
+"""A version's metrics in words, for cards and pages."""
+
+from collections.abc import Mapping
+
+from pydantic import JsonValue
+
+from alignment.registry.lineage import flat_metrics, number
+
+_SENTENCES = {
+    "accuracy": "agrees with the labelers' choice in {value} of the held-out comparisons",
+    "human_ceiling": "one labeler agrees with the others in {value}: what can be reached at all",
+    "length_baseline": "taking the longer answer would agree in {value}",
+    "ece": "its probabilities are off by {value} on average",
+    "eval_win_rate": "its answers beat the starting model's on {value} of the held-out prompts, by the reward model",
+    "eval_score": "its answers to held-out prompts score {value} on average",
+    "start_eval_score": "the starting model's answers scored {value}",
+    "eval_kl": "it has moved {value} nats of KL per answer away from its reference",
+    "eval_length": "its answers have {value} tokens on average",
+    "eval_ended": "{value} of its answers end by themselves",
+    "eval_perplexity": "a perplexity of {value} on held-out rows",
+    "eval_loss": "a loss of {value} on held-out rows",
+}
+_SHARES = {"accuracy", "human_ceiling", "length_baseline", "ece", "eval_win_rate", "eval_ended"}
+
+
+def in_words(metrics: Mapping[str, JsonValue]) -> list[str]:
+    """What can be said of the metrics in plain words, most telling first; intervals are of 95%."""
+    return [
+        sentence.format(value=_spoken(key, *found))
+        for key, sentence in _SENTENCES.items()
+        if (found := _value_and_interval(metrics, key)) is not None
+    ]
+
+
+def headline(metrics: Mapping[str, JsonValue], most: int) -> list[tuple[str, str]]:
+    """The metrics that tell most as name and text: those with an interval, then of held-out rows, then the rest."""
+    flat = list(flat_metrics(with_intervals(metrics)))
+    return sorted(flat, key=lambda pair: ("[" not in pair[1], not pair[0].startswith("eval_")))[:most]
+
+
+def with_intervals(metrics: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """`x`, `x_low` and `x_high` as one metric with an interval."""
+    joined: dict[str, JsonValue] = {}
+    for key, value in metrics.items():
+        stem = key.removesuffix("_low").removesuffix("_high")
+        if stem != key and {stem, f"{stem}_low", f"{stem}_high"} <= metrics.keys():
+            continue
+        ends = [metrics.get(f"{key}_low"), metrics.get(f"{key}_high")]
+        joined[key] = {"value": value, "ci": ends} if None not in ends else value
+    return joined
+
+
+def _value_and_interval(metrics: Mapping[str, JsonValue], key: str) -> tuple[float, list[float]] | None:
+    found = with_intervals(metrics).get(key)
+    parts: dict[str, JsonValue] = found if isinstance(found, dict) else {"value": found}
+    value, ends = parts.get("value"), parts.get("ci")
+    if not isinstance(value, int | float):  # one that was not finite is the text "nan"
+        return None
+    known = [float(end) for end in ends if isinstance(end, int | float)] if isinstance(ends, list) else []
+    return float(value), known if len(known) == 2 else []
+
+
+def _spoken(key: str, value: float, ends: list[float]) -> str:
+    def spell(x: float) -> str:
+        return f"{100 * x:.1f}%" if key in _SHARES else number(x)
+
+    return spell(value) + (f" ({spell(ends[0])} to {spell(ends[1])})" if ends else "")
