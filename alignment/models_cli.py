@@ -13,6 +13,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from alignment.completion import complete_reference
 from alignment.registry import LineageNode, Registry, RegistryError, Version, render_lineage
 from alignment.registry.lineage import describe_data, flat_metrics, walk
 from alignment.terminal import clean, console, one_line, screen
@@ -23,7 +24,9 @@ RegistryOption = Annotated[
     Path | None, typer.Option("--registry", help="The registry's folder [default: $ALIGNMENT_REGISTRY or ./registry].")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-RefArgument = Annotated[str, typer.Argument(help="NAME, NAME@v3, NAME@ALIAS or NAME@sha256:PREFIX.")]
+RefArgument = Annotated[
+    str, typer.Argument(help="NAME, NAME@v3, NAME@ALIAS or NAME@sha256:PREFIX.", autocompletion=complete_reference)
+]
 
 
 @models.command("list")

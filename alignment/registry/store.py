@@ -240,7 +240,7 @@ class Registry:
             RegistryError: a wrong argument, a file that may not be stored, or a folder that cannot be written.
         """
         check_name(name)
-        seen = set(self.numbers(name))  # before a new id is made up, nothing can have it
+        seen = set(self.numbers(name)) if publish_id is not None else set()
         if publish_id is not None and (published := self._find_publish(name, publish_id, seen)):
             return published
         draft = draft_manifest(
@@ -263,6 +263,8 @@ class Registry:
         with one_line_errors(f"{name} cannot be published to {self.path}"):
             check_model_folder(source, adapter=base is not None)
             with self._staged() as staging:
+                if publish_id is None:
+                    seen = set(self.numbers(name))  # none of them can have an id that was just made up
                 files = copy_tree(source, staging)
                 sync_tree(staging)
                 tokenizer, template = provenance.tokenizer_hash(files), provenance.chat_template_hash(staging)
