@@ -22,6 +22,7 @@ from alignment.registry.retention import collect
 from alignment.registry.trash import REMOVED, noted
 provenance.code_state = lambda: None
 provenance.package_versions()
+os.fsync = lambda descriptor: None  # a kill loses nothing that was written; only a power cut does
 folder, source, log = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 shares = json.loads(sys.argv[4])
 log.mkdir()
