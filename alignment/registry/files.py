@@ -197,7 +197,7 @@ def check_weights(path: Path) -> str | None:
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
         size, start = os.fstat(file.fileno()).st_size, file.read(9)
     length = int.from_bytes(start[:8], "little")
-    if size < 10 or length > min(size - 8, _HEADER_LIMIT) or start[8:] != b"{":
+    if not 2 <= length <= min(size - 8, _HEADER_LIMIT) or start[8:] != b"{":
         said = f"its header says {length} bytes" if len(start) >= 8 else "it has no header"
         return f"{path.name} is no safetensors file: {said}, the file has {size}"
     return None

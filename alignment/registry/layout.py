@@ -21,6 +21,8 @@ def check_layout(path: Path) -> None:
         return
     except NotADirectoryError:
         raise RegistryError(f"{path} is not a folder; name the registry's folder or a new one") from None
+    except PermissionError:
+        raise RegistryError(f"{marker} cannot be read: Permission denied; ask its owner for access") from None
     except (OSError, ValueError) as error:
         raise RegistryError(f"{marker} cannot be read: {error}; is {path} a registry?") from None
     if not isinstance(found, dict) or found.get("layout") != LAYOUT:
