@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from alignment.registry.errors import RegistryError
-from alignment.registry.files import entries, make_folder, one_line_errors, sync_folder, work_name, write_file
+from alignment.registry.files import entries, make_folder, one_line_errors, passing_file, sync_folder
 from alignment.registry.manifest import Digest, first_problem
 from alignment.registry.references import NAME
 
@@ -91,9 +91,7 @@ def move_alias(history: Path, staging: Path, entry: AliasEntry, expect: int | An
         RegistryError: the alias points elsewhere than expected.
     """
     make_folder(history)
-    temporary = staging / f"{work_name()}.json"
-    write_file(temporary, json.dumps(entry.model_dump(mode="json")).encode() + b"\n")
-    try:
+    with passing_file(staging, json.dumps(entry.model_dump(mode="json")).encode() + b"\n") as temporary:
         while True:
             number, now = _last_number(history), None
             if expect is not ANY:
@@ -106,8 +104,6 @@ def move_alias(history: Path, staging: Path, entry: AliasEntry, expect: int | An
             if link_new(temporary, history / f"{number + 1:08d}.json"):
                 break
         sync_folder(history)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def version_before(moves: Sequence[AliasEntry]) -> int | None:

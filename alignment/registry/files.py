@@ -215,6 +215,17 @@ def check_model_folder(source: Path, adapter: bool) -> None:
         raise RegistryError(f"{source} cannot be published: it has no .safetensors file; write it with save_pretrained")
 
 
+@contextmanager
+def passing_file(folder: Path, data: bytes) -> Iterator[Path]:
+    """A finished file to link from: it is gone afterwards, also when the disk was full before it was finished."""
+    path = folder / f"{work_name()}.json"
+    try:
+        write_file(path, data)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def work_name() -> str:
     """A new name for work in progress that says whose it is: HOST-PID-UUID."""
     return f"{host_name()}-{os.getpid()}-{uuid.uuid4().hex}"

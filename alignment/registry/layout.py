@@ -5,7 +5,7 @@ from pathlib import Path
 
 from alignment.registry.aliases import link_new
 from alignment.registry.errors import RegistryError
-from alignment.registry.files import entries, make_folder, sync_folder, work_name, write_file
+from alignment.registry.files import entries, make_folder, passing_file, sync_folder
 
 LAYOUT = 1
 STAGING = ".staging"
@@ -41,10 +41,8 @@ def create_layout(path: Path) -> None:
                 f"{path} holds {foreign[0]!r} and no {_MARK}, so it is not a registry; name a new or empty folder"
             )
         make_folder(path / STAGING)
-        temporary = path / STAGING / f"{work_name()}.json"
-        write_file(temporary, json.dumps({"layout": LAYOUT}).encode() + b"\n")
-        link_new(temporary, marker)
-        temporary.unlink(missing_ok=True)
+        with passing_file(path / STAGING, json.dumps({"layout": LAYOUT}).encode() + b"\n") as temporary:
+            link_new(temporary, marker)
         sync_folder(path)
     make_folder(path / STAGING)
     make_folder(path / "models")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from alignment.registry import aliases
 from alignment.registry.errors import RegistryError
-from alignment.registry.files import entries, make_folder, one_line_errors, work_name, write_file
+from alignment.registry.files import entries, make_folder, one_line_errors, passing_file
 from alignment.registry.layout import STAGING
 from alignment.registry.manifest import Manifest
 from alignment.registry.store import Registry
@@ -201,9 +201,5 @@ def _now(root: Path) -> float:
     """This clock or the filesystem's, whichever is behind: a clock that runs ahead would make every version old."""
     with one_line_errors(f"{root} cannot be cleaned up"):
         make_folder(root / STAGING)
-        probe = root / STAGING / f"{work_name()}.json"
-        write_file(probe, b"{}\n")
-        try:
+        with passing_file(root / STAGING, b"{}\n") as probe:
             return min(time.time(), os.stat(probe).st_mtime)
-        finally:
-            probe.unlink()

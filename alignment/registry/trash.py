@@ -27,9 +27,9 @@ from alignment.registry.files import (
     host_name,
     make_folder,
     one_line_errors,
+    passing_file,
     sync_folder,
     work_name,
-    write_file,
 )
 from alignment.registry.manifest import Manifest
 from alignment.registry.references import NAME, parse_reference
@@ -167,12 +167,8 @@ def write_note(root: Path, key: Key, kind: str, why: str) -> bool:
     make_folder(folder)
     make_folder(root / ".staging")
     note = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "by": mover(), "why": why}
-    temporary = root / ".staging" / f"{work_name()}.json"
-    write_file(temporary, json.dumps(note).encode() + b"\n")
-    try:
+    with passing_file(root / ".staging", json.dumps(note).encode() + b"\n") as temporary:
         new = link_new(temporary, folder / f"v{key[1]:06d}.json")
-    finally:
-        temporary.unlink(missing_ok=True)
     sync_folder(folder)
     return new
 
