@@ -263,9 +263,7 @@ def test_doctor_finds_damage_gaps_and_aliases_to_nowhere(registry: Registry, tmp
     as_json("delete", "c@v2")
     (models / "c/stray").mkdir()
     (models / "Odd").mkdir()
-    os.rename(models / "d/v000001", tmp_path / "d1")
-    (tmp_path / "d1").rename(models / "d/v000009")
-    (models / "d/v000009").rename(tmp_path / "d1")
+    (models / "d/v000001").rename(tmp_path / "d1")
     os.link(models / "a/v000001/config.json", tmp_path / "link")
     (models / "c/v000003").rename(tmp_path / "real")
     (models / "c/v000003").symlink_to(tmp_path / "real")
@@ -318,9 +316,7 @@ def test_gc_removes_what_nothing_needs_and_only_when_told(registry: Registry) ->
     before = there(registry)
     assert as_json("gc")["removed"] == []  # all of them are younger than a week
     plan = as_json("gc", "--grace", "0")
-    assert plan["removed"] == ["m@v2", "old@v1", "older@v1", "m@v6"] or set(plan["removed"]) == {
-        *("m@v2", "m@v6", "old@v1", "older@v1")
-    }
+    assert set(plan["removed"]) == {"m@v2", "m@v6", "old@v1", "older@v1"}
     order = plan["removed"]
     assert order.index("old@v1") < order.index("older@v1") < order.index("m@v6")
     assert plan["kept"] == {
