@@ -119,7 +119,8 @@ while any(not who.startswith("collector") for who in jobs.values()):
         if not jobs:
             break
     if jobs and time.monotonic() > next_kill:
-        child = random.choice(list(jobs))
+        publishing = [child for child, who in jobs.items() if who.startswith("publisher")]
+        child = random.choice(random.choice([publishing, list(jobs)]) or list(jobs))
         os.kill(child, signal.SIGKILL)
         kills[jobs[child].split("-")[0]] += 1
         next_kill = time.monotonic() + random.uniform(0.03, 0.12)
