@@ -15,6 +15,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from alignment.completion import complete_reference
 from alignment.errors import UserError
 from alignment.lineage_graph import mermaid
 from alignment.lineage_page import lineage_page
@@ -30,7 +31,9 @@ RegistryOption = Annotated[
     Path | None, typer.Option("--registry", help="The registry's folder [default: $ALIGNMENT_REGISTRY or ./registry].")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-RefArgument = Annotated[str, typer.Argument(help="NAME, NAME@v3, NAME@ALIAS or NAME@sha256:PREFIX.")]
+RefArgument = Annotated[
+    str, typer.Argument(help="NAME, NAME@v3, NAME@ALIAS or NAME@sha256:PREFIX.", autocompletion=complete_reference)
+]
 
 
 @models.command("list")

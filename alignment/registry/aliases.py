@@ -9,15 +9,13 @@ import enum
 import json
 import os
 import re
-import uuid
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from alignment.registry.errors import RegistryError
-from alignment.registry.files import entries, make_folder, one_line_errors, sync_folder, write_file
+from alignment.registry.files import entries, make_folder, one_line_errors, passing_file, sync_folder
 from alignment.registry.manifest import Digest, first_problem
 from alignment.registry.references import NAME
 
@@ -42,6 +40,13 @@ class AliasEntry(BaseModel):
     version: int = Field(ge=1)
     digest: Digest
     at: AwareDatetime
+    by: str | None = None
+    """user@host that moved it."""
+    reviewed_by: str | None = None
+    required: tuple[str, ...] = ()
+    """What was asked of its metrics, and met: `win_rate.low>=0.5`."""
+    rollback: bool = False
+    """A return to an earlier version, and not a new choice."""
 
 
 def alias_names(folder: Path) -> Iterator[str]:
@@ -58,27 +63,35 @@ def read_alias(history: Path) -> tuple[int, AliasEntry | None]:
         RegistryError: the entry is damaged.
     """
     number = _last_number(history)
-    if not number:
-        return 0, None
+    return (number, _read_entry(history, number)) if number else (0, None)
+
+
+def read_history(history: Path) -> list[AliasEntry]:
+    """All entries of an alias's history folder, oldest first.
+
+    Raises:
+        RegistryError: one is damaged.
+    """
+    return [_read_entry(history, number) for number in entry_numbers(history)]
+
+
+def _read_entry(history: Path, number: int) -> AliasEntry:
     path = history / f"{number:08d}.json"
     try:
         with one_line_errors(f"{path} cannot be read"):
-            return number, AliasEntry.model_validate_json(path.read_bytes())
+            return AliasEntry.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise RegistryError(f"{path} is damaged: {first_problem(error)}; set the alias again") from None
 
 
-def move_alias(history: Path, staging: Path, version: int, digest: str, expect: int | Anything | None) -> None:
+def move_alias(history: Path, staging: Path, entry: AliasEntry, expect: int | Anything | None) -> None:
     """Append an entry to an alias's history; `expect` is the version it must point to now (None: the alias is new).
 
     Raises:
         RegistryError: the alias points elsewhere than expected.
     """
     make_folder(history)
-    entry = AliasEntry(version=version, digest=digest, at=datetime.now(UTC))
-    temporary = staging / f"alias-{uuid.uuid4().hex}.json"
-    write_file(temporary, json.dumps(entry.model_dump(mode="json")).encode() + b"\n")
-    try:
+    with passing_file(staging, json.dumps(entry.model_dump(mode="json")).encode() + b"\n") as temporary:
         while True:
             number, now = _last_number(history), None
             if expect is not ANY:
@@ -91,8 +104,21 @@ def move_alias(history: Path, staging: Path, version: int, digest: str, expect: 
             if link_new(temporary, history / f"{number + 1:08d}.json"):
                 break
         sync_folder(history)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def version_before(moves: Sequence[AliasEntry]) -> int | None:
+    """Where a rollback leads: the version that was chosen before the one that counts now, None without one.
+
+    A second rollback goes one further back, so a return does not count as a choice: after 1, 2, 3, back to 2 comes 1.
+    """
+    chosen: list[int] = []
+    for entry in moves:
+        if entry.rollback and entry.version in chosen:
+            while chosen[-1] != entry.version:
+                chosen.pop()
+        elif chosen[-1:] != [entry.version]:
+            chosen.append(entry.version)
+    return chosen[-2] if len(chosen) > 1 else None
 
 
 def link_new(temporary: Path, target: Path) -> bool:
@@ -104,8 +130,13 @@ def link_new(temporary: Path, target: Path) -> bool:
     return True
 
 
+def entry_numbers(history: Path) -> list[int]:
+    """The numbers of a history's entries, ascending."""
+    return sorted(int(match[1]) for entry in entries(history) if (match := _ENTRY.fullmatch(entry)))
+
+
 def _last_number(history: Path) -> int:
-    return max((int(match[1]) for entry in entries(history) if (match := _ENTRY.fullmatch(entry))), default=0)
+    return max(entry_numbers(history), default=0)
 
 
 def _named(version: int | Anything | None) -> str:

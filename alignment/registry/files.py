@@ -3,22 +3,25 @@
 import hashlib
 import os
 import re
+import socket
 import stat
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from alignment.registry.errors import RegistryError
+from alignment.registry.hashes import sha256_of
 
 MANIFEST = "manifest.json"
 SUFFIXES = (".json", ".jsonl", ".safetensors", ".txt", ".md", ".jinja", ".model", ".tiktoken")
 _BARE_NAMES = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 _PART = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+@=-]{0,254}")
 _CHUNK = 4 << 20
+_HEADER_LIMIT = 100_000_000  # bytes; also the safetensors library's own
 
 
 class FileRecord(BaseModel):
@@ -90,6 +93,8 @@ def copy_tree(source: Path, target: Path, code: bool = False) -> dict[str, FileR
     for path in paths:  # all of them first, so that gigabytes are not copied only to be refused
         check_path(path, code)
         _check_regular(path, os.lstat(source / path))
+        if problem := check_weights(source / path):
+            raise RegistryError(f"file {path!r} cannot be stored: {problem}; write the model with save_pretrained")
     records = {}
     for path in paths:
         (target / path).parent.mkdir(parents=True, exist_ok=True)
@@ -159,34 +164,44 @@ def make_folder(folder: Path) -> None:
         sync_folder(folder.parent)
 
 
-def check_file(folder: Path, path: str, record: FileRecord, full: bool) -> str | None:
-    """What is wrong with one stored file (`full` reads and hashes it; otherwise its size only), None if nothing."""
+def check_file(folder: Path, path: str, record: FileRecord, full: bool, cold: bool = False) -> str | None:
+    """What is wrong with one stored file, None if nothing.
+
+    `full` compares its sha256 (`cold`: and believes no cache), otherwise its size only.
+    """
     try:
-        return _difference(folder, path, record, full)
+        return _difference(folder, path, record, full, cold)
     except (FileNotFoundError, NotADirectoryError):
         return f"{path} is missing"
     except OSError as error:
         return f"{path} cannot be read ({error.strerror})"
 
 
-def _difference(folder: Path, path: str, record: FileRecord, full: bool) -> str | None:
+def _difference(folder: Path, path: str, record: FileRecord, full: bool, cold: bool) -> str | None:
     found = os.lstat(folder / path)
     if not stat.S_ISREG(found.st_mode):
         return f"{path} is not a regular file"
     if found.st_size != record.size:
         return f"{path} has {found.st_size} bytes, expected {record.size}"
-    if full:
-        digest = _sha256(folder / path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-        if digest != record.sha256:
-            return f"{path} has sha256 {digest}, expected {record.sha256}"
+    if full and (digest := sha256_of(folder / path, record.sha256, cold)) != record.sha256:
+        return f"{path} has sha256 {digest}, expected {record.sha256}"
+    return check_weights(folder / path)
+
+
+def check_weights(path: Path) -> str | None:
+    """What is wrong with the header of a .safetensors file, None if nothing or if it is another kind of file.
+
+    The first 8 bytes are the header's length: a forged one makes a reader allocate whatever it says.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
+        size, start = os.fstat(file.fileno()).st_size, file.read(9)
+    length = int.from_bytes(start[:8], "little")
+    if not 2 <= length <= min(size - 8, _HEADER_LIMIT) or start[8:] != b"{":
+        said = f"its header says {length} bytes" if len(start) >= 8 else "it has no header"
+        return f"{path.name} is no safetensors file: {said}, the file has {size}"
     return None
-
-
-@lru_cache(maxsize=4096)
-def _sha256(path: Path, device: int, inode: int, size: int, mtime_ns: int, ctime_ns: int) -> str:
-    """A file's sha256, read once per process while its identity stands (ctime too: mtime can be set back)."""
-    with open(path, "rb", buffering=0) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_model_folder(source: Path, adapter: bool) -> None:
@@ -199,6 +214,27 @@ def check_model_folder(source: Path, adapter: bool) -> None:
         raise RegistryError(f"{source} cannot be published: it has no {config}; write it with save_pretrained")
     if not any(path.endswith(".safetensors") for path in list_files(source)):
         raise RegistryError(f"{source} cannot be published: it has no .safetensors file; write it with save_pretrained")
+
+
+@contextmanager
+def passing_file(folder: Path, data: bytes) -> Iterator[Path]:
+    """A finished file to link from: it is gone afterwards, also when the disk was full before it was finished."""
+    path = folder / f"{work_name()}.json"
+    try:
+        write_file(path, data)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def work_name() -> str:
+    """A new name for work in progress that says whose it is: HOST-PID-UUID."""
+    return f"{host_name()}-{os.getpid()}-{uuid.uuid4().hex}"
+
+
+def host_name() -> str:
+    """This host, as `work_name` spells it."""
+    return re.sub(r"[^A-Za-z0-9.]", "", socket.gethostname())
 
 
 @contextmanager

@@ -4,6 +4,7 @@
     models/NAME/v000001/{manifest.json, ...}        a version: never changed, its number never used again
     models/NAME/aliases/ALIAS/00000001.json         where an alias points; the highest number counts
     .staging/HOST-PID-UUID/                         what is being published, or was when its job was killed
+    .trash/                                         removed versions, see `trash`
 
 A publish prepares the whole folder in .staging and renames it to the next number. Renaming onto a folder that is not
 empty fails, so two jobs never get one number, and a killed job leaves nothing but its staging folder. On NFS a rename
@@ -12,20 +13,19 @@ next look finds it. An NFS client may list a folder as it was up to a minute ago
 digest, when it starts.
 """
 
-import json
 import os
 import re
 import shutil
-import socket
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from errno import EEXIST, ENOENT, ENOTEMPTY
 from pathlib import Path
 from typing import Any
 
 from alignment.registry import aliases, provenance
-from alignment.registry.aliases import ANY, Anything
+from alignment.registry.aliases import ANY, AliasEntry, Anything
 from alignment.registry.card import model_card
 from alignment.registry.errors import RegistryError
 from alignment.registry.files import (
@@ -37,14 +37,17 @@ from alignment.registry.files import (
     one_line_errors,
     sync_folder,
     sync_tree,
+    work_name,
     write_file,
 )
+from alignment.registry.hashes import verify_mode
+from alignment.registry.layout import STAGING, check_layout, create_layout
 from alignment.registry.lineage import LineageNode, Tracer, simulated_ratings
 from alignment.registry.manifest import Manifest, Parent, Role, Stage, draft_manifest
 from alignment.registry.references import NAME, Reference, check_alias, check_name, enumerated, nearest, parse_reference
+from alignment.registry.trash import REMOVED, keep_alive, mover, noted, parents_of, version_folder
 from alignment.registry.version import Version, open_version, read_manifest
 
-LAYOUT = 1
 CARD = "README.md"
 _VERSION_FOLDER = re.compile(r"v([0-9]{6,})")
 
@@ -62,11 +65,11 @@ class Registry:
         chosen = path if path is not None else os.environ.get("ALIGNMENT_REGISTRY") or "registry"
         self.path = Path(chosen).expanduser().absolute()
         self._models = self.path / "models"
-        self._staging = self.path / ".staging"
+        self._staging = self.path / STAGING
         self._pins = dict(pins or {})
         self.resolved: dict[str, str] = {}
         """Each reference that was resolved, and what it meant, as `pins` takes it."""
-        self._check_layout()
+        check_layout(self.path)
 
     # Finding
 
@@ -117,12 +120,23 @@ class Registry:
             raise RegistryError(f"{wanted.name} has no version v{number}; {self._choices(wanted.name)}")
         return open_version(self._folder(wanted.name, number), wanted.name, number)
 
-    def load(self, ref: str, role: Role | None = None) -> Version:
-        """Resolve a reference and verify the version in full; with `role`, check that it is a model of that role.
+    def locate(self, ref: str) -> tuple[str, int]:
+        """As `resolve`, the name and number alone: NAME@v3 is found also where it is damaged."""
+        wanted = parse_reference(ref)
+        if wanted.number in self._known(wanted.name):
+            return wanted.name, wanted.number
+        version = self.resolve(ref)
+        return version.name, version.number
+
+    def load(self, ref: str, role: Role | None = None, verify: str | None = None) -> Version:
+        """Resolve a reference and verify the version; with `role`, check that it is a model of that role.
+
+        `verify` is cached, full or fast (see `verify_mode`); None asks the environment's ALIGNMENT_VERIFY.
 
         Raises:
             RegistryError: not found, damaged, or of the other role.
         """
+        mode = verify_mode(verify)
         version = self.resolve(ref)
         found = version.manifest.role
         if role is not None and found != role:
@@ -131,7 +145,7 @@ class Registry:
                 f"name one of {enumerated(fitting)}" if fitting else f"this registry has none; publish a {role} first"
             )
             raise RegistryError(f"{version.ref} is a {_spoken(found)}; a {_spoken(role)} was asked for: {hint}")
-        version.verify(full=True)
+        version.verify(full=mode != "fast", cold=mode == "full")
         return version
 
     def lineage(self, ref: str) -> LineageNode:
@@ -155,18 +169,50 @@ class Registry:
         found = ((alias, aliases.read_alias(folder / alias)[1]) for alias in aliases.alias_names(folder))
         return {alias: entry.version for alias, entry in found if entry}
 
-    def set_alias(self, name: str, alias: str, version_number: int, expect: int | Anything | None = ANY) -> None:
+    def alias_history(self, name: str, alias: str) -> list[AliasEntry]:
+        """Every move of an alias, oldest first; the last one counts.
+
+        Raises:
+            RegistryError: the name or the alias is unknown, or an entry damaged.
+        """
+        self._known(name)
+        if moves := aliases.read_history(self._alias_folder(name, alias)):
+            return moves
+        raise RegistryError(f"{name} has no alias {alias!r}; {self._choices(name)}")
+
+    def set_alias(
+        self,
+        name: str,
+        alias: str,
+        version_number: int,
+        expect: int | Anything | None = ANY,
+        *,
+        reviewed_by: str | None = None,
+        required: Sequence[str] = (),
+        rollback: bool = False,
+    ) -> None:
         """Point an alias at a version; `expect` is the number it must point to now, None that it must be new.
+
+        The history keeps who moved it and the rest that is given here.
 
         Raises:
             RegistryError: the alias is no legal name, the version unknown, or the alias elsewhere than expected.
         """
         check_alias(alias)
         version = self.resolve(f"{name}@v{version_number}")
+        entry = AliasEntry(
+            version=version.number,
+            digest=version.digest,
+            at=datetime.now(UTC),
+            by=mover(),
+            reviewed_by=reviewed_by,
+            required=tuple(required),
+            rollback=rollback,
+        )
         with one_line_errors(f"alias {name}@{alias} cannot be set in {self.path}"):
             make_folder(self._staging)
-            history = self._models / name / "aliases" / alias
-            aliases.move_alias(history, self._staging, version.number, version.digest, expect)
+            aliases.move_alias(self._alias_folder(name, alias), self._staging, entry, expect)
+            keep_alive(self.path, [(name, version.number)])
 
     # Publishing
 
@@ -211,7 +257,8 @@ class Registry:
             RegistryError: a wrong argument, a file that may not be stored, or a folder that cannot be written.
         """
         check_name(name)
-        if publish_id is not None and (published := self._find_publish(name, publish_id, self.numbers(name))):
+        seen = set(self.numbers(name)) if publish_id is not None else set()
+        if publish_id is not None and (published := self._find_publish(name, publish_id, seen)):
             return published
         draft = draft_manifest(
             name=name,
@@ -236,28 +283,33 @@ class Registry:
         with one_line_errors(f"{name} cannot be published to {self.path}"):
             check_model_folder(source, adapter=base is not None)
             with self._staged() as staging:
+                if publish_id is None:
+                    seen = set(self.numbers(name))  # none of them can have an id that was just made up
                 files = copy_tree(source, staging, remote_code)
                 sync_tree(staging)
                 tokenizer, template = provenance.tokenizer_hash(files), provenance.chat_template_hash(staging)
                 found = {"files": files, "tokenizer_hash": tokenizer, "chat_template_hash": template}
-                return self._claim(staging, draft.model_copy(update=found))
+                return self._claim(staging, draft.model_copy(update=found), seen)
 
-    def _claim(self, staging: Path, draft: Manifest) -> Version:
-        """Rename the staging folder to the next free number, or find that this very publish is done already."""
+    def _claim(self, staging: Path, draft: Manifest, searched: set[int]) -> Version:
+        """Rename the staging folder to the next free number, or find that this very publish is done already.
+
+        `searched` are versions that are known to be other publishes.
+        """
         home = self._models / draft.name
         make_folder(home)
         own_card = CARD not in draft.files
         parents = [edge.node for edge in Tracer(self.resolve).edges(draft)] if own_card else []
         simulated = simulated_ratings(iter(parents))
         simulated = simulated or any(data.simulated for data in draft.data)
-        searched: set[int] = set()
         taken = 0
         while True:
             numbers = {taken, *self.numbers(draft.name)} - {0}
+            removed = noted(self.path, draft.name, REMOVED)
             if published := self._find_publish(draft.name, draft.publish_id, numbers - searched):
                 return published
             searched |= numbers
-            number = max(numbers, default=0) + 1
+            number = max([*numbers, *removed], default=0) + 1
             manifest = draft.model_copy(update={"version": number})
             if own_card:
                 card = write_file(staging / CARD, model_card(manifest, simulated, parents).encode())
@@ -271,61 +323,31 @@ class Registry:
                     raise
                 taken = number  # by another job, or by this rename itself; an NFS client's listing may not show it yet
                 continue
+            if number in noted(self.path, draft.name, REMOVED):  # taken, and removed again, since we looked
+                os.rename(self._folder(draft.name, number), staging)
+                continue
             sync_folder(home)
+            keep_alive(self.path, parents_of(manifest))
             return open_version(self._folder(draft.name, number), draft.name, number)
 
     @contextmanager
     def _staged(self) -> Iterator[Path]:
         """A new staging folder on the registry's filesystem, removed again unless it was renamed away."""
-        self._create()
-        host = re.sub(r"[^A-Za-z0-9.]", "", socket.gethostname())
-        staging = self._staging / f"{host}-{os.getpid()}-{uuid.uuid4().hex}"
+        create_layout(self.path)
+        staging = self._staging / work_name()
         staging.mkdir()
         try:
             yield staging
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    def _create(self) -> None:
-        """Make the folder a registry if it is none yet. A folder with other things in it is left alone."""
-        self._check_layout()
-        make_folder(self.path)
-        marker = self.path / "REGISTRY.json"
-        if not marker.exists():
-            foreign = [entry for entry in entries(self.path) if not entry.startswith(".") and entry != "lost+found"]
-            if foreign and not marker.exists():
-                raise RegistryError(
-                    f"{self.path} holds {foreign[0]!r} and no REGISTRY.json, so it is not a registry; "
-                    "name a new or empty folder"
-                )
-            make_folder(self._staging)
-            temporary = self._staging / f"layout-{uuid.uuid4().hex}.json"
-            write_file(temporary, json.dumps({"layout": LAYOUT}).encode() + b"\n")
-            aliases.link_new(temporary, marker)
-            temporary.unlink()
-            sync_folder(self.path)
-        make_folder(self._staging)
-        make_folder(self._models)
-
-    def _check_layout(self) -> None:
-        marker = self.path / "REGISTRY.json"
-        try:
-            found = json.loads(marker.read_bytes())
-        except FileNotFoundError:
-            return
-        except NotADirectoryError:
-            raise RegistryError(f"{self.path} is not a folder; name the registry's folder or a new one") from None
-        except (OSError, ValueError) as error:
-            raise RegistryError(f"{marker} cannot be read: {error}; is {self.path} a registry?") from None
-        if not isinstance(found, dict) or found.get("layout") != LAYOUT:
-            raise RegistryError(
-                f"{marker}: layout {found!r:.80}, but this version of the suite knows {LAYOUT}; upgrade it"
-            )
-
     # Helpers
 
     def _folder(self, name: str, number: int) -> Path:
-        return self._models / name / f"v{number:06d}"
+        return version_folder(self.path, (name, number))
+
+    def _alias_folder(self, name: str, alias: str) -> Path:
+        return self._models / name / "aliases" / alias
 
     def _known(self, name: str) -> list[int]:
         """The numbers of a name that must exist."""
@@ -341,7 +363,7 @@ class Registry:
         )
 
     def _resolve_alias(self, name: str, alias: str) -> Version:
-        entry = aliases.read_alias(self._models / name / "aliases" / alias)[1]
+        entry = aliases.read_alias(self._alias_folder(name, alias))[1]
         if entry is None:
             raise RegistryError(f"{name} has no alias {alias!r}; {self._choices(name)}")
         version = self.resolve(f"{name}@v{entry.version}")

@@ -1,6 +1,7 @@
 """One published version: its folder, its manifest, and the check that both are what was published."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,29 +37,39 @@ class Version:
         """The first parent that served as `role` ("init", "reference", ...), None without one."""
         return next((parent for parent in self.manifest.parents if parent.role == role), None)
 
-    def verify(self, full: bool = True) -> None:
+    def verify(self, full: bool = True, cold: bool = False) -> None:
         """Check that the folder holds the published files and no other: by size, and by sha256 when `full`.
 
-        A file is hashed once per process while its inode, size and times stand.
+        A file is hashed once per node while its inode, size and times stand; `cold` reads every one again.
 
         Raises:
             RegistryError: files are missing, extra or different; each is named with what was expected and found.
         """
-        problems = []
-        digest = read_manifest(self.path)[1]
-        if digest != self.digest:
-            problems.append(f"{MANIFEST} has {digest}, expected {self.digest}")
-        for path, record in self.manifest.files.items():
-            if problem := check_file(self.path, path, record, full):
-                problems.append(problem)
-        with one_line_errors(f"{self.ref} cannot be verified"):
-            extra = set(list_files(self.path)).difference(self.manifest.files, [MANIFEST])
-        problems += [f"{path!r} was not published with it" for path in sorted(extra)]
-        if problems:
+        if problems := self.problems(full, cold):
             more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
             raise RegistryError(
                 f"{self.ref} in {self.path} is damaged: {'; '.join(problems[:3])}{more}; publish it again"
             )
+
+    def problems(self, full: bool = True, cold: bool = False) -> list[str]:
+        """What `verify` would complain of."""
+        problems = []
+        if self.path.is_symlink():
+            problems.append("its folder is a symbolic link")
+        digest = read_manifest(self.path)[1]
+        if digest != self.digest:
+            problems.append(f"{MANIFEST} has {digest}, expected {self.digest}")
+        for path, record in self.manifest.files.items():
+            if problem := check_file(self.path, path, record, full, cold):
+                problems.append(problem)
+        with one_line_errors(f"{self.ref} cannot be verified"):
+            extra = set(list_files(self.path)).difference(self.manifest.files, [MANIFEST])
+        return problems + [f"{path!r} was not published with it" for path in sorted(extra)]
+
+    def shared_files(self) -> list[str]:
+        """Files that have another hard link: whoever holds it can change them from outside the registry."""
+        with one_line_errors(f"{self.ref} cannot be looked at"):
+            return [path for path in list_files(self.path) if os.lstat(self.path / path).st_nlink > 1]
 
 
 def read_manifest(folder: Path) -> tuple[bytes, str]:

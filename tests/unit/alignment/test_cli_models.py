@@ -29,7 +29,7 @@ def ppo(registry: Registry, tmp_path: Path) -> Version:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"w" * 2000)
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}" + b"w" * 1990)
     demonstrations = [{"name": HOSTILE, "rows": 1500}]
     sft = registry.publish("desk-sft", folder, stage="sft", role="policy", data=demonstrations)
     start = Parent("init", sft.ref, sft.digest)

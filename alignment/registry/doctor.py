@@ -1,0 +1,178 @@
+"""What is wrong in a registry, each finding with its fix; the safe fixes can be made at once."""
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from alignment.registry import aliases
+from alignment.registry.errors import RegistryError
+from alignment.registry.files import entries, host_name, one_line_errors
+from alignment.registry.layout import STAGING
+from alignment.registry.references import NAME
+from alignment.registry.store import Registry
+from alignment.registry.trash import (
+    PROTECTED,
+    REMOVED,
+    TRASH,
+    Key,
+    delete_tree,
+    drop_note,
+    noted,
+    parents_of,
+    spoken,
+    take_back,
+    trash_items,
+    version_folder,
+)
+from alignment.registry.version import open_version
+
+DAY = 24 * 3600
+_WORK = re.compile(r"(?:purging-)?(.*)-([0-9]+)-[0-9a-f]{32}(?:\.json)?")
+_VERSION = re.compile(r"v[0-9]{6,}")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`kind` is one word or two; `repair` makes the fix where that loses nothing, else it is None."""
+
+    kind: str
+    where: str
+    problem: str
+    fix: str
+    repair: Callable[[], object] | None = None
+
+
+def examine(registry: Registry, *, full: bool = True, cold: bool = False) -> Iterator[Finding]:
+    """Everything that is wrong; `full` and `cold` as in Version.verify."""
+    yield from _leftovers(registry.path)
+    needed: dict[Key, Key] = {}
+    for name in registry.names():
+        for number in registry.numbers(name):
+            yield from _version(registry, (name, number), full, cold, needed)
+        yield from _gaps(registry, name)
+        yield from _aliases(registry, name)
+    yield from _missing_parents(registry, needed)
+    yield from _strangers(registry)
+
+
+def mend(findings: list[Finding]) -> list[Finding]:
+    """Make the safe fixes; returns the findings that were mended.
+
+    Raises:
+        RegistryError: a fix failed.
+    """
+    mended = []
+    for finding in findings:
+        if finding.repair:
+            with one_line_errors(f"{finding.where} cannot be mended"):
+                finding.repair()
+            mended.append(finding)
+    return mended
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether whoever worked on this is gone: its process, if it was on this host, or no change for a day."""
+    match = _WORK.fullmatch(path.name)
+    if match and match[1] == host_name() and not _alive(int(match[2])):
+        return True
+    try:
+        newest = max(os.lstat(place).st_mtime for place in [path, *path.rglob("*")])
+    except OSError:  # it is being worked on, or may not be looked at
+        return False
+    return time.time() - newest > DAY
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _leftovers(root: Path) -> Iterator[Finding]:
+    purging = [TRASH + "/" + entry for entry in entries(root / TRASH) if entry.startswith("purging-")]
+    for place in [*(f"{STAGING}/{entry}" for entry in entries(root / STAGING)), *purging]:
+        path = root / place
+        if is_leftover(path):
+            what = "a job that is gone left it behind"
+            yield Finding("leftover", place, what, f"remove {path}", partial(delete_tree, path))
+
+
+def _version(registry: Registry, key: Key, full: bool, cold: bool, needed: dict[Key, Key]) -> Iterator[Finding]:
+    try:
+        version = open_version(version_folder(registry.path, key), *key)
+        for parent in parents_of(version.manifest):
+            needed.setdefault(parent, key)
+        problems = version.problems(full, cold)
+        shared = version.shared_files()
+    except RegistryError as error:
+        if not version_folder(registry.path, key).exists():
+            return  # removed since it was listed
+        problems, shared = [str(error)], []
+    remedy = f"publish it again, then alignment models delete {spoken(key)}"
+    for problem in problems:
+        yield Finding("damaged version", spoken(key), problem, remedy)
+    for path in shared:
+        problem = f"{path} has another hard link, through which it can be changed"
+        yield Finding("shared file", spoken(key), problem, "remove the other link, or copy the file in its place")
+
+
+def _gaps(registry: Registry, name: str) -> Iterator[Finding]:
+    numbers, removed = set(registry.numbers(name)), set(noted(registry.path, name, REMOVED))
+    for number in sorted(set(range(1, max(numbers))) - numbers - removed):
+        problem = "it is gone, and the registry did not remove it"
+        yield Finding("gap", f"{name}@v{number}", problem, "restore its folder from a backup; its number stays unused")
+    for number in sorted(numbers & removed):
+        key = (name, number)
+        problem = "it is noted as removed and still here: a removal was cut off"
+        fix = f"delete models/{name}/{REMOVED}/v{number:06d}.json"
+        yield Finding("cut off", spoken(key), problem, fix, partial(drop_note, registry.path, key, REMOVED))
+
+
+def _aliases(registry: Registry, name: str) -> Iterator[Finding]:
+    folder = registry.path / "models" / name / "aliases"
+    for alias in aliases.alias_names(folder):
+        where, fix = f"{name}@{alias}", f"alignment models promote {name} {alias}, or rollback {name} {alias}"
+        try:
+            registry.resolve(where)
+        except RegistryError as error:
+            yield Finding("alias", where, str(error), fix)
+        found = aliases.entry_numbers(folder / alias)
+        if missing := sorted(set(range(1, found[-1])) - set(found)):
+            problem = f"its history lacks move {missing[0]}"
+            yield Finding("alias", where, problem, "restore the file from a backup; the alias itself works")
+
+
+def _missing_parents(registry: Registry, needed: dict[Key, Key]) -> Iterator[Finding]:
+    trash = {item.key for item in trash_items(registry.path)}
+    for parent, child in sorted(needed.items()):
+        if version_folder(registry.path, parent).exists():
+            continue
+        problem = f"{spoken(child)} was made from it"
+        if parent in trash:
+            fix = f"alignment models restore {spoken(parent)}"
+            repair = partial(take_back, registry.path, parent)
+            yield Finding("in the trash", spoken(parent), f"{problem}, and it is in the trash", fix, repair)
+        elif registry.numbers(parent[0]):
+            yield Finding("missing", spoken(parent), f"{problem}, and it is gone", "restore it from a backup")
+
+
+def _strangers(registry: Registry) -> Iterator[Finding]:
+    """What the registry did not put there."""
+    known = {"aliases", REMOVED, PROTECTED}
+    models = registry.path / "models"
+    for name in entries(models):
+        if not NAME.fullmatch(name) or not (models / name).is_dir():
+            yield Finding("stray", f"models/{name}", "it is no model's folder", f"move {models / name} elsewhere")
+            continue
+        for entry in entries(models / name):
+            if entry not in known and not _VERSION.fullmatch(entry):
+                problem = "it is no part of a registry"
+                yield Finding("stray", f"models/{name}/{entry}", problem, f"move {models / name / entry} elsewhere")

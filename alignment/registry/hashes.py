@@ -1,0 +1,105 @@
+"""sha256 of files, each read once per node while it stands unchanged.
+
+The cache is one small file per hashed file, in the user's cache folder. Its key is what the filesystem says of the
+file: device, inode, size, and both times to the nanosecond (ctime too: mtime can be set back, ctime cannot). A file
+that changed a moment ago is not cached, since a second change within one tick of the clock would not show in its
+times. Whatever is wrong with the cache, the file is read instead.
+"""
+
+import hashlib
+import os
+import re
+import socket
+import stat
+import time
+import uuid
+from pathlib import Path
+
+from alignment.registry.errors import RegistryError
+
+MODES = ("cached", "full", "fast")
+SETTLED_NS = 2_000_000_000  # the coarsest clock of a filesystem in use (FAT) ticks every 2 seconds
+_ENTRY = re.compile(rb"([^\n]+) ([0-9a-f]{64})\n")
+
+
+def verify_mode(chosen: str | None = None) -> str:
+    """How much a load checks: `chosen`, else the environment's ALIGNMENT_VERIFY, else "cached".
+
+    cached: sha256 of each file, read once per node. full: every file is read again. fast: sizes only.
+
+    Raises:
+        RegistryError: another word.
+    """
+    mode = chosen or os.environ.get("ALIGNMENT_VERIFY") or MODES[0]
+    if mode not in MODES:
+        where = "the mode" if chosen else "ALIGNMENT_VERIFY"
+        raise RegistryError(f"{where} is {mode!r:.40}, expected one of {', '.join(MODES)}")
+    return mode
+
+
+def sha256_of(path: Path, expected: str, cold: bool = False) -> str:
+    """A file's sha256, from the cache unless `cold`. Only a cached hash that is the `expected` one is believed.
+
+    So a damaged cache can never accuse a file that is in order.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0) as file:
+        before = os.fstat(file.fileno())
+        entry = _entry(before)
+        if not cold and entry and _read(*entry) == expected:
+            return expected
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        after = os.fstat(file.fileno())
+    if entry and digest == expected and _key(before) == _key(after) and _settled(after):
+        _write(*entry, digest)
+    return digest
+
+
+def cache_folder() -> Path | None:
+    """Where hashes are kept; None if this user has no home."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return root / "alignment" / "sha256"
+
+
+def _key(found: os.stat_result) -> bytes:
+    # With the node's name: the home folder may be shared, and what one node read says nothing about another's disk.
+    node = re.sub(r"\s", "", socket.gethostname())
+    facts = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return " ".join(map(str, (node, *facts))).encode()
+
+
+def _entry(found: os.stat_result) -> tuple[Path, bytes] | None:
+    folder, key = cache_folder(), _key(found)
+    return (folder / hashlib.sha256(key).hexdigest(), key) if folder else None
+
+
+def _settled(found: os.stat_result) -> bool:
+    return max(found.st_mtime_ns, found.st_ctime_ns) + SETTLED_NS < time.time_ns()
+
+
+def _read(path: Path, key: bytes) -> str | None:
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():  # nobody else may vouch for a file
+                return None
+            match = _ENTRY.fullmatch(file.read(1024))
+    except OSError:
+        return None
+    return match[2].decode() if match and match[1] == key else None
+
+
+def _write(path: Path, key: bytes, digest: str) -> None:
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            temporary.write_bytes(key + b" " + digest.encode() + b"\n")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError:
+        pass  # a full disk or a read-only home costs time, not the load

@@ -1,0 +1,123 @@
+"""Moving an alias on conditions, and moving it back."""
+
+import math
+import operator
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from alignment.registry.aliases import ANY, Anything, version_before
+from alignment.registry.errors import RegistryError
+from alignment.registry.references import nearest
+from alignment.registry.store import Registry
+from alignment.registry.version import Version
+from alignment.terminal import one_line
+
+_COMPARE = {">=": operator.ge, "<=": operator.le, "==": operator.eq, ">": operator.gt, "<": operator.lt}
+_REQUIREMENT = re.compile(r"\s*(\S.*?)\s*(>=|<=|==|>|<)\s*(\S+)\s*")
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """`metric>=bound`; `text` is what it was written as."""
+
+    metric: str
+    sign: str
+    bound: float
+    text: str
+
+    def met_by(self, value: float) -> bool:
+        """NaN meets nothing."""
+        return bool(_COMPARE[self.sign](value, self.bound))
+
+
+def parse_requirement(text: str) -> Requirement:
+    """Read `win_rate.low>=0.5`.
+
+    Raises:
+        RegistryError: it is no such condition.
+    """
+    match = _REQUIREMENT.fullmatch(text)
+    try:
+        if match and not math.isnan(bound := float(match[3])):
+            return Requirement(match[1], match[2], bound, f"{match[1]}{match[2]}{match[3]}")
+    except ValueError:
+        pass
+    raise RegistryError(f"{text!r:.80} is not a requirement: write METRIC>=NUMBER (or <=, >, <, ==), as in kl<=8")
+
+
+def promote(
+    registry: Registry,
+    ref: str,
+    alias: str,
+    *,
+    require: Sequence[str] = (),
+    reviewed_by: str | None = None,
+    expect: int | Anything | None = ANY,
+) -> Version:
+    """Verify a version, check what is required of its metrics, and point the alias at it.
+
+    Raises:
+        RegistryError: a requirement is not met or names no metric, the version is damaged, or the alias elsewhere.
+    """
+    requirements = [parse_requirement(text) for text in require]
+    version = registry.load(ref)
+    values = dict(metric_values(version.manifest.metrics or {}))
+    unmet = []
+    for requirement in requirements:
+        if requirement.metric not in values:
+            hint = nearest(requirement.metric, values) if values else "its manifest has no metrics"
+            raise RegistryError(f"{version.ref} has no metric {requirement.metric!r}; {hint}")
+        if not requirement.met_by(values[requirement.metric]):
+            unmet.append(f"{requirement.metric} is {values[requirement.metric]:g}, required {requirement.text}")
+    if unmet:
+        raise RegistryError(
+            f"{version.ref} is not promoted to {alias!r}: {'; '.join(unmet)}; name another version or require less"
+        )
+    required = [requirement.text for requirement in requirements]
+    registry.set_alias(version.name, alias, version.number, expect, reviewed_by=reviewed_by, required=required)
+    return version
+
+
+def roll_back(registry: Registry, name: str, alias: str) -> tuple[int, Version]:
+    """Point an alias at the version chosen before this one, as a new entry; returns the number it left and the version.
+
+    Raises:
+        RegistryError: there is none, or it was removed or is damaged.
+    """
+    moves = registry.alias_history(name, alias)
+    before, now = version_before(moves), moves[-1].version
+    if before is None:
+        raise RegistryError(f"{name}@{alias} cannot be rolled back: v{now} is the first version that it points to")
+    try:
+        version = registry.load(f"{name}@v{before}")
+    except RegistryError as error:
+        raise RegistryError(f"{name}@{alias} stays at v{now}: {error}") from None
+    registry.set_alias(name, alias, before, expect=now, rollback=True)
+    return now, version
+
+
+def metric_values(metrics: Mapping[str, JsonValue], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Every number by its dotted key, as `flat_metrics` names them; the ends of an interval as `.low` and `.high`."""
+    for key, value in metrics.items():
+        name = prefix + one_line(key)
+        if not isinstance(value, dict):
+            if (number := _number(value)) is not None:
+                yield name, number
+        elif (number := _number(value.get("value"))) is None:
+            yield from metric_values(value, f"{name}.")
+        else:
+            yield name, number
+            ends = value.get("ci")
+            if isinstance(ends, list) and len(ends) == 2:
+                for end, place in zip(ends, (f"{name}.low", f"{name}.high"), strict=True):
+                    if (number := _number(end)) is not None:
+                        yield place, number
+
+
+def _number(value: JsonValue) -> float | None:
+    if value in ("nan", "inf", "-inf"):  # as a manifest writes them
+        return float(str(value))
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,0 +1,205 @@
+"""Which versions may go, and how they go: mark, sweep into the trash, and purge what has been there long enough.
+
+Kept are: what an alias points to and the `keep` versions it pointed to before; protected versions; the newest of each
+name, so that the highest number is always known and none is used twice; what is younger than `grace`, since a job may
+have started from it; and the ancestors of all these, an adapter's base among them.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignment.registry import aliases
+from alignment.registry.errors import RegistryError
+from alignment.registry.files import entries, make_folder, one_line_errors, passing_file
+from alignment.registry.layout import STAGING
+from alignment.registry.manifest import Manifest
+from alignment.registry.store import Registry
+from alignment.registry.trash import (
+    PROTECTED,
+    Key,
+    TrashItem,
+    keep_alive,
+    move_to_trash,
+    noted,
+    parents_of,
+    purge,
+    spoken,
+    trash_items,
+    version_folder,
+    write_note,
+)
+from alignment.registry.version import open_version
+
+WEEK = 7 * 24 * 3600
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a collection does: `kept` says why a version stays; `removed` has children before their parents."""
+
+    kept: dict[Key, str]
+    removed: list[Key]
+    purged: list[TrashItem]
+    returned: list[Key]
+    """In the trash, and needed by a version that stays."""
+
+
+def collect(
+    registry: Registry, *, keep: int = 2, grace: float = WEEK, purge_after: float = WEEK, delete: bool = False
+) -> Plan:
+    """Plan a collection, and with `delete` do it. Ages are in seconds.
+
+    Raises:
+        RegistryError: a version cannot be read, so that what it was made from is not known; nothing is removed then.
+    """
+    root = registry.path
+    if not entries(root / "models"):
+        return Plan({}, [], [], [])
+    now = _now(root) if delete else time.time()
+    manifests = read_manifests(registry)
+    kept = mark(registry, manifests, keep=keep, grace=grace, now=now)
+    removed = _children_first({key: manifest for key, manifest in manifests.items() if key not in kept})
+    if not delete:
+        needed = {key for manifest in manifests.values() for key in parents_of(manifest)}
+        items = trash_items(root)
+        returned = [item.key for item in items if item.key in needed]
+        purged = [item for item in items if now - item.at >= purge_after and item.key not in needed]
+        return Plan(kept, removed, purged, returned)
+    removed = [key for key in removed if move_to_trash(root, key, "gc")]
+    returned = keep_alive(root, _uses(registry))  # a job may have taken one of them as a parent meanwhile
+    purged = [item for item in trash_items(root) if now - item.at >= purge_after]
+    for item in purged:
+        purge(item)
+    return Plan(kept, [key for key in removed if key not in returned], purged, returned)
+
+
+def mark(registry: Registry, manifests: dict[Key, Manifest], *, keep: int, grace: float, now: float) -> dict[Key, str]:
+    """The versions that stay, each with its reason."""
+    kept: dict[Key, str] = {}
+    for name in {name for name, _ in manifests}:
+        folder = registry.path / "models" / name / "aliases"
+        for alias in aliases.alias_names(folder):
+            chosen = list(dict.fromkeys(entry.version for entry in reversed(aliases.read_history(folder / alias))))
+            kept.setdefault((name, chosen[0]), f"alias {alias}")
+            for number in chosen[1 : keep + 1]:
+                kept.setdefault((name, number), f"alias {alias} pointed to it before")
+        for number in noted(registry.path, name, PROTECTED):
+            kept.setdefault((name, number), "protected")
+        kept.setdefault((name, max(registry.numbers(name))), "the newest")
+    for key, manifest in manifests.items():
+        # The folder's own time too: the publisher's clock may have been wrong.
+        if now - max(manifest.created_at.timestamp(), _changed(registry.path, key)) < grace:
+            kept.setdefault(key, "younger than the grace period")
+    waiting = list(kept)
+    while waiting:
+        child = waiting.pop()
+        for parent in parents_of(manifests[child]) if child in manifests else ():
+            if parent not in kept:
+                kept[parent] = f"parent of {spoken(child)}"
+                waiting.append(parent)
+    return {key: why for key, why in kept.items() if key in manifests}
+
+
+def remove(registry: Registry, ref: str) -> Key:
+    """Move one version to the trash.
+
+    Raises:
+        RegistryError: an alias points to it, another version was made from it, it is protected, or the newest.
+    """
+    key = registry.locate(ref)
+    name, number = key
+    pointing = [alias for alias, target in registry.aliases(name).items() if target == number]
+    if pointing:
+        fix = f"move the alias first: alignment models promote {name}@vN {pointing[0]}"
+        raise RegistryError(f"{spoken(key)} is not deleted: alias {pointing[0]!r} points to it; {fix}")
+    children = [
+        child for child, manifest in read_manifests(registry, pass_over=True).items() if key in parents_of(manifest)
+    ]
+    if children:
+        more = f" and {len(children) - 1} more" if len(children) > 1 else ""
+        raise RegistryError(
+            f"{spoken(key)} is not deleted: {spoken(children[0])}{more} was made from it; delete that first"
+        )
+    if number in noted(registry.path, name, PROTECTED):
+        raise RegistryError(f"{spoken(key)} is not deleted: it is protected; alignment models unprotect it first")
+    if number == max(registry.numbers(name)):
+        raise RegistryError(
+            f"{spoken(key)} is not deleted: it is the newest, by which the next number is known; publish another first"
+        )
+    move_to_trash(registry.path, key, "deleted")
+    if keep_alive(registry.path, _uses(registry) & {key}):
+        raise RegistryError(f"{spoken(key)} is not deleted: another job began to use it just now; look again")
+    return key
+
+
+def protect(registry: Registry, ref: str, why: str = "") -> Key:
+    """Keep a version from being removed, until it is unprotected."""
+    key = registry.locate(ref)
+    with one_line_errors(f"{spoken(key)} cannot be protected in {registry.path}"):
+        write_note(registry.path, key, PROTECTED, why)
+        keep_alive(registry.path, [key])
+    return key
+
+
+def read_manifests(registry: Registry, pass_over: bool = False) -> dict[Key, Manifest]:
+    """Every version's manifest; damaged ones are passed over if so told.
+
+    Raises:
+        RegistryError: one is damaged.
+    """
+    found = {}
+    for key in [(name, number) for name in registry.names() for number in registry.numbers(name)]:
+        folder = version_folder(registry.path, key)
+        try:
+            found[key] = open_version(folder, *key).manifest
+        except RegistryError as error:
+            if folder.exists() and not pass_over:  # else it was removed since it was listed
+                raise RegistryError(
+                    f"nothing is removed: what {spoken(key)} was made from is not known ({error}); "
+                    f"publish it again, then alignment models delete {spoken(key)}"
+                ) from None
+    return found
+
+
+def _uses(registry: Registry) -> set[Key]:
+    """Every version that another was made from, an alias points to, or that is protected."""
+    used = {key for manifest in read_manifests(registry, pass_over=True).values() for key in parents_of(manifest)}
+    for name in registry.names():
+        used |= {(name, number) for number in registry.aliases(name).values()}
+        used |= {(name, number) for number in noted(registry.path, name, PROTECTED)}
+    return used
+
+
+def _children_first(manifests: dict[Key, Manifest]) -> list[Key]:
+    """So that a kill half-way never leaves a version without its parents."""
+    order: dict[Key, None] = {}
+    waiting = sorted(manifests, reverse=True)
+    children: dict[Key, list[Key]] = {}
+    for child in waiting:
+        for parent in parents_of(manifests[child]):
+            children.setdefault(parent, []).append(child)
+    while waiting:
+        key = waiting[-1]
+        open_children = [child for child in children.pop(key, []) if child not in order and child in manifests]
+        if open_children:
+            waiting += open_children
+        else:
+            order.setdefault(waiting.pop())
+    return list(order)
+
+
+def _changed(root: Path, key: Key) -> float:
+    try:
+        return os.stat(version_folder(root, key)).st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _now(root: Path) -> float:
+    """This clock or the filesystem's, whichever is behind: a clock that runs ahead would make every version old."""
+    with one_line_errors(f"{root} cannot be cleaned up"):
+        make_folder(root / STAGING)
+        with passing_file(root / STAGING, b"{}\n") as probe:
+            return min(time.time(), os.stat(probe).st_mtime)
