@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
 
 from alignment.errors import UserError
 from alignment.registry.files import FileRecord, check_file, list_files, sync_folder, sync_tree, write_file
@@ -35,6 +36,8 @@ FOLDER = "checkpoints"
 SPARE = 1.2
 """Free space that is asked for, as a multiple of the last checkpoint's size."""
 MAX_FAILURES = 3
+TORCH_WRITING = ("PytorchStreamWriter", "inline_container")
+"""What a RuntimeError of torch says that comes from a file that it could not write."""
 _STEP = re.compile(r"step-([0-9]{6,})")
 _CHUNK = 4 << 20
 
@@ -314,15 +317,15 @@ def _bring_to_disk(path: Path) -> FileRecord:
 
 
 def _one_line(what: str, call: Callable[[], Any]) -> Any:
-    """A full disk or a missing permission as a CheckpointError; torch tells of them as RuntimeError."""
+    """A full disk or a missing permission as a CheckpointError; torch and safetensors have own errors for them."""
     try:
         return call()
     except CheckpointError:
         raise
     except OSError as error:
         raise CheckpointError(f"{what}: {error.strerror or error}") from error
-    except RuntimeError as error:
-        if "PytorchStreamWriter" not in str(error) and "write" not in str(error):
+    except (RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in TORCH_WRITING):
             raise
         raise CheckpointError(f"{what}: {one_line(str(error).splitlines()[0])}") from error
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from alignment import resume
+from alignment.checkpoint import committed
 from alignment.config import RunConfig, load_config
 from alignment.errors import UserError
 from alignment.terminal import one_line
@@ -103,7 +104,9 @@ def run_stage(
         code, reason = 1, f"{type(error).__name__}: {error}"
         traceback.print_exc()
     if is_main and run_dir is not None:
+        saved = committed(run_dir)
         record = {"code": code, "reason": reason, "stage": stage, "seconds": round(time.monotonic() - started, 1)}
+        record["last_checkpoint"] = saved[0].name if saved else None
         (run_dir / "exit.json").write_text(json.dumps(finite({**record, **result}), indent=2) + "\n", encoding="utf-8")
     _leave_processes()
     return code

@@ -129,8 +129,11 @@ class Updater:
         counts = [rollout.response_mask[rows].sum(), sum(len(batch.targets) * batch.weight for batch in ptx)]
         num_tokens, num_ptx = all_reduce_sum(torch.tensor(counts, dtype=torch.float64, device=self.device))
         passes: tuple[Pass, ...] = ("value",) if only_critic else self.models.trained.passes
-        work: list[tuple[Microbatch, Pass | None]] = [(batch, what) for batch in batches for what in passes]
+        # All of the policy's first: their logits are gone before the critic has gradients.
+        work: list[tuple[Microbatch, Pass | None]] = []
+        work += [(batch, what) for what in passes if what != "value" for batch in batches]
         work += [(batch, None) for batch in ptx]
+        work += [(batch, "value") for batch in batches if "value" in passes]
         sums = torch.zeros(len(FIGURES), dtype=torch.float64, device=self.device)
         apart = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, (batch, what) in enumerate(work):

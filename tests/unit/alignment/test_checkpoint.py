@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import shutil
+import signal
 from collections import namedtuple
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from alignment import checkpoint, resume
 from alignment.checkpoint import CheckpointError, Checkpoints, changed_keys, committed, newest, open_checkpoint
@@ -147,6 +150,25 @@ def test_a_disk_that_fills_while_it_is_written_leaves_the_last_one(run_dir):
     assert newest(run_dir, RUN, pytest.fail).step == 20
     assert saver(run_dir).save(40, write) is not None
     assert not list((run_dir / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("library", ["torch", "safetensors", "python"])
+def test_a_file_that_cannot_be_written_leaves_the_last_one(run_dir, library):
+    def large(folder: Path) -> None:
+        if library == "torch":
+            checkpoint.save_state(folder / "state.pt", {"x": torch.zeros(100_000)})
+        elif library == "safetensors":
+            save_file({"x": torch.zeros(100_000)}, folder / "x.safetensors")
+        else:
+            (folder / "x").write_bytes(bytes(400_000))
+
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        os._exit(0 if saver(run_dir).save(30, large) is None else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert newest(run_dir, RUN, pytest.fail).step == 20
 
 
 CALLS = ("mkdir", "fsync", "rename", "open", "unlink")
