@@ -20,7 +20,7 @@ from alignment.errors import UserError
 from alignment.lineage_graph import mermaid
 from alignment.lineage_page import lineage_page
 from alignment.ratings import RatingsStore
-from alignment.registry import LineageNode, Registry, RegistryError, Version, render_lineage
+from alignment.registry import LineageNode, Manifest, Registry, RegistryError, Version, render_lineage
 from alignment.registry.lineage import describe_data, flat_metrics, walk
 from alignment.registry.ratings import RatingSource, ratings_behind, reached_by
 from alignment.terminal import clean, console, one_line, screen
@@ -284,6 +284,8 @@ def _version_table(registry: Registry, version: Version) -> Table:
         ("aliases", ", ".join(aliases_of(registry, version))),
         ("published", f"{manifest.created_at:%Y-%m-%d %H:%M:%S} UTC"),
         ("run", manifest.run_id or ""),
+        ("W&B", manifest.wandb_url or ""),
+        *_origin_rows(manifest),
         *((parent.role, f"{parent.ref} {parent.digest or ''}") for parent in manifest.parents),
         *([("base", f"{manifest.base.ref} {manifest.base.digest or ''}")] if manifest.base else []),
         *(("data", describe_data(data)) for data in manifest.data),
@@ -301,6 +303,14 @@ def _version_table(registry: Registry, version: Version) -> Table:
         if value:
             table.add_row(Text(one_line(key), style="dim"), Text(one_line(value)))
     return table
+
+
+def _origin_rows(manifest: Manifest) -> list[tuple[str, str]]:
+    origin = manifest.origin
+    rows = [("code", "brings Python of its own; runs with model.trust_remote_code")] * manifest.remote_code
+    if origin is None:
+        return rows
+    return [*rows, ("from", f"{origin.source} {origin.revision or ''}"), ("license", origin.license or "not named")]
 
 
 def aliases_of(registry: Registry, version: Version) -> list[str]:

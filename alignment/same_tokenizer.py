@@ -29,16 +29,18 @@ def difference(
     """In what two tokenizers differ, None if in nothing: ids of a probe text, the EOS, and the rendered template.
 
     Args:
-        eos, template: whether to compare those; a template that the parent does not have differs from nothing.
+        eos, template: whether to compare those; what the parent does not have at all, nothing can differ from.
     """
     for text in PROBE:
         for special in (False, True):
             a, b = (each(text, add_special_tokens=special)["input_ids"] for each in (ours, theirs))
             if a != b:
                 return f"a text of {len(b)} tokens has {len(a)}" if len(a) != len(b) else "a text has other tokens"
-    if eos and (ours.eos_token, ours.eos_token_id) != (theirs.eos_token, theirs.eos_token_id):
+    first_eos = theirs.eos_token is None  # an encoder's, say; templates write the EOS, so then their texts are compared
+    if eos and not first_eos and (ours.eos_token, ours.eos_token_id) != (theirs.eos_token, theirs.eos_token_id):
         return f"its EOS is {ours.eos_token!r}, and was {theirs.eos_token!r}"
-    if template and theirs.chat_template and _rendered(ours) != _rendered(theirs):
+    spell = _text if first_eos else _rendered
+    if template and theirs.chat_template and spell(ours) != spell(theirs):
         return "its chat template renders a conversation otherwise"
     return None
 
@@ -51,7 +53,11 @@ def _rendered(tokenizer: PreTrainedTokenizerBase) -> list[str]:
             str(tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)),
         ]
     except Exception:  # noqa: BLE001 - a template may refuse for reasons of its own; then its text is compared
-        return [str(tokenizer.chat_template)]
+        return _text(tokenizer)
+
+
+def _text(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    return [str(tokenizer.chat_template)]
 
 
 def check_same(

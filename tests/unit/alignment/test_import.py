@@ -157,6 +157,8 @@ def test_code_comes_in_only_when_trusted_and_the_manifest_says_so(registry: Regi
     version, _ = import_model(str(folder), "theirs", registry, trust_remote_code=True)
     assert json.loads((version.path / "manifest.json").read_bytes())["remote_code"] is True
     assert "modeling.py" in version.manifest.files
+    shown = CliRunner().invoke(alignment.cli.app, ["models", "show", "theirs", "--registry", str(registry.path)]).stdout
+    assert "brings Python of its own" in shown and "apache-2.0" in shown and str(folder) in shown
     assert "brings Python code" in (version.path / "README.md").read_text()
     registry.load("theirs").verify()
 

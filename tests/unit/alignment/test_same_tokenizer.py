@@ -61,6 +61,13 @@ def test_each_kind_of_difference_is_named() -> None:
     eos.eos_token = "!"
     assert "its EOS is '!'" in str(difference(eos, again()))
     assert difference(eos, again(), eos=False, template=False) is None
+    without = again()
+    without.eos_token = None
+    assert difference(again(), without) is None  # an encoder's first EOS
+    assert "its EOS" in str(difference(without, again()))
+    other = again()
+    other.chat_template = "another"
+    assert "chat template" in str(difference(other, without))
     template = again()
     template.chat_template += "!"
     assert "chat template" in str(difference(template, again()))
