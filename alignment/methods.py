@@ -38,7 +38,7 @@ SETTINGS = {
     "ZeRO-3": "DeepSpeed shards the weights too",
     "nf4": "frozen weights in 4 bits",
     "continue": "a published adapter is trained on, instead of being merged under a new one",
-    "resume": "PEFT restores the adapter and its optimizer to the last bit",
+    "resume": "a run that was killed goes on to the last bit (`--resume auto`)",
     "LoRA beside": "a trainable LoRA on the same frozen base, as PPO's `model.mode: shared` has it for the critic",
     "mixed batch": "rows of one batch with different adapters (PEFT's `adapter_names`)",
 }
@@ -97,7 +97,6 @@ METHODS: dict[str, Method] = {
         {
             **dict.fromkeys(("ZeRO-2", "ZeRO-3"), _INSIDE_BACKWARD),
             "continue": "its ranks have been cut and its schedule has ended",
-            "resume": "the importance of ranks is not saved",
             "LoRA beside": "PEFT allows one alone",
             "mixed batch": "PEFT refuses `adapter_names`",
         },

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from alignment.methods import METHODS
 from alignment.registry import Registry
 
 HERE = Path(__file__).resolve().parent
@@ -37,6 +38,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "model": {"name": "base"},
         "training": {**TRAINING, "packing": False, "eval_strategy": "steps", "eval_steps": 3},
     },
+    "sft-adalora": {"model": {"name": "base", "method": "adalora"}, "training": TRAINING},
     "reward": {"model": {"name": "base"}, "training": TRAINING},
     "reward-members": {"model": {"name": "base", **LORA}, "training": {**TRAINING, "members": 2, "max_steps": 7}},
     "ppo": {
@@ -203,12 +205,14 @@ def read(path: Path) -> Any:
     return torch.load(path, weights_only="optim_states" not in path.name)  # DeepSpeed's are pickles, made here
 
 
-def killed_and_resumed(house: Path, name: str, kills: list[int], start: Any) -> None:
+def killed_and_resumed(
+    house: Path, name: str, kills: list[int], start: Any, sections: dict[str, Any] | None = None
+) -> None:
     """Run `name` whole, and again under another name with kills; every attempt but the last one dies."""
-    stage = name.partition("-")[0]
-    assert start(stage, [configure(house, name, stage, SECTIONS[name])], 0) == 0
+    stage, sections = name.partition("-")[0], sections or SECTIONS[name]
+    assert start(stage, [configure(house, name, stage, sections)], 0) == 0, (house / "log.txt").read_text()[-4000:]
     other = f"{name}-killed"
-    config = configure(house, other, stage, SECTIONS[name])
+    config = configure(house, other, stage, sections)
     for number, kill_at in enumerate(kills):
         assert start(stage, [config, *(["--resume", "auto"] if number else [])], kill_at) != 0
     assert start(stage, [config, "--resume", "auto"], 0) == 0
@@ -238,6 +242,16 @@ def run_both(house: Path, name: str, call: Any, calls_per_step: int = 1) -> None
 @pytest.mark.parametrize("name", list(SECTIONS))
 def test_killed_and_resumed_on_one_process_ends_as_if_nothing_had_happened(house, forks, name):
     run_both(house, name, forks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if "resume" not in method.fails])
+def test_every_method_resumes(house, forks, method):
+    def start(stage: str, arguments: list[str], kill_at: int) -> int:
+        return forks(house, stage, arguments, kill_at)
+
+    model = {"name": "base", "method": method}
+    killed_and_resumed(house, f"sft-{method}-once", [4, 3], start, {"model": model, "training": TRAINING})
 
 
 @pytest.mark.slow
