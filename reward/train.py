@@ -160,11 +160,13 @@ class Members:
 
     @contextmanager
     def copied(self) -> Iterator[Path]:
-        """The folders of all members, to be changed for publishing; where that is interrupted, the originals stand."""
+        """The folders of all members, to be changed for publishing. Where that is interrupted, the originals stand but
+        for the last one's, which a resumed run trains to its end once more."""
         with tempfile.TemporaryDirectory(dir=self.config.run_dir) as staging:
             for number in range(self.size):
                 folder = self.folder / member_name(number)
-                shutil.copytree(folder, Path(staging, folder.name), ignore=shutil.ignore_patterns(RECORD))
+                (shutil.move if number == self.size - 1 else shutil.copytree)(folder, Path(staging, folder.name))
+                Path(staging, folder.name, RECORD).unlink()
             yield Path(staging)
         shutil.rmtree(self.folder)
 
