@@ -138,7 +138,7 @@ def check_run(house, name, result):
     backend = events["backend"]
     assert (backend["world_size"], backend["zero_stage"]) == (1, 0)
     assert {path.name for path in run.iterdir()} <= {
-        "config.json", "exit.json", "metrics.jsonl", "samples.jsonl", "events.jsonl", "bad_rows.jsonl",
+        "config.json", "run.json", "exit.json", "metrics.jsonl", "samples.jsonl", "events.jsonl", "bad_rows.jsonl",
         "eval_pairs.jsonl", "data_report.json", "data_report.html", "report.json", "report.html", "wandb",
     }  # fmt: skip
     return metrics
@@ -249,7 +249,10 @@ def test_a_second_start_is_refused_and_leaves_the_first_alone(house, sft):
     result = command(house.folder, "sft", house.sft_config)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
-    assert "holds an earlier run; choose another name (name=toy-sft-2) or pass --overwrite" in result.stderr
+    assert (
+        "holds an earlier run; go on with it (--resume auto), choose another name (name=toy-sft-2), or pass --overwrite"
+        in result.stderr
+    )
     assert json.loads((house.runs / "toy-sft" / "exit.json").read_text())["code"] == 0
 
 
