@@ -234,5 +234,4 @@ def _trained_on(hashed: str, registry: Registry) -> tuple[list[dict[str, Any]], 
 
 def _count(hashed: str, mark: DataFingerprint) -> int:
     """How many ratings of a labeler the data of a model had; of one that was only judged on them, none."""
-    counts = (mark.model_extra or {}).get("labeler_hashes") if mark.use == "train" else None
-    return int(counts.get(hashed, 0)) if isinstance(counts, Mapping) else 0
+    return mark.labeler_hashes.get(hashed, 0) if mark.use == "train" else 0

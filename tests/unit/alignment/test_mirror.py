@@ -16,6 +16,7 @@ import alignment.cli
 from alignment import mirror, trainers
 from alignment.config import TrainerConfig, validate
 from alignment.registry import Parent, Registry, provenance
+from alignment.runs import Run
 from alignment.tracking import Journal, WandbSink
 
 
@@ -46,7 +47,7 @@ def publish(registry: Registry, folder: Path, tmp_path: Path, sink: WandbSink) -
     with Journal(tmp_path / "run", sink) as journal:
         return trainers.publish(
             validate(TrainerConfig, values, "test"), registry, folder, stage="sft", role="policy", parents=parents,
-            data=[{"name": "rows.jsonl", "rows": 5}], metrics={"loss": 0.5}, seed=0, journal=journal,
+            data=[{"name": "rows.jsonl", "rows": 5}], metrics={"loss": 0.5}, seed=0, run=Run(), journal=journal,
         )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from alignment.config import TrainerConfig, validate
 from alignment.errors import UserError
 from alignment.models import train_tokenizer
 from alignment.registry import Parent, Registry, provenance
+from alignment.runs import Run
 from alignment.same_tokenizer import difference
 
 
@@ -111,7 +112,7 @@ def test_a_folder_with_another_tokenizer_is_not_published(
     if change == "eos":
         tokenizer.eos_token = "!"
     folder = tiny.write(tmp_path / "trained", tiny.make_policy(again()), tokenizer)
-    arguments = {"parents": [Parent("init", "sft@v1")], "data": [], "metrics": {}, "seed": 0}
+    arguments = {"parents": [Parent("init", "sft@v1")], "data": [], "metrics": {}, "seed": 0, "run": Run()}
 
     def publish(**section: Any) -> str:
         found = config(house, **section)
