@@ -56,6 +56,7 @@ class WandbSink:
         config: Mapping[str, Any],
         attempt: int = 1,
     ) -> None:
+        self._mode = mode
         self._run: Any = None
         self._failures = 0
 
@@ -96,8 +97,10 @@ class WandbSink:
     @property
     def url(self) -> str | None:
         """Where the run can be seen; None offline."""
-        address = getattr(self._run, "url", None)
-        return str(address) if address else None
+        found: list[str] = []
+        if self._run is not None and self._mode == "online":  # W&B warns on the screen where there is none
+            self._guarded(lambda: found.append(str(self._run.url)))
+        return found[0] if found else None
 
     def mirror(self, model: MirroredModel, wait_seconds: float | None = None) -> bool:
         """Log a published model as an artifact that refers to its folder; no weights are copied or read.

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -51,8 +51,8 @@ def publish(registry: Registry, folder: Path, tmp_path: Path, sink: WandbSink) -
         )  # fmt: skip
 
 
-def make_sink(tmp_path: Path) -> WandbSink:
-    return WandbSink(tmp_path / "run", mode="offline", project="p", name="n", stage="sft", config={})
+def make_sink(tmp_path: Path, mode: Literal["offline", "online"] = "offline") -> WandbSink:
+    return WandbSink(tmp_path / "run", mode=mode, project="p", name="n", stage="sft", config={})
 
 
 def test_a_publish_is_in_the_offline_run_as_a_reference_with_its_lineage(
@@ -117,7 +117,7 @@ def test_a_server_that_is_down_does_not_stop_a_publish(
     registry: Registry, folder: Path, tmp_path: Path, fake: Any
 ) -> None:
     fake.run = FakeRun(down=True)
-    version = publish(registry, folder, tmp_path, make_sink(tmp_path))
+    version = publish(registry, folder, tmp_path, make_sink(tmp_path, "online"))
     assert registry.resolve("desk@prod").digest == version.digest
     assert version.manifest.wandb_url == "https://wandb.example/run"
     assert "https\\://wandb.example/run" in (version.path / "README.md").read_text()
