@@ -18,7 +18,7 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -123,13 +123,26 @@ def open_checkpoint(path: Path, run_id: str, full: bool = True) -> Checkpoint:
         )
     if owner != os.geteuid():
         raise CheckpointError(f"{path}: belongs to user {owner}, not to you; it may hold code, and is not read")
-    problems = [check_file(path, name, record, full) for name, record in manifest.files.items()]
+    problems = [_difference(path, name, record, full) for name, record in manifest.files.items()]
     problems += [f"{name} was not saved with it" for name in sorted(present - set(manifest.files) - {MANIFEST})]
     found = [problem for problem in problems if problem]
     if found:
         more = f"; and {len(found) - 2} more" if len(found) > 2 else ""
         raise CheckpointError(f"{path}: {'; '.join(found[:2])}{more}")
     return Checkpoint(path, manifest)
+
+
+def _difference(folder: Path, name: str, record: FileRecord, full: bool) -> str | None:
+    """What is wrong with a file, None if nothing. Read anew each time: what a disk lost by itself shows in no time or
+    size, and the registry's cache of hashes would grow by every file of every checkpoint."""
+    problem = check_file(folder, name, record, full=False)
+    if problem or not full:
+        return problem
+    try:
+        digest = _hashed(folder / name).sha256
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
+    return None if digest == record.sha256 else f"{name} has sha256 {digest}, expected {record.sha256}"
 
 
 def newest(run_dir: Path, run_id: str, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -227,7 +240,7 @@ class Checkpoints:
             self._note("checkpoint_failed", step=step, reason=str(error))
             return None
         self._failures = 0
-        distributed.on_main_process(self._prune)
+        distributed.on_main_process(lambda: self._prune(path))
         return path
 
     def _stage(self, step: int, size: int) -> Path:
@@ -256,7 +269,7 @@ class Checkpoints:
 
         names = list(list_files(staging))
         own = names[distributed.process_index() :: distributed.world_size()]
-        return [(name, _bring_to_disk(staging / name)) for name in own]
+        return [(name, _hashed(staging / name)) for name in own]
 
     def _commit(self, staging: Path, step: int, files: dict[str, FileRecord]) -> Path:
         from alignment import distributed
@@ -284,15 +297,16 @@ class Checkpoints:
 
         return _one_line(f"{staging} cannot be committed", commit)
 
-    def _prune(self) -> None:
-        """Remove the oldest, once as many newer ones as are kept were found to be whole."""
+    def _prune(self, saved: Path) -> None:
+        """Remove the oldest, once as many newer ones as are kept were found to be whole; what was just `saved` was read
+        back before it was committed."""
         whole = 0
         for path in committed(self.run_dir):
             if whole >= self.keep:
                 _discard(path)
                 continue
             try:
-                open_checkpoint(path, self.run_id)
+                open_checkpoint(path, self.run_id, full=path != saved)
                 whole += 1
             except CheckpointError as error:
                 print(f"warning: {one_line(str(error))}; an older checkpoint is kept in its place", file=sys.stderr)
@@ -309,7 +323,8 @@ def _discard(path: Path) -> None:
     shutil.rmtree(trash, ignore_errors=True)
 
 
-def _bring_to_disk(path: Path) -> FileRecord:
+def _hashed(path: Path) -> FileRecord:
+    """A file's hash and size, once it is on disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -384,20 +399,3 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str] = ()) -> list[str]:
-    """Dotted keys whose values differ between two configs; those that are or begin with one of `free` may."""
-    found = []
-
-    def walk(a: Any, b: Any, key: str) -> None:
-        if any(key == name or key.startswith(name + ".") for name in free):
-            return
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            for name in dict.fromkeys([*a, *b]):
-                walk(a.get(name), b.get(name), f"{key}.{name}" if key else name)
-        elif a != b:
-            found.append(key)
-
-    walk(before, now, "")
-    return found

@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignment.checkpoint import FOLDER, Checkpoint, CheckpointError, changed_keys, newest, open_checkpoint, set_aside
+from alignment.checkpoint import FOLDER, Checkpoint, CheckpointError, newest, open_checkpoint, set_aside
 from alignment.config import RunConfig
 from alignment.errors import UserError
 from alignment.runs import Run
@@ -149,6 +150,23 @@ def _check_same(config: RunConfig, start: Checkpoint, allow_changes: bool) -> No
             "this one; change it back, choose another name, or pass --allow-changes"
         )
     print(f"resume: with a changed config ({said}); the result is that of neither", file=sys.stderr)
+
+
+def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str] = ()) -> list[str]:
+    """Dotted keys whose values differ between two configs; those that are or begin with one of `free` may."""
+    found = []
+
+    def walk(a: Any, b: Any, key: str) -> None:
+        if any(key == name or key.startswith(name + ".") for name in free):
+            return
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            for name in dict.fromkeys([*a, *b]):
+                walk(a.get(name), b.get(name), f"{key}.{name}" if key else name)
+        elif a != b:
+            found.append(key)
+
+    walk(before, now, "")
+    return found
 
 
 def _at(values: Any, key: str) -> Any:

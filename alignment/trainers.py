@@ -78,7 +78,9 @@ def open_registry(config: RunConfig, run: Run | None = None) -> Registry:
 def pin_models(config: RunConfig, registry: Registry, run: Run) -> None:
     """Write down what each reference meant that was looked up so far: an alias may move while the run lies still."""
     if distributed.is_main_process() and run.attempts:
-        run.model_copy(update={"models": {**run.models, **registry.resolved}}).write(config.run_dir)
+        run.model_copy(
+            update={"models": {**run.models, **{ref: pin for ref, pin in registry.resolved.items() if ref != pin}}}
+        ).write(config.run_dir)
 
 
 def published_before(config: RunConfig, registry: Registry, run: Run) -> dict[str, Any] | None:

@@ -13,20 +13,12 @@ import launching
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_two_processes import SCRATCH, TOPICS, turn
 
 from alignment.methods import METHODS
 from alignment.registry import Registry
 
 HERE = Path(__file__).resolve().parent
-TOPICS = ("cards", "fines", "rooms", "loans", "hours", "maps", "films", "games")
-SHAPE = {
-    "vocab_size": 300,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 128,
-}
 TRAINING = {
     "num_train_epochs": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "logging_steps": 3, "save_steps": 2,
     "eval_strategy": "epoch", "load_best_model_at_end": True, "data_seed": 5,
@@ -58,10 +50,6 @@ SECTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 UNTIL_SAVED = {"ppo": 8, "ppo-lora": 8}
 """Optimizer steps between two checkpoints on one process; of the others 2."""
-
-
-def turn(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -140,7 +128,7 @@ def house(tmp_path_factory, forks):
     write(folder / "reward.jsonl", [{"prompt": q, "chosen": a, "rejected": "No."} for q, a in asked])
     write(folder / "ppo.jsonl", [{"prompt": q} for q in questions])
     training = {"max_steps": 3, "learning_rate": 1e-2}
-    sections = {"model": {"name": "scratch:llama", "scratch": SHAPE}, "training": training}
+    sections = {"model": {"name": "scratch:llama", "scratch": SCRATCH}, "training": training}
     assert forks(folder, "sft", [configure(folder, "base", "sft", sections)]) == 0, (folder / "log.txt").read_text()
     sections = {"model": {"name": "base"}, "training": training}
     assert forks(folder, "reward", [configure(folder, "judge", "reward", sections)]) == 0

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from alignment import checkpoint, resume
-from alignment.checkpoint import CheckpointError, Checkpoints, changed_keys, committed, newest, open_checkpoint
+from alignment.checkpoint import CheckpointError, Checkpoints, committed, newest, open_checkpoint
 from alignment.config import RunConfig
 from alignment.errors import UserError
 from alignment.runs import Run
@@ -241,9 +241,9 @@ def test_state_that_would_run_code_is_refused(tmp_path):
 
 def test_changed_keys():
     before = {"a": {"b": 1, "c": [1, 2]}, "tracking": {"x": 1}}
-    assert changed_keys(before, {"a": {"b": 2, "c": [1]}, "tracking": {"x": 2}}, ["tracking"]) == ["a.b", "a.c"]
-    assert changed_keys(before, before) == []
-    assert changed_keys({"a": 1}, {"b": 1}) == ["a", "b"]
+    assert resume.changed_keys(before, {"a": {"b": 2, "c": [1]}, "tracking": {"x": 2}}, ["tracking"]) == ["a.b", "a.c"]
+    assert resume.changed_keys(before, before) == []
+    assert resume.changed_keys({"a": 1}, {"b": 1}) == ["a", "b"]
 
 
 # --- opening a run's folder ------------------------------------------------------------------------------------------
