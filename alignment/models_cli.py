@@ -111,16 +111,19 @@ def ratings_of(
         return
     assert labeler is not None
     wanted = _labeler_hash(labeler, db)
-    reached = reached_by(opened, wanted)
+    reached, unreadable = reached_by(opened, wanted)
+    for problem in unreadable:
+        typer.echo(clean(f"cannot be read, so nobody knows: {one_line(problem)}"), err=True)
     if as_json:
-        print_json({"labeler": wanted, "models": [asdict(each) for each in reached]})
+        print_json({"labeler": wanted, "models": [asdict(each) for each in reached], "unreadable": unreadable})
     elif not reached:
         typer.echo(f"Ratings of labeler {wanted} have reached no model in {clean(str(opened.path))}.", err=True)
     else:
         table = plain_table("model", "stage", "ratings", "how")
         for each in reached:
-            how = f"through {', '.join(each.through)}" if each.through else "directly"
-            table.add_row(Text(each.ref, style="bold"), each.stage, f"{each.ratings:,}", how)
+            how = "directly" if each.ratings else f"through {', '.join(each.through)}"
+            count = each.ratings or max(each.through.values())
+            table.add_row(Text(each.ref, style="bold"), each.stage, f"{count:,}", how)
         screen().print(table)
 
 

@@ -1,7 +1,6 @@
 """Which ratings stand behind a model, and which models a labeler's ratings have reached."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from alignment.registry.errors import RegistryError
@@ -32,14 +31,15 @@ class RatingSource:
 
 @dataclass(frozen=True)
 class Reached:
-    """A model that a labeler's ratings reached: `ratings` of them `directly`, or through those it was made with."""
+    """A model that learned from a labeler's ratings, by itself or through those that it was made with."""
 
     ref: str
     digest: str
     stage: str
     ratings: int
-    through: tuple[str, ...] = ()
-    """The versions that learned from the ratings; of a direct one none."""
+    """How many it learned from itself."""
+    through: dict[str, int]
+    """How many each of its ancestors did; those alone that did."""
 
 
 def ratings_behind(root: LineageNode) -> list[RatingSource]:
@@ -98,31 +98,28 @@ def _size(ranges: list[tuple[int, int]]) -> int:
     return total
 
 
-def reached_by(registry: Registry, labeler_hash: str) -> list[Reached]:
-    """The versions that learned from a labeler's ratings or were judged on them, and all that were made with those.
+def reached_by(registry: Registry, labeler_hash: str) -> tuple[list[Reached], list[str]]:
+    """The versions that learned from a labeler's ratings, directly first, and all that were made with those. One that
+    was only judged on the ratings has not learned from them.
 
-    A damaged version is passed over, as it cannot say what it was made from.
+    Returns:
+        Them; and the versions whose manifest cannot be read, each with the reason, of which nobody knows.
     """
-    found = []
+    found, unreadable = [], []
     tracer = Tracer(registry.resolve)
-    for ref in _refs(registry):
+    for ref in (f"{name}@v{number}" for name in registry.names() for number in registry.numbers(name)):
         try:
             version = registry.resolve(ref)
-        except RegistryError:
+        except RegistryError as error:
+            unreadable.append(f"{ref}: {error}")
             continue
-        counts = {
-            node.ref: count
-            for node in walk(iter([tracer.root(version)]))
-            if (count := max((data.labeler_hashes.get(labeler_hash, 0) for data in node.data), default=0))
-        }
-        if counts:
-            own = counts.get(ref)
-            through = () if own else tuple(sorted(counts))
-            count = own or max(counts.values())
-            found.append(Reached(ref, version.digest, version.manifest.stage, count, through))
-    return sorted(found, key=lambda each: (bool(each.through), each.ref))
+        counts = {node.ref: _learned(labeler_hash, node) for node in walk(iter([tracer.root(version)]))}
+        own = counts.pop(ref)
+        through = {parent: count for parent, count in sorted(counts.items()) if count}
+        if own or through:
+            found.append(Reached(ref, version.digest, version.manifest.stage, own, through))
+    return sorted(found, key=lambda each: (not each.ratings, each.ref)), unreadable
 
 
-def _refs(registry: Registry) -> Iterator[str]:
-    for name in registry.names():
-        yield from (f"{name}@v{number}" for number in registry.numbers(name))
+def _learned(labeler_hash: str, node: LineageNode) -> int:
+    return max((data.labeler_hashes.get(labeler_hash, 0) for data in node.data if data.use == "train"), default=0)

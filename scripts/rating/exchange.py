@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,7 @@ from alignment.ratings import RatingsStore
 from alignment.ratings.records import item_key
 from alignment.readers import BadRow, read_rows
 from alignment.registry import Registry
-from alignment.registry.errors import RegistryError
-from alignment.registry.lineage import walk
-from alignment.registry.manifest import DataFingerprint
+from alignment.registry.ratings import reached_by
 from alignment.terminal import one_line
 from alignment.writers import row_writer
 from rating.formats import FORMATS, Entry, FileFormat, Stored
@@ -182,7 +179,7 @@ def forget(db: str | Path, labeler: str, registry_path: str | Path | None = None
     registry = Registry(registry_path)
     with RatingsStore(db) as store:
         hashed = store.labeler_hash(labeler)
-        models, unreadable = _trained_on(hashed, registry)  # first: a bad registry stops all
+        reached, unreadable = reached_by(registry, hashed)  # first: a bad registry stops all
         removed = store.forget(labeler)
     return {
         "labeler": labeler,
@@ -190,7 +187,7 @@ def forget(db: str | Path, labeler: str, registry_path: str | Path | None = None
         "ratings": removed,
         "registry": str(registry.path),
         "versions": sum(len(registry.numbers(name)) for name in registry.names()),
-        "models": models,
+        "models": [{"ref": each.ref, "ratings": each.ratings, "through": list(each.through)} for each in reached],
         "unreadable": unreadable,
     }
 
@@ -213,25 +210,3 @@ def show_forgotten(found: dict[str, Any], console: Console) -> None:
         )
     for problem in found["unreadable"]:
         console.print(f"  cannot be read, so nobody knows: {one_line(problem)}")
-
-
-def _trained_on(hashed: str, registry: Registry) -> tuple[list[dict[str, Any]], list[str]]:
-    models, unreadable = [], []
-    for name in registry.names():
-        for number in registry.numbers(name):
-            try:
-                root = registry.lineage(f"{name}@v{number}")
-            except RegistryError as error:
-                unreadable.append(f"{name}@v{number}: {error}")
-                continue
-            counts = {node.ref: max(map(partial(_count, hashed), node.data), default=0) for node in walk(iter([root]))}
-            own = counts.pop(root.ref)
-            through = sorted(ref for ref, count in counts.items() if count)
-            if own or through:
-                models.append({"ref": root.ref, "ratings": own, "through": through})
-    return models, unreadable
-
-
-def _count(hashed: str, mark: DataFingerprint) -> int:
-    """How many ratings of a labeler the data of a model had; of one that was only judged on them, none."""
-    return mark.labeler_hashes.get(hashed, 0) if mark.use == "train" else 0

@@ -97,12 +97,12 @@ def test_each_rating_behind_a_model_counts_once_over_rounds_and_splits(rounds: R
 def test_a_labelers_ratings_are_followed_to_the_models_that_they_reached(rounds: Registry, tmp_path: Path) -> None:
     db = str(tmp_path / "ratings.db")
     found = as_json("ratings", "--labeler", "bob", "--db", db)
-    reached = {each["ref"]: (each["ratings"], tuple(each["through"])) for each in found["models"]}
+    reached = {each["ref"]: (each["ratings"], each["through"]) for each in found["models"]}
     assert reached == {
-        "judge1@v1": (3, ()),
-        "judge2@v1": (3, ()),
-        "ppo1@v1": (3, ("judge1@v1",)),
-        "ppo2@v1": (3, ("judge1@v1", "judge2@v1")),
+        "judge1@v1": (3, {}),
+        "judge2@v1": (3, {}),
+        "ppo1@v1": (0, {"judge1@v1": 3}),
+        "ppo2@v1": (0, {"judge1@v1": 3, "judge2@v1": 3}),
     }
     assert as_json("ratings", "--labeler", found["labeler"]) == found
     lines = run("ratings", "--labeler", "bob", "--db", db).stdout.splitlines()

@@ -508,9 +508,9 @@ def test_forget_lists_the_models_that_learned_from_a_labeler(tmp_path):
         "registry": str(registry.path),
         "versions": 5,
         "models": [
+            {"ref": "rm@v1", "ratings": 3, "through": []},
             {"ref": "grandchild@v1", "ratings": 0, "through": ["rm@v1"]},
             {"ref": "policy@v1", "ratings": 0, "through": ["rm@v1"]},
-            {"ref": "rm@v1", "ratings": 3, "through": []},
         ],
         "unreadable": [],
     }
