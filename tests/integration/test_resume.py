@@ -227,6 +227,16 @@ def run_both(house: Path, name: str, call: Any, calls_per_step: int = 1) -> None
     killed_and_resumed(house, name, [kill_at * calls_per_step for kill_at in kills_of(name, 5)], start)
 
 
+def test_an_epoch_that_is_not_the_first_goes_on_in_its_order(house, forks):
+    """Order by length is drawn from the global generator: that of the first epoch comes back with the seed alone, that
+    of the second, in which this run dies, does not."""
+
+    def start(stage: str, arguments: list[str], kill_at: int) -> int:
+        return forks(house, stage, arguments, kill_at)
+
+    killed_and_resumed(house, "sft-second-epoch", [10, 2], start, SECTIONS["sft-padded"])
+
+
 @pytest.mark.parametrize("name", list(SECTIONS))
 def test_killed_and_resumed_on_one_process_ends_as_if_nothing_had_happened(house, forks, name):
     run_both(house, name, forks)
