@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from alignment.config import ConfigError, TooLong
 from alignment.data import Prompt
 from alignment.distributed import Accelerator, all_reduce_sum, on_every_process
-from alignment.generation import Engine, Sampling, stream_seed
+from alignment.generation import Engine, Sampling, TransformersEngine, stream_seed
 from alignment.models import ModelError
 from alignment.templates import Message, encode_prompt
 from ppo.algorithm import final_scores, overlong_penalty
@@ -143,6 +143,41 @@ def make_tasks(prompts: Sequence[tuple[Prompt, list[int]]], numbers: Sequence[in
     return tasks
 
 
+def how_to_sample(config: PPOStageConfig, tokenizer: PreTrainedTokenizerBase) -> Sampling:
+    rollout = config.rollout
+    return Sampling(
+        max_new_tokens=rollout.max_new_tokens,
+        temperature=rollout.temperature,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        batch_size=rollout.generation_batch_size,
+        top_k=rollout.top_k,
+        top_p=rollout.top_p,
+    )
+
+
+def make_engine(config: PPOStageConfig, models: Models, accelerator: Accelerator) -> Engine:
+    """What samples the policy's responses."""
+    if config.rollout.engine == "transformers":
+        return TransformersEngine(models.policy.model)
+    from alignment.vllm_engine import VLLMEngine
+
+    vllm = config.rollout.vllm
+    return VLLMEngine(
+        models.policy.model,
+        accelerator,
+        models.tokenizer,
+        how_to_sample(config, models.tokenizer),
+        config.data.max_length,
+        mode=vllm.mode,
+        server_base_url=vllm.server_base_url,
+        group_port=vllm.group_port,
+        tensor_parallel_size=vllm.tensor_parallel_size,
+        gpu_memory_utilization=vllm.gpu_memory_utilization,
+        enable_sleep_mode=vllm.enable_sleep_mode,
+    )
+
+
 class Collector:
     """Samples and scores. What an episode is depends on the weights, its task and the seed, not on what it is with."""
 
@@ -156,16 +191,7 @@ class Collector:
     ) -> None:
         self.config, self.models, self.engine = config, models, engine
         self.sources, self.accelerator = list(sources), accelerator
-        tokenizer, rollout = models.tokenizer, config.rollout
-        self.sampling = Sampling(
-            max_new_tokens=rollout.max_new_tokens,
-            temperature=rollout.temperature,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            batch_size=rollout.generation_batch_size,
-            top_k=rollout.top_k,
-            top_p=rollout.top_p,
-        )
+        self.sampling = how_to_sample(config, models.tokenizer)
 
     @torch.no_grad()
     def collect(self, tasks: Sequence[Task], *seed: int) -> Rollout:

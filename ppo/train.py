@@ -22,7 +22,6 @@ from alignment.checkpoint import Checkpoints, keep_files, load_state, random_sta
 from alignment.config import ConfigError
 from alignment.data import Prompt, to_prompts, train_and_eval
 from alignment.distributed import Accelerator, TrainingEngine, all_reduce_sum
-from alignment.generation import TransformersEngine
 from alignment.models import ModelSource
 from alignment.positions import check_length
 from alignment.runs import Run
@@ -41,7 +40,7 @@ from ppo.models import Models
 from ppo.plan import memory_plan
 from ppo.ptx import read_ptx
 from ppo.rewards import load_sources
-from ppo.rollout import Collector, Rollout, encode_prompts, make_tasks, prompt_batches
+from ppo.rollout import Collector, Rollout, encode_prompts, make_engine, make_tasks, prompt_batches
 from ppo.sequences import Row
 from ppo.update import Targets, Updater
 
@@ -119,7 +118,7 @@ class Loop:
                 parameter.data = parameter.data.to(models.policy.base.dtype)
         decay = config.training.ema_decay
         self.ema = None if decay is None else EMA(models.trained.trained_parameters("policy"), decay)
-        sampler = TransformersEngine(models.policy.model)
+        sampler = make_engine(config, models, accelerator)
         self.collector = Collector(config, models, sampler, load_sources(config.rewards), accelerator)
         after_step = self.ema.update if self.ema is not None else lambda: None
         self.updater = Updater(config, models, self.engine, ptx_rows, after_step)
