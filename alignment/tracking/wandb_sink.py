@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -132,6 +132,12 @@ class WandbSink:
         """Mirror one step's numbers."""
         if self._run is not None:
             self._guarded(lambda: self._run.log(dict(metrics), step=step))
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A fresh table of this evaluation's answers: one that grows would be written anew, whole, each time."""
+
+    def histogram(self, step: int, name: str, counts: Any, edges: Any) -> None:
+        """Mirror a histogram."""
 
     def finish(self, failed: bool = False) -> None:
         """End the run."""
