@@ -9,9 +9,8 @@ from typing import Any
 from alignment.errors import UserError
 from alignment.resume import changed_keys, value_at
 from alignment.tracking import metrics as declared
-from alignment.tracking.overview import MAIN, interval
+from alignment.tracking.overview import MAIN, interval, verdicts_now
 from alignment.tracking.record import RunRecord, Series
-from alignment.tracking.verdicts import verdicts
 
 LOWER_IS_BETTER = frozenset(["train/loss", "eval/loss", "eval/log_loss", "eval/ece", "value/loss", "ptx/loss"])
 HIGHER_IS_BETTER = frozenset([
@@ -95,14 +94,16 @@ def figure(record: RunRecord, name: str) -> Figure:
 
 
 def in_order(record: RunRecord) -> list[str]:
-    """Names of a run's metrics: the main ones, then as they are declared, then the rest."""
+    """Names of a run's metrics: the main ones, then as they are declared, then the rest. The ends of an interval are
+    no figures of their own."""
     rank = [*MAIN[record.stage], *(metric.name for metric in declared.STAGES[record.stage])]
 
     def place(name: str) -> int:
         metric = declared.find(record.stage, name)
         return rank.index(name if name in rank else metric.name) if metric else len(rank)
 
-    return sorted(record.metrics, key=place)
+    ends = {f"{name}_{end}" for name in record.metrics for end in ("low", "high")}
+    return sorted(record.metrics.keys() - ends, key=lambda name: (place(name), name))
 
 
 def _rows(records: Sequence[RunRecord]) -> list[Row]:
@@ -115,7 +116,7 @@ def _rows(records: Sequence[RunRecord]) -> list[Row]:
 
 
 def _outcomes(records: Sequence[RunRecord]) -> dict[str, list[str | None]]:
-    found = [{verdict.name: verdict.outcome for verdict in verdicts(record)} for record in records]
+    found = [{verdict.name: verdict.outcome for verdict in verdicts_now(record)} for record in records]
     names = dict.fromkeys(name for each in found for name, outcome in each.items() if outcome != "pass")
     return {name: [each.get(name) for each in found] for name in names}
 

@@ -13,6 +13,7 @@ from alignment.errors import UserError
 from alignment.registry.files import host_name, is_alive
 from alignment.tracking import metrics as declared
 from alignment.tracking.record import RunRecord, Series, find_runs
+from alignment.tracking.verdicts import ENDED, Verdict, verdicts
 
 State = Literal["running", "done", "failed", "preempted", "killed"]
 SILENT = 6 * 3600
@@ -56,6 +57,12 @@ def state_of(record: RunRecord, now: float | None = None) -> State:
     if attempt and attempt.pid is not None and attempt.host == host_name() and not is_alive(attempt.pid):
         return "killed"
     return "running" if age(record, now) < SILENT else "killed"
+
+
+def verdicts_now(record: RunRecord, now: float | None = None) -> list[Verdict]:
+    """All verdicts; of a run that goes on, none on how it ended."""
+    running = state_of(record, now) == "running"
+    return [verdict for verdict in verdicts(record) if not (running and verdict.name == ENDED)]
 
 
 def age(record: RunRecord, now: float | None = None) -> float:
@@ -141,9 +148,7 @@ def span(seconds: float) -> str:
     """A length of time as people say it: 42 s, 7 min, 3.5 h, 12 d."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
-            return (
-                f"{seconds / size:.1f} {unit}" if seconds < 10 * size and size > 60 else f"{seconds / size:.0f} {unit}"
-            )
+            return f"{seconds / size:.3g} {unit}"
     return f"{seconds:.0f} s"
 
 

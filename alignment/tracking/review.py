@@ -23,8 +23,9 @@ from alignment.registry import Registry, RegistryError, Version
 from alignment.registry.reviews import Review, add_review
 from alignment.registry.trash import mover
 from alignment.terminal import clean, one_line
+from alignment.tracking.overview import verdicts_now
 from alignment.tracking.record import RunRecord, read_rows
-from alignment.tracking.verdicts import verdicts, worst
+from alignment.tracking.verdicts import worst
 
 FILE = "reviews.jsonl"
 Decision = Literal["approve", "reject"]
@@ -54,7 +55,7 @@ def review(
         run=record.name,
         run_id=record.run.id,
         step=record.last_step,
-        verdict=worst(verdicts(record)),
+        verdict=worst(verdicts_now(record)),
         model=version[1].ref if version else None,
         digest=version[1].digest if version else None,
     )
@@ -87,7 +88,8 @@ def _published(record: RunRecord, folder: Path | None) -> tuple[Registry, Versio
         version = registry.resolve(ref)
     except RegistryError as error:
         raise UserError(
-            f"{record.name} published {one_line(ref)}, and {error}; name its registry: --registry"
+            f"{record.name} published {one_line(ref)}, and {registry.path} does not know it ({error}); name the "
+            "registry that does: --registry"
         ) from None
     if record.run.attempts and version.manifest.publish_id != record.run.publish_id(name):
         raise UserError(
@@ -119,6 +121,4 @@ def _append(path: Path, said: Review) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written: {error.strerror}; ask the run's owner, or free some space"
-        ) from None
+        raise UserError(f"{path} cannot be written ({error.strerror}); mend that and say it again") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
@@ -17,7 +18,7 @@ from alignment.terminal import one_line
 from alignment.tracking import overview
 from alignment.tracking.journal import FILES
 from alignment.tracking.record import RunRecord, Series, add_metrics, parse_rows, read_config, read_exit, stage_of
-from alignment.tracking.verdicts import Verdict, verdicts
+from alignment.tracking.verdicts import Verdict
 
 STATE_STYLES = {"running": "cyan", "done": "green", "failed": "red", "preempted": "yellow", "killed": "red"}
 OUTCOME_STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
@@ -45,7 +46,7 @@ class Tail:
         """The bytes before the offset, at most _MARK of them."""
 
     def read(self) -> tuple[bool, list[dict[str, Any]]]:
-        """Whether this begins again with the first line, and the rows of the lines that are whole since the last call."""
+        """Whether this begins again with the first line, and the rows of the lines that became whole."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self._offset - len(self._last))
@@ -132,13 +133,16 @@ class View:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
         for line in self.lines(width, options.size.height if self.full_screen else None, options.ascii_only):
-            line.truncate(width, overflow="ellipsis")
+            line.truncate(width, overflow="crop" if options.ascii_only else "ellipsis")
+            if options.ascii_only:
+                line.plain = line.plain.encode("ascii", "replace").decode()
             yield line
 
     def lines(self, width: int, height: int | None, ascii_only: bool) -> list[Text]:
         """What is left of the height goes to charts first, then to samples; where there is little, verdicts that
         passed and charts that say less are left out."""
-        head = [*self._head(width, ascii_only), *self._verdicts(None if height is None else max(2, height // 6))]
+        limit = None if height is None else max(2, height // 6)
+        head = [*self._head(width, ascii_only), *self._verdicts(limit), *self._figures()]
         columns = max(1, min(3, width // MIN_CHART))
         charts = self._charts((width - 2 * (columns - 1)) // columns, ascii_only)
         samples = self._samples(width)
@@ -174,7 +178,7 @@ class View:
 
     def _verdicts(self, limit: int | None) -> list[Text]:
         """How many passed, and a line for each that did not, the worst first."""
-        found = verdicts(self.record)
+        found = overview.verdicts_now(self.record, self.now)
         counts = {outcome: sum(each.outcome == outcome for each in found) for outcome in OUTCOME_STYLES}
         strip = Text("verdict  ")
         for outcome in ("fail", "warn", "pass"):
@@ -186,13 +190,35 @@ class View:
             lines.append(Text(f"  and {len(told) - len(shown)} more: alignment runs show", style="dim"))
         return lines
 
+    def _figures(self) -> list[Text]:
+        """Main metrics that have one value so far, which makes no line."""
+        single = [name for name, series in overview.main_series(self.record) if len(series.steps) == 1]
+        if not single:
+            return []
+        line = Text("figures  ")
+        for name in single:
+            line.append(one_line(name), "bold")
+            line.append(f" {self._last(name)}  ")
+        return [line]
+
+    def _last(self, name: str) -> str:
+        """A metric's last value with its unit, and its interval where there is one."""
+        said = overview.number(self.record.metrics[name].values[-1], overview.unit_of(self.record, name))
+        ends = overview.interval(self.record, name)
+        return f"{said} [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else said
+
     def _charts(self, width: int, ascii_only: bool) -> list[list[Text]]:
         charts = []
         for name, series in overview.main_series(self.record):
             known = [value for value in series.values if value is not None]
-            unit = overview.unit_of(self.record, name)
-            title = Text.assemble((one_line(name), "bold"), " ", overview.number(series.values[-1], unit))
-            title.append(f"  {min(known):.3g} to {max(known):.3g}", "dim")
+            if len(series.steps) == 1:
+                continue
+            title = Text.assemble((one_line(name), "bold"), " ", self._last(name))
+            scale = f"  {min(known):.3g} to {max(known):.3g}"
+            if title.cell_len + len(scale) > width:
+                title = Text.assemble((one_line(name), "bold"), f" {overview.number(series.values[-1])}")
+            if title.cell_len + len(scale) <= width:
+                title.append(scale, "dim")
             lines = [title, *(Text(row, "cyan") for row in chart(series, width, CHART_ROWS, ascii_only))]
             for line in lines:
                 line.truncate(width, overflow="ellipsis", pad=True)
@@ -229,7 +255,8 @@ def chart(series: Series, width: int, height: int, ascii_only: bool = False) -> 
     values = np.array([np.nan if value is None else value for value in series.values], dtype=np.float64)
     steps = np.array(series.steps, dtype=np.float64)
     if np.isfinite(values).any():
-        _draw(dots, steps, values)
+        with np.errstate(all="ignore"):  # values so great that their difference is not finite are not drawn
+            _draw(dots, steps, values)
     cells = dots.reshape(height, down, width, across).transpose(0, 2, 3, 1)  # row, column, dot column, dot row
     if ascii_only:
         return ["".join(" .':"[int(cell[0, 1]) + 2 * int(cell[0, 0])] for cell in row) for row in cells]
@@ -237,33 +264,31 @@ def chart(series: Series, width: int, height: int, ascii_only: bool = False) -> 
     return ["".join(chr(0x2800 + int(code)) if code else " " for code in row) for row in codes]
 
 
-def _draw(dots: np.ndarray, steps: np.ndarray, values: np.ndarray) -> None:
+def _draw(dots: NDArray[np.bool_], steps: NDArray[np.float64], values: NDArray[np.float64]) -> None:
     rows, columns = dots.shape
     low, high = np.nanmin(values), np.nanmax(values)
-    flat = high <= low
-    level = np.full(len(values), rows / 2) if flat else (high - values) / (high - low) * (rows - 1)
+    share = (high - values) / (high - low) if high > low else np.where(np.isnan(values), np.nan, 0.5)
+    level = share * (rows - 1)
     first, last = steps.min(), steps.max()
     column = ((steps - first) / max(1.0, last - first) * (columns - 1)).round().astype(int)
+    starts = np.flatnonzero(np.diff(column, prepend=-1))
     before: tuple[int, float] | None = None
-    for at in np.unique(column):
-        here = level[column == at] if len(values) < columns else level[slice(*np.searchsorted(column, [at, at + 1]))]
+    for at, here in zip(column[starts].tolist(), np.split(level, starts[1:]), strict=True):
         finite = here[np.isfinite(here)]
-        if not len(finite) or not np.isfinite(values[0] if at == column[0] else 0.0):
-            before = None
         if not len(finite):
+            before = None
             continue
-        top, bottom = int(finite.min().round()), int(finite.max().round())
-        dots[top : bottom + 1, at] = True
+        dots[int(finite.min().round()) : int(finite.max().round()) + 1, at] = True
         if before is not None:
-            _join(dots, before, (int(at), float(finite[0])))
-        before = (int(at), float(finite[-1]))
+            _join(dots, before, (at, float(finite[0])))
+        before = (at, float(finite[-1]))
 
 
-def _join(dots: np.ndarray, a: tuple[int, float], b: tuple[int, float]) -> None:
+def _join(dots: NDArray[np.bool_], a: tuple[int, float], b: tuple[int, float]) -> None:
     """A straight line between two dots, without holes where it is steep."""
-    count = max(abs(b[0] - a[0]), abs(round(b[1] - a[1])), 1) + 1
-    for x, y in zip(np.linspace(a[0], b[0], count), np.linspace(a[1], b[1], count), strict=True):
-        dots[min(int(round(y)), dots.shape[0] - 1), int(round(x))] = True
+    count = max(abs(b[0] - a[0]), abs(round(b[1] - a[1]))) + 1
+    rows = np.linspace(a[1], b[1], count).round().astype(int)
+    dots[rows, np.linspace(a[0], b[0], count).round().astype(int)] = True
 
 
 def asked(row: dict[str, Any]) -> str:
