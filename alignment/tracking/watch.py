@@ -29,7 +29,7 @@ MIN_CHART = 36
 SHOWN_SAMPLES = 4
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 """Bits of a braille cell by column and by row from the top."""
-_MARK = 256
+_MARK = 1024
 
 
 class Tail:
