@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,14 +108,16 @@ def watch(path: Path, console: Console, once: bool = False, interval: float = 1.
     record = follower.poll()
     live = console.is_terminal and not console.is_dumb_terminal and not once
     if live and _may_go_on(record):
-        with Live(View(record, full_screen=True), console=console, screen=True, auto_refresh=False) as screen:
-            try:
+        screen = Live(View(record, full_screen=True), console=console, screen=True, auto_refresh=False)
+        with suppress(KeyboardInterrupt):
+            try:  # not `with`: Ctrl-C while it is entered would leave the terminal on the other screen
+                screen.start(refresh=True)
                 while _may_go_on(record):
                     time.sleep(interval)
                     record = follower.poll()
                     screen.update(View(record, full_screen=True), refresh=True)
-            except KeyboardInterrupt:
-                pass
+            finally:
+                screen.stop()
     console.print(View(record))
     return record
 

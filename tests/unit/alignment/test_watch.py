@@ -122,12 +122,13 @@ def test_a_line_goes_from_its_lowest_value_to_its_highest():
     assert drawn.sum() == 8
 
 
-def test_a_spike_of_one_step_among_many_is_drawn():
+@pytest.mark.parametrize(("spike", "there", "elsewhere"), [(1.0, 0, -1), (-1.0, -1, 0)])
+def test_a_spike_of_one_step_among_many_is_drawn(spike, there, elsewhere):
     values = [0.0] * 10_000
-    values[5_000] = 1.0
+    values[5_000] = spike
     drawn = dots(chart(Series(list(range(10_000)), list(values)), 20, 3))
-    assert drawn[0].sum() == 1
-    assert drawn[-1].all()
+    assert drawn[there].sum() == 1
+    assert drawn[elsewhere].all()
 
 
 def test_a_value_that_was_not_finite_leaves_a_gap_and_a_flat_line_lies_in_the_middle():
@@ -158,7 +159,9 @@ def plain(text):
 
 
 ROWS = {
-    step: {"rollout/score": step / 3, "rollout/kl": step**2 / 7, "policy/entropy": 1 / step, "time/optimize": 1.5}
+    step: {"rollout/score": step / 3, "rollout/kl": step**2 / 7, "time/optimize": 1.5}
+    | dict.fromkeys(["policy/entropy", "rollout/length", "rollout/ended", "policy/clip_fraction"], 1 / step)
+    | dict.fromkeys(["eval/score", "eval/win_rate", "eval/held_out_score"], step / 9)
     for step in range(1, 7)
 }
 SAMPLE = {"id": 0, "prompt": [{"role": "user", "content": "When?"}], "response": "At nine.", "score": 1.25}
