@@ -224,6 +224,8 @@ class TrackingConfig(Section):
     """Folder that holds the run folders."""
     wandb: Literal["offline", "online", "disabled"] = "offline"
     project: str = "alignment"
+    num_samples: Annotated[int, Field(ge=0)] = 16
+    """Held-out prompts whose answers are written to `samples.jsonl` at each evaluation, always the same ones."""
 
 
 class RunConfig(Section):

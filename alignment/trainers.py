@@ -116,7 +116,7 @@ def open_journal(config: RunConfig, stage: str, start: Start | None = None) -> J
             config=config.model_dump(mode="json"),
             attempt=start.run.attempt if start else 1,
         )
-    return Journal(config.run_dir, sink, enabled=is_main, resume=start.journal if start else None)
+    return Journal(config.run_dir, sink, stage, enabled=is_main, resume=start.journal if start else None)
 
 
 def open_checkpoints(

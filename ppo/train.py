@@ -29,7 +29,8 @@ from alignment.stage import write_bad_rows
 from alignment.tensors import masked_moments, whiten
 from alignment.terminal import progress
 from alignment.tracking import Journal
-from ppo.alarms import Alarms
+from alignment.tracking.journal import Level
+from ppo.alarms import WATCHED, Alarms
 from ppo.algorithm import estimate_advantages, group_advantages, returns_to_go, shape_rewards
 from ppo.config import PPOStageConfig, TrainingConfig, batch_plan
 from ppo.controllers import KLController, RewardScaler
@@ -40,7 +41,7 @@ from ppo.models import Models
 from ppo.plan import memory_plan
 from ppo.ptx import read_ptx
 from ppo.rewards import load_sources
-from ppo.rollout import Collector, Rollout, encode_prompts, make_engine, make_tasks, prompt_batches
+from ppo.rollout import Collector, Rollout, Task, encode_prompts, make_engine, make_tasks, prompt_batches
 from ppo.sequences import Row
 from ppo.update import Targets, Updater
 
@@ -77,6 +78,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
         journal.event("data", prompts=prompts.fingerprints, held_out=held_out.fingerprints, ptx=ptx.fingerprints,
                       notes=prompts.notes, **loop.too_long)  # fmt: skip
         journal.event("backend", **distributed.backend(accelerator, loop.engine.wrapped))
+        journal.watching([*WATCHED, *(["better than the start"] if loop.best.wanted else [])])
         journal.event("models", **{role: source.label for role, source in sources.items()}, packed=models.packed)
         if begun.checkpoint is not None:
             loop.load(begun.checkpoint.path)
@@ -255,10 +257,8 @@ class Loop:
                    rollout.ended.tolist(), rollout.texts)  # fmt: skip
         shares = distributed.gather_lists(list(zip(*columns, strict=True)))
         rows = [row for share in shares for row in share][: len(tasks)]
-        for task, row in list(zip(tasks, rows, strict=True))[:8]:
-            self.journal.sample(
-                self.step, prompt=list(task.prompt.messages), response=row[5], score=row[0], kl=row[2], ended=row[4]
-            )
+        shown = list(enumerate(zip(tasks, rows, strict=True)))[: self.config.tracking.num_samples]
+        self.journal.samples(self.step, [_sample(number, task, row) for number, (task, row) in shown])
         scores, held, kl, lengths, ended, texts = (list(column) for column in zip(*rows, strict=True))
         return Judged(scores, None if held[0] is None else held, kl, lengths, ended, texts)
 
@@ -275,9 +275,8 @@ class Loop:
         if self.best.step is not None:
             metrics["best_step"] = self.best.step
             if self.best.step == 0:
-                self._say(
-                    "no evaluation was better than the start's, which is published; see the alarms and samples.jsonl"
-                )
+                text = "no evaluation was better than the start's, which is published; see samples.jsonl"
+                self._say("better than the start", "error", text)
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
             weights = self.best.weights()
             for name, parameter in self.models.trained.trained_parameters("policy") if weights else ():
@@ -286,12 +285,15 @@ class Loop:
 
     def _alarm(self, stats: Mapping[str, float], evaluation: Mapping[str, float] | None) -> None:
         for alarm in self.alarms.check(self.step, stats, evaluation):
-            self._say(alarm)
+            if alarm.text is None:
+                self.journal.cleared(self.step, alarm.name)
+            else:
+                self._say(alarm.name, alarm.level, alarm.text)
 
-    def _say(self, alarm: str) -> None:
-        self.journal.event("alarm", step=self.step, text=alarm)
+    def _say(self, name: str, level: Level, text: str) -> None:
+        self.journal.finding(self.step, name, level, text)
         if self.accelerator.is_main_process:
-            print(f"ppo: {alarm}", flush=True)
+            print(f"ppo: iteration {self.step}: {name}: {text}", flush=True)
 
 
 def rollout_stats(rollout: Rollout, rewards: Tensor, targets: Targets) -> dict[str, float]:
@@ -317,6 +319,14 @@ def rollout_stats(rollout: Rollout, rewards: Tensor, targets: Targets) -> dict[s
         _, _, residual = masked_moments(targets.returns - rollout.old_values, mask, all_reduce_sum)
         stats["value/explained_variance"] = float(1 - residual / variance.clamp(min=1e-12))
     return stats
+
+
+def _sample(number: int, task: Task, row: Sequence[Any]) -> dict[str, Any]:
+    """A line of samples.jsonl from a row of `Loop.judge`."""
+    score, held_out_score, kl, length, ended, text = row
+    found = {"id": number, "prompt": list(task.prompt.messages), "response": text, "score": score, "kl": kl}
+    found |= {"length": int(length), "ended": bool(ended)}
+    return found if held_out_score is None else found | {"held_out_score": held_out_score}
 
 
 def make_optimizer(models: Models, config: PPOStageConfig) -> torch.optim.AdamW:
