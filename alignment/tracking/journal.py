@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from alignment.errors import UserError
+from alignment.errors import Preempted, UserError
 from alignment.tracking.wandb_sink import MirroredModel, WandbSink
 
 FILES = ("metrics", "samples", "events")
@@ -75,7 +75,7 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(failed=kind is not None)
+        self.close(failed=kind is not None and not issubclass(kind, Preempted))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Numbers of one step. A value that is not finite is written as null: JSON has no NaN, readers choke on it."""
