@@ -79,12 +79,12 @@ class SlurmCluster:
         try:
             # It refuses a folder that others may write to, as /tmp is, unless forced.
             self._start("munged", "--foreground", "--force", *(f"--{name}={path}" for name, path in named.items()))
-            self._wait(lambda: (self.folder / "munge.socket").exists(), "munged")
+            self.wait(lambda: (self.folder / "munge.socket").exists(), "munged")
             self._start("slurmctld", "-D")
             for node in NODES:
                 (self.folder / f"spool-{node}").mkdir()
                 self._start("slurmd", "-D", "-N", node)
-            self._wait(lambda: set(self.run("sinfo", "-hN", "-o", "%T").split()) == {"idle"}, "the nodes")
+            self.wait(lambda: set(self.run("sinfo", "-hN", "-o", "%T").split()) == {"idle"}, "the nodes")
         except BaseException:
             self.stop()
             raise
@@ -128,14 +128,15 @@ class SlurmCluster:
 
     def wait_for(self, job: str, *states: str, seconds: float = 300) -> dict[str, str]:
         """Until the job is in one of these states."""
-        self._wait(lambda: self.state(job).get("JobState") in states, f"job {job} in {states}", seconds)
+        self.wait(lambda: self.state(job).get("JobState") in states, f"job {job} in {states}", seconds)
         return self.state(job)
 
     def _start(self, *command: str) -> None:
         log = (self.folder / f"{command[0]}-{len(self._daemons)}.out").open("wb")
         self._daemons.append(subprocess.Popen(command, env=self.environment, stdout=log, stderr=log))
 
-    def _wait(self, met: Any, what: str, seconds: float = 60) -> None:
+    def wait(self, met: Any, what: str, seconds: float = 60) -> None:
+        """Until `met()` is true; an AssertionError that says what was waited for."""
         assert self._patiently(met, seconds), f"waited {seconds:.0f} s for {what}; the logs are in {self.folder}"
 
     @staticmethod
