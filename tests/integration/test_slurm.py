@@ -1,8 +1,9 @@
-"""The batch scripts on a real Slurm of two nodes: a job that has to make room saves, waits, and ends as if it had not."""
+"""The batch scripts on a real Slurm of two nodes: a job that makes room saves, waits, and ends as if it had not."""
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from slurm_cluster import WHY_NOT, SlurmCluster
 from test_two_processes import SCRATCH, TOPICS, turn
 
+from alignment.ratings import RatingsStore
 from alignment.registry import Registry
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(WHY_NOT), reason=f"no Slurm here: {WHY_NOT}")]
@@ -144,3 +146,59 @@ def test_a_mistake_ends_the_job_before_its_nodes_start(slurm, house):
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0")
     assert "learning_rate" in log_of(house, job)
     assert "Restarts" in ended and ended["Restarts"] == "0"
+
+
+def rate(path: Path) -> int:
+    """A labeler who likes the longer answer."""
+    count = 0
+    with RatingsStore(path) as store:
+        store.repeat_share = 0.0
+        while (assignment := store.claim("ada")) is not None:
+            item = next(item for item in store.items() if item.id == assignment.item)
+            left, right = (item.completions[index].text for index in assignment.order_shown)
+            store.submit(assignment, "left" if len(left) >= len(right) else "right", seconds=1.0)
+            count += 1
+    return count
+
+
+def run_pipeline(slurm: SlurmCluster, house: Path, home: str, preempt: bool) -> dict[str, str]:
+    """All five jobs, with a labeler in between; the jobs by name."""
+    ratings = house / home / "ratings.db"
+    options = "--nodes=2 --exclusive"
+    configs = [configure(house, stage, home, ratings if stage == "reward" else None) for stage in SECTIONS]
+    done = subprocess.run(
+        ["bash", str(SCRIPTS / "pipeline.sbatch"), *map(str, configs)], cwd=house, capture_output=True, text=True,
+        env={
+            **slurm.environment, **environment(house), "PROMPTS": str(house / "ppo.jsonl"), "RATINGS": str(ratings),
+            "MIN_RATINGS": "24", "LOOK_EVERY": "5", "SFT_OPTIONS": options, "REWARD_OPTIONS": options,
+            "PPO_OPTIONS": options, "SAMPLE_ARGUMENTS": "--max-new-tokens 8",
+            "ALIGNMENT_REGISTRY": str(house / home / "registry"),
+        }, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    jobs = dict(line.split() for line in done.stdout.splitlines())
+    assert list(jobs) == ["sft", "sample", "ratings", "reward", "ppo"]
+    for name, job in jobs.items():
+        if name in SECTIONS and preempt:
+            slurm.wait_for(job, "RUNNING")
+            wait_for_step(slurm, house, name, home, 10, job)
+            make_room(slurm, house)
+        elif name == "ratings":
+            # It is put back until people have rated, and holds no node meanwhile.
+            slurm.wait(lambda job=job: int(slurm.state(job).get("Restarts", 0)) > 0, "the job that waits for ratings")
+            assert rate(ratings) == 24
+        ended = slurm.wait_for(job, "COMPLETED", "FAILED", "CANCELLED")
+        assert ended["JobState"] == "COMPLETED", (name, log_of(house, job)[-6000:])
+        if name in SECTIONS:
+            assert ended["Restarts"] == ("1" if preempt else "0"), name
+    return jobs
+
+
+@pytest.mark.slow
+def test_the_pipeline_preempted_in_the_middle_of_each_stage_ends_with_the_same_weights(slurm, house):
+    run_pipeline(slurm, house, "whole", preempt=False)
+    run_pipeline(slurm, house, "preempted", preempt=True)
+    for stage in SECTIONS:
+        assert weights(house, stage, "whole") == weights(house, stage, "preempted"), stage
+        run = json.loads((house / "preempted" / "runs" / stage / "run.json").read_text())
+        assert [bool(attempt["resumed_from"]) for attempt in run["attempts"]] == [False, True]
