@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,6 +90,21 @@ def all_reduce_max(value: int) -> int:
         return value
     largest = torch.tensor(value, device=start_processes().device)
     torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    return int(largest)
+
+
+@cache
+def _hosts() -> Any:
+    """A group of all processes that speaks through the host; None is the one that there is."""
+    return None if on_cpu() else torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def greatest(value: int) -> int:
+    """As `all_reduce_max`, without waiting for what a GPU has still to do: it can be asked at each step."""
+    if world_size() == 1:
+        return value
+    largest = torch.tensor(value)
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=_hosts())
     return int(largest)
 
 

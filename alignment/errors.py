@@ -7,3 +7,7 @@ class UserError(ValueError):
     The message is one line that names the file, line or key, what was found, what was expected, and the fix.
     Command lines print it without a traceback and exit with code 2.
     """
+
+
+class Preempted(Exception):
+    """The run makes room for another job, with a checkpoint if there was anything to save; the message says why."""

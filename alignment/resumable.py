@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.training_args import TrainingArguments
 
 from alignment import distributed
@@ -29,6 +31,9 @@ from alignment.checkpoint import (
     save_state,
     set_random_state,
 )
+from alignment.control import Control, Wanted, leave_if_preempted
+from alignment.elastic import redistributed
+from alignment.generation import stream_seed
 from alignment.tracking import Journal
 
 WEIGHTS, OPTIMIZER, STATE, BEST = "weights.safetensors", "optimizer.pt", "trainer_state.json", "best"
@@ -40,6 +45,9 @@ class Resumable:
     checkpoints: Checkpoints | None = None
     resumed: Checkpoint | None = None
     best: BestModel | None = None
+    outside: Control
+    wanted = Wanted.NOTHING
+    """Of the boundary that training is at."""
     _epoch_random: dict[str, Any] | None = None
     """Random states at the beginning of the epoch, from which its order was drawn."""
 
@@ -57,6 +65,7 @@ class Resumable:
             best: the keeper of the best model, whose model goes into the checkpoints.
         """
         self.checkpoints, self.resumed, self.best = checkpoints, start, best
+        self.outside = Control(checkpoints.run_dir, journal)
         self.add_callback(_Saving(self, every, journal))
 
     def train_on(self: Any) -> Any:
@@ -96,7 +105,8 @@ class Resumable:
             return
         self.store_flos()
         size = 3 * sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
-        self.checkpoints.save(self.first_step + self.state.global_step, self._write_checkpoint, size)
+        step = self.first_step + self.state.global_step
+        self.outside.save(self.wanted, step, lambda: self.checkpoints.save(step, self._write_checkpoint, size))
 
     first_step = 0
     """Steps of the run's other trainings before this one, for a checkpoint's number."""
@@ -136,10 +146,28 @@ class Resumable:
         if checkpoint is not None:
             set_random_state(self.own_state(Path(checkpoint))["random"])
 
-    def own_state(self, folder: Path) -> dict[str, Any]:
-        """What this process has saved."""
-        state: dict[str, Any] = load_state(folder / f"process-{distributed.process_index()}.pt")
-        return state
+    def own_state(self: Any, folder: Path) -> dict[str, Any]:
+        """What this process has saved, or of what another number of them have saved its part."""
+        index, saved = distributed.process_index(), self.resumed.manifest.world_size
+        if saved == distributed.world_size():
+            state: dict[str, Any] = load_state(folder / f"process-{index}.pt")
+            return state
+        states = [load_state(folder / f"process-{number}.pt") for number in range(saved)]
+        return redistributed(states, index, stream_seed("process", self.args.seed, self.resumed.step, index))
+
+    def _get_train_sampler(self: Any, *args: Any) -> Any:
+        """One order by length for all processes, whatever their number; each would draw its own, and group by the
+        size of its own part of a batch."""
+        sampler = super()._get_train_sampler(*args)  # type: ignore[misc]
+        return _OneOrder(sampler, self.args.world_size) if isinstance(sampler, LengthGroupedSampler) else sampler
+
+
+class _OneOrder(LengthGroupedSampler):
+    def __init__(self, sampler: LengthGroupedSampler, processes: int) -> None:
+        super().__init__(sampler.batch_size * processes, lengths=sampler.lengths, generator=sampler.generator)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(distributed.on_main_process(lambda: list(super(_OneOrder, self).__iter__())))
 
 
 class _Saving(TrainerCallback):
@@ -155,6 +183,8 @@ class _Saving(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         start = self._trainer.resumed
+        if self._trainer.first_step == 0:  # what was trained before this one is in no checkpoint yet
+            leave_if_preempted(self._journal.run_dir)
         if start is None:
             return
         own = self._trainer.own_state(start.path)
@@ -176,7 +206,13 @@ class _Saving(TrainerCallback):
         set_epoch(kwargs["train_dataloader"], math.floor((state.epoch or 0.0) + 1e-9))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if not self._every or state.global_step % self._every or state.global_step >= state.max_steps:
+        if state.global_step >= state.max_steps:
+            return
+        wanted = self._trainer.wanted = self._trainer.outside.ask(self._trainer.first_step + state.global_step)
+        if wanted is Wanted.STOP:
+            control.should_training_stop = True
+            return
+        if not wanted.saves and (not self._every or state.global_step % self._every):
             return
         if _whole(state.epoch):  # the evaluation at the epoch's end is still to come, and would be left out
             self._waiting = True

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignment import control, elastic
 from alignment.checkpoint import FOLDER, Checkpoint, CheckpointError, newest, open_checkpoint, set_aside
-from alignment.config import RunConfig
+from alignment.config import RunConfig, TrainerConfig
 from alignment.errors import UserError
 from alignment.runs import Run
 from alignment.terminal import one_line
@@ -58,7 +59,9 @@ def begin(run_dir: Path) -> Start:
         name = run.resumed_from
         return Start(run, open_checkpoint(run_dir / FOLDER / name, run.id, full=False) if name else None)
 
-    return distributed.on_main_process(read)
+    start = distributed.on_main_process(read)
+    control.leave_if_preempted(run_dir)
+    return start
 
 
 def finished(run_dir: Path) -> dict[str, Any] | None:
@@ -97,6 +100,7 @@ def open_run_dir(config: RunConfig, overwrite: bool, resume: str = "no", allow_c
                 )
             if start is None:
                 shutil.rmtree(run_dir)
+            control.clear(run_dir, control.Wanted.PREEMPT)  # which this attempt is the answer to
             (run_dir / "exit.json").unlink(missing_ok=True)  # of the attempt before; this one may be killed
         elif resume not in ("no", "auto"):
             raise UserError(f"--resume {resume}: there is no run in {run_dir}; leave --resume out for a new one")
@@ -125,22 +129,27 @@ def _find(run_dir: Path, run: Run, resume: str) -> Checkpoint | None:
     if found is None:
         print(f"resume: {run_dir} has no checkpoint; the run begins again", file=sys.stderr)
         return None
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if found.manifest.world_size != processes:
-        raise CheckpointError(
-            f"{found.path}: saved by {found.manifest.world_size} processes, and there are {processes}; launch as many"
-        )
+    elastic.check_processes(found.manifest.world_size, _processes(), found.manifest.backend, str(found.path))
     aside = set_aside(run_dir, after=found)
     more = f"; later ones are set aside as {', '.join(aside)}" if aside else ""
     print(f"resume: {run_dir} goes on from step {found.step} ({found.path.name}, whole){more}", file=sys.stderr)
     return found
 
 
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))  # before there is anything to ask
+
+
 def _check_same(config: RunConfig, start: Checkpoint, allow_changes: bool) -> None:
     path = config.run_dir / "config.json"
     before: Any = json.loads(path.read_text(encoding="utf-8"))
     now = config.model_dump(mode="json")
-    changed = changed_keys(before, now, FREE_KEYS)
+    saved, processes, free = start.manifest.world_size, _processes(), FREE_KEYS
+    if isinstance(config, TrainerConfig) and elastic.same_batches(before, now, saved, processes):
+        free = (*FREE_KEYS, *elastic.BATCH_KEYS)
+    if saved != processes:
+        elastic.say(saved, processes)
+    changed = changed_keys(before, now, free)
     if not changed:
         return
     said = "; ".join(f"{key}: {value_at(before, key)!r}, now {value_at(now, key)!r}" for key in changed)

@@ -1,7 +1,7 @@
 """What `python -m sft`, `-m reward` and `-m ppo` share: the command line, exit codes, and the run folder.
 
-Exit codes: 0 done, 2 the user's config or data is wrong, 1 anything else. The main process also writes
-`RUN/exit.json`, because a launcher turns every code but 0 into 1.
+Exit codes: 0 done, 2 the user's config or data is wrong, 75 preempted (start it again), 1 anything else. The main
+process also writes `RUN/exit.json`, because a launcher turns every code but 0 into 1.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from alignment import resume
+from alignment import control, resume
 from alignment.checkpoint import committed
 from alignment.config import RunConfig, load_config
-from alignment.errors import UserError
+from alignment.errors import Preempted, UserError
 from alignment.terminal import one_line
 from alignment.tracking.journal import finite
 
@@ -84,11 +84,13 @@ def run_stage(
             if is_main:
                 print(f"{stage}: {before.get('model', 'done')}: the run in {config.run_dir} is finished already")
         else:
+            with control.listen():
+                if is_main:
+                    resume.open_run_dir(config, args.overwrite, args.resume, args.allow_changes)
+                run_dir = config.run_dir
+                result = dict(train(config))
             if is_main:
-                resume.open_run_dir(config, args.overwrite, args.resume, args.allow_changes)
-            run_dir = config.run_dir
-            result = dict(train(config))
-            if is_main:
+                control.clear(run_dir)
                 seconds = time.monotonic() - started
                 print(f"{stage}: {result.get('model', 'done')} in {seconds:.0f} s; run folder {run_dir}")
         code, reason = 0, "done"
@@ -97,6 +99,10 @@ def run_stage(
         # Every process finds the same mistake and one line is enough; but a file may be missing on one node alone.
         if is_main or os.environ.get("LOCAL_RANK") == "0":
             print(f"error: {one_line(str(error))}", file=sys.stderr)
+    except Preempted as cause:
+        code, reason = control.CODE, f"preempted: {cause}"
+        if is_main:
+            print(f"{stage}: {reason}; start it again with --resume auto", file=sys.stderr)
     except KeyboardInterrupt:
         code, reason = 1, "interrupted"
         print("interrupted", file=sys.stderr)

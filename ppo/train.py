@@ -20,6 +20,7 @@ from torch import Tensor
 from alignment import adapters, distributed, resume, trainers
 from alignment.checkpoint import Checkpoints, keep_files, load_state, random_state, save_state, set_random_state
 from alignment.config import ConfigError
+from alignment.control import Control, Wanted, leave_if_preempted
 from alignment.data import Prompt, to_prompts, train_and_eval
 from alignment.distributed import Accelerator, TrainingEngine, all_reduce_sum
 from alignment.models import ModelSource
@@ -140,18 +141,30 @@ class Loop:
         config, training = self.config, self.config.training
         num_prompts = config.rollout.batch_size // config.rollout.num_generations
         batches = prompt_batches(len(self.prompts), num_prompts, training.seed, self.step)
+        outside = Control(config.run_dir, self.journal)
+        leave_if_preempted(config.run_dir)
         if self.step == 0:
             self.evaluate()
+            leave_if_preempted(config.run_dir)
         with progress(f"ppo {config.name}", training.max_steps, self.accelerator.is_main_process) as line:
             line.advance(self.step)
             while self.step < training.max_steps and not self.best.should_stop:
                 stats = self.iterate(next(batches))
                 line.advance(1, score=stats["rollout/score"], kl=stats["rollout/kl"])
+                wanted = Wanted.NOTHING if self.step == training.max_steps else outside.ask(self.step)
+                last = self.step == training.max_steps or wanted is Wanted.STOP
                 due = training.eval_steps and self.step % training.eval_steps == 0
-                evaluation = self.evaluate() if due or self.step == training.max_steps else None
+                evaluation = self.evaluate() if due or last else None
                 self._alarm(stats, evaluation)
-                if checkpoints and training.save_steps and self.step % training.save_steps == 0:
-                    checkpoints.save(self.step, self.save, size=3 * self.engine.num_bytes)
+                if self.best.should_stop:  # a job that is to make room has only to publish
+                    wanted = Wanted.NOTHING
+                if checkpoints and (wanted.saves or (training.save_steps and self.step % training.save_steps == 0)):
+                    outside.save(wanted, self.step, lambda: self._save(checkpoints))
+                if wanted is Wanted.STOP:
+                    break
+
+    def _save(self, checkpoints: Checkpoints) -> None:
+        checkpoints.save(self.step, self.save, size=3 * self.engine.num_bytes)
 
     def save(self, folder: Path) -> None:
         """This process's part of a checkpoint, between two iterations: what a rollout draws is seeded by its iteration,
@@ -174,7 +187,9 @@ class Loop:
         self.step, self.updater.num_steps = state["step"], state["num_steps"]
         self.first_figures, self.last_figures = state["first_figures"], state["last_figures"]
         self.start = state["start"] and Judged(**state["start"])
-        set_random_state(load_state(folder / f"process-{self.accelerator.process_index}.pt"))
+        own = folder / f"process-{self.accelerator.process_index}.pt"
+        if own.exists():  # else there are more processes now; nothing here is drawn from what they begin with
+            set_random_state(load_state(own))
         if self.accelerator.is_main_process:
             keep_files(folder / "best", self.best.folder)
         distributed.wait_for_everyone()

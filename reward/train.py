@@ -26,6 +26,7 @@ from trl import RewardConfig
 from alignment import callbacks, distributed, methods, resume, trainers
 from alignment.best_model import finished_model, keep_best, published_step
 from alignment.config import CheckpointArguments, trainer_arguments
+from alignment.control import Wanted
 from alignment.ensembles import member_name
 from alignment.inspection import write_report
 from alignment.runs import Run
@@ -135,7 +136,7 @@ class Members:
 
     def __init__(self, config: RewardStageConfig, prepared: Prepared, journal: Journal, begun: resume.Start) -> None:
         self.config, self.prepared, self.journal, self.begun = config, prepared, journal, begun
-        self.size = EnsembleArguments.of(config.training).members
+        self.size, self.stopped = EnsembleArguments.of(config.training).members, False
         self.folder = config.run_dir / "members"
         checkpoint = begun.checkpoint
         part = checkpoint.manifest.part if checkpoint else None
@@ -156,6 +157,9 @@ class Members:
                 trained.append(self._train(number, sum(member.steps for member in trained)))
                 if distributed.is_main_process():
                     trained[-1].write(record)
+                if self.stopped:  # those that are there are the ensemble
+                    self.size = len(trained)
+                    break
         return trained
 
     @contextmanager
@@ -196,6 +200,7 @@ class Members:
         trainer.first_step = first_step
         trainer.use_checkpoints(checkpoints, saving.save_steps, start.checkpoint, best, self.journal)
         outcome = trainer.train_on()
+        self.stopped = trainer.wanted is Wanted.STOP
         trainers.backend_event(journal, trainer)
         step = published_step(trainer, best)
         metrics: dict[str, Any] = {"train_loss": outcome.training_loss, "steps": outcome.global_step}

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
-from alignment.errors import UserError
+from alignment.errors import Preempted, UserError
 from alignment.tracking import metrics as declared
 from alignment.tracking.wandb_sink import MirroredModel, WandbSink
 
@@ -82,7 +82,7 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(failed=kind is not None)
+        self.close(failed=kind is not None and not issubclass(kind, Preempted))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Numbers of one step. A value that is not finite is written as null: JSON has no NaN, readers choke on it."""
