@@ -16,13 +16,16 @@ from accelerate import Accelerator, DeepSpeedPlugin, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d
 
+from alignment import watch
 from alignment.errors import UserError
 
 T = TypeVar("T")
 BUCKET = 2**24  # numbers of a gradient that are sent at a time: 64 MiB of float32
 PATIENCE = timedelta(hours=12)
-"""How long processes wait for each other: the main one alone judges and publishes, and NCCL waits for ten minutes."""
+"""How long a collective waits: the main process alone judges and publishes, and NCCL waits for ten minutes. A process
+that is missing meanwhile is found by `alignment.watch`."""
 
 
 def start_processes() -> PartialState:
@@ -80,6 +83,12 @@ def whole_models() -> Iterator[None]:
         hf_deepspeed._hf_deepspeed_config_weak_ref = config
 
 
+def watch_each_other(run_dir: Path) -> None:
+    """From here on a process that is missing ends the others; every process must call this."""
+    if world_size() > 1:
+        watch.start(run_dir, distributed_c10d._get_default_store(), process_index(), world_size())
+
+
 def is_main_process() -> bool:
     return start_processes().is_main_process
 
@@ -135,13 +144,14 @@ def on_main_process(call: Callable[[], T]) -> T:
     A mistake that only the main process raised would leave the others in a collective until it times out.
     """
     value, error = None, None
-    if is_main_process():
-        try:
-            value = call()
-        except UserError as mistake:
-            error = mistake
-    if world_size() > 1:
-        value, error = broadcast_object_list([value, error])
+    with watch.within():
+        if is_main_process():
+            try:
+                value = call()
+            except UserError as mistake:
+                error = mistake
+        if world_size() > 1:
+            value, error = broadcast_object_list([value, error])
     if error is not None:
         raise error
     return value  # type: ignore[return-value]
