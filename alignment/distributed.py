@@ -34,7 +34,10 @@ def start_processes() -> PartialState:
     Without CUDA the state must be made with `cpu=True` before anything else of accelerate: a plain `Accelerator()`
     then sees one process, and `Accelerator(cpu=True)` falls back from DeepSpeed to plain data parallelism.
     """
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    if PartialState._shared_state:
+        return PartialState()
+    with watch.joining():
+        return PartialState(cpu=on_cpu(), timeout=PATIENCE)
 
 
 def on_cpu() -> bool:

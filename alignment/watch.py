@@ -77,6 +77,33 @@ def timeout() -> float:
     raise UserError(f"{VARIABLE}={text}: expected seconds, more than 0, as in {VARIABLE}=1800")
 
 
+@contextmanager
+def joining() -> Iterator[None]:
+    """Inside, this process waits for the others to come, and leaves where one of them does not."""
+    rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
+    if size == "1":
+        yield
+        return
+
+    def leave(seconds: float) -> None:
+        print(
+            f"error: rank {rank} of {size} has waited {seconds:.0f} s for the others to join; the ones that do not say "
+            f"so are missing. Where they only take longer, set {VARIABLE} to more seconds",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+    seconds = timeout()
+    timer = threading.Timer(seconds, leave, [seconds])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def start(run_dir: Path, store: Any, rank: int, size: int) -> None:
     """Begin to watch; to be called by every process, once it has joined the others."""
     global _watch

@@ -35,13 +35,11 @@ def plain_forks(server):
 
 
 @pytest.fixture(scope="session")
-def two_forks(server, tmp_path_factory):
+def two_forks(server):
     """Runs a stage in two processes under ZeRO-2, to both of which the same happens."""
-    given = zero2_ranks(tmp_path_factory.mktemp("launch"))
 
     def call(folder, stage, arguments, actions=None):
-        port = plain_ranks(1)[0]["MASTER_PORT"]
-        ranks = [({**variables, "MASTER_PORT": port}, actions or {}) for variables in given]
+        ranks = [(variables, actions or {}) for variables in zero2_ranks()]
         return one_code(server.run(folder, stage, arguments, ranks))
 
     return call

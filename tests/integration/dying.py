@@ -1,9 +1,8 @@
 """Stages to which something happens before their n-th optimizer step, counted in their process.
 
 With `preload` it reads what to run from stdin, a JSON object a line, forks a process for each rank, and answers with
-their exit codes: importing the stages takes longer than what is tested. With `environment` it leaves the environment
-that a launcher gave it in `environment-RANK.json`, for processes that are forked instead of launched. With `run STAGE
-...` it is that stage, and `$ACTIONS` has what happens to each rank.
+their exit codes: importing the stages takes longer than what is tested. With `run STAGE ...` it is
+that stage, and `$ACTIONS` has what happens to each rank.
 
 What happens: the name of a signal, to itself or, with ` parent`, to its launcher; `touch FILE`; `sleep SECONDS`.
 """
@@ -89,9 +88,7 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["environment"]:
-        Path(f"environment-{os.environ['RANK']}.json").write_text(json.dumps(dict(os.environ)))
-    elif sys.argv[1] == "run":
+    if sys.argv[1] == "run":
         from alignment.stage import leave
 
         actions = json.loads(os.environ.get("ACTIONS", "{}"))

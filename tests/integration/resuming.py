@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import launching
 import torch
@@ -76,14 +77,16 @@ def plain_ranks(count: int) -> list[dict[str, str]]:
     return [{**both, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
-def zero2_ranks(folder: Path) -> list[dict[str, str]]:
-    """The environment that `accelerate launch` makes for each of two processes under ZeRO-2."""
-    done = launching.launch(launching.ZERO2, [str(HERE / "dying.py"), "environment"], folder)
-    assert done.code == 0, done.output
-    given = [json.loads((folder / f"environment-{rank}.json").read_text()) for rank in range(2)]
-    for variables in given:  # there is no launcher here whose store the processes could meet in
-        variables.pop("TORCHELASTIC_USE_AGENT_STORE")
-    return given
+def zero2_ranks() -> list[dict[str, str]]:
+    """The environment that `accelerate launch` makes for each of two processes under ZeRO-2, without the launch."""
+    from accelerate.commands import launch
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env
+
+    with mock.patch.object(launch, "deepspeed_launcher") as launcher:
+        launch.launch_command(launch.launch_command_parser().parse_args(["--config_file", str(launching.ZERO2), "x"]))
+    _, variables = prepare_deepspeed_cmd_env(*launcher.call_args.args)
+    own = {name: value for name, value in variables.items() if name.startswith("ACCELERATE_")}
+    return [{**own, **rank} for rank in plain_ranks(2)]
 
 
 def one_code(codes: list[int | None]) -> int | None:
