@@ -245,6 +245,8 @@ class Watch(threading.Thread):
             pass  # better said twice than never
         print(line, file=sys.stderr, flush=True)
         write_exit(self.run_dir, 1, line.removeprefix("error: "))
+        if self.rank == 0 and not self._agent:  # the store goes with this process, and the others are to read it there
+            time.sleep(2 * self.interval)
         return line
 
     def explain(self) -> str | None:

@@ -1,4 +1,5 @@
-"""Stages to which something happens before their n-th optimizer step, counted in their process.
+"""Stages to which something happens before their n-th optimizer step, counted in their process; the 0th is when the
+run's folder has been made.
 
 With `preload` it reads what to run from stdin, a JSON object a line, forks a process for each rank, and answers with
 their exit codes: importing the stages takes longer than what is tested. With `run STAGE ...` it is
@@ -16,8 +17,11 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from alignment import resume
 
 
 def act(action: str) -> None:
@@ -41,6 +45,14 @@ def run(actions: dict[str, str], stage: str, arguments: list[str]) -> int:
             act(action)
 
     register_optimizer_step_pre_hook(count)
+    if action := actions.get("0"):
+        opened = resume.open_run_dir
+
+        def open_run_dir(*given: Any, **more: Any) -> None:
+            opened(*given, **more)
+            act(action)
+
+        resume.open_run_dir = open_run_dir
     if "ROWS" in os.environ:
         import record_rows
 

@@ -174,7 +174,7 @@ def test_a_launch_of_one_that_gets_sigterm_does_not_leave_its_process_alone(hous
 
 # --- a process that is missing ---------------------------------------------------------------------------------------
 
-LIMIT = 4
+LIMIT = 8
 
 
 def ended_lines(text: str) -> list[str]:
@@ -189,12 +189,12 @@ def is_alive(pid: int) -> bool:
 
 
 MISSING = {
-    "stopped": ({"2": "SIGSTOP"}, [1, None], r"rank 1 of 2 \(process \d+ on .*\) is stopped in step 2, for 4 s"),
+    "stopped": ({"2": "SIGSTOP"}, [1, None], r"rank 1 of 2 \(process \d+ on .*\) is stopped in step 2, for 8 s"),
     "killed": ({"2": "SIGKILL"}, [1, -9], r"rank 1 of 2 \(process \d+ on .*\) is gone in step 2;"),
     "hanging": (
         {"2": "sleep 100"},
         [1, 1],
-        r"the others wait for rank 1 of 2 \(at .+\) in step 2, for 4 s",
+        r"the others wait for rank 1 of 2 \(at .+\) in step 2, for 8 s",
     ),
 }
 
@@ -221,14 +221,14 @@ def test_a_process_that_others_do_not_join_leaves(house, server):
     ranks = [({**first, "WORLD_SIZE": "1"}, {}), ({**second, "ALIGNMENT_TIMEOUT": str(LIMIT)}, {})]
     config = configure(house, "sft-alone", "sft", {**SECTIONS["sft"], "model": {"name": "no-such-model"}})
     assert server.run(house, "sft", [config], ranks) == [2, 1], log(house)
-    assert "rank 1 of 2 has waited 4 s for the others to join" in ended_lines((house / "log.txt").read_text())[-1]
+    assert "rank 1 of 2 has waited 8 s for the others to join" in ended_lines((house / "log.txt").read_text())[-1]
 
 
 def test_a_slow_process_is_waited_for(house, plain_forks):
     """Each step takes less than the timeout, all together more."""
     config = configure(house, "sft-slow", "sft", {**SECTIONS["sft"], "training": {**TRAINING, "max_steps": 4}})
-    slow = {str(step): "sleep 1.5" for step in range(1, 5)}
-    assert plain_forks(house, "sft", [config], {}, slow, ALIGNMENT_TIMEOUT="3") == [0, 0], log(house)
+    slow = {str(step): "sleep 2.5" for step in range(1, 5)}
+    assert plain_forks(house, "sft", [config], {}, slow, ALIGNMENT_TIMEOUT=str(LIMIT)) == [0, 0], log(house)
 
 
 @pytest.mark.parametrize("zero2", [False, pytest.param(True, marks=pytest.mark.slow)])
