@@ -16,13 +16,16 @@ from accelerate import Accelerator, DeepSpeedPlugin, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d
 
+from alignment import watch
 from alignment.errors import UserError
 
 T = TypeVar("T")
 BUCKET = 2**24  # numbers of a gradient that are sent at a time: 64 MiB of float32
 PATIENCE = timedelta(hours=12)
-"""How long processes wait for each other: the main one alone judges and publishes, and NCCL waits for ten minutes."""
+"""How long a collective waits: the main process alone judges and publishes, and NCCL waits for ten minutes. A process
+that is missing meanwhile is found by `alignment.watch`."""
 
 
 def start_processes() -> PartialState:
@@ -31,7 +34,10 @@ def start_processes() -> PartialState:
     Without CUDA the state must be made with `cpu=True` before anything else of accelerate: a plain `Accelerator()`
     then sees one process, and `Accelerator(cpu=True)` falls back from DeepSpeed to plain data parallelism.
     """
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    if PartialState._shared_state:
+        return PartialState()
+    with watch.joining():
+        return PartialState(cpu=on_cpu(), timeout=PATIENCE)
 
 
 def on_cpu() -> bool:
@@ -78,6 +84,12 @@ def whole_models() -> Iterator[None]:
         yield
     finally:
         hf_deepspeed._hf_deepspeed_config_weak_ref = config
+
+
+def watch_each_other(run_dir: Path) -> None:
+    """From here on a process that is missing ends the others; every process must call this."""
+    if world_size() > 1:
+        watch.start(run_dir, distributed_c10d._get_default_store(), process_index(), world_size())
 
 
 def is_main_process() -> bool:
@@ -135,13 +147,14 @@ def on_main_process(call: Callable[[], T]) -> T:
     A mistake that only the main process raised would leave the others in a collective until it times out.
     """
     value, error = None, None
-    if is_main_process():
-        try:
-            value = call()
-        except UserError as mistake:
-            error = mistake
-    if world_size() > 1:
-        value, error = broadcast_object_list([value, error])
+    with watch.within():
+        if is_main_process():
+            try:
+                value = call()
+            except UserError as mistake:
+                error = mistake
+        if world_size() > 1:
+            value, error = broadcast_object_list([value, error])
     if error is not None:
         raise error
     return value  # type: ignore[return-value]

@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.training_args import TrainingArguments
 
-from alignment import distributed
+from alignment import distributed, watch
 from alignment.best_model import BestModel
 from alignment.checkpoint import (
     Checkpoint,
@@ -70,13 +70,14 @@ class Resumable:
 
     def train_on(self: Any) -> Any:
         """Train, from the checkpoint if there is one."""
-        if self.resumed is None:
-            return self.train()
-        if self.best is not None:
+        if self.resumed is not None and self.best is not None:
             if distributed.is_main_process():
                 keep_files(self.resumed.path / BEST, self.best.folder)
             distributed.wait_for_everyone()
-        return self.train(resume_from_checkpoint=str(self.resumed.path))
+        watch.enter("the beginning of training")
+        outcome = self.train(resume_from_checkpoint=str(self.resumed.path) if self.resumed else None)
+        watch.enter("the end of training", patient=True)
+        return outcome
 
     # What is saved
 
@@ -106,6 +107,7 @@ class Resumable:
         self.store_flos()
         size = 3 * sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
         step = self.first_step + self.state.global_step
+        watch.enter(f"the checkpoint of step {step}")
         self.outside.save(self.wanted, step, lambda: self.checkpoints.save(step, self._write_checkpoint, size))
 
     first_step = 0
@@ -204,6 +206,17 @@ class _Saving(TrainerCallback):
         self._trainer._epoch_random = random_state()
         # Of the processes of a launch, accelerate's wrappers hide the sampler of a resumed epoch from `set_epoch`.
         set_epoch(kwargs["train_dataloader"], math.floor((state.epoch or 0.0) + 1e-9))
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        watch.enter(f"step {state.global_step + 1}")
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step < state.max_steps:
+            watch.enter(f"the evaluation after step {state.global_step}")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:

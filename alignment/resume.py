@@ -60,6 +60,8 @@ def begin(run_dir: Path) -> Start:
         return Start(run, open_checkpoint(run_dir / FOLDER / name, run.id, full=False) if name else None)
 
     start = distributed.on_main_process(read)
+    if start.run.attempts:
+        distributed.watch_each_other(run_dir)
     control.leave_if_preempted(run_dir)
     return start
 

@@ -6,17 +6,28 @@ once.
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from alignment.checkpoint import committed
 from alignment.errors import UserError
 from alignment.registry.files import host_name
+from alignment.tracking.journal import finite
 
 FILE = "run.json"
+
+
+def write_exit(run_dir: Path, code: int, reason: str, **more: Any) -> None:
+    """RUN/exit.json: how this attempt ended, for whoever starts the next."""
+    saved = committed(run_dir)
+    record = {"code": code, "reason": reason, **more, "last_checkpoint": saved[0].name if saved else None}
+    (run_dir / "exit.json").write_text(json.dumps(finite(record), indent=2) + "\n", encoding="utf-8")
 
 
 class Attempt(BaseModel):

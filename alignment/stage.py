@@ -20,12 +20,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from alignment import control, resume
-from alignment.checkpoint import committed
+from alignment import control, resume, watch
 from alignment.config import RunConfig, load_config
 from alignment.errors import Preempted, UserError
+from alignment.runs import write_exit
 from alignment.terminal import one_line
-from alignment.tracking.journal import finite
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
@@ -108,12 +107,14 @@ def run_stage(
         print("interrupted", file=sys.stderr)
     except Exception as error:  # noqa: BLE001 - reported in full, and in exit.json for the job script
         code, reason = 1, f"{type(error).__name__}: {error}"
-        traceback.print_exc()
+        if line := watch.explain(error):
+            reason = line.removeprefix("error: ")  # not in full: the fault is another process's
+        else:
+            traceback.print_exc()
     if is_main and run_dir is not None:
-        saved = committed(run_dir)
-        record = {"code": code, "reason": reason, "stage": stage, "seconds": round(time.monotonic() - started, 1)}
-        record["last_checkpoint"] = saved[0].name if saved else None
-        (run_dir / "exit.json").write_text(json.dumps(finite({**record, **result}), indent=2) + "\n", encoding="utf-8")
+        seconds = round(time.monotonic() - started, 1)
+        write_exit(run_dir, code, reason, stage=stage, seconds=seconds, **result)
+    watch.stop(None if code == 0 else reason)
     _leave_processes()
     return code
 

@@ -17,7 +17,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from alignment import adapters, distributed, resume, trainers
+from alignment import adapters, distributed, resume, trainers, watch
 from alignment.checkpoint import Checkpoints, keep_files, load_state, random_state, save_state, set_random_state
 from alignment.config import ConfigError
 from alignment.control import Control, Wanted, leave_if_preempted
@@ -85,6 +85,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
             loop.load(begun.checkpoint.path)
             journal.go_on(step=loop.step, checkpoint=begun.checkpoint.path.name)
         loop.run(checkpoints)
+        watch.enter("the end of training", patient=True)
         with loop.published_policy() as metrics:
             ref = _publish(config, registry, models, loop, data, metrics, begun.run)
         journal.event("published", model=ref, **metrics)
@@ -164,6 +165,7 @@ class Loop:
                     break
 
     def _save(self, checkpoints: Checkpoints) -> None:
+        watch.enter(f"the checkpoint of iteration {self.step}")
         checkpoints.save(self.step, self.save, size=3 * self.engine.num_bytes)
 
     def save(self, folder: Path) -> None:
@@ -202,6 +204,7 @@ class Loop:
     def iterate(self, numbers: Sequence[int]) -> dict[str, float]:
         """One iteration: a rollout of these prompts and what is learned from it."""
         config, started = self.config, time.monotonic()
+        watch.enter(f"the rollout of iteration {self.step + 1}")
         tasks = self.own_share(make_tasks(self.prompts, numbers, config.rollout.num_generations))
         rollout = self.collector.collect(tasks, config.training.seed, self.step)
         sampled = time.monotonic()
@@ -247,6 +250,7 @@ class Loop:
         keep the policy if it is the best so far."""
         if not self.held_out:
             return None
+        watch.enter(f"the evaluation after iteration {self.step}")
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
             judged = self.judge()
             now = figures(judged, self.start, [prompt.group for prompt, _ in self.held_out])

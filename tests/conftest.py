@@ -20,7 +20,7 @@ os.environ.update(
     WANDB_SILENT="true",
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the golden losses hold for one thread count
-for name in ("ALIGNMENT_REGISTRY", "ALIGNMENT_VERIFY", "HF_TOKEN", "WANDB_API_KEY", "WANDB_MODE"):
+for name in ("ALIGNMENT_REGISTRY", "ALIGNMENT_TIMEOUT", "ALIGNMENT_VERIFY", "HF_TOKEN", "WANDB_API_KEY", "WANDB_MODE"):
     os.environ.pop(name, None)  # a test must not touch what the person running it has
 
 

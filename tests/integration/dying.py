@@ -1,8 +1,11 @@
-"""Stages that are killed before their n-th optimizer step, counted in their process.
+"""Stages to which something happens before their n-th optimizer step, counted in their process; the 0th is when the
+run's folder has been made.
 
-With `preload` it reads what to run from stdin, a JSON object a line, forks a process for each, and answers with the
-exit code: importing the stages takes longer than what is tested. With `environment` it leaves the environment that a
-launcher gave it in `environment-RANK.json`, for processes that are forked instead of launched.
+With `preload` it reads what to run from stdin, a JSON object a line, forks a process for each rank, and answers with
+their exit codes: importing the stages takes longer than what is tested. With `run STAGE ...` it is
+that stage, and `$ACTIONS` has what happens to each rank.
+
+What happens: the name of a signal, to itself or, with ` parent`, to its launcher; `touch FILE`; `sleep SECONDS`.
 """
 
 from __future__ import annotations
@@ -12,25 +15,72 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from alignment import resume
 
-def run(kill_at: int, stage: str, arguments: list[str]) -> int:
+
+def act(action: str) -> None:
+    name, _, rest = action.partition(" ")
+    if name == "touch":
+        Path(rest).touch()
+    elif name == "sleep":
+        time.sleep(float(rest))
+    else:
+        os.kill(os.getppid() if rest == "parent" else os.getpid(), getattr(signal, name))
+
+
+def run(actions: dict[str, str], stage: str, arguments: list[str]) -> int:
     """The stage's exit code, if it lives."""
     steps = 0
 
     def count(*_: object) -> None:
         nonlocal steps
         steps += 1
-        if steps == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if action := actions.get(str(steps)):
+            act(action)
 
     register_optimizer_step_pre_hook(count)
+    if action := actions.get("0"):
+        opened = resume.open_run_dir
+
+        def open_run_dir(*given: Any, **more: Any) -> None:
+            opened(*given, **more)
+            act(action)
+
+        resume.open_run_dir = open_run_dir
+    if "ROWS" in os.environ:
+        import record_rows
+
+        record_rows.record()
     sys.argv = [stage, *arguments]
     code: int = importlib.import_module(f"{stage}.__main__").main()
     return code
+
+
+def fork(request: dict, variables: dict[str, str], actions: dict[str, str]) -> int:
+    """A process of the stage; its id."""
+    if child := os.fork():
+        return child
+    os.chdir(request["folder"])
+    os.environ.update(variables)
+    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    code = run(actions, request["stage"], request["arguments"])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def end(child: int) -> int:
+    """The exit code of a process; None of one that is stopped."""
+    _, status = os.waitpid(child, os.WUNTRACED)
+    return None if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status)
 
 
 def serve() -> None:
@@ -40,21 +90,20 @@ def serve() -> None:
         importlib.import_module(module)
     for line in sys.stdin:
         request = json.loads(line)
-        if not (child := os.fork()):
-            os.chdir(request["folder"])
-            os.environ.update(request["variables"])
-            log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            code = run(request["kill_at"], request["stage"], request["arguments"])
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
+        children = [fork(request, *rank) for rank in request["ranks"]]
+        codes = [end(child) for child in children]
+        for child, code in zip(children, codes, strict=True):
+            if code is None:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+        print(json.dumps(codes), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["environment"]:
-        Path(f"environment-{os.environ['RANK']}.json").write_text(json.dumps(dict(os.environ)))
+    if sys.argv[1] == "run":
+        from alignment.stage import leave
+
+        actions = json.loads(os.environ.get("ACTIONS", "{}"))
+        leave(run(actions.get(os.environ.get("RANK", "0"), {}), sys.argv[2], sys.argv[3:]))
     else:
         serve()

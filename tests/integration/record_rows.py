@@ -57,9 +57,13 @@ def recorded_update(original):
     return update
 
 
-if __name__ == "__main__":
-    sft.loss.LOGITS_AT_ONCE = int(os.environ.get("LOGITS_AT_ONCE", sft.loss.LOGITS_AT_ONCE))
+def record():
     transformers.Trainer.training_step = recorded_step(transformers.Trainer.training_step)
     ppo.update.Updater.update = recorded_update(ppo.update.Updater.update)
+
+
+if __name__ == "__main__":
+    sft.loss.LOGITS_AT_ONCE = int(os.environ.get("LOGITS_AT_ONCE", sft.loss.LOGITS_AT_ONCE))
+    record()
     sys.argv.pop(0)
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -1,0 +1,289 @@
+"""Processes of a launch watch each other: where one dies, stops or hangs, all of them leave, and one line says which.
+
+torch's timeouts are of single collectives: they name neither a rank nor what it was doing, DeepSpeed's groups have
+their own, and one long enough for the main process to judge and publish alone is too long for all else. So each process
+has a thread that puts a beat into the launch's store (where it is, and since when) and reads the others'. It leaves
+where another has had no beat for `ALIGNMENT_TIMEOUT` seconds, or where this process has been in one phase for as long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+from alignment.errors import UserError
+from alignment.runs import write_exit
+from alignment.terminal import one_line
+
+VARIABLE, DEFAULT = "ALIGNMENT_TIMEOUT", 1800.0
+"""Seconds, longer than the longest step, rollout or batch of an evaluation."""
+DONE = "done"
+SIGNS = ("gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe")
+"""What errors of the communication say."""
+OWN = ("alignment", "sft", "reward", "ppo")
+
+
+class Place(NamedTuple):
+    """What this process is at."""
+
+    phase: str
+    patient: bool
+    """It may take any time: loading, and what the main process does alone."""
+    since: float
+
+
+_place = Place("starting", True, 0.0)
+_watch: Watch | None = None
+
+
+def enter(phase: str, patient: bool = False) -> None:
+    """The process has come to another phase, or further in the same one."""
+    global _place
+    _place = Place(phase, patient, time.monotonic())
+
+
+@contextmanager
+def within(phase: str | None = None, patient: bool = False) -> Iterator[None]:
+    """A phase inside the one that there is, which goes on afterwards; by default one of its own that takes any time."""
+    before = _place
+    enter(phase or f"{before.phase}, the main process alone", patient or phase is None)
+    try:
+        yield
+    finally:
+        enter(before.phase, before.patient)
+
+
+def timeout() -> float:
+    """
+    Raises:
+        UserError: the variable is not a number of seconds.
+    """
+    text = os.environ.get(VARIABLE, str(DEFAULT))
+    try:
+        if float(text) > 0:
+            return float(text)
+    except ValueError:
+        pass
+    raise UserError(f"{VARIABLE}={text}: expected seconds, more than 0, as in {VARIABLE}=1800")
+
+
+@contextmanager
+def joining() -> Iterator[None]:
+    """Inside, this process waits for the others to come, and leaves where one of them does not."""
+    rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
+    if size == "1":
+        yield
+        return
+
+    def leave(seconds: float) -> None:
+        print(
+            f"error: rank {rank} of {size} has waited {seconds:.0f} s for the others to join; the ones that do not say "
+            f"so are missing. Where they only take longer, set {VARIABLE} to more seconds",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+    seconds = timeout()
+    timer = threading.Timer(seconds, leave, [seconds])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def start(run_dir: Path, store: Any, rank: int, size: int) -> None:
+    """Begin to watch; to be called by every process, once it has joined the others."""
+    global _watch
+    if _watch is None:
+        enter("loading", patient=True)
+        _watch = Watch(run_dir, store.clone(), rank, size, timeout())
+        _watch.start()
+
+
+def stop(reason: str | None = None) -> None:
+    """This process leaves; a `reason` is said to the others, which may be waiting for it."""
+    global _watch
+    if _watch is not None:
+        _watch.leave(reason)
+        _watch = None
+
+
+def explain(error: Exception) -> str | None:
+    """Of an error of the communication the one line about who is missing, None where nobody is. It is printed by the
+    first process to find out."""
+    of_others = isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+    return _watch.explain() if _watch is not None and of_others else None
+
+
+class Watch(threading.Thread):
+    """
+    Args:
+        store: of torch.distributed, for this thread alone: another one's call may hold its connection.
+        limit: seconds.
+    """
+
+    def __init__(self, run_dir: Path, store: Any, rank: int, size: int, limit: float) -> None:
+        super().__init__(name="watch", daemon=True)
+        self.run_dir, self.rank, self.size, self.limit = run_dir, rank, size, limit
+        self.interval = min(5.0, limit / 20)
+        self._store, self._host, self._number = store, socket.gethostname(), 0
+        self._store.set_timeout(timedelta(seconds=max(1.0, min(30.0, limit))))
+        self._agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        holder = "the launcher" if self._agent else f"rank 0 of {size}"
+        self._keeper, self._answered = f"{holder}, in whose store the processes meet, does not answer", time.monotonic()
+        self._heard: dict[int, tuple[dict[str, Any], float]] = {}
+        """Of each other process its last beat, and when a new one came."""
+        self._done = threading.Event()
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        while not self._done.wait(self.interval):
+            with self._lock:
+                line = self._look()
+            if line is not None and not self._done.is_set():
+                os._exit(1)
+
+    def _look(self) -> str | None:
+        """One round; the line with which to leave, when it has been printed."""
+        try:
+            self._beat()
+            if line := self._claimed():
+                return line
+            self._listen()
+            self._answered = time.monotonic()
+        except RuntimeError:  # its process is gone or stopped: rank 0, or a launcher, whose end preempts the run
+            silent = not self._agent and time.monotonic() - self._answered > self.limit
+            return self._claim(f"{self._keeper} in {_place.phase}") if silent or self._is_stuck() else None
+        late = time.monotonic() - self.limit
+        silent = [rank for rank, (beat, since) in self._heard.items() if since < late and beat["left"] != DONE]
+        if silent:
+            return self._claim(f"{self._names(silent)} in {_place.phase}, for {self.limit:.0f} s")
+        return self._claim(self._stuck()) if self._is_stuck() else None
+
+    def _beat(self, left: str | None = None) -> None:
+        self._number += 1
+        waits, where = standing(threading.main_thread().ident)
+        beat = {"number": self._number, "host": self._host, "pid": os.getpid(), "phase": _place.phase}
+        self._store.set(f"watch/{self.rank}", json.dumps(beat | {"waits": waits, "where": where, "left": left}))
+
+    def _listen(self) -> None:
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        there = [rank for rank in others if rank in self._heard or self._store.check([f"watch/{rank}"])]
+        for rank, text in zip(there, self._store.multi_get([f"watch/{rank}" for rank in there]), strict=True):
+            beat = json.loads(text)
+            if rank not in self._heard or self._heard[rank][0]["number"] != beat["number"]:
+                self._heard[rank] = (beat, time.monotonic())
+
+    def _is_stuck(self) -> bool:
+        return not _place.patient and time.monotonic() - _place.since > self.limit
+
+    def _stuck(self) -> str:
+        """What to say where this process has come no further."""
+        standing_at = {rank: (beat["waits"], beat["where"]) for rank, (beat, _) in self._heard.items()}
+        standing_at[self.rank] = standing(threading.main_thread().ident)
+        found = sorted((rank, at) for rank, (waits, at) in standing_at.items() if not waits)
+        busy = [f"rank {rank} of {self.size} (at {at})" for rank, at in found]
+        if 0 < len(busy) < self.size:
+            who = f"the others wait for {', '.join(busy)}"
+        else:
+            who = f"no process comes further ({', '.join(busy) or 'each waits for the others'})"
+        return f"{who} in {_place.phase}, for {self.limit:.0f} s"
+
+    def _names(self, ranks: list[int]) -> str:
+        named = []
+        for rank in ranks:
+            beat = self._heard[rank][0]
+            state = self._state(beat) or "does not answer"
+            named.append(f"rank {rank} of {self.size} (process {beat['pid']} on {beat['host']}) {state}")
+        return ", ".join(named)
+
+    def _state(self, beat: dict[str, Any]) -> str | None:
+        """What is wrong with another process, as far as it can be known from here."""
+        if beat["left"] is not None:
+            return f"has left: {beat['left']}"
+        if beat["host"] != self._host or not Path("/proc/self/stat").exists():
+            return None
+        try:
+            state = Path(f"/proc/{beat['pid']}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+        except OSError:
+            return "is gone"
+        return {"T": "is stopped", "t": "is stopped", "Z": "is gone", "X": "is gone"}.get(state)
+
+    def _claimed(self) -> str | None:
+        """What another process has said to all, said here too where this is the first process of another host."""
+        if not self._store.check(["watch/end"]):
+            return None
+        host, _, line = self._store.get("watch/end").decode().partition("\n")
+        if host != self._host and os.environ.get("LOCAL_RANK") == "0":
+            print(line, file=sys.stderr, flush=True)
+        return str(line)
+
+    def _claim(self, what: str) -> str:
+        """Print the line and keep it in exit.json, unless another process was first."""
+        line = one_line(
+            f"error: {what}; all processes leave. --resume auto goes on from the last checkpoint; where it only takes "
+            f"longer, set {VARIABLE} to more seconds"
+        )
+        try:
+            mine = f"{self._host}\n{line}"
+            if self._store.compare_set("watch/end", "", mine).decode() != mine:
+                return self._claimed() or line
+        except RuntimeError:
+            pass  # better said twice than never
+        print(line, file=sys.stderr, flush=True)
+        write_exit(self.run_dir, 1, line.removeprefix("error: "))
+        if self.rank == 0 and not self._agent:  # the store goes with this process, and the others are to read it there
+            time.sleep(2 * self.interval)
+        return line
+
+    def explain(self) -> str | None:
+        end = time.monotonic() + max(3.0, 4 * self.interval)
+        while time.monotonic() < end:
+            with self._lock:
+                try:
+                    self._beat()
+                    if line := self._claimed():
+                        return line
+                    self._listen()
+                except RuntimeError:
+                    return self._claim(f"{self._keeper} in {_place.phase}")
+                late = time.monotonic() - 3 * self.interval
+                missing = [rank for rank, (beat, since) in self._heard.items() if self._state(beat) or since < late]
+                if missing:
+                    return self._claim(f"{self._names(missing)} in {_place.phase}")
+            time.sleep(min(0.5, self.interval))
+        return None
+
+    def leave(self, reason: str | None) -> None:
+        self._done.set()
+        with self._lock, suppress(RuntimeError):
+            self._beat(left=reason or DONE)
+
+
+def standing(thread: int | None) -> tuple[bool, str]:
+    """Whether a thread waits for other processes, and the innermost place of ours that it is at. The autograd engine
+    counts as waiting: DDP's collectives are made in it, and leave no frame."""
+    frame: FrameType | None = sys._current_frames().get(thread or 0)
+    waits = frame is not None and frame.f_code.co_filename.endswith("torch/autograd/graph.py")
+    root = Path(__file__).resolve().parents[1]
+    where = None
+    while frame is not None:
+        path = frame.f_code.co_filename
+        waits = waits or "/torch/distributed/" in path
+        if where is None and any(path.startswith(f"{root}/{name}/") for name in OWN):
+            where = f"{Path(path).relative_to(root)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return waits, where or "not in this suite"
