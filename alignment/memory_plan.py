@@ -48,17 +48,21 @@ class Shape:
         """Keys and values of one token in all layers."""
         return self.num_layers * 2 * self.num_kv_heads * self.head_dim * width
 
-    def layer_bytes(self, width: int, norms: bool = True, joined: bool = False) -> int:
+    def layer_bytes(self, width: int, norms: bool = True, joined: int = 0) -> int:
         """What one layer keeps of one token for its backward pass, in packed rows.
 
         Norms compute in float32 and keep their input, the scaled input if their weight learns, and their output.
         Attention keeps queries, keys, values, its output, and that once more where pieces are put together; where
-        branches share a prefix, also the keys and values of both, joined and repeated for each head. The MLP keeps the
-        input of each of its functions.
+        branches share a prefix, also the keys and values of both, joined and repeated for each head, and the mask. The
+        MLP keeps the input of each of its functions.
+
+        Args:
+            norms: their weights are trained.
+            joined: tokens of a branch with its prefix, where these are shared.
         """
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         norm = self.hidden_size * (4 + width * (1 + norms))
-        attention = width * ((5 if joined else 3) * queries + 2 * keys)
+        attention = width * (3 * queries + 2 * keys + (2 * queries + joined if joined else 0))
         return 2 * norm + attention + width * self.intermediate_size * (4 if self.gated else 2)
 
     def passing_bytes(self, width: int) -> int:
@@ -100,7 +104,7 @@ class Pass(NamedTuple):
         tokens: of one pass, padding included.
         logits: tokens whose logits stand at a time; 0 for a model without them.
         repeated: there is more than one pass of the kind before the step, so gradients stand when the last begins.
-        joined: a prompt is computed once for several answers.
+        joined: tokens of a prompt with an answer, where a prompt is computed once for several; else 0.
         entropy: of the logits' distribution is part of the loss.
     """
 
@@ -108,7 +112,7 @@ class Pass(NamedTuple):
     tokens: int
     logits: int
     repeated: bool
-    joined: bool = False
+    joined: int = 0
     entropy: bool = False
 
 

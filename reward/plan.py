@@ -26,7 +26,7 @@ def workload(config: RewardStageConfig, shape: PreTrainedConfig, bf16: bool) -> 
     model = sized(shape, config.model, AutoModelForSequenceClassification)
     tokens = int(merged.get("per_device_train_batch_size", 8)) * COMPLETIONS * config.data.max_length
     repeated = int(merged.get("gradient_accumulation_steps", 1)) > 1
-    joined = config.reward.shared_prefix == "auto"
+    joined = config.data.max_length if config.reward.shared_prefix == "auto" else 0
     return Workload(
         models=(model,),
         passes=(Pass(model, tokens, 0, repeated, joined),),

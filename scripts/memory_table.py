@@ -4,8 +4,8 @@
     scripts/memory_table.py
     scripts/memory_table.py --case "sft lora" --json
 
-Each case of `benchmarks/memory.py` is a whole run in a process of its own; its peak is the process's, less what it held
-after its imports.
+Each case of `benchmarks/memory.py` is a whole run in a process of its own, from reading data to publishing; its peak is
+that of the process, less what it held after its imports.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def compare(cases: Sequence[str], threads: int, seed: int = 0) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
         parameters = memory.prepare(Path(folder), seed)
         for case in cases:
-            with Process(sys.executable, memory.OURS, Path(folder), {"case": case}, threads) as process:
+            settings = {"case": case}
+            with Process(sys.executable, memory.OURS, Path(folder), settings, threads, **memory.GIVES_BACK) as process:
                 found = process.ask("run")
             found["measured"] = found.pop("bytes")
             found["ratio"] = round(found["planned"] / found["measured"], 3)
