@@ -82,7 +82,7 @@ class Model:
         follows_engine: rounded as that one, though apart from it (PPO's reference).
         layers: how many layers, the last ones, keep activations.
         norms: whether their norms are trained.
-        gathered: weights that a pass goes through, the base's too; what ZeRO-3 gathers for it.
+        gathered: weights that a pass goes through, with those of the base that are another model's.
     """
 
     shape: Shape
@@ -259,7 +259,7 @@ class _Ledger:
         others = [self._model_bytes(model) / self.parted for model in self.others]
         if self.work.offload:
             others = [max(others, default=0.0)] if scoring else []
-        held += sum(others) + 4 * self.work.averaged
+        held += sum(others) + 4 * self.work.averaged / self.parted
         if self.work.bf16 and not self.strategy.deepspeed:
             held += 2 * self.trained  # autocast keeps a rounded copy of what it has used
         return held
@@ -332,11 +332,13 @@ class _Ledger:
         """Sampling by the policy, then scoring by one model after the other."""
         policy, width = self.work.models[0], self.width
         shape, length = policy.shape, rollout.prompt + rollout.response
-        gathered = policy.gathered * self.weight if self.strategy.stage == 3 else 0.0
+        whole = [0.0] * len(self.work.models)
+        if self.strategy.stage == 3:  # each is put together while it is used, one at a time
+            whole = [self._model_bytes(m) + (m.gathered - m.parameters) * self.weight for m in self.work.models]
         repeated = 0 if shape.num_heads == shape.num_kv_heads else 2 * shape.num_heads * shape.head_dim * width
         sampling = self._at(
             gradients=self._gradients(0),
-            weights=gathered,
+            weights=whole[0],
             activations=rollout.rows * max(rollout.prompt * shape.passing_bytes(width), length * repeated),
             cache=rollout.rows * length * shape.cache_bytes(width),
             logits=rollout.rows * shape.vocab_size * (SAMPLING_BYTES + width),
@@ -344,6 +346,7 @@ class _Ledger:
         scoring = self._at(
             gradients=self._gradients(0),
             scoring=True,
+            weights=max(whole),
             activations=rollout.scored * shape.passing_bytes(width),
             logits=rollout.logits * shape.vocab_size * SCORING_BYTES,
         )

@@ -80,7 +80,7 @@ def _scorer(config: PPOStageConfig, shape: PreTrainedConfig, role: str, policy: 
     """A reward model in float32; in shared mode the one that is trained against is an adapter and a head."""
     if config.model.mode == "shared" and role == "reward":
         count = policy.trained + policy.shape.hidden_size
-        return [frozen(policy, parameters=count, in_engine=True, gathered=0)] * members
+        return [frozen(policy, parameters=count, in_engine=True)] * members
     whole = sized(shape, ModelConfig(name=role), AutoModelForSequenceClassification)
     return [frozen(whole)] * members
 
@@ -92,7 +92,7 @@ def _critic(config: PPOStageConfig, shapes: Shapes, policy: Model, options: Mode
     if kind == "separate":
         return sized(shapes["value"], ModelConfig(name="value"), AutoModelForSequenceClassification)
     if kind == "trunk":
-        return Model(policy.shape, parameters=hidden, trained=hidden)
+        return Model(policy.shape, parameters=hidden, trained=hidden, gathered=hidden)
     if options.method not in ADAPTERS:
         options = options.model_copy(update={"method": "lora"})
     adapter = sized(shapes["init"], options)

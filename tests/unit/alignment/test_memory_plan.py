@@ -77,7 +77,7 @@ def test_a_layer_by_hand():
     assert SHAPE.cache_bytes(2) == 3 * 2 * 2 * 2 * 2
 
 
-# --- against what autograd keeps ---------------------------------------------------------------------------------------
+# --- against what autograd keeps -------------------------------------------------------------------------------------
 
 WIDE = {"hidden_size": 96, "intermediate_size": 224, "num_hidden_layers": 4, "num_attention_heads": 6, "vocab_size": 64}
 MODELS = {
@@ -141,7 +141,7 @@ def test_the_cache_is_what_generation_allocates():
     assert read_shape(config, model).cache_bytes(4) * 5 * 20 == allocated
 
 
-# --- moments -------------------------------------------------------------------------------------------------------------
+# --- moments ---------------------------------------------------------------------------------------------------------
 
 
 def full(count=1000, **changes):
@@ -186,8 +186,8 @@ def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer():
 def test_ppo_by_hand():
     """Policy and critic of 1000 weights each, a reference and a reward model of 1000."""
     policy, critic = full(), replace(full(), head_trained=False)
-    reference = Model(SHAPE, 1000, in_engine=False, follows_engine=True)
-    reward = Model(SHAPE, 1000, in_engine=False)
+    reference = Model(SHAPE, 1000, in_engine=False, follows_engine=True, gathered=1000)
+    reward = Model(SHAPE, 1000, in_engine=False, gathered=1000)
     rollout = Rollout(rows=4, prompt=6, response=2, scored=16, logits=8)
     passes = (Pass(policy, 16, 8, True), Pass(critic, 16, 0, True))
     work = Workload((policy, critic, reference, reward), passes, True, False, rollout, own_loop=True)
@@ -203,8 +203,9 @@ def test_ppo_by_hand():
     assert offloaded.moments["value update: loss"]["weights"] == 2 * 2000
     assert offloaded.moments["scoring"]["weights"] == 2 * 2000 + 4000  # the largest of them
     assert offloaded.host == 2000 + 4000
-    whole = estimate(work, ZERO3, 4).moments["sampling"]["weights"]
-    assert whole == (3 * 2000 + 4000) / 4 + 2 * 1000  # gathered, of the policy alone
+    parted = estimate(work, ZERO3, 4).moments
+    assert parted["sampling"]["weights"] == (3 * 2000 + 4000) / 4 + 2 * 1000  # the policy whole
+    assert parted["scoring"]["weights"] == (3 * 2000 + 4000) / 4 + 4 * 1000  # the largest whole: the reward model
 
 
 def test_offload_leaves_activations_and_buffers_on_the_gpu():
@@ -221,7 +222,7 @@ def test_more_sharding_never_takes_more_of_the_states():
     assert Strategy("zero2", 2) == ZERO2
 
 
-# --- sizes of models -----------------------------------------------------------------------------------------------------
+# --- sizes of models -------------------------------------------------------------------------------------------------
 
 
 def test_a_frozen_base_in_four_bits_by_hand():
