@@ -311,6 +311,15 @@ def load_config(cls: type[ConfigT], path: str | Path, overrides: Iterable[str] =
     Raises:
         ConfigError: one line with the path of the key, what was found and what to write instead.
     """
+    return validate(cls, read_values(path, overrides), str(path))
+
+
+def read_values(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """What a config file and the overrides say, before anything is known of its keys.
+
+    Raises:
+        ConfigError: no file of `key: value` lines; an override that is none.
+    """
     path = Path(path)
     if not path.is_file():
         near = difflib.get_close_matches(str(path), [str(p) for p in Path("configs").glob("*/*.yaml")], 1)
@@ -324,7 +333,7 @@ def load_config(cls: type[ConfigT], path: str | Path, overrides: Iterable[str] =
         raise ConfigError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")
     for override in overrides:
         _apply_override(values, override)
-    return validate(cls, values, str(path))
+    return values
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

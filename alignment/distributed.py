@@ -60,6 +60,11 @@ def launched_zero_stage() -> int:
     return int(DeepSpeedPlugin().zero_stage) if under_deepspeed() else 0
 
 
+def launched_offload() -> bool:
+    """Whether the launch file keeps weights in the host's memory."""
+    return under_deepspeed() and DeepSpeedPlugin().offload_param_device != "none"
+
+
 @contextmanager
 def gathered(*parameters: nn.Parameter) -> Iterator[None]:
     """Parameters are whole inside, also where ZeRO-3 holds them in parts; the main process's changes are kept."""

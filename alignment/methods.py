@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -19,8 +20,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as IA3_TARGETS
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -311,17 +312,17 @@ def _only_head(model: PreTrainedModel, last_n_layers: int) -> PreTrainedModel:
     return model
 
 
-def sizes(source: ModelSource, config: ModelConfig, kind: type = AutoModelForCausalLM) -> dict[str, Any]:
-    """`describe` of what would be trained of a model of that kind, without loading a weight.
+def skeleton(shape: PreTrainedConfig, config: ModelConfig, kind: type = AutoModelForCausalLM) -> nn.Module:
+    """A model of that shape and kind without a weight in it, with what `model.method` trains.
 
     Raises:
         ConfigError: the method does not fit this model.
     """
-    shape = AutoConfig.from_pretrained(source.config_path, trust_remote_code=config.trust_remote_code)
+    shape = copy.deepcopy(shape)
     shape.num_labels = 1  # of a scalar model
     with torch.device("meta"):
         model = kind.from_config(shape, trust_remote_code=config.trust_remote_code)  # type: ignore[attr-defined]
-        return describe(apply_method(model, config))
+        return apply_method(model, config)
 
 
 # --- while it trains -----------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from alignment.config import ConfigError
 from alignment.control import Control, Wanted, leave_if_preempted
 from alignment.data import Prompt, to_prompts, train_and_eval
 from alignment.distributed import Accelerator, TrainingEngine, all_reduce_sum
+from alignment.ensembles import num_members
 from alignment.models import ModelSource
 from alignment.positions import check_length
 from alignment.runs import Run
@@ -39,7 +40,7 @@ from ppo.ema import EMA
 from ppo.evaluation import BestPolicy, Judged, check_selection, figures
 from ppo.loading import as_trained, find_models, load_models, load_policy_tokenizer
 from ppo.models import Models
-from ppo.plan import memory_plan
+from ppo.plan import workload
 from ppo.ptx import read_ptx
 from ppo.rewards import load_sources
 from ppo.rollout import Collector, Rollout, Task, encode_prompts, make_engine, make_tasks, prompt_batches
@@ -449,6 +450,12 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
     tokenizer = load_policy_tokenizer(config, sources)
     limit = config.data.max_length - config.rollout.max_new_tokens
     encoded, too_long = encode_prompts(prompts.items, tokenizer, limit, config.data.too_long)
+    trust = config.model.trust_remote_code
+    shapes = {
+        role: transformers.AutoConfig.from_pretrained(source.config_path, trust_remote_code=trust)
+        for role, source in sources.items()
+    }
+    members = {role: num_members(source) for role, source in sources.items()}
     return {
         "train_prompts": len(encoded),
         "eval_prompts": len(held_out.items),
@@ -461,5 +468,5 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
         "minibatch": sizes.minibatch,
         "microbatch_tokens": config.training.microbatch_tokens,
         "optimizer_steps": config.training.max_steps * config.ppo.num_epochs * config.ppo.num_minibatches,
-        **memory_plan(config, sources),
+        **trainers.memory_plan(lambda: workload(config, shapes, world_size, members), sources, world_size),
     }

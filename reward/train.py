@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForSequenceClassification, set_seed
-from trl import RewardConfig
+from transformers import AutoConfig, set_seed
 
 from alignment import callbacks, distributed, methods, resume, trainers
 from alignment.best_model import finished_model, keep_best, published_step
-from alignment.config import CheckpointArguments, trainer_arguments
+from alignment.config import CheckpointArguments
 from alignment.control import Wanted
 from alignment.ensembles import member_name
 from alignment.inspection import write_report
@@ -34,9 +33,10 @@ from alignment.stage import write_bad_rows
 from alignment.terminal import one_line
 from alignment.tracking import Journal
 from reward.batches import Layout, QuestionCollator, choose_layout
-from reward.config import DEFAULTS, EnsembleArguments, RewardStageConfig
+from reward.config import EnsembleArguments, RewardStageConfig
 from reward.evaluation import compact, evaluate, save_report
 from reward.finish import Finished, Trained, averaged, finish_all, summed_up, write_eval_pairs
+from reward.plan import arguments, workload
 from reward.prepare import Prepared, make_arguments, prepare, untrained
 from reward.trainer import QuestionTrainer
 
@@ -287,7 +287,6 @@ def _note_data(journal: Journal, config: RewardStageConfig, prepared: Prepared) 
 def plan(config: RewardStageConfig, world_size: int) -> dict[str, Any]:
     """What `--dry-run` prints beside the config."""
     prepared = prepare(config)
-    merged = trainer_arguments(RewardConfig, DEFAULTS, config.of_member().training)
     train, held_out = prepared.num_pairs
     rows = {
         "members": EnsembleArguments.of(config.training).members,
@@ -299,5 +298,7 @@ def plan(config: RewardStageConfig, world_size: int) -> dict[str, Any]:
         **prepared.zero.summary(),
         "data_check": prepared.report.summary(),
     }
-    kind = AutoModelForSequenceClassification
-    return rows | trainers.batch_plan(merged, world_size, prepared.start.source, config.model, kind)
+    source, bf16 = prepared.start.source, prepared.arguments.bf16
+    shape = AutoConfig.from_pretrained(source.config_path, trust_remote_code=config.model.trust_remote_code)
+    memory = trainers.memory_plan(lambda: workload(config, shape, bf16), {"init": source}, world_size)
+    return rows | trainers.batch_plan(arguments(config), world_size) | memory

@@ -45,12 +45,14 @@ LIBRARIES = ("torch", "transformers", "trl", "accelerate")
 class Process:
     """A contestant at work (`benchmarks/worker.py`)."""
 
-    def __init__(self, python: str, module: str, folder: Path, settings: Mapping[str, Any], threads: int) -> None:
+    def __init__(
+        self, python: str, module: str, folder: Path, settings: Mapping[str, Any], threads: int, **variables: str
+    ) -> None:
         self.name = module
         command = [python, "-m", "benchmarks.worker", module, str(folder), json.dumps(settings)]
         quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error"}
         paths = os.pathsep.join([str(SCRIPTS), str(SCRIPTS.parent)])
-        environment = {**os.environ, **quiet, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths}
+        environment = {**os.environ, **quiet, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths, **variables}
         self._log = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed on exit
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True

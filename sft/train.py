@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import set_seed
+from transformers import AutoConfig, PreTrainedConfig, set_seed
 from trl import SFTConfig
 
 from alignment import adapters, callbacks, distributed, methods, resume, trainers
 from alignment.adapters import without_adapter
 from alignment.best_model import finished_model, keep_best, published_step
-from alignment.config import SCRATCH, CheckpointArguments, ConfigError, trainer_arguments
+from alignment.config import SCRATCH, CheckpointArguments, ConfigError, ScratchConfig, trainer_arguments
 from alignment.inspection import Inspector, Report, check_before_training, write_report
-from alignment.models import ModelSource
+from alignment.models import ModelSource, scratch_shape
 from alignment.packing import why_not_packed
 from alignment.positions import check_length
 from alignment.registry import Registry
@@ -33,6 +33,7 @@ from alignment.tracking import Journal
 from sft.config import DEFAULTS, SFTStageConfig
 from sft.data import EncodedData, encode_data, training_texts
 from sft.packing import PackingCollator, pack_attention
+from sft.plan import arguments, workload
 from sft.trainer import SFTTrainer
 
 
@@ -219,8 +220,7 @@ def _note_data(journal: Journal, config: SFTStageConfig, prepared: Prepared) -> 
 def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
     """What `--dry-run` prints beside the config."""
     prepared = prepare(config)
-    merged = trainer_arguments(SFTConfig, DEFAULTS, config.training)
-    source = None if config.model.name.startswith(SCRATCH) else prepared.start.source
+    merged = arguments(config)
     rows = {
         "train_rows": len(prepared.data.train),
         "eval_rows": len(prepared.data.eval),
@@ -228,8 +228,19 @@ def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
         "too_long": prepared.data.left_out,
         "data_check": prepared.report.summary(),
     }
-    batches = trainers.batch_plan(merged, world_size, source, config.model)
-    return rows | batches | {"optimizer_steps": _num_steps(merged, len(prepared.data.train), batches)}
+    batches = trainers.batch_plan(merged, world_size)
+    steps = {"optimizer_steps": _num_steps(merged, len(prepared.data.train), batches)}
+    memory = trainers.memory_plan(
+        lambda: workload(config, _shape(config, prepared), prepared.arguments.bf16), world_size
+    )
+    return rows | batches | steps | memory
+
+
+def _shape(config: SFTStageConfig, prepared: Prepared) -> PreTrainedConfig:
+    if config.model.name.startswith(SCRATCH):
+        return scratch_shape(config.model.scratch or ScratchConfig(), len(prepared.start.tokenizer))
+    trust = config.model.trust_remote_code
+    return AutoConfig.from_pretrained(prepared.start.source.config_path, trust_remote_code=trust)
 
 
 def _num_steps(merged: Mapping[str, Any], num_rows: int, batches: Mapping[str, Any]) -> int:
