@@ -213,7 +213,8 @@ class Loop:
         stats["train/learning_rate"] = float(self.engine.optimizer.param_groups[0]["lr"])
         self.schedule.step()
         self.step += 1
-        stats["rollout/tokens_per_second"] = stats["rollout/length"] * config.rollout.batch_size / max(rollout.seconds, 1e-9)
+        tokens = stats["rollout/length"] * config.rollout.batch_size
+        stats["rollout/tokens_per_second"] = tokens / max(rollout.seconds, 1e-9)
         stats |= {"time/generate": rollout.seconds, "time/score": collected - started - rollout.seconds}
         stats |= {"time/rollout": collected - started, "time/optimize": time.monotonic() - collected}
         self.journal.log(self.step, stats)
@@ -336,7 +337,7 @@ def rollout_stats(rollout: Rollout, rewards: Tensor, targets: Targets) -> dict[s
     *sums, entropy_sum, episodes, tokens = all_reduce_sum(torch.cat([own, counts])).tolist()
     stats = {name: value / episodes for name, value in zip(per_episode, sums, strict=True)}
     stats |= {"policy/entropy": entropy_sum / tokens, "rollout/kl_coef": targets.kl_coef}
-    stats |= _scatter(rollout.scores.double(), rollout.lengths.double(), stats["rollout/score"], stats["rollout/length"])
+    stats |= _scatter(rollout.scores, rollout.lengths, stats["rollout/score"], stats["rollout/length"])
     if targets.returns is not None:
         _, _, variance = masked_moments(targets.returns, mask, all_reduce_sum)
         _, _, residual = masked_moments(targets.returns - rollout.old_values, mask, all_reduce_sum)
@@ -345,9 +346,9 @@ def rollout_stats(rollout: Rollout, rewards: Tensor, targets: Targets) -> dict[s
 
 
 def _scatter(scores: Tensor, lengths: Tensor, mean_score: float, mean_length: float) -> dict[str, float]:
-    """How the scores (B,) of all processes' responses spread, and go with their lengths (B,): sums around the means over
+    """How the scores (B,) of all processes' responses spread, and go with their lengths (B,). The means are those over
     all, so that the number of processes changes nothing. No correlation where one of the two does not differ."""
-    by_score, by_length = scores - mean_score, lengths - mean_length
+    by_score, by_length = scores.double() - mean_score, lengths.double() - mean_length
     own = torch.stack([by_score.square().sum(), by_length.square().sum(), (by_score * by_length).sum()])
     count = torch.full_like(own[:1], len(scores))
     score_squares, length_squares, products, responses = all_reduce_sum(torch.cat([own, count])).tolist()

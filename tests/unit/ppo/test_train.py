@@ -161,7 +161,7 @@ def test_an_evaluation_leaves_histograms_and_the_same_prompts_answers(make_loop,
     assert [(row["step"], row["id"]) for row in rows["samples"]] == [(s, i) for s in (0, 3, 4) for i in (0, 1)]
     prompts = {row["id"]: row["prompt"] for row in rows["samples"]}
     assert all(row["prompt"] == prompts[row["id"]] for row in rows["samples"])
-    last = [row for row in rows["metrics"] if row["step"] == 4][0]
+    last = next(row for row in rows["metrics"] if row["step"] == 4)
     assert last["time/rollout"] == pytest.approx(last["time/generate"] + last["time/score"])
     tokens = 8 * last["rollout/length"]
     assert last["rollout/tokens_per_second"] == pytest.approx(tokens / last["time/generate"])
