@@ -1,4 +1,4 @@
-"""The report's two plots as lists of SVG shapes, which the page's template writes out."""
+"""Plots as lists of SVG shapes, which a page's template writes out: they need no script, and print."""
 
 from __future__ import annotations
 
@@ -7,6 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+STYLE = """figure { margin: 0; max-width: 30rem; } figcaption { font-weight: 600; margin-bottom: .3rem; }
+figure svg { display: block; width: 100%; height: auto; } figure text { fill: var(--dim); font-size: 11px; }
+.axis { stroke: currentColor; opacity: .55; } .grid { stroke: var(--line); }
+.ideal { stroke: currentColor; stroke-dasharray: 4 4; opacity: .55; }
+.dot { fill: var(--note); stroke: var(--note); } .few { fill: none; stroke: var(--note); }
+.whisker { stroke: var(--note); stroke-width: 1.5; }
+.count { fill: var(--note); opacity: .3; } .preferred { fill: var(--note); fill-opacity: .28; stroke: var(--note); }
+.other { fill: var(--warning); fill-opacity: .18; stroke: var(--warning); stroke-dasharray: 4 2; }
+"""
+MACRO = """{% macro chart(picture) %}<figure><figcaption>{{ picture.title }}</figcaption>
+{{ drawing(picture) }}<p class="dim">{{ picture.note }}</p></figure>{% endmacro %}
+{% macro drawing(picture) %}
+<svg viewBox="0 0 {{ picture.width }} {{ picture.height }}" role="img" aria-label="{{ picture.label }}">
+{% for shape in picture.shapes %}<{{ shape.tag }}
+{%- for key, value in shape.attributes.items() %} {{ key }}="{{ value }}"{% endfor %}>
+{%- if shape.title %}<title>{{ shape.title }}</title>{% endif %}{{ shape.text }}</{{ shape.tag }}>
+{% endfor %}</svg>{% endmacro %}
+"""
 WIDTH, HEIGHT = 360, 300
 _FEW = 10
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 342, 10, 250
@@ -113,7 +131,7 @@ def histogram_chart(report: Mapping[str, Any]) -> Picture:
         return _BOTTOM - count / most * (_BOTTOM - _TOP - 24)
 
     picture.axes(
-        [(x(tick), text) for tick, text in _nice_ticks(low, high)],
+        [(x(tick), text) for tick, text in nice_ticks(low, high)],
         [(y(count), f"{count:,}") for count in sorted({0, most // 2, most})],
         "score",
         "answers, one a pair",
@@ -130,7 +148,7 @@ def histogram_chart(report: Mapping[str, Any]) -> Picture:
     return picture
 
 
-def _nice_ticks(low: float, high: float) -> list[tuple[float, str]]:
+def nice_ticks(low: float, high: float) -> list[tuple[float, str]]:
     """Two to seven round numbers in a range, with their texts."""
     wanted = (high - low) / 6
     power = math.floor(math.log10(wanted))
