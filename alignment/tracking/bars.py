@@ -97,8 +97,8 @@ class Scale:
 def bar(
     name: str, estimate: Mapping[str, Any], about: str = "", main: bool = False, of: tuple[str, str] = ("vote", "votes")
 ) -> dict[str, Any]:
-    """A row from a value with its interval; `of` is what it counts, one and several."""
-    counted = f"{estimate['n']:,} {of[0] if estimate['n'] == 1 else of[1]}"
+    """A row from a value with its interval and the number of what it counts; `of` says what, one and several."""
+    counted = f"{estimate['n']:,} {of[0] if estimate['n'] == 1 else of[1]}".rstrip()
     return {
         "name": name,
         "about": f"{about}; {counted}" if about else counted,
