@@ -94,11 +94,9 @@ class Scale:
         return {"ticks": ticks, "beyond": None if self.beyond is None else self.at(self.beyond)}
 
 
-def bar(
-    name: str, estimate: Mapping[str, Any], about: str = "", main: bool = False, of: tuple[str, str] = ("vote", "votes")
-) -> dict[str, Any]:
-    """A row from a value with its interval and the number of what it counts; `of` says what, one and several."""
-    counted = f"{estimate['n']:,} {of[0] if estimate['n'] == 1 else of[1]}".rstrip()
+def bar(name: str, estimate: Mapping[str, Any], about: str = "", main: bool = False) -> dict[str, Any]:
+    """A row from a value with its interval and the number of votes behind it."""
+    counted = f"{estimate['n']:,} {'vote' if estimate['n'] == 1 else 'votes'}"
     return {
         "name": name,
         "about": f"{about}; {counted}" if about else counted,

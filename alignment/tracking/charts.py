@@ -288,7 +288,8 @@ def _axis(low: float, high: float, start: float, end: float, share: bool, log: b
     if log:
         low, high = math.log10(low), math.log10(high)
     if high - low < 1e-9 * max(1.0, abs(high)):
-        low, high = low - 0.5 * max(1e-3, abs(low)), high + 0.5 * max(1e-3, abs(high))
+        room = 0.1 if share else 0.5 * max(1e-3, abs(high))
+        low, high = low - room, high + room
     elif not log and start > end:  # the vertical one: room above and below
         low, high = low - 0.04 * (high - low), high + 0.04 * (high - low)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +118,7 @@ def _sections(dashboard: Dashboard, report: Report) -> list[dict[str, Any]]:
 _PARTS = {
     "verdicts": ("verdicts",),
     "tiles": ("scalar",),
-    "figures": ("chart", "picture", "facts"),
+    "figures": ("chart", "picture", "facts", "bar"),
     "bars": ("bars",),
     "rest": ("samples", "compared_samples", "lineage", "data", "config", "table"),
 }
@@ -146,8 +145,6 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     for event in record.of_kind("backend")[-1:]:
         zero = f", ZeRO-{event['zero_stage']}" if event.get("zero_stage") else ""
         facts.append(("processes", f"{event.get('world_size', 1)}{zero}"))
-    if record.times:
-        facts.append(("last line", f"{datetime.fromtimestamp(max(record.times.values())):%Y-%m-%d %H:%M}"))
     return facts
 
 

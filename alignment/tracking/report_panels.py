@@ -124,7 +124,8 @@ def _bars(panel: BarsPanel, stage: str, report: Report) -> View | None:
         if series is None or series.last is None or metric is None:
             continue
         estimate = found.get(name, {"value": series.last, "ci": (series.last, series.last), "n": 1})
-        row = bar(name.rpartition("/")[2].replace("_", " "), estimate, metric.meaning, of=("", ""))
+        row = bar(name.rpartition("/")[2].replace("_", " "), estimate)
+        row["about"] = f"{metric.meaning}; n = {estimate['n']:,}" if name in found else metric.meaning
         if metric.unit != "share":
             row["value"] = number(estimate["value"])
             row["range"] = " to ".join(number(end) for end in estimate["ci"]) if row["enough"] else ""
@@ -136,7 +137,7 @@ def _bars(panel: BarsPanel, stage: str, report: Report) -> View | None:
         return None
     scale = Scale.holding(rows, [(mark.at, mark.text) for mark in panel.marks])
     scale.place(rows)
-    return {"kind": "bars", "groups": [("", "", rows)], "scale": scale.drawn()}
+    return {"kind": "bar", "rows": rows, "scale": scale.drawn()}
 
 
 # --- what stands in no metric ----------------------------------------------------------------------------------------
@@ -294,31 +295,15 @@ def _shortcuts(report: Report) -> View | None:
 
 
 def _labelers(report: Report) -> View | None:
-    for event in [] if report.compared else report.record.of_kind("labels")[-1:]:
-        rows = [
-            (str(name), [mine.get(key) for key in _LABELER])
-            for name, mine in event.get("labelers", {}).items()
-            if isinstance(mine, dict)
-        ]
-        shown = [(name, [_labeler_cell(key, value) for key, value in zip(_LABELER, values, strict=True)]) for name, values in rows]
-        return {"kind": "table", "head": ["labeler", *_LABELER.values()], "rows": shown} if shown else None
-    return None
-
-
-_LABELER = {
-    "rated": "rated",
-    "skips": "skipped",
-    "seconds": "seconds",
-    "position": "first shown",
-    "length": "longer",
-    "accuracy": "right",
-    "weight": "weight",
-}
-"""What an event `labels` says of each labeler, and its heading."""
-
-
-def _labeler_cell(key: str, value: Any) -> str:
-    return number(value, key in ("position", "length", "accuracy"))
+    """A row for each labeler, of each ratings database that the run learned from."""
+    rows = []
+    for event in [] if report.compared else report.record.of_kind("labels"):
+        for name, mine in (event.get("labelers") or {}).items():
+            position = (mine.get("position") or {}).get("value")
+            counts = [number(mine.get(key)) for key in ("rated", "skips", "seconds")]
+            rows.append((name, [*counts, number(position, share=True), number(mine.get("weight"))]))
+    head = ["labeler", "rated", "skipped", "seconds", "chose the first shown", "weight of a vote"]
+    return {"kind": "table", "head": head, "rows": rows} if rows else None
 
 
 _FILES: dict[str, Callable[[Report], View | None]] = {

@@ -4,6 +4,7 @@
 (() => {
 const data = JSON.parse(document.getElementById("data").textContent);
 const BOX = { left: 52, right: 10, top: 10, bottom: 34 };
+const FEW = 12; // points that are shown one by one, and never smoothed
 const state = { smooth: 0, zoom: null };
 const charts = [];
 
@@ -36,9 +37,9 @@ const niceStep = (low, high, most) => {
   const wanted = (high - low) / most, power = 10 ** Math.floor(Math.log10(wanted));
   return [1, 2, 5, 10].find((factor) => factor * power >= wanted * 0.999) * power;
 };
-const niceTicks = (low, high, most) => {
-  const step = niceStep(low, high, most), ticks = [];
-  for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) ticks.push(n * step);
+const niceTicks = (low, high, most, least = 0) => {
+  const step = Math.max(least, niceStep(low, high, most)), ticks = [];
+  for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) ticks.push(n * step + 0); // + 0: no -0
   const decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
   return ticks.map((at) => [at, decimals > 4 ? String(+at.toPrecision(3)) : at.toLocaleString("en",
     { minimumFractionDigits: decimals, maximumFractionDigits: decimals })]);
@@ -135,12 +136,13 @@ class Chart {
     this.over = shape(this.svg, "g", {});
   }
 
-  scale(xs, ys, xTicks, yTicks) {
+  scale(xs, ys, yTicks) {
     let [x0, x1] = xs, [y0, y1] = ys;
     if (!(x1 > x0)) { x0 -= 0.5; x1 += 0.5; }
     if (this.log) { y0 = Math.log10(y0); y1 = Math.log10(y1); }
-    if (!(y1 - y0 > 1e-9 * Math.max(1, Math.abs(y1)))) { const room = Math.max(1e-3, Math.abs(y1)) / 2; y0 -= room; y1 += room; }
-    const room = 0.05 * (y1 - y0); y0 -= room; y1 += room;
+    if (!(y1 - y0 > 1e-9 * Math.max(1, Math.abs(y1)))) { const room = this.about.share ? 0.1 : Math.max(1e-3, Math.abs(y1)) / 2; y0 -= room; y1 += room; }
+    const room = 0.05 * (y1 - y0);
+    y0 -= room; y1 += room;
     this.x = (value) => BOX.left + ((value - x0) / (x1 - x0)) * (this.right - BOX.left);
     this.xBack = (pixel) => x0 + ((pixel - BOX.left) / (this.right - BOX.left)) * (x1 - x0);
     this.y = (value) => {
@@ -151,7 +153,7 @@ class Chart {
       shape(this.svg, "line", { class: "grid", x1: BOX.left, x2: this.right, y1: this.y(at), y2: this.y(at) });
       shape(this.svg, "text", { x: BOX.left - 6, y: this.y(at) + 4, "text-anchor": "end" }, text);
     }
-    for (const [at, text] of niceTicks(x0, x1, Math.max(3, Math.floor(this.width / 80)))) {
+    for (const [at, text] of niceTicks(x0, x1, Math.max(3, Math.floor(this.width / 80)), this.overSteps ? 1 : 0)) {
       shape(this.svg, "line", { class: "axis", x1: this.x(at), x2: this.x(at), y1: this.bottom, y2: this.bottom + 4 });
       shape(this.svg, "text", { x: this.x(at), y: this.bottom + 16, "text-anchor": "middle" }, text);
     }
@@ -164,10 +166,11 @@ class Chart {
       const ticks = [];
       for (let power = Math.ceil(low); power <= high; power++) ticks.push([10 ** power, said(10 ** power, this.about.share)]);
       if (ticks.length > 1) return ticks;
-      return [low, (low + high) / 2, high].map((at) => [10 ** at, said(10 ** at, this.about.share)]);
+      return niceTicks(10 ** low, 10 ** high, 4).map(([at, text]) => [at, this.about.share ? said(at, true) : text]);
     }
     const scale = this.about.share ? 100 : 1;
-    return niceTicks(low * scale, high * scale, 4).map(([at, text]) => [at / scale, text + (this.about.share ? "%" : "")]);
+    const ticks = niceTicks(low * scale, high * scale, 4).map(([at, text]) => [at / scale, text + (this.about.share ? "%" : "")]);
+    return this.about.share ? ticks.filter(([at]) => at <= Math.max(1, this.most)) : ticks; // no share is above 100%
   }
 
   drawLines() {
@@ -179,7 +182,7 @@ class Chart {
         while (to > from + 1 && line.x[to - 2] > zoom[1]) to--;
       }
       const cut = (values) => values && values.slice(from, to);
-      return { line, x: cut(line.x), raw: cut(line.y), y: cut(smoothed(line.y, weight)), low: cut(line.low), high: cut(line.high), steps: cut(line.steps) };
+      return { line, x: cut(line.x), raw: cut(line.y), y: cut(smoothed(line.y, line.y.length > FEW ? weight : 0)), low: cut(line.low), high: cut(line.high), steps: cut(line.steps) };
     });
     this.shown = shown;
     const bad = this.about.lines.flatMap((line) => line.bad || []);
@@ -189,10 +192,11 @@ class Chart {
     else if (!zoom) ys.push(...this.about.marks.map((mark) => mark.at));
     if (!ys.length) ys = [this.log ? 1 : 0];
     const xs = zoom || extent([...shown.flatMap((each) => each.x), ...bad]);
-    this.scale(xs, extent(ys), true, true);
+    this.most = extent(ys)[1];
+    this.scale(xs, extent(ys), true);
     const id = `clip-${this.figure.dataset.chart}`;
     const clip = shape(shape(this.svg, "defs", {}), "clipPath", { id });
-    shape(clip, "rect", { x: BOX.left, y: 0, width: this.right - BOX.left, height: this.bottom + 2 });
+    shape(clip, "rect", { x: BOX.left - 4, y: 0, width: this.right - BOX.left + 8, height: this.bottom + 2 });
     const inside = shape(this.svg, "g", { "clip-path": `url(#${id})` });
     for (const mark of this.about.marks) {
       const at = this.y(mark.at);
@@ -208,9 +212,9 @@ class Chart {
       const kind = `c${line.colour} d${line.dash || 0}`;
       const points = (values) => values.map((value, i) => `${this.x(x[i]).toFixed(1)},${this.y(value).toFixed(1)}`);
       if (low) shape(inside, "polygon", { class: `band ${kind}`, points: [...points(high), ...points(low).reverse()].join(" ") });
-      if (weight) shape(inside, "polyline", { class: `line raw ${kind}`, points: points(raw).join(" ") });
+      if (weight && y !== raw) shape(inside, "polyline", { class: `line raw ${kind}`, points: points(raw).join(" ") });
       shape(inside, "polyline", { class: `line ${kind}`, points: points(y).join(" ") });
-      if (this.about.kind === "scatter" || x.length <= 12)
+      if (this.about.kind === "scatter" || x.length <= FEW)
         x.forEach((at, i) => shape(inside, "circle", { class: `dot ${kind}`, cx: this.x(at), cy: this.y(y[i]), r: this.about.kind === "scatter" ? 3 : 2.5 }));
     }
     for (const step of bad) {
@@ -233,7 +237,7 @@ class Chart {
     const every = this.about.frames.flatMap((each) => Object.values(each.lines));
     const xs = extent(every.flatMap(({ edges }) => [edges[0], edges[edges.length - 1]]));
     const log = this.log; this.log = false;
-    this.scale(xs, [0, extent(bins.flatMap(([, each]) => density(each)))[1]], true, false);
+    this.scale(xs, [0, extent(bins.flatMap(([, each]) => density(each)))[1]], false);
     this.log = log;
     this.bins = bins.filter(([kind]) => !kind.includes("before")).map(([, each]) => each);
     for (const [kind, each] of bins) {
@@ -308,7 +312,10 @@ class Chart {
     const at = this.x(found);
     if (at < BOX.left - 1 || at > this.right + 1) return;
     shape(this.over, "line", { class: "cross", x1: at, x2: at, y1: BOX.top, y2: this.bottom });
-    if (tell) { this.at = found; this.say(at, `step ${said(Math.round(found))}`, rows); }
+    if (!tell) return;
+    this.at = found;
+    for (const each of data.findings) if (Math.abs(this.x(each.step) - at) < 5) rows.push([each.outcome, each.name]);
+    this.say(at, `step ${said(Math.round(found))}`, rows);
   }
 
   lookAtPoint(x, y) {
@@ -337,7 +344,7 @@ class Chart {
     this.tip.replaceChildren(html("b", head));
     for (const [colour, text] of rows) {
       const row = html("div");
-      row.append(html("i", "", `c${colour}`), text);
+      row.append(html("i", "", typeof colour === "number" ? `c${colour}` : colour), text);
       this.tip.append(row);
     }
     this.tip.hidden = false;
