@@ -1,4 +1,4 @@
-"""The `alignment` command. Groups: `models` (models_cli.py, registry_cli.py) and `data` (data_cli.py)."""
+"""The `alignment` command. Groups: `models` (models_cli.py, registry_cli.py), `data` and `runs` (NAME_cli.py)."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 from alignment.data_cli import data
 from alignment.errors import UserError
 from alignment.registry_cli import models
+from alignment.runs_cli import runs
 from alignment.stage import quiet_libraries
 from alignment.terminal import one_line
 
@@ -24,10 +25,14 @@ class _Commands(TyperGroup):
 
 
 app = typer.Typer(
-    cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, help="Models, where they come from, and data."
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Models, their origin, data and runs.",
 )
 app.add_typer(models, name="models")
 app.add_typer(data, name="data")
+app.add_typer(runs, name="runs")
 
 
 @app.callback()

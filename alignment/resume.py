@@ -143,7 +143,7 @@ def _check_same(config: RunConfig, start: Checkpoint, allow_changes: bool) -> No
     changed = changed_keys(before, now, FREE_KEYS)
     if not changed:
         return
-    said = "; ".join(f"{key}: {_at(before, key)!r}, now {_at(now, key)!r}" for key in changed)
+    said = "; ".join(f"{key}: {value_at(before, key)!r}, now {value_at(now, key)!r}" for key in changed)
     if not allow_changes:
         raise UserError(
             f"{config.run_dir} was begun with another config ({said}), so {start.path.name} is of another run than "
@@ -169,7 +169,8 @@ def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any], free: Sequen
     return found
 
 
-def _at(values: Any, key: str) -> Any:
+def value_at(values: Any, key: str) -> Any:
+    """What a config has at a dotted key; None where it has no such key."""
     for part in key.split("."):
         values = values.get(part) if isinstance(values, dict) else None
     return values

@@ -6,6 +6,7 @@ once.
 
 from __future__ import annotations
 
+import os
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from alignment.errors import UserError
+from alignment.registry.files import host_name
 
 FILE = "run.json"
 
@@ -25,6 +27,9 @@ class Attempt(BaseModel):
     started_at: AwareDatetime
     resumed_from: str | None = None
     """The checkpoint's folder name, such as step-000040; None where it began at the beginning."""
+    host: str | None = None
+    pid: int | None = None
+    """The main process: by it a run that was killed is told from one that goes on."""
 
 
 class Run(BaseModel):
@@ -64,7 +69,7 @@ class Run(BaseModel):
 
     def started(self, resumed_from: str | None) -> Run:
         """The same run with one more attempt."""
-        attempt = Attempt(started_at=datetime.now(UTC), resumed_from=resumed_from)
+        attempt = Attempt(started_at=datetime.now(UTC), resumed_from=resumed_from, host=host_name(), pid=os.getpid())
         return self.model_copy(update={"attempts": (*self.attempts, attempt)})
 
     @property

@@ -6,7 +6,8 @@ Any line may be missing its end, since the run may be writing it or have been ki
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,30 +57,16 @@ class RunRecord:
         Raises:
             UserError: it is none, or its config cannot be read.
         """
-        try:
-            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{path} is no run folder: it has no config.json; see `alignment runs list`") from None
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path / 'config.json'} cannot be read ({error}); the run has to be started again"
-            ) from None
+        config = read_config(path)
         metrics: dict[str, Series] = {}
         times: dict[int, float] = {}
         for row in read_rows(path / "metrics.jsonl"):
-            step = row.pop("step")
-            times[step] = row.pop("time", 0.0)
-            for name, value in row.items():
-                series = metrics.setdefault(name, Series())
-                series.steps.append(step)
-                series.values.append(value)
-        try:
-            ended = json.loads((path / "exit.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            ended = None
+            add_metrics(row, metrics, times)
         events = list(read_rows(path / "events.jsonl"))
         samples = list(read_rows(path / "samples.jsonl"))
-        return cls(path, _stage(config), config, Run.read(path) or Run(), metrics, times, samples, events, ended)
+        return cls(
+            path, stage_of(config), config, Run.read(path) or Run(), metrics, times, samples, events, read_exit(path)
+        )
 
     @property
     def name(self) -> str:
@@ -100,13 +87,56 @@ class RunRecord:
         return str(events[-1]["model"]) if events else None
 
 
+def add_metrics(row: Mapping[str, Any], metrics: dict[str, Series], times: dict[int, float]) -> None:
+    """Add a row of metrics.jsonl to what was read before it; what is no number was written by no run of ours."""
+    step, time = row.get("step"), row.get("time")
+    if not isinstance(step, int):
+        return
+    times[step] = float(time) if isinstance(time, int | float) else 0.0
+    for name, value in row.items():
+        if name not in ("step", "time") and (value is None or isinstance(value, int | float)):
+            series = metrics.setdefault(name, Series())
+            series.steps.append(step)
+            series.values.append(value if value is None or math.isfinite(value) else None)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A run's resolved config.
+
+    Raises:
+        UserError: the folder has none, or it cannot be read.
+    """
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is no run folder: it has no config.json; see `alignment runs list`") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / 'config.json'} cannot be read ({error}); the run has to be started again") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path / 'config.json'} holds no config; the run has to be started again")
+    return config
+
+
+def read_exit(path: Path) -> dict[str, Any] | None:
+    """What a run left in exit.json; None while it goes on, or where it was killed."""
+    try:
+        ended = json.loads((path / "exit.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return ended if isinstance(ended, dict) else None
+
+
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a JSON lines file, in order; none where there is no file."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        yield from parse_rows(path.read_bytes())
     except FileNotFoundError:
         return
-    for line in lines:
+
+
+def parse_rows(data: bytes) -> Iterator[dict[str, Any]]:
+    """The objects of JSON lines; what is none is passed over."""
+    for line in data.split(b"\n"):
         try:
             row = json.loads(line)
         except ValueError:
@@ -125,6 +155,6 @@ def _journals(path: Path) -> list[Path]:
     return [file for name in (*(f"{name}.jsonl" for name in FILES), "config.json") if (file := path / name).exists()]
 
 
-def _stage(config: dict[str, Any]) -> str:
+def stage_of(config: dict[str, Any]) -> str:
     """Each stage's config has a section that no other has."""
     return next((stage for stage in ("ppo", "reward") if isinstance(config.get(stage), dict)), "sft")

@@ -12,6 +12,8 @@ from alignment.tracking.record import RunRecord
 
 Outcome = Literal["fail", "warn", "pass"]
 _OUTCOMES: dict[str, Outcome] = {"error": "fail", "warning": "warn", "note": "pass"}
+ENDED = "end"
+"""The verdict on how a run ended."""
 _ORDER = ("fail", "warn", "pass")
 
 
@@ -40,14 +42,14 @@ def worst(found: list[Verdict]) -> Outcome:
 def _ended(record: RunRecord) -> Verdict:
     if record.exit is None:
         return Verdict(
-            "end", "warn", f"no end is on record after step {record.last_step}: it is running, or was killed"
+            ENDED, "warn", f"no end is on record after step {record.last_step}: it is running, or was killed"
         )
     code, reason = record.exit.get("code"), record.exit.get("reason")
     if code == 0:
-        return Verdict("end", "pass", f"done; published {record.published}" if record.published else "done")
+        return Verdict(ENDED, "pass", f"done; published {record.published}" if record.published else "done")
     if code == 75:
-        return Verdict("end", "warn", f"preempted after a checkpoint ({record.exit.get('last_checkpoint')}); resume it")
-    return Verdict("end", "fail", f"exit code {code}: {reason}")
+        return Verdict(ENDED, "warn", f"preempted after a checkpoint ({record.exit.get('last_checkpoint')}); resume it")
+    return Verdict(ENDED, "fail", f"exit code {code}: {reason}")
 
 
 def _finite(record: RunRecord) -> Verdict:

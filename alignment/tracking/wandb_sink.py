@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from alignment.tracking.cancel import CancelTag, tags_of
+
 MAX_FAILURES = 3
 SECRET = re.compile(r"(api[_-]?key|secret|password|passwd|hub_token|access_token|credential)", re.IGNORECASE)
 
@@ -59,6 +61,7 @@ class WandbSink:
         self._mode = mode
         self._run: Any = None
         self._failures = 0
+        self._cancel: CancelTag | None = None
 
         def start() -> None:
             import wandb
@@ -88,6 +91,8 @@ class WandbSink:
         self._guarded(start)
         if self._run is None:
             self._give_up()
+        elif mode == "online":
+            self._guarded(lambda: setattr(self, "_cancel", CancelTag(run_dir, tags_of(self._run.path))))
 
     @property
     def is_open(self) -> bool:
@@ -141,6 +146,8 @@ class WandbSink:
 
     def finish(self, failed: bool = False) -> None:
         """End the run."""
+        if self._cancel is not None:
+            self._cancel.end()
         if self._run is not None:
             self._guarded(lambda: self._run.finish(exit_code=1 if failed else 0))
             self._run = None
