@@ -67,6 +67,13 @@ REWARD = _TRAINER + _metrics(
     ("eval/human_ceiling", "share", "held-out votes that the other labelers' majority agrees with"),
     ("eval/log_loss", "nats/vote", "of the held-out votes"),
     ("eval/ece", "share", "expected calibration error of the probabilities"),
+    ("labels/alpha", "", "Krippendorff's alpha of the choices between two answers: 0 by chance, 1 where all agree"),
+    ("labels/three_way", "share", "items on which three labelers say the same"),
+    ("labels/human_ceiling", "share", "votes that agree with the majority of the others on the same pair"),
+    ("labels/position", "share", "decisions for the answer that was shown first"),
+    ("labels/length", "share", "decisions for the longer answer"),
+    ("labels/seconds", "s", "median time of an answer"),
+    ("labels/answers", "answers", "that are learned from"),
 )
 PPO = _metrics(
     ("rollout/score", "", "what the reward said, before scaling and KL"),

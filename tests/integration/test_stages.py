@@ -139,7 +139,7 @@ def check_run(house, name, result):
     assert (backend["world_size"], backend["zero_stage"]) == (1, 0)
     assert {path.name for path in run.iterdir()} <= {
         "config.json", "run.json", "exit.json", "metrics.jsonl", "samples.jsonl", "events.jsonl", "bad_rows.jsonl",
-        "eval_pairs.jsonl", "data_report.json", "data_report.html", "report.json", "report.html", "wandb",
+        "eval_pairs.jsonl", "data_report.json", "data_report.html", "evaluation.json", "evaluation.html", "report.html", "wandb",
     }  # fmt: skip
     return metrics
 
@@ -201,12 +201,12 @@ def test_a_reward_model_is_published_judged_and_centered(house, name, fixture, r
     assert metrics[-1]["eval/accuracy"] == report["accuracy"]["value"]
     assert report["accuracy"]["n"] >= report["length_baseline"]["n"] > 0
     pairs = lines(house.runs / name / "eval_pairs.jsonl")
-    told = json.loads((house.runs / name / "report.json").read_text())
+    told = json.loads((house.runs / name / "evaluation.json").read_text())
     assert told["accuracy"] == report["accuracy"]
     assert told["pairs"] == len(pairs) == report["held_out_pairs"]
     assert told["without_eos"]["questions"] == told["questions"] and told["without_eos"]["largest"] > 0
     assert told["verdict"] in result.stdout and "longer is better" in result.stdout
-    assert told["verdict"] in (house.runs / name / "report.html").read_text()
+    assert told["verdict"] in (house.runs / name / "evaluation.html").read_text()
     scalar = load_scalar_model(str(version.path)).eval()
     tokenizer = AutoTokenizer.from_pretrained(version.path)
     theirs = AutoModelForSequenceClassification.from_pretrained(version.path).eval()
