@@ -33,9 +33,19 @@ def start_processes() -> PartialState:
 
     Without CUDA the state must be made with `cpu=True` before anything else of accelerate: a plain `Accelerator()`
     then sees one process, and `Accelerator(cpu=True)` falls back from DeepSpeed to plain data parallelism.
+
+    Raises:
+        UserError: the launch file offloads to NVMe, and no folder is named.
     """
     if PartialState._shared_state:
         return PartialState()
+    for part in ("OPTIMIZER", "PARAM"):  # accelerate would take a folder named `none`
+        prefix = f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}"
+        if os.environ.get(f"{prefix}_DEVICE") == "nvme" and not os.environ.get(f"{prefix}_NVME_PATH"):
+            raise UserError(
+                f"{prefix}_NVME_PATH is not set: accelerate's launcher does not pass on the path in its config file; "
+                "export it with a folder on an NVMe disk of each node"
+            )
     with watch.joining():
         return PartialState(cpu=on_cpu(), timeout=PATIENCE)
 

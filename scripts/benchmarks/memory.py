@@ -58,7 +58,7 @@ def prepare(folder: Path, seed: int = 0) -> int:
         return str(tokenizer.decode(tokenizer(texts[number])["input_ids"][:tokens]))
 
     numbers, long = range(8), LENGTH - SHORTER
-    pairs = [{"prompt": "Say.", "chosen": text(n, long), "rejected": text(n + 8, long)} for n in numbers]
+    pairs = [{"prompt": f"Say {n}.", "chosen": text(n, long), "rejected": text(n + 8, long)} for n in numbers]
     _write(folder / "reward.jsonl", pairs)
     _write(folder / "sft.jsonl", [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs])
     _write(folder / "ppo.jsonl", [{"prompt": text(n, 2 * RESPONSE)} for n in range(16)])

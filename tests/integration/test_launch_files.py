@@ -25,7 +25,7 @@ def test_a_file_starts_what_it_says(tmp_path, name, world_size, stage):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {
         "name": "x",
-        "model": {"name": "scratch:llama", "scratch": SCRATCH},
+        "model": {"name": "scratch:llama", "scratch": SCRATCH | {"num_attention_heads": 2}},
         "data": {"train": "rows.jsonl", "eval_share": 0, "max_length": 64},
         "training": {"max_steps": 2, "per_device_train_batch_size": 2},
         "registry": {"name": "x", "path": "registry"},

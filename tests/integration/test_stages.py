@@ -13,6 +13,7 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from alignment.memory_plan import PARTS
 from alignment.models import load_policy
 from alignment.ratings import RatingsStore
 from alignment.registry import Registry
@@ -266,7 +267,9 @@ def test_dry_run_prints_the_plan_and_makes_nothing(house, sft):
     plan = report["plan"]
     assert (plan["per_device_batch"], plan["accumulated"], plan["global_batch"]) == (4, 3, 12)
     assert plan["train_rows"] + plan["eval_rows"] == 120
-    assert plan["parameters"] > 1000
+    assert plan["parameters"]["init"] == plan["trained_parameters"] > 1000
+    memory = plan["memory_gb_per_process"]
+    assert memory["peak"] == pytest.approx(sum(memory[part] for part in PARTS), abs=0.05) and memory["peak"] > 0
     assert report["config"]["training"]["gradient_accumulation_steps"] == 3
     assert sorted(set(house.folder.rglob("*")) - set(before)) == [house.folder / "planned.yaml"]
 

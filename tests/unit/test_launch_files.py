@@ -8,6 +8,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
+from alignment import distributed
+from alignment.errors import UserError
 from alignment.memory_plan import SINGLE, STRATEGIES
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "accelerate"
@@ -78,8 +80,20 @@ def test_a_deepspeed_file_gives_the_stage_it_says(name, monkeypatch):
     assert made.zero3_init_flag == made.zero3_save_16bit_model == (stage == 3)
     zero = made.deepspeed_config["zero_optimization"]
     assert zero["stage"] == stage
-    if device == "nvme":
-        assert zero["offload_param"]["nvme_path"] == zero["offload_optimizer"]["nvme_path"] == "/local_nvme"
+
+
+def test_the_folder_for_nvme_comes_from_the_environment_and_is_asked_for(monkeypatch):
+    """accelerate's launcher passes over `offload_param_nvme_path` in its file; the folder would be called `none`."""
+    names = [f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}_NVME_PATH" for part in ("OPTIMIZER", "PARAM")]
+    header = (FOLDER / "zero3-nvme.yaml").read_text()
+    assert all(f"{name}=" in header for name in names)
+    plugin(FOLDER / "zero3-nvme.yaml", monkeypatch)
+    monkeypatch.setenv(names[0], "/disk")
+    with pytest.raises(UserError, match=names[1]):
+        distributed.start_processes()
+    monkeypatch.setenv(names[1], "/disk")
+    zero = DeepSpeedPlugin().deepspeed_config["zero_optimization"]
+    assert zero["offload_param"]["nvme_path"] == zero["offload_optimizer"]["nvme_path"] == "/disk"
 
 
 def test_several_nodes_are_started_by_torchrun_and_can_be_zero3(monkeypatch):
