@@ -1,5 +1,7 @@
 """Stages that are killed before their n-th optimizer step, counted in their process.
 
+Where `RECORDER` names a module, its `install()` is called first.
+
 With `preload` it reads what to run from stdin, a JSON object a line, forks a process for each, and answers with the
 exit code: importing the stages takes longer than what is tested. With `environment` it leaves the environment that a
 launcher gave it in `environment-RANK.json`, for processes that are forked instead of launched.
@@ -28,6 +30,8 @@ def run(kill_at: int, stage: str, arguments: list[str]) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
 
     register_optimizer_step_pre_hook(count)
+    if recorder := os.environ.get("RECORDER"):
+        importlib.import_module(recorder).install()
     sys.argv = [stage, *arguments]
     code: int = importlib.import_module(f"{stage}.__main__").main()
     return code

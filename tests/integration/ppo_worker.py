@@ -52,7 +52,8 @@ def main(out: Path, *overrides: str) -> None:
     config = PPOStageConfig.model_validate(values)
     distributed.start_processes()
     accelerator = distributed.make_accelerator(max_grad_norm=config.training.max_grad_norm, bf16=config.training.bf16)
-    models = build_models(ref_seed=1, critic=critic)
+    with distributed.whole_models():
+        models = build_models(ref_seed=1, critic=critic)
     settle(models, config)
     prompts = prompts_of(*CONTENTS)
     ptx_rows = PTX_ROWS if config.ptx.train else ()
@@ -77,6 +78,8 @@ def main(out: Path, *overrides: str) -> None:
         stats = loop.iterate(list(range(count)))
         report["stats"].append({name: value for name, value in stats.items() if not name.startswith("time/")})
         report["rates"].append([group["lr"] for group in loop.engine.optimizer.param_groups])
+    modules = [models.trained, *models.frozen()]
+    report["whole"] = sum(parameter.numel() for module in modules for parameter in module.parameters())
     report["training_mode"] = any(module.training for module in models.trained.modules())
     weights = loop.engine.full_state_dict()
     if accelerator.is_main_process:

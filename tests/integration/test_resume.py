@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import launching
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,7 +15,6 @@ from test_two_processes import SCRATCH, TOPICS, turn
 from alignment.methods import METHODS
 from alignment.registry import Registry
 
-HERE = Path(__file__).resolve().parent
 TRAINING = {
     "num_train_epochs": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "logging_steps": 3, "save_steps": 2,
     "eval_strategy": "epoch", "load_best_model_at_end": True, "data_seed": 5,
@@ -54,67 +50,6 @@ UNTIL_SAVED = {"ppo": 8, "ppo-lora": 8}
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-class Server:
-    """A process that has everything imported, and forks one for each stage that it is to run."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "dying.py"), "preload"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, cwd=HERE, env=launching.environment(),
-        )  # fmt: skip
-
-    def start(self, folder: Path, stage: str, arguments: list[str], kill_at: int, **variables: str) -> None:
-        request = {"folder": str(folder), "stage": stage, "arguments": arguments, "kill_at": kill_at}
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps(request | {"variables": variables}) + "\n")
-        self.process.stdin.flush()
-
-    def wait(self) -> int:
-        assert self.process.stdout
-        return int(self.process.stdout.readline())
-
-
-@pytest.fixture(scope="module")
-def servers():
-    made = [Server(), Server()]
-    yield made
-    for server in made:
-        server.process.kill()
-        server.process.wait()
-
-
-@pytest.fixture(scope="module")
-def forks(servers):
-    """Runs a stage in one process; call(folder, stage, arguments, kill_at)."""
-
-    def call(folder: Path, stage: str, arguments: list[str], kill_at: int = 0) -> int:
-        servers[0].start(folder, stage, arguments, kill_at)
-        return servers[0].wait()
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def two_forks(servers, tmp_path_factory):
-    """Runs a stage in two processes under ZeRO-2, in the environment that `accelerate launch` makes for them."""
-    folder = tmp_path_factory.mktemp("launch")
-    done = launching.launch(launching.ZERO2, [str(HERE / "dying.py"), "environment"], folder)
-    assert done.code == 0, done.output
-    given = [json.loads((folder / f"environment-{rank}.json").read_text()) for rank in range(2)]
-    for variables in given:  # there is no launcher here whose store the processes could meet in
-        variables.pop("TORCHELASTIC_USE_AGENT_STORE")
-
-    def call(folder: Path, stage: str, arguments: list[str], kill_at: int = 0) -> int:
-        port = str(launching.free_port())
-        for server, variables in zip(servers, given, strict=True):
-            server.start(folder, stage, arguments, kill_at, **{**variables, "MASTER_PORT": port})
-        codes = [server.wait() for server in servers]
-        assert codes[0] == codes[1], codes
-        return codes[0]
-
-    return call
 
 
 @pytest.fixture(scope="module")

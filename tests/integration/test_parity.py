@@ -1,0 +1,230 @@
+"""Twenty optimizer steps of each stage on two processes against those of one process with the same global batch.
+
+Every cell of stage x method x backend is a real run from its config to what it publishes, in the environment that
+`accelerate launch` makes. `scripts/test --write-table -m "slow or not slow" tests/integration/test_parity.py` runs all
+of them and writes what it found to docs/cluster.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import launching
+import pytest
+from safetensors.torch import load_file
+from test_two_processes import SCRATCH, TOPICS, turn
+
+from alignment.registry import Registry
+
+BACKENDS = {
+    "ddp": ("DistributedDataParallel", 0),
+    "zero1": ("DeepSpeedEngine", 1),
+    "zero2": ("DeepSpeedEngine", 2),
+    "zero3": ("DeepSpeedEngine", 3),
+}
+STEPS = 20
+TRAINER = {
+    "max_steps": STEPS, "logging_steps": 1, "per_device_train_batch_size": 8, "learning_rate": 1e-2,
+    "adam_epsilon": 1e-4,  # the default turns rounding of a gradient near zero into a whole step
+    "max_grad_norm": 0.5, "save_steps": 0, "seed": 3,
+}  # fmt: skip
+PPO = {
+    "model": {"policy": "base", "reward": "judge"},
+    "rollout": {"batch_size": 8, "max_new_tokens": 6, "num_generations": 2},
+    "ppo": {"num_epochs": 2, "num_minibatches": 2, "kl_coef": 0.1, "vf_coef": 0.5},
+    "training": {
+        "max_steps": STEPS // 4, "learning_rate": 1e-3, "adam_epsilon": 1e-4, "max_grad_norm": 0.5, "save_steps": 0,
+        "microbatch_tokens": 60,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to run a stage; `more` is put into its config section by section."""
+
+    stage: str
+    method: str
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = {
+    "sft full": Case("sft", "full"),
+    "sft lora": Case("sft", "lora"),
+    "sft head": Case("sft", "head"),
+    "reward full": Case("reward", "full"),
+    "reward lora": Case("reward", "lora"),
+    "reward head": Case("reward", "head"),
+    "ppo full": Case("ppo", "full"),
+    "ppo lora": Case("ppo", "lora", {"model": {"method": "lora"}}),
+    "ppo shared": Case("ppo", "lora", {"model": {"mode": "shared", "reward": "judge-lora"}}),
+}
+CELLS = [(case, backend) for case in CASES for backend in BACKENDS]
+
+
+def config_of(name: str, case: Case, processes: int) -> dict[str, Any]:
+    sections = PPO if case.stage == "ppo" else {"model": {"name": "base", "method": case.method}, "training": TRAINER}
+    found = {
+        "name": name,
+        "data": {"train": f"{case.stage}.jsonl", "eval_share": 0, "max_length": 96},
+        "registry": {"name": name, "path": "registry"},
+        "tracking": {"wandb": "disabled"},
+    }
+    for part in (sections, case.more):
+        found |= {section: {**found.get(section, {}), **values} for section, values in part.items()}
+    if case.stage != "ppo":
+        found["training"]["per_device_train_batch_size"] //= processes
+    return found
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory, forks):
+    """Rows of unlike lengths, a base, and two reward models on it."""
+    folder = tmp_path_factory.mktemp("house")
+    questions = [f"What about {TOPICS[n % 8]}, number {n}{' please' * (n % 5)}?" for n in range(40)]
+    answers = [f"The {TOPICS[n % 8]} are on floor {n}{' or so' * (n * 7 % 12)}." for n in range(40)]
+    asked = list(zip(questions, answers, strict=True))
+    rows = {
+        "sft": [{"messages": [turn("user", q), turn("assistant", a)]} for q, a in asked],
+        "reward": [{"prompt": q, "chosen": a, "rejected": "No."} for q, a in asked],
+        "ppo": [{"prompt": q} for q in questions],
+    }
+    for name, lines in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    short = {"training": {"max_steps": 4}}
+    start(folder, "base", Case("sft", "full", short | {"model": {"name": "scratch:llama", "scratch": SCRATCH}}), forks)
+    start(folder, "judge", Case("reward", "full", short), forks)
+    start(folder, "judge-lora", Case("reward", "lora", short), forks)
+    return folder
+
+
+def start(folder: Path, name: str, case: Case, call: Any, processes: int = 1, **variables: str) -> None:
+    (folder / f"{name}.yaml").write_text(json.dumps(config_of(name, case, processes)))  # JSON is YAML
+    (folder / f"rows-{name}").mkdir()
+    if processes == 1:
+        variables["RANK"] = "0"
+    code = call(
+        folder, case.stage, [f"{name}.yaml"], RECORDER="record_run", ROWS=str(folder / f"rows-{name}"), **variables
+    )
+    assert code == 0, (folder / "log.txt").read_text()[-6000:]
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A run: its losses step by step, its weights, and each process's rows."""
+
+    steps: list[dict[str, float]]
+    weights: dict[str, Any]
+    rows: list[list[dict[str, Any]]]
+    backend: dict[str, Any]
+
+
+def read(folder: Path, name: str, case: Case, processes: int) -> Ran:
+    run, rows = folder / "runs" / name, folder / f"rows-{name}"
+    version = Registry(folder / "registry").resolve(name)
+    weights = {key: value for file in version.path.glob("*.safetensors") for key, value in load_file(file).items()}
+    steps = [row for row in lines_of(run / "metrics.jsonl") if "train/loss" in row]
+    if case.stage == "ppo":
+        steps = lines_of(rows / "steps.jsonl")
+        weights |= load_file(rows / "weights.safetensors")
+    (backend,) = [row for row in lines_of(run / "events.jsonl") if row["event"] == "backend"]
+    return Ran(steps, weights, [lines_of(rows / f"{rank}.jsonl") for rank in range(processes)], backend)
+
+
+@pytest.fixture(scope="module")
+def one_process(house, forks):
+    @functools.cache
+    def run(case: str) -> Ran:
+        name = f"one {case}".replace(" ", "-")
+        start(house, name, CASES[case], forks)
+        return read(house, name, CASES[case], 1)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def launch_files(tmp_path_factory):
+    """One for each backend. Under ZeRO-3 all weights are parted: DeepSpeed leaves those below 100,000 numbers whole,
+    which are all that these models have."""
+    folder = tmp_path_factory.mktemp("launch")
+    zero = launching.ZERO2.read_text()
+    texts = {"ddp": launching.DDP, "zero2": zero, "zero1": zero.replace("zero_stage: 2", "zero_stage: 1")}
+    parts = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": True}
+    settings = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    (folder / "zero3.json").write_text(json.dumps({"zero_optimization": parts} | dict.fromkeys(settings, "auto")))
+    texts["zero3"] = (
+        "distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero3_init_flag: true\n"
+        f"  deepspeed_config_file: {folder / 'zero3.json'}\nnum_processes: 2\nuse_cpu: false\n"
+    )
+    for name, text in texts.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return {name: folder / f"{name}.yaml" for name in texts}
+
+
+FIGURES = {
+    "sft": ("train/loss", "train/grad_norm"),
+    "reward": ("train/loss", "train/grad_norm"),
+    "ppo": ("policy/loss", "value/loss", "policy/ratio", "norm"),
+}
+
+
+def differences(ran: Ran, one: Ran, stage: str) -> tuple[float, float]:
+    """The largest of a loss, absolute where it is below 1, and of a tensor in relation to its length (L2)."""
+    assert len(ran.steps) == len(one.steps) == STEPS
+    losses = [
+        abs(ours[figure] - theirs[figure]) / max(1.0, abs(theirs[figure]))
+        for ours, theirs in zip(ran.steps, one.steps, strict=True)
+        for figure in FIGURES[stage]
+    ]
+    assert one.weights.keys() <= ran.weights.keys()  # DeepSpeed saves a head beside the embeddings that it shares
+    tensors = [
+        float((ran.weights[name].double() - tensor.double()).norm() / tensor.double().norm().clamp(min=1e-12))
+        for name, tensor in one.weights.items()
+    ]
+    return max(losses), max(tensors)
+
+
+def check_rows(ran: Ran, one: Ran) -> None:
+    """In each step the processes had other rows, as many each, and together those of the one process."""
+    for step in {row["step"] for row in one.rows[0]}:
+        shares = [[tuple(row["ids"]) for row in rows if row["step"] == step] for rows in ran.rows]
+        whole = [tuple(row["ids"]) for row in one.rows[0] if row["step"] == step]
+        assert sorted(shares[0] + shares[1]) == sorted(whole)
+        assert len(shares[0]) == len(shares[1])
+        assert not set(shares[0]) & set(shares[1])
+
+
+@pytest.mark.parametrize(("case", "backend"), CELLS)
+def test_two_processes_make_the_steps_of_one(house, forks_of, one_process, launch_files, case, backend):
+    one, name = one_process(case), f"{backend} {case}".replace(" ", "-")
+    replay = {"REPLAY": str(house / f"rows-one-{case}".replace(" ", "-"))} if CASES[case].stage == "ppo" else {}
+    start(house, name, CASES[case], forks_of(launch_files[backend]), 2, **replay)
+    ran = read(house, name, CASES[case], 2)
+    engine, zero_stage = BACKENDS[backend]
+    if backend == "ddp" and CASES[case].stage == "ppo":
+        engine = "PolicyAndValue"  # adds its gradients up itself
+    assert (ran.backend["engine"], ran.backend["zero_stage"], ran.backend["world_size"]) == (engine, zero_stage, 2)
+    check_rows(ran, one)
+    loss, tensor = differences(ran, one, CASES[case].stage)
+    print(case, backend, loss, tensor)
+    if CASES[case].stage == "ppo":
+        check_ppo(house, name, f"one {case}".replace(" ", "-"), zero_stage)
+    assert loss < 1e-5
+    assert tensor < 1e-4
+
+
+def check_ppo(house: Path, name: str, one: str, zero_stage: int) -> None:
+    rows = house / f"rows-{name}"
+    first = [lines_of(rows / f"responses-{rank}.jsonl")[0] for rank in range(2)]
+    assert not first[0].keys() & first[1].keys()
+    assert first[0] | first[1] == lines_of(house / f"rows-{one}" / "responses-0.jsonl")[0]
+    held = [json.loads((rows / f"parted-{rank}.json").read_text()) for rank in range(2)]
+    assert (held == [0, 0]) == (zero_stage == 3)
