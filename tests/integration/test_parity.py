@@ -28,7 +28,7 @@ BACKENDS = {
 }
 STEPS = 20
 TRAINER = {
-    "max_steps": STEPS, "logging_steps": 1, "per_device_train_batch_size": 8, "learning_rate": 1e-2,
+    "max_steps": STEPS, "logging_steps": 1, "per_device_train_batch_size": 8, "learning_rate": 3e-3,
     "adam_epsilon": 1e-4,  # the default turns rounding of a gradient near zero into a whole step
     "max_grad_norm": 0.5, "save_steps": 0, "seed": 3,
 }  # fmt: skip
@@ -90,7 +90,7 @@ def house(tmp_path_factory, forks):
     asked = list(zip(questions, answers, strict=True))
     rows = {
         "sft": [{"messages": [turn("user", q), turn("assistant", a)]} for q, a in asked],
-        "reward": [{"prompt": q, "chosen": a, "rejected": "No."} for q, a in asked],
+        "reward": [{"prompt": q, "chosen": a, "rejected": r} for (q, a), r in zip(asked, answers[7:] + answers[:7])],
         "ppo": [{"prompt": q} for q in questions],
     }
     for name, lines in rows.items():
@@ -169,11 +169,8 @@ def launch_files(tmp_path_factory):
     return {name: folder / f"{name}.yaml" for name in texts}
 
 
-FIGURES = {
-    "sft": ("train/loss", "train/grad_norm"),
-    "reward": ("train/loss", "train/grad_norm"),
-    "ppo": ("policy/loss", "value/loss", "policy/ratio", "norm"),
-}
+LOSSES = {"sft": ("train/loss",), "reward": ("train/loss",), "ppo": ("policy/loss", "policy/ratio", "value/loss")}
+NORM = {"sft": "train/grad_norm", "reward": "train/grad_norm", "ppo": "norm"}
 
 
 def differences(ran: Ran, one: Ran, stage: str) -> tuple[float, float]:
@@ -182,8 +179,10 @@ def differences(ran: Ran, one: Ran, stage: str) -> tuple[float, float]:
     losses = [
         abs(ours[figure] - theirs[figure]) / max(1.0, abs(theirs[figure]))
         for ours, theirs in zip(ran.steps, one.steps, strict=True)
-        for figure in FIGURES[stage]
+        for figure in LOSSES[stage]
     ]
+    norms = ([step[NORM[stage]] for step in run.steps] for run in (ran, one))
+    assert next(norms) == pytest.approx(next(norms), rel=1e-3)
     assert one.weights.keys() <= ran.weights.keys()  # DeepSpeed saves a head beside the embeddings that it shares
     tensors = [
         float((ran.weights[name].double() - tensor.double()).norm() / tensor.double().norm().clamp(min=1e-12))
