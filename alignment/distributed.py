@@ -270,6 +270,7 @@ class TrainingEngine:
             module.to(accelerator.device)
             self.optimizer = optimizer
         self._zero_stage = zero_stage(accelerator)
+        self._offloaded = offload_devices(accelerator)[0] != "none"
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         if self.deepspeed is None and accelerator.num_processes > 1:
             for parameter in self.parameters:  # a new head or adapter could have been drawn otherwise on each
@@ -295,7 +296,8 @@ class TrainingEngine:
         if self.deepspeed is None:
             loss.backward()
             return
-        self.deepspeed.set_gradient_accumulation_boundary(last)
+        # Under offload the boundary is drawn in `step`: DeepSpeed would hand over the gradients of the last pass alone.
+        self.deepspeed.set_gradient_accumulation_boundary(last and not self._offloaded)
         self.deepspeed.backward(loss * self.accelerator.num_processes)  # it averages over processes
 
     def step(self) -> float:
@@ -305,10 +307,7 @@ class TrainingEngine:
             Diverged: on every process, where the gradient is not finite on any.
         """
         if self.deepspeed is not None:
-            groups = getattr(self.deepspeed.optimizer, "averaged_gradients", {}).values()
-            parts = [part for group in groups for part in group or () if part is not None]
-            parts = parts or [p.grad for p in self.parameters if p.grad is not None]
-            self._check(torch.stack([part.double().sum() for part in parts]).sum())
+            self._check(torch.stack([part.double().sum() for part in self._gradients()]).sum())
             self.deepspeed.step()
             self._forget_gradients()
             return float(self.deepspeed.get_global_grad_norm() or 0.0)
@@ -330,21 +329,34 @@ class TrainingEngine:
         parameters = self.optimizer.param_groups[group]["params"]
         if self._zero_stage == 3:  # which fills the groups for a step and empties them again
             owner = self.deepspeed.optimizer
-            parameters = [
-                flat
-                for number, flat in enumerate(owner.fp32_partitioned_groups_flat)
-                if owner.sub_group_to_group_id[number] == group
-            ]
+            groups = owner.sub_group_to_group_id
+            parameters = [flat for n, flat in enumerate(owner.fp32_partitioned_groups_flat) if groups[n] == group]
         for parameter in parameters:
             state = self.optimizer.state.get(parameter, {})
             if "step" in state:
                 state["step"] = state["step"] * 0
 
+    def _gradients(self) -> list[Tensor]:
+        """This process's part of the gradient, as DeepSpeed holds it before a step."""
+        owner = self.deepspeed.optimizer
+        if self._offloaded:
+            owner.finalize_gradient_accumulation_boundary()
+            self.deepspeed.set_gradient_accumulation_boundary(True)
+            names = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat")
+            return [flat.grad for name in names for flat in getattr(owner, name, ())]
+        groups = getattr(owner, "averaged_gradients", {}).values()
+        parts = [part for group in groups for part in group or () if part is not None]
+        return parts or [p.grad for p in self.parameters if p.grad is not None]
+
     def _forget_gradients(self) -> None:
-        """ZeRO-3 writes the first pass's gradients into its buffer and adds those of later ones; what the first pass
+        """DeepSpeed writes the first pass's gradients into buffers and adds those of later ones: what the first pass
         does not reach, as the critic, would be added to the last step's."""
+        owner = self.deepspeed.optimizer
         if self._zero_stage == 3:
-            self.deepspeed.optimizer.grad_partitions_flat_buffer.zero_()
+            owner.grad_partitions_flat_buffer.zero_()
+        elif self._offloaded:
+            for buffer in owner.accumulated_grads_in_cpu.values():
+                buffer.zero_()
 
     def _check(self, figure: Tensor) -> None:
         if not torch.isfinite(all_reduce_sum(figure.detach().double())):
@@ -405,6 +417,15 @@ def zero_stage(accelerator: Accelerator) -> int:
     """DeepSpeed's ZeRO stage, 0 without DeepSpeed."""
     plugin = accelerator.state.deepspeed_plugin
     return int(plugin.zero_stage) if plugin is not None else 0
+
+
+def offload_devices(accelerator: Accelerator) -> tuple[str, str]:
+    """Where DeepSpeed keeps the optimizer's state and the weights outside of use: `none` (the GPU), `cpu` or `nvme`."""
+    plugin = accelerator.state.deepspeed_plugin
+    zero = {} if plugin is None else plugin.deepspeed_config["zero_optimization"]
+    kinds = ("offload_optimizer", "offload_param")
+    optimizer, weights = ((zero.get(kind) or {}).get("device") or "none" for kind in kinds)
+    return optimizer, weights
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:

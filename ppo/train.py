@@ -17,7 +17,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from alignment import adapters, distributed, resume, trainers
+from alignment import adapters, distributed, methods, resume, trainers
 from alignment.checkpoint import Checkpoints, keep_files, load_state, random_state, save_state, set_random_state
 from alignment.config import ConfigError
 from alignment.data import Prompt, to_prompts, train_and_eval
@@ -36,7 +36,7 @@ from ppo.config import PPOStageConfig, TrainingConfig, batch_plan
 from ppo.controllers import KLController, RewardScaler
 from ppo.ema import EMA
 from ppo.evaluation import BestPolicy, Judged, check_selection, figures
-from ppo.loading import as_trained, find_models, load_models, load_policy_tokenizer
+from ppo.loading import as_trained, find_models, load_models, load_policy_tokenizer, policy_options
 from ppo.models import Models
 from ppo.plan import memory_plan
 from ppo.ptx import read_ptx
@@ -54,6 +54,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
     distributed.start_processes()
     batch_plan(config, distributed.world_size())
     accelerator = distributed.make_accelerator(max_grad_norm=config.training.max_grad_norm, bf16=config.training.bf16)
+    distributed.on_main_process(lambda: _check_backend(config, accelerator))
     begun = resume.begin(config.run_dir)
     registry = trainers.open_registry(config, begun.run)
     if published := trainers.published_before(config, registry, begun.run):
@@ -402,6 +403,15 @@ def _check(config: PPOStageConfig) -> None:
             f"rollout.max_new_tokens={config.rollout.max_new_tokens} leaves no room for a prompt in "
             f"data.max_length={config.data.max_length}; raise data.max_length"
         )
+
+
+def _check_backend(config: PPOStageConfig, accelerator: Accelerator) -> None:
+    if "nvme" in distributed.offload_devices(accelerator):
+        raise ConfigError(
+            "PPO does not run with weights or optimizer on NVMe, which each rollout and each pass would read whole; set "
+            "offload_optimizer_device: cpu and offload_param_device: cpu in the launch file"
+        )
+    methods.check(policy_options(config.model), distributed.zero_stage(accelerator))
 
 
 def _check_lengths(config: PPOStageConfig, sources: Mapping[str, ModelSource]) -> None:

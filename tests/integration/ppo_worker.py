@@ -78,8 +78,6 @@ def main(out: Path, *overrides: str) -> None:
         stats = loop.iterate(list(range(count)))
         report["stats"].append({name: value for name, value in stats.items() if not name.startswith("time/")})
         report["rates"].append([group["lr"] for group in loop.engine.optimizer.param_groups])
-    modules = [models.trained, *models.frozen()]
-    report["whole"] = sum(parameter.numel() for module in modules for parameter in module.parameters())
     report["training_mode"] = any(module.training for module in models.trained.modules())
     weights = loop.engine.full_state_dict()
     if accelerator.is_main_process:
@@ -91,7 +89,7 @@ def main(out: Path, *overrides: str) -> None:
 def spoil(loop: Loop, rank: int) -> dict[str, Any]:
     """What each process says of an iteration in which one has a gradient that is no number, and whether its weights
     are as they were."""
-    before = [parameter.detach().clone() for parameter in loop.engine.parameters]
+    before = [distributed.own_part(parameter).clone() for parameter in loop.engine.parameters]
     if loop.accelerator.process_index == rank:
         real = loop.updater._loss
         loop.updater._loss = lambda *args: real(*args) * float("nan")
@@ -100,7 +98,8 @@ def spoil(loop: Loop, rank: int) -> dict[str, Any]:
         message = "nothing"
     except ModelError as error:
         message = str(error).partition(":")[0]
-    same = all(torch.equal(a, b) for a, b in zip(before, loop.engine.parameters, strict=True))
+    after = [distributed.own_part(parameter) for parameter in loop.engine.parameters]
+    same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     shares = distributed.gather_lists([(message, same)])
     return {"refused": [share[0][0] for share in shares], "unchanged": [share[0][1] for share in shares]}
 

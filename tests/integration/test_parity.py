@@ -28,6 +28,8 @@ BACKENDS = {
     "zero2": ("DeepSpeedEngine", 2),
     "zero3": ("DeepSpeedEngine", 3),
     "zero3 as shipped": ("DeepSpeedEngine", 3),
+    "zero2 offload": ("DeepSpeedEngine", 2),
+    "zero3 offload": ("DeepSpeedEngine", 3),
 }
 STEPS = 20
 BLOCKS = str(8 * SCRATCH["vocab_size"])
@@ -109,6 +111,7 @@ COLUMNS = ("ddp", "zero1", "zero2", "zero3")
 CELLS = [(case, backend) for case in MATRIX for backend in COLUMNS]
 CELLS += [(case, backend) for case in MORE for backend in ("zero2", "zero3")]
 CELLS += [("ppo full, critic's warm-up", "zero1"), ("ppo full, moving average, best", "zero3 as shipped")]
+CELLS += [("ppo full, demonstrations", f"{backend} offload") for backend in ("zero2", "zero3")]
 CORE = {
     ("sft full", "zero3"), ("sft lora", "zero1"), ("reward full", "zero3"), ("reward lora", "zero2"),
     ("ppo full", "ddp"), ("ppo full", "zero3"), ("ppo shared", "zero2"), ("ppo full, critic's warm-up", "zero1"),
@@ -212,12 +215,17 @@ def launch_files(tmp_path_factory):
     zero = launching.ZERO2.read_text()
     texts = {"ddp": launching.DDP, "zero2": zero, "zero1": zero.replace("zero_stage: 2", "zero_stage: 1")}
     parts = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": True}
+    adam, weights = {"offload_optimizer": {"device": "cpu"}}, {"offload_param": {"device": "cpu"}}
     settings = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-    (folder / "zero3.json").write_text(json.dumps({"zero_optimization": parts} | dict.fromkeys(settings, "auto")))
-    texts["zero3"] = (
-        "distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero3_init_flag: true\n"
-        f"  deepspeed_config_file: {folder / 'zero3.json'}\nnum_processes: 2\nuse_cpu: false\n"
-    )
+    for name, values in (
+        ("zero3", parts), ("zero2 offload", {"stage": 2} | adam), ("zero3 offload", parts | adam | weights),
+    ):  # fmt: skip
+        given = {"zero_optimization": values, "zero_force_ds_cpu_optimizer": False} | dict.fromkeys(settings, "auto")
+        (folder / f"{name}.json").write_text(json.dumps(given))
+        texts[name] = (
+            f"distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero3_init_flag: {values['stage'] == 3}\n"
+            f"  deepspeed_config_file: {folder / name}.json\nnum_processes: 2\nuse_cpu: false\n"
+        )
     for name, text in texts.items():
         (folder / f"{name}.yaml").write_text(text)
     files = {name: folder / f"{name}.yaml" for name in texts}
@@ -315,7 +323,7 @@ def table(results: dict[tuple[str, str], tuple[float, float]]) -> str:
 
     head = lambda columns: [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]  # noqa: E731
     lines = head(COLUMNS) + [f"| {case} | {' | '.join(cell(case, each) for each in COLUMNS)} |" for case in MATRIX]
-    columns = ("zero1", "zero2", "zero3", "zero3 as shipped")
+    columns = [backend for backend in BACKENDS if backend != "ddp"]
     lines += ["", *head(columns)]
     lines += [f"| {case} | {' | '.join(cell(case, each) for each in columns)} |" for case in MORE]
     return "\n".join(lines)

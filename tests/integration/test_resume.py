@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import launching
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -191,8 +192,19 @@ def test_every_method_resumes(house, forks, method):
 @pytest.mark.parametrize("name", ["sft", "sft-padded", "reward", "ppo"])
 def test_killed_and_resumed_under_zero_2_on_two_processes(house, two_forks, name):
     run_both(house, name, two_forks, calls_per_step=1 if name == "sft" else 2)  # ZeRO steps each group by itself
+    check_backend(house, name, zero_stage=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft-padded", "reward", "ppo", "ppo-lora"])
+def test_killed_and_resumed_under_zero_3_on_two_processes(house, forks_of, name):
+    run_both(house, name, forks_of(launching.ROOT / "configs" / "accelerate" / "zero3.yaml"), calls_per_step=2)
+    check_backend(house, name, zero_stage=3)
+
+
+def check_backend(house: Path, name: str, zero_stage: int) -> None:
     events = [json.loads(line) for line in (house / "runs" / name / "events.jsonl").read_text().splitlines()]
     (backend,) = [event for event in events if event["event"] == "backend"]
     assert {key: backend[key] for key in ("engine", "world_size", "zero_stage")} == {
-        "engine": "DeepSpeedEngine", "world_size": 2, "zero_stage": 2,
+        "engine": "DeepSpeedEngine", "world_size": 2, "zero_stage": zero_stage,
     }  # fmt: skip
