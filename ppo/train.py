@@ -408,7 +408,7 @@ def _check(config: PPOStageConfig) -> None:
 def _check_backend(config: PPOStageConfig, accelerator: Accelerator) -> None:
     if "nvme" in distributed.offload_devices(accelerator):
         raise ConfigError(
-            "PPO does not run with weights or optimizer on NVMe, which each rollout and each pass would read whole; set "
+            "PPO does not run with weights or optimizer on NVMe, which each rollout and each pass would read; set "
             "offload_optimizer_device: cpu and offload_param_device: cpu in the launch file"
         )
     methods.check(policy_options(config.model), distributed.zero_stage(accelerator))

@@ -287,7 +287,7 @@ def test_two_processes_make_the_steps_of_one(house, forks_of, one_process, launc
     if case.stage == "ppo":
         check_ppo(house, ours, alone, case)
         held = [json.loads((house / f"rows-{ours}" / f"parted-{rank}.json").read_text()) for rank in range(2)]
-        assert (held == [0, 0]) == (backend == "zero3")
+        assert (held == [0, 0]) == (backend in ("zero3", "zero3 offload"))
     assert loss < case.loss
     assert tensor < case.tensor
     assert norms(ran, case.stage) == pytest.approx(norms(one, case.stage), rel=max(1e-3, 10 * case.loss))
