@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -108,6 +109,10 @@ METHODS: dict[str, Method] = {
     "lokr": Method("Kronecker products", 2e-4, "LoKrConfig", {"r": 8, "alpha": 8}, _LYCORIS),
 }
 NEAREST = ("lora", "qlora", "full")
+ADVICE = (
+    "advice: model.method={} under ZeRO-3 sends the whole frozen base to every process for each pass, to train a small "
+    "adapter; where one device holds the base, launch with configs/accelerate/zero2.yaml"
+)
 
 _REWRITES = "it rewrites the base's weights, and the adapter would not fit the base on record"
 OWNED = {
@@ -130,7 +135,8 @@ OWNED = {
 
 
 def check(config: ModelConfig, zero_stage: int = 0) -> None:
-    """Refuse a method that does not work as it would be run, with the nearest one that does.
+    """Refuse a method that does not work as it would be run, with the nearest one that does; advise against one that
+    does and is slow.
 
     Raises:
         ConfigError: one line: the setting, the reason, what to use instead; or an argument that PEFT does not have.
@@ -144,6 +150,8 @@ def check(config: ModelConfig, zero_stage: int = 0) -> None:
             )
     if config.method in ADAPTERS:
         _adapter_arguments(config)
+        if zero_stage == 3:
+            print(ADVICE.format(config.method), file=sys.stderr)
 
 
 def with_learning_rate(defaults: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:

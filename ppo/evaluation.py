@@ -104,7 +104,7 @@ class BestPolicy:
         """Look at an evaluation; whether it is the best so far. The same on every process, since the figures are.
 
         Args:
-            weights: what is trained of the policy, by name; asked for where the answer is yes.
+            weights: gives what is trained of the policy, by name, on the main process; called where the answer is yes.
         """
         if not self.wanted:
             return False
@@ -127,7 +127,7 @@ class BestPolicy:
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
         part = self._file.with_suffix(".part")
-        save_file({name: weight.detach().cpu().clone() for name, weight in weights.items()}, part)
+        save_file(dict(weights), part)
         part.replace(self._file)
 
     @property

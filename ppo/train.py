@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from alignment import adapters, distributed, resume, trainers, watch
+from alignment import adapters, distributed, methods, resume, trainers, watch
 from alignment.checkpoint import Checkpoints, keep_files, load_state, random_state, save_state, set_random_state
 from alignment.config import ConfigError
 from alignment.control import Control, Wanted, leave_if_preempted
@@ -40,7 +40,7 @@ from ppo.config import PPOStageConfig, TrainingConfig, batch_plan
 from ppo.controllers import KLController, RewardScaler
 from ppo.ema import EMA
 from ppo.evaluation import BestPolicy, Judged, check_selection, figures
-from ppo.loading import as_trained, find_models, load_models, load_policy_tokenizer
+from ppo.loading import as_trained, find_models, load_models, load_policy_tokenizer, policy_options
 from ppo.models import Models
 from ppo.plan import workload
 from ppo.ptx import read_ptx
@@ -59,7 +59,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
     distributed.start_processes()
     batch_plan(config, distributed.world_size())
     accelerator = distributed.make_accelerator(max_grad_norm=config.training.max_grad_norm, bf16=config.training.bf16)
-    _check_backend(accelerator)
+    distributed.on_main_process(lambda: _check_backend(config, accelerator))
     begun = resume.begin(config.run_dir)
     registry = trainers.open_registry(config, begun.run)
     if published := trainers.published_before(config, registry, begun.run):
@@ -70,7 +70,8 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
     trainers.pin_models(config, registry, begun.run)
     _check_lengths(config, sources)
     torch.manual_seed(config.training.seed)
-    models = load_models(config, sources)
+    with distributed.whole_models():  # parted later: parts can be neither merged nor given a head
+        models = load_models(config, sources)
     ptx = read_ptx(config, models.tokenizer)
     data = [*prompts.fingerprints, *held_out.fingerprints, *ptx.fingerprints]
     with trainers.open_journal(config, "ppo", begun) as journal:
@@ -118,13 +119,14 @@ class Loop:
         optimizer = make_optimizer(models, config)
         self.engine = TrainingEngine(accelerator, models.trained, optimizer, config.training.max_grad_norm)
         self.schedule = make_schedule(self.engine.optimizer, config)
-        for frozen in models.frozen():
-            frozen.to("cpu" if models.offloaded else accelerator.device)
         # DeepSpeed rounds the policy's own weights to bfloat16, its buffers (rotary frequencies) not; with a reference
         # that is not rounded just so, the KL starts above 0.
         if models.reference.model is not models.policy.model:
             for parameter in models.reference.model.parameters():
                 parameter.data = parameter.data.to(models.policy.base.dtype)
+        self._parted = distributed.zero_stage(accelerator) == 3
+        """Each process holds a part of the weights."""
+        models.place(accelerator.device, parted=self._parted)
         decay = config.training.ema_decay
         self.ema = None if decay is None else EMA(models.trained.trained_parameters("policy"), decay)
         sampler = make_engine(config, models, accelerator)
@@ -189,6 +191,8 @@ class Loop:
         so one that was interrupted is done again to the last bit."""
         self.engine.save(folder)
         save_state(folder / f"process-{self.accelerator.process_index}.pt", random_state())
+        if self.ema is not None and self._parted:
+            save_state(folder / f"ema-{self.accelerator.process_index}.pt", self.ema.state_dict())
         if self.accelerator.is_main_process:
             state = {name: part.state_dict() for name, part in self._stateful().items()}
             own = {"step": self.step, "num_steps": self.updater.num_steps, "first_figures": self.first_figures}
@@ -202,6 +206,8 @@ class Loop:
         state = load_state(folder / "loop.pt")
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
+        if self.ema is not None and self._parted:
+            self.ema.load_state_dict(load_state(folder / f"ema-{self.accelerator.process_index}.pt"))
         self.step, self.updater.num_steps = state["step"], state["num_steps"]
         self.first_figures, self.last_figures = state["first_figures"], state["last_figures"]
         self.start = state["start"] and Judged(**state["start"])
@@ -215,7 +221,7 @@ class Loop:
     def _stateful(self) -> dict[str, Any]:
         parts = {"schedule": self.schedule, "kl_controller": self.kl_controller, "scaler": self.scaler}
         parts |= {"best": self.best, "alarms": self.alarms}
-        return parts if self.ema is None else parts | {"ema": self.ema}
+        return parts if self.ema is None or self._parted else parts | {"ema": self.ema}
 
     def iterate(self, numbers: Sequence[int]) -> dict[str, float]:
         """One iteration: a rollout of these prompts and what is learned from it."""
@@ -305,8 +311,8 @@ class Loop:
         return Judged(scores, None if held[0] is None else held, kl, lengths, ended, texts)
 
     def _policy_weights(self) -> dict[str, Tensor]:
-        """What is trained of the policy; every process has it whole (ZeRO-1 and 2 part the optimizer's state alone)."""
-        return {name: p.detach() for name, p in self.models.trained.trained_parameters("policy")}
+        """What is trained of the policy, on the main process."""
+        return distributed.whole_weights(self.models.trained.trained_parameters("policy"))
 
     @contextlib.contextmanager
     def published_policy(self) -> Iterator[dict[str, Any]]:
@@ -321,8 +327,12 @@ class Loop:
                 self._say("better than the start", "error", text)
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
             weights = self.best.weights()
-            for name, parameter in self.models.trained.trained_parameters("policy") if weights else ():
-                parameter.data.copy_(weights[name])  # type: ignore[index]
+            for name, parameter in (
+                self.models.trained.trained_parameters("policy") if self.best.step is not None else ()
+            ):
+                with distributed.gathered(parameter):
+                    if weights is not None:
+                        parameter.data.copy_(weights[name])
             yield metrics
 
     def _alarm(self, stats: Mapping[str, float], evaluation: Mapping[str, float] | None) -> None:
@@ -460,18 +470,19 @@ def _check(config: PPOStageConfig) -> None:
         )
 
 
+def _check_backend(config: PPOStageConfig, accelerator: Accelerator) -> None:
+    if "nvme" in distributed.offload_devices(accelerator):
+        raise ConfigError(
+            "PPO does not run with weights or optimizer on NVMe, which each rollout and each pass would read; set "
+            "offload_optimizer_device: cpu and offload_param_device: cpu in the launch file"
+        )
+    methods.check(policy_options(config.model), distributed.zero_stage(accelerator))
+
+
 def _check_lengths(config: PPOStageConfig, sources: Mapping[str, ModelSource]) -> None:
     """`data.max_length` is that of prompt and response together, which every model reads."""
     for path in dict.fromkeys(source.config_path for source in sources.values()):
         check_length(path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
-
-
-def _check_backend(accelerator: Accelerator) -> None:
-    if distributed.zero_stage(accelerator) >= 3:
-        raise ConfigError(
-            "PPO does not run under ZeRO-3 yet: generation would need the sharded weights gathered; "
-            "launch it with configs/accelerate/zero2.yaml"
-        )
 
 
 def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:

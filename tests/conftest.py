@@ -25,6 +25,10 @@ for name in ("ALIGNMENT_REGISTRY", "ALIGNMENT_TIMEOUT", "ALIGNMENT_VERIFY", "HF_
     os.environ.pop(name, None)  # a test must not touch what the person running it has
 
 
+def pytest_addoption(parser):
+    parser.addoption("--write-table", action="store_true", help="write what test_parity.py found to docs/cluster.md")
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     """A small tokenizer, shared: tests that change it make their own with `tiny.make_tokenizer`."""

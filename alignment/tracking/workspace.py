@@ -64,7 +64,9 @@ def _workspace(dashboard: Dashboard, project: str, entity: str) -> Any:
         ws.Section(
             name=section.title if dashboard.stage or not section.stage else f"{section.stage}: {section.title}",
             panels=[
-                panel for number, each in enumerate(section.panels) for panel in _panels(each, dashboard, section, number)
+                panel
+                for number, each in enumerate(section.panels)
+                for panel in _panels(each, dashboard, section, number)
             ],
             is_open=True,
             layout_settings=ws.SectionLayoutSettings(columns=COLUMNS, rows=-(-len(section.panels) // COLUMNS)),

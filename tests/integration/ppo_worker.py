@@ -52,7 +52,8 @@ def main(out: Path, *overrides: str) -> None:
     config = PPOStageConfig.model_validate(values)
     distributed.start_processes()
     accelerator = distributed.make_accelerator(max_grad_norm=config.training.max_grad_norm, bf16=config.training.bf16)
-    models = build_models(ref_seed=1, critic=critic)
+    with distributed.whole_models():
+        models = build_models(ref_seed=1, critic=critic)
     settle(models, config)
     prompts = prompts_of(*CONTENTS)
     ptx_rows = PTX_ROWS if config.ptx.train else ()
@@ -88,7 +89,7 @@ def main(out: Path, *overrides: str) -> None:
 def spoil(loop: Loop, rank: int) -> dict[str, Any]:
     """What each process says of an iteration in which one has a gradient that is no number, and whether its weights
     are as they were."""
-    before = [parameter.detach().clone() for parameter in loop.engine.parameters]
+    before = [distributed.own_part(parameter).clone() for parameter in loop.engine.parameters]
     if loop.accelerator.process_index == rank:
         real = loop.updater._loss
         loop.updater._loss = lambda *args: real(*args) * float("nan")
@@ -97,7 +98,8 @@ def spoil(loop: Loop, rank: int) -> dict[str, Any]:
         message = "nothing"
     except ModelError as error:
         message = str(error).partition(":")[0]
-    same = all(torch.equal(a, b) for a, b in zip(before, loop.engine.parameters, strict=True))
+    after = [distributed.own_part(parameter) for parameter in loop.engine.parameters]
+    same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     shares = distributed.gather_lists([(message, same)])
     return {"refused": [share[0][0] for share in shares], "unchanged": [share[0][1] for share in shares]}
 

@@ -290,7 +290,7 @@ def test_two_processes_then_one_then_four_take_the_steps_of_one(house, plain_for
                 actions = [{}] * (processes - 1) + [steps[number]]  # one of them is enough
             batch = [] if name == "ppo" else [f"training.gradient_accumulation_steps={4 // processes}"]
             arguments = [config, *batch, "--resume", "auto"]
-            codes = plain_forks(house, stage, arguments, *actions, ROWS=str(rows[run]))
+            codes = plain_forks(house, stage, arguments, *actions, ROWS=str(rows[run]), RECORDER="record_rows")
             wanted = 0 if number == len(attempts) - 1 else PREEMPTED
             assert codes == [wanted] * processes, log(house)
     one, other = (ids_of_steps(folder) for folder in rows.values())

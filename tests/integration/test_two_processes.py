@@ -328,10 +328,12 @@ def tiny_start(variant):
     return build_models(ref_seed=1, critic=critic).trained.state_dict()
 
 
-@pytest.mark.parametrize("backend", ["multi", "zero2"])
+@pytest.mark.parametrize("backend", ["multi", "zero2", pytest.param("zero3", marks=pytest.mark.slow)])
 def test_what_is_not_finite_on_one_process_stops_both_and_reaches_no_weight(tmp_path, backend):
     launcher = tmp_path / "launch.yaml"
-    launcher.write_text(launching.DDP if backend == "multi" else launching.ZERO2.read_text())
+    zero = launching.ZERO2.read_text()
+    texts = {"multi": launching.DDP, "zero2": zero, "zero3": zero.replace("zero_stage: 2", "zero_stage: 3")}
+    launcher.write_text(texts[backend])
     _, report = work(tmp_path / "out", launcher, "spoil=1")
     assert report["world_size"] == 2
     assert report["refused"] == ["training diverged at iteration 1"] * 2
@@ -347,10 +349,15 @@ def test_bfloat16_under_deepspeed_starts_at_ratio_one_and_kl_zero(tmp_path):
     assert report["stats"][0]["policy/first_ratio"] == pytest.approx(1.0, abs=1e-2)
 
 
-def test_ppo_under_zero3_is_refused_in_one_line(tmp_path, tokenizer):
+def test_ppo_on_nvme_is_refused_in_one_line(tmp_path):
     """Before anything is read or loaded: neither the models nor the data it names exist."""
-    zero3 = tmp_path / "zero3.yaml"
-    zero3.write_text(launching.ZERO2.read_text().replace("zero_stage: 2", "zero_stage: 3"))
+    zero = {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": str(tmp_path)}}
+    (tmp_path / "nvme.json").write_text(json.dumps({"zero_optimization": zero, "train_batch_size": "auto"}))
+    launcher = tmp_path / "nvme.yaml"
+    launcher.write_text(
+        "distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero3_init_flag: true\n"
+        f"  deepspeed_config_file: {tmp_path / 'nvme.json'}\nnum_processes: 2\nuse_cpu: false\n"
+    )
     config = {
         "name": "refused",
         "model": {"policy": "nothing", "reward": "nothing"},
@@ -359,9 +366,9 @@ def test_ppo_under_zero3_is_refused_in_one_line(tmp_path, tokenizer):
         "tracking": {"wandb": "disabled"},
     }
     (tmp_path / "ppo.yaml").write_text(json.dumps(config))
-    done = launching.launch(zero3, ["-m", "ppo", "ppo.yaml"], tmp_path)
+    done = launching.launch(launcher, ["-m", "ppo", "ppo.yaml"], tmp_path)
     assert done.code != 0
     (line,) = [line for line in done.output.splitlines() if line.startswith("error: ")]
-    assert "ZeRO-3" in line
-    assert "configs/accelerate/zero2.yaml" in line
+    assert "NVMe" in line
+    assert "offload_param_device: cpu" in line
     assert json.loads((tmp_path / "runs" / "refused" / "exit.json").read_text())["code"] == 2
