@@ -14,6 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
+from alignment.errors import UserError
 from alignment.runs import Run
 from alignment.terminal import one_line
 from alignment.tracking import overview
@@ -114,7 +115,8 @@ def watch(path: Path, console: Console, once: bool = False, interval: float = 1.
                 screen.start(refresh=True)
                 while _may_go_on(record):
                     time.sleep(interval)
-                    record = follower.poll()
+                    with suppress(UserError):  # a run that begins again is just writing its config
+                        record = follower.poll()
                     screen.update(View(record, full_screen=True), refresh=True)
             finally:
                 screen.stop()
@@ -235,7 +237,7 @@ class View:
         """The lines of each, the first with their title."""
         rows = self.record.samples
         latest = [row for row in rows if row.get("step") == rows[-1].get("step")][:SHOWN_SAMPLES] if rows else []
-        samples = []
+        samples: list[list[Text]] = []
         for row in latest:
             title = Text(f"samples of step {one_line(str(row.get('step')))}", style="bold")
             lines = [*([] if samples else [title]), Text.assemble(("> ", "dim"), (asked(row), "dim"))]
