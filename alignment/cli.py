@@ -1,4 +1,5 @@
-"""The `alignment` command. Groups: `models` (models_cli.py, registry_cli.py) and `data` (data_cli.py)."""
+"""The `alignment` command. Groups: `models` (models_cli.py, registry_cli.py), `data` (data_cli.py), `runs`
+(runs_cli.py)."""
 
 from typing import Any
 
@@ -8,6 +9,7 @@ from typer.core import TyperGroup
 from alignment.data_cli import data
 from alignment.errors import UserError
 from alignment.registry_cli import models
+from alignment.runs_cli import runs
 from alignment.stage import quiet_libraries
 from alignment.terminal import one_line
 
@@ -28,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(models, name="models")
 app.add_typer(data, name="data")
+app.add_typer(runs, name="runs")
 
 
 @app.callback()
