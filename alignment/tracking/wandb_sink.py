@@ -79,6 +79,7 @@ class WandbSink:
             "config": redact(config),
         }
         self._run: Any = None
+        self._is_online = False
         self._failures, self._last, self._given_up, self._ended = 0, "", False, False
         self._calls: queue.Queue[Callable[[], Any] | None] = queue.Queue(MAX_WAITING)
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -95,7 +96,7 @@ class WandbSink:
         if self._mode != "online":
             return None
         # W&B warns on the screen where there is none
-        found = self._ask(lambda: None if self._run.settings._offline else str(self._run.url), START_SECONDS)
+        found = self._ask(lambda: str(self._run.url) if self._is_online else None, START_SECONDS)
         return None if found is None else str(found)
 
     def mirror(self, model: MirroredModel, wait_seconds: float | None = None) -> bool:
@@ -212,6 +213,7 @@ class WandbSink:
         run = wandb.init(mode=mode, settings=settings, **self._options)
         run.define_metric(STEP, hidden=True)
         run.define_metric("*", step_metric=STEP)
+        self._is_online = mode == "online"
         return run
 
     def _submit(self, call: Callable[[], Any]) -> None:

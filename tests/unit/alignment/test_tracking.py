@@ -273,7 +273,6 @@ def test_an_online_run_that_cannot_begin_goes_on_offline(tmp_path, fake_wandb, m
         return init(**arguments)
 
     monkeypatch.setattr(fake_wandb, "init", offline_only)
-    monkeypatch.setattr(fake_wandb.run, "settings", types.SimpleNamespace(_offline=True), raising=False)
     mirror = WandbSink(tmp_path, mode="online", project="p", name="n", stage="sft", config={})
     mirror.log(1, {"a": 1.0})
     assert mirror.url is None
