@@ -172,6 +172,29 @@ def review_run(
         typer.echo("Its own verdict is fail: alignment runs show says why.", err=True)
 
 
+@runs.command("replay")
+def replay_run(
+    run: RunArgument,
+    online: Annotated[bool, typer.Option("--online", help="To the server that you are logged in to.")] = False,
+    folder: RunsOption = RUNS,
+    registry: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a run's journal to one clean W&B run.  Example: alignment runs replay demo-sft"""
+    from alignment.tracking.replay import replay  # W&B is needed here alone
+
+    found = replay(overview.find_run(run, folder), "online" if online else "offline", registry)
+    if as_json:
+        print_json(asdict(found))
+        return
+    what = f"{found.steps} steps, {found.tables} tables of samples, {found.histograms} histograms"
+    typer.echo(clean(f"{found.where}: {what}, {len(found.models)} models"))
+    if found.missing:
+        typer.echo(clean(f"not in the registry any more: {', '.join(found.missing)}"), err=True)
+    if not online:
+        typer.echo(clean(f"upload it with: wandb sync {found.where}"))
+
+
 def _read(path: Path) -> tuple[RunRecord | None, str]:
     """A run; or None and why it cannot be read: one damaged run does not hide the others."""
     try:
