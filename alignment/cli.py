@@ -1,4 +1,4 @@
-"""The `alignment` command. Groups: `models` (models_cli.py, registry_cli.py), `data` and `runs` (NAME_cli.py)."""
+"""The `alignment` command. Groups: `models` (models_cli.py, registry_cli.py), `data` and `runs` (NAME_cli.py, report_cli.py)."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 from alignment.data_cli import data
 from alignment.errors import UserError
 from alignment.registry_cli import models
-from alignment.runs_cli import runs
+from alignment.report_cli import runs
 from alignment.stage import quiet_libraries
 from alignment.terminal import one_line
 

@@ -220,9 +220,7 @@ def histogram_chart(panel: HistogramPanel, stage: str, runs: Sequence[tuple[str,
     return chart if chart.lines else None
 
 
-def _look(
-    called: str, name: str, place: int, order: int, names: Sequence[str], runs: int
-) -> tuple[str, int, int]:
+def _look(called: str, name: str, place: int, order: int, names: Sequence[str], runs: int) -> tuple[str, int, int]:
     """Name, colour and dash of a series: metrics have the colours in a run's own report, runs where there are more."""
     if runs == 1:
         return name, order % COLOURS, 0
@@ -277,7 +275,9 @@ def still(chart: Chart) -> Picture:
             ends = [f"{x(line.x[i]):.1f},{y(line.high[i]):.1f}" for i in few]
             ends += [f"{x(line.x[i]):.1f},{y(line.low[i]):.1f}" for i in reversed(few)]
             picture.add("polygon", kind=f"band {kind}", points=" ".join(ends))
-        picture.add("polyline", kind=f"line {kind}", points=" ".join(f"{x(line.x[i]):.1f},{y(line.y[i]):.1f}" for i in few))
+        picture.add(
+            "polyline", kind=f"line {kind}", points=" ".join(f"{x(line.x[i]):.1f},{y(line.y[i]):.1f}" for i in few)
+        )
         for i in few if chart.kind == "scatter" or len(line.x) <= 12 else ():
             picture.add("circle", kind=f"dot {kind}", cx=x(line.x[i]), cy=y(line.y[i]), r=2.5)
     return picture

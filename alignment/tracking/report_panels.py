@@ -20,6 +20,7 @@ from alignment.tracking.dashboards import BarsPanel, FilePanel, ScalarPanel
 from alignment.tracking.metrics import find
 from alignment.tracking.pictures import histogram_chart, reliability_chart
 from alignment.tracking.record import RunRecord, read_rows
+from alignment.tracking.review import read_reviews
 from alignment.tracking.verdicts import Verdict, verdicts, worst
 from alignment.tracking.wandb_sink import redact
 
@@ -146,8 +147,14 @@ def _bars(panel: BarsPanel, stage: str, report: Report) -> View | None:
 def _verdicts(report: Report) -> View:
     found = [verdicts(record) for _, record in report.runs]
     shown = [
-        {"called": called, "outcome": worst(each), "headline": headline(each), "rows": _signed(each)}
-        for (called, _), each in zip(report.runs, found, strict=True)
+        {
+            "called": called,
+            "outcome": worst(each),
+            "headline": headline(each),
+            "rows": _signed(each),
+            "reviews": read_reviews(record.path),
+        }
+        for (called, record), each in zip(report.runs, found, strict=True)
     ]
     names = dict.fromkeys(verdict.name for each in found for verdict in each)
     by_name = [{verdict.name: verdict for verdict in each} for each in found]
@@ -211,7 +218,9 @@ def _data(report: Report) -> View | None:
                 if isinstance(mark, dict) and "name" in mark:
                     count = mark.get("rows") or mark.get("items") or mark.get("ratings")
                     what = "ratings" if "ratings" in mark else "rows"
-                    about = f"{mark['ratings']:,} ratings of {mark.get('items', 0):,} items" if "ratings" in mark else ""
+                    about = (
+                        f"{mark['ratings']:,} ratings of {mark.get('items', 0):,} items" if "ratings" in mark else ""
+                    )
                     rows.append((str(mark["name"]), use, about or f"{count or 0:,} {what}", str(mark.get("split", ""))))
     notes = [str(note) for event in record.of_kind("data")[-1:] for note in event.get("notes") or ()]
     bad = _lines(record.path / "bad_rows.jsonl")
@@ -228,7 +237,9 @@ def _lines(path: Path) -> list[tuple[str, str]]:
 def _samples(report: Report) -> View | None:
     if report.compared:
         rows = report_samples.side_by_side([record for _, record in report.runs])
-        return {"kind": "compared_samples", "rows": rows, "runs": [called for called, _ in report.runs]} if rows else None
+        return (
+            {"kind": "compared_samples", "rows": rows, "runs": [called for called, _ in report.runs]} if rows else None
+        )
     found = report_samples.samples_of(report.record)
     if found is None:
         return None
@@ -282,7 +293,9 @@ def _shortcuts(report: Report) -> View | None:
     if ahead := length.get("ahead"):
         ends = " to ".join(f"{100 * end:+.1f}" for end in ahead["ci"])
         rule = f"'{length['rule']} is better'"
-        rows.append((f"Ahead of {rule}", f"{100 * ahead['value']:+.1f} points", f"95%: {ends}; that rule reads nothing"))
+        rows.append(
+            (f"Ahead of {rule}", f"{100 * ahead['value']:+.1f} points", f"95%: {ends}; that rule reads nothing")
+        )
     if correlation := length.get("correlation"):
         ends = " to ".join(f"{end:.2f}" for end in correlation["ci"])
         rows.append(("Score with length", f"{correlation['value']:+.2f}", f"Spearman, of differences; 95%: {ends}"))
