@@ -1,4 +1,4 @@
-"""The `alignment` command: `plan` (plan_cli.py), and the groups `models`, `data` and `runs` (NAME_cli.py)."""
+"""The `alignment` command: `plan` (plan_cli.py), and the groups `models`, `data` and `runs` (NAME_cli.py, report_cli.py)."""
 
 import json
 from types import ModuleType
@@ -11,7 +11,7 @@ from alignment import plan_cli
 from alignment.data_cli import data
 from alignment.errors import UserError
 from alignment.registry_cli import models
-from alignment.runs_cli import runs
+from alignment.report_cli import runs
 from alignment.stage import quiet_libraries
 from alignment.terminal import clean, one_line
 

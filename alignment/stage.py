@@ -117,7 +117,17 @@ def run_stage(
         write_exit(run_dir, code, without_secrets(reason), stage=stage, seconds=seconds, **result)
     watch.stop(None if code == 0 else reason)
     _leave_processes()
+    if is_main and run_dir is not None and _has_figures(run_dir):
+        from alignment.tracking.report import write_at_the_end  # Jinja is needed here alone
+
+        write_at_the_end(run_dir)
     return code
+
+
+def _has_figures(run_dir: Path) -> bool:
+    """Whether the run came as far as a line of metrics.jsonl; there is nothing to see of one that did not."""
+    path = run_dir / "metrics.jsonl"
+    return path.exists() and path.stat().st_size > 0
 
 
 def leave(code: int) -> NoReturn:

@@ -20,6 +20,7 @@ from alignment.tracking.dashboards import BarsPanel, FilePanel, ScalarPanel
 from alignment.tracking.metrics import find
 from alignment.tracking.pictures import histogram_chart, reliability_chart
 from alignment.tracking.record import RunRecord, read_rows
+from alignment.tracking.review import read_reviews
 from alignment.tracking.verdicts import Verdict, verdicts, worst
 from alignment.tracking.wandb_sink import redact
 
@@ -146,8 +147,14 @@ def _bars(panel: BarsPanel, stage: str, report: Report) -> View | None:
 def _verdicts(report: Report) -> View:
     found = [verdicts(record) for _, record in report.runs]
     shown = [
-        {"called": called, "outcome": worst(each), "headline": headline(each), "rows": _signed(each)}
-        for (called, _), each in zip(report.runs, found, strict=True)
+        {
+            "called": called,
+            "outcome": worst(each),
+            "headline": headline(each),
+            "rows": _signed(each),
+            "reviews": read_reviews(record.path),
+        }
+        for (called, record), each in zip(report.runs, found, strict=True)
     ]
     names = dict.fromkeys(verdict.name for each in found for verdict in each)
     by_name = [{verdict.name: verdict for verdict in each} for each in found]

@@ -43,17 +43,22 @@ def push(dashboard: Dashboard, project: str, entity: str | None = None) -> str:
     """
     import wandb
 
-    if not wandb.login(prompt=False):
-        raise UserError(
-            "pushing a dashboard needs a W&B key, and there is none: run `wandb login` or set WANDB_API_KEY; --json "
-            "prints the view without one"
-        )
+    wandb.setup(wandb.Settings(silent=True))
     try:
+        if not wandb.login(prompt=False):
+            raise UserError(
+                "pushing a dashboard needs a W&B key, and there is none: run `wandb login` or set WANDB_API_KEY; "
+                "--json prints the view without one"
+            )
         workspace = _workspace(dashboard, project, entity or str(wandb.Api().default_entity))
         workspace.save()
-    except Exception as error:  # noqa: BLE001 - of a dozen kinds, from a client of ours, requests and wandb
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - of a dozen kinds, from two packages and what they stand on
         reason = (str(error).splitlines() or [""])[0]
-        raise UserError(f"W&B refused the dashboard ({type(error).__name__}: {reason}); see `wandb status`") from None
+        raise UserError(
+            f"W&B did not take the dashboard ({type(error).__name__}: {reason}); --json prints it"
+        ) from None
     return str(workspace.url)
 
 
