@@ -1,4 +1,4 @@
-"""The `alignment` command: `plan` (plan_cli.py), and the groups `models`, `data` and `runs` (NAME_cli.py, report_cli.py)."""
+"""The `alignment` command: `plan` (plan_cli.py), and the groups `models`, `data` and `runs` (*_cli.py)."""
 
 import json
 from types import ModuleType

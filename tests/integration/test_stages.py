@@ -140,7 +140,8 @@ def check_run(house, name, result):
     assert (backend["world_size"], backend["zero_stage"]) == (1, 0)
     assert {path.name for path in run.iterdir()} <= {
         "config.json", "run.json", "exit.json", "metrics.jsonl", "samples.jsonl", "events.jsonl", "bad_rows.jsonl",
-        "eval_pairs.jsonl", "data_report.json", "data_report.html", "evaluation.json", "evaluation.html", "report.html", "wandb",
+        "eval_pairs.jsonl", "data_report.json", "data_report.html", "evaluation.json", "evaluation.html", "report.html",
+        "wandb",
     }  # fmt: skip
     return metrics
 
