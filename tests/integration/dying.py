@@ -7,7 +7,8 @@ that stage, and `$ACTIONS` has what happens to each rank.
 
 Where `RECORDER` names a module, its `install()` is called first.
 
-What happens: the name of a signal, to itself or, with ` parent`, to its launcher; `touch FILE`; `sleep SECONDS`.
+What happens: the name of a signal, to itself or, with ` parent`, to its launcher; `touch FILE`; `sleep SECONDS`; or
+`limit SECONDS`, which is ALIGNMENT_TIMEOUT from here on: what comes before may be slow. `acted` tells when it was.
 """
 
 from __future__ import annotations
@@ -23,15 +24,20 @@ from typing import Any
 
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from alignment import resume
+from alignment import resume, watch
 
 
 def act(action: str) -> None:
     name, _, rest = action.partition(" ")
+    if name != "limit":
+        Path("acted").touch()
     if name == "touch":
         Path(rest).touch()
     elif name == "sleep":
         time.sleep(float(rest))
+    elif name == "limit":
+        assert watch._watch
+        watch._watch.limit, watch._watch.interval = float(rest), float(rest) / 20
     else:
         os.kill(os.getppid() if rest == "parent" else os.getpid(), getattr(signal, name))
 

@@ -141,19 +141,17 @@ def wait_for(path: Path, seconds: float = 60) -> None:
 
 def test_a_launch_of_two_under_zero_2_that_gets_sigterm_leaves_a_checkpoint(house, two_forks):
     """The signal goes to the launcher, which hands it on to each of its processes in turn."""
-    name, run = "sft-zero2-preempted", house / "runs" / "sft-zero2-preempted"
+    name = "sft-zero2-preempted"
     config = configure(house, name, "sft", SECTIONS["sft"])
     done = launch_acting(house, launching.ZERO2, "sft", [config], {"1": {"3": "SIGTERM parent"}})
     assert done.code != 0
     record = exit_record(house, name)
     assert (record["code"], record["reason"]) == (PREEMPTED, "preempted: SIGTERM"), done.output[-4000:]
     assert record["last_checkpoint"] in ("step-000003", "step-000004", "step-000005")
-    assert "Traceback" not in done.output.partition("SignalException")[0].partition("torch.distributed.elastic")[0]
     run_whole(house, "sft-zero2", SECTIONS["sft"], lambda *given: two_forks(house, *given))
     assert two_forks(house, "sft", [config, "--resume", "auto"]) == 0, log(house)
     assert [event["zero_stage"] for event in events(house, name) if event["event"] == "backend"] == [2]
     check_same(house, "sft-zero2", name)
-    assert run.exists()
 
 
 def test_a_launch_of_one_that_gets_sigterm_does_not_leave_its_process_alone(house, forks, tmp_path):
@@ -174,7 +172,8 @@ def test_a_launch_of_one_that_gets_sigterm_does_not_leave_its_process_alone(hous
 
 # --- a process that is missing ---------------------------------------------------------------------------------------
 
-LIMIT = 8
+LIMIT = 4
+BRIEF = {"1": f"limit {LIMIT}"}
 
 
 def ended_lines(text: str) -> list[str]:
@@ -189,12 +188,12 @@ def is_alive(pid: int) -> bool:
 
 
 MISSING = {
-    "stopped": ({"2": "SIGSTOP"}, [1, None], r"rank 1 of 2 \(process \d+ on .*\) is stopped in step 2, for 8 s"),
+    "stopped": ({"2": "SIGSTOP"}, [1, None], r"rank 1 of 2 \(process \d+ on .*\) is stopped in step 2, for 4 s"),
     "killed": ({"2": "SIGKILL"}, [1, -9], r"rank 1 of 2 \(process \d+ on .*\) is gone in step 2;"),
     "hanging": (
         {"2": "sleep 100"},
         [1, 1],
-        r"the others wait for rank 1 of 2 \(at .+\) in step 2, for 8 s",
+        r"the others wait for rank 1 of 2 \(at .+\) in step 2, for 4 s",
     ),
 }
 
@@ -205,9 +204,8 @@ def test_where_one_process_is_missing_both_leave_and_one_line_says_which(house, 
     name = f"sft-missing-{how}"
     config = configure(house, name, "sft", SECTIONS["sft"])
     (house / "log.txt").write_text("")
-    started = time.monotonic()
-    assert plain_forks(house, "sft", [config], {}, action, ALIGNMENT_TIMEOUT=str(LIMIT)) == codes, log(house)
-    assert time.monotonic() - started < LIMIT + 30
+    assert plain_forks(house, "sft", [config], BRIEF, {**BRIEF, **action}) == codes, log(house)
+    assert time.time() - (house / "acted").stat().st_mtime < LIMIT + 30
     (line,) = ended_lines((house / "log.txt").read_text())
     assert re.search(said, line), line
     assert "ALIGNMENT_TIMEOUT" in line
@@ -221,14 +219,14 @@ def test_a_process_that_others_do_not_join_leaves(house, server):
     ranks = [({**first, "WORLD_SIZE": "1"}, {}), ({**second, "ALIGNMENT_TIMEOUT": str(LIMIT)}, {})]
     config = configure(house, "sft-alone", "sft", {**SECTIONS["sft"], "model": {"name": "no-such-model"}})
     assert server.run(house, "sft", [config], ranks) == [2, 1], log(house)
-    assert "rank 1 of 2 has waited 8 s for the others to join" in ended_lines((house / "log.txt").read_text())[-1]
+    assert "rank 1 of 2 has waited 4 s for the others to join" in ended_lines((house / "log.txt").read_text())[-1]
 
 
 def test_a_slow_process_is_waited_for(house, plain_forks):
     """Each step takes less than the timeout, all together more."""
-    config = configure(house, "sft-slow", "sft", {**SECTIONS["sft"], "training": {**TRAINING, "max_steps": 4}})
-    slow = {str(step): "sleep 2.5" for step in range(1, 5)}
-    assert plain_forks(house, "sft", [config], {}, slow, ALIGNMENT_TIMEOUT=str(LIMIT)) == [0, 0], log(house)
+    config = configure(house, "sft-slow", "sft", {**SECTIONS["sft"], "training": {**TRAINING, "max_steps": 5}})
+    slow = {str(step): "sleep 1.5" for step in range(2, 6)}
+    assert plain_forks(house, "sft", [config], BRIEF, {**BRIEF, **slow}) == [0, 0], log(house)
 
 
 @pytest.mark.parametrize("zero2", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -238,13 +236,12 @@ def test_a_launch_leaves_no_process_behind(house, tmp_path, action, zero2):
     ddp = tmp_path / "ddp.yaml"
     ddp.write_text(launching.DDP)
     config = configure(house, name, "sft", SECTIONS["sft"])
-    started = time.monotonic()
     done = launch_acting(
-        house, launching.ZERO2 if zero2 else ddp, "sft", [config], {"1": {"3": action}},
-        ALIGNMENT_TIMEOUT=str(LIMIT), PET_SHUTDOWN_TIMEOUT="3",
+        house, launching.ZERO2 if zero2 else ddp, "sft", [config], {"0": BRIEF, "1": {**BRIEF, "3": action}},
+        PET_SHUTDOWN_TIMEOUT="10",
     )  # fmt: skip
     assert done.code != 0
-    assert time.monotonic() - started < LIMIT + 60
+    assert time.time() - (house / "acted").stat().st_mtime < LIMIT + 30
     (line,) = ended_lines(done.output)
     assert "rank 1 of 2" in line
     assert "in step " in line
@@ -254,14 +251,30 @@ def test_a_launch_leaves_no_process_behind(house, tmp_path, action, zero2):
 
 # --- another number of processes -------------------------------------------------------------------------------------
 
-BATCH = {"num_train_epochs": 3, "logging_steps": 1, "learning_rate": 1e-2, "adam_epsilon": 1e-4, "save_steps": 0,
-         "eval_strategy": "epoch", "data_seed": 5, "per_device_train_batch_size": 1}  # fmt: skip
+BATCH = {
+    "num_train_epochs": 3, "logging_steps": 1, "learning_rate": 1e-2, "save_steps": 0, "eval_strategy": "epoch",
+    "data_seed": 5, "per_device_train_batch_size": 1,
+    "adam_epsilon": 1e-4,  # the default turns rounding of a gradient near zero into a whole step
+}  # fmt: skip
 ELASTIC = {
     "sft": {"model": {"name": "base"}, "training": BATCH},
     "sft-padded": {"model": {"name": "base"}, "training": {**BATCH, "packing": False}},
     "reward": {"model": {"name": "base"}, "training": BATCH},
     "ppo": {**SECTIONS["ppo"], "training": {**SECTIONS["ppo"]["training"], "max_steps": 6}},
 }
+ATTEMPTS = {
+    "ppo": [(2, {"5": "SIGTERM"}), (1, {"8": "SIGUSR1"}), (4, {})],  # four optimizer steps are an iteration
+    "rows": [(2, {"1": "SIGTERM"}), (1, {"4": "SIGUSR1"}), (4, {})],
+}
+"""Processes, and what happens to the last of them: one that is told is enough."""
+
+
+def whole_batches(house: Path, stage: str) -> dict[str, Any]:
+    """Twelve rows to train on, which are three batches of four in an epoch, and four held out."""
+    lines = (house / f"{stage}.jsonl").read_text().splitlines(keepends=True)
+    for name, part in (("twelve", lines[:12]), ("four", lines[12:])):
+        (house / f"{stage}-{name}.jsonl").write_text("".join(part))
+    return {"train": f"{stage}-twelve.jsonl", "eval": f"{stage}-four.jsonl", "max_length": 96}
 
 
 def ids_of_steps(folder: Path) -> dict[int, list[tuple[int, ...]]]:
@@ -278,21 +291,18 @@ def test_two_processes_then_one_then_four_take_the_steps_of_one(house, plain_for
     """Within the first epoch and within the second another number of processes goes on: each step has the rows that it
     has on one process, and their loss."""
     stage, rows = name.partition("-")[0], {}
-    runs = {f"{name}-of-one": [(1, {})], f"{name}-elastic": [(2, {"1": "SIGTERM"}), (1, {"2": "SIGUSR1"}), (4, {})]}
-    steps = {"ppo": ({"5": "SIGTERM"}, {"8": "SIGUSR1"})}.get(name, ({"1": "SIGTERM"}, {"4": "SIGUSR1"}))
+    runs = {f"{name}-of-one": [(1, {})], f"{name}-elastic": ATTEMPTS.get(name, ATTEMPTS["rows"])}
+    sections = {**ELASTIC[name], "data": whole_batches(house, stage)}
     for run, attempts in runs.items():
         rows[run] = tmp_path / run
         rows[run].mkdir()
-        config = configure(house, run, stage, ELASTIC[name])
-        for number, (processes, _) in enumerate(attempts):
-            actions = [{}] * processes
-            if len(attempts) > 1 and number < 2:
-                actions = [{}] * (processes - 1) + [steps[number]]  # one of them is enough
+        config = configure(house, run, stage, sections)
+        for processes, action in attempts:
             batch = [] if name == "ppo" else [f"training.gradient_accumulation_steps={4 // processes}"]
-            arguments = [config, *batch, "--resume", "auto"]
-            codes = plain_forks(house, stage, arguments, *actions, ROWS=str(rows[run]), RECORDER="record_rows")
-            wanted = 0 if number == len(attempts) - 1 else PREEMPTED
-            assert codes == [wanted] * processes, log(house)
+            actions = [*[{}] * (processes - 1), action]
+            recorded = {"ROWS": str(rows[run]), "RECORDER": "record_rows"}
+            codes = plain_forks(house, stage, [config, *batch, "--resume", "auto"], *actions, **recorded)
+            assert codes == [PREEMPTED if action else 0] * processes, log(house)
     one, other = (ids_of_steps(folder) for folder in rows.values())
     assert len(one) == (6 if name == "ppo" else 9)
     assert one == other
