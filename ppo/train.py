@@ -326,13 +326,12 @@ class Loop:
                 text = "no evaluation was better than the start's, which is published; see samples.jsonl"
                 self._say("better than the start", "error", text)
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
-            weights = self.best.weights()
-            for name, parameter in (
-                self.models.trained.trained_parameters("policy") if self.best.step is not None else ()
-            ):
-                with distributed.gathered(parameter):
-                    if weights is not None:
-                        parameter.data.copy_(weights[name])
+            if self.best.step is not None:
+                weights = self.best.weights()
+                for name, parameter in self.models.trained.trained_parameters("policy"):
+                    with distributed.gathered(parameter):
+                        if weights is not None:
+                            parameter.data.copy_(weights[name])
             yield metrics
 
     def _alarm(self, stats: Mapping[str, float], evaluation: Mapping[str, float] | None) -> None:

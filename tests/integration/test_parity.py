@@ -209,26 +209,18 @@ def one_process(house, forks):
 
 @pytest.fixture(scope="module")
 def launch_files(tmp_path_factory):
-    """One for each backend. Under ZeRO-3 all weights are parted: DeepSpeed leaves those below 100,000 numbers whole,
-    which are all that these models have."""
-    folder = tmp_path_factory.mktemp("launch")
-    zero = launching.ZERO2.read_text()
+    folder, zero = tmp_path_factory.mktemp("launch"), launching.ZERO2.read_text()
     texts = {"ddp": launching.DDP, "zero2": zero, "zero1": zero.replace("zero_stage: 2", "zero_stage: 1")}
-    parts = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": True}
-    adam, weights = {"offload_optimizer": {"device": "cpu"}}, {"offload_param": {"device": "cpu"}}
-    settings = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-    for name, values in (
-        ("zero3", parts), ("zero2 offload", {"stage": 2} | adam), ("zero3 offload", parts | adam | weights),
-    ):  # fmt: skip
-        given = {"zero_optimization": values, "zero_force_ds_cpu_optimizer": False} | dict.fromkeys(settings, "auto")
-        (folder / f"{name}.json").write_text(json.dumps(given))
-        texts[name] = (
-            f"distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero3_init_flag: {values['stage'] == 3}\n"
-            f"  deepspeed_config_file: {folder / name}.json\nnum_processes: 2\nuse_cpu: false\n"
-        )
     for name, text in texts.items():
         (folder / f"{name}.yaml").write_text(text)
+    adam, weights = {"offload_optimizer": {"device": "cpu"}}, {"offload_param": {"device": "cpu"}}
+    made = {
+        "zero3": launching.PARTED,
+        "zero2 offload": {"stage": 2, **adam},
+        "zero3 offload": {**launching.PARTED, **adam, **weights},
+    }
     files = {name: folder / f"{name}.yaml" for name in texts}
+    files |= {name: launching.deepspeed_file(folder, name, **zero) for name, zero in made.items()}
     return files | {"zero3 as shipped": launching.ROOT / "configs" / "accelerate" / "zero3.yaml"}
 
 

@@ -261,6 +261,8 @@ CLIPPED = "training.max_grad_norm=0.2"
 RLOO = ('ppo.advantage_estimator="rloo"', "rollout.num_generations=4", "critic=none")
 VARIANTS = {"separate": (CLIPPED,), "trunk": (CLIPPED, "critic=trunk"), "rloo": (CLIPPED, *RLOO)}
 VARIANTS |= {"warmup": (CLIPPED, "ppo.value_warmup_steps=1")}
+# One response at a time, so that a process whose responses are short makes fewer passes.
+VARIANTS |= {"early": (CLIPPED, "rollout.generation_batch_size=1")}
 
 
 def work(folder, config, *overrides):
@@ -270,6 +272,15 @@ def work(folder, config, *overrides):
     done = launching.launch(config, target, folder) if config else launching.run([sys.executable, *target], folder)
     assert done.code == 0, done.output[-4000:]
     return load_file(folder / "weights.safetensors"), json.loads((folder / "report.json").read_text())
+
+
+def launch_file(folder, backend):
+    if backend == "zero3":
+        return launching.deepspeed_file(folder, "launch", **launching.PARTED)
+    zero = launching.ZERO2.read_text()
+    texts = {"multi": launching.DDP, "zero2": zero, "zero1": zero.replace("zero_stage: 2", "zero_stage: 1")}
+    (folder / "launch.yaml").write_text(texts[backend])
+    return folder / "launch.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -287,19 +298,18 @@ def alone(tmp_path_factory):
         ("zero2", "trunk"),
         ("multi", "rloo"),
         ("zero2", "warmup"),
+        pytest.param("zero3", "early", marks=pytest.mark.slow),
+        pytest.param("zero3", "warmup", marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_do_what_one_does(tmp_path, alone, backend, variant):
     """Three iterations from sampling to clipped optimizer steps, with unequal lengths, other numbers of microbatches on
     each process and rates that fall: weights and figures agree. Each step has backward passes over policy and critic
     apart, so that DeepSpeed meets passes in which some parameters have no gradient."""
-    launcher = tmp_path / "launch.yaml"
-    zero = launching.ZERO2.read_text()
-    text = {"multi": launching.DDP, "zero2": zero, "zero1": zero.replace("zero_stage: 2", "zero_stage: 1")}[backend]
-    launcher.write_text(text)
+    launcher = launch_file(tmp_path, backend)
     weights, report = work(tmp_path / "out", launcher, *VARIANTS[variant])
     engine = "PolicyAndValue" if backend == "multi" else "DeepSpeedEngine"
-    stage = {"multi": 0, "zero1": 1, "zero2": 2}[backend]
+    stage = {"multi": 0, "zero1": 1, "zero2": 2, "zero3": 3}[backend]
     assert (report["engine"], report["world_size"], report["zero_stage"]) == (engine, 2, stage)
     one_weights, one = alone(variant)
     assert one["world_size"] == 1
@@ -330,11 +340,7 @@ def tiny_start(variant):
 
 @pytest.mark.parametrize("backend", ["multi", "zero2", pytest.param("zero3", marks=pytest.mark.slow)])
 def test_what_is_not_finite_on_one_process_stops_both_and_reaches_no_weight(tmp_path, backend):
-    launcher = tmp_path / "launch.yaml"
-    zero = launching.ZERO2.read_text()
-    texts = {"multi": launching.DDP, "zero2": zero, "zero3": zero.replace("zero_stage: 2", "zero_stage: 3")}
-    launcher.write_text(texts[backend])
-    _, report = work(tmp_path / "out", launcher, "spoil=1")
+    _, report = work(tmp_path / "out", launch_file(tmp_path, backend), "spoil=1")
     assert report["world_size"] == 2
     assert report["refused"] == ["training diverged at iteration 1"] * 2
     assert report["unchanged"] == [True, True]
@@ -351,13 +357,8 @@ def test_bfloat16_under_deepspeed_starts_at_ratio_one_and_kl_zero(tmp_path):
 
 def test_ppo_on_nvme_is_refused_in_one_line(tmp_path):
     """Before anything is read or loaded: neither the models nor the data it names exist."""
-    zero = {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": str(tmp_path)}}
-    (tmp_path / "nvme.json").write_text(json.dumps({"zero_optimization": zero, "train_batch_size": "auto"}))
-    launcher = tmp_path / "nvme.yaml"
-    launcher.write_text(
-        "distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero3_init_flag: true\n"
-        f"  deepspeed_config_file: {tmp_path / 'nvme.json'}\nnum_processes: 2\nuse_cpu: false\n"
-    )
+    nvme = {"device": "nvme", "nvme_path": str(tmp_path)}
+    launcher = launching.deepspeed_file(tmp_path, "launch", stage=3, offload_param=nvme)
     config = {
         "name": "refused",
         "model": {"policy": "nothing", "reward": "nothing"},
