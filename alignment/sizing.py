@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from alignment import methods
-from alignment.config import ADAPTERS, SCRATCH, ModelConfig, ScratchConfig, read_values
+from alignment.config import ADAPTERS, SCRATCH, ConfigError, ModelConfig, ScratchConfig, read_values
 from alignment.errors import UserError
 from alignment.memory_plan import Model, Shape
 from alignment.models import ENSEMBLE, scratch_shape
@@ -28,6 +28,8 @@ KNOWN: dict[str, tuple[str, tuple[int, ...]]] = {
     "meta-llama/Llama-3.1-405B": ("llama", (128256, 16384, 53248, 126, 128, 8, False)),
 }
 """Shapes (FIELDS) of published models, as their `config.json` has them, for machines that cannot reach the hub."""
+STAGES = ("sft", "reward", "ppo")
+"""Folders of recipes."""
 MAX_RECIPES = 8
 """How many recipes may start from each other's models."""
 
@@ -97,8 +99,12 @@ class ShapeFinder:
     def _from_recipe(self, name: str, trust: bool, depth: int) -> PreTrainedConfig | None:
         """The shape of what the recipe that publishes this name starts from."""
         bare = name.partition("@")[0]
-        for file in sorted(self.recipes.glob("*/*.yaml")) if self.recipes and depth < MAX_RECIPES else ():
-            values = read_values(file)
+        files = [file for stage in STAGES for file in sorted((self.recipes or Path()).glob(f"{stage}/*.yaml"))]
+        for file in files if self.recipes and depth < MAX_RECIPES else ():
+            try:
+                values = read_values(file)
+            except ConfigError:  # somebody else's
+                continue
             model, registry = values.get("model"), values.get("registry")
             if not (isinstance(model, dict) and isinstance(registry, dict)) or registry.get("name") != bare:
                 continue

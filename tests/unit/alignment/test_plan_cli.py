@@ -167,6 +167,13 @@ def test_a_registry_reference_is_read_from_its_version(tmp_path):
     assert not any("registry" in note for note in found["notes"])
 
 
+def test_files_of_others_beside_the_recipes_are_passed_over(tmp_path):
+    config = write(tmp_path / "reward" / "b.yaml", model={"name": "a"})
+    write(tmp_path / "sft" / "b.yaml", model={"name": "meta-llama/Llama-3.1-8B"}, registry={"name": "a"})
+    (tmp_path / "sft" / "a.yaml").write_text("- not: [a config")
+    assert "its shape is that of meta-llama/Llama-3.1-8B" in plan(config)["notes"][0]
+
+
 def test_recipes_that_start_from_each_other_end(tmp_path):
     write(tmp_path / "sft" / "a.yaml", model={"name": "b"}, registry={"name": "a"})
     config = write(tmp_path / "sft" / "b.yaml", model={"name": "a"}, registry={"name": "b"})
