@@ -28,8 +28,6 @@ KNOWN: dict[str, tuple[str, tuple[int, ...]]] = {
     "meta-llama/Llama-3.1-405B": ("llama", (128256, 16384, 53248, 126, 128, 8, False)),
 }
 """Shapes (FIELDS) of published models, as their `config.json` has them, for machines that cannot reach the hub."""
-STAGES = ("sft", "reward", "ppo")
-"""Folders of recipes."""
 MAX_RECIPES = 8
 """How many recipes may start from each other's models."""
 
@@ -99,8 +97,7 @@ class ShapeFinder:
     def _from_recipe(self, name: str, trust: bool, depth: int) -> PreTrainedConfig | None:
         """The shape of what the recipe that publishes this name starts from."""
         bare = name.partition("@")[0]
-        files = [file for stage in STAGES for file in sorted((self.recipes or Path()).glob(f"{stage}/*.yaml"))]
-        for file in files if self.recipes and depth < MAX_RECIPES else ():
+        for file in sorted(self.recipes.glob("*/*.yaml")) if self.recipes and depth < MAX_RECIPES else ():
             try:
                 values = read_values(file)
             except ConfigError:  # somebody else's
