@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from alignment import methods
-from alignment.config import ADAPTERS, SCRATCH, ConfigError, ModelConfig, ScratchConfig, read_values
+from alignment.config import ADAPTERS, SCRATCH, ConfigError, ModelConfig, ScratchConfig, read_values, validate
 from alignment.errors import UserError
 from alignment.memory_plan import Model, Shape
 from alignment.models import ENSEMBLE, scratch_shape
@@ -107,7 +107,7 @@ class ShapeFinder:
                 continue
             start = str(model.get("name") or model.get("policy") or "")
             if start.startswith(SCRATCH):
-                shape = ScratchConfig(**(model.get("scratch") or {}))
+                shape = validate(ScratchConfig, model.get("scratch") or {}, str(file))
                 found: PreTrainedConfig | None = scratch_shape(shape, shape.vocab_size)
             else:
                 found = self._read(start, trust, depth + 1)
