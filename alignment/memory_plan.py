@@ -195,8 +195,8 @@ class Estimate:
 
 def in_gb(found: Estimate) -> dict[str, Any]:
     """An estimate in GB (10^9 bytes), for people and JSON."""
-    parts = {part: round(size / 1e9, 2) for part, size in found.parts.items()}
-    return {"moment": found.fullest, **parts, "peak": round(found.peak / 1e9, 2), "host": round(found.host / 1e9, 2)}
+    sizes = {**found.parts, "peak": found.peak, "host": found.host}
+    return {"moment": found.fullest, **{name: round(size / 1e9, 5) for name, size in sizes.items()}}
 
 
 def estimate(work: Workload, strategy: Strategy, processes: int, on_gpu: bool = True) -> Estimate:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from alignment import methods
-from alignment.config import ADAPTERS, SCRATCH, ModelConfig, ScratchConfig, read_values
+from alignment.config import ADAPTERS, SCRATCH, ConfigError, ModelConfig, ScratchConfig, read_values, validate
 from alignment.errors import UserError
 from alignment.memory_plan import Model, Shape
 from alignment.models import ENSEMBLE, scratch_shape
@@ -98,13 +98,16 @@ class ShapeFinder:
         """The shape of what the recipe that publishes this name starts from."""
         bare = name.partition("@")[0]
         for file in sorted(self.recipes.glob("*/*.yaml")) if self.recipes and depth < MAX_RECIPES else ():
-            values = read_values(file)
+            try:
+                values = read_values(file)
+            except ConfigError:  # somebody else's
+                continue
             model, registry = values.get("model"), values.get("registry")
             if not (isinstance(model, dict) and isinstance(registry, dict)) or registry.get("name") != bare:
                 continue
             start = str(model.get("name") or model.get("policy") or "")
             if start.startswith(SCRATCH):
-                shape = ScratchConfig(**(model.get("scratch") or {}))
+                shape = validate(ScratchConfig, model.get("scratch") or {}, str(file))
                 found: PreTrainedConfig | None = scratch_shape(shape, shape.vocab_size)
             else:
                 found = self._read(start, trust, depth + 1)

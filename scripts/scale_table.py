@@ -86,6 +86,7 @@ def config_of(size: Size, critic: str, mode: str) -> Any:
 def memory_rows() -> list[str]:
     """Markdown: memory of one GPU under ZeRO-3 while it trains, and what sampling and scoring add."""
     from alignment.memory_plan import STRATEGIES, estimate
+    from alignment.plan_cli import RESERVED
     from alignment.registry import Registry
     from alignment.sizing import ShapeFinder
     from ppo.plan import find_shapes, workload
@@ -103,8 +104,8 @@ def memory_rows() -> list[str]:
             update = max((moment for moment in moments if "ing" not in moment), key=lambda moment: totals[moment])
             cells = [size.name.rpartition("-")[2], f"{size.gpus} {size.gpu}", f"{mode}, critic {critic}"]
             cells += [f"{moments[update][part] / 1e9:.1f}" for part in parts]
-            over = 0.92 * size.memory / 1e9
-            cells += [f"{gb:.0f}{'' if gb <= over else ' (too much)'}"
+            usable = (1 - RESERVED) * size.memory / 1e9
+            cells += [f"{gb:.0f}{'' if gb <= usable else ' (too much)'}"
                       for gb in (totals[update], totals["sampling"], totals["scoring"])]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
     return lines

@@ -246,9 +246,9 @@ def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
     }
     batches = trainers.batch_plan(merged, world_size)
     steps = {"optimizer_steps": _num_steps(merged, len(prepared.data.train), batches)}
-    memory = trainers.memory_plan(
-        lambda: workload(config, _shape(config, prepared), prepared.arguments.bf16), world_size
-    )
+    bf16, scratch = prepared.arguments.bf16, config.model.name.startswith(SCRATCH)
+    sources = {} if scratch else {"init": prepared.start.source}
+    memory = trainers.memory_plan(lambda: workload(config, _shape(config, prepared), bf16), sources, world_size)
     return rows | batches | steps | memory
 
 

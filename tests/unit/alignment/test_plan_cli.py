@@ -65,7 +65,8 @@ def test_a_recipe_runs_on_eight_gpus_as_its_header_says(stage, size):
 def test_the_8b_sft_plan_by_hand():
     """8.19e9 weights: 16.4 GB of bfloat16, 98.3 GB of optimizer over 8 GPUs; float32 under DDP is four times 32.8."""
     found = plan(recipe("sft", "8b"), "--gpus", 8, "--memory", "80GB")["runs"][0]["strategies"]
-    assert (found["zero1"]["weights"], found["zero1"]["optimizer"]) == (16.38, 12.29)
+    assert found["zero1"]["weights"] == pytest.approx(16.38, abs=0.005)
+    assert found["zero1"]["optimizer"] == pytest.approx(98.3 / 8, abs=0.005)
     assert found["zero2"]["gradients"] == pytest.approx(16.38 / 8, abs=0.01)
     assert found["zero3"]["weights"] == pytest.approx(16.38 / 8, abs=0.01)
     assert found["ddp"]["peak"] > 4 * 32.76 and not found["ddp"]["fits"]
@@ -152,7 +153,7 @@ def test_its_config_file_or_a_known_name_can_be_passed(tmp_path):
         size = 16 * sum(p.numel() for p in policy.parameters())
         assert found["runs"][0]["strategies"]["zero1"]["peak"] >= size / 1e9
     known = plan(config, "--model-config", "meta-llama/Llama-3.1-8B")
-    assert known["runs"][0]["strategies"]["zero2"]["weights"] == 16.06
+    assert known["runs"][0]["strategies"]["zero2"]["weights"] == pytest.approx(16.06, abs=0.005)
     assert run(config, "--model-config", "nowhere").exit_code == 2
 
 
@@ -164,6 +165,13 @@ def test_a_registry_reference_is_read_from_its_version(tmp_path):
     found = plan(config)
     assert found["stage"] == "reward"
     assert not any("registry" in note for note in found["notes"])
+
+
+def test_files_of_others_beside_the_recipes_are_passed_over(tmp_path):
+    config = write(tmp_path / "reward" / "b.yaml", model={"name": "a"})
+    write(tmp_path / "sft" / "b.yaml", model={"name": "meta-llama/Llama-3.1-8B"}, registry={"name": "a"})
+    (tmp_path / "sft" / "a.yaml").write_text("- not: [a config")
+    assert "its shape is that of meta-llama/Llama-3.1-8B" in plan(config)["notes"][0]
 
 
 def test_recipes_that_start_from_each_other_end(tmp_path):
