@@ -67,7 +67,8 @@ class RunRecord:
         metrics: dict[str, Series] = {}
         times: dict[int, float] = {}
         for row in read_rows(path / "metrics.jsonl"):
-            step, times[row["step"]] = row.pop("step"), row.pop("time", 0.0)
+            step = row.pop("step")
+            times[step] = row.pop("time", 0.0)
             for name, value in row.items():
                 series = metrics.setdefault(name, Series())
                 series.steps.append(step)
