@@ -1,7 +1,7 @@
 """Real stages with a real W&B under which something breaks, each in a fork of a process that has all imported.
 
-Reads a JSON object a line: `stage`, `arguments`, `folder`, `fault` (a key of FAULTS, or None), `at` (the line of the
-journal's metrics before which it strikes) and `variables`; answers with the exit code.
+Reads a JSON object a line: `stage`, `arguments`, `folder`, `fault` (a key of FAULTS or SERVERS, or None) and
+`at` (the line of the journal's metrics before which one of FAULTS strikes); answers with the exit code.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def full_disk() -> None:
     resource.prlimit(core().pid, resource.RLIMIT_FSIZE, (0, 0))
 
 
-def killed() -> None:
-    time.sleep(4)  # W&B writes what it has every 2 s
+def killed(after: float) -> None:
+    time.sleep(after)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -42,7 +42,8 @@ FAULTS: dict[str, Callable[[], None]] = {
     "core killed": lambda: core().kill(),
     "core stopped": lambda: core().send_signal(signal.SIGSTOP),
     "file too large": full_disk,
-    "killed": killed,
+    "killed": lambda: killed(0),
+    "killed later": lambda: killed(4),  # W&B writes what it has every 2 s
 }
 
 
@@ -62,7 +63,9 @@ class _Refuses(BaseHTTPRequestHandler):
 
 
 def serve(code: int | None) -> str:
-    """The address of a server that answers with a code, or (None) never."""
+    """The address of a server that answers with a code, or (None) never; 0: there is none."""
+    if code == 0:
+        return "http://127.0.0.1:9"
     if code is None:
         import socket
 
@@ -75,7 +78,7 @@ def serve(code: int | None) -> str:
     return f"http://127.0.0.1:{server.server_port}"
 
 
-SERVERS: dict[str, int | None] = {"server answers 500": 500, "bad key": 401, "server is silent": None}
+SERVERS: dict[str, int | None] = {"server answers 500": 500, "bad key": 401, "server is silent": None, "dead server": 0}
 
 
 def break_it(fault: str | None, at: int) -> None:
@@ -110,10 +113,11 @@ def main() -> None:
         request = json.loads(line)
         if not (child := os.fork()):
             os.chdir(request["folder"])
-            os.environ.update(request["variables"])
             log = os.open(f"{request['name']}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1)
             os.dup2(log, 2)
+            # Made when W&B was imported, and removed by the first fork that ended.
+            os.makedirs(sys.modules["wandb.sdk.data_types._private"].MEDIA_TMP.name, exist_ok=True)
             break_it(request["fault"], request["at"])
             sys.argv = [request["stage"], *request["arguments"]]
             with contextlib.suppress(SystemExit):
