@@ -11,6 +11,7 @@ that of the process, less what it held after its imports.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -27,7 +28,8 @@ def compare(cases: Sequence[str], threads: int, seed: int = 0) -> dict[str, Any]
 
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
-        parameters = memory.prepare(Path(folder), seed)
+        with contextlib.redirect_stdout(sys.stderr):  # some libraries greet; --json is alone on stdout
+            parameters = memory.prepare(Path(folder), seed)
         for case in cases:
             settings = {"case": case}
             with Process(sys.executable, memory.OURS, Path(folder), settings, threads, **memory.GIVES_BACK) as process:
