@@ -179,6 +179,8 @@ ELSEWHERE = {
 def test_an_offline_run_holds_every_declared_metric_the_tables_and_the_published_model(runs, stage):
     (folder,) = offline(runs[stage])
     found = records(folder)
+    (about,) = [record["run"] for record in found if record["type"] == "run"]
+    assert (about["job_type"], about["run_group"], about["host"]) == (stage, stage, "not recorded")
     assert numbers(found) == pytest.approx(journalled(runs[stage]))
     emitted = {name for _, name in numbers(found)}
     missing = {metric.name for metric in declared.STAGES[stage]} - emitted
