@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 TAG = "cancel"
 STOP = "STOP"
@@ -48,7 +49,7 @@ class CancelTag:
 
 def tags_of(path: str) -> Callable[[], list[str]]:
     """Asks the server for the tags of `entity/project/id`, each time anew."""
-    runs = []
+    runs: list[Any] = []
 
     def ask() -> list[str]:
         import wandb

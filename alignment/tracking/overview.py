@@ -52,7 +52,8 @@ def state_of(record: RunRecord, now: float | None = None) -> State:
     """What became of a run. One without an end on record is killed if its process is gone from this host, or if it has
     been silent for SILENT seconds."""
     if record.exit is not None:
-        return {0: "done", 75: "preempted"}.get(record.exit.get("code"), "failed")  # type: ignore[return-value]
+        code = record.exit.get("code")
+        return "done" if code == 0 else "preempted" if code == 75 else "failed"
     attempt = record.run.attempts[-1] if record.run.attempts else None
     if attempt and attempt.pid is not None and attempt.host == host_name() and not is_alive(attempt.pid):
         return "killed"

@@ -14,7 +14,7 @@ Outcome = Literal["fail", "warn", "pass"]
 _OUTCOMES: dict[str, Outcome] = {"error": "fail", "warning": "warn", "note": "pass"}
 ENDED = "end"
 """The verdict on how a run ended."""
-_ORDER = ("fail", "warn", "pass")
+_ORDER: tuple[Outcome, ...] = ("fail", "warn", "pass")
 
 
 @dataclass(frozen=True)

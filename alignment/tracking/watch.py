@@ -14,6 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
+from alignment.errors import UserError
 from alignment.runs import Run
 from alignment.terminal import one_line
 from alignment.tracking import overview
@@ -114,7 +115,8 @@ def watch(path: Path, console: Console, once: bool = False, interval: float = 1.
                 screen.start(refresh=True)
                 while _may_go_on(record):
                     time.sleep(interval)
-                    record = follower.poll()
+                    with suppress(UserError):  # a run that begins again is just writing its config
+                        record = follower.poll()
                     screen.update(View(record, full_screen=True), refresh=True)
             finally:
                 screen.stop()
@@ -148,13 +150,16 @@ class View:
         head = [*self._head(width, ascii_only), *self._verdicts(limit), *self._figures()]
         columns = max(1, min(3, width // MIN_CHART))
         charts = self._charts((width - 2 * (columns - 1)) // columns, ascii_only)
-        samples = self._samples(width)
+        samples = self._samples()
         if height is not None:
-            left = height - len(head) - min(len(samples), max(3, height // 5))
+            left = height - len(head) - min(sum(map(len, samples)), max(3, height // 5))
             rows = max(0, left // (CHART_ROWS + 1))
             charts = charts[: rows * columns]
         body = head + _in_columns(charts, columns)
-        return [*body, *samples] if height is None else [*body, *samples][:height]
+        for sample in samples:
+            if height is None or len(body) + len(sample) <= height:  # a question alone says nothing
+                body += sample
+        return body[:height]
 
     def _head(self, width: int, ascii_only: bool) -> list[Text]:
         record, state = self.record, overview.state_of(self.record, self.now)
@@ -228,12 +233,14 @@ class View:
             charts.append(lines)
         return charts
 
-    def _samples(self, width: int) -> list[Text]:
+    def _samples(self) -> list[list[Text]]:
+        """The lines of each, the first with their title."""
         rows = self.record.samples
         latest = [row for row in rows if row.get("step") == rows[-1].get("step")][:SHOWN_SAMPLES] if rows else []
-        lines = [Text(f"samples of step {one_line(str(rows[-1].get('step')))}", style="bold")] if latest else []
+        samples: list[list[Text]] = []
         for row in latest:
-            lines.append(Text.assemble(("> ", "dim"), (asked(row), "dim")))
+            title = Text(f"samples of step {one_line(str(row.get('step')))}", style="bold")
+            lines = [*([] if samples else [title]), Text.assemble(("> ", "dim"), (asked(row), "dim"))]
             figures = [f"{name} {row[name]:.3g}" for name in ("score", "kl") if isinstance(row.get(name), int | float)]
             for name in ("response", "first", "second", "reference"):
                 if name in row:
@@ -241,7 +248,8 @@ class View:
                     label = "" if name == "response" else f"{name}: "
                     lines.append(Text.assemble("  ", (label, "dim"), text, (f"  {'  '.join(figures)}", "dim")))
                     figures = []
-        return lines
+            samples.append(lines)
+        return samples
 
 
 def chart(series: Series, width: int, height: int, ascii_only: bool = False) -> list[str]:

@@ -93,6 +93,13 @@ def test_a_run_is_followed_through_a_resume_to_its_end(tmp_path, open_terminal):
     terminal.wait_for(b"step 7 of 10")
     terminal.wait_for("\u241b[999;1Hdown\ufffd".encode())
     journal.close()
+    config = (run / "config.json").read_text()
+    (run / "config.json").write_text("")  # as a resume does for a moment
+    seen = len(terminal.seen)
+    while len(terminal.seen) < seen + 5000:
+        terminal.wait_for(b"step 7 of 10")
+        assert terminal._read(60)
+    (run / "config.json").write_text(config)
     with Journal(run, resume=offsets) as journal:
         journal.go_on(step=1)
         journal.log(2, {"rollout/score": 3.5})

@@ -125,7 +125,7 @@ def test_a_line_goes_from_its_lowest_value_to_its_highest():
 @pytest.mark.parametrize(("spike", "there", "elsewhere"), [(1.0, 0, -1), (-1.0, -1, 0)])
 def test_a_spike_of_one_step_among_many_is_drawn(spike, there, elsewhere):
     values = [0.0] * 10_000
-    values[5_000] = spike
+    values[5_100] = spike
     drawn = dots(chart(Series(list(range(10_000)), list(values)), 20, 3))
     assert drawn[there].sum() == 1
     assert drawn[elsewhere].all()
