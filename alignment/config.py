@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from alignment.errors import UserError
+from alignment.secret_values import find_secrets
 
 
 class ConfigError(UserError):
@@ -226,6 +227,8 @@ class TrackingConfig(Section):
     project: str = "alignment"
     num_samples: Annotated[int, Field(ge=0)] = 16
     """Held-out prompts whose answers are written to `samples.jsonl` at each evaluation, always the same ones."""
+    wandb_text: bool = False
+    """Show prompts and responses in W&B too, which may send them to a server; without it their lengths alone."""
 
 
 class RunConfig(Section):
@@ -324,6 +327,9 @@ def load_config(cls: type[ConfigT], path: str | Path, overrides: Iterable[str] =
         raise ConfigError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")
     for override in overrides:
         _apply_override(values, override)
+    for key in find_secrets(values):
+        hint = OWNED_ARGUMENTS.get(key.rpartition(".")[2], "take it out, and let what needs it read the environment")
+        raise ConfigError(f"{path}: {key} holds a secret, and configs are kept in run folders and the registry; {hint}")
     return validate(cls, values, str(path))
 
 
@@ -395,7 +401,7 @@ OWNED_ARGUMENTS = {
     "project": "use `tracking.project`",
     "push_to_hub": "models are published to the registry",
     "hub_model_id": "models are published to the registry",
-    "hub_token": "the config is kept in the run folder and the registry; set HF_TOKEN in the environment",
+    "hub_token": "set HF_TOKEN in the environment",
     "use_cpu": "the GPU is used where there is one; CUDA_VISIBLE_DEVICES= hides it",
     "disable_tqdm": "progress is the suite's own line",
     "deepspeed": "choose an accelerate config: accelerate launch --config_file configs/accelerate/zero2.yaml",

@@ -25,7 +25,7 @@ def report_runs(
     registry: RegistryOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One HTML file of a run, or of several compared.  Example: alignment runs report demo-ppo my-ppo --out both.html"""
+    """One HTML file of a run, or of several compared.  Example: alignment runs report demo-ppo"""
     from alignment.tracking.report import write_report  # Jinja is needed here alone
 
     paths = [overview.find_run(name, folder) for name in names]

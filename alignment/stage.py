@@ -24,6 +24,7 @@ from alignment import resume
 from alignment.checkpoint import committed
 from alignment.config import RunConfig, load_config
 from alignment.errors import UserError
+from alignment.secret_values import without_secrets
 from alignment.terminal import one_line
 from alignment.tracking.journal import finite
 
@@ -101,11 +102,16 @@ def run_stage(
         code, reason = 1, "interrupted"
         print("interrupted", file=sys.stderr)
     except Exception as error:  # noqa: BLE001 - reported in full, and in exit.json for the job script
-        code, reason = 1, f"{type(error).__name__}: {error}"
+        code, reason = 1, without_secrets(f"{type(error).__name__}: {error}")
         traceback.print_exc()
     if is_main and run_dir is not None:
         saved = committed(run_dir)
-        record = {"code": code, "reason": reason, "stage": stage, "seconds": round(time.monotonic() - started, 1)}
+        record = {
+            "code": code,
+            "reason": without_secrets(reason),
+            "stage": stage,
+            "seconds": round(time.monotonic() - started, 1),
+        }
         record["last_checkpoint"] = saved[0].name if saved else None
         (run_dir / "exit.json").write_text(json.dumps(finite({**record, **result}), indent=2) + "\n", encoding="utf-8")
     _leave_processes()

@@ -115,6 +115,7 @@ def open_journal(config: RunConfig, stage: str, start: Start | None = None) -> J
             stage=stage,
             config=config.model_dump(mode="json"),
             attempt=start.run.attempt if start else 1,
+            text=tracking.wandb_text,
         )
     return Journal(config.run_dir, sink, stage, enabled=is_main, resume=start.journal if start else None)
 

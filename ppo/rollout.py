@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -50,6 +51,7 @@ class Rollout:
         ended: (B,) bool, whether EOS came within the limit.
         parts: (B,) each, what the scores were made of, by name: `model`, functions, `score_std` of an ensemble.
         sampled_logprobs: (B, T) of a sampling engine that is not the policy itself.
+        seconds: that the sampling took.
     """
 
     tasks: list[Task]
@@ -64,6 +66,7 @@ class Rollout:
     ended: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
     sampled_logprobs: Tensor | None = None
+    seconds: float = 0.0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -178,8 +181,10 @@ class Collector:
         tokenizer, device = self.models.tokenizer, self.accelerator.device
         seeds = [stream_seed("sample", *seed, task.number, task.repeat) for task in tasks]
         prompts = [task.ids for task in tasks]
+        started = time.monotonic()
         with self.accelerator.autocast(), self.models.policy.active():
             sampled = on_every_process(lambda: self.engine.generate(prompts, seeds, self.sampling))
+        seconds = time.monotonic() - started
         rows = [Row(task.ids, response) for task, response in zip(tasks, sampled.responses, strict=True)]
         texts = [tokenizer.decode(row.response, skip_special_tokens=True) for row in rows]
         lengths = torch.tensor([len(row.response) for row in rows], device=device)
@@ -199,7 +204,7 @@ class Collector:
         return Rollout(
             tasks, rows, texts, mask, logprobs, ref_logprobs, entropy, values,
             scores=final_scores(scores, ended, rewards.missing_eos_score, rewards.missing_eos_penalty),
-            ended=ended, parts=parts, sampled_logprobs=sampled_logprobs,
+            ended=ended, parts=parts, sampled_logprobs=sampled_logprobs, seconds=seconds,
         )  # fmt: skip
 
     def _token_grids(self, rows: Sequence[Row], mask: Tensor) -> tuple[Tensor, ...]:

@@ -6,6 +6,7 @@ accelerate launch --config_file configs/accelerate/zero2.yaml -m ppo configs/ppo
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from alignment.checkpoint import Checkpoints, keep_files, load_state, random_sta
 from alignment.config import ConfigError
 from alignment.data import Prompt, to_prompts, train_and_eval
 from alignment.distributed import Accelerator, TrainingEngine, all_reduce_sum
+from alignment.errors import UserError
 from alignment.generation import TransformersEngine
 from alignment.models import ModelSource
 from alignment.positions import check_length
@@ -47,6 +49,7 @@ from ppo.sequences import Row
 from ppo.update import Targets, Updater
 
 EVAL_SEED = 1_000_000_007
+STOPPED = "stopped"
 
 
 def train(config: PPOStageConfig) -> dict[str, Any]:
@@ -79,12 +82,13 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
         journal.event("data", prompts=prompts.fingerprints, held_out=held_out.fingerprints, ptx=ptx.fingerprints,
                       notes=prompts.notes, **loop.too_long)  # fmt: skip
         journal.event("backend", **distributed.backend(accelerator, loop.engine.wrapped))
-        journal.watching([*WATCHED, *(["better than the start"] if loop.best.wanted else [])])
+        journal.watching([STOPPED, *WATCHED, *(["better than the start"] if loop.best.wanted else [])])
         journal.event("models", **{role: source.label for role, source in sources.items()}, packed=models.packed)
         if begun.checkpoint is not None:
             loop.load(begun.checkpoint.path)
             journal.go_on(step=loop.step, checkpoint=begun.checkpoint.path.name)
-        loop.run(checkpoints)
+        with loop.noting_the_end():
+            loop.run(checkpoints)
         with loop.published_policy() as metrics:
             ref = _publish(config, registry, models, loop, data, metrics, begun.run)
         journal.event("published", model=ref, **metrics)
@@ -148,11 +152,22 @@ class Loop:
             while self.step < training.max_steps and not self.best.should_stop:
                 stats = self.iterate(next(batches))
                 line.advance(1, score=stats["rollout/score"], kl=stats["rollout/kl"])
-                due = training.eval_steps and self.step % training.eval_steps == 0
-                evaluation = self.evaluate() if due or self.step == training.max_steps else None
-                self._alarm(stats, evaluation)
+                self._alarm(stats, self.evaluate() if self._evaluation_is_due() else None)
                 if checkpoints and training.save_steps and self.step % training.save_steps == 0:
                     checkpoints.save(self.step, self.save, size=3 * self.engine.num_bytes)
+
+    def _evaluation_is_due(self) -> bool:
+        every, last = self.config.training.eval_steps, self.config.training.max_steps
+        return self.step == last or (every > 0 and self.step % every == 0)
+
+    @contextlib.contextmanager
+    def noting_the_end(self) -> Iterator[None]:
+        """What stops the run inside (it diverged, a reward is no number) is a finding in the journal."""
+        try:
+            yield
+        except UserError as error:
+            self.journal.finding(self.step + 1, STOPPED, "error", str(error))
+            raise
 
     def save(self, folder: Path) -> None:
         """This process's part of a checkpoint, between two iterations: what a rollout draws is seeded by its iteration,
@@ -190,7 +205,7 @@ class Loop:
         config, started = self.config, time.monotonic()
         tasks = self.own_share(make_tasks(self.prompts, numbers, config.rollout.num_generations))
         rollout = self.collector.collect(tasks, config.training.seed, self.step)
-        sampled = time.monotonic()
+        collected = time.monotonic()
         targets, rewards = self.targets(rollout)
         stats = rollout_stats(rollout, rewards, targets)
         stats |= self.updater.update(self.step, rollout, targets)
@@ -198,8 +213,13 @@ class Loop:
         stats["train/learning_rate"] = float(self.engine.optimizer.param_groups[0]["lr"])
         self.schedule.step()
         self.step += 1
-        stats |= {"time/rollout": sampled - started, "time/optimize": time.monotonic() - sampled}
+        tokens = stats["rollout/length"] * config.rollout.batch_size
+        stats["rollout/tokens_per_second"] = tokens / max(rollout.seconds, 1e-9)
+        stats |= {"time/generate": rollout.seconds, "time/score": collected - started - rollout.seconds}
+        stats |= {"time/rollout": collected - started, "time/optimize": time.monotonic() - collected}
         self.journal.log(self.step, stats)
+        if self._evaluation_is_due():
+            self.journal.histogram(self.step, "rollout/advantage", targets.advantages[rollout.response_mask].tolist())
         return stats
 
     def own_share(self, tasks: Sequence[Any]) -> list[Any]:
@@ -241,6 +261,8 @@ class Loop:
             self.best.consider(self.step, now, self._policy_weights)
         self.last_figures = now
         self.journal.log(self.step, {f"eval/{name}": value for name, value in now.items()})
+        for name, values in (("score", judged.scores), ("kl", judged.kl), ("length", judged.lengths)):
+            self.journal.histogram(self.step, f"eval/{name}", values)
         return {f"eval/{name}": value for name, value in now.items()}
 
     def judge(self) -> Judged:
@@ -315,11 +337,25 @@ def rollout_stats(rollout: Rollout, rewards: Tensor, targets: Targets) -> dict[s
     *sums, entropy_sum, episodes, tokens = all_reduce_sum(torch.cat([own, counts])).tolist()
     stats = {name: value / episodes for name, value in zip(per_episode, sums, strict=True)}
     stats |= {"policy/entropy": entropy_sum / tokens, "rollout/kl_coef": targets.kl_coef}
+    stats |= _scatter(rollout.scores, rollout.lengths, stats["rollout/score"], stats["rollout/length"])
     if targets.returns is not None:
         _, _, variance = masked_moments(targets.returns, mask, all_reduce_sum)
         _, _, residual = masked_moments(targets.returns - rollout.old_values, mask, all_reduce_sum)
         stats["value/explained_variance"] = float(1 - residual / variance.clamp(min=1e-12))
     return stats
+
+
+def _scatter(scores: Tensor, lengths: Tensor, mean_score: float, mean_length: float) -> dict[str, float]:
+    """How the scores (B,) of all processes' responses spread, and go with their lengths (B,). The means are those over
+    all, so that the number of processes changes nothing. No correlation where one of the two does not differ."""
+    by_score, by_length = scores.double() - mean_score, lengths.double() - mean_length
+    own = torch.stack([by_score.square().sum(), by_length.square().sum(), (by_score * by_length).sum()])
+    count = torch.full_like(own[:1], len(scores))
+    score_squares, length_squares, products, responses = all_reduce_sum(torch.cat([own, count])).tolist()
+    found = {"rollout/score_std": math.sqrt(score_squares / responses)}
+    if score_squares > 0 and length_squares > 0:
+        found["rollout/length_correlation"] = products / math.sqrt(score_squares * length_squares)
+    return found
 
 
 def _sample(number: int, task: Task, row: Sequence[Any]) -> dict[str, Any]:

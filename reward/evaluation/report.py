@@ -20,6 +20,14 @@ _NO_MATTER = 0.02
 """Of an expected calibration error: two points on a scale of a hundred."""
 
 
+WATCHED = (
+    "nothing_held_out", "all_ties", "few_prompts", "no_overlap", "worse_than_chance", "chance", "suspicious",
+    "above_people", "length_rule", "length_correlation", "ties", "near_duplicates", "calibration", "log_loss",
+    "eos_unread", "eos_rise",
+)  # fmt: skip
+"""Kinds of `findings`, which a run is watched for."""
+
+
 def findings(report: Mapping[str, Any]) -> list[Finding]:
     """What a person should know about these figures, the worst first."""
     found = [*_data_findings(report)]

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from rating.exchange import import_file
-from rating.report import report, show
+from rating.report import show
 from rich.console import Console
 
 from alignment.ratings import Completion, Gold, RatingsStore
+from reward.labels import report
 
 SHARED = Path(os.environ.get("ALIGNMENT_TEST_DATA") or Path(__file__).resolve().parents[4] / "shared" / "data")
 
