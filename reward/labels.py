@@ -300,3 +300,14 @@ def _shortened(source: str, found: Figures) -> Figures:
         "labelers": labelers,
         "warnings": found["warnings"],
     }
+
+
+def as_metrics(found: Figures) -> dict[str, float]:
+    """The figures of a `labels` event that dashboards show as metrics, by their declared names."""
+    named = {name: found.get(name) for name in ("alpha", "three_way", "human_ceiling", "position", "length")}
+    metrics = {f"labels/{name}": estimate["value"] for name, estimate in named.items() if estimate}
+    if found.get("seconds"):
+        metrics["labels/seconds"] = found["seconds"]["median"]
+    if "ratings" in found:
+        metrics["labels/answers"] = float(found["ratings"]["counting"])
+    return metrics

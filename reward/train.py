@@ -40,7 +40,7 @@ from reward.evaluation import compact, evaluate, save_report
 from reward.evaluation.judged import Judged, judged_pairs, sides
 from reward.evaluation.report import WATCHED, findings
 from reward.finish import Finished, Trained, averaged, finish_all, summed_up, write_eval_pairs
-from reward.labels import journalled
+from reward.labels import as_metrics, journalled
 from reward.plan import arguments, workload
 from reward.prepare import Prepared, make_arguments, prepare, untrained
 from reward.trainer import QuestionTrainer
@@ -328,8 +328,10 @@ def _note_data(journal: Journal, config: RewardStageConfig, prepared: Prepared) 
     note_findings(journal, prepared.report)
     if distributed.is_main_process():
         rows = [row for row in train_set.items if isinstance(row, Comparison)]
-        for found in journalled(config.data, rows):
+        for number, found in enumerate(journalled(config.data, rows)):
             journal.event(LABELS, **found)
+            if number == 0:  # several databases have an event each, and the dashboards one set of figures
+                journal.log(0, as_metrics(found))
             if found.get("warnings"):
                 journal.finding(0, LABELS, "warning", " ".join(found["warnings"]))
 

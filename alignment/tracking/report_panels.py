@@ -13,6 +13,7 @@ from alignment.errors import UserError
 from alignment.lineage_page import graph
 from alignment.registry import Registry, RegistryError
 from alignment.resume import changed_keys
+from alignment.secret_values import redact
 from alignment.tracking import report_samples
 from alignment.tracking.bars import Scale, bar, slice_rows
 from alignment.tracking.charts import chart_of, intervals, number, still, unit_of
@@ -22,7 +23,6 @@ from alignment.tracking.pictures import histogram_chart, reliability_chart
 from alignment.tracking.record import RunRecord, read_rows
 from alignment.tracking.review import read_reviews
 from alignment.tracking.verdicts import Verdict, verdicts, worst
-from alignment.tracking.wandb_sink import redact
 
 View = dict[str, Any]
 SIGNS = {"fail": "✕", "warn": "!", "pass": "✓"}

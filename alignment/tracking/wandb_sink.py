@@ -221,6 +221,8 @@ class WandbSink:
         run.define_metric(STEP, hidden=True)
         run.define_metric("*", step_metric=STEP)
         self._is_online = mode == "online"
+        if self._is_online and not self._patient:
+            self._cancel = CancelTag(self._run_dir, tags_of(run.path))
         return run
 
     def _submit(self, call: Callable[[], Any]) -> None:

@@ -21,8 +21,8 @@ from alignment.tracking.dashboards import (
 )
 from alignment.tracking.metrics import find
 
-SAMPLES = "samples"
-"""The key of the sample tables in W&B."""
+SAMPLES, HISTOGRAMS, STEP = "samples", "histograms/", "step"
+"""What the sink (`wandb_sink.py`) calls the tables of samples, what it puts before a histogram's name, and the axis."""
 IN_THE_REPORT = "{about} W&B has no such panel: it stands in `report.html` of the run's folder."
 COLUMNS, WIDTH, HEIGHT = 3, 8, 6
 """Panels in a row, and their size in W&B's 24 columns."""
@@ -92,7 +92,8 @@ def _panels(panel: Any, dashboard: Dashboard, section: DashboardSection, number:
         case LinePanel():
             family = next((name for name in panel.metrics if name.endswith("/*")), None)
             names = {"metric_regex": f"^{family[:-1]}"} if family else {"y": list(panel.metrics_shown)}
-            return [wr.LinePlot(**own, **names, log_y=panel.log or None, title_y=_unit(stage, panel.metrics[0]))]
+            axes = {"x": STEP, "log_y": panel.log or None, "title_y": _unit(stage, panel.metrics[0])}
+            return [wr.LinePlot(**own, **names, **axes)]
         case ScatterPanel():
             return [wr.ScatterPlot(**own, x=wr.SummaryMetric(panel.x), y=wr.SummaryMetric(y)) for y in panel.y]
         case ScalarPanel():
@@ -100,7 +101,7 @@ def _panels(panel: Any, dashboard: Dashboard, section: DashboardSection, number:
         case BarsPanel():
             return [wr.BarPlot(**own, metrics=list(panel.metrics))]
         case HistogramPanel():
-            return [wr.MediaBrowser(**own, media_keys=list(panel.names), num_columns=1)]
+            return [wr.MediaBrowser(**own, media_keys=[HISTOGRAMS + name for name in panel.names], num_columns=1)]
         case FilePanel(kind="samples"):
             return [wr.MediaBrowser(**own, media_keys=[SAMPLES], num_columns=1)]
         case FilePanel(kind="config"):
