@@ -11,7 +11,6 @@ from alignment.terminal import clean
 from alignment.tracking import dashboards, overview
 
 dashboard = typer.Typer(no_args_is_help=True, help="The panels of the reports, as views of a W&B workspace.")
-runs.add_typer(dashboard, name="dashboard")
 
 
 @runs.command("report")

@@ -146,7 +146,8 @@ def _check_same(config: RunConfig, start: Checkpoint, allow_changes: bool) -> No
     path = config.run_dir / "config.json"
     before: Any = json.loads(path.read_text(encoding="utf-8"))
     now = config.model_dump(mode="json")
-    saved, processes, free = start.manifest.world_size, _processes(), FREE_KEYS
+    saved, processes = start.manifest.world_size, _processes()
+    free: tuple[str, ...] = FREE_KEYS
     if isinstance(config, TrainerConfig) and elastic.same_batches(before, now, saved, processes):
         free = (*FREE_KEYS, *elastic.BATCH_KEYS)
     if saved != processes:

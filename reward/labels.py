@@ -50,7 +50,7 @@ def report(store: RatingsStore, hashed: bool = False) -> Figures:
     ratings, simulated = store.ratings(skips=True), store.simulated()
     if hashed:
         ratings = [replace(rating, labeler=store.labeler_hash(rating.labeler)) for rating in ratings]
-        simulated = {store.labeler_hash(labeler) for labeler in simulated}
+        simulated = frozenset(store.labeler_hash(labeler) for labeler in simulated)
     counting = [rating for rating in ratings if rating.why not in CONTROLS and rating.choice != "skip"]
     pairs = list(judged_pairs(list(items.values()), counting))
     found: Figures = {

@@ -77,7 +77,7 @@ def report_page(records: Sequence[RunRecord], registry: Path | None = None, dash
         raise UserError(f"a report compares up to {MAX_RUNS} runs, and these are {len(records)}; choose among them")
     report = Report(stages[0], list(zip(_called(records), records, strict=True)), registry)
     if dashboard is not None:
-        chosen = (dashboard,)
+        chosen: tuple[str, ...] = (dashboard,)
     else:
         chosen = ("compare",) if report.compared else dashboards.OF_STAGE[report.stage]
     sections = [section for name in chosen for section in _sections(dashboards.load(name), report)]
