@@ -1,5 +1,5 @@
-"""The `alignment` command. Groups: `models` (models_cli.py, registry_cli.py), `data` (data_cli.py), `runs` (runs_cli.py,
-report_cli.py)."""
+"""The `alignment` command. Groups: `models` (models_cli.py, registry_cli.py), `data` (data_cli.py) and `runs`
+(runs_cli.py, report_cli.py)."""
 
 from typing import Any
 
