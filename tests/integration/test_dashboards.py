@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import tiny
-from test_stages import ROOT, command, house, lines, rated, recipe, sft, write_demonstrations  # noqa: F401 - fixtures
+from test_stages import ROOT, command, house, lines, recipe, sft, write_demonstrations  # noqa: F401 - fixtures
 
+from alignment.ratings import RatingsStore
 from alignment.registry import Registry
 from alignment.tracking import dashboards
 
@@ -51,6 +52,20 @@ def evaluated(house, sft):  # noqa: F811
     return [*results, command(house.folder, "reward", config)]
 
 
+@pytest.fixture(scope="module")
+def rated(house, sft):  # noqa: F811
+    """A reward model of three labelers' ratings, who do not always agree."""
+    path = house.folder / "three.db"
+    with RatingsStore(path, create=True, seed=1) as store:
+        for number in range(24):
+            prompt = [{"role": "user", "content": f"Question {number}?"}]
+            store.add_item(prompt, [{"text": f"Good {number}."}, {"text": f"Bad {number * 3} bad."}], need=3)
+        for place, labeler in enumerate(("ann", "bob", "cyd")):
+            while (claimed := store.claim(labeler)) is not None:
+                store.submit(claimed, "left" if claimed.item % (place + 3) else "right", seconds=2.0 + place)
+    return command(house.folder, "reward", recipe(house, "toy-reward", {"name": "toy-sft-model"}, path))
+
+
 def test_each_panel_of_sft_has_its_metric(house, sft, evaluated):  # noqa: F811
     assert (sft.returncode, evaluated[0].returncode) == (0, 0), sft.stderr + evaluated[0].stderr
     assert shown("sft") - journalled(house.runs / "toy-sft", house.runs / "more-sft") == set()
@@ -83,8 +98,8 @@ def test_each_panel_of_ppo_has_its_metric(tmp_path, tokenizer):
     config = {
         "name": "run",
         "model": {"policy": "sft", "reward": "reward", "held_out_reward": "judge"},
-        "data": {"train": "prompts.jsonl", "eval_share": 0.3, "max_length": 64},
-        "rollout": {"batch_size": 8, "max_new_tokens": 6},
+        "data": {"train": "prompts.jsonl", "eval_share": 0.3, "max_length": 128},
+        "rollout": {"batch_size": 16, "max_new_tokens": 64},
         "ppo": {"num_minibatches": 2},
         "ptx": {"train": "demonstrations.jsonl", "batch_size": 2, "coef": 0.1},
         "training": {"max_steps": 3, "learning_rate": 1e-3, "eval_steps": 1},
