@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -53,7 +54,7 @@ def full_run(
     }
     (path / "config.json").write_text(json.dumps(known))
     Run().started(None).write(path)
-    text = iter(texts * 1000)
+    text = itertools.cycle(texts)
     with Journal(path, stage=stage) as journal:
         journal.watching(["a thing", "another"])
         marks = [{"name": next(text), "rows": 7, "split": next(text)}]
