@@ -11,7 +11,7 @@ from alignment import plan_cli
 from alignment.data_cli import data
 from alignment.errors import UserError
 from alignment.registry_cli import models
-from alignment.report_cli import dashboard, runs
+from alignment.report_cli import runs
 from alignment.stage import quiet_libraries
 from alignment.terminal import clean, one_line
 
@@ -36,7 +36,6 @@ app = typer.Typer(
 app.add_typer(models, name="models")
 app.add_typer(data, name="data")
 app.add_typer(runs, name="runs")
-runs.add_typer(dashboard, name="dashboard")
 
 
 @app.callback()

@@ -6,11 +6,9 @@ from typing import Annotated
 import typer
 
 from alignment.models_cli import JsonOption, RegistryOption, print_json
-from alignment.runs_cli import RUNS, RunsOption, runs
+from alignment.runs_cli import RUNS, RunsOption, dashboard, runs
 from alignment.terminal import clean
 from alignment.tracking import dashboards, overview
-
-dashboard = typer.Typer(no_args_is_help=True, help="The panels of the reports, as views of a W&B workspace.")
 
 
 @runs.command("report")

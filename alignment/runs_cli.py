@@ -24,6 +24,9 @@ from alignment.tracking.watch import OUTCOME_STYLES, PIPE_WIDTH, STATE_STYLES, w
 
 runs = typer.Typer(no_args_is_help=True, help="Training runs: what they do, what came of them, and a reviewer's word.")
 
+dashboard = typer.Typer(no_args_is_help=True, help="The panels of the reports, as views of a W&B workspace.")
+runs.add_typer(dashboard, name="dashboard")
+
 RunsOption = Annotated[Path, typer.Option("--runs", help="The folder of the runs.")]
 RunArgument = Annotated[str, typer.Argument(help="A run's name, or its folder.", autocompletion=complete_run)]
 RUNS = Path("runs")

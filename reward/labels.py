@@ -116,7 +116,7 @@ def agreement(ballots: Sequence[Ballot], groups: Sequence[Hashable]) -> Figures:
         groups: the prompt of each ballot.
     """
     fleiss = fleiss_kappa(ballots)
-    ceiling = human_ceiling([list(ballot.values()) for ballot in ballots], groups)
+    ceiling = human_ceiling([list(ballot.values()) for ballot in ballots], groups)  # type: ignore[arg-type]
     return {
         "overlap": sum(len(ballot) >= 2 for ballot in ballots),
         "alpha_nominal": alpha_estimate(ballots, "nominal", groups),

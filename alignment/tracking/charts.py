@@ -237,9 +237,9 @@ def _at(series: Series, x: Sequence[float]) -> list[float]:
 
 
 def _told(chart: Chart, stage: str, names: Sequence[str]) -> Chart | None:
-    metrics = {name: find(stage, name) for name in dict.fromkeys(names)}
-    chart.unit, chart.share = unit_of(metrics.values())
-    chart.meanings = [(name, metric.meaning) for name, metric in metrics.items() if metric]
+    metrics = list(dict.fromkeys(metric for name in names if (metric := find(stage, name))))
+    chart.unit, chart.share = unit_of(metrics)
+    chart.meanings = [(metric.name, metric.meaning) for metric in metrics]
     return chart if chart.lines else None
 
 

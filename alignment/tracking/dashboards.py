@@ -5,6 +5,7 @@ Names, units and meanings of metrics come from `metrics.py`; a dashboard adds ti
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "configs" / "dashboards"
 OF_STAGE = {"sft": ("sft",), "reward": ("reward", "labels"), "ppo": ("ppo",)}
 """The dashboards that make up the report of a run."""
 Stage = Literal["sft", "reward", "ppo"]
+_MEMBER = re.compile(r"member-\d+/")
 
 
 class Mark(Section):
@@ -178,10 +180,11 @@ def shown(panel: Panel) -> Iterator[tuple[str, str]]:
 
 
 def family(name: str, metrics: Mapping[str, object]) -> list[str]:
-    """The run's metrics that a dashboard's name stands for: itself, or all of a `reward/*`."""
-    if not name.endswith("/*"):
-        return [name] if name in metrics else []
-    return [found for found in metrics if found.startswith(name[:-1])]
+    """The run's metrics that a dashboard's name stands for: itself and that of each further member of an ensemble, or
+    all of a `reward/*`."""
+    if name.endswith("/*"):
+        return [found for found in metrics if found.startswith(name[:-1])]
+    return [found for found in metrics if _MEMBER.sub("", found, count=1) == name]
 
 
 def names() -> list[str]:

@@ -18,9 +18,10 @@ from alignment.terminal import clean, one_line
 from alignment.tracking import bars, dashboards, pictures
 from alignment.tracking.dashboards import Dashboard
 from alignment.tracking.journal import finite
+from alignment.tracking.overview import span, verdicts_now
 from alignment.tracking.record import RunRecord
 from alignment.tracking.report_panels import Report, view_of
-from alignment.tracking.verdicts import Outcome, verdicts, worst
+from alignment.tracking.verdicts import Outcome, worst
 
 FILE = "report.html"
 PAGE = Path(__file__).parent / "page"
@@ -42,7 +43,7 @@ def write_report(
         UserError: no run, runs of several stages, or a file that cannot be written.
     """
     records = [RunRecord.read(path) for path in paths]
-    outcome = worst([verdict for record in records for verdict in verdicts(record)])
+    outcome = worst([verdict for record in records for verdict in verdicts_now(record)])
     text = report_page(records, registry, dashboard)
     path = out or paths[0] / FILE
     try:
@@ -138,7 +139,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         facts.append(("started", f"{started[0]:%Y-%m-%d %H:%M} UTC"))
     times = [time for time in record.times.values() if time]
     if len(times) > 1:
-        facts.append(("took", _duration(max(times) - min(times))))
+        facts.append(("took", span(max(times) - min(times))))
     facts.append(("steps", f"{record.last_step:,}"))
     if len(started) > 1:
         facts.append(("attempts", str(len(started))))
@@ -148,17 +149,11 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     return facts
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def _findings(report: Report) -> list[dict[str, Any]]:
     """Where in a run something was found, for the charts; of several runs there would be too many lines."""
     if report.compared:
         return []
-    found = [verdict for verdict in verdicts(report.record) if verdict.step and verdict.outcome != "pass"]
+    found = [verdict for verdict in verdicts_now(report.record) if verdict.step and verdict.outcome != "pass"]
     return [{"step": verdict.step, "outcome": verdict.outcome, "name": verdict.name} for verdict in found]
 
 

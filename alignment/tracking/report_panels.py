@@ -19,10 +19,11 @@ from alignment.tracking.bars import Scale, bar, slice_rows
 from alignment.tracking.charts import chart_of, intervals, number, still, unit_of
 from alignment.tracking.dashboards import BarsPanel, FilePanel, ScalarPanel
 from alignment.tracking.metrics import find
+from alignment.tracking.overview import verdicts_now
 from alignment.tracking.pictures import histogram_chart, reliability_chart
 from alignment.tracking.record import RunRecord, read_rows
 from alignment.tracking.review import read_reviews
-from alignment.tracking.verdicts import Verdict, verdicts, worst
+from alignment.tracking.verdicts import Verdict, worst
 
 View = dict[str, Any]
 SIGNS = {"fail": "✕", "warn": "!", "pass": "✓"}
@@ -145,7 +146,7 @@ def _bars(panel: BarsPanel, stage: str, report: Report) -> View | None:
 
 
 def _verdicts(report: Report) -> View:
-    found = [verdicts(record) for _, record in report.runs]
+    found = [verdicts_now(record) for _, record in report.runs]
     shown = [
         {
             "called": called,

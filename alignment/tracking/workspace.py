@@ -92,7 +92,7 @@ def _panels(panel: Any, dashboard: Dashboard, section: DashboardSection, number:
         case LinePanel():
             family = next((name for name in panel.metrics if name.endswith("/*")), None)
             names: dict[str, Any] = {"metric_regex": f"^{family[:-1]}"} if family else {"y": list(panel.metrics_shown)}
-            axes = {"x": STEP, "log_y": panel.log or None, "title_y": _unit(stage, panel.metrics[0])}
+            axes: dict[str, Any] = {"x": STEP, "log_y": panel.log or None, "title_y": _unit(stage, panel.metrics[0])}
             return [wr.LinePlot(**own, **names, **axes)]
         case ScatterPanel():
             return [wr.ScatterPlot(**own, x=wr.SummaryMetric(panel.x), y=wr.SummaryMetric(y)) for y in panel.y]
