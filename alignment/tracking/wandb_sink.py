@@ -177,8 +177,6 @@ class WandbSink:
         self._guarded(self._start)
         if self._run is None:
             self._give_up()
-        elif self._is_online:
-            self._guarded(lambda: setattr(self, "_cancel", CancelTag(self._run_dir, tags_of(self._run.path))))
         while (call := self._calls.get()) is not None:
             if not self._given_up:
                 self._guarded(call)
