@@ -117,8 +117,8 @@ CELLS += [(case, backend) for case in MORE for backend in ("zero2", "zero3")]
 CELLS += [("ppo full, critic's warm-up", "zero1"), ("ppo full, moving average, best", "zero3 as shipped")]
 CELLS += [("ppo full, demonstrations", f"{backend} offload") for backend in ("zero2", "zero3")]
 CORE = {
-    ("sft full", "zero3"), ("sft lora", "zero1"), ("reward full", "zero3"), ("reward lora", "zero2"),
-    ("ppo full", "ddp"), ("ppo full", "zero3"), ("ppo shared", "zero2"), ("ppo full, critic's warm-up", "zero1"),
+    ("sft full", "zero3"), ("reward full", "zero3"), ("ppo full", "zero3"), ("ppo shared", "zero2"),
+    ("ppo full, critic's warm-up", "zero1"),
 }  # fmt: skip
 """Cells that are run every time; the others are slow."""
 
