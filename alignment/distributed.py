@@ -96,6 +96,17 @@ def is_parted(module: nn.Module) -> bool:
     return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
 
 
+def round_alike(module: nn.Module) -> None:
+    """Round what is trained and is still whole, as a new head in float32, as ZeRO-3 has the parts that are trained
+    with it: DeepSpeed rounds whole models to bfloat16 itself, and fails on parts of unlike types. Its optimizer keeps
+    float32 copies of all."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    parted = [parameter for parameter in trained if hasattr(parameter, "ds_id")]
+    for parameter in trained if parted else ():
+        if not hasattr(parameter, "ds_id"):
+            parameter.data = parameter.data.to(parted[0].dtype)
+
+
 def part(module: nn.Module, *, in_host_memory: bool = False) -> None:
     """Leave each process a part of the weights of a module that is not trained; `whole` puts them together for use.
 

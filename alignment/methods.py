@@ -338,6 +338,7 @@ def skeleton(shape: PreTrainedConfig, config: ModelConfig, kind: type = AutoMode
 
 def attach(trainer: Trainer, config: ModelConfig) -> None:
     """What a method needs of a trainer that was made with its model."""
+    distributed.round_alike(trainer.model)
     if config.method not in ADAPTERS:
         return
     for parameter in trainer.model.parameters():

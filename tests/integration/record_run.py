@@ -1,7 +1,7 @@
 """What a run did, written to `$ROWS`: the rows of each process (`record_rows.py`), and of PPO more.
 
 `responses-RANK.jsonl`: each call of the sampling engine as {seed: response}. `steps.jsonl`: figures of each optimizer
-step. `weights.safetensors`: all that the engine holds at the end, the critic too. `parted.json`: how many numbers of
+step. `weights.safetensors`: all that is trained, the critic too, at the end. `parted.json`: how many numbers of
 weights this process holds outside of use.
 
 `REPLAY` names a folder that was written so: after its first call the engine answers what is on record there.
@@ -62,7 +62,8 @@ def recorded_publish(original):
         (folder() / f"parted-{os.environ['RANK']}.json").write_text(json.dumps(held))
         weights = loop.engine.full_state_dict()
         if os.environ["RANK"] == "0":
-            save_file({name: weight.clone() for name, weight in weights.items()}, folder() / "weights.safetensors")
+            trained = [name for name, parameter in models.trained.named_parameters() if parameter.requires_grad]
+            save_file({name: weights[name].clone() for name in trained}, folder() / "weights.safetensors")
         return original(config, registry, models, loop, *args)
 
     return publish
