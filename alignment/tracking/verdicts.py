@@ -12,7 +12,7 @@ from alignment.tracking.record import RunRecord
 
 Outcome = Literal["fail", "warn", "pass"]
 _OUTCOMES: dict[str, Outcome] = {"error": "fail", "warning": "warn", "note": "pass"}
-_ORDER = ("fail", "warn", "pass")
+_ORDER: tuple[Outcome, ...] = ("fail", "warn", "pass")
 
 
 @dataclass(frozen=True)
