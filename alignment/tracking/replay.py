@@ -31,9 +31,7 @@ class Replayed:
     """Published models that the registry does not have any more."""
 
 
-def replay(
-    run_dir: Path, mode: Literal["offline", "online"] = "offline", registry: Path | str | None = None
-) -> Replayed:
+def replay(run_dir: Path, mode: Literal["offline", "online"] = "offline", registry: Path | None = None) -> Replayed:
     """Write the journal of a run to a new W&B run: a row for each step with all its metrics, a table of samples for
     each evaluation, histograms, and the published models; offline into `RUN/replay`, in place of an earlier one.
 
@@ -85,9 +83,7 @@ def _steps(run_dir: Path) -> Iterator[tuple[int, dict[str, float]]]:
     yield from sorted(steps.items())
 
 
-def _mirror_models(
-    record: RunRecord, sink: WandbSink, path: Path | str | None
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _mirror_models(record: RunRecord, sink: WandbSink, path: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     config: dict[str, Any] = record.config.get("registry", {})
     registry = Registry(path or config.get("path"))
     told: list[str] = []
