@@ -116,7 +116,7 @@ def agreement(ballots: Sequence[Mapping[str, Choice]], groups: Sequence[Hashable
         groups: the prompt of each ballot.
     """
     fleiss = fleiss_kappa(ballots)
-    ceiling = human_ceiling([list(ballot.values()) for ballot in ballots], groups)  # type: ignore[arg-type]
+    ceiling = human_ceiling([list(ballot.values()) for ballot in ballots], groups)
     return {
         "overlap": sum(len(ballot) >= 2 for ballot in ballots),
         "alpha_nominal": alpha_estimate(ballots, "nominal", groups),
