@@ -76,7 +76,9 @@ def main(out: Path, *overrides: str) -> None:
         tasks = make_tasks(loop.prompts, range(count), config.rollout.num_generations)
         report["own"].append(distributed.gather_lists([task.number for task in loop.own_share(tasks)]))
         stats = loop.iterate(list(range(count)))
-        report["stats"].append({name: value for name, value in stats.items() if not name.startswith("time/")})
+        report["stats"].append(
+            {name: value for name, value in stats.items() if not name.startswith("time/") and "per_second" not in name}
+        )
         report["rates"].append([group["lr"] for group in loop.engine.optimizer.param_groups])
     report["training_mode"] = any(module.training for module in models.trained.modules())
     weights = loop.engine.full_state_dict()
