@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -27,6 +29,8 @@ SCRATCH = {
     "max_position_embeddings": 128,
 }  # fmt: skip
 STEPS = 12
+PATIENCE = 300
+"""Seconds in which a stage that takes five must be done, whatever hangs in it."""
 SFT = {
     "model": {"name": "scratch:llama", "scratch": SCRATCH},
     "training": {
@@ -57,7 +61,13 @@ class Driver:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)} | CANARIES
         command = [sys.executable, str(Path(__file__).with_name("wandb_driver.py"))]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=folder,
+            start_new_session=True,
         )
 
     def run(
@@ -73,6 +83,10 @@ class Driver:
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
+        ready, *_ = select.select([self.process.stdout], [], [], PATIENCE)
+        if not ready:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        assert ready, f"{config['name']} hangs: {self.log(config['name'])}"
         return int(self.process.stdout.readline())
 
     def log(self, name: str) -> str:
