@@ -83,7 +83,9 @@ class WandbSink:
         self._is_online = False
         self._cancel: CancelTag | None = None
         self._failures, self._last, self._given_up, self._ended = 0, "", False, False
-        self._calls: queue.Queue[Callable[[], Any] | None] = queue.Queue(MAX_WAITING)
+        self._end: Callable[[], Any] | None = None
+        """The last call."""
+        self._calls: queue.Queue[Callable[[], Any]] = queue.Queue(MAX_WAITING)
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
@@ -160,13 +162,13 @@ class WandbSink:
 
         if self._cancel is not None:
             self._cancel.end()
+        self._end = end
         self._submit(end)
-        with contextlib.suppress(queue.Full):
-            self._calls.put(None, self._patient)
-        self._thread.join(None if self._patient else FINISH_SECONDS)
-        if self._thread.is_alive():
-            self._last = f"it did not finish within {FINISH_SECONDS:.0f} s"
-            self._give_up()
+        if not self._given_up:
+            self._thread.join(None if self._patient else FINISH_SECONDS)
+            if self._thread.is_alive():
+                self._last = f"it did not finish within {FINISH_SECONDS:.0f} s"
+                self._give_up()
         if not self._ended:
             _end_process()
         self._given_up = True  # no more calls
@@ -177,7 +179,9 @@ class WandbSink:
         self._guarded(self._start)
         if self._run is None:
             self._give_up()
-        while (call := self._calls.get()) is not None:
+        call = None
+        while call is None or call is not self._end:
+            call = self._calls.get()
             if not self._given_up:
                 self._guarded(call)
 

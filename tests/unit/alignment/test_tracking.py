@@ -9,8 +9,10 @@ import threading
 import types
 
 import pytest
+from typer.testing import CliRunner
 
 from alignment import trainers
+from alignment.cli import app
 from alignment.config import RunConfig
 from alignment.tracking import Journal, WandbSink, wandb_sink
 from alignment.tracking import metrics as declared
@@ -281,3 +283,40 @@ def test_an_online_run_that_cannot_begin_goes_on_offline(tmp_path, fake_wandb, m
     assert "no route to host" in capsys.readouterr().err
     strict = WandbSink(tmp_path, mode="online", project="p", name="n", stage="sft", config={}, patient=True)
     assert not strict.is_open
+
+
+# --- replay ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_replay_has_one_row_a_step_and_says_which_models_are_gone(tmp_path, fake_wandb):
+    fake_wandb.Table = lambda columns, data: ("table", columns, data)
+    fake_wandb.Histogram = lambda np_histogram: ("histogram", *np_histogram)
+    run = tmp_path / "run"
+    with Journal(run) as journal:
+        journal.log(1, {"train/loss": 2.0})
+        journal.log(1, {"eval/loss": 3.0})
+        journal.log(2, {"train/loss": math.nan, "eval/loss": 1.0})
+        journal.samples(2, SAMPLES)
+        journal.histogram(2, "eval/score", [0.0, 1.0])
+        journal.event("published", model="gone@v1")
+    (run / "config.json").write_text('{"name": "n", "tracking": {"project": "p", "wandb_text": true}}')
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "train/lo')  # the run is writing it
+    command = ["runs", "replay", str(run), "--registry", str(tmp_path / "registry"), "--json"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["steps"], found["tables"], found["histograms"], found["missing"]) == (2, 1, 1, ["gone@v1"])
+    first, second, (at, table), (then, histogram) = fake_wandb.run.logged
+    assert first == (1, {"train/loss": 2.0, "eval/loss": 3.0})
+    assert second == (2, {"eval/loss": 1.0})
+    assert (at, then) == (2, 2)
+    assert "response" in table["samples"][1]  # as the run's config asks for
+    assert sum(histogram["histograms/eval/score"][1]) == 2
+    assert fake_wandb.inits[0]["dir"] == str(run / "replay")
+
+
+def test_a_replay_of_no_run_is_one_line(tmp_path):
+    done = CliRunner().invoke(app, ["runs", "replay", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "is no run folder" in done.stderr
