@@ -81,7 +81,9 @@ def report_page(records: Sequence[RunRecord], registry: Path | None = None, dash
         chosen = (dashboard,)
     else:
         chosen = ("compare",) if report.compared else dashboards.OF_STAGE[report.stage]
-    sections = [section for name in chosen for section in _sections(dashboards.load(name), report)]
+    sections = _sections(dashboards.load(chosen[0]), report)
+    for name in chosen[1:]:  # before where it all comes from
+        sections[-1:-1] = _sections(dashboards.load(name), report)
     data = {"charts": report.charts, "samples": report.samples, "findings": _findings(report)}
     title = " and ".join(called for called, _ in report.runs)
     return pages.render(

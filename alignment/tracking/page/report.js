@@ -163,8 +163,11 @@ class Chart {
 
   yTicks(low, high) {
     if (this.log) {
-      const ticks = [];
-      for (let power = Math.ceil(low); power <= high; power++) ticks.push([10 ** power, said(10 ** power, this.about.share)]);
+      const ticks = [], powers = Math.floor(high) - Math.ceil(low) + 1;
+      for (let power = Math.floor(low); power <= high; power++) for (const factor of powers > 2 ? [1] : [1, 2, 5]) {
+        const at = factor * 10 ** power;
+        if (Math.log10(at) >= low && Math.log10(at) <= high) ticks.push([at, said(at, this.about.share)]);
+      }
       if (ticks.length > 1) return ticks;
       return niceTicks(10 ** low, 10 ** high, 4).map(([at, text]) => [at, this.about.share ? said(at, true) : text]);
     }
