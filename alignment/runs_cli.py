@@ -10,6 +10,7 @@ from rich.text import Text
 
 from alignment.checkpoint import committed
 from alignment.completion import complete_run
+from alignment.dashboard_cli import dashboard
 from alignment.errors import UserError
 from alignment.models_cli import JsonOption, RegistryOption, plain_table, print_json
 from alignment.resume import value_at
@@ -23,6 +24,7 @@ from alignment.tracking.verdicts import worst
 from alignment.tracking.watch import OUTCOME_STYLES, PIPE_WIDTH, STATE_STYLES, watch
 
 runs = typer.Typer(no_args_is_help=True, help="Training runs: what they do, what came of them, and a reviewer's word.")
+runs.add_typer(dashboard, name="dashboard")
 
 RunsOption = Annotated[Path, typer.Option("--runs", help="The folder of the runs.")]
 RunArgument = Annotated[str, typer.Argument(help="A run's name, or its folder.", autocompletion=complete_run)]
@@ -182,7 +184,7 @@ def replay(
     """Write a run's journal to one clean W&B run.  Example: alignment runs replay runs/demo-sft"""
     from alignment.tracking.replay import replay as to_wandb
 
-    found = to_wandb(run, "online" if online else "offline", registry)
+    found = to_wandb(run, "online" if online else "offline", str(registry) if registry else None)
     if as_json:
         print_json(asdict(found))
         return

@@ -41,7 +41,8 @@ const niceTicks = (low, high, most, least = 0) => {
   const step = Math.max(least, niceStep(low, high, most)), ticks = [];
   for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) ticks.push(n * step + 0); // + 0: no -0
   const decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
-  return ticks.map((at) => [at, decimals > 4 ? String(+at.toPrecision(3)) : at.toLocaleString("en",
+  const digits = Math.min(15, Math.max(1, Math.floor(Math.log10(Math.max(Math.abs(low), Math.abs(high), step) / step)) + 2));
+  return ticks.map((at) => [at, decimals > 4 ? String(+at.toPrecision(digits)) : at.toLocaleString("en",
     { minimumFractionDigits: decimals, maximumFractionDigits: decimals })]);
 };
 const extent = (values) => {
