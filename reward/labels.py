@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from alignment.config import DataConfig
-from alignment.data import Comparison
+from alignment.data import Choice, Comparison
 from alignment.intervals import bootstrap_mean
 from alignment.ratings import Gold, Item, Rating, RatingsStore, is_ratings_file, is_right
 from alignment.ratings.pairs import Pair, judged_pairs
@@ -50,7 +50,7 @@ def report(store: RatingsStore, hashed: bool = False) -> Figures:
     ratings, simulated = store.ratings(skips=True), store.simulated()
     if hashed:
         ratings = [replace(rating, labeler=store.labeler_hash(rating.labeler)) for rating in ratings]
-        simulated = {store.labeler_hash(labeler) for labeler in simulated}
+        simulated = frozenset(map(store.labeler_hash, simulated))
     counting = [rating for rating in ratings if rating.why not in CONTROLS and rating.choice != "skip"]
     pairs = list(judged_pairs(list(items.values()), counting))
     found: Figures = {
@@ -109,7 +109,7 @@ def _seconds(ratings: Sequence[Rating]) -> Figures | None:
 # --- agreement -----------------------------------------------------------------------------------------------------
 
 
-def agreement(ballots: Sequence[Ballot], groups: Sequence[Hashable]) -> Figures:
+def agreement(ballots: Sequence[Mapping[str, Choice]], groups: Sequence[Hashable]) -> Figures:
     """Of choices between two answers: pair items, and each two answers of a ranking.
 
     Args:
@@ -262,7 +262,7 @@ def journalled(config: DataConfig, comparisons: Sequence[Comparison]) -> Iterato
                 yield _shortened(store.path.name, report(store, hashed=True))
     if not any(is_ratings_file(part.path) for part in config.parts):
         named = [row for row in comparisons if all(vote.labeler for vote in row.votes)]
-        ballots: list[Ballot] = [{str(vote.labeler): vote.choice for vote in row.votes} for row in named]
+        ballots = [{str(vote.labeler): vote.choice for vote in row.votes} for row in named]
         if any(len(ballot) > 1 for ballot in ballots):
             yield {"source": "votes", **_agreement_figures(agreement(ballots, [row.group for row in named]))}
 

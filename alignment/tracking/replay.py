@@ -31,7 +31,7 @@ class Replayed:
     """Published models that the registry does not have any more."""
 
 
-def replay(run_dir: Path, mode: Literal["offline", "online"] = "offline", registry: str | None = None) -> Replayed:
+def replay(run_dir: Path, mode: Literal["offline", "online"] = "offline", registry: Path | None = None) -> Replayed:
     """Write the journal of a run to a new W&B run: a row for each step with all its metrics, a table of samples for
     each evaluation, histograms, and the published models; offline into `RUN/replay`, in place of an earlier one.
 
@@ -83,10 +83,11 @@ def _steps(run_dir: Path) -> Iterator[tuple[int, dict[str, float]]]:
     yield from sorted(steps.items())
 
 
-def _mirror_models(record: RunRecord, sink: WandbSink, path: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _mirror_models(record: RunRecord, sink: WandbSink, path: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     config: dict[str, Any] = record.config.get("registry", {})
     registry = Registry(path or config.get("path"))
-    told, missing = [], []
+    told: list[str] = []
+    missing: list[str] = []
     for event in record.of_kind("published"):
         try:
             model = described(registry.resolve(event["model"]), registry)

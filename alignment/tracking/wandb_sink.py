@@ -211,6 +211,7 @@ class WandbSink:
             x_service_wait=START_SECONDS,
             x_disable_meta=True,  # argv and paths would otherwise be recorded
             x_disable_machine_info=True,
+            host="not recorded",
             x_save_requirements=False,
             x_transaction_log_flush_interval=2.0,  # 15 s by default, all of it lost at a kill
         )

@@ -179,6 +179,8 @@ ELSEWHERE = {
 def test_an_offline_run_holds_every_declared_metric_the_tables_and_the_published_model(runs, stage):
     (folder,) = offline(runs[stage])
     found = records(folder)
+    (about,) = [record["run"] for record in found if record["type"] == "run"]
+    assert (about["job_type"], about["run_group"], about["host"]) == (stage, stage, "not recorded")
     assert numbers(found) == pytest.approx(journalled(runs[stage]))
     emitted = {name for _, name in numbers(found)}
     missing = {metric.name for metric in declared.STAGES[stage]} - emitted
@@ -320,7 +322,7 @@ def test_killed_and_resumed_three_times_and_replayed_there_is_no_gap_and_no_doub
     assert [each["display_name"] for each in groups] == ["killed", *(f"killed-a{n}" for n in (2, 3, 4))]
     assert {each["run_group"] for each in groups} == {"killed"}
 
-    found = replay(run, registry=str(driver.folder / "registry"))
+    found = replay(run, registry=driver.folder / "registry")
     again = records(Path(found.where))
     assert [item["step"] for item in history(again) if "train/loss" in item] == list(range(1, STEPS + 1))
     assert numbers(again) == pytest.approx(journalled(run))

@@ -18,6 +18,7 @@ from alignment import distributed
 from alignment.models import ModelError
 from alignment.stage import leave
 from alignment.tracking import Journal
+from alignment.tracking.metrics import find
 from ppo.config import PPOStageConfig
 from ppo.loading import settle
 from ppo.rollout import make_tasks
@@ -75,7 +76,8 @@ def main(out: Path, *overrides: str) -> None:
         tasks = make_tasks(loop.prompts, range(count), config.rollout.num_generations)
         report["own"].append(distributed.gather_lists([task.number for task in loop.own_share(tasks)]))
         stats = loop.iterate(list(range(count)))
-        report["stats"].append({name: value for name, value in stats.items() if not name.startswith("time/")})
+        clocks = [name for name in stats if (metric := find("ppo", name)) and metric.is_clock]
+        report["stats"].append({name: value for name, value in stats.items() if name not in clocks})
         report["rates"].append([group["lr"] for group in loop.engine.optimizer.param_groups])
     report["training_mode"] = any(module.training for module in models.trained.modules())
     weights = loop.engine.full_state_dict()

@@ -209,10 +209,11 @@ def sft_steps(folder, name, launcher, processes):
         done = launching.launch(launcher, target, folder, ROWS=str(rows), LOGITS_AT_ONCE=str(8 * SCRATCH["vocab_size"]))
     assert done.code == 0, done.output[-4000:]
     run = folder / "runs" / name
-    logged, events = (
+    logged, events, samples = (
         [json.loads(line) for line in (run / f"{file}.jsonl").read_text().splitlines()]
-        for file in ("metrics", "events")
+        for file in ("metrics", "events", "samples")
     )
+    assert samples and not [event for event in events if event["event"] == "no_samples"]
     weights = load_policy(find_model(name, Registry(folder / "registry"), role="policy")).state_dict()
     seen = [
         [json.loads(line) for line in (rows / f"{rank}.jsonl").read_text().splitlines()] for rank in range(processes)

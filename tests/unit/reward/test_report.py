@@ -1,9 +1,11 @@
 """What the report says in words, what of it goes to the registry, and a page on which no text is more than text."""
 
+import inspect
 import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from alignment.registry.lineage import flat_metrics
 from alignment.tracking.pictures import histogram_chart
 from reward.evaluation import evaluate
 from reward.evaluation.page import html_page
-from reward.evaluation.report import compact, findings, save_report, summary, verdict
+from reward.evaluation.report import WATCHED, compact, findings, save_report, summary, verdict
 
 HOSTILE = "\x1b]52;c;QQ==\x07 \x9b31m \u202e </pre></div><script>alert(1)</script> <img src=//x onerror=a> {{ 7*7 }}"
 
@@ -45,6 +47,12 @@ def report_of(questions, scores, move=-0.1, **options):
 
 def kinds(report):
     return {finding.kind for finding in findings(report)}
+
+
+def test_a_run_is_watched_for_each_kind_of_finding():
+    source = Path(inspect.getsourcefile(findings)).read_text()
+    said = re.findall(r'_finding\(\s*"(?:error|warning|note)",\s*"(\w+)"', source)
+    assert set(said) == set(WATCHED)
 
 
 def test_a_good_model_gives_no_cause_for_complaint():
