@@ -184,7 +184,7 @@ def replay(
     """Write a run's journal to one clean W&B run.  Example: alignment runs replay runs/demo-sft"""
     from alignment.tracking.replay import replay as to_wandb
 
-    found = to_wandb(run, "online" if online else "offline", str(registry) if registry else None)
+    found = to_wandb(run, "online" if online else "offline", registry)
     if as_json:
         print_json(asdict(found))
         return
