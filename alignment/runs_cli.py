@@ -10,6 +10,7 @@ from rich.text import Text
 
 from alignment.checkpoint import committed
 from alignment.completion import complete_run
+from alignment.dashboard_cli import dashboard
 from alignment.errors import UserError
 from alignment.models_cli import JsonOption, RegistryOption, plain_table, print_json
 from alignment.resume import value_at
@@ -23,8 +24,6 @@ from alignment.tracking.verdicts import worst
 from alignment.tracking.watch import OUTCOME_STYLES, PIPE_WIDTH, STATE_STYLES, watch
 
 runs = typer.Typer(no_args_is_help=True, help="Training runs: what they do, what came of them, and a reviewer's word.")
-
-dashboard = typer.Typer(no_args_is_help=True, help="The panels of the reports, as views of a W&B workspace.")
 runs.add_typer(dashboard, name="dashboard")
 
 RunsOption = Annotated[Path, typer.Option("--runs", help="The folder of the runs.")]

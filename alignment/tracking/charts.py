@@ -298,11 +298,12 @@ def _axis(low: float, high: float, start: float, end: float, share: bool, log: b
         return start + (scaled - low) / (high - low) * (end - start)
 
     if log:
-        powers = range(math.ceil(low), math.floor(high) + 1)
-        ticks = [(place(10.0**power), f"1e{power}") for power in powers]
-        if len(ticks) < 2:
-            ticks = [(place(10**low), number(10**low)), (place(10**high), number(10**high))]
-        return place, ticks
+        powers = range(math.floor(low), math.floor(high) + 1)
+        factors = (1, 2, 5) if high - low < 2 else (1,)
+        marked = [factor * 10.0**power for power in powers for factor in factors]
+        inside = [at for at in marked if low <= math.log10(at) <= high]
+        shown = inside if len(inside) > 1 else [10**low, 10**high]
+        return place, [(place(at), number(at, share)) for at in shown]
     scale = 100 if share else 1
     return place, [(place(at / scale), text + "%" * share) for at, text in nice_ticks(low * scale, high * scale, 5)]
 

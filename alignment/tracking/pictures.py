@@ -164,5 +164,6 @@ def nice_ticks(low: float, high: float, most: int = 7) -> list[tuple[float, str]
     step = next(factor for factor in (1, 2, 5, 10) if factor * 10.0**power >= wanted) * 10.0**power
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     places = [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
-    form = f",.{decimals}f" if decimals <= 4 else ".3g"
+    digits = max(1, math.floor(math.log10(max(abs(low), abs(high), step) / step)) + 2)  # that tell two ticks apart
+    form = f",.{decimals}f" if decimals <= 4 else f".{digits}g"
     return [(place, f"{place + 0.0:{form}}") for place in places]

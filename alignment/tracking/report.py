@@ -77,11 +77,11 @@ def report_page(records: Sequence[RunRecord], registry: Path | None = None, dash
     if len(records) > MAX_RUNS:
         raise UserError(f"a report compares up to {MAX_RUNS} runs, and these are {len(records)}; choose among them")
     report = Report(stages[0], list(zip(_called(records), records, strict=True)), registry)
-    if dashboard is not None:
-        chosen: tuple[str, ...] = (dashboard,)
-    else:
-        chosen = ("compare",) if report.compared else dashboards.OF_STAGE[report.stage]
-    sections = [section for name in chosen for section in _sections(dashboards.load(name), report)]
+    own = ("compare",) if report.compared else dashboards.OF_STAGE[report.stage]
+    chosen = own if dashboard is None else (dashboard,)
+    sections = _sections(dashboards.load(chosen[0]), report)
+    for name in chosen[1:]:  # before where it all comes from
+        sections[-1:-1] = _sections(dashboards.load(name), report)
     data = {"charts": report.charts, "samples": report.samples, "findings": _findings(report)}
     title = " and ".join(called for called, _ in report.runs)
     return pages.render(

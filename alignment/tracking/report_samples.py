@@ -79,8 +79,8 @@ def _item(rows: Mapping[int, Mapping[str, Any]], steps: Sequence[int]) -> dict[s
             continue
         if "first" in row and "second" in row:
             pair = [("-", _cut(row["first"])), ("+", _cut(row["second"]))]
-            heads = (_scored("one answer", row.get("first_score")), _scored("the other", row.get("second_score")))
-            at[step] = {"parts": pair, "marked": False, "left": heads[0], "right": heads[1], "score": 0.0}
+            heads = (_judged("one answer", row, "first"), _judged("the other", row, "second"))
+            at[step] = {"parts": pair, "marked": False, "left": heads[0], "right": heads[1], "score": _margin(row)}
             continue
         before = {"response": row["reference"]} if row.get("reference") is not None else first
         kind = "people wrote" if "reference" in row else f"start, step {first['step']}"
@@ -100,9 +100,11 @@ def _rank(items: list[dict[str, Any]]) -> None:
         item["changed"] = 1 - 2 * same / max(1, len(old) + len(new)) if last["marked"] else 0.0
         item["score"], item["number"] = last["score"], number_
     scored = [item for item in items if item["score"] is not None]
-    if len(scored) > 1 and any(item["score"] for item in scored):
-        max(scored, key=lambda item: item["score"])["tags"].append("best")
-        min(scored, key=lambda item: item["score"])["tags"].append("worst")
+    if len(scored) > 1:
+        best, worst = ("best", "worst") if last["marked"] else ("most surely right", "most surely wrong")
+        max(scored, key=lambda item: item["score"])["tags"].append(best)
+        if (least := min(scored, key=lambda item: item["score"]))["score"] < 0 or last["marked"]:
+            least["tags"].append(worst)
     most = max(items, key=lambda item: item["changed"])
     if most["changed"] > 0:
         most["tags"].append("most changed")
@@ -146,9 +148,23 @@ def _head(row: Mapping[str, Any], where: str = "") -> str:
     return ", ".join(said)
 
 
-def _scored(name: str, score: Any) -> str:
-    value = _number(score)
-    return name if value is None else f"{name}, score {number(value)}"
+def _judged(name: str, row: Mapping[str, Any], side: str) -> str:
+    """What is known of one of two answers: its score, and how many people preferred it."""
+    said, score, votes = [name], _number(row.get(f"{side}_score")), row.get("votes")
+    if score is not None:
+        said.append(f"score {number(score)}")
+    if isinstance(votes, Mapping):
+        said.append(f"{votes.get(side, 0)} of {sum(votes.values())} votes")
+    return ", ".join(said)
+
+
+def _margin(row: Mapping[str, Any]) -> float | None:
+    """By how much the scores of a pair agree with most people; negative where they do not, None for a tie."""
+    first, second, votes = _number(row.get("first_score")), _number(row.get("second_score")), row.get("votes")
+    if first is None or second is None or not isinstance(votes, Mapping):
+        return None
+    lead = votes.get("first", 0) - votes.get("second", 0)
+    return None if lead == 0 else (first - second) * (1 if lead > 0 else -1)
 
 
 def _number(value: Any) -> float | None:

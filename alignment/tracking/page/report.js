@@ -41,7 +41,8 @@ const niceTicks = (low, high, most, least = 0) => {
   const step = Math.max(least, niceStep(low, high, most)), ticks = [];
   for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) ticks.push(n * step + 0); // + 0: no -0
   const decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
-  return ticks.map((at) => [at, decimals > 4 ? String(+at.toPrecision(3)) : at.toLocaleString("en",
+  const digits = Math.min(15, Math.max(1, Math.floor(Math.log10(Math.max(Math.abs(low), Math.abs(high), step) / step)) + 2));
+  return ticks.map((at) => [at, decimals > 4 ? String(+at.toPrecision(digits)) : at.toLocaleString("en",
     { minimumFractionDigits: decimals, maximumFractionDigits: decimals })]);
 };
 const extent = (values) => {
@@ -163,8 +164,11 @@ class Chart {
 
   yTicks(low, high) {
     if (this.log) {
-      const ticks = [];
-      for (let power = Math.ceil(low); power <= high; power++) ticks.push([10 ** power, said(10 ** power, this.about.share)]);
+      const ticks = [], powers = Math.floor(high) - Math.ceil(low) + 1;
+      for (let power = Math.floor(low); power <= high; power++) for (const factor of powers > 2 ? [1] : [1, 2, 5]) {
+        const at = factor * 10 ** power;
+        if (Math.log10(at) >= low && Math.log10(at) <= high) ticks.push([at, said(at, this.about.share)]);
+      }
       if (ticks.length > 1) return ticks;
       return niceTicks(10 ** low, 10 ** high, 4).map(([at, text]) => [at, this.about.share ? said(at, true) : text]);
     }

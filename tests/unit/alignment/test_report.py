@@ -156,8 +156,7 @@ def test_runs_are_compared_in_config_verdicts_and_figures(tmp_path):
 
 
 def test_reviews_are_on_it(tmp_path):
-    path = tmp_path / "run"
-    make_run(path, rows={1: {"rollout/score": 1.0}})
+    path = course(tmp_path / "run", healthy)
     say = ["--approve", "--note", "Reads <well>", "--reviewer", "Ada"]
     done = CliRunner().invoke(app, ["runs", "review", str(path), *say])
     assert done.exit_code == 0, done.output

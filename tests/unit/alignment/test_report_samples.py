@@ -74,11 +74,18 @@ def test_sft_is_compared_with_what_people_wrote(tmp_path):
     assert item["at"][9]["left"] == "people wrote"
 
 
-def test_a_reward_models_pair_stands_side_by_side_unmarked(tmp_path):
-    pair = {"id": 0, "prompt": "q", "first": "a", "second": "b", "first_score": 1.5, "second_score": -2.0}
-    at = samples_of(with_samples(tmp_path / "run", (3, [pair])))["items"][0]["at"][3]
+def test_a_reward_models_pairs_stand_side_by_side_the_surest_right_and_wrong_named(tmp_path):
+    def pair(number, first_score, second_score, first, second):
+        scores = {"first_score": first_score, "second_score": second_score}
+        votes = {"first": first, "second": second, "tie": 1}
+        return {"id": number, "prompt": "q", "first": "a", "second": "b", "votes": votes, **scores}
+
+    rows = [pair(0, 1.5, -2.0, 2, 0), pair(1, 0.5, 0.1, 2, 0), pair(2, 3.0, 0.0, 0, 2), pair(3, 9.0, 0.0, 1, 1)]
+    items = samples_of(with_samples(tmp_path / "run", (3, rows)))["items"]
+    at = items[0]["at"][3]
     assert at["parts"] == [("-", "a"), ("+", "b")] and not at["marked"]
-    assert (at["left"], at["right"]) == ("one answer, score 1.5", "the other, score -2")
+    assert (at["left"], at["right"]) == ("one answer, score 1.5, 2 of 3 votes", "the other, score -2, 0 of 3 votes")
+    assert [item["tags"] for item in items] == [["most surely right"], [], ["most surely wrong"], []]
 
 
 def test_many_steps_and_long_texts_are_held_in_bounds(tmp_path):
