@@ -1,15 +1,19 @@
-"""The `alignment` command. Groups: `models` (models_cli.py, registry_cli.py) and `data` (data_cli.py)."""
+"""The `alignment` command: `plan` (plan_cli.py), and the groups `models`, `data` and `runs` (*_cli.py)."""
 
+import json
+from types import ModuleType
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
+from alignment import plan_cli
 from alignment.data_cli import data
 from alignment.errors import UserError
 from alignment.registry_cli import models
+from alignment.report_cli import runs
 from alignment.stage import quiet_libraries
-from alignment.terminal import one_line
+from alignment.terminal import clean, one_line
 
 
 class _Commands(TyperGroup):
@@ -24,16 +28,68 @@ class _Commands(TyperGroup):
 
 
 app = typer.Typer(
-    cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, help="Models, where they come from, and data."
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Models and where they come from, data, runs, and plans.",
 )
 app.add_typer(models, name="models")
 app.add_typer(data, name="data")
+app.add_typer(runs, name="runs")
 
 
 @app.callback()
 def _alignment() -> None:
     """Supervised fine-tuning, reward models from human ratings, and PPO; the models meet in a registry."""
     quiet_libraries()  # before a command imports them
+
+
+@app.command("plan")
+def plan(
+    config: plan_cli.ConfigArgument,
+    overrides: plan_cli.OverridesArgument = None,
+    gpus: plan_cli.GpusOption = 8,
+    memory: plan_cli.MemoryOption = "80GB",
+    nodes: plan_cli.NodesOption = 1,
+    model_config: plan_cli.ModelConfigOption = None,
+    stage: plan_cli.StageOption = None,
+    as_json: plan_cli.JsonOption = False,
+) -> None:
+    """Memory of each GPU, what fits, how to launch.  Example: alignment plan configs/ppo/8b.yaml --gpus 8"""
+    from alignment.config import load_config, read_values
+    from alignment.registry import Registry
+    from alignment.sizing import ShapeFinder
+
+    changes = overrides or []
+    name = plan_cli.stage_of(config, read_values(config, changes), stage)
+    stage_config, stage_plan = _stage(name)
+    loaded = load_config(stage_config, config, changes)
+    cluster = plan_cli.Cluster(gpus, nodes, plan_cli.parse_memory(memory))
+    finder = ShapeFinder(Registry(loaded.registry.path), config.resolve().parent.parent, model_config)
+    found = plan_cli.report(lambda count: stage_plan.workloads(loaded, finder, count), cluster, name, config, changes)
+    found.notes[:0] = finder.notes
+    if as_json:
+        typer.echo(json.dumps(plan_cli.as_json(found), indent=2))
+    else:
+        typer.echo(clean("\n".join(plan_cli.text_lines(found))))
+
+
+def _stage(name: str) -> tuple[type[Any], ModuleType]:
+    """A stage's config class, and its `plan`."""
+    if name == "sft":
+        import sft.plan
+        from sft.config import SFTStageConfig
+
+        return SFTStageConfig, sft.plan
+    if name == "reward":
+        import reward.plan
+        from reward.config import RewardStageConfig
+
+        return RewardStageConfig, reward.plan
+    import ppo.plan
+    from ppo.config import PPOStageConfig
+
+    return PPOStageConfig, ppo.plan
 
 
 def main() -> None:

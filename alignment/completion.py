@@ -1,6 +1,7 @@
 """What the shell offers after Tab: `alignment --install-completion` sets it up."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from alignment.errors import UserError
@@ -15,6 +16,14 @@ def complete_reference(ctx: Any, incomplete: str) -> list[str]:
 def complete_name(ctx: Any, incomplete: str) -> list[str]:
     """Models by name."""
     return _offered(ctx, incomplete, lambda registry, _: iter(registry.names()))
+
+
+def complete_run(ctx: Any, incomplete: str) -> list[str]:
+    """Runs by name, the newest first."""
+    from alignment.tracking.record import find_runs
+
+    names = (path.name for path in find_runs(ctx.params.get("folder") or Path("runs")))
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def _offered(ctx: Any, incomplete: str, find: Any) -> list[str]:

@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from alignment.errors import UserError
+from alignment.secret_values import find_secrets
 
 
 class ConfigError(UserError):
@@ -224,6 +225,10 @@ class TrackingConfig(Section):
     """Folder that holds the run folders."""
     wandb: Literal["offline", "online", "disabled"] = "offline"
     project: str = "alignment"
+    num_samples: Annotated[int, Field(ge=0)] = 16
+    """Held-out prompts whose answers are written to `samples.jsonl` at each evaluation, always the same ones."""
+    wandb_text: bool = False
+    """Show prompts and responses in W&B too, which may send them to a server; without it their lengths alone."""
 
 
 class RunConfig(Section):
@@ -309,6 +314,15 @@ def load_config(cls: type[ConfigT], path: str | Path, overrides: Iterable[str] =
     Raises:
         ConfigError: one line with the path of the key, what was found and what to write instead.
     """
+    return validate(cls, read_values(path, overrides), str(path))
+
+
+def read_values(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """What a config file and the overrides say, before anything is known of its keys.
+
+    Raises:
+        ConfigError: no file of `key: value` lines; an override that is none.
+    """
     path = Path(path)
     if not path.is_file():
         near = difflib.get_close_matches(str(path), [str(p) for p in Path("configs").glob("*/*.yaml")], 1)
@@ -322,7 +336,10 @@ def load_config(cls: type[ConfigT], path: str | Path, overrides: Iterable[str] =
         raise ConfigError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")
     for override in overrides:
         _apply_override(values, override)
-    return validate(cls, values, str(path))
+    for key in find_secrets(values):
+        hint = OWNED_ARGUMENTS.get(key.rpartition(".")[2], "take it out, and let what needs it read the environment")
+        raise ConfigError(f"{path}: {key} holds a secret, and configs are kept in run folders and the registry; {hint}")
+    return values
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -393,7 +410,7 @@ OWNED_ARGUMENTS = {
     "project": "use `tracking.project`",
     "push_to_hub": "models are published to the registry",
     "hub_model_id": "models are published to the registry",
-    "hub_token": "the config is kept in the run folder and the registry; set HF_TOKEN in the environment",
+    "hub_token": "set HF_TOKEN in the environment",
     "use_cpu": "the GPU is used where there is one; CUDA_VISIBLE_DEVICES= hides it",
     "disable_tqdm": "progress is the suite's own line",
     "deepspeed": "choose an accelerate config: accelerate launch --config_file configs/accelerate/zero2.yaml",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
@@ -33,9 +33,19 @@ def start_processes() -> PartialState:
 
     Without CUDA the state must be made with `cpu=True` before anything else of accelerate: a plain `Accelerator()`
     then sees one process, and `Accelerator(cpu=True)` falls back from DeepSpeed to plain data parallelism.
+
+    Raises:
+        UserError: the launch file offloads to NVMe, and no folder is named.
     """
     if PartialState._shared_state:
         return PartialState()
+    for part in ("OPTIMIZER", "PARAM"):  # accelerate would take a folder named `none`
+        prefix = f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}"
+        if os.environ.get(f"{prefix}_DEVICE") == "nvme" and not os.environ.get(f"{prefix}_NVME_PATH"):
+            raise UserError(
+                f"{prefix}_NVME_PATH is not set: accelerate's launcher does not pass on the path in its config file; "
+                "export it with a folder on an NVMe disk of each node"
+            )
     with watch.joining():
         return PartialState(cpu=on_cpu(), timeout=PATIENCE)
 
@@ -60,16 +70,108 @@ def launched_zero_stage() -> int:
     return int(DeepSpeedPlugin().zero_stage) if under_deepspeed() else 0
 
 
+def launched_offload() -> bool:
+    """Whether the launch file keeps weights in the host's memory."""
+    return under_deepspeed() and DeepSpeedPlugin().offload_param_device != "none"
+
+
 @contextmanager
-def gathered(*parameters: nn.Parameter) -> Iterator[None]:
-    """Parameters are whole inside, also where ZeRO-3 holds them in parts; the main process's changes are kept."""
+def gathered(*parameters: nn.Parameter, changed: bool = True) -> Iterator[None]:
+    """Parameters are whole inside, also where ZeRO-3 holds them in parts; the main process's changes are kept.
+
+    Args:
+        changed: False where nothing is, which spares sending all of it again.
+    """
     if not any(hasattr(parameter, "ds_id") for parameter in parameters):
         yield
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0):
+    with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0 if changed else None):
         yield
+
+
+def is_parted(module: nn.Module) -> bool:
+    """Whether ZeRO-3 holds the module's weights in parts, one on each process."""
+    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
+
+
+def round_alike(module: nn.Module) -> None:
+    """Round what is trained and is still whole, as a new head in float32, as ZeRO-3 has the parts that are trained
+    with it: DeepSpeed rounds whole models to bfloat16 itself, and fails on parts of unlike types. Its optimizer keeps
+    float32 copies of all."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    parted = [parameter for parameter in trained if hasattr(parameter, "ds_id")]
+    for parameter in trained if parted else ():
+        if not hasattr(parameter, "ds_id"):
+            parameter.data = parameter.data.to(parted[0].dtype)
+
+
+def part(module: nn.Module, *, in_host_memory: bool = False) -> None:
+    """Leave each process a part of the weights of a module that is not trained; `whole` puts them together for use.
+
+    The main process's weights become those of all.
+    """
+    import deepspeed
+
+    deepspeed.zero.Init(module=module, remote_device="cpu" if in_host_memory else None)
+
+
+@contextmanager
+def whole(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Modules have all of their weights inside and run by themselves, also where ZeRO-3 parts them.
+
+    Every process must enter, and is then free: no pass inside is a collective, and processes may make unlike numbers
+    of them. The weights are there once on each device until the end, and must not be changed. Those that are whole
+    already, in a context around this one, stay so.
+    """
+    modules = list(modules)
+    parted: list[Any] = [p for module in modules for p in module.parameters() if hasattr(p, "ds_id")]
+    if not parted:
+        yield
+        return
+    missing = [p for p in parted if p.ds_status.name == "NOT_AVAILABLE"]
+    with _without_hooks(modules), gathered(*missing, changed=False):
+        yield
+
+
+@contextmanager
+def _without_hooks(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """DeepSpeed's engine gathers a submodule's weights before its forward and gives them up after it, whoever calls."""
+    names = ("_forward_pre_hooks", "_forward_hooks")
+    every = {id(each): each for module in modules for each in module.modules()}.values()
+    own = [(each, {name: getattr(each, name) for name in names}) for each in every]
+    try:
+        for each, hooks in own:
+            vars(each).update({name: type(held)() for name, held in hooks.items()})
+        yield
+    finally:
+        for each, hooks in own:
+            vars(each).update(hooks)
+
+
+def own_part(parameter: Any) -> Tensor:
+    """What this process holds of a parameter: all of it, or under ZeRO-3 its flat part."""
+    part: Tensor = parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter.data
+    return part
+
+
+@torch.no_grad()
+def set_own_part(parameter: Any, value: Tensor) -> None:
+    """Write into `own_part`; every process must, before the parameter is used again."""
+    own_part(parameter).copy_(value)
+    if hasattr(parameter, "ds_id"):
+        parameter.partition()  # a small one that DeepSpeed keeps whole beside its part would be the one of before
+
+
+def whole_weights(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
+    """Copies of parameters in the main process's host memory, nothing on others; every process must call this."""
+    found = {}
+    for name, parameter in parameters:  # one after the other: together they may not fit
+        with gathered(parameter, changed=False):
+            if is_main_process():
+                found[name] = parameter.detach().cpu().clone()
+    return found
 
 
 @contextmanager
@@ -194,6 +296,8 @@ def make_accelerator(*, max_grad_norm: float, bf16: bool = False) -> Accelerator
         plugin.deepspeed_config["gradient_accumulation_steps"] = 1
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
         plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
+        if plugin.zero_stage == 3:  # else the weights could not be put together again when all is done
+            plugin.deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
     accelerator.gradient_accumulation_steps = 1
     return accelerator
 
@@ -220,6 +324,8 @@ class TrainingEngine:
         else:
             module.to(accelerator.device)
             self.optimizer = optimizer
+        self._zero_stage = zero_stage(accelerator)
+        self._offloaded = offload_devices(accelerator)[0] != "none"
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         if self.deepspeed is None and accelerator.num_processes > 1:
             for parameter in self.parameters:  # a new head or adapter could have been drawn otherwise on each
@@ -228,7 +334,7 @@ class TrainingEngine:
     @property
     def num_bytes(self) -> int:
         """Of what is trained."""
-        return sum(p.numel() * p.element_size() for p in self._trained().values())
+        return sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in self.parameters)
 
     @property
     def wrapped(self) -> nn.Module:
@@ -245,7 +351,8 @@ class TrainingEngine:
         if self.deepspeed is None:
             loss.backward()
             return
-        self.deepspeed.set_gradient_accumulation_boundary(last)
+        # Under offload the boundary is drawn in `step`: DeepSpeed would hand over the gradients of the last pass alone.
+        self.deepspeed.set_gradient_accumulation_boundary(last and not self._offloaded)
         self.deepspeed.backward(loss * self.accelerator.num_processes)  # it averages over processes
 
     def step(self) -> float:
@@ -255,11 +362,9 @@ class TrainingEngine:
             Diverged: on every process, where the gradient is not finite on any.
         """
         if self.deepspeed is not None:
-            groups = getattr(self.deepspeed.optimizer, "averaged_gradients", {}).values()
-            parts = [part for group in groups for part in group or () if part is not None]
-            parts = parts or [p.grad for p in self.parameters if p.grad is not None]
-            self._check(torch.stack([part.double().sum() for part in parts]).sum())
+            self._check(torch.stack([part.double().sum() for part in self._gradients()]).sum())
             self.deepspeed.step()
+            self._forget_gradients()
             return float(self.deepspeed.get_global_grad_norm() or 0.0)
         if self.accelerator.num_processes > 1:
             self._add_up()
@@ -276,10 +381,37 @@ class TrainingEngine:
         moments, still 0, for averages of many steps, and divide by a far too small one: steps of up to six times the
         rate.
         """
-        for parameter in self.optimizer.param_groups[group]["params"]:
+        parameters = self.optimizer.param_groups[group]["params"]
+        if self._zero_stage == 3:  # which fills the groups for a step and empties them again
+            owner = self.deepspeed.optimizer
+            groups = owner.sub_group_to_group_id
+            parameters = [flat for n, flat in enumerate(owner.fp32_partitioned_groups_flat) if groups[n] == group]
+        for parameter in parameters:
             state = self.optimizer.state.get(parameter, {})
             if "step" in state:
                 state["step"] = state["step"] * 0
+
+    def _gradients(self) -> list[Tensor]:
+        """This process's part of the gradient, as DeepSpeed holds it before a step."""
+        owner = self.deepspeed.optimizer
+        if self._offloaded:
+            owner.finalize_gradient_accumulation_boundary()
+            self.deepspeed.set_gradient_accumulation_boundary(True)
+            names = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat")
+            return [flat.grad for name in names for flat in getattr(owner, name, ())]
+        groups = getattr(owner, "averaged_gradients", {}).values()
+        parts = [part for group in groups for part in group or () if part is not None]
+        return parts or [p.grad for p in self.parameters if p.grad is not None]
+
+    def _forget_gradients(self) -> None:
+        """DeepSpeed writes the first pass's gradients into buffers and adds those of later ones: what the first pass
+        does not reach, as the critic, would be added to the last step's."""
+        owner = self.deepspeed.optimizer
+        if self._zero_stage == 3:
+            owner.grad_partitions_flat_buffer.zero_()
+        elif self._offloaded:
+            for buffer in owner.accumulated_grads_in_cpu.values():
+                buffer.zero_()
 
     def _check(self, figure: Tensor) -> None:
         if not torch.isfinite(all_reduce_sum(figure.detach().double())):
@@ -323,8 +455,8 @@ class TrainingEngine:
         return {name: p.data for name, p in self.module.named_parameters() if p.requires_grad}
 
     def full_state_dict(self) -> dict[str, Tensor]:
-        """The whole module's weights on the main process; every process must call this (ZeRO-3 gathers)."""
-        return dict(self.accelerator.get_state_dict(self.wrapped))
+        """The whole module's weights on the main process; every process must call this (ZeRO-3 gathers them there)."""
+        return dict(self.accelerator.get_state_dict(self.wrapped) or {})
 
 
 def backend(accelerator: Accelerator, engine: nn.Module) -> dict[str, Any]:
@@ -340,6 +472,15 @@ def zero_stage(accelerator: Accelerator) -> int:
     """DeepSpeed's ZeRO stage, 0 without DeepSpeed."""
     plugin = accelerator.state.deepspeed_plugin
     return int(plugin.zero_stage) if plugin is not None else 0
+
+
+def offload_devices(accelerator: Accelerator) -> tuple[str, str]:
+    """Where DeepSpeed keeps the optimizer's state and the weights outside of use: `none` (the GPU), `cpu` or `nvme`."""
+    plugin = accelerator.state.deepspeed_plugin
+    zero = {} if plugin is None else plugin.deepspeed_config["zero_optimization"]
+    kinds = ("offload_optimizer", "offload_param")
+    optimizer, weights = ((zero.get(kind) or {}).get("device") or "none" for kind in kinds)
+    return optimizer, weights
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:

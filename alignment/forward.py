@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alignment.adapters import without_adapter
+from alignment.distributed import run_as_forward
 from alignment.tensors import entropy_from_logits, logprobs_from_logits
 
 # Factors on the output of the last layer, by their names in configs (collected in TRL 1.16, trainer/utils.py).
@@ -50,18 +51,22 @@ def token_logprobs(
     """
 
     def block(hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        logits = head(hidden)
+        logits = original(hidden)
         logprobs = logprobs_from_logits(logits, targets, temperature)
         return (logprobs, entropy_from_logits(logits, temperature)) if with_entropy else (logprobs,)
 
-    vocabulary = getattr(head, "out_features", hidden.shape[-1])
-    size = max(1, LOGITS_AT_ONCE // vocabulary)
-    blocks = list(zip(hidden.split(size), targets.split(size), strict=True))
-    if len(blocks) == 1:
-        found = block(hidden, targets)
-    else:
+    def all_blocks(hidden: Tensor) -> tuple[Tensor, ...]:
+        vocabulary = getattr(head, "out_features", hidden.shape[-1])
+        size = max(1, LOGITS_AT_ONCE // vocabulary)
+        blocks = list(zip(hidden.split(size), targets.split(size), strict=True))
+        if len(blocks) == 1:
+            return block(hidden, targets)
         parts = [checkpoint(block, *each, use_reentrant=False) for each in blocks]
-        found = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+    # Once: under ZeRO-3 each call of the head is a collective, and processes have unlike numbers of blocks.
+    original = head.forward
+    found = run_as_forward(head, head, all_blocks, hidden)
     return TokenLogprobs(found[0], found[1] if with_entropy else None)
 
 

@@ -19,9 +19,9 @@ _CUT = 38
 _LANE = 10
 """The gap where each box has a row of its own, as on a phone, and there is little but lanes beside them."""
 
-_STYLE = """
-svg { display: block; margin: 0 auto; } svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
-svg .name { font-weight: 600; font-size: 13px; } svg .served { fill: var(--dim); font-size: 11px; }
+GRAPH_STYLE = """.lineage svg { display: block; margin: 0 auto; }
+.lineage svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
+.lineage svg .name { font-weight: 600; font-size: 13px; }
 .box { fill: var(--soft); stroke: var(--dim); stroke-width: 1.5; }
 .policy .box { fill: #1565c018; stroke: var(--note); } .reward .box { fill: #b26a0018; stroke: var(--warning); }
 .data .box { fill: #2e7d3218; stroke: var(--good); } .ratings .box { fill: #ad145718; stroke: var(--rated); }
@@ -29,39 +29,48 @@ svg .name { font-weight: 600; font-size: 13px; } svg .served { fill: var(--dim);
 .arrow { fill: none; stroke: var(--dim); stroke-width: 1.5; opacity: .8; } marker path { fill: var(--dim); }
 :root { --rated: #ad1457; } @media (prefers-color-scheme: dark) { :root { --rated: #f48fb1; } }
 .narrow { display: none; } @media (max-width: 44rem) { .wide { display: none; } .narrow { display: block; } }
-.scroll { padding: .6rem 0; border: 1px solid var(--line); border-radius: .4rem; }
-.step { border: 1px solid var(--line); border-left: .3rem solid var(--dim); border-radius: .3rem;
+.lineage .scroll { padding: .6rem 0; border: 1px solid var(--line); border-radius: .4rem; }
+.keys { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .5rem 0 0; color: var(--dim); font-size: .85rem; }
+"""
+_STYLE = (
+    GRAPH_STYLE
+    + """.step { border: 1px solid var(--line); border-left: .3rem solid var(--dim); border-radius: .3rem;
   padding: .7rem .9rem; margin: .8rem 0; }
 .step.policy { border-left-color: var(--note); } .step.reward { border-left-color: var(--warning); }
 .step.data { border-left-color: var(--good); } .step.ratings { border-left-color: var(--rated); }
 .step h3 { margin: 0; font-size: 1rem; overflow-wrap: anywhere; } .step p { overflow-wrap: anywhere; }
 .step h3 span { font-weight: 400; color: var(--dim); } .step table { margin-top: .4rem; font-size: .92rem; }
 .step th { width: 8rem; color: var(--dim); font-weight: 400; } code { font-size: .85rem; overflow-wrap: anywhere; }
-.keys { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .5rem 0 0; color: var(--dim); font-size: .85rem; }
 """
+)
 
-_MACROS = """{% macro draw(picture, root, name) %}
+GRAPH = """{% macro draw(picture, root, name, links) %}
 <svg width="{{ picture.width }}" height="{{ picture.height }}" role="img"
  viewBox="0 0 {{ picture.width }} {{ picture.height }}"
  aria-label="The models and data behind {{ root }}, oldest at the top">
 <defs><marker id="tip-{{ name }}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">
 <path d="M0 0 L8 4 L0 8 z"/></marker></defs>
 {% for arrow in picture.arrows %}<path class="arrow" d="{{ arrow }}" marker-end="url(#tip-{{ name }})"/>
-{% endfor %}{% for shape in picture.shapes %}<g class="{{ shape.kind }}"><a href="#step-{{ shape.number }}">
+{% endfor %}{% for shape in picture.shapes %}<g class="{{ shape.kind }}">
+{%- if links %}<a href="#step-{{ shape.number }}">{% endif %}
+
 <rect class="box" x="{{ shape.x }}" y="{{ shape.y }}" width="{{ shape.width }}" height="{{ shape.height }}" rx="8"/>
 {% for line in shape.lines %}<text x="{{ shape.x + 12 }}" y="{{ shape.y + 22 + 18 * loop.index0 }}"
 {%- if loop.first %} class="name"{% endif %}>{{ line }}</text>
-{% endfor %}</a></g>
+{% endfor %}{% if links %}</a>{% endif %}</g>
 {% endfor %}</svg>
-{% endmacro %}"""
+{% endmacro %}
+{% macro lineage(graph, links=true) %}<div class="lineage">
+<div class="scroll wide">{{ draw(graph.wide, graph.root, "wide", links) }}</div>
+<div class="scroll narrow">{{ draw(graph.narrow, graph.root, "narrow", links) }}</div>
+<p class="keys"><span>Oldest at the top; an arrow leads to what was made from it.</span>
+<span>Blue: policies. Orange: reward models. Green: data. Pink: ratings.</span></p></div>{% endmacro %}
+"""
 
 _BODY = """
 <h1>Where {{ root }} comes from</h1>
 <p class="source">{{ digest }}</p>
-<div class="scroll wide">{{ draw(wide, root, "wide") }}</div>
-<div class="scroll narrow">{{ draw(narrow, root, "narrow") }}</div>
-<p class="keys"><span>Oldest at the top; an arrow leads to what was made from it.</span>
-<span>Blue: policies. Orange: reward models. Green: data. Pink: ratings.</span></p>
+{{ lineage(graph) }}
 <h2>Step by step</h2>
 {% for step in steps %}<section class="step {{ step.kind }}" id="step-{{ step.number }}">
 <h3>{{ step.title }} <span>{{ step.what }}</span></h3>
@@ -93,20 +102,30 @@ class Picture:
 def lineage_page(root: LineageNode) -> str:
     """The page of a lineage."""
     found = boxes(root)
-    depth = levels(found)
-    order = sorted(range(len(found)), key=lambda number: (-depth[number], found[number].kind in ("policy", "reward")))
-    one_a_row = [len(order) - 1 - order.index(number) for number in range(len(order))]
     return pages.render(
         f"Lineage of {root.ref}",
         _STYLE,
-        _MACROS,
+        GRAPH,
         _BODY,
         root=root.ref,
         digest=root.version.digest if root.version else "",
-        wide=draw(found, depth),
-        narrow=draw(found, one_a_row, gap=_LANE),
-        steps=[_step(number, found) for number in order],
+        graph=graph(root),
+        steps=[_step(number, found) for number in _order(found)],
     )
+
+
+def graph(root: LineageNode) -> dict[str, Any]:
+    """What the macro `lineage` draws: wide, and one box a row for a phone."""
+    found = boxes(root)
+    order = _order(found)
+    one_a_row = [len(order) - 1 - order.index(number) for number in range(len(order))]
+    return {"root": root.ref, "wide": draw(found, levels(found)), "narrow": draw(found, one_a_row, gap=_LANE)}
+
+
+def _order(found: list[Box]) -> list[int]:
+    """The boxes from the oldest to the newest; data before the models of a level."""
+    depth = levels(found)
+    return sorted(range(len(found)), key=lambda number: (-depth[number], found[number].kind in ("policy", "reward")))
 
 
 def draw(found: list[Box], depth: list[int], gap: int = GAP) -> Picture:

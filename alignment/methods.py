@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import copy
+import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -19,8 +21,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as IA3_TARGETS
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -107,6 +109,10 @@ METHODS: dict[str, Method] = {
     "lokr": Method("Kronecker products", 2e-4, "LoKrConfig", {"r": 8, "alpha": 8}, _LYCORIS),
 }
 NEAREST = ("lora", "qlora", "full")
+ADVICE = (
+    "advice: model.method={} under ZeRO-3 sends the whole frozen base to every process for each pass, to train a small "
+    "adapter; where one device holds the base, launch with configs/accelerate/zero2.yaml"
+)
 
 _REWRITES = "it rewrites the base's weights, and the adapter would not fit the base on record"
 OWNED = {
@@ -129,7 +135,8 @@ OWNED = {
 
 
 def check(config: ModelConfig, zero_stage: int = 0) -> None:
-    """Refuse a method that does not work as it would be run, with the nearest one that does.
+    """Refuse a method that does not work as it would be run, with the nearest one that does; advise against one that
+    does and is slow.
 
     Raises:
         ConfigError: one line: the setting, the reason, what to use instead; or an argument that PEFT does not have.
@@ -143,6 +150,8 @@ def check(config: ModelConfig, zero_stage: int = 0) -> None:
             )
     if config.method in ADAPTERS:
         _adapter_arguments(config)
+        if zero_stage == 3:
+            print(ADVICE.format(config.method), file=sys.stderr)
 
 
 def with_learning_rate(defaults: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
@@ -311,17 +320,17 @@ def _only_head(model: PreTrainedModel, last_n_layers: int) -> PreTrainedModel:
     return model
 
 
-def sizes(source: ModelSource, config: ModelConfig, kind: type = AutoModelForCausalLM) -> dict[str, Any]:
-    """`describe` of what would be trained of a model of that kind, without loading a weight.
+def skeleton(shape: PreTrainedConfig, config: ModelConfig, kind: type = AutoModelForCausalLM) -> nn.Module:
+    """A model of that shape and kind without a weight in it, with what `model.method` trains.
 
     Raises:
         ConfigError: the method does not fit this model.
     """
-    shape = AutoConfig.from_pretrained(source.config_path, trust_remote_code=config.trust_remote_code)
+    shape = copy.deepcopy(shape)
     shape.num_labels = 1  # of a scalar model
     with torch.device("meta"):
         model = kind.from_config(shape, trust_remote_code=config.trust_remote_code)  # type: ignore[attr-defined]
-        return describe(apply_method(model, config))
+        return apply_method(model, config)
 
 
 # --- while it trains -----------------------------------------------------------------------------------------------
@@ -329,6 +338,7 @@ def sizes(source: ModelSource, config: ModelConfig, kind: type = AutoModelForCau
 
 def attach(trainer: Trainer, config: ModelConfig) -> None:
     """What a method needs of a trainer that was made with its model."""
+    distributed.round_alike(trainer.model)
     if config.method not in ADAPTERS:
         return
     for parameter in trainer.model.parameters():

@@ -67,7 +67,9 @@ def mirror_all(
     failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="mirror-") as temporary:
         folder = Path(temporary) if mode == "online" else Path.cwd()
-        sink = WandbSink(folder, mode=mode, project=project, name="registry-mirror", stage="mirror", config={})
+        sink = WandbSink(
+            folder, mode=mode, project=project, name="registry-mirror", stage="mirror", config={}, patient=True
+        )
         if not sink.is_open:
             raise UserError("W&B cannot be reached; log in with `wandb login`, or use --offline")
         for model in missing:

@@ -246,8 +246,14 @@ def build_scratch_model(kind: str, shape: ScratchConfig, tokenizer: PreTrainedTo
             f"model.scratch: hidden_size {shape.hidden_size} is not divisible by "
             f"2 x num_attention_heads {shape.num_attention_heads}"
         )
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
+    tokens = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    return transformers.LlamaForCausalLM(scratch_shape(shape, len(tokenizer), **tokens))
+
+
+def scratch_shape(shape: ScratchConfig, vocab_size: int, **tokens: int) -> transformers.LlamaConfig:
+    """The architecture of `scratch:llama`."""
+    return transformers.LlamaConfig(
+        vocab_size=vocab_size,
         hidden_size=shape.hidden_size,
         intermediate_size=shape.intermediate_size,
         num_hidden_layers=shape.num_hidden_layers,
@@ -255,11 +261,8 @@ def build_scratch_model(kind: str, shape: ScratchConfig, tokenizer: PreTrainedTo
         num_key_value_heads=shape.num_attention_heads,
         max_position_embeddings=shape.max_position_embeddings,
         tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **{"bos_token_id": None, **tokens},
     )
-    return transformers.LlamaForCausalLM(config)
 
 
 def load_policy(source: ModelSource | str, config: ModelConfig | None = None) -> PreTrainedModel:

@@ -23,6 +23,7 @@ from alignment.ratings import RatingsStore
 from alignment.registry import LineageNode, Manifest, Registry, RegistryError, Version, render_lineage
 from alignment.registry.lineage import describe_data, flat_metrics, walk
 from alignment.registry.ratings import RatingSource, ratings_behind, reached_by
+from alignment.registry.reviews import reviews_of
 from alignment.terminal import clean, console, one_line, screen
 
 models = typer.Typer(no_args_is_help=True, help="The model registry: what is in it and how it was made.")
@@ -56,7 +57,8 @@ def show_model(ref: RefArgument, registry: RegistryOption = None, as_json: JsonO
     version = opened.resolve(ref)
     if as_json:
         manifest = version.manifest.model_dump(mode="json", by_alias=True)
-        print_json({**identity(version), "aliases": aliases_of(opened, version), "manifest": manifest})
+        said = [review.model_dump(mode="json") for review in reviews_of(opened, version)]
+        print_json({**identity(version), "aliases": aliases_of(opened, version), "reviews": said, "manifest": manifest})
     else:
         screen().print(_version_table(opened, version))
 
@@ -287,6 +289,7 @@ def _version_table(registry: Registry, version: Version) -> Table:
         ("aliases", ", ".join(aliases_of(registry, version))),
         ("published", f"{manifest.created_at:%Y-%m-%d %H:%M:%S} UTC"),
         ("run", manifest.run_id or ""),
+        *(("review", review.text) for review in reviews_of(registry, version)),
         ("W&B", manifest.wandb_url or ""),
         *_origin_rows(manifest),
         *((parent.role, f"{parent.ref} {parent.digest or ''}") for parent in manifest.parents),

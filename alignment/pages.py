@@ -1,10 +1,14 @@
-"""The frame of an HTML page that loads nothing and runs nothing: one file to open, print, mail or attach.
+"""The frame of an HTML page that loads nothing: one file to open, print, mail or attach. Light and dark.
 
-Its policy forbids every request and script, so that even a mistake in escaping could not act. Light and dark.
+Its policy forbids every request, and every script but the one of ours that a page may have, by its hash, so that even a
+mistake in escaping could not act.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 from typing import Any
 
 from alignment.terminal import clean, one_line
@@ -13,7 +17,8 @@ _HEAD = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'{{ page_policy | safe }}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ page_title }}</title>
 <style>
@@ -49,12 +54,16 @@ class _Lines(str):
     """A cleaned text that keeps its line breaks; it is escaped like any other."""
 
 
-def render(title: str, style: str, macros: str, body: str, **context: Any) -> str:
+def render(
+    title: str, style: str, macros: str, body: str, *, script: str = "", data: Any = None, **context: Any
+) -> str:
     """A whole page; every text that the templates insert is cleaned of controls and escaped.
 
     Args:
         style: CSS beside the frame's.
         macros, body: Jinja templates of ours, never anything that somebody else wrote.
+        script: JavaScript of ours, the only one that the page may run.
+        data: what the script reads, as JSON in the element `data`; plain values.
         context: what they insert. A text is brought to one line; one that may have several goes through
             `| lines`.
     """
@@ -65,5 +74,15 @@ def render(title: str, style: str, macros: str, body: str, **context: Any) -> st
 
     environment = Environment(autoescape=True, trim_blocks=True, finalize=safe)
     environment.filters["lines"] = lambda text: _Lines(clean(text))
-    page = f"{macros}{_HEAD}{style}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
-    return environment.from_string(page).render(page_title=title, **context)
+    policy = f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+    end = f"{_embedded(data)}<script>{script}</script>\n" if script else ""
+    page = f"{macros}{_HEAD}{style}</style>\n</head>\n<body>\n{body}{{{{ page_end | safe }}}}</body>\n</html>\n"
+    return environment.from_string(page).render(
+        page_title=title, page_policy=policy if script else "", page_end=end, **context
+    )
+
+
+def _embedded(data: Any) -> str:
+    """JSON that no text in it can end: `</script>` and `<!--` begin with a sign that JSON can spell otherwise."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return f'<script type="application/json" id="data">{text}</script>\n'

@@ -57,7 +57,12 @@ def promote_model(
     require: Annotated[
         list[str] | None, typer.Option("--require", help="METRIC>=NUMBER; METRIC.low is its interval's lower end.")
     ] = None,
-    reviewed_by: Annotated[str | None, typer.Option("--reviewed-by", help="Who looked at it.")] = None,
+    require_review: Annotated[
+        bool, typer.Option("--require-review", help="Only if `alignment runs review` approved it last.")
+    ] = False,
+    reviewed_by: Annotated[
+        str | None, typer.Option("--reviewed-by", help="Who looked at it [default: who reviewed its run].")
+    ] = None,
     expect: Annotated[
         str | None, typer.Option("--expect", help="Where the alias must point now: v3, or none for a new one.")
     ] = None,
@@ -66,7 +71,10 @@ def promote_model(
 ) -> None:
     """Point an alias at a version.  Example: alignment models promote desk-ppo@v3 prod --require 'win_rate.low>=0.5'"""
     opened = Registry(registry)
-    version = promote(opened, ref, alias, require=require or (), reviewed_by=reviewed_by, expect=_expected(expect))
+    version = promote(
+        opened, ref, alias, require=require or (), require_review=require_review, reviewed_by=reviewed_by,
+        expect=_expected(expect),
+    )  # fmt: skip
     _say_move(as_json, f"{version.name}@{alias} is v{version.number}", version.name, alias, version.number)
 
 

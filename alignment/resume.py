@@ -146,7 +146,8 @@ def _check_same(config: RunConfig, start: Checkpoint, allow_changes: bool) -> No
     path = config.run_dir / "config.json"
     before: Any = json.loads(path.read_text(encoding="utf-8"))
     now = config.model_dump(mode="json")
-    saved, processes, free = start.manifest.world_size, _processes(), FREE_KEYS
+    saved, processes = start.manifest.world_size, _processes()
+    free: tuple[str, ...] = FREE_KEYS
     if isinstance(config, TrainerConfig) and elastic.same_batches(before, now, saved, processes):
         free = (*FREE_KEYS, *elastic.BATCH_KEYS)
     if saved != processes:
@@ -154,7 +155,7 @@ def _check_same(config: RunConfig, start: Checkpoint, allow_changes: bool) -> No
     changed = changed_keys(before, now, free)
     if not changed:
         return
-    said = "; ".join(f"{key}: {_at(before, key)!r}, now {_at(now, key)!r}" for key in changed)
+    said = "; ".join(f"{key}: {value_at(before, key)!r}, now {value_at(now, key)!r}" for key in changed)
     if not allow_changes:
         raise UserError(
             f"{config.run_dir} was begun with another config ({said}), so {start.path.name} is of another run than "
@@ -180,7 +181,8 @@ def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any], free: Sequen
     return found
 
 
-def _at(values: Any, key: str) -> Any:
+def value_at(values: Any, key: str) -> Any:
+    """What a config has at a dotted key; None where it has no such key."""
     for part in key.split("."):
         values = values.get(part) if isinstance(values, dict) else None
     return values

@@ -7,6 +7,7 @@ once.
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from alignment.checkpoint import committed
 from alignment.errors import UserError
+from alignment.registry.files import host_name
 from alignment.tracking.journal import finite
 
 FILE = "run.json"
@@ -36,6 +38,9 @@ class Attempt(BaseModel):
     started_at: AwareDatetime
     resumed_from: str | None = None
     """The checkpoint's folder name, such as step-000040; None where it began at the beginning."""
+    host: str | None = None
+    pid: int | None = None
+    """The main process: by it a run that was killed is told from one that goes on."""
 
 
 class Run(BaseModel):
@@ -75,7 +80,7 @@ class Run(BaseModel):
 
     def started(self, resumed_from: str | None) -> Run:
         """The same run with one more attempt."""
-        attempt = Attempt(started_at=datetime.now(UTC), resumed_from=resumed_from)
+        attempt = Attempt(started_at=datetime.now(UTC), resumed_from=resumed_from, host=host_name(), pid=os.getpid())
         return self.model_copy(update={"attempts": (*self.attempts, attempt)})
 
     @property

@@ -24,6 +24,7 @@ from alignment import control, resume, watch
 from alignment.config import RunConfig, load_config
 from alignment.errors import Preempted, UserError
 from alignment.runs import write_exit
+from alignment.secret_values import without_secrets
 from alignment.terminal import one_line
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
@@ -106,17 +107,27 @@ def run_stage(
         code, reason = 1, "interrupted"
         print("interrupted", file=sys.stderr)
     except Exception as error:  # noqa: BLE001 - reported in full, and in exit.json for the job script
-        code, reason = 1, f"{type(error).__name__}: {error}"
+        code, reason = 1, without_secrets(f"{type(error).__name__}: {error}")
         if line := watch.explain(error):
             reason = line.removeprefix("error: ")  # not in full: the fault is another process's
         else:
             traceback.print_exc()
     if is_main and run_dir is not None:
         seconds = round(time.monotonic() - started, 1)
-        write_exit(run_dir, code, reason, stage=stage, seconds=seconds, **result)
+        write_exit(run_dir, code, without_secrets(reason), stage=stage, seconds=seconds, **result)
     watch.stop(None if code == 0 else reason)
     _leave_processes()
+    if is_main and run_dir is not None and _has_figures(run_dir):
+        from alignment.tracking.report import write_at_the_end  # Jinja is needed here alone
+
+        write_at_the_end(run_dir)
     return code
+
+
+def _has_figures(run_dir: Path) -> bool:
+    """Whether the run came as far as a line of metrics.jsonl; there is nothing to see of one that did not."""
+    path = run_dir / "metrics.jsonl"
+    return path.exists() and path.stat().st_size > 0
 
 
 def leave(code: int) -> NoReturn:

@@ -6,17 +6,17 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.training_args import TrainingArguments
 
-from alignment import distributed, methods
+from alignment import distributed
 from alignment.checkpoint import Checkpoints
 from alignment.config import (
     ADAPTERS,
@@ -24,7 +24,6 @@ from alignment.config import (
     BestModelArguments,
     CheckpointArguments,
     ConfigError,
-    ModelConfig,
     RunConfig,
     ScratchConfig,
     TrackingConfig,
@@ -32,6 +31,7 @@ from alignment.config import (
     trainer_arguments,
 )
 from alignment.errors import UserError
+from alignment.memory_plan import DDP, Strategy, Workload, estimate, in_gb
 from alignment.mirror import described
 from alignment.models import (
     ModelSource,
@@ -48,6 +48,7 @@ from alignment.registry.references import check_alias
 from alignment.resume import Start
 from alignment.runs import Run
 from alignment.same_tokenizer import check_folder, check_same
+from alignment.sizing import UnknownShape
 from alignment.tracking import Journal, WandbSink
 
 ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
@@ -115,8 +116,9 @@ def open_journal(config: RunConfig, stage: str, start: Start | None = None) -> J
             stage=stage,
             config=config.model_dump(mode="json"),
             attempt=start.run.attempt if start else 1,
+            text=tracking.wandb_text,
         )
-    return Journal(config.run_dir, sink, enabled=is_main, resume=start.journal if start else None)
+    return Journal(config.run_dir, sink, stage, enabled=is_main, resume=start.journal if start else None)
 
 
 def open_checkpoints(
@@ -306,36 +308,45 @@ def refused_arguments() -> Iterator[None]:
         raise ConfigError(f"training: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
 
 
-def batch_plan(
-    merged: Mapping[str, Any],
-    world_size: int,
-    source: ModelSource | None,
-    model: ModelConfig,
-    kind: type = AutoModelForCausalLM,
-) -> dict[str, Any]:
-    """What is global, per device and accumulated, and the memory of weights, gradients and Adam's moments.
+def batch_plan(merged: Mapping[str, Any], world_size: int) -> dict[str, int]:
+    """What is global, per device and accumulated.
 
     Args:
         merged: trainer arguments with the stage's defaults underneath.
-        source: the starting model, whose parameters are counted; None when it is not known yet.
-        model: says what of it is trained.
-        kind: the transformers class that it is loaded as.
     """
     per_device = int(merged.get("per_device_train_batch_size", 8))
     accumulated = int(merged.get("gradient_accumulation_steps", 1))
-    plan: dict[str, Any] = {
+    return {
         "processes": world_size,
         "per_device_batch": per_device,
         "accumulated": accumulated,
         "global_batch": per_device * accumulated * world_size,
     }
-    if source and num_parameters(source.config_path):
-        plan |= (sizes := methods.sizes(source, model, kind))
-        weights = 0.5 if model.quantized else 2 if model.dtype == "bfloat16" else 4
-        # For what is trained a float32 gradient and two moments; activations depend on the rows and are not in it.
-        memory = sizes["parameters"] * weights + sizes["trained_parameters"] * 12
-        plan["memory_gib_per_process_without_zero"] = round(memory / 2**30, 3)
-    return plan
+
+
+def memory_plan(make: Callable[[], Workload], sources: Mapping[str, ModelSource], world_size: int) -> dict[str, Any]:
+    """Parameters, and the memory of one process as it was launched (`alignment.memory_plan`), for `--dry-run`.
+
+    Args:
+        make: the run; it may say that it does not know the architecture.
+        sources: models whose files are looked at.
+
+    Raises:
+        ModelError: a damaged file.
+    """
+    counts = {role: num_parameters(source.config_path) for role, source in sources.items()}
+    try:
+        work = make()
+    except UnknownShape as error:
+        return {"parameters": counts, "memory_gb_per_process": str(error)}
+    stage = distributed.launched_zero_stage()
+    strategy = Strategy(f"zero{stage}", stage, distributed.launched_offload()) if stage else DDP
+    found = estimate(work, strategy, world_size, on_gpu=not distributed.on_cpu())
+    return {
+        "parameters": counts,
+        "trained_parameters": sum(model.trained for model in work.models),
+        "memory_gb_per_process": in_gb(found),
+    }
 
 
 def backend_event(journal: Journal, trainer: Trainer) -> None:

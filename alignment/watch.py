@@ -169,8 +169,8 @@ class Watch(threading.Thread):
             self._listen()
             self._answered = time.monotonic()
         except RuntimeError:  # its process is gone or stopped: rank 0, or a launcher, whose end preempts the run
-            silent = not self._agent and time.monotonic() - self._answered > self.limit
-            return self._claim(f"{self._keeper} in {_place.phase}") if silent or self._is_stuck() else None
+            mute = not self._agent and time.monotonic() - self._answered > self.limit
+            return self._claim(f"{self._keeper} in {_place.phase}") if mute or self._is_stuck() else None
         late = time.monotonic() - self.limit
         silent = [rank for rank, (beat, since) in self._heard.items() if since < late and beat["left"] != DONE]
         if silent:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from alignment.tracking.journal import Level
 from ppo.config import PPOStageConfig
 
 NEGATIVE_KL = -0.1
@@ -22,12 +24,38 @@ UNEXPLAINED_FROM = 10
 """Iterations that a critic has to begin to explain returns."""
 DRIFT = 0.5
 """Change of the mean length, as a share of the length at the start."""
+LENGTH_SOUGHT = 0.5
+"""Correlation of length and score over a rollout."""
 FLAT = 0.02
 """Rise of a score between evaluations that counts as one, as a share of its size, or of 1 where that is more."""
 
+WATCHED: dict[str, Level] = {
+    "negative KL": "error",
+    "exploding KL": "error",
+    "entropy collapse": "error",
+    "truncation": "warning",
+    "critic": "warning",
+    "length drift": "warning",
+    "length sought": "warning",
+    "over-optimisation": "error",
+}
+"""What is watched, and how bad it is."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Something that began; `text` is None where it has ended."""
+
+    name: str
+    text: str | None
+
+    @property
+    def level(self) -> Level:
+        return WATCHED[self.name]
+
 
 class Alarms:
-    """Each speaks when what it watches begins, and again only after that has ended."""
+    """Each speaks when what it watches begins, again when that has ended, and not in between."""
 
     def __init__(self, config: PPOStageConfig) -> None:
         self._kl_target = config.ppo.kl_target
@@ -36,8 +64,10 @@ class Alarms:
         self._raised: list[str] = []
         self._last_scores: list[float] | None = None
 
-    def check(self, step: int, stats: Mapping[str, float], evaluation: Mapping[str, float] | None = None) -> list[str]:
-        """What is to be said after an iteration.
+    def check(
+        self, step: int, stats: Mapping[str, float], evaluation: Mapping[str, float] | None = None
+    ) -> list[Alarm]:
+        """What has begun or ended with an iteration.
 
         Args:
             stats: of the iteration, by their names in the journal.
@@ -52,17 +82,16 @@ class Alarms:
             "truncation": self._truncation(stats),
             "critic": self._critic(step, stats),
             "length drift": self._length(stats),
+            "length sought": self._length_sought(stats),
         }
         if evaluation is not None:
             found["over-optimisation"] = self._proxy(evaluation)
-        messages = []
-        for name, message in found.items():
-            if message is not None and name not in self._raised:
-                messages.append(f"iteration {step}: {name}: {message}")
-                self._raised.append(name)
-            elif message is None and name in self._raised:
-                self._raised.remove(name)
-        return messages
+        alarms = []
+        for name, text in found.items():
+            if (text is not None) != (name in self._raised):
+                alarms.append(Alarm(name, text))
+                (self._raised.append if text is not None else self._raised.remove)(name)
+        return alarms
 
     def _in_a_row(self, name: str, wrong: bool) -> bool:
         self._counts[name] = self._counts.get(name, 0) + 1 if wrong else 0
@@ -123,6 +152,15 @@ class Alarms:
         return (
             f"responses of {length:.0f} tokens, {start:.0f} at the start: a reward model that likes {kind} answers is "
             "being exploited, or the task calls for it; read samples.jsonl, and the reward model's report"
+        )
+
+    def _length_sought(self, stats: Mapping[str, float]) -> str | None:
+        correlation = stats.get("rollout/length_correlation")
+        if not self._in_a_row("length sought", correlation is not None and correlation > LENGTH_SOUGHT):
+            return None
+        return (
+            f"length and score correlate by {correlation:.2f}: the reward may be for length; see the length baseline "
+            "in the reward model's report, or set rewards.overlong_buffer"
         )
 
     def _proxy(self, evaluation: Mapping[str, float]) -> str | None:

@@ -102,6 +102,29 @@ class RewardsConfig(Section):
         return self
 
 
+class VLLMConfig(Section):
+    """vLLM as `rollout.engine`, by the names of TRL's VLLMGeneration."""
+
+    mode: Literal["colocate", "server"] = "colocate"
+    """In the training processes, beside the policy; or a server, with `vllm serve` on other nodes."""
+    server_base_url: str | None = None
+    """Of the server: `http://node7:8000`."""
+    group_port: Annotated[int, Field(ge=1, le=65535)] = 51216
+    """Of the main process, for the weights that go to the server."""
+    tensor_parallel_size: Count = 1
+    """Colocated: neighbouring processes that share one copy of the policy."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
+    """Colocated: vLLM's share of each GPU's memory; the rest is for training."""
+    enable_sleep_mode: bool = False
+    """Colocated: give that memory back while the policy is trained."""
+
+    @model_validator(mode="after")
+    def _server_has_an_address(self) -> Self:
+        if (self.mode == "server") != (self.server_base_url is not None):
+            raise ValueError("mode=server and server_base_url (http://HOST:PORT) go together; set both or neither")
+        return self
+
+
 class RolloutConfig(Section):
     """One collection of episodes."""
 
@@ -120,6 +143,9 @@ class RolloutConfig(Section):
     allow_filtered: bool = False
     importance_cap: Positive = 2.0
     """Cap of the weight that corrects an engine whose log-probabilities differ from the trained policy's."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """`vllm` is faster on GPUs, and draws from a generator of its own: no run can be repeated to the bit."""
+    vllm: VLLMConfig = VLLMConfig()
 
     @model_validator(mode="after")
     def _unfiltered(self) -> Self:
@@ -128,6 +154,8 @@ class RolloutConfig(Section):
                 "top_k and top_p sample from another distribution than the one whose log-probabilities are trained: "
                 "the KL is then biased and can be negative; take them out, or set allow_filtered=true if you must"
             )
+        if self.engine != "vllm" and "vllm" in self.model_fields_set:
+            raise ValueError("rollout.vllm is only for engine=vllm; set rollout.engine=vllm or take it out")
         return self
 
 

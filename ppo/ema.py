@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from alignment.distributed import own_part, set_own_part
+
 
 class EMA:
     """Exponential moving averages of parameters, in float32, beginning at where they are now.
@@ -16,32 +18,34 @@ class EMA:
     is made for it, since the start is a policy that is known to be good.
 
     Args:
-        parameters: names and parameters, as they are on every process.
+        parameters: names and parameters; of each the average is of what this process holds.
         decay: of each update; average = decay * average + (1 - decay) * parameter.
     """
 
     def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], decay: float) -> None:
         self.decay = decay
         self._parameters = list(parameters)
-        self._averages = [p.detach().float().clone() for _, p in self._parameters]
+        self._averages = [own_part(p).float().clone() for _, p in self._parameters]
 
     @torch.no_grad()
     def update(self) -> None:
         """To be called after each optimizer step."""
         for (_, parameter), average in zip(self._parameters, self._averages, strict=True):
-            average.lerp_(parameter.float(), 1 - self.decay)
+            average.lerp_(own_part(parameter).float(), 1 - self.decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The parameters are their averages inside, and bit for bit what they were before afterwards."""
-        own = [parameter.data for _, parameter in self._parameters]
+        own = [own_part(parameter).clone() for _, parameter in self._parameters]
         try:
-            for (_, parameter), average in zip(self._parameters, self._averages, strict=True):
-                parameter.data = average.to(parameter.dtype, copy=True)
+            self._set(self._averages)
             yield
         finally:
-            for (_, parameter), data in zip(self._parameters, own, strict=True):
-                parameter.data = data
+            self._set(own)
+
+    def _set(self, values: Iterable[Tensor]) -> None:
+        for (_, parameter), value in zip(self._parameters, values, strict=True):
+            set_own_part(parameter, value)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: average for (name, _), average in zip(self._parameters, self._averages, strict=True)}

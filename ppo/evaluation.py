@@ -95,13 +95,18 @@ class BestPolicy:
         self.figures: dict[str, float] | None = None
         self._worse = 0
 
+    @property
+    def wanted(self) -> bool:
+        """Whether the best policy is published, and not the last."""
+        return self._training.load_best_model_at_end
+
     def consider(self, step: int, found: Mapping[str, float], weights: Callable[[], Mapping[str, Tensor]]) -> bool:
         """Look at an evaluation; whether it is the best so far. The same on every process, since the figures are.
 
         Args:
-            weights: what is trained of the policy, by name; asked for where the answer is yes.
+            weights: gives what is trained of the policy, by name, on the main process; called where the answer is yes.
         """
-        if not self._training.load_best_model_at_end:
+        if not self.wanted:
             return False
         if not self._better(found):
             self._worse += 1
@@ -122,7 +127,7 @@ class BestPolicy:
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
         part = self._file.with_suffix(".part")
-        save_file({name: weight.detach().cpu().clone() for name, weight in weights.items()}, part)
+        save_file(dict(weights), part)
         part.replace(self._file)
 
     @property

@@ -16,6 +16,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alignment import distributed
 from alignment.adapters import without_adapter
 from alignment.ensembles import RewardEnsemble, disagreement
 from alignment.forward import TokenLogprobs, body_and_head, token_logprobs
@@ -55,6 +56,10 @@ class Role:
     def base(self) -> PreTrainedModel:
         """The model, whose layers may have adapters in them."""
         return without_adapter(self.model)
+
+    def modules(self) -> list[nn.Module]:
+        """What its forward passes need."""
+        return [self.model] if self.head is None else [self.model, self.head]
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -193,7 +198,7 @@ class RewardModel:
         """What has to be on the device."""
         if self.text_model is not None:
             return [self.text_model]
-        return [member.model for member in self.members] + [m.head for m in self.members if m.head is not None]
+        return [module for member in self.members for module in member.modules()]
 
     def combined(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
         """Members' scores (n, B) as one, (B,), and of an ensemble how far the members disagree, (B,)."""
@@ -297,14 +302,32 @@ class Models:
         """Lineage entries of a policy trained from these."""
         return [source.parent(role) for role, source in self.sources.items()]
 
+    def on_policy(self) -> list[nn.Module]:
+        """The policy, and the heads of other roles that are on the same weights."""
+        roles = [role for role in (*self.trained.roles, self.reference) if role is not None]
+        return [module for role in roles if role.model is self.policy.model for module in role.modules()]
+
+    def place(self, device: torch.device, parted: bool) -> None:
+        """Put the frozen models where they wait for their use, on the device or in the host's memory.
+
+        Args:
+            parted: leave each process a part of their weights alone.
+        """
+        for module in self.frozen():
+            if parted:
+                distributed.part(module, in_host_memory=self.offloaded)
+            module.to(device if parted or not self.offloaded else "cpu")
+
     @contextmanager
     def resident(self, modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-        """Frozen models are on the device inside. What is trained stays there: a reference can be the policy's base."""
+        """Models are whole and on the device inside; every process enters. Those that are neither parted nor frozen are
+        so anyway: a reference can be the policy's base."""
         frozen = {id(module) for module in self.frozen()} if self.offloaded else set()
-        moved = [module for module in modules if id(module) in frozen]
+        moved = [module for module in modules if id(module) in frozen and not distributed.is_parted(module)]
         for module in moved:
             module.to(device)
-        yield
+        with distributed.whole(modules):
+            yield
         for module in moved:
             module.to("cpu")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -14,12 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from alignment.config import ConfigError, TooLong
 from alignment.data import Prompt
 from alignment.distributed import Accelerator, all_reduce_sum, on_every_process
-from alignment.generation import Engine, Sampling, stream_seed
+from alignment.generation import Engine, Sampling, TransformersEngine, stream_seed
 from alignment.models import ModelError
 from alignment.templates import Message, encode_prompt
 from ppo.algorithm import final_scores, overlong_penalty
 from ppo.config import PPOStageConfig
-from ppo.models import NO_GRADIENT, Models, RewardModel
+from ppo.models import NO_GRADIENT, Models, Pass, RewardModel, Role
 from ppo.rewards import Source, weighted
 from ppo.sequences import Row, lay_out, split_by_tokens
 
@@ -50,6 +51,7 @@ class Rollout:
         ended: (B,) bool, whether EOS came within the limit.
         parts: (B,) each, what the scores were made of, by name: `model`, functions, `score_std` of an ensemble.
         sampled_logprobs: (B, T) of a sampling engine that is not the policy itself.
+        seconds: that the sampling took.
     """
 
     tasks: list[Task]
@@ -64,6 +66,7 @@ class Rollout:
     ended: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
     sampled_logprobs: Tensor | None = None
+    seconds: float = 0.0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -143,6 +146,50 @@ def make_tasks(prompts: Sequence[tuple[Prompt, list[int]]], numbers: Sequence[in
     return tasks
 
 
+class Grids(NamedTuple):
+    """Of each response token, (B, T), 0 where masked: see Rollout."""
+
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    entropy: Tensor
+    values: Tensor
+
+
+def how_to_sample(config: PPOStageConfig, tokenizer: PreTrainedTokenizerBase) -> Sampling:
+    rollout = config.rollout
+    return Sampling(
+        max_new_tokens=rollout.max_new_tokens,
+        temperature=rollout.temperature,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        batch_size=rollout.generation_batch_size,
+        top_k=rollout.top_k,
+        top_p=rollout.top_p,
+    )
+
+
+def make_engine(config: PPOStageConfig, models: Models, accelerator: Accelerator) -> Engine:
+    """What samples the policy's responses."""
+    if config.rollout.engine == "transformers":
+        return TransformersEngine(models.policy.model)
+    from alignment.vllm_engine import VLLMEngine
+
+    vllm = config.rollout.vllm
+    return VLLMEngine(
+        models.policy.model,
+        accelerator,
+        models.tokenizer,
+        how_to_sample(config, models.tokenizer),
+        config.data.max_length,
+        mode=vllm.mode,
+        server_base_url=vllm.server_base_url,
+        group_port=vllm.group_port,
+        tensor_parallel_size=vllm.tensor_parallel_size,
+        gpu_memory_utilization=vllm.gpu_memory_utilization,
+        enable_sleep_mode=vllm.enable_sleep_mode,
+    )
+
+
 class Collector:
     """Samples and scores. What an episode is depends on the weights, its task and the seed, not on what it is with."""
 
@@ -156,16 +203,7 @@ class Collector:
     ) -> None:
         self.config, self.models, self.engine = config, models, engine
         self.sources, self.accelerator = list(sources), accelerator
-        tokenizer, rollout = models.tokenizer, config.rollout
-        self.sampling = Sampling(
-            max_new_tokens=rollout.max_new_tokens,
-            temperature=rollout.temperature,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            batch_size=rollout.generation_batch_size,
-            top_k=rollout.top_k,
-            top_p=rollout.top_p,
-        )
+        self.sampling = how_to_sample(config, models.tokenizer)
 
     @torch.no_grad()
     def collect(self, tasks: Sequence[Task], *seed: int) -> Rollout:
@@ -175,17 +213,30 @@ class Collector:
             seed: of the sampling: the run's seed and the iteration.
         """
         tasks = list(tasks)
-        tokenizer, device = self.models.tokenizer, self.accelerator.device
+        models, device = self.models, self.accelerator.device
         seeds = [stream_seed("sample", *seed, task.number, task.repeat) for task in tasks]
         prompts = [task.ids for task in tasks]
-        with self.accelerator.autocast(), self.models.policy.active():
-            sampled = on_every_process(lambda: self.engine.generate(prompts, seeds, self.sampling))
-        rows = [Row(task.ids, response) for task, response in zip(tasks, sampled.responses, strict=True)]
-        texts = [tokenizer.decode(row.response, skip_special_tokens=True) for row in rows]
-        lengths = torch.tensor([len(row.response) for row in rows], device=device)
-        mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
-        ended = torch.tensor([row.response[-1] == tokenizer.eos_token_id for row in rows], device=device)
-        logprobs, ref_logprobs, entropy, values = self._token_grids(rows, mask)
+        # Under ZeRO-3 the policy is gathered once, for sampling and for all that is read from its weights.
+        with self.accelerator.autocast(), models.resident(models.on_policy(), device):
+            started = time.monotonic()
+            with models.policy.active():
+                sampled = on_every_process(lambda: self.engine.generate(prompts, seeds, self.sampling))
+            seconds = time.monotonic() - started
+            rows = [Row(task.ids, response) for task, response in zip(tasks, sampled.responses, strict=True)]
+            lengths = torch.tensor([len(row.response) for row in rows], device=device)
+            mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
+            grids = Grids(*(torch.zeros(mask.shape, device=device) for _ in Grids._fields))
+            passes = self._passes(rows, grids)
+            for role, fill in passes:
+                if role.model is models.policy.model:
+                    fill()
+        for role, fill in passes:
+            if role.model is not models.policy.model:
+                with self.accelerator.autocast(), models.resident(role.modules(), device):
+                    fill()
+        eos = models.tokenizer.eos_token_id
+        ended = torch.tensor([row.response[-1] == eos for row in rows], device=device)
+        texts = [models.tokenizer.decode(row.response, skip_special_tokens=True) for row in rows]
         scores, parts = self._scores(tasks, rows, texts)
         rewards = self.config.rewards
         scores = scores + overlong_penalty(
@@ -193,37 +244,42 @@ class Collector:
         )
         sampled_logprobs = None
         if sampled.logprobs is not None:
-            sampled_logprobs = torch.zeros_like(logprobs)
+            sampled_logprobs = torch.zeros_like(grids.logprobs)
             for number, line in enumerate(sampled.logprobs):
                 sampled_logprobs[number, : len(line)] = torch.tensor(line)
         return Rollout(
-            tasks, rows, texts, mask, logprobs, ref_logprobs, entropy, values,
+            tasks, rows, texts, mask, grids.logprobs, grids.ref_logprobs, grids.entropy, grids.values,
             scores=final_scores(scores, ended, rewards.missing_eos_score, rewards.missing_eos_penalty),
-            ended=ended, parts=parts, sampled_logprobs=sampled_logprobs,
+            ended=ended, parts=parts, sampled_logprobs=sampled_logprobs, seconds=seconds,
         )  # fmt: skip
 
-    def _token_grids(self, rows: Sequence[Row], mask: Tensor) -> tuple[Tensor, ...]:
-        """Log-probabilities by policy and reference, entropy, and values, (B, T) each.
+    def _passes(self, rows: Sequence[Row], grids: Grids) -> list[tuple[Role, Callable[[], None]]]:
+        """What fills the grids: calls, each with the role whose weights it takes.
 
         The log-probabilities are computed anew by the path that trains, not taken from sampling: the two differ in the
         last digits (more so in bfloat16), and the first ratio would not be 1.
         """
         models, temperature = self.models, self.config.rollout.temperature
-        grids = tuple(torch.zeros(mask.shape, device=mask.device) for _ in range(4))
-        logprobs, ref_logprobs, entropy, values = grids
+        trained, critic = models.trained, models.trained.roles[1]
         max_tokens = NO_GRADIENT * self.config.training.microbatch_tokens
         parts = split_by_tokens(rows, range(len(rows)), max_tokens, models.packed)
-        pad = models.tokenizer.pad_token_id
-        batches = [lay_out([rows[n] for n in part], part, models.packed, pad, mask.device) for part in parts]
-        with self.accelerator.autocast():
+        pad, device = models.tokenizer.pad_token_id, grids.values.device
+        batches = [lay_out([rows[n] for n in part], part, models.packed, pad, device) for part in parts]
+
+        def run(what: Pass) -> None:
             for batch in batches:
-                found = models.trained(batch, "both", temperature, with_entropy=True)
-                for grid, column in zip((logprobs, entropy, values), found, strict=True):
+                found = trained.forward(batch, what, temperature, with_entropy=True)
+                for grid, column in zip((grids.logprobs, grids.entropy, grids.values), found, strict=True):
                     batch.put(grid, column)
-            with models.resident([models.reference.model], mask.device):
-                for batch in batches:
-                    batch.put(ref_logprobs, models.reference.logprobs(batch, temperature).logprobs)
-        return grids
+
+        def compare() -> None:
+            for batch in batches:
+                batch.put(grids.ref_logprobs, models.reference.logprobs(batch, temperature).logprobs)
+
+        passes = [(models.policy, partial(run, "both" if trained.on_trunk else "policy"))]
+        if critic is not None and not trained.on_trunk:
+            passes.append((critic, partial(run, "value")))
+        return [*passes, (models.reference, compare)]
 
     def _scores(
         self, tasks: Sequence[Task], rows: Sequence[Row], texts: Sequence[str]

@@ -6,6 +6,7 @@ accelerate launch --config_file configs/accelerate/zero2.yaml -m ppo configs/ppo
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +18,14 @@ import torch
 import transformers
 from torch import Tensor
 
-from alignment import adapters, distributed, resume, trainers, watch
+from alignment import adapters, distributed, methods, resume, trainers, watch
 from alignment.checkpoint import Checkpoints, keep_files, load_state, random_state, save_state, set_random_state
 from alignment.config import ConfigError
 from alignment.control import Control, Wanted, leave_if_preempted
 from alignment.data import Prompt, to_prompts, train_and_eval
 from alignment.distributed import Accelerator, TrainingEngine, all_reduce_sum
-from alignment.generation import TransformersEngine
+from alignment.ensembles import num_members
+from alignment.errors import UserError
 from alignment.models import ModelSource
 from alignment.positions import check_length
 from alignment.runs import Run
@@ -31,22 +33,24 @@ from alignment.stage import write_bad_rows
 from alignment.tensors import masked_moments, whiten
 from alignment.terminal import progress
 from alignment.tracking import Journal
-from ppo.alarms import Alarms
+from alignment.tracking.journal import Level
+from ppo.alarms import WATCHED, Alarms
 from ppo.algorithm import estimate_advantages, group_advantages, returns_to_go, shape_rewards
 from ppo.config import PPOStageConfig, TrainingConfig, batch_plan
 from ppo.controllers import KLController, RewardScaler
 from ppo.ema import EMA
 from ppo.evaluation import BestPolicy, Judged, check_selection, figures
-from ppo.loading import as_trained, find_models, load_models, load_policy_tokenizer
+from ppo.loading import as_trained, find_models, load_models, load_policy_tokenizer, policy_options
 from ppo.models import Models
-from ppo.plan import memory_plan
+from ppo.plan import workload
 from ppo.ptx import read_ptx
 from ppo.rewards import load_sources
-from ppo.rollout import Collector, Rollout, encode_prompts, make_tasks, prompt_batches
+from ppo.rollout import Collector, Rollout, Task, encode_prompts, make_engine, make_tasks, prompt_batches
 from ppo.sequences import Row
 from ppo.update import Targets, Updater
 
 EVAL_SEED = 1_000_000_007
+STOPPED = "stopped"
 
 
 def train(config: PPOStageConfig) -> dict[str, Any]:
@@ -55,7 +59,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
     distributed.start_processes()
     batch_plan(config, distributed.world_size())
     accelerator = distributed.make_accelerator(max_grad_norm=config.training.max_grad_norm, bf16=config.training.bf16)
-    _check_backend(accelerator)
+    distributed.on_main_process(lambda: _check_backend(config, accelerator))
     begun = resume.begin(config.run_dir)
     registry = trainers.open_registry(config, begun.run)
     if published := trainers.published_before(config, registry, begun.run):
@@ -66,7 +70,8 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
     trainers.pin_models(config, registry, begun.run)
     _check_lengths(config, sources)
     torch.manual_seed(config.training.seed)
-    models = load_models(config, sources)
+    with distributed.whole_models():  # parted later: parts can be neither merged nor given a head
+        models = load_models(config, sources)
     ptx = read_ptx(config, models.tokenizer)
     data = [*prompts.fingerprints, *held_out.fingerprints, *ptx.fingerprints]
     with trainers.open_journal(config, "ppo", begun) as journal:
@@ -79,11 +84,13 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
         journal.event("data", prompts=prompts.fingerprints, held_out=held_out.fingerprints, ptx=ptx.fingerprints,
                       notes=prompts.notes, **loop.too_long)  # fmt: skip
         journal.event("backend", **distributed.backend(accelerator, loop.engine.wrapped))
+        journal.watching([STOPPED, *WATCHED, *(["better than the start"] if loop.best.wanted else [])])
         journal.event("models", **{role: source.label for role, source in sources.items()}, packed=models.packed)
         if begun.checkpoint is not None:
             loop.load(begun.checkpoint.path)
             journal.go_on(step=loop.step, checkpoint=begun.checkpoint.path.name)
-        loop.run(checkpoints)
+        with loop.noting_the_end():
+            loop.run(checkpoints)
         watch.enter("the end of training", patient=True)
         with loop.published_policy() as metrics:
             ref = _publish(config, registry, models, loop, data, metrics, begun.run)
@@ -112,16 +119,17 @@ class Loop:
         optimizer = make_optimizer(models, config)
         self.engine = TrainingEngine(accelerator, models.trained, optimizer, config.training.max_grad_norm)
         self.schedule = make_schedule(self.engine.optimizer, config)
-        for frozen in models.frozen():
-            frozen.to("cpu" if models.offloaded else accelerator.device)
         # DeepSpeed rounds the policy's own weights to bfloat16, its buffers (rotary frequencies) not; with a reference
         # that is not rounded just so, the KL starts above 0.
         if models.reference.model is not models.policy.model:
             for parameter in models.reference.model.parameters():
                 parameter.data = parameter.data.to(models.policy.base.dtype)
+        self._parted = distributed.zero_stage(accelerator) == 3
+        """Each process holds a part of the weights."""
+        models.place(accelerator.device, parted=self._parted)
         decay = config.training.ema_decay
         self.ema = None if decay is None else EMA(models.trained.trained_parameters("policy"), decay)
-        sampler = TransformersEngine(models.policy.model)
+        sampler = make_engine(config, models, accelerator)
         self.collector = Collector(config, models, sampler, load_sources(config.rewards), accelerator)
         after_step = self.ema.update if self.ema is not None else lambda: None
         self.updater = Updater(config, models, self.engine, ptx_rows, after_step)
@@ -152,10 +160,8 @@ class Loop:
                 stats = self.iterate(next(batches))
                 line.advance(1, score=stats["rollout/score"], kl=stats["rollout/kl"])
                 wanted = Wanted.NOTHING if self.step == training.max_steps else outside.ask(self.step)
-                last = self.step == training.max_steps or wanted is Wanted.STOP
-                due = training.eval_steps and self.step % training.eval_steps == 0
-                evaluation = self.evaluate() if due or last else None
-                self._alarm(stats, evaluation)
+                due = self._evaluation_is_due() or wanted is Wanted.STOP
+                self._alarm(stats, self.evaluate() if due else None)
                 if self.best.should_stop:  # a job that is to make room has only to publish
                     wanted = Wanted.NOTHING
                 if checkpoints and (wanted.saves or (training.save_steps and self.step % training.save_steps == 0)):
@@ -167,11 +173,26 @@ class Loop:
         watch.enter(f"the checkpoint of iteration {self.step}")
         checkpoints.save(self.step, self.save, size=3 * self.engine.num_bytes)
 
+    def _evaluation_is_due(self) -> bool:
+        every, last = self.config.training.eval_steps, self.config.training.max_steps
+        return self.step == last or (every > 0 and self.step % every == 0)
+
+    @contextlib.contextmanager
+    def noting_the_end(self) -> Iterator[None]:
+        """What stops the run inside (it diverged, a reward is no number) is a finding in the journal."""
+        try:
+            yield
+        except UserError as error:
+            self.journal.finding(self.step + 1, STOPPED, "error", str(error))
+            raise
+
     def save(self, folder: Path) -> None:
         """This process's part of a checkpoint, between two iterations: what a rollout draws is seeded by its iteration,
         so one that was interrupted is done again to the last bit."""
         self.engine.save(folder)
         save_state(folder / f"process-{self.accelerator.process_index}.pt", random_state())
+        if self.ema is not None and self._parted:
+            save_state(folder / f"ema-{self.accelerator.process_index}.pt", self.ema.state_dict())
         if self.accelerator.is_main_process:
             state = {name: part.state_dict() for name, part in self._stateful().items()}
             own = {"step": self.step, "num_steps": self.updater.num_steps, "first_figures": self.first_figures}
@@ -185,6 +206,8 @@ class Loop:
         state = load_state(folder / "loop.pt")
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
+        if self.ema is not None and self._parted:
+            self.ema.load_state_dict(load_state(folder / f"ema-{self.accelerator.process_index}.pt"))
         self.step, self.updater.num_steps = state["step"], state["num_steps"]
         self.first_figures, self.last_figures = state["first_figures"], state["last_figures"]
         self.start = state["start"] and Judged(**state["start"])
@@ -198,7 +221,7 @@ class Loop:
     def _stateful(self) -> dict[str, Any]:
         parts = {"schedule": self.schedule, "kl_controller": self.kl_controller, "scaler": self.scaler}
         parts |= {"best": self.best, "alarms": self.alarms}
-        return parts if self.ema is None else parts | {"ema": self.ema}
+        return parts if self.ema is None or self._parted else parts | {"ema": self.ema}
 
     def iterate(self, numbers: Sequence[int]) -> dict[str, float]:
         """One iteration: a rollout of these prompts and what is learned from it."""
@@ -206,7 +229,7 @@ class Loop:
         watch.enter(f"the rollout of iteration {self.step + 1}")
         tasks = self.own_share(make_tasks(self.prompts, numbers, config.rollout.num_generations))
         rollout = self.collector.collect(tasks, config.training.seed, self.step)
-        sampled = time.monotonic()
+        collected = time.monotonic()
         targets, rewards = self.targets(rollout)
         stats = rollout_stats(rollout, rewards, targets)
         stats |= self.updater.update(self.step, rollout, targets)
@@ -214,8 +237,13 @@ class Loop:
         stats["train/learning_rate"] = float(self.engine.optimizer.param_groups[0]["lr"])
         self.schedule.step()
         self.step += 1
-        stats |= {"time/rollout": sampled - started, "time/optimize": time.monotonic() - sampled}
+        tokens = stats["rollout/length"] * config.rollout.batch_size
+        stats["rollout/tokens_per_second"] = tokens / max(rollout.seconds, 1e-9)
+        stats |= {"time/generate": rollout.seconds, "time/score": collected - started - rollout.seconds}
+        stats |= {"time/rollout": collected - started, "time/optimize": time.monotonic() - collected}
         self.journal.log(self.step, stats)
+        if self._evaluation_is_due():
+            self.journal.histogram(self.step, "rollout/advantage", targets.advantages[rollout.response_mask].tolist())
         return stats
 
     def own_share(self, tasks: Sequence[Any]) -> list[Any]:
@@ -258,6 +286,8 @@ class Loop:
             self.best.consider(self.step, now, self._policy_weights)
         self.last_figures = now
         self.journal.log(self.step, {f"eval/{name}": value for name, value in now.items()})
+        for name, values in (("score", judged.scores), ("kl", judged.kl), ("length", judged.lengths)):
+            self.journal.histogram(self.step, f"eval/{name}", values)
         return {f"eval/{name}": value for name, value in now.items()}
 
     def judge(self) -> Judged:
@@ -275,16 +305,14 @@ class Loop:
                    rollout.ended.tolist(), rollout.texts)  # fmt: skip
         shares = distributed.gather_lists(list(zip(*columns, strict=True)))
         rows = [row for share in shares for row in share][: len(tasks)]
-        for task, row in list(zip(tasks, rows, strict=True))[:8]:
-            self.journal.sample(
-                self.step, prompt=list(task.prompt.messages), response=row[5], score=row[0], kl=row[2], ended=row[4]
-            )
+        shown = list(enumerate(zip(tasks, rows, strict=True)))[: self.config.tracking.num_samples]
+        self.journal.samples(self.step, [_sample(number, task, row) for number, (task, row) in shown])
         scores, held, kl, lengths, ended, texts = (list(column) for column in zip(*rows, strict=True))
         return Judged(scores, None if held[0] is None else held, kl, lengths, ended, texts)
 
     def _policy_weights(self) -> dict[str, Tensor]:
-        """What is trained of the policy; every process has it whole (ZeRO-1 and 2 part the optimizer's state alone)."""
-        return {name: p.detach() for name, p in self.models.trained.trained_parameters("policy")}
+        """What is trained of the policy, on the main process."""
+        return distributed.whole_weights(self.models.trained.trained_parameters("policy"))
 
     @contextlib.contextmanager
     def published_policy(self) -> Iterator[dict[str, Any]]:
@@ -295,23 +323,28 @@ class Loop:
         if self.best.step is not None:
             metrics["best_step"] = self.best.step
             if self.best.step == 0:
-                self._say(
-                    "no evaluation was better than the start's, which is published; see the alarms and samples.jsonl"
-                )
+                text = "no evaluation was better than the start's, which is published; see samples.jsonl"
+                self._say("better than the start", "error", text)
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
-            weights = self.best.weights()
-            for name, parameter in self.models.trained.trained_parameters("policy") if weights else ():
-                parameter.data.copy_(weights[name])  # type: ignore[index]
+            if self.best.step is not None:
+                weights = self.best.weights()
+                for name, parameter in self.models.trained.trained_parameters("policy"):
+                    with distributed.gathered(parameter):
+                        if weights is not None:
+                            parameter.data.copy_(weights[name])
             yield metrics
 
     def _alarm(self, stats: Mapping[str, float], evaluation: Mapping[str, float] | None) -> None:
         for alarm in self.alarms.check(self.step, stats, evaluation):
-            self._say(alarm)
+            if alarm.text is None:
+                self.journal.cleared(self.step, alarm.name)
+            else:
+                self._say(alarm.name, alarm.level, alarm.text)
 
-    def _say(self, alarm: str) -> None:
-        self.journal.event("alarm", step=self.step, text=alarm)
+    def _say(self, name: str, level: Level, text: str) -> None:
+        self.journal.finding(self.step, name, level, text)
         if self.accelerator.is_main_process:
-            print(f"ppo: {alarm}", flush=True)
+            print(f"ppo: iteration {self.step}: {name}: {text}", flush=True)
 
 
 def rollout_stats(rollout: Rollout, rewards: Tensor, targets: Targets) -> dict[str, float]:
@@ -332,11 +365,33 @@ def rollout_stats(rollout: Rollout, rewards: Tensor, targets: Targets) -> dict[s
     *sums, entropy_sum, episodes, tokens = all_reduce_sum(torch.cat([own, counts])).tolist()
     stats = {name: value / episodes for name, value in zip(per_episode, sums, strict=True)}
     stats |= {"policy/entropy": entropy_sum / tokens, "rollout/kl_coef": targets.kl_coef}
+    stats |= _scatter(rollout.scores, rollout.lengths, stats["rollout/score"], stats["rollout/length"])
     if targets.returns is not None:
         _, _, variance = masked_moments(targets.returns, mask, all_reduce_sum)
         _, _, residual = masked_moments(targets.returns - rollout.old_values, mask, all_reduce_sum)
         stats["value/explained_variance"] = float(1 - residual / variance.clamp(min=1e-12))
     return stats
+
+
+def _scatter(scores: Tensor, lengths: Tensor, mean_score: float, mean_length: float) -> dict[str, float]:
+    """How the scores (B,) of all processes' responses spread, and go with their lengths (B,). The means are those over
+    all, so that the number of processes changes nothing. No correlation where one of the two does not differ."""
+    by_score, by_length = scores.double() - mean_score, lengths.double() - mean_length
+    own = torch.stack([by_score.square().sum(), by_length.square().sum(), (by_score * by_length).sum()])
+    count = torch.full_like(own[:1], len(scores))
+    score_squares, length_squares, products, responses = all_reduce_sum(torch.cat([own, count])).tolist()
+    found = {"rollout/score_std": math.sqrt(score_squares / responses)}
+    if score_squares > 0 and length_squares > 0:
+        found["rollout/length_correlation"] = products / math.sqrt(score_squares * length_squares)
+    return found
+
+
+def _sample(number: int, task: Task, row: Sequence[Any]) -> dict[str, Any]:
+    """A line of samples.jsonl from a row of `Loop.judge`."""
+    score, held_out_score, kl, length, ended, text = row
+    found = {"id": number, "prompt": list(task.prompt.messages), "response": text, "score": score, "kl": kl}
+    found |= {"length": int(length), "ended": bool(ended)}
+    return found if held_out_score is None else found | {"held_out_score": held_out_score}
 
 
 def make_optimizer(models: Models, config: PPOStageConfig) -> torch.optim.AdamW:
@@ -414,18 +469,19 @@ def _check(config: PPOStageConfig) -> None:
         )
 
 
+def _check_backend(config: PPOStageConfig, accelerator: Accelerator) -> None:
+    if "nvme" in distributed.offload_devices(accelerator):
+        raise ConfigError(
+            "PPO does not run with weights or optimizer on NVMe, which each rollout and each pass would read; set "
+            "offload_optimizer_device: cpu and offload_param_device: cpu in the launch file"
+        )
+    methods.check(policy_options(config.model), distributed.zero_stage(accelerator))
+
+
 def _check_lengths(config: PPOStageConfig, sources: Mapping[str, ModelSource]) -> None:
     """`data.max_length` is that of prompt and response together, which every model reads."""
     for path in dict.fromkeys(source.config_path for source in sources.values()):
         check_length(path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
-
-
-def _check_backend(accelerator: Accelerator) -> None:
-    if distributed.zero_stage(accelerator) >= 3:
-        raise ConfigError(
-            "PPO does not run under ZeRO-3 yet: generation would need the sharded weights gathered; "
-            "launch it with configs/accelerate/zero2.yaml"
-        )
 
 
 def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
@@ -440,6 +496,12 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
     tokenizer = load_policy_tokenizer(config, sources)
     limit = config.data.max_length - config.rollout.max_new_tokens
     encoded, too_long = encode_prompts(prompts.items, tokenizer, limit, config.data.too_long)
+    trust = config.model.trust_remote_code
+    shapes = {
+        role: transformers.AutoConfig.from_pretrained(source.config_path, trust_remote_code=trust)
+        for role, source in sources.items()
+    }
+    members = {role: num_members(source) for role, source in sources.items()}
     return {
         "train_prompts": len(encoded),
         "eval_prompts": len(held_out.items),
@@ -452,5 +514,5 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
         "minibatch": sizes.minibatch,
         "microbatch_tokens": config.training.microbatch_tokens,
         "optimizer_steps": config.training.max_steps * config.ppo.num_epochs * config.ppo.num_minibatches,
-        **memory_plan(config, sources),
+        **trainers.memory_plan(lambda: workload(config, shapes, world_size, members), sources, world_size),
     }

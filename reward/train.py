@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,27 +20,33 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForSequenceClassification, set_seed
-from trl import RewardConfig
+from transformers import AutoConfig, set_seed
 
 from alignment import callbacks, distributed, methods, resume, trainers
 from alignment.best_model import finished_model, keep_best, published_step
-from alignment.config import CheckpointArguments, trainer_arguments
+from alignment.config import BestModelArguments, CheckpointArguments
 from alignment.control import Wanted
+from alignment.data import CHOICES, Comparison
 from alignment.ensembles import member_name
-from alignment.inspection import write_report
+from alignment.inspection import DATA_WATCHED, Finding, note_findings, write_report
 from alignment.runs import Run
 from alignment.stage import write_bad_rows
 from alignment.terminal import one_line
 from alignment.tracking import Journal
+from alignment.tracking.journal import Level
 from reward.batches import Layout, QuestionCollator, choose_layout
-from reward.config import DEFAULTS, EnsembleArguments, RewardStageConfig
+from reward.config import EnsembleArguments, RewardStageConfig
 from reward.evaluation import compact, evaluate, save_report
+from reward.evaluation.judged import Judged, judged_pairs, sides
+from reward.evaluation.report import WATCHED, findings
 from reward.finish import Finished, Trained, averaged, finish_all, summed_up, write_eval_pairs
+from reward.labels import as_metrics, journalled
+from reward.plan import arguments, workload
 from reward.prepare import Prepared, make_arguments, prepare, untrained
 from reward.trainer import QuestionTrainer
 
 RECORD = "trained.json"
+LABELS = "labels"
 PADDED_ROWS = ("neftune_noise_alpha", "pad_to_multiple_of", "torch_compile")
 
 
@@ -60,6 +66,12 @@ class MemberJournal(Journal):
 
     def event(self, kind: str, **fields: Any) -> None:
         self._journal.event(kind, member=self._number, **fields)
+
+    def finding(self, step: int, name: str, level: Level, text: str) -> None:
+        self._journal.finding(self._start + step, f"{member_name(self._number)} {name}", level, text)
+
+    def cleared(self, step: int, name: str) -> None:
+        self._journal.cleared(self._start + step, f"{member_name(self._number)} {name}")
 
 
 def build_trainer(config: RewardStageConfig, prepared: Prepared, journal: Journal) -> QuestionTrainer:
@@ -189,7 +201,7 @@ class Members:
             journal = MemberJournal(journal, number, first_step)
         start = self.begun if number == self.first else replace(self.begun, checkpoint=None)
         trainer = build_trainer(config, own, journal)
-        callbacks.attach(trainer, journal, f"reward {config.name}")
+        callbacks.attach(trainer, journal, f"reward {config.name}", BestModelArguments.of(config.training).wanted)
         journal.event("method", method=config.model.method, **methods.describe(trainer.model))
         best = keep_best(trainer, config.training, config.run_dir, journal)
         saving = CheckpointArguments.of(config.training)
@@ -232,7 +244,34 @@ def _judge(
         metrics |= compact(found)
         flat = {f"eval/{name}": figure["value"] for name, figure in metrics.items() if isinstance(figure, dict)}
         journal.log(step, flat)
+        _show(journal, step, judged_pairs(prepared.held_out, scores), config.tracking.num_samples)
+    for finding in findings(found):
+        journal.finding(step, finding.kind.replace("_", " "), finding.level, _in_words(finding))
     return metrics
+
+
+def _show(journal: Journal, step: int, pairs: Sequence[Judged], num_samples: int) -> None:
+    """The first held-out pairs with votes and scores, and how the scores of both sides spread."""
+    rows = [
+        {
+            "id": number,
+            "prompt": list(pair.comparison.prompt),
+            "first": pair.comparison.first,
+            "second": pair.comparison.second,
+            "first_score": pair.scores[0],
+            "second_score": pair.scores[1],
+            "votes": {choice: pair.comparison.count(choice) for choice in CHOICES},
+        }
+        for number, pair in enumerate(pairs[:num_samples])
+    ]
+    journal.samples(step, rows)
+    chosen, rejected = sides(pairs)
+    journal.histogram(step, "eval/chosen_score", chosen)
+    journal.histogram(step, "eval/rejected_score", rejected)
+
+
+def _in_words(finding: Finding) -> str:
+    return f"{finding.text}; {finding.advice}" if finding.advice else finding.text
 
 
 def _publish(
@@ -282,12 +321,24 @@ def _note_data(journal: Journal, config: RewardStageConfig, prepared: Prepared) 
     if prepared.reliability is not None:
         journal.event("reliability", weights=sorted(prepared.reliability.values()))
     journal.event("data_check", **prepared.report.summary())
+    size = EnsembleArguments.of(config.training).members
+    overfitted = [callbacks.OVERFITTING, *(f"{member_name(n)} {callbacks.OVERFITTING}" for n in range(1, size))]
+    judged = [kind.replace("_", " ") for kind in WATCHED]
+    journal.watching([*DATA_WATCHED, LABELS, *overfitted, *judged])
+    note_findings(journal, prepared.report)
+    if distributed.is_main_process():
+        rows = [row for row in train_set.items if isinstance(row, Comparison)]
+        for number, found in enumerate(journalled(config.data, rows)):
+            journal.event(LABELS, **found)
+            if number == 0:  # several databases have an event each, and the dashboards one set of figures
+                journal.log(0, as_metrics(found))
+            if found.get("warnings"):
+                journal.finding(0, LABELS, "warning", " ".join(found["warnings"]))
 
 
 def plan(config: RewardStageConfig, world_size: int) -> dict[str, Any]:
     """What `--dry-run` prints beside the config."""
     prepared = prepare(config)
-    merged = trainer_arguments(RewardConfig, DEFAULTS, config.of_member().training)
     train, held_out = prepared.num_pairs
     rows = {
         "members": EnsembleArguments.of(config.training).members,
@@ -299,5 +350,7 @@ def plan(config: RewardStageConfig, world_size: int) -> dict[str, Any]:
         **prepared.zero.summary(),
         "data_check": prepared.report.summary(),
     }
-    kind = AutoModelForSequenceClassification
-    return rows | trainers.batch_plan(merged, world_size, prepared.start.source, config.model, kind)
+    source, bf16 = prepared.start.source, prepared.arguments.bf16
+    shape = AutoConfig.from_pretrained(source.config_path, trust_remote_code=config.model.trust_remote_code)
+    memory = trainers.memory_plan(lambda: workload(config, shape, bf16), {"init": source}, world_size)
+    return rows | trainers.batch_plan(arguments(config), world_size) | memory

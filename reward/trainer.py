@@ -22,6 +22,7 @@ from alignment.config import ConfigError
 from alignment.distributed import all_reduce_sum
 from alignment.forward import switch_off_dropout
 from alignment.resumable import Resumable
+from alignment.throughput import TokenCount
 from reward.batches import QuestionCollator, score_batch
 from reward.config import RewardSection
 from reward.data import Batches, as_dataset
@@ -78,6 +79,7 @@ class QuestionTrainer(Resumable, RewardTrainer):
             switch_off_dropout(self.model)
         self._settings, self._collate, self._probed = settings, collate, list(probe)
         self._sums = {mode: torch.zeros(6, dtype=torch.float64, device=self.args.device) for mode in ("train", "eval")}
+        self._tokens = TokenCount()
         self.probe: Probe | None = None
         """Of the model that was saved last."""
 
@@ -107,6 +109,7 @@ class QuestionTrainer(Resumable, RewardTrainer):
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
         assert num_items_in_batch is not None and not return_outputs
+        self._tokens.add(inputs)
         scores = self._score(model, inputs)
         self._count("train", scores.detach(), inputs)
         if self._settings.objective == "pairs":
@@ -191,8 +194,9 @@ class QuestionTrainer(Resumable, RewardTrainer):
         return super().get_eval_dataloader(rows)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self._tokens.pause(logs.get("eval_runtime", 0.0))
         if self.model.training:
-            figures = self._figures("train")
+            figures = self._figures("train") | self._tokens.figures(self.args.device)
             figures.pop("loss")  # the Trainer logs what was minimised
             self._metrics["train"] |= {name: [value] for name, value in figures.items()}
         super().log(logs, start_time)
@@ -214,9 +218,12 @@ class QuestionTrainer(Resumable, RewardTrainer):
 
     def running_state(self) -> dict[str, Any]:
         probe = None if self.probe is None else {"scores": self.probe.scores, "rounded": self.probe.rounded}
-        return super().running_state() | {"sums": self._sums["train"].cpu(), "probe": probe}
+        return super().running_state() | {
+            "sums": self._sums["train"].cpu(), "tokens_seen": self._tokens.total, "probe": probe,
+        }  # fmt: skip
 
     def load_running_state(self, state: dict[str, Any]) -> None:
         super().load_running_state(state)
         self._sums["train"] = state["sums"].to(self.args.device)
+        self._tokens.total = state["tokens_seen"]
         self.probe = None if state["probe"] is None else Probe(self._probed, **state["probe"])

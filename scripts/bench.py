@@ -6,6 +6,7 @@
     scripts/bench.py sft --peer trl --memory
     scripts/bench.py reward --peer trl --threads 1
     scripts/bench.py ppo --peer trl --learning
+    scripts/bench.py tracking
 
 Each contestant is a process of its own, the peer's in a virtual environment of its own (`.bench/`, made on first use).
 They stay alive and take turns, A B C A B C, so that whatever else the machine does falls on all; a ratio is taken
@@ -15,7 +16,8 @@ the processor's time: on a machine that others use, take them with `--threads 1`
 Before the first round each says how many tokens (and pairs) it trains on and their mean loss under the untrained
 weights; if they differ, nothing is measured. `--memory` measures each alone, on a model of more than 100 million
 parameters: the peak of the process less what it held after its imports. `--learning` (PPO) compares what is learned:
-the mean reward over the last fifth of the iterations, from several seeds.
+the mean reward over the last fifth of the iterations, from several seeds. `tracking` compares our SFT trainer with
+an offline W&B run and without one.
 """
 
 from __future__ import annotations
@@ -38,19 +40,21 @@ from types import TracebackType
 from typing import Any, Self
 
 SCRIPTS = Path(__file__).resolve().parent
-BENCHMARKS = ("sft", "reward", "ppo")
+BENCHMARKS = ("sft", "reward", "ppo", "tracking")
 LIBRARIES = ("torch", "transformers", "trl", "accelerate")
 
 
 class Process:
     """A contestant at work (`benchmarks/worker.py`)."""
 
-    def __init__(self, python: str, module: str, folder: Path, settings: Mapping[str, Any], threads: int) -> None:
+    def __init__(
+        self, python: str, module: str, folder: Path, settings: Mapping[str, Any], threads: int, **variables: str
+    ) -> None:
         self.name = module
         command = [python, "-m", "benchmarks.worker", module, str(folder), json.dumps(settings)]
         quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error"}
         paths = os.pathsep.join([str(SCRIPTS), str(SCRIPTS.parent)])
-        environment = {**os.environ, **quiet, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths}
+        environment = {**os.environ, **quiet, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths, **variables}
         self._log = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed on exit
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
@@ -205,7 +209,7 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
     mode = "memory" if options.memory else "learning" if options.learning else "speed"
     benchmark = importlib.import_module(f"benchmarks.{name}")
     options.rows = options.rows or benchmark.ROWS
-    python = str(peer_python(benchmark.REQUIREMENTS))
+    python = str(peer_python(benchmark.REQUIREMENTS)) if benchmark.REQUIREMENTS else sys.executable
     own = {"ours": {}} | getattr(benchmark, "VARIANTS", {}).get(mode, {})
     contestants = {ours: (sys.executable, benchmark.OURS, settings) for ours, settings in own.items()}
     theirs = benchmark.PEERS | getattr(benchmark, "MORE_PEERS", {}).get(mode, {})
@@ -228,7 +232,7 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
             found = sum_up(checks, runs, peers) | {"runs": runs}
     found = benchmark.more(mode, work, found) if hasattr(benchmark, "more") else found
     found.pop("runs", None)
-    peer = " ".join(benchmark.REQUIREMENTS)
+    peer = " ".join(benchmark.REQUIREMENTS) or "itself"
     unit = {"memory": "MiB", "learning": "standard deviations of the reward", "speed": benchmark.UNIT}[mode]
     return {"benchmark": name, "peer": peer, "unit": unit, "work": work, **found, "machine": machine(options.threads)}
 

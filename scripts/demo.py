@@ -38,6 +38,7 @@ from alignment.stage import quiet_libraries
 ROOT = Path(__file__).resolve().parent.parent
 HOME = Path("runs/demo")
 DATA, RATINGS = HOME / "data", HOME / "ratings.db"
+STAGES = ("sft", "reward", "ppo")
 COMPLETIONS_PER_PROMPT = 2
 RATINGS_PER_PAIR = 3
 SAMPLES_PER_HELD_OUT_PROMPT = 2
@@ -331,6 +332,9 @@ def show(summary: dict[str, Any], answers: list[tuple[str, str, str]], ppo: str)
     screen.print(f"\n{seconds['total']:.0f} s ({parts})")
     screen.print(
         f"runs: runs/demo-sft runs/demo-reward runs/demo-ppo   summary: {HOME / 'summary.json'}   ratings: {RATINGS}"
+    )
+    screen.print(
+        "reports, to open in a browser: " + " ".join(f"runs/demo-{name}/report.html" for name in STAGES), soft_wrap=True
     )
     screen.print("next: scripts/demo --rate 60    alignment models list    configs/ppo/demo.yaml", soft_wrap=True)
 

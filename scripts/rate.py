@@ -169,9 +169,8 @@ def run_order(args: argparse.Namespace) -> Any:
 
 
 def run_report(args: argparse.Namespace) -> Any:
-    from rating.report import report
-
     from alignment.ratings import RatingsStore
+    from reward.labels import report
 
     with RatingsStore(args.db) as store:
         return report(store)

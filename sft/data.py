@@ -40,6 +40,8 @@ class EncodedData:
     """Rows that are too long, by `data.max_length` and `data.too_long`."""
     notes: list[str]
     fingerprints: dict[Use, list[dict[str, Any]]]
+    shown: list[Demonstration]
+    """The first held-out conversations, to be answered for people to read; tools are not offered to those."""
     _folder: tempfile.TemporaryDirectory[str]  # holds the rows; removed when nobody has them any more
 
 
@@ -60,6 +62,7 @@ def encode_data(
     runs: Path | None = None,
     show: bool = False,
     inspector: Inspector | None = None,
+    num_shown: int = 0,
 ) -> EncodedData:
     """Read and encode all rows, one after the other, into Arrow files that are mapped, not loaded.
 
@@ -67,6 +70,7 @@ def encode_data(
         runs: folder for the files, which may be as large as the data; the system's own for temporary files by default.
         show: progress, for long data.
         inspector: looks at each row on its way; what it reports must be refused where no row is left.
+        num_shown: how many held-out conversations to keep as text.
 
     Raises:
         DataError: see `alignment.data.Reading`; or too large a share of rows that the template cannot render.
@@ -80,6 +84,7 @@ def encode_data(
     unrenderable: list[tuple[str, str]] = []
     written = dict.fromkeys(uses, 0)
     left_out = 0
+    shown: list[Demonstration] = []
     with progress("encoding", 0, show and _size(config) >= _SHOWN_BYTES) as line:
         for use, example in reading:
             line.advance()
@@ -91,6 +96,8 @@ def encode_data(
                 continue
             left_out += not rows
             written[use] += len(rows)
+            if use == "eval" and rows and len(shown) < num_shown and isinstance(example, Demonstration):
+                shown += [] if example.tools else [example]
             for row in rows:
                 writers[use].write(row)
     check_bad(config.parts[0].path, sum(written.values()) + left_out, unrenderable, config.max_bad_share)
@@ -104,7 +111,7 @@ def encode_data(
     if inspector is not None:
         for place, fault in bad:
             inspector.add_bad(place, fault)
-    return EncodedData(train, held_out, bad, left_out, reading.notes(), reading.fingerprints, folder)
+    return EncodedData(train, held_out, bad, left_out, reading.notes(), reading.fingerprints, shown, folder)
 
 
 def _no_note(example: Demonstration | Document, encoded: Encoded, fitted: Encoded | None) -> None:

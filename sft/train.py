@@ -15,15 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import set_seed
+from transformers import AutoConfig, PreTrainedConfig, set_seed
 from trl import SFTConfig
 
 from alignment import adapters, callbacks, distributed, methods, resume, trainers
 from alignment.adapters import without_adapter
 from alignment.best_model import finished_model, keep_best, published_step
-from alignment.config import SCRATCH, CheckpointArguments, ConfigError, trainer_arguments
-from alignment.inspection import Inspector, Report, check_before_training, write_report
-from alignment.models import ModelSource
+from alignment.config import (
+    SCRATCH,
+    BestModelArguments,
+    CheckpointArguments,
+    ConfigError,
+    ScratchConfig,
+    trainer_arguments,
+)
+from alignment.inspection import DATA_WATCHED, Inspector, Report, check_before_training, note_findings, write_report
+from alignment.models import ModelSource, find_model, scratch_shape
 from alignment.packing import why_not_packed
 from alignment.positions import check_length
 from alignment.registry import Registry
@@ -33,6 +40,8 @@ from alignment.tracking import Journal
 from sft.config import DEFAULTS, SFTStageConfig
 from sft.data import EncodedData, encode_data, training_texts
 from sft.packing import PackingCollator, pack_attention
+from sft.plan import arguments, workload
+from sft.samples import write_samples
 from sft.trainer import SFTTrainer
 
 
@@ -59,15 +68,18 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
     trainers.pin_models(config, prepared.registry, begun.run)
     prepared = replace(prepared, start=start)
     trainer = build_trainer(config, prepared)
+    shown, tokenizer = prepared.data.shown, prepared.start.tokenizer
     saving = CheckpointArguments.of(config.training)
     with trainers.open_journal(config, "sft", begun) as journal:
         fingerprints = prepared.data.fingerprints
         checkpoints = trainers.open_checkpoints(config, begun, journal, keep=saving.save_total_limit, data=fingerprints)
         _note_data(journal, config, prepared)
-        callbacks.attach(trainer, journal, f"sft {config.name}")
+        callbacks.attach(trainer, journal, f"sft {config.name}", BestModelArguments.of(config.training).wanted)
         journal.event("method", method=config.model.method, **methods.describe(trainer.model))
         journal.event("batches", packed=isinstance(trainer.data_collator, PackingCollator))
         best = keep_best(trainer, config.training, config.run_dir, journal)
+        if begun.checkpoint is None and not config.model.name.startswith(SCRATCH):
+            write_samples(journal, 0, config, prepared.start.source, tokenizer, shown)
         trainer.use_checkpoints(checkpoints, saving.save_steps, begun.checkpoint, best, journal)
         outcome = trainer.train_on()
         trainers.backend_event(journal, trainer)
@@ -81,6 +93,7 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
         metrics |= methods.describe(trainer.model)
         with finished_model(trainer, best, config.run_dir) as folder:
             ref = publish(config, prepared, folder, metrics, begun.run, journal)
+        write_samples(journal, step, config, find_model(ref, prepared.registry, role="policy"), tokenizer, shown)
         journal.event("published", model=ref, **metrics)
     return {"model": ref, "metrics": metrics}
 
@@ -97,7 +110,9 @@ def prepare(config: SFTStageConfig, run: Run | None = None) -> Prepared:
     folder = config.run_dir if config.run_dir.is_dir() else None
     is_main = distributed.is_main_process()
     inspector = Inspector(config.data, start.tokenizer) if is_main else None
-    data = encode_data(config.data, start.tokenizer, folder, show=is_main, inspector=inspector)
+    data = encode_data(
+        config.data, start.tokenizer, folder, show=is_main, inspector=inspector, num_shown=config.tracking.num_samples
+    )
     report = distributed.on_main_process(lambda: check_before_training(config, inspector))
     arguments = training_arguments(config, no_eval=len(data.eval) == 0)
     return Prepared(seed, registry, start, data, arguments, report)
@@ -214,13 +229,14 @@ def _note_data(journal: Journal, config: SFTStageConfig, prepared: Prepared) -> 
         write_report(config.run_dir, prepared.report)
     journal.event("data", **data.fingerprints, bad=len(data.bad), too_long=data.left_out, notes=data.notes)
     journal.event("data_check", **prepared.report.summary())
+    journal.watching([*DATA_WATCHED, callbacks.OVERFITTING])
+    note_findings(journal, prepared.report)
 
 
 def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
     """What `--dry-run` prints beside the config."""
     prepared = prepare(config)
-    merged = trainer_arguments(SFTConfig, DEFAULTS, config.training)
-    source = None if config.model.name.startswith(SCRATCH) else prepared.start.source
+    merged = arguments(config)
     rows = {
         "train_rows": len(prepared.data.train),
         "eval_rows": len(prepared.data.eval),
@@ -228,8 +244,19 @@ def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
         "too_long": prepared.data.left_out,
         "data_check": prepared.report.summary(),
     }
-    batches = trainers.batch_plan(merged, world_size, source, config.model)
-    return rows | batches | {"optimizer_steps": _num_steps(merged, len(prepared.data.train), batches)}
+    batches = trainers.batch_plan(merged, world_size)
+    steps = {"optimizer_steps": _num_steps(merged, len(prepared.data.train), batches)}
+    bf16, scratch = prepared.arguments.bf16, config.model.name.startswith(SCRATCH)
+    sources = {} if scratch else {"init": prepared.start.source}
+    memory = trainers.memory_plan(lambda: workload(config, _shape(config, prepared), bf16), sources, world_size)
+    return rows | batches | steps | memory
+
+
+def _shape(config: SFTStageConfig, prepared: Prepared) -> PreTrainedConfig:
+    if config.model.name.startswith(SCRATCH):
+        return scratch_shape(config.model.scratch or ScratchConfig(), len(prepared.start.tokenizer))
+    trust = config.model.trust_remote_code
+    return AutoConfig.from_pretrained(prepared.start.source.config_path, trust_remote_code=trust)
 
 
 def _num_steps(merged: Mapping[str, Any], num_rows: int, batches: Mapping[str, Any]) -> int:

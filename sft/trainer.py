@@ -19,6 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from alignment.distributed import all_reduce_sum, run_as_forward
 from alignment.forward import body_and_head
 from alignment.resumable import Resumable
+from alignment.throughput import TokenCount
 from sft.data import IGNORED
 from sft.loss import TokenSums, next_token_sums
 
@@ -44,7 +45,7 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         self.model_accepts_loss_kwargs |= self._layers is not None  # else nobody counts the tokens of a step
         self._train_sums = TokenSums.zeros()
         self._eval_sums = TokenSums.zeros()
-        self._tokens_seen = torch.zeros((), dtype=torch.float64)
+        self._tokens = TokenCount()
 
     def compute_loss(
         self,
@@ -53,6 +54,8 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
+        if self.model.training:
+            self._tokens.add(inputs)
         if return_outputs or self._layers is None:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         else:
@@ -64,7 +67,6 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
     def _mean_loss(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
         sums = self._token_sums(model, inputs, self.args.label_smoothing_factor, self.args.loss_type == "dft")
         self._train_sums = self._train_sums.plus(sums)
-        self._tokens_seen = self._tokens_seen + num_tokens(inputs)
         if num_items_in_batch is None:
             return sums.loss / sums.tokens.clamp(min=1)
         # The number is of all processes, whose gradients are averaged.
@@ -124,28 +126,26 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         super()._track_num_input_tokens({"input_ids": inputs["input_ids"]} if packed else inputs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self.model.training and self._layers is not None:
-            self._metrics["train"]["mean_token_accuracy"] = [self._means(self._train_sums)[1]]
-            self._metrics["train"]["num_tokens"] = [float(all_reduce_sum(self._tokens_seen.to(self.args.device)))]
-            self._train_sums = TokenSums.zeros()
+        self._tokens.pause(logs.get("eval_runtime", 0.0))
+        if self.model.training:
+            counted = self._tokens.figures(self.args.device)
+            self._metrics["train"] |= {name: [value] for name, value in counted.items()}
+            if self._layers is not None and counted:  # else the line at the end would say that no token was right
+                self._metrics["train"]["mean_token_accuracy"] = [self._means(self._train_sums)[1]]
+                self._train_sums = TokenSums.zeros()
         super().log(logs, start_time)
 
     def running_state(self) -> dict[str, Any]:
-        return super().running_state() | {"sums": list(self._train_sums), "tokens_seen": self._tokens_seen}
+        return super().running_state() | {"sums": list(self._train_sums), "tokens_seen": self._tokens.total}
 
     def load_running_state(self, state: dict[str, Any]) -> None:
         super().load_running_state(state)
-        self._train_sums, self._tokens_seen = TokenSums(*state["sums"]), state["tokens_seen"]
+        self._train_sums, self._tokens.total = TokenSums(*state["sums"]), state["tokens_seen"]
 
     def _means(self, sums: TokenSums) -> tuple[float, float]:
         """Loss and accuracy per token, over all processes."""
         loss, correct, tokens = all_reduce_sum(torch.stack(sums).to(self.args.device)).tolist()
         return loss / max(tokens, 1), correct / max(tokens, 1)
-
-
-def num_tokens(inputs: dict[str, Any]) -> Tensor | int:
-    """Tokens of a batch, without padding."""
-    return inputs["input_ids"].numel() if "position_ids" in inputs else inputs["attention_mask"].sum()
 
 
 def sorted_and_even(rows: datasets.Dataset, multiple: int) -> datasets.Dataset:

@@ -18,10 +18,15 @@ os.environ.update(
     HF_HUB_DISABLE_PROGRESS_BARS="1",
     TOKENIZERS_PARALLELISM="false",
     WANDB_SILENT="true",
+    ALIGNMENT_STRICT_METRICS="1",  # a metric that is not declared in alignment/tracking/metrics.py is an error
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the golden losses hold for one thread count
 for name in ("ALIGNMENT_REGISTRY", "ALIGNMENT_TIMEOUT", "ALIGNMENT_VERIFY", "HF_TOKEN", "WANDB_API_KEY", "WANDB_MODE"):
     os.environ.pop(name, None)  # a test must not touch what the person running it has
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-table", action="store_true", help="write what test_parity.py found to docs/cluster.md")
 
 
 @pytest.fixture(scope="session")

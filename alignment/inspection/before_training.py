@@ -9,8 +9,9 @@ from pathlib import Path
 from alignment.config import RunConfig
 from alignment.inspection.inspector import Inspector
 from alignment.inspection.page import html_page
-from alignment.inspection.report import Report, refuse
+from alignment.inspection.report import LEVELS, Report, refuse
 from alignment.terminal import one_line
+from alignment.tracking import Journal
 
 
 def check_before_training(config: RunConfig, inspector: Inspector | None) -> Report:
@@ -27,6 +28,20 @@ def check_before_training(config: RunConfig, inspector: Inspector | None) -> Rep
     report = inspector.report([*sources, *([config.data.eval] if config.data.eval else [])])
     refuse(report, config.data)
     return report
+
+
+DATA_WATCHED = ("set aside", "data check")
+
+
+def note_findings(journal: Journal, report: Report) -> None:
+    """What there is to look at in the data as findings of the run: the rows set aside, and all else in one."""
+    for finding in report.findings:
+        if finding.kind == "set_aside" and finding.level != "note":
+            journal.finding(0, "set aside", finding.level, f"{finding.text}; {finding.advice}")
+    others = [each for each in report.findings if each.kind != "set_aside" and each.level != "note"]
+    if others:
+        worst = min((each.level for each in others), key=LEVELS.index)
+        journal.finding(0, "data check", worst, "; ".join(each.text for each in others))
 
 
 def write_report(run_dir: Path, report: Report) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from alignment.registry import aliases
 from alignment.registry.errors import RegistryError
-from alignment.registry.files import entries, host_name, one_line_errors
+from alignment.registry.files import entries, host_name, is_alive, one_line_errors
 from alignment.registry.layout import STAGING
 from alignment.registry.references import NAME
+from alignment.registry.reviews import REVIEWS
 from alignment.registry.store import Registry
 from alignment.registry.trash import (
     PROTECTED,
@@ -77,23 +78,13 @@ def mend(findings: list[Finding]) -> list[Finding]:
 def is_leftover(path: Path) -> bool:
     """Whether whoever worked on this is gone: its process, if it was on this host, or no change for a day."""
     match = _WORK.fullmatch(path.name)
-    if match and match[1] == host_name() and not _alive(int(match[2])):
+    if match and match[1] == host_name() and not is_alive(int(match[2])):
         return True
     try:
         newest = max(os.lstat(place).st_mtime for place in [path, *path.rglob("*")])
     except OSError:  # it is being worked on, or may not be looked at
         return False
     return time.time() - newest > DAY
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    return True
 
 
 def _leftovers(root: Path) -> Iterator[Finding]:
@@ -166,7 +157,7 @@ def _missing_parents(registry: Registry, needed: dict[Key, Key]) -> Iterator[Fin
 
 def _strangers(registry: Registry) -> Iterator[Finding]:
     """What the registry did not put there."""
-    known = {"aliases", REMOVED, PROTECTED}
+    known = {"aliases", REMOVED, PROTECTED, REVIEWS}
     models = registry.path / "models"
     for name in entries(models):
         if not NAME.fullmatch(name) or not (models / name).is_dir():

@@ -237,6 +237,17 @@ def host_name() -> str:
     return re.sub(r"[^A-Za-z0-9.]", "", socket.gethostname())
 
 
+def is_alive(pid: int) -> bool:
+    """Whether this host has a process of that id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
 @contextmanager
 def one_line_errors(what: str) -> Iterator[None]:
     """A full disk or a missing permission as a RegistryError that begins with `what`."""

@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from alignment.registry.aliases import ANY, Anything, version_before
 from alignment.registry.errors import RegistryError
 from alignment.registry.references import nearest
+from alignment.registry.reviews import check_reviewed
 from alignment.registry.store import Registry
 from alignment.registry.version import Version
 from alignment.terminal import one_line
@@ -54,16 +55,21 @@ def promote(
     alias: str,
     *,
     require: Sequence[str] = (),
+    require_review: bool = False,
     reviewed_by: str | None = None,
     expect: int | Anything | None = ANY,
 ) -> Version:
-    """Verify a version, check what is required of its metrics, and point the alias at it.
+    """Verify a version, check its reviews and what is required of its metrics, and point the alias at it.
+
+    A version that was rejected last is refused in any case, one without a review with `require_review`.
 
     Raises:
-        RegistryError: a requirement is not met or names no metric, the version is damaged, or the alias elsewhere.
+        RegistryError: a requirement is not met or names no metric, the version is rejected, not reviewed or damaged, or
+            the alias elsewhere.
     """
     requirements = [parse_requirement(text) for text in require]
     version = registry.load(ref)
+    review = check_reviewed(registry, version, require_review)
     values = dict(metric_values(version.manifest.metrics or {}))
     unmet = []
     for requirement in requirements:
@@ -76,7 +82,9 @@ def promote(
         raise RegistryError(
             f"{version.ref} is not promoted to {alias!r}: {'; '.join(unmet)}; name another version or require less"
         )
-    required = [requirement.text for requirement in requirements]
+    required = [*(requirement.text for requirement in requirements), *(["review"] if require_review else [])]
+    if reviewed_by is None and review is not None:
+        reviewed_by = review.reviewer
     registry.set_alias(version.name, alias, version.number, expect, reviewed_by=reviewed_by, required=required)
     return version
 
@@ -85,7 +93,7 @@ def roll_back(registry: Registry, name: str, alias: str) -> tuple[int, Version]:
     """Point an alias at the version chosen before this one, as a new entry; returns the number it left and the version.
 
     Raises:
-        RegistryError: there is none, or it was removed or is damaged.
+        RegistryError: there is none, or it was removed, is damaged, or was rejected since.
     """
     moves = registry.alias_history(name, alias)
     before, now = version_before(moves), moves[-1].version
@@ -93,6 +101,7 @@ def roll_back(registry: Registry, name: str, alias: str) -> tuple[int, Version]:
         raise RegistryError(f"{name}@{alias} cannot be rolled back: v{now} is the first version that it points to")
     try:
         version = registry.load(f"{name}@v{before}")
+        check_reviewed(registry, version, required=False)
     except RegistryError as error:
         raise RegistryError(f"{name}@{alias} stays at v{now}: {error}") from None
     registry.set_alias(name, alias, before, expect=now, rollback=True)

@@ -1,7 +1,7 @@
 """The journal: append-only JSON lines in the run folder, written by the main process and flushed line by line.
 
 `metrics.jsonl` has one object a step, `samples.jsonl` prompts with answers, `events.jsonl` everything worth a line
-(the backend that really runs, rows set aside, what was published).
+(the backend that really runs, rows set aside, what was published, findings, histograms). `record.py` reads them.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from alignment.errors import Preempted, UserError
+from alignment.tracking import metrics as declared
 from alignment.tracking.wandb_sink import MirroredModel, WandbSink
 
 FILES = ("metrics", "samples", "events")
+Level = Literal["error", "warning", "note"]
+BINS = 40
 
 
 class Journal:
@@ -27,6 +30,7 @@ class Journal:
     Args:
         run_dir: the run folder; made if it is missing.
         sink: mirror of the metrics, or None.
+        stage: whose metrics are declared in `metrics.py`; None for a journal that is not a stage's.
         enabled: False on every process but the main one; all calls then do nothing.
         resume: bytes of each file at the checkpoint that the run goes on from. What comes after them was written by
             steps that are done again, and is cut off; nothing is written before `go_on`, since it is there already.
@@ -36,11 +40,14 @@ class Journal:
         self,
         run_dir: Path,
         sink: WandbSink | None = None,
+        stage: str | None = None,
         enabled: bool = True,
         resume: Mapping[str, int] | None = None,
     ) -> None:
         self.run_dir = run_dir
+        self.stage = stage
         self._sink = sink
+        self._strict = stage is not None and os.environ.get(declared.STRICT) == "1"
         self._files: dict[str, TextIO] = {}
         self._silent = resume is not None
         if enabled:
@@ -79,13 +86,49 @@ class Journal:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Numbers of one step. A value that is not finite is written as null: JSON has no NaN, readers choke on it."""
+        if self._strict:
+            for name in metrics:
+                declared.check(str(self.stage), name)
         self._write("metrics", {"step": step, "time": round(time.time(), 3), **metrics})
         if self._sink is not None and not self._silent:
             self._sink.log(step, {name: value for name, value in metrics.items() if math.isfinite(value)})
 
-    def sample(self, step: int, **fields: Any) -> None:
-        """One prompt with its answer, scores and whatever else tells the reader about it."""
-        self._write("samples", {"step": step, **fields})
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Answers to the same prompts at each call: `id` of the prompt, `prompt` (messages), `response`, and numbers
+        about it (`score`, `kl`, `length`, `ended`); a reward model's have `first` and `second` in place of a response,
+        and SFT's the `reference` that people wrote."""
+        for row in rows:
+            self._write("samples", {"step": step, **row})
+        if self._sink is not None and not self._silent:
+            self._sink.samples(step, rows)
+
+    def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
+        """How values are spread, as counts in bins of equal width; those that are not finite are counted apart."""
+        import numpy as np  # not above: `python -m STAGE --help` comes by here
+
+        if self._strict:
+            declared.check(str(self.stage), name, histogram=True)
+        numbers = np.asarray(values, dtype=np.float64)
+        finite_ones = numbers[np.isfinite(numbers)]
+        if not len(finite_ones):
+            return
+        counts, edges = np.histogram(finite_ones, bins=BINS)
+        row = {"name": name, "step": step, "edges": edges.round(6).tolist(), "counts": counts.tolist()}
+        self.event("histogram", **row, not_finite=len(numbers) - len(finite_ones))
+        if self._sink is not None and not self._silent:
+            self._sink.histogram(step, name, counts, edges)
+
+    def watching(self, names: Sequence[str]) -> None:
+        """What this run is watched for; what never becomes a finding has passed."""
+        self.event("watching", names=list(names))
+
+    def finding(self, step: int, name: str, level: Level, text: str) -> None:
+        """Something that a reviewer should know, in words. It holds until it is `cleared`."""
+        self.event("finding", step=step, name=name, level=level, text=text)
+
+    def cleared(self, step: int, name: str) -> None:
+        """What a finding said has ended."""
+        self.event("cleared", step=step, name=name)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Something that happened once."""

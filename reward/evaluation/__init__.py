@@ -1,7 +1,7 @@
 """How good a reward model is, on held-out ratings: the figures, what is wrong with them in words, and the page.
 
 `figures.py` gathers plain numbers (from `judged.py`, `calibration.py`, `shortcuts.py`, `slices.py`), `report.py` says
-what they mean and writes a run's files, `page.py` and `charts.py` draw them.
+what they mean and writes a run's files, `page.py` draws them.
 """
 
 from reward.evaluation.figures import evaluate

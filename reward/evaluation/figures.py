@@ -15,7 +15,7 @@ from alignment.intervals import bootstrap_mean, bootstrap_sums
 from reward.agreement import human_ceiling
 from reward.evaluation import calibration
 from reward.evaluation.calibration import Array
-from reward.evaluation.judged import RESAMPLES, Judged, accuracy, judged_pairs, order
+from reward.evaluation.judged import RESAMPLES, Judged, accuracy, judged_pairs, order, sides
 from reward.evaluation.shortcuts import Score, length, near_duplicates, ties, without_eos
 from reward.evaluation.slices import slices
 from reward.questions import Question
@@ -89,20 +89,14 @@ def _ceiling(pairs: Sequence[Judged], groups: Sequence[Hashable]) -> dict[str, A
 
 def _histogram(pairs: Sequence[Judged]) -> dict[str, Any]:
     """Scores of preferred and of other completions, in bins that both share; the outer bins take what lies beyond."""
-    sides: dict[str, list[float]] = {"preferred": [], "other": []}
-    for pair in pairs:
-        first, second = pair.comparison.count("first"), pair.comparison.count("second")
-        if first != second:
-            better, worse = pair.scores if first > second else pair.scores[::-1]
-            sides["preferred"].append(better)
-            sides["other"].append(worse)
-    values = np.array(sides["preferred"] + sides["other"])
+    preferred, other = sides(pairs)
+    values = np.array(preferred + other)
     if not len(values):
         return {"n": 0}
     low, high = np.quantile(values, [0.005, 0.995])
     edges = np.linspace(low, max(high, low + 1e-6), _HISTOGRAM_BINS + 1)
     found: dict[str, Any] = {"n": len(values) // 2, "edges": edges.tolist()}
-    for name, side in sides.items():
+    for name, side in (("preferred", preferred), ("other", other)):
         counts = np.histogram(np.clip(side, edges[0], edges[-1]), edges)[0]
         quantiles = {f"{share:.0%}": float(np.quantile(side, share)) for share in _QUANTILES}
         found[name] = {

@@ -41,6 +41,14 @@ def judged_pairs(questions: Sequence[Question], scores: Sequence[Sequence[float]
     ]
 
 
+def sides(pairs: Sequence[Judged]) -> tuple[list[float], list[float]]:
+    """Scores of the completions that more people preferred, and of the others; pairs with as many votes for each are
+    left out."""
+    decided = [(pair, pair.comparison.count("first") - pair.comparison.count("second")) for pair in pairs]
+    both = [pair.scores if lead > 0 else pair.scores[::-1] for pair, lead in decided if lead]
+    return [better for better, _ in both], [worse for _, worse in both]
+
+
 def order(a: float, b: float) -> float:
     """1 if a is larger, 0 if b is, 1/2 if they are equal."""
     return 1.0 if a > b else 0.0 if a < b else 0.5

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from alignment.pages import render
+from alignment.tracking.bars import MACRO as BARS
+from alignment.tracking.bars import STYLE as BARS_STYLE
+from alignment.tracking.bars import Scale, bar, percent, percents, slice_rows
+from alignment.tracking.pictures import MACRO as PICTURE
+from alignment.tracking.pictures import STYLE as PICTURE_STYLE
+from alignment.tracking.pictures import histogram_chart, reliability_chart
 from reward.evaluation.calibration import LN2
-from reward.evaluation.charts import histogram_chart, reliability_chart
-from reward.evaluation.report import SUSPICIOUS, findings, verdict
+from reward.evaluation.report import findings, verdict
 
 _STYLE = """body { overflow-wrap: anywhere; } h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; }
 .intro { color: var(--dim); margin-bottom: .6rem; max-width: 46rem; }
-.bars { table-layout: fixed; } .bars th { white-space: normal; font-weight: 400; }
-.bars .name { width: 34%; }
-.bars .number { width: 22%; } .bars small { display: block; color: var(--dim); font-size: .8rem; line-height: 1.3; }
-.bars .main th, .bars .main .number b { font-weight: 600; } .bars .number b { font-weight: 400; }
-.bars td, .bars th { vertical-align: middle; } .bars td:last-child { padding-right: 0; }
-.bars svg { display: block; width: 100%; height: 1.5rem; }
-.range { stroke: var(--note); stroke-width: 3; opacity: .45; } .mean { stroke: var(--note); stroke-width: 4; }
-.chance { stroke: currentColor; stroke-dasharray: 3 3; opacity: .5; } .beyond { fill: var(--warning); opacity: .12; }
-.scale { position: relative; height: 1.2rem; color: var(--dim); font-size: .8rem; }
-.scale span { position: absolute; white-space: nowrap; transform: translateX(-50%); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr));
   gap: 1rem 2rem; margin-bottom: 1rem; }
 .slices { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 2.5rem; }
-figure { margin: 0; max-width: 30rem; } figcaption { font-weight: 600; margin-bottom: .3rem; }
-figure svg { display: block; width: 100%; height: auto; } figure text { fill: var(--dim); font-size: 11px; }
-.axis { stroke: currentColor; opacity: .55; } .grid { stroke: var(--line); }
-.ideal { stroke: currentColor; stroke-dasharray: 4 4; opacity: .55; }
-.dot { fill: var(--note); stroke: var(--note); } .few { fill: none; stroke: var(--note); }
-.whisker { stroke: var(--note); stroke-width: 1.5; }
-.count { fill: var(--note); opacity: .3; } .preferred { fill: var(--note); fill-opacity: .28; stroke: var(--note); }
-.other { fill: var(--warning); fill-opacity: .18; stroke: var(--warning); stroke-dasharray: 4 2; }
 .pair { border-top: 1px solid var(--line); padding: 1rem 0; } .pair p { margin-bottom: .5rem; }
 .answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: .8rem; }
 .said { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--soft); border-radius: .2rem;
@@ -46,29 +31,12 @@ figure svg { display: block; width: 100%; height: auto; } figure text { fill: va
 @media print { body { font-size: 11pt; max-width: none; margin: 0; } .said { max-height: none; }
   .finding, figure, .pair, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
-_MACROS = """{% macro bars(rows) %}<table class="bars">
-<thead><tr><td class="name"></td><td class="number"></td><td><div class="scale" aria-hidden="true">
-{% for tick in scale.ticks %}<span style="left:{{ tick.at }}%">{{ tick.text }}</span>{% endfor %}
-</div></td></tr></thead>
-{% for row in rows %}<tr{% if row.main %} class="main"{% endif %}><th scope="row">{{ row.name }}
-<small>{{ row.about }}</small></th><td class="number"><b>{{ row.value }}</b><small>{{ row.range }}</small></td>
-<td><svg viewBox="0 0 100 24" preserveAspectRatio="none" role="img" aria-label="{{ row.name }}: {{ row.value }},
-{{ row.range }}"><rect class="beyond" x="{{ scale.beyond }}" y="0" width="{{ 100 - scale.beyond }}" height="24"></rect>
-<line class="chance" x1="{{ scale.chance }}" x2="{{ scale.chance }}" y1="0" y2="24" vector-effect="non-scaling-stroke">
-</line>{% if row.enough %}<line class="range" x1="{{ row.low }}" x2="{{ row.high }}" y1="12" y2="12"
-vector-effect="non-scaling-stroke"></line>{% endif %}
-<line class="mean" x1="{{ row.at }}" x2="{{ row.at }}" y1="5" y2="19" vector-effect="non-scaling-stroke"></line>
-</svg></td></tr>
-{% endfor %}</table>{% endmacro %}
-{% macro facts(rows) %}<table class="facts">
+_MACROS = (
+    BARS
+    + PICTURE
+    + """{% macro facts(rows) %}<table class="facts">
 {% for name, value in rows %}<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>
 {% endfor %}</table>{% endmacro %}
-{% macro chart(picture) %}<figure><figcaption>{{ picture.title }}</figcaption>
-<svg viewBox="0 0 {{ picture.width }} {{ picture.height }}" role="img" aria-label="{{ picture.label }}">
-{% for shape in picture.shapes %}<{{ shape.tag }}
-{%- for key, value in shape.attributes.items() %} {{ key }}="{{ value }}"{% endfor %}>
-{%- if shape.title %}<title>{{ shape.title }}</title>{% endif %}{{ shape.text }}</{{ shape.tag }}>
-{% endfor %}</svg><p class="dim">{{ picture.note }}</p></figure>{% endmacro %}
 {% macro pair(item) %}<article class="pair"><p>{{ item.head }}</p>
 {% if item.earlier_turns %}<p class="dim">{{ item.earlier_turns }} earlier turns left out</p>{% endif %}
 {% for turn in item.prompt %}<p class="who">{{ turn.role }}</p><div class="said">{{ turn.content | lines }}</div>
@@ -77,6 +45,7 @@ vector-effect="non-scaling-stroke"></line>{% endif %}
 <div class="said {{ answer.kind }}">{{ answer.text | lines }}</div></div>
 {% endfor %}</div></article>{% endmacro %}
 """
+)
 _BODY = """<h1 class="{{ worst }}">{{ verdict }}</h1>
 <p class="source">{{ name }}</p>
 {{ facts(head) }}
@@ -89,7 +58,7 @@ _BODY = """<h1 class="{{ worst }}">{{ verdict }}</h1>
 {% if key %}<h2>Accuracy</h2>
 <p class="intro">Share of the held-out votes that the scores agree with, ties left out. Bars are 95% intervals over
 prompts. Dashed: guessing. Shaded: above 80%, more than people usually agree.</p>
-{{ bars(key) }}
+{{ bars(key, scale) }}
 {% endif %}
 {% if charts %}<h2>Probabilities and scores</h2>
 <div class="charts">{% for picture in charts %}{{ chart(picture) }}{% endfor %}</div>
@@ -102,12 +71,12 @@ prompts. Dashed: guessing. Shaded: above 80%, more than people usually agree.</p
 {% if slices %}<h2>Where it is right</h2>
 <div class="slices">{% for title, about, rows in slices %}<section><h3>{{ title }}</h3>
 {% if about %}<p class="intro">{{ about }}</p>{% endif %}
-{{ bars(rows) }}</section>
+{{ bars(rows, scale) }}</section>
 {% endfor %}</div>{% endif %}
 {% if shortcuts %}<h2>Shortcuts</h2>
 {{ facts(shortcuts) }}{% endif %}
 {% if ensemble %}<h2>The ensemble's members</h2>
-{{ bars(ensemble.rows) }}
+{{ bars(ensemble.rows, scale) }}
 {{ facts(ensemble.facts) }}{% endif %}
 {% if ratings %}<h2>Ratings as numbers</h2>
 {{ facts(ratings) }}{% endif %}
@@ -115,22 +84,6 @@ prompts. Dashed: guessing. Shaded: above 80%, more than people usually agree.</p
 <p class="intro">{{ about }}</p>
 {% for item in items %}{{ pair(item) }}{% endfor %}
 {% endfor %}"""
-
-_FEW = 10  # votes; a bootstrap of fewer is no interval
-_SLICES = {
-    "difference": (
-        "By how far the two scores are apart",
-        "A model that knows what it knows is right more often below.",
-    ),
-    "strength": ("By how much better people called it", ""),
-    "length": (
-        "By length of the answer that people preferred",
-        "A model that goes by length is right in one row alone.",
-    ),
-    "size": ("By how many answers were judged together", ""),
-    "source": ("By source", ""),
-    "labeler": ("By labeler", ""),
-}
 
 
 def html_page(name: str, report: Mapping[str, Any]) -> str:
@@ -143,15 +96,14 @@ def html_page(name: str, report: Mapping[str, Any]) -> str:
     has_pairs, decided = report["pairs"] > 0, report["accuracy"] is not None
     has_sides = decided and report["scores"]["n"] > 0  # where votes are equally divided, no answer is the preferred one
     key = _key_rows(report) if decided else []
-    slices = _slice_rows(report) if decided else []
+    slices = slice_rows(report) if decided else []
     ensemble = _ensemble(report) if report.get("ensemble") else None
-    scale = _Scale.around([row for rows in (key, *(rows for _, _, rows in slices)) for row in rows])
+    scale = Scale.around([row for rows in (key, *(rows for _, _, rows in slices)) for row in rows])
     for rows in (key, *(rows for _, _, rows in slices), ensemble["rows"] if ensemble else []):
-        for row in rows:
-            row |= {"at": scale.at(row["mean"]), "low": scale.at(row["ends"][0]), "high": scale.at(row["ends"][1])}
+        scale.place(rows)
     return render(
         f"Reward model report: {name}",
-        _STYLE,
+        BARS_STYLE + PICTURE_STYLE + _STYLE,
         _MACROS,
         _BODY,
         name=name,
@@ -175,14 +127,6 @@ def html_page(name: str, report: Mapping[str, Any]) -> str:
 # --- numbers as text -------------------------------------------------------------------------------------------------
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
-
-
-def _percents(ends: Sequence[float]) -> str:
-    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
-
-
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
@@ -195,79 +139,31 @@ def _interval(estimate: Mapping[str, Any] | None, unit: str = "") -> str:
 
 
 def _share(estimate: Mapping[str, Any]) -> str:
-    return f"{_percent(estimate['value'])} (95%: {_percents(estimate['ci'])})"
+    return f"{percent(estimate['value'])} (95%: {percents(estimate['ci'])})"
 
 
 # --- rows with bars --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """The range of shares that all bars of the page are drawn on."""
-
-    low: float
-    high: float
-
-    @classmethod
-    def around(cls, rows: Sequence[Mapping[str, Any]]) -> _Scale:
-        """From guessing to where it is suspicious, widened to whole tenths that hold the larger rows' intervals."""
-        ends = [end for row in rows if row["n"] >= 100 or row["main"] for end in row["ends"]]
-        return cls(math.floor(10 * min([0.4, *ends])) / 10, math.ceil(10 * max([0.9, *ends])) / 10)
-
-    def at(self, share: float) -> float:
-        return round(100 * min(1.0, max(0.0, (share - self.low) / (self.high - self.low))), 2)
-
-    def drawn(self) -> dict[str, Any]:
-        return {
-            "ticks": [{"at": self.at(share), "text": f"{share:.0%}"} for share in (0.5, SUSPICIOUS)],
-            "chance": self.at(0.5),
-            "beyond": self.at(SUSPICIOUS),
-        }
-
-
-def _bar(name: str, estimate: Mapping[str, Any], about: str = "", main: bool = False) -> dict[str, Any]:
-    votes = f"{estimate['n']:,} {'vote' if estimate['n'] == 1 else 'votes'}"
-    return {
-        "name": name,
-        "about": f"{about}; {votes}" if about else votes,
-        "value": _percent(estimate["value"]),
-        "range": _percents(estimate["ci"]) if estimate["n"] >= _FEW else "too few",
-        "enough": estimate["n"] >= _FEW,
-        "mean": estimate["value"],
-        "ends": estimate["ci"],
-        "n": estimate["n"],
-        "main": main,
-    }
-
-
 def _key_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     ceiling = report["human_ceiling"]
     rows = [
-        _bar("This model", report["accuracy"], main=True),
-        _bar("Longer is better", report["length"]["baseline"], "a rule that reads nothing"),
+        bar("This model", report["accuracy"], main=True),
+        bar("Longer is better", report["length"]["baseline"], "a rule that reads nothing"),
     ]
     if ceiling is not None:
         about = f"against the majority of the others, {ceiling['pairs']:,} pairs"
-        rows.append(_bar("One human", ceiling, about))
+        rows.append(bar("One human", ceiling, about))
         if ceiling["model"] is not None:
-            rows.append(_bar("This model in their place", ceiling["model"], "against the same majorities"))
+            rows.append(bar("This model in their place", ceiling["model"], "against the same majorities"))
     return rows
-
-
-def _slice_rows(report: Mapping[str, Any]) -> list[tuple[str, str, list[dict[str, Any]]]]:
-    """Only where there are several parts: one part is the whole again."""
-    return [
-        (title, about, [_bar(row["name"], row) for row in report["by"][kind]])
-        for kind, (title, about) in _SLICES.items()
-        if len(report["by"][kind]) > 1
-    ]
 
 
 def _ensemble(report: Mapping[str, Any]) -> dict[str, Any]:
     found = report["ensemble"]
-    rows = [_bar(f"Member {number}", row) for number, row in enumerate(found["accuracy"], 1) if row]
+    rows = [bar(f"Member {number}", row) for number, row in enumerate(found["accuracy"], 1) if row]
     halves = [("The half they agree on most", "most_agreed"), ("The half they agree on least", "least_agreed")]
-    rows += [_bar(name, found[key], "all members together") for name, key in halves if found[key]]
+    rows += [bar(name, found[key], "all members together") for name, key in halves if found[key]]
     return {
         "rows": rows,
         "facts": [
@@ -302,7 +198,7 @@ def _probabilities(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{report['ece']['value']:.3f} over 15 bins; a perfectly calibrated model would show "
             f"{calibrated['ci'][0]:.3f} to {calibrated['ci'][1]:.3f} on these pairs",
         ),
-        ("sure of", f"{_percent(report['confidence']['value'])} on average, of the answer it prefers"),
+        ("sure of", f"{percent(report['confidence']['value'])} on average, of the answer it prefers"),
         ("agree", f"{_share(report['agreement'])} of the votes with it, a tie being half a vote"),
     ]
 

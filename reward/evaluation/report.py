@@ -11,15 +11,21 @@ from typing import Any
 from alignment.inspection import Finding
 from alignment.inspection.report import LEVELS, Level
 from alignment.terminal import one_line
+from alignment.tracking.bars import SUSPICIOUS
 from alignment.tracking.journal import finite
 from reward.evaluation.calibration import LN2
 
-SUSPICIOUS = 0.80
-"""Two people agree on 63 to 77% of such pairs (Ouyang et al. 2022, section 3.4; Stiennon et al. 2020, appendix C.2; Bai
-et al. 2022, section 2.1), so that a model has little honest room above."""
 _FEW_PROMPTS = 100
 _NO_MATTER = 0.02
 """Of an expected calibration error: two points on a scale of a hundred."""
+
+
+WATCHED = (
+    "nothing_held_out", "all_ties", "few_prompts", "no_overlap", "worse_than_chance", "chance", "suspicious",
+    "above_people", "length_rule", "length_correlation", "ties", "near_duplicates", "calibration", "log_loss",
+    "eos_unread", "eos_rise",
+)  # fmt: skip
+"""Kinds of `findings`, which a run is watched for."""
 
 
 def findings(report: Mapping[str, Any]) -> list[Finding]:
@@ -267,13 +273,13 @@ def _range(estimate: Mapping[str, Any], scale: float = 1) -> str:
 
 
 def save_report(run_dir: Path, name: str, report: Mapping[str, Any]) -> None:
-    """`RUN/report.json` and `RUN/report.html`, and the summary on the screen; main process only."""
+    """`RUN/evaluation.json` and `RUN/evaluation.html`, and the summary on the screen; main process only."""
     from reward.evaluation.page import html_page  # Jinja is needed here alone
 
     whole = {"verdict": verdict(report), "findings": [asdict(each) for each in findings(report)], **report}
     text = json.dumps(finite(whole), indent=2, ensure_ascii=False, allow_nan=False)
-    (run_dir / "report.json").write_text(text + "\n", encoding="utf-8", errors="replace")
-    (run_dir / "report.html").write_text(html_page(name, report), encoding="utf-8")
+    (run_dir / "evaluation.json").write_text(text + "\n", encoding="utf-8", errors="replace")
+    (run_dir / "evaluation.html").write_text(html_page(name, report), encoding="utf-8")
     for line in summary(report):
         print(line)  # nothing in it is anybody else's text
-    print(one_line(f"  see {run_dir / 'report.html'}"))
+    print(one_line(f"  see {run_dir / 'evaluation.html'}"))

@@ -19,11 +19,11 @@ from alignment import shapes
 from alignment.chat_templates import INPUT_HEADING
 from alignment.importers import PassedOver
 from alignment.ratings import Completion, Gold, Item, Kind, Rating
+from alignment.ratings.pairs import Pair, judged_pairs
 from alignment.readers import BadRow
 from alignment.templates import Message
 from alignment.trees import ranked_replies
 from rating.checks import checked_entry
-from rating.pairs import Pair, judged_pairs
 
 CODES = {"tie": 0, "first": 1, "second": 2}
 """How PandaLM and QA-Feedback write a choice."""

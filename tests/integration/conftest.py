@@ -1,7 +1,8 @@
 """One process with everything imported, and the models that small runs of the stages begin with."""
 
+import launching
 import pytest
-from resuming import Server, build_house, one_code, plain_ranks, zero2_ranks
+from resuming import Server, build_house, launched_ranks, one_code, plain_ranks
 
 
 @pytest.fixture(scope="session")
@@ -14,10 +15,10 @@ def server():
 
 @pytest.fixture(scope="session")
 def forks(server):
-    """Runs a stage in one process; call(folder, stage, arguments, actions)."""
+    """Runs a stage in one process; call(folder, stage, arguments, actions, **variables)."""
 
-    def call(folder, stage, arguments, actions=None):
-        return one_code(server.run(folder, stage, arguments, [({}, actions or {})]))
+    def call(folder, stage, arguments, actions=None, **variables):
+        return one_code(server.run(folder, stage, arguments, [(variables, actions or {})]))
 
     return call
 
@@ -35,14 +36,23 @@ def plain_forks(server):
 
 
 @pytest.fixture(scope="session")
-def two_forks(server):
-    """Runs a stage in two processes under ZeRO-2, to both of which the same happens."""
+def forks_of(server):
+    """Given a launch file for two processes, what runs a stage in them, to both of which the same happens."""
 
-    def call(folder, stage, arguments, actions=None):
-        ranks = [(variables, actions or {}) for variables in zero2_ranks()]
-        return one_code(server.run(folder, stage, arguments, ranks))
+    def of(launch_file):
+        def call(folder, stage, arguments, actions=None, **variables):
+            ranks = [({**own, **variables}, actions or {}) for own in launched_ranks(launch_file)]
+            return one_code(server.run(folder, stage, arguments, ranks))
 
-    return call
+        return call
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def two_forks(forks_of):
+    """Runs a stage in two processes under ZeRO-2."""
+    return forks_of(launching.ZERO2)
 
 
 @pytest.fixture(scope="session")

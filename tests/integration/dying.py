@@ -5,6 +5,8 @@ With `preload` it reads what to run from stdin, a JSON object a line, forks a pr
 their exit codes: importing the stages takes longer than what is tested. With `run STAGE ...` it is
 that stage, and `$ACTIONS` has what happens to each rank.
 
+Where `RECORDER` names a module, its `install()` is called first.
+
 What happens: the name of a signal, to itself or, with ` parent`, to its launcher; `touch FILE`; `sleep SECONDS`; or
 `limit SECONDS`, which is ALIGNMENT_TIMEOUT from here on: what comes before may be slow. `acted` tells when it was.
 """
@@ -59,10 +61,8 @@ def run(actions: dict[str, str], stage: str, arguments: list[str]) -> int:
             act(action)
 
         resume.open_run_dir = open_run_dir
-    if "ROWS" in os.environ:
-        import record_rows
-
-        record_rows.record()
+    if recorder := os.environ.get("RECORDER"):
+        importlib.import_module(recorder).install()
     sys.argv = [stage, *arguments]
     code: int = importlib.import_module(f"{stage}.__main__").main()
     return code

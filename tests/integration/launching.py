@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -15,6 +16,29 @@ ROOT = Path(__file__).resolve().parents[2]
 ZERO2 = ROOT / "configs" / "accelerate" / "zero2.yaml"
 # Two processes of plain data parallelism; without a GPU accelerate runs MULTI_GPU on the CPU, through gloo.
 DDP = "distributed_type: MULTI_GPU\nnum_processes: 2\nmixed_precision: 'no'\nuse_cpu: false\n"
+
+
+def deepspeed_file(folder: Path, name: str, **zero: object) -> Path:
+    """A launch file for two processes with such a `zero_optimization` section."""
+    settings = (
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+    )
+    # DeepSpeed's own Adam would have to be compiled first.
+    given = {"zero_optimization": zero, "zero_force_ds_cpu_optimizer": False} | dict.fromkeys(settings, "auto")
+    (folder / f"{name}.json").write_text(json.dumps(given))
+    file = folder / f"{name}.yaml"
+    file.write_text(
+        f"distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero3_init_flag: {zero['stage'] == 3}\n"
+        f"  deepspeed_config_file: {folder / name}.json\nnum_processes: 2\nuse_cpu: false\n"
+    )
+    return file
+
+
+PARTED = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": True}
+"""ZeRO-3 that parts every weight: DeepSpeed leaves those below 100,000 numbers whole, which are all that tests have."""
 
 
 @dataclass

@@ -18,6 +18,7 @@ from alignment import distributed
 from alignment.models import ModelError
 from alignment.stage import leave
 from alignment.tracking import Journal
+from alignment.tracking.metrics import find
 from ppo.config import PPOStageConfig
 from ppo.loading import settle
 from ppo.rollout import make_tasks
@@ -52,7 +53,8 @@ def main(out: Path, *overrides: str) -> None:
     config = PPOStageConfig.model_validate(values)
     distributed.start_processes()
     accelerator = distributed.make_accelerator(max_grad_norm=config.training.max_grad_norm, bf16=config.training.bf16)
-    models = build_models(ref_seed=1, critic=critic)
+    with distributed.whole_models():
+        models = build_models(ref_seed=1, critic=critic)
     settle(models, config)
     prompts = prompts_of(*CONTENTS)
     ptx_rows = PTX_ROWS if config.ptx.train else ()
@@ -75,7 +77,8 @@ def main(out: Path, *overrides: str) -> None:
         tasks = make_tasks(loop.prompts, range(count), config.rollout.num_generations)
         report["own"].append(distributed.gather_lists([task.number for task in loop.own_share(tasks)]))
         stats = loop.iterate(list(range(count)))
-        report["stats"].append({name: value for name, value in stats.items() if not name.startswith("time/")})
+        clocks = [name for name in stats if (metric := find("ppo", name)) and metric.is_clock]
+        report["stats"].append({name: value for name, value in stats.items() if name not in clocks})
         report["rates"].append([group["lr"] for group in loop.engine.optimizer.param_groups])
     report["training_mode"] = any(module.training for module in models.trained.modules())
     weights = loop.engine.full_state_dict()
@@ -88,7 +91,7 @@ def main(out: Path, *overrides: str) -> None:
 def spoil(loop: Loop, rank: int) -> dict[str, Any]:
     """What each process says of an iteration in which one has a gradient that is no number, and whether its weights
     are as they were."""
-    before = [parameter.detach().clone() for parameter in loop.engine.parameters]
+    before = [distributed.own_part(parameter).clone() for parameter in loop.engine.parameters]
     if loop.accelerator.process_index == rank:
         real = loop.updater._loss
         loop.updater._loss = lambda *args: real(*args) * float("nan")
@@ -97,7 +100,8 @@ def spoil(loop: Loop, rank: int) -> dict[str, Any]:
         message = "nothing"
     except ModelError as error:
         message = str(error).partition(":")[0]
-    same = all(torch.equal(a, b) for a, b in zip(before, loop.engine.parameters, strict=True))
+    after = [distributed.own_part(parameter) for parameter in loop.engine.parameters]
+    same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     shares = distributed.gather_lists([(message, same)])
     return {"refused": [share[0][0] for share in shares], "unchanged": [share[0][1] for share in shares]}
 

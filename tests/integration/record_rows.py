@@ -2,7 +2,7 @@
 
 accelerate launch ... record_rows.py STAGE CONFIG [key=value ...]
 
-`LOGITS_AT_ONCE`, if it is set, makes the blocks of the SFT loss that small.
+`LOGITS_AT_ONCE`, if it is set, makes the blocks of logits that small.
 """
 
 import functools
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import transformers
 
+import alignment.forward
 import ppo.update
 import sft.loss
 
@@ -57,13 +58,14 @@ def recorded_update(original):
     return update
 
 
-def record():
+def install():
+    sft.loss.LOGITS_AT_ONCE = int(os.environ.get("LOGITS_AT_ONCE", sft.loss.LOGITS_AT_ONCE))
+    alignment.forward.LOGITS_AT_ONCE = int(os.environ.get("LOGITS_AT_ONCE", alignment.forward.LOGITS_AT_ONCE))
     transformers.Trainer.training_step = recorded_step(transformers.Trainer.training_step)
     ppo.update.Updater.update = recorded_update(ppo.update.Updater.update)
 
 
 if __name__ == "__main__":
-    sft.loss.LOGITS_AT_ONCE = int(os.environ.get("LOGITS_AT_ONCE", sft.loss.LOGITS_AT_ONCE))
-    record()
+    install()
     sys.argv.pop(0)
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -77,13 +77,18 @@ def plain_ranks(count: int) -> list[dict[str, str]]:
     return [{**both, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
-def zero2_ranks() -> list[dict[str, str]]:
-    """The environment that `accelerate launch` makes for each of two processes under ZeRO-2, without the launch."""
+def launched_ranks(launch_file: Path) -> list[dict[str, str]]:
+    """The environment that `accelerate launch` with a file makes for each of two processes, without the launch."""
     from accelerate.commands import launch
     from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
-    with mock.patch.object(launch, "deepspeed_launcher") as launcher:
-        launch.launch_command(launch.launch_command_parser().parse_args(["--config_file", str(launching.ZERO2), "x"]))
+    with (
+        mock.patch.object(launch, "deepspeed_launcher") as launcher,
+        mock.patch.object(launch, "multi_gpu_launcher") as plain,
+    ):
+        launch.launch_command(launch.launch_command_parser().parse_args(["--config_file", str(launch_file), "x"]))
+    if plain.called:
+        return plain_ranks(2)
     _, variables = prepare_deepspeed_cmd_env(*launcher.call_args.args)
     own = {name: value for name, value in variables.items() if name.startswith("ACCELERATE_")}
     return [{**own, **rank} for rank in plain_ranks(2)]

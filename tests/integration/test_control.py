@@ -299,7 +299,8 @@ def test_two_processes_then_one_then_four_take_the_steps_of_one(house, plain_for
         for processes, action in attempts:
             batch = [] if name == "ppo" else [f"training.gradient_accumulation_steps={4 // processes}"]
             actions = [*[{}] * (processes - 1), action]
-            codes = plain_forks(house, stage, [config, *batch, "--resume", "auto"], *actions, ROWS=str(rows[run]))
+            recorded = {"ROWS": str(rows[run]), "RECORDER": "record_rows"}
+            codes = plain_forks(house, stage, [config, *batch, "--resume", "auto"], *actions, **recorded)
             assert codes == [PREEMPTED if action else 0] * processes, log(house)
     one, other = (ids_of_steps(folder) for folder in rows.values())
     assert len(one) == (6 if name == "ppo" else 9)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,9 +44,17 @@ def test_a_senseless_number_is_one_line(tmp_path):
     assert done.stderr.count("\n") == 1 and "--rate 0" in done.stderr
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished demo."""
+    folder = tmp_path_factory.mktemp("demo")
+    summary(folder)
+    return folder
+
+
 @pytest.mark.slow
-def test_ppo_beats_sft_on_held_out_prompts(tmp_path):
-    found = summary(tmp_path)
+def test_ppo_beats_sft_on_held_out_prompts(finished):
+    found = json.loads((finished / "runs" / "demo" / "summary.json").read_text(encoding="utf-8"))
     assert found["win_rate"]["ci"][0] > 0.60
     assert found["win_rate"]["n"] >= 200
     assert found["gold"]["ppo"]["ci"][0] > found["gold"]["sft"]["ci"][1]
@@ -53,10 +62,40 @@ def test_ppo_beats_sft_on_held_out_prompts(tmp_path):
     accuracy = found["reward_accuracy"]
     assert accuracy["n"] >= 500
     assert accuracy["value"] >= accuracy["ceiling"] - 0.05
-    metrics = (tmp_path / "runs" / "demo-ppo" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    metrics = (finished / "runs" / "demo-ppo" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     firsts = [row for row in map(json.loads, metrics) if "policy/first_ratio" in row]
     assert len(firsts) == 25
     assert all(abs(row["policy/first_ratio"] - 1) < 1e-6 for row in firsts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_the_healthy_demo_shows_no_failure(finished, stage):
+    page = (finished / "runs" / f"demo-{stage}" / "report.html").read_text(encoding="utf-8")
+    assert '<div class="verdict fail">' not in page and 'class="verdict ' in page
+
+
+@pytest.mark.slow
+def test_without_a_leash_and_at_a_hundredfold_rate_the_strip_turns_red(finished):
+    """From the demo's own models: `ppo.kl_coef=0` and a hundred times the recipe's learning rate."""
+    broken = [
+        "name=broken",
+        "registry.name=broken",
+        "ppo.kl_coef=0",
+        "training.learning_rate=3e-2",
+        "training.max_steps=5",
+    ]
+    command = [sys.executable, "-m", "ppo", str(ROOT / "configs" / "ppo" / "demo.yaml"), *broken]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=finished, env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert "report.html (checks failed)" in done.stdout, done.stderr[-3000:]
+    page = (finished / "runs" / "broken" / "report.html").read_text(encoding="utf-8")
+    assert '<div class="verdict fail">' in page
+    failed = re.findall(r'<li class="fail">.*?<b>(.*?)</b>', page, re.DOTALL)
+    assert {"exploding KL", "entropy collapse"} <= set(failed)
+    assert "raise ppo.kl_coef" in page and "lower training.learning_rate" in page
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import launching
 import pytest
 from resuming import SECTIONS, TRAINING, check_same, configure, run_whole
 
@@ -76,14 +77,26 @@ def test_every_method_resumes(house, forks, method):
     killed_and_resumed(house, f"sft-{method}-once", [4, 3], killing(house, forks), sections)
 
 
+def resumed_on_two(house: Path, name: str, zero_stage: int, call: Any, calls_per_step: int) -> None:
+    """Killed and resumed under ZeRO, which is also what ran."""
+    kills, run = [kill_at * calls_per_step for kill_at in kills_of(name, 5)], f"{name}-zero{zero_stage}"
+    killed_and_resumed(house, run, kills, killing(house, call), SECTIONS[name])
+    events = [json.loads(line) for line in (house / "runs" / run / "events.jsonl").read_text().splitlines()]
+    (backend,) = [event for event in events if event["event"] == "backend"]
+    assert {key: backend[key] for key in ("engine", "world_size", "zero_stage")} == {
+        "engine": "DeepSpeedEngine", "world_size": 2, "zero_stage": zero_stage,
+    }  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "sft-padded", "reward", "ppo"])
 def test_killed_and_resumed_under_zero_2_on_two_processes(house, two_forks, name):
-    calls_per_step = 1 if name == "sft" else 2  # ZeRO steps each group by itself
-    kills = [kill_at * calls_per_step for kill_at in kills_of(name, 5)]
-    killed_and_resumed(house, f"{name}-zero2", kills, killing(house, two_forks), SECTIONS[name])
-    events = [json.loads(line) for line in (house / "runs" / f"{name}-zero2" / "events.jsonl").read_text().splitlines()]
-    (backend,) = [event for event in events if event["event"] == "backend"]
-    assert {key: backend[key] for key in ("engine", "world_size", "zero_stage")} == {
-        "engine": "DeepSpeedEngine", "world_size": 2, "zero_stage": 2,
-    }  # fmt: skip
+    # ZeRO steps each parameter group by itself
+    resumed_on_two(house, name, 2, two_forks, calls_per_step=1 if name == "sft" else 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft-padded", "reward", "ppo", "ppo-lora"])
+def test_killed_and_resumed_under_zero_3_on_two_processes(house, forks_of, name):
+    zero3 = launching.ROOT / "configs" / "accelerate" / "zero3.yaml"
+    resumed_on_two(house, name, 3, forks_of(zero3), calls_per_step=2)

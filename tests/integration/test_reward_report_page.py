@@ -29,7 +29,7 @@ def page(tmp_path_factory):
     scores = np.mean(members, axis=0).tolist()
     folder = tmp_path_factory.mktemp("report")
     save_report(folder, "a-rather-long-name-" * 8, evaluate(questions, scores, by_length, members=members))
-    return folder / "report.html"
+    return folder / "evaluation.html"
 
 
 @pytest.fixture

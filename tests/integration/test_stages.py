@@ -13,6 +13,7 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from alignment.memory_plan import PARTS
 from alignment.models import load_policy
 from alignment.ratings import RatingsStore
 from alignment.registry import Registry
@@ -129,17 +130,14 @@ def check_run(house, name, result):
     assert [row["step"] for row in losses] == [1, 2, 3]
     assert all(0 < row["train/loss"] < 20 for row in losses)
     events = {row["event"]: row for row in lines(run / "events.jsonl")}
-    assert [kind for kind in events if kind not in ("method", "batches")] == [
-        "data",
-        "data_check",
-        "backend",
-        "published",
-    ]
+    said = ("method", "batches", "finding", "histogram", "labels")
+    assert [kind for kind in events if kind not in said] == ["data", "data_check", "watching", "backend", "published"]
     backend = events["backend"]
     assert (backend["world_size"], backend["zero_stage"]) == (1, 0)
     assert {path.name for path in run.iterdir()} <= {
         "config.json", "run.json", "exit.json", "metrics.jsonl", "samples.jsonl", "events.jsonl", "bad_rows.jsonl",
-        "eval_pairs.jsonl", "data_report.json", "data_report.html", "report.json", "report.html", "wandb",
+        "eval_pairs.jsonl", "data_report.json", "data_report.html", "evaluation.json", "evaluation.html", "report.html",
+        "wandb",
     }  # fmt: skip
     return metrics
 
@@ -201,12 +199,12 @@ def test_a_reward_model_is_published_judged_and_centered(house, name, fixture, r
     assert metrics[-1]["eval/accuracy"] == report["accuracy"]["value"]
     assert report["accuracy"]["n"] >= report["length_baseline"]["n"] > 0
     pairs = lines(house.runs / name / "eval_pairs.jsonl")
-    told = json.loads((house.runs / name / "report.json").read_text())
+    told = json.loads((house.runs / name / "evaluation.json").read_text())
     assert told["accuracy"] == report["accuracy"]
     assert told["pairs"] == len(pairs) == report["held_out_pairs"]
     assert told["without_eos"]["questions"] == told["questions"] and told["without_eos"]["largest"] > 0
     assert told["verdict"] in result.stdout and "longer is better" in result.stdout
-    assert told["verdict"] in (house.runs / name / "report.html").read_text()
+    assert told["verdict"] in (house.runs / name / "evaluation.html").read_text()
     scalar = load_scalar_model(str(version.path)).eval()
     tokenizer = AutoTokenizer.from_pretrained(version.path)
     theirs = AutoModelForSequenceClassification.from_pretrained(version.path).eval()
@@ -266,7 +264,9 @@ def test_dry_run_prints_the_plan_and_makes_nothing(house, sft):
     plan = report["plan"]
     assert (plan["per_device_batch"], plan["accumulated"], plan["global_batch"]) == (4, 3, 12)
     assert plan["train_rows"] + plan["eval_rows"] == 120
-    assert plan["parameters"] > 1000
+    assert plan["parameters"]["init"] == plan["trained_parameters"] > 1000
+    memory = plan["memory_gb_per_process"]
+    assert memory["peak"] == pytest.approx(sum(memory[part] for part in PARTS), abs=1e-4) and memory["peak"] > 0
     assert report["config"]["training"]["gradient_accumulation_steps"] == 3
     assert sorted(set(house.folder.rglob("*")) - set(before)) == [house.folder / "planned.yaml"]
 

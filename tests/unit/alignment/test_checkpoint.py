@@ -323,12 +323,6 @@ def test_a_changed_config_is_named_and_can_be_allowed(begun, tmp_path, capsys):
     assert "with a changed config (data.train" in capsys.readouterr().err
 
 
-def test_another_number_of_processes_is_refused(begun, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="saved by 1 processes, and there are 2"):
-        resume.open_run_dir(config(tmp_path), overwrite=False, resume="auto")
-
-
 @pytest.mark.parametrize(
     ("data", "backend", "words"), [("other", "plain", "the data has changed"), ("d", "z", "under")]
 )

@@ -165,6 +165,16 @@ def test_what_works_is_let_through():
     check(settings("dora", quantization="nf4"), 2)
 
 
+def test_an_adapter_under_zero_3_is_advised_against_in_one_line(capsys):
+    for method, stage in (("lora", 2), ("full", 3)):
+        check(settings(method), stage)
+    assert capsys.readouterr().err == ""
+    check(settings("lora"), 3)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "model.method=lora under ZeRO-3 sends the whole frozen base" in line
+    assert "configs/accelerate/zero2.yaml" in line
+
+
 @pytest.mark.parametrize(
     ("values", "part"),
     [

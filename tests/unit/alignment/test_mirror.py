@@ -96,6 +96,9 @@ class FakeRun:
         self.logged.append((artifact, aliases))
         return SimpleNamespace(wait=lambda timeout: None)
 
+    def define_metric(self, name: str, **options: Any) -> None:
+        pass
+
     def finish(self, exit_code: int) -> None:
         pass
 

@@ -1,14 +1,22 @@
 """The journal's files, and a W&B sink that can fail without anybody noticing but the person at the screen."""
 
+import itertools
 import json
 import math
+import os
 import sys
+import threading
 import types
 
 import pytest
 
-from alignment.tracking import Journal, WandbSink
-from alignment.tracking.wandb_sink import MAX_FAILURES, redact
+from alignment import trainers
+from alignment.config import RunConfig
+from alignment.tracking import Journal, WandbSink, wandb_sink
+from alignment.tracking import metrics as declared
+from alignment.tracking.record import RunRecord
+from alignment.tracking.verdicts import verdicts
+from alignment.tracking.wandb_sink import MAX_FAILURES, as_table
 
 
 def rows(path):
@@ -23,11 +31,14 @@ class FakeRun:
         self.logged, self.codes, self.broken = [], [], set(broken_logs)
         self.calls = 0
 
-    def log(self, metrics, step):
+    def define_metric(self, name, **options):
+        pass
+
+    def log(self, row):
         self.calls += 1
         if self.calls in self.broken:
             raise ConnectionResetError("wandb-core is gone")
-        self.logged.append((step, metrics))
+        self.logged.append((row["step"], {name: value for name, value in row.items() if name != "step"}))
 
     def finish(self, exit_code):
         self.codes.append(exit_code)
@@ -69,7 +80,7 @@ def test_each_line_is_on_disk_when_log_returns_and_a_second_journal_appends(tmp_
     journal.close()
     with Journal(tmp_path) as again:
         again.log(2, {"a": 2.0})
-        again.sample(2, prompt="p\u2028q", answer="é")
+        again.samples(2, [{"id": 0, "prompt": "p\u2028q", "response": "é"}])
     assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == [1, 2]
     assert rows(tmp_path / "samples.jsonl")[0]["prompt"] == "p\u2028q"
 
@@ -78,7 +89,9 @@ def test_a_journal_that_is_not_enabled_writes_nothing(tmp_path):
     with Journal(tmp_path / "run", enabled=False) as journal:
         journal.log(1, {"a": 1.0})
         journal.event("x")
-        journal.sample(1)
+        journal.samples(1, [{"id": 0}])
+        journal.histogram(1, "a", [1.0])
+        journal.finding(1, "a", "error", "b")
     assert not (tmp_path / "run").exists()
 
 
@@ -108,21 +121,163 @@ def test_single_failures_are_passed_over_and_three_in_a_row_end_the_mirror(tmp_p
     mirror = sink(tmp_path)
     for step in range(1, 10):
         mirror.log(step, {"a": 1.0})
+    mirror.finish()
     assert MAX_FAILURES == 3
     assert [step for step, _ in fake_wandb.run.logged] == [1, 3]
     assert fake_wandb.run.calls == 6
     assert capsys.readouterr().err.count("ConnectionResetError") == 1
 
 
-def test_secrets_do_not_leave_the_machine_and_token_names_of_a_tokenizer_do(tmp_path, fake_wandb):
-    config = {"training": {"hub_token": "hf_x", "seed": 1}, "model": {"eos_token": "<e>", "pad_token": None}}
-    sink(tmp_path, **config)
+def test_secrets_do_not_leave_the_machine_and_token_names_of_a_tokenizer_do(tmp_path, fake_wandb, monkeypatch):
+    monkeypatch.setenv("SOME_SERVICE_TOKEN", "correct horse battery")
+    config = {"training": {"hub_token": "x", "seed": 1}, "model": {"eos_token": "<e>", "pad_token": None}}
+    config["note"] = "say correct horse battery at the door"
+    sink(tmp_path, **config).finish()
     stored = fake_wandb.inits[0]["config"]
-    assert stored == {"training": {"hub_token": "(redacted)", "seed": 1}, "model": config["model"]}
-    assert redact({"a": [{"API-KEY": "x", "apikey": "x", "api_key": "x", "password": None}]}) == {
-        "a": [{"API-KEY": "(redacted)", "apikey": "(redacted)", "api_key": "(redacted)", "password": None}]
-    }
+    assert stored["training"] == {"hub_token": "(redacted)", "seed": 1}
+    assert stored["model"] == config["model"]
+    assert stored["note"] == "say (redacted) at the door"
     settings = fake_wandb.inits[0]["settings"]
     assert settings.x_disable_meta
     assert settings.disable_git
     assert settings.disable_code
+
+
+# --- what a journal says of a step ------------------------------------------------------------------------------------
+
+
+def test_an_undeclared_name_fails_where_tests_run(tmp_path, monkeypatch):
+    assert os.environ[declared.STRICT] == "1"  # tests/conftest.py, for every test and what it starts
+    with Journal(tmp_path, stage="sft") as journal:
+        journal.log(1, {"train/loss": 1.0})
+        for name in ("train/losss", "rollout/score"):
+            with pytest.raises(AssertionError, match=f"{name} of sft is not declared"):
+                journal.log(1, {name: 1.0})
+        with pytest.raises(AssertionError, match="eval/score"):
+            journal.histogram(1, "eval/score", [1.0])
+    monkeypatch.delenv(declared.STRICT)
+    with Journal(tmp_path, stage="sft") as journal:
+        journal.log(2, {"train/losss": 1.0})  # not for a user, whose run it would end
+
+
+def test_a_member_of_an_ensemble_and_a_part_of_a_reward_have_declarations():
+    assert declared.find("reward", "member-12/eval/loss") is declared.find("reward", "eval/loss") is not None
+    assert declared.find("ppo", "member-1/eval/score") is None
+    assert declared.find("ppo", "reward/my_function").name == "reward/*"
+    assert declared.find("ppo", "rewards/my_function") is None
+    assert declared.find("ppo", "rollout/advantage") is None
+    assert declared.find("ppo", "rollout/advantage", histogram=True) is not None
+
+
+@pytest.mark.parametrize("stage", declared.STAGES)
+def test_each_metric_is_declared_once_with_a_meaning(stage):
+    for metrics in (declared.STAGES[stage], declared.HISTOGRAMS[stage]):
+        assert len({metric.name for metric in metrics}) == len(metrics)
+        assert all(metric.meaning and "/" in metric.name for metric in metrics)
+
+
+def test_a_histogram_counts_what_is_finite_and_tells_of_the_rest(tmp_path):
+    values = [*range(100), math.nan, math.inf]
+    with Journal(tmp_path) as journal:
+        journal.histogram(7, "eval/score", values)
+        journal.histogram(8, "eval/score", [math.nan])
+    (row,) = rows(tmp_path / "events.jsonl")
+    assert (row["event"], row["step"], row["not_finite"]) == ("histogram", 7, 2)
+    assert (row["edges"][0], row["edges"][-1], len(row["edges"])) == (0.0, 99.0, len(row["counts"]) + 1)
+    inside = [sum(low <= v < high for v in range(99)) for low, high in itertools.pairwise(row["edges"])]
+    inside[-1] += 1  # the last bin has its end too
+    assert row["counts"] == inside
+
+
+def test_findings_become_verdicts(tmp_path):
+    (tmp_path / "config.json").write_text('{"name": "n"}')
+    with Journal(tmp_path) as journal:
+        journal.watching(["a", "b", "c"])
+        journal.finding(3, "b", "error", "b is bad")
+        journal.finding(4, "c", "warning", "c is odd")
+        journal.cleared(9, "c")
+    found = {verdict.name: verdict for verdict in verdicts(RunRecord.read(tmp_path))}
+    assert [found[name].outcome for name in ("a", "b", "c")] == ["pass", "fail", "warn"]
+    assert found["b"].reason == "b is bad"
+    assert "over since step 9" in found["c"].reason
+
+
+# --- the mirror ---------------------------------------------------------------------------------------------------
+
+
+SAMPLES = [
+    {"id": 0, "prompt": [{"role": "user", "content": "Why?"}], "response": "Because.", "score": 1.5, "ended": True},
+    {"id": 1, "prompt": "Who?", "response": "", "score": math.nan, "votes": {"first": 2, "tie": 0}},
+]
+
+
+def test_texts_reach_a_table_only_where_that_is_asked_for():
+    columns, table = as_table(SAMPLES, text=False)
+    assert columns == ["id", "prompt characters", "response characters", "score", "ended", "votes first", "votes tie"]
+    assert table == [[0, len("user: Why?"), 8, 1.5, True, None, None], [1, 4, 0, None, None, 2, 0]]
+    columns, table = as_table(SAMPLES, text=True)
+    assert columns[:3] == ["id", "prompt", "response"]
+    assert table[0][:3] == [0, "user: Why?", "Because."]
+
+
+def test_no_text_is_shown_unless_the_config_says_so(stage_text):
+    assert stage_text({}) is False
+    assert stage_text({"wandb_text": True}) is True
+
+
+@pytest.fixture
+def stage_text(monkeypatch, tmp_path):
+    """Whether a stage's sink is asked to show texts."""
+
+    def build(tracking):
+        asked = {}
+        monkeypatch.setattr(trainers, "WandbSink", lambda run_dir, **options: asked.update(options))
+        values = {"name": "t", "data": {"train": "x"}, "registry": {"name": "t"}}
+        values["tracking"] = {"runs": str(tmp_path), **tracking}
+        trainers.open_journal(RunConfig.model_validate(values), "sft").close()
+        return asked["text"]
+
+    return build
+
+
+def test_a_call_that_hangs_holds_up_nothing_and_is_told_of(tmp_path, fake_wandb, monkeypatch, capsys):
+    release = threading.Event()
+    monkeypatch.setattr(wandb_sink, "FINISH_SECONDS", 0.2)
+    monkeypatch.setattr(fake_wandb.run, "log", lambda row: release.wait(60))
+    with Journal(tmp_path, sink(tmp_path)) as journal:
+        for step in range(100):
+            journal.log(step, {"a": 1.0})
+    assert len(rows(tmp_path / "metrics.jsonl")) == 100
+    assert "did not finish" in capsys.readouterr().err
+    release.set()
+
+
+def test_a_mirror_that_falls_behind_is_given_up_before_it_fills_the_memory(tmp_path, fake_wandb, monkeypatch, capsys):
+    release = threading.Event()
+    monkeypatch.setattr(wandb_sink, "MAX_WAITING", 5)
+    monkeypatch.setattr(fake_wandb.run, "log", lambda row: release.wait(60))
+    mirror = sink(tmp_path)
+    for step in range(20):
+        mirror.log(step, {"a": 1.0})
+    assert capsys.readouterr().err.count("5 calls are waiting") == 1
+    release.set()
+    mirror.finish()
+
+
+def test_an_online_run_that_cannot_begin_goes_on_offline(tmp_path, fake_wandb, monkeypatch, capsys):
+    init = fake_wandb.init
+
+    def offline_only(**arguments):
+        if arguments["mode"] == "online":
+            raise OSError("no route to host")
+        return init(**arguments)
+
+    monkeypatch.setattr(fake_wandb, "init", offline_only)
+    mirror = WandbSink(tmp_path, mode="online", project="p", name="n", stage="sft", config={})
+    mirror.log(1, {"a": 1.0})
+    assert mirror.url is None
+    mirror.finish()
+    assert fake_wandb.run.logged == [(1, {"a": 1.0})]
+    assert "no route to host" in capsys.readouterr().err
+    strict = WandbSink(tmp_path, mode="online", project="p", name="n", stage="sft", config={}, patient=True)
+    assert not strict.is_open

@@ -1,4 +1,4 @@
-"""Each alarm on a course that calls for it, once; and silence on courses that do not."""
+"""Each alarm on a course that calls for it, when it begins and when it ends; and silence on courses that do not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppo.alarms import Alarms
+from ppo.alarms import WATCHED, Alarm, Alarms
 
 HEALTHY = {
     "rollout/kl": 2.0,
@@ -18,13 +18,13 @@ HEALTHY = {
 
 
 def run(stage_config, courses, evaluations=None, steps=20, **sections):
-    """All alarms of a course: (iteration, text)."""
+    """All alarms of a course: (iteration, name, text or None where it ends)."""
     alarms = Alarms(stage_config(**sections))
     said = []
     for step in range(1, steps + 1):
         stats = {**HEALTHY, **{name: course(step) for name, course in courses.items()}}
         evaluation = (evaluations or {}).get(step)
-        said += [(step, text) for text in alarms.check(step, stats, evaluation)]
+        said += [(step, alarm.name, alarm.text) for alarm in alarms.check(step, stats, evaluation)]
     return said
 
 
@@ -35,21 +35,30 @@ CASES = {
     "truncation": ("rollout/ended", lambda step: 1 - 0.03 * step, 7),
     "critic": ("value/explained_variance", lambda step: -1.0, 13),
     "length drift": ("rollout/length", lambda step: 40.0 + 3 * (step - 1), 8),
+    "length sought": ("rollout/length_correlation", lambda step: 0.6 if step > 2 else 0.1, 5),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_each_alarm_speaks_once_when_it_begins(stage_config, name):
     key, course, first = CASES[name]
-    ((step, text),) = run(stage_config, {key: course})
-    assert step == first
-    assert text.startswith(f"iteration {first}: {name}: ")
-    assert any(hint in text for hint in ("raise", "look at", "read", "lower"))  # what to do
+    ((step, said, text),) = run(stage_config, {key: course})
+    assert (step, said) == (first, name)
+    assert any(hint in text for hint in ("raise", "look at", "read", "lower", "see"))  # what to do
 
 
-def test_an_alarm_speaks_again_after_it_has_cleared(stage_config):
+def test_each_alarm_is_watched_and_says_how_bad_it_is():
+    assert {*CASES, "over-optimisation"} == set(WATCHED)
+    assert {Alarm(name, "text").level for name in WATCHED} == {"error", "warning"}
+    assert Alarm("exploding KL", "text").level == Alarm("over-optimisation", None).level == "error"
+    assert Alarm("length drift", "text").level == "warning"
+
+
+def test_an_alarm_says_when_it_ends_and_speaks_again_after_that(stage_config):
     said = run(stage_config, {"rollout/ended": lambda step: 0.5 if step in (3, 4, 9) else 1.0})
-    assert [step for step, _ in said] == [3, 9]
+    assert [(step, name, text is not None) for step, name, text in said] == [
+        (3, "truncation", True), (5, "truncation", False), (9, "truncation", True), (10, "truncation", False),
+    ]  # fmt: skip
 
 
 def test_one_negative_kl_is_chance(stage_config):
@@ -58,8 +67,8 @@ def test_one_negative_kl_is_chance(stage_config):
 
 def test_a_target_says_what_is_too_much(stage_config):
     said = run(stage_config, {"rollout/kl": lambda step: 6.0 * step}, ppo={"kl_target": 6.0})
-    assert [step for step, _ in said] == [6]
-    assert "alarm at 30" in said[0][1]
+    assert [(step, name) for step, name, _ in said] == [(6, "exploding KL")]
+    assert "alarm at 30" in said[0][2]
 
 
 def test_a_reward_that_rises_alone_is_over_optimised(stage_config):
@@ -67,9 +76,10 @@ def test_a_reward_that_rises_alone_is_over_optimised(stage_config):
         return {"eval/score": score, "eval/held_out_score": held}
 
     evaluations = {0: at(0.0, 0.0), 5: at(1.0, 0.5), 10: at(1.5, 0.45), 15: at(1.6, 0.4), 20: at(1.7, 0.6)}
-    ((step, text),) = run(stage_config, {}, evaluations)
-    assert step == 10
-    assert "over-optimisation" in text
+    (step, name, text), (end, *ended) = run(stage_config, {}, evaluations)
+    assert (step, name) == (10, "over-optimisation")
+    assert "rose by 0.50" in text
+    assert (end, *ended) == (20, "over-optimisation", None)  # the held-out score rose again at 20
     alone = {step: {"eval/score": float(step)} for step in (5, 10)}
     assert run(stage_config, {}, alone) == []
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import statistics
 
 import pytest
 import torch
 from digits import build_models, prompts_of, role_of, scalar
 
+from alignment.models import ModelError
+from alignment.tracking import Journal
+from ppo import train as ppo_train
 from ppo.models import RewardModel
 from ppo.rollout import make_tasks
 from ppo.train import make_optimizer, rollout_stats
@@ -72,12 +76,34 @@ def test_figures_are_means_over_episodes_and_kept_tokens(models, stage_config, m
     assert stats["rollout/reward"] == pytest.approx(sum(scores) / 8 - 0.1 * sum(kl) / 8, rel=1e-4)
     assert stats["rollout/length"] == pytest.approx(sum(lengths) / 8)
     assert stats["rollout/ended"] == pytest.approx(rollout.ended.float().mean().item())
+    assert stats["rollout/score_std"] == pytest.approx(statistics.pstdev(scores), rel=1e-5)
+    assert stats["rollout/length_correlation"] == pytest.approx(statistics.correlation(scores, lengths), rel=1e-4)
     entropy = sum(float(rollout.entropy[at]) for at in kept) / len(kept)
     assert stats["policy/entropy"] == pytest.approx(entropy, rel=1e-5)
     returns = torch.tensor([float(targets.returns[at]) for at in kept], dtype=torch.float64)
     errors = returns - torch.tensor([float(rollout.old_values[at]) for at in kept], dtype=torch.float64)
     explained = 1 - errors.var(correction=0) / returns.var(correction=0)
     assert stats["value/explained_variance"] == pytest.approx(float(explained), rel=1e-4, abs=1e-4)
+
+
+def test_spread_and_correlation_are_those_of_all_processes(monkeypatch):
+    scores = torch.tensor([3.0, 1.0, -2.0, 5.0, 0.5, 0.0], dtype=torch.float64)
+    lengths = torch.tensor([4.0, 9.0, 1.0, 7.0, 7.0, 2.0], dtype=torch.float64)
+    halves = (slice(0, 2), slice(2, 6))
+    sent = []
+    monkeypatch.setattr(ppo_train, "all_reduce_sum", lambda own: sent.append(own) or own)
+    for half in halves:
+        ppo_train._scatter(scores[half], lengths[half], float(scores.mean()), float(lengths.mean()))
+    monkeypatch.setattr(ppo_train, "all_reduce_sum", lambda own: sent[0] + sent[1])
+    found = ppo_train._scatter(scores[halves[0]], lengths[halves[0]], float(scores.mean()), float(lengths.mean()))
+    assert found["rollout/score_std"] == pytest.approx(statistics.pstdev(scores.tolist()))
+    expected = statistics.correlation(scores.tolist(), lengths.tolist())
+    assert found["rollout/length_correlation"] == pytest.approx(expected)
+
+
+def test_responses_of_one_length_have_no_correlation_with_it():
+    found = ppo_train._scatter(torch.tensor([1.0, 2.0]).double(), torch.full((2,), 3.0).double(), 1.5, 3.0)
+    assert found == {"rollout/score_std": pytest.approx(0.5)}
 
 
 @pytest.mark.parametrize("estimator", ["rloo", "grpo", "reinforce++"])
@@ -116,6 +142,42 @@ def test_held_out_prompts_are_answered_before_between_and_after(make_loop, stage
     assert evaluations[0][1]["eval/kl"] == pytest.approx(0.0, abs=1e-5)
     assert "eval/win_rate" not in evaluations[0][1]
     assert 0 <= evaluations[1][1]["eval/win_rate_low"] <= evaluations[1][1]["eval/win_rate"] <= 1
+
+
+def test_an_evaluation_leaves_histograms_and_the_same_prompts_answers(make_loop, stage_config, tmp_path):
+    config = stage_config(training={"eval_steps": 3, "max_steps": 4}, tracking={"num_samples": 2})
+    loop = make_loop(build_models(ref_seed=1), config, prompts_of("12", "3", "456"))
+    with Journal(tmp_path / "run", stage="ppo") as loop.journal:
+        loop.run()
+    rows = {
+        name: [json.loads(line) for line in (tmp_path / "run" / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("metrics", "samples", "events")
+    }
+    found = [row for row in rows["events"] if row["event"] == "histogram"]
+    steps = {name: [row["step"] for row in found if row["name"] == name] for name in {row["name"] for row in found}}
+    evaluated = {f"eval/{name}": [0, 3, 4] for name in ("score", "kl", "length")}
+    assert steps == evaluated | {"rollout/advantage": [3, 4]}
+    assert all(sum(row["counts"]) == 3 for row in found if row["name"].startswith("eval/"))
+    assert [(row["step"], row["id"]) for row in rows["samples"]] == [(s, i) for s in (0, 3, 4) for i in (0, 1)]
+    prompts = {row["id"]: row["prompt"] for row in rows["samples"]}
+    assert all(row["prompt"] == prompts[row["id"]] for row in rows["samples"])
+    last = next(row for row in rows["metrics"] if row["step"] == 4)
+    assert last["time/rollout"] == pytest.approx(last["time/generate"] + last["time/score"])
+    tokens = 8 * last["rollout/length"]
+    assert last["rollout/tokens_per_second"] == pytest.approx(tokens / last["time/generate"])
+
+
+def test_what_stops_a_run_is_a_finding(make_loop, stage_config, tmp_path, monkeypatch):
+    """As where `train` runs the loop."""
+    models = build_models(ref_seed=1)
+    loop = make_loop(models, stage_config())
+    with torch.no_grad():
+        next(models.reward.members[0].model.parameters()).fill_(float("nan"))
+    with Journal(tmp_path / "run", stage="ppo") as loop.journal, pytest.raises(ModelError), loop.noting_the_end():
+        loop.run()
+    (found,) = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert (found["event"], found["name"], found["level"], found["step"]) == ("finding", "stopped", "error", 1)
+    assert "not finite" in found["text"]
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
@@ -188,13 +250,12 @@ def test_without_held_out_prompts_there_is_nothing_to_judge(models, stage_config
 
 
 def test_alarms_reach_the_journal_and_the_screen(models, stage_config, make_loop, tmp_path, capsys):
-    from alignment.tracking import Journal
-
     loop = make_loop(models, stage_config(rollout={"max_new_tokens": 2}))
     loop.journal = Journal(tmp_path / "run")
     loop.run()
     loop.journal.close()
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
-    texts = [event["text"] for event in events if event["event"] == "alarm"]
-    assert any("truncation" in text and "rollout.max_new_tokens" in text for text in texts)
-    assert all(f"ppo: {text}" in capsys.readouterr().out for text in texts[:1])
+    (found,) = [event for event in events if event["event"] == "finding" and event["name"] == "truncation"]
+    assert (found["step"], found["level"]) == (1, "warning")
+    assert "rollout.max_new_tokens" in found["text"]
+    assert f"ppo: iteration 1: truncation: {found['text']}\n" in capsys.readouterr().out

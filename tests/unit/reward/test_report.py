@@ -1,9 +1,11 @@
 """What the report says in words, what of it goes to the registry, and a page on which no text is more than text."""
 
+import inspect
 import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +14,10 @@ from hypothesis import strategies as st
 from judging import by_length, comparison, pair_questions, question
 
 from alignment.registry.lineage import flat_metrics
+from alignment.tracking.pictures import histogram_chart
 from reward.evaluation import evaluate
-from reward.evaluation.charts import histogram_chart
 from reward.evaluation.page import html_page
-from reward.evaluation.report import compact, findings, save_report, summary, verdict
+from reward.evaluation.report import WATCHED, compact, findings, save_report, summary, verdict
 
 HOSTILE = "\x1b]52;c;QQ==\x07 \x9b31m \u202e </pre></div><script>alert(1)</script> <img src=//x onerror=a> {{ 7*7 }}"
 
@@ -45,6 +47,12 @@ def report_of(questions, scores, move=-0.1, **options):
 
 def kinds(report):
     return {finding.kind for finding in findings(report)}
+
+
+def test_a_run_is_watched_for_each_kind_of_finding():
+    source = Path(inspect.getsourcefile(findings)).read_text()
+    said = re.findall(r'_finding\(\s*"(?:error|warning|note)",\s*"(\w+)"', source)
+    assert set(said) == set(WATCHED)
 
 
 def test_a_good_model_gives_no_cause_for_complaint():
@@ -131,7 +139,7 @@ def test_votes_that_are_equally_divided_are_still_a_report(tmp_path):
     report = report_of(pair_questions([("a", ["first", "second"], (3, 2))]), [[1.0, 0.0]])
     assert (report["accuracy"]["value"], report["scores"]) == (0.5, {"n": 0})
     save_report(tmp_path, "run", report)
-    assert "Agrees with 50.0%" in (tmp_path / "report.html").read_text()
+    assert "Agrees with 50.0%" in (tmp_path / "evaluation.html").read_text()
 
 
 def test_the_registry_keeps_a_few_figures():
@@ -149,7 +157,7 @@ def test_the_run_keeps_json_and_a_page_and_prints_a_summary(tmp_path, capsys):
     questions, scores = simulated(120, votes=2)
     report = report_of(questions, scores, members=[scores, [[-a, b] for a, b in scores]])
     save_report(tmp_path, "my-run", report)
-    saved = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+    saved = json.loads((tmp_path / "evaluation.json").read_text(), parse_constant=pytest.fail)
     assert saved["verdict"] == verdict(report)
     assert saved["accuracy"]["value"] == report["accuracy"]["value"]
     assert [row["kind"] for row in saved["findings"]] == [finding.kind for finding in findings(report)]
@@ -158,14 +166,16 @@ def test_the_run_keeps_json_and_a_page_and_prints_a_summary(tmp_path, capsys):
         assert text in printed
     for finding in findings(report):
         assert finding.text in printed
-    assert str(tmp_path / "report.html") in printed
-    assert "my-run" in (tmp_path / "report.html").read_text()
+    assert str(tmp_path / "evaluation.html") in printed
+    assert "my-run" in (tmp_path / "evaluation.html").read_text()
 
 
 def test_scores_that_are_no_numbers_leave_valid_json(tmp_path):
     questions, _ = simulated(10)
     save_report(tmp_path, "r", report_of(questions, [[0.0, 0.0]] * 10))
-    assert json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)["accuracy"]["value"] == 0.5
+    assert (
+        json.loads((tmp_path / "evaluation.json").read_text(), parse_constant=pytest.fail)["accuracy"]["value"] == 0.5
+    )
 
 
 def test_ratings_alone_are_reported_too():

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 from rating.exchange import import_file
-from rating.report import report, show
+from rating.report import show
 from rich.console import Console
 
+from alignment.config import DataConfig
+from alignment.data import Comparison, Vote
 from alignment.ratings import Completion, Gold, RatingsStore
+from reward.labels import journalled, report
 
 SHARED = Path(os.environ.get("ALIGNMENT_TEST_DATA") or Path(__file__).resolve().parents[4] / "shared" / "data")
 
@@ -230,3 +233,33 @@ def test_the_published_pandalm_file_has_its_published_figures(store):
     assert "0.8642" in text
     assert all(value in text for value in ("0.8520", "0.8789", "0.8617"))
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_what_a_run_journals_of_it_names_nobody(busy):
+    config = DataConfig(train=str(busy.path))
+    (found,) = journalled(config, [])
+    whole = report(busy)
+    hashes = {busy.labeler_hash(name): name for name in whole["labelers"]}
+    assert {hashes[name]: of["rated"] for name, of in found["labelers"].items()} == {
+        name: of["rated"] for name, of in whole["labelers"].items()
+    }
+    assert found["alpha"] == whole["agreement"]["alpha_nominal"]
+    assert (found["position"], found["seconds"]) == (whole["position"], whole["seconds"])
+    assert found["ratings"]["skips"] == whole["ratings"]["skips"]
+    assert len(found["warnings"]) == len(whole["warnings"]) > 0
+    assert not [name for name in ("ann", "bob", "cyd", "lefty") if name in json.dumps(found)]
+
+
+def test_votes_of_other_files_have_agreement_alone(tmp_path):
+    def pair(number, *said):
+        votes = tuple(Vote(choice, None, labeler) for choice, labeler in zip(said, "abc", strict=False))
+        return Comparison(tuple(question(f"q{number}")), "x", "y", votes)
+
+    rows = [pair(0, "first", "first"), pair(1, "second", "second"), pair(2, "first", "second"), pair(3, "tie")]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("{}\n")
+    (found,) = journalled(DataConfig(train=str(path)), rows)
+    assert (found["source"], found["overlap"]) == ("votes", 3)
+    # By hand: 2 of 3 items agree; labels 3 first, 3 second of 6, so 1 - (1/3) / (2 * 9 / (6 * 5)) = 4/9.
+    assert found["alpha"]["value"] == pytest.approx(4 / 9)
+    assert list(journalled(DataConfig(train=str(path)), rows[3:])) == []  # nobody overlaps with anybody

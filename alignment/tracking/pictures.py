@@ -1,4 +1,4 @@
-"""The report's two plots as lists of SVG shapes, which the page's template writes out."""
+"""Plots as lists of SVG shapes, which a page's template writes out: they need no script, and print."""
 
 from __future__ import annotations
 
@@ -7,6 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+STYLE = """figure { margin: 0; max-width: 30rem; } figcaption { font-weight: 600; margin-bottom: .3rem; }
+figure svg { display: block; width: 100%; height: auto; } figure text { fill: var(--dim); font-size: 11px; }
+.axis { stroke: currentColor; opacity: .55; } .grid { stroke: var(--line); }
+.ideal { stroke: currentColor; stroke-dasharray: 4 4; opacity: .55; }
+.dot { fill: var(--note); stroke: var(--note); } .few { fill: none; stroke: var(--note); }
+.whisker { stroke: var(--note); stroke-width: 1.5; }
+.count { fill: var(--note); opacity: .3; } .preferred { fill: var(--note); fill-opacity: .28; stroke: var(--note); }
+.other { fill: var(--warning); fill-opacity: .18; stroke: var(--warning); stroke-dasharray: 4 2; }
+"""
+MACRO = """{% macro chart(picture) %}<figure><figcaption>{{ picture.title }}</figcaption>
+{{ drawing(picture) }}<p class="dim">{{ picture.note }}</p></figure>{% endmacro %}
+{% macro drawing(picture) %}
+<svg viewBox="0 0 {{ picture.width }} {{ picture.height }}" role="img" aria-label="{{ picture.label }}">
+{% for shape in picture.shapes %}<{{ shape.tag }}
+{%- for key, value in shape.attributes.items() %} {{ key }}="{{ value }}"{% endfor %}>
+{%- if shape.title %}<title>{{ shape.title }}</title>{% endif %}{{ shape.text }}</{{ shape.tag }}>
+{% endfor %}</svg>{% endmacro %}
+"""
 WIDTH, HEIGHT = 360, 300
 _FEW = 10
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 342, 10, 250
@@ -32,18 +50,27 @@ class Picture:
         rounded = {key: round(value, 2) if isinstance(value, float) else value for key, value in named.items()}
         self.shapes.append({"tag": tag, "attributes": rounded, "text": text, "title": title})
 
-    def axes(self, x: Sequence[tuple[float, str]], y: Sequence[tuple[float, str]], x_name: str, y_name: str) -> None:
-        """Lines at the left and the bottom, ticks (place, text), and names with units."""
+    def axes(
+        self,
+        x: Sequence[tuple[float, str]],
+        y: Sequence[tuple[float, str]],
+        x_name: str,
+        y_name: str,
+        box: tuple[float, float, float, float] = (_LEFT, _RIGHT, _TOP, _BOTTOM),
+    ) -> None:
+        """Lines at the left and the bottom of the box (left, right, top, bottom), ticks (place, text), and names with
+        units."""
+        left, right, top, bottom = box
         for place, text in y:
-            self.add("line", kind="grid", x1=_LEFT, x2=_RIGHT, y1=place, y2=place)
-            self.add("text", text, x=_LEFT - 5, y=place + 4, text_anchor="end")
+            self.add("line", kind="grid", x1=left, x2=right, y1=place, y2=place)
+            self.add("text", text, x=left - 5, y=place + 4, text_anchor="end")
         for place, text in x:
-            self.add("line", kind="axis", x1=place, x2=place, y1=_BOTTOM, y2=_BOTTOM + 4)
-            self.add("text", text, x=place, y=_BOTTOM + 17, text_anchor="middle")
-        self.add("line", kind="axis", x1=_LEFT, x2=_RIGHT, y1=_BOTTOM, y2=_BOTTOM)
-        self.add("line", kind="axis", x1=_LEFT, x2=_LEFT, y1=_TOP, y2=_BOTTOM)
-        self.add("text", x_name, x=(_LEFT + _RIGHT) / 2, y=_BOTTOM + 36, text_anchor="middle")
-        middle = (_TOP + _BOTTOM) / 2
+            self.add("line", kind="axis", x1=place, x2=place, y1=bottom, y2=bottom + 4)
+            self.add("text", text, x=place, y=bottom + 17, text_anchor="middle")
+        self.add("line", kind="axis", x1=left, x2=right, y1=bottom, y2=bottom)
+        self.add("line", kind="axis", x1=left, x2=left, y1=top, y2=bottom)
+        self.add("text", x_name, x=(left + right) / 2, y=bottom + 36, text_anchor="middle")
+        middle = (top + bottom) / 2
         self.add("text", y_name, text_anchor="middle", transform=f"translate(11 {middle}) rotate(-90)")
 
 
@@ -113,7 +140,7 @@ def histogram_chart(report: Mapping[str, Any]) -> Picture:
         return _BOTTOM - count / most * (_BOTTOM - _TOP - 24)
 
     picture.axes(
-        [(x(tick), text) for tick, text in _nice_ticks(low, high)],
+        [(x(tick), text) for tick, text in nice_ticks(low, high)],
         [(y(count), f"{count:,}") for count in sorted({0, most // 2, most})],
         "score",
         "answers, one a pair",
@@ -130,11 +157,12 @@ def histogram_chart(report: Mapping[str, Any]) -> Picture:
     return picture
 
 
-def _nice_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Two to seven round numbers in a range, with their texts."""
-    wanted = (high - low) / 6
+def nice_ticks(low: float, high: float, most: int = 7) -> list[tuple[float, str]]:
+    """Two to `most` round numbers in a range, with their texts."""
+    wanted = (high - low) / (most - 1)
     power = math.floor(math.log10(wanted))
     step = next(factor for factor in (1, 2, 5, 10) if factor * 10.0**power >= wanted) * 10.0**power
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     places = [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
-    return [(place, f"{place + 0.0:.{decimals}f}") for place in places]
+    form = f",.{decimals}f" if decimals <= 4 else ".3g"
+    return [(place, f"{place + 0.0:{form}}") for place in places]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from alignment.ratings import Item, Rating
+from alignment.ratings.records import Item, Rating
 from alignment.shapes import Choice
 
 

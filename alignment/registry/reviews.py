@@ -1,0 +1,112 @@
+"""What people said of a version after looking at the run that made it: numbered files, never changed.
+
+    models/NAME/reviews/v000003/00000001.json
+
+The newest one counts, whoever wrote it: a version that was rejected is not promoted until someone approves it.
+"""
+
+import json
+from typing import Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+from alignment.registry.aliases import entry_numbers, link_new
+from alignment.registry.errors import RegistryError
+from alignment.registry.files import make_folder, one_line_errors, passing_file, sync_folder
+from alignment.registry.layout import STAGING
+from alignment.registry.manifest import first_problem
+from alignment.registry.store import Registry
+from alignment.registry.version import Version
+from alignment.terminal import one_line
+
+REVIEWS = "reviews"
+_SHOWN = 200
+
+
+class Review(BaseModel):
+    """One reviewer's word."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at: AwareDatetime
+    decision: Literal["approve", "reject"]
+    reviewer: str
+    note: str
+    by: str
+    """user@host that wrote it down."""
+    run: str
+    run_id: str
+    step: int
+    """The run's last step when it was looked at."""
+    verdict: str
+    """The run's own verdict then: pass, warn or fail."""
+    model: str | None = None
+    digest: str | None = None
+    """Of the published version that it is about; None for a run that had published none yet."""
+
+    @property
+    def text(self) -> str:
+        """A line for the screen."""
+        what = "approved" if self.decision == "approve" else "rejected"
+        note = one_line(self.note)
+        cut = note if len(note) <= _SHOWN else note[: _SHOWN - 3] + "..."
+        return f"{what} by {one_line(self.reviewer)} on {self.at:%Y-%m-%d %H:%M} UTC: {cut}"
+
+
+def add_review(registry: Registry, version: Version, review: Review) -> None:
+    """Put a review beside the version that it is about.
+
+    Raises:
+        RegistryError: it cannot be written.
+    """
+    folder = registry.path / "models" / version.name / REVIEWS / f"v{version.number:06d}"
+    data = json.dumps(review.model_dump(mode="json")).encode() + b"\n"
+    with one_line_errors(f"the review of {version.ref} cannot be written in {registry.path}"):
+        make_folder(folder)
+        make_folder(registry.path / STAGING)
+        with passing_file(registry.path / STAGING, data) as temporary:
+            while not link_new(temporary, folder / f"{max(entry_numbers(folder), default=0) + 1:08d}.json"):
+                pass  # somebody else's was first
+        sync_folder(folder)
+
+
+def reviews_of(registry: Registry, version: Version) -> list[Review]:
+    """All of them, the oldest first.
+
+    Raises:
+        RegistryError: one is damaged, or of other weights than the version's.
+    """
+    folder = registry.path / "models" / version.name / REVIEWS / f"v{version.number:06d}"
+    found = []
+    for number in entry_numbers(folder):
+        path = folder / f"{number:08d}.json"
+        try:
+            with one_line_errors(f"{path} cannot be read"):
+                found.append(Review.model_validate_json(path.read_bytes()))
+        except ValidationError as error:
+            raise RegistryError(f"{path} is damaged: {first_problem(error)}; review the run again") from None
+        if found[-1].digest != version.digest:
+            raise RegistryError(f"{path} is a review of {found[-1].digest}, and {version.ref} is {version.digest}")
+    return found
+
+
+def check_reviewed(registry: Registry, version: Version, required: bool) -> Review | None:
+    """The review that counts; None where there is none and none is required.
+
+    Raises:
+        RegistryError: it is a rejection, or missing and required.
+    """
+    said = reviews_of(registry, version)
+    latest = said[-1] if said else None
+    run = version.manifest.run_id or "RUN"
+    if latest is None and required:
+        raise RegistryError(
+            f"{version.ref} has no review; look at the run that made it and say so: "
+            f"alignment runs review {one_line(run)} --approve --note TEXT"
+        )
+    if latest is not None and latest.decision == "reject":
+        raise RegistryError(
+            f"{version.ref} was {latest.text}; it moves once somebody approves it: "
+            f"alignment runs review {one_line(run)} --approve --note TEXT"
+        )
+    return latest

@@ -1,0 +1,98 @@
+"""One clean W&B run out of a run folder, whatever became of those that its attempts have left."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+from alignment.errors import UserError
+from alignment.mirror import described
+from alignment.registry import Registry, RegistryError
+from alignment.tracking.record import RunRecord, read_rows
+from alignment.tracking.wandb_sink import WandbSink
+
+FOLDER = "replay"
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What was written. `where`: a folder for `wandb sync`, or the run's address."""
+
+    where: str
+    steps: int
+    tables: int
+    histograms: int
+    models: tuple[str, ...]
+    missing: tuple[str, ...]
+    """Published models that the registry does not have any more."""
+
+
+def replay(run_dir: Path, mode: Literal["offline", "online"] = "offline", registry: Path | None = None) -> Replayed:
+    """Write the journal of a run to a new W&B run: a row for each step with all its metrics, a table of samples for
+    each evaluation, histograms, and the published models; offline into `RUN/replay`, in place of an earlier one.
+
+    Args:
+        registry: where the models are; by default where the run's config says.
+
+    Raises:
+        UserError: it is no run folder; or W&B cannot be started.
+    """
+    record = RunRecord.read(run_dir)
+    folder = run_dir / FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    tracking = record.config.get("tracking", {})
+    sink = WandbSink(
+        folder,
+        mode=mode,
+        project=tracking.get("project", "alignment"),
+        name=record.name,
+        stage=record.stage,
+        config=record.config,
+        text=bool(tracking.get("wandb_text")),
+        patient=True,
+    )
+    if not sink.is_open:
+        raise UserError(f"{run_dir}: W&B cannot be started; log in with `wandb login`, or leave --online out")
+    url = sink.url
+    steps = list(_steps(run_dir))
+    for step, metrics in steps:
+        sink.log(step, metrics)
+    tables = [(step, list(rows)) for step, rows in groupby(record.samples, key=lambda row: row["step"])]
+    for step, rows in tables:
+        sink.samples(step, [{name: value for name, value in row.items() if name != "step"} for row in rows])
+    histograms = record.of_kind("histogram")
+    for event in histograms:
+        sink.histogram(event["step"], event["name"], event["counts"], event["edges"])
+    models, missing = _mirror_models(record, sink, registry)
+    sink.finish(failed=bool(record.exit and record.exit.get("code")))
+    where = url or str(next(iter(sorted(folder.glob("wandb/offline-run-*"))), folder))
+    return Replayed(where, len(steps), len(tables), len(histograms), models, missing)
+
+
+def _steps(run_dir: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """The rows of metrics.jsonl, those of one step as one, in order; values that are not finite are left out."""
+    steps: dict[int, dict[str, float]] = {}
+    for row in read_rows(run_dir / "metrics.jsonl"):
+        step = row.pop("step")
+        row.pop("time", None)
+        steps.setdefault(step, {}).update({name: value for name, value in row.items() if value is not None})
+    yield from sorted(steps.items())
+
+
+def _mirror_models(record: RunRecord, sink: WandbSink, path: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    config: dict[str, Any] = record.config.get("registry", {})
+    registry = Registry(path or config.get("path"))
+    told: list[str] = []
+    missing: list[str] = []
+    for event in record.of_kind("published"):
+        try:
+            model = described(registry.resolve(event["model"]), registry)
+        except RegistryError:
+            missing.append(str(event["model"]))
+            continue
+        (told if sink.mirror(model) else missing).append(str(event["model"]))
+    return tuple(told), tuple(missing)

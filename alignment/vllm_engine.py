@@ -1,0 +1,142 @@
+"""Sampling by vLLM, in the training processes (`colocate`) or by a server on other nodes, through TRL's VLLMGeneration.
+
+The policy's weights are sent to vLLM before each rollout. What vLLM sampled from differs from the trained policy by
+rounding, so its log-probabilities come back with the tokens, for `ppo.algorithm.importance_weights`. It draws from a
+generator of its own: the seeds of `Engine.generate` have no say, and two runs of one seed differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignment.generation import GenerationError, Sampled, Sampling
+
+LOGPROBS_MODE = "processed_logprobs"
+"""What a server has to be started with, so that its log-probabilities are at the temperature it sampled at."""
+
+
+class VLLMEngine:
+    """An `Engine`.
+
+    Args:
+        policy: whose weights are sent; of a PEFT model the active adapter is merged into what is sent.
+        accelerator: of the training.
+        sampling: the same at each call, since TRL's class holds it.
+        max_length: of prompt and response, in tokens.
+        options: further arguments of `trl.generation.vllm_generation.VLLMGeneration`, by its names.
+
+    Raises:
+        GenerationError: vLLM is not installed, or does not start.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel | PeftModel,
+        accelerator: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: Sampling,
+        max_length: int,
+        **options: Any,
+    ) -> None:
+        from trl.generation import vllm_generation
+
+        if not vllm_generation.is_vllm_available():
+            raise GenerationError(
+                "rollout.engine=vllm needs vLLM, which is not installed here; pip install 'rlhf-alignment-suite[vllm]' "
+                "or set rollout.engine=transformers"
+            )
+        if getattr(policy, "is_loaded_in_4bit", False):
+            raise GenerationError("rollout.engine=vllm has no way to send 4-bit weights; set model.method=lora")
+        self._sampling = sampling
+        try:
+            self._vllm = _generation_class()(
+                model=policy,
+                accelerator=accelerator,
+                processing_class=tokenizer,
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                max_completion_length=sampling.max_new_tokens,
+                max_model_length=max_length,
+                max_num_seqs=sampling.batch_size,
+                logprobs=0,  # the sampled token's own
+                **options,
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise GenerationError(
+                f"rollout.vllm: vLLM does not start: {(str(error).splitlines() or [''])[0]}"
+            ) from error
+
+    def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> Sampled:
+        """Every process must call this, with as many prompts.
+
+        Raises:
+            GenerationError: vLLM's log-probabilities are not finite.
+        """
+        assert sampling == self._sampling
+        self._vllm.sync_weights()
+        found = self._vllm.generate(prompts=[list(prompt) for prompt in prompts], images=None, num_generations=1)
+        responses, logprobs = [], []
+        for ids, candidates in zip(found[1], found[2], strict=True):
+            # A model's generation config may name more tokens to end with than its tokenizer; vLLM goes on after none.
+            length = ids.index(sampling.eos_token_id) + 1 if sampling.eos_token_id in ids else len(ids)
+            line = [token[0] for token in candidates[:length]]
+            if any(value is None or not math.isfinite(value) for value in line):
+                raise GenerationError("vLLM's log-probabilities are not finite; is the policy broken?")
+            responses.append(list(ids[:length]))
+            logprobs.append(line)
+        return Sampled(responses, logprobs)
+
+
+def _generation_class() -> type:
+    """TRL's class, with the weights of a PEFT model sent as they would be merged, and nothing merged.
+
+    TRL merges the adapter into the model and takes it out again at each sync, which rounds the base a little more each
+    time: the reference and the reward model, which read the same base, would drift with it.
+    """
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    class Generation(VLLMGeneration):
+        def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
+            if not isinstance(self.model, PeftModel):
+                yield from super()._iter_named_params()
+                return
+            with self._dist.gather_params(list(self.model.parameters())):
+                yield from merged_parameters(self.model)
+
+    return Generation
+
+
+@torch.no_grad()
+def merged_parameters(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
+    """The base's parameters by their own names, each with the active adapters merged in; the model stays as it is."""
+    base = model.get_base_model()
+    layers = {name: module for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
+    for name, layer in layers.items():
+        yield from _merged_layer(name, layer)
+    for name, parameter in base.named_parameters():
+        if not any(name.startswith(f"{layer}.") for layer in layers):
+            yield name, parameter.data
+
+
+def _merged_layer(name: str, layer: Any) -> Iterator[tuple[str, Tensor]]:
+    inner: nn.Module = layer.get_base_layer()
+    kept = {own: parameter.data for own, parameter in inner.named_parameters()}
+    for own, parameter in inner.named_parameters():
+        parameter.data = kept[own].clone()
+    layer.merge(adapter_names=layer.active_adapters)
+    try:
+        for own, parameter in inner.named_parameters():
+            yield f"{name}.{own}", parameter.data
+    finally:
+        layer.merged_adapters.clear()
+        for own, parameter in inner.named_parameters():
+            parameter.data = kept[own]

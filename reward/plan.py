@@ -1,0 +1,46 @@
+"""What a reward run takes of a process's memory (`alignment.memory_plan`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig
+from trl import RewardConfig
+
+from alignment.config import trainer_arguments
+from alignment.memory_plan import Pass, Workload
+from alignment.sizing import ShapeFinder, sized
+from reward.config import DEFAULTS, RewardStageConfig
+
+COMPLETIONS = 2
+"""Of a question: pairs. A ranking of more takes as many times the tokens."""
+
+
+def workload(config: RewardStageConfig, shape: PreTrainedConfig, bf16: bool) -> Workload:
+    """A run on pairs whose sides are as long as `data.max_length` allows and share next to nothing.
+
+    Args:
+        bf16: what `training.bf16` is by default.
+    """
+    merged = arguments(config)
+    model = sized(shape, config.model, AutoModelForSequenceClassification)
+    tokens = int(merged.get("per_device_train_batch_size", 8)) * COMPLETIONS * config.data.max_length
+    repeated = int(merged.get("gradient_accumulation_steps", 1)) > 1
+    joined = config.data.max_length if config.reward.shared_prefix == "auto" else 0
+    return Workload(
+        models=(model,),
+        passes=(Pass(model, tokens, 0, repeated, joined),),
+        bf16=bool(merged.get("bf16", bf16)) or config.model.dtype == "bfloat16",
+        checkpointed=bool(merged["gradient_checkpointing"]),
+    )
+
+
+def arguments(config: RewardStageConfig) -> dict[str, Any]:
+    return trainer_arguments(RewardConfig, DEFAULTS, config.of_member().training)
+
+
+def workloads(config: RewardStageConfig, finder: ShapeFinder, processes: int) -> dict[str, Workload]:
+    """What `alignment plan` prints: the run as its config has it."""
+    model = config.model
+    shape = finder.find("model.name", model.name, trust=model.trust_remote_code)
+    return {model.method: workload(config, shape, bf16=True)}

@@ -1,0 +1,43 @@
+"""A case of `memory` as `python -m STAGE` runs it; says what was planned for it too."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+import ppo.plan
+import ppo.train
+import reward.plan
+import reward.train
+import sft.plan
+import sft.train
+from alignment.config import validate
+from alignment.memory_plan import DDP, Workload, estimate, in_gb
+from benchmarks.memory import values
+from ppo.config import PPOStageConfig
+from reward.config import RewardStageConfig
+from sft.config import SFTStageConfig
+
+STAGES = {"sft": (SFTStageConfig, sft), "reward": (RewardStageConfig, reward), "ppo": (PPOStageConfig, ppo)}
+
+
+class Contestant:
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        stage, config = values(settings["case"], folder, tempfile.mkdtemp())
+        kind, self.stage = STAGES[stage]
+        self.config = validate(kind, config, "case")
+        self.shape = AutoConfig.from_pretrained(folder / "policy")
+
+    def run(self) -> dict[str, Any]:
+        """The run, and what was planned for it."""
+        found = estimate(self._workload(), DDP, 1, on_gpu=False)
+        self.config.run_dir.mkdir(parents=True)
+        self.stage.train.train(self.config)
+        return {"planned": found.peak, **in_gb(found)}
+
+    def _workload(self) -> Workload:
+        if self.stage is ppo:
+            roles = ("init", "reference", "reward", "value")
+            return ppo.plan.workload(self.config, dict.fromkeys(roles, self.shape), 1)
+        return self.stage.plan.workload(self.config, self.shape, bf16=False)

@@ -1,0 +1,95 @@
+"""Answers to the same held-out prompts before and after the training, for people to read beside the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from alignment import distributed
+from alignment.checkpoint import random_state, set_random_state
+from alignment.config import ModelConfig
+from alignment.data import Demonstration
+from alignment.errors import UserError
+from alignment.generation import complete
+from alignment.models import ModelSource, fit_embeddings, load_policy
+from alignment.tracking import Journal
+from sft.config import SFTStageConfig
+
+MAX_NEW_TOKENS = 128
+
+
+def write_samples(
+    journal: Journal,
+    step: int,
+    config: SFTStageConfig,
+    source: ModelSource,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Sequence[Demonstration],
+) -> None:
+    """Journal what a model answers greedily; the others wait while the main process alone loads it from its files, so
+    that neither ZeRO's parts of the trained one nor any random state is touched.
+
+    The run does not end for want of them: where the memory does not suffice for a second model, an event says so.
+    """
+    if held_out:
+        distributed.on_main_process(lambda: _write(journal, step, config, source, tokenizer, held_out))
+
+
+def _write(
+    journal: Journal,
+    step: int,
+    config: SFTStageConfig,
+    source: ModelSource,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Sequence[Demonstration],
+) -> None:
+    before = random_state()
+    try:
+        journal.samples(step, answers(config, source, tokenizer, held_out))
+    except (UserError, torch.OutOfMemoryError) as error:
+        journal.event("no_samples", step=step, reason=str(error).splitlines()[0])
+    finally:
+        set_random_state(before)
+
+
+def answers(
+    config: SFTStageConfig,
+    source: ModelSource,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Sequence[Demonstration],
+) -> list[dict[str, Any]]:
+    """Rows for `Journal.samples`. A prompt that leaves no room within `data.max_length` loses its oldest part."""
+    on_gpu = not distributed.on_cpu()
+    options = ModelConfig(
+        name=source.label,
+        dtype="bfloat16" if on_gpu else "float32",
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    with distributed.whole_models():
+        policy = load_policy(source, options)
+        fit_embeddings(policy, tokenizer)
+    policy = policy.to(distributed.start_processes().device).eval()
+    room = min(MAX_NEW_TOKENS, config.data.max_length // 2)
+    completions = complete(
+        policy,
+        tokenizer,
+        [row.messages[:-1] for row in held_out],
+        max_new_tokens=room,
+        temperature=0.0,
+        batch_size=len(held_out),
+        max_prompt_length=max(1, config.data.max_length - room),
+    )
+    return [
+        {
+            "id": number,
+            "prompt": list(row.messages[:-1]),
+            "response": completion.text,
+            "reference": row.messages[-1]["content"],
+            "length": len(completion.ids),
+            "ended": completion.ended,
+        }
+        for number, (row, completion) in enumerate(zip(held_out, completions, strict=True))
+    ]

@@ -1,0 +1,134 @@
+"""PPO's rollouts by vLLM: TRL's real VLLMGeneration around a stand-in for vLLM itself."""
+
+from __future__ import annotations
+
+import peft
+import pytest
+import torch
+import vllm_standin
+
+from alignment.generation import GenerationError
+from alignment.vllm_engine import merged_parameters
+from ppo.config import PPOStageConfig
+
+LORA = {"lora": {"r": 4}, "dora": {"r": 4, "use_dora": True}, "rslora": {"r": 4, "use_rslora": True}}
+
+
+@pytest.fixture
+def standin(monkeypatch):
+    vllm_standin.install(monkeypatch)
+    return vllm_standin.LLM
+
+
+@pytest.fixture
+def vllm_loop(models, make_loop, stage_config, tmp_path):
+    """The loop with rollouts by vLLM; its policy is in a folder, which vLLM reads."""
+
+    def build(**rollout):
+        policy = models.policy.model
+        policy.save_pretrained(tmp_path / "policy")
+        policy.name_or_path = str(tmp_path / "policy")
+        return make_loop(models, stage_config(rollout={"engine": "vllm", **rollout}))
+
+    return build
+
+
+def same(one, other):
+    theirs = dict(other.named_parameters())
+    return all(torch.equal(parameter, theirs[name]) for name, parameter in one.named_parameters())
+
+
+def test_each_rollout_is_by_the_weights_of_its_time(standin, vllm_loop):
+    loop = vllm_loop(temperature=0.7)
+    policy, before = loop.models.policy.model, []
+    loop.iterate(range(8))
+    (llm,) = standin.made
+    assert not same(policy, llm.model)  # an update came after
+    before.append({name: p.clone() for name, p in policy.named_parameters()})
+    loop.iterate(range(8))
+    assert llm.syncs == 2
+    theirs = dict(llm.model.named_parameters())
+    assert all(torch.equal(value, theirs[name]) for name, value in before[0].items())
+    assert llm.max_model_len == 20
+
+
+def test_what_it_sampled_from_comes_back_with_the_tokens(standin, vllm_loop):
+    loop = vllm_loop(temperature=0.7)
+    tasks = loop.own_share([*_tasks(loop)])
+    rollout = loop.collector.collect(tasks, 0, 0)
+    assert rollout.sampled_logprobs is not None
+    mask = rollout.response_mask
+    torch.testing.assert_close(rollout.sampled_logprobs[mask], rollout.old_logprobs[mask], atol=2e-5, rtol=0)
+
+
+def test_an_engine_that_is_off_is_corrected(standin, vllm_loop, monkeypatch):
+    """Weights other than 1 change the update; those of an exact engine are 1 and change nothing."""
+    monkeypatch.setattr(standin, "noise", 0.5)
+    loop = vllm_loop()
+    rollout = loop.collector.collect(_tasks(loop), 0, 0)
+    mask = rollout.response_mask
+    assert (rollout.sampled_logprobs - rollout.old_logprobs)[mask].abs().mean() > 0.1
+    targets, _ = loop.targets(rollout)
+    before = {name: p.clone() for name, p in loop.models.policy.model.named_parameters()}
+    loop.updater.update(0, rollout, targets)
+    corrected = {name: p.clone() for name, p in loop.models.policy.model.named_parameters()}
+    assert any(not torch.equal(before[name], corrected[name]) for name in before)
+    ratios = (rollout.old_logprobs - rollout.sampled_logprobs).exp().clamp(max=2.0)[mask]
+    assert ratios.min() < 0.9 < 1.1 < ratios.max()
+
+
+def test_a_server_gets_the_weights_before_each_rollout_too(standin, vllm_loop, tmp_path):
+    address = "http://node7:8000"
+    loop = vllm_loop(vllm={"mode": "server", "server_base_url": address})
+    (client,) = vllm_standin.VLLMClient.made
+    client.llm = vllm_standin.LLM(str(tmp_path / "policy"), max_model_len=20)
+    assert (client.base_url, client.group_port) == (address, 51216)
+    for _ in range(2):
+        before = {name: p.clone() for name, p in loop.models.policy.model.named_parameters()}
+        loop.iterate(range(8))
+        theirs = dict(client.llm.model.named_parameters())
+        assert all(torch.equal(value, theirs[name]) for name, value in before.items())
+    assert client.llm.syncs == 2
+
+
+def _tasks(loop):
+    from ppo.rollout import make_tasks
+
+    return make_tasks(loop.prompts, range(8), 1)
+
+
+@pytest.mark.parametrize("kind", LORA)
+def test_an_adapter_is_merged_into_what_is_sent_and_nowhere_else(kind, models):
+    torch.manual_seed(0)
+    config = peft.LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False, **LORA[kind])
+    model = peft.get_peft_model(models.policy.model, config)
+    model.add_adapter("other", config)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    sent = {name: tensor.clone() for name, tensor in merged_parameters(model)}
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())  # to the bit
+    model.delete_adapter("other")
+    merged = dict(model.merge_and_unload().named_parameters())  # PEFT's own way, which changes the model
+    assert sent.keys() == merged.keys()
+    for name, value in merged.items():
+        torch.testing.assert_close(sent[name], value, atol=1e-6, rtol=0)
+    assert any(not torch.equal(sent[name], before.get(f"base_model.model.{name}", value)) for name in sent)
+
+
+def test_without_vllm_it_is_refused_with_the_way_out(vllm_loop):
+    with pytest.raises(GenerationError, match=r"rlhf-alignment-suite\[vllm\]"):
+        vllm_loop()
+
+
+@pytest.mark.parametrize(
+    ("rollout", "said"),
+    [
+        ({"engine": "vllm", "vllm": {"mode": "server"}}, "server_base_url"),
+        ({"vllm": {"enable_sleep_mode": True}}, "engine=vllm"),
+    ],
+)
+def test_keys_that_do_nothing_are_refused(stage_config, rollout, said):
+    with pytest.raises(ValueError, match=said):
+        stage_config(rollout=rollout)
+    assert isinstance(stage_config(), PPOStageConfig)
