@@ -143,6 +143,7 @@ class Watch(threading.Thread):
         self.interval = min(limit / 20, max(1.0, size / 50))  # in each one, all read what all have written
         self._store, self._host, self._number = store, socket.gethostname(), 0
         self._store.set_timeout(timedelta(seconds=max(1.0, min(30.0, limit))))
+        self._parent = os.getppid()
         self._agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         holder = "the launcher" if self._agent else f"rank 0 of {size}"
         self._keeper, self._answered = f"{holder}, in whose store the processes meet, does not answer", time.monotonic()
@@ -168,8 +169,9 @@ class Watch(threading.Thread):
                 return line
             self._listen()
             self._answered = time.monotonic()
-        except RuntimeError:  # its process is gone or stopped: rank 0, or a launcher, whose end preempts the run
-            mute = not self._agent and time.monotonic() - self._answered > self.limit
+        except RuntimeError:  # its process is gone or stopped: rank 0, or a launcher
+            orphaned = self._agent and os.getppid() != self._parent  # which `alignment.control` sees to
+            mute = not orphaned and time.monotonic() - self._answered > self.limit
             return self._claim(f"{self._keeper} in {_place.phase}") if mute or self._is_stuck() else None
         late = time.monotonic() - self.limit
         silent = [rank for rank, (beat, since) in self._heard.items() if since < late and beat["left"] != DONE]
@@ -232,7 +234,8 @@ class Watch(threading.Thread):
 
     def _end(self, beat: dict[str, Any]) -> None:
         """End a process that can no longer do so itself, if it is of this launch and host: a launcher waits 30 s."""
-        if beat["host"] == self._host and of_process(beat["pid"])[1] == os.getppid():
+        of_launch = beat["host"] == self._host and of_process(beat["pid"])[1] == os.getppid()
+        if of_launch and beat["pid"] != os.getpid():
             with suppress(OSError):
                 os.kill(beat["pid"], signal.SIGKILL)
 
