@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -110,6 +111,7 @@ def start(run_dir: Path, store: Any, rank: int, size: int) -> None:
     if _watch is None:
         enter("loading", patient=True)
         _watch = Watch(run_dir, store.clone(), rank, size, timeout())
+        _watch.beat()
         _watch.start()
 
 
@@ -138,13 +140,16 @@ class Watch(threading.Thread):
     def __init__(self, run_dir: Path, store: Any, rank: int, size: int, limit: float) -> None:
         super().__init__(name="watch", daemon=True)
         self.run_dir, self.rank, self.size, self.limit = run_dir, rank, size, limit
-        self.interval = min(5.0, limit / 20)
+        self.interval = min(limit / 20, max(1.0, size / 50))  # in each one, all read what all have written
         self._store, self._host, self._number = store, socket.gethostname(), 0
         self._store.set_timeout(timedelta(seconds=max(1.0, min(30.0, limit))))
+        self._parent = os.getppid()
         self._agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         holder = "the launcher" if self._agent else f"rank 0 of {size}"
         self._keeper, self._answered = f"{holder}, in whose store the processes meet, does not answer", time.monotonic()
-        self._heard: dict[int, tuple[dict[str, Any], float]] = {}
+        unheard = {"number": 0, "host": "?", "pid": "?", "waits": False, "where": "?", "left": None}
+        others = [other for other in range(size) if other != rank]
+        self._heard: dict[int, tuple[dict[str, Any], float]] = dict.fromkeys(others, (unheard, time.monotonic()))
         """Of each other process its last beat, and when a new one came."""
         self._done = threading.Event()
         self._lock = threading.Lock()
@@ -159,13 +164,14 @@ class Watch(threading.Thread):
     def _look(self) -> str | None:
         """One round; the line with which to leave, when it has been printed."""
         try:
-            self._beat()
+            self.beat()
             if line := self._claimed():
                 return line
             self._listen()
             self._answered = time.monotonic()
-        except RuntimeError:  # its process is gone or stopped: rank 0, or a launcher, whose end preempts the run
-            mute = not self._agent and time.monotonic() - self._answered > self.limit
+        except RuntimeError:  # its process is gone or stopped: rank 0, or a launcher
+            orphaned = self._agent and os.getppid() != self._parent  # which `alignment.control` sees to
+            mute = not orphaned and time.monotonic() - self._answered > self.limit
             return self._claim(f"{self._keeper} in {_place.phase}") if mute or self._is_stuck() else None
         late = time.monotonic() - self.limit
         silent = [rank for rank, (beat, since) in self._heard.items() if since < late and beat["left"] != DONE]
@@ -173,18 +179,18 @@ class Watch(threading.Thread):
             return self._claim(f"{self._names(silent)} in {_place.phase}, for {self.limit:.0f} s")
         return self._claim(self._stuck()) if self._is_stuck() else None
 
-    def _beat(self, left: str | None = None) -> None:
+    def beat(self, left: str | None = None) -> None:
         self._number += 1
         waits, where = standing(threading.main_thread().ident)
         beat = {"number": self._number, "host": self._host, "pid": os.getpid(), "phase": _place.phase}
         self._store.set(f"watch/{self.rank}", json.dumps(beat | {"waits": waits, "where": where, "left": left}))
 
     def _listen(self) -> None:
-        others = [rank for rank in range(self.size) if rank != self.rank]
-        there = [rank for rank in others if rank in self._heard or self._store.check([f"watch/{rank}"])]
+        heard = self._heard.items()
+        there = [rank for rank, (beat, _) in heard if beat["number"] or self._store.check([f"watch/{rank}"])]
         for rank, text in zip(there, self._store.multi_get([f"watch/{rank}" for rank in there]), strict=True):
             beat = json.loads(text)
-            if rank not in self._heard or self._heard[rank][0]["number"] != beat["number"]:
+            if self._heard[rank][0]["number"] != beat["number"]:
                 self._heard[rank] = (beat, time.monotonic())
 
     def _is_stuck(self) -> bool:
@@ -192,6 +198,8 @@ class Watch(threading.Thread):
 
     def _stuck(self) -> str:
         """What to say where this process has come no further."""
+        if absent := self._absent():
+            return f"{self._names(absent)} in {_place.phase}, for {self.limit:.0f} s"
         standing_at = {rank: (beat["waits"], beat["where"]) for rank, (beat, _) in self._heard.items()}
         standing_at[self.rank] = standing(threading.main_thread().ident)
         found = sorted((rank, at) for rank, (waits, at) in standing_at.items() if not waits)
@@ -201,6 +209,11 @@ class Watch(threading.Thread):
         else:
             who = f"no process comes further ({', '.join(busy) or 'each waits for the others'})"
         return f"{who} in {_place.phase}, for {self.limit:.0f} s"
+
+    def _absent(self) -> list[int]:
+        """Who is known to be gone or stopped, or has missed three beats."""
+        late = time.monotonic() - 3 * self.interval
+        return [rank for rank, (beat, since) in sorted(self._heard.items()) if since < late or self._state(beat)]
 
     def _names(self, ranks: list[int]) -> str:
         named = []
@@ -216,11 +229,15 @@ class Watch(threading.Thread):
             return f"has left: {beat['left']}"
         if beat["host"] != self._host or not Path("/proc/self/stat").exists():
             return None
-        try:
-            state = Path(f"/proc/{beat['pid']}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-        except OSError:
-            return "is gone"
+        state, _ = of_process(beat["pid"])
         return {"T": "is stopped", "t": "is stopped", "Z": "is gone", "X": "is gone"}.get(state)
+
+    def _end(self, beat: dict[str, Any]) -> None:
+        """End a process that can no longer do so itself, if it is of this launch and host: a launcher waits 30 s."""
+        of_launch = beat["host"] == self._host and of_process(beat["pid"])[1] == os.getppid()
+        if of_launch and beat["pid"] != os.getpid():
+            with suppress(OSError):
+                os.kill(beat["pid"], signal.SIGKILL)
 
     def _claimed(self) -> str | None:
         """What another process has said to all, said here too where this is the first process of another host."""
@@ -245,6 +262,8 @@ class Watch(threading.Thread):
             pass  # better said twice than never
         print(line, file=sys.stderr, flush=True)
         write_exit(self.run_dir, 1, line.removeprefix("error: "))
+        for rank in self._absent():
+            self._end(self._heard[rank][0])
         if self.rank == 0 and not self._agent:  # the store goes with this process, and the others are to read it there
             time.sleep(2 * self.interval)
         return line
@@ -254,23 +273,30 @@ class Watch(threading.Thread):
         while time.monotonic() < end:
             with self._lock:
                 try:
-                    self._beat()
+                    self.beat()
                     if line := self._claimed():
                         return line
                     self._listen()
                 except RuntimeError:
                     return self._claim(f"{self._keeper} in {_place.phase}")
-                late = time.monotonic() - 3 * self.interval
-                missing = [rank for rank, (beat, since) in self._heard.items() if self._state(beat) or since < late]
-                if missing:
-                    return self._claim(f"{self._names(missing)} in {_place.phase}")
+                if absent := self._absent():
+                    return self._claim(f"{self._names(absent)} in {_place.phase}")
             time.sleep(min(0.5, self.interval))
         return None
 
     def leave(self, reason: str | None) -> None:
         self._done.set()
         with self._lock, suppress(RuntimeError):
-            self._beat(left=reason or DONE)
+            self.beat(left=reason or DONE)
+
+
+def of_process(pid: int) -> tuple[str, int]:
+    """A process's state, by its letter in /proc (X: there is none), and its parent."""
+    try:
+        state, parent, *_ = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return "X", 0
+    return state, int(parent)
 
 
 def standing(thread: int | None) -> tuple[bool, str]:

@@ -37,7 +37,7 @@ def act(action: str) -> None:
         time.sleep(float(rest))
     elif name == "limit":
         assert watch._watch
-        watch._watch.limit, watch._watch.interval = float(rest), float(rest) / 20
+        watch._watch.limit = float(rest)
     else:
         os.kill(os.getppid() if rest == "parent" else os.getpid(), getattr(signal, name))
 
