@@ -18,14 +18,14 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed import distributed_c10d
 
-from alignment import watch
+from alignment import heartbeat
 from alignment.errors import UserError
 
 T = TypeVar("T")
 BUCKET = 2**24  # numbers of a gradient that are sent at a time: 64 MiB of float32
 PATIENCE = timedelta(hours=12)
 """How long a collective waits: the main process alone judges and publishes, and NCCL waits for ten minutes. A process
-that is missing meanwhile is found by `alignment.watch`."""
+that is missing meanwhile is found by `alignment.heartbeat`."""
 
 
 def start_processes() -> PartialState:
@@ -46,7 +46,7 @@ def start_processes() -> PartialState:
                 f"{prefix}_NVME_PATH is not set: accelerate's launcher does not pass on the path in its config file; "
                 "export it with a folder on an NVMe disk of each node"
             )
-    with watch.joining():
+    with heartbeat.joining():
         return PartialState(cpu=on_cpu(), timeout=PATIENCE)
 
 
@@ -191,7 +191,7 @@ def whole_models() -> Iterator[None]:
 def watch_each_other(run_dir: Path) -> None:
     """From here on a process that is missing ends the others; every process must call this."""
     if world_size() > 1:
-        watch.start(run_dir, distributed_c10d._get_default_store(), process_index(), world_size())
+        heartbeat.start(run_dir, distributed_c10d._get_default_store(), process_index(), world_size())
 
 
 def is_main_process() -> bool:
@@ -249,7 +249,7 @@ def on_main_process(call: Callable[[], T]) -> T:
     A mistake that only the main process raised would leave the others in a collective until it times out.
     """
     value, error = None, None
-    with watch.within():
+    with heartbeat.within():
         if is_main_process():
             try:
                 value = call()

@@ -410,13 +410,14 @@ def response_logprobs(
 
 
 def num_parameters(path: str) -> int | None:
-    """Parameters of a model folder, read from the headers of its safetensors files; None for a hub name.
+    """Parameters of a model folder, or of all members of an ensemble in it, read from the headers of its safetensors
+    files; None for a hub name.
 
     Raises:
         ModelError: a damaged file.
     """
     total = 0
-    for file in Path(path).glob("*.safetensors"):
+    for file in [*Path(path).glob("*.safetensors"), *Path(path).glob("member-*/*.safetensors")]:
         with _loading(path), safe_open(file, framework="pt") as tensors:
             total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     return total or None

@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.training_args import TrainingArguments
 
-from alignment import distributed, watch
+from alignment import distributed, heartbeat
 from alignment.best_model import BestModel
 from alignment.checkpoint import (
     Checkpoint,
@@ -74,9 +74,9 @@ class Resumable:
             if distributed.is_main_process():
                 keep_files(self.resumed.path / BEST, self.best.folder)
             distributed.wait_for_everyone()
-        watch.enter("the beginning of training")
+        heartbeat.enter("the beginning of training")
         outcome = self.train(resume_from_checkpoint=str(self.resumed.path) if self.resumed else None)
-        watch.enter("the end of training", patient=True)
+        heartbeat.enter("the end of training", patient=True)
         return outcome
 
     # What is saved
@@ -107,7 +107,7 @@ class Resumable:
         self.store_flos()
         size = 3 * sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
         step = self.first_step + self.state.global_step
-        watch.enter(f"the checkpoint of step {step}")
+        heartbeat.enter(f"the checkpoint of step {step}")
         self.outside.save(self.wanted, step, lambda: self.checkpoints.save(step, self._write_checkpoint, size))
 
     first_step = 0
@@ -210,13 +210,13 @@ class _Saving(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        watch.enter(f"step {state.global_step + 1}")
+        heartbeat.enter(f"step {state.global_step + 1}")
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.global_step < state.max_steps:
-            watch.enter(f"the evaluation after step {state.global_step}")
+            heartbeat.enter(f"the evaluation after step {state.global_step}")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from alignment import control, resume, watch
+from alignment import control, heartbeat, resume
 from alignment.config import RunConfig, load_config
 from alignment.errors import Preempted, UserError
 from alignment.runs import write_exit
@@ -108,14 +108,14 @@ def run_stage(
         print("interrupted", file=sys.stderr)
     except Exception as error:  # noqa: BLE001 - reported in full, and in exit.json for the job script
         code, reason = 1, without_secrets(f"{type(error).__name__}: {error}")
-        if line := watch.explain(error):
+        if line := heartbeat.explain(error):
             reason = line.removeprefix("error: ")  # not in full: the fault is another process's
         else:
             traceback.print_exc()
     if is_main and run_dir is not None:
         seconds = round(time.monotonic() - started, 1)
         write_exit(run_dir, code, without_secrets(reason), stage=stage, seconds=seconds, **result)
-    watch.stop(None if code == 0 else reason)
+    heartbeat.stop(None if code == 0 else reason)
     _leave_processes()
     if is_main and run_dir is not None and _has_figures(run_dir):
         from alignment.tracking.report import write_at_the_end  # Jinja is needed here alone

@@ -334,7 +334,9 @@ def memory_plan(make: Callable[[], Workload], sources: Mapping[str, ModelSource]
     Raises:
         ModelError: a damaged file.
     """
-    counts = {role: num_parameters(source.config_path) for role, source in sources.items()}
+    counts = {
+        role: num_parameters(source.config_path if source.base else source.path) for role, source in sources.items()
+    }
     try:
         work = make()
     except UnknownShape as error:

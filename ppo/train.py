@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from alignment import adapters, distributed, methods, resume, trainers, watch
+from alignment import adapters, distributed, heartbeat, methods, resume, trainers
 from alignment.checkpoint import Checkpoints, keep_files, load_state, random_state, save_state, set_random_state
 from alignment.config import ConfigError
 from alignment.control import Control, Wanted, leave_if_preempted
@@ -91,7 +91,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
             journal.go_on(step=loop.step, checkpoint=begun.checkpoint.path.name)
         with loop.noting_the_end():
             loop.run(checkpoints)
-        watch.enter("the end of training", patient=True)
+        heartbeat.enter("the end of training", patient=True)
         with loop.published_policy() as metrics:
             ref = _publish(config, registry, models, loop, data, metrics, begun.run)
         journal.event("published", model=ref, **metrics)
@@ -170,7 +170,7 @@ class Loop:
                     break
 
     def _save(self, checkpoints: Checkpoints) -> None:
-        watch.enter(f"the checkpoint of iteration {self.step}")
+        heartbeat.enter(f"the checkpoint of iteration {self.step}")
         checkpoints.save(self.step, self.save, size=3 * self.engine.num_bytes)
 
     def _evaluation_is_due(self) -> bool:
@@ -226,7 +226,7 @@ class Loop:
     def iterate(self, numbers: Sequence[int]) -> dict[str, float]:
         """One iteration: a rollout of these prompts and what is learned from it."""
         config, started = self.config, time.monotonic()
-        watch.enter(f"the rollout of iteration {self.step + 1}")
+        heartbeat.enter(f"the rollout of iteration {self.step + 1}")
         tasks = self.own_share(make_tasks(self.prompts, numbers, config.rollout.num_generations))
         rollout = self.collector.collect(tasks, config.training.seed, self.step)
         collected = time.monotonic()
@@ -277,7 +277,7 @@ class Loop:
         keep the policy if it is the best so far."""
         if not self.held_out:
             return None
-        watch.enter(f"the evaluation after iteration {self.step}")
+        heartbeat.enter(f"the evaluation after iteration {self.step}")
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
             judged = self.judge()
             now = figures(judged, self.start, [prompt.group for prompt, _ in self.held_out])
@@ -501,7 +501,12 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
         role: transformers.AutoConfig.from_pretrained(source.config_path, trust_remote_code=trust)
         for role, source in sources.items()
     }
-    members = {role: num_members(source) for role, source in sources.items()}
+    shared = config.model.mode == "shared"
+    members = {  # elsewhere those that are adapters are on one body
+        role: num_members(source)
+        for role, source in sources.items()
+        if source.base is None or (shared and role == "reward")
+    }
     return {
         "train_prompts": len(encoded),
         "eval_prompts": len(held_out.items),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignment import watch
+from alignment import heartbeat
 from alignment.distributed import Diverged, TrainingEngine, all_reduce_max, all_reduce_sum
 from alignment.generation import stream_seed
 from alignment.models import ModelError
@@ -124,7 +124,7 @@ class Updater:
         Returns:
             Sums of FIGURES over all processes and the tokens that they are of, (2, F); the norm of the gradient.
         """
-        watch.enter(f"optimizer step {self.num_steps + 1}, iteration {step + 1}")
+        heartbeat.enter(f"optimizer step {self.num_steps + 1}, iteration {step + 1}")
         only_critic = step < self.config.ppo.value_warmup_steps
         batches = self._microbatches(rollout.rows, rows)
         ptx = [] if only_critic else self._ptx_batches()

@@ -34,25 +34,18 @@ def write_samples(
 
     The run does not end for want of them: where the memory does not suffice for a second model, an event says so.
     """
+
+    def write() -> None:
+        before = random_state()
+        try:
+            journal.samples(step, answers(config, source, tokenizer, held_out))
+        except (UserError, torch.OutOfMemoryError) as error:
+            journal.event("no_samples", step=step, reason=str(error).splitlines()[0])
+        finally:
+            set_random_state(before)
+
     if held_out:
-        distributed.on_main_process(lambda: _write(journal, step, config, source, tokenizer, held_out))
-
-
-def _write(
-    journal: Journal,
-    step: int,
-    config: SFTStageConfig,
-    source: ModelSource,
-    tokenizer: PreTrainedTokenizerBase,
-    held_out: Sequence[Demonstration],
-) -> None:
-    before = random_state()
-    try:
-        journal.samples(step, answers(config, source, tokenizer, held_out))
-    except (UserError, torch.OutOfMemoryError) as error:
-        journal.event("no_samples", step=step, reason=str(error).splitlines()[0])
-    finally:
-        set_random_state(before)
+        distributed.on_main_process(write)
 
 
 def answers(

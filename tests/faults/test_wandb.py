@@ -183,7 +183,10 @@ def artifacts(found: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 ELSEWHERE = {
     "sft": {"train/aux_loss", "train/entropy"},  # a mixture of experts; TRL's loss
-    "reward": {"eval/human_ceiling"},  # pairs that two people judged
+    "reward": {  # pairs that two people judged; ratings
+        "eval/human_ceiling",
+        *(metric.name for metric in declared.REWARD if metric.name.startswith("labels/")),
+    },
     "ppo": {"reward/*"},
 }
 """Declared, and of other runs than these."""

@@ -24,7 +24,7 @@ from typing import Any
 
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from alignment import resume, watch
+from alignment import heartbeat, resume
 
 
 def act(action: str) -> None:
@@ -36,8 +36,8 @@ def act(action: str) -> None:
     elif name == "sleep":
         time.sleep(float(rest))
     elif name == "limit":
-        assert watch._watch
-        watch._watch.limit = float(rest)
+        assert heartbeat._heartbeat
+        heartbeat._heartbeat.limit = float(rest)
     else:
         os.kill(os.getppid() if rest == "parent" else os.getpid(), getattr(signal, name))
 

@@ -52,7 +52,7 @@ def killing(house: Path, call: Any) -> Any:
     """Starts a stage that is killed before its n-th optimizer step, and is not where n is 0."""
 
     def start(stage: str, arguments: list[str], kill_at: int) -> int:
-        code = call(house, stage, arguments, {str(kill_at): "SIGKILL"})
+        code = call(house, stage, arguments, {str(kill_at): "SIGKILL"} if kill_at else {})
         assert code in (0, -9), (house / "log.txt").read_text()[-4000:]
         return code
 

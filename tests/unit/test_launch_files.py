@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from accelerate import DeepSpeedPlugin
+from accelerate import DeepSpeedPlugin, PartialState
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
@@ -89,6 +89,7 @@ def test_the_folder_for_nvme_comes_from_the_environment_and_is_asked_for(monkeyp
     assert all(f"{name}=" in header for name in names)
     plugin(FOLDER / "zero3-nvme.yaml", monkeypatch)
     monkeypatch.setenv(names[0], "/disk")
+    monkeypatch.setattr(PartialState, "_shared_state", {})  # of an earlier test, with which no launch is looked at
     with pytest.raises(UserError, match=names[1]):
         distributed.start_processes()
     monkeypatch.setenv(names[1], "/disk")

@@ -85,6 +85,7 @@ def artifacts(value: Any) -> list[Any]:
 
 class FakeRun:
     url = "https://wandb.example/run"
+    path = "me/p/run"
 
     def __init__(self, down: bool = False) -> None:
         self.logged: list[Any] = []

@@ -319,4 +319,4 @@ def test_a_replay_has_one_row_a_step_and_says_which_models_are_gone(tmp_path, fa
 def test_a_replay_of_no_run_is_one_line(tmp_path):
     done = CliRunner().invoke(app, ["runs", "replay", str(tmp_path)])
     assert done.exit_code == 2
-    assert "is no run folder" in done.stderr
+    assert f"no run {str(tmp_path)!r}" in done.stderr and "give its name, its folder" in done.stderr

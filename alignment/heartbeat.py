@@ -44,7 +44,7 @@ class Place(NamedTuple):
 
 
 _place = Place("starting", True, 0.0)
-_watch: Watch | None = None
+_heartbeat: Heartbeat | None = None
 
 
 def enter(phase: str, patient: bool = False) -> None:
@@ -107,30 +107,30 @@ def joining() -> Iterator[None]:
 
 def start(run_dir: Path, store: Any, rank: int, size: int) -> None:
     """Begin to watch; to be called by every process, once it has joined the others."""
-    global _watch
-    if _watch is None:
+    global _heartbeat
+    if _heartbeat is None:
         enter("loading", patient=True)
-        _watch = Watch(run_dir, store.clone(), rank, size, timeout())
-        _watch.beat()
-        _watch.start()
+        _heartbeat = Heartbeat(run_dir, store.clone(), rank, size, timeout())
+        _heartbeat.beat()
+        _heartbeat.start()
 
 
 def stop(reason: str | None = None) -> None:
     """This process leaves; a `reason` is said to the others, which may be waiting for it."""
-    global _watch
-    if _watch is not None:
-        _watch.leave(reason)
-        _watch = None
+    global _heartbeat
+    if _heartbeat is not None:
+        _heartbeat.leave(reason)
+        _heartbeat = None
 
 
 def explain(error: Exception) -> str | None:
     """Of an error of the communication the one line about who is missing, None where nobody is. It is printed by the
     first process to find out."""
     of_others = isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
-    return _watch.explain() if _watch is not None and of_others else None
+    return _heartbeat.explain() if _heartbeat is not None and of_others else None
 
 
-class Watch(threading.Thread):
+class Heartbeat(threading.Thread):
     """
     Args:
         store: of torch.distributed, for this thread alone: another one's call may hold its connection.
@@ -138,7 +138,7 @@ class Watch(threading.Thread):
     """
 
     def __init__(self, run_dir: Path, store: Any, rank: int, size: int, limit: float) -> None:
-        super().__init__(name="watch", daemon=True)
+        super().__init__(name="heartbeat", daemon=True)
         self.run_dir, self.rank, self.size, self.limit = run_dir, rank, size, limit
         self.interval = min(limit / 20, max(1.0, size / 50))  # in each one, all read what all have written
         self._store, self._host, self._number = store, socket.gethostname(), 0
@@ -183,12 +183,12 @@ class Watch(threading.Thread):
         self._number += 1
         waits, where = standing(threading.main_thread().ident)
         beat = {"number": self._number, "host": self._host, "pid": os.getpid(), "phase": _place.phase}
-        self._store.set(f"watch/{self.rank}", json.dumps(beat | {"waits": waits, "where": where, "left": left}))
+        self._store.set(f"heartbeat/{self.rank}", json.dumps(beat | {"waits": waits, "where": where, "left": left}))
 
     def _listen(self) -> None:
         heard = self._heard.items()
-        there = [rank for rank, (beat, _) in heard if beat["number"] or self._store.check([f"watch/{rank}"])]
-        for rank, text in zip(there, self._store.multi_get([f"watch/{rank}" for rank in there]), strict=True):
+        there = [rank for rank, (beat, _) in heard if beat["number"] or self._store.check([f"heartbeat/{rank}"])]
+        for rank, text in zip(there, self._store.multi_get([f"heartbeat/{rank}" for rank in there]), strict=True):
             beat = json.loads(text)
             if self._heard[rank][0]["number"] != beat["number"]:
                 self._heard[rank] = (beat, time.monotonic())
@@ -241,9 +241,9 @@ class Watch(threading.Thread):
 
     def _claimed(self) -> str | None:
         """What another process has said to all, said here too where this is the first process of another host."""
-        if not self._store.check(["watch/end"]):
+        if not self._store.check(["heartbeat/end"]):
             return None
-        host, _, line = self._store.get("watch/end").decode().partition("\n")
+        host, _, line = self._store.get("heartbeat/end").decode().partition("\n")
         if host != self._host and os.environ.get("LOCAL_RANK") == "0":
             print(line, file=sys.stderr, flush=True)
         return str(line)
@@ -256,7 +256,7 @@ class Watch(threading.Thread):
         )
         try:
             mine = f"{self._host}\n{line}"
-            if self._store.compare_set("watch/end", "", mine).decode() != mine:
+            if self._store.compare_set("heartbeat/end", "", mine).decode() != mine:
                 return self._claimed() or line
         except RuntimeError:
             pass  # better said twice than never

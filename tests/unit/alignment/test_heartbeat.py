@@ -10,9 +10,9 @@ from datetime import timedelta
 import pytest
 import torch.distributed
 
-from alignment import watch
+from alignment import heartbeat
 from alignment.errors import UserError
-from alignment.watch import Watch
+from alignment.heartbeat import Heartbeat
 
 
 class Store:
@@ -43,8 +43,8 @@ def clock(monkeypatch):
             self.now += seconds
 
     made = Clock()
-    monkeypatch.setattr(watch, "time", made)
-    monkeypatch.setattr(watch, "_place", watch._place)
+    monkeypatch.setattr(heartbeat, "time", made)
+    monkeypatch.setattr(heartbeat, "_place", heartbeat._place)
     return made
 
 
@@ -53,16 +53,16 @@ def pair(tmp_path, clock, monkeypatch):
     """Two watches of a launch, whose processes are in a step."""
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     store = Store()
-    watches = [Watch(tmp_path, store, rank, 2, 60.0) for rank in range(2)]
-    watch.enter("step 3")
+    watches = [Heartbeat(tmp_path, store, rank, 2, 60.0) for rank in range(2)]
+    heartbeat.enter("step 3")
     for each in watches * 2:
         assert each._look() is None
     return watches, store
 
 
 def other_beat(store, **changes):
-    beat = json.loads(store.get("watch/1")) | changes
-    store.set("watch/1", json.dumps(beat))
+    beat = json.loads(store.get("heartbeat/1")) | changes
+    store.set("heartbeat/1", json.dumps(beat))
 
 
 def exit_reason(folder):
@@ -72,7 +72,7 @@ def exit_reason(folder):
 def test_while_all_have_beats_and_come_further_nobody_leaves(pair, clock):
     for step in range(20):
         clock.now += 50
-        watch.enter(f"step {step}")
+        heartbeat.enter(f"step {step}")
         for each in pair[0]:
             assert each._look() is None
 
@@ -80,7 +80,7 @@ def test_while_all_have_beats_and_come_further_nobody_leaves(pair, clock):
 def test_no_beat_for_the_timeout_is_a_missing_process_also_in_a_patient_phase(pair, clock, tmp_path, capsys):
     (first, _), store = pair
     other_beat(store, host="elsewhere", pid=77, number=50)
-    watch.enter("the end of training", patient=True)
+    heartbeat.enter("the end of training", patient=True)
     assert first._look() is None
     clock.now += 61
     line = first._look()
@@ -92,8 +92,8 @@ def test_no_beat_for_the_timeout_is_a_missing_process_also_in_a_patient_phase(pa
 
 
 def test_a_process_that_never_came_is_missed(tmp_path, clock):
-    alone = Watch(tmp_path, Store(), 0, 2, 60.0)
-    watch.enter("loading", patient=True)
+    alone = Heartbeat(tmp_path, Store(), 0, 2, 60.0)
+    heartbeat.enter("loading", patient=True)
     assert alone._look() is None
     clock.now += 61
     assert "rank 1 of 2" in alone._look()
@@ -101,11 +101,11 @@ def test_a_process_that_never_came_is_missed(tmp_path, clock):
 
 def test_a_patient_phase_may_take_any_time_and_a_step_may_not(pair, clock):
     first, second = pair[0]
-    watch.enter("loading", patient=True)
+    heartbeat.enter("loading", patient=True)
     for _ in range(100):
         clock.now += 50
         assert first._look() is None and second._look() is None
-    watch.enter("step 1")
+    heartbeat.enter("step 1")
     clock.now += 59
     assert first._look() is None and second._look() is None
     clock.now += 2
@@ -116,7 +116,7 @@ def test_who_is_not_in_a_collective_is_who_the_others_wait_for(pair, clock, monk
     (first, _), store = pair
     clock.now += 61
     other_beat(store, waits=False, where="reward/data.py:5", number=50)
-    monkeypatch.setattr(watch, "standing", lambda thread: (True, "alignment/distributed.py:9"))
+    monkeypatch.setattr(heartbeat, "standing", lambda thread: (True, "alignment/distributed.py:9"))
     assert "the others wait for rank 1 of 2 (at reward/data.py:5) in step 3" in first._look()
 
 
@@ -140,10 +140,10 @@ def test_an_error_for_which_nobody_is_to_blame_is_not_explained(pair, monkeypatc
     pulse = pair[0][1].beat
     monkeypatch.setattr(first, "_listen", lambda listen=first._listen: (pulse(), listen()))
     assert first.explain() is None
-    monkeypatch.setattr(watch, "_watch", first)
+    monkeypatch.setattr(heartbeat, "_heartbeat", first)
     monkeypatch.setattr(first, "explain", lambda: "line")
-    assert watch.explain(RuntimeError("CUDA out of memory")) is None
-    assert watch.explain(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")) == "line"
+    assert heartbeat.explain(RuntimeError("CUDA out of memory")) is None
+    assert heartbeat.explain(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")) == "line"
 
 
 def test_without_the_store_a_process_leaves_after_the_timeout_unless_its_own_launcher_has_ended(
@@ -151,7 +151,7 @@ def test_without_the_store_a_process_leaves_after_the_timeout_unless_its_own_lau
 ):
     (first, second), store = pair
     store.is_gone = True
-    watch.enter("the end of training", patient=True)
+    heartbeat.enter("the end of training", patient=True)
     clock.now += 61
     assert "the launcher, in whose store the processes meet, does not answer" in first._look()
     monkeypatch.setattr(os, "getppid", lambda: 1)  # the run is preempted then, and may finish what it is at
@@ -163,33 +163,33 @@ def test_only_a_stopped_process_of_this_launch_is_ended(pair, clock):
     child = subprocess.Popen([sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"])
     os.waitpid(child.pid, os.WUNTRACED)
     try:
-        assert watch.of_process(child.pid) == ("T", os.getpid())
+        assert heartbeat.of_process(child.pid) == ("T", os.getpid())
         other_beat(store, pid=child.pid, number=50)
         first._listen()
         first._end(first._heard[1][0])  # its parent is this process, not this process's parent
-        assert watch.of_process(child.pid)[0] == "T"
+        assert heartbeat.of_process(child.pid)[0] == "T"
     finally:
         child.kill()
         child.wait()
-    assert watch.of_process(child.pid) == ("X", 0)
+    assert heartbeat.of_process(child.pid) == ("X", 0)
 
 
 def test_phases_within_each_other(clock):
-    watch.enter("step 4")
-    with watch.within():
-        assert watch._place.phase == "step 4, the main process alone" and watch._place.patient
-    assert watch._place == watch.Place("step 4", False, clock.now)
+    heartbeat.enter("step 4")
+    with heartbeat.within():
+        assert heartbeat._place.phase == "step 4, the main process alone" and heartbeat._place.patient
+    assert heartbeat._place == heartbeat.Place("step 4", False, clock.now)
 
 
 def test_where_a_thread_stands():
-    waits, where = watch.standing(threading.get_ident())
+    waits, where = heartbeat.standing(threading.get_ident())
     assert not waits
-    assert where.startswith("alignment/watch.py:")  # the innermost place of ours, here the question itself
-    assert watch.standing(0) == (False, "not in this suite")
+    assert where.startswith("alignment/heartbeat.py:")  # the innermost place of ours, here the question itself
+    assert heartbeat.standing(0) == (False, "not in this suite")
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "nan"])
 def test_a_timeout_that_is_no_number_of_seconds_is_a_mistake(monkeypatch, text):
     monkeypatch.setenv("ALIGNMENT_TIMEOUT", text)
     with pytest.raises(UserError, match="ALIGNMENT_TIMEOUT"):
-        watch.timeout()
+        heartbeat.timeout()
