@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from alignment.errors import UserError
 from alignment.runs import write_exit
-from alignment.terminal import one_line
+from alignment.terminal import one_line, say
 
 VARIABLE, DEFAULT = "ALIGNMENT_TIMEOUT", 1800.0
 """Seconds, longer than the longest step, rollout or batch of an evaluation."""
@@ -87,11 +87,9 @@ def joining() -> Iterator[None]:
         return
 
     def leave(seconds: float) -> None:
-        print(
+        say(
             f"error: rank {rank} of {size} has waited {seconds:.0f} s for the others to join; the ones that do not say "
-            f"so are missing. Where they only take longer, set {VARIABLE} to more seconds",
-            file=sys.stderr,
-            flush=True,
+            f"so are missing. Where they only take longer, set {VARIABLE} to more seconds"
         )
         os._exit(1)
 
@@ -243,9 +241,9 @@ class Heartbeat(threading.Thread):
         """What another process has said to all, said here too where this is the first process of another host."""
         if not self._store.check(["heartbeat/end"]):
             return None
-        host, _, line = self._store.get("heartbeat/end").decode().partition("\n")
+        host, _, line = self._store.get("heartbeat/end").decode().split("\n")
         if host != self._host and os.environ.get("LOCAL_RANK") == "0":
-            print(line, file=sys.stderr, flush=True)
+            say(line)
         return str(line)
 
     def _claim(self, what: str) -> str:
@@ -255,12 +253,12 @@ class Heartbeat(threading.Thread):
             f"longer, set {VARIABLE} to more seconds"
         )
         try:
-            mine = f"{self._host}\n{line}"
+            mine = f"{self._host}\n{self.rank}\n{line}"  # two that find the same at once are told apart
             if self._store.compare_set("heartbeat/end", "", mine).decode() != mine:
                 return self._claimed() or line
         except RuntimeError:
             pass  # better said twice than never
-        print(line, file=sys.stderr, flush=True)
+        say(line)
         write_exit(self.run_dir, 1, line.removeprefix("error: "))
         for rank in self._absent():
             self._end(self._heard[rank][0])

@@ -25,7 +25,7 @@ from alignment.config import RunConfig, load_config
 from alignment.errors import Preempted, UserError
 from alignment.runs import write_exit
 from alignment.secret_values import without_secrets
-from alignment.terminal import one_line
+from alignment.terminal import one_line, say
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
@@ -98,7 +98,7 @@ def run_stage(
         code, reason = 2, str(error)
         # Every process finds the same mistake and one line is enough; but a file may be missing on one node alone.
         if is_main or os.environ.get("LOCAL_RANK") == "0":
-            print(f"error: {one_line(str(error))}", file=sys.stderr)
+            say(f"error: {one_line(str(error))}")
     except Preempted as cause:
         code, reason = control.CODE, f"preempted: {cause}"
         if is_main:

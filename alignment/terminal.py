@@ -55,6 +55,12 @@ def one_line(text: str) -> str:
     return " ".join(clean(text).split())
 
 
+def say(line: str) -> None:
+    """Print a line to stderr in one write: `print` makes two, between which another process's line may come."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
 def console(stderr: bool = False) -> Console:
     """A rich console that takes no markup, emoji codes or highlighting from the text it prints."""
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)

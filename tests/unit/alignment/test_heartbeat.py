@@ -91,6 +91,12 @@ def test_no_beat_for_the_timeout_is_a_missing_process_also_in_a_patient_phase(pa
     assert capsys.readouterr().err == ""
 
 
+def test_of_two_processes_that_find_the_same_at_once_one_says_it(pair, capsys):
+    first, second = pair[0]
+    lines = {each._claim("no process comes further in step 3") for each in (first, second)}
+    assert capsys.readouterr().err == "".join(f"{line}\n" for line in lines) and len(lines) == 1
+
+
 def test_a_process_that_never_came_is_missed(tmp_path, clock):
     alone = Heartbeat(tmp_path, Store(), 0, 2, 60.0)
     heartbeat.enter("loading", patient=True)
