@@ -153,11 +153,23 @@ class Heartbeat(threading.Thread):
         self._lock = threading.Lock()
 
     def run(self) -> None:
+        threading.Thread(target=self._guard, name="heartbeat-guard", daemon=True).start()
         while not self._done.wait(self.interval):
             with self._lock:
                 line = self._look()
             if line is not None and not self._done.is_set():
                 os._exit(1)
+
+    def _guard(self) -> None:
+        """Leave where a round does not end: a call to the store over a cut cable waits as long as TCP does."""
+        while not self._done.wait(self.interval):
+            if time.monotonic() - self._answered > self.limit + 5 * self.interval and not self._orphaned():
+                say(one_line(self._ending(f"{self._keeper} rank {self.rank} of {self.size} in {_place.phase}")))
+                os._exit(1)
+
+    def _orphaned(self) -> bool:
+        """The launcher has died, which `alignment.control` sees to."""
+        return self._agent and os.getppid() != self._parent
 
     def _look(self) -> str | None:
         """One round; the line with which to leave, when it has been printed."""
@@ -168,8 +180,7 @@ class Heartbeat(threading.Thread):
             self._listen()
             self._answered = time.monotonic()
         except RuntimeError:  # its process is gone or stopped: rank 0, or a launcher
-            orphaned = self._agent and os.getppid() != self._parent  # which `alignment.control` sees to
-            mute = not orphaned and time.monotonic() - self._answered > self.limit
+            mute = not self._orphaned() and time.monotonic() - self._answered > self.limit
             return self._claim(f"{self._keeper} in {_place.phase}") if mute or self._is_stuck() else None
         late = time.monotonic() - self.limit
         silent = [rank for rank, (beat, since) in self._heard.items() if since < late and beat["left"] != DONE]
@@ -246,12 +257,15 @@ class Heartbeat(threading.Thread):
             say(line)
         return str(line)
 
-    def _claim(self, what: str) -> str:
-        """Print the line and keep it in exit.json, unless another process was first."""
-        line = one_line(
+    def _ending(self, what: str) -> str:
+        return (
             f"error: {what}; all processes leave. --resume auto goes on from the last checkpoint; where it only takes "
             f"longer, set {VARIABLE} to more seconds"
         )
+
+    def _claim(self, what: str) -> str:
+        """Print the line and keep it in exit.json, unless another process was first."""
+        line = one_line(self._ending(what))
         try:
             mine = f"{self._host}\n{self.rank}\n{line}"  # two that find the same at once are told apart
             if self._store.compare_set("heartbeat/end", "", mine).decode() != mine:

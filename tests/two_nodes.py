@@ -88,6 +88,6 @@ def ip(*arguments: str) -> str:
     return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def last_words(folder: Path) -> Any:
+def last_words(folder: Path, length: int = 3000) -> Any:
     """The end of each node's log."""
-    return [path.read_text(errors="replace")[-3000:] for path in sorted(folder.glob("node-*.log"))]
+    return [path.read_text(errors="replace")[-length:] for path in sorted(folder.glob("node-*.log"))]

@@ -97,6 +97,20 @@ def test_of_two_processes_that_find_the_same_at_once_one_says_it(pair, capsys):
     assert capsys.readouterr().err == "".join(f"{line}\n" for line in lines) and len(lines) == 1
 
 
+def test_a_process_whose_calls_to_the_store_do_not_return_leaves(pair, clock, monkeypatch, capsys):
+    """As over a cut cable, on the side where the store is not."""
+    second = pair[0][1]
+    left = []
+    monkeypatch.setattr(heartbeat.os, "_exit", lambda code: (left.append(code), second._done.set()))
+    second.interval = 0.01
+    clock.now += 61
+    second._guard()
+    assert left == [1]
+    assert "the launcher, in whose store the processes meet, does not answer rank 1 of 2 in step 3" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_process_that_never_came_is_missed(tmp_path, clock):
     alone = Heartbeat(tmp_path, Store(), 0, 2, 60.0)
     heartbeat.enter("loading", patient=True)
