@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from alignment import adapters, distributed
+from alignment import adapters, zero3
 from alignment.config import ModelConfig
 from alignment.models import ENSEMBLE, ModelError, ModelSource
 from alignment.scalar_models import (
@@ -133,7 +133,7 @@ def load_reward_model(
         folders = [str(Path(source.path) / member_name(number)) for number in range(size)]
         members = [load_scalar_model(folder, config, trained=True) for folder in folders]
         return RewardEnsemble(members, size, None, combine, std_coefficient)
-    with distributed.whole_models():
+    with zero3.whole_models():
         body = load_body(source, config)
         adapted = None
         for number in range(size):

@@ -30,7 +30,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from alignment import adapters, distributed
+from alignment import adapters, zero3
 from alignment.config import ADAPTERS, ConfigError, ModelConfig, trainer_arguments
 from alignment.models import ModelSource, fit_embeddings, load_base, load_policy
 
@@ -202,7 +202,7 @@ def load_trainable(
         ConfigError: the method does not fit this model.
     """
     # LoHa reads the shape of each weight, which is empty where ZeRO-3 has parted it.
-    with distributed.whole_models() if config.method == "loha" else nullcontext():
+    with zero3.whole_models() if config.method == "loha" else nullcontext():
         if continues(source, config):
             return adapters.put_on(load_base(source, config), source.path, trainable=True)
         policy = load_policy(source, config)
@@ -311,7 +311,7 @@ def _only_head(model: PreTrainedModel, last_n_layers: int) -> PreTrainedModel:
     if last_n_layers > len(layers):
         raise ConfigError(f"model.last_n_layers={last_n_layers}: this model has {len(layers)} layers")
     if head.weight is model.get_input_embeddings().weight:
-        with distributed.gathered(head.weight):
+        with zero3.gathered(head.weight):
             head.weight = nn.Parameter(head.weight.detach().clone())
         model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
     model.requires_grad_(False)
@@ -338,7 +338,7 @@ def skeleton(shape: PreTrainedConfig, config: ModelConfig, kind: type = AutoMode
 
 def attach(trainer: Trainer, config: ModelConfig) -> None:
     """What a method needs of a trainer that was made with its model."""
-    distributed.round_alike(trainer.model)
+    zero3.round_alike(trainer.model)
     if config.method not in ADAPTERS:
         return
     for parameter in trainer.model.parameters():

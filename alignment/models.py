@@ -28,7 +28,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from alignment import adapters, distributed
+from alignment import adapters, zero3
 from alignment.config import ModelConfig, ScratchConfig, validate
 from alignment.errors import UserError
 from alignment.registry import Manifest, Parent, Registry
@@ -197,7 +197,7 @@ def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     if len(tokenizer) > known:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
-            with distributed.gathered(layer.weight), torch.no_grad():
+            with zero3.gathered(layer.weight), torch.no_grad():
                 layer.weight[known:] = layer.weight[:known].mean(dim=0)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
@@ -312,7 +312,7 @@ def _merged(source: ModelSource, trust_remote_code: bool) -> PreTrainedModel:
     the original ones its logits are off by 0.08 and within 4 bits by 0.11 (NF4, a small Llama).
     """
     assert source.base and source.trained
-    with distributed.whole_models(), _quiet():
+    with zero3.whole_models(), _quiet():
         if source.trained.merge == "original":
             base = load_base(source, ModelConfig(name=source.base.label, trust_remote_code=trust_remote_code))
         else:

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from alignment import adapters, distributed
+from alignment import adapters, zero3
 from alignment.config import ModelConfig
 from alignment.models import (
     ENSEMBLE,
@@ -205,7 +205,7 @@ def load_merged(source: ModelSource, folder: str, score_bias: float, config: Mod
     Raises:
         ModelError, AdapterError: the base is not to be loaded; the adapter does not fit it.
     """
-    with distributed.whole_models():
+    with zero3.whole_models():
         merged = adapters.merge(load_body(source, config).model, folder)
     set_score_bias(merged, score_bias)
     return in_dtype(ScalarModel(merged), config)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from alignment.distributed import own_part, set_own_part
+from alignment.zero3 import own_part, set_own_part
 
 
 class EMA:

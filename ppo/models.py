@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment import distributed
+from alignment import zero3
 from alignment.adapters import without_adapter
 from alignment.ensembles import RewardEnsemble, disagreement
 from alignment.forward import TokenLogprobs, body_and_head, token_logprobs
@@ -315,7 +315,7 @@ class Models:
         """
         for module in self.frozen():
             if parted:
-                distributed.part(module, in_host_memory=self.offloaded)
+                zero3.part(module, in_host_memory=self.offloaded)
             module.to(device if parted or not self.offloaded else "cpu")
 
     @contextmanager
@@ -323,10 +323,10 @@ class Models:
         """Models are whole and on the device inside; every process enters. Those that are neither parted nor frozen are
         so anyway: a reference can be the policy's base."""
         frozen = {id(module) for module in self.frozen()} if self.offloaded else set()
-        moved = [module for module in modules if id(module) in frozen and not distributed.is_parted(module)]
+        moved = [module for module in modules if id(module) in frozen and not zero3.is_parted(module)]
         for module in moved:
             module.to(device)
-        with distributed.whole(modules):
+        with zero3.whole(modules):
             yield
         for module in moved:
             module.to("cpu")

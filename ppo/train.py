@@ -6,7 +6,6 @@ accelerate launch --config_file configs/accelerate/zero2.yaml -m ppo configs/ppo
 from __future__ import annotations
 
 import contextlib
-import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from alignment import adapters, distributed, heartbeat, methods, resume, trainers
+from alignment import adapters, distributed, heartbeat, methods, resume, trainers, zero3
 from alignment.checkpoint import Checkpoints, keep_files, load_state, random_state, save_state, set_random_state
 from alignment.config import ConfigError
 from alignment.control import Control, Wanted, leave_if_preempted
@@ -30,7 +29,7 @@ from alignment.models import ModelSource
 from alignment.positions import check_length
 from alignment.runs import Run
 from alignment.stage import write_bad_rows
-from alignment.tensors import masked_moments, whiten
+from alignment.tensors import whiten
 from alignment.terminal import progress
 from alignment.tracking import Journal
 from alignment.tracking.journal import Level
@@ -47,6 +46,7 @@ from ppo.ptx import read_ptx
 from ppo.rewards import load_sources
 from ppo.rollout import Collector, Rollout, Task, encode_prompts, make_engine, make_tasks, prompt_batches
 from ppo.sequences import Row
+from ppo.stats import rollout_stats
 from ppo.update import Targets, Updater
 
 EVAL_SEED = 1_000_000_007
@@ -70,7 +70,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
     trainers.pin_models(config, registry, begun.run)
     _check_lengths(config, sources)
     torch.manual_seed(config.training.seed)
-    with distributed.whole_models():  # parted later: parts can be neither merged nor given a head
+    with zero3.whole_models():  # parted later: parts can be neither merged nor given a head
         models = load_models(config, sources)
     ptx = read_ptx(config, models.tokenizer)
     data = [*prompts.fingerprints, *held_out.fingerprints, *ptx.fingerprints]
@@ -312,7 +312,7 @@ class Loop:
 
     def _policy_weights(self) -> dict[str, Tensor]:
         """What is trained of the policy, on the main process."""
-        return distributed.whole_weights(self.models.trained.trained_parameters("policy"))
+        return zero3.whole_weights(self.models.trained.trained_parameters("policy"))
 
     @contextlib.contextmanager
     def published_policy(self) -> Iterator[dict[str, Any]]:
@@ -329,7 +329,7 @@ class Loop:
             if self.best.step is not None:
                 weights = self.best.weights()
                 for name, parameter in self.models.trained.trained_parameters("policy"):
-                    with distributed.gathered(parameter):
+                    with zero3.gathered(parameter):
                         if weights is not None:
                             parameter.data.copy_(weights[name])
             yield metrics
@@ -345,45 +345,6 @@ class Loop:
         self.journal.finding(self.step, name, level, text)
         if self.accelerator.is_main_process:
             print(f"ppo: iteration {self.step}: {name}: {text}", flush=True)
-
-
-def rollout_stats(rollout: Rollout, rewards: Tensor, targets: Targets) -> dict[str, float]:
-    """Means over all processes' episodes: score and its parts, KL in nats per response, shaped reward, entropy, length,
-    share ended; and the share of the returns' variance that the critic explains."""
-    mask = rollout.response_mask
-    per_episode = {
-        "rollout/score": rollout.scores,
-        "rollout/kl": rollout.kl.sum(1),
-        "rollout/reward": rewards.sum(1),
-        "rollout/length": rollout.lengths,
-        "rollout/ended": rollout.ended,
-        **{f"reward/{name}": part for name, part in rollout.parts.items()},
-    }
-    counts = torch.tensor([len(rollout), int(mask.sum())], device=mask.device).double()
-    entropy = torch.where(mask, rollout.entropy, 0.0).sum().double()
-    own = torch.stack([*(column.double().sum() for column in per_episode.values()), entropy])
-    *sums, entropy_sum, episodes, tokens = all_reduce_sum(torch.cat([own, counts])).tolist()
-    stats = {name: value / episodes for name, value in zip(per_episode, sums, strict=True)}
-    stats |= {"policy/entropy": entropy_sum / tokens, "rollout/kl_coef": targets.kl_coef}
-    stats |= _scatter(rollout.scores, rollout.lengths, stats["rollout/score"], stats["rollout/length"])
-    if targets.returns is not None:
-        _, _, variance = masked_moments(targets.returns, mask, all_reduce_sum)
-        _, _, residual = masked_moments(targets.returns - rollout.old_values, mask, all_reduce_sum)
-        stats["value/explained_variance"] = float(1 - residual / variance.clamp(min=1e-12))
-    return stats
-
-
-def _scatter(scores: Tensor, lengths: Tensor, mean_score: float, mean_length: float) -> dict[str, float]:
-    """How the scores (B,) of all processes' responses spread, and go with their lengths (B,). The means are those over
-    all, so that the number of processes changes nothing. No correlation where one of the two does not differ."""
-    by_score, by_length = scores.double() - mean_score, lengths.double() - mean_length
-    own = torch.stack([by_score.square().sum(), by_length.square().sum(), (by_score * by_length).sum()])
-    count = torch.full_like(own[:1], len(scores))
-    score_squares, length_squares, products, responses = all_reduce_sum(torch.cat([own, count])).tolist()
-    found = {"rollout/score_std": math.sqrt(score_squares / responses)}
-    if score_squares > 0 and length_squares > 0:
-        found["rollout/length_correlation"] = products / math.sqrt(score_squares * length_squares)
-    return found
 
 
 def _sample(number: int, task: Task, row: Sequence[Any]) -> dict[str, Any]:

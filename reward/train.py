@@ -22,7 +22,7 @@ from typing import Any
 from torch import nn
 from transformers import AutoConfig, set_seed
 
-from alignment import callbacks, distributed, methods, resume, trainers
+from alignment import callbacks, distributed, methods, resume, trainers, zero3
 from alignment.best_model import finished_model, keep_best, published_step
 from alignment.config import BestModelArguments, CheckpointArguments
 from alignment.control import Wanted
@@ -127,7 +127,7 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
         trained = members.train()
 
         def judge_and_publish() -> tuple[str, dict[str, Any]]:
-            with distributed.whole_models(), members.copied() as staging:  # ZeRO-3 would part them among all processes
+            with zero3.whole_models(), members.copied() as staging:  # ZeRO-3 would part them among all processes
                 finished = finish_all(staging, config, prepared, trained)
                 last = sum(member.steps for member in trained[:-1]) + trained[-1].step
                 judged = _judge(config, prepared, finished, journal, last)

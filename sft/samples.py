@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from alignment import distributed
+from alignment import distributed, zero3
 from alignment.checkpoint import random_state, set_random_state
 from alignment.config import ModelConfig
 from alignment.data import Demonstration
@@ -61,7 +61,7 @@ def answers(
         dtype="bfloat16" if on_gpu else "float32",
         trust_remote_code=config.model.trust_remote_code,
     )
-    with distributed.whole_models():
+    with zero3.whole_models():
         policy = load_policy(source, options)
         fit_embeddings(policy, tokenizer)
     policy = policy.to(distributed.start_processes().device).eval()

@@ -14,7 +14,7 @@ import torch
 from digits import CONTENTS, build_models, prompts_of
 from safetensors.torch import save_file
 
-from alignment import distributed
+from alignment import distributed, zero3
 from alignment.models import ModelError
 from alignment.stage import leave
 from alignment.tracking import Journal
@@ -53,7 +53,7 @@ def main(out: Path, *overrides: str) -> None:
     config = PPOStageConfig.model_validate(values)
     distributed.start_processes()
     accelerator = distributed.make_accelerator(max_grad_norm=config.training.max_grad_norm, bf16=config.training.bf16)
-    with distributed.whole_models():
+    with zero3.whole_models():
         models = build_models(ref_seed=1, critic=critic)
     settle(models, config)
     prompts = prompts_of(*CONTENTS)
@@ -91,7 +91,7 @@ def main(out: Path, *overrides: str) -> None:
 def spoil(loop: Loop, rank: int) -> dict[str, Any]:
     """What each process says of an iteration in which one has a gradient that is no number, and whether its weights
     are as they were."""
-    before = [distributed.own_part(parameter).clone() for parameter in loop.engine.parameters]
+    before = [zero3.own_part(parameter).clone() for parameter in loop.engine.parameters]
     if loop.accelerator.process_index == rank:
         real = loop.updater._loss
         loop.updater._loss = lambda *args: real(*args) * float("nan")
@@ -100,7 +100,7 @@ def spoil(loop: Loop, rank: int) -> dict[str, Any]:
         message = "nothing"
     except ModelError as error:
         message = str(error).partition(":")[0]
-    after = [distributed.own_part(parameter) for parameter in loop.engine.parameters]
+    after = [zero3.own_part(parameter) for parameter in loop.engine.parameters]
     same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     shares = distributed.gather_lists([(message, same)])
     return {"refused": [share[0][0] for share in shares], "unchanged": [share[0][1] for share in shares]}

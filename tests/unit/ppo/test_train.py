@@ -11,10 +11,11 @@ from digits import build_models, prompts_of, role_of, scalar
 
 from alignment.models import ModelError
 from alignment.tracking import Journal
-from ppo import train as ppo_train
+from ppo import stats as ppo_stats
 from ppo.models import RewardModel
 from ppo.rollout import make_tasks
-from ppo.train import make_optimizer, rollout_stats
+from ppo.stats import rollout_stats
+from ppo.train import make_optimizer
 
 
 def weights(models):
@@ -91,18 +92,18 @@ def test_spread_and_correlation_are_those_of_all_processes(monkeypatch):
     lengths = torch.tensor([4.0, 9.0, 1.0, 7.0, 7.0, 2.0], dtype=torch.float64)
     halves = (slice(0, 2), slice(2, 6))
     sent = []
-    monkeypatch.setattr(ppo_train, "all_reduce_sum", lambda own: sent.append(own) or own)
+    monkeypatch.setattr(ppo_stats, "all_reduce_sum", lambda own: sent.append(own) or own)
     for half in halves:
-        ppo_train._scatter(scores[half], lengths[half], float(scores.mean()), float(lengths.mean()))
-    monkeypatch.setattr(ppo_train, "all_reduce_sum", lambda own: sent[0] + sent[1])
-    found = ppo_train._scatter(scores[halves[0]], lengths[halves[0]], float(scores.mean()), float(lengths.mean()))
+        ppo_stats._scatter(scores[half], lengths[half], float(scores.mean()), float(lengths.mean()))
+    monkeypatch.setattr(ppo_stats, "all_reduce_sum", lambda own: sent[0] + sent[1])
+    found = ppo_stats._scatter(scores[halves[0]], lengths[halves[0]], float(scores.mean()), float(lengths.mean()))
     assert found["rollout/score_std"] == pytest.approx(statistics.pstdev(scores.tolist()))
     expected = statistics.correlation(scores.tolist(), lengths.tolist())
     assert found["rollout/length_correlation"] == pytest.approx(expected)
 
 
 def test_responses_of_one_length_have_no_correlation_with_it():
-    found = ppo_train._scatter(torch.tensor([1.0, 2.0]).double(), torch.full((2,), 3.0).double(), 1.5, 3.0)
+    found = ppo_stats._scatter(torch.tensor([1.0, 2.0]).double(), torch.full((2,), 3.0).double(), 1.5, 3.0)
     assert found == {"rollout/score_std": pytest.approx(0.5)}
 
 

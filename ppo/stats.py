@@ -1,0 +1,52 @@
+"""What the journal says of a rollout."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from alignment.distributed import all_reduce_sum
+from alignment.tensors import masked_moments
+from ppo.rollout import Rollout
+from ppo.update import Targets
+
+
+def rollout_stats(rollout: Rollout, rewards: Tensor, targets: Targets) -> dict[str, float]:
+    """Means over all processes' episodes: score and its parts, KL in nats per response, shaped reward, entropy, length,
+    share ended; and the share of the returns' variance that the critic explains."""
+    mask = rollout.response_mask
+    per_episode = {
+        "rollout/score": rollout.scores,
+        "rollout/kl": rollout.kl.sum(1),
+        "rollout/reward": rewards.sum(1),
+        "rollout/length": rollout.lengths,
+        "rollout/ended": rollout.ended,
+        **{f"reward/{name}": part for name, part in rollout.parts.items()},
+    }
+    counts = torch.tensor([len(rollout), int(mask.sum())], device=mask.device).double()
+    entropy = torch.where(mask, rollout.entropy, 0.0).sum().double()
+    own = torch.stack([*(column.double().sum() for column in per_episode.values()), entropy])
+    *sums, entropy_sum, episodes, tokens = all_reduce_sum(torch.cat([own, counts])).tolist()
+    stats = {name: value / episodes for name, value in zip(per_episode, sums, strict=True)}
+    stats |= {"policy/entropy": entropy_sum / tokens, "rollout/kl_coef": targets.kl_coef}
+    stats |= _scatter(rollout.scores, rollout.lengths, stats["rollout/score"], stats["rollout/length"])
+    if targets.returns is not None:
+        _, _, variance = masked_moments(targets.returns, mask, all_reduce_sum)
+        _, _, residual = masked_moments(targets.returns - rollout.old_values, mask, all_reduce_sum)
+        stats["value/explained_variance"] = float(1 - residual / variance.clamp(min=1e-12))
+    return stats
+
+
+def _scatter(scores: Tensor, lengths: Tensor, mean_score: float, mean_length: float) -> dict[str, float]:
+    """How the scores (B,) of all processes' responses spread, and go with their lengths (B,). The means are those over
+    all, so that the number of processes changes nothing. No correlation where one of the two does not differ."""
+    by_score, by_length = scores.double() - mean_score, lengths.double() - mean_length
+    own = torch.stack([by_score.square().sum(), by_length.square().sum(), (by_score * by_length).sum()])
+    count = torch.full_like(own[:1], len(scores))
+    score_squares, length_squares, products, responses = all_reduce_sum(torch.cat([own, count])).tolist()
+    found = {"rollout/score_std": math.sqrt(score_squares / responses)}
+    if score_squares > 0 and length_squares > 0:
+        found["rollout/length_correlation"] = products / math.sqrt(score_squares * length_squares)
+    return found
