@@ -45,11 +45,15 @@ def overfitting(history: Sequence[Mapping[str, Any]]) -> str | None:
     (step, now), steps = evaluated[-1], [step for step, _ in evaluated]
     best_step, best = min(evaluated[:-1], key=lambda pair: pair[1])
 
-    def trained_before(last: int) -> list[float]:
+    def trained_before(last: int, since: int = -1) -> list[float]:
         first = max((each for each in steps if each < last), default=-1)
-        return [row["loss"] for row in history if "loss" in row and first < row["step"] <= last]
+        so_far = [(row["step"], row["loss"]) for row in history if "loss" in row and row["step"] <= last]
+        between = [loss for at, loss in so_far if at > first]
+        return between or [
+            loss for at, loss in so_far[-1:] if at > since
+        ]  # where the log has fewer lines than evaluations
 
-    before, after = trained_before(best_step), trained_before(step)
+    before, after = trained_before(best_step), trained_before(step, since=best_step)
     if now <= best + ROSE * abs(best) or not before or not after or not fmean(after) < fmean(before):
         return None
     return (

@@ -87,7 +87,7 @@ def show_run(run: RunArgument, folder: RunsOption = RUNS, as_json: JsonOption = 
         ("last line", f"{overview.span(row['age_seconds'])} ago"),
         *((key, str(value)) for key, value in _highlights(record).items()),
         *(("attempt", f"{each.started_at:%Y-%m-%d %H:%M:%S} UTC, {_from(each)}") for each in record.run.attempts),
-        ("published", record.published or "nothing"),
+        ("published", overview.published_as(record)),
         ("checkpoints", ", ".join(path.name for path in reversed(committed(record.path))) or "none"),
         *(("review", said.text) for said in read_reviews(record.path)),
     ]
@@ -207,7 +207,8 @@ def _read(path: Path) -> tuple[RunRecord | None, str]:
 
 def _summary(record: RunRecord) -> dict[str, Any]:
     """A run in a line."""
-    figures = {name: series.last for name, series in overview.main_series(record)[:LIST_FIGURES]}
+    shown = ((name, record.figure(name)) for name, _ in overview.main_series(record)[:LIST_FIGURES])
+    figures = {name: found[1] for name, found in shown if found is not None}
     return {
         "name": record.name,
         "path": str(record.path),

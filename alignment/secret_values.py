@@ -13,7 +13,8 @@ from typing import Any
 
 REDACTED = "(redacted)"
 _KEY = re.compile(
-    r"api[_-]?key|secret|passw(or)?d|passphrase|credential|private[_-]?key|access[_-]?key|(auth|hub|access|bearer)[_-]?token",
+    r"api[_-]?key|secret|passw(or)?d|passphrase|credential|private[_-]?key|access[_-]?key|authorization"
+    r"|(auth|hub|access|bearer|hf|session|api)[_-]?token|^token$",
     re.IGNORECASE,
 )
 _VARIABLE = re.compile(rf"{_KEY.pattern}|(^|_)(token|key|pat)(_|$)", re.IGNORECASE)
@@ -23,8 +24,9 @@ _FORMS = re.compile(
     r"|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_[A-Za-z0-9_]{16,}|glpat-[A-Za-z0-9_-]{16,}"
     r"|xox[abeprs]-[A-Za-z0-9-]{10,}|A(?:KIA|SIA)[A-Z0-9]{16}"
     r"|eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+)"  # a JSON Web Token
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"  # user and password of an address
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"|(?<=://)[^/\s:@]*:[^/\s]+(?=@)"  # user and password of an address
+    r"|(?<=[?&])(?i:api[_-]?key|key|token|access_token|secret|password|sig(?:nature)?)=[^&\s]+"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----)?"
     r"|^[0-9a-f]{40}$"  # W&B's older keys
 )
 _LEAST = 8

@@ -328,12 +328,15 @@ def _note_data(journal: Journal, config: RewardStageConfig, prepared: Prepared) 
     note_findings(journal, prepared.report)
     if distributed.is_main_process():
         rows = [row for row in train_set.items if isinstance(row, Comparison)]
-        for number, found in enumerate(journalled(config.data, rows)):
+        every = list(journalled(config.data, rows))
+        for found in every:
             journal.event(LABELS, **found)
-            if number == 0:  # several databases have an event each, and the dashboards one set of figures
-                journal.log(0, as_metrics(found))
-            if found.get("warnings"):
-                journal.finding(0, LABELS, "warning", " ".join(found["warnings"]))
+        if every:  # several databases have an event each, and the dashboards one set of figures
+            journal.log(0, as_metrics(every[0]))
+        if any(found.get("warnings") for found in every):
+            said = {found["source"]: " ".join(found["warnings"]) for found in every if found.get("warnings")}
+            text = " ".join(f"{source}: {text}" if len(every) > 1 else text for source, text in said.items())
+            journal.finding(0, LABELS, "warning", text)
 
 
 def plan(config: RewardStageConfig, world_size: int) -> dict[str, Any]:

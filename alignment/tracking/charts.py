@@ -184,7 +184,7 @@ def scatter_chart(panel: ScatterPanel, stage: str, runs: Sequence[tuple[str, Run
             series = record.metrics.get(name, Series())
             pairs = zip(series.steps, series.values, strict=True)
             points = [(at[step], y, step) for step, y in pairs if y is not None and step in at]
-            points = points[:: max(1, len(points) // POINTS)]
+            points = points[:: -max(1, len(points) // POINTS)][::-1]  # the last one is among them
             if len(points) < 2:
                 continue
             xs = [math.copysign(math.sqrt(abs(x)), x) if panel.sqrt_x else x for x, _, _ in points]
@@ -346,8 +346,9 @@ def chart_of(panel: Any, stage: str, runs: Sequence[tuple[str, RunRecord]]) -> C
 
 def intervals(record: RunRecord) -> Iterator[tuple[str, dict[str, Any]]]:
     """Metrics whose value stands in an event with its interval: {"value", "ci", "n"}."""
-    for kind, prefix in (("published", "eval/"), ("labels", "labels/")):
-        for event in record.of_kind(kind)[-1:]:
+    published, labels = record.of_kind("published")[-1:], record.of_kind("labels")[:1]  # whose metrics are journalled
+    for events, prefix in ((published, "eval/"), (labels, "labels/")):
+        for event in events:
             for name, value in event.items():
-                if isinstance(value, dict) and {"value", "ci", "n"} <= value.keys():
+                if isinstance(value, dict) and {"value", "ci", "n"} <= value.keys() and None not in value["ci"]:
                     yield prefix + name, value

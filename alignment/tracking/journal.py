@@ -112,8 +112,12 @@ class Journal:
         finite_ones = numbers[np.isfinite(numbers)]
         if not len(finite_ones):
             return
-        counts, edges = np.histogram(finite_ones, bins=BINS)
-        row = {"name": name, "step": step, "edges": edges.round(6).tolist(), "counts": counts.tolist()}
+        low, high = finite_ones.min(), finite_ones.max()
+        if high - low < 1e-9 * max(abs(low), abs(high)):  # numpy refuses values that nearly agree
+            low, high = low - 0.5, high + 0.5
+        counts, edges = np.histogram(finite_ones, bins=BINS, range=(low, high))
+        edges = np.array([float(f"{edge:.9g}") for edge in edges])
+        row = {"name": name, "step": step, "edges": edges.tolist(), "counts": counts.tolist()}
         self.event("histogram", **row, not_finite=len(numbers) - len(finite_ones))
         if self._sink is not None and not self._silent:
             self._sink.histogram(step, name, counts, edges)

@@ -81,10 +81,11 @@ def total_steps(record: RunRecord) -> int | None:
     """Steps that the run is to have; None where its config does not say, as for epochs before the first is known."""
     training: dict[str, Any] = record.config.get("training") or {}
     steps, epochs = training.get("max_steps"), training.get("num_train_epochs")
+    members = training.get("members") or 1
     if isinstance(steps, int) and steps > 0:
-        return steps
+        return steps * members
     series = record.metrics.get("train/epoch")
-    if not isinstance(epochs, int | float) or series is None or not series.last or training.get("members", 1) != 1:
+    if not isinstance(epochs, int | float) or series is None or not series.last or members != 1:
         return None
     return round(series.steps[-1] * epochs / series.last)
 
@@ -105,7 +106,8 @@ def seconds_left(record: RunRecord) -> float | None:
 
 
 def series_of(record: RunRecord, name: str) -> tuple[str, Series] | None:
-    """A metric with the name that it is journalled by: of an ensemble that of the newest member that has it."""
+    """A metric with the name that it is journalled by: of an ensemble's members that of the newest one that has it,
+    unless the first has it, which bears the plain name."""
     if name in record.metrics:
         members = [name]
     else:
@@ -131,8 +133,16 @@ def interval(record: RunRecord, name: str) -> tuple[float, float] | None:
     if not name.startswith("eval/") or not isinstance(figure, dict):
         return None
     ends = figure.get("ci")
-    same = figure.get("value") == record.metrics.get(name, Series()).last
+    shown = record.figure(name)
+    same = shown is not None and figure.get("value") == shown[1]
     return (ends[0], ends[1]) if same and isinstance(ends, list) and len(ends) == 2 else None
+
+
+def published_as(record: RunRecord) -> str:
+    """What the run published, and of which step that is where the best one was kept."""
+    if record.published is None:
+        return "nothing"
+    return record.published + (f", of step {record.published_step}" if record.published_step is not None else "")
 
 
 def number(value: float | None, unit: str = "") -> str:

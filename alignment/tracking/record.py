@@ -5,9 +5,9 @@ Any line may be missing its end, since the run may be writing it or have been ki
 
 from __future__ import annotations
 
+import bisect
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,16 @@ from typing import Any
 from alignment.errors import UserError
 from alignment.runs import Run
 from alignment.tracking.journal import FILES
+
+HUGE = 1e300
+"""What is beyond is as good as not finite: the span of an axis would not be."""
+_FIELDS: dict[str, dict[str, type]] = {
+    "watching": {"names": list},
+    "finding": {"name": str, "step": int, "level": str, "text": str},
+    "cleared": {"name": str, "step": int},
+    "published": {"model": str},
+    "histogram": {"name": str, "step": int, "edges": list, "counts": list},
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,20 @@ class Series:
     def last(self) -> float | None:
         """The last finite value."""
         return next((value for value in reversed(self.values) if value is not None), None)
+
+    def put(self, step: int, value: float | None) -> None:
+        """Add a value in the order of steps: the judgement of the best model comes last and is of an earlier one. Of
+        two values of a step the later one stands."""
+        if not self.steps or step > self.steps[-1]:
+            self.steps.append(step)
+            self.values.append(value)
+            return
+        place = bisect.bisect_left(self.steps, step)
+        if self.steps[place : place + 1] == [step]:
+            self.values[place] = value
+        else:
+            self.steps.insert(place, step)
+            self.values.insert(place, value)
 
 
 @dataclass(frozen=True)
@@ -62,7 +86,7 @@ class RunRecord:
         times: dict[int, float] = {}
         for row in read_rows(path / "metrics.jsonl"):
             add_metrics(row, metrics, times)
-        events = list(read_rows(path / "events.jsonl"))
+        events = list(known_events(read_rows(path / "events.jsonl")))
         samples = list(read_rows(path / "samples.jsonl"))
         return cls(
             path, stage_of(config), config, Run.read(path) or Run(), metrics, times, samples, events, read_exit(path)
@@ -84,7 +108,24 @@ class RunRecord:
     def published(self) -> str | None:
         """Reference of the model that the run published."""
         events = self.of_kind("published")
-        return str(events[-1]["model"]) if events else None
+        return events[-1]["model"] if events else None
+
+    @property
+    def published_step(self) -> int | None:
+        """The step that the published model is of, where the best one was kept."""
+        events = self.of_kind("published")
+        step = events[-1].get("best_step") if events else None
+        return step if isinstance(step, int) else None
+
+    def figure(self, name: str) -> tuple[int, float] | None:
+        """Step and value of a metric: of an evaluation the published model's, of anything else the last finite one."""
+        series = self.metrics.get(name, Series())
+        known = {step: value for step, value in zip(series.steps, series.values, strict=True) if value is not None}
+        if not known:
+            return None
+        of_published = self.published_step in known and name.startswith("eval/")
+        step = self.published_step if of_published and self.published_step is not None else max(known)
+        return step, known[step]
 
 
 def add_metrics(row: Mapping[str, Any], metrics: dict[str, Series], times: dict[int, float]) -> None:
@@ -95,9 +136,8 @@ def add_metrics(row: Mapping[str, Any], metrics: dict[str, Series], times: dict[
     times[step] = float(time) if isinstance(time, int | float) else 0.0
     for name, value in row.items():
         if name not in ("step", "time") and (value is None or isinstance(value, int | float)):
-            series = metrics.setdefault(name, Series())
-            series.steps.append(step)
-            series.values.append(value if value is None or math.isfinite(value) else None)
+            known = value is not None and abs(value) < HUGE
+            metrics.setdefault(name, Series()).put(step, value if known else None)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -139,9 +179,17 @@ def parse_rows(data: bytes) -> Iterator[dict[str, Any]]:
     for line in data.split(b"\n"):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
+            yield row
+
+
+def known_events(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The events without those that lack a field that is read everywhere: they were written by no run of ours."""
+    for row in rows:
+        fields = _FIELDS.get(str(row.get("event")), {})
+        if all(isinstance(row.get(name), kind) for name, kind in fields.items()):
             yield row
 
 

@@ -39,7 +39,7 @@ def replay(run_dir: Path, mode: Literal["offline", "online"] = "offline", regist
         registry: where the models are; by default where the run's config says.
 
     Raises:
-        UserError: it is no run folder; or W&B cannot be started.
+        UserError: it is no run folder; W&B cannot be started, or did not take everything.
     """
     record = RunRecord.read(run_dir)
     folder = run_dir / FOLDER
@@ -61,7 +61,8 @@ def replay(run_dir: Path, mode: Literal["offline", "online"] = "offline", regist
     steps = list(_steps(run_dir))
     for step, metrics in steps:
         sink.log(step, metrics)
-    tables = [(step, list(rows)) for step, rows in groupby(record.samples, key=lambda row: row["step"])]
+    samples = [row for row in record.samples if isinstance(row.get("step"), int)]
+    tables = [(step, list(rows)) for step, rows in groupby(samples, key=lambda row: row["step"])]
     for step, rows in tables:
         sink.samples(step, [{name: value for name, value in row.items() if name != "step"} for row in rows])
     histograms = record.of_kind("histogram")
@@ -69,6 +70,11 @@ def replay(run_dir: Path, mode: Literal["offline", "online"] = "offline", regist
         sink.histogram(event["step"], event["name"], event["counts"], event["edges"])
     models, missing = _mirror_models(record, sink, registry)
     sink.finish(failed=bool(record.exit and record.exit.get("code")))
+    if sink.lost:
+        raise UserError(
+            f"{run_dir}: W&B did not take {sink.lost} of the calls ({sink.last_error}), so what it has of this run is "
+            "not whole; mend that and replay it again"
+        )
     where = url or str(next(iter(sorted(folder.glob("wandb/offline-run-*"))), folder))
     return Replayed(where, len(steps), len(tables), len(histograms), models, missing)
 
@@ -77,8 +83,10 @@ def _steps(run_dir: Path) -> Iterator[tuple[int, dict[str, float]]]:
     """The rows of metrics.jsonl, those of one step as one, in order; values that are not finite are left out."""
     steps: dict[int, dict[str, float]] = {}
     for row in read_rows(run_dir / "metrics.jsonl"):
-        step = row.pop("step")
+        step = row.pop("step", None)
         row.pop("time", None)
+        if not isinstance(step, int):
+            continue
         steps.setdefault(step, {}).update({name: value for name, value in row.items() if value is not None})
     yield from sorted(steps.items())
 

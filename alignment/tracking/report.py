@@ -18,7 +18,7 @@ from alignment.terminal import clean, one_line
 from alignment.tracking import bars, dashboards, pictures
 from alignment.tracking.dashboards import Dashboard
 from alignment.tracking.journal import finite
-from alignment.tracking.overview import span, verdicts_now
+from alignment.tracking.overview import published_as, span, verdicts_now
 from alignment.tracking.record import RunRecord
 from alignment.tracking.report_panels import Report, view_of
 from alignment.tracking.verdicts import Outcome, worst
@@ -46,11 +46,14 @@ def write_report(
     outcome = worst([verdict for record in records for verdict in verdicts_now(record)])
     text = report_page(records, registry, dashboard)
     path = out or paths[0] / FILE
+    if not path.name or path.is_dir():
+        raise UserError(f"--out {path}: that is a folder; name a file, as in --out {path / FILE}")
+    part = path.with_name(f".{path.name}.part")  # a report that is looked at is never half a page
     try:
-        part = path.with_name(f".{path.name}.part")  # a report that is looked at is never half a page
         part.write_text(text, encoding="utf-8")
         part.replace(path)
     except OSError as error:
+        part.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written: {error.strerror}; name another file with --out") from None
     return path, outcome
 
@@ -82,6 +85,8 @@ def report_page(records: Sequence[RunRecord], registry: Path | None = None, dash
     sections = _sections(dashboards.load(chosen[0]), report)
     for name in chosen[1:]:  # before where it all comes from
         sections[-1:-1] = _sections(dashboards.load(name), report)
+    if not sections:
+        raise UserError(f"the dashboard {chosen[0]} shows nothing of a run of the stage {report.stage}; leave it out")
     data = {"charts": report.charts, "samples": report.samples, "findings": _findings(report)}
     title = " and ".join(called for called, _ in report.runs)
     return pages.render(
@@ -133,7 +138,7 @@ def _called(records: Sequence[RunRecord]) -> list[str]:
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
     """What the run is, in short."""
-    facts = [("published", record.published or "nothing")]
+    facts = [("published", published_as(record))]
     started = [attempt.started_at for attempt in record.run.attempts]
     if started:
         facts.append(("started", f"{started[0]:%Y-%m-%d %H:%M} UTC"))

@@ -107,10 +107,13 @@ def _tile(panel: ScalarPanel, stage: str, report: Report) -> View | None:
 def _cell(panel: ScalarPanel, record: RunRecord, share: bool) -> View | None:
     series = record.metrics.get(panel.metric)
     known = [value for value in series.values if value is not None] if series else []
-    if series is None or not known:
+    if not known or (figure := record.figure(panel.metric)) is None:
         return None
-    cell: View = {"value": number(known[-1], share), "from": number(known[0], share) if len(known) > 1 else None}
-    cell["rises"] = len(known) > 1 and known[-1] > known[0]
+    step, value = figure
+    cell: View = {"value": number(value, share), "from": number(known[0], share) if len(known) > 1 else None}
+    cell["rises"] = len(known) > 1 and value > known[0]
+    cell["of_step"] = step if step == record.published_step and value != known[-1] else None
+    cell["last"] = number(known[-1], share)
     ends = [record.metrics[name].last for name in (panel.low, panel.high) if name and name in record.metrics]
     ci = dict(intervals(record)).get(panel.metric, {}).get("ci", ends)
     if len(ci) == 2 and None not in ci:
@@ -217,12 +220,11 @@ def _data(report: Report) -> View | None:
                 continue
             for mark in marks:
                 if isinstance(mark, dict) and "name" in mark:
-                    count = mark.get("rows") or mark.get("items") or mark.get("ratings")
-                    what = "ratings" if "ratings" in mark else "rows"
-                    about = (
-                        f"{mark['ratings']:,} ratings of {mark.get('items', 0):,} items" if "ratings" in mark else ""
-                    )
-                    rows.append((str(mark["name"]), use, about or f"{count or 0:,} {what}", str(mark.get("split", ""))))
+                    if ratings := mark.get("ratings"):
+                        about = f"{ratings:,} ratings of {mark.get('items') or 0:,} items"
+                    else:
+                        about = f"{mark.get('rows') or mark.get('items') or 0:,} rows"
+                    rows.append((str(mark["name"]), use, about, str(mark.get("split", ""))))
     notes = [str(note) for event in record.of_kind("data")[-1:] for note in event.get("notes") or ()]
     bad = _lines(record.path / "bad_rows.jsonl")
     check = [event for event in record.of_kind("data_check")[-1:] if event.get("verdict")]
@@ -247,17 +249,17 @@ def _samples(report: Report) -> View | None:
     report.samples = found
     items = []
     for item in found["items"]:
-        last = item["at"][max(item["at"])]
+        last = item["at"][item["shown"]]
         left, right = report_samples.left_and_right(last["parts"])
         items.append({**item, "last": last, "sides": [(last["left"], left), (last["right"], right)]})
-    return {"kind": "samples", "items": items, "steps": found["steps"], "left_out": found["left_out"]}
+    return {"kind": "samples", **found, "items": items}
 
 
 def _lineage(report: Report) -> View | None:
     record = report.record
     if record.published is None or report.compared:
         return None
-    folder = report.registry or registry_path(record.config.get("registry", {}).get("path"))
+    folder = report.registry or registry_path((record.config.get("registry") or {}).get("path"))
     try:
         node = Registry(folder).lineage(record.published)
     except (RegistryError, UserError, OSError) as error:

@@ -17,6 +17,8 @@ MAX_ITEMS = 64
 MAX_TEXT = 4000
 """Characters of a text that are shown."""
 _WORDS = re.compile(r"\s+|\w+|[^\w\s]")
+MAX_PRODUCT = 400_000
+"""Words of one answer times those of the other, up to which they are compared exactly."""
 Part = tuple[str, str]
 """`=`, `-` (only before) or `+` (only now), and a text."""
 
@@ -31,23 +33,30 @@ def samples_of(record: RunRecord) -> dict[str, Any] | None:
     for row in record.samples:
         if isinstance(row.get("step"), int):
             by_prompt.setdefault(_key(row), {})[row["step"]] = row
-    steps = _some(sorted({step for rows in by_prompt.values() for step in rows}))
+    there = sorted({step for rows in by_prompt.values() for step in rows})
+    steps = _some(there, record.published_step)
     if not steps:
         return None
+    shown = record.published_step if record.published_step in steps else steps[-1]
     items = [_item(rows, steps) for rows in list(by_prompt.values())[:MAX_ITEMS]]
     items = [item for item in items if item["at"]]
+    for item in items:
+        item["shown"] = shown if shown in item["at"] else max(item["at"])
     _rank(items)
-    return {"steps": steps, "items": items, "left_out": max(0, len(by_prompt) - MAX_ITEMS)}
+    return {"steps": steps, "shown": shown, "items": items, "left_out": max(0, len(by_prompt) - MAX_ITEMS)}
 
 
 def side_by_side(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
-    """The last answers of several runs to the prompts that all of them have."""
+    """The answers of several runs' published models, or the last ones, to the prompts that all of them have."""
     last: list[dict[str, dict[str, Any]]] = []
     for record in records:
         rows: dict[str, dict[str, Any]] = {}
+        published: set[str] = set()
         for row in record.samples:
-            if "response" in row:
-                rows[str(_prompt(row))] = row
+            if "response" in row and (key := str(_prompt(row))) not in published:
+                rows[key] = row
+                if row.get("step") == record.published_step:
+                    published.add(key)
         last.append(rows)
     shared = [key for key in last[0] if all(key in rows for rows in last)][:MAX_ITEMS]
     return [
@@ -63,11 +72,12 @@ def _key(row: Mapping[str, Any]) -> Any:
     return row["id"] if isinstance(row.get("id"), (int, str)) else str(_prompt(row))
 
 
-def _some(steps: list[int]) -> list[int]:
-    """At most `MAX_STEPS` of the steps, evenly spread, with the first and the last."""
+def _some(steps: list[int], wanted: int | None) -> list[int]:
+    """At most `MAX_STEPS` of the steps, evenly spread, with the first and the last; and the wanted one."""
     if len(steps) <= MAX_STEPS:
         return steps
-    return [steps[round(place * (len(steps) - 1) / (MAX_STEPS - 1))] for place in range(MAX_STEPS)]
+    some = {steps[round(place * (len(steps) - 1) / (MAX_STEPS - 1))] for place in range(MAX_STEPS)}
+    return sorted(some | {step for step in steps if step == wanted})
 
 
 def _item(rows: Mapping[int, Mapping[str, Any]], steps: Sequence[int]) -> dict[str, Any]:
@@ -92,9 +102,9 @@ def _item(rows: Mapping[int, Mapping[str, Any]], steps: Sequence[int]) -> dict[s
 
 
 def _rank(items: list[dict[str, Any]]) -> None:
-    """Name the best, the worst and the most changed answers of the last step, and how much each has changed."""
+    """Name the best, the worst and the most changed answers that are shown at first, and how much each has changed."""
     for number_, item in enumerate(items):
-        last = item["at"][max(item["at"])]
+        last = item["at"][item["shown"]]
         old, new = ("".join(text for kind, text in last["parts"] if kind in ("=", side)) for side in "-+")
         same = sum(len(text) for kind, text in last["parts"] if kind == "=")
         item["changed"] = 1 - 2 * same / max(1, len(old) + len(new)) if last["marked"] else 0.0
@@ -125,7 +135,9 @@ def changes(before: str, now: str) -> list[Part]:
             found.append(("=", end))
         gone = come = ""
 
-    for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new).get_opcodes():
+    # Without the heuristic frequent words count too, as those of an answer that repeats itself; it takes its time.
+    heuristic = len(old) * len(new) > MAX_PRODUCT
+    for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=heuristic).get_opcodes():
         left, right = "".join(old[a:b]), "".join(new[c:d])
         if kind == "equal" and not (left.isspace() and (gone or come)):
             flush()

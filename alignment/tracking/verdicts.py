@@ -68,7 +68,9 @@ def _watched(record: RunRecord) -> list[Verdict]:
     for event in record.of_kind("finding", "cleared"):
         name, step = event["name"], event["step"]
         if event["event"] == "finding":
-            latest[name] = Verdict(name, _OUTCOMES[event["level"]], event["text"], step)
+            found = Verdict(name, _OUTCOMES.get(event["level"], "fail"), event["text"], step)
+            known = latest.get(name, found)  # a lesser one does not undo a worse one: that takes `cleared`
+            latest[name] = min(found, known, key=lambda verdict: _ORDER.index(verdict.outcome))
         elif name in latest and latest[name].outcome != "pass":
             latest[name] = Verdict(name, "warn", f"{latest[name].reason} (over since step {step})", latest[name].step)
     return [latest.get(name, Verdict(name, "pass", "nothing found")) for name in dict.fromkeys([*names, *latest])]

@@ -83,6 +83,8 @@ class WandbSink:
         self._is_online = False
         self._cancel: CancelTag | None = None
         self._failures, self._last, self._given_up, self._ended = 0, "", False, False
+        self.lost = 0
+        """Calls that failed."""
         self._end: Callable[[], Any] | None = None
         """The last call."""
         self._calls: queue.Queue[Callable[[], Any]] = queue.Queue(MAX_WAITING)
@@ -93,6 +95,11 @@ class WandbSink:
     def is_open(self) -> bool:
         """Whether the run was started and has not been given up."""
         return bool(self._ask(lambda: self._run is not None, 2 * START_SECONDS))
+
+    @property
+    def last_error(self) -> str:
+        """Of the last call that failed."""
+        return self._last
 
     @property
     def url(self) -> str | None:
@@ -133,11 +140,11 @@ class WandbSink:
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """A fresh table of this evaluation's answers: one that grows would be written anew, whole, each time."""
-        columns, table = as_table(rows, self._text)
 
         def log() -> None:
             import wandb
 
+            columns, table = as_table(rows, self._text)
             self._run.log({"samples": wandb.Table(columns=columns, data=table), STEP: step})
 
         if rows:
@@ -248,7 +255,7 @@ class WandbSink:
                 done.set()
 
         self._submit(answer)
-        deadline = seconds
+        deadline = math.inf if self._patient else seconds
         while not self._given_up and not done.wait(min(0.1, deadline)) and deadline > 0:
             deadline -= 0.1
         return found[0] if found else None
@@ -259,6 +266,7 @@ class WandbSink:
             self._failures = 0
         except Exception as error:  # noqa: BLE001 - the whole point: no error of the mirror reaches the run
             self._failures += 1
+            self.lost += 1
             self._last = _in_a_line(error)
             if self._failures >= MAX_FAILURES:
                 self._give_up()

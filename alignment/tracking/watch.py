@@ -17,7 +17,16 @@ from alignment.runs import Run
 from alignment.terminal import one_line
 from alignment.tracking import overview
 from alignment.tracking.journal import FILES
-from alignment.tracking.record import RunRecord, Series, add_metrics, parse_rows, read_config, read_exit, stage_of
+from alignment.tracking.record import (
+    RunRecord,
+    Series,
+    add_metrics,
+    known_events,
+    parse_rows,
+    read_config,
+    read_exit,
+    stage_of,
+)
 from alignment.tracking.verdicts import Verdict
 
 STATE_STYLES = {"running": "cyan", "done": "green", "failed": "red", "preempted": "yellow", "killed": "red"}
@@ -88,7 +97,7 @@ class Follower:
             else:
                 if again:
                     self._lists[name] = []
-                self._lists[name] += rows
+                self._lists[name] += known_events(rows) if name == "events" else rows
         config, run = read_config(self.path), Run.read(self.path) or Run()
         return RunRecord(
             self.path, stage_of(config), config, run, self._metrics, self._times, **self._lists,

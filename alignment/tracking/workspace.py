@@ -68,33 +68,41 @@ def _workspace(dashboard: Dashboard, project: str, entity: str) -> Any:
     sections = [
         ws.Section(
             name=section.title if dashboard.stage or not section.stage else f"{section.stage}: {section.title}",
-            panels=[
-                panel
-                for number, each in enumerate(section.panels)
-                for panel in _panels(each, dashboard, section, number)
-            ],
+            panels=panels,
             is_open=True,
-            layout_settings=ws.SectionLayoutSettings(columns=COLUMNS, rows=-(-len(section.panels) // COLUMNS)),
+            layout_settings=ws.SectionLayoutSettings(columns=COLUMNS, rows=-(-len(panels) // COLUMNS)),
         )
-        for section in dashboard.sections
+        for section, panels in ((section, _laid_out(dashboard, section)) for section in dashboard.sections)
     ]
     return ws.Workspace(entity=entity, project=project, name=dashboard.title, sections=sections)
 
 
-def _panels(panel: Any, dashboard: Dashboard, section: DashboardSection, number: int) -> list[Any]:
+def _laid_out(dashboard: Dashboard, section: DashboardSection) -> list[Any]:
+    """A section's panels in W&B's terms, each in a place of its own: one of ours may be several of theirs."""
+    import wandb_workspaces.reports.v2 as wr
+
+    panels = [panel for each in section.panels for panel in _panels(each, dashboard, section)]
+    for number, panel in enumerate(panels):
+        panel.layout = wr.Layout(x=WIDTH * (number % COLUMNS), y=HEIGHT * (number // COLUMNS), w=WIDTH, h=HEIGHT)
+    return panels
+
+
+def _panels(panel: Any, dashboard: Dashboard, section: DashboardSection) -> list[Any]:
     """A panel in W&B's terms; what is in no metric or table is named in a note."""
     import wandb_workspaces.reports.v2 as wr
 
     stage = str(dashboard.stage_of(section))
-    layout = wr.Layout(x=WIDTH * (number % COLUMNS), y=HEIGHT * (number // COLUMNS), w=WIDTH, h=HEIGHT)
-    own = {"title": panel.title, "layout": layout}
+    own = {"title": panel.title}
     match panel:
         case LinePanel():
-            family = next((name for name in panel.metrics if name.endswith("/*")), None)
-            names: dict[str, Any] = {"metric_regex": f"^{family[:-1]}"} if family else {"y": list(panel.metrics_shown)}
+            names: dict[str, Any] = {"y": list(panel.metrics_shown)}
+            if any(name.endswith("/*") for name in panel.metrics):  # of which W&B takes no list
+                forms = (f"{name[:-1]}.*" if name.endswith("/*") else name for name in panel.metrics)
+                names = {"metric_regex": f"^({'|'.join(forms)})$"}
             axes: dict[str, Any] = {"x": STEP, "log_y": panel.log or None, "title_y": _unit(stage, panel.metrics[0])}
             return [wr.LinePlot(**own, **names, **axes)]
         case ScatterPanel():
+            own["title"] = panel.title.replace("√", "")  # it plots the figures as they are
             return [wr.ScatterPlot(**own, x=wr.SummaryMetric(panel.x), y=wr.SummaryMetric(y)) for y in panel.y]
         case ScalarPanel():
             return [wr.ScalarChart(**own, metric=panel.metric, groupby_aggfunc="mean")]
@@ -105,10 +113,10 @@ def _panels(panel: Any, dashboard: Dashboard, section: DashboardSection, number:
         case FilePanel(kind="samples"):
             return [wr.MediaBrowser(**own, media_keys=[SAMPLES], num_columns=1)]
         case FilePanel(kind="config"):
-            return [wr.RunComparer(diff_only="split", layout=layout)]
+            return [wr.RunComparer(diff_only="split")]
         case _:
             text = f"### {panel.title}\n{IN_THE_REPORT.format(about=panel.about)}"
-            return [wr.MarkdownPanel(markdown=text, layout=layout)]
+            return [wr.MarkdownPanel(markdown=text)]
 
 
 def _unit(stage: str, name: str) -> str | None:
