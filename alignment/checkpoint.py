@@ -19,6 +19,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -245,7 +246,10 @@ class Checkpoints:
 
     def _stage(self, step: int, size: int) -> Path:
         folder = self.run_dir / FOLDER
-        last = [sum(f.size for f in _read(path).files.values()) for path in committed(self.run_dir)[:1]]
+        last = []
+        for path in committed(self.run_dir)[:1]:
+            with suppress(OSError, ValidationError):  # a damaged one is passed over here as elsewhere
+                last.append(sum(f.size for f in _read(path).files.values()))
 
         def stage() -> Path:
             folder.mkdir(parents=True, exist_ok=True)
@@ -300,8 +304,8 @@ class Checkpoints:
     def _prune(self, saved: Path) -> None:
         """Remove the oldest, once as many newer ones as are kept were found to be whole; what was just `saved` was read
         back before it was committed."""
-        whole = 0
-        for path in committed(self.run_dir):
+        whole, there = 0, committed(self.run_dir)
+        for path in there if len(there) > self.keep else ():  # reading back takes its time
             if whole >= self.keep:
                 _discard(path)
                 continue

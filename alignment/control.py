@@ -11,17 +11,20 @@ after the other, and two that went by different signals would leave each other i
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
+
+import psutil
 
 from alignment.errors import Preempted
 from alignment.tracking.journal import Journal
@@ -67,7 +70,7 @@ class Listener:
     def __init__(self) -> None:
         self._signal = Wanted.NOTHING
         # Only a launcher's end is the run's: that of the shell which started it with nohup is not.
-        self._launcher = os.getppid() if any(name in os.environ for name in LAUNCHED) else None
+        self._launcher = os.getppid() if launched() else None
 
     def note(self, number: int, frame: FrameType | None) -> None:
         self._signal = max(self._signal, Wanted[signal.Signals(number).name])
@@ -77,6 +80,11 @@ class Listener:
         if self._launcher is not None and os.getppid() != self._launcher:
             return max(self._signal, Wanted.LAUNCHER_GONE)
         return self._signal
+
+
+def launched() -> bool:
+    """Whether the parent process is a launcher."""
+    return any(name in os.environ for name in LAUNCHED)
 
 
 _listener: Listener | None = None
@@ -122,13 +130,36 @@ def leave_if_preempted(run_dir: Path) -> None:
         Preempted: this run is to make room.
     """
     if (wanted := ask(run_dir)).preempts:
-        raise Preempted(wanted.reason)
+        answer(run_dir, wanted)
+
+
+def answer(run_dir: Path, wanted: Wanted) -> NoReturn:
+    """Leave; the next attempt is not to be told once more.
+
+    Raises:
+        Preempted: always.
+    """
+    from alignment import distributed
+
+    if distributed.is_main_process():
+        clear(run_dir, Wanted.PREEMPT)
+    raise Preempted(wanted.reason)
 
 
 def clear(run_dir: Path, *files: Wanted) -> None:
     """Take away the files that have been answered; all of them by default."""
     for file in files or FILES:
         (run_dir / file.name).unlink(missing_ok=True)
+
+
+def forget_earlier(run_dir: Path) -> None:
+    """Take away a RUN/PREEMPT from before this launch, whose run was killed before it could answer; one that came
+    while this one was starting stands."""
+    process = psutil.Process()
+    started = min(process.create_time(), (process.parent() or process).create_time() if launched() else math.inf)
+    with suppress(OSError):
+        if (run_dir / Wanted.PREEMPT.name).stat().st_mtime < started:
+            clear(run_dir, Wanted.PREEMPT)
 
 
 class Control:
@@ -161,7 +192,7 @@ class Control:
         started = time.monotonic()
         save()
         if wanted.preempts:
-            raise Preempted(wanted.reason)
+            answer(self.run_dir, wanted)
         self._warn_of_grace(time.monotonic() - started)
         if wanted is Wanted.CHECKPOINT:
             self._journal.event("checkpoint", step=step)

@@ -28,6 +28,8 @@ from alignment.terminal import one_line, say
 
 VARIABLE, DEFAULT = "ALIGNMENT_TIMEOUT", 1800.0
 """Seconds, longer than the longest step, rollout or batch of an evaluation."""
+LEFT_SECONDS = 90.0
+"""After which others follow a process that left with an error: its own end may take W&B a minute."""
 DONE = "done"
 SIGNS = ("gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe")
 """What errors of the communication say."""
@@ -182,8 +184,12 @@ class Heartbeat(threading.Thread):
         except RuntimeError:  # its process is gone or stopped: rank 0, or a launcher
             mute = not self._orphaned() and time.monotonic() - self._answered > self.limit
             return self._claim(f"{self._keeper} in {_place.phase}") if mute or self._is_stuck() else None
-        late = time.monotonic() - self.limit
+        late, gone = time.monotonic() - self.limit, time.monotonic() - min(self.limit, LEFT_SECONDS)
         silent = [rank for rank, (beat, since) in self._heard.items() if since < late and beat["left"] != DONE]
+        failed = {rank: since for rank, (beat, since) in self._heard.items() if beat["left"] not in (None, DONE)}
+        left = [rank for rank, since in failed.items() if since < gone]
+        if left:  # on GPUs nothing tells those in a collective
+            return self._claim(f"{self._names(left)} in {_place.phase}")
         if silent:
             return self._claim(f"{self._names(silent)} in {_place.phase}, for {self.limit:.0f} s")
         return self._claim(self._stuck()) if self._is_stuck() else None

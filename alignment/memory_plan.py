@@ -144,6 +144,7 @@ class Workload:
         own_loop: PPO's, which wraps nothing in DDP and has torch's own AdamW; else TRL's trainers.
         offload: frozen models outside of the engine wait in the host's memory while they are not used.
         averaged: weights of which a moving average is kept, in float32.
+        vllm: what a colocated vLLM takes of each GPU, weights and cache; it sleeps while the policy is trained, or not.
     """
 
     models: tuple[Model, ...]
@@ -154,6 +155,13 @@ class Workload:
     own_loop: bool = False
     offload: bool = False
     averaged: int = 0
+    vllm: float = 0.0
+    vllm_sleeps: bool = False
+
+    @property
+    def loading(self) -> float:
+        """Of the host's memory, for each process, while its models are read: trained ones in float32, each whole."""
+        return sum(4 * model.trained + (model.parameters - model.trained) * model.frozen_bytes for model in self.models)
 
 
 class Strategy(NamedTuple):
@@ -244,6 +252,7 @@ class _Ledger:
         found = dict.fromkeys(PARTS, 0.0)
         found |= {"weights": self._weights(scoring), "gradients": gradients}
         found |= {"optimizer": self._optimizer(stepping), "buffers": self._buffers()}
+        found["cache"] += 0.0 if self.work.vllm_sleeps else self.work.vllm
         for part, size in parts.items():
             found[part] += size
         return found
@@ -340,7 +349,7 @@ class _Ledger:
             gradients=self._gradients(0),
             weights=whole[0],
             activations=rollout.rows * max(rollout.prompt * shape.passing_bytes(width), length * repeated),
-            cache=rollout.rows * length * shape.cache_bytes(width),
+            cache=rollout.rows * length * shape.cache_bytes(width) + (self.work.vllm if self.work.vllm_sleeps else 0.0),
             logits=rollout.rows * shape.vocab_size * (SAMPLING_BYTES + width),
         )
         scoring = self._at(

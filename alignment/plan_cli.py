@@ -225,6 +225,14 @@ def report(
         notes += [f"{each.name} fits on {count} GPUs" for each, count in plans[0].fitting_counts().items()]
         others = [f"{plan.name} ({plan.chosen.name})" for plan in plans[1:] if plan.chosen]
         notes += [f"what fits here: {'; '.join(others)}"] if others else []
+    work = plans[0].work
+    if work.vllm:
+        when = "while it samples" if work.vllm_sleeps else "all the time; rollout.vllm.enable_sleep_mode=true ends that"
+        notes.append(f"cache: vLLM holds {work.vllm / 1e9:.1f} GB of each GPU {when}")
+    notes.append(
+        f"loading: the processes of a node take {work.loading * cluster.gpus / 1e9:,.0f} GB of its memory while they "
+        "read their models; under ZeRO-3 SFT and the reward model read parts"
+    )
     notes.append(
         f"fits: at most {cluster.usable / 1e9:.1f} of {cluster.memory / 1e9:g} GB; {RESERVED:.0%} is left to the CUDA "
         "context, NCCL and gaps between blocks"

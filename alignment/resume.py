@@ -102,7 +102,7 @@ def open_run_dir(config: RunConfig, overwrite: bool, resume: str = "no", allow_c
                 )
             if start is None:
                 shutil.rmtree(run_dir)
-            control.clear(run_dir, control.Wanted.PREEMPT)  # which this attempt is the answer to
+            control.forget_earlier(run_dir)
             (run_dir / "exit.json").unlink(missing_ok=True)  # of the attempt before; this one may be killed
         elif resume not in ("no", "auto"):
             raise UserError(f"--resume {resume}: there is no run in {run_dir}; leave --resume out for a new one")

@@ -8,17 +8,22 @@ generator of its own: the seeds of `Engine.generate` have no say, and two runs o
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import httpx
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alignment import distributed, zero3
 from alignment.generation import GenerationError, Sampled, Sampling
 
+SERVER_SECONDS = 240.0
+"""For a server to come up; as long as TRL waits."""
 LOGPROBS_MODE = "processed_logprobs"
 """What a server has to be started with, so that its log-probabilities are at the temperature it sampled at."""
 
@@ -56,6 +61,8 @@ class VLLMEngine:
         if getattr(policy, "is_loaded_in_4bit", False):
             raise GenerationError("rollout.engine=vllm has no way to send 4-bit weights; set model.method=lora")
         self._sampling = sampling
+        if options.get("mode") == "server":
+            distributed.on_main_process(lambda: wait_for_server(options["server_base_url"]))
         try:
             self._vllm = _generation_class()(
                 model=policy,
@@ -96,21 +103,53 @@ class VLLMEngine:
         return Sampled(responses, logprobs)
 
 
+def wait_for_server(url: str, seconds: float = SERVER_SECONDS) -> None:
+    """TRL asks on the main process alone, and the others would wait for it where it fails.
+
+    Raises:
+        GenerationError: the server does not answer in time, or was started without what the weights need.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            if httpx.get(f"{url}/health", timeout=10).status_code == 200:
+                break
+            reason = "it is not ready"
+        except httpx.HTTPError as error:
+            reason = type(error).__name__
+        if time.monotonic() > end:
+            raise GenerationError(
+                f"rollout.vllm.server_base_url={url}: no vLLM server answers there after {seconds:.0f} s ({reason}); "
+                "docs/vllm.md says how it is started"
+            )
+        time.sleep(1.0)
+    try:
+        found = httpx.get(f"{url}/server_info", timeout=10).status_code
+    except httpx.HTTPError as error:
+        raise GenerationError(f"rollout.vllm.server_base_url={url}: {type(error).__name__}") from None
+    if found == 404:
+        raise GenerationError(
+            f"rollout.vllm.server_base_url={url}: the server takes no weights; start it with VLLM_SERVER_DEV_MODE=1 "
+            """and --weight-transfer-config '{"backend": "nccl"}' (docs/vllm.md)"""
+        )
+
+
 def _generation_class() -> type:
     """TRL's class, with the weights of a PEFT model sent as they would be merged, and nothing merged.
 
     TRL merges the adapter into the model and takes it out again at each sync, which rounds the base a little more each
-    time: the reference and the reward model, which read the same base, would drift with it.
+    time: the reference and the reward model, which read the same base, would drift with it. And it gathers ZeRO-3's
+    parts, which DeepSpeed refuses inside a rollout, where they are gathered already.
     """
     from trl.generation.vllm_generation import VLLMGeneration
 
     class Generation(VLLMGeneration):
         def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
-            if not isinstance(self.model, PeftModel):
-                yield from super()._iter_named_params()
-                return
-            with self._dist.gather_params(list(self.model.parameters())):
-                yield from merged_parameters(self.model)
+            with zero3.whole([self.model]):
+                if isinstance(self.model, PeftModel):
+                    yield from merged_parameters(self.model)
+                else:
+                    yield from ((name, parameter.data) for name, parameter in self.model.named_parameters())
 
     return Generation
 

@@ -21,13 +21,19 @@ SCORERS = ("reward", "held_out_reward")
 
 
 def workload(
-    config: PPOStageConfig, shapes: Shapes, processes: int, members: Mapping[str, int] | None = None
+    config: PPOStageConfig,
+    shapes: Shapes,
+    processes: int,
+    members: Mapping[str, int] | None = None,
+    gpu_memory: float = 0.0,
 ) -> Workload:
     """A run whose prompts and responses are all as long as they may be.
 
     Args:
         members: of a reward model that is an ensemble, by its role.
+        gpu_memory: bytes of a GPU, of which a colocated vLLM takes a share.
     """
+    vllm = config.rollout.vllm if config.rollout.engine == "vllm" else None
     rollout, training, length = config.rollout, config.training, config.data.max_length
     policy, critic, rest = _roles(config, shapes, members or {})
     episodes = batch_plan(config, processes).episodes
@@ -46,7 +52,7 @@ def workload(
         bf16=training.bf16,
         checkpointed=training.gradient_checkpointing,
         rollout=Rollout(
-            rows=min(rollout.generation_batch_size, episodes),
+            rows=0 if vllm else min(rollout.generation_batch_size, episodes),
             prompt=length - rollout.max_new_tokens,
             response=rollout.max_new_tokens,
             scored=scored,
@@ -55,6 +61,8 @@ def workload(
         own_loop=True,
         offload=config.model.offload,
         averaged=policy.trained if training.ema_decay is not None else 0,
+        vllm=vllm.gpu_memory_utilization * gpu_memory if vllm and vllm.mode == "colocate" else 0.0,
+        vllm_sleeps=bool(vllm and vllm.enable_sleep_mode),
     )
 
 
@@ -113,16 +121,18 @@ def find_shapes(config: PPOStageConfig, finder: ShapeFinder) -> dict[str, PreTra
     return {role: finder.find(key, name, trust=trust) for role, (key, name) in names.items() if name}
 
 
-def workloads(config: PPOStageConfig, finder: ShapeFinder, processes: int) -> dict[str, Workload]:
+def workloads(
+    config: PPOStageConfig, finder: ShapeFinder, processes: int, gpu_memory: float = 0.0
+) -> dict[str, Workload]:
     """What `alignment plan` prints: the run as its config has it, then the other modes and critics."""
     shapes = find_shapes(config, finder)
-    found = {_spoken(config): workload(config, shapes, processes)}
+    found = {_spoken(config): workload(config, shapes, processes, gpu_memory=gpu_memory)}
     for mode in ("separate", "shared"):
         for value in ("separate", "adapter", "trunk") if config.ppo.has_critic else (None,):
             other = _in_mode(config, mode, value)
             if (mode == "shared" and "reward" not in shapes) or (value == "separate" and "value" not in shapes):
                 continue
-            found.setdefault(_spoken(other), workload(other, shapes, processes))
+            found.setdefault(_spoken(other), workload(other, shapes, processes, gpu_memory=gpu_memory))
     return found
 
 

@@ -39,7 +39,9 @@ def arguments(config: RewardStageConfig) -> dict[str, Any]:
     return trainer_arguments(RewardConfig, DEFAULTS, config.of_member().training)
 
 
-def workloads(config: RewardStageConfig, finder: ShapeFinder, processes: int) -> dict[str, Workload]:
+def workloads(
+    config: RewardStageConfig, finder: ShapeFinder, processes: int, gpu_memory: float = 0.0
+) -> dict[str, Workload]:
     """What `alignment plan` prints: the run as its config has it."""
     model = config.model
     shape = finder.find("model.name", model.name, trust=model.trust_remote_code)

@@ -37,7 +37,9 @@ def arguments(config: SFTStageConfig) -> dict[str, Any]:
     return trainer_arguments(SFTConfig, DEFAULTS, config.training)
 
 
-def workloads(config: SFTStageConfig, finder: ShapeFinder, processes: int) -> dict[str, Workload]:
+def workloads(
+    config: SFTStageConfig, finder: ShapeFinder, processes: int, gpu_memory: float = 0.0
+) -> dict[str, Workload]:
     """What `alignment plan` prints: the run as its config has it."""
     model = config.model
     shape = finder.find("model.name", model.name, model.scratch, trust=model.trust_remote_code)

@@ -25,8 +25,12 @@ exit_code() {
 }
 
 run_stage() {
-  local stage=$1 plan run_dir first code step
+  local stage=$1 plan run_dir='' warned='' first code step
   shift
+  # USR1 is the warning before the time is over; TERM comes from Slurm when it wants the nodes, and from scancel.
+  make_room() { [ -z "$run_dir" ] || { mkdir -p "$run_dir" && : >"$run_dir/PREEMPT"; }; }
+  trap 'warned=1; say "asked to make room: a checkpoint at the next step"; make_room' USR1
+  trap 'make_room' TERM
   # Mistakes show here, before the nodes start: 2 means that the config or data is wrong, and trying again won't help.
   plan=$("$python" -m "$stage" "$@" --dry-run) || return $?
   run_dir=$("$python" -c 'import json, os, sys; c = json.load(sys.stdin)["config"]
@@ -34,21 +38,22 @@ print(os.path.join(c["tracking"]["runs"], c["name"]))' <<<"$plan") || return 1
   if [ "$(exit_code "$run_dir/exit.json")" != 0 ]; then
     rm -f "$run_dir/exit.json" # of the start before, which this one would be taken for if it died early
   fi
+  rm -f "$run_dir/PREEMPT" # likewise
+  [ -z "$warned" ] || make_room
 
   first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   first=$(scontrol show node "$first" | grep -o 'NodeAddr=[^ ]*' | cut -d= -f2)
-  export STAGE=$stage MASTER=$first PORT=$((20000 + SLURM_JOB_ID % 20000))
+  export STAGE=$stage MASTER=$first PORT=$((20000 + SLURM_JOB_ID % 12000)) # below what systems give to clients
   export PROCESSES=$((SLURM_NNODES * ${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}))
   local named=zero2
   [ "$SLURM_NNODES" -gt 1 ] && named=multinode
   export ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-$home/configs/accelerate/$named.yaml} python
 
   say "$stage on $SLURM_JOB_NODELIST, $PROCESSES processes, start ${SLURM_RESTART_COUNT:-0}, run folder $run_dir"
-  trap 'say "asked to make room: a checkpoint at the next step"; mkdir -p "$run_dir"; : >"$run_dir/PREEMPT"' USR1 TERM
   srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c '
-    exec "$python" -m accelerate.commands.launch --config_file "$ACCELERATE_CONFIG" --num_machines "$SLURM_NNODES" \
-      --machine_rank "$SLURM_NODEID" --num_processes "$PROCESSES" --main_process_ip "$MASTER" \
-      --main_process_port "$PORT" -m "$STAGE" "$@" --resume auto' srun "$@" &
+    exec "$python" -m accelerate.commands.launch --config_file "$ACCELERATE_CONFIG" \
+      --deepspeed_multinode_launcher standard --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID" --num_processes "$PROCESSES" \
+      --main_process_ip "$MASTER" --main_process_port "$PORT" -m "$STAGE" "$@" --resume auto' srun "$@" &
   step=$!
   # A signal interrupts `wait`, not the step that it waits for.
   wait "$step"
@@ -57,7 +62,8 @@ print(os.path.join(c["tracking"]["runs"], c["name"]))' <<<"$plan") || return 1
 
   code=$(exit_code "$run_dir/exit.json")
   say "$stage ended with ${code:-no exit.json}"
-  if [ "$code" = 75 ]; then
+  # Without a warning, and not running any more: somebody cancelled it, and does not want it back.
+  if [ "$code" = 75 ] && { [ -n "$warned" ] || scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; }; then
     scontrol requeue "$SLURM_JOB_ID" || say "cannot be put back into the queue; submit it again to go on"
   fi
   return "${code:-1}"

@@ -352,3 +352,16 @@ def test_a_damaged_run_file_is_one_line(begun, tmp_path):
     (begun / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"run.json cannot be read"):
         resume.open_run_dir(config(tmp_path), overwrite=False, resume="auto")
+
+
+@pytest.mark.parametrize("text", ["{", "{}", ""])
+def test_a_damaged_manifest_does_not_keep_the_next_save_from_being_made(run_dir, text):
+    (committed(run_dir)[0] / "manifest.json").write_text(text)
+    assert saver(run_dir).save(30, write) is not None
+    assert open_checkpoint(committed(run_dir)[0], RUN).step == 30
+
+
+def test_nothing_is_read_back_where_nothing_is_too_many(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "open_checkpoint", lambda *given, **options: pytest.fail("read back"))
+    for step in (10, 20):
+        assert saver(tmp_path).save(step, write) is not None

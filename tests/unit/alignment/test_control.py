@@ -120,7 +120,7 @@ def test_a_preemption_is_written_down_before_it_is_saved(tmp_path):
         with pytest.raises(Preempted):
             asks.save(asks.ask(5), 5, lambda: seen.extend(events(tmp_path)))
     assert [(event["event"], event["step"], event["reason"]) for event in seen] == [("preempted", 5, "RUN/PREEMPT")]
-    assert (tmp_path / "PREEMPT").exists()  # until the next attempt, for whoever looks
+    assert not (tmp_path / "PREEMPT").exists()  # it has been answered
 
 
 def test_a_preempted_run_has_not_failed_for_the_mirror(tmp_path):
@@ -159,3 +159,21 @@ def test_a_checkpoint_that_takes_too_long_for_the_launcher_is_warned_of_once(
         for _ in range(2):
             asks.save(Wanted.NOTHING, 1, lambda: None)
     assert capsys.readouterr().err.count("PET_SHUTDOWN_TIMEOUT=") == (1 if warns else 0)
+
+
+def test_a_preemption_that_was_answered_is_not_told_to_the_next_attempt(tmp_path):
+    touch(tmp_path, "PREEMPT")
+    with pytest.raises(Preempted, match="RUN/PREEMPT"):
+        control.leave_if_preempted(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_preemption_from_before_this_process_is_forgotten_and_one_that_came_since_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(control, "LAUNCHED", ())
+    control.forget_earlier(tmp_path)
+    touch(tmp_path, "PREEMPT")
+    control.forget_earlier(tmp_path)
+    assert control.ask(tmp_path) is Wanted.PREEMPT
+    os.utime(tmp_path / "PREEMPT", (1e9, 1e9))
+    control.forget_earlier(tmp_path)
+    assert control.ask(tmp_path) is Wanted.NOTHING

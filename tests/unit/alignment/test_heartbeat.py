@@ -155,6 +155,19 @@ def test_a_process_that_left_with_an_error_says_which(pair):
     assert "has left: OutOfMemoryError: no room in step 3" in first.explain()
 
 
+def test_who_left_with_an_error_is_not_waited_for_as_long_as_the_silent(pair, clock):
+    (first, second), _ = pair
+    first.limit = 1800.0
+    assert first._look() is None
+    second.leave("OutOfMemoryError: no room")
+    assert first._look() is None
+    clock.now += 89
+    heartbeat.enter("step 3")
+    assert first._look() is None
+    clock.now += 2
+    assert "has left: OutOfMemoryError: no room in step 3" in first._look()
+
+
 def test_an_error_for_which_nobody_is_to_blame_is_not_explained(pair, monkeypatch):
     first = pair[0][0]
     pulse = pair[0][1].beat

@@ -227,3 +227,26 @@ def test_a_stage_that_cannot_be_told_is_asked_for():
     assert stage_of(Path("x/a.yaml"), {}, "reward") == "reward"
     with pytest.raises(ConfigError, match="dpo"):
         stage_of(Path("x/a.yaml"), {}, "dpo")
+
+
+def test_vllm_takes_its_share_of_the_gpu_and_the_cache_of_transformers_is_not_there():
+    config = recipe("ppo", "8b")
+    plain, awake, asleep, server = (
+        plan(config, *more)["runs"][0]["strategies"]["zero2"]
+        for more in (
+            (),
+            ("rollout.engine=vllm",),
+            ("rollout.engine=vllm", "rollout.vllm.enable_sleep_mode=true"),
+            ("rollout.engine=vllm", "rollout.vllm.mode=server", "rollout.vllm.server_base_url=http://a:1"),
+        )
+    )
+    assert awake["peak"] == pytest.approx(server["peak"] + 0.3 * 80)
+    assert awake["cache"] == pytest.approx(24.0)
+    assert server["peak"] <= plain["peak"] and server["cache"] == 0
+    assert server["peak"] <= asleep["peak"] < awake["peak"]
+
+
+def test_how_much_of_the_hosts_memory_loading_takes_is_said():
+    text = run(recipe("sft", "8b"), "--gpus", "4", "--memory", "80GB").stdout
+    (gigabytes,) = re.findall(r"loading: the processes of a node take ([\d,]+) GB", text)
+    assert int(gigabytes.replace(",", "")) == round(4 * 4 * PUBLISHED["Qwen/Qwen3-8B-Base"] / 1e9)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import http.server
+import threading
+
 import peft
 import pytest
 import torch
 import vllm_standin
 
+from alignment import vllm_engine
 from alignment.generation import GenerationError
-from alignment.vllm_engine import merged_parameters
+from alignment.vllm_engine import merged_parameters, wait_for_server
 from ppo.config import PPOStageConfig
 
 LORA = {"lora": {"r": 4}, "dora": {"r": 4, "use_dora": True}, "rslora": {"r": 4, "use_rslora": True}}
@@ -77,9 +81,11 @@ def test_an_engine_that_is_off_is_corrected(standin, vllm_loop, monkeypatch):
     assert ratios.min() < 0.9 < 1.1 < ratios.max()
 
 
-def test_a_server_gets_the_weights_before_each_rollout_too(standin, vllm_loop, tmp_path):
-    address = "http://node7:8000"
+def test_a_server_gets_the_weights_before_each_rollout_too(standin, vllm_loop, tmp_path, monkeypatch):
+    address, asked = "http://node7:8000", []
+    monkeypatch.setattr(vllm_engine, "wait_for_server", asked.append)
     loop = vllm_loop(vllm={"mode": "server", "server_base_url": address})
+    assert asked == [address]
     (client,) = vllm_standin.VLLMClient.made
     client.llm = vllm_standin.LLM(str(tmp_path / "policy"), max_model_len=20)
     assert (client.base_url, client.group_port) == (address, 51216)
@@ -132,3 +138,41 @@ def test_keys_that_do_nothing_are_refused(stage_config, rollout, said):
     with pytest.raises(ValueError, match=said):
         stage_config(rollout=rollout)
     assert isinstance(stage_config(), PPOStageConfig)
+
+
+@pytest.fixture
+def server():
+    """An HTTP server that answers by path with a status."""
+    answers = {"/health": 200, "/server_info": 200}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(answers.get(self.path, 404))
+            self.end_headers()
+
+        def log_message(self, *given):
+            pass
+
+    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{made.server_port}", answers
+    made.shutdown()
+    made.server_close()
+
+
+def test_a_server_that_is_up_and_takes_weights_is_gone_on_with(server):
+    wait_for_server(server[0], 0)
+
+
+def test_a_server_that_takes_no_weights_is_refused_with_how_to_start_it(server):
+    server[1]["/server_info"] = 404
+    with pytest.raises(GenerationError, match="VLLM_SERVER_DEV_MODE=1 and --weight-transfer-config"):
+        wait_for_server(server[0], 0)
+
+
+def test_a_server_that_does_not_come_up_is_named(server):
+    server[1]["/health"] = 503
+    with pytest.raises(GenerationError, match=r"no vLLM server answers there after 0 s \(it is not ready\)"):
+        wait_for_server(server[0], 0)
+    with pytest.raises(GenerationError, match=r"http://127.0.0.1:9: no vLLM server answers .*ConnectError"):
+        wait_for_server("http://127.0.0.1:9", 0)
