@@ -31,6 +31,15 @@ def test_overfitting_is_a_held_out_loss_above_its_lowest_while_training_goes_on_
     assert overfitting(history(*RISING[:-1])) is None  # the last line is no evaluation
 
 
+def test_evaluations_between_two_lines_of_the_log_are_judged_by_the_line_before():
+    rows = [("t", 10, 3.0), ("e", 15, 2.4), ("e", 18, 2.0), ("t", 20, 1.0), ("e", 22, 2.2), ("e", 25, 2.4)]
+    assert overfitting(history(*rows[:3])) is None
+    assert "up from 2.000 at step 18, while the training loss fell from 3.000 to 1.000" in overfitting(
+        history(*rows[:5])
+    )
+    assert overfitting(history(*rows)) is not None  # it does not come and go with the lines of the log
+
+
 @pytest.mark.parametrize(
     "rows",
     [

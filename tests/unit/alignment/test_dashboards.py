@@ -123,6 +123,14 @@ def test_a_view_holds_every_metric_of_its_dashboard(name):
         assert wanted in text, metric
 
 
+@pytest.mark.parametrize("name", dashboards.names())
+def test_each_panel_of_a_view_has_a_place_of_its_own(name):
+    bank = workspace.view(dashboards.load(name), "alignment")["spec"]["section"]["panelBankConfig"]
+    for section in bank["sections"]:
+        places = [(panel["layout"]["x"], panel["layout"]["y"]) for panel in section["panels"]]
+        assert len(set(places)) == len(places), section["name"]
+
+
 def test_the_sink_calls_tables_histograms_and_steps_as_the_view_does(tmp_path, monkeypatch):
     from alignment.tracking import WandbSink
     from alignment.tracking.wandb_sink import STEP

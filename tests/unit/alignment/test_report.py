@@ -242,3 +242,18 @@ def test_a_dashboard_of_ones_own(tmp_path):
     )
     page = page_of(path, dashboard=str(tmp_path / "mine.yaml"))
     assert "Just this" in page and page.count('class="card chart"') == 1
+
+
+@pytest.mark.parametrize("out", [".", "folder"])
+def test_a_folder_for_the_page_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    full_run(tmp_path / "run", "ppo", 3)
+    done = CliRunner().invoke(app, ["runs", "report", str(tmp_path / "run"), "--out", out])
+    assert done.exit_code == 2 and "that is a folder; name a file" in done.stderr
+    assert not list(tmp_path.rglob(".*.part"))
+
+
+def test_a_dashboard_of_another_stage_is_refused(tmp_path):
+    with pytest.raises(UserError, match="the dashboard ppo shows nothing of a run of the stage sft"):
+        page_of(full_run(tmp_path / "run", "sft", 3), dashboard="ppo")

@@ -108,3 +108,9 @@ def test_runs_show_the_prompts_that_all_of_them_have(tmp_path):
     other = with_samples(tmp_path / "b", (0, [row(0, "other", 2.0)]))
     (shown,) = side_by_side([one, other])
     assert [answer["text"] for answer in shown["answers"]] == ["new", "other"]
+
+
+def test_an_answer_that_repeats_itself_is_not_wholly_changed():
+    again = "I do not know. " * 40
+    found = changes("Sorry. " + again, again)
+    assert sum(len(text) for kind, text in found if kind == "=") >= len(again) - 2

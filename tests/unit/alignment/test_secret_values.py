@@ -64,3 +64,23 @@ def test_a_config_with_a_secret_is_refused_and_the_secret_not_repeated(tmp_path,
         with pytest.raises(ConfigError, match=r"tracking\.project holds a secret") as refused:
             load_config(RunConfig, path, [override])
         assert override.partition("=")[2] not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("http://:hunter2hunter2@host/score", "http://(redacted)@host/score"),
+        ("http://me:p@ss@host/score", "http://(redacted)@host/score"),
+        ("https://host/score?api_key=abc123&n=2", "https://host/score?(redacted)&n=2"),
+        ("https://host/score?n=2&token=abc123", "https://host/score?n=2&(redacted)"),
+        ("x -----BEGIN " + "PRIVATE KEY-----\nMIIB\n-----END " + "PRIVATE KEY----- y", "x (redacted) y"),
+    ],
+)
+def test_secrets_in_addresses_and_files_of_keys(text, left):
+    assert without_secrets(text) == left
+    assert list(find_secrets({"rewards": {"url": text}})) == ["rewards.url"]
+
+
+@pytest.mark.parametrize("key", ["token", "hf_token", "session_token", "Authorization"])
+def test_keys_that_hold_tokens(key):
+    assert redact({key: "x"}) == {key: REDACTED}

@@ -320,3 +320,31 @@ def test_a_replay_of_no_run_is_one_line(tmp_path):
     done = CliRunner().invoke(app, ["runs", "replay", str(tmp_path)])
     assert done.exit_code == 2
     assert f"no run {str(tmp_path)!r}" in done.stderr and "give its name, its folder" in done.stderr
+
+
+@pytest.mark.parametrize("values", [[2e-6 * n for n in range(-50, 50)], [0.3, 0.1 + 0.2], [5.0, 5.0], [1e-300, 2e-300]])
+def test_a_histogram_of_any_spread_has_bins_that_differ(tmp_path, values):
+    with Journal(tmp_path) as journal:
+        journal.histogram(1, "rollout/kl", values)
+    (event,) = rows(tmp_path / "events.jsonl")
+    assert len(set(event["edges"])) == len(event["counts"]) + 1
+    assert sum(event["counts"]) == len(values)
+
+
+def test_a_replay_of_which_wandb_did_not_take_all_says_so(tmp_path, fake_wandb):
+    with Journal(tmp_path) as journal:
+        for step in range(6):
+            journal.log(step, {"train/loss": 1.0})
+    (tmp_path / "config.json").write_text(json.dumps({"name": "r", "registry": {"path": str(tmp_path / "registry")}}))
+    fake_wandb.run = FakeRun(broken_logs=[2, 4])
+    done = CliRunner().invoke(app, ["runs", "replay", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "W&B did not take 2 of the calls (ConnectionResetError: wandb-core is gone)" in done.stderr
+
+
+def test_rows_of_samples_that_are_none_do_not_reach_the_training(tmp_path, fake_wandb):
+    mirror = sink(tmp_path)
+    mirror.samples(1, [{"prompt": None, "response": "a"}])
+    mirror.log(1, {"train/loss": 1.0})
+    mirror.finish()
+    assert [row for _, row in fake_wandb.run.logged] == [{"train/loss": 1.0}]
