@@ -324,11 +324,17 @@ class TrainingEngine:
         elif is_main_process():
             torch.save(self._trained() | {"optimizer": self.optimizer.state_dict()}, folder / "engine.pt")
 
-    def load(self, folder: Path) -> None:
-        """Put back what `save` wrote, of a folder whose files are known to be those: DeepSpeed reads pickles."""
+    def load(self, folder: Path, saved: int) -> None:
+        """Put back what `save` wrote, of a folder whose files are known to be those: DeepSpeed reads pickles.
+
+        Args:
+            saved: processes that have.
+        """
         if self.deepspeed is not None:
-            loaded, _ = self.deepspeed.load_checkpoint(str(folder), load_module_strict=False)
-            assert loaded is not None, folder
+            from alignment import universal
+
+            with universal.for_this_launch(folder, saved) as readable:
+                universal.load(self.deepspeed, readable)
             return
         state = torch.load(folder / "engine.pt", map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state.pop("optimizer"))

@@ -1,8 +1,8 @@
 """Going on with another number of processes: the same rows in each step, none lost or doubled.
 
 What an optimizer step trains on is one stretch of the epoch's order, whoever works on which part of it, so the batch of
-all processes together has to stay as it was. Plain checkpoints hold the whole optimizer. DeepSpeed's ZeRO parts it
-among so many processes, and those are needed again.
+all processes together has to stay as it was. Plain checkpoints hold the whole optimizer; what DeepSpeed's ZeRO has
+parted is put together and parted anew (`universal.py`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,6 @@ DEFAULTS = {PER_DEVICE: 8, ACCUMULATED: 1}
 """transformers'."""
 SUMMED, AVERAGED = ("sums", "tokens_seen"), ("loss",)
 """What processes add up, and what they take the mean of, when they write a line to the log."""
-
-
-def check_processes(saved: int, now: int, backend: str, where: str) -> None:
-    """
-    Raises:
-        CheckpointError: a checkpoint's files are of so many processes as saved it.
-    """
-    if saved != now and backend.startswith("DeepSpeed"):
-        raise CheckpointError(
-            f"{where}: saved by {saved} processes under {backend}, which parts the optimizer among them, and there are "
-            f"{now}; launch {saved}, or begin again without DeepSpeed, where their number may change"
-        )
 
 
 def same_batches(before: Mapping[str, Any], now: Mapping[str, Any], saved: int, processes: int) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from alignment import distributed, heartbeat
 from alignment.best_model import BestModel
 from alignment.checkpoint import (
     Checkpoint,
+    CheckpointError,
     Checkpoints,
     keep_files,
     load_state,
@@ -35,6 +37,7 @@ from alignment.control import Control, Wanted, leave_if_preempted
 from alignment.elastic import redistributed
 from alignment.generation import stream_seed
 from alignment.tracking import Journal
+from alignment.universal import for_this_launch, mend
 
 WEIGHTS, OPTIMIZER, STATE, BEST = "weights.safetensors", "optimizer.pt", "trainer_state.json", "best"
 
@@ -75,9 +78,27 @@ class Resumable:
                 keep_files(self.resumed.path / BEST, self.best.folder)
             distributed.wait_for_everyone()
         heartbeat.enter("the beginning of training")
-        outcome = self.train(resume_from_checkpoint=str(self.resumed.path) if self.resumed else None)
+        with self._readable() as folder:
+            outcome = self.train(resume_from_checkpoint=folder)
         heartbeat.enter("the end of training", patient=True)
         return outcome
+
+    @contextmanager
+    def _readable(self: Any) -> Iterator[str | None]:
+        """The checkpoint as this number of processes can read it."""
+        if self.resumed is None or not self.is_deepspeed_enabled:
+            yield str(self.resumed.path) if self.resumed else None
+            return
+        saved = self.resumed.manifest.world_size
+        if saved != distributed.world_size() and "nvme" in distributed.offload_devices(self.accelerator):
+            raise CheckpointError(
+                f"{self.resumed.path}: saved by {saved} processes, and with parts on NVMe no other number can go on "
+                f"from it; launch {saved}"
+            )
+        with for_this_launch(self.resumed.path, saved) as folder:
+            if saved != distributed.world_size():  # read where the engine is made, in `train`
+                self.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
+            yield str(folder)
 
     # What is saved
 
@@ -139,6 +160,8 @@ class Resumable:
             return
         if self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+            if self.resumed.manifest.world_size != distributed.world_size():
+                mend(self.model_wrapped, Path(checkpoint))
             return
         parts = load_state(Path(checkpoint, OPTIMIZER))
         self.optimizer.load_state_dict(parts["optimizer"])

@@ -131,7 +131,6 @@ def _find(run_dir: Path, run: Run, resume: str) -> Checkpoint | None:
     if found is None:
         print(f"resume: {run_dir} has no checkpoint; the run begins again", file=sys.stderr)
         return None
-    elastic.check_processes(found.manifest.world_size, _processes(), found.manifest.backend, str(found.path))
     aside = set_aside(run_dir, after=found)
     more = f"; later ones are set aside as {', '.join(aside)}" if aside else ""
     print(f"resume: {run_dir} goes on from step {found.step} ({found.path.name}, whole){more}", file=sys.stderr)

@@ -13,7 +13,7 @@ import torch
 import transformers.integrations.deepspeed as hf_deepspeed
 from torch import Tensor, nn
 
-from alignment.distributed import is_main_process
+from alignment.distributed import is_main_process, process_index, world_size
 
 
 @contextmanager
@@ -95,6 +95,15 @@ def own_part(parameter: Any) -> Tensor:
     """What this process holds of a parameter: all of it, or under ZeRO-3 its flat part."""
     part: Tensor = parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter.data
     return part
+
+
+def own_part_of(parts: Sequence[Tensor], size: int) -> Tensor:
+    """This process's part of a parameter of so many numbers, from the parts that some number of processes held."""
+    processes = world_size()
+    each = -(-size // processes)  # DeepSpeed fills the last part up
+    whole = torch.cat([part.flatten() for part in parts])[:size]
+    start = process_index() * each
+    return torch.nn.functional.pad(whole, (0, each * processes - size))[start : start + each]
 
 
 @torch.no_grad()

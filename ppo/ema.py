@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from alignment.zero3 import own_part, set_own_part
+from alignment.zero3 import own_part, own_part_of, set_own_part
 
 
 class EMA:
@@ -49,6 +49,12 @@ class EMA:
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: average for (name, _), average in zip(self._parameters, self._averages, strict=True)}
+
+    def load_parts(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """From the states of all processes under ZeRO-3, which may have been more or fewer than there are now."""
+        sizes = {name: parameter.ds_numel for name, parameter in self._parameters}  # type: ignore[attr-defined]
+        parts = {name: own_part_of([state[name] for state in states], size) for name, size in sizes.items()}
+        self.load_state_dict(parts)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for (name, _), average in zip(self._parameters, self._averages, strict=True):

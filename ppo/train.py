@@ -87,7 +87,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
         journal.watching([STOPPED, *WATCHED, *(["better than the start"] if loop.best.wanted else [])])
         journal.event("models", **{role: source.label for role, source in sources.items()}, packed=models.packed)
         if begun.checkpoint is not None:
-            loop.load(begun.checkpoint.path)
+            loop.load(begun.checkpoint.path, begun.checkpoint.manifest.world_size)
             journal.go_on(step=loop.step, checkpoint=begun.checkpoint.path.name)
         with loop.noting_the_end():
             loop.run(checkpoints)
@@ -200,14 +200,14 @@ class Loop:
             save_state(folder / "loop.pt", state | own)
             keep_files(self.best.folder, folder / "best")
 
-    def load(self, folder: Path) -> None:
-        """Put the run where `save` left it."""
-        self.engine.load(folder)
+    def load(self, folder: Path, saved: int) -> None:
+        """Put the run where `save` left it, on so many processes."""
+        self.engine.load(folder, saved)
         state = load_state(folder / "loop.pt")
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
         if self.ema is not None and self._parted:
-            self.ema.load_state_dict(load_state(folder / f"ema-{self.accelerator.process_index}.pt"))
+            self.ema.load_parts([load_state(folder / f"ema-{number}.pt") for number in range(saved)])
         self.step, self.updater.num_steps = state["step"], state["num_steps"]
         self.first_figures, self.last_figures = state["first_figures"], state["last_figures"]
         self.start = state["start"] and Judged(**state["start"])

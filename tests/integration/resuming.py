@@ -77,8 +77,8 @@ def plain_ranks(count: int) -> list[dict[str, str]]:
     return [{**both, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
-def launched_ranks(launch_file: Path) -> list[dict[str, str]]:
-    """The environment that `accelerate launch` with a file makes for each of two processes, without the launch."""
+def launched_ranks(launch_file: Path, count: int = 2) -> list[dict[str, str]]:
+    """The environment that `accelerate launch` with a file makes for each of so many processes, without the launch."""
     from accelerate.commands import launch
     from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
@@ -88,10 +88,10 @@ def launched_ranks(launch_file: Path) -> list[dict[str, str]]:
     ):
         launch.launch_command(launch.launch_command_parser().parse_args(["--config_file", str(launch_file), "x"]))
     if plain.called:
-        return plain_ranks(2)
+        return plain_ranks(count)
     _, variables = prepare_deepspeed_cmd_env(*launcher.call_args.args)
     own = {name: value for name, value in variables.items() if name.startswith("ACCELERATE_")}
-    return [{**own, **rank} for rank in plain_ranks(2)]
+    return [{**own, **rank} for rank in plain_ranks(count)]
 
 
 def one_code(codes: list[int | None]) -> int | None:

@@ -28,7 +28,7 @@ SCRIPTS = sorted(path for path in (ROOT / "scripts").rglob("*.py"))
 # Who may name a library: nobody else does, so that a change of it is a change of one file.
 KEEPERS = {
     "accelerate": ("alignment/distributed.py", "alignment/callbacks.py"),
-    "deepspeed": ("alignment/distributed.py", "alignment/zero3.py", "alignment/callbacks.py"),
+    "deepspeed": ("alignment/distributed.py", "alignment/zero3.py", "alignment/universal.py", "alignment/callbacks.py"),
     "wandb": ("alignment/tracking/",),
     "yaml": ("alignment/config.py",),
 }

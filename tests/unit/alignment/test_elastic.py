@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from alignment import elastic
+from alignment import elastic, zero3
 from alignment.checkpoint import CheckpointError, random_state
 from alignment.config import RunConfig, TrainerConfig
 from alignment.elastic import redistributed, same_batches, seeded_state
@@ -36,11 +38,19 @@ def test_other_batches_are_refused_with_what_to_set(before, now, processes, advi
     assert "\n" not in str(error.value)
 
 
-def test_zero_wants_as_many_processes_as_before():
-    elastic.check_processes(2, 2, "DeepSpeed ZeRO-2", "c")
-    elastic.check_processes(2, 4, "no DeepSpeed", "c")
-    with pytest.raises(CheckpointError, match=r"saved by 2 processes under DeepSpeed ZeRO-2.*launch 2"):
-        elastic.check_processes(2, 4, "DeepSpeed ZeRO-2", "c")
+@given(size=st.integers(1, 40), before=st.integers(1, 6), now=st.integers(1, 6))
+def test_parts_of_a_weight_are_parted_anew(size, before, now):
+    whole = torch.arange(1.0, size + 1)
+
+    def parts(processes):
+        each = -(-size // processes)
+        return list(torch.nn.functional.pad(whole, (0, each * processes - size)).split(each))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zero3, "world_size", lambda: now)
+        for index, expected in enumerate(parts(now)):
+            patch.setattr(zero3, "process_index", lambda index=index: index)
+            assert torch.equal(zero3.own_part_of(parts(before), size), expected)
 
 
 def test_the_batch_keys_are_those_of_the_config():
