@@ -18,7 +18,7 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -227,8 +227,11 @@ class Checkpoints:
         try:
             staging = Path(distributed.on_main_process(lambda: str(self._stage(step, size))))
             distributed.on_every_process(lambda: _one_line(f"{staging} cannot be written", lambda: write(staging)))
+            # On a network disk a process may not see at once what another has written, and would leave it out.
+            seen = distributed.gather_lists(list(list_files(staging)))
+            names = sorted({name for share in seen for name in share})
             records = distributed.on_every_process(
-                lambda: _one_line(f"{staging} cannot be read back", lambda: self._hash_own(staging))
+                lambda: _one_line(f"{staging} cannot be read back", lambda: self._hash_own(staging, names))
             )
             files = {name: record for share in distributed.gather_lists(records) for name, record in share}
             path = Path(distributed.on_main_process(lambda: str(self._commit(staging, step, files))))
@@ -267,11 +270,10 @@ class Checkpoints:
 
         return _one_line(f"{folder} cannot be written", stage)
 
-    def _hash_own(self, staging: Path) -> list[tuple[str, FileRecord]]:
+    def _hash_own(self, staging: Path, names: Sequence[str]) -> list[tuple[str, FileRecord]]:
         """This process's share of the files, read back: on a network disk that shows that they got there."""
         from alignment import distributed
 
-        names = list(list_files(staging))
         own = names[distributed.process_index() :: distributed.world_size()]
         return [(name, _hashed(staging / name)) for name in own]
 

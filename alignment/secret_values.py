@@ -21,7 +21,7 @@ _VARIABLE = re.compile(rf"{_KEY.pattern}|(^|_)(token|key|pat)(_|$)", re.IGNORECA
 _FORMS = re.compile(
     r"\b(hf_[A-Za-z0-9]{16,}"  # Hugging Face
     r"|wandb_v\d+_[A-Za-z0-9_-]{16,}"
-    r"|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_[A-Za-z0-9_]{16,}|glpat-[A-Za-z0-9_-]{16,}"
+    r"|(?<!/)sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_[A-Za-z0-9_]{16,}|glpat-[A-Za-z0-9_-]{16,}"
     r"|xox[abeprs]-[A-Za-z0-9-]{10,}|A(?:KIA|SIA)[A-Z0-9]{16}"
     r"|eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+)"  # a JSON Web Token
     r"|(?<=://)[^/\s:@]*:[^/\s]+(?=@)"  # user and password of an address
