@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from alignment import control, distributed, heartbeat, resume
+from alignment import control, heartbeat, resume
 from alignment.config import RunConfig, load_config
 from alignment.errors import Preempted, UserError
 from alignment.runs import write_exit
@@ -116,7 +116,10 @@ def run_stage(
         seconds = round(time.monotonic() - started, 1)
         write_exit(run_dir, code, without_secrets(reason), stage=stage, seconds=seconds, **result)
     if code == control.CODE:  # which all come to: a launcher that sees one process end ends the others
-        distributed.wait_for_everyone()
+        from alignment import distributed  # not above: `--help` comes by here
+
+        with contextlib.suppress(RuntimeError):  # one that was lost meanwhile
+            distributed.wait_for_everyone()
     heartbeat.stop(None if code == 0 else reason)
     _leave_processes()
     if is_main and run_dir is not None and _has_figures(run_dir):
