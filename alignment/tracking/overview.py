@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import time
 from datetime import timedelta
@@ -93,6 +94,7 @@ def total_steps(record: RunRecord) -> int | None:
 def step_seconds(record: RunRecord) -> float | None:
     """Seconds a step over the last RECENT lines of this attempt; None where too few are written."""
     begun = record.run.attempts[-1].started_at.timestamp() if record.run.attempts else 0.0
+    begun = math.floor(1000 * begun) / 1000  # as the times in the journal are
     steps = [step for step in list(record.times)[-RECENT - 1 :] if record.times[step] >= begun]
     if len(steps) < 2 or steps[-1] <= steps[0]:
         return None
