@@ -129,7 +129,8 @@ def test_what_cannot_be_studied_is_one_line(house):
     assert not (house / "runs").exists()
 
 
-@pytest.mark.parametrize("backend", ["ddp", pytest.param("zero2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["ddp", "zero2"])
 def test_on_two_processes_one_of_them_writes(house, backend):
     accelerate = launching.ZERO2 if backend == "zero2" else house / "ddp.yaml"
     for arguments in (["--find-lr"], ["--learning-curve", "0.5,1", "--seeds", "1"]):

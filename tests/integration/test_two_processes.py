@@ -228,7 +228,11 @@ def ladder_alone(ladder):
 
 @pytest.mark.parametrize(
     ("name", "engine"),
-    [("ddp", "DistributedDataParallel"), ("zero2", "DeepSpeedEngine"), ("zero3", "DeepSpeedEngine")],
+    [
+        ("ddp", "DistributedDataParallel"),
+        pytest.param("zero2", "DeepSpeedEngine", marks=pytest.mark.slow),
+        ("zero3", "DeepSpeedEngine"),
+    ],
 )
 def test_packed_sft_on_two_processes_makes_the_steps_of_one(ladder, ladder_alone, name, engine):
     """The loss is over the tokens of a step, wherever they are; under ZeRO-3 the output layer's weight is spread."""
@@ -291,10 +295,10 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize(
     ("backend", "variant"),
     [
-        ("multi", "separate"),
-        ("zero2", "separate"),
         ("zero2", "trunk"),
-        ("multi", "rloo"),
+        pytest.param("multi", "separate", marks=pytest.mark.slow),
+        pytest.param("zero2", "separate", marks=pytest.mark.slow),
+        pytest.param("multi", "rloo", marks=pytest.mark.slow),
         pytest.param("zero3", "early", marks=pytest.mark.slow),
         pytest.param("zero3", "warmup", marks=pytest.mark.slow),
     ],
