@@ -98,6 +98,7 @@ def mend(engine: Any, folder: Path) -> None:
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
+    engine._config.load_universal_checkpoint = False  # of what it loads later
     optimizer = engine.optimizer.optimizer
     path = folder / (folder / UNIVERSAL).read_text(encoding="utf-8").strip() / "zero" / "optimizer_state.pt"
     with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum]):
