@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,20 @@ def test_a_job_that_is_preempted_goes_on_and_ends_with_the_same_weights(slurm, h
     (backend,) = [event for event in events if event["event"] == "backend"]
     assert backend["world_size"] == 2
     assert weights(house, "sft", "preempted") == weights(house, "sft", "whole")
+
+
+@pytest.mark.slow
+def test_a_job_that_is_cancelled_leaves_a_checkpoint_and_does_not_come_back(slurm, house):
+    job = submit(slurm, house, "sft", "cancelled")
+    wait_for_step(slurm, house, "sft", "cancelled", 40, job)
+    slurm.run("scancel", job)
+    run_dir = house / "cancelled" / "runs" / "sft"
+    slurm.wait(lambda: (run_dir / "exit.json").exists(), "the end of the run")
+    time.sleep(5)  # in which it would be put back
+    ended = slurm.state(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), log_of(house, job)[-6000:]
+    assert json.loads((run_dir / "exit.json").read_text())["code"] == 75
+    assert list((run_dir / "checkpoints").glob("step-*"))
 
 
 def test_a_mistake_ends_the_job_before_its_nodes_start(slurm, house):
