@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 TESTS = Path(__file__).resolve().parent
 for folder in (TESTS, TESTS.parent):
@@ -23,6 +24,11 @@ os.environ.update(
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the golden losses hold for one thread count
 for name in ("ALIGNMENT_REGISTRY", "ALIGNMENT_TIMEOUT", "ALIGNMENT_VERIFY", "HF_TOKEN", "WANDB_API_KEY", "WANDB_MODE"):
     os.environ.pop(name, None)  # a test must not touch what the person running it has
+
+
+# A busy machine is no counterexample.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 def pytest_addoption(parser):
