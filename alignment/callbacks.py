@@ -49,9 +49,8 @@ def overfitting(history: Sequence[Mapping[str, Any]]) -> str | None:
         first = max((each for each in steps if each < last), default=-1)
         so_far = [(row["step"], row["loss"]) for row in history if "loss" in row and row["step"] <= last]
         between = [loss for at, loss in so_far if at > first]
-        return between or [
-            loss for at, loss in so_far[-1:] if at > since
-        ]  # where the log has fewer lines than evaluations
+        # Where the log has fewer lines than there are evaluations, the line before tells of it.
+        return between or [loss for at, loss in so_far[-1:] if at > since]
 
     before, after = trained_before(best_step), trained_before(step, since=best_step)
     if now <= best + ROSE * abs(best) or not before or not after or not fmean(after) < fmean(before):

@@ -66,12 +66,9 @@ def plan(
     loaded = load_config(stage_config, config, changes)
     cluster = plan_cli.Cluster(gpus, nodes, plan_cli.parse_memory(memory))
     finder = ShapeFinder(Registry(loaded.registry.path), config.resolve().parent.parent, model_config)
-
-    def make(processes: int) -> dict[str, Any]:
-        runs: dict[str, Any] = stage_plan.workloads(loaded, finder, processes, cluster.memory)
-        return runs
-
-    found = plan_cli.report(make, cluster, name, config, changes)
+    found = plan_cli.report(
+        lambda count: stage_plan.workloads(loaded, finder, count, cluster.memory), cluster, name, config, changes
+    )
     found.notes[:0] = finder.notes
     if as_json:
         typer.echo(json.dumps(plan_cli.as_json(found), indent=2))

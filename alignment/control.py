@@ -11,7 +11,6 @@ after the other, and two that went by different signals would leave each other i
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import sys
@@ -156,9 +155,9 @@ def forget_earlier(run_dir: Path) -> None:
     """Take away a RUN/PREEMPT from before this launch, whose run was killed before it could answer; one that came
     while this one was starting stands."""
     process = psutil.Process()
-    started = min(process.create_time(), (process.parent() or process).create_time() if launched() else math.inf)
+    first = (process.parent() if launched() else None) or process
     with suppress(OSError):
-        if (run_dir / Wanted.PREEMPT.name).stat().st_mtime < started:
+        if (run_dir / Wanted.PREEMPT.name).stat().st_mtime < first.create_time():
             clear(run_dir, Wanted.PREEMPT)
 
 

@@ -1,4 +1,4 @@
-"""Processes and devices: with zero3.py the one place of the shared floor that names accelerate or deepspeed."""
+"""Processes and devices: with zero3.py and universal.py the one place that names accelerate or deepspeed."""
 
 from __future__ import annotations
 

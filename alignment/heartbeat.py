@@ -186,8 +186,8 @@ class Heartbeat(threading.Thread):
             return self._claim(f"{self._keeper} in {_place.phase}") if mute or self._is_stuck() else None
         late, gone = time.monotonic() - self.limit, time.monotonic() - min(self.limit, LEFT_SECONDS)
         silent = [rank for rank, (beat, since) in self._heard.items() if since < late and beat["left"] != DONE]
-        failed = {rank: since for rank, (beat, since) in self._heard.items() if beat["left"] not in (None, DONE)}
-        left = [rank for rank, since in failed.items() if since < gone]
+        ended = [rank for rank, (_, since) in self._heard.items() if since < gone]
+        left = [rank for rank in ended if self._heard[rank][0]["left"] not in (None, DONE)]
         if left:  # on GPUs nothing tells those in a collective
             return self._claim(f"{self._names(left)} in {_place.phase}")
         if silent:

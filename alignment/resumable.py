@@ -37,7 +37,7 @@ from alignment.control import Control, Wanted, leave_if_preempted
 from alignment.elastic import redistributed
 from alignment.generation import stream_seed
 from alignment.tracking import Journal
-from alignment.universal import for_this_launch, mend
+from alignment.universal import UNIVERSAL, for_this_launch, mend
 
 WEIGHTS, OPTIMIZER, STATE, BEST = "weights.safetensors", "optimizer.pt", "trainer_state.json", "best"
 
@@ -96,7 +96,9 @@ class Resumable:
                 f"from it; launch {saved}"
             )
         with for_this_launch(self.resumed.path, saved) as folder:
-            if saved != distributed.world_size():  # read where the engine is made, in `train`
+            if (
+                folder / UNIVERSAL
+            ).exists():  # the key is read where the engine is made, in `train`; checkpoints keep it
                 self.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
             yield str(folder)
 
@@ -160,8 +162,7 @@ class Resumable:
             return
         if self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
-            if self.resumed.manifest.world_size != distributed.world_size():
-                mend(self.model_wrapped, Path(checkpoint))
+            mend(self.model_wrapped, Path(checkpoint))
             return
         parts = load_state(Path(checkpoint, OPTIMIZER))
         self.optimizer.load_state_dict(parts["optimizer"])

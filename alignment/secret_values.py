@@ -24,7 +24,7 @@ _FORMS = re.compile(
     r"|(?<!/)sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_[A-Za-z0-9_]{16,}|glpat-[A-Za-z0-9_-]{16,}"
     r"|xox[abeprs]-[A-Za-z0-9-]{10,}|A(?:KIA|SIA)[A-Z0-9]{16}"
     r"|eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+)"  # a JSON Web Token
-    r"|(?<=://)[^/\s:@]*:[^/\s]+(?=@)"  # user and password of an address
+    r"|(?<=://)[^/\s:@]*:[^/?#\s]+(?=@)"  # user and password of an address
     r"|(?<=[?&])(?i:api[_-]?key|key|token|access_token|secret|password|sig(?:nature)?)=[^&\s]+"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----)?"
     r"|^[0-9a-f]{40}$"  # W&B's older keys

@@ -77,24 +77,23 @@ def load(engine: Any, folder: Path) -> None:
     Raises:
         CheckpointError: DeepSpeed has no part in it for one of the processes.
     """
-    universal = (folder / UNIVERSAL).exists()
-    engine._config.load_universal_checkpoint = universal
+    engine._config.load_universal_checkpoint = (folder / UNIVERSAL).exists()
     try:
         loaded, _ = engine.load_checkpoint(str(folder), load_module_strict=False)
     except IndexError as error:  # of a group with fewer numbers than processes
         raise CheckpointError(
             f"{folder}: DeepSpeed cannot part it among {distributed.world_size()} processes; launch as many as before"
         ) from error
-    finally:
-        engine._config.load_universal_checkpoint = False
     assert loaded is not None, folder
-    if universal:
-        mend(engine, folder)
+    mend(engine, folder)
 
 
 def mend(engine: Any, folder: Path) -> None:
     """Put right what DeepSpeed 0.19.8 loads wrongly under ZeRO-3: every group with the learning rate, the weight decay
-    and the number of steps of the first, and all with one counter of these, which each then counts up."""
+    and the number of steps of the first, and all with one counter of these, which each then counts up. A folder
+    as it was saved needs nothing."""
+    if not (folder / UNIVERSAL).exists():
+        return
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
 

@@ -35,7 +35,7 @@ def test_keys_are_told_by_their_form(kind):
         "sft-demo@sha256:" + "0123456789abcdef" * 4, "runs/demo/data/demonstrations.jsonl", "<|im_end|>", "owner/name",
         "/models/snapshots/" + "0123456789abcdef" * 2 + "01234567", "https://host:8000/score", "help-desk-sft@v3",
         "skeleton-task-hf_small", "me@example.org",
-        "/data/sk-finetuned-assistant-model",
+        "/data/sk-finetuned-assistant-model", "http://host:8000?reply=me@example.org",
     ],
 )  # fmt: skip
 def test_what_configs_hold_otherwise_is_left_alone(text):
