@@ -96,9 +96,7 @@ class Resumable:
                 f"from it; launch {saved}"
             )
         with for_this_launch(self.resumed.path, saved) as folder:
-            if (
-                folder / UNIVERSAL
-            ).exists():  # the key is read where the engine is made, in `train`; checkpoints keep it
+            if (folder / UNIVERSAL).exists():  # only then: checkpoints hold this config, and would differ by the key
                 self.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
             yield str(folder)
 
