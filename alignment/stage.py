@@ -50,24 +50,7 @@ def run_stage(
         study: does what those options ask for in place of training and returns the line to print; None where they
             ask for nothing. It publishes nothing and leaves no run behind.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {stage}",
-        parents=options,
-        description=f"Run the {stage} stage.",
-        epilog=f"example: python -m {stage} configs/{stage}/demo.yaml training.learning_rate=2e-5",
-    )
-    parser.add_argument("config", help=f"YAML file, for example configs/{stage}/demo.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides of the file")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, then exit")
-    parser.add_argument("--overwrite", action="store_true", help="remove the folder of an earlier run of this name")
-    parser.add_argument(
-        "--resume",
-        default="no",
-        metavar="auto|PATH|no",
-        help="go on with an earlier run of this name: from its newest whole checkpoint, or from the one named",
-    )
-    parser.add_argument("--allow-changes", action="store_true", help="resume although the config is another one now")
-    args = parser.parse_intermixed_args(argv)
+    args = _parser(stage, options).parse_intermixed_args(argv)
     quiet_libraries()
     is_main = os.environ.get("RANK", "0") == "0"
     started = time.monotonic()
@@ -127,6 +110,27 @@ def run_stage(
 
         write_at_the_end(run_dir)
     return code
+
+
+def _parser(stage: str, options: Sequence[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {stage}",
+        parents=options,
+        description=f"Run the {stage} stage.",
+        epilog=f"example: python -m {stage} configs/{stage}/demo.yaml training.learning_rate=2e-5",
+    )
+    parser.add_argument("config", help=f"YAML file, for example configs/{stage}/demo.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides of the file")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, then exit")
+    parser.add_argument("--overwrite", action="store_true", help="remove the folder of an earlier run of this name")
+    parser.add_argument(
+        "--resume",
+        default="no",
+        metavar="auto|PATH|no",
+        help="go on with an earlier run of this name: from its newest whole checkpoint, or from the one named",
+    )
+    parser.add_argument("--allow-changes", action="store_true", help="resume although the config is another one now")
+    return parser
 
 
 def _has_figures(run_dir: Path) -> bool:
