@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -12,19 +13,22 @@ from alignment.adapters import without_adapter
 from alignment.distributed import run_as_forward
 from alignment.tensors import entropy_from_logits, logprobs_from_logits
 
-# Factors on the output of the last layer, by their names in configs (collected in TRL 1.16, trainer/utils.py).
+# What is done to the logits beside the head's product, by names in configs (factors: collected in TRL 1.16,
+# trainer/utils.py; caps: Gemma-2, RecurrentGemma, xLSTM).
 LOGIT_FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+LOGIT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 LOGITS_AT_ONCE = 2**24  # 64 MiB of float32
 
 
 def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    """The layers below and above the last hidden states; None where the logits are not simply the head's output."""
+    """The layers below and above the last hidden states; None where the logits are not simply the head's output, or
+    depend on which of the head's adapters is active."""
     base = without_adapter(model)
     config = base.config.get_text_config()
     scaled = any(getattr(config, name, None) not in (None, 1.0) for name in LOGIT_FACTORS)
-    squeezed = getattr(config, "final_logit_softcapping", None) is not None
+    capped = any(getattr(config, name, None) is not None for name in LOGIT_CAPS)
     head = base.get_output_embeddings()
-    if scaled or squeezed or head is None or base.base_model is base:
+    if scaled or capped or head is None or isinstance(head, BaseTunerLayer) or base.base_model is base:
         return None
     return base.base_model, head
 

@@ -445,6 +445,10 @@ def _loading(path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{path}: brings Python code of its own; read it, and set model.trust_remote_code=true to run it"
+            ) from error
         reason = str(error).strip().split("\n")[0]
         raise ModelError(
             f"{path}: cannot be loaded as a model ({reason}); give a registry reference, a folder with config.json and "

@@ -21,6 +21,7 @@ from alignment.errors import UserError
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 LONGEST_LINE = 64 << 20
 """Bytes. A longer line of a JSONL file is a bad row: it is a file without line breaks, and would fill the memory."""
+MISSING = "give data.train, data.eval or ptx.train the path of a data file or folder"
 _BATCH = 256  # rows of a Parquet file in memory at a time
 
 
@@ -52,7 +53,7 @@ def _data_files(path: Path) -> list[Path]:
             raise DataError(f"{path}: no data file in this folder; expected {', '.join(SUFFIXES)} (.gz allowed)")
         return files
     if not path.exists():
-        raise DataError(f"{path}: no such file; give data.train (or data.eval) the path of a data file or folder")
+        raise DataError(f"{path}: no such file; {MISSING}")
     if _suffix(path) not in SUFFIXES:
         raise DataError(f"{path}: not a kind of file that is read; expected {', '.join(SUFFIXES)} (.gz allowed)")
     return [path]

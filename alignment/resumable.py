@@ -36,6 +36,7 @@ from alignment.checkpoint import (
 from alignment.control import Control, Wanted, leave_if_preempted
 from alignment.elastic import redistributed
 from alignment.generation import stream_seed
+from alignment.optimizers import Settings
 from alignment.tracking import Journal
 from alignment.universal import UNIVERSAL, for_this_launch, mend
 
@@ -152,6 +153,12 @@ class Resumable:
 
     # What is loaded
 
+    def create_scheduler(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """The last call before anything is loaded, DeepSpeed's parts too."""
+        schedule = super().create_scheduler(*args, **kwargs)  # type: ignore[misc]
+        self._of_config = Settings(self.optimizer, schedule)
+        return schedule
+
     def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_trained_weights(self.model, load_file(Path(resume_from_checkpoint, WEIGHTS)))
 
@@ -161,10 +168,11 @@ class Resumable:
         if self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
             mend(self.model_wrapped, Path(checkpoint))
-            return
-        parts = load_state(Path(checkpoint, OPTIMIZER))
-        self.optimizer.load_state_dict(parts["optimizer"])
-        self.lr_scheduler.load_state_dict(parts["schedule"])
+        else:
+            parts = load_state(Path(checkpoint, OPTIMIZER))
+            self.optimizer.load_state_dict(parts["optimizer"])
+            self.lr_scheduler.load_state_dict(parts["schedule"])
+        self._of_config.restore()
 
     def _load_rng_state(self: Any, checkpoint: str | None) -> None:
         if checkpoint is not None:

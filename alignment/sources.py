@@ -20,7 +20,7 @@ from alignment.importers import (
     text_files,
     ticket_rows,
 )
-from alignment.readers import SUFFIXES, BadRow, DataError, data_files, file_fingerprint, read_rows
+from alignment.readers import MISSING, SUFFIXES, BadRow, DataError, data_files, file_fingerprint, read_rows
 
 Rows = Iterator[tuple[str, Any]]
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?(@[\w.-]+)?")
@@ -47,7 +47,7 @@ def open_source(part: DataPart, config: DataConfig) -> Source:
         return Source(slack_rows(path, config.agents), _hashed(path.name, files))
     if path.suffix.lower() in TEXT_SUFFIXES or (path.is_dir() and not _has_data_files(path) and text_files(path)):
         if not path.exists():
-            raise DataError(f"{path}: no such file; give data.train (or data.eval) the path of a data file or folder")
+            raise DataError(f"{path}: no such file; {MISSING}")
         files = text_files(path)
         rows = faq_rows(files) if part.format == "faq" else document_rows(files)
         return Source(rows, _hashed(path.name, files))

@@ -156,6 +156,26 @@ def encode_conversation(
     return fit(tokenizer, encoded, max_length) if max_length else encoded
 
 
+def encode_to_score(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a conversation that is read and not learned from, through the last EOS, also where the template
+    renders the assistant's turn otherwise than it is written (without its reasoning, say).
+
+    Raises:
+        Unrenderable: the template refuses the conversation.
+        TemplateError: it has no EOS.
+    """
+    try:
+        encoded = encode_conversation(tokenizer, messages)
+        assert encoded is not None
+        return encoded.input_ids
+    except Unrenderable:
+        text, _ = _render(tokenizer, disarm(tokenizer, list(messages)))
+        turns, eos, _ = text.rpartition(tokenizer.eos_token)
+        if not eos:
+            raise _no_eos(tokenizer, readable(tokenizer, text)) from None
+        return [token for piece in encode_pieces(tokenizer, turns + eos, ()) for token in piece]
+
+
 def fit(
     tokenizer: PreTrainedTokenizerBase, encoded: Encoded, max_length: int, too_long: TooLong = "trim_prompt"
 ) -> Encoded | None:

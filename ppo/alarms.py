@@ -27,7 +27,9 @@ DRIFT = 0.5
 LENGTH_SOUGHT = 0.5
 """Correlation of length and score over a rollout."""
 FLAT = 0.02
-"""Rise of a score between evaluations that counts as one, as a share of its size, or of 1 where that is more."""
+"""Rise of a score over evaluations that counts as one, as a share of its size, or of 1 where that is more."""
+FOLLOWS = 0.1
+"""A held-out score that rises by less counts as rising too, if it is by so much of what the reward rises by."""
 
 WATCHED: dict[str, Level] = {
     "negative KL": "error",
@@ -62,7 +64,13 @@ class Alarms:
         self._start: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._raised: list[str] = []
-        self._last_scores: list[float] | None = None
+        self._best_scores: list[float] | None = None
+        """Reward and held-out score of the evaluation since which the held-out score has not risen."""
+
+    def begin(self, evaluation: Mapping[str, float] | None) -> None:
+        """Take the evaluation before the first iteration, from which both scores are to rise."""
+        if evaluation is not None:
+            self._proxy(evaluation)
 
     def check(
         self, step: int, stats: Mapping[str, float], evaluation: Mapping[str, float] | None = None
@@ -164,25 +172,28 @@ class Alarms:
         )
 
     def _proxy(self, evaluation: Mapping[str, float]) -> str | None:
-        """The proxy rises from one evaluation to the next while the held-out model's score does not."""
+        """The proxy has risen since the evaluation from which on the held-out model's score has not."""
         if "eval/held_out_score" not in evaluation:
             return None
         now = [evaluation["eval/score"], evaluation["eval/held_out_score"]]
-        before, self._last_scores = self._last_scores, now
-        if before is None:
+        best = self._best_scores = self._best_scores or now
+        rise, held_out = (after - before for after, before in zip(now, best, strict=True))
+        flat, held_out_flat = (FLAT * max(1.0, abs(before)) for before in best)
+        if held_out > min(held_out_flat, max(0.0, FOLLOWS * rise)):
+            self._best_scores = now
             return None
-        rise, held_out = now[0] - before[0], now[1] - before[1]
-        if rise <= FLAT * max(1.0, abs(before[0])) or held_out > 0:
+        if rise <= flat:
             return None
         return (
-            f"the reward rose by {rise:.2f} on held-out prompts and the held-out reward model's by {held_out:.2f}: the "
+            f"since the best evaluation the reward rose by {rise:.2f} on held-out prompts and the held-out reward "
+            f"model's by {held_out:.2f}: the "
             "policy learns what only its own reward model likes; stop here (training.early_stopping_patience), raise "
             "ppo.kl_coef, or use an ensemble (model.reward_ensemble=min)"
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"start": self._start, "counts": self._counts, "raised": self._raised, "last": self._last_scores}
+        return {"start": self._start, "counts": self._counts, "raised": self._raised, "best": self._best_scores}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._start, self._counts = dict(state["start"]), dict(state["counts"])
-        self._raised, self._last_scores = list(state["raised"]), state["last"]
+        self._raised, self._best_scores = list(state["raised"]), state["best"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -15,6 +16,17 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 Estimator = Literal["gae", "rloo", "grpo", "reinforce++"]
+
+
+def _without_effect(section: Section, keys: Sequence[str], why: str, prefix: str = "") -> None:
+    """Refuse a key that something else in the config leaves without effect, where it is not at its default.
+
+    Raises:
+        ValueError: names the key, and why.
+    """
+    for key in keys:
+        if getattr(section, key) != type(section).model_fields[key].default:
+            raise ValueError(f"{prefix}{key} {why}; or take it out")
 
 
 class ModelsConfig(Section):
@@ -99,6 +111,8 @@ class RewardsConfig(Section):
         both = self.missing_eos_penalty is not None and self.missing_eos_score is not None
         if both and "missing_eos_score" in self.model_fields_set:
             raise ValueError("missing_eos_score replaces a score, missing_eos_penalty lowers it; keep one of them")
+        if not self.overlong_buffer:
+            _without_effect(self, ("overlong_penalty",), "is for the last tokens; set overlong_buffer to how many")
         return self
 
 
@@ -156,6 +170,8 @@ class RolloutConfig(Section):
             )
         if self.engine != "vllm" and "vllm" in self.model_fields_set:
             raise ValueError("rollout.vllm is only for engine=vllm; set rollout.engine=vllm or take it out")
+        if self.engine != "vllm":
+            _without_effect(self, ("importance_cap",), "corrects what vLLM samples; set engine=vllm")
         return self
 
 
@@ -167,6 +183,8 @@ class PPOConfig(Section):
     kl_coef: NonNegative = 0.05
     """Reward (or loss, see `kl_in`) per nat of log(policy / reference), at each token."""
     kl_in: Literal["reward", "loss"] = "reward"
+    """In the loss it stands beside advantages that are whitened or scaled in their groups: `kl_coef` is then per nat of
+    an advantage's standard deviation, and the scores' own scale moves nothing."""
     kl_estimator: Literal["k1", "k2", "k3"] | None = None
     """`k1`, the only one in the reward. In the loss `k2`, the default there, or `k3`, which is biased."""
     kl_target: Positive | None = None
@@ -193,7 +211,7 @@ class PPOConfig(Section):
     epoch_stop_kl: Positive | None = None
     """Leave the rest of the passes out once the policy has moved so many nats a token within them."""
     value_warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """First iterations, in which the critic alone learns."""
+    """First iterations, in which the critic alone learns; the policy's schedule begins after them."""
 
     @property
     def has_critic(self) -> bool:
@@ -214,11 +232,13 @@ class PPOConfig(Section):
     @model_validator(mode="after")
     def _keys_of_the_estimator(self) -> Self:
         if not self.has_critic:
-            for key in ("value_gae_lambda", "value_warmup_steps"):
-                if getattr(self, key):
-                    raise ValueError(
-                        f"{key} is of the critic, and advantage_estimator={self.advantage_estimator} has none"
-                    )
+            # Not the critic's other keys: whoever compares estimators changes this one alone.
+            why = f"is of the critic, and advantage_estimator={self.advantage_estimator} has none"
+            _without_effect(self, ("value_gae_lambda", "value_warmup_steps"), why)
+        if self.kl_target is None:
+            _without_effect(self, ("kl_horizon",), "is for adapting kl_coef; set kl_target")
+        elif not self.kl_coef:
+            raise ValueError("kl_target adapts kl_coef by a factor, and 0 stays 0; start with kl_coef=0.05")
         if self.advantage_estimator in ("rloo", "grpo") and self.gamma != 1:
             raise ValueError(
                 f"gamma is 1 with advantage_estimator={self.advantage_estimator}, which judges whole responses"
@@ -235,6 +255,12 @@ class PTXConfig(Section):
     """Weight of their mean loss per token. InstructGPT used 27.8, at which DeepSpeed-Chat found training unstable."""
     batch_size: Count = 8
     """Rows for each optimizer step, over all processes."""
+
+    @model_validator(mode="after")
+    def _of_something(self) -> Self:
+        if self.train is None:
+            _without_effect(self, ("coef", "batch_size"), "is of the demonstrations that are mixed in; set ptx.train")
+        return self
 
 
 class TrainingConfig(Section):
@@ -294,6 +320,18 @@ class PPOStageConfig(RunConfig):
         if estimator in ("rloo", "grpo") and generations < 2:
             raise ValueError(
                 f"ppo.advantage_estimator={estimator} compares the responses to a prompt; set rollout.num_generations=4"
+            )
+        if self.model.reward is None:
+            _without_effect(self.rewards, ("model_weight",), "is the reward model's, and there is none", "rewards.")
+        if self.ppo.value_warmup_steps >= self.training.max_steps:
+            raise ValueError(
+                f"ppo.value_warmup_steps={self.ppo.value_warmup_steps} leaves the policy none of "
+                f"training.max_steps={self.training.max_steps} to learn in; lower it"
+            )
+        if self.ppo.kl_target is not None and self.ppo.kl_horizon < self.rollout.batch_size:
+            raise ValueError(
+                f"ppo.kl_horizon={self.ppo.kl_horizon:g} is less than rollout.batch_size={self.rollout.batch_size}: "
+                "one iteration would change kl_coef by more than a fifth, in the end below 0; raise it"
             )
         if self.rewards.overlong_buffer > self.rollout.max_new_tokens:
             raise ValueError(

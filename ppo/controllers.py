@@ -11,6 +11,8 @@ from torch import Tensor
 from alignment.tensors import Reduce, masked_moments, one_process
 
 MAX_ERROR = 0.2
+SPREAD = 1e-8
+"""A standard deviation that is no more than this is rounding, and no scale."""
 
 
 class KLController:
@@ -37,14 +39,15 @@ class KLController:
         return {"value": self.value}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.value = float(state["value"])
+        if self.target is not None:  # a fixed one is the config's, which may have been changed
+            self.value = float(state["value"])
 
 
 class RewardScaler:
     """Scores on a scale of their own: by the running standard deviation, or by the mean and the standard deviation of
     the first call, those of the policy as it starts (lm-human-preferences normalises so before training; trlX `ref`).
 
-    Without at least two scores that differ there is no scale, and they stay as they are.
+    Until two scores have differed there is no scale, and they stay as they are.
 
     Args:
         mode: None leaves scores as they are.
@@ -58,12 +61,15 @@ class RewardScaler:
     def __call__(self, scores: Tensor, reduce: Reduce = one_process) -> Tensor:
         """(B,) -> (B,). The scores of all processes count."""
         assert torch.isfinite(scores).all()
-        if self.mode == "running" or (self.mode == "reference" and self.count == 0):
+        if self.mode == "running" or (self.mode == "reference" and self._std <= SPREAD):
             self._add(scores, reduce)
-        std = math.sqrt(self.squares / self.count) if self.count >= 2 else 0.0
-        if self.mode is not None and std > 1e-8:
-            scores = (scores - (self.mean if self.mode == "reference" else 0.0)) / std
+        if self.mode is not None and self._std > SPREAD:
+            scores = (scores - (self.mean if self.mode == "reference" else 0.0)) / self._std
         return scores if self.clip is None else scores.clamp(-self.clip, self.clip)
+
+    @property
+    def _std(self) -> float:
+        return math.sqrt(self.squares / self.count) if self.count >= 2 else 0.0
 
     def _add(self, scores: Tensor, reduce: Reduce) -> None:
         """Join the moments of a batch to those so far (Chan, Golub and LeVeque 1983, equation 1.5)."""

@@ -25,6 +25,10 @@ class EMA:
     def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], decay: float) -> None:
         self.decay = decay
         self._parameters = list(parameters)
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin at where the parameters are now."""
         self._averages = [own_part(p).float().clone() for _, p in self._parameters]
 
     @torch.no_grad()

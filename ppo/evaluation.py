@@ -23,7 +23,8 @@ class Judged:
     """One answer to each held-out prompt, in the prompts' order; the same on every process.
 
     Args:
-        held_out_scores: by `model.held_out_reward`; None without one.
+        scores, held_out_scores: by what is trained for, and by `model.held_out_reward` (None without one); those of
+            unfinished and overlong responses replaced or lowered in both.
         kl: from the reference, in nats per response.
         lengths: in tokens, with EOS.
     """
@@ -109,7 +110,7 @@ class BestPolicy:
         if not self.wanted:
             return False
         if not self._better(found):
-            self._worse += 1
+            self._worse += self.step is not None  # before there is a best one, none can be worse
             return False
         self.step, self.figures, self._worse = step, dict(found), 0
         self._save(weights())

@@ -88,6 +88,11 @@ def policy_options(config: ModelsConfig) -> ModelConfig:
     )
 
 
+def how_to_load(config: ModelsConfig) -> ModelConfig:
+    """Any of the models of which nothing, or all, is trained."""
+    return ModelConfig(name=config.policy, trust_remote_code=config.trust_remote_code)
+
+
 def as_trained(config: PPOStageConfig, source: ModelSource, base: ModelSource | None) -> PPOStageConfig:
     """The config with the method that the policy was really trained by: an adapter's version is loaded by that.
 
@@ -112,7 +117,7 @@ def load_policy_tokenizer(config: PPOStageConfig, sources: Mapping[str, ModelSou
     if config.model.mode == "shared":
         _check_shared(config, sources, tokenizer)
     for role in ("reference", "value"):
-        if role in sources and not same_tokens(tokenizer, load_tokenizer(sources[role])):
+        if role in sources and not same_tokens(tokenizer, load_tokenizer(sources[role], how_to_load(config.model))):
             label, other = sources["init"].label, sources[role].label
             more = "" if role == "reference" else ", or set model.value=trunk"
             raise ModelError(
@@ -151,10 +156,15 @@ def load_models(config: PPOStageConfig, sources: dict[str, ModelSource]) -> Mode
     tokenizer = load_policy_tokenizer(config, sources)
     assemble = _shared if config.model.mode == "shared" else _separate
     policy, reference, critic, reward, base = assemble(config, sources, tokenizer)
-    held_out = load_scorer(sources["held_out_reward"], tokenizer) if "held_out_reward" in sources else None
+    held_out = None
+    if "held_out_reward" in sources:
+        held_out = load_scorer(sources["held_out_reward"], tokenizer, how_to_load(config.model))
     trained = PolicyAndValue(policy, critic)
     if trained.on_trunk and policy.layers is None:
-        raise ModelError(f"model.value=trunk: {type(policy.base).__name__} scales its logits; use model.value=separate")
+        raise ModelError(
+            f"model.value=trunk: the logits of {type(policy.base).__name__} are not its head's output alone (scaled, "
+            "capped, or with an adapter in the head); use model.value=separate"
+        )
     models = Models(trained, reference, reward, held_out, tokenizer, sources, base=base, offloaded=config.model.offload)
     settle(models, config)
     return models
@@ -196,7 +206,7 @@ def _separate(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer
     else:
         policy = reference = Role(trained)
     if model.reference is not None or base is None:
-        reference = Role(load_policy(sources["reference"], ModelConfig(name=model.policy)))
+        reference = Role(load_policy(sources["reference"], how_to_load(model)))
         fit_embeddings(reference.base, tokenizer)
         reference.model.requires_grad_(False)
     critic = None
@@ -205,10 +215,12 @@ def _separate(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer
         if kind == "trunk":
             critic = Role(policy.model, policy.adapter, new_head(policy))
         elif kind == "separate":
-            critic = _separate_critic(sources["value"])
+            critic = _separate_critic(sources["value"], how_to_load(model))
         else:
             reference, critic = _adapter_beside(reference, model)
-    reward = load_scorer(sources["reward"], tokenizer, **combination(model)) if "reward" in sources else None
+    reward = None
+    if "reward" in sources:
+        reward = load_scorer(sources["reward"], tokenizer, how_to_load(model), **combination(model))
     return Assembly(policy, reference, critic, reward, base)
 
 
@@ -232,8 +244,9 @@ def _shared(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer: 
         adapted = add_adapter(whole, POLICY, methods.adapter_config(whole, options), trainable=True)
         reference, base = Role(adapted, None), init
     else:
-        assert init.base is not None
-        adapted = add_adapter(load_base(init, init.trained), POLICY, init.path, trainable=True)
+        assert init.base is not None and init.trained is not None
+        trusted = init.trained.model_copy(update={"trust_remote_code": model.trust_remote_code})
+        adapted = add_adapter(load_base(init, trusted), POLICY, init.path, trainable=True)
         add_adapter(adapted, REFERENCE, init.path, trainable=False)
         reference, base = Role(adapted, REFERENCE), init.base
     policy = Role(adapted, POLICY)
@@ -243,7 +256,7 @@ def _shared(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer: 
         if kind == "trunk":
             critic = Role(adapted, POLICY, new_head(policy))
         elif kind == "separate":
-            critic = _separate_critic(sources["value"])
+            critic = _separate_critic(sources["value"], how_to_load(model))
         else:
             _, head = add_reward_adapter(adapted, VALUE, sources["value"], trainable=True)
             critic = Role(adapted, VALUE, head)
@@ -290,7 +303,7 @@ def _check_shared(
             continue
         if source.base is None or digest(source.base) != digest(reward.base):
             raise ModelError(f"model.value_init: {source.label} is no adapter on {reward.base.label}; {separate}")
-        if not same_tokens(tokenizer, load_tokenizer(source)):
+        if not same_tokens(tokenizer, load_tokenizer(source, how_to_load(model))):
             raise ModelError(
                 f"model.mode=shared: {source.label} has another vocabulary or chat template than {init.label}; all "
                 f"roles read the same tokens: train it from {init.label}, {separate}"
@@ -319,8 +332,8 @@ def new_head(role: Role) -> ScoreHead:
     return head
 
 
-def _separate_critic(source: ModelSource) -> Role:
-    scalar = load_member(source, 0)
+def _separate_critic(source: ModelSource, options: ModelConfig) -> Role:
+    scalar = load_member(source, 0, options)
     if scalar.is_encoder:
         raise ModelError(
             f"model.value_init: {source.label} is an encoder ({type(scalar.model).__name__}), which reads a text as a "
@@ -329,13 +342,15 @@ def _separate_critic(source: ModelSource) -> Role:
     return Role(scalar.model, head=scalar.model.score)
 
 
-def load_scorer(source: ModelSource, tokenizer: PreTrainedTokenizerBase, **combine: Any) -> RewardModel:
+def load_scorer(
+    source: ModelSource, tokenizer: PreTrainedTokenizerBase, options: ModelConfig, **combine: Any
+) -> RewardModel:
     """A reward model or ensemble, which reads the policy's tokens if it has the same ones, else the text."""
-    loaded = load_reward_model(source, **combine)
-    own = load_tokenizer(source)
+    loaded = load_reward_model(source, options, **combine)
+    own = load_tokenizer(source, options)
     first = loaded if isinstance(loaded, ScalarModel) else loaded.member(0)
     if first.is_encoder or not same_tokens(tokenizer, own):
-        found = positions(source.config_path)
+        found = positions(source.config_path, options.trust_remote_code)
         return RewardModel(
             text_model=loaded, tokenizer=own, max_positions=found[0] if found is not None and not found[1] else None
         )

@@ -5,6 +5,7 @@ A `Role` is a model as one of them sees it. Nothing else knows how the roles are
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from alignment.positions import LengthError
 from alignment.registry import Parent
 from alignment.scalar_models import ScalarModel
 from alignment.shared_base import adapter_parameters, checkpointing, save_adapter, using
-from alignment.templates import Message, encode_conversation
+from alignment.templates import Message, encode_to_score
 from alignment.tensors import entropy_from_logits, logprobs_from_logits, pad_rows
 from ppo.sequences import Microbatch, Row, lay_out, split_by_tokens
 
@@ -82,8 +83,16 @@ class Role:
         if self.layers is not None:
             states = self.states(batch, batch.before)
             return token_logprobs(self.layers[1], states, batch.targets, temperature, with_entropy)
+        # Logits of the columns that any row asks for, where the model can leave others out: prompts have none.
+        width = batch.inputs["input_ids"].shape[1]
+        columns = torch.unique(batch.before % width)
+        kept = "logits_to_keep" in inspect.signature(self.base.forward).parameters
         with self.active():
-            logits = self.base(**batch.inputs).logits.flatten(0, 1)[batch.before]
+            logits = self.base(**batch.inputs, **({"logits_to_keep": columns} if kept else {})).logits
+        where = batch.before
+        if kept:
+            where = batch.before // width * len(columns) + torch.searchsorted(columns, batch.before % width)
+        logits = logits.flatten(0, 1)[where]
         entropy = entropy_from_logits(logits, temperature) if with_entropy else None
         return TokenLogprobs(logprobs_from_logits(logits, batch.targets, temperature), entropy)
 
@@ -230,9 +239,7 @@ class RewardModel:
 
     def _by_text(self, conversations: Sequence[Sequence[Message]], device: torch.device) -> Tensor:
         assert self.text_model is not None and self.tokenizer is not None
-        encoded = [encode_conversation(self.tokenizer, conversation) for conversation in conversations]
-        ids = [one.input_ids for one in encoded if one is not None]
-        assert len(ids) == len(conversations)
+        ids = [encode_to_score(self.tokenizer, conversation) for conversation in conversations]
         longest = max(map(len, ids))
         if self.max_positions is not None and longest > self.max_positions:  # an IndexError of its embedding else
             raise LengthError(

@@ -1,4 +1,4 @@
-"""Demonstrations that are mixed into the updates (PPO-ptx; Ouyang et al. 2022, section 3.5)."""
+"""Demonstrations or texts that are mixed into the updates (PPO-ptx; Ouyang et al. 2022, section 3.5)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from alignment.config import ConfigError, DataConfig
-from alignment.data import check_bad, read_records, to_demonstrations
-from alignment.templates import Unrenderable, encode_conversation
+from alignment.data import Demonstration, Document, check_bad, read_records, to_examples
+from alignment.encoding import encode_record
+from alignment.templates import Encoded, Unrenderable, fit
 from ppo.config import PPOStageConfig
 from ppo.sequences import Row
 
@@ -37,20 +38,30 @@ def read_ptx(config: PPOStageConfig, tokenizer: PreTrainedTokenizerBase) -> PTXD
     section = DataConfig(
         train=path, eval_share=0.0, max_length=config.data.max_length, max_bad_share=config.data.max_bad_share
     )
-    found = read_records(path, to_demonstrations, section)
-    rows, unrenderable = [], []
+    found = read_records(path, to_examples, section)
+    rows: list[Row] = []
+    unrenderable: list[tuple[str, str]] = []
     for record in found.items:
         try:
-            encoded = encode_conversation(tokenizer, list(record.messages), config.data.max_length, record.tools)
+            rows += _rows(record, encode_record(record, tokenizer), tokenizer, config.data.max_length)
         except Unrenderable as reason:
             unrenderable.append((record.place, str(reason)))
-            continue
-        if encoded is None:
-            continue
-        ids, kept = encoded.input_ids, encoded.loss_mask
-        start = max(1, kept.index(True))
-        rows.append(Row(ids[:start], ids[start:], kept[start:]))
     check_bad(path, len(found.items) - len(unrenderable), unrenderable, section.max_bad_share)
     if not rows:
         raise ConfigError(f"ptx.train={path}: no row fits data.max_length={config.data.max_length}")
     return PTXData(rows, list(found.fingerprints), [*found.bad, *unrenderable])
+
+
+def _rows(
+    record: Demonstration | Document, encoded: Encoded, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[Row]:
+    """A demonstration as SFT cuts it, or none; a text in pieces, of which the first token has none to be read from."""
+    if isinstance(record, Document):
+        ids = encoded.input_ids
+        pieces = [ids[start : start + max_length] for start in range(0, len(ids), max_length)]
+        return [Row(piece[:1], piece[1:]) for piece in pieces if len(piece) > 1]
+    fitted = fit(tokenizer, encoded, max_length)
+    if fitted is None:
+        return []
+    start = max(1, fitted.loss_mask.index(True))
+    return [Row(fitted.input_ids[:start], fitted.input_ids[start:], fitted.loss_mask[start:])]

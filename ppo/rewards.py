@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import http.client
 import importlib
 import inspect
 import json
@@ -27,6 +28,8 @@ from ppo.config import RewardsConfig, RewardSource
 TIMEOUT, MAX_RETRIES = 30.0, 3
 RETRIED = {408, 425, 429, 500, 502, 503, 504}
 """Answers of a service that may be another one next time."""
+OWN = {"prompts", "responses"}
+"""What every reward is given; a column of that name is not."""
 
 
 class RewardError(UserError):
@@ -48,17 +51,21 @@ class Source(Protocol):
         ...
 
 
-def load_sources(config: RewardsConfig) -> list[Source]:
+def load_sources(config: RewardsConfig, prompts: Sequence[Prompt]) -> list[Source]:
     """The rewards that `rewards.others` names; functions are imported now, so that a mistake stops no training.
 
+    Args:
+        prompts: all that there are. The columns of any of them are what every batch has, whichever prompts are in it.
+
     Raises:
-        ConfigError: a module or function that cannot be had.
+        ConfigError: a module or function that cannot be had, or that takes a column which there is not.
     """
     found: list[Source] = []
+    columns = [name for name in dict.fromkeys(name for prompt in prompts for name in prompt.columns) if name not in OWN]
     taken = {"model", "score_std"}  # names of the reward model's own parts
     for number, entry in enumerate(config.others):
         key = f"rewards.others.{number}"
-        source = FunctionReward(entry, key) if entry.function is not None else HTTPReward(entry)
+        source = FunctionReward(entry, key, columns) if entry.function is not None else HTTPReward(entry, columns)
         if source.name in taken:
             source.name = f"{source.name}-{number}"
         taken.add(source.name)
@@ -78,40 +85,37 @@ def prompt_of(prompt: Prompt) -> Any:
     return [dict(message) for message in prompt.messages]
 
 
-def columns_of(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
-    """The other keys of the prompts' rows; None where a row does not have one."""
-    names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
+def columns_of(prompts: Sequence[Prompt], names: Sequence[str]) -> dict[str, list[Any]]:
+    """These keys of the prompts' rows; None where a row does not have one."""
     return {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
 
 
 class FunctionReward:
     """`function(prompts, responses, **columns) -> list[float]`, given the columns that it takes."""
 
-    def __init__(self, entry: RewardSource, key: str) -> None:
+    def __init__(self, entry: RewardSource, key: str, columns: Sequence[str]) -> None:
         assert entry.function is not None
         self.path, self.weight = entry.function, entry.weight
         self.name = entry.function.rpartition(":")[2]
         self._function = _find(entry.function, f"{key}.function")
         parameters = inspect.signature(self._function).parameters.values()
-        self._takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters)
+        takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters)
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        self._columns = [p.name for p in named if p.name not in ("prompts", "responses")]
-        self._required = [p.name for p in named if p.name in self._columns and p.default is p.empty]
-        if not self._takes_all and {"prompts", "responses"} - {p.name for p in named}:
+        if not takes_all and OWN - {p.name for p in named}:
             raise ConfigError(
                 f"{key}.function={entry.function}: it is called as {self.name}(prompts=..., responses=..., **columns), "
                 f"and takes ({', '.join(p.name for p in named)})"
             )
+        required = [p.name for p in named if p.name not in OWN and p.default is p.empty]
+        if missing := [name for name in required if name not in columns]:
+            raise ConfigError(
+                f"{key}.function={entry.function}: it takes a column '{missing[0]}', which no prompt has; there: "
+                f"{', '.join(columns) or 'none'}"
+            )
+        self._columns = [name for name in columns if takes_all or name in {p.name for p in named}]
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        columns = columns_of(prompts)
-        if missing := [name for name in self._required if name not in columns]:
-            there = ", ".join(columns) or "none"
-            raise RewardError(
-                f"{self.path} takes a column '{missing[0]}', which the prompts do not have; there: {there}"
-            )
-        given = columns if self._takes_all else {name: columns[name] for name in self._columns if name in columns}
-        given = {name: column for name, column in given.items() if name not in ("prompts", "responses")}
+        given = columns_of(prompts, self._columns)
         try:
             scores = self._function(prompts=[prompt_of(p) for p in prompts], responses=list(responses), **given)
         except Exception as error:
@@ -147,12 +151,14 @@ def _find(path: str, key: str) -> Callable[..., Any]:
 class HTTPReward:
     """A service that is asked by POST for the scores of one process's responses at a time."""
 
-    def __init__(self, entry: RewardSource, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, entry: RewardSource, columns: Sequence[str] = (), sleep: Callable[[float], None] = time.sleep
+    ) -> None:
         assert entry.url is not None
         parts = urllib.parse.urlsplit(entry.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"rewards.others: url={entry.url!r} is no http:// or https:// address")
-        self.url, self.weight, self._sleep = entry.url, entry.weight, sleep
+        self.url, self.weight, self._columns, self._sleep = entry.url, entry.weight, columns, sleep
         self.label = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
         """The address without passwords and keys, for messages and the journal."""
         self.name = parts.hostname
@@ -160,8 +166,8 @@ class HTTPReward:
         self.max_retries = MAX_RETRIES if entry.max_retries is None else entry.max_retries
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        body = {"prompts": [prompt_of(p) for p in prompts], "responses": list(responses), **columns_of(prompts)}
-        answer = self._ask(json.dumps(body, default=str).encode())
+        body = {"prompts": [prompt_of(p) for p in prompts], "responses": list(responses)}
+        answer = self._ask(json.dumps(body | columns_of(prompts, self._columns), default=str).encode())
         try:
             scores = json.loads(answer)["scores"]
         except (ValueError, KeyError, TypeError):
@@ -180,7 +186,7 @@ class HTTPReward:
                     return bytes(response.read())
             except urllib.error.HTTPError as error:
                 reason, again = f"HTTP {error.code} {error.reason}", error.code in RETRIED
-            except (urllib.error.URLError, OSError, ValueError) as error:  # no connection, too late, cut off
+            except (OSError, ValueError, http.client.HTTPException) as error:  # no connection, too late, cut off
                 reason, again = str(getattr(error, "reason", error)) or type(error).__name__, True
             if not again or attempt == self.max_retries:
                 seconds = time.monotonic() - started

@@ -238,10 +238,6 @@ class Collector:
         ended = torch.tensor([row.response[-1] == eos for row in rows], device=device)
         texts = [models.tokenizer.decode(row.response, skip_special_tokens=True) for row in rows]
         scores, parts = self._scores(tasks, rows, texts)
-        rewards = self.config.rewards
-        scores = scores + overlong_penalty(
-            lengths, self.config.rollout.max_new_tokens, rewards.overlong_buffer, rewards.overlong_penalty
-        )
         sampled_logprobs = None
         if sampled.logprobs is not None:
             sampled_logprobs = torch.zeros_like(grids.logprobs)
@@ -249,9 +245,17 @@ class Collector:
                 sampled_logprobs[number, : len(line)] = torch.tensor(line)
         return Rollout(
             tasks, rows, texts, mask, grids.logprobs, grids.ref_logprobs, grids.entropy, grids.values,
-            scores=final_scores(scores, ended, rewards.missing_eos_score, rewards.missing_eos_penalty),
-            ended=ended, parts=parts, sampled_logprobs=sampled_logprobs, seconds=seconds,
+            scores=self.final(scores, lengths, ended), ended=ended, parts=parts, sampled_logprobs=sampled_logprobs,
+            seconds=seconds,
         )  # fmt: skip
+
+    def final(self, scores: Tensor, lengths: Tensor, ended: Tensor) -> Tensor:
+        """Scores of any model, (B,), with what an overlong or unfinished response costs."""
+        rewards = self.config.rewards
+        cost = overlong_penalty(
+            lengths, self.config.rollout.max_new_tokens, rewards.overlong_buffer, rewards.overlong_penalty
+        )
+        return final_scores(scores + cost, ended, rewards.missing_eos_score, rewards.missing_eos_penalty)
 
     def _passes(self, rows: Sequence[Row], grids: Grids) -> list[tuple[Role, Callable[[], None]]]:
         """What fills the grids: calls, each with the role whose weights it takes.

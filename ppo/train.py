@@ -26,6 +26,7 @@ from alignment.distributed import Accelerator, TrainingEngine, all_reduce_sum
 from alignment.ensembles import num_members
 from alignment.errors import UserError
 from alignment.models import ModelSource
+from alignment.optimizers import Settings
 from alignment.positions import check_length
 from alignment.runs import Run
 from alignment.stage import write_bad_rows
@@ -130,7 +131,8 @@ class Loop:
         decay = config.training.ema_decay
         self.ema = None if decay is None else EMA(models.trained.trained_parameters("policy"), decay)
         sampler = make_engine(config, models, accelerator)
-        self.collector = Collector(config, models, sampler, load_sources(config.rewards), accelerator)
+        sources = load_sources(config.rewards, [*prompts, *held_out])
+        self.collector = Collector(config, models, sampler, sources, accelerator)
         after_step = self.ema.update if self.ema is not None else lambda: None
         self.updater = Updater(config, models, self.engine, ptx_rows, after_step)
         self.kl_controller = KLController(config.ppo.kl_coef, config.ppo.kl_target, config.ppo.kl_horizon)
@@ -152,7 +154,7 @@ class Loop:
         outside = Control(config.run_dir, self.journal)
         leave_if_preempted(config.run_dir)
         if self.step == 0:
-            self.evaluate()
+            self.alarms.begin(self.evaluate())
             leave_if_preempted(config.run_dir)
         with progress(f"ppo {config.name}", training.max_steps, self.accelerator.is_main_process) as line:
             line.advance(self.step)
@@ -164,6 +166,9 @@ class Loop:
                 self._alarm(stats, self.evaluate() if due else None)
                 if self.best.should_stop:  # a job that is to make room has only to publish
                     wanted = Wanted.NOTHING
+                    self.journal.event(
+                        "stopped_early", step=self.step, evaluations_without_a_best=training.early_stopping_patience
+                    )
                 if checkpoints and (wanted.saves or (training.save_steps and self.step % training.save_steps == 0)):
                     outside.save(wanted, self.step, lambda: self._save(checkpoints))
                 if wanted is Wanted.STOP:
@@ -202,12 +207,18 @@ class Loop:
 
     def load(self, folder: Path, saved: int) -> None:
         """Put the run where `save` left it, on so many processes."""
+        settings = Settings(self.engine.optimizer, self.schedule)
         self.engine.load(folder, saved)
         state = load_state(folder / "loop.pt")
         for name, part in self._stateful().items():
-            part.load_state_dict(state[name])
-        if self.ema is not None and self._parted:
-            self.ema.load_parts([load_state(folder / f"ema-{number}.pt") for number in range(saved)])
+            if name in state:
+                part.load_state_dict(state[name])
+        settings.restore()
+        parts = [folder / f"ema-{number}.pt" for number in range(saved)]
+        if self.ema is not None and self._parted and parts[0].exists():
+            self.ema.load_parts([load_state(part) for part in parts])
+        elif self.ema is not None and "ema" not in state:  # it was not asked for then
+            self.ema.begin()
         self.step, self.updater.num_steps = state["step"], state["num_steps"]
         self.first_figures, self.last_figures = state["first_figures"], state["last_figures"]
         self.start = state["start"] and Judged(**state["start"])
@@ -233,7 +244,8 @@ class Loop:
         targets, rewards = self.targets(rollout)
         stats = rollout_stats(rollout, rewards, targets)
         stats |= self.updater.update(self.step, rollout, targets)
-        self.kl_controller.update(stats["rollout/kl"], config.rollout.batch_size)
+        if self.step >= config.ppo.value_warmup_steps:  # before, its KL says nothing of the coefficient
+            self.kl_controller.update(stats["rollout/kl"], config.rollout.batch_size)
         stats["train/learning_rate"] = float(self.engine.optimizer.param_groups[0]["lr"])
         self.schedule.step()
         self.step += 1
@@ -300,7 +312,8 @@ class Loop:
         held_out_scores: list[float | None] = [None] * len(rollout)
         if self.models.held_out_reward is not None:
             model = self.models.held_out_reward
-            held_out_scores = self.collector.score_with(model, rollout.tasks, rollout.rows, rollout.texts)[0].tolist()
+            raw, _ = self.collector.score_with(model, rollout.tasks, rollout.rows, rollout.texts)
+            held_out_scores = self.collector.final(raw, rollout.lengths, rollout.ended).tolist()
         columns = (rollout.scores.tolist(), held_out_scores, rollout.kl.sum(1).tolist(), rollout.lengths.tolist(),
                    rollout.ended.tolist(), rollout.texts)  # fmt: skip
         shares = distributed.gather_lists(list(zip(*columns, strict=True)))
@@ -325,6 +338,9 @@ class Loop:
             if self.best.step == 0:
                 text = "no evaluation was better than the start's, which is published; see samples.jsonl"
                 self._say("better than the start", "error", text)
+        elif self.best.wanted and self.held_out:
+            text = "no evaluation was below training.max_kl, so that the last policy is published, whatever it is"
+            self._say("better than the start", "error", text)
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
             if self.best.step is not None:
                 weights = self.best.weights()
@@ -368,18 +384,21 @@ def make_optimizer(models: Models, config: PPOStageConfig) -> torch.optim.AdamW:
 
 
 def make_schedule(optimizer: Any, config: PPOStageConfig) -> torch.optim.lr_scheduler.LambdaLR:
-    """The named schedule over iterations; the policy's rate is 0 while the critic alone learns.
+    """The named schedule over iterations; the policy's begins once the critic has learned alone, and is 0 before.
 
     Made of the prepared optimizer: DeepSpeed's offload puts another in its place, whose rate would stay as it began.
     """
     training: TrainingConfig = config.training
-    schedule = transformers.get_scheduler(
-        training.lr_scheduler_type, optimizer, training.warmup_steps, training.max_steps
-    )
-    warmup = config.ppo.value_warmup_steps
-    if warmup:
-        common = schedule.lr_lambdas[0]
-        schedule.lr_lambdas = [lambda step: 0.0 if step < warmup else common(step), *schedule.lr_lambdas[1:]]
+
+    def over(steps: int, optimizer: Any) -> torch.optim.lr_scheduler.LambdaLR:
+        return transformers.get_scheduler(training.lr_scheduler_type, optimizer, training.warmup_steps, steps)
+
+    schedule, alone = over(training.max_steps, optimizer), config.ppo.value_warmup_steps
+    if alone:
+        # A schedule sets the rates of what it is made of.
+        unused = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+        policys = over(training.max_steps - alone, unused).lr_lambdas[0]
+        schedule.lr_lambdas[0] = lambda step: 0.0 if step < alone else policys(step - alone)
         optimizer.param_groups[0]["lr"] = 0.0
     return schedule
 
@@ -451,12 +470,13 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
     sizes = batch_plan(config, world_size)
     prompts, held_out = train_and_eval(config.data, to_prompts)
     check_selection(config.training, num_held_out=len(held_out.items))
-    load_sources(config.rewards)
+    load_sources(config.rewards, [*prompts.items, *held_out.items])
     sources = find_models(config, trainers.open_registry(config))
     _check_lengths(config, sources)
     tokenizer = load_policy_tokenizer(config, sources)
     limit = config.data.max_length - config.rollout.max_new_tokens
     encoded, too_long = encode_prompts(prompts.items, tokenizer, limit, config.data.too_long)
+    ptx = read_ptx(config, tokenizer)
     trust = config.model.trust_remote_code
     shapes = {
         role: transformers.AutoConfig.from_pretrained(source.config_path, trust_remote_code=trust)
@@ -471,7 +491,8 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
     return {
         "train_prompts": len(encoded),
         "eval_prompts": len(held_out.items),
-        "bad_rows": len(prompts.bad),
+        "ptx_rows": len(ptx.rows),
+        "bad_rows": len(prompts.bad) + len(ptx.bad),
         "too_long": too_long,
         "processes": world_size,
         "episodes_per_iteration": config.rollout.batch_size,

@@ -235,6 +235,20 @@ def test_options_run_together(house, changes):
         assert "demonstrations.jsonl" in str(version.manifest.data)
 
 
+def test_texts_are_mixed_in_too_and_a_dry_run_reads_them(house, capsys):
+    Path("notes.jsonl").write_text(
+        "".join(json.dumps({"text": f"Floor {n} is for boots. " * 9}) + "\n" for n in range(4))
+    )
+    mixed = ["ptx.train=notes.jsonl", "ptx.batch_size=2"]
+    assert stage("--dry-run", *mixed) == 0
+    assert json.loads(capsys.readouterr().out)["plan"]["ptx_rows"] > 4  # in pieces of data.max_length
+    assert stage("training.max_steps=1", *mixed) == 0
+    assert all(row["ptx/loss"] > 0 for row in read("metrics") if "policy/ratio" in row)
+    for arguments in (["--dry-run"], ["--overwrite"]):
+        assert stage("ptx.train=nowhere.jsonl", *arguments) == 2
+        assert "nowhere.jsonl: no such file; give data.train, data.eval or ptx.train" in capsys.readouterr().err
+
+
 def test_the_command_itself(house):
     """As a process of its own, as a person types it."""
     command = [

@@ -100,3 +100,32 @@ def test_killed_and_resumed_under_zero_2_on_two_processes(house, two_forks, name
 def test_killed_and_resumed_under_zero_3_on_two_processes(house, forks_of, name):
     zero3 = launching.ROOT / "configs" / "accelerate" / "zero3.yaml"
     resumed_on_two(house, name, 3, forks_of(zero3), calls_per_step=2)
+
+
+def changed_and_resumed(house: Path, name: str, start: Any, kill_at: int, run: str) -> None:
+    """Killed, given another learning rate, and resumed: torch puts the checkpoint's own in its place."""
+    stage, sections = name.partition("-")[0], SECTIONS[name]
+    for rate, arguments, kill in ((1e-3, [], kill_at), (2e-4, ["--resume", "auto", "--allow-changes"], 0)):
+        training = {**sections["training"], "learning_rate": rate, "lr_scheduler_type": "constant", "logging_steps": 1}
+        training = {key: value for key, value in training.items() if stage != "ppo" or key != "logging_steps"}
+        config = configure(house, run, stage, {**sections, "training": training})
+        assert (start(stage, [config, *arguments], kill) == 0) == (kill == 0)
+    rows = [json.loads(line) for line in (house / "runs" / run / "metrics.jsonl").read_text().splitlines()]
+    rates = [rate for row in rows if (rate := row.get("train/learning_rate"))]  # 0 while a critic learns alone
+    saved = sum(rate > 5e-4 for rate in rates)
+    assert 0 < saved < len(rates)
+    assert rates == pytest.approx([1e-3] * saved + [2e-4] * (len(rates) - saved))
+
+
+@pytest.mark.parametrize("name", ["sft", "reward"])
+def test_a_changed_rate_is_what_a_resumed_run_goes_by(house, forks, name):
+    changed_and_resumed(house, name, killing(house, forks), 4, f"{name}-changed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [2, 3])
+@pytest.mark.parametrize("name", ["sft-padded", "reward", "ppo"])
+def test_a_changed_rate_is_what_a_resumed_run_goes_by_under_zero(house, forks_of, name, zero_stage):
+    launch_file = launching.ROOT / "configs" / "accelerate" / f"zero{zero_stage}.yaml"
+    calls = kills_of(name, 1)[0] * 2
+    changed_and_resumed(house, name, killing(house, forks_of(launch_file)), calls, f"{name}-changed{zero_stage}")

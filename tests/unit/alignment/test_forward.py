@@ -98,11 +98,18 @@ def test_body_and_head_are_the_model(kind, adapted):
         transformers.Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=30.0),
         transformers.CohereConfig(**SIZES, logit_scale=0.25),
         transformers.GraniteConfig(**SIZES, logits_scaling=8.0),
+        transformers.RecurrentGemmaConfig(**SIZES, head_dim=8, logits_soft_cap=3.0),
     ],
-    ids=["softcapping", "scaled", "scaling"],
+    ids=["softcapping", "scaled", "scaling", "soft cap"],
 )
 def test_logits_that_are_not_the_heads_output_alone_are_not_taken_apart(config):
     assert body_and_head(transformers.AutoModelForCausalLM.from_config(config)) is None
+
+
+def test_a_head_with_an_adapter_in_it_is_not_taken_apart():
+    """What it says depends on which of its adapters is active when it is called."""
+    model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**SIZES))
+    assert body_and_head(get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head"]))) is None
 
 
 @pytest.mark.parametrize(

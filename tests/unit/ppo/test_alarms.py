@@ -21,6 +21,7 @@ def run(stage_config, courses, evaluations=None, steps=20, **sections):
     """All alarms of a course: (iteration, name, text or None where it ends)."""
     alarms = Alarms(stage_config(**sections))
     said = []
+    alarms.begin((evaluations or {}).get(0))
     for step in range(1, steps + 1):
         stats = {**HEALTHY, **{name: course(step) for name, course in courses.items()}}
         evaluation = (evaluations or {}).get(step)
@@ -71,10 +72,27 @@ def test_a_target_says_what_is_too_much(stage_config):
     assert "alarm at 30" in said[0][2]
 
 
-def test_a_reward_that_rises_alone_is_over_optimised(stage_config):
-    def at(score, held):
-        return {"eval/score": score, "eval/held_out_score": held}
+def at(score, held):
+    return {"eval/score": score, "eval/held_out_score": held}
 
+
+@pytest.mark.parametrize(
+    ("evaluations", "first"),
+    [
+        ({0: at(0.0, 0.0), 20: at(1.0, -0.5)}, 20),  # with eval_steps=0: the start and the end
+        ({0: at(1.0, 0.0), 5: at(2.0, 1e-4), 10: at(3.0, 2e-4)}, 5),  # as good as flat
+        ({0: at(0.0, 1.0), 5: at(0.015, 0.99), 10: at(0.03, 0.98)}, 10),  # too slow to be seen from one to the next
+        ({0: at(0.0, 0.0), 5: at(0.03, 0.02), 10: at(0.06, 0.04)}, None),  # slow, and the held-out score follows
+        ({0: at(0.0, 0.5), 5: at(1.0, 0.55), 10: at(2.0, 0.6)}, None),  # that of a smaller scale follows
+        ({0: at(0.0, 0.0), 5: at(-1.0, -1.0), 10: at(0.0, 0.0)}, None),
+    ],
+)
+def test_over_optimisation_is_seen_from_the_best_evaluation_on(stage_config, evaluations, first):
+    said = run(stage_config, {}, evaluations)
+    assert [step for step, _, _ in said] == ([] if first is None else [first])
+
+
+def test_a_reward_that_rises_alone_is_over_optimised(stage_config):
     evaluations = {0: at(0.0, 0.0), 5: at(1.0, 0.5), 10: at(1.5, 0.45), 15: at(1.6, 0.4), 20: at(1.7, 0.6)}
     (step, name, text), (end, *ended) = run(stage_config, {}, evaluations)
     assert (step, name) == (10, "over-optimisation")

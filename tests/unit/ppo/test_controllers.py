@@ -37,6 +37,12 @@ def test_a_controller_comes_back_from_its_state():
     assert one.value == other.value != 0.2
 
 
+def test_a_fixed_coefficient_is_the_configs_on_resume():
+    controller = KLController(0.5, None, 100.0)
+    controller.load_state_dict(KLController(0.05, None, 100.0).state_dict())
+    assert controller.value == 0.5
+
+
 def tensors(batches):
     return [torch.tensor(batch, dtype=torch.float64) for batch in batches]
 
@@ -59,6 +65,15 @@ def test_the_reference_scale_is_that_of_the_first_scores():
     scaler = RewardScaler("reference", None)
     torch.testing.assert_close(scaler(torch.tensor([1.0, 3.0])), torch.tensor([-1.0, 1.0]))
     torch.testing.assert_close(scaler(torch.tensor([5.0, 2.0])), torch.tensor([3.0, 0.0]))
+
+
+def test_the_reference_scale_waits_for_scores_that_differ():
+    """As those of a sparse reward, which no response has at first."""
+    scaler = RewardScaler("reference", None)
+    assert scaler(torch.tensor([0.0, 0.0])).tolist() == [0.0, 0.0]
+    found = scaler(torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(found, (torch.tensor([1.0, 0.0]) - 0.25) / np.std([0, 0, 1, 0]).item())
+    torch.testing.assert_close(scaler(torch.tensor([1.0, 0.0])), found)  # and stays
 
 
 @pytest.mark.parametrize("mode", ["running", "reference", None])

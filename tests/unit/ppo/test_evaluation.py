@@ -76,6 +76,15 @@ def test_patience_counts_evaluations_in_a_row(tmp_path):
     assert best.should_stop
 
 
+def test_before_there_is_a_best_one_nothing_is_worse(tmp_path):
+    """A start beyond the ceiling, as from another reference, would end the run before its first iteration."""
+    course_of = [evaluation(0, 9.0), evaluation(1, 8.0), evaluation(0.5, 2.0), evaluation(0.4, 2.0)]
+    kept, best = course(tmp_path, course_of[:2], max_kl=4.0, early_stopping_patience=1)
+    assert (kept, best.should_stop) == ([], False)
+    kept, best = course(tmp_path, course_of, max_kl=4.0, early_stopping_patience=1)
+    assert (kept, best.should_stop) == ([2], True)
+
+
 def test_the_last_is_published_where_the_best_is_not_asked_for(tmp_path):
     kept, best = course(tmp_path, [evaluation(1), evaluation(2)], load_best_model_at_end=False)
     assert (kept, best.weights(), best.should_stop) == ([], None, False)

@@ -7,6 +7,7 @@ import json
 import pytest
 import tiny
 import torch
+import transformers
 
 from alignment.config import ConfigError
 from alignment.models import ModelError
@@ -15,6 +16,7 @@ from alignment.registry import Registry
 from alignment.scalar_models import load_scalar_model
 from ppo.config import PPOStageConfig
 from ppo.loading import find_models, load_models
+from ppo.models import Role, choose_layout
 from ppo.sequences import Row, lay_out
 
 ROW = Row([5, 6, 7], [8, 9, 10, 11, 2])
@@ -142,6 +144,59 @@ def test_a_policy_that_is_an_adapter_has_its_base_as_reference(folders, method):
     assert not torch.allclose(models.reference.logprobs(batch(models), 1.0).logprobs, outputs(models).logprobs)
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_an_adapter_in_the_output_head_is_the_policys_alone(folders, checkpointed):
+    """The reference would read it too, and the KL be 0 whatever is learned."""
+    models = load(
+        folders,
+        training={"gradient_checkpointing": checkpointed},
+        ppo={"advantage_estimator": "reinforce++"},
+        method="lora",
+        adapter={"target_modules": ["q_proj", "lm_head"]},
+    )
+    before = outputs(models).logprobs
+    torch.testing.assert_close(models.reference.logprobs(batch(models), 1.0).logprobs, before)
+    trained = models.trained.trained_parameters("policy")
+    assert any("lm_head" in name for name, _ in trained)
+    with torch.no_grad():
+        for _, parameter in trained:
+            parameter.add_(0.1)
+    after = models.trained(batch(models), "policy", 1.0, True).logprobs
+    after.sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for _, parameter in trained)
+    with models.policy.model.disable_adapter(), torch.no_grad():
+        ids = torch.tensor([[*ROW.prompt, *ROW.response]])
+        plain = models.policy.model(ids).logits.log_softmax(-1)[0, 2:-1].gather(1, ids[0, 3:, None])[:, 0]
+    torch.testing.assert_close(models.reference.logprobs(batch(models), 1.0).logprobs.detach(), plain)
+    assert not torch.allclose(after.detach(), plain, atol=1e-2)
+
+
+def test_a_head_with_an_adapter_is_no_trunk(folders):
+    with pytest.raises(ModelError, match="with an adapter in the head"):
+        load(folders, method="lora", adapter={"target_modules": ["lm_head"]}, value="trunk")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_scaled_logits_are_the_models_own_at_response_tokens(packed):
+    """And no others are asked for: with a large vocabulary those of the prompts would fill the memory."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.GraniteConfig(**sizes, num_key_value_heads=2, vocab_size=40, logits_scaling=0.1)
+    role = Role(transformers.AutoModelForCausalLM.from_config(config).eval())
+    assert role.layers is None
+    assert not packed or choose_layout([role], 32) is None
+    rows = [ROW, Row([5, 6], [3]), Row([5, 6], [4, 7, 2])]
+    expected = []
+    for row in rows:
+        logits = role.base(torch.tensor([[*row.prompt, *row.response]])).logits[0, len(row.prompt) - 1 : -1] / 0.7
+        expected.append(logits.log_softmax(-1).gather(1, torch.tensor(row.response)[:, None])[:, 0])
+    asked = []
+    role.base.lm_head.register_forward_hook(lambda module, inputs, output: asked.append(output.shape))
+    found = role.logprobs(lay_out(rows, [0, 1, 2], packed, 0, torch.device("cpu")), 0.7)
+    torch.testing.assert_close(found.logprobs, torch.cat(expected), atol=1e-5, rtol=1e-5)
+    assert asked[0][:2] == ((1, 8) if packed else (3, 6))  # of 14 tokens, or of three rows of 8
+
+
 @pytest.mark.parametrize(("method", "offload"), [("full", True), ("full", False), ("lora", True)])
 def test_frozen_models_wait_in_the_hosts_memory_and_the_policys_own_base_does_not(
     folders, monkeypatch, method, offload
@@ -231,6 +286,73 @@ def test_text_beyond_the_positions_of_a_reward_model_with_other_tokens_is_refuse
     assert torch.isfinite(score(10)).all()
     with pytest.raises(LengthError, match=r"has 256 positions; lower data\.max_length"):
         score(90)
+
+
+def test_an_answer_that_the_reward_models_template_rewrites_is_scored_all_the_same(folders):
+    """As templates that leave out what was thought do: one sampled answer must not end the run."""
+    other = tiny.train_tokenizer(["quite other words, over and over, quite other words"], 300, None)
+    other.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content.split('</think>')[-1] }}"
+        "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    scalar = tiny.make_scalar(folders / "odd-body", tiny.make_policy(other, seed=3), other)
+    tiny.write(folders / "odd", scalar.model, other)
+    reward = load(folders, reward=str(folders / "odd"), value="trunk").reward
+
+    def score(answer):
+        turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": answer}]
+        return reward.member_scores([], [turns], torch.device("cpu"))
+
+    torch.testing.assert_close(score("let me see</think>Words over words"), score("Words over words"))
+    assert not torch.allclose(score("Words over words"), score("other words"))
+
+
+OWN_CODE = """
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
+
+
+class Own(LlamaConfig):
+    model_type = "NAME"
+
+
+class OwnPolicy(LlamaForCausalLM):
+    config_class = Own
+
+
+class OwnReward(LlamaPreTrainedModel):
+    config_class = Own
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = LlamaModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+"""
+
+
+def bring_code(folder, auto_class, own_class):
+    """Make the model's folder one that runs Python of its own."""
+    (folder / "own.py").write_text(OWN_CODE.replace("NAME", folder.name))
+    path = folder / "config.json"
+    auto_map = {"AutoConfig": "own.Own", auto_class: f"own.{own_class}"}
+    settings = {"model_type": folder.name, "architectures": [own_class], "auto_map": auto_map}
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+def test_code_of_its_own_runs_in_every_role_where_it_is_trusted_and_in_none_else(folders, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folders / "modules"))
+    monkeypatch.syspath_prepend(str(folders / "modules"))
+    bring_code(folders / "policy", "AutoModelForCausalLM", "OwnPolicy")
+    bring_code(folders / "reward", "AutoModelForSequenceClassification", "OwnReward")
+    with pytest.raises(ModelError, match="trust_remote_code"):
+        load(folders)
+    models = load(folders, trust_remote_code=True, held_out_reward=str(folders / "reward"))
+    policy, critic = models.trained.roles
+    roles = [policy, critic, models.reference, *models.reward.members, *models.held_out_reward.members]
+    names = [type(role.base).__name__ for role in roles]
+    assert names == ["OwnPolicy", "OwnReward", "OwnPolicy", "OwnReward", "OwnReward"]
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ PROMPTS = [Prompt((TURN,), {"answer": "yes", "id": 7}), Prompt(CHAT, {"answer": 
 RESPONSES = ["yes", "never"]
 
 
-def load(*entries):
-    return load_sources(RewardsConfig(others=entries))
+def load(*entries, prompts=None):
+    return load_sources(RewardsConfig(others=entries), PROMPTS if prompts is None else prompts)
 
 
 def function(name, **more):
@@ -58,9 +58,30 @@ def test_what_a_function_must_not_do(name, message):
         function(name).score(PROMPTS, RESPONSES)
 
 
-def test_a_column_that_is_not_there_is_named():
-    with pytest.raises(RewardError, match="takes a column 'answer', which the prompts do not have; there: id"):
-        function("matches").score([Prompt((TURN,), {"id": 1})], ["x"])
+def test_a_column_that_no_prompt_has_is_named_before_training():
+    with pytest.raises(ConfigError, match="takes a column 'answer', which no prompt has; there: id"):
+        load({"function": f"{HERE}:matches"}, prompts=[Prompt((TURN,), {"id": 1})])
+
+
+def test_a_batch_without_a_column_that_other_prompts_have_gets_none():
+    """Which prompts are together in a batch hangs on the seed and the number of processes."""
+    assert function("matches").score([Prompt((TURN,), {"id": 1})], ["x"]) == [0.0]
+    with service((200, '{"scores": [1]}')) as (url, asked):
+        (source,) = load({"url": url})
+        source.score([Prompt((TURN,), {})], ["x"])
+    assert asked[0] == {"prompts": ["one?"], "responses": ["x"], "answer": [None], "id": [None]}
+
+
+def test_a_column_does_not_take_the_place_of_the_responses():
+    from tests.unit.ppo import reward_functions
+
+    prompts = [Prompt((TURN,), {"responses": "of the data", "prompts": "of the data", "id": 7})]
+    with service((200, '{"scores": [1]}')) as (url, asked):
+        sources = load({"url": url}, {"function": f"{HERE}:everything"}, prompts=prompts)
+        for source in sources:
+            source.score(prompts, ["the policy's"])
+    assert asked[0] == {"prompts": ["one?"], "responses": ["the policy's"], "id": [7]}
+    assert reward_functions.calls[-1] == {"id": [7]}
 
 
 @pytest.mark.parametrize(
@@ -106,7 +127,12 @@ def service(*answers):
             if status == "late":
                 stopped.wait(5)
                 return
-            self.send_response(status)
+            if status == "garbled":
+                self.wfile.write(b"no line of HTTP\r\n\r\n")
+                return
+            self.send_response(200 if status == "cut" else status)
+            if status == "cut":
+                self.send_header("Content-Length", "1000")
             self.end_headers()
             self.wfile.write(body.encode())
 
@@ -129,7 +155,7 @@ GOOD = (200, '{"scores": [1, -0.5]}')
 
 def ask(url, **options):
     waits = []
-    reward = HTTPReward(RewardSource(url=url, **options), sleep=waits.append)
+    reward = HTTPReward(RewardSource(url=url, **options), ["answer"], sleep=waits.append)
     return reward, waits
 
 
@@ -143,7 +169,11 @@ def test_a_service_is_asked_with_the_columns_beside():
     assert asked[0]["answer"] == ["yes", "no"]
 
 
-@pytest.mark.parametrize("trouble", [(500, "down"), (429, "slow"), None], ids=["500", "429", "closed"])
+@pytest.mark.parametrize(
+    "trouble",
+    [(500, "down"), (429, "slow"), None, ("cut", '{"scores": ['), ("garbled", "")],
+    ids=["500", "429", "closed", "cut", "garbled"],
+)
 def test_trouble_that_passes_is_waited_for_longer_and_longer(trouble):
     with service(trouble, trouble, trouble, GOOD) as (url, asked):
         reward, waits = ask(url)

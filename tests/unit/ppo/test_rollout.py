@@ -136,17 +136,17 @@ def test_an_engine_that_says_what_it_sampled_from_is_corrected(collect, models, 
 
     class Engine:
         def generate(self, prompts, seeds, sampling):
-            return Sampled([[4, 5, 1]] * len(prompts), [[-1.0, -2.0, -3.0]] * len(prompts))
+            return Sampled([[4, 5, 1]] * len(prompts), [[-1.0, -2.0, -4.0]] * len(prompts))
 
-    rollout = collect(engine=Engine(), rollout={"importance_cap": 1.5})
-    assert rollout.sampled_logprobs.tolist() == [[-1.0, -2.0, -3.0]] * 8
-    loop = make_loop(models, stage_config(rollout={"temperature": 0.7, "importance_cap": 1.5}))
+    rollout = collect(engine=Engine())
+    assert rollout.sampled_logprobs.tolist() == [[-1.0, -2.0, -4.0]] * 8
+    loop = make_loop(models, stage_config(rollout={"temperature": 0.7}))
     targets, _ = loop.targets(rollout)
     stats = loop.updater.update(0, rollout, targets)
-    weights = (rollout.old_logprobs - rollout.sampled_logprobs).exp().clamp(max=1.5)
+    weights = (rollout.old_logprobs - rollout.sampled_logprobs).exp().clamp(max=2.0)
     expected = -(weights * targets.advantages).mean()
     assert stats["policy/loss"] == pytest.approx(float(expected), rel=1e-4)
-    assert (weights == 1.5).any()
+    assert (weights == 2.0).any()
     assert (weights < 1.0).any()
 
 

@@ -125,6 +125,49 @@ def test_the_kl_coefficient_follows_its_target(models, stage_config, make_loop):
     assert used == pytest.approx([0.1, 0.1 * 1.02, 0.1 * 1.02**2])  # far above the target: 20% of 8/80 each time
 
 
+def test_while_the_critic_learns_alone_neither_rate_nor_coefficient_of_the_policy_moves(
+    models, stage_config, make_loop
+):
+    config = stage_config(
+        ppo={"kl_coef": 0.1, "kl_target": 6.0, "kl_horizon": 80.0, "value_warmup_steps": 3},
+        training={"max_steps": 7, "warmup_steps": 2, "value_learning_rate": 4e-3, "lr_scheduler_type": "linear"},
+    )
+    loop = make_loop(models, config)
+    rates, coefficients = [], []
+    for _ in range(7):
+        rates.append([group["lr"] for group in loop.engine.optimizer.param_groups])
+        coefficients.append(loop.iterate(list(range(8)))["rollout/kl_coef"])
+    assert [rate for rate, _ in rates] == pytest.approx([0, 0, 0, 0, 5e-4, 1e-3, 5e-4])  # its own warm-up and decay
+    assert [rate for _, rate in rates] == pytest.approx([4e-3 * x for x in (0, 0.5, 1, 0.8, 0.6, 0.4, 0.2)])
+    assert coefficients[:4] == [0.1] * 4
+    assert len(set(coefficients[3:])) == 4
+
+
+def test_a_changed_config_is_what_a_resumed_run_goes_by(stage_config, make_loop, tmp_path):
+    """With `--allow-changes`: torch puts the rates of the checkpoint in the place of the config's."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    first = make_loop(build_models(ref_seed=1), stage_config(ppo={"kl_coef": 0.1}))
+    first.iterate(list(range(8)))
+    first.save(folder)
+    changed = {"learning_rate": 1e-5, "value_learning_rate": 2e-5, "weight_decay": 0.1, "ema_decay": 0.9}
+    again = make_loop(build_models(ref_seed=3), stage_config(ppo={"kl_coef": 0.7}, training=changed))
+    again.load(folder, saved=1)
+    groups = again.engine.optimizer.param_groups
+    assert [group["lr"] for group in groups] == pytest.approx([0.75e-5, 1.5e-5])
+    assert {group["weight_decay"] for group in groups} == {0.1}
+    assert again.kl_controller.value == 0.7
+    loaded = weights(first.models)
+    assert all(torch.equal(loaded[name], value) for name, value in weights(again.models).items())
+    with again.ema.applied():  # an average that was not asked for begins where the weights are
+        assert all(torch.equal(loaded[name], value) for name, value in weights(again.models).items())
+    same = make_loop(build_models(ref_seed=3), stage_config(ppo={"kl_coef": 0.1}))
+    same.load(folder, saved=1)
+    assert [g["lr"] for g in same.engine.optimizer.param_groups] == [
+        g["lr"] for g in first.engine.optimizer.param_groups
+    ]
+
+
 # --- evaluation -----------------------------------------------------------------------------------------------------
 
 
@@ -199,6 +242,28 @@ def test_the_best_policy_is_the_one_that_is_published(make_loop, stage_config, t
     assert sum(again.held_out_scores) / 4 == pytest.approx(held[best], abs=1e-5)
     if best == 4 and ema is None:
         assert all(torch.equal(last[name], value) for name, value in weights(models).items())
+
+
+def test_an_unfinished_answer_costs_by_the_held_out_model_too(make_loop, stage_config, tmp_path):
+    models = build_models(ref_seed=1)
+    models.held_out_reward = RewardModel([role_of(scalar(9).requires_grad_(False))])
+    config = stage_config(rollout={"max_new_tokens": 3}, rewards={"missing_eos_score": -100.0})
+    loop = make_loop(models, config, prompts_of("12", "3", "456", "7"))
+    judged = loop.judge()
+    assert not all(judged.ended)
+    assert [score == -100.0 for score in judged.held_out_scores] == [not ended for ended in judged.ended]
+    assert [score == -100.0 for score in judged.scores] == [not ended for ended in judged.ended]
+
+
+def test_where_no_evaluation_is_below_the_ceiling_it_is_said(make_loop, stage_config, tmp_path):
+    loop = make_loop(build_models(ref_seed=7), stage_config(training={"max_kl": 1e-9}), prompts_of("12", "3"))
+    with Journal(tmp_path / "run", stage="ppo") as loop.journal:
+        loop.evaluate()
+        with loop.published_policy() as metrics:
+            assert "best_step" not in metrics
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    (found,) = [event for event in events if event["event"] == "finding"]
+    assert found["level"] == "error" and "training.max_kl" in found["text"]
 
 
 def test_patience_ends_a_run(make_loop, stage_config, tmp_path):
