@@ -1,6 +1,9 @@
 """The `alignment` command: `plan` (plan_cli.py), and the groups `models`, `data` and `runs` (*_cli.py)."""
 
+import contextlib
 import json
+import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -56,24 +59,31 @@ def plan(
     as_json: plan_cli.JsonOption = False,
 ) -> None:
     """Memory of each GPU, what fits, how to launch.  Example: alignment plan configs/ppo/8b.yaml --gpus 8"""
-    from alignment.config import load_config, read_values
-    from alignment.registry import Registry
-    from alignment.sizing import ShapeFinder
-
-    changes = overrides or []
-    name = plan_cli.stage_of(config, read_values(config, changes), stage)
-    stage_config, stage_plan = _stage(name)
-    loaded = load_config(stage_config, config, changes)
-    cluster = plan_cli.Cluster(gpus, nodes, plan_cli.parse_memory(memory))
-    finder = ShapeFinder(Registry(loaded.registry.path), config.resolve().parent.parent, model_config)
-    found = plan_cli.report(
-        lambda count: stage_plan.workloads(loaded, finder, count, cluster.memory), cluster, name, config, changes
-    )
-    found.notes[:0] = finder.notes
+    with contextlib.redirect_stdout(sys.stderr):  # some libraries greet when they are imported
+        cluster = plan_cli.Cluster(gpus, nodes, plan_cli.parse_memory(memory))
+        found = _planned(config, overrides or [], cluster, model_config, stage)
     if as_json:
         typer.echo(json.dumps(plan_cli.as_json(found), indent=2))
     else:
         typer.echo(clean("\n".join(plan_cli.text_lines(found))))
+
+
+def _planned(
+    config: Path, changes: list[str], cluster: plan_cli.Cluster, model_config: str | None, stage: str | None
+) -> plan_cli.Report:
+    from alignment.config import load_config, read_values
+    from alignment.registry import Registry
+    from alignment.sizing import ShapeFinder
+
+    name = plan_cli.stage_of(config, read_values(config, changes), stage)
+    stage_config, stage_plan = _stage(name)
+    loaded = load_config(stage_config, config, changes)
+    finder = ShapeFinder(Registry(loaded.registry.path), config.resolve().parent.parent, model_config)
+    found = plan_cli.report(
+        lambda count: stage_plan.workloads(loaded, finder, count, cluster.memory), cluster, name, config, changes
+    )
+    found.notes[:0] = finder.all_notes()
+    return found
 
 
 def _stage(name: str) -> tuple[type[Any], ModuleType]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 from rich.text import Text
 
+from alignment import pages
 from alignment.errors import UserError
 from alignment.qa_cli import qa_command
 from alignment.terminal import clean, one_line, progress, screen
@@ -72,7 +73,7 @@ def check(
     paths = [part.path for part in recipe.data.parts]
     report = inspector.report([*paths, *([recipe.data.eval] if recipe.data.eval else [])])
     if html:
-        _write_text(html, html_page(report))
+        pages.write(html, html_page(report), "--html")
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
     else:
@@ -211,11 +212,12 @@ def _recipe(
     path: Path | None, files: list[str] | None, format: str | None = None, columns: list[str] | None = None
 ) -> _Recipe:
     """The config's data section, with the files of the command line in place of its own."""
-    from alignment.config import DataConfig, TrainerConfig, load_config, validate
+    from alignment.config import DataConfig, validate
+    from alignment.recipes import read_recipe
 
     if path is None and not files:
         raise UserError("which data? Give a FILE, or a --config whose data.train names one")
-    config = load_config(TrainerConfig, path) if path else None
+    config = read_recipe(path) if path else None
     values = config.data.model_dump() if config else {}
     if files:
         values["train"] = [{"path": file} for file in files]
@@ -291,13 +293,6 @@ def _rows_to(option: str, path: Path | None) -> Iterator[Callable[[Any], object]
         return
     with row_writer(path, option, (".jsonl", ".jsonl.gz")) as write:
         yield write
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--html {path}: cannot be written: {error.strerror}; name another file") from None
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from alignment import pages
 from alignment.completion import complete_reference
 from alignment.errors import UserError
 from alignment.lineage_graph import mermaid
@@ -67,7 +68,7 @@ def show_model(ref: RefArgument, registry: RegistryOption = None, as_json: JsonO
 def graph_model(
     ref: RefArgument,
     as_mermaid: Annotated[bool, typer.Option("--mermaid", help="Text that Markdown viewers draw.")] = False,
-    html: Annotated[Path | None, typer.Option("--html", help="Write a page with a picture to this new file.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page with a picture to this file.")] = None,
     registry: RegistryOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -78,10 +79,7 @@ def graph_model(
     if as_mermaid:
         typer.echo(mermaid(node), nl=False)
     elif html is not None:
-        try:
-            html.write_text(lineage_page(node), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--html {html}: cannot be written: {error.strerror}; name another file") from None
+        pages.write(html, lineage_page(node), "--html")
         typer.echo(f"wrote {clean(str(html))}", err=True)
     elif as_json:
         print_json(_graph(node))

@@ -9,11 +9,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
+from alignment.errors import UserError
 from alignment.terminal import clean, one_line
 
-_HEAD = """<!DOCTYPE html>
+DOCTYPE = "<!DOCTYPE html>"
+_HEAD = (
+    DOCTYPE
+    + """
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -48,6 +53,7 @@ td { overflow-wrap: anywhere; } .number { text-align: right; font-variant-numeri
 details { font-size: .9rem; margin-top: .2rem; } summary { cursor: pointer; color: var(--dim); }
 ul { margin: .3rem 0; padding-left: 1.2rem; max-height: 20rem; overflow-y: auto; } li { overflow-wrap: anywhere; }
 """
+)
 
 
 class _Lines(str):
@@ -80,6 +86,33 @@ def render(
     return environment.from_string(page).render(
         page_title=title, page_policy=policy if script else "", page_end=end, **context
     )
+
+
+def write(path: Path, text: str, option: str) -> None:
+    """Write a page whole or not at all: in the place of an earlier page, but of nothing else.
+
+    Args:
+        option: of the command line, that names the file.
+
+    Raises:
+        UserError: a folder, another file, or a place that cannot be written.
+    """
+    if path.is_dir() or not path.name:
+        raise UserError(f"{option} {path}: that is a folder; name a file, as in {option} {path / 'page.html'}")
+    part = path.with_name(f".{path.name}.part")
+    try:
+        if path.exists() and not path.is_file():  # a pipe, or /dev/stdout
+            path.write_text(text, encoding="utf-8")
+            return
+        if path.exists() and path.stat().st_size:
+            with path.open("rb") as file:
+                if not file.read(200).lstrip().startswith(DOCTYPE.encode()):
+                    raise UserError(f"{option} {path}: exists already and is no page; remove it or name another file")
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{option} {path}: cannot be written: {error.strerror}; name another file") from None
 
 
 def _embedded(data: Any) -> str:

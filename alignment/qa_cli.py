@@ -199,10 +199,10 @@ def _endpoints(
 
 
 def _local_models(names: Sequence[str], config: Path | None, batch_size: int) -> list[ChatModel]:
-    from alignment.config import TrainerConfig, load_config
     from alignment.qa.chat_models import LocalModel
+    from alignment.recipes import read_recipe
 
-    how: ModelConfig | None = load_config(TrainerConfig, config).model if config else None
+    how: ModelConfig | None = read_recipe(config).model if config else None
     with contextlib.redirect_stdout(sys.stderr):  # some libraries greet when they are imported
         return [LocalModel(name, how, batch_size) for name in names]
 

@@ -69,7 +69,7 @@ def promote_model(
     registry: RegistryOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Point an alias at a version.  Example: alignment models promote desk-ppo@v3 prod --require 'win_rate.low>=0.5'"""
+    """Point an alias at a version.  Example: alignment models promote desk-ppo@v3 prod --require 'eval_kl<=8'"""
     opened = Registry(registry)
     version = promote(
         opened, ref, alias, require=require or (), require_review=require_review, reviewed_by=reviewed_by,

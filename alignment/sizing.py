@@ -49,6 +49,7 @@ class ShapeFinder:
         self.registry, self.recipes, self.fallback = registry, recipes, fallback
         self.notes: list[str] = []
         """Where a shape was found, if not in the model itself."""
+        self._fallback_read = False
 
     def find(
         self, key: str, name: str, scratch: ScratchConfig | None = None, *, trust: bool = False
@@ -63,9 +64,7 @@ class ShapeFinder:
             return scratch_shape(shape, shape.vocab_size)
         found = self._read(name, trust, 0)
         if found is None and self.fallback is not None:
-            found = self._named(self.fallback, trust)
-            if found is None:
-                raise UnknownShape(f"--model-config {self.fallback}: no config.json there; known: {', '.join(KNOWN)}")
+            found = self._given(trust)
             self._note(f"{key}={name}: cannot be read here; its shape is that of {self.fallback}")
         if found is None:
             raise UnknownShape(
@@ -115,6 +114,25 @@ class ShapeFinder:
                 self._note(f"{name} is in no registry yet; its shape is that of {start} ({file})")
             return found
         return None
+
+    def _given(self, trust: bool = False) -> PreTrainedConfig:
+        assert self.fallback is not None
+        self._fallback_read = True
+        found = self._named(self.fallback, trust)
+        if found is None:
+            raise UnknownShape(f"--model-config {self.fallback}: no config.json there; known: {', '.join(KNOWN)}")
+        return found
+
+    def all_notes(self) -> list[str]:
+        """What is to be known of the shapes that were found.
+
+        Raises:
+            UnknownShape: a file that was given and not needed, and is none.
+        """
+        if self.fallback is not None and not self._fallback_read:
+            self._given()
+            self._note(f"--model-config {self.fallback}: not needed, every model's own config.json was read")
+        return self.notes
 
     def _note(self, text: str) -> None:
         if text not in self.notes:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from alignment import control, heartbeat, resume
+from alignment.checkpoint import FOLDER
 from alignment.config import RunConfig, load_config
 from alignment.errors import Preempted, UserError
 from alignment.runs import write_exit
@@ -58,6 +59,8 @@ def run_stage(
     result: dict[str, Any] = {}
     try:
         config = load_config(config_class, args.config, args.overrides)
+        if args.resume not in ("no", "auto") and not Path(args.resume).is_dir():
+            raise UserError(f"--resume {args.resume}: no such folder; name one in {config.run_dir / FOLDER}, or auto")
         if args.dry_run:
             _show_plan(config, plan, is_main)
         elif (line := study(config, args)) is not None:

@@ -28,6 +28,17 @@ LOGPROBS_MODE = "processed_logprobs"
 """What a server has to be started with, so that its log-probabilities are at the temperature it sampled at."""
 
 
+def check_installed() -> None:
+    """Raises GenerationError where there is no vLLM."""
+    from trl.generation import vllm_generation
+
+    if not vllm_generation.is_vllm_available():
+        raise GenerationError(
+            "rollout.engine=vllm needs vLLM, which is not installed here; pip install 'rlhf-alignment-suite[vllm]' or "
+            "set rollout.engine=transformers"
+        )
+
+
 class VLLMEngine:
     """An `Engine`.
 
@@ -51,13 +62,7 @@ class VLLMEngine:
         max_length: int,
         **options: Any,
     ) -> None:
-        from trl.generation import vllm_generation
-
-        if not vllm_generation.is_vllm_available():
-            raise GenerationError(
-                "rollout.engine=vllm needs vLLM, which is not installed here; pip install 'rlhf-alignment-suite[vllm]' "
-                "or set rollout.engine=transformers"
-            )
+        check_installed()
         if getattr(policy, "is_loaded_in_4bit", False):
             raise GenerationError("rollout.engine=vllm has no way to send 4-bit weights; set model.method=lora")
         self._sampling = sampling

@@ -471,6 +471,10 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
     prompts, held_out = train_and_eval(config.data, to_prompts)
     check_selection(config.training, num_held_out=len(held_out.items))
     load_sources(config.rewards, [*prompts.items, *held_out.items])
+    if config.rollout.engine == "vllm":
+        from alignment.vllm_engine import check_installed
+
+        check_installed()
     sources = find_models(config, trainers.open_registry(config))
     _check_lengths(config, sources)
     tokenizer = load_policy_tokenizer(config, sources)

@@ -279,6 +279,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.learning and options.benchmark != "ppo":
         parser.error("--learning is of ppo alone")
+    for name in ("rows", "rounds", "threads"):
+        if (given := getattr(options, name)) is not None and given < 1:
+            parser.error(f"--{name} {given}: expected 1 or more")
+    if options.data is not None and not options.data.is_file():
+        parser.error(f"--data {options.data}: no such file")
     from alignment.errors import UserError
     from alignment.stage import quiet_libraries
 

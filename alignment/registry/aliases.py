@@ -44,7 +44,7 @@ class AliasEntry(BaseModel):
     """user@host that moved it."""
     reviewed_by: str | None = None
     required: tuple[str, ...] = ()
-    """What was asked, and met: `win_rate.low>=0.5` of its metrics, or `review`."""
+    """What was asked, and met: `eval_win_rate_low>=0.5` of its metrics, or `review`."""
     rollback: bool = False
     """A return to an earlier version, and not a new choice."""
 

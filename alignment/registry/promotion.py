@@ -35,7 +35,7 @@ class Requirement:
 
 
 def parse_requirement(text: str) -> Requirement:
-    """Read `win_rate.low>=0.5`.
+    """Read `eval_win_rate_low>=0.5`.
 
     Raises:
         RegistryError: it is no such condition.
@@ -46,7 +46,7 @@ def parse_requirement(text: str) -> Requirement:
             return Requirement(match[1], match[2], bound, f"{match[1]}{match[2]}{match[3]}")
     except ValueError:
         pass
-    raise RegistryError(f"{text!r:.80} is not a requirement: write METRIC>=NUMBER (or <=, >, <, ==), as in kl<=8")
+    raise RegistryError(f"{text!r:.80} is not a requirement: write METRIC>=NUMBER (or <=, >, <, ==), as in eval_kl<=8")
 
 
 def promote(

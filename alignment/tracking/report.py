@@ -46,15 +46,7 @@ def write_report(
     outcome = worst([verdict for record in records for verdict in verdicts_now(record)])
     text = report_page(records, registry, dashboard)
     path = out or paths[0] / FILE
-    if not path.name or path.is_dir():
-        raise UserError(f"--out {path}: that is a folder; name a file, as in --out {path / FILE}")
-    part = path.with_name(f".{path.name}.part")  # a report that is looked at is never half a page
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written: {error.strerror}; name another file with --out") from None
+    pages.write(path, text, "--out")
     return path, outcome
 
 

@@ -195,6 +195,8 @@ def forget(db: str | Path, labeler: str, registry_path: str | Path | None = None
 def show_forgotten(found: dict[str, Any], console: Console) -> None:
     """Print what `forget` did and found."""
     console.print(f"{one_line(found['labeler'])}: {found['ratings']} ratings removed; {found['hash']} in manifests")
+    if not found["ratings"]:
+        console.print("There are no ratings by this name here (any more); rate.py report lists the labelers.")
     for model in found["models"]:
         origin = [f"trained on {model['ratings']} ratings of theirs"] * bool(model["ratings"])
         origin += [f"made with {', '.join(map(one_line, model['through']))}"] * bool(model["through"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 
 from alignment.models import find_model, load_policy, load_tokenizer
 from alignment.registry import Registry
+from alignment.registry.promotion import promote
 from alignment.stage import run_stage
 from ppo.config import PPOStageConfig
 from ppo.train import plan, train
@@ -233,6 +236,23 @@ def test_options_run_together(house, changes):
     if "ptx.train" in str(changes):
         assert all(row["ptx/loss"] > 0 for row in steps)
         assert "demonstrations.jsonl" in str(version.manifest.data)
+
+
+def test_what_it_publishes_can_be_asked_for_where_it_is_promoted(house):
+    """As docs/registry.md has it."""
+    (line,) = re.findall(r"alignment models promote .*", (ROOT / "docs" / "registry.md").read_text())
+    names = [text.partition("=")[0].rstrip("<>") for text in re.findall(r"--require '(\S+)'", line)]
+    assert stage("training.load_best_model_at_end=false", "training.eval_steps=1") == 0
+    for name in names:
+        promote(house, "ppo@v1", "prod", require=[f"{name}<=1e9"])
+    assert len(names) == 2 and house.resolve("ppo@prod").number == 1
+
+
+def test_a_dry_run_says_that_there_is_no_vllm(house, capsys):
+    if importlib.util.find_spec("vllm"):
+        pytest.skip("vLLM is installed")
+    assert stage("rollout.engine=vllm", "--dry-run") == 2
+    assert "rollout.engine=vllm needs vLLM" in capsys.readouterr().err
 
 
 def test_texts_are_mixed_in_too_and_a_dry_run_reads_them(house, capsys):

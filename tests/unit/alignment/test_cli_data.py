@@ -16,9 +16,12 @@ from typer.testing import CliRunner, Result
 
 import alignment.cli
 import alignment.data_cli
-from alignment.config import DataConfig
+from alignment import pages
+from alignment.config import ConfigError, DataConfig, read_values
 from alignment.data import Demonstration
+from alignment.errors import UserError
 from alignment.preview import encode_for_preview, preview_json, preview_lines
+from alignment.recipes import read_recipe
 from alignment.templates import TEMPLATES, Message
 from sft.data import IGNORED, encode_example
 
@@ -54,6 +57,49 @@ def done(*arguments: Any) -> str:
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     return result.stdout
+
+
+def test_a_page_is_written_over_a_page_and_over_nothing_else(tmp_path: Path) -> None:
+    page, rows, empty = tmp_path / "page.html", tmp_path / "rows.jsonl", tmp_path / "empty"
+    rows.write_text('{"prompt": "mine"}\n')
+    empty.touch()
+    for text in ("first", "second"):
+        whole = pages.render(text, "", "", "<p>x</p>")
+        for path in (page, empty, Path(os.devnull)):
+            pages.write(path, whole, "--html")
+        assert page.read_text() == empty.read_text() == whole
+    with pytest.raises(UserError, match="exists already and is no page; remove it or name another file"):
+        pages.write(rows, whole, "--html")
+    assert rows.read_text() == '{"prompt": "mine"}\n'
+    assert not Path(os.devnull).is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "page.html", "rows.jsonl"]
+
+
+RECIPES = [path for stage in ("sft", "reward", "ppo") for path in sorted((ROOT / "configs" / stage).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_config_of_any_stage_says_which_data_and_model(path: Path) -> None:
+    recipe = read_recipe(path)
+    values = read_values(path)
+    assert recipe.model.name == values["model"].get("name", values["model"].get("policy"))
+    assert [part.path for part in recipe.data.parts] == [part.path for part in DataConfig(**values["data"]).parts]
+
+
+def test_mistakes_in_those_two_sections_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("model: {name: m}\ndata: {train: x, max_lenght: 3}\nreward: {margin: 1}\n")
+    with pytest.raises(ConfigError, match=r"data\.max_lenght.*max_length"):
+        read_recipe(path)
+    path.write_text("model: {name: m}\n")
+    with pytest.raises(ConfigError, match=r"'data'"):
+        read_recipe(path)
+
+
+def test_a_ratings_database_is_sent_to_the_command_that_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "ratings.db").touch()
+    result = run("check", tmp_path / "ratings.db")
+    assert result.exit_code == 2 and "scripts/rate.py report" in result.output
 
 
 def test_check_prints_lines_without_codes_in_a_pipe(rows: Path) -> None:
@@ -198,6 +244,8 @@ def test_split_writes_both_files_and_prints_fingerprints(rows: Path, tmp_path: P
         (["check", "gone.jsonl"], "gone.jsonl: no such file"),
         (["check", "ROWS", "--schema", "gone.json"], "gone.json: cannot be read"),
         (["check", "ROWS", "--html", "no/folder/r.html"], "--html no/folder/r.html: cannot be written"),
+        (["check", "ROWS", "--html", "ROWS"], "exists already and is no page"),
+        (["check", "ROWS", "--html", "."], "that is a folder; name a file"),
         (["check", "ROWS", "--scrub", "copy.csv"], "name it .jsonl"),
         (["check", "ROWS", "--scrub", "no/folder/c.jsonl"], "cannot be written"),
         (["check", "ROWS", "--model", "nobody"], "nobody"),

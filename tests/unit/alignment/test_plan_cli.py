@@ -1,7 +1,10 @@
 """`alignment plan`: what it prints for the shipped recipes, for models that are not here yet, and how it fails."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -155,6 +158,21 @@ def test_its_config_file_or_a_known_name_can_be_passed(tmp_path):
     known = plan(config, "--model-config", "meta-llama/Llama-3.1-8B")
     assert known["runs"][0]["strategies"]["zero2"]["weights"] == pytest.approx(16.06, abs=0.005)
     assert run(config, "--model-config", "nowhere").exit_code == 2
+
+
+def test_a_config_file_that_is_not_needed_is_looked_at_all_the_same():
+    found = plan(recipe("sft", "8b"), "--model-config", "meta-llama/Llama-3.1-8B")
+    assert any("not needed" in note for note in found["notes"])
+    result = run(recipe("sft", "8b"), "--model-config", "nowhere.json")
+    assert result.exit_code == 2 and "--model-config nowhere.json: no config.json there" in result.output
+
+
+def test_json_is_alone_on_stdout_where_a_library_greets():
+    """As transformers does with this variable, which is usual on clusters, when it is imported."""
+    command = [sys.executable, "-m", "alignment.cli", "plan", str(recipe("sft", "8b")), "--json"]
+    environment = {**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=True)
+    assert json.loads(done.stdout)["stage"] == "sft"
 
 
 def test_a_registry_reference_is_read_from_its_version(tmp_path):

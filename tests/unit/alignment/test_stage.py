@@ -163,3 +163,10 @@ def test_one_of_several_processes_leaves_without_the_interpreters_shutdown(proce
     environment = {**os.environ, "WORLD_SIZE": processes}
     left = subprocess.run([sys.executable, "-c", LEAVING], env=environment, capture_output=True, text=True, timeout=60)
     assert (left.returncode, left.stdout.splitlines(), left.stderr) == (3, said, "")
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_checkpoint_that_is_none_is_refused_wherever_the_run_stands(command, capsys, more):
+    assert command() == 0  # finished, which `--resume auto` would say and leave it at
+    assert command("--resume", "runs/toy/checkpoints/step-000900", *more) == 2
+    assert "--resume runs/toy/checkpoints/step-000900: no such folder" in capsys.readouterr().err

@@ -170,3 +170,12 @@ def test_generated_pairs_are_as_long_as_those_of_hh(tmp_path):
     about = reward.prepare(tmp_path, Namespace(data=None, seed=0, rows=400, memory=False))
     assert 150 < about["mean_tokens"] < 200
     assert 0.33 < about["shared"] < 0.42
+
+
+@pytest.mark.parametrize("arguments", [["--rows", "-1"], ["--rounds", "0"], ["--data", "nowhere.jsonl"]])
+def test_a_mistake_is_found_before_the_peer_is_installed(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "bench", lambda options: pytest.fail("began"))
+    with pytest.raises(SystemExit) as ended:
+        bench.main(["sft", *arguments])
+    assert ended.value.code == 2
+    assert f"{arguments[0]} {arguments[1]}: " in capsys.readouterr().err

@@ -517,6 +517,7 @@ def test_forget_lists_the_models_that_learned_from_a_labeler(tmp_path):
     stream = io.StringIO()
     show_forgotten(found, Console(file=stream, width=80, markup=False))
     assert "ann: 3 ratings removed" in stream.getvalue()
+    assert "no ratings by this name" not in stream.getvalue()
     assert "policy@v1: made with rm@v1" in stream.getvalue()
     assert "rm@v1: trained on 3 ratings of theirs" in stream.getvalue()
     with RatingsStore(db) as store:
@@ -530,3 +531,4 @@ def test_forget_lists_the_models_that_learned_from_a_labeler(tmp_path):
         stream = io.StringIO()
         show_forgotten(forget(db, "cyd", folder), Console(file=stream, width=1000, markup=False))
         assert f"{said} the registry {folder}" in stream.getvalue()
+        assert "no ratings by this name" in stream.getvalue()
