@@ -55,18 +55,25 @@ def check_length(path: str, length: int, key: str, trust_remote_code: bool = Fal
 def check_prompts(
     path: str, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Message]], max_new_tokens: int
 ) -> None:
-    """Refuse prompts that leave no room for an answer of `max_new_tokens`; they are sampled from whole, never cut.
+    """Refuse prompts that leave no room for an answer of `max_new_tokens`, since they are sampled from whole, never cut;
+    warn of those that go beyond what the model was trained for.
 
     Raises:
         LengthError: names the longest prompt.
     """
     found = positions(path)
-    if found is None or found[1] or not prompts:
+    if found is None or not prompts:
         return
+    limit, is_rotary = found
     lengths = [len(encode_prompt(tokenizer, prompt)) for prompt in prompts]
     longest = max(lengths)
-    if longest + max_new_tokens > found[0]:
-        raise LengthError(
-            f"prompt {lengths.index(longest) + 1} has {longest} tokens, which with {max_new_tokens} new ones is more "
-            f"than the {found[0]} positions of {path}; shorten it or ask for fewer new tokens"
-        )
+    if longest + max_new_tokens <= limit:
+        return
+    text = (
+        f"prompt {lengths.index(longest) + 1} has {longest} tokens, which with {max_new_tokens} new ones is more than "
+        f"the {limit} positions"
+    )
+    if not is_rotary:
+        raise LengthError(f"{text} of {path}; shorten it or ask for fewer new tokens")
+    if distributed.is_main_process():
+        print(f"{text} that {path} was made for", file=sys.stderr)

@@ -52,11 +52,14 @@ def test_what_cannot_be_read_is_left_to_the_loading(tmp_path):
     check_length(str(tmp_path), 10**6, "data.max_length")
 
 
-def test_prompts_must_leave_room_for_the_answer(folders, tokenizer):
+def test_prompts_must_leave_room_for_the_answer(folders, tokenizer, capsys):
     longest = len(tokenizer.apply_chat_template(PROMPTS[1], add_generation_prompt=True, return_dict=True)["input_ids"])
     room = 256 - longest
     assert room > 0
     check_prompts(folders["learned"], tokenizer, PROMPTS, room)
     with pytest.raises(LengthError, match=f"prompt 2 has {longest} tokens"):
         check_prompts(folders["learned"], tokenizer, PROMPTS, room + 1)
+    check_prompts(folders["rotary"], tokenizer, PROMPTS, room)
+    assert capsys.readouterr().err == ""
     check_prompts(folders["rotary"], tokenizer, PROMPTS, 10**6)
+    assert f"prompt 2 has {longest} tokens, which with 1000000 new ones" in capsys.readouterr().err
