@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,14 +20,13 @@ LOGITS_AT_ONCE = 2**24  # 64 MiB of float32
 
 
 def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    """The layers below and above the last hidden states; None where the logits are not simply the head's output, or
-    depend on which of the head's adapters is active."""
+    """The layers below and above the last hidden states; None where the logits are not simply the head's output."""
     base = without_adapter(model)
     config = base.config.get_text_config()
     scaled = any(getattr(config, name, None) not in (None, 1.0) for name in LOGIT_FACTORS)
     capped = any(getattr(config, name, None) is not None for name in LOGIT_CAPS)
     head = base.get_output_embeddings()
-    if scaled or capped or head is None or isinstance(head, BaseTunerLayer) or base.base_model is base:
+    if scaled or capped or head is None or base.base_model is base:
         return None
     return base.base_model, head
 

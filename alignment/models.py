@@ -294,7 +294,8 @@ def load_base(source: ModelSource, config: ModelConfig | None = None) -> PreTrai
     """The model under a published adapter, with as many tokens as the adapter was trained with."""
     assert source.base
     base = load_policy(source.base, config)
-    fit_embeddings(base, load_tokenizer(source))
+    trusted = ModelConfig(name=source.label, trust_remote_code=bool(config and config.trust_remote_code))
+    fit_embeddings(base, load_tokenizer(source, trusted))
     return base
 
 

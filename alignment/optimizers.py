@@ -6,7 +6,11 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LambdaLR
 
-_NOT_SETTINGS = {"params", "lr", "step"}  # the rate follows from the schedule; DeepSpeed counts steps in the groups
+_SETTINGS = frozenset((
+    "initial_lr", "weight_decay", "betas", "eps", "momentum", "dampening", "nesterov", "amsgrad", "alpha", "rho",
+))  # fmt: skip
+"""Of a group, by their names in torch's optimizers. What else is in it may be counted up while it trains, as by
+schedule-free AdamW and DeepSpeed's own."""
 
 
 class Settings:
@@ -19,13 +23,13 @@ class Settings:
     def __init__(self, optimizer: Any, schedule: Any) -> None:
         self._optimizer, self._schedule = optimizer, schedule
         self._groups = [
-            {name: value for name, value in group.items() if name not in _NOT_SETTINGS}
-            for group in optimizer.param_groups
+            {name: value for name, value in group.items() if name in _SETTINGS} for group in optimizer.param_groups
         ]
         self._rates = list(schedule.base_lrs) if isinstance(schedule, LambdaLR) else None
 
     def restore(self) -> None:
-        """To be called when the states are loaded. Of a schedule that goes by a metric the rate is a state."""
+        """To be called when the states are loaded. Of a schedule that goes by a metric (`reduce_lr_on_plateau`,
+        `greedy`) the rate is a state, and stays the checkpoint's."""
         groups = self._optimizer.param_groups
         for group, own in zip(groups, self._groups, strict=True):
             group.update(own)

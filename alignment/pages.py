@@ -7,8 +7,10 @@ mistake in escaping could not act.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -97,22 +99,31 @@ def write(path: Path, text: str, option: str) -> None:
     Raises:
         UserError: a folder, another file, or a place that cannot be written.
     """
-    if path.is_dir() or not path.name:
-        raise UserError(f"{option} {path}: that is a folder; name a file, as in {option} {path / 'page.html'}")
-    part = path.with_name(f".{path.name}.part")
     try:
-        if path.exists() and not path.is_file():  # a pipe, or /dev/stdout
+        if path.is_dir() or not path.name:
+            raise UserError(f"{option} {path}: that is a folder; name a file, as in {option} {path / 'page.html'}")
+        if path.is_file() and not _is_page(path):
+            raise UserError(f"{option} {path}: exists already and is no page; remove it or name another file")
+        if path.is_symlink() or (
+            path.exists() and not path.is_file()
+        ):  # what it leads to is meant: /dev/stdout, a pipe
             path.write_text(text, encoding="utf-8")
             return
-        if path.exists() and path.stat().st_size:
-            with path.open("rb") as file:
-                if not file.read(200).lstrip().startswith(DOCTYPE.encode()):
-                    raise UserError(f"{option} {path}: exists already and is no page; remove it or name another file")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        part = path.with_name(f".{os.getpid()}.part")
+        try:
+            part.write_text(text, encoding="utf-8")
+            part.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink()
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(f"{option} {path}: cannot be written: {error.strerror}; name another file") from None
+
+
+def _is_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(200)
+    return not start or start.lstrip().startswith(DOCTYPE.encode())
 
 
 def _embedded(data: Any) -> str:

@@ -55,7 +55,7 @@ def check_length(path: str, length: int, key: str, trust_remote_code: bool = Fal
 def check_prompts(
     path: str, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Message]], max_new_tokens: int
 ) -> None:
-    """Refuse prompts that leave no room for an answer of `max_new_tokens`, since they are sampled from whole, never cut;
+    """Refuse prompts that leave no room for an answer of `max_new_tokens`, as they are sampled from whole, never cut;
     warn of those that go beyond what the model was trained for.
 
     Raises:

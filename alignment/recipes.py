@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignment.config import DataConfig, ModelConfig, Section, read_values, validate
+from alignment.config import ConfigError, DataConfig, ModelConfig, Section, read_values, validate
 
 
 class Recipe(Section):
@@ -15,13 +15,15 @@ class Recipe(Section):
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a config of SFT, the reward model or PPO; of PPO's models the policy.
+    """Read a config of SFT, the reward model or PPO; of PPO's models the policy alone is looked at.
 
     Raises:
         ConfigError: no config, or a mistake in one of the two sections.
     """
     values = read_values(path)
     model = values.get("model")
+    if isinstance(model, dict) and not {"name", "policy"} & set(model):
+        raise ConfigError(f"{path}: its model section has neither model.name nor, as PPO's, model.policy; add one")
     if isinstance(model, dict) and "policy" in model:
         model = {"name": model["policy"], "trust_remote_code": model.get("trust_remote_code", False)}
     found = {"data": values.get("data"), "model": model}

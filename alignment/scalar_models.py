@@ -217,7 +217,8 @@ def load_body(source: ModelSource, config: ModelConfig | None = None) -> ScalarM
     assert source.base and source.trained
     trained = source.trained.model_copy(update={"trust_remote_code": bool(config and config.trust_remote_code)})
     body = load_scalar_model(source.base, trained)
-    fit_embeddings(body.model, load_tokenizer(source))
+    trusted = ModelConfig(name=source.label, trust_remote_code=trained.trust_remote_code)
+    fit_embeddings(body.model, load_tokenizer(source, trusted))
     return ScalarModel(adapters.dequantize(body.model) if trained.quantized else body.model.float())
 
 

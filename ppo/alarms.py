@@ -179,7 +179,7 @@ class Alarms:
         best = self._best_scores = self._best_scores or now
         rise, held_out = (after - before for after, before in zip(now, best, strict=True))
         flat, held_out_flat = (FLAT * max(1.0, abs(before)) for before in best)
-        if held_out > min(held_out_flat, max(0.0, FOLLOWS * rise)):
+        if held_out > (min(held_out_flat, FOLLOWS * rise) if rise > 0 else held_out_flat):
             self._best_scores = now
             return None
         if rise <= flat:

@@ -26,7 +26,7 @@ def _without_effect(section: Section, keys: Sequence[str], why: str, prefix: str
     """
     for key in keys:
         if getattr(section, key) != type(section).model_fields[key].default:
-            raise ValueError(f"{prefix}{key} {why}; or take it out")
+            raise ValueError(f"{prefix}{key} {why}, or take it out")
 
 
 class ModelsConfig(Section):
@@ -93,7 +93,8 @@ class RewardsConfig(Section):
     """Functions and services, added by their weights."""
     scaling: Literal["running", "reference"] | None = None
     """`running`: divide by the standard deviation of all scores so far. `reference`: subtract the mean of the first
-    iteration's scores, which are those of the policy as it starts, and divide by their standard deviation."""
+    iteration's scores, which are those of the policy as it starts, and divide by their standard deviation; where they
+    are all one, of the scores up to the first iteration in which they differ."""
     clip: Positive | None = None
     """Scores are cut to +-clip, after scaling."""
     missing_eos_score: float | None = -1.0
@@ -233,7 +234,7 @@ class PPOConfig(Section):
     def _keys_of_the_estimator(self) -> Self:
         if not self.has_critic:
             # Not the critic's other keys: whoever compares estimators changes this one alone.
-            why = f"is of the critic, and advantage_estimator={self.advantage_estimator} has none"
+            why = f"is of the critic, and advantage_estimator={self.advantage_estimator} has none; set it to gae"
             _without_effect(self, ("value_gae_lambda", "value_warmup_steps"), why)
         if self.kl_target is None:
             _without_effect(self, ("kl_horizon",), "is for adapting kl_coef; set kl_target")
@@ -322,7 +323,7 @@ class PPOStageConfig(RunConfig):
                 f"ppo.advantage_estimator={estimator} compares the responses to a prompt; set rollout.num_generations=4"
             )
         if self.model.reward is None:
-            _without_effect(self.rewards, ("model_weight",), "is the reward model's, and there is none", "rewards.")
+            _without_effect(self.rewards, ("model_weight",), "is the reward model's; set model.reward", "rewards.")
         if self.ppo.value_warmup_steps >= self.training.max_steps:
             raise ValueError(
                 f"ppo.value_warmup_steps={self.ppo.value_warmup_steps} leaves the policy none of "
@@ -331,7 +332,7 @@ class PPOStageConfig(RunConfig):
         if self.ppo.kl_target is not None and self.ppo.kl_horizon < self.rollout.batch_size:
             raise ValueError(
                 f"ppo.kl_horizon={self.ppo.kl_horizon:g} is less than rollout.batch_size={self.rollout.batch_size}: "
-                "one iteration would change kl_coef by more than a fifth, in the end below 0; raise it"
+                "one iteration would change kl_coef by more than a fifth; raise it"
             )
         if self.rewards.overlong_buffer > self.rollout.max_new_tokens:
             raise ValueError(

@@ -45,9 +45,9 @@ class KLController:
 
 class RewardScaler:
     """Scores on a scale of their own: by the running standard deviation, or by the mean and the standard deviation of
-    the first call, those of the policy as it starts (lm-human-preferences normalises so before training; trlX `ref`).
-
-    Until two scores have differed there is no scale, and they stay as they are.
+    the first call, those of the policy as it starts (lm-human-preferences normalises so before training; trlX `ref`);
+    where these are all one, of those up to the first call in which they differ. Until then there is no scale, and they
+    stay as they are.
 
     Args:
         mode: None leaves scores as they are.

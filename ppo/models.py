@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -50,6 +51,8 @@ class Role:
     ) -> None:
         self.model, self.adapter, self.head = model, adapter, head
         self.layers = body_and_head(model)
+        if self.layers is not None and isinstance(self.layers[1], BaseTunerLayer):
+            self.layers = None  # what this head says depends on which adapter is active, and it is called outside
         self.checkpointed = False
         """Keep the input of each transformer layer alone where there is a gradient, and run the layer again for it."""
 

@@ -51,26 +51,37 @@ class Source(Protocol):
         ...
 
 
-def load_sources(config: RewardsConfig, prompts: Sequence[Prompt]) -> list[Source]:
+def load_sources(config: RewardsConfig, prompts: Sequence[Prompt], held_out: Sequence[Prompt] = ()) -> list[Source]:
     """The rewards that `rewards.others` names; functions are imported now, so that a mistake stops no training.
 
     Args:
-        prompts: all that there are. The columns of any of them are what every batch has, whichever prompts are in it.
+        prompts, held_out: all that there are. Every batch has the columns of any of them, whichever are in it.
 
     Raises:
-        ConfigError: a module or function that cannot be had, or that takes a column which there is not.
+        ConfigError: a module or function that cannot be had, or one that takes a column which no prompt, or no held-out
+            one, has.
     """
+    sets = {"data.train": _columns(prompts)} | ({"the held-out prompts": _columns(held_out)} if held_out else {})
+    columns = list(dict.fromkeys(name for names in sets.values() for name in names))
     found: list[Source] = []
-    columns = [name for name in dict.fromkeys(name for prompt in prompts for name in prompt.columns) if name not in OWN]
     taken = {"model", "score_std"}  # names of the reward model's own parts
     for number, entry in enumerate(config.others):
-        key = f"rewards.others.{number}"
-        source = FunctionReward(entry, key, columns) if entry.function is not None else HTTPReward(entry, columns)
+        source: Source
+        if entry.function is None:
+            source = HTTPReward(entry, columns)
+        else:
+            source = function = FunctionReward(entry, f"rewards.others.{number}", columns)
+            for where, names in sets.items():
+                function.check_columns(where, names)
         if source.name in taken:
             source.name = f"{source.name}-{number}"
         taken.add(source.name)
         found.append(source)
     return found
+
+
+def _columns(prompts: Sequence[Prompt]) -> list[str]:
+    return [name for name in dict.fromkeys(name for prompt in prompts for name in prompt.columns) if name not in OWN]
 
 
 def weighted(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
@@ -95,24 +106,27 @@ class FunctionReward:
 
     def __init__(self, entry: RewardSource, key: str, columns: Sequence[str]) -> None:
         assert entry.function is not None
-        self.path, self.weight = entry.function, entry.weight
+        self.key, self.path, self.weight = f"{key}.function", entry.function, entry.weight
         self.name = entry.function.rpartition(":")[2]
-        self._function = _find(entry.function, f"{key}.function")
+        self._function = _find(entry.function, self.key)
         parameters = inspect.signature(self._function).parameters.values()
         takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters)
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         if not takes_all and OWN - {p.name for p in named}:
             raise ConfigError(
-                f"{key}.function={entry.function}: it is called as {self.name}(prompts=..., responses=..., **columns), "
+                f"{self.key}={entry.function}: it is called as {self.name}(prompts=..., responses=..., **columns), "
                 f"and takes ({', '.join(p.name for p in named)})"
             )
-        required = [p.name for p in named if p.name not in OWN and p.default is p.empty]
-        if missing := [name for name in required if name not in columns]:
-            raise ConfigError(
-                f"{key}.function={entry.function}: it takes a column '{missing[0]}', which no prompt has; there: "
-                f"{', '.join(columns) or 'none'}"
-            )
+        self._required = [p.name for p in named if p.name not in OWN and p.default is p.empty]
         self._columns = [name for name in columns if takes_all or name in {p.name for p in named}]
+
+    def check_columns(self, where: str, names: Sequence[str]) -> None:
+        """Raises ConfigError if the function takes a column that is not among these of `where`."""
+        if missing := [name for name in self._required if name not in names]:
+            raise ConfigError(
+                f"{self.key}={self.path}: it takes a column '{missing[0]}', which no prompt of {where} has; there: "
+                f"{', '.join(names) or 'none'}"
+            )
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         given = columns_of(prompts, self._columns)

@@ -131,7 +131,7 @@ class Loop:
         decay = config.training.ema_decay
         self.ema = None if decay is None else EMA(models.trained.trained_parameters("policy"), decay)
         sampler = make_engine(config, models, accelerator)
-        sources = load_sources(config.rewards, [*prompts, *held_out])
+        sources = load_sources(config.rewards, prompts, held_out)
         self.collector = Collector(config, models, sampler, sources, accelerator)
         after_step = self.ema.update if self.ema is not None else lambda: None
         self.updater = Updater(config, models, self.engine, ptx_rows, after_step)
@@ -211,13 +211,13 @@ class Loop:
         self.engine.load(folder, saved)
         state = load_state(folder / "loop.pt")
         for name, part in self._stateful().items():
-            if name in state:
+            if name != "ema" or name in state:  # which may not have been asked for then
                 part.load_state_dict(state[name])
         settings.restore()
         parts = [folder / f"ema-{number}.pt" for number in range(saved)]
         if self.ema is not None and self._parted and parts[0].exists():
             self.ema.load_parts([load_state(part) for part in parts])
-        elif self.ema is not None and "ema" not in state:  # it was not asked for then
+        elif self.ema is not None and "ema" not in state:
             self.ema.begin()
         self.step, self.updater.num_steps = state["step"], state["num_steps"]
         self.first_figures, self.last_figures = state["first_figures"], state["last_figures"]
@@ -470,7 +470,7 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
     sizes = batch_plan(config, world_size)
     prompts, held_out = train_and_eval(config.data, to_prompts)
     check_selection(config.training, num_held_out=len(held_out.items))
-    load_sources(config.rewards, [*prompts.items, *held_out.items])
+    load_sources(config.rewards, prompts.items, held_out.items)
     if config.rollout.engine == "vllm":
         from alignment.vllm_engine import check_installed
 

@@ -68,6 +68,16 @@ def test_a_page_is_written_over_a_page_and_over_nothing_else(tmp_path: Path) -> 
         for path in (page, empty, Path(os.devnull)):
             pages.write(path, whole, "--html")
         assert page.read_text() == empty.read_text() == whole
+    link = tmp_path / "link.html"
+    link.symlink_to(page)
+    pages.write(link, whole.replace("second", "third"), "--html")
+    assert link.is_symlink() and "third" in page.read_text()
+    link.unlink()
+    pages.write(tmp_path / f"{'n' * 250}.html", whole, "--html")
+    (tmp_path / f"{'n' * 250}.html").unlink()
+    for wrong in (rows / "page.html", tmp_path / f"{'n' * 300}.html", tmp_path / "no" / "folder.html"):
+        with pytest.raises(UserError, match="cannot be written"):
+            pages.write(wrong, whole, "--html")
     with pytest.raises(UserError, match="exists already and is no page; remove it or name another file"):
         pages.write(rows, whole, "--html")
     assert rows.read_text() == '{"prompt": "mine"}\n'
@@ -93,6 +103,9 @@ def test_mistakes_in_those_two_sections_are_named(tmp_path: Path) -> None:
         read_recipe(path)
     path.write_text("model: {name: m}\n")
     with pytest.raises(ConfigError, match=r"'data'"):
+        read_recipe(path)
+    path.write_text("model: {polcy: m}\ndata: {train: x}\n")
+    with pytest.raises(ConfigError, match=r"neither model.name nor, as PPO's, model.policy"):
         read_recipe(path)
 
 

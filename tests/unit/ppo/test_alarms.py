@@ -85,6 +85,7 @@ def at(score, held):
         ({0: at(0.0, 0.0), 5: at(0.03, 0.02), 10: at(0.06, 0.04)}, None),  # slow, and the held-out score follows
         ({0: at(0.0, 0.5), 5: at(1.0, 0.55), 10: at(2.0, 0.6)}, None),  # that of a smaller scale follows
         ({0: at(0.0, 0.0), 5: at(-1.0, -1.0), 10: at(0.0, 0.0)}, None),
+        ({0: at(1.0, 0.0), 5: at(-1.0, 1e-4), 10: at(1.0, 0.0)}, None),  # a dip is not what to rise from
     ],
 )
 def test_over_optimisation_is_seen_from_the_best_evaluation_on(stage_config, evaluations, first):

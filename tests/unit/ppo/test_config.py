@@ -96,7 +96,7 @@ def test_demonstrations_divide_over_processes():
         ({"rewards": {"overlong_penalty": 2}}, "set overlong_buffer to how many"),
         (
             {"rewards": {"others": [{"function": "a:b"}], "model_weight": 2}, "model": {"policy": "p"}},
-            "rewards.model_weight is the reward model's, and there is none",
+            "rewards.model_weight is the reward model's; set model.reward, or take it out",
         ),
         ({"ptx": {"coef": 1}}, "set ptx.train"),
         (

@@ -21,6 +21,7 @@ TURN = {"role": "user", "content": "one?"}
 CHAT = ({"role": "system", "content": "Be kind."}, TURN)
 PROMPTS = [Prompt((TURN,), {"answer": "yes", "id": 7}), Prompt(CHAT, {"answer": "no"})]
 RESPONSES = ["yes", "never"]
+CHAT_ALONE = [Prompt(CHAT, {})]
 
 
 def load(*entries, prompts=None):
@@ -59,8 +60,15 @@ def test_what_a_function_must_not_do(name, message):
 
 
 def test_a_column_that_no_prompt_has_is_named_before_training():
-    with pytest.raises(ConfigError, match="takes a column 'answer', which no prompt has; there: id"):
+    with pytest.raises(ConfigError, match=r"takes a column 'answer', which no prompt of data\.train has; there: id"):
         load({"function": f"{HERE}:matches"}, prompts=[Prompt((TURN,), {"id": 1})])
+    others = RewardsConfig(others=[{"function": f"{HERE}:matches"}])
+    for prompts, held_out, where in (
+        (PROMPTS, CHAT_ALONE, "the held-out prompts"),
+        (CHAT_ALONE, PROMPTS, "data.train"),
+    ):
+        with pytest.raises(ConfigError, match=f"no prompt of {where} has; there: none"):
+            load_sources(others, prompts, held_out)
 
 
 def test_a_batch_without_a_column_that_other_prompts_have_gets_none():
