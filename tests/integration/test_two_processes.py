@@ -319,7 +319,8 @@ def test_two_processes_do_what_one_does(tmp_path, alone, backend, variant):
         assert len(first) == len(second)
     assert not report["training_mode"]  # no dropout
     assert report["rates"] == [pytest.approx(rates) for rates in one["rates"]]
-    assert report["rates"][1][0] == pytest.approx(1e-3 / 3)
+    learning = 2 if variant == "warmup" else 3  # iterations of the policy, over which its rate falls
+    assert report["rates"][1][0] == pytest.approx(1e-3 / learning)
     for ours, theirs in zip(report["stats"], one["stats"], strict=True):
         # A count of tokens at the edge of a clip may differ by rounding.
         exact = {name: value for name, value in theirs.items() if "clip_fraction" not in name}
