@@ -215,10 +215,11 @@ def test_where_one_process_is_missing_both_leave_and_one_line_says_which(house, 
 
 
 def test_a_process_that_others_do_not_join_leaves(house, server):
-    """Here the first process, which the second would join, has found a mistake and left."""
+    """Here the first process, which the second would join, has found a mistake and left. It is alone at a port of its
+    own: at the other's, the second would join it as long as it is there."""
     (house / "log.txt").write_text("")
-    first, second = plain_ranks(2)
-    ranks = [({**first, "WORLD_SIZE": "1"}, {}), ({**second, "ALIGNMENT_TIMEOUT": str(LIMIT)}, {})]
+    first, second = plain_ranks(1)[0], plain_ranks(2)[1]
+    ranks = [(first, {}), ({**second, "ALIGNMENT_TIMEOUT": str(LIMIT)}, {})]
     config = configure(house, "sft-alone", "sft", {**SECTIONS["sft"], "model": {"name": "no-such-model"}})
     assert server.run(house, "sft", [config], ranks) == [2, 1], log(house)
     lines = sorted(ended_lines((house / "log.txt").read_text()))
