@@ -17,10 +17,7 @@ from typing import Any
 from alignment.errors import UserError
 from alignment.terminal import clean, one_line
 
-DOCTYPE = "<!DOCTYPE html>"
-_HEAD = (
-    DOCTYPE
-    + """
+_HEAD = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -55,7 +52,6 @@ td { overflow-wrap: anywhere; } .number { text-align: right; font-variant-numeri
 details { font-size: .9rem; margin-top: .2rem; } summary { cursor: pointer; color: var(--dim); }
 ul { margin: .3rem 0; padding-left: 1.2rem; max-height: 20rem; overflow-y: auto; } li { overflow-wrap: anywhere; }
 """
-)
 
 
 class _Lines(str):
@@ -104,9 +100,8 @@ def write(path: Path, text: str, option: str) -> None:
             raise UserError(f"{option} {path}: that is a folder; name a file, as in {option} {path / 'page.html'}")
         if path.is_file() and not _is_page(path):
             raise UserError(f"{option} {path}: exists already and is no page; remove it or name another file")
-        if path.is_symlink() or (
-            path.exists() and not path.is_file()
-        ):  # what it leads to is meant: /dev/stdout, a pipe
+        # What a link leads to is meant; /dev/stdout is one, or a pipe.
+        if path.is_symlink() or (path.exists() and not path.is_file()):
             path.write_text(text, encoding="utf-8")
             return
         part = path.with_name(f".{os.getpid()}.part")
@@ -123,7 +118,7 @@ def write(path: Path, text: str, option: str) -> None:
 def _is_page(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(200)
-    return not start or start.lstrip().startswith(DOCTYPE.encode())
+    return not start or start.lstrip().startswith(b"<!DOCTYPE html>")
 
 
 def _embedded(data: Any) -> str:
