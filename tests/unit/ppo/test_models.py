@@ -158,9 +158,10 @@ def test_an_adapter_in_the_output_head_is_the_policys_alone(folders, checkpointe
     torch.testing.assert_close(models.reference.logprobs(batch(models), 1.0).logprobs, before)
     trained = models.trained.trained_parameters("policy")
     assert any("lm_head" in name for name, _ in trained)
+    torch.manual_seed(0)
     with torch.no_grad():
-        for _, parameter in trained:
-            parameter.add_(0.1)
+        for _, parameter in trained:  # at random: the same in every row would add one number to all logits
+            parameter.add_(0.3 * torch.randn_like(parameter))
     after = models.trained(batch(models), "policy", 1.0, True).logprobs
     after.sum().backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for _, parameter in trained)
