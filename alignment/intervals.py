@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable, Sequence
 from typing import TypedDict
 
@@ -86,3 +87,15 @@ def win_rate(
     assert len(ours) == len(theirs)
     points = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(ours, theirs, strict=True)]
     return bootstrap_mean(points, groups, seed=seed)
+
+
+def choosing_half(groups: Sequence[Hashable]) -> list[bool]:
+    """Split held-out rows in two: True chooses the best of several models, False reports on the one that was chosen.
+
+    The best of several evaluations owes some of its lead to luck (the winner's curse), so its figures on the rows that
+    chose it are too good. The split is by whole groups (prompts) and depends on their content alone, so it is the same
+    for every evaluation, process and run. Of a single group nothing is left to report on.
+    """
+    keys = sorted(set(groups), key=lambda key: hashlib.sha256(repr(key).encode()).digest())
+    choosing = set(keys[: (len(keys) + 1) // 2])
+    return [key in choosing for key in groups]
