@@ -168,11 +168,11 @@ def forget_accelerator() -> None:
     AcceleratorState._reset_state()
 
 
-def make_accelerator(*, max_grad_norm: float, bf16: bool = False) -> Accelerator:
+def make_accelerator(*, bf16: bool = False) -> Accelerator:
     """An accelerator for a loop of ours, which says itself where a batch ends (`TrainingEngine`).
 
     DeepSpeed reads clipping, accumulation and batch size from its own config alone, so they are written there;
-    what the launch file says of them would silently win otherwise.
+    what the launch file says of them would silently win otherwise. It does not clip: `TrainingEngine` does.
     """
     start_processes()
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
@@ -180,7 +180,7 @@ def make_accelerator(*, max_grad_norm: float, bf16: bool = False) -> Accelerator
     if plugin is not None:
         plugin.deepspeed_config["gradient_accumulation_steps"] = 1
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
-        plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
+        plugin.deepspeed_config["gradient_clipping"] = 0.0
         if plugin.zero_stage == 3:  # else the weights could not be put together again when all is done
             plugin.deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
     accelerator.gradient_accumulation_steps = 1
@@ -203,6 +203,7 @@ class TrainingEngine:
         self, accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
     ) -> None:
         self.accelerator, self.module, self.max_norm = accelerator, module, max_norm
+        self._groups: list[list[nn.Parameter]] = [list(group["params"]) for group in optimizer.param_groups]
         self.deepspeed: Any = None
         if accelerator.state.deepspeed_plugin is not None:
             self.deepspeed, self.optimizer = accelerator.prepare(module, optimizer)
@@ -240,24 +241,36 @@ class TrainingEngine:
         self.deepspeed.set_gradient_accumulation_boundary(last and not self._offloaded)
         self.deepspeed.backward(loss * self.accelerator.num_processes)  # it averages over processes
 
-    def step(self) -> float:
-        """Clip and step; returns the norm of the whole gradient before clipping.
+    def step(self) -> list[float]:
+        """Clip the gradient of each of the optimizer's parameter groups by itself, and step; returns their norms before
+        clipping.
+
+        Apart, because a large error of the critic would otherwise shrink the policy's step.
 
         Raises:
             Diverged: on every process, where the gradient is not finite on any.
         """
+        if self.deepspeed is None and self.accelerator.num_processes > 1:
+            self._add_up()
+        groups = self._gradients()
+        squares = torch.stack([
+            torch.stack([part.double().square().sum() for part in parts]).sum()
+            if parts else torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+            for parts in groups
+        ])  # fmt: skip
+        # ZeRO leaves each process a part of the gradient; without it each has the whole.
+        norms = (all_reduce_sum(squares) if self._zero_stage else squares).sqrt()
+        self._check(norms.sum())
+        for norm, parts in zip(norms.tolist(), groups, strict=True):
+            for part in parts if norm > self.max_norm else ():
+                part.mul_(self.max_norm / norm)
         if self.deepspeed is not None:
-            self._check(torch.stack([part.double().sum() for part in self._gradients()]).sum())
             self.deepspeed.step()
             self._forget_gradients()
-            return float(self.deepspeed.get_global_grad_norm() or 0.0)
-        if self.accelerator.num_processes > 1:
-            self._add_up()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
-        self._check(norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return float(norm)
+        else:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return norms.tolist()
 
     def restart(self, group: int) -> None:
         """Count Adam's steps of a parameter group from 0; to be called where it has had no gradient so far.
@@ -276,17 +289,22 @@ class TrainingEngine:
             if "step" in state:
                 state["step"] = state["step"] * 0
 
-    def _gradients(self) -> list[Tensor]:
-        """This process's part of the gradient, as DeepSpeed holds it before a step."""
-        owner = self.deepspeed.optimizer
+    def _gradients(self) -> list[list[Tensor]]:
+        """This process's part of the gradient of each parameter group, as it is held before a step."""
+        if not self._zero_stage:
+            return [[p.grad for p in group if p.grad is not None] for group in self._groups]
+        owner, found = self.deepspeed.optimizer, [list[Tensor]() for _ in self._groups]
         if self._offloaded:
             owner.finalize_gradient_accumulation_boundary()
             self.deepspeed.set_gradient_accumulation_boundary(True)
-            names = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat")
-            return [flat.grad for name in names for flat in getattr(owner, name, ())]
-        groups = getattr(owner, "averaged_gradients", {}).values()
-        parts = [part for group in groups for part in group or () if part is not None]
-        return parts or [p.grad for p in self.parameters if p.grad is not None]
+            name = "fp32_partitioned_groups_flat" if self._zero_stage == 3 else "single_partition_of_fp32_groups"
+            held = {number: [flat.grad] for number, flat in enumerate(getattr(owner, name))}
+        else:
+            held = owner.averaged_gradients
+        for number, parts in held.items():  # ZeRO-3 cuts groups into smaller ones
+            group = owner.sub_group_to_group_id[number] if self._zero_stage == 3 else number
+            found[group] += [part for part in parts or () if part is not None]
+        return found
 
     def _forget_gradients(self) -> None:
         """DeepSpeed writes the first pass's gradients into buffers and adds those of later ones: what the first pass

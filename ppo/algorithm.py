@@ -17,29 +17,49 @@ from alignment.tensors import last_kept
 MAX_LOG_RATIO = 20.0
 
 
-def final_scores(
-    scores: Tensor, ended: Tensor, missing_eos_score: float | None, missing_eos_penalty: float | None = None
-) -> Tensor:
-    """Scores with those of unfinished responses lowered by a penalty, if there is one, else replaced: (B,), (B,) bool
-    -> (B,).
+class Unit(NamedTuple):
+    """A scale of scores: `(score - mean) / std` has mean 0 and standard deviation 1."""
 
-    Replaced (LHP; N+ detail 23), a policy cannot make up for never stopping by saying what the reward model likes;
-    lowered is what TRL does.
+    mean: float = 0.0
+    std: float = 1.0
+
+    def normalise(self, scores: Tensor) -> Tensor:
+        return (scores - self.mean) / self.std
+
+
+def final_scores(
+    scores: Tensor,
+    costs: Tensor,
+    ended: Tensor,
+    unit: Unit,
+    missing_eos_score: float | None,
+    missing_eos_penalty: float | None = None,
+) -> Tensor:
+    """Scores with what long and unfinished responses cost, on the scores' own scale: (B,) each, `ended` bool -> (B,).
+
+    An unfinished response loses a penalty, if there is one (TRL), else its score is replaced (LHP; N+ detail 23): then
+    a policy cannot make up for never stopping by saying what the reward model likes. A replaced score bears the costs
+    too; if it did not, being cut off would pay where finishing late costs more.
+
+    Args:
+        costs: what a response's length costs, in standard deviations of `unit`.
+        missing_eos_score: in `unit`: -3 is three standard deviations below its mean.
+        missing_eos_penalty: in standard deviations of `unit`.
     """
     if missing_eos_penalty is not None:
-        return scores - missing_eos_penalty * (~ended).to(scores.dtype)
-    if missing_eos_score is None:
-        return scores
-    return torch.where(ended, scores, missing_eos_score)
+        costs = costs + missing_eos_penalty * (~ended).to(costs.dtype)
+    elif missing_eos_score is not None:
+        scores = torch.where(ended, scores, unit.mean + missing_eos_score * unit.std)
+    return scores - costs * unit.std
 
 
-def overlong_penalty(lengths: Tensor, max_new_tokens: int, buffer: int, penalty: float) -> Tensor:
-    """What responses lose that reach into the last `buffer` tokens of the limit: 0 before it, `-penalty` at the limit,
+def overlong_cost(lengths: Tensor, max_new_tokens: int, buffer: int, penalty: float) -> Tensor:
+    """What responses lose that reach into the last `buffer` tokens of the limit: 0 before it, `penalty` at the limit,
     and linear in between (Yu et al. 2025, DAPO, equation 13): (B,) tokens -> (B,) float32."""
     if buffer == 0:
         return torch.zeros_like(lengths, dtype=torch.float32)
     over = (lengths - (max_new_tokens - buffer)).clamp(0, buffer)
-    return -penalty * over.float() / buffer
+    return penalty * over.float() / buffer
 
 
 def shape_rewards(scores: Tensor, kl: Tensor, response_mask: Tensor, kl_coef: float) -> Tensor:
@@ -109,13 +129,19 @@ def returns_to_go(rewards: Tensor, response_mask: Tensor, gamma: float) -> Tenso
 
 
 def group_advantages(
-    rewards: Tensor, response_mask: Tensor, estimator: Literal["rloo", "grpo"], group_size: int
+    rewards: Tensor,
+    response_mask: Tensor,
+    estimator: Literal["rloo", "grpo", "dr_grpo", "reinforce++-baseline"],
+    group_size: int,
 ) -> Tensor:
     """How much better than the other responses to its prompt a response is, for each of its tokens.
 
-    `rloo`: its reward less the mean of the others' (Ahmadian et al. 2024, equation 8). `grpo`: its reward less the mean
-    of all, over their standard deviation (Shao et al. 2024, equation 3; unbiased deviation + 1e-4, as TRL does it),
-    which weighs prompts by how alike their responses are: the optimum is another one.
+    `rloo`: its reward less the mean of the others' (Ahmadian et al. 2024, equation 8). `dr_grpo`: less the mean of all
+    (Liu et al. 2025, section 3.2). `reinforce++-baseline`: the same, to be whitened over the whole batch afterwards (Hu
+    2025). `grpo`: less the mean of all, over their standard deviation (Shao et al. 2024, equation 3; unbiased deviation
+    + 1e-4, as TRL does it), which weighs prompts by how alike their responses are: the optimum is another one. The
+    rewards of `grpo` must be scores alone: where all scores of a group are equal, a KL in them would be blown up to the
+    size of a real signal.
 
     Args:
         rewards: (B, T); a response's reward is their sum.
@@ -129,10 +155,17 @@ def group_advantages(
     totals = torch.where(response_mask, rewards, 0.0).sum(1).view(-1, group_size)
     centered = totals - totals.mean(1, keepdim=True)
     if estimator == "rloo":
-        scaled = centered * (group_size / (group_size - 1))
-    else:
-        scaled = centered / (totals.std(1, keepdim=True) + 1e-4)
-    return torch.where(response_mask, scaled.reshape(-1, 1), 0.0)
+        centered = centered * (group_size / (group_size - 1))
+    elif estimator == "grpo":
+        centered = centered / (totals.std(1, keepdim=True) + 1e-4)
+    return torch.where(response_mask, centered.reshape(-1, 1), 0.0)
+
+
+def without_spread(scores: Tensor, group_size: int) -> Tensor:
+    """Whether the responses to a prompt all have one score, so that comparing them teaches nothing: (B,) -> bool
+    (B / group_size,). Differences of 1e-6 of the scores' size are rounding."""
+    groups = scores.double().view(-1, group_size)
+    return groups.amax(1) - groups.amin(1) <= 1e-6 * groups.abs().amax(1)
 
 
 class PolicyLoss(NamedTuple):

@@ -15,7 +15,9 @@ from alignment.config import ConfigError, Count, NonNegative, Positive, RunConfi
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-Estimator = Literal["gae", "rloo", "grpo", "reinforce++"]
+Estimator = Literal["gae", "rloo", "grpo", "dr_grpo", "reinforce++", "reinforce++-baseline"]
+GROUPED = ("rloo", "grpo", "dr_grpo", "reinforce++-baseline")
+"""Estimators that compare the responses to one prompt."""
 
 
 def _without_effect(section: Section, keys: Sequence[str], why: str, prefix: str = "") -> None:
@@ -49,7 +51,8 @@ class ModelsConfig(Section):
     """The critic: a model of its own (the default of `separate`), an adapter on frozen weights (of `shared`), or a head
     on the policy's own states, which halves the training time."""
     value_init: str | None = None
-    """The reward model that the critic starts from; `model.reward` by default."""
+    """What the critic starts from: the critic of an earlier run (`NAME-value`, published beside its policy) or a reward
+    model; `model.reward` by default."""
     method: Literal["full", "lora", "dora", "rslora", "qlora"] | None = None
     """What of the policy is trained (docs/methods.md). None: `full`; in `shared` mode `lora`."""
     adapter: dict[str, Any] = Field(default_factory=dict)
@@ -91,21 +94,22 @@ class RewardsConfig(Section):
     """Weight of the reward model's score in the sum."""
     others: tuple[RewardSource, ...] = ()
     """Functions and services, added by their weights."""
-    scaling: Literal["running", "reference"] | None = None
-    """`running`: divide by the standard deviation of all scores so far. `reference`: subtract the mean of the first
-    iteration's scores, which are those of the policy as it starts, and divide by their standard deviation; where they
-    are all one, of the scores up to the first iteration in which they differ."""
+    scaling: Literal["running", "reference"] | None = "reference"
+    """The unit of scores. `reference`: the mean and the standard deviation of the first iteration's scores, which are
+    those of the policy as it starts; where these are all equal, of the scores up to the first iteration in which they
+    differ. `running`: of all scores so far. None: the scores' own. The optimum is the same: `ppo.kl_coef` is per point
+    of the score as it is, and is divided by the same standard deviation."""
     clip: Positive | None = None
-    """Scores are cut to +-clip, after scaling."""
-    missing_eos_score: float | None = -1.0
-    """Score of a response that does not end within `rollout.max_new_tokens`, in place of all others (as OpenAI's
-    lm-human-preferences does). Meant for scores around 0, as `python -m reward` publishes them; with a reward model
-    from elsewhere, set it below what its usual answers get."""
+    """Scores are cut to +-clip in that unit."""
+    missing_eos_score: float | None = -3.0
+    """Score, in that unit, of a response that does not end within `rollout.max_new_tokens`, in place of all others (as
+    OpenAI's lm-human-preferences does): three standard deviations below the start's mean."""
     missing_eos_penalty: NonNegative | None = None
-    """Taken off the score of such a response instead of replacing it (as TRL does)."""
+    """Taken off the score of such a response, in that unit, instead of replacing it (as TRL does)."""
     overlong_buffer: Annotated[int, Field(ge=0)] = 0
     """The last so many of `rollout.max_new_tokens` cost the score, linearly up to `overlong_penalty` (DAPO)."""
     overlong_penalty: NonNegative = 1.0
+    """In that unit. A response that does not end costs as much, beside `missing_eos_score` or `missing_eos_penalty`."""
 
     @model_validator(mode="after")
     def _replaced_or_lowered(self) -> Self:
@@ -146,7 +150,10 @@ class RolloutConfig(Section):
     batch_size: Count = 64
     """Episodes of one iteration, over all processes."""
     num_generations: Count = 1
-    """Responses to each prompt; `rloo` and `grpo` compare them."""
+    """Responses to each prompt; `rloo`, `grpo`, `dr_grpo` and `reinforce++-baseline` compare them."""
+    dynamic_sampling: Annotated[int, Field(ge=0)] = 0
+    """Prompts whose responses all have one score are replaced by other prompts, in at most so many further rounds of
+    sampling (Yu et al. 2025, DAPO, section 3.2). 0: they stay, and teach nothing."""
     generation_batch_size: Count = 64
     """Responses that are sampled at a time on each process."""
     max_new_tokens: Count = 64
@@ -180,12 +187,12 @@ class PPOConfig(Section):
     """The algorithm's numbers."""
 
     advantage_estimator: Estimator = "gae"
-    """`rloo`, `grpo` and `reinforce++` need no critic, and none is loaded."""
+    """All but `gae` need no critic, and none is loaded."""
     kl_coef: NonNegative = 0.05
-    """Reward (or loss, see `kl_in`) per nat of log(policy / reference), at each token."""
+    """Score (or loss, see `kl_in`) per nat of log(policy / reference), at each token."""
     kl_in: Literal["reward", "loss"] = "reward"
-    """In the loss it stands beside advantages that are whitened or scaled in their groups: `kl_coef` is then per nat of
-    an advantage's standard deviation, and the scores' own scale moves nothing."""
+    """In the loss, the default of `grpo`, it stands beside advantages that are whitened or scaled in their groups:
+    `kl_coef` is then per nat of an advantage's standard deviation, and the scores' own scale changes nothing."""
     kl_estimator: Literal["k1", "k2", "k3"] | None = None
     """`k1`, the only one in the reward. In the loss `k2`, the default there, or `k3`, which is biased."""
     kl_target: Positive | None = None
@@ -193,7 +200,9 @@ class PPOConfig(Section):
     kl_horizon: Positive = 10000.0
     """Episodes over which the adaptation works."""
     gamma: Fraction = 1.0
-    gae_lambda: Fraction = 0.95
+    gae_lambda: Fraction = 1.0
+    """Below 1, a critic that does not know the mean score yet makes answers shorter (mean above 0) or longer (below):
+    the last 1 / (1 - lambda) tokens get the whole score. docs/studies/length-bias.md."""
     value_gae_lambda: Fraction | None = None
     """Lambda of the critic's returns; the actor's by default (VC-PPO, Yuan et al. 2025, advises 1)."""
     clip_range: Positive = 0.2
@@ -202,6 +211,7 @@ class PPOConfig(Section):
     dual_clip: Annotated[float, Field(gt=1.0)] | None = None
     """Bound of the loss of a token with a negative advantage, in advantages (Ye et al. 2020); 3 is usual."""
     value_clip_range: Positive = 0.2
+    """In the unit of `rewards.scaling`."""
     vf_coef: NonNegative = 0.1
     entropy_coef: NonNegative = 0.0
     whiten_advantages: bool = True
@@ -213,14 +223,34 @@ class PPOConfig(Section):
     """Leave the rest of the passes out once the policy has moved so many nats a token within them."""
     value_warmup_steps: Annotated[int, Field(ge=0)] = 0
     """First iterations, in which the critic alone learns; the policy's schedule begins after them."""
+    value_pretrain: str | None = None
+    """Fit the critic before the first iteration, for as long as it explains more on answers that are held out of this
+    (VC-PPO, Yuan et al. 2025). On what: `rollouts`, answers of the policy as it starts; or answers that there are
+    already, in a ratings database or a file of rows with `prompt` and `completion`, `completions`, or `chosen` and
+    `rejected`."""
+    value_pretrain_episodes: Count = 512
+    """Answers that this uses."""
 
     @property
     def has_critic(self) -> bool:
         return self.advantage_estimator == "gae"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _kl_where_the_estimator_has_it(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("advantage_estimator") == "grpo" and "kl_in" not in values:
+            return {**values, "kl_in": "loss"}
+        return values
+
     @model_validator(mode="after")
     def _kl_that_converges(self) -> Self:
         estimator = self.kl_estimator
+        if self.advantage_estimator == "grpo" and self.kl_in == "reward" and self.kl_coef:
+            raise ValueError(
+                "kl_in=reward with advantage_estimator=grpo divides the KL by the spread of a prompt's rewards, so "
+                "that prompts whose answers all score alike train on noise at full strength; use kl_in=loss, or "
+                "advantage_estimator=rloo"
+            )
         if self.kl_in == "reward" and estimator not in (None, "k1"):
             raise ValueError(
                 f"kl_estimator={estimator} in the reward converges to another policy than the KL's (its score-function "
@@ -235,12 +265,14 @@ class PPOConfig(Section):
         if not self.has_critic:
             # Not the critic's other keys: whoever compares estimators changes this one alone.
             why = f"is of the critic, and advantage_estimator={self.advantage_estimator} has none; set it to gae"
-            _without_effect(self, ("value_gae_lambda", "value_warmup_steps"), why)
+            _without_effect(self, ("value_gae_lambda", "value_warmup_steps", "value_pretrain"), why)
+        if self.value_pretrain is None:
+            _without_effect(self, ("value_pretrain_episodes",), "is for value_pretrain; set it to rollouts")
         if self.kl_target is None:
             _without_effect(self, ("kl_horizon",), "is for adapting kl_coef; set kl_target")
         elif not self.kl_coef:
             raise ValueError("kl_target adapts kl_coef by a factor, and 0 stays 0; start with kl_coef=0.05")
-        if self.advantage_estimator in ("rloo", "grpo") and self.gamma != 1:
+        if self.advantage_estimator in GROUPED and self.gamma != 1:
             raise ValueError(
                 f"gamma is 1 with advantage_estimator={self.advantage_estimator}, which judges whole responses"
             )
@@ -274,16 +306,18 @@ class TrainingConfig(Section):
     value_learning_rate: Positive | None = None
     """Learning rate of the critic; five times the policy's by default."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Iterations of warm-up."""
+    warmup_steps: NonNegative = 0.03
+    """Iterations of warm-up; below 1 a share of `max_steps`, rounded up."""
     microbatch_tokens: Count = 2048
     """Tokens of one backward pass on each process; of a pass without gradients four times as many."""
     packing: bool | None = None
     """Rows without padding, a prompt once for all its responses. None: where the model can."""
     gradient_checkpointing: bool = False
     max_grad_norm: Positive = 1.0
-    """Of the policy's and the critic's gradient together."""
-    adam_epsilon: Positive = 1e-5
+    """Of the policy's gradient, and of the critic's by itself."""
+    adam_epsilon: Positive = 1e-8
+    """The gradient of a large model has a root mean square of about max_grad_norm / sqrt(parameters), 1e-5 at 8B: an
+    epsilon near that would make the same learning rate a smaller step there."""
     weight_decay: NonNegative = 0.0
     bf16: bool = False
     seed: Seed = 42
@@ -302,6 +336,13 @@ class TrainingConfig(Section):
     save_total_limit: Annotated[int, Field(ge=2)] = 2
     """How many of the newest checkpoints are kept: one may turn out to be damaged."""
 
+    @model_validator(mode="after")
+    def _warm_up_that_happens(self) -> Self:
+        asked = "warmup_steps" in self.model_fields_set and self.warmup_steps > 0
+        if asked and self.lr_scheduler_type == "constant":
+            raise ValueError("warmup_steps has no effect with lr_scheduler_type=constant; use constant_with_warmup")
+        return self
+
 
 class PPOStageConfig(RunConfig):
     """Sections: name, model, data, rewards, rollout, ppo, ptx, training, registry, tracking."""
@@ -318,9 +359,14 @@ class PPOStageConfig(RunConfig):
         if self.model.reward is None and not self.rewards.others:
             raise ValueError("nothing gives a reward; set model.reward, or rewards.others to a function or a service")
         estimator, generations = self.ppo.advantage_estimator, self.rollout.num_generations
-        if estimator in ("rloo", "grpo") and generations < 2:
+        if estimator in GROUPED and generations < 2:
             raise ValueError(
                 f"ppo.advantage_estimator={estimator} compares the responses to a prompt; set rollout.num_generations=4"
+            )
+        if self.rollout.dynamic_sampling and estimator not in GROUPED:
+            raise ValueError(
+                f"rollout.dynamic_sampling is for estimators that compare the responses to a prompt, and "
+                f"ppo.advantage_estimator={estimator} does not; take it out"
             )
         if self.model.reward is None:
             _without_effect(self.rewards, ("model_weight",), "is the reward model's; set model.reward", "rewards.")

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from alignment.tensors import Reduce, masked_moments, one_process
+from ppo.algorithm import Unit
 
 MAX_ERROR = 0.2
-SPREAD = 1e-8
-"""A standard deviation that is no more than this is rounding, and no scale."""
+SPREAD, ROUNDING = 1e-8, 1e-6
+"""A standard deviation that is no more than this, or than this share of the mean, is rounding and no scale."""
 
 
 class KLController:
@@ -44,34 +45,63 @@ class KLController:
 
 
 class RewardScaler:
-    """Scores on a scale of their own: by the running standard deviation, or by the mean and the standard deviation of
-    the first call, those of the policy as it starts (lm-human-preferences normalises so before training; trlX `ref`);
-    where these are all one, of those up to the first call in which they differ. Until then there is no scale, and they
-    stay as they are.
+    """The unit of scores: the mean and standard deviation of the first scores, which are those of the policy as it
+    starts (lm-human-preferences normalises so before training; trlX `ref`), or of all scores so far. Where the first
+    scores are all equal, of the scores up to the first call in which they differ; until then the deviation counts as 1.
 
     Args:
         mode: None leaves scores as they are.
-        clip: cut to +-clip afterwards.
+        clip: normalised scores are cut to +-clip.
     """
 
     def __init__(self, mode: Literal["running", "reference"] | None, clip: float | None) -> None:
         self.mode, self.clip = mode, clip
-        self.count, self.mean, self.squares = 0.0, 0.0, 0.0
+        self._start, self._all = _Moments(), _Moments()
 
-    def __call__(self, scores: Tensor, reduce: Reduce = one_process) -> Tensor:
-        """(B,) -> (B,). The scores of all processes count."""
+    def observe(self, scores: Tensor, reduce: Reduce = one_process) -> None:
+        """Take a rollout's scores into account, (B,), before what long and unfinished responses cost; those of all
+        processes count."""
         assert torch.isfinite(scores).all()
-        if self.mode == "running" or (self.mode == "reference" and self._std <= SPREAD):
-            self._add(scores, reduce)
-        if self.mode is not None and self._std > SPREAD:
-            scores = (scores - (self.mean if self.mode == "reference" else 0.0)) / self._std
-        return scores if self.clip is None else scores.clamp(-self.clip, self.clip)
+        if not self._start.spread:
+            self._start.add(scores, reduce)
+        if self.mode == "running":
+            self._all.add(scores, reduce)
 
     @property
-    def _std(self) -> float:
-        return math.sqrt(self.squares / self.count) if self.count >= 2 else 0.0
+    def start(self) -> Unit:
+        """That of the policy as it starts, whatever the mode."""
+        return self._start.unit
 
-    def _add(self, scores: Tensor, reduce: Reduce) -> None:
+    @property
+    def cost_unit(self) -> Unit:
+        """In which an unfinished or long response costs: it stays as it is over a run, so that evaluations compare."""
+        return Unit() if self.mode is None else self._start.unit
+
+    @property
+    def unit(self) -> Unit:
+        """In which policy and critic are trained."""
+        return self._all.unit if self.mode == "running" else self.cost_unit
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """(B,) -> (B,), in `unit`."""
+        scores = self.unit.normalise(scores)
+        return scores if self.clip is None else scores.clamp(-self.clip, self.clip)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"start": vars(self._start), "all": vars(self._all)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self._start).update(state["start"])
+        vars(self._all).update(state["all"])
+
+
+class _Moments:
+    """Count, mean and sum of squared deviations of the scores so far."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0.0, 0.0, 0.0
+
+    def add(self, scores: Tensor, reduce: Reduce) -> None:
         """Join the moments of a batch to those so far (Chan, Golub and LeVeque 1983, equation 1.5)."""
         count, mean, variance = (
             float(x) for x in masked_moments(scores, torch.ones_like(scores, dtype=torch.bool), reduce)
@@ -81,8 +111,12 @@ class RewardScaler:
         self.mean += apart * count / total
         self.count = total
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "mean": self.mean, "squares": self.squares}
+    @property
+    def spread(self) -> float:
+        """The standard deviation; 0 where it is rounding."""
+        std = math.sqrt(self.squares / self.count) if self.count >= 2 else 0.0
+        return std if std > max(SPREAD, ROUNDING * abs(self.mean)) else 0.0
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.count, self.mean, self.squares = (float(state[name]) for name in ("count", "mean", "squares"))
+    @property
+    def unit(self) -> Unit:
+        return Unit(self.mean, self.spread or 1.0)

@@ -6,16 +6,18 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from statistics import fmean, stdev
+from typing import Any, TypeVar
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignment import distributed
 from alignment.config import ConfigError
-from alignment.intervals import win_rate
+from alignment.intervals import choosing_half, win_rate
 from ppo.config import TrainingConfig
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,17 @@ class Judged:
     """One answer to each held-out prompt, in the prompts' order; the same on every process.
 
     Args:
-        scores, held_out_scores: by what is trained for, and by `model.held_out_reward` (None without one); those of
-            unfinished and overlong responses replaced or lowered in both.
+        scores, held_out_scores: by what is trained for, and by `model.held_out_reward` (None without one); with what
+            unfinished and overlong answers cost, each in its own judge's unit.
+        raw_scores: what is trained for, without these costs.
+        parts: what the raw scores are made of, by name.
         kl: from the reference, in nats per response.
         lengths: in tokens, with EOS.
     """
 
     scores: list[float]
+    raw_scores: list[float]
+    parts: dict[str, list[float]]
     held_out_scores: list[float] | None
     kl: list[float]
     lengths: list[float]
@@ -41,15 +47,35 @@ class Judged:
         """Those of the model that training never saw, if there is one."""
         return self.scores if self.held_out_scores is None else self.held_out_scores
 
+    def only(self, rows: Sequence[int]) -> Judged:
+        """The answers to some of the prompts."""
+
+        def of(column: Sequence[T]) -> list[T]:
+            return [column[row] for row in rows]
+
+        held_out = None if self.held_out_scores is None else of(self.held_out_scores)
+        parts = {name: of(column) for name, column in self.parts.items()}
+        return Judged(
+            of(self.scores), of(self.raw_scores), parts, held_out, of(self.kl), of(self.lengths), of(self.ended),
+            of(self.texts),
+        )  # fmt: skip
+
 
 def figures(now: Judged, start: Judged | None, groups: Sequence[Hashable]) -> dict[str, float]:
-    """Means; and against the answers of the policy as it started the share that is better, ties one half, with a 95%
-    interval over prompts.
+    """Means, with standard errors over answers (`_se`) of the scores; and against the answers of the policy as it
+    started the share that is better, ties one half, with a 95% interval over prompts.
 
     Args:
         groups: the prompt of each answer.
     """
-    found = {"score": fmean(now.scores)}
+    found = {"score": fmean(now.scores), "score_se": _standard_error(now.scores)}
+    found |= {"raw_score": fmean(now.raw_scores), "raw_score_se": _standard_error(now.raw_scores)}
+    if any(now.ended):
+        found["finished_raw_score"] = fmean(
+            score for score, ended in zip(now.raw_scores, now.ended, strict=True) if ended
+        )
+    for name, column in now.parts.items():
+        found |= {f"reward/{name}": fmean(column), f"reward_se/{name}": _standard_error(column)}
     if now.held_out_scores is not None:
         found["held_out_score"] = fmean(now.held_out_scores)
     found |= {"kl": fmean(now.kl), "length": fmean(now.lengths), "ended": fmean(now.ended)}
@@ -57,6 +83,20 @@ def figures(now: Judged, start: Judged | None, groups: Sequence[Hashable]) -> di
         share = win_rate(now.deciding_scores, start.deciding_scores, groups)
         found |= {"win_rate": share["value"], "win_rate_low": share["ci"][0], "win_rate_high": share["ci"][1]}
     return found
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def halves(groups: Sequence[Hashable]) -> tuple[list[int], list[int]]:
+    """The answers that the best policy is chosen by, and those that its figures are reported on: see `choosing_half`.
+    All of them for both where there is a single prompt."""
+    chooses = choosing_half(groups)
+    if all(chooses):
+        return list(range(len(groups))), list(range(len(groups)))
+    found = ([row for row, is_chooser in enumerate(chooses) if is_chooser == which] for which in (True, False))
+    return next(found), next(found)
 
 
 def check_selection(training: TrainingConfig, num_held_out: int) -> None:
@@ -84,7 +124,9 @@ def check_selection(training: TrainingConfig, num_held_out: int) -> None:
 
 
 class BestPolicy:
-    """Keeps the policy of the best evaluation: the highest held-out score at a KL that is allowed.
+    """Keeps the policy of the best evaluation: the highest score at a KL that is allowed, on the half of the held-out
+    prompts that chooses. The best of several owes some of its lead to luck, so what is reported of it is on the other
+    half.
 
     The start is a candidate too: a run that made nothing better publishes what it began with, and says so.
     """
@@ -94,6 +136,8 @@ class BestPolicy:
         self._file = self.folder / "policy.safetensors"
         self.step: int | None = None
         self.figures: dict[str, float] | None = None
+        """The figures to report."""
+        self._chosen_by: dict[str, float] | None = None
         self._worse = 0
 
     @property
@@ -101,10 +145,17 @@ class BestPolicy:
         """Whether the best policy is published, and not the last."""
         return self._training.load_best_model_at_end
 
-    def consider(self, step: int, found: Mapping[str, float], weights: Callable[[], Mapping[str, Tensor]]) -> bool:
+    def consider(
+        self,
+        step: int,
+        found: Mapping[str, float],
+        reported: Mapping[str, float],
+        weights: Callable[[], Mapping[str, Tensor]],
+    ) -> bool:
         """Look at an evaluation; whether it is the best so far. The same on every process, since the figures are.
 
         Args:
+            found, reported: its figures on the half of the prompts that chooses, and on the other.
             weights: gives what is trained of the policy, by name, on the main process; called where the answer is yes.
         """
         if not self.wanted:
@@ -112,7 +163,7 @@ class BestPolicy:
         if not self._better(found):
             self._worse += self.step is not None  # before there is a best one, none can be worse
             return False
-        self.step, self.figures, self._worse = step, dict(found), 0
+        self.step, self._chosen_by, self.figures, self._worse = step, dict(found), dict(reported), 0
         self._save(weights())
         return True
 
@@ -120,7 +171,7 @@ class BestPolicy:
         score, ceiling = _deciding(found), self._training.max_kl
         if not math.isfinite(score) or (ceiling is not None and not found["kl"] <= ceiling):
             return False
-        return self.figures is None or score > _deciding(self.figures)
+        return self._chosen_by is None or score > _deciding(self._chosen_by)
 
     def _save(self, weights: Mapping[str, Tensor]) -> None:
         """By the main process, and whole or not at all: a run can be killed at any time."""
@@ -144,10 +195,11 @@ class BestPolicy:
         return load_file(self._file)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "figures": self.figures, "worse": self._worse}
+        return {"step": self.step, "chosen_by": self._chosen_by, "figures": self.figures, "worse": self._worse}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.step, self.figures, self._worse = state["step"], state["figures"], state["worse"]
+        self.step, self._worse = state["step"], state["worse"]
+        self._chosen_by, self.figures = state["chosen_by"], state["figures"]
 
 
 def _deciding(found: Mapping[str, float]) -> float:

@@ -259,7 +259,7 @@ def _shared(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer: 
             critic = _separate_critic(sources["value"], how_to_load(model))
         else:
             _, head = add_reward_adapter(adapted, VALUE, sources["value"], trainable=True)
-            critic = Role(adapted, VALUE, head)
+            critic = Role(adapted, VALUE, head, gives_scores=True)
     members = []
     for number in range(num_members(reward)):
         name = f"{REWARD}-{number}"
@@ -339,7 +339,7 @@ def _separate_critic(source: ModelSource, options: ModelConfig) -> Role:
             f"model.value_init: {source.label} is an encoder ({type(scalar.model).__name__}), which reads a text as a "
             "whole and gives no value before each token; name a decoder's reward model, or set model.value=trunk"
         )
-    return Role(scalar.model, head=scalar.model.score)
+    return Role(scalar.model, head=scalar.model.score, gives_scores=True)
 
 
 def load_scorer(

@@ -44,12 +44,19 @@ class Role:
         model: of transformers, or of PEFT with any number of adapters in it.
         adapter: the adapter that is active; None: the bare base.
         head: hidden states (..., H) to one number, (..., 1), of a critic or reward model.
+        gives_scores: of a critic, whether its head was trained before, and gives scores as they are; a new one learns
+            normalised ones.
     """
 
     def __init__(
-        self, model: PreTrainedModel | PeftModel, adapter: str | None = None, head: nn.Module | None = None
+        self,
+        model: PreTrainedModel | PeftModel,
+        adapter: str | None = None,
+        head: nn.Module | None = None,
+        gives_scores: bool = False,
     ) -> None:
         self.model, self.adapter, self.head = model, adapter, head
+        self.gives_scores = gives_scores
         self.layers = body_and_head(model)
         if self.layers is not None and isinstance(self.layers[1], BaseTunerLayer):
             self.layers = None  # what this head says depends on which adapter is active, and it is called outside

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,14 +15,16 @@ from transformers import PreTrainedTokenizerBase
 from alignment.config import ConfigError, TooLong
 from alignment.data import Prompt
 from alignment.distributed import Accelerator, all_reduce_sum, on_every_process
-from alignment.generation import Engine, Sampling, TransformersEngine, stream_seed
+from alignment.generation import Engine, Sampled, Sampling, TransformersEngine, stream_seed
 from alignment.models import ModelError
 from alignment.templates import Message, encode_prompt
-from ppo.algorithm import final_scores, overlong_penalty
+from ppo.algorithm import Unit, final_scores, overlong_cost
 from ppo.config import PPOStageConfig
 from ppo.models import NO_GRADIENT, Models, Pass, RewardModel, Role
 from ppo.rewards import Source, weighted
-from ppo.sequences import Row, lay_out, split_by_tokens
+from ppo.sequences import Microbatch, Row, lay_out, split_by_tokens
+
+T = TypeVar("T")
 
 
 class Task(NamedTuple):
@@ -46,8 +48,9 @@ class Rollout:
 
     Args:
         response_mask: (B, T) tokens through EOS.
-        old_logprobs, ref_logprobs, entropy, old_values: (B, T) at rollout; values 0 without a critic.
-        scores: (B,) before scaling, those of unfinished responses replaced or lowered.
+        old_logprobs, ref_logprobs, entropy, old_values: (B, T) at rollout; values 0 without a critic, else as its head
+            gives them.
+        scores: (B,) the weighted sum of the parts, before what long and unfinished responses cost.
         ended: (B,) bool, whether EOS came within the limit.
         parts: (B,) each, what the scores were made of, by name: `model`, functions, `score_std` of an ensemble.
         sampled_logprobs: (B, T) of a sampling engine that is not the policy itself.
@@ -80,6 +83,41 @@ class Rollout:
     def lengths(self) -> Tensor:
         """Response tokens of each episode, EOS included: (B,)."""
         return self.response_mask.sum(1)
+
+
+def join(pieces: Sequence[tuple[Rollout, Sequence[int]]]) -> Rollout:
+    """One rollout of these rows of several, in this order."""
+    width = max(piece.response_mask.shape[1] for piece, _ in pieces)
+
+    def grid(get: Callable[[Rollout], Tensor]) -> Tensor:
+        found = [(get(piece)[list(rows)], width - piece.response_mask.shape[1]) for piece, rows in pieces]
+        return torch.cat([torch.nn.functional.pad(rows, (0, missing)) for rows, missing in found])
+
+    def line(get: Callable[[Rollout], Tensor]) -> Tensor:
+        return torch.cat([get(piece)[list(rows)] for piece, rows in pieces])
+
+    def listed(get: Callable[[Rollout], Sequence[T]]) -> list[T]:
+        return [get(piece)[row] for piece, rows in pieces for row in rows]
+
+    first = pieces[0][0]
+    sampled = None
+    if first.sampled_logprobs is not None:
+        sampled = grid(lambda piece: piece.sampled_logprobs)  # type: ignore[arg-type, return-value]
+    return Rollout(
+        tasks=listed(lambda piece: piece.tasks),
+        rows=listed(lambda piece: piece.rows),
+        texts=listed(lambda piece: piece.texts),
+        response_mask=grid(lambda piece: piece.response_mask),
+        old_logprobs=grid(lambda piece: piece.old_logprobs),
+        ref_logprobs=grid(lambda piece: piece.ref_logprobs),
+        entropy=grid(lambda piece: piece.entropy),
+        old_values=grid(lambda piece: piece.old_values),
+        scores=line(lambda piece: piece.scores),
+        ended=line(lambda piece: piece.ended),
+        parts={name: torch.cat([piece.parts[name][list(rows)] for piece, rows in pieces]) for name in first.parts},
+        sampled_logprobs=sampled,
+        seconds=sum(piece.seconds for piece, _ in pieces),
+    )
 
 
 def encode_prompts(
@@ -206,11 +244,12 @@ class Collector:
         self.sampling = how_to_sample(config, models.tokenizer)
 
     @torch.no_grad()
-    def collect(self, tasks: Sequence[Task], *seed: int) -> Rollout:
+    def collect(self, tasks: Sequence[Task], *seed: int, responses: Sequence[list[int]] | None = None) -> Rollout:
         """One response to each of this process's tasks, scored.
 
         Args:
             seed: of the sampling: the run's seed and the iteration.
+            responses: token ids that are there already, in place of sampling.
         """
         tasks = list(tasks)
         models, device = self.models, self.accelerator.device
@@ -219,8 +258,11 @@ class Collector:
         # Under ZeRO-3 the policy is gathered once, for sampling and for all that is read from its weights.
         with self.accelerator.autocast(), models.resident(models.on_policy(), device):
             started = time.monotonic()
-            with models.policy.active():
-                sampled = on_every_process(lambda: self.engine.generate(prompts, seeds, self.sampling))
+            if responses is not None:
+                sampled = Sampled(list(responses), None)
+            else:
+                with models.policy.active():
+                    sampled = on_every_process(lambda: self.engine.generate(prompts, seeds, self.sampling))
             seconds = time.monotonic() - started
             rows = [Row(task.ids, response) for task, response in zip(tasks, sampled.responses, strict=True)]
             lengths = torch.tensor([len(row.response) for row in rows], device=device)
@@ -245,17 +287,36 @@ class Collector:
                 sampled_logprobs[number, : len(line)] = torch.tensor(line)
         return Rollout(
             tasks, rows, texts, mask, grids.logprobs, grids.ref_logprobs, grids.entropy, grids.values,
-            scores=self.final(scores, lengths, ended), ended=ended, parts=parts, sampled_logprobs=sampled_logprobs,
-            seconds=seconds,
+            scores=scores, ended=ended, parts=parts, sampled_logprobs=sampled_logprobs, seconds=seconds,
         )  # fmt: skip
 
-    def final(self, scores: Tensor, lengths: Tensor, ended: Tensor) -> Tensor:
-        """Scores of any model, (B,), with what an overlong or unfinished response costs."""
+    def final(self, scores: Tensor, lengths: Tensor, ended: Tensor, unit: Unit) -> Tensor:
+        """Scores of any model, (B,), with what an overlong or unfinished response costs in its unit."""
         rewards = self.config.rewards
-        cost = overlong_penalty(
+        costs = overlong_cost(
             lengths, self.config.rollout.max_new_tokens, rewards.overlong_buffer, rewards.overlong_penalty
         )
-        return final_scores(scores + cost, ended, rewards.missing_eos_score, rewards.missing_eos_penalty)
+        return final_scores(scores, costs, ended, unit, rewards.missing_eos_score, rewards.missing_eos_penalty)
+
+    @torch.no_grad()
+    def values(self, rows: Sequence[Row]) -> Tensor:
+        """What the critic's head says before each response token now: (B, T), 0 beyond the responses."""
+        trained = self.models.trained
+        assert trained.roles[1] is not None
+        width, device = max(len(row.response) for row in rows), self.accelerator.device
+        grid = torch.zeros(len(rows), width, device=device)
+        with self.accelerator.autocast(), self.models.resident(trained.roles[1].modules(), device):
+            for batch in self._batches(rows):
+                found = trained.forward(batch, "value", self.config.rollout.temperature).values
+                assert found is not None
+                batch.put(grid, found)
+        return grid
+
+    def _batches(self, rows: Sequence[Row]) -> list[Microbatch]:
+        max_tokens = NO_GRADIENT * self.config.training.microbatch_tokens
+        packed, pad = self.models.packed, self.models.tokenizer.pad_token_id
+        parts = split_by_tokens(rows, range(len(rows)), max_tokens, packed)
+        return [lay_out([rows[n] for n in part], part, packed, pad, self.accelerator.device) for part in parts]
 
     def _passes(self, rows: Sequence[Row], grids: Grids) -> list[tuple[Role, Callable[[], None]]]:
         """What fills the grids: calls, each with the role whose weights it takes.
@@ -265,10 +326,7 @@ class Collector:
         """
         models, temperature = self.models, self.config.rollout.temperature
         trained, critic = models.trained, models.trained.roles[1]
-        max_tokens = NO_GRADIENT * self.config.training.microbatch_tokens
-        parts = split_by_tokens(rows, range(len(rows)), max_tokens, models.packed)
-        pad, device = models.tokenizer.pad_token_id, grids.values.device
-        batches = [lay_out([rows[n] for n in part], part, models.packed, pad, device) for part in parts]
+        batches = self._batches(rows)
 
         def run(what: Pass) -> None:
             for batch in batches:

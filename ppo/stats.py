@@ -13,14 +13,22 @@ from ppo.rollout import Rollout
 from ppo.update import Targets
 
 
-def rollout_stats(rollout: Rollout, rewards: Tensor, targets: Targets) -> dict[str, float]:
-    """Means over all processes' episodes: score and its parts, KL in nats per response, shaped reward, entropy, length,
-    share ended; and the share of the returns' variance that the critic explains."""
+def rollout_stats(rollout: Rollout, scores: Tensor, targets: Targets, kl_in_reward: bool) -> dict[str, float]:
+    """Means over all processes' episodes: score and its parts, KL in nats per response, score less KL, entropy, length,
+    share ended; and the share that the critic explains of the variance of what came after each token.
+
+    Not of the returns that it is trained on: with a lambda below 1 these hold the critic's own values, which would
+    explain themselves.
+
+    Args:
+        scores: (B,) with what long and unfinished responses cost.
+    """
     mask = rollout.response_mask
+    kl_coef = targets.kl_coef if kl_in_reward else 0.0
     per_episode = {
-        "rollout/score": rollout.scores,
+        "rollout/score": scores,
         "rollout/kl": rollout.kl.sum(1),
-        "rollout/reward": rewards.sum(1),
+        "rollout/reward": scores - kl_coef * rollout.kl.sum(1),
         "rollout/length": rollout.lengths,
         "rollout/ended": rollout.ended,
         **{f"reward/{name}": part for name, part in rollout.parts.items()},
@@ -31,12 +39,17 @@ def rollout_stats(rollout: Rollout, rewards: Tensor, targets: Targets) -> dict[s
     *sums, entropy_sum, episodes, tokens = all_reduce_sum(torch.cat([own, counts])).tolist()
     stats = {name: value / episodes for name, value in zip(per_episode, sums, strict=True)}
     stats |= {"policy/entropy": entropy_sum / tokens, "rollout/kl_coef": targets.kl_coef}
-    stats |= _scatter(rollout.scores, rollout.lengths, stats["rollout/score"], stats["rollout/length"])
-    if targets.returns is not None:
-        _, _, variance = masked_moments(targets.returns, mask, all_reduce_sum)
-        _, _, residual = masked_moments(targets.returns - rollout.old_values, mask, all_reduce_sum)
-        stats["value/explained_variance"] = float(1 - residual / variance.clamp(min=1e-12))
+    stats |= _scatter(scores, rollout.lengths, stats["rollout/score"], stats["rollout/length"])
+    if targets.critic is not None:
+        stats["value/explained_variance"] = explained_variance(targets.critic.outcomes, targets.critic.old_values, mask)
     return stats
+
+
+def explained_variance(outcomes: Tensor, values: Tensor, mask: Tensor) -> float:
+    """1 - variance of what values miss / variance of what came, over all processes' kept tokens: (B, T) each."""
+    _, _, variance = masked_moments(outcomes, mask, all_reduce_sum)
+    _, _, residual = masked_moments(outcomes - values, mask, all_reduce_sum)
+    return float(1 - residual / variance.clamp(min=1e-12))
 
 
 def _scatter(scores: Tensor, lengths: Tensor, mean_score: float, mean_length: float) -> dict[str, float]:

@@ -13,7 +13,7 @@ from alignment import heartbeat
 from alignment.distributed import Diverged, TrainingEngine, all_reduce_max, all_reduce_sum
 from alignment.generation import stream_seed
 from alignment.models import ModelError
-from ppo.algorithm import importance_weights, kl_loss, policy_loss, value_loss
+from ppo.algorithm import Unit, importance_weights, kl_loss, policy_loss, value_loss
 from ppo.config import PPOStageConfig
 from ppo.models import Models, Outputs, Pass
 from ppo.rollout import Rollout, prompt_batches
@@ -33,12 +33,35 @@ processes."""
 
 
 @dataclass(frozen=True)
+class CriticTargets:
+    """What a rollout is to teach the critic; (B, T), in the unit that it is trained in.
+
+    Args:
+        old_values: at the rollout.
+        returns: what it learns.
+        outcomes: the sum of rewards that came from each token on, which returns are with a lambda of 1.
+        head_unit: the unit of what the critic's head gives: a head that starts at 0 gives normalised values, one that
+            was trained before gives scores.
+    """
+
+    old_values: Tensor
+    returns: Tensor
+    outcomes: Tensor
+    head_unit: Unit
+
+
+@dataclass(frozen=True)
 class Targets:
-    """What a rollout is to teach; (B, T), or None without a critic."""
+    """What a rollout is to teach.
+
+    Args:
+        advantages: (B, T)
+        critic: None without one.
+    """
 
     advantages: Tensor
-    returns: Tensor | None
     kl_coef: float
+    critic: CriticTargets | None = None
 
 
 def minibatches(total: int, count: int, start: int, stop: int, generator: torch.Generator) -> Iterator[list[int]]:
@@ -96,12 +119,12 @@ class Updater:
             for rows in minibatches(total, ppo.num_minibatches, start, start + len(rollout), generator)
         ]
         sums = torch.zeros(2, len(FIGURES), dtype=torch.float64)
-        norms: list[float] = []
+        norms: list[list[float]] = []
         first_ratio = math.nan
         for rows in parts:
-            found, norm = self._optimizer_step(step, rollout, targets, rows, is_first=not norms)
+            found, norms_of_step = self._optimizer_step(step, rollout, targets, rows, is_first=not norms)
             sums += found
-            norms.append(norm)
+            norms.append(norms_of_step)
             _, ratio, moved, *_ = (found[0] / found[1]).tolist()
             first_ratio = ratio if len(norms) == 1 else first_ratio
             if ppo.epoch_stop_kl is not None and moved > ppo.epoch_stop_kl:
@@ -110,19 +133,33 @@ class Updater:
         figures = {name: mean for name, mean in means.items() if not math.isnan(mean)}
         if not math.isnan(first_ratio):
             figures["policy/first_ratio"] = first_ratio
-        epochs = len(norms) / ppo.num_minibatches
-        return figures | {"train/grad_norm": sum(norms) / len(norms), "train/epochs": epochs}
+        figures["train/epochs"] = len(norms) / ppo.num_minibatches
+        for role, of_role in zip(("policy", "value"), zip(*norms, strict=True), strict=False):
+            figures[f"{role}/grad_norm"] = sum(of_role) / len(norms)
+        return figures | {"train/grad_norm": sum(math.hypot(*of_step) for of_step in norms) / len(norms)}
+
+    def fit_critic(self, rollout: Rollout, critic: CriticTargets, rows: list[int]) -> None:
+        """One optimizer step of the critic alone; the policy's rate must be 0. Values may go as far as they will."""
+        targets = Targets(torch.zeros_like(critic.returns), 0.0, critic)
+        self._optimizer_step(-1, rollout, targets, rows, is_first=False, value_clip_range=math.inf)
 
     def _optimizer_step(
-        self, step: int, rollout: Rollout, targets: Targets, rows: list[int], is_first: bool
-    ) -> tuple[Tensor, float]:
+        self,
+        step: int,
+        rollout: Rollout,
+        targets: Targets,
+        rows: list[int],
+        is_first: bool,
+        value_clip_range: float | None = None,
+    ) -> tuple[Tensor, list[float]]:
         """One minibatch: forward and backward passes over microbatches, then one step.
 
         Losses are divided by the kept tokens of the whole minibatch on all processes, so neither the split into
         microbatches nor the number of processes changes the gradient.
 
         Returns:
-            Sums of FIGURES over all processes and the tokens that they are of, (2, F); the norm of the gradient.
+            Sums of FIGURES over all processes and the tokens that they are of, (2, F); the norms of the gradients of
+            policy and critic.
         """
         heartbeat.enter(f"optimizer step {self.num_steps + 1}, iteration {step + 1}")
         only_critic = step < self.config.ppo.value_warmup_steps
@@ -143,7 +180,7 @@ class Updater:
                 loss = self._ptx_loss(batch, num_ptx, sums)
             else:
                 outputs = self.engine.forward(batch, what, self.config.rollout.temperature, self._wants_entropy)
-                loss = self._loss(outputs, batch, rollout, targets, num_tokens, sums)
+                loss = self._loss(outputs, batch, rollout, targets, num_tokens, sums, value_clip_range)
                 if is_first and outputs.logprobs is not None:
                     difference = outputs.logprobs.detach() - batch.pick(rollout.old_logprobs)
                     apart += torch.where(batch.mask, difference.abs(), 0.0).sum()
@@ -151,7 +188,7 @@ class Updater:
         if is_first:
             self._check_first(float(all_reduce_sum(apart) / num_tokens), step)
         try:
-            norm = self.engine.step()
+            norms = self.engine.step()
         except Diverged as error:
             raise ModelError(
                 f"training diverged at iteration {step + 1}: {error}; no weight was changed by it; "
@@ -161,7 +198,7 @@ class Updater:
         self.after_step()
         there = torch.tensor(self._computed(passes), device=self.device)
         counted = torch.cat([torch.where(there, num_tokens, 0.0), num_ptx[None]])
-        return torch.stack([all_reduce_sum(sums), counted]).cpu(), norm
+        return torch.stack([all_reduce_sum(sums), counted]).cpu(), norms
 
     def _computed(self, passes: Sequence[Pass]) -> list[bool]:
         """Which of FIGURES, but for the last, there are."""
@@ -182,7 +219,14 @@ class Updater:
         return batches + [batches[0].as_filler()] * missing
 
     def _loss(
-        self, outputs: Outputs, batch: Microbatch, rollout: Rollout, targets: Targets, num_tokens: Tensor, sums: Tensor
+        self,
+        outputs: Outputs,
+        batch: Microbatch,
+        rollout: Rollout,
+        targets: Targets,
+        num_tokens: Tensor,
+        sums: Tensor,
+        value_clip_range: float | None = None,
     ) -> Tensor:
         """The terms of the loss that a pass gives; its figures are added to `sums`."""
         ppo, mask = self.config.ppo, batch.mask
@@ -210,10 +254,11 @@ class Updater:
                 terms.append(-ppo.entropy_coef * entropy / num_tokens)
                 figures[5] = entropy
         if outputs.values is not None:
-            assert targets.returns is not None
+            critic = targets.critic
+            assert critic is not None
             value = value_loss(
-                outputs.values, batch.pick(rollout.old_values), batch.pick(targets.returns), mask,
-                ppo.value_clip_range, num_tokens,
+                critic.head_unit.normalise(outputs.values), batch.pick(critic.old_values), batch.pick(critic.returns),
+                mask, value_clip_range or ppo.value_clip_range, num_tokens,
             )  # fmt: skip
             terms.append(ppo.vf_coef * value.loss)
             figures |= {6: value.loss * num_tokens, 7: value.clipped}

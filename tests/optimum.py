@@ -23,7 +23,7 @@ from alignment.tracking import Journal
 from ppo.config import PPOStageConfig
 from ppo.loading import new_head, settle
 from ppo.models import Models, PolicyAndValue, Role
-from ppo.train import Loop
+from ppo.loop import Loop
 
 PROMPTS = ("1", "23")  # of unequal length, and told apart by their first token
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
@@ -207,7 +207,7 @@ def train_and_measure(folder, seed, *, world=FIXED, critic="separate", **section
     settle(models, config)
     temperature = config.rollout.temperature
     start = world.log_probabilities(models.reference, temperature)
-    accelerator = distributed.make_accelerator(max_grad_norm=config.training.max_grad_norm)
+    accelerator = distributed.make_accelerator()
     prompts = [Prompt(({"role": "user", "content": prompt},)) for prompt in PROMPTS]
     Loop(config, models, accelerator, Journal(folder, enabled=False), prompts).run()
     end = world.log_probabilities(models.policy, temperature)

@@ -16,7 +16,7 @@ from benchmarks.ppo_measures import Stopwatch, matmul_rate, rollout_figures
 from ppo.config import PPOStageConfig
 from ppo.loading import find_models, load_models
 from ppo.sequences import Row, lay_out, split_by_tokens
-from ppo.train import Loop
+from ppo.loop import Loop
 
 
 class Contestant:
@@ -124,7 +124,7 @@ class Contestant:
     def _loop(self, seed: int) -> Loop:
         training = self.config.training.model_copy(update={"seed": seed})
         config = self.config.model_copy(update={"training": training})
-        accelerator = distributed.make_accelerator(max_grad_norm=training.max_grad_norm)
+        accelerator = distributed.make_accelerator()
         torch.manual_seed(seed)
         models = load_models(config, find_models(config, trainers.open_registry(config)))
         loop = Loop(config, models, accelerator, Journal(config.run_dir, enabled=True), self.prompts)

@@ -147,7 +147,7 @@ def run(cell: Cell) -> Iterator[dict[str, Any]]:
     from ppo.loading import find_models, load_models
     from ppo.models import RewardModel
     from ppo.rollout import prompt_batches
-    from ppo.train import Loop
+    from ppo.loop import Loop
 
     config = ppo_config(cell)
     prompts, held_out = train_and_eval(config.data, to_prompts)
@@ -156,7 +156,7 @@ def run(cell: Cell) -> Iterator[dict[str, Any]]:
     assert models.reward is not None
     if cell.combine == "one":
         models.reward = RewardModel(models.reward.members[:1], packed=models.reward.packed)
-    accelerator = distributed.make_accelerator(max_grad_norm=config.training.max_grad_norm)
+    accelerator = distributed.make_accelerator()
     journal = Journal(Path("unused"), enabled=False)
     loop = Loop(config, models, accelerator, journal, prompts.items, held_out.items[:HELD_OUT])
     batches = prompt_batches(len(loop.prompts), config.rollout.batch_size, cell.seed)

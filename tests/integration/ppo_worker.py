@@ -23,7 +23,7 @@ from ppo.config import PPOStageConfig
 from ppo.loading import settle
 from ppo.rollout import make_tasks
 from ppo.sequences import Row
-from ppo.train import Loop
+from ppo.loop import Loop
 
 PTX_ROWS = [Row([2, 3], [4] * length + [1]) for length in (1, 3, 12)]
 """Demonstrations of unlike length, so that the processes have unlike numbers of batches of them."""
@@ -52,7 +52,7 @@ def main(out: Path, *overrides: str) -> None:
         values.setdefault(section, {})[name] = json.loads(value)
     config = PPOStageConfig.model_validate(values)
     distributed.start_processes()
-    accelerator = distributed.make_accelerator(max_grad_norm=config.training.max_grad_norm, bf16=config.training.bf16)
+    accelerator = distributed.make_accelerator(bf16=config.training.bf16)
     with zero3.whole_models():
         models = build_models(ref_seed=1, critic=critic)
     settle(models, config)

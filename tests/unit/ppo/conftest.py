@@ -9,7 +9,7 @@ from alignment import distributed
 from alignment.tracking import Journal
 from ppo.config import PPOStageConfig
 from ppo.loading import settle
-from ppo.train import Loop
+from ppo.loop import Loop
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def stage_config(tmp_path):
             "data": {"train": "none", "max_length": 20},
             "rollout": {"batch_size": 8, "max_new_tokens": 9},
             "ppo": {"num_epochs": 1},
-            "training": {"max_steps": 4, "learning_rate": 1e-3},
+            "training": {"max_steps": 4, "learning_rate": 1e-3, "warmup_steps": 0},
             "registry": {"name": "tiny", "path": str(tmp_path / "registry")},
             "tracking": {"runs": str(tmp_path / "runs"), "wandb": "disabled"},
         }
@@ -51,7 +51,7 @@ def make_loop(tmp_path, prompts):
 
     def build(models, config, held_out=(), ptx_rows=()):
         settle(models, config)
-        accelerator = distributed.make_accelerator(max_grad_norm=config.training.max_grad_norm)
+        accelerator = distributed.make_accelerator()
         return Loop(config, models, accelerator, Journal(tmp_path, enabled=False), prompts, held_out, ptx_rows)
 
     return build

@@ -13,16 +13,18 @@ from torch import tensor
 
 from alignment.tensors import whiten
 from ppo.algorithm import (
+    Unit,
     estimate_advantages,
     final_scores,
     group_advantages,
     importance_weights,
     kl_loss,
-    overlong_penalty,
+    overlong_cost,
     policy_loss,
     returns_to_go,
     shape_rewards,
     value_loss,
+    without_spread,
 )
 
 ONE = tensor([[True]])
@@ -83,22 +85,50 @@ def test_shaped_rewards_sum_to_the_score_less_the_kl(shape, kl_coef):
 
 
 def test_an_unfinished_response_gets_the_missing_eos_score_in_place_of_its_own():
+    """Three deviations of 2 below the mean of 10 are 4."""
     scores, ended = tensor([5.0, -7.0, 2.0]), tensor([True, False, False])
-    assert final_scores(scores, ended, -1.0).tolist() == [5.0, -1.0, -1.0]
-    assert final_scores(scores, ended, None).tolist() == [5.0, -7.0, 2.0]
+    assert final_scores(scores, torch.zeros(3), ended, Unit(), -1.0).tolist() == [5.0, -1.0, -1.0]
+    assert final_scores(scores, torch.zeros(3), ended, Unit(10.0, 2.0), -3.0).tolist() == [5.0, 4.0, 4.0]
+    assert final_scores(scores, torch.zeros(3), ended, Unit(10.0, 2.0), None).tolist() == [5.0, -7.0, 2.0]
 
 
 def test_a_penalty_lowers_the_score_where_a_replacement_would_hide_it():
     scores, ended = tensor([5.0, -7.0, 2.0]), tensor([True, False, False])
-    assert final_scores(scores, ended, -1.0, 3.0).tolist() == [5.0, -10.0, -1.0]
+    assert final_scores(scores, torch.zeros(3), ended, Unit(), -1.0, 3.0).tolist() == [5.0, -10.0, -1.0]
+    assert final_scores(scores, torch.zeros(3), ended, Unit(4.0, 2.0), None, 3.0).tolist() == [5.0, -13.0, -4.0]
 
 
-def test_the_overlong_penalty_rises_through_the_buffer():
+@pytest.mark.parametrize(
+    "missing", [{"missing_eos_score": -3.0}, {"missing_eos_score": -3.0, "missing_eos_penalty": 1.0}]
+)
+def test_being_cut_off_never_pays(missing):
+    """Of two answers with one score, both at the limit, the one that ends is worth more, whatever late ends cost."""
+    scores, ended = tensor([0.5, 0.5]), tensor([True, False])
+    for penalty in (0.0, 1.0, 10.0):
+        costs = overlong_cost(tensor([100, 100]), 100, 20, penalty)
+        finished, cut = final_scores(scores, costs, ended, Unit(0.0, 1.0), **missing).tolist()
+        assert finished - cut >= 1.0
+        close(finished, 0.5 - penalty)
+
+
+@given(st.floats(0.1, 30), st.floats(-5, 5))
+@settings(max_examples=30, deadline=None)
+def test_final_scores_scale_and_shift_with_the_scores(factor, shift):
+    generator = torch.Generator().manual_seed(0)
+    scores, ended = torch.randn(20, generator=generator).double(), torch.arange(20) % 3 > 0
+    costs = torch.rand(20, generator=generator).double()
+    plain = final_scores(scores, costs, ended, Unit(0.5, 2.0), -3.0)
+    unit = Unit(factor * 0.5 + shift, factor * 2.0)
+    scaled = final_scores(factor * scores + shift, costs, ended, unit, -3.0)
+    close(unit.normalise(scaled), Unit(0.5, 2.0).normalise(plain), 1e-9)
+
+
+def test_the_overlong_cost_rises_through_the_buffer():
     """DAPO's example: limit 100, buffer 20, length 90 costs a half."""
     lengths = tensor([10, 80, 85, 90, 100])
-    close(overlong_penalty(lengths, 100, 20, 1.0), tensor([0.0, 0.0, -0.25, -0.5, -1.0]))
-    close(overlong_penalty(lengths, 100, 20, 3.0)[3], -1.5)
-    close(overlong_penalty(lengths, 100, 0, 1.0), torch.zeros(5))
+    close(overlong_cost(lengths, 100, 20, 1.0), tensor([0.0, 0.0, 0.25, 0.5, 1.0]))
+    close(overlong_cost(lengths, 100, 20, 3.0)[3], 1.5)
+    close(overlong_cost(lengths, 100, 0, 1.0), torch.zeros(5))
 
 
 # --- advantages ----------------------------------------------------------------------------------------------------
@@ -195,6 +225,14 @@ def test_group_advantages_written_out(totals, groups):
     mean, std = np.mean(totals), np.std(totals, ddof=1)
     grpo = [(own - mean) / (std + 1e-4) for own in totals]
     close(group_advantages(rewards, mask, "grpo", size)[:, 0], tensor(grpo * groups, dtype=torch.float64), 1e-6)
+    plain = tensor([own - mean for own in totals] * groups, dtype=torch.float64)
+    for estimator in ("dr_grpo", "reinforce++-baseline"):
+        close(group_advantages(rewards, mask, estimator, size)[:, 0], plain, 1e-9)
+
+
+def test_groups_whose_scores_are_all_alike():
+    scores = tensor([1.0, 1.0, 0.0, 1e-3, 1000.0, 1000.0001, 0.0, 0.0])
+    assert without_spread(scores, 2).tolist() == [True, False, True, True]
 
 
 def test_whitening_has_the_biased_variance():

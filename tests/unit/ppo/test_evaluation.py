@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignment.config import ConfigError
+from alignment.intervals import win_rate
 from ppo.config import TrainingConfig
-from ppo.evaluation import BestPolicy, Judged, check_selection, figures
+from ppo.evaluation import BestPolicy, Judged, check_selection, figures, halves
 
 
 def judged(scores, held_out=None):
     count = len(scores)
-    return Judged(scores, held_out, [2.0] * count, [3, 5][:count], [True, False][:count], [""] * count)
+    parts = {"model": scores, "polite": [score / 2 for score in scores]}
+    raw = [score + 1 for score in scores]
+    return Judged(scores, raw, parts, held_out, [2.0] * count, [3, 5][:count], [True, False][:count], [""] * count)
 
 
 def test_figures_are_means_and_a_share_of_prompts():
@@ -33,13 +38,53 @@ def test_figures_are_means_and_a_share_of_prompts():
     assert found["win_rate_low"] <= 0.25 <= found["win_rate_high"]
     assert figures(judged([1.0, 3.0]), judged([2.0, 2.0]), ["a", "b"])["win_rate"] == 0.5
     assert "win_rate" not in figures(now, None, ["a", "b"])
+    assert (found["raw_score"], found["finished_raw_score"]) == (3.0, 2.0)
+    assert (found["reward/model"], found["reward/polite"]) == (2.0, 1.0)
+    assert found["score_se"] == found["raw_score_se"] == found["reward_se/model"] == pytest.approx(1.0)  # sqrt(2 / 2)
+    assert "finished_raw_score" not in figures(replace(now, ended=[False, False]), None, ["a", "b"])
+
+
+def test_the_half_that_chooses_and_the_half_that_reports_share_no_prompt():
+    groups = ["a", "b", "c", "a", "d", "b"]
+    chooses, reports = halves(groups)
+    assert sorted(chooses + reports) == list(range(6))
+    assert not {groups[row] for row in chooses} & {groups[row] for row in reports}
+    assert halves(["a", "a"]) == ([0, 1], [0, 1])  # nothing to divide
+    now = judged([1.0, 3.0], [0.0, 1.0])
+    assert now.only([1]) == Judged([3.0], [4.0], {"model": [3.0], "polite": [1.5]}, [1.0], [2.0], [5], [False], [""])
+
+
+def test_what_is_reported_of_the_best_is_of_the_half_that_did_not_choose(tmp_path):
+    best = BestPolicy(TrainingConfig(), tmp_path)
+    for step, (chooses, reported) in enumerate([(0.0, 0.5), (2.0, 0.4), (1.0, 9.0)]):
+        best.consider(step, evaluation(chooses), evaluation(reported), dict)
+    assert (best.step, best.figures["score"]) == (1, 0.4)
+
+
+def test_the_best_of_many_is_not_flattered():
+    """No policy is better than the start; ten evaluations of a hundred prompts, 300 runs. The interval of the one that
+    is published lies above a half in at most 5% of them; on the prompts that chose it, it would in many more."""
+    generator = np.random.default_rng(0)
+    groups = [str(number) for number in range(100)]
+    chooses, reports = halves(groups)
+    honest = flattered = 0
+    for _ in range(300):
+        best = None
+        for wins in generator.integers(0, 2, size=(10, 100)).astype(float):
+            if best is None or wins[list(chooses)].mean() > best[list(chooses)].mean():
+                best = wins
+        low = {half: win_rate(best[list(half)], np.full(50, 0.5))["ci"][0] for half in (tuple(chooses), tuple(reports))}
+        honest += low[tuple(reports)] > 0.5
+        flattered += low[tuple(chooses)] > 0.5
+    assert honest <= 0.05 * 300
+    assert flattered > 0.1 * 300
 
 
 def course(tmp_path, evaluations, **training):
     """Steps at which a policy was kept; the keeper."""
     best, kept = BestPolicy(TrainingConfig(**training), tmp_path), []
     for step, found in enumerate(evaluations):
-        if best.consider(step, found, lambda step=step: {"w": torch.tensor([float(step)])}):
+        if best.consider(step, found, found, lambda step=step: {"w": torch.tensor([float(step)])}):
             kept.append(step)
     return kept, best
 
@@ -104,7 +149,7 @@ def test_a_keeper_comes_back_from_its_state(tmp_path):
     _, best = course(tmp_path, [evaluation(x) for x in (0, 3, 1)], **training)
     again = BestPolicy(TrainingConfig(**training), tmp_path)
     again.load_state_dict(best.state_dict())
-    assert not again.consider(3, evaluation(2), dict)
+    assert not again.consider(3, evaluation(2), evaluation(2), dict)
     assert again.should_stop
     assert again.weights()["w"].tolist() == [1.0]
 

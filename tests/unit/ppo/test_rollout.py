@@ -90,17 +90,26 @@ def test_the_reward_model_reads_the_last_token_of_the_whole_row(collect, models)
     assert torch.equal(rollout.scores, rollout.parts["model"])
 
 
-def test_scores_of_responses_without_an_end(collect):
-    plain = collect(rewards={"missing_eos_score": None})
-    ended = plain.ended
-    replaced = collect(rewards={"missing_eos_score": -5.0}).scores
-    assert (replaced[~ended] == -5.0).all()
-    assert torch.equal(replaced[ended], plain.scores[ended])
-    lowered = collect(rewards={"missing_eos_penalty": 2.0}).scores
-    torch.testing.assert_close(lowered, plain.scores - 2.0 * (~ended).float())
-    overlong = collect(rewards={"missing_eos_score": None, "overlong_buffer": 4, "overlong_penalty": 2.0}).scores
-    expected = plain.scores - 2.0 * (plain.lengths - 5).clamp(min=0) / 4
-    torch.testing.assert_close(overlong, expected)
+def test_what_responses_without_an_end_cost_is_in_the_unit_of_the_scores(models, stage_config, make_loop):
+    def final(**rewards):
+        loop = make_loop(models, stage_config(rewards=rewards))
+        rollout, _ = loop._collect(list(range(8)))
+        return rollout, loop.final(rollout)
+
+    rollout, plain = final(missing_eos_score=None)
+    scores, ended = rollout.scores, rollout.ended
+    mean, std = scores.double().mean(), scores.double().std(correction=0)
+    assert torch.equal(plain, scores)
+    assert 0 < ended.sum() < 8
+    replaced = final(missing_eos_score=-5.0)[1]
+    torch.testing.assert_close(replaced[~ended], (mean - 5 * std).float().expand(int((~ended).sum())))
+    assert torch.equal(replaced[ended], scores[ended])
+    lowered = final(missing_eos_penalty=2.0)[1]
+    torch.testing.assert_close(lowered, scores - 2.0 * std.float() * (~ended).float())
+    overlong = final(missing_eos_score=None, overlong_buffer=4, overlong_penalty=2.0)[1]
+    torch.testing.assert_close(overlong, scores - 2.0 * std.float() * (rollout.lengths - 5).clamp(min=0) / 4)
+    raw = final(scaling=None, missing_eos_score=-5.0)[1]
+    assert raw[~ended].tolist() == [-5.0] * int((~ended).sum())
 
 
 # --- what an episode depends on -------------------------------------------------------------------------------------
@@ -141,7 +150,7 @@ def test_an_engine_that_says_what_it_sampled_from_is_corrected(collect, models, 
     rollout = collect(engine=Engine())
     assert rollout.sampled_logprobs.tolist() == [[-1.0, -2.0, -4.0]] * 8
     loop = make_loop(models, stage_config(rollout={"temperature": 0.7}))
-    targets, _ = loop.targets(rollout)
+    targets = loop.targets(rollout)
     stats = loop.updater.update(0, rollout, targets)
     weights = (rollout.old_logprobs - rollout.sampled_logprobs).exp().clamp(max=2.0)
     expected = -(weights * targets.advantages).mean()

@@ -12,10 +12,10 @@ from digits import build_models, prompts_of, role_of, scalar
 from alignment.models import ModelError
 from alignment.tracking import Journal
 from ppo import stats as ppo_stats
+from ppo.loop import Loop, make_optimizer
 from ppo.models import RewardModel
 from ppo.rollout import make_tasks
 from ppo.stats import rollout_stats
-from ppo.train import make_optimizer
 
 
 def weights(models):
@@ -29,8 +29,8 @@ def collect(loop, seed=3):
 def test_with_the_policy_as_reference_rewards_sum_to_the_score(stage_config, make_loop):
     loop = make_loop(build_models(ref_seed=1), stage_config(ppo={"kl_coef": 5.0}))
     rollout = collect(loop)
-    _, rewards = loop.targets(rollout)
-    torch.testing.assert_close(rewards.sum(1), rollout.scores, rtol=0, atol=1e-4)
+    rewards = loop._shaped(rollout)
+    torch.testing.assert_close(rewards.sum(1), loop.scaler(loop.final(rollout)), rtol=0, atol=1e-4)
     assert rollout.kl.abs().max() < 1e-5
 
 
@@ -66,8 +66,8 @@ def test_nothing_but_policy_and_critic_moves(models, stage_config, make_loop):
 def test_figures_are_means_over_episodes_and_kept_tokens(models, stage_config, make_loop):
     loop = make_loop(models, stage_config(rewards={"missing_eos_score": None}, ppo={"kl_coef": 0.1}))
     rollout = collect(loop)
-    targets, rewards = loop.targets(rollout)
-    stats = rollout_stats(rollout, rewards, targets)
+    targets = loop.targets(rollout)
+    stats = rollout_stats(rollout, loop.final(rollout), targets, kl_in_reward=True)
     lengths = rollout.lengths.tolist()
     kl = [sum(rollout.kl[row, :length].tolist()) for row, length in enumerate(lengths)]
     kept = [(row, t) for row, length in enumerate(lengths) for t in range(length)]
@@ -81,7 +81,12 @@ def test_figures_are_means_over_episodes_and_kept_tokens(models, stage_config, m
     assert stats["rollout/length_correlation"] == pytest.approx(statistics.correlation(scores, lengths), rel=1e-4)
     entropy = sum(float(rollout.entropy[at]) for at in kept) / len(kept)
     assert stats["policy/entropy"] == pytest.approx(entropy, rel=1e-5)
-    returns = torch.tensor([float(targets.returns[at]) for at in kept], dtype=torch.float64)
+    end = [
+        float(scores[row]) - 0.1 * sum(rollout.kl[row, t:length].tolist())
+        for row, t in kept
+        for length in (lengths[row],)
+    ]
+    returns = torch.tensor(end, dtype=torch.float64)  # what came from each token on
     errors = returns - torch.tensor([float(rollout.old_values[at]) for at in kept], dtype=torch.float64)
     explained = 1 - errors.var(correction=0) / returns.var(correction=0)
     assert stats["value/explained_variance"] == pytest.approx(float(explained), rel=1e-4, abs=1e-4)
@@ -107,16 +112,17 @@ def test_responses_of_one_length_have_no_correlation_with_it():
     assert found == {"rollout/score_std": pytest.approx(0.5)}
 
 
-@pytest.mark.parametrize("estimator", ["rloo", "grpo", "reinforce++"])
+@pytest.mark.parametrize("estimator", ["rloo", "grpo", "dr_grpo", "reinforce++", "reinforce++-baseline"])
 def test_whitening_is_over_all_tokens_and_not_for_grpo(stage_config, make_loop, estimator):
     models = build_models(critic=None)
     config = stage_config(ppo={"advantage_estimator": estimator}, rollout={"num_generations": 4})
     loop = make_loop(models, config)
     rollout = loop.collector.collect(make_tasks(loop.prompts, [0, 1], 4), 3, 0)
-    targets, _ = loop.targets(rollout)
+    targets = loop.targets(rollout)
     kept = targets.advantages[rollout.response_mask]
-    assert targets.returns is None
-    assert (abs(float(kept.std(correction=0)) - 1) < 1e-3 and abs(float(kept.mean())) < 1e-5) == (estimator != "grpo")
+    assert targets.critic is None
+    whitened = abs(float(kept.std(correction=0)) - 1) < 1e-3 and abs(float(kept.mean())) < 1e-5
+    assert whitened == (estimator not in ("grpo", "dr_grpo"))
 
 
 def test_the_kl_coefficient_follows_its_target(models, stage_config, make_loop):
@@ -137,8 +143,9 @@ def test_while_the_critic_learns_alone_neither_rate_nor_coefficient_of_the_polic
     for _ in range(7):
         rates.append([group["lr"] for group in loop.engine.optimizer.param_groups])
         coefficients.append(loop.iterate(list(range(8)))["rollout/kl_coef"])
-    assert [rate for rate, _ in rates] == pytest.approx([0, 0, 0, 0, 5e-4, 1e-3, 5e-4])  # its own warm-up and decay
-    assert [rate for _, rate in rates] == pytest.approx([4e-3 * x for x in (0, 0.5, 1, 0.8, 0.6, 0.4, 0.2)])
+    # Each its own warm-up and decay, of which no iteration has a rate of 0.
+    assert [rate for rate, _ in rates] == pytest.approx([0, 0, 0, 1e-3 / 3, 2e-3 / 3, 1e-3, 5e-4])
+    assert [rate for _, rate in rates] == pytest.approx([4e-3 * x for x in (1 / 3, 2 / 3, 1, 0.8, 0.6, 0.4, 0.2)])
     assert coefficients[:4] == [0.1] * 4
     assert len(set(coefficients[3:])) == 4
 
@@ -224,22 +231,41 @@ def test_what_stops_a_run_is_a_finding(make_loop, stage_config, tmp_path, monkey
     assert "not finite" in found["text"]
 
 
+def remembering(judge, scores):
+    """`Loop.judge` that leaves the held-out scores of each evaluation in a dict by step."""
+
+    def judged(loop):
+        found = judge(loop)
+        scores[loop.step] = found.held_out_scores
+        return found
+
+    return judged
+
+
 @pytest.mark.parametrize("ema", [None, 0.9])
-def test_the_best_policy_is_the_one_that_is_published(make_loop, stage_config, tmp_path, ema):
+def test_the_best_policy_is_the_one_that_is_published(make_loop, stage_config, tmp_path, monkeypatch, ema):
     """By the held-out reward model, which training never saw; of an average the average."""
     models = build_models(ref_seed=1)
     models.held_out_reward = RewardModel([role_of(scalar(9).requires_grad_(False))])
     config = stage_config(training={"eval_steps": 1, "learning_rate": 3e-3, "max_steps": 4, "ema_decay": ema})
+    judged_by_step = {}
+    monkeypatch.setattr(Loop, "judge", remembering(Loop.judge, judged_by_step))
     loop, evaluations = run(make_loop, models, config, tmp_path, ("12", "3", "456", "7"))
+    monkeypatch.undo()
     held = {step: row["eval/held_out_score"] for step, row in evaluations}
-    best = max(held, key=lambda step: (held[step], -step))
-    last = weights(models)
+    chooses, reports = loop._halves
+    assert sorted([*chooses, *reports]) == [0, 1, 2, 3]
+    last, best = weights(models), loop.best.step
     with loop.published_policy() as metrics:
         assert metrics["best_step"] == best
-        assert metrics["eval_held_out_score"] == held[best]
-        assert metrics["start_eval_held_out_score"] == held[0]
         again = loop.judge()
-    assert sum(again.held_out_scores) / 4 == pytest.approx(held[best], abs=1e-5)
+    scores = again.held_out_scores
+    assert sum(scores) / 4 == pytest.approx(held[best], abs=1e-5)  # the kept policy is that evaluation's
+    assert metrics["eval_held_out_score"] == pytest.approx(sum(scores[row] for row in reports) / 2, abs=1e-5)
+    by_choosers = {step: sum(scores[row] for row in chooses) / 2 for step, scores in judged_by_step.items()}
+    assert best == max(by_choosers, key=lambda step: (by_choosers[step], -step))
+    start = judged_by_step[0]
+    assert metrics["start_eval_held_out_score"] == pytest.approx(sum(start[row] for row in reports) / 2)
     if best == 4 and ema is None:
         assert all(torch.equal(last[name], value) for name, value in weights(models).items())
 
@@ -249,10 +275,14 @@ def test_an_unfinished_answer_costs_by_the_held_out_model_too(make_loop, stage_c
     models.held_out_reward = RewardModel([role_of(scalar(9).requires_grad_(False))])
     config = stage_config(rollout={"max_new_tokens": 3}, rewards={"missing_eos_score": -100.0})
     loop = make_loop(models, config, prompts_of("12", "3", "456", "7"))
+    loop._collect(list(range(8)))
     judged = loop.judge()
     assert not all(judged.ended)
-    assert [score == -100.0 for score in judged.held_out_scores] == [not ended for ended in judged.ended]
-    assert [score == -100.0 for score in judged.scores] == [not ended for ended in judged.ended]
+    unit = loop._held_out_unit.unit  # of its own scores, whose spread is another one
+    assert unit.std != pytest.approx(loop.scaler.unit.std, rel=0.01)
+    for scores, own in ((judged.held_out_scores, unit), (judged.scores, loop.scaler.unit)):
+        far_below = [score == pytest.approx(own.mean - 100 * own.std, rel=1e-5) for score in scores]
+        assert far_below == [not ended for ended in judged.ended]
 
 
 def test_where_no_evaluation_is_below_the_ceiling_it_is_said(make_loop, stage_config, tmp_path):

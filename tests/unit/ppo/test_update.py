@@ -72,7 +72,7 @@ def written_out(models, rollout, targets, config):
         old, advantage = rollout.old_logprobs[number, :count], targets.advantages[number, :count]
         ratio = (logprobs - old).exp()
         surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - ppo.clip_range, 1 + ppo.clip_range) * advantage)
-        before, target = rollout.old_values[number, :count], targets.returns[number, :count]
+        before, target = targets.critic.old_values[number, :count], targets.critic.returns[number, :count]
         near = torch.minimum(torch.maximum(values, before - ppo.value_clip_range), before + ppo.value_clip_range)
         value = 0.5 * torch.maximum((values - target) ** 2, (near - target) ** 2)
         loss = loss + (-surrogate.sum() + ppo.vf_coef * value.sum() - ppo.entropy_coef * entropy.sum()) / total
@@ -104,7 +104,7 @@ def prepared(make_loop, models, config, stir):
     from ppo.rollout import make_tasks
 
     rollout = loop.collector.collect(make_tasks(loop.prompts, range(count), config.rollout.num_generations), 3, 1)
-    targets, _ = loop.targets(rollout)
+    targets = loop.targets(rollout)
     stir(models)
     return loop, rollout, targets
 
@@ -276,24 +276,34 @@ def test_what_is_not_finite_reaches_no_weight(make_loop, stage_config, models, w
         parameter = loop.engine.parameters[3]
         parameter.register_hook(lambda grad: torch.full_like(grad, bad))
     else:
-        getattr(targets, where)[2, 0] = bad
+        grid = targets.advantages if where == "advantages" else targets.critic.returns
+        grid[2, 0] = bad
     with pytest.raises(ModelError, match=r"training diverged at iteration 3: .*; lower training\.learning_rate"):
         loop.updater.update(2, rollout, targets)
     assert all(torch.equal(value, before[name]) for name, value in weights(models).items())
 
 
-def test_clipping_bounds_the_step_and_the_norm_is_the_one_before_it(make_loop, stage_config, stir):
+def test_clipping_is_by_role_and_the_norms_are_those_before_it(make_loop, stage_config, stir):
+    """A critic that errs by thousands must not shrink the policy's step."""
     models = build_models(ref_seed=7)
     loop, rollout, targets = prepared(make_loop, models, stage_config(training=SGD), stir)
+    targets.critic.returns.mul_(1000)
     own = copy.deepcopy(models)
     whole = gradient(loop, rollout, targets)
-    norm = float(sum((value.double() ** 2).sum() for value in whole.values()) ** 0.5)
-    clipped = use_sgd(make_loop(own, stage_config(training={"max_grad_norm": norm / 10})))
+    names = {of: [name for name, _ in models.trained.trained_parameters(of)] for of in ("policy", "value")}
+
+    def length(moved, of):
+        return float(sum((moved[name].double() ** 2).sum() for name in names[of]) ** 0.5)
+
+    norms = {of: length(whole, of) for of in names}
+    assert norms["value"] > 100 * norms["policy"]
+    limit = norms["policy"] / 10
+    clipped = use_sgd(make_loop(own, stage_config(training={"max_grad_norm": limit})))
     before = weights(own)
     _, reported = clipped.updater._optimizer_step(0, rollout, targets, list(range(8)), is_first=False)
-    step = float(sum(((before[name] - value).double() ** 2).sum() for name, value in weights(own).items()) ** 0.5)
-    assert reported == pytest.approx(norm, rel=1e-4)
-    assert step == pytest.approx(norm / 10, rel=1e-3)
+    moved = {name: before[name] - value for name, value in weights(own).items()}
+    assert reported == pytest.approx([norms["policy"], norms["value"]], rel=1e-4)
+    assert {of: length(moved, of) for of in names} == pytest.approx({of: limit for of in names}, rel=1e-3)
 
 
 def test_the_passes_end_when_the_policy_has_moved_enough(make_loop, stage_config, models):

@@ -1,0 +1,228 @@
+#!/usr/bin/env python3
+"""Length bias: PPO on scores that do not depend on the answer, where the mean length must stay as it is.
+
+    scripts/studies/length_bias.py            the whole study: both worlds, both signs, both critics, three seeds
+    scripts/studies/length_bias.py --quick    one seed, the short world
+
+The scores are drawn from N(c, 1). No answer is better than another, so an honest learner has no reason to make answers
+longer or shorter. With a discounting lambda and a critic that does not know the mean yet, the last tokens of an answer
+get the whole score and the first ones nothing: a positive mean then pays for ending early, a negative one for never
+ending. Rows go to stdout as JSON lines; docs/studies/length-bias.md says what came of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+import transformers
+
+from alignment import distributed
+from alignment.data import Prompt
+from alignment.generation import stream_seed
+from alignment.scalar_models import ScoreHead
+from alignment.tracking import Journal
+from ppo.config import PPOStageConfig
+from ppo.loading import new_head, settle
+from ppo.models import Models, PolicyAndValue, Role
+from ppo.loop import Loop
+
+ITERATIONS = 25
+MEASURED = 1024
+"""Answers that a mean length is of: its standard error is 3% of it."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A policy that ends with probability 1 / `vocabulary` at each token, cut at `limit` tokens."""
+
+    vocabulary: int
+    limit: int
+    episodes: int
+    learning_rate: float
+
+
+SHORT = World(vocabulary=40, limit=256, episodes=64, learning_rate=3e-4)
+LONG = World(vocabulary=256, limit=1024, episodes=64, learning_rate=3e-4)
+WORLDS = {"short": SHORT, "long": LONG}
+
+
+class Tokens:
+    """Digits are tokens; token 0 ends an answer and is the padding too."""
+
+    pad_token_id, eos_token_id, bos_token_id, cls_token_id = 0, 0, None, None
+    chat_template, unk_token, added_tokens_decoder = "", None, {}
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __call__(self, texts: list[str], **_: Any) -> dict[str, Any]:
+        return {"input_ids": [[int(digit) for digit in text] for text in texts]}
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
+        return messages[0]["content"]
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        return " ".join(map(str, ids))
+
+
+class RandomScores:
+    """In a reward model's place: N(mean, 1), whatever the answer is."""
+
+    members = ()
+
+    def __init__(self, mean: float, seed: int) -> None:
+        self.mean, self.generator = mean, torch.Generator().manual_seed(seed)
+
+    def member_scores(self, rows: list[Any], conversations: list[Any], device: torch.device) -> torch.Tensor:
+        return (self.mean + torch.randn(len(rows), generator=self.generator))[None]
+
+    def combined(self, scores: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return scores[0], None
+
+    def modules(self) -> list[torch.nn.Module]:
+        return []
+
+
+def llama(kind: Any, world: World) -> Any:
+    config = transformers.LlamaConfig(
+        vocab_size=world.vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=world.limit + 8,
+        initializer_range=0.02,
+        num_labels=1,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return kind(config).eval()
+
+
+def build_models(world: World, critic: str | None, mean: float, seed: int) -> Models:
+    torch.manual_seed(seed)
+    policy = Role(llama(transformers.LlamaForCausalLM, world))
+    reference = Role(llama(transformers.LlamaForCausalLM, world).requires_grad_(False))
+    reference.model.load_state_dict(policy.model.state_dict())
+    value = None
+    if critic == "separate":
+        scalar = llama(transformers.LlamaForSequenceClassification, world)
+        scalar.score = ScoreHead(32)
+        torch.nn.init.zeros_(scalar.score.weight)
+        value = Role(scalar, head=scalar.score)
+    elif critic == "trunk":
+        value = Role(policy.model, head=new_head(policy))
+    scores: Any = RandomScores(mean, seed)
+    return Models(PolicyAndValue(policy, value), reference, scores, None, Tokens(world.vocabulary), {})  # type: ignore[arg-type]
+
+
+def run(
+    world: World, critic: str | None, mean: float, seed: int, iterations: int = ITERATIONS, **sections: Any
+) -> tuple[float, float]:
+    """Mean length of MEASURED answers before and after training, drawn from the same random numbers.
+
+    Args:
+        critic: `separate` or `trunk`, both new; None where the estimator has none.
+        sections: changes to the config.
+    """
+    values: dict[str, Any] = {
+        "name": "length-bias",
+        "model": {"policy": "p", "reward": "r"},
+        "data": {"train": "none", "max_length": world.limit + 8},
+        "rewards": {"missing_eos_score": None},
+        "rollout": {
+            "batch_size": world.episodes,
+            "generation_batch_size": 256,
+            "max_new_tokens": world.limit,
+        },
+        "training": {
+            "max_steps": iterations,
+            "learning_rate": world.learning_rate,
+            "lr_scheduler_type": "constant",
+            "microbatch_tokens": 16384,
+            "packing": False,
+            "seed": seed,
+        },
+        "registry": {"name": "length-bias"},
+    }
+    for name, changes in sections.items():
+        values[name] = {**values.get(name, {}), **changes}
+    config = PPOStageConfig.model_validate(values)
+    models = build_models(world, critic if config.ppo.has_critic else None, mean, seed)
+    settle(models, config)
+    accelerator = distributed.make_accelerator()
+    prompts = [Prompt(({"role": "user", "content": str(digit)},)) for digit in range(1, 9)]
+    with tempfile.TemporaryDirectory() as folder:
+        loop = Loop(config, models, accelerator, Journal(Path(folder), enabled=False), prompts)
+        before = mean_length(loop)
+        loop.run()
+        return before, mean_length(loop)
+
+
+def mean_length(loop: Loop) -> float:
+    """Of MEASURED answers of the policy as it is."""
+    asked = [loop.prompts[number % len(loop.prompts)][1] for number in range(MEASURED)]
+    seeds = [stream_seed("length", number) for number in range(MEASURED)]
+    sampled = loop.collector.engine.generate(asked, seeds, loop.collector.sampling)
+    return statistics.fmean(map(len, sampled.responses))
+
+
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {},
+    "before": {
+        "ppo": {"gae_lambda": 0.95, "value_clip_range": 0.2},
+        "rewards": {"scaling": None},
+        "training": {"adam_epsilon": 1e-5},
+    },
+    "lambda .95, centred": {"ppo": {"gae_lambda": 0.95}, "rewards": {"scaling": "reference"}},
+    "lambda .95, warm-up": {"ppo": {"gae_lambda": 0.95, "value_warmup_steps": 10}, "rewards": {"scaling": None}},
+    "lambda 1, raw": {"ppo": {"gae_lambda": 1.0}, "rewards": {"scaling": None}},
+    "critic 1, actor .95, raw": {"ppo": {"gae_lambda": 0.95, "value_gae_lambda": 1.0}, "rewards": {"scaling": None}},
+    "critic 1, actor .95, centred": {"ppo": {"gae_lambda": 0.95, "value_gae_lambda": 1.0}},
+    "rloo": {"ppo": {"advantage_estimator": "rloo"}, "rollout": {"num_generations": 8}},
+}
+
+
+def cells(
+    quick: bool, settings: list[str], worlds: list[str], seeds: int
+) -> Iterator[tuple[str, str, str | None, float, int]]:
+    for setting in settings:
+        for world in ["short"] if quick else worlds:
+            for critic in ("separate", "trunk") if setting != "rloo" else (None,):
+                for mean in (3.0, -3.0):
+                    for seed in range(1 if quick else seeds):
+                        yield setting, world, critic, mean, seed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one seed, the short world")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="NAME")
+    parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    for setting, world, critic, mean, seed in cells(options.quick, options.settings, options.worlds, options.seeds):
+        start, end = run(WORLDS[world], critic, mean, seed, **SETTINGS[setting])
+        row = {"setting": setting, "world": world, "critic": critic, "mean": mean, "seed": seed}
+        row |= {"start": round(start, 1), "end": round(end, 1), "change": round(end / start - 1, 3)}
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
