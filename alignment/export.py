@@ -55,8 +55,8 @@ def export(ref: str, folder: Path, registry: Registry, *, adapter_only: bool = F
     if adapter_only and source.base is None:
         raise ModelError(f"{source.label}: a whole model, not an adapter; leave --adapter out")
     with _new_folder(folder) as staging:
-        report |= _write(source, staging, role == "reward", adapter_only)
-        _write_readme(source, staging, role == "reward", report)
+        report |= _write(source, staging, role != "policy", adapter_only)
+        _write_readme(source, staging, role != "policy", report)
         return report
 
 

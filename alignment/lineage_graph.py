@@ -117,6 +117,7 @@ def mermaid(root: LineageNode) -> str:
     lines += [
         "  classDef policy fill:#e3f2fd,stroke:#1565c0,color:#0d2b4d",
         "  classDef reward fill:#fff3e0,stroke:#b26a00,color:#4a2c00",
+        "  classDef value fill:#f3e5f5,stroke:#6a1b9a,color:#2e0b45",
         "  classDef data fill:#f1f8e9,stroke:#558b2f,color:#23380f",
         "  classDef ratings fill:#fce4ec,stroke:#ad1457,color:#4a0a25",
         "  classDef missing fill:#eeeeee,stroke:#888888,color:#444444,stroke-dasharray:4",

@@ -24,6 +24,7 @@ GRAPH_STYLE = """.lineage svg { display: block; margin: 0 auto; }
 .lineage svg .name { font-weight: 600; font-size: 13px; }
 .box { fill: var(--soft); stroke: var(--dim); stroke-width: 1.5; }
 .policy .box { fill: #1565c018; stroke: var(--note); } .reward .box { fill: #b26a0018; stroke: var(--warning); }
+.value .box { fill: #6a1b9a18; stroke: #8e44ad; }
 .data .box { fill: #2e7d3218; stroke: var(--good); } .ratings .box { fill: #ad145718; stroke: var(--rated); }
 .missing .box { stroke-dasharray: 4; }
 .arrow { fill: none; stroke: var(--dim); stroke-width: 1.5; opacity: .8; } marker path { fill: var(--dim); }
@@ -64,7 +65,7 @@ GRAPH = """{% macro draw(picture, root, name, links) %}
 <div class="scroll wide">{{ draw(graph.wide, graph.root, "wide", links) }}</div>
 <div class="scroll narrow">{{ draw(graph.narrow, graph.root, "narrow", links) }}</div>
 <p class="keys"><span>Oldest at the top; an arrow leads to what was made from it.</span>
-<span>Blue: policies. Orange: reward models. Green: data. Pink: ratings.</span></p></div>{% endmacro %}
+<span>Blue: policies. Orange: reward models. Violet: critics. Green: data. Pink: ratings.</span></p></div>{% endmacro %}
 """
 
 _BODY = """
@@ -99,6 +100,9 @@ class Picture:
     arrows: list[str]
 
 
+_WHAT = {"policy": "a policy", "reward": "a reward model", "value": "a critic"}
+
+
 def lineage_page(root: LineageNode) -> str:
     """The page of a lineage."""
     found = boxes(root)
@@ -125,7 +129,9 @@ def graph(root: LineageNode) -> dict[str, Any]:
 def _order(found: list[Box]) -> list[int]:
     """The boxes from the oldest to the newest; data before the models of a level."""
     depth = levels(found)
-    return sorted(range(len(found)), key=lambda number: (-depth[number], found[number].kind in ("policy", "reward")))
+    return sorted(
+        range(len(found)), key=lambda number: (-depth[number], found[number].kind in ("policy", "reward", "value"))
+    )
 
 
 def draw(found: list[Box], depth: list[int], gap: int = GAP) -> Picture:
@@ -250,7 +256,7 @@ def _step(number: int, found: list[Box]) -> dict[str, Any]:
     ]
     metrics = manifest.metrics or {}
     return step | {
-        "what": f"{'a reward model' if manifest.role == 'reward' else 'a policy'}, stage {manifest.stage}",
+        "what": f"{_WHAT[manifest.role]}, stage {manifest.stage}",
         "problem": box.node.problem,
         "facts": facts,
         "words": in_words(metrics),

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
@@ -32,6 +32,7 @@ from alignment import adapters, zero3
 from alignment.config import ModelConfig, ScratchConfig, validate
 from alignment.errors import UserError
 from alignment.registry import Manifest, Parent, Registry
+from alignment.registry.manifest import Role
 from alignment.templates import set_template
 from alignment.tensors import entropy_from_logits, logprobs_from_logits, position_ids
 
@@ -83,9 +84,7 @@ class ModelSource:
         return self.parent("base")
 
 
-def find_model(
-    name: str, registry: Registry, role: Literal["policy", "reward"], above: tuple[str, ...] = ()
-) -> ModelSource:
+def find_model(name: str, registry: Registry, role: Role | Sequence[Role], above: tuple[str, ...] = ()) -> ModelSource:
     """Resolve a registry reference (verified, role checked), a local folder, or a hub name, in that order.
 
     An adapter brings its base with it, found in the same way and compared with the one that it was trained on.

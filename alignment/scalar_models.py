@@ -26,7 +26,8 @@ from alignment.tensors import last_kept, position_ids, shifted_left
 
 SCORE = "score.json"
 """Beside a reward model that is an adapter: `score_bias`."""
-_ADAPTERS_HEAD = "base_model.model.score.weight"
+HEAD_WEIGHT = "base_model.model.score.weight"
+"""The name of an adapter's score head in its file."""
 
 
 class Float32Linear(nn.Linear):
@@ -236,7 +237,7 @@ def in_dtype(scalar: ScalarModel, config: ModelConfig | None) -> ScalarModel:
 def holds_head(folder: str) -> bool:
     """Whether an adapter's files have all that was drawn anew beside its base: a decoder's head. Of an encoder PEFT
     saves the classifier, and not the pooler before it."""
-    return _saved_tensor(folder, _ADAPTERS_HEAD) is not None
+    return _saved_tensor(folder, HEAD_WEIGHT) is not None
 
 
 def load_head(folder: str, score_bias: float) -> ScoreHead:
@@ -245,7 +246,7 @@ def load_head(folder: str, score_bias: float) -> ScoreHead:
     Raises:
         ModelError: there is none.
     """
-    weight = _saved_tensor(folder, _ADAPTERS_HEAD)
+    weight = _saved_tensor(folder, HEAD_WEIGHT)
     if weight is None:
         raise ModelError(
             f"{folder}: an adapter without a score head; name a reward model, as python -m reward makes it"

@@ -28,7 +28,7 @@ from alignment.config import ConfigError
 from alignment.ensembles import adapter_files
 from alignment.methods import blocks
 from alignment.models import ModelSource
-from alignment.scalar_models import ScoreHead, load_head
+from alignment.scalar_models import HEAD_WEIGHT, ScoreHead, load_head
 
 State = tuple[Any, bool]
 """Which adapters a layer runs, and whether it runs none at all."""
@@ -85,15 +85,21 @@ def add_reward_adapter(
     return adapted, load_head(folder, bias).requires_grad_(trainable)
 
 
-def save_adapter(model: PeftModel, name: str, folder: Path, state: dict[str, Tensor] | None = None) -> None:
+def save_adapter(
+    model: PeftModel, name: str, folder: Path, state: dict[str, Tensor] | None = None, head: Tensor | None = None
+) -> None:
     """Write one adapter as `python -m sft` publishes it; PEFT would write it to a folder of its name below.
 
     Args:
         state: the model's state dict, where its parameters are parted among processes.
+        head: the weight of a score head, (1, H): the adapter is then written as `python -m reward` publishes one.
     """
     weights = get_peft_model_state_dict(model, state, adapter_name=name, save_embedding_layers=False)
     config = copy.deepcopy(model.peft_config[name])
     config.inference_mode = True
+    if head is not None:
+        config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
+        weights = weights | {HEAD_WEIGHT: head}
     config.save_pretrained(folder)
     whole = {key: weight.detach().cpu().contiguous() for key, weight in weights.items()}
     save_file(whole, folder / adapters.WEIGHTS, metadata={"format": "pt"})

@@ -53,6 +53,8 @@ class ModelsConfig(Section):
     value_init: str | None = None
     """What the critic starts from: the critic of an earlier run (`NAME-value`, published beside its policy) or a reward
     model; `model.reward` by default."""
+    publish_value: bool = True
+    """Publish the critic too, as `NAME-value`, for a later run's `value_init`. One on the policy's trunk is never."""
     method: Literal["full", "lora", "dora", "rslora", "qlora"] | None = None
     """What of the policy is trained (docs/methods.md). None: `full`; in `shared` mode `lora`."""
     adapter: dict[str, Any] = Field(default_factory=dict)

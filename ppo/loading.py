@@ -57,13 +57,13 @@ def find_models(config: PPOStageConfig, registry: Registry) -> dict[str, ModelSo
         sources["held_out_reward"] = find_model(model.held_out_reward, registry, role="reward")
     if config.ppo.has_critic and critic_kind(model) != "trunk":
         if model.value_init:
-            sources["value"] = find_model(model.value_init, registry, role="reward")
+            sources["value"] = find_model(model.value_init, registry, role=("value", "reward"))
         elif "reward" in sources:
             sources["value"] = sources["reward"]
         else:
             raise ConfigError(
-                f"model.value={critic_kind(model)} starts from a reward model and there is none; set model.value_init, "
-                "or model.value=trunk"
+                f"model.value={critic_kind(model)} starts from a reward model or a critic, and there is none; set "
+                "model.value_init, or model.value=trunk"
             )
     elif model.value_init:
         raise ConfigError("model.value_init is for a critic of its own or an adapter; take it out")
@@ -217,20 +217,41 @@ def _separate(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer
         elif kind == "separate":
             critic = _separate_critic(sources["value"], how_to_load(model))
         else:
-            reference, critic = _adapter_beside(reference, model)
+            reference, critic = _adapter_beside(reference, model, sources)
     reward = None
     if "reward" in sources:
         reward = load_scorer(sources["reward"], tokenizer, how_to_load(model), **combination(model))
     return Assembly(policy, reference, critic, reward, base)
 
 
-def _adapter_beside(reference: Role, config: ModelsConfig) -> tuple[Role, Role]:
-    """An adapter on the weights that are frozen anyway, those of the reference, and the reference beside it."""
-    options = policy_options(config)
-    if options.method not in ADAPTERS:
-        options = options.model_copy(update={"method": "lora"})
+def _adapter_beside(reference: Role, config: ModelsConfig, sources: Mapping[str, ModelSource]) -> tuple[Role, Role]:
+    """An adapter on the weights that are frozen anyway, those of the reference, and the reference beside it: a new one,
+    or that of `model.value_init`."""
+    if config.value_init is not None:
+        source, below = sources["value"], frozen_below(reference, sources)
+        if source.base is None or digest(source.base) != digest(below):
+            raise ModelError(
+                f"model.value_init: {source.label} is no adapter on {below.label}, which the critic is to go on; take "
+                "value_init out, or set model.value=separate"
+            )
+        adapted, head = add_reward_adapter(reference.model, VALUE, source, trainable=True)
+        return Role(adapted, reference.adapter), Role(adapted, VALUE, head, gives_scores=True)
+    options = critic_options(config)
     adapted = add_adapter(reference.model, VALUE, methods.adapter_config(reference.base, options), trainable=True)
     return Role(adapted, reference.adapter), Role(adapted, VALUE, new_head(reference))
+
+
+def critic_options(config: ModelsConfig) -> ModelConfig:
+    """How a critic that is an adapter is trained: as the policy where that is one, else by LoRA."""
+    options = policy_options(config)
+    return options if options.method in ADAPTERS else options.model_copy(update={"method": "lora"})
+
+
+def frozen_below(reference: Role, sources: Mapping[str, ModelSource]) -> ModelSource:
+    """The whole model that an adapter beside the reference goes on: the reference, or what that is an adapter on."""
+    source = sources["reference"]
+    is_adapter = reference.adapter == REFERENCE and source.base is not None
+    return source.base if is_adapter and source.base is not None else source
 
 
 def _shared(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer: PreTrainedTokenizerBase) -> Assembly:

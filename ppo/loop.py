@@ -44,7 +44,7 @@ from ppo.models import Models
 from ppo.rewards import load_sources
 from ppo.rollout import Collector, Rollout, Task, encode_prompts, join, make_engine, make_tasks, prompt_batches
 from ppo.sequences import Row
-from ppo.stats import rollout_stats
+from ppo.stats import explained_variance, rollout_stats
 from ppo.update import CriticTargets, Targets, Updater
 from ppo.value import ROLLOUTS, Answer, fit
 
@@ -107,6 +107,8 @@ class Loop:
         self.alarms = Alarms(config)
         self.step = 0
         """Iterations done."""
+        self._explained: float | None = None
+        """The share that the critic explains of what the last evaluation's answers earned."""
         self.start: Judged | None = None
         """The held-out answers of the policy as it started."""
         self.first_figures: dict[str, float] = {}
@@ -381,6 +383,8 @@ class Loop:
                 return figures(judged.only(rows), start, [groups[row] for row in rows])
 
             now, chooses, reported = of(range(len(groups))), *(of(rows) for rows in self._halves)
+            if self._explained is not None:
+                now["explained_variance"] = self._explained
             if self.step == 0:
                 self.first_figures = reported if self.best.wanted else now
             self.best.consider(self.step, chooses, reported, self._policy_weights)
@@ -408,6 +412,9 @@ class Loop:
         shown = list(enumerate(zip(tasks, rows, strict=True)))[: self.config.tracking.num_samples]
         self.journal.samples(self.step, [_sample(number, task, row) for number, (task, row) in shown])
         scores, raw, held, kl, lengths, ended, texts, *parts = (list(column) for column in zip(*rows, strict=True))
+        if self.models.trained.roles[1] is not None:
+            critic = self.critic_targets(rollout, self._shaped(rollout))
+            self._explained = explained_variance(critic.outcomes, critic.old_values, rollout.response_mask)
         named = dict(zip(rollout.parts, parts, strict=True))
         return Judged(scores, raw, named, None if held[0] is None else held, kl, lengths, ended, texts)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,14 @@ from alignment.stage import write_bad_rows
 from ppo.alarms import WATCHED
 from ppo.config import PPOStageConfig, batch_plan
 from ppo.evaluation import check_selection
-from ppo.loading import as_trained, find_models, load_models, load_policy_tokenizer, policy_options
+from ppo.loading import as_trained, critic_options, find_models, load_models, load_policy_tokenizer, policy_options
 from ppo.loop import STOPPED, Loop
 from ppo.models import Models
 from ppo.plan import workload
 from ppo.ptx import read_ptx
 from ppo.rewards import load_sources
 from ppo.rollout import encode_prompts
-from ppo.value import read_answers
+from ppo.value import read_answers, save_critic
 
 
 def train(config: PPOStageConfig) -> dict[str, Any]:
@@ -89,10 +90,39 @@ def _publish(
     metrics: Mapping[str, Any],
     run: Run,
 ) -> str:
-    """Save and publish the policy, whole or as an adapter; every process takes part in gathering the weights."""
+    """Save and publish the policy, whole or as an adapter, and before it the critic; every process takes part in
+    gathering the weights."""
     weights = loop.engine.full_state_dict()
+    published = partial(
+        trainers.publish,
+        registry=registry,
+        stage="ppo",
+        parents=models.parents(),
+        data=data,
+        seed=config.training.seed,
+        run=run,
+    )
 
-    def save_and_publish() -> str:
+    def publish_value() -> None:
+        with tempfile.TemporaryDirectory(dir=config.run_dir) as folder:
+            base = save_critic(models, Path(folder), weights, loop.scaler.unit)
+            models.tokenizer.save_pretrained(folder)
+            own = config
+            if base is not None:
+                adapters.name_base(Path(folder), base.label)
+                options = critic_options(config.model)
+                model = config.model.model_copy(update={"method": options.method, "adapter": options.adapter})
+                own = config.model_copy(update={"model": model})
+            name = config.registry.model_copy(update={"name": f"{config.registry.name}-value"})
+            published(
+                own.model_copy(update={"registry": name}),
+                folder=Path(folder),
+                role="value",
+                base=base.as_base() if base else None,
+                metrics={"explained_variance": loop.last_figures["explained_variance"]} if loop.last_figures else {},
+            )
+
+    def publish_policy() -> str:
         prefix = "policy."
         own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         with tempfile.TemporaryDirectory(dir=config.run_dir) as folder:
@@ -100,22 +130,22 @@ def _publish(
             if models.base is not None:
                 adapters.name_base(Path(folder), models.base.label)
             models.tokenizer.save_pretrained(folder)
-            return trainers.publish(
+            return published(
                 as_trained(config, models.sources["init"], models.base),
-                registry,
-                Path(folder),
-                stage="ppo",
+                folder=Path(folder),
                 role="policy",
-                parents=models.parents(),
                 base=models.base.as_base() if models.base else None,
-                data=data,
                 metrics=metrics,
-                seed=config.training.seed,
-                run=run,
                 journal=loop.journal,
             ).ref
 
-    return distributed.on_main_process(save_and_publish)
+    def publish_both() -> str:
+        # The policy last: a run whose policy stands in the registry is done.
+        if config.model.publish_value and models.trained.roles[1] is not None and not models.trained.on_trunk:
+            publish_value()
+        return publish_policy()
+
+    return distributed.on_main_process(publish_both)
 
 
 def _check(config: PPOStageConfig) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from alignment import heartbeat
@@ -15,12 +18,18 @@ from alignment.config import ConfigError, DataConfig, DataPart, Format
 from alignment.data import Comparison, Demonstration, Prompt, to_demonstrations, to_judgements, train_and_eval
 from alignment.distributed import all_reduce_max
 from alignment.generation import stream_seed
+from alignment.models import ModelSource
 from alignment.ratings import RatingsStore, is_ratings_file
 from alignment.readers import BadRow
+from alignment.scalar_models import ScoreHead, write_score_bias
+from alignment.shared_base import save_adapter
 from alignment.sources import Source, open_source
 from alignment.templates import Message, Unrenderable, encode_conversation, encode_prompt
 from alignment.terminal import progress
+from ppo.algorithm import Unit
 from ppo.config import PPOStageConfig
+from ppo.loading import frozen_below
+from ppo.models import Models
 from ppo.rollout import Collector, Rollout
 from ppo.stats import explained_variance
 from ppo.update import CriticTargets, Updater
@@ -163,3 +172,36 @@ def fit(
             if history[-1] < max(history[:-1]) + GAIN:
                 break
     return history
+
+
+# --- keeping it ----------------------------------------------------------------------------------------------------
+
+
+def save_critic(models: Models, folder: Path, weights: Mapping[str, Tensor], unit: Unit) -> ModelSource | None:
+    """Write the critic as a reward model is published, so that its values are scores as they are.
+
+    Args:
+        weights: the state dict of what was trained.
+        unit: in which a new head has learned.
+
+    Returns:
+        What it is an adapter on; None for a whole model.
+    """
+    role = models.trained.roles[1]
+    assert role is not None and isinstance(role.head, ScoreHead) and not models.trained.on_trunk
+    whole = role.adapter is None
+    head = weights["value_model.score.weight" if whole else "value_head.weight"].float()
+    bias = role.head.score_bias
+    if not role.gives_scores:
+        head, bias = head * unit.std, bias * unit.std - unit.mean
+    if whole:
+        own = {name.removeprefix("value_model."): each for name, each in weights.items() if "value_model." in name}
+        role.base.config.score_bias = bias
+        role.base.save_pretrained(folder, state_dict=own | {"score.weight": head})
+        return None
+    prefix = "policy." if role.model is models.policy.model else "value_model."
+    own = {name.removeprefix(prefix): each for name, each in weights.items() if name.startswith(prefix)}
+    assert isinstance(role.model, PeftModel) and role.adapter is not None
+    save_adapter(role.model, role.adapter, folder, own, head=head)
+    write_score_bias(folder, bias)
+    return models.base if role.model is models.policy.model else frozen_below(models.reference, models.sources)

@@ -13,6 +13,7 @@ from alignment.terminal import one_line
 _ROLES = {
     "policy": "A policy: a language model that writes answers.",
     "reward": "A reward model: it reads a prompt with an answer and says in one number how good the answer is.",
+    "value": "A critic: before each token of an answer it says what score it expects the whole answer to get.",
 }
 _STAGES = {
     "base": "A new model with random weights, which training starts from.",
@@ -21,7 +22,11 @@ _STAGES = {
     "ppo": "It was trained with PPO to write answers that its reward model scores higher.",
     "import": "It was made elsewhere and copied into the registry.",
 }
-_CLASSES = {"policy": "AutoModelForCausalLM", "reward": "AutoModelForSequenceClassification"}
+_CLASSES = {
+    "policy": "AutoModelForCausalLM",
+    "reward": "AutoModelForSequenceClassification",
+    "value": "AutoModelForSequenceClassification",
+}
 _SIMULATED = (
     "**Simulated ratings.** The ratings behind this model were made by a program, not by people. "
     "It says nothing about what people prefer."
@@ -38,7 +43,8 @@ def model_card(manifest: Manifest, simulated: bool, parents: Sequence[LineageNod
         parents: its parents with theirs.
     """
     ref = f"{manifest.name}@v{manifest.version}"
-    lines = [f"# {escape(ref)}", "", f"{_ROLES[manifest.role]} {_STAGES[manifest.stage]}", ""]
+    made = "It was trained with PPO, beside a policy." if manifest.role == "value" else _STAGES[manifest.stage]
+    lines = [f"# {escape(ref)}", "", f"{_ROLES[manifest.role]} {made}", ""]
     if manifest.base:
         lines += [f"What is stored is an adapter on {escape(manifest.base.ref)}.", ""]
     if simulated:
@@ -52,7 +58,7 @@ def model_card(manifest: Manifest, simulated: bool, parents: Sequence[LineageNod
 
 
 def _use(manifest: Manifest, ref: str) -> list[str]:
-    key = {"policy": "model.policy", "reward": "model.reward"}[manifest.role]
+    key = {"policy": "model.policy", "reward": "model.reward", "value": "model.value_init"}[manifest.role]
     messages = 'messages = [{"role": "user", "content": "..."}]'
     calls = [
         messages,
@@ -61,7 +67,7 @@ def _use(manifest: Manifest, ref: str) -> list[str]:
         ")",
         "print(tokenizer.decode(model.generate(**ids, max_new_tokens=200)[0]))",
     ]
-    if manifest.role == "reward":
+    if manifest.role != "policy":
         calls = [
             messages.replace("]", ', {"role": "assistant", "content": "..."}]'),
             'text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\\n")  # it ends with the EOS',
@@ -131,7 +137,11 @@ def _limits(manifest: Manifest, simulated: bool) -> list[str]:
             "Its scores compare answers to one prompt. They are no grade, and an answer far from those that were rated "
             "can score high without being good."
         )
-    if manifest.stage == "ppo":
+    if manifest.role == "value":
+        limits.append(
+            "It knows the answers of the policy that it was trained beside, and their scores. It is no judge."
+        )
+    elif manifest.stage == "ppo":
         limits.append(
             "It was rewarded by a model, not by people. A high score may come from what that model overlooks: read "
             "samples, or have people compare."

@@ -17,7 +17,7 @@ from alignment.registry.references import NAME
 SCHEMA = 1
 
 Stage = Literal["base", "sft", "reward", "ppo", "import"]
-Role = Literal["policy", "reward"]
+Role = Literal["policy", "reward", "value"]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 _CONFIG = ConfigDict(frozen=True, extra="forbid")
 

@@ -128,8 +128,9 @@ class Registry:
         version = self.resolve(ref)
         return version.name, version.number
 
-    def load(self, ref: str, role: Role | None = None, verify: str | None = None) -> Version:
-        """Resolve a reference and verify the version; with `role`, check that it is a model of that role.
+    def load(self, ref: str, role: Role | Sequence[Role] | None = None, verify: str | None = None) -> Version:
+        """Resolve a reference and verify the version; with `role`, check that it is a model of that role, or of one of
+        several.
 
         `verify` is cached, full or fast (see `verify_mode`); None asks the environment's ALIGNMENT_VERIFY.
 
@@ -139,12 +140,14 @@ class Registry:
         mode = verify_mode(verify)
         version = self.resolve(ref)
         found = version.manifest.role
-        if role is not None and found != role:
-            fitting = [name for name in self.names() if self._newest_role(name) == role]
+        roles = (role,) if isinstance(role, str) else role
+        if roles is not None and found not in roles:
+            fitting = [name for name in self.names() if self._newest_role(name) in roles]
+            asked = " or a ".join(_spoken(each) for each in roles)
             hint = (
-                f"name one of {enumerated(fitting)}" if fitting else f"this registry has none; publish a {role} first"
+                f"name one of {enumerated(fitting)}" if fitting else f"this registry has none; publish a {asked} first"
             )
-            raise RegistryError(f"{version.ref} is a {_spoken(found)}; a {_spoken(role)} was asked for: {hint}")
+            raise RegistryError(f"{version.ref} is a {_spoken(found)}; a {asked} was asked for: {hint}")
         version.verify(full=mode != "fast", cold=mode == "full")
         return version
 
@@ -418,4 +421,4 @@ class Registry:
 
 
 def _spoken(role: str) -> str:
-    return {"reward": "reward model"}.get(role, role)
+    return {"reward": "reward model", "value": "critic"}.get(role, role)

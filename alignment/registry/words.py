@@ -17,10 +17,11 @@ _SENTENCES = {
     "eval_kl": "it has moved {value} nats of KL per answer away from its reference",
     "eval_length": "its answers have {value} tokens on average",
     "eval_ended": "{value} of its answers end by themselves",
+    "explained_variance": "it explains {value} of the variance of what answers to held-out prompts earn",
     "eval_perplexity": "a perplexity of {value} on held-out rows",
     "eval_loss": "a loss of {value} on held-out rows",
 }
-_SHARES = {"accuracy", "human_ceiling", "length_baseline", "ece", "eval_win_rate", "eval_ended"}
+_SHARES = {"accuracy", "human_ceiling", "length_baseline", "ece", "eval_win_rate", "eval_ended", "explained_variance"}
 
 
 def in_words(metrics: Mapping[str, JsonValue]) -> list[str]:
