@@ -341,8 +341,7 @@ class Loop:
             group["lr"] = rate
         self.journal.event("value_pretrained", answers=len(rollout), explained_variance=explained)
         if self.accelerator.is_main_process:
-            shown = f"{explained[0]:.2f} to {max(explained):.2f}"
-            print(f"ppo: the critic explains {shown} of held-out answers' returns, after {len(explained) - 1} passes")
+            print(f"ppo: {_said_of_fit(explained)}", flush=True)
         self._first = replace(first, old_values=self.collector.values(first.rows)), seconds
 
     def _to_pretrain_on(self, first: Rollout) -> Rollout:
@@ -475,6 +474,15 @@ class Loop:
         self.journal.finding(self.step, name, level, text)
         if self.accelerator.is_main_process:
             print(f"ppo: iteration {self.step}: {name}: {text}", flush=True)
+
+
+def _said_of_fit(explained: Sequence[float]) -> str:
+    if not explained:
+        return "the critic was not fitted: all held-out answers earn the same"
+    return (
+        f"the critic explained {explained[0]:.2f} of what held-out answers earn, and {explained[-1]:.2f} after "
+        f"{len(explained) - 1} passes over the others"
+    )
 
 
 def _sample(number: int, task: Task, row: Sequence[Any]) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from alignment.tensors import masked_moments
 from ppo.rollout import Rollout
 from ppo.update import Targets
 
+NO_VARIANCE = 1e-8
+"""Rounding, in the unit of scores."""
+
 
 def rollout_stats(rollout: Rollout, scores: Tensor, targets: Targets, kl_in_reward: bool) -> dict[str, float]:
     """Means over all processes' episodes: score and its parts, KL in nats per response, score less KL, entropy, length,
@@ -41,15 +44,17 @@ def rollout_stats(rollout: Rollout, scores: Tensor, targets: Targets, kl_in_rewa
     stats |= {"policy/entropy": entropy_sum / tokens, "rollout/kl_coef": targets.kl_coef}
     stats |= _scatter(scores, rollout.lengths, stats["rollout/score"], stats["rollout/length"])
     if targets.critic is not None:
-        stats["value/explained_variance"] = explained_variance(targets.critic.outcomes, targets.critic.old_values, mask)
+        explained = explained_variance(targets.critic.outcomes, targets.critic.old_values, mask)
+        stats |= {} if explained is None else {"value/explained_variance": explained}
     return stats
 
 
-def explained_variance(outcomes: Tensor, values: Tensor, mask: Tensor) -> float:
-    """1 - variance of what values miss / variance of what came, over all processes' kept tokens: (B, T) each."""
+def explained_variance(outcomes: Tensor, values: Tensor, mask: Tensor) -> float | None:
+    """1 - variance of what values miss / variance of what came, over all processes' kept tokens: (B, T) each, in the
+    unit of scores. None where all that came is the same, as where no answer ends: there is nothing to explain."""
     _, _, variance = masked_moments(outcomes, mask, all_reduce_sum)
     _, _, residual = masked_moments(outcomes - values, mask, all_reduce_sum)
-    return float(1 - residual / variance.clamp(min=1e-12))
+    return float(1 - residual / variance) if variance > NO_VARIANCE else None
 
 
 def _scatter(scores: Tensor, lengths: Tensor, mean_score: float, mean_length: float) -> dict[str, float]:

@@ -40,6 +40,8 @@ HELD_OUT = 0.125
 MAX_EPOCHS = 20
 GAIN = 0.002
 """A rise of the explained variance by less counts as none."""
+PATIENCE = 2
+"""Passes in a row without a rise, after which it ends."""
 
 
 class Answer(NamedTuple):
@@ -136,7 +138,8 @@ def fit(
         batch_size: answers of one optimizer step on each process.
 
     Returns:
-        The share of the held-out answers' variance that it explains, before and after each pass.
+        The share of the held-out answers' variance that it explains, before and after each pass; nothing where all
+        earn the same, so that there is nothing to learn.
 
     Raises:
         ConfigError: too few prompts to hold any out.
@@ -153,13 +156,15 @@ def fit(
             "ppo.value_pretrain_episodes, or take value_pretrain out"
         )
 
-    def explained() -> float:
+    def explained() -> float | None:
         values = critic.head_unit.normalise(collector.values([rollout.rows[row] for row in held_out]))
         width = values.shape[1]
         mask = rollout.response_mask[held_out][:, :width]
         return explained_variance(critic.outcomes[held_out][:, :width], values, mask)
 
-    history = [explained()]
+    if (at_first := explained()) is None:
+        return []
+    history = [at_first]
     generator = torch.Generator().manual_seed(stream_seed("value pretraining", seed))
     with progress("fitting the critic", MAX_EPOCHS, updater.engine.accelerator.is_main_process) as line:
         for epoch in range(MAX_EPOCHS):
@@ -167,9 +172,9 @@ def fit(
             order = [train[place] for place in torch.randperm(len(train), generator=generator).tolist()][:count]
             for start in range(0, count, batch_size):
                 updater.fit_critic(rollout, critic, order[start : start + batch_size])
-            history.append(explained())
+            history.append(explained() or 0.0)
             line.advance(1, explained=history[-1])
-            if history[-1] < max(history[:-1]) + GAIN:
+            if len(history) > PATIENCE and max(history[-PATIENCE:]) < max(history[:-PATIENCE]) + GAIN:
                 break
     return history
 
