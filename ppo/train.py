@@ -119,7 +119,7 @@ def _publish(
                 folder=Path(folder),
                 role="value",
                 base=base.as_base() if base else None,
-                metrics={"explained_variance": loop.last_figures["explained_variance"]} if loop.last_figures else {},
+                metrics={name: value for name, value in loop.last_figures.items() if name == "explained_variance"},
             )
 
     def publish_policy() -> str:

@@ -89,7 +89,7 @@ def test_a_run_publishes_a_changed_policy_with_its_lineage_and_figures(house):
         assert row["policy/first_ratio"] == pytest.approx(1.0, abs=1e-6)
     assert steps[0]["rollout/kl"] == pytest.approx(0.0, abs=1e-5)
     assert steps[0]["rollout/reward"] == pytest.approx(steps[0]["rollout/score"], abs=1e-5)
-    assert [row["train/learning_rate"] for row in steps] == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3])
+    assert [row["train/learning_rate"] for row in steps] == pytest.approx([5e-4, 1e-3, 5e-4])
     first = next(row for row in metrics if row["step"] == 0)
     assert first["eval/kl"] == pytest.approx(0.0, abs=1e-5)
     last = next(row for row in metrics if row["step"] == 3 and "eval/score" in row)
