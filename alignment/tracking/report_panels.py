@@ -23,10 +23,9 @@ from alignment.tracking.overview import verdicts_now
 from alignment.tracking.pictures import histogram_chart, reliability_chart
 from alignment.tracking.record import RunRecord, read_rows
 from alignment.tracking.review import read_reviews
-from alignment.tracking.verdicts import Verdict, worst
+from alignment.tracking.verdicts import SIGNS, Outcome, Verdict, headline, worst
 
 View = dict[str, Any]
-SIGNS = {"fail": "✕", "warn": "!", "pass": "✓"}
 
 
 @dataclass
@@ -153,35 +152,38 @@ def _verdicts(report: Report) -> View:
     shown = [
         {
             "called": called,
-            "outcome": worst(each),
+            "state": state_of(worst(each)),
             "headline": headline(each),
             "rows": _signed(each),
             "reviews": read_reviews(record.path),
         }
         for (called, record), each in zip(report.runs, found, strict=True)
     ]
-    names = dict.fromkeys(verdict.name for each in found for verdict in each)
-    by_name = [{verdict.name: verdict for verdict in each} for each in found]
+    names = dict.fromkeys(verdict.title for each in found for verdict in each)
+    by_name = [{verdict.title: verdict for verdict in each} for each in found]
     table = [(name, [_signed([each[name]])[0] if name in each else None for each in by_name]) for name in names]
     return {"kind": "verdicts", "runs": shown, "table": table}
 
 
 def _signed(found: Sequence[Verdict]) -> list[View]:
     return [
-        {"name": v.name, "outcome": v.outcome, "sign": SIGNS[v.outcome], "reason": v.reason, "step": v.step}
+        {
+            "name": v.title,
+            "key": v.name,
+            "outcome": v.outcome,
+            "state": state_of(v.outcome),
+            "sign": SIGNS[v.outcome],
+            "reason": v.reason,
+            "about": v.about,
+            "step": v.step,
+        }
         for v in found
     ]
 
 
-def headline(found: Sequence[Verdict]) -> str:
-    """All verdicts in one line."""
-    count = {outcome: sum(verdict.outcome == outcome for verdict in found) for outcome in SIGNS}
-    if count["fail"]:
-        more = f", {count['warn']} to look at" if count["warn"] else ""
-        return f"{count['fail']} of {len(found)} checks failed{more}"
-    if count["warn"]:
-        return f"{count['warn']} of {len(found)} checks to look at"
-    return f"All {len(found)} checks passed"
+def state_of(outcome: Outcome) -> str:
+    """The style of an outcome on a page."""
+    return outcome.replace(" ", "-")
 
 
 def _config(report: Report) -> View | None:

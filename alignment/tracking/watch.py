@@ -27,10 +27,10 @@ from alignment.tracking.record import (
     read_exit,
     stage_of,
 )
-from alignment.tracking.verdicts import Verdict
+from alignment.tracking.verdicts import OUTCOMES, Verdict
 
 STATE_STYLES = {"running": "cyan", "done": "green", "failed": "red", "preempted": "yellow", "killed": "red"}
-OUTCOME_STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
+OUTCOME_STYLES = {"pass": "green", "warn": "yellow", "not measured": "cyan", "fail": "bold red"}
 PIPE_WIDTH = 100
 CHART_ROWS = 3
 MIN_CHART = 36
@@ -194,7 +194,7 @@ class View:
         found = overview.verdicts_now(self.record, self.now)
         counts = {outcome: sum(each.outcome == outcome for each in found) for outcome in OUTCOME_STYLES}
         strip = Text("verdict  ")
-        for outcome in ("fail", "warn", "pass"):
+        for outcome in OUTCOMES:
             strip.append(f"{outcome} {counts[outcome]}  ", OUTCOME_STYLES[outcome] if counts[outcome] else "dim")
         told = [each for each in found if each.outcome != "pass"]
         shown = told if limit is None or len(told) <= limit else told[: limit - 1]
@@ -277,7 +277,7 @@ def _verdict_line(verdict: Verdict) -> Text:
     reason = one_line(verdict.reason)
     at = "" if verdict.step is None else f" (step {verdict.step})"
     return Text.assemble(
-        (f"  {verdict.outcome} ", OUTCOME_STYLES[verdict.outcome]), (one_line(verdict.name), "bold"), f": {reason}{at}"
+        (f"  {verdict.outcome} ", OUTCOME_STYLES[verdict.outcome]), (one_line(verdict.title), "bold"), f": {reason}{at}"
     )
 
 
