@@ -113,10 +113,8 @@ def _ended(record: RunRecord) -> Verdict:
         )
     code, reason = record.exit.get("code"), record.exit.get("reason")
     if code == 0:
-        stop = f", stopped early at step {stopped}" if (stopped := _stopped_at(record)) is not None else ""
-        return Verdict(
-            ENDED, "pass", f"done{stop}; published {record.published}" if record.published else f"done{stop}"
-        )
+        done = "done" if (stopped := _stopped_at(record)) is None else f"done, stopped early at step {stopped}"
+        return Verdict(ENDED, "pass", f"{done}; published {record.published}" if record.published else done)
     if code == 75:
         return Verdict(ENDED, "warn", f"preempted after a checkpoint ({record.exit.get('last_checkpoint')}); resume it")
     return Verdict(ENDED, "fail", f"exit code {code}: {reason}")
