@@ -125,7 +125,8 @@ def _rows(records: Sequence[RunRecord]) -> list[Row]:
 def _outcomes(records: Sequence[RunRecord]) -> tuple[dict[str, list[str | None]], dict[str, str]]:
     found = [{verdict.name: verdict for verdict in verdicts_now(record)} for record in records]
     titles = {name: verdict.title for each in found for name, verdict in each.items() if verdict.outcome != "pass"}
-    outcomes = {name: [each[name].outcome if name in each else None for each in found] for name in titles}
+    outcomes: dict[str, list[str | None]] = {}
+    outcomes |= {name: [each[name].outcome if name in each else None for each in found] for name in titles}
     return outcomes, titles
 
 
