@@ -18,6 +18,7 @@ from alignment.tracking import report_samples
 from alignment.tracking.bars import Scale, bar, slice_rows
 from alignment.tracking.charts import chart_of, intervals, number, still, unit_of
 from alignment.tracking.dashboards import BarsPanel, FilePanel, ScalarPanel
+from alignment.tracking.judges import UNKNOWN, judge_of
 from alignment.tracking.metrics import find
 from alignment.tracking.overview import verdicts_now
 from alignment.tracking.pictures import histogram_chart, reliability_chart
@@ -26,6 +27,7 @@ from alignment.tracking.review import read_reviews
 from alignment.tracking.verdicts import SIGNS, Outcome, Verdict, headline, worst
 
 View = dict[str, Any]
+WIN_RATE = "eval/win_rate"
 
 
 @dataclass
@@ -80,9 +82,15 @@ def _chart(panel: Any, stage: str, report: Report) -> View | None:
     chart = chart_of(panel, stage, report.runs)
     if chart is None:
         return None
+    if getattr(panel, "together", False) and not any(
+        all(name in record.metrics for name in panel.metrics) for _, record in report.runs
+    ):
+        return None
     report.charts.append(chart.as_json())
+    judge = "" if report.compared or WIN_RATE not in panel.metrics_shown else _judged_by(report.record)
     return {
         "kind": "chart",
+        "about": f"{panel.about} {judge}".strip(),
         "number": len(report.charts) - 1,
         "chart": chart,
         "picture": still(chart),
@@ -97,10 +105,18 @@ def _tile(panel: ScalarPanel, stage: str, report: Report) -> View | None:
     metric = find(stage, panel.metric)
     unit, share = unit_of([metric])
     cells = [_cell(panel, record, share) for _, record in report.runs]
+    for cell, (_, record) in zip(cells, report.runs, strict=True):
+        if cell and panel.metric == WIN_RATE:
+            cell["judge"] = _judged_by(record)
     if not any(cells):
         return None
     meaning = metric.meaning if metric else ""
     return {"kind": "scalar", "name": panel.metric, "unit": unit, "meaning": meaning, "cells": cells}
+
+
+def _judged_by(record: RunRecord) -> str:
+    judge = judge_of(record.config)
+    return f"Judged by {judge.text if judge else UNKNOWN}."
 
 
 def _cell(panel: ScalarPanel, record: RunRecord, share: bool) -> View | None:

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from full_runs import HOSTILE, full_run
 from journals import make_run
+from markupsafe import escape
 from typer.testing import CliRunner
 
 from alignment.cli import app
