@@ -47,6 +47,13 @@ class Judge:
         """For a cell of a table."""
         return self.kind if self.is_independent else f"its own {'rewards' if self.kind == 'sum' else self.kind}"
 
+    @property
+    def shortly(self) -> str:
+        """For a small place, after "judged by"."""
+        if self.is_independent:
+            return self.text
+        return f"what it was trained on ({self.name}), which flatters"
+
 
 def judge_of(config: Mapping[str, Any]) -> Judge | None:
     """The judge that decides in a PPO run; None for another stage, or a config that does not say."""

@@ -24,7 +24,7 @@ from alignment.tracking.overview import verdicts_now
 from alignment.tracking.pictures import histogram_chart, reliability_chart
 from alignment.tracking.record import RunRecord, read_rows
 from alignment.tracking.review import read_reviews
-from alignment.tracking.verdicts import SIGNS, Outcome, Verdict, headline, worst
+from alignment.tracking.verdicts import NOTHING_SEEN, SIGNS, Outcome, Verdict, headline, worst
 
 View = dict[str, Any]
 WIN_RATE = "eval/win_rate"
@@ -107,7 +107,7 @@ def _tile(panel: ScalarPanel, stage: str, report: Report) -> View | None:
     cells = [_cell(panel, record, share) for _, record in report.runs]
     for cell, (_, record) in zip(cells, report.runs, strict=True):
         if cell and panel.metric == WIN_RATE:
-            cell["judge"] = _judged_by(record)
+            cell["judge"] = f"Judged by {judge.shortly}." if (judge := judge_of(record.config)) else _judged_by(record)
     if not any(cells):
         return None
     meaning = metric.meaning if metric else ""
@@ -190,6 +190,7 @@ def _signed(found: Sequence[Verdict]) -> list[View]:
             "state": state_of(v.outcome),
             "sign": SIGNS[v.outcome],
             "reason": v.reason,
+            "said": "" if v.reason == NOTHING_SEEN else v.reason,
             "about": v.about,
             "step": v.step,
         }
