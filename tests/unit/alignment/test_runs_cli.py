@@ -268,6 +268,22 @@ def test_the_gate_wants_an_approval_and_the_last_word_counts(published: Registry
     assert (move.version, move.reviewed_by, move.required) == (1, "Ada", ("review",))
 
 
+def test_a_promotion_says_what_the_review_does_not_rest_on_and_who_judged(published: Registry, home: Path) -> None:
+    with Journal(home / "runs" / "r") as journal:
+        journal.watching(["over-optimisation"])
+    done = command("runs", "review", "r", "--approve", "--note", "fine", "--reviewer", "Ada")
+    assert "the run was not checked for: held-out judge agrees" in done.stderr
+    gate = ("models", "promote", "m@v1", "prod", "--require-review")
+    done = command(*gate)
+    assert (done.exit_code, done.stdout) == (0, "m@prod is v1\n")
+    assert done.stderr == "note: m@v1: the run was not checked for: held-out judge agrees\n"
+    metrics = {"eval_win_rate": 0.75, "judge": "the reward model that it was trained on (rm@v1), which flatters"}
+    published.publish("m", home / "source", stage="ppo", role="policy", metrics=metrics)
+    moved = as_json("models", "promote", "m@v2", "prod", "--require", "eval_win_rate>0.5")
+    assert moved["caveats"] == [f"m@v2: its win rate is judged by {metrics['judge']}"]
+    assert f"judged by {metrics['judge']}" in " ".join(said("models", "show", "m@v2").split())
+
+
 def test_what_was_never_reviewed_moves_as_before(published: Registry) -> None:
     as_json("models", "promote", "m@v1", "prod")
     assert published.alias_history("m", "prod")[0].reviewed_by is None
