@@ -176,6 +176,15 @@ def test_noise_is_no_finding(stage_config):
     assert names(3.0, 3.0) == {"component fell"}
 
 
+@pytest.mark.parametrize(("after", "told"), [(0.97, False), (0.9, True)])
+def test_a_fall_that_is_sure_and_small_is_no_finding(stage_config, after, told):
+    evaluations = {
+        0: held_out(0.0, raw=0.0, errors=0.001, model=1.0),
+        20: held_out(1.0, raw=1.0, errors=0.001, model=after),
+    }
+    assert bool(run(stage_config, {}, evaluations)) == told
+
+
 def test_a_component_that_comes_back_is_cleared_and_the_start_outlives_a_checkpoint(stage_config):
     alarms, resumed = Alarms(stage_config()), Alarms(stage_config())
     alarms.begin(held_out(0.0, model=1.0))
