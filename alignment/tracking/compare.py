@@ -80,7 +80,7 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     keys = dict.fromkeys(key for other in others for key in changed_keys(first, other, FREE))
     config = {key: [value_at(record.config, key) for record in records] for key in keys}
     outcomes, titles = _outcomes(records)
-    judges = [judge.text if (judge := judge_of(record.config)) else None for record in records]
+    judges = [judge.shortly if (judge := judge_of(record.config)) else None for record in records]
     return Comparison(_labels(records), config, _rows(records), outcomes, titles, judges)
 
 

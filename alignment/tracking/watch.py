@@ -17,6 +17,7 @@ from alignment.runs import Run
 from alignment.terminal import one_line
 from alignment.tracking import overview
 from alignment.tracking.journal import FILES
+from alignment.tracking.judges import judge_of
 from alignment.tracking.record import (
     RunRecord,
     Series,
@@ -196,6 +197,8 @@ class View:
         strip = Text("verdict  ")
         for outcome in OUTCOMES:
             strip.append(f"{outcome} {counts[outcome]}  ", OUTCOME_STYLES[outcome] if counts[outcome] else "dim")
+        if "eval/win_rate" in self.record.metrics and (judge := judge_of(self.record.config)):
+            strip.append(f"win rate judged by {one_line(judge.short)}", "dim")
         told = [each for each in found if each.outcome != "pass"]
         shown = told if limit is None or len(told) <= limit else told[: limit - 1]
         lines = [strip, *(_verdict_line(each) for each in shown)]

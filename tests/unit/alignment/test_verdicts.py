@@ -250,7 +250,8 @@ def test_the_commands_say_who_judged_and_what_was_not_measured(shown):
     text = shown("compare", "one", "two")
     assert "judged by" in text and "rm@v1" in text and "held-out reward model other-rm" in text
     assert "held-out judge agrees" in text
-    assert "not measured 1" in shown("watch", "one", "--once")
+    text = shown("watch", "one", "--once")
+    assert "not measured 1" in text and "win rate judged by its own reward model" in text
 
 
 def test_a_review_keeps_what_was_not_measured(shown, tmp_path):
