@@ -321,7 +321,7 @@ def test_a_card_says_what_it_is_how_it_did_where_it_comes_from_and_how_to_make_i
         "50.0% (40.0% to 60.0%)",
         "sft@v1 \u2192 judge1@v1 \u2192 ppo1@v1 \u2192 judge2@v1 \u2192 ppo2@v1 \u2192 last@v1",
         "accelerate launch --num_processes 2 -m ppo config.yaml",
-        "rewarded by a model, not by people",
+        "rewarded by a program (a reward model, a function or a service), not by people",
         "<details><summary>Config</summary>",
     ):
         assert part in card
