@@ -28,6 +28,7 @@ from alignment.config import BestModelArguments, CheckpointArguments
 from alignment.control import Wanted
 from alignment.data import CHOICES, Comparison
 from alignment.ensembles import member_name
+from alignment.errors import UserError
 from alignment.inspection import DATA_WATCHED, Finding, note_findings, write_report
 from alignment.runs import Run
 from alignment.stage import write_bad_rows
@@ -35,7 +36,7 @@ from alignment.terminal import one_line
 from alignment.tracking import Journal
 from alignment.tracking.journal import Level
 from alignment.tracking.record import RunRecord
-from alignment.tracking.verdicts import ENDED, verdicts
+from alignment.tracking.verdicts import ENDED, Verdict, verdicts
 from reward.batches import Layout, QuestionCollator, choose_layout
 from reward.config import EnsembleArguments, RewardStageConfig
 from reward.evaluation import compact, evaluate, save_report
@@ -250,9 +251,17 @@ def _judge(
         journal.finding(step, finding.kind.replace("_", " "), finding.level, _in_words(finding))
     for kind, why in unmeasured(found).items():
         journal.not_measured(step, kind.replace("_", " "), why)
-    checks = [check for check in verdicts(RunRecord.read(config.run_dir)) if check.name != ENDED]
-    save_report(config.run_dir, config.name, found, checks)
+    save_report(config.run_dir, config.name, found, _checks(config.run_dir))
     return metrics
+
+
+def _checks(run_dir: Path) -> list[Verdict] | None:
+    """The run's verdicts so far, which its report.html will show too; None where `train` was called without a run."""
+    try:
+        record = RunRecord.read(run_dir)
+    except UserError:
+        return None
+    return [check for check in verdicts(record) if check.name != ENDED]
 
 
 def _show(journal: Journal, step: int, pairs: Sequence[Judged], num_samples: int) -> None:
