@@ -15,7 +15,6 @@ from alignment.ratings import RatingsStore
 from alignment.registry import Registry
 from alignment.tracking import dashboards
 
-
 FAMILY = re.compile(r"^((?:eval/)?reward/).*")
 """Metrics of which a panel shows all, whatever the reward's parts are called."""
 
