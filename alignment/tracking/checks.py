@@ -40,7 +40,7 @@ class Check:
 
 END, FINITE = "end", "finite"
 COMMON = (
-    Check(END, "run finished", "How the run ended, by `RUN/exit.json`. One that was cut short has not shown its end."),
+    Check(END, "run finished", "How the run ended, by RUN/exit.json. One that was cut short has not shown its end."),
     Check(
         FINITE,
         "numbers finite",

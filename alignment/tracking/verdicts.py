@@ -168,8 +168,9 @@ def _missing(record: RunRecord, check: Check) -> str | None:
     for pattern in check.evidence:
         names = [name for name in record.metrics if name == pattern or _of_family(name, pattern)]
         counts = (sum(value is not None for value in record.metrics[name].values) for name in names)
-        if max(counts, default=0) < check.values:
-            return f"it needs {check.needs}"
+        if (count := max(counts, default=0)) < check.values:
+            values = f"{count} {'value' if count == 1 else 'values'}" if count else "no value"
+            return f"it needs {check.needs}; the journal has {values} of {pattern}"
     if check.at_end and (early := _ended_early(record)):
         return f"{early}; until then: {_win(record)}" if check.key == WON else early
     return None

@@ -54,7 +54,8 @@ _BODY = """<h1 class="{{ worst }}">{{ verdict }}</h1>
 {% if headline %}<p>{{ headline }}.</p>{% endif %}
 {% for row in found %}<div class="finding {{ row.level }}">
 <p><b>{{ row.word }}</b> {% if row.name %}{{ row.name }}: {% endif %}{{ row.text }}</p>
-{% if row.advice %}<p class="advice">{{ row.advice }}</p>{% endif %}</div>
+{% if row.advice %}<p class="advice">{{ row.advice }}</p>{% endif %}
+{% if row.about %}<p class="dim">{{ row.about }}</p>{% endif %}</div>
 {% else %}{% if not headline %}<p>Nothing was found to look at.</p>{% endif %}
 {% endfor %}
 {% if key %}<h2>Accuracy</h2>
@@ -144,7 +145,7 @@ def _rows(report: Mapping[str, Any], checks: Sequence[Verdict] | None) -> list[d
         rows = [row for row, kind in zip(rows, notes, strict=True) if kind not in names]
     return [
         {"level": levels[check.outcome], "word": check.outcome, "name": check.title, "text": check.reason,
-         "advice": check.about}
+         "about": check.about}
         for check in told
     ] + rows  # fmt: skip
 

@@ -20,7 +20,9 @@ MEANT = {
     ("ppo", "over-optimisation"): "no second reward model was trained; the demo judges by its gold score, above",
 }
 """Why a check is no pass here, by stage and check."""
-SIMULATED = {("reward", "labels"): "the labelers are programs, and one of them leans to the left side on purpose"}
+SIMULATED = {
+    ("reward", "labels"): "the labelers are programs, not people; one of them leans to the left side on purpose"
+}
 BY_HAND = {
     ("reward", check): "you rated a few pairs, and nobody else did"
     for check in ("labels", "few prompts", "no overlap", "above people", "chance", "length rule", "calibration",

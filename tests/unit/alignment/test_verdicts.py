@@ -60,7 +60,9 @@ def test_a_check_whose_input_is_missing_was_not_measured(tmp_path, gone, missing
     make_run(tmp_path / "r", rows=without(*gone), events=[NAMES], model=MODEL)
     assert unmeasured(tmp_path / "r") == missing
     for name in missing:
-        assert reasons(tmp_path / "r")[name] == f"it needs {checks.find('ppo', name).needs}"
+        assert reasons(tmp_path / "r")[name].startswith(
+            f"it needs {checks.find('ppo', name).needs}; the journal has no "
+        )
 
 
 def test_a_run_that_ended_before_an_alarm_could_be_raised_was_not_checked_for_it(tmp_path):
@@ -68,6 +70,7 @@ def test_a_run_that_ended_before_an_alarm_could_be_raised_was_not_checked_for_it
     make_run(tmp_path / "r", rows=rows, events=[NAMES], model=MODEL)
     found = unmeasured(tmp_path / "r")
     assert {"critic", "negative KL", "length sought"} <= found
+    assert "the journal has 2 values of value/explained_variance" in reasons(tmp_path / "r")["critic"]
     assert not {"exploding KL", "truncation", "entropy collapse"} & found
 
 
