@@ -57,7 +57,7 @@ def overfitting(history: Sequence[Mapping[str, Any]]) -> str | None:
         return None
     return (
         f"the held-out loss is {now:.3f}, up from {best:.3f} at step {best_step}, while the training loss fell from "
-        f"{fmean(before):.3f} to {fmean(after):.3f}: the rows are learned by heart; train for fewer epochs, or set "
+        f"{fmean(before):.3f} to {fmean(after):.3f}: the model memorises its rows; train for fewer epochs, or set "
         "training.load_best_model_at_end=true"
     )
 

@@ -25,6 +25,7 @@ from alignment.registry import LineageNode, Manifest, Registry, RegistryError, V
 from alignment.registry.lineage import describe_data, flat_metrics, walk
 from alignment.registry.ratings import RatingSource, ratings_behind, reached_by
 from alignment.registry.reviews import reviews_of
+from alignment.registry.words import judge_in
 from alignment.terminal import clean, console, one_line, screen
 
 models = typer.Typer(no_args_is_help=True, help="The model registry: what is in it and how it was made.")
@@ -294,6 +295,11 @@ def _version_table(registry: Registry, version: Version) -> Table:
         *([("base", f"{manifest.base.ref} {manifest.base.digest or ''}")] if manifest.base else []),
         *(("data", describe_data(data)) for data in manifest.data),
         *flat_metrics(manifest.metrics or {}),
+        *(
+            [("win rate", f"judged by {judge_in(manifest.metrics or {})}")]
+            if "eval_win_rate" in (manifest.metrics or {})
+            else []
+        ),
         ("seed", "" if manifest.seed is None else str(manifest.seed)),
         ("processes", str(manifest.world_size)),
         ("commit", f"{manifest.code.commit}{' (changed)' if manifest.code.dirty else ''}" if manifest.code else ""),

@@ -1,7 +1,7 @@
 """The commands of `alignment models` that write something: into the registry, or a folder outside of it."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from alignment.registry import ANY, Registry, RegistryError
 from alignment.registry.aliases import Anything
 from alignment.registry.doctor import examine, mend
 from alignment.registry.hashes import verify_mode
-from alignment.registry.promotion import promote, roll_back
+from alignment.registry.promotion import caveats, promote, roll_back
 from alignment.registry.retention import collect, protect, remove
 from alignment.registry.trash import PROTECTED, Key, drop_note, spoken, take_back, version_folder
 from alignment.terminal import clean, one_line, screen
@@ -75,7 +75,8 @@ def promote_model(
         opened, ref, alias, require=require or (), require_review=require_review, reviewed_by=reviewed_by,
         expect=_expected(expect),
     )  # fmt: skip
-    _say_move(as_json, f"{version.name}@{alias} is v{version.number}", version.name, alias, version.number)
+    told = caveats(opened, version, require or ())
+    _say_move(as_json, f"{version.name}@{alias} is v{version.number}", version.name, alias, version.number, told)
 
 
 @models.command("rollback")
@@ -251,11 +252,16 @@ def _say(as_json: bool, line: str, key: Key, done: str) -> None:
         typer.echo(line)
 
 
-def _say_move(as_json: bool, line: str, name: str, alias: str, number: int) -> None:
+def _say_move(
+    as_json: bool, line: str, name: str, alias: str, number: int, caveats: Sequence[str] | None = None
+) -> None:
     if as_json:
-        print_json({"name": name, "alias": alias, "version": number})
-    else:
-        typer.echo(line)
+        moved = {"name": name, "alias": alias, "version": number}
+        print_json(moved if caveats is None else moved | {"caveats": caveats})
+        return
+    typer.echo(line)
+    for caveat in caveats or ():
+        typer.echo(clean(f"note: {caveat}"), err=True)
 
 
 def _expected(text: str | None) -> int | Anything | None:

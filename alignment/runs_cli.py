@@ -18,9 +18,10 @@ from alignment.terminal import clean, one_line, screen
 from alignment.tracking import metrics as declared
 from alignment.tracking import overview
 from alignment.tracking.compare import Figure, compare, figure, in_order
+from alignment.tracking.judges import judge_of
 from alignment.tracking.record import RunRecord, find_runs
 from alignment.tracking.review import read_reviews, review
-from alignment.tracking.verdicts import worst
+from alignment.tracking.verdicts import headline, in_short, not_measured, worst
 from alignment.tracking.watch import OUTCOME_STYLES, PIPE_WIDTH, STATE_STYLES, watch
 
 runs = typer.Typer(no_args_is_help=True, help="Training runs: what they do, what came of them, and a reviewer's word.")
@@ -36,6 +37,7 @@ HIGHLIGHTS = (
     "registry.name", "tracking.wandb",
 )  # fmt: skip
 LIST_FIGURES = 3
+WIN_RATE = "eval/win_rate"
 
 
 @runs.command("list")
@@ -58,13 +60,13 @@ def list_runs(folder: RunsOption = RUNS, as_json: JsonOption = False) -> None:
             continue
         row = _summary(record)
         total = f" of {row['total_steps']}" if row["total_steps"] else ""
-        figures = [f"{name} {overview.number(value)}" for name, value in row["figures"].items()]
+        figures = [f"{name} {overview.number(value)}{_by(row, name)}" for name, value in row["figures"].items()]
         table.add_row(
             Text(one_line(path.name), style="bold"),
             record.stage,
             Text(row["state"], style=STATE_STYLES[row["state"]]),
             f"{row['step']}{total}",
-            Text(row["verdict"], style=OUTCOME_STYLES[row["verdict"]]),
+            Text(row["verdict_in_short"], style=OUTCOME_STYLES[row["verdict"]]),
             Text(one_line(", ".join(figures))),
             f"{overview.span(row['age_seconds'])} ago",
         )
@@ -93,17 +95,20 @@ def show_run(run: RunArgument, folder: RunsOption = RUNS, as_json: JsonOption = 
     ]
     _print_pairs(out, facts)
     out.print()
-    table = plain_table("verdict", "", "reason")
-    for verdict in overview.verdicts_now(record):
+    found_verdicts = overview.verdicts_now(record)
+    out.print(Text(headline(found_verdicts), style=f"bold {OUTCOME_STYLES[worst(found_verdicts)]}"))
+    table = plain_table("verdict", "check", "reason")
+    for verdict in found_verdicts:
         outcome = Text(verdict.outcome, style=OUTCOME_STYLES[verdict.outcome])
-        table.add_row(outcome, Text(one_line(verdict.name)), Text(one_line(verdict.reason)))
+        table.add_row(outcome, Text(one_line(verdict.title)), Text(one_line(verdict.reason)))
     out.print(table)
     table = plain_table("figure", "last", "best", "unit", "meaning")
     for name in in_order(record):
         metric, found = declared.find(record.stage, name), figure(record, name)
         unit, meaning = (metric.unit, metric.meaning) if metric else ("", "")
         best = "" if found.best is None else f"{overview.number(found.best)} at {found.best_step}"
-        table.add_row(Text(one_line(name)), _last(found), best, unit, meaning)
+        meaning += f", judged by {row['judged_by_in_short']}" if name == WIN_RATE and row["judged_by"] else ""
+        table.add_row(Text(one_line(name)), _last(found), best, unit, Text(one_line(meaning)))
     out.print(table)
 
 
@@ -126,11 +131,13 @@ def compare_runs(
     table = _wide_table("verdict", names)
     for name, outcomes in found.verdicts.items():
         cells = [Text(outcome or "", style=OUTCOME_STYLES.get(outcome or "", "")) for outcome in outcomes]
-        table.add_row(Text(one_line(name)), *cells)
-    out.print(table if found.verdicts else "All of them passed everything that they were watched for.")
+        table.add_row(Text(one_line(found.titles[name])), *cells)
+    out.print(table if found.verdicts else "All of them passed every check.")
     table = _wide_table("figure", [*names, Text("unit")])
     for row in found.figures:
         table.add_row(Text(one_line(row.name)), *(_last_and_best(each) for each in row.figures), row.unit)
+        if row.name == WIN_RATE:
+            table.add_row(Text("  judged by", style="dim"), *(Text(one_line(each or "")) for each in found.judges), "")
     out.print(table)
 
 
@@ -172,6 +179,8 @@ def review_run(
         typer.echo("The run has published no model yet, so this is of the run alone: review its model too.", err=True)
     elif approve and said.verdict == "fail":
         typer.echo("Its own verdict is fail: alignment runs show says why.", err=True)
+    if approve and said.caveat:
+        typer.echo(clean(f"Note: {said.caveat}."), err=True)
 
 
 @runs.command("replay")
@@ -207,6 +216,8 @@ def _read(path: Path) -> tuple[RunRecord | None, str]:
 
 def _summary(record: RunRecord) -> dict[str, Any]:
     """A run in a line."""
+    found = overview.verdicts_now(record)
+    judge = judge_of(record.config)
     shown = ((name, record.figure(name)) for name, _ in overview.main_series(record)[:LIST_FIGURES])
     figures = {name: found[1] for name, found in shown if found is not None}
     return {
@@ -216,7 +227,11 @@ def _summary(record: RunRecord) -> dict[str, Any]:
         "state": overview.state_of(record),
         "step": record.last_step,
         "total_steps": overview.total_steps(record),
-        "verdict": worst(overview.verdicts_now(record)),
+        "verdict": worst(found),
+        "verdict_in_short": in_short(found),
+        "not_measured": [verdict.name for verdict in not_measured(found)],
+        "judged_by": judge.text if judge else None,
+        "judged_by_in_short": judge.short if judge else None,
         "figures": figures,
         "age_seconds": round(overview.age(record), 1),
     }
@@ -242,6 +257,11 @@ def _everything(record: RunRecord) -> dict[str, Any]:
         "checkpoints": [path.name for path in reversed(committed(record.path))],
         "reviews": [said.model_dump(mode="json") for said in read_reviews(record.path)],
     }
+
+
+def _by(row: dict[str, Any], name: str) -> str:
+    """Who judged, after a win rate."""
+    return f" (by {row['judged_by_in_short']})" if name == WIN_RATE and row["judged_by_in_short"] else ""
 
 
 def _highlights(record: RunRecord) -> dict[str, Any]:

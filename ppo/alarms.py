@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from alignment.tracking.journal import Level
+from alignment.tracking.judges import judge_of, reward_parts
 from ppo.config import PPOStageConfig
 
 NEGATIVE_KL = -0.1
@@ -27,9 +29,17 @@ DRIFT = 0.5
 LENGTH_SOUGHT = 0.5
 """Correlation of length and score over a rollout."""
 FLAT = 0.02
-"""Rise of a score over evaluations that counts as one, as a share of its size, or of 1 where that is more."""
+"""Change of a score over evaluations that counts as one, as a share of its size, or of 1 where that is more."""
 FOLLOWS = 0.1
 """A held-out score that rises by less counts as rising too, if it is by so much of what the reward rises by."""
+NOISE = 2.58
+"""Standard errors of a difference of two evaluations beyond which it is no accident (99%)."""
+HARDLY = 1.0
+"""Standard errors of a difference that are no rise to speak of."""
+SMALL = 0.05
+"""Share of a part's size by which it must have fallen to matter, however sure the fall is."""
+ENDS_MORE = 0.01
+"""Rise of the share of answers that end, from which a gain may come from ending."""
 
 WATCHED: dict[str, Level] = {
     "negative KL": "error",
@@ -40,8 +50,10 @@ WATCHED: dict[str, Level] = {
     "length drift": "warning",
     "length sought": "warning",
     "over-optimisation": "error",
+    "component fell": "warning",
+    "gain from ending": "error",
 }
-"""What is watched, and how bad it is."""
+"""What is watched, and how bad it is. `alignment/tracking/checks.py` has their names for people."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +73,25 @@ class Alarms:
 
     def __init__(self, config: PPOStageConfig) -> None:
         self._kl_target = config.ppo.kl_target
+        values = config.model_dump()
+        self._weights = {name: weight for name, _, weight in reward_parts(values)}
+        """Of each part of the score, by its name in the journal."""
+        self._has_model = config.model.reward is not None
+        own = judge_of(values | {"model": {**values["model"], "held_out_reward": None}})
+        self._reward = "the reward" if own is None or own.kind == "sum" else f"the {own.kind} {own.name}"
+        self._overlong = bool(config.rewards.overlong_buffer)
         self._start: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._raised: list[str] = []
         self._best_scores: list[float] | None = None
         """Reward and held-out score of the evaluation since which the held-out score has not risen."""
+        self._first: dict[str, float] | None = None
+        """The evaluation before the first iteration."""
 
     def begin(self, evaluation: Mapping[str, float] | None) -> None:
-        """Take the evaluation before the first iteration, from which both scores are to rise."""
+        """Take the evaluation before the first iteration, from which all scores are to rise."""
         if evaluation is not None:
+            self._first = dict(evaluation)
             self._proxy(evaluation)
 
     def check(
@@ -93,7 +115,10 @@ class Alarms:
             "length sought": self._length_sought(stats),
         }
         if evaluation is not None:
+            self._first = self._first or dict(evaluation)
             found["over-optimisation"] = self._proxy(evaluation)
+            found["component fell"] = self._component(self._first, evaluation)
+            found["gain from ending"] = self._ending(self._first, evaluation)
         alarms = []
         for name, text in found.items():
             if (text is not None) != (name in self._raised):
@@ -111,7 +136,7 @@ class Alarms:
             return None
         return (
             f"{kl:.2f} nats a response, which no KL can be: the responses are not drawn from the policy that is "
-            "trained (filtered sampling, another temperature, a stale engine); look at rollout.top_k and top_p"
+            "trained (filtered sampling, another temperature, a stale engine); look at rollout.top_k and rollout.top_p"
         )
 
     def _exploding_kl(self, stats: Mapping[str, float]) -> str | None:
@@ -119,9 +144,10 @@ class Alarms:
         limit = EXPLODED_KL if self._kl_target is None else OVER_TARGET * self._kl_target
         if kl <= limit:
             return None
+        far = "what the reward model was trained on" if self._has_model else "what it could say at the start"
         return (
-            f"{kl:.1f} nats a response from the reference (alarm at {limit:.0f}): the policy has left what the reward "
-            "model was trained on; raise ppo.kl_coef, set ppo.kl_target, or lower training.learning_rate"
+            f"{kl:.1f} nats a response from the reference (alarm at {limit:.0f}): the policy has left {far}; raise "
+            "ppo.kl_coef, set ppo.kl_target, or lower training.learning_rate"
         )
 
     def _entropy(self, stats: Mapping[str, float]) -> str | None:
@@ -138,7 +164,7 @@ class Alarms:
         if cut <= TRUNCATED:
             return None
         return (
-            f"{cut:.0%} of the responses reach rollout.max_new_tokens without an end, and the reward model judges half "
+            f"{cut:.0%} of the responses reach rollout.max_new_tokens without an end, and {self._reward} judges half "
             "an answer; raise rollout.max_new_tokens, or rewards.overlong_buffer"
         )
 
@@ -148,8 +174,9 @@ class Alarms:
         if not self._in_a_row("critic", wrong):
             return None
         return (
-            f"it explains {explained:.2f} of the returns' variance, less than their mean would: advantages are noise; "
-            "raise training.value_learning_rate, or set ppo.value_warmup_steps"
+            f"the critic's predictions are worse than a constant: it explains {explained:.2f} of the variance of the "
+            "rewards that came, and their mean alone would explain 0, so advantages are noise; raise "
+            "training.value_learning_rate, or set ppo.value_warmup_steps"
         )
 
     def _length(self, stats: Mapping[str, float]) -> str | None:
@@ -157,18 +184,20 @@ class Alarms:
         if abs(length - start) <= DRIFT * start:
             return None
         kind = "longer" if length > start else "shorter"
+        read = "samples.jsonl, and the reward model's report" if self._has_model else "samples.jsonl"
         return (
-            f"responses of {length:.0f} tokens, {start:.0f} at the start: a reward model that likes {kind} answers is "
-            "being exploited, or the task calls for it; read samples.jsonl, and the reward model's report"
+            f"responses of {length:.0f} tokens, {start:.0f} at the start: either {self._reward} pays for {kind} "
+            f"answers and is being exploited, or the task calls for it; read {read}"
         )
 
     def _length_sought(self, stats: Mapping[str, float]) -> str | None:
         correlation = stats.get("rollout/length_correlation")
         if not self._in_a_row("length sought", correlation is not None and correlation > LENGTH_SOUGHT):
             return None
+        see = "see the length baseline in the reward model's report, or " if self._has_model else ""
         return (
-            f"length and score correlate by {correlation:.2f}: the reward may be for length; see the length baseline "
-            "in the reward model's report, or set rewards.overlong_buffer"
+            f"length and score correlate by {correlation:.2f}: {self._reward} may pay for length; {see}set "
+            "rewards.overlong_buffer"
         )
 
     def _proxy(self, evaluation: Mapping[str, float]) -> str | None:
@@ -184,16 +213,109 @@ class Alarms:
             return None
         if rise <= flat:
             return None
+        ensemble = ", or use an ensemble (model.reward_ensemble=min)" if self._has_model else ""
         return (
-            f"since the best evaluation the reward rose by {rise:.2f} on held-out prompts and the held-out reward "
-            f"model's by {held_out:.2f}: the "
-            "policy learns what only its own reward model likes; stop here (training.early_stopping_patience), raise "
-            "ppo.kl_coef, or use an ensemble (model.reward_ensemble=min)"
+            f"since the best evaluation the score rose by {rise:.2f} on held-out prompts and that of the held-out "
+            f"reward model by {held_out:.2f}: the policy learns what only {self._reward} likes; stop here "
+            f"(training.early_stopping_patience), or raise ppo.kl_coef{ensemble}"
         )
 
+    def _component(self, first: Mapping[str, float], now: Mapping[str, float]) -> str | None:
+        """A part of the reward fell since the start while the score that is maximised rose."""
+        if not _rose(first, now, "eval/score"):
+            return None
+        fell = [name for name, weight in self._weights.items() if _lost(first, now, name, weight)]
+        if not fell:
+            return None
+        changes = ", ".join(f"{self._named(name)} {_change(first, now, f'eval/reward/{name}')}" for name in fell)
+        if len(self._weights) == 1:
+            why = "what you reward got worse, and the gain comes from ending or from length"
+            helps = "look at rewards.missing_eos_score, rewards.overlong_buffer and rollout.max_new_tokens"
+        else:
+            why = "the policy pays for one part with another"
+            helps = "change the weights (rewards.model_weight, and weight in rewards.others) if you want both"
+        return (
+            f"on held-out prompts the score that training maximises rose ({_change(first, now, 'eval/score')}) while a "
+            f"part of it got worse: {changes}; {why}; {helps}; read samples.jsonl"
+        )
+
+    def _ending(self, first: Mapping[str, float], now: Mapping[str, float]) -> str | None:
+        """The score that is maximised rose since the start, and the user's own reward did not."""
+        if "eval/raw_score" not in now or "eval/raw_score" not in first:
+            return None
+        if not _rose(first, now, "eval/score") or _rose(first, now, "eval/raw_score", HARDLY):
+            return None
+        more = now.get("eval/ended", 0.0) - first.get("eval/ended", 0.0)
+        if more <= ENDS_MORE and not self._overlong:
+            return None
+        ends = f"answers that end: {first['eval/ended']:.0%} -> {now['eval/ended']:.0%}"
+        cause = f"from ending alone ({ends})" if more > ENDS_MORE else "from shorter answers alone"
+        finished = "eval/finished_raw_score"
+        there = finished in first and finished in now
+        of_finished = f", of answers that end {_change(first, now, finished)}" if there else ""
+        return (
+            f"the gain on held-out prompts comes {cause}: the score that training maximises, with what answers cost "
+            f"that do not end, rose ({_change(first, now, 'eval/score')}), and {self._reward} alone did not "
+            f"({_change(first, now, 'eval/raw_score')}{of_finished}); raise rollout.max_new_tokens so that answers "
+            "fit, or lower what an answer without an end costs (rewards.missing_eos_score); read samples.jsonl"
+        )
+
+    def _named(self, part: str) -> str:
+        return "the reward model" if part == "model" else part
+
     def state_dict(self) -> dict[str, Any]:
-        return {"start": self._start, "counts": self._counts, "raised": self._raised, "best": self._best_scores}
+        return {
+            "start": self._start,
+            "counts": self._counts,
+            "raised": self._raised,
+            "best": self._best_scores,
+            "first": self._first,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._start, self._counts = dict(state["start"]), dict(state["counts"])
         self._raised, self._best_scores = list(state["raised"]), state["best"]
+        self._first = state.get("first")  # older checkpoints have none
+
+
+def not_better(figures: Mapping[str, float]) -> tuple[Level, str] | None:
+    """How bad it is, and why, where a policy's win rate against the start does not show that it is better.
+
+    Args:
+        figures: of an evaluation, by their names without `eval/`.
+    """
+    if "win_rate" not in figures or figures["win_rate_low"] > 0.5:
+        return None
+    value, low, high = (100 * figures[name] for name in ("win_rate", "win_rate_low", "win_rate_high"))
+    said = f"{value:.1f}% of the held-out prompts (95%: {low:.1f} to {high:.1f}%)"
+    if high < 50:
+        return "error", f"the published policy is worse than the start: it wins only {said}; see samples.jsonl"
+    return "warning", (
+        f"the published policy cannot be told from the start: it wins {said}; train longer (training.max_steps), or "
+        "hold out more prompts (data.eval_share)"
+    )
+
+
+def _noise(first: Mapping[str, float], now: Mapping[str, float], name: str, error: str, errors: float = NOISE) -> float:
+    """By how much a mean may change by accident: so many standard errors of the difference of both evaluations, which
+    are known; without them a small share of its size."""
+    if error in first and error in now:
+        return errors * math.hypot(first[error], now[error])
+    return FLAT * max(1.0, abs(first[name]))
+
+
+def _rose(first: Mapping[str, float], now: Mapping[str, float], name: str, errors: float = NOISE) -> bool:
+    return now[name] - first[name] > _noise(first, now, name, f"{name}_se", errors)
+
+
+def _lost(first: Mapping[str, float], now: Mapping[str, float], part: str, weight: float) -> bool:
+    """A part with a weight got worse, beyond noise and by a share of its size that matters."""
+    name = f"eval/reward/{part}"
+    if not weight or name not in first or name not in now:
+        return False
+    loss = math.copysign(1.0, weight) * (first[name] - now[name])
+    return loss > max(_noise(first, now, name, f"eval/reward_se/{part}"), SMALL * abs(first[name]))
+
+
+def _change(first: Mapping[str, float], now: Mapping[str, float], name: str) -> str:
+    return f"{first[name]:.2f} -> {now[name]:.2f}"

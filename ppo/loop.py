@@ -27,7 +27,9 @@ from alignment.tensors import whiten
 from alignment.terminal import progress
 from alignment.tracking import Journal
 from alignment.tracking.journal import Level
-from ppo.alarms import Alarms
+from alignment.tracking.judges import judge_of
+from alignment.tracking.verdicts import WON
+from ppo.alarms import Alarms, not_better
 from ppo.algorithm import (
     Unit,
     estimate_advantages,
@@ -446,14 +448,19 @@ class Loop:
         of = self.last_figures if self.best.figures is None else self.best.figures
         metrics: dict[str, Any] = {f"eval_{name}": value for name, value in of.items()}
         metrics |= {f"start_eval_{name}": value for name, value in self.first_figures.items()}
+        judge = judge_of(self.config.model_dump())
+        if judge is not None and "win_rate" in of:
+            metrics["judge"] = judge.text
         if self.best.step is not None:
             metrics["best_step"] = self.best.step
             if self.best.step == 0:
                 text = "no evaluation was better than the start's, which is published; see samples.jsonl"
-                self._say("better than the start", "error", text)
+                self._say(WON, "error", text)
         elif self.best.wanted and self.held_out:
             text = "no evaluation was below training.max_kl, so that the last policy is published, whatever it is"
-            self._say("better than the start", "error", text)
+            self._say(WON, "error", text)
+        if self.best.step != 0 and (found := not_better(of)) is not None:
+            self._say(WON, *found)
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
             if self.best.step is not None:
                 weights = self.best.weights()

@@ -14,8 +14,13 @@ ENOUGH = 10
 """Answers of a kind from which a labeler is told on for them; fewer say nothing."""
 BIAS = 0.01
 """p-value below which a preference for a side is no accident; shared among the labelers that are tested."""
-GUESSING = 0.2
-"""p-value above which answers to gold items are no better than guesses."""
+MATTERS = 0.55
+"""Share of decisions for one side from which its whole 95% interval must lie: with thousands of decisions a preference
+of 52% is no accident, and harms nothing."""
+HALF_WAY = 0.5
+"""Where between guessing and all right the whole 95% interval of a labeler's gold answers must lie below."""
+SLIGHT = 0.2
+"""Krippendorff's alpha below which people agree slightly at best (Landis and Koch 1977, of kappa)."""
 HURRY = 1 / 3
 """Share of the others' median seconds below which a labeler hurries."""
 STEADY = 0.6
@@ -38,18 +43,33 @@ def _of_all(found: Figures) -> Iterator[str]:
     if found["ratings"]["counting"] and not agreement["overlap"] and not _has_scores(found):
         yield "Nothing was rated by two people, so nobody knows how far they agree; raise need for some items."
     alpha = agreement["alpha_nominal"]
-    if alpha and alpha["ci"][0] <= 0 and alpha["n"] >= ENOUGH:
-        yield (
-            f"Labelers agree no more than by chance (alpha {alpha['value']:.2f}); look at the guideline, and at items "
-            "that they see differently."
-        )
-    if position and position["p_value"] < BIAS:
-        side = "first" if position["value"] > 0.5 else "second"
-        share = max(position["value"], 1 - position["value"])
-        yield (
-            f"Position bias: the answer shown {side} was chosen in {share:.0%} of {position['n']} decisions "
-            f"(p = {position['p_value']:.1g}); sides are random, so this is habit."
-        )
+    if alpha and alpha["n"] >= ENOUGH:
+        low, high = alpha["ci"]
+        said = f"alpha {alpha['value']:.2f}, 95%: {low:.2f} to {high:.2f}, {alpha['n']} items"
+        if high < SLIGHT:
+            yield (
+                f"Labelers agree hardly more than by chance ({said}); look at the guideline, and at items that they "
+                "see differently."
+            )
+        elif low <= 0:
+            yield f"It is not known yet whether labelers agree more than by chance ({said}); rate more items twice."
+    if biased := _side_preferred(position, BIAS):
+        yield f"Position bias: {biased}; sides are random, so this is habit."
+
+
+def _side_preferred(position: Figures | None, p_value: float) -> str | None:
+    """A preference for a side that is no accident and large enough to matter, with its size; else None."""
+    if not position or position["p_value"] >= p_value:
+        return None
+    (low, high), first = position["ci"], position["value"] > 0.5
+    share, ends = (position["value"], (low, high)) if first else (1 - position["value"], (1 - high, 1 - low))
+    if ends[0] <= MATTERS:
+        return None
+    side = "first" if first else "second"
+    return (
+        f"the answer shown {side} was chosen in {share:.0%} of {position['n']} decisions (95%: {ends[0]:.0%} to "
+        f"{ends[1]:.0%}, 50% without a bias)"
+    )
 
 
 def _has_scores(found: Figures) -> bool:
@@ -61,18 +81,15 @@ def _of_one(found: Figures, labeler: str) -> Iterator[str]:
     mine, name = labelers[labeler], one_line(labeler)
     position, gold, again, trusted = (mine[key] for key in ("position", "gold", "self_agreement", "reliability"))
     tested = sum(each["position"] is not None for each in labelers.values())
-    if len(labelers) > 1 and position and position["p_value"] < BIAS / tested:
-        side = "first" if position["value"] > 0.5 else "second"
-        share = max(position["value"], 1 - position["value"])
-        yield (
-            f"{name} chose the answer shown {side} in {share:.0%} of {position['n']} decisions "
-            f"(p = {position['p_value']:.1g})."
-        )
-    if gold and gold["n"] >= ENOUGH and (gold["value"] <= gold["guessing"] or gold["p_value"] > GUESSING):
-        yield (
-            f"{name} is right on {round(gold['value'] * gold['n'])} of {gold['n']} gold items, no better than guessing "
-            f"({gold['guessing']:.0%})."
-        )
+    if len(labelers) > 1 and (biased := _side_preferred(position, BIAS / max(1, tested))):
+        yield f"{name}: {biased}."
+    if gold and gold["n"] >= ENOUGH:
+        limit = gold["guessing"] + HALF_WAY * (1 - gold["guessing"])
+        if gold["value"] <= gold["guessing"] or gold["ci"][1] < limit:
+            yield (
+                f"{name} is right on {round(gold['value'] * gold['n'])} of {gold['n']} gold items (95%: "
+                f"{gold['ci'][0]:.0%} to {gold['ci'][1]:.0%}), where guessing gives {gold['guessing']:.0%}."
+            )
     if again and again["n"] >= ENOUGH and again["value"] < STEADY:
         yield f"{name} gave the same answer to {round(again['value'] * again['n'])} of {again['n']} flipped repeats."
     if trusted and trusted["weight"] == 0 and trusted["overlaps"] >= ENOUGH:

@@ -28,17 +28,20 @@ from alignment.config import BestModelArguments, CheckpointArguments
 from alignment.control import Wanted
 from alignment.data import CHOICES, Comparison
 from alignment.ensembles import member_name
+from alignment.errors import UserError
 from alignment.inspection import DATA_WATCHED, Finding, note_findings, write_report
 from alignment.runs import Run
 from alignment.stage import write_bad_rows
 from alignment.terminal import one_line
 from alignment.tracking import Journal
 from alignment.tracking.journal import Level
+from alignment.tracking.record import RunRecord
+from alignment.tracking.verdicts import ENDED, Verdict, verdicts
 from reward.batches import Layout, QuestionCollator, choose_layout
 from reward.config import EnsembleArguments, RewardStageConfig
 from reward.evaluation import compact, evaluate, save_report
 from reward.evaluation.judged import Judged, judged_pairs, sides
-from reward.evaluation.report import WATCHED, findings
+from reward.evaluation.report import WATCHED, findings, unmeasured
 from reward.finish import Finished, Trained, averaged, finish_all, summed_up, write_eval_pairs
 from reward.labels import as_metrics, journalled
 from reward.plan import arguments, workload
@@ -238,7 +241,6 @@ def _judge(
     members = finished.member_scores(prepared.held_out)
     scores = averaged(members) if members else finished.score(prepared.held_out)
     found = evaluate(prepared.held_out, scores, finished.score, members=members, rating_offset=finished.shift)
-    save_report(config.run_dir, config.name, found)
     if prepared.held_out:
         write_eval_pairs(config.run_dir, prepared.held_out, scores)
         metrics |= compact(found)
@@ -247,7 +249,19 @@ def _judge(
         _show(journal, step, judged_pairs(prepared.held_out, scores), config.tracking.num_samples)
     for finding in findings(found):
         journal.finding(step, finding.kind.replace("_", " "), finding.level, _in_words(finding))
+    for kind, why in unmeasured(found).items():
+        journal.not_measured(step, kind.replace("_", " "), why)
+    save_report(config.run_dir, config.name, found, _checks(config.run_dir))
     return metrics
+
+
+def _checks(run_dir: Path) -> list[Verdict] | None:
+    """The run's verdicts so far, which its report.html will show too; None where `train` was called without a run."""
+    try:
+        record = RunRecord.read(run_dir)
+    except UserError:
+        return None
+    return [check for check in verdicts(record) if check.name != ENDED]
 
 
 def _show(journal: Journal, step: int, pairs: Sequence[Judged], num_samples: int) -> None:
@@ -331,6 +345,8 @@ def _note_data(journal: Journal, config: RewardStageConfig, prepared: Prepared) 
         every = list(journalled(config.data, rows))
         for found in every:
             journal.event(LABELS, **found)
+        if not every:
+            journal.not_measured(0, LABELS, "the data does not say who voted, or no two people voted on one pair")
         if every:  # several databases have an event each, and the dashboards one set of figures
             journal.log(0, as_metrics(every[0]))
         if any(found.get("warnings") for found in every):

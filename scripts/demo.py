@@ -28,6 +28,7 @@ from typing import Any
 from help_desk import world
 from help_desk.gold import gold_score
 from help_desk.labelers import LABELERS, choose
+from help_desk.reports import explained
 from rich.table import Table
 from rich.text import Text
 
@@ -333,6 +334,11 @@ def show(summary: dict[str, Any], answers: list[tuple[str, str, str]], ppo: str)
     screen.print(
         f"runs: runs/demo-sft runs/demo-reward runs/demo-ppo   summary: {HOME / 'summary.json'}   ratings: {RATINGS}"
     )
+    say("\nWhat the reports say, and what of it is meant in this small world")
+    for line in explained(
+        [Path(f"runs/demo-{name}") for name in STAGES], summary["shuffled"], summary["ratings_by"] == "a person"
+    ):
+        screen.print(Text(terminal.clean(line)))
     screen.print(
         "reports, to open in a browser: " + " ".join(f"runs/demo-{name}/report.html" for name in STAGES), soft_wrap=True
     )

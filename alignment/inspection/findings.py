@@ -175,7 +175,7 @@ def _leaks(rows: Inspector, groups: NDArray[np.uint64]) -> Iterable[Finding]:
     if len(leaked):
         text = (
             f"{len(leaked):,} of {held.sum():,} held-out rows have a prompt that stands in the training rows too, or "
-            "nearly: their score flatters"
+            "nearly, so the figures on them are too good"
         )
         advice = "`alignment data split` keeps such prompts together"
         if rows.config.eval:

@@ -19,7 +19,7 @@ _STAGES = {
     "base": "A new model with random weights, which training starts from.",
     "sft": "It was fine-tuned on demonstrations, answers that somebody wrote.",
     "reward": "It was trained on ratings, which say which answer is better.",
-    "ppo": "It was trained with PPO to write answers that its reward model scores higher.",
+    "ppo": "It was trained with PPO to write answers that its reward scores higher.",
     "import": "It was made elsewhere and copied into the registry.",
 }
 _CLASSES = {
@@ -143,8 +143,8 @@ def _limits(manifest: Manifest, simulated: bool) -> list[str]:
         )
     elif manifest.stage == "ppo":
         limits.append(
-            "It was rewarded by a model, not by people. A high score may come from what that model overlooks: read "
-            "samples, or have people compare."
+            "It was rewarded by a program (a reward model, a function or a service), not by people. A high score may "
+            "come from what that overlooks: read samples, or have people compare."
         )
     if manifest.remote_code:
         limits.append("It brings Python code of its own, which runs when it is loaded with `trust_remote_code`.")

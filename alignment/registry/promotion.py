@@ -11,9 +11,10 @@ from pydantic import JsonValue
 from alignment.registry.aliases import ANY, Anything, version_before
 from alignment.registry.errors import RegistryError
 from alignment.registry.references import nearest
-from alignment.registry.reviews import check_reviewed
+from alignment.registry.reviews import check_reviewed, reviews_of
 from alignment.registry.store import Registry
 from alignment.registry.version import Version
+from alignment.registry.words import judge_in
 from alignment.terminal import one_line
 
 _COMPARE = {">=": operator.ge, "<=": operator.le, "==": operator.eq, ">": operator.gt, "<": operator.lt}
@@ -87,6 +88,18 @@ def promote(
         reviewed_by = review.reviewer
     registry.set_alias(version.name, alias, version.number, expect, reviewed_by=reviewed_by, required=required)
     return version
+
+
+def caveats(registry: Registry, version: Version, require: Sequence[str] = ()) -> list[str]:
+    """What a promotion does not rest on: checks that the reviewed run was not given, and who judged a win rate that was
+    required."""
+    found = []
+    reviews = reviews_of(registry, version)
+    if reviews and (caveat := reviews[-1].caveat):
+        found.append(f"{version.ref}: {caveat}")
+    if any("win_rate" in parse_requirement(text).metric for text in require):
+        found.append(f"{version.ref}: its win rate is judged by {one_line(judge_in(version.manifest.metrics or {}))}")
+    return found
 
 
 def roll_back(registry: Registry, name: str, alias: str) -> tuple[int, Version]:

@@ -39,7 +39,11 @@ class Review(BaseModel):
     step: int
     """The run's last step when it was looked at."""
     verdict: str
-    """The run's own verdict then: pass, warn or fail."""
+    """The run's own verdict then: pass, warn, fail or not measured."""
+    not_measured: list[str] = []
+    """Names of the checks that the run could not be given; older reviews do not say."""
+    judged_by: str | None = None
+    """Who decided the run's win rate, if it has one."""
     model: str | None = None
     digest: str | None = None
     """Of the published version that it is about; None for a run that had published none yet."""
@@ -51,6 +55,13 @@ class Review(BaseModel):
         note = one_line(self.note)
         cut = note if len(note) <= _SHOWN else note[: _SHOWN - 3] + "..."
         return f"{what} by {one_line(self.reviewer)} on {self.at:%Y-%m-%d %H:%M} UTC: {cut}"
+
+    @property
+    def caveat(self) -> str | None:
+        """What an approval does not rest on."""
+        if not self.not_measured:
+            return None
+        return f"the run was not checked for: {', '.join(map(one_line, self.not_measured))}"
 
 
 def add_review(registry: Registry, version: Version, review: Review) -> None:

@@ -11,7 +11,7 @@ _SENTENCES = {
     "human_ceiling": "one labeler agrees with the others in {value}: what can be reached at all",
     "length_baseline": "taking the longer answer would agree in {value}",
     "ece": "its probabilities are off by {value} on average",
-    "eval_win_rate": "its answers beat the starting model's on {value} of the held-out prompts, by the reward model",
+    "eval_win_rate": "its answers beat the starting model's on {value} of the held-out prompts, judged by {judge}",
     "eval_score": "its answers to held-out prompts score {value} on average",
     "start_eval_score": "the starting model's answers scored {value}",
     "eval_kl": "it has moved {value} nats of KL per answer away from its reference",
@@ -27,10 +27,16 @@ _SHARES = {"accuracy", "human_ceiling", "length_baseline", "ece", "eval_win_rate
 def in_words(metrics: Mapping[str, JsonValue]) -> list[str]:
     """What can be said of the metrics in plain words, most telling first; intervals are of 95%."""
     return [
-        sentence.format(value=_spoken(key, *found))
+        sentence.format(value=_spoken(key, *found), judge=judge_in(metrics))
         for key, sentence in _SENTENCES.items()
         if (found := _value_and_interval(metrics, key)) is not None
     ]
+
+
+def judge_in(metrics: Mapping[str, JsonValue]) -> str:
+    """Who judged the win rate (`judge`, which `python -m ppo` publishes beside it)."""
+    judge = metrics.get("judge")
+    return judge if isinstance(judge, str) else "a judge that was not recorded"
 
 
 def headline(metrics: Mapping[str, JsonValue], most: int) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from typing import Any
 from alignment.errors import UserError
 from alignment.resume import changed_keys, value_at
 from alignment.tracking import metrics as declared
+from alignment.tracking.judges import judge_of
 from alignment.tracking.overview import MAIN, interval, verdicts_now
 from alignment.tracking.record import RunRecord, Series
 
@@ -50,13 +51,17 @@ class Comparison:
 
     Args:
         config: by dotted key, where not all agree; None where a run has no such key.
-        verdicts: outcomes by what was watched, where one of them is no pass; None where a run was not watched for it.
+        verdicts: outcomes by check, where one of them is no pass; None where a run was not checked for it.
+        titles: what people call these checks.
+        judges: who decides each run's win rate; None where it has none.
     """
 
     names: tuple[str, ...]
     config: dict[str, list[Any]]
     figures: list[Row]
     verdicts: dict[str, list[str | None]]
+    titles: dict[str, str]
+    judges: list[str | None]
 
 
 def compare(records: Sequence[RunRecord]) -> Comparison:
@@ -74,7 +79,9 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     first, *others = (record.config for record in records)
     keys = dict.fromkeys(key for other in others for key in changed_keys(first, other, FREE))
     config = {key: [value_at(record.config, key) for record in records] for key in keys}
-    return Comparison(_labels(records), config, _rows(records), _outcomes(records))
+    outcomes, titles = _outcomes(records)
+    judges = [judge.shortly if (judge := judge_of(record.config)) else None for record in records]
+    return Comparison(_labels(records), config, _rows(records), outcomes, titles, judges)
 
 
 def figure(record: RunRecord, name: str) -> Figure:
@@ -115,10 +122,12 @@ def _rows(records: Sequence[RunRecord]) -> list[Row]:
     return rows
 
 
-def _outcomes(records: Sequence[RunRecord]) -> dict[str, list[str | None]]:
-    found = [{verdict.name: verdict.outcome for verdict in verdicts_now(record)} for record in records]
-    names = dict.fromkeys(name for each in found for name, outcome in each.items() if outcome != "pass")
-    return {name: [each.get(name) for each in found] for name in names}
+def _outcomes(records: Sequence[RunRecord]) -> tuple[dict[str, list[str | None]], dict[str, str]]:
+    found = [{verdict.name: verdict for verdict in verdicts_now(record)} for record in records]
+    titles = {name: verdict.title for each in found for name, verdict in each.items() if verdict.outcome != "pass"}
+    outcomes: dict[str, list[str | None]] = {}
+    outcomes |= {name: [each[name].outcome if name in each else None for each in found] for name in titles}
+    return outcomes, titles
 
 
 def _labels(records: Sequence[RunRecord]) -> tuple[str, ...]:

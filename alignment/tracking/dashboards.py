@@ -59,6 +59,8 @@ class LinePanel(Panel):
     high: str | None = None
     log: bool = False
     """Begin with a logarithmic axis; a reader can switch."""
+    together: bool = False
+    """Shown only where a run has all of the metrics: half of a comparison misleads."""
     marks: tuple[Mark, ...] = ()
 
     @model_validator(mode="after")

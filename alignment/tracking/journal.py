@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
@@ -82,7 +83,8 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(failed=kind is not None and not issubclass(kind, Preempted))
+        preempted = kind is not None and issubclass(kind, Preempted)
+        self.close(failed=kind is not None and not preempted, preempted=preempted)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Numbers of one step. A value that is not finite is written as null: JSON has no NaN, readers choke on it."""
@@ -123,12 +125,17 @@ class Journal:
             self._sink.histogram(step, name, counts, edges)
 
     def watching(self, names: Sequence[str]) -> None:
-        """What this run is watched for; what never becomes a finding has passed."""
+        """What this run is checked for (`checks.py`). What never becomes a finding has passed, if the journal shows
+        that it was looked at."""
         self.event("watching", names=list(names))
 
     def finding(self, step: int, name: str, level: Level, text: str) -> None:
         """Something that a reviewer should know, in words. It holds until it is `cleared`."""
         self.event("finding", step=step, name=name, level=level, text=text)
+
+    def not_measured(self, step: int, name: str, text: str) -> None:
+        """A check that could not be made, and why: its input is missing."""
+        self.event("not_measured", step=step, name=name, text=text)
 
     def cleared(self, step: int, name: str) -> None:
         """What a finding said has ended."""
@@ -148,20 +155,42 @@ class Journal:
         if self._sink is not None:
             self._sink.mirror(model)
 
-    def close(self, failed: bool = False) -> None:
-        """Bring all files to disk and end the mirror's run."""
+    def close(self, failed: bool = False, preempted: bool = False) -> None:
+        """Bring all files to disk and end the mirror's run, with the verdict in its summary."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
             file.close()
         self._files = {}
         if self._sink is not None:
+            code = 75 if preempted else 1 if failed else 0
+            self._sink.summary(lambda: summary_of(self.run_dir, code))
             self._sink.finish(failed)
 
     def _write(self, name: str, row: Mapping[str, Any]) -> None:
         if self._files and not self._silent:
             self._files[name].write(json.dumps(finite(row), ensure_ascii=False) + "\n")
             self._files[name].flush()
+
+
+def summary_of(run_dir: Path, code: int | None = None) -> dict[str, str]:
+    """What W&B's summary says of a run beside its metrics: the verdict, and who judged the win rate.
+
+    Args:
+        code: how the run ends, which exit.json will say later; None: what it says now.
+    """
+    from alignment.tracking.judges import judge_of  # not above: these read what this module writes
+    from alignment.tracking.record import RunRecord
+    from alignment.tracking.verdicts import as_summary, verdicts
+
+    try:
+        record = RunRecord.read(run_dir)
+    except UserError:  # a journal without a run, as in a benchmark
+        return {}
+    if code is not None:
+        record = replace(record, exit={"code": code})
+    judge = judge_of(record.config)
+    return as_summary(verdicts(record)) | ({"win_rate_judged_by": judge.text} if judge else {})
 
 
 def finite(value: Any) -> Any:

@@ -120,7 +120,7 @@ PPO = _metrics(
     ("eval/kl", "nats/response", "from the reference, on held-out prompts"),
     ("eval/length", "tokens", "of an answer to a held-out prompt"),
     ("eval/ended", "share", "held-out answers that end by themselves"),
-    ("eval/win_rate", "share", "held-out answers better than those of the start, ties one half"),
+    ("eval/win_rate", "share", "held-out answers better than those of the start, ties one half, by the run's judge"),
     ("eval/win_rate_low", "share", "lower end of its 95% interval over prompts"),
     ("eval/win_rate_high", "share", "upper end of its 95% interval over prompts"),
 )

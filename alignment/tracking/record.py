@@ -22,6 +22,7 @@ _FIELDS: dict[str, dict[str, type]] = {
     "watching": {"names": list},
     "finding": {"name": str, "step": int, "level": str, "text": str},
     "cleared": {"name": str, "step": int},
+    "not_measured": {"name": str, "step": int, "text": str},
     "published": {"model": str},
     "histogram": {"name": str, "step": int, "edges": list, "counts": list},
 }

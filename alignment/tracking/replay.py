@@ -12,6 +12,7 @@ from typing import Any, Literal
 from alignment.errors import UserError
 from alignment.mirror import described
 from alignment.registry import Registry, RegistryError
+from alignment.tracking.journal import summary_of
 from alignment.tracking.record import RunRecord, read_rows
 from alignment.tracking.wandb_sink import WandbSink
 
@@ -69,6 +70,7 @@ def replay(run_dir: Path, mode: Literal["offline", "online"] = "offline", regist
     for event in histograms:
         sink.histogram(event["step"], event["name"], event["counts"], event["edges"])
     models, missing = _mirror_models(record, sink, registry)
+    sink.summary(lambda: summary_of(run_dir))
     sink.finish(failed=bool(record.exit and record.exit.get("code")))
     if sink.lost:
         raise UserError(

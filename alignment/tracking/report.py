@@ -21,7 +21,7 @@ from alignment.tracking.journal import finite
 from alignment.tracking.overview import published_as, span, verdicts_now
 from alignment.tracking.record import RunRecord
 from alignment.tracking.report_panels import Report, view_of
-from alignment.tracking.verdicts import Outcome, worst
+from alignment.tracking.verdicts import Outcome, headline, worst
 
 FILE = "report.html"
 PAGE = Path(__file__).parent / "page"
@@ -53,13 +53,12 @@ def write_report(
 def write_at_the_end(run_dir: Path) -> None:
     """A stage's last act, on its main process: whatever goes wrong with the report, the run is done."""
     try:
-        path, outcome = write_report([run_dir])
+        path, _ = write_report([run_dir])
     except Exception as error:  # noqa: BLE001 - a finished training must not fail for a page about it
         reason = f"{type(error).__name__}: {error}"
         print(one_line(f"warning: no report was written ({reason}); alignment runs report {run_dir}"), file=sys.stderr)
         return
-    said = {"fail": "checks failed", "warn": "checks to look at", "pass": "all checks passed"}[outcome]
-    print(one_line(f"report: {path} ({said})"))
+    print(one_line(f"report: {path} ({headline(verdicts_now(RunRecord.read(run_dir)))})"))
 
 
 def report_page(records: Sequence[RunRecord], registry: Path | None = None, dashboard: str | None = None) -> str:
@@ -150,8 +149,8 @@ def _findings(report: Report) -> list[dict[str, Any]]:
     """Where in a run something was found, for the charts; of several runs there would be too many lines."""
     if report.compared:
         return []
-    found = [verdict for verdict in verdicts_now(report.record) if verdict.step and verdict.outcome != "pass"]
-    return [{"step": verdict.step, "outcome": verdict.outcome, "name": verdict.name} for verdict in found]
+    found = [verdict for verdict in verdicts_now(report.record) if verdict.step and verdict.outcome in ("fail", "warn")]
+    return [{"step": verdict.step, "outcome": verdict.outcome, "name": verdict.title} for verdict in found]
 
 
 def _cleaned(value: Any) -> Any:

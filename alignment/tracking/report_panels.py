@@ -18,15 +18,16 @@ from alignment.tracking import report_samples
 from alignment.tracking.bars import Scale, bar, slice_rows
 from alignment.tracking.charts import chart_of, intervals, number, still, unit_of
 from alignment.tracking.dashboards import BarsPanel, FilePanel, ScalarPanel
+from alignment.tracking.judges import UNKNOWN, judge_of
 from alignment.tracking.metrics import find
 from alignment.tracking.overview import verdicts_now
 from alignment.tracking.pictures import histogram_chart, reliability_chart
 from alignment.tracking.record import RunRecord, read_rows
 from alignment.tracking.review import read_reviews
-from alignment.tracking.verdicts import Verdict, worst
+from alignment.tracking.verdicts import NOTHING_SEEN, SIGNS, Outcome, Verdict, headline, worst
 
 View = dict[str, Any]
-SIGNS = {"fail": "✕", "warn": "!", "pass": "✓"}
+WIN_RATE = "eval/win_rate"
 
 
 @dataclass
@@ -81,9 +82,15 @@ def _chart(panel: Any, stage: str, report: Report) -> View | None:
     chart = chart_of(panel, stage, report.runs)
     if chart is None:
         return None
+    if getattr(panel, "together", False) and not any(
+        all(name in record.metrics for name in panel.metrics) for _, record in report.runs
+    ):
+        return None
     report.charts.append(chart.as_json())
+    judge = "" if report.compared or WIN_RATE not in panel.metrics_shown else _judged_by(report.record)
     return {
         "kind": "chart",
+        "about": f"{panel.about} {judge}".strip(),
         "number": len(report.charts) - 1,
         "chart": chart,
         "picture": still(chart),
@@ -98,10 +105,18 @@ def _tile(panel: ScalarPanel, stage: str, report: Report) -> View | None:
     metric = find(stage, panel.metric)
     unit, share = unit_of([metric])
     cells = [_cell(panel, record, share) for _, record in report.runs]
+    for cell, (_, record) in zip(cells, report.runs, strict=True):
+        if cell and panel.metric == WIN_RATE:
+            cell["judge"] = f"Judged by {judge.shortly}." if (judge := judge_of(record.config)) else _judged_by(record)
     if not any(cells):
         return None
     meaning = metric.meaning if metric else ""
     return {"kind": "scalar", "name": panel.metric, "unit": unit, "meaning": meaning, "cells": cells}
+
+
+def _judged_by(record: RunRecord) -> str:
+    judge = judge_of(record.config)
+    return f"Judged by {judge.text if judge else UNKNOWN}."
 
 
 def _cell(panel: ScalarPanel, record: RunRecord, share: bool) -> View | None:
@@ -153,35 +168,39 @@ def _verdicts(report: Report) -> View:
     shown = [
         {
             "called": called,
-            "outcome": worst(each),
+            "state": state_of(worst(each)),
             "headline": headline(each),
             "rows": _signed(each),
             "reviews": read_reviews(record.path),
         }
         for (called, record), each in zip(report.runs, found, strict=True)
     ]
-    names = dict.fromkeys(verdict.name for each in found for verdict in each)
-    by_name = [{verdict.name: verdict for verdict in each} for each in found]
+    names = dict.fromkeys(verdict.title for each in found for verdict in each)
+    by_name = [{verdict.title: verdict for verdict in each} for each in found]
     table = [(name, [_signed([each[name]])[0] if name in each else None for each in by_name]) for name in names]
     return {"kind": "verdicts", "runs": shown, "table": table}
 
 
 def _signed(found: Sequence[Verdict]) -> list[View]:
     return [
-        {"name": v.name, "outcome": v.outcome, "sign": SIGNS[v.outcome], "reason": v.reason, "step": v.step}
+        {
+            "name": v.title,
+            "key": v.name,
+            "outcome": v.outcome,
+            "state": state_of(v.outcome),
+            "sign": SIGNS[v.outcome],
+            "reason": v.reason,
+            "said": "" if v.reason == NOTHING_SEEN else v.reason,
+            "about": v.about,
+            "step": v.step,
+        }
         for v in found
     ]
 
 
-def headline(found: Sequence[Verdict]) -> str:
-    """All verdicts in one line."""
-    count = {outcome: sum(verdict.outcome == outcome for verdict in found) for outcome in SIGNS}
-    if count["fail"]:
-        more = f", {count['warn']} to look at" if count["warn"] else ""
-        return f"{count['fail']} of {len(found)} checks failed{more}"
-    if count["warn"]:
-        return f"{count['warn']} of {len(found)} checks to look at"
-    return f"All {len(found)} checks passed"
+def state_of(outcome: Outcome) -> str:
+    """The style of an outcome on a page."""
+    return outcome.replace(" ", "-")
 
 
 def _config(report: Report) -> View | None:

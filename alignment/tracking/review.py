@@ -23,9 +23,10 @@ from alignment.registry import Registry, RegistryError, Version
 from alignment.registry.reviews import Review, add_review
 from alignment.registry.trash import mover
 from alignment.terminal import clean, one_line
+from alignment.tracking.judges import judge_of
 from alignment.tracking.overview import verdicts_now
 from alignment.tracking.record import RunRecord, read_rows
-from alignment.tracking.verdicts import worst
+from alignment.tracking.verdicts import not_measured, worst
 
 FILE = "reviews.jsonl"
 Decision = Literal["approve", "reject"]
@@ -46,6 +47,7 @@ def review(
     if not clean(note).strip():
         raise UserError("--note is empty; say in words what you saw, for whoever reads it next")
     version = _published(record, registry)
+    found = verdicts_now(record)
     said = Review(
         at=datetime.now(UTC).replace(microsecond=0),
         decision=decision,
@@ -55,7 +57,9 @@ def review(
         run=record.name,
         run_id=record.run.id,
         step=record.last_step,
-        verdict=worst(verdicts_now(record)),
+        verdict=worst(found),
+        not_measured=[verdict.title for verdict in not_measured(found)],
+        judged_by=judge.text if (judge := judge_of(record.config)) else None,
         model=version[1].ref if version else None,
         digest=version[1].digest if version else None,
     )

@@ -160,6 +160,10 @@ class WandbSink:
 
         self._submit(log)
 
+    def summary(self, fields: Callable[[], Mapping[str, str]]) -> None:
+        """Put texts into the run's summary, where a table of runs shows them; making them is guarded too."""
+        self._submit(lambda: self._run.summary.update(dict(fields())))
+
     def finish(self, failed: bool = False) -> None:
         """End the run; the process that W&B began ends in time, or is ended."""
 

@@ -17,6 +17,7 @@ from alignment.runs import Run
 from alignment.terminal import one_line
 from alignment.tracking import overview
 from alignment.tracking.journal import FILES
+from alignment.tracking.judges import judge_of
 from alignment.tracking.record import (
     RunRecord,
     Series,
@@ -27,10 +28,10 @@ from alignment.tracking.record import (
     read_exit,
     stage_of,
 )
-from alignment.tracking.verdicts import Verdict
+from alignment.tracking.verdicts import OUTCOMES, Verdict
 
 STATE_STYLES = {"running": "cyan", "done": "green", "failed": "red", "preempted": "yellow", "killed": "red"}
-OUTCOME_STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
+OUTCOME_STYLES = {"pass": "green", "warn": "yellow", "not measured": "cyan", "fail": "bold red"}
 PIPE_WIDTH = 100
 CHART_ROWS = 3
 MIN_CHART = 36
@@ -194,8 +195,10 @@ class View:
         found = overview.verdicts_now(self.record, self.now)
         counts = {outcome: sum(each.outcome == outcome for each in found) for outcome in OUTCOME_STYLES}
         strip = Text("verdict  ")
-        for outcome in ("fail", "warn", "pass"):
+        for outcome in OUTCOMES:
             strip.append(f"{outcome} {counts[outcome]}  ", OUTCOME_STYLES[outcome] if counts[outcome] else "dim")
+        if "eval/win_rate" in self.record.metrics and (judge := judge_of(self.record.config)):
+            strip.append(f"win rate judged by {one_line(judge.short)}", "dim")
         told = [each for each in found if each.outcome != "pass"]
         shown = told if limit is None or len(told) <= limit else told[: limit - 1]
         lines = [strip, *(_verdict_line(each) for each in shown)]
@@ -277,7 +280,7 @@ def _verdict_line(verdict: Verdict) -> Text:
     reason = one_line(verdict.reason)
     at = "" if verdict.step is None else f" (step {verdict.step})"
     return Text.assemble(
-        (f"  {verdict.outcome} ", OUTCOME_STYLES[verdict.outcome]), (one_line(verdict.name), "bold"), f": {reason}{at}"
+        (f"  {verdict.outcome} ", OUTCOME_STYLES[verdict.outcome]), (one_line(verdict.title), "bold"), f": {reason}{at}"
     )
 
 

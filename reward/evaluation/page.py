@@ -12,6 +12,7 @@ from alignment.tracking.bars import Scale, bar, percent, percents, slice_rows
 from alignment.tracking.pictures import MACRO as PICTURE
 from alignment.tracking.pictures import STYLE as PICTURE_STYLE
 from alignment.tracking.pictures import histogram_chart, reliability_chart
+from alignment.tracking.verdicts import Verdict, headline
 from reward.evaluation.calibration import LN2
 from reward.evaluation.report import findings, verdict
 
@@ -50,10 +51,12 @@ _BODY = """<h1 class="{{ worst }}">{{ verdict }}</h1>
 <p class="source">{{ name }}</p>
 {{ facts(head) }}
 <h2>What to know</h2>
-{% for finding in findings %}<div class="finding {{ finding.level }}">
-<p><b>{{ finding.level }}</b> {{ finding.text }}</p>
-{% if finding.advice %}<p class="advice">{{ finding.advice }}</p>{% endif %}</div>
-{% else %}<p>Nothing to complain of.</p>
+{% if headline %}<p>{{ headline }}.</p>{% endif %}
+{% for row in found %}<div class="finding {{ row.level }}">
+<p><b>{{ row.word }}</b> {% if row.name %}{{ row.name }}: {% endif %}{{ row.text }}</p>
+{% if row.advice %}<p class="advice">{{ row.advice }}</p>{% endif %}
+{% if row.about %}<p class="dim">{{ row.about }}</p>{% endif %}</div>
+{% else %}{% if not headline %}<p>Nothing was found to look at.</p>{% endif %}
 {% endfor %}
 {% if key %}<h2>Accuracy</h2>
 <p class="intro">Share of the held-out votes that the scores agree with, ties left out. Bars are 95% intervals over
@@ -86,13 +89,14 @@ prompts. Dashed: guessing. Shaded: above 80%, more than people usually agree.</p
 {% endfor %}"""
 
 
-def html_page(name: str, report: Mapping[str, Any]) -> str:
+def html_page(name: str, report: Mapping[str, Any], checks: Sequence[Verdict] | None = None) -> str:
     """The report as a page; every text in it is escaped.
 
     Args:
         name: of the run.
+        checks: the run's verdicts, which its report.html shows too; None: the report is of no run.
     """
-    found = findings(report)
+    found = _rows(report, checks)
     has_pairs, decided = report["pairs"] > 0, report["accuracy"] is not None
     has_sides = decided and report["scores"]["n"] > 0  # where votes are equally divided, no answer is the preferred one
     key = _key_rows(report) if decided else []
@@ -108,8 +112,9 @@ def html_page(name: str, report: Mapping[str, Any]) -> str:
         _BODY,
         name=name,
         verdict=verdict(report),
-        worst=found[0].level if found else "note",
-        findings=found,
+        worst=found[0]["level"] if found else "note",
+        headline=headline(checks) if checks is not None else None,
+        found=found,
         head=_head(report),
         key=key,
         slices=slices,
@@ -122,6 +127,27 @@ def html_page(name: str, report: Mapping[str, Any]) -> str:
         ratings=_ratings(report["ratings"]) if report["ratings"] else [],
         samples=_samples(report["samples"]) if decided else [],
     )
+
+
+def _rows(report: Mapping[str, Any], checks: Sequence[Verdict] | None) -> list[dict[str, str]]:
+    """What is to be known, the worst first: the run's checks that did not pass, as in report.html, and this report's
+    notes; of a report without a run its findings."""
+    rows = [
+        {"level": finding.level, "word": finding.level, "name": "", "text": finding.text, "advice": finding.advice}
+        for finding in findings(report)
+        if checks is None or finding.level == "note"
+    ]
+    levels = {"fail": "error", "warn": "warning", "not measured": "note"}
+    told = [check for check in checks or () if check.outcome in levels]
+    names = {check.name for check in told}
+    if checks is not None:  # a note on what could not be measured is said by its check
+        notes = [finding.kind.replace("_", " ") for finding in findings(report) if finding.level == "note"]
+        rows = [row for row, kind in zip(rows, notes, strict=True) if kind not in names]
+    return [
+        {"level": levels[check.outcome], "word": check.outcome, "name": check.title, "text": check.reason,
+         "about": check.about}
+        for check in told
+    ] + rows  # fmt: skip
 
 
 # --- numbers as text -------------------------------------------------------------------------------------------------

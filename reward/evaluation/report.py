@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,18 @@ from alignment.inspection.report import LEVELS, Level
 from alignment.terminal import one_line
 from alignment.tracking.bars import SUSPICIOUS
 from alignment.tracking.journal import finite
+from alignment.tracking.verdicts import Verdict
 from reward.evaluation.calibration import LN2
 
 _FEW_PROMPTS = 100
 _NO_MATTER = 0.02
 """Of an expected calibration error: two points on a scale of a hundred."""
+_WRONG_WAY_ROUND = 0.45
+"""An accuracy whose interval lies below is no bad luck: labels are swapped somewhere."""
+_NATS = 0.01
+"""By how much a log-loss must be worse than guessing to matter."""
+_SOME = 20
+"""Pairs of a kind from which their median says something."""
 
 
 WATCHED = (
@@ -78,18 +85,18 @@ def _data_findings(report: Mapping[str, Any]) -> Iterator[Finding]:
 def _accuracy_findings(report: Mapping[str, Any]) -> Iterator[Finding]:
     accuracy, ceiling = report["accuracy"], report["human_ceiling"]
     low, high = accuracy["ci"]
-    if high < 0.5:
+    if high < _WRONG_WAY_ROUND:
         yield _finding(
             "error",
             "worse_than_chance",
-            f"the accuracy of {accuracy['value']:.1%} is below guessing",
+            f"the accuracy of {accuracy['value']:.1%} ({low:.1%} to {high:.1%}) is below guessing",
             "look whether the labels of the held-out or of the training data are the wrong way round",
         )
     elif low <= 0.5:
         yield _finding(
             "warning",
             "chance",
-            f"the interval of the accuracy ({low:.1%} to {high:.1%}) includes 50%: it cannot be told from guessing",
+            f"the accuracy of {accuracy['value']:.1%} ({low:.1%} to {high:.1%}) is not shown to be above guessing",
             "train on more ratings or from a better policy; python -m reward CONFIG --overfit 32 tells a bug from too "
             "little data",
         )
@@ -135,7 +142,7 @@ def _shortcut_findings(report: Mapping[str, Any]) -> Iterator[Finding]:
             "compare the accuracy where people preferred the longer and the shorter answer",
         )
     ties, near = report["ties"], report["near_duplicates"]
-    if ties["n"] >= 20 and ties["others"]["n"] and ties["median_difference"] >= ties["others"]["median_difference"]:
+    if ties["n"] >= _SOME and ties["others"]["n"] and ties["median_difference"] >= ties["others"]["median_difference"]:
         yield _finding(
             "note",
             "ties",
@@ -144,7 +151,7 @@ def _shortcut_findings(report: Mapping[str, Any]) -> Iterator[Finding]:
             "",
             ties["n"],
         )
-    if near["n"] >= 20 and near["others"]["n"] and near["median_difference"] >= near["others"]["median_difference"]:
+    if near["n"] >= _SOME and near["others"]["n"] and near["median_difference"] >= near["others"]["median_difference"]:
         yield _finding(
             "note",
             "near_duplicates",
@@ -168,7 +175,7 @@ def _probability_findings(report: Mapping[str, Any]) -> Iterator[Finding]:
             "fewer epochs or a lower learning rate; label smoothing" if says > agree else "",
         )
     low, high = report["log_loss"]["ci"]
-    if low > LN2:
+    if low > LN2 + _NATS:
         yield _finding(
             "warning",
             "log_loss",
@@ -194,8 +201,35 @@ def _eos_findings(eos: Mapping[str, Any]) -> Iterator[Finding]:
             "warning",
             "eos_rise",
             f"answers score higher without their end: by {moved['value']:.2g}, and all scores spread by {spread:.2g}",
-            "PPO could gain by never ending: keep rollout.missing_eos_score below what cut-off answers get",
+            "PPO could gain by never ending: let an answer without an end cost enough (rewards.missing_eos_score)",
         )
+
+
+def unmeasured(report: Mapping[str, Any]) -> dict[str, str]:
+    """Kinds of `findings` that these figures cannot show, each with the reason."""
+    missing: dict[str, str] = {}
+    of_accuracy = ("few_prompts", "worse_than_chance", "chance", "suspicious", "above_people", "length_rule",
+                   "length_correlation", "ties", "near_duplicates")  # fmt: skip
+    if not report["pairs"]:
+        why = "no held-out pair" if report["questions"] else "nothing was held out"
+        return dict.fromkeys((kind for kind in WATCHED if kind != "nothing_held_out"), why)
+    if report["ratings"]:
+        why = "the model learned ratings in their own unit, and gives no probabilities"
+        missing |= {"calibration": why, "log_loss": why}
+    if report["human_ceiling"] is None:
+        missing |= dict.fromkeys(("no_overlap", "above_people"), "no held-out pair has votes of two people")
+    if not report["without_eos"]["questions"]:
+        missing |= dict.fromkeys(("eos_unread", "eos_rise"), "no held-out answer has more than one token")
+    if report["accuracy"] is None:
+        return missing | dict.fromkeys(of_accuracy, "no held-out vote prefers one of two answers")
+    if report["length"]["correlation"] is None:
+        missing["length_correlation"] = "the scores or the lengths of the two answers never differ"
+    kinds = {"ties": "pairs that most people call a tie", "near_duplicates": "pairs of nearly equal answers"}
+    for kind, what in kinds.items():
+        counts = report[kind]["n"], report[kind]["others"]["n"]
+        if counts[0] < _SOME or not counts[1]:
+            missing[kind] = f"it needs {_SOME} held-out {what}, and others; there are {counts[0]} and {counts[1]}"
+    return missing
 
 
 def _points(estimate: Mapping[str, Any]) -> str:
@@ -272,14 +306,20 @@ def _range(estimate: Mapping[str, Any], scale: float = 1) -> str:
     return f"{low:.1f} to {high:.1f}" if scale == 100 else f"{low:.3f} to {high:.3f}"
 
 
-def save_report(run_dir: Path, name: str, report: Mapping[str, Any]) -> None:
-    """`RUN/evaluation.json` and `RUN/evaluation.html`, and the summary on the screen; main process only."""
+def save_report(run_dir: Path, name: str, report: Mapping[str, Any], checks: Sequence[Verdict] | None = None) -> None:
+    """`RUN/evaluation.json` and `RUN/evaluation.html`, and the summary on the screen; main process only.
+
+    Args:
+        checks: the verdicts of the run, which `report.html` shows too; None: the report is of no run.
+    """
     from reward.evaluation.page import html_page  # Jinja is needed here alone
 
     whole = {"verdict": verdict(report), "findings": [asdict(each) for each in findings(report)], **report}
+    if checks is not None:
+        whole["checks"] = [asdict(each) for each in checks]
     text = json.dumps(finite(whole), indent=2, ensure_ascii=False, allow_nan=False)
     (run_dir / "evaluation.json").write_text(text + "\n", encoding="utf-8", errors="replace")
-    (run_dir / "evaluation.html").write_text(html_page(name, report), encoding="utf-8")
+    (run_dir / "evaluation.html").write_text(html_page(name, report, checks), encoding="utf-8")
     for line in summary(report):
         print(line)  # nothing in it is anybody else's text
     print(one_line(f"  see {run_dir / 'evaluation.html'}"))

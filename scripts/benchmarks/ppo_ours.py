@@ -15,8 +15,8 @@ from benchmarks.ppo import PROMPT_TOKENS, Work
 from benchmarks.ppo_measures import Stopwatch, matmul_rate, rollout_figures
 from ppo.config import PPOStageConfig
 from ppo.loading import find_models, load_models
-from ppo.sequences import Row, lay_out, split_by_tokens
 from ppo.loop import Loop
+from ppo.sequences import Row, lay_out, split_by_tokens
 
 
 class Contestant:

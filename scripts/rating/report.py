@@ -76,8 +76,7 @@ def _show_agreement(found: Figures, console: Console) -> None:
 def _show_habits(found: Figures, console: Console) -> None:
     console.print(Text("\nHabits", style="bold underline"))
     position = found["position"]
-    p_value = f", p = {position['p_value']:.2g}" if position else ""
-    _line(console, "Chose what came first", _percent(position, f"decided pairs{p_value}"))
+    _line(console, "Chose what came first", _percent(position, "decided pairs; 50% without a bias"))
     _line(console, "Chose the longer one", _percent(found["length"], "decisions"))
     seconds = found["seconds"]
     if seconds:

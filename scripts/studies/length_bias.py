@@ -34,8 +34,8 @@ from alignment.scalar_models import ScoreHead
 from alignment.tracking import Journal
 from ppo.config import PPOStageConfig
 from ppo.loading import new_head, settle
-from ppo.models import Models, PolicyAndValue, Role
 from ppo.loop import Loop
+from ppo.models import Models, PolicyAndValue, Role
 
 ITERATIONS = 25
 MEASURED = 512

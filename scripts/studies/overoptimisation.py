@@ -145,9 +145,9 @@ def run(cell: Cell) -> Iterator[dict[str, Any]]:
     from alignment.registry import Registry
     from alignment.tracking import Journal
     from ppo.loading import find_models, load_models
+    from ppo.loop import Loop
     from ppo.models import RewardModel
     from ppo.rollout import prompt_batches
-    from ppo.loop import Loop
 
     config = ppo_config(cell)
     prompts, held_out = train_and_eval(config.data, to_prompts)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +15,16 @@ from alignment.ratings import RatingsStore
 from alignment.registry import Registry
 from alignment.tracking import dashboards
 
+FAMILY = re.compile(r"^((?:eval/)?reward/).*")
+"""Metrics of which a panel shows all, whatever the reward's parts are called."""
+
 
 def journalled(*runs: Path) -> set[tuple[str, str]]:
     """Names of what runs have written, each a `metric` or a `histogram`; all of a `reward/*` as the family."""
     found = set()
     for run in runs:
         for row in lines(run / "metrics.jsonl"):
-            found |= {("reward/*" if name.startswith("reward/") else name, "metric") for name in row}
+            found |= {(FAMILY.sub(r"\1*", name), "metric") for name in row}
         events = lines(run / "events.jsonl")
         found |= {(event["name"], "histogram") for event in events if event["event"] == "histogram"}
     return found

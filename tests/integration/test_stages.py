@@ -130,7 +130,7 @@ def check_run(house, name, result):
     assert [row["step"] for row in losses] == [1, 2, 3]
     assert all(0 < row["train/loss"] < 20 for row in losses)
     events = {row["event"]: row for row in lines(run / "events.jsonl")}
-    said = ("method", "batches", "finding", "histogram", "labels")
+    said = ("method", "batches", "finding", "not_measured", "histogram", "labels")
     assert [kind for kind in events if kind not in said] == ["data", "data_check", "watching", "backend", "published"]
     backend = events["backend"]
     assert (backend["world_size"], backend["zero_stage"]) == (1, 0)

@@ -296,10 +296,12 @@ def test_forged_rings_and_missing_parents_are_drawn_and_do_not_hang(registry: Re
 
 def test_metrics_in_words_take_either_form_of_interval() -> None:
     metrics = {"accuracy": {"value": 0.5, "ci": [0.25, 0.75]}, "eval_win_rate": 0.1, "eval_score": "nan", "other": 1}
+    said = "its answers beat the starting model's on 10.0% of the held-out prompts, judged by "
     assert in_words(metrics) == [
         "agrees with the labelers' choice in 50.0% (25.0% to 75.0%) of the held-out comparisons",
-        "its answers beat the starting model's on 10.0% of the held-out prompts, by the reward model",
+        said + "a judge that was not recorded",
     ]
+    assert said + "people" in in_words({**metrics, "judge": "people"})
 
 
 def test_a_card_says_what_it_is_how_it_did_where_it_comes_from_and_how_to_make_it_again(
@@ -319,7 +321,7 @@ def test_a_card_says_what_it_is_how_it_did_where_it_comes_from_and_how_to_make_i
         "50.0% (40.0% to 60.0%)",
         "sft@v1 \u2192 judge1@v1 \u2192 ppo1@v1 \u2192 judge2@v1 \u2192 ppo2@v1 \u2192 last@v1",
         "accelerate launch --num_processes 2 -m ppo config.yaml",
-        "rewarded by a model, not by people",
+        "rewarded by a program (a reward model, a function or a service), not by people",
         "<details><summary>Config</summary>",
     ):
         assert part in card

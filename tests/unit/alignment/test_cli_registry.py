@@ -79,7 +79,8 @@ def test_a_promotion_is_recorded_with_its_reasons(registry: Registry) -> None:
     publish(registry, metrics=METRICS)
     done = as_json("promote", "m", "prod", "--require", "win_rate.low >= 0.6", "--require", "eval.kl<8",
                    "--reviewed-by", "Ada", "--expect", "none")  # fmt: skip
-    assert done == {"name": "m", "alias": "prod", "version": 1}
+    told = ["m@v1: its win rate is judged by a judge that was not recorded"]
+    assert done == {"name": "m", "alias": "prod", "version": 1, "caveats": told}
     (path,) = (registry.path / "models/m/aliases/prod").iterdir()
     entry = json.loads(path.read_bytes())
     assert entry["digest"] == registry.resolve("m@v1").digest

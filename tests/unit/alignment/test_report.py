@@ -9,11 +9,12 @@ from html.parser import HTMLParser
 import pytest
 from full_runs import HOSTILE, full_run
 from journals import make_run
+from markupsafe import escape
 from typer.testing import CliRunner
 
 from alignment.cli import app
 from alignment.errors import UserError
-from alignment.tracking import Journal, report
+from alignment.tracking import Journal, checks, report
 from alignment.tracking.record import RunRecord
 from alignment.tracking.report import MAX_RUNS, report_page, write_at_the_end, write_report
 from ppo.alarms import WATCHED, Alarms
@@ -56,16 +57,22 @@ def course(path, stats, steps=25):
         {"name": "n", "model": {"policy": "p", "reward": "r"}, "data": {"train": "t"}, "registry": {"name": "n"}}
     )
     alarms = Alarms(config)
+    alarms.begin(start := evaluation(0))
     with Journal(path, stage="ppo") as journal:
         journal.watching(list(WATCHED))
+        journal.log(0, start)
         for step in range(1, steps + 1):
-            journal.log(step, stats(step))
-            for alarm in alarms.check(step, stats(step)):
+            journal.log(step, stats(step) | evaluation(step))
+            for alarm in alarms.check(step, stats(step), evaluation(step)):
                 if alarm.text is None:
                     journal.cleared(step, alarm.name)
                 else:
                     journal.finding(step, alarm.name, alarm.level, alarm.text)
     return path
+
+
+def evaluation(step):
+    return dict.fromkeys(("eval/score", "eval/held_out_score", "eval/raw_score", "eval/reward/model"), 0.1 * step)
 
 
 def healthy(step):
@@ -94,8 +101,9 @@ def test_a_broken_run_turns_the_strip_red_with_the_reasons(tmp_path):
     path, outcome = write_report([course(tmp_path / "run", without_leash)])
     page = path.read_text()
     assert outcome == "fail"
-    assert '<div class="verdict fail">' in page and "2 of 10 checks failed, 3 to look at" in page
-    for name in ("exploding KL", "entropy collapse", "truncation", "critic", "length drift"):
+    assert '<div class="verdict fail">' in page and "2 of 12 checks failed, 3 to look at" in page
+    names = ("KL in bounds", "answers still vary", "answers end in time", "critic predicts the reward", "length steady")
+    for name in names:
         assert f"<b>{name}</b>" in page
     assert "raise ppo.kl_coef" in page and "lower training.learning_rate" in page
 
@@ -104,8 +112,23 @@ def test_a_healthy_run_shows_no_failure(tmp_path):
     path, outcome = write_report([course(tmp_path / "run", healthy)])
     page = path.read_text()
     assert outcome == "pass"
-    assert '<div class="verdict pass">' in page and "All 10 checks passed" in page
+    assert '<div class="verdict pass">' in page and "All 12 checks passed" in page
     assert 'class="fail"' not in page and 'class="warn"' not in page
+
+
+def test_what_was_not_measured_is_counted_and_explained(tmp_path):
+    """Without a held-out judge the strip is grey, not green."""
+    path = course(tmp_path / "run", healthy)
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    kept = [{name: value for name, value in row.items() if name != "eval/held_out_score"} for row in rows]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    _, outcome = write_report([path])
+    page = (path / "report.html").read_text()
+    assert outcome == "not measured"
+    assert '<div class="verdict not-measured">' in page and "11 of 12 checks passed, 1 not measured" in page
+    assert "it needs a second reward model (model.held_out_reward)" in page
+    for check in (*checks.COMMON, *(check for check in checks.PPO if check.key in WATCHED)):
+        assert f"<dt>{check.name}</dt><dd>{escape(check.about)}</dd>" in page
 
 
 def test_a_run_that_goes_on_is_not_blamed_for_having_no_end(tmp_path):
@@ -227,7 +250,7 @@ def test_the_command_writes_beside_the_run_or_where_it_is_told(tmp_path):
         return CliRunner().invoke(app, ["runs", "report", *arguments, "--runs", str(tmp_path), "--json"])
 
     told = json.loads(run("one").stdout)
-    assert told == {"report": str(tmp_path / "one" / "report.html"), "verdict": "pass"}
+    assert told == {"report": str(tmp_path / "one" / "report.html"), "verdict": "pass", "verdicts": ["pass"]}
     both = tmp_path / "both.html"
     assert json.loads(run("one", "two", "--out", str(both)).stdout)["report"] == str(both)
     assert "runs compared" in both.read_text()

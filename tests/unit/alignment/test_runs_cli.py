@@ -62,7 +62,7 @@ ROWS = {
     3: {"eval/score": 1.5, "eval/win_rate": 0.75, "eval/win_rate_low": 0.5, "eval/win_rate_high": 0.875},
 }
 FINDING = ("finding", {"step": 2, "name": "critic", "level": "warning", "text": f"it explains nothing {HOSTILE}"})
-WATCHED = ("watching", {"names": ["critic", "truncation"]})
+WATCHED = ("watching", {"names": ["critic", "exploding KL"]})
 
 
 # list
@@ -156,7 +156,7 @@ def test_a_run_is_shown_whole(home: Path) -> None:
     assert by_name["eval/win_rate"]["ci"] == [0.5, 0.875]
     assert (by_name["rollout/kl"]["unit"], by_name["rollout/kl"]["best"]) == ("nats/response", None)
     outcomes = {verdict["name"]: verdict["outcome"] for verdict in shown["verdicts"]}
-    assert outcomes == {"critic": "warn", "end": "pass", "finite": "pass", "truncation": "pass"}
+    assert outcomes == {"critic": "warn", "end": "pass", "finite": "pass", "exploding KL": "pass"}
     assert [event["name"] for event in shown["findings"]] == ["critic"]
     assert (shown["published"], len(shown["attempts"]), shown["checkpoints"]) == ("m@v1", 1, [])
     text = said("runs", "show", "r", "--runs", "elsewhere")
@@ -192,7 +192,7 @@ def test_runs_are_compared_by_what_was_set_and_what_came_of_it(home: Path) -> No
     make_run(home / "runs" / "b", rows=other, events=[WATCHED, FINDING], ppo={"kl_coef": 0.0}, tracking={"wandb": "x"})
     found = as_json("runs", "compare", "a", "b")
     assert found["config"] == {"ppo.kl_coef": [0.05, 0.0]}
-    assert found["verdicts"] == {"critic": ["pass", "warn"]}
+    assert found["verdicts"] == {"critic": ["not measured", "warn"]}
     figures = {row["name"]: [(each["last"], each["best"], each["best_step"]) for each in row["figures"]]
                for row in found["figures"]}  # fmt: skip
     assert figures["eval/score"] == [(1.5, 2.0, 2), (4.0, 4.0, 4)]
@@ -266,6 +266,22 @@ def test_the_gate_wants_an_approval_and_the_last_word_counts(published: Registry
     as_json(*gate)
     (move,) = published.alias_history("m", "prod")
     assert (move.version, move.reviewed_by, move.required) == (1, "Ada", ("review",))
+
+
+def test_a_promotion_says_what_the_review_does_not_rest_on_and_who_judged(published: Registry, home: Path) -> None:
+    with Journal(home / "runs" / "r") as journal:
+        journal.watching(["over-optimisation"])
+    done = command("runs", "review", "r", "--approve", "--note", "fine", "--reviewer", "Ada")
+    assert "the run was not checked for: held-out judge agrees" in done.stderr
+    gate = ("models", "promote", "m@v1", "prod", "--require-review")
+    done = command(*gate)
+    assert (done.exit_code, done.stdout) == (0, "m@prod is v1\n")
+    assert done.stderr == "note: m@v1: the run was not checked for: held-out judge agrees\n"
+    metrics = {"eval_win_rate": 0.75, "judge": "the reward model that it was trained on (rm@v1), which flatters"}
+    published.publish("m", home / "source", stage="ppo", role="policy", metrics=metrics)
+    moved = as_json("models", "promote", "m@v2", "prod", "--require", "eval_win_rate>0.5")
+    assert moved["caveats"] == [f"m@v2: its win rate is judged by {metrics['judge']}"]
+    assert f"judged by {metrics['judge']}" in " ".join(said("models", "show", "m@v2").split())
 
 
 def test_what_was_never_reviewed_moves_as_before(published: Registry) -> None:

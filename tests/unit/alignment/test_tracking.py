@@ -31,6 +31,7 @@ def rows(path):
 class FakeRun:
     def __init__(self, broken_logs=()):
         self.logged, self.codes, self.broken = [], [], set(broken_logs)
+        self.summary = {}
         self.calls = 0
 
     def define_metric(self, name, **options):

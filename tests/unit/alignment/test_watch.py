@@ -183,7 +183,7 @@ def test_what_a_reviewer_wants_to_see_is_on_a_small_screen(tmp_path):
     text = plain(shown(RunRecord.read(tmp_path / "run")))
     assert "step 6 of 10" in text and "60%" in text and "left" in text
     assert "fail 1  warn 0" in text  # that it has not ended yet is no warning
-    assert "fail exploding KL: 63 nats; raise ppo.kl_coef (step 4)" in text
+    assert "fail KL in bounds: 63 nats; raise ppo.kl_coef (step 4)" in text
     assert "rollout/score 2" in text and "rollout/kl 5.143" in text and "optimize 1.5 s" in text
     assert "> When?" in text and "At nine.  score 1.25" in text
 

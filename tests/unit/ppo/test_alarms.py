@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppo.alarms import WATCHED, Alarm, Alarms
+from ppo.alarms import IN_A_ROW, UNEXPLAINED_FROM, WATCHED, Alarm, Alarms, not_better
 
 HEALTHY = {
     "rollout/kl": 2.0,
@@ -49,7 +49,7 @@ def test_each_alarm_speaks_once_when_it_begins(stage_config, name):
 
 
 def test_each_alarm_is_watched_and_says_how_bad_it_is():
-    assert {*CASES, "over-optimisation"} == set(WATCHED)
+    assert {*CASES, "over-optimisation", "component fell", "gain from ending"} == set(WATCHED)
     assert {Alarm(name, "text").level for name in WATCHED} == {"error", "warning"}
     assert Alarm("exploding KL", "text").level == Alarm("over-optimisation", None).level == "error"
     assert Alarm("length drift", "text").level == "warning"
@@ -101,6 +101,128 @@ def test_a_reward_that_rises_alone_is_over_optimised(stage_config):
     assert (end, *ended) == (20, "over-optimisation", None)  # the held-out score rose again at 20
     alone = {step: {"eval/score": float(step)} for step in (5, 10)}
     assert run(stage_config, {}, alone) == []
+
+
+# --- a score that rises while what the user wants does not
+
+VADER = {"rewards": {"others": [{"function": "vader:sentiment"}]}, "model": {"policy": "p", "reward": None}}
+TWO = {"rewards": {"others": [{"function": "f:polite"}, {"function": "f:words", "weight": -0.5}]}}
+
+
+def held_out(score, ended=0.9, errors=None, **parts):
+    """An evaluation; the parts in the user's own unit, `raw` their sum."""
+    found = {"eval/score": score, "eval/ended": ended}
+    found |= {"eval/raw_score" if name == "raw" else f"eval/reward/{name}": value for name, value in parts.items()}
+    if errors is not None:
+        found |= {"eval/score_se": errors, "eval/raw_score_se": errors}
+        found |= {f"eval/reward_se/{name}": errors for name in parts if name != "raw"}
+    return found
+
+
+def test_a_policy_that_learned_only_to_stop_fails_in_words_of_its_own_function(stage_config):
+    """As it was seen: VADER sentiment, 32 tokens; the score rose with the answers that end, the sentiment fell."""
+    start = held_out(-0.53, 0.4, raw=0.16, sentiment=0.16) | {"eval/finished_raw_score": 0.2}
+    end = held_out(0.07, 1.0, raw=0.0, sentiment=0.0) | {"eval/finished_raw_score": 0.0}
+    said = run(stage_config, {}, {0: start, 20: end}, **VADER)
+    assert {name for _, name, _ in said} == {"component fell", "gain from ending"}
+    assert Alarm("gain from ending", "").level == "error"
+    texts = {name: text for _, name, text in said}
+    assert "sentiment 0.16 -> 0.00" in texts["component fell"]
+    ending = texts["gain from ending"]
+    for words in ("from ending alone (answers that end: 40% -> 100%)", "-0.53 -> 0.07", "the function vader:sentiment",
+                  "0.16 -> 0.00", "of answers that end 0.20 -> 0.00", "rewards.missing_eos_score"):  # fmt: skip
+        assert words in ending
+    assert "reward model" not in ending + texts["component fell"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "names"),
+    [
+        ({"raw": 0.2, "sentiment": 0.2}, {"raw": 0.4, "sentiment": 0.4}, set()),  # the reward rises too
+        ({"raw": 0.2, "sentiment": 0.2}, {"raw": 0.19, "sentiment": 0.19}, {"gain from ending"}),  # as good as flat
+        ({"raw": 0.2, "sentiment": 0.2}, {"raw": 0.1, "sentiment": 0.1}, {"gain from ending", "component fell"}),
+    ],
+)
+def test_what_rises_and_what_does_not(stage_config, before, after, names):
+    said = run(stage_config, {}, {0: held_out(-0.5, 0.5, **before), 20: held_out(0.5, 0.9, **after)}, **VADER)
+    assert {name for _, name, _ in said} == names
+
+
+def test_a_part_that_falls_is_told_by_the_sign_of_its_weight(stage_config):
+    def fallen(**change):
+        start = {"model": 1.0, "polite": 0.5, "words": 40.0}
+        evaluations = {0: held_out(0.0, raw=0.0, **start), 20: held_out(1.0, raw=1.0, **start | change)}
+        return [text for _, name, text in run(stage_config, {}, evaluations, **TWO) if name == "component fell"]
+
+    assert fallen(words=20.0) == [] and fallen(polite=0.9) == []  # fewer words are wanted here
+    (more_words,) = fallen(words=60.0)
+    assert "words 40.00 -> 60.00" in more_words and "rewards.others" in more_words
+    (ruder,) = fallen(polite=0.2)
+    assert "polite 0.50 -> 0.20" in ruder
+    (worse,) = fallen(model=0.5, words=60.0)
+    assert "the reward model 1.00 -> 0.50, words" in worse
+
+
+def test_noise_is_no_finding(stage_config):
+    """A fall and a rise of two standard errors of the difference; three of a fall that matters are one."""
+    sqrt2 = 2**0.5
+
+    def names(score, fall):
+        start = held_out(0.0, raw=0.0, errors=0.1, model=1.0)
+        end = held_out(score * 0.1 * sqrt2, raw=1.0, errors=0.1, model=1.0 - fall * 0.1 * sqrt2)
+        return {name for _, name, _ in run(stage_config, {}, {0: start, 20: end})}
+
+    assert names(2.0, 3.0) == names(3.0, 2.0) == set()
+    assert names(3.0, 3.0) == {"component fell"}
+
+
+@pytest.mark.parametrize(("after", "told"), [(0.97, False), (0.9, True)])
+def test_a_fall_that_is_sure_and_small_is_no_finding(stage_config, after, told):
+    evaluations = {
+        0: held_out(0.0, raw=0.0, errors=0.001, model=1.0),
+        20: held_out(1.0, raw=1.0, errors=0.001, model=after),
+    }
+    assert bool(run(stage_config, {}, evaluations)) == told
+
+
+def test_a_component_that_comes_back_is_cleared_and_the_start_outlives_a_checkpoint(stage_config):
+    alarms, resumed = Alarms(stage_config()), Alarms(stage_config())
+    alarms.begin(held_out(0.0, model=1.0))
+    resumed.load_state_dict(alarms.state_dict())
+    assert [alarm.name for alarm in resumed.check(1, HEALTHY, held_out(1.0, model=0.5))] == ["component fell"]
+    assert resumed.check(2, HEALTHY, held_out(2.0, model=1.5)) == [Alarm("component fell", None)]
+
+
+def test_without_a_reward_model_no_text_speaks_of_one(stage_config):
+    courses = {CASES[name][0]: CASES[name][1] for name in CASES if name not in ("negative KL", "truncation")}
+    evaluations = {0: at(0.0, 0.0) | held_out(0.0, 0.5, raw=1.0, sentiment=1.0),
+                   20: at(1.0, -0.5) | held_out(1.0, 0.9, raw=0.5, sentiment=0.5)}  # fmt: skip
+    texts = [text for _, _, text in run(stage_config, courses, evaluations, **VADER)]
+    texts += [text for _, _, text in run(stage_config, {CASES["truncation"][0]: CASES["truncation"][1]}, **VADER)]
+    assert len(texts) == len(WATCHED) - 1
+    assert [text for text in texts if "reward model" in text.replace("held-out reward model", "")] == []
+    assert sum("vader:sentiment" in text for text in texts) == 5
+    with_model = [text for _, _, text in run(stage_config, courses, evaluations)]
+    assert sum("reward model" in text for text in with_model) >= 4
+
+
+def test_the_table_of_checks_knows_every_alarm_and_how_long_it_takes_to_be_raised():
+    from alignment.tracking import checks
+
+    declared = {check.key: check for check in checks.PPO}
+    assert {*WATCHED, "stopped", "better than the start"} == declared.keys() - {"end", "finite"}
+    assert declared["critic"].values == UNEXPLAINED_FROM + IN_A_ROW
+    assert declared["negative KL"].values == declared["length sought"].values == IN_A_ROW
+
+
+@pytest.mark.parametrize(
+    ("interval", "level"), [((0.55, 0.65), None), ((0.45, 0.55), "warning"), ((0.3, 0.4), "error")]
+)
+def test_a_win_rate_that_does_not_show_a_gain_is_said(interval, level):
+    low, high = interval
+    found = not_better({"win_rate": (low + high) / 2, "win_rate_low": low, "win_rate_high": high})
+    assert (found and found[0]) == level
+    assert not_better({"score": 1.0}) is None
 
 
 def test_without_a_critic_nothing_is_said_of_one(stage_config):

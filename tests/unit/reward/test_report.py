@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from journals import make_run
 from judging import by_length, comparison, pair_questions, question
 
 from alignment.registry.lineage import flat_metrics
+from alignment.tracking import Journal
 from alignment.tracking.pictures import histogram_chart
+from alignment.tracking.record import RunRecord
 from reward.evaluation import evaluate
 from reward.evaluation.page import html_page
-from reward.evaluation.report import WATCHED, compact, findings, save_report, summary, verdict
+from reward.evaluation.report import WATCHED, compact, findings, save_report, summary, unmeasured, verdict
 
 HOSTILE = "\x1b]52;c;QQ==\x07 \x9b31m \u202e </pre></div><script>alert(1)</script> <img src=//x onerror=a> {{ 7*7 }}"
 
@@ -53,6 +56,67 @@ def test_a_run_is_watched_for_each_kind_of_finding():
     source = Path(inspect.getsourcefile(findings)).read_text()
     said = re.findall(r'_finding\(\s*"(?:error|warning|note)",\s*"(\w+)"', source)
     assert set(said) == set(WATCHED)
+
+
+def test_what_a_report_cannot_show_is_not_measured():
+    whole = report_of(*simulated(400, votes=2))
+    assert set(unmeasured(whole)) == {"ties", "near_duplicates"}  # it has no such pairs
+    assert "there are 0 and 400" in unmeasured(whole)["ties"]
+    assert {"no_overlap", "above_people"} <= unmeasured(report_of(*simulated(400, votes=1))).keys()
+    nothing = unmeasured(report_of([], []))
+    assert nothing.keys() == {*WATCHED} - {"nothing_held_out"} and set(nothing.values()) == {"nothing was held out"}
+    ties = report_of(pair_questions([("a", ["tie"], (3, 2)), ("b", ["tie"], (3, 2))]), [[1.0, 0.0]] * 2)
+    assert {"chance", "length_rule", "few_prompts"} <= unmeasured(ties).keys()
+    assert not {"all_ties", "calibration", "log_loss", "nothing_held_out"} & unmeasured(ties).keys()
+    alike = report_of(pair_questions([(f"q{n}", ["first"], (3, 3)) for n in range(30)]), [[1.0, 0.0]] * 30)
+    assert "never differ" in unmeasured(alike)["length_correlation"]
+
+
+def test_no_finding_is_of_what_was_not_measured():
+    reports = [report_of(*simulated(n, votes=votes, right=right)) for n in (5, 40) for votes in (1, 2)
+               for right in (0.2, 0.5, 0.97)]  # fmt: skip
+    for report in reports:
+        assert kinds(report) & unmeasured(report).keys() <= {"no_overlap"}  # a note that says why
+
+
+@pytest.mark.parametrize(("accuracy", "kind"), [(0.47, "chance"), (0.3, "worse_than_chance")])
+def test_labels_are_called_swapped_only_where_the_accuracy_is_far_below_guessing(accuracy, kind):
+    """47% with an interval that ends below 50% is a model that learned nothing."""
+    report = report_of(*simulated(400, votes=2))
+    report["accuracy"] |= {"value": accuracy, "ci": (accuracy - 0.02, accuracy + 0.02)}
+    assert {"chance", "worse_than_chance"} & kinds(report) == {kind}
+
+
+@pytest.mark.parametrize(("low", "said"), [(0.6935, False), (0.71, True)])
+def test_a_log_loss_is_worse_than_guessing_only_where_it_matters(low, said):
+    report = report_of(*simulated(400, votes=2))
+    report["log_loss"] |= {"value": low + 0.001, "ci": (low, low + 0.002)}  # guessing: 0.6931
+    assert ("log_loss" in kinds(report)) == said
+
+
+def test_the_page_of_a_run_shows_what_its_report_shows(tmp_path):
+    """Two pages of one run: the near-duplicates that the data check found are on both."""
+    from alignment.tracking.report import report_page
+    from alignment.tracking.verdicts import ENDED, verdicts
+
+    make_run(tmp_path / "run", "reward")
+    report = report_of(*simulated(400, votes=2))
+    with Journal(tmp_path / "run") as journal:
+        journal.watching(["data check", "ties", "no overlap", "labels"])
+        journal.finding(0, "data check", "warning", "80 of 346 held-out rows stand in training too")
+        journal.not_measured(0, "ties", "there are none")
+        journal.log(1, {"eval/length_baseline": 0.5, "eval/human_ceiling": 0.7})
+    record = RunRecord.read(tmp_path / "run")
+    checks = [check for check in verdicts(record) if check.name != ENDED]
+    save_report(tmp_path / "run", "run", report, checks)
+    pages = [(tmp_path / "run" / "evaluation.html").read_text(), report_page([record])]
+    for page in pages:
+        assert "80 of 346 held-out rows stand in training too" in page and "there are none" in page
+        assert "data clean" in page and "unsure where people tie" in page
+    assert '<h1 class="warning">' in pages[0] and "1 of 5 checks to look at, 1 not measured" in pages[0]
+    assert "1 of 6 checks to look at, 1 not measured" in pages[1]  # with how the run ended
+    saved = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert [row["name"] for row in saved["checks"]] == [check.name for check in checks]
 
 
 def test_a_good_model_gives_no_cause_for_complaint():

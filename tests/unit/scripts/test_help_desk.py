@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from help_desk import gold, labelers, manners, world
 from help_desk.handbook import load_handbook, parse_handbook, plain_values
+from help_desk.reports import BY_HAND, MEANT, SHUFFLED, SIMULATED, explained
 from hypothesis import given
 from hypothesis import strategies as st
+from journals import make_run
 
 SCRIPTS = Path(__file__).parents[3] / "scripts"
 FACT_IDS = [fact.id for fact in load_handbook().facts]
@@ -199,3 +201,22 @@ def test_written_data_has_only_the_promised_keys_and_does_not_hang_on_hash_order
 def test_more_demonstrations_than_prompts_are_refused() -> None:
     with pytest.raises(ValueError, match="9999 demonstrations asked for"):
         world.demonstrations(0, 9999)
+
+
+def test_each_warning_that_is_meant_in_this_world_is_of_a_check():
+    from alignment.tracking import checks
+
+    for table in (MEANT, SIMULATED, BY_HAND, SHUFFLED):
+        assert all(checks.find(stage, check) is not None for stage, check in table)
+
+
+def test_a_warning_that_is_not_meant_says_so(tmp_path):
+    findings = [
+        ("finding", {"step": 1, "name": "data check", "level": "warning", "text": "frames"}),
+        ("finding", {"step": 1, "name": "set aside", "level": "warning", "text": "3 rows"}),
+    ]
+    make_run(tmp_path / "r", "sft", {1: {"train/loss": 1.0}}, events=findings)
+    head, meant, not_meant = explained([tmp_path / "r"])
+    assert head == "r: 2 of 4 checks to look at"
+    assert meant.startswith("  warn: data clean; meant here: all questions are")
+    assert not_meant == "  warn: rows usable; not meant here, look at it: 3 rows"

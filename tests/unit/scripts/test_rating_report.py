@@ -15,6 +15,8 @@ from rich.console import Console
 from alignment.config import DataConfig
 from alignment.data import Comparison, Vote
 from alignment.ratings import Completion, Gold, RatingsStore
+from reward.agreement import binomial_test, preference, wilson
+from reward.label_warnings import warnings_of
 from reward.labels import journalled, report
 
 SHARED = Path(os.environ.get("ALIGNMENT_TEST_DATA") or Path(__file__).resolve().parents[4] / "shared" / "data")
@@ -130,11 +132,77 @@ def test_warnings_name_who_does_not_read(busy):
     warnings = report(busy)["warnings"]
     told = "\n".join(warnings)
     assert any(w.startswith("Position bias: the answer shown first was chosen in") for w in warnings)
-    assert any(w.startswith("lefty chose the answer shown first in ") for w in warnings)
-    assert any(w.startswith("lefty is right on") and "no better than guessing (50%)" in w for w in warnings)
+    assert any(w.startswith("lefty: the answer shown first was chosen in ") for w in warnings)
+    assert any(w.startswith("lefty is right on") and "where guessing gives 50%" in w for w in warnings)
     assert any(w.startswith("lefty gave the same answer to") for w in warnings)
     assert any(w.startswith("lefty takes 3 s an answer where the others take 2") for w in warnings)
     assert not any(name in told for name in ("ann", "bob", "cyd"))
+
+
+def without_faults(**changed):
+    """Figures of a large project in which nothing is wrong, but for what is changed; one labeler."""
+    labeler = {"rated": 4600, "skips": 0, "seconds": None, "position": None, "gold": None, "self_agreement": None,
+               "reliability": None}  # fmt: skip
+    return {
+        "ratings": {"simulated": [], "counting": 4600},
+        "agreement": {"overlap": 900, "alpha_nominal": None},
+        "position": None,
+        "ordered": {"ranks": {}, "scores": {}},
+        "labelers": {"ann": labeler, "bob": labeler},
+    } | changed
+
+
+def chosen_first(first, of):
+    found = preference([True] * first + [False] * (of - first))
+    return {**found.share, "p_value": found.p_value}
+
+
+@pytest.mark.parametrize(
+    ("first", "of", "warned"),
+    [
+        (2397, 4600, False),  # 52.1%, p = .004: no accident, and too little to matter
+        (2580, 4600, False),  # 56.1%, whose interval begins at 54.6%
+        (2600, 4600, True),  # 56.5%, 55.1%
+        (2700, 4600, True),  # 58.7%
+        (1900, 4600, True),  # 58.7% for the second
+        (9, 15, False),  # 60%, an accident
+        (60, 64, True),
+    ],
+)
+def test_a_position_bias_is_one_only_where_its_size_matters(first, of, warned):
+    position = chosen_first(first, of)
+    (said,) = warnings_of(without_faults(position=position)) or [None]
+    assert (said is not None) == warned
+    if said:
+        assert f"{max(first, of - first) / of:.0%} of {of} decisions (95%: " in said and "p =" not in said
+
+
+@pytest.mark.parametrize(
+    ("alpha", "said"),
+    [
+        ((0.05, 0.02, 0.08, 5000), "hardly more than by chance"),  # significant, and next to nothing
+        ((0.02, -0.1, 0.15, 300), "hardly more than by chance"),
+        ((0.3, -0.1, 0.7, 12), "not known yet"),
+        ((0.3, 0.25, 0.35, 900), None),
+        ((0.0, -0.9, 0.9, 5), None),  # too few
+    ],
+)
+def test_agreement_is_told_by_its_size(alpha, said):
+    value, low, high, n = alpha
+    agreement = {"overlap": 900, "alpha_nominal": {"value": value, "ci": (low, high), "n": n}}
+    found = warnings_of(without_faults(agreement=agreement))
+    assert [said in text for text in found] == ([] if said is None else [True])
+
+
+@pytest.mark.parametrize(
+    ("right", "of", "warned"), [(520, 1000, True), (6, 10, False), (3, 10, True), (80, 100, False)]
+)
+def test_gold_items_are_told_by_how_many_are_right(right, of, warned):
+    """52% of a thousand is as bad as guessing; 6 of 10 may well be four in five."""
+    found = without_faults()
+    gold = {**wilson(right, of), "guessing": 0.5, "p_value": binomial_test(right, of, 0.5)}
+    found["labelers"]["ann"] = found["labelers"]["ann"] | {"gold": gold}
+    assert bool(warnings_of(found)) == warned
 
 
 def test_honest_labelers_are_not_warned_of(store):

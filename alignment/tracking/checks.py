@@ -1,0 +1,348 @@
+"""What each stage's runs are checked for: a name, what the check looks at and why, and what it needs.
+
+One table for the terminal, the report, W&B and docs/report.md. No threshold is here: a stage says what it found when it
+found it (`Journal.finding`). A name is that of a goal, so that it reads right beside `pass`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_MEMBER = re.compile(r"(member-\d+) (.*)")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of a run.
+
+    Args:
+        key: its name in the journal (`watching`, `finding`, `cleared`).
+        name: what people read.
+        about: what it looks at, and why that matters.
+        needs: what it cannot do without, as a noun phrase; "" where every run has it.
+        evidence: metrics that the journal has where the check was made; `x/*` stands for any metric of that family.
+        values: how many steps each of them has at least by then.
+        important: a run in which this was not measured does not read `pass`.
+        at_end: decided when the run is done; one that ended early has not been measured.
+    """
+
+    key: str
+    name: str
+    about: str
+    needs: str = ""
+    evidence: tuple[str, ...] = ()
+    values: int = 1
+    important: bool = False
+    at_end: bool = False
+
+
+END, FINITE = "end", "finite"
+COMMON = (
+    Check(END, "run finished", "How the run ended, by RUN/exit.json. One that was cut short has not shown its end."),
+    Check(
+        FINITE,
+        "numbers finite",
+        "Whether a metric was NaN or infinite. Training has usually diverged where one was.",
+    ),
+)
+_DATA = (
+    Check(
+        "set aside",
+        "rows usable",
+        "Rows that could not be read or used. They are missing from training, and often have one cause.",
+    ),
+    Check(
+        "data check",
+        "data clean",
+        "Duplicates, contradictions, held-out prompts that stand in training too, personal data, broken turns. A model "
+        "learns such faults, and repeated prompts make its held-out figures too good.",
+    ),
+)
+_TWO_EVALUATIONS = "held-out rows and two evaluations or more (training.eval_strategy)"
+SFT = (
+    *COMMON,
+    *_DATA,
+    Check(
+        "overfitting",
+        "no overfitting",
+        "Whether the held-out loss rose while the training loss fell. The model then memorises its rows.",
+        _TWO_EVALUATIONS,
+        ("eval/loss",),
+        2,
+        important=True,
+    ),
+)
+_RATED = "held-out ratings (data.eval or data.eval_share)"
+_DECIDED = "held-out votes that prefer one of two answers"
+_REPORT = ("eval/length_baseline",)
+REWARD = (
+    *COMMON,
+    *_DATA,
+    Check(
+        "labels",
+        "labels sound",
+        "How far labelers agree, and their habits: the side that they choose, haste, gold items. A reward model learns "
+        "habits as if they were preferences.",
+        "votes that say whose they are",
+    ),
+    Check(
+        "overfitting",
+        "no overfitting",
+        "Whether the held-out loss rose while the training loss fell. The model then memorises its rows.",
+        _TWO_EVALUATIONS,
+        ("eval/loss",),
+        2,
+    ),
+    Check("nothing held out", "ratings held out", "Whether any rating was kept from training to judge the model by."),
+    Check(
+        "all ties",
+        "votes decide",
+        "Whether a held-out vote prefers one answer. Ties alone cannot show which model is right.",
+        "held-out pairs",
+        _REPORT,
+    ),
+    Check(
+        "few prompts",
+        "enough prompts held out",
+        "How many prompts the accuracy rests on. With few its interval is wide.",
+        _DECIDED,
+        _REPORT,
+    ),
+    Check(
+        "no overlap",
+        "agreement of people known",
+        "Whether held-out pairs have votes of two people. Only those show how far people agree.",
+        "held-out pairs that two people voted on",
+        ("eval/human_ceiling",),
+    ),
+    Check(
+        "worse than chance",
+        "labels the right way round",
+        "Whether the accuracy lies clearly below 50%. Labels are then usually swapped somewhere.",
+        _DECIDED,
+        _REPORT,
+        important=True,
+    ),
+    Check(
+        "chance",
+        "better than guessing",
+        "Whether the interval of the accuracy lies above 50%. Otherwise nothing shows that the model learned anything.",
+        _DECIDED,
+        _REPORT,
+        important=True,
+    ),
+    Check(
+        "suspicious",
+        "accuracy believable",
+        "Whether the accuracy is above 80%. People agree on 63 to 77% of pairs, so more is often a leak or a shortcut.",
+        _DECIDED,
+        _REPORT,
+    ),
+    Check(
+        "above people",
+        "within what people reach",
+        "The accuracy beside how far people agree with each other. More than that can be a leak.",
+        "held-out pairs that two people voted on",
+        ("eval/human_ceiling",),
+    ),
+    Check(
+        "length rule",
+        "better than a length rule",
+        "Whether the model beats 'longer is better' (or 'shorter'). Otherwise length may be all that it knows.",
+        _DECIDED,
+        _REPORT,
+    ),
+    Check(
+        "length correlation",
+        "score not tied to length",
+        "Whether score differences go with length differences. PPO would be paid for length.",
+        "held-out pairs whose scores and lengths differ",
+        _REPORT,
+    ),
+    Check(
+        "ties",
+        "unsure where people tie",
+        "Whether score differences are smaller where most people call it a tie. If not, it is too sure there.",
+        "20 held-out pairs that most people call a tie, and others",
+        _REPORT,
+    ),
+    Check(
+        "near duplicates",
+        "like answers score alike",
+        "Whether answers that share most of their words get scores as far apart as others do. Then small changes of "
+        "the text move the score too much.",
+        "20 held-out pairs of nearly equal answers, and others",
+        _REPORT,
+    ),
+    Check(
+        "calibration",
+        "probabilities calibrated",
+        "Whether the model is right as often as it says (ECE). Margins that are too sure make PPO chase noise.",
+        "held-out pairs",
+        ("eval/ece",),
+    ),
+    Check(
+        "log loss",
+        "better log-loss than guessing",
+        "Whether the held-out log-loss is below that of saying 50% of every pair. Above it the scores are too far "
+        "apart for how often they are right.",
+        "held-out pairs",
+        ("eval/log_loss",),
+    ),
+    Check(
+        "eos unread",
+        "end of an answer read",
+        "Whether the score changes when the end token is cut off. A model that does not see it cannot teach an end.",
+        "held-out pairs with answers that end",
+        ("eval/log_loss",),
+    ),
+    Check(
+        "eos rise",
+        "finished answers score no lower",
+        "Whether answers score higher without their end. PPO would gain by never ending.",
+        "held-out pairs with answers that end",
+        ("eval/log_loss",),
+    ),
+)
+_PROMPTS = "held-out prompts (data.eval or data.eval_share)"
+PPO = (
+    *COMMON,
+    Check(
+        "stopped",
+        "no error stopped training",
+        "Whether training stopped on an error: it diverged, or a reward was no number.",
+        "one iteration",
+        ("rollout/score",),
+    ),
+    Check(
+        "better than the start",
+        "better than the start",
+        "Whether the published policy's answers to held-out prompts win against those of the policy that training "
+        "started from, and who says so. This is what the run is for.",
+        f"{_PROMPTS}, and a run that is done",
+        ("eval/win_rate",),
+        important=True,
+        at_end=True,
+    ),
+    Check(
+        "over-optimisation",
+        "held-out judge agrees",
+        "Whether a reward model that training never saw scores the answers higher too. The reward that is trained on "
+        "can be gamed, and it cannot show that itself.",
+        f"a second reward model (model.held_out_reward), {_PROMPTS} and two evaluations",
+        ("eval/score", "eval/held_out_score"),
+        2,
+        important=True,
+    ),
+    Check(
+        "component fell",
+        "no part of the reward fell",
+        "Each part of the reward (the reward model, a function, a service) on held-out prompts. The sum can rise while "
+        "a part that you want falls.",
+        f"{_PROMPTS} and two evaluations",
+        ("eval/score", "eval/reward/*"),
+        2,
+    ),
+    Check(
+        "gain from ending",
+        "gain in what answers say",
+        "Whether your own reward rose, or only what an answer without an end, or a long one, costs. A policy can gain "
+        "by answering in a few words.",
+        f"{_PROMPTS} and two evaluations",
+        ("eval/score", "eval/raw_score"),
+        2,
+        important=True,
+    ),
+    Check(
+        "negative KL",
+        "samples drawn from the policy",
+        "Whether the KL from the reference is negative, which no KL can be. The answers then come from another "
+        "distribution than the one that is trained.",
+        "three iterations",
+        ("rollout/kl",),
+        3,
+    ),
+    Check(
+        "exploding KL",
+        "KL in bounds",
+        "How far the policy has moved from the reference. Far from it, a learned reward means little.",
+        "one iteration",
+        ("rollout/kl",),
+    ),
+    Check(
+        "entropy collapse",
+        "answers still vary",
+        "Whether the entropy fell to a tenth of the start's. The policy then says one thing only and learns no more.",
+        "one iteration",
+        ("policy/entropy",),
+    ),
+    Check(
+        "truncation",
+        "answers end in time",
+        "The share of answers that rollout.max_new_tokens cuts off. They are judged as halves.",
+        "one iteration",
+        ("rollout/ended",),
+    ),
+    Check(
+        "critic",
+        "critic predicts the reward",
+        "Whether the critic explains the rewards that came (returns with lambda 1) better than their mean does. "
+        "Otherwise advantages are noise.",
+        "a critic (ppo.advantage_estimator=gae) and 13 iterations",
+        ("value/explained_variance",),
+        13,
+    ),
+    Check(
+        "length drift",
+        "length steady",
+        "Whether answers grew or shrank by half. Drift that the task does not ask for is the commonest sign of a gamed "
+        "reward.",
+        "two iterations",
+        ("rollout/length",),
+        2,
+    ),
+    Check(
+        "length sought",
+        "score not tied to length",
+        "Whether longer answers score higher within a rollout. The reward may be for length.",
+        "three iterations in which lengths and scores differ",
+        ("rollout/length_correlation",),
+        3,
+    ),
+)
+STAGES: dict[str, tuple[Check, ...]] = {"sft": SFT, "reward": REWARD, "ppo": PPO}
+
+
+def find(stage: str, key: str) -> Check | None:
+    """A check by its name in the journal, `member-2 overfitting` too; None for one that is not declared."""
+    member, plain = match.groups() if (match := _MEMBER.fullmatch(key)) else ("", key)
+    for check in STAGES.get(stage, ()):
+        if check.key == plain:
+            if not member:
+                return check
+            evidence = tuple(f"{member}/{name}" for name in check.evidence)
+            return Check(key, f"{check.name} ({member})", check.about, check.needs, evidence, check.values)
+    return None
+
+
+def docs_tables() -> Iterator[str]:
+    """The lines of docs/report.md between its two marks."""
+    titles = {"sft": "SFT", "reward": "Reward model", "ppo": "PPO"}
+    yield from _table("Every stage", COMMON)
+    for stage, checks in STAGES.items():
+        yield from _table(titles[stage], tuple(check for check in checks if check not in COMMON))
+
+
+def _table(title: str, checks: tuple[Check, ...]) -> Iterator[str]:
+    yield from (
+        f"**{title}**",
+        "",
+        "| check | in the journal | what it looks at, and why | needs |",
+        "|---|---|---|---|",
+    )
+    for check in checks:
+        name = f"**{check.name}**" if check.important else check.name
+        yield f"| {name} | `{check.key}` | {check.about} | {check.needs} |"
+    yield ""

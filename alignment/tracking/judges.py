@@ -1,0 +1,90 @@
+"""Who judges the held-out answers of a PPO run: without that, a win rate cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+Kind = Literal["held-out reward model", "reward model", "function", "service", "sum", "people"]
+UNKNOWN = "a judge that is not on record"
+FLATTERS = "which flatters: training maximised it"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What a win rate goes by.
+
+    Args:
+        name: a reference of a model, a function, a service's host.
+    """
+
+    kind: Kind
+    name: str
+
+    @property
+    def is_independent(self) -> bool:
+        """Whether training did not maximise it."""
+        return self.kind in ("held-out reward model", "people")
+
+    @property
+    def text(self) -> str:
+        """For a sentence after "judged by"."""
+        match self.kind:
+            case "people":
+                return "people"
+            case "held-out reward model":
+                return f"the held-out reward model {self.name}"
+            case "sum":
+                return f"the sum of rewards that it was trained on ({self.name}), {FLATTERS}"
+            case kind:
+                what = {"function": "reward function", "service": "reward service"}.get(kind, kind)
+                return f"the {what} that it was trained on ({self.name}), {FLATTERS}"
+
+    @property
+    def short(self) -> str:
+        """For a cell of a table."""
+        return self.kind if self.is_independent else f"its own {'rewards' if self.kind == 'sum' else self.kind}"
+
+    @property
+    def shortly(self) -> str:
+        """For a small place, after "judged by"."""
+        if self.is_independent:
+            return self.text
+        return f"what it was trained on ({self.name}), which flatters"
+
+
+def judge_of(config: Mapping[str, Any]) -> Judge | None:
+    """The judge that decides in a PPO run; None for another stage, or a config that does not say."""
+    model, rewards = config.get("model") or {}, config.get("rewards") or {}
+    if not isinstance(config.get("ppo"), Mapping) or not isinstance(model, Mapping):
+        return None
+    if model.get("held_out_reward"):
+        return Judge("held-out reward model", str(model["held_out_reward"]))
+    parts = reward_parts(config)
+    if not parts:
+        return None
+    if len(parts) > 1:
+        return Judge("sum", ", ".join(name for name, _, _ in parts))
+    name, kind, _ = parts[0]
+    if kind == "function":
+        name = str(rewards["others"][0]["function"])
+    return Judge(kind, str(model["reward"]) if kind == "reward model" else name)
+
+
+def reward_parts(config: Mapping[str, Any]) -> list[tuple[str, Kind, float]]:
+    """Name in the journal (`reward/NAME`), kind and weight of each part of the score."""
+    model, rewards = config.get("model") or {}, config.get("rewards") or {}
+    found: list[tuple[str, Kind, float]] = []
+    if model.get("reward"):
+        found.append(("model", "reward model", float(rewards.get("model_weight", 1.0))))
+    taken = {"model", "score_std"}
+    for number, entry in enumerate(rewards.get("others") or ()):
+        function = entry.get("function")
+        name = str(function).rpartition(":")[2] if function else str(urlsplit(str(entry.get("url"))).hostname)
+        if name in taken:
+            name = f"{name}-{number}"
+        taken.add(name)
+        found.append((name, "function" if function else "service", float(entry.get("weight", 1.0))))
+    return found
