@@ -302,7 +302,9 @@ def _shortened(source: str, found: Figures) -> Figures:
 
 def as_metrics(found: Figures) -> dict[str, float]:
     """The figures of a `labels` event that dashboards show as metrics, by their declared names."""
-    named = {name: found.get(name) for name in ("alpha", "three_way", "one_human", "best_reachable", "position", "length")}
+    named = {
+        name: found.get(name) for name in ("alpha", "three_way", "one_human", "best_reachable", "position", "length")
+    }
     metrics = {f"labels/{name}": estimate["value"] for name, estimate in named.items() if estimate}
     if found.get("seconds"):
         metrics["labels/seconds"] = found["seconds"]["median"]
