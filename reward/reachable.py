@@ -70,7 +70,7 @@ def agreement_shares(
         return None
     first, second, ties = counts[used].T
     decided = first + second
-    keys: list[Hashable] = [int(index) if groups is None else groups[index] for index in used]
+    keys: list[Hashable] = [index if groups is None else groups[index] for index in used.tolist()]
     others = first * (first - 1) + second * (second - 1) + ties * decided / 2
     total = int(decided.sum())
 

@@ -1,4 +1,4 @@
-"""Intervals of what was chosen as the best of several: luck in the choice must not reach the figure that is reported."""
+"""Intervals of what was chosen as the best of several: luck in the choice must not reach the reported figure."""
 
 import numpy as np
 import pytest
