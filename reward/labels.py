@@ -114,7 +114,8 @@ def agreement(ballots: Sequence[Mapping[str, Choice]], groups: Sequence[Hashable
         groups: the prompt of each ballot.
     """
     fleiss = fleiss_kappa(ballots)
-    shares = agreement_shares([list(ballot.values()) for ballot in ballots], groups)
+    votes, labelers = [list(ballot.values()) for ballot in ballots], [list(ballot) for ballot in ballots]
+    shares = agreement_shares(votes, groups, labelers=labelers)
     return {
         "overlap": sum(len(ballot) >= 2 for ballot in ballots),
         "alpha_nominal": alpha_estimate(ballots, "nominal", groups),

@@ -9,8 +9,10 @@ these moments, so the share is known within bounds, however many pairs there are
 one where people agree on everything or nothing, the upper one where all pairs are equally hard. The interval holds the
 bounds with the error of sampling.
 
-Votes of one pair are taken as independent draws from all labelers. Where a few labelers of very different skill rate
-everything, the shares come out somewhat low.
+Labelers of different skill agree less with each other than the best model does with them: two good ones and a coin
+agree as three middling ones do, and the model follows the good ones. So the upper bound is raised by what their own
+agreement says of each labeler (`skill_factor`). Two labelers alone cannot be told apart, and one may be perfect: the
+bound is then half way from one person's figure to 1. Votes without names count as drawn from one pool of people.
 """
 
 from __future__ import annotations
@@ -24,11 +26,16 @@ from numpy.typing import NDArray
 
 from alignment.data import Choice
 from alignment.intervals import Estimate, bootstrap_mean, resampled_sums
+from reward.agreement import COIN
 
 Floats = NDArray[np.float64]
 
 FEW = 20
 """Prompts (for an interval) or pairs with four votes (for their E d^4) below which a bootstrap says nothing."""
+LINK = 5
+"""Pairs that two labelers share from which they are compared."""
+SMALL = 0.1
+"""Share of all votes up to which a labeler's skill need not be known: many labelers even out."""
 
 
 class Shares(NamedTuple):
@@ -49,6 +56,7 @@ def agreement_shares(
     groups: Sequence[Hashable] | None = None,
     first_is_better: Sequence[float] | None = None,
     *,
+    labelers: Sequence[Sequence[str | None]] | None = None,
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> Shares | None:
@@ -58,6 +66,7 @@ def agreement_shares(
         votes: per pair what each labeler chose. Pairs with fewer than two decided votes tell nothing and are left out.
         groups: the prompt of each pair; the 95% intervals resample whole prompts.
         first_is_better: what a model says of each pair: 1, 0, or 1/2 where it cannot tell.
+        labelers: who gave each vote.
 
     Returns:
         None where no pair has two decided votes.
@@ -84,9 +93,11 @@ def agreement_shares(
         model = mean((says * first + (1 - says) * second) / decided)
     if len(set(keys)) >= FEW:
         columns = _moment_columns(first, second)
-        lows, highs = _bounds(resampled_sums(columns, keys, num_resamples=num_resamples, seed=seed))
+        named = None if labelers is None else _by_labeler([(votes[index], labelers[index]) for index in used.tolist()])
+        factor = 1.0 if named is None else skill_factor(named)
+        lows, highs = _bounds(resampled_sums(columns, keys, num_resamples=num_resamples, seed=seed), factor)
         ends = float(np.quantile(lows, 0.025)), float(np.quantile(highs, 0.975))
-        best = Estimate(value=_beta_share([float(column.sum()) for column in columns]), ci=ends, n=total)
+        best = Estimate(value=_beta_share([float(column.sum()) for column in columns], factor or 1.0), ci=ends, n=total)
     return Shares(best, mean(others / (decided * (decided + ties - 1))), model, len(used))
 
 
@@ -108,7 +119,61 @@ def _moment_columns(first: Floats, second: Floats) -> list[Floats]:
     return [few, few * squares, more, more * squares, more * fourths]
 
 
-def _bounds(sums: Floats) -> tuple[Floats, Floats]:
+def _by_labeler(rows: Sequence[tuple[Sequence[Choice], Sequence[str | None]]]) -> Floats | None:
+    """(pairs, labelers): 1 for the first answer, -1 for the second, 0 for none of them; None if a name is missing."""
+    names = sorted({name for _, who in rows for name in who if name is not None})
+    if any(name is None for _, who in rows for name in who):
+        return None
+    place = {name: number for number, name in enumerate(names)}
+    table = np.zeros((len(rows), len(names)))
+    for number, (choices, who) in enumerate(rows):
+        for choice, name in zip(choices, who, strict=True):
+            if name is not None:
+                table[number, place[name]] = {"first": 1.0, "second": -1.0, "tie": 0.0}[choice]
+    return table
+
+
+def skill_factor(votes: Floats) -> float | None:
+    """By how much the square of the labelers' mean lean, which bounds the best model, is above the mean product of two
+    labelers' leans, which is what agreement tells; 1 or more, None where the labelers cannot be told apart.
+
+    A labeler's lean on a pair is taken as t_j x: skill times how clear the pair is. Then labelers j and l agree on
+    t_j t_l, and where three who are no coins share pairs, the skills of these three can be found, and of others by them
+    (one common factor, by least squares; those with few shared votes are drawn toward the mean). Two who agree, or a
+    team that agrees no more than coins do, leave open who of them knows the answers.
+
+    Args:
+        votes: (pairs, labelers) of 1, -1 and 0.
+    """
+    votes = votes[np.abs(votes).sum(1) >= 2]  # two votes of one labeler are one here
+    if not len(votes):
+        return None
+    given = np.abs(votes)
+    shared, product = given.T @ given, votes.T @ votes
+    np.fill_diagonal(shared, 0.0)
+    np.fill_diagonal(product, 0.0)
+    linked = (shared >= LINK).astype(np.float64)
+    lead = product.sum(1) / np.sqrt(np.maximum(shared.sum(1), 1.0))  # standard errors of a coin's agreement, about
+    core = linked * np.outer(lead > COIN, lead > COIN)
+    in_core = np.diagonal(core @ core @ core) > 0
+    known = in_core | ((lead <= COIN) & (linked @ in_core > 0))
+    mean = product.sum() / shared.sum()
+    if mean * math.sqrt(shared.sum() / 2) < COIN or (given.sum(0)[~known] > SMALL * given.sum()).any():
+        return None
+    skills = np.full(len(shared), math.sqrt(mean))
+    for _ in range(200):
+        before = skills
+        fitted = (product @ skills + FEW * mean**1.5) / (shared @ skills**2 + FEW * mean)
+        skills = (before + np.clip(fitted, -1.0, 1.0)) / 2  # half steps: whole ones may swing to and fro
+        if np.abs(skills - before).max() < 1e-6:
+            break
+    n, total = given.sum(1), given @ skills
+    products = (total**2 - given @ skills**2) / (n - 1)  # the mean over two labelers of a pair, times n
+    common = float(total.sum() / n.sum()) ** 2
+    return max(1.0, common / max(float(products.sum() / n.sum()), 1e-12))
+
+
+def _bounds(sums: Floats, factor: float | None = 1.0) -> tuple[Floats, Floats]:
     """Lower and upper bound of the best share, given R resampled sums of `_moment_columns`: (5, R) -> (R,), (R,).
 
     The variance of d^2 is moved by one standard error to the wider side of each bound: where all pairs are equally
@@ -121,11 +186,15 @@ def _bounds(sums: Floats) -> tuple[Floats, Floats]:
     variance = more_fourths / np.maximum(more, 1.0) - m**2
     shift = float(variance.std())
     low, _ = moment_bounds(m, variance + shift)
-    _, high = moment_bounds(m, variance - shift)
     share = few / (few + more)
     # Means below 0 come from sampling alone. To cut each off would make their sum too large, and the lower bound too.
     lower = np.maximum(share * one + (1 - share) * np.where(mean < 0, mean, low), 0.0)
-    return 0.5 + lower / 2, 0.5 + (share * np.sqrt(np.maximum(one, 0.0)) + (1 - share) * high) / 2
+    if factor is None:
+        upper = (1 + np.maximum(share * one + (1 - share) * mean, 0.0)) / 2
+    else:
+        _, high = moment_bounds(np.minimum(m * factor, 1.0), variance - shift)
+        upper = share * np.sqrt(np.clip(one * factor, 0.0, 1.0)) + (1 - share) * high
+    return 0.5 + lower / 2, 0.5 + upper / 2
 
 
 def moment_bounds(mean: Floats, variance: Floats) -> tuple[Floats, Floats]:
@@ -143,16 +212,16 @@ def moment_bounds(mean: Floats, variance: Floats) -> tuple[Floats, Floats]:
     return low, 1 - weight + weight * np.sqrt(np.maximum(other, 0.0))
 
 
-def _beta_share(sums: Sequence[float]) -> float:
+def _beta_share(sums: Sequence[float], factor: float) -> float:
     """The best share if d^2 has a beta distribution: of pairs with two or three votes beta(1/2, a), which is what a
     symmetric beta(a, a) of p gives; of those with more the one with their mean and variance."""
     few, few_squares, more, more_squares, more_fourths = sums
     expected = 0.0
     if few:
-        mean = few_squares / few
+        mean = factor * few_squares / few
         expected += few * _beta_root(mean, 0.5 / max(mean, 1e-12))
     if more:
-        mean = min(max(more_squares / more, 0.0), 1.0)
+        mean = min(max(factor * more_squares / more, 0.0), 1.0)
         variance = max(more_fourths / more - mean**2, 1e-12)
         expected += more * _beta_root(mean, mean * (1 - mean) / variance - 1)
     return 0.5 + expected / (few + more) / 2

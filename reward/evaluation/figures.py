@@ -84,7 +84,8 @@ def _shared(pairs: Sequence[Judged], groups: Sequence[Hashable]) -> dict[str, An
     """On the pairs that two or more people decided, and on the same votes: the model, one person, and the best
     possible model. None where there is no such pair."""
     votes = [[vote.choice for vote in pair.comparison.votes] for pair in pairs]
-    shares = agreement_shares(votes, groups, [order(*pair.scores) for pair in pairs])
+    labelers = [[vote.labeler for vote in pair.comparison.votes] for pair in pairs]
+    shares = agreement_shares(votes, groups, [order(*pair.scores) for pair in pairs], labelers=labelers)
     return None if shares is None else shares._asdict()
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reward.reachable import FEW, _beta_root, _moment_columns, agreement_shares, moment_bounds
+from reward.reachable import FEW, _beta_root, _moment_columns, agreement_shares, moment_bounds, skill_factor
 
 
 def simulated(p, votes, rng, ties=0.0):
@@ -160,6 +160,74 @@ def test_the_interval_holds_the_truth(draw, votes, ties):
     """With 60 runs a coverage of 95% falls below 88% once in 200 times. A plug-in
     majority of three votes, or a fitted beta where all pairs are equally hard, holds it in hardly any run."""
     assert coverage(draw, votes, 150, ties) >= 0.88
+
+
+def team(skills, votes, pairs, rng):
+    """Votes of people who are right with these probabilities, that many on a pair: choices, names, and the truth."""
+    truth = rng.random(pairs) < 0.5
+    who = rng.permuted(np.tile(np.arange(len(skills)), (pairs, 1)), axis=1)[:, :votes]
+    first = (rng.random(who.shape) < np.array(skills)[who]) == truth[:, None]
+    return np.where(first, "first", "second").tolist(), who.astype(str).tolist(), truth.astype(float)
+
+
+@pytest.mark.parametrize(
+    ("skills", "factor"), [((0.9, 0.9, 0.9, 0.5), 9 / 8), ((0.8,) * 3, 1), ((0.9, 0.8, 0.7, 0.6), None)]
+)
+def test_the_factor_of_unequal_skill_by_hand(skills, factor):
+    """Leans of .8, .8, .8 and 0: the mean product of two is .64 / 2, the square of their mean .6^2, 9/8 of that."""
+    choices, names, _ = team(skills, 3, 20_000, np.random.default_rng(0))
+    table = np.zeros((len(choices), len(skills)))
+    for row, (said, who) in enumerate(zip(choices, names, strict=True)):
+        table[row, [int(name) for name in who]] = [1 if choice == "first" else -1 for choice in said]
+    leans = 2 * np.array(skills) - 1
+    products = [a * b for a, b in itertools.combinations(leans, 2)]
+    expected = factor or leans.mean() ** 2 / np.mean(products)
+    assert skill_factor(table) == pytest.approx(expected, abs=0.04)
+
+
+@pytest.mark.parametrize("skills", [(0.9, 0.6), (0.9, 0.9, 0.5), (0.9, 0.5, 0.5), (0.5, 0.5, 0.5, 0.5)])
+def test_fewer_than_three_who_are_no_coins_are_not_told_apart(skills):
+    choices, names, _ = team(skills, 2, 1000, np.random.default_rng(0))
+    table = np.zeros((len(choices), len(skills)))
+    for row, (said, who) in enumerate(zip(choices, names, strict=True)):
+        table[row, [int(name) for name in who]] = [1 if choice == "first" else -1 for choice in said]
+    assert skill_factor(table) is None
+
+
+def test_two_votes_of_one_labeler_are_no_agreement():
+    choices, names = [("first", "first")] * 30, [("ann", "ann")] * 30
+    assert agreement_shares(choices, labelers=names).best["ci"][1] == pytest.approx(1.0)
+
+
+def test_two_labelers_cannot_be_told_apart():
+    """One may be perfect and the other the cause of all that they differ in: the best model then agrees with all votes
+    of the one and with as many of the other's as the two agree on."""
+    choices, names, _ = team((0.9, 0.6), 2, 20_000, np.random.default_rng(0))
+    found = agreement_shares(choices, None, None, labelers=names, num_resamples=100)
+    assert found.best["ci"][1] == pytest.approx((1 + found.one_human["value"]) / 2, abs=0.01)
+    some = agreement_shares(choices, None, None, labelers=[[None, *row[1:]] for row in names], num_resamples=100)
+    assert some.best["ci"][1] < found.best["ci"][1]  # votes without names are one pool's
+
+
+@pytest.mark.parametrize(
+    ("skills", "votes"),
+    [
+        ((0.9, 0.9, 0.5), 3),
+        ((0.9, 0.75, 0.6), 3),
+        ((0.9, 0.5), 2),
+        ((0.8, 0.8, 0.8, 0.8, 0.5), 5),
+        ((0.95, 0.5) * 6, 3),
+    ],
+)
+def test_people_of_unequal_skill_do_not_make_the_best_model_suspect(skills, votes):
+    """The best model knows the truth. Taken for one pool, (.9, .9, .5) had it above the interval in 83% of the runs."""
+    covered = above = 0
+    for run in range(40):
+        choices, names, truth = team(skills, votes, 300, np.random.default_rng(run))
+        found = agreement_shares(choices, None, truth, labelers=names, num_resamples=300, seed=run)
+        covered += found.best["ci"][0] <= np.mean(skills) <= found.best["ci"][1]
+        above += found.model["value"] > found.best["ci"][1]
+    assert covered >= 36 and above <= 2
 
 
 def test_the_interval_is_not_wider_than_it_must_be():

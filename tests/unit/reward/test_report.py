@@ -117,8 +117,8 @@ def people_and_a_model(right, seed, n=500, people=0.75):
     rng = np.random.default_rng(seed)
     rows, scores = [], []
     for number in range(n):
-        votes = ["first" if rng.random() < people else "second" for _ in range(3)]
-        knows = votes.count("first") >= 2 if right is None else rng.random() < right
+        votes = [("first" if rng.random() < people else "second", None, name) for name in ("ann", "bob", "cyd")]
+        knows = sum(vote[0] == "first" for vote in votes) >= 2 if right is None else rng.random() < right
         rows.append((f"q{number}", votes, (3, 2) if rng.random() < 0.5 else (2, 3)))
         scores.append([1.0, 0.0] if knows else [0.0, 1.0])
     return report_of(pair_questions(rows), scores)
