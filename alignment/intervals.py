@@ -64,6 +64,20 @@ def bootstrap_sums(
         statistic: takes the sum of each column, arrays of any one shape, and gives an array of that shape.
         groups: as `bootstrap_mean`.
     """
+    totals = resampled_sums(columns, groups, num_resamples=num_resamples, seed=seed)
+    low, high = np.quantile(statistic(*totals), [0.025, 0.975])
+    value = statistic(*(np.asarray(np.sum(column)) for column in columns))
+    return Estimate(value=float(value), ci=(float(low), float(high)), n=len(columns[0]))
+
+
+def resampled_sums(
+    columns: Sequence[NDArray[np.float64]],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Sums of each column over whole groups drawn with replacement: (columns, resamples). Arguments as above."""
     keys = range(len(columns[0])) if groups is None else groups
     index = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     membership = np.array([index[key] for key in keys])
@@ -75,9 +89,7 @@ def bootstrap_sums(
         some = min(at_once, num_resamples - start)
         draws = rng.integers(len(index), size=(some, len(index)))
         totals[:, start : start + some] = [column[draws].sum(-1) for column in sums]
-    low, high = np.quantile(statistic(*totals), [0.025, 0.975])
-    value = statistic(*(np.asarray(column.sum()) for column in sums))
-    return Estimate(value=float(value), ci=(float(low), float(high)), n=len(columns[0]))
+    return totals
 
 
 def win_rate(

@@ -1,4 +1,4 @@
-"""How far labelers agree, how good each one is, and how well a model could do on their votes. numpy alone, no model.
+"""How far labelers agree, and how good each one is. numpy alone, no model.
 
 A `Ballot` is what was said of one item: labeler -> label; a labeler who did not see it is not in it. Labels of one set
 of ballots are of one kind: choices ("first", "second", "tie"), or numbers where their order counts (ranks, scores).
@@ -28,6 +28,10 @@ Floats = NDArray[np.float64]
 
 FULL_TRUST = 20
 """Overlapping votes from which a labeler's reliability is their own; below, it is drawn toward everybody's mean."""
+TOLD_APART = 100
+"""Overlapping votes from which an ordinary labeler is told apart from a coin with certainty."""
+COIN = 2.5
+"""Standard errors by which a coin hardly ever agrees with the others more than half of the time (0.6% of coins)."""
 
 
 class Kappa(NamedTuple):
@@ -296,98 +300,70 @@ def dawid_skene(ballots: Sequence[Ballot], max_steps: int = 500, tolerance: floa
     )
 
 
-def reliability(ballots: Sequence[Ballot]) -> dict[str, float]:
-    """Training weight of each labeler's votes: `vote_weights` of `dawid_skene`."""
-    return vote_weights(dawid_skene(ballots))
+class Reliability(NamedTuple):
+    """What is known of each labeler from the pairs that others decided too; ties are left out."""
+
+    accuracy: dict[str, float]
+    """Probability that a decided vote of theirs is for the better answer; nan where no two saw the same pair."""
+    overlaps: dict[str, int]
+    """Decided votes that this rests on."""
+    weights: dict[str, float]
+    """Training weight of their votes; the mean over labelers is 1."""
 
 
-def vote_weights(found: OneCoin) -> dict[str, float]:
-    """Training weight of each labeler's votes; the mean over labelers is 1.
+def reliability(ballots: Sequence[Mapping[str, Choice]]) -> Reliability:
+    """How much each labeler's votes are worth, from their decided votes alone.
 
-    With K labels, a labeler who is right with probability a (`dawid_skene`, shrunk) votes as one who knows the answer
-    with probability (aK - 1) / (K - 1) and otherwise draws a label blindly. That probability is the share of their
-    votes that says something about the answer, and is the weight: 0 at chance or below, in proportion from there.
-    Log-odds would weigh best in one item's ballot (Nitzan and Paroush 1982), but grow without bound as a nears 1, so
-    that one consistent labeler would drown out the others in training. Where nobody is better than chance, or there is
-    one label only or no overlap, all weigh 1.
+    A tie says that the answers are alike, which is neither right nor wrong, so ties count neither for nor against
+    anybody. Of two answers a labeler who is right with probability a (`dawid_skene`) votes as one who knows the better
+    one with probability 2a - 1 and otherwise tosses a coin. That probability is the weight: 0 at chance or below.
+    Log-odds would weigh best in one pair's ballot (Nitzan and Paroush 1982), but grow without bound as a nears 1, so
+    that one consistent labeler would drown out the others in training.
+
+    An estimate of 2a - 1 is rarely exactly 0 for a coin. So it is multiplied by max(0, 1 - (COIN / z)^2), where z is by
+    how many standard errors of a coin the labeler agrees with the verdict of the others. Labelers with fewer than
+    `TOLD_APART` overlaps have that only in part. Where nobody is better than chance, or nothing overlaps, all weigh 1.
     """
-    if not any(found.overlaps.values()):
-        return dict.fromkeys(found.accuracy, 1.0)
-    chance = 1 / max(found.num_labels, 2)
-    known = {labeler: max(0.0, (a - chance) / (1 - chance)) for labeler, a in found.accuracy.items()}
-    mean = math.fsum(known.values()) / len(known) if known else 0.0
-    if mean <= 0 or found.num_labels < 2:
-        return dict.fromkeys(known, 1.0)
-    return {labeler: weight / mean for labeler, weight in known.items()}
+    decided: list[Ballot] = [{who: choice for who, choice in row.items() if choice != "tie"} for row in ballots]
+    coin = dawid_skene(decided)
+    names = sorted({who for ballot in ballots for who in ballot})
+    overlaps = {name: coin.overlaps.get(name, 0) for name in names}
+    votes = sum(overlaps.values())
+    if not votes or coin.num_labels < 2:
+        return Reliability(
+            {name: coin.accuracy.get(name, math.nan) for name in names}, overlaps, dict.fromkeys(names, 1.0)
+        )
+    mean = math.fsum(a * coin.overlaps[name] for name, a in coin.accuracy.items()) / votes
+    accuracy = {name: coin.accuracy.get(name, mean) for name in names}  # who only says tie is like the others
+    lead = _lead_over_a_coin(decided, coin)
+    known = {}
+    for name in names:
+        z = max(lead.get(name, 0.0), 0.0)
+        shown = max(0.0, 1 - (COIN / z) ** 2) if z else 0.0
+        part = min(1.0, overlaps[name] / TOLD_APART)
+        known[name] = max(0.0, 2 * accuracy[name] - 1) * (part * shown + 1 - part)
+    average = math.fsum(known.values()) / len(known)
+    weights = {name: weight / average if average > 0 else 1.0 for name, weight in known.items()}
+    return Reliability(accuracy, overlaps, weights)
 
 
-# --- the ceiling ---------------------------------------------------------------------------------------------------
+def _lead_over_a_coin(decided: Sequence[Ballot], coin: OneCoin) -> dict[str, float]:
+    """By how many standard errors each labeler agrees with the others more than a coin does.
 
-
-class Ceiling(NamedTuple):
-    """How often one person agrees with the majority of the others."""
-
-    accuracy: Estimate
-    """`n` counts the votes that were judged."""
-    model: Estimate | None
-    """A model's choices in place of each judged vote, by the same majorities: the figure to hold against `accuracy`."""
-    items: int
-    """Items behind it: those that at least one vote could be judged on."""
-    undecided: int
-    """Votes that were not judged, because the others were equally divided or all said tie."""
-
-
-def human_ceiling(
-    votes: Sequence[Sequence[Choice]],
-    groups: Sequence[Hashable] | None = None,
-    first_is_better: Sequence[float] | None = None,
-    *,
-    seed: int = 0,
-) -> Ceiling | None:
-    """Accuracy of one person's vote against the majority of the other votes on the same item.
-
-    The figure to put beside a reward model's accuracy: it says how well people, with the same answers before them,
-    agree with each other.
-
-    Each vote in turn is left out and judged by the rest. Ties: in the rest they count for neither side, and where
-    neither side is ahead the vote is not judged (as a model is not judged on a pair that people call a tie); a tie
-    judged against a decided rest is worth 1/2, as a model's equal scores are. A vote weighs 1 / (votes on its item), so
-    that items count alike. With two votes an item this is plain agreement; a majority needs three.
-
-    Args:
-        votes: per item what each labeler chose.
-        groups: the prompt of each item; the 95% intervals resample whole prompts.
-        first_is_better: what a model says of each item: 1, 0, or 1/2 where it cannot tell.
-
-    Returns:
-        None where no vote can be judged.
+    The others' votes are weighed by their log-odds, and the labeler's own vote is left out: it would agree with itself.
     """
-    values: list[float] = []
-    model: list[float] = []
-    keys: list[Hashable] = []
-    weights: list[float] = []
-    items = undecided = 0
-    for index, item in enumerate(votes):
-        lead = item.count("first") - item.count("second")
-        judged = 0
-        for vote in item if len(item) >= 2 else ():
-            mine = {"first": 1, "second": -1, "tie": 0}[vote]
-            rest = lead - mine
-            if rest == 0:
-                undecided += 1
-                continue
-            judged += 1
-            values.append(0.5 if mine == 0 else float(mine * rest > 0))
-            if first_is_better is not None:
-                model.append(first_is_better[index] if rest > 0 else 1 - first_is_better[index])
-            keys.append(index if groups is None else groups[index])
-            weights.append(1 / len(item))
-        items += bool(judged)
-    if not values:
-        return None
-    return Ceiling(
-        accuracy=bootstrap_mean(values, keys, weights, seed=seed),
-        model=bootstrap_mean(model, keys, weights, seed=seed) if model else None,
-        items=items,
-        undecided=undecided,
-    )
+    agreed: Counter[str] = Counter()
+    judged: Counter[str] = Counter()
+    for ballot in decided:
+        sides = {
+            who: math.log(a / (1 - a)) * (1 if choice == "first" else -1)
+            for who, choice in ballot.items()
+            if 0 < (a := coin.accuracy[who]) < 1
+        }
+        total = math.fsum(sides.values()) if len(ballot) >= 2 else 0.0
+        for who, choice in ballot.items():
+            rest = total - sides.get(who, 0.0)
+            if len(ballot) >= 2 and abs(rest) > 1e-9:
+                judged[who] += 1
+                agreed[who] += (rest > 0) == (choice == "first")
+    return {who: (2 * agreed[who] - n) / math.sqrt(n) for who, n in judged.items()}

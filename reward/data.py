@@ -136,7 +136,7 @@ def labeler_weights(judgements: Sequence[Judgement], where: str) -> dict[str, fl
             f"{where}: reward.use_reliability weighs labelers by how they agree, and no pair here was judged by two "
             "whose names are known; have items rated by several (need=3), or set reward.use_reliability=false"
         )
-    return reliability(ballots)
+    return reliability(ballots).weights
 
 
 class Encoding(NamedTuple):

@@ -93,7 +93,10 @@ def _of_one(found: Figures, labeler: str) -> Iterator[str]:
     if again and again["n"] >= ENOUGH and again["value"] < STEADY:
         yield f"{name} gave the same answer to {round(again['value'] * again['n'])} of {again['n']} flipped repeats."
     if trusted and trusted["weight"] == 0 and trusted["overlaps"] >= ENOUGH:
-        yield f"{name} agrees with the others no more than by chance; their votes weigh nothing in training."
+        yield (
+            f"{name} is not shown to agree with the others more often than a coin does; their votes weigh nothing in "
+            "training."
+        )
     others = [each["seconds"]["median"] for who, each in labelers.items() if who != labeler and each["seconds"]]
     seconds = mine["seconds"]
     usual = statistics.median(others) if others else 0

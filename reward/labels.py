@@ -19,20 +19,18 @@ from alignment.ratings import Gold, Item, Rating, RatingsStore, is_ratings_file,
 from alignment.ratings.pairs import Pair, judged_pairs
 from alignment.ratings.records import CONTROLS
 from reward.agreement import (
-    Ballot,
     Preference,
     alpha_estimate,
     binomial_test,
     cohen_kappas,
-    dawid_skene,
     fleiss_kappa,
-    human_ceiling,
     preference,
+    reliability,
     three_way_agreement,
-    vote_weights,
     wilson,
 )
 from reward.label_warnings import warnings_of
+from reward.reachable import agreement_shares
 
 Figures = dict[str, Any]
 
@@ -116,14 +114,16 @@ def agreement(ballots: Sequence[Mapping[str, Choice]], groups: Sequence[Hashable
         groups: the prompt of each ballot.
     """
     fleiss = fleiss_kappa(ballots)
-    ceiling = human_ceiling([list(ballot.values()) for ballot in ballots], groups)
+    votes, labelers = [list(ballot.values()) for ballot in ballots], [list(ballot) for ballot in ballots]
+    shares = agreement_shares(votes, groups, labelers=labelers)
     return {
         "overlap": sum(len(ballot) >= 2 for ballot in ballots),
         "alpha_nominal": alpha_estimate(ballots, "nominal", groups),
         "fleiss_kappa": fleiss._asdict() if fleiss else None,
         "cohen_kappa": [{"labelers": list(names), **kappa._asdict()} for names, kappa in cohen_kappas(ballots).items()],
         "three_way": three_way_agreement(ballots, groups),
-        "human_ceiling": ceiling.accuracy if ceiling else None,
+        "one_human": shares.one_human if shares else None,
+        "best_reachable": shares.best if shares else None,
     }
 
 
@@ -186,9 +186,7 @@ def _longer(pairs: Sequence[Pair], labeler: str | None = None) -> Figures | None
 
 
 def _labelers(items: dict[int, Item], ratings: Sequence[Rating], pairs: Sequence[Pair]) -> dict[str, Figures]:
-    ballots: list[Ballot] = [pair.choices for pair in pairs]
-    coin = dawid_skene(ballots)
-    weights = vote_weights(coin)
+    trusted = reliability([pair.choices for pair in pairs])
     found = {}
     for name in sorted({rating.labeler for rating in ratings}):
         mine = [rating for rating in ratings if rating.labeler == name]
@@ -205,11 +203,11 @@ def _labelers(items: dict[int, Item], ratings: Sequence[Rating], pairs: Sequence
             "gold": _gold(items, answered),
             "self_agreement": _self_agreement(answered),
             "reliability": {
-                "accuracy": None if math.isnan(coin.accuracy[name]) else coin.accuracy[name],
-                "overlaps": coin.overlaps[name],
-                "weight": weights[name],
+                "accuracy": None if math.isnan(trusted.accuracy[name]) else trusted.accuracy[name],
+                "overlaps": trusted.overlaps[name],
+                "weight": trusted.weights[name],
             }
-            if name in weights
+            if name in trusted.weights
             else None,
         }
     return found
@@ -275,7 +273,8 @@ def _agreement_figures(found: Figures) -> Figures:
         "fleiss_kappa": found["fleiss_kappa"],
         "cohen_kappa": {"median": statistics.median(kappas), "min": min(kappas), "n": len(kappas)} if kappas else None,
         "three_way": found["three_way"],
-        "human_ceiling": found["human_ceiling"],
+        "one_human": found["one_human"],
+        "best_reachable": found["best_reachable"],
     }
 
 
@@ -304,7 +303,9 @@ def _shortened(source: str, found: Figures) -> Figures:
 
 def as_metrics(found: Figures) -> dict[str, float]:
     """The figures of a `labels` event that dashboards show as metrics, by their declared names."""
-    named = {name: found.get(name) for name in ("alpha", "three_way", "human_ceiling", "position", "length")}
+    named = {
+        name: found.get(name) for name in ("alpha", "three_way", "one_human", "best_reachable", "position", "length")
+    }
     metrics = {f"labels/{name}": estimate["value"] for name, estimate in named.items() if estimate}
     if found.get("seconds"):
         metrics["labels/seconds"] = found["seconds"]["median"]

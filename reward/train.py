@@ -23,7 +23,7 @@ from torch import nn
 from transformers import AutoConfig, set_seed
 
 from alignment import callbacks, distributed, methods, resume, trainers, zero3
-from alignment.best_model import finished_model, keep_best, published_step
+from alignment.best_model import finished_model, held_out_halves, keep_best, published_step
 from alignment.config import BestModelArguments, CheckpointArguments
 from alignment.control import Wanted
 from alignment.data import CHOICES, Comparison
@@ -46,6 +46,7 @@ from reward.finish import Finished, Trained, averaged, finish_all, summed_up, wr
 from reward.labels import as_metrics, journalled
 from reward.plan import arguments, workload
 from reward.prepare import Prepared, make_arguments, prepare, untrained
+from reward.questions import Question
 from reward.trainer import QuestionTrainer
 
 RECORD = "trained.json"
@@ -133,7 +134,7 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
             with zero3.whole_models(), members.copied() as staging:  # ZeRO-3 would part them among all processes
                 finished = finish_all(staging, config, prepared, trained)
                 last = sum(member.steps for member in trained[:-1]) + trained[-1].step
-                judged = _judge(config, prepared, finished, journal, last)
+                judged = _judge(config, prepared, finished, journal, last, best_of(trained))
                 metrics = summed_up(trained) | judged
                 return _publish(finished, config, prepared, metrics, begun.run, journal), judged
 
@@ -203,7 +204,7 @@ class Members:
             own = replace(own, seed=own.seed + number, arguments=arguments)
             journal = MemberJournal(journal, number, first_step)
         start = self.begun if number == self.first else replace(self.begun, checkpoint=None)
-        trainer = build_trainer(config, own, journal)
+        trainer = build_trainer(config, replace(own, held_out=_halves(config, own.held_out)[0]), journal)
         callbacks.attach(trainer, journal, f"reward {config.name}", BestModelArguments.of(config.training).wanted)
         journal.event("method", method=config.model.method, **methods.describe(trainer.model))
         best = keep_best(trainer, config.training, config.run_dir, journal)
@@ -220,7 +221,7 @@ class Members:
         step = published_step(trainer, best)
         metrics: dict[str, Any] = {"train_loss": outcome.training_loss, "steps": outcome.global_step}
         if best is not None:
-            metrics["best_step"] = step
+            metrics |= {"best_step": step, "best_of": best.evaluations if best.is_chosen else 1}
         folder = self.folder / member_name(number)
         with finished_model(trainer, best, config.run_dir) as saved:
             if distributed.is_main_process():
@@ -231,22 +232,44 @@ class Members:
         return Trained(own.seed, step, metrics, trainer.probe)
 
 
+def best_of(trained: Sequence[Trained]) -> int:
+    """The largest number of evaluations among which a member was chosen; 1: nothing was chosen."""
+    return max(int(member.metrics.get("best_of", 1)) for member in trained)
+
+
+def _halves(config: RewardStageConfig, held_out: list[Question]) -> tuple[list[Question], list[Question]]:
+    """Held-out questions that are evaluated in training, and those that a chosen model is reported on."""
+    halves = held_out_halves(config.training, [tuple(question.prompt_ids) for question in held_out])
+    evaluated, reported = ([held_out[row] for row in half] for half in halves)
+    return evaluated, reported
+
+
 def _judge(
-    config: RewardStageConfig, prepared: Prepared, finished: Finished, journal: Journal, step: int
+    config: RewardStageConfig, prepared: Prepared, finished: Finished, journal: Journal, step: int, evaluations: int
 ) -> dict[str, Any]:
-    """What is known of the model: its zero point, and how well it does on what was held out."""
+    """What is known of the model: its zero point, and how well it does on what was held out.
+
+    Args:
+        evaluations: those among which it was chosen; 1: it was not, and nothing held out has an influence on it.
+    """
+    held_out = _halves(config, prepared.held_out)[1] if evaluations > 1 else prepared.held_out
     metrics: dict[str, Any] = {"score_bias": finished.shift, **prepared.zero.summary()}
     if prepared.scale is not None:
         metrics |= {"rating_mean": prepared.scale.mean, "rating_std": prepared.scale.std}
-    members = finished.member_scores(prepared.held_out)
-    scores = averaged(members) if members else finished.score(prepared.held_out)
-    found = evaluate(prepared.held_out, scores, finished.score, members=members, rating_offset=finished.shift)
-    if prepared.held_out:
-        write_eval_pairs(config.run_dir, prepared.held_out, scores)
+    members = finished.member_scores(held_out)
+    scores = averaged(members) if members else finished.score(held_out)
+    found = evaluate(held_out, scores, finished.score, members=members, rating_offset=finished.shift)
+    if evaluations > 1:
+        prompts = len({tuple(question.prompt_ids) for question in prepared.held_out})
+        choosing = prompts - len({tuple(question.prompt_ids) for question in held_out})
+        found["chosen"] = {"evaluations": evaluations, "prompts": choosing}
+        metrics["choosing_prompts"] = choosing
+    if held_out:
+        write_eval_pairs(config.run_dir, held_out, scores)
         metrics |= compact(found)
         flat = {f"eval/{name}": figure["value"] for name, figure in metrics.items() if isinstance(figure, dict)}
         journal.log(step, flat)
-        _show(journal, step, judged_pairs(prepared.held_out, scores), config.tracking.num_samples)
+        _show(journal, step, judged_pairs(held_out, scores), config.tracking.num_samples)
     for finding in findings(found):
         journal.finding(step, finding.kind.replace("_", " "), finding.level, _in_words(finding))
     for kind, why in unmeasured(found).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerBase
 
@@ -146,6 +148,18 @@ def encode_example(
         return []
     kept = zip(fitted.input_ids, fitted.loss_mask, strict=True)
     return [{"input_ids": fitted.input_ids, "labels": [token if trained else IGNORED for token, trained in kept]}]
+
+
+def row_groups(rows: datasets.Dataset) -> list[int]:
+    """A number for each row, from 0 in order of appearance: the same for rows that begin alike, up to the first token
+    that is trained on, so that several answers to one prompt stay together. A text without a prompt is its own."""
+    groups: dict[bytes, int] = {}
+    numbers = []
+    for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True):
+        begin = next((place for place, label in enumerate(labels) if label != IGNORED), 0)
+        key = hashlib.sha256(np.asarray(ids[:begin] or ids, dtype=np.int64).tobytes()).digest()
+        numbers.append(groups.setdefault(key, len(groups)))
+    return numbers
 
 
 def _size(config: DataConfig) -> int:

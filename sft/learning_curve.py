@@ -8,7 +8,6 @@ no run is left behind: only `RUN/learning_curve.json` and `RUN/learning_curve.pn
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 import sys
@@ -28,7 +27,7 @@ from alignment.evaluation import Estimate, bootstrap_mean
 from alignment.tensors import logprobs_from_logits, pad_rows
 from alignment.tracking import Journal
 from sft.config import SFTStageConfig
-from sft.data import IGNORED
+from sft.data import IGNORED, row_groups
 from sft.more_data import RULE, Answer, HeldOut, answer
 from sft.train import Prepared, build_trainer, prepare
 
@@ -99,18 +98,6 @@ def _with_seed(prepared: Prepared, seed: int) -> Prepared:
     arguments = copy.copy(prepared.arguments)
     arguments.seed = seed
     return replace(prepared, seed=seed, arguments=arguments)
-
-
-def row_groups(rows: datasets.Dataset) -> list[int]:
-    """A number for each row, from 0 in order of appearance: the same for rows that begin alike, up to the first token
-    that is trained on, so that several answers to one prompt stay together. A text without a prompt is its own."""
-    groups: dict[bytes, int] = {}
-    numbers = []
-    for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True):
-        begin = next((place for place, label in enumerate(labels) if label != IGNORED), 0)
-        key = hashlib.sha256(np.asarray(ids[:begin] or ids, dtype=np.int64).tobytes()).digest()
-        numbers.append(groups.setdefault(key, len(groups)))
-    return numbers
 
 
 def shuffled_groups(num_groups: int, seed: int) -> list[int]:

@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, set_seed
 from trl import SFTConfig
 
 from alignment import adapters, callbacks, distributed, methods, resume, trainers
 from alignment.adapters import without_adapter
-from alignment.best_model import finished_model, keep_best, published_step
+from alignment.best_model import BestModel, finished_model, held_out_halves, keep_best, published_step
 from alignment.config import (
     SCRATCH,
     BestModelArguments,
@@ -38,7 +39,7 @@ from alignment.runs import Run
 from alignment.stage import write_bad_rows
 from alignment.tracking import Journal
 from sft.config import DEFAULTS, SFTStageConfig
-from sft.data import EncodedData, encode_data, training_texts
+from sft.data import EncodedData, encode_data, row_groups, training_texts
 from sft.packing import PackingCollator, pack_attention
 from sft.plan import arguments, workload
 from sft.samples import write_samples
@@ -58,6 +59,21 @@ class Prepared:
     """What the check of the data found."""
 
 
+@dataclass(frozen=True)
+class Halves:
+    """Held-out rows that are evaluated in training, where they choose the best model, and those that report on it."""
+
+    evaluated: datasets.Dataset
+    reported: datasets.Dataset
+
+    @classmethod
+    def of(cls, config: SFTStageConfig, rows: datasets.Dataset) -> Halves:
+        if not BestModelArguments.of(config.training).wanted:
+            return cls(rows, rows)
+        evaluated, reported = held_out_halves(config.training, row_groups(rows))
+        return cls(rows.select(evaluated), rows.select(reported))
+
+
 def train(config: SFTStageConfig) -> dict[str, Any]:
     """Run the stage; returns the published reference and the final metrics."""
     begun = resume.begin(config.run_dir)
@@ -67,7 +83,8 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
     start = trainers.publish_base(config, prepared.registry, prepared.start, prepared.seed, begun.run)
     trainers.pin_models(config, prepared.registry, begun.run)
     prepared = replace(prepared, start=start)
-    trainer = build_trainer(config, prepared)
+    halves = Halves.of(config, prepared.data.eval)
+    trainer = build_trainer(config, replace(prepared, data=replace(prepared.data, eval=halves.evaluated)))
     shown, tokenizer = prepared.data.shown, prepared.start.tokenizer
     saving = CheckpointArguments.of(config.training)
     with trainers.open_journal(config, "sft", begun) as journal:
@@ -77,7 +94,7 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
         callbacks.attach(trainer, journal, f"sft {config.name}", BestModelArguments.of(config.training).wanted)
         journal.event("method", method=config.model.method, **methods.describe(trainer.model))
         journal.event("batches", packed=isinstance(trainer.data_collator, PackingCollator))
-        best = keep_best(trainer, config.training, config.run_dir, journal)
+        best = keep_best(trainer, config.training, config.run_dir, journal, lambda: trainer.loss_on(halves.reported))
         if begun.checkpoint is None and not config.model.name.startswith(SCRATCH):
             write_samples(journal, 0, config, prepared.start.source, tokenizer, shown)
         trainer.use_checkpoints(checkpoints, saving.save_steps, begun.checkpoint, best, journal)
@@ -88,8 +105,9 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
         if best is not None:
             metrics["best_step"] = step
         if len(prepared.data.eval):
-            loss = _eval_loss(trainer, step)
-            metrics |= {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 50.0))}
+            metrics |= _held_out(trainer, best, step, prepared.data.eval, halves)
+            if best is not None:  # the figure of the published model, in place of the one that chose it
+                journal.log(step, {"eval/loss": metrics["eval_loss"]})
         metrics |= methods.describe(trainer.model)
         with finished_model(trainer, best, config.run_dir) as folder:
             ref = publish(config, prepared, folder, metrics, begun.run, journal)
@@ -201,6 +219,22 @@ def publish(
             ).ref
         )
     )
+
+
+def _held_out(
+    trainer: SFTTrainer, best: BestModel | None, step: int, rows: datasets.Dataset, halves: Halves
+) -> dict[str, Any]:
+    """Loss and perplexity of the published model, of `step`, and the rows that they are of."""
+    metrics: dict[str, Any] = {}
+    if best is None:
+        loss = _eval_loss(trainer, step)
+    elif best.is_chosen:
+        assert best.reported is not None
+        metrics = {"best_of": best.evaluations, "choosing_rows": len(rows) - len(halves.reported)}
+        loss, rows = best.reported, halves.reported
+    else:  # one evaluation, of the last step, or none that gave a number: nothing was chosen
+        loss = trainer.loss_on(rows)
+    return {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 50.0)), "eval_rows": len(rows)} | metrics
 
 
 def _eval_loss(trainer: SFTTrainer, step: int) -> float:

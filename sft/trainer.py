@@ -6,6 +6,7 @@ tokens of packed rows (`sft.packing`, `sft.loss`). What a step trains on, its lo
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -112,6 +113,18 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         output.metrics[f"{metric_key_prefix}_loss"] = loss
         output.metrics[f"{metric_key_prefix}_mean_token_accuracy"] = accuracy
         return output
+
+    def loss_on(self, rows: datasets.Dataset) -> float:
+        """Loss per token of the model as it is on rows, in nats, on every process; no callback hears of it."""
+        start = time.monotonic()
+        # Trainer keeps one loader where workers are persistent, and would give that of the other rows.
+        kept = self.__dict__.pop("_eval_dataloaders", None)
+        output = self.evaluation_loop(self.get_eval_dataloader(rows), "Reporting", metric_key_prefix="report")
+        self.__dict__.pop("_eval_dataloaders", None)
+        if kept is not None:
+            self._eval_dataloaders = kept
+        self._tokens.pause(time.monotonic() - start)
+        return float(output.metrics["report_loss"])
 
     def get_eval_dataloader(self, eval_dataset: str | datasets.Dataset | None = None) -> DataLoader:
         rows = self.eval_dataset if eval_dataset is None else eval_dataset

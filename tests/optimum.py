@@ -22,8 +22,8 @@ from alignment.tensors import pad_rows
 from alignment.tracking import Journal
 from ppo.config import PPOStageConfig
 from ppo.loading import new_head, settle
-from ppo.models import Models, PolicyAndValue, Role
 from ppo.loop import Loop
+from ppo.models import Models, PolicyAndValue, Role
 
 PROMPTS = ("1", "23")  # of unequal length, and told apart by their first token
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")

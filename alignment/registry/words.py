@@ -8,7 +8,10 @@ from alignment.registry.lineage import flat_metrics, number
 
 _SENTENCES = {
     "accuracy": "agrees with the labelers' choice in {value} of the held-out comparisons",
-    "human_ceiling": "one labeler agrees with the others in {value}: what can be reached at all",
+    "shared_accuracy": "on pairs that several labelers decided it agrees with {value} of the votes",
+    "one_human": "one labeler agrees with {value} of the other labelers' votes on the same pairs",
+    "best_reachable": "a model that knew each pair's true probability would agree with {value} of these votes",
+    "human_ceiling": "one labeler agrees with the majority of the others in {value}, which is no limit for a model",
     "length_baseline": "taking the longer answer would agree in {value}",
     "ece": "its probabilities are off by {value} on average",
     "eval_win_rate": "its answers beat the starting model's on {value} of the held-out prompts, judged by {judge}",
@@ -21,7 +24,10 @@ _SENTENCES = {
     "eval_perplexity": "a perplexity of {value} on held-out rows",
     "eval_loss": "a loss of {value} on held-out rows",
 }
-_SHARES = {"accuracy", "human_ceiling", "length_baseline", "ece", "eval_win_rate", "eval_ended", "explained_variance"}
+_SHARES = {
+    "accuracy", "shared_accuracy", "one_human", "best_reachable", "human_ceiling", "length_baseline", "ece",
+    "eval_win_rate", "eval_ended", "explained_variance",
+}  # fmt: skip
 
 
 def in_words(metrics: Mapping[str, JsonValue]) -> list[str]:

@@ -136,16 +136,16 @@ REWARD = (
     Check(
         "suspicious",
         "accuracy believable",
-        "Whether the accuracy is above 80%. People agree on 63 to 77% of pairs, so more is often a leak or a shortcut.",
+        "Whether the accuracy is above 80%, where it is not known how far people agree: usually on 63 to 77% of pairs.",
         _DECIDED,
         _REPORT,
     ),
     Check(
-        "above people",
-        "within what people reach",
-        "The accuracy beside how far people agree with each other. More than that can be a leak.",
-        "held-out pairs that two people voted on",
-        ("eval/human_ceiling",),
+        "above reachable",
+        "within what these votes allow",
+        "The accuracy beside the best share of these votes that a model can agree with. More than that is often a leak.",
+        "held-out pairs of 20 prompts that two people decided",
+        ("eval/best_reachable",),
     ),
     Check(
         "length rule",

@@ -12,13 +12,13 @@ import numpy as np
 
 from alignment.data import CHOICES
 from alignment.intervals import bootstrap_mean, bootstrap_sums
-from reward.agreement import human_ceiling
 from reward.evaluation import calibration
 from reward.evaluation.calibration import Array
 from reward.evaluation.judged import RESAMPLES, Judged, accuracy, judged_pairs, order, sides
 from reward.evaluation.shortcuts import Score, length, near_duplicates, ties, without_eos
 from reward.evaluation.slices import slices
 from reward.questions import Question
+from reward.reachable import agreement_shares
 
 _HISTOGRAM_BINS = 24
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -61,7 +61,7 @@ def evaluate(
     sure, agreed = calibration.confidence(delta), calibration.agreement(delta, target)
     weights = [pair.comparison.weight for pair in pairs]
     return report | {
-        "human_ceiling": _ceiling(pairs, groups),
+        "shared": _shared(pairs, groups),
         "log_loss": bootstrap_mean(calibration.log_loss(delta, target), groups, weights),
         "ece": {"value": calibration.ece(sure, agreed, votes), "n": len(pairs)},
         "ece_if_calibrated": calibration.calibrated_ece(scores, [pair.place for pair in pairs], votes),
@@ -80,11 +80,13 @@ def evaluate(
     }
 
 
-def _ceiling(pairs: Sequence[Judged], groups: Sequence[Hashable]) -> dict[str, Any] | None:
-    """One person's votes against the majority of the others' on the same pair, and the model's in their place."""
+def _shared(pairs: Sequence[Judged], groups: Sequence[Hashable]) -> dict[str, Any] | None:
+    """On the pairs that two or more people decided, and on the same votes: the model, one person, and the best
+    possible model. None where there is no such pair."""
     votes = [[vote.choice for vote in pair.comparison.votes] for pair in pairs]
-    found = human_ceiling(votes, groups, [order(*pair.scores) for pair in pairs])
-    return None if found is None else {**found.accuracy, "model": found.model, "pairs": found.items}
+    labelers = [[vote.labeler for vote in pair.comparison.votes] for pair in pairs]
+    shares = agreement_shares(votes, groups, [order(*pair.scores) for pair in pairs], labelers=labelers)
+    return None if shares is None else shares._asdict()
 
 
 def _histogram(pairs: Sequence[Judged]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from alignment.tracking.pictures import STYLE as PICTURE_STYLE
 from alignment.tracking.pictures import histogram_chart, reliability_chart
 from alignment.tracking.verdicts import Verdict, headline
 from reward.evaluation.calibration import LN2
-from reward.evaluation.report import findings, verdict
+from reward.evaluation.report import chosen_on, findings, verdict
 
 _STYLE = """body { overflow-wrap: anywhere; } h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; }
 .intro { color: var(--dim); margin-bottom: .6rem; max-width: 46rem; }
@@ -60,7 +60,9 @@ _BODY = """<h1 class="{{ worst }}">{{ verdict }}</h1>
 {% endfor %}
 {% if key %}<h2>Accuracy</h2>
 <p class="intro">Share of the held-out votes that the scores agree with, ties left out. Bars are 95% intervals over
-prompts. Dashed: guessing. Shaded: above 80%, more than people usually agree.</p>
+prompts. Dashed: guessing. Shaded: above 80%, more than people usually agree.{% if reachable %} People differ, so no
+model can expect to agree with more of the votes on shared pairs than the interval of 'best reachable' holds; the votes
+do not tell where in it the share is.{% endif %}</p>
 {{ bars(key, scale) }}
 {% endif %}
 {% if charts %}<h2>Probabilities and scores</h2>
@@ -117,6 +119,7 @@ def html_page(name: str, report: Mapping[str, Any], checks: Sequence[Verdict] | 
         found=found,
         head=_head(report),
         key=key,
+        reachable=decided and report["shared"] is not None and report["shared"]["best"] is not None,
         slices=slices,
         scale=scale.drawn(),
         charts=[reliability_chart(report), *([histogram_chart(report)] if has_sides else [])] if decided else [],
@@ -172,16 +175,22 @@ def _share(estimate: Mapping[str, Any]) -> str:
 
 
 def _key_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    ceiling = report["human_ceiling"]
+    shared = report["shared"]
     rows = [
         bar("This model", report["accuracy"], main=True),
         bar("Longer is better", report["length"]["baseline"], "a rule that reads nothing"),
     ]
-    if ceiling is not None:
-        about = f"against the majority of the others, {ceiling['pairs']:,} pairs"
-        rows.append(bar("One human", ceiling, about))
-        if ceiling["model"] is not None:
-            rows.append(bar("This model in their place", ceiling["model"], "against the same majorities"))
+    if shared is not None:
+        rows.append(bar("This model, shared pairs", shared["model"], f"{shared['pairs']:,} pairs that several decided"))
+        rows.append(bar("One human", shared["one_human"], "on the same votes, against each other person"))
+        if shared["best"] is not None:
+            rows.append(
+                bar(
+                    "Best reachable",
+                    shared["best"],
+                    "on the same votes, by a model that knows each probability; the dot assumes a beta distribution",
+                )
+            )
     return rows
 
 
@@ -212,6 +221,8 @@ def _head(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     if report["questions"] and report["questions"] != report["prompts"]:
         facts[0] = ("held out", f"{facts[0][1]} in {report['questions']:,} sets of answers")
     facts.append(("votes", f"{decided:,} for one of the two, {votes['tie']:,} ties"))
+    if chosen := chosen_on(report):
+        facts.append(("the model", chosen))
     return facts if report["questions"] else []
 
 

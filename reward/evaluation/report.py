@@ -29,7 +29,7 @@ _SOME = 20
 
 WATCHED = (
     "nothing_held_out", "all_ties", "few_prompts", "no_overlap", "worse_than_chance", "chance", "suspicious",
-    "above_people", "length_rule", "length_correlation", "ties", "near_duplicates", "calibration", "log_loss",
+    "above_reachable", "length_rule", "length_correlation", "ties", "near_duplicates", "calibration", "log_loss",
     "eos_unread", "eos_rise",
 )  # fmt: skip
 """Kinds of `findings`, which a run is watched for."""
@@ -73,17 +73,18 @@ def _data_findings(report: Mapping[str, Any]) -> Iterator[Finding]:
             "rate more prompts, or raise data.eval_share; four times as many halve the interval",
             prompts,
         )
-    if report["pairs"] and report["human_ceiling"] is None:
+    if report["pairs"] and report["shared"] is None:
         yield _finding(
             "note",
             "no_overlap",
-            "no held-out pair has votes of two people, so how well people agree with each other is not known",
+            "no held-out pair was decided by two people, so neither how well people agree with each other nor what "
+            "accuracy can be reached is known",
             "have a share of the items rated by three people (need=3)",
         )
 
 
 def _accuracy_findings(report: Mapping[str, Any]) -> Iterator[Finding]:
-    accuracy, ceiling = report["accuracy"], report["human_ceiling"]
+    accuracy, shared = report["accuracy"], report["shared"]
     low, high = accuracy["ci"]
     if high < _WRONG_WAY_ROUND:
         yield _finding(
@@ -100,21 +101,22 @@ def _accuracy_findings(report: Mapping[str, Any]) -> Iterator[Finding]:
             "train on more ratings or from a better policy; python -m reward CONFIG --overfit 32 tells a bug from too "
             "little data",
         )
-    if accuracy["value"] > SUSPICIOUS:
+    best = shared and shared["best"]
+    if best is None and accuracy["value"] > SUSPICIOUS:
         yield _finding(
             "warning",
             "suspicious",
             f"an accuracy above {SUSPICIOUS:.0%} is suspicious: people agree with each other on 63 to 77% of pairs",
             "look for leakage (prompts or answers of the held-out side in training) or a shortcut; ratings made by a "
-            "program may allow it",
+            "program may allow it. With several votes a pair the report says what can be reached",
         )
-    if ceiling is not None and ceiling["model"] is not None and ceiling["model"]["ci"][0] > ceiling["ci"][1]:
+    if best is not None and shared["model"]["value"] > best["ci"][1]:
         yield _finding(
             "warning",
-            "above_people",
-            f"the model agrees with the majority of the votes more often ({ceiling['model']['value']:.1%}) than people "
-            f"do with each other ({ceiling['value']:.1%})",
-            "look for leakage",
+            "above_reachable",
+            f"the model agrees with {shared['model']['value']:.1%} of the votes on pairs that several people decided, "
+            f"and a model that knew each pair's true probability with at most {best['ci'][1]:.1%}: people differ more",
+            "look for leakage: the held-out votes, or copies of them, in training",
         )
 
 
@@ -208,7 +210,7 @@ def _eos_findings(eos: Mapping[str, Any]) -> Iterator[Finding]:
 def unmeasured(report: Mapping[str, Any]) -> dict[str, str]:
     """Kinds of `findings` that these figures cannot show, each with the reason."""
     missing: dict[str, str] = {}
-    of_accuracy = ("few_prompts", "worse_than_chance", "chance", "suspicious", "above_people", "length_rule",
+    of_accuracy = ("few_prompts", "worse_than_chance", "chance", "suspicious", "above_reachable", "length_rule",
                    "length_correlation", "ties", "near_duplicates")  # fmt: skip
     if not report["pairs"]:
         why = "no held-out pair" if report["questions"] else "nothing was held out"
@@ -216,8 +218,11 @@ def unmeasured(report: Mapping[str, Any]) -> dict[str, str]:
     if report["ratings"]:
         why = "the model learned ratings in their own unit, and gives no probabilities"
         missing |= {"calibration": why, "log_loss": why}
-    if report["human_ceiling"] is None:
-        missing |= dict.fromkeys(("no_overlap", "above_people"), "no held-out pair has votes of two people")
+    shared = report["shared"]
+    if shared is None:
+        missing["no_overlap"] = "no held-out pair has votes of two people"
+    if shared is None or shared["best"] is None:
+        missing["above_reachable"] = "too few held-out pairs were decided by two people to say how far votes agree"
     if not report["without_eos"]["questions"]:
         missing |= dict.fromkeys(("eos_unread", "eos_rise"), "no held-out answer has more than one token")
     if report["accuracy"] is None:
@@ -245,11 +250,14 @@ def compact(report: Mapping[str, Any]) -> dict[str, Any]:
     figures = {"held_out_prompts": report["prompts"], "held_out_pairs": report["pairs"]}
     if not report["pairs"]:
         return figures
-    ceiling = report["human_ceiling"]
+    shared = report["shared"] or dict.fromkeys(("model", "one_human", "best"))
     kept = {
         "accuracy": report["accuracy"],
         "length_baseline": report["length"]["baseline"],
-        "human_ceiling": ceiling and {key: ceiling[key] for key in ("value", "ci", "n")},
+        # These three are of the same votes, which are only those on pairs that two or more people decided.
+        "shared_accuracy": shared["model"],
+        "one_human": shared["one_human"],
+        "best_reachable": shared["best"],
         "log_loss": report["log_loss"],
         "ece": report["ece"],
     }
@@ -269,12 +277,14 @@ def summary(report: Mapping[str, Any]) -> Iterator[str]:
     ties = report["votes"]["tie"]
     tied = f", and {ties:,} ties" if ties else ""
     yield f"{verdict(report)} on {report['pairs']:,} pairs of {report['prompts']:,} prompts{tied}"
+    if chosen := chosen_on(report):
+        yield f"  {'the model':<17} {chosen}"
     if report["pairs"]:
-        eos, ceiling = report["without_eos"], report["human_ceiling"]
+        eos = report["without_eos"]
         rows = [
             ("accuracy", _share(report["accuracy"]), "chance: 50%"),
             ("longer is better", _share(report["length"]["baseline"]), "accuracy of that rule"),
-            ("one human", _share(ceiling), "against the majority of the others" if ceiling else "nobody shared a pair"),
+            *_shared_rows(report["shared"]),
             ("log-loss", _number(report["log_loss"]), f"chance: {LN2:.3f}"),
             ("ECE", f"{report['ece']['value']:.3f}", f"{_range(report['ece_if_calibrated'])} if calibrated"),
         ]
@@ -291,6 +301,30 @@ def summary(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {'correlation':<17} {_number(ratings['correlation'])}"
     for finding in findings(report):
         yield f"  {finding.level}: {finding.text}"
+
+
+def chosen_on(report: Mapping[str, Any]) -> str:
+    """Which held-out prompts chose the model, where one was chosen among several evaluations; "" elsewhere."""
+    chosen = report.get("chosen")
+    if not chosen:
+        return ""
+    best = f"the best of {chosen['evaluations']} evaluations"
+    if not chosen["prompts"]:
+        return f"{best}, chosen on these same prompts, since there is one alone: the figures are too good"
+    return f"{best}, chosen on {chosen['prompts']:,} other held-out prompts"
+
+
+def _shared_rows(shared: Mapping[str, Any] | None) -> Iterator[tuple[str, str, str]]:
+    if shared is None:
+        yield "best reachable", "not measured", "no pair was decided by two people"
+        return
+    yield "on shared pairs", _share(shared["model"]), "pairs that several decided"
+    yield "one human", _share(shared["one_human"]), "one person, on the same votes"
+    best = shared["best"]
+    if best is None:
+        yield "best reachable", "not measured", "too few prompts"
+    else:
+        yield "best reachable", f"{_range(best, 100)}%", "any model, on the same votes"
 
 
 def _share(estimate: Mapping[str, Any] | None) -> str:

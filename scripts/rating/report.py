@@ -64,13 +64,22 @@ def _show_agreement(found: Figures, console: Console) -> None:
         names = ", ".join(map(one_line, kappa["labelers"]))
         _line(console, "Cohen's kappa", f"{kappa['value']:.4f}   {kappa['n']} items: {names}")
     _line(console, "All three agree", _estimate(agreement["three_way"], "with 3 votes or more"))
-    _line(console, "One against the rest", _estimate(agreement["human_ceiling"], "votes: a model's ceiling"))
+    _line(console, "One human", _estimate(agreement["one_human"], "votes: one person against each other"))
+    _line(console, "Best reachable", _best(agreement["best_reachable"]))
     scales = {"strength": "pairs, by strength", "ranks": "ranked answers", "scores": "scored answers"}
     for name, words in scales.items():
         for level, value in ordered[name].items():
             if value is not None:
                 kind = level.removeprefix("alpha_")
                 _line(console, f"alpha, {kind}", _estimate(value, words))
+
+
+def _best(found: Figures | None) -> str:
+    """An interval alone: where in it the share is, the votes do not tell."""
+    if found is None:
+        return NONE
+    low, high = found["ci"]
+    return f"{low:.3f} to {high:.3f}   {found['n']} votes: a model that knows each pair's probability"
 
 
 def _show_habits(found: Figures, console: Console) -> None:

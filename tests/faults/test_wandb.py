@@ -184,7 +184,9 @@ def artifacts(found: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 ELSEWHERE = {
     "sft": {"train/aux_loss", "train/entropy"},  # a mixture of experts; TRL's loss
     "reward": {  # pairs that two people judged; ratings
-        "eval/human_ceiling",
+        "eval/shared_accuracy",
+        "eval/one_human",
+        "eval/best_reachable",
         *(metric.name for metric in declared.REWARD if metric.name.startswith("labels/")),
     },
     "ppo": {"reward/*", "eval/reward/*", "eval/reward_se/*"},  # families, by their parts

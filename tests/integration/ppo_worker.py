@@ -21,9 +21,9 @@ from alignment.tracking import Journal
 from alignment.tracking.metrics import find
 from ppo.config import PPOStageConfig
 from ppo.loading import settle
+from ppo.loop import Loop
 from ppo.rollout import make_tasks
 from ppo.sequences import Row
-from ppo.loop import Loop
 
 PTX_ROWS = [Row([2, 3], [4] * length + [1]) for length in (1, 3, 12)]
 """Demonstrations of unlike length, so that the processes have unlike numbers of batches of them."""

@@ -8,6 +8,7 @@ import launching
 import pytest
 import torch
 
+from alignment.intervals import choosing_half
 from alignment.models import find_model, load_policy, load_tokenizer
 from alignment.registry import Registry
 
@@ -28,7 +29,8 @@ def messages(prompt, answer):
 
 
 def overfit(folder, *command, **training):
-    """Eight rows to learn by heart, held out alike with other answers; (journalled losses, events, held-out)."""
+    """Eight rows to learn by heart, held out alike with other answers; (journalled losses, events, held-out). The last
+    loss is that of the published model on the rows that did not choose it."""
     rows = {
         "train": [messages(f"Colour {n}?", f"{word} it is.") for n, word in enumerate(WORDS)],
         "eval": [messages(f"The colour {n}?", f"{word} it is.") for n, word in enumerate(reversed(WORDS))],
@@ -74,15 +76,21 @@ def held_out_loss(folder, conversations):
 
 
 def check(folder, evaluations, events, conversations, stopped):
+    *evaluations, reported = evaluations
     best_step, best_loss = min(evaluations, key=lambda pair: pair[1])
     last_step, last_loss = evaluations[-1]
     assert best_step < last_step
-    assert best_loss < last_loss - 0.05  # it did overfit
+    assert best_loss < last_loss - 0.02  # it did overfit
     metrics = Registry(folder / "registry").resolve("over@v1").manifest.metrics
     assert (metrics["best_step"], metrics["steps"]) == (best_step, last_step)
-    assert metrics["eval_loss"] == pytest.approx(best_loss)
-    assert metrics["eval_perplexity"] == pytest.approx(math.exp(best_loss))
-    assert held_out_loss(folder, conversations) == pytest.approx(best_loss, rel=1e-3)
+    chooses = choosing_half(range(len(conversations)))
+    halves = [[row for row, one in zip(conversations, chooses, strict=True) if one == half] for half in (True, False)]
+    choosing, reporting = (held_out_loss(folder, half) for half in halves)
+    assert choosing == pytest.approx(best_loss, rel=1e-3)
+    assert metrics["eval_loss"] == pytest.approx(reporting, rel=1e-3) != pytest.approx(choosing, rel=1e-2)
+    assert reported == (best_step, pytest.approx(metrics["eval_loss"]))
+    assert metrics["eval_perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]))
+    assert (metrics["best_of"], metrics["eval_rows"], metrics["choosing_rows"]) == (len(evaluations), 4, 4)
     assert [event["step"] for event in events if event["event"] == "best"][-1] == best_step
     assert any(event["event"] == "stopped_early" for event in events) is stopped
 
@@ -90,15 +98,23 @@ def check(folder, evaluations, events, conversations, stopped):
 def test_the_best_step_is_published(tmp_path):
     training = {"load_best_model_at_end": True, "per_device_train_batch_size": 4}
     evaluations, events, held_out = overfit(tmp_path, sys.executable, "-m", "sft", **training)
-    assert [step for step, _ in evaluations] == [STEPS * epoch for epoch in range(1, EPOCHS + 1)]
+    assert [step for step, _ in evaluations[:-1]] == [STEPS * epoch for epoch in range(1, EPOCHS + 1)]
     check(tmp_path, evaluations, events, held_out, stopped=False)
+
+
+def test_one_evaluation_chooses_nothing_and_all_rows_are_reported(tmp_path):
+    training = {"load_best_model_at_end": True, "per_device_train_batch_size": 4, "num_train_epochs": 1}
+    _, _, held_out = overfit(tmp_path, sys.executable, "-m", "sft", **training)
+    metrics = Registry(tmp_path / "registry").resolve("over@v1").manifest.metrics
+    assert metrics["eval_loss"] == pytest.approx(held_out_loss(tmp_path, held_out), rel=1e-3)
+    assert metrics["eval_rows"] == 8 and "best_of" not in metrics
 
 
 def test_training_stops_early_and_publishes_the_best_step(tmp_path):
     training = {"early_stopping_patience": 2, "per_device_train_batch_size": 4}
     evaluations, events, held_out = overfit(tmp_path, sys.executable, "-m", "sft", **training)
-    best_step = min(evaluations, key=lambda pair: pair[1])[0]
-    assert evaluations[-1][0] == best_step + 2 * STEPS < EPOCHS * STEPS
+    best_step = min(evaluations[:-1], key=lambda pair: pair[1])[0]
+    assert evaluations[-2][0] == best_step + 2 * STEPS < EPOCHS * STEPS
     check(tmp_path, evaluations, events, held_out, stopped=True)
 
 

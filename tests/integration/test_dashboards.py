@@ -58,10 +58,10 @@ def evaluated(house, sft):  # noqa: F811
 
 @pytest.fixture(scope="module")
 def rated(house, sft):  # noqa: F811
-    """A reward model of three labelers' ratings, who do not always agree."""
+    """A reward model of three labelers' ratings, who do not always agree; 20 prompts or more are held out."""
     path = house.folder / "three.db"
     with RatingsStore(path, create=True, seed=1) as store:
-        for number in range(24):
+        for number in range(90):
             prompt = [{"role": "user", "content": f"Question {number}?"}]
             store.add_item(prompt, [{"text": f"Good {number}."}, {"text": f"Bad {number * 3} bad."}], need=3)
         for place, labeler in enumerate(("ann", "bob", "cyd")):

@@ -234,7 +234,14 @@ def test_a_reward_model_may_be_the_best_by_its_accuracy(house, sft):
     assert list(accuracy) == [1, 2, 3]
     best = max(accuracy.values())
     assert metrics["best_step"] == next(step for step, value in accuracy.items() if value == best)
-    assert metrics["accuracy"]["value"] == pytest.approx(best)
+    (held_out,) = [event["held_out"] for event in lines(run / "events.jsonl") if event["event"] == "data"]
+    reported = lines(run / "eval_pairs.jsonl")  # none of which had a say in which step is the best
+    assert metrics["accuracy"]["n"] == metrics["held_out_prompts"] == len(reported) == held_out // 2 > 1
+    assert metrics["accuracy"]["value"] == sum(row["first_score"] > row["second_score"] for row in reported) / len(
+        reported
+    )
+    assert (metrics["best_of"], metrics["choosing_prompts"]) == (3, held_out - len(reported))
+    assert "the best of 3 evaluations" in (run / "evaluation.html").read_text()
     assert not (run / "best").exists()
 
 

@@ -16,7 +16,7 @@ from alignment.trainers import _take_out_best_model
 NAN = float("nan")
 
 
-def evaluate(tmp_path, values, metric=None, greater_is_better=None, name="eval_loss", **arguments):
+def evaluate(tmp_path, values, metric=None, greater_is_better=None, name="eval_loss", report=None, **arguments):
     """Feed one evaluation a step until told to stop; (the callback, steps at which the model was saved, last step)."""
     state, control, saved = TrainerState(), TrainerControl(), []
 
@@ -29,7 +29,9 @@ def evaluate(tmp_path, values, metric=None, greater_is_better=None, name="eval_l
         state=state,
         save_model=save_model,
     )
-    best = BestModel(trainer, BestModelArguments(**arguments), tmp_path / "best", Journal(tmp_path, enabled=False))
+    best = BestModel(
+        trainer, BestModelArguments(**arguments), tmp_path / "best", Journal(tmp_path, enabled=False), report
+    )
     for value in values:
         state.global_step += 1
         state.log_history.append({"step": state.global_step, name: value})
@@ -58,6 +60,21 @@ def test_a_figure_that_is_no_number_is_never_the_best(tmp_path):
     assert (saved, best.step) == ([2], 2)
     best, saved, last = evaluate(tmp_path, [NAN, NAN, NAN], early_stopping_patience=2)
     assert (saved, best.step, last) == ([], None, 2)
+
+
+def test_the_rows_that_choose_nothing_report_each_new_best_model(tmp_path):
+    """While it is in memory; it has to outlive a resume, too."""
+    reports = iter([0.3, 0.2, 0.1])
+    best, saved, _ = evaluate(tmp_path, [3.0, 2.0, 2.5, 1.0, 1.5], report=lambda: next(reports))
+    assert (saved, best.reported, best.evaluations, best.is_chosen) == ([1, 2, 4], 0.1, 5, True)
+    again, *_ = evaluate(tmp_path, [])
+    again.load_state_dict(best.state_dict())
+    assert (again.reported, again.evaluations, again.step) == (0.1, 5, 4)
+
+
+@pytest.mark.parametrize(("losses", "chosen"), [([1.0], False), ([NAN, 1.0], True), ([NAN, NAN], False)])
+def test_one_evaluation_is_no_choice(tmp_path, losses, chosen):
+    assert evaluate(tmp_path, losses)[0].is_chosen is chosen
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def losses(make_loop, stage_config, tmp_path, factor, critic, **sections):
 def test_rewards_and_kl_coef_times_a_number_are_the_same_run(
     make_loop, stage_config, tmp_path, factor, critic, sections
 ):
-    """The same problem in another unit. A head that starts at 0 has no unit; these heads' values are of no use alike."""
+    """The same problem in another unit."""
     plain = losses(make_loop, stage_config, tmp_path, 1.0, critic, **sections)
     scaled = losses(make_loop, stage_config, tmp_path, factor, critic, **sections)
     torch.testing.assert_close(torch.tensor(scaled), torch.tensor(plain), rtol=1e-4, atol=1e-4)

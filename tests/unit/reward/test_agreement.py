@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from reward.agreement import (
     FULL_TRUST,
+    TOLD_APART,
     alpha_estimate,
     binomial_test,
     cohen_kappa,
     cohen_kappas,
     dawid_skene,
     fleiss_kappa,
-    human_ceiling,
     krippendorff_alpha,
     preference,
     reliability,
@@ -271,24 +271,83 @@ def test_dawid_skene_finds_the_accuracies_of_simulated_labelers():
     assert right > majority
 
 
+SIDES = ("first", "second")
+
+
 def test_reliability_is_the_share_of_informed_votes_normalised():
-    """With three labels a labeler who is right 2 in 3 times knows half of the answers: (3a - 1) / 2."""
-    accuracies = {"ann": 0.95, "bob": 0.8, "cyd": 2 / 3, "dot": 1 / 3}
-    ballots, _ = simulated(accuracies, 6000)
-    weights = reliability(ballots)
+    """A labeler who is right in 75% of the cases knows half of the answers and guesses the others: 2a - 1."""
+    ballots, _ = simulated({"ann": 0.95, "bob": 0.8, "cyd": 0.75, "dot": 0.5}, 6000, labels=SIDES)
+    weights = reliability(ballots).weights
     assert sum(weights.values()) / 4 == pytest.approx(1)
-    assert weights["cyd"] / weights["ann"] == pytest.approx(0.5 / 0.925, abs=0.04)
-    assert weights["dot"] < 0.1
+    assert weights["cyd"] / weights["ann"] == pytest.approx(0.5 / 0.9, abs=0.04)
+    assert weights["dot"] == 0
+
+
+def with_ties(ballots, kind, seed):
+    rng = random.Random(seed)
+    if kind == "one":
+        return [dict(ballots[0], ann="tie"), *ballots[1:]]
+    if kind == "a coin's":
+        return [dict(ballot, coin="tie") if rng.random() < 0.3 else ballot for ballot in ballots]
+    share = 0.2 if kind == "everybody's" else 0.0
+    return [{who: "tie" if rng.random() < share else said for who, said in ballot.items()} for ballot in ballots]
+
+
+@pytest.mark.parametrize("kind", ["no", "one", "everybody's", "a coin's"])
+def test_a_coin_weighs_nothing_with_and_without_ties(kind):
+    """400 items; the others are right in 80% of the cases and weigh about alike: 4/3 on average."""
+    people = {"ann": 0.8, "bob": 0.8, "cyd": 0.8, "coin": 0.5}
+    others = []
+    for seed in range(20):
+        ballots = with_ties(simulated(people, 400, seed, SIDES)[0], kind, seed)
+        weights = reliability(ballots).weights
+        assert weights["coin"] < 0.05
+        others.append([weights[who] for who in ("ann", "bob", "cyd")])
+    assert [sum(column) / 20 for column in zip(*others, strict=True)] == pytest.approx([4 / 3] * 3, abs=0.15)
+    assert min(map(min, others)) > 0.6
+
+
+def test_one_tie_changes_nothing():
+    """But for the vote that it takes the place of."""
+    ballots, _ = simulated({"ann": 0.9, "bob": 0.8, "cyd": 0.75, "coin": 0.5}, 400, 3, SIDES)
+    before = reliability(ballots).weights
+    assert reliability([*ballots, {"ann": "tie", "bob": "tie", "cyd": "first"}]).weights == before
+    after = reliability([dict(ballots[0], bob="tie"), *ballots[1:]]).weights
+    assert all(after[who] == pytest.approx(weight, abs=0.03) for who, weight in before.items())
+
+
+def test_who_says_tie_alone_is_like_the_others():
+    ballots, _ = simulated({"ann": 0.8, "bob": 0.8, "cyd": 0.8}, 400, labels=SIDES)
+    found = reliability([dict(ballot, dot="tie") for ballot in ballots])
+    mean = sum(found.weights[who] for who in ("ann", "bob", "cyd")) / 3
+    assert found.overlaps["dot"] == 0 and found.weights["dot"] == pytest.approx(mean, rel=0.1)
 
 
 def test_a_labeler_below_chance_weighs_nothing():
-    ballots, _ = simulated({"ann": 0.95, "bob": 0.9, "cyd": 0.9, "imp": 0.1}, 500, labels=("first", "second"))
-    assert reliability(ballots)["imp"] == 0
+    ballots, _ = simulated({"ann": 0.95, "bob": 0.9, "cyd": 0.9, "imp": 0.1}, 500, labels=SIDES)
+    assert reliability(ballots).weights["imp"] == 0
+
+
+@pytest.mark.parametrize("overlaps", [0, 5, FULL_TRUST, 40, TOLD_APART])
+def test_a_new_labeler_who_is_as_good_as_the_others_weighs_about_as_much(overlaps):
+    """Averaged over seeds, since a few votes tell little."""
+    shares = []
+    for seed in range(20):
+        ballots, _ = simulated(dict.fromkeys(("ann", "bob", "cyd", "new"), 0.8), 400, seed, SIDES)
+        weights = reliability(
+            [
+                ballot if n < overlaps else {w: c for w, c in ballot.items() if w != "new"}
+                for n, ballot in enumerate(ballots)
+            ]
+            + [{"new": "first"}]
+        ).weights
+        shares.append(weights["new"])
+    assert sum(shares) / 20 > 0.7
 
 
 def test_few_overlaps_are_drawn_toward_the_mean():
     """Always right on two overlaps against always right on FULL_TRUST: near the mean, and far above it."""
-    ballots, truths = simulated({"ann": 0.7, "bob": 0.7, "cyd": 0.7, "dot": 0.7}, 400, labels=("first", "second"))
+    ballots, truths = simulated({"ann": 0.7, "bob": 0.7, "cyd": 0.7, "dot": 0.7}, 400, labels=SIDES)
     few = [dict(b, new=t) if i < 2 else b for i, (b, t) in enumerate(zip(ballots, truths, strict=True))]
     many = [dict(b, new=t) if i < 3 * FULL_TRUST else b for i, (b, t) in enumerate(zip(ballots, truths, strict=True))]
     mean = sum(dawid_skene(ballots).accuracy.values()) / 4
@@ -311,57 +370,4 @@ def test_without_any_overlap_nobodys_accuracy_is_known():
 
 @pytest.mark.parametrize("ballots", [[], [{"a": "first"}, {"b": "second"}], [{"a": "first", "b": "first"}]])
 def test_reliability_without_evidence_is_even(ballots):
-    assert set(reliability(ballots).values()) <= {1.0}
-
-
-# --- the ceiling -----------------------------------------------------------------------------------------------------
-
-
-def test_the_ceiling_by_hand():
-    """a a b: the b is wrong against a a; each a is judged by (a, b), which is undecided. a a a: all three right. tie a
-    a: the tie is half, each a is right against (tie, a). b b: both right, and weighing as much as any other item."""
-    found = human_ceiling(
-        [
-            ("first", "first", "second"),
-            ("first", "first", "first"),
-            ("tie", "first", "first"),
-            ("second", "second"),
-            ("tie", "tie"),
-            ("first",),
-        ]
-    )
-    assert found.accuracy["n"] == 1 + 3 + 3 + 2
-    assert found.accuracy["value"] == pytest.approx((0 + 1 + 2.5 / 3 + 1) / (1 / 3 + 1 + 1 + 1))
-    assert found.items == 4
-    assert found.undecided == 2 + 2
-
-
-def test_the_ceiling_of_labelers_of_known_accuracy():
-    """Five labelers, right with probability a, against the majority of four others where it is decided."""
-    a = 0.8
-    ballots, _ = simulated(dict.fromkeys("vwxyz", a), 3000, labels=("first", "second"))
-    found = human_ceiling([list(ballot.values()) for ballot in ballots])
-    good, bad = a**4 + 4 * a**3 * (1 - a), (1 - a) ** 4 + 4 * (1 - a) ** 3 * a
-    expected = (a * good + (1 - a) * bad) / (good + bad)
-    assert found.accuracy["value"] == pytest.approx(expected, abs=0.03)
-    assert found.accuracy["ci"][0] < found.accuracy["value"] < found.accuracy["ci"][1]
-
-
-def test_a_model_is_judged_by_the_same_majorities():
-    """first first second judges the third vote alone, by first first; the tie of the second item by first first, and
-    each of its firsts by tie first."""
-    votes = [("first", "first", "second"), ("tie", "first", "first")]
-    assert human_ceiling(votes, first_is_better=[1.0, 0.0]).model["value"] == pytest.approx(1 / 4)
-    assert human_ceiling(votes, first_is_better=[0.5, 1.0]).model["value"] == pytest.approx(3.5 / 4)
-    assert human_ceiling(votes).model is None
-
-
-def test_the_ceiling_resamples_prompts():
-    votes = [("first", "first", "second" if n % 2 else "first") for n in range(40)]
-    alone = human_ceiling(votes).accuracy
-    copies = human_ceiling(votes * 4, list(range(40)) * 4).accuracy
-    assert copies["ci"] == pytest.approx(alone["ci"], abs=0.03)
-
-
-def test_no_ceiling_without_overlap():
-    assert human_ceiling([("first",), (), ("tie", "tie")]) is None
+    assert set(reliability(ballots).weights.values()) <= {1.0}

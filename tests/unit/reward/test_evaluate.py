@@ -192,13 +192,17 @@ def test_more_than_twenty_labelers_are_the_twenty_with_most_votes_and_the_rest()
     assert found[-1]["n"] == 3
 
 
-def test_people_and_the_model_are_judged_by_the_same_majorities():
-    questions = pair_questions([("a", ["first", "first", "second"], (3, 2)), ("b", ["second"] * 3, (3, 2))])
-    found = judge(questions, [[1.0, 0.0], [1.0, 0.0]])["human_ceiling"]
-    # Left out in turn: a: rest is (first, second), no majority, twice; then (first, first) against "second".
-    assert found["value"] == pytest.approx((0 / 3 + 3 / 3) / (1 / 3 + 1))
-    assert found["model"]["value"] == pytest.approx((1 / 3 + 0) / (1 / 3 + 1))
-    assert (found["n"], found["pairs"]) == (4, 2)
+def test_people_and_the_model_are_judged_by_the_same_votes():
+    """a: the model agrees with 2 of 3 votes, a person with (1/2 + 1/2 + 0) / 3 of the others'. b: with none of 3, and
+    all. The pair with one vote is of the accuracy alone."""
+    rows = [("a", ["first", "first", "second"], (3, 2)), ("b", ["second"] * 3, (3, 2)), ("c", ["first"], (3, 2))]
+    report = judge(pair_questions(rows), [[1.0, 0.0]] * 3)
+    found = report["shared"]
+    assert report["accuracy"]["value"] == pytest.approx(3 / 7)
+    assert found["model"]["value"] == pytest.approx(2 / 6)
+    assert found["one_human"]["value"] == pytest.approx((3 * (1 / 3) + 3 * 1) / 6)
+    assert (found["model"]["n"], found["one_human"]["n"], found["pairs"], found["best"]) == (6, 6, 2, None)
+    assert judge(pair_questions(rows[2:]), [[1.0, 0.0]])["shared"] is None
 
 
 # --- shortcuts -------------------------------------------------------------------------------------------------------

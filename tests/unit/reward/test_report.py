@@ -62,7 +62,7 @@ def test_what_a_report_cannot_show_is_not_measured():
     whole = report_of(*simulated(400, votes=2))
     assert set(unmeasured(whole)) == {"ties", "near_duplicates"}  # it has no such pairs
     assert "there are 0 and 400" in unmeasured(whole)["ties"]
-    assert {"no_overlap", "above_people"} <= unmeasured(report_of(*simulated(400, votes=1))).keys()
+    assert {"no_overlap", "above_reachable"} <= unmeasured(report_of(*simulated(400, votes=1))).keys()
     nothing = unmeasured(report_of([], []))
     assert nothing.keys() == {*WATCHED} - {"nothing_held_out"} and set(nothing.values()) == {"nothing was held out"}
     ties = report_of(pair_questions([("a", ["tie"], (3, 2)), ("b", ["tie"], (3, 2))]), [[1.0, 0.0]] * 2)
@@ -176,10 +176,42 @@ def test_ties_that_the_model_is_sure_of():
     assert "ties" not in kinds(report_of(decided + ties, scores + [[0.01, 0.0]] * 25))
 
 
-def test_a_model_above_people_is_suspected():
-    """Three people who agree in 2 of 3 cases, and a model that always knows their majority."""
-    rows = [(f"q{n}", ["first", "first", "second"], (3, 2)) for n in range(200)]
-    assert "above_people" in kinds(report_of(pair_questions(rows)[:100], [[1.0, 0.0]] * 100))
+def people_and_a_model(right, seed, n=500, people=0.75):
+    """Three people who are right in this share of the cases, and a model; None: one that has seen the votes."""
+    rng = np.random.default_rng(seed)
+    rows, scores = [], []
+    for number in range(n):
+        votes = [("first" if rng.random() < people else "second", None, name) for name in ("ann", "bob", "cyd")]
+        knows = sum(vote[0] == "first" for vote in votes) >= 2 if right is None else rng.random() < right
+        rows.append((f"q{number}", votes, (3, 2) if rng.random() < 0.5 else (2, 3)))
+        scores.append([1.0, 0.0] if knows else [0.0, 1.0])
+    return report_of(pair_questions(rows), scores)
+
+
+@pytest.mark.parametrize("right", [0.75, 0.85, 1.0])
+def test_a_model_that_averages_out_the_noise_of_labels_is_not_accused(right):
+    """One person agrees with 62.5% of the votes, a model that is right in 85% of the cases with .85 x .75 + .15 x .25 =
+    67.5%, and one that is always right with 75%, which is the best that can be reached."""
+    for seed in range(5):
+        report = people_and_a_model(right, seed)
+        shared = report["shared"]
+        assert shared["one_human"]["value"] == pytest.approx(0.625, abs=0.05)
+        assert shared["model"]["value"] == pytest.approx(0.25 + 0.5 * right, abs=0.05)
+        assert shared["best"]["ci"][0] < 0.75 < shared["best"]["ci"][1]
+        assert not {"above_reachable", "suspicious"} & kinds(report)
+
+
+def test_a_model_that_has_seen_the_votes_is_suspected():
+    """It agrees with the majority, 81% of the votes, where the best that can be reached is 75%."""
+    found = [finding for seed in range(3) for finding in findings(people_and_a_model(None, seed))]
+    assert [finding.level for finding in found if finding.kind == "above_reachable"] == ["warning"] * 3
+    assert any("leakage" in finding.advice for finding in found)
+
+
+def test_a_high_accuracy_is_not_suspicious_where_people_agree():
+    """Of people who are right in 97% of the cases 94% agree."""
+    assert "suspicious" not in kinds(people_and_a_model(0.95, 0, people=0.97))
+    assert "suspicious" in kinds(report_of(*simulated(300, right=0.95)))
 
 
 def test_nothing_held_out_is_an_error():
@@ -209,12 +241,15 @@ def test_votes_that_are_equally_divided_are_still_a_report(tmp_path):
 def test_the_registry_keeps_a_few_figures():
     kept = compact(report_of(*simulated(100, votes=2)))
     assert set(kept) == {
-        "accuracy", "length_baseline", "human_ceiling", "log_loss", "ece", "held_out_prompts", "held_out_pairs",
+        "accuracy", "length_baseline", "shared_accuracy", "one_human", "best_reachable", "log_loss", "ece",
+        "held_out_prompts", "held_out_pairs",
     }  # fmt: skip
     shown = dict(flat_metrics(json.loads(json.dumps(kept))))
     assert shown["held_out_pairs"] == "100"
     assert re.fullmatch(r"0\.\d+ \[0\.\d+, 0\.\d+\]", shown["accuracy"])
     assert set(shown) == set(kept)
+    assert kept["shared_accuracy"]["n"] == kept["one_human"]["n"] == kept["best_reachable"]["n"] == 200
+    assert set(compact(report_of(*simulated(100)))) == set(kept) - {"shared_accuracy", "one_human", "best_reachable"}
 
 
 def test_the_run_keeps_json_and_a_page_and_prints_a_summary(tmp_path, capsys):
@@ -226,7 +261,17 @@ def test_the_run_keeps_json_and_a_page_and_prints_a_summary(tmp_path, capsys):
     assert saved["accuracy"]["value"] == report["accuracy"]["value"]
     assert [row["kind"] for row in saved["findings"]] == [finding.kind for finding in findings(report)]
     printed = capsys.readouterr().out
-    for text in ("accuracy ", "longer is better", "one human", "log-loss", "ECE", "without EOS", "members differ"):
+    for text in (
+        "accuracy ",
+        "longer is better",
+        "on shared pairs",
+        "one human",
+        "best reachable",
+        "log-loss",
+        "ECE",
+        "without EOS",
+        "members differ",
+    ):
         assert text in printed
     for finding in findings(report):
         assert finding.text in printed
@@ -310,7 +355,8 @@ def test_the_page_loads_nothing_and_has_each_part():
     assert "default-src 'none'" in page
     assert not re.search(r"https?:|src=|href=|@import|url\(|<script", page)
     for part in (
-        "Agrees with", "This model", "Longer is better", "One human", "Reliability", "Scores of preferred",
+        "Agrees with", "This model", "Longer is better", "One human", "Best reachable", "Reliability",
+        "Scores of preferred",
         "By how far the two scores are apart", "By labeler", "Shortcuts", "ensemble", "Most confidently wrong",
         "Closest calls",
     ):  # fmt: skip

@@ -13,8 +13,8 @@ import torch
 from alignment.config import ConfigError, validate
 from sft.__main__ import seeds, shares
 from sft.config import SFTStageConfig
-from sft.data import IGNORED
-from sft.learning_curve import _by_prompt, _without_pauses, row_groups, row_losses, shuffled_groups
+from sft.data import IGNORED, row_groups
+from sft.learning_curve import _by_prompt, _without_pauses, row_losses, shuffled_groups
 
 
 def rows_of(*rows):
