@@ -143,7 +143,7 @@ REWARD = (
     Check(
         "above reachable",
         "within what these votes allow",
-        "The accuracy beside the best share of these votes that a model can agree with. More than that is often a leak.",
+        "The accuracy beside the best share of these votes that a model can agree with. More is often a leak.",
         "held-out pairs of 20 prompts that two people decided",
         ("eval/best_reachable",),
     ),
