@@ -211,6 +211,12 @@ class TrainingEngine:
             module.to(accelerator.device)
             self.optimizer = optimizer
         self._zero_stage = zero_stage(accelerator)
+        kinds = ("averaged_gradients", "single_partition_of_fp32_groups")
+        if self._zero_stage and not any(hasattr(self.deepspeed.optimizer, name) for name in kinds):
+            raise UserError(
+                f"DeepSpeed's {type(self.deepspeed.optimizer).__name__} keeps its gradients where they cannot be "
+                "clipped by role; take data_types.grad_accum_dtype out of the DeepSpeed config, or use ZeRO 2 or 3"
+            )
         self._offloaded = offload_devices(accelerator)[0] != "none"
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         if self.deepspeed is None and accelerator.num_processes > 1:
@@ -253,9 +259,10 @@ class TrainingEngine:
         if self.deepspeed is None and self.accelerator.num_processes > 1:
             self._add_up()
         groups = self._gradients()
+        device = self.accelerator.device  # under offload the parts lie on the host, where NCCL reduces nothing
         squares = torch.stack([
-            torch.stack([part.double().square().sum() for part in parts]).sum()
-            if parts else torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+            torch.stack([part.double().square().sum() for part in parts]).sum().to(device)
+            if parts else torch.zeros((), dtype=torch.float64, device=device)
             for parts in groups
         ])  # fmt: skip
         # ZeRO leaves each process a part of the gradient; without it each has the whole.
@@ -297,6 +304,8 @@ class TrainingEngine:
         if self._offloaded:
             owner.finalize_gradient_accumulation_boundary()
             self.deepspeed.set_gradient_accumulation_boundary(True)
+            if self.accelerator.device.type == "cuda":  # DeepSpeed copies them to the host without waiting
+                torch.cuda.synchronize(self.accelerator.device)
             name = "fp32_partitioned_groups_flat" if self._zero_stage == 3 else "single_partition_of_fp32_groups"
             held = {number: [flat.grad] for number, flat in enumerate(getattr(owner, name))}
         else:

@@ -108,7 +108,8 @@ class RewardsConfig(Section):
     answer counts as an ended one."""
     missing_eos_score: float | None = None
     """Score of such a response in place of all others, in that unit, instead of the penalty (OpenAI's
-    lm-human-preferences). Where most answers are cut, the policy then learns to end and little else:
+    lm-human-preferences). It must lie below every ordinary score: with rewards of 0 and 1 of which 95% are 1, a 0 lies
+    at -4.4. Where most answers are cut, the policy then learns to end and little else:
     docs/studies/missing-eos.md."""
     overlong_buffer: Annotated[int, Field(ge=0)] = 0
     """The last so many of `rollout.max_new_tokens` cost the score, linearly up to `overlong_penalty` (DAPO)."""
@@ -127,6 +128,11 @@ class RewardsConfig(Section):
 
     @model_validator(mode="after")
     def _keys_of_the_buffer(self) -> Self:
+        if self.clip is not None and self.missing_eos_penalty is not None and self.clip <= self.missing_eos_penalty:
+            raise ValueError(
+                f"clip={self.clip:g} gives a poor answer and one without an end the same score; raise "
+                f"it above missing_eos_penalty={self.missing_eos_penalty:g}"
+            )
         if not self.overlong_buffer:
             _without_effect(self, ("overlong_penalty",), "is for the last tokens; set overlong_buffer to how many")
         return self
@@ -277,6 +283,8 @@ class PPOConfig(Section):
             # Not the critic's other keys: whoever compares estimators changes this one alone.
             why = f"is of the critic, and advantage_estimator={self.advantage_estimator} has none; set it to gae"
             _without_effect(self, ("value_gae_lambda", "value_warmup_steps", "value_pretrain"), why)
+        if self.value_pretrain is not None and not self.vf_coef:
+            raise ValueError("vf_coef=0 gives the critic no gradient, so value_pretrain has no effect; raise vf_coef")
         if self.value_pretrain is None:
             _without_effect(self, ("value_pretrain_episodes",), "is for value_pretrain; set it to rollouts")
         if self.kl_target is None:
@@ -353,6 +361,12 @@ class TrainingConfig(Section):
         asked = "warmup_steps" in self.model_fields_set and self.warmup_steps > 0
         if asked and self.lr_scheduler_type == "constant":
             raise ValueError("warmup_steps has no effect with lr_scheduler_type=constant; use constant_with_warmup")
+        if self.warmup_steps > 1 and self.warmup_steps != int(self.warmup_steps):
+            raise ValueError(f"warmup_steps={self.warmup_steps} is neither a share below 1 nor a whole number")
+        if self.warmup_steps >= max(self.max_steps, 2):
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps:g} leaves none of max_steps={self.max_steps} at the full rate"
+            )
         return self
 
 

@@ -167,6 +167,10 @@ class BestPolicy:
         self._save(weights())
         return True
 
+    def restate(self, found: Mapping[str, float], reported: Mapping[str, float]) -> None:
+        """The figures of the best policy, where what answers cost has changed since."""
+        self._chosen_by, self.figures = dict(found), dict(reported)
+
     def _better(self, found: Mapping[str, float]) -> bool:
         score, ceiling = _deciding(found), self._training.max_kl
         if not math.isfinite(score) or (ceiling is not None and not found["kl"] <= ceiling):

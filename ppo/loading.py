@@ -235,7 +235,7 @@ def _adapter_beside(reference: Role, config: ModelsConfig, sources: Mapping[str,
                 "value_init out, or set model.value=separate"
             )
         adapted, head = add_reward_adapter(reference.model, VALUE, source, trainable=True)
-        return Role(adapted, reference.adapter), Role(adapted, VALUE, head, gives_scores=True)
+        return Role(adapted, reference.adapter), Role(adapted, VALUE, head).rescale_head()
     options = critic_options(config)
     adapted = add_adapter(reference.model, VALUE, methods.adapter_config(reference.base, options), trainable=True)
     return Role(adapted, reference.adapter), Role(adapted, VALUE, new_head(reference))
@@ -280,7 +280,7 @@ def _shared(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer: 
             critic = _separate_critic(sources["value"], how_to_load(model))
         else:
             _, head = add_reward_adapter(adapted, VALUE, sources["value"], trainable=True)
-            critic = Role(adapted, VALUE, head, gives_scores=True)
+            critic = Role(adapted, VALUE, head).rescale_head()
     members = []
     for number in range(num_members(reward)):
         name = f"{REWARD}-{number}"
@@ -360,7 +360,7 @@ def _separate_critic(source: ModelSource, options: ModelConfig) -> Role:
             f"model.value_init: {source.label} is an encoder ({type(scalar.model).__name__}), which reads a text as a "
             "whole and gives no value before each token; name a decoder's reward model, or set model.value=trunk"
         )
-    return Role(scalar.model, head=scalar.model.score, gives_scores=True)
+    return Role(scalar.model, head=scalar.model.score).rescale_head()
 
 
 def load_scorer(

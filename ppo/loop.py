@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
 from alignment import distributed, heartbeat, zero3
 from alignment.checkpoint import Checkpoints, keep_files, load_state, random_state, save_state, set_random_state
+from alignment.config import ConfigError
 from alignment.control import Control, Wanted, leave_if_preempted
 from alignment.data import Prompt
 from alignment.distributed import Accelerator, TrainingEngine, all_reduce_max, all_reduce_sum
@@ -38,17 +37,18 @@ from ppo.algorithm import (
     shape_rewards,
     without_spread,
 )
-from ppo.config import GROUPED, PPOStageConfig, TrainingConfig
+from ppo.config import GROUPED, PPOStageConfig
 from ppo.controllers import KLController, RewardScaler
 from ppo.ema import EMA
 from ppo.evaluation import BestPolicy, Judged, figures, halves
 from ppo.models import Models
+from ppo.optimizer import make_optimizer, make_schedule
 from ppo.rewards import load_sources
 from ppo.rollout import Collector, Rollout, Task, encode_prompts, join, make_engine, make_tasks, prompt_batches
 from ppo.sequences import Row
 from ppo.stats import explained_variance, rollout_stats
 from ppo.update import CriticTargets, Targets, Updater
-from ppo.value import ROLLOUTS, Answer, fit
+from ppo.value import ROLLOUTS, Answer, Best, fit, said_of_fit
 
 EVAL_SEED = 1_000_000_007
 STOPPED = "stopped"
@@ -91,7 +91,7 @@ class Loop:
         decay = config.training.ema_decay
         self.ema = None if decay is None else EMA(models.trained.trained_parameters("policy"), decay)
         sampler = make_engine(config, models, accelerator)
-        sources = load_sources(config.rewards, prompts, held_out)
+        sources = load_sources(config.rewards, prompts, held_out, [answer.prompt for answer in answers])
         self.collector = Collector(config, models, sampler, sources, accelerator)
         after_step = self.ema.update if self.ema is not None else lambda: None
         self.updater = Updater(config, models, self.engine, ptx_rows, after_step)
@@ -114,6 +114,9 @@ class Loop:
         self.start: Judged | None = None
         """The held-out answers of the policy as it started."""
         self.first_figures: dict[str, float] = {}
+        self.first_reported: dict[str, float] = {}
+        """The same on the prompts that the best policy is reported on."""
+        self._best_judged: Judged | None = None
         self.last_figures: dict[str, float] = {}
 
     def run(self, checkpoints: Checkpoints | None = None) -> None:
@@ -175,7 +178,9 @@ class Loop:
         if self.accelerator.is_main_process:
             state = {name: part.state_dict() for name, part in self._stateful().items()}
             own = {"step": self.step, "num_steps": self.updater.num_steps, "first_figures": self.first_figures}
-            own |= {"last_figures": self.last_figures, "start": self.start and asdict(self.start)}
+            own |= {"last_figures": self.last_figures, "first_reported": self.first_reported}
+            own |= {"start": self.start and asdict(self.start)}
+            own |= {"best_judged": self._best_judged and asdict(self._best_judged)}
             save_state(folder / "loop.pt", state | own)
             keep_files(self.best.folder, folder / "best")
 
@@ -184,6 +189,11 @@ class Loop:
         settings = Settings(self.engine.optimizer, self.schedule)
         self.engine.load(folder, saved)
         state = load_state(folder / "loop.pt")
+        if "held_out_unit" not in state:
+            raise UserError(
+                f"{folder}: a checkpoint of an earlier version, in which scores had no unit, cannot be resumed; begin "
+                "again with --overwrite, or use the version that wrote it"
+            )
         for name, part in self._stateful().items():
             if name != "ema" or name in state:  # which may not have been asked for then
                 part.load_state_dict(state[name])
@@ -195,7 +205,9 @@ class Loop:
             self.ema.begin()
         self.step, self.updater.num_steps = state["step"], state["num_steps"]
         self.first_figures, self.last_figures = state["first_figures"], state["last_figures"]
+        self.first_reported = state["first_reported"]
         self.start = state["start"] and Judged(**state["start"])
+        self._best_judged = state["best_judged"] and Judged(**state["best_judged"])
         own = folder / f"process-{self.accelerator.process_index}.pt"
         if own.exists():  # else there are more processes now; nothing here is drawn from what they begin with
             set_random_state(load_state(own))
@@ -247,15 +259,17 @@ class Loop:
         rollout = self.collector.collect(tasks, config.training.seed, self.step)
         had_unit = self.scaler.start
         self.scaler.observe(rollout.scores, all_reduce_sum)
-        if self.scaler.start != had_unit and self.scaler.start.std != 1:
+        if self.scaler.start != had_unit:
             self.journal.event("score_unit", step=self.step + 1, **self.scaler.start._asdict())
+            self._redo_figures()
         self._share_without_spread = {}
         if config.ppo.advantage_estimator in GROUPED:
-            rollout = self._with_spread(rollout)
+            rollout = self._with_spread(rollout, set(numbers))
         return rollout, time.monotonic() - started
 
-    def _with_spread(self, rollout: Rollout) -> Rollout:
-        """The rollout, with prompts whose answers all have one score replaced as far as `dynamic_sampling` allows.
+    def _with_spread(self, rollout: Rollout, asked: set[int]) -> Rollout:
+        """The rollout, with prompts whose answers all have one score replaced by others than were `asked` (numbers of
+        prompts), as far as `dynamic_sampling` allows.
 
         Every process takes part in as many rounds and keeps as many prompts, since the passes are collectives.
         """
@@ -269,7 +283,10 @@ class Loop:
                 break
             seed = stream_seed("replacements", self.config.training.seed, self.step, attempt)
             count = missing * self.accelerator.num_processes
-            numbers = next(prompt_batches(len(self.prompts), count, seed))
+            stream = itertools.chain.from_iterable(prompt_batches(len(self.prompts), 1, seed))
+            seen = asked if len(asked) + count <= len(self.prompts) else set[int]()
+            numbers = list(itertools.islice((number for number in stream if number not in seen), count))
+            asked |= set(numbers)
             tasks = self.own_share(make_tasks(self.prompts, numbers, group))
             more = self.collector.collect(tasks, self.config.training.seed, self.step, attempt)
             found = self._groups_with_spread(more)
@@ -304,9 +321,13 @@ class Loop:
         else:
             advantages = group_advantages(rewards, mask, ppo.advantage_estimator, self.config.rollout.num_generations)
         # grpo scales within its groups, dr_grpo scales nothing.
-        if ppo.whiten_advantages and ppo.advantage_estimator not in ("grpo", "dr_grpo"):
+        whitened = ppo.whiten_advantages and ppo.advantage_estimator not in ("grpo", "dr_grpo")
+        if whitened:
             advantages = whiten(advantages, mask, reduce=all_reduce_sum)
-        return Targets(advantages, self.kl_controller.value, critic)
+        kl_coef = self.kl_controller.value
+        # What stands beside advantages in the unit of scores is in that unit too.
+        in_points = not whitened and ppo.advantage_estimator != "grpo"
+        return Targets(advantages, kl_coef, critic, kl_coef / self.scaler.unit.std if in_points else kl_coef)
 
     def _shaped(self, rollout: Rollout) -> Tensor:
         """Reward of each token in the unit of scores: (B, T). Score and KL are divided by the same number, since a unit
@@ -319,7 +340,8 @@ class Loop:
         """What a rollout with these rewards, (B, T), is to teach the critic."""
         ppo, mask, role = self.config.ppo, rollout.response_mask, self.models.trained.roles[1]
         assert role is not None
-        unit = self.scaler.unit if role.gives_scores else Unit()
+        unit, scale = self.scaler.unit, role.head_scale
+        unit = Unit() if scale is None else Unit(unit.mean / scale, unit.std / scale)
         values = torch.where(mask, unit.normalise(rollout.old_values), 0.0)
         if gae_lambda is None:
             gae_lambda = ppo.gae_lambda if ppo.value_gae_lambda is None else ppo.value_gae_lambda
@@ -332,36 +354,46 @@ class Loop:
             return
         assert self._first is not None
         first, seconds = self._first
-        rollout, groups = self._to_pretrain_on(first), self.engine.optimizer.param_groups
+        rollout, groups = self._to_pretrain_on(), self.engine.optimizer.param_groups
         # The critic's returns are of what came, since its own values mean nothing yet (VC-PPO, section 4.1).
         critic = self.critic_targets(rollout, self._shaped(rollout), gae_lambda=1.0)
         rates = [group["lr"] for group in groups]
         groups[0]["lr"], groups[1]["lr"] = 0.0, self.schedule.base_lrs[1]
         size = -(-self.config.rollout.batch_size // (self.config.ppo.num_minibatches * self.accelerator.num_processes))
-        explained = fit(self.updater, self.collector, rollout, critic, size, self.config.training.seed)
+        with Best(self.engine, self.config.run_dir / "critic") as best:
+            explained = fit(
+                self.updater, self.collector, rollout, critic, best, size, self.config.training.seed,
+                lambda: leave_if_preempted(self.config.run_dir),
+            )  # fmt: skip
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate
         self.journal.event("value_pretrained", answers=len(rollout), explained_variance=explained)
         if self.accelerator.is_main_process:
-            print(f"ppo: {_said_of_fit(explained)}", flush=True)
+            print(f"ppo: {said_of_fit(explained)}", flush=True)
         self._first = replace(first, old_values=self.collector.values(first.rows)), seconds
 
-    def _to_pretrain_on(self, first: Rollout) -> Rollout:
-        """Answers that are there already, scored now, or answers of the policy as it starts."""
-        config, seed = self.config, self.config.training.seed
+    def _to_pretrain_on(self) -> Rollout:
+        """Answers that are there already, scored now, or answers of the policy as it starts. Not those of the first
+        rollout: a critic that was fitted on what they earn would leave nothing to learn from them."""
+        config, seed, processes = self.config, self.config.training.seed, self.accelerator.num_processes
         if config.ppo.value_pretrain != ROLLOUTS:
-            count = len(self._answers) // self.accelerator.num_processes * self.accelerator.num_processes
-            own = self.own_share(self._answers[:count])
+            if not (count := len(self._answers) // processes):
+                raise ConfigError(
+                    f"ppo.value_pretrain={config.ppo.value_pretrain}: {len(self._answers)} answers are fewer than the "
+                    f"{processes} processes; give more, or use {ROLLOUTS}"
+                )
+            own = self.own_share(self._answers[: count * processes])
             tasks = [Task(answer.prompt, answer.ids, number, 0) for number, answer in enumerate(own)]
             return self.collector.collect(tasks, responses=[answer.response for answer in own])
-        collected, generations = [first], config.rollout.num_generations
-        more = -(-config.ppo.value_pretrain_episodes // config.rollout.batch_size) - 1
+        generations = config.rollout.num_generations
+        count = -(-config.ppo.value_pretrain_episodes // config.rollout.batch_size)
         stream = prompt_batches(
             len(self.prompts), config.rollout.batch_size // generations, stream_seed("pretraining", seed)
         )
-        with progress("answers for the critic", more, self.accelerator.is_main_process and more > 0) as line:
-            for number in range(more):
-                heartbeat.enter(f"rollout {number + 1} of {more} for the critic")
+        collected: list[Rollout] = []
+        with progress("answers for the critic", count, self.accelerator.is_main_process) as line:
+            for number in range(count):
+                heartbeat.enter(f"rollout {number + 1} of {count} for the critic")
                 tasks = self.own_share(make_tasks(self.prompts, next(stream), generations))
                 collected.append(self.collector.collect(tasks, stream_seed("pretraining", seed, number)))
                 line.advance(1)
@@ -374,26 +406,46 @@ class Loop:
             return None
         heartbeat.enter(f"the evaluation after iteration {self.step}")
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
-            judged, groups = self.judge(), [prompt.group for prompt, _ in self.held_out]
+            judged = self.judge()
             if self.start is None:
                 self.start = judged
-            before = self._with_costs(self.start) if self.step else None
-
-            def of(rows: Sequence[int]) -> dict[str, float]:
-                start = before.only(rows) if before is not None else None
-                return figures(judged.only(rows), start, [groups[row] for row in rows])
-
-            now, chooses, reported = of(range(len(groups))), *(of(rows) for rows in self._halves)
+            now, chooses, reported = self._figures(judged)
+            if self.step == 0:
+                self.first_figures, self.first_reported = now, reported
             if self._explained is not None:
                 now["explained_variance"] = self._explained
-            if self.step == 0:
-                self.first_figures = reported if self.best.wanted else now
-            self.best.consider(self.step, chooses, reported, self._policy_weights)
+            if self.best.consider(self.step, chooses, reported, self._policy_weights):
+                self._best_judged = judged
         self.last_figures = now
         self.journal.log(self.step, {f"eval/{name}": value for name, value in now.items()})
         for name, values in (("score", judged.scores), ("kl", judged.kl), ("length", judged.lengths)):
             self.journal.histogram(self.step, f"eval/{name}", values)
         return {f"eval/{name}": value for name, value in now.items()}
+
+    def _figures(self, judged: Judged) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+        """Figures of an evaluation on all held-out prompts, on those that choose the best, and on the others."""
+        groups = [prompt.group for prompt, _ in self.held_out]
+        before = self._with_costs(self.start) if self.start is not None and judged is not self.start else None
+
+        def of(rows: Sequence[int]) -> dict[str, float]:
+            start = before.only(rows) if before is not None else None
+            return figures(judged.only(rows), start, [groups[row] for row in rows])
+
+        chooses, reported = self._halves
+        return of(range(len(groups))), of(chooses), of(reported)
+
+    def _redo_figures(self) -> None:
+        """Where the unit is found after the start (its scores were all equal), what unfinished answers cost changes: a
+        policy that stayed as it is would look better or worse than before."""
+        if self.start is None:
+            return
+        self.start = self._with_costs(self.start)
+        self.first_figures, _, self.first_reported = self._figures(self.start)
+        self.alarms.begin({f"eval/{name}": value for name, value in self.first_figures.items()})
+        if self._best_judged is not None:
+            best = self.start if self.best.step == 0 else self._with_costs(self._best_judged)
+            _, chooses, reported = self._figures(best)
+            self.best.restate(chooses, reported)
 
     def judge(self) -> Judged:
         """Every process answers as many prompts, since a shorter share would leave the others waiting in a collective;
@@ -445,9 +497,13 @@ class Loop:
     @contextlib.contextmanager
     def published_policy(self) -> Iterator[dict[str, Any]]:
         """The models hold the policy that is to be published inside; gives its metrics."""
+        is_chosen = self.best.figures is not None
         of = self.last_figures if self.best.figures is None else self.best.figures
+        start = self.first_reported if is_chosen else self.first_figures
         metrics: dict[str, Any] = {f"eval_{name}": value for name, value in of.items()}
-        metrics |= {f"start_eval_{name}": value for name, value in self.first_figures.items()}
+        metrics |= {f"start_eval_{name}": value for name, value in start.items()}
+        if is_chosen:
+            metrics |= {"choosing_prompts": len(self._halves[0]), "reported_prompts": len(self._halves[1])}
         judge = judge_of(self.config.model_dump())
         if judge is not None and "win_rate" in of:
             metrics["judge"] = judge.text
@@ -483,54 +539,9 @@ class Loop:
             print(f"ppo: iteration {self.step}: {name}: {text}", flush=True)
 
 
-def _said_of_fit(explained: Sequence[float]) -> str:
-    if not explained:
-        return "the critic was not fitted: all held-out answers earn the same"
-    return (
-        f"the critic explained {explained[0]:.2f} of what held-out answers earn, and {explained[-1]:.2f} after "
-        f"{len(explained) - 1} passes over the others"
-    )
-
-
 def _sample(number: int, task: Task, row: Sequence[Any]) -> dict[str, Any]:
     """A line of samples.jsonl from a row of `Loop.judge`."""
     score, _, held_out_score, kl, length, ended, text, *_ = row
     found = {"id": number, "prompt": list(task.prompt.messages), "response": text, "score": score, "kl": kl}
     found |= {"length": int(length), "ended": bool(ended)}
     return found if held_out_score is None else found | {"held_out_score": held_out_score}
-
-
-def make_optimizer(models: Models, config: PPOStageConfig) -> torch.optim.AdamW:
-    """AdamW with the policy and the critic as two groups, each with its own learning rate."""
-    training = config.training
-    rate = training.learning_rate or (1e-6 if models.base is None else 1e-5)
-    rates = {"policy": rate, "value": training.value_learning_rate or 5 * rate}
-    groups = [
-        {"params": [p for _, p in models.trained.trained_parameters(of)], "lr": rates[of]} for of in ("policy", "value")
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, eps=training.adam_epsilon, weight_decay=training.weight_decay)
-
-
-def make_schedule(optimizer: Any, config: PPOStageConfig) -> torch.optim.lr_scheduler.LambdaLR:
-    """The named schedule over iterations; the policy's begins once the critic has learned alone, and is 0 before.
-
-    Made of the prepared optimizer: DeepSpeed's offload puts another in its place, whose rate would stay as it began.
-    """
-    training, alone = config.training, config.ppo.value_warmup_steps
-    critics = _factor(training, training.max_steps)
-    policys = _factor(training, training.max_steps - alone)
-    factors = [lambda step: 0.0 if step < alone else policys(step - alone), critics]
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factors[: len(optimizer.param_groups)])
-
-
-def _factor(training: TrainingConfig, steps: int) -> Callable[[int], float]:
-    """The rate over the configured one, by iteration; transformers' own but that the first iteration of a warm-up has a
-    rate above 0, since its rollout would be wasted."""
-    warmup = training.warmup_steps
-    warmup = math.ceil(steps * warmup) if warmup < 1 else int(warmup)
-    if training.lr_scheduler_type == "constant":
-        warmup = 0
-    unused = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])  # a schedule sets the rates of what it is made of
-    own = transformers.get_scheduler(training.lr_scheduler_type, unused, warmup, steps).lr_lambdas[0]
-    return lambda step: (step + 1) / (warmup + 1) if step < warmup else own(step)

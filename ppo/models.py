@@ -26,7 +26,7 @@ from alignment.models import ModelSource
 from alignment.packing import attend_by_group, uses_flash, why_not_packed
 from alignment.positions import LengthError
 from alignment.registry import Parent
-from alignment.scalar_models import ScalarModel
+from alignment.scalar_models import ScalarModel, ScoreHead
 from alignment.shared_base import adapter_parameters, checkpointing, save_adapter, using
 from alignment.templates import Message, encode_to_score
 from alignment.tensors import entropy_from_logits, logprobs_from_logits, pad_rows
@@ -44,8 +44,6 @@ class Role:
         model: of transformers, or of PEFT with any number of adapters in it.
         adapter: the adapter that is active; None: the bare base.
         head: hidden states (..., H) to one number, (..., 1), of a critic or reward model.
-        gives_scores: of a critic, whether its head was trained before, and gives scores as they are; a new one learns
-            normalised ones.
     """
 
     def __init__(
@@ -53,10 +51,11 @@ class Role:
         model: PreTrainedModel | PeftModel,
         adapter: str | None = None,
         head: nn.Module | None = None,
-        gives_scores: bool = False,
     ) -> None:
         self.model, self.adapter, self.head = model, adapter, head
-        self.gives_scores = gives_scores
+        self.head_scale: float | None = None
+        """Of a critic whose head was trained before: scores over what the head gives. None: a new one, which learns
+        normalised scores."""
         self.layers = body_and_head(model)
         if self.layers is not None and isinstance(self.layers[1], BaseTunerLayer):
             self.layers = None  # what this head says depends on which adapter is active, and it is called outside
@@ -105,6 +104,16 @@ class Role:
         logits = logits.flatten(0, 1)[where]
         entropy = entropy_from_logits(logits, temperature) if with_entropy else None
         return TokenLogprobs(logprobs_from_logits(logits, batch.targets, temperature), entropy)
+
+    def rescale_head(self) -> Role:
+        """Bring the head's weight to length 1, so that an optimizer step means the same whatever the scores' scale."""
+        assert isinstance(self.head, ScoreHead)
+        scale = float(self.head.weight.detach().norm()) or 1.0
+        with torch.no_grad():
+            self.head.weight.div_(scale)
+        self.head.score_bias /= scale
+        self.head_scale = scale
+        return self
 
     def read(self, states: Tensor) -> Tensor:
         """What the head says of hidden states: (..., H) -> (...) float32."""

@@ -51,17 +51,21 @@ class Source(Protocol):
         ...
 
 
-def load_sources(config: RewardsConfig, prompts: Sequence[Prompt], held_out: Sequence[Prompt] = ()) -> list[Source]:
+def load_sources(
+    config: RewardsConfig, prompts: Sequence[Prompt], held_out: Sequence[Prompt] = (), answered: Sequence[Prompt] = ()
+) -> list[Source]:
     """The rewards that `rewards.others` names; functions are imported now, so that a mistake stops no training.
 
     Args:
         prompts, held_out: all that there are. Every batch has the columns of any of them, whichever are in it.
+        answered: the prompts of `ppo.value_pretrain`, which bring no columns.
 
     Raises:
         ConfigError: a module or function that cannot be had, or one that takes a column which no prompt, or no held-out
             one, has.
     """
     sets = {"data.train": _columns(prompts)} | ({"the held-out prompts": _columns(held_out)} if held_out else {})
+    sets |= {"ppo.value_pretrain": _columns(answered)} if answered else {}
     columns = list(dict.fromkeys(name for names in sets.values() for name in names))
     found: list[Source] = []
     taken = {"model", "score_std"}  # names of the reward model's own parts

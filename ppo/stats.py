@@ -12,8 +12,8 @@ from alignment.tensors import masked_moments
 from ppo.rollout import Rollout
 from ppo.update import Targets
 
-NO_VARIANCE = 1e-8
-"""Rounding, in the unit of scores."""
+NO_VARIANCE = 1e-4
+"""In the unit of scores: a hundredth of their standard deviation is nothing to learn."""
 
 
 def rollout_stats(rollout: Rollout, scores: Tensor, targets: Targets, kl_in_reward: bool) -> dict[str, float]:
@@ -50,11 +50,12 @@ def rollout_stats(rollout: Rollout, scores: Tensor, targets: Targets, kl_in_rewa
 
 
 def explained_variance(outcomes: Tensor, values: Tensor, mask: Tensor) -> float | None:
-    """1 - variance of what values miss / variance of what came, over all processes' kept tokens: (B, T) each, in the
-    unit of scores. None where all that came is the same, as where no answer ends: there is nothing to explain."""
+    """1 - mean squared error / variance of what came, over all processes' kept tokens: (B, T) each, in the unit of
+    scores. An offset counts as an error, so below 0 the mean of what came would have been closer. None where all that
+    came is the same, as where no answer ends: there is nothing to explain."""
     _, _, variance = masked_moments(outcomes, mask, all_reduce_sum)
-    _, _, residual = masked_moments(outcomes - values, mask, all_reduce_sum)
-    return float(1 - residual / variance) if variance > NO_VARIANCE else None
+    _, offset, spread = masked_moments(outcomes - values, mask, all_reduce_sum)
+    return float(1 - (spread + offset**2) / variance) if variance > NO_VARIANCE else None
 
 
 def _scatter(scores: Tensor, lengths: Tensor, mean_score: float, mean_length: float) -> dict[str, float]:

@@ -63,7 +63,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
             config, begun, journal, keep=config.training.save_total_limit, data=data
         )
         if accelerator.is_main_process:
-            write_bad_rows(config.run_dir, [*prompts.bad, *ptx.bad], prompts.notes)
+            write_bad_rows(config.run_dir, [*prompts.bad, *ptx.bad, *answers.bad], prompts.notes)
         loop = Loop(config, models, accelerator, journal, prompts.items, held_out.items, ptx.rows, answers.items)
         journal.event("data", prompts=prompts.fingerprints, held_out=held_out.fingerprints, ptx=ptx.fingerprints,
                       notes=prompts.notes, **loop.too_long)  # fmt: skip
@@ -114,13 +114,14 @@ def _publish(
                 options = critic_options(config.model)
                 model = config.model.model_copy(update={"method": options.method, "adapter": options.adapter})
                 own = config.model_copy(update={"model": model})
-            name = config.registry.model_copy(update={"name": f"{config.registry.name}-value"})
+            # Without the alias, which would lead to a critic before its policy is there.
+            entry = config.registry.model_copy(update={"name": f"{config.registry.name}-value", "alias": None})
             published(
-                own.model_copy(update={"registry": name}),
+                own.model_copy(update={"registry": entry}),
                 folder=Path(folder),
                 role="value",
                 base=base.as_base() if base else None,
-                metrics={name: value for name, value in loop.last_figures.items() if name == "explained_variance"},
+                metrics={key: value for key, value in loop.last_figures.items() if key == "explained_variance"},
             )
 
     def publish_policy() -> str:
@@ -178,7 +179,6 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
     sizes = batch_plan(config, world_size)
     prompts, held_out = train_and_eval(config.data, to_prompts)
     check_selection(config.training, num_held_out=len(held_out.items))
-    load_sources(config.rewards, prompts.items, held_out.items)
     if config.rollout.engine == "vllm":
         from alignment.vllm_engine import check_installed
 
@@ -189,6 +189,7 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
     limit = config.data.max_length - config.rollout.max_new_tokens
     encoded, too_long = encode_prompts(prompts.items, tokenizer, limit, config.data.too_long)
     ptx, answers = read_ptx(config, tokenizer), read_answers(config, tokenizer)
+    load_sources(config.rewards, prompts.items, held_out.items, [answer.prompt for answer in answers.items])
     trust = config.model.trust_remote_code
     shapes = {
         role: transformers.AutoConfig.from_pretrained(source.config_path, trust_remote_code=trust)
@@ -205,7 +206,7 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
         "eval_prompts": len(held_out.items),
         "ptx_rows": len(ptx.rows),
         "value_pretrain_answers": len(answers.items),
-        "bad_rows": len(prompts.bad) + len(ptx.bad),
+        "bad_rows": len(prompts.bad) + len(ptx.bad) + len(answers.bad),
         "too_long": too_long,
         "processes": world_size,
         "episodes_per_iteration": config.rollout.batch_size,

@@ -56,12 +56,15 @@ class Targets:
 
     Args:
         advantages: (B, T)
+        kl_coef: as it is configured or adapted.
         critic: None without one.
+        loss_kl_coef: for a KL in the loss, in the unit of the advantages.
     """
 
     advantages: Tensor
     kl_coef: float
     critic: CriticTargets | None = None
+    loss_kl_coef: float = 0.0
 
 
 def minibatches(total: int, count: int, start: int, stop: int, generator: torch.Generator) -> Iterator[list[int]]:
@@ -247,7 +250,7 @@ class Updater:
             if ppo.kl_in == "loss":
                 ref = batch.pick(rollout.ref_logprobs)
                 kl = kl_loss(outputs.logprobs, old, ref, mask, "k3" if ppo.kl_estimator == "k3" else "k2", num_tokens)
-                terms.append(targets.kl_coef * kl)
+                terms.append(targets.loss_kl_coef * kl)
                 figures[4] = kl * num_tokens
             if outputs.entropy is not None:
                 entropy = torch.where(mask, outputs.entropy, 0.0).sum()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from peft import PeftModel
@@ -16,7 +17,14 @@ from transformers import PreTrainedTokenizerBase
 from alignment import heartbeat
 from alignment.config import ConfigError, DataConfig, DataPart, Format
 from alignment.data import Comparison, Demonstration, Prompt, to_demonstrations, to_judgements, train_and_eval
-from alignment.distributed import all_reduce_max
+from alignment.distributed import (
+    TrainingEngine,
+    all_reduce_max,
+    gather_lists,
+    on_main_process,
+    wait_for_everyone,
+    world_size,
+)
 from alignment.generation import stream_seed
 from alignment.models import ModelSource
 from alignment.ratings import RatingsStore, is_ratings_file
@@ -58,6 +66,8 @@ class Answers:
 
     items: list[Answer] = field(default_factory=list)
     fingerprints: list[Mapping[str, Any]] = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    """Rows that were set aside: where they stand, and why."""
 
 
 # --- answers that are there ----------------------------------------------------------------------------------------
@@ -74,27 +84,40 @@ def read_answers(config: PPOStageConfig, tokenizer: PreTrainedTokenizerBase) -> 
         return Answers()
     section = DataConfig(train=path, eval_share=0.0, max_bad_share=config.data.max_bad_share)
     found, _ = train_and_eval(section, to_answers, _open_answers)
-    answers: dict[tuple[tuple[int, ...], tuple[int, ...]], Answer] = {}
+    longest = config.data.max_length - limit
+    bad, answers = list(found.bad), dict[tuple[tuple[int, ...], tuple[int, ...]], Answer]()
     for record in found.items:
-        prompt = Prompt(record.messages[:-1], place=record.place)
-        try:
-            ids, encoded = encode_prompt(tokenizer, prompt.messages), encode_conversation(tokenizer, record.messages)
-        except Unrenderable:
-            continue
-        # A response as sampling would give it: what follows the prompt, cut at the limit.
-        if encoded is None or encoded.input_ids[: len(ids)] != ids or not encoded.input_ids[len(ids) :]:
-            continue
-        response = encoded.input_ids[len(ids) :][:limit]
-        if len(ids) <= config.data.max_length - limit:
-            answers.setdefault((tuple(ids), tuple(response)), Answer(prompt, ids, response))
         if len(answers) == config.ppo.value_pretrain_episodes:
             break
+        try:
+            answer = _answer(record, tokenizer, limit)
+        except Unrenderable as reason:
+            bad.append((record.place, str(reason)))
+            continue
+        if len(answer.ids) > longest:
+            bad.append((record.place, f"the prompt has {len(answer.ids)} tokens, and PPO's may have {longest}"))
+            continue
+        answers.setdefault((tuple(answer.ids), tuple(answer.response)), answer)
     if not answers:
         raise ConfigError(
             f"ppo.value_pretrain={path}: none of its {len(found.items)} answers fits data.max_length="
             f"{config.data.max_length} less rollout.max_new_tokens={limit}; raise data.max_length, or use {ROLLOUTS}"
         )
-    return Answers(list(answers.values()), list(found.fingerprints))
+    return Answers(list(answers.values()), list(found.fingerprints), bad)
+
+
+def _answer(record: Demonstration, tokenizer: PreTrainedTokenizerBase, limit: int) -> Answer:
+    """A response as sampling would give it: what follows the prompt, cut at the limit.
+
+    Raises:
+        Unrenderable: by this template the conversation does not begin with its prompt, or has no answer.
+    """
+    prompt = Prompt(record.messages[:-1], place=record.place)
+    ids, encoded = encode_prompt(tokenizer, prompt.messages), encode_conversation(tokenizer, record.messages)
+    response = [] if encoded is None or encoded.input_ids[: len(ids)] != ids else encoded.input_ids[len(ids) :]
+    if not response:
+        raise Unrenderable("by this chat template the answer does not follow its prompt")
+    return Answer(prompt, ids, response[:limit])
 
 
 def to_answers(row: Mapping[str, Any], format: Format = "auto") -> list[Demonstration]:
@@ -128,14 +151,49 @@ def _open_answers(part: DataPart, config: DataConfig) -> Source:
 # --- fitting -------------------------------------------------------------------------------------------------------
 
 
+class Best:
+    """Keeps what is trained as it was at its best, in a folder that is gone afterwards; every process takes part."""
+
+    def __init__(self, engine: TrainingEngine, folder: Path) -> None:
+        self._engine, self._folder, self._kept, self._count = engine, folder, "", 0
+
+    def keep(self) -> None:
+        before, self._kept = self._kept, f"{self._count}"
+        self._count += 1
+        on_main_process(lambda: (self._folder / self._kept).mkdir(parents=True))
+        self._engine.save(self._folder / self._kept)
+        wait_for_everyone()
+        if before:
+            on_main_process(lambda: shutil.rmtree(self._folder / before))
+
+    def restore(self) -> None:
+        self._engine.load(self._folder / self._kept, world_size())
+
+    def __enter__(self) -> Self:
+        on_main_process(lambda: shutil.rmtree(self._folder, ignore_errors=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        wait_for_everyone()
+        on_main_process(lambda: shutil.rmtree(self._folder, ignore_errors=True))
+
+
 def fit(
-    updater: Updater, collector: Collector, rollout: Rollout, critic: CriticTargets, batch_size: int, seed: int
+    updater: Updater,
+    collector: Collector,
+    rollout: Rollout,
+    critic: CriticTargets,
+    best: Best,
+    batch_size: int,
+    seed: int,
+    before_pass: Callable[[], None],
 ) -> list[float]:
     """Fit the critic on a rollout in passes of minibatches, until what it explains of answers to prompts that are held
-    out of this no longer rises (VC-PPO, Yuan et al. 2025, section 4.1).
+    out of this no longer rises (VC-PPO, Yuan et al. 2025, section 4.1). It is left as it was after its best pass.
 
     Args:
         batch_size: answers of one optimizer step on each process.
+        before_pass: called by every process.
 
     Returns:
         The share of the held-out answers' variance that it explains, before and after each pass; nothing where all
@@ -145,38 +203,58 @@ def fit(
         ConfigError: too few prompts to hold any out.
     """
     groups = [task.prompt.group for task in rollout.tasks]
-    by_digest = sorted(set(groups), key=lambda group: hashlib.sha256(group.encode()).digest())
-    kept = set(by_digest[: max(1, round(HELD_OUT * len(by_digest)))])
+    # The same prompts on every process: one that a process holds out must be trained on by none.
+    everywhere = sorted(
+        {group for share in gather_lists(groups) for group in share},
+        key=lambda group: hashlib.sha256(group.encode()).digest(),
+    )
+    kept = set(everywhere[: max(1, round(HELD_OUT * len(everywhere)))])
     held_out = [row for row, group in enumerate(groups) if group in kept]
     train = [row for row, group in enumerate(groups) if group not in kept]
     count = -all_reduce_max(-len(train))  # each process takes as many steps, since their passes are collectives
     if not count:
         raise ConfigError(
-            f"ppo.value_pretrain: {len(set(groups))} prompts on a process are too few to hold some out; raise "
+            f"ppo.value_pretrain: {len(everywhere)} prompts are too few to hold some out; raise "
             "ppo.value_pretrain_episodes, or take value_pretrain out"
         )
+    looked_at = held_out or [0]  # a process without one takes part, and its row does not count
 
     def explained() -> float | None:
-        values = critic.head_unit.normalise(collector.values([rollout.rows[row] for row in held_out]))
+        values = critic.head_unit.normalise(collector.values([rollout.rows[row] for row in looked_at]))
         width = values.shape[1]
-        mask = rollout.response_mask[held_out][:, :width]
-        return explained_variance(critic.outcomes[held_out][:, :width], values, mask)
+        mask = rollout.response_mask[looked_at][:, :width] & bool(held_out)
+        return explained_variance(critic.outcomes[looked_at][:, :width], values, mask)
 
     if (at_first := explained()) is None:
         return []
     history = [at_first]
+    best.keep()
     generator = torch.Generator().manual_seed(stream_seed("value pretraining", seed))
     with progress("fitting the critic", MAX_EPOCHS, updater.engine.accelerator.is_main_process) as line:
         for epoch in range(MAX_EPOCHS):
+            before_pass()
             heartbeat.enter(f"pass {epoch + 1} of fitting the critic")
             order = [train[place] for place in torch.randperm(len(train), generator=generator).tolist()][:count]
             for start in range(0, count, batch_size):
                 updater.fit_critic(rollout, critic, order[start : start + batch_size])
             history.append(explained() or 0.0)
             line.advance(1, explained=history[-1])
+            if history[-1] == max(history):
+                best.keep()
             if len(history) > PATIENCE and max(history[-PATIENCE:]) < max(history[:-PATIENCE]) + GAIN:
                 break
+    best.restore()
     return history
+
+
+def said_of_fit(explained: Sequence[float]) -> str:
+    """What `fit` did, in words."""
+    if not explained:
+        return "the critic was not fitted: all held-out answers earn the same"
+    return (
+        f"the critic explained {explained[0]:.2f} of the variance of what held-out answers earn, and "
+        f"{max(explained):.2f} after the best of {len(explained) - 1} passes over the others"
+    )
 
 
 # --- keeping it ----------------------------------------------------------------------------------------------------
@@ -196,17 +274,23 @@ def save_critic(models: Models, folder: Path, weights: Mapping[str, Tensor], uni
     assert role is not None and isinstance(role.head, ScoreHead) and not models.trained.on_trunk
     whole = role.adapter is None
     head = weights["value_model.score.weight" if whole else "value_head.weight"].float()
-    bias = role.head.score_bias
-    if not role.gives_scores:
-        head, bias = head * unit.std, bias * unit.std - unit.mean
+    scale = unit.std if role.head_scale is None else role.head_scale
+    head, bias = head * scale, role.head.score_bias * scale
+    if role.head_scale is None:  # it has learned normalised scores
+        bias -= unit.mean
     if whole:
-        own = {name.removeprefix("value_model."): each for name, each in weights.items() if "value_model." in name}
+        own = {
+            name.removeprefix("value_model."): each for name, each in weights.items() if name.startswith("value_model.")
+        }
         role.base.config.score_bias = bias
         role.base.save_pretrained(folder, state_dict=own | {"score.weight": head})
         return None
-    prefix = "policy." if role.model is models.policy.model else "value_model."
-    own = {name.removeprefix(prefix): each for name, each in weights.items() if name.startswith(prefix)}
+    own = _below("policy." if role.model is models.policy.model else "value_model.", weights)
     assert isinstance(role.model, PeftModel) and role.adapter is not None
     save_adapter(role.model, role.adapter, folder, own, head=head)
     write_score_bias(folder, bias)
     return models.base if role.model is models.policy.model else frozen_below(models.reference, models.sources)
+
+
+def _below(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): each for name, each in weights.items() if name.startswith(prefix)}

@@ -24,7 +24,7 @@ CONFIG = {
     "rewards": {"missing_eos_score": None},  # few of these answers end, and all would score the same
     "rollout": {"batch_size": 8, "max_new_tokens": 6},
     "training": {"max_steps": 2, "learning_rate": 1e-3},
-    "registry": {"name": "ppo", "path": "registry"},
+    "registry": {"name": "ppo", "path": "registry", "alias": "newest"},
     "tracking": {"wandb": "disabled"},
 }
 
@@ -77,6 +77,8 @@ def test_a_critic_is_published_in_the_unit_of_scores_and_taken_up(house, kind):
     assert {parent.role: parent.ref for parent in manifest.parents}["init"] == "sft@v1"
     assert (manifest.base and manifest.base.ref) == (None if kind == "separate" else "sft@v1")
     assert manifest.metrics["explained_variance"] <= 1
+    assert house.aliases("ppo-value") == {}  # which would lead to a critic before its policy is there
+    assert house.resolve("ppo@newest").number == 1
     assert values_of(house, "ppo-value").mean() == pytest.approx(7.0, abs=5.0)  # a normalised value would be about 0
     assert stage("name=again", "model.value_init=ppo-value", *KINDS[kind]) == 0
     parents = {parent.role: parent.ref for parent in house.resolve("ppo@v2").manifest.parents}
@@ -133,6 +135,8 @@ def test_fitting_on_rollouts_moves_the_critic_alone_and_explains_more(house, kin
     explained = found["explained_variance"]
     assert found["answers"] == 64
     assert len(explained) > 2
+    rows = [json.loads(line) for line in Path("runs/first/metrics.jsonl").read_text().splitlines()]
+    assert not Path("runs/first/critic").exists()
     if kind == "separate":  # a new head on a few random features explains little
         assert max(explained) > explained[0] + 0.05
     rows = [json.loads(line) for line in Path("runs/first/metrics.jsonl").read_text().splitlines()]
@@ -161,6 +165,28 @@ def test_answers_that_are_there_are_scored_and_fitted_on(house):
         (found,) = events("value_pretrained", f"fit-{number}")
         assert found["answers"] == count
         assert [mark["name"] for mark in house.resolve("ppo").manifest.model_dump()["data"]][-1] == path
+
+
+def test_answers_that_cannot_be_used_are_counted_and_written_down(house, capsys):
+    rows = [{"prompt": f"Floor {n}?", "completion": f"Yes, {n}."} for n in range(8)]
+    rows += [{"prompt": f"Floor {n}?" * 40, "completion": "No."} for n in range(3)]
+    Path("answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert stage("--dry-run", "ppo.value_pretrain=answers.jsonl") == 0
+    found = json.loads(capsys.readouterr().out)["plan"]
+    assert (found["value_pretrain_answers"], found["bad_rows"]) == (8, 3)
+    assert stage("ppo.value_pretrain=answers.jsonl", "training.max_steps=1") == 0
+    assert "answers.jsonl:9" in next(Path("runs/first").glob("*bad*")).read_text()
+
+
+def test_a_reward_that_needs_a_column_is_refused_before_the_run(house, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    Path("own_rewards.py").write_text("def matches(prompts, responses, answer):\n    return [1.0] * len(prompts)\n")
+    rows = [{"prompt": f"Floor {n}?", "answer": "yes", "completion": f"Yes, {n}."} for n in range(24)]
+    for name in ("prompts.jsonl", "answers.jsonl"):
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    others = 'rewards.others=[{function: "own_rewards:matches"}]'
+    assert stage("--dry-run", "ppo.value_pretrain=answers.jsonl", others, "data.format=completion") == 2
+    assert "takes a column 'answer', which no prompt of ppo.value_pretrain has" in capsys.readouterr().err
 
 
 def test_a_plan_counts_the_answers_and_refuses_a_file_without_any(house, capsys):

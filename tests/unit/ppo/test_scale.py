@@ -43,7 +43,13 @@ class Scaled:
 
 
 def losses(make_loop, stage_config, tmp_path, factor, critic, **sections):
-    models = build_models(ref_seed=1, critic=critic)
+    models = build_models(ref_seed=1, critic="separate" if critic == "reward model" else critic)
+    if critic == "reward model":  # a critic that starts from it has its scale
+        role = models.trained.roles[1]
+        with torch.no_grad():
+            role.head.weight.mul_(factor)
+        role.head.score_bias = 0.5 * factor
+        role.rescale_head()
     models.reward = Scaled(models.reward, factor)
     sections["ppo"] = {"kl_coef": 0.05 * factor, **sections.get("ppo", {})}
     config = stage_config(training={"max_steps": 5, "eval_steps": 5}, **sections)
@@ -60,12 +66,14 @@ def losses(make_loop, stage_config, tmp_path, factor, critic, **sections):
     ("critic", "sections"),
     [
         ("separate", {}),
+        ("reward model", {}),
         ("trunk", {}),
         ("separate", {"rewards": {"scaling": "running", "overlong_buffer": 4}}),
         (None, {"ppo": {"advantage_estimator": "rloo"}, "rollout": {"num_generations": 4}}),
         (None, {"ppo": {"advantage_estimator": "dr_grpo"}, "rollout": {"num_generations": 4}}),
+        (None, {"ppo": {"advantage_estimator": "dr_grpo", "kl_in": "loss"}, "rollout": {"num_generations": 4}}),
     ],
-    ids=["separate", "trunk", "running", "rloo", "dr_grpo"],
+    ids=["separate", "reward model", "trunk", "running", "rloo", "dr_grpo", "dr_grpo, KL in the loss"],
 )
 def test_rewards_and_kl_coef_times_a_number_are_the_same_run(
     make_loop, stage_config, tmp_path, factor, critic, sections
@@ -92,6 +100,36 @@ def test_scores_that_do_not_depend_on_the_answer_leave_its_length_alone(study, c
         assert abs(end / start - 1) < 0.1
     start, end = study.run(world, critic, 3.0, seed=0, iterations=10, **study.SETTINGS["before"])
     assert end / start < 0.8
+
+
+def test_a_unit_that_is_found_late_makes_no_policy_better(make_loop, stage_config, tmp_path):
+    """An unfinished answer costs 3 points until the scores differ, and then less: a policy that stays as it is must not
+    become the best one by that."""
+    models = build_models(ref_seed=1)
+    models.reward = ByLength()
+    config = stage_config(training={"max_steps": 4, "eval_steps": 1, "learning_rate": 1e-12})
+    loop = make_loop(models, config, prompts_of("12", "3", "456", "7"))
+    found = []
+    evaluate = loop.evaluate
+    loop.evaluate = lambda: found.append(evaluate()) or found[-1]
+    models.reward.member_scores = lambda rows, conversations, device: torch.zeros(1, len(rows))
+    collect = loop._collect
+
+    def later(numbers):
+        if loop.step == 2:
+            scores = [0.0, 1.0] * 4
+            models.reward.member_scores = lambda rows, conversations, device: torch.tensor([scores[: len(rows)]])
+            found_now = collect(numbers)
+            models.reward.member_scores = lambda rows, conversations, device: torch.zeros(1, len(rows))
+            return found_now
+        return collect(numbers)
+
+    loop._collect = later
+    loop.run()
+    assert found[0]["eval/ended"] < 1
+    assert found[-1]["eval/score"] > found[0]["eval/score"] + 0.5  # the cost has changed
+    assert loop.best.step == 0
+    assert loop.first_figures["score"] == pytest.approx(found[-1]["eval/score"])
 
 
 # --- groups ---------------------------------------------------------------------------------------------------------
