@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -23,11 +22,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from help_desk import world
 from help_desk.gold import gold_score
-from help_desk.labelers import JUDGES, LABELERS, Labeler, choose
+from help_desk.labelers import JUDGES, LABELERS, Labeler
 from help_desk.reports import explained
 from rich.table import Table
 from rich.text import Text
@@ -36,16 +35,10 @@ from alignment import terminal
 from alignment.errors import UserError
 from alignment.stage import quiet_libraries
 
-if TYPE_CHECKING:
-    from alignment.ratings import RatingsStore
-
 ROOT = Path(__file__).resolve().parent.parent
 HOME = Path("runs/demo")
 DATA, RATINGS = HOME / "data", HOME / "ratings.db"
 COMPLETIONS_PER_PROMPT = 2
-RATINGS_PER_PAIR = 3
-JUDGED_SHARE = 0.5
-"""Of the pairs, rated by all of `JUDGES`: a judge need not be as good as what it judges, only mistaken elsewhere."""
 SAMPLES_PER_HELD_OUT_PROMPT = 2
 MAX_NEW_TOKENS = 64
 TEMPERATURE = 0.8
@@ -175,6 +168,7 @@ def stage(name: str, seed: int, *overrides: str, run: str | None = None) -> dict
 
 
 def sample(model: str, seed: int) -> dict[str, Any]:
+    from help_desk.rating import RATINGS_PER_PAIR
     from sample import sample_into
 
     from alignment.config import DataConfig
@@ -207,48 +201,14 @@ def rate_by_hand(args: argparse.Namespace) -> None:
 
 
 def rate_by_simulation(args: argparse.Namespace) -> None:
-    """Simulated labelers claim and answer items through the same store that people use: first those whose ratings the
-    reward model learns from; then, on a share of the pairs, those of the held-out reward model."""
+    from help_desk.rating import rate
+
     from alignment.ratings import RatingsStore
 
-    rng = random.Random(args.seed)
     with RatingsStore(RATINGS) as store:
-        items = store.items()
-        gold = {item.id: item_gold(item) for item in items}
-        dealt = dict(zip(gold, rng.sample(list(gold.values()), len(gold)), strict=True)) if args.shuffle else gold
-        store.repeat_share = 0.0  # a program need not be asked twice
-        with store.transaction():
-            for labeler in (*LABELERS, *JUDGES):
-                store.mark_simulated(labeler.name)
-            count = rate_all(store, LABELERS, dealt, rng)
-            for item in rng.sample(items, round(JUDGED_SHARE * len(items))):
-                store.add_item(item.prompt, item.completions, RATINGS_PER_PAIR + len(JUDGES), item.metadata)
-            judged = rate_all(store, JUDGES, dealt, rng)
+        count, judged = rate(store, args.seed, args.shuffle)
     by_chance = ", dealt out at random" if args.shuffle else ""
     say(f"{count} ratings by {len(LABELERS)} SIMULATED labelers, {judged} by {len(JUDGES)} others{by_chance}")
-
-
-def rate_all(
-    store: RatingsStore, labelers: Sequence[Labeler], gold: Mapping[int, tuple[float, ...]], rng: random.Random
-) -> int:
-    """Let these labelers take turns until nothing is left for them; returns how many ratings they gave."""
-    count, working = 0, list(labelers)
-    while working:
-        for labeler in list(working):
-            assignment = store.claim(labeler.name)
-            if assignment is None:
-                working.remove(labeler)
-                continue
-            left, right = (gold[assignment.item][index] for index in assignment.order_shown)
-            store.submit(assignment, choose(labeler, left, right, rng), seconds=0.0)
-            count += 1
-    return count
-
-
-def item_gold(item: Any) -> tuple[float, ...]:
-    """Gold totals of an item's completions, in item order."""
-    fact = item.metadata["fact"]
-    return tuple(gold_score(fact, completion.text, completion.ended).total for completion in item.completions)
 
 
 # --- evaluation ----------------------------------------------------------------------------------------------------
@@ -329,6 +289,8 @@ def evaluate(models: Mapping[str, str | None], seed: int) -> tuple[dict[str, Any
 
 def reward_accuracy(run: str) -> dict[str, Any]:
     """A reward model's accuracy on its held-out ratings, and the gold score's own, which is the ceiling."""
+    from help_desk.rating import item_gold
+
     from alignment.data import CHOICES, Comparison, Vote
     from alignment.ratings import RatingsStore
     from reward.evaluation import order, vote_accuracy
