@@ -7,6 +7,7 @@ import pytest
 from alignment.config import DataConfig
 from alignment.data import DataError
 from alignment.ratings import RatingsStore
+from reward.__main__ import main
 from reward.config import RewardSection
 from reward.data import read_judgements
 from reward.labelers import resolved
@@ -143,3 +144,17 @@ def test_the_quality_of_labels_is_that_of_the_chosen_ones(database):
     assert found["labelers"].keys() == chosen
     (found,) = journalled(config, [])
     assert found["labelers"].keys() == hashes(database, *SAID)
+
+
+def test_what_is_written_of_a_run_has_hashes_in_place_of_names(database, tmp_path, monkeypatch, capsys):
+    config = tmp_path / "reward.yaml"
+    values = {"name": "r", "model": {"name": "m"}, "data": {"train": str(database)}, "registry": {"name": "r"}}
+    config.write_text(json.dumps(values))
+    monkeypatch.setattr("sys.argv", ["reward", str(config), "reward.labelers=[cyd]", "--dry-run"])
+    monkeypatch.setattr("reward.train.plan", lambda config, world_size: {})
+    assert main() == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert set(planned["config"]["reward"]["labelers"]) == hashes(database, "cyd")
+    monkeypatch.setattr("sys.argv", ["reward", str(config), "reward.labelers=[eve]", "--dry-run"])
+    assert main() == 2
+    assert "is by 'eve'; there are ratings by ann, bob, cyd, dan" in capsys.readouterr().err
