@@ -31,7 +31,7 @@ _RANDOM = "the ratings were dealt out at random (--shuffle): there is nothing to
 SHUFFLED = {
     ("reward", check): _RANDOM
     for check in ("labels", "chance", "worse than chance", "length rule", "length correlation", "calibration",
-                  "log loss")
+                  "log loss", "eos unread", "eos rise")
 } | {
     ("ppo", check): _RANDOM
     for check in ("better than the start", "over-optimisation", "exploding KL", "entropy collapse", "length drift",
