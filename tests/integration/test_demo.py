@@ -116,8 +116,9 @@ def test_without_a_leash_and_at_a_hundredfold_rate_the_strip_turns_red(finished)
     assert " checks failed" in done.stdout and "report.html (" in done.stdout, done.stderr[-3000:]
     page = (finished / "runs" / "broken" / "report.html").read_text(encoding="utf-8")
     assert '<div class="verdict fail">' in page
-    failed = re.findall(r'<li class="fail">.*?<b>(.*?)</b>', page, re.DOTALL)
-    assert {"KL in bounds", "answers still vary"} <= set(failed)
+    found = dict(map(reversed, re.findall(r'<li class="(fail|warn)">.*?<b>(.*?)</b>', page, re.DOTALL)))
+    assert found["answers still vary"] == "fail"
+    assert "KL in bounds" in found  # an alarm from iteration 2 on; it may end where one answer is all that is left
     assert "raise ppo.kl_coef" in page and "lower training.learning_rate" in page
 
 
