@@ -230,7 +230,7 @@ class Alarms:
         changes = ", ".join(f"{self._named(name)} {_change(first, now, f'eval/reward/{name}')}" for name in fell)
         if len(self._weights) == 1:
             why = "what you reward got worse, and the gain comes from ending or from length"
-            helps = "look at rewards.missing_eos_score, rewards.overlong_buffer and rollout.max_new_tokens"
+            helps = "look at rewards.missing_eos_penalty, rewards.overlong_buffer and rollout.max_new_tokens"
         else:
             why = "the policy pays for one part with another"
             helps = "change the weights (rewards.model_weight, and weight in rewards.others) if you want both"
@@ -257,7 +257,7 @@ class Alarms:
             f"the gain on held-out prompts comes {cause}: the score that training maximises, with what answers cost "
             f"that do not end, rose ({_change(first, now, 'eval/score')}), and {self._reward} alone did not "
             f"({_change(first, now, 'eval/raw_score')}{of_finished}); raise rollout.max_new_tokens so that answers "
-            "fit, or lower what an answer without an end costs (rewards.missing_eos_score); read samples.jsonl"
+            "fit, or lower what an answer without an end costs (rewards.missing_eos_penalty); read samples.jsonl"
         )
 
     def _named(self, part: str) -> str:

@@ -103,21 +103,30 @@ class RewardsConfig(Section):
     of the score as it is, and is divided by the same standard deviation."""
     clip: Positive | None = None
     """Scores are cut to +-clip in that unit."""
-    missing_eos_score: float | None = -3.0
-    """Score, in that unit, of a response that does not end within `rollout.max_new_tokens`, in place of all others (as
-    OpenAI's lm-human-preferences does): three standard deviations below the start's mean."""
-    missing_eos_penalty: NonNegative | None = None
-    """Taken off the score of such a response, in that unit, instead of replacing it (as TRL does)."""
+    missing_eos_penalty: NonNegative | None = 3.0
+    """Taken off the score of a response that does not end within `rollout.max_new_tokens`, in that unit. None: a cut
+    answer counts as an ended one."""
+    missing_eos_score: float | None = None
+    """Score of such a response in place of all others, in that unit, instead of the penalty (OpenAI's
+    lm-human-preferences). Where most answers are cut, the policy then learns to end and little else:
+    docs/studies/missing-eos.md."""
     overlong_buffer: Annotated[int, Field(ge=0)] = 0
     """The last so many of `rollout.max_new_tokens` cost the score, linearly up to `overlong_penalty` (DAPO)."""
     overlong_penalty: NonNegative = 1.0
     """In that unit. A response that does not end costs as much, beside `missing_eos_score` or `missing_eos_penalty`."""
 
-    @model_validator(mode="after")
-    def _replaced_or_lowered(self) -> Self:
-        both = self.missing_eos_penalty is not None and self.missing_eos_score is not None
-        if both and "missing_eos_score" in self.model_fields_set:
+    @model_validator(mode="before")
+    @classmethod
+    def _replaced_or_lowered(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "missing_eos_score" not in values:
+            return values
+        score, penalty = values["missing_eos_score"], values.get("missing_eos_penalty")
+        if score is not None and penalty is not None:
             raise ValueError("missing_eos_score replaces a score, missing_eos_penalty lowers it; keep one of them")
+        return {**values, "missing_eos_penalty": penalty}  # the default penalty is not beside what was asked for
+
+    @model_validator(mode="after")
+    def _keys_of_the_buffer(self) -> Self:
         if not self.overlong_buffer:
             _without_effect(self, ("overlong_penalty",), "is for the last tokens; set overlong_buffer to how many")
         return self
@@ -301,8 +310,9 @@ class PTXConfig(Section):
 class TrainingConfig(Section):
     """Names and meanings are those of Hugging Face's TrainingArguments where it has them."""
 
-    max_steps: Count = 100
-    """Iterations: each one rollout and `num_epochs * num_minibatches` optimizer steps."""
+    max_steps: Count = 1000
+    """Iterations: each one rollout and `num_epochs * num_minibatches` optimizer steps. With the other defaults 64,000
+    episodes."""
     learning_rate: Positive | None = None
     """The policy's; 1e-6 by default, for an adapter 1e-5."""
     value_learning_rate: Positive | None = None

@@ -203,7 +203,7 @@ def _eos_findings(eos: Mapping[str, Any]) -> Iterator[Finding]:
             "warning",
             "eos_rise",
             f"answers score higher without their end: by {moved['value']:.2g}, and all scores spread by {spread:.2g}",
-            "PPO could gain by never ending: let an answer without an end cost enough (rewards.missing_eos_score)",
+            "PPO could gain by never ending: let an answer without an end cost enough (rewards.missing_eos_penalty)",
         )
 
 

@@ -115,7 +115,7 @@ def llama(kind: Any, world: World) -> Any:
     return kind(config).eval()
 
 
-def build_models(world: World, critic: str | None, mean: float, seed: int) -> Models:
+def build_models(world: World, critic: str | None, mean: float, seed: int, scorer: Any = None) -> Models:
     torch.manual_seed(seed)
     policy = Role(llama(transformers.LlamaForCausalLM, world))
     reference = Role(llama(transformers.LlamaForCausalLM, world).requires_grad_(False))
@@ -128,17 +128,26 @@ def build_models(world: World, critic: str | None, mean: float, seed: int) -> Mo
         value = Role(scalar, head=scalar.score)
     elif critic == "trunk":
         value = Role(policy.model, head=new_head(policy))
-    scores: Any = RandomScores(mean, seed)
+    scores: Any = scorer or RandomScores(mean, seed)
     return Models(PolicyAndValue(policy, value), reference, scores, None, Tokens(world.vocabulary), {})  # type: ignore[arg-type]
 
 
 def run(
-    world: World, critic: str | None, mean: float, seed: int, iterations: int = ITERATIONS, **sections: Any
+    world: World,
+    critic: str | None,
+    mean: float,
+    seed: int,
+    iterations: int = ITERATIONS,
+    scorer: Any = None,
+    measured: int = MEASURED,
+    **sections: Any,
 ) -> tuple[float, float]:
     """Mean length of MEASURED answers before and after training, drawn from the same random numbers.
 
     Args:
         critic: `separate` or `trunk`, both new; None where the estimator has none.
+        scorer: in place of random scores.
+        measured: how many.
         sections: changes to the config.
     """
     values: dict[str, Any] = {
@@ -164,21 +173,21 @@ def run(
     for name, changes in sections.items():
         values[name] = {**values.get(name, {}), **changes}
     config = PPOStageConfig.model_validate(values)
-    models = build_models(world, critic if config.ppo.has_critic else None, mean, seed)
+    models = build_models(world, critic if config.ppo.has_critic else None, mean, seed, scorer)
     settle(models, config)
     accelerator = distributed.make_accelerator()
     prompts = [Prompt(({"role": "user", "content": str(digit)},)) for digit in range(1, 9)]
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(config, models, accelerator, Journal(Path(folder), enabled=False), prompts)
-        before = mean_length(loop)
+        before = mean_length(loop, measured)
         loop.run()
-        return before, mean_length(loop)
+        return before, mean_length(loop, measured)
 
 
-def mean_length(loop: Loop) -> float:
-    """Of MEASURED answers of the policy as it is."""
-    asked = [loop.prompts[number % len(loop.prompts)][1] for number in range(MEASURED)]
-    seeds = [stream_seed("length", number) for number in range(MEASURED)]
+def mean_length(loop: Loop, count: int) -> float:
+    """Mean length of so many answers of the policy as it is."""
+    asked = [loop.prompts[number % len(loop.prompts)][1] for number in range(count)]
+    seeds = [stream_seed("length", number) for number in range(count)]
     sampled = loop.collector.engine.generate(asked, seeds, loop.collector.sampling)
     return statistics.fmean(map(len, sampled.responses))
 

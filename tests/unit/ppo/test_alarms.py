@@ -130,7 +130,7 @@ def test_a_policy_that_learned_only_to_stop_fails_in_words_of_its_own_function(s
     assert "sentiment 0.16 -> 0.00" in texts["component fell"]
     ending = texts["gain from ending"]
     for words in ("from ending alone (answers that end: 40% -> 100%)", "-0.53 -> 0.07", "the function vader:sentiment",
-                  "0.16 -> 0.00", "of answers that end 0.20 -> 0.00", "rewards.missing_eos_score"):  # fmt: skip
+                  "0.16 -> 0.00", "of answers that end 0.20 -> 0.00", "rewards.missing_eos_penalty"):  # fmt: skip
         assert words in ending
     assert "reward model" not in ending + texts["component fell"]
 

@@ -91,7 +91,7 @@ def test_demonstrations_divide_over_processes():
         ({"ppo": {"kl_horizon": 500}}, "kl_horizon is for adapting kl_coef; set kl_target"),
         ({"ppo": {"kl_target": 6, "kl_coef": 0}}, "0 stays 0"),
         ({"ppo": {"kl_target": 6, "kl_horizon": 63}}, "ppo.kl_horizon=63 is less than rollout.batch_size=64"),
-        ({"ppo": {"value_warmup_steps": 100}}, "leaves the policy none of training.max_steps=100"),
+        ({"ppo": {"value_warmup_steps": 1000}}, "leaves the policy none of training.max_steps=1000"),
         ({"rollout": {"importance_cap": 3}}, "importance_cap corrects what vLLM samples"),
         ({"rewards": {"overlong_penalty": 2}}, "set overlong_buffer to how many"),
         (
