@@ -22,13 +22,15 @@ from alignment.tensors import pad_rows
 @dataclass(frozen=True)
 class Judged:
     """One sampled answer: its text, whether it ended by itself, its length in tokens with EOS, the reward model's
-    score, and its KL from the reference, log(policy / reference) summed over its tokens, in nats."""
+    score, its KL from the reference, log(policy / reference) summed over its tokens, in nats, and the score of a
+    reward model that training never saw, if there is one."""
 
     text: str
     ended: bool
     length: int
     score: float
     kl: float
+    held_out_score: float | None = None
 
 
 def judge_policy(
@@ -42,6 +44,7 @@ def judge_policy(
     temperature: float = 1.0,
     batch_size: int = 64,
     seed: int = 0,
+    held_out_reward: ScalarModel | RewardEnsemble | None = None,
 ) -> list[Judged]:
     """Sample one answer per prompt, at the temperature of training, and judge it; in the prompts' order."""
     answers = complete(
@@ -63,6 +66,7 @@ def judge_policy(
         longest = max(len(rows[i][1].ids) for i in batch)
         with torch.no_grad():
             scores = reward_model.score(ids, mask)
+            others = held_out_reward.score(ids, mask).tolist() if held_out_reward else [None] * len(batch)
             ours, theirs = (
                 response_logprobs(model, ids, mask, longest, temperature)[0] for model in (policy, reference)
             )
@@ -70,5 +74,5 @@ def judge_policy(
             answer = rows[index][1]
             length = len(answer.ids)
             kl = float((ours - theirs)[row, longest - length :].sum())
-            judged[index] = Judged(answer.text, answer.ended, length, float(scores[row]), kl)
+            judged[index] = Judged(answer.text, answer.ended, length, float(scores[row]), kl, others[row])
     return [judged[index] for index in range(len(rows))]

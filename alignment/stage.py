@@ -40,6 +40,7 @@ def run_stage(
     *,
     options: Sequence[argparse.ArgumentParser] = (),
     study: Callable[[ConfigT, argparse.Namespace], str | None] = lambda config, args: None,
+    settle: Callable[[ConfigT], ConfigT] = lambda config: config,
 ) -> int:
     """The whole command: parse, check, train; returns the exit code.
 
@@ -50,6 +51,7 @@ def run_stage(
         options: more options of this stage (parsers with add_help=False).
         study: does what those options ask for in place of training and returns the line to print; None where they
             ask for nothing. It publishes nothing and leaves no run behind.
+        settle: the config as it is to be written down, called before anything else is done with it.
     """
     args = _parser(stage, options).parse_intermixed_args(argv)
     quiet_libraries()
@@ -58,7 +60,7 @@ def run_stage(
     run_dir: Path | None = None
     result: dict[str, Any] = {}
     try:
-        config = load_config(config_class, args.config, args.overrides)
+        config = settle(load_config(config_class, args.config, args.overrides))
         if args.resume not in ("no", "auto") and not Path(args.resume).is_dir():
             raise UserError(f"--resume {args.resume}: no such folder; name one in {config.run_dir / FOLDER}, or auto")
         if args.dry_run:

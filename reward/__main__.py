@@ -18,6 +18,13 @@ def main() -> int:
 
         return plan(config, world_size)
 
+    def settle(config: RewardStageConfig) -> RewardStageConfig:
+        # Names of labelers stay in the database, where `rate.py forget` finds them, and out of configs and manifests.
+        from reward.labelers import resolved
+
+        labelers = resolved(config.reward.labelers, config.data)
+        return config.model_copy(update={"reward": config.reward.model_copy(update={"labelers": labelers})})
+
     def study(config: RewardStageConfig, args: argparse.Namespace) -> str | None:
         if args.overfit is None:
             return None
@@ -25,7 +32,7 @@ def main() -> int:
 
         return overfit(config, args.overfit)
 
-    return run_stage("reward", RewardStageConfig, train, plan, options=[_options()], study=study)
+    return run_stage("reward", RewardStageConfig, train, plan, options=[_options()], study=study, settle=settle)
 
 
 def _options() -> argparse.ArgumentParser:

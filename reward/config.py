@@ -22,6 +22,10 @@ class RewardSection(Section):
     thirds of it, slightly better (1) for one third, a tie or a vote without strength for none."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
     """Share of the votes that is taken for mistaken. A tie stays a tie."""
+    labelers: tuple[str, ...] = ()
+    """Learn from the ratings of these labelers alone, and be judged by theirs: names, or the hashes that manifests
+    show. In databases, and in files that say who voted. Empty: everybody's. The labelers who are left out can train a
+    second reward model, PPO's `model.held_out_reward`. Configs of runs hold hashes in place of a database's names."""
     use_reliability: bool = False
     """Let a labeler's votes weigh as much as they agree with the others' where several judged the same item
     (one-coin Dawid-Skene, shrunk for labelers with few of those)."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import datasets
@@ -22,36 +22,50 @@ from alignment.templates import Message
 from reward.agreement import reliability
 from reward.batches import QuestionCollator
 from reward.config import RewardSection
+from reward.labelers import judgements_by, known_labelers, nothing_rated, resolved
 from reward.questions import Note, Question, QuestionBuilder, weigh
 
 Judgement = Comparison | Rating
 
 
-def open_ratings(part: DataPart, config: DataConfig) -> Source:
-    """The judgements of a ratings database, which is told by its header, not its name; any other source as it is."""
+def open_ratings(part: DataPart, config: DataConfig, labelers: Collection[str] | None = None) -> Source:
+    """The judgements of a ratings database, which is told by its header, not its name; any other source as it is.
+
+    Args:
+        labelers: of these alone, as votes name them (`reward.labelers.resolved`); None: everybody's. The rows of a
+            file are still everybody's; its fingerprint says whose are used.
+    """
     if not is_ratings_file(part.path):
-        return open_source(part, config)
+        source = open_source(part, config)
+        if labelers is None:
+            return source
+        chosen = sorted(known_labelers(part, config).keys() & labelers)
+        return Source(source.rows, lambda: source.fingerprint() | {"labelers": len(chosen), "of_labelers": chosen})
     with RatingsStore(part.path) as store:
-        if not store.ratings(for_training=True):
-            raise DataError(
-                f"{part.path}: nothing is rated yet; rate some with scripts/rate.py --db {part.path} --labeler NAME"
-            )
-        mark = {"name": store.path.name, **store.fingerprint()}
-    return Source(rated_items(part.path), lambda: mark)
+        names = store.labelers()
+        if not names:
+            raise nothing_rated(part.path)
+        if labelers is not None:
+            names = [name for name in names if store.labeler_hash(name) in labelers]
+        mark = {"name": store.path.name, **store.fingerprint(None if labelers is None else names)}
+    return Source(rated_items(part.path, labelers), lambda: mark)
 
 
-def rated_items(path: str) -> Rows:
+def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
     """What was said of each rated item; skips do not count. A pair is one comparison with the votes of all labelers, a
     ranking of K completions the K(K-1)/2 comparisons in it, a single completion one rating per labeler.
 
-    Completions whose texts are equal have nothing to compare and are passed over. Labelers are hashed, as in manifests.
+    Completions whose texts are equal have nothing to compare and are passed over. Labelers are hashed, as in manifests;
+    `labelers` are the hashes of those who count, None: everybody.
     """
     with RatingsStore(path) as store:
         ratings: dict[int, list[StoredRating]] = {}
         # Names stay in the database, where `rate.py forget` finds them, and out of reports and journals.
         hashed = cache(store.labeler_hash)
         for rating in store.ratings(for_training=True):
-            ratings.setdefault(rating.item, []).append(replace(rating, labeler=hashed(rating.labeler)))
+            labeler = hashed(rating.labeler)
+            if labelers is None or labeler in labelers:
+                ratings.setdefault(rating.item, []).append(replace(rating, labeler=labeler))
         items = store.items()
     for item in items:
         found, where = ratings.get(item.id, []), f"{path}:item {item.id}"
@@ -83,10 +97,14 @@ def read_judgements(config: DataConfig, settings: RewardSection) -> tuple[Record
     """Training and held-out judgements.
 
     Raises:
-        DataError: see `alignment.data.Reading`; no rated item; or there is nothing in them that `settings` asks for.
+        DataError: see `alignment.data.Reading`; no rated item; no rating by one of `settings.labelers`; or there is
+            nothing in them that `settings` asks for.
     """
     read: Callable[..., Sequence[Judgement]] = to_judgements
-    train, held_out = train_and_eval(config, read, open_ratings)
+    find: Callable[[DataPart, DataConfig], Source] = open_ratings
+    if labelers := frozenset(resolved(settings.labelers, config)):
+        read, find = partial(judgements_by, labelers), partial(open_ratings, labelers=labelers)
+    train, held_out = train_and_eval(config, read, find)
     where = config.parts[0].path
     rated = [row for row in train.items if isinstance(row, Rating)]
     if settings.objective == "regression":

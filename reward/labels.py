@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,11 +35,12 @@ from reward.reachable import agreement_shares
 Figures = dict[str, Any]
 
 
-def report(store: RatingsStore, hashed: bool = False) -> Figures:
+def report(store: RatingsStore, hashed: bool = False, labelers: Collection[str] = ()) -> Figures:
     """All figures of a store, ready for JSON. A figure that cannot be computed is None.
 
     Args:
         hashed: labelers are named as in models' manifests (`RatingsStore.labeler_hash`), not by their names.
+        labelers: whose ratings count, named as in the result; empty: everybody's.
 
     A figure with an interval is {"value", "ci" (95%), "n"}. Agreement, length and reliability are of the ratings that
     models learn from; position, seconds and skips of all that labelers did here.
@@ -49,6 +50,8 @@ def report(store: RatingsStore, hashed: bool = False) -> Figures:
     if hashed:
         ratings = [replace(rating, labeler=store.labeler_hash(rating.labeler)) for rating in ratings]
         simulated = frozenset(map(store.labeler_hash, simulated))
+    if labelers:
+        ratings = [rating for rating in ratings if rating.labeler in labelers]
     counting = [rating for rating in ratings if rating.why not in CONTROLS and rating.choice != "skip"]
     pairs = list(judged_pairs(list(items.values()), counting))
     found: Figures = {
@@ -251,13 +254,19 @@ def _is_again(rating: Rating, before: dict[int, Any]) -> bool:
 # --- in the journal of a run -----------------------------------------------------------------------------------------
 
 
-def journalled(config: DataConfig, comparisons: Sequence[Comparison]) -> Iterator[Figures]:
+def journalled(
+    config: DataConfig, comparisons: Sequence[Comparison], labelers: Collection[str] = ()
+) -> Iterator[Figures]:
     """The fields of `labels` events: of each ratings database that a run learns from, and of the other files together
-    if they say who voted. Labelers are hashed, models and texts not in it."""
+    if they say who voted. Labelers are hashed, models and texts not in it.
+
+    Args:
+        labelers: those whose ratings are learned from (`reward.labelers.resolved`); empty: everybody.
+    """
     for part in config.parts:
         if is_ratings_file(part.path):
             with RatingsStore(part.path) as store:
-                yield _shortened(store.path.name, report(store, hashed=True))
+                yield _shortened(store.path.name, report(store, hashed=True, labelers=labelers))
     if not any(is_ratings_file(part.path) for part in config.parts):
         named = [row for row in comparisons if all(vote.labeler for vote in row.votes)]
         ballots = [{str(vote.labeler): vote.choice for vote in row.votes} for row in named]

@@ -43,6 +43,7 @@ from reward.evaluation import compact, evaluate, save_report
 from reward.evaluation.judged import Judged, judged_pairs, sides
 from reward.evaluation.report import WATCHED, findings, unmeasured
 from reward.finish import Finished, Trained, averaged, finish_all, summed_up, write_eval_pairs
+from reward.labelers import resolved
 from reward.labels import as_metrics, journalled
 from reward.plan import arguments, workload
 from reward.prepare import Prepared, make_arguments, prepare, untrained
@@ -365,7 +366,7 @@ def _note_data(journal: Journal, config: RewardStageConfig, prepared: Prepared) 
     note_findings(journal, prepared.report)
     if distributed.is_main_process():
         rows = [row for row in train_set.items if isinstance(row, Comparison)]
-        every = list(journalled(config.data, rows))
+        every = list(journalled(config.data, rows, resolved(config.reward.labelers, config.data)))
         for found in every:
             journal.event(LABELS, **found)
         if not every:

@@ -1,6 +1,6 @@
 """The whole loop in minutes: a model that answers badly, ratings of its answers, a reward model, PPO, and the proof.
 
-    scripts/demo                 four SIMULATED labelers rate the pairs
+    scripts/demo                 SIMULATED labelers rate the pairs: four for the reward model, two others for its judge
     scripts/demo --rate 60       you rate 60 pairs yourself, in the real rating script
     scripts/demo --shuffle       a control: the ratings are dealt out at random, so nothing can be learned
     scripts/demo --shared        policy, critic, reference and reward model as adapters on one frozen base
@@ -14,12 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
@@ -27,7 +26,7 @@ from typing import Any
 
 from help_desk import world
 from help_desk.gold import gold_score
-from help_desk.labelers import LABELERS, choose
+from help_desk.labelers import JUDGES, LABELERS, Labeler
 from help_desk.reports import explained
 from rich.table import Table
 from rich.text import Text
@@ -39,9 +38,7 @@ from alignment.stage import quiet_libraries
 ROOT = Path(__file__).resolve().parent.parent
 HOME = Path("runs/demo")
 DATA, RATINGS = HOME / "data", HOME / "ratings.db"
-STAGES = ("sft", "reward", "ppo")
 COMPLETIONS_PER_PROMPT = 2
-RATINGS_PER_PAIR = 3
 SAMPLES_PER_HELD_OUT_PROMPT = 2
 MAX_NEW_TOKENS = 64
 TEMPERATURE = 0.8
@@ -99,12 +96,22 @@ def run(args: argparse.Namespace) -> int:
         say(f"{counts['items']} pairs of answers by {sft['model']} to rate")
         (rate_by_hand if args.rate else rate_by_simulation)(args)
     with timed(seconds, "reward"):
-        reward = stage("reward", args.seed, f"model.name={sft['model']}", *(SHARED["reward"] if args.shared else ()))
+        whose = () if args.rate else (only(LABELERS),)
+        method = SHARED["reward"] if args.shared else ()
+        reward = stage("reward", args.seed, f"model.name={sft['model']}", *whose, *method)
+    judge = None
+    if args.rate:
+        say("over-optimisation is not measured: that takes a second reward model, on ratings by other people than you")
+    else:
+        with timed(seconds, "judge"):
+            judge = train_judge(sft["model"], args.seed)
     with timed(seconds, "ppo"):
         names = (f"model.policy={sft['model']}", f"model.reward={reward['model']}")
-        ppo = stage("ppo", args.seed, *names, *(SHARED["ppo"] if args.shared else ()))
+        judged_by = f"model.held_out_reward={judge or 'null'}"
+        ppo = stage("ppo", args.seed, *names, judged_by, *(SHARED["ppo"] if args.shared else ()))
     with timed(seconds, "evaluation"):
-        summary, answers = evaluate(sft["model"], reward["model"], ppo["model"], args.seed)
+        models = {"sft": sft["model"], "reward": reward["model"], "judge": judge, "ppo": ppo["model"]}
+        summary, answers = evaluate(models, args.seed)
     summary |= {
         "seconds": {name: round(value, 1) for name, value in seconds.items()}
         | {"total": round(sum(seconds.values()), 1)}
@@ -133,19 +140,35 @@ def say(text: str) -> None:
     screen.print(Text(text, style="bold"), soft_wrap=True)
 
 
-def stage(name: str, seed: int, *overrides: str) -> dict[str, Any]:
-    """Run a stage as a user would and return what it wrote to exit.json."""
+def train_judge(sft: str, seed: int) -> str:
+    """A second reward model, on the ratings of other labelers and from another seed; returns its reference."""
+    own = ("name=demo-judge", "registry.name=help-desk-judge", f"model.name={sft}", only(JUDGES))
+    return str(stage("reward", seed + 1000, *own, run="demo-judge")["model"])
+
+
+def only(labelers: Sequence[Labeler]) -> str:
+    """The override by which a reward model learns from these labelers alone."""
+    return f"reward.labelers=[{','.join(labeler.name for labeler in labelers)}]"
+
+
+def stage(name: str, seed: int, *overrides: str, run: str | None = None) -> dict[str, Any]:
+    """Run a stage as a user would and return what it wrote to exit.json.
+
+    Args:
+        run: the run's name where the overrides set another than the recipe's.
+    """
     config = os.path.relpath(ROOT / "configs" / name / "demo.yaml")
     command = ["-m", name, config, f"training.seed={seed}", *overrides, "--overwrite"]
     say("$ python " + " ".join(command))
     done = subprocess.run([sys.executable, *command], stdout=sys.stderr, check=False)
     if done.returncode:
         raise UserError(f"the {name} stage failed with exit code {done.returncode}; its message is above")
-    result: dict[str, Any] = json.loads(Path(f"runs/demo-{name}/exit.json").read_text(encoding="utf-8"))
+    result: dict[str, Any] = json.loads(Path(f"runs/{run or f'demo-{name}'}/exit.json").read_text(encoding="utf-8"))
     return result
 
 
 def sample(model: str, seed: int) -> dict[str, Any]:
+    from help_desk.rating import RATINGS_PER_PAIR
     from sample import sample_into
 
     from alignment.config import DataConfig
@@ -178,42 +201,25 @@ def rate_by_hand(args: argparse.Namespace) -> None:
 
 
 def rate_by_simulation(args: argparse.Namespace) -> None:
-    """Four simulated labelers claim and answer items through the same store that people use."""
+    from help_desk.rating import rate
+
     from alignment.ratings import RatingsStore
 
-    rng = random.Random(args.seed)
     with RatingsStore(RATINGS) as store:
-        gold = {item.id: item_gold(item) for item in store.items()}
-        dealt = dict(zip(gold, rng.sample(list(gold.values()), len(gold)), strict=True)) if args.shuffle else gold
-        count = 0
-        store.repeat_share = 0.0  # a program need not be asked twice
-        with store.transaction():
-            for labeler in LABELERS:
-                store.mark_simulated(labeler.name)
-            working = list(LABELERS)
-            while working:
-                for labeler in list(working):
-                    assignment = store.claim(labeler.name)
-                    if assignment is None:
-                        working.remove(labeler)
-                        continue
-                    left, right = (dealt[assignment.item][index] for index in assignment.order_shown)
-                    store.submit(assignment, choose(labeler, left, right, rng), seconds=0.0)
-                    count += 1
-    say(f"{count} ratings by {len(LABELERS)} SIMULATED labelers" + (", dealt out at random" if args.shuffle else ""))
-
-
-def item_gold(item: Any) -> tuple[float, ...]:
-    """Gold totals of an item's completions, in item order."""
-    fact = item.metadata["fact"]
-    return tuple(gold_score(fact, completion.text, completion.ended).total for completion in item.completions)
+        count, judged = rate(store, args.seed, args.shuffle)
+    by_chance = ", dealt out at random" if args.shuffle else ""
+    say(f"{count} ratings by {len(LABELERS)} SIMULATED labelers, {judged} by {len(JUDGES)} others{by_chance}")
 
 
 # --- evaluation ----------------------------------------------------------------------------------------------------
 
 
-def evaluate(sft: str, reward: str, ppo: str, seed: int) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
-    """Compare SFT and PPO on the held-out wordings, and the reward model with its ceiling."""
+def evaluate(models: Mapping[str, str | None], seed: int) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
+    """Compare SFT and PPO on the held-out wordings, and the reward model with its ceiling.
+
+    Args:
+        models: references of "sft", "reward", "ppo", and "judge", the held-out reward model, which may be None.
+    """
     from alignment.config import DataConfig
     from alignment.data import read_records, to_prompts
     from alignment.ensembles import load_reward_model
@@ -226,11 +232,16 @@ def evaluate(sft: str, reward: str, ppo: str, seed: int) -> tuple[dict[str, Any]
     prompts = read_records(path, to_prompts, DataConfig(train=path)).items * SAMPLES_PER_HELD_OUT_PROMPT
     facts = [prompt.columns["fact"] for prompt in prompts]
     groups = [prompt.group for prompt in prompts]
-    source = find_model(sft, registry, role="policy")
-    tokenizer, reference = load_tokenizer(source), load_policy(source)
-    reward_model = load_reward_model(find_model(reward, registry, role="reward")).eval()
+    sources = {
+        name: find_model(ref, registry, role="policy" if name in ("sft", "ppo") else "reward")
+        for name, ref in models.items()
+        if ref is not None
+    }
+    tokenizer, reference = load_tokenizer(sources["sft"]), load_policy(sources["sft"])
+    reward_model = load_reward_model(sources["reward"]).eval()
+    judge = load_reward_model(sources["judge"]).eval() if "judge" in sources else None
     judged = {}
-    for name, model in (("sft", reference), ("ppo", load_policy(find_model(ppo, registry, role="policy")))):
+    for name, model in (("sft", reference), ("ppo", load_policy(sources["ppo"]))):
         say(f"judging {name} on {len(prompts)} answers to {len(set(groups))} held-out prompts")
         judged[name] = judge_policy(
             model,
@@ -242,6 +253,7 @@ def evaluate(sft: str, reward: str, ppo: str, seed: int) -> tuple[dict[str, Any]
             temperature=TEMPERATURE,
             batch_size=128,
             seed=seed,
+            held_out_reward=judge,
         )
     gold = {
         name: [gold_score(fact, row.text, row.ended).total for fact, row in zip(facts, rows, strict=True)]
@@ -252,11 +264,21 @@ def evaluate(sft: str, reward: str, ppo: str, seed: int) -> tuple[dict[str, Any]
         estimate = bootstrap_mean(values, groups)
         summary["gold"][name] = {"mean": estimate["value"], "ci": estimate["ci"]}
     summary["win_rate"] = win_rate(gold["ppo"], gold["sft"], groups)
-    summary["reward_accuracy"] = reward_accuracy()
+    summary["reward_accuracy"] = reward_accuracy("demo-reward")
+    summary["held_out_reward"] = None
+    if judge is not None:
+        by_judge = {name: [float(row.held_out_score or 0.0) for row in rows] for name, rows in judged.items()}
+        gains = [after - before for before, after in zip(by_judge["sft"], by_judge["ppo"], strict=True)]
+        summary["held_out_reward"] = {
+            "score": {name: fmean(scores) for name, scores in by_judge.items()},
+            "gain": bootstrap_mean(gains, groups),
+            "win_rate": win_rate(by_judge["ppo"], by_judge["sft"], groups),
+            "accuracy": reward_accuracy("demo-judge"),
+        }
     summary["kl"] = fmean(row.kl for row in judged["ppo"])
     for figure in ("score", "length", "ended"):
         summary[figure] = {name: fmean(float(getattr(row, figure)) for row in rows) for name, rows in judged.items()}
-    summary["models"] = {"sft": sft, "reward": reward, "ppo": ppo}
+    summary["models"] = dict(models)
     picked = [index * (len(set(groups)) // 3) for index in range(3)]
     answers = [
         (prompts[index].messages[-1]["content"], judged["sft"][index].text, judged["ppo"][index].text)
@@ -265,8 +287,10 @@ def evaluate(sft: str, reward: str, ppo: str, seed: int) -> tuple[dict[str, Any]
     return summary, answers
 
 
-def reward_accuracy() -> dict[str, Any]:
-    """The reward model's accuracy on held-out ratings, and the gold score's own, which is the ceiling."""
+def reward_accuracy(run: str) -> dict[str, Any]:
+    """A reward model's accuracy on its held-out ratings, and the gold score's own, which is the ceiling."""
+    from help_desk.rating import item_gold
+
     from alignment.data import CHOICES, Comparison, Vote
     from alignment.ratings import RatingsStore
     from reward.evaluation import order, vote_accuracy
@@ -276,9 +300,7 @@ def reward_accuracy() -> dict[str, Any]:
             (item.prompt[-1]["content"], *(completion.text for completion in item.completions)): item_gold(item)
             for item in store.items()
         }
-    rows = [
-        json.loads(line) for line in Path("runs/demo-reward/eval_pairs.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    rows = [json.loads(line) for line in Path(f"runs/{run}/eval_pairs.jsonl").read_text(encoding="utf-8").splitlines()]
     comparisons = [
         Comparison(
             tuple(row["prompt"]),
@@ -313,36 +335,58 @@ def show(summary: dict[str, Any], answers: list[tuple[str, str, str]], ppo: str)
     table.add_row("gold score, -4 to 3", *(interval(gold[m]["mean"], gold[m]["ci"]) for m in ("sft", "ppo")))
     table.add_row("win rate by gold score", "", interval(win["value"], win["ci"]))
     table.add_row("reward model's score", *(f"{summary['score'][m]:.2f}" for m in ("sft", "ppo")))
+    if judge := summary["held_out_reward"]:
+        table.add_row("held-out reward model's score", *(f"{judge['score'][m]:.2f}" for m in ("sft", "ppo")))
+        table.add_row("win rate by that", "", interval(judge["win_rate"]["value"], judge["win_rate"]["ci"]))
     table.add_row("KL from SFT, nats a response", "0", f"{summary['kl']:.2f}")
     table.add_row("length, tokens", *(f"{summary['length'][m]:.1f}" for m in ("sft", "ppo")))
     table.add_row("answers that end", *(f"{summary['ended'][m]:.0%}" for m in ("sft", "ppo")))
     screen.print(table)
-    accuracy = summary["reward_accuracy"]
-    screen.print(
-        f"Reward model: agrees with {interval(accuracy['value'], accuracy['ci'])} of {accuracy['n']} held-out ratings;"
-        f" the gold score's own order with {accuracy['ceiling']:.2f}, which is the ceiling."
-    )
+    screen.print(agreement("Reward model", summary["reward_accuracy"]))
+    if judge:
+        screen.print(agreement("Held-out reward model", judge["accuracy"]))
+    screen.print(over_optimisation(judge))
     for question, before, after in answers:
         screen.print(Text(f"\n{terminal.clean(question)}", style="bold"))
         screen.print(Text(f"  before  {terminal.clean(before)}"))
         screen.print(Text(f"  after   {terminal.clean(after)}"))
     say("\nWhere the policy came from")
     screen.print(render_lineage(Registry().lineage(ppo)))
+    runs = [f"runs/demo-{name}" for name in ("sft", "reward", *(["judge"] if judge else []), "ppo")]
     seconds = summary["seconds"]
     parts = ", ".join(f"{name} {value:.0f}" for name, value in seconds.items() if name != "total")
     screen.print(f"\n{seconds['total']:.0f} s ({parts})")
-    screen.print(
-        f"runs: runs/demo-sft runs/demo-reward runs/demo-ppo   summary: {HOME / 'summary.json'}   ratings: {RATINGS}"
-    )
+    screen.print(f"runs: {' '.join(runs)}   summary: {HOME / 'summary.json'}   ratings: {RATINGS}")
     say("\nWhat the reports say, and what of it is meant in this small world")
-    for line in explained(
-        [Path(f"runs/demo-{name}") for name in STAGES], summary["shuffled"], summary["ratings_by"] == "a person"
-    ):
+    for line in explained([Path(run) for run in runs], summary["shuffled"], summary["ratings_by"] == "a person"):
         screen.print(Text(terminal.clean(line)))
-    screen.print(
-        "reports, to open in a browser: " + " ".join(f"runs/demo-{name}/report.html" for name in STAGES), soft_wrap=True
-    )
+    screen.print("reports, to open in a browser: " + " ".join(f"{run}/report.html" for run in runs), soft_wrap=True)
     screen.print("next: scripts/demo --rate 60    alignment models list    configs/ppo/demo.yaml", soft_wrap=True)
+
+
+def agreement(whose: str, accuracy: Mapping[str, Any]) -> str:
+    return (
+        f"{whose}: agrees with {interval(accuracy['value'], accuracy['ci'])} of {accuracy['n']} held-out ratings;"
+        f" the gold score's own order with {accuracy['ceiling']:.2f}, which is the ceiling."
+    )
+
+
+def over_optimisation(judge: Mapping[str, Any] | None) -> str:
+    """What the held-out reward model's scores before and after mean."""
+    if judge is None:
+        return "Over-optimisation: not measured, since there is no held-out reward model (model.held_out_reward)."
+    low, high = judge["gain"]["ci"]
+    meaning = (
+        "rose too: the gain is more than mistakes of the model that PPO was trained against"
+        if low > 0
+        else "fell: PPO over-optimised the model that it was trained against"
+        if high < 0
+        else "cannot be told from its start: a rise of the reward model's score alone would be over-optimisation"
+    )
+    return (
+        "Over-optimisation: training never saw the held-out reward model, which learned from other labelers. Its score "
+        f"{meaning} (change {interval(judge['gain']['value'], judge['gain']['ci'])})."
+    )
 
 
 def interval(value: float, ci: Sequence[float]) -> str:

@@ -7,7 +7,7 @@ import sqlite3
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from types import TracebackType
@@ -385,32 +385,49 @@ class RatingsStore(Register):
         ).fetchone()
         return None if row is None else _rating(row)
 
-    def fingerprint(self) -> dict[str, Any]:
+    def labelers(self) -> list[str]:
+        """The names of all who gave a rating that models are trained on."""
+        rows = self._db.execute(
+            f"SELECT DISTINCT labeler FROM rating WHERE done AND choice <> 'skip' AND {COUNTS} ORDER BY labeler"
+        )
+        return [row["labeler"] for row in rows]
+
+    def fingerprint(self, labelers: Collection[str] | None = None) -> dict[str, Any]:
         """What a model trained on this store should be traced to: counts, digests and whether anyone is simulated.
+
+        Args:
+            labelers: the names of those whose ratings it was trained on; None: everybody's.
 
         Covers the ratings that models are trained on. `ratings`, `items` and `labelers` count them and what they
         belong to. `sha256` covers the rated texts and the answers, whatever order they came in and whoever made them.
         `database` and `rating_ids` (as "1-40,42") say which rows of which file, and `labeler_hashes` how many of each
         labeler; see `labeler_hash`. `answered_by` counts the rated items that each model wrote a completion of.
         """
+        counted = f"done AND choice <> 'skip' AND {COUNTS}"
+        if labelers is not None:
+            counted += " AND labeler IN (SELECT value FROM json_each(:labelers))"
+        values = {"labelers": dump(sorted(labelers or ()))}
         rows = self._db.execute(
             "SELECT rating.id, item.key, item, labeler, choice, strength, ranks, score FROM rating"
-            f" JOIN item ON item.id = rating.item WHERE done AND choice <> 'skip' AND {COUNTS} ORDER BY rating.id"
+            f" JOIN item ON item.id = rating.item WHERE {counted} ORDER BY rating.id",
+            values,
         ).fetchall()
         answers = [[row["key"], row["choice"], row["strength"], row["ranks"], row["score"]] for row in rows]
         counts = Counter(row["labeler"] for row in rows)
         writers = self._db.execute(
             "SELECT json_extract(value, '$.model') AS model, count(DISTINCT item.id) AS items"
             " FROM item, json_each(item.completions) WHERE model IS NOT NULL AND EXISTS (SELECT 1 FROM rating"
-            f" WHERE rating.item = item.id AND done AND choice <> 'skip' AND {COUNTS}) GROUP BY model ORDER BY model"
+            f" WHERE rating.item = item.id AND {counted}) GROUP BY model ORDER BY model",
+            values,
         ).fetchall()
+        simulated = self.simulated() if labelers is None else self.simulated().intersection(labelers)
         return {
             "ratings": len(rows),
             "items": len({row["item"] for row in rows}),
             "labelers": len(counts),
             # A pair's answer as schema 1 digested it.
             "sha256": digest(sorted(dump(each[:3] if each[3:] == [None, None] else each) for each in answers)),
-            "simulated": bool(self.simulated()),
+            "simulated": bool(simulated),
             "database": self._file.meta("database", ""),
             "rating_ids": _ranges([row["id"] for row in rows]),
             "labeler_hashes": {self.labeler_hash(name): count for name, count in sorted(counts.items())},

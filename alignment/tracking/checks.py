@@ -115,7 +115,7 @@ REWARD = (
         "agreement of people known",
         "Whether held-out pairs have votes of two people. Only those show how far people agree.",
         "held-out pairs that two people voted on",
-        ("eval/human_ceiling",),
+        ("eval/one_human",),
     ),
     Check(
         "worse than chance",

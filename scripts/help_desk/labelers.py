@@ -1,4 +1,7 @@
-"""Four SIMULATED labelers: stand-ins for people, so that the demo can run unattended. No human is behind them.
+"""SIMULATED labelers: stand-ins for people, so that the demo can run unattended. No human is behind them.
+
+The reward model learns from the four of `LABELERS`. The two of `JUDGES` rate a share of the same pairs, and the
+held-out reward model, by which PPO is judged, learns from them: they are mistaken about other pairs.
 
 Each sees the gold scores of two answers through noise of her own. A labeler perceives
 `slope * (gold_left - gold_right) + left_bias` plus logistic noise, and calls it a tie when that lies within her
@@ -27,6 +30,11 @@ LABELERS = (
     Labeler("simulated-quick", slope=1.8, lapse=0.06, tie_band=0.2),
     Labeler("simulated-leaning", slope=1.8, lapse=0.04, tie_band=0.4, left_bias=0.3),
     Labeler("simulated-tired", slope=1.2, lapse=0.12, tie_band=0.4),
+)
+
+JUDGES = (
+    Labeler("simulated-patient", slope=2.2, lapse=0.03, tie_band=0.5),
+    Labeler("simulated-brisk", slope=1.6, lapse=0.08, tie_band=0.3, left_bias=-0.1),
 )
 
 

@@ -17,26 +17,25 @@ MEANT = {
     ("reward", "overfitting"): _FEW,
     ("reward", "ties"): "few pairs are called a tie by most labelers",
     ("reward", "near duplicates"): "few pairs of answers share most of their words",
-    ("ppo", "over-optimisation"): "no second reward model was trained; the demo judges by its gold score, above",
 }
 """Why a check is no pass here, by stage and check."""
-SIMULATED = {
-    ("reward", "labels"): "the labelers are programs, not people; one of them leans to the left side on purpose"
-}
+SIMULATED = {("reward", "labels"): "the labelers are programs, not people; some lean to one side on purpose"}
 BY_HAND = {
     ("reward", check): "you rated a few pairs, and nobody else did"
-    for check in ("labels", "few prompts", "no overlap", "above people", "chance", "length rule", "calibration",
+    for check in ("labels", "few prompts", "no overlap", "above reachable", "chance", "length rule", "calibration",
                   "log loss", "length correlation")
+} | {
+    ("ppo", "over-optimisation"): "nobody but you rated, so there is no second reward model to judge by"
 }  # fmt: skip
 _RANDOM = "the ratings were dealt out at random (--shuffle): there is nothing to learn from them"
 SHUFFLED = {
     ("reward", check): _RANDOM
     for check in ("labels", "chance", "worse than chance", "length rule", "length correlation", "calibration",
-                  "log loss")
+                  "log loss", "eos unread", "eos rise")
 } | {
     ("ppo", check): _RANDOM
-    for check in ("better than the start", "exploding KL", "entropy collapse", "length drift", "length sought",
-                  "truncation")
+    for check in ("better than the start", "over-optimisation", "exploding KL", "entropy collapse", "length drift",
+                  "length sought", "truncation")
 }  # fmt: skip
 
 

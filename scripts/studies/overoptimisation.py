@@ -128,7 +128,8 @@ def ppo_config(cell: Cell) -> Any:
         PPOStageConfig,
         ROOT / "configs" / "ppo" / "demo.yaml",
         [
-            f"model.reward=reward-{cell.ratings}", f"model.reward_ensemble={ensemble}", f"ppo.kl_coef={cell.kl_coef}",
+            f"model.reward=reward-{cell.ratings}", "model.held_out_reward=null",
+            f"model.reward_ensemble={ensemble}", f"ppo.kl_coef={cell.kl_coef}",
             f"training.max_steps={STEPS}", f"training.seed={cell.seed}", "training.lr_scheduler_type=constant",
             "training.load_best_model_at_end=false", "tracking.wandb=disabled",
         ],

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from alignment.registry import Registry
+from alignment.tracking.overview import verdicts_now
+from alignment.tracking.record import RunRecord
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -62,6 +66,10 @@ def test_ppo_beats_sft_on_held_out_prompts(finished):
     accuracy = found["reward_accuracy"]
     assert accuracy["n"] >= 500
     assert accuracy["value"] >= accuracy["ceiling"] - 0.05
+    judge = found["held_out_reward"]
+    assert judge["gain"]["ci"][0] > 0
+    assert judge["score"]["ppo"] - judge["score"]["sft"] == pytest.approx(judge["gain"]["value"])
+    assert judge["accuracy"]["n"] >= 200 and judge["accuracy"]["value"] >= judge["accuracy"]["ceiling"] - 0.1
     metrics = (finished / "runs" / "demo-ppo" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     firsts = [row for row in map(json.loads, metrics) if "policy/first_ratio" in row]
     assert len(firsts) == 25
@@ -69,10 +77,25 @@ def test_ppo_beats_sft_on_held_out_prompts(finished):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "judge", "ppo"])
 def test_the_healthy_demo_shows_no_failure(finished, stage):
     page = (finished / "runs" / f"demo-{stage}" / "report.html").read_text(encoding="utf-8")
     assert '<div class="verdict fail">' not in page and 'class="verdict ' in page
+
+
+@pytest.mark.slow
+def test_a_judge_that_learned_from_other_labelers_measures_over_optimisation(finished, monkeypatch):
+    monkeypatch.chdir(finished)
+    registry = Registry("registry")
+    used = {name: registry.resolve(f"help-desk-{name}").manifest for name in ("ppo", "reward", "judge")}
+    assert {parent.role: parent.ref for parent in used["ppo"].parents}["held_out_reward"] == "help-desk-judge@v1"
+    labelers = {name: {who for data in used[name].data for who in data.labeler_hashes} for name in ("reward", "judge")}
+    assert [len(names) for names in labelers.values()] == [4, 2] and not labelers["reward"] & labelers["judge"]
+    assert all(data.simulated for name in labelers for data in used[name].data)
+    outcomes = {verdict.name: verdict.outcome for verdict in verdicts_now(RunRecord.read(Path("runs/demo-ppo")))}
+    assert outcomes["over-optimisation"] == "pass"
+    assert "judged by the held-out reward model help-desk-judge" in Path("runs/demo-ppo/report.html").read_text()
+    assert "simulated-" not in Path("runs/demo-judge/config.json").read_text()  # names stay in the database
 
 
 @pytest.mark.slow
@@ -93,8 +116,9 @@ def test_without_a_leash_and_at_a_hundredfold_rate_the_strip_turns_red(finished)
     assert " checks failed" in done.stdout and "report.html (" in done.stdout, done.stderr[-3000:]
     page = (finished / "runs" / "broken" / "report.html").read_text(encoding="utf-8")
     assert '<div class="verdict fail">' in page
-    failed = re.findall(r'<li class="fail">.*?<b>(.*?)</b>', page, re.DOTALL)
-    assert {"KL in bounds", "answers still vary"} <= set(failed)
+    found = dict(map(reversed, re.findall(r'<li class="(fail|warn)">.*?<b>(.*?)</b>', page, re.DOTALL)))
+    assert found["answers still vary"] == "fail"
+    assert "KL in bounds" in found  # an alarm from iteration 2 on; it may end where one answer is all that is left
     assert "raise ppo.kl_coef" in page and "lower training.learning_rate" in page
 
 
@@ -104,6 +128,8 @@ def test_ratings_dealt_out_at_random_teach_nothing(tmp_path):
     low, high = found["reward_accuracy"]["ci"]
     assert low <= 0.5 <= high
     assert found["win_rate"]["ci"][0] <= 0.5
+    low, high = found["held_out_reward"]["accuracy"]["ci"]
+    assert low <= 0.5 <= high  # its labelers' ratings were dealt out too
 
 
 @pytest.mark.slow
@@ -113,3 +139,5 @@ def test_a_persons_ratings_take_the_place_of_the_simulated_ones(tmp_path):
     found = json.loads((tmp_path / "runs" / "demo" / "summary.json").read_text(encoding="utf-8"))
     assert found["ratings_by"] == "a person"
     assert 0 < found["reward_accuracy"]["n"] < 60
+    assert found["held_out_reward"] is None and found["models"]["judge"] is None
+    assert done.stderr.count("ver-optimisation") >= 2  # "is not measured", before PPO and in the end

@@ -85,11 +85,13 @@ def one_round(number, policy, **more):
 @pytest.mark.slow
 def test_a_second_round_leads_back_to_the_ratings_of_both(house):
     first = one_round(1, "sft")
-    second = one_round(2, "ppo", reference="sft")
+    second = one_round(2, "ppo", reference="sft", value_init="ppo-value")
     assert first > 6  # pairs of equal answers are not asked about
     assert second > 6
     parents = {parent.role: parent.ref for parent in house.resolve("ppo@v2").manifest.parents}
-    assert parents == {"init": "ppo@v1", "reference": "sft@v1", "reward": "reward@v2", "value": "reward@v2"}
+    assert parents == {"init": "ppo@v1", "reference": "sft@v1", "reward": "reward@v2", "value": "ppo-value@v1"}
+    critic = house.resolve("ppo-value@v1").manifest
+    assert {parent.role: parent.ref for parent in critic.parents}["reward"] == "reward@v1"
     with RatingsStore("ratings.db") as store:
         makers = {completion.model for item in store.items() for completion in item.completions}
     assert makers == {"sft@v1", "ppo@v1"}
@@ -103,5 +105,5 @@ def test_a_second_round_leads_back_to_the_ratings_of_both(house):
     console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(render_lineage(house.lineage("ppo@v2")))
     text = console.export_text()
-    for name in ("ppo@v2", "ppo@v1", "reward@v2", "reward@v1", "sft@v1", "ratings.db"):
+    for name in ("ppo@v2", "ppo@v1", "reward@v2", "reward@v1", "ppo-value@v1", "sft@v1", "ratings.db"):
         assert name in text

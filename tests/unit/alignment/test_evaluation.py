@@ -70,3 +70,17 @@ def test_a_judged_answer_depends_on_the_seed_and_not_on_the_batch(tmp_path, toke
     assert all(a.text != b.text for a, b in zip(first, other, strict=True))
     assert all(answer.kl > 1 for answer in first)
     assert [answer.kl for answer in judge(reference)] == [0.0] * 3
+
+
+def test_a_held_out_reward_model_scores_the_same_answers(tmp_path, tokenizer):
+    policy = tiny.make_policy(tokenizer, seed=0)
+    trained, held_out = (
+        tiny.make_scalar(tmp_path / str(n), tiny.make_policy(tokenizer, seed=n), tokenizer) for n in (1, 2)
+    )
+    prompts = [[{"role": "user", "content": text}] for text in ("When does it open?", "Hi")]
+    settings = {"max_new_tokens": 6, "batch_size": 1}
+    both = judge_policy(policy, policy, trained, tokenizer, prompts, held_out_reward=held_out, **settings)
+    alone = judge_policy(policy, policy, held_out, tokenizer, prompts, **settings)
+    assert [row.held_out_score for row in both] == pytest.approx([row.score for row in alone], rel=1e-5)
+    assert [row.held_out_score for row in both] != pytest.approx([row.score for row in both], rel=1e-2)
+    assert [row.held_out_score for row in alone] == [None, None]

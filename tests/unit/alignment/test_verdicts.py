@@ -8,7 +8,7 @@ from journals import CONFIGS, make_run
 from typer.testing import CliRunner
 
 import alignment.cli
-from alignment.tracking import Journal, checks, journal
+from alignment.tracking import Journal, checks, journal, metrics
 from alignment.tracking.judges import judge_of, reward_parts
 from alignment.tracking.record import RunRecord
 from alignment.tracking.review import review
@@ -22,6 +22,12 @@ EVALUATION = {"eval/score": 1.0, "eval/raw_score": 1.0, "eval/reward/model": 1.0
 WON = {"eval/win_rate": 0.75, "eval/win_rate_low": 0.5, "eval/win_rate_high": 0.875}
 ROWS = {0: EVALUATION} | dict.fromkeys(range(1, 20), ITERATION) | {20: ITERATION | EVALUATION | WON}
 MODEL = {"policy": "p", "reward": "rm@v1", "held_out_reward": "other-rm"}
+
+
+def test_the_evidence_of_each_check_is_a_metric_that_its_stage_can_journal() -> None:
+    for stage, found in checks.STAGES.items():
+        for name in {name for check in found for name in check.evidence}:
+            metrics.check(stage, name)
 
 
 def outcomes(path: Path) -> dict[str, str]:

@@ -105,7 +105,7 @@ def test_the_page_of_a_run_shows_what_its_report_shows(tmp_path):
         journal.watching(["data check", "ties", "no overlap", "labels"])
         journal.finding(0, "data check", "warning", "80 of 346 held-out rows stand in training too")
         journal.not_measured(0, "ties", "there are none")
-        journal.log(1, {"eval/length_baseline": 0.5, "eval/human_ceiling": 0.7})
+        journal.log(1, {"eval/length_baseline": 0.5, "eval/one_human": 0.7})
     record = RunRecord.read(tmp_path / "run")
     checks = [check for check in verdicts(record) if check.name != ENDED]
     save_report(tmp_path / "run", "run", report, checks)

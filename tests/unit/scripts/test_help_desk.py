@@ -7,15 +7,19 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from help_desk import gold, labelers, manners, world
 from help_desk.handbook import load_handbook, parse_handbook, plain_values
+from help_desk.rating import RATINGS_PER_PAIR, item_gold, rate
 from help_desk.reports import BY_HAND, MEANT, SHUFFLED, SIMULATED, explained
 from hypothesis import given
 from hypothesis import strategies as st
 from journals import make_run
+
+from alignment.ratings import RatingsStore
 
 SCRIPTS = Path(__file__).parents[3] / "scripts"
 FACT_IDS = [fact.id for fact in load_handbook().facts]
@@ -159,7 +163,7 @@ def test_gold_is_total_bounded_and_never_rewards_a_missing_end(fact: str, text: 
     assert total(fact, text, ended=False) <= total(fact, text, ended=True)
 
 
-@pytest.mark.parametrize("labeler", labelers.LABELERS, ids=lambda labeler: labeler.name)
+@pytest.mark.parametrize("labeler", [*labelers.LABELERS, *labelers.JUDGES], ids=lambda labeler: labeler.name)
 @pytest.mark.parametrize("difference", [-2.0, 0.0, 1.0])
 def test_choices_follow_the_stated_model(labeler: labelers.Labeler, difference: float) -> None:
     rng = random.Random(7)
@@ -171,10 +175,51 @@ def test_choices_follow_the_stated_model(labeler: labelers.Labeler, difference: 
     assert draws["right"] / 20_000 == pytest.approx((1 - labeler.lapse) * opposed + labeler.lapse / 2, abs=0.012)
 
 
-def test_labelers_are_four_and_say_that_they_are_simulated() -> None:
-    assert len({labeler.name for labeler in labelers.LABELERS}) == 4
-    assert all(labeler.name.startswith("simulated") for labeler in labelers.LABELERS)
+def test_labelers_are_four_and_two_others_and_say_that_they_are_simulated() -> None:
+    names = [labeler.name for labeler in (*labelers.LABELERS, *labelers.JUDGES)]
+    assert (len(labelers.LABELERS), len(labelers.JUDGES), len(set(names))) == (4, 2, 6)
+    assert all(name.startswith("simulated") for name in names)
     assert "SIMULATED" in (labelers.__doc__ or "")
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Iterator[RatingsStore]:
+    """Forty pairs of a good answer and a rude one."""
+    rng = random.Random(0)
+    with RatingsStore(tmp_path / "r.db", create=True) as store:
+        for fact in load_handbook().facts[:40]:
+            texts = [{"text": world.answer(fact, manner, rng)} for manner in ("good", "curt")]
+            store.add_item([{"role": "user", "content": fact.id}], texts, RATINGS_PER_PAIR, {"fact": fact.id})
+        yield store
+
+
+def right_share(store: RatingsStore, group: tuple[labelers.Labeler, ...]) -> float:
+    names = {labeler.name for labeler in group}
+    said = [rating.choice for rating in store.ratings() if rating.labeler in names and rating.choice != "tie"]
+    return said.count("first") / len(said)
+
+
+def test_two_groups_rate_the_same_pairs_each_by_itself(pairs: RatingsStore) -> None:
+    assert rate(pairs, seed=1) == (120, 40)
+    judges = {labeler.name for labeler in labelers.JUDGES}
+    judged = Counter(rating.item for rating in pairs.ratings() if rating.labeler in judges)
+    others = Counter(rating.item for rating in pairs.ratings() if rating.labeler not in judges)
+    assert set(judged.values()) == {2} and len(judged) == 20
+    assert set(others.values()) == {3} and len(others) == 40
+    assert pairs.simulated() == {labeler.name for labeler in (*labelers.LABELERS, *labelers.JUDGES)}
+    assert right_share(pairs, labelers.LABELERS) > 0.8 and right_share(pairs, labelers.JUDGES) > 0.8
+
+
+def test_shuffled_ratings_are_those_of_other_pairs_for_both_groups(pairs: RatingsStore) -> None:
+    for item in pairs.items():  # the other way round too: half of all pairs begin with the rude answer
+        pairs.add_item(item.prompt, item.completions[::-1], RATINGS_PER_PAIR, item.metadata)
+    rate(pairs, seed=1, shuffle=True)
+    better = {item.id: "first" if item_gold(item)[0] > item_gold(item)[1] else "second" for item in pairs.items()}
+    for group in (labelers.LABELERS, labelers.JUDGES):
+        names = {labeler.name for labeler in group}
+        right = [rating.choice == better[rating.item] for rating in pairs.ratings()
+                 if rating.labeler in names and rating.choice != "tie"]  # fmt: skip
+        assert 0.25 < sum(right) / len(right) < 0.75
 
 
 def test_written_data_has_only_the_promised_keys_and_does_not_hang_on_hash_order(tmp_path: Path) -> None:

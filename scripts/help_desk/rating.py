@@ -1,0 +1,60 @@
+"""The simulated labelers at work, through the same store that people use."""
+
+import random
+from collections.abc import Mapping, Sequence
+
+from alignment.ratings import Item, RatingsStore
+from help_desk.gold import gold_score
+from help_desk.labelers import JUDGES, LABELERS, Labeler, choose
+
+RATINGS_PER_PAIR = 3
+JUDGED_SHARE = 0.5
+"""Of the pairs, each rated by all of `JUDGES`: a judge need not be as good as the model that it judges, only mistaken
+about other pairs."""
+
+
+def rate(store: RatingsStore, seed: int, shuffle: bool = False) -> tuple[int, int]:
+    """Rate all pairs by `LABELERS`, for the reward model, and then a share of them by `JUDGES`, for the held-out one.
+
+    Args:
+        shuffle: rate each pair by the answers of another one, drawn at random.
+
+    Returns:
+        How many ratings the two groups gave.
+    """
+    rng = random.Random(seed)
+    items = store.items()
+    gold = {item.id: item_gold(item) for item in items}
+    if shuffle:
+        gold = dict(zip(gold, rng.sample(list(gold.values()), len(gold)), strict=True))
+    store.repeat_share = 0.0  # a program need not be asked twice
+    with store.transaction():
+        for labeler in (*LABELERS, *JUDGES):
+            store.mark_simulated(labeler.name)
+        count = _take_turns(store, LABELERS, gold, rng)
+        for item in rng.sample(items, round(JUDGED_SHARE * len(items))):
+            store.add_item(item.prompt, item.completions, RATINGS_PER_PAIR + len(JUDGES), item.metadata)
+        return count, _take_turns(store, JUDGES, gold, rng)
+
+
+def item_gold(item: Item) -> tuple[float, ...]:
+    """Gold totals of an item's completions, in item order."""
+    fact = item.metadata["fact"]
+    return tuple(gold_score(fact, completion.text, completion.ended).total for completion in item.completions)
+
+
+def _take_turns(
+    store: RatingsStore, labelers: Sequence[Labeler], gold: Mapping[int, tuple[float, ...]], rng: random.Random
+) -> int:
+    """Let them claim and answer in turns until nothing is left for them; returns how many answers they gave."""
+    count, working = 0, list(labelers)
+    while working:
+        for labeler in list(working):
+            assignment = store.claim(labeler.name)
+            if assignment is None:
+                working.remove(labeler)
+                continue
+            left, right = (gold[assignment.item][index] for index in assignment.order_shown)
+            store.submit(assignment, choose(labeler, left, right, rng), seconds=0.0)
+            count += 1
+    return count
