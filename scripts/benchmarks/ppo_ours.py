@@ -71,7 +71,8 @@ class Contestant:
             for part in split_by_tokens(rows, range(len(rows)), work.microbatch_tokens, models.packed):
                 batch = lay_out([rows[number] for number in part], part, models.packed, pad, device)
                 outputs = models.trained(batch, "both", 1.0)
-                totals += torch.stack([-outputs.logprobs.sum(), outputs.values.sum()]).double()
+                scale = models.trained.roles[1].head_scale or 1.0
+                totals += torch.stack([-outputs.logprobs.sum(), scale * outputs.values.sum()]).double()
             assert models.reward is not None
             scores, _ = models.reward.combined(models.reward.member_scores(rows, [], device))
         tokens = sum(map(len, work.responses))
@@ -115,7 +116,9 @@ class Contestant:
         loop = self._loop(seed)
         started = time.perf_counter()
         stats = self._iterate(loop, seed)
-        return {"rewards": [each["rollout/score"] for each in stats], "seconds": time.perf_counter() - started}
+        penalty = self.work.missing_eos_penalty  # in points, as TRL has it: the same number is compared
+        rewards = [each["reward/model"] - penalty * (1 - each["rollout/ended"]) for each in stats]
+        return {"rewards": rewards, "seconds": time.perf_counter() - started}
 
     def _iterate(self, loop: Loop, seed: int) -> list[dict[str, float]]:
         numbers, size = self.work.prompts_of(seed), self.work.episodes

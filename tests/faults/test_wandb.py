@@ -189,7 +189,8 @@ ELSEWHERE = {
         "eval/best_reachable",
         *(metric.name for metric in declared.REWARD if metric.name.startswith("labels/")),
     },
-    "ppo": {"reward/*", "eval/reward/*", "eval/reward_se/*"},  # families, by their parts
+    # Families, by their parts; where several responses to a prompt are compared.
+    "ppo": {"reward/*", "eval/reward/*", "eval/reward_se/*", "rollout/without_spread"},
 }
 """Declared, and of other runs than these."""
 

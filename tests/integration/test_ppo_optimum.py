@@ -41,8 +41,17 @@ def test_rloo_finds_it_without_a_critic(tmp_path, seed):
     assert outcome.passes, outcome
 
 
-def test_reinforce_finds_it_too(tmp_path):
-    outcome = train_and_measure(tmp_path, 0, training=SHORT, ppo={"advantage_estimator": "reinforce++"})
+@pytest.mark.parametrize("estimator", ["reinforce++", "reinforce++-baseline", "dr_grpo"])
+def test_other_estimators_find_it_too(tmp_path, estimator):
+    sections = {"rollout": {"num_generations": 8}} if estimator != "reinforce++" else {}
+    outcome = train_and_measure(tmp_path, 0, training=SHORT, ppo={"advantage_estimator": estimator}, **sections)
+    assert outcome.passes, outcome
+
+
+@pytest.mark.parametrize("scale", [0.1, 30.0])
+def test_scores_in_another_unit_have_the_same_optimum(tmp_path, monkeypatch, scale):
+    monkeypatch.setattr(World, "rewards", lambda self, seed, own=World.rewards: scale * own(self, seed))
+    outcome = train_and_measure(tmp_path, 0, training=SHORT, ppo={"kl_coef": 0.5 * scale})
     assert outcome.passes, outcome
 
 

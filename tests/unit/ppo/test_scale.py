@@ -135,6 +135,40 @@ def test_a_unit_that_is_found_late_makes_no_policy_better(make_loop, stage_confi
 # --- groups ---------------------------------------------------------------------------------------------------------
 
 
+class Wanted:
+    """In [-1, 1]: how many more of the tokens are wanted ones, 1 to 9 of 39, than not."""
+
+    members = ()
+
+    def __init__(self):
+        self.means, self.ended = [], []
+
+    def member_scores(self, rows, conversations, device):
+        scores = [sum(1 if 1 <= token <= 9 else -1 for token in row.response) / len(row.response) for row in rows]
+        self.means.append(sum(scores) / len(scores))
+        self.ended.append(sum(row.response[-1] == 0 for row in rows) / len(rows))
+        return torch.tensor([scores])
+
+    def combined(self, scores):
+        return scores[0], None
+
+    def modules(self):
+        return []
+
+
+def test_under_a_tight_limit_the_users_own_reward_rises(study):
+    """Three answers in four are cut. A replaced score would hide what those say, and teach ending alone."""
+    world, found = study.World(vocabulary=40, limit=12, episodes=64, learning_rate=3e-3), {}
+    for name, rewards in {"default": {"missing_eos_penalty": 3.0}, "replaced": {"missing_eos_score": -3.0}}.items():
+        scorer = Wanted()
+        study.run(world, "trunk", 0.0, 0, 15, scorer, measured=1, rewards=rewards)
+        found[name] = [sum(column[-3:]) / 3 - column[0] for column in (scorer.means, scorer.ended)]
+        assert scorer.ended[0] < 0.4
+    assert found["default"][0] > 0.3
+    assert found["default"][1] > 0.2
+    assert found["replaced"][0] < found["default"][0]
+
+
 class ByLength:
     """Score 1 for an answer of more than three tokens, else 0: many groups have one score."""
 
