@@ -46,10 +46,8 @@ ROLLOUTS = "rollouts"
 HELD_OUT = 0.125
 """Share of the prompts."""
 MAX_EPOCHS = 20
-GAIN = 0.002
-"""A rise of the explained variance by less counts as none."""
-PATIENCE = 2
-"""Passes in a row without a rise, after which it ends."""
+PATIENCE = 3
+"""Passes in a row without a new best, after which it ends. Any rise is a new best: at a low rate each is small."""
 
 
 class Answer(NamedTuple):
@@ -241,7 +239,7 @@ def fit(
             line.advance(1, explained=history[-1])
             if history[-1] == max(history):
                 best.keep()
-            if len(history) > PATIENCE and max(history[-PATIENCE:]) < max(history[:-PATIENCE]) + GAIN:
+            if len(history) > PATIENCE and max(history[-PATIENCE:]) <= max(history[:-PATIENCE]):
                 break
     best.restore()
     return history
