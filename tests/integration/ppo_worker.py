@@ -36,7 +36,7 @@ def main(out: Path, *overrides: str) -> None:
         "data": {"train": "none", "max_length": 20},
         "rollout": {"batch_size": 8, "max_new_tokens": 9},
         "ppo": {"num_epochs": 2, "num_minibatches": 2},
-        "training": {"max_steps": 3, "learning_rate": 1e-3, "microbatch_tokens": 24},
+        "training": {"max_steps": 3, "learning_rate": 1e-3, "warmup_steps": 0, "microbatch_tokens": 24},
         "registry": {"name": "worker"},
     }
     critic, spoiled = "separate", None

@@ -233,7 +233,8 @@ NORM = {"sft": "train/grad_norm", "reward": "train/grad_norm", "ppo": "norm"}
 
 
 def norms(ran: Ran, stage: str) -> list[float]:
-    return [step[NORM[stage]] for step in ran.steps]
+    found = [step[NORM[stage]] for step in ran.steps]
+    return [norm for of_step in found for norm in of_step] if stage == "ppo" else found  # one a role
 
 
 def differences(ran: Ran, one: Ran, stage: str) -> tuple[float, float]:
@@ -286,7 +287,7 @@ def test_two_processes_make_the_steps_of_one(house, forks_of, one_process, launc
         assert (held == [0, 0]) == (backend in ("zero3", "zero3 offload"))
     assert loss < case.loss
     assert tensor < case.tensor
-    assert norms(ran, case.stage) == pytest.approx(norms(one, case.stage), rel=max(1e-3, 10 * case.loss))
+    assert norms(ran, case.stage) == pytest.approx(norms(one, case.stage), rel=max(1e-3, 10 * case.loss), abs=1e-4)
 
 
 def check_ppo(house: Path, name: str, one: str, case: Case) -> None:
