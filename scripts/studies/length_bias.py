@@ -17,7 +17,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,7 @@ def run(
     iterations: int = ITERATIONS,
     scorer: Any = None,
     measured: int = MEASURED,
+    asked: Sequence[str] = tuple("12345678"),
     **sections: Any,
 ) -> tuple[float, float]:
     """Mean length of MEASURED answers before and after training, drawn from the same random numbers.
@@ -148,6 +149,7 @@ def run(
         critic: `separate` or `trunk`, both new; None where the estimator has none.
         scorer: in place of random scores.
         measured: how many.
+        asked: the prompts, of digits.
         sections: changes to the config.
     """
     values: dict[str, Any] = {
@@ -176,7 +178,7 @@ def run(
     models = build_models(world, critic if config.ppo.has_critic else None, mean, seed, scorer)
     settle(models, config)
     accelerator = distributed.make_accelerator()
-    prompts = [Prompt(({"role": "user", "content": str(digit)},)) for digit in range(1, 9)]
+    prompts = [Prompt(({"role": "user", "content": digits},)) for digits in asked]
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(config, models, accelerator, Journal(Path(folder), enabled=False), prompts)
         before = mean_length(loop, measured)
