@@ -220,7 +220,7 @@ def test_mermaid_has_each_node_and_edge_and_nothing_leaves_a_label(rounds: Regis
     ]
     edges = [line for line in lines if re.fullmatch(r'  n\d+ -->(\|"[^"<>|]*"\|)? n\d+', line)]
     assert (len(nodes), len(edges)) == (2, 1)
-    assert len(lines) == 1 + 2 + 1 + 5  # and the colours
+    assert len(lines) == 1 + 2 + 1 + 6  # and the colours
     assert "\x1b" not in text and "\u202e" not in text
     assert mermaid(rounds.lineage("ppo2")).count(" -->") == 10
 

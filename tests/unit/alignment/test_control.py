@@ -130,6 +130,9 @@ def test_a_preempted_run_has_not_failed_for_the_mirror(tmp_path):
         def finish(self, failed):
             ended.append(failed)
 
+        def summary(self, fields):
+            pass
+
     for error in (Preempted("x"), ValueError("x")):
         with pytest.raises(type(error)), Journal(tmp_path, Sink()):
             raise error

@@ -371,7 +371,7 @@ for attempt in (
     ("fields", "message"),
     [
         ({"stage": "dpo"}, "stage.*'dpo'"),
-        ({"role": "value"}, "role.*'value'"),
+        ({"role": "judge"}, "role.*'judge'"),
         ({"name": "Upper"}, "'Upper'"),
         ({"name": "../up"}, "cannot be a model's name"),
         ({"config": {"a": {"b": object()}}}, r"config\.a\.b"),
