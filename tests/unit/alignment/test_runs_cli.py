@@ -150,7 +150,8 @@ def test_a_run_is_shown_whole(home: Path) -> None:
     shown = as_json("runs", "show", "elsewhere/r")
     by_name = {figure["name"]: figure for figure in shown["figures"]}
     assert by_name["eval/score"] == {
-        "name": "eval/score", "unit": "", "meaning": "of answers to the held-out prompts, with what long and unfinished ones cost",
+        "name": "eval/score", "unit": "",
+        "meaning": "of answers to the held-out prompts, with what long and unfinished ones cost",
         "last": 1.5, "step": 3, "ci": None, "best": 2.0, "best_step": 2,
     }  # fmt: skip
     assert by_name["eval/win_rate"]["ci"] == [0.5, 0.875]
