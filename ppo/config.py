@@ -245,7 +245,7 @@ class PPOConfig(Section):
     (VC-PPO, Yuan et al. 2025). On what: `rollouts`, answers of the policy as it starts; or answers that there are
     already, in a ratings database or a file of rows with `prompt` and `completion`, `completions`, or `chosen` and
     `rejected`."""
-    value_pretrain_episodes: Count = 512
+    value_pretrain_episodes: Count = 1024
     """Answers that this uses."""
 
     @property
