@@ -119,14 +119,19 @@ class RunRecord:
         return step if isinstance(step, int) else None
 
     def figure(self, name: str) -> tuple[int, float] | None:
-        """Step and value of a metric: of an evaluation the published model's, of anything else the last finite one."""
+        """Step and value of a metric: of an evaluation the published model's, of anything else the last finite one.
+
+        The published model was chosen on some of the held-out prompts. What was published with it is of the others, and
+        goes before what its evaluation said of all."""
         series = self.metrics.get(name, Series())
         known = {step: value for step, value in zip(series.steps, series.values, strict=True) if value is not None}
         if not known:
             return None
         of_published = self.published_step in known and name.startswith("eval/")
         step = self.published_step if of_published and self.published_step is not None else max(known)
-        return step, known[step]
+        published = self.of_kind("published")
+        reported = published[-1].get(name.replace("/", "_", 1)) if of_published and published else None
+        return step, float(reported) if isinstance(reported, int | float) else known[step]
 
 
 def add_metrics(row: Mapping[str, Any], metrics: dict[str, Series], times: dict[int, float]) -> None:

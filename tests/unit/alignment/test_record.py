@@ -105,3 +105,13 @@ def test_a_lesser_finding_does_not_undo_a_worse_one_until_that_is_cleared(tmp_pa
         journal.finding(3, "z", "error", "again")
     found = {verdict.name: (verdict.outcome, verdict.reason) for verdict in verdicts(RunRecord.read(path))}
     assert (found["x"], found["y"], found["z"]) == (("fail", "worse"), ("warn", "second"), ("fail", "again"))
+
+
+def test_the_published_models_figures_are_those_of_the_prompts_that_did_not_choose_it(tmp_path):
+    rows = {step: {"eval/win_rate": rate, "rollout/score": 1.0} for step, rate in enumerate((0.5, 0.9, 0.7))}
+    make_run(
+        tmp_path / "run", rows=rows, events=[("published", {"model": "m@v1", "best_step": 1, "eval_win_rate": 0.6})]
+    )
+    record = RunRecord.read(tmp_path / "run")
+    assert record.figure("eval/win_rate") == (1, 0.6)
+    assert record.figure("rollout/score") == (2, 1.0)
