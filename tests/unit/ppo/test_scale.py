@@ -12,6 +12,7 @@ from digits import build_models, prompts_of
 
 from alignment.tracking import Journal
 from ppo.config import PPOStageConfig
+from ppo.value import Best
 
 STUDY = Path(__file__).resolve().parents[3] / "scripts" / "studies" / "length_bias.py"
 
@@ -247,3 +248,27 @@ def test_grpo_learns_nothing_from_groups_that_all_score_alike(make_loop, stage_c
     rollout, _ = loop._collect([0, 1])
     assert rollout.kl.abs().max() > 0.1
     assert loop.targets(rollout).advantages.abs().max() == 0
+
+
+def test_the_critic_is_left_as_it_was_after_its_best_pass(make_loop, stage_config, monkeypatch):
+    """At this rate later passes are worse; the last one's weights must not stay."""
+    config = stage_config(
+        rewards={"missing_eos_score": None},
+        ppo={"value_pretrain": "rollouts", "value_pretrain_episodes": 64},
+        training={"value_learning_rate": 3e-2},
+    )
+    models = build_models()
+    loop, kept, said = make_loop(models, config), [], {}
+    keep = Best.keep
+
+    def remembering(best):
+        kept.append({name: p.detach().clone() for name, p in models.trained.named_parameters()})
+        keep(best)
+
+    monkeypatch.setattr(Best, "keep", remembering)
+    loop.journal.event = lambda kind, **fields: said.update({kind: fields})
+    loop._first = loop._collect(list(range(8)))
+    loop._pretrain_critic()
+    explained = said["value_pretrained"]["explained_variance"]
+    assert explained[-1] < max(explained)
+    assert all(torch.equal(p, kept[-1][name]) for name, p in models.trained.named_parameters())
