@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
-    fit = {"value_pretrain": "rollouts", "value_pretrain_episodes": 256}
+    fit = {"value_pretrain": "rollouts", "value_pretrain_episodes": 1024}
     for seed in range(options.seeds):
         for name, ppo in (("new", {}), ("fitted", fit)):
             shares = [round(share, 4) for share in curve(seed, ppo)]
