@@ -1,11 +1,13 @@
-"""A record as token ids, whole: what training, its check and the preview all start from."""
+"""A record as token ids: what training, its check and the preview all start from."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from alignment.config import TooLong
 from alignment.data import Comparison, Demonstration, Document, Prompt
 from alignment.templates import Encoded, Message, encode_conversation, encode_prompt, encode_text
+from alignment.trimming import fit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,9 +29,26 @@ def encode_record(record: Record, tokenizer: PreTrainedTokenizerBase) -> Encoded
         ids = encode_prompt(tokenizer, record.messages)
         return Encoded(ids, [False] * len(ids))
     if isinstance(record, Comparison):
-        sides = [(*record.prompt, Message(role="assistant", content=text)) for text in (record.first, record.second)]
-        both = [encode_conversation(tokenizer, side) for side in sides]
-        return max((side for side in both if side is not None), key=lambda side: len(side.input_ids))
-    encoded = encode_conversation(tokenizer, record.messages, tools=record.tools)
-    assert encoded is not None  # nothing is left out without max_length
-    return encoded
+        both = [encode_conversation(tokenizer, side) for side in _sides(record)]
+        return max(both, key=lambda side: len(side.input_ids))
+    return encode_conversation(tokenizer, record.messages, tools=record.tools)
+
+
+def fit_record(
+    record: Demonstration | Comparison,
+    encoded: Encoded,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    too_long: TooLong = "trim_prompt",
+) -> Encoded | None:
+    """`alignment.trimming.fit` for a record of which `encoded` are all tokens."""
+    if len(encoded.input_ids) <= max_length:
+        return encoded
+    if isinstance(record, Demonstration):
+        return fit(tokenizer, record.messages, encoded, max_length, too_long, record.tools)
+    longer = next(side for side in _sides(record) if encode_conversation(tokenizer, side) == encoded)
+    return fit(tokenizer, longer, encoded, max_length, too_long)
+
+
+def _sides(record: Comparison) -> list[tuple[Message, ...]]:
+    return [(*record.prompt, Message(role="assistant", content=text)) for text in (record.first, record.second)]

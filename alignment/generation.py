@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 from alignment.adapters import without_adapter
+from alignment.ends import end_token_ids
 from alignment.errors import UserError
 from alignment.kv_cache import keep_rows, make_cache
 from alignment.templates import Message, encode_prompt
@@ -34,7 +36,7 @@ class GenerationError(UserError):
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled answer. `ended` says whether the model stopped by itself (EOS) within the limit."""
+    """One sampled answer. `ended` says whether the model stopped by itself within the limit."""
 
     text: str
     ids: list[int]
@@ -46,20 +48,22 @@ class Sampling:
     """How to sample: from softmax(logits / temperature) and nothing else; temperature 0 takes the likeliest token.
 
     `top_k` and `top_p` (0 and 1: off) sample from another distribution than the one whose log-probabilities PPO uses,
-    and make the KL biased or negative. `batch_size` is how many responses are sampled at a time.
+    and make the KL biased or negative. `batch_size` is how many responses are sampled at a time. A response ends with
+    the first of `end_token_ids` (`alignment.ends`), or with the token that completes one of the texts in `stop`.
     """
 
     max_new_tokens: int
     temperature: float
-    eos_token_id: int
+    end_token_ids: tuple[int, ...]
     pad_token_id: int
     batch_size: int
     top_k: int = 0
     top_p: float = 1.0
+    stop: tuple[str, ...] = ()
 
 
 class Sampled(NamedTuple):
-    """Responses in the prompts' order: tokens through EOS, or `max_new_tokens` of them.
+    """Responses in the prompts' order: tokens through the end, or `max_new_tokens` of them.
 
     `logprobs` are those of an engine that says what it sampled from; None: the policy itself, nothing to correct.
     """
@@ -72,6 +76,26 @@ class Engine(Protocol):
     """What samples responses. A prompt may come several times; each sample has a seed of its own (`stream_seed`)."""
 
     def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> Sampled: ...
+
+
+def has_ended(response: Sequence[int], sampling: Sampling, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the response's last token ends it."""
+    if response[-1] in sampling.end_token_ids:
+        return True
+    if not sampling.stop:
+        return False
+    tail = response[-(max(map(len, sampling.stop)) + 4) :]  # a token has a letter at least, or is part of one
+    text = tokenizer.decode(tail, skip_special_tokens=False)
+    return any(stop in text for stop in sampling.stop)
+
+
+def response_text(response: Sequence[int], sampling: Sampling, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a response says, without the token or text that ends it."""
+    ids = response[:-1] if response[-1] in sampling.end_token_ids else response
+    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    for stop in sampling.stop:
+        text = text.partition(stop)[0]
+    return text
 
 
 def stream_seed(purpose: str, *key: int) -> int:
@@ -95,8 +119,8 @@ class TransformersEngine:
     changes the last digits of the logits, which matters where a random number falls so close to a boundary.
     """
 
-    def __init__(self, policy: PreTrainedModel | PeftModel) -> None:
-        self._policy = policy
+    def __init__(self, policy: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._policy, self._tokenizer = policy, tokenizer
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> Sampled:
@@ -117,7 +141,8 @@ class TransformersEngine:
             for start in range(0, len(order), sampling.batch_size):
                 batch = order[start : start + sampling.batch_size]
                 uniforms = _uniforms([samples[i][1] for i in batch], sampling.max_new_tokens).to(self._policy.device)
-                drawn = _sample(self._policy, [samples[i][0] for i in batch], uniforms, sampling)
+                ended = partial(has_ended, sampling=sampling, tokenizer=self._tokenizer)
+                drawn = _sample(self._policy, [samples[i][0] for i in batch], uniforms, sampling, ended)
                 for i, response in zip(batch, drawn, strict=True):
                     responses[i] = response
         return Sampled(responses, None)
@@ -192,7 +217,11 @@ def _numbers(tokens: Tensor) -> list[int]:
 
 
 def _sample(
-    policy: PreTrainedModel | PeftModel, prompts: Sequence[tuple[int, ...]], uniforms: Tensor, sampling: Sampling
+    policy: PreTrainedModel | PeftModel,
+    prompts: Sequence[tuple[int, ...]],
+    uniforms: Tensor,
+    sampling: Sampling,
+    ended: Callable[[Sequence[int]], bool],
 ) -> list[list[int]]:
     """One response per prompt, in one batch; `uniforms` (B, max_new_tokens)."""
     base = without_adapter(policy)
@@ -202,7 +231,8 @@ def _sample(
     cache = make_cache(base, width + sampling.max_new_tokens)
     if cache is None:
         rows = torch.tensor([distinct[prompt] for prompt in prompts])
-        return _sample_by_transformers(policy, base, ids[rows], mask[rows], uniforms, sampling)
+        drawn = _sample_by_transformers(policy, base, ids[rows], mask[rows], uniforms, sampling)
+        return [next((row[:n] for n in range(1, len(row)) if ended(row[:n])), row) for row in drawn]
     forward = _stepper(policy, base, cache, padded=not bool(mask.all()))
     ids, mask = ids.to(policy.device), mask.to(policy.device)
     attention = torch.nn.functional.pad(mask, (0, sampling.max_new_tokens), value=True).long()
@@ -219,7 +249,7 @@ def _sample(
         found = _numbers(tokens)
         for number, token in zip(alive, found, strict=True):
             responses[number].append(token)
-        going = [row for row, token in enumerate(found) if token != sampling.eos_token_id]
+        going = [row for row, number in enumerate(alive) if not ended(responses[number])]
         if not going or step == sampling.max_new_tokens - 1:
             break
         if len(going) < len(found):
@@ -282,11 +312,12 @@ def _sample_by_transformers(
     uniforms: Tensor,
     sampling: Sampling,
 ) -> list[list[int]]:
-    """As `_sample`, without a hold on the model's cache; prompts (B, P), left-padded."""
+    """As `_sample`, without a hold on the model's cache, and with what comes after the end; prompts (B, P),
+    left-padded."""
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=sampling.max_new_tokens,
-        eos_token_id=sampling.eos_token_id,
+        eos_token_id=list(sampling.end_token_ids),
         pad_token_id=sampling.pad_token_id,
         use_cache=True,
     )
@@ -304,8 +335,7 @@ def _sample_by_transformers(
         for model, kept in own:
             model.generation_config = kept
     rows: list[list[int]] = output[:, ids.shape[1] :].tolist()
-    eos = sampling.eos_token_id
-    return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
+    return rows
 
 
 def complete(
@@ -316,7 +346,6 @@ def complete(
     max_new_tokens: int,
     temperature: float = 1.0,
     batch_size: int = 64,
-    max_prompt_length: int | None = None,
     seed: int = 0,
     first: int = 0,
 ) -> list[Completion]:
@@ -327,15 +356,16 @@ def complete(
             the same completion, whatever the batch.
         first: number of the first prompt, of a list that is completed in parts.
     """
-    sampling = Sampling(max_new_tokens, temperature, tokenizer.eos_token_id, tokenizer.pad_token_id, batch_size)
-    rows = [encode_prompt(tokenizer, prompt, max_prompt_length) for prompt in prompts]
+    ends, pad = end_token_ids(tokenizer), tokenizer.pad_token_id
+    sampling = Sampling(max_new_tokens, temperature, ends, pad, batch_size)
+    rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     seeds = [stream_seed("complete", seed, number) for number in range(first, first + len(rows))]
-    responses = TransformersEngine(policy).generate(rows, seeds, sampling).responses
+    responses = TransformersEngine(policy, tokenizer).generate(rows, seeds, sampling).responses
     return [
         Completion(
-            text=tokenizer.decode(tokens, skip_special_tokens=True).strip(),
+            text=response_text(tokens, sampling, tokenizer).strip(),
             ids=tokens,
-            ended=tokens[-1] == tokenizer.eos_token_id,
+            ended=has_ended(tokens, sampling, tokenizer),
         )
         for tokens in responses
     ]

@@ -9,7 +9,7 @@ import contextlib
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from transformers import (
 
 from alignment import adapters, zero3
 from alignment.config import ModelConfig, ScratchConfig, validate
+from alignment.ends import end_token_ids, read_generation_config
 from alignment.errors import UserError
 from alignment.registry import Manifest, Parent, Registry
 from alignment.registry.manifest import Role
@@ -59,7 +60,7 @@ class ModelSource:
     digest: str | None = None
     base: ModelSource | None = None
     """What the adapter in `path` goes on; None: the files are a whole model's."""
-    trained: ModelConfig | None = None
+    trained: ModelConfig | None = field(default=None, compare=False)  # a dict of it would make a source unhashable
     """With `base`: the `model` section that the adapter was trained by."""
 
     @property
@@ -145,13 +146,15 @@ def _with_base(source: ModelSource, manifest: Manifest, registry: Registry, abov
 
 
 def load_tokenizer(source: ModelSource | str, config: ModelConfig | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model, checked: it has EOS, a pad token that is not EOS, and a chat template.
+    """The tokenizer beside a model, as its maker published it, with the end tokens of its generation config
+    (`alignment.ends`) and a chat template.
 
-    `model.pad_token`, `model.eos_token` and `model.template` mend what is missing; the pad token is added to the
-    vocabulary where it is not in it (`fit_embeddings` then grows the model).
+    `model.pad_token`, `model.eos_token` and `model.template` say otherwise; a pad token is added to the vocabulary
+    where it is not in it (`fit_embeddings` then grows the model). Without one, padding is EOS: masks come from lengths.
 
     Raises:
-        ModelError: what is missing, with the key that mends it.
+        ModelError: no EOS and nothing in its place; `model.eos_token` is no token.
+        TemplateError: no chat template.
     """
     path = source if isinstance(source, str) else source.path
     with _loading(path):
@@ -162,32 +165,61 @@ def load_tokenizer(source: ModelSource | str, config: ModelConfig | None = None)
         tokenizer.add_special_tokens({"eos_token": config.eos_token})  # a plain token would show in decoded answers
     if config and config.pad_token:
         tokenizer.add_special_tokens({"pad_token": config.pad_token})
-    check_tokenizer(tokenizer, path)
+    read_generation_config(tokenizer, source if isinstance(source, str) else files_with_config(source))
+    if tokenizer.eos_token_id is None:
+        ends = end_token_ids(tokenizer)
+        if not ends:
+            raise ModelError(
+                f"{path}: the tokenizer has no EOS token; set model.eos_token to the token that ends an answer"
+            )
+        tokenizer.add_special_tokens({"eos_token": str(tokenizer.convert_ids_to_tokens(ends[0]))})
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
     set_template(tokenizer, config.template if config else None)
     return tokenizer
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """Refuse a tokenizer without EOS, without pad, or whose pad is its EOS.
+def files_with_config(source: ModelSource) -> str:
+    """The folder or hub name whose files list the end tokens: an adapter's own where it has them, else its base's."""
+    own = Path(source.path) / "generation_config.json"
+    return source.path if source.base is None or own.is_file() else files_with_config(source.base)
 
-    With pad = EOS the loss, the reward model's read-out and the response mask cannot tell the end of an answer from
-    padding: the model never learns to stop and the reward model never reads EOS.
+
+def pad_apart_from_ends(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the tokenizer of a reward model a pad token that no answer ends with.
+
+    Plain transformers reads a score at the last token that is not padding, which it knows by its id: with pad = EOS it
+    would read the token before the end. A token of the vocabulary is taken, so that nothing grows: one that is special
+    already and that the chat template does not write, else the byte 0xFF, which no UTF-8 text has.
+
+    Raises:
+        ModelError: there is none.
     """
-    if tokenizer.eos_token_id is None:
+    ends = end_token_ids(tokenizer)
+    if tokenizer.pad_token_id not in ends:
+        return
+    template = str(tokenizer.chat_template or "")
+    special = [
+        (number, token.content)
+        for number, token in sorted(tokenizer.added_tokens_decoder.items())
+        if token.special and number not in ends and token.content not in template
+        and token.content not in (tokenizer.bos_token, tokenizer.cls_token)
+    ]  # fmt: skip
+    likely = [text for _, text in special if "pad" in text.lower() or "reserved" in text.lower()]
+    others = [text for _, text in special]
+    vocabulary = tokenizer.get_vocab()
+    bytes_ = [text for text in ("<0xFF>", "\u00ff") if text in vocabulary]  # SentencePiece's, and byte-level BPE's
+    found = next(iter((*likely, *others, *bytes_)), None)
+    if found is None:
         raise ModelError(
-            f"{where}: the tokenizer has no EOS token; set model.eos_token to the token that ends an answer"
+            f"the tokenizer pads with {tokenizer.pad_token!r}, which ends an answer, and has no other special token; "
+            f"set model.pad_token, for example '{PAD}'"
         )
-    if tokenizer.pad_token_id is None:
-        raise ModelError(f"{where}: the tokenizer has no pad token; set model.pad_token, for example '{PAD}'")
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise ModelError(
-            f"{where}: the tokenizer pads with its EOS {tokenizer.eos_token!r}, so an end cannot be told from padding; "
-            f"set model.pad_token to another token, for example '{PAD}'"
-        )
+    tokenizer.add_special_tokens({"pad_token": found})
 
 
 def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Grow the embeddings where the tokenizer has more tokens than the model, and write pad and EOS on its configs.
+    """Grow the embeddings where the tokenizer has more tokens than the model, and write pad and ends on its configs.
 
     New rows are the mean of the old ones, without the noise that transformers adds: an adapter is put on a base that
     was grown again, and must find it as it was.
@@ -198,11 +230,10 @@ def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
             with zero3.gathered(layer.weight), torch.no_grad():
                 layer.weight[known:] = layer.weight[:known].mean(dim=0)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    model.config.eos_token_id = tokenizer.eos_token_id
-    if getattr(model, "generation_config", None) is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
+    ends = end_token_ids(tokenizer)
+    for config in filter(None, (model.config, getattr(model, "generation_config", None))):
+        config.pad_token_id = tokenizer.pad_token_id
+        config.eos_token_id = ends[0] if len(ends) == 1 else list(ends)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, template: str | None) -> PreTrainedTokenizerFast:

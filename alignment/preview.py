@@ -10,10 +10,10 @@ from rich.text import Text
 
 from alignment.config import DataConfig
 from alignment.data import Demonstration, Document, to_examples
-from alignment.encoding import encode_record
+from alignment.encoding import encode_record, fit_record
 from alignment.readers import BadRow
 from alignment.sources import open_source
-from alignment.templates import Encoded, Unrenderable, fit
+from alignment.templates import Encoded, Unrenderable
 from alignment.terminal import clean, one_line
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def encode_for_preview(
         return str(reason)
     if isinstance(example, Document):
         return Encoded(encoded.input_ids[: config.max_length], encoded.loss_mask[: config.max_length])
-    fitted = fit(tokenizer, encoded, config.max_length, config.too_long)
+    fitted = fit_record(example, encoded, tokenizer, config.max_length, config.too_long)
     if fitted is not None:
         return fitted
     limit = f"data.max_length={config.max_length}, data.too_long={config.too_long}"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 import jinja2
 
 from alignment.chat_templates import TEMPLATES
-from alignment.config import TooLong
+from alignment.ends import end_pattern, end_token_ids
 from alignment.tokenization import (
     Span,
     TemplateError,
@@ -54,7 +54,7 @@ _GREETING = (Message(role="user", content="Hi."), Message(role="assistant", cont
 
 @dataclass(frozen=True)
 class Encoded:
-    """A rendered conversation: token ids, and which of them are trained on (the assistant's, through EOS)."""
+    """A rendered conversation: token ids, and which of them are trained on (the assistant's, through its end)."""
 
     input_ids: list[int]
     loss_mask: list[bool]
@@ -96,39 +96,31 @@ def set_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> None:
         raise TemplateError(f"model.template: {name}: {error}") from None
 
 
-def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_length: int | None = None
-) -> list[int]:
-    """Token ids of a conversation that the assistant is to continue.
-
-    With `max_length` the oldest tokens are cut, a leading BOS excepted.
-    """
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a conversation that the assistant is to continue, whole; see `alignment.trimming`."""
     messages = disarm(tokenizer, list(messages))
     text, marked = _render(tokenizer, messages, add_generation_prompt=True)
     spans: Sequence[Span] = ()
     if any(message["role"] == "assistant" for message in messages):
         try:
-            spans = marked or _turns(tokenizer, messages, None, text)
+            spans = _through_ends(tokenizer, text, marked) or _turns(tokenizer, messages, None, text)
         except Unrenderable:
             spans = ()  # no borders to keep to: such a conversation cannot be trained on either
-    ids = [token for piece in encode_pieces(tokenizer, text, spans) for token in piece]
-    return cut_left(tokenizer, ids, max_length) if max_length else ids
+    return [token for piece in encode_pieces(tokenizer, text, spans) for token in piece]
 
 
 def encode_conversation(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
-    max_length: int | None = None,
-    tools: Tools | None = None,
-) -> Encoded | None:
-    """Token ids and loss mask of a conversation that ends with the assistant's turn.
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools | None = None
+) -> Encoded:
+    """Token ids and loss mask of a conversation that ends with the assistant's turn, whole; see `alignment.trimming`.
 
-    The ids end at the assistant's last EOS that is trained on: whatever a template renders after it (a newline, say)
-    would be read as the end of the answer by a reward model. With `max_length` see `fit`.
+    The ids end at the end of the assistant's last turn that is trained on: whatever a template renders after it (a
+    newline, say) would be read as the end of the answer by a reward model. Where the template writes no end token
+    there, as Falcon's, EOS stands in its place.
 
     Raises:
         Unrenderable: this conversation, under this template.
-        TemplateError: the assistant's turn does not end with the tokenizer's EOS.
+        TemplateError: the assistant's turn ends with a text that is no end token.
     """
     assert messages[-1]["role"] == "assistant", messages
     weights = [message.get("weight", 1) for message in messages if message["role"] == "assistant"]
@@ -136,11 +128,9 @@ def encode_conversation(
     text, marked = _render(tokenizer, messages, tools)
     if len(marked) < len(weights) or (len(marked) > len(weights) and 0 in weights):
         marked = []  # no marks, or not one for each turn
-    spans = marked or _turns(tokenizer, messages, tools, text)
+    spans = _through_ends(tokenizer, text, marked) or _turns(tokenizer, messages, tools, text)
     trained = [span for span, weight in zip(spans, weights, strict=True) if weight] if 0 in weights else spans
     assert trained, messages
-    if not text[: trained[-1][1]].endswith(tokenizer.eos_token):
-        raise _no_eos(tokenizer, readable(tokenizer, text[slice(*trained[-1])]))
     ids: list[int] = []
     mask: list[bool] = []
     position = 0
@@ -150,47 +140,26 @@ def encode_conversation(
         position += length
         if position == trained[-1][1]:
             break
-    if ids[-1] != tokenizer.eos_token_id:
-        raise _no_eos(tokenizer, tokenizer.decode(ids[-1:]))
-    encoded = Encoded(ids, mask)
-    return fit(tokenizer, encoded, max_length) if max_length else encoded
+    if ids[-1] not in end_token_ids(tokenizer):
+        ids, mask = [*ids, tokenizer.eos_token_id], [*mask, True]
+    return Encoded(ids, mask)
 
 
 def encode_to_score(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a conversation that is read and not learned from, through the last EOS, also where the template
+    """Token ids of a conversation that is read and not learned from, through its last end, also where the template
     renders the assistant's turn otherwise than it is written (without its reasoning, say).
 
     Raises:
         Unrenderable: the template refuses the conversation.
-        TemplateError: it has no EOS.
     """
     try:
-        encoded = encode_conversation(tokenizer, messages)
-        assert encoded is not None
-        return encoded.input_ids
+        return encode_conversation(tokenizer, messages).input_ids
     except Unrenderable:
         text, _ = _render(tokenizer, disarm(tokenizer, list(messages)))
-        turns, eos, _ = text.rpartition(tokenizer.eos_token)
-        if not eos:
-            raise _no_eos(tokenizer, readable(tokenizer, text)) from None
-        return [token for piece in encode_pieces(tokenizer, turns + eos, ()) for token in piece]
-
-
-def fit(
-    tokenizer: PreTrainedTokenizerBase, encoded: Encoded, max_length: int, too_long: TooLong = "trim_prompt"
-) -> Encoded | None:
-    """A conversation within `max_length` tokens, its oldest ones cut; None where it is left out.
-
-    Left out is what `too_long` does not let cut, and what cannot be: where the last response would not fit whole,
-    because a response without its EOS teaches a model never to stop.
-    """
-    if len(encoded.input_ids) <= max_length:
-        return encoded
-    if too_long != "trim_prompt" or encoded.num_response_tokens >= max_length:
-        return None
-    # The first token has none before it to be predicted from, and may be the BOS that cut_left keeps.
-    mask = [False, *encoded.loss_mask[1 - max_length :]]
-    return Encoded(cut_left(tokenizer, encoded.input_ids, max_length), mask)
+        ends = list(end_pattern(tokenizer).finditer(text))
+        text = text[: ends[-1].end()] if ends else text
+        ids = [token for piece in encode_pieces(tokenizer, text, ()) for token in piece]
+        return ids if ends else [*ids, tokenizer.eos_token_id]
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -212,18 +181,10 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return [*([getattr(tokenizer, f"{start}_id")] if start else []), *ids, tokenizer.eos_token_id]
 
 
-def cut_left(tokenizer: PreTrainedTokenizerBase, ids: list[int], max_length: int) -> list[int]:
-    """The newest `max_length` tokens, a leading BOS or CLS excepted."""
-    if len(ids) <= max_length:
-        return ids
-    has_start = ids[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id)
-    return [ids[0], *ids[len(ids) - max_length + 1 :]] if has_start else ids[-max_length:]
-
-
-def _no_eos(tokenizer: PreTrainedTokenizerBase, found: str) -> TemplateError:
+def _no_end(tokenizer: PreTrainedTokenizerBase, found: str) -> TemplateError:
     return TemplateError(
-        f"the chat template ends the assistant's turn with {found[-20:]!r}, not with the tokenizer's EOS "
-        f"{tokenizer.eos_token!r}: the model would never learn to stop; set model.eos_token or model.template"
+        f"the chat template ends the assistant's turn with {found[-20:]!r}, which is no token that ends an answer "
+        f"(EOS is {tokenizer.eos_token!r}): the model would never learn to stop; set model.eos_token or model.template"
     )
 
 
@@ -279,17 +240,26 @@ def _check_tools(template: str, messages: Sequence[Message], tools: Tools | None
             raise Unrenderable(f"the chat template has no place for {name}; set model.template=chatml, which has one")
 
 
+def _through_ends(tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence[Span]) -> list[Span]:
+    """Marked spans with the end token that follows, where a template has it outside of its marks."""
+    found, ends = [], end_pattern(tokenizer)
+    for start, stop in spans:
+        after = None if ends.search(text, start, stop) else ends.match(text, stop)
+        found.append((start, after.end() if after else stop))
+    return found
+
+
 def _turns(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools | None, text: str
 ) -> list[Span]:
-    """Where the assistant's turns are, through EOS, under a template without marks: what each adds to the text.
+    """Where the assistant's turns are, through their ends, under a template without marks: what each adds to the text.
 
     (To check it against the message is open-instruct's idea.) What a template writes between header and content, an
-    empty reasoning block for example, is no part of it.
+    empty reasoning block for example, is no part of it. A turn without an end token ends with its content.
 
     Raises:
-        Unrenderable: a turn is rendered otherwise when more turns follow, or not as it is written.
-        TemplateError: it has no EOS.
+        Unrenderable: a turn's content is not to be found where its prompt ends.
+        TemplateError: another text follows it than an end token.
     """
     spans = []
     for number, message in enumerate(messages):
@@ -302,23 +272,57 @@ def _turns(
             )
         before, _ = _render(tokenizer, messages[:number], tools, add_generation_prompt=True)
         through, _ = _render(tokenizer, messages[: number + 1], tools)
-        if not (text.startswith(before) and text.startswith(through) and len(before) < len(through)):
+        if not text.startswith(before) or not through.startswith(before):
             raise Unrenderable(
-                f"the chat template renders turn {number + 1} otherwise when more turns follow, so its tokens cannot "
-                "be told apart; set model.template, or add {% generation %} marks to the template"
+                f"the chat template renders turn {number + 1} otherwise when more turns follow: its prompt ends with "
+                f"{readable(tokenizer, before)[-20:]!r}, which the whole conversation does not have there; set "
+                "model.template, or add {% generation %} marks to the template"
             )
-        turn, eos, _ = text[len(before) : len(through)].partition(tokenizer.eos_token)
-        if not eos:
-            raise _no_eos(tokenizer, readable(tokenizer, turn.rstrip()))
-        content = message["content"].strip()
-        start = 0 if message.get("tool_calls") else len(turn.rstrip()) - len(content)
-        written = turn.strip() if message.get("tool_calls") else turn.rstrip()[max(start, 0) :]
-        if start < 0 or not written.startswith(content):
+        turn: str | None = through[len(before) :]
+        if not text.startswith(through):
+            turn = _as_followed(tokenizer, through[len(before) :], message["content"].strip(), text[len(before) :])
+        if turn is None:
             raise Unrenderable(
-                f"the chat template renders the assistant's turn {number + 1} as "
-                f"{readable(tokenizer, turn)[:60]!r}, which is not its text; set model.template"
+                f"the chat template renders turn {number + 1} otherwise when more turns follow, so its tokens "
+                "cannot be told apart; set model.template, or add {% generation %} marks to the template"
             )
-        if not turn[:start].strip():
-            start = 0  # white space that the answer begins with
-        spans.append((len(before) + start, len(before) + len(turn) + len(eos)))
+        start, stop = _within(tokenizer, turn, message, number)
+        spans.append((len(before) + start, len(before) + stop))
     return spans
+
+
+def _as_followed(tokenizer: PreTrainedTokenizerBase, turn: str, content: str, rest: str) -> str | None:
+    """A turn that is rendered otherwise when more turns follow: with another end (GPT-OSS), without EOS after it
+    (Phi-3), or without the reasoning block before its content (Qwen3).
+
+    Args:
+        turn: as it is rendered where it is the last one.
+        rest: what the whole conversation has from there on.
+    """
+    if not content:
+        return None
+    for header in (turn[: turn.rfind(content)], rest[: len(rest) - len(rest.lstrip())]):
+        if content in turn and rest.startswith(header + content):
+            stop = len(header + content)
+            end = end_pattern(tokenizer).match(rest, stop)
+            return rest[: end.end() if end else stop]
+    return None
+
+
+def _within(tokenizer: PreTrainedTokenizerBase, turn: str, message: Message, number: int) -> Span:
+    """Of a rendered turn, from its content through the end token."""
+    end = end_pattern(tokenizer).search(turn)
+    body = turn[: end.start()] if end else turn
+    content = message["content"].strip()
+    start = 0 if message.get("tool_calls") else len(body.rstrip()) - len(content)
+    written = body.strip() if message.get("tool_calls") else body.rstrip()[max(start, 0) :]
+    if start < 0 or not written.startswith(content):
+        if end is None and content and body.strip().startswith(content):
+            raise _no_end(tokenizer, readable(tokenizer, body.rstrip()))
+        raise Unrenderable(
+            f"the chat template renders the assistant's turn {number + 1} as "
+            f"{readable(tokenizer, body)[:60]!r}, which is not its text; set model.template"
+        )
+    if not body[:start].strip():
+        start = 0  # white space that the answer begins with
+    return start, end.end() if end else len(body.rstrip())

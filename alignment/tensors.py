@@ -101,12 +101,6 @@ def entropy_from_logits(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return -(logp.exp() * logp).sum(-1)
 
 
-def through_eos(ids: Tensor, eos_token_id: int) -> Tensor:
-    """Mask of the tokens up to and including the first EOS; all of them where there is none. (B, T) -> bool (B, T)."""
-    is_eos = (ids == eos_token_id).int()
-    return (is_eos.cumsum(-1) - is_eos) == 0
-
-
 def last_kept(mask: Tensor) -> Tensor:
     """Index of the last True of each row, right for left and for right padding. Bool (B, L) -> long (B,).
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from alignment.ends import end_token_ids
 from alignment.errors import UserError
 
 if TYPE_CHECKING:
@@ -81,18 +82,18 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **option
     """Token ids of each text, of all but the first as if they stood after the one before.
 
     SentencePiece tokenizers put a space before whatever they are given. So they are given what it stands after too,
-    an EOS or else a line break, which is then taken off again (transformers' `encode_marked_chat` has the trick).
+    an end token or else a line break, which is then taken off again (transformers' `encode_marked_chat` has the trick).
     """
     if not texts:
         return []
     plain: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, **options)["input_ids"]
     if len(texts) > 1 and (line_break := _line_break_before(tokenizer)):
-        eos = tokenizer.eos_token
-        after_eos = [before.endswith(eos) for before in texts[:-1]]
-        longer = [(eos if ended else "\n") + text for ended, text in zip(after_eos, texts[1:], strict=True)]
+        ends = {str(tokenizer.convert_ids_to_tokens(token)): token for token in end_token_ids(tokenizer)}
+        after = [next((end for end in ends if before.endswith(end)), None) for before in texts[:-1]]
+        longer = [(end or "\n") + text for end, text in zip(after, texts[1:], strict=True)]
         shifted = tokenizer(longer, add_special_tokens=False, **options)["input_ids"]
-        for number, (ended, ids) in enumerate(zip(after_eos, shifted, strict=True), 1):
-            before = [tokenizer.eos_token_id] if ended else line_break
+        for number, (end, ids) in enumerate(zip(after, shifted, strict=True), 1):
+            before = [ends[end]] if end else line_break
             if ids[: len(before)] == before:
                 plain[number] = ids[len(before) :]
     return plain
@@ -160,18 +161,22 @@ class _ControlTokens:
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> _ControlTokens:
-    return _find_control_tokens(tokenizer, len(tokenizer))
+    return _find_control_tokens(tokenizer, len(tokenizer), end_token_ids(tokenizer))
 
 
 @functools.lru_cache(maxsize=4)
-def _find_control_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> _ControlTokens:
-    """The special tokens; not the unknown one, which people may write and which controls nothing, unless it is the
-    end of a text too, as GPT-2's is.
+def _find_control_tokens(tokenizer: PreTrainedTokenizerBase, size: int, ends: tuple[int, ...]) -> _ControlTokens:
+    """The special tokens, and those that end an answer, which some tokenizers do not mark as special; not the unknown
+    one, which people may write and which controls nothing, unless it is the end of a text too, as GPT-2's is.
 
     Args:
         size: of the tokenizer, so that one that has grown is asked again.
     """
-    added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    added = {
+        token.content: number
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special or number in ends
+    }
     if tokenizer.unk_token in added and tokenizer.unk_token not in (tokenizer.eos_token, tokenizer.bos_token):
         del added[tokenizer.unk_token]
     words = "|".join(map(re.escape, sorted(added, key=len, reverse=True))) or "(?!)"

@@ -40,6 +40,7 @@ from alignment.models import (
     find_model,
     load_tokenizer,
     num_parameters,
+    pad_apart_from_ends,
     train_tokenizer,
 )
 from alignment.registry import Parent, Registry, RegistryError, Version
@@ -159,6 +160,8 @@ def start_model(config: TrainerConfig, registry: Registry, texts: Iterable[str],
     if not config.registry.allow_new_tokenizer:
         own = AutoTokenizer.from_pretrained(source.path, trust_remote_code=config.model.trust_remote_code)
         check_same(tokenizer, own, source.label, **_compared(config.model, stage))
+    if stage == "reward":
+        pad_apart_from_ends(tokenizer)
     return StartModel(source, tokenizer)
 
 

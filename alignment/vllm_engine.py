@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment import distributed, zero3
+from alignment.ends import through_end
 from alignment.generation import GenerationError, Sampled, Sampling
 
 SERVER_SECONDS = 240.0
@@ -80,6 +81,7 @@ class VLLMEngine:
                 max_model_length=max_length,
                 max_num_seqs=sampling.batch_size,
                 logprobs=0,  # the sampled token's own
+                generation_kwargs=_ends(sampling),
                 **options,
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -98,14 +100,19 @@ class VLLMEngine:
         found = self._vllm.generate(prompts=[list(prompt) for prompt in prompts], images=None, num_generations=1)
         responses, logprobs = [], []
         for ids, candidates in zip(found[1], found[2], strict=True):
-            # A model's generation config may name more tokens to end with than its tokenizer; vLLM goes on after none.
-            length = ids.index(sampling.eos_token_id) + 1 if sampling.eos_token_id in ids else len(ids)
+            length = len(through_end(ids, sampling.end_token_ids))
             line = [token[0] for token in candidates[:length]]
             if any(value is None or not math.isfinite(value) for value in line):
                 raise GenerationError("vLLM's log-probabilities are not finite; is the policy broken?")
             responses.append(list(ids[:length]))
             logprobs.append(line)
         return Sampled(responses, logprobs)
+
+
+def _ends(sampling: Sampling) -> dict[str, Any]:
+    """What vLLM is to stop at beside the tokenizer's EOS, by the names of its SamplingParams."""
+    stop: dict[str, Any] = {"stop": list(sampling.stop), "include_stop_str_in_output": True} if sampling.stop else {}
+    return {"stop_token_ids": list(sampling.end_token_ids), **stop}
 
 
 def wait_for_server(url: str, seconds: float = SERVER_SECONDS) -> None:

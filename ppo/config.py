@@ -180,6 +180,8 @@ class RolloutConfig(Section):
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Filters; refused without `allow_filtered`: what is sampled is then not what the log-probabilities are of."""
     allow_filtered: bool = False
+    stop: tuple[str, ...] = ()
+    """Texts that end a response too, beside the model's end tokens (`["\\nUser:"]`); the reward does not read them."""
     importance_cap: Positive = 2.0
     """Cap of the weight that corrects an engine whose log-probabilities differ from the trained policy's."""
     engine: Literal["transformers", "vllm"] = "transformers"

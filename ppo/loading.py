@@ -128,10 +128,8 @@ def load_policy_tokenizer(config: PPOStageConfig, sources: Mapping[str, ModelSou
 
 
 def same_tokens(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> bool:
-    """Whether token ids of one mean the same to the other."""
-    rendered = [encode_conversation(tokenizer, PROBE) for tokenizer in (ours, theirs)]
-    specials = [(tokenizer.eos_token_id, tokenizer.pad_token_id) for tokenizer in (ours, theirs)]
-    return rendered[0] == rendered[1] and specials[0] == specials[1]
+    """Whether token ids of one mean the same to the other. Padding does not matter: a reward model has its own."""
+    return encode_conversation(ours, PROBE) == encode_conversation(theirs, PROBE)
 
 
 class Assembly(NamedTuple):

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from alignment.config import ConfigError, DataConfig
 from alignment.data import Demonstration, Document, check_bad, read_records, to_examples
-from alignment.encoding import encode_record
-from alignment.templates import Encoded, Unrenderable, fit
+from alignment.encoding import encode_record, fit_record
+from alignment.templates import Encoded, Unrenderable
 from ppo.config import PPOStageConfig
 from ppo.sequences import Row
 
@@ -60,7 +60,7 @@ def _rows(
         ids = encoded.input_ids
         pieces = [ids[start : start + max_length] for start in range(0, len(ids), max_length)]
         return [Row(piece[:1], piece[1:]) for piece in pieces if len(piece) > 1]
-    fitted = fit(tokenizer, encoded, max_length)
+    fitted = fit_record(record, encoded, tokenizer, max_length)
     if fitted is None:
         return []
     start = max(1, fitted.loss_mask.index(True))

@@ -15,9 +15,19 @@ from transformers import PreTrainedTokenizerBase
 from alignment.config import ConfigError, TooLong
 from alignment.data import Prompt
 from alignment.distributed import Accelerator, all_reduce_sum, on_every_process
-from alignment.generation import Engine, Sampled, Sampling, TransformersEngine, stream_seed
+from alignment.ends import end_token_ids
+from alignment.generation import (
+    Engine,
+    Sampled,
+    Sampling,
+    TransformersEngine,
+    has_ended,
+    response_text,
+    stream_seed,
+)
 from alignment.models import ModelError
 from alignment.templates import Message, encode_prompt
+from alignment.trimming import trim_prompt
 from ppo.algorithm import Unit, final_scores, overlong_cost
 from ppo.config import PPOStageConfig
 from ppo.models import NO_GRADIENT, Models, Pass, RewardModel, Role
@@ -123,12 +133,13 @@ def join(pieces: Sequence[tuple[Rollout, Sequence[int]]]) -> Rollout:
 def encode_prompts(
     prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, limit: int, too_long: TooLong
 ) -> tuple[list[tuple[Prompt, list[int]]], int]:
-    """Prompts with their tokens, and how many were longer than `limit`: cut at their beginning, or left out.
+    """Prompts with their tokens, and how many were longer than `limit`: trimmed (`alignment.trimming`), or left out.
 
     Raises:
         ConfigError: `too_long` is `raise` and one is too long; or none is left.
     """
-    found, count = [], 0
+    found: list[tuple[Prompt, list[int]]] = []
+    count = 0
     for prompt in prompts:
         ids = encode_prompt(tokenizer, prompt.messages)
         if not ids:
@@ -140,14 +151,15 @@ def encode_prompts(
                     f"{prompt.place or 'a prompt'}: {len(ids)} tokens, and data.max_length less rollout.max_new_tokens "
                     f"leaves {limit}; raise data.max_length, or set data.too_long to drop or trim_prompt"
                 )
-            if too_long == "drop":
+            shorter = None if too_long == "drop" else trim_prompt(tokenizer, prompt.messages, limit)
+            if shorter is None:
                 continue
-            ids = encode_prompt(tokenizer, prompt.messages, limit)
+            ids = encode_prompt(tokenizer, shorter)
         found.append((prompt, ids))
     if prompts and not found:
         raise ConfigError(
-            f"data.too_long=drop leaves no prompt: all {count} have more than {limit} tokens (data.max_length less "
-            "rollout.max_new_tokens); raise data.max_length"
+            f"data.too_long={too_long} leaves no prompt: all {count} have more than {limit} tokens (data.max_length "
+            "less rollout.max_new_tokens); raise data.max_length"
         )
     return found, count
 
@@ -198,18 +210,19 @@ def how_to_sample(config: PPOStageConfig, tokenizer: PreTrainedTokenizerBase) ->
     return Sampling(
         max_new_tokens=rollout.max_new_tokens,
         temperature=rollout.temperature,
-        eos_token_id=tokenizer.eos_token_id,
+        end_token_ids=end_token_ids(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         batch_size=rollout.generation_batch_size,
         top_k=rollout.top_k,
         top_p=rollout.top_p,
+        stop=tuple(rollout.stop),
     )
 
 
 def make_engine(config: PPOStageConfig, models: Models, accelerator: Accelerator) -> Engine:
     """What samples the policy's responses."""
     if config.rollout.engine == "transformers":
-        return TransformersEngine(models.policy.model)
+        return TransformersEngine(models.policy.model, models.tokenizer)
     from alignment.vllm_engine import VLLMEngine
 
     vllm = config.rollout.vllm
@@ -276,9 +289,8 @@ class Collector:
             if role.model is not models.policy.model:
                 with self.accelerator.autocast(), models.resident(role.modules(), device):
                     fill()
-        eos = models.tokenizer.eos_token_id
-        ended = torch.tensor([row.response[-1] == eos for row in rows], device=device)
-        texts = [models.tokenizer.decode(row.response, skip_special_tokens=True) for row in rows]
+        ended = torch.tensor([has_ended(row.response, self.sampling, models.tokenizer) for row in rows], device=device)
+        texts = [response_text(row.response, self.sampling, models.tokenizer) for row in rows]
         scores, parts = self._scores(tasks, rows, texts)
         sampled_logprobs = None
         if sampled.logprobs is not None:

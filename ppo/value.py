@@ -112,7 +112,7 @@ def _answer(record: Demonstration, tokenizer: PreTrainedTokenizerBase, limit: in
     """
     prompt = Prompt(record.messages[:-1], place=record.place)
     ids, encoded = encode_prompt(tokenizer, prompt.messages), encode_conversation(tokenizer, record.messages)
-    response = [] if encoded is None or encoded.input_ids[: len(ids)] != ids else encoded.input_ids[len(ids) :]
+    response = encoded.input_ids[len(ids) :] if encoded.input_ids[: len(ids)] == ids else []
     if not response:
         raise Unrenderable("by this chat template the answer does not follow its prompt")
     return Answer(prompt, ids, response[:limit])

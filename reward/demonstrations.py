@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alignment.config import DataConfig, validate
 from alignment.data import Demonstration, read_records, to_demonstrations, train_and_eval
+from alignment.encoding import fit_record
 from alignment.errors import UserError
 from alignment.models import ModelSource
 from alignment.readers import DataError
@@ -110,8 +111,9 @@ def _sft_ancestor(registry: Registry, ref: str) -> Manifest | None:
 
 def _encoded(rows: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Question]:
     plain = [row for row in rows if not row.tools]  # no reward model has seen tools
-    encoded = (encode_conversation(tokenizer, row.messages, max_length) for row in _sample(plain))
-    return [_alone(row.input_ids) for row in encoded if row is not None]
+    encoded = [(row, encode_conversation(tokenizer, row.messages)) for row in _sample(plain)]
+    fitted = (fit_record(row, whole, tokenizer, max_length) for row, whole in encoded)
+    return [_alone(row.input_ids) for row in fitted if row is not None]
 
 
 def _sample(rows: Sequence[T]) -> list[T]:

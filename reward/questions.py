@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from alignment.config import TooLong
 from alignment.data import Comparison, Rating, Vote
 from alignment.readers import DataError
-from alignment.templates import Encoded, Message, cut_left, encode_conversation, encode_prompt, fit
+from alignment.templates import Encoded, Message, encode_conversation, encode_prompt
+from alignment.trimming import least, trim_prompt
 
 MAX_COMPLETIONS = 9
 """Of one question; more are parted, since all of a question's completions are in one forward."""
@@ -101,6 +102,8 @@ class _Group:
 
     prompt_ids: list[int]
     prompt: tuple[Message, ...]
+    least: int | None = None
+    """Tokens of the prompt when it is trimmed as far as it can be; None: not counted yet."""
     completions: dict[tuple[int, ...], None] = field(default_factory=dict)
     pairs: list[tuple[tuple[int, ...], tuple[int, ...], Comparison]] = field(default_factory=list)
     ratings: dict[tuple[int, ...], list[float]] = field(default_factory=dict)
@@ -182,17 +185,24 @@ class QuestionBuilder:
         if len(self._encoded) >= KEPT and key not in self._encoded:
             self._encoded.clear()
         if key not in self._encoded:
-            whole = encode_conversation(self._tokenizer, [*prompt, Message(role="assistant", content=text)])
-            assert whole is not None  # nothing is left out without max_length
-            assert whole.input_ids[-1] == self._tokenizer.eos_token_id  # where the score is read
-            self._encoded[key] = whole
+            self._encoded[key] = encode_conversation(
+                self._tokenizer, [*prompt, Message(role="assistant", content=text)]
+            )
         return self._encoded[key]
 
     def _fit(self, group: _Group, whole: Encoded) -> Encoded | None:
-        """As `fit`, and None too where the part after the border of the prompt would not leave room for any of it."""
-        tail = len(whole.input_ids) - _common(group.prompt_ids, whole.input_ids)
-        fitted = fit(self._tokenizer, whole, self._max_length, self._too_long)
-        return fitted if tail < self._max_length or len(whole.input_ids) <= self._max_length else None
+        """The newest `max_length` tokens, None where they are left out: the prompt is trimmed once for all its answers
+        (`_question`), if it can be trimmed far enough for this one."""
+        surplus = len(whole.input_ids) - self._max_length
+        if surplus <= 0:
+            return whole
+        if self._too_long != "trim_prompt":
+            return None
+        if group.least is None:
+            group.least = len(encode_prompt(self._tokenizer, least(group.prompt)))
+        if group.least > len(group.prompt_ids) - surplus:
+            return None
+        return Encoded(whole.input_ids[surplus:], whole.loss_mask[surplus:])
 
     def _question(self, group: _Group, weigh: Callable[[Comparison], Weighed]) -> list[Question]:
         sequences = list(group.completions)
@@ -203,7 +213,7 @@ class QuestionBuilder:
         border = min(_common(group.prompt_ids, ids) for ids in sequences)
         border = min(border, min(map(len, sequences)) - 1)
         tails = [list(ids[border:]) for ids in sequences]
-        prompt = cut_left(self._tokenizer, list(sequences[0][:border]), self._max_length - max(map(len, tails)))
+        prompt = self._trimmed(group, border, self._max_length - max(map(len, tails)))
         self.left_out["prompts_cut"] += len(prompt) < border
         places = {ids: number for number, ids in enumerate(sequences)}
         pairs = [
@@ -224,6 +234,16 @@ class QuestionBuilder:
                 tuple(float(len(numbers or ())) for numbers in ratings) if rated else (),
             )
         ]
+
+    def _trimmed(self, group: _Group, border: int, room: int) -> list[int]:
+        """The first `border` of the prompt's tokens; where those are more than `room`, of the trimmed prompt's."""
+        if border <= room:
+            return group.prompt_ids[:border]
+        after = len(group.prompt_ids) - border  # tokens of the prompt that stand in each answer's part
+        messages = trim_prompt(self._tokenizer, group.prompt, room + after)
+        assert messages is not None, group.prompt  # `_fit` has seen that there is room
+        ids = encode_prompt(self._tokenizer, messages)
+        return ids[: len(ids) - after]
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

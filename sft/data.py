@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from alignment.config import DataConfig, TooLong
 from alignment.data import Demonstration, Document, Reading, Use, check_bad, to_examples
-from alignment.encoding import encode_record
+from alignment.encoding import encode_record, fit_record
 from alignment.inspection import Inspector
-from alignment.templates import Encoded, Unrenderable, fit
+from alignment.templates import Encoded, Unrenderable
 from alignment.terminal import progress
 
 IGNORED = -100
@@ -128,7 +128,7 @@ def encode_example(
     note: Callable[[Demonstration | Document, Encoded, Encoded | None], None] = _no_note,
 ) -> list[dict[str, list[int]]]:
     """`input_ids` and `labels`: a demonstration's labels are the assistant's tokens through EOS, everything else is
-    ignored; none if it is too long (see `alignment.templates.fit`). A text is trained on whole, in pieces.
+    ignored; none if it is too long (see `alignment.trimming.fit`). A text is trained on whole, in pieces.
 
     Args:
         note: is told all tokens, and those that are left (None: the example is left out as too long).
@@ -142,7 +142,7 @@ def encode_example(
         ids = encoded.input_ids
         pieces = [ids[start : start + max_length] for start in range(0, len(ids), max_length)]
         return [{"input_ids": piece, "labels": piece} for piece in pieces if len(piece) > 1]
-    fitted = fit(tokenizer, encoded, max_length, too_long)
+    fitted = fit_record(example, encoded, tokenizer, max_length, too_long)
     note(example, encoded, fitted)
     if fitted is None:
         return []

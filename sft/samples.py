@@ -15,6 +15,7 @@ from alignment.errors import UserError
 from alignment.generation import complete
 from alignment.models import ModelSource, fit_embeddings, load_policy
 from alignment.tracking import Journal
+from alignment.trimming import trim_prompt
 from sft.config import SFTStageConfig
 
 MAX_NEW_TOKENS = 128
@@ -53,7 +54,8 @@ def answers(
     tokenizer: PreTrainedTokenizerBase,
     held_out: Sequence[Demonstration],
 ) -> list[dict[str, Any]]:
-    """Rows for `Journal.samples`. A prompt that leaves no room within `data.max_length` loses its oldest part."""
+    """Rows for `Journal.samples`. A prompt that leaves no room within `data.max_length` is trimmed; one that
+    cannot be is not asked."""
     on_gpu = not distributed.on_cpu()
     options = ModelConfig(
         name=source.label,
@@ -65,14 +67,17 @@ def answers(
         fit_embeddings(policy, tokenizer)
     policy = policy.to(distributed.start_processes().device).eval()
     room = min(MAX_NEW_TOKENS, config.data.max_length // 2)
+    prompts = [trim_prompt(tokenizer, row.messages[:-1], config.data.max_length - room) for row in held_out]
+    asked = [(row, prompt) for row, prompt in zip(held_out, prompts, strict=True) if prompt is not None]
+    if not asked:
+        return []
     completions = complete(
         policy,
         tokenizer,
-        [row.messages[:-1] for row in held_out],
+        [prompt for _, prompt in asked],
         max_new_tokens=room,
         temperature=0.0,
-        batch_size=len(held_out),
-        max_prompt_length=max(1, config.data.max_length - room),
+        batch_size=len(asked),
     )
     return [
         {
@@ -83,5 +88,5 @@ def answers(
             "length": len(completion.ids),
             "ended": completion.ended,
         }
-        for number, (row, completion) in enumerate(zip(held_out, completions, strict=True))
+        for number, ((row, _), completion) in enumerate(zip(asked, completions, strict=True))
     ]

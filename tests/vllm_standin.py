@@ -25,6 +25,7 @@ class SamplingParams:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     logprobs: int | None = None
+    stop_token_ids: list[int] = field(default_factory=list)
     more: dict[str, Any] = field(default_factory=dict)
 
 
@@ -63,7 +64,7 @@ class LLM:
             token = int(torch.multinomial(spread.exp(), 1, generator=self.generator))
             ids.append(token)
             logprobs.append({token: SimpleNamespace(logprob=float(spread[token]), rank=1)})
-            if token == self.model.config.eos_token_id:
+            if token == self.model.config.eos_token_id or token in params.stop_token_ids:
                 break
         assert len(ids) <= self.max_model_len and all(math.isfinite(x.logprob) for y in logprobs for x in y.values())
         output = SimpleNamespace(token_ids=ids[len(prompt) :], logprobs=logprobs)
@@ -95,7 +96,7 @@ class VLLMClient:
 
     def generate(self, prompts: list[list[int]], **how: Any) -> dict[str, Any]:
         assert self.llm is not None and how["n"] == 1
-        params = SamplingParams(1, how["temperature"], how["max_tokens"])
+        params = SamplingParams(1, how["temperature"], how["max_tokens"], **how["generation_kwargs"])
         outputs = self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
         logprobs, ids = vllm_generation.extract_logprobs(outputs)
         answers = [output.outputs[0].token_ids for output in outputs]

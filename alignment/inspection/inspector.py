@@ -28,14 +28,14 @@ from alignment.data import (
     to_prompts,
 )
 from alignment.duplicates import Sketches, digest
-from alignment.encoding import Record, encode_record
+from alignment.encoding import Record, encode_record, fit_record
 from alignment.importers import PassedOver
 from alignment.inspection.conversation import MARKERS, turn_problems
 from alignment.inspection.findings import group_findings, numbers, row_findings
 from alignment.inspection.report import LEVELS, Report, SetAside, histogram, percentiles
 from alignment.privacy import scrub_row
 from alignment.readers import BadRow
-from alignment.templates import Encoded, Message, TemplateError, Unrenderable, fit
+from alignment.templates import Encoded, Message, TemplateError, Unrenderable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -141,8 +141,9 @@ class Inspector:
             side = is_held_out(record, config.eval_share, config.split_seed) if held_out is None else held_out
             self._add_record(replace(record, place=where), side)
             if whole is not None and self.tokenizer is not None:
-                is_cut = isinstance(record, Demonstration | Comparison)  # a text is cut into pieces, nothing is lost
-                fitted = fit(self.tokenizer, whole, config.max_length, config.too_long) if is_cut else whole
+                fitted: Encoded | None = whole
+                if isinstance(record, Demonstration | Comparison):  # a text is cut into pieces, nothing is lost
+                    fitted = fit_record(record, whole, self.tokenizer, config.max_length, config.too_long)
                 self._measure(where, whole, fitted)
         return scrubbed, None
 

@@ -16,10 +16,11 @@ from alignment.positions import positions
 from alignment.ratings import Item, RatingsStore
 from alignment.registry import Registry
 from alignment.scalar_models import ScalarModel
-from alignment.templates import Message, encode_conversation
+from alignment.templates import Encoded, Message, encode_conversation
 from alignment.tensors import pad_rows
 from alignment.terminal import progress
 from alignment.tokenization import Unrenderable
+from alignment.trimming import fit
 
 BATCH = 64
 Row = tuple[int, list[int]]  # item, token ids of one of its completions
@@ -73,7 +74,9 @@ def _encode(item: Item, tokenizer: PreTrainedTokenizerBase, max_length: int | No
     for completion in item.completions:
         answer = Message(role="assistant", content=completion.text)
         try:
-            encoded = encode_conversation(tokenizer, [*prompt, answer], max_length)
+            encoded: Encoded | None = encode_conversation(tokenizer, [*prompt, answer])
+            if encoded is not None and max_length:
+                encoded = fit(tokenizer, [*prompt, answer], encoded, max_length)
         except Unrenderable:
             return []
         if encoded is None:

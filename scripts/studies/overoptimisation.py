@@ -75,6 +75,7 @@ def prepare(seed: int) -> None:
     import demo
     from help_desk import world
     from help_desk.labelers import LABELERS, choose
+    from help_desk.rating import item_gold
 
     from alignment.ratings import RatingsStore
 
@@ -87,7 +88,7 @@ def prepare(seed: int) -> None:
     with RatingsStore(demo.RATINGS) as store:
         items = list(store.items())
     for item in items:
-        first, second = demo.item_gold(item)
+        first, second = item_gold(item)
         for labeler in rng.sample(LABELERS, 2):
             choice = choose(labeler, first, second, rng)
             if choice != "tie":

@@ -21,8 +21,8 @@ from alignment.generation import Sampled, TransformersEngine
 
 
 class RecordedEngine:
-    def __init__(self, policy):
-        self.engine, self.calls, self.known = TransformersEngine(policy), 0, {}
+    def __init__(self, policy, tokenizer):
+        self.engine, self.calls, self.known = TransformersEngine(policy, tokenizer), 0, {}
         self.file = folder() / f"responses-{os.environ['RANK']}.jsonl"
         if "REPLAY" in os.environ:
             for line in Path(os.environ["REPLAY"], "responses-0.jsonl").read_text().splitlines():

@@ -13,6 +13,7 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from alignment.chat_templates import TEMPLATES
 from alignment.memory_plan import PARTS
 from alignment.models import load_policy
 from alignment.ratings import RatingsStore
@@ -307,11 +308,9 @@ BAD = {
         lambda f: {"data.train": write(f / "w.jsonl", '{"question": "a"}\n')},
         ["w.jsonl:1: found the keys question; expected messages", "data.columns"],
     ),
-    "no pad": (lambda f: {"model.name": bad_tokenizer(f, pad_token=None)}, ["no pad token; set model.pad_token"]),
-    "no EOS": (lambda f: {"model.name": bad_tokenizer(f, eos_token=None)}, ["no EOS token; set model.eos_token"]),
-    "pad is EOS": (
-        lambda f: {"model.name": bad_tokenizer(f, pad_token="<|im_end|>")},
-        ["pads with its EOS", "set model.pad_token to another token"],
+    "no EOS": (
+        lambda f: {"model.name": bad_tokenizer(f, eos_token=None, chat_template=TEMPLATES["plain"])},
+        ["no EOS token; set model.eos_token"],
     ),
     "no template": (
         lambda f: {"model.name": bad_tokenizer(f, chat_template=None)},
@@ -376,8 +375,8 @@ def test_bad_input_is_one_line_with_the_fix_and_code_2(tmp_path, monkeypatch, ca
         assert not house.runs.exists()
 
 
-def test_the_fix_that_the_message_names_mends_it(tmp_path, monkeypatch):
-    """A model whose tokenizer pads with EOS, given another pad token that is new to its vocabulary."""
+def test_a_pad_token_that_the_config_names_may_be_new(tmp_path, monkeypatch):
+    """A model whose tokenizer pads with EOS, as most do: it trains as it is, and with another pad token."""
     from sft.__main__ import main
 
     house = SimpleNamespace(registry=tmp_path / "registry", runs=tmp_path / "runs")
@@ -386,8 +385,10 @@ def test_the_fix_that_the_message_names_mends_it(tmp_path, monkeypatch):
         tmp_path / "c.yaml", json.dumps(recipe(house, "mended", model, write_demonstrations(tmp_path / "d.jsonl")))
     )
     monkeypatch.setattr(sys, "argv", ["sft", path, "tracking.wandb=disabled"])
-    assert main() == 2
-    monkeypatch.setattr(sys, "argv", ["sft", path, "tracking.wandb=disabled", "model.pad_token=<new>"])
+    assert main() == 0
+    assert len(AutoTokenizer.from_pretrained(Registry(house.registry).load("mended-model").path)) == 300
+    argv = ["sft", path, "tracking.wandb=disabled", "model.pad_token=<new>", "--overwrite"]
+    monkeypatch.setattr(sys, "argv", argv)
     assert main() == 0
     version = Registry(house.registry).load("mended-model")
     tokenizer = AutoTokenizer.from_pretrained(version.path)
@@ -414,7 +415,7 @@ def test_a_model_that_diverged_is_not_published(tmp_path, monkeypatch, capfd):
 
 def test_a_process_says_no_more_than_that_line(tmp_path):
     house = SimpleNamespace(registry=tmp_path / "registry", runs=tmp_path / "runs")
-    model = {"name": bad_tokenizer(tmp_path, pad_token="<|im_end|>")}
+    model = {"name": bad_tokenizer(tmp_path, chat_template=None)}
     result = command(tmp_path, "sft", recipe(house, "bad", model, write_demonstrations(tmp_path / "d.jsonl")))
     assert (result.returncode, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1, result.stderr

@@ -329,44 +329,30 @@ def test_a_text_is_trained_on_from_bos_through_eos(kind):
             encode_text(tokenizer, rendered)
 
 
-def test_there_is_one_bos_and_it_survives_the_cut(any_tokenizer):
-    messages = conversation(["How long can I keep a book?", "Three weeks."] * 3)
-    whole = encode_conversation(any_tokenizer, messages)
-    cut = encode_conversation(any_tokenizer, messages, len(whole.input_ids) - 5)
-    prompt = encode_prompt(any_tokenizer, messages[:-1], 20)
-    assert len(prompt) == 20
-    for ids in (whole.input_ids, cut.input_ids, prompt):
-        if any_tokenizer.bos_token is None:
-            break
-        assert [index for index, token in enumerate(ids) if token == any_tokenizer.bos_token_id] == [0]
-
-
-def test_a_long_conversation_loses_its_oldest_tokens_never_the_response(any_tokenizer):
-    messages = conversation(["When does the library open?", "At nine."] * 4)
-    whole = encode_conversation(any_tokenizer, messages)
-    has_bos = any_tokenizer.bos_token is not None
-    for limit in range(whole.num_response_tokens + 1, len(whole.input_ids)):
-        cut = encode_conversation(any_tokenizer, messages, limit)
-        assert len(cut.input_ids) == len(cut.loss_mask) == limit
-        assert cut.input_ids[has_bos:] == whole.input_ids[-limit + has_bos :]
-        assert cut.loss_mask[1:] == whole.loss_mask[-limit + 1 :]
-        assert not cut.loss_mask[0]  # nothing stands before it, least of all when it is BOS
-
-
-def test_a_response_that_does_not_fit_is_none_and_one_that_does_is_whole(any_tokenizer):
-    messages = conversation(["When?", "At nine on weekdays."])
-    size = encode_conversation(any_tokenizer, messages).num_response_tokens
-    assert encode_conversation(any_tokenizer, messages, size) is None
-    assert encode_conversation(any_tokenizer, messages, size + 1).num_response_tokens == size
-
-
-def test_a_template_that_does_not_end_in_eos_is_refused():
+def test_where_a_template_writes_no_end_eos_stands_after_the_answer():
     tokenizer = tiny.make_tokenizer()
-    tokenizer.chat_template = HUB.replace("{{ eos_token }}", "").replace("{{ bos_token }}", "")
-    with pytest.raises(TemplateError, match=r"never learn to stop; set model\.eos_token"):
-        encode_conversation(tokenizer, conversation(["a", "b"]))
-    tokenizer.chat_template = TEMPLATES["chatml"].replace("{{ eos_token }}", "")
-    with pytest.raises(TemplateError, match="'b', not with the tokenizer's EOS"):
+    for template in (
+        HUB.replace("{{ eos_token }}", "").replace("{{ bos_token }}", ""),
+        TEMPLATES["chatml"].replace("{{ eos_token }}", ""),
+    ):
+        tokenizer.chat_template = template
+        runs = trained(tokenizer, encode_conversation(tokenizer, conversation(["a", "b", "c", "d"])))
+        assert [tokenizer.decode(run) for run in runs] == ["b", "d<|im_end|>"]
+
+
+def test_an_end_outside_of_the_marks_is_trained_on():
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.chat_template = TEMPLATES["chatml"].replace(
+        "{{ eos_token }}{% endgeneration %}", "{% endgeneration %}{{ eos_token }}"
+    )
+    runs = trained(tokenizer, encode_conversation(tokenizer, conversation(["a", "b", "c", "d"])))
+    assert [tokenizer.decode(run) for run in runs] == ["b<|im_end|>", "d<|im_end|>"]
+
+
+def test_an_end_that_is_written_and_is_no_token_is_refused():
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.chat_template = HUB.replace("{{ eos_token }}", "</s>").replace("{{ bos_token }}", "")
+    with pytest.raises(TemplateError, match=r"with 'b</s>', which is no token that ends.*set model\.eos_token"):
         encode_conversation(tokenizer, conversation(["a", "b"]))
 
 
@@ -415,7 +401,7 @@ def test_set_template_takes_a_name_or_a_file(tmp_path):
     for text, part in (
         ("{% for %}", "own.jinja: the chat template is no Jinja template: line 1: Expected"),
         (
-            "{% for m in messages %}{{ m['content'] }}{% endfor %}",
+            "{% for m in messages %}{{ m['content'] }}!{% endfor %}",
             "own.jinja: the chat template ends the assistant's turn with",
         ),
         (HUB.replace("[assistant]", "[model]"), "own.jinja: the chat template renders turn 2 otherwise"),

@@ -16,7 +16,6 @@ from alignment.tensors import (
     masked_moments,
     pad_rows,
     position_ids,
-    through_eos,
     whiten,
 )
 
@@ -88,11 +87,6 @@ def test_logprobs_and_entropy_equal_torch_distributions(temperature):
     )
     torch.testing.assert_close(entropy_from_logits(logits, temperature).double(), oracle.entropy(), atol=1e-5, rtol=0)
     assert logprobs_from_logits(logits.bfloat16(), ids).dtype == torch.float32
-
-
-def test_through_eos_keeps_the_first_eos_and_nothing_after_it():
-    ids = torch.tensor([[4, 9, 9, 0], [9, 4, 4, 4], [4, 0, 4, 4]])  # 9 is EOS; 0, the pad, may be sampled too
-    assert through_eos(ids, 9).int().tolist() == [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]
 
 
 @given(masks)

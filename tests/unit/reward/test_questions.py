@@ -92,12 +92,11 @@ def test_a_long_prompt_is_cut_once_for_all_completions(tokenizer):
     rows = [Comparison(prompt, "a", "b c d e"), Comparison(prompt, "b c d e", "f g"), Comparison(PROMPT, "a", "b")]
     (question, other), left_out = build(tokenizer, rows, 60)
     assert left_out == {"too_long": 0, "identical": 0, "prompts_cut": 1}
-    assert max(question.lengths) == 60
-    full = [whole(tokenizer, prompt, text) for text in ("a", "b c d e", "f g")]
-    for sequence, ids in zip(question.sequences, full, strict=True):
-        assert ids[-len(sequence) :] == sequence
-    longest = max(full, key=len)
-    assert longest[-60:] in question.sequences
+    assert 58 <= max(question.lengths) <= 60
+    header = tokenizer("<|im_start|>user\nword word")["input_ids"]
+    for sequence, answer in zip(question.sequences, ("a", "b c d e", "f g"), strict=True):
+        assert sequence[: len(header)] == header
+        assert tokenizer.decode(sequence).endswith(f"word<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>")
     assert other.sequences == [whole(tokenizer, PROMPT, text) for text in "ab"]
 
 

@@ -15,6 +15,7 @@ from alignment.data import Demonstration
 from alignment.models import ModelSource
 from alignment.templates import encode_prompt
 from alignment.tracking import Journal
+from alignment.trimming import trim_prompt
 from sft import samples
 from sft.config import SFTStageConfig
 from sft.data import encode_data
@@ -47,7 +48,7 @@ def held_out():
 def test_answers_are_transformers_own_greedy_ones(source, config, tokenizer, held_out):
     model = tiny.make_policy(tokenizer)
     for row, question in zip(samples.answers(config, source, tokenizer, held_out), QUESTIONS, strict=True):
-        ids = torch.tensor([encode_prompt(tokenizer, [turn("user", question)])[-30:]])
+        ids = torch.tensor([encode_prompt(tokenizer, trim_prompt(tokenizer, [turn("user", question)], 30))])
         made = model.generate(ids, do_sample=False, max_new_tokens=30, eos_token_id=tokenizer.eos_token_id)[0]
         response = made[ids.shape[1] :].tolist()
         assert row["response"] == tokenizer.decode(response, skip_special_tokens=True).strip()

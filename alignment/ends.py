@@ -1,0 +1,101 @@
+"""The tokens that end an answer: the tokenizer's EOS, the model's generation config's list, and what its chat template
+writes after the assistant's text.
+
+Engines stop at any of them, each counts as an end, and a published model's generation config lists them. Many models
+end a turn with a token that is not the tokenizer's EOS (Gemma, Llama 3, Phi-3): stopped at EOS alone, their answers
+would run to the limit and be scored as unfinished.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ANSWER = "Hello there."
+_TURNS = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": _ANSWER}]
+_ATTRIBUTE = "_generation_config_ends"
+
+
+def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Ids of all tokens that end an answer, EOS first."""
+    added: Iterable[int] = getattr(tokenizer, _ATTRIBUTE, ())
+    written = _template_end(tokenizer, str(tokenizer.chat_template or ""), tokenizer.eos_token_id)
+    ids = (tokenizer.eos_token_id, written, *added)
+    return tuple(dict.fromkeys(token for token in ids if token is not None))
+
+
+def end_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Any of them in a rendered text, the longest first."""
+    return _pattern(tuple(str(tokenizer.convert_ids_to_tokens(token)) for token in end_token_ids(tokenizer)))
+
+
+def through_end(ids: Sequence[int], ends: Iterable[int]) -> list[int]:
+    """Tokens through the first one that ends an answer; all of them where none does."""
+    wanted = frozenset(ends)
+    stop = next((place for place, token in enumerate(ids) if token in wanted), len(ids) - 1)
+    return list(ids[: stop + 1])
+
+
+def read_generation_config(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Take in the end tokens that a model's files list beside the tokenizer's own.
+
+    Only ids of added tokens count: the default config of a Llama says 2, which is a word in some vocabularies.
+
+    Args:
+        path: a model folder, or a hub name.
+    """
+    listed: list[Any] = []
+    for file in ("generation_config.json", "config.json"):
+        content = _read(path, file)
+        if content is not None and content.get("eos_token_id") is not None:
+            found = content["eos_token_id"]
+            listed = found if isinstance(found, list) else [found]
+            break
+    known = tokenizer.added_tokens_decoder
+    setattr(tokenizer, _ATTRIBUTE, tuple(token for token in listed if token in known))
+
+
+def _read(path: str, file: str) -> dict[str, Any] | None:
+    """A JSON object of a model's files; None where it is not there or cannot be read, which loading the model tells."""
+    from transformers.utils import cached_file
+
+    options: dict[str, bool] = dict.fromkeys(
+        ("_raise_exceptions_for_gated_repo", "_raise_exceptions_for_missing_entries",
+         "_raise_exceptions_for_connection_errors"), False,
+    )  # fmt: skip
+    try:
+        found = Path(path) / file if Path(path).is_dir() else cached_file(path, file, **options)
+        content = json.loads(Path(found).read_bytes()) if found else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+@functools.lru_cache(maxsize=16)
+def _pattern(texts: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
+
+
+@functools.lru_cache(maxsize=16)
+def _template_end(tokenizer: PreTrainedTokenizerBase, template: str, eos_token_id: int | None) -> int | None:
+    """The added token that the template writes right after the last answer, if it writes one.
+
+    Args:
+        template, eos_token_id: the tokenizer's, so that one that was changed is asked again.
+    """
+    if not template:
+        return None
+    try:
+        text = str(tokenizer.apply_chat_template(_TURNS, tokenize=False))
+    except Exception:  # noqa: BLE001 - a template fails in ways of its own; encoding a conversation tells
+        return None
+    after = text.rpartition(_ANSWER)[2].lstrip()
+    added = sorted(tokenizer.added_tokens_decoder.items(), key=lambda item: -len(item[1].content))
+    return next((number for number, token in added if after.startswith(token.content)), None)
