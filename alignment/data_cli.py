@@ -33,6 +33,13 @@ ConfigOption = Annotated[
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Registry reference, folder or hub name whose tokenizer is used.")
 ]
+TemplateOption = Annotated[
+    str | None,
+    typer.Option("--template", help="A chat template for a --model that has none, as a config's model.template."),
+]
+EosOption = Annotated[
+    str | None, typer.Option("--eos-token", help="The end token of a --model that names none, as model.eos_token.")
+]
 FormatOption = Annotated[
     str | None,
     typer.Option("--format", help="The shape of the rows (chat, alpaca, faq, ...), if their keys do not tell."),
@@ -53,6 +60,8 @@ def check(
     files: Annotated[list[str] | None, typer.Argument(metavar="FILE...", help="Data files or folders.")] = None,
     config: ConfigOption = None,
     model: ModelOption = None,
+    template: TemplateOption = None,
+    eos_token: EosOption = None,
     format: FormatOption = None,
     columns: ColumnsOption = None,
     as_json: JsonOption = False,
@@ -67,7 +76,7 @@ def check(
     from alignment.inspection import Inspector, html_page, refuse, text_lines
 
     recipe = _recipe(config, files, format, columns)
-    tokenizer = _tokenizer(model, recipe.model)
+    tokenizer = _tokenizer(model, recipe.model, template, eos_token)
     inspector = Inspector(recipe.data, tokenizer, _validator(schema) if schema else None)
     _inspect(inspector, recipe.data.parts, recipe.data.eval_part, scrub, bad)
     paths = [part.path for part in recipe.data.parts]
@@ -87,6 +96,8 @@ def check(
 def preview(
     file: Annotated[str, typer.Argument(help="Data file or folder.")],
     model: ModelOption = None,
+    template: TemplateOption = None,
+    eos_token: EosOption = None,
     config: ConfigOption = None,
     format: FormatOption = None,
     columns: ColumnsOption = None,
@@ -97,7 +108,7 @@ def preview(
     from alignment.preview import each_example, encode_for_preview, preview_json, preview_lines
 
     recipe = _recipe(config, [file], format, columns)
-    tokenizer = _tokenizer(model, recipe.model)
+    tokenizer = _tokenizer(model, recipe.model, template, eos_token)
     if tokenizer is None:
         raise UserError("a preview needs a tokenizer: give --model, or a --config whose model exists already")
     shown: list[dict[str, Any]] = []
@@ -232,15 +243,23 @@ def _recipe(
     return _Recipe(data, config.model if config else None)
 
 
-def _tokenizer(name: str | None, config: ModelConfig | None) -> PreTrainedTokenizerBase | None:
+def _tokenizer(
+    name: str | None, config: ModelConfig | None, template: str | None, eos_token: str | None
+) -> PreTrainedTokenizerBase | None:
     """The tokenizer of --model, else of the config's model; none for a model that is yet to be made."""
+    from alignment.config import ModelConfig
+
+    options = {key: value for key, value in (("template", template), ("eos_token", eos_token)) if value}
     name = name or (config.name if config else None)
     if name is None or name.startswith("scratch:"):
+        if options:
+            raise UserError("--template and --eos-token are for a model: give --model too")
         return None
     from alignment.models import find_model, load_tokenizer
     from alignment.registry import Registry
 
-    return load_tokenizer(find_model(name, Registry(), "policy"), config)
+    config = config or ModelConfig(name=name)
+    return load_tokenizer(find_model(name, Registry(), "policy"), config.model_copy(update=options))
 
 
 def _validator(path: Path) -> Callable[[str], str | None]:

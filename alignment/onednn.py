@@ -29,12 +29,12 @@ def linear_layers(model: nn.Module) -> Iterator[None]:
         if type(module) is nn.Linear and module.weight.dtype == torch.float32 and "forward" not in vars(module)
     ]
     for layer in layers:
-        layer.forward = functools.partial(_product, layer)
+        vars(layer)["forward"] = functools.partial(_product, layer)
     try:
         yield
     finally:
         for layer in layers:
-            del layer.forward
+            del vars(layer)["forward"]
 
 
 def _product(layer: nn.Linear, states: Tensor) -> Tensor:

@@ -36,6 +36,9 @@ class ModelsConfig(Section):
 
     policy: str
     """The policy to improve: the SFT model."""
+    template: str | None = None
+    eos_token: str | None = None
+    """For a policy whose tokenizer has none, as in `python -m sft`."""
     reward: str | None = None
     """The reward model; None where `rewards.others` says it all. One with another tokenizer reads the text anew."""
     reward_ensemble: Literal["mean", "min"] | NonNegative | None = None

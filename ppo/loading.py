@@ -25,7 +25,7 @@ from alignment.positions import positions
 from alignment.registry import Registry
 from alignment.scalar_models import ScalarModel, ScoreHead
 from alignment.shared_base import add_adapter, add_reward_adapter
-from alignment.templates import Message, encode_conversation
+from alignment.templates import Message, TemplateError, encode_conversation
 from ppo.config import ModelsConfig, PPOStageConfig
 from ppo.models import NO_GRADIENT, Models, PolicyAndValue, RewardModel, Role, choose_layout
 
@@ -84,7 +84,12 @@ def policy_options(config: ModelsConfig) -> ModelConfig:
     """What of the policy is trained, as `alignment.methods` takes it."""
     method = config.method or ("lora" if config.mode == "shared" else "full")
     return ModelConfig(
-        name=config.policy, method=method, adapter=config.adapter, trust_remote_code=config.trust_remote_code
+        name=config.policy,
+        template=config.template,
+        eos_token=config.eos_token,
+        method=method,
+        adapter=config.adapter,
+        trust_remote_code=config.trust_remote_code,
     )
 
 
@@ -110,14 +115,18 @@ def load_policy_tokenizer(config: PPOStageConfig, sources: Mapping[str, ModelSou
     """The policy's tokenizer, once it is known that the roles fit together.
 
     Raises:
-        ModelError: the reference or value model tokenizes or renders otherwise; roles that are to share a base do not.
+        ModelError: the reference or value model tokenizes or renders otherwise; roles that are to share a base do not;
+            a role has no chat template.
         ConfigError: keys that a shared base has no use for.
     """
     tokenizer = load_tokenizer(sources["init"], policy_options(config.model))
     if config.model.mode == "shared":
         _check_shared(config, sources, tokenizer)
+    for role in ("reward", "held_out_reward"):
+        if role in sources:
+            _role_tokenizer(config, sources, role)  # before any model is loaded
     for role in ("reference", "value"):
-        if role in sources and not same_tokens(tokenizer, load_tokenizer(sources[role], how_to_load(config.model))):
+        if role in sources and not same_tokens(tokenizer, _role_tokenizer(config, sources, role)):
             label, other = sources["init"].label, sources[role].label
             more = "" if role == "reference" else ", or set model.value=trunk"
             raise ModelError(
@@ -125,6 +134,19 @@ def load_policy_tokenizer(config: PPOStageConfig, sources: Mapping[str, ModelSou
                 f"the same SFT model{more}"
             )
     return tokenizer
+
+
+def _role_tokenizer(config: PPOStageConfig, sources: Mapping[str, ModelSource], role: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of another role than the policy; the config's template and EOS are those of the policy alone."""
+    source = sources[role]
+    options = policy_options(config.model) if source == sources["init"] else how_to_load(config.model)
+    try:
+        return load_tokenizer(source, options)
+    except TemplateError as error:
+        raise ModelError(
+            f"model.{role}: {source.label} has no chat template; give it one by `alignment models import {source.path} "
+            "NAME --template chatml`, and name that"
+        ) from error
 
 
 def same_tokens(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> bool:
@@ -255,9 +277,8 @@ def frozen_below(reference: Role, sources: Mapping[str, ModelSource]) -> ModelSo
 def _shared(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer: PreTrainedTokenizerBase) -> Assembly:
     """One frozen base with an adapter for each role."""
     model, reward = config.model, sources.get("reward")
-    assert reward is not None and reward.base is not None
     init, options = sources["init"], policy_options(model)
-    if digest(init) == digest(reward.base):
+    if digest(init) == digest(_shared_base(sources)):
         whole = load_policy(init, options)
         fit_embeddings(whole, tokenizer)
         adapted = add_adapter(whole, POLICY, methods.adapter_config(whole, options), trainable=True)
@@ -279,6 +300,8 @@ def _shared(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer: 
         else:
             _, head = add_reward_adapter(adapted, VALUE, sources["value"], trainable=True)
             critic = Role(adapted, VALUE, head).rescale_head()
+    if reward is None:
+        return Assembly(policy, reference, critic, None, base)
     members = []
     for number in range(num_members(reward)):
         name = f"{REWARD}-{number}"
@@ -286,6 +309,13 @@ def _shared(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer: 
         members.append(Role(adapted, name, head))
     ensemble = RewardEnsemble([], len(members), **combination(model)) if is_ensemble(reward) else None
     return Assembly(policy, reference, critic, RewardModel(members, ensemble), base)
+
+
+def _shared_base(sources: Mapping[str, ModelSource]) -> ModelSource:
+    """What all adapters are on: the reward model's base; without a reward model the policy's, or the policy itself."""
+    reward, init = sources.get("reward"), sources["init"]
+    base = init.base if reward is None else reward.base
+    return init if base is None else base
 
 
 def _check_shared(
@@ -298,20 +328,21 @@ def _check_shared(
     """
     model, reward, init = config.model, sources.get("reward"), sources["init"]
     separate = "or hold them apart (model.mode=separate)"
-    if reward is None or reward.base is None:
-        found = "there is no reward model" if reward is None else f"{reward.label} is a whole model"
+    if reward is not None and reward.base is None:
         raise ModelError(
-            f"model.mode=shared: {found}; name one that is an adapter on the policy's base "
+            f"model.mode=shared: {reward.label} is a whole model; name one that is an adapter on the policy's base "
             f"(python -m reward ... model.name={model.policy} model.method=lora), {separate}"
         )
-    continued = init.base is not None and digest(init.base) == digest(reward.base)
-    if digest(init) != digest(reward.base) and not continued:
+    base = _shared_base(sources)
+    continued = init.base is not None and digest(init.base) == digest(base)
+    if digest(init) != digest(base) and not continued:
+        assert reward is not None
         raise ModelError(
-            f"model.mode=shared: {reward.label} is an adapter on {reward.base.label}, which is neither {init.label} "
+            f"model.mode=shared: {reward.label} is an adapter on {base.label}, which is neither {init.label} "
             f"nor what that goes on; train a reward model on {init.label}, {separate}"
         )
     used = init.trained if continued else policy_options(model)
-    if used and reward.trained and used.quantized != reward.trained.quantized:
+    if reward is not None and used and reward.trained and used.quantized != reward.trained.quantized:
         raise ModelError(
             f"model.mode=shared: of {reward.label} and the policy one is trained on 4-bit weights and the other is "
             f"not; use model.method=qlora for both or for neither, {separate}"
@@ -320,8 +351,8 @@ def _check_shared(
         source = sources.get(role)
         if source is None or (role == "value" and critic_kind(model) != "adapter"):
             continue
-        if source.base is None or digest(source.base) != digest(reward.base):
-            raise ModelError(f"model.value_init: {source.label} is no adapter on {reward.base.label}; {separate}")
+        if source.base is None or digest(source.base) != digest(base):
+            raise ModelError(f"model.value_init: {source.label} is no adapter on {base.label}; {separate}")
         if not same_tokens(tokenizer, load_tokenizer(source, how_to_load(model))):
             raise ModelError(
                 f"model.mode=shared: {source.label} has another vocabulary or chat template than {init.label}; all "

@@ -130,7 +130,7 @@ def workloads(
     for mode in ("separate", "shared"):
         for value in ("separate", "adapter", "trunk") if config.ppo.has_critic else (None,):
             other = _in_mode(config, mode, value)
-            if (mode == "shared" and "reward" not in shapes) or (value == "separate" and "value" not in shapes):
+            if value == "separate" and "value" not in shapes:
                 continue
             found.setdefault(_spoken(other), workload(other, shapes, processes, gpu_memory=gpu_memory))
     return found

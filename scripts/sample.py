@@ -39,6 +39,8 @@ def sample_into(
     temperature: float = 1.0,
     batch_size: int = 64,
     seed: int = 0,
+    template: str | None = None,
+    eos_token: str | None = None,
 ) -> dict[str, Any]:
     """Sample `k` completions per prompt and add items of them that `need` labelers shall rate.
 
@@ -46,6 +48,7 @@ def sample_into(
         db: ratings database; made if it is missing, else added to.
         names: models that make the completions in turn: with two names and k=2 each makes one of every pair.
         prompts: `alignment.data.Prompt` records.
+        template, eos_token: for models that have none, as `model.template` and `model.eos_token` of a config.
         kind: what an item holds: every `pair` of a prompt's completions, all of them to `rank`, or a `single` one.
 
     Returns:
@@ -54,6 +57,7 @@ def sample_into(
     """
     import torch
 
+    from alignment.config import ModelConfig
     from alignment.generation import complete, stream_seed
     from alignment.models import find_model, load_policy, load_tokenizer
     from alignment.positions import check_prompts
@@ -63,15 +67,16 @@ def sample_into(
 
     registry = Registry(registry_path)
     sources = [find_model(name, registry, role="policy") for name in names]
+    options = ModelConfig(name=names[0], template=template, eos_token=eos_token)
     messages = [prompt.messages for prompt in prompts]
     for source in dict.fromkeys(sources):
-        check_prompts(source.config_path, load_tokenizer(source), messages, max_new_tokens)
+        check_prompts(source.config_path, load_tokenizer(source, options), messages, max_new_tokens)
     RatingsStore(db, create=True, seed=seed).close()  # a path that cannot be written is found before the sampling
     answers: list[list[Completion]] = [[] for _ in prompts]
     with progress("sampling", k * len(prompts)) as line:
         for number in range(k):
             source = sources[number % len(sources)]
-            policy, tokenizer = load_policy(source), load_tokenizer(source)
+            policy, tokenizer = load_policy(source), load_tokenizer(source, options)
             policy.to("cuda" if torch.cuda.is_available() else "cpu")
             for start in range(0, len(prompts), 8 * batch_size):
                 part = slice(start, start + 8 * batch_size)
@@ -137,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--template", help="a chat template for models that have none, as a config's model.template")
+    parser.add_argument("--eos-token", help="the end token of models that name none, as a config's model.eos_token")
     parser.add_argument("--registry", help="registry folder (default: $ALIGNMENT_REGISTRY or ./registry)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -179,6 +186,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             temperature=args.temperature,
             batch_size=args.batch_size,
             seed=args.seed,
+            template=args.template,
+            eos_token=args.eos_token,
         )
     except UserError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)

@@ -195,6 +195,19 @@ def test_the_policy_is_published_as_an_adapter_on_the_base(here, policy, reward,
     assert stage("--dry-run", model={"policy": name, "reward": reward}) == 0
 
 
+@pytest.mark.parametrize(("policy", "base"), [("sft", "sft"), ("talk", "base")])
+def test_a_function_may_give_the_reward(here, monkeypatch, policy, base):
+    monkeypatch.syspath_prepend(Path.cwd())
+    Path("short.py").write_text("def score(prompts, responses, **more):\n    return [-len(x) / 9 for x in responses]\n")
+    changes = {
+        "model": {"policy": policy, "reward": None, "value": "trunk"},
+        "rewards": {"others": [{"function": "short:score"}]},
+        "registry": {"name": f"short-{policy}", "path": "registry"},
+    }
+    assert stage(**changes) == 0
+    assert here.resolve(f"short-{policy}").manifest.base.digest == here.resolve(base).digest
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [

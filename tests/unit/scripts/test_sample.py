@@ -102,3 +102,31 @@ def test_prompts_longer_than_learned_positions_are_found_before_the_first_model_
     assert run("one", "short") == 2
     assert "prompt 1 has" in capsys.readouterr().err
     assert not (house / "r.db").exists()
+
+
+def test_an_adapter_version_and_its_base_answer(house, tokenizer, capsys):
+    """A registry's version that was trained by an adapter method was a traceback here."""
+    import peft
+
+    from alignment.registry.manifest import Parent
+
+    base = Registry("registry").resolve("one")
+    config = peft.LoraConfig(r=2, task_type="CAUSAL_LM", init_lora_weights=False)
+    adapted = peft.get_peft_model(tiny.make_policy(tokenizer, seed=0), config)
+    adapted.save_pretrained("adapter")
+    tokenizer.save_pretrained("adapter")
+    made = Registry("registry").publish(
+        "talk", house / "adapter", stage="sft", role="policy", base=Parent("base", base.ref, base.digest),
+        config={"model": {"name": "one", "method": "lora"}},
+    )  # fmt: skip
+    assert run("talk", "one", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["models"] == [made.ref, base.ref]
+
+
+def test_a_model_without_a_template_is_given_one(house, capsys):
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.chat_template = None
+    tiny.write(house / "bare", tiny.make_policy(tokenizer), tokenizer)
+    assert run("./bare") == 2
+    assert "set model.template" in capsys.readouterr().err
+    assert run("./bare", "--template", "plain") == 0
