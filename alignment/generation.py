@@ -138,7 +138,7 @@ class TransformersEngine:
         samples = list(zip(map(tuple, prompts), seeds, strict=True))
         order = sorted(range(len(samples)), key=lambda i: (-len(samples[i][0]), samples[i][0]))
         responses: list[list[int]] = [[] for _ in samples]
-        with _eval_mode(self._policy), linear_layers(self._policy):
+        with _eval_mode(self._policy), linear_layers():
             for start in range(0, len(order), sampling.batch_size):
                 batch = order[start : start + sampling.batch_size]
                 uniforms = _uniforms([samples[i][1] for i in batch], sampling.max_new_tokens).to(self._policy.device)

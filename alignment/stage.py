@@ -72,7 +72,9 @@ def run_stage(
             if is_main:
                 print(f"{stage}: {before.get('model', 'done')}: the run in {config.run_dir} is finished already")
         else:
-            with control.listen():
+            from alignment.onednn import linear_layers  # torch: not where a plan or a mistake is all there is to say
+
+            with control.listen(), linear_layers():
                 if is_main:
                     resume.open_run_dir(config, args.overwrite, args.resume, args.allow_changes)
                 run_dir = config.run_dir

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from alignment import generation, onednn
+from alignment import generation
 from alignment.generation import GenerationError, Sampling, TransformersEngine, choose_tokens, complete, stream_seed
 from alignment.kv_cache import PreallocatedLayer, keep_rows, make_cache
 from alignment.templates import encode_prompt
@@ -432,15 +432,3 @@ def test_random_streams_of_unlike_seeds_never_meet():
     assert not seeds & {stream_seed("minibatches", *key) for key in keys}
     assert all(0 <= seed < 2**64 for seed in seeds)
     torch.Generator().manual_seed(max(seeds))
-
-
-def test_onednns_linear_layers_say_what_torchs_say(policy, monkeypatch):
-    monkeypatch.setattr(onednn, "_is_amd", lambda: True)
-    ids = torch.arange(2, 42).reshape(2, 20)
-    with torch.no_grad():
-        expected = policy(input_ids=ids).logits
-        with onednn.linear_layers(policy):
-            assert isinstance(vars(policy.lm_head)["forward"], functools.partial)
-            found = policy(input_ids=ids).logits
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert not any("forward" in vars(module) for module in policy.modules())
