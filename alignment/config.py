@@ -43,6 +43,16 @@ class Section(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _digits_are_text(cls, value: Any) -> Any:
+        """`name=12345` means a name, though YAML reads a number."""
+        if not isinstance(value, dict):
+            return value
+        fields = {key: field.annotation for key, field in cls.model_fields.items() if type(value.get(key)) is int}
+        text = {key for key, kind in fields.items() if {str, int, float} & set(_types_in(kind)) == {str}}
+        return {key: str(each) if key in text else each for key, each in value.items()}
+
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -336,10 +346,20 @@ def read_values(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
         raise ConfigError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")
     for override in overrides:
         _apply_override(values, override)
+    values = {key: _expand(value) for key, value in values.items()}
     for key in find_secrets(values):
         hint = OWNED_ARGUMENTS.get(key.rpartition(".")[2], "take it out, and let what needs it read the environment")
         raise ConfigError(f"{path}: {key} holds a secret, and configs are kept in run folders and the registry; {hint}")
     return values
+
+
+def _expand(value: Any) -> Any:
+    """`~/` at the start of a text is the home folder, which no shell puts into a file or behind `key=`."""
+    if isinstance(value, dict):
+        return {key: _expand(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_expand(each) for each in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
