@@ -49,9 +49,15 @@ class Section(BaseModel):
         """`name=12345` means a name, though YAML reads a number."""
         if not isinstance(value, dict):
             return value
-        fields = {key: field.annotation for key, field in cls.model_fields.items() if type(value.get(key)) is int}
-        text = {key for key, kind in fields.items() if {str, int, float} & set(_types_in(kind)) == {str}}
-        return {key: str(each) if key in text else each for key, each in value.items()}
+        text = {key for key, field in cls.model_fields.items() if _is_text(field.annotation)}
+        return {k: str(each) if k in text and type(each) is int else each for k, each in value.items()}
+
+
+def _is_text(annotation: Any) -> bool:
+    """Whether a field is a string, or a string or None."""
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    bare = [typing.get_args(each)[0] if typing.get_origin(each) is Annotated else each for each in options]
+    return str in bare and set(bare) <= {str, type(None)}
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
