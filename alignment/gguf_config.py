@@ -79,6 +79,8 @@ def _short(value: Any) -> Any:
 
 def _set_plain(text: PreTrainedConfig, key: str, value: Any, names: tuple[str, ...]) -> None:
     name = next((each for each in names if hasattr(text, each)), None)
+    if key.endswith(".sliding_window") and value == 0:
+        value = None  # the file's word for no window
     if isinstance(value, list) and len(set(value)) == 1:
         value = value[0]  # one number for each layer
     if isinstance(value, list):

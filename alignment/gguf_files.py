@@ -198,15 +198,20 @@ def _write_tokenizer(where: dict[str, Any], metadata: dict[str, Any], config: Pr
     AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    # transformers adds the defaults of GPT-2's class (<|endoftext|>) to every vocabulary, which would grow the model
+    # transformers adds its classes' defaults (<|endoftext|>, <mask>) to every vocabulary, which would grow the model
     count = len(metadata["tokenizer.ggml.tokens"])
-    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < count]
+    extra = {token["content"] for token in content["added_tokens"] if token["id"] >= count}
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in extra]
     if metadata.get("tokenizer.ggml.pre") in _DIGITS_APART:
         split = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
         content["pre_tokenizer"] = json.loads(split.__getstate__())
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    beside = folder / "tokenizer_config.json"
+    named = json.loads(beside.read_text(encoding="utf-8"))
+    named = {key: None if isinstance(value, str) and value in extra else value for key, value in named.items()}
+    beside.write_text(json.dumps(named, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = config.get_text_config()
     if len(tokenizer) > text.vocab_size:

@@ -9,22 +9,6 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-NAMES = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 NORMAL, CONTROL = 1, 3
 
 
@@ -58,7 +42,9 @@ def write(
         f"{architecture}.attention.head_count": config.num_attention_heads,
         f"{architecture}.attention.head_count_kv": config.num_key_value_heads,
         f"{architecture}.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        f"{architecture}.rope.freq_base": config.rope_parameters["rope_theta"],
+        f"{architecture}.rope.freq_base": config.rope_parameters.get("full_attention", config.rope_parameters)[
+            "rope_theta"
+        ],
         f"{architecture}.rope.dimension_count": config.head_dim if architecture == "llama" else None,
         "general.name": "tiny",
         "general.license": "mit",
@@ -111,16 +97,23 @@ def _merges(tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
 
 
 def _weights(model: PreTrainedModel, architecture: str) -> dict[str, torch.Tensor]:
+    """The weights by llama.cpp's own table of names, with what its converter does to them."""
+    import gguf
+
+    layout = architecture if architecture in ("qwen2", "qwen3", "phi3", "gemma2", "gemma3") else "llama"
+    kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == layout)
+    names = gguf.get_tensor_name_map(kind, model.config.num_hidden_layers)
     found = {}
     for name, weight in model.state_dict().items():
         if name == "lm_head.weight" and model.config.tie_word_embeddings:
             continue
-        new = name.replace("model.layers.", "blk.")
-        for theirs, ours in NAMES.items():
-            new = new.replace(theirs, ours) if new != name or theirs == name else new
+        new = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert new, name
         if architecture == "llama" and ("attn_q." in new or "attn_k." in new):
             heads = model.config.num_attention_heads if "attn_q." in new else model.config.num_key_value_heads
             # llama.cpp turns neighbouring pairs, transformers the two halves of a head
             weight = weight.view(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+            weight = weight + 1
         found[new] = weight.detach().float().contiguous()
     return found

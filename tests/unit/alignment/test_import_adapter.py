@@ -88,6 +88,12 @@ def test_it_is_what_peft_makes_of_it(house: SimpleNamespace, kind: str, task: An
     close(logits(AutoModelForCausalLM.from_pretrained(house.tmp / "out")), expected)
 
 
+def test_a_gguf_file_is_not_written_and_the_way_is_named(house: SimpleNamespace) -> None:
+    import_model(str(house.base), "theirs", house.registry)
+    with pytest.raises(UserError, match=r"name a folder, and run llama\.cpp's convert_hf_to_gguf\.py on it"):
+        export("theirs", house.tmp / "out.gguf", house.registry)
+
+
 def test_its_base_is_pinned_and_found_in_the_registry_by_the_hub_name_that_was_imported(
     house: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

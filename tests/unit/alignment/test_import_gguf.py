@@ -56,6 +56,7 @@ def make(kind: str, vocab: int, **changes: Any) -> Any:
             "rms_norm_eps": 1e-5,
             "tie_word_embeddings": True,
             "bos_token_id": None,
+            "pad_token_id": 0,
             **changes,
         },
     )
@@ -83,28 +84,84 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
 
 
+SHORT_FACTORS, LONG_FACTORS = [1.0 + n / 8 for n in range(8)], [2.0 + n for n in range(8)]
+LONG = {
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 50000.0,
+        "short_factor": SHORT_FACTORS,
+        "long_factor": LONG_FACTORS,
+        "original_max_position_embeddings": 16,
+        "attention_factor": 1.5,
+    }
+}
+LONG_KEYS = {
+    "rope.scaling.original_context_length": 16,
+    "rope.scaling.attn_factor": 1.5,
+    "rope.dimension_count": 16,
+    "tensors": {
+        "rope_factors_short.weight": np.array(SHORT_FACTORS, np.float32),
+        "rope_factors_long.weight": np.array(LONG_FACTORS, np.float32),
+    },
+}
+GEMMA2 = {
+    "sliding_window": 4,
+    "head_dim": 32,
+    "attn_logit_softcapping": 20.0,
+    "final_logit_softcapping": 10.0,
+    "query_pre_attn_scalar": 256,
+}
+GEMMA2_KEYS = {
+    "attention.sliding_window": 4,
+    "attention.key_length": 32,
+    "attention.value_length": 32,
+    "attn_logit_softcapping": 20.0,
+    "final_logit_softcapping": 10.0,
+}
+GEMMA3 = {
+    "sliding_window": 4,
+    "head_dim": 32,
+    "num_hidden_layers": 6,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "rope_theta": 500000.0, "factor": 8.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}
+GEMMA3_KEYS = {
+    "attention.sliding_window": 4,
+    "attention.key_length": 32,
+    "attention.value_length": 32,
+    "rope.scaling.type": "linear",
+    "rope.scaling.factor": 8.0,
+}
+
+
 @pytest.mark.parametrize(
-    ("kind", "changes"),
+    ("kind", "changes", "keys"),
     [
-        ("llama", {}),
-        ("llama", {"tie_word_embeddings": False, "head_dim": 32}),
-        ("qwen2", {}),
-        ("qwen3", {"head_dim": 32}),  # transformers reads no width of heads here and takes 128
+        ("llama", {}, {}),
+        ("llama", {"tie_word_embeddings": False, "head_dim": 32}, {}),
+        ("qwen2", {}, {}),
+        ("qwen3", {"head_dim": 32}, {"attention.key_length": 32}),  # which transformers does not read; it takes 128
+        ("phi3", {"sliding_window": 4}, {"attention.sliding_window": 4, "rope.dimension_count": 16}),
+        ("phi3", {"tie_word_embeddings": False}, {"attention.sliding_window": 0, "rope.dimension_count": 16}),
+        ("phi3", LONG, LONG_KEYS),
+        ("gemma2", GEMMA2, GEMMA2_KEYS),
+        ("gemma3", GEMMA3, GEMMA3_KEYS),
     ],
 )
 def test_a_float_file_is_the_model_that_was_written(
-    registry: Registry, tokenizer: Any, tmp_path: Path, kind: str, changes: dict[str, Any]
+    registry: Registry, tokenizer: Any, tmp_path: Path, kind: str, changes: dict[str, Any], keys: dict[str, Any]
 ) -> None:
-    model = make(kind, len(tokenizer), **changes)
-    if not hasattr(model.config, "head_dim"):
-        model.config.head_dim = 16
-    keys = {f"{kind}.attention.key_length": model.config.head_dim} if kind == "qwen3" else None
-    file = gguf_files.write(tmp_path / "m.gguf", model, tokenizer, architecture=kind, keys=keys)
+    model = make("gemma3_text" if kind == "gemma3" else kind, len(tokenizer), **changes)
+    tensors = keys.get("tensors")
+    said = {f"{kind}.{key}": value for key, value in keys.items() if key != "tensors"}
+    file = gguf_files.write(tmp_path / "m.gguf", model, tokenizer, architecture=kind, keys=said, tensors=tensors)
     version, found = imported(registry, file)
     close(logits(found), logits(model))
     config = json.loads((version.path / "config.json").read_bytes())
     assert config["rms_norm_eps"] == 1e-5 and config["dtype"] == "float32"
-    assert config["rope_parameters"]["rope_theta"] == 50000.0 and "quantization_config" not in config
+    assert config["rope_parameters"] == model.config.rope_parameters and "quantization_config" not in config
     origin = version.manifest.origin
     assert origin is not None and (origin.license, origin.converted) == ("mit", True)
     torch.testing.assert_close(logits(load_policy(find_model("theirs", registry, "policy"))), logits(found))
