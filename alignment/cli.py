@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -19,8 +20,16 @@ from alignment.stage import quiet_libraries
 from alignment.terminal import clean, one_line
 
 
+def _home(match: re.Match[str]) -> str:
+    return (match[1] or "") + str(Path.home())
+
+
 class _Commands(TyperGroup):
     """Commands whose user mistakes end as one line on stderr and exit code 2."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """A shell expands `--db ~/x`, and leaves `--db=~/x` as it is."""
+        return super().parse_args(ctx, [re.sub(r"^(--[\w-]+=)?~(?=/|$)", _home, each) for each in args])
 
     def invoke(self, ctx: Any) -> Any:
         try:

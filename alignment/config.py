@@ -43,6 +43,22 @@ class Section(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _digits_are_text(cls, value: Any) -> Any:
+        """`name=12345` means a name, though YAML reads a number."""
+        if not isinstance(value, dict):
+            return value
+        text = {key for key, field in cls.model_fields.items() if _is_text(field.annotation)}
+        return {k: str(each) if k in text and type(each) is int else each for k, each in value.items()}
+
+
+def _is_text(annotation: Any) -> bool:
+    """Whether a field is a string, or a string or None."""
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    bare = [typing.get_args(each)[0] if typing.get_origin(each) is Annotated else each for each in options]
+    return str in bare and set(bare) <= {str, type(None)}
+
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -336,10 +352,20 @@ def read_values(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
         raise ConfigError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")
     for override in overrides:
         _apply_override(values, override)
+    values = {key: _expand(value) for key, value in values.items()}
     for key in find_secrets(values):
         hint = OWNED_ARGUMENTS.get(key.rpartition(".")[2], "take it out, and let what needs it read the environment")
         raise ConfigError(f"{path}: {key} holds a secret, and configs are kept in run folders and the registry; {hint}")
     return values
+
+
+def _expand(value: Any) -> Any:
+    """`~/` at the start of a text is the home folder, which no shell puts into a file or behind `key=`."""
+    if isinstance(value, dict):
+        return {key: _expand(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_expand(each) for each in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

@@ -47,6 +47,10 @@ def export(ref: str, folder: Path, registry: Registry, *, adapter_only: bool = F
         ModelError: the folder holds something; or the logits differ by more than 1e-5 and are not meant to
             (`model.merge: original`). Nothing is left behind.
     """
+    if folder.suffix.lower() == ".gguf":
+        raise ModelError(
+            f"{folder}: GGUF is not written here; name a folder, and run llama.cpp's convert_hf_to_gguf.py on it"
+        )
     role = registry.resolve(ref).manifest.role
     source = find_model(ref, registry, role=role)
     report: dict[str, Any] = {"model": source.label, "folder": str(folder)}

@@ -1,4 +1,4 @@
-"""A model from elsewhere into the registry: a Hugging Face folder or a hub name.
+"""A model from elsewhere into the registry: a Hugging Face folder, a hub name or a GGUF file.
 
 Copied are configs, tokenizer files, licenses and weights, from the top of the folder. Pickled weights are written anew
 as safetensors. Code is refused, and so is a config that asks for code, unless the user trusts it; the manifest then
@@ -15,14 +15,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from alignment import adapters, foreign
 from alignment.config import front_matter
 from alignment.models import ModelError
-from alignment.registry import Registry, Version
+from alignment.registry import Parent, Registry, Version
 from alignment.registry.files import SUFFIXES
 from alignment.registry.manifest import Role
 from alignment.registry.references import check_name
@@ -43,8 +45,12 @@ def import_model(
     role: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    base: str | None = None,
 ) -> tuple[Version, list[str]]:
     """Publish a model from elsewhere as the next version of `name`.
+
+    Args:
+        base: of a folder with an adapter alone, the model that it goes on; None: the one that it names.
 
     Returns:
         The version, and the files that were not copied.
@@ -54,44 +60,102 @@ def import_model(
         RegistryError: a wrong name.
     """
     check_name(name)
-    folder, commit = _find(source, revision)
     with tempfile.TemporaryDirectory(prefix="import-") as temporary:
         staging = Path(temporary)
-        taken = _files(folder, source)
-        weights = _weights(taken, source)
-        kept = [file for file in taken if _is_kept(file, taken)]
-        _check_code(source, folder, taken, trust_remote_code)
-        for file in kept:
-            if not file.endswith(".py") or trust_remote_code:
-                shutil.copyfile(folder / file, staging / (CARD if file == "README.md" else file))
-        converted = weights[0].endswith(".bin")
-        (_convert if converted else _copy)(folder, staging, weights, source)
-        found: Role = _role(staging, role, source)
-        _check_loads(staging, source, trust_remote_code)
-        origin = {
-            "source": source,
-            "revision": commit,
-            "license": _license(staging),
-            "converted": converted,
-        }
+        file = Path(source).expanduser()
+        if foreign.is_gguf(file):
+            if revision is not None:
+                raise ModelError(f"{source}: a local file has no revisions; leave --revision out")
+            from alignment.gguf_files import unpack  # the extra `gguf` is needed here alone
+
+            found = _Taken(None, unpack(file, staging), converted=True)
+        else:
+            found = _take(source, revision, trust_remote_code, staging, registry, base)
+        if base is not None and found.base is None:
+            raise ModelError(f"{source}: a whole model, not an adapter; leave --base out")
+        has: Role = "policy"
+        if found.base is None:
+            has = _role(staging, role, source)
+            _check_loads(staging, source, trust_remote_code)
         version = registry.publish(
             name,
             staging,
             stage="import",
-            role=found,
-            origin=origin,
-            remote_code=any(file.endswith(".py") for file in kept),
+            role=has,
+            base=found.base,
+            config=found.config,
+            origin={
+                "source": source,
+                "revision": found.commit,
+                "license": found.license,
+                "converted": found.converted,
+            },
+            remote_code=found.has_code,
         )
+    return version, found.left_out
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What came into the staging folder."""
+
+    commit: str | None
+    license: str | None
+    converted: bool = False
+    has_code: bool = False
+    left_out: list[str] = field(default_factory=list)
+    base: Parent | None = None
+    """Of an adapter, with the `model` section that it is loaded by."""
+    config: dict[str, Any] | None = None
+
+
+def _take(
+    source: str, revision: str | None, trusted: bool, staging: Path, registry: Registry, base: str | None
+) -> _Taken:
+    """The files of a folder or hub name that make a model, or an adapter."""
+    folder, commit = _find(source, revision)
+    taken = _files(folder, source)
+    kept = [file for file in taken if _is_kept(file, taken)]
     everything = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()}
-    return version, sorted(everything - {*kept, *weights, *(f"{w}.index.json" for w in (_SAFE, _PICKLED))})
+    if adapters.is_adapter(folder):
+        _check_code(source, folder, taken, trusted)
+        from alignment.import_adapter import take_adapter  # which imports from here
+
+        kept = [file for file in kept if not file.endswith(".py") and file != "README.md"]
+        of, config = take_adapter(folder, kept, base, registry, staging, source)
+        converted = not (folder / adapters.WEIGHTS).is_file()
+        left_out = sorted(everything - {*kept, "adapter_model.bin" if converted else adapters.WEIGHTS})
+        return _Taken(commit, None, converted, left_out=left_out, base=of, config=config)
+    _check_kind(folder, set(taken), source)
+    weights = _weights(taken, source)
+    _check_code(source, folder, taken, trusted)
+    for file in kept:
+        if not file.endswith(".py") or trusted:
+            shutil.copyfile(folder / file, staging / (CARD if file == "README.md" else file))
+    converted = weights[0].endswith(".bin")
+    (_convert if converted else _copy)(folder, staging, weights, source)
+    left_out = sorted(everything - {*kept, *weights, *(f"{w}.index.json" for w in (_SAFE, _PICKLED))})
+    return _Taken(commit, _license(staging), converted, any(file.endswith(".py") for file in kept), left_out)
+
+
+def _check_kind(folder: Path, names: set[str], source: str) -> None:
+    """Refuse a folder of transformers' own format that no stage can start from."""
+    config = _read_json(folder / "config.json", source)
+    tokenizer = "holds no tokenizer (tokenizer.json, tokenizer.model or vocab.json); copy its files from the original"
+    problem = foreign.no_policy(config, names) or foreign.quantization(folder)
+    if problem := problem or (None if foreign.has_tokenizer(names) else tokenizer):
+        raise ModelError(f"{source}: {problem}")
 
 
 def _find(source: str, revision: str | None) -> tuple[Path, str | None]:
     """The folder of a model and its commit: of a local one none is known, unless it lies in the hub's cache."""
-    if Path(source).is_dir():
+    local = Path(source).expanduser()
+    if local.is_file():
+        raise ModelError(f"{source}: {foreign.about_file(local)}")
+    if local.is_dir():
         if revision is not None:
             raise ModelError(f"{source}: a local folder has no revisions; leave --revision out")
-        folder = Path(source).resolve()
+        folder = local.resolve()
         return folder, folder.name if folder.parent.name == "snapshots" else None
     if not _HUB_NAME.fullmatch(source):
         raise ModelError(f"{source}: no such folder, and no hub name (owner/name)")
@@ -120,15 +184,18 @@ def _files(folder: Path, source: str) -> list[str]:
         if not target.is_file():
             raise ModelError(f"{source}: {path.name} is not a regular file; take it out of the folder")
         names.append(path.name)
-    if "config.json" not in names:
-        more = "an adapter alone; merge it first (PEFT's merge_and_unload)" if "adapter_config.json" in names else ""
-        raise ModelError(f"{source}: {more or 'holds no model (no config.json)'}")
+    if "config.json" not in names and adapters.CONFIG not in names:
+        raise ModelError(f"{source}: {foreign.about_folder(folder)}")
     return names
 
 
 def _weights(files: list[str], source: str) -> list[str]:
     """The weights' files: safetensors where there are any, else pickles. Other formats beside them are left."""
-    for pattern in (r"model(-\d+-of-\d+)?\.safetensors", r".+\.safetensors", r"pytorch_model(-\d+-of-\d+)?\.bin"):
+    for pattern in (
+        r"model(-\d+-of-\d+)?\.safetensors",
+        r"(?!consolidated).+\.safetensors",
+        r"pytorch_model(-\d+-of-\d+)?\.bin",
+    ):
         found = [file for file in files if re.fullmatch(pattern, file)]
         if found:
             return found
@@ -193,8 +260,8 @@ def _convert(folder: Path, staging: Path, weights: list[str], source: str) -> No
     where: dict[str, str] = {}
     for file in weights:
         new = re.sub(r"^pytorch_model(.*)\.bin$", r"model\1.safetensors", file)
-        with _one_line(f"{source}: {file} cannot be converted"):
-            names = _run_convert(folder / file, staging / new)
+        with one_line_errors(f"{source}: {file} cannot be converted"):
+            names = run_convert(folder / file, staging / new)
         where |= dict.fromkeys(names, new)
     if weights[0] != _PICKLED:
         total = sum((staging / file).stat().st_size for file in set(where.values()))
@@ -202,7 +269,7 @@ def _convert(folder: Path, staging: Path, weights: list[str], source: str) -> No
         (staging / f"{_SAFE}.index.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _run_convert(source: Path, target: Path) -> list[str]:
+def run_convert(source: Path, target: Path) -> list[str]:
     # -P: without it `alignment/` itself would come first where the program looks for modules
     program = str(Path(__file__).with_name("bin_weights.py"))
     done = subprocess.run(
@@ -241,17 +308,20 @@ def _check_loads(staging: Path, source: str, trusted: bool) -> None:
     """Refuse what the stages could not load: a config or tokenizer that transformers does not know, damaged weights."""
     from transformers import AutoConfig, AutoTokenizer
 
-    with _one_line(f"{source}: cannot be loaded"):
+    with one_line_errors(f"{source}: cannot be loaded"):
         AutoConfig.from_pretrained(staging, trust_remote_code=trusted)
         AutoTokenizer.from_pretrained(staging, trust_remote_code=trusted)
         for file in staging.glob("*.safetensors"):
             with safe_open(file, framework="pt") as tensors:
                 if not list(tensors.keys()):
                     raise ValueError(f"{file.name} is empty")
+                for name in tensors.keys():  # noqa: SIM118 - not a dict
+                    if (kind := tensors.get_slice(name).get_dtype()).startswith(("F8", "F6", "F4")):
+                        raise ValueError(f"{name} is in {kind}, which cannot be trained; get the model in bfloat16")
 
 
 @contextmanager
-def _one_line(what: str) -> Iterator[None]:
+def one_line_errors(what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,11 +29,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from alignment import adapters, zero3
+from alignment import adapters, foreign, zero3
 from alignment.config import ModelConfig, ScratchConfig, validate
 from alignment.ends import end_token_ids, read_generation_config
 from alignment.errors import UserError
-from alignment.registry import Manifest, Parent, Registry
+from alignment.registry import Manifest, Parent, Registry, RegistryError
 from alignment.registry.manifest import Role
 from alignment.templates import set_template
 from alignment.tensors import entropy_from_logits, logprobs_from_logits, position_ids
@@ -101,17 +102,32 @@ def find_model(name: str, registry: Registry, role: Role | Sequence[Role], above
         version = registry.load(name, role=role)
         source = ModelSource(str(version.path), version.ref, version.digest)
         return _with_base(source, version.manifest, registry, above) if version.manifest.base else source
-    if Path(name).is_dir():
-        if adapters.is_adapter(Path(name)):
-            raise ModelError(
-                f"{name}: an adapter alone; export it with `alignment models export REF FOLDER`, which merges it"
-            )
-        if not any((Path(name) / file).is_file() for file in ("config.json", ENSEMBLE)):
-            raise ModelError(f"{name}: this folder holds no model (no config.json)")
-        return ModelSource(name)
+    path = os.path.expanduser(name)  # as a string: a Path would rename ./model
+    local = Path(path)
+    if local.is_dir():
+        whole = any((local / file).is_file() for file in ("config.json", ENSEMBLE))
+        if problem := foreign.quantization(local) if whole else foreign.about_folder(local):
+            raise ModelError(f"{name}: {problem}")
+        return ModelSource(path)
+    if local.is_file():
+        raise ModelError(f"{name}: {foreign.about_file(local)}")
+    if foreign.is_path(name):
+        raise ModelError(f"{name}: no such file or folder")
     if "@" in name or "/" not in name:
-        registry.resolve(name)  # raises with the nearest names; a hub name has a slash and no @
+        _resolve(name, registry)
     return ModelSource(name)
+
+
+def _resolve(name: str, registry: Registry) -> None:
+    """Raise with the nearest names; a hub name has a slash and no @."""
+    try:
+        registry.resolve(name)
+    except RegistryError as error:
+        if "@" in name:
+            raise
+        raise RegistryError(
+            f"{error}; nor is it a folder here, and a hub name has an owner, as in openai-community/gpt2"
+        ) from error
 
 
 def _with_base(source: ModelSource, manifest: Manifest, registry: Registry, above: tuple[str, ...]) -> ModelSource:
@@ -391,6 +407,8 @@ def load_weights(
             **_quantization(config),
             **options,
         )
+    if getattr(model, "is_quantized", False) and not (config and config.quantized):  # from the hub: see `find_model`
+        raise ModelError(f"{path}: its weights are stored quantized, which cannot be trained; name the original")
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # In eval mode bitsandbytes would rewrite the weights for such CPUs, rounding their scales to bfloat16: the
@@ -475,7 +493,7 @@ def _loading(path: str) -> Iterator[None]:
     """Turn transformers' long errors about a missing or foreign model into one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"{path}: brings Python code of its own; read it, and set model.trust_remote_code=true to run it"

@@ -149,13 +149,16 @@ def diff_models(
 
 @models.command("import")
 def import_command(
-    source: Annotated[str, typer.Argument(help="A Hugging Face folder, or a hub name (owner/name).")],
+    source: Annotated[str, typer.Argument(help="A Hugging Face folder, a hub name (owner/name), or a .gguf file.")],
     name: Annotated[str, typer.Argument(help="The model is published under this name.")],
     role: Annotated[str | None, typer.Option(help="policy or reward [default: what config.json says].")] = None,
     revision: Annotated[str | None, typer.Option(help="Of a hub model: a commit, tag or branch.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Keep Python files; the manifest says so.")
     ] = False,
+    base: Annotated[
+        str | None, typer.Option(help="Of an adapter alone: what it goes on [default: as it says].")
+    ] = None,
     registry: RegistryOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -163,7 +166,7 @@ def import_command(
     from alignment.import_model import import_model
 
     version, left_out = import_model(
-        source, name, Registry(registry), role=role, revision=revision, trust_remote_code=trust_remote_code
+        source, name, Registry(registry), role=role, revision=revision, trust_remote_code=trust_remote_code, base=base
     )
     if as_json:
         print_json({**identity(version), "left_out": left_out})

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from alignment import methods
+from alignment import foreign, methods
 from alignment.config import ADAPTERS, SCRATCH, ConfigError, ModelConfig, ScratchConfig, read_values, validate
 from alignment.errors import UserError
 from alignment.memory_plan import Model, Shape
@@ -86,8 +86,13 @@ class ShapeFinder:
         return self._from_recipe(name, trust, depth) or _from_hub(name, trust)
 
     def _named(self, name: str, trust: bool) -> PreTrainedConfig | None:
-        if Path(name).exists():
-            return _config_in(Path(name), trust)
+        path = Path(name).expanduser()
+        if foreign.is_gguf(path):
+            raise UnknownShape(f"{name}: {foreign.about_file(path)}")
+        if path.is_dir() and not any((path / file).is_file() for file in ("config.json", ENSEMBLE)):
+            raise UnknownShape(f"{name}: {foreign.about_folder(path)}")
+        if path.exists():
+            return _config_in(path, trust)
         if name in KNOWN:
             kind, values = KNOWN[name]
             return AutoConfig.for_model(kind, **dict(zip(FIELDS, values, strict=True)))

@@ -77,7 +77,7 @@ class Origin(BaseModel):
     revision: str | None = None
     license: str | None = None
     converted: bool = False
-    """Its weights were pickles and were written anew as safetensors."""
+    """Its weights were pickles or in a GGUF file, and were written anew as safetensors."""
 
 
 class Manifest(BaseModel):

@@ -74,6 +74,20 @@ def test_a_word_stays_a_word(tmp_path, text):
     assert load(tmp_path, TEXT, f"data.train={text}").data.train == text.strip("'")
 
 
+def test_digits_are_a_name_where_a_name_is_wanted(tmp_path):
+    config = load(tmp_path, TEXT, "name=12345", "model.name=2024", "data.eval=7", "data.max_length=9")
+    assert (config.name, config.model.name, config.data.eval, config.data.max_length) == ("12345", "2024", "7", 9)
+
+
+def test_home_is_found_in_the_file_and_in_overrides(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    text = TEXT.replace("registry: {name: a}", "registry: {name: a, path: ~/registry}")
+    config = load(tmp_path, text, "data.train=[{path: ~/a.jsonl, weight: 2}]", "model.name=~/m", "data.eval=~x")
+    assert config.data.parts[0].path == "/home/ada/a.jsonl"
+    assert (config.registry.path, config.model.name) == ("/home/ada/registry", "/home/ada/m")
+    assert config.data.eval == "~x"  # no path
+
+
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_any_float_comes_back_as_python_prints_it(number):
     from alignment.config import _parse_yaml

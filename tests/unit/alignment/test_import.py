@@ -192,7 +192,7 @@ def test_an_index_cannot_name_files_elsewhere(registry: Registry, folder: Path, 
 
 @pytest.mark.parametrize(
     ("remove", "message"),
-    [("config.json", "no config.json"), ("model.safetensors", "no weights"), ("tokenizer.json", "cannot be loaded")],
+    [("config.json", "no config.json"), ("model.safetensors", "no weights"), ("tokenizer.json", "holds no tokenizer")],
 )
 def test_what_lacks_a_part_is_refused(registry: Registry, folder: Path, remove: str, message: str) -> None:
     (folder / remove).unlink()

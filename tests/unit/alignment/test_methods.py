@@ -365,7 +365,9 @@ def test_a_base_that_is_gone_or_changed_is_refused(house, tokenizer):
     (folder / "config.json").unlink()
     with pytest.raises(ModelError, match=r"tuned@v1 is an adapter on .*local, which cannot be found"):
         find_model("tuned", house.registry, "policy")
-    with pytest.raises(ModelError, match=r"an adapter alone; export it with"):
+    with pytest.raises(
+        ModelError, match=r"an adapter alone, without its base; import it first: alignment models import"
+    ):
         find_model(str(house.tmp / "run"), house.registry, "policy")
 
 
