@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from alignment import adapters, foreign
 from alignment.config import front_matter
-from alignment.models import ModelError
+from alignment.models import ModelError, load_tokenizer
 from alignment.registry import Parent, Registry, Version
 from alignment.registry.files import SUFFIXES
 from alignment.registry.manifest import Role
@@ -46,10 +46,13 @@ def import_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     base: str | None = None,
+    template: str | None = None,
+    eos_token: str | None = None,
 ) -> tuple[Version, list[str]]:
     """Publish a model from elsewhere as the next version of `name`.
 
     Args:
+        template, eos_token: to be published with its tokenizer, as `model.template` and `model.eos_token` of a config.
         base: of a folder with an adapter alone, the model that it goes on; None: the one that it names.
 
     Returns:
@@ -77,6 +80,8 @@ def import_model(
         if found.base is None:
             has = _role(staging, role, source)
             _check_loads(staging, source, trust_remote_code)
+        if template or eos_token:
+            _set_on_tokenizer(staging, template, eos_token, trust_remote_code)
         version = registry.publish(
             name,
             staging,
@@ -93,6 +98,13 @@ def import_model(
             remote_code=found.has_code,
         )
     return version, found.left_out
+
+
+def _set_on_tokenizer(staging: Path, template: str | None, eos_token: str | None, trusted: bool) -> None:
+    from alignment.config import ModelConfig
+
+    options = ModelConfig(name=str(staging), template=template, eos_token=eos_token, trust_remote_code=trusted)
+    load_tokenizer(str(staging), options).save_pretrained(staging)
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,10 @@ def import_command(
     base: Annotated[
         str | None, typer.Option(help="Of an adapter alone: what it goes on [default: as it says].")
     ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="A chat template for one that has none: chatml, alpaca, plain, or a .jinja file.")
+    ] = None,
+    eos_token: Annotated[str | None, typer.Option(help="The end token of one that names none.")] = None,
     registry: RegistryOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -166,7 +170,15 @@ def import_command(
     from alignment.import_model import import_model
 
     version, left_out = import_model(
-        source, name, Registry(registry), role=role, revision=revision, trust_remote_code=trust_remote_code, base=base
+        source,
+        name,
+        Registry(registry),
+        role=role,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        base=base,
+        template=template,
+        eos_token=eos_token,
     )
     if as_json:
         print_json({**identity(version), "left_out": left_out})

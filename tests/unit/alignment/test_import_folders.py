@@ -191,3 +191,21 @@ def test_home_is_found_wherever_a_model_is_named(
 def test_a_hub_name_without_its_owner_is_explained(registry: Registry) -> None:
     with pytest.raises(UserError, match=r"no model 'gpt2' in the registry .*a hub name has an owner, as in openai-c"):
         find_model("gpt2", registry, "policy")
+
+
+def test_a_model_without_a_template_is_imported_with_one(tmp_path):
+    import tiny
+
+    from alignment.import_model import import_model
+    from alignment.models import load_tokenizer
+    from alignment.registry import Registry
+
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.chat_template = tokenizer.eos_token = None
+    folder = tiny.write(tmp_path / "bare", tiny.make_policy(tiny.make_tokenizer()), tokenizer)
+    version, _ = import_model(
+        str(folder), "bare", Registry(tmp_path / "registry"), template="plain", eos_token="<|im_end|>"
+    )
+    loaded = load_tokenizer(str(version.path))
+    assert "generation" in loaded.chat_template
+    assert loaded.eos_token == "<|im_end|>"
