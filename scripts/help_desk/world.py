@@ -137,13 +137,17 @@ def falsify(fact: Fact, rng: random.Random) -> str:
     return sentence
 
 
-def write_data(folder: Path, seed: int) -> None:
-    """Write demonstrations.jsonl (prompt, completion), prompts.jsonl and held_out.jsonl (prompt, fact) into folder."""
+def write_data(folder: Path, seed: int, n: int = 1500, held_out: int | None = None) -> None:
+    """Write demonstrations.jsonl (prompt, completion), prompts.jsonl and held_out.jsonl (prompt, fact) into folder.
+
+    Args:
+        n, held_out: how many demonstrations and held-out prompts; None: all.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    shown = ({"prompt": row.prompt, "completion": row.completion} for row in demonstrations(seed))
+    shown = ({"prompt": row.prompt, "completion": row.completion} for row in demonstrations(seed, n))
     _write_jsonl(folder / "demonstrations.jsonl", shown)
     _write_jsonl(folder / "prompts.jsonl", training_prompts(seed))
-    _write_jsonl(folder / "held_out.jsonl", held_out_prompts(seed))
+    _write_jsonl(folder / "held_out.jsonl", held_out_prompts(seed)[:held_out])
 
 
 def _write_jsonl(path: Path, rows: Iterable[dict[str, str]]) -> None:

@@ -1,0 +1,91 @@
+"""What the demo tells a person at its end: the table, answers before and after, where the policy came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from alignment import terminal
+from help_desk.reports import explained
+
+
+def show(screen: Console, summary: dict[str, Any], answers: list[tuple[str, str, str]], ppo: str, home: Path) -> None:
+    """
+    Args:
+        answers: questions with the answers before and after.
+        ppo: the policy's reference.
+        home: the demo's folder.
+    """
+    from alignment.registry import Registry, render_lineage
+
+    by = summary["ratings_by"] + (", dealt out at random" if summary["shuffled"] else "")
+    table = Table(title=f"\nHeld-out prompts, 95% intervals (ratings by {by})", title_justify="left")
+    table.add_column("")
+    for name in ("SFT", "PPO"):
+        table.add_column(name, justify="right")
+    gold, win = summary["gold"], summary["win_rate"]
+    table.add_row("gold score, -4 to 3", *(interval(gold[m]["mean"], gold[m]["ci"]) for m in ("sft", "ppo")))
+    table.add_row("win rate by gold score", "", interval(win["value"], win["ci"]))
+    table.add_row("reward model's score", *(f"{summary['score'][m]:.2f}" for m in ("sft", "ppo")))
+    if judge := summary["held_out_reward"]:
+        table.add_row("held-out reward model's score", *(f"{judge['score'][m]:.2f}" for m in ("sft", "ppo")))
+        table.add_row("win rate by that", "", interval(judge["win_rate"]["value"], judge["win_rate"]["ci"]))
+    table.add_row("KL from SFT, nats a response", "0", f"{summary['kl']:.2f}")
+    table.add_row("length, tokens", *(f"{summary['length'][m]:.1f}" for m in ("sft", "ppo")))
+    table.add_row("answers that end", *(f"{summary['ended'][m]:.0%}" for m in ("sft", "ppo")))
+    screen.print(table)
+    screen.print(agreement("Reward model", summary["reward_accuracy"]))
+    if judge:
+        screen.print(agreement("Held-out reward model", judge["accuracy"]))
+    screen.print(over_optimisation(judge))
+    for question, before, after in answers:
+        screen.print(Text(f"\n{terminal.clean(question)}", style="bold"))
+        screen.print(Text(f"  before  {terminal.clean(before)}"))
+        screen.print(Text(f"  after   {terminal.clean(after)}"))
+    screen.print(Text("\nWhere the policy came from", style="bold"))
+    screen.print(render_lineage(Registry().lineage(ppo)))
+    recipe = summary["recipe"]
+    runs = [f"runs/{recipe}-{name}" for name in ("sft", "reward", *(["judge"] if judge else []), "ppo")]
+    seconds = summary["seconds"]
+    parts = ", ".join(f"{name} {value:.0f}" for name, value in seconds.items() if name != "total")
+    screen.print(f"\n{seconds['total']:.0f} s ({parts})")
+    screen.print(f"runs: {' '.join(runs)}   summary: {home / 'summary.json'}   ratings: {home / 'ratings.db'}")
+    screen.print(Text("\nWhat the reports say, and what of it is meant in this small world", style="bold"))
+    for line in explained([Path(run) for run in runs], summary["shuffled"], summary["ratings_by"] == "a person"):
+        screen.print(Text(terminal.clean(line)))
+    screen.print("reports, to open in a browser: " + " ".join(f"{run}/report.html" for run in runs), soft_wrap=True)
+    screen.print(f"next: scripts/demo --rate 60    alignment models list    configs/ppo/{recipe}.yaml", soft_wrap=True)
+
+
+def agreement(whose: str, accuracy: Mapping[str, Any]) -> str:
+    return (
+        f"{whose}: agrees with {interval(accuracy['value'], accuracy['ci'])} of {accuracy['n']} held-out ratings;"
+        f" the gold score's own order with {accuracy['ceiling']:.2f}, which is the ceiling."
+    )
+
+
+def over_optimisation(judge: Mapping[str, Any] | None) -> str:
+    """What the held-out reward model's scores before and after mean."""
+    if judge is None:
+        return "Over-optimisation: not measured, since there is no held-out reward model (model.held_out_reward)."
+    low, high = judge["gain"]["ci"]
+    meaning = (
+        "rose too: the gain is more than mistakes of the model that PPO was trained against"
+        if low > 0
+        else "fell: PPO over-optimised the model that it was trained against"
+        if high < 0
+        else "cannot be told from its start: a rise of the reward model's score alone would be over-optimisation"
+    )
+    return (
+        "Over-optimisation: training never saw the held-out reward model, which learned from other labelers. Its score "
+        f"{meaning} (change {interval(judge['gain']['value'], judge['gain']['ci'])})."
+    )
+
+
+def interval(value: float, ci: Sequence[float]) -> str:
+    return f"{value:.2f} ({ci[0]:.2f} to {ci[1]:.2f})"
