@@ -31,6 +31,7 @@ from alignment.config import (
     trainer_arguments,
 )
 from alignment.errors import UserError
+from alignment.launch_files import check_against_config
 from alignment.memory_plan import DDP, Strategy, Workload, estimate, in_gb
 from alignment.mirror import described
 from alignment.models import (
@@ -260,7 +261,7 @@ def make_arguments(
     _take_out_best_model(merged, no_eval)
     distributed.start_processes()
     with refused_arguments():
-        return cls(
+        arguments = cls(
             **merged,
             **owned,
             output_dir=str(config.run_dir),
@@ -270,6 +271,12 @@ def make_arguments(
             use_cpu=on_cpu,
             remove_unused_columns=False,
         )
+    check_against_config(
+        bf16=arguments.bf16,
+        accumulation=arguments.gradient_accumulation_steps,
+        max_grad_norm=arguments.max_grad_norm,
+    )
+    return arguments
 
 
 def _take_out_best_model(merged: dict[str, Any], no_eval: bool) -> None:

@@ -19,6 +19,7 @@ from alignment.config import ConfigError
 from alignment.data import to_prompts, train_and_eval
 from alignment.distributed import Accelerator
 from alignment.ensembles import num_members
+from alignment.launch_files import check_against_config
 from alignment.models import ModelSource
 from alignment.positions import check_length
 from alignment.runs import Run
@@ -151,6 +152,8 @@ def _publish(
 
 
 def _check(config: PPOStageConfig) -> None:
+    training = config.training
+    check_against_config(bf16=training.bf16, accumulation=1, max_grad_norm=training.max_grad_norm)
     if config.rollout.max_new_tokens >= config.data.max_length:
         raise ConfigError(
             f"rollout.max_new_tokens={config.rollout.max_new_tokens} leaves no room for a prompt in "

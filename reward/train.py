@@ -107,8 +107,6 @@ def lay_out(
     together unless the user wants another order."""
     against = ["reward.shared_prefix=off"] if config.reward.shared_prefix == "off" else []
     against += [f"training.{name} is for padded rows" for name in PADDED_ROWS if getattr(prepared.arguments, name)]
-    if distributed.under_fsdp():
-        against.append("FSDP gathers the weights for the model's own forward alone")
     longest = max(max(question.lengths) for question in (*prepared.train, *prepared.held_out))
     layout, reason = ("padded", against[0]) if against else choose_layout(model, longest)
     if layout == "padded" and "train_sampling_strategy" not in config.training:

@@ -40,8 +40,7 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         self.penalty = penalty
         # What run_as_forward cannot reach into, router losses, and logits that are not simply the head's output are
         # left to TRL's loss.
-        shared_out = self.is_fsdp_enabled or self.accelerator.parallelism_config is not None
-        theirs = shared_out or self.aux_loss_enabled or self.args.torch_compile
+        theirs = self.aux_loss_enabled or self.args.torch_compile
         self._layers = None if theirs else body_and_head(self.model)
         self.model_accepts_loss_kwargs |= self._layers is not None  # else nobody counts the tokens of a step
         self._train_sums = TokenSums.zeros()
