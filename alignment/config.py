@@ -223,8 +223,10 @@ class TrackingConfig(Section):
 
     runs: str = "runs"
     """Folder that holds the run folders."""
-    wandb: Literal["offline", "online", "disabled"] = "offline"
-    project: str = "alignment"
+    wandb: Literal["offline", "online", "disabled"] | None = None
+    """None: `WANDB_MODE`, else `offline`. `WANDB_MODE=disabled` holds whatever stands here."""
+    project: str | None = None
+    """W&B's project. None: `WANDB_PROJECT`, else `alignment`."""
     num_samples: Annotated[int, Field(ge=0)] = 16
     """Held-out prompts whose answers are written to `samples.jsonl` at each evaluation, always the same ones."""
     wandb_text: bool = False

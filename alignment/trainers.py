@@ -26,7 +26,6 @@ from alignment.config import (
     ConfigError,
     RunConfig,
     ScratchConfig,
-    TrackingConfig,
     TrainerConfig,
     trainer_arguments,
 )
@@ -51,6 +50,7 @@ from alignment.runs import Run
 from alignment.same_tokenizer import check_folder, check_same
 from alignment.sizing import UnknownShape
 from alignment.tracking import Journal, WandbSink
+from alignment.tracking.wandb_names import WandbNames
 
 ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
 
@@ -106,18 +106,21 @@ def open_journal(config: RunConfig, stage: str, start: Start | None = None) -> J
         start: where the run goes on; the journal is cut off there.
     """
     is_main = distributed.is_main_process()
-    tracking: TrackingConfig = config.tracking
+    run = start.run if start else Run()
+    names = WandbNames.of(config.tracking, config.name, run.id)
     sink = None
-    if is_main and tracking.wandb != "disabled":
+    if is_main and names.mode != "disabled":
         sink = WandbSink(
             config.run_dir,
-            mode=tracking.wandb,
-            project=tracking.project,
-            name=config.name,
+            mode=names.mode,
+            project=names.project,
+            name=names.name,
+            group=names.group,
+            run_id=names.run_id,
             stage=stage,
             config=config.model_dump(mode="json"),
-            attempt=start.run.attempt if start else 1,
-            text=tracking.wandb_text,
+            attempt=run.attempt,
+            text=config.tracking.wandb_text,
         )
     return Journal(config.run_dir, sink, stage, enabled=is_main, resume=start.journal if start else None)
 
