@@ -1,4 +1,4 @@
-"""The `alignment` command: `plan` (plan_cli.py), and the groups `models`, `data` and `runs` (*_cli.py)."""
+"""The `alignment` command: stages and recipes (stage_cli.py), `plan` (plan_cli.py), and the groups of *_cli.py."""
 
 import contextlib
 import json
@@ -16,6 +16,7 @@ from alignment.errors import UserError
 from alignment.registry_cli import models
 from alignment.report_cli import runs
 from alignment.stage import quiet_libraries
+from alignment.stage_cli import stages
 from alignment.terminal import clean, one_line
 
 
@@ -34,8 +35,9 @@ app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Models and where they come from, data, runs, and plans.",
+    help="The three stages, models and where they come from, data, runs, and plans.",
 )
+app.add_typer(stages)
 app.add_typer(models, name="models")
 app.add_typer(data, name="data")
 app.add_typer(runs, name="runs")

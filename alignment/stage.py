@@ -30,6 +30,7 @@ from alignment.runs import write_exit
 from alignment.secret_values import without_secrets
 from alignment.terminal import one_line, say
 
+STAGES = ("sft", "reward", "ppo")
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
@@ -55,6 +56,7 @@ def run_stage(
             ask for nothing. It publishes nothing and leaves no run behind.
         settle: the config as it is to be written down, called before anything else is done with it.
     """
+    _note_hidden_stages()
     parser = _parser(stage, options)
     args = parser.parse_intermixed_args(_from_sweeps(parser, sys.argv[1:] if argv is None else argv))
     quiet_libraries()
@@ -146,6 +148,16 @@ def _parser(stage: str, options: Sequence[argparse.ArgumentParser]) -> argparse.
     parser.add_argument("--allow-changes", action="store_true", help="resume although the config is another one now")
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     return parser
+
+
+def _note_hidden_stages() -> None:
+    """A user's own `reward.py` would be run by `python -m reward`, with nothing trained and exit code 0."""
+    for name in STAGES:
+        if os.environ.get("RANK", "0") == "0" and Path(f"{name}.py").is_file():
+            say(
+                f"note: in this folder `python -m {name}` runs your {name}.py; rename it, or start the stage with "
+                f"`alignment {name} CONFIG`"
+            )
 
 
 def _from_sweeps(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
