@@ -18,6 +18,7 @@ from alignment.report_cli import runs
 from alignment.stage import quiet_libraries
 from alignment.stage_cli import stages
 from alignment.terminal import clean, one_line
+from alignment.ticker import ticking
 
 
 class _Commands(TyperGroup):
@@ -44,9 +45,11 @@ app.add_typer(runs, name="runs")
 
 
 @app.callback()
-def _alignment() -> None:
+def _alignment(context: typer.Context) -> None:
     """Supervised fine-tuning, reward models from human ratings, and PPO; the models meet in a registry."""
     quiet_libraries()  # before a command imports them
+    if context.invoked_subcommand in ("plan", "models", "data"):  # the stages tick by themselves, `runs` has a screen
+        context.with_resource(ticking(f"alignment {context.invoked_subcommand}"))
 
 
 @app.command("plan")

@@ -29,6 +29,7 @@ from alignment.launch_files import check_launch, refuse_deepspeed_launcher
 from alignment.runs import write_exit
 from alignment.secret_values import without_secrets
 from alignment.terminal import one_line, say
+from alignment.ticker import ticking
 
 STAGES = ("sft", "reward", "ppo")
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
@@ -64,11 +65,14 @@ def run_stage(
     started = time.monotonic()
     run_dir: Path | None = None
     result: dict[str, Any] = {}
+    waiting = contextlib.ExitStack()
     try:
         if args.local_rank is not None:
             refuse_deepspeed_launcher(shlex.join(["-m", stage, args.config, *args.overrides]))
         check_launch()
         config = settle(load_config(config_class, args.config, args.overrides))
+        heartbeat.enter("starting", patient=True)
+        waiting.enter_context(ticking(f"{stage} {config.name}", is_main))
         if args.resume not in ("no", "auto") and not Path(args.resume).is_dir():
             raise UserError(f"--resume {args.resume}: no such folder; name one in {config.run_dir / FOLDER}, or auto")
         if args.dry_run:
@@ -125,6 +129,7 @@ def run_stage(
         from alignment.tracking.report import write_at_the_end  # Jinja is needed here alone
 
         write_at_the_end(run_dir)
+    waiting.close()
     return code
 
 

@@ -49,8 +49,10 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
     registry = trainers.open_registry(config, begun.run)
     if published := trainers.published_before(config, registry, begun.run):
         return published
+    heartbeat.enter("reading the data", patient=True)
     prompts, held_out = train_and_eval(config.data, to_prompts)
     check_selection(config.training, num_held_out=len(held_out.items))
+    heartbeat.enter("loading the models", patient=True)
     sources = distributed.on_main_process(lambda: find_models(config, registry))
     trainers.pin_models(config, registry, begun.run)
     _check_lengths(config, sources)
@@ -94,6 +96,7 @@ def _publish(
 ) -> str:
     """Save and publish the policy, whole or as an adapter, and before it the critic; every process takes part in
     gathering the weights."""
+    heartbeat.enter("saving and publishing the model", patient=True)
     weights = loop.engine.full_state_dict()
     published = partial(
         trainers.publish,

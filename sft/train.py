@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, TrainerCallback, TrainerControl, TrainerState, set_seed
 from trl import SFTConfig
 
-from alignment import adapters, callbacks, distributed, methods, resume, trainers
+from alignment import adapters, callbacks, distributed, heartbeat, methods, resume, trainers
 from alignment.adapters import without_adapter
 from alignment.best_model import BestModel, finished_model, held_out_halves, keep_best, published_step
 from alignment.checkpoint import random_state, set_random_state
@@ -111,6 +111,7 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
             if best is not None:  # the figure of the published model, in place of the one that chose it
                 journal.log(step, {"eval/loss": metrics["eval_loss"]})
         metrics |= methods.describe(trainer.model)
+        heartbeat.enter("saving and publishing the model", patient=True)
         with finished_model(trainer, best, config.run_dir) as folder:
             ref = publish(config, prepared, folder, metrics, begun.run, journal)
         write_samples(journal, step, config, find_model(ref, prepared.registry, role="policy"), tokenizer, shown)
@@ -144,6 +145,7 @@ class MeasureStart(TrainerCallback):
 def prepare(config: SFTStageConfig, run: Run | None = None) -> Prepared:
     """Read the data, find the model to start from (as the run has pinned it), and encode the rows with its tokenizer;
     leaves nothing behind."""
+    heartbeat.enter("reading the data", patient=True)
     seed = trainer_arguments(SFTConfig, DEFAULTS, config.training).get("seed", 42)
     distributed.on_main_process(lambda: methods.check(config.model, distributed.launched_zero_stage()))
     distributed.start_processes()
@@ -180,6 +182,7 @@ def training_arguments(config: SFTStageConfig, no_eval: bool) -> SFTConfig:
 
 def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
     """Load the model and wrap it in the trainer."""
+    heartbeat.enter("loading the model", patient=True)
     set_seed(prepared.seed)
     policy = methods.load_trainable(prepared.start.source, prepared.start.tokenizer, config.model)
     collator = _packing(config, prepared.arguments, policy)
