@@ -1,9 +1,11 @@
 """A launch is obeyed, or refused in one line before anything is loaded."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from alignment import distributed
 from alignment.config import RunConfig
 from alignment.errors import UserError
 from alignment.launch_files import check_against_config, check_launch
@@ -156,3 +158,25 @@ def test_the_deepspeed_launcher_is_refused_with_the_command_that_works(argument,
     error = capsys.readouterr().err
     command = "accelerate launch --config_file configs/accelerate/zero2.yaml --num_processes 2 -m sft a.yaml training"
     assert command in error and error.count("\n") == 1
+
+
+class _State:
+    """What accelerate would find; `kind` is its DistributedType."""
+
+    _shared_state: dict = {}
+    kind = "NO"
+
+    def __init__(self, **options):
+        self.distributed_type = SimpleNamespace(value=self.kind)
+
+
+def test_another_device_than_the_launch_file_names_is_not_taken(monkeypatch):
+    monkeypatch.setattr(distributed, "PartialState", _State)
+    distributed.start_processes()
+    monkeypatch.setattr(_State, "kind", "XLA")
+    with pytest.raises(UserError, match="the launch is of the kind XLA"):
+        distributed.start_processes()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setattr(distributed, "on_cpu", lambda: False)
+    with pytest.raises(UserError, match=r"use_cpu: true and there is a GPU; hide it with CUDA_VISIBLE_DEVICES="):
+        distributed.start_processes()
