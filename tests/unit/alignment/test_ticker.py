@@ -5,13 +5,14 @@ import time
 import pytest
 
 from alignment import heartbeat, terminal, ticker
+from alignment.errors import UserError
 from alignment.terminal import progress
 from alignment.ticker import ticking
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(ticker, "SECONDS", 0.2)
+    monkeypatch.setenv(ticker.VARIABLE, "0.2")
     monkeypatch.setattr(heartbeat, "_place", heartbeat._BEGINNING)
 
 
@@ -51,3 +52,14 @@ def test_nothing_where_it_is_not_wanted_and_nothing_afterwards(capsys):
         pass
     time.sleep(0.4)
     assert capsys.readouterr().err == ""
+
+
+def test_the_variable_switches_it_off_or_is_refused(capsys, monkeypatch):
+    monkeypatch.setenv(ticker.VARIABLE, "0")
+    with ticking("sft x"):
+        time.sleep(0.4)
+    assert capsys.readouterr().err == ""
+    for text in ("often", "nan", "-1"):
+        monkeypatch.setenv(ticker.VARIABLE, text)
+        with pytest.raises(UserError, match=f"ALIGNMENT_TICK={text} is no number of seconds"), ticking("sft x"):
+            pass
