@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
+from alignment import heartbeat
 from alignment.terminal import ProgressLine, progress
 from alignment.tracking import Journal
 from alignment.tracking.journal import Level
@@ -77,11 +78,22 @@ class JournalCallback(TrainerCallback):
         self._stack = ExitStack()
         self._line: ProgressLine | None = None
         self._shown: dict[str, float] = {}
+        self._predicted = 0
+        """Batches of the evaluation that goes on."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._line = self._stack.enter_context(progress(self._description, state.max_steps, self._enabled))
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """How far an evaluation has come; `alignment.ticker` prints it where it takes long."""
+        total = len(kwargs["eval_dataloader"])
+        self._predicted = self._predicted % total + 1
+        after = f"the evaluation after step {state.global_step}, batch {self._predicted} of {total}"
+        heartbeat.enter(after, patient=state.global_step >= state.max_steps)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._line is not None:

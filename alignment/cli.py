@@ -1,4 +1,4 @@
-"""The `alignment` command: `plan` (plan_cli.py), and the groups `models`, `data` and `runs` (*_cli.py)."""
+"""The `alignment` command: stages and recipes (stage_cli.py), `plan` (plan_cli.py), and the groups of *_cli.py."""
 
 import contextlib
 import json
@@ -17,7 +17,9 @@ from alignment.errors import UserError
 from alignment.registry_cli import models
 from alignment.report_cli import runs
 from alignment.stage import quiet_libraries
+from alignment.stage_cli import stages
 from alignment.terminal import clean, one_line
+from alignment.ticker import ticking
 
 
 def _home(match: re.Match[str]) -> str:
@@ -43,17 +45,20 @@ app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Models and where they come from, data, runs, and plans.",
+    help="The three stages, models and where they come from, data, runs, and plans.",
 )
+app.add_typer(stages)
 app.add_typer(models, name="models")
 app.add_typer(data, name="data")
 app.add_typer(runs, name="runs")
 
 
 @app.callback()
-def _alignment() -> None:
+def _alignment(context: typer.Context) -> None:
     """Supervised fine-tuning, reward models from human ratings, and PPO; the models meet in a registry."""
     quiet_libraries()  # before a command imports them
+    if context.invoked_subcommand in ("plan", "models", "data"):  # the stages tick by themselves, `runs` has a screen
+        context.with_resource(ticking(f"alignment {context.invoked_subcommand}"))
 
 
 @app.command("plan")

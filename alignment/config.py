@@ -28,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from alignment import shipped
 from alignment.errors import UserError
 from alignment.secret_values import find_secrets
 
@@ -239,8 +240,10 @@ class TrackingConfig(Section):
 
     runs: str = "runs"
     """Folder that holds the run folders."""
-    wandb: Literal["offline", "online", "disabled"] = "offline"
-    project: str = "alignment"
+    wandb: Literal["offline", "online", "disabled"] | None = None
+    """None: `WANDB_MODE`, else `offline`. `WANDB_MODE=disabled` holds whatever stands here."""
+    project: str | None = None
+    """W&B's project. None: `WANDB_PROJECT`, else `alignment`."""
     num_samples: Annotated[int, Field(ge=0)] = 16
     """Held-out prompts whose answers are written to `samples.jsonl` at each evaluation, always the same ones."""
     wandb_text: bool = False
@@ -342,7 +345,10 @@ def read_values(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
     path = Path(path)
     if not path.is_file():
         near = difflib.get_close_matches(str(path), [str(p) for p in Path("configs").glob("*/*.yaml")], 1)
-        raise ConfigError(f"no config file at {path}" + (f"; did you mean {near[0]}?" if near else ""))
+        hint = f"; did you mean {near[0]}?" if near else ""
+        if path.parts[:1] == ("configs",) and shipped.configs().joinpath(*path.parts[1:]).is_file():
+            hint = "; the shipped one can be had with `alignment recipes --copy configs`"
+        raise ConfigError(f"no config file at {path}{hint}")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

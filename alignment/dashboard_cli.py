@@ -6,6 +6,7 @@ import typer
 
 from alignment.models_cli import JsonOption, print_json
 from alignment.terminal import clean
+from alignment.tracking.wandb_names import PROJECT
 
 dashboard = typer.Typer(no_args_is_help=True, help="The panels of the reports, as views of a W&B workspace.")
 
@@ -18,7 +19,9 @@ def _dashboard() -> None:
 @dashboard.command("push")
 def push_dashboard(
     name: Annotated[str, typer.Argument(help="sft, reward, ppo, labels or compare; or a YAML file like theirs.")],
-    project: Annotated[str, typer.Option("--project", help="The W&B project, as tracking.project.")] = "alignment",
+    project: Annotated[
+        str, typer.Option("--project", envvar="WANDB_PROJECT", help="The W&B project, as tracking.project.")
+    ] = PROJECT,
     entity: Annotated[str | None, typer.Option("--entity", help="Whose it is [default: the key's owner].")] = None,
     as_json: JsonOption = False,
 ) -> None:

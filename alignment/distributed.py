@@ -18,6 +18,7 @@ from torch.distributed import distributed_c10d
 
 from alignment import heartbeat
 from alignment.errors import UserError
+from alignment.launch_files import BY_HIDDEN_SIZE
 
 T = TypeVar("T")
 BUCKET = 2**24  # numbers of a gradient that are sent at a time: 64 MiB of float32
@@ -33,7 +34,7 @@ def start_processes() -> PartialState:
     then sees one process, and `Accelerator(cpu=True)` falls back from DeepSpeed to plain data parallelism.
 
     Raises:
-        UserError: the launch file offloads to NVMe, and no folder is named.
+        UserError: the launch file offloads to NVMe, and no folder is named; or it asks for another device.
     """
     if PartialState._shared_state:
         return PartialState()
@@ -44,8 +45,13 @@ def start_processes() -> PartialState:
                 f"{prefix}_NVME_PATH is not set: accelerate's launcher does not pass on the path in its config file; "
                 "export it with a folder on an NVMe disk of each node"
             )
+    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true" and not on_cpu():
+        raise UserError("the launch file says use_cpu: true and there is a GPU; hide it with CUDA_VISIBLE_DEVICES=")
     with heartbeat.joining():
-        return PartialState(cpu=on_cpu(), timeout=PATIENCE)
+        state = PartialState(cpu=on_cpu(), timeout=PATIENCE)
+    if (kind := str(state.distributed_type.value)) not in ("NO", "MULTI_GPU", "MULTI_CPU", "DEEPSPEED"):
+        raise UserError(f"the launch is of the kind {kind}; this suite runs as one process, DDP or DeepSpeed")
+    return state
 
 
 def on_cpu() -> bool:
@@ -56,11 +62,6 @@ def on_cpu() -> bool:
 def under_deepspeed() -> bool:
     """Whether this was launched with a DeepSpeed config; known before any engine is built."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-
-
-def under_fsdp() -> bool:
-    """Whether this was launched with an FSDP config."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def launched_zero_stage() -> int:
@@ -181,8 +182,12 @@ def make_accelerator(*, bf16: bool = False) -> Accelerator:
         plugin.deepspeed_config["gradient_accumulation_steps"] = 1
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
         plugin.deepspeed_config["gradient_clipping"] = 0.0
+        zero = plugin.deepspeed_config["zero_optimization"]
+        for key in BY_HIDDEN_SIZE:  # "auto" is for accelerate to fill in from a model's config; ours is several models
+            if zero.get(key) == "auto":
+                del zero[key]
         if plugin.zero_stage == 3:  # else the weights could not be put together again when all is done
-            plugin.deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
+            zero["stage3_gather_16bit_weights_on_model_save"] = True
     accelerator.gradient_accumulation_steps = 1
     return accelerator
 

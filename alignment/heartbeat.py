@@ -45,7 +45,8 @@ class Place(NamedTuple):
     since: float
 
 
-_place = Place("starting", True, 0.0)
+_BEGINNING = Place("starting", True, 0.0)
+_place = _BEGINNING
 _heartbeat: Heartbeat | None = None
 
 
@@ -53,6 +54,11 @@ def enter(phase: str, patient: bool = False) -> None:
     """The process has come to another phase, or further in the same one."""
     global _place
     _place = Place(phase, patient, time.monotonic())
+
+
+def phase() -> str:
+    """What the process is at, in words; empty before it has said so."""
+    return "" if _place is _BEGINNING else _place.phase
 
 
 @contextmanager

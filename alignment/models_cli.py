@@ -192,7 +192,7 @@ def import_command(
 
 @models.command("mirror")
 def mirror_models(
-    project: Annotated[str, typer.Option(help="The W&B project.")] = "alignment",
+    project: Annotated[str, typer.Option(envvar="WANDB_PROJECT", help="The W&B project.")] = "alignment",
     offline: Annotated[bool, typer.Option("--offline", help="Into ./wandb, for `wandb sync`.")] = False,
     registry: RegistryOption = None,
     as_json: JsonOption = False,

@@ -8,6 +8,7 @@ import typer
 from alignment.models_cli import JsonOption, RegistryOption, print_json
 from alignment.runs_cli import RUNS, RunsOption, runs
 from alignment.terminal import clean
+from alignment.ticker import ticking
 from alignment.tracking import overview
 from alignment.tracking.record import RunRecord
 from alignment.tracking.verdicts import in_short
@@ -30,7 +31,8 @@ def report_runs(
     paths = [overview.find_run(name, folder) for name in names]
     if out is None and len(paths) > 1:
         out = Path("report.html")
-    path, outcome = write_report(paths, out, registry, panels)
+    with ticking("alignment runs report"):
+        path, outcome = write_report(paths, out, registry, panels)
     said = [in_short(overview.verdicts_now(RunRecord.read(each))) for each in paths]
     if as_json:
         print_json({"report": str(path), "verdict": outcome, "verdicts": said})

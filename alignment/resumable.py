@@ -242,12 +242,6 @@ class _Saving(TrainerCallback):
     ) -> None:
         heartbeat.enter(f"step {state.global_step + 1}")
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.global_step < state.max_steps:
-            heartbeat.enter(f"the evaluation after step {state.global_step}")
-
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
             return

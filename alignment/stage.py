@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -24,10 +25,13 @@ from alignment import control, heartbeat, resume
 from alignment.checkpoint import FOLDER
 from alignment.config import RunConfig, load_config
 from alignment.errors import Preempted, UserError
+from alignment.launch_files import check_launch, refuse_deepspeed_launcher
 from alignment.runs import write_exit
 from alignment.secret_values import without_secrets
 from alignment.terminal import one_line, say
+from alignment.ticker import ticking
 
+STAGES = ("sft", "reward", "ppo")
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
@@ -53,14 +57,22 @@ def run_stage(
             ask for nothing. It publishes nothing and leaves no run behind.
         settle: the config as it is to be written down, called before anything else is done with it.
     """
-    args = _parser(stage, options).parse_intermixed_args(argv)
+    _note_hidden_stages()
+    parser = _parser(stage, options)
+    args = parser.parse_intermixed_args(_from_sweeps(parser, sys.argv[1:] if argv is None else argv))
     quiet_libraries()
     is_main = os.environ.get("RANK", "0") == "0"
     started = time.monotonic()
     run_dir: Path | None = None
     result: dict[str, Any] = {}
+    waiting = contextlib.ExitStack()
     try:
+        if args.local_rank is not None:
+            refuse_deepspeed_launcher(shlex.join(["-m", stage, args.config, *args.overrides]))
+        check_launch()
         config = settle(load_config(config_class, args.config, args.overrides))
+        heartbeat.enter("starting", patient=True)
+        waiting.enter_context(ticking(f"{stage} {config.name}", is_main))
         if args.resume not in ("no", "auto") and not Path(args.resume).is_dir():
             raise UserError(f"--resume {args.resume}: no such folder; name one in {config.run_dir / FOLDER}, or auto")
         if args.dry_run:
@@ -96,6 +108,9 @@ def run_stage(
     except KeyboardInterrupt:
         code, reason = 1, "interrupted"
         print("interrupted", file=sys.stderr)
+    except SystemExit as error:  # of a library: with its code the run would count as done
+        code, reason = 1, f"something in the run called sys.exit({error.code})"
+        traceback.print_exc()
     except Exception as error:  # noqa: BLE001 - reported in full, and in exit.json for the job script
         code, reason = 1, without_secrets(f"{type(error).__name__}: {error}")
         if line := heartbeat.explain(error):
@@ -116,6 +131,7 @@ def run_stage(
         from alignment.tracking.report import write_at_the_end  # Jinja is needed here alone
 
         write_at_the_end(run_dir)
+    waiting.close()
     return code
 
 
@@ -137,7 +153,27 @@ def _parser(stage: str, options: Sequence[argparse.ArgumentParser]) -> argparse.
         help="go on with an earlier run of this name: from its newest whole checkpoint, or from the one named",
     )
     parser.add_argument("--allow-changes", action="store_true", help="resume although the config is another one now")
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     return parser
+
+
+def _note_hidden_stages() -> None:
+    """A user's own `reward.py` would be run by `python -m reward`, with nothing trained and exit code 0."""
+    for name in STAGES:
+        if os.environ.get("RANK", "0") == "0" and Path(f"{name}.py").is_file():
+            say(
+                f"note: in this folder `python -m {name}` runs your {name}.py; rename it, or start the stage with "
+                f"`alignment {name} CONFIG`"
+            )
+
+
+def _from_sweeps(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
+    """`--training.seed=3`, as `wandb agent` writes what it has drawn, as the override `training.seed=3`."""
+    options = parser._option_string_actions
+    return [
+        each[2:] if each.startswith("--") and "=" in each and each.partition("=")[0] not in options else each
+        for each in argv
+    ]
 
 
 def _has_figures(run_dir: Path) -> bool:

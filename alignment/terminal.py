@@ -1,16 +1,18 @@
 """What reaches the terminal: untrusted text made safe to print, and progress that suits a screen or a log."""
 
+import math
 import os
 import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TextIO
+from typing import Protocol, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+ShownT = TypeVar("ShownT", "LogLines", "_Bar")
 REPLACEMENT = 0xFFFD
 _PIPE_WIDTH = 100_000  # columns
 # Category Cf, yet not a hidden control: joiners that Persian, Indic scripts and emoji are spelled with, and the
@@ -55,10 +57,31 @@ def one_line(text: str) -> str:
     return " ".join(clean(text).split())
 
 
+_printed_at = time.monotonic()
+_open: list["LogLines | _Bar"] = []
+
+
 def say(line: str) -> None:
     """Print a line to stderr in one write: `print` makes two, between which another process's line may come."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
+    printed()
+
+
+def printed() -> None:
+    """Something was printed now."""
+    global _printed_at
+    _printed_at = time.monotonic()
+
+
+def last_printed() -> float:
+    """When, by `time.monotonic`."""
+    return _printed_at
+
+
+def pause_of_lines(now: float) -> float:
+    """Seconds between two lines of the progress that is shown, which others are to wait too; a bar moves by itself."""
+    return max((shown.pause(now) for shown in _open), default=0.0)
 
 
 def console(stderr: bool = False) -> Console:
@@ -90,7 +113,7 @@ def progress(description: str, total: int, enabled: bool = True) -> Iterator[Pro
     if not enabled:
         yield _Silent()
     elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        with Progress(
+        columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
@@ -98,16 +121,28 @@ def progress(description: str, total: int, enabled: bool = True) -> Iterator[Pro
             TextColumn("<"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[shown]}", markup=False),
-            console=console(stderr=True),
-            redirect_stdout=sys.stdout.isatty(),  # else lines meant for a pipe (--json) would land on stderr
-        ) as bar:
-            yield _Bar(bar, clean(description), total)
+        )
+        own = sys.stdout.isatty()  # else lines meant for a pipe (--json) would land on stderr
+        with (
+            Progress(*columns, console=console(stderr=True), redirect_stdout=own) as bar,
+            _opened(_Bar(bar, clean(description), total)) as shown,
+        ):
+            yield shown
     else:
-        lines = LogLines(clean(description), total)
-        try:
-            yield lines
-        finally:
-            lines.close()
+        with _opened(LogLines(clean(description), total)) as lines:
+            try:
+                yield lines
+            finally:
+                lines.close()
+
+
+@contextmanager
+def _opened(shown: ShownT) -> Iterator[ShownT]:
+    _open.append(shown)
+    try:
+        yield shown
+    finally:
+        _open.remove(shown)
 
 
 class _Silent:
@@ -122,6 +157,9 @@ class _Bar:
 
     def advance(self, n: int = 1, **fields: float) -> None:
         self._bar.update(self._task, advance=n, shown=_shown(fields))
+
+    def pause(self, now: float) -> float:
+        return math.inf
 
 
 class LogLines:
@@ -144,8 +182,12 @@ class LogLines:
         now = self._clock()
         since = now - self._printed_at
         tenth = self._total and 10 * (self._done - self._printed) >= self._total and since >= 1.0
-        if tenth or since >= max(10.0, (now - self._start) / 10):
+        if tenth or since >= max(10.0, self.pause(now)):
             self._print(now)
+
+    def pause(self, now: float) -> float:
+        """Seconds between two lines by now."""
+        return (now - self._start) / 10
 
     def close(self) -> None:
         """Print where the work ended, unless the last line said so."""
@@ -156,6 +198,7 @@ class LogLines:
         of, share = (f"/{self._total}", f" ({100 * self._done // self._total}%)") if self._total else ("", "")
         line = f"{self._description}: {self._done}{of}{share} {now - self._start:.0f} s {_shown(self._fields)}"
         print(line.rstrip(), file=self._file or sys.stderr, flush=True)
+        printed()
         self._printed, self._printed_at = self._done, now
 
 

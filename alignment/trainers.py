@@ -26,11 +26,11 @@ from alignment.config import (
     ConfigError,
     RunConfig,
     ScratchConfig,
-    TrackingConfig,
     TrainerConfig,
     trainer_arguments,
 )
 from alignment.errors import UserError
+from alignment.launch_files import check_against_config
 from alignment.memory_plan import DDP, Strategy, Workload, estimate, in_gb
 from alignment.mirror import described
 from alignment.models import (
@@ -51,6 +51,7 @@ from alignment.runs import Run
 from alignment.same_tokenizer import check_folder, check_same
 from alignment.sizing import UnknownShape
 from alignment.tracking import Journal, WandbSink
+from alignment.tracking.wandb_names import WandbNames
 
 ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
 
@@ -106,18 +107,21 @@ def open_journal(config: RunConfig, stage: str, start: Start | None = None) -> J
         start: where the run goes on; the journal is cut off there.
     """
     is_main = distributed.is_main_process()
-    tracking: TrackingConfig = config.tracking
+    run = start.run if start else Run()
+    names = WandbNames.of(config.tracking, config.name, run.id)
     sink = None
-    if is_main and tracking.wandb != "disabled":
+    if is_main and names.mode != "disabled":
         sink = WandbSink(
             config.run_dir,
-            mode=tracking.wandb,
-            project=tracking.project,
-            name=config.name,
+            mode=names.mode,
+            project=names.project,
+            name=names.name,
+            group=names.group,
+            run_id=names.run_id,
             stage=stage,
             config=config.model_dump(mode="json"),
-            attempt=start.run.attempt if start else 1,
-            text=tracking.wandb_text,
+            attempt=run.attempt,
+            text=config.tracking.wandb_text,
         )
     return Journal(config.run_dir, sink, stage, enabled=is_main, resume=start.journal if start else None)
 
@@ -263,7 +267,7 @@ def make_arguments(
     _take_out_best_model(merged, no_eval)
     distributed.start_processes()
     with refused_arguments():
-        return cls(
+        arguments = cls(
             **merged,
             **owned,
             output_dir=str(config.run_dir),
@@ -273,6 +277,12 @@ def make_arguments(
             use_cpu=on_cpu,
             remove_unused_columns=False,
         )
+    check_against_config(
+        bf16=arguments.bf16,
+        accumulation=arguments.gradient_accumulation_steps,
+        max_grad_norm=arguments.max_grad_norm,
+    )
+    return arguments
 
 
 def _take_out_best_model(merged: dict[str, Any], no_eval: bool) -> None:

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignment import distributed, zero3
 from alignment.ends import through_end
 from alignment.generation import GenerationError, Sampled, Sampling
+from alignment.proxies import through_proxy
 
 SERVER_SECONDS = 240.0
 """For a server to come up; as long as TRL waits."""
@@ -132,13 +133,15 @@ def wait_for_server(url: str, seconds: float = SERVER_SECONDS) -> None:
         if time.monotonic() > end:
             raise GenerationError(
                 f"rollout.vllm.server_base_url={url}: no vLLM server answers there after {seconds:.0f} s ({reason}); "
-                "docs/vllm.md says how it is started"
+                f"docs/vllm.md says how it is started{through_proxy(url)}"
             )
         time.sleep(1.0)
     try:
         found = httpx.get(f"{url}/server_info", timeout=10).status_code
     except httpx.HTTPError as error:
-        raise GenerationError(f"rollout.vllm.server_base_url={url}: {type(error).__name__}") from None
+        raise GenerationError(
+            f"rollout.vllm.server_base_url={url}: {type(error).__name__}{through_proxy(url)}"
+        ) from None
     if found == 404:
         raise GenerationError(
             f"rollout.vllm.server_base_url={url}: the server takes no weights; start it with VLLM_SERVER_DEV_MODE=1 "

@@ -1,10 +1,12 @@
 """`python -m ppo configs/ppo/demo.yaml [key=value ...]`"""
 
+from collections.abc import Sequence
+
 from alignment.stage import leave, run_stage
 from ppo.config import PPOStageConfig
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     # Imported inside, so that --help and a config error answer without loading torch.
     def train(config: PPOStageConfig) -> dict[str, object]:
         from ppo.train import train
@@ -16,7 +18,7 @@ def main() -> int:
 
         return plan(config, world_size)
 
-    return run_stage("ppo", PPOStageConfig, train, plan)
+    return run_stage("ppo", PPOStageConfig, train, plan, argv)
 
 
 if __name__ == "__main__":

@@ -5,29 +5,37 @@ from __future__ import annotations
 import difflib
 import http.client
 import importlib
+import importlib.util
 import inspect
 import json
 import math
+import numbers
+import sys
 import time
 import traceback
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from alignment.config import ConfigError
 from alignment.data import Prompt
 from alignment.errors import UserError
+from alignment.proxies import through_proxy
 from ppo.config import RewardsConfig, RewardSource
 
 TIMEOUT, MAX_RETRIES = 30.0, 3
 RETRIED = {408, 425, 429, 500, 502, 503, 504}
 """Answers of a service that may be another one next time."""
+PACKAGES = {"alignment", "sft", "reward", "ppo"}
+"""This suite's own, which hide files of the same names."""
 OWN = {"prompts", "responses"}
 """What every reward is given; a column of that name is not."""
 
@@ -113,7 +121,10 @@ class FunctionReward:
         self.key, self.path, self.weight = f"{key}.function", entry.function, entry.weight
         self.name = entry.function.rpartition(":")[2]
         self._function = _find(entry.function, self.key)
-        parameters = inspect.signature(self._function).parameters.values()
+        try:
+            parameters = inspect.signature(self._function).parameters.values()
+        except (TypeError, ValueError):  # a builtin
+            raise ConfigError(f"{self.key}={entry.function}: it does not say what it takes; name a function") from None
         takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters)
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         if not takes_all and OWN - {p.name for p in named}:
@@ -136,7 +147,7 @@ class FunctionReward:
         given = columns_of(prompts, self._columns)
         try:
             scores = self._function(prompts=[prompt_of(p) for p in prompts], responses=list(responses), **given)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # an exit would end the run as if it were done
             # The last frame is where the user's code, or what it called, went wrong.
             place = traceback.extract_tb(error.__traceback__)[-1]
             message = (str(error).strip().splitlines() or [""])[0]
@@ -149,13 +160,20 @@ class FunctionReward:
 def _find(path: str, key: str) -> Callable[..., Any]:
     module_name, _, name = path.partition(":")
     try:
-        module: ModuleType = importlib.import_module(module_name)
-    except Exception as error:
-        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        module = _import(module_name)
+    except (Exception, SystemExit) as error:
+        message = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+        if isinstance(error, SystemExit):
+            message = f"it calls sys.exit({error.code})"
         raise ConfigError(
             f"{key}={path}: the module {module_name} cannot be imported ({message}); it is looked for in the current "
             "folder and among the installed packages"
         ) from error
+    if name not in vars(module) and module_name.partition(".")[0] in PACKAGES:
+        raise ConfigError(
+            f"{key}={path}: {module_name} is a package of this suite, and there is no {module_name}.py in the current "
+            "folder; rename your file (my_rewards.py, say) and name it here"
+        )
     function = getattr(module, name, None)
     if not callable(function):
         callables = [each for each in vars(module) if callable(getattr(module, each)) and not each.startswith("_")]
@@ -164,6 +182,23 @@ def _find(path: str, key: str) -> Callable[..., Any]:
         raise ConfigError(f"{key}={path}: {module_name} has no function {name}{hint}")
     found: Callable[..., Any] = function
     return found
+
+
+def _import(name: str) -> ModuleType:
+    """The module of the current folder, else the installed one. A file there is taken even where a package hides it, as
+    this suite's `reward` does."""
+    folder = Path.cwd()
+    if not {"", str(folder)} & set(sys.path):  # as with the command `alignment`
+        sys.path.insert(0, str(folder))
+    file = folder.joinpath(*name.split(".")).with_suffix(".py")
+    found = importlib.util.find_spec(name)
+    if not file.is_file() or (found and found.origin and file.samefile(found.origin)):
+        return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location(f"reward_functions_of_{name}", file)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class HTTPReward:
@@ -210,7 +245,7 @@ class HTTPReward:
                 seconds = time.monotonic() - started
                 raise RewardError(
                     f"{self.label}: {reason} ({attempt + 1} tries in {seconds:.0f} s); is the reward service up? "
-                    "timeout and max_retries say how long it is waited for"
+                    f"timeout and max_retries say how long it is waited for{through_proxy(self.url)}"
                 )
             self._sleep(2.0**attempt)
         raise AssertionError
@@ -219,16 +254,34 @@ class HTTPReward:
 def checked(scores: Any, count: int, where: str) -> list[float]:
     """Scores as a list of numbers.
 
+    Args:
+        scores: a list, tuple, tensor or numpy array. Iterating over a dict would take its keys for scores.
+
     Raises:
         RewardError: not one finite number for each response.
     """
-    try:
-        found = [float(score) for score in scores]
-    except (TypeError, ValueError) as error:
-        raise RewardError(f"{where} must give a list of numbers, and gave {scores!r:.80} ({error})") from None
-    if len(found) != count:
-        raise RewardError(f"{where} gave {len(found)} scores for {count} responses; give one for each, in their order")
-    wrong = next((number for number, score in enumerate(found) if not math.isfinite(score)), None)
-    if wrong is not None:
-        raise RewardError(f"{where} gave {found[wrong]} for response {wrong}; give a finite number")
+    expected = f"{where} must give a list of numbers (a tuple, array or tensor will do), one for each response"
+    if not isinstance(scores, (list, tuple, Tensor, np.ndarray)):
+        raise RewardError(f"{expected}, and gave {_described(scores)}")
+    if isinstance(scores, (Tensor, np.ndarray)):
+        if scores.ndim != 1:
+            raise RewardError(f"{expected}, and gave one of shape {tuple(scores.shape)}; expected ({count},)")
+        scores = scores.tolist()
+    if len(scores) != count:
+        raise RewardError(f"{where} gave {len(scores)} scores for {count} responses; give one for each, in their order")
+    found = []
+    for number, score in enumerate(scores):
+        score = score.item() if isinstance(score, (Tensor, np.generic)) and score.ndim == 0 else score
+        if not isinstance(score, numbers.Real):
+            raise RewardError(f"{expected}, and gave {_described(score)} for response {number}")
+        try:
+            found.append(float(score))
+        except OverflowError:  # a whole number of hundreds of digits
+            found.append(math.inf)
+        if not math.isfinite(found[-1]):
+            raise RewardError(f"{where} gave {found[-1]} for response {number}; give a finite number")
     return found
+
+
+def _described(value: Any) -> str:
+    return "None" if value is None else f"{value!r:.80} (type {type(value).__name__})"

@@ -19,6 +19,7 @@ from alignment.config import ConfigError
 from alignment.data import to_prompts, train_and_eval
 from alignment.distributed import Accelerator
 from alignment.ensembles import num_members
+from alignment.launch_files import check_against_config
 from alignment.models import ModelSource
 from alignment.positions import check_length
 from alignment.runs import Run
@@ -48,8 +49,10 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
     registry = trainers.open_registry(config, begun.run)
     if published := trainers.published_before(config, registry, begun.run):
         return published
+    heartbeat.enter("reading the data", patient=True)
     prompts, held_out = train_and_eval(config.data, to_prompts)
     check_selection(config.training, num_held_out=len(held_out.items))
+    heartbeat.enter("loading the models", patient=True)
     sources = distributed.on_main_process(lambda: find_models(config, registry))
     trainers.pin_models(config, registry, begun.run)
     _check_lengths(config, sources)
@@ -93,6 +96,7 @@ def _publish(
 ) -> str:
     """Save and publish the policy, whole or as an adapter, and before it the critic; every process takes part in
     gathering the weights."""
+    heartbeat.enter("saving and publishing the model", patient=True)
     weights = loop.engine.full_state_dict()
     published = partial(
         trainers.publish,
@@ -151,6 +155,8 @@ def _publish(
 
 
 def _check(config: PPOStageConfig) -> None:
+    training = config.training
+    check_against_config(bf16=training.bf16, accumulation=1, max_grad_norm=training.max_grad_norm)
     if config.rollout.max_new_tokens >= config.data.max_length:
         raise ConfigError(
             f"rollout.max_new_tokens={config.rollout.max_new_tokens} leaves no room for a prompt in "

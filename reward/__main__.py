@@ -1,12 +1,13 @@
 """`python -m reward configs/reward/demo.yaml [key=value ...]`"""
 
 import argparse
+from collections.abc import Sequence
 
 from alignment.stage import leave, run_stage
 from reward.config import RewardStageConfig
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     # Imported inside, so that --help and a config error answer without loading torch.
     def train(config: RewardStageConfig) -> dict[str, object]:
         from reward.train import train
@@ -32,7 +33,7 @@ def main() -> int:
 
         return overfit(config, args.overfit)
 
-    return run_stage("reward", RewardStageConfig, train, plan, options=[_options()], study=study, settle=settle)
+    return run_stage("reward", RewardStageConfig, train, plan, argv, options=[_options()], study=study, settle=settle)
 
 
 def _options() -> argparse.ArgumentParser:

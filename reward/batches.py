@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from alignment import heartbeat
 from alignment.adapters import without_adapter
 from alignment.distributed import run_as_forward
 from alignment.packing import attend_by_group, positions, row_arguments, uses_flash, why_not_packed
@@ -166,13 +167,18 @@ def score_batch(model: nn.Module, batch: Mapping[str, Any], wrapper: nn.Module |
 
 @torch.no_grad()
 def score_questions(
-    model: nn.Module, questions: Sequence[Question], pad_token_id: int, max_tokens: int = TOKENS_AT_ONCE
+    model: nn.Module,
+    questions: Sequence[Question],
+    pad_token_id: int,
+    max_tokens: int = TOKENS_AT_ONCE,
+    doing: str = "scoring",
 ) -> list[list[float]]:
     """Scores of the completions of each question, without dropout; the same whatever they are batched with.
 
     Args:
         model: a ScalarModel, or as `score_batch` takes it.
         max_tokens: of a batch, padding included; a longer question is a batch of its own.
+        doing: what this is for, in words, for whoever waits.
     """
     model = model.model if isinstance(model, ScalarModel) else model
     if not questions:
@@ -183,12 +189,16 @@ def score_questions(
     was_training = model.training
     model.eval()
     scores: list[list[float]] = [[] for _ in questions]
-    for indices in _batches(questions, layout, max_tokens):
-        batch = collate([questions[index] for index in indices])
-        on_device = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in batch.items()}
-        found = iter(score_batch(model, on_device).tolist())
-        for index in indices:
-            scores[index] = [next(found) for _ in questions[index].completion_ids]
+    done = 0
+    with heartbeat.within(doing, patient=True):
+        for indices in _batches(questions, layout, max_tokens):
+            heartbeat.enter(f"{doing}, {done} of {len(questions)}", patient=True)
+            batch = collate([questions[index] for index in indices])
+            on_device = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in batch.items()}
+            found = iter(score_batch(model, on_device).tolist())
+            for index in indices:
+                scores[index] = [next(found) for _ in questions[index].completion_ids]
+            done += len(indices)
     model.train(was_training)
     return scores
 

@@ -22,7 +22,7 @@ from typing import Any
 from torch import nn
 from transformers import AutoConfig, set_seed
 
-from alignment import callbacks, distributed, methods, resume, trainers, zero3
+from alignment import callbacks, distributed, heartbeat, methods, resume, trainers, zero3
 from alignment.best_model import finished_model, held_out_halves, keep_best, published_step
 from alignment.config import BestModelArguments, CheckpointArguments
 from alignment.control import Wanted
@@ -107,8 +107,6 @@ def lay_out(
     together unless the user wants another order."""
     against = ["reward.shared_prefix=off"] if config.reward.shared_prefix == "off" else []
     against += [f"training.{name} is for padded rows" for name in PADDED_ROWS if getattr(prepared.arguments, name)]
-    if distributed.under_fsdp():
-        against.append("FSDP gathers the weights for the model's own forward alone")
     longest = max(max(question.lengths) for question in (*prepared.train, *prepared.held_out))
     layout, reason = ("padded", against[0]) if against else choose_layout(model, longest)
     if layout == "padded" and "train_sampling_strategy" not in config.training:
@@ -124,6 +122,7 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
     begun = resume.begin(config.run_dir)
     if published := trainers.published_before(config, trainers.open_registry(config), begun.run):
         return published
+    heartbeat.enter("reading the data", patient=True)
     prepared = prepare(config, begun.run)
     trainers.pin_models(config, prepared.registry, begun.run)
     with trainers.open_journal(config, "reward", begun) as journal:
@@ -133,10 +132,12 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
 
         def judge_and_publish() -> tuple[str, dict[str, Any]]:
             with zero3.whole_models(), members.copied() as staging:  # ZeRO-3 would part them among all processes
+                heartbeat.enter("checking what was saved", patient=True)
                 finished = finish_all(staging, config, prepared, trained)
                 last = sum(member.steps for member in trained[:-1]) + trained[-1].step
                 judged = _judge(config, prepared, finished, journal, last, best_of(trained))
                 metrics = summed_up(trained) | judged
+                heartbeat.enter("publishing the model", patient=True)
                 return _publish(finished, config, prepared, metrics, begun.run, journal), judged
 
         ref, judged = distributed.on_main_process(judge_and_publish)
@@ -204,6 +205,7 @@ class Members:
             arguments = make_arguments(config, no_eval=not own.held_out)
             own = replace(own, seed=own.seed + number, arguments=arguments)
             journal = MemberJournal(journal, number, first_step)
+        heartbeat.enter("loading the model", patient=True)
         start = self.begun if number == self.first else replace(self.begun, checkpoint=None)
         trainer = build_trainer(config, replace(own, held_out=_halves(config, own.held_out)[0]), journal)
         callbacks.attach(trainer, journal, f"reward {config.name}", BestModelArguments.of(config.training).wanted)

@@ -17,6 +17,7 @@ import itertools
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,8 +153,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from alignment.errors import UserError
     from alignment.stage import quiet_libraries
     from alignment.terminal import one_line
+    from alignment.ticker import ticking
 
     quiet_libraries()
+    ticker = ExitStack()
     try:
         least = {
             "k": 1 if args.kind == "single" else 2,
@@ -173,6 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from alignment.config import DataConfig
         from alignment.data import read_records, to_prompts
 
+        ticker.enter_context(ticking("sample"))
         records = read_records(args.prompts, to_prompts, DataConfig(train=args.prompts)).items[: args.limit]
         counts = sample_into(
             args.db,
@@ -192,6 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 2
+    finally:
+        ticker.close()
     if args.json:
         print(json.dumps(counts))
     else:

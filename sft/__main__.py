@@ -1,12 +1,13 @@
 """`python -m sft configs/sft/demo.yaml [key=value ...]`"""
 
 import argparse
+from collections.abc import Sequence
 
 from alignment.stage import leave, run_stage
 from sft.config import SFTStageConfig
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     # Imported inside, so that --help and a config error answer without loading torch.
     def train(config: SFTStageConfig) -> dict[str, object]:
         from sft.train import train
@@ -29,7 +30,7 @@ def main() -> int:
             return learning_curve(config, args.learning_curve, args.seeds)
         return None
 
-    return run_stage("sft", SFTStageConfig, train, plan, options=[_options()], study=study)
+    return run_stage("sft", SFTStageConfig, train, plan, argv, options=[_options()], study=study)
 
 
 def _options() -> argparse.ArgumentParser:

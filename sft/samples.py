@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from alignment import distributed, zero3
+from alignment import distributed, heartbeat, zero3
 from alignment.checkpoint import random_state, set_random_state
 from alignment.config import ModelConfig
 from alignment.data import Demonstration
@@ -37,6 +37,7 @@ def write_samples(
 
     def write() -> None:
         before = random_state()
+        heartbeat.enter(f"answers to {len(held_out)} held-out prompts, at step {step}", patient=True)
         try:
             journal.samples(step, answers(config, source, tokenizer, held_out))
         except (UserError, RuntimeError) as error:  # CUDA's errors of memory have several names

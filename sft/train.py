@@ -16,12 +16,13 @@ from typing import Any
 
 import datasets
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, set_seed
+from transformers import AutoConfig, PreTrainedConfig, TrainerCallback, TrainerControl, TrainerState, set_seed
 from trl import SFTConfig
 
-from alignment import adapters, callbacks, distributed, methods, resume, trainers
+from alignment import adapters, callbacks, distributed, heartbeat, methods, resume, trainers
 from alignment.adapters import without_adapter
 from alignment.best_model import BestModel, finished_model, held_out_halves, keep_best, published_step
+from alignment.checkpoint import random_state, set_random_state
 from alignment.config import (
     SCRATCH,
     BestModelArguments,
@@ -39,7 +40,7 @@ from alignment.runs import Run
 from alignment.stage import write_bad_rows
 from alignment.tracking import Journal
 from sft.config import DEFAULTS, SFTStageConfig
-from sft.data import EncodedData, encode_data, row_groups, training_texts
+from sft.data import IGNORED, EncodedData, encode_data, row_groups, training_texts
 from sft.packing import PackingCollator, pack_attention
 from sft.plan import arguments, workload
 from sft.samples import write_samples
@@ -98,6 +99,7 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
         if begun.checkpoint is None and not config.model.name.startswith(SCRATCH):
             write_samples(journal, 0, config, prepared.start.source, tokenizer, shown)
         trainer.use_checkpoints(checkpoints, saving.save_steps, begun.checkpoint, best, journal)
+        trainer.add_callback(MeasureStart(trainer, journal, halves))
         outcome = trainer.train_on()
         trainers.backend_event(journal, trainer)
         step = published_step(trainer, best)
@@ -105,10 +107,11 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
         if best is not None:
             metrics["best_step"] = step
         if len(prepared.data.eval):
-            metrics |= _held_out(trainer, best, step, prepared.data.eval, halves)
+            metrics |= _held_out(trainer, best, step, prepared.data.eval, halves) | _start(trainer, best, halves)
             if best is not None:  # the figure of the published model, in place of the one that chose it
                 journal.log(step, {"eval/loss": metrics["eval_loss"]})
         metrics |= methods.describe(trainer.model)
+        heartbeat.enter("saving and publishing the model", patient=True)
         with finished_model(trainer, best, config.run_dir) as folder:
             ref = publish(config, prepared, folder, metrics, begun.run, journal)
         write_samples(journal, step, config, find_model(ref, prepared.registry, role="policy"), tokenizer, shown)
@@ -116,9 +119,33 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
     return {"model": ref, "metrics": metrics}
 
 
+class MeasureStart(TrainerCallback):
+    """Held-out figures of the model as it comes, at step 0. Not before training begins: DeepSpeed has no engine then.
+
+    The random states are put back, since a data loader draws from them, and a run that is resumed has the figures from
+    its checkpoint: what is trained is the same with them and without.
+    """
+
+    def __init__(self, trainer: SFTTrainer, journal: Journal, halves: Halves) -> None:
+        self._trainer, self._journal, self._halves = trainer, journal, halves
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        evaluated, reported = self._halves.evaluated, self._halves.reported
+        if state.global_step or not len(evaluated):
+            return
+        before = random_state()
+        loss, accuracy = self._trainer.figures_on(evaluated)
+        apart = reported is not evaluated
+        losses = {"evaluated": loss, "reported": self._trainer.loss_on(reported) if apart else loss}
+        self._trainer.start_losses = losses
+        set_random_state(before)
+        self._journal.log(0, {"eval/loss": loss, "eval/mean_token_accuracy": accuracy})
+
+
 def prepare(config: SFTStageConfig, run: Run | None = None) -> Prepared:
     """Read the data, find the model to start from (as the run has pinned it), and encode the rows with its tokenizer;
     leaves nothing behind."""
+    heartbeat.enter("reading the data", patient=True)
     seed = trainer_arguments(SFTConfig, DEFAULTS, config.training).get("seed", 42)
     distributed.on_main_process(lambda: methods.check(config.model, distributed.launched_zero_stage()))
     distributed.start_processes()
@@ -155,6 +182,7 @@ def training_arguments(config: SFTStageConfig, no_eval: bool) -> SFTConfig:
 
 def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
     """Load the model and wrap it in the trainer."""
+    heartbeat.enter("loading the model", patient=True)
     set_seed(prepared.seed)
     policy = methods.load_trainable(prepared.start.source, prepared.start.tokenizer, config.model)
     collator = _packing(config, prepared.arguments, policy)
@@ -235,6 +263,22 @@ def _held_out(
     else:  # one evaluation, of the last step, or none that gave a number: nothing was chosen
         loss = trainer.loss_on(rows)
     return {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 50.0)), "eval_rows": len(rows)} | metrics
+
+
+def _start(trainer: SFTTrainer, best: BestModel | None, halves: Halves) -> dict[str, float]:
+    """The loss before the first step on the rows that `eval_loss` is of."""
+    found = trainer.start_losses
+    if not found:  # resumed from a checkpoint of before there were any
+        return {}
+    if best is None or best.is_chosen:
+        return {"start_eval_loss": found["evaluated" if best is None else "reported"]}
+    tokens = {
+        name: sum(label != IGNORED for labels in rows["labels"] for label in labels[1:])
+        for name, rows in (("evaluated", halves.evaluated), ("reported", halves.reported))
+    }
+    if halves.reported is halves.evaluated:
+        return {"start_eval_loss": found["evaluated"]}
+    return {"start_eval_loss": sum(found[name] * tokens[name] for name in tokens) / sum(tokens.values())}
 
 
 def _eval_loss(trainer: SFTTrainer, step: int) -> float:

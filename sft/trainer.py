@@ -40,13 +40,14 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         self.penalty = penalty
         # What run_as_forward cannot reach into, router losses, and logits that are not simply the head's output are
         # left to TRL's loss.
-        shared_out = self.is_fsdp_enabled or self.accelerator.parallelism_config is not None
-        theirs = shared_out or self.aux_loss_enabled or self.args.torch_compile
+        theirs = self.aux_loss_enabled or self.args.torch_compile
         self._layers = None if theirs else body_and_head(self.model)
         self.model_accepts_loss_kwargs |= self._layers is not None  # else nobody counts the tokens of a step
         self._train_sums = TokenSums.zeros()
         self._eval_sums = TokenSums.zeros()
         self._tokens = TokenCount()
+        self.start_losses: dict[str, float] = {}
+        """Of the model before the first step, by the name of the held-out rows."""
 
     def compute_loss(
         self,
@@ -115,7 +116,11 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         return output
 
     def loss_on(self, rows: datasets.Dataset) -> float:
-        """Loss per token of the model as it is on rows, in nats, on every process; no callback hears of it."""
+        """Loss per token of the model as it is on rows, in nats, on every process; no log has it."""
+        return self.figures_on(rows)[0]
+
+    def figures_on(self, rows: datasets.Dataset) -> tuple[float, float]:
+        """As `loss_on`, and the share of tokens that the model ranks first."""
         start = time.monotonic()
         # Trainer keeps one loader where workers are persistent, and would give that of the other rows.
         kept = self.__dict__.pop("_eval_dataloaders", None)
@@ -124,7 +129,7 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         if kept is not None:
             self._eval_dataloaders = kept
         self._tokens.pause(time.monotonic() - start)
-        return float(output.metrics["report_loss"])
+        return float(output.metrics["report_loss"]), float(output.metrics["report_mean_token_accuracy"])
 
     def get_eval_dataloader(self, eval_dataset: str | datasets.Dataset | None = None) -> DataLoader:
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -149,11 +154,14 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         super().log(logs, start_time)
 
     def running_state(self) -> dict[str, Any]:
-        return super().running_state() | {"sums": list(self._train_sums), "tokens_seen": self._tokens.total}
+        return super().running_state() | {
+            "sums": list(self._train_sums), "tokens_seen": self._tokens.total, "start_losses": self.start_losses,
+        }  # fmt: skip
 
     def load_running_state(self, state: dict[str, Any]) -> None:
         super().load_running_state(state)
         self._train_sums, self._tokens.total = TokenSums(*state["sums"]), state["tokens_seen"]
+        self.start_losses = state.get("start_losses", {})
 
     def _means(self, sums: TokenSums) -> tuple[float, float]:
         """Loss and accuracy per token, over all processes."""

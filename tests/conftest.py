@@ -19,10 +19,14 @@ os.environ.update(
     HF_HUB_DISABLE_PROGRESS_BARS="1",
     TOKENIZERS_PARALLELISM="false",
     WANDB_SILENT="true",
+    ALIGNMENT_TICK="0",  # a slow machine would have lines that a test does not expect
     ALIGNMENT_STRICT_METRICS="1",  # a metric that is not declared in alignment/tracking/metrics.py is an error
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the golden losses hold for one thread count
-for name in ("ALIGNMENT_REGISTRY", "ALIGNMENT_TIMEOUT", "ALIGNMENT_VERIFY", "HF_TOKEN", "WANDB_API_KEY", "WANDB_MODE"):
+for name in (
+    "ALIGNMENT_REGISTRY", "ALIGNMENT_TIMEOUT", "ALIGNMENT_VERIFY", "HF_TOKEN", "WANDB_API_KEY", "WANDB_MODE",
+    "WANDB_PROJECT", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_DISABLED",
+):  # fmt: skip
     os.environ.pop(name, None)  # a test must not touch what the person running it has
 
 

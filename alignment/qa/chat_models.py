@@ -14,6 +14,7 @@ import httpx
 
 from alignment.duplicates import digest
 from alignment.errors import UserError
+from alignment.proxies import through_proxy
 from alignment.templates import Message
 from alignment.terminal import one_line
 
@@ -136,7 +137,9 @@ class Endpoint:
         except httpx.RequestError as error:
             said = self._safe(f"{type(error).__name__}: {error}")
             if isinstance(error, httpx.ConnectError) and not self._has_answered:
-                raise UserError(f"{self._url}: {said}; is the server running, and is it this URL?") from None
+                raise UserError(
+                    f"{self._url}: {said}; is the server running, and is it this URL?{through_proxy(self._url)}"
+                ) from None
             return _TryAgain(said)
         status = response.status_code
         if status == 200:

@@ -23,6 +23,7 @@ _SENTENCES = {
     "explained_variance": "it explains {value} of the variance of what answers to held-out prompts earn",
     "eval_perplexity": "a perplexity of {value} on held-out rows",
     "eval_loss": "a loss of {value} on held-out rows",
+    "start_eval_loss": "the starting model's loss on them was {value}",
 }
 _SHARES = {
     "accuracy", "shared_accuracy", "one_human", "best_reachable", "human_ceiling", "length_baseline", "ece",

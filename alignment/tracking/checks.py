@@ -70,7 +70,7 @@ SFT = (
         "Whether the held-out loss rose while the training loss fell. The model then memorises its rows.",
         _TWO_EVALUATIONS,
         ("eval/loss",),
-        2,
+        3,  # with that before the first step
         important=True,
     ),
 )

@@ -13,10 +13,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from alignment import shipped
 from alignment.config import ConfigError, Section, load_config
 from alignment.tracking.metrics import find
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs" / "dashboards"
+FOLDER = shipped.configs() / "dashboards"
 OF_STAGE = {"sft": ("sft",), "reward": ("reward", "labels"), "ppo": ("ppo",)}
 """The dashboards that make up the report of a run."""
 Stage = Literal["sft", "reward", "ppo"]

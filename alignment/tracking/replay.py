@@ -14,6 +14,7 @@ from alignment.mirror import described
 from alignment.registry import Registry, RegistryError
 from alignment.tracking.journal import summary_of
 from alignment.tracking.record import RunRecord, read_rows
+from alignment.tracking.wandb_names import project_of
 from alignment.tracking.wandb_sink import WandbSink
 
 FOLDER = "replay"
@@ -49,7 +50,7 @@ def replay(run_dir: Path, mode: Literal["offline", "online"] = "offline", regist
     sink = WandbSink(
         folder,
         mode=mode,
-        project=tracking.get("project", "alignment"),
+        project=project_of(tracking.get("project")),
         name=record.name,
         stage=record.stage,
         config=record.config,

@@ -12,6 +12,7 @@ import os
 import queue
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,8 @@ class WandbSink:
         run_dir: run folder; W&B's own files go to `run_dir/wandb`.
         mode: `offline` needs no account or network; `wandb sync RUN/wandb/offline-run-*` uploads later.
         config: the resolved config; redacted before it is stored.
+        group: W&B shows its runs together; None: those of this name.
+        run_id: W&B's, of the first attempt; None: a new one.
         attempt: from 1; a run that was resumed has a W&B run of each attempt, all in one group.
         text: whether tables of samples hold prompts and responses, or their lengths alone.
         patient: for a command that does nothing else: it waits for W&B, as long as that takes, and an online run that
@@ -66,18 +69,23 @@ class WandbSink:
         name: str,
         stage: str,
         config: Mapping[str, Any],
+        group: str | None = None,
+        run_id: str | None = None,
         attempt: int = 1,
         text: bool = False,
         patient: bool = False,
     ) -> None:
         self._run_dir, self._mode, self._text, self._patient = run_dir, mode, text, patient
+        later = "" if attempt == 1 else f"-a{attempt}"
         self._options = {
             "project": project,
-            "name": name if attempt == 1 else f"{name}-a{attempt}",
-            "group": name,
+            "name": f"{name}{later}",
+            "group": group or name,
             "job_type": stage,
             "dir": str(run_dir),
             "config": redact(config),
+            # Never left to W&B, which would go on with another run under the WANDB_RUN_ID of the environment.
+            "id": f"{run_id}{later}" if run_id else uuid.uuid4().hex[:12],
         }
         self._run: Any = None
         self._is_online = False

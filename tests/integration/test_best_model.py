@@ -55,7 +55,11 @@ def overfit(folder, *command, **training):
     journal, events = ([json.loads(line) for line in (run / f"{name}.jsonl").read_text().splitlines()]
                        for name in ("metrics", "events"))  # fmt: skip
     assert not (run / "best").exists()
-    return [(row["step"], row["eval/loss"]) for row in journal if "eval/loss" in row], events, rows["eval"]
+    return (
+        [(row["step"], row["eval/loss"]) for row in journal if row["step"] and "eval/loss" in row],
+        events,
+        rows["eval"],
+    )
 
 
 def held_out_loss(folder, conversations):

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
+import reward.finish
 import reward.overfit
 import reward.train
 import sft.train
@@ -21,6 +22,7 @@ from alignment.scalar_models import load_scalar_model
 from alignment.templates import encode_conversation
 from alignment.tensors import pad_rows
 from alignment.tracking import Journal
+from reward.batches import score_questions
 from reward.config import RewardStageConfig
 from reward.finish import GateError, check_gate
 from reward.overfit import PreflightError, first_pairs
@@ -134,6 +136,20 @@ def test_scores_average_zero_over_the_sft_stages_demonstrations(house):
     assert events("zero")["data"]["zero_over"] == "demonstrations"
     assert abs(mean_score("zero")) < 1e-3
     assert abs(metrics["score_bias"]) > 1e-2  # else there was nothing to shift
+
+
+def test_demonstrations_are_scored_once(house, monkeypatch):
+    """They are as many as 512, and took half of the stage."""
+    scored = []
+
+    def counting(model, questions, *given, **more):
+        scored.append(len(questions))
+        return score_questions(model, questions, *given, **more)
+
+    monkeypatch.setattr(reward.finish, "score_questions", counting)
+    run(reward.train.train, RewardStageConfig, settings("once"))
+    assert scored.count(40) == 1
+    assert abs(mean_score("once")) < 1e-3
 
 
 def test_a_reward_model_that_is_trained_on_has_its_zero_there_too(house):
@@ -328,21 +344,16 @@ def test_strength_and_reliability_of_votes_reach_the_loss(house):
 
 
 @pytest.mark.parametrize(
-    ("training", "environment", "reason", "order"),
+    ("training", "reason", "order"),
     [
-        ({"pad_to_multiple_of": 8}, {}, "training.pad_to_multiple_of is for padded rows", "group_by_length"),
-        ({"neftune_noise_alpha": 5.0}, {}, "training.neftune_noise_alpha is for padded rows", "group_by_length"),
-        ({}, {"ACCELERATE_USE_FSDP": "true"}, "FSDP gathers the weights", "group_by_length"),
-        ({"pad_to_multiple_of": 8, "train_sampling_strategy": "random"}, {}, "is for padded rows", "random"),
+        ({"pad_to_multiple_of": 8}, "training.pad_to_multiple_of is for padded rows", "group_by_length"),
+        ({"neftune_noise_alpha": 5.0}, "training.neftune_noise_alpha is for padded rows", "group_by_length"),
+        ({"pad_to_multiple_of": 8, "train_sampling_strategy": "random"}, "is for padded rows", "random"),
     ],
 )
-def test_rows_that_must_be_padded_are_grouped_by_length(
-    house, tmp_path, monkeypatch, capsys, training, environment, reason, order
-):
+def test_rows_that_must_be_padded_are_grouped_by_length(house, tmp_path, capsys, training, reason, order):
     config = validate(RewardStageConfig, settings("multiple", training=training), "test")
     prepared = prepare(config)
-    for name, value in environment.items():  # here, as accelerate would set FSDP up
-        monkeypatch.setenv(name, value)
     with Journal(tmp_path) as journal:
         layout, found = reward.train.lay_out(config, prepared, reward.train.untrained(config, prepared), journal)
     assert layout == "padded"

@@ -324,6 +324,11 @@ def test_a_lost_connection_is_tried_again_once_the_server_has_answered(monkeypat
     assert isinstance(failure, Failure) and "ConnectError" in failure.reason
     with pytest.raises(UserError, match="is the server running"):
         fresh.ask([chat("y")], SAMPLING)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"through the proxy 127\.0\.0\.1:9 of http_proxy"):
+        Endpoint(server.url, "m", None).ask([chat("y")], SAMPLING)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from alignment.config import RunConfig
 from alignment.data import DataError
@@ -67,6 +68,26 @@ def test_our_own_mistake_is_a_traceback_and_code_1(command, capsys):
     assert command(train=fail(RuntimeError("boom"))) == 1
     assert "Traceback" in capsys.readouterr().err
     assert exit_record(command)["reason"] == "RuntimeError: boom"
+
+
+def test_what_leaves_a_run_by_sys_exit_has_not_finished_it(command, capsys):
+    assert command(train=fail(SystemExit(0))) == 1
+    assert "SystemExit" in capsys.readouterr().err
+    assert exit_record(command)["reason"] == "something in the run called sys.exit(0)"
+
+
+def test_what_a_sweep_has_drawn_comes_with_hyphens(command):
+    seen = []
+
+    def train(config):
+        seen.append(config)
+        return {}
+
+    drawn = create_sweep_command_args(
+        {"args": {"registry.name": {"value": "drawn"}, "data.eval_share": {"value": 0.25}, "name": {"value": "toy"}}}
+    )
+    assert command(*drawn["args"], "--resume=no", train=train) == 0
+    assert (seen[0].registry.name, seen[0].data.eval_share) == ("drawn", 0.25)
 
 
 def test_an_interrupt_is_code_1_without_a_traceback(command, capsys):

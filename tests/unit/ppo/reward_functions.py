@@ -1,5 +1,11 @@
 """Reward functions for the tests, as a user would have them in a file beside the config."""
 
+import sys
+from fractions import Fraction
+
+import numpy as np
+import torch
+
 calls = []
 
 
@@ -31,6 +37,50 @@ def nothing(prompts, responses):
 
 def words(prompts, responses):
     return ["good"] * len(responses)
+
+
+def by_response(prompts, responses):
+    return {number + 1: 0.5 for number in range(len(responses))}
+
+
+def digits(prompts, responses):
+    return "12"
+
+
+def one_by_one(prompts, responses):
+    return (0.5 for _ in responses)
+
+
+def columns(prompts, responses):
+    return torch.ones(len(responses), 1)
+
+
+def texts_of_numbers(prompts, responses):
+    return ["1" for _ in responses]
+
+
+def too_large(prompts, responses):
+    return [10**400] * len(responses)
+
+
+def leaves(prompts, responses):
+    sys.exit(0)
+
+
+def in_a_tuple(prompts, responses):
+    return 1, 0.5
+
+
+def in_a_tensor(prompts, responses):
+    return torch.tensor([1.0, 0.5], dtype=torch.bfloat16)
+
+
+def in_an_array(prompts, responses):
+    return np.array([1.0, 0.5], dtype=np.float16)
+
+
+def of_any_kind(prompts, responses):
+    return [np.bool_(True) if responses[0] == "never" else torch.tensor(1), Fraction(1, 2)]
 
 
 def broken(prompts, responses):

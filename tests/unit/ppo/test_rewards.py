@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import re
+import sys
 import threading
+import urllib.request
 from contextlib import contextmanager
 
 import pytest
@@ -49,14 +52,26 @@ def test_a_function_gets_prompts_responses_and_the_columns_that_it_takes():
     [
         ("short", "gave 1 scores for 2 responses"),
         ("nan", "gave nan for response 0"),
-        ("nothing", "must give a list of numbers, and gave None"),
-        ("words", "must give a list of numbers"),
+        ("nothing", "must give a list of numbers .*, and gave None"),
+        ("words", "must give a list of numbers .*, and gave 'good' .* for response 0"),
+        ("by_response", r"must give a list of numbers .*, and gave \{1: 0\.5, 2: 0\.5\} \(type dict\)"),
+        ("digits", r"must give a list of numbers .*, and gave '12' \(type str\)"),
+        ("one_by_one", r"must give a list of numbers .*, and gave <generator .* \(type generator\)"),
+        ("columns", r"gave one of shape \(2, 1\); expected \(2,\)"),
+        ("texts_of_numbers", r"gave '1' \(type str\) for response 0"),
+        ("too_large", "gave inf for response 0"),
+        ("leaves", r"leaves raised SystemExit: 0 \(.*reward_functions\.py:\d+\)"),
         ("broken", r"broken raised ZeroDivisionError: division by zero \(.*reward_functions\.py:\d+\)"),
     ],
 )
 def test_what_a_function_must_not_do(name, message):
     with pytest.raises(RewardError, match=message):
         function(name).score(PROMPTS, RESPONSES)
+
+
+@pytest.mark.parametrize("name", ["in_a_tuple", "in_a_tensor", "in_an_array", "of_any_kind"])
+def test_what_a_function_may_give_beside_a_list_of_floats(name):
+    assert function(name).score(PROMPTS, RESPONSES) == [1.0, 0.5]
 
 
 def test_a_column_that_no_prompt_has_is_named_before_training():
@@ -98,6 +113,12 @@ def test_a_column_does_not_take_the_place_of_the_responses():
         (f"{HERE}:lenght", f"has no function lenght; did you mean {HERE}:length"),
         (f"{HERE}:number", "has no function number"),
         ("no_such_module_here:f", "the module no_such_module_here cannot be imported"),
+        (
+            "reward:score",
+            r"reward is a package of this suite, and there is no reward\.py in the current folder; rename",
+        ),
+        (f"{HERE}_leaving:f", r"it calls sys\.exit\(0\)"),
+        ("builtins:min", "does not say what it takes"),
         (f"{HERE}:unlike", re.escape("unlike(prompts=..., responses=..., **columns), and takes (texts)")),
     ],
 )
@@ -105,6 +126,15 @@ def test_a_function_that_cannot_be_had_is_found_before_training(path, message):
     with pytest.raises(ConfigError, match=r"rewards\.others\.0\.function") as error:
         load({"function": path})
     assert re.search(message, str(error.value))
+
+
+@pytest.mark.parametrize("name", ["reward", "json", "my_own_reward"])
+def test_a_file_of_the_current_folder_is_taken_whatever_else_has_its_name(name, tmp_path, monkeypatch):
+    """Also from the command `alignment`, whose first place to look is not the current folder."""
+    (tmp_path / f"{name}.py").write_text("def score(prompts, responses):\n    return [7.0] * len(responses)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", os.getcwd())])
+    assert load({"function": f"{name}:score"})[0].score(PROMPTS, RESPONSES) == [7.0, 7.0]
 
 
 def test_weights_and_names():
@@ -225,6 +255,22 @@ def test_an_answer_that_will_not_get_better_is_not_asked_for_again(answer, messa
         with pytest.raises(RewardError, match=message):
             reward.score(PROMPTS, RESPONSES)
     assert (waits, len(asked)) == ([], 1)
+
+
+def test_a_proxy_of_the_environment_is_named_and_how_to_go_without(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # which has read the environment once for all
+    monkeypatch.setenv("http_proxy", "http://me:hunter2@127.0.0.1:9")  # where nothing listens
+    with service(GOOD) as (url, asked):
+        reward, _ = ask(url, max_retries=0)
+        with pytest.raises(RewardError, match=r"refused.* through the proxy 127\.0\.0\.1:9 of http_proxy") as error:
+            reward.score(PROMPTS, RESPONSES)
+        assert "hunter2" not in str(error.value)
+        assert "set no_proxy=127.0.0.1" in str(error.value)
+        assert not asked
+        monkeypatch.setenv("no_proxy", "127.0.0.1")  # as it says
+        assert reward.score(PROMPTS, RESPONSES) == [1.0, -0.5]
 
 
 def test_what_is_no_address():

@@ -164,6 +164,16 @@ def test_a_server_that_is_up_and_takes_weights_is_gone_on_with(server):
     wait_for_server(server[0], 0)
 
 
+def test_a_proxy_that_stands_between_is_named(server, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # where nothing listens
+    with pytest.raises(GenerationError, match=r"no vLLM server .* through the proxy 127\.0\.0\.1:9 of http_proxy"):
+        wait_for_server(server[0], 0)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    wait_for_server(server[0], 0)
+
+
 def test_a_server_that_takes_no_weights_is_refused_with_how_to_start_it(server):
     server[1]["/server_info"] = 404
     with pytest.raises(GenerationError, match="VLLM_SERVER_DEV_MODE=1 and --weight-transfer-config"):

@@ -1,0 +1,160 @@
+"""What a launcher has put into the environment: obeyed, or refused in one line before anything is loaded.
+
+Whoever launches with FSDP and is trained without it learns so from the memory that runs out, or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from alignment.errors import UserError
+
+INSTEAD = "launch with configs/accelerate/zero2.yaml or zero3.yaml, which part the same over the processes"
+KINDS = {
+    "ACCELERATE_USE_FSDP": "FSDP (distributed_type: FSDP)",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM (distributed_type: MEGATRON_LM)",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor, context or sequence parallelism (parallelism_config)",
+}
+SECTIONS = {
+    "optimizer": "the optimizer is set by training.learning_rate and the keys beside it",
+    "scheduler": "the schedule is set by training.lr_scheduler_type and training.warmup_steps",
+    "amp": "mixed precision is set by training.bf16",
+    "tensor_parallel": "weights are parted by ZeRO alone",
+}
+"""Of a DeepSpeed config, with what takes their place."""
+NUMBERS = {
+    "train_batch_size": "the config's batch size",
+    "train_micro_batch_size_per_gpu": "the config's batch size",
+    "gradient_accumulation_steps": "the config's training section",
+    "gradient_clipping": "training.max_grad_norm",
+}
+ZERO = "zero_optimization"
+BY_HIDDEN_SIZE = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
+FILLED = {
+    *NUMBERS, "bf16.enabled", "fp16.enabled", f"{ZERO}.stage", *(f"{ZERO}.{key}" for key in BY_HIDDEN_SIZE),
+    f"{ZERO}.stage3_gather_16bit_weights_on_model_save",
+    *(f"{ZERO}.offload_{part}.{key}" for part in ("optimizer", "param") for key in ("device", "nvme_path")),
+}  # fmt: skip
+"""Where a DeepSpeed config may say "auto"."""
+
+
+def check_launch() -> None:
+    """Refuse what no stage runs under. Reads the environment alone.
+
+    Raises:
+        UserError: another kind of launch than one process, DDP or DeepSpeed; half precision but bfloat16; compilation;
+            a DeepSpeed config that cannot be used.
+    """
+    for name, kind in KINDS.items():
+        if _is_on(name):
+            raise UserError(f"the launch file asks for {kind}, which this suite does not run under; {INSTEAD}")
+    precision = _precision()
+    if precision not in ("no", "bf16"):
+        raise UserError(
+            f"the launch file says mixed_precision: {precision}; write mixed_precision: 'no' there, and set "
+            "training.bf16=true for bfloat16"
+        )
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if backend.lower() != "no":
+        raise UserError(f"the launch file compiles the model (dynamo_backend: {backend}); write dynamo_backend: 'NO'")
+    if (path := _deepspeed_file()) is not None:
+        _check_deepspeed(path, _read(path))
+
+
+def check_against_config(*, bf16: bool, accumulation: int, max_grad_norm: float) -> None:
+    """Refuse a launch file that says otherwise than the config, before a model is loaded.
+
+    Args:
+        accumulation: batches of an optimizer step.
+
+    Raises:
+        UserError: says what each of the two has.
+    """
+    deepspeed = _deepspeed_file()
+    on = deepspeed is not None and (_read(deepspeed).get("bf16") or {}).get("enabled") is True
+    if (_precision() == "bf16" or on) and not bf16:
+        where = f"{deepspeed}: bf16.enabled is true" if on else "the launch file says mixed_precision: bf16"
+        mend = '"auto"' if on else "mixed_precision: 'no'"
+        raise UserError(f"{where}, and training.bf16 is false; set training.bf16=true, or write {mend} there")
+    if not _is_on("ACCELERATE_USE_DEEPSPEED"):
+        return
+    for name, key, own in (
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "gradient_accumulation_steps", float(accumulation)),
+        ("ACCELERATE_GRADIENT_CLIPPING", "gradient_clipping", max_grad_norm),
+    ):
+        found = os.environ.get(name, "auto")
+        if found not in ("auto", "none") and float(found) != own:
+            raise UserError(
+                f"the launch file says {key}: {found}, and the config has {own:g} ({NUMBERS[key]}); take {key} out of "
+                "the launch file"
+            )
+
+
+def refuse_deepspeed_launcher(arguments: str) -> None:
+    """What `deepspeed` starts: it passes --local_rank, and says nothing to accelerate of ZeRO.
+
+    Args:
+        arguments: what was launched, from `-m` on.
+
+    Raises:
+        UserError: always, with the command that works.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    raise UserError(
+        "--local_rank is what the launchers `deepspeed` and torch.distributed.launch pass, under which no ZeRO would "
+        "run; launch with accelerate launch --config_file configs/accelerate/zero2.yaml --num_processes "
+        f"{processes} {arguments}"
+    )
+
+
+def _is_on(name: str) -> bool:
+    return os.environ.get(name, "false").lower() in ("true", "1", "yes")
+
+
+def _precision() -> str:
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+
+
+def _deepspeed_file() -> Path | None:
+    path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    return Path(path) if _is_on("ACCELERATE_USE_DEEPSPEED") and path.lower() != "none" else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"deepspeed_config_file: {path} cannot be read ({error.strerror}); name a JSON file") from None
+    except ValueError as error:
+        raise UserError(f"deepspeed_config_file: {path} is not JSON ({error})") from None
+    if not isinstance(found, dict) or not isinstance(found.get(ZERO), dict):
+        raise UserError(f'{path}: there is no section "{ZERO}"; add "{ZERO}": {{"stage": 2}}, or use zero2.yaml')
+    return found
+
+
+def _check_deepspeed(path: Path, config: Mapping[str, Any]) -> None:
+    for name, instead in SECTIONS.items():
+        if name in config:
+            raise UserError(f'{path}: take the section "{name}" out; {instead}')
+    for name, instead in NUMBERS.items():
+        if config.get(name, "auto") != "auto":
+            raise UserError(f'{path}: {name} is {config[name]}, which {instead} says; write "{name}": "auto"')
+        if name not in config and name != "train_batch_size":  # DeepSpeed would take 1, or clip nothing
+            raise UserError(f'{path}: {name} is missing, which {instead} says; write "{name}": "auto"')
+    if (config.get("fp16") or {}).get("enabled") is True:
+        raise UserError(f"{path}: fp16.enabled is true; take fp16 out, and set training.bf16=true for bfloat16")
+    for key in _autos(config):
+        if key not in FILLED:
+            raise UserError(f'{path}: {key} is "auto", which nothing fills in; write a value, or take it out')
+
+
+def _autos(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _autos(value, f"{prefix}{name}.")
+        elif value == "auto":
+            yield f"{prefix}{name}"
