@@ -200,7 +200,7 @@ class DataConfig(Section):
     max_length: Count = 1024
     """Longest sequence in tokens; `too_long` says what becomes of longer rows. A longer `text` is cut into pieces."""
     too_long: TooLong = "trim_prompt"
-    """`trim_prompt`: a longer row loses the oldest part of its prompt, never of the response, and stops the run where
+    """`trim_prompt`: a longer row loses whole old turns or part of its prompt, never of the response, and stops the run where
     the response alone is too long in more than `max_bad_share` of the rows. `drop`: longer rows are left out, however
     many. `raise`: one is enough to stop the run."""
 
@@ -462,7 +462,7 @@ OWNED_ARGUMENTS = {
     "skip_memory_metrics": "not supported by the journal",
     "dataset_text_field": "use `data.columns`",
     "dataset_kwargs": "the rows reach the trainer as token ids",
-    "truncation_mode": "use `data.max_length`; the oldest part of a prompt is cut",
+    "truncation_mode": "use `data.max_length`; a long prompt is trimmed as a chat",
     "completion_only_loss": "the loss is on the assistant's tokens",
     "assistant_only_loss": "the loss is on the assistant's tokens",
     "padding_free": "use `packing`",
