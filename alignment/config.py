@@ -200,7 +200,7 @@ class DataConfig(Section):
     max_length: Count = 1024
     """Longest sequence in tokens; `too_long` says what becomes of longer rows. A longer `text` is cut into pieces."""
     too_long: TooLong = "trim_prompt"
-    """`trim_prompt`: a longer row loses whole old turns or part of its prompt, never of the response, and stops the run where
+    """`trim_prompt`: a longer row loses old turns or part of its prompt, never of the response, and stops the run where
     the response alone is too long in more than `max_bad_share` of the rows. `drop`: longer rows are left out, however
     many. `raise`: one is enough to stop the run."""
 
