@@ -18,7 +18,7 @@ from alignment.config import ModelConfig
 from alignment.errors import UserError
 from alignment.export import export
 from alignment.import_model import import_model
-from alignment.methods import continues
+from alignment.methods import continues, load_trainable
 from alignment.models import find_model, load_policy, load_tokenizer
 from alignment.registry import Registry, provenance
 
@@ -107,11 +107,16 @@ def test_its_base_is_pinned_and_found_in_the_registry_by_the_hub_name_that_was_i
 
 
 def test_training_goes_on_with_it_only_where_its_settings_are_the_same(house: SimpleNamespace) -> None:
-    import_model(str(train(house, KINDS["lora"]())), "theirs", house.registry)
+    folder = train(house, KINDS["lora"]())
+    expected = logits(peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(house.base), folder))
+    import_model(str(folder), "theirs", house.registry)
     source = find_model("theirs", house.registry, "policy")
     same = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
     assert continues(source, ModelConfig(name="theirs", method="lora", adapter=same))
     assert not continues(source, ModelConfig(name="theirs", method="lora"))
+    for settings in ({"adapter": same}, {}):  # as SFT and PPO take it up: itself, or merged under a new one
+        config = ModelConfig(name="theirs", method="lora", **settings)
+        close(logits(load_trainable(source, load_tokenizer(source), config)), expected)
 
 
 def test_pickled_adapter_weights_are_written_anew(house: SimpleNamespace) -> None:

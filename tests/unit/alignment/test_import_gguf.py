@@ -360,7 +360,12 @@ def test_a_real_file_answers(registry: Registry) -> None:
     )
     close(logits(model), logits(own))
     tokenizer = AutoTokenizer.from_pretrained(version.path)
-    chat = [{"role": "user", "content": "The capital of France is"}]
-    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    answer = model.generate(**prompt, max_new_tokens=30, do_sample=False)
-    assert "Paris" in tokenizer.decode(answer[0][prompt["input_ids"].shape[1] :])
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    for text, answer in {
+        asked: "The capital of France is Paris.<|im_end|>",
+        "The capital of France is": " Paris",
+    }.items():
+        prompt = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+        said = model.generate(**prompt, max_new_tokens=12, do_sample=False)[0]
+        assert tokenizer.decode(said[prompt["input_ids"].shape[1] :]).startswith(answer)
