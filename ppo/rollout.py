@@ -18,6 +18,7 @@ from alignment.distributed import Accelerator, all_reduce_sum, on_every_process
 from alignment.generation import Engine, Sampled, Sampling, TransformersEngine, stream_seed
 from alignment.models import ModelError
 from alignment.templates import Message, encode_prompt
+from ppo import sampler_gap
 from ppo.algorithm import Unit, final_scores, overlong_cost
 from ppo.config import PPOStageConfig
 from ppo.models import NO_GRADIENT, Models, Pass, RewardModel, Role
@@ -225,6 +226,7 @@ def make_engine(config: PPOStageConfig, models: Models, accelerator: Accelerator
         tensor_parallel_size=vllm.tensor_parallel_size,
         gpu_memory_utilization=vllm.gpu_memory_utilization,
         enable_sleep_mode=vllm.enable_sleep_mode,
+        dtype=config.sampled_in,
     )
 
 
@@ -272,6 +274,7 @@ class Collector:
             for role, fill in passes:
                 if role.model is models.policy.model:
                     fill()
+        sampled_logprobs = self._sampled_logprobs(sampled, grids.logprobs, mask)
         for role, fill in passes:
             if role.model is not models.policy.model:
                 with self.accelerator.autocast(), models.resident(role.modules(), device):
@@ -280,15 +283,21 @@ class Collector:
         ended = torch.tensor([row.response[-1] == eos for row in rows], device=device)
         texts = [models.tokenizer.decode(row.response, skip_special_tokens=True) for row in rows]
         scores, parts = self._scores(tasks, rows, texts)
-        sampled_logprobs = None
-        if sampled.logprobs is not None:
-            sampled_logprobs = torch.zeros_like(grids.logprobs)
-            for number, line in enumerate(sampled.logprobs):
-                sampled_logprobs[number, : len(line)] = torch.tensor(line)
         return Rollout(
             tasks, rows, texts, mask, grids.logprobs, grids.ref_logprobs, grids.entropy, grids.values,
             scores=scores, ended=ended, parts=parts, sampled_logprobs=sampled_logprobs, seconds=seconds,
         )  # fmt: skip
+
+    def _sampled_logprobs(self, sampled: Sampled, logprobs: Tensor, mask: Tensor) -> Tensor | None:
+        """The engine's own, (B, T), held against the policy's; None of one that samples by the policy itself."""
+        if sampled.logprobs is None:
+            return None
+        found = torch.zeros_like(logprobs)
+        for number, line in enumerate(sampled.logprobs):
+            found[number, : len(line)] = torch.tensor(line)
+        gap = sampler_gap.measure(logprobs, found, mask, self.config.rollout.importance_cap)
+        sampler_gap.check(gap, self.config)
+        return found
 
     def final(self, scores: Tensor, lengths: Tensor, ended: Tensor, unit: Unit) -> Tensor:
         """Scores of any model, (B,), with what an overlong or unfinished response costs in its unit."""

@@ -37,6 +37,7 @@ CASES = {
     "critic": ("value/explained_variance", lambda step: -1.0, 13),
     "length drift": ("rollout/length", lambda step: 40.0 + 3 * (step - 1), 8),
     "length sought": ("rollout/length_correlation", lambda step: 0.6 if step > 2 else 0.1, 5),
+    "sampler gap": ("rollout/sampler_gap_mean", lambda step: 1e-3 if step > 5 else 1e-6, 6),
 }
 
 

@@ -1,0 +1,89 @@
+"""How far the log-probabilities that an engine sampled by are from those of the policy that is trained.
+
+Rounding puts them apart by a little, other weights (a copy that was not brought up to date, or not whole) by more. The
+loss is corrected for both (`ppo.algorithm.importance_weights`), but what answers then show is another policy.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from alignment.distributed import all_reduce_sum, gather_lists
+from alignment.generation import GenerationError
+from ppo.config import PPOStageConfig, Precision
+
+
+class Limits(NamedTuple):
+    """Nats a token, on average: what deserves a look, and what no rounding gives."""
+
+    alarm: float
+    stop: float
+
+
+LIMITS: dict[Precision, Limits] = {
+    "float32": Limits(1e-4, 2e-3),
+    "float16": Limits(2e-3, 5e-3),
+    "bfloat16": Limits(1e-2, 3e-2),
+}
+"""Measured on CPUs, on small models: 1e-7 to 3e-6 in float32, 4e-3 in bfloat16, and 4e-2 where only the tied head was
+of old weights. float16 rounds an eighth as far as bfloat16. float32 leaves room for GPUs whose matmuls round to TF32,
+which is as fine as float16."""
+
+
+class Gap(NamedTuple):
+    """Over all processes' response tokens: |log-probability of the engine - of the policy| in nats, and the share of
+    tokens whose importance weight is capped."""
+
+    mean: float
+    max: float
+    capped: float
+
+
+def measure(policy: Tensor, sampled: Tensor, mask: Tensor, cap: float) -> Gap:
+    """Of log-probabilities (B, T), where the mask keeps them."""
+    difference = torch.where(mask, policy - sampled, 0.0).double()
+    capped = (difference.exp() > cap).sum().double()
+    counts = torch.stack([difference.abs().sum(), capped, mask.sum().double()])
+    total, above, tokens = all_reduce_sum(counts).tolist()
+    largest = max(each for share in gather_lists([float(difference.abs().max())]) for each in share)
+    return Gap(total / tokens, largest, above / tokens)
+
+
+def is_filtered(config: PPOStageConfig) -> bool:
+    """What is sampled by is not the policy, as was asked for: a gap says nothing."""
+    return bool(config.rollout.top_k) or config.rollout.top_p < 1
+
+
+def figures(gap: Gap, config: PPOStageConfig) -> dict[str, float]:
+    """By their names in the journal."""
+    found = {"rollout/importance_capped": gap.capped}
+    if not is_filtered(config):
+        found |= {"rollout/sampler_gap_mean": gap.mean, "rollout/sampler_gap_max": gap.max}
+    return found
+
+
+def check(gap: Gap, config: PPOStageConfig) -> None:
+    """To be called where the engine has just been given the policy's weights.
+
+    Raises:
+        GenerationError: it did not sample by them; on every process alike.
+    """
+    limit = LIMITS[config.sampled_in].stop
+    if is_filtered(config) or gap.mean <= limit:
+        return
+    raise GenerationError(
+        f"vLLM was given the policy's weights, and its log-probabilities still differ from the policy's by "
+        f"{gap.mean:.2g} nats a token ({gap.max:.2g} at the worst one), where {config.sampled_in}'s rounding gives "
+        f"less than {limit:g}: it samples by other weights, old ones or not all of them; {way_out(config)}"
+    )
+
+
+def way_out(config: PPOStageConfig) -> str:
+    """What helps, as keys that this config takes."""
+    if config.rollout.vllm.mode == "server":
+        return "start the server anew (docs/vllm.md), and let rollout.vllm.dtype say what it computes in"
+    first = "see docs/vllm.md" if config.sampled_in == "float32" else "see whether rollout.vllm.dtype=float32 ends it"
+    return f"{first}, or sample by rollout.engine=transformers (without rollout.vllm)"
