@@ -58,6 +58,11 @@ WATCHED: dict[str, Level] = {
 """What is watched, and how bad it is. `alignment/tracking/checks.py` has their names for people."""
 
 
+def watched(config: PPOStageConfig) -> list[str]:
+    """What of it a run can have."""
+    return [name for name in WATCHED if name != "sampler gap" or config.rollout.engine != "transformers"]
+
+
 @dataclass(frozen=True)
 class Alarm:
     """Something that began; `text` is None where it has ended."""
@@ -81,7 +86,7 @@ class Alarms:
         self._has_model = config.model.reward is not None
         own = judge_of(values | {"model": {**values["model"], "held_out_reward": None}})
         self._reward = "the reward" if own is None or own.kind == "sum" else f"the {own.kind} {own.name}"
-        self._gap_limit, self._gap_way_out = LIMITS[config.sampled_in].alarm, way_out(config)
+        self._gap_limit, self._gap_way_out = LIMITS[config.rounded_to].alarm, way_out(config)
         self._overlong = bool(config.rewards.overlong_buffer)
         self._start: dict[str, float] = {}
         self._counts: dict[str, int] = {}

@@ -403,6 +403,11 @@ class PPOStageConfig(RunConfig):
         in_half = self.training.bf16 or self.rollout.vllm.mode == "server"
         return self.rollout.vllm.dtype or ("bfloat16" if in_half else "float32")
 
+    @property
+    def rounded_to(self) -> Precision:
+        """The coarser of this and what the policy computes in."""
+        return "bfloat16" if self.training.bf16 else self.sampled_in
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.model.reward is None and not self.rewards.others:

@@ -274,7 +274,7 @@ class Collector:
             for role, fill in passes:
                 if role.model is models.policy.model:
                     fill()
-        sampled_logprobs = self._sampled_logprobs(sampled, grids.logprobs, mask)
+            sampled_logprobs = self._sampled_logprobs(sampled, rows, grids.logprobs, mask)
         for role, fill in passes:
             if role.model is not models.policy.model:
                 with self.accelerator.autocast(), models.resident(role.modules(), device):
@@ -288,16 +288,33 @@ class Collector:
             scores=scores, ended=ended, parts=parts, sampled_logprobs=sampled_logprobs, seconds=seconds,
         )  # fmt: skip
 
-    def _sampled_logprobs(self, sampled: Sampled, logprobs: Tensor, mask: Tensor) -> Tensor | None:
+    def _sampled_logprobs(self, sampled: Sampled, rows: Sequence[Row], logprobs: Tensor, mask: Tensor) -> Tensor | None:
         """The engine's own, (B, T), held against the policy's; None of one that samples by the policy itself."""
         if sampled.logprobs is None:
             return None
         found = torch.zeros_like(logprobs)
         for number, line in enumerate(sampled.logprobs):
             found[number, : len(line)] = torch.tensor(line)
-        gap = sampler_gap.measure(logprobs, found, mask, self.config.rollout.importance_cap)
-        sampler_gap.check(gap, self.config)
+        cap = self.config.rollout.importance_cap
+
+        def rounding() -> float:
+            return sampler_gap.measure(logprobs, self._in_the_other_type(rows, mask), mask, cap).mean
+
+        sampler_gap.check(sampler_gap.measure(logprobs, found, mask, cap), self.config, rounding)
         return found
+
+    def _in_the_other_type(self, rows: Sequence[Row], mask: Tensor) -> Tensor:
+        """The policy's log-probabilities, (B, T), in the coarse type where it computes in float32, and the other way
+        round."""
+        grid = torch.zeros(mask.shape, device=self.accelerator.device)
+        coarse = getattr(torch, self.config.rounded_to)
+        other = torch.autocast(grid.device.type, coarse, enabled=not self.config.training.bf16)
+        for batch in self._batches(rows):
+            with other:
+                found = self.models.trained.forward(batch, "policy", self.config.rollout.temperature).logprobs
+            assert found is not None
+            batch.put(grid, found)
+        return grid
 
     def final(self, scores: Tensor, lengths: Tensor, ended: Tensor, unit: Unit) -> Tensor:
         """Scores of any model, (B,), with what an overlong or unfinished response costs in its unit."""

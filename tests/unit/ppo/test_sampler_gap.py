@@ -43,7 +43,7 @@ class Copy:
 def loop_with(models, make_loop, stage_config, monkeypatch):
     def build(sections, **engine):
         monkeypatch.setattr(ppo.loop, "make_engine", lambda *_: Copy(models.policy.model, **engine))
-        return make_loop(models, stage_config(training={"learning_rate": 5e-3}, **sections))
+        return make_loop(models, stage_config(**{"training": {"learning_rate": 5e-3}, **sections}))
 
     return build
 
@@ -82,6 +82,30 @@ def test_between_rounding_and_stale_weights_there_is_an_alarm(loop_with, stage_c
     assert len(said) == 1 and "alarm at 0.0001" in said[0]
     in_half = Alarms(stage_config(rollout={"engine": "vllm"}, training={"bf16": True}))
     assert "sampler gap" not in [alarm.name for alarm in in_half.check(1, loop.iterate(range(8)))]
+
+
+def test_a_model_that_rounds_far_is_not_taken_for_one_with_stale_weights(loop_with, models):
+    """Of a model with sharp distributions bfloat16's rounding alone is more than the limit."""
+    with torch.no_grad():
+        for parameter in models.policy.model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(2.5)
+    policy = models.policy.model
+    loop = loop_with(
+        {"rollout": {"engine": "vllm", "vllm": {"dtype": "bfloat16"}}, "training": {"learning_rate": 1e-6}}
+    )
+    engine = loop.collector.engine
+    in_float32 = engine.said
+
+    def said(*given):
+        engine.model = copy.deepcopy(policy).bfloat16()
+        return in_float32(*given)
+
+    engine.said = said
+    assert loop.iterate(range(8))["rollout/sampler_gap_mean"] > LIMITS["bfloat16"].stop
+    engine.noise = 3.0
+    with pytest.raises(GenerationError, match=r"bfloat16's rounding gives less than 0\.\d+: it samples by other"):
+        loop.iterate(range(8))
 
 
 def test_filtered_sampling_is_no_gap(loop_with):
