@@ -279,6 +279,8 @@ class Collector:
             if role.model is not models.policy.model:
                 with self.accelerator.autocast(), models.resident(role.modules(), device):
                     fill()
+        if sampled_logprobs is not None:
+            self._check_for_stale_weights(grids, sampled_logprobs, mask)
         eos = models.tokenizer.eos_token_id
         ended = torch.tensor([row.response[-1] == eos for row in rows], device=device)
         texts = [models.tokenizer.decode(row.response, skip_special_tokens=True) for row in rows]
@@ -302,6 +304,12 @@ class Collector:
 
         sampler_gap.check(sampler_gap.measure(logprobs, found, mask, cap), self.config, rounding)
         return found
+
+    def _check_for_stale_weights(self, grids: Grids, sampled: Tensor, mask: Tensor) -> None:
+        gap = sampler_gap.measure(grids.logprobs, sampled, mask, self.config.rollout.importance_cap)
+        rounded = self.config.training.bf16
+        found = sampler_gap.lack(grids.logprobs, sampled, grids.ref_logprobs, mask, rounded=rounded)
+        sampler_gap.check_lack(found, gap, self.config)
 
     def _in_the_other_type(self, rows: Sequence[Row], mask: Tensor) -> Tensor:
         """The policy's log-probabilities, (B, T), in the coarse type where it computes in float32, and the other way

@@ -6,6 +6,7 @@ loss is corrected for both (`ppo.algorithm.importance_weights`), but what answer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,15 +27,18 @@ class Limits(NamedTuple):
 
 LIMITS: dict[Precision, Limits] = {
     "float32": Limits(1e-4, 2e-3),
-    "float16": Limits(2e-3, 5e-3),
-    "bfloat16": Limits(1e-2, 3e-2),
+    "float16": Limits(7e-3, 2e-2),
+    "bfloat16": Limits(5e-2, 0.1),
 }
-"""Measured on CPUs, on small models: 1e-7 to 3e-6 in float32, 4e-3 in bfloat16, and 4e-2 where only the tied head was
-of old weights. float16 rounds an eighth as far as bfloat16. float32 leaves room for GPUs whose matmuls round to TF32,
-which is as fine as float16."""
+"""Measured on a CPU with SmolLM2-135M: 7e-6 in float32, 2.7e-2 in bfloat16 (4e-3 on a smaller model). float16 rounds an
+eighth as far as bfloat16. float32 leaves room for GPUs whose matmuls round to TF32, which is as fine as float16."""
 
 ROUNDINGS = 3.0
 """Times the policy's own rounding, which is of matmuls alone: vLLM rounds what is between them too."""
+LACKING = 0.3
+"""Share of the policy's way from the reference that an engine with stale weights lacks at least."""
+SURE = 5.0
+"""Standard errors of that share beyond which it is no accident."""
 
 
 class Gap(NamedTuple):
@@ -54,6 +58,45 @@ def measure(policy: Tensor, sampled: Tensor, mask: Tensor, cap: float) -> Gap:
     total, above, tokens = all_reduce_sum(counts).tolist()
     largest = max(each for share in gather_lists([float(difference.abs().max())]) for each in share)
     return Gap(total / tokens, largest, above / tokens)
+
+
+class Lack(NamedTuple):
+    """What part of the policy's way from the reference the engine has not come along, and its standard errors: 0 and
+    few where it only rounds, however coarsely; 1 where it still samples by the reference."""
+
+    share: float
+    errors: float
+
+
+def lack(policy: Tensor, sampled: Tensor, reference: Tensor, mask: Tensor, *, rounded: bool) -> Lack:
+    """The slope of (policy - sampled) on (policy - reference), log-probabilities (B, T), over all processes' kept
+    tokens. Its error is White's: where a token's probability has moved far, it also rounds further.
+
+    Args:
+        rounded: the policy's own are rounded too, which puts both differences off alike and looks like a lack: half of
+            the first one's square is that where both round alike, and is taken off.
+    """
+    gap = torch.where(mask, policy - sampled, 0.0).double()
+    way = torch.where(mask, policy - reference, 0.0).double()
+    along = gap * way - (gap.square() / 2 if rounded else 0.0)
+    sums = torch.stack([each.sum() for each in (along, way.square(), along.square())])
+    both, moved, spread = all_reduce_sum(sums).tolist()
+    return Lack(both / moved, both / math.sqrt(spread)) if moved > 0 and spread > 0 else Lack(0.0, 0.0)
+
+
+def check_lack(found: Lack, gap: Gap, config: PPOStageConfig) -> None:
+    """As `check`, and far sharper where the policy has moved.
+
+    Raises:
+        GenerationError: on every process alike.
+    """
+    if is_filtered(config) or found.share < LACKING or found.errors < SURE:
+        return
+    raise GenerationError(
+        f"vLLM samples by stale weights: it was given the policy's, and its log-probabilities lack "
+        f"{found.share:.0%} of what sets the policy off from its reference ({gap.mean:.2g} nats a token); "
+        f"{way_out(config)}"
+    )
 
 
 def is_filtered(config: PPOStageConfig) -> bool:
