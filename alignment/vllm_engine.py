@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -49,6 +51,8 @@ class VLLMEngine:
         accelerator: of the training.
         sampling: the same at each call, since TRL's class holds it.
         max_length: of prompt and response, in tokens.
+        dtype: what a colocated vLLM computes in, as `float32`. By its own choice it takes bfloat16 for a folder in
+            float32, whatever the policy is trained in.
         options: further arguments of `trl.generation.vllm_generation.VLLMGeneration`, by its names.
 
     Raises:
@@ -62,6 +66,7 @@ class VLLMEngine:
         tokenizer: PreTrainedTokenizerBase,
         sampling: Sampling,
         max_length: int,
+        dtype: str,
         **options: Any,
     ) -> None:
         check_installed()
@@ -71,7 +76,7 @@ class VLLMEngine:
         if options.get("mode") == "server":
             distributed.on_main_process(lambda: wait_for_server(options["server_base_url"]))
         try:
-            self._vllm = _generation_class()(
+            self._vllm = _generation_class(dtype)(
                 model=policy,
                 accelerator=accelerator,
                 processing_class=tokenizer,
@@ -86,19 +91,29 @@ class VLLMEngine:
                 **options,
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise GenerationError(
-                f"rollout.vllm: vLLM does not start: {(str(error).splitlines() or [''])[0]}"
-            ) from error
+            raise GenerationError(f"rollout.vllm: vLLM does not start: {_first_line(error)}") from error
 
     def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> Sampled:
         """Every process must call this, with as many prompts.
 
         Raises:
-            GenerationError: vLLM's log-probabilities are not finite.
+            GenerationError: vLLM takes the policy's weights not, or fails while it samples; its log-probabilities are
+                not finite.
         """
         assert sampling == self._sampling
-        self._vllm.sync_weights()
-        found = self._vllm.generate(prompts=[list(prompt) for prompt in prompts], images=None, num_generations=1)
+        try:
+            self._vllm.sync_weights()
+        except Exception as error:  # whatever vLLM, its workers or its server raise
+            raise GenerationError(
+                f"rollout.engine=vllm: vLLM did not take the policy's weights: {_first_line(error)}; see docs/vllm.md, "
+                "or sample by rollout.engine=transformers (without rollout.vllm)"
+            ) from error
+        try:
+            found = self._vllm.generate(prompts=[list(prompt) for prompt in prompts], images=None, num_generations=1)
+        except Exception as error:  # likewise
+            raise GenerationError(f"rollout.engine=vllm: vLLM failed while it sampled: {_first_line(error)}") from error
+        if found[2] is None:
+            raise GenerationError("rollout.engine=vllm: vLLM gave no log-probabilities of what it sampled")
         responses, logprobs = [], []
         for ids, candidates in zip(found[1], found[2], strict=True):
             length = len(through_end(ids, sampling.end_token_ids))
@@ -116,6 +131,12 @@ def _ends(sampling: Sampling) -> dict[str, Any]:
     return {"stop_token_ids": list(sampling.end_token_ids), **stop}
 
 
+def _first_line(error: BaseException) -> str:
+    """What it says, or its type where it says nothing (vLLM's assertions)."""
+    said = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
 def wait_for_server(url: str, seconds: float = SERVER_SECONDS) -> None:
     """TRL asks on the main process alone, and the others would wait for it where it fails.
 
@@ -125,8 +146,14 @@ def wait_for_server(url: str, seconds: float = SERVER_SECONDS) -> None:
     end = time.monotonic() + seconds
     while True:
         try:
-            if httpx.get(f"{url}/health", timeout=10).status_code == 200:
+            status = httpx.get(f"{url}/health", timeout=10).status_code
+            if status == 200:
                 break
+            if status == 404:
+                raise GenerationError(
+                    f"rollout.vllm.server_base_url={url}: a server answers there that has no /health (404): it is no "
+                    "vLLM server; expected the address of one, as http://HOST:8000"
+                )
             reason = "it is not ready"
         except httpx.HTTPError as error:
             reason = type(error).__name__
@@ -149,8 +176,22 @@ def wait_for_server(url: str, seconds: float = SERVER_SECONDS) -> None:
         )
 
 
-def _generation_class() -> type:
-    """TRL's class, with the weights of a PEFT model sent as they would be merged, and nothing merged.
+@contextmanager
+def _computing_in(dtype: str) -> Iterator[None]:
+    """What is made of vLLM's `LLM` in here computes in this type: TRL's class has no argument for it."""
+    from trl.generation import vllm_generation
+
+    real = vllm_generation.LLM
+    vllm_generation.LLM = partial(real, dtype=dtype)
+    try:
+        yield
+    finally:
+        vllm_generation.LLM = real
+
+
+def _generation_class(dtype: str) -> type:
+    """TRL's class, computing in this type; the weights of a PEFT model are sent as they would be merged, and nothing is
+    merged.
 
     TRL merges the adapter into the model and takes it out again at each sync, which rounds the base a little more each
     time: the reference and the reward model, which read the same base, would drift with it. And it gathers ZeRO-3's
@@ -159,6 +200,10 @@ def _generation_class() -> type:
     from trl.generation.vllm_generation import VLLMGeneration
 
     class Generation(VLLMGeneration):
+        def _init_vllm(self) -> None:
+            with _computing_in(dtype):
+                super()._init_vllm()
+
         def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
             with zero3.whole([self.model]):
                 if isinstance(self.model, PeftModel):

@@ -10,6 +10,7 @@ from typing import Any
 from alignment.tracking.journal import Level
 from alignment.tracking.judges import judge_of, reward_parts
 from ppo.config import PPOStageConfig
+from ppo.sampler_gap import LIMITS, way_out
 
 NEGATIVE_KL = -0.1
 """Nats per response: the mean of k1 over a batch scatters around a KL that is never negative."""
@@ -49,11 +50,17 @@ WATCHED: dict[str, Level] = {
     "critic": "warning",
     "length drift": "warning",
     "length sought": "warning",
+    "sampler gap": "warning",
     "over-optimisation": "error",
     "component fell": "warning",
     "gain from ending": "error",
 }
 """What is watched, and how bad it is. `alignment/tracking/checks.py` has their names for people."""
+
+
+def watched(config: PPOStageConfig) -> list[str]:
+    """What of it a run can have."""
+    return [name for name in WATCHED if name != "sampler gap" or config.rollout.engine != "transformers"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,7 @@ class Alarms:
         self._has_model = config.model.reward is not None
         own = judge_of(values | {"model": {**values["model"], "held_out_reward": None}})
         self._reward = "the reward" if own is None or own.kind == "sum" else f"the {own.kind} {own.name}"
+        self._gap_limit, self._gap_way_out = LIMITS[config.rounded_to].alarm, way_out(config)
         self._overlong = bool(config.rewards.overlong_buffer)
         self._start: dict[str, float] = {}
         self._counts: dict[str, int] = {}
@@ -113,6 +121,7 @@ class Alarms:
             "critic": self._critic(step, stats),
             "length drift": self._length(stats),
             "length sought": self._length_sought(stats),
+            "sampler gap": self._sampler_gap(stats),
         }
         if evaluation is not None:
             self._first = self._first or dict(evaluation)
@@ -198,6 +207,16 @@ class Alarms:
         return (
             f"length and score correlate by {correlation:.2f}: {self._reward} may pay for length; {see}set "
             "rewards.overlong_buffer"
+        )
+
+    def _sampler_gap(self, stats: Mapping[str, float]) -> str | None:
+        gap = stats.get("rollout/sampler_gap_mean", 0.0)
+        if gap <= self._gap_limit:
+            return None
+        return (
+            f"vLLM's log-probabilities differ from the policy's by {gap:.2g} nats a token (alarm at "
+            f"{self._gap_limit:g}), more than its rounding is known to give; the loss is corrected for it, up to "
+            f"rollout.importance_cap; {self._gap_way_out}"
         )
 
     def _proxy(self, evaluation: Mapping[str, float]) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from alignment.config import ConfigError, Count, NonNegative, Positive, RunConfig, Section, Seed
 
@@ -16,6 +16,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 Estimator = Literal["gae", "rloo", "grpo", "dr_grpo", "reinforce++", "reinforce++-baseline"]
+Precision = Literal["float32", "bfloat16", "float16"]
 GROUPED = ("rloo", "grpo", "dr_grpo", "reinforce++-baseline")
 """Estimators that compare the responses to one prompt."""
 
@@ -147,7 +148,7 @@ class VLLMConfig(Section):
     mode: Literal["colocate", "server"] = "colocate"
     """In the training processes, beside the policy; or a server, with `vllm serve` on other nodes."""
     server_base_url: str | None = None
-    """Of the server: `http://node7:8000`."""
+    """Of the server: `http://node7:8000`. A `/` or `/v1` at its end is taken off."""
     group_port: Annotated[int, Field(ge=1, le=65535)] = 51216
     """Of the main process, for the weights that go to the server."""
     tensor_parallel_size: Count = 1
@@ -156,6 +157,22 @@ class VLLMConfig(Section):
     """Colocated: vLLM's share of each GPU's memory; the rest is for training."""
     enable_sleep_mode: bool = False
     """Colocated: give that memory back while the policy is trained."""
+    dtype: Precision | None = None
+    """Colocated: what vLLM computes in; by default what the policy is trained in (vLLM's own default is bfloat16 for a
+    folder in float32). Of a server: what it was started with, bfloat16 by default. Decides how far its
+    log-probabilities may differ from the policy's."""
+
+    @field_validator("server_base_url")
+    @classmethod
+    def _base_of_the_server(cls, url: str | None) -> str | None:
+        """vLLM's health and weights are beside `/v1`, not below it: a run would wait for a server that is there."""
+        if url is None:
+            return None
+        plain = url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
+        if not re.match(r"https?://[^/]", plain):
+            fix = f"use http://{plain}" if re.fullmatch(r"[\w.-]+(:\d+)?", plain) else "expected http://HOST:PORT"
+            raise ValueError(f"{url!r} is no address of a server; {fix}")
+        return plain
 
     @model_validator(mode="after")
     def _server_has_an_address(self) -> Self:
@@ -384,6 +401,17 @@ class PPOStageConfig(RunConfig):
     ppo: PPOConfig = PPOConfig()
     ptx: PTXConfig = PTXConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @property
+    def sampled_in(self) -> Precision:
+        """The type that vLLM computes in."""
+        in_half = self.training.bf16 or self.rollout.vllm.mode == "server"
+        return self.rollout.vllm.dtype or ("bfloat16" if in_half else "float32")
+
+    @property
+    def rounded_to(self) -> Precision:
+        """The coarser of this and what the policy computes in."""
+        return "bfloat16" if self.training.bf16 else self.sampled_in
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -28,6 +28,7 @@ from alignment.tracking import Journal
 from alignment.tracking.journal import Level
 from alignment.tracking.judges import judge_of
 from alignment.tracking.verdicts import WON
+from ppo import sampler_gap
 from ppo.alarms import Alarms, not_better
 from ppo.algorithm import (
     Unit,
@@ -227,7 +228,7 @@ class Loop:
         collected, self._first = time.monotonic(), None
         targets = self.targets(rollout)
         stats = rollout_stats(rollout, self.final(rollout), targets, config.ppo.kl_in == "reward")
-        stats |= self._share_without_spread
+        stats |= self._share_without_spread | self._sampler_gap(rollout)
         stats |= self.updater.update(self.step, rollout, targets)
         if self.step >= config.ppo.value_warmup_steps:  # before, its KL says nothing of the coefficient
             self.kl_controller.update(stats["rollout/kl"], config.rollout.batch_size)
@@ -242,6 +243,13 @@ class Loop:
         if self._evaluation_is_due():
             self.journal.histogram(self.step, "rollout/advantage", targets.advantages[rollout.response_mask].tolist())
         return stats
+
+    def _sampler_gap(self, rollout: Rollout) -> dict[str, float]:
+        if rollout.sampled_logprobs is None:
+            return {}
+        cap, mask = self.config.rollout.importance_cap, rollout.response_mask
+        gap = sampler_gap.measure(rollout.old_logprobs, rollout.sampled_logprobs, mask, cap)
+        return sampler_gap.figures(gap, self.config)
 
     def own_share(self, tasks: Sequence[Any]) -> list[Any]:
         """This process's part of what all processes do together: neighbours, so that responses to a prompt stay

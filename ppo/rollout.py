@@ -28,6 +28,7 @@ from alignment.generation import (
 from alignment.models import ModelError
 from alignment.templates import Message, encode_prompt
 from alignment.trimming import trim_prompt
+from ppo import sampler_gap
 from ppo.algorithm import Unit, final_scores, overlong_cost
 from ppo.config import PPOStageConfig
 from ppo.models import NO_GRADIENT, Models, Pass, RewardModel, Role
@@ -238,6 +239,7 @@ def make_engine(config: PPOStageConfig, models: Models, accelerator: Accelerator
         tensor_parallel_size=vllm.tensor_parallel_size,
         gpu_memory_utilization=vllm.gpu_memory_utilization,
         enable_sleep_mode=vllm.enable_sleep_mode,
+        dtype=config.sampled_in,
     )
 
 
@@ -285,22 +287,54 @@ class Collector:
             for role, fill in passes:
                 if role.model is models.policy.model:
                     fill()
+            sampled_logprobs = self._sampled_logprobs(sampled, rows, grids.logprobs, mask)
         for role, fill in passes:
             if role.model is not models.policy.model:
                 with self.accelerator.autocast(), models.resident(role.modules(), device):
                     fill()
+        if sampled_logprobs is not None:
+            self._check_for_stale_weights(grids, sampled_logprobs, mask)
         ended = torch.tensor([has_ended(row.response, self.sampling, models.tokenizer) for row in rows], device=device)
         texts = [response_text(row.response, self.sampling, models.tokenizer) for row in rows]
         scores, parts = self._scores(tasks, rows, texts)
-        sampled_logprobs = None
-        if sampled.logprobs is not None:
-            sampled_logprobs = torch.zeros_like(grids.logprobs)
-            for number, line in enumerate(sampled.logprobs):
-                sampled_logprobs[number, : len(line)] = torch.tensor(line)
         return Rollout(
             tasks, rows, texts, mask, grids.logprobs, grids.ref_logprobs, grids.entropy, grids.values,
             scores=scores, ended=ended, parts=parts, sampled_logprobs=sampled_logprobs, seconds=seconds,
         )  # fmt: skip
+
+    def _sampled_logprobs(self, sampled: Sampled, rows: Sequence[Row], logprobs: Tensor, mask: Tensor) -> Tensor | None:
+        """The engine's own, (B, T), held against the policy's; None of one that samples by the policy itself."""
+        if sampled.logprobs is None:
+            return None
+        found = torch.zeros_like(logprobs)
+        for number, line in enumerate(sampled.logprobs):
+            found[number, : len(line)] = torch.tensor(line)
+        cap = self.config.rollout.importance_cap
+
+        def rounding() -> float:
+            return sampler_gap.measure(logprobs, self._in_the_other_type(rows, mask), mask, cap).mean
+
+        sampler_gap.check(sampler_gap.measure(logprobs, found, mask, cap), self.config, rounding)
+        return found
+
+    def _check_for_stale_weights(self, grids: Grids, sampled: Tensor, mask: Tensor) -> None:
+        gap = sampler_gap.measure(grids.logprobs, sampled, mask, self.config.rollout.importance_cap)
+        rounded = self.config.training.bf16
+        found = sampler_gap.lack(grids.logprobs, sampled, grids.ref_logprobs, mask, rounded=rounded)
+        sampler_gap.check_lack(found, gap, self.config)
+
+    def _in_the_other_type(self, rows: Sequence[Row], mask: Tensor) -> Tensor:
+        """The policy's log-probabilities, (B, T), in the coarse type where it computes in float32, and the other way
+        round."""
+        grid = torch.zeros(mask.shape, device=self.accelerator.device)
+        coarse = getattr(torch, self.config.rounded_to)
+        other = torch.autocast(grid.device.type, coarse, enabled=not self.config.training.bf16)
+        for batch in self._batches(rows):
+            with other:
+                found = self.models.trained.forward(batch, "policy", self.config.rollout.temperature).logprobs
+            assert found is not None
+            batch.put(grid, found)
+        return grid
 
     def final(self, scores: Tensor, lengths: Tensor, ended: Tensor, unit: Unit) -> Tensor:
         """Scores of any model, (B,), with what an overlong or unfinished response costs in its unit."""

@@ -25,7 +25,7 @@ from alignment.positions import check_length
 from alignment.runs import Run
 from alignment.stage import write_bad_rows
 from alignment.tracking.verdicts import WON
-from ppo.alarms import WATCHED
+from ppo.alarms import watched
 from ppo.config import PPOStageConfig, batch_plan
 from ppo.evaluation import check_selection
 from ppo.loading import as_trained, critic_options, find_models, load_models, load_policy_tokenizer, policy_options
@@ -71,7 +71,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
         journal.event("data", prompts=prompts.fingerprints, held_out=held_out.fingerprints, ptx=ptx.fingerprints,
                       notes=prompts.notes, **loop.too_long)  # fmt: skip
         journal.event("backend", **distributed.backend(accelerator, loop.engine.wrapped))
-        journal.watching([STOPPED, *WATCHED, WON])
+        journal.watching([STOPPED, *watched(config), WON])
         journal.event("models", **{role: source.label for role, source in sources.items()}, packed=models.packed)
         if begun.checkpoint is not None:
             loop.load(begun.checkpoint.path, begun.checkpoint.manifest.world_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,16 +22,19 @@ if TYPE_CHECKING:
     from alignment.config import ModelConfig
 
 ATTEMPTS = 6
+_FORMAT = "response_format"
 _LONGEST_WAIT = 60.0  # seconds, whatever a server asks for
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a reply is drawn; temperature 0 is greedy."""
+    """How a reply is drawn; temperature 0 is greedy. `schema`: the JSON schema that a server is asked to hold the reply
+    to; a local model is not held to it."""
 
     temperature: float
     seed: int
     max_new_tokens: int
+    schema: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ class Endpoint:
     """A model behind an OpenAI-compatible URL.
 
     Busy and broken answers (408, 409, 429, 5xx), time-outs and lost connections are tried again, `ATTEMPTS` times in
-    all, with waits that double from `wait` seconds, or as long as the server says (`Retry-After`).
+    all, with waits that double from `wait` seconds, or as long as the server says (`Retry-After`). A request with a
+    schema that a server refuses (400, 422) is asked once without it, and so is every later one if that helped.
 
     Args:
         url: up to `/v1`, or all of it up to `/chat/completions`.
@@ -104,6 +108,7 @@ class Endpoint:
         self._wait = wait
         self._key = key
         self._has_answered = False
+        self._takes_schemas = True
         self._url = str(parsed.copy_with(path=f"{path}/chat/completions"))
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=concurrency)
@@ -113,13 +118,16 @@ class Endpoint:
         return [self._ask(list(conversation), sampling) for conversation in conversations]
 
     def _ask(self, messages: list[Message], sampling: Sampling) -> Reply | Failure:
-        body = {
+        body: dict[str, Any] = {
             "model": self.label,
             "messages": messages,
             "temperature": sampling.temperature,
             "seed": sampling.seed,
             "max_tokens": sampling.max_new_tokens,
         }
+        if sampling.schema is not None and self._takes_schemas:
+            asked_for = {"name": "reply", "strict": True, "schema": sampling.schema}
+            body[_FORMAT] = {"type": "json_schema", "json_schema": asked_for}
         said = ""
         for attempt in range(ATTEMPTS):
             outcome = self._attempt(body)
@@ -155,6 +163,11 @@ class Endpoint:
         said = f"{status} {self._safe(_message(response))}"
         if status in (408, 409, 429) or status >= 500:
             return _TryAgain(said, _retry_after(response))
+        if status in (400, 422) and _FORMAT in body:
+            outcome = self._attempt({name: value for name, value in body.items() if name != _FORMAT})
+            if isinstance(outcome, Reply):
+                self._takes_schemas = False
+            return outcome
         return self._refusal(status, said)
 
     def _refusal(self, status: int, said: str) -> Failure:

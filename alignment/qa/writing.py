@@ -93,6 +93,21 @@ class Ratings(_Strict):
     ratings: list[Rating]
 
 
+def _schema(name: str, **types: str) -> dict[str, Any]:
+    """Of an object with one list of objects, in the words that every server's strict mode knows: no bounds."""
+    items = _object({key: {"type": kind} for key, kind in types.items()})
+    return _object({name: {"type": "array", "items": items}})
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+WRITTEN = _schema("pairs", question="string", answer="string")
+"""What a server is to hold a writer's reply to."""
+RATED = _schema("ratings", rating="number", supported="boolean")
+"""And a judge's."""
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -133,7 +148,7 @@ class Writer:
         self._prompt = compile_template(recipe.prompt, recipe.prompt_name)
         self._judge_prompt = compile_template(JUDGE_PROMPT, "the judge's prompt")
         self._maker = {"model": model.label, "prompt_sha256": hashlib.sha256(recipe.prompt.encode()).hexdigest()}
-        self._sampling = Sampling(recipe.temperature, recipe.seed, recipe.max_new_tokens)
+        self._sampling = Sampling(recipe.temperature, recipe.seed, recipe.max_new_tokens, WRITTEN)
 
     def write_all(self, chunks: Sequence[Chunk]) -> Generator[tuple[int, list[Outcome]]]:
         """Each batch's number among the batches and what became of its passages, as they are done.
@@ -157,7 +172,7 @@ class Writer:
         rated = [number for number, outcome in enumerate(outcomes) if outcome.pairs and self._recipe.min_rating]
         if rated:
             conversations = [self._judge_conversation(outcomes[number].pairs) for number in rated]
-            ratings = self._work.ask(self._judge, conversations, replace(self._sampling, temperature=0.0))
+            ratings = self._work.ask(self._judge, conversations, replace(self._sampling, temperature=0.0, schema=RATED))
             for number, reply in zip(rated, ratings, strict=True):
                 outcomes[number] = self._rate(outcomes[number], reply)
         return outcomes

@@ -311,6 +311,14 @@ PPO = (
         ("rollout/length_correlation",),
         3,
     ),
+    Check(
+        "sampler gap",
+        "sampled by the trained policy",
+        "How far the log-probabilities that vLLM sampled by are from the policy's, right after it was given the "
+        "weights. More than rounding means old or missing weights; far more stops the run.",
+        "rollout.engine=vllm and one iteration",
+        ("rollout/sampler_gap_mean",),
+    ),
 )
 STAGES: dict[str, tuple[Check, ...]] = {"sft": SFT, "reward": REWARD, "ppo": PPO}
 

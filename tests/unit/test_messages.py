@@ -24,7 +24,7 @@ NOT_KEYS = {
     "model.generate", "model.merge", "model.get_base_model", "registry.load", "registry.publish", "ppo.prepare",
 }  # fmt: skip  # fmt: skip
 """Calls of objects that have a section's name."""
-ENDINGS = (".py", ".yaml", ".jsonl", ".safetensors", ".md", ".sbatch", ".db")
+ENDINGS = (".py", ".yaml", ".jsonl", ".safetensors", ".md", ".sbatch", ".db", ".gguf")
 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> set[str]:

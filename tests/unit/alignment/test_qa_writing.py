@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import tiny
 import torch
 from chat_server import ChatServer, completion
+from jsonschema import Draft202012Validator
 
 from alignment.errors import UserError
 from alignment.qa.chat_models import ATTEMPTS, Endpoint, Failure, LocalModel, Reply, Sampling
@@ -229,6 +231,46 @@ def test_a_request_is_what_the_api_takes() -> None:
     assert server.requests[0] == {"path": "/v1/chat/completions", "key": "Bearer secret", **sent}
     assert {request["path"] for request in server.requests} == {"/v1/chat/completions"}
     assert server.requests[-1]["key"] is None
+
+
+def test_a_server_is_asked_to_hold_the_reply_to_its_form(tmp_path: Path) -> None:
+    def answer(prompt: str, _: int) -> Any:
+        said = {"ratings": [{"rating": 9, "supported": True}] * 2} if "You judge" in prompt else {"pairs": PAIRS}
+        return completion(json.dumps(said))
+
+    with ChatServer(answer) as server, WorkFile(tmp_path / "work") as work:
+        model = Endpoint(server.url, "m", None)
+        (outcome,) = Writer(work, model, model, Recipe()).write(chunks())
+    assert len(outcome.pairs) == 2
+    asked = [request["response_format"] for request in server.requests]
+    assert [(form["type"], form["json_schema"]["strict"]) for form in asked] == [("json_schema", True)] * 2
+    pairs, ratings = (Draft202012Validator(form["json_schema"]["schema"]) for form in asked)
+    for kind, validator, good, bad in (
+        (Written, pairs, {"pairs": PAIRS}, [{"pairs": [{"question": "q"}]}, {"pairs": [], "note": "x"}, {}]),
+        (Ratings, ratings, {"ratings": [{"rating": 8.5, "supported": True}]}, [{"ratings": [{"rating": "8"}]}, []]),
+    ):
+        assert validator.is_valid(good) and isinstance(parse(Reply(json.dumps(good), True, 1, 1), kind), kind)
+        assert not any(validator.is_valid(said) for said in bad)
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_that_takes_no_schema_is_asked_without_one(status: int) -> None:
+    def answer(_: str, seen: int) -> Any:
+        form = server.requests[-1].get("response_format")
+        return (status, {}, {"error": {"message": "unknown field"}}) if form else completion("hi")
+
+    sampling = replace(SAMPLING, schema={"type": "object"})
+    with ChatServer(answer) as server:
+        endpoint = Endpoint(server.url, "m", None, wait=0)
+        assert [endpoint.ask([chat(text)], sampling) for text in "xyx"] == [[Reply("hi", True, 100, 10)]] * 3
+    assert ["response_format" in request for request in server.requests] == [True, False, False, False]
+
+
+def test_what_a_server_refuses_without_a_schema_too_is_refused_once() -> None:
+    with ChatServer(lambda *_: (400, {}, {"error": {"message": "too long"}})) as server:
+        (reply,) = Endpoint(server.url, "m", None, wait=0).ask([chat("x")], replace(SAMPLING, schema={}))
+    assert reply == Failure("refused by the server: 400 too long")
+    assert len(server.requests) == 2
 
 
 def test_busy_and_broken_answers_are_tried_again() -> None:

@@ -17,7 +17,7 @@ from alignment.errors import UserError
 from alignment.tracking import Journal, checks, report
 from alignment.tracking.record import RunRecord
 from alignment.tracking.report import MAX_RUNS, report_page, write_at_the_end, write_report
-from ppo.alarms import WATCHED, Alarms
+from ppo.alarms import Alarms, watched
 from ppo.config import PPOStageConfig
 
 STAGES = ("sft", "reward", "ppo")
@@ -50,16 +50,18 @@ class Tags(HTMLParser):
 # --- verdicts
 
 
+CONFIG = PPOStageConfig.model_validate(
+    {"name": "n", "model": {"policy": "p", "reward": "r"}, "data": {"train": "t"}, "registry": {"name": "n"}}
+)
+
+
 def course(path, stats, steps=25):
     """A PPO run whose figures take a course, watched by the stage's own alarms; as `ppo.train` writes it."""
     make_run(path)
-    config = PPOStageConfig.model_validate(
-        {"name": "n", "model": {"policy": "p", "reward": "r"}, "data": {"train": "t"}, "registry": {"name": "n"}}
-    )
-    alarms = Alarms(config)
+    alarms = Alarms(CONFIG)
     alarms.begin(start := evaluation(0))
     with Journal(path, stage="ppo") as journal:
-        journal.watching(list(WATCHED))
+        journal.watching(watched(CONFIG))
         journal.log(0, start)
         for step in range(1, steps + 1):
             journal.log(step, stats(step) | evaluation(step))
@@ -127,7 +129,7 @@ def test_what_was_not_measured_is_counted_and_explained(tmp_path):
     assert outcome == "not measured"
     assert '<div class="verdict not-measured">' in page and "11 of 12 checks passed, 1 not measured" in page
     assert "it needs a second reward model (model.held_out_reward)" in page
-    for check in (*checks.COMMON, *(check for check in checks.PPO if check.key in WATCHED)):
+    for check in (*checks.COMMON, *(check for check in checks.PPO if check.key in watched(CONFIG))):
         assert f"<dt>{check.name}</dt><dd>{escape(check.about)}</dd>" in page
 
 

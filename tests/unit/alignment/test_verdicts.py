@@ -17,7 +17,8 @@ from alignment.tracking.verdicts import Verdict, headline, in_short, verdicts, w
 WATCHED = [check.key for check in checks.PPO if check not in checks.COMMON]
 NAMES = ("watching", {"names": WATCHED})
 ITERATION = {"rollout/score": 1.0, "rollout/kl": 1.0, "policy/entropy": 1.0, "rollout/length": 9.0, "rollout/ended": 1,
-             "rollout/length_correlation": 0.1, "value/explained_variance": 0.5}  # fmt: skip
+             "rollout/length_correlation": 0.1, "value/explained_variance": 0.5,
+             "rollout/sampler_gap_mean": 1e-6}  # fmt: skip
 EVALUATION = {"eval/score": 1.0, "eval/raw_score": 1.0, "eval/reward/model": 1.0, "eval/held_out_score": 1.0}
 WON = {"eval/win_rate": 0.75, "eval/win_rate_low": 0.5, "eval/win_rate_high": 0.875}
 ROWS = {0: EVALUATION} | dict.fromkeys(range(1, 20), ITERATION) | {20: ITERATION | EVALUATION | WON}
@@ -57,6 +58,7 @@ def test_a_whole_run_in_which_nothing_was_found_has_passed(tmp_path):
         (("eval/held_out_score",), {"over-optimisation"}),
         (("value/explained_variance",), {"critic"}),
         (("rollout/length_correlation",), {"length sought"}),
+        (("rollout/sampler_gap_mean",), {"sampler gap"}),
         (("eval/raw_score",), {"gain from ending"}),
         (("eval/reward/model",), {"component fell"}),
         ((*EVALUATION, *WON), {"over-optimisation", "component fell", "gain from ending", "better than the start"}),

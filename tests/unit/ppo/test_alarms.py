@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppo.alarms import IN_A_ROW, UNEXPLAINED_FROM, WATCHED, Alarm, Alarms, not_better
+from ppo.alarms import IN_A_ROW, UNEXPLAINED_FROM, WATCHED, Alarm, Alarms, not_better, watched
 
 HEALTHY = {
     "rollout/kl": 2.0,
@@ -37,6 +37,7 @@ CASES = {
     "critic": ("value/explained_variance", lambda step: -1.0, 13),
     "length drift": ("rollout/length", lambda step: 40.0 + 3 * (step - 1), 8),
     "length sought": ("rollout/length_correlation", lambda step: 0.6 if step > 2 else 0.1, 5),
+    "sampler gap": ("rollout/sampler_gap_mean", lambda step: 1e-3 if step > 5 else 1e-6, 6),
 }
 
 
@@ -53,6 +54,11 @@ def test_each_alarm_is_watched_and_says_how_bad_it_is():
     assert {Alarm(name, "text").level for name in WATCHED} == {"error", "warning"}
     assert Alarm("exploding KL", "text").level == Alarm("over-optimisation", None).level == "error"
     assert Alarm("length drift", "text").level == "warning"
+
+
+def test_only_an_engine_that_is_not_the_policy_is_watched_for_its_gap(stage_config):
+    assert set(WATCHED) - set(watched(stage_config())) == {"sampler gap"}
+    assert watched(stage_config(rollout={"engine": "vllm"})) == list(WATCHED)
 
 
 def test_an_alarm_says_when_it_ends_and_speaks_again_after_that(stage_config):

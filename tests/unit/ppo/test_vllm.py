@@ -13,6 +13,7 @@ import vllm_standin
 from alignment import vllm_engine
 from alignment.generation import GenerationError
 from alignment.vllm_engine import merged_parameters, wait_for_server
+from ppo import sampler_gap
 from ppo.config import PPOStageConfig
 
 LORA = {"lora": {"r": 4}, "dora": {"r": 4, "use_dora": True}, "rslora": {"r": 4, "use_rslora": True}}
@@ -68,6 +69,7 @@ def test_what_it_sampled_from_comes_back_with_the_tokens(standin, vllm_loop):
 def test_an_engine_that_is_off_is_corrected(standin, vllm_loop, monkeypatch):
     """Weights other than 1 change the update; those of an exact engine are 1 and change nothing."""
     monkeypatch.setattr(standin, "noise", 0.5)
+    monkeypatch.setattr(sampler_gap, "check", lambda *_: None)  # which would not let an engine pass that is so far off
     loop = vllm_loop()
     rollout = loop.collector.collect(_tasks(loop), 0, 0)
     mask = rollout.response_mask
@@ -122,6 +124,42 @@ def test_an_adapter_is_merged_into_what_is_sent_and_nowhere_else(kind, models):
     assert any(not torch.equal(sent[name], before.get(f"base_model.model.{name}", value)) for name in sent)
 
 
+@pytest.mark.parametrize(
+    ("training", "vllm", "expected"),
+    [({}, {}, "float32"), ({"bf16": True}, {}, "bfloat16"), ({}, {"dtype": "float16"}, "float16")],
+)
+def test_it_computes_in_what_the_policy_is_trained_in(stage_config, training, vllm, expected, standin, vllm_loop):
+    """Left to itself vLLM serves a folder in float32 in bfloat16."""
+    rollout = {"engine": "vllm", "vllm": vllm}
+    assert stage_config(training=training, rollout=rollout).sampled_in == expected
+    if not training:
+        vllm_loop(vllm=vllm)
+        assert standin.made[0].options["dtype"] == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "said"),
+    [
+        ("load_weights", AssertionError(), "did not take the policy's weights: AssertionError; see"),
+        ("load_weights", KeyError("lm_head.weight"), "did not take the policy's weights: KeyError: 'lm_head.weight'"),
+        (
+            "generate",
+            RuntimeError("engine is dead\nTraceback"),
+            "failed while it sampled: RuntimeError: engine is dead$",
+        ),
+    ],
+)
+def test_what_breaks_inside_of_vllm_is_one_line(standin, vllm_loop, monkeypatch, method, error, said):
+    def broken(*_, **__):
+        raise error
+
+    loop = vllm_loop()
+    monkeypatch.setattr(standin, method, broken)
+    with pytest.raises(GenerationError, match=said) as caught:
+        loop.iterate(range(8))
+    assert "\n" not in str(caught.value)
+
+
 def test_without_vllm_it_is_refused_with_the_way_out(vllm_loop):
     with pytest.raises(GenerationError, match=r"rlhf-alignment-suite\[vllm\]"):
         vllm_loop()
@@ -131,6 +169,8 @@ def test_without_vllm_it_is_refused_with_the_way_out(vllm_loop):
     ("rollout", "said"),
     [
         ({"engine": "vllm", "vllm": {"mode": "server"}}, "server_base_url"),
+        ({"engine": "vllm", "vllm": {"mode": "server", "server_base_url": "node7:8000/"}}, "use http://node7:8000"),
+        ({"engine": "vllm", "vllm": {"mode": "server", "server_base_url": "http://"}}, "expected http://HOST:PORT"),
         ({"vllm": {"enable_sleep_mode": True}}, "engine=vllm"),
     ],
 )
@@ -138,6 +178,14 @@ def test_keys_that_do_nothing_are_refused(stage_config, rollout, said):
     with pytest.raises(ValueError, match=said):
         stage_config(rollout=rollout)
     assert isinstance(stage_config(), PPOStageConfig)
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", " "])
+def test_an_address_is_that_of_the_server_however_it_ends(stage_config, end):
+    vllm = {"mode": "server", "server_base_url": f"http://node7:8000{end}"}
+    config = stage_config(rollout={"engine": "vllm", "vllm": vllm})
+    assert config.rollout.vllm.server_base_url == "http://node7:8000"
+    assert config.sampled_in == "bfloat16"  # which a server takes by its own choice
 
 
 @pytest.fixture
@@ -178,6 +226,11 @@ def test_a_server_that_takes_no_weights_is_refused_with_how_to_start_it(server):
     server[1]["/server_info"] = 404
     with pytest.raises(GenerationError, match="VLLM_SERVER_DEV_MODE=1 and --weight-transfer-config"):
         wait_for_server(server[0], 0)
+
+
+def test_a_server_that_is_no_vllm_is_not_waited_for(server):
+    with pytest.raises(GenerationError, match="has no /health"):
+        wait_for_server(f"{server[0]}/other", 60)
 
 
 def test_a_server_that_does_not_come_up_is_named(server):
