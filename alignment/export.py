@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from alignment import adapters
+from alignment.classifiers import AnyClassifier
 from alignment.ensembles import is_ensemble, load_member, member_name, num_members
 from alignment.models import (
     ModelError,
@@ -115,7 +116,7 @@ def _export_merged(source: ModelSource, staging: Path, is_reward: bool) -> dict[
     tokenizer = load_tokenizer(source)
     (load_member(source, 0).model if is_reward else load_policy(source)).save_pretrained(staging)
     tokenizer.save_pretrained(staging)
-    kind = AutoModelForSequenceClassification if is_reward else AutoModelForCausalLM
+    kind = AnyClassifier if is_reward else AutoModelForCausalLM
     difference = logits_difference(
         kind.from_pretrained(staging, dtype=torch.float32), _as_trained(source, is_reward), len(tokenizer)
     )

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from alignment import adapters, zero3
+from alignment.classifiers import AnyClassifier
 from alignment.config import ModelConfig
 from alignment.models import (
     ENSEMBLE,
@@ -122,7 +123,7 @@ def load_scalar_model(
             return scalar
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, is_new = load_weights(AutoModelForSequenceClassification, path, config, may_be_new=_HEADS, num_labels=1)
+        model, is_new = load_weights(AnyClassifier, path, config, may_be_new=_HEADS, num_labels=1)
     if is_new and trained:
         raise ModelError(
             f"{path}: a policy, which has no score head; name a reward model, as python -m reward makes it"
@@ -225,7 +226,7 @@ def load_body(source: ModelSource, config: ModelConfig | None = None) -> ScalarM
 
 def load_plain_classifier(source: ModelSource) -> PreTrainedModel:
     """What plain transformers makes of a policy as the base of a reward adapter, in float32; its head is random."""
-    return load_weights(AutoModelForSequenceClassification, source, None, may_be_new=_HEADS, num_labels=1)[0]
+    return load_weights(AnyClassifier, source, None, may_be_new=_HEADS, num_labels=1)[0]
 
 
 def in_dtype(scalar: ScalarModel, config: ModelConfig | None) -> ScalarModel:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from alignment.config import ConfigError, TooLong
 from alignment.data import Prompt
 from alignment.distributed import Accelerator, all_reduce_sum, on_every_process
-from alignment.generation import Engine, Sampled, Sampling, TransformersEngine, stream_seed
+from alignment.generation import Engine, Sampled, Sampling, TransformersEngine, stream_seed, vocabulary_of
 from alignment.models import ModelError
 from alignment.templates import Message, encode_prompt
 from ppo.algorithm import Unit, final_scores, overlong_cost
@@ -203,6 +203,7 @@ def how_to_sample(config: PPOStageConfig, tokenizer: PreTrainedTokenizerBase) ->
         batch_size=rollout.generation_batch_size,
         top_k=rollout.top_k,
         top_p=rollout.top_p,
+        vocabulary=vocabulary_of(tokenizer),
     )
 
 
