@@ -23,23 +23,29 @@ from transformers.models.auto.modeling_auto import (
 )
 
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError, ImportError)
-LOADING = """transformers has no classifier of this kind, so the score is read from the body and the head:
+MARK = "last_token_score"
+"""In the config of a model of our own class: its files are not those of a classifier of transformers."""
+LOADING = """transformers has no classifier of this kind that reads the last token, so
+`AutoModelForSequenceClassification` does not load this model. Its body is loaded as the causal model's, and its head
+from the file:
 
 ```python
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(folder)
-body = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().base_model
-with safe_open(f"{folder}/model.safetensors", "pt") as file:
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+body = AutoModelForCausalLM.from_pretrained("FOLDER", dtype=torch.float32).eval().base_model
+with safe_open("FOLDER/model.safetensors", "pt") as file:
     head = file.get_tensor("score.weight").float()
-ids = tokenizer.apply_chat_template(conversation, return_tensors="pt", return_dict=True)["input_ids"]
+messages = [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]
+text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\\n")  # it ends with the EOS
+ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
 with torch.no_grad():
-    score = body(input_ids=ids).last_hidden_state[0, -1] @ head[0]
+    print(body(input_ids=ids).last_hidden_state[0, -1] @ head[0])
 ```
 
-It warns that `lm_head.weight` is new and `score.weight` is not used; neither matters here.
+transformers warns that the output layer is new and that `score.weight` is not used; neither matters here.
 """
 """How a reward model of our own class is read in plain transformers, for its README."""
 
@@ -54,18 +60,20 @@ class AnyClassifier:
         if not needs_own(config):
             return AutoModelForSequenceClassification.from_pretrained(path, **options)
         options.pop("trust_remote_code", None)
-        return own_class(type(config)).from_pretrained(path, **options)
+        return own_class(type(config)).from_pretrained(path, **options)  # type: ignore[arg-type]
 
     @staticmethod
     def from_config(config: PreTrainedConfig, **options: Any) -> Any:
         """As `AutoModelForSequenceClassification.from_config`."""
         if needs_own(config):
-            return own_class(type(config))(config)
+            return own_class(type(config))(config)  # type: ignore[arg-type]
         return AutoModelForSequenceClassification.from_config(config, **options)
 
 
 def needs_own(config: PreTrainedConfig) -> bool:
     """Whether transformers has no classifier for this causal model that reads the last token of a text."""
+    if getattr(config, MARK, False):
+        return True
     if getattr(config, "auto_map", None) or getattr(config, "is_encoder_decoder", False):
         return False
     if _class_of(MODEL_FOR_CAUSAL_LM_MAPPING, type(config)) is None:
@@ -116,6 +124,7 @@ class LastTokenScore:
     def __init__(self: Any, config: PreTrainedConfig) -> None:
         super().__init__(config)  # type: ignore[call-arg]
         self.num_labels = config.num_labels
+        setattr(config, MARK, True)
         body = type(self).causal(config).base_model
         setattr(self, self.base_model_prefix, body)
         self.score = nn.Linear(config.get_text_config().hidden_size, config.num_labels, bias=False)
@@ -152,6 +161,8 @@ def own_class(config_class: Hashable) -> type[PreTrainedModel]:
     members = {
         "causal": causal,
         "base_model_prefix": parent.base_model_prefix,
+        "get_input_embeddings": causal.get_input_embeddings,
+        "set_input_embeddings": causal.set_input_embeddings,
         "__module__": causal.__module__,  # where transformers looks whether attention and experts can be replaced
     }
     return type(name, (LastTokenScore, parent), members)

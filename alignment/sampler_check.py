@@ -16,8 +16,8 @@ from alignment.generation import WAYS, GenerationError, Sampling, TransformersEn
 from alignment.selfcheck import apart, plain_logits, say, tolerance, tried, undisturbed
 from alignment.tensors import logprobs_from_logits
 
-LENGTHS, NEW_TOKENS = (24, 9, 15), 8
-"""Tokens of the prompts that are tried, which padding must not change, and of what is sampled after each."""
+LENGTHS, NEW_TOKENS = (21, 9, 9), 8
+"""Tokens of the prompts that are tried, which neither padding nor company must change, and of what is sampled."""
 
 
 def find_way(policy: PreTrainedModel | PeftModel, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Way:
@@ -26,9 +26,8 @@ def find_way(policy: PreTrainedModel | PeftModel, prompts: Sequence[Sequence[int
     Raises:
         GenerationError: none does.
     """
-    # Of the longest prompt where no three are there, so that there is something to pad.
-    order = sorted(prompts, key=len, reverse=True)
-    tried_prompts = [order[number % len(order)][-length:] for number, length in enumerate(LENGTHS)]
+    longest = max(prompts, key=len)
+    tried_prompts = [list(longest[-LENGTHS[0] :]), list(longest[: LENGTHS[1]]), list(longest[-LENGTHS[2] :])]
     how = replace(sampling, max_new_tokens=NEW_TOKENS, batch_size=len(LENGTHS), top_k=0, top_p=1.0)
     if how.temperature == 0:
         how = replace(how, temperature=1.0)
@@ -39,9 +38,9 @@ def find_way(policy: PreTrainedModel | PeftModel, prompts: Sequence[Sequence[int
             if failed is None and off <= tolerance(policy):
                 if way != WAYS[0]:
                     how_slow = "one length at a time" + (" and without a cache" if way == "uncached" else "")
-                    say(f"{type(without_adapter(policy)).__name__}: prompts are sampled from {how_slow}: {reason}")
+                    say(f"{type(without_adapter(policy)).__name__}: prompts are sampled from {how_slow}, as {reason}")
                 return way
-            reason = reason or failed or f"padded ones change what it says (by {off:.2g} on average)"
+            reason = reason or failed or "what it says of one depends on padding or on the others"
     raise GenerationError(
         f"{type(without_adapter(policy)).__name__} cannot be sampled from: what it says step by step is not what it "
         f"says of the whole text ({reason}); name another model"

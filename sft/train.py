@@ -22,6 +22,7 @@ from trl import SFTConfig
 from alignment import adapters, callbacks, distributed, methods, resume, trainers
 from alignment.adapters import without_adapter
 from alignment.best_model import BestModel, finished_model, held_out_halves, keep_best, published_step
+from alignment.classifiers import why_no_scores
 from alignment.config import (
     SCRATCH,
     BestModelArguments,
@@ -36,6 +37,7 @@ from alignment.packing import why_not_packed
 from alignment.positions import check_length
 from alignment.registry import Registry
 from alignment.runs import Run
+from alignment.selfcheck import say
 from alignment.stage import write_bad_rows
 from alignment.tracking import Journal
 from sft.config import DEFAULTS, SFTStageConfig
@@ -172,6 +174,8 @@ def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
             penalty=methods.regularisation,
         )
     methods.attach(trainer, config.model)
+    if reason := why_no_scores(without_adapter(policy).config, config.model.trust_remote_code):
+        say(f"sft: python -m reward will not start from this model: {reason}")
     SelfCheck(trainer, asked=bool(config.training.get("packing"))).attach()
     if not _packs(trainer) and "train_sampling_strategy" not in config.training:
         prepared.arguments.train_sampling_strategy = "group_by_length"
