@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
 from alignment.adapters import without_adapter
 from alignment.distributed import run_as_forward
@@ -27,7 +26,7 @@ def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
     return None if head is None or base.base_model is base else (base.base_model, head)
 
 
-def options_of(base: PreTrainedModel) -> dict[str, bool]:
+def options_of(base: nn.Module) -> dict[str, bool]:
     """What a forward pass that wants logits alone says to this model: no cache, and no router's load-balancing loss,
     which a mixture of experts with `output_router_logits` in its config fails to compute where there is a cache."""
     takes = inspect.signature(base.forward).parameters

@@ -12,6 +12,7 @@ from torch import Tensor
 from alignment import distributed
 from alignment.config import ConfigError
 from alignment.distributed import Accelerator
+from alignment.forward import options_of
 from alignment.generation import WAYS, Engine, Sampling, TransformersEngine, set_way
 from alignment.models import ModelError
 from alignment.sampler_check import find_way
@@ -144,7 +145,8 @@ class _Check:
 
     def _plain_states(self, role: Role, row: Row) -> Tensor:
         ids = row_tensor(role.base, row.prompt + row.response)
-        hidden: Tensor = role.base.base_model(input_ids=ids).last_hidden_state[0]
+        body = role.base.base_model
+        hidden: Tensor = body(input_ids=ids, **options_of(body)).last_hidden_state[0]
         return hidden[len(row.prompt) - 1 : -1]
 
     def _logprobs(self, role: Role, packed: bool) -> list[Tensor]:

@@ -123,7 +123,8 @@ def test_prompts_of_unlike_length_are_sampled_as_each_alone(kind, changes, way, 
     model = build(kind, **changes).eval()
     seeds = range(len(ROWS))
     alone = [
-        TransformersEngine(model).sample([row], [seed], sampling(), "uncached")[0] for row, seed in zip(ROWS, seeds)
+        TransformersEngine(model).sample([row], [seed], sampling(), "uncached")[0]
+        for row, seed in zip(ROWS, seeds, strict=True)
     ]
     assert (TransformersEngine(model).sample(ROWS, seeds, sampling(), "padded") == alone) == (way == "padded")
     assert TransformersEngine(model).generate(ROWS, seeds, sampling()).responses == alone
