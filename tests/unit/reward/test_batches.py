@@ -17,8 +17,9 @@ import alignment.packing
 from alignment.adapters import without_adapter
 from alignment.packing import ATTENTION
 from alignment.scalar_models import ScalarModel, ScoreHead
+from alignment.selfcheck import CheckError
 from alignment.tensors import pad_rows
-from reward.batches import QuestionCollator, choose_layout, score_batch, score_questions
+from reward.batches import QuestionCollator, check_layout, choose_layout, score_batch, score_questions
 from reward.questions import JudgedPair, Question
 
 KINDS = ("llama", "qwen2", "gpt2", "mistral", "gemma", "qwen3", "gemma3_text", "phi3", "gpt_neox", "opt")
@@ -256,6 +257,26 @@ def test_what_cannot_share_a_prefix_is_padded_and_says_why(kind, changes, part):
     layout, reason = choose_layout(classifier(kind, head=False, **changes), 128)
     assert layout == "padded"
     assert part in reason
+
+
+@pytest.mark.parametrize(("kind", "layout"), [("llama", "shared_prefix"), ("stablelm", "padded")])
+def test_a_layout_that_gives_other_scores_is_left_for_padding(kind, layout):
+    """StableLM does not hand its arguments on to its attention, which would go across the sequences of a row."""
+    model, asked = classifier(kind, head=kind == "llama"), questions(seed=3, ks=(3, 2))
+    assert choose_layout(model, 128)[0] == "shared_prefix"
+    found, reason = check_layout(model, asked, PAD, "shared_prefix")
+    assert (found, reason is None) == (layout, layout == "shared_prefix")
+    assert model.training
+    scores = sum(score_questions(model, asked, PAD), [])
+    assert scores == pytest.approx(alone(model.eval(), asked).tolist(), abs=1e-5)
+
+
+def test_a_classifier_that_gives_no_score_is_refused():
+    model = classifier("llama")
+    with torch.no_grad():
+        model.score.weight[:] = float("nan")
+    with pytest.raises(CheckError, match="LlamaForSequenceClassification gives no score for a plain row"):
+        check_layout(model, questions(ks=(2, 2)), PAD, "padded")
 
 
 @pytest.mark.parametrize("kind", ["bert", "bloom"])
