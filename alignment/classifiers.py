@@ -22,6 +22,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
 
+from alignment.errors import UserError
+
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError, ImportError)
 MARK = "last_token_score"
 """In the config of a model of our own class: its files are not those of a classifier of transformers."""
@@ -50,6 +52,10 @@ transformers warns that the output layer is new and that `score.weight` is not u
 """How a reward model of our own class is read in plain transformers, for its README."""
 
 
+class ClassifierError(UserError):
+    """A model that no head for scores can be put on."""
+
+
 class AnyClassifier:
     """Stands where `AutoModelForSequenceClassification` does, and has a class for more models."""
 
@@ -59,6 +65,10 @@ class AnyClassifier:
         config = AutoConfig.from_pretrained(path, trust_remote_code=bool(options.get("trust_remote_code")))
         if not needs_own(config):
             return AutoModelForSequenceClassification.from_pretrained(path, **options)
+        if reason := why_no_scores(config):
+            raise ClassifierError(
+                f"{path}: no reward model or critic can be made of this model: {reason}; name another"
+            )
         options.pop("trust_remote_code", None)
         return own_class(type(config)).from_pretrained(path, **options)  # type: ignore[arg-type]
 
@@ -125,7 +135,10 @@ class LastTokenScore:
         super().__init__(config)  # type: ignore[call-arg]
         self.num_labels = config.num_labels
         setattr(config, MARK, True)
-        body = type(self).causal(config).base_model
+        causal = type(self).causal(config)
+        body = causal.base_model
+        if body is causal:
+            raise ValueError(f"the body of a {type(causal).__name__} is no model of its own")
         setattr(self, self.base_model_prefix, body)
         self.score = nn.Linear(config.get_text_config().hidden_size, config.num_labels, bias=False)
         self.post_init()

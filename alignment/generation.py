@@ -327,9 +327,9 @@ def _stepper(
 
     def forward(ids: Tensor, attention: Tensor, positions: Tensor) -> Tensor:
         inputs: dict[str, Any] = {"input_ids": ids, "past_key_values": cache, **options_of(base), "use_cache": True}
-        if padded:  # attention is faster without a mask
+        if padded:  # attention is faster without a mask; positions that a model counts itself begin at 2 in RoBERTa
             inputs["attention_mask"] = attention
-        if "position_ids" in takes:
+        if padded and "position_ids" in takes:
             inputs["position_ids"] = positions
         if "logits_to_keep" in takes:
             inputs["logits_to_keep"] = 1

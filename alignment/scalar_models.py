@@ -74,10 +74,12 @@ class ScalarModel(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Score at each token, given it and all before it: (B, L) -> (B, L) float32."""
         assert not self.is_encoder, type(self.model).__name__
+        # Rows that begin with a token have the positions that the model counts itself (RoBERTa begins at 2).
+        counted = bool(attention_mask[:, 0].all())
         hidden = self.model.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            position_ids=position_ids(attention_mask),
+            **({} if counted else {"position_ids": position_ids(attention_mask)}),
             use_cache=False,
         ).last_hidden_state
         return self.model.score(hidden).squeeze(-1)
@@ -85,12 +87,11 @@ class ScalarModel(nn.Module):
     def score(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Score of each sequence, read at its last kept token, by an encoder where its head reads:
         (B, L) -> (B,) float32."""
+        # Without gaps at the left: positions are counted from the first token, and a recurrent body reads padding.
+        ids, mask = shifted_left(input_ids, attention_mask)
         if self.is_encoder:
-            # Without gaps at the left: positions are counted from the first token.
-            ids, mask = shifted_left(input_ids, attention_mask)
             return self.model(input_ids=ids, attention_mask=mask).logits.squeeze(-1).float()
-        values = self(input_ids, attention_mask)
-        return values.gather(-1, last_kept(attention_mask).unsqueeze(-1)).squeeze(-1)
+        return self(ids, mask).gather(-1, last_kept(mask).unsqueeze(-1)).squeeze(-1)
 
 
 # What transformers draws anew on the body of a language model: a decoder's head, or an encoder's with its pooler.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from alignment.selfcheck import (
     next_logprobs,
     plain_logprobs,
     say,
+    tried,
     undisturbed,
     why_not_split,
     why_wrong,
@@ -63,6 +65,8 @@ class SelfCheck(TrainerCallback):
             if trainer.layers is not None and (reason := agreed(why_not_split(model, rows[0], wrapper))):
                 trainer.layers = None
                 say(f"sft: {name} computes the logits of all tokens, as {reason}")
+            if trainer.aux_loss_enabled:
+                self._check_router(rows, name)
             collator = trainer.data_collator
             if isinstance(collator, PackingCollator):
                 reason = agreed(why_wrong(model, lambda: self._logprobs(rows, packed=True), expected))
@@ -76,16 +80,37 @@ class SelfCheck(TrainerCallback):
             if reason:
                 raise CheckError(f"{name} cannot be trained on padded rows: {reason}; name another model")
 
+    def _check_router(self, rows: Sequence[list[int]], name: str) -> None:
+        """Leave the router's load-balancing loss out where the model fails to compute it (DeepSeek-V4's own does)."""
+        trainer = self.trainer
+        batch = self._on_device(padded([{"input_ids": row, "labels": row} for row in rows], self._pad))
+        del batch["labels"]
+        loss, reason = tried(lambda: float(trainer.model_wrapped(**batch, output_router_logits=True).aux_loss))
+        if reason is None and not math.isfinite(loss):
+            reason = f"it is {loss}"
+        reason = agreed(reason)
+        if reason is None:
+            return
+        if trainer.args.router_aux_loss_coef:
+            raise ConfigError(
+                f"training.router_aux_loss_coef: {name} fails to compute its router's loss: {reason}; set it to 0"
+            )
+        trainer.aux_loss_enabled = False
+        say(f"sft: {name} is trained without its router's load-balancing loss, which it fails to compute: {reason}")
+
+    @property
+    def _pad(self) -> int:
+        return self.trainer.processing_class.pad_token_id or 0
+
+    def _on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        device = next(self.trainer.model.parameters()).device
+        return {key: x.to(device) if isinstance(x, Tensor) else x for key, x in batch.items()}
+
     def _logprobs(self, rows: Sequence[list[int]], packed: bool) -> list[Tensor]:
         """Of each row, as one batch by the path that training takes."""
         trainer = self.trainer
         labelled = [{"input_ids": row, "labels": list(row)} for row in rows]
-        if packed:
-            batch = trainer.data_collator(labelled)
-        else:
-            batch = padded(labelled, trainer.processing_class.pad_token_id or 0)
-        device = next(trainer.model.parameters()).device
-        batch = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in batch.items()}
+        batch = self._on_device(trainer.data_collator(labelled) if packed else padded(labelled, self._pad))
         logits = trainer.logits(trainer.model_wrapped, batch).float()
         lengths = [len(row) for row in rows]
         parts: Sequence[Tensor]

@@ -198,7 +198,9 @@ def _packing(config: SFTStageConfig, prepared: Prepared, policy: nn.Module) -> P
     model = without_adapter(policy)
     reason = why_not_packed(model, config.data.max_length)
     if balances_router(model, prepared.arguments):
-        reason = "its router's load-balancing loss needs padded rows (training.router_aux_loss_coef=0 trains without it)"
+        reason = (
+            "its router's load-balancing loss needs padded rows (training.router_aux_loss_coef=0 trains without it)"
+        )
     for name in ("neftune_noise_alpha", "pad_to_multiple_of", "torch_compile"):
         if getattr(prepared.arguments, name):
             reason = f"training.{name} is for padded rows"

@@ -49,6 +49,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT,
     "falcon": {"head_dim": None, "multi_query": False},
+    "falcon_h1": {"mamba_d_ssm": 64} | _MAMBA2,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]} | _MAMBA2,
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "mamba_dt_rank": 4},
