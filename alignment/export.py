@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from alignment import adapters
+from alignment.classifiers import LOADING, AnyClassifier, needs_own
 from alignment.ensembles import is_ensemble, load_member, member_name, num_members
 from alignment.models import (
     ModelError,
@@ -78,6 +79,8 @@ def _write_readme(source: ModelSource, staging: Path, is_reward: bool, report: d
     card = Path(source.path) / README
     lines = [card.read_text(encoding="utf-8", errors="replace").rstrip()] if card.is_file() else []
     lines += ["", "## This folder", "", f"Exported from {source.label} (`{source.digest}`): {report['written']}.", ""]
+    if is_reward and needs_own(AutoConfig.from_pretrained(source.config_path)):
+        lines += [LOADING]
     if is_reward:
         told = [(folder, _score_bias(folder)) for folder in (staging, *sorted(staging.glob("member-*")))]
         for folder, bias in ((folder, bias) for folder, bias in told if bias is not None):
@@ -119,7 +122,7 @@ def _export_merged(source: ModelSource, staging: Path, is_reward: bool) -> dict[
     tokenizer = load_tokenizer(source)
     (load_member(source, 0).model if is_reward else load_policy(source)).save_pretrained(staging)
     tokenizer.save_pretrained(staging)
-    kind = AutoModelForSequenceClassification if is_reward else AutoModelForCausalLM
+    kind = AnyClassifier if is_reward else AutoModelForCausalLM
     difference = logits_difference(
         kind.from_pretrained(staging, dtype=torch.float32), _as_trained(source, is_reward), len(tokenizer)
     )
@@ -146,6 +149,10 @@ def _export_adapter(source: ModelSource, staging: Path, is_reward: bool) -> dict
     assert source.base and source.trained
     if source.base.base:
         raise ModelError(f"{source.label}: PEFT cannot load it, since its base is an adapter too; leave --adapter out")
+    if is_reward and needs_own(AutoConfig.from_pretrained(source.config_path)):
+        raise ModelError(
+            f"{source.label}: PEFT cannot load it: transformers has no classifier for its base; leave --adapter out"
+        )
     base: PreTrainedModel = load_plain_classifier(source.base) if is_reward else load_policy(source.base)
     size = len(load_tokenizer(source))
     if size > base.get_input_embeddings().num_embeddings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import NamedTuple
 
 import torch
@@ -12,23 +13,24 @@ from alignment.adapters import without_adapter
 from alignment.distributed import run_as_forward
 from alignment.tensors import entropy_from_logits, logprobs_from_logits
 
-# What is done to the logits beside the head's product, by names in configs (factors: collected in TRL 1.16,
-# trainer/utils.py; caps: Gemma-2, RecurrentGemma, xLSTM).
-LOGIT_FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
-LOGIT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 LOGITS_AT_ONCE = 2**24  # 64 MiB of float32
 
 
 def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    """The layers below and above the last hidden states; None where the logits are not simply the head's output."""
+    """The layers below the last hidden states and the layer that gives logits; None where a model has no such two.
+
+    That the logits are this layer's output and nothing more is seen when a run starts (`alignment.selfcheck`).
+    """
     base = without_adapter(model)
-    config = base.config.get_text_config()
-    scaled = any(getattr(config, name, None) not in (None, 1.0) for name in LOGIT_FACTORS)
-    capped = any(getattr(config, name, None) is not None for name in LOGIT_CAPS)
     head = base.get_output_embeddings()
-    if scaled or capped or head is None or base.base_model is base:
-        return None
-    return base.base_model, head
+    return None if head is None or base.base_model is base else (base.base_model, head)
+
+
+def options_of(base: nn.Module) -> dict[str, bool]:
+    """What a forward pass that wants logits alone says to this model: no cache, and no router's load-balancing loss,
+    which a mixture of experts with `output_router_logits` in its config fails to compute where there is a cache."""
+    takes = inspect.signature(base.forward).parameters
+    return {name: False for name in ("use_cache", "output_router_logits") if name in takes}
 
 
 class TokenLogprobs(NamedTuple):
@@ -39,7 +41,12 @@ class TokenLogprobs(NamedTuple):
 
 
 def token_logprobs(
-    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, with_entropy: bool = False
+    head: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    temperature: float,
+    with_entropy: bool = False,
+    vocabulary: int | None = None,
 ) -> TokenLogprobs:
     """Log-probabilities under softmax(head(hidden) / temperature), never with all logits at a time.
 
@@ -50,16 +57,17 @@ def token_logprobs(
         hidden: (M, H), of the token before each target.
         targets: (M,)
         with_entropy: takes a second pass over the vocabulary.
+        vocabulary: logits that count, from the first on; None: all (see `ppo.models.Role`).
     """
 
     def block(hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        logits = original(hidden)
+        logits = original(hidden)[..., :vocabulary]
         logprobs = logprobs_from_logits(logits, targets, temperature)
         return (logprobs, entropy_from_logits(logits, temperature)) if with_entropy else (logprobs,)
 
     def all_blocks(hidden: Tensor) -> tuple[Tensor, ...]:
-        vocabulary = getattr(head, "out_features", hidden.shape[-1])
-        size = max(1, LOGITS_AT_ONCE // vocabulary)
+        width = getattr(head, "out_features", hidden.shape[-1])
+        size = max(1, LOGITS_AT_ONCE // width)
         blocks = list(zip(hidden.split(size), targets.split(size), strict=True))
         if len(blocks) == 1:
             return block(hidden, targets)

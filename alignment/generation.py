@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -25,10 +26,11 @@ from transformers import (
 from alignment.adapters import without_adapter
 from alignment.ends import end_token_ids
 from alignment.errors import UserError
+from alignment.forward import options_of
 from alignment.kv_cache import keep_rows, make_cache
 from alignment.onednn import linear_layers
 from alignment.templates import Message, encode_prompt
-from alignment.tensors import pad_rows, position_ids
+from alignment.tensors import logprobs_from_logits, pad_rows, position_ids
 
 
 class GenerationError(UserError):
@@ -61,6 +63,8 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
+    vocabulary: int | None = None
+    """Tokens that can be said, from the first on (`vocabulary_of`); None: as many as the model has logits."""
 
 
 class Sampled(NamedTuple):
@@ -79,12 +83,17 @@ class Engine(Protocol):
     def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> Sampled: ...
 
 
-def has_ended(response: Sequence[int], sampling: Sampling, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the response's last token ends it."""
+def has_ended(response: Sequence[int], sampling: Sampling, tokenizer: PreTrainedTokenizerBase | None) -> bool:
+    """Whether the response's last token ends it.
+
+    Args:
+        tokenizer: needed where `sampling.stop` names texts.
+    """
     if response[-1] in sampling.end_token_ids:
         return True
     if not sampling.stop:
         return False
+    assert tokenizer is not None
     tail = response[-(max(map(len, sampling.stop)) + 4) :]  # a token has a letter at least, or is part of one
     text = tokenizer.decode(tail, skip_special_tokens=False)
     return any(stop in text for stop in sampling.stop)
@@ -108,6 +117,28 @@ def stream_seed(purpose: str, *key: int) -> int:
     return int.from_bytes(hashlib.sha256(repr((purpose, *key)).encode()).digest()[:8], "big")
 
 
+Way = Literal["padded", "by_length", "uncached"]
+WAYS: tuple[Way, ...] = ("padded", "by_length", "uncached")
+"""How prompts come together in a batch: padded on the left; with others of their length, for models that padding
+changes (recurrent ones, positions that count the padding); and these without a cache. Each is slower than the one
+before. `alignment.sampler_check` finds the first that is right."""
+_FOUND: WeakKeyDictionary[torch.nn.Module, Way] = WeakKeyDictionary()
+
+
+def way_of(policy: PreTrainedModel | PeftModel) -> Way | None:
+    """How to sample from a model, if it was tried."""
+    return _FOUND.get(without_adapter(policy))
+
+
+def set_way(policy: PreTrainedModel | PeftModel, way: Way) -> None:
+    _FOUND[without_adapter(policy)] = way
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The number of tokens up to the last that the tokenizer has: a model may have more rows than that, for speed."""
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
 class TransformersEngine:
     """Samples from a transformers model, or from a PEFT model as its adapters stand.
 
@@ -120,7 +151,7 @@ class TransformersEngine:
     changes the last digits of the logits, which matters where a random number falls so close to a boundary.
     """
 
-    def __init__(self, policy: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, policy: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         self._policy, self._tokenizer = policy, tokenizer
 
     @torch.no_grad()
@@ -135,18 +166,53 @@ class TransformersEngine:
                 f"a {kind} adapter puts learned tokens before the prompt, and PEFT samples wrongly where prompts of "
                 "unlike length are padded; use an adapter of the weights, as lora"
             )
+        if prompts and way_of(self._policy) is None:
+            from alignment.sampler_check import find_way  # it samples
+
+            set_way(self._policy, find_way(self._policy, prompts, sampling))
+        return Sampled(self.sample(prompts, seeds, sampling, way_of(self._policy) or "padded"), None)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        way: Way,
+        logprobs: list[list[float]] | None = None,
+    ) -> list[list[int]]:
+        """Responses in the prompts' order.
+
+        Args:
+            logprobs: an empty list for each prompt, which takes the log-probability of each token in the distribution
+                that it was drawn from, before `top_k` and `top_p`; of a finished response there may be more than it
+                has tokens.
+        """
         samples = list(zip(map(tuple, prompts), seeds, strict=True))
         order = sorted(range(len(samples)), key=lambda i: (-len(samples[i][0]), samples[i][0]))
         responses: list[list[int]] = [[] for _ in samples]
+        lengths = [len(samples[i][0]) for i in order]
+        ended = partial(has_ended, sampling=sampling, tokenizer=self._tokenizer)
         with _eval_mode(self._policy), linear_layers():
-            for start in range(0, len(order), sampling.batch_size):
-                batch = order[start : start + sampling.batch_size]
+            for start, end in _batches(lengths, sampling.batch_size, alike=way != "padded"):
+                batch = order[start:end]
                 uniforms = _uniforms([samples[i][1] for i in batch], sampling.max_new_tokens).to(self._policy.device)
-                ended = partial(has_ended, sampling=sampling, tokenizer=self._tokenizer)
-                drawn = _sample(self._policy, [samples[i][0] for i in batch], uniforms, sampling, ended)
+                heard = None if logprobs is None else [logprobs[i] for i in batch]
+                drawn = _sample(self._policy, [samples[i][0] for i in batch], uniforms, sampling, ended, way, heard)
                 for i, response in zip(batch, drawn, strict=True):
                     responses[i] = response
-        return Sampled(responses, None)
+        return responses
+
+
+def _batches(lengths: Sequence[int], size: int, *, alike: bool) -> Iterator[tuple[int, int]]:
+    """First and last (exclusive) of each batch of at most `size`; `alike`: all of its prompts have one length."""
+    start = 0
+    while start < len(lengths):
+        end = min(start + size, len(lengths))
+        if alike:
+            end = next((i for i in range(start, end) if lengths[i] != lengths[start]), end)
+        yield start, end
+        start = end
 
 
 @contextmanager
@@ -178,7 +244,7 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tenso
     Gumbel noise needs V. The sum runs in float64, as the steps of a float32 sum over a large vocabulary are coarser
     than the probabilities of rare tokens.
     """
-    logits = logits.float()
+    logits = logits[:, : sampling.vocabulary].float()
     if sampling.temperature == 0:
         highest, tokens = logits.max(-1)
         return torch.where(highest.isfinite(), tokens, -1)
@@ -189,6 +255,14 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tenso
     # never one of probability 0, as the sum must pass u at it.
     tokens = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
     return torch.where(total.isfinite(), tokens, -1).squeeze(1)
+
+
+def _hear(lists: Sequence[list[float]], logits: Tensor, tokens: Tensor, sampling: Sampling) -> None:
+    """Add to each list the log-probability of the token that was drawn."""
+    logits = logits[:, : sampling.vocabulary]
+    found = logprobs_from_logits(logits, tokens, sampling.temperature or 1.0)
+    for line, value in zip(lists, found.tolist(), strict=True):
+        line.append(value)
 
 
 def _filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -223,16 +297,19 @@ def _sample(
     uniforms: Tensor,
     sampling: Sampling,
     ended: Callable[[Sequence[int]], bool],
+    way: Way,
+    heard: list[list[float]] | None,
 ) -> list[list[int]]:
     """One response per prompt, in one batch; `uniforms` (B, max_new_tokens)."""
     base = without_adapter(policy)
     distinct = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     ids, mask = pad_rows(list(distinct), sampling.pad_token_id, "left")
     width = ids.shape[1]
-    cache = make_cache(base, width + sampling.max_new_tokens)
+    cache = None if way == "uncached" else make_cache(base, width + sampling.max_new_tokens)
     if cache is None:
         rows = torch.tensor([distinct[prompt] for prompt in prompts])
-        drawn = _sample_by_transformers(policy, base, ids[rows], mask[rows], uniforms, sampling)
+        choice = _Choice(width, uniforms, sampling, heard)
+        drawn = _sample_by_transformers(policy, base, ids[rows], mask[rows], choice, cached=way != "uncached")
         return [next((row[:n] for n in range(1, len(row)) if ended(row[:n])), row) for row in drawn]
     forward = _stepper(policy, base, cache, padded=not bool(mask.all()))
     ids, mask = ids.to(policy.device), mask.to(policy.device)
@@ -250,6 +327,8 @@ def _sample(
         found = _numbers(tokens)
         for number, token in zip(alive, found, strict=True):
             responses[number].append(token)
+        if heard is not None:
+            _hear([heard[number] for number in alive], logits, tokens, sampling)
         going = [row for row, number in enumerate(alive) if not ended(responses[number])]
         if not going or step == sampling.max_new_tokens - 1:
             break
@@ -280,10 +359,10 @@ def _stepper(
     takes = inspect.signature(base.forward).parameters
 
     def forward(ids: Tensor, attention: Tensor, positions: Tensor) -> Tensor:
-        inputs: dict[str, Any] = {"input_ids": ids, "past_key_values": cache, "use_cache": True}
-        if padded:  # attention is faster without a mask
+        inputs: dict[str, Any] = {"input_ids": ids, "past_key_values": cache, **options_of(base), "use_cache": True}
+        if padded:  # attention is faster without a mask; positions that a model counts itself begin at 2 in RoBERTa
             inputs["attention_mask"] = attention
-        if "position_ids" in takes:
+        if padded and "position_ids" in takes:
             inputs["position_ids"] = positions
         if "logits_to_keep" in takes:
             inputs["logits_to_keep"] = 1
@@ -296,12 +375,14 @@ def _stepper(
 class _Choice(LogitsProcessor):
     """Chooses the tokens inside transformers' `generate`: what it hands on leaves one token possible."""
 
-    def __init__(self, width: int, uniforms: Tensor, sampling: Sampling) -> None:
-        self._width, self._uniforms, self._sampling = width, uniforms, sampling
+    def __init__(self, width: int, uniforms: Tensor, sampling: Sampling, heard: list[list[float]] | None) -> None:
+        self._width, self._uniforms, self.sampling, self._heard = width, uniforms, sampling, heard
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        tokens = choose_tokens(scores, self._uniforms[:, input_ids.shape[1] - self._width], self._sampling)
+        tokens = choose_tokens(scores, self._uniforms[:, input_ids.shape[1] - self._width], self.sampling)
         _numbers(tokens)
+        if self._heard is not None:
+            _hear(self._heard, scores, tokens, self.sampling)
         return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
 
 
@@ -310,17 +391,19 @@ def _sample_by_transformers(
     base: PreTrainedModel,
     ids: Tensor,
     mask: Tensor,
-    uniforms: Tensor,
-    sampling: Sampling,
+    choice: _Choice,
+    *,
+    cached: bool,
 ) -> list[list[int]]:
     """As `_sample`, without a hold on the model's cache, and with what comes after the end; prompts (B, P),
     left-padded."""
+    sampling = choice.sampling
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=sampling.max_new_tokens,
         eos_token_id=list(sampling.end_token_ids),
         pad_token_id=sampling.pad_token_id,
-        use_cache=True,
+        use_cache=cached,
     )
     own = [(model, model.generation_config) for model in (policy, base)]
     for model, _ in own:
@@ -330,7 +413,8 @@ def _sample_by_transformers(
             input_ids=ids.to(policy.device),
             attention_mask=mask.long().to(policy.device),
             generation_config=config,
-            logits_processor=LogitsProcessorList([_Choice(ids.shape[1], uniforms, sampling)]),
+            logits_processor=LogitsProcessorList([choice]),
+            **{name: value for name, value in options_of(base).items() if name != "use_cache"},
         )
     finally:
         for model, kept in own:
@@ -358,7 +442,7 @@ def complete(
         first: number of the first prompt, of a list that is completed in parts.
     """
     ends, pad = end_token_ids(tokenizer), tokenizer.pad_token_id
-    sampling = Sampling(max_new_tokens, temperature, ends, pad, batch_size)
+    sampling = Sampling(max_new_tokens, temperature, ends, pad, batch_size, vocabulary=vocabulary_of(tokenizer))
     rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     seeds = [stream_seed("complete", seed, number) for number in range(first, first + len(rows))]
     responses = TransformersEngine(policy, tokenizer).generate(rows, seeds, sampling).responses

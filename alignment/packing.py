@@ -10,7 +10,6 @@ whole group under a mask took 1.5 times as long with four branches, and 1.4 to 4
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -24,9 +23,6 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from alignment.config import ConfigError
 
 ATTENTION = "sdpa_by_group"
-TRIAL = "sdpa_by_group_trial"
-FULL_ATTENTION = "full_attention"
-SLIDING_ATTENTION = "sliding_attention"
 
 Groups = Sequence[Sequence[int]]
 """Of each group the tokens of its prefix (0: it has none), then those of each branch."""
@@ -98,52 +94,27 @@ def _attend_to_both(module: nn.Module, prefix: Sequence[Tensor], branch: Sequenc
 
 
 def why_not_packed(model: PreTrainedModel, max_length: int) -> str | None:
-    """Why this model's rows cannot be packed; None where they can.
+    """What stands against packing this model's rows that short ones would not show; None where nothing does.
+
+    That a packed row then gives what its sequences give alone is seen when a run starts (`alignment.selfcheck`).
 
     Args:
         max_length: tokens of the longest sequence.
     """
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or [FULL_ATTENTION])
     window = getattr(config, "sliding_window", None)
-    arguments = inspect.signature(model.base_model.forward).parameters
-    if "position_ids" not in arguments or not any(a.kind == a.VAR_KEYWORD for a in arguments.values()):
+    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
         return "its positions cannot be set"
-    if model._is_stateful or not kinds <= {FULL_ATTENTION, SLIDING_ATTENTION}:
+    if model._is_stateful:
         return "it has layers that carry a state from one token to the next, across documents"
     if not type(model)._can_set_attn_implementation() or not model._supports_sdpa:
         return "its attention cannot be replaced"
+    chunk = getattr(config, "attention_chunk_size", None)
+    if chunk and chunk < max_length:
+        return f"its attention chunks of {chunk} tokens are shorter than rows of {max_length} (data.max_length)"
     if window and window < max_length and getattr(config, "use_sliding_window", True):
         return f"its attention window of {window} tokens is shorter than rows of {max_length} (data.max_length)"
-    return "it does not hand its arguments on to its attention" if _loses_groups(model) else None
-
-
-class _Reached(Exception):
-    """The first attention of a model has been called."""
-
-
-def _loses_groups(model: PreTrainedModel) -> bool:
-    """Whether the groups do not reach the attention, tried on a copy without weights."""
-    arguments: dict[str, Any] = {}
-
-    def stop(*_: Any, **options: Any) -> None:
-        arguments.update(options)
-        raise _Reached
-
-    AttentionInterface.register(TRIAL, stop)
-    AttentionMaskInterface.register(TRIAL, sdpa_mask)
-    groups = [[1, 1, 1]]
-    try:
-        with torch.no_grad(), torch.device("meta"):
-            trial = type(model)(copy.deepcopy(model.config))
-            trial.set_attn_implementation(TRIAL)
-            ids = torch.zeros(1, 3, dtype=torch.long)
-            trial.base_model(ids, position_ids=positions(groups), use_cache=False, **row_arguments(groups))
-    except _Reached:
-        return "packed_groups" not in arguments
-    except (RuntimeError, TypeError, ValueError, AttributeError):  # cannot be tried so; `group_attention` looks again
-        return False
-    return True
+    return None
 
 
 def uses_flash(model: PreTrainedModel) -> bool:

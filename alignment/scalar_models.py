@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from alignment import adapters, zero3
+from alignment.classifiers import AnyClassifier
 from alignment.config import ModelConfig
 from alignment.models import (
     ENSEMBLE,
@@ -73,10 +74,12 @@ class ScalarModel(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Score at each token, given it and all before it: (B, L) -> (B, L) float32."""
         assert not self.is_encoder, type(self.model).__name__
+        # Rows that begin with a token have the positions that the model counts itself (RoBERTa begins at 2).
+        counted = bool(attention_mask[:, 0].all())
         hidden = self.model.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            position_ids=position_ids(attention_mask),
+            **({} if counted else {"position_ids": position_ids(attention_mask)}),
             use_cache=False,
         ).last_hidden_state
         return self.model.score(hidden).squeeze(-1)
@@ -84,12 +87,11 @@ class ScalarModel(nn.Module):
     def score(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Score of each sequence, read at its last kept token, by an encoder where its head reads:
         (B, L) -> (B,) float32."""
+        # Without gaps at the left: positions are counted from the first token, and a recurrent body reads padding.
+        ids, mask = shifted_left(input_ids, attention_mask)
         if self.is_encoder:
-            # Without gaps at the left: positions are counted from the first token.
-            ids, mask = shifted_left(input_ids, attention_mask)
             return self.model(input_ids=ids, attention_mask=mask).logits.squeeze(-1).float()
-        values = self(input_ids, attention_mask)
-        return values.gather(-1, last_kept(attention_mask).unsqueeze(-1)).squeeze(-1)
+        return self(ids, mask).gather(-1, last_kept(mask).unsqueeze(-1)).squeeze(-1)
 
 
 # What transformers draws anew on the body of a language model: a decoder's head, or an encoder's with its pooler.
@@ -122,7 +124,7 @@ def load_scalar_model(
             return scalar
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, is_new = load_weights(AutoModelForSequenceClassification, path, config, may_be_new=_HEADS, num_labels=1)
+        model, is_new = load_weights(AnyClassifier, path, config, may_be_new=_HEADS, num_labels=1)
     if is_new and trained:
         raise ModelError(
             f"{path}: a policy, which has no score head; name a reward model, as python -m reward makes it"
@@ -225,7 +227,7 @@ def load_body(source: ModelSource, config: ModelConfig | None = None) -> ScalarM
 
 def load_plain_classifier(source: ModelSource) -> PreTrainedModel:
     """What plain transformers makes of a policy as the base of a reward adapter, in float32; its head is random."""
-    return load_weights(AutoModelForSequenceClassification, source, None, may_be_new=_HEADS, num_labels=1)[0]
+    return load_weights(AnyClassifier, source, None, may_be_new=_HEADS, num_labels=1)[0]
 
 
 def in_dtype(scalar: ScalarModel, config: ModelConfig | None) -> ScalarModel:

@@ -73,6 +73,10 @@ class VLLMEngine:
         if getattr(policy, "is_loaded_in_4bit", False):
             raise GenerationError("rollout.engine=vllm has no way to send 4-bit weights; set model.method=lora")
         self._sampling = sampling
+        rows = policy.get_input_embeddings().num_embeddings
+        if sampling.vocabulary is not None and rows > sampling.vocabulary:  # rows of padding, which nobody can read
+            never = dict.fromkeys(range(sampling.vocabulary, rows), -100.0)
+            options["generation_kwargs"] = {"logit_bias": never}
         if options.get("mode") == "server":
             distributed.on_main_process(lambda: wait_for_server(options["server_base_url"]))
         try:

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment import methods
+from alignment.classifiers import body_width
 from alignment.config import ADAPTERS, ConfigError, ModelConfig
 from alignment.ensembles import (
     RewardEnsemble,
@@ -20,6 +21,7 @@ from alignment.ensembles import (
     num_members,
 )
 from alignment.forward import switch_off_dropout
+from alignment.generation import vocabulary_of
 from alignment.models import ModelError, ModelSource, find_model, fit_embeddings, load_base, load_policy, load_tokenizer
 from alignment.positions import positions
 from alignment.registry import Registry
@@ -181,13 +183,25 @@ def load_models(config: PPOStageConfig, sources: dict[str, ModelSource]) -> Mode
         held_out = load_scorer(sources["held_out_reward"], tokenizer, how_to_load(config.model))
     trained = PolicyAndValue(policy, critic)
     if trained.on_trunk and policy.layers is None:
+        raise ModelError(not_on_trunk(policy))
+    for role in (policy, reference):
+        role.vocabulary = vocabulary_of(tokenizer)
+    if critic is not None and _rows(critic.base) < vocabulary_of(tokenizer):
         raise ModelError(
-            f"model.value=trunk: the logits of {type(policy.base).__name__} are not its head's output alone (scaled, "
-            "capped, or with an adapter in the head); use model.value=separate"
+            f"model.value: {sources['value'].label} has {_rows(critic.base)} tokens, fewer than the policy's tokenizer "
+            "has; train it from the same SFT model, or set model.value=trunk"
         )
     models = Models(trained, reference, reward, held_out, tokenizer, sources, base=base, offloaded=config.model.offload)
     settle(models, config)
     return models
+
+
+def not_on_trunk(policy: Role) -> str:
+    """What to say where a critic is to be a head on a policy that is not simply a body and a head."""
+    return (
+        f"model.value=trunk: the logits of {type(policy.base).__name__} are not its head's output alone (scaled, "
+        "capped, a head of several layers, or with an adapter in the head); use model.value=separate"
+    )
 
 
 def settle(models: Models, config: PPOStageConfig) -> None:
@@ -377,7 +391,7 @@ def digest(source: ModelSource) -> str | None:
 
 def new_head(role: Role) -> ScoreHead:
     """A head whose values are 0 until it has learned: any other start would be noise in the first advantages."""
-    head = ScoreHead(role.base.config.get_text_config().hidden_size)
+    head = ScoreHead(body_width(role.base.config))
     torch.nn.init.zeros_(head.weight)
     return head
 
@@ -392,6 +406,11 @@ def _separate_critic(source: ModelSource, options: ModelConfig) -> Role:
     return Role(scalar.model, head=scalar.model.score).rescale_head()
 
 
+def _rows(model: PreTrainedModel) -> int:
+    """Tokens that a model can embed."""
+    return int(model.get_input_embeddings().num_embeddings)
+
+
 def load_scorer(
     source: ModelSource, tokenizer: PreTrainedTokenizerBase, options: ModelConfig, **combine: Any
 ) -> RewardModel:
@@ -399,7 +418,8 @@ def load_scorer(
     loaded = load_reward_model(source, options, **combine)
     own = load_tokenizer(source, options)
     first = loaded if isinstance(loaded, ScalarModel) else loaded.member(0)
-    if first.is_encoder or not same_tokens(tokenizer, own):
+    # One tokenizer does not make one vocabulary: tokens added to the policy's are unknown to a reward model before it.
+    if first.is_encoder or not same_tokens(tokenizer, own) or _rows(first.model) < vocabulary_of(tokenizer):
         found = positions(source.config_path, options.trust_remote_code)
         return RewardModel(
             text_model=loaded, tokenizer=own, max_positions=found[0] if found is not None and not found[1] else None

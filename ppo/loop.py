@@ -46,6 +46,7 @@ from ppo.models import Models
 from ppo.optimizer import make_optimizer, make_schedule
 from ppo.rewards import load_sources
 from ppo.rollout import Collector, Rollout, Task, encode_prompts, join, make_engine, make_tasks, prompt_batches
+from ppo.selfcheck import check_models
 from ppo.sequences import Row
 from ppo.stats import explained_variance, rollout_stats
 from ppo.update import CriticTargets, Targets, Updater
@@ -119,6 +120,8 @@ class Loop:
         """The same on the prompts that the best policy is reported on."""
         self._best_judged: Judged | None = None
         self.last_figures: dict[str, float] = {}
+        tried = [ids for _, ids in self.prompts[:4]]
+        check_models(config, models, accelerator, sampler, self.collector.sampling, tried)
 
     def run(self, checkpoints: Checkpoints | None = None) -> None:
         """All iterations from `step` on, with the evaluations before, between and after, and the checkpoints."""

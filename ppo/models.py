@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignment import zero3
 from alignment.adapters import without_adapter
 from alignment.ensembles import RewardEnsemble, disagreement
-from alignment.forward import TokenLogprobs, body_and_head, token_logprobs
+from alignment.forward import TokenLogprobs, body_and_head, options_of, token_logprobs
 from alignment.models import ModelSource
 from alignment.packing import attend_by_group, uses_flash, why_not_packed
 from alignment.positions import LengthError
@@ -57,8 +57,13 @@ class Role:
         """Of a critic whose head was trained before: scores over what the head gives. None: a new one, which learns
         normalised scores."""
         self.layers = body_and_head(model)
+        """None: the model gives its logits itself, which takes more memory (`ppo.selfcheck` tries it)."""
         if self.layers is not None and isinstance(self.layers[1], BaseTunerLayer):
             self.layers = None  # what this head says depends on which adapter is active, and it is called outside
+        self.vocabulary: int | None = None
+        """The tokens that can be said: those of the tokenizer. A head that is padded to a round number has more rows,
+        which nobody can read and another role may not be able to embed: they have no probability in any role, and the
+        ratio and the KL are those of the distributions that are sampled from. None: all rows."""
         self.checkpointed = False
         """Keep the input of each transformer layer alone where there is a gradient, and run the layer again for it."""
 
@@ -91,17 +96,19 @@ class Role:
         """Of the batch's response tokens, at the temperature that they were sampled at."""
         if self.layers is not None:
             states = self.states(batch, batch.before)
-            return token_logprobs(self.layers[1], states, batch.targets, temperature, with_entropy)
+            head = self.layers[1]
+            return token_logprobs(head, states, batch.targets, temperature, with_entropy, self.vocabulary)
         # Logits of the columns that any row asks for, where the model can leave others out: prompts have none.
         width = batch.inputs["input_ids"].shape[1]
         columns = torch.unique(batch.before % width)
         kept = "logits_to_keep" in inspect.signature(self.base.forward).parameters
         with self.active():
-            logits = self.base(**batch.inputs, **({"logits_to_keep": columns} if kept else {})).logits
+            inputs = batch.inputs | options_of(self.base)
+            logits = self.base(**inputs, **({"logits_to_keep": columns} if kept else {})).logits
         where = batch.before
         if kept:
             where = batch.before // width * len(columns) + torch.searchsorted(columns, batch.before % width)
-        logits = logits.flatten(0, 1)[where]
+        logits = logits.flatten(0, 1)[where, : self.vocabulary]
         entropy = entropy_from_logits(logits, temperature) if with_entropy else None
         return TokenLogprobs(logprobs_from_logits(logits, batch.targets, temperature), entropy)
 
@@ -180,7 +187,8 @@ class PolicyAndValue(nn.Module):
                 states = policy.states(batch, batch.before)
             return Outputs(None, None, critic.read(states))
         states = policy.states(batch, batch.before)
-        found = token_logprobs(policy.layers[1], states, batch.targets, temperature, with_entropy)
+        head, vocabulary = policy.layers[1], policy.vocabulary
+        found = token_logprobs(head, states, batch.targets, temperature, with_entropy, vocabulary)
         return Outputs(found.logprobs, found.entropy, critic.read(states) if what == "both" else None)
 
     def trained_parameters(self, of: Literal["policy", "value"]) -> list[tuple[str, nn.Parameter]]:
@@ -359,7 +367,9 @@ class Models:
 
 
 def choose_layout(roles: Sequence[Role], max_length: int) -> str | None:
-    """Let these models attend by group; why they cannot, with nothing changed, where one cannot."""
+    """Let these models attend by group; what stands against it, with nothing changed, where something does.
+
+    That their packed rows are right is seen when a run starts (`ppo.selfcheck`)."""
     bases = list({id(role.base): role.base for role in roles}.values())
     for model in bases:
         reason = "flash attention knows no shared prefix" if uses_flash(model) else why_not_packed(model, max_length)

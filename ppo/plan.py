@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig
+from transformers import PreTrainedConfig
 
+from alignment.classifiers import AnyClassifier
 from alignment.config import ADAPTERS, ModelConfig
 from alignment.forward import LOGITS_AT_ONCE
 from alignment.memory_plan import Model, Pass, Rollout, Workload
@@ -89,7 +90,7 @@ def _scorer(config: PPOStageConfig, shape: PreTrainedConfig, role: str, policy: 
     if config.model.mode == "shared" and role == "reward":
         count = policy.trained + policy.shape.hidden_size
         return [frozen(policy, parameters=count, in_engine=True)] * members
-    whole = sized(shape, ModelConfig(name=role), AutoModelForSequenceClassification)
+    whole = sized(shape, ModelConfig(name=role), AnyClassifier)
     return [frozen(whole)] * members
 
 
@@ -98,7 +99,7 @@ def _critic(config: PPOStageConfig, shapes: Shapes, policy: Model, options: Mode
         return None
     kind, hidden = critic_kind(config.model), policy.shape.hidden_size
     if kind == "separate":
-        return sized(shapes["value"], ModelConfig(name="value"), AutoModelForSequenceClassification)
+        return sized(shapes["value"], ModelConfig(name="value"), AnyClassifier)
     if kind == "trunk":
         return Model(policy.shape, parameters=hidden, trained=hidden, gathered=hidden)
     if options.method not in ADAPTERS:

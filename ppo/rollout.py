@@ -24,6 +24,7 @@ from alignment.generation import (
     has_ended,
     response_text,
     stream_seed,
+    vocabulary_of,
 )
 from alignment.models import ModelError
 from alignment.templates import Message, encode_prompt
@@ -217,6 +218,7 @@ def how_to_sample(config: PPOStageConfig, tokenizer: PreTrainedTokenizerBase) ->
         top_k=rollout.top_k,
         top_p=rollout.top_p,
         stop=tuple(rollout.stop),
+        vocabulary=vocabulary_of(tokenizer),
     )
 
 

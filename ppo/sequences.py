@@ -128,8 +128,8 @@ def _padded(rows: Sequence[Row], pad_token_id: int) -> tuple[dict[str, Any], lis
     ids, mask = pad_rows([row.prompt + row.response for row in rows], pad_token_id, "right")
     width = ids.shape[1]
     ends = [number * width + len(row.prompt) for number, row in enumerate(rows)]
-    positions_of = torch.arange(width).expand(len(rows), -1)
-    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions_of, "use_cache": False}
+    # Without positions: padding on the right leaves those that a model counts itself, which RoBERTa begins at 2.
+    inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
     return inputs, [(end, end) for end in ends]
 
 

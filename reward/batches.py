@@ -8,11 +8,11 @@ each completion behind its prompt in a row of its own, padded on the right. Sort
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,10 @@ from transformers import PreTrainedModel
 from alignment import heartbeat
 from alignment.adapters import without_adapter
 from alignment.distributed import run_as_forward
+from alignment.forward import options_of
 from alignment.packing import attend_by_group, positions, row_arguments, uses_flash, why_not_packed
 from alignment.scalar_models import ScalarModel
+from alignment.selfcheck import CheckError, row_tensor, tried, undisturbed, why_wrong
 from alignment.tensors import pad_rows
 from reward.questions import Question
 
@@ -30,8 +32,12 @@ Layout = Literal["shared_prefix", "padded"]
 TOKENS_AT_ONCE = 8192
 
 
+_LAYOUTS: WeakKeyDictionary[nn.Module, Layout] = WeakKeyDictionary()
+"""Of the models that `score_questions` has tried."""
+
+
 def choose_layout(model: nn.Module, max_length: int) -> tuple[Layout, str | None]:
-    """How a classifier's batches are laid out, and why they are padded where they are.
+    """How a classifier's batches are to be laid out, and why they are padded where they are; `check_layout` tries it.
 
     A model that shares prefixes attends by group from now on; what is not packed it computes as before.
 
@@ -48,20 +54,67 @@ def choose_layout(model: nn.Module, max_length: int) -> tuple[Layout, str | None
 
 
 def _why_padded(model: PreTrainedModel, max_length: int) -> str | None:
-    causal = {module.is_causal for module in model.modules() if hasattr(module, "is_causal")}
-    if False in causal:
-        return "it is an encoder, which reads a prompt in the light of the answer"
     if not isinstance(getattr(model, "score", None), nn.Module):
         return "its head is not a layer named `score`"
-    if uses_flash(model):
-        return "flash attention knows no shared prefix"
-    reason = why_not_packed(model, max_length)
-    return reason if reason or causal else "its attention does not say whether it is causal"
+    return "flash attention knows no shared prefix" if uses_flash(model) else why_not_packed(model, max_length)
 
 
-@dataclass(frozen=True)
+def check_layout(
+    model: nn.Module,
+    questions: Sequence[Question],
+    pad_token_id: int,
+    layout: Layout,
+    wrapper: nn.Module | None = None,
+    agree: Callable[[str | None], str | None] = lambda reason: reason,
+) -> tuple[Layout, str | None]:
+    """The layout, or `padded` with the reason where it gives other scores than each sequence alone, on short ones.
+
+    Args:
+        wrapper: DDP or DeepSpeed's engine around the model.
+        agree: makes one reason of those that the processes have, where all of them call this.
+
+    Raises:
+        CheckError: the model cannot be run, or padded rows are wrong too.
+    """
+    probe = [_cut(question, *lengths) for question, lengths in zip(questions, ((19, 13), (11, 8)), strict=False)]
+    rows = [question.prompt_ids + ids for question in probe for ids in question.completion_ids]
+    if any(row[-1] == pad_token_id for row in rows):
+        return layout, None
+    device, name = next(model.parameters()).device, type(without_adapter(model)).__name__
+
+    def alone() -> list[Tensor]:
+        return [score_batch(model, {"input_ids": row_tensor(model, row)}, wrapper) for row in rows]
+
+    def together(layout: Layout) -> list[Tensor]:
+        batch = QuestionCollator(layout, pad_token_id)(probe)
+        batch = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in batch.items()}
+        return list(score_batch(model, batch, wrapper).split(1))
+
+    with undisturbed(model):
+        expected, failed = tried(alone)
+        if failed or not all(bool(each.isfinite().all()) for each in expected):
+            raise CheckError(f"{name} gives no score for a plain row ({failed or 'not finite'}); name another model")
+        scale = max(1.0, *(abs(float(each)) for each in expected))
+        reason = None
+        if layout == "shared_prefix":
+            reason = agree(why_wrong(model, lambda: together("shared_prefix"), expected, scale))
+            if reason is None:
+                return layout, None
+        if worse := agree(why_wrong(model, lambda: together("padded"), expected, scale)):
+            raise CheckError(f"{name} cannot score padded rows: {worse}; name another model")
+    return "padded", reason
+
+
+def _cut(question: Question, prompt: int, completion: int) -> Question:
+    """The beginnings of the prompt and of two completions, of unlike length."""
+    ids = question.completion_ids[:2]
+    cut = [row[: completion - 3 * number] for number, row in enumerate(ids)]
+    return Question(question.prompt_ids[:prompt], cut, ())
+
+
+@dataclass
 class QuestionCollator:
-    """A list of questions to one batch.
+    """A list of questions to one batch. A layout that turns out to be wrong is changed when training begins.
 
     Args:
         pad_to_multiple_of: of the `padded` layout's width.
@@ -149,8 +202,9 @@ def score_batch(model: nn.Module, batch: Mapping[str, Any], wrapper: nn.Module |
     wrapper = wrapper or model
     base = without_adapter(model)
     if "packed_groups" not in batch:
-        options = {"use_cache": False} if "use_cache" in inspect.signature(base.forward).parameters else {}
-        rows = wrapper(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options)
+        options = options_of(base)
+        masked = {"attention_mask": batch["attention_mask"]} if "attention_mask" in batch else {}
+        rows = wrapper(input_ids=batch["input_ids"], **masked, **options)
         logits: Tensor = rows.logits
         return logits.squeeze(-1).float()
     names = ("input_ids", "attention_mask", "position_ids", "packed_groups")
@@ -183,7 +237,11 @@ def score_questions(
     model = model.model if isinstance(model, ScalarModel) else model
     if not questions:
         return []
-    layout, _ = choose_layout(model, max(max(question.lengths) for question in questions))
+    layout = _LAYOUTS.get(model)
+    if layout is None:
+        layout, _ = choose_layout(model, max(max(question.lengths) for question in questions))
+        layout, _ = check_layout(model, questions, pad_token_id, layout)
+        _LAYOUTS[model] = layout
     collate = QuestionCollator(layout, pad_token_id)
     device = next(model.parameters()).device
     was_training = model.training

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig
+from transformers import PreTrainedConfig
 from trl import RewardConfig
 
+from alignment.classifiers import AnyClassifier
 from alignment.config import trainer_arguments
 from alignment.memory_plan import Pass, Workload
 from alignment.sizing import ShapeFinder, sized
@@ -23,7 +24,7 @@ def workload(config: RewardStageConfig, shape: PreTrainedConfig, bf16: bool) -> 
         bf16: what `training.bf16` is by default.
     """
     merged = arguments(config)
-    model = sized(shape, config.model, AutoModelForSequenceClassification)
+    model = sized(shape, config.model, AnyClassifier)
     tokens = int(merged.get("per_device_train_batch_size", 8)) * COMPLETIONS * config.data.max_length
     repeated = int(merged.get("gradient_accumulation_steps", 1)) > 1
     joined = config.data.max_length if config.reward.shared_prefix == "auto" else 0

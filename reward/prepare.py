@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from trl import RewardConfig
 
 from alignment import distributed, methods, trainers
+from alignment.classifiers import AnyClassifier
 from alignment.config import ADAPTERS, SCRATCH, ConfigError, trainer_arguments
 from alignment.data import Records
 from alignment.inspection import Inspector, Report, check_before_training
@@ -153,7 +153,7 @@ def _check_shared_base(config: RewardStageConfig, start: trainers.StartModel) ->
     path, trust = start.source.config_path, config.model.trust_remote_code
     with torch.device("meta"):
         shape = AutoConfig.from_pretrained(path, trust_remote_code=trust)
-        model = AutoModelForSequenceClassification.from_config(shape, trust_remote_code=trust)
+        model = AnyClassifier.from_config(shape, trust_remote_code=trust)
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise ConfigError(
             f"training.members: an encoder ({type(model).__name__}) has more that is new than its head, so adapters "

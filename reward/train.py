@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, set_seed
+from transformers import AutoConfig, TrainerCallback, set_seed
 
 from alignment import callbacks, distributed, heartbeat, methods, resume, trainers, zero3
 from alignment.best_model import finished_model, held_out_halves, keep_best, published_step
@@ -31,6 +31,7 @@ from alignment.ensembles import member_name
 from alignment.errors import UserError
 from alignment.inspection import DATA_WATCHED, Finding, note_findings, write_report
 from alignment.runs import Run
+from alignment.selfcheck import say
 from alignment.stage import write_bad_rows
 from alignment.terminal import one_line
 from alignment.tracking import Journal
@@ -84,7 +85,7 @@ def build_trainer(config: RewardStageConfig, prepared: Prepared, journal: Journa
     set_seed(prepared.seed)
     tokenizer = prepared.start.tokenizer
     model = methods.apply_method(untrained(config, prepared), config.model)
-    layout, _ = lay_out(config, prepared, model, journal)
+    layout, reason = lay_out(config, prepared, model)
     with trainers.refused_arguments():
         trainer = QuestionTrainer(
             model=model,
@@ -97,24 +98,43 @@ def build_trainer(config: RewardStageConfig, prepared: Prepared, journal: Journa
             processing_class=tokenizer,
         )
     methods.attach(trainer, config.model)
+
+    def check() -> None:
+        found = trainer.check()
+        why = reason or found
+        if why:
+            _padded(config, prepared, why)
+        journal.event("batches", layout="padded" if why else "shared_prefix", reason=why)
+
+    if zero3.is_parted(trainer.model):  # only its engine can put the weights together
+        trainer.add_callback(_AtTheStart(check))
+    else:
+        trainer.model.to(prepared.arguments.device)
+        check()
     return trainer
 
 
-def lay_out(
-    config: RewardStageConfig, prepared: Prepared, model: nn.Module, journal: Journal
-) -> tuple[Layout, str | None]:
-    """How batches are laid out, and why their rows are padded where they are, in which case rows of like length come
-    together unless the user wants another order."""
+class _AtTheStart(TrainerCallback):
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._call()
+
+
+def _padded(config: RewardStageConfig, prepared: Prepared, reason: str) -> None:
+    """Say why rows are padded; those of like length come together unless the user wants another order."""
+    if "train_sampling_strategy" not in config.training:
+        prepared.arguments.train_sampling_strategy = "group_by_length"
+    say(f"reward: each prompt is computed once for each completion: {reason}")
+
+
+def lay_out(config: RewardStageConfig, prepared: Prepared, model: nn.Module) -> tuple[Layout, str | None]:
+    """How batches are laid out, and why their rows are padded where they are."""
     against = ["reward.shared_prefix=off"] if config.reward.shared_prefix == "off" else []
     against += [f"training.{name} is for padded rows" for name in PADDED_ROWS if getattr(prepared.arguments, name)]
     longest = max(max(question.lengths) for question in (*prepared.train, *prepared.held_out))
-    layout, reason = ("padded", against[0]) if against else choose_layout(model, longest)
-    if layout == "padded" and "train_sampling_strategy" not in config.training:
-        prepared.arguments.train_sampling_strategy = "group_by_length"
-    if reason and distributed.is_main_process():
-        print(one_line(f"reward: each prompt is computed once for each completion: {reason}"), file=sys.stderr)
-    journal.event("batches", layout=layout, reason=reason)
-    return layout, reason
+    return ("padded", against[0]) if against else choose_layout(model, longest)
 
 
 def train(config: RewardStageConfig) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from alignment.config import ConfigError
 from alignment.distributed import all_reduce_sum
 from alignment.forward import switch_off_dropout
 from alignment.resumable import Resumable
+from alignment.selfcheck import agreed
 from alignment.throughput import TokenCount
-from reward.batches import QuestionCollator, score_batch
+from reward.batches import QuestionCollator, check_layout, score_batch
 from reward.config import RewardSection
 from reward.data import Batches, as_dataset
 from reward.loss import pair_loss, regression_loss, smoothed
@@ -130,6 +131,19 @@ class QuestionTrainer(Resumable, RewardTrainer):
     def _score(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         with self.accelerator.autocast():  # which hangs on the forward that a packed row goes around
             return score_batch(self.model, inputs, model)
+
+    def check(self) -> str | None:
+        """Pad the rows of all batches from now on where the layout is wrong for this model; says why.
+
+        Raises:
+            CheckError: see `reward.batches.check_layout`; on every process alike.
+        """
+        pad, layout = self._collate.pad_token_id, self._collate.layout
+        with self.accelerator.autocast():
+            self._collate.layout, reason = check_layout(
+                self.model, self._probed, pad, layout, self.model_wrapped, agreed
+            )
+        return reason
 
     @torch.no_grad()
     def _count(self, mode: str, scores: Tensor, inputs: dict[str, Any]) -> None:

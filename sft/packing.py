@@ -13,24 +13,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from alignment.packing import attend_by_group, positions, row_arguments, uses_flash
+from alignment.tensors import pad_rows
 from sft.data import IGNORED
 
 
-@dataclass(frozen=True)
+@dataclass
 class PackingCollator:
     """Rows of `input_ids` and `labels` to one packed batch.
 
     Args:
         flash: the model runs flash attention, which keeps documents apart itself, by `cu_seq_lens`.
+        pad_token_id: of the padded rows that take its place where packing turns out to be wrong (`packed` false).
     """
 
     flash: bool = False
+    pad_token_id: int = 0
+    packed: bool = True
 
     def __call__(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
         """`input_ids`, `labels` and `position_ids`, (1, N) each, and what the model's attention needs."""
+        if not self.packed:
+            return padded(rows, self.pad_token_id)
         lengths = [len(row["input_ids"]) for row in rows]
         documents = [[0, length] for length in lengths]
         labels = [torch.tensor(row["labels"]) for row in rows]
@@ -53,9 +60,16 @@ class PackingCollator:
         return batch | row_arguments(documents)
 
 
-def pack_attention(model: PreTrainedModel) -> PackingCollator:
+def padded(rows: Sequence[Mapping[str, Sequence[int]]], pad_token_id: int) -> dict[str, Tensor]:
+    """`input_ids`, `labels` and `attention_mask`, (B, L) each, padded on the right."""
+    ids, mask = pad_rows([row["input_ids"] for row in rows], pad_token_id, "right")
+    labels, _ = pad_rows([row["labels"] for row in rows], IGNORED, "right")
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+
+def pack_attention(model: PreTrainedModel, pad_token_id: int = 0) -> PackingCollator:
     """Make the model attend by document and return the collator that goes with it; flash attention stays as it is."""
     flash = uses_flash(model)
     if not flash:
         attend_by_group(model)
-    return PackingCollator(flash)
+    return PackingCollator(flash, pad_token_id)

@@ -16,13 +16,22 @@ from typing import Any
 
 import datasets
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, TrainerCallback, TrainerControl, TrainerState, set_seed
+from transformers import (
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    set_seed,
+)
 from trl import SFTConfig
 
 from alignment import adapters, callbacks, distributed, heartbeat, methods, resume, trainers
 from alignment.adapters import without_adapter
 from alignment.best_model import BestModel, finished_model, held_out_halves, keep_best, published_step
 from alignment.checkpoint import random_state, set_random_state
+from alignment.classifiers import why_no_scores
 from alignment.config import (
     SCRATCH,
     BestModelArguments,
@@ -37,6 +46,7 @@ from alignment.packing import why_not_packed
 from alignment.positions import check_length
 from alignment.registry import Registry
 from alignment.runs import Run
+from alignment.selfcheck import say
 from alignment.stage import write_bad_rows
 from alignment.tracking import Journal
 from sft.config import DEFAULTS, SFTStageConfig
@@ -44,6 +54,7 @@ from sft.data import IGNORED, EncodedData, encode_data, row_groups, training_tex
 from sft.packing import PackingCollator, pack_attention
 from sft.plan import arguments, workload
 from sft.samples import write_samples
+from sft.selfcheck import SelfCheck
 from sft.trainer import SFTTrainer
 
 
@@ -94,7 +105,7 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
         _note_data(journal, config, prepared)
         callbacks.attach(trainer, journal, f"sft {config.name}", BestModelArguments.of(config.training).wanted)
         journal.event("method", method=config.model.method, **methods.describe(trainer.model))
-        journal.event("batches", packed=isinstance(trainer.data_collator, PackingCollator))
+        journal.event("batches", packed=_packs(trainer))
         best = keep_best(trainer, config.training, config.run_dir, journal, lambda: trainer.loss_on(halves.reported))
         if begun.checkpoint is None and not config.model.name.startswith(SCRATCH):
             write_samples(journal, 0, config, prepared.start.source, tokenizer, shown)
@@ -177,6 +188,8 @@ def training_arguments(config: SFTStageConfig, no_eval: bool) -> SFTConfig:
         raise ConfigError(
             "training.activation_offloading moves activations off the GPU, and there is none; leave it out"
         )
+    if arguments.router_aux_loss_coef is not None:  # TRL writes it on a config that takes no whole number
+        arguments.router_aux_loss_coef = float(arguments.router_aux_loss_coef)
     return arguments
 
 
@@ -185,9 +198,7 @@ def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
     heartbeat.enter("loading the model", patient=True)
     set_seed(prepared.seed)
     policy = methods.load_trainable(prepared.start.source, prepared.start.tokenizer, config.model)
-    collator = _packing(config, prepared.arguments, policy)
-    if collator is None and "train_sampling_strategy" not in config.training:
-        prepared.arguments.train_sampling_strategy = "group_by_length"
+    collator = _packing(config, prepared, policy)
     with trainers.refused_arguments():
         trainer = SFTTrainer(
             model=policy,
@@ -199,10 +210,19 @@ def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
             penalty=methods.regularisation,
         )
     methods.attach(trainer, config.model)
+    if reason := why_no_scores(without_adapter(policy).config, config.model.trust_remote_code):
+        say(f"sft: python -m reward will not start from this model: {reason}")
+    SelfCheck(trainer, asked=bool(config.training.get("packing"))).attach()
+    if not _packs(trainer) and "train_sampling_strategy" not in config.training:
+        prepared.arguments.train_sampling_strategy = "group_by_length"
     return trainer
 
 
-def _packing(config: SFTStageConfig, arguments: SFTConfig, policy: nn.Module) -> PackingCollator | None:
+def _packs(trainer: SFTTrainer) -> bool:
+    return isinstance(trainer.data_collator, PackingCollator) and trainer.data_collator.packed
+
+
+def _packing(config: SFTStageConfig, prepared: Prepared, policy: nn.Module) -> PackingCollator | None:
     """Pack the rows where that can be done, unless `training.packing` is false; if it is true, say why it cannot.
 
     Raises:
@@ -213,14 +233,25 @@ def _packing(config: SFTStageConfig, arguments: SFTConfig, policy: nn.Module) ->
         return None
     model = without_adapter(policy)
     reason = why_not_packed(model, config.data.max_length)
+    if balances_router(model, prepared.arguments):
+        reason = (
+            "its router's load-balancing loss needs padded rows (training.router_aux_loss_coef=0 trains without it)"
+        )
     for name in ("neftune_noise_alpha", "pad_to_multiple_of", "torch_compile"):
-        if getattr(arguments, name):
+        if getattr(prepared.arguments, name):
             reason = f"training.{name} is for padded rows"
     if reason is None:
-        return pack_attention(model)
+        return pack_attention(model, prepared.start.tokenizer.pad_token_id)
     if asked:
         raise ConfigError(f"training.packing: rows of {type(model).__name__} cannot be packed: {reason}; leave it out")
     return None
+
+
+def balances_router(model: PreTrainedModel, arguments: SFTConfig) -> bool:
+    """Whether the loss has a term that spreads tokens over experts: a mixture of experts has, unless it is set to 0."""
+    text_config, asked = model.config.get_text_config(), arguments.router_aux_loss_coef
+    coefficient = getattr(text_config, "router_aux_loss_coef", 0.0) if asked is None else asked
+    return hasattr(text_config, "output_router_logits") and bool(coefficient)
 
 
 def publish(

@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
+from alignment.adapters import without_adapter
 from alignment.distributed import all_reduce_sum, run_as_forward
-from alignment.forward import body_and_head
+from alignment.forward import body_and_head, options_of
 from alignment.resumable import Resumable
 from alignment.throughput import TokenCount
 from sft.data import IGNORED
 from sft.loss import TokenSums, next_token_sums
+
+ROUTER = ("output_router_logits", "router_aux_loss_coef")
 
 
 class SFTTrainer(Resumable, trl.SFTTrainer):
@@ -36,13 +39,18 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
     def __init__(
         self, *args: Any, penalty: Callable[[nn.Module], Tensor | float] | None = None, **options: Any
     ) -> None:
+        text_config = without_adapter(options["model"]).config.get_text_config()
+        published = {name: getattr(text_config, name) for name in ROUTER if hasattr(text_config, name)}
         super().__init__(*args, **options)
+        for name, value in published.items():  # TRL has written on it what it wants of a forward pass
+            setattr(text_config, name, value)
         self.penalty = penalty
-        # What run_as_forward cannot reach into, router losses, and logits that are not simply the head's output are
-        # left to TRL's loss.
-        theirs = self.aux_loss_enabled or self.args.torch_compile
-        self._layers = None if theirs else body_and_head(self.model)
-        self.model_accepts_loss_kwargs |= self._layers is not None  # else nobody counts the tokens of a step
+        # What run_as_forward cannot reach into is left to TRL's loss.
+        self._ours = not self.args.torch_compile
+        split = self._ours and not self.aux_loss_enabled
+        self.layers = body_and_head(self.model) if split else None
+        """Body and head; None: the model gives all logits itself, as where a router's loss comes with them."""
+        self.model_accepts_loss_kwargs |= self._ours  # else nobody counts the tokens of a step
         self._train_sums = TokenSums.zeros()
         self._eval_sums = TokenSums.zeros()
         self._tokens = TokenCount()
@@ -58,7 +66,7 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
     ) -> Any:
         if self.model.training:
             self._tokens.add(inputs)
-        if return_outputs or self._layers is None:
+        if return_outputs or not self._ours:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         else:
             loss = self._mean_loss(model, inputs, num_items_in_batch)
@@ -67,30 +75,57 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         return loss + self.penalty(self.model) / self.current_gradient_accumulation_steps
 
     def _mean_loss(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
-        sums = self._token_sums(model, inputs, self.args.label_smoothing_factor, self.args.loss_type == "dft")
+        smoothing, dft = self.args.label_smoothing_factor, self.args.loss_type == "dft"
+        sums, router = self._sums_and_router_loss(model, inputs, smoothing, dft)
         self._train_sums = self._train_sums.plus(sums)
         if num_items_in_batch is None:
-            return sums.loss / sums.tokens.clamp(min=1)
-        # The number is of all processes, whose gradients are averaged.
-        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return sums.loss * processes / num_items_in_batch
+            loss = sums.loss / sums.tokens.clamp(min=1)
+        else:  # the number is of all processes, whose gradients are averaged
+            processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            loss = sums.loss * processes / num_items_in_batch
+        if router is None:
+            return loss
+        self._metrics["train"]["aux_loss"].append(float(router))
+        return loss + self.router_aux_loss_coef * router / self.current_gradient_accumulation_steps
 
-    def _token_sums(
+    def _token_sums(self, model: nn.Module, inputs: dict[str, Any]) -> TokenSums:
+        return self._sums_and_router_loss(model, inputs)[0]
+
+    def _sums_and_router_loss(
         self, model: nn.Module, inputs: dict[str, Any], label_smoothing: float = 0.0, dft: bool = False
-    ) -> TokenSums:
+    ) -> tuple[TokenSums, Tensor | None]:
+        """The sums of a batch and, in training, the router's load-balancing loss where it counts."""
         labels = inputs["labels"]
-        rest = {name: value for name, value in inputs.items() if name != "labels"} | {"use_cache": False}
+        rest = {name: value for name, value in inputs.items() if name != "labels"} | self._options
         vocabulary = self.model.config.get_text_config().vocab_size
-        if self._layers is None:
-            return next_token_sums(nn.Identity(), model(**rest).logits, labels, vocabulary, label_smoothing, dft)
-        body, head = self._layers
+        if self.layers is None:
+            routed = self._ours and self.aux_loss_enabled and self.model.training
+            output = model(**rest | ({"output_router_logits": True} if routed else {}))
+            sums = next_token_sums(nn.Identity(), output.logits, labels, vocabulary, label_smoothing, dft)
+            return sums, output.aux_loss if routed else None
+        body, head = self.layers
 
         def forward() -> TokenSums:
             hidden = body(**rest).last_hidden_state
             return next_token_sums(head, hidden, labels, vocabulary, label_smoothing, dft)
 
         with self.accelerator.autocast():  # which hangs on the forward that run_as_forward replaces
-            return run_as_forward(model, self.model, forward)
+            return run_as_forward(model, self.model, forward), None
+
+    def logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """All logits of a batch by the path that training takes: (B, L, V)."""
+        rest = {name: value for name, value in inputs.items() if name != "labels"} | self._options
+        if self.layers is None:
+            whole: Tensor = model(**rest).logits
+            return whole
+        body, head = self.layers
+        split: Tensor = run_as_forward(model, self.model, lambda: head(body(**rest).last_hidden_state))
+        return split
+
+    @property
+    def _options(self) -> dict[str, bool]:
+        options = options_of(without_adapter(self.model))
+        return options if self.layers is None else {"use_cache": False}
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -148,7 +183,7 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         if self.model.training:
             counted = self._tokens.figures(self.args.device)
             self._metrics["train"] |= {name: [value] for name, value in counted.items()}
-            if self._layers is not None and counted:  # else the line at the end would say that no token was right
+            if self._ours and counted:  # else the line at the end would say that no token was right
                 self._metrics["train"]["mean_token_accuracy"] = [self._means(self._train_sums)[1]]
                 self._train_sums = TokenSums.zeros()
         super().log(logs, start_time)

@@ -22,6 +22,9 @@ class DigitTokenizer:
     def __len__(self):
         return 12
 
+    def get_vocab(self):
+        return {str(token): token for token in range(12)}
+
     def __call__(self, texts, **_):
         return {"input_ids": [[2 + int(digit) for digit in text] for text in texts]}
 

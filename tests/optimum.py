@@ -78,6 +78,9 @@ class Tokens:
     def __len__(self):
         return self.world.vocabulary
 
+    def get_vocab(self):
+        return {str(token): token for token in range(len(self))}
+
     def __call__(self, texts, **_):
         return {"input_ids": [[int(digit) for digit in text] for text in texts]}
 

@@ -69,6 +69,9 @@ class Tokens:
     def __len__(self) -> int:
         return self.size
 
+    def get_vocab(self) -> dict[str, int]:
+        return {str(token): token for token in range(len(self))}
+
     def __call__(self, texts: list[str], **_: Any) -> dict[str, Any]:
         return {"input_ids": [[int(digit) for digit in text] for text in texts]}
 

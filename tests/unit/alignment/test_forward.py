@@ -12,6 +12,7 @@ from torch import nn
 
 from alignment import forward
 from alignment.forward import body_and_head, switch_off_dropout, token_logprobs
+from alignment.selfcheck import why_not_split
 
 VOCABULARY, HIDDEN = 23, 8
 
@@ -90,6 +91,7 @@ def test_body_and_head_are_the_model(kind, adapted):
     with torch.no_grad():
         states = body(input_ids=ids).last_hidden_state
         torch.testing.assert_close(head(states), model(input_ids=ids).logits, atol=1e-6, rtol=1e-6)
+        assert why_not_split(model, ids[0].tolist()) is None
 
 
 @pytest.mark.parametrize(
@@ -99,11 +101,15 @@ def test_body_and_head_are_the_model(kind, adapted):
         transformers.CohereConfig(**SIZES, logit_scale=0.25),
         transformers.GraniteConfig(**SIZES, logits_scaling=8.0),
         transformers.RecurrentGemmaConfig(**SIZES, head_dim=8, logits_soft_cap=3.0),
+        transformers.BertConfig(**SIZES, is_decoder=True),
+        transformers.ModernBertDecoderConfig(**SIZES, pad_token_id=0),
     ],
-    ids=["softcapping", "scaled", "scaling", "soft cap"],
+    ids=["softcapping", "scaled", "scaling", "soft cap", "a layer before the head", "a norm before the head"],
 )
 def test_logits_that_are_not_the_heads_output_alone_are_not_taken_apart(config):
-    assert body_and_head(transformers.AutoModelForCausalLM.from_config(config)) is None
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        assert "product" in why_not_split(model, [3, 4, 5, 6])
 
 
 @pytest.mark.parametrize(

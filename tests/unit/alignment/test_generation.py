@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from alignment import generation
-from alignment.generation import GenerationError, Sampling, TransformersEngine, choose_tokens, complete, stream_seed
+from alignment.generation import (
+    GenerationError,
+    Sampling,
+    TransformersEngine,
+    choose_tokens,
+    complete,
+    set_way,
+    stream_seed,
+)
 from alignment.kv_cache import PreallocatedLayer, keep_rows, make_cache
 from alignment.templates import encode_prompt
 from alignment.tensors import pad_rows
@@ -220,6 +228,7 @@ def test_finished_rows_and_repeated_prompts_cost_nothing(monkeypatch):
     """The batch of each forward pass: one row per distinct prompt, then one per response that goes on; and no pass
     after the last has ended."""
     policy, sizes = digits.llama(transformers.LlamaForCausalLM, 1), []
+    set_way(policy, "padded")
     policy.model.register_forward_pre_hook(
         lambda _, args, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
@@ -233,6 +242,7 @@ def test_finished_rows_and_repeated_prompts_cost_nothing(monkeypatch):
 
 def test_logits_of_the_prompt_are_computed_at_its_end_only():
     policy, shapes = digits.llama(transformers.LlamaForCausalLM, 1), []
+    set_way(policy, "padded")
     policy.lm_head.register_forward_hook(lambda *args: shapes.append(args[-1].shape[1]))
     sample(policy, ROWS, how())
     assert set(shapes) == {1}

@@ -17,8 +17,9 @@ import alignment.packing
 from alignment.adapters import without_adapter
 from alignment.packing import ATTENTION
 from alignment.scalar_models import ScalarModel, ScoreHead
+from alignment.selfcheck import CheckError
 from alignment.tensors import pad_rows
-from reward.batches import QuestionCollator, choose_layout, score_batch, score_questions
+from reward.batches import QuestionCollator, check_layout, choose_layout, score_batch, score_questions
 from reward.questions import JudgedPair, Question
 
 KINDS = ("llama", "qwen2", "gpt2", "mistral", "gemma", "qwen3", "gemma3_text", "phi3", "gpt_neox", "opt")
@@ -247,16 +248,35 @@ def test_the_forward_of_the_wrapper_is_what_runs():
         ("bloom", {}, "positions"),
         ("gptj", {}, "attention cannot be replaced"),
         ("jamba", {}, "carry a state"),
-        ("stablelm", {}, "does not hand its arguments on"),
         ("mistral", {"sliding_window": 8}, "window of 8 tokens is shorter than rows of 128 (data.max_length)"),
-        ("bert", {}, "it is an encoder"),
-        ("modernbert", {}, "it is an encoder"),
+        ("bert", {}, "not a layer named `score`"),
+        ("modernbert", {}, "not a layer named `score`"),
     ],
 )
 def test_what_cannot_share_a_prefix_is_padded_and_says_why(kind, changes, part):
     layout, reason = choose_layout(classifier(kind, head=False, **changes), 128)
     assert layout == "padded"
     assert part in reason
+
+
+@pytest.mark.parametrize(("kind", "layout"), [("llama", "shared_prefix"), ("stablelm", "padded")])
+def test_a_layout_that_gives_other_scores_is_left_for_padding(kind, layout):
+    """StableLM does not hand its arguments on to its attention, which would go across the sequences of a row."""
+    model, asked = classifier(kind, head=kind == "llama"), questions(seed=3, ks=(3, 2))
+    assert choose_layout(model, 128)[0] == "shared_prefix"
+    found, reason = check_layout(model, asked, PAD, "shared_prefix")
+    assert (found, reason is None) == (layout, layout == "shared_prefix")
+    assert model.training
+    scores = sum(score_questions(model, asked, PAD), [])
+    assert scores == pytest.approx(alone(model.eval(), asked).tolist(), abs=1e-5)
+
+
+def test_a_classifier_that_gives_no_score_is_refused():
+    model = classifier("llama")
+    with torch.no_grad():
+        model.score.weight[:] = float("nan")
+    with pytest.raises(CheckError, match="LlamaForSequenceClassification gives no score for a plain row"):
+        check_layout(model, questions(ks=(2, 2)), PAD, "padded")
 
 
 @pytest.mark.parametrize("kind", ["bert", "bloom"])
@@ -287,6 +307,7 @@ def test_questions_are_scored_in_order_within_a_budget(kind, max_tokens):
     model = classifier(kind, head=kind == "llama")
     asked = questions(seed=8, ks=(2, 9, 1, 4, 2))
     expected = alone(model.eval(), asked).split([len(one.completion_ids) for one in asked])
+    score_questions(model, asked, PAD)  # tries the layout, once for each model
     sizes = []
     model.base_model.register_forward_hook(
         lambda _m, args, options, _out: sizes.append((args[0] if args else options["input_ids"]).numel()),

@@ -109,8 +109,6 @@ def test_flash_attention_gets_the_borders():
         ("bloom", {}, "positions"),
         ("gptj", {}, "attention cannot be replaced"),
         ("jamba", {}, "carry a state"),
-        ("lfm2", {"layer_types": ["conv", "full_attention"]}, "carry a state"),
-        ("stablelm", {}, "does not hand its arguments on"),
         ("mistral", {"sliding_window": 8}, "window of 8 tokens is shorter than rows of 20 (data.max_length)"),
     ],
 )

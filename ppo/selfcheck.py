@@ -1,0 +1,162 @@
+"""What PPO computes of its roles, by the paths that it takes, against plain forward passes (`alignment.selfcheck`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from alignment import distributed
+from alignment.config import ConfigError
+from alignment.distributed import Accelerator
+from alignment.forward import options_of
+from alignment.generation import WAYS, Engine, Sampling, TransformersEngine, set_way
+from alignment.models import ModelError
+from alignment.sampler_check import find_way
+from alignment.selfcheck import (
+    CheckError,
+    agreed,
+    plain_logits,
+    plain_logprobs,
+    row_tensor,
+    say,
+    undisturbed,
+    why_not_split,
+    why_wrong,
+)
+from alignment.tensors import logprobs_from_logits
+from ppo.config import PPOStageConfig
+from ppo.loading import not_on_trunk
+from ppo.models import Models, Role
+from ppo.sequences import Microbatch, Row, lay_out
+
+PROMPTS, RESPONSES = (19, 9), (12, 7, 10)
+"""Tokens of what is tried: two responses to one prompt, which packing computes once, and one to a shorter prompt."""
+
+
+def check_models(
+    config: PPOStageConfig,
+    models: Models,
+    accelerator: Accelerator,
+    engine: Engine,
+    sampling: Sampling,
+    prompts: Sequence[Sequence[int]],
+) -> None:
+    """Take from the roles the short cuts that are wrong for them, and from the sampler the padding of prompts.
+
+    Every process calls this, with the same prompts.
+
+    Raises:
+        CheckError, GenerationError: a model that is wrong by every way.
+        ModelError: a critic on the trunk of a policy that is not simply a body and a head.
+        ConfigError: the user wants rows packed, and that is wrong.
+    """
+    if not prompts:
+        return
+    check = _Check(config, models, accelerator, prompts)
+    check.split()
+    if models.packed and (reason := check.why_wrong(packed=True)):
+        if config.training.packing:
+            raise ConfigError(f"training.packing: {reason}; leave it out, and rows are padded")
+        say(f"ppo: rows are padded, not packed: {reason}")
+        models.packed = False
+    if not models.packed and (reason := check.why_wrong(packed=False)):
+        raise CheckError(f"{reason}; name another model")
+    for scorer in models.scorers():
+        for member in scorer.members:
+            if scorer.packed and (reason := check.why_states_wrong(member, packed=True)):
+                say(f"ppo: rows of the reward model are padded, not packed: {reason}")
+                scorer.packed = False
+            if not scorer.packed and (reason := check.why_states_wrong(member, packed=False)):
+                raise CheckError(f"{reason}; name another reward model")
+    if isinstance(engine, TransformersEngine):
+        policy = models.policy
+        with accelerator.autocast(), models.resident(models.on_policy(), accelerator.device), policy.active():
+            way = distributed.on_every_process(lambda: find_way(policy.model, prompts, sampling))
+        ways = [each for share in distributed.gather_lists([way]) for each in share]
+        set_way(policy.model, max(ways, key=WAYS.index))
+
+
+class _Check:
+    def __init__(
+        self, config: PPOStageConfig, models: Models, accelerator: Accelerator, prompts: Sequence[Sequence[int]]
+    ) -> None:
+        self.models, self.accelerator, self.device = models, accelerator, accelerator.device
+        self.temperature = config.rollout.temperature
+        first, second = prompts[0], prompts[-1]
+        asked = [list(first[-PROMPTS[0] :]), list(second[-PROMPTS[1] :])]
+        said = [list(text[:length]) for text, length in zip((second, first, first), RESPONSES, strict=True)]
+        self.rows = [Row(asked[0], said[0]), Row(asked[0], said[1]), Row(asked[1], said[2])]
+
+    def split(self) -> None:
+        """Whether each policy can be run at all, is causal, and is a body and a head."""
+        for role in self._policies():
+            with self._running(role):
+                row = self.rows[0].prompt + self.rows[0].response
+                plain_logprobs(role.base, [row])
+                reason = agreed(why_not_split(role.base, row)) if role.layers is not None else None
+            if reason is None:
+                continue
+            if role is self.models.policy and self.models.trained.on_trunk:
+                raise ModelError(not_on_trunk(role))
+            role.layers = None
+            say(f"ppo: {type(role.base).__name__} computes whole logits, as {reason}")
+
+    def why_wrong(self, packed: bool) -> str | None:
+        """Why the roles' rows are wrong if they are laid out so, of the first that is."""
+        critic = self.models.trained.roles[1]
+        for role in self._policies():
+            with self._running(role):
+                expected = [self._plain_logprobs(role, row) for row in self.rows]
+                reason = agreed(why_wrong(role.base, partial(self._logprobs, role, packed), expected))
+            if reason:
+                return f"{type(role.base).__name__}: {reason}"
+        if critic is not None and not self.models.trained.on_trunk:
+            return self.why_states_wrong(critic, packed)
+        return None
+
+    def why_states_wrong(self, role: Role, packed: bool) -> str | None:
+        """The same of the last hidden states, which a critic or reward model reads."""
+        with self._running(role):
+            expected = [self._plain_states(role, row) for row in self.rows]
+            scale = float(torch.cat(expected).float().std()) or 1.0
+            reason = agreed(why_wrong(role.base, partial(self._states, role, packed), expected, scale))
+        return f"{type(role.base).__name__}: {reason}" if reason else None
+
+    def _policies(self) -> list[Role]:
+        policy, reference = self.models.policy, self.models.reference
+        same = (policy.model, policy.adapter) == (reference.model, reference.adapter)
+        return [policy] if same else [policy, reference]
+
+    @contextmanager
+    def _running(self, role: Role) -> Iterator[None]:
+        models = self.models
+        modules = models.on_policy() if role.model is models.policy.model else role.modules()
+        resident = models.resident(modules, self.device)
+        with self.accelerator.autocast(), resident, undisturbed(role.model), role.active():
+            yield
+
+    def _plain_logprobs(self, role: Role, row: Row) -> Tensor:
+        logits = plain_logits(role.base, row.prompt + row.response)[len(row.prompt) - 1 : -1, : role.vocabulary]
+        return logprobs_from_logits(logits, torch.tensor(row.response, device=logits.device), self.temperature)
+
+    def _plain_states(self, role: Role, row: Row) -> Tensor:
+        ids = row_tensor(role.base, row.prompt + row.response)
+        body = role.base.base_model
+        hidden: Tensor = body(input_ids=ids, **options_of(body)).last_hidden_state[0]
+        return hidden[len(row.prompt) - 1 : -1]
+
+    def _logprobs(self, role: Role, packed: bool) -> list[Tensor]:
+        return self._by_row(packed, lambda batch: role.logprobs(batch, self.temperature).logprobs)
+
+    def _states(self, role: Role, packed: bool) -> list[Tensor]:
+        return self._by_row(packed, lambda batch: role.states(batch, batch.before))
+
+    def _by_row(self, packed: bool, compute: Callable[[Microbatch], Tensor]) -> list[Tensor]:
+        pad = self.models.tokenizer.pad_token_id
+        batch = lay_out(self.rows, range(len(self.rows)), packed, pad, self.device)
+        found = compute(batch)
+        return [found[batch.row == number] for number in range(len(self.rows))]

@@ -1,0 +1,1 @@
+"""What `scripts/shapes.py` is made of: tiny models of any kind, and the trial of one."""
