@@ -92,7 +92,7 @@ def test_a_long_prompt_is_cut_once_for_all_completions(tokenizer):
     rows = [Comparison(prompt, "a", "b c d e"), Comparison(prompt, "b c d e", "f g"), Comparison(PROMPT, "a", "b")]
     (question, other), left_out = build(tokenizer, rows, 60)
     assert left_out == {"too_long": 0, "identical": 0, "prompts_cut": 1}
-    assert 58 <= max(question.lengths) <= 60
+    assert 54 <= max(question.lengths) <= 60  # cut between words
     header = tokenizer("<|im_start|>user\nword word")["input_ids"]
     for sequence, answer in zip(question.sequences, ("a", "b c d e", "f g"), strict=True):
         assert sequence[: len(header)] == header
