@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[3]
 FEW = ("granitemoe", "bert (no decoder)")
 MORE = (
     "llama", "mixtral (router logits on)", "gpt_oss", "doge", "bert", "roberta", "modernbert-decoder", "bart",
-    "rwkv", "nemotron_h", "cohere", "mamba", "opt (projected, as OPT-350m)", "xglm (an added token)", "llama (padded vocabulary)",
+    "rwkv", "nemotron_h", "cohere", "mamba", "opt (projected, as OPT-350m)", "xglm (an added token)",
+    "llama (padded vocabulary)",
 )  # fmt: skip
 
 
