@@ -121,8 +121,8 @@ def table(results: Sequence[Result]) -> str:
             f"{count[name]} {name}" for name in ("ok", "refused", "wrong", "traceback", NOT_BUILT) if name in count
         )
         + ". Refused models say so in the line that is given, before the first step of SFT unless another stage is "
-        "named; what is refused by the reward stage is said by SFT at its start. What is said of an `ok` model is what the "
-        "suite does otherwise for it (docs/models.md): it is right, and slower.",
+        "named; what is refused by the reward stage is said by SFT at its start. What is said of an `ok` model is what "
+        "the suite does otherwise for it (docs/models.md): it is right, and slower.",
         "",
         "| model type | outcome | what is said |",
         "|---|---|---|",
