@@ -86,12 +86,13 @@ def needs_own(config: PreTrainedConfig) -> bool:
         return True
     if getattr(config, "auto_map", None) or getattr(config, "is_encoder_decoder", False):
         return False
-    if _class_of(MODEL_FOR_CAUSAL_LM_MAPPING, type(config)) is None:
+    causal = _class_of(MODEL_FOR_CAUSAL_LM_MAPPING, type(config))
+    if causal is None:
         return False
     theirs = _class_of(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, type(config))
-    if theirs is None:
-        return True
-    if not (getattr(config, "is_decoder", False) or any("CausalLM" in name for name in config.architectures or ())):
+    if theirs is None or getattr(theirs, "config_class", None) not in (None, type(config)):
+        return True  # or, of another config, it would be of that one's default sizes
+    if not (getattr(config, "is_decoder", False) or causal.__name__ in (config.architectures or ())):
         return False
     with torch.device("meta"):
         try:
@@ -173,6 +174,7 @@ def own_class(config_class: Hashable) -> type[PreTrainedModel]:
     name = causal.__name__.removesuffix("ForCausalLM").removesuffix("LMHeadModel") + "ForSequenceClassification"
     members = {
         "causal": causal,
+        "config_class": config_class,
         "base_model_prefix": parent.base_model_prefix,
         "get_input_embeddings": causal.get_input_embeddings,
         "set_input_embeddings": causal.set_input_embeddings,

@@ -493,6 +493,8 @@ def _loading(path: str) -> Iterator[None]:
     """Turn transformers' long errors about a missing or foreign model into one line."""
     try:
         yield
+    except UserError:  # says it in one line already
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             raise ModelError(

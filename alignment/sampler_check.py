@@ -16,7 +16,7 @@ from alignment.generation import WAYS, GenerationError, Sampling, TransformersEn
 from alignment.selfcheck import apart, plain_logits, say, tolerance, tried, undisturbed
 from alignment.tensors import logprobs_from_logits
 
-LENGTHS, NEW_TOKENS = (21, 9, 9), 8
+LENGTHS, NEW_TOKENS = (15, 7, 7), 6
 """Tokens of the prompts that are tried, which neither padding nor company must change, and of what is sampled."""
 
 

@@ -33,7 +33,7 @@ from ppo.loading import not_on_trunk
 from ppo.models import Models, Role
 from ppo.sequences import Microbatch, Row, lay_out
 
-PROMPTS, RESPONSES = (19, 9), (12, 7, 10)
+PROMPTS, RESPONSES = (13, 7), (8, 5, 6)
 """Tokens of what is tried: two responses to one prompt, which packing computes once, and one to a shorter prompt."""
 
 

@@ -101,10 +101,7 @@ def build_trainer(config: RewardStageConfig, prepared: Prepared, journal: Journa
 
     def check() -> None:
         found = trainer.check()
-        why = reason or found
-        if why:
-            _padded(config, prepared, why)
-        journal.event("batches", layout="padded" if why else "shared_prefix", reason=why)
+        note_layout(config, prepared, reason or found, journal)
 
     if zero3.is_parted(trainer.model):  # only its engine can put the weights together
         trainer.add_callback(_AtTheStart(check))
@@ -122,11 +119,18 @@ class _AtTheStart(TrainerCallback):
         self._call()
 
 
-def _padded(config: RewardStageConfig, prepared: Prepared, reason: str) -> None:
-    """Say why rows are padded; those of like length come together unless the user wants another order."""
+def note_layout(config: RewardStageConfig, prepared: Prepared, padded: str | None, journal: Journal) -> None:
+    """Write the layout down; padded rows of like length come together unless the user wants another order.
+
+    Args:
+        padded: why rows are padded; None: they are not.
+    """
+    journal.event("batches", layout="padded" if padded else "shared_prefix", reason=padded)
+    if padded is None:
+        return
     if "train_sampling_strategy" not in config.training:
         prepared.arguments.train_sampling_strategy = "group_by_length"
-    say(f"reward: each prompt is computed once for each completion: {reason}")
+    say(f"reward: each prompt is computed once for each completion: {padded}")
 
 
 def lay_out(config: RewardStageConfig, prepared: Prepared, model: nn.Module) -> tuple[Layout, str | None]:

@@ -95,10 +95,11 @@ def _in_child(kind: str, tell: Callable[..., object]) -> None:
     notes = [line for line in errors.getvalue().splitlines() if line.startswith(("sft: ", "ppo: ", "reward: "))]
     notes += [line for line in errors.getvalue().splitlines() if ": prompts are sampled from " in line]
     notes = [line for line in dict.fromkeys(notes) if "scores will average" not in line]
-    tell(outcome, "; ".join(filter(None, [said, *notes])))
+    tell(outcome, "; ".join(filter(None, [said, *notes])).replace(f"{folder}/", ""))
 
 
 def _line(error: Exception) -> str:
+    """The first line of what an error says; a UserError's is all that a user reads."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -120,7 +121,8 @@ def table(results: Sequence[Result]) -> str:
             f"{count[name]} {name}" for name in ("ok", "refused", "wrong", "traceback", NOT_BUILT) if name in count
         )
         + ". Refused models say so in the line that is given, before the first step of SFT unless another stage is "
-        "named. What a line says of an `ok` model is what the suite does otherwise for it, and it is right.",
+        "named; what is refused by the reward stage is said by SFT at its start. What is said of an `ok` model is what "
+        "the suite does otherwise for it (docs/models.md): it is right, and slower.",
         "",
         "| model type | outcome | what is said |",
         "|---|---|---|",
@@ -128,10 +130,30 @@ def table(results: Sequence[Result]) -> str:
     for result in results:
         if result.outcome != NOT_BUILT:
             where = "" if result.outcome == "ok" else f" ({result.stage})"
-            lines.append(f"| {result.kind} | {result.outcome}{where} | {result.said.replace('|', '/')} |")
+            said = _short(result.said) if result.outcome == "ok" else result.said.split("; sft: ")[0]
+            lines.append(f"| {result.kind} | {result.outcome}{where} | {said.replace('|', '/')} |")
     left = [f"{result.kind}" for result in results if result.outcome == NOT_BUILT]
     lines += ["", "Not tried, as no tiny model of text alone could be made of them: " + ", ".join(left) + ".", ""]
     return "\n".join(lines)
+
+
+SHORT = {
+    "computes the logits of all tokens": "whole logits",
+    "sft: rows of": "padded rows in SFT",
+    "reward: each prompt is computed once": "padded rows in the reward stage",
+    "ppo: rows are padded": "padded rows in PPO",
+    "without a cache": "sampled one length at a time, without a cache",
+    "one length at a time": "sampled one length at a time",
+    "without its router's": "no router loss, which the model fails to compute",
+}
+
+
+def _short(said: str) -> str:
+    """What the suite does otherwise for a model, in a few words."""
+    found = [words for phrase, words in SHORT.items() if phrase in said]
+    if "sampled one length at a time, without a cache" in found:
+        found.remove("sampled one length at a time")
+    return "; ".join(found)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

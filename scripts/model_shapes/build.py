@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from alignment.models import train_tokenizer
 
 VOCABULARY = 300
+LARGEST = 20_000_000
 SIZES = {
     32: "hidden_size n_embd d_model dim embed_dim embedding_size decoder_hidden_size",
     64: (
@@ -48,7 +49,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]} | _MAMBA2,
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT,
-    "falcon": {"head_dim": None, "multi_query": False},
+    "diffllama": {"attention_dropout": 0.0},
+    "falcon": {"head_dim": None, "multi_query": False, "num_kv_heads": 4},
+    "glm4_moe_lite": _LATENT,
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "minicpm3": _LATENT,
+    "youtu": _LATENT,
     "falcon_h1": {"mamba_d_ssm": 64} | _MAMBA2,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]} | _MAMBA2,
@@ -109,6 +115,8 @@ def write_model(kind: str, folder: Path) -> PreTrainedModel:
     tokenizer = train_tokenizer(CORPUS, VOCABULARY, None)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(make_config(kind, len(tokenizer))).eval()
+    if model.num_parameters() > LARGEST:
+        raise ValueError(f"these sizes give {model.num_parameters() / 1e6:.0f} million parameters")
     with torch.no_grad():
         for parameter in model.parameters():  # biases and gates that begin at 0 or 1 would hide what they do
             if bool((parameter == parameter.flatten()[0]).all()):

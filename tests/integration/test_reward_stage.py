@@ -355,7 +355,8 @@ def test_rows_that_must_be_padded_are_grouped_by_length(house, tmp_path, capsys,
     config = validate(RewardStageConfig, settings("multiple", training=training), "test")
     prepared = prepare(config)
     with Journal(tmp_path) as journal:
-        layout, found = reward.train.lay_out(config, prepared, reward.train.untrained(config, prepared), journal)
+        layout, found = reward.train.lay_out(config, prepared, reward.train.untrained(config, prepared))
+        reward.train.note_layout(config, prepared, found, journal)
     assert layout == "padded"
     assert reason in found
     assert reason in capsys.readouterr().err
