@@ -148,8 +148,9 @@ class FunctionReward:
         try:
             scores = self._function(prompts=[prompt_of(p) for p in prompts], responses=list(responses), **given)
         except (Exception, SystemExit) as error:  # an exit would end the run as if it were done
-            # The last frame is where the user's code, or what it called, went wrong.
-            place = traceback.extract_tb(error.__traceback__)[-1]
+            # The last frame is where the user's code, or what it called, went wrong; W&B puts one around sys.exit.
+            frames = traceback.extract_tb(error.__traceback__)
+            place = next((each for each in reversed(frames) if "wandb" not in Path(each.filename).parts), frames[-1])
             message = (str(error).strip().splitlines() or [""])[0]
             raise RewardError(
                 f"{self.path} raised {type(error).__name__}: {message} ({place.filename}:{place.lineno})"

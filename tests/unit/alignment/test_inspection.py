@@ -21,6 +21,7 @@ from alignment.inspection.report import Histogram, histogram
 from alignment.readers import BadRow, DataError
 from alignment.splitting import plan_split, write_split
 from alignment.templates import encode_conversation
+from alignment.trimming import fit
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b[31m\u202e{{ 7 * 7 }}</style>"
 
@@ -130,7 +131,7 @@ def test_turns_are_checked(kind, messages):
 
 
 def test_lengths_are_those_of_training(tokenizer):
-    """Truncated, left out and the trained share, each against encode_conversation itself."""
+    """Trimmed, left out and the trained share, each against the encoding itself."""
     rows = [row("short?", "yes"), row("long " * 60, "yes"), row("short?", "no " * 100), row("b", "c")]
     limit = 64
     report = inspect(rows, tokenizer=tokenizer, config={"eval_share": 0.0, "max_length": limit})
@@ -138,7 +139,7 @@ def test_lengths_are_those_of_training(tokenizer):
         [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["completion"]}] for r in rows
     ]
     full = [encode_conversation(tokenizer, turns) for turns in messages]
-    cut = [encode_conversation(tokenizer, turns, limit) for turns in messages]
+    cut = [fit(tokenizer, turns, whole, limit) for turns, whole in zip(messages, full, strict=True)]
     assert [encoded is None for encoded in cut] == [False, False, True, False]
     assert (report.unit, report.max_length) == ("tokens", limit)
     assert report.lengths["whole row"].max == max(len(encoded.input_ids) for encoded in full)
@@ -149,9 +150,9 @@ def test_lengths_are_those_of_training(tokenizer):
     assert finding(report, "left_out").places == ["d.jsonl:3"]
 
 
-def test_a_template_without_eos_is_an_error():
+def test_a_template_whose_end_is_no_token_is_an_error():
     tokenizer = tiny.make_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}"
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}</s>{% endfor %}"
     problem = finding(inspect([row("a", "b")], tokenizer=tokenizer), "template")
     assert problem.level == "error"
     assert "never learn to stop" in problem.places[0]

@@ -96,7 +96,7 @@ def test_a_long_prompt_is_cut_once_for_all_completions(tokenizer):
     header = tokenizer("<|im_start|>user\nword word")["input_ids"]
     for sequence, answer in zip(question.sequences, ("a", "b c d e", "f g"), strict=True):
         assert sequence[: len(header)] == header
-        assert tokenizer.decode(sequence).endswith(f"word<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>")
+        assert tokenizer.decode(sequence).endswith(f"word <|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>")
     assert other.sequences == [whole(tokenizer, PROMPT, text) for text in "ab"]
 
 
