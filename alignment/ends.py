@@ -26,8 +26,8 @@ _ATTRIBUTE = "_generation_config_ends"
 def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Ids of all tokens that end an answer, EOS first."""
     added: Iterable[int] = getattr(tokenizer, _ATTRIBUTE, ())
-    written = _template_end(tokenizer, str(tokenizer.chat_template or ""), tokenizer.eos_token_id)
-    ids = (tokenizer.eos_token_id, written, *added)
+    known = (tokenizer.eos_token_id, *added)
+    ids = (tokenizer.eos_token_id, _template_end(tokenizer, str(tokenizer.chat_template or ""), known), *added)
     return tuple(dict.fromkeys(token for token in ids if token is not None))
 
 
@@ -84,11 +84,12 @@ def _pattern(texts: tuple[str, ...]) -> re.Pattern[str]:
 
 
 @functools.lru_cache(maxsize=16)
-def _template_end(tokenizer: PreTrainedTokenizerBase, template: str, eos_token_id: int | None) -> int | None:
-    """The added token that the template writes right after the last answer, if it writes one.
+def _template_end(tokenizer: PreTrainedTokenizerBase, template: str, known: tuple[int | None, ...]) -> int | None:
+    """The added token that the template writes right after the last answer, if it writes one. Of several (Cohere's end
+    of the response, then of the turn), one that is known to end an answer.
 
     Args:
-        template, eos_token_id: the tokenizer's, so that one that was changed is asked again.
+        template, known: the tokenizer's, so that one that was changed is asked again.
     """
     if not template:
         return None
@@ -98,4 +99,8 @@ def _template_end(tokenizer: PreTrainedTokenizerBase, template: str, eos_token_i
         return None
     after = text.rpartition(_ANSWER)[2].lstrip()
     added = sorted(tokenizer.added_tokens_decoder.items(), key=lambda item: -len(item[1].content))
-    return next((number for number, token in added if after.startswith(token.content)), None)
+    written: list[int] = []
+    while found := next(((number, token.content) for number, token in added if after.startswith(token.content)), None):
+        written.append(found[0])
+        after = after[len(found[1]) :].lstrip()
+    return next((number for number in written if number in known), written[0] if written else None)

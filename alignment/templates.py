@@ -27,6 +27,7 @@ from alignment.tokenization import (
     piece_lengths,
     readable,
     start_token,
+    without_control_tokens_at_end,
 )
 
 if TYPE_CHECKING:
@@ -312,7 +313,7 @@ def _as_followed(tokenizer: PreTrainedTokenizerBase, turn: str, content: str, re
 def _within(tokenizer: PreTrainedTokenizerBase, turn: str, message: Message, number: int) -> Span:
     """Of a rendered turn, from its content through the end token."""
     end = end_pattern(tokenizer).search(turn)
-    body = turn[: end.start()] if end else turn
+    body = without_control_tokens_at_end(tokenizer, turn[: end.start()] if end else turn)
     content = message["content"].strip()
     start = 0 if message.get("tool_calls") else len(body.rstrip()) - len(content)
     written = body.strip() if message.get("tool_calls") else body.rstrip()[max(start, 0) :]

@@ -55,6 +55,12 @@ def readable(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     return _STAND_IN.sub(lambda match: control.word(match.group()), text)
 
 
+def without_control_tokens_at_end(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """A text without the control tokens that it ends with."""
+    words = _control_tokens(tokenizer).written.pattern
+    return re.sub(rf"(?:\s*(?:{words}))+\s*\Z", "", text)
+
+
 def encode_pieces(tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence[Span]) -> list[list[int]]:
     """Token ids of each piece of a text, a stand-in as the letters of its token.
 

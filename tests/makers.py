@@ -103,6 +103,12 @@ _COHERE = (
     "{% if add_generation_prompt %}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>{% endif %}"
 )
 
+_COHERE2 = _COHERE.replace(
+    "{{ m.content | trim }}",
+    "{% if m.role == 'assistant' %}<|START_RESPONSE|>{{ m.content | trim }}<|END_RESPONSE|>"
+    "{% else %}{{ m.content | trim }}{% endif %}",
+)
+
 
 @dataclass(frozen=True)
 class Maker:
@@ -205,6 +211,20 @@ MAKERS = {
          "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|SYSTEM_TOKEN|>"),
         ("<|END_OF_TURN_TOKEN|>",), "<|END_OF_TURN_TOKEN|>", eos="<|END_OF_TURN_TOKEN|>", bos="<BOS_TOKEN>",
         pad="<PAD>", unk="<UNK>", generation=("<|END_OF_TURN_TOKEN|>",), writes_bos=True,
+    ),
+    "cohere-2": Maker(
+        _COHERE2,
+        ("<PAD>", "<UNK>", "<BOS_TOKEN>", "<EOS_TOKEN>", "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>",
+         "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|SYSTEM_TOKEN|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+        ("<|END_OF_TURN_TOKEN|>",), "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>", eos="<|END_OF_TURN_TOKEN|>",
+        bos="<BOS_TOKEN>", pad="<PAD>", unk="<UNK>", generation=("<|END_OF_TURN_TOKEN|>",), writes_bos=True,
+    ),
+    "glm-4": Maker(
+        "[gMASK]<sop>{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+        ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+        ("<|endoftext|>", "<|user|>", "<|observation|>"), "", eos="<|endoftext|>", pad="<|endoftext|>",
+        generation=("<|endoftext|>", "<|user|>", "<|observation|>"),
     ),
     "gpt-2": Maker(
         _FALCON.replace("Falcon", "Assistant"), ("<|endoftext|>",), ("<|endoftext|>",), "", eos="<|endoftext|>",
