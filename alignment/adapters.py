@@ -7,6 +7,7 @@ An adapter is nothing without its base: its manifest names that in a form that c
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import tempfile
@@ -97,6 +98,13 @@ def put_on(
         wrong = sorted(expected - set(weights)) + result.unexpected_keys
         if wrong:
             raise ValueError(f"{wrong[0]} is not in both the adapter and its base")
+    return model
+
+
+def saved_alone(model: PeftModel) -> PeftModel:
+    """Let an adapter be saved without embeddings that nobody trained: PEFT adds them where the vocabulary has grown,
+    and the base is grown again when the adapter is loaded."""
+    model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
     return model
 
 

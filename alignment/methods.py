@@ -204,7 +204,7 @@ def load_trainable(
     # LoHa reads the shape of each weight, which is empty where ZeRO-3 has parted it.
     with zero3.whole_models() if config.method == "loha" else nullcontext():
         if continues(source, config):
-            return adapters.put_on(load_base(source, config), source.path, trainable=True)
+            return adapters.saved_alone(adapters.put_on(load_base(source, config), source.path, trainable=True))
         policy = load_policy(source, config)
         fit_embeddings(policy, tokenizer)
         return apply_method(policy, config)
@@ -221,7 +221,7 @@ def apply_method(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel
     if config.method == "head":
         return _only_head(model, config.last_n_layers)
     try:
-        return get_peft_model(model, adapter_config(model, config))
+        return adapters.saved_alone(get_peft_model(model, adapter_config(model, config)))
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"model.adapter: {str(error).splitlines()[0]}") from error
 
