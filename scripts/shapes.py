@@ -66,9 +66,10 @@ def trial(kind: str) -> Result:
 
 def _in_child(kind: str, tell: Callable[..., object]) -> None:
     """Tells the stages that it comes to, and then the outcome and what was said."""
+    from model_shapes.build import write_model
+    from model_shapes.trial import Wrong, run
+
     from alignment.errors import UserError
-    from scripts.model_shapes.build import write_model
-    from scripts.model_shapes.trial import Wrong, run
 
     signal.alarm(SECONDS)
     resource.setrlimit(resource.RLIMIT_AS, (GIGABYTES << 30, GIGABYTES << 30))
@@ -168,8 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error")
     import torch
-
-    from scripts.model_shapes.build import kinds
+    from model_shapes.build import kinds
 
     torch.set_num_threads(1)
     _import_all()
