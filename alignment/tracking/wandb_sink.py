@@ -216,6 +216,8 @@ class WandbSink:
                 f"{self._run_dir}/wandb/offline-run-*`",
                 file=sys.stderr,
             )
+            # Under another id: W&B's process keeps the one that failed, and would take nothing in under it.
+            self._options["id"] = f"{self._options['id']}-offline"
             self._run = self._begin("offline")
 
     def _begin(self, mode: str) -> Any:

@@ -189,8 +189,16 @@ ELSEWHERE = {
         "eval/best_reachable",
         *(metric.name for metric in declared.REWARD if metric.name.startswith("labels/")),
     },
-    # Families, by their parts; where several responses to a prompt are compared.
-    "ppo": {"reward/*", "eval/reward/*", "eval/reward_se/*", "rollout/without_spread"},
+    # Families, by their parts; where several responses to a prompt are compared; where vLLM samples.
+    "ppo": {
+        "reward/*",
+        "eval/reward/*",
+        "eval/reward_se/*",
+        "rollout/without_spread",
+        "rollout/sampler_gap_mean",
+        "rollout/sampler_gap_max",
+        "rollout/importance_capped",  # of vLLM
+    },
 }
 """Declared, and of other runs than these."""
 
