@@ -32,9 +32,10 @@ from help_desk.labelers import JUDGES, LABELERS, Labeler
 from help_desk.summary import show
 from rich.text import Text
 
-from alignment import terminal
+from alignment import heartbeat, terminal
 from alignment.errors import UserError
 from alignment.stage import quiet_libraries
+from alignment.ticker import ticking
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = Path("runs/demo")
@@ -142,7 +143,8 @@ def run(args: argparse.Namespace, size: Size) -> int:
         ppo = stage("ppo", args.seed, *names, judged_by, *shared, recipe=size.recipe)
     with timed(seconds, "evaluation"):
         models = {"sft": sft["model"], "reward": reward["model"], "judge": judge, "ppo": ppo["model"]}
-        summary, answers = evaluate(models, args.seed, size)
+        with ticking("demo"):
+            summary, answers = evaluate(models, args.seed, size)
     summary |= {
         "seconds": {name: round(value, 1) for name, value in seconds.items()}
         | {"total": round(sum(seconds.values()), 1)}
@@ -277,6 +279,7 @@ def evaluate(
     judge = load_reward_model(sources["judge"]).eval() if "judge" in sources else None
     judged = {}
     for name, model in (("sft", reference), ("ppo", load_policy(sources["ppo"]))):
+        heartbeat.enter(f"judging {name}")
         say(f"judging {name} on {len(prompts)} answers to {len(set(groups))} held-out prompts")
         judged[name] = judge_policy(
             model,
