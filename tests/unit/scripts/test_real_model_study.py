@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -10,14 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
+import torch
 
 STUDIES = Path(__file__).resolve().parents[3] / "scripts" / "studies"
 sys.path.insert(0, str(STUDIES))
 
-from human_votes import analysis, data, page, statistics  # noqa: E402
+from human_votes import analysis, data, page, runs, statistics  # noqa: E402
 from human_votes.sizes import SIZES  # noqa: E402
 
 from alignment.data import Comparison, Vote  # noqa: E402
+from alignment.generation import Completion  # noqa: E402
+from alignment.templates import encode_prompt  # noqa: E402
 
 
 @pytest.fixture
@@ -197,6 +202,51 @@ def test_what_has_a_row_is_not_run_again(study, tmp_path, monkeypatch):
     study.run(SIZES["quick"], None, None, ["data", "sft", "several", "ppo-0"])
     assert ran == ["data", "sft", "ppo-0"]
     assert list(study.read_rows(study.ROWS)) == ["data", "sft", "ppo-0"]
+
+
+def test_the_chooser_picks_among_the_first_n_and_other_judges_score_its_picks_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    size = dataclasses.replace(SIZES["quick"], n=4)
+    worth = [[[0.0], [1.0], [5.0, 7.0, 6.0, 9.0]], [[2.0], [3.0], [4.0, 1.0, 8.0, 0.0]]]
+    rows = [
+        {
+            name: [{"worth": w, "ended": w != 9.0} for w in some]
+            for name, some in zip(("start", "ppo", "pool"), each, strict=True)
+        }
+        for each in worth
+    ]
+    (tmp_path / "answers-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = []
+
+    def score(judge, found, texts, batch_size):
+        asked.append(texts)
+        return [found[number][name][index]["worth"] for number, name, index in texts]
+
+    monkeypatch.setattr(runs, "_score", score)
+    chooser = runs.scored(size, 0, "reward-a-0", None)
+    assert chooser["picks"] == {"2": [1, 0], "4": [1, 2]}  # the answer worth 9 is cut
+    assert chooser["scores"] == {"start": [0.0, 2.0], "ppo": [1.0, 3.0], "2": [7.0, 4.0], "4": [7.0, 8.0]}
+    judge = runs.scored(size, 0, "reward-b-0", chooser)
+    assert judge["picks"] == chooser["picks"]
+    assert judge["scores"] == chooser["scores"]
+    assert [text for text in asked[1] if text[1] == "pool"] == [(0, "pool", 1), (1, "pool", 0), (1, "pool", 2)]
+
+
+def test_the_divergence_is_that_of_plain_forward_passes():
+    tokenizer = tiny.make_tokenizer()
+    policy, start = tiny.make_policy(tokenizer, 0), tiny.make_policy(tokenizer, 1)
+    prompts = [[{"role": "user", "content": text}] for text in ("When?", "How long can I keep a book?", "A line.")]
+    answers = [Completion("", ids, True) for ids in ([7, 8, 9, 10], [11], [12, 13])]
+
+    def plain(model, prompt, ids):
+        head = encode_prompt(tokenizer, prompt)
+        logits = model(torch.tensor([head + ids])).logits[0, len(head) - 1 : -1]
+        return float(logits.log_softmax(-1)[range(len(ids)), ids].sum())
+
+    with torch.no_grad():
+        expected = [plain(policy, p, a.ids) - plain(start, p, a.ids) for p, a in zip(prompts, answers, strict=True)]
+    found = runs.divergence(policy, start, tokenizer, prompts, answers, batch_size=2)
+    assert found == pytest.approx(expected, abs=1e-3)
 
 
 def made_up_rows(judged):
