@@ -48,10 +48,8 @@ def names(seeds: int) -> list[str]:
     for seed in range(seeds):
         steps += [f"reward-a-{seed}", f"reward-b-{seed}", f"ppo-{seed}", f"answers-{seed}"]
         steps += [f"score-{seed}-by-a-{seed}", f"score-{seed}-by-b-{seed}"]
-        if seed == 0:
-            steps.append("several")
     crossed = [f"score-{s}-by-{half}-{k}" for s in range(seeds) for half in "ba" for k in range(seeds) if k != s]
-    return steps + crossed
+    return [*steps, *crossed, "several"]
 
 
 def step(name: str, size: Any, rows: dict[str, dict[str, Any]], votes: Path | None, several: Path | None) -> Any:

@@ -61,6 +61,9 @@ def _intro(rows: Rows, steps: Sequence[str], name: str, size: Size) -> str:
             prompts of at most {size.prompt_length} tokens, in at most {size.max_new_tokens} tokens, at temperature
             1."""
         )
+    if "sft" in rows:
+        before, after = rows["sft"]["loss_before"], rows["sft"]["loss_after"]
+        paragraphs.append(f"SFT took the loss on the held-out chosen answers from {before:.3f} to {after:.3f} a token.")
     spent = sum(row["seconds"] for row in rows.values()) / 3600
     done = f"{len(rows)} of {len(steps)} steps are done, in {spent:.1f} hours."
     missing = ", ".join(f"`{step}`" for step in steps if step not in rows)

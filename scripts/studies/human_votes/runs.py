@@ -18,11 +18,14 @@ from human_votes.sizes import Size
 from human_votes.statistics import pick_best, selection_rewards
 
 ROOT = Path(__file__).resolve().parents[3]
+SAVE_EVERY = 25
 Row = dict[str, Any]
 
 
 def stage(name: str, run: str, *overrides: str) -> Row:
     """A stage with its recipe for SmolLM2; returns RUN/evaluation.json where the stage leaves one.
+
+    A run that was killed goes on from its newest checkpoint.
 
     Raises:
         UserError: it failed.
@@ -31,7 +34,7 @@ def stage(name: str, run: str, *overrides: str) -> Row:
 
     config = ROOT / "configs" / name / "smollm2.yaml"
     own = (f"name={run}", f"registry.name={run}", "tracking.wandb=disabled")
-    command = [sys.executable, "-m", name, str(config), *own, *overrides, "--overwrite"]
+    command = [sys.executable, "-m", name, str(config), *own, *overrides, "--resume", "auto"]
     print("$ python " + " ".join(command[1:]), file=sys.stderr, flush=True)
     done = subprocess.run(command, stdout=sys.stderr, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
     if done.returncode:
@@ -64,10 +67,11 @@ def sft(size: Size) -> Row:
     stage(
         "sft", "start", "data.train=a.jsonl", "data.eval=test.jsonl", f"data.max_length={size.max_length}",
         f"training.num_train_epochs={size.epochs}", "training.learning_rate=3e-4",
+        f"training.save_steps={SAVE_EVERY}",
     )  # fmt: skip
     journal = read_jsonl(Path("runs/start/metrics.jsonl"))
     losses = [row["eval/loss"] for row in journal if "eval/loss" in row]
-    return {"loss_before": losses[0], "loss_after": losses[-1]} if losses else {}
+    return {"loss_before": losses[0], "loss_after": losses[-1]}
 
 
 def reward(size: Size, half: str, seed: int) -> Row:
@@ -75,7 +79,7 @@ def reward(size: Size, half: str, seed: int) -> Row:
     run = f"reward-{half}-{seed}"
     report = stage(
         "reward", run, f"data.train={half}.jsonl", "data.eval=test.jsonl", f"data.max_length={size.max_length}",
-        f"training.num_train_epochs={size.epochs}", f"training.seed={seed}",
+        f"training.num_train_epochs={size.epochs}", f"training.seed={seed}", f"training.save_steps={SAVE_EVERY}",
     )  # fmt: skip
     pairs = []
     for pair in read_jsonl(Path("runs") / run / "eval_pairs.jsonl"):
@@ -88,10 +92,12 @@ def reward(size: Size, half: str, seed: int) -> Row:
 
 
 def several_votes(size: Size, path: Path) -> Row:
-    """A reward model of votes of which there are several on each pair, where agreement can be known."""
+    """A reward model of votes of which there are several on each pair, where agreement can be known; longer pairs are
+    left out as they are of the others."""
     report = stage(
-        "reward", "reward-several", f"data.train={path}", "data.eval_share=0.2", "data.max_length=512",
-        "data.too_long=drop", "training.seed=0", f"training.num_train_epochs={size.epochs}",
+        "reward", "reward-several", f"data.train={path}", "data.eval_share=0.2", f"data.max_length={size.max_length}",
+        "data.too_long=drop", "training.seed=0", f"training.save_steps={SAVE_EVERY}",
+        f"training.num_train_epochs={size.epochs}",
     )  # fmt: skip
     return _figures(report)
 
@@ -111,7 +117,7 @@ def ppo(size: Size, seed: int) -> Row:
         f"rollout.batch_size={size.batch_size}", f"rollout.generation_batch_size={min(32, size.batch_size)}",
         f"rollout.max_new_tokens={size.max_new_tokens}", "rollout.temperature=1.0",
         f"training.max_steps={size.iterations}", "training.eval_steps=0", "training.load_best_model_at_end=false",
-        "training.save_steps=0", f"training.seed={seed}",
+        "training.save_steps=8", f"training.seed={seed}",
     )  # fmt: skip
     return {"seed": seed}
 

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,9 +21,14 @@ sys.path.insert(0, str(STUDIES))
 from human_votes import analysis, data, page, runs, statistics  # noqa: E402
 from human_votes.sizes import SIZES  # noqa: E402
 
+from alignment.config import load_config  # noqa: E402
 from alignment.data import Comparison, Vote  # noqa: E402
+from alignment.errors import UserError  # noqa: E402
 from alignment.generation import Completion  # noqa: E402
 from alignment.templates import encode_prompt  # noqa: E402
+from ppo.config import PPOStageConfig  # noqa: E402
+from reward.config import RewardStageConfig  # noqa: E402
+from sft.config import SFTStageConfig  # noqa: E402
 
 
 @pytest.fixture
@@ -247,6 +253,40 @@ def test_the_divergence_is_that_of_plain_forward_passes():
         expected = [plain(policy, p, a.ids) - plain(start, p, a.ids) for p, a in zip(prompts, answers, strict=True)]
     found = runs.divergence(policy, start, tokenizer, prompts, answers, batch_size=2)
     assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_stages_get_configs_that_they_take_and_the_judges_votes_reach_no_policy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = {}
+
+    def ran(command, **_):
+        stage, recipe = command[2:4]
+        kind = {"sft": SFTStageConfig, "reward": RewardStageConfig, "ppo": PPOStageConfig}[stage]
+        config = load_config(kind, recipe, command[4:-2])
+        found[config.name] = config
+        Path("runs", config.name).mkdir(parents=True)
+        Path("runs", config.name, "metrics.jsonl").write_text('{"eval/loss": 2.0}\n{"eval/loss": 1.5}\n')
+        Path("runs", config.name, "evaluation.json").write_text('{"length": {}}')
+        Path("runs", config.name, "eval_pairs.jsonl").write_text("")
+        return subprocess.CompletedProcess(command, returncode)
+
+    monkeypatch.setattr(runs.subprocess, "run", ran)
+    size, returncode = SIZES["night"], 0
+    assert runs.sft(size) == {"loss_before": 2.0, "loss_after": 1.5}
+    for half in "ab":
+        runs.reward(size, half, 1)
+    runs.several_votes(size, Path("several.json"))
+    runs.ppo(size, 1)
+    assert {name: config.data.train for name, config in found.items()} == {
+        "start": "a.jsonl", "reward-a-1": "a.jsonl", "reward-b-1": "b.jsonl", "reward-several": "several.json",
+        "ppo-1": "prompts.jsonl",
+    }  # fmt: skip
+    model = found["ppo-1"].model
+    assert (model.policy, model.reward, model.held_out_reward) == ("start", "reward-a-1", None)
+    assert found["ppo-1"].data.eval == "dev.jsonl"  # the study's own prompts choose nothing
+    returncode = 2
+    with pytest.raises(UserError, match="the ppo stage failed with exit code 2"):
+        runs.ppo(size, 2)
 
 
 def made_up_rows(judged):
