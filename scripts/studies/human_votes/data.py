@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Part = Literal["test", "a", "b"]
 HELD_OUT_SHARE = 0.2
 DEV_PROMPTS = 16
-"""Prompts of half A that PPO's own evaluation has; they are not those of the study."""
+"""Prompts of half A, at most a quarter, that PPO's own evaluation has; they are not those of the study."""
 
 OWN_PROMPTS = (
     "My neighbour's dog barks all night. How can I make it stop for good?",
@@ -92,24 +92,23 @@ def write(source: Path, size: Size, tokenizer: Any, home: Path) -> dict[str, Any
         parts[name].append(pair)
         if prompts[index] <= size.prompt_length:
             short[name].append(pair)
-    halves = {name: parts[name][: size.pairs] for name in ("a", "b")}
-    for name, some in (("test", parts["test"]), *halves.items()):
+    used = {name: some[: size.pairs] for name, some in parts.items()}
+    for name, some in used.items():
         _write(home / f"{name}.jsonl", (_row(pair) for pair in some))
-    ours = {pair.group: pair for pair in short["a"] if pair in halves["a"]}
+    ours = {pair.group: pair for pair in short["a"] if pair in used["a"]}
     train, held_out = list(ours.values()), list({pair.group: pair for pair in short["test"]}.values())
-    _write(home / "dev.jsonl", ({"prompt": pair.prompt} for pair in train[:DEV_PROMPTS]))
-    _write(home / "prompts.jsonl", ({"prompt": pair.prompt} for pair in train[DEV_PROMPTS:]))
-    _write(home / "held_out.jsonl", ({"prompt": pair.prompt} for pair in held_out[: size.held_out]))
+    dev = min(DEV_PROMPTS, len(train) // 4)
+    answered = {"dev": train[:dev], "prompts": train[dev:], "held_out": held_out[: size.held_out]}
+    for name, some in answered.items():
+        _write(home / f"{name}.jsonl", ({"prompt": pair.prompt} for pair in some))
     return {
         "read": len(pairs),
         "fitting": sum(map(len, parts.values())),
-        "pairs": {"test": len(parts["test"]), **{name: len(some) for name, some in halves.items()}},
-        "groups": {
-            name: len({pair.group for pair in some}) for name, some in (("test", parts["test"]), *halves.items())
-        },
-        "prompts": {"train": len(train) - DEV_PROMPTS, "held_out": min(len(held_out), size.held_out)},
+        "pairs": {name: len(some) for name, some in used.items()},
+        "groups": {name: len({pair.group for pair in some}) for name, some in used.items()},
+        "prompts": {"train": len(answered["prompts"]), "held_out": len(answered["held_out"])},
         "votes_per_pair": max((len(pair.votes) for pair in pairs), default=0),
-        "longer": {name: length_rule(some) for name, some in (("test", parts["test"]), *halves.items())},
+        "longer": {name: length_rule(some) for name, some in used.items()},
     }
 
 

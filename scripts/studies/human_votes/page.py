@@ -51,7 +51,7 @@ def _intro(rows: Rows, steps: Sequence[str], name: str, size: Size) -> str:
     if "data" in rows:
         data = rows["data"]
         pairs, groups, prompts = data["pairs"], data["groups"], data["prompts"]
-        most = f", at most {size.pairs} of a half" if size.pairs else ""
+        most = f", at most {size.pairs} of a part" if size.pairs else ""
         passes = "one pass" if size.epochs == 1 else f"{size.epochs} passes"
         paragraphs.append(
             f"""Of {data["read"]:,} pairs {data["fitting"]:,} fit into {size.max_length} tokens and are used{most}:

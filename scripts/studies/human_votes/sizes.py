@@ -13,7 +13,7 @@ class Size:
     max_length: int
     """Of a prompt with its longer answer; longer pairs are left out."""
     pairs: int | None
-    """Of each half of the votes; None: all."""
+    """Of each half of the votes, and held out; None: all."""
     epochs: int
     """Of the reward models; SFT has as many."""
     prompt_length: int
