@@ -14,14 +14,16 @@ votes of several people on each pair, where it can be known how far people agree
 Each step leaves a row in HOME/rows.jsonl and is not run again. Rows hold no text of the data; the answers to it are in
 HOME/answers-SEED.jsonl. HOME is runs/real-model/SIZE.
 
-What it costs, on two cores at 200 tokens/s of training, 600 of scoring and 100 of sampling:
-small, 3 seeds. SFT and each of 6 reward models: 240 pairs of about 110 tokens once, 2 minutes, and as much again for
-    loading and evaluation. PPO: 12 iterations of 16 answers, 16 x 100 tokens trained on twice and 16 x 40 sampled, 25 s
-    each, 5 minutes. Answers: 76 prompts x (1 + 8 + 1) x 40 tokens, 5 minutes; scores 76 x 10 x 100 tokens by the reward
-    model that chooses, 2 minutes, and 1 minute by each judge. About 25 minutes a seed.
-night, 3 seeds. SFT and each reward model: all 500 pairs of a half, about 150 tokens, twice: 13 minutes and 5 for
-    evaluation. PPO: 32 iterations of 32 answers, 65 s each: 35 minutes. Answers: 140 prompts x 18 x 45 tokens, 19
-    minutes; scores 140 x 18 x 130 tokens, 9 minutes, and 3 by each other judge. About 2 hours a seed, 7 hours in all.
+What it costs on two free cores, at 200 tokens a second of training, 600 of scoring and 100 of sampling:
+
+            small                                        night
+    SFT     240 rows x 104 tokens, 1 pass: 4 min         516 x 143, 2 passes: 15 min, with its evaluations
+    reward  6 models, 240 pairs x 135, 1 pass: 5 min     6, 516 x 183, 2 passes: 21 min; a third of it scoring
+    PPO     3 x 12 iterations of 16 answers of 95        3 x 32 iterations of 32 of 120: 72 s each, 38 min a seed, of
+            tokens with the prompt: 30 s, 6 min a seed   which 14 s sample, 39 s train (2 passes) and 19 s score
+    answers 76 prompts x (1 + 8 + 1) x 40: 5 min a seed  140 x (1 + 16 + 1) x 45: 19 min a seed
+    scores  76 x 10 x 95: 2 min, and 1 by each other     140 x 18 x 120: 9 min, and 3 by each of 5 other judges
+    in all  about 1.5 hours                              about 7 hours
 """
 
 from __future__ import annotations

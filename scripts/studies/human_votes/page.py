@@ -153,7 +153,7 @@ def _against_start(seeds: Sequence[Seed], against: Mapping[str, Contest], kl: Es
     mean score is higher, each judge in its own standard deviations. *Length held equal*: a logistic regression of that
     preference on log(length / length of the start's answer), in tokens, read at equal lengths, as AlpacaEval 2 does in
     spirit; *matched*: the win rate among the pairs whose lengths are within a quarter of each other. *Votes expected*:
-    the share of people's votes that the judges' own probabilities come to. KL from the start in nats per answer: PPO's
+    the share of people's votes that the judges' own probabilities come to, worth what their log-loss above is. KL from the start in nats per answer: PPO's
     is measured, best-of-n's is log n - (n-1)/n. Each seed has a reward model of A of its own ({len(seeds)} so far);
     intervals are 95% over prompts."""
     lines = [
@@ -260,7 +260,8 @@ def _sentence(name: str, found: Contest) -> str:
     said = {1: "prefer it to the start", 0: "are not shown to prefer either", -1: "prefer the start"}
     text = f"- **{name}**: the judges {said[raw]} ({_share(found.won)})"
     if raw == held:
-        return text + f", and with length held equal as well ({_share(found.controlled)})."
+        also = "and with length held equal as well" if raw else "nor with length held equal"
+        return f"{text}, {also} ({_share(found.controlled)})."
     return (
         text + f"; with length held equal they {said[held]} ({_share(found.controlled)}), so length has a part in it."
     )
@@ -323,7 +324,8 @@ def _answers(rows: Rows, seeds: Sequence[Seed], size: Size) -> str:
                 f"- best of {size.n}: {_quoted(answers['pool'][picks[index]])}",
                 "",
             ]
-    return "\n".join(lines).rstrip()
+        lines.pop()
+    return "\n".join(lines)
 
 
 def _quoted(text: str) -> str:
