@@ -153,7 +153,8 @@ def _against_start(seeds: Sequence[Seed], against: Mapping[str, Contest], kl: Es
     mean score is higher, each judge in its own standard deviations. *Length held equal*: a logistic regression of that
     preference on log(length / length of the start's answer), in tokens, read at equal lengths, as AlpacaEval 2 does in
     spirit; *matched*: the win rate among the pairs whose lengths are within a quarter of each other. *Votes expected*:
-    the share of people's votes that the judges' own probabilities come to, worth what their log-loss above is. KL from the start in nats per answer: PPO's
+    the share of people's votes that the judges' own probabilities come to, worth what their log-loss above is.
+    KL from the start in nats per answer: PPO's
     is measured, best-of-n's is log n - (n-1)/n. Each seed has a reward model of A of its own ({len(seeds)} so far);
     intervals are 95% over prompts."""
     lines = [
@@ -244,7 +245,11 @@ def _found(
     lines += [_sentence("PPO", against["ppo"]), _sentence(f"Best of {most}", against[most])]
     for n, found in head.items():
         side = _side(found.controlled, 0.5)
-        text = {1: "PPO is ahead of", 0: "No difference is shown between PPO and", -1: "PPO is behind"}[side]
+        text = {
+            1: "To the judges PPO is ahead of",
+            0: "No difference is shown between PPO and",
+            -1: "To the judges PPO is behind",
+        }[side]
         text = f"- {text} **best of {n}** with length held equal ({_share(found.controlled)}, over prompts); "
         if found.lead is None:
             text += "one seed says nothing of others."

@@ -332,7 +332,7 @@ def test_the_page_names_what_is_missing_and_takes_its_figures_from_the_rows():
     assert "| B | 0 | 60.0% (55% to 65%) | shorter, 58.0% (54% to 60%) |" in text
     assert "| PPO | 3.00 (3.00 to 3.00) | 10.0 | 100% | 100.0% (100% to 100%) |" in text
     assert "| best of 2 | 0.19 |" in text
-    assert "PPO is behind **best of 2**" in text
+    assert "To the judges PPO is behind **best of 2**" in text
     assert "one seed says nothing of others" in text
     assert "agree with 80.0% (" in text
     assert r"Better\_." in text
