@@ -93,8 +93,8 @@ def _votes(rows: Rows) -> str:
     Chance has a log-loss of 0.693. *Scores with length*: rank correlation of the differences."""
     if "data" in rows:
         longer = rows["data"]["longer"]
-        said += f""" People chose the longer answer in {_share(longer["a"])} of A's votes, {_share(longer["b"])} of B's and
-        {_share(longer["test"])} of those held out, lengths in characters."""
+        said += f""" People chose the longer answer in {_share(longer["a"])} of A's votes, {_share(longer["b"])} of B's
+        and {_share(longer["test"])} of those held out, lengths in characters."""
     return "\n\n".join([title, _paragraph(said), "\n".join(lines), _agreement(halves), _reachable(several)])
 
 
