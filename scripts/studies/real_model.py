@@ -93,6 +93,8 @@ def read_rows(path: Path) -> dict[str, dict[str, Any]]:
 
 def run(size: Any, votes: Path | None, several: Path | None, steps: Sequence[str]) -> None:
     """Run what has no row yet."""
+    from alignment.ticker import ticking
+
     for name in steps:
         rows = read_rows(ROWS)
         if name in rows or (name == "several" and several is None):
@@ -100,7 +102,8 @@ def run(size: Any, votes: Path | None, several: Path | None, steps: Sequence[str
         work: Callable[[], dict[str, Any]] = step(name, size, rows, votes, several)
         print(f"{time.strftime('%H:%M:%S')} {name}", file=sys.stderr, flush=True)
         started = time.monotonic()
-        row = work()
+        with ticking(name, name.startswith(("answers", "score"))):  # the stages have lines of their own
+            row = work()
         row = {"step": name, "seconds": round(time.monotonic() - started, 1), **row}
         with ROWS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
