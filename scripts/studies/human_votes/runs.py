@@ -128,6 +128,7 @@ def answers(size: Size, seed: int) -> Row:
     Texts and token ids go to answers-SEED.jsonl; the row has lengths, whether they ended, PPO's KL from the start
     (log(policy / start) summed over each answer, nats), and the texts of the answers to the study's own prompts.
     """
+    from alignment import heartbeat
     from alignment.generation import complete
     from alignment.models import find_model, load_policy, load_tokenizer
     from alignment.registry import Registry
@@ -139,8 +140,10 @@ def answers(size: Size, seed: int) -> Row:
     tokenizer, start = load_tokenizer(source), load_policy(source).eval()
     settings = {"max_new_tokens": size.max_new_tokens, "batch_size": size.sampling_batch}
     many = [prompt for prompt in prompts for _ in range(size.n + 1)]
+    heartbeat.enter(f"sampling {len(many)} answers of the start")
     first = complete(start, tokenizer, many, seed=seed, **settings)
     policy = load_policy(find_model(f"ppo-{seed}", registry, role="policy")).eval()
+    heartbeat.enter("sampling PPO's answers")
     after = complete(policy, tokenizer, prompts, seed=1000 + seed, **settings)
     kl = divergence(policy, start, tokenizer, prompts, after, size.sampling_batch)
     rows = []
@@ -215,6 +218,7 @@ def scored(size: Size, seed: int, judge: str, chooser: Row | None) -> Row:
 def _score(judge: str, rows: Sequence[Row], texts: Sequence[tuple[int, str, int]], batch_size: int) -> list[float]:
     import torch
 
+    from alignment import heartbeat
     from alignment.ensembles import load_reward_model
     from alignment.models import find_model, load_tokenizer
     from alignment.registry import Registry
@@ -229,6 +233,7 @@ def _score(judge: str, rows: Sequence[Row], texts: Sequence[tuple[int, str, int]
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
     for at in range(0, len(order), batch_size):
         some = order[at : at + batch_size]
+        heartbeat.enter(f"answers scored: {at} of {len(order)}")
         with torch.no_grad():
             scores = model.score(*pad_rows([ids[index] for index in some], tokenizer.pad_token_id, "left"))
         found |= {index: round(float(score), 6) for index, score in zip(some, scores, strict=True)}
