@@ -59,7 +59,7 @@ def _intro(rows: Rows, steps: Sequence[str], name: str, size: Size) -> str:
             ({groups["test"]}). SFT and reward models: {passes}. PPO: {size.iterations} iterations of
             {size.batch_size} answers, {prompts["train"]} prompts. The methods answer {prompts["held_out"]} held-out
             prompts of at most {size.prompt_length} tokens, in at most {size.max_new_tokens} tokens, at temperature
-            1."""
+            {size.temperature:g}."""
         )
     if "sft" in rows:
         before, after = rows["sft"]["loss_before"], rows["sft"]["loss_after"]
@@ -260,19 +260,24 @@ def _found(
         else:
             over = {1: "ahead over seeds too", 0: "over seeds nothing is shown", -1: "behind over seeds too"}
             text += f"{over[_side(found.lead, 0.0)]} ({_points(found.lead)} points)."
-        lines.append(text)
+        lines.append(text if found.matched else text + FEW)
     return "\n".join(lines)
+
+
+FEW = " Hardly any two answers are of like length, so the figure at equal lengths is extrapolated."
 
 
 def _sentence(name: str, found: Contest) -> str:
     raw, held = _side(found.won, 0.5), _side(found.controlled, 0.5)
     said = {1: "prefer it to the start", 0: "are not shown to prefer either", -1: "prefer the start"}
     text = f"- **{name}**: the judges {said[raw]} ({_share(found.won)})"
+    few = "" if found.matched else FEW
     if raw == held:
         also = "and with length held equal as well" if raw else "nor with length held equal"
-        return f"{text}, {also} ({_share(found.controlled)})."
+        return f"{text}, {also} ({_share(found.controlled)}).{few}"
     return (
-        text + f"; with length held equal they {said[held]} ({_share(found.controlled)}), so length has a part in it."
+        text
+        + f"; with length held equal they {said[held]} ({_share(found.controlled)}), so length has a part in it.{few}"
     )
 
 

@@ -115,7 +115,7 @@ def ppo(size: Size, seed: int) -> Row:
         "data.train=prompts.jsonl", "data.eval=dev.jsonl",
         f"data.max_length={size.prompt_length + size.max_new_tokens}",
         f"rollout.batch_size={size.batch_size}", f"rollout.generation_batch_size={min(32, size.batch_size)}",
-        f"rollout.max_new_tokens={size.max_new_tokens}", "rollout.temperature=1.0",
+        f"rollout.max_new_tokens={size.max_new_tokens}", f"rollout.temperature={size.temperature}",
         f"training.max_steps={size.iterations}", "training.eval_steps=0", "training.load_best_model_at_end=false",
         "training.save_steps=8", f"training.seed={seed}",
     )  # fmt: skip
@@ -138,14 +138,18 @@ def answers(size: Size, seed: int) -> Row:
     registry = Registry()
     source = find_model("start", registry, role="policy")
     tokenizer, start = load_tokenizer(source), load_policy(source).eval()
-    settings = {"max_new_tokens": size.max_new_tokens, "batch_size": size.sampling_batch}
+    settings = {
+        "max_new_tokens": size.max_new_tokens,
+        "temperature": size.temperature,
+        "batch_size": size.sampling_batch,
+    }
     many = [prompt for prompt in prompts for _ in range(size.n + 1)]
     heartbeat.enter(f"sampling {len(many)} answers of the start")
     first = complete(start, tokenizer, many, seed=seed, **settings)
     policy = load_policy(find_model(f"ppo-{seed}", registry, role="policy")).eval()
     heartbeat.enter("sampling PPO's answers")
     after = complete(policy, tokenizer, prompts, seed=1000 + seed, **settings)
-    kl = divergence(policy, start, tokenizer, prompts, after, size.sampling_batch)
+    kl = divergence(policy, start, tokenizer, prompts, after, size.temperature, size.sampling_batch)
     rows = []
     for number, prompt in enumerate(prompts):
         pool = first[number * (size.n + 1) : (number + 1) * (size.n + 1)]
@@ -164,7 +168,13 @@ def answers(size: Size, seed: int) -> Row:
 
 
 def divergence(
-    policy: Any, start: Any, tokenizer: Any, prompts: Sequence[Any], responses: Sequence[Any], batch_size: int
+    policy: Any,
+    start: Any,
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    responses: Sequence[Any],
+    temperature: float,
+    batch_size: int,
 ) -> list[float]:
     """log(policy / start) of each response, summed over its tokens, in nats: its mean estimates the KL."""
     import torch
@@ -180,7 +190,7 @@ def divergence(
         ids, mask = pad_rows(rows, tokenizer.pad_token_id, "left")
         longest = max(len(answer.ids) for _, answer in some)
         with torch.no_grad():
-            ours, theirs = (response_logprobs(model, ids, mask, longest, 1.0)[0] for model in (policy, start))
+            ours, theirs = (response_logprobs(model, ids, mask, longest, temperature)[0] for model in (policy, start))
         found += [
             float((ours - theirs)[row, longest - len(answer.ids) :].sum()) for row, (_, answer) in enumerate(some)
         ]

@@ -25,6 +25,7 @@ class Size:
     """Answers that best-of-n chooses from, a power of 2."""
     iterations: int
     batch_size: int
+    temperature: float = 1.0
     own_prompts: int = 12
     sampling_batch: int = 32
 
@@ -43,8 +44,9 @@ SIZES = {
         seeds=3, max_length=192, pairs=240, epochs=1, prompt_length=112, held_out=64, max_new_tokens=64, n=8,
         iterations=12, batch_size=16,
     ),
+    # At 1, which small has, answers of a model of this size are often incoherent: seen on small.
     "night": Size(
         seeds=3, max_length=320, pairs=None, epochs=2, prompt_length=144, held_out=128, max_new_tokens=80, n=16,
-        iterations=32, batch_size=32,
+        iterations=32, batch_size=32, temperature=0.8,
     ),
 }  # fmt: skip

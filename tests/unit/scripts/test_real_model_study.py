@@ -246,12 +246,12 @@ def test_the_divergence_is_that_of_plain_forward_passes():
 
     def plain(model, prompt, ids):
         head = encode_prompt(tokenizer, prompt)
-        logits = model(torch.tensor([head + ids])).logits[0, len(head) - 1 : -1]
+        logits = model(torch.tensor([head + ids])).logits[0, len(head) - 1 : -1] / 0.8
         return float(logits.log_softmax(-1)[range(len(ids)), ids].sum())
 
     with torch.no_grad():
         expected = [plain(policy, p, a.ids) - plain(start, p, a.ids) for p, a in zip(prompts, answers, strict=True)]
-    found = runs.divergence(policy, start, tokenizer, prompts, answers, batch_size=2)
+    found = runs.divergence(policy, start, tokenizer, prompts, answers, temperature=0.8, batch_size=2)
     assert found == pytest.approx(expected, abs=1e-3)
 
 
