@@ -59,7 +59,8 @@ def _intro(rows: Rows, steps: Sequence[str], name: str, size: Size) -> str:
             ({groups["test"]}). SFT and reward models: {passes}. PPO: {size.iterations} iterations of
             {size.batch_size} answers, {prompts["train"]} prompts. The methods answer {prompts["held_out"]} held-out
             prompts of at most {size.prompt_length} tokens, in at most {size.max_new_tokens} tokens, at temperature
-            {size.temperature:g}."""
+            {size.temperature:g}. PPO's KL coefficient """
+            + ("adapts towards the KL of best-of-n." if size.match_kl else "is the recipe's; nothing matches the KLs.")
         )
     if "sft" in rows:
         before, after = rows["sft"]["loss_before"], rows["sft"]["loss_after"]
@@ -145,7 +146,7 @@ def _methods(rows: Rows, seeds: Sequence[Seed], size: Size) -> list[str]:
     head = {n: analysis.contest(seeds, "ppo", n) for n in dict.fromkeys((nearest, best[-1]))}
     return [
         _against_start(seeds, against, kl),
-        _head_to_head(head, nearest, len(seeds)),
+        _head_to_head(head, nearest, kl, len(seeds)),
         _carried_over(seeds, ("ppo", best[-1])),
         _found(rows, seeds, against, head, best[-1]),
     ]
@@ -188,7 +189,7 @@ def _shape(seeds: Sequence[Seed], method: str) -> str:
     return f" {length:.1f} | {ended:.0%} |"
 
 
-def _head_to_head(head: Mapping[str, Contest], nearest: str, count: int) -> str:
+def _head_to_head(head: Mapping[str, Contest], nearest: str, kl: Estimate, count: int) -> str:
     lines = [
         "### PPO against best-of-n",
         "",
@@ -201,7 +202,9 @@ def _head_to_head(head: Mapping[str, Contest], nearest: str, count: int) -> str:
         "|---|---|---|---|---|",
     ]
     for n, found in head.items():
-        which = f"best of {n}" + (", nearest in KL" if n == nearest else "")
+        which = f"best of {n}" + (
+            f", nearest in KL ({best_of_n_kl(int(n)):.2f}, PPO {kl['value']:.2f})" if n == nearest else ""
+        )
         each = ", ".join(f"{value:.0%}" for value in found.seeds_controlled)
         lead = _points(found.lead) if found.lead else f"unknown: {count} seed"
         lines.append(f"| {which} | {_share(found.won)} | {_share(found.controlled)} | {each} | {lead} |")
@@ -246,6 +249,7 @@ def _found(
             f"- **The judges** agree with {_share(judge)} of the held-out votes, {worth[_side(judge, 0.5)]}. Whatever "
             "they say of PPO or best-of-n has no more weight than that."
         )
+    lines.append(_lengths(rows, seeds, most))
     lines += [_sentence("PPO", against["ppo"]), _sentence(f"Best of {most}", against[most])]
     for n, found in head.items():
         side = _side(found.controlled, 0.5)
@@ -262,6 +266,19 @@ def _found(
             text += f"{over[_side(found.lead, 0.0)]} ({_points(found.lead)} points)."
         lines.append(text if found.matched else text + FEW)
     return "\n".join(lines)
+
+
+def _lengths(rows: Rows, seeds: Sequence[Seed], most: str) -> str:
+    mean = {m: np.mean(np.concatenate([s.lengths[m] for s in seeds])) for m in ("start", "ppo", most)}
+    text = f"- **Length**: the start's answers have {mean['start']:.0f} tokens on average, those of PPO {mean['ppo']:.0f}, "
+    text += f"of best of {most} {mean[most]:.0f}."
+    against = [row["length"]["correlation"] for s in seeds if (row := rows.get(f"reward-a-{s.seed}"))]
+    known = [f"{each['value']:+.2f}" for each in against if each]
+    if known:
+        text += (
+            f" The scores that both went by go with length, rank correlation {', '.join(known)} on people's answers."
+        )
+    return text
 
 
 FEW = " Hardly any two answers are of like length, so the figure at equal lengths is extrapolated."

@@ -15,7 +15,7 @@ from typing import Any
 
 from human_votes.data import OWN_PROMPTS, pair_key, write
 from human_votes.sizes import Size
-from human_votes.statistics import pick_best, selection_rewards
+from human_votes.statistics import best_of_n_kl, pick_best, selection_rewards
 
 ROOT = Path(__file__).resolve().parents[3]
 SAVE_EVERY = 25
@@ -110,6 +110,7 @@ def _figures(report: Row) -> Row:
 def ppo(size: Size, seed: int) -> Row:
     """PPO on the prompts of half A against half A's reward model; the last policy is taken, chosen by nothing."""
     run = f"ppo-{seed}"
+    target = [f"ppo.kl_target={best_of_n_kl(size.n):.4f}", f"ppo.kl_horizon={2 * size.batch_size}"]
     stage(
         "ppo", run, "model.policy=start", f"model.reward=reward-a-{seed}", "model.held_out_reward=null",
         "data.train=prompts.jsonl", "data.eval=dev.jsonl",
@@ -117,7 +118,7 @@ def ppo(size: Size, seed: int) -> Row:
         f"rollout.batch_size={size.batch_size}", f"rollout.generation_batch_size={min(32, size.batch_size)}",
         f"rollout.max_new_tokens={size.max_new_tokens}", f"rollout.temperature={size.temperature}",
         f"training.max_steps={size.iterations}", "training.eval_steps=0", "training.load_best_model_at_end=false",
-        "training.save_steps=8", f"training.seed={seed}",
+        "training.save_steps=8", f"training.seed={seed}", *(target if size.match_kl else ()),
     )  # fmt: skip
     return {"seed": seed}
 

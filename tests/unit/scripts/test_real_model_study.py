@@ -283,6 +283,7 @@ def test_the_stages_get_configs_that_they_take_and_the_judges_votes_reach_no_pol
     }  # fmt: skip
     model = found["ppo-1"].model
     assert (model.policy, model.reward, model.held_out_reward) == ("start", "reward-a-1", None)
+    assert found["ppo-1"].ppo.kl_target == pytest.approx(math.log(16) - 15 / 16, abs=1e-4)
     assert found["ppo-1"].data.eval == "dev.jsonl"  # the study's own prompts choose nothing
     returncode = 2
     with pytest.raises(UserError, match="the ppo stage failed with exit code 2"):
