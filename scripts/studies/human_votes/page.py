@@ -270,8 +270,8 @@ def _found(
 
 def _lengths(rows: Rows, seeds: Sequence[Seed], most: str) -> str:
     mean = {m: np.mean(np.concatenate([s.lengths[m] for s in seeds])) for m in ("start", "ppo", most)}
-    text = f"- **Length**: the start's answers have {mean['start']:.0f} tokens on average, those of PPO {mean['ppo']:.0f}, "
-    text += f"of best of {most} {mean[most]:.0f}."
+    text = f"- **Length**: the start's answers have {mean['start']:.0f} tokens on average, those of PPO "
+    text += f"{mean['ppo']:.0f}, of best of {most} {mean[most]:.0f}."
     against = [row["length"]["correlation"] for s in seeds if (row := rows.get(f"reward-a-{s.seed}"))]
     known = [f"{each['value']:+.2f}" for each in against if each]
     if known:
