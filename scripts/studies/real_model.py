@@ -25,8 +25,9 @@ What it costs on two free cores, at 200 tokens a second of training, 600 of scor
     scores  76 x 10 x 95: 2 min, and 1 by each other     140 x 18 x 120: 9 min, and 3 by each of 5 other judges
     in all  about 1.5 hours                              about 7 hours
 
-Measured with 0.3 to 0.45 of one core, beside other jobs: small's first seed with data and SFT 49 minutes. At the rates of
-that (70 to 120 tokens a second of training, 230 to 270 of scoring, 56 of sampling) night takes 12 hours.
+Measured with 0.3 to 0.45 of one core, beside other jobs: the first seed of small, with data and SFT, 49
+minutes. At its rates (70 to 120 tokens a second of training, 230 to 270 of scoring, 56 of sampling) night
+takes 12 hours.
 """
 
 from __future__ import annotations
