@@ -1,0 +1,1 @@
+"""The parts of `real_model.py`: data, runs, what the rows say, and the page."""
