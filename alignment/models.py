@@ -112,7 +112,10 @@ def find_model(name: str, registry: Registry, role: Role | Sequence[Role], above
     if local.is_file():
         raise ModelError(f"{name}: {foreign.about_file(local)}")
     if foreign.is_path(name):
-        raise ModelError(f"{name}: no such file or folder")
+        raise ModelError(
+            f"{name}: no such folder; give a registry reference, a folder with config.json and safetensors weights, or "
+            "a hub name (owner/name)"
+        )
     if "@" in name or "/" not in name:
         _resolve(name, registry)
     return ModelSource(name)

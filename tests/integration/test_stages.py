@@ -13,7 +13,6 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from alignment.chat_templates import TEMPLATES
 from alignment.memory_plan import PARTS
 from alignment.models import load_policy
 from alignment.ratings import RatingsStore
@@ -308,10 +307,6 @@ BAD = {
         lambda f: {"data.train": write(f / "w.jsonl", '{"question": "a"}\n')},
         ["w.jsonl:1: found the keys question; expected messages", "data.columns"],
     ),
-    "no EOS": (
-        lambda f: {"model.name": bad_tokenizer(f, eos_token=None, chat_template=TEMPLATES["plain"])},
-        ["no EOS token; set model.eos_token"],
-    ),
     "no template": (
         lambda f: {"model.name": bad_tokenizer(f, chat_template=None)},
         ["no chat template; set model.template to one of: chatml, alpaca"],
@@ -321,7 +316,7 @@ BAD = {
         ["model.template: no template 'llama'; known: chatml, alpaca"],
     ),
     "unknown model": (lambda f: {"model.name": "nobody"}, ["nobody"]),
-    "no such folder": (lambda f: {"model.name": "./nobody"}, ["./nobody: cannot be loaded as a model"]),
+    "no such folder": (lambda f: {"model.name": "./nobody"}, ["./nobody: no such folder; give a registry reference"]),
     "value TRL refuses": (lambda f: {"training.eval_strategy": "sometimes"}, ["training:", "sometimes"]),
     "loss TRL refuses": (lambda f: {"training.loss_type": "sometimes"}, ["training:", "`loss_type` sometimes"]),
     "alias that is a version": (lambda f: {"registry.alias": "v3"}, ["registry.alias: 'v3'", "choose another word"]),
@@ -386,7 +381,7 @@ def test_a_pad_token_that_the_config_names_may_be_new(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(sys, "argv", ["sft", path, "tracking.wandb=disabled"])
     assert main() == 0
-    assert len(AutoTokenizer.from_pretrained(Registry(house.registry).load("mended-model").path)) == 300
+    assert len(AutoTokenizer.from_pretrained(Registry(house.registry).load("mended-model").path)) == 320
     argv = ["sft", path, "tracking.wandb=disabled", "model.pad_token=<new>", "--overwrite"]
     monkeypatch.setattr(sys, "argv", argv)
     assert main() == 0

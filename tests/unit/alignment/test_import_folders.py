@@ -163,7 +163,7 @@ def test_a_file_is_not_taken_for_a_hub_name(registry: Registry, folder: Path, tm
     refused(alone, registry, "weights alone, without config.json")
     (tmp_path / "theirs.tar.gz").write_bytes(b"x")
     refused(tmp_path / "theirs.tar.gz", registry, "an archive; unpack it")
-    with pytest.raises(UserError, match=r"nowhere/model: no such file or folder$"):
+    with pytest.raises(UserError, match=r"nowhere/model: no such folder; give a registry reference"):
         find_model(str(tmp_path / "nowhere" / "model"), registry, "policy")
 
 
