@@ -17,6 +17,7 @@ from torch import Tensor
 
 LEAST = 2**21
 """Multiplications from which on oneDNN is the faster one."""
+_MARK = "_goes_to_onednn"
 
 
 @contextmanager
@@ -27,20 +28,27 @@ def linear_layers() -> Iterator[None]:
     """
     functional: Any = torch.nn.functional
     original = functional.linear
-    if torch.cuda.is_available() or not is_amd() or isinstance(original, functools.partial):
+    if torch.cuda.is_available() or not is_amd() or hasattr(original, _MARK):
         yield
         return
-    functional.linear = ours = functools.partial(_linear, original)
+
+    @functools.wraps(original)  # torch.compile, which vLLM uses, asks for its name
+    def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return _linear(original, input, weight, bias)
+
+    setattr(linear, _MARK, True)
+    functional.linear = linear
     try:
         yield
     finally:
-        if functional.linear is ours:  # DeepSpeed's ZeRO-3 puts its own in that place
+        if functional.linear is linear:  # DeepSpeed's ZeRO-3 puts its own in that place
             functional.linear = original
 
 
-def _linear(original: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _linear(original: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if (
-        input.dtype == weight.dtype == torch.float32
+        not torch.compiler.is_compiling()
+        and input.dtype == weight.dtype == torch.float32
         and input.device.type == "cpu"
         and input.dim() > 1
         and input.numel() * weight.shape[0] >= LEAST

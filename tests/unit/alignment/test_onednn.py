@@ -63,3 +63,12 @@ def test_elsewhere_nothing_changes(monkeypatch):
     original = functional.linear
     with onednn.linear_layers():
         assert functional.linear is original
+
+
+def test_what_is_compiled_is_torchs_own(amd):
+    layer = torch.nn.Linear(192, 192)
+    input = torch.randn(128, 192)
+    expected = layer(input)
+    with onednn.linear_layers():
+        compiled = torch.compile(layer, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(input), expected, rtol=1e-5, atol=1e-5)
