@@ -77,6 +77,10 @@ BF16 = {"training": {"bf16": True}}
 BEST = {"data": {"eval_share": 0.2}, "training": {"eval_steps": 2, "ema_decay": 0.8}}
 ROUNDED = {"loss": 0.02, "tensor": 0.3}
 """DeepSpeed rounds the weights to bfloat16, autocast on one process the arithmetic alone."""
+BF16_PPO = {**BF16, "rewards": {"scaling": None}}
+"""These tiny reward models' scores are hardly further apart than bfloat16 rounds them: divided by their spread, it would
+be rounding that is compared."""
+ROUNDED_PPO = {"loss": 0.04, "tensor": 0.3}
 
 MATRIX = {
     "sft full": Case("sft", "full"),
@@ -97,10 +101,10 @@ MORE = {
     "reward full, checkpointed": Case("reward", "full", CHECKPOINTED),
     "reward full, bf16": Case("reward", "full", BF16, **ROUNDED),
     "ppo full, checkpointed": Case("ppo", "full", CHECKPOINTED),
-    "ppo full, bf16": Case("ppo", "full", BF16, **ROUNDED),
+    "ppo full, bf16": Case("ppo", "full", BF16_PPO, **ROUNDED_PPO),
     "sft lora, bf16": Case("sft", "lora", BF16, **ROUNDED),
     "reward lora, bf16": Case("reward", "lora", BF16, **ROUNDED),
-    "ppo shared, bf16": Case("ppo", "lora", {**SHARED, **BF16}, **ROUNDED),
+    "ppo shared, bf16": Case("ppo", "lora", {**SHARED, **BF16_PPO}, **ROUNDED_PPO),
     "ppo qlora": Case("ppo", "qlora", {"model": {"method": "qlora"}}),
     "ppo full, critic's warm-up": Case("ppo", "full", {"ppo": {"value_warmup_steps": 2}}),
     "ppo full, demonstrations": Case("ppo", "full", {"ptx": {"train": "sft.jsonl", "batch_size": 4}}),
@@ -291,11 +295,11 @@ def test_two_processes_make_the_steps_of_one(house, forks_of, one_process, launc
 
 
 def check_ppo(house: Path, name: str, one: str, case: Case) -> None:
-    """The first responses have the same tokens, each process having sampled its own; of held-out prompts one may be
-    answered twice, so that the processes answer as many."""
+    """The first responses have the same tokens, each process having sampled its own. They are the first rollout's, also
+    where held-out prompts are answered before the first step: it gives the unit of the scores."""
     first = [lines_of(house / f"rows-{name}" / f"responses-{rank}.jsonl")[0] for rank in range(2)]
     assert len(first[0]) == len(first[1])
-    assert len(first[0].keys() & first[1].keys()) == ("data" in case.more)
+    assert not first[0].keys() & first[1].keys()
     assert first[0] | first[1] == lines_of(house / f"rows-{one}" / "responses-0.jsonl")[0]
 
 
