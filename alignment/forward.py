@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -78,6 +80,19 @@ def token_logprobs(
     original = head.forward
     found = run_as_forward(head, head, all_blocks, hidden)
     return TokenLogprobs(found[0], found[1] if with_entropy else None)
+
+
+@contextmanager
+def eval_mode(*models: nn.Module) -> Iterator[None]:
+    """Dropout off, and afterwards each module as it was: a frozen part may have been in eval mode before."""
+    training = [module for model in models for module in model.modules() if module.training]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def switch_off_dropout(model: nn.Module) -> None:

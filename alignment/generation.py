@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
@@ -26,7 +25,7 @@ from transformers import (
 from alignment.adapters import without_adapter
 from alignment.ends import end_token_ids
 from alignment.errors import UserError
-from alignment.forward import options_of
+from alignment.forward import eval_mode, options_of
 from alignment.kv_cache import keep_rows, make_cache
 from alignment.onednn import linear_layers
 from alignment.templates import Message, encode_prompt
@@ -94,7 +93,7 @@ def has_ended(response: Sequence[int], sampling: Sampling, tokenizer: PreTrained
     if not sampling.stop:
         return False
     assert tokenizer is not None
-    tail = response[-(max(map(len, sampling.stop)) + 4) :]  # a token has a letter at least, or is part of one
+    tail = response[-4 * max(map(len, sampling.stop)) :]  # a letter may be four tokens, of a byte each
     text = tokenizer.decode(tail, skip_special_tokens=False)
     return any(stop in text for stop in sampling.stop)
 
@@ -193,7 +192,7 @@ class TransformersEngine:
         responses: list[list[int]] = [[] for _ in samples]
         lengths = [len(samples[i][0]) for i in order]
         ended = partial(has_ended, sampling=sampling, tokenizer=self._tokenizer)
-        with _eval_mode(self._policy), linear_layers():
+        with eval_mode(self._policy), linear_layers():
             for start, end in _batches(lengths, sampling.batch_size, alike=way != "padded"):
                 batch = order[start:end]
                 uniforms = _uniforms([samples[i][1] for i in batch], sampling.max_new_tokens).to(self._policy.device)
@@ -213,18 +212,6 @@ def _batches(lengths: Sequence[int], size: int, *, alike: bool) -> Iterator[tupl
             end = next((i for i in range(start, end) if lengths[i] != lengths[start]), end)
         yield start, end
         start = end
-
-
-@contextmanager
-def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Dropout off, and afterwards each module as it was: a frozen part may have been in eval mode before."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _uniforms(seeds: Sequence[int], number: int) -> Tensor:

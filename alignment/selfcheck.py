@@ -21,7 +21,7 @@ from alignment import distributed
 from alignment.adapters import without_adapter
 from alignment.distributed import run_as_forward
 from alignment.errors import UserError
-from alignment.forward import body_and_head, options_of
+from alignment.forward import body_and_head, eval_mode, options_of
 from alignment.terminal import one_line
 
 LENGTHS = (32, 13, 21)
@@ -48,17 +48,12 @@ def cut_rows(rows: Sequence[Sequence[int]], lengths: Sequence[int] = LENGTHS) ->
 def undisturbed(*models: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients inside; afterwards modes and random states are as they were, so that a run that was
     checked gives the numbers of one that was not."""
-    training = [module for model in models for module in model.modules() if module.training]
     python, numpy = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        for model in models:
-            model.eval()
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), eval_mode(*models):
         try:
             yield
         finally:
-            for module in training:
-                module.training = True
             random.setstate(python)
             np.random.set_state(numpy)
 

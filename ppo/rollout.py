@@ -27,6 +27,7 @@ from alignment.generation import (
     vocabulary_of,
 )
 from alignment.models import ModelError
+from alignment.selfcheck import say
 from alignment.templates import Message, encode_prompt
 from alignment.trimming import trim_prompt
 from ppo import sampler_gap
@@ -158,6 +159,8 @@ def encode_prompts(
                 continue
             ids = encode_prompt(tokenizer, shorter)
         found.append((prompt, ids))
+    if too_long == "trim_prompt" and 0 < len(found) < len(prompts):
+        say(f"ppo: {len(prompts) - len(found)} of {len(prompts)} prompts cannot be trimmed to {limit} tokens: left out")
     if prompts and not found:
         raise ConfigError(
             f"data.too_long={too_long} leaves no prompt: all {count} have more than {limit} tokens (data.max_length "

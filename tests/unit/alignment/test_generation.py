@@ -442,3 +442,23 @@ def test_random_streams_of_unlike_seeds_never_meet():
     assert not seeds & {stream_seed("minibatches", *key) for key in keys}
     assert all(0 <= seed < 2**64 for seed in seeds)
     torch.Generator().manual_seed(max(seeds))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_text_that_ends_responses_stops_at_the_token_that_completes_it(policy, tokenizer, monkeypatch, cached):
+    if not cached:
+        monkeypatch.setattr(generation, "make_cache", lambda *_: None)
+    rows = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
+    free = sample(policy, rows, how(temperature=0.0, tokens=8), tokenizer=tokenizer)
+    stop = tokenizer.decode(free[0][2:4])  # what the third and fourth step say
+    sampling = how(temperature=0.0, tokens=8, stop=(stop,))
+    found = sample(policy, rows, sampling, tokenizer=tokenizer)
+    for row, whole in zip(found, free, strict=True):
+        completed = [n for n in range(1, 9) if stop in tokenizer.decode(whole[:n])]
+        assert row == whole[: completed[0] if completed else 8]
+        assert generation.has_ended(row, sampling, tokenizer) == bool(completed)
+        assert (
+            generation.response_text(row, sampling, tokenizer)
+            == tokenizer.decode(row, skip_special_tokens=True).partition(stop)[0]
+        )
+    assert len(found[0]) == 4

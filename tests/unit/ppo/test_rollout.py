@@ -196,13 +196,14 @@ def test_a_reward_model_with_other_tokens_reads_the_text(tmp_path, tokenizer):
 # --- prompts --------------------------------------------------------------------------------------------------------
 
 
-def test_long_prompts_are_cut_left_out_or_refused(models):
+def test_long_prompts_are_cut_left_out_or_refused(models, capsys):
     prompts = prompts_of(*CONTENTS)
     long = prompts_of("12" * 30)
     ((_, cut),), count = encode_prompts(long, models.tokenizer, 40, "trim_prompt")
     assert (len(cut), count) == (40, 1)
     cut, count = encode_prompts(prompts, models.tokenizer, 3, "trim_prompt")
     assert (len(cut), count) == (6, 2)  # so short a prompt is not cut
+    assert "ppo: 2 of 8 prompts cannot be trimmed to 3 tokens: left out" in capsys.readouterr().err
     kept, count = encode_prompts(prompts, models.tokenizer, 3, "drop")
     assert (len(kept), count) == (6, 2)
     with pytest.raises(ConfigError, match=r"4 tokens, and data.max_length less rollout.max_new_tokens leaves 3"):
