@@ -241,7 +241,7 @@ class TrackingConfig(Section):
     runs: str = "runs"
     """Folder that holds the run folders."""
     wandb: Literal["offline", "online", "disabled"] | None = None
-    """None: `WANDB_MODE`, else `offline`. `WANDB_MODE=disabled` holds whatever stands here."""
+    """None: `WANDB_MODE`, else `offline`. `WANDB_MODE=disabled` overrides this key."""
     project: str | None = None
     """W&B's project. None: `WANDB_PROJECT`, else `alignment`."""
     num_samples: Annotated[int, Field(ge=0)] = 16

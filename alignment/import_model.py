@@ -53,7 +53,7 @@ def import_model(
 
     Args:
         template, eos_token: to be published with its tokenizer, as `model.template` and `model.eos_token` of a config.
-        base: of a folder with an adapter alone, the model that it goes on; None: the one that it names.
+        base: the base model of an adapter alone; None: the one that its config names.
 
     Returns:
         The version, and the files that were not copied.
@@ -117,7 +117,7 @@ class _Taken:
     has_code: bool = False
     left_out: list[str] = field(default_factory=list)
     base: Parent | None = None
-    """Of an adapter, with the `model` section that it is loaded by."""
+    """The base model of an adapter; `config` is then the `model` section that it is loaded with."""
     config: dict[str, Any] | None = None
 
 

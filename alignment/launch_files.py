@@ -23,9 +23,9 @@ SECTIONS = {
     "optimizer": "the optimizer is set by training.learning_rate and the keys beside it",
     "scheduler": "the schedule is set by training.lr_scheduler_type and training.warmup_steps",
     "amp": "mixed precision is set by training.bf16",
-    "tensor_parallel": "weights are parted by ZeRO alone",
+    "tensor_parallel": "only ZeRO shards the weights",
 }
-"""Of a DeepSpeed config, with what takes their place."""
+"""Keys of a DeepSpeed config that are refused, each with what replaces it."""
 NUMBERS = {
     "train_batch_size": "the config's batch size",
     "train_micro_batch_size_per_gpu": "the config's batch size",
@@ -78,8 +78,8 @@ def check_against_config(*, bf16: bool, accumulation: int, max_grad_norm: float)
     on = deepspeed is not None and (_read(deepspeed).get("bf16") or {}).get("enabled") is True
     if (_precision() == "bf16" or on) and not bf16:
         where = f"{deepspeed}: bf16.enabled is true" if on else "the launch file says mixed_precision: bf16"
-        mend = '"auto"' if on else "mixed_precision: 'no'"
-        raise UserError(f"{where}, and training.bf16 is false; set training.bf16=true, or write {mend} there")
+        fix = '"auto"' if on else "mixed_precision: 'no'"
+        raise UserError(f"{where}, and training.bf16 is false; set training.bf16=true, or write {fix} there")
     if not _is_on("ACCELERATE_USE_DEEPSPEED"):
         return
     for name, key, own in (

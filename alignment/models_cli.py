@@ -157,7 +157,7 @@ def import_command(
         bool, typer.Option("--trust-remote-code", help="Keep Python files; the manifest says so.")
     ] = False,
     base: Annotated[
-        str | None, typer.Option(help="Of an adapter alone: what it goes on [default: as it says].")
+        str | None, typer.Option(help="The base model of an adapter alone [default: what its config names].")
     ] = None,
     template: Annotated[
         str | None, typer.Option(help="A chat template for one that has none: chatml, alpaca, plain, or a .jinja file.")

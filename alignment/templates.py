@@ -311,7 +311,7 @@ def _as_followed(tokenizer: PreTrainedTokenizerBase, turn: str, content: str, re
 
 
 def _within(tokenizer: PreTrainedTokenizerBase, turn: str, message: Message, number: int) -> Span:
-    """Of a rendered turn, from its content through the end token."""
+    """Start and end of the content and its end token within a rendered turn."""
     end = end_pattern(tokenizer).search(turn)
     body = without_control_tokens_at_end(tokenizer, turn[: end.start()] if end else turn)
     content = message["content"].strip()

@@ -1,4 +1,4 @@
-"""A line for whoever waits: long work that prints nothing looks like work that hangs."""
+"""Progress lines for phases that print nothing themselves: silent work looks like work that hangs."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LEAST = 32
-"""Characters of a message that are left at least: a question of which nothing is left is no question."""
+"""Fewest characters that a cut message keeps: a question that is gone cannot be answered."""
 SLACK = 2
 """Tokens below the limit that are near enough to it."""
 MOST_STEPS = 20
