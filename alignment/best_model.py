@@ -20,7 +20,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
 from alignment import distributed
-from alignment.config import BestModelArguments, ConfigError
+from alignment.config import BestModelArguments
+from alignment.errors import ConfigError
 from alignment.intervals import choosing_half
 from alignment.tracking import Journal
 

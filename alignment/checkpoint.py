@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import re
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,8 +27,9 @@ from typing import Any
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
-from alignment.errors import UserError
-from alignment.registry.files import FileRecord, check_file, list_files, sync_folder, sync_tree, write_file
+from alignment.errors import CheckpointError
+from alignment.files import FileRecord, list_files, sync_folder, sync_tree, write_file
+from alignment.registry.files import check_file
 from alignment.terminal import one_line
 
 MANIFEST = "manifest.json"
@@ -41,10 +41,6 @@ TORCH_WRITING = ("PytorchStreamWriter", "inline_container")
 """What a RuntimeError of torch says that comes from a file that it could not write."""
 _STEP = re.compile(r"step-([0-9]{6,})")
 _CHUNK = 4 << 20
-
-
-class CheckpointError(UserError):
-    """A checkpoint that cannot be written, or not be resumed. One line, with the fix."""
 
 
 class CheckpointManifest(BaseModel):
@@ -366,42 +362,3 @@ def load_state(path: Path) -> Any:
     import torch
 
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def keep_files(source: Path, target: Path) -> None:
-    """Make `target` a folder with the files of `source`, or remove it if there are none; by hard links where the disk
-    has them, since whoever writes these files again replaces them."""
-    shutil.rmtree(target, ignore_errors=True)
-    for name in list_files(source) if source.is_dir() else ():
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source / name, target / name)
-        except OSError:
-            shutil.copyfile(source / name, target / name)
-
-
-def random_state() -> dict[str, Any]:
-    """Of every generator of this process."""
-    import numpy
-    import torch
-
-    kind, keys, *rest = numpy.random.get_state(legacy=True)
-    return {
-        "python": random.getstate(),
-        "numpy": [kind, [int(key) for key in keys], *rest],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    import numpy
-    import torch
-
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    kind, keys, *rest = state["numpy"]
-    numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -29,12 +29,8 @@ from pydantic import (
 )
 
 from alignment import shipped
-from alignment.errors import UserError
+from alignment.errors import ConfigError
 from alignment.secret_values import find_secrets
-
-
-class ConfigError(UserError):
-    """A config file or override that cannot be used."""
 
 
 class Section(BaseModel):

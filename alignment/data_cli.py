@@ -73,14 +73,14 @@ def check(
     bad: BadOption = None,
 ) -> None:
     """What is in data files, and what would go wrong.  Example: alignment data check demos.jsonl --html report.html"""
-    from alignment.inspection import Inspector, html_page, refuse, text_lines
+    from alignment.inspection import Inspector, html_page, refuse, report_of, text_lines
 
     recipe = _recipe(config, files, format, columns)
     tokenizer = _tokenizer(model, recipe.model, template, eos_token)
     inspector = Inspector(recipe.data, tokenizer, _validator(schema) if schema else None)
     _inspect(inspector, recipe.data.parts, recipe.data.eval_part, scrub, bad)
     paths = [part.path for part in recipe.data.parts]
-    report = inspector.report([*paths, *([recipe.data.eval] if recipe.data.eval else [])])
+    report = report_of(inspector, [*paths, *([recipe.data.eval] if recipe.data.eval else [])])
     if html:
         pages.write(html, html_page(report), "--html")
     if as_json:

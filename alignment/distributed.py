@@ -74,10 +74,10 @@ def launched_offload() -> bool:
     return under_deepspeed() and DeepSpeedPlugin().offload_param_device != "none"
 
 
-def watch_each_other(run_dir: Path) -> None:
+def watch_each_other(on_lost: Callable[[str], None]) -> None:
     """From here on a process that is missing ends the others; every process must call this."""
     if world_size() > 1:
-        heartbeat.start(run_dir, distributed_c10d._get_default_store(), process_index(), world_size())
+        heartbeat.start(distributed_c10d._get_default_store(), process_index(), world_size(), on_lost)
 
 
 def is_main_process() -> bool:

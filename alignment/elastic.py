@@ -11,7 +11,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignment.checkpoint import CheckpointError, random_state, set_random_state
+from alignment.errors import CheckpointError
+from alignment.seeds import seeded_state
 
 PER_DEVICE, ACCUMULATED = "per_device_train_batch_size", "gradient_accumulation_steps"
 BATCH_KEYS = (f"training.{PER_DEVICE}", f"training.{ACCUMULATED}")
@@ -82,17 +83,6 @@ def _sum(values: Sequence[Any], scale: int = 1) -> Any:
     if isinstance(values[0], list):
         return [_sum(column, scale) for column in zip(*values, strict=True)]
     return torch.stack(list(values)).sum(0) * scale
-
-
-def seeded_state(seed: int) -> dict[str, Any]:
-    """Random states that follow from a number alone."""
-    from transformers import set_seed
-
-    before = random_state()
-    set_seed(seed % 2**32)
-    state = random_state()
-    set_random_state(before)
-    return state
 
 
 def say(saved: int, now: int) -> None:

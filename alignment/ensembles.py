@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from alignment import adapters, zero3
 from alignment.config import ModelConfig
-from alignment.models import ENSEMBLE, ModelError, ModelSource
+from alignment.errors import ModelError
+from alignment.models import ENSEMBLE, ModelSource
 from alignment.scalar_models import (
     ScalarModel,
     in_dtype,

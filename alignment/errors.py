@@ -11,3 +11,15 @@ class UserError(ValueError):
 
 class Preempted(Exception):
     """The run makes room for another job, with a checkpoint if there was anything to save; the message says why."""
+
+
+class ConfigError(UserError):
+    """A config file or override that cannot be used."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be written, or not be resumed. One line, with the fix."""
+
+
+class ModelError(UserError):
+    """A model or tokenizer that cannot be used as asked."""

@@ -17,17 +17,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from alignment import adapters
 from alignment.classifiers import LOADING, AnyClassifier, needs_own
 from alignment.ensembles import is_ensemble, load_member, member_name, num_members
-from alignment.models import (
-    ModelError,
-    ModelSource,
-    find_model,
-    load_base,
-    load_base_as_trained,
-    load_policy,
-    load_tokenizer,
-)
+from alignment.errors import ModelError
+from alignment.files import list_files
+from alignment.models import ModelSource, find_model, load_base, load_base_as_trained, load_policy, load_tokenizer
 from alignment.registry import Registry
-from alignment.registry.files import MANIFEST, list_files
+from alignment.registry.files import MANIFEST
 from alignment.scalar_models import SCORE, load_body, load_plain_classifier, load_scalar_model
 
 TOLERANCE = 1e-5

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+
+from alignment.errors import ModelError
 
 IMPORT = "import it first: alignment models import {} NAME"
 AS_FOLDER = "get the model in Hugging Face's format (config.json, *.safetensors, tokenizer.json)"
@@ -113,3 +121,25 @@ def no_policy(config: Any, names: set[str]) -> str | None:
 def has_tokenizer(names: set[str]) -> bool:
     """Whether a tokenizer's vocabulary is among a folder's files."""
     return any(name in _TOKENIZER or name.endswith(".tiktoken") for name in names)
+
+
+def run_convert(source: Path, target: Path) -> list[str]:
+    # -P: without it `alignment/` itself would come first where the program looks for modules
+    program = str(Path(__file__).with_name("bin_weights.py"))
+    done = subprocess.run(
+        [sys.executable, "-P", program, str(source.resolve()), str(target)], capture_output=True, text=True
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"the reader ended with code {done.returncode}"]
+        raise ValueError(said[-1])
+    names: list[str] = json.loads(done.stdout.splitlines()[-1])
+    return names
+
+
+@contextmanager
+def one_line_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{what}: {reason}") from None

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from alignment.models import ModelError
+from alignment.errors import ModelError
 
 PLAIN: dict[str, tuple[str, ...]] = {
     "context_length": ("max_position_embeddings",),

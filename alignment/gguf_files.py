@@ -25,8 +25,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from alignment.errors import ModelError
 from alignment.gguf_config import complete
-from alignment.models import ModelError
 from alignment.terminal import one_line, say
 
 ELSEWHERE = "get the model as a Hugging Face folder (config.json and safetensors)"

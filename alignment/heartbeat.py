@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -23,7 +23,6 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from alignment.errors import UserError
-from alignment.runs import write_exit
 from alignment.terminal import one_line, say
 
 VARIABLE, DEFAULT = "ALIGNMENT_TIMEOUT", 1800.0
@@ -111,12 +110,16 @@ def joining() -> Iterator[None]:
         timer.cancel()
 
 
-def start(run_dir: Path, store: Any, rank: int, size: int) -> None:
-    """Begin to watch; to be called by every process, once it has joined the others."""
+def start(store: Any, rank: int, size: int, on_lost: Callable[[str], None]) -> None:
+    """Begin to watch; to be called by every process, once it has joined the others.
+
+    Args:
+        on_lost: called once in the launch, with the reason, by the process that finds another one missing.
+    """
     global _heartbeat
     if _heartbeat is None:
         enter("loading", patient=True)
-        _heartbeat = Heartbeat(run_dir, store.clone(), rank, size, timeout())
+        _heartbeat = Heartbeat(store.clone(), rank, size, timeout(), on_lost)
         _heartbeat.beat()
         _heartbeat.start()
 
@@ -143,9 +146,9 @@ class Heartbeat(threading.Thread):
         limit: seconds.
     """
 
-    def __init__(self, run_dir: Path, store: Any, rank: int, size: int, limit: float) -> None:
+    def __init__(self, store: Any, rank: int, size: int, limit: float, on_lost: Callable[[str], None]) -> None:
         super().__init__(name="heartbeat", daemon=True)
-        self.run_dir, self.rank, self.size, self.limit = run_dir, rank, size, limit
+        self.rank, self.size, self.limit, self._on_lost = rank, size, limit, on_lost
         self.interval = min(limit / 20, max(1.0, size / 50))  # in each one, all read what all have written
         self._store, self._host, self._number = store, socket.gethostname(), 0
         self._store.set_timeout(timedelta(seconds=max(1.0, min(30.0, limit))))
@@ -285,7 +288,7 @@ class Heartbeat(threading.Thread):
         except RuntimeError:
             pass  # better said twice than never
         say(line)
-        write_exit(self.run_dir, 1, line.removeprefix("error: "))
+        self._on_lost(line.removeprefix("error: "))
         for rank in self._absent():
             self._end(self._heard[rank][0])
         if self.rank == 0 and not self._agent:  # the store goes with this process, and the others are to read it there

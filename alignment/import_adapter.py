@@ -11,10 +11,10 @@ import peft
 from transformers import AutoConfig, AutoTokenizer
 
 from alignment import adapters, foreign
-from alignment.errors import UserError
-from alignment.import_model import one_line_errors, run_convert
+from alignment.errors import ModelError, UserError
+from alignment.foreign import one_line_errors, run_convert
 from alignment.methods import METHODS, OWNED
-from alignment.models import ModelError, ModelSource, find_model, fit_embeddings, load_policy
+from alignment.models import ModelSource, find_model, fit_embeddings, load_policy
 from alignment.registry import Parent, Registry
 
 _PICKLED = "adapter_model.bin"

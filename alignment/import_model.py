@@ -10,20 +10,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from alignment import adapters, foreign
 from alignment.config import front_matter
-from alignment.models import ModelError, load_tokenizer
+from alignment.errors import ModelError
+from alignment.foreign import one_line_errors, run_convert
+from alignment.models import load_tokenizer
 from alignment.registry import Parent, Registry, Version
 from alignment.registry.files import SUFFIXES
 from alignment.registry.manifest import Role
@@ -281,19 +279,6 @@ def _convert(folder: Path, staging: Path, weights: list[str], source: str) -> No
         (staging / f"{_SAFE}.index.json").write_text(text + "\n", encoding="utf-8")
 
 
-def run_convert(source: Path, target: Path) -> list[str]:
-    # -P: without it `alignment/` itself would come first where the program looks for modules
-    program = str(Path(__file__).with_name("bin_weights.py"))
-    done = subprocess.run(
-        [sys.executable, "-P", program, str(source.resolve()), str(target)], capture_output=True, text=True
-    )
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"the reader ended with code {done.returncode}"]
-        raise ValueError(said[-1])
-    names: list[str] = json.loads(done.stdout.splitlines()[-1])
-    return names
-
-
 def _check_index(index: Path, weights: list[str], source: str) -> None:
     """Refuse an index that names files that are not there; transformers would look for them anywhere."""
     content = _read_json(index, source)
@@ -330,15 +315,6 @@ def _check_loads(staging: Path, source: str, trusted: bool) -> None:
                 for name in tensors.keys():  # noqa: SIM118 - not a dict
                     if (kind := tensors.get_slice(name).get_dtype()).startswith(("F8", "F6", "F4")):
                         raise ValueError(f"{name} is in {kind}, which cannot be trained; get the model in bfloat16")
-
-
-@contextmanager
-def one_line_errors(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{what}: {reason}") from None
 
 
 def _license(staging: Path) -> str | None:

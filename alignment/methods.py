@@ -31,7 +31,8 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from alignment import adapters, zero3
-from alignment.config import ADAPTERS, ConfigError, ModelConfig, trainer_arguments
+from alignment.config import ADAPTERS, ModelConfig, trainer_arguments
+from alignment.errors import ConfigError
 from alignment.models import ModelSource, fit_embeddings, load_base, load_policy
 
 SETTINGS = {

@@ -32,7 +32,7 @@ from transformers import (
 from alignment import adapters, foreign, zero3
 from alignment.config import ModelConfig, ScratchConfig, validate
 from alignment.ends import end_token_ids, read_generation_config
-from alignment.errors import UserError
+from alignment.errors import ModelError, UserError
 from alignment.registry import Manifest, Parent, Registry, RegistryError
 from alignment.registry.manifest import Role
 from alignment.templates import set_template
@@ -43,10 +43,6 @@ ENSEMBLE = "ensemble.json"
 MAX_ADAPTERS = 16
 """How many adapters may be on each other: loading one merges them all."""
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
-
-
-class ModelError(UserError):
-    """A model or tokenizer that cannot be used as asked."""
 
 
 # --- finding a model -----------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from alignment.config import ConfigError
+from alignment.errors import ConfigError
 
 ATTENTION = "sdpa_by_group"
 

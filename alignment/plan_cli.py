@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignment.config import ConfigError
-from alignment.errors import UserError
+from alignment.errors import ConfigError, UserError
 from alignment.memory_plan import PARTS, SINGLE, STRATEGIES, Estimate, Strategy, Workload, estimate, in_gb
 from alignment.terminal import one_line
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignment.config import ConfigError, DataConfig, ModelConfig, Section, read_values, validate
+from alignment.config import DataConfig, ModelConfig, Section, read_values, validate
+from alignment.errors import ConfigError
 
 
 class Recipe(Section):

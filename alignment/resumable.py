@@ -23,20 +23,13 @@ from transformers.training_args import TrainingArguments
 
 from alignment import distributed, heartbeat
 from alignment.best_model import BestModel
-from alignment.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    Checkpoints,
-    keep_files,
-    load_state,
-    random_state,
-    save_state,
-    set_random_state,
-)
+from alignment.checkpoint import Checkpoint, Checkpoints, load_state, save_state
 from alignment.control import Control, Wanted, leave_if_preempted
 from alignment.elastic import redistributed
-from alignment.generation import stream_seed
+from alignment.errors import CheckpointError
+from alignment.files import keep_files
 from alignment.optimizers import Settings
+from alignment.seeds import random_state, set_random_state, stream_seed
 from alignment.tracking import Journal
 from alignment.universal import UNIVERSAL, for_this_launch, mend
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from alignment import control, elastic
-from alignment.checkpoint import FOLDER, Checkpoint, CheckpointError, newest, open_checkpoint, set_aside
+from alignment.checkpoint import FOLDER, Checkpoint, newest, open_checkpoint, set_aside
 from alignment.config import RunConfig, TrainerConfig
-from alignment.errors import UserError
-from alignment.runs import Run
+from alignment.errors import CheckpointError, UserError
+from alignment.runs import Run, write_exit
 from alignment.terminal import one_line
 
 FREE_KEYS = ("tracking", "registry.alias", "training.save_steps", "training.save_total_limit")
@@ -61,7 +61,7 @@ def begin(run_dir: Path) -> Start:
 
     start = distributed.on_main_process(read)
     if start.run.attempts:
-        distributed.watch_each_other(run_dir)
+        distributed.watch_each_other(lambda reason: write_exit(run_dir, 1, reason))
     control.leave_if_preempted(run_dir)
     return start
 

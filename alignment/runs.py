@@ -17,7 +17,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from alignment.checkpoint import committed
 from alignment.errors import UserError
-from alignment.registry.files import host_name
+from alignment.files import host_name
 from alignment.tracking.journal import finite
 
 FILE = "run.json"

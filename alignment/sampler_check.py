@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,15 +12,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from alignment.adapters import without_adapter
-from alignment.generation import WAYS, GenerationError, Sampling, TransformersEngine, Way
+from alignment.sampling import WAYS, GenerationError, Sampling, Way
 from alignment.selfcheck import apart, plain_logits, say, tolerance, tried, undisturbed
 from alignment.tensors import logprobs_from_logits
 
+Sampler = Callable[[Sequence[Sequence[int]], Sequence[int], Sampling, Way, "list[list[float]]"], "list[list[int]]"]
+"""As `TransformersEngine.sample`: prompts, seeds, settings, way, and where log-probabilities go."""
 LENGTHS, NEW_TOKENS = (15, 7, 7), 6
 """Tokens of the prompts that are tried, which neither padding nor company must change, and of what is sampled."""
 
 
-def find_way(policy: PreTrainedModel | PeftModel, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Way:
+def find_way(
+    policy: PreTrainedModel | PeftModel, prompts: Sequence[Sequence[int]], sampling: Sampling, sample: Sampler
+) -> Way:
     """The first of `WAYS` that samples from what the model says of a prompt alone; says so where it is not the first.
 
     Raises:
@@ -34,7 +38,7 @@ def find_way(policy: PreTrainedModel | PeftModel, prompts: Sequence[Sequence[int
     reason = ""
     with undisturbed(policy):
         for way in WAYS:
-            off, failed = tried(partial(_apart, policy, tried_prompts, how, way))
+            off, failed = tried(partial(_apart, policy, tried_prompts, how, way, sample))
             if failed is None and off <= tolerance(policy):
                 if way != WAYS[0]:
                     how_slow = "one length at a time" + (" and without a cache" if way == "uncached" else "")
@@ -48,11 +52,15 @@ def find_way(policy: PreTrainedModel | PeftModel, prompts: Sequence[Sequence[int
 
 
 def _apart(
-    policy: PreTrainedModel | PeftModel, prompts: Sequence[Sequence[int]], sampling: Sampling, way: Way
+    policy: PreTrainedModel | PeftModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    way: Way,
+    sample: Sampler,
 ) -> float:
     """By how much the sampler's log-probabilities are off, as `alignment.selfcheck.apart`."""
     heard: list[list[float]] = [[] for _ in prompts]
-    responses = TransformersEngine(policy).sample(prompts, range(len(prompts)), sampling, way, heard)
+    responses = sample(prompts, range(len(prompts)), sampling, way, heard)
     found, expected = [], []
     for prompt, response, line in zip(prompts, responses, heard, strict=True):
         found.append(torch.tensor(line[: len(response)]))

@@ -14,15 +14,8 @@ from transformers import PreTrainedModel
 from alignment import adapters, zero3
 from alignment.classifiers import AnyClassifier
 from alignment.config import ModelConfig
-from alignment.models import (
-    ENSEMBLE,
-    ModelError,
-    ModelSource,
-    fit_embeddings,
-    load_policy,
-    load_tokenizer,
-    load_weights,
-)
+from alignment.errors import ModelError
+from alignment.models import ENSEMBLE, ModelSource, fit_embeddings, load_policy, load_tokenizer, load_weights
 from alignment.tensors import last_kept, position_ids, shifted_left
 
 SCORE = "score.json"

@@ -24,8 +24,8 @@ from transformers import PreTrainedModel
 
 from alignment import adapters
 from alignment.adapters import AdapterError
-from alignment.config import ConfigError
 from alignment.ensembles import adapter_files
+from alignment.errors import ConfigError
 from alignment.methods import blocks
 from alignment.models import ModelSource
 from alignment.scalar_models import HEAD_WEIGHT, ScoreHead, load_head

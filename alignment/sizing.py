@@ -10,8 +10,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from alignment import foreign, methods
-from alignment.config import ADAPTERS, SCRATCH, ConfigError, ModelConfig, ScratchConfig, read_values, validate
-from alignment.errors import UserError
+from alignment.config import ADAPTERS, SCRATCH, ModelConfig, ScratchConfig, read_values, validate
+from alignment.errors import ConfigError, UserError
 from alignment.memory_plan import Model, Shape
 from alignment.models import ENSEMBLE, scratch_shape
 from alignment.registry import Registry

@@ -23,13 +23,12 @@ from alignment.config import (
     SCRATCH,
     BestModelArguments,
     CheckpointArguments,
-    ConfigError,
     RunConfig,
     ScratchConfig,
     TrainerConfig,
     trainer_arguments,
 )
-from alignment.errors import UserError
+from alignment.errors import ConfigError, UserError
 from alignment.launch_files import check_against_config
 from alignment.memory_plan import DDP, Strategy, Workload, estimate, in_gb
 from alignment.mirror import described
@@ -51,6 +50,7 @@ from alignment.runs import Run
 from alignment.same_tokenizer import check_folder, check_same
 from alignment.sizing import UnknownShape
 from alignment.tracking import Journal, WandbSink
+from alignment.tracking.verdicts import summary_of
 from alignment.tracking.wandb_names import WandbNames
 
 ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
@@ -123,7 +123,14 @@ def open_journal(config: RunConfig, stage: str, start: Start | None = None) -> J
             attempt=run.attempt,
             text=config.tracking.wandb_text,
         )
-    return Journal(config.run_dir, sink, stage, enabled=is_main, resume=start.journal if start else None)
+    return Journal(
+        config.run_dir,
+        sink,
+        stage,
+        enabled=is_main,
+        resume=start.journal if start else None,
+        summary=lambda code: summary_of(config.run_dir, code),
+    )
 
 
 def open_checkpoints(

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from alignment import distributed
-from alignment.checkpoint import CheckpointError, keep_files
+from alignment.errors import CheckpointError
+from alignment.files import keep_files
 
 LATEST, UNIVERSAL = "latest", "latest_universal"
 """DeepSpeed's files with the name of the folder that holds the newest checkpoint."""

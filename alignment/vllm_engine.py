@@ -23,8 +23,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment import distributed, zero3
 from alignment.ends import through_end
-from alignment.generation import GenerationError, Sampled, Sampling
 from alignment.proxies import through_proxy
+from alignment.sampling import GenerationError, Sampled, Sampling
 
 SERVER_SECONDS = 240.0
 """For a server to come up; as long as TRL waits."""

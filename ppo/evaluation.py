@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignment import distributed
-from alignment.config import ConfigError
+from alignment.errors import ConfigError
 from alignment.intervals import choosing_half, win_rate
 from ppo.config import TrainingConfig
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment import methods
 from alignment.classifiers import body_width
-from alignment.config import ADAPTERS, ConfigError, ModelConfig
+from alignment.config import ADAPTERS, ModelConfig
 from alignment.ensembles import (
     RewardEnsemble,
     is_ensemble,
@@ -20,11 +20,12 @@ from alignment.ensembles import (
     member_name,
     num_members,
 )
+from alignment.errors import ConfigError, ModelError
 from alignment.forward import switch_off_dropout
-from alignment.generation import vocabulary_of
-from alignment.models import ModelError, ModelSource, find_model, fit_embeddings, load_base, load_policy, load_tokenizer
+from alignment.models import ModelSource, find_model, fit_embeddings, load_base, load_policy, load_tokenizer
 from alignment.positions import positions
 from alignment.registry import Registry
+from alignment.sampling import vocabulary_of
 from alignment.scalar_models import ScalarModel, ScoreHead
 from alignment.shared_base import add_adapter, add_reward_adapter
 from alignment.templates import Message, TemplateError, encode_conversation

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from alignment import distributed, heartbeat, zero3
-from alignment.checkpoint import Checkpoints, keep_files, load_state, random_state, save_state, set_random_state
-from alignment.config import ConfigError
+from alignment.checkpoint import Checkpoints, load_state, save_state
 from alignment.control import Control, Wanted, leave_if_preempted
 from alignment.data import Prompt
 from alignment.distributed import Accelerator, TrainingEngine, all_reduce_max, all_reduce_sum
-from alignment.errors import UserError
-from alignment.generation import stream_seed
+from alignment.errors import ConfigError, UserError
+from alignment.files import keep_files
 from alignment.optimizers import Settings
+from alignment.seeds import random_state, set_random_state, stream_seed
 from alignment.tensors import whiten
 from alignment.terminal import progress
 from alignment.tracking import Journal

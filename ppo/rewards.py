@@ -25,9 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignment.config import ConfigError
 from alignment.data import Prompt
-from alignment.errors import UserError
+from alignment.errors import ConfigError, UserError
 from alignment.proxies import through_proxy
 from ppo.config import RewardsConfig, RewardSource
 

@@ -12,21 +12,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from alignment.config import ConfigError, TooLong
+from alignment.config import TooLong
 from alignment.data import Prompt
 from alignment.distributed import Accelerator, all_reduce_sum, on_every_process
 from alignment.ends import end_token_ids
-from alignment.generation import (
-    Engine,
-    Sampled,
-    Sampling,
-    TransformersEngine,
-    has_ended,
-    response_text,
-    stream_seed,
-    vocabulary_of,
-)
-from alignment.models import ModelError
+from alignment.errors import ConfigError, ModelError
+from alignment.generation import TransformersEngine
+from alignment.sampling import Engine, Sampled, Sampling, has_ended, response_text, vocabulary_of
+from alignment.seeds import stream_seed
 from alignment.selfcheck import say
 from alignment.templates import Message, encode_prompt
 from alignment.trimming import trim_prompt

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from alignment.distributed import all_reduce_sum, gather_lists
-from alignment.generation import GenerationError
+from alignment.sampling import GenerationError
 from ppo.config import PPOStageConfig, Precision
 
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from alignment import distributed
-from alignment.config import ConfigError
 from alignment.distributed import Accelerator
+from alignment.errors import ConfigError, ModelError
 from alignment.forward import options_of
-from alignment.generation import WAYS, Engine, Sampling, TransformersEngine, set_way
-from alignment.models import ModelError
+from alignment.generation import TransformersEngine
 from alignment.sampler_check import find_way
+from alignment.sampling import WAYS, Engine, Sampling, set_way
 from alignment.selfcheck import (
     CheckError,
     agreed,
@@ -75,7 +75,8 @@ def check_models(
     if isinstance(engine, TransformersEngine):
         policy = models.policy
         with accelerator.autocast(), models.resident(models.on_policy(), accelerator.device), policy.active():
-            way = distributed.on_every_process(lambda: find_way(policy.model, prompts, sampling))
+            sample = TransformersEngine(policy.model).sample
+            way = distributed.on_every_process(lambda: find_way(policy.model, prompts, sampling, sample))
         ways = [each for share in distributed.gather_lists([way]) for each in share]
         set_way(policy.model, max(ways, key=WAYS.index))
 

@@ -15,10 +15,10 @@ import torch
 import transformers
 
 from alignment import adapters, distributed, heartbeat, methods, resume, trainers, zero3
-from alignment.config import ConfigError
 from alignment.data import to_prompts, train_and_eval
 from alignment.distributed import Accelerator
 from alignment.ensembles import num_members
+from alignment.errors import ConfigError
 from alignment.launch_files import check_against_config
 from alignment.models import ModelSource
 from alignment.positions import check_length

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from alignment import heartbeat
 from alignment.distributed import Diverged, TrainingEngine, all_reduce_max, all_reduce_sum
-from alignment.generation import stream_seed
-from alignment.models import ModelError
+from alignment.errors import ModelError
+from alignment.seeds import stream_seed
 from ppo.algorithm import Unit, importance_weights, kl_loss, policy_loss, value_loss
 from ppo.config import PPOStageConfig
 from ppo.models import Models, Outputs, Pass

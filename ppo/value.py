@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from alignment import heartbeat
-from alignment.config import ConfigError, DataConfig, DataPart, Format
+from alignment.config import DataConfig, DataPart, Format
 from alignment.data import Comparison, Demonstration, Prompt, to_demonstrations, to_judgements, train_and_eval
 from alignment.distributed import (
     TrainingEngine,
@@ -25,11 +25,12 @@ from alignment.distributed import (
     wait_for_everyone,
     world_size,
 )
-from alignment.generation import stream_seed
+from alignment.errors import ConfigError
 from alignment.models import ModelSource
 from alignment.ratings import RatingsStore, is_ratings_file
 from alignment.readers import BadRow
 from alignment.scalar_models import ScoreHead, write_score_bias
+from alignment.seeds import stream_seed
 from alignment.shared_base import save_adapter
 from alignment.sources import Source, open_source
 from alignment.templates import Message, Unrenderable, encode_conversation, encode_prompt

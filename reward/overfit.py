@@ -16,8 +16,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
 from alignment import callbacks, distributed
-from alignment.config import BestModelArguments, ConfigError
-from alignment.errors import UserError
+from alignment.config import BestModelArguments
+from alignment.errors import ConfigError, UserError
 from alignment.tracking import Journal
 from reward.config import RewardStageConfig
 from reward.prepare import make_arguments, prepare

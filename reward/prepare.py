@@ -16,8 +16,9 @@ from trl import RewardConfig
 
 from alignment import distributed, methods, trainers
 from alignment.classifiers import AnyClassifier
-from alignment.config import ADAPTERS, SCRATCH, ConfigError, trainer_arguments
+from alignment.config import ADAPTERS, SCRATCH, trainer_arguments
 from alignment.data import Records
+from alignment.errors import ConfigError
 from alignment.inspection import Inspector, Report, check_before_training
 from alignment.models import fit_embeddings
 from alignment.positions import check_length

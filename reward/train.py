@@ -41,8 +41,8 @@ from alignment.tracking.verdicts import ENDED, Verdict, verdicts
 from reward.batches import Layout, QuestionCollator, choose_layout
 from reward.config import EnsembleArguments, RewardStageConfig
 from reward.evaluation import compact, evaluate, save_report
+from reward.evaluation.findings import WATCHED, findings, unmeasured
 from reward.evaluation.judged import Judged, judged_pairs, sides
-from reward.evaluation.report import WATCHED, findings, unmeasured
 from reward.finish import Finished, Trained, averaged, finish_all, summed_up, write_eval_pairs
 from reward.labelers import resolved
 from reward.labels import as_metrics, journalled

@@ -18,8 +18,8 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import RewardTrainer
 
 from alignment import methods
-from alignment.config import ConfigError
 from alignment.distributed import all_reduce_sum
+from alignment.errors import ConfigError
 from alignment.forward import switch_off_dropout
 from alignment.resumable import Resumable
 from alignment.selfcheck import agreed

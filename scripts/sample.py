@@ -59,11 +59,12 @@ def sample_into(
     import torch
 
     from alignment.config import ModelConfig
-    from alignment.generation import complete, stream_seed
+    from alignment.generation import complete
     from alignment.models import find_model, load_policy, load_tokenizer
     from alignment.positions import check_prompts
     from alignment.ratings import Completion, RatingsStore
     from alignment.registry import Registry
+    from alignment.seeds import stream_seed
     from alignment.terminal import progress
 
     registry = Registry(registry_path)

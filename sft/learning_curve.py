@@ -22,7 +22,8 @@ import torch
 from trl import SFTTrainer
 
 from alignment import callbacks, distributed, trainers
-from alignment.config import BestModelArguments, ConfigError
+from alignment.config import BestModelArguments
+from alignment.errors import ConfigError
 from alignment.evaluation import Estimate, bootstrap_mean
 from alignment.tensors import logprobs_from_logits, pad_rows
 from alignment.tracking import Journal

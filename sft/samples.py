@@ -8,12 +8,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from alignment import distributed, heartbeat, zero3
-from alignment.checkpoint import random_state, set_random_state
 from alignment.config import ModelConfig
 from alignment.data import Demonstration
 from alignment.errors import UserError
 from alignment.generation import complete
 from alignment.models import ModelSource, fit_embeddings, load_policy
+from alignment.seeds import random_state, set_random_state
 from alignment.tracking import Journal
 from alignment.trimming import trim_prompt
 from sft.config import SFTStageConfig

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from alignment import zero3
 from alignment.adapters import without_adapter
-from alignment.config import ConfigError
+from alignment.errors import ConfigError
 from alignment.selfcheck import (
     LENGTHS,
     CheckError,

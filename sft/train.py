@@ -30,22 +30,16 @@ from trl import SFTConfig
 from alignment import adapters, callbacks, distributed, heartbeat, methods, resume, trainers
 from alignment.adapters import without_adapter
 from alignment.best_model import BestModel, finished_model, held_out_halves, keep_best, published_step
-from alignment.checkpoint import random_state, set_random_state
 from alignment.classifiers import why_no_scores
-from alignment.config import (
-    SCRATCH,
-    BestModelArguments,
-    CheckpointArguments,
-    ConfigError,
-    ScratchConfig,
-    trainer_arguments,
-)
+from alignment.config import SCRATCH, BestModelArguments, CheckpointArguments, ScratchConfig, trainer_arguments
+from alignment.errors import ConfigError
 from alignment.inspection import DATA_WATCHED, Inspector, Report, check_before_training, note_findings, write_report
 from alignment.models import ModelSource, find_model, scratch_shape
 from alignment.packing import why_not_packed
 from alignment.positions import check_length
 from alignment.registry import Registry
 from alignment.runs import Run
+from alignment.seeds import random_state, set_random_state
 from alignment.selfcheck import say
 from alignment.stage import write_bad_rows
 from alignment.tracking import Journal

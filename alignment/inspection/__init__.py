@@ -2,6 +2,7 @@
 
 from alignment.inspection.before_training import DATA_WATCHED, check_before_training, note_findings, write_report
 from alignment.inspection.conversation import MARKERS, schema_validator, turn_problems
+from alignment.inspection.findings import report_of
 from alignment.inspection.inspector import Inspector
 from alignment.inspection.page import html_page
 from alignment.inspection.report import Finding, Lengths, Report, SetAside, percentiles, refuse, text_lines
@@ -19,6 +20,7 @@ __all__ = [
     "note_findings",
     "percentiles",
     "refuse",
+    "report_of",
     "schema_validator",
     "text_lines",
     "turn_problems",

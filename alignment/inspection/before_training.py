@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from alignment.config import RunConfig
+from alignment.inspection.findings import report_of
 from alignment.inspection.inspector import Inspector
 from alignment.inspection.page import html_page
 from alignment.inspection.report import LEVELS, Report, refuse
@@ -25,7 +26,7 @@ def check_before_training(config: RunConfig, inspector: Inspector | None) -> Rep
     """
     assert inspector is not None  # the main process has one
     sources = [part.path for part in config.data.parts]
-    report = inspector.report([*sources, *([config.data.eval] if config.data.eval else [])])
+    report = report_of(inspector, [*sources, *([config.data.eval] if config.data.eval else [])])
     refuse(report, config.data)
     return report
 

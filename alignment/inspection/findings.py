@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alignment.inspection.report import Finding, Level, percent, percentiles
-
-if TYPE_CHECKING:
-    from alignment.inspection.inspector import Inspector
+from alignment.inspection.inspector import Inspector
+from alignment.inspection.report import LEVELS, Finding, Level, Report, SetAside, histogram, percent, percentiles
 
 USUAL_ROWS = 1000
 """Demonstrations that a fine-tune usually wants at least (LIMA, Zhou et al. 2023, shows 1,000 good ones suffice)."""
@@ -45,6 +43,31 @@ _ROWS: dict[str, tuple[Level, str, str]] = {
     "echo": ("warning", "have an answer that repeats the user's turn word for word", "take these rows out"),
 }
 _PERSONAL = {"mail": "mail addresses", "phone": "phone numbers", "card": "payment card numbers"}
+
+
+def report_of(rows: Inspector, sources: Sequence[str]) -> Report:
+    """Everything found; the sketches are compared here."""
+    trained = rows.num_trained / rows.num_tokens if rows.num_tokens else None
+    whole, answers = numbers(rows.lengths), numbers(rows.answer_lengths)
+    lengths = {"whole row": whole, "prompt": whole - answers, "answer": answers} if len(whole) else {}
+    reasons = sorted(rows.set_aside.values(), key=lambda item: -item[1].count)
+    findings = [*row_findings(rows), *(group_findings(rows) if rows.num_kept else ())]
+    return Report(
+        sources=list(sources),
+        rows=rows.num_rows,
+        bad=rows.num_bad,
+        kept=rows.num_kept,
+        held_out=sum(rows.held_out),
+        shapes=dict(rows.shapes.most_common()),
+        set_aside=[SetAside(reason, seen.count, seen.places) for reason, seen in reasons],
+        unit="words" if rows.tokenizer is None else "tokens",
+        max_length=None if rows.tokenizer is None else rows.config.max_length,
+        lengths={name: percentiles(values) for name, values in lengths.items()},
+        histogram=histogram(whole),
+        trained_share=trained,
+        personal_data=dict(sorted(rows.num_personal.items())),
+        findings=sorted(findings, key=lambda finding: LEVELS.index(finding.level)),
+    )
 
 
 def row_findings(rows: Inspector) -> Iterator[Finding]:

@@ -31,8 +31,6 @@ from alignment.duplicates import Sketches, digest
 from alignment.encoding import Record, encode_record, fit_record
 from alignment.importers import PassedOver
 from alignment.inspection.conversation import MARKERS, turn_problems
-from alignment.inspection.findings import group_findings, numbers, row_findings
-from alignment.inspection.report import LEVELS, Report, SetAside, histogram, percentiles
 from alignment.privacy import scrub_row
 from alignment.readers import BadRow
 from alignment.templates import Encoded, Message, TemplateError, Unrenderable
@@ -252,30 +250,6 @@ class Inspector:
 
     def _see(self, kind: str, where: str) -> None:
         self.seen.setdefault(kind, Seen()).add(where)
-
-    def report(self, sources: Sequence[str]) -> Report:
-        """Everything found; the sketches are compared here."""
-        trained = self.num_trained / self.num_tokens if self.num_tokens else None
-        whole, answers = numbers(self.lengths), numbers(self.answer_lengths)
-        lengths = {"whole row": whole, "prompt": whole - answers, "answer": answers} if len(whole) else {}
-        reasons = sorted(self.set_aside.values(), key=lambda item: -item[1].count)
-        findings = [*row_findings(self), *(group_findings(self) if self.num_kept else ())]
-        return Report(
-            sources=list(sources),
-            rows=self.num_rows,
-            bad=self.num_bad,
-            kept=self.num_kept,
-            held_out=sum(self.held_out),
-            shapes=dict(self.shapes.most_common()),
-            set_aside=[SetAside(reason, seen.count, seen.places) for reason, seen in reasons],
-            unit="words" if self.tokenizer is None else "tokens",
-            max_length=None if self.tokenizer is None else self.config.max_length,
-            lengths={name: percentiles(values) for name, values in lengths.items()},
-            histogram=histogram(whole),
-            trained_share=trained,
-            personal_data=dict(sorted(self.num_personal.items())),
-            findings=sorted(findings, key=lambda finding: LEVELS.index(finding.level)),
-        )
 
 
 def turns(record: Record | Rating) -> tuple[Message, ...]:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from alignment.files import sync_folder
 from alignment.registry.errors import RegistryError
-from alignment.registry.files import entries, make_folder, one_line_errors, passing_file, sync_folder
+from alignment.registry.files import entries, make_folder, one_line_errors, passing_file
 from alignment.registry.manifest import Digest, first_problem
 from alignment.registry.references import NAME
 

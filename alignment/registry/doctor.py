@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from alignment.files import host_name, is_alive
 from alignment.registry import aliases
 from alignment.registry.errors import RegistryError
-from alignment.registry.files import entries, host_name, is_alive, one_line_errors
+from alignment.registry.files import entries, one_line_errors
 from alignment.registry.layout import STAGING
 from alignment.registry.references import NAME
 from alignment.registry.reviews import REVIEWS

@@ -3,16 +3,13 @@
 import hashlib
 import os
 import re
-import socket
 import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from alignment.files import _CHUNK, FileRecord, create, host_name, list_files, sync_folder, write_file
 from alignment.registry.errors import RegistryError
 from alignment.registry.hashes import sha256_of
 
@@ -20,17 +17,7 @@ MANIFEST = "manifest.json"
 SUFFIXES = (".json", ".jsonl", ".safetensors", ".txt", ".md", ".jinja", ".model", ".tiktoken")
 _BARE_NAMES = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 _PART = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+@=-]{0,254}")
-_CHUNK = 4 << 20
 _HEADER_LIMIT = 100_000_000  # bytes; also the safetensors library's own
-
-
-class FileRecord(BaseModel):
-    """What the manifest says of one file: its sha256 (64 hex digits) and size in bytes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    size: int = Field(ge=0)
 
 
 def check_path(path: str, code: bool = False) -> str:
@@ -56,15 +43,6 @@ def check_path(path: str, code: bool = False) -> str:
             "write the model with save_pretrained and take other files out of the folder"
         )
     return path
-
-
-def list_files(folder: Path) -> Iterator[str]:
-    """Relative paths (with `/`) of everything under `folder` that is not a real folder, sorted; links not followed."""
-    for directory, folders, names in os.walk(folder, onerror=_raise):
-        links = [name for name in folders if os.path.islink(os.path.join(directory, name))]
-        folders[:] = sorted(set(folders).difference(links))
-        for name in sorted([*names, *links]):
-            yield Path(directory, name).relative_to(folder).as_posix()
 
 
 def entries(folder: Path) -> list[str]:
@@ -121,39 +99,6 @@ def _copy_file(source: Path, target: Path, path: str) -> FileRecord:
             f"file {path!r} changed while it was copied; publish when nothing writes to {source.parent}"
         )
     return FileRecord(sha256=digest.hexdigest(), size=size)
-
-
-@contextmanager
-def create(path: Path) -> Iterator[BinaryIO]:
-    """A new read-only file that is on disk once the `with` block ends. The umask decides who may read it."""
-    # Mode 0444 at creation, not a chmod later: the umask is kept and a killed writer leaves nothing writable.
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444), "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_file(path: Path, data: bytes) -> FileRecord:
-    """Write a new read-only file through to disk, in place of any that is there (not atomic: for staging only)."""
-    path.unlink(missing_ok=True)
-    with create(path) as file:
-        file.write(data)
-    return FileRecord(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the entries of a folder last: without it a rename can be lost in a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_tree(folder: Path) -> None:
-    """`sync_folder` for a folder and all folders in it, innermost first."""
-    for directory, _, _ in os.walk(folder, topdown=False, onerror=_raise):
-        sync_folder(Path(directory))
 
 
 def make_folder(folder: Path) -> None:
@@ -232,22 +177,6 @@ def work_name() -> str:
     return f"{host_name()}-{os.getpid()}-{uuid.uuid4().hex}"
 
 
-def host_name() -> str:
-    """This host, as `work_name` spells it."""
-    return re.sub(r"[^A-Za-z0-9.]", "", socket.gethostname())
-
-
-def is_alive(pid: int) -> bool:
-    """Whether this host has a process of that id."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    return True
-
-
 @contextmanager
 def one_line_errors(what: str) -> Iterator[None]:
     """A full disk or a missing permission as a RegistryError that begins with `what`."""
@@ -262,7 +191,3 @@ def _check_regular(path: str, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a regular file"
         raise RegistryError(f"file {path!r} cannot be stored: it is {kind}; put a plain copy of it in the folder")
-
-
-def _raise(error: OSError) -> None:
-    raise error  # os.walk passes over unreadable folders in silence otherwise

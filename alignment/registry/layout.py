@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
+from alignment.files import sync_folder
 from alignment.registry.aliases import link_new
 from alignment.registry.errors import RegistryError
-from alignment.registry.files import entries, make_folder, passing_file, sync_folder
+from alignment.registry.files import entries, make_folder, passing_file
 
 LAYOUT = 1
 STAGING = ".staging"

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from alignment.files import FileRecord
 from alignment.registry.errors import RegistryError
-from alignment.registry.files import FileRecord, check_path
+from alignment.registry.files import check_path
 from alignment.registry.references import NAME
 
 SCHEMA = 1

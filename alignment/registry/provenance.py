@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from alignment.registry.files import FileRecord
+from alignment.files import FileRecord
 from alignment.registry.manifest import Code
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed", "wandb")

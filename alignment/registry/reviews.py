@@ -10,9 +10,10 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from alignment.files import sync_folder
 from alignment.registry.aliases import entry_numbers, link_new
 from alignment.registry.errors import RegistryError
-from alignment.registry.files import make_folder, one_line_errors, passing_file, sync_folder
+from alignment.registry.files import make_folder, one_line_errors, passing_file
 from alignment.registry.layout import STAGING
 from alignment.registry.manifest import first_problem
 from alignment.registry.store import Registry

@@ -24,6 +24,7 @@ from errno import EEXIST, ENOENT, ENOTEMPTY
 from pathlib import Path
 from typing import Any
 
+from alignment.files import sync_folder, sync_tree, write_file
 from alignment.registry import aliases, provenance
 from alignment.registry.aliases import ANY, AliasEntry, Anything
 from alignment.registry.card import model_card
@@ -35,10 +36,7 @@ from alignment.registry.files import (
     entries,
     make_folder,
     one_line_errors,
-    sync_folder,
-    sync_tree,
     work_name,
-    write_file,
 )
 from alignment.registry.hashes import verify_mode
 from alignment.registry.layout import STAGING, check_layout, create_layout

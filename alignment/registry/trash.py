@@ -20,17 +20,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from alignment.files import host_name, sync_folder
 from alignment.registry.aliases import link_new
 from alignment.registry.errors import RegistryError
-from alignment.registry.files import (
-    entries,
-    host_name,
-    make_folder,
-    one_line_errors,
-    passing_file,
-    sync_folder,
-    work_name,
-)
+from alignment.registry.files import entries, make_folder, one_line_errors, passing_file, work_name
 from alignment.registry.manifest import Manifest
 from alignment.registry.references import NAME, parse_reference
 from alignment.registry.version import open_version

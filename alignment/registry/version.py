@@ -5,8 +5,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignment.files import list_files
 from alignment.registry.errors import RegistryError
-from alignment.registry.files import MANIFEST, check_file, list_files, one_line_errors
+from alignment.registry.files import MANIFEST, check_file, one_line_errors
 from alignment.registry.manifest import Manifest, Parent, parse_manifest
 
 

@@ -14,7 +14,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from alignment import shipped
-from alignment.config import ConfigError, Section, load_config
+from alignment.config import Section, load_config
+from alignment.errors import ConfigError
 from alignment.tracking.metrics import find
 
 FOLDER = shipped.configs() / "dashboards"

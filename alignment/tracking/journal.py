@@ -10,19 +10,42 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, Protocol, TextIO
 
 from alignment.errors import Preempted, UserError
 from alignment.tracking import metrics as declared
-from alignment.tracking.wandb_sink import MirroredModel, WandbSink
 
 FILES = ("metrics", "samples", "events")
 Level = Literal["error", "warning", "note"]
 BINS = 40
+
+
+@dataclass(frozen=True)
+class MirroredModel:
+    """What W&B is told of a published version."""
+
+    name: str
+    folder: Path
+    aliases: tuple[str, ...]
+    metadata: Mapping[str, Any]
+    """Reference, digest, stage, role, lineage and metrics."""
+
+
+class Sink(Protocol):
+    """A mirror of the journal (`tracking/wandb_sink.py`). A call that fails must not stop the run."""
+
+    @property
+    def url(self) -> str | None: ...
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None: ...
+    def histogram(self, step: int, name: str, counts: Any, edges: Any) -> None: ...
+    def mirror(self, model: MirroredModel) -> bool: ...
+    def summary(self, fields: Callable[[], Mapping[str, str]]) -> None: ...
+    def finish(self, failed: bool = False) -> None: ...
 
 
 class Journal:
@@ -35,19 +58,21 @@ class Journal:
         enabled: False on every process but the main one; all calls then do nothing.
         resume: bytes of each file at the checkpoint that the run goes on from. What comes after them was written by
             steps that are done again, and is cut off; nothing is written before `go_on`, since it is there already.
+        summary: from the exit code, what the sink's summary says of the run beside its metrics.
     """
 
     def __init__(
         self,
         run_dir: Path,
-        sink: WandbSink | None = None,
+        sink: Sink | None = None,
         stage: str | None = None,
         enabled: bool = True,
         resume: Mapping[str, int] | None = None,
+        summary: Callable[[int], Mapping[str, str]] | None = None,
     ) -> None:
         self.run_dir = run_dir
         self.stage = stage
-        self._sink = sink
+        self._sink, self._summary = sink, summary
         self._strict = stage is not None and os.environ.get(declared.STRICT) == "1"
         self._files: dict[str, TextIO] = {}
         self._silent = resume is not None
@@ -164,33 +189,14 @@ class Journal:
         self._files = {}
         if self._sink is not None:
             code = 75 if preempted else 1 if failed else 0
-            self._sink.summary(lambda: summary_of(self.run_dir, code))
+            if (summary := self._summary) is not None:
+                self._sink.summary(lambda: summary(code))
             self._sink.finish(failed)
 
     def _write(self, name: str, row: Mapping[str, Any]) -> None:
         if self._files and not self._silent:
             self._files[name].write(json.dumps(finite(row), ensure_ascii=False) + "\n")
             self._files[name].flush()
-
-
-def summary_of(run_dir: Path, code: int | None = None) -> dict[str, str]:
-    """What W&B's summary says of a run beside its metrics: the verdict, and who judged the win rate.
-
-    Args:
-        code: how the run ends, which exit.json will say later; None: what it says now.
-    """
-    from alignment.tracking.judges import judge_of  # not above: these read what this module writes
-    from alignment.tracking.record import RunRecord
-    from alignment.tracking.verdicts import as_summary, verdicts
-
-    try:
-        record = RunRecord.read(run_dir)
-    except UserError:  # a journal without a run, as in a benchmark
-        return {}
-    if code is not None:
-        record = replace(record, exit={"code": code})
-    judge = judge_of(record.config)
-    return as_summary(verdicts(record)) | ({"win_rate_judged_by": judge.text} if judge else {})
 
 
 def finite(value: Any) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignment.errors import UserError
-from alignment.registry.files import host_name, is_alive
+from alignment.files import host_name, is_alive
 from alignment.tracking import metrics as declared
 from alignment.tracking.record import RunRecord, Series, find_runs
 from alignment.tracking.verdicts import ENDED, Verdict, verdicts

@@ -7,9 +7,11 @@ the journal show what was looked at. A check whose input is missing is `not meas
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
+from alignment.errors import UserError
 from alignment.tracking import checks
 from alignment.tracking.bars import percent, percents
 from alignment.tracking.checks import Check
@@ -207,3 +209,19 @@ def _win(record: RunRecord) -> str:
     said = f" (95%: {percents(ends)}%)" if len(ends) == 2 else ""
     judge = judge_of(record.config)
     return f"it wins {percent(figure[1])}{said} of the held-out prompts, judged by {judge.text if judge else UNKNOWN}"
+
+
+def summary_of(run_dir: Path, code: int | None = None) -> dict[str, str]:
+    """What W&B's summary says of a run beside its metrics: the verdict, and who judged the win rate.
+
+    Args:
+        code: how the run ends, which exit.json will say later; None: what it says now.
+    """
+    try:
+        record = RunRecord.read(run_dir)
+    except UserError:  # a journal without a run, as in a benchmark
+        return {}
+    if code is not None:
+        record = replace(record, exit={"code": code})
+    judge = judge_of(record.config)
+    return as_summary(verdicts(record)) | ({"win_rate_judged_by": judge.text} if judge else {})

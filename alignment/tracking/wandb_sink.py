@@ -14,12 +14,12 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from alignment.secret_values import redact, without_secrets
 from alignment.tracking.cancel import CancelTag, tags_of
+from alignment.tracking.journal import MirroredModel
 
 MAX_FAILURES = 3
 START_SECONDS = 30.0
@@ -32,17 +32,6 @@ TEXTS = ("prompt", "response", "reference", "first", "second")
 STEP = "step"
 """The axis of all charts. W&B's own step counts calls: it would hold back the latest until the next one begins, and
 refuse those of an evaluation that comes later at the same one."""
-
-
-@dataclass(frozen=True)
-class MirroredModel:
-    """What W&B is told of a published version."""
-
-    name: str
-    folder: Path
-    aliases: tuple[str, ...]
-    metadata: Mapping[str, Any]
-    """Reference, digest, stage, role, lineage and metrics."""
 
 
 class WandbSink:

@@ -14,7 +14,7 @@ from alignment.tracking.pictures import STYLE as PICTURE_STYLE
 from alignment.tracking.pictures import histogram_chart, reliability_chart
 from alignment.tracking.verdicts import Verdict, headline
 from reward.evaluation.calibration import LN2
-from reward.evaluation.report import chosen_on, findings, verdict
+from reward.evaluation.findings import chosen_on, findings, verdict
 
 _STYLE = """body { overflow-wrap: anywhere; } h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; }
 .intro { color: var(--dim); margin-bottom: .6rem; max-width: 46rem; }

@@ -236,8 +236,10 @@ def save_reward_adapter(folder: Path) -> None:
 def sample(folder: Path, prompts: Sequence[list[int]], max_new_tokens: int = RESPONSE_TOKENS) -> list[list[int]]:
     """A response to each prompt by the policy as it starts."""
     from alignment.ends import end_token_ids
-    from alignment.generation import Sampling, TransformersEngine, stream_seed
+    from alignment.generation import TransformersEngine
     from alignment.models import load_policy, load_tokenizer
+    from alignment.sampling import Sampling
+    from alignment.seeds import stream_seed
 
     tokenizer, policy = load_tokenizer(str(folder / "policy")), load_policy(str(folder / "policy"))
     sampling = Sampling(max_new_tokens, 1.0, end_token_ids(tokenizer), tokenizer.pad_token_id, batch_size=64)

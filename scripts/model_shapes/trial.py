@@ -149,7 +149,8 @@ def _ppo() -> None:
 
 def _watched(collector: Any) -> Any:
     """A collector whose every rollout is computed again by plain forward passes: tokens, log-probabilities, scores."""
-    from alignment.generation import _uniforms, choose_tokens, stream_seed
+    from alignment.generation import _uniforms, choose_tokens
+    from alignment.seeds import stream_seed
 
     class Watched(collector):
         def collect(self, tasks: Any, *seed: int, **options: Any) -> Any:

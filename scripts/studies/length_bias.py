@@ -29,8 +29,8 @@ import transformers
 
 from alignment import distributed
 from alignment.data import Prompt
-from alignment.generation import stream_seed
 from alignment.scalar_models import ScoreHead
+from alignment.seeds import stream_seed
 from alignment.tracking import Journal
 from ppo.config import PPOStageConfig
 from ppo.loading import new_head, settle

@@ -15,7 +15,7 @@ from digits import CONTENTS, build_models, prompts_of
 from safetensors.torch import save_file
 
 from alignment import distributed, zero3
-from alignment.models import ModelError
+from alignment.errors import ModelError
 from alignment.stage import leave
 from alignment.tracking import Journal
 from alignment.tracking.metrics import find

@@ -12,7 +12,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 import reward.train
 from alignment.config import ModelConfig, validate
-from alignment.models import ModelError, load_tokenizer
+from alignment.errors import ModelError
+from alignment.models import load_tokenizer
 from alignment.registry import Registry
 from alignment.scalar_models import load_scalar_model, shift_scores
 from alignment.templates import encode_conversation

@@ -14,8 +14,9 @@ import reward.train
 from alignment.cli import app
 from alignment.config import validate
 from alignment.ensembles import RewardEnsemble, disagreement, is_ensemble, load_member, load_reward_model
+from alignment.errors import ModelError
 from alignment.export import export
-from alignment.models import ModelError, find_model, load_tokenizer
+from alignment.models import find_model, load_tokenizer
 from alignment.registry import Registry
 from alignment.scalar_models import ScalarModel, load_scalar_model
 from alignment.templates import encode_conversation

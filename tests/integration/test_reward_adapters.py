@@ -16,10 +16,11 @@ import reward.train
 import sft.train
 from alignment.adapters import dequantize
 from alignment.cli import app
-from alignment.config import ADAPTERS, ConfigError, ModelConfig, validate
+from alignment.config import ADAPTERS, ModelConfig, validate
 from alignment.ensembles import is_ensemble, load_member, load_reward_model, num_members
+from alignment.errors import ConfigError, ModelError
 from alignment.export import export
-from alignment.models import ModelError, find_model, load_policy, load_tokenizer
+from alignment.models import find_model, load_policy, load_tokenizer
 from alignment.registry import Registry
 from alignment.scalar_models import load_scalar_model
 from alignment.shared_base import add_reward_adapter, using

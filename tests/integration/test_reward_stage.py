@@ -14,7 +14,8 @@ import reward.finish
 import reward.overfit
 import reward.train
 import sft.train
-from alignment.config import ConfigError, validate
+from alignment.config import validate
+from alignment.errors import ConfigError
 from alignment.models import find_model, load_tokenizer
 from alignment.ratings import RatingsStore
 from alignment.registry import Registry

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from alignment import shipped
 from alignment.cli import app
-from alignment.config import ConfigError, read_values
+from alignment.config import read_values
+from alignment.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOK = """

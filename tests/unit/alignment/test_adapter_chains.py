@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from alignment import models
+from alignment.errors import ModelError
 from alignment.export import export
 from alignment.model_diff import compare_weights
-from alignment.models import ModelError, find_model, load_policy
+from alignment.models import find_model, load_policy
 from alignment.registry import Parent
 from unit.alignment.test_methods import house, publish, settings, trained_folder  # noqa: F401 - house is a fixture
 

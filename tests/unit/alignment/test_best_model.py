@@ -9,7 +9,8 @@ from transformers import TrainerControl, TrainerState
 from trl import SFTConfig
 
 from alignment.best_model import BestModel, published_step
-from alignment.config import BestModelArguments, ConfigError, trainer_arguments
+from alignment.config import BestModelArguments, trainer_arguments
+from alignment.errors import ConfigError
 from alignment.tracking import Journal
 from alignment.trainers import _take_out_best_model
 

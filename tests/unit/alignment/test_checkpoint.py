@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from alignment import checkpoint, resume
-from alignment.checkpoint import CheckpointError, Checkpoints, committed, newest, open_checkpoint
+from alignment import checkpoint, resume, seeds
+from alignment.checkpoint import Checkpoints, committed, newest, open_checkpoint
 from alignment.config import RunConfig
-from alignment.errors import UserError
+from alignment.errors import CheckpointError, UserError
 from alignment.runs import Run
 from alignment.tracking import Journal
 
@@ -217,14 +217,14 @@ def test_killed_at_any_call_the_newest_is_whole_and_the_next_save_succeeds(run_d
 
 
 def test_random_states_come_back(tmp_path):
-    checkpoint.save_state(tmp_path / "random.pt", checkpoint.random_state())
+    checkpoint.save_state(tmp_path / "random.pt", seeds.random_state())
 
     def draw():
         return random.random(), float(numpy.random.rand()), float(torch.rand(()))
 
     first = draw()
     assert draw() != first
-    checkpoint.set_random_state(checkpoint.load_state(tmp_path / "random.pt"))
+    seeds.set_random_state(checkpoint.load_state(tmp_path / "random.pt"))
     assert draw() == first
 
 

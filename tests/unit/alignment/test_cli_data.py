@@ -17,9 +17,9 @@ from typer.testing import CliRunner, Result
 import alignment.cli
 import alignment.data_cli
 from alignment import pages
-from alignment.config import ConfigError, DataConfig, read_values
+from alignment.config import DataConfig, read_values
 from alignment.data import Demonstration
-from alignment.errors import UserError
+from alignment.errors import ConfigError, UserError
 from alignment.preview import encode_for_preview, preview_json, preview_lines
 from alignment.recipes import read_recipe
 from alignment.templates import TEMPLATES, Message

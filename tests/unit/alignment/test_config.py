@@ -7,16 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from alignment.config import (
-    ConfigError,
-    ModelConfig,
-    Positive,
-    Section,
-    TrainerConfig,
-    load_config,
-    trainer_arguments,
-    validate,
-)
+from alignment.config import ModelConfig, Positive, Section, TrainerConfig, load_config, trainer_arguments, validate
+from alignment.errors import ConfigError
 
 MINIMAL = {
     "name": "a",

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from alignment.config import ConfigError, validate
-from alignment.errors import UserError
+from alignment.config import validate
+from alignment.errors import ConfigError, UserError
 from alignment.tracking import dashboards, metrics, workspace
 from alignment.tracking.dashboards import Dashboard
 

@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignment import elastic, zero3
-from alignment.checkpoint import CheckpointError, random_state
 from alignment.config import RunConfig, TrainerConfig
-from alignment.elastic import redistributed, same_batches, seeded_state
+from alignment.elastic import redistributed, same_batches
+from alignment.errors import CheckpointError
 from alignment.resume import FREE_KEYS, changed_keys
+from alignment.seeds import random_state, seeded_state
 
 
 def training(per_device, accumulated):

@@ -16,16 +16,11 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from alignment import generation
-from alignment.generation import (
-    GenerationError,
-    Sampling,
-    TransformersEngine,
-    choose_tokens,
-    complete,
-    set_way,
-    stream_seed,
-)
+from alignment import sampling as sampling_module
+from alignment.generation import TransformersEngine, choose_tokens, complete
 from alignment.kv_cache import PreallocatedLayer, keep_rows, make_cache
+from alignment.sampling import GenerationError, Sampling, set_way
+from alignment.seeds import stream_seed
 from alignment.templates import encode_prompt
 from alignment.tensors import pad_rows
 
@@ -456,9 +451,9 @@ def test_a_text_that_ends_responses_stops_at_the_token_that_completes_it(policy,
     for row, whole in zip(found, free, strict=True):
         completed = [n for n in range(1, 9) if stop in tokenizer.decode(whole[:n])]
         assert row == whole[: completed[0] if completed else 8]
-        assert generation.has_ended(row, sampling, tokenizer) == bool(completed)
+        assert sampling_module.has_ended(row, sampling, tokenizer) == bool(completed)
         assert (
-            generation.response_text(row, sampling, tokenizer)
+            sampling_module.response_text(row, sampling, tokenizer)
             == tokenizer.decode(row, skip_special_tokens=True).partition(stop)[0]
         )
     assert len(found[0]) == 4

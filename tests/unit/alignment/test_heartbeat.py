@@ -13,6 +13,7 @@ import torch.distributed
 from alignment import heartbeat
 from alignment.errors import UserError
 from alignment.heartbeat import Heartbeat
+from alignment.runs import write_exit
 
 
 class Store:
@@ -53,7 +54,7 @@ def pair(tmp_path, clock, monkeypatch):
     """Two watches of a launch, whose processes are in a step."""
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     store = Store()
-    watches = [Heartbeat(tmp_path, store, rank, 2, 60.0) for rank in range(2)]
+    watches = [Heartbeat(store, rank, 2, 60.0, lambda reason: write_exit(tmp_path, 1, reason)) for rank in range(2)]
     heartbeat.enter("step 3")
     for each in watches * 2:
         assert each._look() is None
@@ -112,7 +113,7 @@ def test_a_process_whose_calls_to_the_store_do_not_return_leaves(pair, clock, mo
 
 
 def test_a_process_that_never_came_is_missed(tmp_path, clock):
-    alone = Heartbeat(tmp_path, Store(), 0, 2, 60.0)
+    alone = Heartbeat(Store(), 0, 2, 60.0, lambda reason: None)
     heartbeat.enter("loading", patient=True)
     assert alone._look() is None
     clock.now += 61

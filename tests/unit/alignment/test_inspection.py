@@ -15,7 +15,16 @@ from alignment.config import DataConfig
 from alignment.data import Rating, prompt_group
 from alignment.duplicates import BAND, sketch
 from alignment.importers import PassedOver
-from alignment.inspection import Finding, Inspector, Report, SetAside, html_page, schema_validator, text_lines
+from alignment.inspection import (
+    Finding,
+    Inspector,
+    Report,
+    SetAside,
+    html_page,
+    report_of,
+    schema_validator,
+    text_lines,
+)
 from alignment.inspection.inspector import Places
 from alignment.inspection.report import Histogram, histogram
 from alignment.readers import BadRow, DataError
@@ -35,7 +44,7 @@ def inspect(rows, held_out=None, **options):
     inspector = Inspector(config, **options)
     for number, item in enumerate(rows, 1):
         inspector.add(f"d.jsonl:{number}", item, held_out=None if held_out is None else number in held_out)
-    return inspector.report(["d.jsonl"])
+    return report_of(inspector, ["d.jsonl"])
 
 
 def finding(report, kind):
@@ -161,7 +170,7 @@ def test_a_template_whose_end_is_no_token_is_an_error():
 def test_personal_data_is_counted_and_not_shown():
     inspector = Inspector(DataConfig(train="d.jsonl"))
     scrubbed, _ = inspector.add("d.jsonl:1", row("I am ada@example.com", "4111 1111 1111 1111, 212-555-0187"))
-    report = inspector.report(["d.jsonl"])
+    report = report_of(inspector, ["d.jsonl"])
     assert scrubbed == row("I am [MAIL]", "[CARD], [PHONE]")
     assert report.personal_data == {"card": 1, "mail": 1, "phone": 1}
     assert finding(report, "personal_mail").places == ["d.jsonl:1"]
@@ -409,7 +418,7 @@ def test_several_rated_answers_to_a_prompt_contradict_nothing():
     for number, text in enumerate(("At nine.", "At ten, mail ada@example.com", "At nine."), 1):
         encoded = encode_conversation(tokenizer, [*prompt, {"role": "assistant", "content": text}])
         inspector.look(Rating(prompt, text, float(number), place=f"d.jsonl:{number}"), encoded, encoded, held_out=False)
-    report = inspector.report(["d.jsonl"])
+    report = report_of(inspector, ["d.jsonl"])
     assert finding(report, "contradictions") is None
     assert finding(report, "exact_duplicates").places == ["d.jsonl:3 and d.jsonl:1"]
     assert report.personal_data == {"mail": 1}

@@ -11,17 +11,11 @@ import transformers
 from torch import nn
 
 from alignment import adapters, methods
-from alignment.config import ADAPTERS, ConfigError, ModelConfig, validate
+from alignment.config import ADAPTERS, ModelConfig, validate
+from alignment.errors import ConfigError, ModelError
 from alignment.export import export, logits_difference
 from alignment.methods import METHODS, apply_method, check
-from alignment.models import (
-    ModelError,
-    ModelSource,
-    find_model,
-    fit_embeddings,
-    load_policy,
-    load_tokenizer,
-)
+from alignment.models import ModelSource, find_model, fit_embeddings, load_policy, load_tokenizer
 from alignment.registry import Registry
 from alignment.scalar_models import load_scalar_model
 

@@ -12,12 +12,11 @@ import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from alignment.config import ModelConfig, ScratchConfig
-from alignment.errors import UserError
+from alignment.errors import ModelError, UserError
 from alignment.models import (
     END,
     PAD,
     START,
-    ModelError,
     build_scratch_model,
     find_model,
     fit_embeddings,

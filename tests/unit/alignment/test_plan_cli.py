@@ -12,8 +12,8 @@ import tiny
 from typer.testing import CliRunner
 
 import alignment.cli
-from alignment.config import ConfigError, ModelConfig
-from alignment.errors import UserError
+from alignment.config import ModelConfig
+from alignment.errors import ConfigError, UserError
 from alignment.plan_cli import parse_memory, stage_of
 from alignment.registry import Registry
 from alignment.sizing import KNOWN, ShapeFinder, UnknownShape, sized

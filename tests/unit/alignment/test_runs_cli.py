@@ -14,8 +14,8 @@ from journals import make_run
 from typer.testing import CliRunner, Result
 
 import alignment.cli
+from alignment.files import host_name
 from alignment.registry import Registry, provenance
-from alignment.registry.files import host_name
 from alignment.runs import Attempt, Run
 from alignment.tracking import Journal, overview
 from alignment.tracking.record import RunRecord

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from alignment.config import ConfigError, RunConfig, load_config
+from alignment.config import RunConfig, load_config
+from alignment.errors import ConfigError
 from alignment.secret_values import REDACTED, find_secrets, redact, without_secrets
 
 # Put together here, so that no scanner takes this file for one that holds keys.

@@ -9,8 +9,9 @@ import pytest
 import torch
 from architectures import VOCABULARY, build
 
-from alignment.generation import Sampling, TransformersEngine, way_of
+from alignment.generation import TransformersEngine
 from alignment.sampler_check import find_way
+from alignment.sampling import Sampling, way_of
 from alignment.selfcheck import (
     EXACT,
     CheckError,
@@ -43,7 +44,7 @@ def test_a_plain_model_passes_with_its_split_and_its_sampler():
         expected = plain_logprobs(model, ROWS)
         assert why_not_split(model, ROWS[0]) is None
     assert [len(each) for each in expected] == [29, 8, 13]
-    assert find_way(model, ROWS, sampling()) == "padded"
+    assert find_way(model, ROWS, sampling(), TransformersEngine(model).sample) == "padded"
 
 
 def test_nothing_of_a_run_is_disturbed():
@@ -57,7 +58,7 @@ def test_nothing_of_a_run_is_disturbed():
     with undisturbed(model):
         random.random(), np.random.rand(), torch.rand(1)
         plain_logprobs(model, ROWS)
-    find_way(model, ROWS, sampling())
+    find_way(model, ROWS, sampling(), TransformersEngine(model).sample)
     assert (random.random(), np.random.rand(), torch.rand(1)) == expected
     assert [module.training for module in model.modules()] == modes
     assert all(p.grad is None for p in model.parameters())

@@ -14,9 +14,10 @@ from hypothesis import given, settings, strategies
 
 from alignment import adapters, methods
 from alignment.adapters import AdapterError
-from alignment.config import ADAPTERS, ConfigError, ModelConfig
+from alignment.config import ADAPTERS, ModelConfig
+from alignment.errors import ConfigError, ModelError
 from alignment.methods import METHODS
-from alignment.models import ModelError, ModelSource, load_policy
+from alignment.models import ModelSource, load_policy
 from alignment.scalar_models import load_scalar_model
 from alignment.shared_base import (
     adapter_parameters,

@@ -8,7 +8,8 @@ from journals import CONFIGS, make_run
 from typer.testing import CliRunner
 
 import alignment.cli
-from alignment.tracking import Journal, checks, journal, metrics
+from alignment.tracking import Journal, checks, metrics
+from alignment.tracking import verdicts as verdicts_module
 from alignment.tracking.judges import judge_of, reward_parts
 from alignment.tracking.record import RunRecord
 from alignment.tracking.review import review
@@ -182,7 +183,7 @@ def test_the_docs_have_the_table_of_checks():
 def test_every_stage_watches_what_the_table_has():
     from alignment.callbacks import OVERFITTING
     from alignment.inspection import DATA_WATCHED
-    from reward.evaluation.report import WATCHED as REPORT
+    from reward.evaluation.findings import WATCHED as REPORT
     from reward.train import LABELS
 
     common = {check.key for check in checks.COMMON}
@@ -275,9 +276,9 @@ def test_a_review_keeps_what_was_not_measured(shown, tmp_path):
 def test_wandbs_summary_has_the_verdict_and_the_judge(tmp_path):
     make_run(tmp_path / "r", rows=without("eval/held_out_score"), events=[NAMES], exit_code=None,
              model={"policy": "p", "reward": "rm"})  # fmt: skip
-    found = journal.summary_of(tmp_path / "r", 0)
+    found = verdicts_module.summary_of(tmp_path / "r", 0)
     assert (found["verdict"], found["check/held-out judge agrees"]) == ("not measured", "not measured")
     assert found["check/better than the start"] == found["check/run finished"] == "pass"
     assert "which flatters" in found["win_rate_judged_by"]
-    assert journal.summary_of(tmp_path / "r", 75)["check/better than the start"] == "not measured"
-    assert journal.summary_of(tmp_path / "nothing") == {}
+    assert verdicts_module.summary_of(tmp_path / "r", 75)["check/better than the start"] == "not measured"
+    assert verdicts_module.summary_of(tmp_path / "nothing") == {}

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment.config import ConfigError
+from alignment.errors import ConfigError
 from alignment.intervals import win_rate
 from ppo.config import TrainingConfig
 from ppo.evaluation import BestPolicy, Judged, check_selection, figures, halves

@@ -9,8 +9,7 @@ import tiny
 import torch
 import transformers
 
-from alignment.config import ConfigError
-from alignment.models import ModelError
+from alignment.errors import ConfigError, ModelError
 from alignment.positions import LengthError
 from alignment.registry import Registry
 from alignment.scalar_models import load_scalar_model

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from alignment.config import ConfigError
 from alignment.data import Prompt
+from alignment.errors import ConfigError
 from ppo.config import RewardsConfig, RewardSource
 from ppo.rewards import HTTPReward, RewardError, load_sources, weighted
 

@@ -11,9 +11,9 @@ from digits import CONTENTS, build_models, prompts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment.config import ConfigError
 from alignment.data import Prompt
-from alignment.generation import Sampled
+from alignment.errors import ConfigError
+from alignment.sampling import Sampled
 from ppo import sampler_gap
 from ppo.models import RewardModel
 from ppo.rollout import encode_prompts, make_tasks, prompt_batches

@@ -9,7 +9,7 @@ import pytest
 import torch
 from digits import build_models, prompts_of, role_of, scalar
 
-from alignment.models import ModelError
+from alignment.errors import ModelError
 from alignment.tracking import Journal
 from ppo import stats as ppo_stats
 from ppo.loop import Loop

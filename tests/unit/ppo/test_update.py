@@ -13,7 +13,7 @@ from digits import build_models, llama, role_of, scalar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment.models import ModelError
+from alignment.errors import ModelError
 from alignment.shared_base import add_adapter
 from ppo.models import PolicyAndValue, Role
 from ppo.sequences import Row

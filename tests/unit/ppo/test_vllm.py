@@ -11,7 +11,7 @@ import torch
 import vllm_standin
 
 from alignment import vllm_engine
-from alignment.generation import GenerationError
+from alignment.sampling import GenerationError
 from alignment.vllm_engine import merged_parameters, wait_for_server
 from ppo import sampler_gap
 from ppo.config import PPOStageConfig

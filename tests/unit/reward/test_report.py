@@ -19,8 +19,9 @@ from alignment.tracking import Journal
 from alignment.tracking.pictures import histogram_chart
 from alignment.tracking.record import RunRecord
 from reward.evaluation import evaluate
+from reward.evaluation.findings import WATCHED, findings, unmeasured, verdict
 from reward.evaluation.page import html_page
-from reward.evaluation.report import WATCHED, compact, findings, save_report, summary, unmeasured, verdict
+from reward.evaluation.report import compact, save_report, summary
 
 HOSTILE = "\x1b]52;c;QQ==\x07 \x9b31m \u202e </pre></div><script>alert(1)</script> <img src=//x onerror=a> {{ 7*7 }}"
 

@@ -24,7 +24,7 @@ from human_votes.sizes import SIZES  # noqa: E402
 from alignment.config import load_config  # noqa: E402
 from alignment.data import Comparison, Vote  # noqa: E402
 from alignment.errors import UserError  # noqa: E402
-from alignment.generation import Completion  # noqa: E402
+from alignment.sampling import Completion  # noqa: E402
 from alignment.templates import encode_prompt  # noqa: E402
 from ppo.config import PPOStageConfig  # noqa: E402
 from reward.config import RewardStageConfig  # noqa: E402

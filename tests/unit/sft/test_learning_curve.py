@@ -10,7 +10,8 @@ import pytest
 import tiny
 import torch
 
-from alignment.config import ConfigError, validate
+from alignment.config import validate
+from alignment.errors import ConfigError
 from sft.__main__ import seeds, shares
 from sft.config import SFTStageConfig
 from sft.data import IGNORED, row_groups

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from alignment.config import ConfigError
+from alignment.errors import ConfigError
 from alignment.packing import why_not_packed
 from sft.packing import PackingCollator, pack_attention
 

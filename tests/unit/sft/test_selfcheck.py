@@ -10,8 +10,8 @@ import torch
 from architectures import build
 from torch.nn.functional import cross_entropy
 
-from alignment.config import ConfigError, validate
-from alignment.errors import UserError
+from alignment.config import validate
+from alignment.errors import ConfigError, UserError
 from sft.config import SFTStageConfig
 from sft.train import _packs, build_trainer, prepare
 from sft.trainer import SFTTrainer

@@ -8,7 +8,8 @@ import pytest
 import tiny
 from architectures import build
 
-from alignment.config import ConfigError, validate
+from alignment.config import validate
+from alignment.errors import ConfigError
 from sft.config import SFTStageConfig
 from sft.packing import PackingCollator
 from sft.train import build_trainer, plan, prepare
