@@ -1,6 +1,5 @@
 """What is in data files, and what will go wrong in training on them: `alignment data check`, and before each run."""
 
-from alignment.inspection.before_training import DATA_WATCHED, check_before_training, note_findings, write_report
 from alignment.inspection.conversation import MARKERS, schema_validator, turn_problems
 from alignment.inspection.findings import report_of
 from alignment.inspection.inspector import Inspector
@@ -8,21 +7,17 @@ from alignment.inspection.page import html_page
 from alignment.inspection.report import Finding, Lengths, Report, SetAside, percentiles, refuse, text_lines
 
 __all__ = [
-    "DATA_WATCHED",
     "MARKERS",
     "Finding",
     "Inspector",
     "Lengths",
     "Report",
     "SetAside",
-    "check_before_training",
     "html_page",
-    "note_findings",
     "percentiles",
     "refuse",
     "report_of",
     "schema_validator",
     "text_lines",
     "turn_problems",
-    "write_report",
 ]
