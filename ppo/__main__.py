@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from alignment.stage import leave, run_stage
+from alignment.training.stage import leave, run_stage
 from ppo.config import PPOStageConfig
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alignment.tracking.journal import Level
-from alignment.tracking.judges import judge_of, reward_parts
+from alignment.reports.judges import judge_of, reward_parts
+from alignment.runs.journal import Level
 from ppo.config import PPOStageConfig
 from ppo.sampler_gap import LIMITS, way_out
 
@@ -55,7 +55,7 @@ WATCHED: dict[str, Level] = {
     "component fell": "warning",
     "gain from ending": "error",
 }
-"""What is watched, and how bad it is. `alignment/tracking/checks.py` has their names for people."""
+"""What is watched, and how bad it is. `alignment/reports/checks.py` has their names for people."""
 
 
 def watched(config: PPOStageConfig) -> list[str]:

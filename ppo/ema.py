@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from alignment.zero3 import own_part, own_part_of, set_own_part
+from alignment.distributed.zero3 import own_part, own_part_of, set_own_part
 
 
 class EMA:

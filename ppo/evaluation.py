@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from alignment import distributed
+from alignment.distributed import processes
 from alignment.errors import ConfigError
 from alignment.intervals import choosing_half, win_rate
 from ppo.config import TrainingConfig
@@ -179,7 +179,7 @@ class BestPolicy:
 
     def _save(self, weights: Mapping[str, Tensor]) -> None:
         """By the main process, and whole or not at all: a run can be killed at any time."""
-        if not distributed.is_main_process():
+        if not processes.is_main_process():
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
         part = self._file.with_suffix(".part")
@@ -194,7 +194,7 @@ class BestPolicy:
 
     def weights(self) -> dict[str, Tensor] | None:
         """What was kept, on the main process, which publishes; None elsewhere, or where nothing was."""
-        if self.step is None or not distributed.is_main_process():
+        if self.step is None or not processes.is_main_process():
             return None
         return load_file(self._file)
 

@@ -9,10 +9,12 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment import methods
-from alignment.classifiers import body_width
-from alignment.config import ADAPTERS, ModelConfig
-from alignment.ensembles import (
+from alignment.config.loading import ADAPTERS, ModelConfig
+from alignment.errors import ConfigError, ModelError
+from alignment.generation.sampling import vocabulary_of
+from alignment.models import methods
+from alignment.models.classifiers import body_width
+from alignment.models.ensembles import (
     RewardEnsemble,
     is_ensemble,
     load_member,
@@ -20,15 +22,13 @@ from alignment.ensembles import (
     member_name,
     num_members,
 )
-from alignment.errors import ConfigError, ModelError
-from alignment.forward import switch_off_dropout
-from alignment.models import ModelSource, find_model, fit_embeddings, load_base, load_policy, load_tokenizer
-from alignment.positions import positions
+from alignment.models.forward import switch_off_dropout
+from alignment.models.lengths import positions
+from alignment.models.policies import ModelSource, find_model, fit_embeddings, load_base, load_policy, load_tokenizer
+from alignment.models.scalar import ScalarModel, ScoreHead
+from alignment.models.shared_base import add_adapter, add_reward_adapter
 from alignment.registry import Registry
-from alignment.sampling import vocabulary_of
-from alignment.scalar_models import ScalarModel, ScoreHead
-from alignment.shared_base import add_adapter, add_reward_adapter
-from alignment.templates import Message, TemplateError, encode_conversation
+from alignment.templates.rendering import Message, TemplateError, encode_conversation
 from ppo.config import ModelsConfig, PPOStageConfig
 from ppo.models import NO_GRADIENT, Models, PolicyAndValue, RewardModel, Role, choose_layout
 
@@ -47,8 +47,8 @@ def find_models(config: PPOStageConfig, registry: Registry) -> dict[str, ModelSo
     held_out_reward.
 
     Raises:
-        RegistryError, ModelError: see `alignment.models.find_model`; members are to be combined of what has none.
-        ConfigError: keys that do not go together.
+        RegistryError, ModelError: see `alignment.models.policies.find_model`; members are to be combined of what has
+        none. ConfigError: keys that do not go together.
     """
     model = config.model
     policy = find_model(model.policy, registry, role="policy")
@@ -84,7 +84,7 @@ def critic_kind(config: ModelsConfig) -> str:
 
 
 def policy_options(config: ModelsConfig) -> ModelConfig:
-    """What of the policy is trained, as `alignment.methods` takes it."""
+    """What of the policy is trained, as `alignment.models.methods` takes it."""
     method = config.method or ("lora" if config.mode == "shared" else "full")
     return ModelConfig(
         name=config.policy,

@@ -13,21 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignment import distributed, heartbeat, zero3
-from alignment.checkpoint import Checkpoints, load_state, save_state
-from alignment.control import Control, Wanted, leave_if_preempted
-from alignment.data import Prompt
-from alignment.distributed import Accelerator, TrainingEngine, all_reduce_max, all_reduce_sum
+from alignment.data.reading import Prompt
+from alignment.distributed import heartbeat, zero3
+from alignment.distributed import processes as distributed
+from alignment.distributed.processes import Accelerator, TrainingEngine, all_reduce_max, all_reduce_sum
 from alignment.errors import ConfigError, UserError
 from alignment.files import keep_files
-from alignment.optimizers import Settings
+from alignment.reports.judges import judge_of
+from alignment.reports.verdicts import WON
+from alignment.runs.checkpoint import Checkpoints, load_state, save_state
+from alignment.runs.journal import Journal, Level
+from alignment.runs.signals import Control, Wanted, leave_if_preempted
 from alignment.seeds import random_state, set_random_state, stream_seed
 from alignment.tensors import whiten
 from alignment.terminal import progress
-from alignment.tracking import Journal
-from alignment.tracking.journal import Level
-from alignment.tracking.judges import judge_of
-from alignment.tracking.verdicts import WON
+from alignment.training.optimizers import Settings
 from ppo import sampler_gap
 from ppo.alarms import Alarms, not_better
 from ppo.algorithm import (

@@ -18,17 +18,17 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment import zero3
-from alignment.adapters import without_adapter
-from alignment.ensembles import RewardEnsemble, disagreement
-from alignment.forward import TokenLogprobs, body_and_head, options_of, token_logprobs
-from alignment.models import ModelSource
-from alignment.packing import attend_by_group, uses_flash, why_not_packed
-from alignment.positions import LengthError
+from alignment.distributed import zero3
+from alignment.models.adapters import without_adapter
+from alignment.models.ensembles import RewardEnsemble, disagreement
+from alignment.models.forward import TokenLogprobs, body_and_head, options_of, token_logprobs
+from alignment.models.lengths import LengthError
+from alignment.models.packing import attend_by_group, uses_flash, why_not_packed
+from alignment.models.policies import ModelSource
+from alignment.models.scalar import ScalarModel, ScoreHead
+from alignment.models.shared_base import adapter_parameters, checkpointing, save_adapter, using
 from alignment.registry import Parent
-from alignment.scalar_models import ScalarModel, ScoreHead
-from alignment.shared_base import adapter_parameters, checkpointing, save_adapter, using
-from alignment.templates import Message, encode_to_score
+from alignment.templates.rendering import Message, encode_to_score
 from alignment.tensors import entropy_from_logits, logprobs_from_logits, pad_rows
 from ppo.sequences import Microbatch, Row, lay_out, split_by_tokens
 

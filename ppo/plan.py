@@ -1,4 +1,4 @@
-"""What a PPO run takes of a process's memory (`alignment.memory_plan`)."""
+"""What a PPO run takes of a process's memory (`alignment.memory.plan`)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from alignment.classifiers import AnyClassifier
-from alignment.config import ADAPTERS, ModelConfig
-from alignment.forward import LOGITS_AT_ONCE
-from alignment.memory_plan import Model, Pass, Rollout, Workload
-from alignment.sizing import ShapeFinder, frozen, sized
+from alignment.config.loading import ADAPTERS, ModelConfig
+from alignment.memory.plan import Model, Pass, Rollout, Workload
+from alignment.memory.shapes import ShapeFinder, frozen, sized
+from alignment.models.classifiers import AnyClassifier
+from alignment.models.forward import LOGITS_AT_ONCE
 from ppo.config import PPOStageConfig, batch_plan
 from ppo.loading import critic_kind, policy_options
 from ppo.models import NO_GRADIENT

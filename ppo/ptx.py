@@ -8,11 +8,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from alignment.config import DataConfig
-from alignment.data import Demonstration, Document, check_bad, read_records, to_examples
-from alignment.encoding import encode_record, fit_record
+from alignment.config.loading import DataConfig
+from alignment.data.encoding import encode_record, fit_record
+from alignment.data.reading import Demonstration, Document, check_bad, read_records, to_examples
 from alignment.errors import ConfigError
-from alignment.templates import Encoded, Unrenderable
+from alignment.templates.rendering import Encoded, Unrenderable
 from ppo.config import PPOStageConfig
 from ppo.sequences import Row
 

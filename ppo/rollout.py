@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from alignment.config import TooLong
-from alignment.data import Prompt
-from alignment.distributed import Accelerator, all_reduce_sum, on_every_process
-from alignment.ends import end_token_ids
+from alignment.config.loading import TooLong
+from alignment.data.reading import Prompt
+from alignment.data.trimming import trim_prompt
+from alignment.distributed.processes import Accelerator, all_reduce_sum, on_every_process
 from alignment.errors import ConfigError, ModelError
-from alignment.generation import TransformersEngine
-from alignment.sampling import Engine, Sampled, Sampling, has_ended, response_text, vocabulary_of
+from alignment.generation.engine import TransformersEngine
+from alignment.generation.sampling import Engine, Sampled, Sampling, has_ended, response_text, vocabulary_of
+from alignment.models.selfcheck import say
 from alignment.seeds import stream_seed
-from alignment.selfcheck import say
-from alignment.templates import Message, encode_prompt
-from alignment.trimming import trim_prompt
+from alignment.templates.ends import end_token_ids
+from alignment.templates.rendering import Message, encode_prompt
 from ppo import sampler_gap
 from ppo.algorithm import Unit, final_scores, overlong_cost
 from ppo.config import PPOStageConfig
@@ -129,7 +129,7 @@ def join(pieces: Sequence[tuple[Rollout, Sequence[int]]]) -> Rollout:
 def encode_prompts(
     prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, limit: int, too_long: TooLong
 ) -> tuple[list[tuple[Prompt, list[int]]], int]:
-    """Prompts with their tokens, and how many were longer than `limit`: trimmed (`alignment.trimming`), or left out.
+    """Prompts with their tokens, and how many were longer than `limit`: trimmed (`data/trimming.py`), or left out.
 
     Raises:
         ConfigError: `too_long` is `raise` and one is too long; or none is left.
@@ -222,7 +222,7 @@ def make_engine(config: PPOStageConfig, models: Models, accelerator: Accelerator
     """What samples the policy's responses."""
     if config.rollout.engine == "transformers":
         return TransformersEngine(models.policy.model, models.tokenizer)
-    from alignment.vllm_engine import VLLMEngine
+    from alignment.generation.vllm import VLLMEngine
 
     vllm = config.rollout.vllm
     return VLLMEngine(

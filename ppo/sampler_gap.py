@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from alignment.distributed import all_reduce_sum, gather_lists
-from alignment.sampling import GenerationError
+from alignment.distributed.processes import all_reduce_sum, gather_lists
+from alignment.generation.sampling import GenerationError
 from ppo.config import PPOStageConfig, Precision
 
 

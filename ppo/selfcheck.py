@@ -1,4 +1,4 @@
-"""What PPO computes of its roles, by the paths that it takes, against plain forward passes (`alignment.selfcheck`)."""
+"""What PPO computes of its roles, by the paths that it takes, against plain forward passes (`models/selfcheck.py`)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from alignment import distributed
-from alignment.distributed import Accelerator
+from alignment.distributed import processes
+from alignment.distributed.processes import Accelerator
 from alignment.errors import ConfigError, ModelError
-from alignment.forward import options_of
-from alignment.generation import TransformersEngine
-from alignment.sampler_check import find_way
-from alignment.sampling import WAYS, Engine, Sampling, set_way
-from alignment.selfcheck import (
+from alignment.generation.engine import TransformersEngine
+from alignment.generation.sampler_check import find_way
+from alignment.generation.sampling import WAYS, Engine, Sampling, set_way
+from alignment.models.forward import options_of
+from alignment.models.selfcheck import (
     CheckError,
     agreed,
     plain_logits,
@@ -76,8 +76,8 @@ def check_models(
         policy = models.policy
         with accelerator.autocast(), models.resident(models.on_policy(), accelerator.device), policy.active():
             sample = TransformersEngine(policy.model).sample
-            way = distributed.on_every_process(lambda: find_way(policy.model, prompts, sampling, sample))
-        ways = [each for share in distributed.gather_lists([way]) for each in share]
+            way = processes.on_every_process(lambda: find_way(policy.model, prompts, sampling, sample))
+        ways = [each for share in processes.gather_lists([way]) for each in share]
         set_way(policy.model, max(ways, key=WAYS.index))
 
 

@@ -1,7 +1,7 @@
 """Prompts with responses as the tensors of one forward pass: packed without padding, or padded rows.
 
-A packed row computes a prompt once for all its responses (`alignment.packing`). Padded rows are for the models that
-this does not go with.
+A packed row computes a prompt once for all its responses (`alignment.models.packing`). Padded rows are for the models
+that this does not go with.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from alignment.packing import positions, row_arguments
+from alignment.models.packing import positions, row_arguments
 from alignment.tensors import pad_rows
 
 

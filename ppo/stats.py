@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from alignment.distributed import all_reduce_sum
+from alignment.distributed.processes import all_reduce_sum
 from alignment.tensors import masked_moments
 from ppo.rollout import Rollout
 from ppo.update import Targets

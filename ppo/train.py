@@ -14,17 +14,20 @@ from typing import Any
 import torch
 import transformers
 
-from alignment import adapters, distributed, heartbeat, methods, resume, trainers, zero3
-from alignment.data import to_prompts, train_and_eval
-from alignment.distributed import Accelerator
-from alignment.ensembles import num_members
+from alignment.data.reading import to_prompts, train_and_eval
+from alignment.distributed import heartbeat, processes, zero3
+from alignment.distributed.launch_files import check_against_config
+from alignment.distributed.processes import Accelerator
 from alignment.errors import ConfigError
-from alignment.launch_files import check_against_config
-from alignment.models import ModelSource
-from alignment.positions import check_length
-from alignment.runs import Run
-from alignment.stage import write_bad_rows
-from alignment.tracking.verdicts import WON
+from alignment.models import adapters, methods
+from alignment.models.ensembles import num_members
+from alignment.models.lengths import check_length
+from alignment.models.policies import ModelSource
+from alignment.reports.verdicts import WON
+from alignment.runs import resume
+from alignment.runs.run import Run
+from alignment.training import publishing
+from alignment.training.stage import write_bad_rows
 from ppo.alarms import watched
 from ppo.config import PPOStageConfig, batch_plan
 from ppo.evaluation import check_selection
@@ -41,28 +44,28 @@ from ppo.value import read_answers, save_critic
 def train(config: PPOStageConfig) -> dict[str, Any]:
     """Run the stage; returns the published reference and the figures of the published policy."""
     _check(config)
-    distributed.start_processes()
-    batch_plan(config, distributed.world_size())
-    accelerator = distributed.make_accelerator(bf16=config.training.bf16)
-    distributed.on_main_process(lambda: _check_backend(config, accelerator))
+    processes.start_processes()
+    batch_plan(config, processes.world_size())
+    accelerator = processes.make_accelerator(bf16=config.training.bf16)
+    processes.on_main_process(lambda: _check_backend(config, accelerator))
     begun = resume.begin(config.run_dir)
-    registry = trainers.open_registry(config, begun.run)
-    if published := trainers.published_before(config, registry, begun.run):
+    registry = publishing.open_registry(config, begun.run)
+    if published := publishing.published_before(config, registry, begun.run):
         return published
     heartbeat.enter("reading the data", patient=True)
     prompts, held_out = train_and_eval(config.data, to_prompts)
     check_selection(config.training, num_held_out=len(held_out.items))
     heartbeat.enter("loading the models", patient=True)
-    sources = distributed.on_main_process(lambda: find_models(config, registry))
-    trainers.pin_models(config, registry, begun.run)
+    sources = processes.on_main_process(lambda: find_models(config, registry))
+    publishing.pin_models(config, registry, begun.run)
     _check_lengths(config, sources)
     torch.manual_seed(config.training.seed)
     with zero3.whole_models():  # parted later: parts can be neither merged nor given a head
         models = load_models(config, sources)
     ptx, answers = read_ptx(config, models.tokenizer), read_answers(config, models.tokenizer)
     data = [*prompts.fingerprints, *held_out.fingerprints, *ptx.fingerprints, *answers.fingerprints]
-    with trainers.open_journal(config, "ppo", begun) as journal:
-        checkpoints = trainers.open_checkpoints(
+    with publishing.open_journal(config, "ppo", begun) as journal:
+        checkpoints = publishing.open_checkpoints(
             config, begun, journal, keep=config.training.save_total_limit, data=data
         )
         if accelerator.is_main_process:
@@ -70,7 +73,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
         loop = Loop(config, models, accelerator, journal, prompts.items, held_out.items, ptx.rows, answers.items)
         journal.event("data", prompts=prompts.fingerprints, held_out=held_out.fingerprints, ptx=ptx.fingerprints,
                       notes=prompts.notes, **loop.too_long)  # fmt: skip
-        journal.event("backend", **distributed.backend(accelerator, loop.engine.wrapped))
+        journal.event("backend", **processes.backend(accelerator, loop.engine.wrapped))
         journal.watching([STOPPED, *watched(config), WON])
         journal.event("models", **{role: source.label for role, source in sources.items()}, packed=models.packed)
         if begun.checkpoint is not None:
@@ -99,7 +102,7 @@ def _publish(
     heartbeat.enter("saving and publishing the model", patient=True)
     weights = loop.engine.full_state_dict()
     published = partial(
-        trainers.publish,
+        publishing.publish,
         registry=registry,
         stage="ppo",
         parents=models.parents(),
@@ -151,7 +154,7 @@ def _publish(
             publish_value()
         return publish_policy()
 
-    return distributed.on_main_process(publish_both)
+    return processes.on_main_process(publish_both)
 
 
 def _check(config: PPOStageConfig) -> None:
@@ -165,12 +168,12 @@ def _check(config: PPOStageConfig) -> None:
 
 
 def _check_backend(config: PPOStageConfig, accelerator: Accelerator) -> None:
-    if "nvme" in distributed.offload_devices(accelerator):
+    if "nvme" in processes.offload_devices(accelerator):
         raise ConfigError(
             "PPO does not run with weights or optimizer on NVMe, which each rollout and each pass would read; set "
             "offload_optimizer_device: cpu and offload_param_device: cpu in the launch file"
         )
-    methods.check(policy_options(config.model), distributed.zero_stage(accelerator))
+    methods.check(policy_options(config.model), processes.zero_stage(accelerator))
 
 
 def _check_lengths(config: PPOStageConfig, sources: Mapping[str, ModelSource]) -> None:
@@ -186,10 +189,10 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
     prompts, held_out = train_and_eval(config.data, to_prompts)
     check_selection(config.training, num_held_out=len(held_out.items))
     if config.rollout.engine == "vllm":
-        from alignment.vllm_engine import check_installed
+        from alignment.generation.vllm import check_installed
 
         check_installed()
-    sources = find_models(config, trainers.open_registry(config))
+    sources = find_models(config, publishing.open_registry(config))
     _check_lengths(config, sources)
     tokenizer = load_policy_tokenizer(config, sources)
     limit = config.data.max_length - config.rollout.max_new_tokens
@@ -221,5 +224,5 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
         "minibatch": sizes.minibatch,
         "microbatch_tokens": config.training.microbatch_tokens,
         "optimizer_steps": config.training.max_steps * config.ppo.num_epochs * config.ppo.num_minibatches,
-        **trainers.memory_plan(lambda: workload(config, shapes, world_size, members), sources, world_size),
+        **publishing.memory_plan(lambda: workload(config, shapes, world_size, members), sources, world_size),
     }

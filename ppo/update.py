@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignment import heartbeat
-from alignment.distributed import Diverged, TrainingEngine, all_reduce_max, all_reduce_sum
+from alignment.distributed import heartbeat
+from alignment.distributed.processes import Diverged, TrainingEngine, all_reduce_max, all_reduce_sum
 from alignment.errors import ModelError
 from alignment.seeds import stream_seed
 from ppo.algorithm import Unit, importance_weights, kl_loss, policy_loss, value_loss

@@ -14,10 +14,12 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from alignment import heartbeat
-from alignment.config import DataConfig, DataPart, Format
-from alignment.data import Comparison, Demonstration, Prompt, to_demonstrations, to_judgements, train_and_eval
-from alignment.distributed import (
+from alignment.config.loading import DataConfig, DataPart, Format
+from alignment.data.reading import Comparison, Demonstration, Prompt, to_demonstrations, to_judgements, train_and_eval
+from alignment.data.row_files import BadRow
+from alignment.data.sources import Source, open_source
+from alignment.distributed import heartbeat
+from alignment.distributed.processes import (
     TrainingEngine,
     all_reduce_max,
     gather_lists,
@@ -26,14 +28,12 @@ from alignment.distributed import (
     world_size,
 )
 from alignment.errors import ConfigError
-from alignment.models import ModelSource
+from alignment.models.policies import ModelSource
+from alignment.models.scalar import ScoreHead, write_score_bias
+from alignment.models.shared_base import save_adapter
 from alignment.ratings import RatingsStore, is_ratings_file
-from alignment.readers import BadRow
-from alignment.scalar_models import ScoreHead, write_score_bias
 from alignment.seeds import stream_seed
-from alignment.shared_base import save_adapter
-from alignment.sources import Source, open_source
-from alignment.templates import Message, Unrenderable, encode_conversation, encode_prompt
+from alignment.templates.rendering import Message, Unrenderable, encode_conversation, encode_prompt
 from alignment.terminal import progress
 from ppo.algorithm import Unit
 from ppo.config import PPOStageConfig

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from alignment.stage import leave, run_stage
+from alignment.training.stage import leave, run_stage
 from reward.config import RewardStageConfig
 
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def study(config: RewardStageConfig, args: argparse.Namespace) -> str | None:
         if args.overfit is None:
             return None
-        from reward.overfit import overfit
+        from reward.studies.overfit import overfit
 
         return overfit(config, args.overfit)
 

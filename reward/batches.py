@@ -1,7 +1,7 @@
 """Questions as tensors, and their scores: one forward of the body per batch, whatever the number of completions.
 
 `shared_prefix` lays a batch out in one row without padding, where the prompt of a question is computed once
-(`alignment.packing`). `padded` is for the models that this does not go with:
+(`alignment.models.packing`). `padded` is for the models that this does not go with:
 each completion behind its prompt in a row of its own, padded on the right. Sorting rows by length
 (`train_sampling_strategy: group_by_length`) saves work in the second layout only; the first has nothing to pad.
 """
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from alignment import heartbeat
-from alignment.adapters import without_adapter
-from alignment.distributed import run_as_forward
-from alignment.forward import options_of
-from alignment.packing import attend_by_group, positions, row_arguments, uses_flash, why_not_packed
-from alignment.scalar_models import ScalarModel
-from alignment.selfcheck import CheckError, row_tensor, tried, undisturbed, why_wrong
+from alignment.distributed import heartbeat
+from alignment.distributed.processes import run_as_forward
+from alignment.models.adapters import without_adapter
+from alignment.models.forward import options_of
+from alignment.models.packing import attend_by_group, positions, row_arguments, uses_flash, why_not_packed
+from alignment.models.scalar import ScalarModel
+from alignment.models.selfcheck import CheckError, row_tensor, tried, undisturbed, why_wrong
 from alignment.tensors import pad_rows
 from reward.questions import Question
 

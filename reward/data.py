@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from alignment.config import DataConfig, DataPart
-from alignment.data import Choice, Comparison, Rating, Records, Vote, to_judgements, train_and_eval
-from alignment.importers import PassedOver
+from alignment.config.loading import DataConfig, DataPart
+from alignment.data.importers import PassedOver
+from alignment.data.reading import Choice, Comparison, Rating, Records, Vote, to_judgements, train_and_eval
+from alignment.data.row_files import DataError
+from alignment.data.sources import Rows, Source, open_source
 from alignment.ratings import Rating as StoredRating
 from alignment.ratings import RatingsStore, is_ratings_file
-from alignment.readers import DataError
-from alignment.sources import Rows, Source, open_source
-from alignment.templates import Message
-from reward.agreement import reliability
+from alignment.ratings.agreement import reliability
+from alignment.templates.rendering import Message
 from reward.batches import QuestionCollator
 from reward.config import RewardSection
 from reward.labelers import judgements_by, known_labelers, nothing_rated, resolved
@@ -97,8 +97,8 @@ def read_judgements(config: DataConfig, settings: RewardSection) -> tuple[Record
     """Training and held-out judgements.
 
     Raises:
-        DataError: see `alignment.data.Reading`; no rated item; no rating by one of `settings.labelers`; or there is
-            nothing in them that `settings` asks for.
+        DataError: see `alignment.data.reading.Reading`; no rated item; no rating by one of `settings.labelers`; or
+        there is nothing in them that `settings` asks for.
     """
     read: Callable[..., Sequence[Judgement]] = to_judgements
     find: Callable[[DataPart, DataConfig], Source] = open_ratings

@@ -9,14 +9,14 @@ from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from alignment.config import DataConfig, validate
-from alignment.data import Demonstration, read_records, to_demonstrations, train_and_eval
-from alignment.encoding import fit_record
+from alignment.config.loading import DataConfig, validate
+from alignment.data.encoding import fit_record
+from alignment.data.reading import Demonstration, read_records, to_demonstrations, train_and_eval
+from alignment.data.row_files import DataError
 from alignment.errors import UserError
-from alignment.models import ModelSource
-from alignment.readers import DataError
+from alignment.models.policies import ModelSource
 from alignment.registry import Manifest, Registry
-from alignment.templates import encode_conversation
+from alignment.templates.rendering import encode_conversation
 from reward.config import RewardStageConfig
 from reward.questions import Question
 

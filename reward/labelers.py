@@ -6,12 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from alignment.config import DataConfig, DataPart, Format
-from alignment.data import Comparison, Rating, to_judgements
-from alignment.importers import PassedOver
+from alignment.config.loading import DataConfig, DataPart, Format
+from alignment.data.importers import PassedOver
+from alignment.data.reading import Comparison, Rating, to_judgements
+from alignment.data.row_files import BadRow, DataError
+from alignment.data.sources import open_source
 from alignment.ratings import RatingsStore, is_ratings_file
-from alignment.readers import BadRow, DataError
-from alignment.sources import open_source
 
 MOST_SHOWN = 20
 """Names in an error."""

@@ -1,4 +1,4 @@
-"""What a reward run takes of a process's memory (`alignment.memory_plan`)."""
+"""What a reward run takes of a process's memory (`alignment.memory.plan`)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 from transformers import PreTrainedConfig
 from trl import RewardConfig
 
-from alignment.classifiers import AnyClassifier
-from alignment.config import trainer_arguments
-from alignment.memory_plan import Pass, Workload
-from alignment.sizing import ShapeFinder, sized
+from alignment.config.loading import trainer_arguments
+from alignment.memory.plan import Pass, Workload
+from alignment.memory.shapes import ShapeFinder, sized
+from alignment.models.classifiers import AnyClassifier
 from reward.config import DEFAULTS, RewardStageConfig
 
 COMPLETIONS = 2

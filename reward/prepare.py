@@ -14,17 +14,20 @@ from transformers import (
 )
 from trl import RewardConfig
 
-from alignment import distributed, methods, trainers
-from alignment.classifiers import AnyClassifier
-from alignment.config import ADAPTERS, SCRATCH, trainer_arguments
-from alignment.data import Records
+from alignment.config.loading import ADAPTERS, SCRATCH, trainer_arguments
+from alignment.data.check import Inspector, Report
+from alignment.data.reading import Records
+from alignment.distributed import processes
 from alignment.errors import ConfigError
-from alignment.inspection import Inspector, Report, check_before_training
-from alignment.models import fit_embeddings
-from alignment.positions import check_length
+from alignment.models import methods
+from alignment.models.classifiers import AnyClassifier
+from alignment.models.lengths import check_length
+from alignment.models.policies import fit_embeddings
+from alignment.models.scalar import load_scalar_model
 from alignment.registry import Registry
-from alignment.runs import Run
-from alignment.scalar_models import load_scalar_model
+from alignment.runs.run import Run
+from alignment.training import publishing
+from alignment.training.data_check import check_before_training
 from reward.config import DEFAULTS, EnsembleArguments, RewardStageConfig
 from reward.data import Encoding, Judgement, encode, labeler_weights, read_judgements
 from reward.demonstrations import Zero, find_zero
@@ -39,7 +42,7 @@ class Prepared:
 
     seed: int
     registry: Registry
-    start: trainers.StartModel
+    start: publishing.StartModel
     train_set: Records[Judgement]
     eval_set: Records[Judgement]
     train: list[Question]
@@ -73,24 +76,24 @@ def prepare(config: RewardStageConfig, run: Run | None = None) -> Prepared:
     given = trainer_arguments(RewardConfig, DEFAULTS, config.training, beside=[EnsembleArguments])
     seed = given.get("seed", 42)
     config = config.of_member()
-    distributed.start_processes()
-    registry = trainers.open_registry(config, run)
+    processes.start_processes()
+    registry = publishing.open_registry(config, run)
     train_set, eval_set = read_judgements(config.data, config.reward)
     where = config.data.parts[0].path
     reliability = labeler_weights(train_set.items, where) if config.reward.use_reliability else None
-    start = trainers.start_model(config, registry, (), "reward")
+    start = publishing.start_model(config, registry, (), "reward")
     check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
     if EnsembleArguments.of(given).members > 1 and config.model.method in ADAPTERS:
         _check_shared_base(config, start)
-    inspector = Inspector(config.data, start.tokenizer) if distributed.is_main_process() else None
+    inspector = Inspector(config.data, start.tokenizer) if processes.is_main_process() else None
     train, left_out = _encode(config, train_set, start.tokenizer, reliability, inspector, held_out=False)
     # Held-out votes all count alike: a model is not to be judged by those alone that agree with each other.
     held_out, _ = _encode(config, eval_set, start.tokenizer, None, inspector, held_out=True)
-    data_report = distributed.on_main_process(lambda: check_before_training(config, inspector))
+    data_report = processes.on_main_process(lambda: check_before_training(config, inspector))
     scale = rating_scale(train) if config.reward.objective == "regression" else None
     if scale is not None:
         train, held_out = standardised(train, scale), standardised(held_out, scale)
-    zero = distributed.on_main_process(lambda: find_zero(config, registry, start.source, start.tokenizer, train))
+    zero = processes.on_main_process(lambda: find_zero(config, registry, start.source, start.tokenizer, train))
     arguments = make_arguments(config, no_eval=not held_out)
     return Prepared(
         seed, registry, start, train_set, eval_set, train, held_out, left_out, reliability, scale, zero, arguments,
@@ -101,7 +104,7 @@ def prepare(config: RewardStageConfig, run: Run | None = None) -> Prepared:
 def make_arguments(config: RewardStageConfig, no_eval: bool) -> RewardConfig:
     """TRL's arguments; `no_eval`: there is nothing to evaluate on."""
     defaults = methods.with_learning_rate(DEFAULTS, config.model)
-    return trainers.make_arguments(RewardConfig, config, defaults, max_length=None, no_eval=no_eval)
+    return publishing.make_arguments(RewardConfig, config, defaults, max_length=None, no_eval=no_eval)
 
 
 def untrained(config: RewardStageConfig, prepared: Prepared) -> PreTrainedModel:
@@ -130,7 +133,7 @@ def _encode(
 
 
 def _check(config: RewardStageConfig) -> None:
-    distributed.on_main_process(lambda: methods.check(config.model, distributed.launched_zero_stage()))
+    processes.on_main_process(lambda: methods.check(config.model, processes.launched_zero_stage()))
     if config.model.name.startswith(SCRATCH):
         raise ConfigError(
             "model.name: a reward model starts from a trained policy, not from scratch; "
@@ -149,7 +152,7 @@ def _check(config: RewardStageConfig) -> None:
         )
 
 
-def _check_shared_base(config: RewardStageConfig, start: trainers.StartModel) -> None:
+def _check_shared_base(config: RewardStageConfig, start: publishing.StartModel) -> None:
     """Adapters share a base only where all that is drawn anew beside it is the head."""
     path, trust = start.source.config_path, config.model.trust_remote_code
     with torch.device("meta"):

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from alignment.config import TooLong
-from alignment.data import Comparison, Rating, Vote
-from alignment.readers import DataError
-from alignment.templates import Encoded, Message, encode_conversation, encode_prompt
-from alignment.trimming import least, trim_prompt
+from alignment.config.loading import TooLong
+from alignment.data.reading import Comparison, Rating, Vote
+from alignment.data.row_files import DataError
+from alignment.data.trimming import least, trim_prompt
+from alignment.templates.rendering import Encoded, Message, encode_conversation, encode_prompt
 
 MAX_COMPLETIONS = 9
 """Of one question; more are parted, since all of a question's completions are in one forward."""
@@ -208,8 +208,8 @@ class QuestionBuilder:
         sequences = list(group.completions)
         if not sequences:
             return []
-        # No token spans the border of prompt and answer (alignment.templates), but a template may render more between
-        # the two than its generation prompt says; what all have in common is then the prompt.
+        # No token spans the border of prompt and answer (alignment.templates.rendering), but a template may render more
+        # between # the two than its generation prompt says; what all have in common is then the prompt.
         border = min(_common(group.prompt_ids, ids) for ids in sequences)
         border = min(border, min(map(len, sequences)) - 1)
         tails = [list(ids[border:]) for ids in sequences]

@@ -22,22 +22,26 @@ from typing import Any
 from torch import nn
 from transformers import AutoConfig, TrainerCallback, set_seed
 
-from alignment import callbacks, distributed, heartbeat, methods, resume, trainers, zero3
-from alignment.best_model import finished_model, held_out_halves, keep_best, published_step
-from alignment.config import BestModelArguments, CheckpointArguments
-from alignment.control import Wanted
-from alignment.data import CHOICES, Comparison
-from alignment.ensembles import member_name
+from alignment.config.loading import BestModelArguments, CheckpointArguments
+from alignment.data.check import Finding
+from alignment.data.reading import CHOICES, Comparison
+from alignment.distributed import heartbeat, processes, zero3
 from alignment.errors import UserError
-from alignment.inspection import DATA_WATCHED, Finding, note_findings, write_report
-from alignment.runs import Run
-from alignment.selfcheck import say
-from alignment.stage import write_bad_rows
+from alignment.models import methods
+from alignment.models.ensembles import member_name
+from alignment.models.selfcheck import say
+from alignment.ratings.quality import as_metrics, journalled
+from alignment.reports.verdicts import ENDED, Verdict, verdicts
+from alignment.runs import resume
+from alignment.runs.journal import Journal, Level
+from alignment.runs.record import RunRecord
+from alignment.runs.run import Run
+from alignment.runs.signals import Wanted
 from alignment.terminal import one_line
-from alignment.tracking import Journal
-from alignment.tracking.journal import Level
-from alignment.tracking.record import RunRecord
-from alignment.tracking.verdicts import ENDED, Verdict, verdicts
+from alignment.training import callbacks, publishing
+from alignment.training.best_model import finished_model, held_out_halves, keep_best, published_step
+from alignment.training.data_check import DATA_WATCHED, note_findings, write_report
+from alignment.training.stage import write_bad_rows
 from reward.batches import Layout, QuestionCollator, choose_layout
 from reward.config import EnsembleArguments, RewardStageConfig
 from reward.evaluation import compact, evaluate, save_report
@@ -45,7 +49,6 @@ from reward.evaluation.findings import WATCHED, findings, unmeasured
 from reward.evaluation.judged import Judged, judged_pairs, sides
 from reward.finish import Finished, Trained, averaged, finish_all, summed_up, write_eval_pairs
 from reward.labelers import resolved
-from reward.labels import as_metrics, journalled
 from reward.plan import arguments, workload
 from reward.prepare import Prepared, make_arguments, prepare, untrained
 from reward.questions import Question
@@ -86,7 +89,7 @@ def build_trainer(config: RewardStageConfig, prepared: Prepared, journal: Journa
     tokenizer = prepared.start.tokenizer
     model = methods.apply_method(untrained(config, prepared), config.model)
     layout, reason = lay_out(config, prepared, model)
-    with trainers.refused_arguments():
+    with publishing.refused_arguments():
         trainer = QuestionTrainer(
             model=model,
             args=prepared.arguments,
@@ -144,12 +147,12 @@ def lay_out(config: RewardStageConfig, prepared: Prepared, model: nn.Module) -> 
 def train(config: RewardStageConfig) -> dict[str, Any]:
     """Run the stage; returns the published reference and the held-out report."""
     begun = resume.begin(config.run_dir)
-    if published := trainers.published_before(config, trainers.open_registry(config), begun.run):
+    if published := publishing.published_before(config, publishing.open_registry(config), begun.run):
         return published
     heartbeat.enter("reading the data", patient=True)
     prepared = prepare(config, begun.run)
-    trainers.pin_models(config, prepared.registry, begun.run)
-    with trainers.open_journal(config, "reward", begun) as journal:
+    publishing.pin_models(config, prepared.registry, begun.run)
+    with publishing.open_journal(config, "reward", begun) as journal:
         _note_data(journal, config, prepared)
         members = Members(config, prepared, journal, begun)
         trained = members.train()
@@ -164,7 +167,7 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
                 heartbeat.enter("publishing the model", patient=True)
                 return _publish(finished, config, prepared, metrics, begun.run, journal), judged
 
-        ref, judged = distributed.on_main_process(judge_and_publish)
+        ref, judged = processes.on_main_process(judge_and_publish)
         metrics = summed_up(trained) | judged
         journal.event("published", model=ref, **metrics)
     return {"model": ref, "metrics": metrics}
@@ -184,7 +187,7 @@ class Members:
         part = checkpoint.manifest.part if checkpoint else None
         self.first = int((part or member_name(0)).rpartition("-")[2])
         """The member that the run goes on with."""
-        if distributed.is_main_process():
+        if processes.is_main_process():
             for number in range(self.first, self.size):
                 shutil.rmtree(self.folder / member_name(number), ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -194,10 +197,10 @@ class Members:
         for number in range(self.size):
             record = self.folder / member_name(number) / RECORD
             if number < self.first:
-                trained.append(distributed.on_main_process(partial(Trained.read, record, self.prepared.probe)))
+                trained.append(processes.on_main_process(partial(Trained.read, record, self.prepared.probe)))
             else:
                 trained.append(self._train(number, sum(member.steps for member in trained)))
-                if distributed.is_main_process():
+                if processes.is_main_process():
                     trained[-1].write(record)
                 if self.stopped:  # those that are there are the ensemble
                     self.size = len(trained)
@@ -225,7 +228,7 @@ class Members:
         config, own, journal = self.config.of_member(number, self.prepared.seed), self.prepared, self.journal
         if number:
             if number > self.first:
-                distributed.forget_accelerator()
+                processes.forget_accelerator()
             arguments = make_arguments(config, no_eval=not own.held_out)
             own = replace(own, seed=own.seed + number, arguments=arguments)
             journal = MemberJournal(journal, number, first_step)
@@ -236,7 +239,7 @@ class Members:
         journal.event("method", method=config.model.method, **methods.describe(trainer.model))
         best = keep_best(trainer, config.training, config.run_dir, journal)
         saving = CheckpointArguments.of(config.training)
-        checkpoints = trainers.open_checkpoints(
+        checkpoints = publishing.open_checkpoints(
             config, start, self.journal, keep=saving.save_total_limit, part=member_name(number),
             data=[*own.train_set.fingerprints, *own.eval_set.fingerprints],
         )  # fmt: skip
@@ -244,14 +247,14 @@ class Members:
         trainer.use_checkpoints(checkpoints, saving.save_steps, start.checkpoint, best, self.journal)
         outcome = trainer.train_on()
         self.stopped = trainer.wanted is Wanted.STOP
-        trainers.backend_event(journal, trainer)
+        publishing.backend_event(journal, trainer)
         step = published_step(trainer, best)
         metrics: dict[str, Any] = {"train_loss": outcome.training_loss, "steps": outcome.global_step}
         if best is not None:
             metrics |= {"best_step": step, "best_of": best.evaluations if best.is_chosen else 1}
         folder = self.folder / member_name(number)
         with finished_model(trainer, best, config.run_dir) as saved:
-            if distributed.is_main_process():
+            if processes.is_main_process():
                 folder.mkdir()
                 for file in saved.iterdir():
                     shutil.move(file, folder / file.name)
@@ -347,7 +350,7 @@ def _publish(
     journal: Journal,
 ) -> str:
     source = prepared.start.source
-    return trainers.publish(
+    return publishing.publish(
         config,
         prepared.registry,
         finished.folder,
@@ -365,7 +368,7 @@ def _publish(
 
 def _note_data(journal: Journal, config: RewardStageConfig, prepared: Prepared) -> None:
     train_set, eval_set, zero = prepared.train_set, prepared.eval_set, prepared.zero
-    if distributed.is_main_process():
+    if processes.is_main_process():
         write_bad_rows(config.run_dir, train_set.bad, train_set.notes)
         write_report(config.run_dir, prepared.report)
         if zero.over != "demonstrations":
@@ -390,7 +393,7 @@ def _note_data(journal: Journal, config: RewardStageConfig, prepared: Prepared) 
     judged = [kind.replace("_", " ") for kind in WATCHED]
     journal.watching([*DATA_WATCHED, LABELS, *overfitted, *judged])
     note_findings(journal, prepared.report)
-    if distributed.is_main_process():
+    if processes.is_main_process():
         rows = [row for row in train_set.items if isinstance(row, Comparison)]
         every = list(journalled(config.data, rows, resolved(config.reward.labelers, config.data)))
         for found in every:
@@ -421,5 +424,5 @@ def plan(config: RewardStageConfig, world_size: int) -> dict[str, Any]:
     }
     source, bf16 = prepared.start.source, prepared.arguments.bf16
     shape = AutoConfig.from_pretrained(source.config_path, trust_remote_code=config.model.trust_remote_code)
-    memory = trainers.memory_plan(lambda: workload(config, shape, bf16), {"init": source}, world_size)
-    return rows | trainers.batch_plan(arguments(config), world_size) | memory
+    memory = publishing.memory_plan(lambda: workload(config, shape, bf16), {"init": source}, world_size)
+    return rows | publishing.batch_plan(arguments(config), world_size) | memory

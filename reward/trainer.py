@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from trl import RewardTrainer
 
-from alignment import methods
-from alignment.distributed import all_reduce_sum
+from alignment.distributed.processes import all_reduce_sum
 from alignment.errors import ConfigError
-from alignment.forward import switch_off_dropout
-from alignment.resumable import Resumable
-from alignment.selfcheck import agreed
-from alignment.throughput import TokenCount
+from alignment.models import methods
+from alignment.models.forward import switch_off_dropout
+from alignment.models.selfcheck import agreed
+from alignment.training.resumable import Resumable
+from alignment.training.throughput import TokenCount
 from reward.batches import QuestionCollator, check_layout, score_batch
 from reward.config import RewardSection
 from reward.data import Batches, as_dataset

@@ -285,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.data is not None and not options.data.is_file():
         parser.error(f"--data {options.data}: no such file")
     from alignment.errors import UserError
-    from alignment.stage import quiet_libraries
+    from alignment.training.stage import quiet_libraries
 
     quiet_libraries()
     try:

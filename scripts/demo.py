@@ -32,10 +32,11 @@ from help_desk.labelers import JUDGES, LABELERS, Labeler
 from help_desk.summary import show
 from rich.text import Text
 
-from alignment import heartbeat, terminal
+from alignment import terminal
+from alignment.distributed import heartbeat
+from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
-from alignment.stage import quiet_libraries
-from alignment.ticker import ticking
+from alignment.training.stage import quiet_libraries
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = Path("runs/demo")
@@ -206,8 +207,8 @@ def sample(model: str, seed: int, size: Size = SCRATCH) -> dict[str, Any]:
     from help_desk.rating import RATINGS_PER_PAIR
     from sample import sample_into
 
-    from alignment.config import DataConfig
-    from alignment.data import read_records, to_prompts
+    from alignment.config.loading import DataConfig
+    from alignment.data.reading import read_records, to_prompts
 
     path = str(DATA / "prompts.jsonl")
     prompts = read_records(path, to_prompts, DataConfig(train=path)).items
@@ -257,11 +258,11 @@ def evaluate(
     Args:
         models: references of "sft", "reward", "ppo", and "judge", the held-out reward model, which may be None.
     """
-    from alignment.config import DataConfig
-    from alignment.data import read_records, to_prompts
-    from alignment.ensembles import load_reward_model
-    from alignment.evaluation import bootstrap_mean, judge_policy, win_rate
-    from alignment.models import find_model, load_policy, load_tokenizer
+    from alignment.config.loading import DataConfig
+    from alignment.data.reading import read_records, to_prompts
+    from alignment.evaluation.judge import bootstrap_mean, judge_policy, win_rate
+    from alignment.models.ensembles import load_reward_model
+    from alignment.models.policies import find_model, load_policy, load_tokenizer
     from alignment.registry import Registry
 
     registry = Registry()
@@ -329,7 +330,7 @@ def reward_accuracy(run: str) -> dict[str, Any]:
     """A reward model's accuracy on its held-out ratings, and the gold score's own, which is the ceiling."""
     from help_desk.rating import item_gold
 
-    from alignment.data import CHOICES, Comparison, Vote
+    from alignment.data.reading import CHOICES, Comparison, Vote
     from alignment.ratings import RatingsStore
     from reward.evaluation import order, vote_accuracy
 

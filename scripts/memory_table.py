@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args(argv)
     from alignment.errors import UserError
-    from alignment.stage import quiet_libraries
+    from alignment.training.stage import quiet_libraries
 
     quiet_libraries()
     try:

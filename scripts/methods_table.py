@@ -2,7 +2,7 @@
 """Write docs/methods.md: train the demo's model by every method, and say what works with what.
 
     scripts/methods_table.py              some minutes on a CPU
-    scripts/methods_table.py --matrix     only the matrix, from the table in alignment/methods.py
+    scripts/methods_table.py --matrix     only the matrix, from the table in alignment/models/methods.py
 
 The demo's policy learns to answer politely by each method in turn, from the same weights, on the same rows.
 """
@@ -30,7 +30,7 @@ FASTER = 20  # a model of a million parameters takes larger steps than those tha
 
 def matrix() -> str:
     """Markdown: one row a method, one column a setting; what does not work has a number, and the reason below."""
-    from alignment.methods import METHODS, SETTINGS
+    from alignment.models.methods import METHODS, SETTINGS
 
     reasons: list[str] = []
     lines = [f"| method | {' | '.join(SETTINGS)} |", f"|---|{'---|' * len(SETTINGS)}"]
@@ -48,7 +48,7 @@ def matrix() -> str:
 
 def defaults() -> str:
     """Markdown: what each method is, its learning rate and its arguments."""
-    from alignment.methods import METHODS
+    from alignment.models.methods import METHODS
 
     lines = ["| method | trains | learning rate | PEFT config | arguments |", "|---|---|---|---|---|"]
     for name, method in METHODS.items():
@@ -81,7 +81,7 @@ def write_polite_rows(path: Path) -> None:
 
 
 def config_of(name: str, *overrides: str) -> Any:
-    from alignment.config import load_config
+    from alignment.config.loading import load_config
     from sft.config import SFTStageConfig
 
     common = (f"name={name}", f"registry.name={name}", "tracking.wandb=disabled")
@@ -94,10 +94,10 @@ def train_by(method: str) -> dict[str, Any]:
     """Train, publish and export one method; what the table says of it."""
     from transformers import PrinterCallback
 
-    from alignment import methods
-    from alignment.best_model import finished_model
-    from alignment.export import export
+    from alignment.models import methods
+    from alignment.models.export import export
     from alignment.registry import Registry
+    from alignment.training.best_model import finished_model
     from sft.train import build_trainer, prepare, publish
 
     rate = FASTER * (methods.METHODS[method].learning_rate or 2e-5)
@@ -157,7 +157,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 def measure() -> str:
     """Train every method in a folder of its own, which is removed again."""
     import sft.train
-    from alignment.methods import METHODS
+    from alignment.models.methods import METHODS
 
     home = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--matrix", action="store_true", help="only what follows from the code; train nothing")
     args = parser.parse_args(argv)
 
-    from alignment.stage import quiet_libraries
+    from alignment.training.stage import quiet_libraries
 
     quiet_libraries()
     page = replaced(PAGE.read_text(encoding="utf-8"), MATRIX, f"{defaults()}\n\n{matrix()}")

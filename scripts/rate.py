@@ -78,7 +78,7 @@ def rate(args: argparse.Namespace) -> int:
                     f"run scripts/rate.py order --db {args.db} --model REF"
                 )
     if args.web:
-        from rating.web import serve
+        from alignment.labeling.web import serve
 
         serve(args.db, "0.0.0.0" if args.public else "127.0.0.1", args.port, args.public, args.order)  # noqa: S104
         return 0
@@ -103,13 +103,13 @@ def rate_here(
     if sys.stdin is None:
         raise UserError("standard input is closed, and answers are read from it")
     if not by_lines and can_draw(stdout_is_taken):
-        from rating import screen
+        from alignment.labeling import tui
 
-        return screen.run(store, labeler, order, limit)
-    from rating import plain
+        return tui.run(store, labeler, order, limit)
+    from alignment.labeling import line_mode
 
     console = terminal.screen(stderr=stdout_is_taken)
-    plain.run(store, labeler, order, plain.read_line, console, limit, plain.forget_typed)
+    line_mode.run(store, labeler, order, line_mode.read_line, console, limit, line_mode.forget_typed)
     return 0
 
 
@@ -140,7 +140,7 @@ def say_goodbye(args: argparse.Namespace, progress: Progress) -> None:
 
 
 def run_invite(args: argparse.Namespace) -> Any:
-    from rating.settings import invite
+    from alignment.labeling.settings import invite
 
     return {"invitations": invite(args.db, args.names, args.url)}
 
@@ -154,37 +154,36 @@ def show_invitations(result: dict[str, list[dict[str, str]]]) -> None:
 
 
 def run_settings(args: argparse.Namespace) -> Any:
-    from rating.settings import settings
+    from alignment.labeling.settings import settings
 
     return settings(args.db, args.calibration, args.gold_share, args.repeat_share, args.guideline)
 
 
 def run_order(args: argparse.Namespace) -> Any:
-    from alignment.stage import quiet_libraries
+    from alignment.training.stage import quiet_libraries
 
     quiet_libraries()  # before the libraries are imported
-    from rating.uncertainty import order_items
+    from alignment.labeling.uncertainty import order_items
 
     return order_items(args.db, args.model, args.registry)
 
 
 def run_report(args: argparse.Namespace) -> Any:
     from alignment.ratings import RatingsStore
-    from reward.labels import report
+    from alignment.ratings.quality import report
 
     with RatingsStore(args.db) as store:
         return report(store)
 
 
 def show_report(result: dict[str, Any]) -> None:
-    from rating.report import show
+    from alignment.labeling.report import show
 
     show(result, terminal.screen())
 
 
 def run_import(args: argparse.Namespace) -> Any:
-    from rating.exchange import import_file
-
+    from alignment.labeling.import_export import import_file
     from alignment.ratings import RatingsStore
 
     is_new = not os.path.exists(args.db)  # not Path.exists, which raises where a folder may not be entered
@@ -199,8 +198,7 @@ def run_import(args: argparse.Namespace) -> Any:
 
 
 def run_export(args: argparse.Namespace) -> Any:
-    from rating.exchange import export_file
-
+    from alignment.labeling.import_export import export_file
     from alignment.ratings import RatingsStore
 
     with RatingsStore(args.db) as store:
@@ -208,13 +206,13 @@ def run_export(args: argparse.Namespace) -> Any:
 
 
 def run_forget(args: argparse.Namespace) -> Any:
-    from rating.exchange import forget
+    from alignment.labeling.import_export import forget
 
     return forget(args.db, args.name, args.registry)
 
 
 def show_forgotten(result: dict[str, Any]) -> None:
-    from rating.exchange import show_forgotten
+    from alignment.labeling.import_export import show_forgotten
 
     show_forgotten(result, terminal.screen())
 

@@ -48,7 +48,7 @@ def sample_into(
     Args:
         db: ratings database; made if it is missing, else added to.
         names: models that make the completions in turn: with two names and k=2 each makes one of every pair.
-        prompts: `alignment.data.Prompt` records.
+        prompts: `alignment.data.reading.Prompt` records.
         template, eos_token: for models that have none, as `model.template` and `model.eos_token` of a config.
         kind: what an item holds: every `pair` of a prompt's completions, all of them to `rank`, or a `single` one.
 
@@ -58,10 +58,10 @@ def sample_into(
     """
     import torch
 
-    from alignment.config import ModelConfig
-    from alignment.generation import complete
-    from alignment.models import find_model, load_policy, load_tokenizer
-    from alignment.positions import check_prompts
+    from alignment.config.loading import ModelConfig
+    from alignment.generation.engine import complete
+    from alignment.models.lengths import check_prompts
+    from alignment.models.policies import find_model, load_policy, load_tokenizer
     from alignment.ratings import Completion, RatingsStore
     from alignment.registry import Registry
     from alignment.seeds import stream_seed
@@ -151,10 +151,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     args = parser.parse_args(argv)
 
+    from alignment.distributed.ticker import ticking
     from alignment.errors import UserError
-    from alignment.stage import quiet_libraries
     from alignment.terminal import one_line
-    from alignment.ticker import ticking
+    from alignment.training.stage import quiet_libraries
 
     quiet_libraries()
     ticker = ExitStack()
@@ -174,8 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UserError(f"--{name.replace('_', '-')} {value}: expected {bound} or more, below 2**32")
         if args.kind == "rank" and args.k > MOST_RANKED:
             raise UserError(f"--k {args.k}: expected {MOST_RANKED} or fewer completions to rank")
-        from alignment.config import DataConfig
-        from alignment.data import read_records, to_prompts
+        from alignment.config.loading import DataConfig
+        from alignment.data.reading import read_records, to_prompts
 
         ticker.enter_context(ticking("sample"))
         records = read_records(args.prompts, to_prompts, DataConfig(train=args.prompts)).items[: args.limit]

@@ -3,7 +3,7 @@
 
     scripts/scale_table.py
 
-Nothing is measured here. Memory is `alignment.memory_plan`'s; times follow from the rates below, which the page names
+Nothing is measured here. Memory is `alignment.memory.plan`'s; times follow from the rates below, which the page names
 with their sources.
 """
 
@@ -74,7 +74,7 @@ def pass_seconds(parameters: float, tokens: float, operations: int, gpus: int) -
 
 def config_of(size: Size, critic: str, mode: str) -> Any:
     """The PPO run of a size: the 8B recipe with other models."""
-    from alignment.config import load_config
+    from alignment.config.loading import load_config
     from ppo.config import PPOStageConfig
 
     changes = [f"model.policy={size.name}", f"model.reward={size.name}", f"model.mode={mode}", f"model.value={critic}"]
@@ -85,10 +85,10 @@ def config_of(size: Size, critic: str, mode: str) -> Any:
 
 def memory_rows() -> list[str]:
     """Markdown: memory of one GPU under ZeRO-3 while it trains, and what sampling and scoring add."""
-    from alignment.memory_plan import STRATEGIES, estimate
-    from alignment.plan_cli import RESERVED
+    from alignment.cli.plan import RESERVED
+    from alignment.memory.plan import STRATEGIES, estimate
+    from alignment.memory.shapes import ShapeFinder
     from alignment.registry import Registry
-    from alignment.sizing import ShapeFinder
     from ppo.plan import find_shapes, workload
 
     parts = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
@@ -113,9 +113,9 @@ def memory_rows() -> list[str]:
 
 def time_rows() -> list[str]:
     """Markdown: seconds of the phases of one iteration."""
-    from alignment.config import ModelConfig
+    from alignment.config.loading import ModelConfig
+    from alignment.memory.shapes import ShapeFinder, sized
     from alignment.registry import Registry
-    from alignment.sizing import ShapeFinder, sized
 
     head = [
         "policy",
@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(
         description="Write the tables of docs/scale.md.", epilog="example: scripts/scale_table.py"
     ).parse_args(argv)
-    from alignment.stage import quiet_libraries
+    from alignment.training.stage import quiet_libraries
 
     quiet_libraries()
     PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from alignment.stage import leave, run_stage
+from alignment.training.stage import leave, run_stage
 from sft.config import SFTStageConfig
 
 
@@ -21,11 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def study(config: SFTStageConfig, args: argparse.Namespace) -> str | None:
         if args.find_lr:
-            from sft.lr_finder import find_lr
+            from sft.studies.lr_finder import find_lr
 
             return find_lr(config)
         if args.learning_curve:
-            from sft.learning_curve import learning_curve
+            from sft.studies.learning_curve import learning_curve
 
             return learning_curve(config, args.learning_curve, args.seeds)
         return None

@@ -1,6 +1,6 @@
 """The SFT stage's config. `training` takes every argument of `trl.SFTConfig` by its own name."""
 
-from alignment.config import TrainerConfig
+from alignment.config.loading import TrainerConfig
 
 
 class SFTStageConfig(TrainerConfig):

@@ -15,11 +15,11 @@ import numpy as np
 from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerBase
 
-from alignment.config import DataConfig, TooLong
-from alignment.data import Demonstration, Document, Reading, Use, check_bad, to_examples
-from alignment.encoding import encode_record, fit_record
-from alignment.inspection import Inspector
-from alignment.templates import Encoded, Unrenderable
+from alignment.config.loading import DataConfig, TooLong
+from alignment.data.check import Inspector
+from alignment.data.encoding import encode_record, fit_record
+from alignment.data.reading import Demonstration, Document, Reading, Use, check_bad, to_examples
+from alignment.templates.rendering import Encoded, Unrenderable
 from alignment.terminal import progress
 
 IGNORED = -100
@@ -75,7 +75,7 @@ def encode_data(
         num_shown: how many held-out conversations to keep as text.
 
     Raises:
-        DataError: see `alignment.data.Reading`; or too large a share of rows that the template cannot render.
+        DataError: see `alignment.data.reading.Reading`; or too large a share of rows that the template cannot render.
     """
     folder = tempfile.TemporaryDirectory(prefix="rows-", dir=runs, ignore_cleanup_errors=True)
     reading = Reading(config, to_examples)
@@ -128,7 +128,7 @@ def encode_example(
     note: Callable[[Demonstration | Document, Encoded, Encoded | None], None] = _no_note,
 ) -> list[dict[str, list[int]]]:
     """`input_ids` and `labels`: a demonstration's labels are the assistant's tokens through EOS, everything else is
-    ignored; none if it is too long (see `alignment.trimming.fit`). A text is trained on whole, in pieces.
+    ignored; none if it is too long (see `alignment.data.trimming.fit`). A text is trained on whole, in pieces.
 
     Args:
         note: is told all tokens, and those that are left (None: the example is left out as too long).

@@ -1,7 +1,7 @@
 """Packing: the rows of a batch laid end to end in one row, without padding and without attention between them.
 
-Attention runs row by row (`alignment.packing`), so a document cannot see another, and positions start again at 0 with
-each document. A batch is packed by what it holds, so the rows of an optimizer step, its loss and its gradients are
+Attention runs row by row (`alignment.models.packing`), so a document cannot see another, and positions start again at 0
+with each document. A batch is packed by what it holds, so the rows of an optimizer step, its loss and its gradients are
 those of the plain run. (TRL's `bfd` attends over the whole packed row under a block mask, which is quadratic in its
 length where there is no flash attention; its `wrapped` lets documents attend to each other.)
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from alignment.packing import attend_by_group, positions, row_arguments, uses_flash
+from alignment.models.packing import attend_by_group, positions, row_arguments, uses_flash
 from alignment.tensors import pad_rows
 from sft.data import IGNORED
 

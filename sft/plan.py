@@ -1,4 +1,4 @@
-"""What an SFT run takes of a process's memory (`alignment.memory_plan`)."""
+"""What an SFT run takes of a process's memory (`alignment.memory.plan`)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 from transformers import PreTrainedConfig
 from trl import SFTConfig
 
-from alignment.config import trainer_arguments
-from alignment.memory_plan import Pass, Workload
-from alignment.sizing import ShapeFinder, sized
+from alignment.config.loading import trainer_arguments
+from alignment.memory.plan import Pass, Workload
+from alignment.memory.shapes import ShapeFinder, sized
 from sft.config import DEFAULTS, SFTStageConfig
 from sft.loss import LOGITS_AT_ONCE
 

@@ -7,15 +7,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from alignment import distributed, heartbeat, zero3
-from alignment.config import ModelConfig
-from alignment.data import Demonstration
+from alignment.config.loading import ModelConfig
+from alignment.data.reading import Demonstration
+from alignment.data.trimming import trim_prompt
+from alignment.distributed import heartbeat, processes, zero3
 from alignment.errors import UserError
-from alignment.generation import complete
-from alignment.models import ModelSource, fit_embeddings, load_policy
+from alignment.generation.engine import complete
+from alignment.models.policies import ModelSource, fit_embeddings, load_policy
+from alignment.runs.journal import Journal
 from alignment.seeds import random_state, set_random_state
-from alignment.tracking import Journal
-from alignment.trimming import trim_prompt
 from sft.config import SFTStageConfig
 
 MAX_NEW_TOKENS = 128
@@ -46,7 +46,7 @@ def write_samples(
             set_random_state(before)
 
     if held_out:
-        distributed.on_main_process(write)
+        processes.on_main_process(write)
 
 
 def answers(
@@ -57,7 +57,7 @@ def answers(
 ) -> list[dict[str, Any]]:
     """Rows for `Journal.samples`. A prompt that leaves no room within `data.max_length` is trimmed; one that
     cannot be is not asked."""
-    on_gpu = not distributed.on_cpu()
+    on_gpu = not processes.on_cpu()
     options = ModelConfig(
         name=source.label,
         dtype="bfloat16" if on_gpu else "float32",
@@ -66,7 +66,7 @@ def answers(
     with zero3.whole_models():
         policy = load_policy(source, options)
         fit_embeddings(policy, tokenizer)
-    policy = policy.to(distributed.start_processes().device).eval()
+    policy = policy.to(processes.start_processes().device).eval()
     room = min(MAX_NEW_TOKENS, config.data.max_length // 2)
     prompts = [trim_prompt(tokenizer, row.messages[:-1], config.data.max_length - room) for row in held_out]
     asked = [(row, prompt) for row, prompt in zip(held_out, prompts, strict=True) if prompt is not None]

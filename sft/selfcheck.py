@@ -1,4 +1,4 @@
-"""What SFT trains on, by the path that it trains on it, against a plain forward pass (`alignment.selfcheck`)."""
+"""What SFT trains on, by the path that it trains on it, against a plain forward pass (`alignment.models.selfcheck`)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 from transformers import TrainerCallback
 
-from alignment import zero3
-from alignment.adapters import without_adapter
+from alignment.distributed import zero3
 from alignment.errors import ConfigError
-from alignment.selfcheck import (
+from alignment.models.adapters import without_adapter
+from alignment.models.selfcheck import (
     LENGTHS,
     CheckError,
     agreed,

@@ -3,7 +3,8 @@
     accelerate launch --config_file configs/accelerate/zero2.yaml -m sft configs/sft/demo.yaml
 
 The loss is on the assistant's tokens through EOS. TRL's SFTTrainer, made lean by `sft.trainer`, trains; the rows reach
-it as token ids and labels, so that training, sampling and PPO all see the one rendering of `alignment.templates`.
+it as token ids and labels, so that training, sampling and PPO all see the one rendering of
+`alignment.templates.rendering`.
 """
 
 from __future__ import annotations
@@ -27,22 +28,26 @@ from transformers import (
 )
 from trl import SFTConfig
 
-from alignment import adapters, callbacks, distributed, heartbeat, methods, resume, trainers
-from alignment.adapters import without_adapter
-from alignment.best_model import BestModel, finished_model, held_out_halves, keep_best, published_step
-from alignment.classifiers import why_no_scores
-from alignment.config import SCRATCH, BestModelArguments, CheckpointArguments, ScratchConfig, trainer_arguments
+from alignment.config.loading import SCRATCH, BestModelArguments, CheckpointArguments, ScratchConfig, trainer_arguments
+from alignment.data.check import Inspector, Report
+from alignment.distributed import heartbeat, processes
 from alignment.errors import ConfigError
-from alignment.inspection import DATA_WATCHED, Inspector, Report, check_before_training, note_findings, write_report
-from alignment.models import ModelSource, find_model, scratch_shape
-from alignment.packing import why_not_packed
-from alignment.positions import check_length
+from alignment.models import adapters, methods
+from alignment.models.adapters import without_adapter
+from alignment.models.classifiers import why_no_scores
+from alignment.models.lengths import check_length
+from alignment.models.packing import why_not_packed
+from alignment.models.policies import ModelSource, find_model, scratch_shape
+from alignment.models.selfcheck import say
 from alignment.registry import Registry
-from alignment.runs import Run
+from alignment.runs import resume
+from alignment.runs.journal import Journal
+from alignment.runs.run import Run
 from alignment.seeds import random_state, set_random_state
-from alignment.selfcheck import say
-from alignment.stage import write_bad_rows
-from alignment.tracking import Journal
+from alignment.training import callbacks, publishing
+from alignment.training.best_model import BestModel, finished_model, held_out_halves, keep_best, published_step
+from alignment.training.data_check import DATA_WATCHED, check_before_training, note_findings, write_report
+from alignment.training.stage import write_bad_rows
 from sft.config import DEFAULTS, SFTStageConfig
 from sft.data import IGNORED, EncodedData, encode_data, row_groups, training_texts
 from sft.packing import PackingCollator, pack_attention
@@ -58,7 +63,7 @@ class Prepared:
 
     seed: int
     registry: Registry
-    start: trainers.StartModel
+    start: publishing.StartModel
     data: EncodedData
     arguments: SFTConfig
     report: Report
@@ -83,19 +88,21 @@ class Halves:
 def train(config: SFTStageConfig) -> dict[str, Any]:
     """Run the stage; returns the published reference and the final metrics."""
     begun = resume.begin(config.run_dir)
-    if published := trainers.published_before(config, trainers.open_registry(config), begun.run):
+    if published := publishing.published_before(config, publishing.open_registry(config), begun.run):
         return published
     prepared = prepare(config, begun.run)
-    start = trainers.publish_base(config, prepared.registry, prepared.start, prepared.seed, begun.run)
-    trainers.pin_models(config, prepared.registry, begun.run)
+    start = publishing.publish_base(config, prepared.registry, prepared.start, prepared.seed, begun.run)
+    publishing.pin_models(config, prepared.registry, begun.run)
     prepared = replace(prepared, start=start)
     halves = Halves.of(config, prepared.data.eval)
     trainer = build_trainer(config, replace(prepared, data=replace(prepared.data, eval=halves.evaluated)))
     shown, tokenizer = prepared.data.shown, prepared.start.tokenizer
     saving = CheckpointArguments.of(config.training)
-    with trainers.open_journal(config, "sft", begun) as journal:
+    with publishing.open_journal(config, "sft", begun) as journal:
         fingerprints = prepared.data.fingerprints
-        checkpoints = trainers.open_checkpoints(config, begun, journal, keep=saving.save_total_limit, data=fingerprints)
+        checkpoints = publishing.open_checkpoints(
+            config, begun, journal, keep=saving.save_total_limit, data=fingerprints
+        )
         _note_data(journal, config, prepared)
         callbacks.attach(trainer, journal, f"sft {config.name}", BestModelArguments.of(config.training).wanted)
         journal.event("method", method=config.model.method, **methods.describe(trainer.model))
@@ -106,7 +113,7 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
         trainer.use_checkpoints(checkpoints, saving.save_steps, begun.checkpoint, best, journal)
         trainer.add_callback(MeasureStart(trainer, journal, halves))
         outcome = trainer.train_on()
-        trainers.backend_event(journal, trainer)
+        publishing.backend_event(journal, trainer)
         step = published_step(trainer, best)
         metrics = {"train_loss": outcome.training_loss, "steps": outcome.global_step}
         if best is not None:
@@ -152,18 +159,18 @@ def prepare(config: SFTStageConfig, run: Run | None = None) -> Prepared:
     leaves nothing behind."""
     heartbeat.enter("reading the data", patient=True)
     seed = trainer_arguments(SFTConfig, DEFAULTS, config.training).get("seed", 42)
-    distributed.on_main_process(lambda: methods.check(config.model, distributed.launched_zero_stage()))
-    distributed.start_processes()
-    registry = trainers.open_registry(config, run)
-    start = trainers.start_model(config, registry, training_texts(config.data))
+    processes.on_main_process(lambda: methods.check(config.model, processes.launched_zero_stage()))
+    processes.start_processes()
+    registry = publishing.open_registry(config, run)
+    start = publishing.start_model(config, registry, training_texts(config.data))
     check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
     folder = config.run_dir if config.run_dir.is_dir() else None
-    is_main = distributed.is_main_process()
+    is_main = processes.is_main_process()
     inspector = Inspector(config.data, start.tokenizer) if is_main else None
     data = encode_data(
         config.data, start.tokenizer, folder, show=is_main, inspector=inspector, num_shown=config.tracking.num_samples
     )
-    report = distributed.on_main_process(lambda: check_before_training(config, inspector))
+    report = processes.on_main_process(lambda: check_before_training(config, inspector))
     arguments = training_arguments(config, no_eval=len(data.eval) == 0)
     return Prepared(seed, registry, start, data, arguments, report)
 
@@ -177,8 +184,8 @@ def training_arguments(config: SFTStageConfig, no_eval: bool) -> SFTConfig:
     rest = {name: value for name, value in config.training.items() if name != "packing"}
     defaults = methods.with_learning_rate(DEFAULTS, config.model)
     unpacked = config.model_copy(update={"training": rest})
-    arguments = trainers.make_arguments(SFTConfig, unpacked, defaults, max_length=None, no_eval=no_eval)
-    if arguments.activation_offloading and distributed.on_cpu():
+    arguments = publishing.make_arguments(SFTConfig, unpacked, defaults, max_length=None, no_eval=no_eval)
+    if arguments.activation_offloading and processes.on_cpu():
         raise ConfigError(
             "training.activation_offloading moves activations off the GPU, and there is none; leave it out"
         )
@@ -193,7 +200,7 @@ def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
     set_seed(prepared.seed)
     policy = methods.load_trainable(prepared.start.source, prepared.start.tokenizer, config.model)
     collator = _packing(config, prepared, policy)
-    with trainers.refused_arguments():
+    with publishing.refused_arguments():
         trainer = SFTTrainer(
             model=policy,
             args=prepared.arguments,
@@ -254,9 +261,9 @@ def publish(
     """Publish a saved model, or an adapter alone; returns its reference, on every process."""
     source = prepared.start.source
     base = methods.base_of(source, config.model)
-    return distributed.on_main_process(
+    return processes.on_main_process(
         lambda: (
-            trainers.publish(
+            publishing.publish(
                 config,
                 prepared.registry,
                 _only_model(folder, base),
@@ -327,7 +334,7 @@ def _only_model(folder: Path, base: ModelSource | None) -> Path:
 
 def _note_data(journal: Journal, config: SFTStageConfig, prepared: Prepared) -> None:
     data = prepared.data
-    if distributed.is_main_process():
+    if processes.is_main_process():
         write_bad_rows(config.run_dir, data.bad, data.notes)
         write_report(config.run_dir, prepared.report)
     journal.event("data", **data.fingerprints, bad=len(data.bad), too_long=data.left_out, notes=data.notes)
@@ -347,11 +354,11 @@ def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
         "too_long": prepared.data.left_out,
         "data_check": prepared.report.summary(),
     }
-    batches = trainers.batch_plan(merged, world_size)
+    batches = publishing.batch_plan(merged, world_size)
     steps = {"optimizer_steps": _num_steps(merged, len(prepared.data.train), batches)}
     bf16, scratch = prepared.arguments.bf16, config.model.name.startswith(SCRATCH)
     sources = {} if scratch else {"init": prepared.start.source}
-    memory = trainers.memory_plan(lambda: workload(config, _shape(config, prepared), bf16), sources, world_size)
+    memory = publishing.memory_plan(lambda: workload(config, _shape(config, prepared), bf16), sources, world_size)
     return rows | batches | steps | memory
 
 

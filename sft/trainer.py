@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
-from alignment.adapters import without_adapter
-from alignment.distributed import all_reduce_sum, run_as_forward
-from alignment.forward import body_and_head, options_of
-from alignment.resumable import Resumable
-from alignment.throughput import TokenCount
+from alignment.distributed.processes import all_reduce_sum, run_as_forward
+from alignment.models.adapters import without_adapter
+from alignment.models.forward import body_and_head, options_of
+from alignment.training.resumable import Resumable
+from alignment.training.throughput import TokenCount
 from sft.data import IGNORED
 from sft.loss import TokenSums, next_token_sums
 

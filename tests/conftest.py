@@ -20,7 +20,7 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     WANDB_SILENT="true",
     ALIGNMENT_TICK="0",  # a slow machine would have lines that a test does not expect
-    ALIGNMENT_STRICT_METRICS="1",  # a metric that is not declared in alignment/tracking/metrics.py is an error
+    ALIGNMENT_STRICT_METRICS="1",  # a metric that is not declared in alignment/runs/metrics.py is an error
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the golden losses hold for one thread count
 for name in (

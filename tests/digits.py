@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import transformers
 
-from alignment.data import Prompt
-from alignment.scalar_models import ScalarModel, ScoreHead
+from alignment.data.reading import Prompt
+from alignment.models.scalar import ScalarModel, ScoreHead
 from ppo.models import Models, PolicyAndValue, RewardModel, Role
 
 CONTENTS = ("1", "23", "4567", "89", "012345", "6", "789", "01")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from journals import CONFIGS
 
-from alignment.runs import Run
-from alignment.tracking import Journal
-from alignment.tracking.metrics import HISTOGRAMS, STAGES
+from alignment.runs.journal import Journal
+from alignment.runs.metrics import HISTOGRAMS, STAGES
+from alignment.runs.run import Run
 
 HOSTILE = (
     "</script><script>document.title='run'</script>",

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignment.runs import Run
-from alignment.tracking import Journal
+from alignment.runs.journal import Journal
+from alignment.runs.run import Run
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "sft": {"model": {"name": "m"}, "training": {"num_train_epochs": 4}},

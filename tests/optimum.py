@@ -14,12 +14,12 @@ import torch
 import transformers
 from peft import LoraConfig
 
-from alignment import distributed
-from alignment.data import Prompt
-from alignment.scalar_models import ScoreHead
-from alignment.shared_base import add_adapter
+from alignment.data.reading import Prompt
+from alignment.distributed import processes
+from alignment.models.scalar import ScoreHead
+from alignment.models.shared_base import add_adapter
+from alignment.runs.journal import Journal
 from alignment.tensors import pad_rows
-from alignment.tracking import Journal
 from ppo.config import PPOStageConfig
 from ppo.loading import new_head, settle
 from ppo.loop import Loop
@@ -210,7 +210,7 @@ def train_and_measure(folder, seed, *, world=FIXED, critic="separate", **section
     settle(models, config)
     temperature = config.rollout.temperature
     start = world.log_probabilities(models.reference, temperature)
-    accelerator = distributed.make_accelerator()
+    accelerator = processes.make_accelerator()
     prompts = [Prompt(({"role": "user", "content": prompt},)) for prompt in PROMPTS]
     Loop(config, models, accelerator, Journal(folder, enabled=False), prompts).run()
     end = world.log_probabilities(models.policy, temperature)

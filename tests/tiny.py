@@ -10,11 +10,11 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from alignment.config import ScratchConfig
-from alignment.data import CHOICES, Vote
-from alignment.models import END, PAD, START, build_scratch_model, train_tokenizer
-from alignment.scalar_models import ScalarModel, load_scalar_model
-from alignment.templates import set_template
+from alignment.config.loading import ScratchConfig
+from alignment.data.reading import CHOICES, Vote
+from alignment.models.policies import END, PAD, START, build_scratch_model, train_tokenizer
+from alignment.models.scalar import ScalarModel, load_scalar_model
+from alignment.templates.rendering import set_template
 
 SHAPE = ScratchConfig(
     vocab_size=320,

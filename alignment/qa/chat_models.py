@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx
 
-from alignment.duplicates import digest
+from alignment.data.duplicates import digest
 from alignment.errors import UserError
 from alignment.proxies import through_proxy
-from alignment.templates import Message
+from alignment.templates.rendering import Message
 from alignment.terminal import one_line
 
 if TYPE_CHECKING:
-    from alignment.config import ModelConfig
+    from alignment.config.loading import ModelConfig
 
 ATTEMPTS = 6
 _FORMAT = "response_format"
@@ -220,7 +220,7 @@ class LocalModel:
     def __init__(self, name: str, config: ModelConfig | None = None, batch_size: int = 8) -> None:
         import torch
 
-        from alignment.models import find_model, fit_embeddings, load_policy, load_tokenizer
+        from alignment.models.policies import find_model, fit_embeddings, load_policy, load_tokenizer
         from alignment.registry import Registry
 
         source = find_model(name, Registry(), "policy")
@@ -233,8 +233,8 @@ class LocalModel:
         self._policy.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def ask(self, conversations: Sequence[Sequence[Message]], sampling: Sampling) -> list[Reply | Failure]:
-        from alignment.generation import complete
-        from alignment.templates import encode_prompt
+        from alignment.generation.engine import complete
+        from alignment.templates.rendering import encode_prompt
 
         prompts = list(conversations)
         lengths = [len(encode_prompt(self._tokenizer, prompt)) for prompt in prompts]

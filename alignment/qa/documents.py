@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from alignment.data.row_files import DataError, read_rows
 from alignment.errors import UserError
-from alignment.readers import DataError, read_rows
 
 SUFFIXES = (".md", ".markdown", ".txt", ".jsonl", ".jsonl.gz")
 CHUNK_SIZE = 4000

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from alignment.duplicates import Sketches, folded
+from alignment.data.duplicates import Sketches, folded
 from alignment.qa.documents import Chunk
 from alignment.qa.support import measure_support, numbers
 
@@ -67,7 +67,7 @@ def place(chunk: Chunk) -> str:
 def drop_duplicates(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Dropped]]:
     """Keep the first of each question, and of pairs whose questions and answers are both nearly equal.
 
-    Nearly: sketches agree (alignment/duplicates.py) and the same numbers are in both, as "a page in 10 point" and
+    Nearly: sketches agree (alignment/data/duplicates.py) and the same numbers are in both, as "a page in 10 point" and
     "in 12 point" differ by little and ask for something else.
     """
     near = (Sketches(), Sketches())

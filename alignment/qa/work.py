@@ -18,7 +18,7 @@ from typing import Any
 
 from alignment.errors import UserError
 from alignment.qa.chat_models import ChatModel, Failure, Reply, Sampling
-from alignment.templates import Message
+from alignment.templates.rendering import Message
 
 
 class WorkFile(AbstractContextManager["WorkFile"]):

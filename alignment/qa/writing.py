@@ -17,7 +17,7 @@ from alignment.qa.documents import Chunk
 from alignment.qa.pairs import MIN_SUPPORT, Dropped, Pair, check_support, drop, place
 from alignment.qa.questions import compile_template, render
 from alignment.qa.work import WorkFile
-from alignment.templates import Message
+from alignment.templates.rendering import Message
 
 PROMPT = """\
 You write question-answer pairs that an assistant is trained on. Below, between two lines that hold the mark \

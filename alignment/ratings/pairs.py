@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from alignment.data.formats import Choice
 from alignment.ratings.records import Item, Rating
-from alignment.shapes import Choice
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignment.errors import UserError
-from alignment.mirror import described
 from alignment.registry import Registry, RegistryError
-from alignment.tracking.record import RunRecord, read_rows
-from alignment.tracking.verdicts import summary_of
+from alignment.reports.verdicts import summary_of
+from alignment.runs.record import RunRecord, read_rows
+from alignment.tracking.mirror import described
 from alignment.tracking.wandb_names import project_of
 from alignment.tracking.wandb_sink import WandbSink
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from alignment.config import TrackingConfig
+from alignment.config.loading import TrackingConfig
 
 PROJECT = "alignment"
 

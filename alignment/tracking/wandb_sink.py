@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from alignment.secret_values import redact, without_secrets
-from alignment.tracking.cancel import CancelTag, tags_of
-from alignment.tracking.journal import MirroredModel
+from alignment.redaction import redact, without_secrets
+from alignment.runs.journal import MirroredModel
+from alignment.tracking.cancel_tag import CancelTag, tags_of
 
 MAX_FAILURES = 3
 START_SECONDS = 30.0

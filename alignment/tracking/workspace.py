@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from alignment.errors import UserError
-from alignment.tracking.dashboards import (
+from alignment.reports.dashboards import (
     BarsPanel,
     Dashboard,
     DashboardSection,
@@ -19,7 +19,7 @@ from alignment.tracking.dashboards import (
     ScalarPanel,
     ScatterPanel,
 )
-from alignment.tracking.metrics import find
+from alignment.runs.metrics import find
 
 SAMPLES, HISTOGRAMS, STEP = "samples", "histograms/", "step"
 """What the sink (`wandb_sink.py`) calls the tables of samples, what it puts before a histogram's name, and the axis."""

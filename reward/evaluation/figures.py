@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from alignment.data import CHOICES
+from alignment.data.reading import CHOICES
 from alignment.intervals import bootstrap_mean, bootstrap_sums
+from alignment.ratings.reachable import agreement_shares
 from reward.evaluation import calibration
 from reward.evaluation.calibration import Array
 from reward.evaluation.judged import RESAMPLES, Judged, accuracy, judged_pairs, order, sides
 from reward.evaluation.shortcuts import Score, length, near_duplicates, ties, without_eos
 from reward.evaluation.slices import slices
 from reward.questions import Question
-from reward.reachable import agreement_shares
 
 _HISTOGRAM_BINS = 24
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

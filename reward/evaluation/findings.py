@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from alignment.inspection import Finding
-from alignment.inspection.report import LEVELS, Level
-from alignment.tracking.bars import SUSPICIOUS
+from alignment.data.check import Finding
+from alignment.data.check.report import LEVELS, Level
+from alignment.reports.bars import SUSPICIOUS
 from reward.evaluation.calibration import LN2
 
 _FEW_PROMPTS = 100

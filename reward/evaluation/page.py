@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from alignment.pages import render
-from alignment.tracking.bars import MACRO as BARS
-from alignment.tracking.bars import STYLE as BARS_STYLE
-from alignment.tracking.bars import Scale, bar, percent, percents, slice_rows
-from alignment.tracking.pictures import MACRO as PICTURE
-from alignment.tracking.pictures import STYLE as PICTURE_STYLE
-from alignment.tracking.pictures import histogram_chart, reliability_chart
-from alignment.tracking.verdicts import Verdict, headline
+from alignment.html import render
+from alignment.reports.bars import MACRO as BARS
+from alignment.reports.bars import STYLE as BARS_STYLE
+from alignment.reports.bars import Scale, bar, percent, percents, slice_rows
+from alignment.reports.pictures import MACRO as PICTURE
+from alignment.reports.pictures import STYLE as PICTURE_STYLE
+from alignment.reports.pictures import histogram_chart, reliability_chart
+from alignment.reports.verdicts import Verdict, headline
 from reward.evaluation.calibration import LN2
 from reward.evaluation.findings import chosen_on, findings, verdict
 

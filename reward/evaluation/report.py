@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from alignment.reports.verdicts import Verdict
+from alignment.runs.journal import finite
 from alignment.terminal import one_line
-from alignment.tracking.journal import finite
-from alignment.tracking.verdicts import Verdict
 from reward.evaluation.calibration import LN2
 from reward.evaluation.findings import chosen_on, findings, verdict
 

@@ -1,4 +1,4 @@
-"""What `alignment.memory_plan` says against what a run takes: its cases, and the data that fills them to the brim.
+"""What `alignment.memory.plan` says against what a run takes: its cases, and the data that fills them to the brim.
 
 Every row, pair, prompt and response is as long as the config allows, as the plan assumes. Each case is a whole run of
 its stage in a process of its own (`memory_ours`), two optimizer steps or iterations, from reading data to publishing.
@@ -43,8 +43,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def prepare(folder: Path, seed: int = 0) -> int:
     """Write the data and the models; returns the parameters of one of them."""
-    from alignment.config import ScratchConfig
-    from alignment.models import load_policy, train_tokenizer
+    from alignment.config.loading import ScratchConfig
+    from alignment.models.policies import load_policy, train_tokenizer
 
     draw = random.Random(seed)
     words, weights = made_up_words(draw)

@@ -12,8 +12,8 @@ import reward.plan
 import reward.train
 import sft.plan
 import sft.train
-from alignment.config import validate
-from alignment.memory_plan import DDP, Workload, estimate, in_gb
+from alignment.config.loading import validate
+from alignment.memory.plan import DDP, Workload, estimate, in_gb
 from benchmarks.memory import values
 from ppo.config import PPOStageConfig
 from reward.config import RewardStageConfig

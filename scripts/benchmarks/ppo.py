@@ -96,9 +96,9 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
         from benchmarks import ppo_learning
 
         return ppo_learning.prepare(folder, options)
-    from alignment.config import DataConfig, ScratchConfig
-    from alignment.data import read_records, to_demonstrations
-    from alignment.models import train_tokenizer
+    from alignment.config.loading import DataConfig, ScratchConfig
+    from alignment.data.reading import read_records, to_demonstrations
+    from alignment.models.policies import train_tokenizer
 
     file = options.data or write_transcripts(folder / "transcripts.jsonl", options.seed)
     records = read_records(file, to_demonstrations, DataConfig(train=str(file))).items
@@ -141,8 +141,8 @@ def make_policy(folder: Path, records: Sequence[Any], tokenizer: Any, shape: Any
     """
     import torch
 
-    from alignment.models import build_scratch_model
-    from alignment.scalar_models import load_scalar_model
+    from alignment.models.policies import build_scratch_model
+    from alignment.models.scalar import load_scalar_model
 
     torch.manual_seed(options.seed)
     model = build_scratch_model("llama", shape, tokenizer)
@@ -164,7 +164,7 @@ def fine_tuned(folder: Path, num_tokens: int, learning_rate: float = 2e-3) -> An
     """`folder/model` after our SFT stage has trained it on about so many tokens of `folder/sft.jsonl`."""
     import tempfile
 
-    from alignment.config import validate
+    from alignment.config.loading import validate
     from sft.config import SFTStageConfig
     from sft.train import build_trainer
     from sft.train import prepare as prepare_sft
@@ -193,7 +193,7 @@ def short_prompts(records: Sequence[Any], tokenizer: Any, count: int) -> list[tu
         UserError: there are fewer.
     """
     from alignment.errors import UserError
-    from alignment.templates import encode_prompt
+    from alignment.templates.rendering import encode_prompt
 
     found: dict[tuple[int, ...], Any] = {}
     for record in records:
@@ -214,11 +214,11 @@ def save_reward_adapter(folder: Path) -> None:
     """Publish the policy, and a reward model that is an adapter on it, in `folder/registry`: what `shared` needs."""
     import tempfile
 
-    from alignment.config import ModelConfig
-    from alignment.methods import apply_method
-    from alignment.models import find_model, load_tokenizer
+    from alignment.config.loading import ModelConfig
+    from alignment.models.methods import apply_method
+    from alignment.models.policies import find_model, load_tokenizer
+    from alignment.models.scalar import SCORE, load_scalar_model
     from alignment.registry import Registry
-    from alignment.scalar_models import SCORE, load_scalar_model
 
     registry = Registry(folder / "registry")
     policy = registry.publish("policy", folder / "policy", stage="base", role="policy").ref
@@ -235,11 +235,11 @@ def save_reward_adapter(folder: Path) -> None:
 
 def sample(folder: Path, prompts: Sequence[list[int]], max_new_tokens: int = RESPONSE_TOKENS) -> list[list[int]]:
     """A response to each prompt by the policy as it starts."""
-    from alignment.ends import end_token_ids
-    from alignment.generation import TransformersEngine
-    from alignment.models import load_policy, load_tokenizer
-    from alignment.sampling import Sampling
+    from alignment.generation.engine import TransformersEngine
+    from alignment.generation.sampling import Sampling
+    from alignment.models.policies import load_policy, load_tokenizer
     from alignment.seeds import stream_seed
+    from alignment.templates.ends import end_token_ids
 
     tokenizer, policy = load_tokenizer(str(folder / "policy")), load_policy(str(folder / "policy"))
     sampling = Sampling(max_new_tokens, 1.0, end_token_ids(tokenizer), tokenizer.pad_token_id, batch_size=64)
@@ -248,7 +248,7 @@ def sample(folder: Path, prompts: Sequence[list[int]], max_new_tokens: int = RES
 
 
 def parameters(folder: Path) -> int:
-    from alignment.models import load_policy
+    from alignment.models.policies import load_policy
 
     return int(load_policy(str(folder / "policy")).num_parameters())
 

@@ -33,9 +33,9 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
     """Write the prompts, a policy that speaks the language, and the reward model."""
     import torch
 
-    from alignment.config import ScratchConfig
-    from alignment.models import build_scratch_model, train_tokenizer
-    from alignment.templates import encode_prompt
+    from alignment.config.loading import ScratchConfig
+    from alignment.models.policies import build_scratch_model, train_tokenizer
+    from alignment.templates.rendering import encode_prompt
     from ppo.rollout import prompt_batches
 
     words = language(options.seed)
@@ -105,7 +105,7 @@ def train_reward(folder: Path, prompts: Sequence[list[int]], tokenizer: Any, wan
     """Teach a reward model which words are wanted, on responses of the policy; the standard deviation of its scores."""
     import torch
 
-    from alignment.scalar_models import load_scalar_model
+    from alignment.models.scalar import load_scalar_model
     from alignment.tensors import pad_rows
 
     responses = sample(folder, list(prompts) * 8, MAX_NEW_TOKENS)

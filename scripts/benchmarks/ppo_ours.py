@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from alignment import distributed, trainers
-from alignment.config import validate
-from alignment.data import read_records, to_prompts
-from alignment.tracking import Journal
+from alignment.config.loading import validate
+from alignment.data.reading import read_records, to_prompts
+from alignment.distributed import processes
+from alignment.runs.journal import Journal
+from alignment.training import publishing
 from benchmarks.ppo import PROMPT_TOKENS, Work
 from benchmarks.ppo_measures import Stopwatch, matmul_rate, rollout_figures
 from ppo.config import PPOStageConfig
@@ -127,9 +128,9 @@ class Contestant:
     def _loop(self, seed: int) -> Loop:
         training = self.config.training.model_copy(update={"seed": seed})
         config = self.config.model_copy(update={"training": training})
-        accelerator = distributed.make_accelerator()
+        accelerator = processes.make_accelerator()
         torch.manual_seed(seed)
-        models = load_models(config, find_models(config, trainers.open_registry(config)))
+        models = load_models(config, find_models(config, publishing.open_registry(config)))
         loop = Loop(config, models, accelerator, Journal(config.run_dir, enabled=True), self.prompts)
         assert [ids for _, ids in loop.prompts] == self.work.prompts
         return loop

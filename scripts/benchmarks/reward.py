@@ -48,10 +48,10 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
     """Write the pairs, as text and as token ids, and the untrained model, without its head and with it."""
     import torch
 
-    from alignment.config import DataConfig, ScratchConfig
-    from alignment.data import Reading, to_comparisons
-    from alignment.models import build_scratch_model, train_tokenizer
-    from alignment.scalar_models import load_scalar_model
+    from alignment.config.loading import DataConfig, ScratchConfig
+    from alignment.data.reading import Reading, to_comparisons
+    from alignment.models.policies import build_scratch_model, train_tokenizer
+    from alignment.models.scalar import load_scalar_model
 
     file = options.data or write_pairs(folder / "pairs.jsonl", options.seed)
     records = [record for _, record in Reading(DataConfig(train=str(file), eval_share=0.0), to_comparisons)]
@@ -84,7 +84,7 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
 
 def usable_pairs(records: Iterable[Any], tokenizer: Any) -> list[tuple[dict[str, Any], list[int], list[int]]]:
     """Of each decided pair that fits, one to a prompt: its texts, and the token ids of its chosen and rejected side."""
-    from alignment.templates import encode_conversation
+    from alignment.templates.rendering import encode_conversation
 
     found, prompts = [], set()
     for record in records:

@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import logsigmoid
 from transformers import Trainer
 
-from alignment.config import validate
-from alignment.tracking import Journal
+from alignment.config.loading import validate
+from alignment.runs.journal import Journal
 from benchmarks.reward import DATA, SEED
 from benchmarks.sft_trl import COMMON, run
 from reward.batches import score_batch

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import Trainer
 
-from alignment.config import validate
+from alignment.config.loading import validate
 from benchmarks.sft import DATA
 from benchmarks.sft_trl import COMMON, check, run
 from sft.config import SFTStageConfig

@@ -11,9 +11,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from alignment import callbacks, trainers
-from alignment.config import validate
-from alignment.tracking import Journal
+from alignment.config.loading import validate
+from alignment.runs.journal import Journal
+from alignment.training import callbacks, publishing
 from benchmarks.sft import DATA
 from benchmarks.sft_trl import COMMON, check, run
 from sft.config import SFTStageConfig
@@ -43,7 +43,7 @@ class Contestant:
 
     def run(self) -> dict[str, Any]:
         trainer = build_trainer(self.config, self.prepared)
-        with trainers.open_journal(self.config, "sft") as journal:
+        with publishing.open_journal(self.config, "sft") as journal:
             callbacks.attach(trainer, journal, "bench")
             trainer.add_callback(_Evaluating(journal))
             started = journal._sink is None or journal._sink.is_open

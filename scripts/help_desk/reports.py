@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from alignment.tracking.overview import verdicts_now
-from alignment.tracking.record import RunRecord
-from alignment.tracking.verdicts import headline
+from alignment.reports.overview import verdicts_now
+from alignment.reports.verdicts import headline
+from alignment.runs.record import RunRecord
 
 _FRAMES = "all questions are facts in a few sentence frames, so that held-out ones resemble those of training"
 _FEW = "the recipe evaluates once, at the end, to save time"

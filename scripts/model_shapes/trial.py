@@ -13,13 +13,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from alignment.classifiers import needs_own
-from alignment.config import validate
-from alignment.export import export
-from alignment.models import find_model, load_policy
+from alignment.config.loading import validate
+from alignment.models.classifiers import needs_own
+from alignment.models.export import export
+from alignment.models.policies import find_model, load_policy
+from alignment.models.scalar import load_scalar_model
 from alignment.registry import Registry
-from alignment.scalar_models import load_scalar_model
-from alignment.templates import encode_conversation, encode_to_score
+from alignment.templates.rendering import encode_conversation, encode_to_score
 
 TOLERANCE = 2e-3
 """Nats, or units of the largest score: float32 sums in another order are off by 1e-5, a wrong path by tenths."""
@@ -149,7 +149,7 @@ def _ppo() -> None:
 
 def _watched(collector: Any) -> Any:
     """A collector whose every rollout is computed again by plain forward passes: tokens, log-probabilities, scores."""
-    from alignment.generation import _uniforms, choose_tokens
+    from alignment.generation.engine import _uniforms, choose_tokens
     from alignment.seeds import stream_seed
 
     class Watched(collector):

@@ -27,11 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 import transformers
 
-from alignment import distributed
-from alignment.data import Prompt
-from alignment.scalar_models import ScoreHead
+from alignment.data.reading import Prompt
+from alignment.distributed import processes
+from alignment.models.scalar import ScoreHead
+from alignment.runs.journal import Journal
 from alignment.seeds import stream_seed
-from alignment.tracking import Journal
 from ppo.config import PPOStageConfig
 from ppo.loading import new_head, settle
 from ppo.loop import Loop
@@ -180,7 +180,7 @@ def run(
     config = PPOStageConfig.model_validate(values)
     models = build_models(world, critic if config.ppo.has_critic else None, mean, seed, scorer)
     settle(models, config)
-    accelerator = distributed.make_accelerator()
+    accelerator = processes.make_accelerator()
     prompts = [Prompt(({"role": "user", "content": digits},)) for digits in asked]
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(config, models, accelerator, Journal(Path(folder), enabled=False), prompts)

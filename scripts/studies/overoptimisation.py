@@ -121,7 +121,7 @@ def train_reward_models(seed: int) -> None:
 
 
 def ppo_config(cell: Cell) -> Any:
-    from alignment.config import load_config
+    from alignment.config.loading import load_config
     from ppo.config import PPOStageConfig
 
     ensemble = {"one": "null", "mean_minus_std": "1.0"}.get(cell.combine, cell.combine)
@@ -142,10 +142,10 @@ def run(cell: Cell) -> Iterator[dict[str, Any]]:
     import torch
     from help_desk.gold import gold_score
 
-    from alignment import distributed
-    from alignment.data import to_prompts, train_and_eval
+    from alignment.data.reading import to_prompts, train_and_eval
+    from alignment.distributed import processes
     from alignment.registry import Registry
-    from alignment.tracking import Journal
+    from alignment.runs.journal import Journal
     from ppo.loading import find_models, load_models
     from ppo.loop import Loop
     from ppo.models import RewardModel
@@ -158,7 +158,7 @@ def run(cell: Cell) -> Iterator[dict[str, Any]]:
     assert models.reward is not None
     if cell.combine == "one":
         models.reward = RewardModel(models.reward.members[:1], packed=models.reward.packed)
-    accelerator = distributed.make_accelerator()
+    accelerator = processes.make_accelerator()
     journal = Journal(Path("unused"), enabled=False)
     loop = Loop(config, models, accelerator, journal, prompts.items, held_out.items[:HELD_OUT])
     batches = prompt_batches(len(loop.prompts), config.rollout.batch_size, cell.seed)
@@ -265,8 +265,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="all rows as one JSON object on stdout")
     options = parser.parse_args(argv)
     from alignment.errors import UserError
-    from alignment.stage import quiet_libraries
     from alignment.terminal import progress
+    from alignment.training.stage import quiet_libraries
 
     quiet_libraries()
     options.home.mkdir(parents=True, exist_ok=True)

@@ -97,7 +97,7 @@ def read_rows(path: Path) -> dict[str, dict[str, Any]]:
 
 def run(size: Any, votes: Path | None, several: Path | None, steps: Sequence[str]) -> None:
     """Run what has no row yet."""
-    from alignment.ticker import ticking
+    from alignment.distributed.ticker import ticking
 
     for name in steps:
         rows = read_rows(ROWS)
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from human_votes.sizes import SIZES
 
     from alignment.errors import UserError
-    from alignment.stage import quiet_libraries
+    from alignment.training.stage import quiet_libraries
 
     quiet_libraries()
     name = "quick" if options.quick else options.size

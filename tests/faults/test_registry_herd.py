@@ -178,7 +178,7 @@ def test_nothing_is_lost_or_torn_whoever_is_killed(
     lost = {parent for number in live for parent in parents_of(versions[number].manifest)} - {("m", n) for n in live}
     if lost:  # whoever was to take it back was killed: the next collection does
         assert subprocess.run(
-            [sys.executable, "-m", "alignment.cli", "models", "gc", "--delete", "--registry", str(registry.path)],
+            [sys.executable, "-m", "alignment.cli.main", "models", "gc", "--delete", "--registry", str(registry.path)],
             cwd=root,
             stdout=subprocess.DEVNULL,
             timeout=120,

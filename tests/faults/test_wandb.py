@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from alignment.registry import Registry
-from alignment.tracking import metrics as declared
+from alignment.runs import metrics as declared
 from alignment.tracking.replay import replay
 
 ROOT = Path(__file__).resolve().parents[2]

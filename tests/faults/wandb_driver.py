@@ -83,7 +83,8 @@ SERVERS: dict[str, int | None] = {"server answers 500": 500, "bad key": 401, "se
 
 def break_it(fault: str | None, at: int) -> None:
     """Have the fault strike when the journal comes to its line number `at`."""
-    from alignment.tracking import Journal, wandb_sink
+    from alignment.runs.journal import Journal
+    from alignment.tracking import wandb_sink
 
     wandb_sink.START_SECONDS = SECONDS if fault in SERVERS else 60.0
     wandb_sink.FINISH_SECONDS = SECONDS if fault == "core stopped" else 60.0

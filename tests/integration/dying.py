@@ -24,7 +24,8 @@ from typing import Any
 
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from alignment import heartbeat, resume
+from alignment.distributed import heartbeat
+from alignment.runs import resume
 
 
 def act(action: str) -> None:
@@ -107,7 +108,7 @@ def serve() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "run":
-        from alignment.stage import leave
+        from alignment.training.stage import leave
 
         actions = json.loads(os.environ.get("ACTIONS", "{}"))
         leave(run(actions.get(os.environ.get("RANK", "0"), {}), sys.argv[2], sys.argv[3:]))

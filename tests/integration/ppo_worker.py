@@ -14,11 +14,11 @@ import torch
 from digits import CONTENTS, build_models, prompts_of
 from safetensors.torch import save_file
 
-from alignment import distributed, zero3
+from alignment.distributed import processes, zero3
 from alignment.errors import ModelError
-from alignment.stage import leave
-from alignment.tracking import Journal
-from alignment.tracking.metrics import find
+from alignment.runs.journal import Journal
+from alignment.runs.metrics import find
+from alignment.training.stage import leave
 from ppo.config import PPOStageConfig
 from ppo.loading import settle
 from ppo.loop import Loop
@@ -51,8 +51,8 @@ def main(out: Path, *overrides: str) -> None:
         section, _, name = key.partition(".")
         values.setdefault(section, {})[name] = json.loads(value)
     config = PPOStageConfig.model_validate(values)
-    distributed.start_processes()
-    accelerator = distributed.make_accelerator(bf16=config.training.bf16)
+    processes.start_processes()
+    accelerator = processes.make_accelerator(bf16=config.training.bf16)
     with zero3.whole_models():
         models = build_models(ref_seed=1, critic=critic)
     settle(models, config)
@@ -60,7 +60,7 @@ def main(out: Path, *overrides: str) -> None:
     ptx_rows = PTX_ROWS if config.ptx.train else ()
     loop = Loop(config, models, accelerator, Journal(out, enabled=False), prompts, ptx_rows=ptx_rows)
     report = {
-        **distributed.backend(accelerator, loop.engine.wrapped),
+        **processes.backend(accelerator, loop.engine.wrapped),
         "rates": [],
         "stats": [],
         "own": [],
@@ -70,12 +70,12 @@ def main(out: Path, *overrides: str) -> None:
         if accelerator.is_main_process:
             save_file({"none": torch.zeros(1)}, out / "weights.safetensors")
             (out / "report.json").write_text(json.dumps(report))
-        distributed.wait_for_everyone()
+        processes.wait_for_everyone()
         return
     count = config.rollout.batch_size // config.rollout.num_generations
     for _ in range(3):
         tasks = make_tasks(loop.prompts, range(count), config.rollout.num_generations)
-        report["own"].append(distributed.gather_lists([task.number for task in loop.own_share(tasks)]))
+        report["own"].append(processes.gather_lists([task.number for task in loop.own_share(tasks)]))
         stats = loop.iterate(list(range(count)))
         clocks = [name for name in stats if (metric := find("ppo", name)) and metric.is_clock]
         report["stats"].append({name: value for name, value in stats.items() if name not in clocks})
@@ -85,7 +85,7 @@ def main(out: Path, *overrides: str) -> None:
     if accelerator.is_main_process:
         save_file({name: value.float().clone() for name, value in weights.items()}, out / "weights.safetensors")
         (out / "report.json").write_text(json.dumps(report))
-    distributed.wait_for_everyone()
+    processes.wait_for_everyone()
 
 
 def spoil(loop: Loop, rank: int) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def spoil(loop: Loop, rank: int) -> dict[str, Any]:
         message = str(error).partition(":")[0]
     after = [zero3.own_part(parameter) for parameter in loop.engine.parameters]
     same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    shares = distributed.gather_lists([(message, same)])
+    shares = processes.gather_lists([(message, same)])
     return {"refused": [share[0][0] for share in shares], "unchanged": [share[0][1] for share in shares]}
 
 

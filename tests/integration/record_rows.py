@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import transformers
 
-import alignment.forward
+import alignment.models.forward
 import ppo.update
 import sft.loss
 
@@ -60,7 +60,9 @@ def recorded_update(original):
 
 def install():
     sft.loss.LOGITS_AT_ONCE = int(os.environ.get("LOGITS_AT_ONCE", sft.loss.LOGITS_AT_ONCE))
-    alignment.forward.LOGITS_AT_ONCE = int(os.environ.get("LOGITS_AT_ONCE", alignment.forward.LOGITS_AT_ONCE))
+    alignment.models.forward.LOGITS_AT_ONCE = int(
+        os.environ.get("LOGITS_AT_ONCE", alignment.models.forward.LOGITS_AT_ONCE)
+    )
     transformers.Trainer.training_step = recorded_step(transformers.Trainer.training_step)
     ppo.update.Updater.update = recorded_update(ppo.update.Updater.update)
 

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 import ppo.rollout
 import ppo.train
 import ppo.update
-from alignment.generation import TransformersEngine
-from alignment.sampling import Sampled
+from alignment.generation.engine import TransformersEngine
+from alignment.generation.sampling import Sampled
 
 
 class RecordedEngine:

@@ -7,9 +7,9 @@ import json
 import sys
 from pathlib import Path
 
-from alignment.config import load_config
-from alignment.distributed import is_main_process, wait_for_everyone
-from alignment.stage import quiet_libraries
+from alignment.config.loading import load_config
+from alignment.distributed.processes import is_main_process, wait_for_everyone
+from alignment.training.stage import quiet_libraries
 
 
 def main(paths):

@@ -14,8 +14,8 @@ import torch
 from resuming import HERE, SECTIONS, TRAINING, check_same, configure, launched_ranks, plain_ranks, run_whole, same
 from safetensors.torch import load_file
 
-from alignment.checkpoint import committed
 from alignment.registry import Registry
+from alignment.runs.checkpoint import committed
 
 PREEMPTED = 75
 

@@ -13,7 +13,7 @@ from test_stages import ROOT, command, house, lines, recipe, sft, write_demonstr
 
 from alignment.ratings import RatingsStore
 from alignment.registry import Registry
-from alignment.tracking import dashboards
+from alignment.reports import dashboards
 
 FAMILY = re.compile(r"^((?:eval/)?reward/).*")
 """Metrics of which a panel shows all, whatever the reward's parts are called."""

@@ -15,7 +15,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def check(*arguments, **options):
-    command = [sys.executable, "-m", "alignment.cli", "data", "check", *map(str, arguments)]
+    command = [sys.executable, "-m", "alignment.cli.main", "data", "check", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, **options)
 
@@ -53,7 +53,7 @@ def test_two_gigabytes_are_checked_in_less_than_one(tmp_path):
         "import resource, subprocess, sys; code = subprocess.run(sys.argv[1:]).returncode; "
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=open('peak', 'w')); sys.exit(code)"
     )
-    command = [sys.executable, "-c", measure, sys.executable, "-m", "alignment.cli", "data", "check", str(path)]
+    command = [sys.executable, "-c", measure, sys.executable, "-m", "alignment.cli.main", "data", "check", str(path)]
     with (tmp_path / "out.json").open("w") as out, (tmp_path / "err.txt").open("w") as err:
         code = subprocess.run(
             [*command, "--json", "--bad", "bad.jsonl"],

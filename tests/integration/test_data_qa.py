@@ -15,7 +15,7 @@ import tiny
 from chat_server import Answer, ChatServer, completion, passage
 from typer.testing import CliRunner, Result
 
-import alignment.cli
+import alignment.cli.main
 
 ROOT = Path(__file__).resolve().parents[2]
 THINGS = "lamp desk chair shelf map globe clock stamp ladder basket carpet mirror".split()  # noqa: SIM905 - readable
@@ -51,7 +51,7 @@ def good(prompt: str, seen: int = 0) -> Answer:
 
 
 def run(*arguments: Any) -> Result:
-    return CliRunner().invoke(alignment.cli.app, ["data", "qa", *map(str, arguments)])
+    return CliRunner().invoke(alignment.cli.main.app, ["data", "qa", *map(str, arguments)])
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -68,8 +68,10 @@ def test_pairs_by_rules_can_be_checked_and_split_by_passage(docs: Path, tmp_path
     assert [row["prompt"] for row in made[:2]] == [f'What does "Prices" say about "The {t}"?' for t in THINGS[:2]]
     assert len({row["source_id"] for row in made[-3:]}) == 1 and made[-1]["prompt"] == "What is meant by Loan?"
     cli = CliRunner()
-    assert cli.invoke(alignment.cli.app, ["data", "check", str(out)]).exit_code == 0
-    parted = cli.invoke(alignment.cli.app, ["data", "split", str(out), "--out", str(tmp_path / "s"), "--test", "0.4"])
+    assert cli.invoke(alignment.cli.main.app, ["data", "check", str(out)]).exit_code == 0
+    parted = cli.invoke(
+        alignment.cli.main.app, ["data", "split", str(out), "--out", str(tmp_path / "s"), "--test", "0.4"]
+    )
     assert parted.exit_code == 0, parted.output
     sides = [{row["source_id"] for row in rows(tmp_path / "s" / f"{side}.jsonl")} for side in ("train", "test")]
     assert all(sides) and not sides[0] & sides[1]
@@ -175,7 +177,7 @@ def test_killed_and_continued_asks_nothing_twice_and_ends_the_same(docs: Path, t
     out = tmp_path / "pairs.jsonl"
     with ChatServer(answer) as server:
         options = ["--model", "m", "--url", server.url, "--concurrency", "1"]
-        command = [sys.executable, "-m", "alignment.cli", "data", "qa", str(docs), "--out", str(out), *options]
+        command = [sys.executable, "-m", "alignment.cli.main", "data", "qa", str(docs), "--out", str(out), *options]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         for _ in range(2):
             victim.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))

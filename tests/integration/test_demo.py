@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from alignment.registry import Registry
-from alignment.tracking.overview import verdicts_now
-from alignment.tracking.record import RunRecord
+from alignment.reports.overview import verdicts_now
+from alignment.runs.record import RunRecord
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,12 +11,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 import reward.train
-from alignment.config import ModelConfig, validate
+from alignment.config.loading import ModelConfig, validate
 from alignment.errors import ModelError
-from alignment.models import load_tokenizer
+from alignment.models.policies import load_tokenizer
+from alignment.models.scalar import load_scalar_model, shift_scores
 from alignment.registry import Registry
-from alignment.scalar_models import load_scalar_model, shift_scores
-from alignment.templates import encode_conversation
+from alignment.templates.rendering import encode_conversation
 from alignment.tensors import pad_rows
 from ppo.config import PPOStageConfig
 from ppo.loading import find_models, load_models

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignment.config import validate
+from alignment.config.loading import validate
 from ppo.config import PPOStageConfig
 from reward.config import RewardStageConfig
 from sft.config import SFTStageConfig

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from test_stages import ROOT, write_demonstrations
 
-from alignment.export import export
-from alignment.models import find_model, load_policy, load_tokenizer
+from alignment.models.export import export
+from alignment.models.policies import find_model, load_policy, load_tokenizer
+from alignment.models.scalar import load_scalar_model
 from alignment.registry import Registry
-from alignment.scalar_models import load_scalar_model
-from alignment.templates import Message, encode_prompt
+from alignment.templates.rendering import Message, encode_prompt
 
 PROMPT = "Question 3\u2028here?"
 # What a user does with an exported folder, in a process where importing any part of the suite fails.
@@ -78,7 +78,7 @@ def house(tmp_path_factory):
     theirs = tiny.write(folder / "theirs", tiny.make_policy(tokenizer), tokenizer)
     torch.save(load_file(theirs / "model.safetensors"), theirs / "pytorch_model.bin")
     (theirs / "model.safetensors").unlink()
-    run(folder, sys.executable, "-m", "alignment.cli", "models", "import", str(theirs), "theirs")
+    run(folder, sys.executable, "-m", "alignment.cli.main", "models", "import", str(theirs), "theirs")
     write_demonstrations(folder / "rows.jsonl")
     pairs = [{"prompt": f"Question {n}?", "chosen": f"Answer {n}.", "rejected": "No."} for n in range(24)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))

@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 from test_reward_report_page import HOSTILE, browse  # noqa: F401 - a fixture
 from torch import ones
 
-from alignment.lineage_page import lineage_page
 from alignment.registry import Parent, Registry
+from alignment.registry.page import lineage_page
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ import json
 import pytest
 from test_stages import SCRATCH, write_demonstrations
 
-from alignment.config import ADAPTERS, validate
-from alignment.export import TOLERANCE, export
-from alignment.generation import complete
-from alignment.methods import METHODS
-from alignment.models import find_model, load_policy, load_tokenizer
+from alignment.config.loading import ADAPTERS, validate
+from alignment.generation.engine import complete
+from alignment.models.export import TOLERANCE, export
+from alignment.models.methods import METHODS
+from alignment.models.policies import find_model, load_policy, load_tokenizer
 from alignment.registry import Registry
 
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 from test_stages import SCRATCH, write_demonstrations
 
-from alignment.methods import METHODS
+from alignment.models.methods import METHODS
 from alignment.registry import Registry
 
 HERE = Path(__file__).resolve().parent

@@ -9,11 +9,11 @@ import pytest
 import tiny
 import torch
 
-from alignment.config import validate
-from alignment.ensembles import load_reward_model
-from alignment.models import find_model, load_policy
+from alignment.config.loading import validate
+from alignment.models.ensembles import load_reward_model
+from alignment.models.policies import find_model, load_policy
 from alignment.registry import Registry
-from alignment.stage import run_stage
+from alignment.training.stage import run_stage
 from ppo.config import PPOStageConfig
 from ppo.loading import find_models, load_models
 from ppo.rollout import encode_prompts, make_tasks
@@ -151,9 +151,9 @@ def test_four_roles_take_the_memory_of_one(here):
 @pytest.mark.parametrize("value", ["adapter", "trunk", "separate"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_every_trained_tensor_learns_and_nothing_else(here, tmp_path, value, checkpointing):
-    from alignment import distributed
-    from alignment.data import Prompt
-    from alignment.tracking import Journal
+    from alignment.data.reading import Prompt
+    from alignment.distributed import processes
+    from alignment.runs.journal import Journal
     from ppo.loop import Loop
 
     sections = {"model": {"value": value}, "training": {"gradient_checkpointing": checkpointing}}
@@ -161,7 +161,7 @@ def test_every_trained_tensor_learns_and_nothing_else(here, tmp_path, value, che
     config = validate(PPOStageConfig, settings(**sections), "here")
     before = {name: p.detach().clone() for name, p in models.trained.named_parameters()}
     prompts = [Prompt(({"role": "user", "content": f"What of {a}?"},)) for a, _ in TURNS]
-    accelerator = distributed.make_accelerator()
+    accelerator = processes.make_accelerator()
     loop = Loop(config, models, accelerator, Journal(tmp_path, enabled=False), prompts)
     for _ in range(2):  # LoRA's B is 0 at first, and A then has no gradient
         loop.iterate([0, 1, 2, 3])

@@ -14,10 +14,10 @@ import pytest
 import tiny
 import torch
 
-from alignment.models import find_model, load_policy, load_tokenizer
+from alignment.models.policies import find_model, load_policy, load_tokenizer
 from alignment.registry import Registry
 from alignment.registry.promotion import promote
-from alignment.stage import run_stage
+from alignment.training.stage import run_stage
 from ppo.config import PPOStageConfig
 from ppo.train import plan, train
 

@@ -9,11 +9,11 @@ import pytest
 import tiny
 import torch
 
-from alignment.ensembles import load_reward_model
-from alignment.models import find_model, load_tokenizer
+from alignment.models.ensembles import load_reward_model
+from alignment.models.policies import find_model, load_tokenizer
 from alignment.ratings import Completion, RatingsStore
 from alignment.registry import Registry
-from alignment.stage import run_stage
+from alignment.training.stage import run_stage
 from ppo.config import PPOStageConfig
 from ppo.train import plan, train
 

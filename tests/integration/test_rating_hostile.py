@@ -19,10 +19,9 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from rating import plain  # noqa: E402
-from rating.screen import RatingApp  # noqa: E402
-from rating.sitting import Sitting  # noqa: E402
-
+from alignment.labeling import line_mode  # noqa: E402
+from alignment.labeling.session import Sitting  # noqa: E402
+from alignment.labeling.tui import RatingApp  # noqa: E402
 from alignment.ratings import RatingsStore  # noqa: E402
 
 MANY = 100_000
@@ -110,7 +109,7 @@ def test_plain_lines_hold_hostile_strings_as_text(tmp_path: Path, count: int, te
         fill(store, strings)
         store.guideline = strings[0]
         lines = iter(["?", *["s"] * (count // A_SCREEN)])
-        plain.run(store, "ada", "random", lambda: next(lines, None), console)
+        line_mode.run(store, "ada", "random", lambda: next(lines, None), console)
     assert check(out.getvalue(), STYLE_OR_POSITION if terminal else None) == set(range(count))
 
 

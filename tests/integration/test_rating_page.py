@@ -18,11 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from rating import web  # noqa: E402
-from rating.guard import BODY_BYTES, HEADERS, seal, unseal  # noqa: E402
 from rating_page import BASE, Labeler, Page, hostile, pairs  # noqa: E402
 
 from alignment.errors import UserError  # noqa: E402
+from alignment.labeling import web  # noqa: E402
+from alignment.labeling.web_security import BODY_BYTES, HEADERS, seal, unseal  # noqa: E402
 from alignment.ratings import Gold, RatingsStore  # noqa: E402
 from alignment.terminal import clean  # noqa: E402
 

@@ -12,12 +12,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from rating import screen  # noqa: E402
-from rating.screen import RatingApp  # noqa: E402
-from rating.sitting import Sitting  # noqa: E402
 from textual.pilot import Pilot  # noqa: E402
 
 from alignment.errors import UserError  # noqa: E402
+from alignment.labeling import tui  # noqa: E402
+from alignment.labeling.session import Sitting  # noqa: E402
+from alignment.labeling.tui import RatingApp  # noqa: E402
 from alignment.ratings import Gold, Rating, RatingsStore  # noqa: E402
 
 LONG = "The library opens at nine and closes at six, and on Sundays it does not open at all. " * 30
@@ -483,7 +483,7 @@ def test_the_footer_is_made_from_the_bindings_that_work_now(store: RatingsStore)
 
 
 def test_long_sessions_neither_grow_nor_slow_down(store: RatingsStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(screen, "DEAF_SECONDS", 0.0)
+    monkeypatch.setattr(tui, "DEAF_SECONDS", 0.0)
     with store.transaction():
         add_pairs(store, 60)
         add_rank(store, 9, LONG)

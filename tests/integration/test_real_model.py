@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignment.errors import UserError
-from alignment.generation import complete
-from alignment.models import find_model, load_policy, load_tokenizer
+from alignment.generation.engine import complete
+from alignment.models.policies import find_model, load_policy, load_tokenizer
 from alignment.registry import Registry
 
 pytestmark = pytest.mark.slow
@@ -136,7 +136,7 @@ def test_ppo_is_killed_and_resumed_to_the_same_bits_in_shared_mode(here):
 def test_ppo_with_models_of_their_own_and_what_is_exported(here):
     options = ["model.mode=separate", "model.value=separate", "training.max_steps=1", "rollout.batch_size=2"]
     run(*stage("ppo", "apart", *options))
-    run("-m", "alignment.cli", "models", "export", "apart", "exported")
+    run("-m", "alignment.cli.main", "models", "export", "apart", "exported")
     question = [{"role": "user", "content": "What of the cats?"}]
     source = find_model("apart", here, role="policy")
     (answer,) = complete(load_policy(source), load_tokenizer(source), [question], max_new_tokens=8, temperature=0.0)
@@ -153,9 +153,9 @@ def test_the_reward_model_scores_alike_in_plain_transformers(here):
     """Padding is no end there: transformers reads the score at the last token that is not padding."""
     from transformers import AutoModelForSequenceClassification
 
-    from alignment.scalar_models import load_scalar_model
+    from alignment.models.scalar import load_scalar_model
 
-    run("-m", "alignment.cli", "models", "export", "real-reward", "exported-reward")
+    run("-m", "alignment.cli.main", "models", "export", "real-reward", "exported-reward")
     tokenizer = AutoTokenizer.from_pretrained("exported-reward")
     assert tokenizer.pad_token == "<|endoftext|>"
     assert len(tokenizer) == 49152

@@ -6,8 +6,8 @@ import pytest
 from chromium import PROGRAM, Chromium
 from full_runs import HOSTILE, full_run
 
-from alignment.tracking import Journal
-from alignment.tracking.report import write_report
+from alignment.reports.report import write_report
+from alignment.runs.journal import Journal
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(PROGRAM is None, reason="no Chromium; install chromium")]
 FIGURES = 14

@@ -11,7 +11,7 @@ import launching
 import pytest
 from resuming import SECTIONS, TRAINING, check_same, configure, run_whole
 
-from alignment.methods import METHODS
+from alignment.models.methods import METHODS
 from alignment.registry import Registry
 
 UNTIL_SAVED = {"ppo": 8, "ppo-lora": 8}

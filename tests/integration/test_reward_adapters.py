@@ -14,16 +14,16 @@ from typer.testing import CliRunner
 
 import reward.train
 import sft.train
-from alignment.adapters import dequantize
-from alignment.cli import app
-from alignment.config import ADAPTERS, ModelConfig, validate
-from alignment.ensembles import is_ensemble, load_member, load_reward_model, num_members
+from alignment.cli.main import app
+from alignment.config.loading import ADAPTERS, ModelConfig, validate
 from alignment.errors import ConfigError, ModelError
-from alignment.export import export
-from alignment.models import find_model, load_policy, load_tokenizer
+from alignment.models.adapters import dequantize
+from alignment.models.ensembles import is_ensemble, load_member, load_reward_model, num_members
+from alignment.models.export import export
+from alignment.models.policies import find_model, load_policy, load_tokenizer
+from alignment.models.scalar import load_scalar_model
+from alignment.models.shared_base import add_reward_adapter, using
 from alignment.registry import Registry
-from alignment.scalar_models import load_scalar_model
-from alignment.shared_base import add_reward_adapter, using
 from reward.config import RewardStageConfig
 from sft.config import SFTStageConfig
 

@@ -11,24 +11,24 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 import reward.finish
-import reward.overfit
+import reward.studies.overfit
 import reward.train
 import sft.train
-from alignment.config import validate
+from alignment.config.loading import validate
 from alignment.errors import ConfigError
-from alignment.models import find_model, load_tokenizer
+from alignment.models.policies import find_model, load_tokenizer
+from alignment.models.scalar import load_scalar_model
 from alignment.ratings import RatingsStore
 from alignment.registry import Registry
-from alignment.scalar_models import load_scalar_model
-from alignment.templates import encode_conversation
+from alignment.runs.journal import Journal
+from alignment.templates.rendering import encode_conversation
 from alignment.tensors import pad_rows
-from alignment.tracking import Journal
 from reward.batches import score_questions
 from reward.config import RewardStageConfig
 from reward.finish import GateError, check_gate
-from reward.overfit import PreflightError, first_pairs
 from reward.prepare import prepare
 from reward.questions import JudgedPair, Question
+from reward.studies.overfit import PreflightError, first_pairs
 from reward.trainer import QuestionTrainer
 from sft.config import SFTStageConfig
 
@@ -450,7 +450,7 @@ def test_the_preflight_needs_a_pair_that_is_no_tie(house):
     write("tied.jsonl", [*rows, {"prompt": "q", "chosen": "long " * 60, "rejected": "b"}])
     config = settings("tied", data={"train": "tied.jsonl", "eval_share": 0, "max_bad_share": 0.9})
     with pytest.raises(PreflightError, match="each pair that can be used is a tie"):
-        reward.overfit.overfit(validate(RewardStageConfig, config, "test"), 8)
+        reward.studies.overfit.overfit(validate(RewardStageConfig, config, "test"), 8)
 
 
 def test_batches_that_never_fill_are_a_mistake_in_the_config(house):

@@ -11,10 +11,10 @@ import pytest
 import torch
 from test_two_processes import SCRATCH, TOPICS, question
 
-from alignment.ensembles import load_reward_model
-from alignment.models import find_model
+from alignment.models.ensembles import load_reward_model
+from alignment.models.policies import find_model
+from alignment.models.scalar import load_scalar_model
 from alignment.registry import Registry
-from alignment.scalar_models import load_scalar_model
 
 HERE = Path(__file__).resolve().parent
 BACKENDS = {"ddp": ("DistributedDataParallel", 0), "zero2": ("DeepSpeedEngine", 2), "zero3": ("DeepSpeedEngine", 3)}

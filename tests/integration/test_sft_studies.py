@@ -7,12 +7,12 @@ from dataclasses import replace
 import launching
 import pytest
 
-from alignment.config import load_config
+from alignment.config.loading import load_config
 from alignment.registry import Registry
-from alignment.trainers import unpublished_base
+from alignment.training.publishing import unpublished_base
 from sft.config import SFTStageConfig
 from sft.data import IGNORED
-from sft.learning_curve import row_losses
+from sft.studies.learning_curve import row_losses
 from sft.train import build_trainer, prepare
 
 SCRATCH = {

@@ -13,11 +13,11 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from alignment.memory_plan import PARTS
-from alignment.models import load_policy
+from alignment.memory.plan import PARTS
+from alignment.models.policies import load_policy
+from alignment.models.scalar import load_scalar_model
 from alignment.ratings import RatingsStore
 from alignment.registry import Registry
-from alignment.scalar_models import load_scalar_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRATCH = {

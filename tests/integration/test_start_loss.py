@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import sft.train
-from alignment.config import validate
-from alignment.data import to_demonstrations, train_and_eval
+from alignment.config.loading import validate
+from alignment.data.reading import to_demonstrations, train_and_eval
 from alignment.intervals import choosing_half
-from alignment.models import find_model, load_policy, load_tokenizer
+from alignment.models.policies import find_model, load_policy, load_tokenizer
 from alignment.registry import Registry
-from alignment.tracking.record import RunRecord
-from alignment.tracking.verdicts import verdicts
+from alignment.reports.verdicts import verdicts
+from alignment.runs.record import RunRecord
 from sft.config import SFTStageConfig
 
 NUM_HELD_OUT = 10

@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignment.generation import complete
-from alignment.models import find_model, load_policy, load_tokenizer
+from alignment.generation.engine import complete
+from alignment.models.policies import find_model, load_policy, load_tokenizer
+from alignment.models.scalar import load_scalar_model
 from alignment.registry import Registry
-from alignment.scalar_models import load_scalar_model
-from alignment.templates import encode_conversation
+from alignment.templates.rendering import encode_conversation
 
 HERE = Path(__file__).resolve().parent
 TOPICS = ("cards", "fines", "rooms", "loans", "hours", "maps", "films", "games")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from journals import make_run
 
-from alignment.tracking import Journal
+from alignment.runs.journal import Journal
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTERED, LEFT, HIDDEN, VISIBLE = b"\x1b[?1049h", b"\x1b[?1049l", b"\x1b[?25l", b"\x1b[?25h"
@@ -30,7 +30,7 @@ class Terminal:
         self._pid, self._fd = pty.fork()
         if self._pid == 0:
             os.environ.update({"TERM": "xterm-256color", "PYTHONPATH": str(ROOT), **environment})
-            os.execv(sys.executable, [sys.executable, "-m", "alignment.cli", *arguments])
+            os.execv(sys.executable, [sys.executable, "-m", "alignment.cli.main", *arguments])
         fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
 
     def wait_for(self, wanted: bytes, seconds: float = 60) -> None:

@@ -10,7 +10,7 @@ from vllm.model_executor.layers import utils
 _custom_ops._supports_onednn = False
 utils.check_cpu_sgl_kernel = lambda *_: False
 
-from alignment.stage import leave  # noqa: E402
+from alignment.training.stage import leave  # noqa: E402
 from ppo.__main__ import main  # noqa: E402
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 import vllm_on_cpu
 
-from alignment import vllm_engine
+from alignment.generation import vllm
 
-real = vllm_engine._generation_class
+real = vllm._generation_class
 
 
 def with_its_own_head(dtype: str) -> type:
@@ -15,7 +15,7 @@ def with_its_own_head(dtype: str) -> type:
     return Stale
 
 
-vllm_engine._generation_class = with_its_own_head
+vllm._generation_class = with_its_own_head
 
 if __name__ == "__main__":
     vllm_on_cpu.leave(vllm_on_cpu.main())

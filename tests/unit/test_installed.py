@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from alignment import shipped
-from alignment.cli import app
-from alignment.config import read_values
+from alignment.cli.main import app
+from alignment.config import shipped
+from alignment.config.loading import read_values
 from alignment.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,8 +82,8 @@ def test_a_file_of_the_stages_name_does_not_run_in_its_place(stage, tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert (shadowed.returncode, shadowed.stdout) == (0, "nothing is trained\n")  # which nobody can prevent
-    # `-c` looks into the current folder first, as `-m alignment.cli` does under a launcher.
-    done = python("from alignment.cli import main; main()", stage, "c.yaml", folder=tmp_path, path=ROOT)
+    # `-c` looks into the current folder first, as `-m alignment.cli.main` does under a launcher.
+    done = python("from alignment.cli.main import main; main()", stage, "c.yaml", folder=tmp_path, path=ROOT)
     assert done.returncode == 2
     assert f"`python -m {stage}` runs your {stage}.py; rename it" in done.stderr
     assert "error: no config file at c.yaml" in done.stderr

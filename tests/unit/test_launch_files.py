@@ -8,9 +8,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
-from alignment import distributed
+from alignment.distributed import processes
 from alignment.errors import UserError
-from alignment.memory_plan import SINGLE, STRATEGIES
+from alignment.memory.plan import SINGLE, STRATEGIES
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "accelerate"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -91,7 +91,7 @@ def test_the_folder_for_nvme_comes_from_the_environment_and_is_asked_for(monkeyp
     monkeypatch.setenv(names[0], "/disk")
     monkeypatch.setattr(PartialState, "_shared_state", {})  # of an earlier test, with which no launch is looked at
     with pytest.raises(UserError, match=names[1]):
-        distributed.start_processes()
+        processes.start_processes()
     monkeypatch.setenv(names[1], "/disk")
     zero = DeepSpeedPlugin().deepspeed_config["zero_optimization"]
     assert zero["offload_param"]["nvme_path"] == zero["offload_optimizer"]["nvme_path"] == "/disk"

@@ -10,20 +10,14 @@ import pytest
 import tiny
 from tokenizers.processors import TemplateProcessing
 
-from alignment.chat_templates import TEMPLATES
-from alignment.config import DataConfig, validate
-from alignment.data import read_records, to_examples
-from alignment.export import export
-from alignment.models import load_tokenizer
-from alignment.readers import DataError
+from alignment.config.loading import DataConfig, validate
+from alignment.data.reading import read_records, to_examples
+from alignment.data.row_files import DataError
+from alignment.models.export import export
+from alignment.models.policies import load_tokenizer
 from alignment.registry import Registry
-from alignment.templates import (
-    Unrenderable,
-    encode_conversation,
-    encode_prompt,
-    encode_text,
-    set_template,
-)
+from alignment.templates.builtin import TEMPLATES
+from alignment.templates.rendering import Unrenderable, encode_conversation, encode_prompt, encode_text, set_template
 from sft.config import SFTStageConfig
 from sft.data import IGNORED
 from sft.train import build_trainer, prepare, train

@@ -54,7 +54,7 @@ def prepare(size: Size, votes: Path) -> Row:
     """The model into the registry, the votes into their parts."""
     from help_desk import real_model
 
-    from alignment.models import find_model, load_tokenizer
+    from alignment.models.policies import find_model, load_tokenizer
     from alignment.registry import Registry
 
     model = real_model.fetch(Path())
@@ -129,9 +129,9 @@ def answers(size: Size, seed: int) -> Row:
     Texts and token ids go to answers-SEED.jsonl; the row has lengths, whether they ended, PPO's KL from the start
     (log(policy / start) summed over each answer, nats), and the texts of the answers to the study's own prompts.
     """
-    from alignment import heartbeat
-    from alignment.generation import complete
-    from alignment.models import find_model, load_policy, load_tokenizer
+    from alignment.distributed import heartbeat
+    from alignment.generation.engine import complete
+    from alignment.models.policies import find_model, load_policy, load_tokenizer
     from alignment.registry import Registry
 
     own = [[{"role": "user", "content": text}] for text in OWN_PROMPTS[: size.own_prompts]]
@@ -180,8 +180,8 @@ def divergence(
     """log(policy / start) of each response, summed over its tokens, in nats: its mean estimates the KL."""
     import torch
 
-    from alignment.models import response_logprobs
-    from alignment.templates import encode_prompt
+    from alignment.models.policies import response_logprobs
+    from alignment.templates.rendering import encode_prompt
     from alignment.tensors import pad_rows
 
     found = []
@@ -229,11 +229,11 @@ def scored(size: Size, seed: int, judge: str, chooser: Row | None) -> Row:
 def _score(judge: str, rows: Sequence[Row], texts: Sequence[tuple[int, str, int]], batch_size: int) -> list[float]:
     import torch
 
-    from alignment import heartbeat
-    from alignment.ensembles import load_reward_model
-    from alignment.models import find_model, load_tokenizer
+    from alignment.distributed import heartbeat
+    from alignment.models.ensembles import load_reward_model
+    from alignment.models.policies import find_model, load_tokenizer
     from alignment.registry import Registry
-    from alignment.templates import encode_prompt
+    from alignment.templates.rendering import encode_prompt
     from alignment.tensors import pad_rows
 
     source = find_model(judge, Registry(), role="reward")

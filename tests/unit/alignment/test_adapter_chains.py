@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignment import models
 from alignment.errors import ModelError
-from alignment.export import export
-from alignment.model_diff import compare_weights
-from alignment.models import find_model, load_policy
+from alignment.models import policies
+from alignment.models.diff import compare_weights
+from alignment.models.export import export
+from alignment.models.policies import find_model, load_policy
 from alignment.registry import Parent
 from unit.alignment.test_methods import house, publish, settings, trained_folder  # noqa: F401 - house is a fixture
 
@@ -38,7 +38,7 @@ def test_a_chain_ends_somewhere(house, tokenizer, monkeypatch):  # noqa: F811
         source = find_model(f"a{number - 1}", house.registry, "policy")
         publish(house.registry, f"a{number}", house.tmp / "run-a1", source, settings("lora"))
     assert find_model("a3", house.registry, "policy").base.base.base.ref == "base@v1"
-    monkeypatch.setattr(models, "MAX_ADAPTERS", 2)
+    monkeypatch.setattr(policies, "MAX_ADAPTERS", 2)
     with pytest.raises(ModelError, match="more than 2 adapters on each other"):
         find_model("a3", house.registry, "policy")
 

@@ -8,11 +8,11 @@ from peft import LoraConfig
 from transformers import TrainerControl, TrainerState
 from trl import SFTConfig
 
-from alignment.best_model import BestModel, published_step
-from alignment.config import BestModelArguments, trainer_arguments
+from alignment.config.loading import BestModelArguments, trainer_arguments
 from alignment.errors import ConfigError
-from alignment.tracking import Journal
-from alignment.trainers import _take_out_best_model
+from alignment.runs.journal import Journal
+from alignment.training.best_model import BestModel, published_step
+from alignment.training.publishing import _take_out_best_model
 
 NAN = float("nan")
 

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from alignment import throughput
-from alignment.callbacks import JournalCallback, overfitting
-from alignment.throughput import TokenCount
-from alignment.tracking import Journal
+from alignment.runs.journal import Journal
+from alignment.training import throughput
+from alignment.training.callbacks import JournalCallback, overfitting
+from alignment.training.throughput import TokenCount
 
 
 def history(*rows):

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from alignment.tracking.cancel import CancelTag, tags_of
+from alignment.tracking.cancel_tag import CancelTag, tags_of
 from alignment.tracking.wandb_sink import WandbSink
 
 

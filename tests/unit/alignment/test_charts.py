@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from journals import make_run
 
-from alignment.tracking import charts
-from alignment.tracking.charts import POINTS, chart_of, number, still, thin
-from alignment.tracking.dashboards import HistogramPanel, LinePanel, ScatterPanel
-from alignment.tracking.record import RunRecord, Series
+from alignment.reports import charts
+from alignment.reports.charts import POINTS, chart_of, number, still, thin
+from alignment.reports.dashboards import HistogramPanel, LinePanel, ScatterPanel
+from alignment.runs.record import RunRecord, Series
 
 
 def test_a_spike_of_one_step_in_a_hundred_thousand_is_kept():

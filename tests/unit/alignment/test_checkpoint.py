@@ -16,12 +16,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from alignment import checkpoint, resume, seeds
-from alignment.checkpoint import Checkpoints, committed, newest, open_checkpoint
-from alignment.config import RunConfig
+from alignment import seeds
+from alignment.config.loading import RunConfig
 from alignment.errors import CheckpointError, UserError
-from alignment.runs import Run
-from alignment.tracking import Journal
+from alignment.runs import checkpoint, resume
+from alignment.runs.checkpoint import Checkpoints, committed, newest, open_checkpoint
+from alignment.runs.journal import Journal
+from alignment.runs.run import Run
 
 RUN = "a" * 32
 

@@ -10,8 +10,8 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification
 
-from alignment.classifiers import LOADING, MARK, body_width, needs_own, why_no_scores
-from alignment.scalar_models import load_scalar_model, set_score_bias
+from alignment.models.classifiers import LOADING, MARK, body_width, needs_own, why_no_scores
+from alignment.models.scalar import load_scalar_model, set_score_bias
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 KINDS = {

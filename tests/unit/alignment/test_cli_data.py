@@ -14,15 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-import alignment.cli
-import alignment.data_cli
-from alignment import pages
-from alignment.config import DataConfig, read_values
-from alignment.data import Demonstration
+import alignment.cli.data
+import alignment.cli.main
+from alignment import html
+from alignment.config.loading import DataConfig, read_values
+from alignment.config.recipes import read_recipe
+from alignment.data.preview import encode_for_preview, preview_json, preview_lines
+from alignment.data.reading import Demonstration
 from alignment.errors import ConfigError, UserError
-from alignment.preview import encode_for_preview, preview_json, preview_lines
-from alignment.recipes import read_recipe
-from alignment.templates import TEMPLATES, Message
+from alignment.templates.rendering import TEMPLATES, Message
 from sft.data import IGNORED, encode_example
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -50,7 +50,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def run(*arguments: Any) -> Result:
-    return CliRunner().invoke(alignment.cli.app, ["data", *map(str, arguments)])
+    return CliRunner().invoke(alignment.cli.main.app, ["data", *map(str, arguments)])
 
 
 def done(*arguments: Any) -> str:
@@ -64,22 +64,22 @@ def test_a_page_is_written_over_a_page_and_over_nothing_else(tmp_path: Path) -> 
     rows.write_text('{"prompt": "mine"}\n')
     empty.touch()
     for text in ("first", "second"):
-        whole = pages.render(text, "", "", "<p>x</p>")
+        whole = html.render(text, "", "", "<p>x</p>")
         for path in (page, empty, Path(os.devnull)):
-            pages.write(path, whole, "--html")
+            html.write(path, whole, "--html")
         assert page.read_text() == empty.read_text() == whole
     link = tmp_path / "link.html"
     link.symlink_to(page)
-    pages.write(link, whole.replace("second", "third"), "--html")
+    html.write(link, whole.replace("second", "third"), "--html")
     assert link.is_symlink() and "third" in page.read_text()
     link.unlink()
-    pages.write(tmp_path / f"{'n' * 250}.html", whole, "--html")
+    html.write(tmp_path / f"{'n' * 250}.html", whole, "--html")
     (tmp_path / f"{'n' * 250}.html").unlink()
     for wrong in (rows / "page.html", tmp_path / f"{'n' * 300}.html", tmp_path / "no" / "folder.html"):
         with pytest.raises(UserError, match="cannot be written"):
-            pages.write(wrong, whole, "--html")
+            html.write(wrong, whole, "--html")
     with pytest.raises(UserError, match="exists already and is no page; remove it or name another file"):
-        pages.write(rows, whole, "--html")
+        html.write(rows, whole, "--html")
     assert rows.read_text() == '{"prompt": "mine"}\n'
     assert not Path(os.devnull).is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "page.html", "rows.jsonl"]
@@ -164,7 +164,7 @@ def test_check_reads_the_parts_of_a_mixture_as_training_does(rows: Path, tmp_pat
 
 
 def test_check_says_which_files_it_cannot_stream(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alignment.data_cli, "_LARGE", 1)
+    monkeypatch.setattr(alignment.cli.data, "_LARGE", 1)
     (tmp_path / "list.json").write_text(json.dumps(ROWS))
     assert (
         f"{tmp_path}/list.json: a JSON list is read whole, .jsonl row by row"
@@ -296,10 +296,10 @@ def test_a_split_is_not_written_over(rows: Path, tmp_path: Path) -> None:
 
 
 def test_the_real_command_starts_without_torch_and_reports(rows: Path) -> None:
-    code = "import sys, alignment.cli; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy')))"
+    code = "import sys, alignment.cli.main; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy')))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60).returncode == 0
-    command = [sys.executable, "-m", "alignment.cli", "data", "check", str(rows), "--json"]
+    command = [sys.executable, "-m", "alignment.cli.main", "data", "check", str(rows), "--json"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["rows"] == 3

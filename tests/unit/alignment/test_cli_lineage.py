@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
-import alignment.cli
-from alignment.lineage_graph import boxes, levels, mermaid
-from alignment.lineage_page import draw, lineage_page
+import alignment.cli.main
 from alignment.ratings import Completion, RatingsStore
 from alignment.registry import Parent, Registry, Version, provenance
+from alignment.registry.graph import boxes, levels, mermaid
+from alignment.registry.page import draw, lineage_page
 from alignment.registry.words import in_words
 
 HOSTILE = '<script>x</script>"] --> n9 & `c` \x1b[31m\u202e#quot;|'
@@ -71,7 +71,7 @@ def rounds(registry: Registry, tmp_path: Path) -> Registry:
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(alignment.cli.app, ["models", *arguments])
+    return CliRunner().invoke(alignment.cli.main.app, ["models", *arguments])
 
 
 def as_json(*arguments: str) -> Any:

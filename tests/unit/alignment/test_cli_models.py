@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-import alignment.cli
+import alignment.cli.main
 from alignment.registry import Parent, Registry, Version, provenance
 
 HOSTILE = "[red]bold[/red]\x1b[31m\x9b2J\u202e\nnext"
@@ -43,7 +43,7 @@ def ppo(registry: Registry, tmp_path: Path) -> Version:
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(alignment.cli.app, ["models", *arguments])
+    return CliRunner().invoke(alignment.cli.main.app, ["models", *arguments])
 
 
 def as_json(*arguments: str) -> Any:
@@ -159,8 +159,8 @@ def test_a_terminal_gets_colour_and_no_hostile_codes(ppo: Version) -> None:
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "160"}
     environment.pop("NO_COLOR", None)
     subprocess.run(
-        [sys.executable, "-m", "alignment.cli", "models", "graph", "desk-ppo"],
-        cwd=Path(alignment.cli.__file__).parents[1],
+        [sys.executable, "-m", "alignment.cli.main", "models", "graph", "desk-ppo"],
+        cwd=Path(alignment.cli.main.__file__).parents[1],
         env=environment,
         stdout=inside,
         check=True,

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-import alignment.cli
+import alignment.cli.main
 from alignment.registry import Parent, Registry, RegistryError, Version, aliases, provenance, retention, store, trash
 from alignment.registry.aliases import AliasEntry
 from alignment.registry.lineage import flat_metrics
@@ -46,7 +46,7 @@ def publish(registry: Registry, name: str = "m", *parents: str, **fields: Any) -
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(alignment.cli.app, ["models", *arguments])
+    return CliRunner().invoke(alignment.cli.main.app, ["models", *arguments])
 
 
 def as_json(*arguments: str, code: int = 0) -> Any:
@@ -489,8 +489,8 @@ def test_an_empty_registry_needs_nothing(registry: Registry) -> None:
 def completed(words: str) -> list[str]:
     environment = {**os.environ, "_ALIGNMENT_COMPLETE": "complete_bash", "COMP_WORDS": words}
     environment["COMP_CWORD"] = str(len(words.split(" ")) - 1)
-    command = [sys.executable, "-m", "alignment.cli"]
-    root = Path(alignment.cli.__file__).parents[1]
+    command = [sys.executable, "-m", "alignment.cli.main"]
+    root = Path(alignment.cli.main.__file__).parents[1]
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=60).stdout.split()
 
 
@@ -500,7 +500,7 @@ def test_the_shell_completes_commands_names_aliases_and_versions(registry: Regis
     assert "promote" in completed("alignment models pro")
     assert completed("alignment models show desk-") == ["desk-ppo", "desk-sft"]
     assert completed("alignment models rollback desk-s") == ["desk-sft"]
-    from alignment.completion import complete_reference
+    from alignment.cli.completion import complete_reference
 
     class Context:
         params: dict[str, Any] = {}

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from alignment.config import ModelConfig, Positive, Section, TrainerConfig, load_config, trainer_arguments, validate
+from alignment.config.loading import (
+    ModelConfig,
+    Positive,
+    Section,
+    TrainerConfig,
+    load_config,
+    trainer_arguments,
+    validate,
+)
 from alignment.errors import ConfigError
 
 MINIMAL = {
@@ -82,7 +90,7 @@ def test_home_is_found_in_the_file_and_in_overrides(tmp_path, monkeypatch):
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_any_float_comes_back_as_python_prints_it(number):
-    from alignment.config import _parse_yaml
+    from alignment.config.loading import _parse_yaml
 
     assert _parse_yaml(repr(number), "x") == number
 
@@ -233,7 +241,7 @@ def test_what_the_suite_owns_are_real_arguments_of_trl():
     """A name that TRL drops must leave the list, and one that make_arguments sets must be in it."""
     import trl
 
-    from alignment.config import OWNED_ARGUMENTS
+    from alignment.config.loading import OWNED_ARGUMENTS
 
     names = {field.name for cls in (trl.SFTConfig, trl.RewardConfig) for field in dataclasses.fields(cls)}
     assert set(OWNED_ARGUMENTS) <= names

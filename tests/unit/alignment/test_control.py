@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from alignment import control
-from alignment.control import Control, Wanted
 from alignment.errors import Preempted
-from alignment.tracking import Journal
+from alignment.runs import signals
+from alignment.runs.journal import Journal
+from alignment.runs.signals import Control, Wanted
 
 
 def touch(folder, *names):
@@ -24,40 +24,40 @@ def events(folder):
 
 
 def test_nothing_is_wanted_unless_somebody_says_so(tmp_path):
-    with control.listen():
-        assert control.ask(tmp_path) is Wanted.NOTHING
-        control.leave_if_preempted(tmp_path)
+    with signals.listen():
+        assert signals.ask(tmp_path) is Wanted.NOTHING
+        signals.leave_if_preempted(tmp_path)
 
 
 def test_what_makes_room_goes_before_what_ends_and_that_before_a_checkpoint(tmp_path):
     touch(tmp_path, "CHECKPOINT")
-    assert control.ask(tmp_path) is Wanted.CHECKPOINT
+    assert signals.ask(tmp_path) is Wanted.CHECKPOINT
     touch(tmp_path, "STOP")
-    assert control.ask(tmp_path) is Wanted.STOP
+    assert signals.ask(tmp_path) is Wanted.STOP
     touch(tmp_path, "PREEMPT")
-    assert control.ask(tmp_path) is Wanted.PREEMPT
+    assert signals.ask(tmp_path) is Wanted.PREEMPT
     with pytest.raises(Preempted, match="RUN/PREEMPT"):
-        control.leave_if_preempted(tmp_path)
-    control.clear(tmp_path, Wanted.PREEMPT)
-    assert control.ask(tmp_path) is Wanted.STOP
-    control.clear(tmp_path)
+        signals.leave_if_preempted(tmp_path)
+    signals.clear(tmp_path, Wanted.PREEMPT)
+    assert signals.ask(tmp_path) is Wanted.STOP
+    signals.clear(tmp_path)
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_is_kept_for_the_next_boundary_and_its_handler_put_back(tmp_path, number):
     before = signal.getsignal(number)
-    with control.listen():
+    with signals.listen():
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)  # a launcher and a scheduler may both send it
-        assert control.ask(tmp_path).name == number.name
+        assert signals.ask(tmp_path).name == number.name
     assert signal.getsignal(number) is before
-    assert control.ask(tmp_path) is Wanted.NOTHING
+    assert signals.ask(tmp_path) is Wanted.NOTHING
 
 
 def test_a_child_of_the_run_dies_of_the_signal(tmp_path):
     """As the workers of a pool, which is closed by it."""
-    with control.listen():
+    with signals.listen():
         read, write = os.pipe()
         if not (child := os.fork()):
             os.write(write, b"ready")
@@ -89,7 +89,7 @@ child.stdout.readline()
 @pytest.mark.parametrize(("launched", "heard"), [(True, "LAUNCHER_GONE"), (False, "NOTHING")])
 def test_the_end_of_the_launcher_is_heard_but_not_that_of_a_shell(tmp_path, launched, heard):
     """`nohup python -m sft ... &` goes on when the shell has ended."""
-    variables = {name: value for name, value in os.environ.items() if name not in control.LAUNCHED}
+    variables = {name: value for name, value in os.environ.items() if name not in signals.LAUNCHED}
     variables |= {"ACCELERATE_MIXED_PRECISION": "no"} if launched else {}
     subprocess.run([sys.executable, "-c", LAUNCHER, ORPHAN, str(tmp_path)], env=variables, check=True, timeout=60)
     for _ in range(6000):
@@ -156,7 +156,7 @@ def test_a_checkpoint_that_takes_too_long_for_the_launcher_is_warned_of_once(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     now = iter(range(0, 1000, int(seconds)))
-    monkeypatch.setattr(control.time, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr(signals.time, "monotonic", lambda: float(next(now)))
     with Journal(tmp_path, enabled=False) as journal:
         asks = Control(tmp_path, journal)
         for _ in range(2):
@@ -167,16 +167,16 @@ def test_a_checkpoint_that_takes_too_long_for_the_launcher_is_warned_of_once(
 def test_a_preemption_that_was_answered_is_not_told_to_the_next_attempt(tmp_path):
     touch(tmp_path, "PREEMPT")
     with pytest.raises(Preempted, match="RUN/PREEMPT"):
-        control.leave_if_preempted(tmp_path)
+        signals.leave_if_preempted(tmp_path)
     assert not any(tmp_path.iterdir())
 
 
 def test_a_preemption_from_before_this_process_is_forgotten_and_one_that_came_since_is_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(control, "LAUNCHED", ())
-    control.forget_earlier(tmp_path)
+    monkeypatch.setattr(signals, "LAUNCHED", ())
+    signals.forget_earlier(tmp_path)
     touch(tmp_path, "PREEMPT")
-    control.forget_earlier(tmp_path)
-    assert control.ask(tmp_path) is Wanted.PREEMPT
+    signals.forget_earlier(tmp_path)
+    assert signals.ask(tmp_path) is Wanted.PREEMPT
     os.utime(tmp_path / "PREEMPT", (1e9, 1e9))
-    control.forget_earlier(tmp_path)
-    assert control.ask(tmp_path) is Wanted.NOTHING
+    signals.forget_earlier(tmp_path)
+    assert signals.ask(tmp_path) is Wanted.NOTHING

@@ -8,12 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-import alignment.cli
-from alignment.chat_templates import INPUT_HEADING
-from alignment.config import DataConfig
-from alignment.convert import TARGETS, convert
-from alignment.data import read_records, to_comparisons, to_examples
+import alignment.cli.main
+from alignment.config.loading import DataConfig
+from alignment.data.convert import TARGETS, convert
+from alignment.data.reading import read_records, to_comparisons, to_examples
 from alignment.errors import UserError
+from alignment.templates.builtin import INPUT_HEADING
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip)
 
@@ -165,7 +165,7 @@ def test_a_text_holds_everything_but_who_says_what(tmp_path):
 
 
 def run(*arguments):
-    return CliRunner().invoke(alignment.cli.app, ["data", "convert", *map(str, arguments)])
+    return CliRunner().invoke(alignment.cli.main.app, ["data", "convert", *map(str, arguments)])
 
 
 def test_the_command_says_what_it_wrote_and_what_it_left(tmp_path, monkeypatch):

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from alignment.config import validate
+from alignment.config.loading import validate
 from alignment.errors import ConfigError, UserError
-from alignment.tracking import dashboards, metrics, workspace
-from alignment.tracking.dashboards import Dashboard
+from alignment.reports import dashboards
+from alignment.reports.dashboards import Dashboard
+from alignment.runs import metrics
+from alignment.tracking import workspace
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "workspace.json"
 ONE_OF_EACH = """
@@ -132,8 +134,7 @@ def test_each_panel_of_a_view_has_a_place_of_its_own(name):
 
 
 def test_the_sink_calls_tables_histograms_and_steps_as_the_view_does(tmp_path, monkeypatch):
-    from alignment.tracking import WandbSink
-    from alignment.tracking.wandb_sink import STEP
+    from alignment.tracking.wandb_sink import STEP, WandbSink
 
     logged = {}
     sink = WandbSink(tmp_path, mode="offline", project="p", name="n", stage="ppo", config={})

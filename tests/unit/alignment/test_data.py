@@ -14,9 +14,10 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-import alignment.readers
-from alignment.config import DataConfig
-from alignment.data import (
+import alignment.data.row_files
+from alignment.config.loading import DataConfig
+from alignment.data.formats import parse_transcript
+from alignment.data.reading import (
     Comparison,
     Demonstration,
     Reading,
@@ -32,8 +33,7 @@ from alignment.data import (
     to_prompts,
     train_and_eval,
 )
-from alignment.readers import BadRow, DataError, data_files, file_fingerprint, read_rows
-from alignment.shapes import parse_transcript
+from alignment.data.row_files import BadRow, DataError, data_files, file_fingerprint, read_rows
 
 ROWS = [
     {"prompt": 'a "quoted", cut\nword', "completion": "x"},
@@ -120,7 +120,7 @@ def test_a_byte_that_is_not_utf8_costs_its_line_alone(tmp_path):
 
 
 def test_a_line_without_end_is_a_bad_row_and_the_next_one_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(alignment.readers, "LONGEST_LINE", 20)
+    monkeypatch.setattr(alignment.data.row_files, "LONGEST_LINE", 20)
     (tmp_path / "d.jsonl").write_bytes(b'{"a": 1}\n{"a": "' + b"x" * 100 + b'"}\n' + b'{"a": "' + b"x" * 10 + b'"}\n{}')
     rows = list(read_rows(tmp_path / "d.jsonl"))
     assert [where.rpartition(":")[2] for where, _ in rows] == ["1", "2", "3", "4"]

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment import duplicates, privacy
-from alignment.duplicates import BAND, HASHES, Groups, Sketches, near_duplicates, shingles, sketch
-from alignment.privacy import luhn, scrub, scrub_row
+from alignment.data import duplicates, privacy
+from alignment.data.duplicates import BAND, HASHES, Groups, Sketches, near_duplicates, shingles, sketch
+from alignment.data.privacy import luhn, scrub, scrub_row
 
 
 def jaccard(one, other):

@@ -5,16 +5,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment import elastic, zero3
-from alignment.config import RunConfig, TrainerConfig
-from alignment.elastic import redistributed, same_batches
+from alignment.config.loading import RunConfig, TrainerConfig
+from alignment.distributed import zero3
 from alignment.errors import CheckpointError
-from alignment.resume import FREE_KEYS, changed_keys
+from alignment.runs import world_size
+from alignment.runs.resume import FREE_KEYS, changed_keys
+from alignment.runs.world_size import redistributed, same_batches
 from alignment.seeds import random_state, seeded_state
 
 
 def training(per_device, accumulated):
-    return {"training": {elastic.PER_DEVICE: per_device, elastic.ACCUMULATED: accumulated}}
+    return {"training": {world_size.PER_DEVICE: per_device, world_size.ACCUMULATED: accumulated}}
 
 
 def test_batches_are_the_same_where_the_product_is():
@@ -57,8 +58,8 @@ def test_parts_of_a_weight_are_parted_anew(size, before, now):
 def test_the_batch_keys_are_those_of_the_config():
     config = {"name": "n", "data": {"train": "x"}, "registry": {"name": "m"}, "model": {"name": "b"}}
     one, two = (TrainerConfig.model_validate(config | each).model_dump() for each in (training(1, 2), training(2, 1)))
-    assert changed_keys(one, two, FREE_KEYS) == list(elastic.BATCH_KEYS)
-    assert changed_keys(one, two, [*FREE_KEYS, *elastic.BATCH_KEYS]) == []
+    assert changed_keys(one, two, FREE_KEYS) == list(world_size.BATCH_KEYS)
+    assert changed_keys(one, two, [*FREE_KEYS, *world_size.BATCH_KEYS]) == []
     assert not issubclass(RunConfig, TrainerConfig)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-from alignment.evaluation import bootstrap_mean, judge_policy, win_rate
+from alignment.evaluation.judge import bootstrap_mean, judge_policy, win_rate
 
 
 def test_the_value_is_the_weighted_mean_and_n_counts_values():

@@ -1,4 +1,4 @@
-"""alignment/forward.py against a pass in one piece: double precision, all logits, torch.distributions."""
+"""alignment/models/forward.py against a pass in one piece: double precision, all logits, torch.distributions."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from alignment import forward
-from alignment.forward import body_and_head, switch_off_dropout, token_logprobs
-from alignment.selfcheck import why_not_split
+from alignment.models import forward
+from alignment.models.forward import body_and_head, switch_off_dropout, token_logprobs
+from alignment.models.selfcheck import why_not_split
 
 VOCABULARY, HIDDEN = 23, 8
 

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from alignment import generation
-from alignment import sampling as sampling_module
-from alignment.generation import TransformersEngine, choose_tokens, complete
-from alignment.kv_cache import PreallocatedLayer, keep_rows, make_cache
-from alignment.sampling import GenerationError, Sampling, set_way
+from alignment.generation import engine
+from alignment.generation import sampling as sampling_module
+from alignment.generation.engine import TransformersEngine, choose_tokens, complete
+from alignment.generation.kv_cache import PreallocatedLayer, keep_rows, make_cache
+from alignment.generation.sampling import GenerationError, Sampling, set_way
 from alignment.seeds import stream_seed
-from alignment.templates import encode_prompt
+from alignment.templates.rendering import encode_prompt
 from alignment.tensors import pad_rows
 
 PROMPTS = [
@@ -159,7 +159,7 @@ def test_nothing_of_the_models_own_generation_config_counts(tokenizer):
 def test_the_fallback_puts_the_models_generation_config_aside(monkeypatch):
     policy = digits.llama(transformers.LlamaForCausalLM, 1)
     expected = sample(policy, ROWS, how(eos=1))
-    monkeypatch.setattr(generation, "make_cache", lambda *_: None)
+    monkeypatch.setattr(engine, "make_cache", lambda *_: None)
     policy.generation_config = GenerationConfig(do_sample=True, top_k=1, repetition_penalty=5.0, max_length=3)
     own = policy.generation_config
     assert sample(policy, ROWS, how(eos=1)) == expected
@@ -178,7 +178,7 @@ def peft_model(config):
 @pytest.mark.parametrize("fallback", [False, True])
 def test_the_active_adapter_decides(fallback, monkeypatch):
     if fallback:
-        monkeypatch.setattr(generation, "make_cache", lambda *_: None)
+        monkeypatch.setattr(engine, "make_cache", lambda *_: None)
     bare = sample(digits.llama(transformers.LlamaForCausalLM, 1), ROWS, how())
     policy = peft_model(peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
     own = policy.generation_config, policy.get_base_model().generation_config
@@ -302,7 +302,7 @@ def test_rare_tokens_of_a_large_vocabulary_keep_their_probability():
 
 
 def test_all_64_bits_of_a_seed_count():
-    numbers = generation._uniforms([5, 5 + 2**32, 5], 3)
+    numbers = engine._uniforms([5, 5 + 2**32, 5], 3)
     assert numbers.dtype == torch.float64
     assert torch.equal(numbers[0], numbers[2])
     assert not torch.equal(numbers[0], numbers[1])
@@ -347,7 +347,7 @@ def test_the_cache_holds_what_transformers_holds_through_repeats_and_drops():
 @given(st.sets(st.integers(0, 20), min_size=1))
 def test_closing_up_keeps_the_rows_and_moves_only_what_fills_a_gap(going):
     going = sorted(going)
-    kept = generation._closed_up(going)
+    kept = engine._closed_up(going)
     assert sorted(kept) == going
     assert all(kept[row] == row for row in going if row < len(going))
 
@@ -388,7 +388,7 @@ def test_under_autocast():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_logits_that_are_no_numbers_are_one_line_and_no_traceback(tokenizer, temperature, value, fallback, monkeypatch):
     if fallback:
-        monkeypatch.setattr(generation, "make_cache", lambda *_: None)
+        monkeypatch.setattr(engine, "make_cache", lambda *_: None)
     policy = tiny.make_policy(tokenizer)
     with torch.no_grad():
         policy.model.norm.weight[3] = value
@@ -442,7 +442,7 @@ def test_random_streams_of_unlike_seeds_never_meet():
 @pytest.mark.parametrize("cached", [True, False])
 def test_a_text_that_ends_responses_stops_at_the_token_that_completes_it(policy, tokenizer, monkeypatch, cached):
     if not cached:
-        monkeypatch.setattr(generation, "make_cache", lambda *_: None)
+        monkeypatch.setattr(engine, "make_cache", lambda *_: None)
     rows = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
     free = sample(policy, rows, how(temperature=0.0, tokens=8), tokenizer=tokenizer)
     stop = tokenizer.decode(free[0][2:4])  # what the third and fourth step say

@@ -10,10 +10,10 @@ from datetime import timedelta
 import pytest
 import torch.distributed
 
-from alignment import heartbeat
+from alignment.distributed import heartbeat
+from alignment.distributed.heartbeat import Heartbeat
 from alignment.errors import UserError
-from alignment.heartbeat import Heartbeat
-from alignment.runs import write_exit
+from alignment.runs.run import write_exit
 
 
 class Store:
@@ -137,7 +137,7 @@ def test_who_is_not_in_a_collective_is_who_the_others_wait_for(pair, clock, monk
     (first, _), store = pair
     clock.now += 61
     other_beat(store, waits=False, where="reward/data.py:5", number=50)
-    monkeypatch.setattr(heartbeat, "standing", lambda thread: (True, "alignment/distributed.py:9"))
+    monkeypatch.setattr(heartbeat, "standing", lambda thread: (True, "alignment/distributed/processes.py:9"))
     assert "the others wait for rank 1 of 2 (at reward/data.py:5) in step 3" in first._look()
 
 
@@ -218,7 +218,9 @@ def test_phases_within_each_other(clock):
 def test_where_a_thread_stands():
     waits, where = heartbeat.standing(threading.get_ident())
     assert not waits
-    assert where.startswith("alignment/heartbeat.py:")  # the innermost place of ours, here the question itself
+    assert where.startswith(
+        "alignment/distributed/heartbeat.py:"
+    )  # the innermost place of ours, here the question itself
     assert heartbeat.standing(0) == (False, "not in this suite")
 
 

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-import alignment.cli
+import alignment.cli.main
 from alignment.errors import UserError
-from alignment.import_model import import_model
-from alignment.models import find_model, load_policy, load_tokenizer
+from alignment.models.importing.model import import_model
+from alignment.models.policies import find_model, load_policy, load_tokenizer
 from alignment.registry import Registry, provenance
 
 CARD = "---\nlicense: apache-2.0\nlanguage: en\n---\n# Theirs\n"
@@ -157,7 +157,11 @@ def test_code_comes_in_only_when_trusted_and_the_manifest_says_so(registry: Regi
     version, _ = import_model(str(folder), "theirs", registry, trust_remote_code=True)
     assert json.loads((version.path / "manifest.json").read_bytes())["remote_code"] is True
     assert "modeling.py" in version.manifest.files
-    shown = CliRunner().invoke(alignment.cli.app, ["models", "show", "theirs", "--registry", str(registry.path)]).stdout
+    shown = (
+        CliRunner()
+        .invoke(alignment.cli.main.app, ["models", "show", "theirs", "--registry", str(registry.path)])
+        .stdout
+    )
     assert "brings Python of its own" in shown and "apache-2.0" in shown and str(folder) in shown
     assert "brings Python code" in (version.path / "README.md").read_text()
     registry.load("theirs").verify()
@@ -273,10 +277,10 @@ def test_the_license_is_read_from_the_cards_head(
 def test_the_command_says_what_it_did(registry: Registry, folder: Path) -> None:
     (folder / "notes.pdf").write_bytes(b"x")
     arguments = ["models", "import", str(folder), "theirs", "--registry", str(registry.path)]
-    done = CliRunner().invoke(alignment.cli.app, arguments)
+    done = CliRunner().invoke(alignment.cli.main.app, arguments)
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith("theirs@v1 from ") and "not copied: notes.pdf" in done.stderr
-    again = json.loads(CliRunner().invoke(alignment.cli.app, [*arguments, "--json"]).stdout)
+    again = json.loads(CliRunner().invoke(alignment.cli.main.app, [*arguments, "--json"]).stdout)
     assert (again["ref"], again["left_out"]) == ("theirs@v2", ["notes.pdf"])
-    wrong = CliRunner().invoke(alignment.cli.app, ["models", "import", "/nowhere at all", "theirs"])
+    wrong = CliRunner().invoke(alignment.cli.main.app, ["models", "import", "/nowhere at all", "theirs"])
     assert wrong.exit_code == 2 and wrong.stderr.count("\n") == 1

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-import alignment.cli
-from alignment.config import ModelConfig
+import alignment.cli.main
+from alignment.config.loading import ModelConfig
 from alignment.errors import UserError
-from alignment.export import export
-from alignment.import_model import import_model
-from alignment.methods import continues, load_trainable
-from alignment.models import find_model, load_policy, load_tokenizer
+from alignment.models.export import export
+from alignment.models.importing.model import import_model
+from alignment.models.methods import continues, load_trainable
+from alignment.models.policies import find_model, load_policy, load_tokenizer
 from alignment.registry import Registry, provenance
 
 IDS = torch.arange(40).view(2, 20)
@@ -162,7 +162,9 @@ def other_model(house: SimpleNamespace) -> Path:
 def test_the_command_takes_the_base(house: SimpleNamespace) -> None:
     folder = train(house, KINDS["lora"](), "someone/gone")
     arguments = ["models", "import", str(folder), "theirs", "--registry", str(house.registry.path)]
-    done = CliRunner().invoke(alignment.cli.app, [*arguments, "--base", str(house.base)])
+    done = CliRunner().invoke(alignment.cli.main.app, [*arguments, "--base", str(house.base)])
     assert done.exit_code == 0, done.output
-    shown = CliRunner().invoke(alignment.cli.app, ["models", "show", "theirs", "--registry", str(house.registry.path)])
+    shown = CliRunner().invoke(
+        alignment.cli.main.app, ["models", "show", "theirs", "--registry", str(house.registry.path)]
+    )
     assert str(house.base) in shown.stdout

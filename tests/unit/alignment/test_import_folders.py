@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-import alignment.cli
+import alignment.cli.main
 from alignment.errors import UserError
-from alignment.import_model import import_model
-from alignment.models import find_model, load_policy
+from alignment.memory.shapes import ShapeFinder
+from alignment.models.importing.model import import_model
+from alignment.models.policies import find_model, load_policy
 from alignment.registry import Registry, provenance
-from alignment.sizing import ShapeFinder
 
 
 @pytest.fixture(autouse=True)
@@ -182,9 +182,11 @@ def test_home_is_found_wherever_a_model_is_named(
     assert find_model("~/theirs", registry, "policy").path == str(folder)
     assert ShapeFinder(registry).find("model.name", "~/theirs").model_type == "llama"
     assert import_model("~/theirs", "theirs", registry)[0].number == 1
-    done = CliRunner().invoke(alignment.cli.app, ["models", "list", "--json", "--registry=~/registry"])
+    done = CliRunner().invoke(alignment.cli.main.app, ["models", "list", "--json", "--registry=~/registry"])
     assert json.loads(done.stdout)["registry"] == str(tmp_path / "registry")
-    done = CliRunner().invoke(alignment.cli.app, ["models", "import", "~/theirs", "theirs", "--registry=~/registry"])
+    done = CliRunner().invoke(
+        alignment.cli.main.app, ["models", "import", "~/theirs", "theirs", "--registry=~/registry"]
+    )
     assert done.exit_code == 0 and done.stdout.startswith("theirs@v2 from")
 
 
@@ -196,8 +198,8 @@ def test_a_hub_name_without_its_owner_is_explained(registry: Registry) -> None:
 def test_a_model_without_a_template_is_imported_with_one(tmp_path):
     import tiny
 
-    from alignment.import_model import import_model
-    from alignment.models import load_tokenizer
+    from alignment.models.importing.model import import_model
+    from alignment.models.policies import load_tokenizer
     from alignment.registry import Registry
 
     tokenizer = tiny.make_tokenizer()

@@ -15,8 +15,8 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from alignment.errors import UserError
-from alignment.import_model import import_model
-from alignment.models import find_model, load_policy
+from alignment.models.importing.model import import_model
+from alignment.models.policies import find_model, load_policy
 from alignment.registry import Registry, Version, provenance
 
 pytest.importorskip("gguf")
@@ -320,7 +320,7 @@ def test_without_the_extra_it_is_named(
     registry: Registry, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = gguf_files.write(tmp_path / "m.gguf", make("llama", len(tokenizer)), tokenizer)
-    monkeypatch.setattr("alignment.gguf_files.find_spec", lambda name: None)
+    monkeypatch.setattr("alignment.models.importing.gguf.find_spec", lambda name: None)
     with pytest.raises(UserError, match=re.escape("pip install 'rlhf-alignment-suite[gguf]'")):
         import_model(str(file), "theirs", registry)
 

@@ -6,9 +6,9 @@ import zipfile
 import datasets
 import pytest
 
-from alignment.config import DataConfig
-from alignment.data import Demonstration, Document, read_records, to_examples
-from alignment.readers import DataError
+from alignment.config.loading import DataConfig
+from alignment.data.reading import Demonstration, Document, read_records, to_examples
+from alignment.data.row_files import DataError
 
 
 def read(path, **options):

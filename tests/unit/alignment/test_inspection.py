@@ -11,11 +11,8 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment.config import DataConfig
-from alignment.data import Rating, prompt_group
-from alignment.duplicates import BAND, sketch
-from alignment.importers import PassedOver
-from alignment.inspection import (
+from alignment.config.loading import DataConfig
+from alignment.data.check import (
     Finding,
     Inspector,
     Report,
@@ -25,12 +22,15 @@ from alignment.inspection import (
     schema_validator,
     text_lines,
 )
-from alignment.inspection.inspector import Places
-from alignment.inspection.report import Histogram, histogram
-from alignment.readers import BadRow, DataError
-from alignment.splitting import plan_split, write_split
-from alignment.templates import encode_conversation
-from alignment.trimming import fit
+from alignment.data.check.inspector import Places
+from alignment.data.check.report import Histogram, histogram
+from alignment.data.duplicates import BAND, sketch
+from alignment.data.importers import PassedOver
+from alignment.data.reading import Rating, prompt_group
+from alignment.data.row_files import BadRow, DataError
+from alignment.data.splitting import plan_split, write_split
+from alignment.data.trimming import fit
+from alignment.templates.rendering import encode_conversation
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b[31m\u202e{{ 7 * 7 }}</style>"
 

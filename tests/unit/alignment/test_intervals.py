@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from alignment.best_model import held_out_halves
 from alignment.intervals import choosing_half, win_rate
+from alignment.training.best_model import held_out_halves
 
 PROMPTS, EVALUATIONS, RUNS = 100, 10, 300
 

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from alignment import distributed
-from alignment.config import RunConfig
+from alignment.config.loading import RunConfig
+from alignment.distributed import processes
+from alignment.distributed.launch_files import check_against_config, check_launch
 from alignment.errors import UserError
-from alignment.launch_files import check_against_config, check_launch
-from alignment.stage import run_stage
+from alignment.training.stage import run_stage
 from ppo.config import PPOStageConfig
 from ppo.train import train as train_ppo
 
@@ -171,12 +171,12 @@ class _State:
 
 
 def test_another_device_than_the_launch_file_names_is_not_taken(monkeypatch):
-    monkeypatch.setattr(distributed, "PartialState", _State)
-    distributed.start_processes()
+    monkeypatch.setattr(processes, "PartialState", _State)
+    processes.start_processes()
     monkeypatch.setattr(_State, "kind", "XLA")
     with pytest.raises(UserError, match="the launch is of the kind XLA"):
-        distributed.start_processes()
+        processes.start_processes()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
-    monkeypatch.setattr(distributed, "on_cpu", lambda: False)
+    monkeypatch.setattr(processes, "on_cpu", lambda: False)
     with pytest.raises(UserError, match=r"use_cpu: true and there is a GPU; hide it with CUDA_VISIBLE_DEVICES="):
-        distributed.start_processes()
+        processes.start_processes()

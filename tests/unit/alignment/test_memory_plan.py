@@ -9,9 +9,9 @@ import torch
 import transformers
 from torch import nn
 
-from alignment.config import ModelConfig
-from alignment.kv_cache import make_cache
-from alignment.memory_plan import (
+from alignment.config.loading import ModelConfig
+from alignment.generation.kv_cache import make_cache
+from alignment.memory.plan import (
     DDP,
     PARTS,
     SINGLE,
@@ -25,9 +25,9 @@ from alignment.memory_plan import (
     estimate,
     in_gb,
 )
-from alignment.methods import apply_method
-from alignment.packing import attend_by_group, positions, row_arguments
-from alignment.sizing import read_shape, sized
+from alignment.memory.shapes import read_shape, sized
+from alignment.models.methods import apply_method
+from alignment.models.packing import attend_by_group, positions, row_arguments
 
 ZERO1, ZERO2, ZERO3, OFFLOAD = STRATEGIES[1:]
 SHAPE = Shape(

@@ -10,14 +10,14 @@ import torch
 import transformers
 from torch import nn
 
-from alignment import adapters, methods
-from alignment.config import ADAPTERS, ModelConfig, validate
+from alignment.config.loading import ADAPTERS, ModelConfig, validate
 from alignment.errors import ConfigError, ModelError
-from alignment.export import export, logits_difference
-from alignment.methods import METHODS, apply_method, check
-from alignment.models import ModelSource, find_model, fit_embeddings, load_policy, load_tokenizer
+from alignment.models import adapters, methods
+from alignment.models.export import export, logits_difference
+from alignment.models.methods import METHODS, apply_method, check
+from alignment.models.policies import ModelSource, find_model, fit_embeddings, load_policy, load_tokenizer
+from alignment.models.scalar import load_scalar_model
 from alignment.registry import Registry
-from alignment.scalar_models import load_scalar_model
 
 IDS = torch.tensor([[5, 9, 30, 7, 2], [40, 41, 3, 6, 8]])
 
@@ -209,7 +209,7 @@ def test_a_learning_rate_of_its_own_lies_under_the_users_and_over_the_stages():
 
 def test_quantized_weights_without_bitsandbytes_are_one_line(tokenizer, tmp_path, monkeypatch):
     tiny.write(tmp_path, tiny.make_policy(tokenizer), tokenizer)
-    monkeypatch.setattr("alignment.models.find_spec", lambda name: None)
+    monkeypatch.setattr("alignment.models.policies.find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"bitsandbytes, .*pip install 'rlhf-alignment-suite\[quantization\]'"):
         load_policy(str(tmp_path), settings("qlora"))
 
@@ -456,7 +456,7 @@ def test_a_merge_that_says_something_else_is_not_exported_unless_it_was_asked_fo
     report = export("original", house.tmp / "out", house.registry)
     assert report["written"] == "merged onto the original weights of base@v1"
     assert report["logits_difference"] > 1e-3
-    monkeypatch.setattr("alignment.adapters.merge", lambda base, folder: base)
+    monkeypatch.setattr("alignment.models.adapters.merge", lambda base, folder: base)
     with pytest.raises(ModelError, match=r"merged, its logits differ by .*nothing was exported"):
         export("dequantized", house.tmp / "wrong", house.registry)
     assert not (house.tmp / "wrong").exists()

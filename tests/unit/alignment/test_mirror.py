@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-import alignment.cli
-from alignment import mirror, trainers
-from alignment.config import TrainerConfig, validate
+import alignment.cli.main
+from alignment.config.loading import TrainerConfig, validate
 from alignment.registry import Parent, Registry, provenance
-from alignment.runs import Run
-from alignment.tracking import Journal, WandbSink
+from alignment.runs.journal import Journal
+from alignment.runs.run import Run
+from alignment.tracking import mirror
+from alignment.tracking.wandb_sink import WandbSink
+from alignment.training import publishing
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def publish(registry: Registry, folder: Path, tmp_path: Path, sink: WandbSink) -
     }
     parents = [Parent("reference", "base@v1")]
     with Journal(tmp_path / "run", sink) as journal:
-        return trainers.publish(
+        return publishing.publish(
             validate(TrainerConfig, values, "test"), registry, folder, stage="sft", role="policy", parents=parents,
             data=[{"name": "rows.jsonl", "rows": 5}], metrics={"loss": 0.5}, seed=0, run=Run(), journal=journal,
         )  # fmt: skip
@@ -148,13 +150,13 @@ def test_what_was_missed_is_told_later_and_once_and_again_when_an_alias_has_move
 
 def test_the_command_says_what_it_told(registry: Registry, folder: Path, fake: Any) -> None:
     registry.publish("desk", folder, stage="sft", role="policy")
-    run = CliRunner().invoke(alignment.cli.app, ["models", "mirror", "--json"])
+    run = CliRunner().invoke(alignment.cli.main.app, ["models", "mirror", "--json"])
     assert (run.exit_code, json.loads(run.stdout)) == (0, {"mirrored": ["desk@v1"], "failed": []})
-    again = CliRunner().invoke(alignment.cli.app, ["models", "mirror"])
+    again = CliRunner().invoke(alignment.cli.main.app, ["models", "mirror"])
     assert again.stdout == "W&B knows of every version\n"
     registry.set_alias("desk", "prod", 1)
     fake.run = FakeRun(down=True)
-    failed = CliRunner().invoke(alignment.cli.app, ["models", "mirror"])
+    failed = CliRunner().invoke(alignment.cli.main.app, ["models", "mirror"])
     assert failed.exit_code == 1 and "not yet: desk@v1" in failed.stderr
     fake.init = None
-    assert CliRunner().invoke(alignment.cli.app, ["models", "mirror"]).exit_code == 2
+    assert CliRunner().invoke(alignment.cli.main.app, ["models", "mirror"]).exit_code == 2

@@ -11,9 +11,9 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from alignment.config import ModelConfig, ScratchConfig
+from alignment.config.loading import ModelConfig, ScratchConfig
 from alignment.errors import ModelError, UserError
-from alignment.models import (
+from alignment.models.policies import (
     END,
     PAD,
     START,
@@ -26,8 +26,8 @@ from alignment.models import (
     response_logprobs,
     train_tokenizer,
 )
+from alignment.models.scalar import ScoreHead, load_scalar_model, set_score_bias
 from alignment.registry import Registry
-from alignment.scalar_models import ScoreHead, load_scalar_model, set_score_bias
 from alignment.tensors import pad_rows
 
 ROWS = [[5, 9, 30, 7, 2], [40, 41, 2], [3, 60, 61, 62, 63, 64, 65, 2]]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from alignment import onednn
+from alignment.models import onednn
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from alignment.optimizers import Settings
+from alignment.training.optimizers import Settings
 
 SCHEDULES = ("linear", "cosine", "constant_with_warmup", "inverse_sqrt", "polynomial", "cosine_with_restarts")
 

@@ -11,12 +11,12 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
-import alignment.cli
-from alignment.config import ModelConfig
+import alignment.cli.main
+from alignment.cli.plan import parse_memory, stage_of
+from alignment.config.loading import ModelConfig
 from alignment.errors import ConfigError, UserError
-from alignment.plan_cli import parse_memory, stage_of
+from alignment.memory.shapes import KNOWN, ShapeFinder, UnknownShape, sized
 from alignment.registry import Registry
-from alignment.sizing import KNOWN, ShapeFinder, UnknownShape, sized
 
 ROOT = Path(__file__).resolve().parents[3]
 PUBLISHED = {  # parameters, by the models' cards
@@ -35,7 +35,7 @@ def away(tmp_path, monkeypatch):
 
 
 def run(*arguments):
-    return CliRunner().invoke(alignment.cli.app, ["plan", *map(str, arguments)])
+    return CliRunner().invoke(alignment.cli.main.app, ["plan", *map(str, arguments)])
 
 
 def plan(*arguments):
@@ -169,7 +169,7 @@ def test_a_config_file_that_is_not_needed_is_looked_at_all_the_same():
 
 def test_json_is_alone_on_stdout_where_a_library_greets():
     """As transformers does with this variable, which is usual on clusters, when it is imported."""
-    command = [sys.executable, "-m", "alignment.cli", "plan", str(recipe("sft", "8b")), "--json"]
+    command = [sys.executable, "-m", "alignment.cli.main", "plan", str(recipe("sft", "8b")), "--json"]
     environment = {**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=True)
     assert json.loads(done.stdout)["stage"] == "sft"

@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from alignment.positions import LengthError, check_length, check_prompts, positions
+from alignment.models.lengths import LengthError, check_length, check_prompts, positions
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Hi", "When? " * 60, "How long?")]
 

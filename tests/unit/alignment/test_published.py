@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from alignment.ends import end_token_ids, through_end
-from alignment.generation import complete
-from alignment.models import fit_embeddings, load_policy, load_tokenizer, pad_apart_from_ends
-from alignment.templates import encode_conversation, encode_prompt
-from alignment.trimming import LEAST, fit, trim_prompt
+from alignment.data.trimming import LEAST, fit, trim_prompt
+from alignment.generation.engine import complete
+from alignment.models.policies import fit_embeddings, load_policy, load_tokenizer, pad_apart_from_ends
+from alignment.templates.ends import end_token_ids, through_end
+from alignment.templates.rendering import encode_conversation, encode_prompt
 
 TALK = [
     {"role": "user", "content": "When does the library open?"},

@@ -20,7 +20,7 @@ from alignment.qa.chat_models import ATTEMPTS, Endpoint, Failure, LocalModel, Re
 from alignment.qa.documents import Chunk, Document, cut
 from alignment.qa.work import WorkFile
 from alignment.qa.writing import Ratings, Recipe, Writer, Written, as_data, parse
-from alignment.templates import Message
+from alignment.templates.rendering import Message
 
 SAMPLING = Sampling(0.5, 3, 64)
 TEXT = "# Desk\n\nThe desk opens at nine. Late books cost 20 cents."

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from journals import make_run
 
-from alignment.tracking import Journal
-from alignment.tracking.overview import total_steps
-from alignment.tracking.record import RunRecord, Series
-from alignment.tracking.report import report_page
-from alignment.tracking.verdicts import verdicts
+from alignment.reports.overview import total_steps
+from alignment.reports.report import report_page
+from alignment.reports.verdicts import verdicts
+from alignment.runs.journal import Journal
+from alignment.runs.record import RunRecord, Series
 
 STEPS = st.lists(st.tuples(st.integers(0, 20), st.floats(-1, 1)))
 

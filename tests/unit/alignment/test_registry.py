@@ -880,7 +880,7 @@ def test_exports_are_what_they_say() -> None:
 
 
 def test_importing_the_registry_does_not_import_torch() -> None:
-    code = "import sys, alignment.cli; print([m for m in ('torch', 'transformers', 'wandb') if m in sys.modules])"
+    code = "import sys, alignment.cli.main; print([m for m in ('torch', 'transformers', 'wandb') if m in sys.modules])"
     root = Path(package.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -12,11 +12,12 @@ from journals import make_run
 from markupsafe import escape
 from typer.testing import CliRunner
 
-from alignment.cli import app
+from alignment.cli.main import app
 from alignment.errors import UserError
-from alignment.tracking import Journal, checks, report
-from alignment.tracking.record import RunRecord
-from alignment.tracking.report import MAX_RUNS, report_page, write_at_the_end, write_report
+from alignment.reports import checks, report
+from alignment.reports.report import MAX_RUNS, report_page, write_at_the_end, write_report
+from alignment.runs.journal import Journal
+from alignment.runs.record import RunRecord
 from ppo.alarms import Alarms, watched
 from ppo.config import PPOStageConfig
 
@@ -144,7 +145,7 @@ def test_a_run_that_goes_on_is_not_blamed_for_having_no_end(tmp_path):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_each_panel_of_the_stage_is_on_its_page(tmp_path, stage):
-    from alignment.tracking import dashboards
+    from alignment.reports import dashboards
 
     page = page_of(full_run(tmp_path / "run", stage))
     needs_evaluation = ("slices", "reliability", "scores", "shortcuts")

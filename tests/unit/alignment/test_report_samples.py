@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from journals import make_run
 
-from alignment.tracking import Journal
-from alignment.tracking.record import RunRecord
-from alignment.tracking.report_samples import MAX_STEPS, MAX_TEXT, changes, left_and_right, samples_of, side_by_side
+from alignment.reports.samples import MAX_STEPS, MAX_TEXT, changes, left_and_right, samples_of, side_by_side
+from alignment.runs.journal import Journal
+from alignment.runs.record import RunRecord
 
 TEXT = st.lists(st.sampled_from(["the", "cat", " ", "  ", "\n", "sat", ".", "é", "!"]), max_size=30).map("".join)
 

@@ -13,13 +13,14 @@ import pytest
 from journals import make_run
 from typer.testing import CliRunner, Result
 
-import alignment.cli
+import alignment.cli.main
 from alignment.files import host_name
 from alignment.registry import Registry, provenance
-from alignment.runs import Attempt, Run
-from alignment.tracking import Journal, overview
-from alignment.tracking.record import RunRecord
-from alignment.tracking.review import review
+from alignment.reports import overview
+from alignment.reports.review import review
+from alignment.runs.journal import Journal
+from alignment.runs.record import RunRecord
+from alignment.runs.run import Attempt, Run
 
 HOSTILE = "\x1b[2Jwiped\u202e\x07"
 
@@ -35,7 +36,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def command(*arguments: str) -> Result:
-    return CliRunner().invoke(alignment.cli.app, arguments)
+    return CliRunner().invoke(alignment.cli.main.app, arguments)
 
 
 def said(*arguments: str) -> str:
@@ -176,7 +177,7 @@ def test_an_unknown_run_names_the_nearest(home: Path) -> None:
 def test_the_shell_is_offered_runs_by_name(home: Path) -> None:
     from types import SimpleNamespace
 
-    from alignment.completion import complete_run
+    from alignment.cli.completion import complete_run
 
     make_run(home / "runs" / "help-desk")
     make_run(home / "other" / "elsewhere")

@@ -7,13 +7,13 @@ import pytest
 import tiny
 from transformers import AutoTokenizer
 
-from alignment import trainers
-from alignment.config import TrainerConfig, validate
+from alignment.config.loading import TrainerConfig, validate
 from alignment.errors import UserError
-from alignment.models import train_tokenizer
+from alignment.models.policies import train_tokenizer
+from alignment.models.same_tokenizer import difference
 from alignment.registry import Parent, Registry, provenance
-from alignment.runs import Run
-from alignment.same_tokenizer import difference
+from alignment.runs.run import Run
+from alignment.training import publishing
 
 
 @pytest.fixture(autouse=True)
@@ -96,10 +96,10 @@ def test_a_template_that_refuses_is_compared_by_its_text() -> None:
 def test_a_reward_model_that_would_read_another_template_is_refused_before_it_is_trained(house: Registry) -> None:
     changed = {"template": "plain"}
     with pytest.raises(UserError, match=r"not that of sft@v1: its chat template.*allow_new_tokenizer=true"):
-        trainers.start_model(config(house, changed), house, (), "reward")
+        publishing.start_model(config(house, changed), house, (), "reward")
     allowed = config(house, changed, allow_new_tokenizer=True)
-    assert trainers.start_model(allowed, house, (), "reward").tokenizer.chat_template
-    assert trainers.start_model(config(house, changed), house, (), "sft").tokenizer.chat_template  # SFT settles it
+    assert publishing.start_model(allowed, house, (), "reward").tokenizer.chat_template
+    assert publishing.start_model(config(house, changed), house, (), "sft").tokenizer.chat_template  # SFT settles it
 
 
 @pytest.mark.parametrize("change", ["template", "eos", "nothing"])
@@ -116,7 +116,7 @@ def test_a_folder_with_another_tokenizer_is_not_published(
 
     def publish(**section: Any) -> str:
         found = config(house, **section)
-        return trainers.publish(found, house, folder, stage="sft", role="policy", **arguments).ref
+        return publishing.publish(found, house, folder, stage="sft", role="policy", **arguments).ref
 
     if change == "nothing":
         assert publish() == "next@v1"

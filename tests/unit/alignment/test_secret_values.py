@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from alignment.config import RunConfig, load_config
+from alignment.config.loading import RunConfig, load_config
 from alignment.errors import ConfigError
-from alignment.secret_values import REDACTED, find_secrets, redact, without_secrets
+from alignment.redaction import REDACTED, find_secrets, redact, without_secrets
 
 # Put together here, so that no scanner takes this file for one that holds keys.
 KEYS = {

@@ -9,10 +9,10 @@ import pytest
 import torch
 from architectures import VOCABULARY, build
 
-from alignment.generation import TransformersEngine
-from alignment.sampler_check import find_way
-from alignment.sampling import Sampling, way_of
-from alignment.selfcheck import (
+from alignment.generation.engine import TransformersEngine
+from alignment.generation.sampler_check import find_way
+from alignment.generation.sampling import Sampling, way_of
+from alignment.models.selfcheck import (
     EXACT,
     CheckError,
     cut_rows,

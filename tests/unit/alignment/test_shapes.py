@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from alignment.config import DataConfig
-from alignment.data import (
+from alignment.config.loading import DataConfig
+from alignment.data.formats import UNANSWERABLE
+from alignment.data.importers import PassedOver
+from alignment.data.openassistant import tree_rankings
+from alignment.data.reading import (
     Comparison,
     Document,
     read_records,
@@ -19,10 +22,7 @@ from alignment.data import (
     to_prompt,
     to_prompts,
 )
-from alignment.importers import PassedOver
-from alignment.readers import BadRow
-from alignment.shapes import UNANSWERABLE
-from alignment.trees import tree_rankings
+from alignment.data.row_files import BadRow
 
 
 def user(text):

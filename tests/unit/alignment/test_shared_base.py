@@ -12,14 +12,14 @@ import torch
 import transformers
 from hypothesis import given, settings, strategies
 
-from alignment import adapters, methods
-from alignment.adapters import AdapterError
-from alignment.config import ADAPTERS, ModelConfig
+from alignment.config.loading import ADAPTERS, ModelConfig
 from alignment.errors import ConfigError, ModelError
-from alignment.methods import METHODS
-from alignment.models import ModelSource, load_policy
-from alignment.scalar_models import load_scalar_model
-from alignment.shared_base import (
+from alignment.models import adapters, methods
+from alignment.models.adapters import AdapterError
+from alignment.models.methods import METHODS
+from alignment.models.policies import ModelSource, load_policy
+from alignment.models.scalar import load_scalar_model
+from alignment.models.shared_base import (
     adapter_parameters,
     add_adapter,
     add_reward_adapter,

@@ -8,9 +8,9 @@ import sys
 import pytest
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from alignment.config import RunConfig
-from alignment.data import DataError
-from alignment.stage import run_stage, write_bad_rows
+from alignment.config.loading import RunConfig
+from alignment.data.reading import DataError
+from alignment.training.stage import run_stage, write_bad_rows
 
 TEXT = "name: toy\ndata: {train: d.jsonl}\nregistry: {name: toy}\ntracking: {runs: RUNS}\n"
 

@@ -6,8 +6,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
 
-from alignment.chat_templates import INPUT_HEADING, TEMPLATES
-from alignment.templates import (
+from alignment.templates.builtin import INPUT_HEADING, TEMPLATES
+from alignment.templates.rendering import (
     TemplateError,
     Unrenderable,
     encode_conversation,

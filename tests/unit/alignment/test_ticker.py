@@ -4,10 +4,11 @@ import time
 
 import pytest
 
-from alignment import heartbeat, terminal, ticker
+from alignment import terminal
+from alignment.distributed import heartbeat, ticker
+from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
 from alignment.terminal import progress
-from alignment.ticker import ticking
 
 
 @pytest.fixture(autouse=True)

@@ -11,14 +11,15 @@ import types
 import pytest
 from typer.testing import CliRunner
 
-from alignment import trainers
-from alignment.cli import app
-from alignment.config import RunConfig
-from alignment.tracking import Journal, WandbSink, wandb_sink
-from alignment.tracking import metrics as declared
-from alignment.tracking.record import RunRecord
-from alignment.tracking.verdicts import verdicts
-from alignment.tracking.wandb_sink import MAX_FAILURES, as_table
+from alignment.cli.main import app
+from alignment.config.loading import RunConfig
+from alignment.reports.verdicts import verdicts
+from alignment.runs import metrics as declared
+from alignment.runs.journal import Journal
+from alignment.runs.record import RunRecord
+from alignment.tracking import wandb_sink
+from alignment.tracking.wandb_sink import MAX_FAILURES, WandbSink, as_table
+from alignment.training import publishing
 
 
 def rows(path):
@@ -234,10 +235,10 @@ def stage_text(monkeypatch, tmp_path):
 
     def build(tracking):
         asked = {}
-        monkeypatch.setattr(trainers, "WandbSink", lambda run_dir, **options: asked.update(options))
+        monkeypatch.setattr(publishing, "WandbSink", lambda run_dir, **options: asked.update(options))
         values = {"name": "t", "data": {"train": "x"}, "registry": {"name": "t"}}
         values["tracking"] = {"runs": str(tmp_path), **tracking}
-        trainers.open_journal(RunConfig.model_validate(values), "sft").close()
+        publishing.open_journal(RunConfig.model_validate(values), "sft").close()
         return asked["text"]
 
     return build

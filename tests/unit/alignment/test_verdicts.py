@@ -7,13 +7,15 @@ import pytest
 from journals import CONFIGS, make_run
 from typer.testing import CliRunner
 
-import alignment.cli
-from alignment.tracking import Journal, checks, metrics
-from alignment.tracking import verdicts as verdicts_module
-from alignment.tracking.judges import judge_of, reward_parts
-from alignment.tracking.record import RunRecord
-from alignment.tracking.review import review
-from alignment.tracking.verdicts import Verdict, headline, in_short, verdicts, worst
+import alignment.cli.main
+from alignment.reports import checks
+from alignment.reports import verdicts as verdicts_module
+from alignment.reports.judges import judge_of, reward_parts
+from alignment.reports.review import review
+from alignment.reports.verdicts import Verdict, headline, in_short, verdicts, worst
+from alignment.runs import metrics
+from alignment.runs.journal import Journal
+from alignment.runs.record import RunRecord
 
 WATCHED = [check.key for check in checks.PPO if check not in checks.COMMON]
 NAMES = ("watching", {"names": WATCHED})
@@ -181,8 +183,8 @@ def test_the_docs_have_the_table_of_checks():
 
 
 def test_every_stage_watches_what_the_table_has():
-    from alignment.callbacks import OVERFITTING
-    from alignment.inspection import DATA_WATCHED
+    from alignment.training.callbacks import OVERFITTING
+    from alignment.training.data_check import DATA_WATCHED
     from reward.evaluation.findings import WATCHED as REPORT
     from reward.train import LABELS
 
@@ -243,7 +245,7 @@ def shown(tmp_path, monkeypatch):
     make_run(tmp_path / "runs" / "two", rows=ROWS, events=[NAMES], model=MODEL)
 
     def run(*arguments):
-        done = CliRunner().invoke(alignment.cli.app, ["runs", *arguments])
+        done = CliRunner().invoke(alignment.cli.main.app, ["runs", *arguments])
         assert done.exit_code == 0, done.output
         return done.stdout
 

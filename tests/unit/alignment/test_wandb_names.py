@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from alignment import trainers
-from alignment.config import RunConfig
-from alignment.resume import Start
-from alignment.runs import Attempt, Run
+from alignment.config.loading import RunConfig
+from alignment.runs.resume import Start
+from alignment.runs.run import Attempt, Run
 from alignment.tracking import wandb_sink
+from alignment.training import publishing
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def started(monkeypatch, tmp_path):
             "name": "mine", "data": {"train": "d"}, "registry": {"name": "x"},
             "tracking": {"runs": str(tmp_path), **tracking},
         })  # fmt: skip
-        trainers.open_journal(config, "sft", None if run is None else Start(run)).close()
+        publishing.open_journal(config, "sft", None if run is None else Start(run)).close()
         return found or None
 
     return begin

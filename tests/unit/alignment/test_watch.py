@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from journals import make_run
 from rich.console import Console
 
-from alignment.tracking.braille import chart
-from alignment.tracking.record import RunRecord, Series
-from alignment.tracking.watch import Follower, Tail, View, watch
+from alignment.reports.braille import chart
+from alignment.reports.watch import Follower, Tail, View, watch
+from alignment.runs.record import RunRecord, Series
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\u202eevil\u2066\x9b31m\r\nend"
 NAMES = ("train/loss", "a\u2028b", "é", "[bold]x")

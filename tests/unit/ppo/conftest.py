@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from digits import CONTENTS, build_models, prompts_of
 
-from alignment import distributed
-from alignment.tracking import Journal
+from alignment.distributed import processes
+from alignment.runs.journal import Journal
 from ppo.config import PPOStageConfig
 from ppo.loading import settle
 from ppo.loop import Loop
@@ -51,7 +51,7 @@ def make_loop(tmp_path, prompts):
 
     def build(models, config, held_out=(), ptx_rows=()):
         settle(models, config)
-        accelerator = distributed.make_accelerator()
+        accelerator = processes.make_accelerator()
         return Loop(config, models, accelerator, Journal(tmp_path, enabled=False), prompts, held_out, ptx_rows)
 
     return build

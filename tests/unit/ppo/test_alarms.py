@@ -213,7 +213,7 @@ def test_without_a_reward_model_no_text_speaks_of_one(stage_config):
 
 
 def test_the_table_of_checks_knows_every_alarm_and_how_long_it_takes_to_be_raised():
-    from alignment.tracking import checks
+    from alignment.reports import checks
 
     declared = {check.key: check for check in checks.PPO}
     assert {*WATCHED, "stopped", "better than the start"} == declared.keys() - {"end", "finite"}

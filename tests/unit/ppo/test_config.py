@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment.config import validate
+from alignment.config.loading import validate
 from alignment.errors import ConfigError
 from ppo.config import PPOStageConfig, batch_plan
 

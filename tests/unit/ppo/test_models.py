@@ -10,10 +10,10 @@ import torch
 import transformers
 
 from alignment.errors import ConfigError, ModelError
-from alignment.positions import LengthError
+from alignment.models.lengths import LengthError
+from alignment.models.scalar import load_scalar_model
+from alignment.models.selfcheck import why_not_split
 from alignment.registry import Registry
-from alignment.scalar_models import load_scalar_model
-from alignment.selfcheck import why_not_split
 from ppo.config import PPOStageConfig
 from ppo.loading import find_models, load_models
 from ppo.models import Role, choose_layout

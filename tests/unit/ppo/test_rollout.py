@@ -11,9 +11,9 @@ from digits import CONTENTS, build_models, prompts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment.data import Prompt
+from alignment.data.reading import Prompt
 from alignment.errors import ConfigError
-from alignment.sampling import Sampled
+from alignment.generation.sampling import Sampled
 from ppo import sampler_gap
 from ppo.models import RewardModel
 from ppo.rollout import encode_prompts, make_tasks, prompt_batches
@@ -179,7 +179,7 @@ def test_functions_are_added_by_their_weights(collect):
 
 def test_a_reward_model_with_other_tokens_reads_the_text(tmp_path, tokenizer):
     """Its scores are those of the conversation in its own template."""
-    from alignment.templates import encode_conversation
+    from alignment.templates.rendering import encode_conversation
 
     other = tiny.make_tokenizer("alpaca")
     scalar = tiny.make_scalar(tmp_path / "body", tiny.make_policy(other, seed=2), other, seed=2)

@@ -9,8 +9,8 @@ import torch
 from digits import build_models
 
 import ppo.loop
-from alignment.generation import TransformersEngine
-from alignment.sampling import GenerationError, Sampled
+from alignment.generation.engine import TransformersEngine
+from alignment.generation.sampling import GenerationError, Sampled
 from ppo import sampler_gap
 from ppo.alarms import Alarms
 from ppo.rollout import make_tasks

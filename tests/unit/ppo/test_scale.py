@@ -10,7 +10,7 @@ import pytest
 import torch
 from digits import build_models, prompts_of
 
-from alignment.tracking import Journal
+from alignment.runs.journal import Journal
 from ppo.config import PPOStageConfig
 from ppo.value import Best
 

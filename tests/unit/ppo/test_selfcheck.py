@@ -8,9 +8,9 @@ import torch
 import transformers
 from architectures import build
 
-from alignment.distributed import make_accelerator
+from alignment.distributed.processes import make_accelerator
 from alignment.errors import ConfigError, ModelError, UserError
-from alignment.generation import TransformersEngine
+from alignment.generation.engine import TransformersEngine
 from alignment.registry import Registry
 from alignment.tensors import logprobs_from_logits
 from ppo.config import PPOStageConfig

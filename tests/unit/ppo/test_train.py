@@ -10,7 +10,7 @@ import torch
 from digits import build_models, prompts_of, role_of, scalar
 
 from alignment.errors import ModelError
-from alignment.tracking import Journal
+from alignment.runs.journal import Journal
 from ppo import stats as ppo_stats
 from ppo.loop import Loop
 from ppo.models import RewardModel
@@ -329,7 +329,7 @@ def test_each_held_out_prompt_counts_once_on_any_number_of_processes(
         raise SentError
 
     loop.accelerator = Rank
-    monkeypatch.setattr("alignment.distributed.gather_lists", send)
+    monkeypatch.setattr("alignment.distributed.processes.gather_lists", send)
     for rank in range(world_size):
         Rank.process_index = rank
         with pytest.raises(SentError):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignment.errors import ModelError
-from alignment.shared_base import add_adapter
+from alignment.models.shared_base import add_adapter
 from ppo.models import PolicyAndValue, Role
 from ppo.sequences import Row
 from ppo.update import minibatches

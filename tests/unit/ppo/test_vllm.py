@@ -10,9 +10,9 @@ import pytest
 import torch
 import vllm_standin
 
-from alignment import vllm_engine
-from alignment.sampling import GenerationError
-from alignment.vllm_engine import merged_parameters, wait_for_server
+from alignment.generation import vllm as vllm_engine
+from alignment.generation.sampling import GenerationError
+from alignment.generation.vllm import merged_parameters, wait_for_server
 from ppo import sampler_gap
 from ppo.config import PPOStageConfig
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reward.agreement import (
+from alignment.ratings.agreement import (
     FULL_TRUST,
     TOLD_APART,
     alpha_estimate,

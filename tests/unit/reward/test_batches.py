@@ -13,11 +13,11 @@ import torch
 import transformers
 from architectures import VOCABULARY
 
-import alignment.packing
-from alignment.adapters import without_adapter
-from alignment.packing import ATTENTION
-from alignment.scalar_models import ScalarModel, ScoreHead
-from alignment.selfcheck import CheckError
+import alignment.models.packing
+from alignment.models.adapters import without_adapter
+from alignment.models.packing import ATTENTION
+from alignment.models.scalar import ScalarModel, ScoreHead
+from alignment.models.selfcheck import CheckError
 from alignment.tensors import pad_rows
 from reward.batches import QuestionCollator, check_layout, choose_layout, score_batch, score_questions
 from reward.questions import JudgedPair, Question
@@ -123,8 +123,8 @@ def test_no_mask_spans_the_row(kind, monkeypatch):
         shapes.append((query.shape[2], key.shape[2], None if mask is None else tuple(mask.shape)))
         return sdpa(module, query, key, value, mask, **options)
 
-    sdpa = alignment.packing.sdpa_attention_forward
-    monkeypatch.setattr(alignment.packing, "sdpa_attention_forward", watched)
+    sdpa = alignment.models.packing.sdpa_attention_forward
+    monkeypatch.setattr(alignment.models.packing, "sdpa_attention_forward", watched)
     choose_layout(model, 128)
     score_batch(model, collate([question(random.Random(0), 10, [3, 4]), question(random.Random(1), 0, [6, 2])]))
     layer = [(10, 10, None), (4, 14, (1, 1, 4, 14)), (5, 15, (1, 1, 5, 15)), (7, 7, None), (3, 3, None)]

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from alignment.config import DataConfig
-from alignment.data import CHOICES, Comparison, DataError, Rating, Vote
+from alignment.config.loading import DataConfig
+from alignment.data.reading import CHOICES, Comparison, DataError, Rating, Vote
 from alignment.ratings import RatingsStore
 from reward.config import RewardSection
 from reward.data import encode, labeler_weights, rated_pairs, read_judgements

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from alignment.config import DataConfig
-from alignment.data import DataError
+from alignment.config.loading import DataConfig
+from alignment.data.reading import DataError
 from alignment.ratings import RatingsStore
+from alignment.ratings.quality import journalled
 from reward.__main__ import main
 from reward.config import RewardSection
 from reward.data import read_judgements
 from reward.labelers import resolved
-from reward.labels import journalled
 
 SAID = {"ann": "first", "bob": "first", "cyd": "second", "dan": "tie"}
 

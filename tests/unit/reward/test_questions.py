@@ -9,9 +9,9 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment.config import DataConfig
-from alignment.data import Comparison, DataError, Rating, Vote
-from alignment.templates import encode_conversation, encode_prompt
+from alignment.config.loading import DataConfig
+from alignment.data.reading import Comparison, DataError, Rating, Vote
+from alignment.templates.rendering import encode_conversation, encode_prompt
 from reward.config import RewardSection
 from reward.data import encode
 from reward.questions import MAX_COMPLETIONS, QuestionBuilder, rating_scale, standardised, weigh

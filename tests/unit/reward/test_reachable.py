@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reward.reachable import FEW, _beta_root, _moment_columns, agreement_shares, moment_bounds, skill_factor
+from alignment.ratings.reachable import FEW, _beta_root, _moment_columns, agreement_shares, moment_bounds, skill_factor
 
 
 def simulated(p, votes, rng, ties=0.0):

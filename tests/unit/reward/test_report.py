@@ -15,9 +15,9 @@ from journals import make_run
 from judging import by_length, comparison, pair_questions, question
 
 from alignment.registry.lineage import flat_metrics
-from alignment.tracking import Journal
-from alignment.tracking.pictures import histogram_chart
-from alignment.tracking.record import RunRecord
+from alignment.reports.pictures import histogram_chart
+from alignment.runs.journal import Journal
+from alignment.runs.record import RunRecord
 from reward.evaluation import evaluate
 from reward.evaluation.findings import WATCHED, findings, unmeasured, verdict
 from reward.evaluation.page import html_page
@@ -97,8 +97,8 @@ def test_a_log_loss_is_worse_than_guessing_only_where_it_matters(low, said):
 
 def test_the_page_of_a_run_shows_what_its_report_shows(tmp_path):
     """Two pages of one run: the near-duplicates that the data check found are on both."""
-    from alignment.tracking.report import report_page
-    from alignment.tracking.verdicts import ENDED, verdicts
+    from alignment.reports.report import report_page
+    from alignment.reports.verdicts import ENDED, verdicts
 
     make_run(tmp_path / "run", "reward")
     report = report_of(*simulated(400, votes=2))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alignment.config import _keys
+from alignment.config.loading import _keys
 from ppo.config import PPOStageConfig
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "from-trl.md").read_text(encoding="utf-8")

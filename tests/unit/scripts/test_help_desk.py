@@ -249,7 +249,7 @@ def test_more_demonstrations_than_prompts_are_refused() -> None:
 
 
 def test_each_warning_that_is_meant_in_this_world_is_of_a_check():
-    from alignment.tracking import checks
+    from alignment.reports import checks
 
     for table in (MEANT, SIMULATED, BY_HAND, SHUFFLED):
         assert all(checks.find(stage, check) is not None for stage, check in table)

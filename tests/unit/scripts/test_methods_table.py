@@ -9,7 +9,7 @@ def test_the_page_has_the_matrix_of_the_code():
 
 
 def test_every_method_is_measured():
-    from alignment.methods import METHODS
+    from alignment.models.methods import METHODS
 
     measured = PAGE.read_text(encoding="utf-8").partition(TABLE)[2].partition(END)[0]
     assert all(f"| `{name}` |" in measured for name in METHODS)

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rating.exchange import export_file, forget, import_file, show_forgotten
-from rating.formats import FORMATS
 from rich.console import Console
 
-from alignment.data import to_comparisons
+from alignment.data.openassistant import tree_rankings
+from alignment.data.reading import to_comparisons
+from alignment.data.row_files import BadRow, read_rows
 from alignment.errors import UserError
+from alignment.labeling.formats import FORMATS
+from alignment.labeling.import_export import export_file, forget, import_file, show_forgotten
 from alignment.ratings import Completion, Gold, RatingsStore
-from alignment.readers import BadRow, read_rows
 from alignment.registry import Registry
-from alignment.trees import tree_rankings
 
 SHARED = Path(os.environ.get("ALIGNMENT_TEST_DATA") or Path(__file__).resolve().parents[4] / "shared" / "data")
 PUBLISHED = {

@@ -8,16 +8,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-from rating.exchange import import_file
-from rating.report import show
 from rich.console import Console
 
-from alignment.config import DataConfig
-from alignment.data import Comparison, Vote
+from alignment.config.loading import DataConfig
+from alignment.data.reading import Comparison, Vote
+from alignment.labeling.import_export import import_file
+from alignment.labeling.report import show
 from alignment.ratings import Completion, Gold, RatingsStore
-from reward.agreement import binomial_test, preference, wilson
-from reward.label_warnings import warnings_of
-from reward.labels import journalled, report
+from alignment.ratings.agreement import binomial_test, preference, wilson
+from alignment.ratings.quality import journalled, report
+from alignment.ratings.warnings import warnings_of
 
 SHARED = Path(os.environ.get("ALIGNMENT_TEST_DATA") or Path(__file__).resolve().parents[4] / "shared" / "data")
 

@@ -9,11 +9,11 @@ import sqlite3
 import pytest
 import tiny
 import torch
-from rating.uncertainty import distance, order_items
 
 from alignment.errors import UserError
+from alignment.labeling.uncertainty import distance, order_items
 from alignment.ratings import RatingsStore
-from alignment.templates import encode_conversation
+from alignment.templates.rendering import encode_conversation
 
 PROMPT = [{"role": "user", "content": "When does the library open?"}]
 TEXTS = ["At nine.", "You can keep a book for three weeks.", "The library opens at nine on weekdays.", "A line."]

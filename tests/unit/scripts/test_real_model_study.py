@@ -21,11 +21,11 @@ sys.path.insert(0, str(STUDIES))
 from human_votes import analysis, data, page, runs, statistics  # noqa: E402
 from human_votes.sizes import SIZES  # noqa: E402
 
-from alignment.config import load_config  # noqa: E402
-from alignment.data import Comparison, Vote  # noqa: E402
+from alignment.config.loading import load_config  # noqa: E402
+from alignment.data.reading import Comparison, Vote  # noqa: E402
 from alignment.errors import UserError  # noqa: E402
-from alignment.sampling import Completion  # noqa: E402
-from alignment.templates import encode_prompt  # noqa: E402
+from alignment.generation.sampling import Completion  # noqa: E402
+from alignment.templates.rendering import encode_prompt  # noqa: E402
 from ppo.config import PPOStageConfig  # noqa: E402
 from reward.config import RewardStageConfig  # noqa: E402
 from sft.config import SFTStageConfig  # noqa: E402
@@ -163,7 +163,7 @@ class Tokenizer:
 
 
 def test_no_prompt_is_in_two_parts_and_ppo_sees_prompts_of_half_a_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("alignment.templates.encode_prompt", lambda _, prompt: prompt[-1]["content"].split())
+    monkeypatch.setattr("alignment.templates.rendering.encode_prompt", lambda _, prompt: prompt[-1]["content"].split())
     rows = [{"prompt": f"question {i // 2}", "chosen": f"good {i}", "rejected": f"bad answer {i}"} for i in range(400)]
     rows.append({"prompt": "long " * 500, "chosen": "a", "rejected": "b"})
     source = tmp_path / "votes.jsonl"

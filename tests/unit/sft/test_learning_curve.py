@@ -10,12 +10,12 @@ import pytest
 import tiny
 import torch
 
-from alignment.config import validate
+from alignment.config.loading import validate
 from alignment.errors import ConfigError
 from sft.__main__ import seeds, shares
 from sft.config import SFTStageConfig
 from sft.data import IGNORED, row_groups
-from sft.learning_curve import _by_prompt, _without_pauses, row_losses, shuffled_groups
+from sft.studies.learning_curve import _by_prompt, _without_pauses, row_losses, shuffled_groups
 
 
 def rows_of(*rows):

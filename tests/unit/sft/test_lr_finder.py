@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from sft.lr_finder import DECADE, HIGHEST, LOWEST, STEPS, has_diverged, read_range, smooth
+from sft.studies.lr_finder import DECADE, HIGHEST, LOWEST, STEPS, has_diverged, read_range, smooth
 
 RATES = np.geomspace(LOWEST, HIGHEST, STEPS).tolist()
 

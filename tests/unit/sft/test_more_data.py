@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from alignment.evaluation import bootstrap_mean
-from sft.more_data import EXPONENTS, HeldOut, answer, doubling_savings, misfits, resampled_curves
+from alignment.evaluation.judge import bootstrap_mean
+from sft.studies.more_data import EXPONENTS, HeldOut, answer, doubling_savings, misfits, resampled_curves
 
 SIZES = (100, 200, 400)
 RUNS = 200

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from alignment.errors import ConfigError
-from alignment.packing import why_not_packed
+from alignment.models.packing import why_not_packed
 from sft.packing import PackingCollator, pack_attention
 
 ARCHITECTURES = ("llama", "gpt2", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "gpt_neox", "opt")

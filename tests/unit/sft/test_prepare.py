@@ -6,10 +6,10 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
-import alignment.cli
-from alignment.config import validate
-from alignment.inspection import write_report
-from alignment.readers import DataError
+import alignment.cli.main
+from alignment.config.loading import validate
+from alignment.data.row_files import DataError
+from alignment.training.data_check import write_report
 from sft.config import SFTStageConfig
 from sft.data import IGNORED
 from sft.train import build_trainer, prepare
@@ -124,7 +124,7 @@ def test_the_loss_is_on_what_the_preview_colours_and_nothing_else(folder):
     trainer = build_trainer(settings := config(folder, rows), prepare(settings))
     (folder / "sft.yaml").write_text(json.dumps(settings.model_dump(mode="json")))
     arguments = ["data", "preview", "d.jsonl", "--config", "sft.yaml", "--rows", "9", "--json"]
-    result = CliRunner().invoke(alignment.cli.app, arguments)
+    result = CliRunner().invoke(alignment.cli.main.app, arguments)
     assert result.exit_code == 0, result.output
     shown = json.loads(result.stdout)["rows"]
     trained = [

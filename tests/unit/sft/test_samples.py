@@ -10,12 +10,12 @@ import pytest
 import tiny
 import torch
 
-from alignment.config import validate
-from alignment.data import Demonstration
-from alignment.models import ModelSource
-from alignment.templates import encode_prompt
-from alignment.tracking import Journal
-from alignment.trimming import trim_prompt
+from alignment.config.loading import validate
+from alignment.data.reading import Demonstration
+from alignment.data.trimming import trim_prompt
+from alignment.models.policies import ModelSource
+from alignment.runs.journal import Journal
+from alignment.templates.rendering import encode_prompt
 from sft import samples
 from sft.config import SFTStageConfig
 from sft.data import encode_data

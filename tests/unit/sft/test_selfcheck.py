@@ -10,7 +10,7 @@ import torch
 from architectures import build
 from torch.nn.functional import cross_entropy
 
-from alignment.config import validate
+from alignment.config.loading import validate
 from alignment.errors import ConfigError, UserError
 from sft.config import SFTStageConfig
 from sft.train import _packs, build_trainer, prepare

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from architectures import build
 
-from alignment.config import validate
+from alignment.config.loading import validate
 from alignment.errors import ConfigError
 from sft.config import SFTStageConfig
 from sft.packing import PackingCollator
@@ -77,7 +77,7 @@ def test_a_sampling_strategy_that_is_asked_for_stays(make):
     ],
 )
 def test_what_does_not_work_is_refused_in_one_line(make, monkeypatch, changes, training, part):
-    monkeypatch.setattr("alignment.distributed.on_cpu", lambda: True)
+    monkeypatch.setattr("alignment.distributed.processes.on_cpu", lambda: True)
     with pytest.raises(ConfigError) as refusal:
         trainer(make("mistral", changes=changes, **training))
     assert part in str(refusal.value)

@@ -1,0 +1,1 @@
+"""The `alignment` command: one module for each group of commands."""

@@ -1,0 +1,127 @@
+"""The `alignment` command: stages and recipes (stage_cli.py), `plan` (plan_cli.py), and the groups of *_cli.py."""
+
+import contextlib
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from alignment.cli import plan as plan_cli
+from alignment.cli.data import data
+from alignment.cli.registry import models
+from alignment.cli.report import runs
+from alignment.cli.stages import stages
+from alignment.distributed.ticker import ticking
+from alignment.errors import UserError
+from alignment.terminal import clean, one_line
+from alignment.training.stage import quiet_libraries
+
+
+def _home(match: re.Match[str]) -> str:
+    return (match[1] or "") + str(Path.home())
+
+
+class _Commands(TyperGroup):
+    """Commands whose user mistakes end as one line on stderr and exit code 2."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """A shell expands `--db ~/x`, and leaves `--db=~/x` as it is."""
+        return super().parse_args(ctx, [re.sub(r"^(--[\w-]+=)?~(?=/|$)", _home, each) for each in args])
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            typer.echo(f"error: {one_line(str(error))}", err=True)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="The three stages, models and where they come from, data, runs, and plans.",
+)
+app.add_typer(stages)
+app.add_typer(models, name="models")
+app.add_typer(data, name="data")
+app.add_typer(runs, name="runs")
+
+
+@app.callback()
+def _alignment(context: typer.Context) -> None:
+    """Supervised fine-tuning, reward models from human ratings, and PPO; the models meet in a registry."""
+    quiet_libraries()  # before a command imports them
+    if context.invoked_subcommand in ("plan", "models", "data"):  # the stages tick by themselves, `runs` has a screen
+        context.with_resource(ticking(f"alignment {context.invoked_subcommand}"))
+
+
+@app.command("plan")
+def plan(
+    config: plan_cli.ConfigArgument,
+    overrides: plan_cli.OverridesArgument = None,
+    gpus: plan_cli.GpusOption = 8,
+    memory: plan_cli.MemoryOption = "80GB",
+    nodes: plan_cli.NodesOption = 1,
+    model_config: plan_cli.ModelConfigOption = None,
+    stage: plan_cli.StageOption = None,
+    as_json: plan_cli.JsonOption = False,
+) -> None:
+    """Memory of each GPU, what fits, how to launch.  Example: alignment plan configs/ppo/8b.yaml --gpus 8"""
+    with contextlib.redirect_stdout(sys.stderr):  # some libraries greet when they are imported
+        cluster = plan_cli.Cluster(gpus, nodes, plan_cli.parse_memory(memory))
+        found = _planned(config, overrides or [], cluster, model_config, stage)
+    if as_json:
+        typer.echo(json.dumps(plan_cli.as_json(found), indent=2))
+    else:
+        typer.echo(clean("\n".join(plan_cli.text_lines(found))))
+
+
+def _planned(
+    config: Path, changes: list[str], cluster: plan_cli.Cluster, model_config: str | None, stage: str | None
+) -> plan_cli.Report:
+    from alignment.config.loading import load_config, read_values
+    from alignment.memory.shapes import ShapeFinder
+    from alignment.registry import Registry
+
+    name = plan_cli.stage_of(config, read_values(config, changes), stage)
+    stage_config, stage_plan = _stage(name)
+    loaded = load_config(stage_config, config, changes)
+    finder = ShapeFinder(Registry(loaded.registry.path), config.resolve().parent.parent, model_config)
+    found = plan_cli.report(
+        lambda count: stage_plan.workloads(loaded, finder, count, cluster.memory), cluster, name, config, changes
+    )
+    found.notes[:0] = finder.all_notes()
+    return found
+
+
+def _stage(name: str) -> tuple[type[Any], ModuleType]:
+    """A stage's config class, and its `plan`."""
+    if name == "sft":
+        import sft.plan
+        from sft.config import SFTStageConfig
+
+        return SFTStageConfig, sft.plan
+    if name == "reward":
+        import reward.plan
+        from reward.config import RewardStageConfig
+
+        return RewardStageConfig, reward.plan
+    import ppo.plan
+    from ppo.config import PPOStageConfig
+
+    return PPOStageConfig, ppo.plan
+
+
+def main() -> None:
+    """The console command `alignment`."""
+    app(prog_name="alignment")
+
+
+if __name__ == "__main__":
+    main()

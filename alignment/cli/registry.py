@@ -1,0 +1,307 @@
+"""The commands of `alignment models` that write something: into the registry, or a folder outside of it."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from alignment.cli.completion import complete_name, complete_reference
+from alignment.cli.models import JsonOption, RefArgument, RegistryOption, models, plain_table, print_json
+from alignment.errors import UserError
+from alignment.registry import ANY, Registry, RegistryError
+from alignment.registry.aliases import Anything
+from alignment.registry.doctor import examine, mend
+from alignment.registry.hashes import verify_mode
+from alignment.registry.promotion import caveats, promote, roll_back
+from alignment.registry.retention import collect, protect, remove
+from alignment.registry.trash import PROTECTED, Key, drop_note, spoken, take_back, version_folder
+from alignment.terminal import clean, one_line, screen
+
+NameArgument = Annotated[str, typer.Argument(help="A model's name.", autocompletion=complete_name)]
+AliasArgument = Annotated[str, typer.Argument(help="An alias, such as prod.")]
+ModeOption = Annotated[
+    str, typer.Option("--mode", help="full (read every file), cached (once per node) or fast (sizes only).")
+]
+_AGE = re.compile(r"([0-9]+)([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@models.command("export")
+def export_model(
+    ref: RefArgument,
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    adapter: Annotated[bool, typer.Option("--adapter/--merged", help="An adapter alone, or with its base.")] = False,
+    registry: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A version as a plain transformers (or PEFT) folder.  Example: alignment models export help-desk-sft exported"""
+    from alignment.models.export import TOLERANCE, export
+
+    report = export(ref, folder, Registry(registry), adapter_only=adapter)
+    if as_json:
+        print_json(report)
+        return
+    line = f"{report['model']} in {report['folder']}: {report['written']}"
+    if "logits_difference" in report:
+        line += f"; logits differ from the adapter's by {report['logits_difference']:.1e} (allowed: {TOLERANCE:.0e})"
+    typer.echo(clean(line))
+
+
+@models.command("promote")
+def promote_model(
+    ref: RefArgument,
+    alias: AliasArgument,
+    require: Annotated[
+        list[str] | None, typer.Option("--require", help="METRIC>=NUMBER; METRIC.low is its interval's lower end.")
+    ] = None,
+    require_review: Annotated[
+        bool, typer.Option("--require-review", help="Only if `alignment runs review` approved it last.")
+    ] = False,
+    reviewed_by: Annotated[
+        str | None, typer.Option("--reviewed-by", help="Who looked at it [default: who reviewed its run].")
+    ] = None,
+    expect: Annotated[
+        str | None, typer.Option("--expect", help="Where the alias must point now: v3, or none for a new one.")
+    ] = None,
+    registry: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Point an alias at a version.  Example: alignment models promote desk-ppo@v3 prod --require 'eval_kl<=8'"""
+    opened = Registry(registry)
+    version = promote(
+        opened, ref, alias, require=require or (), require_review=require_review, reviewed_by=reviewed_by,
+        expect=_expected(expect),
+    )  # fmt: skip
+    told = caveats(opened, version, require or ())
+    _say_move(as_json, f"{version.name}@{alias} is v{version.number}", version.name, alias, version.number, told)
+
+
+@models.command("rollback")
+def rollback_model(
+    name: NameArgument, alias: AliasArgument, registry: RegistryOption = None, as_json: JsonOption = False
+) -> None:
+    """Point an alias at the version before.  Example: alignment models rollback desk-ppo prod"""
+    left, version = roll_back(Registry(registry), name, alias)
+    _say_move(as_json, f"{name}@{alias} is v{version.number} again, it was v{left}", name, alias, version.number)
+
+
+@models.command("aliases")
+def show_aliases(
+    name: NameArgument,
+    alias: Annotated[str | None, typer.Argument(help="One alias, with every move of it.")] = None,
+    registry: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Where a model's aliases point, or one alias's history.  Example: alignment models aliases desk-ppo prod"""
+    opened = Registry(registry)
+    if alias is None:
+        pointers = opened.aliases(name)
+        if as_json:
+            print_json({"name": name, "aliases": pointers})
+        for word, number in pointers.items() if not as_json else ():
+            typer.echo(f"{word} v{number}")
+        return
+    moves = opened.alias_history(name, alias)
+    if as_json:
+        print_json({"name": name, "alias": alias, "history": [move.model_dump(mode="json") for move in moves]})
+        return
+    table = plain_table("version", "moved (UTC)", "by", "reviewed by", "required")
+    for move in moves:
+        target = f"v{move.version}" + (" (rollback)" if move.rollback else "")
+        rest = (move.by or "", move.reviewed_by or "", ", ".join(move.required))
+        table.add_row(target, f"{move.at:%Y-%m-%d %H:%M:%S}", *(Text(one_line(cell)) for cell in rest))
+    screen().print(table)
+
+
+@models.command("verify")
+def verify_models(
+    ref: Annotated[str | None, typer.Argument(help="A version.", autocompletion=complete_reference)] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every version of every model.")] = False,
+    mode: ModeOption = "full",
+    registry: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check stored files; exit code 1 if damage is found.  Example: alignment models verify --all"""
+    if (ref is None) != every:
+        raise UserError("name one version, or all of them with --all: alignment models verify desk-ppo@v3")
+    opened = Registry(registry)
+    checked = []
+    for key in _every(opened) if ref is None else [opened.locate(ref)]:
+        problems = _problems(opened, key, verify_mode(mode))
+        if every and not version_folder(opened.path, key).exists():
+            continue  # removed since it was listed
+        checked.append({"ref": spoken(key), "problems": problems})
+        if not as_json:
+            typer.echo(one_line(f"{spoken(key)} {'DAMAGED: ' + '; '.join(problems) if problems else 'ok'}"))
+    damaged = sum(bool(version["problems"]) for version in checked)
+    if as_json:
+        print_json({"mode": mode, "checked": len(checked), "damaged": damaged, "versions": checked})
+    else:
+        typer.echo(f"{len(checked)} checked, {damaged} damaged", err=True)
+    raise typer.Exit(1 if damaged else 0)
+
+
+@models.command("doctor")
+def doctor(
+    fix: Annotated[bool, typer.Option("--fix", help="Make the fixes that lose nothing.")] = False,
+    mode: ModeOption = "cached",
+    registry: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Leftovers, gaps, damage, aliases to nowhere: each with its fix.  Example: alignment models doctor --fix
+
+    Exit code 1 if something remains to be done.
+    """
+    opened, chosen = Registry(registry), verify_mode(mode)
+    findings = list(examine(opened, full=chosen != "fast", cold=chosen == "full"))
+    mended = mend(findings) if fix else []
+    if as_json:
+        print_json({"findings": [{**_finding(found), "mended": found in mended} for found in findings]})
+    else:
+        for found in findings:
+            remedy = "mended" if found in mended else f"fix: {found.fix}{' (--fix does it)' if found.repair else ''}"
+            typer.echo(one_line(f"{found.kind}: {found.where}: {found.problem}; {remedy}"))
+        typer.echo(f"{len(findings)} found, {len(mended)} mended", err=True)
+    raise typer.Exit(1 if len(findings) > len(mended) else 0)
+
+
+@models.command("gc")
+def collect_garbage(
+    delete: Annotated[bool, typer.Option("--delete/--dry-run", help="Do it, or only say what would be done.")] = False,
+    keep: Annotated[int, typer.Option("--keep", min=0, help="Versions kept that an alias pointed to before.")] = 2,
+    grace: Annotated[str, typer.Option("--grace", help="Younger versions stay: 12h, 7d.")] = "7d",
+    purge_after: Annotated[str, typer.Option("--purge-after", help="How long the trash is kept: 12h, 7d.")] = "7d",
+    registry: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove versions that nothing needs, by way of the trash.  Example: alignment models gc --delete"""
+    plan = collect(
+        Registry(registry), keep=keep, grace=_seconds(grace), purge_after=_seconds(purge_after), delete=delete
+    )
+    report = {
+        "deleted": delete,
+        "kept": {spoken(key): why for key, why in sorted(plan.kept.items())},
+        "removed": [spoken(key) for key in plan.removed],
+        "purged": [spoken(item.key) for item in plan.purged],
+        "returned": [spoken(key) for key in plan.returned],
+    }
+    if as_json:
+        print_json(report)
+        return
+    for key, why in sorted(plan.kept.items()):
+        typer.echo(f"keep    {spoken(key)}: {why}")
+    for word, keys in (
+        ("remove", plan.removed),
+        ("purge", [item.key for item in plan.purged]),
+        ("return", plan.returned),
+    ):
+        for key in keys:
+            typer.echo(f"{word:7} {spoken(key)}")
+    if not delete:
+        typer.echo("Nothing was changed; --delete does it.", err=True)
+
+
+@models.command("delete")
+def delete_model(ref: RefArgument, registry: RegistryOption = None, as_json: JsonOption = False) -> None:
+    """Move one version that nothing needs to the trash.  Example: alignment models delete desk-ppo@v2"""
+    key = remove(Registry(registry), ref)
+    _say(
+        as_json, f"{spoken(key)} is in the trash; alignment models restore {spoken(key)} takes it back", key, "deleted"
+    )
+
+
+@models.command("restore")
+def restore_model(ref: RefArgument, registry: RegistryOption = None, as_json: JsonOption = False) -> None:
+    """Take a removed version out of the trash.  Example: alignment models restore desk-ppo@v2"""
+    match = re.fullmatch(r"(.+)@v([0-9]{1,9})", ref)
+    key = (match[1], int(match[2])) if match else None
+    if key is None or not take_back(Registry(registry).path, key):
+        raise RegistryError(f"{ref!r} is not in the trash; write NAME@v3, as gc and delete do")
+    _say(as_json, f"{spoken(key)} is back", key, "restored")
+
+
+@models.command("protect")
+def protect_model(
+    ref: RefArgument,
+    why: Annotated[str, typer.Option("--why", help="For those who ask later.")] = "",
+    registry: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Keep a version from being removed.  Example: alignment models protect desk-ppo@v2 --why 'in the paper'"""
+    key = protect(Registry(registry), ref, why)
+    _say(as_json, f"{spoken(key)} is protected", key, "protected")
+
+
+@models.command("unprotect")
+def unprotect_model(ref: RefArgument, registry: RegistryOption = None, as_json: JsonOption = False) -> None:
+    """Let a protected version be removed again.  Example: alignment models unprotect desk-ppo@v2"""
+    opened = Registry(registry)
+    key = opened.locate(ref)
+    if not drop_note(opened.path, key, PROTECTED):
+        raise RegistryError(f"{spoken(key)} is not protected; nothing to do")
+    _say(as_json, f"{spoken(key)} is not protected any more", key, "unprotected")
+
+
+def _say(as_json: bool, line: str, key: Key, done: str) -> None:
+    if as_json:
+        print_json({"ref": spoken(key), "done": done})
+    else:
+        typer.echo(line)
+
+
+def _say_move(
+    as_json: bool, line: str, name: str, alias: str, number: int, caveats: Sequence[str] | None = None
+) -> None:
+    if as_json:
+        moved = {"name": name, "alias": alias, "version": number}
+        print_json(moved if caveats is None else moved | {"caveats": caveats})
+        return
+    typer.echo(line)
+    for caveat in caveats or ():
+        typer.echo(clean(f"note: {caveat}"), err=True)
+
+
+def _expected(text: str | None) -> int | Anything | None:
+    if text is None:
+        return ANY
+    if text == "none":
+        return None
+    if match := re.fullmatch(r"v([0-9]{1,9})", text):
+        return int(match[1])
+    raise UserError(f"--expect is {text!r:.40}, expected a version such as v3, or none for a new alias")
+
+
+def _seconds(age: str) -> float:
+    if age == "0":
+        return 0
+    if match := _AGE.fullmatch(age):
+        return int(match[1]) * _SECONDS[match[2]]
+    raise UserError(f"{age!r:.40} is no age; write a number and s, m, h or d, such as 12h or 7d")
+
+
+def _every(registry: Registry) -> Iterator[Key]:
+    for name in registry.names():
+        for number in registry.numbers(name):
+            yield name, number
+
+
+def _problems(registry: Registry, key: Key, mode: str) -> list[str]:
+    try:
+        version = registry.resolve(spoken(key))
+        shared = [f"{path} has another hard link, through which it can be changed" for path in version.shared_files()]
+        return version.problems(full=mode != "fast", cold=mode == "full") + shared
+    except RegistryError as error:
+        return [str(error)]
+
+
+def _finding(found: Any) -> dict[str, Any]:
+    return {
+        "kind": found.kind,
+        "where": found.where,
+        "problem": found.problem,
+        "fix": found.fix,
+        "safe": found.repair is not None,
+    }

@@ -1,0 +1,1 @@
+"""Rows of files to records: formats, parsing, splitting, checking."""

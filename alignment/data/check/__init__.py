@@ -1,0 +1,23 @@
+"""What is in data files, and what will go wrong in training on them: `alignment data check`, and before each run."""
+
+from alignment.data.check.conversation import MARKERS, schema_validator, turn_problems
+from alignment.data.check.findings import report_of
+from alignment.data.check.inspector import Inspector
+from alignment.data.check.page import html_page
+from alignment.data.check.report import Finding, Lengths, Report, SetAside, percentiles, refuse, text_lines
+
+__all__ = [
+    "MARKERS",
+    "Finding",
+    "Inspector",
+    "Lengths",
+    "Report",
+    "SetAside",
+    "html_page",
+    "percentiles",
+    "refuse",
+    "report_of",
+    "schema_validator",
+    "text_lines",
+    "turn_problems",
+]

@@ -1,0 +1,229 @@
+"""What is wrong with the rows that an Inspector has looked at, in words, with what to do about it."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignment.data.check.inspector import Inspector
+from alignment.data.check.report import LEVELS, Finding, Level, Report, SetAside, histogram, percent, percentiles
+
+USUAL_ROWS = 1000
+"""Demonstrations that a fine-tune usually wants at least (LIMA, Zhou et al. 2023, shows 1,000 good ones suffice)."""
+MAX_EXAMPLES = 20
+
+# What was seen in single rows: how bad, what it is (after "12 of 300 rows (4.0%)"), and what to do.
+_ROWS: dict[str, tuple[Level, str, str]] = {
+    "template": (
+        "error",
+        "cannot be rendered by the chat template, so training would stop",
+        "change the turns of these rows, or choose another model.template",
+    ),
+    "schema": (
+        "error",
+        "have an answer that does not fit the schema",
+        "mend them: a model learns the mistake",
+    ),
+    "same_role": (
+        "warning",
+        "have two turns of one role one after the other",
+        "join such turns into one, unless they are meant to be apart",
+    ),
+    "assistant_first": ("warning", "begin with the assistant's turn", "begin with what the assistant answers to"),
+    "system_later": ("warning", "have a system turn that is not the first", "move it to the front: most templates do"),
+    "markers": (
+        "warning",
+        "have a template's own marks (<|im_end|>, [INST], ### Response: ...) inside a turn",
+        "give such rows as plain turns: the template adds its marks, and those in a text are learned as letters",
+    ),
+    "echo": ("warning", "have an answer that repeats the user's turn word for word", "take these rows out"),
+}
+_PERSONAL = {"mail": "mail addresses", "phone": "phone numbers", "card": "payment card numbers"}
+
+
+def report_of(rows: Inspector, sources: Sequence[str]) -> Report:
+    """Everything found; the sketches are compared here."""
+    trained = rows.num_trained / rows.num_tokens if rows.num_tokens else None
+    whole, answers = numbers(rows.lengths), numbers(rows.answer_lengths)
+    lengths = {"whole row": whole, "prompt": whole - answers, "answer": answers} if len(whole) else {}
+    reasons = sorted(rows.set_aside.values(), key=lambda item: -item[1].count)
+    findings = [*row_findings(rows), *(group_findings(rows) if rows.num_kept else ())]
+    return Report(
+        sources=list(sources),
+        rows=rows.num_rows,
+        bad=rows.num_bad,
+        kept=rows.num_kept,
+        held_out=sum(rows.held_out),
+        shapes=dict(rows.shapes.most_common()),
+        set_aside=[SetAside(reason, seen.count, seen.places) for reason, seen in reasons],
+        unit="words" if rows.tokenizer is None else "tokens",
+        max_length=None if rows.tokenizer is None else rows.config.max_length,
+        lengths={name: percentiles(values) for name, values in lengths.items()},
+        histogram=histogram(whole),
+        trained_share=trained,
+        personal_data=dict(sorted(rows.num_personal.items())),
+        findings=sorted(findings, key=lambda finding: LEVELS.index(finding.level)),
+    )
+
+
+def row_findings(rows: Inspector) -> Iterator[Finding]:
+    """What single rows show."""
+    yield from _bad_rows(rows)
+    kept = rows.num_kept
+    if 0 < kept < USUAL_ROWS:
+        text = f"you have {kept} rows: the usual guidance is about {USUAL_ROWS:,}"
+        advice = "more rows of the same quality; training on shares of these shows whether more would help"
+        yield Finding("note", "few_rows", kept, text, advice, [])
+    for number, (reason, seen) in enumerate(rows.passed_over.items()):
+        text = f"{seen.count:,} rows are passed over: {reason}"
+        yield Finding("note", f"passed_over_{number}" if number else "passed_over", seen.count, text, "", seen.places)
+    yield from _too_long(rows)
+    for kind, (level, text, advice) in _ROWS.items():
+        if kind in rows.seen:
+            seen = rows.seen[kind]
+            yield Finding(level, kind, seen.count, f"{_of(seen.count, kept)} {text}", advice, seen.places)
+    for kind, seen in sorted(rows.personal.items()):
+        where = f"in {seen.count:,} {'row' if seen.count == 1 else 'rows'}"
+        text = f"{_PERSONAL[kind]} found: {rows.num_personal[kind]:,}, {where}"
+        advice = "--scrub OUT.jsonl writes a copy without them"
+        yield Finding("warning", f"personal_{kind}", seen.count, text, advice, seen.places)
+    if rows.num_pairs >= 100 and abs(rows.num_chosen_longer / rows.num_pairs - 0.5) > 0.1:
+        share = rows.num_chosen_longer / rows.num_pairs
+        text = f"the preferred answer is the longer one in {share:.0%} of the pairs"
+        advice = "a reward model may learn length; look at its scores by length"
+        yield Finding("note", "length_bias", rows.num_chosen_longer, text, advice, [])
+
+
+def _bad_rows(rows: Inspector) -> Iterator[Finding]:
+    bad, allowed = rows.num_bad, rows.config.max_bad_share
+    if bad:
+        total = bad + rows.num_kept
+        level: Level = "error" if bad > allowed * total else "warning"
+        text = f"{_of(bad, total)} cannot be used and are set aside"
+        advice = f"mend them; more than {100 * allowed:g}% of all (data.max_bad_share) stops training"
+        reasons = [seen.places for _, seen in rows.set_aside.values()]
+        places = [places[0] for places in reasons] + [place for places in reasons for place in places[1:MAX_EXAMPLES]]
+        yield Finding(level, "set_aside", bad, text, advice, places[:MAX_EXAMPLES])
+
+
+def _too_long(rows: Inspector) -> Iterator[Finding]:
+    config, kept = rows.config, rows.num_kept
+    if not len(rows.lengths):
+        return
+    longest = f"raise data.max_length (the longest row has {max(rows.lengths):,} tokens)"
+    limit = f"data.max_length={config.max_length}"
+    if "left_out" in rows.seen:
+        seen = rows.seen["left_out"]
+        if seen.count == len(rows.lengths):
+            answers = numbers(rows.answer_lengths)
+            prompt, answer = percentiles(numbers(rows.lengths) - answers).p50, percentiles(answers).p50
+            text = (
+                f"0 of {kept:,} rows have trainable tokens at {limit}; the median prompt is {prompt:,} tokens and the "
+                f"median answer {answer:,}"
+            )
+            yield Finding("error", "left_out", seen.count, text, longest, seen.places)
+        elif config.too_long == "trim_prompt":
+            level: Level = "error" if seen.count > config.max_bad_share * kept else "warning"
+            text = f"{_of(seen.count, kept)} are left out of training: the answer alone is longer than {limit} tokens"
+            advice = f"{longest}, shorten these answers, or set data.too_long=drop to go on without them"
+            yield Finding(level, "left_out", seen.count, text, advice, seen.places)
+        else:
+            level = "error" if config.too_long == "raise" else "warning"
+            text = f"{_of(seen.count, kept)} are longer than {limit} tokens (data.too_long={config.too_long})"
+            yield Finding(level, "left_out", seen.count, text, longest, seen.places)
+    if "truncated" in rows.seen:
+        seen = rows.seen["truncated"]
+        text = f"{_of(seen.count, kept)} lose the beginning of their prompt at {limit}"
+        advice = f"{longest}, or set data.too_long=drop to leave such rows out"
+        yield Finding("warning", "truncated", seen.count, text, advice, seen.places)
+
+
+def _of(count: int, total: int) -> str:
+    return f"{count:,} of {total:,} rows ({percent(count / total)})"
+
+
+def group_findings(rows: Inspector) -> Iterator[Finding]:
+    """What rows show beside each other: repetitions, contradictions, held-out prompts that are trained on."""
+    questions, answers, groups, prompts = map(numbers, (rows.questions, rows.answers, rows.groups, rows.prompts))
+    exact = _first_of_equal(questions * np.uint64(0x9E3779B97F4A7C15) + answers)
+    itself = np.arange(len(exact))
+    copies = np.flatnonzero(exact != itself)
+    if len(copies):
+        text = f"{_of(len(copies), len(exact))} repeat an earlier one exactly"
+        advice = "keep one of each, unless the repetition is a weight that you mean"
+        yield Finding("warning", "exact_duplicates", len(copies), text, advice, _pairs(rows, copies, exact))
+    yield from _contradictions(rows, questions, exact)
+    near = exact[rows.texts.labels()]  # by the first of its exact copies, so that those are not counted again
+    alike = np.flatnonzero((near != exact) & (exact == itself) & (prompts[near] != prompts))
+    if len(alike):
+        text = f"{_of(len(alike), len(exact))} nearly repeat an earlier one (texts filled into one form count too)"
+        advice = "look at a few: copies with small changes teach little and hide in both parts of a split"
+        yield Finding("note", "near_duplicates", len(alike), text, advice, _pairs(rows, alike, near))
+    yield from _leaks(rows, groups)
+    if rows.texts.num_unseen:
+        first = len(exact) - rows.texts.num_unseen
+        text = f"near duplicates were looked for among the first {first:,} rows only; exact ones among all"
+        yield Finding("note", "near_duplicates_limit", rows.texts.num_unseen, text, "", [])
+
+
+def _contradictions(rows: Inspector, questions: NDArray[np.uint64], exact: NDArray[np.int64]) -> Iterable[Finding]:
+    different = np.flatnonzero(exact == np.arange(len(exact)))  # each (prompt, answer) once
+    first = _first_of_equal(questions[different])
+    again = np.flatnonzero(first != np.arange(len(first)))
+    if not len(again):
+        return
+    count = len(np.unique(first[again]))
+    if rows.num_pairs == len(exact):
+        text = f"{count:,} pairs of answers are preferred one way in one row and the other way in another"
+        advice = "people differ; give votes instead, or keep the majority's, unless the mixture is meant"
+    else:
+        have = "prompt has" if count == 1 else "prompts have"
+        text = f"{count:,} {have} several different answers, of which a model learns the mixture"
+        advice = "keep the best answer to each, unless the mixture is meant"
+    earlier = np.zeros(len(exact), np.int64)
+    earlier[different[again]] = different[first[again]]
+    yield Finding("warning", "contradictions", count, text, advice, _pairs(rows, different[again], earlier))
+
+
+def _leaks(rows: Inspector, groups: NDArray[np.uint64]) -> Iterable[Finding]:
+    held = np.frombuffer(rows.held_out, np.uint8).astype(bool)
+    same = _first_marked(_first_of_equal(groups), ~held)
+    near = _first_marked(rows.group_sketches.labels(), ~held)
+    train = np.where(same >= 0, same, near)
+    leaked = np.flatnonzero(held & (train >= 0))
+    if len(leaked):
+        text = (
+            f"{len(leaked):,} of {held.sum():,} held-out rows have a prompt that stands in the training rows too, or "
+            "nearly, so the figures on them are too good"
+        )
+        advice = "`alignment data split` keeps such prompts together"
+        if rows.config.eval:
+            advice += "; training leaves out rows whose prompt is exactly one of data.eval"
+        yield Finding("warning", "split_leaks", len(leaked), text, advice, _pairs(rows, leaked, train))
+
+
+def _pairs(rows: Inspector, some: NDArray[np.int64], others: NDArray[np.int64]) -> list[str]:
+    return [f"{rows.places[row]} and {rows.places[others[row]]}" for row in some[:MAX_EXAMPLES]]
+
+
+def _first_of_equal(keys: NDArray[Any]) -> NDArray[np.int64]:
+    """For each key the index of the first equal one, (N,)."""
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return first[inverse]
+
+
+def _first_marked(names: NDArray[np.int64], marked: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """For each row the first marked row of its name (a row's index), or -1."""
+    first = np.full(len(names), -1)
+    at = np.flatnonzero(marked)[::-1]  # backwards: of equal indices the last assignment stays
+    first[names[at]] = at
+    return first[names]
+
+
+def numbers(values: array[int]) -> NDArray[np.uint64]:
+    """The values of an array of kind "Q", not copied."""
+    return np.frombuffer(values, np.uint64)

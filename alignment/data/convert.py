@@ -1,0 +1,230 @@
+"""Rows of any shape that can be read, written in another one."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from alignment.config.loading import DataConfig, Format
+from alignment.data import formats
+from alignment.data.importers import PassedOver
+from alignment.data.reading import Comparison, Demonstration, Document, to_comparisons, to_examples
+from alignment.data.row_files import BadRow
+from alignment.data.sources import open_source
+from alignment.data.writers import row_writer
+from alignment.errors import UserError
+from alignment.templates.builtin import INPUT_HEADING
+from alignment.templates.rendering import Message
+
+Target = Literal["chat", "openai", "sharegpt", "alpaca", "completion", "pair", "text"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+
+# What of a row its record holds, by shape; other keys go along where the target has room for them.
+_HELD: dict[Format, tuple[str, ...]] = {
+    "chat": ("messages", "tools"),
+    "sharegpt": ("conversations", "system", "tools"),
+    "tree": ("prompt",),
+    "self-instruct": ("instruction", "instances"),
+    "pandalm": ("instruction", "input", "response1", "response2", "annotator1", "annotator2", "annotator3"),
+    "alpaca": ("instruction", "input", "output"),
+    "pair": ("prompt", "chosen"),
+    "ranking": ("prompt",),
+    "completion": ("prompt", "completion"),
+    "qa-feedback": ("question", "passages", "gold"),
+    "rag": ("question", "context", "documents", "distractors", "answer", "unanswerable"),
+    "faq": ("question", "answer"),
+    "text": ("text",),
+}
+_COMPARED = ("rejected", "completions", "ranks", "preference", *(f"prediction {number}" for number in range(1, 10)))
+_SHAREGPT = {"user": "human", "assistant": "gpt"}
+
+
+@dataclass
+class Conversion:
+    """What became of the rows: how many were written, what was set aside, and which keys the target has no room for."""
+
+    written: int = 0
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+
+
+def convert(config: DataConfig, out: Path, target: Target, advance: Callable[[], object] = lambda: None) -> Conversion:
+    """Write the rows behind `data.train` to a file as rows of another shape; it appears when all are written.
+
+    A row that the target cannot hold is set aside with the reason.
+
+    Raises:
+        UserError: a suffix that is not written, a file that exists, or no row that can be written.
+        DataError: nothing there, or nothing that can be read.
+    """
+    if out.suffix == ".csv" and target in ("chat", "openai", "sharegpt"):
+        raise UserError(f"{out}: a CSV file has no room for turns; name it .jsonl, or take --to completion or alpaca")
+    done = Conversion()
+    with row_writer(out) as write:
+        for part in config.parts:
+            for where, row in open_source(part, config).rows:
+                advance()
+                try:
+                    for new in _converted(row, part.format or "auto", target, out.suffix, done.lost):
+                        write(new)
+                        done.written += 1
+                except PassedOver as reason:
+                    done.passed_over[str(reason)] += 1
+                except BadRow as reason:
+                    done.bad.append((where, str(reason)))
+        if not done.written:
+            first = f"; the first: {': '.join(done.bad[0])}" if done.bad else ""
+            raise UserError(f"{config.parts[0].path}: no row can be written as {target}{first}")
+    return done
+
+
+def _converted(row: Any, format: Format, target: Target, suffix: str, lost: Counter[str]) -> list[dict[str, Any]]:
+    """A row as rows of the target; what cannot go along is counted in `lost`."""
+    if isinstance(row, BadRow):
+        raise row
+    shape = formats.shape_of(row, format, tuple(_HELD))
+    records: Sequence[Any] = to_comparisons(row, shape) if target == "pair" else to_examples(row, shape)
+    if target == "pair" and len(records) > 1:  # of many pairs, those that have a better side
+        decided = [record for record in records if record.target != 0.5]
+        lost["ties"] += len(decided) < len(records)
+        records = decided or records
+    rows = [_WRITERS[target](record) for record in records]
+    if suffix in (".csv", ".parquet"):
+        rows = [_flat(new, suffix) for new in rows]
+    held = {*_HELD[shape], *(_COMPARED if target == "pair" else ())}
+    extra = {key: value for key, value in row.items() if key not in held and value not in (None, "", [], {})}
+    told: Format = "chat" if target == "openai" else target
+    for key, value in extra.items():
+        with_it = [{**new, key: value} for new in rows]
+        fits = suffix in (".jsonl", ".gz") and all(key not in new for new in rows)
+        if fits and all(formats.shape_of(new, "auto", tuple(formats.SHAPES)) == told for new in with_it):
+            rows = with_it
+        else:
+            lost[key] += 1
+    if target == "text" and not all(isinstance(record, Document) for record in records):
+        lost["who says what"] += 1
+    return rows
+
+
+# --- one writer for each target ------------------------------------------------------------------------------------
+
+
+def _turns(record: Demonstration | Document) -> tuple[Message, ...]:
+    if isinstance(record, Document):
+        raise BadRow("a plain text has no turns; only --to text can hold it")
+    return record.messages
+
+
+def _chat(record: Demonstration | Document) -> dict[str, Any]:
+    turns = _turns(record)
+    assert isinstance(record, Demonstration)
+    return {"messages": [dict(turn) for turn in turns]} | ({"tools": list(record.tools)} if record.tools else {})
+
+
+def _openai(record: Demonstration | Document) -> dict[str, Any]:
+    """As OpenAI's fine-tuning files have it: the arguments of a call are JSON in a text."""
+    row = _chat(record)
+    for turn in row["messages"]:
+        if "tool_calls" in turn:
+            calls = [(call, call["function"]) for call in turn["tool_calls"]]
+            turn["tool_calls"] = [
+                {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
+                for call, function in calls
+            ]
+    return row
+
+
+def _sharegpt(record: Demonstration | Document) -> dict[str, Any]:
+    row = _chat(record)
+    turns = []
+    for turn in row.pop("messages"):
+        role, content = turn.pop("role"), turn.pop("content")
+        turns.append({"from": _SHAREGPT.get(role, role), "value": content, **turn})
+    return {"conversations": turns, **row}
+
+
+def _single(record: Demonstration | Document, target: Target) -> tuple[str, str]:
+    """The question and the answer of a conversation that has no more than these."""
+    turns = _turns(record)
+    _only_words(record, target)
+    if [turn["role"] for turn in turns] != ["user", "assistant"]:
+        raise BadRow(f"--to {target} holds one question and its answer; this conversation has {_described(turns)}")
+    return turns[0]["content"], turns[1]["content"]
+
+
+def _only_words(record: Demonstration | Document, target: Target) -> None:
+    if isinstance(record, Demonstration) and (record.tools or any(len(turn) > 2 for turn in record.messages)):
+        raise BadRow(f"--to {target} holds no tools, weights or names; --to openai does")
+
+
+def _described(turns: Sequence[Message]) -> str:
+    return f"{len(turns)} turns ({', '.join(turn['role'] for turn in turns[:6])}{', ...' if len(turns) > 6 else ''})"
+
+
+def _alpaca(record: Demonstration | Document) -> dict[str, Any]:
+    question, answer = _single(record, "alpaca")
+    instruction, _, extra = question.partition(INPUT_HEADING)
+    if not (instruction.strip() and extra.strip()):
+        instruction, extra = question, ""
+    return {"instruction": instruction, "input": extra, "output": answer}
+
+
+def _completion(record: Demonstration | Document) -> dict[str, Any]:
+    turns = _turns(record)
+    _only_words(record, "completion")
+    return {"prompt": _prompt(turns[:-1]), "completion": turns[-1]["content"]}
+
+
+def _prompt(turns: Sequence[Message]) -> str | list[dict[str, Any]]:
+    is_single = len(turns) == 1 and turns[0]["role"] == "user"
+    return turns[0]["content"] if is_single else [dict(turn) for turn in turns]
+
+
+def _pair(record: Comparison) -> dict[str, Any]:
+    if record.target == 0.5:
+        raise BadRow("a tie prefers neither answer; --to pair has no room for it")
+    answers = (record.first, record.second) if record.target > 0.5 else (record.second, record.first)
+    return {"prompt": _prompt(record.prompt), "chosen": answers[0], "rejected": answers[1]}
+
+
+def _text(record: Demonstration | Document) -> dict[str, Any]:
+    if isinstance(record, Document):
+        return {"text": record.text}
+    _only_words(record, "text")
+    return {"text": "\n\n".join(turn["content"] for turn in record.messages)}
+
+
+_WRITERS: dict[Target, Callable[[Any], dict[str, Any]]] = {
+    "chat": _chat,
+    "openai": _openai,
+    "sharegpt": _sharegpt,
+    "alpaca": _alpaca,
+    "completion": _completion,
+    "pair": _pair,
+    "text": _text,
+}
+
+
+# --- kinds of files ------------------------------------------------------------------------------------------------
+
+
+def _flat(row: dict[str, Any], suffix: str) -> dict[str, Any]:
+    """The row as a table can hold it: texts alone in CSV; texts and lists of turns in Parquet."""
+    for key, value in row.items():
+        if key == "tools":
+            raise BadRow("a table has no room for tools; write .jsonl")
+        if suffix == ".csv" and not isinstance(value, str):
+            raise BadRow(f"a CSV file has no room for the turns of '{key}'; write .jsonl")
+        if suffix == ".csv" and len(value) > csv.field_size_limit():
+            raise BadRow(f"'{key}' is longer than {csv.field_size_limit():,} characters, which CSV readers refuse")
+        if isinstance(value, list) and any(len(turn) > 2 for turn in value):
+            raise BadRow(f"a Parquet file has no room for tools, weights or names in '{key}'; write .jsonl")
+        if key == "prompt" and suffix == ".parquet" and isinstance(value, str):
+            row[key] = [{"role": "user", "content": value}]  # one type for all rows
+    return row

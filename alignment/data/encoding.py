@@ -1,0 +1,54 @@
+"""A record as token ids: what training, its check and the preview all start from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from alignment.config.loading import TooLong
+from alignment.data.reading import Comparison, Demonstration, Document, Prompt
+from alignment.data.trimming import fit
+from alignment.templates.rendering import Encoded, Message, encode_conversation, encode_prompt, encode_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Record = Demonstration | Document | Comparison | Prompt
+
+
+def encode_record(record: Record, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    """All tokens of a record; of a comparison those of its longer side.
+
+    Raises:
+        Unrenderable: the template cannot render this record.
+        TemplateError: the template or tokenizer cannot render any.
+    """
+    if isinstance(record, Document):
+        ids = encode_text(tokenizer, record.text)
+        return Encoded(ids, [True] * len(ids))
+    if isinstance(record, Prompt):
+        ids = encode_prompt(tokenizer, record.messages)
+        return Encoded(ids, [False] * len(ids))
+    if isinstance(record, Comparison):
+        both = [encode_conversation(tokenizer, side) for side in _sides(record)]
+        return max(both, key=lambda side: len(side.input_ids))
+    return encode_conversation(tokenizer, record.messages, tools=record.tools)
+
+
+def fit_record(
+    record: Demonstration | Comparison,
+    encoded: Encoded,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    too_long: TooLong = "trim_prompt",
+) -> Encoded | None:
+    """`alignment.data.trimming.fit` for a record of which `encoded` are all tokens."""
+    if len(encoded.input_ids) <= max_length:
+        return encoded
+    if isinstance(record, Demonstration):
+        return fit(tokenizer, record.messages, encoded, max_length, too_long, record.tools)
+    longer = next(side for side in _sides(record) if encode_conversation(tokenizer, side) == encoded)
+    return fit(tokenizer, longer, encoded, max_length, too_long)
+
+
+def _sides(record: Comparison) -> list[tuple[Message, ...]]:
+    return [(*record.prompt, Message(role="assistant", content=text)) for text in (record.first, record.second)]

@@ -1,0 +1,221 @@
+"""Rows from what people already have: Slack exports, support tickets, question lists in Markdown, plain documents."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import zipfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from alignment.data.formats import merged, text_of
+from alignment.data.row_files import BadRow, DataError
+from alignment.templates.rendering import Message
+
+Rows = Iterator[tuple[str, Any]]
+TEXT_SUFFIXES = (".md", ".markdown", ".txt")
+TICKET_KEYS = ("conversation_id", "role", "text")
+TICKET_ROLES = {
+    **dict.fromkeys(("user", "customer", "client", "requester", "end-user", "human"), "user"),
+    **dict.fromkeys(("assistant", "agent", "support", "staff", "bot"), "assistant"),
+    "system": "system",
+}
+
+
+class PassedOver(BadRow):
+    """Why something is no example, though nothing is wrong with it; counted apart from bad rows."""
+
+
+# --- documents and question lists ----------------------------------------------------------------------------------
+
+
+def text_files(path: Path) -> list[Path]:
+    """The Markdown and text files at or below a path, sorted."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sorted(file for file in files if file.suffix.lower() in TEXT_SUFFIXES and file.is_file())
+
+
+def document_rows(files: Sequence[Path]) -> Rows:
+    """One `text` row for each file, with the file as its `source_id`."""
+    for file in files:
+        yield str(file), {"text": _read(file), "source_id": str(file)}
+
+
+def faq_rows(files: Sequence[Path]) -> Rows:
+    """A `question`, `answer` row for each heading of Markdown files that has text below it."""
+    for file in files:
+        number, question, answer = 1, "", []
+        fence = False
+        for at, line in enumerate([*_read(file).split("\n"), "# "], 1):
+            fence ^= line.lstrip().startswith(("```", "~~~"))  # a comment in code is no heading
+            heading = None if fence else re.match(r"#{1,6}\s+(.*?)[\s#]*$", line)
+            if heading is None:
+                answer.append(line)
+                continue
+            text = "\n".join(answer).strip()
+            if question and text:
+                yield f"{file}:{number}", {"question": question, "answer": text}
+            number, question, answer = at, heading.group(1), []
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read as UTF-8 text: {error}; save it as UTF-8") from None
+
+
+# --- support tickets -----------------------------------------------------------------------------------------------
+
+
+def ticket_rows(rows: Rows, agents: Collection[str] = ()) -> Rows:
+    """`messages` rows of tickets that come as one row a message: conversation_id, role, text and perhaps ts.
+
+    The messages of a conversation are sorted by `ts` (a number or an ISO time); those of one role that follow each
+    other become one turn. A bad message makes its whole conversation bad: what is left would be another one.
+
+    Args:
+        rows: all of a file; the messages of a conversation need not stand together, so they are kept in memory.
+        agents: roles, or names in the role column, that count as the assistant too.
+    """
+    conversations: dict[str, list[tuple[str, Any]]] = {}
+    for where, row in rows:
+        key = row.get("conversation_id") if isinstance(row, Mapping) else None
+        if key in (None, ""):
+            yield where, row if isinstance(row, BadRow) else BadRow("no conversation_id")
+        else:
+            conversations.setdefault(str(key), []).append((where, row))
+    for messages in conversations.values():
+        try:
+            turns = [(_time(row.get("ts")), _ticket_turn(where, row, agents)) for where, row in messages]
+        except BadRow as reason:
+            yield messages[0][0], reason
+            continue
+        if all(time is not None for time, _ in turns):
+            turns.sort(key=lambda turn: turn[0] or 0.0)
+        yield messages[0][0], _conversation([message for _, message in turns])
+
+
+def _ticket_turn(where: str, row: Mapping[str, Any], agents: Collection[str]) -> Message:
+    role = text_of(row, "role").strip()
+    known = "assistant" if role in agents else TICKET_ROLES.get(role.lower())
+    if known is None:
+        raise BadRow(f"role {role!r}; expected {', '.join(TICKET_ROLES)}, or name it in data.agents")
+    return Message(role=known, content=text_of(row, "text").strip())
+
+
+def _time(value: Any) -> float | None:
+    if value in (None, ""):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        pass
+    try:
+        return datetime.fromisoformat(str(value)).timestamp()
+    except ValueError:
+        raise BadRow(f"ts {value!r} is neither a number nor an ISO time such as 2026-01-31T09:00") from None
+
+
+def _conversation(messages: Sequence[Message]) -> Any:
+    turns = merged(messages)
+    if not turns:
+        return PassedOver("a conversation in which no question was answered by the assistant")
+    return {"messages": list(turns)}
+
+
+# --- Slack ---------------------------------------------------------------------------------------------------------
+
+
+def is_slack_export(path: Path) -> bool:
+    """A zip file, or a folder with a channel list beside folders of days."""
+    return path.suffix.lower() == ".zip" or (path / "channels.json").is_file() or (path / "users.json").is_file()
+
+
+def slack_rows(path: Path, agents: Collection[str]) -> Rows:
+    """A `messages` row for each thread of an export (its folder or zip file) that one of the agents answered.
+
+    Args:
+        agents: user ids or names (real name, display name, user name) of those whose messages are the assistant's.
+
+    Raises:
+        DataError: no agent is named, or none of those named has written anything.
+    """
+    if not agents:
+        raise DataError(f"{path}: a Slack export; name in data.agents whose messages are the assistant's")
+    names: dict[str, str] = {}
+    wanted: set[str] = set()
+    threads: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = {}
+    authors: set[str] = set()
+    for file, content in _json_files(path):
+        channel, _, day = file.rpartition("/")
+        if day == "users.json":
+            for user in content:
+                profile = user.get("profile") or {}
+                known = {user.get("name"), user.get("real_name"), *map(profile.get, ("real_name", "display_name"))}
+                names[user["id"]] = profile.get("display_name") or user.get("real_name") or user.get("name")
+                if known & set(agents):
+                    wanted.add(user["id"])
+        elif re.fullmatch(r"\d{4}-\d\d-\d\d\.json", day):
+            for number, message in enumerate(content, 1):
+                author = message.get("user") or message.get("bot_id") or message.get("username")
+                said = message.get("type") == "message" and str(message.get("text") or "").strip()
+                if author and said and message.get("subtype") in (None, "bot_message", "thread_broadcast"):
+                    authors.add(str(author))
+                    thread = (channel, str(message.get("thread_ts") or message.get("ts")))
+                    threads.setdefault(thread, []).append((f"{path}:{file}:row {number}", message))
+    wanted |= set(agents) & authors
+    if not wanted & authors:
+        shown = ", ".join(sorted({names.get(author, author) for author in authors})[:20]) or "nobody"
+        raise DataError(f"{path}: data.agents={list(agents)} wrote nothing here; these did: {shown}")
+    for _, messages in sorted(threads.items()):
+        messages.sort(key=lambda item: float(item[1].get("ts") or 0))
+        turns = [
+            Message(
+                role="assistant"
+                if {message.get("user"), message.get("bot_id"), message.get("username")} & wanted
+                else "user",
+                content=_slack_text(message["text"], names),
+            )
+            for _, message in messages
+        ]
+        yield messages[0][0], _conversation(turns)
+
+
+def _json_files(path: Path) -> Iterator[tuple[str, Any]]:
+    """Each JSON file of an export, users first, as its name below the export and its content."""
+    try:
+        if path.is_dir():
+            found = {str(file.relative_to(path)): file for file in path.rglob("*.json")}
+            for name in sorted(found, key=_users_first):
+                yield name, _parse(path, name, found[name].read_bytes())
+        else:
+            with zipfile.ZipFile(path) as archive:
+                for name in sorted((name for name in archive.namelist() if name.endswith(".json")), key=_users_first):
+                    yield name, _parse(path, name, archive.read(name))
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: cannot be read as a Slack export: {error}") from None
+
+
+def _users_first(name: str) -> tuple[bool, str]:
+    return not name.endswith("users.json"), name
+
+
+def _parse(path: Path, name: str, content: bytes) -> list[Any]:
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise DataError(f"{path}:{name}: not valid JSON: {error}") from None
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _slack_text(text: str, names: Mapping[str, str]) -> str:
+    """Slack's own marks as a reader sees them: `<@U1>` as a name, `<url|label>` as label and address."""
+    text = re.sub(r"<@(\w+)(?:\|([^>]*))?>", lambda m: "@" + (m[2] or names.get(m[1]) or m[1]), text)
+    text = re.sub(r"<[#!](?:\w+\|)?([^>]*)>", lambda m: m[1], text)
+    text = re.sub(r"<([^|>\s]+)\|([^>]*)>", lambda m: f"{m[2]} ({m[1]})", text)
+    text = re.sub(r"<((?:https?|mailto):[^>\s]+)>", lambda m: m[1], text)
+    return html.unescape(text).strip()

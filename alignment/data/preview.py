@@ -1,0 +1,89 @@
+"""The exact tokens of rows as training gets them, and which of them it learns from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from alignment.config.loading import DataConfig
+from alignment.data.encoding import encode_record, fit_record
+from alignment.data.reading import Demonstration, Document, to_examples
+from alignment.data.row_files import BadRow
+from alignment.data.sources import open_source
+from alignment.templates.rendering import Encoded, Unrenderable
+from alignment.terminal import clean, one_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def each_example(config: DataConfig) -> Iterator[tuple[str, Demonstration | Document]]:
+    """The usable examples behind `data.train`, one by one, as training reads them."""
+    for part in config.parts:
+        for where, row in open_source(part, config).rows:
+            if not isinstance(row, BadRow):
+                with contextlib.suppress(BadRow):
+                    for example in to_examples(row, part.format or "auto"):
+                        yield where, example
+
+
+def encode_for_preview(
+    example: Demonstration | Document, tokenizer: PreTrainedTokenizerBase, config: DataConfig
+) -> Encoded | str:
+    """An example as training gets it (of a long text the first piece), or why it is left out."""
+    try:
+        encoded = encode_record(example, tokenizer)
+    except Unrenderable as reason:
+        return str(reason)
+    if isinstance(example, Document):
+        return Encoded(encoded.input_ids[: config.max_length], encoded.loss_mask[: config.max_length])
+    fitted = fit_record(example, encoded, tokenizer, config.max_length, config.too_long)
+    if fitted is not None:
+        return fitted
+    limit = f"data.max_length={config.max_length}, data.too_long={config.too_long}"
+    return f"{len(encoded.input_ids)} tokens, {encoded.num_response_tokens} of them the answer, are too many ({limit})"
+
+
+def preview_json(where: str, encoded: Encoded | str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """A row as training gets it: ids, their tokens, which are trained on (the loss is on them), which are special."""
+    if isinstance(encoded, str):
+        return {"place": where, "left_out": encoded}
+    special = set(tokenizer.all_special_ids)
+    return {
+        "place": where,
+        "ids": encoded.input_ids,
+        "tokens": tokenizer.convert_ids_to_tokens(encoded.input_ids),
+        "mask": encoded.loss_mask,
+        "special": [number in special for number in encoded.input_ids],
+    }
+
+
+def preview_lines(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, marks: bool) -> Iterator[Text]:
+    """A row as text: trained tokens green, others dim, special ones reversed; with `marks`, trained in [[ ]]."""
+    if "left_out" in row:
+        yield Text(f"{one_line(row['place'])}: left out: {one_line(row['left_out'])}", style="yellow")
+        return
+    ids, mask = row["ids"], row["mask"]
+    yield Text(f"{one_line(row['place'])}: {len(ids)} tokens, {sum(mask)} trained on", style="bold")
+    shown, numbers = Text(), Text("ids:")
+    start = 0
+    for stop in range(1, len(ids) + 1):
+        numbers.append(f" {ids[stop - 1]}", style=_style(mask[stop - 1], False))
+        kinds = [(mask[i], row["special"][i]) for i in (stop - 1, stop) if i < len(ids)]
+        if len(kinds) == 2 and kinds[0] == kinds[1] and not kinds[0][1]:
+            continue  # a character may take several tokens, so a run is decoded as one
+        trained, special = kinds[0]
+        text = clean(tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False))
+        opens = marks and trained and (start == 0 or not mask[start - 1])
+        closes = marks and trained and (stop == len(ids) or not mask[stop])
+        shown.append(f"{'[[' if opens else ''}{text}{']]' if closes else ''}", style=_style(trained, special))
+        start = stop
+    yield shown
+    yield numbers
+
+
+def _style(trained: bool, special: bool) -> str:
+    return f"{'green' if trained else 'dim'}{' reverse' if special else ''}"

@@ -1,0 +1,152 @@
+"""Part a data set into a training and a test file, so that no prompt, nor one nearly like it, stands in both."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignment.data.duplicates import Groups, Sketches, digest
+from alignment.data.reading import Demonstration, Document, Prompt, check_bad, is_held_out, to_examples, to_prompts
+from alignment.data.row_files import BadRow, DataError, data_files, file_fingerprint, jsonl_lines, read_rows
+
+PASSAGE_KEYS = ("source_id", "passage_id", "context", "documents")
+"""Keys of a row that say from which passage it was made: answers from one passage stay together."""
+TRAIN, TEST = "train.jsonl", "test.jsonl"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where each row of a source goes: `is_test`, (rows,), in the order of reading; None for a row set aside."""
+
+    is_test: list[bool | None]
+    bad: list[tuple[str, str]]
+    num_groups: int
+    num_unseen: int
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"train": self.is_test.count(False), "test": self.is_test.count(True)}
+
+
+def plan_split(
+    path: str | Path, share: float, seed: int, advance: Callable[[], None] = lambda: None, max_bad_share: float = 0.01
+) -> Split:
+    """Decide for each row behind a path on which side it goes.
+
+    Rows of one prompt (first human turn, case and spaces folded), of nearly the same prompt, or of one passage go
+    together, to the side that `alignment.data.reading.is_held_out` gives one of them: about `share` of the groups.
+
+    Raises:
+        DataError: too many bad rows, or nothing on one side.
+    """
+    usable = bytearray()
+    sides, groups, sketches = bytearray(), array("Q"), Sketches()
+    passages: list[tuple[int, int]] = []
+    bad: list[tuple[str, str]] = []
+    for where, row in read_rows(path):
+        advance()
+        try:
+            group, is_test = _place(row, share, seed)
+        except BadRow as reason:
+            bad.append((where, str(reason)))
+            usable.append(False)
+            continue
+        for key in PASSAGE_KEYS:
+            if row.get(key) not in (None, "", [], {}):
+                value = json.dumps(row[key], sort_keys=True, default=str)
+                passages.append((len(groups), digest(f"{key}\0{value}")))
+        usable.append(True)
+        sides.append(is_test)
+        groups.append(digest(group))
+        sketches.add(group)
+    check_bad(str(path), len(groups), bad, max_bad_share)
+    labels = _together(groups, sketches, passages)
+    deciders = _deciders(labels, np.frombuffer(groups, np.uint64))
+    test = np.frombuffer(sides, np.uint8).astype(bool)[deciders]
+    for side, rest in ((test, "test"), (~test, "train")):
+        if not side.any():
+            raise DataError(
+                f"{path}: all {len(groups)} rows fell on one side and none into {rest}; "
+                "change --test or --seed, or give more rows"
+            )
+    drawn = iter(test.tolist())
+    return Split([next(drawn) if ok else None for ok in usable], bad, len(np.unique(labels)), sketches.num_unseen)
+
+
+def _place(row: Any, share: float, seed: int) -> tuple[str, bool]:
+    """A row's prompt group, and whether that alone would go to the test side."""
+    if isinstance(row, BadRow):
+        raise row
+    if not isinstance(row, dict):
+        raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
+    try:
+        records: Sequence[Demonstration | Document | Prompt] = to_examples(row)
+    except BadRow as reason:
+        try:
+            records = to_prompts(row)
+        except BadRow:
+            raise reason from None
+    # What one row holds (a tree, the instances of an instruction) cannot be parted; the first decides.
+    return records[0].group, is_held_out(records[0], share, seed)
+
+
+def _together(groups: array[int], sketches: Sketches, passages: list[tuple[int, int]]) -> NDArray[np.int64]:
+    joined = Groups(len(groups))
+    joined.join_equal(np.frombuffer(groups, np.uint64))
+    joined.join_equal(sketches.labels())
+    rows = sorted(passages, key=lambda passage: passage[1])
+    for (one, key), (other, next_key) in itertools.pairwise(rows):
+        if key == next_key:
+            joined.join(one, other)
+    return joined.labels()
+
+
+def _deciders(labels: NDArray[np.int64], groups: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """For each row the row that decides for all that go together: of the least prompt hash, whatever the order."""
+    order = np.lexsort((groups, labels))
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    chosen = np.empty(len(labels), np.int64)
+    chosen[labels[order][starts]] = order[starts]
+    return chosen[labels]
+
+
+def write_split(path: str | Path, split: Split, folder: Path) -> dict[str, Any]:
+    """Write train.jsonl and test.jsonl: lines of JSONL files as they are, byte for byte; other rows as JSON lines.
+
+    Returns:
+        The fingerprint of each.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    staged = {name: folder / f".{name}.part" for name in (TRAIN, TEST)}
+    try:
+        with staged[TRAIN].open("wb") as train, staged[TEST].open("wb") as test:
+            for line, is_test in zip(_lines(path), split.is_test, strict=True):
+                if is_test is not None:
+                    (test if is_test else train).write(line.rstrip(b"\n") + b"\n")
+        for name, part in staged.items():
+            os.replace(part, folder / name)
+    finally:
+        for part in staged.values():
+            part.unlink(missing_ok=True)
+    counts = split.counts
+    return {side: file_fingerprint(folder / f"{side}.jsonl", counts[side]) for side in ("train", "test")}
+
+
+def _lines(path: str | Path) -> Iterator[bytes]:
+    """One line for each row of `read_rows`."""
+    for file in data_files(path):
+        if file.name.removesuffix(".gz").endswith(".jsonl"):
+            for _, line in jsonl_lines(file):
+                yield line
+        else:
+            for _, row in read_rows(file):
+                yield json.dumps(row, ensure_ascii=False).encode() if isinstance(row, Mapping) else b""

@@ -1,0 +1,1 @@
+"""Processes, devices and the training engine: what accelerate and DeepSpeed do."""

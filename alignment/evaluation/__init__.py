@@ -1,0 +1,1 @@
+"""Comparing models: sampled answers, scores and KL."""

@@ -1,0 +1,1 @@
+"""Sampling from policies: the engines and their self-check."""

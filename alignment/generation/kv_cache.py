@@ -1,0 +1,85 @@
+"""The cache of keys and values that `generation/engine.py` decodes with: allocated once, rows dropped in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.generation import GenerationMixin
+
+
+class PreallocatedLayer(DynamicLayer):
+    """A layer with room for `capacity` tokens a row: transformers' own copies all keys and values at each token.
+
+    `keys` and `values` (rows, heads, tokens so far, head size) are views of the storage.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self._capacity = capacity
+        self._length = 0
+        self._storage: list[Tensor] = []
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Add tokens, (rows, heads, tokens, head size) each; returns the keys and the values of all so far."""
+        if not self._storage:
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            self._allocate(key_states, value_states)
+        start, self._length = self._length, self._length + key_states.shape[-2]
+        for stored, states in zip(self._storage, (key_states, value_states), strict=True):
+            stored[: len(states), :, start : self._length] = states
+        self._show(len(key_states))
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Rows `indices` in a storage of their own: a row may come several times."""
+        picked = self.keys[indices], self.values[indices]
+        self._allocate(*picked)
+        for stored, states in zip(self._storage, picked, strict=True):
+            stored[:, :, : self._length] = states
+        self._show(len(indices))
+
+    def move(self, sources: Tensor, targets: Tensor, num_rows: int) -> None:
+        """Copy some rows over others and keep the first `num_rows`."""
+        for stored in self._storage:
+            stored[targets, :, : self._length] = stored[sources, :, : self._length]
+        self._show(num_rows)
+
+    def _allocate(self, *like: Tensor) -> None:
+        self._storage = [x.new_empty(x.shape[0], x.shape[1], self._capacity, x.shape[3]) for x in like]
+
+    def _show(self, num_rows: int) -> None:
+        self.keys, self.values = (stored[:num_rows, :, : self._length] for stored in self._storage)
+
+
+def make_cache(model: PreTrainedModel, capacity: int) -> DynamicCache | None:
+    """A cache for rows of up to `capacity` tokens; layers with a sliding window keep transformers' own class.
+
+    None for a model that one cannot step through and drop rows of: with a state in place of keys and values (Mamba,
+    RWKV and the mixed ones), or inputs of its own making at each step.
+    """
+    own_inputs = type(model).prepare_inputs_for_generation is not GenerationMixin.prepare_inputs_for_generation
+    if own_inputs or model._is_stateful or not model._supports_default_dynamic_cache():
+        return None
+    cache = DynamicCache(config=model.config)
+    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
+        return None
+    cache.layers = [PreallocatedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def keep_rows(cache: DynamicCache, rows: Sequence[int]) -> None:
+    """Drop all other rows. `rows` says where each row that stays comes from: few should differ from their place."""
+    moved = [(source, target) for target, source in enumerate(rows) if source != target]
+    sources, targets = torch.tensor(moved, dtype=torch.long).reshape(-1, 2).unbind(1)
+    for layer in cache.layers:
+        device = layer.keys.device
+        if isinstance(layer, PreallocatedLayer):
+            layer.move(sources.to(device), targets.to(device), len(rows))
+        else:
+            layer.batch_select_indices(torch.tensor(rows, device=device))

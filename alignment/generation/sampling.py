@@ -1,0 +1,120 @@
+"""How responses are sampled: the settings, what comes out, and what an engine must do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from peft import PeftModel
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from alignment.errors import UserError
+from alignment.models.adapters import without_adapter
+
+
+class GenerationError(UserError):
+    """A model that cannot be sampled from."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled answer. `ended` says whether the model stopped by itself within the limit."""
+
+    text: str
+    ids: list[int]
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample: from softmax(logits / temperature) and nothing else; temperature 0 takes the likeliest token.
+
+    `top_k` and `top_p` (0 and 1: off) sample from another distribution than the one whose log-probabilities PPO uses,
+    and make the KL biased or negative. `batch_size` is how many responses are sampled at a time. A response ends with
+    the first of `end_token_ids` (`alignment.templates.ends`), or with the token that completes one of the texts in
+    `stop`.
+    """
+
+    max_new_tokens: int
+    temperature: float
+    end_token_ids: tuple[int, ...]
+    pad_token_id: int
+    batch_size: int
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    vocabulary: int | None = None
+    """Tokens that can be said, from the first on (`vocabulary_of`); None: as many as the model has logits."""
+
+
+class Sampled(NamedTuple):
+    """Responses in the prompts' order: tokens through the end, or `max_new_tokens` of them.
+
+    `logprobs` are those of an engine that says what it sampled from; None: the policy itself, nothing to correct.
+    """
+
+    responses: list[list[int]]
+    logprobs: list[list[float]] | None
+
+
+class Engine(Protocol):
+    """What samples responses. A prompt may come several times; each sample has a seed of its own (`stream_seed`)."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> Sampled: ...
+
+
+def has_ended(response: Sequence[int], sampling: Sampling, tokenizer: PreTrainedTokenizerBase | None) -> bool:
+    """Whether the response's last token ends it.
+
+    Args:
+        tokenizer: needed where `sampling.stop` names texts.
+    """
+    if response[-1] in sampling.end_token_ids:
+        return True
+    if not sampling.stop:
+        return False
+    assert tokenizer is not None
+    tail = response[-4 * max(map(len, sampling.stop)) :]  # a letter may be four tokens, of a byte each
+    text = tokenizer.decode(tail, skip_special_tokens=False)
+    return any(stop in text for stop in sampling.stop)
+
+
+def response_text(response: Sequence[int], sampling: Sampling, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a response says, without the token or text that ends it."""
+    ids = response[:-1] if response[-1] in sampling.end_token_ids else response
+    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    for stop in sampling.stop:
+        text = text.partition(stop)[0]
+    return text
+
+
+Way = Literal["padded", "by_length", "uncached"]
+
+
+WAYS: tuple[Way, ...] = ("padded", "by_length", "uncached")
+"""How prompts come together in a batch: padded on the left; with others of their length, for models that padding
+changes (recurrent ones, positions that count the padding); and these without a cache. Each is slower than the one
+before. `alignment.generation.sampler_check` finds the first that is right."""
+
+
+_FOUND: WeakKeyDictionary[torch.nn.Module, Way] = WeakKeyDictionary()
+
+
+def way_of(policy: PreTrainedModel | PeftModel) -> Way | None:
+    """How to sample from a model, if it was tried."""
+    return _FOUND.get(without_adapter(policy))
+
+
+def set_way(policy: PreTrainedModel | PeftModel, way: Way) -> None:
+    _FOUND[without_adapter(policy)] = way
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The number of tokens up to the last that the tokenizer has: a model may have more rows than that, for speed."""
+    return int(max(tokenizer.get_vocab().values())) + 1

@@ -1,0 +1,245 @@
+"""Sampling by vLLM, in the training processes (`colocate`) or by a server on other nodes, through TRL's VLLMGeneration.
+
+The policy's weights are sent to vLLM before each rollout. What vLLM sampled from differs from the trained policy by
+rounding, so its log-probabilities come back with the tokens, for `ppo.algorithm.importance_weights`. It draws from a
+generator of its own: the seeds of `Engine.generate` have no say, and two runs of one seed differ.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import httpx
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignment.distributed import processes, zero3
+from alignment.generation.sampling import GenerationError, Sampled, Sampling
+from alignment.proxies import through_proxy
+from alignment.templates.ends import through_end
+
+SERVER_SECONDS = 240.0
+"""For a server to come up; as long as TRL waits."""
+LOGPROBS_MODE = "processed_logprobs"
+"""What a server has to be started with, so that its log-probabilities are at the temperature it sampled at."""
+
+
+def check_installed() -> None:
+    """Raises GenerationError where there is no vLLM."""
+    from trl.generation import vllm_generation
+
+    if not vllm_generation.is_vllm_available():
+        raise GenerationError(
+            "rollout.engine=vllm needs vLLM, which is not installed here; pip install 'rlhf-alignment-suite[vllm]' or "
+            "set rollout.engine=transformers"
+        )
+
+
+class VLLMEngine:
+    """An `Engine`.
+
+    Args:
+        policy: whose weights are sent; of a PEFT model the active adapter is merged into what is sent.
+        accelerator: of the training.
+        sampling: the same at each call, since TRL's class holds it.
+        max_length: of prompt and response, in tokens.
+        dtype: what a colocated vLLM computes in, as `float32`. By its own choice it takes bfloat16 for a folder in
+            float32, whatever the policy is trained in.
+        options: further arguments of `trl.generation.vllm_generation.VLLMGeneration`, by its names.
+
+    Raises:
+        GenerationError: vLLM is not installed, or does not start.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel | PeftModel,
+        accelerator: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: Sampling,
+        max_length: int,
+        dtype: str,
+        **options: Any,
+    ) -> None:
+        check_installed()
+        if getattr(policy, "is_loaded_in_4bit", False):
+            raise GenerationError("rollout.engine=vllm has no way to send 4-bit weights; set model.method=lora")
+        self._sampling = sampling
+        rows = policy.get_input_embeddings().num_embeddings
+        if sampling.vocabulary is not None and rows > sampling.vocabulary:  # rows of padding, which nobody can read
+            never = dict.fromkeys(range(sampling.vocabulary, rows), -100.0)
+            options["generation_kwargs"] = {"logit_bias": never}
+        if options.get("mode") == "server":
+            processes.on_main_process(lambda: wait_for_server(options["server_base_url"]))
+        try:
+            self._vllm = _generation_class(dtype)(
+                model=policy,
+                accelerator=accelerator,
+                processing_class=tokenizer,
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                max_completion_length=sampling.max_new_tokens,
+                max_model_length=max_length,
+                max_num_seqs=sampling.batch_size,
+                logprobs=0,  # the sampled token's own
+                generation_kwargs=_ends(sampling),
+                **options,
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise GenerationError(f"rollout.vllm: vLLM does not start: {_first_line(error)}") from error
+
+    def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> Sampled:
+        """Every process must call this, with as many prompts.
+
+        Raises:
+            GenerationError: vLLM takes the policy's weights not, or fails while it samples; its log-probabilities are
+                not finite.
+        """
+        assert sampling == self._sampling
+        try:
+            self._vllm.sync_weights()
+        except Exception as error:  # whatever vLLM, its workers or its server raise
+            raise GenerationError(
+                f"rollout.engine=vllm: vLLM did not take the policy's weights: {_first_line(error)}; see docs/vllm.md, "
+                "or sample by rollout.engine=transformers (without rollout.vllm)"
+            ) from error
+        try:
+            found = self._vllm.generate(prompts=[list(prompt) for prompt in prompts], images=None, num_generations=1)
+        except Exception as error:  # likewise
+            raise GenerationError(f"rollout.engine=vllm: vLLM failed while it sampled: {_first_line(error)}") from error
+        if found[2] is None:
+            raise GenerationError("rollout.engine=vllm: vLLM gave no log-probabilities of what it sampled")
+        responses, logprobs = [], []
+        for ids, candidates in zip(found[1], found[2], strict=True):
+            length = len(through_end(ids, sampling.end_token_ids))
+            line = [token[0] for token in candidates[:length]]
+            if any(value is None or not math.isfinite(value) for value in line):
+                raise GenerationError("vLLM's log-probabilities are not finite; is the policy broken?")
+            responses.append(list(ids[:length]))
+            logprobs.append(line)
+        return Sampled(responses, logprobs)
+
+
+def _ends(sampling: Sampling) -> dict[str, Any]:
+    """What vLLM is to stop at beside the tokenizer's EOS, by the names of its SamplingParams."""
+    stop: dict[str, Any] = {"stop": list(sampling.stop), "include_stop_str_in_output": True} if sampling.stop else {}
+    return {"stop_token_ids": list(sampling.end_token_ids), **stop}
+
+
+def _first_line(error: BaseException) -> str:
+    """What it says, or its type where it says nothing (vLLM's assertions)."""
+    said = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def wait_for_server(url: str, seconds: float = SERVER_SECONDS) -> None:
+    """TRL asks on the main process alone, and the others would wait for it where it fails.
+
+    Raises:
+        GenerationError: the server does not answer in time, or was started without what the weights need.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            status = httpx.get(f"{url}/health", timeout=10).status_code
+            if status == 200:
+                break
+            if status == 404:
+                raise GenerationError(
+                    f"rollout.vllm.server_base_url={url}: a server answers there that has no /health (404): it is no "
+                    "vLLM server; expected the address of one, as http://HOST:8000"
+                )
+            reason = "it is not ready"
+        except httpx.HTTPError as error:
+            reason = type(error).__name__
+        if time.monotonic() > end:
+            raise GenerationError(
+                f"rollout.vllm.server_base_url={url}: no vLLM server answers there after {seconds:.0f} s ({reason}); "
+                f"docs/vllm.md says how it is started{through_proxy(url)}"
+            )
+        time.sleep(1.0)
+    try:
+        found = httpx.get(f"{url}/server_info", timeout=10).status_code
+    except httpx.HTTPError as error:
+        raise GenerationError(
+            f"rollout.vllm.server_base_url={url}: {type(error).__name__}{through_proxy(url)}"
+        ) from None
+    if found == 404:
+        raise GenerationError(
+            f"rollout.vllm.server_base_url={url}: the server takes no weights; start it with VLLM_SERVER_DEV_MODE=1 "
+            """and --weight-transfer-config '{"backend": "nccl"}' (docs/vllm.md)"""
+        )
+
+
+@contextmanager
+def _computing_in(dtype: str) -> Iterator[None]:
+    """What is made of vLLM's `LLM` in here computes in this type: TRL's class has no argument for it."""
+    from trl.generation import vllm_generation
+
+    real = vllm_generation.LLM
+    vllm_generation.LLM = partial(real, dtype=dtype)
+    try:
+        yield
+    finally:
+        vllm_generation.LLM = real
+
+
+def _generation_class(dtype: str) -> type:
+    """TRL's class, computing in this type; the weights of a PEFT model are sent as they would be merged, and nothing is
+    merged.
+
+    TRL merges the adapter into the model and takes it out again at each sync, which rounds the base a little more each
+    time: the reference and the reward model, which read the same base, would drift with it. And it gathers ZeRO-3's
+    parts, which DeepSpeed refuses inside a rollout, where they are gathered already.
+    """
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    class Generation(VLLMGeneration):
+        def _init_vllm(self) -> None:
+            with _computing_in(dtype):
+                super()._init_vllm()
+
+        def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
+            with zero3.whole([self.model]):
+                if isinstance(self.model, PeftModel):
+                    yield from merged_parameters(self.model)
+                else:
+                    yield from ((name, parameter.data) for name, parameter in self.model.named_parameters())
+
+    return Generation
+
+
+@torch.no_grad()
+def merged_parameters(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
+    """The base's parameters by their own names, each with the active adapters merged in; the model stays as it is."""
+    base = model.get_base_model()
+    layers = {name: module for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
+    for name, layer in layers.items():
+        yield from _merged_layer(name, layer)
+    for name, parameter in base.named_parameters():
+        if not any(name.startswith(f"{layer}.") for layer in layers):
+            yield name, parameter.data
+
+
+def _merged_layer(name: str, layer: Any) -> Iterator[tuple[str, Tensor]]:
+    inner: nn.Module = layer.get_base_layer()
+    kept = {own: parameter.data for own, parameter in inner.named_parameters()}
+    for own, parameter in inner.named_parameters():
+        parameter.data = kept[own].clone()
+    layer.merge(adapter_names=layer.active_adapters)
+    try:
+        for own, parameter in inner.named_parameters():
+            yield f"{name}.{own}", parameter.data
+    finally:
+        layer.merged_adapters.clear()
+        for own, parameter in inner.named_parameters():
+            parameter.data = kept[own]

@@ -1,0 +1,129 @@
+"""A line of our own `jsonl` ratings files, checked key by key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from alignment.data.row_files import BadRow
+from alignment.errors import UserError
+from alignment.ratings import Completion, Gold, Why
+from alignment.ratings.records import as_completion, as_message, check_answer, check_item, check_labeler
+
+ITEM_KEYS = ("kind", "prompt", "completions", "need", "gold", "metadata", "ratings")
+_OPTIONAL = ("strength", "ranks", "score", "order_shown", "seconds", "comment", "flags")
+LATEST = 2.0**53
+"""Above any time in seconds, and below what a database has no room for."""
+RATING_KEYS = ("labeler", "choice", *_OPTIONAL, "claimed_at", "done_at", "why", "simulated")
+
+
+def checked_entry(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an entry (see `formats.Entry`) that a line holds.
+
+    Raises:
+        BadRow: a key is missing, unknown or of the wrong kind.
+    """
+    try:
+        return _entry(row)
+    except UserError as reason:
+        raise BadRow(str(reason)) from None
+
+
+def _entry(row: Mapping[str, Any]) -> dict[str, Any]:
+    _check_keys(row, ITEM_KEYS, ("kind", "prompt", "completions"), "the line")
+    _need(isinstance(row["prompt"], list), "'prompt' must be a list of messages")
+    _need(isinstance(row["completions"], list), "'completions' must be a list")
+    prompt = [as_message(message) for message in row["prompt"]]
+    completions = [_completion(fields) for fields in row["completions"]]
+    need = row.get("need", 1)
+    _need(type(need) is int, f"'need' must be a whole number, found {need!r}")
+    gold = _gold(row.get("gold"))
+    kind = row["kind"]
+    check_item(kind if isinstance(kind, str) else repr(kind), len(prompt), len(completions), need, gold)
+    metadata, ratings = row.get("metadata") or {}, row.get("ratings") or []
+    _need(isinstance(metadata, dict), "'metadata' must be an object")
+    _need(isinstance(ratings, list), "'ratings' must be a list")
+    answers = [_answer(each, kind, len(completions), number) for number, each in enumerate(ratings, 1)]
+    seen = [(answer["labeler"], answer["why"] == "repeat") for answer in answers]
+    _need(len(set(seen)) == len(seen), "a labeler has two ratings of this item; the second must be a repeat")
+    return {
+        "kind": kind,
+        "prompt": prompt,
+        "completions": completions,
+        "answers": answers,
+        "need": need,
+        "metadata": metadata,
+        "gold": gold,
+        "simulated": frozenset(each["labeler"] for each in ratings if each.get("simulated")),
+    }
+
+
+def _completion(fields: Any) -> Completion:
+    _need(isinstance(fields, dict), "each of 'completions' must be an object with a text")
+    answer = as_completion(fields)
+    fits = (
+        isinstance(answer.ended, bool)
+        and isinstance(answer.model, str | None)
+        and (answer.tokens is None or type(answer.tokens) is int)
+    )
+    _need(fits, "a completion's ended is true or false, its model a text and its tokens a number")
+    return answer
+
+
+def _gold(fields: Any) -> Gold | None:
+    if fields is None:
+        return None
+    _need(isinstance(fields, dict), "'gold' must be an object")
+    _check_keys(fields, ("choice", "ranks", "score"), (), "'gold'")
+    ranks = fields.get("ranks")
+    return Gold(
+        fields.get("choice"), None if ranks is None else _numbers(ranks, "the ranks of 'gold'"), fields.get("score")
+    )
+
+
+def _answer(row: Any, kind: str, size: int, number: int) -> dict[str, Any]:
+    where = f"rating {number}"
+    _need(isinstance(row, dict), f"{where} must be an object")
+    _check_keys(row, RATING_KEYS, ("labeler", "choice"), where)
+    _need(isinstance(row["labeler"], str), f"the labeler of {where} must be a text")
+    check_labeler(row["labeler"])
+    answer = {key: row.get(key) for key in _OPTIONAL}
+    for key in ("ranks", "order_shown"):
+        if answer[key] is not None:
+            answer[key] = _numbers(answer[key], f"{key} of {where}")
+    check_answer(kind, size, row["choice"], answer["strength"], answer["ranks"], answer["score"])
+    why = row.get("why", "import")
+    _need(why in get_args(Why), f"why of {where} is {why!r}; expected one of {', '.join(get_args(Why))}")
+    order = answer["order_shown"] or None
+    _need(
+        sorted(order) == list(range(size)) if order else why == "import",
+        f"order_shown of {where} must have each of 0 to {size - 1} once",
+    )
+    times = {key: row.get(key) for key in ("claimed_at", "done_at")}
+    for key, value in [("seconds", answer["seconds"]), *times.items()]:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        _need(value is None or (is_number and 0 <= value < LATEST), f"{key} of {where} is {value!a}"[:200])
+    comment, flags = answer["comment"] or "", answer["flags"] or []
+    is_texts = isinstance(comment, str) and isinstance(flags, list) and all(isinstance(flag, str) for flag in flags)
+    _need(is_texts, f"comment and flags of {where} must be a text and a list of texts")
+    said = {"labeler": row["labeler"], "choice": row["choice"], "why": why}
+    return answer | times | said | {"order_shown": order, "comment": comment, "flags": flags}
+
+
+def _numbers(value: Any, name: str) -> tuple[int, ...]:
+    _need(
+        isinstance(value, list) and all(type(each) is int for each in value), f"{name} must be a list of whole numbers"
+    )
+    return tuple(value)
+
+
+def _check_keys(row: Mapping[str, Any], known: tuple[str, ...], required: tuple[str, ...], name: str) -> None:
+    missing = [key for key in required if key not in row]
+    unknown = [str(key) for key in row if key not in known]
+    _need(not missing, f"{name} has no key '{', '.join(missing)}'; found {', '.join(map(str, row)) or 'none'}")
+    _need(not unknown, f"{name} has the unknown key '{', '.join(unknown)}'; known are {', '.join(known)}")
+
+
+def _need(holds: bool, reason: str) -> None:
+    if not holds:
+        raise BadRow(reason)

@@ -1,0 +1,214 @@
+"""Ratings in and out of files, and out of the world: what `rate.py import`, `export` and `forget` do."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from alignment.data.importers import PassedOver
+from alignment.data.row_files import BadRow, read_rows
+from alignment.data.writers import row_writer
+from alignment.errors import UserError
+from alignment.labeling.formats import FORMATS, Entry, FileFormat, Stored
+from alignment.ratings import RatingsStore
+from alignment.ratings.records import item_key
+from alignment.registry import Registry
+from alignment.registry.ratings import reached_by
+from alignment.terminal import one_line
+
+MAX_BAD_SHARE = 0.01
+"""A larger share of rows that cannot be used, and nothing is imported; as `data.max_bad_share` of training."""
+
+
+def import_file(store: RatingsStore, format: str, path: str | Path) -> dict[str, Any]:
+    """Take the items and ratings of a file into the store, all or none; the same file again changes nothing.
+
+    The nth item of the same texts in a file is the nth such item of the store. An answer that contradicts what the
+    labeler said in the store already is set aside, as a row is that cannot be used.
+
+    Returns:
+        Counts: `rows`, `items`, `new_items`, `ratings`, `new_ratings` and `passed_over` (by reason); `bad`, the
+        reason by the place of each row set aside; `drops`, in words, what the format or this import leaves behind.
+
+    Raises:
+        UserError: no such format or file, nothing in it, or more than 1% of its rows are bad; nothing is imported.
+    """
+    chosen = _format(format)
+    if not os.path.lexists(path) and os.access(Path(path).absolute().parent, os.X_OK):
+        raise UserError(f"{path}: no such file; name a data file or a folder of them")
+    known = {item.id for item in store.items()}
+    rows = num_ratings = new_ratings = 0
+    items: set[int] = set()
+    simulated: set[str] = set()
+    passed_over: Counter[str] = Counter()
+    bad: dict[str, str] = {}
+    copies: Counter[str] = Counter()
+    with store.transaction():
+        for place, read in _entries(path, chosen):
+            rows += 1
+            if isinstance(read, PassedOver):
+                passed_over[str(read)] += 1
+            elif isinstance(read, BadRow):
+                bad[place] = str(read)
+            else:
+                reasons = []
+                for entry in read:
+                    try:
+                        item = _add(store, entry, copies)
+                    except UserError as reason:
+                        reasons.append(str(reason))
+                        continue
+                    items.add(item)
+                    simulated |= entry.simulated
+                    for answer in entry.answers:
+                        try:
+                            new_ratings += store.import_rating(item, **answer)
+                            num_ratings += 1
+                        except UserError as reason:
+                            reasons.append(str(reason).removeprefix(f"{store.path}: "))
+                if reasons:
+                    bad[place] = "; ".join(reasons)
+        _check(path, rows, bad)
+        for labeler in sorted(simulated):
+            store.mark_simulated(labeler)
+    return {
+        "format": format,
+        "file": str(path),
+        "rows": rows,
+        "items": len(items),
+        "new_items": len(items - known),
+        "ratings": num_ratings,
+        "new_ratings": new_ratings,
+        "passed_over": dict(passed_over),
+        "bad": bad,
+        "drops": chosen.import_drops,
+    }
+
+
+def _entries(path: str | Path, chosen: FileFormat) -> Iterator[tuple[str, list[Entry] | BadRow]]:
+    for place, row in read_rows(path):
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            if not isinstance(row, Mapping):
+                raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
+            yield place, chosen.read(row)
+        except BadRow as reason:
+            yield place, reason
+
+
+def _add(store: RatingsStore, entry: Entry, copies: Counter[str]) -> int:
+    key = item_key(entry.kind, [dict(turn) for turn in entry.prompt], entry.completions)
+    copies[key] += 1
+    return store.add_item(
+        entry.prompt, entry.completions, entry.need, entry.metadata, entry.kind, entry.gold, copy=copies[key] - 1
+    )
+
+
+def _check(path: str | Path, rows: int, bad: dict[str, str]) -> None:
+    if rows == 0:
+        raise UserError(f"{path}: no rows in it; expected at least one")
+    if len(bad) > MAX_BAD_SHARE * rows:
+        place, reason = next(iter(bad.items()))
+        raise UserError(
+            f"{place}: {reason} ({len(bad)} of {rows} rows cannot be used, 1 in 100 may); nothing "
+            "was imported: mend the rows, or name another --format"
+        )
+
+
+def export_file(store: RatingsStore, format: str, path: str | Path) -> dict[str, Any]:
+    """Write the store's items and ratings to a new file, in one piece or not at all.
+
+    Returns:
+        Counts: `rows` written, `items` and `ratings` of the store (skips and controls too), `left_out` by reason;
+        `drops`, in words, what the format has no room for.
+
+    Raises:
+        UserError: no such format, a suffix that it is not written with, a file that exists, or nothing to write.
+    """
+    chosen = _format(format)
+    stored = Stored(store.items(), store.ratings(skips=True), store.ratings(for_training=True), store.simulated())
+    left_out: Counter[str] = Counter()
+    rows = 0
+    with row_writer(Path(path), suffixes=chosen.suffixes) as write:
+        for row in chosen.write(stored, left_out):
+            write(row)
+            rows += 1
+        if rows == 0:
+            reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.items()) or "it has no items"
+            raise UserError(f"{store.path}: nothing to write as {format}: {reasons}")
+    return {
+        "format": format,
+        "file": str(path),
+        "rows": rows,
+        "items": len(stored.items),
+        "ratings": len(stored.ratings),
+        "left_out": dict(left_out),
+        "drops": chosen.export_drops,
+    }
+
+
+def _format(name: str) -> FileFormat:
+    if name not in FORMATS:
+        raise UserError(f"--format {name}: no such format; expected one of {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+# --- forget --------------------------------------------------------------------------------------------------------
+
+
+def forget(db: str | Path, labeler: str, registry_path: str | Path | None = None) -> dict[str, Any]:
+    """Remove a labeler from the store and list the models of a registry that learned from their ratings.
+
+    The models stay: what to do about them is a person's decision.
+
+    Returns:
+        `ratings` removed; `hash`, which stands for the labeler in manifests; `registry` that was searched and how many
+        `versions` it holds; `models`, each with its `ref`, the number
+        of `ratings` of theirs that it was trained on itself (0: it was made with such a model), and `through`, the
+        references of its own ancestors that were; `unreadable`, versions whose manifest could not be read.
+
+    Raises:
+        UserError: no such store; or the labeler's bytes could not be wiped because another program has the file open.
+    """
+    registry = Registry(registry_path)
+    with RatingsStore(db) as store:
+        hashed = store.labeler_hash(labeler)
+        reached, unreadable = reached_by(registry, hashed)  # first: a bad registry stops all
+        removed = store.forget(labeler)
+    return {
+        "labeler": labeler,
+        "hash": hashed,
+        "ratings": removed,
+        "registry": str(registry.path),
+        "versions": sum(len(registry.numbers(name)) for name in registry.names()),
+        "models": [{"ref": each.ref, "ratings": each.ratings, "through": list(each.through)} for each in reached],
+        "unreadable": unreadable,
+    }
+
+
+def show_forgotten(found: dict[str, Any], console: Console) -> None:
+    """Print what `forget` did and found."""
+    console.print(f"{one_line(found['labeler'])}: {found['ratings']} ratings removed; {found['hash']} in manifests")
+    if not found["ratings"]:
+        console.print("There are no ratings by this name here (any more); rate.py report lists the labelers.")
+    for model in found["models"]:
+        origin = [f"trained on {model['ratings']} ratings of theirs"] * bool(model["ratings"])
+        origin += [f"made with {', '.join(map(one_line, model['through']))}"] * bool(model["through"])
+        console.print(f"  {one_line(model['ref'])}: {'; '.join(origin)}")
+    if found["models"]:
+        console.print("These models stay. Train them anew on what is left, or say why they may stay.")
+    elif found["versions"]:
+        console.print(f"No model in the registry {one_line(found['registry'])} was trained on their ratings.")
+    else:
+        console.print(
+            f"There are no models in the registry {one_line(found['registry'])}; if yours are in another, run this"
+            " again with --registry."
+        )
+    for problem in found["unreadable"]:
+        console.print(f"  cannot be read, so nobody knows: {one_line(problem)}")

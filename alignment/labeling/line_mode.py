@@ -1,0 +1,178 @@
+"""Rating by lines: for pipes, for screen readers, and for terminals that can do no more. The rules are the screen's."""
+
+from __future__ import annotations
+
+import sys
+import termios
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.text import Text
+
+from alignment.labeling.answers import Answer, Ranking, keys_of
+from alignment.labeling.session import LAST, NO_KEY, NOTHING_TO_RATE, Sitting, position
+from alignment.ratings import Assignment, Order, RatingsStore
+from alignment.terminal import clean, one_line
+
+ALSO = {"l": "left", "r": "right", "t": "4", "tie": "4"}
+WORDS = {"s": "skip", "u": "undo", "f": "flag", "q": "quit", "h": "help", "?": "help"}
+ASKED = {
+    "pair": "1 to 3 LEFT is much, clearly, slightly better; 4 tie; 5 to 7 RIGHT is slightly, clearly, much better;"
+    " b both bad",
+    "rank": "all numbers from best to worst, = between equal ones, like 2 1=3",
+    "single": "1 (worst) to 7 (best)",
+}
+OTHERS = "s skip, u undo, f flag, c TEXT comment, ? help, q quit"
+HELP = [
+    ("s", "skip: you cannot judge it; others will"),
+    ("u", "take your last answer back, any number of times"),
+    ("f", "flag: somebody should look at this item"),
+    ("c TEXT", "a comment, saved with your answer"),
+    ("q", "quit; the same command goes on where you were"),
+]
+
+
+def run(
+    store: RatingsStore,
+    labeler: str,
+    order: Order,
+    read_line: Callable[[], str | None],
+    console: Console,
+    limit: int | None = None,
+    forget_typed: Callable[[], None] = lambda: None,
+) -> int:
+    """Let one labeler rate until nothing is left, they quit, or `limit` answers were given; return how many were.
+
+    `read_line` waits for a line and returns it, None at the end of the input. `forget_typed` drops what was typed
+    before an item is shown, lest it rate the item unseen. Skips are not counted. Ctrl-C quits.
+    """
+    sitting = Sitting(store, labeler, order, limit)
+    shown = None
+    if sitting.progress.done == 0 and sitting.assignment is not None:
+        _guideline(console, sitting)
+    try:
+        while True:
+            if sitting.said:
+                console.print(f"{sitting.said}\n", style="red" if sitting.failed else "green")
+            if sitting.state == "wait":
+                if sitting.waits_for == "store" and read_line() is None:
+                    break
+                sitting.go_on()
+                continue
+            if shown != sitting.assignment or shown is None:
+                shown = sitting.assignment
+                forget_typed()
+                if not _show(console, sitting):
+                    break
+                sitting.seen()
+            line = read_line()
+            if line is None or not _obey(console, sitting, line.strip()):
+                break
+    except KeyboardInterrupt:
+        pass
+    console.print()
+    return sitting.given_now
+
+
+def _obey(console: Console, sitting: Sitting, line: str) -> bool:
+    """Do what a line says; False to leave."""
+    word = line.lower()
+    command, _, rest = line.partition(" ")
+    word = WORDS.get(word, word)
+    sitting.say("")
+    if word == "quit" or (sitting.assignment is None and word != "undo"):
+        return False
+    if word == "undo":
+        sitting.undo()
+    elif word == "help":
+        _help(console, sitting)
+    elif word == "skip":
+        sitting.skip()
+    elif word == "flag":
+        sitting.flag()
+    elif command.lower() in ("c", "comment"):
+        sitting.comment(rest)
+    else:
+        assert sitting.assignment is not None
+        _answer(sitting, sitting.assignment, word)
+    return True
+
+
+def _answer(sitting: Sitting, assignment: Assignment, word: str) -> None:
+    if assignment.kind != "rank":
+        sitting.press(ALSO.get(word, word))
+        if sitting.said == NO_KEY:
+            sitting.say(f"Not understood. Expected: {ASKED[assignment.kind]}; {OTHERS}.", failed=True)
+        return
+    answer = order_of(word, len(assignment.completions))
+    if isinstance(answer, Answer):
+        sitting.save(answer)
+    else:
+        sitting.say(f"Not understood: {answer} Expected: {ASKED['rank']}; {OTHERS}.", failed=True)
+
+
+def order_of(line: str, size: int) -> Answer | str:
+    """The order that a line like `2 1=3` gives to so many answers, or what is wrong with it."""
+    ranking = Ranking(size)
+    for key in line:
+        wrong = "" if key in " >,\t" else ranking.press(key)
+        if wrong:
+            return wrong
+    missing = ", ".join(map(str, ranking.left))
+    return ranking.answer or f"{missing} {'has' if len(ranking.left) == 1 else 'have'} no place."
+
+
+def _show(console: Console, sitting: Sitting) -> bool:
+    """Print the item; False when there is none and nothing to take back."""
+    assignment, progress = sitting.assignment, sitting.progress
+    if assignment is None:
+        console.print(
+            f"{LAST} u takes your last answer back, any other line ends." if progress.done else NOTHING_TO_RATE
+        )
+        return progress.done > 0
+    console.print(position(progress), style="bold")
+    for message in assignment.prompt:
+        _print_text(console, one_line(message["role"]).upper(), message["content"])
+    for number, text in enumerate(assignment.completions, 1):
+        if assignment.kind == "pair":
+            head = ("LEFT", "RIGHT")[number - 1]
+        else:
+            head = "ANSWER" if assignment.kind == "single" else f"ANSWER {number}"
+        _print_text(console, head, text)
+    console.print(f"\n{ASKED[assignment.kind]}; {OTHERS}", style="dim")
+    return True
+
+
+def _print_text(console: Console, head: str, text: str) -> None:
+    """A text of the data under its head, set in, so that no line of it can be taken for a head."""
+    shown = clean(text).strip("\n")
+    console.print(f"\n{head}:", style="bold")
+    for line in Text(shown if shown.strip() else "(empty)").wrap(console, console.width - 2):
+        console.print(Text("  ") + line)
+
+
+def _guideline(console: Console, sitting: Sitting) -> None:
+    guideline = clean(sitting.store.guideline).strip("\n")
+    if guideline.strip():
+        console.print("What to prefer:", style="bold")
+        console.print(Text(f"{guideline}\n"))
+
+
+def _help(console: Console, sitting: Sitting) -> None:
+    _guideline(console, sitting)
+    kind = sitting.assignment.kind if sitting.assignment else "pair"
+    rows = [("2 1=3", "2 is best, 1 and 3 are equally good")] if kind == "rank" else list(keys_of(kind))
+    for key, words in [*rows, *HELP]:
+        console.print(f"{key:<10} {words}")
+
+
+def read_line() -> str | None:
+    """A line from standard input, None at its end."""
+    line = sys.stdin.buffer.readline()
+    return line.decode("utf-8", "replace") if line else None
+
+
+def forget_typed() -> None:
+    """Drop what was typed ahead at a terminal; a pipe has all its lines from the start."""
+    if sys.stdin.isatty():
+        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)

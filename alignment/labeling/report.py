@@ -1,0 +1,148 @@
+"""How good the ratings are, on the screen of `rate.py report` (`alignment.ratings.quality` computes it)."""
+
+from __future__ import annotations
+
+import statistics
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from alignment.ratings.quality import Figures
+from alignment.terminal import one_line
+
+NAME_WIDTH = 16
+MAX_KAPPAS = 6
+NONE = "-   nothing to compute it from"
+
+
+def show(found: Figures, console: Console) -> None:
+    """Print a report, readable at 80 columns."""
+    items, ratings = found["items"], found["ratings"]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in items["kinds"].items()) or "none"
+    _line(console, "Items", f"{kinds}; {items['gold']} gold")
+    _line(
+        console,
+        "Answers",
+        f"{ratings['counting']} that count, {ratings['controls']} controls, {ratings['skips']} skips",
+    )
+    depth = ", ".join(f"{count} with {number}" for number, count in items["answers"].items())
+    _line(console, "Overlap", f"{depth}; {items['complete']} complete, {items['wanted']} answers still wanted")
+    if ratings["simulated"]:
+        _line(console, "Programs", f"{', '.join(map(one_line, ratings['simulated']))}: simulated, not people")
+    _show_agreement(found, console)
+    _show_habits(found, console)
+    if found["labelers"]:
+        _show_labelers(found["labelers"], console)
+    console.print()
+    if not found["warnings"]:
+        console.print("Nothing to worry about was found.")
+    for warning in found["warnings"]:
+        console.print(Text.assemble(("! ", "bold red"), warning))
+
+
+def _line(console: Console, name: str, said: str) -> None:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(width=22, no_wrap=True)
+    table.add_column()
+    table.add_row(Text(name, style="bold"), Text(said))
+    console.print(table)
+
+
+def _show_agreement(found: Figures, console: Console) -> None:
+    agreement, ordered = found["agreement"], found["ordered"]
+    console.print(Text("\nAgreement on which of two answers is better", style="bold underline"))
+    _line(console, "Krippendorff's alpha", _estimate(agreement["alpha_nominal"], "with 2 votes or more"))
+    fleiss = agreement["fleiss_kappa"]
+    _line(console, "Fleiss' kappa", f"{fleiss['value']:.4f}   {fleiss['n']} items" if fleiss else NONE)
+    kappas = sorted(agreement["cohen_kappa"], key=lambda kappa: kappa["value"])
+    if len(kappas) > MAX_KAPPAS:
+        middle = statistics.median(kappa["value"] for kappa in kappas)
+        _line(console, "Cohen's kappa", f"{middle:.4f} in the middle of {len(kappas)} pairs of labelers; the lowest:")
+        kappas = kappas[: MAX_KAPPAS // 2]
+    for kappa in kappas:
+        names = ", ".join(map(one_line, kappa["labelers"]))
+        _line(console, "Cohen's kappa", f"{kappa['value']:.4f}   {kappa['n']} items: {names}")
+    _line(console, "All three agree", _estimate(agreement["three_way"], "with 3 votes or more"))
+    _line(console, "One human", _estimate(agreement["one_human"], "votes: one person against each other"))
+    _line(console, "Best reachable", _best(agreement["best_reachable"]))
+    scales = {"strength": "pairs, by strength", "ranks": "ranked answers", "scores": "scored answers"}
+    for name, words in scales.items():
+        for level, value in ordered[name].items():
+            if value is not None:
+                kind = level.removeprefix("alpha_")
+                _line(console, f"alpha, {kind}", _estimate(value, words))
+
+
+def _best(found: Figures | None) -> str:
+    """An interval alone: where in it the share is, the votes do not tell."""
+    if found is None:
+        return NONE
+    low, high = found["ci"]
+    return f"{low:.3f} to {high:.3f}   {found['n']} votes: a model that knows each pair's probability"
+
+
+def _show_habits(found: Figures, console: Console) -> None:
+    console.print(Text("\nHabits", style="bold underline"))
+    position = found["position"]
+    _line(console, "Chose what came first", _percent(position, "decided pairs; 50% without a bias"))
+    _line(console, "Chose the longer one", _percent(found["length"], "decisions"))
+    seconds = found["seconds"]
+    if seconds:
+        low, high = seconds["quartiles"]
+        said = f"{seconds['median']:.0f}, half of them {low:.0f} to {high:.0f}   {seconds['n']} answers"
+        _line(console, "Seconds an answer", said)
+    flags = found["flags"]
+    if flags["counts"] or flags["comments"]:
+        counts = ", ".join(f"{count} {one_line(flag)}" for flag, count in flags["counts"].items())
+        _line(console, "Flags", f"{counts or 'none'}; {flags['comments']} comments")
+    if flags["look_at"]:
+        shown = ", ".join(map(str, flags["look_at"][:10])) + (", ..." if len(flags["look_at"]) > 10 else "")
+        _line(console, "Items to look at", shown)
+
+
+def _estimate(found: Figures | None, counted: str) -> str:
+    if found is None:
+        return NONE
+    low, high = found["ci"]
+    return f"{found['value']:.4f} [{low:.3f}, {high:.3f}]   {found['n']} {counted}"
+
+
+def _percent(found: Figures | None, counted: str) -> str:
+    if found is None:
+        return NONE
+    low, high = found["ci"]
+    return f"{found['value']:.1%} [{low:.1%}, {high:.1%}]   {found['n']} {counted}"
+
+
+def _show_labelers(labelers: dict[str, Figures], console: Console) -> None:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(Text("labeler", style="bold"), width=NAME_WIDTH, no_wrap=True, overflow="ellipsis")
+    for name in ("rated", "skip", "sec", "first", "longer", "gold", "self", "right", "weight"):
+        table.add_column(Text(name, style="bold"), justify="right", no_wrap=True)
+    for name, mine in labelers.items():
+        trusted = mine["reliability"]
+        table.add_row(
+            Text(one_line(name)),
+            str(mine["rated"]),
+            str(mine["skips"]),
+            f"{mine['seconds']['median']:.0f}" if mine["seconds"] else "-",
+            *(f"{mine[key]['value']:.0%}" if mine[key] else "-" for key in ("position", "length")),
+            *(_of(mine[key]) for key in ("gold", "self_agreement")),
+            f"{trusted['accuracy']:.3f}" if trusted and trusted["accuracy"] is not None else "-",
+            f"{trusted['weight']:.2f}" if trusted else "-",
+        )
+    console.print()
+    console.print(table)
+    console.print(
+        Text(
+            "first, longer: share of decisions for the answer shown first, for the longer one. gold, self: right on "
+            "control items, the same on flipped repeats. right: probability that their choice is the true one, from "
+            "the overlap (Dawid-Skene). weight: of their votes in training.",
+            style="dim",
+        )
+    )
+
+
+def _of(found: Figures | None) -> str:
+    return f"{round(found['value'] * found['n'])}/{found['n']}" if found else "-"

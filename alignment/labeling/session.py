@@ -1,0 +1,217 @@
+"""One labeler at work: the rules of rating, whatever draws the items and reads the keys."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from alignment.errors import UserError
+from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, Answer, Ranking, as_shown, expected_in_words
+from alignment.ratings import Assignment, Order, Progress, RatingsStore
+from alignment.terminal import clean, one_line
+
+State = Literal["rate", "wait", "end"]
+WaitsFor = Literal["right", "wrong", "store"]
+NOTHING_TO_RATE = "There is nothing to rate here for you yet."
+LAST = "That was the last one."
+NOTHING_BACK = "There is nothing to take back."
+PRACTICE_STAYS = "There is nothing to take back: you were told the right answer to the one before."
+NO_KEY = "That key does nothing here; ? shows the keys."
+
+
+@dataclass
+class Draft:
+    """What the labeler has given to an item beside the answer."""
+
+    ranking: Ranking
+    comment: str = ""
+    flagged: bool = False
+    former: Answer | None = None
+    """The answer that was taken back."""
+
+
+@dataclass
+class Sitting:
+    """What is shown to a labeler now, and what each of their decisions does.
+
+    `state` is `rate` (an assignment waits for an answer), `wait` (until `go_on`: after feedback on a calibration item,
+    or where the answer was saved and the next item could not be fetched) or `end`. Every answer is on disk before the
+    next item is claimed. `limit` ends the sitting after so many answers; skips are not counted.
+    """
+
+    store: RatingsStore
+    labeler: str
+    order: Order = "random"
+    limit: int | None = None
+    state: State = field(default="end", init=False)
+    assignment: Assignment | None = field(default=None, init=False)
+    progress: Progress = field(init=False)
+    said: str = field(default="", init=False)
+    """What became of the last key."""
+    failed: bool = field(default=False, init=False)
+    """Whether `said` tells of something that went wrong."""
+    waits_for: WaitsFor = field(default="right", init=False)
+    """In the state `wait`: feedback, by whether the answer was right, or the store."""
+
+    def __post_init__(self) -> None:
+        self.progress = self.store.progress(self.labeler)
+        self._start = self.given
+        self._drafts: dict[int, Draft] = {}  # by rating; one that an undo left open comes back as it was
+        self._next()
+
+    @property
+    def given(self) -> int:
+        """Answers so far that are no skips, in earlier sittings too."""
+        return self.progress.done - self.progress.skipped
+
+    @property
+    def given_now(self) -> int:
+        """Answers of this sitting; below 0 when it took back more than it gave."""
+        return self.given - self._start
+
+    @property
+    def draft(self) -> Draft:
+        """Of the assignment on the screen."""
+        assert self.assignment is not None
+        size = len(self.assignment.completions)
+        return self._drafts.setdefault(self.assignment.rating, Draft(Ranking(size)))
+
+    def seen(self) -> None:
+        """The item is on the screen from now on; the clock of its answer starts."""
+        self._seen_at = time.monotonic()
+
+    def press(self, key: str) -> None:
+        """A key that may decide: `1` to `9`, `b`, `left`, `right`, `=`, `backspace`, `enter`."""
+        assert self.state == "rate" and self.assignment is not None, self.state
+        kind = self.assignment.kind
+        if kind != "rank":
+            answer = (PAIR if kind == "pair" else SINGLE).get(key)
+            if answer is None:
+                self.say(NO_KEY, failed=True)
+            else:
+                self.save(answer)
+        elif key != "enter":
+            wrong = self.draft.ranking.press(key)
+            self.say(wrong, failed=bool(wrong))
+        elif self.draft.ranking.answer is None:
+            left = ", ".join(map(str, self.draft.ranking.left))
+            self.say(f"Not saved yet: {left} {'has' if len(left) == 1 else 'have'} no place.", failed=True)
+        else:
+            self.save(self.draft.ranking.answer)
+
+    def skip(self) -> None:
+        """Leave the item to others."""
+        self.save(SKIP)
+
+    def save(self, answer: Answer) -> None:
+        """Store the answer and go on; if that fails the item stays, with all that was typed."""
+        assignment, draft = self.assignment, self.draft
+        assert assignment is not None
+        try:
+            self.store.submit(
+                assignment,
+                answer.choice,
+                time.monotonic() - self._seen_at,
+                strength=answer.strength,
+                comment=draft.comment,
+                flags=answer.flags + (FLAGGED,) * draft.flagged,
+                ranks_shown=answer.ranks,
+                score=answer.score,
+            )
+            feedback = self.store.feedback(assignment)
+        except UserError as error:  # the disk is full, or it was answered in another window meanwhile
+            self._next(f"Not saved: {clean(str(error))}", failed=True)
+            return
+        del self._drafts[assignment.rating]
+        if feedback is None:
+            self._next("Skipped." if answer == SKIP else f"Saved: {answer}.")
+            return
+        expected = expected_in_words(feedback.expected_shown)
+        self.progress = self.store.progress(self.labeler)
+        if feedback.right:
+            self._wait("right", f"Correct: {expected}.")
+        else:
+            self._wait("wrong", f"You said: {answer}. Expected: {expected}.")
+
+    def go_on(self) -> None:
+        """From the state `wait` to the next item."""
+        assert self.state == "wait"
+        self._next()
+
+    def undo(self) -> None:
+        """Take the last answer back, to be given anew."""
+        try:
+            former = self.store.last_rating(self.labeler)
+            undone = self.store.undo(self.labeler)
+            self.progress = self.store.progress(self.labeler)
+        except UserError as error:
+            self.say(f"Not taken back: {clean(str(error))}", failed=True)
+            return
+        if undone is None or former is None:
+            self.say(NOTHING_BACK if former is None else PRACTICE_STAYS, failed=True)
+            return
+        answer = as_shown(former, undone)
+        self._drafts[undone.rating] = Draft(
+            Ranking(len(undone.completions)), former.comment, FLAGGED in former.flags, answer
+        )
+        self._show(undone, f"Taken back, please answer again. Your answer was: {answer}.")
+
+    def flag(self) -> None:
+        """Set or clear the mark that somebody should look at the item."""
+        self.draft.flagged = not self.draft.flagged
+        self.say("Flagged: somebody will look at this item." if self.draft.flagged else "The flag is off.")
+
+    def comment(self, text: str) -> None:
+        """Keep a note with the item; an empty one clears it."""
+        self.draft.comment = one_line(text)
+        self.say("The comment is kept and saved with your answer." if self.draft.comment else "No comment.")
+
+    def say(self, text: str, failed: bool = False) -> None:
+        """Tell the labeler something."""
+        self.said, self.failed = text, failed
+
+    def _next(self, said: str = "", failed: bool = False) -> None:
+        """Claim what comes next; a store that cannot even do that leaves what is on the screen."""
+        try:
+            self.progress = self.store.progress(self.labeler)
+            reached = self.limit is not None and self.given_now >= self.limit
+            assignment = None if reached else self.store.claim(self.labeler, order=self.order)
+        except UserError as error:
+            if self.assignment is None:
+                raise
+            if failed:  # the item is still open
+                self.say(said, failed)
+            else:
+                self._wait("store", f"{said} The next item cannot be fetched: {clean(str(error))}".strip())
+            return
+        self._show(assignment, said, failed)
+
+    def _wait(self, what: WaitsFor, said: str) -> None:
+        self.state, self.waits_for = "wait", what
+        self.say(said, failed=what != "right")
+
+    def _show(self, assignment: Assignment | None, said: str, failed: bool = False) -> None:
+        self.assignment = assignment
+        self.state = "end" if assignment is None else "rate"
+        self.say(said, failed)
+        self.seen()
+
+
+def position(progress: Progress) -> str:
+    """Where the labeler is: `37 of 200, ~21 s each, 57 min left`."""
+    if progress.done >= progress.total:
+        return f"{progress.done} of {progress.total}"
+    parts = [f"{progress.done + 1} of {progress.total}"]
+    if progress.seconds is not None:
+        left = (progress.total - progress.done) * progress.seconds
+        parts.append(f"~{max(1, progress.seconds):.0f} s each")
+        parts.append(_duration(left))
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "under a minute left"
+    return f"{minutes} min left" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min left"

@@ -1,0 +1,154 @@
+"""What the rating screen shows, as texts with styles; no widget in here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from textual.content import Content
+
+from alignment.labeling.answers import Ranking, keys_of
+from alignment.labeling.session import LAST, NOTHING_TO_RATE, WaitsFor, position
+from alignment.ratings import Progress
+from alignment.terminal import clean
+
+NARROWEST = 36  # columns that an answer needs to be read with ease
+WIDE = 100  # columns from which the keys have room around them
+NARROW = 80  # columns below which the keys of a pair do not fit in a line
+BAR = 20
+LEFT, RIGHT, EVEN = "#6cc5f0", "#e39ad9", "$text"  # the first two as in tui.tcss
+DONE = "$text-success"
+WORDS = {3: "much", 2: "clearly", 1: "slightly"}
+Choices = tuple[Content, Content, Content]
+NOTHING = Content("")
+
+
+def columns(answers: int, width: int) -> int:
+    """How many answers stand next to each other: as many as can be read, in rows of about the same length."""
+    most = max(1, min(answers, width // NARROWEST))
+    return math.ceil(answers / math.ceil(answers / most))
+
+
+def body(text: str) -> Content:
+    """Untrusted text as it is, without empty lines around it."""
+    shown = clean(text).strip("\n")
+    return Content(shown) if shown.strip() else Content.styled("(empty)", "dim italic")
+
+
+def conversation(messages: Iterable[dict[str, str]]) -> Content:
+    """The prompt's messages, each under its role."""
+    parts = [
+        Content.assemble((clean(message["role"]).upper(), "bold $text-success"), "  ", body(message["content"]))
+        for message in messages
+    ]
+    return Content("\n\n").join(parts)
+
+
+def bar(progress: Progress) -> Content:
+    """How much is done, as a line."""
+    done = BAR * progress.done // max(1, progress.total)
+    return Content.assemble(("━" * done, "$success"), ("━" * (BAR - done), "dim"))
+
+
+def position_line(progress: Progress, width: int) -> Content:
+    """Where the labeler is, in figures, and where there is room as a line."""
+    line = Content(position(progress))
+    return Content.assemble(bar(progress), "  ", line) if width >= 72 else line
+
+
+def end(progress: Progress) -> Content:
+    """What is shown when there is no item."""
+    if not progress.done:
+        return Content.assemble((NOTHING_TO_RATE, "bold"), "\n\nq leaves.")
+    return Content.assemble(
+        (LAST, "bold"),
+        f" {progress.done} answers, all saved. Thank you!\n\nu takes your last answer back, q leaves.",
+    )
+
+
+def keys(pairs: Iterable[tuple[str, str]], style: str, width: int) -> Content:
+    """Keys and what they say, in a line."""
+    room = " " if width >= WIDE else ""
+    parts = [Content.assemble((f"{room}{key}{room}", f"bold reverse {style}"), f" {word}") for key, word in pairs]
+    return Content("  ").join(parts)
+
+
+def pair_choices(width: int) -> Choices:
+    """The seven keys of a pair: each group under the answer that it prefers, or line by line where that is too wide."""
+    words = list(WORDS.values())
+    groups = [
+        (Content.styled("LEFT is better", f"bold {LEFT}"), keys(zip("123", words, strict=True), LEFT, width)),
+        (Content.styled("the same", "bold"), keys([("4", "tie"), ("b", "both bad")], EVEN, width)),
+        (Content.styled("RIGHT is better", f"bold {RIGHT}"), keys(zip("567", words[::-1], strict=True), RIGHT, width)),
+    ]
+    if width < NARROW:
+        lines = [Content.assemble(head.pad_right(17 - len(head)), line) for head, line in groups]
+        return Content("\n").join(lines), NOTHING, NOTHING
+    left, middle, right = (Content("\n").join(group) for group in groups)
+    return left, middle, right
+
+
+def rank_choices(ranking: Ranking, width: int) -> Choices:
+    """The order as far as it is typed, and what to type next."""
+    parts: list[Content | tuple[str, str]] = [("best first: ", "bold"), (str(ranking) or "…", f"bold {LEFT}")]
+    if ranking.left:
+        parts.append(("    then " if ranking.placed else "    the best of ", "dim"))
+        parts.append((" ".join(map(str, ranking.left)), "bold"))
+    others = [keys([("=", "the next is as good"), ("Backspace", "takes one back")], EVEN, width)]
+    others.append(keys([("Enter", "saves this order")], DONE if ranking.answer else "dim", width))
+    return Content("\n").join([Content.assemble(*parts), Content("  ").join(others)]), NOTHING, NOTHING
+
+
+def single_choices(width: int) -> Choices:
+    """The seven scores."""
+    words = ["worst", "", "", "middling", "", "", "best"]
+    room = "   " if width >= WIDE else "  "
+    scale = Content(room).join(
+        [
+            Content.assemble((f" {score} ", f"bold reverse {EVEN}"), f" {word}" if word else "")
+            for score, word in enumerate(words, 1)
+        ]
+    )
+    return Content("\n").join([Content.styled("How good is the answer?", "bold"), scale]), NOTHING, NOTHING
+
+
+WAITING = {"right": "AS EXPECTED", "wrong": "NOT AS EXPECTED", "store": "SOMETHING IS WRONG"}
+
+
+def wait_choices(said: str, waits_for: WaitsFor) -> Choices:
+    """What became of the answer to a calibration item, or why there is no next one."""
+    style = "$text-success" if waits_for == "right" else "$text-warning"
+    head = Content.styled(f" {WAITING[waits_for]} ", f"bold reverse {style}")
+    words = Content.assemble((said, f"bold {style}"), "   any key goes on")
+    return Content("\n").join([head, words]), NOTHING, NOTHING
+
+
+def rank_title(number: int, ranking: Ranking) -> str:
+    """The head of an answer's box."""
+    rank = ranking.ranks.get(number)
+    if rank is None:
+        return f" {number} "
+    tied = list(ranking.ranks.values()).count(rank) > 1
+    return f" {number}   {'tied ' if tied else ''}{ordinal(rank)} "
+
+
+def ordinal(rank: int) -> str:
+    """1st, 2nd, ... of the at most nine ranks."""
+    return "best" if rank == 1 else {2: "2nd", 3: "3rd"}.get(rank, f"{rank}th")
+
+
+ALL_KEYS = [
+    ("j k ↓ ↑", "scroll the answers, all together; space and page keys by a page"),
+    ("J K", "scroll the prompt"),
+    ("s", "skip: you cannot judge it; others will"),
+    ("f", "flag: somebody should look at this item"),
+    ("c", "comment"),
+    ("u", "take your last answer back, any number of times"),
+    ("q", "quit; the same command goes on where you were"),
+]
+
+
+def key_table(kind: str) -> Content:
+    """All keys on an item of this kind."""
+    rows: Sequence[tuple[str, str]] = [*keys_of(kind), *ALL_KEYS]
+    return Content("\n").join([Content.assemble((f"{key:<11}", "bold"), words) for key, words in rows])

@@ -1,0 +1,380 @@
+"""The rating page: what the terminal screen does, in a browser, trusting nothing that a browser or an item says.
+
+A labeler's link holds their token, the only thing that says who they are; the database holds its hash alone.
+Every text is cleaned and escaped on its way into a page (`_environment`), so no template can forget it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from alignment.errors import UserError
+from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, Answer, as_shown, expected_in_words, keys_of
+from alignment.labeling.session import NOTHING_BACK, PRACTICE_STAYS, position
+from alignment.labeling.web_security import FOREIGN, HEADERS, SecurityHeaders, read_form, seal, unseal
+from alignment.ratings import Assignment, Order, Rating, RatingsStore
+from alignment.terminal import clean, one_line
+
+HERE = Path(__file__).resolve().parent
+LOCAL_HOSTS = ("127.0.0.1", "localhost")
+COMMENT_CHARACTERS = 4000
+SESSION_SECONDS = 30 * 24 * 3600
+ASSETS = {"rate.css": "text/css", "rate.js": "text/javascript", "icon.svg": "image/svg+xml"}
+SHORT = ("much better", "clearly", "slightly", "tie", "slightly", "clearly", "much better")
+
+NO_SESSION = "Please open your personal link and press Start. If the link does not work any more, ask for a new one."
+INCOMPLETE = "The answer was not complete: a ranking needs a rank for each answer. The item is still open."
+NOT_OPEN = (
+    "This item is not open for you: it was answered already, perhaps by a second press or in another window."
+    " The answer that was saved first stands; Undo takes it back."
+)
+NOT_SAVED = "The server could not write just now, so nothing was saved. Please try again in a minute."
+BROKEN = "Something went wrong on the server. What was saved before is safe."
+NEEDS_TLS = "Put a proxy with TLS in front of it that passes the Host header on; without one, browsers get no session."
+TITLES = {401: "Your personal link, please", 404: "Not found", 413: "Too long", 422: "Not saved yet", 503: "Not saved"}
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One request of a labeler whose session holds. `shown_at`: when the form that they sent was made, if they did."""
+
+    store: RatingsStore
+    labeler: str
+    token: str
+    form: Mapping[str, str]
+    shown_at: float
+
+
+Work = Callable[[Visit, Request], Response]
+
+
+class RatingPage:
+    """The pages. Each request opens a store of its own in a worker thread, as SQLite's objects belong to one."""
+
+    def __init__(self, db: str | os.PathLike[str], order: Order, secure: bool) -> None:
+        self.db, self.order, self.secure = db, order, secure
+        # A __Host- cookie is kept to this very host, whatever else sets cookies in its domain.
+        self.cookie = "__Host-rating" if secure else "rating"
+        self.assets = {name: (HERE / "static" / name).read_bytes() for name in ASSETS}
+        self.templates = _environment(hashlib.sha256(b"".join(self.assets.values())).hexdigest()[:16])
+
+    def routes(self) -> list[Route]:
+        """Every address there is."""
+        return [
+            Route("/", self._visit(self.item)),
+            Route("/rate", self._visit(self.rate), methods=["POST"]),
+            Route("/undo", self._visit(self.undo), methods=["POST"]),
+            Route("/practice/{rating}", self._visit(self.practice)),
+            Route("/l/{token}", self.link),
+            Route("/start", self.start, methods=["POST"]),
+            Route("/static/{name}", self.static),
+        ]
+
+    async def static(self, request: Request) -> Response:
+        """The stylesheet, the script and the icon; their address changes with their content, so they may be kept."""
+        name = request.path_params["name"]
+        if name not in self.assets:
+            raise HTTPException(404)
+        kept = {"Cache-Control": "max-age=31536000, immutable"} if "v" in request.query_params else None
+        return Response(self.assets[name], media_type=ASSETS[name], headers=kept)
+
+    async def link(self, request: Request) -> Response:
+        """What a labeler's link opens: a greeting with a form. A SameSite=Strict cookie that was set here, on the way
+        in from a mail, would not come back with a redirect.
+        """
+        token = request.path_params["token"]
+        labeler, guideline = await run_in_threadpool(self._greeting, token)
+        return self._page("start.html", labeler=labeler, guideline=guideline, token=token)
+
+    async def start(self, request: Request) -> Response:
+        """Turn the link's token into the session's cookie."""
+        token = (await read_form(request, self.secure)).get("token", "")
+        await run_in_threadpool(self._greeting, token)
+        response = RedirectResponse("/", 303)
+        response.set_cookie(
+            self.cookie, token, SESSION_SECONDS, path="/", secure=self.secure, httponly=True, samesite="strict"
+        )
+        return response
+
+    def item(self, visit: Visit, request: Request) -> Response:
+        """The next item, or that there is none."""
+        said = _saved(request.query_params.get("saved", ""))
+        return self._item(visit, visit.store.claim(visit.labeler, order=self.order), said)
+
+    def rate(self, visit: Visit, _: Request) -> Response:
+        """Save an answer and go on. One that comes twice, or for what is not theirs to answer, is explained."""
+        item = _found(visit, visit.form.get("rating", ""), unanswered=True)
+        if item is None:
+            return self._not_open(visit)
+        answer = _answer(item, visit.form)
+        try:
+            visit.store.submit(
+                item,
+                answer.choice,
+                _seconds(visit),
+                strength=answer.strength,
+                comment=visit.form.get("comment", "").strip()[:COMMENT_CHARACTERS],
+                flags=answer.flags + (FLAGGED,) * ("flag" in visit.form),
+                ranks_shown=answer.ranks,
+                score=answer.score,
+            )
+        except UserError:
+            if _found(visit, visit.form.get("rating", ""), unanswered=True) is None:  # a second press was faster
+                return self._not_open(visit)
+            raise
+        if visit.store.feedback(item) is not None:
+            return RedirectResponse(f"/practice/{item.rating}", 303)
+        code = "".join(map(str, answer.ranks)) if answer.ranks else visit.form["answer"]
+        return RedirectResponse("/?saved=skip" if answer == SKIP else f"/?saved={item.kind}-{code}", 303)
+
+    def undo(self, visit: Visit, _: Request) -> Response:
+        """Reopen the last answer, with what came with it."""
+        former, undone = visit.store.last_rating(visit.labeler), visit.store.undo(visit.labeler)
+        if undone is None or former is None:
+            claimed = visit.store.claim(visit.labeler, order=self.order)
+            return self._item(visit, claimed, NOTHING_BACK if former is None else PRACTICE_STAYS)
+        said = f"Taken back, please answer again. Your answer was: {_by_letter(str(as_shown(former, undone)))}."
+        return self._item(visit, undone, said, former)
+
+    def practice(self, visit: Visit, request: Request) -> Response:
+        """What the right answer to a calibration item was."""
+        item = _found(visit, request.path_params["rating"])
+        feedback = None if item is None else visit.store.feedback(item)
+        if item is None or feedback is None:
+            return RedirectResponse("/", 303)
+        expected = _by_letter(expected_in_words(feedback.expected_shown))
+        return self._page("practice.html", item=item, names=_names(item), right=feedback.right, expected=expected)
+
+    def error(self, _: Request, error: Exception) -> Response:
+        """Any failure as one plain page. What it was in detail is for the operator's terminal alone."""
+        if isinstance(error, HTTPException):
+            status, text = error.status_code, error.detail
+        elif isinstance(error, UserError):
+            print(clean(str(error)), file=sys.stderr, flush=True)
+            status, text = 503, NOT_SAVED
+        else:
+            status, text = 500, BROKEN
+        return self._message(TITLES.get(status, "Not possible"), text, status, onward=status not in (401, 403, 404))
+
+    def _visit(self, work: Work) -> Callable[[Request], Any]:
+        """An endpoint that does `work` in a thread, for one whose session and form were checked."""
+
+        async def endpoint(request: Request) -> Response:
+            form = await read_form(request, self.secure) if request.method == "POST" else None
+            return await run_in_threadpool(self._check, work, request, form)
+
+        return endpoint
+
+    def _check(self, work: Work, request: Request, form: Mapping[str, str] | None) -> Response:
+        token = request.cookies.get(self.cookie, "")
+        with RatingsStore(self.db) as store:
+            labeler = store.labeler_of(token)
+            if labeler is None:
+                raise HTTPException(401, NO_SESSION)
+            shown_at = time.time() if form is None else unseal(token, form.get("csrf", ""))
+            if shown_at is None:
+                raise HTTPException(403, FOREIGN)
+            return work(Visit(store, labeler, token, form or {}, shown_at), request)
+
+    def _greeting(self, token: str) -> tuple[str, str]:
+        """Whose link it is, and the guideline."""
+        with RatingsStore(self.db) as store:
+            labeler = store.labeler_of(token)
+            if labeler is None:
+                raise HTTPException(404, "This link does not work, or not any more. Please ask for a new one.")
+            return labeler, store.guideline
+
+    def _not_open(self, visit: Visit) -> Response:
+        return self._message("Not saved", NOT_OPEN, 409, visit.form.get("comment", "").strip())
+
+    def _item(self, visit: Visit, item: Assignment | None, said: str, former: Rating | None = None) -> Response:
+        progress = visit.store.progress(visit.labeler)
+        shown: dict[str, Any] = {"progress": progress, "said": said, "csrf": seal(visit.token)}
+        if item is None:
+            return self._page("end.html", **shown)
+        return self._page(
+            "item.html",
+            **shown,
+            item=item,
+            names=_names(item),
+            buttons=_buttons(item.kind),
+            ends=("A is better", "B is better") if item.kind == "pair" else ("worst", "best"),
+            keys=[(key, _by_letter(words)) for key, words in keys_of(item.kind) if key.isascii()],
+            place=position(progress),
+            guideline=visit.store.guideline,
+            comment=former.comment if former else "",
+            flagged=former is not None and FLAGGED in former.flags,
+            comment_characters=COMMENT_CHARACTERS,
+        )
+
+    def _message(self, title: str, text: str, status: int, comment: str = "", onward: bool = True) -> Response:
+        return self._page("message.html", status, title=title, text=text, comment=comment, onward=onward)
+
+    def _page(self, template: str, status: int = 200, **context: Any) -> Response:
+        # The headers here too: Starlette answers a crash from outside every middleware.
+        return HTMLResponse(self.templates.get_template(template).render(context), status, dict(HEADERS))
+
+
+def make_app(
+    db: str | os.PathLike[str],
+    *,
+    allowed_hosts: Sequence[str] = LOCAL_HOSTS,
+    order: Order = "random",
+    secure: bool = False,
+) -> Starlette:
+    """The rating page as an ASGI application.
+
+    Args:
+        db: ratings file; it has to be there when a request comes.
+        allowed_hosts: names in the address that it answers to. Another name is DNS rebinding, or a wrong set-up.
+        order: of the items, as `RatingsStore.claim` has it.
+        secure: whether browsers come by https, through a proxy. Sessions are then refused to anything less.
+    """
+    page = RatingPage(db, order, secure)
+    return Starlette(
+        routes=page.routes(),
+        middleware=[
+            Middleware(SecurityHeaders),
+            Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False),
+        ],
+        exception_handlers={HTTPException: page.error, UserError: page.error, Exception: page.error},
+    )
+
+
+def serve(db: str | os.PathLike[str], host: str, port: int, public: str | None, order: Order) -> None:
+    """Serve the rating page until Ctrl-C.
+
+    `host` is the address to listen on, `public` the name under which labelers reach it through a proxy with TLS.
+    Raises UserError if the file, the name or the port is not usable.
+    """
+    if public is not None and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", public):
+        raise UserError(f"--public {public!a}: expected a host's name or address alone, such as rate.example.org")
+    app = make_app(db, allowed_hosts=(public,) if public else LOCAL_HOSTS, order=order, secure=public is not None)
+    # No access log: the links in it would let its reader rate as anybody. Browsers keep connections open: waiting for
+    # them to close would turn Ctrl-C into a long wait.
+    config = uvicorn.Config(
+        app, lifespan="off", ws="none", log_level="warning", access_log=False, server_header=False,
+        proxy_headers=False, timeout_graceful_shutdown=2,
+    )  # fmt: skip
+    # Whenever the last connection to a file closes, SQLite moves its log into it. This one, held and not used, spares
+    # every request that: 4 ms instead of 30 for a page, and what is acknowledged is on disk either way.
+    with RatingsStore(db), _listen(host, port) as listener:
+        address = f"http://{host}:{listener.getsockname()[1]}"
+        base = f"https://{public}" if public else address
+        invite = f"scripts/rate.py invite NAME --db {shlex.quote(one_line(str(db)))} --url {base}"
+        print(f"Rating page: {base}/ (Ctrl-C ends it; every answer is saved at once)", file=sys.stderr)
+        print(f"Links for labelers: {invite}", file=sys.stderr)
+        if public:
+            print(f"This server itself is at {address} and speaks plain HTTP. {NEEDS_TLS}", file=sys.stderr)
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        except KeyboardInterrupt:  # uvicorn's way to say that Ctrl-C has ended it in order
+            print("Stopped. Every answer is saved.", file=sys.stderr)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--port {port}: cannot listen on {host} ({reason}); choose another port") from error
+
+
+def _environment(version: str) -> Environment:
+    """Templates in which every text is cleaned of controls, then escaped; a missing name is an error."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: clean(value) if type(value) is str else value,  # not what a macro made: that is markup
+    )
+    environment.globals["version"] = version
+    return environment
+
+
+def _found(visit: Visit, rating: str, unanswered: bool = False) -> Assignment | None:
+    """The item behind a rating's id that came from outside, if it is this labeler's (and not answered yet)."""
+    if not re.fullmatch("[0-9]{1,18}", rating):  # SQLite takes no larger number
+        return None
+    return visit.store.assignment(int(rating), visit.labeler, unanswered)
+
+
+def _names(item: Assignment) -> list[str]:
+    """Of the answers. Letters where the terminal says left and right: on a phone they stand one below the other."""
+    names = {"pair": ["Answer A", "Answer B"], "single": ["Answer"]}
+    return names.get(item.kind) or [f"Answer {number + 1}" for number in range(len(item.completions))]
+
+
+def _by_letter(words: str) -> str:
+    return words.replace("LEFT", "A").replace("RIGHT", "B")
+
+
+def _buttons(kind: str) -> list[tuple[str, str, str]]:
+    """Key, words that only a screen reader needs, and words of the seven buttons."""
+    if kind == "pair":
+        sides = ("A is", "A is", "A is", "a", "B is", "B is", "B is")
+        return [(str(place + 1), sides[place], SHORT[place]) for place in range(7)]
+    return [(key, "of 7", "") for key in SINGLE]
+
+
+def _answer(item: Assignment, form: Mapping[str, str]) -> Answer:
+    """What the form says of the item. Raises HTTPException (422) if that is no whole answer."""
+    key = form.get("answer", "")
+    if key == "s":
+        return SKIP
+    if item.kind == "rank":
+        ranks = [form.get(f"rank{number + 1}", "") for number in range(len(item.completions))]
+        if key == "ranked" and all(re.fullmatch("[1-9]", rank) for rank in ranks):
+            return Answer("ranked", ranks=tuple(map(int, ranks)))
+    elif answer := (PAIR if item.kind == "pair" else SINGLE).get(key):
+        return answer
+    raise HTTPException(422, INCOMPLETE)
+
+
+def _saved(code: str) -> str:
+    """Words for what was saved, from a code of a few forms: free words in a link could say anything on the page."""
+    kind, _, rest = code.partition("-")
+    answer = {"pair": PAIR, "single": SINGLE}.get(kind, {}).get(rest)
+    if kind == "rank" and re.fullmatch("[1-9]{2,9}", rest):
+        answer = Answer("ranked", ranks=tuple(map(int, rest)))
+    if answer is None:
+        return "Skipped." if code == "skip" else ""
+    return f"Saved: {_by_letter(str(answer))}."
+
+
+def _seconds(visit: Visit) -> float:
+    """How long the labeler looked at the item.
+
+    The page counts while it is in view, which leaves out the phone call in between; but a browser may say anything,
+    so never more than passed here since the form was made. Without a script that is all there is.
+    """
+    passed = max(0.0, time.time() - visit.shown_at)
+    try:
+        told = float(visit.form.get("seconds", ""))
+    except ValueError:
+        return passed
+    return min(told, passed) if math.isfinite(told) and told >= 0 else passed

@@ -1,0 +1,231 @@
+"""From a model's `config.json` to what `alignment.memory.plan` counts with; no weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from alignment.config.loading import ADAPTERS, SCRATCH, ModelConfig, ScratchConfig, read_values, validate
+from alignment.errors import ConfigError, UserError
+from alignment.memory.plan import Model, Shape
+from alignment.models import methods
+from alignment.models.importing import foreign
+from alignment.models.policies import ENSEMBLE, scratch_shape
+from alignment.registry import Registry
+
+FIELDS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "tie_word_embeddings",
+)  # fmt: skip
+KNOWN: dict[str, tuple[str, tuple[int, ...]]] = {
+    "Qwen/Qwen2.5-0.5B": ("qwen2", (151936, 896, 4864, 24, 14, 2, True)),
+    "Qwen/Qwen3-8B-Base": ("qwen3", (151936, 4096, 12288, 36, 32, 8, False)),
+    "meta-llama/Llama-3.1-8B": ("llama", (128256, 4096, 14336, 32, 32, 8, False)),
+    "meta-llama/Llama-3.1-70B": ("llama", (128256, 8192, 28672, 80, 64, 8, False)),
+    "meta-llama/Llama-3.1-405B": ("llama", (128256, 16384, 53248, 126, 128, 8, False)),
+}
+"""Shapes (FIELDS) of published models, as their `config.json` has them, for machines that cannot reach the hub."""
+MAX_RECIPES = 8
+"""How many recipes may start from each other's models."""
+
+
+class UnknownShape(UserError):
+    """A model whose `config.json` cannot be read here, or whose activations are not those of a dense transformer."""
+
+
+class ShapeFinder:
+    """Finds the shapes of models by the names that configs give them.
+
+    Args:
+        recipes: a folder of `STAGE/*.yaml`: a model that is not trained yet has the shape of what its recipe starts
+            from.
+        fallback: a `config.json`, a folder with one, or one of `KNOWN`, for each model that cannot be read otherwise.
+    """
+
+    def __init__(self, registry: Registry, recipes: Path | None = None, fallback: str | None = None) -> None:
+        self.registry, self.recipes, self.fallback = registry, recipes, fallback
+        self.notes: list[str] = []
+        """Where a shape was found, if not in the model itself."""
+        self._fallback_read = False
+
+    def find(
+        self, key: str, name: str, scratch: ScratchConfig | None = None, *, trust: bool = False
+    ) -> PreTrainedConfig:
+        """The shape of the model that a config's `key` names.
+
+        Raises:
+            UnknownShape: it cannot be read; the message says what to pass.
+        """
+        if name.startswith(SCRATCH):
+            shape = scratch or ScratchConfig()
+            return scratch_shape(shape, shape.vocab_size)
+        found = self._read(name, trust, 0)
+        if found is None and self.fallback is not None:
+            found = self._given(trust)
+            self._note(f"{key}={name}: cannot be read here; its shape is that of {self.fallback}")
+        if found is None:
+            raise UnknownShape(
+                f"{key}={name}: its config.json cannot be read: it is in no registry and no folder, and the hub does "
+                "not answer; pass --model-config FILE with the model's config.json, or a name known here: "
+                f"{', '.join(KNOWN)}"
+            )
+        return found
+
+    def _read(self, name: str, trust: bool, depth: int) -> PreTrainedConfig | None:
+        if self.registry.is_reference(name):
+            version = self.registry.resolve(name)
+            if version.manifest.base is not None:
+                return self._read(version.manifest.base.ref, trust, depth)
+            member = version.path / "member-0"
+            return _config_in(member if (version.path / ENSEMBLE).is_file() else version.path, trust)
+        if (found := self._named(name, trust)) is not None:
+            return found
+        return self._from_recipe(name, trust, depth) or _from_hub(name, trust)
+
+    def _named(self, name: str, trust: bool) -> PreTrainedConfig | None:
+        path = Path(name).expanduser()
+        if foreign.is_gguf(path):
+            raise UnknownShape(f"{name}: {foreign.about_file(path)}")
+        if path.is_dir() and not any((path / file).is_file() for file in ("config.json", ENSEMBLE)):
+            raise UnknownShape(f"{name}: {foreign.about_folder(path)}")
+        if path.exists():
+            return _config_in(path, trust)
+        if name in KNOWN:
+            kind, values = KNOWN[name]
+            return AutoConfig.for_model(kind, **dict(zip(FIELDS, values, strict=True)))
+        return None
+
+    def _from_recipe(self, name: str, trust: bool, depth: int) -> PreTrainedConfig | None:
+        """The shape of what the recipe that publishes this name starts from."""
+        bare = name.partition("@")[0]
+        for file in sorted(self.recipes.glob("*/*.yaml")) if self.recipes and depth < MAX_RECIPES else ():
+            try:
+                values = read_values(file)
+            except ConfigError:  # somebody else's
+                continue
+            model, registry = values.get("model"), values.get("registry")
+            if not (isinstance(model, dict) and isinstance(registry, dict)) or registry.get("name") != bare:
+                continue
+            start = str(model.get("name") or model.get("policy") or "")
+            if start.startswith(SCRATCH):
+                shape = validate(ScratchConfig, model.get("scratch") or {}, str(file))
+                found: PreTrainedConfig | None = scratch_shape(shape, shape.vocab_size)
+            else:
+                found = self._read(start, trust, depth + 1)
+            if found is not None:
+                self._note(f"{name} is in no registry yet; its shape is that of {start} ({file})")
+            return found
+        return None
+
+    def _given(self, trust: bool = False) -> PreTrainedConfig:
+        assert self.fallback is not None
+        self._fallback_read = True
+        found = self._named(self.fallback, trust)
+        if found is None:
+            raise UnknownShape(f"--model-config {self.fallback}: no config.json there; known: {', '.join(KNOWN)}")
+        return found
+
+    def all_notes(self) -> list[str]:
+        """What is to be known of the shapes that were found.
+
+        Raises:
+            UnknownShape: a file that was given and not needed, and is none.
+        """
+        if self.fallback is not None and not self._fallback_read:
+            self._given()
+            self._note(f"--model-config {self.fallback}: not needed, every model's own config.json was read")
+        return self.notes
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def _config_in(path: Path, trust: bool) -> PreTrainedConfig | None:
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        return None
+    try:
+        found: PreTrainedConfig = AutoConfig.from_pretrained(file, trust_remote_code=trust)
+    except (OSError, ValueError, KeyError) as error:
+        raise UnknownShape(f"{file}: no config.json of a model ({str(error).splitlines()[0]})") from error
+    return found
+
+
+def _from_hub(name: str, trust: bool) -> PreTrainedConfig | None:
+    if name.count("/") != 1:
+        return None
+    try:
+        found: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust)
+    except (OSError, ValueError, KeyError):
+        return None
+    return found
+
+
+def sized(shape: PreTrainedConfig, options: ModelConfig, kind: type = AutoModelForCausalLM) -> Model:
+    """A model as a stage trains it, or an `AutoModelForSequenceClassification` with one number a token.
+
+    Raises:
+        ConfigError: the method does not fit this model.
+        UnknownShape: an architecture whose activations are not known here.
+    """
+    skeleton = methods.skeleton(shape, options, kind)
+    counts = methods.describe(skeleton)
+    found, total, trained = read_shape(shape, skeleton), counts["parameters"], counts["trained_parameters"]
+    adapter = options.method in ADAPTERS
+    policy = kind is AutoModelForCausalLM
+    return Model(
+        shape=found,
+        parameters=total,
+        trained=trained,
+        frozen_bytes=_frozen_bytes(shape, options, total - trained, policy),
+        layers=options.last_n_layers if options.method == "head" else found.num_layers,
+        norms=not adapter,
+        head_trained=policy and not adapter,
+        gathered=total,
+    )
+
+
+def frozen(model: Model, **changes: Any) -> Model:
+    """The same model with nothing of it trained, outside of what DeepSpeed runs."""
+    return replace(model, **{"trained": 0, "layers": 0, "head_trained": False, "in_engine": False, **changes})
+
+
+def _frozen_bytes(shape: PreTrainedConfig, options: ModelConfig, count: int, policy: bool) -> float:
+    """Of one weight that is not trained. NF4 holds the linear layers inside the transformer alone in half a byte each,
+    and a scale of one byte for each 64."""
+    if not options.quantized:
+        return 2.0 if options.dtype == "bfloat16" else 4.0
+    text = shape.get_text_config()
+    tables = text.vocab_size * text.hidden_size * (1 if text.tie_word_embeddings or not policy else 2)
+    return (4 * tables + (0.5 + 1 / 64) * (count - tables)) / count
+
+
+def read_shape(config: PreTrainedConfig, skeleton: nn.Module) -> Shape:
+    """What of a model its activations depend on.
+
+    Raises:
+        UnknownShape: a mixture of experts, or a model without attention heads by the usual name.
+    """
+    text = config.get_text_config()
+    names = {name.rpartition(".")[2] for name, _ in skeleton.named_modules()}
+    if "experts" in names or not getattr(text, "num_attention_heads", None):
+        raise UnknownShape(
+            f"the activations of a {config.model_type} are not known here: memory is planned for dense transformers"
+        )
+    heads, hidden = int(text.num_attention_heads), int(text.hidden_size)
+    inner = [getattr(text, name, None) for name in ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")]
+    return Shape(
+        vocab_size=int(text.vocab_size),
+        hidden_size=hidden,
+        intermediate_size=int(next((size for size in inner if size), 4 * hidden)),
+        num_layers=int(text.num_hidden_layers),
+        num_heads=heads,
+        num_kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
+        head_dim=int(getattr(text, "head_dim", None) or hidden // heads),
+        gated=bool(names & {"gate_proj", "gate_up_proj"}),
+    )

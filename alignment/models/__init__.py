@@ -1,0 +1,1 @@
+"""What a model is: loading, heads, adapters, ensembles, forward passes, export."""

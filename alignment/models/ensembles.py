@@ -1,0 +1,176 @@
+"""Several reward models as one: where they disagree, none of them has learned what people prefer.
+
+A version of the registry that is an ensemble has `ensemble.json` and the tokenizer at its top, and each member in a
+folder of its own, `member-0` and so on: a whole model, or an adapter with its head on the one base that the manifest
+names. Such members are loaded onto one body, which holds all adapters and switches between them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from alignment.config.loading import ModelConfig
+from alignment.distributed import zero3
+from alignment.errors import ModelError
+from alignment.models import adapters
+from alignment.models.policies import ENSEMBLE, ModelSource
+from alignment.models.scalar import ScalarModel, in_dtype, load_body, load_merged, load_scalar_model, read_score_bias
+
+Combine = Literal["mean", "min", "mean_minus_std"]
+
+
+class RewardEnsemble(nn.Module):
+    """n reward models, whose scores are combined to one.
+
+    Args:
+        members: one for each member; or, with `adapted`, the one body of all.
+        adapted: the same body with an adapter `member-N` for each member in it.
+        size: number of members.
+        combine: `mean`, `min` (the most pessimistic member), or `mean_minus_std` (Coste et al. 2023, "Reward Model
+            Ensembles Help Mitigate Overoptimization", section 3.2, with the standard deviation in place of the
+            variance, so that it has the unit of a score).
+        std_coefficient: how many standard deviations `mean_minus_std` subtracts.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[ScalarModel],
+        size: int,
+        adapted: PeftModel | None = None,
+        combine: Combine = "mean",
+        std_coefficient: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self._members = nn.ModuleList(members)
+        self._adapted = [adapted]  # in a list, or its parameters would be counted twice
+        self.size, self.combine, self.std_coefficient = size, combine, std_coefficient
+
+    def member(self, number: int) -> ScalarModel:
+        """One member. Of members with one body, the others are not to be used at the same time."""
+        assert 0 <= number < self.size, number
+        (adapted,) = self._adapted
+        if adapted is not None:
+            adapted.set_adapter(member_name(number), inference_mode=True)
+        found = self._members[0 if adapted is not None else number]
+        assert isinstance(found, ScalarModel)
+        return found
+
+    def member_scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Score of each sequence by each member: (B, L) -> (n, B) float32."""
+        return torch.stack([self.member(number).score(input_ids, attention_mask) for number in range(self.size)])
+
+    def combined(self, scores: Tensor) -> Tensor:
+        """One score for each sequence: (n, B) -> (B,)."""
+        if self.combine == "min":
+            return scores.amin(0)
+        if self.combine == "mean":
+            return scores.mean(0)
+        return scores.mean(0) - self.std_coefficient * disagreement(scores)
+
+    def score(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Combined score of each sequence: (B, L) -> (B,) float32."""
+        return self.combined(self.member_scores(input_ids, attention_mask))
+
+
+def disagreement(scores: Tensor) -> Tensor:
+    """Standard deviation over the members: (n, B) -> (B,), 0 for one member alone."""
+    return scores.std(0, correction=0)
+
+
+def member_name(number: int) -> str:
+    return f"member-{number}"
+
+
+def is_ensemble(source: ModelSource | str) -> bool:
+    """Whether a model's files are those of an ensemble."""
+    return (Path(source if isinstance(source, str) else source.path) / ENSEMBLE).is_file()
+
+
+def num_members(source: ModelSource) -> int:
+    """How many reward models there are in one; 1 where it is no ensemble."""
+    return int(_record(source)["members"]) if is_ensemble(source) else 1
+
+
+def write_ensemble(folder: Path, score_bias: Sequence[float] | None, size: int) -> None:
+    """Describe the members in a folder of `member-N` folders.
+
+    Args:
+        score_bias: of members that are adapters, which have no config of their own to keep it in.
+    """
+    record = {"members": size, **({} if score_bias is None else {"score_bias": list(score_bias)})}
+    (folder / ENSEMBLE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def load_reward_model(
+    source: ModelSource,
+    config: ModelConfig | None = None,
+    *,
+    combine: Combine = "mean",
+    std_coefficient: float = 1.0,
+) -> ScalarModel | RewardEnsemble:
+    """A trained reward model, or all members of an ensemble.
+
+    Raises:
+        ModelError, AdapterError: see `load_scalar_model`; a member that is missing or does not fit.
+    """
+    if not is_ensemble(source):
+        return load_scalar_model(source, config, trained=True)
+    record = _record(source)
+    size = record["members"]
+    if source.base is None:
+        folders = [str(Path(source.path) / member_name(number)) for number in range(size)]
+        members = [load_scalar_model(folder, config, trained=True) for folder in folders]
+        return RewardEnsemble(members, size, None, combine, std_coefficient)
+    with zero3.whole_models():
+        body = load_body(source, config)
+        adapted = None
+        for number in range(size):
+            name = member_name(number)
+            adapted = adapters.put_on(adapted or body.model, str(Path(source.path) / name), name=name)
+            head = body.model.score.modules_to_save[name]
+            head.score_bias += float(record["score_bias"][number])
+    in_dtype(body, config)
+    return RewardEnsemble([body], size, adapted, combine, std_coefficient)
+
+
+def adapter_files(source: ModelSource, number: int = 0) -> tuple[str, float]:
+    """The folder of a reward adapter, of one member of an ensemble, and what its scores were shifted by.
+
+    Raises:
+        ModelError: a damaged version.
+    """
+    assert source.base
+    if is_ensemble(source):
+        return str(Path(source.path) / member_name(number)), float(_record(source)["score_bias"][number])
+    return source.path, read_score_bias(source.path)
+
+
+def load_member(source: ModelSource, number: int, config: ModelConfig | None = None) -> ScalarModel:
+    """One member of an ensemble as a whole model of its own, an adapter merged; of any other reward model, itself.
+
+    Raises:
+        ModelError, AdapterError: as `load_reward_model`.
+    """
+    if not is_ensemble(source):
+        return load_scalar_model(source, config, trained=True)
+    if source.base is None:
+        return load_scalar_model(str(Path(source.path) / member_name(number)), config, trained=True)
+    return load_merged(source, *adapter_files(source, number), config)
+
+
+def _record(source: ModelSource) -> dict[str, Any]:
+    path = Path(source.path) / ENSEMBLE
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if int(record["members"]) < 1 or (source.base and len(record["score_bias"]) != record["members"]):
+            raise ValueError("members and score_bias do not fit each other")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: not the description of an ensemble ({error}); publish it again") from error
+    return record

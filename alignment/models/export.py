@@ -1,0 +1,190 @@
+"""A published model as a plain folder that needs nothing of this suite: of transformers, or of PEFT."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from alignment.errors import ModelError
+from alignment.files import list_files
+from alignment.models import adapters
+from alignment.models.classifiers import LOADING, AnyClassifier, needs_own
+from alignment.models.ensembles import is_ensemble, load_member, member_name, num_members
+from alignment.models.policies import (
+    ModelSource,
+    find_model,
+    load_base,
+    load_base_as_trained,
+    load_policy,
+    load_tokenizer,
+)
+from alignment.models.scalar import SCORE, load_body, load_plain_classifier, load_scalar_model
+from alignment.registry import Registry
+from alignment.registry.files import MANIFEST
+
+TOLERANCE = 1e-5
+README = "README.md"
+
+
+def export(ref: str, folder: Path, registry: Registry, *, adapter_only: bool = False) -> dict[str, Any]:
+    """Write a version to a new folder, with its tokenizer and template.
+
+    Of an ensemble each member is written to a folder of its own. An adapter is merged, or with `adapter_only` written
+    as PEFT's own folder that names its base; then what was written is loaded again by the plain library and its logits
+    are compared, on random tokens, with those of the adapter on the weights that it was trained on, all in float32.
+
+    Returns:
+        What was written; `logits_difference` for an adapter, in units of the largest logit where that is above 1.
+
+    Raises:
+        ModelError: the folder holds something; or the logits differ by more than 1e-5 and are not meant to
+            (`model.merge: original`). Nothing is left behind.
+    """
+    if folder.suffix.lower() == ".gguf":
+        raise ModelError(
+            f"{folder}: GGUF is not written here; name a folder, and run llama.cpp's convert_hf_to_gguf.py on it"
+        )
+    role = registry.resolve(ref).manifest.role
+    source = find_model(ref, registry, role=role)
+    report: dict[str, Any] = {"model": source.label, "folder": str(folder)}
+    if adapter_only and is_ensemble(source):
+        raise ModelError(f"{source.label}: an ensemble, whose members are exported merged; leave --adapter out")
+    if adapter_only and source.base is None:
+        raise ModelError(f"{source.label}: a whole model, not an adapter; leave --adapter out")
+    with _new_folder(folder) as staging:
+        report |= _write(source, staging, role != "policy", adapter_only)
+        _write_readme(source, staging, role != "policy", report)
+        return report
+
+
+def _write(source: ModelSource, staging: Path, is_reward: bool, adapter_only: bool) -> dict[str, Any]:
+    if is_ensemble(source):
+        return _export_members(source, staging)
+    if source.base is None:
+        _copy(source, staging)
+        return {"written": "the whole model, file by file"}
+    return (_export_adapter if adapter_only else _export_merged)(source, staging, is_reward)
+
+
+def _write_readme(source: ModelSource, staging: Path, is_reward: bool, report: dict[str, Any]) -> None:
+    """The version's card, with what is particular to this folder."""
+    card = Path(source.path) / README
+    lines = [card.read_text(encoding="utf-8", errors="replace").rstrip()] if card.is_file() else []
+    lines += ["", "## This folder", "", f"Exported from {source.label} (`{source.digest}`): {report['written']}.", ""]
+    if is_reward and needs_own(AutoConfig.from_pretrained(source.config_path)):
+        lines += [LOADING]
+    if is_reward:
+        told = [(folder, _score_bias(folder)) for folder in (staging, *sorted(staging.glob("member-*")))]
+        for folder, bias in ((folder, bias) for folder, bias in told if bias is not None):
+            which = "Its scores" if folder == staging else f"The scores of {folder.name}"
+            lines += [
+                f"{which} in plain transformers are higher by {bias!r} than in the suite, which takes this constant "
+                "off so that they average 0 over demonstrations. Differences of scores are the same.",
+                "",
+            ]
+    (staging / README).write_text("\n".join(lines), encoding="utf-8")
+
+
+def _score_bias(folder: Path) -> float | None:
+    """What the suite takes off the scores of a model in a folder; None where it holds no model."""
+    for name in (SCORE, "config.json"):
+        if (folder / name).is_file():
+            return float(json.loads((folder / name).read_bytes()).get("score_bias", 0.0))
+    return None
+
+
+def logits_difference(ours: PreTrainedModel | PeftModel, theirs: PreTrainedModel | PeftModel, vocab: int) -> float:
+    """Largest difference of two models' logits on random tokens below `vocab`, over the largest logit if above 1."""
+    probe = torch.randint(vocab, (4, 24), generator=torch.Generator().manual_seed(0))
+    found = []
+    with torch.no_grad():
+        for model in (ours, theirs):
+            found.append(model.eval()(input_ids=probe.to(model.device)).logits.float().cpu())
+    return float((found[0] - found[1]).abs().max() / found[1].abs().max().clamp(min=1.0))
+
+
+def _as_trained(source: ModelSource, is_reward: bool) -> PeftModel:
+    """The adapter, unmerged, on the weights that it was trained on; in float32, as rounding would drown the rest. The
+    scores of a reward model are not shifted, since plain transformers shifts none."""
+    return adapters.put_on(load_body(source).model if is_reward else load_base_as_trained(source), source.path)
+
+
+def _export_merged(source: ModelSource, staging: Path, is_reward: bool) -> dict[str, Any]:
+    assert source.base and source.trained
+    tokenizer = load_tokenizer(source)
+    (load_member(source, 0).model if is_reward else load_policy(source)).save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
+    kind = AnyClassifier if is_reward else AutoModelForCausalLM
+    difference = logits_difference(
+        kind.from_pretrained(staging, dtype=torch.float32), _as_trained(source, is_reward), len(tokenizer)
+    )
+    other_weights = source.trained.quantized and source.trained.merge == "original"
+    if difference > TOLERANCE and not other_weights:
+        raise ModelError(
+            f"{source.label}: merged, its logits differ by {difference:.1e}, more than {TOLERANCE:.0e}, so nothing was "
+            "exported; use --adapter"
+        )
+    kind = f"{source.trained.merge} weights" if source.trained.quantized else "weights"
+    return {"written": f"merged onto the {kind} of {source.base.label}", "logits_difference": difference}
+
+
+def _export_members(source: ModelSource, staging: Path) -> dict[str, Any]:
+    """Each member of an ensemble as a whole model in a folder of its own, loadable by itself."""
+    tokenizer, size = load_tokenizer(source), num_members(source)
+    for number in range(size):
+        load_member(source, number).model.save_pretrained(staging / member_name(number))
+        tokenizer.save_pretrained(staging / member_name(number))
+    return {"written": f"its {size} members, a whole model each: {member_name(0)} to {member_name(size - 1)}"}
+
+
+def _export_adapter(source: ModelSource, staging: Path, is_reward: bool) -> dict[str, Any]:
+    assert source.base and source.trained
+    if source.base.base:
+        raise ModelError(f"{source.label}: PEFT cannot load it, since its base is an adapter too; leave --adapter out")
+    if is_reward and needs_own(AutoConfig.from_pretrained(source.config_path)):
+        raise ModelError(
+            f"{source.label}: PEFT cannot load it: transformers has no classifier for its base; leave --adapter out"
+        )
+    base: PreTrainedModel = load_plain_classifier(source.base) if is_reward else load_policy(source.base)
+    size = len(load_tokenizer(source))
+    if size > base.get_input_embeddings().num_embeddings:
+        raise ModelError(f"{source.label}: PEFT cannot load it: it has more tokens than its base; leave --adapter out")
+    _copy(source, staging)
+    where = source.base.path if source.base.ref is None else str(Path(source.base.path).resolve())
+    adapters.name_base(staging, where)
+    ours = load_scalar_model(source.base).model if is_reward else load_base(source)
+    theirs = PeftModel.from_pretrained(base, str(staging))
+    difference = logits_difference(theirs, adapters.put_on(ours, source.path), size)
+    assert difference <= TOLERANCE, difference
+    return {"written": f"the adapter; its base is {where}", "logits_difference": difference}
+
+
+def _copy(source: ModelSource, staging: Path) -> None:
+    for name in set(list_files(Path(source.path))) - {MANIFEST}:
+        (staging / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(source.path) / name, staging / name)  # without their modes: the registry's are read-only
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside the new one, which takes its name when all went well."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ModelError(f"{folder} exists already; name a new folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as parent:
+            staging = Path(parent) / folder.name
+            staging.mkdir()
+            yield staging
+            staging.rename(folder)
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,1 @@
+"""Models from elsewhere into the registry: Hugging Face folders, adapters, GGUF files."""

@@ -1,0 +1,1 @@
+"""What people read of runs: verdicts, reports, charts, the terminal."""

@@ -1,0 +1,1 @@
+"""What a run leaves on disk: the journal, checkpoints, how it resumes and stops."""

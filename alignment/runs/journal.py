@@ -1,0 +1,210 @@
+"""The journal: append-only JSON lines in the run folder, written by the main process and flushed line by line.
+
+`metrics.jsonl` has one object a step, `samples.jsonl` prompts with answers, `events.jsonl` everything worth a line
+(the backend that really runs, rows set aside, what was published, findings, histograms). `record.py` reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol, TextIO
+
+from alignment.errors import Preempted, UserError
+from alignment.runs import metrics as declared
+
+FILES = ("metrics", "samples", "events")
+Level = Literal["error", "warning", "note"]
+BINS = 40
+
+
+@dataclass(frozen=True)
+class MirroredModel:
+    """What W&B is told of a published version."""
+
+    name: str
+    folder: Path
+    aliases: tuple[str, ...]
+    metadata: Mapping[str, Any]
+    """Reference, digest, stage, role, lineage and metrics."""
+
+
+class Sink(Protocol):
+    """A mirror of the journal (`tracking/wandb_sink.py`). A call that fails must not stop the run."""
+
+    @property
+    def url(self) -> str | None: ...
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None: ...
+    def histogram(self, step: int, name: str, counts: Any, edges: Any) -> None: ...
+    def mirror(self, model: MirroredModel) -> bool: ...
+    def summary(self, fields: Callable[[], Mapping[str, str]]) -> None: ...
+    def finish(self, failed: bool = False) -> None: ...
+
+
+class Journal:
+    """Writes a run's files and mirrors the metrics to a sink.
+
+    Args:
+        run_dir: the run folder; made if it is missing.
+        sink: mirror of the metrics, or None.
+        stage: whose metrics are declared in `metrics.py`; None for a journal that is not a stage's.
+        enabled: False on every process but the main one; all calls then do nothing.
+        resume: bytes of each file at the checkpoint that the run goes on from. What comes after them was written by
+            steps that are done again, and is cut off; nothing is written before `go_on`, since it is there already.
+        summary: from the exit code, what the sink's summary says of the run beside its metrics.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        sink: Sink | None = None,
+        stage: str | None = None,
+        enabled: bool = True,
+        resume: Mapping[str, int] | None = None,
+        summary: Callable[[int], Mapping[str, str]] | None = None,
+    ) -> None:
+        self.run_dir = run_dir
+        self.stage = stage
+        self._sink, self._summary = sink, summary
+        self._strict = stage is not None and os.environ.get(declared.STRICT) == "1"
+        self._files: dict[str, TextIO] = {}
+        self._silent = resume is not None
+        if enabled:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            for name in FILES:
+                path = run_dir / f"{name}.jsonl"
+                file = self._files[name] = path.open("a", encoding="utf-8")
+                if resume is not None:
+                    if path.stat().st_size < resume[name]:
+                        raise UserError(
+                            f"{path} has {path.stat().st_size} bytes and had {resume[name]} when the checkpoint was "
+                            "saved: it was changed since, and the run cannot go on with a gap in it; put it back, or "
+                            "start again with --overwrite"
+                        )
+                    file.truncate(resume[name])
+
+    def go_on(self, **fields: Any) -> None:
+        """The run is where the checkpoint left it; write that down, and everything from here on."""
+        self._silent = False
+        self.event("resumed", **fields)
+
+    def offsets(self) -> dict[str, int]:
+        """Bring the files to disk; bytes of each."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        return {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        preempted = kind is not None and issubclass(kind, Preempted)
+        self.close(failed=kind is not None and not preempted, preempted=preempted)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Numbers of one step. A value that is not finite is written as null: JSON has no NaN, readers choke on it."""
+        if self._strict:
+            for name in metrics:
+                declared.check(str(self.stage), name)
+        self._write("metrics", {"step": step, "time": round(time.time(), 3), **metrics})
+        if self._sink is not None and not self._silent:
+            self._sink.log(step, {name: value for name, value in metrics.items() if math.isfinite(value)})
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Answers to the same prompts at each call: `id` of the prompt, `prompt` (messages), `response`, and numbers
+        about it (`score`, `kl`, `length`, `ended`); a reward model's have `first` and `second` in place of a response,
+        and SFT's the `reference` that people wrote."""
+        for row in rows:
+            self._write("samples", {"step": step, **row})
+        if self._sink is not None and not self._silent:
+            self._sink.samples(step, rows)
+
+    def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
+        """How values are spread, as counts in bins of equal width; those that are not finite are counted apart."""
+        import numpy as np  # not above: `python -m STAGE --help` comes by here
+
+        if self._strict:
+            declared.check(str(self.stage), name, histogram=True)
+        numbers = np.asarray(values, dtype=np.float64)
+        finite_ones = numbers[np.isfinite(numbers)]
+        if not len(finite_ones):
+            return
+        low, high = finite_ones.min(), finite_ones.max()
+        if high - low < 1e-9 * max(abs(low), abs(high)):  # numpy refuses values that nearly agree
+            low, high = low - 0.5, high + 0.5
+        counts, edges = np.histogram(finite_ones, bins=BINS, range=(low, high))
+        edges = np.array([float(f"{edge:.9g}") for edge in edges])
+        row = {"name": name, "step": step, "edges": edges.tolist(), "counts": counts.tolist()}
+        self.event("histogram", **row, not_finite=len(numbers) - len(finite_ones))
+        if self._sink is not None and not self._silent:
+            self._sink.histogram(step, name, counts, edges)
+
+    def watching(self, names: Sequence[str]) -> None:
+        """What this run is checked for (`checks.py`). What never becomes a finding has passed, if the journal shows
+        that it was looked at."""
+        self.event("watching", names=list(names))
+
+    def finding(self, step: int, name: str, level: Level, text: str) -> None:
+        """Something that a reviewer should know, in words. It holds until it is `cleared`."""
+        self.event("finding", step=step, name=name, level=level, text=text)
+
+    def not_measured(self, step: int, name: str, text: str) -> None:
+        """A check that could not be made, and why: its input is missing."""
+        self.event("not_measured", step=step, name=name, text=text)
+
+    def cleared(self, step: int, name: str) -> None:
+        """What a finding said has ended."""
+        self.event("cleared", step=step, name=name)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Something that happened once."""
+        self._write("events", {"time": round(time.time(), 3), "event": kind, **fields})
+
+    @property
+    def wandb_url(self) -> str | None:
+        """The address of the mirror's run; None without one, or offline."""
+        return self._sink.url if self._sink is not None else None
+
+    def mirror(self, model: MirroredModel) -> None:
+        """Tell the mirror of a published model."""
+        if self._sink is not None:
+            self._sink.mirror(model)
+
+    def close(self, failed: bool = False, preempted: bool = False) -> None:
+        """Bring all files to disk and end the mirror's run, with the verdict in its summary."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        self._files = {}
+        if self._sink is not None:
+            code = 75 if preempted else 1 if failed else 0
+            if (summary := self._summary) is not None:
+                self._sink.summary(lambda: summary(code))
+            self._sink.finish(failed)
+
+    def _write(self, name: str, row: Mapping[str, Any]) -> None:
+        if self._files and not self._silent:
+            self._files[name].write(json.dumps(finite(row), ensure_ascii=False) + "\n")
+            self._files[name].flush()
+
+
+def finite(value: Any) -> Any:
+    """The value with None for each float that is not finite, at any depth."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value

@@ -1,0 +1,114 @@
+"""The registry in Weights & Biases: an artifact for each version that refers to its folder, told after each publish.
+
+The registry never waits for it. `alignment models mirror` tells what was missed: a run without a network, a server that
+was down, an alias that has moved since. What has arrived is noted in `.mirror` in the registry's folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any, Literal
+
+from alignment.errors import UserError
+from alignment.registry import Registry, RegistryError, Version
+from alignment.tracking.wandb_sink import MirroredModel, WandbSink
+
+_WAIT_SECONDS = 120.0
+
+
+def described(version: Version, registry: Registry) -> MirroredModel:
+    """What W&B is told of a version."""
+    manifest = version.manifest
+    try:
+        aliases = [alias for alias, number in registry.aliases(version.name).items() if number == version.number]
+    except RegistryError:
+        aliases = []  # a damaged alias must not keep the rest from being told
+    base = [manifest.base] if manifest.base else []
+    metadata: dict[str, Any] = {
+        "ref": version.ref,
+        "digest": version.digest,
+        "stage": manifest.stage,
+        "role": manifest.role,
+        "aliases": aliases,
+        "lineage": [{"as": p.role, "ref": p.ref, "digest": p.digest} for p in (*manifest.parents, *base)],
+        "data": [{"name": d.name, "sha256": d.sha256, "rows": d.rows, "ratings": d.ratings} for d in manifest.data],
+        "metrics": manifest.metrics or {},
+        "run": manifest.run_id,
+    }
+    # `latest` is W&B's own, and `v3` would be refused as its own numbering
+    return MirroredModel(version.name, version.path, (f"registry-v{version.number}", *aliases), metadata)
+
+
+def mirror_all(
+    registry: Registry, project: str, mode: Literal["online", "offline"] = "online"
+) -> tuple[list[str], list[str]]:
+    """Tell W&B of every version that it has not been told of as it is now.
+
+    Returns:
+        The references that were told, and those that could not be.
+
+    Raises:
+        UserError: W&B cannot be reached at all.
+    """
+    missing = [
+        model
+        for version in _versions(registry)
+        if _note(model := described(version, registry)) != _read(registry, model)
+    ]
+    if not missing:
+        return [], []
+    told: list[str] = []
+    failed: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="mirror-") as temporary:
+        folder = Path(temporary) if mode == "online" else Path.cwd()
+        sink = WandbSink(
+            folder, mode=mode, project=project, name="registry-mirror", stage="mirror", config={}, patient=True
+        )
+        if not sink.is_open:
+            raise UserError("W&B cannot be reached; log in with `wandb login`, or use --offline")
+        for model in missing:
+            arrived = sink.mirror(model, _WAIT_SECONDS if mode == "online" else None)
+            (told if arrived else failed).append(model.metadata["ref"])
+            if arrived and mode == "online":
+                _write(registry, model)
+        sink.finish()
+    return told, failed
+
+
+def _versions(registry: Registry) -> list[Version]:
+    found = []
+    for name in registry.names():
+        for number in registry.numbers(name):
+            with contextlib.suppress(RegistryError):  # a damaged version must not keep the others from being told
+                found.append(registry.resolve(f"{name}@v{number}"))
+    return found
+
+
+def _file(registry: Registry, model: MirroredModel) -> Path:
+    return registry.path / ".mirror" / model.name / f"{model.folder.name}.json"
+
+
+def _note(model: MirroredModel) -> dict[str, Any]:
+    return {"digest": model.metadata["digest"], "aliases": sorted(model.aliases)}
+
+
+def _read(registry: Registry, model: MirroredModel) -> Any:
+    try:
+        return json.loads(_file(registry, model).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _write(registry: Registry, model: MirroredModel) -> None:
+    """Best effort: without the note it is told again, which to W&B is the same version of the same artifact."""
+    path = _file(registry, model)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{uuid.uuid4().hex}.tmp")
+        temporary.write_text(json.dumps(_note(model)) + "\n", encoding="utf-8")
+        os.replace(temporary, path)

@@ -1,0 +1,1 @@
+"""Studies on reward models that publish no model."""

@@ -1,0 +1,135 @@
+"""`python -m reward CONFIG --overfit 32`: the preflight. A model that cannot learn a few pairs by heart learns nothing.
+
+The run of the config, on its first pairs, at a constant learning rate, until it orders each of them right. Nothing is
+published, and no run is left behind.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.training_args import TrainingArguments
+
+from alignment.config.loading import BestModelArguments
+from alignment.distributed import processes
+from alignment.errors import ConfigError, UserError
+from alignment.runs.journal import Journal
+from alignment.training import callbacks
+from reward.config import RewardStageConfig
+from reward.prepare import make_arguments, prepare
+from reward.questions import JudgedPair, Question
+from reward.train import build_trainer
+
+STEPS, EVERY = 400, 10
+
+
+class PreflightError(UserError):
+    """The pairs could not be learned by heart."""
+
+
+class Chosen(NamedTuple):
+    """Questions with just the pairs to learn by heart."""
+
+    questions: list[Question]
+    pairs: int
+    contradictions: int
+    """Pairs that were passed over, because one before them says the opposite."""
+
+
+def overfit(config: RewardStageConfig, count: int) -> str:
+    """Learn `count` pairs by heart; returns the line to print.
+
+    Raises:
+        PreflightError: they were not learned in 400 steps.
+    """
+    if config.reward.objective != "pairs":
+        raise ConfigError(f"--overfit learns pairs by heart, found reward.objective={config.reward.objective}")
+    folder = processes.on_main_process(lambda: tempfile.mkdtemp(prefix="overfit-"))
+    config = _bare(config, folder)
+    try:
+        prepared = prepare(config)
+        chosen = first_pairs(prepared.train, count)
+        if not chosen.pairs:
+            raise PreflightError(
+                "--overfit: each pair that can be used is a tie, so there is nothing to learn by heart"
+            )
+        arguments = make_arguments(config, no_eval=False)
+        prepared = replace(prepared, train=chosen.questions, held_out=chosen.questions, arguments=arguments)
+        trainer = build_trainer(config, prepared, Journal(config.run_dir, enabled=False))
+        callbacks.attach(trainer, Journal(config.run_dir, enabled=False), f"overfit {config.name}")
+        watch = _UntilAllRight()
+        trainer.add_callback(watch)
+        trainer.train()
+    finally:
+        processes.on_main_process(lambda: shutil.rmtree(folder, ignore_errors=True))
+    if watch.accuracy < 1:
+        raise _why_not(config, watch.accuracy, chosen)
+    passed_over = f" ({chosen.contradictions} that contradict them passed over)" if chosen.contradictions else ""
+    return (
+        f"preflight: {chosen.pairs} pairs{passed_over} learned by heart in {trainer.state.global_step} steps; go ahead"
+    )
+
+
+def first_pairs(questions: Sequence[Question], count: int) -> Chosen:
+    """The first pairs that are no ties, and contradict none before them."""
+    found: list[Question] = []
+    left, contradictions = count, 0
+    for question in questions:
+        sides: dict[tuple[int, int], bool] = {}
+        pairs: list[JudgedPair] = []
+        for pair in question.pairs:
+            key = (min(pair.first, pair.second), max(pair.first, pair.second))
+            lower_is_better = (pair.target > 0.5) == (pair.first < pair.second)
+            if pair.target == 0.5 or len(pairs) == left:
+                continue
+            if sides.setdefault(key, lower_is_better) == lower_is_better:
+                pairs.append(pair)
+            else:
+                contradictions += 1
+        left -= len(pairs)
+        if pairs:
+            found.append(replace(question, pairs=tuple(pairs)))
+        if not left:
+            break
+    return Chosen(found, count - left, contradictions)
+
+
+def _bare(config: RewardStageConfig, folder: str) -> RewardStageConfig:
+    """The same run in a folder of its own, without its schedule and with an evaluation now and then."""
+    dropped = {field.name for field in fields(BestModelArguments)} | {"lr_scheduler_kwargs", "eval_on_start"}
+    training = {name: value for name, value in config.of_member().training.items() if name not in dropped} | {
+        "max_steps": STEPS,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "eval_strategy": "steps",
+        "eval_steps": EVERY,
+        "logging_strategy": "no",
+    }
+    tracking = config.tracking.model_copy(update={"runs": folder, "wandb": "disabled"})
+    return config.model_copy(update={"training": training, "tracking": tracking})
+
+
+class _UntilAllRight(TrainerCallback):
+    """Stops when an evaluation finds every pair in the right order; the figure is the same on all processes."""
+
+    def __init__(self) -> None:
+        self.accuracy = 0.0
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.accuracy = float(state.log_history[-1]["eval_accuracy"])
+        control.should_training_stop |= self.accuracy == 1
+
+
+def _why_not(config: RewardStageConfig, accuracy: float, chosen: Chosen) -> PreflightError:
+    rate = config.training.get("learning_rate", "the default")
+    return PreflightError(
+        f"--overfit: {accuracy:.0%} of {chosen.pairs} pairs in the right order after {STEPS} steps, not all; usually "
+        f"training.learning_rate ({rate}) is too low or far too high, data.max_length={config.data.max_length} or the "
+        "template cuts away or repeats what the answers differ in, model.method trains too little, or "
+        "the answers to one prompt are ranked in a circle"
+    )

@@ -1,0 +1,1 @@
+"""Studies on SFT that publish no model."""
