@@ -113,7 +113,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 def encode_conversation(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools | None = None
 ) -> Encoded:
-    """Token ids and loss mask of a conversation that ends with the assistant's turn, whole (`data/trimming.py` cuts it).
+    """Token ids and loss mask of a conversation that ends with the assistant's turn, not trimmed.
 
     The ids end at the end of the assistant's last turn that is trained on: whatever a template renders after it (a
     newline, say) would be read as the end of the answer by a reward model. Where the template writes no end token
