@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
-_CHUNK = 4 << 20
+CHUNK_BYTES = 4 << 20
 
 
 def keep_files(source: Path, target: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from alignment.config.loading import Count, NonNegative, Positive, RunConfig, Section, Seed
+from alignment.config.sections import Count, NonNegative, Positive, RunConfig, Section, Seed
 from alignment.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment.config.loading import ADAPTERS, ModelConfig
+from alignment.config.sections import ADAPTERS, ModelConfig
 from alignment.errors import ConfigError, ModelError
 from alignment.generation.sampling import vocabulary_of
 from alignment.models import methods
@@ -24,9 +24,11 @@ from alignment.models.ensembles import (
 )
 from alignment.models.forward import switch_off_dropout
 from alignment.models.lengths import positions
-from alignment.models.policies import ModelSource, find_model, fit_embeddings, load_base, load_policy, load_tokenizer
+from alignment.models.policies import load_base, load_policy
 from alignment.models.scalar import ScalarModel, ScoreHead
 from alignment.models.shared_base import add_adapter, add_reward_adapter
+from alignment.models.sources import ModelSource, find_model
+from alignment.models.tokenizers import fit_embeddings, load_tokenizer
 from alignment.registry import Registry
 from alignment.templates.rendering import Message, TemplateError, encode_conversation
 from ppo.config import ModelsConfig, PPOStageConfig
@@ -47,7 +49,7 @@ def find_models(config: PPOStageConfig, registry: Registry) -> dict[str, ModelSo
     held_out_reward.
 
     Raises:
-        RegistryError, ModelError: see `alignment.models.policies.find_model`; members are to be combined of what has
+        RegistryError, ModelError: see `alignment.models.sources.find_model`; members are to be combined of what has
         none. ConfigError: keys that do not go together.
     """
     model = config.model

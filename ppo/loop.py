@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignment.data.reading import Prompt
+from alignment.data.records import Prompt
 from alignment.distributed import heartbeat, zero3
 from alignment.distributed import processes as distributed
-from alignment.distributed.processes import Accelerator, TrainingEngine, all_reduce_max, all_reduce_sum
+from alignment.distributed.engine import TrainingEngine
+from alignment.distributed.processes import Accelerator, all_reduce_max, all_reduce_sum
 from alignment.errors import ConfigError, UserError
 from alignment.files import keep_files
 from alignment.reports.judges import judge_of

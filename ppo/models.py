@@ -24,9 +24,9 @@ from alignment.models.ensembles import RewardEnsemble, disagreement
 from alignment.models.forward import TokenLogprobs, body_and_head, options_of, token_logprobs
 from alignment.models.lengths import LengthError
 from alignment.models.packing import attend_by_group, uses_flash, why_not_packed
-from alignment.models.policies import ModelSource
 from alignment.models.scalar import ScalarModel, ScoreHead
 from alignment.models.shared_base import adapter_parameters, checkpointing, save_adapter, using
+from alignment.models.sources import ModelSource
 from alignment.registry import Parent
 from alignment.templates.rendering import Message, encode_to_score
 from alignment.tensors import entropy_from_logits, logprobs_from_logits, pad_rows

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from alignment.config.loading import ADAPTERS, ModelConfig
+from alignment.config.sections import ADAPTERS, ModelConfig
 from alignment.memory.plan import Model, Pass, Rollout, Workload
 from alignment.memory.shapes import ShapeFinder, frozen, sized
 from alignment.models.classifiers import AnyClassifier

@@ -8,9 +8,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from alignment.config.loading import DataConfig
+from alignment.config.sections import DataConfig
 from alignment.data.encoding import encode_record, fit_record
-from alignment.data.reading import Demonstration, Document, check_bad, read_records, to_examples
+from alignment.data.parsing import to_examples
+from alignment.data.reading import check_bad, read_records
+from alignment.data.records import Demonstration, Document
 from alignment.errors import ConfigError
 from alignment.templates.rendering import Encoded, Unrenderable
 from ppo.config import PPOStageConfig

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignment.data.reading import Prompt
+from alignment.data.records import Prompt
 from alignment.errors import ConfigError, UserError
 from alignment.proxies import through_proxy
 from ppo.config import RewardsConfig, RewardSource

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from alignment.config.loading import TooLong
-from alignment.data.reading import Prompt
+from alignment.config.sections import TooLong
+from alignment.data.records import Prompt
 from alignment.data.trimming import trim_prompt
 from alignment.distributed.processes import Accelerator, all_reduce_sum, on_every_process
 from alignment.errors import ConfigError, ModelError

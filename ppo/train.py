@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import transformers
 
-from alignment.data.reading import to_prompts, train_and_eval
+from alignment.data.parsing import to_prompts
+from alignment.data.reading import train_and_eval
 from alignment.distributed import heartbeat, processes, zero3
 from alignment.distributed.launch_files import check_against_config
 from alignment.distributed.processes import Accelerator
@@ -22,11 +23,11 @@ from alignment.errors import ConfigError
 from alignment.models import adapters, methods
 from alignment.models.ensembles import num_members
 from alignment.models.lengths import check_length
-from alignment.models.policies import ModelSource
+from alignment.models.sources import ModelSource
 from alignment.reports.verdicts import WON
 from alignment.runs import resume
 from alignment.runs.run import Run
-from alignment.training import publishing
+from alignment.training import arguments, opening, publishing
 from alignment.training.stage import write_bad_rows
 from ppo.alarms import watched
 from ppo.config import PPOStageConfig, batch_plan
@@ -64,10 +65,8 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
         models = load_models(config, sources)
     ptx, answers = read_ptx(config, models.tokenizer), read_answers(config, models.tokenizer)
     data = [*prompts.fingerprints, *held_out.fingerprints, *ptx.fingerprints, *answers.fingerprints]
-    with publishing.open_journal(config, "ppo", begun) as journal:
-        checkpoints = publishing.open_checkpoints(
-            config, begun, journal, keep=config.training.save_total_limit, data=data
-        )
+    with opening.open_journal(config, "ppo", begun) as journal:
+        checkpoints = opening.open_checkpoints(config, begun, journal, keep=config.training.save_total_limit, data=data)
         if accelerator.is_main_process:
             write_bad_rows(config.run_dir, [*prompts.bad, *ptx.bad, *answers.bad], prompts.notes)
         loop = Loop(config, models, accelerator, journal, prompts.items, held_out.items, ptx.rows, answers.items)
@@ -224,5 +223,5 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
         "minibatch": sizes.minibatch,
         "microbatch_tokens": config.training.microbatch_tokens,
         "optimizer_steps": config.training.max_steps * config.ppo.num_epochs * config.ppo.num_minibatches,
-        **publishing.memory_plan(lambda: workload(config, shapes, world_size, members), sources, world_size),
+        **arguments.memory_plan(lambda: workload(config, shapes, world_size, members), sources, world_size),
     }

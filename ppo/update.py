@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from alignment.distributed import heartbeat
-from alignment.distributed.processes import Diverged, TrainingEngine, all_reduce_max, all_reduce_sum
+from alignment.distributed.engine import Diverged, TrainingEngine
+from alignment.distributed.processes import all_reduce_max, all_reduce_sum
 from alignment.errors import ModelError
 from alignment.seeds import stream_seed
 from ppo.algorithm import Unit, importance_weights, kl_loss, policy_loss, value_loss

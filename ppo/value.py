@@ -14,23 +14,19 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from alignment.config.loading import DataConfig, DataPart, Format
-from alignment.data.reading import Comparison, Demonstration, Prompt, to_demonstrations, to_judgements, train_and_eval
+from alignment.config.sections import DataConfig, DataPart, Format
+from alignment.data.parsing import to_demonstrations, to_judgements
+from alignment.data.reading import train_and_eval
+from alignment.data.records import Comparison, Demonstration, Prompt
 from alignment.data.row_files import BadRow
 from alignment.data.sources import Source, open_source
 from alignment.distributed import heartbeat
-from alignment.distributed.processes import (
-    TrainingEngine,
-    all_reduce_max,
-    gather_lists,
-    on_main_process,
-    wait_for_everyone,
-    world_size,
-)
+from alignment.distributed.engine import TrainingEngine
+from alignment.distributed.processes import all_reduce_max, gather_lists, on_main_process, wait_for_everyone, world_size
 from alignment.errors import ConfigError
-from alignment.models.policies import ModelSource
 from alignment.models.scalar import ScoreHead, write_score_bias
 from alignment.models.shared_base import save_adapter
+from alignment.models.sources import ModelSource
 from alignment.ratings import RatingsStore, is_ratings_file
 from alignment.seeds import stream_seed
 from alignment.templates.rendering import Message, Unrenderable, encode_conversation, encode_prompt

@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(config)
 
     def plan(config: RewardStageConfig, world_size: int) -> dict[str, object]:
-        from reward.train import plan
+        from reward.plan import plan
 
         return plan(config, world_size)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignment.distributed import heartbeat
-from alignment.distributed.processes import run_as_forward
+from alignment.distributed.engine import run_as_forward
 from alignment.models.adapters import without_adapter
 from alignment.models.forward import options_of
 from alignment.models.packing import attend_by_group, positions, row_arguments, uses_flash, why_not_packed

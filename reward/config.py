@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from alignment.config.loading import NonNegative, Section, TrainerConfig
+from alignment.config.sections import NonNegative, Section, TrainerConfig
 
 
 class RewardSection(Section):

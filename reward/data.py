@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from alignment.config.loading import DataConfig, DataPart
+from alignment.config.sections import DataConfig, DataPart
+from alignment.data.formats import Choice
 from alignment.data.importers import PassedOver
-from alignment.data.reading import Choice, Comparison, Rating, Records, Vote, to_judgements, train_and_eval
+from alignment.data.parsing import to_judgements
+from alignment.data.reading import Records, train_and_eval
+from alignment.data.records import Comparison, Rating, Vote
 from alignment.data.row_files import DataError
 from alignment.data.sources import Rows, Source, open_source
 from alignment.ratings import Rating as StoredRating

@@ -9,12 +9,15 @@ from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from alignment.config.loading import DataConfig, validate
+from alignment.config.loading import validate
+from alignment.config.sections import DataConfig
 from alignment.data.encoding import fit_record
-from alignment.data.reading import Demonstration, read_records, to_demonstrations, train_and_eval
+from alignment.data.parsing import to_demonstrations
+from alignment.data.reading import read_records, train_and_eval
+from alignment.data.records import Demonstration
 from alignment.data.row_files import DataError
 from alignment.errors import UserError
-from alignment.models.policies import ModelSource
+from alignment.models.sources import ModelSource
 from alignment.registry import Manifest, Registry
 from alignment.templates.rendering import encode_conversation
 from reward.config import RewardStageConfig

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from alignment.config.loading import ADAPTERS, ModelConfig
-from alignment.data.reading import CHOICES
+from alignment.config.sections import ADAPTERS, ModelConfig
+from alignment.data.records import CHOICES
 from alignment.errors import UserError
 from alignment.models import adapters
 from alignment.models.ensembles import RewardEnsemble, load_reward_model, member_name, write_ensemble
-from alignment.models.policies import ModelSource
 from alignment.models.scalar import ScalarModel, holds_head, load_scalar_model, shift_scores, write_score_bias
+from alignment.models.sources import ModelSource
 from reward.batches import score_questions
 from reward.config import RewardStageConfig
 from reward.demonstrations import Zero

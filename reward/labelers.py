@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from alignment.config.loading import DataConfig, DataPart, Format
+from alignment.config.sections import DataConfig, DataPart, Format
 from alignment.data.importers import PassedOver
-from alignment.data.reading import Comparison, Rating, to_judgements
+from alignment.data.parsing import to_judgements
+from alignment.data.records import Comparison, Rating
 from alignment.data.row_files import BadRow, DataError
 from alignment.data.sources import open_source
 from alignment.ratings import RatingsStore, is_ratings_file

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from trl import RewardConfig
 
-from alignment.config.loading import trainer_arguments
+from alignment.config.arguments import trainer_arguments
 from alignment.memory.plan import Pass, Workload
 from alignment.memory.shapes import ShapeFinder, sized
 from alignment.models.classifiers import AnyClassifier
-from reward.config import DEFAULTS, RewardStageConfig
+from alignment.training.arguments import batch_plan, memory_plan
+from reward.config import DEFAULTS, EnsembleArguments, RewardStageConfig
+from reward.prepare import prepare
 
 COMPLETIONS = 2
 """Of a question: pairs. A ranking of more takes as many times the tokens."""
@@ -47,3 +49,23 @@ def workloads(
     model = config.model
     shape = finder.find("model.name", model.name, trust=model.trust_remote_code)
     return {model.method: workload(config, shape, bf16=True)}
+
+
+def plan(config: RewardStageConfig, world_size: int) -> dict[str, Any]:
+    """What `--dry-run` prints beside the config."""
+    prepared = prepare(config)
+    train, held_out = prepared.num_pairs
+    rows = {
+        "members": EnsembleArguments.of(config.training).members,
+        "train_questions": len(prepared.train),
+        "train_pairs": train,
+        "eval_pairs": held_out,
+        "bad_rows": len(prepared.train_set.bad),
+        **prepared.left_out,
+        **prepared.zero.summary(),
+        "data_check": prepared.report.summary(),
+    }
+    source, bf16 = prepared.start.source, prepared.arguments.bf16
+    shape = AutoConfig.from_pretrained(source.config_path, trust_remote_code=config.model.trust_remote_code)
+    memory = memory_plan(lambda: workload(config, shape, bf16), {"init": source}, world_size)
+    return rows | batch_plan(arguments(config), world_size) | memory

@@ -14,7 +14,8 @@ from transformers import (
 )
 from trl import RewardConfig
 
-from alignment.config.loading import ADAPTERS, SCRATCH, trainer_arguments
+from alignment.config.arguments import trainer_arguments
+from alignment.config.sections import ADAPTERS, SCRATCH
 from alignment.data.check import Inspector, Report
 from alignment.data.reading import Records
 from alignment.distributed import processes
@@ -22,11 +23,12 @@ from alignment.errors import ConfigError
 from alignment.models import methods
 from alignment.models.classifiers import AnyClassifier
 from alignment.models.lengths import check_length
-from alignment.models.policies import fit_embeddings
 from alignment.models.scalar import load_scalar_model
+from alignment.models.tokenizers import fit_embeddings
 from alignment.registry import Registry
 from alignment.runs.run import Run
-from alignment.training import publishing
+from alignment.training import publishing, start_model
+from alignment.training.arguments import make_arguments as make_trl_arguments
 from alignment.training.data_check import check_before_training
 from reward.config import DEFAULTS, EnsembleArguments, RewardStageConfig
 from reward.data import Encoding, Judgement, encode, labeler_weights, read_judgements
@@ -42,7 +44,7 @@ class Prepared:
 
     seed: int
     registry: Registry
-    start: publishing.StartModel
+    start: start_model.StartModel
     train_set: Records[Judgement]
     eval_set: Records[Judgement]
     train: list[Question]
@@ -81,7 +83,7 @@ def prepare(config: RewardStageConfig, run: Run | None = None) -> Prepared:
     train_set, eval_set = read_judgements(config.data, config.reward)
     where = config.data.parts[0].path
     reliability = labeler_weights(train_set.items, where) if config.reward.use_reliability else None
-    start = publishing.start_model(config, registry, (), "reward")
+    start = start_model.start_model(config, registry, (), "reward")
     check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
     if EnsembleArguments.of(given).members > 1 and config.model.method in ADAPTERS:
         _check_shared_base(config, start)
@@ -104,7 +106,7 @@ def prepare(config: RewardStageConfig, run: Run | None = None) -> Prepared:
 def make_arguments(config: RewardStageConfig, no_eval: bool) -> RewardConfig:
     """TRL's arguments; `no_eval`: there is nothing to evaluate on."""
     defaults = methods.with_learning_rate(DEFAULTS, config.model)
-    return publishing.make_arguments(RewardConfig, config, defaults, max_length=None, no_eval=no_eval)
+    return make_trl_arguments(RewardConfig, config, defaults, max_length=None, no_eval=no_eval)
 
 
 def untrained(config: RewardStageConfig, prepared: Prepared) -> PreTrainedModel:
@@ -152,7 +154,7 @@ def _check(config: RewardStageConfig) -> None:
         )
 
 
-def _check_shared_base(config: RewardStageConfig, start: publishing.StartModel) -> None:
+def _check_shared_base(config: RewardStageConfig, start: start_model.StartModel) -> None:
     """Adapters share a base only where all that is drawn anew beside it is the head."""
     path, trust = start.source.config_path, config.model.trust_remote_code
     with torch.device("meta"):

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from alignment.config.loading import TooLong
-from alignment.data.reading import Comparison, Rating, Vote
+from alignment.config.sections import TooLong
+from alignment.data.records import Comparison, Rating, Vote
 from alignment.data.row_files import DataError
 from alignment.data.trimming import least, trim_prompt
 from alignment.templates.rendering import Encoded, Message, encode_conversation, encode_prompt

@@ -207,8 +207,9 @@ def sample(model: str, seed: int, size: Size = SCRATCH) -> dict[str, Any]:
     from help_desk.rating import RATINGS_PER_PAIR
     from sample import sample_into
 
-    from alignment.config.loading import DataConfig
-    from alignment.data.reading import read_records, to_prompts
+    from alignment.config.sections import DataConfig
+    from alignment.data.parsing import to_prompts
+    from alignment.data.reading import read_records
 
     path = str(DATA / "prompts.jsonl")
     prompts = read_records(path, to_prompts, DataConfig(train=path)).items
@@ -258,11 +259,14 @@ def evaluate(
     Args:
         models: references of "sft", "reward", "ppo", and "judge", the held-out reward model, which may be None.
     """
-    from alignment.config.loading import DataConfig
-    from alignment.data.reading import read_records, to_prompts
+    from alignment.config.sections import DataConfig
+    from alignment.data.parsing import to_prompts
+    from alignment.data.reading import read_records
     from alignment.evaluation.judge import bootstrap_mean, judge_policy, win_rate
     from alignment.models.ensembles import load_reward_model
-    from alignment.models.policies import find_model, load_policy, load_tokenizer
+    from alignment.models.policies import load_policy
+    from alignment.models.sources import find_model
+    from alignment.models.tokenizers import load_tokenizer
     from alignment.registry import Registry
 
     registry = Registry()
@@ -330,7 +334,7 @@ def reward_accuracy(run: str) -> dict[str, Any]:
     """A reward model's accuracy on its held-out ratings, and the gold score's own, which is the ceiling."""
     from help_desk.rating import item_gold
 
-    from alignment.data.reading import CHOICES, Comparison, Vote
+    from alignment.data.records import CHOICES, Comparison, Vote
     from alignment.ratings import RatingsStore
     from reward.evaluation import order, vote_accuracy
 

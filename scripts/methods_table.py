@@ -98,7 +98,8 @@ def train_by(method: str) -> dict[str, Any]:
     from alignment.models.export import export
     from alignment.registry import Registry
     from alignment.training.best_model import finished_model
-    from sft.train import build_trainer, prepare, publish
+    from sft.prepare import prepare
+    from sft.train import build_trainer, publish
 
     rate = FASTER * (methods.METHODS[method].learning_rate or 2e-5)
     config = config_of(

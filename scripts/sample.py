@@ -48,7 +48,7 @@ def sample_into(
     Args:
         db: ratings database; made if it is missing, else added to.
         names: models that make the completions in turn: with two names and k=2 each makes one of every pair.
-        prompts: `alignment.data.reading.Prompt` records.
+        prompts: `alignment.data.records.Prompt` records.
         template, eos_token: for models that have none, as `model.template` and `model.eos_token` of a config.
         kind: what an item holds: every `pair` of a prompt's completions, all of them to `rank`, or a `single` one.
 
@@ -58,10 +58,12 @@ def sample_into(
     """
     import torch
 
-    from alignment.config.loading import ModelConfig
+    from alignment.config.sections import ModelConfig
     from alignment.generation.engine import complete
     from alignment.models.lengths import check_prompts
-    from alignment.models.policies import find_model, load_policy, load_tokenizer
+    from alignment.models.policies import load_policy
+    from alignment.models.sources import find_model
+    from alignment.models.tokenizers import load_tokenizer
     from alignment.ratings import Completion, RatingsStore
     from alignment.registry import Registry
     from alignment.seeds import stream_seed
@@ -174,8 +176,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UserError(f"--{name.replace('_', '-')} {value}: expected {bound} or more, below 2**32")
         if args.kind == "rank" and args.k > MOST_RANKED:
             raise UserError(f"--k {args.k}: expected {MOST_RANKED} or fewer completions to rank")
-        from alignment.config.loading import DataConfig
-        from alignment.data.reading import read_records, to_prompts
+        from alignment.config.sections import DataConfig
+        from alignment.data.parsing import to_prompts
+        from alignment.data.reading import read_records
 
         ticker.enter_context(ticking("sample"))
         records = read_records(args.prompts, to_prompts, DataConfig(train=args.prompts)).items[: args.limit]

@@ -113,7 +113,7 @@ def memory_rows() -> list[str]:
 
 def time_rows() -> list[str]:
     """Markdown: seconds of the phases of one iteration."""
-    from alignment.config.loading import ModelConfig
+    from alignment.config.sections import ModelConfig
     from alignment.memory.shapes import ShapeFinder, sized
     from alignment.registry import Registry
 

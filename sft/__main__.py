@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(config)
 
     def plan(config: SFTStageConfig, world_size: int) -> dict[str, object]:
-        from sft.train import plan
+        from sft.plan import plan
 
         return plan(config, world_size)
 

@@ -1,6 +1,6 @@
 """The SFT stage's config. `training` takes every argument of `trl.SFTConfig` by its own name."""
 
-from alignment.config.loading import TrainerConfig
+from alignment.config.sections import TrainerConfig
 
 
 class SFTStageConfig(TrainerConfig):

@@ -15,10 +15,12 @@ import numpy as np
 from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerBase
 
-from alignment.config.loading import DataConfig, TooLong
+from alignment.config.sections import DataConfig, TooLong
 from alignment.data.check import Inspector
 from alignment.data.encoding import encode_record, fit_record
-from alignment.data.reading import Demonstration, Document, Reading, Use, check_bad, to_examples
+from alignment.data.parsing import to_examples
+from alignment.data.reading import Reading, Use, check_bad
+from alignment.data.records import Demonstration, Document
 from alignment.templates.rendering import Encoded, Unrenderable
 from alignment.terminal import progress
 

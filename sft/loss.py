@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from alignment.distributed.processes import run_as_forward
+from alignment.distributed.engine import run_as_forward
 from sft.data import IGNORED
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB of float32

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    PreTrainedConfig,
+)
 from trl import SFTConfig
 
-from alignment.config.loading import trainer_arguments
+from alignment.config.arguments import trainer_arguments
+from alignment.config.sections import SCRATCH, ScratchConfig
 from alignment.memory.plan import Pass, Workload
 from alignment.memory.shapes import ShapeFinder, sized
+from alignment.models.policies import scratch_shape
+from alignment.training.arguments import batch_plan, memory_plan
 from sft.config import DEFAULTS, SFTStageConfig
 from sft.loss import LOGITS_AT_ONCE
+from sft.prepare import Prepared, prepare
 
 
 def workload(config: SFTStageConfig, shape: PreTrainedConfig, bf16: bool) -> Workload:
@@ -44,3 +53,37 @@ def workloads(
     model = config.model
     shape = finder.find("model.name", model.name, model.scratch, trust=model.trust_remote_code)
     return {model.method: workload(config, shape, bf16=True)}
+
+
+def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
+    """What `--dry-run` prints beside the config."""
+    prepared = prepare(config)
+    merged = arguments(config)
+    rows = {
+        "train_rows": len(prepared.data.train),
+        "eval_rows": len(prepared.data.eval),
+        "bad_rows": len(prepared.data.bad),
+        "too_long": prepared.data.left_out,
+        "data_check": prepared.report.summary(),
+    }
+    batches = batch_plan(merged, world_size)
+    steps = {"optimizer_steps": _num_steps(merged, len(prepared.data.train), batches)}
+    bf16, scratch = prepared.arguments.bf16, config.model.name.startswith(SCRATCH)
+    sources = {} if scratch else {"init": prepared.start.source}
+    memory = memory_plan(lambda: workload(config, _shape(config, prepared), bf16), sources, world_size)
+    return rows | batches | steps | memory
+
+
+def _shape(config: SFTStageConfig, prepared: Prepared) -> PreTrainedConfig:
+    if config.model.name.startswith(SCRATCH):
+        return scratch_shape(config.model.scratch or ScratchConfig(), len(prepared.start.tokenizer))
+    trust = config.model.trust_remote_code
+    return AutoConfig.from_pretrained(prepared.start.source.config_path, trust_remote_code=trust)
+
+
+def _num_steps(merged: Mapping[str, Any], num_rows: int, batches: Mapping[str, Any]) -> int:
+    """Optimizer steps of the run: a batch is so many rows, packed or padded."""
+    if merged.get("max_steps", -1) > 0:
+        return int(merged["max_steps"])
+    per_epoch = math.ceil(num_rows / (batches["per_device_batch"] * batches["processes"]))
+    return math.ceil(merged.get("num_train_epochs", 3.0) * math.ceil(per_epoch / batches["accumulated"]))

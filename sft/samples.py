@@ -7,13 +7,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from alignment.config.loading import ModelConfig
-from alignment.data.reading import Demonstration
+from alignment.config.sections import ModelConfig
+from alignment.data.records import Demonstration
 from alignment.data.trimming import trim_prompt
 from alignment.distributed import heartbeat, processes, zero3
 from alignment.errors import UserError
 from alignment.generation.engine import complete
-from alignment.models.policies import ModelSource, fit_embeddings, load_policy
+from alignment.models.policies import load_policy
+from alignment.models.sources import ModelSource
+from alignment.models.tokenizers import fit_embeddings
 from alignment.runs.journal import Journal
 from alignment.seeds import random_state, set_random_state
 from sft.config import SFTStageConfig

@@ -18,8 +18,6 @@ from typing import Any
 import datasets
 from torch import nn
 from transformers import (
-    AutoConfig,
-    PreTrainedConfig,
     PreTrainedModel,
     TrainerCallback,
     TrainerControl,
@@ -28,46 +26,32 @@ from transformers import (
 )
 from trl import SFTConfig
 
-from alignment.config.loading import SCRATCH, BestModelArguments, CheckpointArguments, ScratchConfig, trainer_arguments
-from alignment.data.check import Inspector, Report
+from alignment.config.arguments import BestModelArguments, CheckpointArguments
+from alignment.config.sections import SCRATCH
 from alignment.distributed import heartbeat, processes
 from alignment.errors import ConfigError
 from alignment.models import adapters, methods
 from alignment.models.adapters import without_adapter
 from alignment.models.classifiers import why_no_scores
-from alignment.models.lengths import check_length
 from alignment.models.packing import why_not_packed
-from alignment.models.policies import ModelSource, find_model, scratch_shape
 from alignment.models.selfcheck import say
-from alignment.registry import Registry
+from alignment.models.sources import ModelSource, find_model
 from alignment.runs import resume
 from alignment.runs.journal import Journal
 from alignment.runs.run import Run
 from alignment.seeds import random_state, set_random_state
-from alignment.training import callbacks, publishing
+from alignment.training import callbacks, opening, publishing, start_model
+from alignment.training.arguments import refused_arguments
 from alignment.training.best_model import BestModel, finished_model, held_out_halves, keep_best, published_step
-from alignment.training.data_check import DATA_WATCHED, check_before_training, note_findings, write_report
+from alignment.training.data_check import DATA_WATCHED, note_findings, write_report
 from alignment.training.stage import write_bad_rows
-from sft.config import DEFAULTS, SFTStageConfig
-from sft.data import IGNORED, EncodedData, encode_data, row_groups, training_texts
+from sft.config import SFTStageConfig
+from sft.data import IGNORED, row_groups
 from sft.packing import PackingCollator, pack_attention
-from sft.plan import arguments, workload
+from sft.prepare import Prepared, prepare
 from sft.samples import write_samples
 from sft.selfcheck import SelfCheck
 from sft.trainer import SFTTrainer
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What a trainer is made of: the model to start from, the rows as token ids and labels, and the arguments."""
-
-    seed: int
-    registry: Registry
-    start: publishing.StartModel
-    data: EncodedData
-    arguments: SFTConfig
-    report: Report
-    """What the check of the data found."""
 
 
 @dataclass(frozen=True)
@@ -91,18 +75,16 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
     if published := publishing.published_before(config, publishing.open_registry(config), begun.run):
         return published
     prepared = prepare(config, begun.run)
-    start = publishing.publish_base(config, prepared.registry, prepared.start, prepared.seed, begun.run)
+    start = start_model.publish_base(config, prepared.registry, prepared.start, prepared.seed, begun.run)
     publishing.pin_models(config, prepared.registry, begun.run)
     prepared = replace(prepared, start=start)
     halves = Halves.of(config, prepared.data.eval)
     trainer = build_trainer(config, replace(prepared, data=replace(prepared.data, eval=halves.evaluated)))
     shown, tokenizer = prepared.data.shown, prepared.start.tokenizer
     saving = CheckpointArguments.of(config.training)
-    with publishing.open_journal(config, "sft", begun) as journal:
+    with opening.open_journal(config, "sft", begun) as journal:
         fingerprints = prepared.data.fingerprints
-        checkpoints = publishing.open_checkpoints(
-            config, begun, journal, keep=saving.save_total_limit, data=fingerprints
-        )
+        checkpoints = opening.open_checkpoints(config, begun, journal, keep=saving.save_total_limit, data=fingerprints)
         _note_data(journal, config, prepared)
         callbacks.attach(trainer, journal, f"sft {config.name}", BestModelArguments.of(config.training).wanted)
         journal.event("method", method=config.model.method, **methods.describe(trainer.model))
@@ -113,7 +95,7 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
         trainer.use_checkpoints(checkpoints, saving.save_steps, begun.checkpoint, best, journal)
         trainer.add_callback(MeasureStart(trainer, journal, halves))
         outcome = trainer.train_on()
-        publishing.backend_event(journal, trainer)
+        opening.backend_event(journal, trainer)
         step = published_step(trainer, best)
         metrics = {"train_loss": outcome.training_loss, "steps": outcome.global_step}
         if best is not None:
@@ -154,53 +136,13 @@ class MeasureStart(TrainerCallback):
         self._journal.log(0, {"eval/loss": loss, "eval/mean_token_accuracy": accuracy})
 
 
-def prepare(config: SFTStageConfig, run: Run | None = None) -> Prepared:
-    """Read the data, find the model to start from (as the run has pinned it), and encode the rows with its tokenizer;
-    leaves nothing behind."""
-    heartbeat.enter("reading the data", patient=True)
-    seed = trainer_arguments(SFTConfig, DEFAULTS, config.training).get("seed", 42)
-    processes.on_main_process(lambda: methods.check(config.model, processes.launched_zero_stage()))
-    processes.start_processes()
-    registry = publishing.open_registry(config, run)
-    start = publishing.start_model(config, registry, training_texts(config.data))
-    check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
-    folder = config.run_dir if config.run_dir.is_dir() else None
-    is_main = processes.is_main_process()
-    inspector = Inspector(config.data, start.tokenizer) if is_main else None
-    data = encode_data(
-        config.data, start.tokenizer, folder, show=is_main, inspector=inspector, num_shown=config.tracking.num_samples
-    )
-    report = processes.on_main_process(lambda: check_before_training(config, inspector))
-    arguments = training_arguments(config, no_eval=len(data.eval) == 0)
-    return Prepared(seed, registry, start, data, arguments, report)
-
-
-def training_arguments(config: SFTStageConfig, no_eval: bool) -> SFTConfig:
-    """TRL's arguments, its own packing left off: that one cuts rows, and its batches count packed rows, not ours.
-
-    Raises:
-        ConfigError: an argument that cannot be used, or not on this machine.
-    """
-    rest = {name: value for name, value in config.training.items() if name != "packing"}
-    defaults = methods.with_learning_rate(DEFAULTS, config.model)
-    unpacked = config.model_copy(update={"training": rest})
-    arguments = publishing.make_arguments(SFTConfig, unpacked, defaults, max_length=None, no_eval=no_eval)
-    if arguments.activation_offloading and processes.on_cpu():
-        raise ConfigError(
-            "training.activation_offloading moves activations off the GPU, and there is none; leave it out"
-        )
-    if arguments.router_aux_loss_coef is not None:  # TRL writes it on a config that takes no whole number
-        arguments.router_aux_loss_coef = float(arguments.router_aux_loss_coef)
-    return arguments
-
-
 def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
     """Load the model and wrap it in the trainer."""
     heartbeat.enter("loading the model", patient=True)
     set_seed(prepared.seed)
     policy = methods.load_trainable(prepared.start.source, prepared.start.tokenizer, config.model)
     collator = _packing(config, prepared, policy)
-    with publishing.refused_arguments():
+    with refused_arguments():
         trainer = SFTTrainer(
             model=policy,
             args=prepared.arguments,
@@ -341,37 +283,3 @@ def _note_data(journal: Journal, config: SFTStageConfig, prepared: Prepared) -> 
     journal.event("data_check", **prepared.report.summary())
     journal.watching([*DATA_WATCHED, callbacks.OVERFITTING])
     note_findings(journal, prepared.report)
-
-
-def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
-    """What `--dry-run` prints beside the config."""
-    prepared = prepare(config)
-    merged = arguments(config)
-    rows = {
-        "train_rows": len(prepared.data.train),
-        "eval_rows": len(prepared.data.eval),
-        "bad_rows": len(prepared.data.bad),
-        "too_long": prepared.data.left_out,
-        "data_check": prepared.report.summary(),
-    }
-    batches = publishing.batch_plan(merged, world_size)
-    steps = {"optimizer_steps": _num_steps(merged, len(prepared.data.train), batches)}
-    bf16, scratch = prepared.arguments.bf16, config.model.name.startswith(SCRATCH)
-    sources = {} if scratch else {"init": prepared.start.source}
-    memory = publishing.memory_plan(lambda: workload(config, _shape(config, prepared), bf16), sources, world_size)
-    return rows | batches | steps | memory
-
-
-def _shape(config: SFTStageConfig, prepared: Prepared) -> PreTrainedConfig:
-    if config.model.name.startswith(SCRATCH):
-        return scratch_shape(config.model.scratch or ScratchConfig(), len(prepared.start.tokenizer))
-    trust = config.model.trust_remote_code
-    return AutoConfig.from_pretrained(prepared.start.source.config_path, trust_remote_code=trust)
-
-
-def _num_steps(merged: Mapping[str, Any], num_rows: int, batches: Mapping[str, Any]) -> int:
-    """Optimizer steps of the run: a batch is so many rows, packed or padded."""
-    if merged.get("max_steps", -1) > 0:
-        return int(merged["max_steps"])
-    per_epoch = math.ceil(num_rows / (batches["per_device_batch"] * batches["processes"]))
-    return math.ceil(merged.get("num_train_epochs", 3.0) * math.ceil(per_epoch / batches["accumulated"]))

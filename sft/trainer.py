@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
-from alignment.distributed.processes import all_reduce_sum, run_as_forward
+from alignment.distributed.engine import run_as_forward
+from alignment.distributed.processes import all_reduce_sum
 from alignment.models.adapters import without_adapter
 from alignment.models.forward import body_and_head, options_of
 from alignment.training.resumable import Resumable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import transformers
 
-from alignment.data.reading import Prompt
+from alignment.data.records import Prompt
 from alignment.models.scalar import ScalarModel, ScoreHead
 from ppo.models import Models, PolicyAndValue, RewardModel, Role
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from alignment.data.reading import Comparison, Vote
+from alignment.data.records import Comparison, Vote
 from reward.questions import JudgedPair, Question
 
 END = 2

@@ -14,7 +14,7 @@ import torch
 import transformers
 from peft import LoraConfig
 
-from alignment.data.reading import Prompt
+from alignment.data.records import Prompt
 from alignment.distributed import processes
 from alignment.models.scalar import ScoreHead
 from alignment.models.shared_base import add_adapter

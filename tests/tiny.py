@@ -10,10 +10,11 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from alignment.config.loading import ScratchConfig
-from alignment.data.reading import CHOICES, Vote
-from alignment.models.policies import END, PAD, START, build_scratch_model, train_tokenizer
+from alignment.config.sections import ScratchConfig
+from alignment.data.records import CHOICES, Vote
+from alignment.models.policies import build_scratch_model
 from alignment.models.scalar import ScalarModel, load_scalar_model
+from alignment.models.tokenizers import END, PAD, START, train_tokenizer
 from alignment.templates.rendering import set_template
 
 SHAPE = ScratchConfig(

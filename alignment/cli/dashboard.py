@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from alignment.cli.models import JsonOption, print_json
+from alignment.cli.common import JsonOption, print_json
 from alignment.terminal import clean
 from alignment.tracking.wandb_names import PROJECT
 

@@ -20,7 +20,7 @@ from alignment.terminal import clean, one_line, progress, screen
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alignment.config.loading import DataConfig, DataPart, ModelConfig
+    from alignment.config.sections import DataConfig, DataPart, ModelConfig
     from alignment.data.check import Inspector
 
 data = typer.Typer(no_args_is_help=True, help="Data files: check, preview, split, convert, or make them.")
@@ -135,7 +135,7 @@ def split(
     as_json: JsonOption = False,
 ) -> None:
     """Train and test files that share no prompt.  Example: alignment data split demos.jsonl --out parted --test 0.1"""
-    from alignment.config.loading import DataPart
+    from alignment.config.sections import DataPart
     from alignment.data.splitting import TEST, TRAIN, plan_split, write_split
 
     if not 0.0 < test < 1.0:
@@ -223,8 +223,9 @@ def _recipe(
     path: Path | None, files: list[str] | None, format: str | None = None, columns: list[str] | None = None
 ) -> _Recipe:
     """The config's data section, with the files of the command line in place of its own."""
-    from alignment.config.loading import DataConfig, validate
+    from alignment.config.loading import validate
     from alignment.config.recipes import read_recipe
+    from alignment.config.sections import DataConfig
 
     if path is None and not files:
         raise UserError("which data? Give a FILE, or a --config whose data.train names one")
@@ -247,7 +248,7 @@ def _tokenizer(
     name: str | None, config: ModelConfig | None, template: str | None, eos_token: str | None
 ) -> PreTrainedTokenizerBase | None:
     """The tokenizer of --model, else of the config's model; none for a model that is yet to be made."""
-    from alignment.config.loading import ModelConfig
+    from alignment.config.sections import ModelConfig
 
     options = {key: value for key, value in (("template", template), ("eos_token", eos_token)) if value}
     name = name or (config.name if config else None)
@@ -255,7 +256,8 @@ def _tokenizer(
         if options:
             raise UserError("--template and --eos-token are for a model: give --model too")
         return None
-    from alignment.models.policies import find_model, load_tokenizer
+    from alignment.models.sources import find_model
+    from alignment.models.tokenizers import load_tokenizer
     from alignment.registry import Registry
 
     config = config or ModelConfig(name=name)

@@ -3,20 +3,27 @@
 torch is imported inside the commands that need it, so that the command line starts at once.
 """
 
-import json
 import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
 from alignment import html as pages
-from alignment.cli.completion import complete_reference
+from alignment.cli.common import (
+    JsonOption,
+    RefArgument,
+    RegistryOption,
+    aliases_of,
+    identity,
+    plain_table,
+    print_json,
+    size_of,
+)
 from alignment.errors import UserError
 from alignment.ratings import RatingsStore
 from alignment.registry import LineageNode, Manifest, Registry, RegistryError, Version, render_lineage
@@ -26,17 +33,9 @@ from alignment.registry.page import lineage_page
 from alignment.registry.ratings import RatingSource, ratings_behind, reached_by
 from alignment.registry.reviews import reviews_of
 from alignment.registry.words import judge_in
-from alignment.terminal import clean, console, one_line, screen
+from alignment.terminal import clean, one_line, screen
 
 models = typer.Typer(no_args_is_help=True, help="The model registry: what is in it and how it was made.")
-
-RegistryOption = Annotated[
-    Path | None, typer.Option("--registry", help="The registry's folder [default: $ALIGNMENT_REGISTRY or ./registry].")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-RefArgument = Annotated[
-    str, typer.Argument(help="NAME, NAME@v3, NAME@ALIAS or NAME@sha256:PREFIX.", autocompletion=complete_reference)
-]
 
 
 @models.command("list")
@@ -211,10 +210,6 @@ def mirror_models(
         raise typer.Exit(1)
 
 
-def plain_table(*columns: str) -> Table:
-    return Table(*columns, box=SIMPLE_HEAD if console().is_terminal else None, pad_edge=False)
-
-
 def _labeler_hash(labeler: str, db: Path | None) -> str:
     if db is not None:
         if not db.is_file():
@@ -259,19 +254,6 @@ def _summary(registry: Registry, name: str) -> dict[str, Any]:
         return {"versions": versions, "aliases": registry.aliases(name)}
     except RegistryError as error:
         return {"versions": versions, "aliases": {}, "error": str(error)}
-
-
-def identity(version: Version) -> dict[str, Any]:
-    manifest = version.manifest
-    return {
-        "ref": version.ref,
-        "digest": version.digest,
-        "stage": manifest.stage,
-        "role": manifest.role,
-        "created_at": manifest.created_at.isoformat(),
-        "bytes": size_of(version),
-        "path": str(version.path),
-    }
 
 
 def _models_table(registry: Registry) -> Table:
@@ -338,14 +320,6 @@ def _origin_rows(manifest: Manifest) -> list[tuple[str, str]]:
     return [*rows, ("from", f"{origin.source} {origin.revision or ''}"), ("license", origin.license or "not named")]
 
 
-def aliases_of(registry: Registry, version: Version) -> list[str]:
-    return [alias for alias, number in registry.aliases(version.name).items() if number == version.number]
-
-
-def size_of(version: Version) -> int:
-    return sum(record.size for record in version.manifest.files.values())
-
-
 def _graph(root: LineageNode) -> dict[str, Any]:
     """A lineage as nodes and edges, each model once."""
     nodes = {}
@@ -358,7 +332,3 @@ def _graph(root: LineageNode) -> dict[str, Any]:
             nodes[node.ref] = {**known, "problem": node.problem, "data": data, "metrics": metrics}
         edges += [{"child": node.ref, "as": edge.relation, "parent": edge.node.ref} for edge in node.parents]
     return {"root": root.ref, "nodes": list(nodes.values()), "edges": edges}
-
-
-def print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))

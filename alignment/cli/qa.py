@@ -17,7 +17,7 @@ from alignment.errors import UserError
 from alignment.terminal import one_line, progress, screen
 
 if TYPE_CHECKING:
-    from alignment.config.loading import ModelConfig
+    from alignment.config.sections import ModelConfig
     from alignment.qa.chat_models import ChatModel
     from alignment.qa.documents import Chunk
     from alignment.qa.pairs import Pair

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from alignment.cli.common import JsonOption, RefArgument, RegistryOption, plain_table, print_json
 from alignment.cli.completion import complete_name, complete_reference
-from alignment.cli.models import JsonOption, RefArgument, RegistryOption, models, plain_table, print_json
+from alignment.cli.models import models
 from alignment.errors import UserError
 from alignment.registry import ANY, Registry, RegistryError
 from alignment.registry.aliases import Anything

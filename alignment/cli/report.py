@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from alignment.cli.models import JsonOption, RegistryOption, print_json
+from alignment.cli.common import JsonOption, RegistryOption, print_json
 from alignment.cli.runs import RUNS, RunsOption, runs
 from alignment.distributed.ticker import ticking
 from alignment.reports import overview

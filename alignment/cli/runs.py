@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from alignment.cli.common import JsonOption, RegistryOption, plain_table, print_json
 from alignment.cli.completion import complete_run
 from alignment.cli.dashboard import dashboard
-from alignment.cli.models import JsonOption, RegistryOption, plain_table, print_json
 from alignment.errors import UserError
 from alignment.reports import overview
 from alignment.reports.compare import Figure, compare, figure, in_order

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignment.cli.models import JsonOption, print_json
+from alignment.cli.common import JsonOption, print_json
 from alignment.config import shipped
 from alignment.errors import UserError
 from alignment.terminal import clean

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignment.config.loading import DataConfig, ModelConfig, Section, read_values, validate
+from alignment.config.loading import read_values, validate
+from alignment.config.sections import DataConfig, ModelConfig, Section
 from alignment.errors import ConfigError
 
 

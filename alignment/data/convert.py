@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from alignment.config.loading import DataConfig, Format
+from alignment.config.sections import DataConfig, Format
 from alignment.data import formats
 from alignment.data.importers import PassedOver
-from alignment.data.reading import Comparison, Demonstration, Document, to_comparisons, to_examples
+from alignment.data.parsing import to_comparisons, to_examples
+from alignment.data.records import Comparison, Demonstration, Document
 from alignment.data.row_files import BadRow
 from alignment.data.sources import open_source
 from alignment.data.writers import row_writer

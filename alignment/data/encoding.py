@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from alignment.config.loading import TooLong
-from alignment.data.reading import Comparison, Demonstration, Document, Prompt
+from alignment.config.sections import TooLong
+from alignment.data.records import Comparison, Demonstration, Document, Prompt
 from alignment.data.trimming import fit
 from alignment.templates.rendering import Encoded, Message, encode_conversation, encode_prompt, encode_text
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from alignment.config.loading import Format
+from alignment.config.sections import Format
 from alignment.data.row_files import BadRow
 from alignment.templates.builtin import INPUT_HEADING
 from alignment.templates.rendering import Message

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from alignment.config.loading import DataConfig
+from alignment.config.sections import DataConfig
 from alignment.data.encoding import encode_record, fit_record
-from alignment.data.reading import Demonstration, Document, to_examples
+from alignment.data.parsing import to_examples
+from alignment.data.records import Demonstration, Document
 from alignment.data.row_files import BadRow
 from alignment.data.sources import open_source
 from alignment.templates.rendering import Encoded, Unrenderable

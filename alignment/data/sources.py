@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignment.config.loading import DataConfig, DataPart
+from alignment.config.sections import DataConfig, DataPart
 from alignment.data.importers import (
     TEXT_SUFFIXES,
     TICKET_KEYS,

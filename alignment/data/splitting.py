@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignment.data.duplicates import Groups, Sketches, digest
-from alignment.data.reading import Demonstration, Document, Prompt, check_bad, is_held_out, to_examples, to_prompts
+from alignment.data.parsing import to_examples, to_prompts
+from alignment.data.reading import check_bad, is_held_out
+from alignment.data.records import Demonstration, Document, Prompt
 from alignment.data.row_files import BadRow, DataError, data_files, file_fingerprint, jsonl_lines, read_rows
 
 PASSAGE_KEYS = ("source_id", "passage_id", "context", "documents")

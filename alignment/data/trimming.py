@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from alignment.config.loading import TooLong
+from alignment.config.sections import TooLong
 from alignment.templates.rendering import Encoded, Message, Tools, encode_conversation, encode_prompt
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from alignment.data.trimming import fit
 from alignment.models.ensembles import RewardEnsemble, load_reward_model
 from alignment.models.lengths import positions
-from alignment.models.policies import find_model, load_tokenizer
 from alignment.models.scalar import ScalarModel
+from alignment.models.sources import find_model
+from alignment.models.tokenizers import load_tokenizer
 from alignment.ratings import Item, RatingsStore
 from alignment.registry import Registry
 from alignment.templates.control_tokens import Unrenderable

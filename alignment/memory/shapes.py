@@ -9,12 +9,14 @@ from typing import Any
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from alignment.config.loading import ADAPTERS, SCRATCH, ModelConfig, ScratchConfig, read_values, validate
+from alignment.config.loading import read_values, validate
+from alignment.config.sections import ADAPTERS, SCRATCH, ModelConfig, ScratchConfig
 from alignment.errors import ConfigError, UserError
 from alignment.memory.plan import Model, Shape
 from alignment.models import methods
 from alignment.models.importing import foreign
-from alignment.models.policies import ENSEMBLE, scratch_shape
+from alignment.models.policies import scratch_shape
+from alignment.models.sources import ENSEMBLE
 from alignment.registry import Registry
 
 FIELDS = (

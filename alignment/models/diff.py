@@ -15,7 +15,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from alignment.models.ensembles import is_ensemble, load_member, member_name, num_members
-from alignment.models.policies import ModelSource, find_model, load_policy
+from alignment.models.policies import load_policy
+from alignment.models.sources import ModelSource, find_model
 from alignment.registry import DataFingerprint, Manifest, Registry, Version
 from alignment.registry.lineage import describe_data, flat_metrics
 from alignment.registry.words import with_intervals

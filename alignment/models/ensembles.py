@@ -16,12 +16,12 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from alignment.config.loading import ModelConfig
+from alignment.config.sections import ModelConfig
 from alignment.distributed import zero3
 from alignment.errors import ModelError
 from alignment.models import adapters
-from alignment.models.policies import ENSEMBLE, ModelSource
 from alignment.models.scalar import ScalarModel, in_dtype, load_body, load_merged, load_scalar_model, read_score_bias
+from alignment.models.sources import ENSEMBLE, ModelSource
 
 Combine = Literal["mean", "min", "mean_minus_std"]
 

@@ -19,15 +19,10 @@ from alignment.files import list_files
 from alignment.models import adapters
 from alignment.models.classifiers import LOADING, AnyClassifier, needs_own
 from alignment.models.ensembles import is_ensemble, load_member, member_name, num_members
-from alignment.models.policies import (
-    ModelSource,
-    find_model,
-    load_base,
-    load_base_as_trained,
-    load_policy,
-    load_tokenizer,
-)
+from alignment.models.policies import load_base, load_base_as_trained, load_policy
 from alignment.models.scalar import SCORE, load_body, load_plain_classifier, load_scalar_model
+from alignment.models.sources import ModelSource, find_model
+from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
 from alignment.registry.files import MANIFEST
 

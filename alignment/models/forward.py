@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from alignment.distributed.processes import run_as_forward
+from alignment.distributed.engine import run_as_forward
 from alignment.models.adapters import without_adapter
 from alignment.tensors import entropy_from_logits, logprobs_from_logits
 

@@ -30,11 +30,14 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from alignment.config.loading import ADAPTERS, ModelConfig, trainer_arguments
+from alignment.config.arguments import trainer_arguments
+from alignment.config.sections import ADAPTERS, ModelConfig
 from alignment.distributed import zero3
 from alignment.errors import ConfigError
 from alignment.models import adapters
-from alignment.models.policies import ModelSource, fit_embeddings, load_base, load_policy
+from alignment.models.policies import load_base, load_policy
+from alignment.models.sources import ModelSource
+from alignment.models.tokenizers import fit_embeddings
 
 SETTINGS = {
     "DDP": "several processes without DeepSpeed",

@@ -5,276 +5,35 @@ Weights are safetensors only and `trust_remote_code` is off unless the config sa
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 
-from alignment.config.loading import ModelConfig, ScratchConfig, validate
+from alignment.config.sections import ModelConfig, ScratchConfig
 from alignment.distributed import zero3
-from alignment.errors import ModelError, UserError
+from alignment.errors import ModelError
 from alignment.models import adapters
-from alignment.models.importing import foreign
-from alignment.registry import Manifest, Parent, Registry, RegistryError
-from alignment.registry.manifest import Role
-from alignment.templates.ends import end_token_ids, read_generation_config
-from alignment.templates.rendering import set_template
+from alignment.models.sources import ModelSource, _loading, _quiet
+from alignment.models.tokenizers import fit_embeddings, load_tokenizer
 from alignment.tensors import entropy_from_logits, logprobs_from_logits, position_ids
-
-ENSEMBLE = "ensemble.json"
-"""Describes the members of an ensemble (`alignment.models.ensembles`)."""
-MAX_ADAPTERS = 16
-"""How many adapters may be on each other: loading one merges them all."""
-PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
-
 
 # --- finding a model -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ModelSource:
-    """Where a model's files are, and its pinned registry reference if it has one."""
-
-    path: str
-    ref: str | None = None
-    digest: str | None = None
-    base: ModelSource | None = None
-    """What the adapter in `path` goes on; None: the files are a whole model's."""
-    trained: ModelConfig | None = field(default=None, compare=False)  # a dict of it would make a source unhashable
-    """With `base`: the `model` section that the adapter was trained by."""
-
-    @property
-    def label(self) -> str:
-        return self.ref or self.path
-
-    @property
-    def config_path(self) -> str:
-        """Where the architecture's `config.json` is: an adapter has none of its own, nor has an ensemble."""
-        if self.base:
-            return self.base.config_path
-        return str(Path(self.path) / "member-0") if (Path(self.path) / ENSEMBLE).is_file() else self.path
-
-    def parent(self, relation: str) -> Parent:
-        """This model as an entry of another version's lineage."""
-        return Parent(relation, self.label, self.digest)
-
-    def as_base(self) -> Parent:
-        """This model as the base of an adapter: a local folder by its full path and a digest of its weights."""
-        if self.ref is None and Path(self.path).is_dir():
-            return Parent("base", str(Path(self.path).resolve()), adapters.folder_digest(self.path))
-        return self.parent("base")
-
-
-def find_model(name: str, registry: Registry, role: Role | Sequence[Role], above: tuple[str, ...] = ()) -> ModelSource:
-    """Resolve a registry reference (verified, role checked), a local folder, or a hub name, in that order.
-
-    An adapter brings its base with it, found in the same way and compared with the one that it was trained on.
-
-    Args:
-        above: the adapters whose base this is, for bases that are adapters too.
-
-    Raises:
-        RegistryError: a reference that does not resolve, has another role, or whose files do not match.
-        ModelError: a folder without a model; an adapter whose base has changed.
-    """
-    if registry.is_reference(name):
-        version = registry.load(name, role=role)
-        source = ModelSource(str(version.path), version.ref, version.digest)
-        return _with_base(source, version.manifest, registry, above) if version.manifest.base else source
-    path = os.path.expanduser(name)  # as a string: a Path would rename ./model
-    local = Path(path)
-    if local.is_dir():
-        whole = any((local / file).is_file() for file in ("config.json", ENSEMBLE))
-        if problem := foreign.quantization(local) if whole else foreign.about_folder(local):
-            raise ModelError(f"{name}: {problem}")
-        return ModelSource(path)
-    if local.is_file():
-        raise ModelError(f"{name}: {foreign.about_file(local)}")
-    if foreign.is_path(name):
-        raise ModelError(
-            f"{name}: no such folder; give a registry reference, a folder with config.json and safetensors weights, or "
-            "a hub name (owner/name)"
-        )
-    if "@" in name or "/" not in name:
-        _resolve(name, registry)
-    return ModelSource(name)
-
-
-def _resolve(name: str, registry: Registry) -> None:
-    """Raise with the nearest names; a hub name has a slash and no @."""
-    try:
-        registry.resolve(name)
-    except RegistryError as error:
-        if "@" in name:
-            raise
-        raise RegistryError(
-            f"{error}; nor is it a folder here, and a hub name has an owner, as in openai-community/gpt2"
-        ) from error
-
-
-def _with_base(source: ModelSource, manifest: Manifest, registry: Registry, above: tuple[str, ...]) -> ModelSource:
-    """A published adapter with the very base that its manifest names, and how it was trained."""
-    recorded = manifest.base
-    assert recorded is not None
-    if source.label in above:  # a base without a digest, as a hub's, lets a forged manifest close a ring
-        raise ModelError(
-            f"{source.label} is an adapter on itself: one of the manifests of {', '.join(above)} is forged"
-        )
-    if len(above) >= MAX_ADAPTERS:
-        raise ModelError(
-            f"{above[0]}: more than {MAX_ADAPTERS} adapters on each other; export it merged and import that"
-        )
-    pinned = recorded.ref
-    if registry.is_reference(pinned) and recorded.digest:
-        pinned = f"{pinned.partition('@')[0]}@{recorded.digest}"
-    try:
-        base = find_model(pinned, registry, role="policy", above=(*above, source.label))
-    except UserError as error:
-        raise ModelError(f"{source.label} is an adapter on {recorded.ref}, which cannot be found: {error}") from error
-    if base.as_base().digest != recorded.digest:
-        raise ModelError(f"{source.label} is an adapter on {recorded.ref}, whose weights have changed since")
-    model = (manifest.config or {}).get("model")
-    known: dict[str, Any] = model if isinstance(model, dict) else {}
-    keys = ("method", "adapter", "quantization", "merge", "dtype")
-    trained = validate(ModelConfig, {"name": recorded.ref} | {k: known[k] for k in keys if k in known}, source.label)
-    return replace(source, base=base, trained=trained)
-
-
 # --- tokenizers ----------------------------------------------------------------------------------------------------
-
-
-def load_tokenizer(source: ModelSource | str, config: ModelConfig | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model, as its maker published it, with the end tokens of its generation config
-    (`alignment.templates.ends`) and a chat template.
-
-    `model.pad_token`, `model.eos_token` and `model.template` say otherwise; a pad token is added to the vocabulary
-    where it is not in it (`fit_embeddings` then grows the model). Without one, padding is EOS: masks come from lengths.
-
-    Raises:
-        ModelError: no EOS and nothing in its place; `model.eos_token` is no token.
-        TemplateError: no chat template.
-    """
-    path = source if isinstance(source, str) else source.path
-    with _loading(path):
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=bool(config and config.trust_remote_code))
-    if config and config.eos_token:
-        if config.eos_token not in tokenizer.get_vocab():
-            raise ModelError(f"model.eos_token: {config.eos_token!r} is not in the vocabulary of {path}")
-        tokenizer.add_special_tokens({"eos_token": config.eos_token})  # a plain token would show in decoded answers
-    if config and config.pad_token:
-        tokenizer.add_special_tokens({"pad_token": config.pad_token})
-    read_generation_config(tokenizer, source if isinstance(source, str) else files_with_config(source))
-    if tokenizer.eos_token_id is None:
-        ends = end_token_ids(tokenizer)
-        if not ends:
-            raise ModelError(
-                f"{path}: the tokenizer has no EOS token; set model.eos_token to the token that ends an answer"
-            )
-        tokenizer.add_special_tokens({"eos_token": str(tokenizer.convert_ids_to_tokens(ends[0]))})
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    set_template(tokenizer, config.template if config else None)
-    return tokenizer
-
-
-def files_with_config(source: ModelSource) -> str:
-    """The folder or hub name whose files list the end tokens: an adapter's own where it has them, else its base's."""
-    own = Path(source.path) / "generation_config.json"
-    return source.path if source.base is None or own.is_file() else files_with_config(source.base)
-
-
-def pad_apart_from_ends(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the tokenizer of a reward model a pad token that no answer ends with.
-
-    Plain transformers reads a score at the last token that is not padding, which it knows by its id: with pad = EOS it
-    would read the token before the end. A token of the vocabulary is taken, so that nothing grows: one that is special
-    already and that the chat template does not write, else the byte 0xFF, which no UTF-8 text has.
-
-    Raises:
-        ModelError: there is none.
-    """
-    ends = end_token_ids(tokenizer)
-    if tokenizer.pad_token_id not in ends:
-        return
-    template = str(tokenizer.chat_template or "")
-    special = [
-        (number, token.content)
-        for number, token in sorted(tokenizer.added_tokens_decoder.items())
-        if token.special and number not in ends and token.content not in template
-        and token.content not in (tokenizer.bos_token, tokenizer.cls_token)
-    ]  # fmt: skip
-    likely = [text for _, text in special if "pad" in text.lower() or "reserved" in text.lower()]
-    others = [text for _, text in special]
-    vocabulary = tokenizer.get_vocab()
-    bytes_ = [text for text in ("<0xFF>", "\u00ff") if text in vocabulary]  # SentencePiece's, and byte-level BPE's
-    found = next(iter((*likely, *others, *bytes_)), None)
-    if found is None:
-        raise ModelError(
-            f"the tokenizer pads with {tokenizer.pad_token!r}, which ends an answer, and has no other special token; "
-            f"set model.pad_token, for example '{PAD}'"
-        )
-    tokenizer.add_special_tokens({"pad_token": found})
-
-
-def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Grow the embeddings where the tokenizer has more tokens than the model, and write pad and ends on its configs.
-
-    New rows are the mean of the old ones, without the noise that transformers adds: an adapter is put on a base that
-    was grown again, and must find it as it was.
-    """
-    known = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > known:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
-            with zero3.gathered(layer.weight), torch.no_grad():
-                layer.weight[known:] = layer.weight[:known].mean(dim=0)
-    ends = end_token_ids(tokenizer)
-    for config in filter(None, (model.config, getattr(model, "generation_config", None))):
-        config.pad_token_id = tokenizer.pad_token_id
-        config.eos_token_id = ends[0] if len(ends) == 1 else list(ends)
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int, template: str | None) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on texts: any text can be encoded, and pad and EOS are tokens of their own."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[PAD, START, END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    trained = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=END,
-        additional_special_tokens=[START],
-        clean_up_tokenization_spaces=False,
-        padding_side="left",
-    )
-    set_template(trained, template or "chatml")
-    return trained
 
 
 # --- policies ------------------------------------------------------------------------------------------------------
@@ -487,35 +246,3 @@ def check_finite(folder: Path) -> None:
                         f"training diverged: {name} is not finite any more, so nothing was published; "
                         "lower training.learning_rate"
                     )
-
-
-@contextlib.contextmanager
-def _loading(path: str) -> Iterator[None]:
-    """Turn transformers' long errors about a missing or foreign model into one line."""
-    try:
-        yield
-    except UserError:  # says it in one line already
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"{path}: brings Python code of its own; read it, and set model.trust_remote_code=true to run it"
-            ) from error
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(
-            f"{path}: cannot be loaded as a model ({reason}); give a registry reference, a folder with config.json and "
-            "safetensors weights, or a hub name that this machine can reach"
-        ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide transformers' table of missing and unexpected keys: a policy has no score head, and a classifier no output
-    layer, by design."""
-    logger: Any = transformers.utils.logging
-    level = logger.get_verbosity()
-    logger.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logger.set_verbosity(level)

@@ -11,12 +11,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from alignment.config.loading import ModelConfig
+from alignment.config.sections import ModelConfig
 from alignment.distributed import zero3
 from alignment.errors import ModelError
 from alignment.models import adapters
 from alignment.models.classifiers import AnyClassifier
-from alignment.models.policies import ENSEMBLE, ModelSource, fit_embeddings, load_policy, load_tokenizer, load_weights
+from alignment.models.policies import load_policy, load_weights
+from alignment.models.sources import ENSEMBLE, ModelSource
+from alignment.models.tokenizers import fit_embeddings, load_tokenizer
 from alignment.tensors import last_kept, position_ids, shifted_left
 
 SCORE = "score.json"

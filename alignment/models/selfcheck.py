@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from alignment.distributed import processes
-from alignment.distributed.processes import run_as_forward
+from alignment.distributed.engine import run_as_forward
 from alignment.errors import UserError
 from alignment.models.adapters import without_adapter
 from alignment.models.forward import body_and_head, eval_mode, options_of

@@ -27,8 +27,8 @@ from alignment.models import adapters
 from alignment.models.adapters import AdapterError
 from alignment.models.ensembles import adapter_files
 from alignment.models.methods import blocks
-from alignment.models.policies import ModelSource
 from alignment.models.scalar import HEAD_WEIGHT, ScoreHead, load_head
+from alignment.models.sources import ModelSource
 
 State = tuple[Any, bool]
 """Which adapters a layer runs, and whether it runs none at all."""

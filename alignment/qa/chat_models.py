@@ -19,7 +19,7 @@ from alignment.templates.rendering import Message
 from alignment.terminal import one_line
 
 if TYPE_CHECKING:
-    from alignment.config.loading import ModelConfig
+    from alignment.config.sections import ModelConfig
 
 ATTEMPTS = 6
 _FORMAT = "response_format"
@@ -220,7 +220,9 @@ class LocalModel:
     def __init__(self, name: str, config: ModelConfig | None = None, batch_size: int = 8) -> None:
         import torch
 
-        from alignment.models.policies import find_model, fit_embeddings, load_policy, load_tokenizer
+        from alignment.models.policies import load_policy
+        from alignment.models.sources import find_model
+        from alignment.models.tokenizers import fit_embeddings, load_tokenizer
         from alignment.registry import Registry
 
         source = find_model(name, Registry(), "policy")

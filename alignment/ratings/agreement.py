@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from alignment.intervals import Estimate, bootstrap_mean
 
 if TYPE_CHECKING:
-    from alignment.data.reading import Choice
+    from alignment.data.formats import Choice
 
 Label = Hashable
 Ballot = Mapping[str, Label]

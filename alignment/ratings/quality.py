@@ -12,8 +12,9 @@ from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from alignment.config.loading import DataConfig
-from alignment.data.reading import Choice, Comparison
+from alignment.config.sections import DataConfig
+from alignment.data.formats import Choice
+from alignment.data.records import Comparison
 from alignment.intervals import bootstrap_mean
 from alignment.ratings import Gold, Item, Rating, RatingsStore, is_ratings_file, is_right
 from alignment.ratings.agreement import (

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from alignment.data.reading import Choice
+from alignment.data.formats import Choice
 from alignment.intervals import Estimate, bootstrap_mean, resampled_sums
 from alignment.ratings.agreement import COIN
 

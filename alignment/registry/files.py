@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from alignment.files import _CHUNK, FileRecord, create, host_name, list_files, sync_folder, write_file
+from alignment.files import CHUNK_BYTES, FileRecord, create, host_name, list_files, sync_folder, write_file
 from alignment.registry.errors import RegistryError
 from alignment.registry.hashes import sha256_of
 
@@ -89,7 +89,7 @@ def _copy_file(source: Path, target: Path, path: str) -> FileRecord:
         _check_regular(path, before)
         digest, size = hashlib.sha256(), 0
         with create(target) as writing:
-            while chunk := reading.read(_CHUNK):
+            while chunk := reading.read(CHUNK_BYTES):
                 digest.update(chunk)
                 writing.write(chunk)
                 size += len(chunk)

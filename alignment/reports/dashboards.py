@@ -14,7 +14,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from alignment.config import shipped
-from alignment.config.loading import Section, load_config
+from alignment.config.loading import load_config
+from alignment.config.sections import Section
 from alignment.errors import ConfigError
 from alignment.runs.metrics import find
 

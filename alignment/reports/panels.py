@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignment.config.loading import registry_path
+from alignment.config.sections import registry_path
 from alignment.errors import UserError
 from alignment.redaction import redact
 from alignment.registry import Registry, RegistryError

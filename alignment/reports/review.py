@@ -17,7 +17,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from alignment.config.loading import registry_path
+from alignment.config.sections import registry_path
 from alignment.errors import UserError
 from alignment.registry import Registry, RegistryError, Version
 from alignment.registry.reviews import Review, add_review

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignment.config.loading import RunConfig, TrainerConfig
+from alignment.config.sections import RunConfig, TrainerConfig
 from alignment.errors import CheckpointError, UserError
 from alignment.runs import signals, world_size
 from alignment.runs.checkpoint import FOLDER, Checkpoint, newest, open_checkpoint, set_aside

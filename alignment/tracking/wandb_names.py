@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from alignment.config.loading import TrackingConfig
+from alignment.config.sections import TrackingConfig
 
 PROJECT = "alignment"
 

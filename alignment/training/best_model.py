@@ -19,7 +19,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
-from alignment.config.loading import BestModelArguments
+from alignment.config.arguments import BestModelArguments
 from alignment.distributed import processes
 from alignment.errors import ConfigError
 from alignment.intervals import choosing_half

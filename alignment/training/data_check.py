@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from alignment.config.loading import RunConfig
+from alignment.config.sections import RunConfig
 from alignment.data.check.findings import report_of
 from alignment.data.check.inspector import Inspector
 from alignment.data.check.page import html_page

@@ -21,7 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from alignment.config.loading import RunConfig, load_config
+from alignment.config.loading import load_config
+from alignment.config.sections import RunConfig
 from alignment.distributed import heartbeat
 from alignment.distributed.launch_files import check_launch, refuse_deepspeed_launcher
 from alignment.distributed.ticker import ticking

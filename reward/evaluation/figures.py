@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment.data.reading import CHOICES
+from alignment.data.records import CHOICES
 from alignment.intervals import bootstrap_mean, bootstrap_sums
 from alignment.ratings.reachable import agreement_shares
 from reward.evaluation import calibration

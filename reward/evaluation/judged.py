@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from alignment.data.reading import Comparison
+from alignment.data.records import Comparison
 from alignment.intervals import Estimate, bootstrap_mean
 from reward.questions import Question
 

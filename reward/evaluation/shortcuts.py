@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment.data.reading import Comparison
+from alignment.data.records import Comparison
 from alignment.intervals import Estimate, bootstrap_mean, bootstrap_sums
 from reward.evaluation.calibration import Array
 from reward.evaluation.judged import RESAMPLES, Judged, accuracy, agreed_share, judged_pairs, order, vote_accuracy

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from alignment.data.reading import Vote
+from alignment.data.records import Vote
 from alignment.intervals import Estimate
 from reward.evaluation.judged import RESAMPLES, Judged, accuracy
 

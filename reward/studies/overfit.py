@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
-from alignment.config.loading import BestModelArguments
+from alignment.config.arguments import BestModelArguments
 from alignment.distributed import processes
 from alignment.errors import ConfigError, UserError
 from alignment.runs.journal import Journal
 from alignment.training import callbacks
+from reward.building import build_trainer
 from reward.config import RewardStageConfig
 from reward.prepare import make_arguments, prepare
 from reward.questions import JudgedPair, Question
-from reward.train import build_trainer
 
 STEPS, EVERY = 400, 10
 

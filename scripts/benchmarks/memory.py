@@ -43,8 +43,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def prepare(folder: Path, seed: int = 0) -> int:
     """Write the data and the models; returns the parameters of one of them."""
-    from alignment.config.loading import ScratchConfig
-    from alignment.models.policies import load_policy, train_tokenizer
+    from alignment.config.sections import ScratchConfig
+    from alignment.models.policies import load_policy
+    from alignment.models.tokenizers import train_tokenizer
 
     draw = random.Random(seed)
     words, weights = made_up_words(draw)

@@ -96,9 +96,10 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
         from benchmarks import ppo_learning
 
         return ppo_learning.prepare(folder, options)
-    from alignment.config.loading import DataConfig, ScratchConfig
-    from alignment.data.reading import read_records, to_demonstrations
-    from alignment.models.policies import train_tokenizer
+    from alignment.config.sections import DataConfig, ScratchConfig
+    from alignment.data.parsing import to_demonstrations
+    from alignment.data.reading import read_records
+    from alignment.models.tokenizers import train_tokenizer
 
     file = options.data or write_transcripts(folder / "transcripts.jsonl", options.seed)
     records = read_records(file, to_demonstrations, DataConfig(train=str(file))).items
@@ -166,8 +167,8 @@ def fine_tuned(folder: Path, num_tokens: int, learning_rate: float = 2e-3) -> An
 
     from alignment.config.loading import validate
     from sft.config import SFTStageConfig
+    from sft.prepare import prepare as prepare_sft
     from sft.train import build_trainer
-    from sft.train import prepare as prepare_sft
 
     values = {
         "name": "bench",
@@ -214,10 +215,11 @@ def save_reward_adapter(folder: Path) -> None:
     """Publish the policy, and a reward model that is an adapter on it, in `folder/registry`: what `shared` needs."""
     import tempfile
 
-    from alignment.config.loading import ModelConfig
+    from alignment.config.sections import ModelConfig
     from alignment.models.methods import apply_method
-    from alignment.models.policies import find_model, load_tokenizer
     from alignment.models.scalar import SCORE, load_scalar_model
+    from alignment.models.sources import find_model
+    from alignment.models.tokenizers import load_tokenizer
     from alignment.registry import Registry
 
     registry = Registry(folder / "registry")
@@ -237,7 +239,8 @@ def sample(folder: Path, prompts: Sequence[list[int]], max_new_tokens: int = RES
     """A response to each prompt by the policy as it starts."""
     from alignment.generation.engine import TransformersEngine
     from alignment.generation.sampling import Sampling
-    from alignment.models.policies import load_policy, load_tokenizer
+    from alignment.models.policies import load_policy
+    from alignment.models.tokenizers import load_tokenizer
     from alignment.seeds import stream_seed
     from alignment.templates.ends import end_token_ids
 

@@ -33,8 +33,9 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
     """Write the prompts, a policy that speaks the language, and the reward model."""
     import torch
 
-    from alignment.config.loading import ScratchConfig
-    from alignment.models.policies import build_scratch_model, train_tokenizer
+    from alignment.config.sections import ScratchConfig
+    from alignment.models.policies import build_scratch_model
+    from alignment.models.tokenizers import train_tokenizer
     from alignment.templates.rendering import encode_prompt
     from ppo.rollout import prompt_batches
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from alignment.config.loading import validate
-from alignment.data.reading import read_records, to_prompts
+from alignment.data.parsing import to_prompts
+from alignment.data.reading import read_records
 from alignment.distributed import processes
 from alignment.runs.journal import Journal
 from alignment.training import publishing

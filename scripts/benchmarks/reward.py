@@ -48,10 +48,12 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
     """Write the pairs, as text and as token ids, and the untrained model, without its head and with it."""
     import torch
 
-    from alignment.config.loading import DataConfig, ScratchConfig
-    from alignment.data.reading import Reading, to_comparisons
-    from alignment.models.policies import build_scratch_model, train_tokenizer
+    from alignment.config.sections import DataConfig, ScratchConfig
+    from alignment.data.parsing import to_comparisons
+    from alignment.data.reading import Reading
+    from alignment.models.policies import build_scratch_model
     from alignment.models.scalar import load_scalar_model
+    from alignment.models.tokenizers import train_tokenizer
 
     file = options.data or write_pairs(folder / "pairs.jsonl", options.seed)
     records = [record for _, record in Reading(DataConfig(train=str(file), eval_share=0.0), to_comparisons)]

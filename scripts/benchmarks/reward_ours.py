@@ -13,8 +13,9 @@ from alignment.runs.journal import Journal
 from benchmarks.reward import DATA, SEED
 from benchmarks.sft_trl import COMMON, run
 from reward.batches import score_batch
+from reward.building import build_trainer
 from reward.config import RewardStageConfig
-from reward.train import build_trainer, prepare
+from reward.train import prepare
 
 
 class Contestant:

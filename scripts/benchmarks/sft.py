@@ -44,9 +44,11 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
     """Write the rows and the untrained model; returns what they are."""
     import torch
 
-    from alignment.config.loading import DataConfig, ScratchConfig
-    from alignment.data.reading import Reading, to_demonstrations
-    from alignment.models.policies import build_scratch_model, train_tokenizer
+    from alignment.config.sections import DataConfig, ScratchConfig
+    from alignment.data.parsing import to_demonstrations
+    from alignment.data.reading import Reading
+    from alignment.models.policies import build_scratch_model
+    from alignment.models.tokenizers import train_tokenizer
     from sft.data import encode_data
 
     file = options.data or write_transcripts(folder / "transcripts.jsonl", options.seed)

@@ -10,7 +10,8 @@ from alignment.config.loading import validate
 from benchmarks.sft import DATA
 from benchmarks.sft_trl import COMMON, check, run
 from sft.config import SFTStageConfig
-from sft.train import build_trainer, prepare
+from sft.prepare import prepare
+from sft.train import build_trainer
 
 
 class Contestant:

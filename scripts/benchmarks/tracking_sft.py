@@ -13,11 +13,12 @@ from transformers import TrainerCallback
 
 from alignment.config.loading import validate
 from alignment.runs.journal import Journal
-from alignment.training import callbacks, publishing
+from alignment.training import callbacks, opening
 from benchmarks.sft import DATA
 from benchmarks.sft_trl import COMMON, check, run
 from sft.config import SFTStageConfig
-from sft.train import build_trainer, prepare
+from sft.prepare import prepare
+from sft.train import build_trainer
 
 SAMPLES = [
     {"id": n, "prompt": [{"role": "user", "content": "a question " * 20}], "response": "an answer " * 50, "score": 0.5}
@@ -43,7 +44,7 @@ class Contestant:
 
     def run(self) -> dict[str, Any]:
         trainer = build_trainer(self.config, self.prepared)
-        with publishing.open_journal(self.config, "sft") as journal:
+        with opening.open_journal(self.config, "sft") as journal:
             callbacks.attach(trainer, journal, "bench")
             trainer.add_callback(_Evaluating(journal))
             started = journal._sink is None or journal._sink.is_open

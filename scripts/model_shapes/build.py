@@ -10,7 +10,7 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from alignment.models.policies import train_tokenizer
+from alignment.models.tokenizers import train_tokenizer
 
 VOCABULARY = 300
 LARGEST = 20_000_000

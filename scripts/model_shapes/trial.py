@@ -16,8 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from alignment.config.loading import validate
 from alignment.models.classifiers import needs_own
 from alignment.models.export import export
-from alignment.models.policies import find_model, load_policy
+from alignment.models.policies import load_policy
 from alignment.models.scalar import load_scalar_model
+from alignment.models.sources import find_model
 from alignment.registry import Registry
 from alignment.templates.rendering import encode_conversation, encode_to_score
 

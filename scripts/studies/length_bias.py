@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 import transformers
 
-from alignment.data.reading import Prompt
+from alignment.data.records import Prompt
 from alignment.distributed import processes
 from alignment.models.scalar import ScoreHead
 from alignment.runs.journal import Journal

@@ -142,7 +142,8 @@ def run(cell: Cell) -> Iterator[dict[str, Any]]:
     import torch
     from help_desk.gold import gold_score
 
-    from alignment.data.reading import to_prompts, train_and_eval
+    from alignment.data.parsing import to_prompts
+    from alignment.data.reading import train_and_eval
     from alignment.distributed import processes
     from alignment.registry import Registry
     from alignment.runs.journal import Journal

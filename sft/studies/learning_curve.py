@@ -22,17 +22,18 @@ import numpy as np
 import torch
 from trl import SFTTrainer
 
-from alignment.config.loading import BestModelArguments
+from alignment.config.arguments import BestModelArguments
 from alignment.distributed import processes
 from alignment.errors import ConfigError
 from alignment.evaluation.judge import Estimate, bootstrap_mean
 from alignment.runs.journal import Journal
 from alignment.tensors import logprobs_from_logits, pad_rows
-from alignment.training import callbacks, publishing
+from alignment.training import callbacks, start_model
 from sft.config import SFTStageConfig
 from sft.data import IGNORED, row_groups
+from sft.prepare import Prepared, prepare
 from sft.studies.more_data import RULE, Answer, HeldOut, answer
-from sft.train import Prepared, build_trainer, prepare
+from sft.train import build_trainer
 
 SAME_EPOCHS = "each share is trained for the same number of epochs, so a smaller one takes fewer steps"
 
@@ -66,7 +67,7 @@ def learning_curve(config: SFTStageConfig, shares: Sequence[float], num_seeds: i
     for number in range(num_seeds):
         seeded = _with_seed(prepared, prepared.seed + number)
         order = shuffled_groups(max(of_row) + 1, seeded.seed)
-        with publishing.unpublished_base(config, prepared.start, seeded.seed) as start:
+        with start_model.unpublished_base(config, prepared.start, seeded.seed) as start:
             for place, size in enumerate(sizes):
                 chosen = set(order[:size])
                 rows = prepared.data.train.select([row for row, group in enumerate(of_row) if group in chosen])

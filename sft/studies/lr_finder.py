@@ -18,12 +18,13 @@ import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
-from alignment.config.loading import BestModelArguments
+from alignment.config.arguments import BestModelArguments
 from alignment.distributed import processes
 from alignment.runs.journal import Journal, finite
-from alignment.training import callbacks, publishing
+from alignment.training import callbacks, start_model
 from sft.config import SFTStageConfig
-from sft.train import build_trainer, prepare
+from sft.prepare import prepare
+from sft.train import build_trainer
 
 LOWEST, HIGHEST, STEPS = 1e-7, 1.0, 100
 DECADE = round((STEPS - 1) / math.log10(HIGHEST / LOWEST))
@@ -56,7 +57,7 @@ def find_lr(config: SFTStageConfig) -> str:
     config = _ramped(config)
     prepared = prepare(config)
     ramp = _Ramp(np.geomspace(LOWEST, HIGHEST, STEPS).tolist())
-    with publishing.unpublished_base(config, prepared.start, prepared.seed) as start:
+    with start_model.unpublished_base(config, prepared.start, prepared.seed) as start:
         trainer = build_trainer(config, replace(prepared, start=start))
         callbacks.attach(trainer, Journal(config.run_dir, enabled=False), f"find-lr {config.name}")
         trainer.add_callback(ramp)

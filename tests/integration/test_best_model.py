@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from alignment.intervals import choosing_half
-from alignment.models.policies import find_model, load_policy, load_tokenizer
+from alignment.models.policies import load_policy
+from alignment.models.sources import find_model
+from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
 
 WORDS = ("red", "blue", "green", "white", "black", "brown", "pink", "grey")

@@ -11,10 +11,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 import reward.train
-from alignment.config.loading import ModelConfig, validate
+from alignment.config.loading import validate
+from alignment.config.sections import ModelConfig
 from alignment.errors import ModelError
-from alignment.models.policies import load_tokenizer
 from alignment.models.scalar import load_scalar_model, shift_scores
+from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
 from alignment.templates.rendering import encode_conversation
 from alignment.tensors import pad_rows

@@ -16,8 +16,9 @@ from alignment.config.loading import validate
 from alignment.errors import ModelError
 from alignment.models.ensembles import RewardEnsemble, disagreement, is_ensemble, load_member, load_reward_model
 from alignment.models.export import export
-from alignment.models.policies import find_model, load_tokenizer
 from alignment.models.scalar import ScalarModel, load_scalar_model
+from alignment.models.sources import find_model
+from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
 from alignment.templates.rendering import encode_conversation
 from alignment.tensors import pad_rows
@@ -188,7 +189,7 @@ def test_an_ensemble_is_not_taken_for_a_single_model(house):  # noqa: F811
 
 def test_a_damaged_description_is_one_line(house, tmp_path):  # noqa: F811
     (tmp_path / "ensemble.json").write_text('{"members": 0}')
-    from alignment.models.policies import ModelSource
+    from alignment.models.sources import ModelSource
 
     with pytest.raises(ModelError, match=r"ensemble\.json: not the description of an ensemble"):
         load_reward_model(ModelSource(str(tmp_path)))

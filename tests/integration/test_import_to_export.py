@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from test_stages import ROOT, write_demonstrations
 
 from alignment.models.export import export
-from alignment.models.policies import find_model, load_policy, load_tokenizer
+from alignment.models.policies import load_policy
 from alignment.models.scalar import load_scalar_model
+from alignment.models.sources import find_model
+from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
 from alignment.templates.rendering import Message, encode_prompt
 

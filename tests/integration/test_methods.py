@@ -5,11 +5,14 @@ import json
 import pytest
 from test_stages import SCRATCH, write_demonstrations
 
-from alignment.config.loading import ADAPTERS, validate
+from alignment.config.loading import validate
+from alignment.config.sections import ADAPTERS
 from alignment.generation.engine import complete
 from alignment.models.export import TOLERANCE, export
 from alignment.models.methods import METHODS
-from alignment.models.policies import find_model, load_policy, load_tokenizer
+from alignment.models.policies import load_policy
+from alignment.models.sources import find_model
+from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
 
 

@@ -11,7 +11,8 @@ import torch
 
 from alignment.config.loading import validate
 from alignment.models.ensembles import load_reward_model
-from alignment.models.policies import find_model, load_policy
+from alignment.models.policies import load_policy
+from alignment.models.sources import find_model
 from alignment.registry import Registry
 from alignment.training.stage import run_stage
 from ppo.config import PPOStageConfig
@@ -37,7 +38,7 @@ def reward_stage(house, name, start, *overrides):
     }
     Path(f"{name}.yaml").write_text(json.dumps(config))
     arguments = [f"{name}.yaml", *overrides]
-    assert run_stage("reward", RewardStageConfig, reward.train.train, reward.train.plan, arguments) == 0
+    assert run_stage("reward", RewardStageConfig, reward.train.train, reward.plan.plan, arguments) == 0
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def _sft_adapter(folder):
         "tracking": {"wandb": "disabled"},
     }
     Path("talk.yaml").write_text(json.dumps(config))
-    assert run_stage("sft", SFTStageConfig, sft.train.train, sft.train.plan, ["talk.yaml"]) == 0
+    assert run_stage("sft", SFTStageConfig, sft.train.train, sft.plan.plan, ["talk.yaml"]) == 0
 
 
 def settings(**sections):
@@ -151,7 +152,7 @@ def test_four_roles_take_the_memory_of_one(here):
 @pytest.mark.parametrize("value", ["adapter", "trunk", "separate"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_every_trained_tensor_learns_and_nothing_else(here, tmp_path, value, checkpointing):
-    from alignment.data.reading import Prompt
+    from alignment.data.records import Prompt
     from alignment.distributed import processes
     from alignment.runs.journal import Journal
     from ppo.loop import Loop

@@ -14,7 +14,9 @@ import pytest
 import tiny
 import torch
 
-from alignment.models.policies import find_model, load_policy, load_tokenizer
+from alignment.models.policies import load_policy
+from alignment.models.sources import find_model
+from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
 from alignment.registry.promotion import promote
 from alignment.training.stage import run_stage

@@ -10,7 +10,8 @@ import tiny
 import torch
 
 from alignment.models.ensembles import load_reward_model
-from alignment.models.policies import find_model, load_tokenizer
+from alignment.models.sources import find_model
+from alignment.models.tokenizers import load_tokenizer
 from alignment.ratings import Completion, RatingsStore
 from alignment.registry import Registry
 from alignment.training.stage import run_stage

@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignment.errors import UserError
 from alignment.generation.engine import complete
-from alignment.models.policies import find_model, load_policy, load_tokenizer
+from alignment.models.policies import load_policy
+from alignment.models.sources import find_model
+from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
 
 pytestmark = pytest.mark.slow

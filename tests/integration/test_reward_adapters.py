@@ -15,14 +15,17 @@ from typer.testing import CliRunner
 import reward.train
 import sft.train
 from alignment.cli.main import app
-from alignment.config.loading import ADAPTERS, ModelConfig, validate
+from alignment.config.loading import validate
+from alignment.config.sections import ADAPTERS, ModelConfig
 from alignment.errors import ConfigError, ModelError
 from alignment.models.adapters import dequantize
 from alignment.models.ensembles import is_ensemble, load_member, load_reward_model, num_members
 from alignment.models.export import export
-from alignment.models.policies import find_model, load_policy, load_tokenizer
+from alignment.models.policies import load_policy
 from alignment.models.scalar import load_scalar_model
 from alignment.models.shared_base import add_reward_adapter, using
+from alignment.models.sources import find_model
+from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
 from reward.config import RewardStageConfig
 from sft.config import SFTStageConfig

@@ -16,8 +16,9 @@ import reward.train
 import sft.train
 from alignment.config.loading import validate
 from alignment.errors import ConfigError
-from alignment.models.policies import find_model, load_tokenizer
 from alignment.models.scalar import load_scalar_model
+from alignment.models.sources import find_model
+from alignment.models.tokenizers import load_tokenizer
 from alignment.ratings import RatingsStore
 from alignment.registry import Registry
 from alignment.runs.journal import Journal
@@ -356,8 +357,8 @@ def test_rows_that_must_be_padded_are_grouped_by_length(house, tmp_path, capsys,
     config = validate(RewardStageConfig, settings("multiple", training=training), "test")
     prepared = prepare(config)
     with Journal(tmp_path) as journal:
-        layout, found = reward.train.lay_out(config, prepared, reward.train.untrained(config, prepared))
-        reward.train.note_layout(config, prepared, found, journal)
+        layout, found = reward.building.lay_out(config, prepared, reward.train.untrained(config, prepared))
+        reward.building.note_layout(config, prepared, found, journal)
     assert layout == "padded"
     assert reason in found
     assert reason in capsys.readouterr().err

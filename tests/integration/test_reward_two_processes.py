@@ -12,8 +12,8 @@ import torch
 from test_two_processes import SCRATCH, TOPICS, question
 
 from alignment.models.ensembles import load_reward_model
-from alignment.models.policies import find_model
 from alignment.models.scalar import load_scalar_model
+from alignment.models.sources import find_model
 from alignment.registry import Registry
 
 HERE = Path(__file__).resolve().parent

@@ -8,9 +8,12 @@ import torch
 
 import sft.train
 from alignment.config.loading import validate
-from alignment.data.reading import to_demonstrations, train_and_eval
+from alignment.data.parsing import to_demonstrations
+from alignment.data.reading import train_and_eval
 from alignment.intervals import choosing_half
-from alignment.models.policies import find_model, load_policy, load_tokenizer
+from alignment.models.policies import load_policy
+from alignment.models.sources import find_model
+from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
 from alignment.reports.verdicts import verdicts
 from alignment.runs.record import RunRecord

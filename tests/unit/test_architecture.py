@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from alignment.config.loading import RunConfig, load_config
+from alignment.config.loading import load_config
+from alignment.config.sections import RunConfig
 from ppo.config import PPOStageConfig
 from reward.config import RewardStageConfig
 from sft.config import SFTStageConfig
@@ -201,7 +202,7 @@ def test_each_shipped_config_is_one(path):
 
         import trl
 
-        from alignment.config.loading import trainer_arguments
+        from alignment.config.arguments import trainer_arguments
 
         cls = {"sft": trl.SFTConfig, "reward": trl.RewardConfig}[stage]
         trainer_arguments(cls, importlib.import_module(f"{stage}.config").DEFAULTS, config.training)

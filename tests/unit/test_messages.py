@@ -11,7 +11,8 @@ import pytest
 from pydantic import BaseModel
 from trl import RewardConfig, SFTConfig
 
-from alignment.config.loading import BestModelArguments, CheckpointArguments, Section
+from alignment.config.arguments import BestModelArguments, CheckpointArguments
+from alignment.config.sections import Section
 from ppo.config import PPOStageConfig
 from reward.config import EnsembleArguments, RewardStageConfig
 from sft.config import SFTStageConfig

@@ -10,17 +10,20 @@ import pytest
 import tiny
 from tokenizers.processors import TemplateProcessing
 
-from alignment.config.loading import DataConfig, validate
-from alignment.data.reading import read_records, to_examples
+from alignment.config.loading import validate
+from alignment.config.sections import DataConfig
+from alignment.data.parsing import to_examples
+from alignment.data.reading import read_records
 from alignment.data.row_files import DataError
 from alignment.models.export import export
-from alignment.models.policies import load_tokenizer
+from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
 from alignment.templates.builtin import TEMPLATES
 from alignment.templates.rendering import Unrenderable, encode_conversation, encode_prompt, encode_text, set_template
 from sft.config import SFTStageConfig
 from sft.data import IGNORED
-from sft.train import build_trainer, prepare, train
+from sft.prepare import prepare
+from sft.train import build_trainer, train
 
 CHAT = [
     {"role": "user", "content": "When does it open?"},

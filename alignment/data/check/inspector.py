@@ -14,24 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from alignment.config.loading import DataConfig, Format
+from alignment.config.sections import DataConfig, Format
 from alignment.data import formats
 from alignment.data.check.conversation import MARKERS, turn_problems
 from alignment.data.duplicates import Sketches, digest
 from alignment.data.encoding import Record, encode_record, fit_record
 from alignment.data.importers import PassedOver
+from alignment.data.parsing import to_comparisons, to_examples, to_prompts
 from alignment.data.privacy import scrub_row
-from alignment.data.reading import (
-    Comparison,
-    Demonstration,
-    Document,
-    Prompt,
-    Rating,
-    is_held_out,
-    to_comparisons,
-    to_examples,
-    to_prompts,
-)
+from alignment.data.reading import is_held_out
+from alignment.data.records import Comparison, Demonstration, Document, Prompt, Rating
 from alignment.data.row_files import BadRow
 from alignment.templates.rendering import Encoded, Message, TemplateError, Unrenderable
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.text import Text
 
-from alignment.config.loading import DataConfig
+from alignment.config.sections import DataConfig
 from alignment.data.row_files import DataError
 from alignment.terminal import one_line
 

@@ -15,7 +15,9 @@ from alignment.models import adapters
 from alignment.models.importing import foreign
 from alignment.models.importing.foreign import one_line_errors, run_convert
 from alignment.models.methods import METHODS, OWNED
-from alignment.models.policies import ModelSource, find_model, fit_embeddings, load_policy
+from alignment.models.policies import load_policy
+from alignment.models.sources import ModelSource, find_model
+from alignment.models.tokenizers import fit_embeddings
 from alignment.registry import Parent, Registry
 
 _PICKLED = "adapter_model.bin"

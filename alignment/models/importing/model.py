@@ -22,7 +22,7 @@ from alignment.errors import ModelError
 from alignment.models import adapters
 from alignment.models.importing import foreign
 from alignment.models.importing.foreign import one_line_errors, run_convert
-from alignment.models.policies import load_tokenizer
+from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Parent, Registry, Version
 from alignment.registry.files import SUFFIXES
 from alignment.registry.manifest import Role
@@ -100,7 +100,7 @@ def import_model(
 
 
 def _set_on_tokenizer(staging: Path, template: str | None, eos_token: str | None, trusted: bool) -> None:
-    from alignment.config.loading import ModelConfig
+    from alignment.config.sections import ModelConfig
 
     options = ModelConfig(name=str(staging), template=template, eos_token=eos_token, trust_remote_code=trusted)
     load_tokenizer(str(staging), options).save_pretrained(staging)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from alignment.data.reading import Comparison
+    from alignment.data.records import Comparison
     from human_votes.sizes import Size
 
 Part = Literal["test", "a", "b"]
@@ -73,8 +73,9 @@ def write(source: Path, size: Size, tokenizer: Any, home: Path) -> dict[str, Any
         source: pairs in any shape that `python -m reward` reads.
         home: gets test.jsonl, a.jsonl, b.jsonl (pairs), prompts.jsonl and dev.jsonl (of half A), held_out.jsonl.
     """
-    from alignment.config.loading import DataConfig
-    from alignment.data.reading import read_records, to_comparisons
+    from alignment.config.sections import DataConfig
+    from alignment.data.parsing import to_comparisons
+    from alignment.data.reading import read_records
     from alignment.templates.rendering import encode_prompt
 
     pairs = read_records(str(source), to_comparisons, DataConfig(train=str(source))).items

@@ -54,7 +54,8 @@ def prepare(size: Size, votes: Path) -> Row:
     """The model into the registry, the votes into their parts."""
     from help_desk import real_model
 
-    from alignment.models.policies import find_model, load_tokenizer
+    from alignment.models.sources import find_model
+    from alignment.models.tokenizers import load_tokenizer
     from alignment.registry import Registry
 
     model = real_model.fetch(Path())
@@ -131,7 +132,9 @@ def answers(size: Size, seed: int) -> Row:
     """
     from alignment.distributed import heartbeat
     from alignment.generation.engine import complete
-    from alignment.models.policies import find_model, load_policy, load_tokenizer
+    from alignment.models.policies import load_policy
+    from alignment.models.sources import find_model
+    from alignment.models.tokenizers import load_tokenizer
     from alignment.registry import Registry
 
     own = [[{"role": "user", "content": text}] for text in OWN_PROMPTS[: size.own_prompts]]
@@ -231,7 +234,8 @@ def _score(judge: str, rows: Sequence[Row], texts: Sequence[tuple[int, str, int]
 
     from alignment.distributed import heartbeat
     from alignment.models.ensembles import load_reward_model
-    from alignment.models.policies import find_model, load_tokenizer
+    from alignment.models.sources import find_model
+    from alignment.models.tokenizers import load_tokenizer
     from alignment.registry import Registry
     from alignment.templates.rendering import encode_prompt
     from alignment.tensors import pad_rows

@@ -11,7 +11,8 @@ from alignment.errors import ModelError
 from alignment.models import policies
 from alignment.models.diff import compare_weights
 from alignment.models.export import export
-from alignment.models.policies import find_model, load_policy
+from alignment.models.policies import load_policy
+from alignment.models.sources import find_model
 from alignment.registry import Parent
 from unit.alignment.test_methods import house, publish, settings, trained_folder  # noqa: F401 - house is a fixture
 

@@ -8,11 +8,11 @@ from peft import LoraConfig
 from transformers import TrainerControl, TrainerState
 from trl import SFTConfig
 
-from alignment.config.loading import BestModelArguments, trainer_arguments
+from alignment.config.arguments import BestModelArguments, trainer_arguments
 from alignment.errors import ConfigError
 from alignment.runs.journal import Journal
+from alignment.training.arguments import _take_out_best_model
 from alignment.training.best_model import BestModel, published_step
-from alignment.training.publishing import _take_out_best_model
 
 NAN = float("nan")
 

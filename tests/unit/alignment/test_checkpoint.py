@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from alignment import seeds
-from alignment.config.loading import RunConfig
+from alignment.config.sections import RunConfig
 from alignment.errors import CheckpointError, UserError
 from alignment.runs import checkpoint, resume
 from alignment.runs.checkpoint import Checkpoints, committed, newest, open_checkpoint

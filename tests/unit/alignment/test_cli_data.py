@@ -17,10 +17,11 @@ from typer.testing import CliRunner, Result
 import alignment.cli.data
 import alignment.cli.main
 from alignment import html
-from alignment.config.loading import DataConfig, read_values
+from alignment.config.loading import read_values
 from alignment.config.recipes import read_recipe
+from alignment.config.sections import DataConfig
 from alignment.data.preview import encode_for_preview, preview_json, preview_lines
-from alignment.data.reading import Demonstration
+from alignment.data.records import Demonstration
 from alignment.errors import ConfigError, UserError
 from alignment.templates.rendering import TEMPLATES, Message
 from sft.data import IGNORED, encode_example

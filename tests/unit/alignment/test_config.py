@@ -7,15 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from alignment.config.loading import (
-    ModelConfig,
-    Positive,
-    Section,
-    TrainerConfig,
-    load_config,
-    trainer_arguments,
-    validate,
-)
+from alignment.config.arguments import trainer_arguments
+from alignment.config.loading import load_config, validate
+from alignment.config.sections import ModelConfig, Positive, Section, TrainerConfig
 from alignment.errors import ConfigError
 
 MINIMAL = {
@@ -241,7 +235,7 @@ def test_what_the_suite_owns_are_real_arguments_of_trl():
     """A name that TRL drops must leave the list, and one that make_arguments sets must be in it."""
     import trl
 
-    from alignment.config.loading import OWNED_ARGUMENTS
+    from alignment.config.arguments import OWNED_ARGUMENTS
 
     names = {field.name for cls in (trl.SFTConfig, trl.RewardConfig) for field in dataclasses.fields(cls)}
     assert set(OWNED_ARGUMENTS) <= names

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import alignment.cli.main
-from alignment.config.loading import DataConfig
+from alignment.config.sections import DataConfig
 from alignment.data.convert import TARGETS, convert
-from alignment.data.reading import read_records, to_comparisons, to_examples
+from alignment.data.parsing import to_comparisons, to_examples
+from alignment.data.reading import read_records
 from alignment.errors import UserError
 from alignment.templates.builtin import INPUT_HEADING
 

@@ -15,15 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import alignment.data.row_files
-from alignment.config.loading import DataConfig
+from alignment.config.sections import DataConfig
 from alignment.data.formats import parse_transcript
-from alignment.data.reading import (
-    Comparison,
-    Demonstration,
-    Reading,
-    is_held_out,
-    prompt_group,
-    read_records,
+from alignment.data.parsing import (
     to_comparison,
     to_comparisons,
     to_demonstration,
@@ -31,8 +25,9 @@ from alignment.data.reading import (
     to_examples,
     to_prompt,
     to_prompts,
-    train_and_eval,
 )
+from alignment.data.reading import Reading, is_held_out, read_records, train_and_eval
+from alignment.data.records import Comparison, Demonstration, prompt_group
 from alignment.data.row_files import BadRow, DataError, data_files, file_fingerprint, read_rows
 
 ROWS = [

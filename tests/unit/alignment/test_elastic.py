@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment.config.loading import RunConfig, TrainerConfig
+from alignment.config.sections import RunConfig, TrainerConfig
 from alignment.distributed import zero3
 from alignment.errors import CheckpointError
 from alignment.runs import world_size

@@ -20,7 +20,9 @@ from typer.testing import CliRunner
 import alignment.cli.main
 from alignment.errors import UserError
 from alignment.models.importing.model import import_model
-from alignment.models.policies import find_model, load_policy, load_tokenizer
+from alignment.models.policies import load_policy
+from alignment.models.sources import find_model
+from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry, provenance
 
 CARD = "---\nlicense: apache-2.0\nlanguage: en\n---\n# Theirs\n"

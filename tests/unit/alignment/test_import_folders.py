@@ -18,7 +18,8 @@ import alignment.cli.main
 from alignment.errors import UserError
 from alignment.memory.shapes import ShapeFinder
 from alignment.models.importing.model import import_model
-from alignment.models.policies import find_model, load_policy
+from alignment.models.policies import load_policy
+from alignment.models.sources import find_model
 from alignment.registry import Registry, provenance
 
 
@@ -199,7 +200,7 @@ def test_a_model_without_a_template_is_imported_with_one(tmp_path):
     import tiny
 
     from alignment.models.importing.model import import_model
-    from alignment.models.policies import load_tokenizer
+    from alignment.models.tokenizers import load_tokenizer
     from alignment.registry import Registry
 
     tokenizer = tiny.make_tokenizer()

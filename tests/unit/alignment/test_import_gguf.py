@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from alignment.errors import UserError
 from alignment.models.importing.model import import_model
-from alignment.models.policies import find_model, load_policy
+from alignment.models.policies import load_policy
+from alignment.models.sources import find_model
 from alignment.registry import Registry, Version, provenance
 
 pytest.importorskip("gguf")

@@ -6,8 +6,10 @@ import zipfile
 import datasets
 import pytest
 
-from alignment.config.loading import DataConfig
-from alignment.data.reading import Demonstration, Document, read_records, to_examples
+from alignment.config.sections import DataConfig
+from alignment.data.parsing import to_examples
+from alignment.data.reading import read_records
+from alignment.data.records import Demonstration, Document
 from alignment.data.row_files import DataError
 
 

@@ -11,7 +11,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment.config.loading import DataConfig
+from alignment.config.sections import DataConfig
 from alignment.data.check import (
     Finding,
     Inspector,
@@ -26,7 +26,7 @@ from alignment.data.check.inspector import Places
 from alignment.data.check.report import Histogram, histogram
 from alignment.data.duplicates import BAND, sketch
 from alignment.data.importers import PassedOver
-from alignment.data.reading import Rating, prompt_group
+from alignment.data.records import Rating, prompt_group
 from alignment.data.row_files import BadRow, DataError
 from alignment.data.splitting import plan_split, write_split
 from alignment.data.trimming import fit

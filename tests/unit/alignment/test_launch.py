@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from alignment.config.loading import RunConfig
+from alignment.config.sections import RunConfig
 from alignment.distributed import processes
 from alignment.distributed.launch_files import check_against_config, check_launch
 from alignment.errors import UserError

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import nn
 
-from alignment.config.loading import ModelConfig
+from alignment.config.sections import ModelConfig
 from alignment.generation.kv_cache import make_cache
 from alignment.memory.plan import (
     DDP,

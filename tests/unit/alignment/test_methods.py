@@ -10,13 +10,16 @@ import torch
 import transformers
 from torch import nn
 
-from alignment.config.loading import ADAPTERS, ModelConfig, validate
+from alignment.config.loading import validate
+from alignment.config.sections import ADAPTERS, ModelConfig
 from alignment.errors import ConfigError, ModelError
 from alignment.models import adapters, methods
 from alignment.models.export import export, logits_difference
 from alignment.models.methods import METHODS, apply_method, check
-from alignment.models.policies import ModelSource, find_model, fit_embeddings, load_policy, load_tokenizer
+from alignment.models.policies import load_policy
 from alignment.models.scalar import load_scalar_model
+from alignment.models.sources import ModelSource, find_model
+from alignment.models.tokenizers import fit_embeddings, load_tokenizer
 from alignment.registry import Registry
 
 IDS = torch.tensor([[5, 9, 30, 7, 2], [40, 41, 3, 6, 8]])

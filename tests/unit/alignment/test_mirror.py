@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import alignment.cli.main
-from alignment.config.loading import TrainerConfig, validate
+from alignment.config.loading import validate
+from alignment.config.sections import TrainerConfig
 from alignment.registry import Parent, Registry, provenance
 from alignment.runs.journal import Journal
 from alignment.runs.run import Run

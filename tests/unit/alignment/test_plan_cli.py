@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import alignment.cli.main
 from alignment.cli.plan import parse_memory, stage_of
-from alignment.config.loading import ModelConfig
+from alignment.config.sections import ModelConfig
 from alignment.errors import ConfigError, UserError
 from alignment.memory.shapes import KNOWN, ShapeFinder, UnknownShape, sized
 from alignment.registry import Registry

@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 
 from alignment.data.trimming import LEAST, fit, trim_prompt
 from alignment.generation.engine import complete
-from alignment.models.policies import fit_embeddings, load_policy, load_tokenizer, pad_apart_from_ends
+from alignment.models.policies import load_policy
+from alignment.models.tokenizers import fit_embeddings, load_tokenizer, pad_apart_from_ends
 from alignment.templates.ends import end_token_ids, through_end
 from alignment.templates.rendering import encode_conversation, encode_prompt
 

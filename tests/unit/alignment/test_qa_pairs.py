@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment.data.reading import to_demonstration
+from alignment.data.parsing import to_demonstration
 from alignment.errors import UserError
 from alignment.qa.documents import Document, cut
 from alignment.qa.pairs import Pair, check_support, drop_duplicates

@@ -7,13 +7,14 @@ import pytest
 import tiny
 from transformers import AutoTokenizer
 
-from alignment.config.loading import TrainerConfig, validate
+from alignment.config.loading import validate
+from alignment.config.sections import TrainerConfig
 from alignment.errors import UserError
-from alignment.models.policies import train_tokenizer
 from alignment.models.same_tokenizer import difference
+from alignment.models.tokenizers import train_tokenizer
 from alignment.registry import Parent, Registry, provenance
 from alignment.runs.run import Run
-from alignment.training import publishing
+from alignment.training import publishing, start_model
 
 
 @pytest.fixture(autouse=True)
@@ -96,10 +97,10 @@ def test_a_template_that_refuses_is_compared_by_its_text() -> None:
 def test_a_reward_model_that_would_read_another_template_is_refused_before_it_is_trained(house: Registry) -> None:
     changed = {"template": "plain"}
     with pytest.raises(UserError, match=r"not that of sft@v1: its chat template.*allow_new_tokenizer=true"):
-        publishing.start_model(config(house, changed), house, (), "reward")
+        start_model.start_model(config(house, changed), house, (), "reward")
     allowed = config(house, changed, allow_new_tokenizer=True)
-    assert publishing.start_model(allowed, house, (), "reward").tokenizer.chat_template
-    assert publishing.start_model(config(house, changed), house, (), "sft").tokenizer.chat_template  # SFT settles it
+    assert start_model.start_model(allowed, house, (), "reward").tokenizer.chat_template
+    assert start_model.start_model(config(house, changed), house, (), "sft").tokenizer.chat_template  # SFT settles it
 
 
 @pytest.mark.parametrize("change", ["template", "eos", "nothing"])

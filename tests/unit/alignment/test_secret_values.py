@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from alignment.config.loading import RunConfig, load_config
+from alignment.config.loading import load_config
+from alignment.config.sections import RunConfig
 from alignment.errors import ConfigError
 from alignment.redaction import REDACTED, find_secrets, redact, without_secrets
 

@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from alignment.config.loading import DataConfig
+from alignment.config.sections import DataConfig
 from alignment.data.formats import UNANSWERABLE
 from alignment.data.importers import PassedOver
 from alignment.data.openassistant import tree_rankings
-from alignment.data.reading import (
-    Comparison,
-    Document,
-    read_records,
+from alignment.data.parsing import (
     to_comparisons,
     to_demonstration,
     to_demonstrations,
@@ -22,6 +19,8 @@ from alignment.data.reading import (
     to_prompt,
     to_prompts,
 )
+from alignment.data.reading import read_records
+from alignment.data.records import Comparison, Document
 from alignment.data.row_files import BadRow
 
 

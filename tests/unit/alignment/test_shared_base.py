@@ -12,12 +12,12 @@ import torch
 import transformers
 from hypothesis import given, settings, strategies
 
-from alignment.config.loading import ADAPTERS, ModelConfig
+from alignment.config.sections import ADAPTERS, ModelConfig
 from alignment.errors import ConfigError, ModelError
 from alignment.models import adapters, methods
 from alignment.models.adapters import AdapterError
 from alignment.models.methods import METHODS
-from alignment.models.policies import ModelSource, load_policy
+from alignment.models.policies import load_policy
 from alignment.models.scalar import load_scalar_model
 from alignment.models.shared_base import (
     adapter_parameters,
@@ -28,6 +28,7 @@ from alignment.models.shared_base import (
     save_adapter,
     using,
 )
+from alignment.models.sources import ModelSource
 
 IDS = torch.tensor([[5, 9, 30, 7, 2], [40, 41, 3, 6, 8]])
 LORA_KINDS = ("lora", "dora", "rslora")

@@ -8,7 +8,7 @@ import sys
 import pytest
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from alignment.config.loading import RunConfig
+from alignment.config.sections import RunConfig
 from alignment.data.reading import DataError
 from alignment.training.stage import run_stage, write_bad_rows
 

@@ -12,14 +12,14 @@ import pytest
 from typer.testing import CliRunner
 
 from alignment.cli.main import app
-from alignment.config.loading import RunConfig
+from alignment.config.sections import RunConfig
 from alignment.reports.verdicts import verdicts
 from alignment.runs import metrics as declared
 from alignment.runs.journal import Journal
 from alignment.runs.record import RunRecord
 from alignment.tracking import wandb_sink
 from alignment.tracking.wandb_sink import MAX_FAILURES, WandbSink, as_table
-from alignment.training import publishing
+from alignment.training import opening, publishing
 
 
 def rows(path):
@@ -238,7 +238,7 @@ def stage_text(monkeypatch, tmp_path):
         monkeypatch.setattr(publishing, "WandbSink", lambda run_dir, **options: asked.update(options))
         values = {"name": "t", "data": {"train": "x"}, "registry": {"name": "t"}}
         values["tracking"] = {"runs": str(tmp_path), **tracking}
-        publishing.open_journal(RunConfig.model_validate(values), "sft").close()
+        opening.open_journal(RunConfig.model_validate(values), "sft").close()
         return asked["text"]
 
     return build

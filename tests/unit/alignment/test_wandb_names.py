@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from alignment.config.loading import RunConfig
+from alignment.config.sections import RunConfig
 from alignment.runs.resume import Start
 from alignment.runs.run import Attempt, Run
 from alignment.tracking import wandb_sink
-from alignment.training import publishing
+from alignment.training import opening
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def started(monkeypatch, tmp_path):
             "name": "mine", "data": {"train": "d"}, "registry": {"name": "x"},
             "tracking": {"runs": str(tmp_path), **tracking},
         })  # fmt: skip
-        publishing.open_journal(config, "sft", None if run is None else Start(run)).close()
+        opening.open_journal(config, "sft", None if run is None else Start(run)).close()
         return found or None
 
     return begin

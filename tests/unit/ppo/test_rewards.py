@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from alignment.data.reading import Prompt
+from alignment.data.records import Prompt
 from alignment.errors import ConfigError
 from ppo.config import RewardsConfig, RewardSource
 from ppo.rewards import HTTPReward, RewardError, load_sources, weighted

@@ -11,7 +11,7 @@ from digits import CONTENTS, build_models, prompts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment.data.reading import Prompt
+from alignment.data.records import Prompt
 from alignment.errors import ConfigError
 from alignment.generation.sampling import Sampled
 from ppo import sampler_gap

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from alignment.config.loading import DataConfig
-from alignment.data.reading import CHOICES, Comparison, DataError, Rating, Vote
+from alignment.config.sections import DataConfig
+from alignment.data.reading import DataError
+from alignment.data.records import CHOICES, Comparison, Rating, Vote
 from alignment.ratings import RatingsStore
 from reward.config import RewardSection
 from reward.data import encode, labeler_weights, rated_pairs, read_judgements

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from alignment.config.loading import DataConfig
+from alignment.config.sections import DataConfig
 from alignment.data.reading import DataError
 from alignment.ratings import RatingsStore
 from alignment.ratings.quality import journalled
@@ -151,7 +151,7 @@ def test_what_is_written_of_a_run_has_hashes_in_place_of_names(database, tmp_pat
     values = {"name": "r", "model": {"name": "m"}, "data": {"train": str(database)}, "registry": {"name": "r"}}
     config.write_text(json.dumps(values))
     monkeypatch.setattr("sys.argv", ["reward", str(config), "reward.labelers=[cyd]", "--dry-run"])
-    monkeypatch.setattr("reward.train.plan", lambda config, world_size: {})
+    monkeypatch.setattr("reward.plan.plan", lambda config, world_size: {})
     assert main() == 0
     planned = json.loads(capsys.readouterr().out)
     assert set(planned["config"]["reward"]["labelers"]) == hashes(database, "cyd")

@@ -9,8 +9,9 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment.config.loading import DataConfig
-from alignment.data.reading import Comparison, DataError, Rating, Vote
+from alignment.config.sections import DataConfig
+from alignment.data.reading import DataError
+from alignment.data.records import Comparison, Rating, Vote
 from alignment.templates.rendering import encode_conversation, encode_prompt
 from reward.config import RewardSection
 from reward.data import encode

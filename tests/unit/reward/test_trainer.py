@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 from trl import RewardConfig, RewardTrainer
 
-from alignment.data.reading import Comparison
+from alignment.data.records import Comparison
 from alignment.models.scalar import load_scalar_model
 from reward.batches import QuestionCollator, choose_layout, score_questions
 from reward.config import RewardSection

@@ -20,10 +20,11 @@ from benchmarks.ppo_measures import Stopwatch, matmul_rate, rollout_figures, thr
 from benchmarks.ppo_ours import Contestant
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from alignment.config.loading import ScratchConfig
+from alignment.config.sections import ScratchConfig
 from alignment.errors import UserError
-from alignment.models.policies import build_scratch_model, train_tokenizer
+from alignment.models.policies import build_scratch_model
 from alignment.models.scalar import load_scalar_model
+from alignment.models.tokenizers import train_tokenizer
 from alignment.templates.rendering import encode_prompt
 
 TINY = LlamaConfig(

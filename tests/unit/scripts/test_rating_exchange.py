@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from alignment.data.openassistant import tree_rankings
-from alignment.data.reading import to_comparisons
+from alignment.data.parsing import to_comparisons
 from alignment.data.row_files import BadRow, read_rows
 from alignment.errors import UserError
 from alignment.labeling.formats import FORMATS

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from alignment.config.loading import DataConfig
-from alignment.data.reading import Comparison, Vote
+from alignment.config.sections import DataConfig
+from alignment.data.records import Comparison, Vote
 from alignment.labeling.import_export import import_file
 from alignment.labeling.report import show
 from alignment.ratings import Completion, Gold, RatingsStore

@@ -22,7 +22,7 @@ from human_votes import analysis, data, page, runs, statistics  # noqa: E402
 from human_votes.sizes import SIZES  # noqa: E402
 
 from alignment.config.loading import load_config  # noqa: E402
-from alignment.data.reading import Comparison, Vote  # noqa: E402
+from alignment.data.records import Comparison, Vote  # noqa: E402
 from alignment.errors import UserError  # noqa: E402
 from alignment.generation.sampling import Completion  # noqa: E402
 from alignment.templates.rendering import encode_prompt  # noqa: E402

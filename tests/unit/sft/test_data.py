@@ -8,8 +8,9 @@ import tiny
 import torch
 from trl import SFTConfig, SFTTrainer
 
-from alignment.config.loading import DataConfig
-from alignment.data.reading import DataError, Demonstration, Document
+from alignment.config.sections import DataConfig
+from alignment.data.reading import DataError
+from alignment.data.records import Demonstration, Document
 from sft.data import IGNORED, encode_data, encode_example, training_texts
 
 ANSWERS = ["The library opens at nine on weekdays.", "Yes."]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from alignment.distributed.processes import run_as_forward
+from alignment.distributed.engine import run_as_forward
 from sft import loss as sft_loss
 from sft.loss import next_token_sums
 

@@ -12,7 +12,8 @@ from alignment.data.row_files import DataError
 from alignment.training.data_check import write_report
 from sft.config import SFTStageConfig
 from sft.data import IGNORED
-from sft.train import build_trainer, prepare
+from sft.prepare import prepare
+from sft.train import build_trainer
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import tiny
 import torch
 
 from alignment.config.loading import validate
-from alignment.data.reading import Demonstration
+from alignment.data.records import Demonstration
 from alignment.data.trimming import trim_prompt
-from alignment.models.policies import ModelSource
+from alignment.models.sources import ModelSource
 from alignment.runs.journal import Journal
 from alignment.templates.rendering import encode_prompt
 from sft import samples

@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 from alignment.config.loading import validate
 from alignment.errors import ConfigError, UserError
 from sft.config import SFTStageConfig
-from sft.train import _packs, build_trainer, prepare
+from sft.prepare import prepare
+from sft.train import _packs, build_trainer
 from sft.trainer import SFTTrainer
 
 MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}

@@ -12,7 +12,9 @@ from alignment.config.loading import validate
 from alignment.errors import ConfigError
 from sft.config import SFTStageConfig
 from sft.packing import PackingCollator
-from sft.train import build_trainer, plan, prepare
+from sft.plan import plan
+from sft.prepare import prepare
+from sft.train import build_trainer
 
 
 @pytest.fixture

@@ -1,0 +1,74 @@
+"""Opening what a run writes: its journal with the W&B mirror, and its checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from transformers import Trainer
+
+from alignment.config.sections import RunConfig
+from alignment.distributed import processes
+from alignment.reports.verdicts import summary_of
+from alignment.runs.checkpoint import Checkpoints
+from alignment.runs.journal import Journal
+from alignment.runs.resume import Start
+from alignment.runs.run import Run
+from alignment.tracking.wandb_names import WandbNames
+from alignment.tracking.wandb_sink import WandbSink
+
+
+def open_journal(config: RunConfig, stage: str, start: Start | None = None) -> Journal:
+    """The run's journal with its W&B mirror, on the main process; a silent one elsewhere.
+
+    Args:
+        start: where the run goes on; the journal is cut off there.
+    """
+    is_main = processes.is_main_process()
+    run = start.run if start else Run()
+    names = WandbNames.of(config.tracking, config.name, run.id)
+    sink = None
+    if is_main and names.mode != "disabled":
+        sink = WandbSink(
+            config.run_dir,
+            mode=names.mode,
+            project=names.project,
+            name=names.name,
+            group=names.group,
+            run_id=names.run_id,
+            stage=stage,
+            config=config.model_dump(mode="json"),
+            attempt=run.attempt,
+            text=config.tracking.wandb_text,
+        )
+    return Journal(
+        config.run_dir,
+        sink,
+        stage,
+        enabled=is_main,
+        resume=start.journal if start else None,
+        summary=lambda code: summary_of(config.run_dir, code),
+    )
+
+
+def open_checkpoints(
+    config: RunConfig, start: Start, journal: Journal, *, keep: int, data: Any, part: str | None = None
+) -> Checkpoints:
+    """The run's checkpoints, once it is known that it can go on from the one that it starts from.
+
+    Args:
+        data: fingerprints of all data that is trained or judged on.
+    """
+    data = hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
+    backend = f"DeepSpeed ZeRO-{stage}" if (stage := processes.launched_zero_stage()) else "no DeepSpeed"
+    processes.on_main_process(lambda: start.check(data, backend))
+    return Checkpoints(
+        config.run_dir, start.run.id, keep=keep, data=data, backend=backend, journal_offsets=journal.offsets,
+        note=journal.event, part=part,
+    )  # fmt: skip
+
+
+def backend_event(journal: Journal, trainer: Trainer) -> None:
+    """Write down what really runs; a launch that fell back to one process must not go unseen."""
+    journal.event("backend", **processes.backend(trainer.accelerator, trainer.model_wrapped))

@@ -1,0 +1,74 @@
+"""What SFT trains on: the start model, the rows as token ids and labels, and TRL's arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trl import SFTConfig
+
+from alignment.config.arguments import trainer_arguments
+from alignment.data.check import Inspector, Report
+from alignment.distributed import heartbeat, processes
+from alignment.errors import ConfigError
+from alignment.models import methods
+from alignment.models.lengths import check_length
+from alignment.registry import Registry
+from alignment.runs.run import Run
+from alignment.training import publishing, start_model
+from alignment.training.arguments import make_arguments
+from alignment.training.data_check import check_before_training
+from sft.config import DEFAULTS, SFTStageConfig
+from sft.data import EncodedData, encode_data, training_texts
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a trainer is made of: the model to start from, the rows as token ids and labels, and the arguments."""
+
+    seed: int
+    registry: Registry
+    start: start_model.StartModel
+    data: EncodedData
+    arguments: SFTConfig
+    report: Report
+    """What the check of the data found."""
+
+
+def prepare(config: SFTStageConfig, run: Run | None = None) -> Prepared:
+    """Read the data, find the model to start from (as the run has pinned it), and encode the rows with its tokenizer;
+    leaves nothing behind."""
+    heartbeat.enter("reading the data", patient=True)
+    seed = trainer_arguments(SFTConfig, DEFAULTS, config.training).get("seed", 42)
+    processes.on_main_process(lambda: methods.check(config.model, processes.launched_zero_stage()))
+    processes.start_processes()
+    registry = publishing.open_registry(config, run)
+    start = start_model.start_model(config, registry, training_texts(config.data))
+    check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
+    folder = config.run_dir if config.run_dir.is_dir() else None
+    is_main = processes.is_main_process()
+    inspector = Inspector(config.data, start.tokenizer) if is_main else None
+    data = encode_data(
+        config.data, start.tokenizer, folder, show=is_main, inspector=inspector, num_shown=config.tracking.num_samples
+    )
+    report = processes.on_main_process(lambda: check_before_training(config, inspector))
+    arguments = training_arguments(config, no_eval=len(data.eval) == 0)
+    return Prepared(seed, registry, start, data, arguments, report)
+
+
+def training_arguments(config: SFTStageConfig, no_eval: bool) -> SFTConfig:
+    """TRL's arguments, its own packing left off: that one cuts rows, and its batches count packed rows, not ours.
+
+    Raises:
+        ConfigError: an argument that cannot be used, or not on this machine.
+    """
+    rest = {name: value for name, value in config.training.items() if name != "packing"}
+    defaults = methods.with_learning_rate(DEFAULTS, config.model)
+    unpacked = config.model_copy(update={"training": rest})
+    arguments = make_arguments(SFTConfig, unpacked, defaults, max_length=None, no_eval=no_eval)
+    if arguments.activation_offloading and processes.on_cpu():
+        raise ConfigError(
+            "training.activation_offloading moves activations off the GPU, and there is none; leave it out"
+        )
+    if arguments.router_aux_loss_coef is not None:  # TRL writes it on a config that takes no whole number
+        arguments.router_aux_loss_coef = float(arguments.router_aux_loss_coef)
+    return arguments
