@@ -42,6 +42,6 @@ def pytest_addoption(parser):
 @pytest.fixture(scope="session")
 def tokenizer():
     """A small tokenizer, shared: tests that change it make their own with `tiny.make_tokenizer`."""
-    import tiny
+    from helpers import tiny
 
     return tiny.make_tokenizer()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from digits import CONTENTS, build_models, prompts_of
+from helpers.digits import CONTENTS, build_models, prompts_of
 from safetensors.torch import save_file
 
 from alignment.distributed import processes, zero3

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
+from helpers import tiny
 from test_stages import ROOT, command, house, lines, recipe, sft, write_demonstrations  # noqa: F401 - fixtures
 
 from alignment.ratings import RatingsStore

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-from chat_server import Answer, ChatServer, completion, passage
+from helpers import tiny
+from helpers.chat_server import Answer, ChatServer, completion, passage
 from typer.testing import CliRunner, Result
 
 import alignment.cli.main

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 from safetensors.torch import load_file
 from test_stages import ROOT, write_demonstrations
 

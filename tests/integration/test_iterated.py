@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
+from helpers import tiny
 
 from alignment.ratings import RatingsStore
 from alignment.registry import Registry, render_lineage

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 
-import optimum
 import pytest
 import torch
-from optimum import FIXED, World, measure, train_and_measure
+from helpers import optimum
+from helpers.optimum import FIXED, World, measure, train_and_measure
 
 import ppo.loop
 from alignment.tensors import last_kept

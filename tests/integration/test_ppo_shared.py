@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
 from alignment.config.loading import validate
 from alignment.models.ensembles import load_reward_model

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
 from alignment.models.policies import load_policy
 from alignment.models.sources import find_model

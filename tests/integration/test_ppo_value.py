@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
 from alignment.models.ensembles import load_reward_model
 from alignment.models.sources import find_model

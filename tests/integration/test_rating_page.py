@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from rating_page import BASE, Labeler, Page, hostile, pairs  # noqa: E402
+from helpers.rating_page import BASE, Labeler, Page, hostile, pairs  # noqa: E402
 
 from alignment.errors import UserError  # noqa: E402
 from alignment.labeling import web  # noqa: E402

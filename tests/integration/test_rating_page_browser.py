@@ -12,9 +12,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import chromium
 import pytest
-from rating_page import hostile, pairs
+from helpers import chromium
+from helpers.rating_page import hostile, pairs
 
 from alignment.ratings import RatingsStore
 from alignment.terminal import clean

@@ -3,8 +3,8 @@
 import time
 
 import pytest
-from chromium import PROGRAM, Chromium
-from full_runs import HOSTILE, full_run
+from helpers.chromium import PROGRAM, Chromium
+from helpers.full_runs import HOSTILE, full_run
 
 from alignment.reports.report import write_report
 from alignment.runs.journal import Journal

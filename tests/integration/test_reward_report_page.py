@@ -6,7 +6,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from judging import by_length, comparison, question
+from helpers.judging import by_length, comparison, question
 
 from reward.evaluation import evaluate
 from reward.evaluation.report import save_report

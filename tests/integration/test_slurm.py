@@ -11,7 +11,7 @@ from typing import Any
 
 import launching
 import pytest
-from slurm_cluster import WHY_NOT, SlurmCluster
+from helpers.slurm_cluster import WHY_NOT, SlurmCluster
 from test_two_processes import SCRATCH, TOPICS, turn
 
 from alignment.ratings import RatingsStore

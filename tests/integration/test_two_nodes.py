@@ -11,8 +11,8 @@ from typing import Any
 
 import launching
 import pytest
+from helpers.two_nodes import WHY_NOT, TwoNodes, last_words
 from test_two_processes import SCRATCH, TOPICS, turn
-from two_nodes import WHY_NOT, TwoNodes, last_words
 
 from alignment.registry import Registry
 

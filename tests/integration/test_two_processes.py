@@ -336,7 +336,7 @@ def test_two_processes_do_what_one_does(tmp_path, alone, backend, variant):
 
 
 def tiny_start(variant):
-    from digits import build_models
+    from helpers.digits import build_models
 
     critic = {"trunk": "trunk", "rloo": None}.get(variant, "separate")
     return build_models(ref_seed=1, critic=critic).trained.state_dict()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import launching
 import pytest
-import tiny
+from helpers import tiny
 
 from alignment.registry import Registry
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from journals import make_run
+from helpers.journals import make_run
 
 from alignment.runs.journal import Journal
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from digits import CONTENTS, build_models, prompts_of
+from helpers.digits import CONTENTS, build_models, prompts_of
 
 from alignment.distributed import processes
 from alignment.runs.journal import Journal

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-import tiny
 import torch
 import transformers
+from helpers import tiny
 
 from alignment.errors import ConfigError, ModelError
 from alignment.models.lengths import LengthError

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 
 import pytest
-import tiny
 import torch
-from digits import CONTENTS, build_models, prompts_of
+from helpers import tiny
+from helpers.digits import CONTENTS, build_models, prompts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

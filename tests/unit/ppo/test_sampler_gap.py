@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from digits import build_models
+from helpers.digits import build_models
 
 import ppo.loop
 from alignment.generation.engine import TransformersEngine

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from digits import build_models, prompts_of
+from helpers.digits import build_models, prompts_of
 
 from alignment.runs.journal import Journal
 from ppo.config import PPOStageConfig

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 import transformers
-from architectures import build
+from helpers import tiny
+from helpers.architectures import build
 
 from alignment.distributed.processes import make_accelerator
 from alignment.errors import ConfigError, ModelError, UserError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from digits import llama
+from helpers.digits import llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM

@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 import torch
-from digits import build_models, prompts_of, role_of, scalar
+from helpers.digits import build_models, prompts_of, role_of, scalar
 
 from alignment.errors import ModelError
 from alignment.runs.journal import Journal

@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 import transformers
-from digits import build_models, llama, role_of, scalar
+from helpers.digits import build_models, llama, role_of, scalar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ import threading
 import peft
 import pytest
 import torch
-import vllm_standin
+from helpers import vllm_standin
 
 from alignment.generation import vllm as vllm_engine
 from alignment.generation.sampling import GenerationError

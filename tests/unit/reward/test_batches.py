@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import random
 
-import architectures
 import peft
 import pytest
-import tiny
 import torch
 import transformers
-from architectures import VOCABULARY
+from helpers import architectures, tiny
+from helpers.architectures import VOCABULARY
 
 import alignment.models.packing
 from alignment.models.adapters import without_adapter

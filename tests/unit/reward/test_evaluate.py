@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 import pytest
+from helpers.judging import END, by_length, comparison, pair_questions, question, swap
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judging import END, by_length, comparison, pair_questions, question, swap
 
 from reward.evaluation import evaluate
 from reward.evaluation.judged import order, vote_accuracy

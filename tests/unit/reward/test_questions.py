@@ -5,7 +5,7 @@ from collections import Counter
 
 import hypothesis
 import pytest
-import tiny
+from helpers import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.journals import make_run
+from helpers.judging import by_length, comparison, pair_questions, question
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from journals import make_run
-from judging import by_length, comparison, pair_questions, question
 
 from alignment.registry.lineage import flat_metrics
 from alignment.reports.pictures import histogram_chart

@@ -3,9 +3,9 @@
 import math
 
 import pytest
-import tiny
 import torch
 from datasets import Dataset
+from helpers import tiny
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 from trl import RewardConfig, RewardTrainer

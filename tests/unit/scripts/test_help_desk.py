@@ -15,9 +15,9 @@ from help_desk import gold, labelers, manners, world
 from help_desk.handbook import load_handbook, parse_handbook, plain_values
 from help_desk.rating import RATINGS_PER_PAIR, item_gold, rate
 from help_desk.reports import BY_HAND, MEANT, SHUFFLED, SIMULATED, explained
+from helpers.journals import make_run
 from hypothesis import given
 from hypothesis import strategies as st
-from journals import make_run
 
 from alignment.ratings import RatingsStore
 

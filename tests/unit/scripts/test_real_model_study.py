@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
 STUDIES = Path(__file__).resolve().parents[3] / "scripts" / "studies"
 sys.path.insert(0, str(STUDIES))

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-import tiny
+from helpers import tiny
 from sample import groups, main
 
 from alignment.ratings import Completion, RatingsStore

@@ -4,8 +4,8 @@ import json
 import tracemalloc
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 from trl import SFTConfig, SFTTrainer
 
 from alignment.config.sections import DataConfig

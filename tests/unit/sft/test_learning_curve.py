@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import datasets
 import numpy as np
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
 from alignment.config.loading import validate
 from alignment.errors import ConfigError

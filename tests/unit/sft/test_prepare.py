@@ -3,7 +3,7 @@
 import json
 
 import pytest
-import tiny
+from helpers import tiny
 from typer.testing import CliRunner
 
 import alignment.cli.main

@@ -7,8 +7,8 @@ import random
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
 from alignment.config.loading import validate
 from alignment.data.records import Demonstration

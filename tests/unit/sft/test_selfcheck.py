@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-import tiny
 import torch
-from architectures import build
+from helpers import tiny
+from helpers.architectures import build
 from torch.nn.functional import cross_entropy
 
 from alignment.config.loading import validate

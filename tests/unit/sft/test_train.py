@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-import tiny
-from architectures import build
+from helpers import tiny
+from helpers.architectures import build
 
 from alignment.config.loading import validate
 from alignment.errors import ConfigError

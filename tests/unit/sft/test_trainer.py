@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 import trl
-from architectures import build, row
+from helpers.architectures import build, row
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 
