@@ -18,8 +18,8 @@ from alignment.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[2]
 LOOK = """
 import json, pathlib, alignment, sft
-from alignment import shipped
-from alignment.tracking import dashboards, report
+from alignment.config import shipped
+from alignment.reports import dashboards, report
 print(json.dumps({
     "from": [str(pathlib.Path(module.__file__).parents[1]) for module in (alignment, sft)],
     "dashboards": [dashboards.load(name).title for name in dashboards.names()],

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from alignment.errors import ModelError
-from alignment.models import policies
+from alignment.models import sources
 from alignment.models.diff import compare_weights
 from alignment.models.export import export
 from alignment.models.policies import load_policy
@@ -39,7 +39,7 @@ def test_a_chain_ends_somewhere(house, tokenizer, monkeypatch):  # noqa: F811
         source = find_model(f"a{number - 1}", house.registry, "policy")
         publish(house.registry, f"a{number}", house.tmp / "run-a1", source, settings("lora"))
     assert find_model("a3", house.registry, "policy").base.base.base.ref == "base@v1"
-    monkeypatch.setattr(policies, "MAX_ADAPTERS", 2)
+    monkeypatch.setattr(sources, "MAX_ADAPTERS", 2)
     with pytest.raises(ModelError, match="more than 2 adapters on each other"):
         find_model("a3", house.registry, "policy")
 

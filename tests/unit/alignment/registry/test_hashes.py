@@ -79,7 +79,7 @@ hashlib.file_digest = lambda *_: sys.exit("read again")
 print(Registry(sys.argv[1]).load("m").ref)
 """
     root = Path(hashes.__file__).parents[3]
-    command = [sys.executable, "-c", code, str(version.path.parents[3])]
+    command = [sys.executable, "-c", code, str(version.path.parents[2])]
     assert subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout == "m@v1\n"
 
 
@@ -169,7 +169,7 @@ def test_entries_of_another_user_are_not_believed(
 def test_the_mode_of_a_load_comes_from_the_call_or_the_environment(
     version: Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry = Registry(version.path.parents[3])
+    registry = Registry(version.path.parents[2])
     seen = reads(monkeypatch)
     for mode, count in (("fast", 0), ("cached", 3), ("cached", 3), ("full", 6), ("", 6)):
         monkeypatch.setenv("ALIGNMENT_VERIFY", mode)

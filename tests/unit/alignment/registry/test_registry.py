@@ -283,7 +283,7 @@ def test_a_folder_that_is_no_model_is_refused_with_the_reason(registry: Registry
 def test_a_source_that_changes_while_it_is_copied_is_refused(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_CHUNK", 2)
+    monkeypatch.setattr(files, "CHUNK_BYTES", 2)
     fsync = os.fsync
 
     def meanwhile(descriptor: int) -> None:
@@ -753,9 +753,9 @@ def test_the_lineage_reaches_the_ratings_and_joins_a_shared_parent(registry: Reg
         ("init, reference", "sft@v1"),
         ("reward", "judge@v1"),
     ]
-    reward = node.parents[2].node
+    reward = node.parents[1].node
     assert reward.data[0].labelers == 4
-    assert reward.parents[1].node is node.parents[1].node
+    assert reward.parents[0].node is node.parents[0].node
     assert ppo.parent("reward") == Parent("reward", "judge@v1", reward.version.digest if reward.version else None)
     assert ppo.parent("value") is None
     tree = printed(render_lineage(node))

@@ -71,12 +71,12 @@ def test_a_child_of_the_run_dies_of_the_signal(tmp_path):
 ORPHAN = """
 import os, sys, time
 from pathlib import Path
-from alignment import control
-with control.listen():
+from alignment.runs import signals
+with signals.listen():
     print("up", flush=True)
     while os.getppid() == int(sys.argv[2]):
         time.sleep(0.01)
-    Path(sys.argv[1], "part").write_text(control._listener.heard().name)
+    Path(sys.argv[1], "part").write_text(signals._listener.heard().name)
     Path(sys.argv[1], "part").rename(Path(sys.argv[1], "heard"))
 """
 LAUNCHER = """

@@ -19,7 +19,7 @@ from alignment.runs.journal import Journal
 from alignment.runs.record import RunRecord
 from alignment.tracking import wandb_sink
 from alignment.tracking.wandb_sink import MAX_FAILURES, WandbSink, as_table
-from alignment.training import opening, publishing
+from alignment.training import opening
 
 
 def rows(path):
@@ -235,7 +235,7 @@ def stage_text(monkeypatch, tmp_path):
 
     def build(tracking):
         asked = {}
-        monkeypatch.setattr(publishing, "WandbSink", lambda run_dir, **options: asked.update(options))
+        monkeypatch.setattr(opening, "WandbSink", lambda run_dir, **options: asked.update(options))
         values = {"name": "t", "data": {"train": "x"}, "registry": {"name": "t"}}
         values["tracking"] = {"runs": str(tmp_path), **tracking}
         opening.open_journal(RunConfig.model_validate(values), "sft").close()

@@ -165,7 +165,7 @@ def test_bad_rows_are_listed_and_the_first_is_shown(tmp_path, capsys):
 
 LEAVING = """
 import atexit
-from alignment.stage import leave
+from alignment.training.stage import leave
 class LateWitness:
     def __del__(self):
         print("interpreter shutdown", flush=True)
