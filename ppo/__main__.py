@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(config)
 
     def plan(config: PPOStageConfig, world_size: int) -> dict[str, object]:
-        from ppo.train import plan
+        from ppo.plan import plan
 
         return plan(config, world_size)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from alignment.reports.judges import judge_of, reward_parts
 from alignment.runs.journal import Level
+from ppo.algorithm import IMPORTANCE_CAP
 from ppo.config import PPOStageConfig
 from ppo.sampler_gap import LIMITS, way_out
 
@@ -55,11 +56,11 @@ WATCHED: dict[str, Level] = {
     "component fell": "warning",
     "gain from ending": "error",
 }
-"""What is watched, and how bad it is. `alignment/reports/checks.py` has their names for people."""
+"""The alarms, and how bad each is. `alignment/reports/checks.py` has their names for people."""
 
 
 def watched(config: PPOStageConfig) -> list[str]:
-    """What of it a run can have."""
+    """The alarms that a run can have."""
     return [name for name in WATCHED if name != "sampler gap" or config.rollout.engine != "transformers"]
 
 
@@ -76,18 +77,17 @@ class Alarm:
 
 
 class Alarms:
-    """Each speaks when what it watches begins, again when that has ended, and not in between."""
+    """Checks each iteration for what goes wrong; an alarm is given once when it begins, and once when it has ended."""
 
     def __init__(self, config: PPOStageConfig) -> None:
         self._kl_target = config.ppo.kl_target
         values = config.model_dump()
         self._weights = {name: weight for name, _, weight in reward_parts(values)}
-        """Of each part of the score, by its name in the journal."""
+        """Weight of each part of the score, by its name in the journal."""
         self._has_model = config.model.reward is not None
         own = judge_of(values | {"model": {**values["model"], "held_out_reward": None}})
         self._reward = "the reward" if own is None or own.kind == "sum" else f"the {own.kind} {own.name}"
         self._gap_limit, self._gap_way_out = LIMITS[config.rounded_to].alarm, way_out(config)
-        self._overlong = bool(config.rewards.overlong_buffer)
         self._start: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._raised: list[str] = []
@@ -105,7 +105,7 @@ class Alarms:
     def check(
         self, step: int, stats: Mapping[str, float], evaluation: Mapping[str, float] | None = None
     ) -> list[Alarm]:
-        """What has begun or ended with an iteration.
+        """The alarms that begin or end with an iteration.
 
         Args:
             stats: of the iteration, by their names in the journal.
@@ -113,7 +113,7 @@ class Alarms:
         """
         for name in ("policy/entropy", "rollout/length"):
             self._start.setdefault(name, stats[name])
-        found = {
+        texts = {
             "negative KL": self._negative_kl(stats),
             "exploding KL": self._exploding_kl(stats),
             "entropy collapse": self._entropy(stats),
@@ -125,11 +125,11 @@ class Alarms:
         }
         if evaluation is not None:
             self._first = self._first or dict(evaluation)
-            found["over-optimisation"] = self._proxy(evaluation)
-            found["component fell"] = self._component(self._first, evaluation)
-            found["gain from ending"] = self._ending(self._first, evaluation)
+            texts["over-optimisation"] = self._proxy(evaluation)
+            texts["component fell"] = self._component(self._first, evaluation)
+            texts["gain from ending"] = self._ending(self._first, evaluation)
         alarms = []
-        for name, text in found.items():
+        for name, text in texts.items():
             if (text is not None) != (name in self._raised):
                 alarms.append(Alarm(name, text))
                 (self._raised.append if text is not None else self._raised.remove)(name)
@@ -145,7 +145,7 @@ class Alarms:
             return None
         return (
             f"{kl:.2f} nats a response, which no KL can be: the responses are not drawn from the policy that is "
-            "trained (filtered sampling, another temperature, a stale engine); look at rollout.top_k and rollout.top_p"
+            "trained (another temperature, a stale engine); see rollout.engine and docs/vllm.md"
         )
 
     def _exploding_kl(self, stats: Mapping[str, float]) -> str | None:
@@ -174,7 +174,7 @@ class Alarms:
             return None
         return (
             f"{cut:.0%} of the responses reach rollout.max_new_tokens without an end, and {self._reward} judges half "
-            "an answer; raise rollout.max_new_tokens, or rewards.overlong_buffer"
+            "an answer; raise rollout.max_new_tokens or rewards.missing_eos_penalty"
         )
 
     def _critic(self, step: int, stats: Mapping[str, float]) -> str | None:
@@ -185,7 +185,7 @@ class Alarms:
         return (
             f"the critic's predictions are worse than a constant: it explains {explained:.2f} of the variance of the "
             "rewards that came, and their mean alone would explain 0, so advantages are noise; raise "
-            "training.value_learning_rate, or set ppo.value_warmup_steps"
+            "training.value_learning_rate, or set ppo.value_pretrain=rollouts"
         )
 
     def _length(self, stats: Mapping[str, float]) -> str | None:
@@ -205,8 +205,8 @@ class Alarms:
             return None
         see = "see the length baseline in the reward model's report, or " if self._has_model else ""
         return (
-            f"length and score correlate by {correlation:.2f}: {self._reward} may pay for length; {see}set "
-            "rewards.overlong_buffer"
+            f"length and score correlate by {correlation:.2f}: {self._reward} may pay for length; {see}take "
+            "off for length in a reward function (rewards.others)"
         )
 
     def _sampler_gap(self, stats: Mapping[str, float]) -> str | None:
@@ -215,8 +215,8 @@ class Alarms:
             return None
         return (
             f"vLLM's log-probabilities differ from the policy's by {gap:.2g} nats a token (alarm at "
-            f"{self._gap_limit:g}), more than its rounding is known to give; the loss is corrected for it, up to "
-            f"rollout.importance_cap; {self._gap_way_out}"
+            f"{self._gap_limit:g}), more than its rounding is known to give; the loss is corrected for it, up to a "
+            f"weight of {IMPORTANCE_CAP:g}; {self._gap_way_out}"
         )
 
     def _proxy(self, evaluation: Mapping[str, float]) -> str | None:
@@ -249,10 +249,10 @@ class Alarms:
         changes = ", ".join(f"{self._named(name)} {_change(first, now, f'eval/reward/{name}')}" for name in fell)
         if len(self._weights) == 1:
             why = "what you reward got worse, and the gain comes from ending or from length"
-            helps = "look at rewards.missing_eos_penalty, rewards.overlong_buffer and rollout.max_new_tokens"
+            helps = "look at rewards.missing_eos_penalty and rollout.max_new_tokens"
         else:
             why = "the policy pays for one part with another"
-            helps = "change the weights (rewards.model_weight, and weight in rewards.others) if you want both"
+            helps = "change the weights (weight in rewards.others) if you want both"
         return (
             f"on held-out prompts the score that training maximises rose ({_change(first, now, 'eval/score')}) while a "
             f"part of it got worse: {changes}; {why}; {helps}; read samples.jsonl"
@@ -265,13 +265,13 @@ class Alarms:
         if not _rose(first, now, "eval/score") or _rose(first, now, "eval/raw_score", HARDLY):
             return None
         more = now.get("eval/ended", 0.0) - first.get("eval/ended", 0.0)
-        if more <= ENDS_MORE and not self._overlong:
+        if more <= ENDS_MORE:
             return None
         ends = f"answers that end: {first['eval/ended']:.0%} -> {now['eval/ended']:.0%}"
-        cause = f"from ending alone ({ends})" if more > ENDS_MORE else "from shorter answers alone"
+        cause = f"from ending alone ({ends})"
         finished = "eval/finished_raw_score"
-        there = finished in first and finished in now
-        of_finished = f", of answers that end {_change(first, now, finished)}" if there else ""
+        has_finished = finished in first and finished in now
+        of_finished = f", of answers that end {_change(first, now, finished)}" if has_finished else ""
         return (
             f"the gain on held-out prompts comes {cause}: the score that training maximises, with what answers cost "
             f"that do not end, rose ({_change(first, now, 'eval/score')}), and {self._reward} alone did not "
@@ -297,15 +297,15 @@ class Alarms:
         self._first = state.get("first")  # older checkpoints have none
 
 
-def not_better(figures: Mapping[str, float]) -> tuple[Level, str] | None:
+def not_better(metrics: Mapping[str, float]) -> tuple[Level, str] | None:
     """How bad it is, and why, where a policy's win rate against the start does not show that it is better.
 
     Args:
-        figures: of an evaluation, by their names without `eval/`.
+        metrics: of an evaluation, by their names without `eval/`.
     """
-    if "win_rate" not in figures or figures["win_rate_low"] > 0.5:
+    if "win_rate" not in metrics or metrics["win_rate_low"] > 0.5:
         return None
-    value, low, high = (100 * figures[name] for name in ("win_rate", "win_rate_low", "win_rate_high"))
+    value, low, high = (100 * metrics[name] for name in ("win_rate", "win_rate_low", "win_rate_high"))
     said = f"{value:.1f}% of the held-out prompts (95%: {low:.1f} to {high:.1f}%)"
     if high < 50:
         return "error", f"the published policy is worse than the start: it wins only {said}; see samples.jsonl"

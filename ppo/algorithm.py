@@ -27,46 +27,22 @@ class Unit(NamedTuple):
         return (scores - self.mean) / self.std
 
 
-def final_scores(
-    scores: Tensor,
-    costs: Tensor,
-    ended: Tensor,
-    unit: Unit,
-    missing_eos_score: float | None,
-    missing_eos_penalty: float | None = None,
-) -> Tensor:
-    """Scores with what long and unfinished responses cost, on the scores' own scale: (B,) each, `ended` bool -> (B,).
-
-    An unfinished response loses a penalty, if there is one (TRL), else its score is replaced (LHP; N+ detail 23): then
-    a policy cannot make up for never stopping by saying what the reward model likes. A replaced score bears the costs
-    too; if it did not, being cut off would pay where finishing late costs more.
+def final_scores(scores: Tensor, ended: Tensor, unit: Unit, missing_eos_penalty: float | None) -> Tensor:
+    """Scores less what an unfinished response costs, on the scores' own scale: (B,) each, `ended` bool -> (B,).
 
     Args:
-        costs: what a response's length costs, in standard deviations of `unit`.
-        missing_eos_score: in `unit`: -3 is three standard deviations below its mean.
-        missing_eos_penalty: in standard deviations of `unit`.
+        missing_eos_penalty: in standard deviations of `unit` (TRL has one in points); None: it costs nothing.
     """
-    if missing_eos_penalty is not None:
-        costs = costs + missing_eos_penalty * (~ended).to(costs.dtype)
-    elif missing_eos_score is not None:
-        scores = torch.where(ended, scores, unit.mean + missing_eos_score * unit.std)
-    return scores - costs * unit.std
-
-
-def overlong_cost(lengths: Tensor, max_new_tokens: int, buffer: int, penalty: float) -> Tensor:
-    """What responses lose that reach into the last `buffer` tokens of the limit: 0 before it, `penalty` at the limit,
-    and linear in between (Yu et al. 2025, DAPO, equation 13): (B,) tokens -> (B,) float32."""
-    if buffer == 0:
-        return torch.zeros_like(lengths, dtype=torch.float32)
-    over = (lengths - (max_new_tokens - buffer)).clamp(0, buffer)
-    return penalty * over.float() / buffer
+    if missing_eos_penalty is None:
+        return scores
+    return scores - missing_eos_penalty * (~ended).to(scores.dtype) * unit.std
 
 
 def shape_rewards(scores: Tensor, kl: Tensor, response_mask: Tensor, kl_coef: float) -> Tensor:
     """Reward of each token: -kl_coef * kl, plus the score at the last kept token (EOS where there is one).
 
     The KL is k1 = logprobs - ref_logprobs, whose expected gradient is the KL's; k3 in this place has another optimum.
-    The score stands on EOS itself: one slot later, where LHP and TRL put it, the value after the end leaks into A_EOS.
+    The score is given at EOS itself: one slot later, as in LHP and TRL, the value after the end leaks into A_EOS.
 
     Args:
         scores: (B,)
@@ -86,7 +62,6 @@ def estimate_advantages(
     response_mask: Tensor,
     gamma: float,
     gae_lambda: float,
-    value_gae_lambda: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, equation 16) over each response.
 
@@ -95,20 +70,16 @@ def estimate_advantages(
     Args:
         rewards, values: (B, T); values[:, t] is the value before token t.
         response_mask: (B, T), each row a run of True from the first column on.
-        value_gae_lambda: lambda of the returns, where it is not the actor's (Yuan et al. 2025, VC-PPO, section 4.2).
 
     Returns:
-        advantages, not whitened, and returns = advantages by the critic's lambda + values; both (B, T), 0 where masked.
+        advantages, not whitened, and returns = advantages + values; both (B, T), 0 where masked.
     """
     rewards = torch.where(response_mask, rewards, 0.0)
     values = torch.where(response_mask, values, 0.0)
     next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
     deltas = rewards + gamma * next_values - values
     advantages = torch.where(response_mask, _discounted_sums(deltas, gamma * gae_lambda), 0.0)
-    if value_gae_lambda is None or value_gae_lambda == gae_lambda:
-        return advantages, advantages + values
-    critics = torch.where(response_mask, _discounted_sums(deltas, gamma * value_gae_lambda), 0.0)
-    return advantages, critics + values
+    return advantages, advantages + values
 
 
 def _discounted_sums(x: Tensor, discount: float) -> Tensor:
@@ -162,7 +133,7 @@ def group_advantages(
 
 
 def without_spread(scores: Tensor, group_size: int) -> Tensor:
-    """Whether the responses to a prompt all have one score, so that comparing them teaches nothing: (B,) -> bool
+    """True where the responses to a prompt all have one score, so that comparing them teaches nothing: (B,) -> bool
     (B / group_size,). Differences of 1e-6 of the scores' size are rounding."""
     groups = scores.double().view(-1, group_size)
     return groups.amax(1) - groups.amin(1) <= 1e-6 * groups.abs().amax(1)
@@ -182,11 +153,9 @@ def policy_loss(
     old_logprobs: Tensor,
     advantages: Tensor,
     mask: Tensor,
-    clip_range: float,
+    clip_range: tuple[float, float],
     num_tokens: Tensor | float,
     *,
-    clip_range_high: float | None = None,
-    dual_clip: float | None = None,
     weights: Tensor | None = None,
 ) -> PolicyLoss:
     """Clipped surrogate (Schulman et al. 2017, equation 7), summed over kept tokens / `num_tokens`.
@@ -196,22 +165,18 @@ def policy_loss(
 
     Args:
         logprobs, old_logprobs, advantages, mask: (...)
+        clip_range: lower and upper side of the clip, which may differ (Yu et al. 2025, DAPO, equation 10).
         num_tokens: kept tokens of the whole optimizer batch on all processes, so that a token weighs the same
             whatever microbatch it is in.
-        clip_range_high: upper side of the clip, if it is not `clip_range` (Yu et al. 2025, DAPO, equation 10).
-        dual_clip: the loss of a token with a negative advantage is at most so many times that advantage's size (Ye et
-            al. 2020, equation 5).
         weights: (...), constant factors of each token's loss, see `importance_weights`.
     """
     log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     advantages = torch.where(mask, advantages, 0.0)
     ratio = log_ratio.exp()
-    high = clip_range if clip_range_high is None else clip_range_high
+    low, high = clip_range
     unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip_range, 1 + high)
+    clipped = -advantages * ratio.clamp(1 - low, 1 + high)
     losses = torch.maximum(unclipped, clipped)
-    if dual_clip is not None:
-        losses = torch.where(advantages < 0, torch.minimum(losses, -dual_clip * advantages), losses)
     if weights is not None:
         losses = losses * weights
     losses = torch.where(mask, losses, 0.0)
@@ -222,7 +187,13 @@ def policy_loss(
     return PolicyLoss(losses.sum() / num_tokens, ratio_sum, kl_sum, clip_sum)
 
 
-def importance_weights(old_logprobs: Tensor, sampled_logprobs: Tensor, mask: Tensor, cap: float) -> Tensor:
+IMPORTANCE_CAP = 2.0
+"""Cap of an importance weight: one token that the sampler thought unlikely must not outweigh the others."""
+
+
+def importance_weights(
+    old_logprobs: Tensor, sampled_logprobs: Tensor, mask: Tensor, cap: float = IMPORTANCE_CAP
+) -> Tensor:
     """min(policy / sampler, cap) at each token, for responses that another model than the policy sampled (truncated
     importance sampling, Ionides 2008; an inference engine's rounding is such another model): (...), 1 where masked."""
     log_ratio = torch.where(mask, old_logprobs - sampled_logprobs, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
@@ -234,7 +205,6 @@ def kl_loss(
     old_logprobs: Tensor,
     ref_logprobs: Tensor,
     mask: Tensor,
-    estimator: Literal["k2", "k3"],
     num_tokens: Tensor | float,
 ) -> Tensor:
     """A KL from the reference as a term of the loss, summed over kept tokens / `num_tokens` (Schulman 2020,
@@ -247,13 +217,8 @@ def kl_loss(
     step too. What a token does to the KL of those behind it is in no gradient: for that the KL belongs in the reward.
     """
     log_ratio = torch.where(mask, logprobs.detach() - old_logprobs, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    apart = torch.where(mask, logprobs - ref_logprobs, 0.0)
-    if estimator == "k2":
-        losses = 0.5 * apart**2
-    else:
-        apart = apart.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-        losses = torch.expm1(-apart) + apart
-    return torch.where(mask, log_ratio.exp() * losses, 0.0).sum() / num_tokens
+    log_ratio_to_ref = torch.where(mask, logprobs - ref_logprobs, 0.0)
+    return torch.where(mask, log_ratio.exp() * 0.5 * log_ratio_to_ref**2, 0.0).sum() / num_tokens
 
 
 class ValueLoss(NamedTuple):

@@ -1,9 +1,9 @@
-"""What changes slowly over a run and is no model: the KL coefficient, and the scale of the rewards."""
+"""State that changes slowly over a run: the KL coefficient, and the unit of the scores."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from alignment.tensors import Reduce, masked_moments, one_process
 from ppo.algorithm import Unit
 
 MAX_ERROR = 0.2
+HORIZON = 10_000
+"""Episodes over which the KL coefficient adapts in a long run (lm-human-preferences); in a short one a sixth of its
+episodes, so that there is time to come near the target."""
 SPREAD, ROUNDING = 1e-8, 1e-6
 """A standard deviation that is no more than this, or than this share of the mean, is rounding and no scale."""
 
@@ -28,8 +31,13 @@ class KLController:
     def __init__(self, kl_coef: float, target: float | None, horizon: float) -> None:
         self.value, self.target, self.horizon = kl_coef, target, horizon
 
+    @classmethod
+    def for_run(cls, kl_coef: float, target: float | None, batch_size: int, iterations: int) -> Self:
+        """The controller of a run of so many iterations of `batch_size` episodes."""
+        return cls(kl_coef, target, max(batch_size, min(HORIZON, batch_size * iterations / 6)))
+
     def update(self, kl: float, num_episodes: int) -> None:
-        """Take the KL of so many episodes into account, nats per response."""
+        """Adapt to the mean KL of so many episodes, in nats per response."""
         assert math.isfinite(kl), kl
         if self.target is None:
             return
@@ -51,15 +59,14 @@ class RewardScaler:
 
     Args:
         mode: None leaves scores as they are.
-        clip: normalised scores are cut to +-clip.
     """
 
-    def __init__(self, mode: Literal["running", "reference"] | None, clip: float | None) -> None:
-        self.mode, self.clip = mode, clip
+    def __init__(self, mode: Literal["running", "reference"] | None) -> None:
+        self.mode = mode
         self._start, self._all = _Moments(), _Moments()
 
     def observe(self, scores: Tensor, reduce: Reduce = one_process) -> None:
-        """Take a rollout's scores into account, (B,), before what long and unfinished responses cost; those of all
+        """Take a rollout's scores into account, (B,), before what unfinished responses cost; those of all
         processes count."""
         assert torch.isfinite(scores).all()
         if not self._start.spread:
@@ -74,7 +81,7 @@ class RewardScaler:
 
     @property
     def cost_unit(self) -> Unit:
-        """In which an unfinished or long response costs: it stays as it is over a run, so that evaluations compare."""
+        """In which an unfinished response costs: it stays as it is over a run, so that evaluations compare."""
         return Unit() if self.mode is None else self._start.unit
 
     @property
@@ -84,8 +91,7 @@ class RewardScaler:
 
     def __call__(self, scores: Tensor) -> Tensor:
         """(B,) -> (B,), in `unit`."""
-        scores = self.unit.normalise(scores)
-        return scores if self.clip is None else scores.clamp(-self.clip, self.clip)
+        return self.unit.normalise(scores)
 
     def state_dict(self) -> dict[str, Any]:
         return {"start": vars(self._start), "all": vars(self._all)}
@@ -106,9 +112,9 @@ class _Moments:
         count, mean, variance = (
             float(x) for x in masked_moments(scores, torch.ones_like(scores, dtype=torch.bool), reduce)
         )
-        total, apart = self.count + count, mean - self.mean
-        self.squares += variance * count + apart**2 * self.count * count / total
-        self.mean += apart * count / total
+        total, shift = self.count + count, mean - self.mean
+        self.squares += variance * count + shift**2 * self.count * count / total
+        self.mean += shift * count / total
         self.count = total
 
     @property

@@ -40,12 +40,12 @@ class EMA:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The parameters are their averages inside, and bit for bit what they were before afterwards."""
-        own = [own_part(parameter).clone() for _, parameter in self._parameters]
+        before = [own_part(parameter).clone() for _, parameter in self._parameters]
         try:
             self._set(self._averages)
             yield
         finally:
-            self._set(own)
+            self._set(before)
 
     def _set(self, values: Iterable[Tensor]) -> None:
         for (_, parameter), value in zip(self._parameters, values, strict=True):

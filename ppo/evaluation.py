@@ -1,32 +1,44 @@
-"""Held-out answers of a policy in training as figures, and which policy of a run is the one to publish."""
+"""Answers to the held-out prompts, their metrics, and which evaluation was the best."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean, stdev
 from typing import Any, TypeVar
 
-from safetensors.torch import load_file, save_file
+import torch
 from torch import Tensor
 
-from alignment.distributed import processes
-from alignment.errors import ConfigError
+from alignment.distributed import heartbeat, zero3
+from alignment.distributed import processes as distributed
+from alignment.distributed.processes import all_reduce_sum
 from alignment.intervals import choosing_half, win_rate
-from ppo.config import TrainingConfig
+from alignment.runs.journal import NUM_SAMPLES, Journal
+from ppo.algorithm import Unit
+from ppo.best_policy import BestPolicy
+from ppo.config import PPOStageConfig
+from ppo.controllers import RewardScaler
+from ppo.ema import EMA
+from ppo.models import Models
+from ppo.prompts import EncodedPrompt, Task, make_tasks, share_of_process
+from ppo.rollout import Collector, Rollout
+from ppo.stats import explained_variance
+from ppo.targets import TargetBuilder
 
+EVAL_SEED = 1_000_000_007
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Judged:
+class HeldOutAnswers:
     """One answer to each held-out prompt, in the prompts' order; the same on every process.
 
     Args:
         scores, held_out_scores: by what is trained for, and by `model.held_out_reward` (None without one); with what
-            unfinished and overlong answers cost, each in its own judge's unit.
+            unfinished answers cost, each in its own judge's unit.
         raw_scores: what is trained for, without these costs.
         parts: what the raw scores are made of, by name.
         kl: from the reference, in nats per response.
@@ -44,10 +56,10 @@ class Judged:
 
     @property
     def deciding_scores(self) -> list[float]:
-        """Those of the model that training never saw, if there is one."""
+        """The scores that choose: those of the model that training never saw, if there is one."""
         return self.scores if self.held_out_scores is None else self.held_out_scores
 
-    def only(self, rows: Sequence[int]) -> Judged:
+    def only(self, rows: Sequence[int]) -> HeldOutAnswers:
         """The answers to some of the prompts."""
 
         def of(column: Sequence[T]) -> list[T]:
@@ -55,34 +67,34 @@ class Judged:
 
         held_out = None if self.held_out_scores is None else of(self.held_out_scores)
         parts = {name: of(column) for name, column in self.parts.items()}
-        return Judged(
+        return HeldOutAnswers(
             of(self.scores), of(self.raw_scores), parts, held_out, of(self.kl), of(self.lengths), of(self.ended),
             of(self.texts),
         )  # fmt: skip
 
 
-def figures(now: Judged, start: Judged | None, groups: Sequence[Hashable]) -> dict[str, float]:
+def answer_metrics(now: HeldOutAnswers, start: HeldOutAnswers | None, groups: Sequence[Hashable]) -> dict[str, float]:
     """Means, with standard errors over answers (`_se`) of the scores; and against the answers of the policy as it
-    started the share that is better, ties one half, with a 95% interval over prompts.
+    started the fraction that is better, ties one half, with a 95% interval over prompts.
 
     Args:
         groups: the prompt of each answer.
     """
-    found = {"score": fmean(now.scores), "score_se": _standard_error(now.scores)}
-    found |= {"raw_score": fmean(now.raw_scores), "raw_score_se": _standard_error(now.raw_scores)}
+    metrics = {"score": fmean(now.scores), "score_se": _standard_error(now.scores)}
+    metrics |= {"raw_score": fmean(now.raw_scores), "raw_score_se": _standard_error(now.raw_scores)}
     if any(now.ended):
-        found["finished_raw_score"] = fmean(
+        metrics["finished_raw_score"] = fmean(
             score for score, ended in zip(now.raw_scores, now.ended, strict=True) if ended
         )
     for name, column in now.parts.items():
-        found |= {f"reward/{name}": fmean(column), f"reward_se/{name}": _standard_error(column)}
+        metrics |= {f"reward/{name}": fmean(column), f"reward_se/{name}": _standard_error(column)}
     if now.held_out_scores is not None:
-        found["held_out_score"] = fmean(now.held_out_scores)
-    found |= {"kl": fmean(now.kl), "length": fmean(now.lengths), "ended": fmean(now.ended)}
+        metrics["held_out_score"] = fmean(now.held_out_scores)
+    metrics |= {"kl": fmean(now.kl), "length": fmean(now.lengths), "ended": fmean(now.ended)}
     if start is not None:
         share = win_rate(now.deciding_scores, start.deciding_scores, groups)
-        found |= {"win_rate": share["value"], "win_rate_low": share["ci"][0], "win_rate_high": share["ci"][1]}
-    return found
+        metrics |= {"win_rate": share["value"], "win_rate_low": share["ci"][0], "win_rate_high": share["ci"][1]}
+    return metrics
 
 
 def _standard_error(values: Sequence[float]) -> float:
@@ -90,121 +102,185 @@ def _standard_error(values: Sequence[float]) -> float:
 
 
 def halves(groups: Sequence[Hashable]) -> tuple[list[int], list[int]]:
-    """The answers that the best policy is chosen by, and those that its figures are reported on: see `choosing_half`.
+    """The answers that the best policy is chosen by, and those that its metrics are reported on (`choosing_half`).
     All of them for both where there is a single prompt."""
     chooses = choosing_half(groups)
     if all(chooses):
         return list(range(len(groups))), list(range(len(groups)))
-    found = ([row for row, is_chooser in enumerate(chooses) if is_chooser == which] for which in (True, False))
-    return next(found), next(found)
+    choosing = [row for row, is_chooser in enumerate(chooses) if is_chooser]
+    return choosing, [row for row, is_chooser in enumerate(chooses) if not is_chooser]
 
 
-def check_selection(training: TrainingConfig, num_held_out: int) -> None:
-    """Refuse keys that choose among evaluations where there are none.
+class Evaluation:
+    """Evaluates the policy on the held-out prompts, and remembers the start, the last and the best evaluation."""
 
-    Raises:
-        ConfigError: names the key and what it needs.
-    """
-    patience = training.early_stopping_patience
-    if patience is not None and not training.eval_steps:
-        raise ConfigError("training.early_stopping_patience counts evaluations in between; set training.eval_steps")
-    if patience is not None and not training.load_best_model_at_end:
-        raise ConfigError(
-            "training.early_stopping_patience stops after the best policy, which is then published; take "
-            "training.load_best_model_at_end=false out"
-        )
-    if training.max_kl is not None and not training.load_best_model_at_end:
-        raise ConfigError(
-            "training.max_kl is for choosing the best policy; take training.load_best_model_at_end=false out"
-        )
-    if not num_held_out:
-        for key in ("early_stopping_patience", "max_kl", "eval_steps"):
-            if getattr(training, key):
-                raise ConfigError(f"training.{key} needs held-out prompts; set data.eval or data.eval_share")
-
-
-class BestPolicy:
-    """Keeps the policy of the best evaluation: the highest score at a KL that is allowed, on the half of the held-out
-    prompts that chooses. The best of several owes some of its lead to luck, so what is reported of it is on the other
-    half.
-
-    The start is a candidate too: a run that made nothing better publishes what it began with, and says so.
-    """
-
-    def __init__(self, training: TrainingConfig, run_dir: Path) -> None:
-        self._training, self.folder = training, run_dir / "best"
-        self._file = self.folder / "policy.safetensors"
-        self.step: int | None = None
-        self.figures: dict[str, float] | None = None
-        """The figures to report."""
-        self._chosen_by: dict[str, float] | None = None
-        self._worse = 0
-
-    @property
-    def wanted(self) -> bool:
-        """Whether the best policy is published, and not the last."""
-        return self._training.load_best_model_at_end
-
-    def consider(
+    def __init__(
         self,
-        step: int,
-        found: Mapping[str, float],
-        reported: Mapping[str, float],
-        weights: Callable[[], Mapping[str, Tensor]],
-    ) -> bool:
-        """Look at an evaluation; whether it is the best so far. The same on every process, since the figures are.
+        config: PPOStageConfig,
+        models: Models,
+        collector: Collector,
+        targets: TargetBuilder,
+        ema: EMA | None,
+        journal: Journal,
+        prompts: Sequence[EncodedPrompt],
+    ) -> None:
+        self.config, self.models, self.collector, self.targets = config, models, collector, targets
+        self.ema, self.journal, self.prompts = ema, journal, list(prompts)
+        self.accelerator = collector.accelerator
+        self._groups = [prompt.group for prompt, _ in self.prompts]
+        self.choosing, self.reporting = halves(self._groups)
+        """The prompts that choose the best policy, and those that it is reported on."""
+        self.held_out_scaler = RewardScaler("reference")
+        """The unit of `model.held_out_reward`, whose scores have a scale of their own."""
+        self.best = BestPolicy(config.training, config.run_dir)
+        self._best_answers: HeldOutAnswers | None = None
+        self.start: HeldOutAnswers | None = None
+        """The answers of the policy as it started."""
+        self.start_metrics: dict[str, float] = {}
+        self.start_reported: dict[str, float] = {}
+        """The same on the prompts that the best policy is reported on."""
+        self.last_metrics: dict[str, float] = {}
+        self._explained: float | None = None
+        """The fraction that the critic explains of the variance of what the last answers earned."""
 
-        Args:
-            found, reported: its figures on the half of the prompts that chooses, and on the other.
-            weights: gives what is trained of the policy, by name, on the main process; called where the answer is yes.
-        """
-        if not self.wanted:
-            return False
-        if not self._better(found):
-            self._worse += self.step is not None  # before there is a best one, none can be worse
-            return False
-        self.step, self._chosen_by, self.figures, self._worse = step, dict(found), dict(reported), 0
-        self._save(weights())
-        return True
+    def is_due(self, step: int) -> bool:
+        """True if the policy is evaluated after so many iterations."""
+        every, last = self.config.training.eval_steps, self.config.training.max_steps
+        return step == last or (every > 0 and step % every == 0)
 
-    def restate(self, found: Mapping[str, float], reported: Mapping[str, float]) -> None:
-        """The figures of the best policy, where what answers cost has changed since."""
-        self._chosen_by, self.figures = dict(found), dict(reported)
-
-    def _better(self, found: Mapping[str, float]) -> bool:
-        score, ceiling = _deciding(found), self._training.max_kl
-        if not math.isfinite(score) or (ceiling is not None and not found["kl"] <= ceiling):
-            return False
-        return self._chosen_by is None or score > _deciding(self._chosen_by)
-
-    def _save(self, weights: Mapping[str, Tensor]) -> None:
-        """By the main process, and whole or not at all: a run can be killed at any time."""
-        if not processes.is_main_process():
-            return
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        part = self._file.with_suffix(".part")
-        save_file(dict(weights), part)
-        part.replace(self._file)
-
-    @property
-    def should_stop(self) -> bool:
-        """Whether as many evaluations in a row as `training.early_stopping_patience` were no better."""
-        patience = self._training.early_stopping_patience
-        return patience is not None and self._worse >= patience
-
-    def weights(self) -> dict[str, Tensor] | None:
-        """What was kept, on the main process, which publishes; None elsewhere, or where nothing was."""
-        if self.step is None or not processes.is_main_process():
+    def run(self, step: int) -> dict[str, float] | None:
+        """Answer every held-out prompt once, always with the same seed; journal the metrics and a few answers, and
+        keep the policy if it is the best so far."""
+        if not self.prompts:
             return None
-        return load_file(self._file)
+        heartbeat.enter(f"the evaluation after iteration {step}")
+        with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
+            answers = self.answer(step)
+            if self.start is None:
+                self.start = answers
+            metrics, choosing, reported = self._metrics(answers)
+            if step == 0:
+                self.start_metrics, self.start_reported = metrics, reported
+            if self._explained is not None:
+                metrics["explained_variance"] = self._explained
+            if self.best.consider(step, choosing, reported, self._policy_weights):
+                self._best_answers = answers
+        self.last_metrics = metrics
+        named = {f"eval/{name}": value for name, value in metrics.items()}
+        self.journal.log(step, named)
+        for name, values in (("score", answers.scores), ("kl", answers.kl), ("length", answers.lengths)):
+            self.journal.histogram(step, f"eval/{name}", values)
+        return named
+
+    def answer(self, step: int) -> HeldOutAnswers:
+        """Answer and score every held-out prompt. Every process answers as many, since a shorter share would leave the
+        others waiting in a collective; prompts repeated for that are dropped."""
+        world_size = self.accelerator.num_processes
+        tasks = make_tasks(self.prompts, range(len(self.prompts)), 1)
+        padded = (tasks * world_size)[: len(tasks) + -len(tasks) % world_size]
+        rollout = self.collector.collect(share_of_process(padded, self.accelerator), EVAL_SEED)
+        held_out_scores: list[float] | None = None
+        if self.models.held_out_reward is not None:
+            held_out_scores = self._by_held_out_reward(rollout, step).tolist()
+        columns: dict[str, list[Any]] = {
+            "score": self.targets.scores(rollout).tolist(),
+            "raw_score": rollout.scores.tolist(),
+            "kl": rollout.kl.sum(1).tolist(),
+            "length": rollout.lengths.tolist(),
+            "ended": rollout.ended.tolist(),
+            "text": rollout.texts,
+            **{f"reward/{name}": part.tolist() for name, part in rollout.parts.items()},
+        }
+        if held_out_scores is not None:
+            columns["held_out_score"] = held_out_scores
+        local = [{name: column[row] for name, column in columns.items()} for row in range(len(rollout))]
+        rows = [row for share in distributed.gather_lists(local) for row in share][: len(tasks)]
+        shown = list(enumerate(zip(tasks, rows, strict=True)))[:NUM_SAMPLES]
+        self.journal.samples(step, [_sample(number, task, row) for number, (task, row) in shown])
+        if self.models.trained.roles[1] is not None:
+            critic = self.targets.critic_targets(rollout, self.targets.rewards(rollout))
+            self._explained = explained_variance(critic.outcomes, critic.old_values, rollout.response_mask)
+        everywhere = {name: [row[name] for row in rows] for name in columns}
+        return HeldOutAnswers(
+            scores=everywhere["score"],
+            raw_scores=everywhere["raw_score"],
+            parts={name: everywhere[f"reward/{name}"] for name in rollout.parts},
+            held_out_scores=everywhere.get("held_out_score"),
+            kl=everywhere["kl"],
+            lengths=everywhere["length"],
+            ended=everywhere["ended"],
+            texts=everywhere["text"],
+        )
+
+    def _by_held_out_reward(self, rollout: Rollout, step: int) -> Tensor:
+        """Scores of the model that training never sees, with what unfinished answers cost in its unit."""
+        model, scaler = self.models.held_out_reward, self.targets.scaler
+        assert model is not None
+        raw, _ = self.collector.score_with(model, rollout.tasks, rollout.rows, rollout.texts)
+        if step == 0:
+            self.held_out_scaler.observe(raw, all_reduce_sum)
+        unit = self.held_out_scaler.unit
+        if self.config.rewards.scaling is None:
+            # Costs are in points of the training score: as many standard deviations of these are as many of its own.
+            std = unit.std / scaler.start.std
+            unit = Unit(unit.mean - scaler.start.mean * std, std)
+        return self.targets.with_costs(raw, rollout.ended, unit)
+
+    def _metrics(self, answers: HeldOutAnswers) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+        """Metrics on all held-out prompts, on those that choose the best, and on those that it is reported on."""
+        before = self._with_costs(self.start) if self.start is not None and answers is not self.start else None
+
+        def on(rows: Sequence[int]) -> dict[str, float]:
+            start = before.only(rows) if before is not None else None
+            return answer_metrics(answers.only(rows), start, [self._groups[row] for row in rows])
+
+        return on(range(len(self._groups))), on(self.choosing), on(self.reporting)
+
+    def _with_costs(self, answers: HeldOutAnswers) -> HeldOutAnswers:
+        """Earlier answers with their costs in today's unit, which was found later if all scores were equal then."""
+        raw, ended = torch.tensor(answers.raw_scores), torch.tensor(answers.ended)
+        costed = self.targets.with_costs(raw, ended, self.targets.scaler.cost_unit)
+        return replace(answers, scores=costed.tolist())
+
+    def restate(self) -> dict[str, float] | None:
+        """The start's metrics anew, where the unit of scores is found after the start (its scores were all equal): this
+        changes what unfinished answers cost, so that a policy that stayed as it is would look better or worse."""
+        if self.start is None:
+            return None
+        self.start = self._with_costs(self.start)
+        self.start_metrics, _, self.start_reported = self._metrics(self.start)
+        if self._best_answers is not None:
+            best = self.start if self.best.step == 0 else self._with_costs(self._best_answers)
+            _, choosing, reported = self._metrics(best)
+            self.best.restate(choosing, reported)
+        return {f"eval/{name}": value for name, value in self.start_metrics.items()}
+
+    def _policy_weights(self) -> dict[str, Tensor]:
+        """The trained parameters of the policy, on the main process."""
+        return zero3.whole_weights(self.models.trained.trained_parameters("policy"))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "chosen_by": self._chosen_by, "figures": self.figures, "worse": self._worse}
+        return {
+            "best": self.best.state_dict(),
+            "held_out_unit": self.held_out_scaler.state_dict(),
+            "first_figures": self.start_metrics,
+            "first_reported": self.start_reported,
+            "last_figures": self.last_metrics,
+            "start": self.start and asdict(self.start),
+            "best_judged": self._best_answers and asdict(self._best_answers),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.step, self._worse = state["step"], state["worse"]
-        self._chosen_by, self.figures = state["chosen_by"], state["figures"]
+        self.best.load_state_dict(state["best"])
+        self.held_out_scaler.load_state_dict(state["held_out_unit"])
+        self.start_metrics, self.start_reported = state["first_figures"], state["first_reported"]
+        self.last_metrics = state["last_figures"]
+        self.start = state["start"] and HeldOutAnswers(**state["start"])
+        self._best_answers = state["best_judged"] and HeldOutAnswers(**state["best_judged"])
 
 
-def _deciding(found: Mapping[str, float]) -> float:
-    return found.get("held_out_score", found["score"])
+def _sample(number: int, task: Task, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of samples.jsonl."""
+    sample = {"id": number, "prompt": list(task.prompt.messages), "response": row["text"], "score": row["score"]}
+    sample |= {"kl": row["kl"], "length": int(row["length"]), "ended": bool(row["ended"])}
+    return sample | ({"held_out_score": row["held_out_score"]} if "held_out_score" in row else {})

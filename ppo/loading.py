@@ -5,43 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment.config.sections import ADAPTERS, ModelConfig
+from alignment.config.sections import ModelConfig
 from alignment.errors import ConfigError, ModelError
 from alignment.generation.sampling import vocabulary_of
 from alignment.models import methods
-from alignment.models.classifiers import body_width
-from alignment.models.ensembles import (
-    RewardEnsemble,
-    is_ensemble,
-    load_member,
-    load_reward_model,
-    member_name,
-    num_members,
-)
+from alignment.models.ensembles import RewardEnsemble, is_ensemble, load_reward_model, member_name, num_members
 from alignment.models.forward import switch_off_dropout
 from alignment.models.lengths import positions
 from alignment.models.policies import load_base, load_policy
-from alignment.models.scalar import ScalarModel, ScoreHead
+from alignment.models.same_tokenizer import same_tokens
+from alignment.models.scalar import ScalarModel
 from alignment.models.shared_base import add_adapter, add_reward_adapter
 from alignment.models.sources import ModelSource, find_model
 from alignment.models.tokenizers import fit_embeddings, load_tokenizer
 from alignment.registry import Registry
-from alignment.templates.rendering import Message, TemplateError, encode_conversation
-from ppo.config import ModelsConfig, PPOStageConfig
-from ppo.models import NO_GRADIENT, Models, PolicyAndValue, RewardModel, Role, choose_layout
-
-PROBE = (
-    Message(
-        role="user", content="Which of these do you read?\n 1, 2 and 3; 'quotes' - dashes \u2013 and \u00fcml\u00e4uts."
-    ),
-    Message(role="assistant", content="All of them,  spaces too."),
+from alignment.templates.rendering import TemplateError
+from ppo.config import PPOStageConfig
+from ppo.critic import add_critic_adapter, base_digest, load_separate_critic, new_head, not_on_trunk
+from ppo.models import NO_GRADIENT, Models, PolicyAndValue, RewardModel, Role, pack_if_possible
+from ppo.options import (
+    POLICY,
+    REFERENCE,
+    REWARD,
+    VALUE,
+    combination,
+    critic_kind,
+    how_to_load,
+    policy_options,
 )
-POLICY, REFERENCE, VALUE, REWARD = "default", "reference", "value", "reward"
-"""Names of adapters; the policy's is PEFT's own default, so that it is saved as any other adapter is."""
 
 
 def find_models(config: PPOStageConfig, registry: Registry) -> dict[str, ModelSource]:
@@ -73,47 +67,12 @@ def find_models(config: PPOStageConfig, registry: Registry) -> dict[str, ModelSo
     elif model.value_init:
         raise ConfigError("model.value_init is for a critic of its own or an adapter; take it out")
     if model.reward_ensemble is not None and not ("reward" in sources and is_ensemble(sources["reward"])):
-        found = sources["reward"].label + " is a single reward model" if "reward" in sources else "there is no reward"
+        instead = sources["reward"].label + " is a single reward model" if "reward" in sources else "there is no reward"
         raise ModelError(
-            f"model.reward_ensemble={model.reward_ensemble}: {found}; take the key out, or name an ensemble "
+            f"model.reward_ensemble={model.reward_ensemble}: {instead}; take the key out, or name an ensemble "
             "(python -m reward ... training.members=3)"
         )
     return sources
-
-
-def critic_kind(config: ModelsConfig) -> str:
-    return config.value or ("adapter" if config.mode == "shared" else "separate")
-
-
-def policy_options(config: ModelsConfig) -> ModelConfig:
-    """What of the policy is trained, as `alignment.models.methods` takes it."""
-    method = config.method or ("lora" if config.mode == "shared" else "full")
-    return ModelConfig(
-        name=config.policy,
-        template=config.template,
-        eos_token=config.eos_token,
-        method=method,
-        adapter=config.adapter,
-        trust_remote_code=config.trust_remote_code,
-    )
-
-
-def how_to_load(config: ModelsConfig) -> ModelConfig:
-    """Any of the models of which nothing, or all, is trained."""
-    return ModelConfig(name=config.policy, trust_remote_code=config.trust_remote_code)
-
-
-def as_trained(config: PPOStageConfig, source: ModelSource, base: ModelSource | None) -> PPOStageConfig:
-    """The config with the method that the policy was really trained by: an adapter's version is loaded by that.
-
-    Args:
-        source: the policy that was started from.
-        base: what its adapter goes on; None: it is a whole model.
-    """
-    used = policy_options(config.model) if base in (None, source) else source.trained
-    assert used is not None
-    model = config.model.model_copy(update={"method": used.method, "adapter": used.adapter})
-    return config.model_copy(update={"model": model})
 
 
 def load_policy_tokenizer(config: PPOStageConfig, sources: Mapping[str, ModelSource]) -> PreTrainedTokenizerBase:
@@ -154,13 +113,8 @@ def _role_tokenizer(config: PPOStageConfig, sources: Mapping[str, ModelSource], 
         ) from error
 
 
-def same_tokens(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> bool:
-    """Whether token ids of one mean the same to the other. Padding does not matter: a reward model has its own."""
-    return encode_conversation(ours, PROBE) == encode_conversation(theirs, PROBE)
-
-
 class Assembly(NamedTuple):
-    """The roles, however they are held, and what the policy's adapter goes on (None: it is a whole model)."""
+    """The roles, however they are held, and the base of the policy's adapter (None: it is a whole model)."""
 
     policy: Role
     reference: Role
@@ -169,8 +123,10 @@ class Assembly(NamedTuple):
     base: ModelSource | None
 
 
-def load_models(config: PPOStageConfig, sources: dict[str, ModelSource]) -> Models:
-    """Load every role.
+def load_models(
+    config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer: PreTrainedTokenizerBase | None = None
+) -> Models:
+    """Load every role; `tokenizer` as `load_policy_tokenizer` gives it, where it has been loaded before.
 
     Each model stays in eval mode for good: with dropout the recomputed log-probabilities would differ from the sampled
     ones and the first ratio would not be 1.
@@ -178,7 +134,7 @@ def load_models(config: PPOStageConfig, sources: dict[str, ModelSource]) -> Mode
     Raises:
         ModelError, ConfigError, AdapterError: models that do not fit together.
     """
-    tokenizer = load_policy_tokenizer(config, sources)
+    tokenizer = tokenizer or load_policy_tokenizer(config, sources)
     assemble = _shared if config.model.mode == "shared" else _separate
     policy, reference, critic, reward, base = assemble(config, sources, tokenizer)
     held_out = None
@@ -195,30 +151,22 @@ def load_models(config: PPOStageConfig, sources: dict[str, ModelSource]) -> Mode
             "has; train it from the same SFT model, or set model.value=trunk"
         )
     models = Models(trained, reference, reward, held_out, tokenizer, sources, base=base, offloaded=config.model.offload)
-    settle(models, config)
+    finalize_models(models, config)
     return models
 
 
-def not_on_trunk(policy: Role) -> str:
-    """What to say where a critic is to be a head on a policy that is not simply a body and a head."""
-    return (
-        f"model.value=trunk: the logits of {type(policy.base).__name__} are not its head's output alone (scaled, "
-        "capped, a head of several layers, or with an adapter in the head); use model.value=separate"
-    )
-
-
-def settle(models: Models, config: PPOStageConfig) -> None:
-    """What holds for all models alike: their layout, no dropout, checkpointing, and that nothing else is trained."""
+def finalize_models(models: Models, config: PPOStageConfig) -> None:
+    """Settle what holds for all models: layout, no dropout, checkpointing, and that nothing else is trained."""
     training, longest = config.training, config.data.max_length
     roles = [role for role in (*models.trained.roles, models.reference) if role is not None]
     if training.packing is not False:
-        reason = choose_layout(roles, longest)
+        reason = pack_if_possible(roles, longest)
         if reason and training.packing:
             raise ConfigError(f"training.packing: {reason}; leave it out")
         models.packed = reason is None
     for scorer in models.scorers():
         scorer.max_tokens = NO_GRADIENT * training.microbatch_tokens
-        scorer.packed = training.packing is not False and choose_layout(scorer.members, longest) is None
+        scorer.packed = training.packing is not False and pack_if_possible(scorer.members, longest) is None
     for role in roles:
         role.checkpointed = training.gradient_checkpointing
     for module in (models.trained, *models.frozen()):
@@ -229,7 +177,7 @@ def settle(models: Models, config: PPOStageConfig) -> None:
 
 
 def _separate(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer: PreTrainedTokenizerBase) -> Assembly:
-    """Each role a model of its own; but where an adapter is trained, what it goes on is the reference too."""
+    """Each role a model of its own; but where an adapter is trained, its base is the reference too."""
     model, options = config.model, policy_options(config.model)
     init = sources["init"]
     trained = methods.load_trainable(init, tokenizer, options)
@@ -252,50 +200,20 @@ def _separate(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer
         if kind == "trunk":
             critic = Role(policy.model, policy.adapter, new_head(policy))
         elif kind == "separate":
-            critic = _separate_critic(sources["value"], how_to_load(model))
+            critic = load_separate_critic(sources["value"], how_to_load(model))
         else:
-            reference, critic = _adapter_beside(reference, model, sources)
+            reference, critic = add_critic_adapter(reference, model, sources)
     reward = None
     if "reward" in sources:
         reward = load_scorer(sources["reward"], tokenizer, how_to_load(model), **combination(model))
     return Assembly(policy, reference, critic, reward, base)
 
 
-def _adapter_beside(reference: Role, config: ModelsConfig, sources: Mapping[str, ModelSource]) -> tuple[Role, Role]:
-    """An adapter on the weights that are frozen anyway, those of the reference, and the reference beside it: a new one,
-    or that of `model.value_init`."""
-    if config.value_init is not None:
-        source, below = sources["value"], frozen_below(reference, sources)
-        if source.base is None or digest(source.base) != digest(below):
-            raise ModelError(
-                f"model.value_init: {source.label} is no adapter on {below.label}, which the critic is to go on; take "
-                "value_init out, or set model.value=separate"
-            )
-        adapted, head = add_reward_adapter(reference.model, VALUE, source, trainable=True)
-        return Role(adapted, reference.adapter), Role(adapted, VALUE, head).rescale_head()
-    options = critic_options(config)
-    adapted = add_adapter(reference.model, VALUE, methods.adapter_config(reference.base, options), trainable=True)
-    return Role(adapted, reference.adapter), Role(adapted, VALUE, new_head(reference))
-
-
-def critic_options(config: ModelsConfig) -> ModelConfig:
-    """How a critic that is an adapter is trained: as the policy where that is one, else by LoRA."""
-    options = policy_options(config)
-    return options if options.method in ADAPTERS else options.model_copy(update={"method": "lora"})
-
-
-def frozen_below(reference: Role, sources: Mapping[str, ModelSource]) -> ModelSource:
-    """The whole model that an adapter beside the reference goes on: the reference, or what that is an adapter on."""
-    source = sources["reference"]
-    is_adapter = reference.adapter == REFERENCE and source.base is not None
-    return source.base if is_adapter and source.base is not None else source
-
-
 def _shared(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer: PreTrainedTokenizerBase) -> Assembly:
     """One frozen base with an adapter for each role."""
     model, reward = config.model, sources.get("reward")
     init, options = sources["init"], policy_options(model)
-    if digest(init) == digest(_shared_base(sources)):
+    if base_digest(init) == base_digest(_shared_base(sources)):
         whole = load_policy(init, options)
         fit_embeddings(whole, tokenizer)
         adapted = add_adapter(whole, POLICY, methods.adapter_config(whole, options), trainable=True)
@@ -313,7 +231,7 @@ def _shared(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer: 
         if kind == "trunk":
             critic = Role(adapted, POLICY, new_head(policy))
         elif kind == "separate":
-            critic = _separate_critic(sources["value"], how_to_load(model))
+            critic = load_separate_critic(sources["value"], how_to_load(model))
         else:
             _, head = add_reward_adapter(adapted, VALUE, sources["value"], trainable=True)
             critic = Role(adapted, VALUE, head).rescale_head()
@@ -329,7 +247,7 @@ def _shared(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer: 
 
 
 def _shared_base(sources: Mapping[str, ModelSource]) -> ModelSource:
-    """What all adapters are on: the reward model's base; without a reward model the policy's, or the policy itself."""
+    """The base of all adapters: the reward model's base; without a reward model the policy's, or the policy itself."""
     reward, init = sources.get("reward"), sources["init"]
     base = init.base if reward is None else reward.base
     return init if base is None else base
@@ -351,8 +269,8 @@ def _check_shared(
             f"(python -m reward ... model.name={model.policy} model.method=lora), {separate}"
         )
     base = _shared_base(sources)
-    continued = init.base is not None and digest(init.base) == digest(base)
-    if digest(init) != digest(base) and not continued:
+    continued = init.base is not None and base_digest(init.base) == base_digest(base)
+    if base_digest(init) != base_digest(base) and not continued:
         assert reward is not None
         raise ModelError(
             f"model.mode=shared: {reward.label} is an adapter on {base.label}, which is neither {init.label} "
@@ -368,7 +286,7 @@ def _check_shared(
         source = sources.get(role)
         if source is None or (role == "value" and critic_kind(model) != "adapter"):
             continue
-        if source.base is None or digest(source.base) != digest(base):
+        if source.base is None or base_digest(source.base) != base_digest(base):
             raise ModelError(f"model.value_init: {source.label} is no adapter on {base.label}; {separate}")
         if not same_tokens(tokenizer, load_tokenizer(source, how_to_load(model))):
             raise ModelError(
@@ -387,28 +305,6 @@ def _check_shared(
         raise ConfigError(f"model.method: {init.label} is an adapter, which is trained on; take method and adapter out")
 
 
-def digest(source: ModelSource) -> str | None:
-    """Of a model as a base."""
-    return source.as_base().digest
-
-
-def new_head(role: Role) -> ScoreHead:
-    """A head whose values are 0 until it has learned: any other start would be noise in the first advantages."""
-    head = ScoreHead(body_width(role.base.config))
-    torch.nn.init.zeros_(head.weight)
-    return head
-
-
-def _separate_critic(source: ModelSource, options: ModelConfig) -> Role:
-    scalar = load_member(source, 0, options)
-    if scalar.is_encoder:
-        raise ModelError(
-            f"model.value_init: {source.label} is an encoder ({type(scalar.model).__name__}), which reads a text as a "
-            "whole and gives no value before each token; name a decoder's reward model, or set model.value=trunk"
-        )
-    return Role(scalar.model, head=scalar.model.score).rescale_head()
-
-
 def _rows(model: PreTrainedModel) -> int:
     """Tokens that a model can embed."""
     return int(model.get_input_embeddings().num_embeddings)
@@ -419,13 +315,19 @@ def load_scorer(
 ) -> RewardModel:
     """A reward model or ensemble, which reads the policy's tokens if it has the same ones, else the text."""
     loaded = load_reward_model(source, options, **combine)
-    own = load_tokenizer(source, options)
+    scorer_tokenizer = load_tokenizer(source, options)
     first = loaded if isinstance(loaded, ScalarModel) else loaded.member(0)
     # One tokenizer does not make one vocabulary: tokens added to the policy's are unknown to a reward model before it.
-    if first.is_encoder or not same_tokens(tokenizer, own) or _rows(first.model) < vocabulary_of(tokenizer):
-        found = positions(source.config_path, options.trust_remote_code)
+    if (
+        first.is_encoder
+        or not same_tokens(tokenizer, scorer_tokenizer)
+        or _rows(first.model) < vocabulary_of(tokenizer)
+    ):
+        limit = positions(source.config_path, options.trust_remote_code)
         return RewardModel(
-            text_model=loaded, tokenizer=own, max_positions=found[0] if found is not None and not found[1] else None
+            text_model=loaded,
+            tokenizer=scorer_tokenizer,
+            max_positions=limit[0] if limit is not None and not limit[1] else None,
         )
     if isinstance(loaded, ScalarModel):
         return RewardModel([Role(loaded.model, head=loaded.model.score)])
@@ -440,10 +342,3 @@ def ensemble_roles(ensemble: RewardEnsemble) -> list[Role]:
         return [Role(member.model, head=member.model.score) for member in members]
     heads = ensemble.member(0).model.score.modules_to_save
     return [Role(adapted, member_name(number), heads[member_name(number)]) for number in range(ensemble.size)]
-
-
-def combination(config: ModelsConfig) -> dict[str, Any]:
-    """How an ensemble combines its members' scores, as `load_reward_model` takes it."""
-    if isinstance(config.reward_ensemble, float):
-        return {"combine": "mean_minus_std", "std_coefficient": config.reward_ensemble}
-    return {"combine": config.reward_ensemble or "mean"}

@@ -54,7 +54,7 @@ class Role:
     ) -> None:
         self.model, self.adapter, self.head = model, adapter, head
         self.head_scale: float | None = None
-        """Of a critic whose head was trained before: scores over what the head gives. None: a new one, which learns
+        """Scores over the head's outputs, for a critic whose head was trained before. None: a new head, which learns
         normalised scores."""
         self.layers = body_and_head(model)
         """None: the model gives its logits itself, which takes more memory (`ppo.selfcheck` tries it)."""
@@ -73,7 +73,7 @@ class Role:
         return without_adapter(self.model)
 
     def modules(self) -> list[nn.Module]:
-        """What its forward passes need."""
+        """The modules that its forward passes need."""
         return [self.model] if self.head is None else [self.model, self.head]
 
     @contextmanager
@@ -93,7 +93,7 @@ class Role:
         return hidden.flatten(0, 1)[where]
 
     def logprobs(self, batch: Microbatch, temperature: float, with_entropy: bool = False) -> TokenLogprobs:
-        """Of the batch's response tokens, at the temperature that they were sampled at."""
+        """Log-probabilities of the batch's response tokens, at the temperature that they were sampled at."""
         if self.layers is not None:
             states = self.states(batch, batch.before)
             head = self.layers[1]
@@ -123,13 +123,13 @@ class Role:
         return self
 
     def read(self, states: Tensor) -> Tensor:
-        """What the head says of hidden states: (..., H) -> (...) float32."""
+        """The head's outputs for hidden states: (..., H) -> (...) float32."""
         assert self.head is not None
         return self.head(states).squeeze(-1)
 
 
 class Outputs(NamedTuple):
-    """Of M response tokens, (M,) float32; None what was not asked for."""
+    """Per-token outputs for M response tokens, (M,) float32; None if not requested."""
 
     logprobs: Tensor | None
     entropy: Tensor | None
@@ -137,7 +137,7 @@ class Outputs(NamedTuple):
 
 
 class PolicyAndValue(nn.Module):
-    """What is trained, as one module: accelerate binds one DeepSpeed engine to an accelerator.
+    """All that is trained, as one module: accelerate binds one DeepSpeed engine to an accelerator.
 
     Args:
         critic: None where the advantages need none; one with the policy's model and adapter is a head on its states.
@@ -188,8 +188,8 @@ class PolicyAndValue(nn.Module):
             return Outputs(None, None, critic.read(states))
         states = policy.states(batch, batch.before)
         head, vocabulary = policy.layers[1], policy.vocabulary
-        found = token_logprobs(head, states, batch.targets, temperature, with_entropy, vocabulary)
-        return Outputs(found.logprobs, found.entropy, critic.read(states) if what == "both" else None)
+        outputs = token_logprobs(head, states, batch.targets, temperature, with_entropy, vocabulary)
+        return Outputs(outputs.logprobs, outputs.entropy, critic.read(states) if what == "both" else None)
 
     def trained_parameters(self, of: Literal["policy", "value"]) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters that this role trains."""
@@ -198,10 +198,10 @@ class PolicyAndValue(nn.Module):
         if critic is not None and critic.adapter is not None and not self.on_trunk:
             adapter = adapter_parameters(critic.model, critic.adapter)
         # By identity: a layer can have the name of an adapter.
-        critics = {id(p) for p in adapter}
-        critics |= {id(p) for name, p in self.named_parameters() if name.startswith(("value_model.", "value_head."))}
+        critic_ids = {id(p) for p in adapter}
+        critic_ids |= {id(p) for name, p in self.named_parameters() if name.startswith(("value_model.", "value_head."))}
         trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        return [(name, p) for name, p in trained if (id(p) in critics) == (of == "value")]
+        return [(name, p) for name, p in trained if (id(p) in critic_ids) == (of == "value")]
 
 
 class RewardModel:
@@ -231,7 +231,7 @@ class RewardModel:
         self.packed, self.max_tokens, self.max_positions = packed, max_tokens, max_positions
 
     def modules(self) -> list[nn.Module]:
-        """What has to be on the device."""
+        """The modules that must be on the device."""
         if self.text_model is not None:
             return [self.text_model]
         return [module for member in self.members for module in member.modules()]
@@ -303,7 +303,7 @@ class Models:
     tokenizer: PreTrainedTokenizerBase
     sources: dict[str, ModelSource]
     base: ModelSource | None = None
-    """What the policy's adapter goes on; None: the policy is a whole model."""
+    """The base of the policy's adapter; None: the policy is a whole model."""
     packed: bool = False
     offloaded: bool = False
 
@@ -341,21 +341,28 @@ class Models:
         roles = [role for role in (*self.trained.roles, self.reference) if role is not None]
         return [module for role in roles if role.model is self.policy.model for module in role.modules()]
 
-    def place(self, device: torch.device, parted: bool) -> None:
+    def match_reference(self) -> None:
+        """Round the reference as the engine has rounded the policy, once it is there: DeepSpeed rounds weights to
+        bfloat16, but no buffers (rotary frequencies); with a reference of another type the KL starts above 0."""
+        if self.reference.model is not self.policy.model:
+            for parameter in self.reference.model.parameters():
+                parameter.data = parameter.data.to(self.policy.base.dtype)
+
+    def place(self, device: torch.device, sharded: bool) -> None:
         """Put the frozen models where they wait for their use, on the device or in the host's memory.
 
         Args:
-            parted: leave each process a part of their weights alone.
+            sharded: leave each rank a shard of their weights alone.
         """
         for module in self.frozen():
-            if parted:
+            if sharded:
                 zero3.part(module, in_host_memory=self.offloaded)
-            module.to(device if parted or not self.offloaded else "cpu")
+            module.to(device if sharded or not self.offloaded else "cpu")
 
     @contextmanager
     def resident(self, modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-        """Models are whole and on the device inside; every process enters. Those that are neither parted nor frozen are
-        so anyway: a reference can be the policy's base."""
+        """Gather models and put them on the device; every rank enters. Those that are neither sharded nor frozen are
+        there anyway: a reference can be the policy's base."""
         frozen = {id(module) for module in self.frozen()} if self.offloaded else set()
         moved = [module for module in modules if id(module) in frozen and not zero3.is_parted(module)]
         for module in moved:
@@ -366,8 +373,8 @@ class Models:
             module.to("cpu")
 
 
-def choose_layout(roles: Sequence[Role], max_length: int) -> str | None:
-    """Let these models attend by group; what stands against it, with nothing changed, where something does.
+def pack_if_possible(roles: Sequence[Role], max_length: int) -> str | None:
+    """Let these models attend by group; returns why they cannot, with nothing changed, where they cannot.
 
     That their packed rows are right is seen when a run starts (`ppo.selfcheck`)."""
     bases = list({id(role.base): role.base for role in roles}.values())

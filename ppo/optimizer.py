@@ -22,28 +22,25 @@ def make_optimizer(models: Models, config: PPOStageConfig) -> torch.optim.AdamW:
         {"params": [p for _, p in models.trained.trained_parameters(of)], "lr": rates[of]} for of in ("policy", "value")
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, eps=training.adam_epsilon, weight_decay=training.weight_decay)
+    return torch.optim.AdamW(groups, eps=training.adam_epsilon, weight_decay=0.0)
 
 
 def make_schedule(optimizer: Any, config: PPOStageConfig) -> torch.optim.lr_scheduler.LambdaLR:
-    """The named schedule over iterations; the policy's begins once the critic has learned alone, and is 0 before.
+    """The named schedule over iterations.
 
-    Made of the prepared optimizer: DeepSpeed's offload puts another in its place, whose rate would stay as it began.
+    Made of the prepared optimizer: DeepSpeed's offload puts another in its place, whose learning rate would never move.
     """
-    training, alone = config.training, config.ppo.value_warmup_steps
-    critics = _factor(training, training.max_steps)
-    policys = _factor(training, training.max_steps - alone)
-    factors = [lambda step: 0.0 if step < alone else policys(step - alone), critics]
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factors[: len(optimizer.param_groups)])
+    factor = _factor(config.training, config.training.max_steps)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, [factor] * len(optimizer.param_groups))
 
 
 def _factor(training: TrainingConfig, steps: int) -> Callable[[int], float]:
-    """The rate over the configured one, by iteration; transformers' own but that the first iteration of a warm-up has a
-    rate above 0, since its rollout would be wasted."""
+    """The learning rate over the configured one, by iteration: transformers' schedule, but the first iteration of a
+    warm-up has a learning rate above 0, since its rollout would be wasted."""
     warmup = training.warmup_steps
     warmup = math.ceil(steps * warmup) if warmup < 1 else int(warmup)
     if training.lr_scheduler_type == "constant":
         warmup = 0
     unused = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])  # a schedule sets the rates of what it is made of
-    own = transformers.get_scheduler(training.lr_scheduler_type, unused, warmup, steps).lr_lambdas[0]
-    return lambda step: (step + 1) / (warmup + 1) if step < warmup else own(step)
+    scheduled = transformers.get_scheduler(training.lr_scheduler_type, unused, warmup, steps).lr_lambdas[0]
+    return lambda step: (step + 1) / (warmup + 1) if step < warmup else scheduled(step)

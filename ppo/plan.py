@@ -1,24 +1,70 @@
-"""What a PPO run takes of a process's memory (`alignment.memory.plan`)."""
+"""The plan of a PPO run: its batches, and the memory of one process (`alignment.memory.plan`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from alignment.config.sections import ADAPTERS, ModelConfig
+from alignment.distributed import processes
 from alignment.memory.plan import Model, Pass, Rollout, Workload
 from alignment.memory.shapes import ShapeFinder, frozen, sized
 from alignment.models.classifiers import AnyClassifier
+from alignment.models.ensembles import num_members
 from alignment.models.forward import LOGITS_AT_ONCE
+from alignment.training import arguments, publishing
 from ppo.config import PPOStageConfig, batch_plan
-from ppo.loading import critic_kind, policy_options
 from ppo.models import NO_GRADIENT
+from ppo.options import critic_kind, policy_options
+from ppo.prepare import check_config, prepare
+from ppo.rewards import load_sources
 
 Shapes = Mapping[str, PreTrainedConfig]
-"""Of each role: init (the policy), reference, and as far as there are any reward, held_out_reward and value."""
+"""Model shapes by role: init (the policy), reference, and as far as there are any reward, held_out_reward and value."""
 SCORERS = ("reward", "held_out_reward")
+
+
+def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
+    """The plan that `--dry-run` prints beside the config."""
+    config = config.with_bf16(processes.bf16_by_default)
+    check_config(config)
+    sizes = batch_plan(config, world_size)
+    prepared = prepare(config, publishing.open_registry(config))
+    sources = prepared.sources
+    load_sources(
+        config.rewards, [prompt for prompt, _ in prepared.prompts], [prompt for prompt, _ in prepared.held_out],
+        [answer.prompt for answer in prepared.answers.items],
+    )  # fmt: skip
+    trust = config.model.trust_remote_code
+    shapes = {
+        role: AutoConfig.from_pretrained(source.config_path, trust_remote_code=trust)
+        for role, source in sources.items()
+    }
+    shared = config.model.mode == "shared"
+    members = {  # elsewhere those that are adapters are on one body
+        role: num_members(source)
+        for role, source in sources.items()
+        if source.base is None or (shared and role == "reward")
+    }
+    return {
+        "train_prompts": len(prepared.prompts),
+        "eval_prompts": len(prepared.eval_set.items),
+        "ptx_rows": len(prepared.ptx.rows),
+        "value_pretrain_answers": len(prepared.answers.items),
+        "bad_rows": len(prepared.bad),
+        "too_long": prepared.too_long["too_long"],
+        "data_check": prepared.report.summary(),
+        "processes": world_size,
+        "episodes_per_iteration": config.rollout.batch_size,
+        "episodes_per_device": sizes.episodes,
+        "prompts_per_device": sizes.prompts,
+        "minibatch": sizes.minibatch,
+        "microbatch_tokens": config.training.microbatch_tokens,
+        "optimizer_steps": config.training.max_steps * config.ppo.num_epochs * config.ppo.num_minibatches,
+        **arguments.memory_plan(lambda: workload(config, shapes, world_size, members), sources, world_size),
+    }
 
 
 def workload(
@@ -28,7 +74,7 @@ def workload(
     members: Mapping[str, int] | None = None,
     gpu_memory: float = 0.0,
 ) -> Workload:
-    """A run whose prompts and responses are all as long as they may be.
+    """A run whose prompts and responses are all as long as they may be; `training.bf16` is on by default, as on a GPU.
 
     Args:
         members: of a reward model that is an ensemble, by its role.
@@ -50,7 +96,7 @@ def workload(
     return Workload(
         models=(policy, *([critic] if critic else []), *rest),
         passes=tuple(passes),
-        bf16=training.bf16,
+        bf16=training.bf16 is not False,
         checkpointed=training.gradient_checkpointing,
         rollout=Rollout(
             rows=0 if vllm else min(rollout.generation_batch_size, episodes),
@@ -63,7 +109,7 @@ def workload(
         offload=config.model.offload,
         averaged=policy.trained if training.ema_decay is not None else 0,
         vllm=vllm.gpu_memory_utilization * gpu_memory if vllm and vllm.mode == "colocate" else 0.0,
-        vllm_sleeps=bool(vllm and vllm.enable_sleep_mode),
+        vllm_sleeps=bool(vllm and vllm.sleeps),
     )
 
 
@@ -125,16 +171,18 @@ def find_shapes(config: PPOStageConfig, finder: ShapeFinder) -> dict[str, PreTra
 def workloads(
     config: PPOStageConfig, finder: ShapeFinder, processes: int, gpu_memory: float = 0.0
 ) -> dict[str, Workload]:
-    """What `alignment plan` prints: the run as its config has it, then the other modes and critics."""
+    """The workloads that `alignment plan` prints: the run as its config has it, then the other modes and critics."""
     shapes = find_shapes(config, finder)
-    found = {_spoken(config): workload(config, shapes, processes, gpu_memory=gpu_memory)}
+    workloads_by_name = {_variant_name(config): workload(config, shapes, processes, gpu_memory=gpu_memory)}
     for mode in ("separate", "shared"):
         for value in ("separate", "adapter", "trunk") if config.ppo.has_critic else (None,):
             other = _in_mode(config, mode, value)
             if value == "separate" and "value" not in shapes:
                 continue
-            found.setdefault(_spoken(other), workload(other, shapes, processes, gpu_memory=gpu_memory))
-    return found
+            workloads_by_name.setdefault(
+                _variant_name(other), workload(other, shapes, processes, gpu_memory=gpu_memory)
+            )
+    return workloads_by_name
 
 
 def _in_mode(config: PPOStageConfig, mode: str, value: str | None) -> PPOStageConfig:
@@ -145,6 +193,6 @@ def _in_mode(config: PPOStageConfig, mode: str, value: str | None) -> PPOStageCo
     return config.model_copy(update={"model": config.model.model_copy(update=changes)})
 
 
-def _spoken(config: PPOStageConfig) -> str:
+def _variant_name(config: PPOStageConfig) -> str:
     critic = f"critic {critic_kind(config.model)}" if config.ppo.has_critic else "no critic"
     return f"{config.model.mode}, {policy_options(config.model).method}, {critic}"

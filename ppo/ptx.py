@@ -41,18 +41,18 @@ def read_ptx(config: PPOStageConfig, tokenizer: PreTrainedTokenizerBase) -> PTXD
     section = DataConfig(
         train=path, eval_share=0.0, max_length=config.data.max_length, max_bad_share=config.data.max_bad_share
     )
-    found = read_records(path, to_examples, section)
+    records = read_records(path, to_examples, section)
     rows: list[Row] = []
     unrenderable: list[tuple[str, str]] = []
-    for record in found.items:
+    for record in records.items:
         try:
             rows += _rows(record, encode_record(record, tokenizer), tokenizer, config.data.max_length)
         except Unrenderable as reason:
             unrenderable.append((record.place, str(reason)))
-    check_bad(path, len(found.items) - len(unrenderable), unrenderable, section.max_bad_share)
+    check_bad(path, len(records.items) - len(unrenderable), unrenderable, section.max_bad_share)
     if not rows:
         raise ConfigError(f"ptx.train={path}: no row fits data.max_length={config.data.max_length}")
-    return PTXData(rows, list(found.fingerprints), [*found.bad, *unrenderable])
+    return PTXData(rows, list(records.fingerprints), [*records.bad, *unrenderable])
 
 
 def _rows(

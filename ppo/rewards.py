@@ -31,12 +31,13 @@ from alignment.proxies import through_proxy
 from ppo.config import RewardsConfig, RewardSource
 
 TIMEOUT, MAX_RETRIES = 30.0, 3
+"""Seconds that one request may take; further tries of one that failed, after 1, 2, 4, ... seconds."""
 RETRIED = {408, 425, 429, 500, 502, 503, 504}
 """Answers of a service that may be another one next time."""
 PACKAGES = {"alignment", "sft", "reward", "ppo"}
 """This suite's own, which hide files of the same names."""
 OWN = {"prompts", "responses"}
-"""What every reward is given; a column of that name is not."""
+"""Names that every reward is given; a column of that name is not."""
 
 
 class RewardError(UserError):
@@ -74,7 +75,7 @@ def load_sources(
     sets = {"data.train": _columns(prompts)} | ({"the held-out prompts": _columns(held_out)} if held_out else {})
     sets |= {"ppo.value_pretrain": _columns(answered)} if answered else {}
     columns = list(dict.fromkeys(name for names in sets.values() for name in names))
-    found: list[Source] = []
+    sources: list[Source] = []
     taken = {"model", "score_std"}  # names of the reward model's own parts
     for number, entry in enumerate(config.others):
         source: Source
@@ -87,8 +88,8 @@ def load_sources(
         if source.name in taken:
             source.name = f"{source.name}-{number}"
         taken.add(source.name)
-        found.append(source)
-    return found
+        sources.append(source)
+    return sources
 
 
 def _columns(prompts: Sequence[Prompt]) -> list[str]:
@@ -180,8 +181,8 @@ def _find(path: str, key: str) -> Callable[..., Any]:
         near = difflib.get_close_matches(name, callables, 1) or callables[:1]
         hint = f"; did you mean {module_name}:{near[0]}?" if near else ""
         raise ConfigError(f"{key}={path}: {module_name} has no function {name}{hint}")
-    found: Callable[..., Any] = function
-    return found
+    checked_function: Callable[..., Any] = function
+    return checked_function
 
 
 def _import(name: str) -> ModuleType:
@@ -191,8 +192,8 @@ def _import(name: str) -> ModuleType:
     if not {"", str(folder)} & set(sys.path):  # as with the command `alignment`
         sys.path.insert(0, str(folder))
     file = folder.joinpath(*name.split(".")).with_suffix(".py")
-    found = importlib.util.find_spec(name)
-    if not file.is_file() or (found and found.origin and file.samefile(found.origin)):
+    installed = importlib.util.find_spec(name)
+    if not file.is_file() or (installed and installed.origin and file.samefile(installed.origin)):
         return importlib.import_module(name)
     spec = importlib.util.spec_from_file_location(f"reward_functions_of_{name}", file)
     assert spec is not None and spec.loader is not None
@@ -205,7 +206,11 @@ class HTTPReward:
     """A service that is asked by POST for the scores of one process's responses at a time."""
 
     def __init__(
-        self, entry: RewardSource, columns: Sequence[str] = (), sleep: Callable[[float], None] = time.sleep
+        self,
+        entry: RewardSource,
+        columns: Sequence[str] = (),
+        sleep: Callable[[float], None] = time.sleep,
+        max_retries: int = MAX_RETRIES,
     ) -> None:
         assert entry.url is not None
         parts = urllib.parse.urlsplit(entry.url)
@@ -215,8 +220,8 @@ class HTTPReward:
         self.label = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
         """The address without passwords and keys, for messages and the journal."""
         self.name = parts.hostname
+        self.max_retries = max_retries
         self.timeout = TIMEOUT if entry.timeout is None else entry.timeout
-        self.max_retries = MAX_RETRIES if entry.max_retries is None else entry.max_retries
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         body = {"prompts": [prompt_of(p) for p in prompts], "responses": list(responses)}
@@ -245,7 +250,7 @@ class HTTPReward:
                 seconds = time.monotonic() - started
                 raise RewardError(
                     f"{self.label}: {reason} ({attempt + 1} tries in {seconds:.0f} s); is the reward service up? "
-                    f"timeout and max_retries say how long it is waited for{through_proxy(self.url)}"
+                    f"timeout says how long each try may take{through_proxy(self.url)}"
                 )
             self._sleep(2.0**attempt)
         raise AssertionError
@@ -269,18 +274,18 @@ def checked(scores: Any, count: int, where: str) -> list[float]:
         scores = scores.tolist()
     if len(scores) != count:
         raise RewardError(f"{where} gave {len(scores)} scores for {count} responses; give one for each, in their order")
-    found = []
+    values = []
     for number, score in enumerate(scores):
         score = score.item() if isinstance(score, (Tensor, np.generic)) and score.ndim == 0 else score
         if not isinstance(score, numbers.Real):
             raise RewardError(f"{expected}, and gave {_described(score)} for response {number}")
         try:
-            found.append(float(score))
+            values.append(float(score))
         except OverflowError:  # a whole number of hundreds of digits
-            found.append(math.inf)
-        if not math.isfinite(found[-1]):
-            raise RewardError(f"{where} gave {found[-1]} for response {number}; give a finite number")
-    return found
+            values.append(math.inf)
+        if not math.isfinite(values[-1]):
+            raise RewardError(f"{where} gave {values[-1]} for response {number}; give a finite number")
+    return values
 
 
 def _described(value: Any) -> str:

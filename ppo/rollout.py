@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -12,40 +12,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from alignment.config.sections import TooLong
-from alignment.data.records import Prompt
-from alignment.data.trimming import trim_prompt
 from alignment.distributed.processes import Accelerator, all_reduce_sum, on_every_process
-from alignment.errors import ConfigError, ModelError
+from alignment.errors import ModelError
 from alignment.generation.engine import TransformersEngine
 from alignment.generation.sampling import Engine, Sampled, Sampling, has_ended, response_text, vocabulary_of
-from alignment.models.selfcheck import say
 from alignment.seeds import stream_seed
 from alignment.templates.ends import end_token_ids
-from alignment.templates.rendering import Message, encode_prompt
+from alignment.templates.rendering import Message
 from ppo import sampler_gap
-from ppo.algorithm import Unit, final_scores, overlong_cost
 from ppo.config import PPOStageConfig
 from ppo.models import NO_GRADIENT, Models, Pass, RewardModel, Role
+from ppo.prompts import Task
 from ppo.rewards import Source, weighted
 from ppo.sequences import Microbatch, Row, lay_out, split_by_tokens
 
 T = TypeVar("T")
-
-
-class Task(NamedTuple):
-    """A prompt to respond to.
-
-    Args:
-        ids: the prompt in the policy's tokens.
-        number: of the prompt in its set.
-        repeat: which of this iteration's responses to it; with the number it decides what is sampled.
-    """
-
-    prompt: Prompt
-    ids: list[int]
-    number: int
-    repeat: int
 
 
 @dataclass(frozen=True)
@@ -56,11 +37,11 @@ class Rollout:
         response_mask: (B, T) tokens through EOS.
         old_logprobs, ref_logprobs, entropy, old_values: (B, T) at rollout; values 0 without a critic, else as its head
             gives them.
-        scores: (B,) the weighted sum of the parts, before what long and unfinished responses cost.
-        ended: (B,) bool, whether EOS came within the limit.
-        parts: (B,) each, what the scores were made of, by name: `model`, functions, `score_std` of an ensemble.
+        scores: (B,) the weighted sum of the parts, before what unfinished responses cost.
+        ended: (B,) bool, True if EOS came within the limit.
+        parts: (B,) each, the terms of the scores, by name: `model`, functions, `score_std` of an ensemble.
         sampled_logprobs: (B, T) of a sampling engine that is not the policy itself.
-        seconds: that the sampling took.
+        seconds: duration of the sampling.
     """
 
     tasks: list[Task]
@@ -126,76 +107,8 @@ def join(pieces: Sequence[tuple[Rollout, Sequence[int]]]) -> Rollout:
     )
 
 
-def encode_prompts(
-    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, limit: int, too_long: TooLong
-) -> tuple[list[tuple[Prompt, list[int]]], int]:
-    """Prompts with their tokens, and how many were longer than `limit`: trimmed (`data/trimming.py`), or left out.
-
-    Raises:
-        ConfigError: `too_long` is `raise` and one is too long; or none is left.
-    """
-    found: list[tuple[Prompt, list[int]]] = []
-    count = 0
-    for prompt in prompts:
-        ids = encode_prompt(tokenizer, prompt.messages)
-        if not ids:
-            raise ConfigError(f"{prompt.place or 'a prompt'}: is empty in this template; take the row out")
-        if len(ids) > limit:
-            count += 1
-            if too_long == "raise":
-                raise ConfigError(
-                    f"{prompt.place or 'a prompt'}: {len(ids)} tokens, and data.max_length less rollout.max_new_tokens "
-                    f"leaves {limit}; raise data.max_length, or set data.too_long to drop or trim_prompt"
-                )
-            shorter = None if too_long == "drop" else trim_prompt(tokenizer, prompt.messages, limit)
-            if shorter is None:
-                continue
-            ids = encode_prompt(tokenizer, shorter)
-        found.append((prompt, ids))
-    if too_long == "trim_prompt" and 0 < len(found) < len(prompts):
-        say(f"ppo: {len(prompts) - len(found)} of {len(prompts)} prompts cannot be trimmed to {limit} tokens: left out")
-    if prompts and not found:
-        raise ConfigError(
-            f"data.too_long={too_long} leaves no prompt: all {count} have more than {limit} tokens (data.max_length "
-            "less rollout.max_new_tokens); raise data.max_length"
-        )
-    return found, count
-
-
-def prompt_batches(num_prompts: int, batch_size: int, seed: int, start: int = 0) -> Iterator[list[int]]:
-    """Indexes of each iteration's prompts, from iteration `start` on, without end.
-
-    The stream is one shuffle of all prompts after the other; iteration n's batch depends on n and the seed alone.
-    """
-    position, epoch, order = start * batch_size, -1, torch.empty(0, dtype=torch.long)
-    while True:
-        batch: list[int] = []
-        while len(batch) < batch_size:
-            if position // num_prompts != epoch:
-                epoch = position // num_prompts
-                generator = torch.Generator().manual_seed(stream_seed("prompts", seed, epoch))
-                order = torch.randperm(num_prompts, generator=generator)
-            offset = position % num_prompts
-            taken = order[offset : offset + batch_size - len(batch)].tolist()
-            batch += taken
-            position += len(taken)
-        yield batch
-
-
-def make_tasks(prompts: Sequence[tuple[Prompt, list[int]]], numbers: Sequence[int], num_generations: int) -> list[Task]:
-    """Tasks of one iteration over all processes; a prompt that comes twice goes on counting its repeats."""
-    seen: dict[int, int] = {}
-    tasks = []
-    for number in numbers:
-        for _ in range(num_generations):
-            repeat = seen.get(number, 0)
-            seen[number] = repeat + 1
-            tasks.append(Task(*prompts[number], number, repeat))
-    return tasks
-
-
 class Grids(NamedTuple):
-    """Of each response token, (B, T), 0 where masked: see Rollout."""
+    """Per-token tensors, (B, T); 0 where masked (`Rollout`)."""
 
     logprobs: Tensor
     ref_logprobs: Tensor
@@ -204,6 +117,7 @@ class Grids(NamedTuple):
 
 
 def how_to_sample(config: PPOStageConfig, tokenizer: PreTrainedTokenizerBase) -> Sampling:
+    """The settings of the sampling engine."""
     rollout = config.rollout
     return Sampling(
         max_new_tokens=rollout.max_new_tokens,
@@ -211,18 +125,16 @@ def how_to_sample(config: PPOStageConfig, tokenizer: PreTrainedTokenizerBase) ->
         end_token_ids=end_token_ids(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         batch_size=rollout.generation_batch_size,
-        top_k=rollout.top_k,
-        top_p=rollout.top_p,
         stop=tuple(rollout.stop),
         vocabulary=vocabulary_of(tokenizer),
     )
 
 
 def make_engine(config: PPOStageConfig, models: Models, accelerator: Accelerator) -> Engine:
-    """What samples the policy's responses."""
+    """The engine that samples the policy's responses."""
     if config.rollout.engine == "transformers":
         return TransformersEngine(models.policy.model, models.tokenizer)
-    from alignment.generation.vllm import VLLMEngine
+    from alignment.generation.vllm import VLLMEngine, free_port
 
     vllm = config.rollout.vllm
     return VLLMEngine(
@@ -233,10 +145,10 @@ def make_engine(config: PPOStageConfig, models: Models, accelerator: Accelerator
         config.data.max_length,
         mode=vllm.mode,
         server_base_url=vllm.server_base_url,
-        group_port=vllm.group_port,
+        group_port=free_port(),
         tensor_parallel_size=vllm.tensor_parallel_size,
         gpu_memory_utilization=vllm.gpu_memory_utilization,
-        enable_sleep_mode=vllm.enable_sleep_mode,
+        enable_sleep_mode=vllm.sleeps and accelerator.device.type == "cuda",
         dtype=config.sampled_in,
     )
 
@@ -301,25 +213,24 @@ class Collector:
         )  # fmt: skip
 
     def _sampled_logprobs(self, sampled: Sampled, rows: Sequence[Row], logprobs: Tensor, mask: Tensor) -> Tensor | None:
-        """The engine's own, (B, T), held against the policy's; None of one that samples by the policy itself."""
+        """The engine's log-probabilities, (B, T), compared with the policy's; None if the policy itself samples."""
         if sampled.logprobs is None:
             return None
-        found = torch.zeros_like(logprobs)
+        grid = torch.zeros_like(logprobs)
         for number, line in enumerate(sampled.logprobs):
-            found[number, : len(line)] = torch.tensor(line)
-        cap = self.config.rollout.importance_cap
+            grid[number, : len(line)] = torch.tensor(line)
 
         def rounding() -> float:
-            return sampler_gap.measure(logprobs, self._in_the_other_type(rows, mask), mask, cap).mean
+            return sampler_gap.measure(logprobs, self._in_the_other_type(rows, mask), mask).mean
 
-        sampler_gap.check(sampler_gap.measure(logprobs, found, mask, cap), self.config, rounding)
-        return found
+        sampler_gap.check(sampler_gap.measure(logprobs, grid, mask), self.config, rounding)
+        return grid
 
     def _check_for_stale_weights(self, grids: Grids, sampled: Tensor, mask: Tensor) -> None:
-        gap = sampler_gap.measure(grids.logprobs, sampled, mask, self.config.rollout.importance_cap)
+        gap = sampler_gap.measure(grids.logprobs, sampled, mask)
         rounded = self.config.training.bf16
-        found = sampler_gap.lack(grids.logprobs, sampled, grids.ref_logprobs, mask, rounded=rounded)
-        sampler_gap.check_lack(found, gap, self.config)
+        lag = sampler_gap.lack(grids.logprobs, sampled, grids.ref_logprobs, mask, rounded=rounded)
+        sampler_gap.check_lack(lag, gap, self.config)
 
     def _in_the_other_type(self, rows: Sequence[Row], mask: Tensor) -> Tensor:
         """The policy's log-probabilities, (B, T), in the coarse type where it computes in float32, and the other way
@@ -329,31 +240,23 @@ class Collector:
         other = torch.autocast(grid.device.type, coarse, enabled=not self.config.training.bf16)
         for batch in self._batches(rows):
             with other:
-                found = self.models.trained.forward(batch, "policy", self.config.rollout.temperature).logprobs
-            assert found is not None
-            batch.put(grid, found)
+                logprobs = self.models.trained.forward(batch, "policy", self.config.rollout.temperature).logprobs
+            assert logprobs is not None
+            batch.put(grid, logprobs)
         return grid
-
-    def final(self, scores: Tensor, lengths: Tensor, ended: Tensor, unit: Unit) -> Tensor:
-        """Scores of any model, (B,), with what an overlong or unfinished response costs in its unit."""
-        rewards = self.config.rewards
-        costs = overlong_cost(
-            lengths, self.config.rollout.max_new_tokens, rewards.overlong_buffer, rewards.overlong_penalty
-        )
-        return final_scores(scores, costs, ended, unit, rewards.missing_eos_score, rewards.missing_eos_penalty)
 
     @torch.no_grad()
     def values(self, rows: Sequence[Row]) -> Tensor:
-        """What the critic's head says before each response token now: (B, T), 0 beyond the responses."""
+        """The critic's values before each response token now: (B, T), 0 beyond the responses."""
         trained = self.models.trained
         assert trained.roles[1] is not None
         width, device = max(len(row.response) for row in rows), self.accelerator.device
         grid = torch.zeros(len(rows), width, device=device)
         with self.accelerator.autocast(), self.models.resident(trained.roles[1].modules(), device):
             for batch in self._batches(rows):
-                found = trained.forward(batch, "value", self.config.rollout.temperature).values
-                assert found is not None
-                batch.put(grid, found)
+                values = trained.forward(batch, "value", self.config.rollout.temperature).values
+                assert values is not None
+                batch.put(grid, values)
         return grid
 
     def _batches(self, rows: Sequence[Row]) -> list[Microbatch]:
@@ -363,7 +266,7 @@ class Collector:
         return [lay_out([rows[n] for n in part], part, packed, pad, self.accelerator.device) for part in parts]
 
     def _passes(self, rows: Sequence[Row], grids: Grids) -> list[tuple[Role, Callable[[], None]]]:
-        """What fills the grids: calls, each with the role whose weights it takes.
+        """Calls that fill the grids, each with the role whose weights it takes.
 
         The log-probabilities are computed anew by the path that trains, not taken from sampling: the two differ in the
         last digits (more so in bfloat16), and the first ratio would not be 1.
@@ -374,8 +277,8 @@ class Collector:
 
         def run(what: Pass) -> None:
             for batch in batches:
-                found = trained.forward(batch, what, temperature, with_entropy=True)
-                for grid, column in zip((grids.logprobs, grids.entropy, grids.values), found, strict=True):
+                outputs = trained.forward(batch, what, temperature, with_entropy=True)
+                for grid, column in zip((grids.logprobs, grids.entropy, grids.values), outputs, strict=True):
                     batch.put(grid, column)
 
         def compare() -> None:
@@ -390,17 +293,17 @@ class Collector:
     def _scores(
         self, tasks: Sequence[Task], rows: Sequence[Row], texts: Sequence[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted sums, and what they are made of."""
+        """Weighted sums, and their terms."""
         device, parts = self.accelerator.device, dict[str, Tensor]()
         weights: dict[str, float] = {}
         std = None
         if self.models.reward is not None:
             parts["model"], std = self.score_with(self.models.reward, tasks, rows, texts)
-            weights["model"] = self.config.rewards.model_weight
+            weights["model"] = 1.0
         prompts = [task.prompt for task in tasks]
         for source in self.sources:
-            found = on_every_process(partial(source.score, prompts, texts))
-            parts[source.name] = torch.tensor(found, device=device)
+            source_scores = on_every_process(partial(source.score, prompts, texts))
+            parts[source.name] = torch.tensor(source_scores, device=device)
             weights[source.name] = source.weight
         scores = weighted(parts, weights)
         if not torch.isfinite(all_reduce_sum(scores.double().sum())):  # on every process alike

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from alignment.distributed.processes import all_reduce_sum, gather_lists
 from alignment.generation.sampling import GenerationError
+from ppo.algorithm import IMPORTANCE_CAP
 from ppo.config import PPOStageConfig, Precision
 
 
@@ -52,10 +53,10 @@ class Gap(NamedTuple):
     capped: float
 
 
-def measure(policy: Tensor, sampled: Tensor, mask: Tensor, cap: float) -> Gap:
-    """Of log-probabilities (B, T), where the mask keeps them."""
+def measure(policy: Tensor, sampled: Tensor, mask: Tensor) -> Gap:
+    """Measure the gap of log-probabilities (B, T), where the mask keeps them."""
     difference = torch.where(mask, policy - sampled, 0.0).double()
-    capped = (difference.exp() > cap).sum().double()
+    capped = (difference.exp() > IMPORTANCE_CAP).sum().double()
     counts = torch.stack([difference.abs().sum(), capped, mask.sum().double()])
     total, above, tokens = all_reduce_sum(counts).tolist()
     largest = max(each for share in gather_lists([float(difference.abs().max())]) for each in share)
@@ -63,7 +64,7 @@ def measure(policy: Tensor, sampled: Tensor, mask: Tensor, cap: float) -> Gap:
 
 
 class Lack(NamedTuple):
-    """What part of the policy's way from the reference the engine has not come along, and its standard errors: 0 and
+    """The fraction of the policy's change from the reference that the engine lacks, and its standard errors: 0 and
     few where it only rounds, however coarsely; 1 where it still samples by the reference."""
 
     share: float
@@ -86,32 +87,28 @@ def lack(policy: Tensor, sampled: Tensor, reference: Tensor, mask: Tensor, *, ro
     return Lack(both / moved, both / math.sqrt(spread)) if moved > 0 and spread > 0 else Lack(0.0, 0.0)
 
 
-def check_lack(found: Lack, gap: Gap, config: PPOStageConfig) -> None:
+def check_lack(lag: Lack, gap: Gap, config: PPOStageConfig) -> None:
     """As `check`, and far sharper where the policy has moved.
 
     Raises:
         GenerationError: on every process alike.
     """
-    if is_filtered(config) or found.share < LACKING or found.errors < SURE:
+    if lag.share < LACKING or lag.errors < SURE:
         return
     raise GenerationError(
         f"vLLM samples by stale weights: it was given the policy's, and its log-probabilities lack "
-        f"{found.share:.0%} of what sets the policy off from its reference ({gap.mean:.2g} nats a token); "
+        f"{lag.share:.0%} of what sets the policy off from its reference ({gap.mean:.2g} nats a token); "
         f"{way_out(config)}"
     )
 
 
-def is_filtered(config: PPOStageConfig) -> bool:
-    """What is sampled by is not the policy, as was asked for: a gap says nothing."""
-    return bool(config.rollout.top_k) or config.rollout.top_p < 1
-
-
-def figures(gap: Gap, config: PPOStageConfig) -> dict[str, float]:
-    """By their names in the journal."""
-    found = {"rollout/importance_capped": gap.capped}
-    if not is_filtered(config):
-        found |= {"rollout/sampler_gap_mean": gap.mean, "rollout/sampler_gap_max": gap.max}
-    return found
+def metrics(gap: Gap) -> dict[str, float]:
+    """The gap by its names in the journal."""
+    return {
+        "rollout/importance_capped": gap.capped,
+        "rollout/sampler_gap_mean": gap.mean,
+        "rollout/sampler_gap_max": gap.max,
+    }
 
 
 def check(gap: Gap, config: PPOStageConfig, rounding: Callable[[], float]) -> None:
@@ -126,7 +123,7 @@ def check(gap: Gap, config: PPOStageConfig, rounding: Callable[[], float]) -> No
         GenerationError: it did not sample by them; on every process alike.
     """
     limit = LIMITS[config.rounded_to].stop
-    if is_filtered(config) or gap.mean <= limit:
+    if gap.mean <= limit:
         return
     if config.rounded_to != "float32":
         limit = max(limit, ROUNDINGS * rounding())
@@ -140,7 +137,7 @@ def check(gap: Gap, config: PPOStageConfig, rounding: Callable[[], float]) -> No
 
 
 def way_out(config: PPOStageConfig) -> str:
-    """What helps, as keys that this config takes."""
+    """Advice in keys that this config takes."""
     if config.rollout.vllm.mode == "server":
         return "start the server anew (docs/vllm.md), and let rollout.vllm.dtype say what it computes in"
     first = "see docs/vllm.md" if config.sampled_in == "float32" else "see whether rollout.vllm.dtype=float32 ends it"

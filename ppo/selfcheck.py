@@ -1,4 +1,4 @@
-"""What PPO computes of its roles, by the paths that it takes, against plain forward passes (`models/selfcheck.py`)."""
+"""PPO's computations of its roles, by the paths that it takes, against plain forward passes (`models/selfcheck.py`)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from alignment.models.selfcheck import (
 )
 from alignment.tensors import logprobs_from_logits
 from ppo.config import PPOStageConfig
-from ppo.loading import not_on_trunk
+from ppo.critic import not_on_trunk
 from ppo.models import Models, Role
 from ppo.sequences import Microbatch, Row, lay_out
 
@@ -93,7 +93,7 @@ class _Check:
         self.rows = [Row(asked[0], said[0]), Row(asked[0], said[1]), Row(asked[1], said[2])]
 
     def split(self) -> None:
-        """Whether each policy can be run at all, is causal, and is a body and a head."""
+        """Check that each policy can be run at all, is causal, and is a body and a head."""
         for role in self._policies():
             with self._running(role):
                 row = self.rows[0].prompt + self.rows[0].response

@@ -22,7 +22,7 @@ from alignment.models.ensembles import member_name
 from alignment.ratings.quality import as_metrics, journalled
 from alignment.reports.verdicts import ENDED, Verdict, verdicts
 from alignment.runs import resume
-from alignment.runs.journal import Journal
+from alignment.runs.journal import NUM_SAMPLES, Journal
 from alignment.runs.record import RunRecord
 from alignment.runs.run import Run
 from alignment.terminal import one_line
@@ -100,7 +100,7 @@ def _judge(
         metrics |= compact(found)
         flat = {f"eval/{name}": figure["value"] for name, figure in metrics.items() if isinstance(figure, dict)}
         journal.log(step, flat)
-        _show(journal, step, judged_pairs(held_out, scores), config.tracking.num_samples)
+        _show(journal, step, judged_pairs(held_out, scores))
     for finding in findings(found):
         journal.finding(step, finding.kind.replace("_", " "), finding.level, _in_words(finding))
     for kind, why in unmeasured(found).items():
@@ -118,7 +118,7 @@ def _checks(run_dir: Path) -> list[Verdict] | None:
     return [check for check in verdicts(record) if check.name != ENDED]
 
 
-def _show(journal: Journal, step: int, pairs: Sequence[Judged], num_samples: int) -> None:
+def _show(journal: Journal, step: int, pairs: Sequence[Judged]) -> None:
     """The first held-out pairs with votes and scores, and how the scores of both sides spread."""
     rows = [
         {
@@ -130,7 +130,7 @@ def _show(journal: Journal, step: int, pairs: Sequence[Judged], num_samples: int
             "second_score": pair.scores[1],
             "votes": {choice: pair.comparison.count(choice) for choice in CHOICES},
         }
-        for number, pair in enumerate(pairs[:num_samples])
+        for number, pair in enumerate(pairs[:NUM_SAMPLES])
     ]
     journal.samples(step, rows)
     chosen, rejected = sides(pairs)

@@ -13,6 +13,7 @@ from alignment.errors import ConfigError
 from alignment.models import methods
 from alignment.models.lengths import check_length
 from alignment.registry import Registry
+from alignment.runs.journal import NUM_SAMPLES
 from alignment.runs.run import Run
 from alignment.training import publishing, start_model
 from alignment.training.arguments import make_arguments
@@ -47,9 +48,7 @@ def prepare(config: SFTStageConfig, run: Run | None = None) -> Prepared:
     folder = config.run_dir if config.run_dir.is_dir() else None
     is_main = processes.is_main_process()
     inspector = Inspector(config.data, start.tokenizer) if is_main else None
-    data = encode_data(
-        config.data, start.tokenizer, folder, show=is_main, inspector=inspector, num_shown=config.tracking.num_samples
-    )
+    data = encode_data(config.data, start.tokenizer, folder, show=is_main, inspector=inspector, num_shown=NUM_SAMPLES)
     report = processes.on_main_process(lambda: check_before_training(config, inspector))
     arguments = training_arguments(config, no_eval=len(data.eval) == 0)
     return Prepared(seed, registry, start, data, arguments, report)

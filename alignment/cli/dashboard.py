@@ -19,9 +19,7 @@ def _dashboard() -> None:
 @dashboard.command("push")
 def push_dashboard(
     name: Annotated[str, typer.Argument(help="sft, reward, ppo, labels or compare; or a YAML file like theirs.")],
-    project: Annotated[
-        str, typer.Option("--project", envvar="WANDB_PROJECT", help="The W&B project, as tracking.project.")
-    ] = PROJECT,
+    project: Annotated[str, typer.Option("--project", envvar="WANDB_PROJECT", help="The W&B project.")] = PROJECT,
     entity: Annotated[str | None, typer.Option("--entity", help="Whose it is [default: the key's owner].")] = None,
     as_json: JsonOption = False,
 ) -> None:

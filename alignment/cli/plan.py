@@ -226,8 +226,7 @@ def report(
         notes += [f"what fits here: {'; '.join(others)}"] if others else []
     work = plans[0].work
     if work.vllm:
-        when = "while it samples" if work.vllm_sleeps else "all the time; rollout.vllm.enable_sleep_mode=true ends that"
-        notes.append(f"cache: vLLM holds {work.vllm / 1e9:.1f} GB of each GPU {when}")
+        notes.append(f"cache: vLLM holds {work.vllm / 1e9:.1f} GB of each GPU while it samples")
     notes.append(
         f"loading: the processes of a node take {work.loading * cluster.gpus / 1e9:,.0f} GB of its memory while they "
         "read their models; under ZeRO-3 SFT and the reward model read parts"

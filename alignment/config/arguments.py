@@ -15,7 +15,7 @@ OWNED_ARGUMENTS = {
     "output_dir": "the run folder is <tracking.runs>/<name>",
     "run_name": "use `name`",
     "report_to": "use `tracking.wandb`",
-    "project": "use `tracking.project`",
+    "project": "set WANDB_PROJECT in the environment",
     "push_to_hub": "models are published to the registry",
     "hub_model_id": "models are published to the registry",
     "hub_token": "set HF_TOKEN in the environment",

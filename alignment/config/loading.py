@@ -149,7 +149,10 @@ def validate(cls: type[ConfigT], values: Mapping[str, Any], where: str) -> Confi
         first, rest = error.errors(include_url=False)[0], error.error_count() - 1
     location = tuple(part for part in first["loc"] if part not in (ONE, MANY))
     key = ".".join(str(part) for part in location)
-    if first["type"] == "extra_forbidden":
+    removed = getattr(cls, "removed_keys", {}).get(".".join(part for part in location if isinstance(part, str)))
+    if first["type"] == "extra_forbidden" and removed:
+        message = f"key '{key}' was taken out: {removed}"
+    elif first["type"] == "extra_forbidden":
         message = f"unknown key '{key}'{_nearest(cls, location)}"
     elif first["type"] == "missing":
         message = f"key '{key}' is missing; add `{key}=...`"

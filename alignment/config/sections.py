@@ -6,7 +6,7 @@ import os
 import types
 import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from alignment.config.loading import MANY, ONE
+from alignment.config.removed_keys import REMOVED_KEYS
 
 
 class Section(BaseModel):
@@ -223,16 +224,15 @@ class TrackingConfig(Section):
     """Folder that holds the run folders."""
     wandb: Literal["offline", "online", "disabled"] | None = None
     """None: `WANDB_MODE`, else `offline`. `WANDB_MODE=disabled` overrides this key."""
-    project: str | None = None
-    """W&B's project. None: `WANDB_PROJECT`, else `alignment`."""
-    num_samples: Annotated[int, Field(ge=0)] = 16
-    """Held-out prompts whose answers are written to `samples.jsonl` at each evaluation, always the same ones."""
     wandb_text: bool = False
     """Show prompts and responses in W&B too, which may send them to a server; without it their lengths alone."""
 
 
 class RunConfig(Section):
     """What every stage's config has."""
+
+    removed_keys: ClassVar[dict[str, str]] = REMOVED_KEYS
+    """Keys of earlier versions, by their full path, each with what to do instead."""
 
     name: Name
     """Name of the run; its folder is `<tracking.runs>/<name>`."""

@@ -8,6 +8,7 @@ generator of its own: the seeds of `Engine.generate` have no say, and two runs o
 from __future__ import annotations
 
 import math
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,13 @@ SERVER_SECONDS = 240.0
 """For a server to come up; as long as TRL waits."""
 LOGPROBS_MODE = "processed_logprobs"
 """What a server has to be started with, so that its log-probabilities are at the temperature it sampled at."""
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on, for the weights that go to a server."""
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return int(listener.getsockname()[1])
 
 
 def check_installed() -> None:

@@ -12,11 +12,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from alignment.errors import UserError
 from alignment.registry import Parent, Registry
+from alignment.templates.rendering import Message, encode_conversation
 
 PROBE = (
     "Which of these do you read?\n 1, 23 and 4567; 'quotes' - dashes \u2013 and \u00fcml\u00e4uts, \u732b \U0001f408.",
     "All of them,\t  spaces too.\r\n\n\nO\u0301 and \u00d3, if (x == 10) { return 3.14e-5; }",
 )
+
+ROLES = ("user", "assistant")
 
 
 class TokenizerError(UserError):
@@ -45,8 +48,14 @@ def difference(
     return None
 
 
+def same_tokens(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> bool:
+    """Whether the token ids of a conversation mean the same to both. Neither padding nor an unused EOS is compared."""
+    turns = [Message(role=role, content=text) for role, text in zip(ROLES, PROBE, strict=True)]
+    return encode_conversation(ours, turns) == encode_conversation(theirs, turns)
+
+
 def _rendered(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), PROBE, strict=True)]
+    turns = [{"role": role, "content": text} for role, text in zip(ROLES, PROBE, strict=True)]
     try:
         return [
             str(tokenizer.apply_chat_template(turns, tokenize=False)),

@@ -209,6 +209,7 @@ REWARD = (
 _PROMPTS = "held-out prompts (data.eval or data.eval_share)"
 PPO = (
     *COMMON,
+    *_DATA,
     Check(
         "stopped",
         "no error stopped training",

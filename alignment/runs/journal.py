@@ -22,6 +22,8 @@ from alignment.runs import metrics as declared
 FILES = ("metrics", "samples", "events")
 Level = Literal["error", "warning", "note"]
 BINS = 40
+NUM_SAMPLES = 16
+"""Held-out prompts whose answers are written to `samples.jsonl` at each evaluation, always the same ones."""
 
 
 @dataclass(frozen=True)

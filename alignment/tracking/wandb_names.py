@@ -44,13 +44,13 @@ class WandbNames:
             own = f"{own}-{run_id[:8]}"
         return cls(
             mode=mode,
-            project=project_of(tracking.project),
+            project=project_of(),
             name=os.environ.get("WANDB_NAME") or name,
             group=os.environ.get("WANDB_RUN_GROUP") or name,
             run_id=own,
         )
 
 
-def project_of(project: str | None) -> str:
-    """The W&B project: the one that is named, else `WANDB_PROJECT`, else `alignment`."""
+def project_of(project: str | None = None) -> str:
+    """The W&B project: the one that a config of an earlier version names, else `WANDB_PROJECT`, else `alignment`."""
     return project or os.environ.get("WANDB_PROJECT") or PROJECT

@@ -37,8 +37,7 @@ def make_arguments(
             "for bfloat16 arithmetic on float32 weights, or launch with a DeepSpeed config, which keeps float32 copies"
         )
     on_cpu = processes.on_cpu()
-    # bfloat16 matmuls are fifty times slower than float32 on a CPU without AMX, so it is off there unless asked for.
-    merged.setdefault("bf16", not on_cpu)
+    merged.setdefault("bf16", processes.bf16_by_default())
     if no_eval:
         merged["eval_strategy"] = "no"
     _take_out_best_model(merged, no_eval)

@@ -37,7 +37,7 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
     from alignment.models.policies import build_scratch_model
     from alignment.models.tokenizers import train_tokenizer
     from alignment.templates.rendering import encode_prompt
-    from ppo.rollout import prompt_batches
+    from ppo.prompts import prompt_batches
 
     words = language(options.seed)
     chats = conversations(words, options.seed)

@@ -18,6 +18,7 @@ from benchmarks.ppo_measures import Stopwatch, matmul_rate, rollout_figures
 from ppo.config import PPOStageConfig
 from ppo.loading import find_models, load_models
 from ppo.loop import Loop
+from ppo.prompts import encode_prompts, prompt_limit
 from ppo.sequences import Row, lay_out, split_by_tokens
 
 
@@ -132,6 +133,8 @@ class Contestant:
         accelerator = processes.make_accelerator()
         torch.manual_seed(seed)
         models = load_models(config, find_models(config, publishing.open_registry(config)))
-        loop = Loop(config, models, accelerator, Journal(config.run_dir, enabled=True), self.prompts)
+        limit, too_long = prompt_limit(config), config.data.too_long
+        prompts, _ = encode_prompts(self.prompts, models.tokenizer, limit, too_long)
+        loop = Loop(config, models, accelerator, Journal(config.run_dir, enabled=True), prompts)
         assert [ids for _, ids in loop.prompts] == self.work.prompts
         return loop

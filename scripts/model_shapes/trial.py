@@ -25,7 +25,7 @@ from alignment.templates.rendering import encode_conversation, encode_to_score
 TOLERANCE = 2e-3
 """Nats, or units of the largest score: float32 sums in another order are off by 1e-5, a wrong path by tenths."""
 WORDS = ("cats", "rain", "bread", "old trains", "tea", "snow on the road", "maps", "bells")
-COMMON = {"tracking": {"wandb": "disabled", "num_samples": 2}}
+COMMON = {"tracking": {"wandb": "disabled"}}
 
 
 class Wrong(Exception):

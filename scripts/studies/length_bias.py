@@ -33,9 +33,11 @@ from alignment.models.scalar import ScoreHead
 from alignment.runs.journal import Journal
 from alignment.seeds import stream_seed
 from ppo.config import PPOStageConfig
-from ppo.loading import new_head, settle
+from ppo.critic import new_head
+from ppo.loading import finalize_models
 from ppo.loop import Loop
 from ppo.models import Models, PolicyAndValue, Role
+from ppo.prompts import encode_prompts, prompt_limit
 
 ITERATIONS = 25
 MEASURED = 512
@@ -159,7 +161,7 @@ def run(
         "name": "length-bias",
         "model": {"policy": "p", "reward": "r"},
         "data": {"train": "none", "max_length": world.limit + 8},
-        "rewards": {"missing_eos_score": None},
+        "rewards": {"missing_eos_penalty": None},
         "rollout": {
             "batch_size": world.episodes,
             "generation_batch_size": 256,
@@ -179,11 +181,12 @@ def run(
         values[name] = {**values.get(name, {}), **changes}
     config = PPOStageConfig.model_validate(values)
     models = build_models(world, critic if config.ppo.has_critic else None, mean, seed, scorer)
-    settle(models, config)
+    finalize_models(models, config)
     accelerator = processes.make_accelerator()
     prompts = [Prompt(({"role": "user", "content": digits},)) for digits in asked]
+    encoded, _ = encode_prompts(prompts, models.tokenizer, prompt_limit(config), config.data.too_long)
     with tempfile.TemporaryDirectory() as folder:
-        loop = Loop(config, models, accelerator, Journal(Path(folder), enabled=False), prompts)
+        loop = Loop(config, models, accelerator, Journal(Path(folder), enabled=False), encoded)
         before = mean_length(loop, measured)
         loop.run()
         return before, mean_length(loop, measured)
@@ -205,10 +208,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "training": {"adam_epsilon": 1e-5},
     },
     "lambda .95, centred": {"ppo": {"gae_lambda": 0.95}, "rewards": {"scaling": "reference"}},
-    "lambda .95, warm-up": {"ppo": {"gae_lambda": 0.95, "value_warmup_steps": 10}, "rewards": {"scaling": None}},
     "lambda 1, raw": {"ppo": {"gae_lambda": 1.0}, "rewards": {"scaling": None}},
-    "critic 1, actor .95, raw": {"ppo": {"gae_lambda": 0.95, "value_gae_lambda": 1.0}, "rewards": {"scaling": None}},
-    "critic 1, actor .95, centred": {"ppo": {"gae_lambda": 0.95, "value_gae_lambda": 1.0}},
     "rloo": {"ppo": {"advantage_estimator": "rloo"}, "rollout": {"num_generations": 8}},
 }
 

@@ -150,7 +150,7 @@ def run(cell: Cell) -> Iterator[dict[str, Any]]:
     from ppo.loading import find_models, load_models
     from ppo.loop import Loop
     from ppo.models import RewardModel
-    from ppo.rollout import prompt_batches
+    from ppo.prompts import encode_prompts, prompt_batches, prompt_limit
 
     config = ppo_config(cell)
     prompts, held_out = train_and_eval(config.data, to_prompts)
@@ -161,14 +161,18 @@ def run(cell: Cell) -> Iterator[dict[str, Any]]:
         models.reward = RewardModel(models.reward.members[:1], packed=models.reward.packed)
     accelerator = processes.make_accelerator()
     journal = Journal(Path("unused"), enabled=False)
-    loop = Loop(config, models, accelerator, journal, prompts.items, held_out.items[:HELD_OUT])
+    encoded, encoded_held_out = (
+        encode_prompts(each, models.tokenizer, prompt_limit(config), config.data.too_long)[0]
+        for each in (prompts.items, held_out.items[:HELD_OUT])
+    )
+    loop = Loop(config, models, accelerator, journal, encoded, encoded_held_out)
     batches = prompt_batches(len(loop.prompts), config.rollout.batch_size, cell.seed)
     for step in range(STEPS + 1):
         if step % EVERY == 0:
-            judged = loop.judge()
+            judged = loop.evaluation.answer(step)
             gold = [
                 gold_score(prompt.columns["fact"], text.strip(), ended).total
-                for (prompt, _), text, ended in zip(loop.held_out, judged.texts, judged.ended, strict=True)
+                for (prompt, _), text, ended in zip(encoded_held_out, judged.texts, judged.ended, strict=True)
             ]
             yield {
                 **asdict(cell), "step": step,

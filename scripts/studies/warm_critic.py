@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
-    fit = {"value_pretrain": "rollouts", "value_pretrain_episodes": 1024}
+    fit = {"value_pretrain": "rollouts"}
     for seed in range(options.seeds):
         wanted = 0.0
         for name, ppo in (("new", {}), ("fitted", fit)):

@@ -21,9 +21,11 @@ from alignment.models.shared_base import add_adapter
 from alignment.runs.journal import Journal
 from alignment.tensors import pad_rows
 from ppo.config import PPOStageConfig
-from ppo.loading import new_head, settle
+from ppo.critic import new_head
+from ppo.loading import finalize_models
 from ppo.loop import Loop
 from ppo.models import Models, PolicyAndValue, Role
+from ppo.prompts import encode_prompts, prompt_limit
 
 PROMPTS = ("1", "23")  # of unequal length, and told apart by their first token
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
@@ -191,7 +193,7 @@ def make_config(world, seed, **sections) -> PPOStageConfig:
         "name": "optimum",
         "model": {"policy": "p", "reward": "r"},
         "data": {"train": "none", "max_length": 8},
-        "rewards": {"missing_eos_score": None},
+        "rewards": {"missing_eos_penalty": None},
         "rollout": {"batch_size": 256, "generation_batch_size": 256, "max_new_tokens": world.length},
         "ppo": {"kl_coef": 0.5, "vf_coef": 0.5},
         "training": {"max_steps": 200, "learning_rate": 3e-3, "value_learning_rate": 3e-3, "seed": seed},
@@ -207,11 +209,12 @@ def train_and_measure(folder, seed, *, world=FIXED, critic="separate", **section
     config = make_config(world, seed, **sections)
     rewards = world.rewards(seed)
     models = build_models(world, seed, critic if config.ppo.has_critic else None, rewards)
-    settle(models, config)
+    finalize_models(models, config)
     temperature = config.rollout.temperature
     start = world.log_probabilities(models.reference, temperature)
     accelerator = processes.make_accelerator()
     prompts = [Prompt(({"role": "user", "content": prompt},)) for prompt in PROMPTS]
-    Loop(config, models, accelerator, Journal(folder, enabled=False), prompts).run()
+    encoded, _ = encode_prompts(prompts, models.tokenizer, prompt_limit(config), config.data.too_long)
+    Loop(config, models, accelerator, Journal(folder, enabled=False), encoded).run()
     end = world.log_probabilities(models.policy, temperature)
     return measure(start.detach(), end.detach(), rewards.double(), config.ppo.kl_coef)

@@ -20,9 +20,9 @@ from alignment.runs.journal import Journal
 from alignment.runs.metrics import find
 from alignment.training.stage import leave
 from ppo.config import PPOStageConfig
-from ppo.loading import settle
+from ppo.loading import finalize_models
 from ppo.loop import Loop
-from ppo.rollout import make_tasks
+from ppo.prompts import encode_prompts, make_tasks, prompt_limit, share_of_process
 from ppo.sequences import Row
 
 PTX_ROWS = [Row([2, 3], [4] * length + [1]) for length in (1, 3, 12)]
@@ -52,11 +52,11 @@ def main(out: Path, *overrides: str) -> None:
         values.setdefault(section, {})[name] = json.loads(value)
     config = PPOStageConfig.model_validate(values)
     processes.start_processes()
-    accelerator = processes.make_accelerator(bf16=config.training.bf16)
+    accelerator = processes.make_accelerator(bf16=bool(config.training.bf16))
     with zero3.whole_models():
         models = build_models(ref_seed=1, critic=critic)
-    settle(models, config)
-    prompts = prompts_of(*CONTENTS)
+    finalize_models(models, config)
+    prompts, _ = encode_prompts(prompts_of(*CONTENTS), models.tokenizer, prompt_limit(config), config.data.too_long)
     ptx_rows = PTX_ROWS if config.ptx.train else ()
     loop = Loop(config, models, accelerator, Journal(out, enabled=False), prompts, ptx_rows=ptx_rows)
     report = {
@@ -75,7 +75,7 @@ def main(out: Path, *overrides: str) -> None:
     count = config.rollout.batch_size // config.rollout.num_generations
     for _ in range(3):
         tasks = make_tasks(loop.prompts, range(count), config.rollout.num_generations)
-        report["own"].append(processes.gather_lists([task.number for task in loop.own_share(tasks)]))
+        report["own"].append(processes.gather_lists([task.number for task in share_of_process(tasks, accelerator)]))
         stats = loop.iterate(list(range(count)))
         clocks = [name for name in stats if (metric := find("ppo", name)) and metric.is_clock]
         report["stats"].append({name: value for name, value in stats.items() if name not in clocks})

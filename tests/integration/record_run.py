@@ -14,8 +14,8 @@ from pathlib import Path
 import record_rows
 from safetensors.torch import save_file
 
+import ppo.publish
 import ppo.rollout
-import ppo.train
 import ppo.update
 from alignment.generation.engine import TransformersEngine
 from alignment.generation.sampling import Sampled
@@ -46,18 +46,19 @@ def folder():
 
 def recorded_step(original):
     def step(self, *args, **kwargs):
-        found, norm = original(self, *args, **kwargs)
+        sums, norms = original(self, *args, **kwargs)
         if os.environ["RANK"] == "0":
-            figures = dict(zip(ppo.update.FIGURES, (found[0] / found[1]).tolist(), strict=True)) | {"norm": norm}
+            metrics = sums.means() | {"norm": list(norms.values())}
             with (folder() / "steps.jsonl").open("a") as file:
-                file.write(json.dumps(figures) + "\n")
-        return found, norm
+                file.write(json.dumps(metrics) + "\n")
+        return sums, norms
 
     return step
 
 
 def recorded_publish(original):
-    def publish(config, registry, models, loop, *args):
+    def publish(publisher, loop, metrics):
+        models = publisher.models
         modules = [models.trained, *models.frozen()]
         held = sum(parameter.numel() for module in modules for parameter in module.parameters())
         (folder() / f"parted-{os.environ['RANK']}.json").write_text(json.dumps(held))
@@ -65,7 +66,7 @@ def recorded_publish(original):
         if os.environ["RANK"] == "0":
             trained = [name for name, parameter in models.trained.named_parameters() if parameter.requires_grad]
             save_file({name: weights[name].clone() for name in trained}, folder() / "weights.safetensors")
-        return original(config, registry, models, loop, *args)
+        return original(publisher, loop, metrics)
 
     return publish
 
@@ -74,4 +75,4 @@ def install():
     record_rows.install()
     ppo.rollout.TransformersEngine = RecordedEngine
     ppo.update.Updater._optimizer_step = recorded_step(ppo.update.Updater._optimizer_step)
-    ppo.train._publish = recorded_publish(ppo.train._publish)
+    ppo.publish.Publisher.publish = recorded_publish(ppo.publish.Publisher.publish)

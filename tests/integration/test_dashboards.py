@@ -105,7 +105,7 @@ def test_each_panel_of_ppo_has_its_metric(tmp_path, tokenizer):
         "data": {"train": "prompts.jsonl", "eval_share": 0.3, "max_length": 128},
         "rollout": {"batch_size": 16, "max_new_tokens": 64},
         "ppo": {"num_minibatches": 2},
-        "ptx": {"train": "demonstrations.jsonl", "batch_size": 2, "coef": 0.1},
+        "ptx": {"train": "demonstrations.jsonl", "coef": 0.1},
         "training": {"max_steps": 3, "learning_rate": 1e-3, "eval_steps": 1},
         "registry": {"name": "ppo", "path": "registry"},
         "tracking": {"wandb": "disabled"},

@@ -203,7 +203,7 @@ def ppo_config(name, reward_model, **model):
         "name": name,
         "model": {"policy": "sft", "reward": reward_model, **model},
         "data": {"train": "sft.jsonl", "eval_share": 0, "max_length": 64},
-        "rewards": {"missing_eos_score": None},
+        "rewards": {"missing_eos_penalty": None},
         "rollout": {"batch_size": 8, "max_new_tokens": 8},
         "training": {"max_steps": 2, "learning_rate": 1e-3},
         "registry": {"name": name, "path": "registry"},
@@ -268,8 +268,8 @@ def test_members_of_a_single_model_are_not_combined(house):  # noqa: F811
     for value in ("max", -1):
         with pytest.raises(Exception, match=r"model\.reward_ensemble"):
             validate(PPOStageConfig, ppo_config("x", "zero", reward_ensemble=value), "test")
-    plan = ppo.train.plan(PPOStageConfig.model_validate(ppo_config("x", trained("full").ref)), 1)
-    one = ppo.train.plan(PPOStageConfig.model_validate(ppo_config("x", "zero")), 1)
+    plan = ppo.plan.plan(PPOStageConfig.model_validate(ppo_config("x", trained("full").ref)), 1)
+    one = ppo.plan.plan(PPOStageConfig.model_validate(ppo_config("x", "zero")), 1)
     assert plan["parameters"]["reward"] == SIZE * one["parameters"]["reward"]
 
 

@@ -17,7 +17,7 @@ import torch
 from helpers import optimum
 from helpers.optimum import FIXED, World, measure, train_and_measure
 
-import ppo.loop
+import ppo.targets
 from alignment.tensors import last_kept
 from ppo.algorithm import estimate_advantages, shape_rewards
 
@@ -134,7 +134,7 @@ BUGS = {
     ("name", "bug"), [pytest.param(name, bug, id=bug.__name__) for name, bugs in BUGS.items() for bug in bugs]
 )
 def test_a_bug_ends_somewhere_else(tmp_path, monkeypatch, name, bug):
-    monkeypatch.setattr(ppo.loop, name, bug)
+    monkeypatch.setattr(ppo.targets, name, bug)
     assert not train_and_measure(tmp_path, 0, training=SHORT).passes
 
 

@@ -17,9 +17,10 @@ from alignment.registry import Registry
 from alignment.training.stage import run_stage
 from ppo.config import PPOStageConfig
 from ppo.loading import find_models, load_models
-from ppo.rollout import encode_prompts, make_tasks
+from ppo.plan import plan
+from ppo.prompts import encode_prompts, make_tasks
 from ppo.sequences import Row, lay_out
-from ppo.train import plan, train
+from ppo.train import train
 
 TURNS = [("cats", "They sleep."), ("books", "On floor two."), ("hours", "From nine."), ("maps", "On the wall.")]
 
@@ -163,13 +164,14 @@ def test_every_trained_tensor_learns_and_nothing_else(here, tmp_path, value, che
     before = {name: p.detach().clone() for name, p in models.trained.named_parameters()}
     prompts = [Prompt(({"role": "user", "content": f"What of {a}?"},)) for a, _ in TURNS]
     accelerator = processes.make_accelerator()
-    loop = Loop(config, models, accelerator, Journal(tmp_path, enabled=False), prompts)
+    encoded, too_long = encode_prompts(prompts, models.tokenizer, 58, "raise")
+    assert too_long == 0
+    loop = Loop(config, models, accelerator, Journal(tmp_path, enabled=False), encoded)
     for _ in range(2):  # LoRA's B is 0 at first, and A then has no gradient
         loop.iterate([0, 1, 2, 3])
     moved = {name for name, p in models.trained.named_parameters() if not torch.equal(p, before[name])}
     trained = {name for of in ("policy", "value") for name, _ in models.trained.trained_parameters(of)}
     assert moved == trained
-    assert encode_prompts(prompts, models.tokenizer, 58, "raise")[1] == 0
     assert make_tasks(loop.prompts, [0], 1)
 
 

@@ -15,14 +15,16 @@ from alignment.models.tokenizers import load_tokenizer
 from alignment.ratings import Completion, RatingsStore
 from alignment.registry import Registry
 from alignment.training.stage import run_stage
+from ppo import value_data
 from ppo.config import PPOStageConfig
-from ppo.train import plan, train
+from ppo.plan import plan
+from ppo.train import train
 
 CONFIG = {
     "name": "first",
     "model": {"policy": "sft", "reward": "reward"},
     "data": {"train": "prompts.jsonl", "eval_share": 0.3, "max_length": 64},
-    "rewards": {"missing_eos_score": None},  # few of these answers end, and all would score the same
+    "rewards": {"missing_eos_penalty": None},  # few of these answers end, and all would score the same
     "rollout": {"batch_size": 8, "max_new_tokens": 6},
     "training": {"max_steps": 2, "learning_rate": 1e-3},
     "registry": {"name": "ppo", "path": "registry", "alias": "newest"},
@@ -111,8 +113,6 @@ def test_a_critic_on_one_base_with_all_roles(house, tokenizer):
 def test_a_head_on_the_trunk_is_not_published(house):
     assert stage("model.value=trunk") == 0
     assert house.names() == ["ppo", "reward", "sft"]
-    assert stage("name=quiet", "model.publish_value=false") == 0
-    assert "ppo-value" not in house.names()
 
 
 def test_a_policy_is_no_start_of_a_critic(house, capsys):
@@ -129,8 +129,9 @@ def test_a_critic_that_is_no_adapter_on_the_base_is_refused(house, capsys):
 
 
 @pytest.mark.parametrize("kind", ["separate", "adapter", "trunk"])
-def test_fitting_on_rollouts_moves_the_critic_alone_and_explains_more(house, kind):
-    fit = ["ppo.value_pretrain=rollouts", "ppo.value_pretrain_episodes=64", "training.value_learning_rate=1e-2"]
+def test_fitting_on_rollouts_moves_the_critic_alone_and_explains_more(house, kind, monkeypatch):
+    monkeypatch.setattr(value_data, "MAX_ANSWERS", 64)
+    fit = ["ppo.value_pretrain=rollouts", "training.value_learning_rate=1e-2"]
     assert stage(f"model.value={kind}", *fit, "training.learning_rate=1e-12") == 0
     (found,) = events("value_pretrained")
     explained = found["explained_variance"]
@@ -195,5 +196,3 @@ def test_a_plan_counts_the_answers_and_refuses_a_file_without_any(house, capsys)
     Path("long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert stage("--dry-run", "ppo.value_pretrain=long.jsonl") == 2
     assert "ppo.value_pretrain=long.jsonl: none of its 3 answers fits" in capsys.readouterr().err
-    assert stage("ppo.value_pretrain_episodes=3") == 2
-    assert "is for value_pretrain; set it to rollouts" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def recipe(house, name, model, train, **training):
         "training": {"max_steps": 3, "per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-2}
         | training,
         "registry": {"name": f"{name}-model", "path": str(house.registry), "alias": "newest"},
-        "tracking": {"runs": str(house.runs), "project": "tests"},
+        "tracking": {"runs": str(house.runs)},
     }
 
 

@@ -41,7 +41,7 @@ def run(name, folder, **training):
             "eval_strategy": "steps", "eval_steps": 3, "neftune_noise_alpha": 5.0, "packing": False, **training,
         },
         "registry": {"name": name, "path": "registry"},
-        "tracking": {"wandb": "disabled", "num_samples": 0},
+        "tracking": {"wandb": "disabled"},
     }, name)  # fmt: skip
     config.run_dir.mkdir(parents=True)
     (config.run_dir / "config.json").write_text(config.model_dump_json())

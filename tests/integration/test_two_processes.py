@@ -267,7 +267,6 @@ def test_packed_sft_on_two_processes_makes_the_steps_of_one(ladder, ladder_alone
 CLIPPED = "training.max_grad_norm=0.2"
 RLOO = ('ppo.advantage_estimator="rloo"', "rollout.num_generations=4", "critic=none")
 VARIANTS = {"separate": (CLIPPED,), "trunk": (CLIPPED, "critic=trunk"), "rloo": (CLIPPED, *RLOO)}
-VARIANTS |= {"warmup": (CLIPPED, "ppo.value_warmup_steps=1")}
 # One response at a time, so that a process whose responses are short makes fewer passes.
 VARIANTS |= {"early": (CLIPPED, "rollout.generation_batch_size=1")}
 

@@ -77,6 +77,8 @@ def test_every_key_that_a_message_names_exists(keys):
     wrong = []
     for folder in ("alignment", "sft", "reward", "ppo", "scripts"):
         for path in sorted((ROOT / folder).rglob("*.py")):
+            if path.name == "removed_keys.py":  # tests/unit/ppo/test_config.py reads what these tables advise
+                continue
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     wrong += [f"{path.relative_to(ROOT)}:{node.lineno}: {name}" for name in unknown(node.value, keys)]
@@ -92,8 +94,8 @@ def test_every_key_that_a_page_names_exists(keys, pattern):
 
 
 def test_a_key_that_does_not_exist_is_found(keys):
-    assert unknown("keep rollout.missing_eos_score low, or set data.eval_shares", keys) == [
-        "rollout.missing_eos_score", "data.eval_shares",
+    assert unknown("keep rollout.missing_eos_penalty low, or set data.eval_shares", keys) == [
+        "rollout.missing_eos_penalty", "data.eval_shares",
     ]  # fmt: skip
-    assert unknown("rewards.missing_eos_score, rewards.others, rollout.vllm.server_base_url, training.bf16", keys) == []
+    assert unknown("rewards.missing_eos_penalty, rewards.others, rollout.vllm.server_base_url", keys) == []
     assert named_in("RUN/model.safetensors, ../data.jsonl, `ppo.kl_coef=0`") == ["ppo.kl_coef"]

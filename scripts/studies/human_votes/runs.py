@@ -111,7 +111,7 @@ def _figures(report: Row) -> Row:
 def ppo(size: Size, seed: int) -> Row:
     """PPO on the prompts of half A against half A's reward model; the last policy is taken, chosen by nothing."""
     run = f"ppo-{seed}"
-    target = [f"ppo.kl_target={best_of_n_kl(size.n):.4f}", f"ppo.kl_horizon={2 * size.batch_size}"]
+    target = [f"ppo.kl_target={best_of_n_kl(size.n):.4f}"]
     stage(
         "ppo", run, "model.policy=start", f"model.reward=reward-a-{seed}", "model.held_out_reward=null",
         "data.train=prompts.jsonl", "data.eval=dev.jsonl",

@@ -8,8 +8,9 @@ from helpers.digits import CONTENTS, build_models, prompts_of
 from alignment.distributed import processes
 from alignment.runs.journal import Journal
 from ppo.config import PPOStageConfig
-from ppo.loading import settle
+from ppo.loading import finalize_models
 from ppo.loop import Loop
+from ppo.prompts import encode_prompts, prompt_limit
 
 
 @pytest.fixture
@@ -49,9 +50,13 @@ def stage_config(tmp_path):
 def make_loop(tmp_path, prompts):
     """The real loop around models, on this process."""
 
-    def build(models, config, held_out=(), ptx_rows=()):
-        settle(models, config)
-        accelerator = processes.make_accelerator()
-        return Loop(config, models, accelerator, Journal(tmp_path, enabled=False), prompts, held_out, ptx_rows)
+    def build(models, config, held_out=(), ptx_rows=(), journal=None):
+        finalize_models(models, config)
+        encoded, encoded_held_out = (
+            encode_prompts(each, models.tokenizer, prompt_limit(config), config.data.too_long)[0]
+            for each in (prompts, held_out)
+        )
+        journal = journal or Journal(tmp_path, enabled=False)
+        return Loop(config, models, processes.make_accelerator(), journal, encoded, encoded_held_out, ptx_rows)
 
     return build

@@ -214,9 +214,10 @@ def test_without_a_reward_model_no_text_speaks_of_one(stage_config):
 
 def test_the_table_of_checks_knows_every_alarm_and_how_long_it_takes_to_be_raised():
     from alignment.reports import checks
+    from alignment.training.data_check import DATA_WATCHED
 
     declared = {check.key: check for check in checks.PPO}
-    assert {*WATCHED, "stopped", "better than the start"} == declared.keys() - {"end", "finite"}
+    assert {*WATCHED, *DATA_WATCHED, "stopped", "better than the start"} == declared.keys() - {"end", "finite"}
     assert declared["critic"].values == UNEXPLAINED_FROM + IN_A_ROW
     assert declared["negative KL"].values == declared["length sought"].values == IN_A_ROW
 

@@ -13,20 +13,23 @@ from hypothesis import strategies as st
 
 from alignment.errors import ConfigError
 from alignment.intervals import win_rate
+from ppo.best_policy import BestPolicy, check_selection
 from ppo.config import TrainingConfig
-from ppo.evaluation import BestPolicy, Judged, check_selection, figures, halves
+from ppo.evaluation import HeldOutAnswers, answer_metrics, halves
 
 
 def judged(scores, held_out=None):
     count = len(scores)
     parts = {"model": scores, "polite": [score / 2 for score in scores]}
     raw = [score + 1 for score in scores]
-    return Judged(scores, raw, parts, held_out, [2.0] * count, [3, 5][:count], [True, False][:count], [""] * count)
+    return HeldOutAnswers(
+        scores, raw, parts, held_out, [2.0] * count, [3, 5][:count], [True, False][:count], [""] * count
+    )
 
 
 def test_figures_are_means_and_a_share_of_prompts():
     now, start = judged([1.0, 3.0], [0.0, 1.0]), judged([2.0, 2.0], [1.0, 1.0])
-    found = figures(now, start, ["a", "b"])
+    found = answer_metrics(now, start, ["a", "b"])
     assert {name: found[name] for name in ("score", "held_out_score", "kl", "length", "ended")} == {
         "score": 2.0,
         "held_out_score": 0.5,
@@ -36,12 +39,12 @@ def test_figures_are_means_and_a_share_of_prompts():
     }
     assert found["win_rate"] == 0.25  # by the held-out model: one lost, one tie
     assert found["win_rate_low"] <= 0.25 <= found["win_rate_high"]
-    assert figures(judged([1.0, 3.0]), judged([2.0, 2.0]), ["a", "b"])["win_rate"] == 0.5
-    assert "win_rate" not in figures(now, None, ["a", "b"])
+    assert answer_metrics(judged([1.0, 3.0]), judged([2.0, 2.0]), ["a", "b"])["win_rate"] == 0.5
+    assert "win_rate" not in answer_metrics(now, None, ["a", "b"])
     assert (found["raw_score"], found["finished_raw_score"]) == (3.0, 2.0)
     assert (found["reward/model"], found["reward/polite"]) == (2.0, 1.0)
     assert found["score_se"] == found["raw_score_se"] == found["reward_se/model"] == pytest.approx(1.0)  # sqrt(2 / 2)
-    assert "finished_raw_score" not in figures(replace(now, ended=[False, False]), None, ["a", "b"])
+    assert "finished_raw_score" not in answer_metrics(replace(now, ended=[False, False]), None, ["a", "b"])
 
 
 def test_the_half_that_chooses_and_the_half_that_reports_share_no_prompt():
@@ -51,14 +54,16 @@ def test_the_half_that_chooses_and_the_half_that_reports_share_no_prompt():
     assert not {groups[row] for row in chooses} & {groups[row] for row in reports}
     assert halves(["a", "a"]) == ([0, 1], [0, 1])  # nothing to divide
     now = judged([1.0, 3.0], [0.0, 1.0])
-    assert now.only([1]) == Judged([3.0], [4.0], {"model": [3.0], "polite": [1.5]}, [1.0], [2.0], [5], [False], [""])
+    assert now.only([1]) == HeldOutAnswers(
+        [3.0], [4.0], {"model": [3.0], "polite": [1.5]}, [1.0], [2.0], [5], [False], [""]
+    )
 
 
 def test_what_is_reported_of_the_best_is_of_the_half_that_did_not_choose(tmp_path):
     best = BestPolicy(TrainingConfig(), tmp_path)
     for step, (chooses, reported) in enumerate([(0.0, 0.5), (2.0, 0.4), (1.0, 9.0)]):
         best.consider(step, evaluation(chooses), evaluation(reported), dict)
-    assert (best.step, best.figures["score"]) == (1, 0.4)
+    assert (best.step, best.metrics["score"]) == (1, 0.4)
 
 
 def test_the_best_of_many_is_not_flattered():
@@ -139,7 +144,7 @@ def test_the_last_is_published_where_the_best_is_not_asked_for(tmp_path):
 @settings(max_examples=50, deadline=None)
 def test_what_is_kept_is_the_maximum(tmp_path_factory, scores):
     kept, best = course(tmp_path_factory.mktemp("best"), [evaluation(x) for x in scores])
-    assert best.figures["score"] == max(scores)
+    assert best.metrics["score"] == max(scores)
     assert best.step == scores.index(max(scores))
     assert kept[-1] == best.step
 

@@ -191,9 +191,9 @@ def service(*answers):
 GOOD = (200, '{"scores": [1, -0.5]}')
 
 
-def ask(url, **options):
+def ask(url, max_retries=3, **options):
     waits = []
-    reward = HTTPReward(RewardSource(url=url, **options), ["answer"], sleep=waits.append)
+    reward = HTTPReward(RewardSource(url=url, **options), ["answer"], sleep=waits.append, max_retries=max_retries)
     return reward, waits
 
 

@@ -16,7 +16,7 @@ from alignment.errors import ConfigError
 from alignment.generation.sampling import Sampled
 from ppo import sampler_gap
 from ppo.models import RewardModel
-from ppo.rollout import encode_prompts, make_tasks, prompt_batches
+from ppo.prompts import encode_prompts, make_tasks, prompt_batches
 
 EOS = 1
 
@@ -46,7 +46,7 @@ def plain_logprobs(model, row, temperature):
 
 
 def test_responses_end_with_their_first_eos(collect, prompts):
-    rollout = collect(rewards={"missing_eos_score": -5.0})
+    rollout = collect()
     for number, row in enumerate(rollout.rows):
         assert row.prompt == [2 + int(digit) for digit in prompts[number].messages[0]["content"]]
         assert EOS not in row.response[:-1]
@@ -81,7 +81,7 @@ def test_values_are_the_plain_critics_at_the_token_before(collect, models):
 
 
 def test_the_reward_model_reads_the_last_token_of_the_whole_row(collect, models):
-    rollout = collect(rewards={"missing_eos_score": None})
+    rollout = collect(rewards={"missing_eos_penalty": None})
     member = models.reward.members[0]
     for number, row in enumerate(rollout.rows):
         with torch.no_grad():
@@ -95,22 +95,17 @@ def test_what_responses_without_an_end_cost_is_in_the_unit_of_the_scores(models,
     def final(**rewards):
         loop = make_loop(models, stage_config(rewards=rewards))
         rollout, _ = loop._collect(list(range(8)))
-        return rollout, loop.final(rollout)
+        return rollout, loop.targets.scores(rollout)
 
-    rollout, plain = final(missing_eos_score=None)
+    rollout, plain = final(missing_eos_penalty=None)
     scores, ended = rollout.scores, rollout.ended
-    mean, std = scores.double().mean(), scores.double().std(correction=0)
+    std = scores.double().std(correction=0)
     assert torch.equal(plain, scores)
     assert 0 < ended.sum() < 8
-    replaced = final(missing_eos_score=-5.0)[1]
-    torch.testing.assert_close(replaced[~ended], (mean - 5 * std).float().expand(int((~ended).sum())))
-    assert torch.equal(replaced[ended], scores[ended])
     lowered = final(missing_eos_penalty=2.0)[1]
     torch.testing.assert_close(lowered, scores - 2.0 * std.float() * (~ended).float())
-    overlong = final(missing_eos_score=None, overlong_buffer=4, overlong_penalty=2.0)[1]
-    torch.testing.assert_close(overlong, scores - 2.0 * std.float() * (rollout.lengths - 5).clamp(min=0) / 4)
-    raw = final(scaling=None, missing_eos_score=-5.0)[1]
-    assert raw[~ended].tolist() == [-5.0] * int((~ended).sum())
+    raw = final(scaling=None, missing_eos_penalty=2.0)[1]
+    torch.testing.assert_close(raw, scores - 2.0 * (~ended).float())
 
 
 # --- what an episode depends on -------------------------------------------------------------------------------------
@@ -152,7 +147,7 @@ def test_an_engine_that_says_what_it_sampled_from_is_corrected(collect, models, 
     rollout = collect(engine=Engine())
     assert rollout.sampled_logprobs.tolist() == [[-1.0, -2.0, -4.0]] * 8
     loop = make_loop(models, stage_config(rollout={"temperature": 0.7}))
-    targets = loop.targets(rollout)
+    targets = loop.targets.build(rollout, loop.targets.rewards(rollout))
     stats = loop.updater.update(0, rollout, targets)
     weights = (rollout.old_logprobs - rollout.sampled_logprobs).exp().clamp(max=2.0)
     expected = -(weights * targets.advantages).mean()
@@ -166,14 +161,14 @@ def test_an_engine_that_says_what_it_sampled_from_is_corrected(collect, models, 
 
 def test_functions_are_added_by_their_weights(collect):
     others = [{"function": "tests.unit.ppo.reward_functions:length", "weight": 0.5}]
-    plain = collect(rewards={"missing_eos_score": None})
-    both = collect(rewards={"missing_eos_score": None, "model_weight": 2.0, "others": others})
+    plain = collect(rewards={"missing_eos_penalty": None})
+    both = collect(rewards={"missing_eos_penalty": None, "others": others})
     texts = torch.tensor([float(len(text)) for text in both.texts])
-    torch.testing.assert_close(both.scores, 2 * plain.scores + 0.5 * texts)
+    torch.testing.assert_close(both.scores, plain.scores + 0.5 * texts)
     assert both.parts["length"].tolist() == texts.tolist()
     models = build_models(ref_seed=7)
     models.reward = None
-    alone = collect(who=models, rewards={"missing_eos_score": None, "others": others})
+    alone = collect(who=models, rewards={"missing_eos_penalty": None, "others": others})
     assert alone.scores.tolist() == (0.5 * texts).tolist()
 
 

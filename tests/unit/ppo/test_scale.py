@@ -10,9 +10,9 @@ import pytest
 import torch
 from helpers.digits import build_models, prompts_of
 
-from alignment.runs.journal import Journal
+from ppo import value_data
 from ppo.config import PPOStageConfig
-from ppo.value import Best
+from ppo.value_pretraining import BestCritic
 
 STUDY = Path(__file__).resolve().parents[3] / "scripts" / "studies" / "length_bias.py"
 
@@ -69,7 +69,7 @@ def losses(make_loop, stage_config, tmp_path, factor, critic, **sections):
         ("separate", {}),
         ("reward model", {}),
         ("trunk", {}),
-        ("separate", {"rewards": {"scaling": "running", "overlong_buffer": 4}}),
+        ("separate", {"rewards": {"scaling": "running"}}),
         (None, {"ppo": {"advantage_estimator": "rloo"}, "rollout": {"num_generations": 4}}),
         (None, {"ppo": {"advantage_estimator": "dr_grpo"}, "rollout": {"num_generations": 4}}),
         (None, {"ppo": {"advantage_estimator": "dr_grpo", "kl_in": "loss"}, "rollout": {"num_generations": 4}}),
@@ -111,8 +111,8 @@ def test_a_unit_that_is_found_late_makes_no_policy_better(make_loop, stage_confi
     config = stage_config(training={"max_steps": 4, "eval_steps": 1, "learning_rate": 1e-12})
     loop = make_loop(models, config, prompts_of("12", "3", "456", "7"))
     found = []
-    evaluate = loop.evaluate
-    loop.evaluate = lambda: found.append(evaluate()) or found[-1]
+    evaluate = loop.evaluation.run
+    loop.evaluation.run = lambda step: found.append(evaluate(step)) or found[-1]
     models.reward.member_scores = lambda rows, conversations, device: torch.zeros(1, len(rows))
     collect = loop._collect
 
@@ -129,8 +129,8 @@ def test_a_unit_that_is_found_late_makes_no_policy_better(make_loop, stage_confi
     loop.run()
     assert found[0]["eval/ended"] < 1
     assert found[-1]["eval/score"] > found[0]["eval/score"] + 0.5  # the cost has changed
-    assert loop.best.step == 0
-    assert loop.first_figures["score"] == pytest.approx(found[-1]["eval/score"])
+    assert loop.evaluation.best.step == 0
+    assert loop.evaluation.start_metrics["score"] == pytest.approx(found[-1]["eval/score"])
 
 
 # --- groups ---------------------------------------------------------------------------------------------------------
@@ -158,16 +158,13 @@ class Wanted:
 
 
 def test_under_a_tight_limit_the_users_own_reward_rises(study):
-    """Three answers in four are cut. A replaced score would hide what those say, and teach ending alone."""
-    world, found = study.World(vocabulary=40, limit=12, episodes=64, learning_rate=3e-3), {}
-    for name, rewards in {"default": {"missing_eos_penalty": 3.0}, "replaced": {"missing_eos_score": -3.0}}.items():
-        scorer = Wanted()
-        study.run(world, "trunk", 0.0, 0, 15, scorer, measured=1, rewards=rewards)
-        found[name] = [sum(column[-3:]) / 3 - column[0] for column in (scorer.means, scorer.ended)]
-        assert scorer.ended[0] < 0.4
-    assert found["default"][0] > 0.3
-    assert found["default"][1] > 0.2
-    assert found["replaced"][0] < found["default"][0]
+    """Three answers in four are cut; what those say is still learned from, and ending too."""
+    world, scorer = study.World(vocabulary=40, limit=12, episodes=64, learning_rate=3e-3), Wanted()
+    study.run(world, "trunk", 0.0, 0, 15, scorer, measured=1, rewards={"missing_eos_penalty": 3.0})
+    assert scorer.ended[0] < 0.4
+    means, ended = (sum(column[-3:]) / 3 - column[0] for column in (scorer.means, scorer.ended))
+    assert means > 0.3
+    assert ended > 0.2
 
 
 class ByLength:
@@ -189,13 +186,11 @@ def grouped_loop(make_loop, stage_config, rounds, tmp_path):
     models = build_models(critic=None)
     models.reward = ByLength()
     config = stage_config(
-        rewards={"missing_eos_score": None},
+        rewards={"missing_eos_penalty": None},
         ppo={"advantage_estimator": "dr_grpo"},
         rollout={"num_generations": 2, "dynamic_sampling": rounds},
     )
-    loop = make_loop(models, config)
-    loop.journal = Journal(tmp_path, enabled=False)
-    return loop
+    return make_loop(models, config)
 
 
 def test_groups_without_spread_are_counted_and_replaced(make_loop, stage_config, tmp_path):
@@ -203,7 +198,7 @@ def test_groups_without_spread_are_counted_and_replaced(make_loop, stage_config,
     rollout, _ = plain._collect([0, 1, 2, 3])
     alike = [bool(rollout.scores[row] == rollout.scores[row + 1]) for row in range(0, 8, 2)]
     assert 0 < sum(alike) < 4
-    assert plain._share_without_spread == {"rollout/without_spread": sum(alike) / 4}
+    assert plain._spread_metrics == {"rollout/without_spread": sum(alike) / 4}
     kept = [rollout.rows[row] for row in range(0, 8, 2) if rollout.scores[row] != rollout.scores[row + 1]]
     filtered = grouped_loop(make_loop, stage_config, 20, tmp_path)
     replaced, _ = filtered._collect([0, 1, 2, 3])
@@ -211,7 +206,7 @@ def test_groups_without_spread_are_counted_and_replaced(make_loop, stage_config,
     assert all(replaced.scores[row] != replaced.scores[row + 1] for row in range(0, 8, 2))
     assert all(replaced.tasks[row].number == replaced.tasks[row + 1].number for row in range(0, 8, 2))
     assert replaced.rows[0] == kept[0]  # what had a spread stays
-    assert filtered._share_without_spread["rollout/without_spread"] > 0
+    assert filtered._spread_metrics["rollout/without_spread"] > 0
     for number, row in enumerate(replaced.rows):  # joined as they were, with the padding of the widest
         assert replaced.response_mask[number].sum() == len(row.response)
     again = plain.collector.collect(replaced.tasks, 0, responses=[row.response for row in replaced.rows])
@@ -224,7 +219,7 @@ def test_a_round_too_few_leaves_groups_as_they_are(make_loop, stage_config, tmp_
     loop.models.reward.member_scores = lambda rows, conversations, device: torch.zeros(1, len(rows))
     rollout, _ = loop._collect([0, 1, 2, 3])
     assert len(rollout) == 8
-    assert loop._share_without_spread == {"rollout/without_spread": 1.0}
+    assert loop._spread_metrics == {"rollout/without_spread": 1.0}
     loop.iterate([0, 1, 2, 3])
 
 
@@ -242,33 +237,33 @@ def test_grpo_learns_nothing_from_groups_that_all_score_alike(make_loop, stage_c
     models.reward = ByLength()
     models.reward.member_scores = lambda rows, conversations, device: torch.ones(1, len(rows))
     config = stage_config(
-        rewards={"missing_eos_score": None}, ppo={"advantage_estimator": "grpo"}, rollout={"num_generations": 4}
+        rewards={"missing_eos_penalty": None}, ppo={"advantage_estimator": "grpo"}, rollout={"num_generations": 4}
     )
     loop = make_loop(models, config)
     rollout, _ = loop._collect([0, 1])
     assert rollout.kl.abs().max() > 0.1
-    assert loop.targets(rollout).advantages.abs().max() == 0
+    assert loop.targets.build(rollout, loop.targets.rewards(rollout)).advantages.abs().max() == 0
 
 
 def test_the_critic_is_left_as_it_was_after_its_best_pass(make_loop, stage_config, monkeypatch):
     """At this rate later passes are worse; the last one's weights must not stay."""
     config = stage_config(
-        rewards={"missing_eos_score": None},
-        ppo={"value_pretrain": "rollouts", "value_pretrain_episodes": 64},
+        rewards={"missing_eos_penalty": None},
+        ppo={"value_pretrain": "rollouts"},
         training={"value_learning_rate": 3e-2},
     )
+    monkeypatch.setattr(value_data, "MAX_ANSWERS", 64)
     models = build_models()
     loop, kept, said = make_loop(models, config), [], {}
-    keep = Best.keep
+    keep = BestCritic.keep
 
     def remembering(best):
         kept.append({name: p.detach().clone() for name, p in models.trained.named_parameters()})
         keep(best)
 
-    monkeypatch.setattr(Best, "keep", remembering)
+    monkeypatch.setattr(BestCritic, "keep", remembering)
     loop.journal.event = lambda kind, **fields: said.update({kind: fields})
-    loop._first = loop._collect(list(range(8)))
-    loop._pretrain_critic()
+    loop._pretrain_critic(loop._collect(list(range(8)))[0])
     explained = said["value_pretrained"]["explained_variance"]
     assert explained[-1] < max(explained)
     assert all(torch.equal(p, kept[-1][name]) for name, p in models.trained.named_parameters())

@@ -12,10 +12,11 @@ from helpers.digits import build_models, prompts_of, role_of, scalar
 from alignment.errors import ModelError
 from alignment.runs.journal import Journal
 from ppo import stats as ppo_stats
-from ppo.loop import Loop
+from ppo.evaluation import Evaluation
 from ppo.models import RewardModel
 from ppo.optimizer import make_optimizer
-from ppo.rollout import make_tasks
+from ppo.prompts import make_tasks
+from ppo.publish import published_policy
 from ppo.stats import rollout_stats
 
 
@@ -30,8 +31,8 @@ def collect(loop, seed=3):
 def test_with_the_policy_as_reference_rewards_sum_to_the_score(stage_config, make_loop):
     loop = make_loop(build_models(ref_seed=1), stage_config(ppo={"kl_coef": 5.0}))
     rollout = collect(loop)
-    rewards = loop._shaped(rollout)
-    torch.testing.assert_close(rewards.sum(1), loop.scaler(loop.final(rollout)), rtol=0, atol=1e-4)
+    rewards = loop.targets.rewards(rollout)
+    torch.testing.assert_close(rewards.sum(1), loop.scaler(loop.targets.scores(rollout)), rtol=0, atol=1e-4)
     assert rollout.kl.abs().max() < 1e-5
 
 
@@ -65,10 +66,10 @@ def test_nothing_but_policy_and_critic_moves(models, stage_config, make_loop):
 
 
 def test_figures_are_means_over_episodes_and_kept_tokens(models, stage_config, make_loop):
-    loop = make_loop(models, stage_config(rewards={"missing_eos_score": None}, ppo={"kl_coef": 0.1}))
+    loop = make_loop(models, stage_config(rewards={"missing_eos_penalty": None}, ppo={"kl_coef": 0.1}))
     rollout = collect(loop)
-    targets = loop.targets(rollout)
-    stats = rollout_stats(rollout, loop.final(rollout), targets, kl_in_reward=True)
+    targets = loop.targets.build(rollout, loop.targets.rewards(rollout))
+    stats = rollout_stats(rollout, loop.targets.scores(rollout), targets, kl_in_reward=True)
     lengths = rollout.lengths.tolist()
     kl = [sum(rollout.kl[row, :length].tolist()) for row, length in enumerate(lengths)]
     kept = [(row, t) for row, length in enumerate(lengths) for t in range(length)]
@@ -119,7 +120,7 @@ def test_whitening_is_over_all_tokens_and_not_for_grpo(stage_config, make_loop, 
     config = stage_config(ppo={"advantage_estimator": estimator}, rollout={"num_generations": 4})
     loop = make_loop(models, config)
     rollout = loop.collector.collect(make_tasks(loop.prompts, [0, 1], 4), 3, 0)
-    targets = loop.targets(rollout)
+    targets = loop.targets.build(rollout, loop.targets.rewards(rollout))
     kept = targets.advantages[rollout.response_mask]
     assert targets.critic is None
     whitened = abs(float(kept.std(correction=0)) - 1) < 1e-3 and abs(float(kept.mean())) < 1e-5
@@ -127,28 +128,9 @@ def test_whitening_is_over_all_tokens_and_not_for_grpo(stage_config, make_loop, 
 
 
 def test_the_kl_coefficient_follows_its_target(models, stage_config, make_loop):
-    loop = make_loop(models, stage_config(ppo={"kl_coef": 0.1, "kl_target": 1e-3, "kl_horizon": 80.0}))
+    loop = make_loop(models, stage_config(ppo={"kl_coef": 0.1, "kl_target": 1e-3}))
     used = [loop.iterate(list(range(8)))["rollout/kl_coef"] for _ in range(3)]
-    assert used == pytest.approx([0.1, 0.1 * 1.02, 0.1 * 1.02**2])  # far above the target: 20% of 8/80 each time
-
-
-def test_while_the_critic_learns_alone_neither_rate_nor_coefficient_of_the_policy_moves(
-    models, stage_config, make_loop
-):
-    config = stage_config(
-        ppo={"kl_coef": 0.1, "kl_target": 6.0, "kl_horizon": 80.0, "value_warmup_steps": 3},
-        training={"max_steps": 7, "warmup_steps": 2, "value_learning_rate": 4e-3, "lr_scheduler_type": "linear"},
-    )
-    loop = make_loop(models, config)
-    rates, coefficients = [], []
-    for _ in range(7):
-        rates.append([group["lr"] for group in loop.engine.optimizer.param_groups])
-        coefficients.append(loop.iterate(list(range(8)))["rollout/kl_coef"])
-    # Each its own warm-up and decay, of which no iteration has a rate of 0.
-    assert [rate for rate, _ in rates] == pytest.approx([0, 0, 0, 1e-3 / 3, 2e-3 / 3, 1e-3, 5e-4])
-    assert [rate for _, rate in rates] == pytest.approx([4e-3 * x for x in (1 / 3, 2 / 3, 1, 0.8, 0.6, 0.4, 0.2)])
-    assert coefficients[:4] == [0.1] * 4
-    assert len(set(coefficients[3:])) == 4
+    assert used == pytest.approx([0.1, 0.12, 0.144])  # far above the target in a short run: 20% each time
 
 
 def test_a_changed_config_is_what_a_resumed_run_goes_by(stage_config, make_loop, tmp_path):
@@ -157,20 +139,20 @@ def test_a_changed_config_is_what_a_resumed_run_goes_by(stage_config, make_loop,
     folder.mkdir()
     first = make_loop(build_models(ref_seed=1), stage_config(ppo={"kl_coef": 0.1}))
     first.iterate(list(range(8)))
-    first.save(folder)
-    changed = {"learning_rate": 1e-5, "value_learning_rate": 2e-5, "weight_decay": 0.1, "ema_decay": 0.9}
+    first.state.save(folder)
+    changed = {"learning_rate": 1e-5, "value_learning_rate": 2e-5, "adam_epsilon": 1e-6, "ema_decay": 0.9}
     again = make_loop(build_models(ref_seed=3), stage_config(ppo={"kl_coef": 0.7}, training=changed))
-    again.load(folder, saved=1)
+    again.state.load(folder, 1)
     groups = again.engine.optimizer.param_groups
     assert [group["lr"] for group in groups] == pytest.approx([0.75e-5, 1.5e-5])
-    assert {group["weight_decay"] for group in groups} == {0.1}
+    assert {group["eps"] for group in groups} == {1e-6}
     assert again.kl_controller.value == 0.7
     loaded = weights(first.models)
     assert all(torch.equal(loaded[name], value) for name, value in weights(again.models).items())
     with again.ema.applied():  # an average that was not asked for begins where the weights are
         assert all(torch.equal(loaded[name], value) for name, value in weights(again.models).items())
     same = make_loop(build_models(ref_seed=3), stage_config(ppo={"kl_coef": 0.1}))
-    same.load(folder, saved=1)
+    same.state.load(folder, 1)
     assert [g["lr"] for g in same.engine.optimizer.param_groups] == [
         g["lr"] for g in first.engine.optimizer.param_groups
     ]
@@ -197,10 +179,9 @@ def test_held_out_prompts_are_answered_before_between_and_after(make_loop, stage
 
 
 def test_an_evaluation_leaves_histograms_and_the_same_prompts_answers(make_loop, stage_config, tmp_path):
-    config = stage_config(training={"eval_steps": 3, "max_steps": 4}, tracking={"num_samples": 2})
-    loop = make_loop(build_models(ref_seed=1), config, prompts_of("12", "3", "456"))
-    with Journal(tmp_path / "run", stage="ppo") as loop.journal:
-        loop.run()
+    config = stage_config(training={"eval_steps": 3, "max_steps": 4})
+    with Journal(tmp_path / "run", stage="ppo") as journal:
+        make_loop(build_models(ref_seed=1), config, prompts_of("12", "3", "456"), journal=journal).run()
     rows = {
         name: [json.loads(line) for line in (tmp_path / "run" / f"{name}.jsonl").read_text().splitlines()]
         for name in ("metrics", "samples", "events")
@@ -210,7 +191,7 @@ def test_an_evaluation_leaves_histograms_and_the_same_prompts_answers(make_loop,
     evaluated = {f"eval/{name}": [0, 3, 4] for name in ("score", "kl", "length")}
     assert steps == evaluated | {"rollout/advantage": [3, 4]}
     assert all(sum(row["counts"]) == 3 for row in found if row["name"].startswith("eval/"))
-    assert [(row["step"], row["id"]) for row in rows["samples"]] == [(s, i) for s in (0, 3, 4) for i in (0, 1)]
+    assert [(row["step"], row["id"]) for row in rows["samples"]] == [(s, i) for s in (0, 3, 4) for i in (0, 1, 2)]
     prompts = {row["id"]: row["prompt"] for row in rows["samples"]}
     assert all(row["prompt"] == prompts[row["id"]] for row in rows["samples"])
     last = next(row for row in rows["metrics"] if row["step"] == 4)
@@ -222,25 +203,26 @@ def test_an_evaluation_leaves_histograms_and_the_same_prompts_answers(make_loop,
 def test_what_stops_a_run_is_a_finding(make_loop, stage_config, tmp_path, monkeypatch):
     """As where `train` runs the loop."""
     models = build_models(ref_seed=1)
-    loop = make_loop(models, stage_config())
-    with torch.no_grad():
-        next(models.reward.members[0].model.parameters()).fill_(float("nan"))
-    with Journal(tmp_path / "run", stage="ppo") as loop.journal, pytest.raises(ModelError), loop.noting_the_end():
-        loop.run()
+    with Journal(tmp_path / "run", stage="ppo") as journal:
+        loop = make_loop(models, stage_config(), journal=journal)
+        with torch.no_grad():
+            next(models.reward.members[0].model.parameters()).fill_(float("nan"))
+        with pytest.raises(ModelError), loop.reporting_errors():
+            loop.run()
     (found,) = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     assert (found["event"], found["name"], found["level"], found["step"]) == ("finding", "stopped", "error", 1)
     assert "not finite" in found["text"]
 
 
-def remembering(judge, scores):
-    """`Loop.judge` that leaves the held-out scores of each evaluation in a dict by step."""
+def remembering(answer, scores):
+    """`Evaluation.answer` that leaves the held-out scores of each evaluation in a dict by step."""
 
-    def judged(loop):
-        found = judge(loop)
-        scores[loop.step] = found.held_out_scores
-        return found
+    def answered(evaluation, step):
+        answers = answer(evaluation, step)
+        scores[step] = answers.held_out_scores
+        return answers
 
-    return judged
+    return answered
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
@@ -250,16 +232,16 @@ def test_the_best_policy_is_the_one_that_is_published(make_loop, stage_config, t
     models.held_out_reward = RewardModel([role_of(scalar(9).requires_grad_(False))])
     config = stage_config(training={"eval_steps": 1, "learning_rate": 3e-3, "max_steps": 4, "ema_decay": ema})
     judged_by_step = {}
-    monkeypatch.setattr(Loop, "judge", remembering(Loop.judge, judged_by_step))
+    monkeypatch.setattr(Evaluation, "answer", remembering(Evaluation.answer, judged_by_step))
     loop, evaluations = run(make_loop, models, config, tmp_path, ("12", "3", "456", "7"))
     monkeypatch.undo()
     held = {step: row["eval/held_out_score"] for step, row in evaluations}
-    chooses, reports = loop._halves
+    chooses, reports = loop.evaluation.choosing, loop.evaluation.reporting
     assert sorted([*chooses, *reports]) == [0, 1, 2, 3]
-    last, best = weights(models), loop.best.step
-    with loop.published_policy() as metrics:
+    last, best = weights(models), loop.evaluation.best.step
+    with published_policy(loop) as metrics:
         assert metrics["best_step"] == best
-        again = loop.judge()
+        again = loop.evaluation.answer(loop.step)
     scores = again.held_out_scores
     assert sum(scores) / 4 == pytest.approx(held[best], abs=1e-5)  # the kept policy is that evaluation's
     assert metrics["eval_held_out_score"] == pytest.approx(sum(scores[row] for row in reports) / 2, abs=1e-5)
@@ -274,23 +256,24 @@ def test_the_best_policy_is_the_one_that_is_published(make_loop, stage_config, t
 def test_an_unfinished_answer_costs_by_the_held_out_model_too(make_loop, stage_config, tmp_path):
     models = build_models(ref_seed=1)
     models.held_out_reward = RewardModel([role_of(scalar(9).requires_grad_(False))])
-    config = stage_config(rollout={"max_new_tokens": 3}, rewards={"missing_eos_score": -100.0})
+    config = stage_config(rollout={"max_new_tokens": 3}, rewards={"missing_eos_penalty": 100.0})
     loop = make_loop(models, config, prompts_of("12", "3", "456", "7"))
     loop._collect(list(range(8)))
-    judged = loop.judge()
+    judged = loop.evaluation.answer(loop.step)
     assert not all(judged.ended)
-    unit = loop._held_out_unit.unit  # of its own scores, whose spread is another one
+    unit = loop.evaluation.held_out_scaler.unit  # of its own scores, whose spread is another one
     assert unit.std != pytest.approx(loop.scaler.unit.std, rel=0.01)
     for scores, own in ((judged.held_out_scores, unit), (judged.scores, loop.scaler.unit)):
-        far_below = [score == pytest.approx(own.mean - 100 * own.std, rel=1e-5) for score in scores]
+        far_below = [score < own.mean - 50 * own.std for score in scores]
         assert far_below == [not ended for ended in judged.ended]
 
 
 def test_where_no_evaluation_is_below_the_ceiling_it_is_said(make_loop, stage_config, tmp_path):
-    loop = make_loop(build_models(ref_seed=7), stage_config(training={"max_kl": 1e-9}), prompts_of("12", "3"))
-    with Journal(tmp_path / "run", stage="ppo") as loop.journal:
-        loop.evaluate()
-        with loop.published_policy() as metrics:
+    config = stage_config(training={"max_kl": 1e-9})
+    with Journal(tmp_path / "run", stage="ppo") as journal:
+        loop = make_loop(build_models(ref_seed=7), config, prompts_of("12", "3"), journal=journal)
+        loop.evaluation.run(loop.step)
+        with published_policy(loop) as metrics:
             assert "best_step" not in metrics
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     (found,) = [event for event in events if event["event"] == "finding"]
@@ -312,7 +295,7 @@ def test_each_held_out_prompt_counts_once_on_any_number_of_processes(
 ):
     """Each process answers as many, or a collective inside would wait for ever."""
     loop = make_loop(models, stage_config(), prompts_of(*map(str, range(count))))
-    alone = loop.judge()
+    alone = loop.evaluation.answer(loop.step)
 
     class Rank:
         num_processes, device, is_main_process, process_index = world_size, torch.device("cpu"), False, 0
@@ -328,29 +311,27 @@ def test_each_held_out_prompt_counts_once_on_any_number_of_processes(
         lists.append(values)
         raise SentError
 
-    loop.accelerator = Rank
+    loop.evaluation.accelerator = Rank
     monkeypatch.setattr("alignment.distributed.processes.gather_lists", send)
     for rank in range(world_size):
         Rank.process_index = rank
         with pytest.raises(SentError):
-            loop.judge()
+            loop.evaluation.answer(loop.step)
     assert len({len(share) for share in lists}) == 1
     together = [row for share in lists for row in share][:count]
-    assert [row[0] for row in together] == pytest.approx(alone.scores, abs=1e-5)
+    assert [row["score"] for row in together] == pytest.approx(alone.scores, abs=1e-5)
 
 
 def test_without_held_out_prompts_there_is_nothing_to_judge(models, stage_config, make_loop):
     loop = make_loop(models, stage_config())
-    assert loop.evaluate() is None
-    with loop.published_policy() as metrics:
+    assert loop.evaluation.run(loop.step) is None
+    with published_policy(loop) as metrics:
         assert metrics == {}
 
 
 def test_alarms_reach_the_journal_and_the_screen(models, stage_config, make_loop, tmp_path, capsys):
-    loop = make_loop(models, stage_config(rollout={"max_new_tokens": 2}))
-    loop.journal = Journal(tmp_path / "run")
-    loop.run()
-    loop.journal.close()
+    with Journal(tmp_path / "run") as journal:
+        make_loop(models, stage_config(rollout={"max_new_tokens": 2}), journal=journal).run()
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     (found,) = [event for event in events if event["event"] == "finding" and event["name"] == "truncation"]
     assert (found["step"], found["level"]) == (1, "warning")

@@ -1,0 +1,120 @@
+"""From a rollout to training targets: shaped rewards, advantages, returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from alignment.distributed.processes import all_reduce_sum
+from alignment.tensors import whiten
+from ppo.algorithm import (
+    Unit,
+    estimate_advantages,
+    final_scores,
+    group_advantages,
+    returns_to_go,
+    shape_rewards,
+)
+from ppo.config import PPOStageConfig
+from ppo.controllers import KLController, RewardScaler
+from ppo.models import Role
+from ppo.rollout import Rollout
+
+GAMMA = 1.0
+"""Rewards are not discounted: a response is short, and what counts is its score."""
+
+
+@dataclass(frozen=True)
+class CriticTargets:
+    """Training targets of the critic; (B, T), in the unit that it is trained in.
+
+    Args:
+        old_values: at the rollout.
+        returns: the targets.
+        outcomes: the sum of rewards that came from each token on, which returns are with a lambda of 1.
+        head_unit: the unit of what the critic's head gives: a head that starts at 0 gives normalised values, one that
+            was trained before gives scores.
+    """
+
+    old_values: Tensor
+    returns: Tensor
+    outcomes: Tensor
+    head_unit: Unit
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Training targets of a rollout.
+
+    Args:
+        advantages: (B, T)
+        kl_coef: as it is configured or adapted.
+        critic: None without one.
+        loss_kl_coef: for a KL in the loss, in the unit of the advantages.
+    """
+
+    advantages: Tensor
+    kl_coef: float
+    critic: CriticTargets | None = None
+    loss_kl_coef: float = 0.0
+
+
+class TargetBuilder:
+    """Turns the scores and the KL of a rollout into rewards, and those into advantages and returns.
+
+    Args:
+        critic: None without one.
+    """
+
+    def __init__(
+        self, config: PPOStageConfig, critic: Role | None, scaler: RewardScaler, kl_controller: KLController
+    ) -> None:
+        self.config, self.critic, self.scaler, self.kl_controller = config, critic, scaler, kl_controller
+
+    def with_costs(self, scores: Tensor, ended: Tensor, unit: Unit) -> Tensor:
+        """Scores of any model, (B,), with what an unfinished response costs in its unit."""
+        return final_scores(scores, ended, unit, self.config.rewards.missing_eos_penalty)
+
+    def scores(self, rollout: Rollout) -> Tensor:
+        """The scores of a rollout less what unfinished responses cost: (B,)."""
+        return self.with_costs(rollout.scores, rollout.ended, self.scaler.cost_unit)
+
+    def rewards(self, rollout: Rollout) -> Tensor:
+        """Reward of each token in the unit of scores: (B, T). Score and KL are divided by the same number, since a unit
+        must not change the optimum."""
+        in_reward = self.config.ppo.kl_in == "reward"
+        kl_coef = self.kl_controller.value / self.scaler.unit.std if in_reward else 0.0
+        return shape_rewards(self.scaler(self.scores(rollout)), rollout.kl, rollout.response_mask, kl_coef)
+
+    def build(self, rollout: Rollout, rewards: Tensor) -> Targets:
+        """Advantages and returns of a rollout with these rewards, (B, T)."""
+        ppo, mask = self.config.ppo, rollout.response_mask
+        critic = None
+        if ppo.advantage_estimator == "gae":
+            critic = self.critic_targets(rollout, rewards)
+            advantages, _ = estimate_advantages(rewards, critic.old_values, mask, GAMMA, ppo.gae_lambda)
+        elif ppo.advantage_estimator == "reinforce++":
+            advantages = returns_to_go(rewards, mask, GAMMA)
+        else:
+            advantages = group_advantages(rewards, mask, ppo.advantage_estimator, self.config.rollout.num_generations)
+        # grpo scales within its groups, dr_grpo scales nothing.
+        whitened = ppo.whiten_advantages and ppo.advantage_estimator not in ("grpo", "dr_grpo")
+        if whitened:
+            advantages = whiten(advantages, mask, reduce=all_reduce_sum)
+        kl_coef = self.kl_controller.value
+        # A KL in the loss must have the unit of the advantages beside it.
+        in_points = not whitened and ppo.advantage_estimator != "grpo"
+        return Targets(advantages, kl_coef, critic, kl_coef / self.scaler.unit.std if in_points else kl_coef)
+
+    def critic_targets(self, rollout: Rollout, rewards: Tensor, gae_lambda: float | None = None) -> CriticTargets:
+        """The critic's targets for a rollout with these rewards, (B, T)."""
+        ppo, mask, role = self.config.ppo, rollout.response_mask, self.critic
+        assert role is not None
+        unit, scale = self.scaler.unit, role.head_scale
+        unit = Unit() if scale is None else Unit(unit.mean / scale, unit.std / scale)
+        values = torch.where(mask, unit.normalise(rollout.old_values), 0.0)
+        gae_lambda = ppo.gae_lambda if gae_lambda is None else gae_lambda
+        _, returns = estimate_advantages(rewards, values, mask, GAMMA, gae_lambda)
+        return CriticTargets(values, returns, returns_to_go(rewards, mask, GAMMA), unit)
