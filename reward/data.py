@@ -63,7 +63,7 @@ def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
     """
     with RatingsStore(path) as store:
         ratings: dict[int, list[StoredRating]] = {}
-        # Names stay in the database, where `rate.py forget` finds them, and out of reports and journals.
+        # Names stay in the database, where `alignment rate forget` finds them, and out of reports and journals.
         hashed = cache(store.labeler_hash)
         for rating in store.ratings(for_training=True):
             labeler = hashed(rating.labeler)

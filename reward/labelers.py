@@ -73,7 +73,7 @@ def known_labelers(part: DataPart, config: DataConfig) -> dict[str, str]:
 
 def nothing_rated(path: str) -> DataError:
     """The error of a database without a rating to learn from."""
-    return DataError(f"{path}: nothing is rated yet; rate some with scripts/rate.py --db {path} --labeler NAME")
+    return DataError(f"{path}: nothing is rated yet; rate some with: alignment rate --db {path} --labeler NAME")
 
 
 def judgements_by(

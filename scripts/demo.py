@@ -205,11 +205,11 @@ def stage(name: str, seed: int, *overrides: str, recipe: str, run: str | None = 
 
 def sample(model: str, seed: int, size: Size = SCRATCH) -> dict[str, Any]:
     from help_desk.rating import RATINGS_PER_PAIR
-    from sample import sample_into
 
     from alignment.config.sections import DataConfig
     from alignment.data.parsing import to_prompts
     from alignment.data.reading import read_records
+    from alignment.labeling.sampling import sample_into
 
     path = str(DATA / "prompts.jsonl")
     prompts = read_records(path, to_prompts, DataConfig(train=path)).items
@@ -227,8 +227,7 @@ def sample(model: str, seed: int, size: Size = SCRATCH) -> dict[str, Any]:
 
 
 def rate_by_hand(args: argparse.Namespace) -> None:
-    from rate import rate_here
-
+    from alignment.cli.rate import rate_here
     from alignment.ratings import RatingsStore
 
     say(f"now rate {args.rate} pairs: which answer should a library give? (? shows the keys)")

@@ -1,4 +1,4 @@
-"""The `alignment` command: stages and recipes (stage_cli.py), `plan` (plan_cli.py), and the groups of *_cli.py."""
+"""The `alignment` command: the stages, recipes, `plan`, `sample` and `rate`, and the groups of commands."""
 
 import contextlib
 import json
@@ -15,11 +15,11 @@ from alignment.cli import plan as plan_cli
 from alignment.cli.data import data
 from alignment.cli.registry import models
 from alignment.cli.report import runs
-from alignment.cli.stages import stages
+from alignment.cli.stages import PASSED_ON, stages
 from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
 from alignment.terminal import clean, one_line
-from alignment.training.stage import quiet_libraries
+from alignment.training.stage import leave, quiet_libraries
 
 
 def _home(match: re.Match[str]) -> str:
@@ -45,7 +45,7 @@ app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="The three stages, models and where they come from, data, runs, and plans.",
+    help="The three stages, answers for people to rate, models and where they come from, data, runs, and plans.",
 )
 app.add_typer(stages)
 app.add_typer(models, name="models")
@@ -80,6 +80,22 @@ def plan(
         typer.echo(json.dumps(plan_cli.as_json(found), indent=2))
     else:
         typer.echo(clean("\n".join(plan_cli.text_lines(found))))
+
+
+@app.command("sample", context_settings=PASSED_ON, add_help_option=False)
+def sample(context: typer.Context) -> None:
+    """Models answer prompts, for people to rate.  Example: alignment sample MODEL --prompts FILE --db ratings.db"""
+    from alignment.cli.sample import main
+
+    leave(main(context.args))
+
+
+@app.command("rate", context_settings=PASSED_ON, add_help_option=False)
+def rate(context: typer.Context) -> None:
+    """Rate answers here or as a web page; reports, import, export.  Example: alignment rate --db F --labeler NAME"""
+    from alignment.cli.rate import main
+
+    leave(main(context.args))
 
 
 def _planned(

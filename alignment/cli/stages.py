@@ -18,23 +18,23 @@ from alignment.terminal import clean
 from alignment.training.stage import leave
 
 stages = typer.Typer()
-EVERYTHING = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-"""A stage's own command line reads its arguments, --help too."""
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+"""For commands whose own command line reads all arguments, --help too."""
 
 
-@stages.command("sft", context_settings=EVERYTHING, add_help_option=False)
+@stages.command("sft", context_settings=PASSED_ON, add_help_option=False)
 def sft(context: typer.Context) -> None:
     """Fine-tuning on demonstrations, as python -m sft.  Example: alignment sft configs/sft/demo.yaml"""
     leave(_own("sft").main(context.args))
 
 
-@stages.command("reward", context_settings=EVERYTHING, add_help_option=False)
+@stages.command("reward", context_settings=PASSED_ON, add_help_option=False)
 def reward(context: typer.Context) -> None:
     """A reward model, as python -m reward.  Example: alignment reward configs/reward/demo.yaml"""
     leave(_own("reward").main(context.args))
 
 
-@stages.command("ppo", context_settings=EVERYTHING, add_help_option=False)
+@stages.command("ppo", context_settings=PASSED_ON, add_help_option=False)
 def ppo(context: typer.Context) -> None:
     """PPO, as python -m ppo.  Example: alignment ppo configs/ppo/demo.yaml"""
     leave(_own("ppo").main(context.args))

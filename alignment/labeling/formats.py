@@ -1,4 +1,4 @@
-"""The file formats of `rate.py import` and `export`: how each is read and written, and what it has no room for.
+"""The file formats of `alignment rate import` and `export`: how each is read and written, and what it has no room for.
 
 A reader turns a row into items with their answers, or raises BadRow (the row is wrong) or PassedOver (nothing to rate).
 A writer turns the whole store into rows and counts, by reason, the items that the format cannot hold.

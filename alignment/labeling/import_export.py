@@ -1,4 +1,4 @@
-"""Ratings in and out of files, and out of the world: what `rate.py import`, `export` and `forget` do."""
+"""Ratings in and out of files, and out of the world: what `alignment rate import`, `export` and `forget` do."""
 
 from __future__ import annotations
 
@@ -192,11 +192,11 @@ def forget(db: str | Path, labeler: str, registry_path: str | Path | None = None
     }
 
 
-def show_forgotten(found: dict[str, Any], console: Console) -> None:
+def show_forgotten(found: dict[str, Any], console: Console, called: str = "alignment rate") -> None:
     """Print what `forget` did and found."""
     console.print(f"{one_line(found['labeler'])}: {found['ratings']} ratings removed; {found['hash']} in manifests")
     if not found["ratings"]:
-        console.print("There are no ratings by this name here (any more); rate.py report lists the labelers.")
+        console.print(f"There are no ratings by this name here (any more); {called} report lists the labelers.")
     for model in found["models"]:
         origin = [f"trained on {model['ratings']} ratings of theirs"] * bool(model["ratings"])
         origin += [f"made with {', '.join(map(one_line, model['through']))}"] * bool(model["through"])

@@ -263,10 +263,13 @@ def make_app(
     )
 
 
-def serve(db: str | os.PathLike[str], host: str, port: int, public: str | None, order: Order) -> None:
+def serve(
+    db: str | os.PathLike[str], host: str, port: int, public: str | None, order: Order, called: str = "alignment rate"
+) -> None:
     """Serve the rating page until Ctrl-C.
 
-    `host` is the address to listen on, `public` the name under which labelers reach it through a proxy with TLS.
+    `host` is the address to listen on, `public` the name under which labelers reach it through a proxy with TLS, and
+    `called` how the program was called.
     Raises UserError if the file, the name or the port is not usable.
     """
     if public is not None and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", public):
@@ -283,7 +286,7 @@ def serve(db: str | os.PathLike[str], host: str, port: int, public: str | None, 
     with RatingsStore(db), _listen(host, port) as listener:
         address = f"http://{host}:{listener.getsockname()[1]}"
         base = f"https://{public}" if public else address
-        invite = f"scripts/rate.py invite NAME --db {shlex.quote(one_line(str(db)))} --url {base}"
+        invite = f"{called} invite NAME --db {shlex.quote(one_line(str(db)))} --url {base}"
         print(f"Rating page: {base}/ (Ctrl-C ends it; every answer is saved at once)", file=sys.stderr)
         print(f"Links for labelers: {invite}", file=sys.stderr)
         if public:

@@ -63,7 +63,7 @@ def test_ratings_become_votes_and_skips_do_not_count(database):
 
 def test_a_database_without_ratings_says_what_to_do(tmp_path):
     RatingsStore(tmp_path / "r.db", create=True).close()
-    with pytest.raises(DataError, match=r"nothing is rated yet; rate some with scripts/rate\.py --db"):
+    with pytest.raises(DataError, match=r"nothing is rated yet; rate some with: alignment rate --db"):
         read(DataConfig(train=str(tmp_path / "r.db")))
 
 
