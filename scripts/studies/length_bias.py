@@ -1,8 +1,7 @@
-#!/usr/bin/env python3
 """Length bias: PPO on scores that do not depend on the answer, where the mean length must stay as it is.
 
-    scripts/studies/length_bias.py            the whole study: both worlds, both signs, both critics, three seeds
-    scripts/studies/length_bias.py --quick    one seed, the short world
+    scripts/study.py length_bias            the whole study: both worlds, both signs, both critics, three seeds
+    scripts/study.py length_bias --quick    one seed, the short world
 
 The scores are drawn from N(c, 1). No answer is better than another, so an honest learner has no reason to make answers
 longer or shorter. With a discounting lambda and a critic that does not know the mean yet, the last tokens of an answer
@@ -15,14 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import transformers
@@ -224,7 +220,7 @@ def cells(
                         yield setting, world, critic, mean, seed
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one seed, the short world")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="NAME")
@@ -236,7 +232,4 @@ def main() -> None:
         row = {"setting": setting, "world": world, "critic": critic, "mean": mean, "seed": seed}
         row |= {"start": round(start, 1), "end": round(end, 1), "change": round(end / start - 1, 3)}
         print(json.dumps(row), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    return 0

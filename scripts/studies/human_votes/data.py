@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from alignment.data.records import Comparison
-    from human_votes.sizes import Size
+    from studies.human_votes.sizes import Size
 
 Part = Literal["test", "a", "b"]
 HELD_OUT_SHARE = 0.2
