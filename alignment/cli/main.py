@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from alignment.cli import plan as plan_cli
 from alignment.cli.data import data
 from alignment.cli.registry import models
-from alignment.cli.report import runs
+from alignment.cli.runs import runs
 from alignment.cli.stages import PASSED_ON, stages
 from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
