@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from alignment.cli import plan as plan_cli
 from alignment.cli.data import data
+from alignment.cli.recipes import recipes
 from alignment.cli.registry import models
 from alignment.cli.runs import runs
 from alignment.cli.stages import PASSED_ON, stages
@@ -48,6 +49,7 @@ app = typer.Typer(
     help="The three stages, answers for people to rate, models and where they come from, data, runs, and plans.",
 )
 app.add_typer(stages)
+app.add_typer(recipes, name="recipes")
 app.add_typer(models, name="models")
 app.add_typer(data, name="data")
 app.add_typer(runs, name="runs")

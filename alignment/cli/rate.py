@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from alignment import terminal
-from alignment.errors import UserError
+from alignment.errors import UserError, require_extra
 
 if TYPE_CHECKING:
     from alignment.ratings import Order, Progress, RatingsStore
@@ -74,6 +74,7 @@ def rate(args: argparse.Namespace) -> int:
                     f"run {args.called} order --db {args.db} --model REF"
                 )
     if args.web:
+        require_extra("rating", "starlette", "uvicorn", purpose="--web")
         from alignment.labeling.web import serve
 
         serve(args.db, "0.0.0.0" if args.public else "127.0.0.1", args.port, args.public, args.order, args.called)  # noqa: S104
@@ -99,6 +100,7 @@ def rate_here(
     if sys.stdin is None:
         raise UserError("standard input is closed, and answers are read from it")
     if not by_lines and can_draw(stdout_is_taken):
+        require_extra("rating", "textual", purpose="the rating screen (--plain rates by lines)")
         from alignment.labeling import tui
 
         return tui.run(store, labeler, order, limit)

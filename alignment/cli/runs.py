@@ -11,7 +11,7 @@ from rich.text import Text
 from alignment.cli.common import JsonOption, RegistryOption, plain_table, print_json
 from alignment.cli.completion import complete_run
 from alignment.distributed.ticker import ticking
-from alignment.errors import UserError
+from alignment.errors import UserError, require_extra
 from alignment.reports import overview
 from alignment.reports.compare import Figure, compare, figure, in_order
 from alignment.reports.judges import judge_of
@@ -249,6 +249,7 @@ def push_dashboard(
     as_json: JsonOption = False,
 ) -> None:
     """A dashboard as a view of a W&B workspace; --json prints it.  Example: alignment runs dashboard push ppo"""
+    require_extra("dashboards", "wandb_workspaces", purpose="a view of a W&B workspace")
     from alignment.reports import dashboards
     from alignment.tracking import workspace
 
