@@ -12,6 +12,9 @@ Each sees the gold scores of two answers through noise of her own. A labeler per
 import math
 import random
 from dataclasses import dataclass
+from typing import Literal
+
+Side = Literal["left", "right", "tie"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ JUDGES = (
 )
 
 
-def choose(labeler: Labeler, gold_left: float, gold_right: float, rng: random.Random) -> str:
+def choose(labeler: Labeler, gold_left: float, gold_right: float, rng: random.Random) -> Side:
     """Her choice, "left", "right" or "tie", between answers of those gold totals; draws two numbers from rng."""
     attention, chance = rng.random(), rng.random()
     if attention < labeler.lapse:

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -57,7 +57,8 @@ class Tokens:
     """Digits are tokens; token 0 ends an answer and is the padding too."""
 
     pad_token_id, eos_token_id, bos_token_id, cls_token_id = 0, 0, None, None
-    chat_template, unk_token, added_tokens_decoder = "", None, {}
+    chat_template, unk_token = "", None
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -128,7 +129,7 @@ def build_models(world: World, critic: str | None, mean: float, seed: int, score
     elif critic == "trunk":
         value = Role(policy.model, head=new_head(policy))
     scores: Any = scorer or RandomScores(mean, seed)
-    return Models(PolicyAndValue(policy, value), reference, scores, None, Tokens(world.vocabulary), {})  # type: ignore[arg-type]
+    return Models(PolicyAndValue(policy, value), reference, scores, None, Tokens(world.vocabulary), {})
 
 
 def run(
@@ -193,7 +194,7 @@ def mean_length(loop: Loop, count: int) -> float:
     return statistics.fmean(map(len, sampled.responses))
 
 
-SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "before": {
         "ppo": {"gae_lambda": 0.95, "value_clip_range": 0.2},

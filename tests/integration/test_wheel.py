@@ -93,7 +93,7 @@ def test_the_labelers_commands_work(run, tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
     alignment("rate", "import", "--db", "r.db", "--format", "jsonl", "rows.jsonl")
     assert "1 of 1 done" in alignment("rate", "--db", "r.db", "--labeler", "ada", stdin="1\n").stdout
-    assert json.loads(alignment("rate", "report", "--db", "r.db", "--json").stdout)["labelers"]["ada"]["ratings"] == 1
+    assert json.loads(alignment("rate", "report", "--db", "r.db", "--json").stdout)["labelers"]["ada"]["rated"] == 1
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "When?"}\n')
     wrong = alignment("sample", "no/model", "--prompts", "prompts.jsonl", "--db", "r.db", code=2).stderr
     assert wrong.startswith("error: no/model") and wrong.count("\n") == 1

@@ -142,7 +142,7 @@ def answers(size: Size, seed: int) -> Row:
     registry = Registry()
     source = find_model("start", registry, role="policy")
     tokenizer, start = load_tokenizer(source), load_policy(source).eval()
-    settings = {
+    settings: dict[str, Any] = {
         "max_new_tokens": size.max_new_tokens,
         "temperature": size.temperature,
         "batch_size": size.sampling_batch,
