@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from help_desk import real_model, world
 from help_desk.gold import gold_score
@@ -37,6 +37,9 @@ from alignment.distributed import heartbeat
 from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
 from alignment.training.stage import quiet_libraries
+
+if TYPE_CHECKING:
+    from alignment.evaluation.judge import Judged
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = Path("runs/demo")
@@ -261,7 +264,7 @@ def evaluate(
     from alignment.config.sections import DataConfig
     from alignment.data.parsing import to_prompts
     from alignment.data.reading import read_records
-    from alignment.evaluation.judge import bootstrap_mean, judge_policy, win_rate
+    from alignment.evaluation.judge import judge_policy
     from alignment.models.ensembles import load_reward_model
     from alignment.models.policies import load_policy
     from alignment.models.sources import find_model
@@ -281,7 +284,7 @@ def evaluate(
     tokenizer, reference = load_tokenizer(sources["sft"]), load_policy(sources["sft"])
     reward_model = load_reward_model(sources["reward"]).eval()
     judge = load_reward_model(sources["judge"]).eval() if "judge" in sources else None
-    judged = {}
+    judged: dict[str, list[Judged]] = {}
     for name, model in (("sft", reference), ("ppo", load_policy(sources["ppo"]))):
         heartbeat.enter(f"judging {name}")
         say(f"judging {name} on {len(prompts)} answers to {len(set(groups))} held-out prompts")
@@ -297,6 +300,21 @@ def evaluate(
             seed=seed,
             held_out_reward=judge,
         )
+    summary = summarize(judged, facts, groups, size) | {"models": dict(models)}
+    picked = [index * (len(set(groups)) // 3) for index in range(3)]
+    answers = [
+        (prompts[index].messages[-1]["content"], judged["sft"][index].text, judged["ppo"][index].text)
+        for index in picked
+    ]
+    return summary, answers
+
+
+def summarize(
+    judged: Mapping[str, Sequence[Judged]], facts: Sequence[Any], groups: Sequence[str], size: Size
+) -> dict[str, Any]:
+    """Figures of the judged answers of "sft" and "ppo"; prompts of one group ask for the same fact."""
+    from alignment.evaluation.judge import bootstrap_mean, win_rate
+
     gold = {
         name: [gold_score(fact, row.text, row.ended).total for fact, row in zip(facts, rows, strict=True)]
         for name, rows in judged.items()
@@ -308,7 +326,7 @@ def evaluate(
     summary["win_rate"] = win_rate(gold["ppo"], gold["sft"], groups)
     summary["reward_accuracy"] = reward_accuracy(f"{size.recipe}-reward")
     summary["held_out_reward"] = None
-    if judge is not None:
+    if all(row.held_out_score is not None for row in judged["sft"]):
         by_judge = {name: [float(row.held_out_score or 0.0) for row in rows] for name, rows in judged.items()}
         gains = [after - before for before, after in zip(by_judge["sft"], by_judge["ppo"], strict=True)]
         summary["held_out_reward"] = {
@@ -320,13 +338,7 @@ def evaluate(
     summary["kl"] = fmean(row.kl for row in judged["ppo"])
     for figure in ("score", "length", "ended"):
         summary[figure] = {name: fmean(float(getattr(row, figure)) for row in rows) for name, rows in judged.items()}
-    summary["models"] = dict(models)
-    picked = [index * (len(set(groups)) // 3) for index in range(3)]
-    answers = [
-        (prompts[index].messages[-1]["content"], judged["sft"][index].text, judged["ppo"][index].text)
-        for index in picked
-    ]
-    return summary, answers
+    return summary
 
 
 def reward_accuracy(run: str) -> dict[str, Any]:

@@ -130,16 +130,8 @@ def qa(
         pairs = _by_rules(chunks, questions, sentences)
         report.made = len(pairs)
     else:
-        recipe = Recipe(
-            num_pairs,
-            temperature,
-            seed,
-            max_new_tokens,
-            min_support,
-            min_rating,
-            _template(prompt, "--prompt") if prompt else PROMPT,
-            str(prompt or "the prompt"),
-        )
+        written = (_template(prompt, "--prompt") if prompt else PROMPT, str(prompt or "the prompt"))
+        recipe = Recipe(num_pairs, temperature, seed, max_new_tokens, min_support, min_rating, *written)
         if judge_model and not min_rating:
             raise UserError("--judge-model: --min-rating 0 asks no judge; leave one of them out")
         names = [model, *([judge_model] if judge_model else [])]
