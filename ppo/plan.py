@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from alignment.config.sections import ADAPTERS, ModelConfig
-from alignment.memory.plan import Model, Pass, Rollout, Workload
+from alignment.memory.plan import Model, Pass, RolloutWorkload, Workload
 from alignment.memory.shapes import ShapeFinder, frozen, sized
 from alignment.models.classifiers import AnyClassifier
 from alignment.models.forward import LOGITS_AT_ONCE
@@ -52,7 +52,7 @@ def workload(
         passes=tuple(passes),
         bf16=training.bf16,
         checkpointed=training.gradient_checkpointing,
-        rollout=Rollout(
+        rollout=RolloutWorkload(
             rows=0 if vllm else min(rollout.generation_batch_size, episodes),
             prompt=length - rollout.max_new_tokens,
             response=rollout.max_new_tokens,

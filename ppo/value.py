@@ -19,7 +19,7 @@ from alignment.data.parsing import to_demonstrations, to_judgements
 from alignment.data.reading import train_and_eval
 from alignment.data.records import Comparison, Demonstration, Prompt
 from alignment.data.row_files import BadRow
-from alignment.data.sources import Source, open_source
+from alignment.data.sources import RowSource, open_source
 from alignment.distributed import heartbeat
 from alignment.distributed.engine import TrainingEngine
 from alignment.distributed.processes import all_reduce_max, gather_lists, on_main_process, wait_for_everyone, world_size
@@ -128,7 +128,7 @@ def to_answers(row: Mapping[str, Any], format: Format = "auto") -> list[Demonstr
     return found
 
 
-def _open_answers(part: DataPart, config: DataConfig) -> Source:
+def _open_answers(part: DataPart, config: DataConfig) -> RowSource:
     """All completions of a ratings database, rated or not; any other source as it is."""
     if not is_ratings_file(part.path):
         return open_source(part, config)
@@ -140,7 +140,7 @@ def _open_answers(part: DataPart, config: DataConfig) -> Source:
         for item in items
         for each in item.completions
     )
-    return Source(rows, lambda: mark)
+    return RowSource(rows, lambda: mark)
 
 
 # --- fitting -------------------------------------------------------------------------------------------------------

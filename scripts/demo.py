@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from help_desk import real_model, world
 from help_desk.gold import gold_score
-from help_desk.labelers import JUDGES, LABELERS, Labeler
+from help_desk.labelers import JUDGES, LABELERS, SimulatedLabeler
 from help_desk.summary import show
 from rich.text import Text
 
@@ -39,7 +39,7 @@ from alignment.errors import UserError
 from alignment.training.stage import quiet_libraries
 
 if TYPE_CHECKING:
-    from alignment.evaluation.judge import Judged
+    from alignment.evaluation.judge import SampledAnswer
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = Path("runs/demo")
@@ -54,7 +54,7 @@ SHARED = {
 
 
 @dataclass(frozen=True)
-class Size:
+class DemoSize:
     """Which recipes are run, and how much of the world is used."""
 
     recipe: str
@@ -70,8 +70,8 @@ class Size:
     batch_size: int = 128
 
 
-SCRATCH = Size("demo", "help-desk", demonstrations=1500)
-REAL = Size(
+SCRATCH = DemoSize("demo", "help-desk", demonstrations=1500)
+REAL = DemoSize(
     "smollm2", "smollm2", demonstrations=480, rated_prompts=240, held_out=120, samples=1, max_new_tokens=48,
     batch_size=64,
 )  # fmt: skip
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def run(args: argparse.Namespace, size: Size) -> int:
+def run(args: argparse.Namespace, size: DemoSize) -> int:
     if args.json:
         screen.file = sys.stderr
     seconds: dict[str, float] = {}
@@ -178,14 +178,14 @@ def say(text: str) -> None:
     screen.print(Text(text, style="bold"), soft_wrap=True)
 
 
-def train_judge(start: Sequence[str], seed: int, size: Size) -> str:
+def train_judge(start: Sequence[str], seed: int, size: DemoSize) -> str:
     """A second reward model, on the ratings of other labelers and from another seed; returns its reference."""
     name = f"{size.recipe}-judge"
     own = (f"name={name}", f"registry.name={size.reward_names}-judge", *start, only(JUDGES))
     return str(stage("reward", seed + 1000, *own, recipe=size.recipe, run=name)["model"])
 
 
-def only(labelers: Sequence[Labeler]) -> str:
+def only(labelers: Sequence[SimulatedLabeler]) -> str:
     """The override by which a reward model learns from these labelers alone."""
     return f"reward.labelers=[{','.join(labeler.name for labeler in labelers)}]"
 
@@ -206,7 +206,7 @@ def stage(name: str, seed: int, *overrides: str, recipe: str, run: str | None = 
     return result
 
 
-def sample(model: str, seed: int, size: Size = SCRATCH) -> dict[str, Any]:
+def sample(model: str, seed: int, size: DemoSize = SCRATCH) -> dict[str, Any]:
     from help_desk.rating import RATINGS_PER_PAIR
 
     from alignment.config.sections import DataConfig
@@ -254,7 +254,7 @@ def rate_by_simulation(args: argparse.Namespace) -> None:
 
 
 def evaluate(
-    models: Mapping[str, str | None], seed: int, size: Size
+    models: Mapping[str, str | None], seed: int, size: DemoSize
 ) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
     """Compare SFT and PPO on the held-out wordings, and the reward model with its ceiling.
 
@@ -284,7 +284,7 @@ def evaluate(
     tokenizer, reference = load_tokenizer(sources["sft"]), load_policy(sources["sft"])
     reward_model = load_reward_model(sources["reward"]).eval()
     judge = load_reward_model(sources["judge"]).eval() if "judge" in sources else None
-    judged: dict[str, list[Judged]] = {}
+    judged: dict[str, list[SampledAnswer]] = {}
     for name, model in (("sft", reference), ("ppo", load_policy(sources["ppo"]))):
         heartbeat.enter(f"judging {name}")
         say(f"judging {name} on {len(prompts)} answers to {len(set(groups))} held-out prompts")
@@ -310,7 +310,7 @@ def evaluate(
 
 
 def summarize(
-    judged: Mapping[str, Sequence[Judged]], facts: Sequence[Any], groups: Sequence[str], size: Size
+    judged: Mapping[str, Sequence[SampledAnswer]], facts: Sequence[Any], groups: Sequence[str], size: DemoSize
 ) -> dict[str, Any]:
     """Figures of the judged answers of "sft" and "ppo"; prompts of one group ask for the same fact."""
     from alignment.evaluation.judge import bootstrap_mean, win_rate

@@ -102,7 +102,7 @@ def rate(context: typer.Context) -> None:
 
 def _planned(
     config: Path, changes: list[str], cluster: plan_cli.Cluster, model_config: str | None, stage: str | None
-) -> plan_cli.Report:
+) -> plan_cli.PlanReport:
     from alignment.config.loading import load_config, read_values
     from alignment.memory.shapes import ShapeFinder
     from alignment.registry import Registry

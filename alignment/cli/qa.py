@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from alignment.config.sections import ModelConfig
     from alignment.qa.chat_models import ChatModel
     from alignment.qa.documents import Chunk
-    from alignment.qa.pairs import Pair
-    from alignment.qa.report import Report
-    from alignment.qa.writing import Outcome, Recipe
+    from alignment.qa.pairs import QAPair
+    from alignment.qa.report import QAReport
+    from alignment.qa.writing import Outcome, WritingRecipe
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 _OPTION = {"num_pairs": "pairs"}  # where the option's name is not the parameter's
@@ -119,7 +119,7 @@ def qa(
     By a model: alignment data qa docs/ --out pairs.jsonl --model NAME --url https://HOST/v1  (or a local model, without
     --url). A run that was cut short goes on where it stopped when the same command is given again.
     """
-    from alignment.qa.writing import PROMPT, Recipe
+    from alignment.qa.writing import PROMPT, WritingRecipe
 
     _check_options(context, model, url)
     _check_out(out, bool(model))
@@ -131,7 +131,7 @@ def qa(
         report.made = len(pairs)
     else:
         written = (_template(prompt, "--prompt") if prompt else PROMPT, str(prompt or "the prompt"))
-        recipe = Recipe(num_pairs, temperature, seed, max_new_tokens, min_support, min_rating, *written)
+        recipe = WritingRecipe(num_pairs, temperature, seed, max_new_tokens, min_support, min_rating, *written)
         if judge_model and not min_rating:
             raise UserError("--judge-model: --min-rating 0 asks no judge; leave one of them out")
         names = [model, *([judge_model] if judge_model else [])]
@@ -181,10 +181,10 @@ def _template(path: Path, option: str) -> str:
         raise UserError(f"{option} {path}: cannot be read: {error.strerror}") from None
 
 
-def _passages(docs: Sequence[Path], chunk_size: int) -> tuple[list[Chunk], Report]:
+def _passages(docs: Sequence[Path], chunk_size: int) -> tuple[list[Chunk], QAReport]:
     """The passages to ask about, each once, and a report with what was left out so far."""
     from alignment.qa.documents import cut, read_documents
-    from alignment.qa.report import Report
+    from alignment.qa.report import QAReport
 
     documents, set_aside = read_documents(docs)
     every = [chunk for document in documents for chunk in cut(document, chunk_size)]
@@ -196,7 +196,7 @@ def _passages(docs: Sequence[Path], chunk_size: int) -> tuple[list[Chunk], Repor
         raise UserError(
             f"{', '.join(map(str, docs))}: the documents hold nothing but headings; there is nothing to ask"
         )
-    return chunks, Report(
+    return chunks, QAReport(
         len(documents), set_aside, len(chunks), len(every) - len(told), len(told) - len(chunks), oversized
     )
 
@@ -221,7 +221,7 @@ def _local_models(names: Sequence[str], config: Path | None, batch_size: int) ->
         return [LocalModel(name, how, batch_size) for name in names]
 
 
-def _by_rules(chunks: Sequence[Chunk], questions: Path | None, sentences: int | None) -> list[Pair]:
+def _by_rules(chunks: Sequence[Chunk], questions: Path | None, sentences: int | None) -> list[QAPair]:
     from alignment.qa.questions import QUESTIONS, Questions
 
     source = _template(questions, "--questions") if questions else QUESTIONS
@@ -230,8 +230,13 @@ def _by_rules(chunks: Sequence[Chunk], questions: Path | None, sentences: int | 
 
 
 def _by_model(
-    chunks: Sequence[Chunk], models: Sequence[ChatModel], recipe: Recipe, out: Path, max_bad: float, report: Report
-) -> tuple[list[Pair], str | None]:
+    chunks: Sequence[Chunk],
+    models: Sequence[ChatModel],
+    recipe: WritingRecipe,
+    out: Path,
+    max_bad: float,
+    report: QAReport,
+) -> tuple[list[QAPair], str | None]:
     """The pairs of all passages, or of those seen until too many replies were of no use, and then why it stopped."""
     from alignment.qa.work import WorkFile
     from alignment.qa.writing import Writer
@@ -253,7 +258,7 @@ def _by_model(
                 batches.close()
                 break
         report.asked = work.num_asked
-    pairs: list[Pair] = []
+    pairs: list[QAPair] = []
     for number in sorted(done):
         for outcome in done[number]:
             pairs += outcome.pairs
@@ -263,7 +268,7 @@ def _by_model(
     return pairs, stopped
 
 
-def _finish(pairs: list[Pair], stopped: str | None, report: Report, out: Path, as_json: bool) -> None:
+def _finish(pairs: list[QAPair], stopped: str | None, report: QAReport, out: Path, as_json: bool) -> None:
     from alignment.qa.pairs import drop_duplicates
 
     kept, dropped = drop_duplicates(pairs)
@@ -287,7 +292,7 @@ def _finish(pairs: list[Pair], stopped: str | None, report: Report, out: Path, a
         )
 
 
-def _write(pairs: Sequence[Pair], out: Path) -> None:
+def _write(pairs: Sequence[QAPair], out: Path) -> None:
     """The pairs as JSON lines, in a file that appears when all are written."""
     part = out.with_name(f".{out.name}.part")
     try:

@@ -31,7 +31,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from alignment.errors import UserError
-from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, Answer, as_shown, expected_in_words, keys_of
+from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, LabelerAnswer, as_shown, expected_in_words, keys_of
 from alignment.labeling.session import NOTHING_BACK, PRACTICE_STAYS, position
 from alignment.labeling.web_security import FOREIGN, HEADERS, SecurityHeaders, read_form, seal, unseal
 from alignment.ratings import Assignment, Order, Rating, RatingsStore
@@ -344,7 +344,7 @@ def _buttons(kind: str) -> list[tuple[str, str, str]]:
     return [(key, "of 7", "") for key in SINGLE]
 
 
-def _answer(item: Assignment, form: Mapping[str, str]) -> Answer:
+def _answer(item: Assignment, form: Mapping[str, str]) -> LabelerAnswer:
     """What the form says of the item. Raises HTTPException (422) if that is no whole answer."""
     key = form.get("answer", "")
     if key == "s":
@@ -352,7 +352,7 @@ def _answer(item: Assignment, form: Mapping[str, str]) -> Answer:
     if item.kind == "rank":
         ranks = [form.get(f"rank{number + 1}", "") for number in range(len(item.completions))]
         if key == "ranked" and all(re.fullmatch("[1-9]", rank) for rank in ranks):
-            return Answer("ranked", ranks=tuple(map(int, ranks)))
+            return LabelerAnswer("ranked", ranks=tuple(map(int, ranks)))
     elif answer := (PAIR if item.kind == "pair" else SINGLE).get(key):
         return answer
     raise HTTPException(422, INCOMPLETE)
@@ -363,7 +363,7 @@ def _saved(code: str) -> str:
     kind, _, rest = code.partition("-")
     answer = {"pair": PAIR, "single": SINGLE}.get(kind, {}).get(rest)
     if kind == "rank" and re.fullmatch("[1-9]{2,9}", rest):
-        answer = Answer("ranked", ranks=tuple(map(int, rest)))
+        answer = LabelerAnswer("ranked", ranks=tuple(map(int, rest)))
     if answer is None:
         return "Skipped." if code == "skip" else ""
     return f"Saved: {_by_letter(str(answer))}."

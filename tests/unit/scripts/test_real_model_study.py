@@ -19,7 +19,7 @@ from studies.human_votes.sizes import SIZES
 from alignment.config.loading import load_config
 from alignment.data.records import Comparison, Vote
 from alignment.errors import UserError
-from alignment.generation.sampling import Completion
+from alignment.generation.sampling import SampledCompletion
 from alignment.templates.rendering import encode_prompt
 from ppo.config import PPOStageConfig
 from reward.config import RewardStageConfig
@@ -227,7 +227,7 @@ def test_the_divergence_is_that_of_plain_forward_passes():
     tokenizer = tiny.make_tokenizer()
     policy, start = tiny.make_policy(tokenizer, 0), tiny.make_policy(tokenizer, 1)
     prompts = [[{"role": "user", "content": text}] for text in ("When?", "How long can I keep a book?", "A line.")]
-    answers = [Completion("", ids, True) for ids in ([7, 8, 9, 10], [11], [12, 13])]
+    answers = [SampledCompletion("", ids, True) for ids in ([7, 8, 9, 10], [11], [12, 13])]
 
     def plain(model, prompt, ids):
         head = encode_prompt(tokenizer, prompt)
