@@ -1,4 +1,8 @@
-"""The one exception for what a user can mend."""
+"""The errors that a user can fix, each one line, and packages that are optional."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
 
 
 class UserError(ValueError):
@@ -23,3 +27,15 @@ class CheckpointError(UserError):
 
 class ModelError(UserError):
     """A model or tokenizer that cannot be used as asked."""
+
+
+def require_extra(extra: str, *packages: str, purpose: str) -> None:
+    """Refuse `purpose` where packages of an optional extra are missing.
+
+    Raises:
+        UserError: one is missing; the message says how to install the extra.
+    """
+    if missing := [package for package in packages if find_spec(package) is None]:
+        raise UserError(
+            f"{purpose} needs {' and '.join(missing)}, not installed here: pip install 'rlhf-alignment-suite[{extra}]'"
+        )

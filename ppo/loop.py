@@ -185,7 +185,7 @@ class Loop:
     def _pretrain_critic(self, first: Rollout) -> Rollout:
         pretraining = ValuePretraining(
             self.config, self.updater, self.collector, self.targets, self.prompts, self._answers,
-            self.schedule.base_lrs[1],
+            float(self.schedule.base_lrs[1]),
         )  # fmt: skip
         return pretraining.run(first, self.journal)
 

@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from alignment.config.sections import ADAPTERS, ModelConfig
 from alignment.distributed import processes
-from alignment.memory.plan import Model, Pass, Rollout, Workload
+from alignment.memory.plan import Model, Pass, RolloutWorkload, Workload
 from alignment.memory.shapes import ShapeFinder, frozen, sized
 from alignment.models.classifiers import AnyClassifier
 from alignment.models.ensembles import num_members
@@ -98,7 +98,7 @@ def workload(
         passes=tuple(passes),
         bf16=training.bf16 is not False,
         checkpointed=training.gradient_checkpointing,
-        rollout=Rollout(
+        rollout=RolloutWorkload(
             rows=0 if vllm else min(rollout.generation_batch_size, episodes),
             prompt=length - rollout.max_new_tokens,
             response=rollout.max_new_tokens,

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from alignment.data.check import Inspector, Report
+from alignment.data.check import DataReport, Inspector
 from alignment.data.parsing import to_prompts
 from alignment.data.reading import Records, train_and_eval
 from alignment.data.records import Prompt
@@ -42,7 +42,7 @@ class Prepared:
     """How many prompts were longer than they may be, by set."""
     ptx: PTXData
     answers: Answers
-    report: Report
+    report: DataReport
     """The check of the prompts."""
 
     @property

@@ -228,7 +228,7 @@ class Collector:
 
     def _check_for_stale_weights(self, grids: Grids, sampled: Tensor, mask: Tensor) -> None:
         gap = sampler_gap.measure(grids.logprobs, sampled, mask)
-        rounded = self.config.training.bf16
+        rounded = bool(self.config.training.bf16)
         lag = sampler_gap.lack(grids.logprobs, sampled, grids.ref_logprobs, mask, rounded=rounded)
         sampler_gap.check_lack(lag, gap, self.config)
 

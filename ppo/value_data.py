@@ -13,7 +13,7 @@ from alignment.data.parsing import to_demonstrations, to_judgements
 from alignment.data.reading import train_and_eval
 from alignment.data.records import Comparison, Demonstration, Prompt
 from alignment.data.row_files import BadRow
-from alignment.data.sources import Source, open_source
+from alignment.data.sources import RowSource, open_source
 from alignment.errors import ConfigError
 from alignment.ratings import RatingsStore, is_ratings_file
 from alignment.templates.rendering import Message, Unrenderable, encode_conversation, encode_prompt
@@ -103,7 +103,7 @@ def to_answers(row: Mapping[str, Any], format: Format = "auto") -> list[Demonstr
     return answers
 
 
-def _open_answers(part: DataPart, config: DataConfig) -> Source:
+def _open_answers(part: DataPart, config: DataConfig) -> RowSource:
     """All completions of a ratings database, rated or not; any other source as it is."""
     if not is_ratings_file(part.path):
         return open_source(part, config)
@@ -115,4 +115,4 @@ def _open_answers(part: DataPart, config: DataConfig) -> Source:
         for item in items
         for each in item.completions
     )
-    return Source(rows, lambda: mark)
+    return RowSource(rows, lambda: mark)

@@ -20,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return plan(config, world_size)
 
     def settle(config: RewardStageConfig) -> RewardStageConfig:
-        # Names of labelers stay in the database, where `rate.py forget` finds them, and out of configs and manifests.
+        # Names of labelers stay in the database, where `alignment rate forget` finds them; configs and manifests have
+        # hashes.
         from reward.labelers import resolved
 
         labelers = resolved(config.reward.labelers, config.data)

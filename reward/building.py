@@ -15,13 +15,13 @@ from alignment.runs.journal import Journal
 from alignment.training.arguments import refused_arguments
 from reward.batches import Layout, QuestionCollator, choose_layout
 from reward.config import RewardStageConfig
-from reward.prepare import Prepared, untrained
+from reward.prepare import PreparedReward, untrained
 from reward.trainer import QuestionTrainer
 
 PADDED_ROWS = ("neftune_noise_alpha", "pad_to_multiple_of", "torch_compile")
 
 
-def build_trainer(config: RewardStageConfig, prepared: Prepared, journal: Journal) -> QuestionTrainer:
+def build_trainer(config: RewardStageConfig, prepared: PreparedReward, journal: Journal) -> QuestionTrainer:
     """Load the model and wrap it in the trainer; how its batches are laid out is written down."""
     set_seed(prepared.seed)
     tokenizer = prepared.start.tokenizer
@@ -60,7 +60,7 @@ class _AtTheStart(TrainerCallback):
         self._call()
 
 
-def note_layout(config: RewardStageConfig, prepared: Prepared, padded: str | None, journal: Journal) -> None:
+def note_layout(config: RewardStageConfig, prepared: PreparedReward, padded: str | None, journal: Journal) -> None:
     """Write the layout down; padded rows of like length come together unless the user wants another order.
 
     Args:
@@ -74,7 +74,7 @@ def note_layout(config: RewardStageConfig, prepared: Prepared, padded: str | Non
     say(f"reward: each prompt is computed once for each completion: {padded}")
 
 
-def lay_out(config: RewardStageConfig, prepared: Prepared, model: nn.Module) -> tuple[Layout, str | None]:
+def lay_out(config: RewardStageConfig, prepared: PreparedReward, model: nn.Module) -> tuple[Layout, str | None]:
     """How batches are laid out, and why their rows are padded where they are."""
     against = ["reward.shared_prefix=off"] if config.reward.shared_prefix == "off" else []
     against += [f"training.{name} is for padded rows" for name in PADDED_ROWS if getattr(prepared.arguments, name)]

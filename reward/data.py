@@ -16,11 +16,10 @@ from alignment.data.formats import Choice
 from alignment.data.importers import PassedOver
 from alignment.data.parsing import to_judgements
 from alignment.data.reading import Records, train_and_eval
-from alignment.data.records import Comparison, Rating, Vote
+from alignment.data.records import Comparison, CompletionRating, Vote
 from alignment.data.row_files import DataError
-from alignment.data.sources import Rows, Source, open_source
-from alignment.ratings import Rating as StoredRating
-from alignment.ratings import RatingsStore, is_ratings_file
+from alignment.data.sources import Rows, RowSource, open_source
+from alignment.ratings import Rating, RatingsStore, is_ratings_file
 from alignment.ratings.agreement import reliability
 from alignment.templates.rendering import Message
 from reward.batches import QuestionCollator
@@ -28,10 +27,10 @@ from reward.config import RewardSection
 from reward.labelers import judgements_by, known_labelers, nothing_rated, resolved
 from reward.questions import Note, Question, QuestionBuilder, weigh
 
-Judgement = Comparison | Rating
+Judgement = Comparison | CompletionRating
 
 
-def open_ratings(part: DataPart, config: DataConfig, labelers: Collection[str] | None = None) -> Source:
+def open_ratings(part: DataPart, config: DataConfig, labelers: Collection[str] | None = None) -> RowSource:
     """The judgements of a ratings database, which is told by its header, not its name; any other source as it is.
 
     Args:
@@ -43,7 +42,7 @@ def open_ratings(part: DataPart, config: DataConfig, labelers: Collection[str] |
         if labelers is None:
             return source
         chosen = sorted(known_labelers(part, config).keys() & labelers)
-        return Source(source.rows, lambda: source.fingerprint() | {"labelers": len(chosen), "of_labelers": chosen})
+        return RowSource(source.rows, lambda: source.fingerprint() | {"labelers": len(chosen), "of_labelers": chosen})
     with RatingsStore(part.path) as store:
         names = store.labelers()
         if not names:
@@ -51,7 +50,7 @@ def open_ratings(part: DataPart, config: DataConfig, labelers: Collection[str] |
         if labelers is not None:
             names = [name for name in names if store.labeler_hash(name) in labelers]
         mark = {"name": store.path.name, **store.fingerprint(None if labelers is None else names)}
-    return Source(rated_items(part.path, labelers), lambda: mark)
+    return RowSource(rated_items(part.path, labelers), lambda: mark)
 
 
 def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
@@ -62,8 +61,8 @@ def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
     `labelers` are the hashes of those who count, None: everybody.
     """
     with RatingsStore(path) as store:
-        ratings: dict[int, list[StoredRating]] = {}
-        # Names stay in the database, where `rate.py forget` finds them, and out of reports and journals.
+        ratings: dict[int, list[Rating]] = {}
+        # Names stay in the database, where `alignment rate forget` finds them, and out of reports and journals.
         hashed = cache(store.labeler_hash)
         for rating in store.ratings(for_training=True):
             labeler = hashed(rating.labeler)
@@ -77,7 +76,7 @@ def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
         if item.kind == "single":
             for rating in found:
                 assert rating.score is not None
-                yield where, Rating(prompt, texts[0], float(rating.score), rating.labeler)
+                yield where, CompletionRating(prompt, texts[0], float(rating.score), rating.labeler)
             continue
         for i, j in itertools.combinations(range(len(texts)), 2):
             votes = tuple(_vote(rating, i, j) for rating in found)
@@ -87,7 +86,7 @@ def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
                 yield where, Comparison(prompt, texts[i], texts[j], votes, len(texts))
 
 
-def _vote(rating: StoredRating, first: int, second: int) -> Vote:
+def _vote(rating: Rating, first: int, second: int) -> Vote:
     """What a labeler said of two of an item's completions."""
     if rating.ranks is None:
         assert rating.choice in ("first", "second", "tie"), rating.choice
@@ -104,12 +103,12 @@ def read_judgements(config: DataConfig, settings: RewardSection) -> tuple[Record
         there is nothing in them that `settings` asks for.
     """
     read: Callable[..., Sequence[Judgement]] = to_judgements
-    find: Callable[[DataPart, DataConfig], Source] = open_ratings
+    find: Callable[[DataPart, DataConfig], RowSource] = open_ratings
     if labelers := frozenset(resolved(settings.labelers, config)):
         read, find = partial(judgements_by, labelers), partial(open_ratings, labelers=labelers)
     train, held_out = train_and_eval(config, read, find)
     where = config.parts[0].path
-    rated = [row for row in train.items if isinstance(row, Rating)]
+    rated = [row for row in train.items if isinstance(row, CompletionRating)]
     if settings.objective == "regression":
         if len({row.rating for row in rated}) < 2:
             raise DataError(
@@ -139,7 +138,7 @@ def read_judgements(config: DataConfig, settings: RewardSection) -> tuple[Record
 def comparisons(judgements: Sequence[Judgement]) -> list[Comparison]:
     """The comparisons, and those that ratings of one prompt amount to."""
     compared = [row for row in judgements if isinstance(row, Comparison)]
-    return compared + rated_pairs([row for row in judgements if isinstance(row, Rating)])
+    return compared + rated_pairs([row for row in judgements if isinstance(row, CompletionRating)])
 
 
 def labeler_weights(judgements: Sequence[Judgement], where: str) -> dict[str, float]:
@@ -187,7 +186,7 @@ def encode(
             builder.add(row)
         else:
             builder.rate(row)
-    for pair in rated_pairs([row for row in judgements if isinstance(row, Rating)]):
+    for pair in rated_pairs([row for row in judgements if isinstance(row, CompletionRating)]):
         builder.add(pair, derived=True)
     found = builder.questions(lambda row: weigh(row, settings.margin, reliability))
     usable = [
@@ -203,21 +202,23 @@ def encode(
     return Encoding(usable, dict(builder.left_out))
 
 
-def rated_pairs(ratings: Sequence[Rating]) -> list[Comparison]:
+def rated_pairs(ratings: Sequence[CompletionRating]) -> list[Comparison]:
     """The pairs within each prompt: of two completions that one labeler rated, the higher rated one has the vote, and
     equal ratings are a tie. Ratings of different labelers are not compared, since one's 5 is another's 6.
 
     Where a labeler (or, in rows without a name, people who cannot be told apart) rated a completion several times, the
     n-th rating is compared with the n-th ones of the others.
     """
-    sheets: dict[tuple[Any, ...], dict[str, Rating]] = {}  # of one prompt, labeler and n: completion -> rating
+    sheets: dict[
+        tuple[Any, ...], dict[str, CompletionRating]
+    ] = {}  # of one prompt, labeler and n: completion -> rating
     for row in ratings:
         key = (*((turn["role"], turn["content"]) for turn in row.prompt),)
         number = next(n for n in itertools.count() if row.completion not in sheets.get((key, row.labeler, n), {}))
         sheets.setdefault((key, row.labeler, number), {})[row.completion] = row
     sizes: dict[Any, int] = {}
     votes: dict[Any, dict[tuple[str, str], list[Vote]]] = {}
-    places: dict[Any, Rating] = {}
+    places: dict[Any, CompletionRating] = {}
     for (key, labeler, _), sheet in sheets.items():
         for one, other in itertools.combinations(sheet.values(), 2):
             swapped = (other.completion, one.completion) in votes.get(key, {})

@@ -23,7 +23,7 @@ from alignment.models.sources import ModelSource
 from reward.batches import score_questions
 from reward.config import RewardStageConfig
 from reward.demonstrations import Zero
-from reward.prepare import Prepared, untrained
+from reward.prepare import PreparedReward, untrained
 from reward.questions import Question
 from reward.trainer import Probe
 
@@ -175,7 +175,9 @@ def averaged(members: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
     return [[fmean(scores) for scores in zip(*row, strict=True)] for row in zip(*members, strict=True)]
 
 
-def finish_all(staging: Path, config: RewardStageConfig, prepared: Prepared, trained: Sequence[Trained]) -> Finished:
+def finish_all(
+    staging: Path, config: RewardStageConfig, prepared: PreparedReward, trained: Sequence[Trained]
+) -> Finished:
     """Make what was trained ready for the registry; one model in `staging/member-0`, or several in `staging`.
 
     Adapters stay adapters on the starting model; but one on an encoder is merged, see `holds_head`.
@@ -203,7 +205,11 @@ def finish_all(staging: Path, config: RewardStageConfig, prepared: Prepared, tra
 
 
 def _finish_adapters(
-    folder: Path, folders: Sequence[Path], config: RewardStageConfig, prepared: Prepared, trained: Sequence[Trained]
+    folder: Path,
+    folders: Sequence[Path],
+    config: RewardStageConfig,
+    prepared: PreparedReward,
+    trained: Sequence[Trained],
 ) -> tuple[ScalarModel | RewardEnsemble, list[float]]:
     """`finish` for one adapter, or several that share a base; the zero points are kept beside them."""
     pad, size = prepared.start.tokenizer.pad_token_id, len(trained)

@@ -9,7 +9,7 @@ from typing import Any
 from alignment.config.sections import DataConfig, DataPart, Format
 from alignment.data.importers import PassedOver
 from alignment.data.parsing import to_judgements
-from alignment.data.records import Comparison, Rating
+from alignment.data.records import Comparison, CompletionRating
 from alignment.data.row_files import BadRow, DataError
 from alignment.data.sources import open_source
 from alignment.ratings import RatingsStore, is_ratings_file
@@ -73,20 +73,20 @@ def known_labelers(part: DataPart, config: DataConfig) -> dict[str, str]:
 
 def nothing_rated(path: str) -> DataError:
     """The error of a database without a rating to learn from."""
-    return DataError(f"{path}: nothing is rated yet; rate some with scripts/rate.py --db {path} --labeler NAME")
+    return DataError(f"{path}: nothing is rated yet; rate some with: alignment rate --db {path} --labeler NAME")
 
 
 def judgements_by(
     labelers: Collection[str], row: Mapping[str, Any], format: Format = "auto"
-) -> list[Comparison | Rating]:
+) -> list[Comparison | CompletionRating]:
     """What these labelers said in a row of a file.
 
     Raises:
         PassedOver: nothing.
     """
-    found: list[Comparison | Rating] = []
+    found: list[Comparison | CompletionRating] = []
     for each in to_judgements(row, format):
-        if isinstance(each, Rating):
+        if isinstance(each, CompletionRating):
             found += [each] if each.labeler in labelers else []
         elif votes := tuple(vote for vote in each.votes if vote.labeler in labelers):
             found.append(replace(each, votes=votes))
@@ -95,8 +95,8 @@ def judgements_by(
     return found
 
 
-def _names(judgement: Comparison | Rating) -> list[str | None]:
-    if isinstance(judgement, Rating):
+def _names(judgement: Comparison | CompletionRating) -> list[str | None]:
+    if isinstance(judgement, CompletionRating):
         return [judgement.labeler]
     return [vote.labeler for vote in judgement.votes]
 

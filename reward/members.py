@@ -23,7 +23,7 @@ from alignment.training.best_model import finished_model, held_out_halves, keep_
 from reward.building import build_trainer
 from reward.config import EnsembleArguments, RewardStageConfig
 from reward.finish import Trained
-from reward.prepare import Prepared, make_arguments
+from reward.prepare import PreparedReward, make_arguments
 from reward.questions import Question
 
 RECORD = "trained.json"
@@ -59,7 +59,9 @@ class Members:
     A run that goes on takes the members that were finished before its checkpoint from there.
     """
 
-    def __init__(self, config: RewardStageConfig, prepared: Prepared, journal: Journal, begun: resume.Start) -> None:
+    def __init__(
+        self, config: RewardStageConfig, prepared: PreparedReward, journal: Journal, begun: resume.Start
+    ) -> None:
         self.config, self.prepared, self.journal, self.begun = config, prepared, journal, begun
         self.size, self.stopped = EnsembleArguments.of(config.training).members, False
         self.folder = config.run_dir / "members"

@@ -16,7 +16,7 @@ from trl import RewardConfig
 
 from alignment.config.arguments import trainer_arguments
 from alignment.config.sections import ADAPTERS, SCRATCH
-from alignment.data.check import Inspector, Report
+from alignment.data.check import DataReport, Inspector
 from alignment.data.reading import Records
 from alignment.distributed import processes
 from alignment.errors import ConfigError
@@ -39,7 +39,7 @@ PROBE = 8
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedReward:
     """What a trainer is made of: the model to start from, the judgements as token ids, and the arguments."""
 
     seed: int
@@ -56,7 +56,7 @@ class Prepared:
     """Of the ratings, for `objective: regression`: a score s says `mean + std * (s + score_bias)`."""
     zero: Zero
     arguments: RewardConfig
-    report: Report
+    report: DataReport
     """What the check of the data found."""
 
     @property
@@ -71,7 +71,7 @@ class Prepared:
         return sorted(self.train, key=lambda question: max(question.lengths))[:PROBE]
 
 
-def prepare(config: RewardStageConfig, run: Run | None = None) -> Prepared:
+def prepare(config: RewardStageConfig, run: Run | None = None) -> PreparedReward:
     """Read the data, find the model to start from (as the run has pinned it), and encode the judgements with its
     tokenizer; writes nothing."""
     _check(config)
@@ -97,7 +97,7 @@ def prepare(config: RewardStageConfig, run: Run | None = None) -> Prepared:
         train, held_out = standardised(train, scale), standardised(held_out, scale)
     zero = processes.on_main_process(lambda: find_zero(config, registry, start.source, start.tokenizer, train))
     arguments = make_arguments(config, no_eval=not held_out)
-    return Prepared(
+    return PreparedReward(
         seed, registry, start, train_set, eval_set, train, held_out, left_out, reliability, scale, zero, arguments,
         data_report,
     )  # fmt: skip
@@ -109,7 +109,7 @@ def make_arguments(config: RewardStageConfig, no_eval: bool) -> RewardConfig:
     return make_trl_arguments(RewardConfig, config, defaults, max_length=None, no_eval=no_eval)
 
 
-def untrained(config: RewardStageConfig, prepared: Prepared) -> PreTrainedModel:
+def untrained(config: RewardStageConfig, prepared: PreparedReward) -> PreTrainedModel:
     """The body of the starting model with its new head: the same each time, since an adapter is merged onto it."""
     model = load_scalar_model(prepared.start.source, config.model, prepared.seed).model
     fit_embeddings(model, prepared.start.tokenizer)

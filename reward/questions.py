@@ -13,7 +13,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from alignment.config.sections import TooLong
-from alignment.data.records import Comparison, Rating, Vote
+from alignment.data.records import Comparison, CompletionRating, Vote
 from alignment.data.row_files import DataError
 from alignment.data.trimming import least, trim_prompt
 from alignment.templates.rendering import Encoded, Message, encode_conversation, encode_prompt
@@ -109,7 +109,7 @@ class _Group:
     ratings: dict[tuple[int, ...], list[float]] = field(default_factory=dict)
 
 
-Note = Callable[[Comparison | Rating, Encoded, Encoded | None], None]
+Note = Callable[[Comparison | CompletionRating, Encoded, Encoded | None], None]
 
 
 class QuestionBuilder:
@@ -152,7 +152,7 @@ class QuestionBuilder:
             group.completions |= dict.fromkeys((first, second))
             group.pairs.append((first, second, comparison))
 
-    def rate(self, rating: Rating) -> None:
+    def rate(self, rating: CompletionRating) -> None:
         """Take a rating in, as a number."""
         group = self._group(rating.prompt)
         whole = self._encode(group, rating.prompt, rating.completion)

@@ -32,11 +32,11 @@ from alignment.training.stage import write_bad_rows
 from reward.config import EnsembleArguments, RewardStageConfig
 from reward.evaluation import compact, evaluate, save_report
 from reward.evaluation.findings import WATCHED, findings, unmeasured
-from reward.evaluation.judged import Judged, judged_pairs, sides
+from reward.evaluation.judged import ScoredPair, judged_pairs, sides
 from reward.finish import Finished, Trained, averaged, finish_all, summed_up, write_eval_pairs
 from reward.labelers import resolved
 from reward.members import Members, held_out_halves_of
-from reward.prepare import Prepared, prepare
+from reward.prepare import PreparedReward, prepare
 
 LABELS = "labels"
 
@@ -76,7 +76,12 @@ def best_of(trained: Sequence[Trained]) -> int:
 
 
 def _judge(
-    config: RewardStageConfig, prepared: Prepared, finished: Finished, journal: Journal, step: int, evaluations: int
+    config: RewardStageConfig,
+    prepared: PreparedReward,
+    finished: Finished,
+    journal: Journal,
+    step: int,
+    evaluations: int,
 ) -> dict[str, Any]:
     """What is known of the model: its zero point, and how well it does on what was held out.
 
@@ -118,7 +123,7 @@ def _checks(run_dir: Path) -> list[Verdict] | None:
     return [check for check in verdicts(record) if check.name != ENDED]
 
 
-def _show(journal: Journal, step: int, pairs: Sequence[Judged]) -> None:
+def _show(journal: Journal, step: int, pairs: Sequence[ScoredPair]) -> None:
     """The first held-out pairs with votes and scores, and how the scores of both sides spread."""
     rows = [
         {
@@ -145,7 +150,7 @@ def _in_words(finding: Finding) -> str:
 def _publish(
     finished: Finished,
     config: RewardStageConfig,
-    prepared: Prepared,
+    prepared: PreparedReward,
     metrics: dict[str, Any],
     run: Run,
     journal: Journal,
@@ -167,7 +172,7 @@ def _publish(
     ).ref
 
 
-def _note_data(journal: Journal, config: RewardStageConfig, prepared: Prepared) -> None:
+def _note_data(journal: Journal, config: RewardStageConfig, prepared: PreparedReward) -> None:
     train_set, eval_set, zero = prepared.train_set, prepared.eval_set, prepared.zero
     if processes.is_main_process():
         write_bad_rows(config.run_dir, train_set.bad, train_set.notes)

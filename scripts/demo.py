@@ -24,11 +24,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from help_desk import real_model, world
 from help_desk.gold import gold_score
-from help_desk.labelers import JUDGES, LABELERS, Labeler
+from help_desk.labelers import JUDGES, LABELERS, SimulatedLabeler
 from help_desk.summary import show
 from rich.text import Text
 
@@ -37,6 +37,9 @@ from alignment.distributed import heartbeat
 from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
 from alignment.training.stage import quiet_libraries
+
+if TYPE_CHECKING:
+    from alignment.evaluation.judge import SampledAnswer
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = Path("runs/demo")
@@ -51,7 +54,7 @@ SHARED = {
 
 
 @dataclass(frozen=True)
-class Size:
+class DemoSize:
     """Which recipes are run, and how much of the world is used."""
 
     recipe: str
@@ -67,8 +70,8 @@ class Size:
     batch_size: int = 128
 
 
-SCRATCH = Size("demo", "help-desk", demonstrations=1500)
-REAL = Size(
+SCRATCH = DemoSize("demo", "help-desk", demonstrations=1500)
+REAL = DemoSize(
     "smollm2", "smollm2", demonstrations=480, rated_prompts=240, held_out=120, samples=1, max_new_tokens=48,
     batch_size=64,
 )  # fmt: skip
@@ -107,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def run(args: argparse.Namespace, size: Size) -> int:
+def run(args: argparse.Namespace, size: DemoSize) -> int:
     if args.json:
         screen.file = sys.stderr
     seconds: dict[str, float] = {}
@@ -175,14 +178,14 @@ def say(text: str) -> None:
     screen.print(Text(text, style="bold"), soft_wrap=True)
 
 
-def train_judge(start: Sequence[str], seed: int, size: Size) -> str:
+def train_judge(start: Sequence[str], seed: int, size: DemoSize) -> str:
     """A second reward model, on the ratings of other labelers and from another seed; returns its reference."""
     name = f"{size.recipe}-judge"
     own = (f"name={name}", f"registry.name={size.reward_names}-judge", *start, only(JUDGES))
     return str(stage("reward", seed + 1000, *own, recipe=size.recipe, run=name)["model"])
 
 
-def only(labelers: Sequence[Labeler]) -> str:
+def only(labelers: Sequence[SimulatedLabeler]) -> str:
     """The override by which a reward model learns from these labelers alone."""
     return f"reward.labelers=[{','.join(labeler.name for labeler in labelers)}]"
 
@@ -203,13 +206,13 @@ def stage(name: str, seed: int, *overrides: str, recipe: str, run: str | None = 
     return result
 
 
-def sample(model: str, seed: int, size: Size = SCRATCH) -> dict[str, Any]:
+def sample(model: str, seed: int, size: DemoSize = SCRATCH) -> dict[str, Any]:
     from help_desk.rating import RATINGS_PER_PAIR
-    from sample import sample_into
 
     from alignment.config.sections import DataConfig
     from alignment.data.parsing import to_prompts
     from alignment.data.reading import read_records
+    from alignment.labeling.sampling import sample_into
 
     path = str(DATA / "prompts.jsonl")
     prompts = read_records(path, to_prompts, DataConfig(train=path)).items
@@ -227,8 +230,7 @@ def sample(model: str, seed: int, size: Size = SCRATCH) -> dict[str, Any]:
 
 
 def rate_by_hand(args: argparse.Namespace) -> None:
-    from rate import rate_here
-
+    from alignment.cli.rate import rate_here
     from alignment.ratings import RatingsStore
 
     say(f"now rate {args.rate} pairs: which answer should a library give? (? shows the keys)")
@@ -252,7 +254,7 @@ def rate_by_simulation(args: argparse.Namespace) -> None:
 
 
 def evaluate(
-    models: Mapping[str, str | None], seed: int, size: Size
+    models: Mapping[str, str | None], seed: int, size: DemoSize
 ) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
     """Compare SFT and PPO on the held-out wordings, and the reward model with its ceiling.
 
@@ -262,7 +264,7 @@ def evaluate(
     from alignment.config.sections import DataConfig
     from alignment.data.parsing import to_prompts
     from alignment.data.reading import read_records
-    from alignment.evaluation.judge import bootstrap_mean, judge_policy, win_rate
+    from alignment.evaluation.judge import judge_policy
     from alignment.models.ensembles import load_reward_model
     from alignment.models.policies import load_policy
     from alignment.models.sources import find_model
@@ -282,7 +284,7 @@ def evaluate(
     tokenizer, reference = load_tokenizer(sources["sft"]), load_policy(sources["sft"])
     reward_model = load_reward_model(sources["reward"]).eval()
     judge = load_reward_model(sources["judge"]).eval() if "judge" in sources else None
-    judged = {}
+    judged: dict[str, list[SampledAnswer]] = {}
     for name, model in (("sft", reference), ("ppo", load_policy(sources["ppo"]))):
         heartbeat.enter(f"judging {name}")
         say(f"judging {name} on {len(prompts)} answers to {len(set(groups))} held-out prompts")
@@ -298,6 +300,21 @@ def evaluate(
             seed=seed,
             held_out_reward=judge,
         )
+    summary = summarize(judged, facts, groups, size) | {"models": dict(models)}
+    picked = [index * (len(set(groups)) // 3) for index in range(3)]
+    answers = [
+        (prompts[index].messages[-1]["content"], judged["sft"][index].text, judged["ppo"][index].text)
+        for index in picked
+    ]
+    return summary, answers
+
+
+def summarize(
+    judged: Mapping[str, Sequence[SampledAnswer]], facts: Sequence[Any], groups: Sequence[str], size: DemoSize
+) -> dict[str, Any]:
+    """Figures of the judged answers of "sft" and "ppo"; prompts of one group ask for the same fact."""
+    from alignment.evaluation.judge import bootstrap_mean, win_rate
+
     gold = {
         name: [gold_score(fact, row.text, row.ended).total for fact, row in zip(facts, rows, strict=True)]
         for name, rows in judged.items()
@@ -309,7 +326,7 @@ def evaluate(
     summary["win_rate"] = win_rate(gold["ppo"], gold["sft"], groups)
     summary["reward_accuracy"] = reward_accuracy(f"{size.recipe}-reward")
     summary["held_out_reward"] = None
-    if judge is not None:
+    if all(row.held_out_score is not None for row in judged["sft"]):
         by_judge = {name: [float(row.held_out_score or 0.0) for row in rows] for name, rows in judged.items()}
         gains = [after - before for before, after in zip(by_judge["sft"], by_judge["ppo"], strict=True)]
         summary["held_out_reward"] = {
@@ -321,13 +338,7 @@ def evaluate(
     summary["kl"] = fmean(row.kl for row in judged["ppo"])
     for figure in ("score", "length", "ended"):
         summary[figure] = {name: fmean(float(getattr(row, figure)) for row in rows) for name, rows in judged.items()}
-    summary["models"] = dict(models)
-    picked = [index * (len(set(groups)) // 3) for index in range(3)]
-    answers = [
-        (prompts[index].messages[-1]["content"], judged["sft"][index].text, judged["ppo"][index].text)
-        for index in picked
-    ]
-    return summary, answers
+    return summary
 
 
 def reward_accuracy(run: str) -> dict[str, Any]:

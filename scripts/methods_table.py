@@ -97,6 +97,8 @@ def train_by(method: str) -> dict[str, Any]:
     from alignment.models import methods
     from alignment.models.export import export
     from alignment.registry import Registry
+    from alignment.runs.journal import Journal
+    from alignment.runs.run import Run
     from alignment.training.best_model import finished_model
     from sft.prepare import prepare
     from sft.train import build_trainer, publish
@@ -125,7 +127,7 @@ def train_by(method: str) -> dict[str, Any]:
         "seconds": seconds,
     }
     with finished_model(trainer, None, config.run_dir) as folder:
-        ref = publish(config, prepared, folder, {})
+        ref = publish(config, prepared, folder, {}, Run(), Journal(config.run_dir, enabled=False))
     return found | export(ref, Path("exported") / method, Registry())
 
 

@@ -20,7 +20,7 @@ def use_project_python() -> None:
     # The mark keeps a `.venv` that is no virtual environment from starting itself for ever.
     if os.path.exists(python) and not inside and STARTED not in os.environ:
         os.execve(python, [str(python), *sys.argv], os.environ | {STARTED: "1"})
-    sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(ROOT))  # this checkout, and not one that happens to be installed
     if find_spec("rich") is None:
         name = Path(sys.argv[0]).name
         print(f"{name}: this Python lacks the project's packages; scripts/test sets them up in .venv", file=sys.stderr)

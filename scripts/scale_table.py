@@ -27,7 +27,7 @@ EPISODES, PROMPT, RESPONSE = 512, 1024, 1024
 
 
 @dataclass(frozen=True)
-class Size:
+class PolicySize:
     """A policy and where it is trained.
 
     Args:
@@ -45,12 +45,12 @@ class Size:
 
 
 SIZES = (
-    Size("meta-llama/Llama-3.1-8B", "H100", 80e9, 8, 1, 8192),
-    Size("meta-llama/Llama-3.1-8B", "H200", 141e9, 8, 1, 8192),
-    Size("meta-llama/Llama-3.1-70B", "H100", 80e9, 64, 4, 4096),
-    Size("meta-llama/Llama-3.1-70B", "H200", 141e9, 32, 2, 4096),
-    Size("meta-llama/Llama-3.1-405B", "H100", 80e9, 512, 16, 2048),
-    Size("meta-llama/Llama-3.1-405B", "H200", 141e9, 256, 8, 2048),
+    PolicySize("meta-llama/Llama-3.1-8B", "H100", 80e9, 8, 1, 8192),
+    PolicySize("meta-llama/Llama-3.1-8B", "H200", 141e9, 8, 1, 8192),
+    PolicySize("meta-llama/Llama-3.1-70B", "H100", 80e9, 64, 4, 4096),
+    PolicySize("meta-llama/Llama-3.1-70B", "H200", 141e9, 32, 2, 4096),
+    PolicySize("meta-llama/Llama-3.1-405B", "H100", 80e9, 512, 16, 2048),
+    PolicySize("meta-llama/Llama-3.1-405B", "H200", 141e9, 256, 8, 2048),
 )
 
 
@@ -72,7 +72,7 @@ def pass_seconds(parameters: float, tokens: float, operations: int, gpus: int) -
     return operations * parameters * tokens / (gpus * PEAK_FLOPS * MFU)
 
 
-def config_of(size: Size, critic: str, mode: str) -> Any:
+def config_of(size: PolicySize, critic: str, mode: str) -> Any:
     """The PPO run of a size: the 8B recipe with other models."""
     from alignment.config.loading import load_config
     from ppo.config import PPOStageConfig

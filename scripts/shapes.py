@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Each causal model type of transformers, tiny and random, through SFT, reward, PPO and export, as a table.
 
     scripts/shapes.py --out docs/models-tried.md      (all types; about half an hour on one core)
@@ -24,8 +25,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 SECONDS, GIGABYTES = 120, 8
 NOT_BUILT = "not tried"
@@ -214,4 +213,7 @@ def _import_all() -> None:
 
 
 if __name__ == "__main__":
+    from project_python import use_project_python
+
+    use_project_python()
     sys.exit(main())

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+from alignment.errors import require_extra
 from alignment.training.stage import leave, run_stage
 from sft.config import SFTStageConfig
 
@@ -21,10 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def study(config: SFTStageConfig, args: argparse.Namespace) -> str | None:
         if args.find_lr:
+            require_extra("plots", "matplotlib", purpose="--find-lr")
             from sft.studies.lr_finder import find_lr
 
             return find_lr(config)
         if args.learning_curve:
+            require_extra("plots", "matplotlib", purpose="--learning-curve")
             from sft.studies.learning_curve import learning_curve
 
             return learning_curve(config, args.learning_curve, args.seeds)

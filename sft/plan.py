@@ -20,7 +20,7 @@ from alignment.models.policies import scratch_shape
 from alignment.training.arguments import batch_plan, memory_plan
 from sft.config import DEFAULTS, SFTStageConfig
 from sft.loss import LOGITS_AT_ONCE
-from sft.prepare import Prepared, prepare
+from sft.prepare import PreparedSFT, prepare
 
 
 def workload(config: SFTStageConfig, shape: PreTrainedConfig, bf16: bool) -> Workload:
@@ -74,7 +74,7 @@ def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
     return rows | batches | steps | memory
 
 
-def _shape(config: SFTStageConfig, prepared: Prepared) -> PreTrainedConfig:
+def _shape(config: SFTStageConfig, prepared: PreparedSFT) -> PreTrainedConfig:
     if config.model.name.startswith(SCRATCH):
         return scratch_shape(config.model.scratch or ScratchConfig(), len(prepared.start.tokenizer))
     trust = config.model.trust_remote_code

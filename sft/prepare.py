@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from trl import SFTConfig
 
 from alignment.config.arguments import trainer_arguments
-from alignment.data.check import Inspector, Report
+from alignment.data.check import DataReport, Inspector
 from alignment.distributed import heartbeat, processes
 from alignment.errors import ConfigError
 from alignment.models import methods
@@ -23,7 +23,7 @@ from sft.data import EncodedData, encode_data, training_texts
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedSFT:
     """What a trainer is made of: the model to start from, the rows as token ids and labels, and the arguments."""
 
     seed: int
@@ -31,11 +31,11 @@ class Prepared:
     start: start_model.StartModel
     data: EncodedData
     arguments: SFTConfig
-    report: Report
+    report: DataReport
     """What the check of the data found."""
 
 
-def prepare(config: SFTStageConfig, run: Run | None = None) -> Prepared:
+def prepare(config: SFTStageConfig, run: Run | None = None) -> PreparedSFT:
     """Read the data, find the model to start from (as the run has pinned it), and encode the rows with its tokenizer;
     leaves nothing behind."""
     heartbeat.enter("reading the data", patient=True)
@@ -51,7 +51,7 @@ def prepare(config: SFTStageConfig, run: Run | None = None) -> Prepared:
     data = encode_data(config.data, start.tokenizer, folder, show=is_main, inspector=inspector, num_shown=NUM_SAMPLES)
     report = processes.on_main_process(lambda: check_before_training(config, inspector))
     arguments = training_arguments(config, no_eval=len(data.eval) == 0)
-    return Prepared(seed, registry, start, data, arguments, report)
+    return PreparedSFT(seed, registry, start, data, arguments, report)
 
 
 def training_arguments(config: SFTStageConfig, no_eval: bool) -> SFTConfig:

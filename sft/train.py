@@ -48,7 +48,7 @@ from alignment.training.stage import write_bad_rows
 from sft.config import SFTStageConfig
 from sft.data import IGNORED, row_groups
 from sft.packing import PackingCollator, pack_attention
-from sft.prepare import Prepared, prepare
+from sft.prepare import PreparedSFT, prepare
 from sft.samples import write_samples
 from sft.selfcheck import SelfCheck
 from sft.trainer import SFTTrainer
@@ -136,7 +136,7 @@ class MeasureStart(TrainerCallback):
         self._journal.log(0, {"eval/loss": loss, "eval/mean_token_accuracy": accuracy})
 
 
-def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
+def build_trainer(config: SFTStageConfig, prepared: PreparedSFT) -> SFTTrainer:
     """Load the model and wrap it in the trainer."""
     heartbeat.enter("loading the model", patient=True)
     set_seed(prepared.seed)
@@ -165,7 +165,7 @@ def _packs(trainer: SFTTrainer) -> bool:
     return isinstance(trainer.data_collator, PackingCollator) and trainer.data_collator.packed
 
 
-def _packing(config: SFTStageConfig, prepared: Prepared, policy: nn.Module) -> PackingCollator | None:
+def _packing(config: SFTStageConfig, prepared: PreparedSFT, policy: nn.Module) -> PackingCollator | None:
     """Pack the rows where that can be done, unless `training.packing` is false; if it is true, say why it cannot.
 
     Raises:
@@ -198,7 +198,7 @@ def balances_router(model: PreTrainedModel, arguments: SFTConfig) -> bool:
 
 
 def publish(
-    config: SFTStageConfig, prepared: Prepared, folder: Path, metrics: Mapping[str, Any], run: Run, journal: Journal
+    config: SFTStageConfig, prepared: PreparedSFT, folder: Path, metrics: Mapping[str, Any], run: Run, journal: Journal
 ) -> str:
     """Publish a saved model, or an adapter alone; returns its reference, on every process."""
     source = prepared.start.source
@@ -274,7 +274,7 @@ def _only_model(folder: Path, base: ModelSource | None) -> Path:
     return folder
 
 
-def _note_data(journal: Journal, config: SFTStageConfig, prepared: Prepared) -> None:
+def _note_data(journal: Journal, config: SFTStageConfig, prepared: PreparedSFT) -> None:
     data = prepared.data
     if processes.is_main_process():
         write_bad_rows(config.run_dir, data.bad, data.notes)

@@ -1,16 +1,9 @@
-"""Makes the repository and tests/ importable, and keeps every library off the network before it is imported."""
+"""Keeps every library off the network before it is imported."""
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-
-TESTS = Path(__file__).resolve().parent
-for folder in (TESTS, TESTS.parent):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
 
 # Subprocesses of the tests inherit these.
 os.environ.update(

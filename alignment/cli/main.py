@@ -1,4 +1,4 @@
-"""The `alignment` command: stages and recipes (stage_cli.py), `plan` (plan_cli.py), and the groups of *_cli.py."""
+"""The `alignment` command: the stages, recipes, `plan`, `sample` and `rate`, and the groups of commands."""
 
 import contextlib
 import json
@@ -13,13 +13,14 @@ from typer.core import TyperGroup
 
 from alignment.cli import plan as plan_cli
 from alignment.cli.data import data
+from alignment.cli.recipes import recipes
 from alignment.cli.registry import models
-from alignment.cli.report import runs
-from alignment.cli.stages import stages
+from alignment.cli.runs import runs
+from alignment.cli.stages import PASSED_ON, stages
 from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
 from alignment.terminal import clean, one_line
-from alignment.training.stage import quiet_libraries
+from alignment.training.stage import leave, quiet_libraries
 
 
 def _home(match: re.Match[str]) -> str:
@@ -45,9 +46,10 @@ app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="The three stages, models and where they come from, data, runs, and plans.",
+    help="The three stages, answers for people to rate, models and where they come from, data, runs, and plans.",
 )
 app.add_typer(stages)
+app.add_typer(recipes, name="recipes")
 app.add_typer(models, name="models")
 app.add_typer(data, name="data")
 app.add_typer(runs, name="runs")
@@ -82,9 +84,25 @@ def plan(
         typer.echo(clean("\n".join(plan_cli.text_lines(found))))
 
 
+@app.command("sample", context_settings=PASSED_ON, add_help_option=False)
+def sample(context: typer.Context) -> None:
+    """Models answer prompts, for people to rate.  Example: alignment sample MODEL --prompts FILE --db ratings.db"""
+    from alignment.cli.sample import main
+
+    leave(main(context.args))
+
+
+@app.command("rate", context_settings=PASSED_ON, add_help_option=False)
+def rate(context: typer.Context) -> None:
+    """Rate answers here or as a web page; reports, import, export.  Example: alignment rate --db F --labeler NAME"""
+    from alignment.cli.rate import main
+
+    leave(main(context.args))
+
+
 def _planned(
     config: Path, changes: list[str], cluster: plan_cli.Cluster, model_config: str | None, stage: str | None
-) -> plan_cli.Report:
+) -> plan_cli.PlanReport:
     from alignment.config.loading import load_config, read_values
     from alignment.memory.shapes import ShapeFinder
     from alignment.registry import Registry

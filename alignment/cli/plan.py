@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from alignment.errors import ConfigError, UserError
-from alignment.memory.plan import PARTS, SINGLE, STRATEGIES, Estimate, Strategy, Workload, estimate, in_gb
+from alignment.memory.plan import PARTS, SINGLE, STRATEGIES, MemoryEstimate, Strategy, Workload, estimate, in_gb
 from alignment.terminal import one_line
 
 STAGES = ("sft", "reward", "ppo")
@@ -96,7 +96,7 @@ class Plan:
 
     name: str
     work: Workload
-    estimates: dict[Strategy, Estimate]
+    estimates: dict[Strategy, MemoryEstimate]
     cluster: Cluster
 
     @classmethod
@@ -139,7 +139,7 @@ def launch_line(strategy: Strategy, cluster: Cluster, stage: str, config: Path, 
 
 
 @dataclass(frozen=True)
-class Report:
+class PlanReport:
     """What the command prints; the first plan is that of the config as it stands."""
 
     stage: str
@@ -149,7 +149,7 @@ class Report:
     launch: str | None
 
 
-def as_json(report: Report) -> dict[str, Any]:
+def as_json(report: PlanReport) -> dict[str, Any]:
     """The report as one object, sizes in GB (10^9 bytes)."""
     cluster = report.plans[0].cluster
     return {
@@ -174,7 +174,7 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def text_lines(report: Report) -> list[str]:
+def text_lines(report: PlanReport) -> list[str]:
     """The report as text: the run as its config has it by part, then the other ways to hold it."""
     first, cluster = report.plans[0], report.plans[0].cluster
     where = f"{cluster.processes} GPU{'s' * (cluster.processes > 1)} of {cluster.memory / 1e9:g} GB"
@@ -212,7 +212,7 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 
 def report(
     make: Callable[[int], dict[str, Workload]], cluster: Cluster, stage: str, config: Path, overrides: list[str]
-) -> Report:
+) -> PlanReport:
     """Plan every way to hold a config's models.
 
     Args:
@@ -236,4 +236,4 @@ def report(
         "context, NCCL and gaps between blocks"
     )
     line = launch_line(chosen, cluster, stage, config, overrides) if chosen else None
-    return Report(stage, config, plans, notes, line)
+    return PlanReport(stage, config, plans, notes, line)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from alignment.config.sections import ModelConfig
     from alignment.qa.chat_models import ChatModel
     from alignment.qa.documents import Chunk
-    from alignment.qa.pairs import Pair
-    from alignment.qa.report import Report
-    from alignment.qa.writing import Outcome, Recipe
+    from alignment.qa.pairs import QAPair
+    from alignment.qa.report import QAReport
+    from alignment.qa.writing import Outcome, WritingRecipe
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 _OPTION = {"num_pairs": "pairs"}  # where the option's name is not the parameter's
@@ -36,66 +36,90 @@ _LOCAL = ("config", "batch_size")
 EARLY = 10  # passages looked at before a model whose replies are of no use is given up
 
 
+DocsArgument = Annotated[
+    list[Path], typer.Argument(metavar="DOCS...", help="Folders or files: .md, .txt, .jsonl (text).")
+]
+OutOption = Annotated[Path, typer.Option("--out", help="The pairs, a .jsonl file; OUT.work beside it keeps replies.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="Who writes: registry reference, folder, hub name, or the name at --url."),
+]
+UrlOption = Annotated[str | None, typer.Option("--url", help="OpenAI-compatible server, up to /v1.")]
+KeyEnvOption = Annotated[
+    str | None, typer.Option("--key-env", help=f"Environment variable with the key (default: {KEY_VARIABLE}).")
+]
+JudgeModelOption = Annotated[
+    str | None, typer.Option("--judge-model", help="Who judges, at the same place (default: --model).")
+]
+MinRatingOption = Annotated[
+    float, typer.Option("--min-rating", min=0, max=10, help="Drop pairs the judge rates lower; 0: no judge.")
+]
+MinSupportOption = Annotated[
+    float,
+    typer.Option("--min-support", min=0, max=1, help="Share of an answer's words that its passage must have."),
+]
+NumPairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Pairs to ask for, per passage.")]
+ChunkSizeOption = Annotated[int, typer.Option("--chunk-size", min=100, help="Characters of a passage at most.")]
+QuestionsOption = Annotated[
+    Path | None, typer.Option("--questions", help="Without a model: a Jinja template of questions.")
+]
+SentencesOption = Annotated[
+    int | None, typer.Option("--sentences", min=1, help="Without a model: answer with the first so many sentences.")
+]
+PromptOption = Annotated[Path | None, typer.Option("--prompt", help="With a model: a Jinja template of the prompt.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="A stage's YAML, whose model section says how --model is loaded.")
+]
+TemperatureOption = Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0)]
+MaxNewTokensOption = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens of a reply at most.")]
+ConcurrencyOption = Annotated[int, typer.Option("--concurrency", min=1, help="Questions to --url at a time.")]
+BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Passages at a time, local model.")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait for a reply of --url.")]
+MaxBadOption = Annotated[
+    float, typer.Option("--max-bad", min=0, max=1, help="Stop when more of the replies are of no use.")
+]
+PriceInOption = Annotated[float | None, typer.Option("--price-in", min=0, help="Per million tokens read.")]
+PriceOutOption = Annotated[float | None, typer.Option("--price-out", min=0, help="Per million tokens written.")]
+ReportOption = Annotated[bool, typer.Option("--json", help="The report as one JSON object on stdout.")]
+
 qa_command = typer.Typer()
 
 
 @qa_command.command("qa")
 def qa(
     context: typer.Context,
-    docs: Annotated[list[Path], typer.Argument(metavar="DOCS...", help="Folders or files: .md, .txt, .jsonl (text).")],
-    out: Annotated[Path, typer.Option("--out", help="The pairs, a .jsonl file; OUT.work beside it keeps replies.")],
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="Who writes: registry reference, folder, hub name, or the name at --url."),
-    ] = None,
-    url: Annotated[str | None, typer.Option("--url", help="OpenAI-compatible server, up to /v1.")] = None,
-    key_env: Annotated[
-        str | None, typer.Option("--key-env", help=f"Environment variable with the key (default: {KEY_VARIABLE}).")
-    ] = None,
-    judge_model: Annotated[
-        str | None, typer.Option("--judge-model", help="Who judges, at the same place (default: --model).")
-    ] = None,
-    min_rating: Annotated[
-        float, typer.Option("--min-rating", min=0, max=10, help="Drop pairs the judge rates lower; 0: no judge.")
-    ] = 7,
-    min_support: Annotated[
-        float,
-        typer.Option("--min-support", min=0, max=1, help="Share of an answer's words that its passage must have."),
-    ] = 0.7,
-    num_pairs: Annotated[int, typer.Option("--pairs", min=1, help="Pairs to ask for, per passage.")] = 3,
-    chunk_size: Annotated[int, typer.Option("--chunk-size", min=100, help="Characters of a passage at most.")] = 4000,
-    questions: Annotated[
-        Path | None, typer.Option("--questions", help="Without a model: a Jinja template of questions.")
-    ] = None,
-    sentences: Annotated[
-        int | None, typer.Option("--sentences", min=1, help="Without a model: answer with the first so many sentences.")
-    ] = None,
-    prompt: Annotated[
-        Path | None, typer.Option("--prompt", help="With a model: a Jinja template of the prompt.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="A stage's YAML, whose model section says how --model is loaded.")
-    ] = None,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 0.7,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens of a reply at most.")] = 1024,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Questions to --url at a time.")] = 8,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Passages at a time, local model.")] = 8,
-    timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait for a reply of --url.")] = 300,
-    max_bad: Annotated[
-        float, typer.Option("--max-bad", min=0, max=1, help="Stop when more of the replies are of no use.")
-    ] = 0.5,
-    price_in: Annotated[float | None, typer.Option("--price-in", min=0, help="Per million tokens read.")] = None,
-    price_out: Annotated[float | None, typer.Option("--price-out", min=0, help="Per million tokens written.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The report as one JSON object on stdout.")] = False,
+    docs: DocsArgument,
+    out: OutOption,
+    model: ModelOption = None,
+    url: UrlOption = None,
+    key_env: KeyEnvOption = None,
+    judge_model: JudgeModelOption = None,
+    min_rating: MinRatingOption = 7,
+    min_support: MinSupportOption = 0.7,
+    num_pairs: NumPairsOption = 3,
+    chunk_size: ChunkSizeOption = 4000,
+    questions: QuestionsOption = None,
+    sentences: SentencesOption = None,
+    prompt: PromptOption = None,
+    config: ConfigOption = None,
+    temperature: TemperatureOption = 0.7,
+    seed: SeedOption = 0,
+    max_new_tokens: MaxNewTokensOption = 1024,
+    concurrency: ConcurrencyOption = 8,
+    batch_size: BatchSizeOption = 8,
+    timeout: TimeoutOption = 300,
+    max_bad: MaxBadOption = 0.5,
+    price_in: PriceInOption = None,
+    price_out: PriceOutOption = None,
+    as_json: ReportOption = False,
 ) -> None:
     """Question-answer pairs from documents, by rules or by a model.  Example: alignment data qa docs/ --out pairs.jsonl
 
     By a model: alignment data qa docs/ --out pairs.jsonl --model NAME --url https://HOST/v1  (or a local model, without
     --url). A run that was cut short goes on where it stopped when the same command is given again.
     """
-    from alignment.qa.questions import QUESTIONS, Questions
-    from alignment.qa.writing import PROMPT, Recipe
+    from alignment.qa.writing import PROMPT, WritingRecipe
 
     _check_options(context, model, url)
     _check_out(out, bool(model))
@@ -103,21 +127,11 @@ def qa(
     report.price_in, report.price_out = price_in, price_out
     stopped = None
     if model is None:
-        source = _template(questions, "--questions") if questions else QUESTIONS
-        asker = Questions(source, str(questions) if questions else "the question template", sentences)
-        pairs = [pair for chunk in chunks for pair in asker.pairs(chunk)]
+        pairs = _by_rules(chunks, questions, sentences)
         report.made = len(pairs)
     else:
-        recipe = Recipe(
-            num_pairs,
-            temperature,
-            seed,
-            max_new_tokens,
-            min_support,
-            min_rating,
-            _template(prompt, "--prompt") if prompt else PROMPT,
-            str(prompt or "the prompt"),
-        )
+        written = (_template(prompt, "--prompt") if prompt else PROMPT, str(prompt or "the prompt"))
+        recipe = WritingRecipe(num_pairs, temperature, seed, max_new_tokens, min_support, min_rating, *written)
         if judge_model and not min_rating:
             raise UserError("--judge-model: --min-rating 0 asks no judge; leave one of them out")
         names = [model, *([judge_model] if judge_model else [])]
@@ -167,10 +181,10 @@ def _template(path: Path, option: str) -> str:
         raise UserError(f"{option} {path}: cannot be read: {error.strerror}") from None
 
 
-def _passages(docs: Sequence[Path], chunk_size: int) -> tuple[list[Chunk], Report]:
+def _passages(docs: Sequence[Path], chunk_size: int) -> tuple[list[Chunk], QAReport]:
     """The passages to ask about, each once, and a report with what was left out so far."""
     from alignment.qa.documents import cut, read_documents
-    from alignment.qa.report import Report
+    from alignment.qa.report import QAReport
 
     documents, set_aside = read_documents(docs)
     every = [chunk for document in documents for chunk in cut(document, chunk_size)]
@@ -182,7 +196,7 @@ def _passages(docs: Sequence[Path], chunk_size: int) -> tuple[list[Chunk], Repor
         raise UserError(
             f"{', '.join(map(str, docs))}: the documents hold nothing but headings; there is nothing to ask"
         )
-    return chunks, Report(
+    return chunks, QAReport(
         len(documents), set_aside, len(chunks), len(every) - len(told), len(told) - len(chunks), oversized
     )
 
@@ -207,9 +221,22 @@ def _local_models(names: Sequence[str], config: Path | None, batch_size: int) ->
         return [LocalModel(name, how, batch_size) for name in names]
 
 
+def _by_rules(chunks: Sequence[Chunk], questions: Path | None, sentences: int | None) -> list[QAPair]:
+    from alignment.qa.questions import QUESTIONS, Questions
+
+    source = _template(questions, "--questions") if questions else QUESTIONS
+    asker = Questions(source, str(questions) if questions else "the question template", sentences)
+    return [pair for chunk in chunks for pair in asker.pairs(chunk)]
+
+
 def _by_model(
-    chunks: Sequence[Chunk], models: Sequence[ChatModel], recipe: Recipe, out: Path, max_bad: float, report: Report
-) -> tuple[list[Pair], str | None]:
+    chunks: Sequence[Chunk],
+    models: Sequence[ChatModel],
+    recipe: WritingRecipe,
+    out: Path,
+    max_bad: float,
+    report: QAReport,
+) -> tuple[list[QAPair], str | None]:
     """The pairs of all passages, or of those seen until too many replies were of no use, and then why it stopped."""
     from alignment.qa.work import WorkFile
     from alignment.qa.writing import Writer
@@ -231,7 +258,7 @@ def _by_model(
                 batches.close()
                 break
         report.asked = work.num_asked
-    pairs: list[Pair] = []
+    pairs: list[QAPair] = []
     for number in sorted(done):
         for outcome in done[number]:
             pairs += outcome.pairs
@@ -241,7 +268,7 @@ def _by_model(
     return pairs, stopped
 
 
-def _finish(pairs: list[Pair], stopped: str | None, report: Report, out: Path, as_json: bool) -> None:
+def _finish(pairs: list[QAPair], stopped: str | None, report: QAReport, out: Path, as_json: bool) -> None:
     from alignment.qa.pairs import drop_duplicates
 
     kept, dropped = drop_duplicates(pairs)
@@ -265,7 +292,7 @@ def _finish(pairs: list[Pair], stopped: str | None, report: Report, out: Path, a
         )
 
 
-def _write(pairs: Sequence[Pair], out: Path) -> None:
+def _write(pairs: Sequence[QAPair], out: Path) -> None:
     """The pairs as JSON lines, in a file that appears when all are written."""
     part = out.with_name(f".{out.name}.part")
     try:

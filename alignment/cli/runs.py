@@ -10,8 +10,8 @@ from rich.text import Text
 
 from alignment.cli.common import JsonOption, RegistryOption, plain_table, print_json
 from alignment.cli.completion import complete_run
-from alignment.cli.dashboard import dashboard
-from alignment.errors import UserError
+from alignment.distributed.ticker import ticking
+from alignment.errors import UserError, require_extra
 from alignment.reports import overview
 from alignment.reports.compare import Figure, compare, figure, in_order
 from alignment.reports.judges import judge_of
@@ -23,8 +23,10 @@ from alignment.runs.checkpoint import committed
 from alignment.runs.record import RunRecord, find_runs
 from alignment.runs.resume import value_at
 from alignment.terminal import clean, one_line, screen
+from alignment.tracking.wandb_names import PROJECT
 
 runs = typer.Typer(no_args_is_help=True, help="Training runs: what they do, what came of them, and a reviewer's word.")
+dashboard = typer.Typer(no_args_is_help=True, help="The panels of the reports, as views of a W&B workspace.")
 runs.add_typer(dashboard, name="dashboard")
 
 RunsOption = Annotated[Path, typer.Option("--runs", help="The folder of the runs.")]
@@ -204,6 +206,56 @@ def replay_run(
         typer.echo(clean(f"not in the registry any more: {', '.join(found.missing)}"), err=True)
     if not online:
         typer.echo(clean(f"upload it with: wandb sync {found.where}"))
+
+
+@runs.command("report")
+def report_runs(
+    names: Annotated[list[str], typer.Argument(help="A run's name or folder; several are compared.", metavar="RUN...")],
+    out: Annotated[Path | None, typer.Option("--out", help="The file [default: RUN/report.html].")] = None,
+    panels: Annotated[
+        str | None, typer.Option("--dashboard", help="A YAML file like those in configs/dashboards.")
+    ] = None,
+    folder: RunsOption = RUNS,
+    registry: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """One HTML file of a run, or of several compared.  Example: alignment runs report demo-ppo"""
+    from alignment.reports.report import write_report  # Jinja is needed here alone
+
+    paths = [overview.find_run(name, folder) for name in names]
+    if out is None and len(paths) > 1:
+        out = Path("report.html")
+    with ticking("alignment runs report"):
+        path, outcome = write_report(paths, out, registry, panels)
+    said = [in_short(overview.verdicts_now(RunRecord.read(each))) for each in paths]
+    if as_json:
+        print_json({"report": str(path), "verdict": outcome, "verdicts": said})
+    else:
+        typer.echo(clean(f"wrote {path}; verdict: {'; '.join(said)}"))
+
+
+@dashboard.callback()
+def _dashboard() -> None:
+    """Keeps `push` a word of its own: typer would leave out the name of an only command."""
+
+
+@dashboard.command("push")
+def push_dashboard(
+    name: Annotated[str, typer.Argument(help="sft, reward, ppo, labels or compare; or a YAML file like theirs.")],
+    project: Annotated[str, typer.Option("--project", envvar="WANDB_PROJECT", help="The W&B project.")] = PROJECT,
+    entity: Annotated[str | None, typer.Option("--entity", help="Whose it is [default: the key's owner].")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A dashboard as a view of a W&B workspace; --json prints it.  Example: alignment runs dashboard push ppo"""
+    require_extra("dashboards", "wandb_workspaces", purpose="a view of a W&B workspace")
+    from alignment.reports import dashboards
+    from alignment.tracking import workspace
+
+    chosen = dashboards.load(name)
+    if as_json:
+        print_json(workspace.view(chosen, project, entity or ""))
+    else:
+        typer.echo(clean(f"made the view '{chosen.title}': {workspace.push(chosen, project, entity)}"))
 
 
 def _read(path: Path) -> tuple[RunRecord | None, str]:

@@ -284,7 +284,7 @@ def pair_of(row: Mapping[str, Any]) -> tuple[Turns, str, str]:
     return prompt, chosen, rejected
 
 
-class Ranking(NamedTuple):
+class RankedAnswers(NamedTuple):
     """Answers to one prompt with their ranks; 1 is better than 2, equal ranks are a tie."""
 
     prompt: Turns
@@ -292,7 +292,7 @@ class Ranking(NamedTuple):
     ranks: tuple[float, ...]
 
 
-def ranking(row: Mapping[str, Any]) -> Ranking:
+def ranking(row: Mapping[str, Any]) -> RankedAnswers:
     """`prompt`, `completions` and `ranks`."""
     completions, ranks = row["completions"], row["ranks"]
     if not (isinstance(completions, list) and isinstance(ranks, list) and len(completions) == len(ranks) >= 2):
@@ -300,7 +300,7 @@ def ranking(row: Mapping[str, Any]) -> Ranking:
     if not all(isinstance(rank, int | float) and not isinstance(rank, bool) for rank in ranks):
         raise BadRow(f"'ranks' must be numbers (1 is the best), found {ranks}")
     texts = tuple(check_text(text, f"completion {number}") for number, text in enumerate(completions, 1))
-    return Ranking(prompt_turns(row), texts, tuple(ranks))
+    return RankedAnswers(prompt_turns(row), texts, tuple(ranks))
 
 
 Choice = Literal["first", "second", "tie"]
@@ -318,7 +318,7 @@ def _choice(value: Any, name: str) -> Choice:
     return _SAID[number]
 
 
-class Judged(NamedTuple):
+class AnnotatedPair(NamedTuple):
     """Two responses to an instruction and what each annotator said, by their column."""
 
     prompt: Turns
@@ -327,7 +327,7 @@ class Judged(NamedTuple):
     votes: tuple[tuple[str, Choice], ...]
 
 
-def pandalm(row: Mapping[str, Any]) -> Judged:
+def pandalm(row: Mapping[str, Any]) -> AnnotatedPair:
     """PandaLM's rows: `instruction`, `input`, two responses, and a vote in each of `annotator1`, `annotator2`, ...
 
     A response may be empty: a model said nothing, and people judged that. A truth value or a number is the text that it
@@ -338,7 +338,7 @@ def pandalm(row: Mapping[str, Any]) -> Judged:
     votes = tuple((key, _choice(row[key], f"'{key}'")) for key in columns if row[key] not in (None, ""))
     if not votes:
         raise BadRow("no annotator said which response is better")
-    return Judged(pandalm_prompt(row), first, second, votes)
+    return AnnotatedPair(pandalm_prompt(row), first, second, votes)
 
 
 def pandalm_prompt(row: Mapping[str, Any]) -> Turns:

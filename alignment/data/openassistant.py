@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from alignment.data.formats import Ranking, Turns, check_text
+from alignment.data.formats import RankedAnswers, Turns, check_text
 from alignment.data.row_files import BadRow
 from alignment.templates.rendering import Message
 
@@ -35,10 +35,10 @@ def tree_chats(row: Mapping[str, Any]) -> list[Turns]:
     return chats
 
 
-def tree_rankings(row: Mapping[str, Any]) -> list[Ranking]:
+def tree_rankings(row: Mapping[str, Any]) -> list[RankedAnswers]:
     """The messages of a tree whose replies were ranked, two or more of them."""
     return [
-        Ranking(
+        RankedAnswers(
             tuple(_turn(node) for node in history),
             tuple(_turn(reply)["content"] for reply in ranked),
             tuple(reply["rank"] for reply in ranked),

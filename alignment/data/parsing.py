@@ -11,7 +11,7 @@ from alignment.config.sections import Format
 from alignment.data import formats
 from alignment.data.importers import PassedOver
 from alignment.data.openassistant import tree_chats, tree_rankings
-from alignment.data.records import Comparison, Demonstration, Document, Prompt, Rating, Vote
+from alignment.data.records import Comparison, CompletionRating, Demonstration, Document, Prompt, Vote
 from alignment.data.row_files import BadRow
 from alignment.templates.rendering import Message
 
@@ -115,7 +115,7 @@ def _compared(row: Mapping[str, Any], format: Format) -> list[Comparison]:
     return [pair for ranking in rankings for pair in _ranked_pairs(ranking)]
 
 
-def to_judgements(row: Mapping[str, Any], format: Format = "auto") -> list[Comparison] | list[Rating]:
+def to_judgements(row: Mapping[str, Any], format: Format = "auto") -> list[Comparison] | list[CompletionRating]:
     """What the reward stage learns from a row: comparisons, or the rating of one completion.
 
     Pairs of equal completions of a ranking are among them: the stage counts what it leaves out.
@@ -127,7 +127,9 @@ def to_judgements(row: Mapping[str, Any], format: Format = "auto") -> list[Compa
         raise BadRow(f"'rating' must be a number, found {value!r}")
     if labeler is not None and not isinstance(labeler, str):
         raise BadRow(f"'labeler' must be a text, found {type(labeler).__name__}")
-    return [Rating(formats.prompt_turns(row), formats.completion_of(row, "completion"), float(value), labeler)]
+    return [
+        CompletionRating(formats.prompt_turns(row), formats.completion_of(row, "completion"), float(value), labeler)
+    ]
 
 
 def to_comparison(row: Mapping[str, Any]) -> Comparison:
@@ -153,7 +155,7 @@ def _judged_pairs(judged: formats.Tournament) -> Iterator[Comparison]:
         yield Comparison(judged.prompt, first, second, (Vote(choice),), len(judged.completions))
 
 
-def _ranked_pairs(ranking: formats.Ranking) -> Iterator[Comparison]:
+def _ranked_pairs(ranking: formats.RankedAnswers) -> Iterator[Comparison]:
     size = len(ranking.completions)
     for (first, one), (second, other) in itertools.combinations(
         zip(ranking.completions, ranking.ranks, strict=True), 2

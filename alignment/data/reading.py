@@ -16,16 +16,16 @@ from typing import Any, Generic, Literal, TypeVar
 
 from alignment.config.sections import DataConfig, DataPart, Format
 from alignment.data.importers import PassedOver
-from alignment.data.records import Comparison, Demonstration, Document, Prompt, Rating
+from alignment.data.records import Comparison, CompletionRating, Demonstration, Document, Prompt
 from alignment.data.row_files import BadRow, DataError
-from alignment.data.sources import Source, open_source
+from alignment.data.sources import RowSource, open_source
 
 # --- rows to records -----------------------------------------------------------------------------------------------
 
 
 # --- one pass over a data section ----------------------------------------------------------------------------------
 
-R = TypeVar("R", bound=Prompt | Demonstration | Document | Comparison | Rating)
+R = TypeVar("R", bound=Prompt | Demonstration | Document | Comparison | CompletionRating)
 Convert = Callable[[Mapping[str, Any], Format], Sequence[R]]
 Use = Literal["train", "eval"]
 
@@ -45,7 +45,7 @@ class Reading(Generic[R]):
     """
 
     def __init__(
-        self, config: DataConfig, convert: Convert[R], open: Callable[[DataPart, DataConfig], Source] = open_source
+        self, config: DataConfig, convert: Convert[R], open: Callable[[DataPart, DataConfig], RowSource] = open_source
     ) -> None:
         self.config, self._convert, self._open = config, convert, open
         self.bad: list[tuple[str, str]] = []
@@ -108,7 +108,7 @@ class Reading(Generic[R]):
         for side in uses:
             self.fingerprints[side].append(mark | {"rows": counts[side], "use": side})
 
-    def _records(self, source: Source, part: DataPart, bad: list[tuple[str, str]]) -> Iterator[R]:
+    def _records(self, source: RowSource, part: DataPart, bad: list[tuple[str, str]]) -> Iterator[R]:
         for where, row in source.rows:
             try:
                 if isinstance(row, BadRow):
@@ -141,7 +141,9 @@ def _mixing(part: DataPart) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value != defaults[key]}
 
 
-def is_held_out(record: Prompt | Demonstration | Document | Comparison | Rating, share: float, seed: int) -> bool:
+def is_held_out(
+    record: Prompt | Demonstration | Document | Comparison | CompletionRating, share: float, seed: int
+) -> bool:
     """Whether a record's prompt group is held out.
 
     A group goes by the hash of its own text, so that adding rows never moves a prompt from one side to the other.
@@ -185,7 +187,7 @@ def read_records(path: str | Path, convert: Convert[R], config: DataConfig) -> R
 
 
 def train_and_eval(
-    config: DataConfig, convert: Convert[R], open: Callable[[DataPart, DataConfig], Source] = open_source
+    config: DataConfig, convert: Convert[R], open: Callable[[DataPart, DataConfig], RowSource] = open_source
 ) -> tuple[Records[R], Records[R]]:
     """The training and held-out records that a `data` section names.
 

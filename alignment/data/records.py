@@ -95,7 +95,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Rating:
+class CompletionRating:
     """A number that one person gave to one completion; higher is better. `labeler` None: not known who."""
 
     prompt: tuple[Message, ...]

@@ -55,7 +55,7 @@ def _data_files(path: Path) -> list[Path]:
     if not path.exists():
         raise DataError(f"{path}: no such file; {MISSING}")
     if _suffix(path) == ".db":
-        raise DataError(f"{path}: a ratings database, which the reward stage reads; scripts/rate.py report shows it")
+        raise DataError(f"{path}: a ratings database, which the reward stage reads; `alignment rate report` shows it")
     if _suffix(path) not in SUFFIXES:
         raise DataError(f"{path}: not a kind of file that is read; expected {', '.join(SUFFIXES)} (.gz allowed)")
     return [path]

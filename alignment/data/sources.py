@@ -26,14 +26,14 @@ Rows = Iterator[tuple[str, Any]]
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?(@[\w.-]+)?")
 
 
-class Source(NamedTuple):
+class RowSource(NamedTuple):
     """The rows of a source with their places, and what says that it is the same one: name, sha256 and the like."""
 
     rows: Rows
     fingerprint: Callable[[], dict[str, Any]]
 
 
-def open_source(part: DataPart, config: DataConfig) -> Source:
+def open_source(part: DataPart, config: DataConfig) -> RowSource:
     """Find the rows behind a part, under our names (`columns`). A row that cannot be used comes as its BadRow.
 
     Raises:
@@ -44,17 +44,17 @@ def open_source(part: DataPart, config: DataConfig) -> Source:
         return _from_datasets(_load_saved(path), part)
     if path.exists() and (part.format == "slack" or (part.format == "auto" and is_slack_export(path))):
         files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
-        return Source(slack_rows(path, config.agents), _hashed(path.name, files))
+        return RowSource(slack_rows(path, config.agents), _hashed(path.name, files))
     if path.suffix.lower() in TEXT_SUFFIXES or (path.is_dir() and not _has_data_files(path) and text_files(path)):
         if not path.exists():
             raise DataError(f"{path}: no such file; {MISSING}")
         files = text_files(path)
         rows = faq_rows(files) if part.format == "faq" else document_rows(files)
-        return Source(rows, _hashed(path.name, files))
+        return RowSource(rows, _hashed(path.name, files))
     if not path.exists() and not path.suffix.startswith((*SUFFIXES, ".gz")) and _HUB_NAME.fullmatch(part.path):
         return _from_datasets(_load_hub(part.path), part)
     rows = _renamed_rows(read_rows(path), part.columns or {})
-    return Source(_tickets(rows, part, config), lambda: file_fingerprint(path, 0))
+    return RowSource(_tickets(rows, part, config), lambda: file_fingerprint(path, 0))
 
 
 def _has_data_files(folder: Path) -> bool:
@@ -112,11 +112,11 @@ def _hashed(name: str, files: Sequence[Path]) -> Callable[[], dict[str, Any]]:
 # --- the datasets library ------------------------------------------------------------------------------------------
 
 
-def _from_datasets(dataset: Any, part: DataPart) -> Source:
+def _from_datasets(dataset: Any, part: DataPart) -> RowSource:
     rows = ((f"{part.path}:row {number}", row) for number, row in enumerate(dataset, 1))
     files = [Path(entry["filename"]) for entry in dataset.cache_files]
     mark = _hashed(Path(part.path).name if Path(part.path).exists() else part.path, files)
-    return Source(_renamed_rows(rows, part.columns or {}), mark)
+    return RowSource(_renamed_rows(rows, part.columns or {}), mark)
 
 
 def _load_saved(path: Path) -> Any:

@@ -20,7 +20,7 @@ from alignment.tensors import pad_rows
 
 
 @dataclass(frozen=True)
-class Judged:
+class SampledAnswer:
     """One sampled answer: its text, whether it ended by itself, its length in tokens with EOS, the reward model's
     score, its KL from the reference, log(policy / reference) summed over its tokens, in nats, and the score of a
     reward model that training never saw, if there is one."""
@@ -45,7 +45,7 @@ def judge_policy(
     batch_size: int = 64,
     seed: int = 0,
     held_out_reward: ScalarModel | RewardEnsemble | None = None,
-) -> list[Judged]:
+) -> list[SampledAnswer]:
     """Sample one answer per prompt, at the temperature of training, and judge it; in the prompts' order."""
     answers = complete(
         policy,
@@ -57,7 +57,7 @@ def judge_policy(
         seed=seed,
     )
     rows = [(encode_prompt(tokenizer, prompt), answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    judged: dict[int, Judged] = {}
+    judged: dict[int, SampledAnswer] = {}
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index][0]) + len(rows[index][1].ids))
     for start in range(0, len(rows), batch_size):
         batch = by_length[start : start + batch_size]
@@ -74,5 +74,5 @@ def judge_policy(
             answer = rows[index][1]
             length = len(answer.ids)
             kl = float((ours - theirs)[row, longest - length :].sum())
-            judged[index] = Judged(answer.text, answer.ended, length, float(scores[row]), kl, others[row])
+            judged[index] = SampledAnswer(answer.text, answer.ended, length, float(scores[row]), kl, others[row])
     return [judged[index] for index in range(len(rows))]

@@ -22,9 +22,9 @@ from transformers import (
 from alignment.generation.kv_cache import keep_rows, make_cache
 from alignment.generation.sampler_check import find_way
 from alignment.generation.sampling import (
-    Completion,
     GenerationError,
     Sampled,
+    SampledCompletion,
     Sampling,
     Way,
     has_ended,
@@ -322,7 +322,7 @@ def complete(
     batch_size: int = 64,
     seed: int = 0,
     first: int = 0,
-) -> list[Completion]:
+) -> list[SampledCompletion]:
     """Sample one completion per prompt, in order.
 
     Args:
@@ -336,7 +336,7 @@ def complete(
     seeds = [stream_seed("complete", seed, number) for number in range(first, first + len(rows))]
     responses = TransformersEngine(policy, tokenizer).generate(rows, seeds, sampling).responses
     return [
-        Completion(
+        SampledCompletion(
             text=response_text(tokens, sampling, tokenizer).strip(),
             ids=tokens,
             ended=has_ended(tokens, sampling, tokenizer),

@@ -23,7 +23,7 @@ class GenerationError(UserError):
 
 
 @dataclass(frozen=True)
-class Completion:
+class SampledCompletion:
     """One sampled answer. `ended` says whether the model stopped by itself within the limit."""
 
     text: str

@@ -1,1 +1,1 @@
-"""What scripts/rate.py can do, a module for each command or screen; each is imported only when it is asked for."""
+"""Rating by people: the screen, the page, line mode, files in and out, and the answers that they rate."""

@@ -14,7 +14,7 @@ _BETTER = {3: "much better", 2: "clearly better", 1: "slightly better"}
 
 
 @dataclass(frozen=True)
-class Answer:
+class LabelerAnswer:
     """One answer as the labeler sees the item: sides, ranks and scores are those shown, not those stored."""
 
     choice: ChoiceShown
@@ -34,20 +34,20 @@ class Answer:
         return {"tie": "both bad" if BOTH_BAD in self.flags else "a tie", "skip": "skipped"}[self.choice]
 
 
-SKIP = Answer("skip")
+SKIP = LabelerAnswer("skip")
 PAIR = {
-    "1": Answer("left", 3),
-    "2": Answer("left", 2),
-    "3": Answer("left", 1),
-    "4": Answer("tie"),
-    "5": Answer("right", 1),
-    "6": Answer("right", 2),
-    "7": Answer("right", 3),
-    "b": Answer("tie", flags=(BOTH_BAD,)),
-    "left": Answer("left", 2),
-    "right": Answer("right", 2),
+    "1": LabelerAnswer("left", 3),
+    "2": LabelerAnswer("left", 2),
+    "3": LabelerAnswer("left", 1),
+    "4": LabelerAnswer("tie"),
+    "5": LabelerAnswer("right", 1),
+    "6": LabelerAnswer("right", 2),
+    "7": LabelerAnswer("right", 3),
+    "b": LabelerAnswer("tie", flags=(BOTH_BAD,)),
+    "left": LabelerAnswer("left", 2),
+    "right": LabelerAnswer("right", 2),
 }
-SINGLE = {str(score): Answer("scored", score=score) for score in SCORES}
+SINGLE = {str(score): LabelerAnswer("scored", score=score) for score in SCORES}
 
 
 class Ranking:
@@ -79,9 +79,11 @@ class Ranking:
         return ranks
 
     @property
-    def answer(self) -> Answer | None:
+    def answer(self) -> LabelerAnswer | None:
         """The whole order, or None while answers are missing."""
-        return None if self.left else Answer("ranked", ranks=tuple(self.ranks[n] for n in range(1, self.size + 1)))
+        return (
+            None if self.left else LabelerAnswer("ranked", ranks=tuple(self.ranks[n] for n in range(1, self.size + 1)))
+        )
 
     def press(self, key: str) -> str:
         """Take a number, `=` or `backspace`; returns what is wrong with it, or nothing."""
@@ -122,20 +124,20 @@ def expected_in_words(gold: Gold) -> str:
     if gold.ranks is not None:
         return order_in_words(gold.ranks)
     if gold.score is not None:
-        return str(Answer("scored", score=gold.score))
+        return str(LabelerAnswer("scored", score=gold.score))
     assert gold.choice is not None
-    return str(Answer({"first": "left", "second": "right", "tie": "tie"}[gold.choice]))  # type: ignore[arg-type]
+    return str(LabelerAnswer({"first": "left", "second": "right", "tie": "tie"}[gold.choice]))  # type: ignore[arg-type]
 
 
-def as_shown(rating: Rating, assignment: Assignment) -> Answer:
+def as_shown(rating: Rating, assignment: Assignment) -> LabelerAnswer:
     """A stored answer, which is in item order, as this labeler gave it."""
     order = assignment.order_shown
     flags = tuple(flag for flag in rating.flags if flag == BOTH_BAD)
     if rating.choice in ("first", "second"):
         side = order.index(("first", "second").index(rating.choice))
-        return Answer("right" if side else "left", rating.strength)
+        return LabelerAnswer("right" if side else "left", rating.strength)
     ranks = None if rating.ranks is None else tuple(rating.ranks[index] for index in order)
-    return Answer(rating.choice, None, flags, ranks, rating.score)  # type: ignore[arg-type]
+    return LabelerAnswer(rating.choice, None, flags, ranks, rating.score)  # type: ignore[arg-type]
 
 
 def keys_of(kind: str) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The file formats of `rate.py import` and `export`: how each is read and written, and what it has no room for.
+"""The file formats of `alignment rate import` and `export`: how each is read and written, and what it has no room for.
 
 A reader turns a row into items with their answers, or raises BadRow (the row is wrong) or PassedOver (nothing to rate).
 A writer turns the whole store into rows and counts, by reason, the items that the format cannot hold.
@@ -6,53 +6,24 @@ A writer turns the whole store into rows and counts, by reason, the items that t
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
 from alignment.data import formats
-from alignment.data.importers import PassedOver
-from alignment.data.openassistant import ranked_replies
 from alignment.data.row_files import BadRow
 from alignment.labeling.checks import checked_entry
-from alignment.ratings import Completion, Gold, Item, Kind, Rating
-from alignment.ratings.pairs import Pair, judged_pairs
+from alignment.labeling.entries import Entry, Rows, Stored, exportable, kept_row, plain_turns, short_digest
+from alignment.labeling.message_trees import read_trees, write_trees
+from alignment.ratings import Completion, Item, Rating
+from alignment.ratings.pairs import Pair
 from alignment.templates.builtin import INPUT_HEADING
-from alignment.templates.rendering import Message
 
 CODES = {"tie": 0, "first": 1, "second": 2}
 """How PandaLM and QA-Feedback write a choice."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An item as a file has it. `answers` are arguments of `RatingsStore.import_rating`, `item` aside."""
-
-    kind: Kind
-    prompt: Sequence[Mapping[str, str]]
-    completions: Sequence[Completion]
-    answers: Sequence[Mapping[str, Any]]
-    need: int = 1
-    metadata: Mapping[str, Any] | None = None
-    gold: Gold | None = None
-    simulated: frozenset[str] = frozenset()
-
-
-class Stored(NamedTuple):
-    """A store as writers see it. `ratings` are all, skips and controls too; `counting` those that models learn from."""
-
-    items: list[Item]
-    ratings: list[Rating]
-    counting: list[Rating]
-    simulated: frozenset[str]
-
-
-Rows = Iterator[dict[str, Any]]
 
 
 class FileFormat(NamedTuple):
@@ -98,13 +69,13 @@ def _read_hh(row: Mapping[str, Any]) -> list[Entry]:
     if chosen == rejected:
         raise BadRow("'chosen' and 'rejected' are the same")
     # Which of them stands first is drawn from the texts: were it always the chosen one, `first` would say what won.
-    first, second = sorted((chosen, rejected), key=lambda text: _short_digest(text))
+    first, second = sorted((chosen, rejected), key=lambda text: short_digest(text))
     answer = {"labeler": "hh", "choice": "first" if first == chosen else "second"}
-    return [Entry("pair", _plain(prompt), (Completion(first), Completion(second)), (answer,))]
+    return [Entry("pair", plain_turns(prompt), (Completion(first), Completion(second)), (answer,))]
 
 
 def _write_hh(stored: Stored, left_out: Counter[str]) -> Rows:
-    for pair in _exportable(stored, left_out):
+    for pair in exportable(stored, left_out):
         first, second = (pair.item.completions[place].text for place in (pair.first, pair.second))
         sides = [_transcript(pair.item.prompt, text) for text in (first, second)]
         if pair.majority == "tie":
@@ -142,7 +113,7 @@ def _read_pandalm(row: Mapping[str, Any]) -> list[Entry]:
     return [
         Entry(
             kind="pair",
-            prompt=_plain(judged.prompt),
+            prompt=plain_turns(judged.prompt),
             completions=tuple(map(Completion, (judged.first, judged.second), (True, True), models)),
             answers=[{"labeler": annotator, "choice": choice} for annotator, choice in judged.votes],
             need=len(judged.votes),
@@ -152,7 +123,7 @@ def _read_pandalm(row: Mapping[str, Any]) -> list[Entry]:
 
 
 def _write_pandalm(stored: Stored, left_out: Counter[str]) -> Rows:
-    pairs = list(_exportable(stored, left_out))
+    pairs = list(exportable(stored, left_out))
     # Names that end in numbers (annotator2, annotator10) keep their order, so that a file comes back as it was.
     labelers = sorted({name for pair in pairs for name in pair.choices}, key=lambda name: (len(name), name))
     for pair in pairs:
@@ -176,7 +147,7 @@ _NOT_ONE_QUESTION = "pairs whose prompt is a conversation, not one question"
 
 def _instruction(item: Item) -> dict[str, Any] | None:
     """What the row of an imported item had, or the user's single turn."""
-    if kept := _kept(item, "pandalm", instruction=str):
+    if kept := kept_row(item, "pandalm", instruction=str):
         return kept
     if [turn["role"] for turn in item.prompt] != ["user"]:
         return None
@@ -197,9 +168,9 @@ def _read_qa_feedback(row: Mapping[str, Any]) -> list[Entry]:
     formats.shape_of(row, "qa-feedback", ["qa-feedback"])
     judged = formats.qa_feedback(row)
     size = len(judged.completions)
-    name = _short_digest(json.dumps([judged.prompt, judged.completions]))
+    name = short_digest(json.dumps([judged.prompt, judged.completions]))
     rest = {key: value for key, value in row.items() if not key.startswith(("prediction ", "preference"))}
-    prompt = _plain(judged.prompt)
+    prompt = plain_turns(judged.prompt)
     entries: list[Entry] = []
     pairs = itertools.combinations(range(size), 2)
     for (first, second), choice in zip(pairs, judged.choices, strict=True):
@@ -215,20 +186,20 @@ def _read_qa_feedback(row: Mapping[str, Any]) -> list[Entry]:
 def _write_qa_feedback(stored: Stored, left_out: Counter[str]) -> Rows:
     sets: dict[object, list[Pair]] = {}
     copies: Counter[str] = Counter()
-    for pair in _exportable(stored, left_out):
+    for pair in exportable(stored, left_out):
         name: object = pair.item.id
-        if kept := _kept(pair.item, "qa-feedback", set=str, pair=list, size=int):
+        if kept := kept_row(pair.item, "qa-feedback", set=str, pair=list, size=int):
             place = json.dumps([kept["set"], kept["pair"]])
             copies[place] += 1  # a question that stands twice in its file is two sets
             name = (kept["set"], copies[place])
         sets.setdefault(name, []).append(pair)
     for pairs in sets.values():
-        kept = _kept(pairs[0].item, "qa-feedback", set=str, pair=list, size=int)
+        kept = kept_row(pairs[0].item, "qa-feedback", set=str, pair=list, size=int)
         size = kept["size"] if kept else len(pairs[0].item.completions)
         texts: dict[int, str] = {}
         said: dict[tuple[int, ...], int] = {}
         for pair in pairs:
-            told = _kept(pair.item, "qa-feedback", set=str, pair=list, size=int)
+            told = kept_row(pair.item, "qa-feedback", set=str, pair=list, size=int)
             names = tuple(told["pair"]) if told else (pair.first + 1, pair.second + 1)
             texts |= zip(
                 names, (pair.item.completions[place].text for place in (pair.first, pair.second)), strict=False
@@ -249,151 +220,10 @@ def _write_qa_feedback(stored: Stored, left_out: Counter[str]) -> Rows:
 
 def _question(pairs: Sequence[Pair]) -> dict[str, Any] | None:
     for pair in pairs:
-        if kept := _kept(pair.item, "qa-feedback", row=dict):
+        if kept := kept_row(pair.item, "qa-feedback", row=dict):
             return dict(kept["row"])
     prompt = pairs[0].item.prompt
     return {"question": prompt[0]["content"], "passages": []} if [turn["role"] for turn in prompt] == ["user"] else None
-
-
-# --- oasst: message trees ------------------------------------------------------------------------------------------
-
-
-def _read_oasst(row: Mapping[str, Any]) -> list[Entry]:
-    formats.shape_of(row, "tree", ["tree"])
-    entries = []
-    for history, ranked in ranked_replies(row):
-        texts = [formats.check_text(node.get("text"), f"the text of {node.get('message_id')}") for node in history]
-        roles = ["assistant" if node["role"] == "assistant" else "user" for node in history]
-        answers = [
-            Completion(formats.check_text(node.get("text"), f"the text of {node.get('message_id')}"), model=model)
-            for node in ranked
-            for model in [node.get("model_name")]
-        ]
-        kept = {
-            "tree": row["message_tree_id"],
-            "path": [node.get("message_id") for node in history],
-            "replies": [node.get("message_id") for node in ranked],
-        }
-        entries.append(
-            Entry(
-                kind="rank",
-                prompt=[{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)],
-                completions=answers,
-                answers=[{"labeler": "oasst", "choice": "ranked", "ranks": [node["rank"] + 1 for node in ranked]}],
-                metadata={"oasst": kept, "lang": ranked[0].get("lang")},
-            )
-        )
-    if not entries:
-        raise PassedOver("no answers of this tree were ranked")
-    return entries
-
-
-def _write_oasst(stored: Stored, left_out: Counter[str]) -> Rows:
-    trees: dict[str, dict[str, Any]] = {}
-    ranked: set[str] = set()
-    ranks = _ranks(stored, left_out)
-    for item in stored.items:
-        if item.id not in ranks:
-            continue
-        roles = [turn["role"] for turn in item.prompt]
-        texts = [turn["content"] for turn in item.prompt] + [completion.text for completion in item.completions]
-        if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"] or not all(text.strip() for text in texts):
-            left_out["items that a tree cannot hold (another role, turns out of turn, an empty text)"] += 1
-            continue
-        kept = _kept(item, "oasst", tree=str, path=list, replies=list)
-        if [len(kept.get(key, ())) for key in ("path", "replies")] != [len(roles), len(item.completions)]:
-            kept = {}
-        path: list[str | None] = kept.get("path", [None] * len(roles))
-        ids: list[str | None] = kept.get("replies", [None] * len(item.completions))
-        name = kept.get("tree", _message_id(item.prompt[0]["content"]))
-        if not kept and len({completion.text for completion in item.completions}) < len(item.completions):
-            left_out["items with two equal answers"] += 1
-            continue
-        lang = {"lang": item.metadata["lang"]} if item.metadata.get("lang") else {}
-        first = item.prompt[0]["content"]
-        node = trees.setdefault(name, _node(name if path[0] is None else path[0], None, "user", first) | lang)
-        if node["text"] != first:
-            left_out["items of a tree that begins otherwise"] += 1
-            continue
-        for turn, message_id in zip(item.prompt[1:], path[1:], strict=True):
-            node = _child(node, turn["role"], turn["content"], message_id, lang)
-        if node["message_id"] in ranked:
-            left_out["items on a question whose answers stand ranked in the tree already"] += 1
-            continue
-        ranked.add(node["message_id"])
-        for completion, rank, message_id in zip(item.completions, ranks[item.id], ids, strict=True):
-            reply = _child(node, "assistant", completion.text, message_id, lang)
-            reply["rank"] = rank
-            if completion.model:
-                reply |= {"synthetic": True, "model_name": completion.model}
-    for name, root in trees.items():
-        yield {"message_tree_id": name, "tree_state": "ready_for_export", "prompt": root}
-
-
-def _ranks(stored: Stored, left_out: Counter[str]) -> dict[int, list[int]]:
-    """Per rated item the places of its completions, 0 the best: by their mean rank over labelers, or the majority."""
-    sums: dict[int, Sequence[float]] = {}
-    for rating in stored.counting:
-        if rating.ranks is not None:
-            before = sums.get(rating.item, [0.0] * len(rating.ranks))
-            sums[rating.item] = [total + rank for total, rank in zip(before, rating.ranks, strict=True)]
-    for pair in _exportable(stored, left_out):
-        if pair.item.kind == "pair":
-            sums[pair.item.id] = {"first": [0, 1], "second": [1, 0], "tie": [0, 0]}[pair.majority]
-    return {item: [sorted(set(totals)).index(total) for total in totals] for item, totals in sums.items()}
-
-
-def _node(message_id: str, parent: str | None, role: str, text: str) -> dict[str, Any]:
-    name = {"user": "prompter"}.get(role, role)
-    parents = {} if parent is None else {"parent_id": parent}
-    reviewed = {"review_result": True, "deleted": False, "synthetic": False}
-    return {"message_id": message_id, **parents, "text": text, "role": name, **reviewed, "replies": []}
-
-
-def _child(node: dict[str, Any], role: str, text: str, message_id: str | None, lang: dict[str, Any]) -> dict[str, Any]:
-    """The reply with this text (and, where one is known, this id), added if it is not there."""
-    for reply in node["replies"]:
-        if reply["text"] == text and message_id in (None, reply["message_id"]):
-            return reply
-    name = message_id or _message_id(f"{node['message_id']}\0{len(node['replies'])}\0{text}")
-    reply = _node(name, node["message_id"], role, text) | lang
-    node["replies"].append(reply)
-    return reply
-
-
-def _message_id(text: str) -> str:
-    return str(uuid.UUID(_short_digest(text, 32)))
-
-
-# --- common to the formats of pairs --------------------------------------------------------------------------------
-
-
-def _exportable(stored: Stored, left_out: Counter[str]) -> Iterator[Pair]:
-    """Judged pairs; counts the items that are none: single scores, and those without a rating that counts."""
-    rated = {rating.item for rating in stored.counting}
-    for item in stored.items:
-        if item.kind == "single":
-            left_out["single items (scores of one answer)"] += 1
-        elif item.id not in rated:
-            left_out["items without a rating that counts"] += 1
-    return judged_pairs(stored.items, stored.counting)
-
-
-def _kept(item: Item, format: str, **types: type) -> dict[str, Any]:
-    """What an import kept of the row that an item comes from; {} of any other item."""
-    kept = item.metadata.get(format)
-    fits = isinstance(kept, dict) and all(isinstance(kept.get(key), kind) for key, kind in types.items())
-    return dict(kept) if fits else {}  # type: ignore[arg-type]
-
-
-def _plain(turns: Sequence[Message]) -> list[dict[str, str]]:
-    if any(set(turn) != {"role", "content"} for turn in turns):
-        raise BadRow("the prompt has tools, weights or names, for which a ratings file has no room")
-    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
-
-
-def _short_digest(text: str, digits: int = 16) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:digits]
 
 
 _PEOPLE = "strength, seconds, comments, flags, order shown, skips, gold and repeats"
@@ -429,8 +259,8 @@ FORMATS: dict[str, FileFormat] = {
         f"who said what and how many (the majority's choice stays), {_PEOPLE}, and models",
     ),
     "oasst": FileFormat(
-        _read_oasst,
-        _write_oasst,
+        read_trees,
+        write_trees,
         (".jsonl", ".jsonl.gz"),
         "answers without a rank, deleted ones and those that reviewers refused, trees without any ranking, review "
         "counts and emojis; the ranking is one labeler's, oasst, for the many behind it are not in the file",

@@ -1,10 +1,11 @@
-"""Ratings in and out of files, and out of the world: what `rate.py import`, `export` and `forget` do."""
+"""Ratings in and out of files, and out of the world: what `alignment rate import`, `export` and `forget` do."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from alignment.data.importers import PassedOver
 from alignment.data.row_files import BadRow, read_rows
 from alignment.data.writers import row_writer
 from alignment.errors import UserError
-from alignment.labeling.formats import FORMATS, Entry, FileFormat, Stored
+from alignment.labeling.entries import Entry, Stored
+from alignment.labeling.formats import FORMATS, FileFormat
 from alignment.ratings import RatingsStore
 from alignment.ratings.records import item_key
 from alignment.registry import Registry
@@ -42,52 +44,62 @@ def import_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
     if not os.path.lexists(path) and os.access(Path(path).absolute().parent, os.X_OK):
         raise UserError(f"{path}: no such file; name a data file or a folder of them")
     known = {item.id for item in store.items()}
-    rows = num_ratings = new_ratings = 0
-    items: set[int] = set()
-    simulated: set[str] = set()
-    passed_over: Counter[str] = Counter()
-    bad: dict[str, str] = {}
-    copies: Counter[str] = Counter()
+    counts = _Counts()
     with store.transaction():
         for place, read in _entries(path, chosen):
-            rows += 1
+            counts.rows += 1
             if isinstance(read, PassedOver):
-                passed_over[str(read)] += 1
+                counts.passed_over[str(read)] += 1
             elif isinstance(read, BadRow):
-                bad[place] = str(read)
-            else:
-                reasons = []
-                for entry in read:
-                    try:
-                        item = _add(store, entry, copies)
-                    except UserError as reason:
-                        reasons.append(str(reason))
-                        continue
-                    items.add(item)
-                    simulated |= entry.simulated
-                    for answer in entry.answers:
-                        try:
-                            new_ratings += store.import_rating(item, **answer)
-                            num_ratings += 1
-                        except UserError as reason:
-                            reasons.append(str(reason).removeprefix(f"{store.path}: "))
-                if reasons:
-                    bad[place] = "; ".join(reasons)
-        _check(path, rows, bad)
-        for labeler in sorted(simulated):
+                counts.bad[place] = str(read)
+            elif reasons := [reason for entry in read for reason in _import(store, entry, counts)]:
+                counts.bad[place] = "; ".join(reasons)
+        _check(path, counts.rows, counts.bad)
+        for labeler in sorted(counts.simulated):
             store.mark_simulated(labeler)
     return {
         "format": format,
         "file": str(path),
-        "rows": rows,
-        "items": len(items),
-        "new_items": len(items - known),
-        "ratings": num_ratings,
-        "new_ratings": new_ratings,
-        "passed_over": dict(passed_over),
-        "bad": bad,
+        "rows": counts.rows,
+        "items": len(counts.items),
+        "new_items": len(counts.items - known),
+        "ratings": counts.ratings,
+        "new_ratings": counts.new_ratings,
+        "passed_over": dict(counts.passed_over),
+        "bad": counts.bad,
         "drops": chosen.import_drops,
     }
+
+
+@dataclass
+class _Counts:
+    """How far an import is. `copies` counts the items of the same texts, `bad` has reasons by the place of a row."""
+
+    rows: int = 0
+    ratings: int = 0
+    new_ratings: int = 0
+    items: set[int] = field(default_factory=set)
+    simulated: set[str] = field(default_factory=set)
+    copies: Counter[str] = field(default_factory=Counter)
+    passed_over: Counter[str] = field(default_factory=Counter)
+    bad: dict[str, str] = field(default_factory=dict)
+
+
+def _import(store: RatingsStore, entry: Entry, counts: _Counts) -> Iterator[str]:
+    """Take an item and its answers into the store; the reasons why it, or some of them, cannot be."""
+    try:
+        item = _add(store, entry, counts.copies)
+    except UserError as reason:
+        yield str(reason)
+        return
+    counts.items.add(item)
+    counts.simulated |= entry.simulated
+    for answer in entry.answers:
+        try:
+            counts.new_ratings += store.import_rating(item, **answer)
+            counts.ratings += 1
+        except UserError as reason:
+            yield str(reason).removeprefix(f"{store.path}: ")
 
 
 def _entries(path: str | Path, chosen: FileFormat) -> Iterator[tuple[str, list[Entry] | BadRow]]:
@@ -192,11 +204,11 @@ def forget(db: str | Path, labeler: str, registry_path: str | Path | None = None
     }
 
 
-def show_forgotten(found: dict[str, Any], console: Console) -> None:
+def show_forgotten(found: dict[str, Any], console: Console, called: str = "alignment rate") -> None:
     """Print what `forget` did and found."""
     console.print(f"{one_line(found['labeler'])}: {found['ratings']} ratings removed; {found['hash']} in manifests")
     if not found["ratings"]:
-        console.print("There are no ratings by this name here (any more); rate.py report lists the labelers.")
+        console.print(f"There are no ratings by this name here (any more); {called} report lists the labelers.")
     for model in found["models"]:
         origin = [f"trained on {model['ratings']} ratings of theirs"] * bool(model["ratings"])
         origin += [f"made with {', '.join(map(one_line, model['through']))}"] * bool(model["through"])

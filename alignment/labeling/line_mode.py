@@ -9,7 +9,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.text import Text
 
-from alignment.labeling.answers import Answer, Ranking, keys_of
+from alignment.labeling.answers import LabelerAnswer, Ranking, keys_of
 from alignment.labeling.session import LAST, NO_KEY, NOTHING_TO_RATE, Sitting, position
 from alignment.ratings import Assignment, Order, RatingsStore
 from alignment.terminal import clean, one_line
@@ -105,13 +105,13 @@ def _answer(sitting: Sitting, assignment: Assignment, word: str) -> None:
             sitting.say(f"Not understood. Expected: {ASKED[assignment.kind]}; {OTHERS}.", failed=True)
         return
     answer = order_of(word, len(assignment.completions))
-    if isinstance(answer, Answer):
+    if isinstance(answer, LabelerAnswer):
         sitting.save(answer)
     else:
         sitting.say(f"Not understood: {answer} Expected: {ASKED['rank']}; {OTHERS}.", failed=True)
 
 
-def order_of(line: str, size: int) -> Answer | str:
+def order_of(line: str, size: int) -> LabelerAnswer | str:
     """The order that a line like `2 1=3` gives to so many answers, or what is wrong with it."""
     ranking = Ranking(size)
     for key in line:

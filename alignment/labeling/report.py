@@ -1,4 +1,4 @@
-"""How good the ratings are, on the screen of `rate.py report` (`alignment.ratings.quality` computes it)."""
+"""How good the ratings are, on the screen of `alignment rate report` (`alignment.ratings.quality` computes it)."""
 
 from __future__ import annotations
 

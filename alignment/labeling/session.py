@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from alignment.errors import UserError
-from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, Answer, Ranking, as_shown, expected_in_words
+from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, LabelerAnswer, Ranking, as_shown, expected_in_words
 from alignment.ratings import Assignment, Order, Progress, RatingsStore
 from alignment.terminal import clean, one_line
 
@@ -27,7 +27,7 @@ class Draft:
     ranking: Ranking
     comment: str = ""
     flagged: bool = False
-    former: Answer | None = None
+    former: LabelerAnswer | None = None
     """The answer that was taken back."""
 
 
@@ -104,7 +104,7 @@ class Sitting:
         """Leave the item to others."""
         self.save(SKIP)
 
-    def save(self, answer: Answer) -> None:
+    def save(self, answer: LabelerAnswer) -> None:
         """Store the answer and go on; if that fails the item stays, with all that was typed."""
         assignment, draft = self.assignment, self.draft
         assert assignment is not None

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from alignment.errors import UserError
 from alignment.ratings import RatingsStore
 
-PAGE = "http://127.0.0.1:8765"  # where `rate.py --web` serves by default
+PAGE = "http://127.0.0.1:8765"  # where `alignment rate --web` serves by default
 
 
 def invite(db: str, labelers: Sequence[str], url: str = PAGE) -> list[dict[str, str]]:

@@ -31,7 +31,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from alignment.errors import UserError
-from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, Answer, as_shown, expected_in_words, keys_of
+from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, LabelerAnswer, as_shown, expected_in_words, keys_of
 from alignment.labeling.session import NOTHING_BACK, PRACTICE_STAYS, position
 from alignment.labeling.web_security import FOREIGN, HEADERS, SecurityHeaders, read_form, seal, unseal
 from alignment.ratings import Assignment, Order, Rating, RatingsStore
@@ -263,10 +263,13 @@ def make_app(
     )
 
 
-def serve(db: str | os.PathLike[str], host: str, port: int, public: str | None, order: Order) -> None:
+def serve(
+    db: str | os.PathLike[str], host: str, port: int, public: str | None, order: Order, called: str = "alignment rate"
+) -> None:
     """Serve the rating page until Ctrl-C.
 
-    `host` is the address to listen on, `public` the name under which labelers reach it through a proxy with TLS.
+    `host` is the address to listen on, `public` the name under which labelers reach it through a proxy with TLS, and
+    `called` how the program was called.
     Raises UserError if the file, the name or the port is not usable.
     """
     if public is not None and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", public):
@@ -283,7 +286,7 @@ def serve(db: str | os.PathLike[str], host: str, port: int, public: str | None, 
     with RatingsStore(db), _listen(host, port) as listener:
         address = f"http://{host}:{listener.getsockname()[1]}"
         base = f"https://{public}" if public else address
-        invite = f"scripts/rate.py invite NAME --db {shlex.quote(one_line(str(db)))} --url {base}"
+        invite = f"{called} invite NAME --db {shlex.quote(one_line(str(db)))} --url {base}"
         print(f"Rating page: {base}/ (Ctrl-C ends it; every answer is saved at once)", file=sys.stderr)
         print(f"Links for labelers: {invite}", file=sys.stderr)
         if public:
@@ -341,7 +344,7 @@ def _buttons(kind: str) -> list[tuple[str, str, str]]:
     return [(key, "of 7", "") for key in SINGLE]
 
 
-def _answer(item: Assignment, form: Mapping[str, str]) -> Answer:
+def _answer(item: Assignment, form: Mapping[str, str]) -> LabelerAnswer:
     """What the form says of the item. Raises HTTPException (422) if that is no whole answer."""
     key = form.get("answer", "")
     if key == "s":
@@ -349,7 +352,7 @@ def _answer(item: Assignment, form: Mapping[str, str]) -> Answer:
     if item.kind == "rank":
         ranks = [form.get(f"rank{number + 1}", "") for number in range(len(item.completions))]
         if key == "ranked" and all(re.fullmatch("[1-9]", rank) for rank in ranks):
-            return Answer("ranked", ranks=tuple(map(int, ranks)))
+            return LabelerAnswer("ranked", ranks=tuple(map(int, ranks)))
     elif answer := (PAIR if item.kind == "pair" else SINGLE).get(key):
         return answer
     raise HTTPException(422, INCOMPLETE)
@@ -360,7 +363,7 @@ def _saved(code: str) -> str:
     kind, _, rest = code.partition("-")
     answer = {"pair": PAIR, "single": SINGLE}.get(kind, {}).get(rest)
     if kind == "rank" and re.fullmatch("[1-9]{2,9}", rest):
-        answer = Answer("ranked", ranks=tuple(map(int, rest)))
+        answer = LabelerAnswer("ranked", ranks=tuple(map(int, rest)))
     if answer is None:
         return "Skipped." if code == "skip" else ""
     return f"Saved: {_by_letter(str(answer))}."

@@ -116,7 +116,7 @@ class Pass(NamedTuple):
     entropy: bool = False
 
 
-class Rollout(NamedTuple):
+class RolloutWorkload(NamedTuple):
     """Sampling and scoring on one process.
 
     Args:
@@ -151,7 +151,7 @@ class Workload:
     passes: tuple[Pass, ...]
     bf16: bool
     checkpointed: bool
-    rollout: Rollout | None = None
+    rollout: RolloutWorkload | None = None
     own_loop: bool = False
     offload: bool = False
     averaged: int = 0
@@ -181,7 +181,7 @@ STRATEGIES = (DDP, Strategy("zero1", 1), Strategy("zero2", 2), Strategy("zero3",
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MemoryEstimate:
     """Bytes on one GPU at each moment, by part; and in the host's memory for each GPU."""
 
     moments: Mapping[str, Mapping[str, float]]
@@ -201,13 +201,13 @@ class Estimate:
         return sum(self.parts.values())
 
 
-def in_gb(found: Estimate) -> dict[str, Any]:
+def in_gb(found: MemoryEstimate) -> dict[str, Any]:
     """An estimate in GB (10^9 bytes), for people and JSON."""
     sizes = {**found.parts, "peak": found.peak, "host": found.host}
     return {"moment": found.fullest, **{name: round(size / 1e9, 5) for name, size in sizes.items()}}
 
 
-def estimate(work: Workload, strategy: Strategy, processes: int, on_gpu: bool = True) -> Estimate:
+def estimate(work: Workload, strategy: Strategy, processes: int, on_gpu: bool = True) -> MemoryEstimate:
     """Memory of one process.
 
     Args:
@@ -231,7 +231,7 @@ class _Ledger:
         self.others = [model for model in work.models if not model.in_engine]
         self.trained = sum(model.trained for model in self.engine)
 
-    def estimate(self) -> Estimate:
+    def estimate(self) -> MemoryEstimate:
         moments: dict[str, dict[str, float]] = {}
         if self.work.rollout is not None:
             moments |= self._rollout(self.work.rollout)
@@ -241,7 +241,7 @@ class _Ledger:
             moments |= self._backward(name, each, done)
             done += each.model.trained
         moments["optimizer step"] = self._at(gradients=self._gradients(self.trained, stepping=True), stepping=True)
-        return Estimate(moments, self._host())
+        return MemoryEstimate(moments, self._host())
 
     # --- what stands all the time ------------------------------------------------------------------------------------
 
@@ -337,7 +337,7 @@ class _Ledger:
             moments[f"{name}: first layer"] = self._at(gradients=after, activations=layer + passing)
         return moments
 
-    def _rollout(self, rollout: Rollout) -> dict[str, dict[str, float]]:
+    def _rollout(self, rollout: RolloutWorkload) -> dict[str, dict[str, float]]:
         """Sampling by the policy, then scoring by one model after the other."""
         policy, width = self.work.models[0], self.width
         shape, length = policy.shape, rollout.prompt + rollout.response

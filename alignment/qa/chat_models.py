@@ -27,7 +27,7 @@ _LONGEST_WAIT = 60.0  # seconds, whatever a server asks for
 
 
 @dataclass(frozen=True)
-class Sampling:
+class ReplySampling:
     """How a reply is drawn; temperature 0 is greedy. `schema`: the JSON schema that a server is asked to hold the reply
     to; a local model is not held to it."""
 
@@ -70,7 +70,7 @@ class ChatModel(Protocol):
     batch_size: int
     concurrency: int
 
-    def ask(self, conversations: Sequence[Sequence[Message]], sampling: Sampling) -> list[Reply | Failure]: ...
+    def ask(self, conversations: Sequence[Sequence[Message]], sampling: ReplySampling) -> list[Reply | Failure]: ...
 
 
 class Endpoint:
@@ -114,10 +114,10 @@ class Endpoint:
         limits = httpx.Limits(max_connections=concurrency)
         self._client = httpx.Client(headers=headers, timeout=httpx.Timeout(timeout, connect=20.0), limits=limits)
 
-    def ask(self, conversations: Sequence[Sequence[Message]], sampling: Sampling) -> list[Reply | Failure]:
+    def ask(self, conversations: Sequence[Sequence[Message]], sampling: ReplySampling) -> list[Reply | Failure]:
         return [self._ask(list(conversation), sampling) for conversation in conversations]
 
-    def _ask(self, messages: list[Message], sampling: Sampling) -> Reply | Failure:
+    def _ask(self, messages: list[Message], sampling: ReplySampling) -> Reply | Failure:
         body: dict[str, Any] = {
             "model": self.label,
             "messages": messages,
@@ -234,7 +234,7 @@ class LocalModel:
         fit_embeddings(self._policy, self._tokenizer)  # a pad token that the config names may be new
         self._policy.to("cuda" if torch.cuda.is_available() else "cpu")
 
-    def ask(self, conversations: Sequence[Sequence[Message]], sampling: Sampling) -> list[Reply | Failure]:
+    def ask(self, conversations: Sequence[Sequence[Message]], sampling: ReplySampling) -> list[Reply | Failure]:
         from alignment.generation.engine import complete
         from alignment.templates.rendering import encode_prompt
 

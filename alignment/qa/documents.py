@@ -31,7 +31,7 @@ _FENCE = re.compile(r"[ \t]*(?:(`{3,})[^`]*|(~{3,}).*)")
 
 
 @dataclass(frozen=True)
-class Document:
+class SourceDocument:
     """A text and where it is from: `docs/guide.md`, or `docs/rows.jsonl:12`."""
 
     file: str
@@ -96,7 +96,7 @@ class Chunk:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_documents(paths: Sequence[str | Path]) -> tuple[list[Document], list[tuple[str, str]]]:
+def read_documents(paths: Sequence[str | Path]) -> tuple[list[SourceDocument], list[tuple[str, str]]]:
     """The documents behind files and folders (hidden ones left out), and what was set aside with the reason.
 
     Markdown and plain text are read alike; a JSONL file holds one document a row, under `text`.
@@ -104,7 +104,7 @@ def read_documents(paths: Sequence[str | Path]) -> tuple[list[Document], list[tu
     Raises:
         UserError: a path that is not there or not read, or no document at all.
     """
-    documents: list[Document] = []
+    documents: list[SourceDocument] = []
     bad: list[tuple[str, str]] = []
     for path in map(Path, paths):
         root = path.resolve()
@@ -117,7 +117,7 @@ def read_documents(paths: Sequence[str | Path]) -> tuple[list[Document], list[tu
                 elif not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
                     bad.append((place, "holds half of a surrogate pair, which is no character"))
                 elif text.strip():
-                    documents.append(Document(place, text))
+                    documents.append(SourceDocument(place, text))
                 else:
                     bad.append((place, "empty"))
     if not documents:
@@ -250,7 +250,7 @@ def _without_marks(text: str) -> str:
 # --- chunks ----------------------------------------------------------------------------------------------------------
 
 
-def cut(document: Document, chunk_size: int = CHUNK_SIZE) -> list[Chunk]:
+def cut(document: SourceDocument, chunk_size: int = CHUNK_SIZE) -> list[Chunk]:
     """A document's passages in order: one a section, more where its body has over `chunk_size` characters.
 
     Long sections are parted between blocks; a block that alone is too long, at a line, a sentence or a space. Fenced

@@ -15,7 +15,7 @@ MIN_SUPPORT = 0.7
 
 
 @dataclass(frozen=True)
-class Pair:
+class QAPair:
     """A question, its answer, the passage they are from, and who made them (`model`, `prompt_sha256`, `rating`)."""
 
     chunk: Chunk
@@ -45,7 +45,7 @@ class Dropped:
     example: str
 
 
-def check_support(pair: Pair, least: float) -> Dropped | None:
+def check_support(pair: QAPair, least: float) -> Dropped | None:
     """The pair as dropped where its passage has less than `least` of the answer's words, or lacks a number of it."""
     support = measure_support(pair.answer, pair.chunk.context)
     if support.missing_numbers:
@@ -55,7 +55,7 @@ def check_support(pair: Pair, least: float) -> Dropped | None:
     return None
 
 
-def drop(pair: Pair, reason: str, note: str = "") -> Dropped:
+def drop(pair: QAPair, reason: str, note: str = "") -> Dropped:
     return Dropped(reason, place(pair.chunk), f"{note}{pair.question} -> {pair.answer}")
 
 
@@ -64,7 +64,7 @@ def place(chunk: Chunk) -> str:
     return f"{chunk.file}: {' > '.join(chunk.headings)}" if chunk.headings else chunk.file
 
 
-def drop_duplicates(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Dropped]]:
+def drop_duplicates(pairs: Sequence[QAPair]) -> tuple[list[QAPair], list[Dropped]]:
     """Keep the first of each question, and of pairs whose questions and answers are both nearly equal.
 
     Nearly: sketches agree (alignment/data/duplicates.py) and the same numbers are in both, as "a page in 10 point" and
@@ -75,7 +75,7 @@ def drop_duplicates(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Dropped]]:
         near[0].add(pair.question)
         near[1].add(pair.answer)
     alike = zip(near[0].labels().tolist(), near[1].labels().tolist(), strict=True)
-    kept: list[Pair] = []
+    kept: list[QAPair] = []
     dropped: list[Dropped] = []
     asked: dict[str, str] = {}
     seen: set[tuple[Any, ...]] = set()

@@ -17,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from alignment.errors import UserError
 from alignment.qa.documents import Block, Chunk, plain
-from alignment.qa.pairs import Pair
+from alignment.qa.pairs import QAPair
 
 QUESTIONS = """\
 {% if kind == "section" and heading.endswith("?") %}
@@ -46,7 +46,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9À-Þ])")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Topic:
     """Something in a passage that can be asked for. `kind`: section, definition, list or steps."""
 
     kind: str
@@ -54,7 +54,7 @@ class Finding:
     term: str = ""
 
 
-def find(chunk: Chunk) -> Iterator[Finding]:
+def find(chunk: Chunk) -> Iterator[Topic]:
     """The findings of a passage.
 
     A section's answer is its prose, with the lists, code and tables that a colon announces; its lists where there is
@@ -64,13 +64,13 @@ def find(chunk: Chunk) -> Iterator[Finding]:
     listed = "\n".join(map(_said, items))
     prose = _prose(chunk)
     if prose or listed:
-        yield Finding("section", prose or listed)
+        yield Topic("section", prose or listed)
     for block in chunk.blocks:
         definition = _definition(block) if block.kind in ("paragraph", "item") else None
         if definition:
             yield definition
     if prose and len(items) > 1:
-        yield Finding("steps" if all(block.is_numbered for block in items) else "list", listed)
+        yield Topic("steps" if all(block.is_numbered for block in items) else "list", listed)
 
 
 def _prose(chunk: Chunk) -> str:
@@ -90,15 +90,15 @@ def _said(block: Block) -> str:
     return f"{number[1] if number else '-'} {block.plain}" if block.kind == "item" else block.plain
 
 
-def _definition(block: Block) -> Finding | None:
+def _definition(block: Block) -> Topic | None:
     named = _TERM_FIRST.match(block.unmarked)
     if named:
         rest = first_sentences(plain(named["rest"]), 1)
-        return Finding("definition", f"{named['term'].strip()}: {rest}", named["term"].strip())
+        return Topic("definition", f"{named['term'].strip()}: {rest}", named["term"].strip())
     sentence = first_sentences(block.plain, 1)
     told = _IS.match(sentence)
     if told and told["term"].split()[0].casefold() not in _NO_TERM:
-        return Finding("definition", sentence, told["term"])
+        return Topic("definition", sentence, told["term"])
     return None
 
 
@@ -122,7 +122,7 @@ class Questions:
         self.sha256 = hashlib.sha256(source.encode()).hexdigest()
         self._template = compile_template(source, name)
 
-    def pairs(self, chunk: Chunk) -> list[Pair]:
+    def pairs(self, chunk: Chunk) -> list[QAPair]:
         """The passage's pairs, in the order of its findings."""
         topics = [heading for heading in chunk.headings if heading != chunk.title]
         seen = {
@@ -138,7 +138,7 @@ class Questions:
             variables = seen | {"kind": finding.kind, "term": finding.term, "answer": answer}
             for line in render(self._template, self.name, variables).splitlines():
                 if line.strip():
-                    made.append(Pair(chunk, line.strip(), answer, {"model": None, "prompt_sha256": self.sha256}))
+                    made.append(QAPair(chunk, line.strip(), answer, {"model": None, "prompt_sha256": self.sha256}))
         return made
 
 

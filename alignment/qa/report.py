@@ -15,7 +15,7 @@ _WIDTH = 160  # characters of an example
 
 
 @dataclass
-class Report:
+class QAReport:
     """Counts of one run. Prices are money for a million tokens, in the user's own currency."""
 
     documents: int

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.errors import UserError
-from alignment.qa.chat_models import ChatModel, Failure, Reply, Sampling
+from alignment.qa.chat_models import ChatModel, Failure, Reply, ReplySampling
 from alignment.templates.rendering import Message
 
 
@@ -59,7 +59,7 @@ class WorkFile(AbstractContextManager["WorkFile"]):
         self._file.close()
 
     def ask(
-        self, model: ChatModel, conversations: Sequence[Sequence[Message]], sampling: Sampling
+        self, model: ChatModel, conversations: Sequence[Sequence[Message]], sampling: ReplySampling
     ) -> list[Reply | Failure]:
         """The replies to conversations, in order; the model is asked for those that are not here. Failures are not
         kept, so that the next run tries again.
@@ -93,6 +93,6 @@ class WorkFile(AbstractContextManager["WorkFile"]):
             ) from None
 
 
-def _key(model: ChatModel, conversation: Sequence[Message], sampling: Sampling) -> str:
+def _key(model: ChatModel, conversation: Sequence[Message], sampling: ReplySampling) -> str:
     said = json.dumps([model.identity, vars(sampling), list(conversation)], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()

@@ -12,9 +12,9 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from alignment.qa.chat_models import ChatModel, Failure, Reply, Sampling
+from alignment.qa.chat_models import ChatModel, Failure, Reply, ReplySampling
 from alignment.qa.documents import Chunk
-from alignment.qa.pairs import MIN_SUPPORT, Dropped, Pair, check_support, drop, place
+from alignment.qa.pairs import MIN_SUPPORT, Dropped, QAPair, check_support, drop, place
 from alignment.qa.questions import compile_template, render
 from alignment.qa.work import WorkFile
 from alignment.templates.rendering import Message
@@ -80,7 +80,7 @@ class Written(_Strict):
     pairs: list[Any]
 
 
-class Rating(_Strict):
+class PairRating(_Strict):
     """What a judge has to give for each pair."""
 
     rating: float = Field(ge=1, le=10)
@@ -90,7 +90,7 @@ class Rating(_Strict):
 class Ratings(_Strict):
     """A judge's reply."""
 
-    ratings: list[Rating]
+    ratings: list[PairRating]
 
 
 def _schema(name: str, **types: str) -> dict[str, Any]:
@@ -115,7 +115,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 class Outcome:
     """What became of one passage. `failed`: a model gave no reply of the form asked for."""
 
-    pairs: list[Pair] = field(default_factory=list)
+    pairs: list[QAPair] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
     failed: bool = False
@@ -123,7 +123,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class WritingRecipe:
     """How pairs are asked for and which are kept. `min_rating` 0: no judge. `prompt` is a Jinja template."""
 
     num_pairs: int = 3
@@ -143,12 +143,12 @@ class Writer:
         UserError: a prompt that does not parse.
     """
 
-    def __init__(self, work: WorkFile, model: ChatModel, judge: ChatModel, recipe: Recipe) -> None:
+    def __init__(self, work: WorkFile, model: ChatModel, judge: ChatModel, recipe: WritingRecipe) -> None:
         self._work, self._model, self._judge, self._recipe = work, model, judge, recipe
         self._prompt = compile_template(recipe.prompt, recipe.prompt_name)
         self._judge_prompt = compile_template(JUDGE_PROMPT, "the judge's prompt")
         self._maker = {"model": model.label, "prompt_sha256": hashlib.sha256(recipe.prompt.encode()).hexdigest()}
-        self._sampling = Sampling(recipe.temperature, recipe.seed, recipe.max_new_tokens, WRITTEN)
+        self._sampling = ReplySampling(recipe.temperature, recipe.seed, recipe.max_new_tokens, WRITTEN)
 
     def write_all(self, chunks: Sequence[Chunk]) -> Generator[tuple[int, list[Outcome]]]:
         """Each batch's number among the batches and what became of its passages, as they are done.
@@ -181,7 +181,7 @@ class Writer:
         seen = _seen(chunk) | {"num_pairs": self._recipe.num_pairs}
         return [Message(role="user", content=render(self._prompt, self._recipe.prompt_name, seen))]
 
-    def _judge_conversation(self, pairs: Sequence[Pair]) -> list[Message]:
+    def _judge_conversation(self, pairs: Sequence[QAPair]) -> list[Message]:
         shown = json.dumps([{"question": p.question, "answer": p.answer} for p in pairs], ensure_ascii=False, indent=1)
         seen = _seen(pairs[0].chunk) | {"num_pairs": len(pairs), "pairs": as_data(shown)}
         return [Message(role="user", content=render(self._judge_prompt, "the judge's prompt", seen))]
@@ -192,7 +192,7 @@ class Writer:
         written = parse(reply, Written)
         if isinstance(written, str):
             return Outcome([], [Dropped(written, place(chunk), reply.text)], [reply], failed=True)
-        pairs: list[Pair] = []
+        pairs: list[QAPair] = []
         dropped: list[Dropped] = []
         for item in written.pairs[: self._recipe.num_pairs]:
             try:
@@ -200,7 +200,7 @@ class Writer:
             except ValidationError:
                 dropped.append(Dropped("not a question and an answer", place(chunk), json.dumps(item)))
                 continue
-            pair = Pair(chunk, made.question, made.answer, self._maker)
+            pair = QAPair(chunk, made.question, made.answer, self._maker)
             unsupported = check_support(pair, self._recipe.min_support)
             if unsupported:
                 dropped.append(unsupported)
@@ -219,7 +219,7 @@ class Writer:
             said = reply.text if isinstance(reply, Reply) else reply.reason
             lost = [Dropped("the judge gave no ratings", place(pair.chunk), said) for pair in outcome.pairs]
             return Outcome([], [*outcome.dropped, *lost], replies, True, outcome.num_made)
-        pairs: list[Pair] = []
+        pairs: list[QAPair] = []
         dropped = list(outcome.dropped)
         for pair, rating in zip(outcome.pairs, ratings.ratings, strict=True):
             if not rating.supported:

@@ -1,7 +1,7 @@
 """The ratings store: what is to be rated, who looks at it now, and what they said. One SQLite file.
 
 Keep the file on one local disk. It is in WAL mode, whose locks and shared memory do not work over NFS and its like:
-there, give each labeler a file of their own and bring them together with `scripts/rate.py export` and `import`.
+there, give each labeler a file of their own and bring them together with `alignment rate export` and `import`.
 """
 
 from alignment.ratings.file import BUSY_SECONDS, is_ratings_file

@@ -58,7 +58,7 @@ _NEWEST = "SELECT id FROM rating WHERE labeler = :me AND done = 1 ORDER BY done_
 
 
 @dataclass(frozen=True)
-class Shares:
+class ControlShares:
     """How many of a labeler's first items are for calibration, and the shares of controls among the others."""
 
     calibration: int
@@ -96,7 +96,7 @@ class Labeler:
         row = self._one(f"SELECT rating.id {_MINE_OPEN} ORDER BY claimed_at DESC, rating.id DESC LIMIT 1")
         return None if row is None else int(row["id"])
 
-    def choose(self, order: Order, shares: Shares) -> Chosen | None:
+    def choose(self, order: Order, shares: ControlShares) -> Chosen | None:
         """A new item for them, or None when nothing is left."""
         if self._calibration_left(shares) > 0:
             return self._new(_GOLD, _TURN, "calibration")
@@ -110,7 +110,7 @@ class Labeler:
             return self._repeat() or ordinary
         return ordinary
 
-    def ahead(self, shares: Shares) -> int:
+    def ahead(self, shares: ControlShares) -> int:
         """How many answers they still have to give if everybody else stops now and they skip nothing.
 
         Controls are counted where the draws will put them: a total that grew with each would give them away.
@@ -160,13 +160,13 @@ class Labeler:
     def _gap(self, ordinary: int) -> int:
         return max(1, min(REPEAT_GAP, (self._given() + ordinary) // 2))
 
-    def _calibration_left(self, shares: Shares) -> int:
+    def _calibration_left(self, shares: ControlShares) -> int:
         given = sum(count for (why, _), count in self.tally.items() if why == "calibration")
         if given >= shares.calibration:
             return 0
         return min(shares.calibration - given, self._count(f"SELECT count(*) {_GOLD}"))
 
-    def _controls_ahead(self, shares: Shares, calibration: int, ordinary: int, gold: int) -> int:
+    def _controls_ahead(self, shares: ControlShares, calibration: int, ordinary: int, gold: int) -> int:
         if ordinary == 0 or shares.gold + shares.repeat == 0:
             return 0
         gap = self._gap(ordinary)

@@ -112,13 +112,15 @@ class RatingsFile:
         found = _found(self.path)
         is_file = found is not None and stat.S_ISREG(found.st_mode)
         if not create and not is_file:
-            raise UserError(f"{self.path}: no such ratings file; make one with scripts/sample.py or rate.py import")
+            raise UserError(
+                f"{self.path}: no such ratings file; make one with `alignment sample` or `alignment rate import`"
+            )
         fresh = create and (found is None or (is_file and found.st_size == 0))
         if not fresh and not is_ratings_file(self.path):
             if is_file and not os.access(self.path, os.R_OK):
                 raise UserError(f"{self.path}: you may not read this ratings file; its owner can give it to a group")
             raise UserError(
-                f"{self.path}: not a ratings file; expected one made by scripts/sample.py or rate.py import"
+                f"{self.path}: not a ratings file; expected one made by `alignment sample` or `alignment rate import`"
             )
         try:
             if fresh:

@@ -1,6 +1,6 @@
 """How good the ratings are: agreement, habits and labelers, in plain numbers. No model is named in it.
 
-`scripts/rate.py report` shows them, and the reward stage journals them (`journalled`) with labelers hashed.
+`alignment rate report` shows them, and the reward stage journals them (`journalled`) with labelers hashed.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import time
 from hashlib import sha256
 
 from alignment.errors import UserError
-from alignment.ratings.choosing import Shares
+from alignment.ratings.choosing import ControlShares
 from alignment.ratings.file import EVENT_TRIGGERS, RatingsFile
 from alignment.ratings.records import check_labeler, dump
 from alignment.terminal import clean
@@ -133,5 +133,5 @@ class Register:
             self._file.set_meta(name, value)
             self._file.log(time.time(), "", None, "setting", {name: value})
 
-    def _shares(self) -> Shares:
-        return Shares(self.calibration, self.gold_share, self.repeat_share)
+    def _shares(self) -> ControlShares:
+        return ControlShares(self.calibration, self.gold_share, self.repeat_share)

@@ -38,7 +38,7 @@ _VERSION = re.compile(r"v[0-9]{6,}")
 
 
 @dataclass(frozen=True)
-class Finding:
+class RegistryProblem:
     """`kind` is one word or two; `repair` makes the fix where that loses nothing, else it is None."""
 
     kind: str
@@ -48,7 +48,7 @@ class Finding:
     repair: Callable[[], object] | None = None
 
 
-def examine(registry: Registry, *, full: bool = True, cold: bool = False) -> Iterator[Finding]:
+def examine(registry: Registry, *, full: bool = True, cold: bool = False) -> Iterator[RegistryProblem]:
     """Everything that is wrong; `full` and `cold` as in Version.verify."""
     yield from _leftovers(registry.path)
     needed: dict[Key, Key] = {}
@@ -61,7 +61,7 @@ def examine(registry: Registry, *, full: bool = True, cold: bool = False) -> Ite
     yield from _strangers(registry)
 
 
-def mend(findings: list[Finding]) -> list[Finding]:
+def mend(findings: list[RegistryProblem]) -> list[RegistryProblem]:
     """Make the safe fixes; returns the findings that were mended.
 
     Raises:
@@ -88,16 +88,16 @@ def is_leftover(path: Path) -> bool:
     return time.time() - newest > DAY
 
 
-def _leftovers(root: Path) -> Iterator[Finding]:
+def _leftovers(root: Path) -> Iterator[RegistryProblem]:
     purging = [TRASH + "/" + entry for entry in entries(root / TRASH) if entry.startswith("purging-")]
     for place in [*(f"{STAGING}/{entry}" for entry in entries(root / STAGING)), *purging]:
         path = root / place
         if is_leftover(path):
             what = "a job that is gone left it behind"
-            yield Finding("leftover", place, what, f"remove {path}", partial(delete_tree, path))
+            yield RegistryProblem("leftover", place, what, f"remove {path}", partial(delete_tree, path))
 
 
-def _version(registry: Registry, key: Key, full: bool, cold: bool, needed: dict[Key, Key]) -> Iterator[Finding]:
+def _version(registry: Registry, key: Key, full: bool, cold: bool, needed: dict[Key, Key]) -> Iterator[RegistryProblem]:
     try:
         version = open_version(version_folder(registry.path, key), *key)
         for parent in parents_of(version.manifest):
@@ -110,39 +110,43 @@ def _version(registry: Registry, key: Key, full: bool, cold: bool, needed: dict[
         problems, shared = [str(error)], []
     remedy = f"publish it again, then alignment models delete {spoken(key)}"
     for problem in problems:
-        yield Finding("damaged version", spoken(key), problem, remedy)
+        yield RegistryProblem("damaged version", spoken(key), problem, remedy)
     for path in shared:
         problem = f"{path} has another hard link, through which it can be changed"
-        yield Finding("shared file", spoken(key), problem, "remove the other link, or copy the file in its place")
+        yield RegistryProblem(
+            "shared file", spoken(key), problem, "remove the other link, or copy the file in its place"
+        )
 
 
-def _gaps(registry: Registry, name: str) -> Iterator[Finding]:
+def _gaps(registry: Registry, name: str) -> Iterator[RegistryProblem]:
     numbers, removed = set(registry.numbers(name)), set(noted(registry.path, name, REMOVED))
     for number in sorted(set(range(1, max(numbers))) - numbers - removed):
         problem = "it is gone, and the registry did not remove it"
-        yield Finding("gap", f"{name}@v{number}", problem, "restore its folder from a backup; its number stays unused")
+        yield RegistryProblem(
+            "gap", f"{name}@v{number}", problem, "restore its folder from a backup; its number stays unused"
+        )
     for number in sorted(numbers & removed):
         key = (name, number)
         problem = "it is noted as removed and still here: a removal was cut off"
         fix = f"delete models/{name}/{REMOVED}/v{number:06d}.json"
-        yield Finding("cut off", spoken(key), problem, fix, partial(drop_note, registry.path, key, REMOVED))
+        yield RegistryProblem("cut off", spoken(key), problem, fix, partial(drop_note, registry.path, key, REMOVED))
 
 
-def _aliases(registry: Registry, name: str) -> Iterator[Finding]:
+def _aliases(registry: Registry, name: str) -> Iterator[RegistryProblem]:
     folder = registry.path / "models" / name / "aliases"
     for alias in aliases.alias_names(folder):
         where, fix = f"{name}@{alias}", f"alignment models promote {name} {alias}, or rollback {name} {alias}"
         try:
             registry.resolve(where)
         except RegistryError as error:
-            yield Finding("alias", where, str(error), fix)
+            yield RegistryProblem("alias", where, str(error), fix)
         found = aliases.entry_numbers(folder / alias)
         if missing := sorted(set(range(1, found[-1])) - set(found)):
             problem = f"its history lacks move {missing[0]}"
-            yield Finding("alias", where, problem, "restore the file from a backup; the alias itself works")
+            yield RegistryProblem("alias", where, problem, "restore the file from a backup; the alias itself works")
 
 
-def _missing_parents(registry: Registry, needed: dict[Key, Key]) -> Iterator[Finding]:
+def _missing_parents(registry: Registry, needed: dict[Key, Key]) -> Iterator[RegistryProblem]:
     trash = {item.key for item in trash_items(registry.path)}
     for parent, child in sorted(needed.items()):
         if version_folder(registry.path, parent).exists():
@@ -151,20 +155,24 @@ def _missing_parents(registry: Registry, needed: dict[Key, Key]) -> Iterator[Fin
         if parent in trash:
             fix = f"alignment models restore {spoken(parent)}"
             repair = partial(take_back, registry.path, parent)
-            yield Finding("in the trash", spoken(parent), f"{problem}, and it is in the trash", fix, repair)
+            yield RegistryProblem("in the trash", spoken(parent), f"{problem}, and it is in the trash", fix, repair)
         elif registry.numbers(parent[0]):
-            yield Finding("missing", spoken(parent), f"{problem}, and it is gone", "restore it from a backup")
+            yield RegistryProblem("missing", spoken(parent), f"{problem}, and it is gone", "restore it from a backup")
 
 
-def _strangers(registry: Registry) -> Iterator[Finding]:
+def _strangers(registry: Registry) -> Iterator[RegistryProblem]:
     """What the registry did not put there."""
     known = {"aliases", REMOVED, PROTECTED, REVIEWS}
     models = registry.path / "models"
     for name in entries(models):
         if not NAME.fullmatch(name) or not (models / name).is_dir():
-            yield Finding("stray", f"models/{name}", "it is no model's folder", f"move {models / name} elsewhere")
+            yield RegistryProblem(
+                "stray", f"models/{name}", "it is no model's folder", f"move {models / name} elsewhere"
+            )
             continue
         for entry in entries(models / name):
             if entry not in known and not _VERSION.fullmatch(entry):
                 problem = "it is no part of a registry"
-                yield Finding("stray", f"models/{name}/{entry}", problem, f"move {models / name / entry} elsewhere")
+                yield RegistryProblem(
+                    "stray", f"models/{name}/{entry}", problem, f"move {models / name / entry} elsewhere"
+                )

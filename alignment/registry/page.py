@@ -91,7 +91,7 @@ people.</p></div>{% endif %}
 
 
 @dataclass(frozen=True)
-class Picture:
+class GraphLayout:
     """Where everything stands: boxes, arrows as paths, and the whole size."""
 
     width: int
@@ -134,7 +134,7 @@ def _order(found: list[Box]) -> list[int]:
     )
 
 
-def draw(found: list[Box], depth: list[int], gap: int = GAP) -> Picture:
+def draw(found: list[Box], depth: list[int], gap: int = GAP) -> GraphLayout:
     """Rows by depth, the last at the top; an arrow over several rows has a lane of its own in those between."""
     rows: list[list[tuple[int, ...]]] = [[] for _ in range(max(depth) + 1)]
     for number, level in enumerate(depth):
@@ -169,7 +169,7 @@ def draw(found: list[Box], depth: list[int], gap: int = GAP) -> Picture:
         }
         for number, box in enumerate(found)
     ]
-    return Picture(width, y - BEND + gap, shapes, [_path(chain, place, found, high, depth) for chain in chains])
+    return GraphLayout(width, y - BEND + gap, shapes, [_path(chain, place, found, high, depth) for chain in chains])
 
 
 def _untangle(rows: list[list[tuple[int, ...]]], chains: list[list[tuple[int, ...]]]) -> None:

@@ -36,7 +36,7 @@ WEEK = 7 * 24 * 3600
 
 
 @dataclass(frozen=True)
-class Plan:
+class CollectionPlan:
     """What a collection does: `kept` says why a version stays; `removed` has children before their parents."""
 
     kept: dict[Key, str]
@@ -48,7 +48,7 @@ class Plan:
 
 def collect(
     registry: Registry, *, keep: int = 2, grace: float = WEEK, purge_after: float = WEEK, delete: bool = False
-) -> Plan:
+) -> CollectionPlan:
     """Plan a collection, and with `delete` do it. Ages are in seconds.
 
     Raises:
@@ -56,7 +56,7 @@ def collect(
     """
     root = registry.path
     if not entries(root / "models"):
-        return Plan({}, [], [], [])
+        return CollectionPlan({}, [], [], [])
     now = _now(root) if delete else time.time()
     manifests = read_manifests(registry)
     kept = mark(registry, manifests, keep=keep, grace=grace, now=now)
@@ -66,13 +66,13 @@ def collect(
         items = trash_items(root)
         returned = [item.key for item in items if item.key in needed]
         purged = [item for item in items if now - item.at >= purge_after and item.key not in needed]
-        return Plan(kept, removed, purged, returned)
+        return CollectionPlan(kept, removed, purged, returned)
     removed = [key for key in removed if move_to_trash(root, key, "gc")]
     returned = keep_alive(root, _uses(registry))  # a job may have taken one of them as a parent meanwhile
     purged = [item for item in trash_items(root) if now - item.at >= purge_after]
     for item in purged:
         purge(item)
-    return Plan(kept, [key for key in removed if key not in returned], purged, returned)
+    return CollectionPlan(kept, [key for key in removed if key not in returned], purged, returned)
 
 
 def mark(registry: Registry, manifests: dict[Key, Manifest], *, keep: int, grace: float, now: float) -> dict[Key, str]:

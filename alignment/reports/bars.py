@@ -52,7 +52,7 @@ def percents(ends: Sequence[float]) -> str:
 
 
 @dataclass(frozen=True)
-class Scale:
+class ShareScale:
     """The range of shares that bars are drawn on, with reference lines.
 
     Args:
@@ -66,14 +66,14 @@ class Scale:
     beyond: float | None = SUSPICIOUS
 
     @classmethod
-    def around(cls, rows: Iterable[Mapping[str, Any]]) -> Scale:
+    def around(cls, rows: Iterable[Mapping[str, Any]]) -> ShareScale:
         """For accuracies: from guessing to where it is suspicious, widened to whole tenths that hold the larger rows'
         intervals."""
         ends = [end for row in rows if row["n"] >= 100 or row["main"] for end in row["ends"]]
         return cls(math.floor(10 * min([0.4, *ends])) / 10, math.ceil(10 * max([0.9, *ends])) / 10)
 
     @classmethod
-    def holding(cls, rows: Sequence[Mapping[str, Any]], marks: Sequence[tuple[float, str]]) -> Scale:
+    def holding(cls, rows: Sequence[Mapping[str, Any]], marks: Sequence[tuple[float, str]]) -> ShareScale:
         """For any shares: whole tenths that hold all intervals and lines."""
         ends = [*(end for row in rows for end in row["ends"]), *(at for at, _ in marks)]
         low, high = math.floor(10 * min(ends)) / 10, math.ceil(10 * max(ends)) / 10

@@ -36,7 +36,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Row:
+class MetricRow:
     """A metric over the runs, in their order."""
 
     name: str
@@ -46,7 +46,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """Everything in the order of the runs.
 
     Args:
@@ -58,13 +58,13 @@ class Comparison:
 
     names: tuple[str, ...]
     config: dict[str, list[Any]]
-    figures: list[Row]
+    figures: list[MetricRow]
     verdicts: dict[str, list[str | None]]
     titles: dict[str, str]
     judges: list[str | None]
 
 
-def compare(records: Sequence[RunRecord]) -> Comparison:
+def compare(records: Sequence[RunRecord]) -> RunComparison:
     """Put runs side by side.
 
     Raises:
@@ -81,7 +81,7 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     config = {key: [value_at(record.config, key) for record in records] for key in keys}
     outcomes, titles = _outcomes(records)
     judges = [judge.shortly if (judge := judge_of(record.config)) else None for record in records]
-    return Comparison(_labels(records), config, _rows(records), outcomes, titles, judges)
+    return RunComparison(_labels(records), config, _rows(records), outcomes, titles, judges)
 
 
 def figure(record: RunRecord, name: str) -> Figure:
@@ -113,12 +113,12 @@ def in_order(record: RunRecord) -> list[str]:
     return sorted(record.metrics.keys() - ends, key=lambda name: (place(name), name))
 
 
-def _rows(records: Sequence[RunRecord]) -> list[Row]:
+def _rows(records: Sequence[RunRecord]) -> list[MetricRow]:
     rows = []
     for name in dict.fromkeys(name for record in records for name in in_order(record)):
         metric = declared.find(records[0].stage, name)
         figures = tuple(figure(record, name) for record in records)
-        rows.append(Row(name, metric.unit if metric else "", metric.meaning if metric else "", figures))
+        rows.append(MetricRow(name, metric.unit if metric else "", metric.meaning if metric else "", figures))
     return rows
 
 

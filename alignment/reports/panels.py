@@ -14,7 +14,7 @@ from alignment.redaction import redact
 from alignment.registry import Registry, RegistryError
 from alignment.registry.page import graph
 from alignment.reports import samples as report_samples
-from alignment.reports.bars import Scale, bar, slice_rows
+from alignment.reports.bars import ShareScale, bar, slice_rows
 from alignment.reports.charts import chart_of, intervals, number, still, unit_of
 from alignment.reports.dashboards import BarsPanel, FilePanel, ScalarPanel
 from alignment.reports.judges import UNKNOWN, judge_of
@@ -155,7 +155,7 @@ def _bars(panel: BarsPanel, stage: str, report: Report) -> View | None:
         used.append(name)
     if not rows:
         return None
-    scale = Scale.holding(rows, [(mark.at, mark.text) for mark in panel.marks])
+    scale = ShareScale.holding(rows, [(mark.at, mark.text) for mark in panel.marks])
     scale.place(rows)
     return {"kind": "bar", "rows": rows, "scale": scale.drawn()}
 
@@ -291,7 +291,7 @@ def _slices(report: Report) -> View | None:
     if report.compared or found is None:
         return None
     groups = slice_rows(found)
-    scale = Scale.around([row for _, _, rows in groups for row in rows])
+    scale = ShareScale.around([row for _, _, rows in groups for row in rows])
     for _, _, rows in groups:
         scale.place(rows)
     return {"kind": "bars", "groups": groups, "scale": scale.drawn()} if groups else None

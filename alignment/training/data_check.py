@@ -10,12 +10,12 @@ from alignment.config.sections import RunConfig
 from alignment.data.check.findings import report_of
 from alignment.data.check.inspector import Inspector
 from alignment.data.check.page import html_page
-from alignment.data.check.report import LEVELS, Report, refuse
+from alignment.data.check.report import LEVELS, DataReport, refuse
 from alignment.runs.journal import Journal
 from alignment.terminal import one_line
 
 
-def check_before_training(config: RunConfig, inspector: Inspector | None) -> Report:
+def check_before_training(config: RunConfig, inspector: Inspector | None) -> DataReport:
     """What was found in the rows of a run; main process only. Nothing is written or said: a dry run comes here too.
 
     Args:
@@ -34,7 +34,7 @@ def check_before_training(config: RunConfig, inspector: Inspector | None) -> Rep
 DATA_WATCHED = ("set aside", "data check")
 
 
-def note_findings(journal: Journal, report: Report) -> None:
+def note_findings(journal: Journal, report: DataReport) -> None:
     """What there is to look at in the data as findings of the run: the rows set aside, and all else in one."""
     for finding in report.findings:
         if finding.kind == "set_aside" and finding.level != "note":
@@ -45,7 +45,7 @@ def note_findings(journal: Journal, report: Report) -> None:
         journal.finding(0, "data check", worst, "; ".join(each.text for each in others))
 
 
-def write_report(run_dir: Path, report: Report) -> None:
+def write_report(run_dir: Path, report: DataReport) -> None:
     """Say on stderr what was found, and keep it in `RUN/data_report.json` and `RUN/data_report.html`."""
     (run_dir / "data_report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     (run_dir / "data_report.html").write_text(html_page(report), encoding="utf-8")

@@ -15,7 +15,7 @@ from alignment.intervals import bootstrap_mean, bootstrap_sums
 from alignment.ratings.reachable import agreement_shares
 from reward.evaluation import calibration
 from reward.evaluation.calibration import Array
-from reward.evaluation.judged import RESAMPLES, Judged, accuracy, judged_pairs, order, sides
+from reward.evaluation.judged import RESAMPLES, ScoredPair, accuracy, judged_pairs, order, sides
 from reward.evaluation.shortcuts import Score, length, near_duplicates, ties, without_eos
 from reward.evaluation.slices import slices
 from reward.questions import Question
@@ -80,7 +80,7 @@ def evaluate(
     }
 
 
-def _shared(pairs: Sequence[Judged], groups: Sequence[Hashable]) -> dict[str, Any] | None:
+def _shared(pairs: Sequence[ScoredPair], groups: Sequence[Hashable]) -> dict[str, Any] | None:
     """On the pairs that two or more people decided, and on the same votes: the model, one person, and the best
     possible model. None where there is no such pair."""
     votes = [[vote.choice for vote in pair.comparison.votes] for pair in pairs]
@@ -89,7 +89,7 @@ def _shared(pairs: Sequence[Judged], groups: Sequence[Hashable]) -> dict[str, An
     return None if shares is None else shares._asdict()
 
 
-def _histogram(pairs: Sequence[Judged]) -> dict[str, Any]:
+def _histogram(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     """Scores of preferred and of other completions, in bins that both share; the outer bins take what lies beyond."""
     preferred, other = sides(pairs)
     values = np.array(preferred + other)
@@ -111,7 +111,7 @@ def _histogram(pairs: Sequence[Judged]) -> dict[str, Any]:
 
 
 def _ensemble(
-    questions: Sequence[Question], pairs: Sequence[Judged], members: Sequence[Sequence[Sequence[float]]]
+    questions: Sequence[Question], pairs: Sequence[ScoredPair], members: Sequence[Sequence[Sequence[float]]]
 ) -> dict[str, Any]:
     """How far the members agree, and whether the pairs on which they do not are those where the model is wrong."""
     each = [judged_pairs(questions, scores) for scores in members]
@@ -162,7 +162,7 @@ def _pearson(a: Array, b: Array, ab: Array, aa: Array, bb: Array, n: Array) -> A
     return result
 
 
-def _samples(pairs: Sequence[Judged]) -> dict[str, list[dict[str, Any]]]:
+def _samples(pairs: Sequence[ScoredPair]) -> dict[str, list[dict[str, Any]]]:
     """The pairs that the model is surest of against the votes, and those it can hardly tell; one of each question."""
     decided = [pair for pair in pairs if pair.comparison.count("first") != pair.comparison.count("second")]
     wrong = [p for p in decided if p.delta * (p.comparison.count("first") - p.comparison.count("second")) < 0]
@@ -172,14 +172,14 @@ def _samples(pairs: Sequence[Judged]) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _one_each(pairs: Sequence[Judged], count: int) -> list[dict[str, Any]]:
-    by_question: dict[int, Judged] = {}
+def _one_each(pairs: Sequence[ScoredPair], count: int) -> list[dict[str, Any]]:
+    by_question: dict[int, ScoredPair] = {}
     for pair in pairs:
         by_question.setdefault(pair.place[0], pair)
     return [_sample(pair) for pair in list(by_question.values())[:count]]
 
 
-def _sample(pair: Judged) -> dict[str, Any]:
+def _sample(pair: ScoredPair) -> dict[str, Any]:
     """A pair for people to read: the answer that the model prefers first."""
     row = pair.comparison
     sides = [(pair.scores[0], row.first, row.count("first")), (pair.scores[1], row.second, row.count("second"))]

@@ -13,7 +13,7 @@ RESAMPLES = 1000  # for the figures that stand behind the first ones
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredPair:
     """A held-out pair: the votes on it, and scores and lengths in tokens of its two completions."""
 
     comparison: Comparison
@@ -27,10 +27,10 @@ class Judged:
         return self.scores[0] - self.scores[1]
 
 
-def judged_pairs(questions: Sequence[Question], scores: Sequence[Sequence[float]]) -> list[Judged]:
+def judged_pairs(questions: Sequence[Question], scores: Sequence[Sequence[float]]) -> list[ScoredPair]:
     """Each pair beside the model's scores."""
     return [
-        Judged(
+        ScoredPair(
             pair.comparison,
             (float(row[pair.first]), float(row[pair.second])),
             (len(question.completion_ids[pair.first]), len(question.completion_ids[pair.second])),
@@ -41,7 +41,7 @@ def judged_pairs(questions: Sequence[Question], scores: Sequence[Sequence[float]
     ]
 
 
-def sides(pairs: Sequence[Judged]) -> tuple[list[float], list[float]]:
+def sides(pairs: Sequence[ScoredPair]) -> tuple[list[float], list[float]]:
     """Scores of the completions that more people preferred, and of the others; pairs with as many votes for each are
     left out."""
     decided = [(pair, pair.comparison.count("first") - pair.comparison.count("second")) for pair in pairs]
@@ -83,6 +83,6 @@ def agreed_share(row: Comparison, better: float) -> float:
     return better * share + (1 - better) * (1 - share)
 
 
-def accuracy(pairs: Sequence[Judged], num_resamples: int = 2000) -> Estimate | None:
+def accuracy(pairs: Sequence[ScoredPair], num_resamples: int = 2000) -> Estimate | None:
     """`vote_accuracy` of the model's scores."""
     return vote_accuracy([pair.comparison for pair in pairs], lambda i: order(*pairs[i].scores), num_resamples)

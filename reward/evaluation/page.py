@@ -8,7 +8,7 @@ from typing import Any
 from alignment.html import render
 from alignment.reports.bars import MACRO as BARS
 from alignment.reports.bars import STYLE as BARS_STYLE
-from alignment.reports.bars import Scale, bar, percent, percents, slice_rows
+from alignment.reports.bars import ShareScale, bar, percent, percents, slice_rows
 from alignment.reports.pictures import MACRO as PICTURE
 from alignment.reports.pictures import STYLE as PICTURE_STYLE
 from alignment.reports.pictures import histogram_chart, reliability_chart
@@ -104,7 +104,7 @@ def html_page(name: str, report: Mapping[str, Any], checks: Sequence[Verdict] | 
     key = _key_rows(report) if decided else []
     slices = slice_rows(report) if decided else []
     ensemble = _ensemble(report) if report.get("ensemble") else None
-    scale = Scale.around([row for rows in (key, *(rows for _, _, rows in slices)) for row in rows])
+    scale = ShareScale.around([row for rows in (key, *(rows for _, _, rows in slices)) for row in rows])
     for rows in (key, *(rows for _, _, rows in slices), ensemble["rows"] if ensemble else []):
         scale.place(rows)
     return render(

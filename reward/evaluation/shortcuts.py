@@ -13,7 +13,7 @@ import numpy as np
 from alignment.data.records import Comparison
 from alignment.intervals import Estimate, bootstrap_mean, bootstrap_sums
 from reward.evaluation.calibration import Array
-from reward.evaluation.judged import RESAMPLES, Judged, accuracy, agreed_share, judged_pairs, order, vote_accuracy
+from reward.evaluation.judged import RESAMPLES, ScoredPair, accuracy, agreed_share, judged_pairs, order, vote_accuracy
 from reward.questions import Question
 
 Score = Callable[[Sequence[Question]], Sequence[Sequence[float]]]
@@ -22,7 +22,7 @@ Score = Callable[[Sequence[Question]], Sequence[Sequence[float]]]
 _MOST_WITHOUT_EOS = 1000
 
 
-def length(pairs: Sequence[Judged], groups: Sequence[Hashable]) -> dict[str, Any]:
+def length(pairs: Sequence[ScoredPair], groups: Sequence[Hashable]) -> dict[str, Any]:
     """What preferring the longer answer would reach, and how the scores go with length.
 
     `ahead` is the accuracy of the model less that of the better of the two rules "longer" and "shorter", on the same
@@ -114,7 +114,7 @@ def without_eos(questions: Sequence[Question], scores: Sequence[Sequence[float]]
     }
 
 
-def near_duplicates(pairs: Sequence[Judged]) -> dict[str, Any]:
+def near_duplicates(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     """Pairs whose texts share four fifths of their words: their scores should lie closer than those of other pairs."""
 
     def alike(row: Comparison) -> bool:
@@ -130,7 +130,7 @@ def near_duplicates(pairs: Sequence[Judged]) -> dict[str, Any]:
     }
 
 
-def ties(pairs: Sequence[Judged]) -> dict[str, Any]:
+def ties(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     """Score differences where most votes are ties, beside the others': people who cannot tell should find the model
     less sure."""
     tied = np.array([2 * pair.comparison.count("tie") > len(pair.comparison.votes) for pair in pairs])

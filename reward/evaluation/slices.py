@@ -10,14 +10,14 @@ from typing import Any
 
 from alignment.data.records import Vote
 from alignment.intervals import Estimate
-from reward.evaluation.judged import RESAMPLES, Judged, accuracy
+from reward.evaluation.judged import RESAMPLES, ScoredPair, accuracy
 
 _MOST = 20
 _STRENGTHS = {1: "slightly better", 2: "better", 3: "much better"}
 _LENGTHS = ("the longer one", "the shorter one", "both as long")
 
 
-def slices(pairs: Sequence[Judged]) -> dict[str, list[dict[str, Any]]]:
+def slices(pairs: Sequence[ScoredPair]) -> dict[str, list[dict[str, Any]]]:
     """Accuracy by what a pair, or a vote on it, is like. A list of one entry says nothing new, but is given."""
     return {
         "difference": _by_difference(pairs),
@@ -31,7 +31,7 @@ def slices(pairs: Sequence[Judged]) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _by_difference(pairs: Sequence[Judged]) -> list[dict[str, Any]]:
+def _by_difference(pairs: Sequence[ScoredPair]) -> list[dict[str, Any]]:
     """Fifths of the pairs from the closest call to the surest (fewer parts where there are fewer than 50 pairs)."""
     by_size = sorted(pairs, key=lambda pair: abs(pair.delta))
     parts = max(1, min(5, len(pairs) // 10))
@@ -43,18 +43,20 @@ def _by_difference(pairs: Sequence[Judged]) -> list[dict[str, Any]]:
     return rows
 
 
-def _by_pair(pairs: Sequence[Judged], key: Callable[[Judged], Any], name: Callable[[Any], str]) -> list[dict[str, Any]]:
-    parts: dict[Any, list[Judged]] = {}
+def _by_pair(
+    pairs: Sequence[ScoredPair], key: Callable[[ScoredPair], Any], name: Callable[[Any], str]
+) -> list[dict[str, Any]]:
+    parts: dict[Any, list[ScoredPair]] = {}
     for pair in pairs:
         parts.setdefault(key(pair), []).append(pair)
     return _largest({name(part): inside for part, inside in sorted(parts.items())})
 
 
 def _by_vote(
-    pairs: Sequence[Judged], key: Callable[[Judged, Vote], Any], name: Callable[[Any], str]
+    pairs: Sequence[ScoredPair], key: Callable[[ScoredPair, Vote], Any], name: Callable[[Any], str]
 ) -> list[dict[str, Any]]:
     """Votes with the same key go together, each on the pair that it is about; ties do not count."""
-    parts: dict[Any, list[Judged]] = {}
+    parts: dict[Any, list[ScoredPair]] = {}
     for pair in pairs:
         votes: dict[Any, list[Vote]] = {}
         for vote in pair.comparison.votes:
@@ -65,13 +67,13 @@ def _by_vote(
     return _largest({name(part): parts[part] for part in ordered})
 
 
-def _length_preferred(pair: Judged, vote: Vote) -> int:
+def _length_preferred(pair: ScoredPair, vote: Vote) -> int:
     """Whether a decided vote is for the longer answer (0), the shorter (1) or one as long (2)."""
     first, second = pair.lengths if vote.choice == "first" else pair.lengths[::-1]
     return 0 if first > second else 1 if first < second else 2
 
 
-def _largest(parts: Mapping[str, Sequence[Judged]]) -> list[dict[str, Any]]:
+def _largest(parts: Mapping[str, Sequence[ScoredPair]]) -> list[dict[str, Any]]:
     """Accuracy of each part, in the order given; of more than twenty the largest, and one row for the rest."""
     sizes = Counter({name: len(inside) for name, inside in parts.items()})
     shown = {name for name, _ in sizes.most_common(_MOST)}
@@ -89,7 +91,7 @@ def source_of(place: str) -> str:
     return place.rpartition(":")[0] or place
 
 
-def _source_names(pairs: Sequence[Judged]) -> Callable[[str], str]:
+def _source_names(pairs: Sequence[ScoredPair]) -> Callable[[str], str]:
     """File names without their folders, where these still tell them apart."""
     paths = {source_of(pair.comparison.place) for pair in pairs}
     short = {path: os.path.basename(path) or "not named" for path in paths}

@@ -32,7 +32,7 @@ class PreflightError(UserError):
     """The pairs could not be learned by heart."""
 
 
-class Chosen(NamedTuple):
+class OverfitSet(NamedTuple):
     """Questions with just the pairs to learn by heart."""
 
     questions: list[Question]
@@ -75,7 +75,7 @@ def overfit(config: RewardStageConfig, count: int) -> str:
     )
 
 
-def first_pairs(questions: Sequence[Question], count: int) -> Chosen:
+def first_pairs(questions: Sequence[Question], count: int) -> OverfitSet:
     """The first pairs that are no ties, and contradict none before them."""
     found: list[Question] = []
     left, contradictions = count, 0
@@ -96,7 +96,7 @@ def first_pairs(questions: Sequence[Question], count: int) -> Chosen:
             found.append(replace(question, pairs=tuple(pairs)))
         if not left:
             break
-    return Chosen(found, count - left, contradictions)
+    return OverfitSet(found, count - left, contradictions)
 
 
 def _bare(config: RewardStageConfig, folder: str) -> RewardStageConfig:
@@ -125,7 +125,7 @@ class _UntilAllRight(TrainerCallback):
         control.should_training_stop |= self.accuracy == 1
 
 
-def _why_not(config: RewardStageConfig, accuracy: float, chosen: Chosen) -> PreflightError:
+def _why_not(config: RewardStageConfig, accuracy: float, chosen: OverfitSet) -> PreflightError:
     rate = config.training.get("learning_rate", "the default")
     return PreflightError(
         f"--overfit: {accuracy:.0%} of {chosen.pairs} pairs in the right order after {STEPS} steps, not all; usually "

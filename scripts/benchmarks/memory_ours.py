@@ -19,7 +19,11 @@ from ppo.config import PPOStageConfig
 from reward.config import RewardStageConfig
 from sft.config import SFTStageConfig
 
-STAGES = {"sft": (SFTStageConfig, sft), "reward": (RewardStageConfig, reward), "ppo": (PPOStageConfig, ppo)}
+STAGES: dict[str, tuple[Any, Any]] = {
+    "sft": (SFTStageConfig, sft),
+    "reward": (RewardStageConfig, reward),
+    "ppo": (PPOStageConfig, ppo),
+}
 
 
 class Contestant:

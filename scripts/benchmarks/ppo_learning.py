@@ -14,9 +14,12 @@ import statistics
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.ppo import Work, about, fine_tuned, parameters, sample, save_prompts
+
+if TYPE_CHECKING:
+    from alignment.templates.rendering import Message
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 2, "num_attention_heads": 2}
 NUM_WORDS, NUM_WANTED = 60, 20
@@ -91,10 +94,10 @@ def language(seed: int) -> list[str]:
     return list(words)
 
 
-def conversations(words: Sequence[str], seed: int) -> list[list[dict[str, str]]]:
+def conversations(words: Sequence[str], seed: int) -> list[list[Message]]:
     """Questions, and answers that may end after any word."""
     draw = random.Random(seed)
-    chats = []
+    chats: list[list[Message]] = []
     for _ in range(2000):
         question = " ".join(draw.choices(words, k=draw.randint(1, 5)))
         answer = " ".join(draw.choices(words, k=1 + int(draw.expovariate(1 / 9))))

@@ -74,7 +74,9 @@ class Contestant:
             for part in split_by_tokens(rows, range(len(rows)), work.microbatch_tokens, models.packed):
                 batch = lay_out([rows[number] for number in part], part, models.packed, pad, device)
                 outputs = models.trained(batch, "both", 1.0)
-                scale = models.trained.roles[1].head_scale or 1.0
+                critic = models.trained.roles[1]
+                assert critic is not None
+                scale = critic.head_scale or 1.0
                 totals += torch.stack([-outputs.logprobs.sum(), scale * outputs.values.sum()]).double()
             assert models.reward is not None
             scores, _ = models.reward.combined(models.reward.member_scores(rows, [], device))

@@ -86,13 +86,13 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
 
 def usable_pairs(records: Iterable[Any], tokenizer: Any) -> list[tuple[dict[str, Any], list[int], list[int]]]:
     """Of each decided pair that fits, one to a prompt: its texts, and the token ids of its chosen and rejected side."""
-    from alignment.templates.rendering import encode_conversation
+    from alignment.templates.rendering import Message, encode_conversation
 
     found, prompts = [], set()
     for record in records:
         prompt = json.dumps(record.prompt)
         chosen, rejected = (record.first, record.second) if record.target == 1 else (record.second, record.first)
-        answers = [{"role": "assistant", "content": text} for text in (chosen, rejected)]
+        answers: list[Message] = [{"role": "assistant", "content": text} for text in (chosen, rejected)]
         first, second = (encode_conversation(tokenizer, [*record.prompt, answer]).input_ids for answer in answers)
         fits = max(len(first), len(second)) <= MAX_LENGTH
         if fits and record.target in (0, 1) and first != second and prompt not in prompts:

@@ -17,7 +17,7 @@ OURS = "sft_ours"
 UNIT = "tokens/s"
 MAX_LENGTH = 512
 ROWS = 96
-DATA = {"eval_share": 0.0, "max_length": MAX_LENGTH}
+DATA: dict[str, Any] = {"eval_share": 0.0, "max_length": MAX_LENGTH}
 # TRL's settings that do not leak across documents. bfd packs rows of 512 tokens, three of which are about eight
 # transcripts. Padding-free without packing is refused by TRL beside `max_length`.
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from alignment.qa.documents import Document, cut
+from alignment.qa.documents import SourceDocument, cut
 from alignment.qa.questions import Questions
 
 HANDBOOK = Path(__file__).with_name("handbook.md")
@@ -74,7 +74,7 @@ def parse_handbook(text: str) -> Handbook:
     """Parse the format that handbook.md describes in its own first paragraph."""
     facts = []
     asker = Questions(QUESTIONS.read_text(encoding="utf-8"), QUESTIONS.name)
-    for passage in cut(Document(HANDBOOK.name, text)):
+    for passage in cut(SourceDocument(HANDBOOK.name, text)):
         pairs = asker.pairs(passage)
         if pairs:
             *_, page, fact_id = passage.headings

@@ -12,10 +12,13 @@ Each sees the gold scores of two answers through noise of her own. A labeler per
 import math
 import random
 from dataclasses import dataclass
+from typing import Literal
+
+Side = Literal["left", "right", "tie"]
 
 
 @dataclass(frozen=True)
-class Labeler:
+class SimulatedLabeler:
     """One simulated labeler; slope is in units of perception per gold point, left_bias and tie_band of perception."""
 
     name: str
@@ -26,19 +29,19 @@ class Labeler:
 
 
 LABELERS = (
-    Labeler("simulated-careful", slope=2.5, lapse=0.02, tie_band=0.6),
-    Labeler("simulated-quick", slope=1.8, lapse=0.06, tie_band=0.2),
-    Labeler("simulated-leaning", slope=1.8, lapse=0.04, tie_band=0.4, left_bias=0.3),
-    Labeler("simulated-tired", slope=1.2, lapse=0.12, tie_band=0.4),
+    SimulatedLabeler("simulated-careful", slope=2.5, lapse=0.02, tie_band=0.6),
+    SimulatedLabeler("simulated-quick", slope=1.8, lapse=0.06, tie_band=0.2),
+    SimulatedLabeler("simulated-leaning", slope=1.8, lapse=0.04, tie_band=0.4, left_bias=0.3),
+    SimulatedLabeler("simulated-tired", slope=1.2, lapse=0.12, tie_band=0.4),
 )
 
 JUDGES = (
-    Labeler("simulated-patient", slope=2.2, lapse=0.03, tie_band=0.5),
-    Labeler("simulated-brisk", slope=1.6, lapse=0.08, tie_band=0.3, left_bias=-0.1),
+    SimulatedLabeler("simulated-patient", slope=2.2, lapse=0.03, tie_band=0.5),
+    SimulatedLabeler("simulated-brisk", slope=1.6, lapse=0.08, tie_band=0.3, left_bias=-0.1),
 )
 
 
-def choose(labeler: Labeler, gold_left: float, gold_right: float, rng: random.Random) -> str:
+def choose(labeler: SimulatedLabeler, gold_left: float, gold_right: float, rng: random.Random) -> Side:
     """Her choice, "left", "right" or "tie", between answers of those gold totals; draws two numbers from rng."""
     attention, chance = rng.random(), rng.random()
     if attention < labeler.lapse:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from alignment.ratings import Item, RatingsStore
 from help_desk.gold import gold_score
-from help_desk.labelers import JUDGES, LABELERS, Labeler, choose
+from help_desk.labelers import JUDGES, LABELERS, SimulatedLabeler, choose
 
 RATINGS_PER_PAIR = 3
 JUDGED_SHARE = 0.5
@@ -44,7 +44,7 @@ def item_gold(item: Item) -> tuple[float, ...]:
 
 
 def _take_turns(
-    store: RatingsStore, labelers: Sequence[Labeler], gold: Mapping[int, tuple[float, ...]], rng: random.Random
+    store: RatingsStore, labelers: Sequence[SimulatedLabeler], gold: Mapping[int, tuple[float, ...]], rng: random.Random
 ) -> int:
     """Let them claim and answer in turns until nothing is left for them; returns how many answers they gave."""
     count, working = 0, list(labelers)

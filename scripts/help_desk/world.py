@@ -36,7 +36,7 @@ TYPO_SHARE = 0.04
 
 
 @dataclass(frozen=True)
-class Demonstration:
+class TrainingExample:
     """One training example, with what it shows: the fact asked about and the manner of the answer."""
 
     prompt: str
@@ -50,7 +50,7 @@ def normalise(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
 
 
-def demonstrations(seed: int, n: int = 1500) -> list[Demonstration]:
+def demonstrations(seed: int, n: int = 1500) -> list[TrainingExample]:
     """n examples with distinct prompts, facts and manners spread evenly; ValueError above the number of prompts."""
     rng = random.Random(f"demonstrations {seed}")
     prompts = training_prompts(seed)
@@ -60,7 +60,7 @@ def demonstrations(seed: int, n: int = 1500) -> list[Demonstration]:
     shares = list(MANNER_SHARES.values())
     by_manner = rng.choices(list(MANNER_SHARES), weights=shares, k=n)
     return [
-        Demonstration(row["prompt"], answer(handbook.fact(row["fact"]), manner, rng), row["fact"], manner)
+        TrainingExample(row["prompt"], answer(handbook.fact(row["fact"]), manner, rng), row["fact"], manner)
         for row, manner in zip(prompts, by_manner, strict=False)
     ]
 

@@ -20,7 +20,7 @@ from alignment.models.policies import load_policy
 from alignment.models.scalar import load_scalar_model
 from alignment.models.sources import find_model
 from alignment.registry import Registry
-from alignment.templates.rendering import encode_conversation, encode_to_score
+from alignment.templates.rendering import Message, encode_conversation, encode_to_score
 
 TOLERANCE = 2e-3
 """Nats, or units of the largest score: float32 sums in another order are off by 1e-5, a wrong path by tenths."""
@@ -32,7 +32,7 @@ class Wrong(Exception):
     """Numbers that are not plain transformers'."""
 
 
-def run(folder: Path, note: Callable[[str], None]) -> None:
+def run(folder: Path, note: Callable[[str], object]) -> None:
     """All steps in the present folder, of the model in `folder`; `note` is told which one begins.
 
     Raises:
@@ -84,7 +84,7 @@ def _sft(folder: Path) -> float:
     return float(train(_config(SFTStageConfig, config))["metrics"]["eval_loss"])
 
 
-def _config(kind: type, values: dict[str, Any]) -> Any:
+def _config(kind: Any, values: dict[str, Any]) -> Any:
     config = validate(kind, values, "a trial")
     config.run_dir.mkdir(parents=True, exist_ok=True)
     return config
@@ -104,7 +104,7 @@ def _plain_loss(folder: Path) -> float:
 
 def _encoded(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], int]:
     """Tokens of the conversation, and how many of them are the answer's."""
-    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    messages: list[Message] = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
     example = encode_conversation(tokenizer, messages)
     assert example is not None
     return example.input_ids, sum(example.loss_mask)
@@ -172,7 +172,8 @@ def _watched(collector: Any) -> Any:
                         tokens += len(ids)
                 member = models.reward.members[0]
                 plain_score = _plain_state(member.base, row.prompt + row.response)
-                score = member.read(plain_score[None]) if member.head is not None else None
+                assert member.head is not None
+                score = member.read(plain_score[None])
                 _compare("PPO's scores", [float(rollout.parts["model"][number])], [float(score)])
             if wrong > 1:  # a random number can fall on a boundary
                 raise Wrong(f"{wrong} of {tokens} sampled tokens are not what a plain forward pass chooses")
@@ -206,7 +207,10 @@ def _export(registry: Registry) -> None:
     scalar = load_scalar_model(find_model("reward", registry, role="reward"), trained=True).eval()
     bias, found, expected = scalar.model.score.score_bias, [], []
     for word in WORDS[:3]:
-        messages = [{"role": "user", "content": f"Say that {word}"}, {"role": "assistant", "content": word}]
+        messages: list[Message] = [
+            {"role": "user", "content": f"Say that {word}"},
+            {"role": "assistant", "content": word},
+        ]
         row = torch.tensor([encode_to_score(tokenizer, messages)])
         with torch.no_grad():
             found.append(float(scalar.score(row, torch.ones_like(row, dtype=torch.bool))))

@@ -1,8 +1,7 @@
-#!/usr/bin/env python3
 """Length bias: PPO on scores that do not depend on the answer, where the mean length must stay as it is.
 
-    scripts/studies/length_bias.py            the whole study: both worlds, both signs, both critics, three seeds
-    scripts/studies/length_bias.py --quick    one seed, the short world
+    scripts/study.py length_bias            the whole study: both worlds, both signs, both critics, three seeds
+    scripts/study.py length_bias --quick    one seed, the short world
 
 The scores are drawn from N(c, 1). No answer is better than another, so an honest learner has no reason to make answers
 longer or shorter. With a discounting lambda and a critic that does not know the mean yet, the last tokens of an answer
@@ -15,14 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -63,7 +59,8 @@ class Tokens:
     """Digits are tokens; token 0 ends an answer and is the padding too."""
 
     pad_token_id, eos_token_id, bos_token_id, cls_token_id = 0, 0, None, None
-    chat_template, unk_token, added_tokens_decoder = "", None, {}
+    chat_template, unk_token = "", None
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -134,7 +131,7 @@ def build_models(world: World, critic: str | None, mean: float, seed: int, score
     elif critic == "trunk":
         value = Role(policy.model, head=new_head(policy))
     scores: Any = scorer or RandomScores(mean, seed)
-    return Models(PolicyAndValue(policy, value), reference, scores, None, Tokens(world.vocabulary), {})  # type: ignore[arg-type]
+    return Models(PolicyAndValue(policy, value), reference, scores, None, Tokens(world.vocabulary), {})
 
 
 def run(
@@ -200,7 +197,7 @@ def mean_length(loop: Loop, count: int) -> float:
     return statistics.fmean(map(len, sampled.responses))
 
 
-SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "before": {
         "ppo": {"gae_lambda": 0.95, "value_clip_range": 0.2},
@@ -224,7 +221,7 @@ def cells(
                         yield setting, world, critic, mean, seed
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one seed, the short world")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="NAME")
@@ -236,7 +233,4 @@ def main() -> None:
         row = {"setting": setting, "world": world, "critic": critic, "mean": mean, "seed": seed}
         row |= {"start": round(start, 1), "end": round(end, 1), "change": round(end / start - 1, 3)}
         print(json.dumps(row), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    return 0

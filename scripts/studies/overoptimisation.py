@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
 """Over-optimisation: gold against proxy reward as PPO moves away from SFT (Gao et al. 2022; Coste et al. 2023).
 
-    scripts/studies/overoptimisation.py                 the whole study, about an hour of one core
-    scripts/studies/overoptimisation.py --quick         one cell, to see that it runs
-    scripts/studies/overoptimisation.py --page          only the page, from the rows that are there
+    scripts/study.py overoptimisation                 the whole study, about an hour of one core
+    scripts/study.py overoptimisation --quick         one cell, to see that it runs
+    scripts/study.py overoptimisation --page          only the page, from the rows that are there
 
 In the demo's world: reward models of three members each are trained on 100, 300, 1000 and 3000 simulated ratings; PPO
 goes against one member, the mean, the minimum, or the mean less a standard deviation, at several KL coefficients. Along
@@ -25,8 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-SCRIPTS, ROOT = HERE.parent, HERE.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "studies" / "overoptimisation.md"
 PICTURE = PAGE.with_name("overoptimisation.png")
 SIZES = (100, 300, 1000, 3000)
@@ -259,7 +257,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Gold against proxy reward over the KL, for reward models of unlike quality.",
-        epilog="example: scripts/studies/overoptimisation.py --seeds 0 1 2",
+        epilog="example: scripts/study.py overoptimisation --seeds 0 1 2",
     )
     parser.add_argument("--home", type=Path, default=Path("runs/overoptimisation"), help="where it works")
     parser.add_argument(
@@ -298,11 +296,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps({"rows": rows}))
     return 0
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(SCRIPTS))
-    from project_python import use_project_python
-
-    use_project_python()
-    sys.exit(main())

@@ -1,10 +1,9 @@
-#!/usr/bin/env python3
 """A real model and human votes: SmolLM2-135M-Instruct, PPO and best-of-n, judged by the other half of the voters.
 
-    scripts/studies/real_model.py --votes harmless-base/test.jsonl.gz --several pandalm.json --size small
-    scripts/studies/real_model.py --size small                     goes on with what is missing
-    scripts/studies/real_model.py --votes FILE --quick             one tiny run of every step, minutes
-    scripts/studies/real_model.py --size small --page              only the page, from the rows that are there
+    scripts/study.py real_model --votes harmless-base/test.jsonl.gz --several pandalm.json --size small
+    scripts/study.py real_model --size small                     goes on with what is missing
+    scripts/study.py real_model --votes FILE --quick             one tiny run of every step, minutes
+    scripts/study.py real_model --size small --page              only the page, from the rows that are there
 
 The votes are pairs, one vote each, as Anthropic's HH publishes them. A fifth of the prompts is held out; the rest is
 dealt into halves A and B by prompt. SmolLM2 learns what people chose in A (SFT). Reward models learn the votes of A or
@@ -42,8 +41,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-SCRIPTS, ROOT = HERE.parent, HERE.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "studies" / "real-model.md"
 ROWS = Path("rows.jsonl")
 
@@ -64,9 +62,8 @@ def step(name: str, size: Any, rows: dict[str, dict[str, Any]], votes: Path | No
     Raises:
         UserError: the step needs a file that was not named.
     """
-    from human_votes import runs
-
     from alignment.errors import UserError
+    from studies.human_votes import runs
 
     kind, *rest = name.split("-")
     if kind == "data":
@@ -116,7 +113,7 @@ def run(size: Any, votes: Path | None, several: Path | None, steps: Sequence[str
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="SmolLM2-135M-Instruct, human votes, PPO and best-of-n, judged by the other half of the voters.",
-        epilog="example: scripts/studies/real_model.py --votes harmless-base/test.jsonl.gz --size small",
+        epilog="example: scripts/study.py real_model --votes harmless-base/test.jsonl.gz --size small",
     )
     parser.add_argument("--votes", type=Path, help="pairs with one vote each; needed once")
     parser.add_argument("--several", type=Path, help="pairs with several votes each, for the share that is reachable")
@@ -126,11 +123,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", action="store_true", help="write the page from the rows that are there, run nothing")
     parser.add_argument("--json", action="store_true", help="all rows as one JSON object on stdout")
     options = parser.parse_args(argv)
-    from human_votes.page import page
-    from human_votes.sizes import SIZES
-
     from alignment.errors import UserError
     from alignment.training.stage import quiet_libraries
+    from studies.human_votes.page import page
+    from studies.human_votes.sizes import SIZES
 
     quiet_libraries()
     name = "quick" if options.quick else options.size
@@ -152,11 +148,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps({"rows": list(rows.values())}))
     return 0
-
-
-if __name__ == "__main__":
-    sys.path[:0] = [str(SCRIPTS)]
-    from project_python import use_project_python
-
-    use_project_python()
-    sys.exit(main())

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """What fitting the critic before the policy moves brings: iterations to 90% of the gain, with and without.
 
-    scripts/studies/warm_critic.py [--seeds 5]
+    scripts/study.py warm_critic [--seeds 5]
 
 Answers of up to 1,024 tokens, about 64 at the start. A quarter of the words are wanted: the score is their share of
 the answer, and each prompt adds an offset that no answer can change and that its digits tell. A critic that knows the
@@ -14,15 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import torch
-from length_bias import World, run
+
+from studies.length_bias import World, run
 
 ITERATIONS = 30
 LAST = 5
@@ -56,7 +51,7 @@ class WantedWords:
         return []
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
@@ -69,6 +64,7 @@ def main() -> None:
             wanted = wanted or 0.25 + 0.9 * (last - 0.25)
             row = {"critic": name, "seed": seed, "last": round(last, 3), "iterations": reached(shares, wanted)}
             print(json.dumps(row | {"shares": shares}), flush=True)
+    return 0
 
 
 def reached(shares: list[float], wanted: float) -> int | None:
@@ -87,7 +83,3 @@ def curve(seed: int, ppo: dict[str, Any]) -> list[float]:
     )  # fmt: skip
     first = len(scorer.shares) - ITERATIONS  # the answers that the critic was fitted on come after the first rollout
     return [scorer.shares[0], *scorer.shares[first + 1 :]]
-
-
-if __name__ == "__main__":
-    main()

@@ -31,8 +31,8 @@ from alignment.tensors import logprobs_from_logits, pad_rows
 from alignment.training import callbacks, start_model
 from sft.config import SFTStageConfig
 from sft.data import IGNORED, row_groups
-from sft.prepare import Prepared, prepare
-from sft.studies.more_data import RULE, Answer, HeldOut, answer
+from sft.prepare import PreparedSFT, prepare
+from sft.studies.more_data import RULE, DoublingEstimate, HeldOut, answer
 from sft.train import build_trainer
 
 SAME_EPOCHS = "each share is trained for the same number of epochs, so a smaller one takes fewer steps"
@@ -97,7 +97,7 @@ def _without_pauses(config: SFTStageConfig) -> SFTStageConfig:
     return config.model_copy(update={"training": training | {"eval_strategy": "no"}})
 
 
-def _with_seed(prepared: Prepared, seed: int) -> Prepared:
+def _with_seed(prepared: PreparedSFT, seed: int) -> PreparedSFT:
     """Another seed for the start, the shares and the order of rows; the split into held-out and training rows stays."""
     arguments = copy.copy(prepared.arguments)
     arguments.seed = seed
@@ -109,7 +109,7 @@ def shuffled_groups(num_groups: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).permutation(num_groups).tolist()
 
 
-def _train(config: SFTStageConfig, prepared: Prepared, label: str) -> np.ndarray:
+def _train(config: SFTStageConfig, prepared: PreparedSFT, label: str) -> np.ndarray:
     """Train on the rows and return the loss of each held-out row."""
     processes.forget_accelerator()
     trainer = build_trainer(config, prepared)
@@ -161,7 +161,7 @@ def _line(point: Point) -> str:
     return f"{point.prompts:>8} prompts: held-out loss {point.loss['value']:.4f} per token ({low:.4f} to {high:.4f})"
 
 
-def _write(points: Sequence[Point], found: Answer, run_dir: Path) -> None:
+def _write(points: Sequence[Point], found: DoublingEstimate, run_dir: Path) -> None:
     from matplotlib.figure import Figure  # heavy, and used here alone
 
     run_dir.mkdir(parents=True, exist_ok=True)

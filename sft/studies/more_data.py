@@ -47,7 +47,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Answer:
+class DoublingEstimate:
     """What doubling the data would save in nats per token, its 95% interval, and the verdict in a sentence."""
 
     verdict: str
@@ -85,7 +85,7 @@ def _design(shares: Array, exponent: float) -> Array:
     return np.stack([np.ones_like(shares), shares**-exponent], axis=1)
 
 
-def answer(held_out: HeldOut, sizes: Sequence[int], seed: int = 0) -> Answer:
+def answer(held_out: HeldOut, sizes: Sequence[int], seed: int = 0) -> DoublingEstimate:
     """Apply `RULE`.
 
     Args:
@@ -102,7 +102,7 @@ def answer(held_out: HeldOut, sizes: Sequence[int], seed: int = 0) -> Answer:
     ):
         if found < least:
             reason = f"{found} {what} cannot tell luck from learning, it takes {least} or more"
-            return Answer("cannot tell", f"cannot tell whether {doubling}: {reason}")
+            return DoublingEstimate("cannot tell", f"cannot tell whether {doubling}: {reason}")
     resampled = resampled_curves(held_out, seed)
     savings, low, high = _interval(doubling_savings(curves, sizes), doubling_savings(resampled, sizes))
     weights = misfits(curves.mean(0), sizes)
@@ -112,11 +112,11 @@ def answer(held_out: HeldOut, sizes: Sequence[int], seed: int = 0) -> Answer:
     saving, ci = float(savings[best]), (float(low[fits].min()), float(high[fits].max()))
     figures = f"by about {saving:.3g} ({ci[0]:.3g} to {ci[1]:.3g})"
     if ci[0] > 0 and saving >= WORTH * now:
-        return Answer("worth it", f"{doubling} {figures}: worth it", saving, ci)
+        return DoublingEstimate("worth it", f"{doubling} {figures}: worth it", saving, ci)
     if ci[1] < WORTH * now:
-        return Answer("not worth it", f"{doubling} {figures}: not worth it", saving, ci)
+        return DoublingEstimate("not worth it", f"{doubling} {figures}: not worth it", saving, ci)
     more = "more seeds or more held-out rows make the interval narrower"
-    return Answer("cannot tell", f"cannot tell whether {doubling}: {figures}; {more}", saving, ci)
+    return DoublingEstimate("cannot tell", f"cannot tell whether {doubling}: {figures}; {more}", saving, ci)
 
 
 def _interval(by_seed: Array, resampled: Array) -> tuple[Array, Array, Array]:

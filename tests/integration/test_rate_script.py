@@ -25,6 +25,7 @@ import pytest
 from alignment.ratings import Gold, RatingsStore
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "rate.py"
+PATHS = os.pathsep.join([str(SCRIPT.parent), str(SCRIPT.parents[1])])
 CONTROL = re.compile(r"\x1b(?:\[[0-9;?<>=$]*[@-~]|[^\[])")
 HOSTILE = (
     "\x1b]52;c;ZXZpbA==\x07 \x1b[2J\x1b[31m \x9b31m \x1b]0;title\x07 \x9d52;c;x\x9c \u202egnp.exe\u2066 "
@@ -52,7 +53,7 @@ class Screen:
             stderr=slave,
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # a controlling terminal: Ctrl-C is a real one
-            env=environment | {"TERM": term, "ALIGNMENT_SCRIPT_STARTED": "1"},
+            env=environment | {"TERM": term, "ALIGNMENT_SCRIPT_STARTED": "1", "PYTHONPATH": PATHS},
         )
 
     def wait(self, text: str, seconds: float = 20.0) -> str:
@@ -399,9 +400,8 @@ def test_plain_on_a_terminal_and_where_the_terminal_can_do_no_more(screens: list
         assert screen.left() == 0 and len(finished(db, term)) == 1
 
 
-DEMO = f"""
+DEMO = """
 import argparse, sys
-sys.path[:0] = [{str(SCRIPT.parent)!r}, {str(SCRIPT.parents[1])!r}]
 import demo
 demo.RATINGS = sys.argv[1]
 demo.rate_by_hand(argparse.Namespace(rate=2, json=False))
@@ -410,8 +410,9 @@ demo.rate_by_hand(argparse.Namespace(rate=2, json=False))
 
 def test_the_demo_asks_for_so_many_ratings_in_a_pipe_and_on_a_terminal(screens: list[Screen], db: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", DEMO, db], input="1\ns\n7\n1\n1\n", capture_output=True, text=True, timeout=60
-    )
+        [sys.executable, "-c", DEMO, db], input="1\ns\n7\n1\n1\n", capture_output=True, text=True, timeout=60,
+        env=os.environ | {"PYTHONPATH": PATHS},
+    )  # fmt: skip
     assert done.returncode == 0 and "now rate 2 pairs" in done.stdout and "That was the last one." in done.stdout
     assert [choice == "skip" for _, choice in finished(db, "you")] == [False, True, False]
     screen = open_screen(screens, db, script=("-c", DEMO))
@@ -475,8 +476,9 @@ def test_a_terminal_without_utf_8_shows_what_it_can(tmp_path: Path) -> None:
 
 
 def test_help_answers_at_once() -> None:
-    code = "import rate, sys; sys.exit(sum(name in sys.modules for name in ('torch', 'textual', 'starlette')))"
-    environment = os.environ | {"PYTHONPATH": f"{SCRIPT.parent}:{SCRIPT.parent.parent}"}
+    heavy = ("torch", "textual", "starlette")
+    code = f"import alignment.cli.rate, sys; sys.exit(sum(name in sys.modules for name in {heavy}))"
+    environment = os.environ | {"PYTHONPATH": PATHS}
     assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=30).returncode == 0
 
 

@@ -16,13 +16,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from alignment.labeling import line_mode  # noqa: E402
-from alignment.labeling.session import Sitting  # noqa: E402
-from alignment.labeling.tui import RatingApp  # noqa: E402
-from alignment.ratings import RatingsStore  # noqa: E402
+from alignment.labeling import line_mode
+from alignment.labeling.session import Sitting
+from alignment.labeling.tui import RatingApp
+from alignment.ratings import RatingsStore
 
 MANY = 100_000
 A_SCREEN = 500  # strings in an item

@@ -4,27 +4,21 @@ import hashlib
 import json
 import random
 import re
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from helpers.rating_page import BASE, Labeler, Page, hostile, pairs
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ROOT / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-from helpers.rating_page import BASE, Labeler, Page, hostile, pairs  # noqa: E402
-
-from alignment.errors import UserError  # noqa: E402
-from alignment.labeling import web  # noqa: E402
-from alignment.labeling.web_security import BODY_BYTES, HEADERS, seal, unseal  # noqa: E402
-from alignment.ratings import Gold, RatingsStore  # noqa: E402
-from alignment.terminal import clean  # noqa: E402
+from alignment.errors import UserError
+from alignment.labeling import web
+from alignment.labeling.web_security import BODY_BYTES, HEADERS, seal, unseal
+from alignment.ratings import Gold, RatingsStore
+from alignment.terminal import clean
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; form-action 'self'; connect-src 'self';"
@@ -612,7 +606,7 @@ def test_names_guidelines_and_echoed_comments_stay_text(app, store, name):
 
 
 def test_templates_and_script_name_no_other_server():
-    for file in (*(SCRIPTS / "rating" / "templates").iterdir(), *(SCRIPTS / "rating" / "static").iterdir()):
+    for file in (*(web.HERE / "templates").iterdir(), *(web.HERE / "static").iterdir()):
         text = file.read_text().replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"https?:|//\w|@import|url\(|innerHTML|eval\(|\|\s*safe|Markup| style=| on\w+=", text), (
             file
@@ -622,7 +616,7 @@ def test_templates_and_script_name_no_other_server():
 @pytest.mark.parametrize("scheme", [0, 1])
 def test_colours_have_contrast(scheme):
     """By the formula of WCAG 2: 4.5 for text, 3 for the edges of what can be pressed."""
-    css = (SCRIPTS / "rating" / "static" / "rate.css").read_text()
+    css = (web.HERE / "static" / "rate.css").read_text()
     block = re.findall(r":root \{(.*?)\}", css, re.DOTALL)[scheme]
     colours = dict(re.findall(r"--([\w-]+): (#\w+);", block))
 

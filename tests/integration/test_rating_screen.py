@@ -2,23 +2,18 @@
 
 import asyncio
 import re
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from textual.pilot import Pilot
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from textual.pilot import Pilot  # noqa: E402
-
-from alignment.errors import UserError  # noqa: E402
-from alignment.labeling import tui  # noqa: E402
-from alignment.labeling.session import Sitting  # noqa: E402
-from alignment.labeling.tui import RatingApp  # noqa: E402
-from alignment.ratings import Gold, Rating, RatingsStore  # noqa: E402
+from alignment.errors import UserError
+from alignment.labeling import tui
+from alignment.labeling.session import Sitting
+from alignment.labeling.tui import RatingApp
+from alignment.ratings import Gold, Rating, RatingsStore
 
 LONG = "The library opens at nine and closes at six, and on Sundays it does not open at all. " * 30
 KEYS = {"=": "equals_sign", "?": "question_mark"}

@@ -25,7 +25,6 @@ from alignment.registry import Registry
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
 TURNS = [("cats", "They sleep."), ("books", "On floor two."), ("hours", "From nine."), ("maps", "On the wall.")]
 
 RECIPES = {

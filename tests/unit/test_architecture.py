@@ -1,15 +1,20 @@
-"""The rules of DESIGN.md that code can be asked about: who imports whom, and that importing does nothing.
+"""The rules of DESIGN.md that code can be asked about. Contracts in pyproject.toml say who imports whom; here is what
+import-linter cannot ask: that importing does nothing, what the pure files import, sizes, and names.
 
 Also that each shipped config is one, and that each key of each config is read by somebody.
 """
 
 import ast
 import itertools
+import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 from pydantic import BaseModel
 
 from alignment.config.loading import load_config
@@ -26,13 +31,6 @@ CONFIGS = {"sft": SFTStageConfig, "reward": RewardStageConfig, "ppo": PPOStageCo
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 SCRIPTS = sorted(path for path in (ROOT / "scripts").rglob("*.py"))
 
-# Who may name a library: nobody else does, so that a change of it is a change of one file.
-KEEPERS = {
-    "accelerate": ("alignment/distributed/", "alignment/training/"),
-    "deepspeed": ("alignment/distributed/", "alignment/training/"),
-    "wandb": ("alignment/tracking/",),
-    "yaml": ("alignment/config/",),
-}
 PURE = ("alignment/tensors.py", "ppo/algorithm.py", "reward/loss.py")
 PURE_MAY_IMPORT = {"__future__", "collections", "dataclasses", "math", "torch", "typing", "alignment.tensors"}
 
@@ -62,28 +60,19 @@ def top(name: str) -> str:
 
 
 def violations(path: str, source: str) -> list[str]:
-    """What in a file breaks rules 1 to 4."""
+    """What in a file breaks the rules on imports."""
     tree = ast.parse(source)
-    package = path.rsplit("/", 1)[0].replace("/", ".")
-    names = imports(tree, package)
-    tops = {top(name) for name in names}
+    names = imports(tree, path.rsplit("/", 1)[0].replace("/", "."))
     found = []
-    home = path.split("/")[0]
-    may = {"scripts": set(PACKAGES), FLOOR: {FLOOR}, **{stage: {FLOOR, stage} for stage in STAGES}}[home]
     if path == "alignment/cli/main.py":
-        may = set(PACKAGES)
         early = {top(name) for node in tree.body for name in imports_if_import(node)}
         found += [f"imports {name} before a command needs it" for name in sorted(early & set(STAGES))]
-    found += [f"imports {name}" for name in sorted(tops & {*PACKAGES, "scripts", "tests"} - may)]
     if path in PURE:
         found += [
             f"imports {name}"
             for name in sorted(names)
             if not any((name + ".").startswith(m + ".") for m in PURE_MAY_IMPORT)
         ]
-    for library, keepers in KEEPERS.items():
-        if library in tops and not path.startswith(keepers):
-            found.append(f"imports {library}")
     own = {
         target.id
         for node in tree.body
@@ -125,28 +114,20 @@ def test_each_file_keeps_the_rules(path):
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=relative)
-def test_scripts_import_what_they_may(path):
-    named = [rule for rule in violations(relative(path), path.read_text(encoding="utf-8")) if "at import" not in rule]
-    assert named == []
+def test_scripts_leave_these_libraries_to_the_package(path):
+    assert {top(name) for name in imports(parse(path))} & {"accelerate", "deepspeed", "wandb", "yaml"} == set()
 
 
 @pytest.mark.parametrize(
     ("path", "source", "broken"),
     [
-        ("sft/x.py", "import reward.loss", "imports reward"),
-        ("sft/x.py", "def f():\n    from ppo import train", "imports ppo"),
-        ("alignment/x.py", "def f():\n    import sft", "imports sft"),
         ("alignment/cli/main.py", "from ppo.train import train", "imports ppo before a command needs it"),
-        ("ppo/x.py", "from accelerate.utils import x", "imports accelerate"),
-        ("sft/x.py", "import wandb", "imports wandb"),
-        ("alignment/data/reading.py", "import yaml", "imports yaml"),
         ("ppo/algorithm.py", "import numpy as np", "imports numpy"),
         ("reward/loss.py", "from alignment.data.reading import Comparison", "imports alignment.data.reading"),
         ("reward/loss.py", "from . import data", "imports reward"),
         ("sft/x.py", "import os\nos.environ['A'] = 'b'", "line 2 does something at import"),
         ("sft/x.py", "import torch\ntorch.set_num_threads(1)", "line 2 does something at import"),
         ("sft/x.py", "try:\n    import a\nexcept ImportError:\n    pass", "line 1 does something at import"),
-        ("alignment/x.py", "import tests.tiny", "imports tests"),
     ],
 )
 def test_the_rules_can_be_broken(path, source, broken):
@@ -155,6 +136,49 @@ def test_the_rules_can_be_broken(path, source, broken):
 
 def test_the_command_line_may_import_a_stage_inside_a_command():
     assert violations("alignment/cli/main.py", "def f():\n    import ppo.train") == []
+
+
+def lint(*arguments, folder):
+    """Run import-linter on the packages of a folder; returns its exit code and what it printed."""
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as main; main()"]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "200"}
+    done = subprocess.run([*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout
+
+
+def test_the_import_contracts_hold(capsys):
+    status = lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True, no_logo=True)
+    assert status == EXIT_STATUS_SUCCESS, capsys.readouterr().out
+
+
+def test_each_import_contract_can_be_broken(tmp_path):
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    planted = {
+        "sft/x.py": "import reward.loss",
+        "alignment/data/x.py": "def f():\n    from ppo import train",
+        "alignment/registry/x.py": "def f():\n    import alignment.models.policies",
+        "alignment/models/x.py": "from accelerate.utils import x",
+        "ppo/x.py": "import wandb",
+        "alignment/data/y.py": "import yaml",
+    }
+    for name, source in planted.items():
+        (tmp_path / name).write_text(source + "\n")
+    code, said = lint("--no-cache", "--no-logo", folder=tmp_path)
+    assert code == 1 and "Contracts: 0 kept, 6 broken." in said
+    for importer, imported in {
+        "sft.x": "reward.loss",
+        "alignment.data.x": "ppo.train",
+        "alignment.registry.x": "alignment.models.policies",
+        "alignment.models.x": "accelerate",
+        "ppo.x": "wandb",
+        "alignment.data.y": "yaml",
+    }.items():
+        assert f"{importer} -> {imported}" in said
+    (tmp_path / "alignment" / "shed").mkdir()
+    (tmp_path / "alignment" / "shed" / "__init__.py").touch()
+    assert "alignment.shed" in lint("--no-cache", "--no-logo", folder=tmp_path)[1]  # a room that has no place yet
 
 
 def test_banned_calls_are_nowhere():
@@ -185,6 +209,54 @@ def test_every_name_imported_is_declared():
     third = {top(name) for path in SOURCES for name in imports(parse(path), "alignment")} - {""}
     third -= set(sys.stdlib_module_names) | set(PACKAGES)
     assert {name for name in third if of.get(name, name) not in declared} == set()
+
+
+# --- sizes and names -------------------------------------------------------------------------------------------------
+
+LONG_FILES = {
+    "alignment/data/formats.py": "every shape of a row, told apart in one place",
+    "alignment/models/methods.py": "the table of adapter methods, which writes its own page",
+    "alignment/ratings/store.py": "the one writer of a ratings file",
+    "alignment/registry/store.py": "the one writer of a registry",
+}
+LONG_FUNCTIONS = {
+    "alignment/ratings/store.py:import_rating": "one row of a file, checked key by key",
+    "alignment/registry/store.py:publish": "the steps of one publication, in the order that makes it safe to be killed",
+    "alignment/training/stage.py:run_stage": "every way in which a stage can end, and its exit code",
+}
+"""Files over 400 lines and functions over 60, each with the reason why it stays in one piece."""
+
+
+def long_files() -> set[str]:
+    return {relative(path) for path in SOURCES + SCRIPTS if len(path.read_text(encoding="utf-8").splitlines()) > 400}
+
+
+def long_functions() -> set[str]:
+    return {
+        f"{relative(path)}:{node.name}"
+        for path in SOURCES + SCRIPTS
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (node.end_lineno or 0) - node.lineno >= 60
+    }
+
+
+def test_files_and_functions_are_short():
+    assert {name for name in long_files() if not name.startswith("ppo/")} == set(LONG_FILES)
+    assert {name for name in long_functions() if not name.startswith("ppo/")} == set(LONG_FUNCTIONS)
+
+
+def test_few_files_are_in_no_room():
+    assert len(list((ROOT / FLOOR).glob("*.py"))) <= 10
+
+
+def test_a_class_name_is_one_class():
+    """But `Contestant`, by which the benchmarks' worker finds the one class of each contestant's file."""
+    places: dict[str, list[str]] = {}
+    for path in SOURCES + SCRIPTS:
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.ClassDef) and node.name != "Contestant":
+                places.setdefault(node.name, []).append(relative(path))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
 
 
 # --- configs ---------------------------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ print(len(out.getvalue()) > 200, loaded)
     [
         ("alignment.cli.main", "alignment", "--help"),
         ("alignment.cli.main", "alignment", "models", "--help"),
+        ("alignment.cli.main", "alignment", "rate", "--help"),
+        ("alignment.cli.main", "alignment", "sample", "--help"),
         ("sft.__main__", "sft", "--help"),
         ("reward.__main__", "reward", "--help"),
         ("ppo.__main__", "ppo", "--help"),

@@ -4,14 +4,14 @@ from alignment.data.check.conversation import MARKERS, schema_validator, turn_pr
 from alignment.data.check.findings import report_of
 from alignment.data.check.inspector import Inspector
 from alignment.data.check.page import html_page
-from alignment.data.check.report import Finding, Lengths, Report, SetAside, percentiles, refuse, text_lines
+from alignment.data.check.report import DataReport, Finding, Lengths, SetAside, percentiles, refuse, text_lines
 
 __all__ = [
     "MARKERS",
+    "DataReport",
     "Finding",
     "Inspector",
     "Lengths",
-    "Report",
     "SetAside",
     "html_page",
     "percentiles",

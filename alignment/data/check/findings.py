@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignment.data.check.inspector import Inspector
-from alignment.data.check.report import LEVELS, Finding, Level, Report, SetAside, histogram, percent, percentiles
+from alignment.data.check.report import LEVELS, DataReport, Finding, Level, SetAside, histogram, percent, percentiles
 
 USUAL_ROWS = 1000
 """Demonstrations that a fine-tune usually wants at least (LIMA, Zhou et al. 2023, shows 1,000 good ones suffice)."""
@@ -45,14 +45,14 @@ _ROWS: dict[str, tuple[Level, str, str]] = {
 _PERSONAL = {"mail": "mail addresses", "phone": "phone numbers", "card": "payment card numbers"}
 
 
-def report_of(rows: Inspector, sources: Sequence[str]) -> Report:
+def report_of(rows: Inspector, sources: Sequence[str]) -> DataReport:
     """Everything found; the sketches are compared here."""
     trained = rows.num_trained / rows.num_tokens if rows.num_tokens else None
     whole, answers = numbers(rows.lengths), numbers(rows.answer_lengths)
     lengths = {"whole row": whole, "prompt": whole - answers, "answer": answers} if len(whole) else {}
     reasons = sorted(rows.set_aside.values(), key=lambda item: -item[1].count)
     findings = [*row_findings(rows), *(group_findings(rows) if rows.num_kept else ())]
-    return Report(
+    return DataReport(
         sources=list(sources),
         rows=rows.num_rows,
         bad=rows.num_bad,

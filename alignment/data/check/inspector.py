@@ -23,7 +23,7 @@ from alignment.data.importers import PassedOver
 from alignment.data.parsing import to_comparisons, to_examples, to_prompts
 from alignment.data.privacy import scrub_row
 from alignment.data.reading import is_held_out
-from alignment.data.records import Comparison, Demonstration, Document, Prompt, Rating
+from alignment.data.records import Comparison, CompletionRating, Demonstration, Document, Prompt
 from alignment.data.row_files import BadRow
 from alignment.templates.rendering import Encoded, Message, TemplateError, Unrenderable
 
@@ -103,7 +103,7 @@ class Inspector:
         self.texts, self.group_sketches = Sketches(), Sketches()
         self.lengths, self.answer_lengths = array("Q"), array("Q")
         self.num_tokens = self.num_trained = 0
-        self._last: Record | Rating | None = None
+        self._last: Record | CompletionRating | None = None
         self._markers = tuple(dict.fromkeys((*MARKERS, *(tokenizer.all_special_tokens if tokenizer else ()))))
 
     def add(
@@ -151,7 +151,7 @@ class Inspector:
             kind, reason = "", "other reasons"
         self.set_aside.setdefault(kind, (reason, Seen()))[1].add(where, limit=MAX_PLACES)
 
-    def look(self, record: Record | Rating, encoded: Encoded, fitted: Encoded | None, held_out: bool) -> None:
+    def look(self, record: Record | CompletionRating, encoded: Encoded, fitted: Encoded | None, held_out: bool) -> None:
         """Look at a record on its way to training: all of its tokens, and what `fit` left of them."""
         if record is self._last:  # the part of a mixture that it comes from has a weight: not a copy in the file
             return
@@ -194,7 +194,7 @@ class Inspector:
             self.num_personal[kind] += count
         return scrubbed
 
-    def _add_record(self, record: Record | Rating, held_out: bool) -> None:
+    def _add_record(self, record: Record | CompletionRating, held_out: bool) -> None:
         where, messages, group = record.place, turns(record), record.group
         answer = "" if isinstance(record, Prompt) else _content(messages[-1])
         before = messages if isinstance(record, Prompt) else messages[:-1]
@@ -210,7 +210,7 @@ class Inspector:
             self.answers.append(digest(f"{answer}\0{other}"))
             self.num_pairs += 1
             self.num_chosen_longer += len(answer) > len(other)
-        elif isinstance(record, Rating):  # a model learns what each answer is worth, however many a prompt has
+        elif isinstance(record, CompletionRating):  # each answer is learned, however many a prompt has
             self.questions.append(digest(f"{prompt}\0{answer}"))
             self.answers.append(digest(answer))
         else:
@@ -244,14 +244,14 @@ class Inspector:
         self.seen.setdefault(kind, Seen()).add(where)
 
 
-def turns(record: Record | Rating) -> tuple[Message, ...]:
+def turns(record: Record | CompletionRating) -> tuple[Message, ...]:
     """The conversation of a record: with the preferred answer where there are two; a text is the assistant's."""
     if isinstance(record, Document):
         return (Message(role="assistant", content=record.text),)
     if isinstance(record, Comparison):
         preferred = record.first if record.target >= 0.5 else record.second
         return (*record.prompt, Message(role="assistant", content=preferred))
-    if isinstance(record, Rating):
+    if isinstance(record, CompletionRating):
         return (*record.prompt, Message(role="assistant", content=record.completion))
     return record.messages
 

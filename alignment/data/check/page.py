@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignment.data.check.report import LENGTH_NAMES, Report, common_folder
+from alignment.data.check.report import LENGTH_NAMES, DataReport, common_folder
 from alignment.html import render
 
 _STYLE = """svg { display: block; width: 100%; height: auto; } rect { fill: var(--note); opacity: .75; }
@@ -52,7 +52,7 @@ _MACROS = """{% macro places(list, count) %}{% if list %}<details><summary>at {{
 </svg>{% endmacro %}"""
 
 
-def html_page(report: Report) -> str:
+def html_page(report: DataReport) -> str:
     """The report as a page; every text in it is escaped."""
     worst = report.findings[0].level if report.findings else "note"
     return render(
@@ -68,7 +68,7 @@ def html_page(report: Report) -> str:
     )
 
 
-def _bars(report: Report) -> dict[str, Any]:
+def _bars(report: DataReport) -> dict[str, Any]:
     """The histogram of lengths as rectangles in a picture of 640 x 120."""
     width, counts = report.histogram.width, report.histogram.counts
     step, most = 640 / max(1, len(counts)), max([1, *counts])

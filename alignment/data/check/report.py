@@ -83,7 +83,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Report:
+class DataReport:
     """What is in data files. Texts of the rows are not in it, and personal data is counted, not shown."""
 
     sources: list[str]
@@ -146,7 +146,7 @@ class Report:
         return [(name, value) for name, value in facts if value]
 
 
-def refuse(report: Report, config: DataConfig) -> None:
+def refuse(report: DataReport, config: DataConfig) -> None:
     """Stop where training on these rows would be pointless: the first error of the report.
 
     Raises:
@@ -188,7 +188,7 @@ def histogram(values: NDArray[np.uint64]) -> Histogram:
     return Histogram(width, np.bincount(bins, minlength=_BINS).tolist())
 
 
-def text_lines(report: Report, width: int | None = None) -> Iterator[Text]:
+def text_lines(report: DataReport, width: int | None = None) -> Iterator[Text]:
     """The report as lines for a terminal of `width` columns, everything untrusted made safe to print."""
     folder = common_folder(report)
     yield Text(report.verdict, style=_STYLES[_worst(report)] if report.rows else "bold red")
@@ -215,11 +215,11 @@ def text_lines(report: Report, width: int | None = None) -> Iterator[Text]:
             yield from _hanging(" " * 12, "", _at(finding.places, finding.count, folder), "dim", width)
 
 
-def _worst(report: Report) -> Level:
+def _worst(report: DataReport) -> Level:
     return min((finding.level for finding in report.findings), key=LEVELS.index, default="note")
 
 
-def _length_lines(report: Report) -> Iterator[Text]:
+def _length_lines(report: DataReport) -> Iterator[Text]:
     yield Text(f"  {report.unit:<10}" + "".join(f"{name:>9}" for name in LENGTH_NAMES.values()), style="dim")
     for name, lengths in report.lengths.items():
         yield Text(f"  {name:<10}" + "".join(f"{value:>9,}" for value in asdict(lengths).values()))
@@ -232,7 +232,7 @@ def _hanging(label: str, label_style: str, text: str, style: str, width: int | N
         yield Text.assemble((label, label_style) if number == 0 else " " * len(label), (line, style))
 
 
-def common_folder(report: Report) -> str:
+def common_folder(report: DataReport) -> str:
     """What the places have in common, said once at the head: a folder of files, or the folder they stand in."""
     places = [place for finding in report.findings for place in finding.places]
     if len(report.sources) == 1 and any(place.startswith(inside := report.sources[0] + os.sep) for place in places):

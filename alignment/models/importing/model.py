@@ -64,8 +64,7 @@ def import_model(
     check_name(name)
     with tempfile.TemporaryDirectory(prefix="import-") as temporary:
         staging = Path(temporary)
-        file = Path(source).expanduser()
-        if foreign.is_gguf(file):
+        if foreign.is_gguf(file := Path(source).expanduser()):
             if revision is not None:
                 raise ModelError(f"{source}: a local file has no revisions; leave --revision out")
             from alignment.models.importing.gguf import unpack  # the extra `gguf` is needed here alone

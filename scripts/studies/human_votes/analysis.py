@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from alignment.intervals import Estimate, bootstrap_mean
-from human_votes.statistics import Floats, length_controlled, matched, over_seeds, vote_shares, wins
+from studies.human_votes.statistics import Floats, length_controlled, matched, over_seeds, vote_shares, wins
 
 Rows = Mapping[str, Mapping[str, Any]]
 

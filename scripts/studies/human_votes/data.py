@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from alignment.data.records import Comparison
-    from human_votes.sizes import Size
+    from studies.human_votes.sizes import Size
 
 Part = Literal["test", "a", "b"]
 HELD_OUT_SHARE = 0.2
@@ -89,10 +89,10 @@ def write(source: Path, size: Size, tokenizer: Any, home: Path) -> dict[str, Any
         decided = pair.count("first") != pair.count("second")
         if not decided or prompts[index] + answers[index] + 2 > size.max_length:
             continue
-        name = part_of(pair.group)
-        parts[name].append(pair)
+        part = part_of(pair.group)
+        parts[part].append(pair)
         if prompts[index] <= size.prompt_length:
-            short[name].append(pair)
+            short[part].append(pair)
     used = {name: some[: size.pairs] for name, some in parts.items()}
     for name, some in used.items():
         _write(home / f"{name}.jsonl", (_row(pair) for pair in some))

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from alignment.intervals import Estimate, bootstrap_mean
-from human_votes import analysis
-from human_votes.analysis import Contest, Rows, Seed
-from human_votes.data import OWN_PROMPTS
-from human_votes.sizes import Size
-from human_votes.statistics import best_of_n_kl
+from studies.human_votes import analysis
+from studies.human_votes.analysis import Contest, Rows, Seed
+from studies.human_votes.data import OWN_PROMPTS
+from studies.human_votes.sizes import Size
+from studies.human_votes.statistics import best_of_n_kl
 
 SHOWN = 3
 """Answers printed of each kind."""
@@ -39,7 +39,7 @@ def page(rows: Rows, steps: Sequence[str], name: str, size: Size) -> str:
 
 def _intro(rows: Rows, steps: Sequence[str], name: str, size: Size) -> str:
     paragraphs = [
-        f"""`scripts/studies/real_model.py --size {name}`. Every figure below is computed from the rows that it left, by
+        f"""`scripts/study.py real_model --size {name}`. Every figure below is computed from the rows that it left, by
         `--page`; nothing is written in by hand.""",
         """SmolLM2-135M-Instruct learns by LoRA what people chose (SFT); that is the *start*. The votes are pairs of
         HH-harmless (Anthropic's published test file, one vote a pair, not shipped here). A fifth of the prompts is held

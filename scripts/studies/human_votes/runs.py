@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from human_votes.data import OWN_PROMPTS, pair_key, write
-from human_votes.sizes import Size
-from human_votes.statistics import best_of_n_kl, pick_best, selection_rewards
+from studies.human_votes.data import OWN_PROMPTS, pair_key, write
+from studies.human_votes.sizes import Size
+from studies.human_votes.statistics import best_of_n_kl, pick_best, selection_rewards
 
 ROOT = Path(__file__).resolve().parents[3]
 SAVE_EVERY = 25
@@ -142,7 +142,7 @@ def answers(size: Size, seed: int) -> Row:
     registry = Registry()
     source = find_model("start", registry, role="policy")
     tokenizer, start = load_tokenizer(source), load_policy(source).eval()
-    settings = {
+    settings: dict[str, Any] = {
         "max_new_tokens": size.max_new_tokens,
         "temperature": size.temperature,
         "batch_size": size.sampling_batch,

@@ -45,7 +45,7 @@ def pick_best(rewards: Sequence[float], n: int) -> int:
 # --- win rates -----------------------------------------------------------------------------------------------------
 
 
-def wins(ours: Sequence[float], theirs: Sequence[float]) -> Floats:
+def wins(ours: Sequence[float] | Floats, theirs: Sequence[float] | Floats) -> Floats:
     """1 where ours scores higher, 0 where theirs does, 1/2 where they are equal: (N,)."""
     return (np.sign(np.asarray(ours) - np.asarray(theirs)) + 1) / 2
 
@@ -109,7 +109,7 @@ def matched(
     """The win rate among the pairs whose lengths are within a quarter of each other; None: there are fewer than 10."""
     from alignment.intervals import bootstrap_mean
 
-    kept = np.flatnonzero(np.abs(log_ratio) <= within)
+    kept = np.flatnonzero(np.abs(log_ratio) <= within).tolist()
     if len(kept) < 10:
         return None
     return bootstrap_mean(won[kept], [groups[index] for index in kept])

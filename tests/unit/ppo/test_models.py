@@ -16,7 +16,7 @@ from alignment.models.selfcheck import why_not_split
 from alignment.registry import Registry
 from ppo.config import PPOStageConfig
 from ppo.loading import find_models, load_models
-from ppo.models import Role, choose_layout
+from ppo.models import Role, pack_if_possible
 from ppo.sequences import Row, lay_out
 
 ROW = Row([5, 6, 7], [8, 9, 10, 11, 2])
@@ -189,7 +189,7 @@ def test_scaled_logits_are_the_models_own_at_response_tokens(packed):
     role = Role(transformers.AutoModelForCausalLM.from_config(config).eval())
     assert "product" in why_not_split(role.base, [3, 4, 5])
     role.layers = None
-    assert not packed or choose_layout([role], 32) is None
+    assert not packed or pack_if_possible([role], 32) is None
     rows = [ROW, Row([5, 6], [3]), Row([5, 6], [4, 7, 2])]
     expected = []
     for row in rows:

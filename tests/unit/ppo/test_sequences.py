@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from ppo.models import Role, choose_layout
+from ppo.models import Role, pack_if_possible
 from ppo.sequences import Row, lay_out, split_by_tokens
 
 CPU = torch.device("cpu")
@@ -65,7 +65,7 @@ def test_both_layouts_give_the_log_probabilities_of_rows_alone(batch):
 
 
 MODEL = llama(LlamaForCausalLM, 1).requires_grad_(False)
-REASON = choose_layout([Role(MODEL)], 20)
+REASON = pack_if_possible([Role(MODEL)], 20)
 
 
 def test_the_model_of_these_tests_can_be_packed():

@@ -6,7 +6,7 @@ import pytest
 
 from alignment.config.sections import DataConfig
 from alignment.data.reading import DataError
-from alignment.data.records import CHOICES, Comparison, Rating, Vote
+from alignment.data.records import CHOICES, Comparison, CompletionRating, Vote
 from alignment.ratings import RatingsStore
 from reward.config import RewardSection
 from reward.data import encode, labeler_weights, rated_pairs, read_judgements
@@ -63,7 +63,7 @@ def test_ratings_become_votes_and_skips_do_not_count(database):
 
 def test_a_database_without_ratings_says_what_to_do(tmp_path):
     RatingsStore(tmp_path / "r.db", create=True).close()
-    with pytest.raises(DataError, match=r"nothing is rated yet; rate some with scripts/rate\.py --db"):
+    with pytest.raises(DataError, match=r"nothing is rated yet; rate some with: alignment rate --db"):
         read(DataConfig(train=str(tmp_path / "r.db")))
 
 
@@ -187,14 +187,18 @@ def test_rows_of_ratings_become_pairs_or_numbers(tmp_path, tokenizer):
 
 def test_ratings_of_different_labelers_are_not_compared():
     prompt = PROMPT
-    rows = [Rating(prompt, "a", 7, "ann"), Rating(prompt, "b", 1, "bob"), Rating(prompt, "b", 6, "ann")]
+    rows = [
+        CompletionRating(prompt, "a", 7, "ann"),
+        CompletionRating(prompt, "b", 1, "bob"),
+        CompletionRating(prompt, "b", 6, "ann"),
+    ]
     (pair,) = rated_pairs(rows)
     assert (pair.first, pair.second, pair.votes) == ("a", "b", (Vote("first", None, "ann"),))
 
 
 def test_what_one_labeler_rated_weighs_as_one_ranking_whatever_others_rated():
     sheets = {"ann": "abc", "bob": "cde", "cyd": "xy"}
-    rows = [Rating(PROMPT, text, ord(text), labeler) for labeler, texts in sheets.items() for text in texts]
+    rows = [CompletionRating(PROMPT, text, ord(text), labeler) for labeler, texts in sheets.items() for text in texts]
     pairs = rated_pairs(rows)
     for labeler, texts in sheets.items():
         own = [pair for pair in pairs if pair.votes[0].labeler == labeler]
@@ -213,7 +217,7 @@ def test_equal_answers_of_a_ranking_are_left_out_and_counted(tmp_path, tokenizer
 
 
 def test_a_held_out_share_may_hold_nothing_to_compare(tokenizer):
-    rows = [Rating(PROMPT, "a", 7.0, "ann")]
+    rows = [CompletionRating(PROMPT, "a", 7.0, "ann")]
     config = DataConfig(train="r.jsonl")
     assert encode(rows, tokenizer, config, RewardSection(), required=False).questions == []
     with pytest.raises(DataError, match=r"none of the 1 judgements.*objective=pairs finds nothing to learn from"):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from alignment.config.sections import DataConfig
 from alignment.data.reading import DataError
-from alignment.data.records import Comparison, Rating, Vote
+from alignment.data.records import Comparison, CompletionRating, Vote
 from alignment.templates.rendering import encode_conversation, encode_prompt
 from reward.config import RewardSection
 from reward.data import encode
@@ -121,7 +121,9 @@ def test_pairs_that_say_nothing_are_left_out_and_counted(tokenizer):
 def test_many_completions_are_parted_and_no_pair_is_lost(tokenizer):
     names = [f"answer {number}" for number in range(13)]
     rows = [Comparison(PROMPT, a, b) for a, b in itertools.combinations(names, 2)]
-    questions, _ = build(tokenizer, rows + [Rating(PROMPT, name, float(place)) for place, name in enumerate(names)])
+    questions, _ = build(
+        tokenizer, rows + [CompletionRating(PROMPT, name, float(place)) for place, name in enumerate(names)]
+    )
     assert all(len(question.completion_ids) <= MAX_COMPLETIONS for question in questions)
     found = [pair.comparison for question in questions for pair in question.pairs]
     assert len(found) == len(rows) + 78  # and those of the ratings
@@ -133,8 +135,12 @@ def test_a_comparison_is_noted_by_its_longer_side_and_a_rating_by_itself(tokeniz
     noted = []
     rows = [Comparison(PROMPT, "a", "b c d e f", place="r:1"), Comparison(PROMPT, "word " * 80, "b", place="r:2")]
     config = DataConfig(train="r.jsonl", max_length=60)
-    rated = [Rating(PROMPT, "good", 4.0, place="r:3"), Rating(PROMPT, "bad", 1.0, place="r:4")]
-    given = [*rows, *rated, Rating(PROMPT, "good", 5.0, "bob", place="r:5")]  # who rates the same answer is no copy
+    rated = [CompletionRating(PROMPT, "good", 4.0, place="r:3"), CompletionRating(PROMPT, "bad", 1.0, place="r:4")]
+    given = [
+        *rows,
+        *rated,
+        CompletionRating(PROMPT, "good", 5.0, "bob", place="r:5"),
+    ]  # who rates the same answer is no copy
     encode(given, tokenizer, config, RewardSection(), note=lambda *row: noted.append(row))
     (first, encoded, kept), (second, too_long, left), third, fourth = noted
     assert [first, second] == rows
@@ -179,7 +185,7 @@ def test_pairs_of_labelers_who_know_nothing_are_gone(tokenizer):
 
 
 def test_ratings_are_scaled_so_that_they_can_be_brought_back(tokenizer):
-    rows = [Rating(PROMPT, text, value) for text, value in (("a", 1.0), ("b", 4.0), ("a", 3.0), ("c", 8.0))]
+    rows = [CompletionRating(PROMPT, text, value) for text, value in (("a", 1.0), ("b", 4.0), ("a", 3.0), ("c", 8.0))]
     questions, _ = build(tokenizer, rows, objective="regression")
     scale = rating_scale(questions)
     assert scale == pytest.approx(((2 * 2 + 4 + 8) / 4, ((2 * 2**2 + 0 + 4**2) / 4) ** 0.5))

@@ -165,7 +165,7 @@ def test_gold_is_total_bounded_and_never_rewards_a_missing_end(fact: str, text: 
 
 @pytest.mark.parametrize("labeler", [*labelers.LABELERS, *labelers.JUDGES], ids=lambda labeler: labeler.name)
 @pytest.mark.parametrize("difference", [-2.0, 0.0, 1.0])
-def test_choices_follow_the_stated_model(labeler: labelers.Labeler, difference: float) -> None:
+def test_choices_follow_the_stated_model(labeler: labelers.SimulatedLabeler, difference: float) -> None:
     rng = random.Random(7)
     draws = Counter(labelers.choose(labeler, 1.0 + difference, 1.0, rng) for _ in range(20_000))
     perceived = labeler.slope * difference + labeler.left_bias
@@ -193,7 +193,7 @@ def pairs(tmp_path: Path) -> Iterator[RatingsStore]:
         yield store
 
 
-def right_share(store: RatingsStore, group: tuple[labelers.Labeler, ...]) -> float:
+def right_share(store: RatingsStore, group: tuple[labelers.SimulatedLabeler, ...]) -> float:
     names = {labeler.name for labeler in group}
     said = [rating.choice for rating in store.ratings() if rating.labeler in names and rating.choice != "tie"]
     return said.count("first") / len(said)

@@ -3,42 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import tiny
+from studies import real_model as study
+from studies.human_votes import analysis, data, page, runs, statistics
+from studies.human_votes.sizes import SIZES
 
-STUDIES = Path(__file__).resolve().parents[3] / "scripts" / "studies"
-sys.path.insert(0, str(STUDIES))
-
-from human_votes import analysis, data, page, runs, statistics  # noqa: E402
-from human_votes.sizes import SIZES  # noqa: E402
-
-from alignment.config.loading import load_config  # noqa: E402
-from alignment.data.records import Comparison, Vote  # noqa: E402
-from alignment.errors import UserError  # noqa: E402
-from alignment.generation.sampling import Completion  # noqa: E402
-from alignment.templates.rendering import encode_prompt  # noqa: E402
-from ppo.config import PPOStageConfig  # noqa: E402
-from reward.config import RewardStageConfig  # noqa: E402
-from sft.config import SFTStageConfig  # noqa: E402
-
-
-@pytest.fixture
-def study(monkeypatch):
-    spec = importlib.util.spec_from_file_location("real_model", STUDIES / "real_model.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "real_model", module)
-    spec.loader.exec_module(module)
-    return module
-
+from alignment.config.loading import load_config
+from alignment.data.records import Comparison, Vote
+from alignment.errors import UserError
+from alignment.generation.sampling import SampledCompletion
+from alignment.templates.rendering import encode_prompt
+from ppo.config import PPOStageConfig
+from reward.config import RewardStageConfig
+from sft.config import SFTStageConfig
 
 # --- best-of-n -----------------------------------------------------------------------------------------------------
 
@@ -193,14 +178,14 @@ def test_the_length_rule_counts_equal_lengths_as_one_half():
 # --- steps and page ------------------------------------------------------------------------------------------------
 
 
-def test_the_first_seed_is_whole_before_the_second_and_every_judge_scores_every_seed(study):
+def test_the_first_seed_is_whole_before_the_second_and_every_judge_scores_every_seed():
     steps = study.names(3)
     assert len(set(steps)) == len(steps)
     assert steps.index("score-0-by-b-0") < steps.index("reward-a-1")
     assert {f"score-{s}-by-{half}-{k}" for s in range(3) for half in "ab" for k in range(3)} <= set(steps)
 
 
-def test_what_has_a_row_is_not_run_again(study, tmp_path, monkeypatch):
+def test_what_has_a_row_is_not_run_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ran = []
     monkeypatch.setattr(study, "step", lambda name, *_: lambda: ran.append(name) or {"made": name})
@@ -242,7 +227,7 @@ def test_the_divergence_is_that_of_plain_forward_passes():
     tokenizer = tiny.make_tokenizer()
     policy, start = tiny.make_policy(tokenizer, 0), tiny.make_policy(tokenizer, 1)
     prompts = [[{"role": "user", "content": text}] for text in ("When?", "How long can I keep a book?", "A line.")]
-    answers = [Completion("", ids, True) for ids in ([7, 8, 9, 10], [11], [12, 13])]
+    answers = [SampledCompletion("", ids, True) for ids in ([7, 8, 9, 10], [11], [12, 13])]
 
     def plain(model, prompt, ids):
         head = encode_prompt(tokenizer, prompt)

@@ -1,26 +1,31 @@
-"""The over-optimisation study: its settings, its table and its picture from rows that are made up."""
+"""The door to the studies; and the over-optimisation study: its settings, its table and picture from made-up rows."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
-import pytest
+from studies import overoptimisation as study
 
-SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "studies" / "overoptimisation.py"
-
-
-@pytest.fixture
-def study(monkeypatch):
-    spec = importlib.util.spec_from_file_location("overoptimisation", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(__import__("sys").modules, "overoptimisation", module)
-    spec.loader.exec_module(module)
-    return module
+DOOR = Path(__file__).resolve().parents[3] / "scripts" / "study.py"
 
 
-def rows(study):
+def test_the_door_runs_a_study_and_names_them_all():
+    def run(*arguments):
+        return subprocess.run([sys.executable, DOOR, *arguments], capture_output=True, text=True, timeout=120)
+
+    shown = run("overoptimisation", "--help")
+    assert shown.returncode == 0 and "usage: study.py overoptimisation" in shown.stdout
+    studies = "length_bias, overoptimisation, real_model, warm_critic"
+    assert studies in run("--help").stdout
+    wrong = run("length-bias")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert f"'length-bias' is no study; expected one of {studies}" in wrong.stderr
+
+
+def rows():
     found = []
     for cell in (study.Cell(100, "one", 0.0, 0), study.Cell(100, "one", 0.0, 1), study.Cell(3000, "min", 0.0, 0)):
         for step, (kl, gold) in enumerate([(0.0, 1.0), (4.0, 2.5), (9.0, 2.0 - cell.seed)]):
@@ -29,7 +34,7 @@ def rows(study):
     return found
 
 
-def test_every_size_and_combination_is_run_without_a_kl_and_no_cell_twice(study):
+def test_every_size_and_combination_is_run_without_a_kl_and_no_cell_twice():
     cells = study.cells([0, 1])
     assert len(set(cells)) == len(cells)
     without = {(cell.ratings, cell.combine) for cell in cells if cell.kl_coef == 0 and cell.seed == 1}
@@ -37,12 +42,12 @@ def test_every_size_and_combination_is_run_without_a_kl_and_no_cell_twice(study)
     assert {cell.kl_coef for cell in cells} == {0.0, 0.05, 0.2}
 
 
-def test_the_table_has_means_over_seeds_in_the_middle_of_the_page(study, tmp_path, monkeypatch):
+def test_the_table_has_means_over_seeds_in_the_middle_of_the_page(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("# Said\n\n<!-- table -->\nstale\n<!-- end -->\n\nAnd after.\n")
     monkeypatch.setattr(study, "PAGE", page)
     monkeypatch.setattr(study, "PICTURE", tmp_path / "page.png")
-    study.write_page(rows(study))
+    study.write_page(rows())
     text = page.read_text()
     assert text.startswith("# Said\n")
     assert text.endswith("And after.\n")
@@ -51,10 +56,10 @@ def test_the_table_has_means_over_seeds_in_the_middle_of_the_page(study, tmp_pat
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_runs_that_are_there_are_read_in_the_order_of_their_steps(study, tmp_path):
+def test_runs_that_are_there_are_read_in_the_order_of_their_steps(tmp_path):
     path = tmp_path / "rows.jsonl"
     assert study.read_rows(path) == []
-    path.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows(study))))
+    path.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows())))
     runs = study.curves(study.read_rows(path))
     assert len(runs) == 3
     assert all([row["step"] for row in course] == [0, 1, 2] for course in runs.values())

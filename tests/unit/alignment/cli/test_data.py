@@ -113,7 +113,7 @@ def test_mistakes_in_those_two_sections_are_named(tmp_path: Path) -> None:
 def test_a_ratings_database_is_sent_to_the_command_that_reads_it(tmp_path: Path) -> None:
     (tmp_path / "ratings.db").touch()
     result = run("check", tmp_path / "ratings.db")
-    assert result.exit_code == 2 and "scripts/rate.py report" in result.output
+    assert result.exit_code == 2 and "`alignment rate report`" in result.output
 
 
 def test_check_prints_lines_without_codes_in_a_pipe(rows: Path) -> None:

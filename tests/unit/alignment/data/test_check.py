@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from alignment.config.sections import DataConfig
 from alignment.data.check import (
+    DataReport,
     Finding,
     Inspector,
-    Report,
     SetAside,
     html_page,
     report_of,
@@ -26,7 +26,7 @@ from alignment.data.check.inspector import Places
 from alignment.data.check.report import Histogram, histogram
 from alignment.data.duplicates import BAND, sketch
 from alignment.data.importers import PassedOver
-from alignment.data.records import Rating, prompt_group
+from alignment.data.records import CompletionRating, prompt_group
 from alignment.data.row_files import BadRow, DataError
 from alignment.data.splitting import plan_split, write_split
 from alignment.data.trimming import fit
@@ -251,7 +251,7 @@ def test_places_come_back_as_they_were(texts):
 
 
 def hostile_report(text):
-    return Report(
+    return DataReport(
         sources=[text],
         rows=2,
         bad=1,
@@ -417,7 +417,9 @@ def test_several_rated_answers_to_a_prompt_contradict_nothing():
     prompt = ({"role": "user", "content": "When do you open?"},)
     for number, text in enumerate(("At nine.", "At ten, mail ada@example.com", "At nine."), 1):
         encoded = encode_conversation(tokenizer, [*prompt, {"role": "assistant", "content": text}])
-        inspector.look(Rating(prompt, text, float(number), place=f"d.jsonl:{number}"), encoded, encoded, held_out=False)
+        inspector.look(
+            CompletionRating(prompt, text, float(number), place=f"d.jsonl:{number}"), encoded, encoded, held_out=False
+        )
     report = report_of(inspector, ["d.jsonl"])
     assert finding(report, "contradictions") is None
     assert finding(report, "exact_duplicates").places == ["d.jsonl:3 and d.jsonl:1"]

@@ -18,7 +18,7 @@ from alignment.memory.plan import (
     STRATEGIES,
     Model,
     Pass,
-    Rollout,
+    RolloutWorkload,
     Shape,
     Strategy,
     Workload,
@@ -188,7 +188,7 @@ def test_ppo_by_hand():
     policy, critic = full(), replace(full(), head_trained=False)
     reference = Model(SHAPE, 1000, in_engine=False, follows_engine=True, gathered=1000)
     reward = Model(SHAPE, 1000, in_engine=False, gathered=1000)
-    rollout = Rollout(rows=4, prompt=6, response=2, scored=16, logits=8)
+    rollout = RolloutWorkload(rows=4, prompt=6, response=2, scored=16, logits=8)
     passes = (Pass(policy, 16, 8, True), Pass(critic, 16, 0, True))
     work = Workload((policy, critic, reference, reward), passes, True, False, rollout, own_loop=True)
     moments = estimate(work, ZERO2, 4).moments

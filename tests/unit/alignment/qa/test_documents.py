@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignment.errors import UserError
-from alignment.qa.documents import Document, cut, parse_blocks, plain, read_documents
+from alignment.qa.documents import SourceDocument, cut, parse_blocks, plain, read_documents
 
 GUIDE = """\
 ---
@@ -52,7 +52,7 @@ TEXTS = st.one_of(st.lists(st.sampled_from(LINES), max_size=30).map("\n".join), 
 @given(TEXTS, st.integers(1, 60))
 def test_the_passages_joined_are_the_document(text: str, size: int) -> None:
     assert "".join(block.text for block in parse_blocks(text)) == text
-    chunks = cut(Document("a.md", text), size)
+    chunks = cut(SourceDocument("a.md", text), size)
     assert "".join(chunk.text for chunk in chunks) == text
     for chunk in chunks:
         assert len(chunk.body) <= size or any(block.kind == "code" for block in chunk.blocks)
@@ -67,14 +67,14 @@ FENCED = st.lists(st.sampled_from(["# x", "", "y = 1", "- z", "---"]), max_size=
 @given(st.lists(st.tuples(st.booleans(), WORDS, FENCED), max_size=8), st.integers(10, 200))
 def test_fenced_code_is_never_parted_nor_read_as_headings(parts: list[tuple[bool, str, str]], size: int) -> None:
     pieces = [piece for number, (_, words, code) in enumerate(parts) for piece in (f"# H{number}", words, code)]
-    chunks = cut(Document("a.md", "\n".join(pieces)), size)
+    chunks = cut(SourceDocument("a.md", "\n".join(pieces)), size)
     assert [b.title for chunk in chunks for b in chunk.blocks if b.level] == [f"H{n}" for n in range(len(parts))]
     found = [block.text.rstrip("\n") for chunk in chunks for block in chunk.blocks if block.kind == "code"]
     assert found == [code for _, _, code in parts]
 
 
 def test_a_document_is_cut_at_its_headings_and_keeps_their_path() -> None:
-    chunks = cut(Document("docs/guide.md", GUIDE))
+    chunks = cut(SourceDocument("docs/guide.md", GUIDE))
     assert [(chunk.headings, chunk.body.split("\n")[0]) for chunk in chunks] == [
         ((), "Before any heading."),
         (("Guide",), ""),
@@ -92,7 +92,7 @@ def test_a_document_is_cut_at_its_headings_and_keeps_their_path() -> None:
 
 
 def test_long_code_stays_with_its_heading_and_by_itself() -> None:
-    chunks = cut(Document("a.md", "# A\n\n```\nlong code\n```\n\nText."), 9)
+    chunks = cut(SourceDocument("a.md", "# A\n\n```\nlong code\n```\n\nText."), 9)
     assert [chunk.text for chunk in chunks] == ["# A\n\n```\nlong code\n```\n\n", "Text."]
 
 
@@ -102,7 +102,7 @@ def test_a_long_section_is_parted_between_paragraphs_and_a_long_paragraph_betwee
         "One sentence here. Another sentence there. A third one, at the end.",
         "Last.",
     ]
-    chunks = cut(Document("a.md", "# Title\n\n" + "\n\n".join(paragraphs)), 45)
+    chunks = cut(SourceDocument("a.md", "# Title\n\n" + "\n\n".join(paragraphs)), 45)
     assert [chunk.body for chunk in chunks] == [
         "A first short paragraph.",
         "One sentence here. Another sentence there.",
@@ -113,9 +113,9 @@ def test_a_long_section_is_parted_between_paragraphs_and_a_long_paragraph_betwee
 
 def test_a_passage_is_known_by_its_headings_and_body_wherever_it_stands() -> None:
     first, second = (
-        cut(Document(name, f"# A\n\n{text}\n"))[0] for name, text in (("x.md", "Same."), ("y.md", "Same.\n"))
+        cut(SourceDocument(name, f"# A\n\n{text}\n"))[0] for name, text in (("x.md", "Same."), ("y.md", "Same.\n"))
     )
-    other = cut(Document("x.md", "# B\n\nSame.\n"))[0]
+    other = cut(SourceDocument("x.md", "# B\n\nSame.\n"))[0]
     assert first.sha256 == second.sha256 != other.sha256
 
 

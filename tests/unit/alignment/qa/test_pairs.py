@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from alignment.data.parsing import to_demonstration
 from alignment.errors import UserError
-from alignment.qa.documents import Document, cut
-from alignment.qa.pairs import Pair, check_support, drop_duplicates
+from alignment.qa.documents import SourceDocument, cut
+from alignment.qa.pairs import QAPair, check_support, drop_duplicates
 from alignment.qa.questions import Questions, first_sentences
 from alignment.qa.support import measure_support
 
@@ -45,7 +45,7 @@ There are rooms.
 
 
 def asked(text: str, questions: Questions) -> list[tuple[str, str]]:
-    return [(p.question, p.answer) for chunk in cut(Document("guide.md", text)) for p in questions.pairs(chunk)]
+    return [(p.question, p.answer) for chunk in cut(SourceDocument("guide.md", text)) for p in questions.pairs(chunk)]
 
 
 def test_headings_definitions_and_lists_become_questions() -> None:
@@ -150,8 +150,8 @@ def test_a_text_supports_itself_whatever_stands_around_it(text: str, other: str)
     assert support.share in (0.0, 1.0) and support.missing_numbers == ()
 
 
-def pair(question: str, answer: str, text: str = PASSAGE) -> Pair:
-    return Pair(cut(Document("a.md", text))[0], question, answer)
+def pair(question: str, answer: str, text: str = PASSAGE) -> QAPair:
+    return QAPair(cut(SourceDocument("a.md", text))[0], question, answer)
 
 
 def test_an_unsupported_answer_is_dropped_with_the_reason() -> None:
@@ -195,8 +195,8 @@ def test_the_first_of_duplicates_is_kept() -> None:
 
 
 def test_a_row_is_a_demonstration_that_tells_its_source() -> None:
-    chunk = cut(Document("docs/a.md", "# A\n\n## B\n\nText."))[1]
-    row = Pair(chunk, "Q?", "A.", {"model": "m@v1", "prompt_sha256": "0"}).to_row()
+    chunk = cut(SourceDocument("docs/a.md", "# A\n\n## B\n\nText."))[1]
+    row = QAPair(chunk, "Q?", "A.", {"model": "m@v1", "prompt_sha256": "0"}).to_row()
     assert [m["content"] for m in to_demonstration(row).messages] == ["Q?", "A."]
     assert row["file"] == "docs/a.md" and row["headings"] == ["A", "B"] and row["model"] == "m@v1"
     assert row["passage_sha256"].startswith(row["source_id"]) and len(row["source_id"]) == 16

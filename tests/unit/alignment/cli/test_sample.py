@@ -1,11 +1,12 @@
-"""scripts/sample.py: what it stores, and mistakes found before anything is sampled."""
+"""`alignment sample`: what it stores, and mistakes found before anything is sampled."""
 
 import json
 
 import pytest
 from helpers import tiny
-from sample import groups, main
 
+from alignment.cli.sample import main
+from alignment.labeling.sampling import groups
 from alignment.ratings import Completion, RatingsStore
 from alignment.registry import Registry
 

@@ -1,0 +1,367 @@
+"""`alignment rate`, and scripts/rate.py, which is a door to it: labelers rate, and their organiser does the rest."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import shlex
+import sqlite3
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from alignment import terminal
+from alignment.errors import UserError, require_extra
+
+if TYPE_CHECKING:
+    from alignment.ratings import Order, Progress, RatingsStore
+
+PORT = 8765
+ABOUT = """Rate answers, one key per decision. Every answer is saved before the next item is shown.
+
+  {0} --db F --labeler NAME     rate in this terminal; --plain by lines, for screen readers and pipes
+  {0} --db F --web              serve the same as a page for browsers, a personal link for each labeler
+
+Commands for whoever organises the rating ({0} COMMAND --help):
+  invite      make personal links to the page
+  settings    guideline, calibration round, control items
+  order       let a reward model say which items it is least sure of, for --order uncertain
+  report      how far labelers agree, with each other and with themselves
+  import      bring ratings in from a file; export writes them to one
+  forget      remove a labeler's ratings, and list the models trained on them
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the command."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {terminal.one_line(message)}; see {self.prog} --help\n")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: what it takes beside --db and --json, and what it does with it.
+
+    `run` returns the object for --json; `show`, given also how the program was called, prints it for people. `example`
+    is what follows the program's name.
+    """
+
+    about: str
+    example: str
+    run: Callable[[argparse.Namespace], Any]
+    show: Callable[[Any, str], None]
+    arguments: Sequence[tuple[Sequence[str], dict[str, Any]]] = field(default=())
+
+
+# --- rating ----------------------------------------------------------------------------------------------------------
+
+
+def rate(args: argparse.Namespace) -> int:
+    """Rate in this terminal or serve the page; returns the exit status."""
+    from alignment.ratings import RatingsStore
+
+    if args.order == "uncertain":
+        with RatingsStore(args.db) as store:
+            if not store.has_uncertainty():
+                raise UserError(
+                    f"--order uncertain: no reward model has scored the items of {args.db} yet; "
+                    f"run {args.called} order --db {args.db} --model REF"
+                )
+    if args.web:
+        require_extra("rating", "starlette", "uvicorn", purpose="--web")
+        from alignment.labeling.web import serve
+
+        serve(args.db, "0.0.0.0" if args.public else "127.0.0.1", args.port, args.public, args.order, args.called)  # noqa: S104
+        return 0
+    with RatingsStore(args.db, seed=args.seed) as store:
+        store.progress(args.labeler)  # a bad name fails before the terminal is touched
+        status = rate_here(store, args.labeler, args.order, args.plain, args.json)
+        progress = store.progress(args.labeler)
+    if status == 0:
+        say_goodbye(args, progress)
+    return status
+
+
+def rate_here(
+    store: RatingsStore,
+    labeler: str,
+    order: Order = "random",
+    by_lines: bool = False,
+    stdout_is_taken: bool = False,
+    limit: int | None = None,
+) -> int:
+    """On the screen, or by lines where none can be drawn; returns the exit status, 0 unless a signal ended it."""
+    if sys.stdin is None:
+        raise UserError("standard input is closed, and answers are read from it")
+    if not by_lines and can_draw(stdout_is_taken):
+        require_extra("rating", "textual", purpose="the rating screen (--plain rates by lines)")
+        from alignment.labeling import tui
+
+        return tui.run(store, labeler, order, limit)
+    from alignment.labeling import line_mode
+
+    console = terminal.screen(stderr=stdout_is_taken)
+    line_mode.run(store, labeler, order, line_mode.read_line, console, limit, line_mode.forget_typed)
+    return 0
+
+
+def can_draw(stdout_is_taken: bool) -> bool:
+    """Whether there is a terminal for the screen, which reads standard input and draws on standard error."""
+    out = stdout_is_taken or sys.stdout.isatty()
+    return sys.stdin.isatty() and out and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def say_goodbye(args: argparse.Namespace, progress: Progress) -> None:
+    """How far the labeler is and what comes next."""
+    console = terminal.screen(stderr=args.json)
+    skipped = f" ({progress.skipped} skipped)" if progress.skipped else ""
+    console.print(f"{progress.done} of {progress.total} done{skipped}. Everything is saved. Thank you, {args.labeler}.")
+    if progress.done < progress.total:
+        console.print("Run the same command to go on.")
+    if progress.done > progress.skipped:
+        db = shlex.quote(terminal.clean(args.db))
+        console.print("To train a reward model on these ratings:", style="dim")
+        command = f"  python -m reward configs/reward/demo.yaml data.train={db}"
+        console.print(command, style="dim", soft_wrap=True)
+    if args.json:
+        result = {"done": progress.done, "total": progress.total, "labeler": args.labeler, "db": args.db}
+        print(json.dumps(result))
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def run_invite(args: argparse.Namespace) -> Any:
+    from alignment.labeling.settings import invite
+
+    return {"invitations": invite(args.db, args.names, args.url)}
+
+
+def show_invitations(result: dict[str, list[dict[str, str]]], called: str) -> None:
+    for each in result["invitations"]:
+        print(f"{each['labeler']}  {each['link']}")
+    print(f"Each link is personal, and shown only now. The page runs with: {called} --db F --web", file=sys.stderr)
+
+
+def run_settings(args: argparse.Namespace) -> Any:
+    from alignment.labeling.settings import settings
+
+    return settings(args.db, args.calibration, args.gold_share, args.repeat_share, args.guideline)
+
+
+def run_order(args: argparse.Namespace) -> Any:
+    from alignment.training.stage import quiet_libraries
+
+    quiet_libraries()  # before the libraries are imported
+    from alignment.labeling.uncertainty import order_items
+
+    return order_items(args.db, args.model, args.registry)
+
+
+def run_report(args: argparse.Namespace) -> Any:
+    from alignment.ratings import RatingsStore
+    from alignment.ratings.quality import report
+
+    with RatingsStore(args.db) as store:
+        return report(store)
+
+
+def show_report(result: dict[str, Any], called: str) -> None:
+    from alignment.labeling.report import show
+
+    show(result, terminal.screen())
+
+
+def run_import(args: argparse.Namespace) -> Any:
+    from alignment.labeling.import_export import import_file
+    from alignment.ratings import RatingsStore
+
+    is_new = not os.path.exists(args.db)  # not Path.exists, which raises where a folder may not be entered
+    try:
+        with RatingsStore(args.db, create=True) as store:
+            return import_file(store, args.format, args.file)
+    except UserError:
+        if is_new:  # an empty ratings file would look as if something had been imported
+            with suppress(OSError):
+                Path(args.db).unlink()
+        raise
+
+
+def run_export(args: argparse.Namespace) -> Any:
+    from alignment.labeling.import_export import export_file
+    from alignment.ratings import RatingsStore
+
+    with RatingsStore(args.db) as store:
+        return export_file(store, args.format, args.file)
+
+
+def run_forget(args: argparse.Namespace) -> Any:
+    from alignment.labeling.import_export import forget
+
+    return forget(args.db, args.name, args.registry)
+
+
+def show_forgotten(result: dict[str, Any], called: str) -> None:
+    from alignment.labeling.import_export import show_forgotten
+
+    show_forgotten(result, terminal.screen(), called)
+
+
+def show_fields(result: dict[str, Any], called: str) -> None:
+    """A line for each field; lists and objects of one go under it."""
+    console = terminal.screen()
+    for name, value in result.items():
+        inner = value.items() if isinstance(value, dict) else enumerate(value, 1) if isinstance(value, list) else ()
+        shown = terminal.clean(str(value)) if not isinstance(value, dict | list) else "" if value else "none"
+        console.print(f"{name.replace('_', ' ')}: {shown}".rstrip())
+        for key, part in inner:
+            console.print(f"  {terminal.clean(str(key))}: {terminal.clean(str(part))}")
+
+
+REGISTRY = (["--registry"], {"metavar": "DIR", "help": "registry folder (default: $ALIGNMENT_REGISTRY or ./registry)"})
+FORMAT = (["--format"], {"required": True, "metavar": "NAME", "help": "jsonl, hh, pandalm, qa-feedback or oasst"})
+COMMANDS = {
+    "invite": Command(
+        "Make a personal link to the rating page for each labeler; an earlier link of theirs ends.",
+        "invite ada bob --db ratings.db --url https://rate.example.org",
+        run_invite,
+        show_invitations,
+        [
+            (["names"], {"nargs": "+", "metavar": "NAME", "help": "labelers"}),
+            (["--url"], {"default": f"http://127.0.0.1:{PORT}", "metavar": "BASE", "help": "address of the page"}),
+        ],
+    ),
+    "settings": Command(
+        "Change what labelers get, and show how everything is set.",
+        "settings --db ratings.db --calibration 10 --guideline guideline.txt",
+        run_settings,
+        show_fields,
+        [
+            (["--calibration"], {"type": int, "metavar": "N", "help": "first items with known answers and feedback"}),
+            (["--gold-share"], {"type": float, "metavar": "X", "help": "share of control items (default 0.05)"}),
+            (["--repeat-share"], {"type": float, "metavar": "X", "help": "share of own pairs again (default 0.03)"}),
+            (["--guideline"], {"metavar": "FILE", "help": "text that says what to prefer; labelers read it with ?"}),
+        ],
+    ),
+    "order": Command(
+        "Score the items with a reward model; --order uncertain then gives those near p = 1/2 half of the time.",
+        "order --db ratings.db --model demo-reward@prod",
+        run_order,
+        show_fields,
+        [(["--model"], {"required": True, "metavar": "REF", "help": "a reward model"}), REGISTRY],
+    ),
+    "report": Command(
+        "How far labelers agree with each other, with themselves and with known answers.",
+        "report --db ratings.db",
+        run_report,
+        show_report,
+    ),
+    "import": Command(
+        "Bring items and ratings in from a file; the ratings file is made if there is none.",
+        "import --db ratings.db --format jsonl ratings.jsonl",
+        run_import,
+        show_fields,
+        [FORMAT, (["file"], {"metavar": "FILE", "help": "what to read"})],
+    ),
+    "export": Command(
+        "Write items and ratings to a file.",
+        "export --db ratings.db --format jsonl ratings.jsonl",
+        run_export,
+        show_fields,
+        [FORMAT, (["file"], {"metavar": "FILE", "help": "what to write"})],
+    ),
+    "forget": Command(
+        "Remove a labeler's ratings and all that is known of them, and list the models trained on their ratings.",
+        "forget ada --db ratings.db",
+        run_forget,
+        show_forgotten,
+        [(["name"], {"metavar": "NAME", "help": "the labeler"}), REGISTRY],
+    ),
+}
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None, called: str = "alignment rate") -> int:
+    """Parse the command line and do what it says. Exit code 2 for a mistake in it or in the data.
+
+    Args:
+        called: the command as a person types it, for help and messages.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? for what it does not have
+    command = COMMANDS.get(argv[0]) if argv else None
+    try:
+        if command is None:
+            return rate(parse_rating(argv, called))
+        args = parse_command(argv[0], command, argv[1:], called)
+        result = command.run(args)
+        if args.json:
+            print(json.dumps(result))
+        else:
+            command.show(result, called)
+        return 0
+    except UserError as error:
+        print(f"{_program(called)}: {terminal.one_line(str(error))}", file=sys.stderr)
+        return 2
+    except sqlite3.DatabaseError as error:
+        from alignment.ratings.file import BROKEN
+
+        if type(error) not in BROKEN:
+            raise
+        print(f"{_program(called)}: the ratings file cannot be used: {error}, go back to a copy of it", file=sys.stderr)
+        return 2
+
+
+def _program(called: str) -> str:
+    return called.removeprefix("scripts/")
+
+
+def parse_rating(argv: Sequence[str], called: str) -> argparse.Namespace:
+    parser = Parser(
+        prog=_program(called),
+        description=ABOUT.format(_program(called)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"Example:  {called} --db runs/ratings.db --labeler ada",
+    )
+    parser.set_defaults(called=called)
+    add = parser.add_argument
+    add("--db", required=True, metavar="F", help=f"ratings file, as {called.replace('rate', 'sample')} makes it")
+    add("--labeler", metavar="NAME", help="who rates: the same name resumes")
+    add("--order", choices=("random", "uncertain"), default="random", help="uncertain: see the command order")
+    add("--seed", type=int, metavar="N", help="order of items and sides (default: the file's own)")
+    add("--plain", action="store_true", help="by lines, also where a screen could be drawn")
+    add("--json", action="store_true", help="at the end one JSON object on stdout, the rest on stderr")
+    add("--web", action="store_true", help="serve the page instead; see the command invite")
+    add("--port", type=int, default=PORT, metavar="N", help=f"of the page (default {PORT})")
+    add("--public", metavar="HOST", help="the name of a proxy with TLS through which labelers reach the page")
+    if argv and not argv[0].startswith("-"):
+        parser.error(f"{argv[0]!a} is no command; the commands are {', '.join(COMMANDS)}")
+    args = parser.parse_args(argv)
+    if args.web and (args.labeler or args.plain or args.json or args.seed is not None):
+        parser.error("--web serves all labelers; it goes with --db, --port, --public and --order alone")
+    if not args.web and (args.public or args.port != PORT):
+        parser.error("--port and --public go with --web")
+    if not args.web and not args.labeler:
+        parser.error("the following arguments are required: --labeler (or --web)")
+    return args
+
+
+def parse_command(name: str, command: Command, argv: Sequence[str], called: str) -> argparse.Namespace:
+    parser = Parser(
+        prog=f"{_program(called)} {name}", description=command.about, epilog=f"Example:  {called} {command.example}"
+    )
+    parser.add_argument("--db", required=True, metavar="F", help="ratings file")
+    for flags, options in command.arguments:
+        parser.add_argument(*flags, **options)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, the rest on stderr")
+    return parser.parse_args(argv)

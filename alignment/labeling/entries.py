@@ -1,0 +1,68 @@
+"""Items as files hold them, and the stored ones as writers of files see them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from alignment.data.row_files import BadRow
+from alignment.ratings import Completion, Gold, Item, Kind, Rating
+from alignment.ratings.pairs import Pair, judged_pairs
+from alignment.templates.rendering import Message
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An item as a file has it. `answers` are arguments of `RatingsStore.import_rating`, `item` aside."""
+
+    kind: Kind
+    prompt: Sequence[Mapping[str, str]]
+    completions: Sequence[Completion]
+    answers: Sequence[Mapping[str, Any]]
+    need: int = 1
+    metadata: Mapping[str, Any] | None = None
+    gold: Gold | None = None
+    simulated: frozenset[str] = frozenset()
+
+
+class Stored(NamedTuple):
+    """A store as writers see it. `ratings` are all, skips and controls too; `counting` those that models learn from."""
+
+    items: list[Item]
+    ratings: list[Rating]
+    counting: list[Rating]
+    simulated: frozenset[str]
+
+
+Rows = Iterator[dict[str, Any]]
+
+
+def exportable(stored: Stored, left_out: Counter[str]) -> Iterator[Pair]:
+    """Judged pairs; counts the items that are none: single scores, and those without a rating that counts."""
+    rated = {rating.item for rating in stored.counting}
+    for item in stored.items:
+        if item.kind == "single":
+            left_out["single items (scores of one answer)"] += 1
+        elif item.id not in rated:
+            left_out["items without a rating that counts"] += 1
+    return judged_pairs(stored.items, stored.counting)
+
+
+def kept_row(item: Item, format: str, **types: type) -> dict[str, Any]:
+    """What an import kept of the row that an item comes from; {} of any other item."""
+    kept = item.metadata.get(format)
+    fits = isinstance(kept, dict) and all(isinstance(kept.get(key), kind) for key, kind in types.items())
+    return dict(kept) if fits else {}  # type: ignore[arg-type]
+
+
+def plain_turns(turns: Sequence[Message]) -> list[dict[str, str]]:
+    if any(set(turn) != {"role", "content"} for turn in turns):
+        raise BadRow("the prompt has tools, weights or names, for which a ratings file has no room")
+    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+
+
+def short_digest(text: str, digits: int = 16) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:digits]

@@ -1,0 +1,1 @@
+"""Studies, each run by `scripts/study.py NAME`; docs/ has a page on what came of it."""
