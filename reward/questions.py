@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from alignment.config.sections import TooLong
 from alignment.data.records import Comparison, Rating, Vote
 from alignment.data.row_files import DataError
-from alignment.data.trimming import least, trim_prompt
+from alignment.data.trimming import shortest, trim_prompt
 from alignment.templates.rendering import Encoded, Message, encode_conversation, encode_prompt
 
 MAX_COMPLETIONS = 9
@@ -199,7 +199,7 @@ class QuestionBuilder:
         if self._too_long != "trim_prompt":
             return None
         if group.least is None:
-            group.least = len(encode_prompt(self._tokenizer, least(group.prompt)))
+            group.least = len(encode_prompt(self._tokenizer, shortest(group.prompt)))
         if group.least > len(group.prompt_ids) - surplus:
             return None
         return Encoded(whole.input_ids[surplus:], whole.loss_mask[surplus:])

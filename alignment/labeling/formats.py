@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from alignment.data import formats
 from alignment.data.importers import PassedOver
+from alignment.data.messages import check_text
 from alignment.data.openassistant import ranked_replies
 from alignment.data.row_files import BadRow
 from alignment.labeling.checks import checked_entry
@@ -262,10 +263,10 @@ def _read_oasst(row: Mapping[str, Any]) -> list[Entry]:
     formats.shape_of(row, "tree", ["tree"])
     entries = []
     for history, ranked in ranked_replies(row):
-        texts = [formats.check_text(node.get("text"), f"the text of {node.get('message_id')}") for node in history]
+        texts = [check_text(node.get("text"), f"the text of {node.get('message_id')}") for node in history]
         roles = ["assistant" if node["role"] == "assistant" else "user" for node in history]
         answers = [
-            Completion(formats.check_text(node.get("text"), f"the text of {node.get('message_id')}"), model=model)
+            Completion(check_text(node.get("text"), f"the text of {node.get('message_id')}"), model=model)
             for node in ranked
             for model in [node.get("model_name")]
         ]

@@ -53,7 +53,7 @@ def test_ratings_become_votes_and_skips_do_not_count(database):
     records, _ = read(DataConfig(train=str(database), eval_share=0.0))
     found = [(row.first, row.second, *map(row.count, CHOICES)) for row in records.items]
     assert found == [("same 0", "other 0", 2, 1, 0), ("same 1", "other 1", 0, 1, 1)]
-    assert records.notes == ["1 passed over: both completions of a rated pair are the same"]
+    assert records.notes == ["1 skipped: both completions of a rated pair are the same"]
     assert records.items[0].target == pytest.approx(2 / 3)
     assert records.items[1].target == 0.25
     assert [row.place for row in records.items] == [f"{database}:item 1", f"{database}:item 2"]
@@ -227,7 +227,7 @@ def test_a_held_out_share_may_hold_nothing_to_compare(tokenizer):
         ([("p", "a", 1), ("p", "b", 1)], {}, {"objective": "regression"}, "found 2 ratings of 1 kinds"),
         ([("p", "a", "good")], {}, {}, "'rating' must be a number, found 'good'"),
         ([("p", "a", True)], {}, {}, "'rating' must be a number, found True"),
-        ([("p", "a", 1)], {"labeler": 3}, {}, "'labeler' must be a text, found int"),
+        ([("p", "a", 1)], {"labeler": 3}, {}, "'labeler' must be a string, found int"),
     ],
 )
 def test_ratings_that_teach_nothing_are_refused(tmp_path, rows, more, settings, says):

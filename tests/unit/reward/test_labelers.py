@@ -114,7 +114,7 @@ def test_rows_that_say_who_rated_are_chosen_by_name(tmp_path):
         ("x", 1, "bob"),
         ("y", 4, "bob"),
     ] * 3
-    assert records.notes == ["6 passed over: rated by none of reward.labelers"] and not records.bad
+    assert records.notes == ["6 skipped: rated by none of reward.labelers"] and not records.bad
     (mark,) = records.fingerprints
     assert (mark["labelers"], mark["of_labelers"], mark["rows"]) == (1, ["bob"], 6)
     with pytest.raises(DataError, match=r"is by 'eve'; there are ratings by ann, bob"):
