@@ -49,7 +49,7 @@ def open_ratings(part: DataPart, config: DataConfig, labelers: Collection[str] |
         if not names:
             raise nothing_rated(part.path)
         if labelers is not None:
-            names = [name for name in names if store.labeler_hash(name) in labelers]
+            names = [name for name in names if store.people.labeler_hash(name) in labelers]
         mark = {"name": store.path.name, **store.fingerprint(None if labelers is None else names)}
     return Source(rated_items(part.path, labelers), lambda: mark)
 
@@ -64,7 +64,7 @@ def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
     with RatingsStore(path) as store:
         ratings: dict[int, list[StoredRating]] = {}
         # Names stay in the database, where `rate.py forget` finds them, and out of reports and journals.
-        hashed = cache(store.labeler_hash)
+        hashed = cache(store.people.labeler_hash)
         for rating in store.ratings(for_training=True):
             labeler = hashed(rating.labeler)
             if labelers is None or labeler in labelers:

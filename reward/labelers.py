@@ -59,7 +59,7 @@ def known_labelers(part: DataPart, config: DataConfig) -> dict[str, str]:
             names = store.labelers()
             if not names:
                 raise nothing_rated(part.path)
-            return {store.labeler_hash(name): name for name in names}
+            return {store.people.labeler_hash(name): name for name in names}
     found: set[str] = set()
     for _, row in open_source(part, config).rows:
         if isinstance(row, Mapping):

@@ -19,7 +19,7 @@ from alignment.data.records import CHOICES, Comparison
 from alignment.distributed import heartbeat, processes, zero3
 from alignment.errors import UserError
 from alignment.models.ensembles import member_name
-from alignment.ratings.quality import as_metrics, journalled
+from alignment.ratings.quality import label_events, label_metrics
 from alignment.reports.verdicts import ENDED, Verdict, verdicts
 from alignment.runs import resume
 from alignment.runs.journal import NUM_SAMPLES, Journal
@@ -196,13 +196,13 @@ def _note_data(journal: Journal, config: RewardStageConfig, prepared: Prepared) 
     note_findings(journal, prepared.report)
     if processes.is_main_process():
         rows = [row for row in train_set.items if isinstance(row, Comparison)]
-        every = list(journalled(config.data, rows, resolved(config.reward.labelers, config.data)))
+        every = list(label_events(config.data, rows, resolved(config.reward.labelers, config.data)))
         for found in every:
             journal.event(LABELS, **found)
         if not every:
             journal.not_measured(0, LABELS, "the data does not say who voted, or no two people voted on one pair")
         if every:  # several databases have an event each, and the dashboards one set of figures
-            journal.log(0, as_metrics(every[0]))
+            journal.log(0, label_metrics(every[0]))
         if any(found.get("warnings") for found in every):
             said = {found["source"]: " ".join(found["warnings"]) for found in every if found.get("warnings")}
             text = " ".join(f"{source}: {text}" if len(every) > 1 else text for source, text in said.items())

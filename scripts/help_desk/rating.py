@@ -27,10 +27,10 @@ def rate(store: RatingsStore, seed: int, shuffle: bool = False) -> tuple[int, in
     gold = {item.id: item_gold(item) for item in items}
     if shuffle:
         gold = dict(zip(gold, rng.sample(list(gold.values()), len(gold)), strict=True))
-    store.repeat_share = 0.0  # a program need not be asked twice
+    store.settings.repeat_share = 0.0  # a program need not be asked twice
     with store.transaction():
         for labeler in (*LABELERS, *JUDGES):
-            store.mark_simulated(labeler.name)
+            store.people.mark_simulated(labeler.name)
         count = _take_turns(store, LABELERS, gold, rng)
         for item in rng.sample(items, round(JUDGED_SHARE * len(items))):
             store.add_item(item.prompt, item.completions, RATINGS_PER_PAIR + len(JUDGES), item.metadata)

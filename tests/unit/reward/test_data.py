@@ -108,7 +108,7 @@ def test_a_ranking_becomes_all_its_pairs_and_keeps_who_said_what(tmp_path):
         store.add_item(PROMPT, [{"text": text} for text in "abc"], need=2, kind="rank")
         answer(store, "ann", {"a": 1, "b": 2, "c": 2})
         answer(store, "bob", {"a": 2, "b": 1, "c": 3})
-        ann, bob = (store.labeler_hash(name) for name in ("ann", "bob"))  # names stay in the database
+        ann, bob = (store.people.labeler_hash(name) for name in ("ann", "bob"))  # names stay in the database
     records, _ = read(DataConfig(train=str(tmp_path / "r.db"), eval_share=0.0))
     found = {
         (row.first, row.second): (row.size, *((vote.labeler, vote.choice) for vote in row.votes))
@@ -128,7 +128,7 @@ def test_single_ratings_are_compared_within_a_prompt_and_a_labeler(tmp_path):
             store.add_item(PROMPT, [{"text": text}], need=2, kind="single")
         answer(store, "ann", score={"a": 6, "b": 5, "c": 5})
         answer(store, "bob", score={"a": 1, "b": 3, "c": 2})
-        ann, bob = (store.labeler_hash(name) for name in ("ann", "bob"))
+        ann, bob = (store.people.labeler_hash(name) for name in ("ann", "bob"))
     records, _ = read(DataConfig(train=str(tmp_path / "r.db"), eval_share=0.0))
     assert {(row.completion, row.labeler, row.rating) for row in records.items} == {
         ("a", ann, 6), ("a", bob, 1), ("b", ann, 5), ("b", bob, 3), ("c", ann, 5), ("c", bob, 2),
@@ -153,7 +153,7 @@ def test_gold_and_repeated_answers_are_not_learned_from(tmp_path):
         from alignment.ratings import Gold
 
         store.add_item(PROMPT, [{"text": "a"}, {"text": "b"}], gold=Gold(choice="first"))
-        store.calibration = 1
+        store.settings.calibration = 1
         other = ({"role": "user", "content": "And a film?"},)
         store.add_item(other, [{"text": "c"}, {"text": "d"}])
         while (shown := store.claim("ann")) is not None:
