@@ -98,8 +98,9 @@ def train_by(method: str) -> dict[str, Any]:
     from alignment.models.export import export
     from alignment.registry import Registry
     from alignment.training.best_model import finished_model
+    from sft.building import build_trainer
     from sft.prepare import prepare
-    from sft.train import build_trainer, publish
+    from sft.train import publish
 
     rate = FASTER * (methods.METHODS[method].learning_rate or 2e-5)
     config = config_of(

@@ -22,7 +22,7 @@ from alignment.data.openassistant import ranked_replies
 from alignment.data.row_files import BadRow
 from alignment.labeling.checks import checked_entry
 from alignment.ratings import Completion, Gold, Item, Kind, Rating
-from alignment.ratings.pairs import Pair, judged_pairs
+from alignment.ratings.pairs import Pair, pairs_with_choices
 from alignment.templates.builtin import INPUT_HEADING
 from alignment.templates.rendering import Message
 
@@ -377,7 +377,7 @@ def _exportable(stored: Stored, left_out: Counter[str]) -> Iterator[Pair]:
             left_out["single items (scores of one answer)"] += 1
         elif item.id not in rated:
             left_out["items without a rating that counts"] += 1
-    return judged_pairs(stored.items, stored.counting)
+    return pairs_with_choices(stored.items, stored.counting)
 
 
 def _kept(item: Item, format: str, **types: type) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Pair:
         return "first" if lead > 0 else "second" if lead < 0 else "tie"
 
 
-def judged_pairs(items: Sequence[Item], ratings: Sequence[Rating]) -> Iterator[Pair]:
+def pairs_with_choices(items: Sequence[Item], ratings: Sequence[Rating]) -> Iterator[Pair]:
     """Yield the rated pair items, and each pair of completions of rated rankings, in the order of the items.
 
     A labeler's repeat of an item must not be among the ratings.

@@ -28,7 +28,7 @@ from alignment.ratings.agreement import (
     three_way_agreement,
     wilson,
 )
-from alignment.ratings.pairs import Pair, judged_pairs
+from alignment.ratings.pairs import Pair, pairs_with_choices
 from alignment.ratings.reachable import agreement_shares
 from alignment.ratings.records import CONTROLS
 from alignment.ratings.warnings import warnings_of
@@ -54,7 +54,7 @@ def report(store: RatingsStore, hashed: bool = False, labelers: Collection[str] 
     if labelers:
         ratings = [rating for rating in ratings if rating.labeler in labelers]
     counting = [rating for rating in ratings if rating.why not in CONTROLS and rating.choice != "skip"]
-    pairs = list(judged_pairs(list(items.values()), counting))
+    pairs = list(pairs_with_choices(list(items.values()), counting))
     quality: Figures = {
         "db": str(store.path),
         "items": _items(list(items.values()), counting),

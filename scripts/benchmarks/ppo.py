@@ -166,9 +166,9 @@ def fine_tuned(folder: Path, num_tokens: int, learning_rate: float = 2e-3) -> An
     import tempfile
 
     from alignment.config.loading import validate
+    from sft.building import build_trainer
     from sft.config import SFTStageConfig
     from sft.prepare import prepare as prepare_sft
-    from sft.train import build_trainer
 
     values = {
         "name": "bench",

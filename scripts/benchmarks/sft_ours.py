@@ -9,9 +9,9 @@ from transformers import Trainer
 from alignment.config.loading import validate
 from benchmarks.sft import DATA
 from benchmarks.sft_trl import COMMON, check, run
+from sft.building import build_trainer
 from sft.config import SFTStageConfig
 from sft.prepare import prepare
-from sft.train import build_trainer
 
 
 class Contestant:

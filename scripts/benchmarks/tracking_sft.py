@@ -16,9 +16,9 @@ from alignment.runs.journal import Journal
 from alignment.training import callbacks, opening
 from benchmarks.sft import DATA
 from benchmarks.sft_trl import COMMON, check, run
+from sft.building import build_trainer
 from sft.config import SFTStageConfig
 from sft.prepare import prepare
-from sft.train import build_trainer
 
 SAMPLES = [
     {"id": n, "prompt": [{"role": "user", "content": "a question " * 20}], "response": "an answer " * 50, "score": 0.5}

@@ -20,10 +20,11 @@ from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
 from alignment.templates.builtin import TEMPLATES
 from alignment.templates.rendering import Unrenderable, encode_conversation, encode_prompt, encode_text, set_template
+from sft.building import build_trainer
 from sft.config import SFTStageConfig
 from sft.data import IGNORED
 from sft.prepare import prepare
-from sft.train import build_trainer, train
+from sft.train import train
 
 CHAT = [
     {"role": "user", "content": "When does it open?"},

@@ -223,7 +223,7 @@ def test_a_held_out_share_may_hold_nothing_to_compare(tokenizer):
 @pytest.mark.parametrize(
     ("rows", "more", "settings", "says"),
     [
-        ([("p", "a", 1), ("q", "b", 2)], {}, {}, "the 2 ratings to learn from compare nothing"),
+        ([("p", "a", 1), ("q", "b", 2)], {}, {}, "the 2 training ratings give no pair"),
         ([("p", "a", 1), ("p", "b", 1)], {}, {"objective": "regression"}, "found 2 ratings of 1 kinds"),
         ([("p", "a", "good")], {}, {}, "'rating' must be a number, found 'good'"),
         ([("p", "a", True)], {}, {}, "'rating' must be a number, found True"),
@@ -241,7 +241,7 @@ def test_what_the_objective_cannot_use_is_refused(tmp_path):
     config = DataConfig(train=str(path), eval_share=0.0)
     with pytest.raises(DataError, match=r"reward\.objective=regression learns from ratings.*found 0 ratings"):
         read(config, objective="regression")
-    with pytest.raises(DataError, match=r"reward\.margin=0\.5 is asked for by votes that say how much better"):
+    with pytest.raises(DataError, match=r"reward\.margin=0\.5 needs votes with a strength"):
         read(config, margin=0.5)
 
 
@@ -262,5 +262,5 @@ def test_reliability_needs_pairs_that_several_judged():
         Comparison(PROMPT, "a", "b", (Vote("first", None, "ann"),)),
         Comparison(PROMPT, "a", "c", (Vote("tie"),) * 3),
     ]
-    with pytest.raises(DataError, match=r"r\.db: reward\.use_reliability weighs labelers.*judged by two"):
+    with pytest.raises(DataError, match=r"r\.db: reward\.use_reliability weights labelers.*judged by two"):
         labeler_weights(alone, "r.db")

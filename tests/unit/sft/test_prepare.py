@@ -10,10 +10,10 @@ import alignment.cli.main
 from alignment.config.loading import validate
 from alignment.data.row_files import DataError
 from alignment.training.data_check import write_report
+from sft.building import build_trainer
 from sft.config import SFTStageConfig
 from sft.data import IGNORED
 from sft.prepare import prepare
-from sft.train import build_trainer
 
 
 @pytest.fixture
