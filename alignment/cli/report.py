@@ -9,7 +9,7 @@ from alignment.cli.common import JsonOption, RegistryOption, print_json
 from alignment.cli.runs import RUNS, RunsOption, runs
 from alignment.distributed.ticker import ticking
 from alignment.reports import overview
-from alignment.reports.verdicts import in_short
+from alignment.reports.verdicts import short_summary
 from alignment.runs.record import RunRecord
 from alignment.terminal import clean
 
@@ -33,7 +33,7 @@ def report_runs(
         out = Path("report.html")
     with ticking("alignment runs report"):
         path, outcome = write_report(paths, out, registry, panels)
-    said = [in_short(overview.verdicts_now(RunRecord.read(each))) for each in paths]
+    said = [short_summary(overview.verdicts_now(RunRecord.read(each))) for each in paths]
     if as_json:
         print_json({"report": str(path), "verdict": outcome, "verdicts": said})
     else:

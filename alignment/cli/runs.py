@@ -16,7 +16,7 @@ from alignment.reports import overview
 from alignment.reports.compare import Figure, compare, figure, in_order
 from alignment.reports.judges import judge_of
 from alignment.reports.review import read_reviews, review
-from alignment.reports.verdicts import headline, in_short, not_measured, worst
+from alignment.reports.verdicts import headline, not_measured, short_summary, worst
 from alignment.reports.watch import OUTCOME_STYLES, PIPE_WIDTH, STATE_STYLES, watch
 from alignment.runs import metrics as declared
 from alignment.runs.checkpoint import committed
@@ -228,7 +228,7 @@ def _summary(record: RunRecord) -> dict[str, Any]:
         "step": record.last_step,
         "total_steps": overview.total_steps(record),
         "verdict": worst(found),
-        "verdict_in_short": in_short(found),
+        "verdict_in_short": short_summary(found),
         "not_measured": [verdict.name for verdict in not_measured(found)],
         "judged_by": judge.text if judge else None,
         "judged_by_in_short": judge.short if judge else None,

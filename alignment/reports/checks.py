@@ -1,7 +1,7 @@
-"""What each stage's runs are checked for: a name, what the check looks at and why, and what it needs.
+"""The checks of each stage's runs: name, purpose and requirements.
 
-One table for the terminal, the report, W&B and docs/report.md. No threshold is here: a stage says what it found when it
-found it (`Journal.finding`). A name is that of a goal, so that it reads right beside `pass`.
+This table is the source for the terminal, the report, W&B and docs/report.md. It has no thresholds: a stage journals a
+finding when it occurs (`Journal.finding`). A check is named after its goal, so that the name reads well beside `pass`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ class Check:
     """One check of a run.
 
     Args:
-        key: its name in the journal (`watching`, `finding`, `cleared`).
-        name: what people read.
-        about: what it looks at, and why that matters.
-        needs: what it cannot do without, as a noun phrase; "" where every run has it.
-        evidence: metrics that the journal has where the check was made; `x/*` stands for any metric of that family.
-        values: how many steps each of them has at least by then.
-        important: a run in which this was not measured does not read `pass`.
-        at_end: decided when the run is done; one that ended early has not been measured.
+        key: name in the journal (`watching`, `finding`, `cleared`).
+        name: name for people.
+        about: the property that is checked, and why it matters.
+        needs: required data, as a noun phrase; empty if every run has it.
+        evidence: metrics that the journal has if the check was made; `x/*` means any metric of that family.
+        values: minimum number of steps with these metrics.
+        important: a run without this measurement is not `pass`.
+        at_end: decided at the end of the run; a run that ended early is not measured.
     """
 
     key: str
@@ -70,7 +70,7 @@ SFT = (
         "Whether the held-out loss rose while the training loss fell. The model then memorises its rows.",
         _TWO_EVALUATIONS,
         ("eval/loss",),
-        3,  # with that before the first step
+        3,  # including the one before the first step
         important=True,
     ),
 )
@@ -325,7 +325,7 @@ STAGES: dict[str, tuple[Check, ...]] = {"sft": SFT, "reward": REWARD, "ppo": PPO
 
 
 def find(stage: str, key: str) -> Check | None:
-    """A check by its name in the journal, `member-2 overfitting` too; None for one that is not declared."""
+    """A check by its name in the journal, including `member-2 overfitting`; None if it is not declared."""
     member, plain = match.groups() if (match := _MEMBER.fullmatch(key)) else ("", key)
     for check in STAGES.get(stage, ()):
         if check.key == plain:
@@ -337,7 +337,7 @@ def find(stage: str, key: str) -> Check | None:
 
 
 def docs_tables() -> Iterator[str]:
-    """The lines of docs/report.md between its two marks."""
+    """Yield the lines of docs/report.md between its two markers."""
     titles = {"sft": "SFT", "reward": "Reward model", "ppo": "PPO"}
     yield from _table("Every stage", COMMON)
     for stage, checks in STAGES.items():

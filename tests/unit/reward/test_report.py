@@ -358,7 +358,7 @@ def test_the_page_loads_nothing_and_has_each_part():
     for part in (
         "Agrees with", "This model", "Longer is better", "One human", "Best reachable", "Reliability",
         "Scores of preferred",
-        "By how far the two scores are apart", "By labeler", "Shortcuts", "ensemble", "Most confidently wrong",
+        "By score difference", "By labeler", "Shortcuts", "ensemble", "Most confidently wrong",
         "Closest calls",
     ):  # fmt: skip
         assert part in page, part

@@ -203,7 +203,7 @@ def test_findings_become_verdicts(tmp_path):
     found = {verdict.name: verdict for verdict in verdicts(RunRecord.read(tmp_path))}
     assert [found[name].outcome for name in ("a", "b", "c")] == ["pass", "fail", "warn"]
     assert found["b"].reason == "b is bad"
-    assert "over since step 9" in found["c"].reason
+    assert "cleared at step 9" in found["c"].reason
 
 
 # --- the mirror ---------------------------------------------------------------------------------------------------
