@@ -87,7 +87,7 @@ def test_ratings_that_are_all_ties_teach_nothing_and_are_refused(tmp_path):
     with RatingsStore(tmp_path / "r.db", create=True) as store:
         store.add_item(PROMPT, [{"text": "a"}, {"text": "b"}])
         rate(store, "ann", {"a": "tie"})
-    with pytest.raises(DataError, match=r"each of the 1 pairs to learn from is a tie.*rate more pairs"):
+    with pytest.raises(DataError, match=r"each of the 1 training pairs is a tie.*rate more pairs"):
         read(DataConfig(train=str(tmp_path / "r.db"), eval_share=0.0))
 
 
@@ -216,7 +216,7 @@ def test_a_held_out_share_may_hold_nothing_to_compare(tokenizer):
     rows = [Rating(PROMPT, "a", 7.0, "ann")]
     config = DataConfig(train="r.jsonl")
     assert encode(rows, tokenizer, config, RewardSection(), required=False).questions == []
-    with pytest.raises(DataError, match=r"none of the 1 judgements.*objective=pairs finds nothing to learn from"):
+    with pytest.raises(DataError, match=r"none of the 1 judgements.*objective=pairs cannot use any of them"):
         encode(rows, tokenizer, config, RewardSection())
 
 
@@ -224,7 +224,7 @@ def test_a_held_out_share_may_hold_nothing_to_compare(tokenizer):
     ("rows", "more", "settings", "says"),
     [
         ([("p", "a", 1), ("q", "b", 2)], {}, {}, "the 2 training ratings give no pair"),
-        ([("p", "a", 1), ("p", "b", 1)], {}, {"objective": "regression"}, "found 2 ratings of 1 kinds"),
+        ([("p", "a", 1), ("p", "b", 1)], {}, {"objective": "regression"}, "found 2 ratings with 1 values"),
         ([("p", "a", "good")], {}, {}, "'rating' must be a number, found 'good'"),
         ([("p", "a", True)], {}, {}, "'rating' must be a number, found True"),
         ([("p", "a", 1)], {"labeler": 3}, {}, "'labeler' must be a string, found int"),
@@ -239,7 +239,7 @@ def test_what_the_objective_cannot_use_is_refused(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n")
     config = DataConfig(train=str(path), eval_share=0.0)
-    with pytest.raises(DataError, match=r"reward\.objective=regression learns from ratings.*found 0 ratings"):
+    with pytest.raises(DataError, match=r"reward\.objective=regression needs differing ratings.*found 0 ratings"):
         read(config, objective="regression")
     with pytest.raises(DataError, match=r"reward\.margin=0\.5 needs votes with a strength"):
         read(config, margin=0.5)

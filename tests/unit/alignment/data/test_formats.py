@@ -98,7 +98,7 @@ def test_openai_rows_bring_tools_and_calls_with_their_arguments_as_objects():
     assert found.messages[1]["tool_calls"][0]["function"] == {"name": "hours", "arguments": {"day": 1}}
     assert found.messages[2] == {"role": "tool", "content": "9", "tool_call_id": "1"}
     assert only(row | {"tools": json.dumps([TOOL])}) == found
-    with pytest.raises(BadRow, match="prompts with tools are for python -m sft alone"):
+    with pytest.raises(BadRow, match="prompts with tools are for python -m sft only"):
         to_prompts(row)
 
 
@@ -250,7 +250,7 @@ def test_a_tree_is_the_rankings_of_its_answers():
         ({"messages": [user("a"), assistant("b")], "tools": 3}, "'tools' must be a list of"),
         ({"instruction": "a", "instances": [{"input": "b"}]}, "the output of instance 1 must be a string"),
         ({"instruction": "a", "instances": ["b"]}, "instance 1 must be an object, found str"),
-        ({"prompt": "p", "completions": ["a", "b"], "ranks": [1]}, "must be lists of one length, of two or more"),
+        ({"prompt": "p", "completions": ["a", "b"], "ranks": [1]}, "must be lists of the same length, two or more"),
         ({"prompt": "p", "completions": ["a", "b"], "ranks": [1, "x"]}, "'ranks' must be numbers"),
         ({"prompt": "p", "completions": ["a", ""], "ranks": [1, 2]}, "completion 2 is empty"),
         ({"message_tree_id": "t", "prompt": "p"}, "'prompt' of a message tree must be the first message"),
@@ -402,7 +402,7 @@ def test_qa_feedback_without_passages_asks_the_question_alone_and_equal_answers_
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"preference": [1, 0]}, "an entry for each two of the 3 predictions, found 2 entries"),
+        ({"preference": [1, 0]}, "an entry for each pair of the 3 predictions, found 2 entries"),
         ({"preference": "102"}, "found str"),
         ({"preference": [1, 0, 5]}, "entry 3 of 'preference' is 5"),
         ({"prediction 2": " "}, "'prediction 2' is empty"),

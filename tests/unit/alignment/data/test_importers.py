@@ -179,7 +179,7 @@ def test_a_slack_export_may_be_its_zip(export):
 
 
 def test_a_slack_export_needs_an_agent_who_wrote_something(export):
-    with pytest.raises(DataError, match=r"a Slack export; name in data\.agents whose messages"):
+    with pytest.raises(DataError, match=r"a Slack export; set data\.agents to the users whose messages"):
         read(export)
     with pytest.raises(DataError, match=r"data\.agents=\['Eve'\] wrote nothing here; these did: Ann Lee, Bob"):
         read(export, agents=["Eve"])

@@ -275,7 +275,7 @@ def test_mistakes_are_named(store, tmp_path):
         export_file(store, "hh", tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
     import_file(store, "jsonl", tmp_path / "own.jsonl")
-    with pytest.raises(UserError, match=r"name it \.jsonl, \.jsonl\.gz"):
+    with pytest.raises(UserError, match=r"use \.jsonl, \.jsonl\.gz"):
         export_file(store, "hh", tmp_path / "out.txt")
     export_file(store, "hh", tmp_path / "out.jsonl")
     with pytest.raises(UserError, match="exists already"):

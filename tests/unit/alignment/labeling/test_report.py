@@ -245,7 +245,7 @@ def test_skips_are_counted_apart(store):
     assert found["seconds"]["n"] == 10
     assert found["seconds"]["median"] > 10
     assert "ann skipped 12 of 22 items." in found["warnings"]
-    assert any("Nothing was rated by two people" in warning for warning in found["warnings"])
+    assert any("No item was rated by two people" in warning for warning in found["warnings"])
 
 
 def test_rankings_count_as_pairs_and_scores_by_their_order(store):
