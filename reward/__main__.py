@@ -1,5 +1,7 @@
 """Command line of the reward stage: `python -m reward configs/reward/demo.yaml [key=value ...]`"""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
 

@@ -1,5 +1,7 @@
 """Command line of the SFT stage: `python -m sft configs/sft/demo.yaml [key=value ...]`"""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
 

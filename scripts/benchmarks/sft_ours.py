@@ -1,4 +1,6 @@
-"""Our SFT stage's trainer, as `python -m sft` builds it, on the transcripts of `sft.prepare`."""
+"""Our SFT stage's trainer, built like `python -m sft`, on the transcripts of `sft.prepare`."""
+
+from __future__ import annotations
 
 import tempfile
 from pathlib import Path
