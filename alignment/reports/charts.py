@@ -350,7 +350,10 @@ def chart_of(panel: Any, stage: str, runs: Sequence[tuple[str, RunRecord]]) -> C
 
 def intervals(record: RunRecord) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the metrics that an event holds with their interval: {"value", "ci", "n"}."""
-    published, labels = record.of_kind("published")[-1:], record.of_kind("labels")[:1]  # whose metrics are journalled
+    published, labels = (
+        record.of_kind("published")[-1:],
+        record.of_kind("labels")[:1],
+    )  # their metrics are journaled too
     for events, prefix in ((published, "eval/"), (labels, "labels/")):
         for event in events:
             for name, value in event.items():

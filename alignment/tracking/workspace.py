@@ -23,7 +23,7 @@ from alignment.runs.metrics import find
 
 SAMPLES, HISTOGRAMS, STEP = "samples", "histograms/", "step"
 """The sink's (`wandb_sink.py`) name for tables of samples, its prefix of histograms, and the x axis."""
-IN_THE_REPORT = "{about} W&B has no such panel: it stands in `report.html` of the run's folder."
+IN_THE_REPORT = "{about} W&B has no such panel: see `report.html` in the run's folder."
 COLUMNS, WIDTH, HEIGHT = 3, 8, 6
 """Panels per row, and their size in W&B's grid of 24 columns."""
 
