@@ -52,12 +52,12 @@ def _options() -> argparse.ArgumentParser:
 
 
 def fractions(text: str) -> list[float]:
-    fractions = [float(part) for part in text.split(",")]
-    if len(fractions) < 2 or sorted(set(fractions)) != fractions or not (fractions[0] > 0 and fractions[-1] <= 1):
+    parts = [float(part) for part in text.split(",")]
+    if len(parts) < 2 or sorted(set(parts)) != parts or not (parts[0] > 0 and parts[-1] <= 1):
         raise argparse.ArgumentTypeError(
             f"{text!r}: expected increasing fractions above 0, at most 1, as in 0.25,0.5,1"
         )
-    return fractions
+    return parts
 
 
 def seeds(text: str) -> int:

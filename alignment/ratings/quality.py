@@ -192,12 +192,12 @@ def _longer(pairs: Sequence[Pair], labeler: str | None = None) -> Figures | None
 
 def _labelers(items: dict[int, Item], ratings: Sequence[Rating], pairs: Sequence[Pair]) -> dict[str, Figures]:
     reliabilities = reliability([pair.choices for pair in pairs])
-    statistics = {}
+    by_labeler = {}
     for name in sorted({rating.labeler for rating in ratings}):
         own_ratings = [rating for rating in ratings if rating.labeler == name]
         answered = [rating for rating in own_ratings if rating.choice != "skip"]
         choices = [pair.choices[name] for pair in pairs if name in pair.choices]
-        statistics[name] = {
+        by_labeler[name] = {
             "rated": len(answered),
             "skips": len(own_ratings) - len(answered),
             "flags": dict(Counter(flag for rating in own_ratings for flag in rating.flags)),
@@ -215,7 +215,7 @@ def _labelers(items: dict[int, Item], ratings: Sequence[Rating], pairs: Sequence
             if name in reliabilities.weights
             else None,
         }
-    return statistics
+    return by_labeler
 
 
 def _gold(items: dict[int, Item], answered: Sequence[Rating]) -> Figures | None:
@@ -276,16 +276,16 @@ def label_events(
             yield {"source": "votes", **_agreement_fields(agreement(ballots, [row.group for row in named]))}
 
 
-def _agreement_fields(agreement: Figures) -> Figures:
-    kappas = [kappa["value"] for kappa in agreement["cohen_kappa"]]
+def _agreement_fields(metrics: Figures) -> Figures:
+    kappas = [kappa["value"] for kappa in metrics["cohen_kappa"]]
     return {
-        "overlap": agreement["overlap"],
-        "alpha": agreement["alpha_nominal"],
-        "fleiss_kappa": agreement["fleiss_kappa"],
+        "overlap": metrics["overlap"],
+        "alpha": metrics["alpha_nominal"],
+        "fleiss_kappa": metrics["fleiss_kappa"],
         "cohen_kappa": {"median": statistics.median(kappas), "min": min(kappas), "n": len(kappas)} if kappas else None,
-        "three_way": agreement["three_way"],
-        "one_human": agreement["one_human"],
-        "best_reachable": agreement["best_reachable"],
+        "three_way": metrics["three_way"],
+        "one_human": metrics["one_human"],
+        "best_reachable": metrics["best_reachable"],
     }
 
 
