@@ -219,13 +219,13 @@ def test_the_policy_allows_our_script_alone(tmp_path):
 
 
 def test_runs_of_two_stages_are_refused(tmp_path):
-    with pytest.raises(UserError, match="of one stage, and these are of ppo and sft"):
+    with pytest.raises(UserError, match="of one stage, but these are of ppo and sft"):
         page_of(full_run(tmp_path / "a", "ppo", 2), full_run(tmp_path / "b", "sft", 2))
 
 
 def test_more_runs_than_colours_are_refused(tmp_path):
     paths = [full_run(tmp_path / str(n), "sft", 1) for n in range(MAX_RUNS + 1)]
-    with pytest.raises(UserError, match="up to 8 runs, and these are 9"):
+    with pytest.raises(UserError, match="up to 8 runs, found 9"):
         page_of(*paths)
 
 

@@ -97,7 +97,7 @@ def test_values_that_were_not_finite_measure_nothing(tmp_path):
         (0, (), None),
         (75, (), "preempted at step 20 of 30"),
         (1, (), "failed at step 20 of 30"),
-        (None, (), "no end yet, or was killed, at step 20 of 30"),
+        (None, (), "is running or was killed at step 20 of 30"),
         (0, (("stopped", {"step": 20}),), "stopped early, at step 20 of 30"),
     ],
 )
