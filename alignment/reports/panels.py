@@ -212,11 +212,11 @@ def _config(report: Report) -> View | None:
     """The full config of one run, or the differences between several."""
     configs = [redact(record.config) for _, record in report.runs]
     if not report.compared:
-        flat = [(key, value) for top, value in configs[0].items() for key, value in _flat(top, value)]
-        return {"kind": "config", "rows": [(key, [_said(value)]) for key, value in flat]}
+        flat = [leaf for section, values in configs[0].items() for leaf in _flat(section, values)]
+        return {"kind": "config", "rows": [(key, [_as_text(value)]) for key, value in flat]}
     keys = list(dict.fromkeys(key for other in configs[1:] for key in changed_keys(configs[0], other)))
     keys = [key for key in keys if key not in ("name", "registry.name")]
-    return {"kind": "config", "rows": [(key, [_said(_at(value, key)) for value in configs]) for key in keys]}
+    return {"kind": "config", "rows": [(key, [_as_text(_at(config, key)) for config in configs]) for key in keys]}
 
 
 def _flat(key: str, value: Any) -> list[tuple[str, Any]]:
@@ -231,7 +231,7 @@ def _at(config: Any, key: str) -> Any:
     return config
 
 
-def _said(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

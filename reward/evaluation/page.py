@@ -52,7 +52,7 @@ _BODY = """<h1 class="{{ worst }}">{{ verdict }}</h1>
 {{ facts(head) }}
 <h2>Findings</h2>
 {% if headline %}<p>{{ headline }}.</p>{% endif %}
-{% for row in found %}<div class="finding {{ row.level }}">
+{% for row in findings %}<div class="finding {{ row.level }}">
 <p><b>{{ row.word }}</b> {% if row.name %}{{ row.name }}: {% endif %}{{ row.text }}</p>
 {% if row.advice %}<p class="advice">{{ row.advice }}</p>{% endif %}
 {% if row.about %}<p class="dim">{{ row.about }}</p>{% endif %}</div>
@@ -98,7 +98,7 @@ def html_page(name: str, report: Mapping[str, Any], checks: Sequence[Verdict] | 
         name: name of the run.
         checks: the run's verdicts, which report.html shows too; None if there is no run.
     """
-    rows = _rows(report, checks)
+    finding_rows = _finding_rows(report, checks)
     has_pairs, decided = report["pairs"] > 0, report["accuracy"] is not None
     has_sides = decided and report["scores"]["n"] > 0  # equal votes have no preferred answer
     key = _key_rows(report) if decided else []
@@ -114,9 +114,9 @@ def html_page(name: str, report: Mapping[str, Any], checks: Sequence[Verdict] | 
         _BODY,
         name=name,
         verdict=verdict(report),
-        worst=rows[0]["level"] if rows else "note",
+        worst=finding_rows[0]["level"] if finding_rows else "note",
         headline=headline(checks) if checks is not None else None,
-        found=rows,
+        findings=finding_rows,
         head=_head(report),
         key=key,
         reachable=decided and report["shared"] is not None and report["shared"]["best"] is not None,
@@ -132,7 +132,7 @@ def html_page(name: str, report: Mapping[str, Any], checks: Sequence[Verdict] | 
     )
 
 
-def _rows(report: Mapping[str, Any], checks: Sequence[Verdict] | None) -> list[dict[str, str]]:
+def _finding_rows(report: Mapping[str, Any], checks: Sequence[Verdict] | None) -> list[dict[str, str]]:
     """The findings, the worst first: the run's checks that did not pass, as in report.html, and this report's notes.
     Without a run, they are the report's findings."""
     rows = [

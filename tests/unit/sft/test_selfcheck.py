@@ -92,7 +92,7 @@ def test_rows_are_padded_where_packing_changes_the_loss(make, kind, changes, cap
 
 def test_packing_that_is_asked_for_and_wrong_is_refused(make):
     with pytest.raises(
-        ConfigError, match=r"training\.packing: rows of StableLmForCausalLM cannot be packed: .*leave it"
+        ConfigError, match=r"training\.packing: rows of StableLmForCausalLM cannot be packed: .*remove the key"
     ):
         make("stablelm", packing=True)
 
