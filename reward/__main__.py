@@ -1,4 +1,6 @@
-"""`python -m reward configs/reward/demo.yaml [key=value ...]`"""
+"""Command line of the reward stage: `python -m reward configs/reward/demo.yaml [key=value ...]`"""
+
+from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
@@ -8,7 +10,7 @@ from reward.config import RewardStageConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    # Imported inside, so that --help and a config error answer without loading torch.
+    # Stages are imported inside, so that --help and config errors do not load torch.
     def train(config: RewardStageConfig) -> dict[str, object]:
         from reward.train import train
 
@@ -20,8 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return plan(config, world_size)
 
     def settle(config: RewardStageConfig) -> RewardStageConfig:
-        # Names of labelers stay in the database, where `alignment rate forget` finds them; configs and manifests have
-        # hashes.
+        # Labelers' names stay in the ratings file, where `alignment rate forget` removes them.
         from reward.labelers import resolved
 
         labelers = resolved(config.reward.labelers, config.data)
@@ -43,7 +44,7 @@ def _options() -> argparse.ArgumentParser:
         "--overfit",
         type=pairs,
         metavar="N",
-        help="preflight: learn N pairs (32, say) by heart, or say why that fails; no run is left",
+        help="preflight: overfit N pairs (32, say), or say why that fails; no run is kept",
     )
     return parser
 

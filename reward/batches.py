@@ -1,9 +1,9 @@
-"""Questions as tensors, and their scores: one forward of the body per batch, whatever the number of completions.
+"""Collate questions and score their completions with one forward pass of the body per batch.
 
-`shared_prefix` lays a batch out in one row without padding, where the prompt of a question is computed once
-(`alignment.models.packing`). `padded` is for the models that this does not go with:
-each completion behind its prompt in a row of its own, padded on the right. Sorting rows by length
-(`train_sampling_strategy: group_by_length`) saves work in the second layout only; the first has nothing to pad.
+The `shared_prefix` layout packs a batch into one row without padding, so the prompt of a question is computed once
+(`alignment.models.packing`). The `padded` layout is for models that do not support this: each completion follows its
+prompt in a separate row, padded on the right. Sorting rows by length (`train_sampling_strategy: group_by_length`)
+helps the padded layout only.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ TOKENS_AT_ONCE = 8192
 
 
 _LAYOUTS: WeakKeyDictionary[nn.Module, Layout] = WeakKeyDictionary()
-"""Of the models that `score_questions` has tried."""
+"""Layouts of the models that `score_questions` has checked."""
 
 
-def choose_layout(model: nn.Module, max_length: int) -> tuple[Layout, str | None]:
-    """How a classifier's batches are to be laid out, and why they are padded where they are; `check_layout` tries it.
+def choose_batch_layout(model: nn.Module, max_length: int) -> tuple[Layout, str | None]:
+    """Choose the layout of a classifier's batches, with the reason if it is `padded`; `check_layout` verifies it.
 
-    A model that shares prefixes attends by group from now on; what is not packed it computes as before.
+    A model with the `shared_prefix` layout is switched to attention by group; batches that are not packed are computed
+    as before.
 
     Args:
-        model: of transformers or, with an adapter in it, of PEFT.
-        max_length: tokens of the longest sequence.
+        model: a transformers model, or a PEFT model.
+        max_length: number of tokens of the longest sequence.
     """
     base = without_adapter(model)
     reason = _why_padded(base, max_length)
@@ -56,7 +57,9 @@ def choose_layout(model: nn.Module, max_length: int) -> tuple[Layout, str | None
 def _why_padded(model: PreTrainedModel, max_length: int) -> str | None:
     if not isinstance(getattr(model, "score", None), nn.Module):
         return "its head is not a layer named `score`"
-    return "flash attention knows no shared prefix" if uses_flash(model) else why_not_packed(model, max_length)
+    return (
+        "flash attention does not support a shared prefix" if uses_flash(model) else why_not_packed(model, max_length)
+    )
 
 
 def check_layout(
@@ -67,11 +70,11 @@ def check_layout(
     wrapper: nn.Module | None = None,
     agree: Callable[[str | None], str | None] = lambda reason: reason,
 ) -> tuple[Layout, str | None]:
-    """The layout, or `padded` with the reason where it gives other scores than each sequence alone, on short ones.
+    """Verify the layout on short sequences; return `padded` and the reason if its scores differ from single sequences'.
 
     Args:
         wrapper: DDP or DeepSpeed's engine around the model.
-        agree: makes one reason of those that the processes have, where all of them call this.
+        agree: combines the reasons of all ranks, if all of them call this.
 
     Raises:
         CheckError: the model cannot be run, or padded rows are wrong too.
@@ -92,32 +95,32 @@ def check_layout(
 
     with undisturbed(model):
         expected, failed = tried(alone)
-        if failed or not all(bool(each.isfinite().all()) for each in expected):
+        if failed or not all(bool(score.isfinite().all()) for score in expected):
             raise CheckError(f"{name} gives no score for a plain row ({failed or 'not finite'}); name another model")
-        scale = max(1.0, *(abs(float(each)) for each in expected))
+        scale = max(1.0, *(abs(float(score)) for score in expected))
         reason = None
         if layout == "shared_prefix":
             reason = agree(why_wrong(model, lambda: together("shared_prefix"), expected, scale))
             if reason is None:
                 return layout, None
-        if worse := agree(why_wrong(model, lambda: together("padded"), expected, scale)):
-            raise CheckError(f"{name} cannot score padded rows: {worse}; name another model")
+        if failure := agree(why_wrong(model, lambda: together("padded"), expected, scale)):
+            raise CheckError(f"{name} cannot score padded rows: {failure}; name another model")
     return "padded", reason
 
 
 def _cut(question: Question, prompt: int, completion: int) -> Question:
-    """The beginnings of the prompt and of two completions, of unlike length."""
+    """The beginnings of the prompt and of two completions, with different lengths."""
     ids = question.completion_ids[:2]
-    cut = [row[: completion - 3 * number] for number, row in enumerate(ids)]
+    cut = [row[: completion - 3 * index] for index, row in enumerate(ids)]
     return Question(question.prompt_ids[:prompt], cut, ())
 
 
 @dataclass
 class QuestionCollator:
-    """A list of questions to one batch. A layout that turns out to be wrong is changed when training begins.
+    """Collates questions into one batch. If `layout` fails its check, it is changed before training.
 
     Args:
-        pad_to_multiple_of: of the `padded` layout's width.
+        pad_to_multiple_of: applies to the width of the `padded` layout.
     """
 
     layout: Layout
@@ -125,20 +128,20 @@ class QuestionCollator:
     pad_to_multiple_of: int = 1
 
     def __call__(self, questions: Sequence[Question]) -> dict[str, Any]:
-        """Tensors over the C completions and P pairs of the batch, in order, and what the model needs:
+        """The model's inputs, and tensors over the C completions and P pairs of the batch, in order:
 
-        first, second: (P,) long, which completions of the batch a pair is of.
-        target, weight, margin: (P,) float32, of each pair.
-        ratings, rating_weights: (C,) float32, NaN and 0 where there is none; left out where no question has any.
-        last: (C,) long, where in the packed row the last token of each completion is; `shared_prefix` only.
+        first, second: (P,) long, indices of a pair's completions in the batch.
+        target, weight, margin: (P,) float32, one per pair.
+        ratings, rating_weights: (C,) float32, NaN and 0 if missing; left out if no question has ratings.
+        last: (C,) long, index of each completion's last token in the packed row; `shared_prefix` only.
         """
         if self.layout == "padded":
-            return self._padded_rows(questions) | _judgements(questions)
-        return _packed_row(questions) | _judgements(questions)
+            return self._padded_rows(questions) | _targets(questions)
+        return _packed_row(questions) | _targets(questions)
 
     def _padded_rows(self, questions: Sequence[Question]) -> dict[str, Any]:
         rows = [question.prompt_ids + ids for question in questions for ids in question.completion_ids]
-        # transformers reads the score at the last token that is not padding, which it knows by its id.
+        # transformers reads the score at the last token whose id is not the pad token's.
         assert all(row[-1] != self.pad_token_id for row in rows)
         ids, mask = pad_rows(rows, self.pad_token_id, "right", self.pad_to_multiple_of)
         return {"input_ids": ids, "attention_mask": mask}
@@ -160,14 +163,14 @@ def _packed_row(questions: Sequence[Question]) -> dict[str, Any]:
 
 
 def _split(question: Question) -> list[list[int]]:
-    """The prompt, which is computed once, then each completion; of one completion alone the whole as a document."""
+    """The shared prompt, then each completion; a single completion is joined with its prompt."""
     assert all(question.completion_ids)
     if len(question.completion_ids) == 1:
         return [[], question.prompt_ids + question.completion_ids[0]]
     return [question.prompt_ids, *question.completion_ids]
 
 
-def _judgements(questions: Sequence[Question]) -> dict[str, Tensor]:
+def _targets(questions: Sequence[Question]) -> dict[str, Tensor]:
     first: list[int] = []
     second: list[int] = []
     ratings: list[float] = []
@@ -175,10 +178,10 @@ def _judgements(questions: Sequence[Question]) -> dict[str, Tensor]:
         start = len(ratings)
         first += [start + pair.first for pair in question.pairs]
         second += [start + pair.second for pair in question.pairs]
-        given = question.ratings or [None] * len(question.completion_ids)
-        ratings += [math.nan if rating is None else rating for rating in given]
+        numbers = question.ratings or [None] * len(question.completion_ids)
+        ratings += [math.nan if rating is None else rating for rating in numbers]
     pairs = [pair for question in questions for pair in question.pairs]
-    found = {
+    targets = {
         "first": torch.tensor(first, dtype=torch.long),
         "second": torch.tensor(second, dtype=torch.long),
         "target": torch.tensor([pair.target for pair in pairs], dtype=torch.float32),
@@ -186,17 +189,17 @@ def _judgements(questions: Sequence[Question]) -> dict[str, Tensor]:
         "margin": torch.tensor([pair.margin for pair in pairs], dtype=torch.float32),
     }
     if any(question.ratings for question in questions):
-        found["ratings"] = torch.tensor(ratings, dtype=torch.float32)
+        targets["ratings"] = torch.tensor(ratings, dtype=torch.float32)
         weights = [question.rating_weights or [0.0] * len(question.completion_ids) for question in questions]
-        found["rating_weights"] = torch.tensor([weight for row in weights for weight in row], dtype=torch.float32)
-    return found
+        targets["rating_weights"] = torch.tensor([weight for row in weights for weight in row], dtype=torch.float32)
+    return targets
 
 
 def score_batch(model: nn.Module, batch: Mapping[str, Any], wrapper: nn.Module | None = None) -> Tensor:
-    """Score of each completion, read at its last token: (C,) float32.
+    """The score of each completion at its last token: (C,) float32.
 
     Args:
-        model: of transformers or PEFT, which went through `choose_layout`.
+        model: a transformers or PEFT model, prepared by `choose_batch_layout`.
         wrapper: DDP or DeepSpeed's engine around it; the one forward goes through it.
     """
     wrapper = wrapper or model
@@ -227,19 +230,19 @@ def score_questions(
     max_tokens: int = TOKENS_AT_ONCE,
     doing: str = "scoring",
 ) -> list[list[float]]:
-    """Scores of the completions of each question, without dropout; the same whatever they are batched with.
+    """Score the completions of each question without dropout; the result does not depend on the batching.
 
     Args:
-        model: a ScalarModel, or as `score_batch` takes it.
-        max_tokens: of a batch, padding included; a longer question is a batch of its own.
-        doing: what this is for, in words, for whoever waits.
+        model: a ScalarModel, or a model for `score_batch`.
+        max_tokens: maximum size of a batch with padding; a longer question gets its own batch.
+        doing: the purpose, for the heartbeat's messages.
     """
     model = model.model if isinstance(model, ScalarModel) else model
     if not questions:
         return []
     layout = _LAYOUTS.get(model)
     if layout is None:
-        layout, _ = choose_layout(model, max(max(question.lengths) for question in questions))
+        layout, _ = choose_batch_layout(model, max(max(question.lengths) for question in questions))
         layout, _ = check_layout(model, questions, pad_token_id, layout)
         _LAYOUTS[model] = layout
     collate = QuestionCollator(layout, pad_token_id)
@@ -253,24 +256,24 @@ def score_questions(
             heartbeat.enter(f"{doing}, {done} of {len(questions)}", patient=True)
             batch = collate([questions[index] for index in indices])
             on_device = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in batch.items()}
-            found = iter(score_batch(model, on_device).tolist())
+            batch_scores = iter(score_batch(model, on_device).tolist())
             for index in indices:
-                scores[index] = [next(found) for _ in questions[index].completion_ids]
+                scores[index] = [next(batch_scores) for _ in questions[index].completion_ids]
             done += len(indices)
     model.train(was_training)
     return scores
 
 
 def _batches(questions: Sequence[Question], layout: Layout, max_tokens: int) -> Iterator[list[int]]:
-    """Indices of the questions, the shortest first, as many at a time as fit."""
+    """Yield batches of question indices, shortest first, as many as fit."""
     batch: list[int] = []
     tokens = rows = 0
     for index in sorted(range(len(questions)), key=lambda index: max(questions[index].lengths)):
-        own_rows, own_tokens = questions[index].lengths, sum(map(len, _split(questions[index])))
-        wanted = tokens + own_tokens if layout == "shared_prefix" else (rows + len(own_rows)) * max(own_rows)
-        if batch and wanted > max_tokens:
+        lengths, packed_tokens = questions[index].lengths, sum(map(len, _split(questions[index])))
+        size = tokens + packed_tokens if layout == "shared_prefix" else (rows + len(lengths)) * max(lengths)
+        if batch and size > max_tokens:
             yield batch
             batch, tokens, rows = [], 0, 0
         batch.append(index)
-        tokens, rows = tokens + own_tokens, rows + len(own_rows)
+        tokens, rows = tokens + packed_tokens, rows + len(lengths)
     yield batch

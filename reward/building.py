@@ -1,4 +1,4 @@
-"""The trainer of a reward model, and how its batches are laid out."""
+"""Build the reward model's trainer and choose the layout of its batches."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from transformers import TrainerCallback, set_seed
 from alignment.distributed import zero3
 from alignment.models import methods
 from alignment.models.selfcheck import say
-from alignment.runs.journal import Journal
+from alignment.runs.journal import Recorder
 from alignment.training.arguments import refused_arguments
-from reward.batches import Layout, QuestionCollator, choose_layout
+from reward.batches import Layout, QuestionCollator, choose_batch_layout
 from reward.config import RewardStageConfig
-from reward.prepare import PreparedReward, untrained
+from reward.prepare import PreparedReward, initial_model
 from reward.trainer import QuestionTrainer
 
 PADDED_ROWS = ("neftune_noise_alpha", "pad_to_multiple_of", "torch_compile")
 
 
-def build_trainer(config: RewardStageConfig, prepared: PreparedReward, journal: Journal) -> QuestionTrainer:
-    """Load the model and wrap it in the trainer; how its batches are laid out is written down."""
+def build_trainer(config: RewardStageConfig, prepared: PreparedReward, journal: Recorder) -> QuestionTrainer:
+    """Load the model and wrap it in the trainer; the layout of batches is journaled."""
     set_seed(prepared.seed)
     tokenizer = prepared.start.tokenizer
-    model = methods.apply_method(untrained(config, prepared), config.model)
-    layout, reason = lay_out(config, prepared, model)
+    model = methods.apply_method(initial_model(config, prepared), config.model)
+    layout, reason = layout_for(config, prepared, model)
     with refused_arguments():
         trainer = QuestionTrainer(
             model=model,
@@ -41,18 +41,18 @@ def build_trainer(config: RewardStageConfig, prepared: PreparedReward, journal: 
     methods.attach(trainer, config.model)
 
     def check() -> None:
-        found = trainer.check()
-        note_layout(config, prepared, reason or found, journal)
+        failure = trainer.check()
+        note_layout(config, prepared, reason or failure, journal)
 
-    if zero3.is_parted(trainer.model):  # only its engine can put the weights together
-        trainer.add_callback(_AtTheStart(check))
+    if zero3.is_parted(trainer.model):  # only the engine can gather the weights
+        trainer.add_callback(_OnTrainBegin(check))
     else:
         trainer.model.to(prepared.arguments.device)
         check()
     return trainer
 
 
-class _AtTheStart(TrainerCallback):
+class _OnTrainBegin(TrainerCallback):
     def __init__(self, call: Callable[[], None]) -> None:
         self._call = call
 
@@ -60,11 +60,11 @@ class _AtTheStart(TrainerCallback):
         self._call()
 
 
-def note_layout(config: RewardStageConfig, prepared: PreparedReward, padded: str | None, journal: Journal) -> None:
-    """Write the layout down; padded rows of like length come together unless the user wants another order.
+def note_layout(config: RewardStageConfig, prepared: PreparedReward, padded: str | None, journal: Recorder) -> None:
+    """Journal the layout; padded rows are grouped by length unless the user sets another order.
 
     Args:
-        padded: why rows are padded; None: they are not.
+        padded: the reason why rows are padded; None: they are not.
     """
     journal.event("batches", layout="padded" if padded else "shared_prefix", reason=padded)
     if padded is None:
@@ -74,9 +74,9 @@ def note_layout(config: RewardStageConfig, prepared: PreparedReward, padded: str
     say(f"reward: each prompt is computed once for each completion: {padded}")
 
 
-def lay_out(config: RewardStageConfig, prepared: PreparedReward, model: nn.Module) -> tuple[Layout, str | None]:
-    """How batches are laid out, and why their rows are padded where they are."""
-    against = ["reward.shared_prefix=off"] if config.reward.shared_prefix == "off" else []
-    against += [f"training.{name} is for padded rows" for name in PADDED_ROWS if getattr(prepared.arguments, name)]
+def layout_for(config: RewardStageConfig, prepared: PreparedReward, model: nn.Module) -> tuple[Layout, str | None]:
+    """The layout of batches, and the reason if it is `padded`."""
+    reasons = ["reward.shared_prefix=off"] if config.reward.shared_prefix == "off" else []
+    reasons += [f"training.{name} needs padded rows" for name in PADDED_ROWS if getattr(prepared.arguments, name)]
     longest = max(max(question.lengths) for question in (*prepared.train, *prepared.held_out))
-    return ("padded", against[0]) if against else choose_layout(model, longest)
+    return ("padded", reasons[0]) if reasons else choose_batch_layout(model, longest)

@@ -12,32 +12,32 @@ from alignment.config.sections import NonNegative, Section, TrainerConfig
 
 
 class RewardSection(Section):
-    """What is learned from the ratings."""
+    """The objective of the reward model and the votes that it is trained on."""
 
     objective: Literal["pairs", "regression"] = "pairs"
-    """`pairs`: of two completions the preferred one shall score higher. `regression`: a score shall be near the
-    rating, in standard deviations of the ratings; for rows of `prompt`, `completion`, `rating` and items rated 1-7."""
+    """`pairs`: the preferred one of two completions should score higher. `regression`: a score should be near the
+    standardized rating; for rows of `prompt`, `completion`, `rating` and items rated 1-7."""
     margin: NonNegative = 0.0
-    """By how much a completion that was judged much better (strength 3) should be ahead; better (2) asks for two
-    thirds of it, slightly better (1) for one third, a tie or a vote without strength for none."""
+    """Score margin for a completion that was voted much better (strength 3); better (2) has two thirds of it, slightly
+    better (1) one third, a tie or a vote without strength none."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
-    """Share of the votes that is taken for mistaken. A tie stays a tie."""
+    """Fraction of the votes that is assumed to be wrong. A tie stays a tie."""
     labelers: tuple[str, ...] = ()
-    """Learn from the ratings of these labelers alone, and be judged by theirs: names, or the hashes that manifests
-    show. In databases, and in files that say who voted. Empty: everybody's. The labelers who are left out can train a
-    second reward model, PPO's `model.held_out_reward`. Configs of runs hold hashes in place of a database's names."""
+    """Train and evaluate on the ratings of these labelers only: names, or the hashes in manifests. It applies to
+    ratings files and to files that name the voters. Empty: all labelers. The other labelers can train a second reward
+    model, PPO's `model.held_out_reward`. A run's config holds hashes instead of the names in a ratings file."""
     use_reliability: bool = False
-    """Let a labeler's votes weigh as much as they agree with the others' where several judged the same item
-    (one-coin Dawid-Skene, shrunk for labelers with few of those)."""
+    """Weight a labeler's votes by their agreement with the other labelers of the same items (one-coin Dawid-Skene,
+    shrunk for labelers with few common items)."""
     shared_prefix: Literal["auto", "off"] = "auto"
-    """`auto`: compute the prompt of several completions once where the architecture allows it, and say so where it
-    does not. The scores are the same."""
+    """`auto`: compute the prompt of several completions once if the architecture allows it; otherwise a message gives
+    the reason. The scores are the same."""
     demonstrations: str | None = None
-    """Demonstrations over which the published scores average 0. None: those that the model's SFT stage learned from."""
+    """Demonstrations over which the published scores average 0. None: the training data of the model's SFT stage."""
 
     @model_validator(mode="after")
     def _keys_of_the_objective(self) -> Self:
-        """A key that the objective would pass over in silence is a promise not kept."""
+        """Reject keys that the objective ignores."""
         for key in ("margin", "label_smoothing"):
             if getattr(self, key) and self.objective != "pairs":
                 raise ValueError(f"{key} is only for objective=pairs, found objective={self.objective}")
@@ -49,26 +49,26 @@ class RewardStageConfig(TrainerConfig):
 
     reward: RewardSection = RewardSection()
 
-    def of_member(self, number: int = 0, first_seed: int = 0) -> Self:
-        """The run of one member of an ensemble, as that of a single model: the n-th one's seeds are n further on."""
+    def of_member(self, index: int = 0, first_seed: int = 0) -> Self:
+        """The config of one member of an ensemble as a single model; the n-th member's seeds are increased by n."""
         training = {name: value for name, value in self.training.items() if name != "members"}
-        if number:
-            training["seed"] = first_seed + number
+        if index:
+            training["seed"] = first_seed + index
             if training.get("data_seed") is not None:
-                training["data_seed"] += number
+                training["data_seed"] += index
         return self.model_copy(update={"training": training})
 
 
 @dataclass(frozen=True)
 class EnsembleArguments:
-    """What `training` takes here beside TRL's arguments."""
+    """Arguments of `training` beyond TRL's."""
 
     members: int = 1
-    """How many models are trained, with the seeds `seed`, `seed + 1` and so on; all are published as one version."""
+    """Number of models to train, with the seeds `seed`, `seed + 1` and so on; all are published as one version."""
 
     @classmethod
     def of(cls, training: Mapping[str, Any]) -> Self:
-        """Those in a `training` section."""
+        """The arguments of a `training` section."""
         return cls(**{field.name: training[field.name] for field in fields(cls) if field.name in training})
 
 

@@ -1,4 +1,4 @@
-"""Judgements from ratings databases and files: comparisons of two completions, and ratings of one."""
+"""Read judgements from ratings files and data files: comparisons of two completions, and ratings of one."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from alignment.templates.rendering import Message
 from reward.batches import QuestionCollator
 from reward.config import RewardSection
 from reward.labelers import judgements_by, known_labelers, nothing_rated, resolved
-from reward.questions import Note, Question, QuestionBuilder, weigh
+from reward.questions import Note, Question, QuestionBuilder, combine_votes
 
 Judgement = Comparison | CompletionRating
 
 
 def open_ratings(part: DataPart, config: DataConfig, labelers: Collection[str] | None = None) -> RowSource:
-    """The judgements of a ratings database, which is told by its header, not its name; any other source as it is.
+    """Open the judgements of a ratings file, which is recognized by its header; any other source is opened unchanged.
 
     Args:
-        labelers: of these alone, as votes name them (`reward.labelers.resolved`); None: everybody's. The rows of a
-            file are still everybody's; its fingerprint says whose are used.
+        labelers: only these labelers count, named as in votes (`reward.labelers.resolved`); None: all. The rows of a
+            data file are not filtered here; its fingerprint names the labelers that are used.
     """
     if not is_ratings_file(part.path):
         source = open_source(part, config)
@@ -48,38 +48,38 @@ def open_ratings(part: DataPart, config: DataConfig, labelers: Collection[str] |
         if not names:
             raise nothing_rated(part.path)
         if labelers is not None:
-            names = [name for name in names if store.labeler_hash(name) in labelers]
-        mark = {"name": store.path.name, **store.fingerprint(None if labelers is None else names)}
-    return RowSource(rated_items(part.path, labelers), lambda: mark)
+            names = [name for name in names if store.people.labeler_hash(name) in labelers]
+        fingerprint = {"name": store.path.name, **store.fingerprint(None if labelers is None else names)}
+    return RowSource(rated_items(part.path, labelers), lambda: fingerprint)
 
 
 def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
-    """What was said of each rated item; skips do not count. A pair is one comparison with the votes of all labelers, a
-    ranking of K completions the K(K-1)/2 comparisons in it, a single completion one rating per labeler.
+    """Yield the judgements of each rated item, without skips. A pair yields one comparison with all labelers' votes, a
+    ranking of K completions K(K-1)/2 comparisons, a single completion one rating per labeler.
 
-    Completions whose texts are equal have nothing to compare and are passed over. Labelers are hashed, as in manifests;
-    `labelers` are the hashes of those who count, None: everybody.
+    Completions with equal texts are skipped. Labelers are hashed, as in manifests; `labelers` are the hashes of those
+    who count, None: all.
     """
     with RatingsStore(path) as store:
         ratings: dict[int, list[Rating]] = {}
-        # Names stay in the database, where `alignment rate forget` finds them, and out of reports and journals.
-        hashed = cache(store.labeler_hash)
+        # Names stay in the ratings file, where `alignment rate forget` removes them, and out of reports and journals.
+        hashed = cache(store.people.labeler_hash)
         for rating in store.ratings(for_training=True):
             labeler = hashed(rating.labeler)
             if labelers is None or labeler in labelers:
                 ratings.setdefault(rating.item, []).append(replace(rating, labeler=labeler))
         items = store.items()
     for item in items:
-        found, where = ratings.get(item.id, []), f"{path}:item {item.id}"
+        item_ratings, where = ratings.get(item.id, []), f"{path}:item {item.id}"
         prompt = tuple(Message(role=turn["role"], content=turn["content"]) for turn in item.prompt)
         texts = [completion.text for completion in item.completions]
         if item.kind == "single":
-            for rating in found:
+            for rating in item_ratings:
                 assert rating.score is not None
                 yield where, CompletionRating(prompt, texts[0], float(rating.score), rating.labeler)
             continue
         for i, j in itertools.combinations(range(len(texts)), 2):
-            votes = tuple(_vote(rating, i, j) for rating in found)
+            votes = tuple(_vote(rating, i, j) for rating in item_ratings)
             if texts[i] == texts[j] and votes:
                 yield where, PassedOver(f"both completions of a rated {item.kind} are the same")
             elif votes:
@@ -87,7 +87,7 @@ def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
 
 
 def _vote(rating: Rating, first: int, second: int) -> Vote:
-    """What a labeler said of two of an item's completions."""
+    """A labeler's vote on two of an item's completions."""
     if rating.ranks is None:
         assert rating.choice in ("first", "second", "tie"), rating.choice
         return Vote(rating.choice, rating.strength, rating.labeler)
@@ -99,8 +99,8 @@ def read_judgements(config: DataConfig, settings: RewardSection) -> tuple[Record
     """Training and held-out judgements.
 
     Raises:
-        DataError: see `alignment.data.reading.Reading`; no rated item; no rating by one of `settings.labelers`; or
-        there is nothing in them that `settings` asks for.
+        DataError: see `alignment.data.reading.Reading`; there is no rated item, no rating by one of
+            `settings.labelers`, or no usable data for the objective or the margin.
     """
     read: Callable[..., Sequence[Judgement]] = to_judgements
     find: Callable[[DataPart, DataConfig], RowSource] = open_ratings
@@ -112,55 +112,54 @@ def read_judgements(config: DataConfig, settings: RewardSection) -> tuple[Record
     if settings.objective == "regression":
         if len({row.rating for row in rated}) < 2:
             raise DataError(
-                f"{where}: reward.objective=regression learns from ratings of single completions that differ, found "
-                f"{len(rated)} ratings of {len({row.rating for row in rated})} kinds; use reward.objective=pairs"
+                f"{where}: reward.objective=regression needs differing ratings of single completions, found "
+                f"{len(rated)} ratings with {len({row.rating for row in rated})} values; use reward.objective=pairs"
             )
         return train, held_out
     pairs = comparisons(train.items)
     if not pairs:
         raise DataError(
-            f"{where}: the {len(rated)} ratings to learn from compare nothing: no two are of one prompt and labeler; "
+            f"{where}: the {len(rated)} training ratings give no pair: no two are of the same prompt and labeler; "
             "rate several completions of each prompt, or set reward.objective=regression"
         )
     if all(row.target == 0.5 for row in pairs):
         raise DataError(
-            f"{where}: each of the {len(pairs)} pairs to learn from is a tie, so there is nothing to learn; rate more "
-            "pairs"
+            f"{where}: each of the {len(pairs)} training pairs is a tie, so there is nothing to learn; rate more pairs"
         )
     if settings.margin and not any(vote.strength for row in pairs for vote in row.votes):
         raise DataError(
-            f"{where}: reward.margin={settings.margin:g} is asked for by votes that say how much better, and none "
-            "here does; set reward.margin=0"
+            f"{where}: reward.margin={settings.margin:g} needs votes with a strength (how much better), and no "
+            "vote here has one; set reward.margin=0"
         )
     return train, held_out
 
 
 def comparisons(judgements: Sequence[Judgement]) -> list[Comparison]:
-    """The comparisons, and those that ratings of one prompt amount to."""
+    """The comparisons, and those implied by ratings of the same prompt."""
     compared = [row for row in judgements if isinstance(row, Comparison)]
     return compared + rated_pairs([row for row in judgements if isinstance(row, CompletionRating)])
 
 
 def labeler_weights(judgements: Sequence[Judgement], where: str) -> dict[str, float]:
-    """What a vote of each labeler counts, by how they agree where several judged the same completions.
+    """The weight of each labeler's votes, from agreement on completions that several labelers judged.
 
     Args:
         where: names the data in errors.
 
     Raises:
-        DataError: there is no pair that two known labelers judged.
+        DataError: no pair was judged by two named labelers.
     """
     ballots = [{vote.labeler: vote.choice for vote in row.votes if vote.labeler} for row in comparisons(judgements)]
     if not any(len(ballot) > 1 for ballot in ballots):
         raise DataError(
-            f"{where}: reward.use_reliability weighs labelers by how they agree, and no pair here was judged by two "
-            "whose names are known; have items rated by several (need=3), or set reward.use_reliability=false"
+            f"{where}: reward.use_reliability weights labelers by their agreement, and no pair here was judged by two "
+            "named labelers; have items rated by several (need=3), or set reward.use_reliability=false"
         )
     return reliability(ballots).weights
 
 
 class Encoding(NamedTuple):
-    """Judgements as questions, and how many were left out, by reason (`QuestionBuilder.left_out`)."""
+    """Judgements as questions, and the number left out by reason (`QuestionBuilder.left_out`)."""
 
     questions: list[Question]
     left_out: dict[str, int]
@@ -175,10 +174,10 @@ def encode(
     note: Note = lambda record, encoded, fitted: None,
     required: bool = True,
 ) -> Encoding:
-    """Judgements as the questions that the objective learns from.
+    """Encode judgements as the objective's questions.
 
     Raises:
-        DataError: none of them can be used, though that is `required`.
+        DataError: none of them can be used, and `required` is true.
     """
     builder = QuestionBuilder(tokenizer, config.max_length, config.too_long, note)
     for row in judgements:
@@ -188,14 +187,16 @@ def encode(
             builder.rate(row)
     for pair in rated_pairs([row for row in judgements if isinstance(row, CompletionRating)]):
         builder.add(pair, derived=True)
-    found = builder.questions(lambda row: weigh(row, settings.margin, reliability))
+    questions = builder.questions(lambda row: combine_votes(row, settings.margin, reliability))
     usable = [
-        question for question in found if (question.ratings if settings.objective == "regression" else question.pairs)
+        question
+        for question in questions
+        if (question.ratings if settings.objective == "regression" else question.pairs)
     ]
     if judgements and not usable and required:
         advice = f"raise data.max_length={config.max_length}"
         if not builder.left_out["too_long"]:
-            advice = f"reward.objective={settings.objective} finds nothing to learn from or to be judged by in them"
+            advice = f"reward.objective={settings.objective} cannot use any of them"
         raise DataError(
             f"none of the {len(judgements)} judgements can be used (left out: {dict(builder.left_out)}); {advice}"
         )
@@ -203,51 +204,48 @@ def encode(
 
 
 def rated_pairs(ratings: Sequence[CompletionRating]) -> list[Comparison]:
-    """The pairs within each prompt: of two completions that one labeler rated, the higher rated one has the vote, and
-    equal ratings are a tie. Ratings of different labelers are not compared, since one's 5 is another's 6.
+    """The pairs implied by the ratings of each prompt: a labeler's higher rated completion has the vote, and equal
+    ratings are a tie. Ratings of different labelers are not compared, because their scales differ.
 
-    Where a labeler (or, in rows without a name, people who cannot be told apart) rated a completion several times, the
-    n-th rating is compared with the n-th ones of the others.
+    If a labeler (or unnamed people) rated a completion several times, n-th ratings are compared with n-th ratings.
     """
-    sheets: dict[
-        tuple[Any, ...], dict[str, CompletionRating]
-    ] = {}  # of one prompt, labeler and n: completion -> rating
+    sheets: dict[tuple[Any, ...], dict[str, CompletionRating]] = {}  # (prompt, labeler, n) -> completion -> rating
     for row in ratings:
         key = (*((turn["role"], turn["content"]) for turn in row.prompt),)
-        number = next(n for n in itertools.count() if row.completion not in sheets.get((key, row.labeler, n), {}))
-        sheets.setdefault((key, row.labeler, number), {})[row.completion] = row
+        index = next(n for n in itertools.count() if row.completion not in sheets.get((key, row.labeler, n), {}))
+        sheets.setdefault((key, row.labeler, index), {})[row.completion] = row
     sizes: dict[Any, int] = {}
     votes: dict[Any, dict[tuple[str, str], list[Vote]]] = {}
     places: dict[Any, CompletionRating] = {}
     for (key, labeler, _), sheet in sheets.items():
-        for one, other in itertools.combinations(sheet.values(), 2):
-            swapped = (other.completion, one.completion) in votes.get(key, {})
-            first, second = (other, one) if swapped else (one, other)
+        for row, other_row in itertools.combinations(sheet.values(), 2):
+            swapped = (other_row.completion, row.completion) in votes.get(key, {})
+            first, second = (other_row, row) if swapped else (row, other_row)
             choice: Choice = (
                 "first" if first.rating > second.rating else "second" if first.rating < second.rating else "tie"
             )
             texts = (first.completion, second.completion)
             votes.setdefault(key, {}).setdefault(texts, []).append(Vote(choice, None, labeler))
-            sizes[key, texts] = max(len(sheet), sizes.get((key, texts), 0))  # what one person rated is one ranking
+            sizes[key, texts] = max(len(sheet), sizes.get((key, texts), 0))  # one person's ratings form one ranking
             places.setdefault((key, texts), first)
     return [
-        Comparison(places[key, texts].prompt, *texts, tuple(said), sizes[key, texts], places[key, texts].place)
+        Comparison(places[key, texts].prompt, *texts, tuple(pair_votes), sizes[key, texts], places[key, texts].place)
         for key, pairs in votes.items()
-        for texts, said in pairs.items()
+        for texts, pair_votes in pairs.items()
     ]
 
 
 def as_dataset(questions: Sequence[Question], start: int = 0) -> datasets.Dataset:
-    """Rows as TRL's trainer wants them: numbers of questions, counted from `start`, for `Batches` to look up, and what
-    group_by_length sorts by."""
-    numbers = range(start, start + len(questions))
+    """Rows for TRL's trainer: indices of questions from `start` on, which `Batches` looks up, and their lengths for
+    group_by_length."""
+    indices = range(start, start + len(questions))
     return datasets.Dataset.from_dict(
-        {"question": list(numbers), "length": [max(question.lengths) for question in questions]}
+        {"question": list(indices), "length": [max(question.lengths) for question in questions]}
     )
 
 
 class Batches:
-    """Rows of `as_dataset` to the batch that a collator makes of their questions."""
+    """Looks up the questions of `as_dataset`'s rows and collates them."""
 
     def __init__(self, questions: Sequence[Question], collate: QuestionCollator) -> None:
         self._questions, self._collate = questions, collate

@@ -1,4 +1,4 @@
-"""What the published scores average 0 over: demonstrations of the SFT stage (InstructGPT, section 3.5)."""
+"""Find the sequences over which the published scores average 0: SFT demonstrations (InstructGPT, section 3.5)."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Zero:
     over: str
     """`demonstrations` or `training completions`."""
     where: str
-    """The demonstrations' file, or why there are none."""
+    """The file of the demonstrations, or the reason why there are none."""
     questions: list[Question]
-    """One completion each, nothing judged."""
+    """One completion each, without pairs."""
 
     def summary(self) -> dict[str, str | int]:
         return {"zero_over": self.over, "zero_from": self.where, "zero_sequences": len(self.questions)}
@@ -50,24 +50,24 @@ def find_zero(
     tokenizer: PreTrainedTokenizerBase,
     judged: Sequence[Question],
 ) -> Zero:
-    """Up to 512 demonstrations: those that `reward.demonstrations` names, or that the starting model's SFT stage
-    learned from, where its file is still as it was. Else the completions that were judged.
+    """Up to 512 demonstrations: from `reward.demonstrations`, or the training data of the initial model's SFT stage if
+    its file is unchanged. Otherwise the completions of the training data.
 
     Raises:
-        DataError: the file that the config names cannot be read.
+        DataError: the file named in the config cannot be read.
     """
-    named = config.reward.demonstrations
-    if named is not None:
-        rows = read_records(named, to_demonstrations, DataConfig(train=named)).items
+    path = config.reward.demonstrations
+    if path is not None:
+        rows = read_records(path, to_demonstrations, DataConfig(train=path)).items
         encoded = _encoded(rows, tokenizer, config.data.max_length)
         if not encoded:
             raise DataError(
-                f"reward.demonstrations={named}: none of its {len(rows)} demonstrations fits into data.max_length="
+                f"reward.demonstrations={path}: none of its {len(rows)} demonstrations fits into data.max_length="
                 f"{config.data.max_length}"
             )
-        return Zero("demonstrations", named, encoded)
+        return Zero("demonstrations", path, encoded)
     try:
-        where, rows = _of_the_sft_stage(registry, source)
+        where, rows = _sft_demonstrations(registry, source)
         encoded = _encoded(rows, tokenizer, config.data.max_length)
         if encoded:
             return Zero("demonstrations", where, encoded)
@@ -78,11 +78,11 @@ def find_zero(
     return Zero("training completions", reason, [_alone(ids) for ids in _sample(sequences)])
 
 
-def _of_the_sft_stage(registry: Registry, source: ModelSource) -> tuple[str, list[Demonstration]]:
-    """Where the demonstrations are that the nearest SFT stage before a model learned from, and they.
+def _sft_demonstrations(registry: Registry, source: ModelSource) -> tuple[str, list[Demonstration]]:
+    """The path and the demonstrations of the nearest SFT stage among a model's ancestors.
 
     Raises:
-        UserError: why they cannot be had.
+        UserError: they are not available.
     """
     if source.ref is None:
         raise DataError(f"{source.label} is not in the registry, so its demonstrations are not known")
@@ -93,15 +93,15 @@ def _of_the_sft_stage(registry: Registry, source: ModelSource) -> tuple[str, lis
     label = f"{manifest.name}@v{manifest.version}"
     data = validate(DataConfig, section if isinstance(section, dict) else {}, label)
     records = train_and_eval(data, to_demonstrations)[0]
-    recorded = {(mark.name, mark.sha256) for mark in manifest.data if mark.use == "train"}
-    found = {(mark["name"], mark.get("sha256")) for mark in records.fingerprints}
-    if found != recorded:
-        raise DataError(f"{data.parts[0].path}: not the file any more that {label} learned from")
+    recorded = {(entry.name, entry.sha256) for entry in manifest.data if entry.use == "train"}
+    current = {(entry["name"], entry.get("sha256")) for entry in records.fingerprints}
+    if current != recorded:
+        raise DataError(f"{data.parts[0].path}: the file has changed since {label} was trained on it")
     return data.parts[0].path, records.items
 
 
 def _sft_ancestor(registry: Registry, ref: str) -> Manifest | None:
-    """The manifest of stage `sft` nearest to a model, itself included, along the models that each was started from."""
+    """The nearest manifest of stage `sft` among a model and its chain of initial models."""
     seen: set[str] = set()
     while ref not in seen and registry.is_reference(ref):
         seen.add(ref)
@@ -113,9 +113,9 @@ def _sft_ancestor(registry: Registry, ref: str) -> Manifest | None:
 
 
 def _encoded(rows: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Question]:
-    plain = [row for row in rows if not row.tools]  # no reward model has seen tools
+    plain = [row for row in rows if not row.tools]  # reward models are not trained on tools
     encoded = [(row, encode_conversation(tokenizer, row.messages)) for row in _sample(plain)]
-    fitted = (fit_record(row, whole, tokenizer, max_length) for row, whole in encoded)
+    fitted = (fit_record(row, encoding, tokenizer, max_length) for row, encoding in encoded)
     return [_alone(row.input_ids) for row in fitted if row is not None]
 
 

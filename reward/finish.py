@@ -1,4 +1,4 @@
-"""From a trained model's folder to one that may be published: the gate, the zero point, and the held-out report."""
+"""Prepare a trained model for publishing: verify its files and shift its scores to the zero point."""
 
 from __future__ import annotations
 
@@ -23,104 +23,103 @@ from alignment.models.sources import ModelSource
 from reward.batches import score_questions
 from reward.config import RewardStageConfig
 from reward.demonstrations import Zero
-from reward.prepare import PreparedReward, untrained
+from reward.prepare import PreparedReward, initial_model
 from reward.questions import Question
 from reward.trainer import Probe
 
 HELD_OUT = "scoring the held-out questions"
 EXACT, ROUNDED = 1e-3, 0.2
-"""By how much scores may differ, in units of the largest one where that is above 1: a lost or stale head is off by
-about 1, float32 sums in another order by 1e-6, half precision by some hundredths (0.05 through 32 layers)."""
+"""Tolerances of scores, relative to the largest one if that is above 1. A lost or stale head differs by 1, another
+order of float32 sums by 1e-6, half precision by a few hundredths (0.05 through 32 layers)."""
 
 
 class GateError(UserError):
-    """A model whose files do not score as it did in memory."""
+    """A saved model whose scores differ from those of the model in memory."""
 
 
 def load(folder: Path) -> ScalarModel:
-    """A saved model where it scores fastest."""
+    """Load a saved model onto the GPU if there is one."""
     return load_scalar_model(str(folder)).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def scores_of(scalar: ScalarModel, questions: Sequence[Question], pad_token_id: int, what: str) -> list[float]:
-    """Score of each completion, question by question; `what` the questions are, for whoever waits."""
+    """The scores of all completions, question by question; `what` names the questions for the heartbeat."""
     rows = score_questions(scalar, questions, pad_token_id, doing=f"scoring {what}")
     return [score for row in rows for score in row]
 
 
 def mean_over(scalar: ScalarModel, zero: Zero, pad_token_id: int) -> float:
-    """What the scores average over the sequences that give the zero point. They are many, and scored once: that the
-    published files are shifted by it, the probe shows."""
+    """The mean score over the sequences of the zero point, which are scored once."""
     return fmean(scores_of(scalar, zero.questions, pad_token_id, f"the {zero.over} whose scores are to average 0"))
 
 
-def check_gate(expected: Sequence[float], found: Sequence[float], tolerance: float, what: str) -> None:
-    """Refuse to publish where files do not give the scores that they should.
+def check_gate(expected: Sequence[float], actual: Sequence[float], tolerance: float, what: str) -> None:
+    """Refuse to publish if a model's files do not give the expected scores.
 
     Raises:
-        GateError: they differ, or are no numbers.
+        GateError: the scores differ, or are not finite.
     """
     if not all(map(math.isfinite, expected)):
         raise GateError(
-            f"{what} was to score as the model in memory, whose scores are no numbers, so nothing was published: the "
-            "training has gone astray; lower training.learning_rate, or set training.max_grad_norm"
+            f"{what} cannot be compared with the model in memory, whose scores are not finite; nothing was published: "
+            "training diverged; lower training.learning_rate, or set training.max_grad_norm"
         )
     scale = max(1.0, *map(abs, expected))
-    differences = [abs(one - other) for one, other in zip(expected, found, strict=True)]
-    if not all(difference <= tolerance * scale for difference in differences):  # max() passes over NaN
-        apart = next((each for each in differences if not math.isfinite(each)), max(differences))
+    differences = [abs(one - other) for one, other in zip(expected, actual, strict=True)]
+    if not all(difference <= tolerance * scale for difference in differences):  # max() may miss a NaN
+        largest = next((value for value in differences if not math.isfinite(value)), max(differences))
         raise GateError(
-            f"{what} scores a probe of {len(expected)} answers otherwise than the model in memory did (up to "
-            f"{apart:.2g} apart, scores up to {scale:.2g}), so nothing was published: the saved files are not the "
+            f"{what} scores a probe of {len(expected)} answers differently from the model in memory (by up to "
+            f"{largest:.2g}; scores are up to {scale:.2g}), so nothing was published: the saved files are not the "
             "model that was trained; is the disk full, or was the folder written to?"
         )
 
 
 def finish(folder: Path, probe: Probe, zero: Zero, pad_token_id: int) -> tuple[ScalarModel, float]:
-    """Compare what was saved with the model that was trained, shift its scores to average 0 over `zero`, and save it.
+    """Compare the saved model with the trained one, shift its scores to average 0 over `zero`, and save it.
 
     Returns:
-        The model, loaded again from its final files, and what its scores were shifted by.
+        The model, loaded again from its final files, and the shift of its scores.
 
     Raises:
-        GateError: what was saved is not the model that was trained; or it does not load as it was saved.
+        GateError: the saved model is not the trained one, or it does not load as it was saved.
     """
     (folder / "training_args.bin").unlink(missing_ok=True)
     scalar = load(folder)
-    found = scores_of(scalar, probe.questions, pad_token_id, "the probe")
-    check_gate(probe.scores, found, ROUNDED if probe.rounded else EXACT, "what was saved")
+    scores = scores_of(scalar, probe.questions, pad_token_id, "the probe")
+    check_gate(probe.scores, scores, ROUNDED if probe.rounded else EXACT, "what was saved")
     shift = mean_over(scalar, zero, pad_token_id)
     shift_scores(scalar, shift)
     scalar.model.save_pretrained(folder)
-    del scalar  # a large model is not to be in memory twice
-    again = load(folder)
-    expected = [score - shift for score in found]
+    del scalar  # a large model must not be in memory twice
+    shifted = load(folder)
+    expected = [score - shift for score in scores]
     check_gate(
         expected,
-        scores_of(again, probe.questions, pad_token_id, "the probe"),
+        scores_of(shifted, probe.questions, pad_token_id, "the probe"),
         EXACT,
         "what was saved with its zero point",
     )
-    return again, shift
+    return shifted, shift
 
 
 @dataclass(frozen=True)
 class Trained:
-    """One model as its training left it."""
+    """The outcome of one model's training."""
 
     seed: int
     step: int
-    """Optimizer step that it is of."""
+    """Optimizer step of the chosen model."""
     metrics: dict[str, Any]
     probe: Probe
 
     @property
     def steps(self) -> int:
-        """Optimizer steps that were made."""
+        """Number of optimizer steps of the training."""
         return int(self.metrics["steps"])
 
     def write(self, path: Path) -> None:
-        """Keep it for a run that is interrupted later on."""
+        """Write the record, which a resumed run reads."""
         probe = {"scores": self.probe.scores, "rounded": self.probe.rounded}
         record = {"seed": self.seed, "step": self.step, "metrics": self.metrics, "probe": probe}
         path.write_text(json.dumps(record) + "\n", encoding="utf-8")
@@ -131,25 +130,25 @@ class Trained:
         return cls(record["seed"], record["step"], record["metrics"], Probe(list(probed), **record["probe"]))
 
 
-def summed_up(trained: Sequence[Trained]) -> dict[str, Any]:
-    """The metrics of one model; of several their means, and each one's under its name."""
+def mean_metrics(trained: Sequence[Trained]) -> dict[str, Any]:
+    """The metrics of one model, or the means over several models with each one's metrics under its name."""
     if len(trained) == 1:
         return trained[0].metrics
     means = {name: fmean(member.metrics[name] for member in trained) for name in ("train_loss", "steps")}
-    return means | {member_name(number): member.metrics for number, member in enumerate(trained)}
+    return means | {member_name(index): member.metrics for index, member in enumerate(trained)}
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A model or ensemble as it will be published, loaded from its files."""
+    """A model or ensemble ready for publishing, loaded from its files."""
 
     folder: Path
     model: ScalarModel | RewardEnsemble
     shifts: list[float]
-    """What each member's scores were shifted by."""
+    """The shift of each member's scores."""
     seed: int
     adapted: bool
-    """The members are adapters on the starting model."""
+    """Whether the members are adapters on the initial model."""
     pad_token_id: int
 
     @property
@@ -157,45 +156,48 @@ class Finished:
         return fmean(self.shifts)
 
     def member_scores(self, questions: Sequence[Question]) -> list[list[list[float]]]:
-        """Scores of the completions of each question by each member; of a single model none."""
+        """Each member's scores of the completions of each question; empty for a single model."""
         if isinstance(self.model, ScalarModel):
             return []
-        members = (self.model.member(number) for number in range(self.model.size))
+        members = (self.model.member(index) for index in range(self.model.size))
         return [score_questions(member, questions, self.pad_token_id, doing=HELD_OUT) for member in members]
 
     def score(self, questions: Sequence[Question]) -> list[list[float]]:
-        """Scores of the completions of each question; of an ensemble the mean."""
+        """The scores of the completions of each question; an ensemble gives the mean."""
         if isinstance(self.model, ScalarModel):
             return score_questions(self.model, questions, self.pad_token_id, doing=HELD_OUT)
         return averaged(self.member_scores(questions))
 
 
 def averaged(members: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
-    """The mean over the members of the score of each completion of each question."""
+    """The mean over members of the scores of each question's completions."""
     return [[fmean(scores) for scores in zip(*row, strict=True)] for row in zip(*members, strict=True)]
 
 
 def finish_all(
     staging: Path, config: RewardStageConfig, prepared: PreparedReward, trained: Sequence[Trained]
 ) -> Finished:
-    """Make what was trained ready for the registry; one model in `staging/member-0`, or several in `staging`.
+    """Prepare trained models for the registry: one model in `staging/member-0`, or several in `staging`.
 
-    Adapters stay adapters on the starting model; but one on an encoder is merged, see `holds_head`.
+    Adapters stay adapters on the initial model, except that one on an encoder is merged; see `holds_head`.
 
     Raises:
         GateError: see `finish`.
-        AdapterError: an adapter that does not fit its base any more.
+        AdapterError: an adapter no longer fits its base.
     """
     pad, size, seed = prepared.start.tokenizer.pad_token_id, len(trained), trained[0].seed
-    folders = [staging / member_name(number) for number in range(size)]
+    folders = [staging / member_name(index) for index in range(size)]
     folder = staging if size > 1 else folders[0]
     if config.model.method in ADAPTERS:
         if holds_head(str(folders[0])):
             model, shifts = _finish_adapters(folder, folders, config, prepared, trained)
             return Finished(folder, model, shifts, seed, True, pad)
-        assert size == 1  # refused before it was trained
-        _merge_in_place(folder, untrained(config, prepared), config.model.quantized)
-    finished = [finish(each, member.probe, prepared.zero, pad) for each, member in zip(folders, trained, strict=True)]
+        assert size == 1  # checked before training
+        _merge_in_place(folder, initial_model(config, prepared), config.model.quantized)
+    finished = [
+        finish(member_folder, member.probe, prepared.zero, pad)
+        for member_folder, member in zip(folders, trained, strict=True)
+    ]
     models, shifts = [model for model, _ in finished], [shift for _, shift in finished]
     if size == 1:
         return Finished(folder, models[0], shifts, seed, False, pad)
@@ -211,13 +213,13 @@ def _finish_adapters(
     prepared: PreparedReward,
     trained: Sequence[Trained],
 ) -> tuple[ScalarModel | RewardEnsemble, list[float]]:
-    """`finish` for one adapter, or several that share a base; the zero points are kept beside them."""
+    """Apply `finish` to one or several adapters on one base; the zero points are saved beside them."""
     pad, size = prepared.start.tokenizer.pad_token_id, len(trained)
     source = ModelSource(str(folder), base=prepared.start.source, trained=config.model)
     options = ModelConfig(name=config.model.name, trust_remote_code=config.model.trust_remote_code)
     _tidy(folder, folders)
-    for each in folders:
-        adapters.name_base(each, prepared.start.source.label)
+    for member_folder in folders:
+        adapters.name_base(member_folder, prepared.start.source.label)
 
     def load_with(biases: Sequence[float]) -> ScalarModel | RewardEnsemble:
         if size > 1:
@@ -226,43 +228,43 @@ def _finish_adapters(
             write_score_bias(folder, biases[0])
         return load_reward_model(source, options).to("cuda" if torch.cuda.is_available() else "cpu")
 
-    saved, found, shifts = load_with([0.0] * size), [], []
-    for number, member in enumerate(trained):
-        scalar, what = _member(saved, number)
-        found.append(scores_of(scalar, member.probe.questions, pad, "the probe"))
-        check_gate(member.probe.scores, found[-1], ROUNDED if member.probe.rounded else EXACT, what)
+    saved, scores_by_member, shifts = load_with([0.0] * size), [], []
+    for index, member in enumerate(trained):
+        scalar, what = _member(saved, index)
+        scores_by_member.append(scores_of(scalar, member.probe.questions, pad, "the probe"))
+        check_gate(member.probe.scores, scores_by_member[-1], ROUNDED if member.probe.rounded else EXACT, what)
         shifts.append(mean_over(scalar, prepared.zero, pad))
-    del saved, scalar  # a large model is not to be in memory twice
-    again = load_with(shifts)
-    for number, (member, scores, shift) in enumerate(zip(trained, found, shifts, strict=True)):
-        scalar, what = _member(again, number)
+    del saved, scalar  # a large model must not be in memory twice
+    shifted = load_with(shifts)
+    for index, (member, scores, shift) in enumerate(zip(trained, scores_by_member, shifts, strict=True)):
+        scalar, what = _member(shifted, index)
         expected = [score - shift for score in scores]
         check_gate(
             expected, scores_of(scalar, member.probe.questions, pad, "the probe"), EXACT, f"{what} with its zero point"
         )
-    return again, shifts
+    return shifted, shifts
 
 
-def _member(model: ScalarModel | RewardEnsemble, number: int) -> tuple[ScalarModel, str]:
-    """One of the models that were loaded, and what to call its files."""
+def _member(model: ScalarModel | RewardEnsemble, index: int) -> tuple[ScalarModel, str]:
+    """One of the loaded models, and a description of its files."""
     if isinstance(model, ScalarModel):
         return model, "what was saved"
-    return model.member(number), f"what was saved of member {number}"
+    return model.member(index), f"what was saved of member {index}"
 
 
 def _tidy(top: Path, folders: Sequence[Path]) -> None:
-    """Leave the members' folders with configs and weights alone; the tokenizer goes to the top, PEFT's card nowhere."""
+    """Keep only configs and weights in the members' folders; move the tokenizer to the top and delete PEFT's card."""
     for folder in folders:
         for file in list(folder.iterdir()):
-            own = file.name in ("config.json", adapters.CONFIG) or ".safetensors" in file.name
+            is_kept = file.name in ("config.json", adapters.CONFIG) or ".safetensors" in file.name
             if file.name in ("README.md", "training_args.bin"):
                 file.unlink()
-            elif not own:
+            elif not is_kept:
                 file.replace(top / file.name)
 
 
 def _merge_in_place(folder: Path, base: PreTrainedModel, quantized: bool) -> None:
-    """A saved adapter on an encoder and its trained head as a whole reward model."""
+    """Merge a saved adapter on an encoder and its trained head into a full reward model."""
     merged = adapters.merge(adapters.dequantize(base) if quantized else base, str(folder))
     for name in (adapters.CONFIG, adapters.WEIGHTS, "README.md"):
         (folder / name).unlink(missing_ok=True)
@@ -270,7 +272,7 @@ def _merge_in_place(folder: Path, base: PreTrainedModel, quantized: bool) -> Non
 
 
 def write_eval_pairs(run_dir: Path, questions: Sequence[Question], scores: Sequence[Sequence[float]]) -> None:
-    """`RUN/eval_pairs.jsonl`: each held-out comparison with its votes and scores, for whoever wants to look."""
+    """Write `RUN/eval_pairs.jsonl`: each held-out comparison with its votes and scores."""
     with (run_dir / "eval_pairs.jsonl").open("w", encoding="utf-8") as file:
         for question, row in zip(questions, scores, strict=True):
             for pair in question.pairs:

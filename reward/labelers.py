@@ -1,4 +1,4 @@
-"""`reward.labelers`: learning from some labelers alone, so that another reward model can learn from the others."""
+"""Restrict training to some labelers (`reward.labelers`), so that another reward model can train on the others."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from alignment.data.sources import open_source
 from alignment.ratings import RatingsStore, is_ratings_file
 
 MOST_SHOWN = 20
-"""Names in an error."""
+"""Maximum number of names in an error."""
 
 
 def resolved(labelers: Sequence[str], config: DataConfig) -> tuple[str, ...]:
-    """The labelers as votes name them: by hash where they rated in a database, by name where a file says who voted.
+    """Resolve labelers to the names in votes: a hash for a ratings file, the name for other files.
 
-    A hash stays as it is, so the result of one call may be given to another.
+    A hash is kept, so the function is idempotent.
 
     Raises:
-        DataError: there is no rating by one of them, or a source holds none by any of them.
+        DataError: a labeler has no rating, or a source has no rating by any of them.
     """
     if not labelers:
         return ()
     sources = {part.path: known_labelers(part, config) for part in (*config.parts, config.eval_part) if part}
     everybody = {name for known in sources.values() for name in known.values()}
-    found: dict[str, None] = {}
+    ids_used: dict[str, None] = {}
     for labeler in labelers:
         ids = [id for known in sources.values() for id, name in known.items() if labeler in (id, name)]
         if not ids:
@@ -38,61 +38,61 @@ def resolved(labelers: Sequence[str], config: DataConfig) -> tuple[str, ...]:
                 f"reward.labelers: no rating in {', '.join(sources)} is by {labeler!r}; there are ratings by "
                 f"{_listed(everybody)}"
             )
-        found |= dict.fromkeys(ids)
+        ids_used |= dict.fromkeys(ids)
     for path, known in sources.items():
-        if not known.keys() & found.keys():
+        if not known.keys() & ids_used.keys():
             raise DataError(
                 f"{path}: none of reward.labelers ({_listed(labelers)}) rated here; there are ratings by "
                 f"{_listed(known.values())}; name one of them, or take the file out of the data section"
             )
-    return tuple(found)
+    return tuple(ids_used)
 
 
 def known_labelers(part: DataPart, config: DataConfig) -> dict[str, str]:
-    """Who rated in a source: what stands for a labeler in votes -> the name.
+    """The labelers of a source: the labeler in votes -> the name.
 
     Raises:
-        DataError: nothing is rated in a database.
+        DataError: a ratings file has no ratings.
     """
     if is_ratings_file(part.path):
         with RatingsStore(part.path) as store:
             names = store.labelers()
             if not names:
                 raise nothing_rated(part.path)
-            return {store.labeler_hash(name): name for name in names}
-    found: set[str] = set()
+            return {store.people.labeler_hash(name): name for name in names}
+    names_seen: set[str] = set()
     for _, row in open_source(part, config).rows:
         if isinstance(row, Mapping):
             try:
                 judged = to_judgements(row, part.format or "auto")
-            except (BadRow, PassedOver):  # counted by whoever reads the rows to learn from them
+            except (BadRow, PassedOver):  # the pass that reads the training data counts them
                 continue
-            found |= {name for each in judged for name in _names(each) if name is not None}
-    return {name: name for name in found}
+            names_seen |= {name for judgement in judged for name in _names(judgement) if name is not None}
+    return {name: name for name in names_seen}
 
 
 def nothing_rated(path: str) -> DataError:
-    """The error of a database without a rating to learn from."""
+    """The error of a ratings file without ratings."""
     return DataError(f"{path}: nothing is rated yet; rate some with: alignment rate --db {path} --labeler NAME")
 
 
 def judgements_by(
     labelers: Collection[str], row: Mapping[str, Any], format: Format = "auto"
 ) -> list[Comparison | CompletionRating]:
-    """What these labelers said in a row of a file.
+    """The judgements by these labelers in a row of a file.
 
     Raises:
-        PassedOver: nothing.
+        PassedOver: there are none.
     """
-    found: list[Comparison | CompletionRating] = []
-    for each in to_judgements(row, format):
-        if isinstance(each, CompletionRating):
-            found += [each] if each.labeler in labelers else []
-        elif votes := tuple(vote for vote in each.votes if vote.labeler in labelers):
-            found.append(replace(each, votes=votes))
-    if not found:
+    kept: list[Comparison | CompletionRating] = []
+    for judgement in to_judgements(row, format):
+        if isinstance(judgement, CompletionRating):
+            kept += [judgement] if judgement.labeler in labelers else []
+        elif votes := tuple(vote for vote in judgement.votes if vote.labeler in labelers):
+            kept.append(replace(judgement, votes=votes))
+    if not kept:
         raise PassedOver("rated by none of reward.labelers")
-    return found
+    return kept
 
 
 def _names(judgement: Comparison | CompletionRating) -> list[str | None]:
@@ -104,6 +104,6 @@ def _names(judgement: Comparison | CompletionRating) -> list[str | None]:
 def _listed(names: Collection[str]) -> str:
     shown = sorted(set(names))
     if not shown:
-        return "people whose names are not in it"
+        return "unnamed people"
     more = f" and {len(shown) - MOST_SHOWN} more" if len(shown) > MOST_SHOWN else ""
     return ", ".join(shown[:MOST_SHOWN]) + more

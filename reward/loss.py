@@ -1,4 +1,4 @@
-"""The losses of the reward stage: pure functions on tensors. n completions, p pairs of them."""
+"""Losses of the reward stage: pure functions on tensors of n completions and p pairs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def smoothed(target: Tensor, epsilon: float) -> Tensor:
-    """The probability that remains when each vote is mistaken with probability `epsilon`; a tie stays 1/2."""
+    """The target if each vote is wrong with probability `epsilon` (label smoothing); a tie stays 1/2."""
     return epsilon + (1 - 2 * epsilon) * target
 
 
@@ -25,17 +25,17 @@ def pair_loss(
     `total_weight`.
 
     target 1 is the Bradley-Terry loss -log sigmoid(first - second) of Stiennon et al. 2020, section 3.4; 1/2 is a tie,
-    and a share of votes stands in between. The denominator is the caller's, so that it can be the weight of the whole
-    optimizer batch: a mean of microbatch means would weight a pair by the company it is in.
+    and other values are fractions of votes. The caller gives the denominator, so that it can be the weight of the whole
+    optimizer batch: a mean of microbatch means would weight pairs unequally.
 
     Args:
         first, second: scores of the two completions, (p,), any float type; differences are taken in float32.
-        target: probability that `first` is the better one, (p,), in [0, 1].
-        weight: how much each pair counts, (p,).
+        target: probability that `first` is better, (p,), in [0, 1].
+        weight: weight of each pair, (p,).
         total_weight: sum of the weights that the loss is divided by.
-        margin: by how much `first` should be ahead, (p,), negative where `second` is preferred (Touvron et al. 2023,
+        margin: required lead of `first`, (p,), negative if `second` is preferred (Touvron et al. 2023,
             "Llama 2", section 3.2.2; `margin` in TRL).
-        center_coefficient: adds this times the mean of (first + second)^2, which keeps scores near 0
+        center_coefficient: coefficient of the mean of (first + second)^2, which keeps scores near 0
             (Eisenstein et al. 2023, section 3.2; `center_rewards_coefficient` in TRL).
 
     Returns:
@@ -53,8 +53,8 @@ def regression_loss(scores: Tensor, ratings: Tensor, weight: Tensor, total_weigh
 
     Args:
         scores: (n,), any float type.
-        ratings: what each score is drawn to, (n,).
-        weight: how much each rating counts, (n,); 0 where a completion has none.
+        ratings: target of each score, (n,).
+        weight: weight of each rating, (n,); 0 for a completion without ratings.
 
     Returns:
         A scalar.

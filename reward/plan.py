@@ -1,4 +1,4 @@
-"""What a reward run takes of a process's memory (`alignment.memory.plan`)."""
+"""Estimate the memory of a reward run and print its plan (`--dry-run`, `alignment plan`)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from reward.config import DEFAULTS, EnsembleArguments, RewardStageConfig
 from reward.prepare import prepare
 
 COMPLETIONS = 2
-"""Of a question: pairs. A ranking of more takes as many times the tokens."""
+"""Completions of a question: pairs. A ranking has proportionally more tokens."""
 
 
 def workload(config: RewardStageConfig, shape: PreTrainedConfig, bf16: bool) -> Workload:
-    """A run on pairs whose sides are as long as `data.max_length` allows and share next to nothing.
+    """The workload of pairs whose sides have `data.max_length` tokens and share almost nothing.
 
     Args:
-        bf16: what `training.bf16` is by default.
+        bf16: default of `training.bf16`.
     """
     merged = arguments(config)
     model = sized(shape, config.model, AnyClassifier)
@@ -45,14 +45,14 @@ def arguments(config: RewardStageConfig) -> dict[str, Any]:
 def workloads(
     config: RewardStageConfig, finder: ShapeFinder, processes: int, gpu_memory: float = 0.0
 ) -> dict[str, Workload]:
-    """What `alignment plan` prints: the run as its config has it."""
+    """The workload for `alignment plan`."""
     model = config.model
     shape = finder.find("model.name", model.name, trust=model.trust_remote_code)
     return {model.method: workload(config, shape, bf16=True)}
 
 
 def plan(config: RewardStageConfig, world_size: int) -> dict[str, Any]:
-    """What `--dry-run` prints beside the config."""
+    """The plan that `--dry-run` prints."""
     prepared = prepare(config)
     train, held_out = prepared.num_pairs
     rows = {

@@ -1,4 +1,4 @@
-"""What a reward model's training is made of: the data as questions, the model to start from, the arguments."""
+"""Prepare the training of a reward model: the initial model, the data as questions, and TRL's arguments."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from alignment.training.data_check import check_before_training
 from reward.config import DEFAULTS, EnsembleArguments, RewardStageConfig
 from reward.data import Encoding, Judgement, encode, labeler_weights, read_judgements
 from reward.demonstrations import Zero, find_zero
-from reward.questions import Question, Scale, rating_scale, standardised
+from reward.questions import Question, Scale, rating_scale, standardize
 
 PROBE = 8
 
 
 @dataclass(frozen=True)
 class PreparedReward:
-    """What a trainer is made of: the model to start from, the judgements as token ids, and the arguments."""
+    """The inputs of a trainer: the initial model, the judgements as token ids, and the arguments."""
 
     seed: int
     registry: Registry
@@ -51,50 +51,49 @@ class PreparedReward:
     held_out: list[Question]
     left_out: dict[str, int]
     reliability: dict[str, float] | None
-    """What a vote of each labeler counts; None: all alike."""
+    """The weight of each labeler's votes; None: equal weights."""
     scale: Scale | None
-    """Of the ratings, for `objective: regression`: a score s says `mean + std * (s + score_bias)`."""
+    """Scale of the ratings for `objective: regression`: a score s means `mean + std * (s + score_bias)`."""
     zero: Zero
     arguments: RewardConfig
     report: DataReport
-    """What the check of the data found."""
+    """The report of the data check."""
 
     @property
     def num_pairs(self) -> tuple[int, int]:
-        """Pairs to learn from, and held out."""
+        """Numbers of training and held-out pairs."""
         train, held_out = (sum(len(question.pairs) for question in part) for part in (self.train, self.held_out))
         return train, held_out
 
     @property
     def probe(self) -> list[Question]:
-        """What is scored before and after saving: short questions, since it is done once more for each best model."""
+        """Questions that are scored before and after saving; they are short, because every best model is saved."""
         return sorted(self.train, key=lambda question: max(question.lengths))[:PROBE]
 
 
 def prepare(config: RewardStageConfig, run: Run | None = None) -> PreparedReward:
-    """Read the data, find the model to start from (as the run has pinned it), and encode the judgements with its
-    tokenizer; writes nothing."""
+    """Read the data, find the initial model (pinned by the run), and encode the judgements; nothing is written."""
     _check(config)
-    given = trainer_arguments(RewardConfig, DEFAULTS, config.training, beside=[EnsembleArguments])
-    seed = given.get("seed", 42)
+    training = trainer_arguments(RewardConfig, DEFAULTS, config.training, beside=[EnsembleArguments])
+    seed = training.get("seed", 42)
     config = config.of_member()
     processes.start_processes()
     registry = publishing.open_registry(config, run)
     train_set, eval_set = read_judgements(config.data, config.reward)
-    where = config.data.parts[0].path
-    reliability = labeler_weights(train_set.items, where) if config.reward.use_reliability else None
+    source = config.data.parts[0].path
+    reliability = labeler_weights(train_set.items, source) if config.reward.use_reliability else None
     start = start_model.start_model(config, registry, (), "reward")
     check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
-    if EnsembleArguments.of(given).members > 1 and config.model.method in ADAPTERS:
+    if EnsembleArguments.of(training).members > 1 and config.model.method in ADAPTERS:
         _check_shared_base(config, start)
     inspector = Inspector(config.data, start.tokenizer) if processes.is_main_process() else None
     train, left_out = _encode(config, train_set, start.tokenizer, reliability, inspector, held_out=False)
-    # Held-out votes all count alike: a model is not to be judged by those alone that agree with each other.
+    # Held-out votes have equal weights: a model should not be evaluated only on labelers who agree with each other.
     held_out, _ = _encode(config, eval_set, start.tokenizer, None, inspector, held_out=True)
     data_report = processes.on_main_process(lambda: check_before_training(config, inspector))
     scale = rating_scale(train) if config.reward.objective == "regression" else None
     if scale is not None:
-        train, held_out = standardised(train, scale), standardised(held_out, scale)
+        train, held_out = standardize(train, scale), standardize(held_out, scale)
     zero = processes.on_main_process(lambda: find_zero(config, registry, start.source, start.tokenizer, train))
     arguments = make_arguments(config, no_eval=not held_out)
     return PreparedReward(
@@ -104,13 +103,13 @@ def prepare(config: RewardStageConfig, run: Run | None = None) -> PreparedReward
 
 
 def make_arguments(config: RewardStageConfig, no_eval: bool) -> RewardConfig:
-    """TRL's arguments; `no_eval`: there is nothing to evaluate on."""
+    """TRL's arguments; `no_eval` is true if nothing is held out."""
     defaults = methods.with_learning_rate(DEFAULTS, config.model)
     return make_trl_arguments(RewardConfig, config, defaults, max_length=None, no_eval=no_eval)
 
 
-def untrained(config: RewardStageConfig, prepared: PreparedReward) -> PreTrainedModel:
-    """The body of the starting model with its new head: the same each time, since an adapter is merged onto it."""
+def initial_model(config: RewardStageConfig, prepared: PreparedReward) -> PreTrainedModel:
+    """The initial model's body with a new head; deterministic, because an adapter is merged onto it later."""
     model = load_scalar_model(prepared.start.source, config.model, prepared.seed).model
     fit_embeddings(model, prepared.start.tokenizer)
     return model
@@ -124,7 +123,7 @@ def _encode(
     inspector: Inspector | None,
     held_out: bool,
 ) -> Encoding:
-    # A share of few prompts may hold nothing that compares; a file that was named for it should.
+    # A held-out fraction of few prompts may have no usable comparison; a file named in data.eval must have one.
     required = not held_out or config.data.eval is not None
     if inspector is None:
         return encode(records.items, tokenizer, config.data, config.reward, reliability, required=required)
@@ -155,13 +154,13 @@ def _check(config: RewardStageConfig) -> None:
 
 
 def _check_shared_base(config: RewardStageConfig, start: start_model.StartModel) -> None:
-    """Adapters share a base only where all that is drawn anew beside it is the head."""
+    """Refuse an ensemble of adapters on a base that has new weights besides the head."""
     path, trust = start.source.config_path, config.model.trust_remote_code
     with torch.device("meta"):
         shape = AutoConfig.from_pretrained(path, trust_remote_code=trust)
         model = AnyClassifier.from_config(shape, trust_remote_code=trust)
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise ConfigError(
-            f"training.members: an encoder ({type(model).__name__}) has more that is new than its head, so adapters "
+            f"training.members: an encoder ({type(model).__name__}) has new weights besides its head, so adapters "
             "cannot share a base; set model.method=full"
         )

@@ -1,4 +1,4 @@
-"""What the reward model learns from, as token ids: a prompt, the completions to it, and which of two were preferred."""
+"""Questions, the reward model's training examples: a prompt's completions as token ids, with preferences or ratings."""
 
 from __future__ import annotations
 
@@ -15,68 +15,68 @@ from transformers import PreTrainedTokenizerBase
 from alignment.config.sections import TooLong
 from alignment.data.records import Comparison, CompletionRating, Vote
 from alignment.data.row_files import DataError
-from alignment.data.trimming import least, trim_prompt
+from alignment.data.trimming import shortest, trim_prompt
 from alignment.templates.rendering import Encoded, Message, encode_conversation, encode_prompt
 
 MAX_COMPLETIONS = 9
-"""Of one question; more are parted, since all of a question's completions are in one forward."""
+"""Maximum per question. Larger groups are split, because a question's completions share one forward pass."""
 KEPT = 1024
-"""Encoded answers kept for the next comparisons of a ranking; all of them would be a second copy of the data."""
+"""Size of the cache of encoded answers, which the next comparisons of a ranking reuse."""
 
 
 @dataclass(frozen=True)
 class JudgedPair:
-    """Two completions of a question. `first` and `second` are places in its `completion_ids`."""
+    """Two completions of a question. `first` and `second` are indices in its `completion_ids`."""
 
     first: int
     second: int
     target: float
-    """Probability that `first` is the better one, in [0, 1]."""
+    """Probability that `first` is better, in [0, 1]."""
     weight: float
     margin: float
-    """By how much the score of `first` should be ahead of that of `second`; negative where `second` is preferred."""
+    """Required lead of the score of `first`; negative if `second` is preferred."""
     comparison: Comparison
     """The votes behind it."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt with its distinct completions; the whole of one is `prompt_ids + completion_ids[k]`, and ends in EOS."""
+    """A prompt with its distinct completions; a full sequence is `prompt_ids + completion_ids[k]` and ends in EOS."""
 
     prompt_ids: list[int]
     completion_ids: list[list[int]]
     pairs: tuple[JudgedPair, ...]
     ratings: tuple[float | None, ...] = ()
-    """For `objective: regression`: the number that each completion's score is drawn to, None where there is none."""
+    """Targets of the completions' scores for `objective: regression`; None for a completion without ratings."""
     rating_weights: tuple[float, ...] = ()
-    """How many ratings each of those is the mean of."""
+    """Number of ratings that each target is the mean of."""
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each whole sequence."""
+        """Number of tokens of each full sequence."""
         return [len(self.prompt_ids) + len(ids) for ids in self.completion_ids]
 
     @property
     def sequences(self) -> list[list[int]]:
-        """Each whole sequence."""
+        """The full sequences."""
         return [self.prompt_ids + ids for ids in self.completion_ids]
 
 
 class Weighed(NamedTuple):
-    """What the votes on a pair ask of its scores; see `JudgedPair`."""
+    """Target, weight and margin of a pair; see `JudgedPair`."""
 
     target: float
     weight: float
     margin: float
 
 
-def weigh(comparison: Comparison, margin: float, reliability: Mapping[str, float] | None) -> Weighed:
-    """Votes as target, weight and margin.
+def combine_votes(comparison: Comparison, margin: float, reliability: Mapping[str, float] | None) -> Weighed:
+    """Combine the votes on a pair into target, weight and margin.
 
     Args:
-        margin: that of a vote of strength 3; one of strength s asks for s/3 of it, a tie or one without strength for
-            none. Votes against the preferred side lower it, to 0 at most.
-        reliability: what a vote of each labeler counts; None, or a labeler who is not in it: 1.
+        margin: the margin of a vote of strength 3. A vote of strength s has s/3 of it, a tie or a vote without strength
+            none. Votes for the other side reduce it, at most to 0.
+        reliability: weight of each labeler's votes; 1 if it is None or has no such labeler.
     """
     counted = [(vote, 1.0 if reliability is None else _reliability(vote, reliability)) for vote in comparison.votes]
     total = sum(weight for _, weight in counted)
@@ -98,12 +98,12 @@ def _reliability(vote: Vote, reliability: Mapping[str, float]) -> float:
 
 @dataclass
 class _Group:
-    """The judgements of one rendered prompt. Completions are told apart by their ids."""
+    """The judgements of one rendered prompt. Completions are identified by their token ids."""
 
     prompt_ids: list[int]
     prompt: tuple[Message, ...]
     least: int | None = None
-    """Tokens of the prompt when it is trimmed as far as it can be; None: not counted yet."""
+    """Number of tokens of the shortest trimmed prompt; None if not computed yet."""
     completions: dict[tuple[int, ...], None] = field(default_factory=dict)
     pairs: list[tuple[tuple[int, ...], tuple[int, ...], Comparison]] = field(default_factory=list)
     ratings: dict[tuple[int, ...], list[float]] = field(default_factory=dict)
@@ -113,11 +113,11 @@ Note = Callable[[Comparison | CompletionRating, Encoded, Encoded | None], None]
 
 
 class QuestionBuilder:
-    """Renders judgements and gathers those of one prompt.
+    """Encodes judgements and groups them by prompt.
 
     Args:
-        note: is told of each comparison (or answer that was rated) all tokens of its longer side, and those
-            that are left (None: it is left out as too long).
+        note: called for each comparison or rated answer with all tokens of its longer side and the trimmed ones (None
+            if it is left out as too long).
     """
 
     def __init__(
@@ -133,10 +133,10 @@ class QuestionBuilder:
         self._encoded: dict[tuple[int, str], Encoded] = {}
         self.left_out: Counter[str] = Counter(too_long=0, identical=0, prompts_cut=0)
         """`too_long`: a completion alone exceeds `max_length`. `identical`: both sides have the same tokens, so the
-        loss would be ln 2 whatever the model says. `prompts_cut`: questions that lost the oldest part of the prompt."""
+        loss would always be ln 2. `prompts_cut`: questions that lost the oldest part of the prompt."""
 
     def add(self, comparison: Comparison, derived: bool = False) -> None:
-        """Take a comparison in; one that is `derived` from two ratings is counted and noted as those."""
+        """Add a comparison. One that is `derived` from two ratings is not counted or noted again."""
         group = self._group(comparison.prompt)
         sides = [self._encode(group, comparison.prompt, text) for text in (comparison.first, comparison.second)]
         fits = [self._fit(group, side) for side in sides]
@@ -153,25 +153,25 @@ class QuestionBuilder:
             group.pairs.append((first, second, comparison))
 
     def rate(self, rating: CompletionRating) -> None:
-        """Take a rating in, as a number."""
+        """Add a rating as a number."""
         group = self._group(rating.prompt)
-        whole = self._encode(group, rating.prompt, rating.completion)
-        fits = self._fit(group, whole)
-        if tuple(whole.input_ids) not in group.ratings:  # an answer that many people rated is no copy in the file
-            self._note(rating, whole, fits)
+        encoding = self._encode(group, rating.prompt, rating.completion)
+        fits = self._fit(group, encoding)
+        if tuple(encoding.input_ids) not in group.ratings:  # an answer with several ratings is not a duplicate
+            self._note(rating, encoding, fits)
         if fits is None:
             self.left_out["too_long"] += 1
             return
-        group.completions[tuple(whole.input_ids)] = None
-        group.ratings.setdefault(tuple(whole.input_ids), []).append(rating.rating)
+        group.completions[tuple(encoding.input_ids)] = None
+        group.ratings.setdefault(tuple(encoding.input_ids), []).append(rating.rating)
 
-    def questions(self, weigh: Callable[[Comparison], Weighed]) -> list[Question]:
-        """All of it, in the order in which prompts came; pairs that weigh nothing are gone."""
-        found: list[Question] = []
+    def questions(self, combine: Callable[[Comparison], Weighed]) -> list[Question]:
+        """All questions, in the order of their prompts; pairs with weight 0 are dropped."""
+        questions: list[Question] = []
         for group in self._groups.values():
             for part in _parts(group):
-                found += self._question(part, weigh)
-        return found
+                questions += self._question(part, combine)
+        return questions
 
     def _group(self, prompt: tuple[Message, ...]) -> _Group:
         key = json.dumps(prompt)
@@ -190,36 +190,36 @@ class QuestionBuilder:
             )
         return self._encoded[key]
 
-    def _fit(self, group: _Group, whole: Encoded) -> Encoded | None:
-        """The newest `max_length` tokens, None where they are left out: the prompt is trimmed once for all its answers
-        (`_question`), if it can be trimmed far enough for this one."""
-        surplus = len(whole.input_ids) - self._max_length
+    def _fit(self, group: _Group, encoding: Encoded) -> Encoded | None:
+        """The last `max_length` tokens, or None if the answer is left out. The prompt itself is trimmed once for its
+        answers (`_question`); this checks that it can be trimmed far enough."""
+        surplus = len(encoding.input_ids) - self._max_length
         if surplus <= 0:
-            return whole
+            return encoding
         if self._too_long != "trim_prompt":
             return None
         if group.least is None:
-            group.least = len(encode_prompt(self._tokenizer, least(group.prompt)))
+            group.least = len(encode_prompt(self._tokenizer, shortest(group.prompt)))
         if group.least > len(group.prompt_ids) - surplus:
             return None
-        return Encoded(whole.input_ids[surplus:], whole.loss_mask[surplus:])
+        return Encoded(encoding.input_ids[surplus:], encoding.loss_mask[surplus:])
 
-    def _question(self, group: _Group, weigh: Callable[[Comparison], Weighed]) -> list[Question]:
+    def _question(self, group: _Group, combine: Callable[[Comparison], Weighed]) -> list[Question]:
         sequences = list(group.completions)
         if not sequences:
             return []
         # No token spans the border of prompt and answer (alignment.templates.rendering), but a template may render more
-        # between # the two than its generation prompt says; what all have in common is then the prompt.
+        # between the two than its generation prompt has. The common prefix is then the prompt.
         border = min(_common(group.prompt_ids, ids) for ids in sequences)
         border = min(border, min(map(len, sequences)) - 1)
         tails = [list(ids[border:]) for ids in sequences]
         prompt = self._trimmed(group, border, self._max_length - max(map(len, tails)))
         self.left_out["prompts_cut"] += len(prompt) < border
-        places = {ids: number for number, ids in enumerate(sequences)}
+        indices = {ids: index for index, ids in enumerate(sequences)}
         pairs = [
-            JudgedPair(places[first], places[second], *weighed, comparison)
+            JudgedPair(indices[first], indices[second], *combined, comparison)
             for first, second, comparison in group.pairs
-            if (weighed := weigh(comparison)).weight > 0
+            if (combined := combine(comparison)).weight > 0
         ]
         ratings = [group.ratings.get(ids) for ids in sequences]
         rated = any(ratings)
@@ -230,18 +230,18 @@ class QuestionBuilder:
                 prompt,
                 tails,
                 tuple(pairs),
-                tuple(fmean(numbers) if numbers else None for numbers in ratings) if rated else (),
-                tuple(float(len(numbers or ())) for numbers in ratings) if rated else (),
+                tuple(fmean(values) if values else None for values in ratings) if rated else (),
+                tuple(float(len(values or ())) for values in ratings) if rated else (),
             )
         ]
 
     def _trimmed(self, group: _Group, border: int, room: int) -> list[int]:
-        """The first `border` of the prompt's tokens; where those are more than `room`, of the trimmed prompt's."""
+        """The first `border` tokens of the prompt, trimmed to `room` if needed."""
         if border <= room:
             return group.prompt_ids[:border]
-        after = len(group.prompt_ids) - border  # tokens of the prompt that stand in each answer's part
+        after = len(group.prompt_ids) - border  # tokens of the prompt that belong to each answer's part
         messages = trim_prompt(self._tokenizer, group.prompt, room + after)
-        assert messages is not None, group.prompt  # `_fit` has seen that there is room
+        assert messages is not None, group.prompt  # `_fit` has checked this
         ids = encode_prompt(self._tokenizer, messages)
         return ids[: len(ids) - after]
 
@@ -254,11 +254,13 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def _parts(group: _Group) -> Iterable[_Group]:
-    """The group, or where it has too many completions several, such that each pair is in one of them."""
+    """The group, split if it has too many completions, so that each pair is in one part."""
     if len(group.completions) <= MAX_COMPLETIONS:
         return [group]
     parts: list[_Group] = []
-    newest: dict[tuple[int, ...], _Group] = {}  # where a completion was put last: all parts would be too many to try
+    newest: dict[
+        tuple[int, ...], _Group
+    ] = {}  # the last part of each completion, because trying all parts would be slow
 
     def put(sequences: Sequence[tuple[int, ...]]) -> _Group:
         for part in (*(newest[ids] for ids in sequences if ids in newest), *parts[-1:]):
@@ -273,38 +275,38 @@ def _parts(group: _Group) -> Iterable[_Group]:
 
     for first, second, comparison in group.pairs:
         put((first, second)).pairs.append((first, second, comparison))
-    for ids, numbers in group.ratings.items():  # each rating counts once
+    for ids, numbers in group.ratings.items():  # ratings go to one part only
         put((ids,)).ratings[ids] = numbers
     return parts
 
 
 class Scale(NamedTuple):
-    """Mean and standard deviation of the ratings to learn from, in their own units."""
+    """Mean and standard deviation of the training ratings, in their own units."""
 
     mean: float
     std: float
 
 
 def rating_scale(questions: Sequence[Question]) -> Scale:
-    """That of the ratings of some questions, each rating counting once.
+    """The scale of the questions' ratings; each rating counts once.
 
     Raises:
-        DataError: they do not differ.
+        DataError: the ratings do not differ.
     """
-    numbers = [
-        value
+    values = [
+        rating
         for question in questions
-        for value, weight in zip(question.ratings, question.rating_weights, strict=True)
+        for rating, weight in zip(question.ratings, question.rating_weights, strict=True)
         for _ in range(int(weight))
-        if value is not None
+        if rating is not None
     ]
-    if len(set(numbers)) < 2:
-        raise DataError(f"the {len(numbers)} ratings that can be used do not differ, so there is nothing to learn")
-    return Scale(fmean(numbers), pstdev(numbers))
+    if len(set(values)) < 2:
+        raise DataError(f"the {len(values)} ratings that can be used do not differ, so there is nothing to learn")
+    return Scale(fmean(values), pstdev(values))
 
 
-def standardised(questions: Sequence[Question], scale: Scale) -> list[Question]:
-    """Questions whose ratings are in standard deviations from the mean."""
+def standardize(questions: Sequence[Question], scale: Scale) -> list[Question]:
+    """Questions with standardized ratings."""
     return [
         replace(
             question,

@@ -1,10 +1,11 @@
-"""The reward model: judgements in, a scalar model in the registry.
+"""Train a reward model from human judgements and publish it to the registry.
 
     accelerate launch --config_file configs/accelerate/zero2.yaml -m reward configs/reward/demo.yaml
 
-Starts from a policy (the SFT model, whose lineage PPO's policy shares), reads the score at the last token, which is
-EOS, in float32, with dropout off. Afterwards the saved model is loaded again and compared with the one in memory, its
-scores are shifted to average 0 over SFT demonstrations, and it is judged on held-out prompts before it is published.
+Training starts from a policy (usually the SFT model, an ancestor of PPO's policy). The score is read at the last token,
+which is EOS, in float32, without dropout. After training, the saved model is loaded again and compared with the one in
+memory, its scores are shifted to average 0 over SFT demonstrations, and it is evaluated on held-out prompts. Then it is
+published.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from alignment.data.records import CHOICES, Comparison
 from alignment.distributed import heartbeat, processes, zero3
 from alignment.errors import UserError
 from alignment.models.ensembles import member_name
-from alignment.ratings.quality import as_metrics, journalled
+from alignment.ratings.quality import label_events, label_metrics
 from alignment.reports.verdicts import ENDED, Verdict, verdicts
 from alignment.runs import resume
 from alignment.runs.journal import NUM_SAMPLES, Journal
@@ -32,10 +33,10 @@ from alignment.training.stage import write_bad_rows
 from reward.config import EnsembleArguments, RewardStageConfig
 from reward.evaluation import compact, evaluate, save_report
 from reward.evaluation.findings import WATCHED, findings, unmeasured
-from reward.evaluation.judged import ScoredPair, judged_pairs, sides
-from reward.finish import Finished, Trained, averaged, finish_all, summed_up, write_eval_pairs
+from reward.evaluation.judged import ScoredPair, scored_pairs, sides
+from reward.finish import Finished, Trained, averaged, finish_all, mean_metrics, write_eval_pairs
 from reward.labelers import resolved
-from reward.members import Members, held_out_halves_of
+from reward.members import Members, split_held_out
 from reward.prepare import PreparedReward, prepare
 
 LABELS = "labels"
@@ -43,39 +44,39 @@ LABELS = "labels"
 
 def train(config: RewardStageConfig) -> dict[str, Any]:
     """Run the stage; returns the published reference and the held-out report."""
-    begun = resume.begin(config.run_dir)
-    if published := publishing.published_before(config, publishing.open_registry(config), begun.run):
+    start = resume.begin(config.run_dir)
+    if published := publishing.published_before(config, publishing.open_registry(config), start.run):
         return published
     heartbeat.enter("reading the data", patient=True)
-    prepared = prepare(config, begun.run)
-    publishing.pin_models(config, prepared.registry, begun.run)
-    with opening.open_journal(config, "reward", begun) as journal:
+    prepared = prepare(config, start.run)
+    publishing.pin_models(config, prepared.registry, start.run)
+    with opening.open_journal(config, "reward", start) as journal:
         _note_data(journal, config, prepared)
-        members = Members(config, prepared, journal, begun)
+        members = Members(config, prepared, journal, start)
         trained = members.train()
 
-        def judge_and_publish() -> tuple[str, dict[str, Any]]:
-            with zero3.whole_models(), members.copied() as staging:  # ZeRO-3 would part them among all processes
-                heartbeat.enter("checking what was saved", patient=True)
+        def evaluate_and_publish() -> tuple[str, dict[str, Any]]:
+            with zero3.whole_models(), members.copied() as staging:  # ZeRO-3 would partition them over all ranks
+                heartbeat.enter("checking the saved model", patient=True)
                 finished = finish_all(staging, config, prepared, trained)
                 last = sum(member.steps for member in trained[:-1]) + trained[-1].step
-                judged = _judge(config, prepared, finished, journal, last, best_of(trained))
-                metrics = summed_up(trained) | judged
+                held_out = _evaluate(config, prepared, finished, journal, last, best_of(trained))
+                metrics = mean_metrics(trained) | held_out
                 heartbeat.enter("publishing the model", patient=True)
-                return _publish(finished, config, prepared, metrics, begun.run, journal), judged
+                return publish(finished, config, prepared, metrics, start.run, journal), held_out
 
-        ref, judged = processes.on_main_process(judge_and_publish)
-        metrics = summed_up(trained) | judged
+        ref, held_out = processes.on_main_process(evaluate_and_publish)
+        metrics = mean_metrics(trained) | held_out
         journal.event("published", model=ref, **metrics)
     return {"model": ref, "metrics": metrics}
 
 
 def best_of(trained: Sequence[Trained]) -> int:
-    """The largest number of evaluations among which a member was chosen; 1: nothing was chosen."""
+    """The largest number of evaluations from which a member was chosen; 1: nothing was chosen."""
     return max(int(member.metrics.get("best_of", 1)) for member in trained)
 
 
-def _judge(
+def _evaluate(
     config: RewardStageConfig,
     prepared: PreparedReward,
     finished: Finished,
@@ -83,39 +84,39 @@ def _judge(
     step: int,
     evaluations: int,
 ) -> dict[str, Any]:
-    """What is known of the model: its zero point, and how well it does on what was held out.
+    """Evaluate the model on held-out questions; returns its metrics and its zero point.
 
     Args:
-        evaluations: those among which it was chosen; 1: it was not, and nothing held out has an influence on it.
+        evaluations: number of evaluations from which the model was chosen; 1: held-out data had no influence on it.
     """
-    held_out = held_out_halves_of(config, prepared.held_out)[1] if evaluations > 1 else prepared.held_out
+    held_out = split_held_out(config, prepared.held_out)[1] if evaluations > 1 else prepared.held_out
     metrics: dict[str, Any] = {"score_bias": finished.shift, **prepared.zero.summary()}
     if prepared.scale is not None:
         metrics |= {"rating_mean": prepared.scale.mean, "rating_std": prepared.scale.std}
     members = finished.member_scores(held_out)
     scores = averaged(members) if members else finished.score(held_out)
-    found = evaluate(held_out, scores, finished.score, members=members, rating_offset=finished.shift)
+    report = evaluate(held_out, scores, finished.score, members=members, rating_offset=finished.shift)
     if evaluations > 1:
         prompts = len({tuple(question.prompt_ids) for question in prepared.held_out})
         choosing = prompts - len({tuple(question.prompt_ids) for question in held_out})
-        found["chosen"] = {"evaluations": evaluations, "prompts": choosing}
+        report["chosen"] = {"evaluations": evaluations, "prompts": choosing}
         metrics["choosing_prompts"] = choosing
     if held_out:
         write_eval_pairs(config.run_dir, held_out, scores)
-        metrics |= compact(found)
+        metrics |= compact(report)
         flat = {f"eval/{name}": figure["value"] for name, figure in metrics.items() if isinstance(figure, dict)}
         journal.log(step, flat)
-        _show(journal, step, judged_pairs(held_out, scores))
-    for finding in findings(found):
-        journal.finding(step, finding.kind.replace("_", " "), finding.level, _in_words(finding))
-    for kind, why in unmeasured(found).items():
+        _show(journal, step, scored_pairs(held_out, scores))
+    for finding in findings(report):
+        journal.finding(step, finding.kind.replace("_", " "), finding.level, _finding_text(finding))
+    for kind, why in unmeasured(report).items():
         journal.not_measured(step, kind.replace("_", " "), why)
-    save_report(config.run_dir, config.name, found, _checks(config.run_dir))
+    save_report(config.run_dir, config.name, report, _checks(config.run_dir))
     return metrics
 
 
 def _checks(run_dir: Path) -> list[Verdict] | None:
-    """The run's verdicts so far, which its report.html will show too; None where `train` was called without a run."""
+    """The run's verdicts so far, which report.html shows too; None if there is no run folder."""
     try:
         record = RunRecord.read(run_dir)
     except UserError:
@@ -124,10 +125,10 @@ def _checks(run_dir: Path) -> list[Verdict] | None:
 
 
 def _show(journal: Journal, step: int, pairs: Sequence[ScoredPair]) -> None:
-    """The first held-out pairs with votes and scores, and how the scores of both sides spread."""
+    """Journal the first held-out pairs with votes and scores, and histograms of the scores of both sides."""
     rows = [
         {
-            "id": number,
+            "id": index,
             "prompt": list(pair.comparison.prompt),
             "first": pair.comparison.first,
             "second": pair.comparison.second,
@@ -135,7 +136,7 @@ def _show(journal: Journal, step: int, pairs: Sequence[ScoredPair]) -> None:
             "second_score": pair.scores[1],
             "votes": {choice: pair.comparison.count(choice) for choice in CHOICES},
         }
-        for number, pair in enumerate(pairs[:NUM_SAMPLES])
+        for index, pair in enumerate(pairs[:NUM_SAMPLES])
     ]
     journal.samples(step, rows)
     chosen, rejected = sides(pairs)
@@ -143,11 +144,11 @@ def _show(journal: Journal, step: int, pairs: Sequence[ScoredPair]) -> None:
     journal.histogram(step, "eval/rejected_score", rejected)
 
 
-def _in_words(finding: Finding) -> str:
+def _finding_text(finding: Finding) -> str:
     return f"{finding.text}; {finding.advice}" if finding.advice else finding.text
 
 
-def _publish(
+def publish(
     finished: Finished,
     config: RewardStageConfig,
     prepared: PreparedReward,
@@ -195,20 +196,24 @@ def _note_data(journal: Journal, config: RewardStageConfig, prepared: PreparedRe
         journal.event("reliability", weights=sorted(prepared.reliability.values()))
     journal.event("data_check", **prepared.report.summary())
     size = EnsembleArguments.of(config.training).members
-    overfitted = [callbacks.OVERFITTING, *(f"{member_name(n)} {callbacks.OVERFITTING}" for n in range(1, size))]
+    overfitted = [callbacks.OVERFITTING, *(f"{member_name(index)} {callbacks.OVERFITTING}" for index in range(1, size))]
     judged = [kind.replace("_", " ") for kind in WATCHED]
     journal.watching([*DATA_WATCHED, LABELS, *overfitted, *judged])
     note_findings(journal, prepared.report)
     if processes.is_main_process():
         rows = [row for row in train_set.items if isinstance(row, Comparison)]
-        every = list(journalled(config.data, rows, resolved(config.reward.labelers, config.data)))
-        for found in every:
-            journal.event(LABELS, **found)
-        if not every:
-            journal.not_measured(0, LABELS, "the data does not say who voted, or no two people voted on one pair")
-        if every:  # several databases have an event each, and the dashboards one set of figures
-            journal.log(0, as_metrics(every[0]))
-        if any(found.get("warnings") for found in every):
-            said = {found["source"]: " ".join(found["warnings"]) for found in every if found.get("warnings")}
-            text = " ".join(f"{source}: {text}" if len(every) > 1 else text for source, text in said.items())
+        label_reports = list(label_events(config.data, rows, resolved(config.reward.labelers, config.data)))
+        for event in label_reports:
+            journal.event(LABELS, **event)
+        if not label_reports:
+            journal.not_measured(0, LABELS, "the data does not name voters, or no two people voted on the same pair")
+        if label_reports:  # each ratings file has an event, but dashboards show one set of metrics
+            journal.log(0, label_metrics(label_reports[0]))
+        if any(event.get("warnings") for event in label_reports):
+            warnings = {
+                event["source"]: " ".join(event["warnings"]) for event in label_reports if event.get("warnings")
+            }
+            text = " ".join(
+                f"{source}: {text}" if len(label_reports) > 1 else text for source, text in warnings.items()
+            )
             journal.finding(0, LABELS, "warning", text)

@@ -1,7 +1,8 @@
-"""TRL's RewardTrainer on questions: soft votes and weights, several completions of a prompt in one forward, a loss that
-is normalised over the whole optimizer batch on all processes, and scores of a probe beside each model that is saved.
+"""TRL's RewardTrainer on questions.
 
-Rows are numbers of questions (`reward.data.as_dataset`), so `per_device_train_batch_size` counts questions.
+It adds soft votes and weights, several completions of a prompt in one forward pass, a loss that is normalized over the
+whole optimizer batch on all ranks, and the scores of a probe with each saved model. Rows are indices of questions
+(`reward.data.as_dataset`), so `per_device_train_batch_size` counts questions.
 """
 
 from __future__ import annotations
@@ -33,26 +34,26 @@ from reward.questions import Question
 
 @dataclass(frozen=True)
 class Probe:
-    """A few sequences and the scores that a model gave them in memory, to be compared with what its files give."""
+    """A few sequences with the scores of the model in memory, to verify the saved files."""
 
     questions: list[Question]
     scores: list[float]
-    """Of each completion, in order."""
+    """One score per completion, in order."""
     rounded: bool
-    """They were computed in half precision, so that a float32 model agrees with them roughly."""
+    """Whether the scores were computed in half precision, so that a float32 model agrees only roughly."""
 
 
 class QuestionTrainer(Resumable, RewardTrainer):
-    """Trains on questions.
+    """A RewardTrainer on questions.
 
     Args:
         settings: the `reward` section.
-        collate: makes a batch of questions.
+        collate: collates questions.
         train, held_out: questions; `held_out` may be empty.
-        probe: what is scored whenever the model is saved.
+        probe: questions that are scored whenever the model is saved.
     """
 
-    loss_is_scaled_for_ga = True  # by _get_num_items_in_batch; the Trainer would otherwise divide once more
+    loss_is_scaled_for_ga = True  # _get_num_items_in_batch normalizes; otherwise the Trainer would divide again
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class QuestionTrainer(Resumable, RewardTrainer):
         questions = [*train, *held_out]
         self._filler = len(questions)
         if held_out:
-            # Takes the place of questions that count nothing where held-out ones do not fill the processes' batches.
+            # A question without pairs, which fills up the ranks' last batches in evaluation.
             shortest = min(held_out, key=lambda question: max(question.lengths))
             questions.append(Question(shortest.prompt_ids, shortest.completion_ids[:1], ()))
         super().__init__(
@@ -82,17 +83,17 @@ class QuestionTrainer(Resumable, RewardTrainer):
         self._sums = {mode: torch.zeros(6, dtype=torch.float64, device=self.args.device) for mode in ("train", "eval")}
         self._tokens = TokenCount()
         self.probe: Probe | None = None
-        """Of the model that was saved last."""
+        """The probe of the last saved model."""
 
     def _prepare_dataset(self, dataset: datasets.Dataset, *args: Any) -> datasets.Dataset:
-        """Rows are ready; TRL looks for texts in them."""
+        """Skip TRL's tokenization: rows are prepared already."""
         return dataset
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
-        """Total weight of an optimizer batch; the Trainer counts label tokens here, and questions have none."""
+        """The total weight of an optimizer batch; the Trainer would count label tokens, which questions do not have."""
         if not batch_samples:
             raise ConfigError(
-                "training.dataloader_drop_last leaves no whole batch; lower the batch size or take it out"
+                "training.dataloader_drop_last leaves no full batch; lower the batch size or remove the key"
             )
         total = torch.stack([self._weights(batch).sum() for batch in batch_samples]).sum()
         return all_reduce_sum(total.to(device))
@@ -125,18 +126,20 @@ class QuestionTrainer(Resumable, RewardTrainer):
             )
         else:
             loss = regression_loss(scores, inputs["ratings"].nan_to_num(), inputs["rating_weights"], num_items_in_batch)
-        loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, ours are to be summed
+        loss = (
+            loss * self.accelerator.num_processes
+        )  # the engine averages gradients over ranks; here they must be summed
         return loss + methods.regularisation(self.model) / self.current_gradient_accumulation_steps
 
     def _score(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        with self.accelerator.autocast():  # which hangs on the forward that a packed row goes around
+        with self.accelerator.autocast():  # autocast wraps `forward`, which a packed row bypasses
             return score_batch(self.model, inputs, model)
 
     def check(self) -> str | None:
-        """Pad the rows of all batches from now on where the layout is wrong for this model; says why.
+        """Verify the layout, and switch to padded rows if it is wrong for this model; returns the reason.
 
         Raises:
-            CheckError: see `reward.batches.check_layout`; on every process alike.
+            CheckError: see `reward.batches.check_layout`; raised on every rank.
         """
         pad, layout = self._collate.pad_token_id, self._collate.layout
         with self.accelerator.autocast():
@@ -147,36 +150,36 @@ class QuestionTrainer(Resumable, RewardTrainer):
 
     @torch.no_grad()
     def _count(self, mode: str, scores: Tensor, inputs: dict[str, Any]) -> None:
-        """Add a batch to the sums that `_figures` reads; nothing waits for the device here."""
+        """Add a batch to the running sums without a device synchronization."""
         first, second, target = inputs["first"], inputs["second"], inputs["target"]
         ahead, weight = scores[first] - scores[second], self._weights(inputs)
         decided = target != 0.5
         right = (torch.sign(ahead) == torch.sign(target - 0.5)) & decided
         if self._settings.objective == "pairs":
-            judged = torch.zeros_like(scores).index_fill(0, torch.cat([first, second]), 1.0)
+            is_judged = torch.zeros_like(scores).index_fill(0, torch.cat([first, second]), 1.0)
             loss = pair_loss(scores[first], scores[second], target, weight, 1.0)
         elif "ratings" in inputs:
-            judged = (weight > 0).float()
+            is_judged = (weight > 0).float()
             loss = regression_loss(scores, inputs["ratings"].nan_to_num(), weight, 1.0)
         else:
-            judged, loss = torch.zeros_like(scores), torch.zeros_like(weight.sum())
-        parts = (loss, weight.sum(), right.sum(), decided.sum(), (scores * judged).sum(), judged.sum())
+            is_judged, loss = torch.zeros_like(scores), torch.zeros_like(weight.sum())
+        parts = (loss, weight.sum(), right.sum(), decided.sum(), (scores * is_judged).sum(), is_judged.sum())
         self._sums[mode] += torch.stack([part.double() for part in parts])
 
-    def _figures(self, mode: str) -> dict[str, float]:
-        """Over all processes: `loss` per weight as the votes give it, without margins, smoothing and centering;
-        `accuracy` over the pairs that are no ties; `mean_reward` over the completions that were judged."""
+    def _reduce_metrics(self, mode: str) -> dict[str, float]:
+        """Metrics over all ranks: `loss` per weight, without margins, smoothing and centering; `accuracy` over pairs
+        that are not ties; `mean_reward` over judged completions."""
         loss, weight, right, decided, score, judged = all_reduce_sum(self._sums[mode]).tolist()
         self._sums[mode] = torch.zeros_like(self._sums[mode])
-        found = {"loss": loss / max(weight, 1e-12)}
-        if decided:  # a batch of ties alone is no batch of mistakes
-            found["accuracy"] = right / decided
-        return found | ({"mean_reward": score / judged} if judged else {})
+        metrics = {"loss": loss / max(weight, 1e-12)}
+        if decided:  # a batch of ties has no accuracy
+            metrics["accuracy"] = right / decided
+        return metrics | ({"mean_reward": score / judged} if judged else {})
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Add a batch to the sums of `evaluation_loop`; returns nothing, as a mean of means weighs pairs unequally."""
+        """Add a batch to the sums of `evaluation_loop`; a mean of batch means would weight pairs unequally."""
         with torch.no_grad():
             inputs = self._prepare_inputs(inputs)
             self._count("eval", self._score(model, inputs), inputs)
@@ -192,12 +195,14 @@ class QuestionTrainer(Resumable, RewardTrainer):
     ) -> EvalLoopOutput:
         self._sums["eval"] = torch.zeros_like(self._sums["eval"])
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self._figures("eval").items()})
+        output.metrics.update(
+            {f"{metric_key_prefix}_{name}": value for name, value in self._reduce_metrics("eval").items()}
+        )
         return output
 
     def get_eval_dataloader(self, eval_dataset: str | datasets.Dataset | None = None) -> DataLoader:
-        """By length, so that little is padded, and filled up: a number of rows that does not go into the processes'
-        batches would be made up from rows that then count twice."""
+        """A loader that sorts rows by length and fills up the last batches with questions that do not count; otherwise
+        the sampler would repeat rows, which would count twice."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         assert isinstance(rows, datasets.Dataset)
         rows = rows.sort("length")
@@ -210,13 +215,13 @@ class QuestionTrainer(Resumable, RewardTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._tokens.pause(logs.get("eval_runtime", 0.0))
         if self.model.training:
-            figures = self._figures("train") | self._tokens.figures(self.args.device)
-            figures.pop("loss")  # the Trainer logs what was minimised
-            self._metrics["train"] |= {name: [value] for name, value in figures.items()}
+            metrics = self._reduce_metrics("train") | self._tokens.figures(self.args.device)
+            metrics.pop("loss")  # the Trainer logs the minimized loss
+            self._metrics["train"] |= {name: [value] for name, value in metrics.items()}
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save, and score the probe with the model in memory; every process takes part, because ZeRO-3 gathers."""
+        """Save the model and score the probe; every rank takes part, because ZeRO-3 gathers weights."""
         super().save_model(output_dir, _internal_call)
         if not self._probed:
             return

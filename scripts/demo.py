@@ -2,7 +2,7 @@
 
     scripts/demo                 SIMULATED labelers rate the pairs: four for the reward model, two others for its judge
     scripts/demo --rate 60       you rate 60 pairs yourself, in the real rating script
-    scripts/demo --shuffle       a control: the ratings are dealt out at random, so nothing can be learned
+    scripts/demo --shuffle       a control: the ratings are shuffled, so nothing can be learned
     scripts/demo --shared        policy, critic, reference and reward model as adapters on one frozen base
     scripts/demo --real          SmolLM2-135M-Instruct in place of a small model from scratch: about half an hour
 
@@ -246,7 +246,7 @@ def rate_by_simulation(args: argparse.Namespace) -> None:
 
     with RatingsStore(RATINGS) as store:
         count, judged = rate(store, args.seed, args.shuffle)
-    by_chance = ", dealt out at random" if args.shuffle else ""
+    by_chance = ", shuffled" if args.shuffle else ""
     say(f"{count} ratings by {len(LABELERS)} SIMULATED labelers, {judged} by {len(JUDGES)} others{by_chance}")
 
 

@@ -100,8 +100,9 @@ def train_by(method: str) -> dict[str, Any]:
     from alignment.runs.journal import Journal
     from alignment.runs.run import Run
     from alignment.training.best_model import finished_model
+    from sft.building import build_trainer
     from sft.prepare import prepare
-    from sft.train import build_trainer, publish
+    from sft.train import publish
 
     rate = FASTER * (methods.METHODS[method].learning_rate or 2e-5)
     config = config_of(

@@ -1,4 +1,6 @@
-"""`python -m sft configs/sft/demo.yaml [key=value ...]`"""
+"""Command line of the SFT stage: `python -m sft configs/sft/demo.yaml [key=value ...]`"""
+
+from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
@@ -9,7 +11,7 @@ from sft.config import SFTStageConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    # Imported inside, so that --help and a config error answer without loading torch.
+    # Stages are imported inside, so that --help and config errors do not load torch.
     def train(config: SFTStageConfig) -> dict[str, object]:
         from sft.train import train
 
@@ -39,24 +41,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--find-lr", action="store_true", help="suggest a learning rate, with a plot; no run is left")
+    instead.add_argument("--find-lr", action="store_true", help="suggest a learning rate, with a plot; no run is kept")
     instead.add_argument(
         "--learning-curve",
-        type=shares,
+        type=fractions,
         metavar="SHARES",
-        help="train on these shares of the data, for example 0.25,0.5,1, and say whether more data would help",
+        help="train on these fractions of the data, for example 0.25,0.5,1, and say whether more data would help",
     )
     parser.add_argument(
-        "--seeds", type=seeds, default=3, help="trainings of each share of --learning-curve (default 3)"
+        "--seeds", type=seeds, default=3, help="trainings of each fraction of --learning-curve (default 3)"
     )
     return parser
 
 
-def shares(text: str) -> list[float]:
-    found = [float(part) for part in text.split(",")]
-    if len(found) < 2 or sorted(set(found)) != found or not (found[0] > 0 and found[-1] <= 1):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected growing shares from above 0 to 1, as in 0.25,0.5,1")
-    return found
+def fractions(text: str) -> list[float]:
+    parts = [float(part) for part in text.split(",")]
+    if len(parts) < 2 or sorted(set(parts)) != parts or not (parts[0] > 0 and parts[-1] <= 1):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected increasing fractions above 0, at most 1, as in 0.25,0.5,1"
+        )
+    return parts
 
 
 def seeds(text: str) -> int:

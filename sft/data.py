@@ -1,4 +1,4 @@
-"""Demonstrations and texts as token ids and labels, on disk: the rows are never all in memory."""
+"""Encode demonstrations and documents as token ids and labels on disk, so that rows are never all in memory."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ from alignment.templates.rendering import Encoded, Unrenderable
 from alignment.terminal import progress
 
 IGNORED = -100
-"""Label of a token without loss, as torch's cross entropy has it."""
+"""Label of a token without loss, as in torch's cross entropy."""
 FEATURES = datasets.Features(
     {name: datasets.Sequence(datasets.Value("int32")) for name in ("input_ids", "labels")},
 )
-_BATCH = 128  # rows that are in memory as Python numbers, at 36 bytes a token
-_SHOWN_BYTES = 32 << 20  # progress of encoding is shown for training files of this size together
+_BATCH = 128  # rows in memory as Python integers, at 36 bytes a token
+_SHOWN_BYTES = 32 << 20  # the progress of encoding is shown from this total file size on
 
 
 @dataclass(frozen=True)
 class EncodedData:
-    """The rows of a `data` section as `input_ids` and `labels`, and what became of those that are not among them."""
+    """The rows of a `data` section as `input_ids` and `labels`, and the rows that were left out."""
 
     train: datasets.Dataset
     eval: datasets.Dataset
     bad: list[tuple[str, str]]
     left_out: int
-    """Rows that are too long, by `data.max_length` and `data.too_long`."""
+    """Number of rows that are too long, by `data.max_length` and `data.too_long`."""
     notes: list[str]
     fingerprints: dict[Use, list[dict[str, Any]]]
     shown: list[Demonstration]
-    """The first held-out conversations, to be answered for people to read; tools are not offered to those."""
-    _folder: tempfile.TemporaryDirectory[str]  # holds the rows; removed when nobody has them any more
+    """The first held-out conversations without tools, whose prompts the model answers for the report."""
+    _folder: tempfile.TemporaryDirectory[str]  # holds the rows; it is removed with the last reference
 
 
 def training_texts(config: DataConfig) -> Iterator[str]:
-    """Every text that is trained on, and the roles: what a new tokenizer learns from."""
+    """Yield every training text and role, on which a new tokenizer is trained."""
     for use, example in Reading(config, to_examples):
         if use == "eval":
             continue
@@ -68,16 +68,16 @@ def encode_data(
     inspector: Inspector | None = None,
     num_shown: int = 0,
 ) -> EncodedData:
-    """Read and encode all rows, one after the other, into Arrow files that are mapped, not loaded.
+    """Stream all rows into memory-mapped Arrow files of token ids and labels.
 
     Args:
-        runs: folder for the files, which may be as large as the data; the system's own for temporary files by default.
-        show: progress, for long data.
-        inspector: looks at each row on its way; what it reports must be refused where no row is left.
-        num_shown: how many held-out conversations to keep as text.
+        runs: folder for the files, which may be as large as the data; the default is the system's temporary folder.
+        show: show progress for large data.
+        inspector: checks each row; its report must be refused if no row is left.
+        num_shown: number of held-out conversations to keep as text.
 
     Raises:
-        DataError: see `alignment.data.reading.Reading`; or too large a share of rows that the template cannot render.
+        DataError: see `alignment.data.reading.Reading`; or the template cannot render too many rows.
     """
     folder = tempfile.TemporaryDirectory(prefix="rows-", dir=runs, ignore_cleanup_errors=True)
     reading = Reading(config, to_examples)
@@ -95,8 +95,8 @@ def encode_data(
             note = _no_note if inspector is None else partial(inspector.look, held_out=use == "eval")
             try:
                 rows = encode_example(example, tokenizer, config.max_length, config.too_long, note)
-            except Unrenderable as reason:
-                unrenderable.append((example.place, str(reason)))
+            except Unrenderable as error:
+                unrenderable.append((example.place, str(error)))
                 continue
             left_out += not rows
             written[use] += len(rows)
@@ -113,8 +113,8 @@ def encode_data(
     )
     bad = [*reading.bad, *unrenderable]
     if inspector is not None:
-        for place, fault in bad:
-            inspector.add_bad(place, fault)
+        for place, problem in bad:
+            inspector.add_bad(place, problem)
     return EncodedData(train, held_out, bad, left_out, reading.notes(), reading.fingerprints, shown, folder)
 
 
@@ -129,11 +129,13 @@ def encode_example(
     too_long: TooLong = "trim_prompt",
     note: Callable[[Demonstration | Document, Encoded, Encoded | None], None] = _no_note,
 ) -> list[dict[str, list[int]]]:
-    """`input_ids` and `labels`: a demonstration's labels are the assistant's tokens through EOS, everything else is
-    ignored; none if it is too long (see `alignment.data.trimming.fit`). A text is trained on whole, in pieces.
+    """Encode an example as rows of `input_ids` and `labels`.
+
+    A demonstration's labels are the assistant's tokens through EOS; it has no row if it is too long (see
+    `alignment.data.trimming.fit`). All tokens of a document have labels; it is split into chunks.
 
     Args:
-        note: is told all tokens, and those that are left (None: the example is left out as too long).
+        note: called with all tokens and the trimmed ones (None if the example is left out as too long).
 
     Raises:
         Unrenderable: the template cannot render it.
@@ -153,15 +155,15 @@ def encode_example(
 
 
 def row_groups(rows: datasets.Dataset) -> list[int]:
-    """A number for each row, from 0 in order of appearance: the same for rows that begin alike, up to the first token
-    that is trained on, so that several answers to one prompt stay together. A text without a prompt is its own."""
+    """A group index for each row, numbered by first appearance. Rows with the same tokens before the first label, such
+    as several answers to one prompt, are in one group. A document is a group of its own."""
     groups: dict[bytes, int] = {}
-    numbers = []
+    group_of_row = []
     for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True):
-        begin = next((place for place, label in enumerate(labels) if label != IGNORED), 0)
-        key = hashlib.sha256(np.asarray(ids[:begin] or ids, dtype=np.int64).tobytes()).digest()
-        numbers.append(groups.setdefault(key, len(groups)))
-    return numbers
+        prompt_length = next((position for position, label in enumerate(labels) if label != IGNORED), 0)
+        key = hashlib.sha256(np.asarray(ids[:prompt_length] or ids, dtype=np.int64).tobytes()).digest()
+        group_of_row.append(groups.setdefault(key, len(groups)))
+    return group_of_row
 
 
 def _size(config: DataConfig) -> int:

@@ -1,4 +1,4 @@
-"""The next-token loss, with logits only where there is a label and never more of them than fit a fixed block."""
+"""Next-token loss with logits for labelled positions only, computed in blocks of a fixed size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TokenSums(NamedTuple):
 
     loss: Tensor
     correct: Tensor
-    """Tokens that the model would have said itself."""
+    """Number of tokens that are the model's top prediction."""
     tokens: Tensor
 
     @classmethod
@@ -39,23 +39,23 @@ def next_token_sums(
     label_smoothing: float = 0.0,
     dft: bool = False,
 ) -> TokenSums:
-    """Sum of the loss over all tokens that have a label, in float32, and how many of them are the likeliest token.
+    """The loss summed over all labelled tokens, in float32, and the number of correct top predictions.
 
-    Where all logits would not fit a block, each block's are computed again in the backward pass.
+    If the logits need several blocks, each block is recomputed in the backward pass.
 
     Args:
         head: hidden states to logits.
         hidden: (B, L, H)
-        labels: (B, L), -100 where there is no loss; position t predicts label t + 1.
-        vocabulary: number of logits of a token.
-        label_smoothing: share of the target spread evenly over the vocabulary.
+        labels: (B, L), -100 for no loss; position t predicts label t + 1.
+        vocabulary: number of logits per token.
+        label_smoothing: probability mass spread evenly over the vocabulary.
         dft: weight each token's loss by its probability (Wu et al. 2025, "On the Generalization of SFT", eq. 9).
     """
     kept = labels[:, 1:] != IGNORED
     tokens = kept.sum()
     if tokens:
         hidden, targets = hidden[:, :-1][kept], labels[:, 1:][kept]
-    else:  # DDP waits for a gradient of the head too: one position without a label gives it zeros
+    else:  # DDP waits for the head's gradient; one position without a label makes it zero
         hidden, targets = hidden[:1, 0], labels.new_full((1,), IGNORED)
 
     def block_sums(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,9 @@
-"""Packing: the rows of a batch laid end to end in one row, without padding and without attention between them.
+"""Packing: concatenate the rows of a batch into one row, without padding and without attention between them.
 
-Attention runs row by row (`alignment.models.packing`), so a document cannot see another, and positions start again at 0
-with each document. A batch is packed by what it holds, so the rows of an optimizer step, its loss and its gradients are
-those of the plain run. (TRL's `bfd` attends over the whole packed row under a block mask, which is quadratic in its
-length where there is no flash attention; its `wrapped` lets documents attend to each other.)
+Attention runs document by document (`alignment.models.packing`), and positions restart at 0 with each document. Only
+the rows of one batch are packed together, so an optimizer step has the same rows, loss and gradients as without
+packing. (TRL's `bfd` attends over the whole packed row under a block mask, which is quadratic in its length without
+flash attention; its `wrapped` lets documents attend to each other.)
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from sft.data import IGNORED
 
 @dataclass
 class PackingCollator:
-    """Rows of `input_ids` and `labels` to one packed batch.
+    """Collates rows of `input_ids` and `labels` into one packed batch.
 
     Args:
-        flash: the model runs flash attention, which keeps documents apart itself, by `cu_seq_lens`.
-        pad_token_id: of the padded rows that take its place where packing turns out to be wrong (`packed` false).
+        flash: the model uses flash attention, which separates documents by `cu_seq_lens`.
+        pad_token_id: pads the rows if packing fails its check (`packed` is false).
     """
 
     flash: bool = False
@@ -35,14 +35,14 @@ class PackingCollator:
     packed: bool = True
 
     def __call__(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
-        """`input_ids`, `labels` and `position_ids`, (1, N) each, and what the model's attention needs."""
+        """`input_ids`, `labels` and `position_ids`, (1, N) each, and the arguments of the model's attention."""
         if not self.packed:
             return padded(rows, self.pad_token_id)
         lengths = [len(row["input_ids"]) for row in rows]
         documents = [[0, length] for length in lengths]
         labels = [torch.tensor(row["labels"]) for row in rows]
         for document in labels:
-            document[0] = IGNORED  # or the last token of one document would be taught to say the first of the next
+            document[0] = IGNORED  # otherwise a document's last token would predict the next document's first
         batch: dict[str, Any] = {
             "input_ids": torch.cat([torch.tensor(row["input_ids"]) for row in rows])[None],
             "labels": torch.cat(labels)[None],
@@ -68,7 +68,7 @@ def padded(rows: Sequence[Mapping[str, Sequence[int]]], pad_token_id: int) -> di
 
 
 def pack_attention(model: PreTrainedModel, pad_token_id: int = 0) -> PackingCollator:
-    """Make the model attend by document and return the collator that goes with it; flash attention stays as it is."""
+    """Make the model attend by document and return the matching collator; flash attention does so already."""
     flash = uses_flash(model)
     if not flash:
         attend_by_group(model)

@@ -1,4 +1,4 @@
-"""What an SFT run takes of a process's memory (`alignment.memory.plan`)."""
+"""Estimate the memory of an SFT run and print its plan (`--dry-run`, `alignment plan`)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from sft.prepare import PreparedSFT, prepare
 
 
 def workload(config: SFTStageConfig, shape: PreTrainedConfig, bf16: bool) -> Workload:
-    """A run whose rows are all as long as `data.max_length` allows, with a label on every token.
+    """The workload of rows with `data.max_length` tokens, with a label on every token.
 
     Args:
-        bf16: what `training.bf16` is by default.
+        bf16: default of `training.bf16`.
     """
     merged = arguments(config)
     model = sized(shape, config.model)
@@ -49,14 +49,14 @@ def arguments(config: SFTStageConfig) -> dict[str, Any]:
 def workloads(
     config: SFTStageConfig, finder: ShapeFinder, processes: int, gpu_memory: float = 0.0
 ) -> dict[str, Workload]:
-    """What `alignment plan` prints: the run as its config has it."""
+    """The workload for `alignment plan`."""
     model = config.model
     shape = finder.find("model.name", model.name, model.scratch, trust=model.trust_remote_code)
     return {model.method: workload(config, shape, bf16=True)}
 
 
 def plan(config: SFTStageConfig, world_size: int) -> dict[str, Any]:
-    """What `--dry-run` prints beside the config."""
+    """The plan that `--dry-run` prints."""
     prepared = prepare(config)
     merged = arguments(config)
     rows = {
@@ -82,7 +82,7 @@ def _shape(config: SFTStageConfig, prepared: PreparedSFT) -> PreTrainedConfig:
 
 
 def _num_steps(merged: Mapping[str, Any], num_rows: int, batches: Mapping[str, Any]) -> int:
-    """Optimizer steps of the run: a batch is so many rows, packed or padded."""
+    """Number of optimizer steps of the run."""
     if merged.get("max_steps", -1) > 0:
         return int(merged["max_steps"])
     per_epoch = math.ceil(num_rows / (batches["per_device_batch"] * batches["processes"]))

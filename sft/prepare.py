@@ -1,4 +1,4 @@
-"""What SFT trains on: the start model, the rows as token ids and labels, and TRL's arguments."""
+"""Prepare SFT: the initial model, the rows as token ids and labels, and TRL's arguments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from alignment.registry import Registry
 from alignment.runs.journal import NUM_SAMPLES
 from alignment.runs.run import Run
 from alignment.training import publishing, start_model
-from alignment.training.arguments import make_arguments
+from alignment.training.arguments import make_arguments as make_trl_arguments
 from alignment.training.data_check import check_before_training
 from sft.config import DEFAULTS, SFTStageConfig
 from sft.data import EncodedData, encode_data, training_texts
@@ -24,7 +24,7 @@ from sft.data import EncodedData, encode_data, training_texts
 
 @dataclass(frozen=True)
 class PreparedSFT:
-    """What a trainer is made of: the model to start from, the rows as token ids and labels, and the arguments."""
+    """The inputs of a trainer: the initial model, the rows as token ids and labels, and the arguments."""
 
     seed: int
     registry: Registry
@@ -32,12 +32,11 @@ class PreparedSFT:
     data: EncodedData
     arguments: SFTConfig
     report: DataReport
-    """What the check of the data found."""
+    """The report of the data check."""
 
 
 def prepare(config: SFTStageConfig, run: Run | None = None) -> PreparedSFT:
-    """Read the data, find the model to start from (as the run has pinned it), and encode the rows with its tokenizer;
-    leaves nothing behind."""
+    """Read the data, find the initial model (pinned by the run), and encode the rows; nothing is left on disk."""
     heartbeat.enter("reading the data", patient=True)
     seed = trainer_arguments(SFTConfig, DEFAULTS, config.training).get("seed", 42)
     processes.on_main_process(lambda: methods.check(config.model, processes.launched_zero_stage()))
@@ -50,24 +49,24 @@ def prepare(config: SFTStageConfig, run: Run | None = None) -> PreparedSFT:
     inspector = Inspector(config.data, start.tokenizer) if is_main else None
     data = encode_data(config.data, start.tokenizer, folder, show=is_main, inspector=inspector, num_shown=NUM_SAMPLES)
     report = processes.on_main_process(lambda: check_before_training(config, inspector))
-    arguments = training_arguments(config, no_eval=len(data.eval) == 0)
+    arguments = make_arguments(config, no_eval=len(data.eval) == 0)
     return PreparedSFT(seed, registry, start, data, arguments, report)
 
 
-def training_arguments(config: SFTStageConfig, no_eval: bool) -> SFTConfig:
-    """TRL's arguments, its own packing left off: that one cuts rows, and its batches count packed rows, not ours.
+def make_arguments(config: SFTStageConfig, no_eval: bool) -> SFTConfig:
+    """TRL's arguments without its own packing, which cuts rows and counts packed rows as a batch.
 
     Raises:
-        ConfigError: an argument that cannot be used, or not on this machine.
+        ConfigError: an argument is wrong, or not supported on this machine.
     """
     rest = {name: value for name, value in config.training.items() if name != "packing"}
     defaults = methods.with_learning_rate(DEFAULTS, config.model)
     unpacked = config.model_copy(update={"training": rest})
-    arguments = make_arguments(SFTConfig, unpacked, defaults, max_length=None, no_eval=no_eval)
+    arguments = make_trl_arguments(SFTConfig, unpacked, defaults, max_length=None, no_eval=no_eval)
     if arguments.activation_offloading and processes.on_cpu():
         raise ConfigError(
-            "training.activation_offloading moves activations off the GPU, and there is none; leave it out"
+            "training.activation_offloading moves activations off the GPU, and there is no GPU; remove the key"
         )
-    if arguments.router_aux_loss_coef is not None:  # TRL writes it on a config that takes no whole number
+    if arguments.router_aux_loss_coef is not None:  # TRL copies it to a model config that does not accept an integer
         arguments.router_aux_loss_coef = float(arguments.router_aux_loss_coef)
     return arguments

@@ -1,4 +1,4 @@
-"""Answers to the same held-out prompts before and after the training, for people to read beside the reference."""
+"""Sample answers to the same held-out prompts before and after training, to be read beside the reference."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def write_samples(
     tokenizer: PreTrainedTokenizerBase,
     held_out: Sequence[Demonstration],
 ) -> None:
-    """Journal what a model answers greedily; the others wait while the main process alone loads it from its files, so
-    that neither ZeRO's parts of the trained one nor any random state is touched.
+    """Journal a model's greedy answers.
 
-    The run does not end for want of them: where the memory does not suffice for a second model, an event says so.
+    Only the main process loads the model from its files, while the others wait; neither ZeRO shards of the trained
+    model nor random states are touched. If memory does not suffice for a second model, an event is journaled instead.
     """
 
     def write() -> None:
-        before = random_state()
+        state = random_state()
         heartbeat.enter(f"answers to {len(held_out)} held-out prompts, at step {step}", patient=True)
         try:
             journal.samples(step, answers(config, source, tokenizer, held_out))
-        except (UserError, RuntimeError) as error:  # CUDA's errors of memory have several names
+        except (UserError, RuntimeError) as error:  # CUDA's out-of-memory errors have several types
             journal.event("no_samples", step=step, reason=str(error).splitlines()[0])
         finally:
-            set_random_state(before)
+            set_random_state(state)
 
     if held_out:
         processes.on_main_process(write)
@@ -57,8 +57,8 @@ def answers(
     tokenizer: PreTrainedTokenizerBase,
     held_out: Sequence[Demonstration],
 ) -> list[dict[str, Any]]:
-    """Rows for `Journal.samples`. A prompt that leaves no room within `data.max_length` is trimmed; one that
-    cannot be is not asked."""
+    """Rows for `Journal.samples`. A prompt that leaves too little room within `data.max_length` is trimmed, or skipped
+    if it cannot be."""
     on_gpu = not processes.on_cpu()
     options = ModelConfig(
         name=source.label,
@@ -84,12 +84,12 @@ def answers(
     )
     return [
         {
-            "id": number,
+            "id": index,
             "prompt": list(row.messages[:-1]),
             "response": completion.text,
             "reference": row.messages[-1]["content"],
             "length": len(completion.ids),
             "ended": completion.ended,
         }
-        for number, ((row, _), completion) in enumerate(zip(asked, completions, strict=True))
+        for index, ((row, _), completion) in enumerate(zip(asked, completions, strict=True))
     ]

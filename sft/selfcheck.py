@@ -1,4 +1,4 @@
-"""What SFT trains on, by the path that it trains on it, against a plain forward pass (`alignment.models.selfcheck`)."""
+"""Check SFT's packed forward pass against a plain one (`alignment.models.selfcheck`)."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from sft.trainer import SFTTrainer
 
 
 class SelfCheck(TrainerCallback):
-    """Checks a trainer before its first step, and takes from it the short cuts that are wrong for its model.
+    """Checks a trainer before its first step and disables the optimizations that are wrong for its model.
 
     Args:
-        asked: the user wants rows packed, so that they are packed or refused.
+        asked: the user set training.packing=true, so a model that cannot be packed is refused.
     """
 
     def __init__(self, trainer: SFTTrainer, asked: bool) -> None:
         self.trainer, self.asked = trainer, asked
 
     def attach(self) -> None:
-        """Check now, or, where ZeRO-3 holds the weights in parts, once its engine is there to put them together."""
+        """Check now, or at the beginning of training if only ZeRO-3's engine can gather the weights."""
         if zero3.is_parted(self.trainer.model):
             self.trainer.add_callback(self)
         else:
@@ -54,7 +54,7 @@ class SelfCheck(TrainerCallback):
         trainer = self.trainer
         assert trainer.train_dataset is not None
         count = len(trainer.train_dataset)
-        texts = [trainer.train_dataset[number % count]["input_ids"] for number in range(len(LENGTHS))]
+        texts = [trainer.train_dataset[index % count]["input_ids"] for index in range(len(LENGTHS))]
         rows = cut_rows(texts)
         if not rows:
             return
@@ -71,7 +71,7 @@ class SelfCheck(TrainerCallback):
             if isinstance(collator, PackingCollator):
                 reason = agreed(why_wrong(model, lambda: self._logprobs(rows, packed=True), expected))
                 if reason and self.asked:
-                    raise ConfigError(f"training.packing: rows of {name} cannot be packed: {reason}; leave it out")
+                    raise ConfigError(f"training.packing: rows of {name} cannot be packed: {reason}; remove the key")
                 if reason is None:
                     return
                 say(f"sft: rows of {name} are padded, not packed: {reason}")
@@ -81,7 +81,7 @@ class SelfCheck(TrainerCallback):
                 raise CheckError(f"{name} cannot be trained on padded rows: {reason}; name another model")
 
     def _check_router(self, rows: Sequence[list[int]], name: str) -> None:
-        """Leave the router's load-balancing loss out where the model fails to compute it (DeepSeek-V4's own does)."""
+        """Disable the router's load-balancing loss if the model fails to compute it (as DeepSeek-V4's does)."""
         trainer = self.trainer
         batch = self._on_device(padded([{"input_ids": row, "labels": row} for row in rows], self._pad))
         del batch["labels"]
@@ -107,12 +107,12 @@ class SelfCheck(TrainerCallback):
         return {key: x.to(device) if isinstance(x, Tensor) else x for key, x in batch.items()}
 
     def _logprobs(self, rows: Sequence[list[int]], packed: bool) -> list[Tensor]:
-        """Of each row, as one batch by the path that training takes."""
+        """Log probabilities of each row, computed in one batch as in training."""
         trainer = self.trainer
         labelled = [{"input_ids": row, "labels": list(row)} for row in rows]
         batch = self._on_device(trainer.data_collator(labelled) if packed else padded(labelled, self._pad))
         logits = trainer.logits(trainer.model_wrapped, batch).float()
         lengths = [len(row) for row in rows]
         parts: Sequence[Tensor]
-        parts = logits[0].split(lengths) if packed else [logits[n, :length] for n, length in enumerate(lengths)]
+        parts = logits[0].split(lengths) if packed else [logits[index, :length] for index, length in enumerate(lengths)]
         return [next_logprobs(part, row) for part, row in zip(parts, rows, strict=True)]

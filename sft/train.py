@@ -1,9 +1,9 @@
-"""Supervised fine-tuning: demonstrations in, a policy in the registry.
+"""Supervised fine-tuning: train a policy on demonstrations and publish it to the registry.
 
     accelerate launch --config_file configs/accelerate/zero2.yaml -m sft configs/sft/demo.yaml
 
-The loss is on the assistant's tokens through EOS. TRL's SFTTrainer, made lean by `sft.trainer`, trains; the rows reach
-it as token ids and labels, so that training, sampling and PPO all see the one rendering of
+The loss is on the assistant's tokens through EOS. The trainer is TRL's SFTTrainer with the optimizations of
+`sft.trainer`. It receives token ids and labels, so training, sampling and PPO share the rendering of
 `alignment.templates.rendering`.
 """
 
@@ -16,47 +16,36 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from torch import nn
 from transformers import (
-    PreTrainedModel,
     TrainerCallback,
     TrainerControl,
     TrainerState,
-    set_seed,
 )
-from trl import SFTConfig
 
 from alignment.config.arguments import BestModelArguments, CheckpointArguments
 from alignment.config.sections import SCRATCH
 from alignment.distributed import heartbeat, processes
-from alignment.errors import ConfigError
 from alignment.models import adapters, methods
-from alignment.models.adapters import without_adapter
-from alignment.models.classifiers import why_no_scores
-from alignment.models.packing import why_not_packed
-from alignment.models.selfcheck import say
 from alignment.models.sources import ModelSource, find_model
 from alignment.runs import resume
 from alignment.runs.journal import Journal
 from alignment.runs.run import Run
 from alignment.seeds import random_state, set_random_state
 from alignment.training import callbacks, opening, publishing, start_model
-from alignment.training.arguments import refused_arguments
 from alignment.training.best_model import BestModel, finished_model, held_out_halves, keep_best, published_step
 from alignment.training.data_check import DATA_WATCHED, note_findings, write_report
 from alignment.training.stage import write_bad_rows
+from sft.building import build_trainer, packs_rows
 from sft.config import SFTStageConfig
 from sft.data import IGNORED, row_groups
-from sft.packing import PackingCollator, pack_attention
 from sft.prepare import PreparedSFT, prepare
 from sft.samples import write_samples
-from sft.selfcheck import SelfCheck
 from sft.trainer import SFTTrainer
 
 
 @dataclass(frozen=True)
 class Halves:
-    """Held-out rows that are evaluated in training, where they choose the best model, and those that report on it."""
+    """Held-out rows that choose the best model during training, and those that report on it."""
 
     evaluated: datasets.Dataset
     reported: datasets.Dataset
@@ -71,28 +60,28 @@ class Halves:
 
 def train(config: SFTStageConfig) -> dict[str, Any]:
     """Run the stage; returns the published reference and the final metrics."""
-    begun = resume.begin(config.run_dir)
-    if published := publishing.published_before(config, publishing.open_registry(config), begun.run):
+    start = resume.begin(config.run_dir)
+    if published := publishing.published_before(config, publishing.open_registry(config), start.run):
         return published
-    prepared = prepare(config, begun.run)
-    start = start_model.publish_base(config, prepared.registry, prepared.start, prepared.seed, begun.run)
-    publishing.pin_models(config, prepared.registry, begun.run)
-    prepared = replace(prepared, start=start)
+    prepared = prepare(config, start.run)
+    initial = start_model.publish_base(config, prepared.registry, prepared.start, prepared.seed, start.run)
+    publishing.pin_models(config, prepared.registry, start.run)
+    prepared = replace(prepared, start=initial)
     halves = Halves.of(config, prepared.data.eval)
     trainer = build_trainer(config, replace(prepared, data=replace(prepared.data, eval=halves.evaluated)))
     shown, tokenizer = prepared.data.shown, prepared.start.tokenizer
     saving = CheckpointArguments.of(config.training)
-    with opening.open_journal(config, "sft", begun) as journal:
+    with opening.open_journal(config, "sft", start) as journal:
         fingerprints = prepared.data.fingerprints
-        checkpoints = opening.open_checkpoints(config, begun, journal, keep=saving.save_total_limit, data=fingerprints)
+        checkpoints = opening.open_checkpoints(config, start, journal, keep=saving.save_total_limit, data=fingerprints)
         _note_data(journal, config, prepared)
         callbacks.attach(trainer, journal, f"sft {config.name}", BestModelArguments.of(config.training).wanted)
         journal.event("method", method=config.model.method, **methods.describe(trainer.model))
-        journal.event("batches", packed=_packs(trainer))
+        journal.event("batches", packed=packs_rows(trainer))
         best = keep_best(trainer, config.training, config.run_dir, journal, lambda: trainer.loss_on(halves.reported))
-        if begun.checkpoint is None and not config.model.name.startswith(SCRATCH):
+        if start.checkpoint is None and not config.model.name.startswith(SCRATCH):
             write_samples(journal, 0, config, prepared.start.source, tokenizer, shown)
-        trainer.use_checkpoints(checkpoints, saving.save_steps, begun.checkpoint, best, journal)
+        trainer.use_checkpoints(checkpoints, saving.save_steps, start.checkpoint, best, journal)
         trainer.add_callback(MeasureStart(trainer, journal, halves))
         outcome = trainer.train_on()
         opening.backend_event(journal, trainer)
@@ -101,23 +90,24 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
         if best is not None:
             metrics["best_step"] = step
         if len(prepared.data.eval):
-            metrics |= _held_out(trainer, best, step, prepared.data.eval, halves) | _start(trainer, best, halves)
-            if best is not None:  # the figure of the published model, in place of the one that chose it
+            metrics |= _evaluate(trainer, best, step, prepared.data.eval, halves) | _initial_loss(trainer, best, halves)
+            if best is not None:  # the published model's metric replaces the one that chose it
                 journal.log(step, {"eval/loss": metrics["eval_loss"]})
         metrics |= methods.describe(trainer.model)
         heartbeat.enter("saving and publishing the model", patient=True)
         with finished_model(trainer, best, config.run_dir) as folder:
-            ref = publish(config, prepared, folder, metrics, begun.run, journal)
+            ref = publish(config, prepared, folder, metrics, start.run, journal)
         write_samples(journal, step, config, find_model(ref, prepared.registry, role="policy"), tokenizer, shown)
         journal.event("published", model=ref, **metrics)
     return {"model": ref, "metrics": metrics}
 
 
 class MeasureStart(TrainerCallback):
-    """Held-out figures of the model as it comes, at step 0. Not before training begins: DeepSpeed has no engine then.
+    """Held-out metrics of the initial model, at step 0, measured when training begins, because DeepSpeed has no
+    engine before.
 
-    The random states are put back, since a data loader draws from them, and a run that is resumed has the figures from
-    its checkpoint: what is trained is the same with them and without.
+    Random states are restored, since a data loader draws from them, and a resumed run has the metrics in its
+    checkpoint. So they do not change training.
     """
 
     def __init__(self, trainer: SFTTrainer, journal: Journal, halves: Halves) -> None:
@@ -127,80 +117,19 @@ class MeasureStart(TrainerCallback):
         evaluated, reported = self._halves.evaluated, self._halves.reported
         if state.global_step or not len(evaluated):
             return
-        before = random_state()
-        loss, accuracy = self._trainer.figures_on(evaluated)
-        apart = reported is not evaluated
-        losses = {"evaluated": loss, "reported": self._trainer.loss_on(reported) if apart else loss}
+        state_before = random_state()
+        loss, accuracy = self._trainer.loss_and_accuracy_on(evaluated)
+        is_split = reported is not evaluated
+        losses = {"evaluated": loss, "reported": self._trainer.loss_on(reported) if is_split else loss}
         self._trainer.start_losses = losses
-        set_random_state(before)
+        set_random_state(state_before)
         self._journal.log(0, {"eval/loss": loss, "eval/mean_token_accuracy": accuracy})
-
-
-def build_trainer(config: SFTStageConfig, prepared: PreparedSFT) -> SFTTrainer:
-    """Load the model and wrap it in the trainer."""
-    heartbeat.enter("loading the model", patient=True)
-    set_seed(prepared.seed)
-    policy = methods.load_trainable(prepared.start.source, prepared.start.tokenizer, config.model)
-    collator = _packing(config, prepared, policy)
-    with refused_arguments():
-        trainer = SFTTrainer(
-            model=policy,
-            args=prepared.arguments,
-            train_dataset=prepared.data.train,
-            eval_dataset=prepared.data.eval if len(prepared.data.eval) else None,
-            data_collator=collator,
-            processing_class=prepared.start.tokenizer,
-            penalty=methods.regularisation,
-        )
-    methods.attach(trainer, config.model)
-    if reason := why_no_scores(without_adapter(policy).config, config.model.trust_remote_code):
-        say(f"sft: python -m reward will not start from this model: {reason}")
-    SelfCheck(trainer, asked=bool(config.training.get("packing"))).attach()
-    if not _packs(trainer) and "train_sampling_strategy" not in config.training:
-        prepared.arguments.train_sampling_strategy = "group_by_length"
-    return trainer
-
-
-def _packs(trainer: SFTTrainer) -> bool:
-    return isinstance(trainer.data_collator, PackingCollator) and trainer.data_collator.packed
-
-
-def _packing(config: SFTStageConfig, prepared: PreparedSFT, policy: nn.Module) -> PackingCollator | None:
-    """Pack the rows where that can be done, unless `training.packing` is false; if it is true, say why it cannot.
-
-    Raises:
-        ConfigError: packing is asked for and something stands against it.
-    """
-    asked = config.training.get("packing")
-    if asked is False:
-        return None
-    model = without_adapter(policy)
-    reason = why_not_packed(model, config.data.max_length)
-    if balances_router(model, prepared.arguments):
-        reason = (
-            "its router's load-balancing loss needs padded rows (training.router_aux_loss_coef=0 trains without it)"
-        )
-    for name in ("neftune_noise_alpha", "pad_to_multiple_of", "torch_compile"):
-        if getattr(prepared.arguments, name):
-            reason = f"training.{name} is for padded rows"
-    if reason is None:
-        return pack_attention(model, prepared.start.tokenizer.pad_token_id)
-    if asked:
-        raise ConfigError(f"training.packing: rows of {type(model).__name__} cannot be packed: {reason}; leave it out")
-    return None
-
-
-def balances_router(model: PreTrainedModel, arguments: SFTConfig) -> bool:
-    """Whether the loss has a term that spreads tokens over experts: a mixture of experts has, unless it is set to 0."""
-    text_config, asked = model.config.get_text_config(), arguments.router_aux_loss_coef
-    coefficient = getattr(text_config, "router_aux_loss_coef", 0.0) if asked is None else asked
-    return hasattr(text_config, "output_router_logits") and bool(coefficient)
 
 
 def publish(
     config: SFTStageConfig, prepared: PreparedSFT, folder: Path, metrics: Mapping[str, Any], run: Run, journal: Journal
 ) -> str:
-    """Publish a saved model, or an adapter alone; returns its reference, on every process."""
+    """Publish a saved model or adapter; returns its reference on every rank."""
     source = prepared.start.source
     base = methods.base_of(source, config.model)
     return processes.on_main_process(
@@ -213,7 +142,7 @@ def publish(
                 role="policy",
                 parents=[source.parent("init")],
                 base=base.as_base() if base else None,
-                data=[mark for marks in prepared.data.fingerprints.values() for mark in marks],
+                data=[entry for entries in prepared.data.fingerprints.values() for entry in entries],
                 metrics=metrics,
                 seed=prepared.seed,
                 run=run,
@@ -223,10 +152,10 @@ def publish(
     )
 
 
-def _held_out(
+def _evaluate(
     trainer: SFTTrainer, best: BestModel | None, step: int, rows: datasets.Dataset, halves: Halves
 ) -> dict[str, Any]:
-    """Loss and perplexity of the published model, of `step`, and the rows that they are of."""
+    """Loss and perplexity of the published model (of `step`), and the number of rows."""
     metrics: dict[str, Any] = {}
     if best is None:
         loss = _eval_loss(trainer, step)
@@ -234,29 +163,29 @@ def _held_out(
         assert best.reported is not None
         metrics = {"best_of": best.evaluations, "choosing_rows": len(rows) - len(halves.reported)}
         loss, rows = best.reported, halves.reported
-    else:  # one evaluation, of the last step, or none that gave a number: nothing was chosen
+    else:  # only the last step was evaluated, or no loss was finite: nothing was chosen
         loss = trainer.loss_on(rows)
     return {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 50.0)), "eval_rows": len(rows)} | metrics
 
 
-def _start(trainer: SFTTrainer, best: BestModel | None, halves: Halves) -> dict[str, float]:
-    """The loss before the first step on the rows that `eval_loss` is of."""
-    found = trainer.start_losses
-    if not found:  # resumed from a checkpoint of before there were any
+def _initial_loss(trainer: SFTTrainer, best: BestModel | None, halves: Halves) -> dict[str, float]:
+    """The initial model's loss on the rows of `eval_loss`."""
+    losses = trainer.start_losses
+    if not losses:  # resumed from an older checkpoint without them
         return {}
     if best is None or best.is_chosen:
-        return {"start_eval_loss": found["evaluated" if best is None else "reported"]}
+        return {"start_eval_loss": losses["evaluated" if best is None else "reported"]}
     tokens = {
         name: sum(label != IGNORED for labels in rows["labels"] for label in labels[1:])
         for name, rows in (("evaluated", halves.evaluated), ("reported", halves.reported))
     }
     if halves.reported is halves.evaluated:
-        return {"start_eval_loss": found["evaluated"]}
-    return {"start_eval_loss": sum(found[name] * tokens[name] for name in tokens) / sum(tokens.values())}
+        return {"start_eval_loss": losses["evaluated"]}
+    return {"start_eval_loss": sum(losses[name] * tokens[name] for name in tokens) / sum(tokens.values())}
 
 
 def _eval_loss(trainer: SFTTrainer, step: int) -> float:
-    """The held-out loss at a step: from the log, or of the model as it is now, which must then be that step's."""
+    """The held-out loss at a step, from the log or, at the current step, from an evaluation."""
     for row in trainer.state.log_history:
         if row["step"] == step and "eval_loss" in row:
             return float(row["eval_loss"])
@@ -265,8 +194,8 @@ def _eval_loss(trainer: SFTTrainer, step: int) -> float:
 
 
 def _only_model(folder: Path, base: ModelSource | None) -> Path:
-    """Remove the trainer's pickled arguments, which are no part of a model (the registry refuses pickles), and PEFT's
-    card, which would stand in place of the registry's."""
+    """Remove the trainer's pickled arguments, which the registry refuses, and PEFT's card, which would replace the
+    registry's."""
     for name in ("training_args.bin", "README.md"):
         (folder / name).unlink(missing_ok=True)
     if base:

@@ -1,7 +1,7 @@
-"""TRL's SFTTrainer without its waste: no padding, logits only where there is a label, and nothing computed twice.
+"""A faster SFTTrainer: no padding, logits for labelled positions only, and no redundant computation.
 
-TRL 1.16 scores every position on a CPU, prompt and padding too, and takes entropies; here the loss is on the trained
-tokens of packed rows (`sft.packing`, `sft.loss`). What a step trains on, its loss and its gradients are the same.
+TRL 1.16 computes logits at every position on a CPU, including prompt and padding, and entropies. Here the loss is
+computed on the labelled tokens of packed rows (`sft.packing`, `sft.loss`), with the same loss and gradients.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ ROUTER = ("output_router_logits", "router_aux_loss_coef")
 
 
 class SFTTrainer(Resumable, trl.SFTTrainer):
-    """Trains on rows of `input_ids` and `labels`. The loss of a step is the mean over its trained tokens, those of all
-    processes and accumulated batches together; `eval_loss` is the mean over the trained tokens of the whole set.
+    """An SFTTrainer on rows of `input_ids` and `labels`. The loss of a step is the mean over its labelled tokens on all
+    ranks and accumulated batches; `eval_loss` is the mean over the labelled tokens of the whole set.
 
     Args:
-        penalty: another term of the loss, given the model; counts once per optimizer step.
+        penalty: an additional term of the loss, given the model, added once per optimizer step.
     """
 
     def __init__(
@@ -43,20 +43,20 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         text_config = without_adapter(options["model"]).config.get_text_config()
         published = {name: getattr(text_config, name) for name in ROUTER if hasattr(text_config, name)}
         super().__init__(*args, **options)
-        for name, value in published.items():  # TRL has written on it what it wants of a forward pass
+        for name, value in published.items():  # TRL has changed them for its own forward pass
             setattr(text_config, name, value)
         self.penalty = penalty
-        # What run_as_forward cannot reach into is left to TRL's loss.
+        # TRL's loss is used if run_as_forward cannot replace the forward of a compiled model.
         self._ours = not self.args.torch_compile
         split = self._ours and not self.aux_loss_enabled
         self.layers = body_and_head(self.model) if split else None
-        """Body and head; None: the model gives all logits itself, as where a router's loss comes with them."""
-        self.model_accepts_loss_kwargs |= self._ours  # else nobody counts the tokens of a step
+        """Body and head; None if the model must compute all logits itself, for example for a router's loss."""
+        self.model_accepts_loss_kwargs |= self._ours  # otherwise the Trainer does not count the tokens of a step
         self._train_sums = TokenSums.zeros()
         self._eval_sums = TokenSums.zeros()
         self._tokens = TokenCount()
         self.start_losses: dict[str, float] = {}
-        """Of the model before the first step, by the name of the held-out rows."""
+        """Losses of the initial model, by the name of the held-out rows."""
 
     def compute_loss(
         self,
@@ -81,7 +81,7 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         self._train_sums = self._train_sums.plus(sums)
         if num_items_in_batch is None:
             loss = sums.loss / sums.tokens.clamp(min=1)
-        else:  # the number is of all processes, whose gradients are averaged
+        else:  # the number covers all ranks, whose gradients are averaged
             processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             loss = sums.loss * processes / num_items_in_batch
         if router is None:
@@ -95,7 +95,7 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
     def _sums_and_router_loss(
         self, model: nn.Module, inputs: dict[str, Any], label_smoothing: float = 0.0, dft: bool = False
     ) -> tuple[TokenSums, Tensor | None]:
-        """The sums of a batch and, in training, the router's load-balancing loss where it counts."""
+        """The sums of a batch and, in training, the router's load-balancing loss if it is enabled."""
         labels = inputs["labels"]
         rest = {name: value for name, value in inputs.items() if name != "labels"} | self._options
         vocabulary = self.model.config.get_text_config().vocab_size
@@ -110,11 +110,11 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
             hidden = body(**rest).last_hidden_state
             return next_token_sums(head, hidden, labels, vocabulary, label_smoothing, dft)
 
-        with self.accelerator.autocast():  # which hangs on the forward that run_as_forward replaces
+        with self.accelerator.autocast():  # autocast wraps the forward that run_as_forward replaces
             return run_as_forward(model, self.model, forward), None
 
     def logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """All logits of a batch by the path that training takes: (B, L, V)."""
+        """All logits of a batch, computed as in training: (B, L, V)."""
         rest = {name: value for name, value in inputs.items() if name != "labels"} | self._options
         if self.layers is None:
             whole: Tensor = model(**rest).logits
@@ -131,7 +131,7 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Add a batch to the sums of `evaluation_loop`; returns nothing, as a mean of means weighs tokens unequally."""
+        """Add a batch to the sums of `evaluation_loop`; a mean of batch means would weight tokens unequally."""
         with torch.no_grad():
             self._eval_sums = self._eval_sums.plus(self._token_sums(model, self._prepare_inputs(inputs)))
         return None, None, None
@@ -152,13 +152,13 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         return output
 
     def loss_on(self, rows: datasets.Dataset) -> float:
-        """Loss per token of the model as it is on rows, in nats, on every process; no log has it."""
-        return self.figures_on(rows)[0]
+        """The current loss per token on rows, in nats, on every rank; it is not logged."""
+        return self.loss_and_accuracy_on(rows)[0]
 
-    def figures_on(self, rows: datasets.Dataset) -> tuple[float, float]:
-        """As `loss_on`, and the share of tokens that the model ranks first."""
+    def loss_and_accuracy_on(self, rows: datasets.Dataset) -> tuple[float, float]:
+        """The loss as in `loss_on`, and the accuracy of the top predictions."""
         start = time.monotonic()
-        # Trainer keeps one loader where workers are persistent, and would give that of the other rows.
+        # With persistent workers, Trainer caches one loader, which would be that of other rows.
         kept = self.__dict__.pop("_eval_dataloaders", None)
         output = self.evaluation_loop(self.get_eval_dataloader(rows), "Reporting", metric_key_prefix="report")
         self.__dict__.pop("_eval_dataloaders", None)
@@ -176,7 +176,7 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         return super().get_eval_dataloader(rows)
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        packed = "position_ids" in inputs  # its mask does not tell tokens from padding
+        packed = "position_ids" in inputs  # its mask does not mark padding
         super()._track_num_input_tokens({"input_ids": inputs["input_ids"]} if packed else inputs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -184,7 +184,7 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         if self.model.training:
             counted = self._tokens.figures(self.args.device)
             self._metrics["train"] |= {name: [value] for name, value in counted.items()}
-            if self._ours and counted:  # else the line at the end would say that no token was right
+            if self._ours and counted:  # otherwise the last line would show an accuracy of 0
                 self._metrics["train"]["mean_token_accuracy"] = [self._means(self._train_sums)[1]]
                 self._train_sums = TokenSums.zeros()
         super().log(logs, start_time)
@@ -200,15 +200,15 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         self.start_losses = state.get("start_losses", {})
 
     def _means(self, sums: TokenSums) -> tuple[float, float]:
-        """Loss and accuracy per token, over all processes."""
+        """Loss and accuracy per token, over all ranks."""
         loss, correct, tokens = all_reduce_sum(torch.stack(sums).to(self.args.device)).tolist()
         return loss / max(tokens, 1), correct / max(tokens, 1)
 
 
 def sorted_and_even(rows: datasets.Dataset, multiple: int) -> datasets.Dataset:
-    """Rows by length, so that little is padded, and filled up with rows without labels to a multiple.
+    """Sort rows by length and fill up with rows without labels to a multiple.
 
-    A number of rows that does not go into the processes' batches would be made up from rows that then count twice.
+    Otherwise the sampler would repeat rows to fill the ranks' last batches, and these would count twice.
     """
     lengths = [len(ids) for ids in rows["input_ids"]]
     rows = rows.select(sorted(range(len(rows)), key=lengths.__getitem__))

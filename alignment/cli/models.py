@@ -215,7 +215,7 @@ def _labeler_hash(labeler: str, db: Path | None) -> str:
         if not db.is_file():
             raise UserError(f"--db {db}: no such file; name the ratings database")
         with RatingsStore(db) as store:
-            return store.labeler_hash(labeler)
+            return store.people.labeler_hash(labeler)
     if not re.fullmatch(r"[0-9a-f]{16}", labeler):
         raise UserError(
             f"--labeler {labeler}: models hold hashes that only the database can make of a name; add --db RATINGS.db, "

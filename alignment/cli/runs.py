@@ -16,7 +16,7 @@ from alignment.reports import overview
 from alignment.reports.compare import Figure, compare, figure, in_order
 from alignment.reports.judges import judge_of
 from alignment.reports.review import read_reviews, review
-from alignment.reports.verdicts import headline, in_short, not_measured, worst
+from alignment.reports.verdicts import headline, not_measured, short_summary, worst
 from alignment.reports.watch import OUTCOME_STYLES, PIPE_WIDTH, STATE_STYLES, watch
 from alignment.runs import metrics as declared
 from alignment.runs.checkpoint import committed
@@ -227,7 +227,7 @@ def report_runs(
         out = Path("report.html")
     with ticking("alignment runs report"):
         path, outcome = write_report(paths, out, registry, panels)
-    said = [in_short(overview.verdicts_now(RunRecord.read(each))) for each in paths]
+    said = [short_summary(overview.verdicts_now(RunRecord.read(each))) for each in paths]
     if as_json:
         print_json({"report": str(path), "verdict": outcome, "verdicts": said})
     else:
@@ -280,7 +280,7 @@ def _summary(record: RunRecord) -> dict[str, Any]:
         "step": record.last_step,
         "total_steps": overview.total_steps(record),
         "verdict": worst(found),
-        "verdict_in_short": in_short(found),
+        "verdict_in_short": short_summary(found),
         "not_measured": [verdict.name for verdict in not_measured(found)],
         "judged_by": judge.text if judge else None,
         "judged_by_in_short": judge.short if judge else None,

@@ -1,4 +1,4 @@
-"""Rows of any shape that can be read, written in another one."""
+"""Convert rows of any readable format to another format."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from alignment.templates.rendering import Message
 Target = Literal["chat", "openai", "sharegpt", "alpaca", "completion", "pair", "text"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 
-# What of a row its record holds, by shape; other keys go along where the target has room for them.
+# Keys that a record already holds, by format; other keys are copied if the target has room for them.
 _HELD: dict[Format, tuple[str, ...]] = {
     "chat": ("messages", "tools"),
     "sharegpt": ("conversations", "system", "tools"),
@@ -41,13 +41,13 @@ _HELD: dict[Format, tuple[str, ...]] = {
     "faq": ("question", "answer"),
     "text": ("text",),
 }
-_COMPARED = ("rejected", "completions", "ranks", "preference", *(f"prediction {number}" for number in range(1, 10)))
+_COMPARED = ("rejected", "completions", "ranks", "preference", *(f"prediction {index}" for index in range(1, 10)))
 _SHAREGPT = {"user": "human", "assistant": "gpt"}
 
 
 @dataclass
 class Conversion:
-    """What became of the rows: how many were written, what was set aside, and which keys the target has no room for."""
+    """The outcome: rows written, rows set aside with the reason, and keys that the target has no room for."""
 
     written: int = 0
     bad: list[tuple[str, str]] = field(default_factory=list)
@@ -56,56 +56,58 @@ class Conversion:
 
 
 def convert(config: DataConfig, out: Path, target: Target, advance: Callable[[], object] = lambda: None) -> Conversion:
-    """Write the rows behind `data.train` to a file as rows of another shape; it appears when all are written.
+    """Write the rows of `data.train` to a file in another format; the file appears when all are written.
 
     A row that the target cannot hold is set aside with the reason.
 
     Raises:
-        UserError: a suffix that is not written, a file that exists, or no row that can be written.
-        DataError: nothing there, or nothing that can be read.
+        UserError: the suffix is not supported, the file exists, or no row can be written.
+        DataError: the source is missing or cannot be read.
     """
     if out.suffix == ".csv" and target in ("chat", "openai", "sharegpt"):
         raise UserError(f"{out}: a CSV file has no room for turns; name it .jsonl, or take --to completion or alpaca")
-    done = Conversion()
+    conversion = Conversion()
     with row_writer(out) as write:
         for part in config.parts:
             for where, row in open_source(part, config).rows:
                 advance()
                 try:
-                    for new in _converted(row, part.format or "auto", target, out.suffix, done.lost):
-                        write(new)
-                        done.written += 1
-                except PassedOver as reason:
-                    done.passed_over[str(reason)] += 1
-                except BadRow as reason:
-                    done.bad.append((where, str(reason)))
-        if not done.written:
-            first = f"; the first: {': '.join(done.bad[0])}" if done.bad else ""
+                    for converted in _converted(row, part.format or "auto", target, out.suffix, conversion.lost):
+                        write(converted)
+                        conversion.written += 1
+                except PassedOver as error:
+                    conversion.passed_over[str(error)] += 1
+                except BadRow as error:
+                    conversion.bad.append((where, str(error)))
+        if not conversion.written:
+            first = f"; the first: {': '.join(conversion.bad[0])}" if conversion.bad else ""
             raise UserError(f"{config.parts[0].path}: no row can be written as {target}{first}")
-    return done
+    return conversion
 
 
 def _converted(row: Any, format: Format, target: Target, suffix: str, lost: Counter[str]) -> list[dict[str, Any]]:
-    """A row as rows of the target; what cannot go along is counted in `lost`."""
+    """A row as rows of the target; keys that cannot be copied are counted in `lost`."""
     if isinstance(row, BadRow):
         raise row
     shape = formats.shape_of(row, format, tuple(_HELD))
     records: Sequence[Any] = to_comparisons(row, shape) if target == "pair" else to_examples(row, shape)
-    if target == "pair" and len(records) > 1:  # of many pairs, those that have a better side
+    if target == "pair" and len(records) > 1:  # ties are left out if there are other pairs
         decided = [record for record in records if record.target != 0.5]
         lost["ties"] += len(decided) < len(records)
         records = decided or records
     rows = [_WRITERS[target](record) for record in records]
     if suffix in (".csv", ".parquet"):
-        rows = [_flat(new, suffix) for new in rows]
+        rows = [_flat(converted, suffix) for converted in rows]
     held = {*_HELD[shape], *(_COMPARED if target == "pair" else ())}
     extra = {key: value for key, value in row.items() if key not in held and value not in (None, "", [], {})}
-    told: Format = "chat" if target == "openai" else target
+    expected_shape: Format = "chat" if target == "openai" else target
     for key, value in extra.items():
-        with_it = [{**new, key: value} for new in rows]
-        fits = suffix in (".jsonl", ".gz") and all(key not in new for new in rows)
-        if fits and all(formats.shape_of(new, "auto", tuple(formats.SHAPES)) == told for new in with_it):
-            rows = with_it
+        extended = [{**converted, key: value} for converted in rows]
+        fits = suffix in (".jsonl", ".gz") and all(key not in converted for converted in rows)
+        if fits and all(
+            formats.shape_of(converted, "auto", tuple(formats.SHAPES)) == expected_shape for converted in extended
+        ):
+            rows = extended
         else:
             lost[key] += 1
     if target == "text" and not all(isinstance(record, Document) for record in records):
@@ -129,7 +131,7 @@ def _chat(record: Demonstration | Document) -> dict[str, Any]:
 
 
 def _openai(record: Demonstration | Document) -> dict[str, Any]:
-    """As OpenAI's fine-tuning files have it: the arguments of a call are JSON in a text."""
+    """The format of OpenAI's fine-tuning files: the arguments of a call are a JSON string."""
     row = _chat(record)
     for turn in row["messages"]:
         if "tool_calls" in turn:
@@ -151,15 +153,15 @@ def _sharegpt(record: Demonstration | Document) -> dict[str, Any]:
 
 
 def _single(record: Demonstration | Document, target: Target) -> tuple[str, str]:
-    """The question and the answer of a conversation that has no more than these."""
+    """The question and the answer of a single-turn conversation."""
     turns = _turns(record)
-    _only_words(record, target)
+    _check_text_only(record, target)
     if [turn["role"] for turn in turns] != ["user", "assistant"]:
         raise BadRow(f"--to {target} holds one question and its answer; this conversation has {_described(turns)}")
     return turns[0]["content"], turns[1]["content"]
 
 
-def _only_words(record: Demonstration | Document, target: Target) -> None:
+def _check_text_only(record: Demonstration | Document, target: Target) -> None:
     if isinstance(record, Demonstration) and (record.tools or any(len(turn) > 2 for turn in record.messages)):
         raise BadRow(f"--to {target} holds no tools, weights or names; --to openai does")
 
@@ -178,7 +180,7 @@ def _alpaca(record: Demonstration | Document) -> dict[str, Any]:
 
 def _completion(record: Demonstration | Document) -> dict[str, Any]:
     turns = _turns(record)
-    _only_words(record, "completion")
+    _check_text_only(record, "completion")
     return {"prompt": _prompt(turns[:-1]), "completion": turns[-1]["content"]}
 
 
@@ -197,7 +199,7 @@ def _pair(record: Comparison) -> dict[str, Any]:
 def _text(record: Demonstration | Document) -> dict[str, Any]:
     if isinstance(record, Document):
         return {"text": record.text}
-    _only_words(record, "text")
+    _check_text_only(record, "text")
     return {"text": "\n\n".join(turn["content"] for turn in record.messages)}
 
 
@@ -212,11 +214,11 @@ _WRITERS: dict[Target, Callable[[Any], dict[str, Any]]] = {
 }
 
 
-# --- kinds of files ------------------------------------------------------------------------------------------------
+# --- file types --------------------------------------------------------------------------------------------------
 
 
 def _flat(row: dict[str, Any], suffix: str) -> dict[str, Any]:
-    """The row as a table can hold it: texts alone in CSV; texts and lists of turns in Parquet."""
+    """The row as a table can hold it: strings only in CSV; strings and lists of turns in Parquet."""
     for key, value in row.items():
         if key == "tools":
             raise BadRow("a table has no room for tools; write .jsonl")
@@ -227,5 +229,5 @@ def _flat(row: dict[str, Any], suffix: str) -> dict[str, Any]:
         if isinstance(value, list) and any(len(turn) > 2 for turn in value):
             raise BadRow(f"a Parquet file has no room for tools, weights or names in '{key}'; write .jsonl")
         if key == "prompt" and suffix == ".parquet" and isinstance(value, str):
-            row[key] = [{"role": "user", "content": value}]  # one type for all rows
+            row[key] = [{"role": "user", "content": value}]  # a column has one type
     return row

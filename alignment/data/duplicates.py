@@ -1,9 +1,9 @@
-"""Near-duplicate texts among millions, from a sketch of 128 bytes for each: the texts themselves are not kept.
+"""Find near duplicates among millions of texts from a sketch of 128 bytes each; the texts themselves are not kept.
 
 A text is the set of its runs of five characters, case and spaces folded. Its sketch holds, for each of 128 hash
-functions, eight bits of the least hash over that set (MinHash, Broder 1997; eight bits of each: Li and Koenig 2010), so
-the share of equal bytes in two sketches estimates the Jaccard similarity of the sets, to about 0.035 at 0.8. Pairs
-worth comparing share eight bytes in a row (locality-sensitive hashing, 16 bands): a pair of similarity 0.8 is found
+functions, eight bits of the minimum hash over that set (b-bit MinHash: Broder 1997, Li and Koenig 2010), so
+the fraction of equal bytes in two sketches estimates the Jaccard similarity of the sets, to about 0.035 at 0.8. Pairs
+worth comparing share a band of eight bytes (locality-sensitive hashing, 16 bands): a pair of similarity 0.8 is found
 with probability 0.95, one of 0.9 with 0.9999, and unrelated texts hardly ever meet.
 """
 
@@ -18,20 +18,20 @@ SHINGLE = 5
 HASHES = 128
 BAND = 8
 THRESHOLD = 0.8
-"""Estimated similarity from which two texts count as near duplicates: about one word changed in each ten."""
+"""Minimum estimated similarity of near duplicates: about one word in ten is changed."""
 MAX_SKETCHES = 1_000_000
 WINDOW = 256
-"""In a band where more texts than this agree, each is compared with the next so many only."""
+"""Number of following texts that each text is compared with, in a band that many texts share."""
 
-_CHUNK = 200  # shingles hashed at a time, so that the work stays in the cache whatever the text's length
+_CHUNK = 200  # shingles hashed at a time, so that the arrays fit in the CPU cache
 _PAIRS = 1 << 16
-_NAMING = np.random.default_rng(2010).integers(0, 2**63, HASHES // BAND, dtype=np.uint64) * 2 + 1
-# Odd multipliers modulo 2**32 (multiply-shift hashing), drawn once from a fixed seed: sketches are the same everywhere.
+_HASH_WEIGHTS = np.random.default_rng(2010).integers(0, 2**63, HASHES // BAND, dtype=np.uint64) * 2 + 1
+# Odd multipliers modulo 2**32 (multiply-shift hashing), drawn once from a fixed seed: sketches are reproducible.
 _MULTIPLIERS = np.random.default_rng(1997).integers(0, 2**31, (HASHES, 1), dtype=np.uint32) * 2 + 1
 
 
 def folded(text: str) -> str:
-    """The text with case and runs of white space folded."""
+    """The text with case and runs of white space normalized."""
     return " ".join(text.casefold().split())
 
 
@@ -49,7 +49,7 @@ def shingles(text: str) -> NDArray[np.uint32]:
     mixed = np.zeros(count, np.uint64)
     for offset in range(SHINGLE):
         mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + codes[offset : offset + count]
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)  # splitmix64's finish
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)  # splitmix64's finalizer
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return (mixed >> np.uint64(32)).astype(np.uint32)
 
@@ -57,13 +57,13 @@ def shingles(text: str) -> NDArray[np.uint32]:
 def sketch(text: str) -> NDArray[np.uint8]:
     """The sketch of a text, (128,)."""
     hashes = shingles(text)
-    least = np.full(HASHES, 2**32 - 1, np.uint32)
+    minima = np.full(HASHES, 2**32 - 1, np.uint32)
     for start in range(0, len(hashes), _CHUNK):
-        np.minimum(least, (_MULTIPLIERS * hashes[start : start + _CHUNK]).min(axis=1), out=least)
-    # The low bits of a product know only the low bits of its factor, so a byte is drawn from all of them: or else one
+        np.minimum(minima, (_MULTIPLIERS * hashes[start : start + _CHUNK]).min(axis=1), out=minima)
+    # The low bits of a product depend only on the low bits of its factor, so all bits are mixed first. Otherwise one
     # pair in 256 of very short texts would agree everywhere.
-    least = (least ^ (least >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-    return ((least ^ (least >> np.uint32(13))) * np.uint32(0xC2B2AE35) >> np.uint32(24)).astype(np.uint8)
+    minima = (minima ^ (minima >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    return ((minima ^ (minima >> np.uint32(13))) * np.uint32(0xC2B2AE35) >> np.uint32(24)).astype(np.uint8)
 
 
 class Sketches:
@@ -81,11 +81,11 @@ class Sketches:
 
     @property
     def num_unseen(self) -> int:
-        """How many texts came after the limit."""
+        """Number of texts after the limit."""
         return max(0, self.num_seen - self._limit)
 
     def labels(self, threshold: float = THRESHOLD) -> NDArray[np.int64]:
-        """For each text the number of the first in its group of near duplicates, (N,); alone if it has none."""
+        """The index of the first text in each text's group of near duplicates, (N,); its own index if it has none."""
         kept = np.frombuffer(self._bytes, np.uint8).reshape(-1, HASHES)
         labels = np.arange(self.num_seen)
         labels[: len(kept)] = near_duplicates(kept, threshold)
@@ -93,15 +93,15 @@ class Sketches:
 
 
 def near_duplicates(sketches: NDArray[np.uint8], threshold: float = THRESHOLD) -> NDArray[np.int64]:
-    """Group sketches, (N, 128): those that share a band and agree in `threshold` of their bytes, and what they reach.
+    """Group sketches, (N, 128), that share a band and agree in `threshold` of their bytes, transitively.
 
     Returns:
-        For each the smallest index in its group, (N,).
+        The smallest index in each sketch's group, (N,).
     """
     bands = np.ascontiguousarray(sketches).view(np.uint64)
-    # Equal sketches are one, or the thousand copies of one text would fill the window and hide its neighbours.
-    names = bands @ _NAMING  # a hash of each: sorting the sketches themselves would take as much memory again
-    _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
+    # Equal sketches are merged first. Otherwise the copies of one text would fill the window and hide its neighbours.
+    hashes = bands @ _HASH_WEIGHTS  # hashes: sorting the sketches themselves would double the memory
+    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     groups = Groups(len(first))
     for band in bands.T:
         _join_band(groups, sketches, first, band[first], int(np.ceil(threshold * HASHES)))
@@ -114,7 +114,7 @@ def near_duplicates(sketches: NDArray[np.uint8], threshold: float = THRESHOLD) -
 def _join_band(
     groups: Groups, sketches: NDArray[np.uint8], rows: NDArray[np.int64], keys: NDArray[np.generic], needed: int
 ) -> None:
-    """Compare the sketches in `rows` with one key: neighbours in their order, then those two apart, and so on."""
+    """Compare the sketches in `rows` that share a key: first neighbours, then those two positions apart, and so on."""
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     labels = groups.labels()
@@ -125,13 +125,13 @@ def _join_band(
         if not len(first):
             return
         left, right = order[first], order[first + distance]
-        apart = labels[left] != labels[right]
-        left, right = left[apart], right[apart]
+        separate = labels[left] != labels[right]
+        left, right = left[separate], right[separate]
         joined = False
         for start in range(0, len(left), _PAIRS):
-            some, others = left[start : start + _PAIRS], right[start : start + _PAIRS]
-            alike = (sketches[rows[some]] == sketches[rows[others]]).sum(axis=1) >= needed
-            for one, other in zip(some[alike].tolist(), others[alike].tolist(), strict=True):
+            first_rows, second_rows = left[start : start + _PAIRS], right[start : start + _PAIRS]
+            alike = (sketches[rows[first_rows]] == sketches[rows[second_rows]]).sum(axis=1) >= needed
+            for one, other in zip(first_rows[alike].tolist(), second_rows[alike].tolist(), strict=True):
                 groups.join(one, other)
                 joined = True
         if joined:
@@ -139,7 +139,7 @@ def _join_band(
 
 
 class Groups:
-    """Numbers 0..N-1 in groups that grow by joining two (union-find); a group is named by its smallest number."""
+    """A disjoint-set forest (union-find) of the numbers 0..N-1; a group's label is its smallest number."""
 
     def __init__(self, count: int) -> None:
         self._parent = np.arange(count)
@@ -163,7 +163,7 @@ class Groups:
             self.join(left, right)
 
     def labels(self) -> NDArray[np.int64]:
-        """The name of each number's group, (N,)."""
+        """The label of each number's group, (N,)."""
         while True:
             shorter = self._parent[self._parent]
             if np.array_equal(shorter, self._parent):

@@ -1,4 +1,4 @@
-"""A record as token ids: what training, its check and the preview all start from."""
+"""Encode records as token ids, for training, the data check and the preview alike."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Record = Demonstration | Document | Comparison | Prompt
 
 
 def encode_record(record: Record, tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    """All tokens of a record; of a comparison those of its longer side.
+    """All tokens of a record; for a comparison, the tokens of its longer side.
 
     Raises:
         Unrenderable: the template cannot render this record.
-        TemplateError: the template or tokenizer cannot render any.
+        TemplateError: the template or tokenizer cannot render any record.
     """
     if isinstance(record, Document):
         ids = encode_text(tokenizer, record.text)
@@ -29,8 +29,8 @@ def encode_record(record: Record, tokenizer: PreTrainedTokenizerBase) -> Encoded
         ids = encode_prompt(tokenizer, record.messages)
         return Encoded(ids, [False] * len(ids))
     if isinstance(record, Comparison):
-        both = [encode_conversation(tokenizer, side) for side in _sides(record)]
-        return max(both, key=lambda side: len(side.input_ids))
+        sides = [encode_conversation(tokenizer, side) for side in _sides(record)]
+        return max(sides, key=lambda side: len(side.input_ids))
     return encode_conversation(tokenizer, record.messages, tools=record.tools)
 
 
@@ -41,7 +41,7 @@ def fit_record(
     max_length: int,
     too_long: TooLong = "trim_prompt",
 ) -> Encoded | None:
-    """`alignment.data.trimming.fit` for a record of which `encoded` are all tokens."""
+    """Apply `alignment.data.trimming.fit` to a record; `encoded` holds all of its tokens."""
     if len(encoded.input_ids) <= max_length:
         return encoded
     if isinstance(record, Demonstration):

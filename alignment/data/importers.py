@@ -1,4 +1,4 @@
-"""Rows from what people already have: Slack exports, support tickets, question lists in Markdown, plain documents."""
+"""Import rows from Slack exports, support tickets, question lists in Markdown and plain documents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from alignment.data.formats import merged, text_of
+from alignment.data.messages import merge_turns, text_of
 from alignment.data.row_files import BadRow, DataError
 from alignment.templates.rendering import Message
 
@@ -26,7 +26,7 @@ TICKET_ROLES = {
 
 
 class PassedOver(BadRow):
-    """Why something is no example, though nothing is wrong with it; counted apart from bad rows."""
+    """The reason why a valid row yields no example; counted apart from bad rows."""
 
 
 # --- documents and question lists ----------------------------------------------------------------------------------
@@ -39,26 +39,26 @@ def text_files(path: Path) -> list[Path]:
 
 
 def document_rows(files: Sequence[Path]) -> Rows:
-    """One `text` row for each file, with the file as its `source_id`."""
+    """Yield one `text` row for each file, with the file as its `source_id`."""
     for file in files:
         yield str(file), {"text": _read(file), "source_id": str(file)}
 
 
 def faq_rows(files: Sequence[Path]) -> Rows:
-    """A `question`, `answer` row for each heading of Markdown files that has text below it."""
+    """Yield a `question`, `answer` row for each heading of Markdown files that has text below it."""
     for file in files:
-        number, question, answer = 1, "", []
+        heading_line, question, answer = 1, "", []
         fence = False
-        for at, line in enumerate([*_read(file).split("\n"), "# "], 1):
-            fence ^= line.lstrip().startswith(("```", "~~~"))  # a comment in code is no heading
+        for line_number, line in enumerate([*_read(file).split("\n"), "# "], 1):
+            fence ^= line.lstrip().startswith(("```", "~~~"))  # a comment in a code block is not a heading
             heading = None if fence else re.match(r"#{1,6}\s+(.*?)[\s#]*$", line)
             if heading is None:
                 answer.append(line)
                 continue
             text = "\n".join(answer).strip()
             if question and text:
-                yield f"{file}:{number}", {"question": question, "answer": text}
-            number, question, answer = at, heading.group(1), []
+                yield f"{file}:{heading_line}", {"question": question, "answer": text}
+            heading_line, question, answer = line_number, heading.group(1), []
 
 
 def _read(file: Path) -> str:
@@ -72,14 +72,14 @@ def _read(file: Path) -> str:
 
 
 def ticket_rows(rows: Rows, agents: Collection[str] = ()) -> Rows:
-    """`messages` rows of tickets that come as one row a message: conversation_id, role, text and perhaps ts.
+    """Yield a `messages` row for each ticket, from one row for each message: conversation_id, role, text, optional ts.
 
-    The messages of a conversation are sorted by `ts` (a number or an ISO time); those of one role that follow each
-    other become one turn. A bad message makes its whole conversation bad: what is left would be another one.
+    The messages of a conversation are sorted by `ts` (a number or an ISO time), and consecutive messages of one role
+    are merged. A bad message makes its whole conversation bad: without it, the conversation would be a different one.
 
     Args:
-        rows: all of a file; the messages of a conversation need not stand together, so they are kept in memory.
-        agents: roles, or names in the role column, that count as the assistant too.
+        rows: all rows of a file, which are kept in memory because a conversation's messages need not be adjacent.
+        agents: further roles, or names in the role column, that count as the assistant.
     """
     conversations: dict[str, list[tuple[str, Any]]] = {}
     for where, row in rows:
@@ -121,9 +121,9 @@ def _time(value: Any) -> float | None:
 
 
 def _conversation(messages: Sequence[Message]) -> Any:
-    turns = merged(messages)
+    turns = merge_turns(messages)
     if not turns:
-        return PassedOver("a conversation in which no question was answered by the assistant")
+        return PassedOver("a conversation in which the assistant answered no question")
     return {"messages": list(turns)}
 
 
@@ -131,23 +131,23 @@ def _conversation(messages: Sequence[Message]) -> Any:
 
 
 def is_slack_export(path: Path) -> bool:
-    """A zip file, or a folder with a channel list beside folders of days."""
+    """Return whether the path is a zip file, or a folder with Slack's list of channels or users."""
     return path.suffix.lower() == ".zip" or (path / "channels.json").is_file() or (path / "users.json").is_file()
 
 
 def slack_rows(path: Path, agents: Collection[str]) -> Rows:
-    """A `messages` row for each thread of an export (its folder or zip file) that one of the agents answered.
+    """Yield a `messages` row for each thread of an export (a folder or a zip file) that an agent answered.
 
     Args:
-        agents: user ids or names (real name, display name, user name) of those whose messages are the assistant's.
+        agents: ids or names (real, display or user name) of the users whose messages are the assistant's.
 
     Raises:
-        DataError: no agent is named, or none of those named has written anything.
+        DataError: no agent is named, or no named agent wrote a message.
     """
     if not agents:
-        raise DataError(f"{path}: a Slack export; name in data.agents whose messages are the assistant's")
+        raise DataError(f"{path}: a Slack export; set data.agents to the users whose messages are the assistant's")
     names: dict[str, str] = {}
-    wanted: set[str] = set()
+    agent_ids: set[str] = set()
     threads: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = {}
     authors: set[str] = set()
     for file, content in _json_files(path):
@@ -155,20 +155,20 @@ def slack_rows(path: Path, agents: Collection[str]) -> Rows:
         if day == "users.json":
             for user in content:
                 profile = user.get("profile") or {}
-                known = {user.get("name"), user.get("real_name"), *map(profile.get, ("real_name", "display_name"))}
+                user_names = {user.get("name"), user.get("real_name"), *map(profile.get, ("real_name", "display_name"))}
                 names[user["id"]] = profile.get("display_name") or user.get("real_name") or user.get("name")
-                if known & set(agents):
-                    wanted.add(user["id"])
+                if user_names & set(agents):
+                    agent_ids.add(user["id"])
         elif re.fullmatch(r"\d{4}-\d\d-\d\d\.json", day):
-            for number, message in enumerate(content, 1):
+            for index, message in enumerate(content, 1):
                 author = message.get("user") or message.get("bot_id") or message.get("username")
-                said = message.get("type") == "message" and str(message.get("text") or "").strip()
-                if author and said and message.get("subtype") in (None, "bot_message", "thread_broadcast"):
+                has_text = message.get("type") == "message" and str(message.get("text") or "").strip()
+                if author and has_text and message.get("subtype") in (None, "bot_message", "thread_broadcast"):
                     authors.add(str(author))
                     thread = (channel, str(message.get("thread_ts") or message.get("ts")))
-                    threads.setdefault(thread, []).append((f"{path}:{file}:row {number}", message))
-    wanted |= set(agents) & authors
-    if not wanted & authors:
+                    threads.setdefault(thread, []).append((f"{path}:{file}:row {index}", message))
+    agent_ids |= set(agents) & authors
+    if not agent_ids & authors:
         shown = ", ".join(sorted({names.get(author, author) for author in authors})[:20]) or "nobody"
         raise DataError(f"{path}: data.agents={list(agents)} wrote nothing here; these did: {shown}")
     for _, messages in sorted(threads.items()):
@@ -176,7 +176,7 @@ def slack_rows(path: Path, agents: Collection[str]) -> Rows:
         turns = [
             Message(
                 role="assistant"
-                if {message.get("user"), message.get("bot_id"), message.get("username")} & wanted
+                if {message.get("user"), message.get("bot_id"), message.get("username")} & agent_ids
                 else "user",
                 content=_slack_text(message["text"], names),
             )
@@ -186,12 +186,12 @@ def slack_rows(path: Path, agents: Collection[str]) -> Rows:
 
 
 def _json_files(path: Path) -> Iterator[tuple[str, Any]]:
-    """Each JSON file of an export, users first, as its name below the export and its content."""
+    """Yield the relative name and the content of each JSON file of an export, users first."""
     try:
         if path.is_dir():
-            found = {str(file.relative_to(path)): file for file in path.rglob("*.json")}
-            for name in sorted(found, key=_users_first):
-                yield name, _parse(path, name, found[name].read_bytes())
+            files = {str(file.relative_to(path)): file for file in path.rglob("*.json")}
+            for name in sorted(files, key=_users_first):
+                yield name, _parse(path, name, files[name].read_bytes())
         else:
             with zipfile.ZipFile(path) as archive:
                 for name in sorted((name for name in archive.namelist() if name.endswith(".json")), key=_users_first):
@@ -213,7 +213,7 @@ def _parse(path: Path, name: str, content: bytes) -> list[Any]:
 
 
 def _slack_text(text: str, names: Mapping[str, str]) -> str:
-    """Slack's own marks as a reader sees them: `<@U1>` as a name, `<url|label>` as label and address."""
+    """Slack's markup as plain text: `<@U1>` becomes a name, `<url|label>` becomes label and address."""
     text = re.sub(r"<@(\w+)(?:\|([^>]*))?>", lambda m: "@" + (m[2] or names.get(m[1]) or m[1]), text)
     text = re.sub(r"<[#!](?:\w+\|)?([^>]*)>", lambda m: m[1], text)
     text = re.sub(r"<([^|>\s]+)\|([^>]*)>", lambda m: f"{m[2]} ({m[1]})", text)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from alignment.data.formats import RankedAnswers, Turns, check_text
+from alignment.data.formats import RankedAnswers
+from alignment.data.messages import Turns, check_text
 from alignment.data.row_files import BadRow
 from alignment.templates.rendering import Message
 
@@ -13,10 +14,10 @@ Node = Mapping[str, Any]
 
 
 def tree_chats(row: Mapping[str, Any]) -> list[Turns]:
-    """The conversations of a tree, each answer the best ranked one; deleted and rejected messages are left out.
+    """The conversations of a tree along the top-ranked answers; deleted and rejected messages are dropped.
 
-    Where a conversation branches, the turns that both have in common are trained on once: in the second, those
-    answers have weight 0.
+    Conversations that branch share their first turns; those answers have weight 0 in all but the first conversation,
+    so that they are trained on once.
     """
     chats: list[Turns] = []
     seen: set[int] = set()
@@ -36,7 +37,7 @@ def tree_chats(row: Mapping[str, Any]) -> list[Turns]:
 
 
 def tree_rankings(row: Mapping[str, Any]) -> list[RankedAnswers]:
-    """The messages of a tree whose replies were ranked, two or more of them."""
+    """The rankings of a tree: messages with two or more ranked replies."""
     return [
         RankedAnswers(
             tuple(_turn(node) for node in history),
@@ -48,7 +49,7 @@ def tree_rankings(row: Mapping[str, Any]) -> list[RankedAnswers]:
 
 
 def ranked_replies(row: Mapping[str, Any]) -> Iterator[tuple[list[Node], list[Node]]]:
-    """The messages of a tree that lead to two or more ranked replies, and those replies, the best first."""
+    """Yield each history of a tree that has two or more ranked replies, and those replies, best first."""
     for history in _questions(_root(row), []):
         ranked = [reply for reply in _replies(history[-1], "assistant") if reply.get("rank") is not None]
         if len(ranked) >= 2:
@@ -68,7 +69,7 @@ def _turn(node: Node) -> Message:
 
 
 def _replies(node: Node, role: str) -> list[Node]:
-    """The replies that were kept, the best ranked first."""
+    """The replies that were neither deleted nor rejected, best first."""
     replies = [
         reply
         for reply in node.get("replies") or []
@@ -78,17 +79,19 @@ def _replies(node: Node, role: str) -> list[Node]:
 
 
 def _paths(question: Node, history: list[Node]) -> Iterator[list[Node]]:
-    """The conversations from a question on, along its best answer and each question that follows."""
+    """Yield the conversations that start at a question, along its best answer and each following question."""
     answers = _replies(question, "assistant")
     if not answers:
         return
     path = [*history, question, answers[0]]
-    longer = [found for following in _replies(answers[0], "prompter") for found in _paths(following, path)]
+    longer = [
+        continuation for following in _replies(answers[0], "prompter") for continuation in _paths(following, path)
+    ]
     yield from longer or [path]
 
 
 def _questions(question: Node, history: list[Node]) -> Iterator[list[Node]]:
-    """Each question of a tree with all that comes before it."""
+    """Yield each question of a tree with the messages before it."""
     path = [*history, question]
     yield path
     for answer in _replies(question, "assistant"):

@@ -1,4 +1,4 @@
-"""The exact tokens of rows as training gets them, and which of them it learns from."""
+"""Show the exact tokens of rows as training receives them, and which tokens have a loss."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def each_example(config: DataConfig) -> Iterator[tuple[str, Demonstration | Document]]:
-    """The usable examples behind `data.train`, one by one, as training reads them."""
+    """Yield the usable examples of `data.train`, as training reads them."""
     for part in config.parts:
         for where, row in open_source(part, config).rows:
             if not isinstance(row, BadRow):
@@ -34,11 +34,11 @@ def each_example(config: DataConfig) -> Iterator[tuple[str, Demonstration | Docu
 def encode_for_preview(
     example: Demonstration | Document, tokenizer: PreTrainedTokenizerBase, config: DataConfig
 ) -> Encoded | str:
-    """An example as training gets it (of a long text the first piece), or why it is left out."""
+    """An example as training receives it (the first chunk of a long document), or the reason why it is left out."""
     try:
         encoded = encode_record(example, tokenizer)
-    except Unrenderable as reason:
-        return str(reason)
+    except Unrenderable as error:
+        return str(error)
     if isinstance(example, Document):
         return Encoded(encoded.input_ids[: config.max_length], encoded.loss_mask[: config.max_length])
     fitted = fit_record(example, encoded, tokenizer, config.max_length, config.too_long)
@@ -49,7 +49,7 @@ def encode_for_preview(
 
 
 def preview_json(where: str, encoded: Encoded | str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """A row as training gets it: ids, their tokens, which are trained on (the loss is on them), which are special."""
+    """A row as training receives it: ids, tokens, the loss mask, and which tokens are special."""
     if isinstance(encoded, str):
         return {"place": where, "left_out": encoded}
     special = set(tokenizer.all_special_ids)
@@ -58,24 +58,24 @@ def preview_json(where: str, encoded: Encoded | str, tokenizer: PreTrainedTokeni
         "ids": encoded.input_ids,
         "tokens": tokenizer.convert_ids_to_tokens(encoded.input_ids),
         "mask": encoded.loss_mask,
-        "special": [number in special for number in encoded.input_ids],
+        "special": [token_id in special for token_id in encoded.input_ids],
     }
 
 
 def preview_lines(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, marks: bool) -> Iterator[Text]:
-    """A row as text: trained tokens green, others dim, special ones reversed; with `marks`, trained in [[ ]]."""
+    """A row as styled text: tokens with a loss green (in [[ ]] with `marks`), others dim, special ones reversed."""
     if "left_out" in row:
         yield Text(f"{one_line(row['place'])}: left out: {one_line(row['left_out'])}", style="yellow")
         return
     ids, mask = row["ids"], row["mask"]
     yield Text(f"{one_line(row['place'])}: {len(ids)} tokens, {sum(mask)} trained on", style="bold")
-    shown, numbers = Text(), Text("ids:")
+    shown, id_line = Text(), Text("ids:")
     start = 0
     for stop in range(1, len(ids) + 1):
-        numbers.append(f" {ids[stop - 1]}", style=_style(mask[stop - 1], False))
+        id_line.append(f" {ids[stop - 1]}", style=_style(mask[stop - 1], False))
         kinds = [(mask[i], row["special"][i]) for i in (stop - 1, stop) if i < len(ids)]
         if len(kinds) == 2 and kinds[0] == kinds[1] and not kinds[0][1]:
-            continue  # a character may take several tokens, so a run is decoded as one
+            continue  # a character may span several tokens, so a run is decoded at once
         trained, special = kinds[0]
         text = clean(tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False))
         opens = marks and trained and (start == 0 or not mask[start - 1])
@@ -83,7 +83,7 @@ def preview_lines(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, marks
         shown.append(f"{'[[' if opens else ''}{text}{']]' if closes else ''}", style=_style(trained, special))
         start = stop
     yield shown
-    yield numbers
+    yield id_line
 
 
 def _style(trained: bool, special: bool) -> str:

@@ -1,8 +1,8 @@
-"""Records: prompts, demonstrations, texts and comparisons; reading, mixing, checking and splitting them.
+"""Read, mix, check and split records: prompts, demonstrations, documents and comparisons.
 
-`alignment.data.sources` finds the rows behind a path, `alignment.data.formats` the conversation in a row. A bad row is
-named by file and line with the reason, set aside and counted; more than `data.max_bad_share` of them stops the run
-before training. Splits are by prompt group (the first human turn), never by row.
+`alignment.data.sources` finds the rows of a path, and `alignment.data.formats` the conversation in a row. A bad row is
+reported by file and line with the reason, set aside and counted. A fraction of bad rows above `data.max_bad_share`
+stops the run before training. Splits are by prompt group (the first human turn), never by row.
 """
 
 from __future__ import annotations
@@ -20,9 +20,6 @@ from alignment.data.records import Comparison, CompletionRating, Demonstration, 
 from alignment.data.row_files import BadRow, DataError
 from alignment.data.sources import RowSource, open_source
 
-# --- rows to records -----------------------------------------------------------------------------------------------
-
-
 # --- one pass over a data section ----------------------------------------------------------------------------------
 
 R = TypeVar("R", bound=Prompt | Demonstration | Document | Comparison | CompletionRating)
@@ -31,17 +28,17 @@ Use = Literal["train", "eval"]
 
 
 class Reading(Generic[R]):
-    """One pass over the sources that a `data` section names, row by row; what it met is known when it is through.
+    """One streaming pass over the sources of a `data` section; its counts and fingerprints are final when it ends.
 
-    Iterating yields ("train" or "eval", record): held-out records once, those to train on as often as the weight of
-    their part says. Where `data.eval` is named, rows of `data.train` with one of its prompts are left out.
+    Iterating yields ("train" or "eval", record): held-out records once, training records as often as the weight of
+    their part says. With `data.eval`, rows of `data.train` that have one of its prompts are left out.
 
     Args:
         convert: one of to_examples, to_demonstrations, to_comparisons, to_judgements, to_prompts.
-        open: what finds the rows behind a part.
+        open: returns the rows of a part.
 
     Raises:
-        DataError: from the iteration: nothing there, too large a share of bad rows, or nothing left to train on.
+        DataError: raised while iterating, for an empty source, too many bad rows, or no rows left to train on.
     """
 
     def __init__(
@@ -62,20 +59,18 @@ class Reading(Generic[R]):
                 yield use, record
         for part in config.parts:
             yield from self._read(part, "train", held_out)
-        if not sum(mark["rows"] for mark in self.fingerprints["train"]):
+        if not sum(fingerprint["rows"] for fingerprint in self.fingerprints["train"]):
             if config.eval is None:
-                rows = sum(mark["rows"] for mark in self.fingerprints["eval"])
-                raise DataError(
-                    f"{config.parts[0].path}: all {rows} rows fell into the held-out share; lower data.eval_share"
-                )
-            raise DataError(f"{config.parts[0].path}: each of its prompts stands in data.eval={config.eval} too")
+                num_eval = sum(fingerprint["rows"] for fingerprint in self.fingerprints["eval"])
+                raise DataError(f"{config.parts[0].path}: all {num_eval} rows are held out; lower data.eval_share")
+            raise DataError(f"{config.parts[0].path}: each of its prompts is in data.eval={config.eval} too")
 
     def notes(self) -> list[str]:
-        """What a person should know about rows that were neither bad nor used."""
-        notes = [f"{count} passed over: {reason}" for reason, count in self.passed_over.items()]
+        """Notes about rows that were neither bad nor used."""
+        notes = [f"{count} skipped: {reason}" for reason, count in self.passed_over.items()]
         if self.leaked:
             notes.append(
-                f"{self.leaked} rows of data.train left out: their prompts stand in data.eval={self.config.eval}"
+                f"{self.leaked} rows of data.train left out: their prompts are in data.eval={self.config.eval}"
             )
         return notes
 
@@ -93,9 +88,9 @@ class Reading(Generic[R]):
             elif _digest(record.group) in held_out:
                 self.leaked += 1
             else:
-                times = _times(part.weight, f"{config.split_seed}\0{num_read}")
-                counts["train"] += times
-                for _ in range(times):
+                repeats = _num_repeats(part.weight, f"{config.split_seed}\0{num_read}")
+                counts["train"] += repeats
+                for _ in range(repeats):
                     yield "train", record
             if num_read == part.cap:
                 break
@@ -104,9 +99,9 @@ class Reading(Generic[R]):
         is_split = config.eval is None and config.eval_share > 0
         uses: tuple[Use, ...] = ("train", "eval") if is_split else (use,)
         split = {"split": self._split()} if is_split else {}
-        mark = source.fingerprint() | _mixing(part) | split
+        fingerprint = source.fingerprint() | _mixing_settings(part) | split
         for side in uses:
-            self.fingerprints[side].append(mark | {"rows": counts[side], "use": side})
+            self.fingerprints[side].append(fingerprint | {"rows": counts[side], "use": side})
 
     def _records(self, source: RowSource, part: DataPart, bad: list[tuple[str, str]]) -> Iterator[R]:
         for where, row in source.rows:
@@ -115,10 +110,10 @@ class Reading(Generic[R]):
                     raise row
                 for record in self._convert(row, part.format or "auto") if isinstance(row, Mapping) else [row]:
                     yield replace(record, place=where)
-            except PassedOver as reason:
-                self.passed_over[str(reason)] += 1
-            except BadRow as reason:
-                bad.append((where, str(reason)))
+            except PassedOver as error:
+                self.passed_over[str(error)] += 1
+            except BadRow as error:
+                bad.append((where, str(error)))
 
     def _split(self) -> str:
         return f"by prompt group, {self.config.eval_share:g} held out, seed {self.config.split_seed}"
@@ -128,14 +123,14 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def _times(weight: float, key: str) -> int:
-    """How often a row of this weight is used: the whole part, and once more with the probability of the rest."""
-    whole, rest = divmod(weight, 1)
-    return int(whole) + (rest > 0 and int.from_bytes(_digest(key)[:8], "big") < rest * 2**64)
+def _num_repeats(weight: float, key: str) -> int:
+    """Number of times a row of this weight is used: its integer part, plus one with the probability of the fraction."""
+    whole, fraction = divmod(weight, 1)
+    return int(whole) + (fraction > 0 and int.from_bytes(_digest(key)[:8], "big") < fraction * 2**64)
 
 
-def _mixing(part: DataPart) -> dict[str, Any]:
-    """What of a part's settings decides which rows are used, for its fingerprint."""
+def _mixing_settings(part: DataPart) -> dict[str, Any]:
+    """The settings of a part that decide which rows are used, for its fingerprint; defaults are left out."""
     settings = {"weight": part.weight, "cap": part.cap, "format": part.format, "columns": part.columns}
     defaults: dict[str, Any] = {"weight": 1.0, "cap": None, "format": "auto", "columns": {}}
     return {key: value for key, value in settings.items() if value != defaults[key]}
@@ -144,23 +139,23 @@ def _mixing(part: DataPart) -> dict[str, Any]:
 def is_held_out(
     record: Prompt | Demonstration | Document | Comparison | CompletionRating, share: float, seed: int
 ) -> bool:
-    """Whether a record's prompt group is held out.
+    """Return whether a record's prompt group is held out.
 
-    A group goes by the hash of its own text, so that adding rows never moves a prompt from one side to the other.
+    A hash of the group's text decides, so that adding rows never moves a prompt from one side to the other.
     """
     digest = hashlib.sha256(f"{seed}\0{record.group}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def check_bad(source: str, num_good: int, bad: Sequence[tuple[str, str]], max_bad_share: float) -> None:
-    """Stop before training when a source is empty or too much of it is bad."""
+    """Raise DataError if a source is empty or too many of its rows are bad."""
     total = num_good + len(bad)
     if total == 0:
         raise DataError(f"{source}: the data set is empty; expected at least one row")
     if len(bad) > max_bad_share * total:
         where, reason = bad[0]
         more = f" ({len(bad)} of {total} rows are bad, data.max_bad_share is {max_bad_share:g})"
-        raise DataError(f"{where}: {reason}{more}; mend the rows or raise data.max_bad_share")
+        raise DataError(f"{where}: {reason}{more}; fix the rows or raise data.max_bad_share")
 
 
 # --- a whole data section in memory --------------------------------------------------------------------------------
@@ -168,7 +163,7 @@ def check_bad(source: str, num_good: int, bad: Sequence[tuple[str, str]], max_ba
 
 @dataclass(frozen=True)
 class Records(Generic[R]):
-    """Records for one use, what was set aside of them, and what identifies their sources."""
+    """Records for one use, the rows set aside, and the fingerprints of their sources."""
 
     items: list[R]
     bad: list[tuple[str, str]]
@@ -177,7 +172,7 @@ class Records(Generic[R]):
 
 
 def read_records(path: str | Path, convert: Convert[R], config: DataConfig) -> Records[R]:
-    """Every record behind one path; nothing is held out.
+    """Every record of one path; nothing is held out.
 
     Raises:
         DataError: see `Reading`.
@@ -198,6 +193,6 @@ def train_and_eval(
     items: dict[Use, list[R]] = {"train": [], "eval": []}
     for use, record in reading:
         items[use].append(record)
-    marks = reading.fingerprints
-    train = Records(items["train"], reading.bad, marks["train"], reading.notes())
-    return train, Records(items["eval"], [], marks["eval"])
+    fingerprints = reading.fingerprints
+    train = Records(items["train"], reading.bad, fingerprints["train"], reading.notes())
+    return train, Records(items["eval"], [], fingerprints["eval"])

@@ -1,4 +1,4 @@
-"""Records: what a row of a data file becomes."""
+"""Records, which rows of data files are parsed into."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alignment.templates.rendering import Message
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that the assistant is to continue. `columns` are the row's other keys."""
+    """A conversation for the assistant to continue. `columns` are the row's other keys."""
 
     messages: tuple[Message, ...]
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -26,9 +26,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A conversation that ends with the assistant's turn, and the tools that were on offer (OpenAI's form).
+    """A conversation that ends with the assistant's turn, and the tools offered to it (in OpenAI's format).
 
-    `place` is the `file:line` it was read from.
+    `place` is the `file:line` that it was read from.
     """
 
     messages: tuple[Message, ...]
@@ -42,7 +42,7 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Document:
-    """A text by itself, to learn all of."""
+    """A plain text; all of its tokens have a loss."""
 
     text: str
     place: str = field(default="", compare=False)
@@ -57,7 +57,7 @@ CHOICES: tuple[Choice, ...] = ("first", "second", "tie")
 
 @dataclass(frozen=True)
 class Vote:
-    """What one person said of two completions. `strength` is 1 (slightly) to 3 (much better); None: not asked."""
+    """One person's vote on two completions. `strength` is 1 (slightly) to 3 (much better), or None if not asked."""
 
     choice: Choice
     strength: int | None = None
@@ -66,7 +66,7 @@ class Vote:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two completions of one prompt and the votes on them. `size`: how many completions were judged together."""
+    """Two completions of one prompt and the votes on them. `size` is the number of completions judged together."""
 
     prompt: tuple[Message, ...]
     first: str
@@ -80,23 +80,23 @@ class Comparison:
         return prompt_group(self.prompt)
 
     def count(self, choice: Choice) -> int:
-        """How many votes said so."""
+        """Number of votes for a choice."""
         return sum(vote.choice == choice for vote in self.votes)
 
     @property
     def weight(self) -> float:
-        """Number of votes, each counting 1/C(K,2): the pairs of one ranking weigh as one (InstructGPT, section 3.5)."""
+        """Number of votes over C(K, 2): a ranking's pairs weigh as much as one pair (InstructGPT, section 3.5)."""
         return len(self.votes) / math.comb(self.size, 2)
 
     @property
     def target(self) -> float:
-        """Share of the votes for `first`, a tie being half a vote for each."""
+        """Fraction of the votes for `first`; a tie is half a vote for each."""
         return (self.count("first") + 0.5 * self.count("tie")) / len(self.votes)
 
 
 @dataclass(frozen=True)
 class CompletionRating:
-    """A number that one person gave to one completion; higher is better. `labeler` None: not known who."""
+    """One person's score of one completion; higher is better. `labeler` is None if unknown."""
 
     prompt: tuple[Message, ...]
     completion: str
@@ -110,6 +110,6 @@ class CompletionRating:
 
 
 def prompt_group(messages: Sequence[Message]) -> str:
-    """Key under which conversations count as the same prompt: the first human turn, case and spaces folded."""
+    """The key of conversations with the same prompt: the first human turn, with case and white space normalized."""
     first = next((message["content"] for message in messages if message["role"] == "user"), "")
     return " ".join(first.casefold().split())

@@ -1,4 +1,4 @@
-"""Rows of data files (JSONL, JSON, CSV, Parquet; `.gz` too; or a folder of them), with the place of every row."""
+"""Read rows of data files (JSONL, JSON, CSV, Parquet; `.gz` too; or a folder of them), with the place of every row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from alignment.errors import UserError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 LONGEST_LINE = 64 << 20
-"""Bytes. A longer line of a JSONL file is a bad row: it is a file without line breaks, and would fill the memory."""
+"""Bytes. A longer line of a JSONL file is a bad row: a file without line breaks would exhaust the memory."""
 MISSING = "give data.train, data.eval or ptx.train the path of a data file or folder"
 _BATCH = 256  # rows of a Parquet file in memory at a time
 
@@ -30,14 +30,14 @@ class DataError(UserError):
 
 
 class BadRow(ValueError):
-    """Why one row is set aside."""
+    """The reason why one row is set aside."""
 
 
 def data_files(path: str | Path) -> list[Path]:
-    """The data files behind a path, sorted.
+    """The data files of a path, sorted.
 
     Raises:
-        DataError: nothing there, or a kind of file that is not read.
+        DataError: there is no file, or its type is not supported.
     """
     path = Path(path)
     try:
@@ -66,9 +66,9 @@ def _suffix(path: Path) -> str:
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
-    """Yield (`file:line`, row) of every data file behind a path. A line that does not parse yields its BadRow.
+    """Yield (`file:line`, row) for every data file of a path. A line that does not parse yields its BadRow.
 
-    Files are read as streams, a row or a batch of rows at a time; a JSON list alone is read whole.
+    Files are streamed, a row or a batch of rows at a time; only a JSON list is read whole.
     """
     readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
     for file in data_files(path):
@@ -77,7 +77,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[IO[bytes]]:
-    """The file's bytes, unpacked, as a stream."""
+    """The file's decompressed bytes as a stream."""
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
             yield stream  # type: ignore[misc]
@@ -86,7 +86,7 @@ def _opened(file: Path) -> Iterator[IO[bytes]]:
 
 
 def jsonl_lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a JSONL file with their numbers, blank ones left out; no more than LONGEST_LINE + 1 bytes of each.
+    """Yield the numbered lines of a JSONL file without blank ones, each cut to LONGEST_LINE + 1 bytes.
 
     Lines end at a line feed and nowhere else: JSON allows U+2028 and the like inside a string.
     """
@@ -96,7 +96,7 @@ def jsonl_lines(file: Path) -> Iterator[tuple[int, bytes]]:
             number += 1
             rest = line
             while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
-                rest = stream.readline(LONGEST_LINE + 1)  # of one line that would fill the memory
+                rest = stream.readline(LONGEST_LINE + 1)  # skip the rest of an overlong line
             line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if line.strip():
                 yield number, line
@@ -109,15 +109,15 @@ def _jsonl_rows(file: Path) -> Iterator[tuple[str, Any]]:
 
 def _parse_line(line: bytes) -> Any:
     if len(line) > LONGEST_LINE:
-        return BadRow(f"a line of more than {LONGEST_LINE >> 20} MiB; a row stands on a line of its own")
+        return BadRow(f"a line of more than {LONGEST_LINE >> 20} MiB; each row needs its own line")
     try:
-        # rstrip: where a row is cut off, the reason would be the line break that follows
+        # rstrip: otherwise the error of a truncated row would name the line break that follows
         return json.loads(line.decode("utf-8").rstrip())
     except UnicodeDecodeError as error:
         return BadRow(_not_utf8(error))
     except json.JSONDecodeError as error:
         return BadRow(f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, a thousand brackets
+    except (ValueError, RecursionError) as error:  # e.g. a number of 5,000 digits or a thousand nested brackets
         return BadRow(f"not valid JSON: {error}")
 
 
@@ -131,7 +131,7 @@ def _csv_rows(file: Path) -> Iterator[tuple[str, Any]]:
         try:
             for row in reader:
                 where = f"{file}:{reader.line_num}"
-                if None in row:  # a comma that is not quoted has cut a text in two
+                if None in row:  # an unquoted comma has split a value
                     yield where, BadRow("more values than the header has columns; put texts with commas in quotes")
                 else:
                     yield where, row
@@ -142,7 +142,7 @@ def _csv_rows(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _undecodable(file: Path) -> DataError:
-    """Where a file stops being UTF-8: a stream's decoder does not know its line."""
+    """The error for the first line that is not UTF-8; a stream's decoder does not know the line."""
     with _opened(file) as stream:
         for number, line in enumerate(stream, 1):
             try:
@@ -156,19 +156,19 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
-    with _opened(file) as packed, tempfile.TemporaryFile() as unpacked:
+    with _opened(file) as compressed, tempfile.TemporaryFile() as decompressed:
         source: Any = file
-        if file.suffix == ".gz":  # its index stands at the end, and a packed stream cannot be read from there
-            shutil.copyfileobj(packed, unpacked)
-            source = unpacked
-        number = 0
+        if file.suffix == ".gz":  # the index is at the end, and a gzip stream cannot seek there
+            shutil.copyfileobj(compressed, decompressed)
+            source = decompressed
+        index = 0
         try:
-            # pre_buffer is on by default and holds a whole row group, which is the whole file more often than not.
+            # pre_buffer is on by default and loads a whole row group, which is often the whole file.
             parquet = pyarrow.parquet.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20)
             for batch in parquet.iter_batches(_BATCH):
                 for row in batch.to_pylist():
-                    number += 1
-                    yield f"{file}:row {number}", row
+                    index += 1
+                    yield f"{file}:row {index}", row
         except pyarrow.ArrowException as error:
             raise DataError(f"{file}: not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
 
@@ -179,20 +179,20 @@ def _json_rows(file: Path) -> Iterator[tuple[str, Any]]:
     try:
         rows = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        number = raw[: error.start].count(b"\n") + 1
-        raise DataError(f"{file}:{number}: {_not_utf8(error)}") from None
+        line_number = raw[: error.start].count(b"\n") + 1
+        raise DataError(f"{file}:{line_number}: {_not_utf8(error)}") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{file}:{error.lineno}: not valid JSON: {error.msg}; one object a line is .jsonl") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not valid JSON: {error}") from None
     if not isinstance(rows, list):
         raise DataError(f"{file}: expected a JSON list of rows, found a {type(rows).__name__}")
-    for number, row in enumerate(rows, 1):
-        yield f"{file}:row {number}", row
+    for index, row in enumerate(rows, 1):
+        yield f"{file}:row {index}", row
 
 
 def file_fingerprint(path: str | Path, rows: int) -> dict[str, Any]:
-    """What identifies a data source in a manifest: its name, usable rows, and the sha256 of its files in order."""
+    """A data source's identity in a manifest: its name, usable rows, and the sha256 of its files in order."""
     digest = hashlib.sha256()
     for file in data_files(path):
         with file.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""What stands behind `data.train` or `data.eval`: which kind of source it is, its rows, and its fingerprint."""
+"""Open the source named by `data.train` or `data.eval`: its kind, its rows and its fingerprint."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?(@[\w.-]+)?")
 
 
 class RowSource(NamedTuple):
-    """The rows of a source with their places, and what says that it is the same one: name, sha256 and the like."""
+    """The rows of a source with their places, and a function that returns its fingerprint (name, sha256, ...)."""
 
     rows: Rows
     fingerprint: Callable[[], dict[str, Any]]
 
 
 def open_source(part: DataPart, config: DataConfig) -> RowSource:
-    """Find the rows behind a part, under our names (`columns`). A row that cannot be used comes as its BadRow.
+    """Open the rows of a part, with keys renamed by `columns`. A row that cannot be used is yielded as its BadRow.
 
     Raises:
-        DataError: nothing there, or nothing that can be read.
+        DataError: the source is missing or cannot be read.
     """
     path = Path(part.path)
     if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
@@ -65,11 +65,11 @@ def _has_data_files(folder: Path) -> bool:
 
 
 def _tickets(rows: Rows, part: DataPart, config: DataConfig) -> Rows:
-    """Rows as they are, or the conversations of support tickets, which the first row tells by its keys."""
+    """The rows unchanged, or the conversations of support tickets; the first row's keys tell which."""
     first = list(itertools.islice(rows, 1))
     rows = itertools.chain(first, rows)
-    told = part.format == "auto" and first and isinstance(first[0][1], Mapping)
-    if part.format == "tickets" or (told and all(key in first[0][1] for key in TICKET_KEYS)):
+    detectable = part.format == "auto" and first and isinstance(first[0][1], Mapping)
+    if part.format == "tickets" or (detectable and all(key in first[0][1] for key in TICKET_KEYS)):
         return ticket_rows(rows, config.agents)
     return rows
 
@@ -83,10 +83,10 @@ def _renamed_rows(rows: Rows, columns: Mapping[str, str]) -> Rows:
 
 
 def renamed(row: Any, columns: Mapping[str, str]) -> Mapping[str, Any]:
-    """The row under our names. A column that `columns` names stands before one that bears our name by chance.
+    """The row with keys renamed by `columns`. A renamed column replaces one that already has the new name.
 
     Raises:
-        BadRow: no object with named keys, or a key that is not there.
+        BadRow: the row is not an object, or a key is missing.
     """
     if not isinstance(row, dict):
         raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
@@ -113,14 +113,14 @@ def _hashed(name: str, files: Sequence[Path]) -> Callable[[], dict[str, Any]]:
 
 
 def _from_datasets(dataset: Any, part: DataPart) -> RowSource:
-    rows = ((f"{part.path}:row {number}", row) for number, row in enumerate(dataset, 1))
+    rows = ((f"{part.path}:row {index}", row) for index, row in enumerate(dataset, 1))
     files = [Path(entry["filename"]) for entry in dataset.cache_files]
-    mark = _hashed(Path(part.path).name if Path(part.path).exists() else part.path, files)
-    return RowSource(_renamed_rows(rows, part.columns or {}), mark)
+    fingerprint = _hashed(Path(part.path).name if Path(part.path).exists() else part.path, files)
+    return RowSource(_renamed_rows(rows, part.columns or {}), fingerprint)
 
 
 def _load_saved(path: Path) -> Any:
-    """What `save_to_disk` wrote; of several splits, `train`."""
+    """A data set written by `save_to_disk`; its `train` split if there are several."""
     import datasets
 
     try:
@@ -137,13 +137,13 @@ def _load_saved(path: Path) -> Any:
 
 
 def _load_hub(name: str) -> Any:
-    """A data set of the hub, `owner/name[:config][@split]`; the split is `train` unless it is named."""
+    """A data set on the hub, `owner/name[:config][@split]`; the default split is `train`."""
     import datasets
 
-    found, _, split = name.partition("@")
-    found, _, config = found.partition(":")
+    repo, _, split = name.partition("@")
+    repo, _, config = repo.partition(":")
     try:
-        return datasets.load_dataset(found, config or None, split=split or "train")
-    except Exception as error:  # noqa: BLE001 - a dozen kinds, from the network, the hub and the files
+        return datasets.load_dataset(repo, config or None, split=split or "train")
+    except Exception as error:  # noqa: BLE001 - many kinds: network, hub, files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{name}: no such file or folder, and the hub does not give it: {reason}") from None

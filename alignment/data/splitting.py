@@ -1,4 +1,4 @@
-"""Part a data set into a training and a test file, so that no prompt, nor one nearly like it, stands in both."""
+"""Split a data set into a training and a test file that share no prompt, nor nearly equal prompts."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from alignment.data.records import Demonstration, Document, Prompt
 from alignment.data.row_files import BadRow, DataError, data_files, file_fingerprint, jsonl_lines, read_rows
 
 PASSAGE_KEYS = ("source_id", "passage_id", "context", "documents")
-"""Keys of a row that say from which passage it was made: answers from one passage stay together."""
+"""Keys of a row that identify its source passage: rows of one passage stay together."""
 TRAIN, TEST = "train.jsonl", "test.jsonl"
 
 
 @dataclass(frozen=True)
 class Split:
-    """Where each row of a source goes: `is_test`, (rows,), in the order of reading; None for a row set aside."""
+    """The side of each row of a source: `is_test`, (rows,), in the order of reading; None for a row set aside."""
 
     is_test: list[bool | None]
     bad: list[tuple[str, str]]
@@ -42,13 +42,13 @@ class Split:
 def plan_split(
     path: str | Path, share: float, seed: int, advance: Callable[[], None] = lambda: None, max_bad_share: float = 0.01
 ) -> Split:
-    """Decide for each row behind a path on which side it goes.
+    """Assign each row of a path to a side.
 
-    Rows of one prompt (first human turn, case and spaces folded), of nearly the same prompt, or of one passage go
-    together, to the side that `alignment.data.reading.is_held_out` gives one of them: about `share` of the groups.
+    Rows with the same prompt (the first human turn, normalized), nearly the same prompt, or the same passage form a
+    group. `alignment.data.reading.is_held_out` of one row decides for its group; about `share` of the groups are test.
 
     Raises:
-        DataError: too many bad rows, or nothing on one side.
+        DataError: there are too many bad rows, or one side is empty.
     """
     usable = bytearray()
     sides, groups, sketches = bytearray(), array("Q"), Sketches()
@@ -58,8 +58,8 @@ def plan_split(
         advance()
         try:
             group, is_test = _place(row, share, seed)
-        except BadRow as reason:
-            bad.append((where, str(reason)))
+        except BadRow as error:
+            bad.append((where, str(error)))
             usable.append(False)
             continue
         for key in PASSAGE_KEYS:
@@ -71,49 +71,49 @@ def plan_split(
         groups.append(digest(group))
         sketches.add(group)
     check_bad(str(path), len(groups), bad, max_bad_share)
-    labels = _together(groups, sketches, passages)
+    labels = _group_labels(groups, sketches, passages)
     deciders = _deciders(labels, np.frombuffer(groups, np.uint64))
     test = np.frombuffer(sides, np.uint8).astype(bool)[deciders]
-    for side, rest in ((test, "test"), (~test, "train")):
+    for side, empty_side in ((test, "test"), (~test, "train")):
         if not side.any():
             raise DataError(
-                f"{path}: all {len(groups)} rows fell on one side and none into {rest}; "
+                f"{path}: all {len(groups)} rows fell on one side, so {empty_side} is empty; "
                 "change --test or --seed, or give more rows"
             )
-    drawn = iter(test.tolist())
-    return Split([next(drawn) if ok else None for ok in usable], bad, len(np.unique(labels)), sketches.num_unseen)
+    assigned = iter(test.tolist())
+    return Split([next(assigned) if ok else None for ok in usable], bad, len(np.unique(labels)), sketches.num_unseen)
 
 
 def _place(row: Any, share: float, seed: int) -> tuple[str, bool]:
-    """A row's prompt group, and whether that alone would go to the test side."""
+    """A row's prompt group, and whether `is_held_out` selects it."""
     if isinstance(row, BadRow):
         raise row
     if not isinstance(row, dict):
         raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
     try:
         records: Sequence[Demonstration | Document | Prompt] = to_examples(row)
-    except BadRow as reason:
+    except BadRow as error:
         try:
             records = to_prompts(row)
         except BadRow:
-            raise reason from None
-    # What one row holds (a tree, the instances of an instruction) cannot be parted; the first decides.
+            raise error from None
+    # The records of one row (a tree, the instances of an instruction) stay together; the first decides.
     return records[0].group, is_held_out(records[0], share, seed)
 
 
-def _together(groups: array[int], sketches: Sketches, passages: list[tuple[int, int]]) -> NDArray[np.int64]:
-    joined = Groups(len(groups))
-    joined.join_equal(np.frombuffer(groups, np.uint64))
-    joined.join_equal(sketches.labels())
+def _group_labels(groups: array[int], sketches: Sketches, passages: list[tuple[int, int]]) -> NDArray[np.int64]:
+    disjoint_sets = Groups(len(groups))
+    disjoint_sets.join_equal(np.frombuffer(groups, np.uint64))
+    disjoint_sets.join_equal(sketches.labels())
     rows = sorted(passages, key=lambda passage: passage[1])
     for (one, key), (other, next_key) in itertools.pairwise(rows):
         if key == next_key:
-            joined.join(one, other)
-    return joined.labels()
+            disjoint_sets.join(one, other)
+    return disjoint_sets.labels()
 
 
 def _deciders(labels: NDArray[np.int64], groups: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """For each row the row that decides for all that go together: of the least prompt hash, whatever the order."""
+    """The row that decides for each row's group: the one with the smallest prompt hash, whatever the order of rows."""
     order = np.lexsort((groups, labels))
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
     chosen = np.empty(len(labels), np.int64)
@@ -122,7 +122,7 @@ def _deciders(labels: NDArray[np.int64], groups: NDArray[np.uint64]) -> NDArray[
 
 
 def write_split(path: str | Path, split: Split, folder: Path) -> dict[str, Any]:
-    """Write train.jsonl and test.jsonl: lines of JSONL files as they are, byte for byte; other rows as JSON lines.
+    """Write train.jsonl and test.jsonl: lines of JSONL files are copied byte for byte, other rows become JSON lines.
 
     Returns:
         The fingerprint of each.
@@ -144,7 +144,7 @@ def write_split(path: str | Path, split: Split, folder: Path) -> dict[str, Any]:
 
 
 def _lines(path: str | Path) -> Iterator[bytes]:
-    """One line for each row of `read_rows`."""
+    """Yield one line for each row of `read_rows`."""
     for file in data_files(path):
         if file.name.removesuffix(".gz").endswith(".jsonl"):
             for _, line in jsonl_lines(file):

@@ -1,7 +1,7 @@
-"""A conversation that is too long, cut so that the model still reads a chat.
+"""Trim a conversation that is too long to one that is still well-formed.
 
-Whole exchanges go first, the oldest one first. Of the last exchange, content is cut out of the middle of its messages,
-again the oldest first. The system turn, the headers and ends that the template writes, and the answer stay.
+Whole exchanges are dropped first, oldest first. Then the middle of the last exchange's messages is cut out, again
+oldest first. The system turn, the template's headers and ends, and the answer are kept.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LEAST = 32
-"""Fewest characters that a cut message keeps: a question that is gone cannot be answered."""
+"""Minimum number of characters that a cut message keeps, so that the question stays recognizable."""
 SLACK = 2
-"""Tokens below the limit that are near enough to it."""
+"""Tokens below the limit at which the search stops."""
 MOST_STEPS = 20
 
 
@@ -30,47 +30,49 @@ def fit(
     too_long: TooLong = "trim_prompt",
     tools: Tools | None = None,
 ) -> Encoded | None:
-    """A conversation within `max_length` tokens; None where it is left out.
+    """A conversation within `max_length` tokens; None if it is left out.
 
-    Left out is what `too_long` does not let cut, and what cannot be: where the answer and the frame around it do not
-    fit whole. An answer without its end teaches a model never to stop.
+    It is left out if `too_long` forbids trimming, or if the whole answer and the template around it do not fit. An
+    answer without its end would teach the model never to stop.
 
     Args:
-        messages: of which `encoded` are the tokens.
+        encoded: the tokens of `messages`.
     """
     if len(encoded.input_ids) <= max_length:
         return encoded
     if too_long != "trim_prompt":
         return None
-    trained = [n for n, each in enumerate(messages) if each["role"] == "assistant" and each.get("weight", 1)]
-    messages = messages[: trained[-1] + 1]  # the tokens end there too
+    trained = [
+        index for index, message in enumerate(messages) if message["role"] == "assistant" and message.get("weight", 1)
+    ]
+    messages = messages[: trained[-1] + 1]  # encoding stops there too
 
     def count(messages: Sequence[Message]) -> int:
         return len(encode_conversation(tokenizer, messages, tools).input_ids)
 
-    found = trim(messages, max_length, count)
-    return None if found is None else encode_conversation(tokenizer, found, tools)
+    trimmed = trim(messages, max_length, count)
+    return None if trimmed is None else encode_conversation(tokenizer, trimmed, tools)
 
 
 def trim_prompt(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_length: int
 ) -> list[Message] | None:
-    """A prompt whose tokens are at most `max_length`; None where it cannot be cut so far."""
+    """A prompt of at most `max_length` tokens; None if it cannot be trimmed that far."""
     return trim(messages, max_length, lambda messages: len(encode_prompt(tokenizer, messages)))
 
 
 def trim(
     messages: Sequence[Message], max_length: int, count: Callable[[Sequence[Message]], int]
 ) -> list[Message] | None:
-    """Messages that `count` at most `max_length` tokens; None where there is no room for the frame.
+    """Messages of at most `max_length` tokens; None if even the template does not fit.
 
     Args:
-        count: tokens of messages.
+        count: returns the number of tokens of messages.
     """
     if count(messages) <= max_length:
         return list(messages)
     head, turns, starts = _exchanges(messages)
-    low, high = 0, len(starts)  # the first exchange from which on all fits, by bisection
+    low, high = 0, len(starts)  # bisect for the first exchange from which the rest fits
     while low < high:
         middle = (low + high) // 2
         if count(head + turns[starts[middle] :]) <= max_length:
@@ -88,8 +90,8 @@ def trim(
     return None
 
 
-def least(messages: Sequence[Message]) -> list[Message]:
-    """The shortest that `trim` can make of messages."""
+def shortest(messages: Sequence[Message]) -> list[Message]:
+    """The shortest result that `trim` can return for messages."""
     head, turns, starts = _exchanges(messages)
     kept = head + (turns[starts[-1] :] if starts else turns)
     cut = _cuttable(kept, len(head))
@@ -97,47 +99,47 @@ def least(messages: Sequence[Message]) -> list[Message]:
 
 
 def _exchanges(messages: Sequence[Message]) -> tuple[list[Message], list[Message], list[int]]:
-    """The system turns at the beginning, the others, and where among those exchanges begin."""
-    system = next((n for n, message in enumerate(messages) if message["role"] != "system"), len(messages))
+    """The leading system turns, the other turns, and the indices of those at which an exchange begins."""
+    system = next((index for index, message in enumerate(messages) if message["role"] != "system"), len(messages))
     turns = list(messages[system:])
-    return list(messages[:system]), turns, [n for n, message in enumerate(turns) if message["role"] == "user"]
+    return list(messages[:system]), turns, [index for index, message in enumerate(turns) if message["role"] == "user"]
 
 
 def _cuttable(messages: Sequence[Message], start: int) -> range:
-    """Places from `start` on whose content may be cut: an answer at the end stays whole."""
+    """Indices from `start` on whose content may be cut: a final answer stays whole."""
     return range(start, len(messages) - (messages[-1]["role"] == "assistant"))
 
 
 def _shorten(
     messages: Sequence[Message], place: int, max_length: int, count: Callable[[Sequence[Message]], int]
 ) -> list[Message] | None:
-    """The messages with one of them cut as little as is needed; None where it would have to lose nearly all."""
+    """The messages with one of them cut as little as needed; None if that message cannot be cut enough."""
 
     def shortened(length: int) -> list[Message]:
         return [*messages[:place], _cut(messages[place], length), *messages[place + 1 :]]
 
-    least, most = LEAST, len(messages[place]["content"])
-    if least >= most:
+    low, high = LEAST, len(messages[place]["content"])
+    if low >= high:
         return None
-    fits, too_many = count(shortened(least)), count(messages)
-    if fits > max_length:
+    low_tokens, high_tokens = count(shortened(low)), count(messages)
+    if low_tokens > max_length:
         return None
-    # Interpolation, as tokens are nearly even over a text; every third step halves, where they are not.
+    # Interpolate, because token density is nearly uniform; every third step bisects, in case it is not.
     for step in range(MOST_STEPS):
-        if most - least <= 1 or max_length - fits <= SLACK:
+        if high - low <= 1 or max_length - low_tokens <= SLACK:
             break
-        share = 0.5 if step % 3 == 2 else (max_length - fits) / max(1, too_many - fits)
-        length = min(max(least + round(share * (most - least)), least + 1), most - 1)
-        found = count(shortened(length))
-        if found <= max_length:
-            least, fits = length, found
+        share = 0.5 if step % 3 == 2 else (max_length - low_tokens) / max(1, high_tokens - low_tokens)
+        length = min(max(low + round(share * (high - low)), low + 1), high - 1)
+        num_tokens = count(shortened(length))
+        if num_tokens <= max_length:
+            low, low_tokens = length, num_tokens
         else:
-            most, too_many = length, found
-    return shortened(least)
+            high, high_tokens = length, num_tokens
+    return shortened(low)
 
 
 def _cut(message: Message, length: int) -> Message:
-    """A message of which at most `length` characters are left, its beginning and its end, cut between words."""
+    """A message reduced to the first and last `length / 2` characters, cut between words."""
     content = message["content"]
     if len(content) <= length:
         return message

@@ -1,4 +1,4 @@
-"""Rows into files (JSONL, also .gz, JSON, CSV, Parquet) that appear when the last row is written, or not at all."""
+"""Write rows to files (JSONL, also .gz, JSON, CSV, Parquet) that appear once complete, or not at all."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ Write = Callable[[Any], object]
 
 @contextmanager
 def row_writer(path: Path, option: str = "", suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[Write]:
-    """Yields what writes a row to a new file. The rows of a table have the keys and types of the first.
+    """Yield a function that writes one row to a new file. A table's rows have the keys and types of the first.
 
     Args:
-        option: of the command line that names the file, for errors.
-        suffixes: those allowed; `.json`, a list, is written where it is among them.
+        option: the command-line option that names the file, for errors.
+        suffixes: the allowed ones; `.json` writes a list.
 
     Raises:
-        UserError: another suffix, a file that exists, or one that cannot be written.
+        UserError: the suffix is not allowed, the file exists, or it cannot be written.
     """
     name = f"{option} {path}".strip()
     if not path.name.endswith(suffixes):
-        raise UserError(f"{name}: not a kind of file that is written; name it {', '.join(suffixes)}")
+        raise UserError(f"{name}: this file type is not supported; use {', '.join(suffixes)}")
     if path.exists():
         raise UserError(f"{name}: exists already; remove it or name another file")
     part = path.with_name(f".{path.name}.part")
-    opened = {".json": _json, ".csv": _csv, ".parquet": _parquet}.get(path.suffix, _jsonl)
+    open_writer = {".json": _json, ".csv": _csv, ".parquet": _parquet}.get(path.suffix, _jsonl)
     try:
-        with opened(part, path.suffix == ".gz") as write:
+        with open_writer(part, path.suffix == ".gz") as write:
             yield write
         os.replace(part, path)
     except OSError as error:
@@ -49,28 +49,28 @@ def row_writer(path: Path, option: str = "", suffixes: tuple[str, ...] = SUFFIXE
 
 
 @contextmanager
-def _jsonl(part: Path, packed: bool) -> Iterator[Write]:
-    with gzip.open(part, "wt", encoding="utf-8") if packed else part.open("w", encoding="utf-8") as file:
+def _jsonl(part: Path, compressed: bool) -> Iterator[Write]:
+    with gzip.open(part, "wt", encoding="utf-8") if compressed else part.open("w", encoding="utf-8") as file:
         yield lambda row: file.write(_json_line(row))
 
 
 @contextmanager
-def _json(part: Path, packed: bool) -> Iterator[Write]:
+def _json(part: Path, compressed: bool) -> Iterator[Write]:
     with part.open("w", encoding="utf-8") as file:
-        before = itertools.chain(["[\n"], itertools.repeat(",\n"))
-        yield lambda row: file.write(next(before) + _json_line(row).rstrip("\n"))
-        file.write(("" if next(before) == ",\n" else "[") + "\n]\n")
+        separators = itertools.chain(["[\n"], itertools.repeat(",\n"))
+        yield lambda row: file.write(next(separators) + _json_line(row).rstrip("\n"))
+        file.write(("" if next(separators) == ",\n" else "[") + "\n]\n")
 
 
 def _json_line(row: Any) -> str:
     line = json.dumps(row, ensure_ascii=False, default=str)
     if not line.isascii() and any("\ud800" <= char <= "\udfff" for char in line):
-        line = json.dumps(row, default=str)  # half a surrogate pair cannot be written as UTF-8
+        line = json.dumps(row, default=str)  # a lone surrogate cannot be encoded as UTF-8
     return line + "\n"
 
 
 @contextmanager
-def _csv(part: Path, packed: bool) -> Iterator[Write]:
+def _csv(part: Path, compressed: bool) -> Iterator[Write]:
     with part.open("w", encoding="utf-8", newline="") as file:
         writers: list[csv.DictWriter[str]] = []
 
@@ -84,7 +84,7 @@ def _csv(part: Path, packed: bool) -> Iterator[Write]:
 
 
 @contextmanager
-def _parquet(part: Path, packed: bool) -> Iterator[Write]:
+def _parquet(part: Path, compressed: bool) -> Iterator[Write]:
     import pyarrow
     import pyarrow.parquet
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from alignment.data.row_files import BadRow
 from alignment.ratings import Completion, Gold, Item, Kind, Rating
-from alignment.ratings.pairs import Pair, judged_pairs
+from alignment.ratings.pairs import Pair, pairs_with_choices
 from alignment.templates.rendering import Message
 
 
@@ -48,7 +48,7 @@ def exportable(stored: Stored, left_out: Counter[str]) -> Iterator[Pair]:
             left_out["single items (scores of one answer)"] += 1
         elif item.id not in rated:
             left_out["items without a rating that counts"] += 1
-    return judged_pairs(stored.items, stored.counting)
+    return pairs_with_choices(stored.items, stored.counting)
 
 
 def kept_row(item: Item, format: str, **types: type) -> dict[str, Any]:

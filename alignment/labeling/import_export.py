@@ -56,7 +56,7 @@ def import_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
                 counts.bad[place] = "; ".join(reasons)
         _check(path, counts.rows, counts.bad)
         for labeler in sorted(counts.simulated):
-            store.mark_simulated(labeler)
+            store.people.mark_simulated(labeler)
     return {
         "format": format,
         "file": str(path),
@@ -144,7 +144,9 @@ def export_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
         UserError: no such format, a suffix that it is not written with, a file that exists, or nothing to write.
     """
     chosen = _format(format)
-    stored = Stored(store.items(), store.ratings(skips=True), store.ratings(for_training=True), store.simulated())
+    stored = Stored(
+        store.items(), store.ratings(skips=True), store.ratings(for_training=True), store.people.simulated()
+    )
     left_out: Counter[str] = Counter()
     rows = 0
     with row_writer(Path(path), suffixes=chosen.suffixes) as write:
@@ -190,9 +192,9 @@ def forget(db: str | Path, labeler: str, registry_path: str | Path | None = None
     """
     registry = Registry(registry_path)
     with RatingsStore(db) as store:
-        hashed = store.labeler_hash(labeler)
+        hashed = store.people.labeler_hash(labeler)
         reached, unreadable = reached_by(registry, hashed)  # first: a bad registry stops all
-        removed = store.forget(labeler)
+        removed = store.people.forget(labeler)
     return {
         "labeler": labeler,
         "hash": hashed,

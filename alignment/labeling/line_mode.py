@@ -152,7 +152,7 @@ def _print_text(console: Console, head: str, text: str) -> None:
 
 
 def _guideline(console: Console, sitting: Sitting) -> None:
-    guideline = clean(sitting.store.guideline).strip("\n")
+    guideline = clean(sitting.store.settings.guideline).strip("\n")
     if guideline.strip():
         console.print("What to prefer:", style="bold")
         console.print(Text(f"{guideline}\n"))

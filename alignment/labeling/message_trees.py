@@ -9,6 +9,7 @@ from typing import Any
 
 from alignment.data import formats
 from alignment.data.importers import PassedOver
+from alignment.data.messages import check_text
 from alignment.data.openassistant import ranked_replies
 from alignment.labeling.entries import Entry, Rows, Stored, exportable, kept_row, short_digest
 from alignment.ratings import Completion
@@ -18,10 +19,10 @@ def read_trees(row: Mapping[str, Any]) -> list[Entry]:
     formats.shape_of(row, "tree", ["tree"])
     entries = []
     for history, ranked in ranked_replies(row):
-        texts = [formats.check_text(node.get("text"), f"the text of {node.get('message_id')}") for node in history]
+        texts = [check_text(node.get("text"), f"the text of {node.get('message_id')}") for node in history]
         roles = ["assistant" if node["role"] == "assistant" else "user" for node in history]
         answers = [
-            Completion(formats.check_text(node.get("text"), f"the text of {node.get('message_id')}"), model=model)
+            Completion(check_text(node.get("text"), f"the text of {node.get('message_id')}"), model=model)
             for node in ranked
             for model in [node.get("model_name")]
         ]

@@ -21,7 +21,8 @@ def invite(db: str, labelers: Sequence[str], url: str = PAGE) -> list[dict[str, 
         )
     with RatingsStore(db) as store, store.transaction():  # a bad name among them: nobody's old link ends
         return [
-            {"labeler": name, "link": f"{url.rstrip('/')}/l/{store.invite(name)}"} for name in dict.fromkeys(labelers)
+            {"labeler": name, "link": f"{url.rstrip('/')}/l/{store.people.invite(name)}"}
+            for name in dict.fromkeys(labelers)
         ]
 
 
@@ -38,11 +39,11 @@ def settings(
     with RatingsStore(db) as store, store.transaction():
         for name, value in changes.items():
             if value is not None:
-                setattr(store, name, value)
+                setattr(store.settings, name, value)
         if guideline is not None:
-            store.guideline = _read(guideline)
+            store.settings.guideline = _read(guideline)
         gold_items = sum(item.gold is not None for item in store.items())
-        return {name: getattr(store, name) for name in (*changes, "guideline")} | {"gold_items": gold_items}
+        return {name: getattr(store.settings, name) for name in (*changes, "guideline")} | {"gold_items": gold_items}
 
 
 def _read(path: str) -> str:

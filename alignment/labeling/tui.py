@@ -155,7 +155,11 @@ class RatingApp(App[int]):
             loop.add_signal_handler(stop, self.exit, status)
         self.query_one("#comment").display = False
         self.draw()
-        if self.sitting.progress.done == 0 and self.sitting.assignment and self.sitting.store.guideline.strip():
+        if (
+            self.sitting.progress.done == 0
+            and self.sitting.assignment
+            and self.sitting.store.settings.guideline.strip()
+        ):
             self.action_help()
 
     async def on_event(self, event: events.Event) -> None:
@@ -228,7 +232,7 @@ class RatingApp(App[int]):
 
     def action_help(self) -> None:
         kind = self.sitting.assignment.kind if self.sitting.assignment else "pair"
-        self.push_screen(Help(self.sitting.store.guideline, kind), self._help_closed)
+        self.push_screen(Help(self.sitting.store.settings.guideline, kind), self._help_closed)
 
     def _help_closed(self, _: None) -> None:
         self._be_deaf()

@@ -190,7 +190,7 @@ class RatingPage:
     def _check(self, work: Work, request: Request, form: Mapping[str, str] | None) -> Response:
         token = request.cookies.get(self.cookie, "")
         with RatingsStore(self.db) as store:
-            labeler = store.labeler_of(token)
+            labeler = store.people.labeler_of(token)
             if labeler is None:
                 raise HTTPException(401, NO_SESSION)
             shown_at = time.time() if form is None else unseal(token, form.get("csrf", ""))
@@ -201,10 +201,10 @@ class RatingPage:
     def _greeting(self, token: str) -> tuple[str, str]:
         """Whose link it is, and the guideline."""
         with RatingsStore(self.db) as store:
-            labeler = store.labeler_of(token)
+            labeler = store.people.labeler_of(token)
             if labeler is None:
                 raise HTTPException(404, "This link does not work, or not any more. Please ask for a new one.")
-            return labeler, store.guideline
+            return labeler, store.settings.guideline
 
     def _not_open(self, visit: Visit) -> Response:
         return self._message("Not saved", NOT_OPEN, 409, visit.form.get("comment", "").strip())
@@ -223,7 +223,7 @@ class RatingPage:
             ends=("A is better", "B is better") if item.kind == "pair" else ("worst", "best"),
             keys=[(key, _by_letter(words)) for key, words in keys_of(item.kind) if key.isascii()],
             place=position(progress),
-            guideline=visit.store.guideline,
+            guideline=visit.store.settings.guideline,
             comment=former.comment if former else "",
             flagged=former is not None and FLAGGED in former.flags,
             comment_characters=COMMENT_CHARACTERS,

@@ -1,6 +1,6 @@
-"""Documents to question-answer pairs: `alignment data qa`.
+"""Generate question-answer pairs from documents: `alignment data qa`.
 
-documents.py reads and cuts documents into passages. Pairs come from questions.py (a Jinja template over headings,
-definitions and lists, no model) or from writing.py (a language model from chat_models.py, its replies kept in work.py).
-support.py asks whether a passage supports an answer; pairs.py holds what is kept, what is dropped, and why.
+documents.py splits documents into passages. Pairs come from questions.py (a Jinja template over headings, definitions
+and lists, without a model) or from writing.py (a language model from chat_models.py, with replies cached in work.py).
+support.py checks whether a passage supports an answer; pairs.py defines pairs and removes duplicates.
 """

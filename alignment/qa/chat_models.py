@@ -1,4 +1,4 @@
-"""Who is asked: a model of the registry or a local folder, or a server that speaks OpenAI's chat completions."""
+"""Chat models: a model in the registry or a local folder, or a server with OpenAI's chat completions API."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 6
 _FORMAT = "response_format"
-_LONGEST_WAIT = 60.0  # seconds, whatever a server asks for
+_LONGEST_WAIT = 60.0  # seconds, even if a server asks for more
 
 
 @dataclass(frozen=True)
 class ReplySampling:
-    """How a reply is drawn; temperature 0 is greedy. `schema`: the JSON schema that a server is asked to hold the reply
-    to; a local model is not held to it."""
+    """Sampling settings; temperature 0 is greedy. `schema` is a JSON schema for the reply, which a server enforces and
+    a local model does not."""
 
     temperature: float
     seed: int
@@ -39,7 +39,7 @@ class ReplySampling:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said. `whole`: it ended by itself. Token counts are None where a server does not tell."""
+    """A model's reply. `whole` is false if it was truncated. Token counts are None if a server does not report them."""
 
     text: str
     whole: bool
@@ -49,21 +49,21 @@ class Reply:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no reply to one conversation; the others may have theirs."""
+    """The reason why one conversation has no reply; others may have one."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class _TryAgain:
-    """What a server said instead, and for how many seconds it wants to be left alone, if it says."""
+    """A temporary error of a server, with its requested delay in seconds, if any."""
 
     said: str
     wait: float | None = None
 
 
 class ChatModel(Protocol):
-    """Replies to `batch_size` conversations a call, from `concurrency` threads at a time."""
+    """A model that replies to `batch_size` conversations per call, from up to `concurrency` threads."""
 
     label: str
     identity: str
@@ -76,12 +76,12 @@ class ChatModel(Protocol):
 class Endpoint:
     """A model behind an OpenAI-compatible URL.
 
-    Busy and broken answers (408, 409, 429, 5xx), time-outs and lost connections are tried again, `ATTEMPTS` times in
-    all, with waits that double from `wait` seconds, or as long as the server says (`Retry-After`). A request with a
-    schema that a server refuses (400, 422) is asked once without it, and so is every later one if that helped.
+    Temporary errors (408, 409, 429, 5xx), timeouts and lost connections are retried, up to `ATTEMPTS` attempts, with
+    exponential backoff from `wait` seconds or the server's `Retry-After`. If a server refuses a schema (400, 422), the
+    request is repeated without it, and if that succeeds, later requests have no schema.
 
     Args:
-        url: up to `/v1`, or all of it up to `/chat/completions`.
+        url: ends with `/v1` or `/chat/completions`.
         key: sent as the bearer token; it is neither printed nor stored.
         timeout: seconds for one reply.
     """
@@ -100,7 +100,7 @@ class Endpoint:
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise UserError(f"--url {url}: expected http:// or https://, for example http://127.0.0.1:8000/v1")
         if key is not None and not (key.isascii() and key.isprintable()):
-            raise UserError("--key-env: the key holds a line break or another sign that no key has; set it again")
+            raise UserError("--key-env: the key has a line break or another invalid character; set it again")
         path = parsed.path.rstrip("/").removesuffix("/chat/completions")
         self.label = model
         self.identity = f"{model} at {parsed.copy_with(path=path or '/')}"
@@ -143,35 +143,35 @@ class Endpoint:
         try:
             response = self._client.post(self._url, json=body)
         except httpx.RequestError as error:
-            said = self._safe(f"{type(error).__name__}: {error}")
+            problem = self._safe(f"{type(error).__name__}: {error}")
             if isinstance(error, httpx.ConnectError) and not self._has_answered:
                 raise UserError(
-                    f"{self._url}: {said}; is the server running, and is it this URL?{through_proxy(self._url)}"
+                    f"{self._url}: {problem}; is the server running, and is it this URL?{through_proxy(self._url)}"
                 ) from None
-            return _TryAgain(said)
+            return _TryAgain(problem)
         status = response.status_code
         if status == 200:
             reply = _reply(response)
             if reply:
                 self._has_answered = True
                 return reply
-            said = f"no chat completion but {self._safe(response.headers.get('content-type', ''))} "
-            said += repr(self._safe(response.text)[:80])
+            problem = f"no chat completion but {self._safe(response.headers.get('content-type', ''))} "
+            problem += repr(self._safe(response.text)[:80])
             if not self._has_answered:
-                raise UserError(f"{self._url}: {said}; expected an OpenAI-compatible URL, up to /v1")
-            return _TryAgain(said)
-        said = f"{status} {self._safe(_message(response))}"
+                raise UserError(f"{self._url}: {problem}; expected an OpenAI-compatible URL, up to /v1")
+            return _TryAgain(problem)
+        problem = f"{status} {self._safe(_message(response))}"
         if status in (408, 409, 429) or status >= 500:
-            return _TryAgain(said, _retry_after(response))
+            return _TryAgain(problem, _retry_after(response))
         if status in (400, 422) and _FORMAT in body:
             outcome = self._attempt({name: value for name, value in body.items() if name != _FORMAT})
             if isinstance(outcome, Reply):
                 self._takes_schemas = False
             return outcome
-        return self._refusal(status, said)
+        return self._refusal(status, problem)
 
     def _refusal(self, status: int, said: str) -> Failure:
-        """Of this one conversation; what every other will meet too ends the run."""
+        """The failure of one conversation; an error that would affect all of them is raised."""
         if status in (401, 403):
             hint = "is the key the right one?" if self._key else "put a key into OPENAI_API_KEY, or name its --key-env"
             raise UserError(f"{self._url}: {said}; {hint}")
@@ -180,7 +180,7 @@ class Endpoint:
         return Failure(f"refused by the server: {said}")
 
     def _safe(self, text: str) -> str:
-        """What may be shown. Cut after the key is taken out: half a key is still a secret."""
+        """Text that is safe to show. The key is removed before the text is shortened."""
         return one_line(text.replace(self._key, "[KEY]") if self._key else text)[:200]
 
 
@@ -208,12 +208,12 @@ def _message(response: httpx.Response) -> str:
 def _retry_after(response: httpx.Response) -> float | None:
     try:
         return max(0.0, float(response.headers["retry-after"]))
-    except (KeyError, ValueError):  # none, or a date
+    except (KeyError, ValueError):  # missing, or a date
         return None
 
 
 class LocalModel:
-    """A policy of the registry, of a folder or of the hub, on the GPU if there is one."""
+    """A policy from the registry, a folder or the hub, on the GPU if there is one."""
 
     concurrency = 1
 
@@ -231,7 +231,7 @@ class LocalModel:
         self.identity = source.digest or _fingerprint(Path(source.path))
         self._tokenizer = load_tokenizer(source, config)
         self._policy = load_policy(source, config)
-        fit_embeddings(self._policy, self._tokenizer)  # a pad token that the config names may be new
+        fit_embeddings(self._policy, self._tokenizer)  # the config's pad token may be new
         self._policy.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def ask(self, conversations: Sequence[Sequence[Message]], sampling: ReplySampling) -> list[Reply | Failure]:
@@ -242,7 +242,7 @@ class LocalModel:
         lengths = [len(encode_prompt(self._tokenizer, prompt)) for prompt in prompts]
         limit = getattr(self._policy.config, "max_position_embeddings", None) or max(lengths) + sampling.max_new_tokens
         fits = [length + sampling.max_new_tokens <= limit for length in lengths]
-        drawn = iter(
+        completions = iter(
             complete(
                 self._policy,
                 self._tokenizer,
@@ -256,8 +256,8 @@ class LocalModel:
         replies: list[Reply | Failure] = []
         for length, fit in zip(lengths, fits, strict=True):
             if fit:
-                made = next(drawn)
-                replies.append(Reply(made.text, made.ended, length, len(made.ids)))
+                completion = next(completions)
+                replies.append(Reply(completion.text, completion.ended, length, len(completion.ids)))
             else:
                 reason = f"{length} tokens of prompt and {sampling.max_new_tokens} of reply exceed the model's {limit}"
                 replies.append(Failure(reason))
@@ -265,7 +265,7 @@ class LocalModel:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Tells a changed folder from the one before, without reading its weights; a hub name stands for itself."""
+    """A fingerprint of a folder's file names, sizes and times; a hub name is its own fingerprint."""
     if not folder.is_dir():
         return str(folder)
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.iterdir())]

@@ -1,6 +1,6 @@
-"""Documents, and passages of them: cut at headings, and long sections at the borders of their paragraphs.
+"""Split documents into passages: at headings, and within long sections at paragraph borders.
 
-Nothing is lost and nothing stands twice: the texts of a document's chunks, joined, are the document.
+The split is lossless: the concatenated texts of a document's chunks are the document.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from alignment.errors import UserError
 
 SUFFIXES = (".md", ".markdown", ".txt", ".jsonl", ".jsonl.gz")
 CHUNK_SIZE = 4000
-"""Characters of a passage at most: about 1,000 tokens of English."""
+"""Maximum number of characters of a passage: about 1,000 tokens of English."""
 
 Kind = Literal["heading", "paragraph", "item", "table", "code", "aside", "blank"]
 
@@ -26,13 +26,13 @@ _ATX = re.compile(r" {0,3}(#{1,6})([ \t].*)?")
 _UNDERLINE = re.compile(r" {0,3}(=+|-+)[ \t]*")
 _RULE = re.compile(r" {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*")
 _ITEM = re.compile(r"([ \t]*)([-*+]|\d{1,9}[.)])[ \t]+(?=\S)")
-# At any depth: a fence inside a list item is indented, and cutting it would make code of the prose after it.
+# At any indentation: a fence in a list item is indented, and splitting it would turn the following prose into code.
 _FENCE = re.compile(r"[ \t]*(?:(`{3,})[^`]*|(~{3,}).*)")
 
 
 @dataclass(frozen=True)
 class SourceDocument:
-    """A text and where it is from: `docs/guide.md`, or `docs/rows.jsonl:12`."""
+    """A text and its source: `docs/guide.md`, or `docs/rows.jsonl:12`."""
 
     file: str
     text: str
@@ -40,7 +40,7 @@ class SourceDocument:
 
 @dataclass(frozen=True)
 class Block:
-    """Whole lines of a document. `level` and `title` are a heading's; an `aside` is front matter, a comment, a rule."""
+    """Lines of a document. Headings have `level` and `title`; an `aside` is front matter, a comment or a rule."""
 
     kind: Kind
     text: str
@@ -49,17 +49,17 @@ class Block:
 
     @property
     def unmarked(self) -> str:
-        """The text; a list item's without its bullet or number."""
+        """The text without a list item's bullet or number."""
         return _ITEM.sub("", self.text, count=1) if self.kind == "item" else self.text.lstrip()
 
     @property
     def plain(self) -> str:
-        """What a person would say: `unmarked` without inline marks and line breaks."""
+        """`unmarked` without inline markup and line breaks."""
         return plain(self.unmarked)
 
     @property
     def is_numbered(self) -> bool:
-        """Whether this list item bears a number."""
+        """Whether this is a numbered list item."""
         return self.kind == "item" and self.text.lstrip()[:1].isdigit()
 
 
@@ -74,22 +74,22 @@ class Chunk:
 
     @property
     def text(self) -> str:
-        """The passage as it stands in the document, its heading included."""
+        """The passage as in the document, including its heading."""
         return "".join(block.text for block in self.blocks)
 
     @property
     def body(self) -> str:
-        """What there is to ask about: the passage without headings and asides."""
+        """The passage without headings and asides."""
         return "".join(block.text for block in self.blocks if block.kind not in ("heading", "aside")).strip()
 
     @property
     def context(self) -> str:
-        """The headings and the body: all that a question may be about."""
+        """The headings and the body, which questions may be about."""
         return "\n\n".join(part for part in (" > ".join(self.headings), self.body) if part)
 
     @property
     def sha256(self) -> str:
-        """Of the context: the same passage in two files has one hash."""
+        """The hash of the context; the same passage in two files has the same hash."""
         return hashlib.sha256(self.context.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -97,19 +97,19 @@ class Chunk:
 
 
 def read_documents(paths: Sequence[str | Path]) -> tuple[list[SourceDocument], list[tuple[str, str]]]:
-    """The documents behind files and folders (hidden ones left out), and what was set aside with the reason.
+    """The documents of files and folders without hidden ones, and the texts set aside with the reason.
 
-    Markdown and plain text are read alike; a JSONL file holds one document a row, under `text`.
+    Markdown and plain text are read alike; a JSONL file has one document per row, under `text`.
 
     Raises:
-        UserError: a path that is not there or not read, or no document at all.
+        UserError: a path does not exist or is not supported, or there is no document.
     """
     documents: list[SourceDocument] = []
     bad: list[tuple[str, str]] = []
     for path in map(Path, paths):
         root = path.resolve()
         for file in _files(path):
-            # Under the folder's own name, so that the pairs do not tell where on a machine the documents lay.
+            # Relative to the folder, so that pairs do not reveal local paths.
             name = (Path(root.name) / file.relative_to(path) if path.is_dir() else Path(file.name)).as_posix()
             for place, text in _texts(file, name):
                 if isinstance(text, DataError):
@@ -140,7 +140,7 @@ def _files(path: Path) -> list[Path]:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; give the documents, as a folder or as files")
     if not path.name.endswith(SUFFIXES):
-        raise UserError(f"{path}: not a kind of document that is read; expected {', '.join(SUFFIXES)}")
+        raise UserError(f"{path}: this file type is not supported; expected {', '.join(SUFFIXES)}")
     return [path]
 
 
@@ -165,49 +165,51 @@ def _texts(file: Path, name: str) -> Iterator[tuple[str, str | DataError]]:
 
 
 def parse_blocks(text: str) -> list[Block]:
-    """The blocks of a Markdown or plain text, in order; their texts, joined, are the text."""
+    """The blocks of a Markdown or plain text, in order; their concatenated texts are the text."""
     lines = re.findall(r"[^\n]*\n|[^\n]+", text)
     blocks: list[Block] = []
-    at = _front_matter(lines)
-    if at:
-        blocks.append(Block("aside", "".join(lines[:at])))
-    while at < len(lines):
-        block, at = _block_at(lines, at)
+    line_index = _front_matter(lines)
+    if line_index:
+        blocks.append(Block("aside", "".join(lines[:line_index])))
+    while line_index < len(lines):
+        block, line_index = _block_at(lines, line_index)
         blocks.append(block)
     return blocks
 
 
 def _front_matter(lines: list[str]) -> int:
-    """Number of lines of the YAML at the top. Its last line would make a heading of the one before."""
+    """Number of lines of YAML front matter, whose last line would otherwise turn the previous one into a heading."""
     if len(lines) > 2 and lines[0].rstrip() == "---" and re.match(r"[\w-]+[ \t]*:", lines[1]):
-        return next((number for number, line in enumerate(lines[1:], 2) if line.rstrip() in ("---", "...")), 0)
+        return next((index for index, line in enumerate(lines[1:], 2) if line.rstrip() in ("---", "...")), 0)
     return 0
 
 
-def _block_at(lines: list[str], at: int) -> tuple[Block, int]:
-    """The block that begins at a line, and the line after it."""
-    line = lines[at].rstrip("\r\n")
+def _block_at(lines: list[str], start: int) -> tuple[Block, int]:
+    """The block that begins at a line, and the index of the line after it."""
+    line = lines[start].rstrip("\r\n")
     heading = _ATX.fullmatch(line)
     if heading:
-        return Block("heading", lines[at], len(heading[1]), _atx_title(heading[2] or "")), at + 1
+        return Block("heading", lines[start], len(heading[1]), _atx_title(heading[2] or "")), start + 1
     if not line.strip():
-        return Block("blank", lines[at]), at + 1
+        return Block("blank", lines[start]), start + 1
     if _RULE.fullmatch(line):
-        return Block("aside", lines[at]), at + 1
+        return Block("aside", lines[start]), start + 1
     fence = _FENCE.fullmatch(line)
     if fence:
         mark = fence[1] or fence[2]
         closing = re.compile(rf"[ \t]*{re.escape(mark[0])}{{{len(mark)},}}\s*")
-        stop = next((i + 1 for i in range(at + 1, len(lines)) if closing.fullmatch(lines[i])), len(lines))
-        return Block("code", "".join(lines[at:stop])), stop
+        stop = next(
+            (index + 1 for index in range(start + 1, len(lines)) if closing.fullmatch(lines[index])), len(lines)
+        )
+        return Block("code", "".join(lines[start:stop])), stop
     if line.lstrip().startswith("<!--"):
-        stop = next((i + 1 for i in range(at, len(lines)) if "-->" in lines[i]), 0)
+        stop = next((index + 1 for index in range(start, len(lines)) if "-->" in lines[index]), 0)
         if stop:
-            return Block("aside", "".join(lines[at:stop])), stop
-    stop = at + 1
+            return Block("aside", "".join(lines[start:stop])), stop
+    stop = start + 1
     while stop < len(lines) and not _interrupts(lines[stop].rstrip("\r\n")):
         stop += 1
-    text = "".join(lines[at:stop])
+    text = "".join(lines[start:stop])
     if _ITEM.match(line):
         return Block("item", text), stop
     underline = _UNDERLINE.fullmatch(lines[stop].rstrip("\r\n")) if stop < len(lines) else None
@@ -223,23 +225,23 @@ def _atx_title(text: str) -> str:
 
 
 def _interrupts(line: str) -> bool:
-    """Whether a line ends the paragraph or list item before it."""
+    """Return whether a line ends the paragraph or list item before it."""
     patterns = (_ATX, _RULE, _UNDERLINE, _FENCE)
     return not line.strip() or bool(_ITEM.match(line)) or any(pattern.fullmatch(line) for pattern in patterns)
 
 
 def plain(markdown: str) -> str:
-    """Text without inline marks and line breaks: what a person would say."""
+    """Text without inline markup and line breaks."""
     text = re.sub(r"(?m)^[ \t]*>[ \t]?", "", markdown)
     parts = re.split(
         r"(?<!`)(`{1,5})(?!`)(.{1,500}?)(?<!`)\1(?!`)", text, flags=re.DOTALL
     )  # text, backticks, code, text, ...
     parts[::3] = [_without_marks(part) for part in parts[::3]]
-    return " ".join("".join(part for number, part in enumerate(parts) if number % 3 != 1).split())
+    return " ".join("".join(part for index, part in enumerate(parts) if index % 3 != 1).split())
 
 
 def _without_marks(text: str) -> str:
-    # What stands between two marks is bounded, or a text of opening marks alone would take quadratic time.
+    # The text between two marks is bounded; otherwise a text of opening marks would take quadratic time.
     text = re.sub(r"!?\[([^\[\]]*)\](?:\([^()\s]*(?:[ \t]+\"[^\"]*\")?\)|\[[^\[\]]*\])", r"\1", text)
     text = re.sub(r"(?<!\\)(\*\*|__)(?=\S)(.{1,500}?)(?<=\S)\1", r"\2", text, flags=re.DOTALL)
     text = re.sub(r"(?<![\w*\\])\*(?=[^\s*])([^*]{1,500}?)(?<=\S)\*(?![\w*])", r"\1", text)
@@ -251,10 +253,10 @@ def _without_marks(text: str) -> str:
 
 
 def cut(document: SourceDocument, chunk_size: int = CHUNK_SIZE) -> list[Chunk]:
-    """A document's passages in order: one a section, more where its body has over `chunk_size` characters.
+    """A document's passages in order: one per section, or more if its body exceeds `chunk_size` characters.
 
-    Long sections are parted between blocks; a block that alone is too long, at a line, a sentence or a space. Fenced
-    code is never parted, so a long one is a passage of its own, and larger.
+    Long sections are split between blocks, and a block that is too long at a line, a sentence or a space. Fenced code
+    is never split, so a long code block is a larger passage.
     """
     blocks = parse_blocks(document.text)
     title = next((block.title for block in blocks if block.level == 1 and block.title), Path(document.file).stem)
@@ -269,7 +271,7 @@ def cut(document: SourceDocument, chunk_size: int = CHUNK_SIZE) -> list[Chunk]:
 
 
 def _sections(blocks: list[Block]) -> Iterator[list[Block]]:
-    starts = [number for number, block in enumerate(blocks) if block.kind == "heading"]
+    starts = [index for index, block in enumerate(blocks) if block.kind == "heading"]
     for start, stop in itertools.pairwise(sorted({0, *starts, len(blocks)})):
         yield blocks[start:stop]
 
@@ -299,7 +301,7 @@ def _pieces(block: Block, size: int) -> Iterator[Block]:
 
 
 def _border(text: str, size: int) -> int:
-    """Where to part a text: after the last line, sentence or word that ends in the second half of `size`."""
+    """The split position: after the last line, sentence or word that ends in the second half of `size`."""
     for pattern in (r"\n", r"[.!?][\"')\]]*\s+", r"\s+"):
         ends = [match.end() for match in re.finditer(pattern, text[:size]) if 2 * match.end() > size]
         if ends:

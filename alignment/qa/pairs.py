@@ -1,4 +1,4 @@
-"""Question-answer pairs, what is wrong with a pair, and which of many are duplicates."""
+"""Question-answer pairs, the check of their support, and the removal of duplicates."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from alignment.qa.documents import Chunk
 from alignment.qa.support import measure_support, numbers
 
 MIN_SUPPORT = 0.7
-"""Share of an answer's words that its passage must have. See docs/qa.md for what it lets through and what not."""
+"""Minimum fraction of an answer's words that must be in its passage; docs/qa.md describes its limits."""
 
 
 @dataclass(frozen=True)
 class QAPair:
-    """A question, its answer, the passage they are from, and who made them (`model`, `prompt_sha256`, `rating`)."""
+    """A question, its answer, their passage, and their provenance (`model`, `prompt_sha256`, `rating`)."""
 
     chunk: Chunk
     question: str
@@ -24,7 +24,7 @@ class QAPair:
     maker: dict[str, Any] = field(default_factory=dict)
 
     def to_row(self) -> dict[str, Any]:
-        """A row that every reader of demonstrations takes, and `data split` keeps together by `source_id`."""
+        """A demonstration row; `data split` keeps rows with the same `source_id` together."""
         return {
             "prompt": self.question,
             "completion": self.answer,
@@ -38,19 +38,19 @@ class QAPair:
 
 @dataclass(frozen=True)
 class Dropped:
-    """Something that did not become a pair: the reason, where, and what it looked like."""
+    """A rejected pair or reply: the reason, the place and an example."""
 
     reason: str
     place: str
     example: str
 
 
-def check_support(pair: QAPair, least: float) -> Dropped | None:
-    """The pair as dropped where its passage has less than `least` of the answer's words, or lacks a number of it."""
+def check_support(pair: QAPair, min_support: float) -> Dropped | None:
+    """The reason to drop a pair whose passage lacks too many of the answer's words or one of its numbers, or None."""
     support = measure_support(pair.answer, pair.chunk.context)
     if support.missing_numbers:
         return drop(pair, "a number in the answer is not in the passage", f"[{', '.join(support.missing_numbers)}] ")
-    if support.share < least:
+    if support.share < min_support:
         return drop(pair, "the passage has too few of the answer's words", f"[{support.share:.0%}] ")
     return None
 
@@ -60,21 +60,21 @@ def drop(pair: QAPair, reason: str, note: str = "") -> Dropped:
 
 
 def place(chunk: Chunk) -> str:
-    """Where a passage stands, for people: `docs/guide.md: Install > Linux`."""
+    """The place of a passage: `docs/guide.md: Install > Linux`."""
     return f"{chunk.file}: {' > '.join(chunk.headings)}" if chunk.headings else chunk.file
 
 
 def drop_duplicates(pairs: Sequence[QAPair]) -> tuple[list[QAPair], list[Dropped]]:
-    """Keep the first of each question, and of pairs whose questions and answers are both nearly equal.
+    """Keep the first pair of each question, and the first of pairs with nearly equal questions and answers.
 
-    Nearly: sketches agree (alignment/data/duplicates.py) and the same numbers are in both, as "a page in 10 point" and
-    "in 12 point" differ by little and ask for something else.
+    Texts are nearly equal if their sketches agree (alignment/data/duplicates.py) and their numbers do: "a page in 10
+    point" and "a page in 12 point" are different questions.
     """
-    near = (Sketches(), Sketches())
+    sketches = (Sketches(), Sketches())
     for pair in pairs:
-        near[0].add(pair.question)
-        near[1].add(pair.answer)
-    alike = zip(near[0].labels().tolist(), near[1].labels().tolist(), strict=True)
+        sketches[0].add(pair.question)
+        sketches[1].add(pair.answer)
+    alike = zip(sketches[0].labels().tolist(), sketches[1].labels().tolist(), strict=True)
     kept: list[QAPair] = []
     dropped: list[Dropped] = []
     asked: dict[str, str] = {}

@@ -1,6 +1,6 @@
-"""Pairs without a model: what a passage's form gives away (a section, a definition, a list) and a Jinja template.
+"""Generate pairs without a model, from a passage's sections, definitions and lists and a Jinja template.
 
-For each such finding the template is rendered once, and every line of it is a question whose answer is the finding's.
+The template is rendered once for each such finding, and each line is a question that the finding answers.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9À-Þ])")
 
 @dataclass(frozen=True)
 class Topic:
-    """Something in a passage that can be asked for. `kind`: section, definition, list or steps."""
+    """An answerable element of a passage. `kind` is section, definition, list or steps."""
 
     kind: str
     answer: str
@@ -55,10 +55,9 @@ class Topic:
 
 
 def find(chunk: Chunk) -> Iterator[Topic]:
-    """The findings of a passage.
+    """Yield the findings of a passage.
 
-    A section's answer is its prose, with the lists, code and tables that a colon announces; its lists where there is
-    no prose.
+    A section's answer is its prose with the lists, code and tables after a colon, or its lists if it has no prose.
     """
     items = [block for block in chunk.blocks if block.kind == "item"]
     listed = "\n".join(map(_said, items))
@@ -86,33 +85,33 @@ def _prose(chunk: Chunk) -> str:
 def _said(block: Block) -> str:
     if block.kind in ("code", "table"):
         return block.text.strip()
-    number = re.match(r"\s*(\d{1,9}[.)])", block.text) if block.kind == "item" else None
-    return f"{number[1] if number else '-'} {block.plain}" if block.kind == "item" else block.plain
+    marker = re.match(r"\s*(\d{1,9}[.)])", block.text) if block.kind == "item" else None
+    return f"{marker[1] if marker else '-'} {block.plain}" if block.kind == "item" else block.plain
 
 
 def _definition(block: Block) -> Topic | None:
-    named = _TERM_FIRST.match(block.unmarked)
-    if named:
-        rest = first_sentences(plain(named["rest"]), 1)
-        return Topic("definition", f"{named['term'].strip()}: {rest}", named["term"].strip())
+    emphasized = _TERM_FIRST.match(block.unmarked)
+    if emphasized:
+        rest = first_sentences(plain(emphasized["rest"]), 1)
+        return Topic("definition", f"{emphasized['term'].strip()}: {rest}", emphasized["term"].strip())
     sentence = first_sentences(block.plain, 1)
-    told = _IS.match(sentence)
-    if told and told["term"].split()[0].casefold() not in _NO_TERM:
-        return Topic("definition", sentence, told["term"])
+    match = _IS.match(sentence)
+    if match and match["term"].split()[0].casefold() not in _NO_TERM:
+        return Topic("definition", sentence, match["term"])
     return None
 
 
 def first_sentences(text: str, count: int) -> str:
-    """The first sentences of a text; all of it where it has no more."""
+    """The first sentences of a text, or the whole text if it has fewer."""
     ends = [match.end() for match in itertools.islice(_SENTENCE_END.finditer(text), count)]
     return text[: ends[-1]].rstrip() if len(ends) == count else text
 
 
 class Questions:
-    """A question template. It sees `kind`, `title`, `heading`, `headings`, `topic`, `term`, `items` and `answer`.
+    """A question template with `kind`, `title`, `heading`, `headings`, `topic`, `term`, `items` and `answer`.
 
     Raises:
-        UserError: a template that does not parse, or that names something else.
+        UserError: the template does not parse, or has an unknown variable.
     """
 
     def __init__(
@@ -123,27 +122,27 @@ class Questions:
         self._template = compile_template(source, name)
 
     def pairs(self, chunk: Chunk) -> list[QAPair]:
-        """The passage's pairs, in the order of its findings."""
+        """The pairs of a passage, in the order of its findings."""
         topics = [heading for heading in chunk.headings if heading != chunk.title]
-        seen = {
+        passage_variables = {
             "title": chunk.title,
             "heading": chunk.headings[-1] if chunk.headings else chunk.title,
             "headings": list(chunk.headings),
             "topic": ": ".join(topics),
             "items": [block.plain for block in chunk.blocks if block.kind == "item"],
         }
-        made = []
+        pairs = []
         for finding in find(chunk):
             answer = first_sentences(finding.answer, self.sentences) if self.sentences else finding.answer
-            variables = seen | {"kind": finding.kind, "term": finding.term, "answer": answer}
+            variables = passage_variables | {"kind": finding.kind, "term": finding.term, "answer": answer}
             for line in render(self._template, self.name, variables).splitlines():
                 if line.strip():
-                    made.append(QAPair(chunk, line.strip(), answer, {"model": None, "prompt_sha256": self.sha256}))
-        return made
+                    pairs.append(QAPair(chunk, line.strip(), answer, {"model": None, "prompt_sha256": self.sha256}))
+        return pairs
 
 
 def compile_template(source: str, name: str) -> jinja2.Template:
-    """A Jinja template in a sandbox: documents and template files may come from anywhere."""
+    """A Jinja template in a sandbox, because documents and templates are untrusted."""
     environment = ImmutableSandboxedEnvironment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -157,4 +156,6 @@ def render(template: jinja2.Template, name: str, variables: Mapping[str, Any]) -
     try:
         return template.render(variables)
     except jinja2.TemplateError as error:
-        raise UserError(f"{name}: {error.message}; the template sees {', '.join(sorted(variables))}") from None
+        raise UserError(
+            f"{name}: {error.message}; the template's variables are {', '.join(sorted(variables))}"
+        ) from None

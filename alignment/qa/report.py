@@ -1,4 +1,4 @@
-"""What `alignment data qa` did: documents, passages, pairs, what was dropped and why, and what it cost."""
+"""The report of `alignment data qa`: documents, passages, pairs, dropped ones with reasons, and cost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WIDTH = 160  # characters of an example
 
 @dataclass
 class QAReport:
-    """Counts of one run. Prices are money for a million tokens, in the user's own currency."""
+    """Counts of one run. Prices are per million tokens, in any currency."""
 
     documents: int
     set_aside: list[tuple[str, str]]
@@ -49,7 +49,7 @@ class QAReport:
 
     @property
     def cost(self) -> float | None:
-        """Money for all replies used, those of earlier runs too; None without a price."""
+        """The cost of all replies, including cached ones; None without a price."""
         if self.price_in is None and self.price_out is None:
             return None
         return (self.tokens_in * (self.price_in or 0) + self.tokens_out * (self.price_out or 0)) / 1e6
@@ -83,7 +83,7 @@ class QAReport:
         }
 
     def lines(self) -> Iterator[str]:
-        """The report for people, safe to print."""
+        """Yield the report's lines for a terminal, safe to print."""
         yield f"documents  {self.documents} read, {len(self.set_aside)} set aside"
         for place, reason in self.set_aside[:EXAMPLES]:
             yield f"             {one_line(place)}: {one_line(reason)}"

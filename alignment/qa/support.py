@@ -1,7 +1,6 @@
-"""Whether a passage supports an answer, by words: cheap, the same everywhere, and blind to paraphrase and negation.
+"""Measure lexical support of an answer by a passage: cheap and deterministic, but blind to paraphrase and negation.
 
-A model that makes something up mostly brings in words and numbers that the passage does not have. What this lets
-through, a judge may still catch.
+Hallucinations mostly have words and numbers that are not in the passage. A judge may catch the others.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _FUNCTION = (
     "with would yes you your"
 )
 FUNCTION_WORDS = frozenset(_FUNCTION.split())
-"""Words that any English answer may use. Other languages have no such list: their little words count as content."""
+"""English function words, which are ignored. In other languages, function words count as content."""
 _UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen"
@@ -29,38 +28,38 @@ NUMBER_WORDS = (
     | {"hundred": "100", "thousand": "1000", "million": "1000000", "half": "0.5"}
 )
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-# Letters of scripts written without spaces count one by one.
+# Characters of scripts without spaces count as single words.
 _WORD = re.compile(r"[぀-ヿ㐀-鿿가-힣]|(?:(?![぀-ヿ㐀-鿿가-힣])[^\W\d_])+")
 _ENDINGS = ("ing", "ed", "es", "ly", "e", "s")
 
 
 @dataclass(frozen=True)
 class Support:
-    """`share` of the answer's content words and numbers that the passage has, and the numbers that it has not."""
+    """The fraction (`share`) of the answer's content words and numbers in the passage, and the missing numbers."""
 
     share: float
     missing_numbers: tuple[str, ...]
 
 
 def measure_support(answer: str, passage: str) -> Support:
-    """Look for an answer's content words and numbers in a passage.
+    """Measure how many of an answer's content words and numbers are in a passage.
 
-    Words count once each, without case and common English endings (opens, opened); function words do not count. A
-    number written in digits must stand in the passage, in digits or as a word. An answer without any content word or
-    number ("Yes.") has share 0: nothing in it can be found.
+    Distinct words are compared without case and common English endings (opens, opened); function words are ignored. A
+    number in digits must be in the passage, in digits or as a word. An answer without content words and numbers
+    ("Yes.") has share 0.
     """
     known_words, known_numbers = content_words(passage), numbers(passage)
     known_numbers |= {NUMBER_WORDS[word] for word in _words(passage) if word in NUMBER_WORDS}
-    asked_words, asked_numbers = content_words(answer), numbers(answer)
-    found = {word for word in asked_words if word in known_words or NUMBER_WORDS.get(word) in known_numbers}
-    missing = asked_numbers - known_numbers
-    total = len(asked_words) + len(asked_numbers)
-    share = (len(found) + len(asked_numbers) - len(missing)) / total if total else 0.0
+    answer_words, answer_numbers = content_words(answer), numbers(answer)
+    supported = {word for word in answer_words if word in known_words or NUMBER_WORDS.get(word) in known_numbers}
+    missing = answer_numbers - known_numbers
+    total = len(answer_words) + len(answer_numbers)
+    share = (len(supported) + len(answer_numbers) - len(missing)) / total if total else 0.0
     return Support(share, tuple(sorted(missing)))
 
 
 def content_words(text: str) -> set[str]:
-    """Stems of the words of a text that are no function words."""
+    """Stems of the content words of a text."""
     return {_stem(word) for word in _words(text) if word not in FUNCTION_WORDS}
 
 

@@ -1,7 +1,7 @@
-"""Replies kept in an append-only file, so that a killed run is continued and nothing is asked or paid for twice.
+"""Cache replies in an append-only file, so that a killed run can be resumed and no request is paid for twice.
 
-One JSON line a reply, on disk (fsync) before it is used. Its key is the hash of all that decides the reply: the model,
-the conversation and the settings.
+Each reply is a JSON line, written to disk (fsync) before it is used. Its key is a hash of the model, the conversation
+and the settings.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from alignment.templates.rendering import Message
 
 
 class WorkFile(AbstractContextManager["WorkFile"]):
-    """The replies so far. Safe to use from several threads; a second process on the same file is refused."""
+    """The cached replies. It is thread-safe; a second process on the same file is refused."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,18 +40,18 @@ class WorkFile(AbstractContextManager["WorkFile"]):
 
     def _read(self) -> None:
         self._file.seek(0)
-        whole = 0
+        complete = 0
         for line in self._file:
             if not line.endswith(b"\n"):
                 break
-            whole += len(line)
+            complete += len(line)
             try:
                 row = json.loads(line)
                 key = row.pop("key")
                 self._replies[key] = Reply(**row)
             except (ValueError, TypeError, KeyError, AttributeError):
-                continue  # a damaged line costs one more question, no more
-        self._file.truncate(whole)  # the rest is a line that a kill cut short; the next one must not be glued to it
+                continue  # a damaged line costs one more request
+        self._file.truncate(complete)  # remove an incomplete last line
 
     def __exit__(self, *exception: object) -> None:
         if not os.fstat(self._file.fileno()).st_size:
@@ -61,11 +61,10 @@ class WorkFile(AbstractContextManager["WorkFile"]):
     def ask(
         self, model: ChatModel, conversations: Sequence[Sequence[Message]], sampling: ReplySampling
     ) -> list[Reply | Failure]:
-        """The replies to conversations, in order; the model is asked for those that are not here. Failures are not
-        kept, so that the next run tries again.
+        """The replies to conversations, in order, from the cache or the model. Failures are not cached, so the next run
+        tries again.
 
-        A batch is asked again as a whole where one of its replies is missing: what a batch is padded and seeded with
-        decides the replies too.
+        If a reply of a batch is missing, the whole batch is asked again, because padding and seed depend on the batch.
         """
         keys = [_key(model, conversation, sampling) for conversation in conversations]
         with self._lock:
@@ -89,10 +88,10 @@ class WorkFile(AbstractContextManager["WorkFile"]):
         except OSError as error:
             raise UserError(
                 f"{self.path}: cannot be written: {error.strerror}; make room and give the same command again: "
-                "what was answered before is kept"
+                "earlier replies are kept"
             ) from None
 
 
 def _key(model: ChatModel, conversation: Sequence[Message], sampling: ReplySampling) -> str:
-    said = json.dumps([model.identity, vars(sampling), list(conversation)], sort_keys=True)
-    return hashlib.sha256(said.encode()).hexdigest()
+    content = json.dumps([model.identity, vars(sampling), list(conversation)], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Pairs by a language model: prompts that hold passages as data, strict JSON back, the passage's support, a judge."""
+"""Generate pairs with a language model: strict JSON replies, a check of support, and a judge."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ Reply with JSON only, one entry for each of the {{ num_pairs }} pairs, in this f
 --- {{ mark }} end
 """
 MIN_RATING = 7
-# What some chat template reads as the border of a turn. In a passage it would speak with another's voice.
+# Control strings of chat templates, which could forge a turn in a prompt.
 _MARKUP = re.compile(r"<(?=\|[^\s|<>]{1,40}\|>|/?s>|(?:start|end)_of_turn>|</?SYS>>)|\[(?=/?INST\])")
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -68,20 +68,20 @@ class _Strict(BaseModel):
 
 
 class WrittenPair(_Strict):
-    """What a writer has to give for each pair."""
+    """The writer's JSON for each pair."""
 
     question: Text
     answer: Text
 
 
 class Written(_Strict):
-    """A writer's reply. Its pairs are checked one by one: a bad one does not cost the others."""
+    """A writer's reply. Its pairs are validated one by one, so that a bad one does not affect the others."""
 
     pairs: list[Any]
 
 
 class PairRating(_Strict):
-    """What a judge has to give for each pair."""
+    """The judge's JSON for each pair."""
 
     rating: float = Field(ge=1, le=10)
     supported: bool
@@ -94,7 +94,7 @@ class Ratings(_Strict):
 
 
 def _schema(name: str, **types: str) -> dict[str, Any]:
-    """Of an object with one list of objects, in the words that every server's strict mode knows: no bounds."""
+    """The schema of an object with one list of objects, in the subset that every server supports."""
     items = _object({key: {"type": kind} for key, kind in types.items()})
     return _object({name: {"type": "array", "items": items}})
 
@@ -104,16 +104,16 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 WRITTEN = _schema("pairs", question="string", answer="string")
-"""What a server is to hold a writer's reply to."""
+"""The JSON schema of a writer's reply."""
 RATED = _schema("ratings", rating="number", supported="boolean")
-"""And a judge's."""
+"""The JSON schema of a judge's reply."""
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one passage. `failed`: a model gave no reply of the form asked for."""
+    """The outcome of one passage. `failed` is true if a model gave no valid reply."""
 
     pairs: list[QAPair] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
@@ -124,7 +124,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class WritingRecipe:
-    """How pairs are asked for and which are kept. `min_rating` 0: no judge. `prompt` is a Jinja template."""
+    """Settings for writing and filtering pairs. `min_rating` 0 means no judge; `prompt` is a Jinja template."""
 
     num_pairs: int = 3
     temperature: float = 0.7
@@ -137,10 +137,10 @@ class WritingRecipe:
 
 
 class Writer:
-    """Turns passages into pairs with a model and, unless `recipe.min_rating` is 0, a judge.
+    """Writes pairs for passages with a model and, unless `recipe.min_rating` is 0, a judge.
 
     Raises:
-        UserError: a prompt that does not parse.
+        UserError: the prompt does not parse.
     """
 
     def __init__(self, work: WorkFile, model: ChatModel, judge: ChatModel, recipe: WritingRecipe) -> None:
@@ -151,14 +151,14 @@ class Writer:
         self._sampling = ReplySampling(recipe.temperature, recipe.seed, recipe.max_new_tokens, WRITTEN)
 
     def write_all(self, chunks: Sequence[Chunk]) -> Generator[tuple[int, list[Outcome]]]:
-        """Each batch's number among the batches and what became of its passages, as they are done.
+        """Yield the index of each batch and the outcomes of its passages, as batches finish.
 
-        Closing the iterator waits for the questions that are under way and asks no other.
+        Closing the iterator waits for requests in progress and starts no others.
         """
         size = self._model.batch_size
         with ThreadPoolExecutor(self._model.concurrency) as pool:
             batches = [chunks[start : start + size] for start in range(0, len(chunks), size)]
-            waiting = {pool.submit(self.write, batch): number for number, batch in enumerate(batches)}
+            waiting = {pool.submit(self.write, batch): index for index, batch in enumerate(batches)}
             try:
                 for future in as_completed(waiting):
                     yield waiting[future], future.result()
@@ -166,25 +166,27 @@ class Writer:
                 pool.shutdown(cancel_futures=True)
 
     def write(self, chunks: Sequence[Chunk]) -> list[Outcome]:
-        """What becomes of a batch of passages."""
+        """The outcomes of a batch of passages."""
         asked = self._work.ask(self._model, [self._conversation(chunk) for chunk in chunks], self._sampling)
         outcomes = [self._read(chunk, reply) for chunk, reply in zip(chunks, asked, strict=True)]
-        rated = [number for number, outcome in enumerate(outcomes) if outcome.pairs and self._recipe.min_rating]
+        rated = [index for index, outcome in enumerate(outcomes) if outcome.pairs and self._recipe.min_rating]
         if rated:
-            conversations = [self._judge_conversation(outcomes[number].pairs) for number in rated]
+            conversations = [self._judge_conversation(outcomes[index].pairs) for index in rated]
             ratings = self._work.ask(self._judge, conversations, replace(self._sampling, temperature=0.0, schema=RATED))
-            for number, reply in zip(rated, ratings, strict=True):
-                outcomes[number] = self._rate(outcomes[number], reply)
+            for index, reply in zip(rated, ratings, strict=True):
+                outcomes[index] = self._rate(outcomes[index], reply)
         return outcomes
 
     def _conversation(self, chunk: Chunk) -> list[Message]:
-        seen = _seen(chunk) | {"num_pairs": self._recipe.num_pairs}
-        return [Message(role="user", content=render(self._prompt, self._recipe.prompt_name, seen))]
+        variables = _passage_variables(chunk) | {"num_pairs": self._recipe.num_pairs}
+        return [Message(role="user", content=render(self._prompt, self._recipe.prompt_name, variables))]
 
     def _judge_conversation(self, pairs: Sequence[QAPair]) -> list[Message]:
-        shown = json.dumps([{"question": p.question, "answer": p.answer} for p in pairs], ensure_ascii=False, indent=1)
-        seen = _seen(pairs[0].chunk) | {"num_pairs": len(pairs), "pairs": as_data(shown)}
-        return [Message(role="user", content=render(self._judge_prompt, "the judge's prompt", seen))]
+        shown = json.dumps(
+            [{"question": pair.question, "answer": pair.answer} for pair in pairs], ensure_ascii=False, indent=1
+        )
+        variables = _passage_variables(pairs[0].chunk) | {"num_pairs": len(pairs), "pairs": as_data(shown)}
+        return [Message(role="user", content=render(self._judge_prompt, "the judge's prompt", variables))]
 
     def _read(self, chunk: Chunk, reply: Reply | Failure) -> Outcome:
         if isinstance(reply, Failure):
@@ -196,11 +198,11 @@ class Writer:
         dropped: list[Dropped] = []
         for item in written.pairs[: self._recipe.num_pairs]:
             try:
-                made = WrittenPair.model_validate(item)
+                written_pair = WrittenPair.model_validate(item)
             except ValidationError:
                 dropped.append(Dropped("not a question and an answer", place(chunk), json.dumps(item)))
                 continue
-            pair = QAPair(chunk, made.question, made.answer, self._maker)
+            pair = QAPair(chunk, written_pair.question, written_pair.answer, self._maker)
             unsupported = check_support(pair, self._recipe.min_support)
             if unsupported:
                 dropped.append(unsupported)
@@ -216,8 +218,8 @@ class Writer:
         ratings = parse(reply, Ratings) if isinstance(reply, Reply) else reply.reason
         replies = [*outcome.replies, *([reply] if isinstance(reply, Reply) else [])]
         if isinstance(ratings, str) or len(ratings.ratings) != len(outcome.pairs):
-            said = reply.text if isinstance(reply, Reply) else reply.reason
-            lost = [Dropped("the judge gave no ratings", place(pair.chunk), said) for pair in outcome.pairs]
+            content = reply.text if isinstance(reply, Reply) else reply.reason
+            lost = [Dropped("the judge gave no ratings", place(pair.chunk), content) for pair in outcome.pairs]
             return Outcome([], [*outcome.dropped, *lost], replies, True, outcome.num_made)
         pairs: list[QAPair] = []
         dropped = list(outcome.dropped)
@@ -231,8 +233,8 @@ class Writer:
         return Outcome(pairs, dropped, replies, num_made=outcome.num_made)
 
 
-def _seen(chunk: Chunk) -> dict[str, Any]:
-    """What a prompt shows of a passage. The mark is drawn from the passage's hash, so no passage can hold its own."""
+def _passage_variables(chunk: Chunk) -> dict[str, Any]:
+    """The prompt variables of a passage. The mark comes from the passage's hash, so a passage cannot contain it."""
     return {
         "mark": chunk.sha256[:12],
         "headings": [as_data(heading) for heading in chunk.headings],
@@ -241,14 +243,14 @@ def _seen(chunk: Chunk) -> dict[str, Any]:
 
 
 def as_data(text: str) -> str:
-    """A text in which no chat template finds the border of a turn: a space parts each such mark."""
+    """Text in which control strings of chat templates are broken up by a space."""
     return _MARKUP.sub(lambda mark: f"{mark[0]} ", text)
 
 
 def parse(reply: Reply, kind: type[ModelT]) -> ModelT | str:
-    """A reply as what it should be, or what is wrong with it.
+    """Parse a reply, or return the problem.
 
-    Mended is only what wraps the JSON: a code fence around it, a reasoning model's thoughts before it.
+    A code fence around the JSON and a reasoning model's thoughts before it are removed.
     """
     if not reply.whole:
         return "the reply was cut off at --max-new-tokens"

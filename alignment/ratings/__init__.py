@@ -1,8 +1,10 @@
-"""The ratings store: what is to be rated, who looks at it now, and what they said. One SQLite file.
+"""The ratings store: items to rate, claims by labelers, and their ratings, in one SQLite file.
 
-Keep the file on one local disk. It is in WAL mode, whose locks and shared memory do not work over NFS and its like:
-there, give each labeler a file of their own and bring them together with `alignment rate export` and `import`.
+Keep the file on one local disk. It is in WAL mode, whose locks and shared memory do not work over network file systems
+such as NFS. There, give each labeler a separate file and combine them with `alignment rate export` and `import`.
 """
+
+from __future__ import annotations
 
 from alignment.ratings.file import BUSY_SECONDS, is_ratings_file
 from alignment.ratings.records import (

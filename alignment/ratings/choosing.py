@@ -1,10 +1,11 @@
-"""What a labeler gets next, and how much is ahead of them. Reads the file; writes nothing.
+"""Choose a labeler's next item and count the remaining ones. This module only reads the file.
 
-In this order: the labeler's own open item; calibration items; then ordinary items, in whose place a control now and
-then comes (a gold item, or an own earlier pair again with its sides flipped). A draw from the seed, the labeler and the
-count of what they got so far decides where, so one who does not know the seed cannot tell. Controls never come after
-the last ordinary item.
+The order is: the labeler's own open item; calibration items; then ordinary items, with controls mixed in (a gold item,
+or an earlier pair of theirs with the sides flipped). A draw from the seed, the labeler and the number of items so far
+decides the positions, so they cannot be predicted without the seed. Controls never come after the last ordinary item.
 """
+
+from __future__ import annotations
 
 import json
 import random
@@ -18,17 +19,17 @@ from alignment.ratings.file import COUNTS
 from alignment.ratings.records import Order, Why, digest
 
 PLACES = 2**31 - 1  # a prime whose square fits SQLite's 64-bit integers
-REPEAT_GAP = 10  # answers between a pair and its repeat, so that it is judged anew and not remembered
+REPEAT_GAP = 10  # answers between a pair and its repeat, so that it is not answered from memory
 _BLOCK = 256
 
-# My open rows that I may still answer: my lease holds, or finished answers and live leases of others leave room.
+# The labeler's open rows that may still be answered: the lease is valid, or others' answers and leases leave room.
 _MINE_OPEN = f"""
 FROM rating JOIN item ON item.id = rating.item
 WHERE rating.labeler = :me AND done = 0 AND (NOT {COUNTS} OR claimed_at > :cutoff OR need > answered + (
   SELECT count(*) FROM rating AS other WHERE other.item = item.id AND other.labeler <> :me AND NOT other.done
   AND other.claimed_at > :cutoff AND other.{COUNTS}))
 """
-# Items that live leases of others fill up; a handful at any time.
+# Items whose need is covered by others' valid leases; a handful at any time.
 _TAKEN = f"""
 SELECT other.item FROM rating AS other INDEXED BY rating_open JOIN item AS held ON held.id = other.item
 WHERE NOT other.done AND other.claimed_at > :cutoff AND other.labeler <> :me AND other.{COUNTS}
@@ -37,19 +38,18 @@ GROUP BY other.item HAVING count(*) >= held.need - held.answered
 _NEEDED = "gold IS NULL AND answered < need"
 _NEW_TO_ME = "NOT EXISTS (SELECT 1 FROM rating WHERE rating.item = item.id AND labeler = :me AND (why = 'repeat') = 0)"
 _FREE = f"id NOT IN ({_TAKEN}) AND {_NEW_TO_ME}"
-# Multiplying places modulo a prime is a shuffle of its own for each labeler, and cheap enough inside SQL.
+# Multiplication modulo a prime gives each labeler a different permutation, and is cheap in SQL.
 _TURN = "place * :turn % :places"
 _GOLD = f"FROM item WHERE gold IS NOT NULL AND {_NEW_TO_ME}"
 _ORDINARY = f"FROM item INDEXED BY item_open WHERE {_NEEDED} AND {_FREE}"
-# The next few in the labeler's order after what they got last. Nearly always one of them is free; to look only at
-# these spares a look-up for each item.
+# The next few items in the labeler's order. One of them is nearly always free, which saves a scan of all items.
 _NEXT = f"""
 FROM (SELECT id, {_TURN} AS turn FROM item INDEXED BY item_open WHERE {_NEEDED} AND {_TURN} > (
   SELECT {_TURN} FROM item JOIN rating ON rating.item = item.id
   WHERE rating.id = (SELECT max(id) FROM rating WHERE labeler = :me AND why = 'random'))
   ORDER BY {_TURN} LIMIT 8) AS item WHERE {_FREE}
 """
-_DOUBTED = f"FROM item INDEXED BY item_doubted WHERE {_NEEDED} AND uncertainty IS NOT NULL AND {_FREE}"
+_UNCERTAIN = f"FROM item INDEXED BY item_doubted WHERE {_NEEDED} AND uncertainty IS NOT NULL AND {_FREE}"
 _REPEATABLE = """
 why IN ('random', 'uncertain') AND choice IN ('first', 'second', 'tie')
 AND item NOT IN (SELECT item FROM rating WHERE labeler = :me AND why = 'repeat')
@@ -59,7 +59,7 @@ _NEWEST = "SELECT id FROM rating WHERE labeler = :me AND done = 1 ORDER BY done_
 
 @dataclass(frozen=True)
 class ControlShares:
-    """How many of a labeler's first items are for calibration, and the shares of controls among the others."""
+    """Number of calibration items at the start, and fractions of controls among the other items."""
 
     calibration: int
     gold: float
@@ -68,7 +68,7 @@ class ControlShares:
 
 @dataclass(frozen=True)
 class Chosen:
-    """An item to hand out anew."""
+    """A new item for the labeler."""
 
     item: int
     order_shown: list[int]
@@ -76,7 +76,7 @@ class Chosen:
 
 
 class Labeler:
-    """Who asks, at one moment. `seed` is the store's; leases from before `cutoff` have run out."""
+    """A labeler at one moment. `seed` is the store's; leases from before `cutoff` have expired."""
 
     def __init__(self, db: sqlite3.Connection, name: str, seed: int, cutoff: float) -> None:
         self._db, self._name, self._seed = db, name, seed
@@ -85,19 +85,19 @@ class Labeler:
 
     @cached_property
     def tally(self) -> Counter[tuple[str, str | None]]:
-        """How many rows they have of each (why, choice); the choice of an open row is None."""
+        """Number of their rows by (why, choice); the choice of an open row is None."""
         rows = self._db.execute(
             "SELECT why, choice, count(*) AS n FROM rating WHERE labeler = :me GROUP BY why, choice", self._values
         )
         return Counter({(row["why"], row["choice"]): row["n"] for row in rows})
 
     def open_row(self) -> int | None:
-        """The rating row that they still have to answer, the newest first, which is what undo relies on."""
+        """The id of their newest open rating row; undo relies on this order."""
         row = self._one(f"SELECT rating.id {_MINE_OPEN} ORDER BY claimed_at DESC, rating.id DESC LIMIT 1")
         return None if row is None else int(row["id"])
 
     def choose(self, order: Order, shares: ControlShares) -> Chosen | None:
-        """A new item for them, or None when nothing is left."""
+        """A new item for them, or None if none is left."""
         if self._calibration_left(shares) > 0:
             return self._new(_GOLD, _TURN, "calibration")
         ordinary = self._ordinary(order)
@@ -111,9 +111,9 @@ class Labeler:
         return ordinary
 
     def ahead(self, shares: ControlShares) -> int:
-        """How many answers they still have to give if everybody else stops now and they skip nothing.
+        """Number of answers that they still have to give if everybody else stops now and they skip nothing.
 
-        Controls are counted where the draws will put them: a total that grew with each would give them away.
+        Future controls are included: a total that grew with each control would reveal it.
         """
         open_rows = self._count(f"SELECT count(*) {_MINE_OPEN}")
         calibration = self._calibration_left(shares)
@@ -122,16 +122,16 @@ class Labeler:
         return open_rows + calibration + ordinary + self._controls_ahead(shares, calibration, ordinary, gold)
 
     def sides(self, key: str, count: int) -> list[int]:
-        """The order in which they see the completions of an item."""
+        """The order in which they see an item's completions."""
         order = list(range(count))
         random.Random(f"sides:{self._seed}:{self._name}:{key}").shuffle(order)
         return order
 
     def _ordinary(self, order: Order) -> Chosen | None:
         if order == "uncertain" and self._given() % 2 == 0:
-            doubted = self._new(_DOUBTED, "uncertainty, id", "uncertain")
-            if doubted is not None:
-                return doubted
+            uncertain = self._new(_UNCERTAIN, "uncertainty, id", "uncertain")
+            if uncertain is not None:
+                return uncertain
         return self._new(_NEXT, "turn", "random") or self._new(_ORDINARY, f"{_TURN}, id", "random")
 
     def _new(self, where: str, order_by: str, why: Why) -> Chosen | None:
@@ -142,7 +142,7 @@ class Labeler:
         return None if row is None else Chosen(row["id"], self.sides(row["key"], row["count"]), why)
 
     def _repeat(self) -> Chosen | None:
-        """An own pair at least a gap old: any such; in a session too short for the gap, half the session old."""
+        """One of their pairs that is at least a gap old; a short session has a smaller gap, half its length."""
         gap = self._gap(self._count(f"SELECT count(*) {_ORDINARY}"))
         rows = self._db.execute(
             f"SELECT item, order_shown FROM rating WHERE labeler = :me AND {_REPEATABLE} AND id NOT IN ({_NEWEST})"
@@ -170,7 +170,7 @@ class Labeler:
         if ordinary == 0 or shares.gold + shares.repeat == 0:
             return 0
         gap = self._gap(ordinary)
-        # Whether a pair that may come again, of the newest answers and those to come; older ones are only counted.
+        # Flags of the newest and the open answers: true for a repeatable pair. Older answers are only counted.
         newest = f"SELECT {_REPEATABLE} FROM rating WHERE id IN ({_NEWEST}) ORDER BY done_at, id"
         to_come = f"SELECT kind = 'pair' AND {COUNTS} {_MINE_OPEN}"
         flags = [self._db.execute(query, self._values | {"gap": gap}).fetchall() for query in (newest, to_come)]
@@ -206,13 +206,13 @@ class Labeler:
         return pairs - sum(count for (why, _), count in self.tally.items() if why == "repeat")
 
     def _draws(self, skip: int = 0) -> Iterator[float]:
-        """One number in [0, 1) for each item that they get, from the next one (or `skip` later) on."""
-        place = self.tally.total() + skip
+        """Yield a number in [0, 1) for each future item, starting with the next one plus `skip`."""
+        position = self.tally.total() + skip
         while True:
-            block = random.Random(f"mix:{self._seed}:{self._name}:{place // _BLOCK}")
+            block = random.Random(f"mix:{self._seed}:{self._name}:{position // _BLOCK}")
             numbers = [block.random() for _ in range(_BLOCK)]
-            yield from numbers[place % _BLOCK :]
-            place += _BLOCK - place % _BLOCK
+            yield from numbers[position % _BLOCK :]
+            position += _BLOCK - position % _BLOCK
 
     def _one(self, query: str) -> sqlite3.Row | None:
         row: sqlite3.Row | None = self._db.execute(query, self._values).fetchone()

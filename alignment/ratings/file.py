@@ -1,4 +1,6 @@
-"""The SQLite file behind the ratings store: its tables, how it is opened and brought up to date, and transactions."""
+"""The SQLite file of a ratings store: tables, opening, migration and transactions."""
+
+from __future__ import annotations
 
 import os
 import secrets
@@ -14,14 +16,14 @@ from urllib.parse import quote
 from alignment.errors import UserError
 from alignment.ratings.records import dump
 
-APPLICATION_ID = 0x616C7261  # "alra", in the file's header: tells our files from other SQLite files
+APPLICATION_ID = 0x616C7261  # "alra", in the file's header: identifies ratings files among SQLite files
 SCHEMA_VERSION = 2
 BUSY_SECONDS = 30.0
 
 BROKEN = (sqlite3.OperationalError, sqlite3.DatabaseError)
-"""What a file raises that is locked for long, read-only, damaged or on a full disk. Subclasses are mistakes in code."""
+"""Errors of a file that is locked, read-only, damaged or on a full disk. Their subclasses are programming errors."""
 
-# `why` that does not count toward an item's `need`; see records.CONTROLS.
+# Rows that count toward an item's `need`; see records.CONTROLS.
 COUNTS = "why NOT IN ('gold', 'calibration', 'repeat')"
 EVENT_TRIGGERS = {
     name: f"CREATE TRIGGER {name} BEFORE {verb} ON event"
@@ -35,8 +37,8 @@ CREATE TABLE event(
   id INTEGER PRIMARY KEY, at REAL NOT NULL, labeler TEXT NOT NULL, item INTEGER, kind TEXT NOT NULL,
   payload TEXT NOT NULL);
 """
-# `answered` counts the finished answers that count toward `need`. Only the triggers below write it, so it cannot drift
-# from the ratings, and a claim need not count them anew for each item.
+# `answered` counts the finished answers toward `need`. Only the triggers below write it, so it cannot drift
+# from the ratings, and a claim need not count ratings for each item.
 _RATED = f"(new.done AND new.choice <> 'skip' AND new.{COUNTS})"
 _WAS_RATED = _RATED.replace("new.", "old.")
 _TABLES = f"""
@@ -69,8 +71,8 @@ CREATE TRIGGER rating_removed AFTER DELETE ON rating WHEN {_WAS_RATED} BEGIN
   UPDATE item SET answered = answered - 1 WHERE id = old.item; END;
 CREATE TABLE invitation(labeler TEXT PRIMARY KEY, token_sha256 TEXT NOT NULL UNIQUE, at REAL NOT NULL) WITHOUT ROWID;
 """
-_MARKS = f"PRAGMA application_id = {APPLICATION_ID};\nPRAGMA user_version = {SCHEMA_VERSION};\n"
-# Schema 1 had pairs only, one row per item and labeler, and no counter. Its tables make way for the new ones.
+_HEADER = f"PRAGMA application_id = {APPLICATION_ID};\nPRAGMA user_version = {SCHEMA_VERSION};\n"
+# Schema 1 had pairs only, one row per item and labeler, and no counter. Its tables are replaced.
 _FROM_1 = f"""
 ALTER TABLE rating RENAME TO rating_1;
 ALTER TABLE item RENAME TO item_1;
@@ -83,20 +85,20 @@ INSERT INTO rating(id, item, labeler, order_shown, choice, strength, seconds, co
   FROM rating_1 ORDER BY id;
 DROP TABLE rating_1;
 DROP TABLE item_1;
-{_MARKS}
+{_HEADER}
 """
 
 
 def is_ratings_file(path: str | os.PathLike[str]) -> bool:
-    """Whether the file is one of our ratings databases. Any other file, or none, is simply False."""
-    if not os.path.isfile(path):  # not Path.is_file, which raises where a folder may not be entered
+    """Return whether the path is a ratings file; False for any other file or a missing one."""
+    if not os.path.isfile(path):  # Path.is_file raises if a folder is not accessible
         return False
-    # Through SQLite, not open(): closing a plain descriptor would drop the locks of a store open in this process.
-    # Without its locks first, which touches nothing. While the log is moved into a growing file, or if that was killed
-    # half way, the file is shorter than its header says: then with locks, log and recovery.
-    for how in ("immutable=1", "mode=rw"):
+    # SQLite is used instead of open(), because closing a plain descriptor would drop the locks of a store that this
+    # process has open. The first try takes no locks and changes nothing. It fails if a checkpoint of the log is under
+    # way or was killed, when the file is shorter than its header says. The second try uses locks, log and recovery.
+    for mode in ("immutable=1", "mode=rw"):
         try:
-            with closing(sqlite3.connect(f"file:{quote(os.fspath(path))}?{how}", uri=True)) as db:
+            with closing(sqlite3.connect(f"file:{quote(os.fspath(path))}?{mode}", uri=True)) as db:
                 db.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
                 return bool(db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID)
         except sqlite3.Error:
@@ -105,17 +107,17 @@ def is_ratings_file(path: str | os.PathLike[str]) -> bool:
 
 
 class RatingsFile:
-    """An open connection to one file, made if it is missing and `create` says so, and of the newest schema."""
+    """An open connection to one file of the newest schema; a missing file is created if `create` is true."""
 
     def __init__(self, path: str | os.PathLike[str], create: bool, seed: int) -> None:
         self.path = Path(path)
-        found = _found(self.path)
-        is_file = found is not None and stat.S_ISREG(found.st_mode)
+        status = _stat(self.path)
+        is_file = status is not None and stat.S_ISREG(status.st_mode)
         if not create and not is_file:
             raise UserError(
-                f"{self.path}: no such ratings file; make one with `alignment sample` or `alignment rate import`"
+                f"{self.path}: no such ratings file; create one with `alignment sample` or `alignment rate import`"
             )
-        fresh = create and (found is None or (is_file and found.st_size == 0))
+        fresh = create and (status is None or (is_file and status.st_size == 0))
         if not fresh and not is_ratings_file(self.path):
             if is_file and not os.access(self.path, os.R_OK):
                 raise UserError(f"{self.path}: you may not read this ratings file; its owner can give it to a group")
@@ -131,7 +133,7 @@ class RatingsFile:
                 self.db.execute(f"PRAGMA {pragma}")
             if fresh:
                 self._make(seed)
-            # After the header's marks are in the main file, where `is_ratings_file` looks for them.
+            # WAL mode comes after the header is in the main file, where `is_ratings_file` reads it.
             self.db.execute("PRAGMA journal_mode = WAL")
             if self._version() == 1:
                 self._migrate()
@@ -147,7 +149,7 @@ class RatingsFile:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Everything inside reaches the disk together or not at all. May be nested: the outermost decides."""
+        """Run the block as one atomic transaction. It may be nested; the outermost one commits."""
         if self.db.in_transaction:
             yield
             return
@@ -163,26 +165,26 @@ class RatingsFile:
             raise
 
     def meta(self, key: str, default: str) -> str:
-        """A setting, or the default if it was never set."""
+        """A setting, or the default if it is not set."""
         row = self.db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return default if row is None else str(row["value"])
 
     def set_meta(self, key: str, value: str) -> None:
-        """Keep a setting. Call it in a transaction."""
+        """Store a setting. Call it in a transaction."""
         self.db.execute("INSERT OR REPLACE INTO meta(key, value) VALUES(?, ?)", (key, value))
 
     def log(self, at: float, labeler: str, item: int | None, kind: str, payload: Mapping[str, Any]) -> None:
-        """Add to the event log. Call it in the transaction of what it tells of."""
+        """Append to the event log. Call it in the transaction of the logged change."""
         self.db.execute(
             "INSERT INTO event(at, labeler, item, kind, payload) VALUES(?, ?, ?, ?, ?)",
             (at, labeler, item, kind, dump(payload)),
         )
 
     def scrub(self) -> None:
-        """Leave no byte of deleted rows in the file or its write-ahead log.
+        """Overwrite deleted rows in the file and its write-ahead log.
 
-        Deleted rows stay in free space until it is used again, and older versions of pages in the write-ahead log.
-        Raises UserError if another program was reading all the time, so that the log could not be cut.
+        SQLite leaves deleted rows in free pages, and old versions of pages in the write-ahead log. Raises UserError if
+        a concurrent reader prevented the truncation of the log.
         """
         try:
             self.db.execute("VACUUM")
@@ -199,8 +201,7 @@ class RatingsFile:
         return int(self.db.execute("PRAGMA user_version").fetchone()[0])
 
     def _begin(self) -> None:
-        """Wait for the write lock by asking often: SQLite's own wait sleeps 0.1 s at a time and starves beside a
-        process that writes without a pause."""
+        """Poll for the write lock: SQLite's own wait sleeps 0.1 s at a time and starves beside a continuous writer."""
         deadline = time.monotonic() + BUSY_SECONDS
         self.db.execute("PRAGMA busy_timeout = 0")
         try:
@@ -216,11 +217,11 @@ class RatingsFile:
             self.db.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
 
     def _make(self, seed: int) -> None:
-        self.db.execute("BEGIN IMMEDIATE")  # two makers at once: the second finds the work done
+        self.db.execute("BEGIN IMMEDIATE")  # if two processes create the file, the second one stops here
         if self.db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID:
             self.db.execute("ROLLBACK")
             return
-        for statement in _statements(_META + _EVENT + "\n".join(EVENT_TRIGGERS.values()) + _TABLES + _MARKS):
+        for statement in _statements(_META + _EVENT + "\n".join(EVENT_TRIGGERS.values()) + _TABLES + _HEADER):
             self.db.execute(statement)
         self.set_meta("seed", str(seed))
         self._name_file()
@@ -228,19 +229,19 @@ class RatingsFile:
 
     def _migrate(self) -> None:
         with self.transaction():
-            if self._version() == 1:  # else another process was faster
+            if self._version() == 1:  # another process may have migrated it already
                 for statement in _statements(_FROM_1):
                     self.db.execute(statement)
                 self._name_file()
 
     def _name_file(self) -> None:
-        """A random name that models trained on this file are traced to, and the salt of its labelers' hashes."""
+        """Set the random id that models' manifests refer to, and the salt of the labelers' hashes."""
         self.set_meta("database", secrets.token_hex(8))
         self.set_meta("salt", secrets.token_hex(16))
 
 
-def _found(path: Path) -> os.stat_result | None:
-    """What is there, None if nothing. Raises UserError where one may not look."""
+def _stat(path: Path) -> os.stat_result | None:
+    """The status of a path, or None if it does not exist. Raises UserError if it is not accessible."""
     try:
         return path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -250,7 +251,7 @@ def _found(path: Path) -> os.stat_result | None:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """Single statements of a script; `executescript` would commit the transaction it runs in."""
+    """Yield the statements of a script one by one; `executescript` would commit the open transaction."""
     pending = ""
     for line in script.splitlines(keepends=True):
         pending += line

@@ -1,4 +1,4 @@
-"""What labelers said, as choices between two answers, whatever kind of item they said it of."""
+"""Ratings of any kind as choices between two completions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from alignment.ratings.records import Item, Rating
 
 @dataclass(frozen=True)
 class Pair:
-    """Two completions of an item, by their places in it, and what each labeler said of them."""
+    """Two completions of an item, by index, and each labeler's choice between them."""
 
     item: Item
     first: int
@@ -21,14 +21,14 @@ class Pair:
 
     @property
     def majority(self) -> Choice:
-        """What more chose, `first` or `second`; ties count for neither, and as many for each is a tie."""
-        said = list(self.choices.values())
-        lead = said.count("first") - said.count("second")
+        """The majority of `first` and `second` votes; tie votes are ignored, and equal counts are a tie."""
+        choices = list(self.choices.values())
+        lead = choices.count("first") - choices.count("second")
         return "first" if lead > 0 else "second" if lead < 0 else "tie"
 
 
-def judged_pairs(items: Sequence[Item], ratings: Sequence[Rating]) -> Iterator[Pair]:
-    """The pair items that somebody rated, and each two completions of rated rankings, in the order of the items.
+def pairs_with_choices(items: Sequence[Item], ratings: Sequence[Rating]) -> Iterator[Pair]:
+    """Yield the rated pair items, and each pair of completions of rated rankings, in the order of the items.
 
     A labeler's repeat of an item must not be among the ratings.
     """
@@ -36,16 +36,16 @@ def judged_pairs(items: Sequence[Item], ratings: Sequence[Rating]) -> Iterator[P
     for rating in ratings:
         by_item.setdefault(rating.item, []).append(rating)
     for item in items:
-        given = by_item.get(item.id, [])
+        answers = by_item.get(item.id, [])
         for first, second in combinations(range(len(item.completions)), 2):
-            choices = {rating.labeler: choice for rating in given if (choice := choice_of(rating, first, second))}
+            choices = {rating.labeler: choice for rating in answers if (choice := choice_of(rating, first, second))}
             if choices:
                 yield Pair(item, first, second, choices)
 
 
 def choice_of(rating: Rating, first: int, second: int) -> Choice | None:
-    """What a rating says of two completions; None for a skip or a score."""
+    """A rating's choice between two completions; None for a skip or a score."""
     if rating.ranks is not None:
-        one, other = rating.ranks[first], rating.ranks[second]
-        return "first" if one < other else "second" if other < one else "tie"
+        first_rank, second_rank = rating.ranks[first], rating.ranks[second]
+        return "first" if first_rank < second_rank else "second" if second_rank < first_rank else "tie"
     return rating.choice if rating.choice in ("first", "second", "tie") else None

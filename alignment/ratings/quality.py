@@ -1,6 +1,6 @@
-"""How good the ratings are: agreement, habits and labelers, in plain numbers. No model is named in it.
+"""Label quality: agreement, biases and labelers. No model is named.
 
-`alignment rate report` shows them, and the reward stage journals them (`journalled`) with labelers hashed.
+`alignment rate report` shows it, and the reward stage journals it (`label_events`) with labelers hashed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from alignment.ratings.agreement import (
     three_way_agreement,
     wilson,
 )
-from alignment.ratings.pairs import Pair, judged_pairs
+from alignment.ratings.pairs import Pair, pairs_with_choices
 from alignment.ratings.reachable import agreement_shares
 from alignment.ratings.records import CONTROLS
 from alignment.ratings.warnings import warnings_of
@@ -37,25 +37,25 @@ Figures = dict[str, Any]
 
 
 def report(store: RatingsStore, hashed: bool = False, labelers: Collection[str] = ()) -> Figures:
-    """All figures of a store, ready for JSON. A figure that cannot be computed is None.
+    """All statistics of a store, ready for JSON. A statistic that cannot be computed is None.
 
     Args:
-        hashed: labelers are named as in models' manifests (`RatingsStore.labeler_hash`), not by their names.
-        labelers: whose ratings count, named as in the result; empty: everybody's.
+        hashed: labelers are named by `People.labeler_hash`, as in models' manifests.
+        labelers: the labelers whose ratings count, named as in the result; empty: everybody.
 
-    A figure with an interval is {"value", "ci" (95%), "n"}. Agreement, length and reliability are of the ratings that
-    models learn from; position, seconds and skips of all that labelers did here.
+    A statistic with an interval is {"value", "ci" (95%), "n"}. Agreement, length and reliability cover the ratings that
+    models are trained on; position, seconds and skips cover all answers.
     """
     items = {item.id: item for item in store.items()}
-    ratings, simulated = store.ratings(skips=True), store.simulated()
+    ratings, simulated = store.ratings(skips=True), store.people.simulated()
     if hashed:
-        ratings = [replace(rating, labeler=store.labeler_hash(rating.labeler)) for rating in ratings]
-        simulated = frozenset(map(store.labeler_hash, simulated))
+        ratings = [replace(rating, labeler=store.people.labeler_hash(rating.labeler)) for rating in ratings]
+        simulated = frozenset(map(store.people.labeler_hash, simulated))
     if labelers:
         ratings = [rating for rating in ratings if rating.labeler in labelers]
     counting = [rating for rating in ratings if rating.why not in CONTROLS and rating.choice != "skip"]
-    pairs = list(judged_pairs(list(items.values()), counting))
-    found: Figures = {
+    pairs = list(pairs_with_choices(list(items.values()), counting))
+    quality: Figures = {
         "db": str(store.path),
         "items": _items(list(items.values()), counting),
         "ratings": {
@@ -72,14 +72,14 @@ def report(store: RatingsStore, hashed: bool = False, labelers: Collection[str] 
         "flags": _flags(ratings),
         "labelers": _labelers(items, ratings, pairs),
     }
-    return found | {"warnings": warnings_of(found)}
+    return quality | {"warnings": warnings_of(quality)}
 
 
-# --- what there is -------------------------------------------------------------------------------------------------
+# --- counts --------------------------------------------------------------------------------------------------------
 
 
 def _items(items: Sequence[Item], counting: Sequence[Rating]) -> Figures:
-    """How many items there are, and how many answers the ordinary ones have."""
+    """Counts of items, and of the answers to ordinary ones."""
     answers = Counter(rating.item for rating in counting)
     ordinary = [item for item in items if item.gold is None]
     return {
@@ -92,7 +92,7 @@ def _items(items: Sequence[Item], counting: Sequence[Rating]) -> Figures:
 
 
 def _flags(ratings: Sequence[Rating]) -> Figures:
-    """How often each flag was set, and the items that somebody should look at."""
+    """Counts of flags and comments, and the flagged items."""
     return {
         "counts": dict(Counter(flag for rating in ratings for flag in rating.flags)),
         "comments": sum(bool(rating.comment) for rating in ratings),
@@ -112,7 +112,7 @@ def _seconds(ratings: Sequence[Rating]) -> Figures | None:
 
 
 def agreement(ballots: Sequence[Mapping[str, Choice]], groups: Sequence[Hashable]) -> Figures:
-    """Of choices between two answers: pair items, and each two answers of a ranking.
+    """Agreement on choices between two answers: pair items, and each pair of answers of a ranking.
 
     Args:
         groups: the prompt of each ballot.
@@ -132,36 +132,37 @@ def agreement(ballots: Sequence[Mapping[str, Choice]], groups: Sequence[Hashable
 
 
 def _ordered(items: dict[int, Item], counting: Sequence[Rating]) -> Figures:
-    """Agreement where labels have an order: how much better, which rank, which score."""
+    """Agreement on ordered labels: strength, ranks and scores."""
     scales: dict[str, dict[Hashable, dict[str, int]]] = {"strength": {}, "ranks": {}, "scores": {}}
     for rating in counting:
         if rating.score is not None:
             scales["scores"].setdefault(rating.item, {})[rating.labeler] = rating.score
-        for place, rank in enumerate(rating.ranks or ()):
-            scales["ranks"].setdefault((rating.item, place), {})[rating.labeler] = rank
+        for index, rank in enumerate(rating.ranks or ()):
+            scales["ranks"].setdefault((rating.item, index), {})[rating.labeler] = rank
         if rating.choice in ("first", "second", "tie"):
             sign = {"first": 1, "second": -1, "tie": 0}[rating.choice]
             scales["strength"].setdefault(rating.item, {})[rating.labeler] = sign * (rating.strength or 2)
-    found: Figures = {}
+    alphas: Figures = {}
     for name, ballots in scales.items():
         groups = [_prompt(items[key[0] if isinstance(key, tuple) else key]) for key in ballots]  # type: ignore[index]
-        found[name] = {"alpha_ordinal": alpha_estimate(list(ballots.values()), "ordinal", groups)}
+        alphas[name] = {"alpha_ordinal": alpha_estimate(list(ballots.values()), "ordinal", groups)}
         if name == "scores":
-            found[name]["alpha_interval"] = alpha_estimate(list(ballots.values()), "interval", groups)
-    return found
+            alphas[name]["alpha_interval"] = alpha_estimate(list(ballots.values()), "interval", groups)
+    return alphas
 
 
 def _prompt(item: Item) -> Hashable:
     return tuple(turn["content"] for turn in item.prompt)
 
 
-# --- habits --------------------------------------------------------------------------------------------------------
+# --- biases --------------------------------------------------------------------------------------------------------
 
 
 def _first_shown(ratings: Sequence[Rating]) -> list[bool]:
-    """Of each decided pair whose order on the screen is known: whether the answer shown first was chosen.
+    """For each decided pair with a known display order, whether the answer shown first was chosen.
 
-    Sides are drawn anew for each labeler, so that without a bias each is a fair coin. Repeats are not drawn.
+    Sides are random for each labeler, so without a bias each outcome is a fair coin. The sides of repeats are not
+    random, so repeats are left out.
     """
     return [
         (rating.choice == "first") == (rating.order_shown[0] == 0)
@@ -170,18 +171,18 @@ def _first_shown(ratings: Sequence[Rating]) -> list[bool]:
     ]
 
 
-def _preference(found: Preference | None) -> Figures | None:
-    return {**found.share, "p_value": found.p_value} if found else None
+def _preference(test: Preference | None) -> Figures | None:
+    return {**test.share, "p_value": test.p_value} if test else None
 
 
 def _longer(pairs: Sequence[Pair], labeler: str | None = None) -> Figures | None:
-    """Share of decisions for the answer with more characters, where they differ; the interval is by prompt."""
+    """Fraction of decisions for the longer answer, if the lengths differ; the interval resamples prompts."""
     values, groups = [], []
     for pair in pairs:
-        one, other = (len(pair.item.completions[place].text) for place in (pair.first, pair.second))
+        first_length, second_length = (len(pair.item.completions[index].text) for index in (pair.first, pair.second))
         for name, choice in pair.choices.items():
-            if one != other and choice != "tie" and labeler in (None, name):
-                values.append(float((choice == "first") == (one > other)))
+            if first_length != second_length and choice != "tie" and labeler in (None, name):
+                values.append(float((choice == "first") == (first_length > second_length)))
                 groups.append(_prompt(pair.item))
     return dict(bootstrap_mean(values, groups)) if values else None
 
@@ -190,49 +191,49 @@ def _longer(pairs: Sequence[Pair], labeler: str | None = None) -> Figures | None
 
 
 def _labelers(items: dict[int, Item], ratings: Sequence[Rating], pairs: Sequence[Pair]) -> dict[str, Figures]:
-    trusted = reliability([pair.choices for pair in pairs])
-    found = {}
+    reliabilities = reliability([pair.choices for pair in pairs])
+    by_labeler = {}
     for name in sorted({rating.labeler for rating in ratings}):
-        mine = [rating for rating in ratings if rating.labeler == name]
-        answered = [rating for rating in mine if rating.choice != "skip"]
+        own_ratings = [rating for rating in ratings if rating.labeler == name]
+        answered = [rating for rating in own_ratings if rating.choice != "skip"]
         choices = [pair.choices[name] for pair in pairs if name in pair.choices]
-        found[name] = {
+        by_labeler[name] = {
             "rated": len(answered),
-            "skips": len(mine) - len(answered),
-            "flags": dict(Counter(flag for rating in mine for flag in rating.flags)),
-            "seconds": _seconds(mine),
+            "skips": len(own_ratings) - len(answered),
+            "flags": dict(Counter(flag for rating in own_ratings for flag in rating.flags)),
+            "seconds": _seconds(own_ratings),
             "ties": dict(wilson(choices.count("tie"), len(choices))) if choices else None,
-            "position": _preference(preference(_first_shown(mine))),
+            "position": _preference(preference(_first_shown(own_ratings))),
             "length": _longer(pairs, name),
             "gold": _gold(items, answered),
             "self_agreement": _self_agreement(answered),
             "reliability": {
-                "accuracy": None if math.isnan(trusted.accuracy[name]) else trusted.accuracy[name],
-                "overlaps": trusted.overlaps[name],
-                "weight": trusted.weights[name],
+                "accuracy": None if math.isnan(reliabilities.accuracy[name]) else reliabilities.accuracy[name],
+                "overlaps": reliabilities.overlaps[name],
+                "weight": reliabilities.weights[name],
             }
-            if name in trusted.weights
+            if name in reliabilities.weights
             else None,
         }
-    return found
+    return by_labeler
 
 
 def _gold(items: dict[int, Item], answered: Sequence[Rating]) -> Figures | None:
-    """Share of control items answered right (see `alignment.ratings.is_right`), and the p-value of blind guessing."""
-    told = [
+    """Fraction of control items answered right (see `alignment.ratings.is_right`), and its p-value under guessing."""
+    graded = [
         (gold, is_right(gold, rating.choice, rating.ranks, rating.score))
         for rating in answered
         if (gold := items[rating.item].gold) is not None and rating.why in ("gold", "calibration")
     ]
-    if not told:
+    if not graded:
         return None
-    right = sum(each for _, each in told)
-    guess = statistics.fmean(_guess(gold) for gold, _ in told)
-    return {**wilson(right, len(told)), "guessing": guess, "p_value": binomial_test(right, len(told), guess)}
+    right = sum(correct for _, correct in graded)
+    guess = statistics.fmean(_guess(gold) for gold, _ in graded)
+    return {**wilson(right, len(graded)), "guessing": guess, "p_value": binomial_test(right, len(graded), guess)}
 
 
 def _guess(gold: Gold) -> float:
-    """How often a blind guess is right: one side of a pair, an order without ties, one of seven scores."""
+    """Probability that a random guess is right: one side of a pair, an order without ties, one of seven scores."""
     if gold.ranks is not None:
         alike = math.prod(math.factorial(count) for count in Counter(gold.ranks).values())
         return alike / math.factorial(len(gold.ranks)) if len(set(gold.ranks)) > 1 else 0.5
@@ -242,83 +243,83 @@ def _guess(gold: Gold) -> float:
 
 
 def _self_agreement(answered: Sequence[Rating]) -> Figures | None:
-    """Share of own pairs answered the same when they came again with the sides flipped."""
-    before = {rating.item: rating.choice for rating in answered if rating.why != "repeat"}
-    same = [rating.choice == before[rating.item] for rating in answered if _is_again(rating, before)]
+    """Fraction of repeated pairs, with the sides flipped, that the labeler answered the same way."""
+    first_answers = {rating.item: rating.choice for rating in answered if rating.why != "repeat"}
+    same = [
+        rating.choice == first_answers[rating.item]
+        for rating in answered
+        if rating.why == "repeat" and rating.item in first_answers
+    ]
     return dict(wilson(sum(same), len(same))) if same else None
-
-
-def _is_again(rating: Rating, before: dict[int, Any]) -> bool:
-    return rating.why == "repeat" and rating.item in before
 
 
 # --- in the journal of a run -----------------------------------------------------------------------------------------
 
 
-def journalled(
+def label_events(
     config: DataConfig, comparisons: Sequence[Comparison], labelers: Collection[str] = ()
 ) -> Iterator[Figures]:
-    """The fields of `labels` events: of each ratings database that a run learns from, and of the other files together
-    if they say who voted. Labelers are hashed, models and texts not in it.
+    """Yield the fields of `labels` events: one for each ratings file of a run, or one for the other files together if
+    they name the voters. Labelers are hashed; models and texts are left out.
 
     Args:
-        labelers: those whose ratings are learned from (`reward.labelers.resolved`); empty: everybody.
+        labelers: the labelers whose ratings are trained on (`reward.labelers.resolved`); empty: everybody.
     """
     for part in config.parts:
         if is_ratings_file(part.path):
             with RatingsStore(part.path) as store:
-                yield _shortened(store.path.name, report(store, hashed=True, labelers=labelers))
+                yield _event_fields(store.path.name, report(store, hashed=True, labelers=labelers))
     if not any(is_ratings_file(part.path) for part in config.parts):
         named = [row for row in comparisons if all(vote.labeler for vote in row.votes)]
         ballots = [{str(vote.labeler): vote.choice for vote in row.votes} for row in named]
         if any(len(ballot) > 1 for ballot in ballots):
-            yield {"source": "votes", **_agreement_figures(agreement(ballots, [row.group for row in named]))}
+            yield {"source": "votes", **_agreement_fields(agreement(ballots, [row.group for row in named]))}
 
 
-def _agreement_figures(found: Figures) -> Figures:
-    kappas = [kappa["value"] for kappa in found["cohen_kappa"]]
+def _agreement_fields(metrics: Figures) -> Figures:
+    kappas = [kappa["value"] for kappa in metrics["cohen_kappa"]]
     return {
-        "overlap": found["overlap"],
-        "alpha": found["alpha_nominal"],
-        "fleiss_kappa": found["fleiss_kappa"],
+        "overlap": metrics["overlap"],
+        "alpha": metrics["alpha_nominal"],
+        "fleiss_kappa": metrics["fleiss_kappa"],
         "cohen_kappa": {"median": statistics.median(kappas), "min": min(kappas), "n": len(kappas)} if kappas else None,
-        "three_way": found["three_way"],
-        "one_human": found["one_human"],
-        "best_reachable": found["best_reachable"],
+        "three_way": metrics["three_way"],
+        "one_human": metrics["one_human"],
+        "best_reachable": metrics["best_reachable"],
     }
 
 
-def _shortened(source: str, found: Figures) -> Figures:
+def _event_fields(source: str, quality: Figures) -> Figures:
     labelers = {
         name: {
-            "rated": of["rated"],
-            "skips": of["skips"],
-            "seconds": of["seconds"] and of["seconds"]["median"],
-            "position": of["position"],
-            "weight": of["reliability"] and of["reliability"]["weight"],
+            "rated": labeler["rated"],
+            "skips": labeler["skips"],
+            "seconds": labeler["seconds"] and labeler["seconds"]["median"],
+            "position": labeler["position"],
+            "weight": labeler["reliability"] and labeler["reliability"]["weight"],
         }
-        for name, of in found["labelers"].items()
+        for name, labeler in quality["labelers"].items()
     }
     return {
         "source": source,
-        "ratings": found["ratings"] | {"simulated": len(found["ratings"]["simulated"])},
-        **_agreement_figures(found["agreement"]),
-        "position": found["position"],
-        "length": found["length"],
-        "seconds": found["seconds"],
+        "ratings": quality["ratings"] | {"simulated": len(quality["ratings"]["simulated"])},
+        **_agreement_fields(quality["agreement"]),
+        "position": quality["position"],
+        "length": quality["length"],
+        "seconds": quality["seconds"],
         "labelers": labelers,
-        "warnings": found["warnings"],
+        "warnings": quality["warnings"],
     }
 
 
-def as_metrics(found: Figures) -> dict[str, float]:
-    """The figures of a `labels` event that dashboards show as metrics, by their declared names."""
-    named = {
-        name: found.get(name) for name in ("alpha", "three_way", "one_human", "best_reachable", "position", "length")
+def label_metrics(event: Figures) -> dict[str, float]:
+    """The metrics of a `labels` event, by their declared names."""
+    estimates = {
+        name: event.get(name) for name in ("alpha", "three_way", "one_human", "best_reachable", "position", "length")
     }
-    metrics = {f"labels/{name}": estimate["value"] for name, estimate in named.items() if estimate}
-    if found.get("seconds"):
-        metrics["labels/seconds"] = found["seconds"]["median"]
-    if "ratings" in found:
-        metrics["labels/answers"] = float(found["ratings"]["counting"])
+    metrics = {f"labels/{name}": estimate["value"] for name, estimate in estimates.items() if estimate}
+    if event.get("seconds"):
+        metrics["labels/seconds"] = event["seconds"]["median"]
+    if "ratings" in event:
+        metrics["labels/answers"] = float(event["ratings"]["counting"])
     return metrics

@@ -1,4 +1,6 @@
-"""What the ratings store takes and gives, and the checks of what people hand to it."""
+"""Records of the ratings store, and validation of its input."""
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -14,19 +16,23 @@ Choice = Literal["first", "second", "tie", "ranked", "scored", "skip"]
 ChoiceShown = Literal["left", "right", "tie", "ranked", "scored", "skip"]
 Order = Literal["random", "uncertain"]
 Why = Literal["random", "uncertain", "gold", "calibration", "repeat", "import"]
-"""Why a labeler got an item: chance, a reward model's doubt, a control item, the same with feedback, once more with the
-sides flipped; or the answer came from a file."""
+"""Why a labeler got an item: at random, by the reward model's uncertainty, as a control, as a control with feedback, as
+a repeat with the sides flipped; or the answer was imported."""
 
 _AnyChoice = TypeVar("_AnyChoice", Literal["first", "second", "tie"], str)
-CONTROLS = ("gold", "calibration", "repeat")  # tell of the labeler; neither count toward `need` nor train a model
-COMPLETIONS = {"single": (1, 1), "pair": (2, 2), "rank": (2, 9)}  # fewest and most
+CONTROLS = (
+    "gold",
+    "calibration",
+    "repeat",
+)  # they measure the labeler; they do not count toward `need` and are not trained on
+COMPLETIONS = {"single": (1, 1), "pair": (2, 2), "rank": (2, 9)}  # minimum and maximum
 SCORES = range(1, 8)
 ANSWERS = {"pair": ("first", "second", "tie"), "rank": ("ranked",), "single": ("scored",)}
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer. `ended`: it stopped by itself, not at a length limit. `model`: registry reference of its maker."""
+    """One answer. `ended` is false if it hit the length limit. `model` is the registry reference of its model."""
 
     text: str
     ended: bool = True
@@ -45,9 +51,9 @@ class Gold:
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to rate. `prompt` is a list of `{"role", "content"}`; `need` is how many labelers shall answer.
+    """One item to rate. `prompt` holds `{"role", "content"}` messages; `need` is the wanted number of labelers.
 
-    An item with `gold` goes to labelers as a control, whatever its `need`.
+    An item with `gold` is shown as a control, whatever its `need`.
     """
 
     id: int
@@ -63,10 +69,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Rating:
-    """A finished answer, in item order whatever the labeler saw; `completions[order_shown[0]]` was shown first.
+    """A finished answer, in item order, not display order; `completions[order_shown[0]]` was shown first.
 
-    `ranks` (1 is best, equal is a tie, no number left out) belongs to the choice `ranked`, `score` (1 to 7) to
-    `scored`. Of imported answers `order_shown` may be unknown, then (), and `seconds`, then None.
+    `ranks` (1 is best, equal is a tie, without gaps) belongs to the choice `ranked`, `score` (1 to 7) to `scored`. An
+    imported answer may have an unknown `order_shown`, which is (), and unknown `seconds`, which is None.
     """
 
     id: int
@@ -88,9 +94,9 @@ class Rating:
 
 @dataclass(frozen=True)
 class Assignment:
-    """An item as one labeler sees it: texts in the order shown and nothing that names a model.
+    """An item as one labeler sees it: texts in display order, and nothing that names a model.
 
-    `why` is for the program: a labeler who sees it knows which answers are being checked.
+    `why` must not be shown: it would reveal which answers are being checked.
     """
 
     rating: int
@@ -105,7 +111,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Feedback:
-    """What a labeler learns after a calibration item. In `expected_shown`, `first` is what was shown first."""
+    """Feedback to a labeler after a calibration item. `expected_shown` is in display order."""
 
     right: bool
     expected_shown: Gold
@@ -113,7 +119,7 @@ class Feedback:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a labeler is: `done` (skips among them) of `total`; `seconds` is the median per answer of late."""
+    """A labeler's progress: `done` (with skips) of `total`; `seconds` is the recent median per answer."""
 
     done: int
     skipped: int
@@ -122,10 +128,10 @@ class Progress:
 
 
 def is_right(gold: Gold, choice: str | None, ranks: Sequence[int] | None = None, score: int | None = None) -> bool:
-    """Whether an answer in item order agrees with the right one; a skip never does.
+    """Return whether an answer in item order is right; a skip never is.
 
-    A pair: the same choice, whatever the strength. A ranking: of any two completions that `gold` ranks apart the
-    better one is ranked better; where `gold` has a tie any order is right. A score: at most one point off.
+    A pair needs the same choice, whatever the strength. A ranking needs the order of any two completions that are not
+    tied in `gold`. A score may be one point off.
     """
     if gold.choice is not None:
         return choice == gold.choice
@@ -136,7 +142,7 @@ def is_right(gold: Gold, choice: str | None, ranks: Sequence[int] | None = None,
 
 
 def flipped(choice: _AnyChoice, order: Sequence[int]) -> _AnyChoice:
-    """A choice of a pair from item order to the order shown, or back: to swap the sides twice is not to swap."""
+    """Convert a pair's choice from item order to display order, or back: the function is its own inverse."""
     if list(order) == [0, 1]:
         return choice
     return "second" if choice == "first" else "first" if choice == "second" else choice
@@ -144,18 +150,23 @@ def flipped(choice: _AnyChoice, order: Sequence[int]) -> _AnyChoice:
 
 def dense(ranks: Sequence[int]) -> tuple[int, ...]:
     """Ranks without gaps: (1, 1, 5) is (1, 1, 2)."""
-    numbers = sorted(set(ranks))
-    return tuple(numbers.index(rank) + 1 for rank in ranks)
+    distinct = sorted(set(ranks))
+    return tuple(distinct.index(rank) + 1 for rank in ranks)
+
+
+def in_item_order(ranks_shown: Sequence[int], order: Sequence[int]) -> list[int]:
+    """Convert ranks from display order to item order."""
+    return [ranks_shown[order.index(index)] for index in range(len(order))]
 
 
 def check_labeler(name: str) -> None:
-    """Raises UserError unless the name is 1 to 64 printable characters without space at its ends."""
+    """Raise UserError unless the name is 1 to 64 printable characters without space at its ends."""
     if not (1 <= len(name) <= 64 and name.isprintable() and name == name.strip()):
         raise UserError(f"labeler {name!a}: expected a name of 1 to 64 printable characters, no space at its ends")
 
 
 def as_message(message: Mapping[str, str]) -> dict[str, str]:
-    """A prompt's message, checked."""
+    """Validate a prompt's message."""
     fields = dict(message) if isinstance(message, Mapping) else {}
     if set(fields) != {"role", "content"} or not all(isinstance(value, str) for value in fields.values()):
         raise UserError(f'prompt message {clean(str(message))[:80]!r}: expected {{"role": ..., "content": ...}}')
@@ -163,7 +174,7 @@ def as_message(message: Mapping[str, str]) -> dict[str, str]:
 
 
 def as_completion(fields: Completion | Mapping[str, Any]) -> Completion:
-    """A completion, checked."""
+    """Validate a completion."""
     if isinstance(fields, Completion):
         return fields
     if not isinstance(fields.get("text"), str) or not set(fields) <= set(Completion.__dataclass_fields__):
@@ -172,14 +183,14 @@ def as_completion(fields: Completion | Mapping[str, Any]) -> Completion:
 
 
 def item_key(kind: str, messages: Sequence[Mapping[str, str]], answers: Sequence[Completion], copy: int = 0) -> str:
-    """What makes an item the same one: its kind, prompt and texts, and which of several alike it is."""
+    """The identity of an item: a digest of its kind, prompt, texts and copy number."""
     content: list[Any] = [messages, [[answer.text, answer.ended] for answer in answers]]
     key = digest(content if kind == "pair" else [kind, *content])
     return digest(["copy", copy, key]) if copy else key
 
 
 def check_item(kind: str, messages: int, completions: int, need: int, gold: Gold | None) -> None:
-    """Raises UserError if these do not make an item."""
+    """Raise UserError if these do not make a valid item."""
     if kind not in COMPLETIONS:
         raise UserError(f"an item's kind is {clean(kind)!r}: expected one of {', '.join(COMPLETIONS)}")
     fewest, most = COMPLETIONS[kind]
@@ -192,10 +203,10 @@ def check_item(kind: str, messages: int, completions: int, need: int, gold: Gold
     if not 1 <= need < 2**32:
         raise UserError(f"need is how many labelers rate an item: expected 1 or more, below 2**32, found {need}")
     if gold is not None:
-        given = {name for name, value in asdict(gold).items() if value is not None}
-        if given != {{"pair": "choice", "rank": "ranks", "single": "score"}[kind]}:
+        given_fields = {name for name, value in asdict(gold).items() if value is not None}
+        if given_fields != {{"pair": "choice", "rank": "ranks", "single": "score"}[kind]}:
             raise UserError(
-                f"gold of a {kind} item: found {', '.join(sorted(given)) or 'nothing'}, expected "
+                f"gold of a {kind} item: found {', '.join(sorted(given_fields)) or 'nothing'}, expected "
                 + {"pair": "choice", "rank": "ranks", "single": "score"}[kind]
             )
         choice = ANSWERS[kind][0] if gold.choice is None else gold.choice
@@ -207,7 +218,7 @@ def check_item(kind: str, messages: int, completions: int, need: int, gold: Gold
 def check_answer(
     kind: str, completions: int, choice: str, strength: int | None, ranks: Sequence[int] | None, score: int | None
 ) -> None:
-    """Raises UserError if these do not make an answer, in item order, to an item of this kind."""
+    """Raise UserError if these do not make a valid answer, in item order, to an item of this kind."""
     if choice not in (*ANSWERS[kind], "skip"):
         raise UserError(
             f"a {kind} item's answer is {clean(str(choice))!r}: expected {', '.join(ANSWERS[kind])} or skip"
@@ -223,7 +234,7 @@ def check_answer(
 
 
 def dump(value: Any) -> str:
-    """JSON in one spelling. ASCII: lone surrogates survive as \\uXXXX."""
+    """Canonical JSON, in ASCII, so that lone surrogates survive as \\uXXXX."""
     return json.dumps(value, allow_nan=False, sort_keys=True)
 
 

@@ -1,4 +1,4 @@
-"""What in a report a person should know, in words."""
+"""Warnings about label quality, as sentences."""
 
 from __future__ import annotations
 
@@ -10,60 +10,60 @@ from alignment.terminal import one_line
 
 Figures = dict[str, Any]
 
-ENOUGH = 10
-"""Answers of a kind from which a labeler is told on for them; fewer say nothing."""
-BIAS = 0.01
-"""p-value below which a preference for a side is no accident; shared among the labelers that are tested."""
-MATTERS = 0.55
-"""Share of decisions for one side from which its whole 95% interval must lie: with thousands of decisions a preference
-of 52% is no accident, and harms nothing."""
-HALF_WAY = 0.5
-"""Where between guessing and all right the whole 95% interval of a labeler's gold answers must lie below."""
-SLIGHT = 0.2
-"""Krippendorff's alpha below which people agree slightly at best (Landis and Koch 1977, of kappa)."""
-HURRY = 1 / 3
-"""Share of the others' median seconds below which a labeler hurries."""
-STEADY = 0.6
-"""Share of own repeats answered the same below which a labeler contradicts themselves."""
-SKIPS = 0.25
-"""Share of skips from which they are worth a word."""
+MIN_ANSWERS = 10
+"""Minimum number of answers of a kind for a warning about a labeler."""
+BIAS_P_VALUE = 0.01
+"""p-value of a significant preference for a side, divided by the number of labelers that are tested."""
+MIN_BIAS = 0.55
+"""Lower end of the 95% interval of a preference that matters: with thousands of decisions, 52% is significant but
+harmless."""
+GOLD_MARGIN = 0.5
+"""Point between guessing (0) and all right (1) that the 95% interval of a labeler's gold answers must reach."""
+SLIGHT_ALPHA = 0.2
+"""Krippendorff's alpha below which agreement is slight at best (Landis and Koch 1977, for kappa)."""
+HASTY = 1 / 3
+"""Fraction of the others' median seconds below which a labeler is hasty."""
+MIN_SELF_AGREEMENT = 0.6
+"""Fraction of repeats answered the same way below which a labeler is inconsistent."""
+MAX_SKIPS = 0.25
+"""Fraction of skipped items above which a labeler gets a warning."""
 
 
-def warnings_of(found: Figures) -> list[str]:
-    """Sentences, the gravest first; none where nothing was found."""
-    return [*_of_all(found), *(warning for name in found["labelers"] for warning in _of_one(found, name))]
+def warnings_of(quality: Figures) -> list[str]:
+    """Warnings, the most serious first; empty if there are none."""
+    return [*_overall(quality), *(warning for name in quality["labelers"] for warning in _individual(quality, name))]
 
 
-def _of_all(found: Figures) -> Iterator[str]:
-    agreement, position = found["agreement"], found["position"]
-    simulated = found["ratings"]["simulated"]
+def _overall(quality: Figures) -> Iterator[str]:
+    agreement, position = quality["agreement"], quality["position"]
+    simulated = quality["ratings"]["simulated"]
     if simulated:
         names = ", ".join(map(one_line, simulated))
         yield f"Some ratings are made by programs ({names}); a model trained on them says so."
-    if found["ratings"]["counting"] and not agreement["overlap"] and not _has_scores(found):
-        yield "Nothing was rated by two people, so nobody knows how far they agree; raise need for some items."
+    if quality["ratings"]["counting"] and not agreement["overlap"] and not _has_scores(quality):
+        yield "No item was rated by two people, so agreement cannot be measured; raise need for some items."
     alpha = agreement["alpha_nominal"]
-    if alpha and alpha["n"] >= ENOUGH:
+    if alpha and alpha["n"] >= MIN_ANSWERS:
         low, high = alpha["ci"]
-        said = f"alpha {alpha['value']:.2f}, 95%: {low:.2f} to {high:.2f}, {alpha['n']} items"
-        if high < SLIGHT:
+        estimate = f"alpha {alpha['value']:.2f}, 95%: {low:.2f} to {high:.2f}, {alpha['n']} items"
+        if high < SLIGHT_ALPHA:
             yield (
-                f"Labelers agree hardly more than by chance ({said}); look at the guideline, and at items that they "
-                "see differently."
+                f"Labelers agree hardly more than by chance ({estimate}); look at the guideline, and at items on which "
+                "they differ."
             )
         elif low <= 0:
-            yield f"It is not known yet whether labelers agree more than by chance ({said}); rate more items twice."
-    if biased := _side_preferred(position, BIAS):
-        yield f"Position bias: {biased}; sides are random, so this is habit."
+            yield f"It is not known yet whether labelers agree more than by chance ({estimate}); rate more items twice."
+    if biased := _side_preferred(position, BIAS_P_VALUE):
+        yield f"Position bias: {biased}; sides are random, so labelers prefer that side."
 
 
 def _side_preferred(position: Figures | None, p_value: float) -> str | None:
-    """A preference for a side that is no accident and large enough to matter, with its size; else None."""
+    """A text about a significant preference for a side that is large enough to matter; else None."""
     if not position or position["p_value"] >= p_value:
         return None
     (low, high), first = position["ci"], position["value"] > 0.5
     share, ends = (position["value"], (low, high)) if first else (1 - position["value"], (1 - high, 1 - low))
-    if ends[0] <= MATTERS:
+    if ends[0] <= MIN_BIAS:
         return None
     side = "first" if first else "second"
     return (
@@ -72,36 +72,41 @@ def _side_preferred(position: Figures | None, p_value: float) -> str | None:
     )
 
 
-def _has_scores(found: Figures) -> bool:
-    return any(value for scale in ("ranks", "scores") for value in found["ordered"][scale].values())
+def _has_scores(quality: Figures) -> bool:
+    return any(value for scale in ("ranks", "scores") for value in quality["ordered"][scale].values())
 
 
-def _of_one(found: Figures, labeler: str) -> Iterator[str]:
-    labelers = found["labelers"]
-    mine, name = labelers[labeler], one_line(labeler)
-    position, gold, again, trusted = (mine[key] for key in ("position", "gold", "self_agreement", "reliability"))
-    tested = sum(each["position"] is not None for each in labelers.values())
-    if len(labelers) > 1 and (biased := _side_preferred(position, BIAS / max(1, tested))):
+def _individual(quality: Figures, labeler: str) -> Iterator[str]:
+    labelers = quality["labelers"]
+    own, name = labelers[labeler], one_line(labeler)
+    position, gold, repeats, reliability = (own[key] for key in ("position", "gold", "self_agreement", "reliability"))
+    tested = sum(labeler_quality["position"] is not None for labeler_quality in labelers.values())
+    if len(labelers) > 1 and (biased := _side_preferred(position, BIAS_P_VALUE / max(1, tested))):
         yield f"{name}: {biased}."
-    if gold and gold["n"] >= ENOUGH:
-        limit = gold["guessing"] + HALF_WAY * (1 - gold["guessing"])
+    if gold and gold["n"] >= MIN_ANSWERS:
+        limit = gold["guessing"] + GOLD_MARGIN * (1 - gold["guessing"])
         if gold["value"] <= gold["guessing"] or gold["ci"][1] < limit:
             yield (
                 f"{name} is right on {round(gold['value'] * gold['n'])} of {gold['n']} gold items (95%: "
                 f"{gold['ci'][0]:.0%} to {gold['ci'][1]:.0%}), where guessing gives {gold['guessing']:.0%}."
             )
-    if again and again["n"] >= ENOUGH and again["value"] < STEADY:
-        yield f"{name} gave the same answer to {round(again['value'] * again['n'])} of {again['n']} flipped repeats."
-    if trusted and trusted["weight"] == 0 and trusted["overlaps"] >= ENOUGH:
+    if repeats and repeats["n"] >= MIN_ANSWERS and repeats["value"] < MIN_SELF_AGREEMENT:
+        same = round(repeats["value"] * repeats["n"])
+        yield f"{name} gave the same answer to {same} of {repeats['n']} flipped repeats."
+    if reliability and reliability["weight"] == 0 and reliability["overlaps"] >= MIN_ANSWERS:
         yield (
-            f"{name} is not shown to agree with the others more often than a coin does; their votes weigh nothing in "
+            f"{name} does not agree with the others measurably more than a coin does; their votes have weight 0 in "
             "training."
         )
-    others = [each["seconds"]["median"] for who, each in labelers.items() if who != labeler and each["seconds"]]
-    seconds = mine["seconds"]
+    others = [
+        labeler_quality["seconds"]["median"]
+        for other, labeler_quality in labelers.items()
+        if other != labeler and labeler_quality["seconds"]
+    ]
+    seconds = own["seconds"]
     usual = statistics.median(others) if others else 0
-    if seconds and seconds["n"] >= ENOUGH and seconds["median"] < HURRY * usual:
+    if seconds and seconds["n"] >= MIN_ANSWERS and seconds["median"] < HASTY * usual:
         yield f"{name} takes {seconds['median']:.0f} s an answer where the others take {usual:.0f} s."
-    seen = mine["rated"] + mine["skips"]
-    if mine["skips"] >= ENOUGH and mine["skips"] > SKIPS * seen:
-        yield f"{name} skipped {mine['skips']} of {seen} items."
+    total = own["rated"] + own["skips"]
+    if own["skips"] >= MIN_ANSWERS and own["skips"] > MAX_SKIPS * total:
+        yield f"{name} skipped {own['skips']} of {total} items."

@@ -1,1 +1,1 @@
-"""What people read of runs: verdicts, reports, charts, the terminal."""
+"""Reports on runs: verdicts, HTML pages, charts and the terminal view."""

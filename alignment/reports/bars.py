@@ -1,4 +1,4 @@
-"""Figures with intervals as rows of a table, each with its bar; all bars of a table stand on one scale."""
+"""Table rows for metrics with intervals, each with a bar; all bars of a table share one scale."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-FEW = 10
-"""Votes; a bootstrap of fewer is no interval."""
+MIN_VOTES = 10
+"""Minimum number of votes for a bootstrap interval."""
 SUSPICIOUS = 0.80
-"""Two people agree on 63 to 77% of such pairs (Ouyang et al. 2022, section 3.4; Stiennon et al. 2020, appendix C.2; Bai
-et al. 2022, section 2.1), so that a model has little honest room above."""
+"""Accuracy above which leakage is likely: two people agree on 63 to 77% of such pairs (Ouyang et al. 2022, section 3.4;
+Stiennon et al. 2020, appendix C.2; Bai et al. 2022, section 2.1)."""
 
 STYLE = """.bars { table-layout: fixed; } .bars th { white-space: normal; font-weight: 400; }
 .bars .name { width: 34%; }
@@ -53,11 +53,11 @@ def percents(ends: Sequence[float]) -> str:
 
 @dataclass(frozen=True)
 class ShareScale:
-    """The range of shares that bars are drawn on, with reference lines.
+    """The range of fractions that bars are drawn on, with reference lines.
 
     Args:
         marks: dashed lines, each with its text.
-        beyond: a share above which the background is shaded; its text stands there too.
+        beyond: fraction above which the background is shaded and labelled.
     """
 
     low: float
@@ -67,14 +67,14 @@ class ShareScale:
 
     @classmethod
     def around(cls, rows: Iterable[Mapping[str, Any]]) -> ShareScale:
-        """For accuracies: from guessing to where it is suspicious, widened to whole tenths that hold the larger rows'
-        intervals."""
+        """A scale for accuracies: from guessing to suspicious values, widened to whole tenths for the intervals of
+        large rows."""
         ends = [end for row in rows if row["n"] >= 100 or row["main"] for end in row["ends"]]
         return cls(math.floor(10 * min([0.4, *ends])) / 10, math.ceil(10 * max([0.9, *ends])) / 10)
 
     @classmethod
     def holding(cls, rows: Sequence[Mapping[str, Any]], marks: Sequence[tuple[float, str]]) -> ShareScale:
-        """For any shares: whole tenths that hold all intervals and lines."""
+        """A scale for any fractions: whole tenths that hold all intervals and lines."""
         ends = [*(end for row in rows for end in row["ends"]), *(at for at, _ in marks)]
         low, high = math.floor(10 * min(ends)) / 10, math.ceil(10 * max(ends)) / 10
         return cls(low, high if high > low else low + 0.1, tuple(marks), None)
@@ -83,7 +83,7 @@ class ShareScale:
         return round(100 * min(1.0, max(0.0, (share - self.low) / (self.high - self.low))), 2)
 
     def place(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Give each row the places of its bar."""
+        """Add the positions of the bar to each row."""
         for row in rows:
             row |= {"at": self.at(row["mean"]), "low": self.at(row["ends"][0]), "high": self.at(row["ends"][1])}
 
@@ -95,14 +95,14 @@ class ShareScale:
 
 
 def bar(name: str, estimate: Mapping[str, Any], about: str = "", main: bool = False) -> dict[str, Any]:
-    """A row from a value with its interval and the number of votes behind it."""
+    """A row from an estimate: a value with its interval and number of votes."""
     counted = f"{estimate['n']:,} {'vote' if estimate['n'] == 1 else 'votes'}"
     return {
         "name": name,
         "about": f"{about}; {counted}" if about else counted,
         "value": percent(estimate["value"]),
-        "range": percents(estimate["ci"]) if estimate["n"] >= FEW else "too few",
-        "enough": estimate["n"] >= FEW,
+        "range": percents(estimate["ci"]) if estimate["n"] >= MIN_VOTES else "too few",
+        "enough": estimate["n"] >= MIN_VOTES,
         "mean": estimate["value"],
         "ends": estimate["ci"],
         "n": estimate["n"],
@@ -112,26 +112,25 @@ def bar(name: str, estimate: Mapping[str, Any], about: str = "", main: bool = Fa
 
 _SLICES = {
     "difference": (
-        "By how far the two scores are apart",
-        "A model that knows what it knows is right more often below.",
+        "By score difference",
+        "A calibrated model is right more often at larger differences.",
     ),
-    "strength": ("By how much better people called it", ""),
+    "strength": ("By strength of the vote", ""),
     "length": (
-        "By length of the answer that people preferred",
-        "A model that goes by length is right in one row alone.",
+        "By length of the preferred answer",
+        "A model that prefers one length is right in one row only.",
     ),
-    "size": ("By how many answers were judged together", ""),
+    "size": ("By number of answers judged together", ""),
     "source": ("By source", ""),
     "labeler": ("By labeler", ""),
 }
 
 
 def slice_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, str, list[dict[str, Any]]]]:
-    """Title, introduction and rows of each slice of the held-out votes. Only where there are several parts: one part is
-    the whole again.
+    """Title, introduction and rows of each slice of the held-out votes that has several parts.
 
     Args:
-        evaluation: of a reward model, as `RUN/evaluation.json` has it.
+        evaluation: a reward model's evaluation, as in `RUN/evaluation.json`.
     """
     return [
         (title, about, [bar(row["name"], row) for row in evaluation["by"][kind]])

@@ -1,4 +1,4 @@
-"""A line of a chart in braille characters, for the terminal."""
+"""Line charts in braille characters, for the terminal."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 
 
 def chart(series: Series, width: int, height: int, ascii_only: bool = False) -> list[str]:
-    """A line over the steps, from the smallest value at the bottom to the greatest at the top.
+    """Draw a series over its steps, from the minimum at the bottom to the maximum at the top.
 
-    Each column of dots spans all values of its steps, so that a spike of one step is not lost; a value that was not
+    Each column of dots spans all values of its steps, so that a spike of one step stays visible. A value that is not
     finite leaves a gap.
 
     Args:
@@ -25,7 +25,7 @@ def chart(series: Series, width: int, height: int, ascii_only: bool = False) -> 
     values = np.array([np.nan if value is None else value for value in series.values], dtype=np.float64)
     steps = np.array(series.steps, dtype=np.float64)
     if np.isfinite(values).any():
-        with np.errstate(all="ignore"):  # values so great that their difference is not finite are not drawn
+        with np.errstate(all="ignore"):  # values whose difference overflows are not drawn
             _draw(dots, steps, values)
     cells = dots.reshape(height, down, width, across).transpose(0, 2, 3, 1)  # row, column, dot column, dot row
     if ascii_only:
@@ -37,25 +37,25 @@ def chart(series: Series, width: int, height: int, ascii_only: bool = False) -> 
 def _draw(dots: NDArray[np.bool_], steps: NDArray[np.float64], values: NDArray[np.float64]) -> None:
     rows, columns = dots.shape
     low, high = np.nanmin(values), np.nanmax(values)
-    share = (high - values) / (high - low) if high > low else np.where(np.isnan(values), np.nan, 0.5)
-    level = share * (rows - 1)
+    fraction = (high - values) / (high - low) if high > low else np.where(np.isnan(values), np.nan, 0.5)
+    level = fraction * (rows - 1)
     first, last = steps.min(), steps.max()
     column = ((steps - first) / max(1.0, last - first) * (columns - 1)).round().astype(int)
     starts = np.flatnonzero(np.diff(column, prepend=-1))
-    before: tuple[int, float] | None = None
-    for at, here in zip(column[starts].tolist(), np.split(level, starts[1:]), strict=True):
-        finite = here[np.isfinite(here)]
+    previous: tuple[int, float] | None = None
+    for column_index, levels in zip(column[starts].tolist(), np.split(level, starts[1:]), strict=True):
+        finite = levels[np.isfinite(levels)]
         if not len(finite):
-            before = None
+            previous = None
             continue
-        dots[int(finite.min().round()) : int(finite.max().round()) + 1, at] = True
-        if before is not None:
-            _join(dots, before, (at, float(finite[0])))
-        before = (at, float(finite[-1]))
+        dots[int(finite.min().round()) : int(finite.max().round()) + 1, column_index] = True
+        if previous is not None:
+            _join(dots, previous, (column_index, float(finite[0])))
+        previous = (column_index, float(finite[-1]))
 
 
 def _join(dots: NDArray[np.bool_], a: tuple[int, float], b: tuple[int, float]) -> None:
-    """A straight line between two dots, without holes where it is steep."""
+    """Draw a connected line between two dots."""
     count = max(abs(b[0] - a[0]), abs(round(b[1] - a[1]))) + 1
     rows = np.linspace(a[1], b[1], count).round().astype(int)
     dots[rows, np.linspace(a[0], b[0], count).round().astype(int)] = True

@@ -1,7 +1,7 @@
-"""Panels as charts: what a script draws them from, and a still picture of each for paper and where no script runs.
+"""Charts of panels: data for the page's script, and a static picture for print and for pages without scripts.
 
-A series of any length becomes at most `POINTS` buckets, each with its mean and its least and greatest value: a spike
-of one step in 100,000 is still seen.
+A series of any length is reduced to at most `POINTS` buckets with mean, minimum and maximum, so that a spike of one
+step in 100,000 stays visible.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from alignment.runs.record import RunRecord, Series
 
 POINTS = 600
 STILL_POINTS = 240
-"""Of a picture that nobody zooms."""
+"""Maximum number of points in a static picture."""
 MAX_HISTOGRAMS = 40
 COLOURS = 8
-"""How many there are in report.css; further series take them again."""
+"""Number of colours in report.css; further series reuse them."""
 WIDTH, HEIGHT = 400, 246
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 388, 10, 204
 _MANTISSA = 4
@@ -29,16 +29,16 @@ _MANTISSA = 4
 
 @dataclass
 class Line:
-    """One series as it is drawn.
+    """One series of a chart.
 
     Args:
-        name: in the legend.
-        colour: number of its colour.
-        dash: number of its dash, for a second metric of a run where runs have the colours.
+        name: name in the legend.
+        colour: index of its colour.
+        dash: index of its dash pattern, for several metrics of a run if colours mark runs.
         low, high: ends of a band around y; empty without one.
-        band: what the band is.
-        bad: steps whose value was not finite.
-        steps: of a scatter's points.
+        band: description of the band.
+        bad: steps whose value is not finite.
+        steps: steps of a scatter's points.
     """
 
     name: str
@@ -53,17 +53,17 @@ class Line:
     steps: list[int] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """For the script: without what is empty, and with as many digits as can be seen."""
-        found: dict[str, Any] = {"name": self.name, "colour": self.colour, "x": _short(self.x), "y": _short(self.y)}
+        """The JSON for the script, without empty fields and with limited precision."""
+        fields: dict[str, Any] = {"name": self.name, "colour": self.colour, "x": _short(self.x), "y": _short(self.y)}
         for name in ("low", "high"):
             if values := getattr(self, name):
-                found[name] = _short(values)
-        return found | {name: value for name in ("dash", "band", "bad", "steps") if (value := getattr(self, name))}
+                fields[name] = _short(values)
+        return fields | {name: value for name in ("dash", "band", "bad", "steps") if (value := getattr(self, name))}
 
 
 @dataclass
 class Chart:
-    """What is drawn in one figure."""
+    """The content of one figure."""
 
     kind: str
     title: str
@@ -71,36 +71,36 @@ class Chart:
     unit: str
     x_name: str
     share: bool = False
-    """The values are shares, shown in percent."""
+    """Whether the values are fractions, shown in percent."""
     log: bool = False
     lines: list[Line] = field(default_factory=list)
     marks: tuple[Mark, ...] = ()
     meanings: list[tuple[str, str]] = field(default_factory=list)
-    """What each name in the legend means."""
+    """The meaning of each name in the legend."""
     frames: list[dict[str, Any]] = field(default_factory=list)
-    """Of a histogram: its steps, each with edges and counts of every line."""
+    """For a histogram: its steps, each with edges and counts of every line."""
 
     def as_json(self) -> dict[str, Any]:
-        found = {"kind": self.kind, "unit": self.unit, "x": self.x_name, "share": self.share, "log": self.log}
-        found |= {"lines": [line.as_json() for line in self.lines], "frames": self.frames}
-        return found | {"marks": [mark.model_dump() for mark in self.marks]}
+        fields = {"kind": self.kind, "unit": self.unit, "x": self.x_name, "share": self.share, "log": self.log}
+        fields |= {"lines": [line.as_json() for line in self.lines], "frames": self.frames}
+        return fields | {"marks": [mark.model_dump() for mark in self.marks]}
 
     @property
     def label(self) -> str:
-        """What it shows, for those who cannot see it."""
-        said = [
+        """A text alternative for screen readers."""
+        parts = [
             f"{line.name} from {number(line.y[0], self.share)} to {number(line.y[-1], self.share)}"
             for line in self.lines
             if line.y
         ]
-        return f"{self.title}: {'; '.join(said)}"
+        return f"{self.title}: {'; '.join(parts)}"
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 
 def number(value: float | None, share: bool = False) -> str:
-    """A value in as few characters as tell it."""
+    """A value with few characters."""
     if value is None:
         return "-"
     if share:
@@ -113,12 +113,12 @@ def number(value: float | None, share: bool = False) -> str:
 
 
 def _short(values: Iterable[float]) -> list[float]:
-    """Six digits are more than a screen shows, and a third of the bytes."""
+    """Values with six digits, which suffice for a screen and save two thirds of the bytes."""
     return [int(value) if value == int(value) else float(f"{value:.6g}") for value in values]
 
 
 def unit_of(metrics: Iterable[Metric | None]) -> tuple[str, bool]:
-    """What stands at the axis, and whether values are shares."""
+    """The unit at the axis, and whether values are fractions."""
     units = dict.fromkeys(metric.unit for metric in metrics if metric)
     return " or ".join(unit for unit in units if unit and unit != "share"), list(units) == ["share"]
 
@@ -127,7 +127,7 @@ def unit_of(metrics: Iterable[Metric | None]) -> tuple[str, bool]:
 
 
 def thin(series: Series, most: int = POINTS) -> Line:
-    """A series in at most `most` buckets of as many steps; without a name and a colour as yet."""
+    """Reduce a series to at most `most` buckets of equal size; name and colour are set later."""
     import numpy as np
 
     values = np.array([math.nan if value is None else value for value in series.values], dtype=np.float64)
@@ -143,111 +143,115 @@ def thin(series: Series, most: int = POINTS) -> Line:
     line.x = (np.add.reduceat(steps, starts) / sizes).tolist()
     line.y = (np.add.reduceat(values, starts) / sizes).tolist()
     line.low, line.high = np.minimum.reduceat(values, starts).tolist(), np.maximum.reduceat(values, starts).tolist()
-    line.band = "least and greatest"
+    line.band = "minimum and maximum"
     return line
 
 
 def line_chart(panel: LinePanel, stage: str, runs: Sequence[tuple[str, RunRecord]]) -> Chart | None:
-    """Metrics of one run, or of several, over the steps; None where there is nothing to draw.
+    """A chart of one or several runs' metrics over the steps; None if there is nothing to draw.
 
     Args:
-        runs: what each is called, and itself.
+        runs: label and record of each run.
     """
     chart = Chart("line", panel.title, panel.about, "", "step", log=panel.log, marks=panel.marks)
     used = []
-    for place, (called, record) in enumerate(runs):
+    for run_index, (label, record) in enumerate(runs):
         names = [name for pattern in panel.metrics for name in family(pattern, record.metrics)]
-        for order, name in enumerate(names):
+        for index, name in enumerate(names):
             line = thin(record.metrics[name])
             if not line.x and not line.bad:
                 continue
-            line.name, line.colour, line.dash = _look(called, name, place, order, names, len(runs))
-            if order == 0 and panel.low and panel.high and {panel.low, panel.high} <= record.metrics.keys():
+            line.name, line.colour, line.dash = _look(label, name, run_index, index, names, len(runs))
+            if index == 0 and panel.low and panel.high and {panel.low, panel.high} <= record.metrics.keys():
                 line.low, line.high = (_at(record.metrics[end], line.x) for end in (panel.low, panel.high))
                 line.band = "95% interval"
             chart.lines.append(line)
             used.append(name)
-    return _told(chart, stage, used)
+    return _with_meanings(chart, stage, used)
 
 
 def scatter_chart(panel: ScatterPanel, stage: str, runs: Sequence[tuple[str, RunRecord]]) -> Chart | None:
-    """Metrics over another, a point for each step that has both."""
+    """A chart of metrics over another metric, with a point for each step that has both."""
     metric = find(stage, panel.x)
     unit = f", {metric.unit}" if metric and metric.unit else ""
     x_name = f"square root of KL{unit}" if panel.sqrt_x and panel.x.endswith("kl") else f"{panel.x}{unit}"
     chart = Chart("scatter", panel.title, panel.about, "", x_name)
     used = []
-    for place, (called, record) in enumerate(runs):
+    for run_index, (run_label, record) in enumerate(runs):
         over = record.metrics.get(panel.x, Series())
         at = {step: x for step, x in zip(over.steps, over.values, strict=True) if x is not None}
-        for order, name in enumerate(family(panel.y[0], record.metrics) if len(panel.y) == 1 else panel.y):
+        for index, name in enumerate(family(panel.y[0], record.metrics) if len(panel.y) == 1 else panel.y):
             series = record.metrics.get(name, Series())
             pairs = zip(series.steps, series.values, strict=True)
             points = [(at[step], y, step) for step, y in pairs if y is not None and step in at]
-            points = points[:: -max(1, len(points) // POINTS)][::-1]  # the last one is among them
+            points = points[:: -max(1, len(points) // POINTS)][
+                ::-1
+            ]  # thinned from the end, so that the last point is kept
             if len(points) < 2:
                 continue
             xs = [math.copysign(math.sqrt(abs(x)), x) if panel.sqrt_x else x for x, _, _ in points]
-            label, colour, dash = _look(called, name, place, order, panel.y, len(runs))
+            label, colour, dash = _look(run_label, name, run_index, index, panel.y, len(runs))
             line = Line(label, colour, xs, [y for _, y, _ in points], dash, steps=[step for _, _, step in points])
             chart.lines.append(line)
             used.append(name)
-    return _told(chart, stage, used)
+    return _with_meanings(chart, stage, used)
 
 
 def histogram_chart(panel: HistogramPanel, stage: str, runs: Sequence[tuple[str, RunRecord]]) -> Chart | None:
-    """Journalled histograms by step: of one name the first step behind the chosen one, two names over each other."""
+    """A chart of journaled histograms by step: one name with its first step behind it, or two names overlaid."""
     chart = Chart("histogram", panel.title, panel.about, "", "")
-    found: dict[int, dict[int, dict[str, Any]]] = {}
-    for place, (called, record) in enumerate(runs):
-        for order, name in enumerate(panel.names):
+    frames: dict[int, dict[int, dict[str, Any]]] = {}
+    for run_index, (run_label, record) in enumerate(runs):
+        for index, name in enumerate(panel.names):
             events = [event for event in record.of_kind("histogram") if event.get("name") == name]
             if not events:
                 continue
-            label, colour, dash = _look(called, name, place, order, panel.names, len(runs))
+            label, colour, dash = _look(run_label, name, run_index, index, panel.names, len(runs))
             chart.lines.append(Line(label, colour, [], [], dash))
             for event in events:
                 shape = {"edges": _short(event["edges"]), "counts": event["counts"]}
-                found.setdefault(event["step"], {})[len(chart.lines) - 1] = shape
-    steps = sorted(found)
+                frames.setdefault(event["step"], {})[len(chart.lines) - 1] = shape
+    steps = sorted(frames)
     for step in steps[:: max(1, -(-len(steps) // MAX_HISTOGRAMS))] if steps else []:
-        chart.frames.append({"step": step, "lines": found[step]})
+        chart.frames.append({"step": step, "lines": frames[step]})
     if steps and chart.frames[-1]["step"] != steps[-1]:
-        chart.frames[-1] = {"step": steps[-1], "lines": found[steps[-1]]}
+        chart.frames[-1] = {"step": steps[-1], "lines": frames[steps[-1]]}
     metrics = [find(stage, name, histogram=True) for name in panel.names]
     chart.x_name = unit_of(metrics)[0] or panel.names[0]
     chart.meanings = [(name, metric.meaning) for name, metric in zip(panel.names, metrics, strict=True) if metric]
     return chart if chart.lines else None
 
 
-def _look(called: str, name: str, place: int, order: int, names: Sequence[str], runs: int) -> tuple[str, int, int]:
-    """Name, colour and dash of a series: metrics have the colours in a run's own report, runs where there are more."""
-    if runs == 1:
-        return name, order % COLOURS, 0
-    return (called if len(names) == 1 else f"{called} {name}"), place % COLOURS, order % 3
+def _look(
+    run_label: str, name: str, run_index: int, index: int, names: Sequence[str], num_runs: int
+) -> tuple[str, int, int]:
+    """Name, colour and dash of a series: colours mark metrics in a report of one run, and runs in a comparison."""
+    if num_runs == 1:
+        return name, index % COLOURS, 0
+    return (run_label if len(names) == 1 else f"{run_label} {name}"), run_index % COLOURS, index % 3
 
 
 def _at(series: Series, x: Sequence[float]) -> list[float]:
-    """The values at steps, or the nearest before them; a missing one at the start is the first."""
+    """The values at steps, or the last ones before; steps before the first value get the first value."""
     import numpy as np
 
     known = [(step, value) for step, value in zip(series.steps, series.values, strict=True) if value is not None]
-    places = np.searchsorted([step for step, _ in known], x, side="right") - 1
-    return [known[max(0, place)][1] for place in places.tolist()] if known else []
+    positions = np.searchsorted([step for step, _ in known], x, side="right") - 1
+    return [known[max(0, position)][1] for position in positions.tolist()] if known else []
 
 
-def _told(chart: Chart, stage: str, names: Sequence[str]) -> Chart | None:
+def _with_meanings(chart: Chart, stage: str, names: Sequence[str]) -> Chart | None:
     metrics = list(dict.fromkeys(metric for name in names if (metric := find(stage, name))))
     chart.unit, chart.share = unit_of(metrics)
     chart.meanings = [(metric.name, metric.meaning) for metric in metrics]
     return chart if chart.lines else None
 
 
-# --- still pictures --------------------------------------------------------------------------------------------------
+# --- static pictures -------------------------------------------------------------------------------------------------
 
 
 def still(chart: Chart) -> Picture:
-    """The chart as it stands where no script runs."""
+    """The static picture of a chart."""
     picture = Picture(chart.title, chart.label, width=WIDTH, height=HEIGHT)
     if chart.kind == "histogram":
         _draw_histogram(picture, chart)
@@ -269,28 +273,28 @@ def still(chart: Chart) -> Picture:
         picture.add("line", kind="mark", x1=_LEFT, x2=_RIGHT, y1=y(mark.at), y2=y(mark.at))
         picture.add("text", mark.text, x=_RIGHT, y=y(mark.at) - 4, text_anchor="end")
     for line in chart.lines:
-        few = range(0, len(line.x), max(1, -(-len(line.x) // STILL_POINTS)))
+        indices = range(0, len(line.x), max(1, -(-len(line.x) // STILL_POINTS)))
         kind = f"c{line.colour} d{line.dash}"
         if line.low:
-            ends = [f"{x(line.x[i]):.1f},{y(line.high[i]):.1f}" for i in few]
-            ends += [f"{x(line.x[i]):.1f},{y(line.low[i]):.1f}" for i in reversed(few)]
+            ends = [f"{x(line.x[i]):.1f},{y(line.high[i]):.1f}" for i in indices]
+            ends += [f"{x(line.x[i]):.1f},{y(line.low[i]):.1f}" for i in reversed(indices)]
             picture.add("polygon", kind=f"band {kind}", points=" ".join(ends))
         picture.add(
-            "polyline", kind=f"line {kind}", points=" ".join(f"{x(line.x[i]):.1f},{y(line.y[i]):.1f}" for i in few)
+            "polyline", kind=f"line {kind}", points=" ".join(f"{x(line.x[i]):.1f},{y(line.y[i]):.1f}" for i in indices)
         )
-        for i in few if chart.kind == "scatter" or len(line.x) <= 12 else ():
+        for i in indices if chart.kind == "scatter" or len(line.x) <= 12 else ():
             picture.add("circle", kind=f"dot {kind}", cx=x(line.x[i]), cy=y(line.y[i]), r=2.5)
     return picture
 
 
 def _axis(low: float, high: float, start: float, end: float, share: bool, log: bool = False) -> Any:
-    """Where a value stands, and the ticks."""
+    """A function from values to coordinates, and the ticks."""
     if log:
         low, high = math.log10(low), math.log10(high)
     if high - low < 1e-9 * max(1.0, abs(high)):
         room = 0.1 if share else 0.5 * max(1e-3, abs(high))
         low, high = low - room, high + room
-    elif not log and start > end:  # the vertical one: room above and below
+    elif not log and start > end:  # add a margin to the vertical axis
         low, high = low - 0.04 * (high - low), high + 0.04 * (high - low)
 
     def place(value: float) -> float:
@@ -318,25 +322,25 @@ def _draw_histogram(picture: Picture, chart: Chart) -> None:
         min(s["edges"][0] for _, s in shapes), max(s["edges"][-1] for _, s in shapes), _LEFT, _RIGHT, share=False
     )
     picture.axes(x_ticks, [], chart.x_name, "", box=(_LEFT, _RIGHT, _TOP, _BOTTOM))
-    for place, shape in shapes:
+    for index, shape in shapes:
         corners = [f"{x(shape['edges'][0]):.1f},{_BOTTOM}"]
         for left, right, density in zip(shape["edges"], shape["edges"][1:], _density(shape), strict=False):
             top = _BOTTOM - density / max(tops) * (_BOTTOM - _TOP - 6)
             corners += [f"{x(left):.1f},{top:.1f}", f"{x(right):.1f},{top:.1f}"]
         corners.append(f"{x(shape['edges'][-1]):.1f},{_BOTTOM}")
-        kind = "bins before" if place < 0 else f"bins c{chart.lines[place].colour}"
+        kind = "bins before" if index < 0 else f"bins c{chart.lines[index].colour}"
         picture.add("polygon", kind=kind, points=" ".join(corners))
 
 
 def _density(shape: Mapping[str, Any]) -> list[float]:
-    """Height of each bin so that areas, not heights, compare between histograms of other widths."""
+    """Density of each bin, so that histograms with different bin widths are comparable."""
     total = sum(shape["counts"]) or 1
     widths = [max(right - left, 1e-12) for left, right in zip(shape["edges"], shape["edges"][1:], strict=False)]
     return [count / total / width for count, width in zip(shape["counts"], widths, strict=True)]
 
 
 def chart_of(panel: Any, stage: str, runs: Sequence[tuple[str, RunRecord]]) -> Chart | None:
-    """The chart of a panel that is one; None where nothing of it was journalled."""
+    """The chart of a panel; None if it is not a chart, or has no journaled data."""
     if isinstance(panel, LinePanel):
         return line_chart(panel, stage, runs)
     if isinstance(panel, ScatterPanel):
@@ -345,8 +349,11 @@ def chart_of(panel: Any, stage: str, runs: Sequence[tuple[str, RunRecord]]) -> C
 
 
 def intervals(record: RunRecord) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Metrics whose value stands in an event with its interval: {"value", "ci", "n"}."""
-    published, labels = record.of_kind("published")[-1:], record.of_kind("labels")[:1]  # whose metrics are journalled
+    """Yield the metrics that an event holds with their interval: {"value", "ci", "n"}."""
+    published, labels = (
+        record.of_kind("published")[-1:],
+        record.of_kind("labels")[:1],
+    )  # their metrics are journaled too
     for events, prefix in ((published, "eval/"), (labels, "labels/")):
         for event in events:
             for name, value in event.items():

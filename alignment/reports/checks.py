@@ -1,7 +1,7 @@
-"""What each stage's runs are checked for: a name, what the check looks at and why, and what it needs.
+"""The checks of each stage's runs: name, purpose and requirements.
 
-One table for the terminal, the report, W&B and docs/report.md. No threshold is here: a stage says what it found when it
-found it (`Journal.finding`). A name is that of a goal, so that it reads right beside `pass`.
+This table is the source for the terminal, the report, W&B and docs/report.md. It has no thresholds: a stage journals a
+finding when it occurs (`Journal.finding`). A check is named after its goal, so that the name reads well beside `pass`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ class Check:
     """One check of a run.
 
     Args:
-        key: its name in the journal (`watching`, `finding`, `cleared`).
-        name: what people read.
-        about: what it looks at, and why that matters.
-        needs: what it cannot do without, as a noun phrase; "" where every run has it.
-        evidence: metrics that the journal has where the check was made; `x/*` stands for any metric of that family.
-        values: how many steps each of them has at least by then.
-        important: a run in which this was not measured does not read `pass`.
-        at_end: decided when the run is done; one that ended early has not been measured.
+        key: name in the journal (`watching`, `finding`, `cleared`).
+        name: name for people.
+        about: the property that is checked, and why it matters.
+        needs: required data, as a noun phrase; empty if every run has it.
+        evidence: metrics that the journal has if the check was made; `x/*` means any metric of that family.
+        values: minimum number of steps with these metrics.
+        important: a run without this measurement is not `pass`.
+        at_end: decided at the end of the run; a run that ended early is not measured.
     """
 
     key: str
@@ -40,7 +40,7 @@ class Check:
 
 END, FINITE = "end", "finite"
 COMMON = (
-    Check(END, "run finished", "How the run ended, by RUN/exit.json. One that was cut short has not shown its end."),
+    Check(END, "run finished", "How the run ended, according to RUN/exit.json."),
     Check(
         FINITE,
         "numbers finite",
@@ -56,8 +56,8 @@ _DATA = (
     Check(
         "data check",
         "data clean",
-        "Duplicates, contradictions, held-out prompts that stand in training too, personal data, broken turns. A model "
-        "learns such faults, and repeated prompts make its held-out figures too good.",
+        "Duplicates, contradictions, held-out prompts that are in training too, personal data, broken turns. A model "
+        "learns such faults, and repeated prompts make its held-out metrics too good.",
     ),
 )
 _TWO_EVALUATIONS = "held-out rows and two evaluations or more (training.eval_strategy)"
@@ -70,7 +70,7 @@ SFT = (
         "Whether the held-out loss rose while the training loss fell. The model then memorises its rows.",
         _TWO_EVALUATIONS,
         ("eval/loss",),
-        3,  # with that before the first step
+        3,  # including the one before the first step
         important=True,
     ),
 )
@@ -83,9 +83,9 @@ REWARD = (
     Check(
         "labels",
         "labels sound",
-        "How far labelers agree, and their habits: the side that they choose, haste, gold items. A reward model learns "
-        "habits as if they were preferences.",
-        "votes that say whose they are",
+        "Agreement of labelers, and their biases: the side that they choose, haste, gold items. A reward model learns "
+        "biases as if they were preferences.",
+        "votes that name their labelers",
     ),
     Check(
         "overfitting",
@@ -95,7 +95,7 @@ REWARD = (
         ("eval/loss",),
         2,
     ),
-    Check("nothing held out", "ratings held out", "Whether any rating was kept from training to judge the model by."),
+    Check("nothing held out", "ratings held out", "Whether ratings were held out from training to evaluate the model."),
     Check(
         "all ties",
         "votes decide",
@@ -106,14 +106,14 @@ REWARD = (
     Check(
         "few prompts",
         "enough prompts held out",
-        "How many prompts the accuracy rests on. With few its interval is wide.",
+        "The number of prompts behind the accuracy. With few, its interval is wide.",
         _DECIDED,
         _REPORT,
     ),
     Check(
         "no overlap",
         "agreement of people known",
-        "Whether held-out pairs have votes of two people. Only those show how far people agree.",
+        "Whether held-out pairs have votes of two people. Only those measure human agreement.",
         "held-out pairs that two people voted on",
         ("eval/one_human",),
     ),
@@ -136,35 +136,35 @@ REWARD = (
     Check(
         "suspicious",
         "accuracy believable",
-        "Whether the accuracy is above 80%, where it is not known how far people agree: usually on 63 to 77% of pairs.",
+        "Whether the accuracy is above 80% although human agreement is unknown; it is usually 63 to 77% of pairs.",
         _DECIDED,
         _REPORT,
     ),
     Check(
         "above reachable",
         "within what these votes allow",
-        "The accuracy beside the best share of these votes that a model can agree with. More is often a leak.",
+        "Whether the accuracy is above the best reachable one on these votes. That is often a leak.",
         "held-out pairs of 20 prompts that two people decided",
         ("eval/best_reachable",),
     ),
     Check(
         "length rule",
         "better than a length rule",
-        "Whether the model beats 'longer is better' (or 'shorter'). Otherwise length may be all that it knows.",
+        "Whether the model beats 'longer is better' (or 'shorter'). Otherwise it may have learned only length.",
         _DECIDED,
         _REPORT,
     ),
     Check(
         "length correlation",
         "score not tied to length",
-        "Whether score differences go with length differences. PPO would be paid for length.",
+        "Whether score differences correlate with length differences. PPO would then learn length.",
         "held-out pairs whose scores and lengths differ",
         _REPORT,
     ),
     Check(
         "ties",
         "unsure where people tie",
-        "Whether score differences are smaller where most people call it a tie. If not, it is too sure there.",
+        "Whether score differences are smaller if most people call it a tie. If not, the model is overconfident there.",
         "20 held-out pairs that most people call a tie, and others",
         _REPORT,
     ),
@@ -179,29 +179,29 @@ REWARD = (
     Check(
         "calibration",
         "probabilities calibrated",
-        "Whether the model is right as often as it says (ECE). Margins that are too sure make PPO chase noise.",
+        "Whether predicted probabilities match the votes (ECE). Overconfident margins make PPO chase noise.",
         "held-out pairs",
         ("eval/ece",),
     ),
     Check(
         "log loss",
         "better log-loss than guessing",
-        "Whether the held-out log-loss is below that of saying 50% of every pair. Above it the scores are too far "
-        "apart for how often they are right.",
+        "Whether the held-out log-loss is below that of predicting 50% for every pair. Above it, score differences are "
+        "too large for their accuracy.",
         "held-out pairs",
         ("eval/log_loss",),
     ),
     Check(
         "eos unread",
         "end of an answer read",
-        "Whether the score changes when the end token is cut off. A model that does not see it cannot teach an end.",
+        "Whether the score changes without the end token. A model that ignores it cannot teach the policy to end.",
         "held-out pairs with answers that end",
         ("eval/log_loss",),
     ),
     Check(
         "eos rise",
         "finished answers score no lower",
-        "Whether answers score higher without their end. PPO would gain by never ending.",
+        "Whether answers score higher without the end token. PPO would gain by never ending.",
         "held-out pairs with answers that end",
         ("eval/log_loss",),
     ),
@@ -213,15 +213,15 @@ PPO = (
     Check(
         "stopped",
         "no error stopped training",
-        "Whether training stopped on an error: it diverged, or a reward was no number.",
+        "Whether training stopped on an error: it diverged, or a reward was not finite.",
         "one iteration",
         ("rollout/score",),
     ),
     Check(
         "better than the start",
         "better than the start",
-        "Whether the published policy's answers to held-out prompts win against those of the policy that training "
-        "started from, and who says so. This is what the run is for.",
+        "Whether the published policy's answers to held-out prompts win against those of the initial policy, and by "
+        "which judge. This is the purpose of the run.",
         f"{_PROMPTS}, and a run that is done",
         ("eval/win_rate",),
         important=True,
@@ -230,8 +230,8 @@ PPO = (
     Check(
         "over-optimisation",
         "held-out judge agrees",
-        "Whether a reward model that training never saw scores the answers higher too. The reward that is trained on "
-        "can be gamed, and it cannot show that itself.",
+        "Whether a reward model that training never saw scores the answers higher too. The training reward "
+        "can be hacked, and it cannot show that itself.",
         f"a second reward model (model.held_out_reward), {_PROMPTS} and two evaluations",
         ("eval/score", "eval/held_out_score"),
         2,
@@ -275,21 +275,21 @@ PPO = (
     Check(
         "entropy collapse",
         "answers still vary",
-        "Whether the entropy fell to a tenth of the start's. The policy then says one thing only and learns no more.",
+        "Whether the entropy fell to a tenth of its initial value. The policy then gives one answer only.",
         "one iteration",
         ("policy/entropy",),
     ),
     Check(
         "truncation",
         "answers end in time",
-        "The share of answers that rollout.max_new_tokens cuts off. They are judged as halves.",
+        "The fraction of answers that rollout.max_new_tokens truncates. They are scored incomplete.",
         "one iteration",
         ("rollout/ended",),
     ),
     Check(
         "critic",
         "critic predicts the reward",
-        "Whether the critic explains the rewards that came (returns with lambda 1) better than their mean does. "
+        "Whether the critic predicts the observed rewards (returns with lambda 1) better than their mean does. "
         "Otherwise advantages are noise.",
         "a critic (ppo.advantage_estimator=gae) and 13 iterations",
         ("value/explained_variance",),
@@ -298,8 +298,7 @@ PPO = (
     Check(
         "length drift",
         "length steady",
-        "Whether answers grew or shrank by half. Drift that the task does not ask for is the commonest sign of a gamed "
-        "reward.",
+        "Whether answers grew or shrank by half. Unwanted drift is the most common sign of a hacked reward.",
         "two iterations",
         ("rollout/length",),
         2,
@@ -307,7 +306,7 @@ PPO = (
     Check(
         "length sought",
         "score not tied to length",
-        "Whether longer answers score higher within a rollout. The reward may be for length.",
+        "Whether longer answers score higher within a rollout. The reward may favour length.",
         "three iterations in which lengths and scores differ",
         ("rollout/length_correlation",),
         3,
@@ -315,7 +314,7 @@ PPO = (
     Check(
         "sampler gap",
         "sampled by the trained policy",
-        "How far the log-probabilities that vLLM sampled by are from the policy's, right after it was given the "
+        "How far the log-probabilities of vLLM's samples are from the policy's, right after it received the "
         "weights. More than rounding means old or missing weights; far more stops the run.",
         "rollout.engine=vllm and one iteration",
         ("rollout/sampler_gap_mean",),
@@ -325,7 +324,7 @@ STAGES: dict[str, tuple[Check, ...]] = {"sft": SFT, "reward": REWARD, "ppo": PPO
 
 
 def find(stage: str, key: str) -> Check | None:
-    """A check by its name in the journal, `member-2 overfitting` too; None for one that is not declared."""
+    """A check by its name in the journal, including `member-2 overfitting`; None if it is not declared."""
     member, plain = match.groups() if (match := _MEMBER.fullmatch(key)) else ("", key)
     for check in STAGES.get(stage, ()):
         if check.key == plain:
@@ -337,7 +336,7 @@ def find(stage: str, key: str) -> Check | None:
 
 
 def docs_tables() -> Iterator[str]:
-    """The lines of docs/report.md between its two marks."""
+    """Yield the lines of docs/report.md between its two markers."""
     titles = {"sft": "SFT", "reward": "Reward model", "ppo": "PPO"}
     yield from _table("Every stage", COMMON)
     for stage, checks in STAGES.items():

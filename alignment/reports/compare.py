@@ -1,4 +1,4 @@
-"""Runs of one stage side by side: what was set otherwise, and what came of it."""
+"""Compare runs of one stage: the differences in their configs, metrics and verdicts."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ HIGHER_IS_BETTER = frozenset([
     "eval/held_out_score", "eval/win_rate", "eval/ended", "rollout/score", "rollout/ended", "value/explained_variance",
     "train/tokens_per_second", "rollout/tokens_per_second",
 ])  # fmt: skip
-"""Of the others, such as the KL or the length, no end is the better one."""
+"""Metrics with a better direction; others, such as KL or length, have none."""
 FREE = ("name", "tracking", "registry")
-"""Keys in which two runs differ without a difference in what they do."""
+"""Config keys whose difference does not affect training."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One metric of one run; None in all where the run has no finite value of it."""
+    """One metric of one run; all fields are None if the run has no finite value."""
 
     last: float | None = None
     step: int | None = None
@@ -37,7 +37,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """A metric over the runs, in their order."""
+    """A metric of all runs, in their order."""
 
     name: str
     unit: str
@@ -47,13 +47,13 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class RunComparison:
-    """Everything in the order of the runs.
+    """The comparison; lists are in the order of the runs.
 
     Args:
-        config: by dotted key, where not all agree; None where a run has no such key.
-        verdicts: outcomes by check, where one of them is no pass; None where a run was not checked for it.
-        titles: what people call these checks.
-        judges: who decides each run's win rate; None where it has none.
+        config: values by dotted key that differ; None if a run has no such key.
+        verdicts: outcomes by check, if one is not a pass; None if a run was not checked.
+        titles: the names of these checks for people.
+        judges: the judge of each run's win rate; None without one.
     """
 
     names: tuple[str, ...]
@@ -65,22 +65,22 @@ class RunComparison:
 
 
 def compare(records: Sequence[RunRecord]) -> RunComparison:
-    """Put runs side by side.
+    """Compare runs.
 
     Raises:
-        UserError: they are fewer than two, or of several stages, whose figures have nothing to do with each other.
+        UserError: there are fewer than two runs, or they are of different stages.
     """
     if len(records) < 2:
         raise UserError("runs compare: give two runs or more")
     stages = list(dict.fromkeys(record.stage for record in records))
     if len(stages) > 1:
-        said = ", ".join(f"{record.name} is {record.stage}" for record in records)
-        raise UserError(f"runs compare: runs of one stage have figures in common, and {said}; compare each stage apart")
+        stage_list = ", ".join(f"{record.name} is {record.stage}" for record in records)
+        raise UserError(f"runs compare: runs must be of one stage, but {stage_list}; compare each stage separately")
     first, *others = (record.config for record in records)
     keys = dict.fromkeys(key for other in others for key in changed_keys(first, other, FREE))
     config = {key: [value_at(record.config, key) for record in records] for key in keys}
     outcomes, titles = _outcomes(records)
-    judges = [judge.shortly if (judge := judge_of(record.config)) else None for record in records]
+    judges = [judge.short_text if (judge := judge_of(record.config)) else None for record in records]
     return RunComparison(_labels(records), config, _rows(records), outcomes, titles, judges)
 
 
@@ -90,7 +90,7 @@ def figure(record: RunRecord, name: str) -> Figure:
     known = [(step, value) for step, value in zip(series.steps, series.values, strict=True) if value is not None]
     if not known:
         return Figure()
-    plain = "/".join(name.split("/")[-2:])  # of an ensemble's member as of a single model
+    plain = "/".join(name.split("/")[-2:])  # without an ensemble member's prefix
     best_step, best = None, None
     if plain in LOWER_IS_BETTER:
         best_step, best = min(known, key=lambda pair: pair[1])
@@ -101,8 +101,8 @@ def figure(record: RunRecord, name: str) -> Figure:
 
 
 def in_order(record: RunRecord) -> list[str]:
-    """Names of a run's metrics: the main ones, then as they are declared, then the rest. The ends of an interval are
-    no figures of their own."""
+    """Names of a run's metrics without the ends of intervals: the main ones, then in the order of their declaration,
+    then the rest."""
     rank = [*MAIN[record.stage], *(metric.name for metric in declared.STAGES[record.stage])]
 
     def place(name: str) -> int:
@@ -123,14 +123,21 @@ def _rows(records: Sequence[RunRecord]) -> list[MetricRow]:
 
 
 def _outcomes(records: Sequence[RunRecord]) -> tuple[dict[str, list[str | None]], dict[str, str]]:
-    found = [{verdict.name: verdict for verdict in verdicts_now(record)} for record in records]
-    titles = {name: verdict.title for each in found for name, verdict in each.items() if verdict.outcome != "pass"}
+    verdicts_by_run = [{verdict.name: verdict for verdict in verdicts_now(record)} for record in records]
+    titles = {
+        name: verdict.title
+        for by_name in verdicts_by_run
+        for name, verdict in by_name.items()
+        if verdict.outcome != "pass"
+    }
     outcomes: dict[str, list[str | None]] = {}
-    outcomes |= {name: [each[name].outcome if name in each else None for each in found] for name in titles}
+    outcomes |= {
+        name: [by_name[name].outcome if name in by_name else None for by_name in verdicts_by_run] for name in titles
+    }
     return outcomes, titles
 
 
 def _labels(records: Sequence[RunRecord]) -> tuple[str, ...]:
-    """Names; paths where two runs have one name."""
+    """The runs' names, or their paths if two runs have the same name."""
     names = [record.name for record in records]
     return tuple(str(record.path) if names.count(record.name) > 1 else record.name for record in records)

@@ -1,6 +1,6 @@
-"""Dashboards as code: `configs/dashboards/NAME.yaml` says which figures stand where, for W&B and for the HTML report.
+"""Dashboards as code: `configs/dashboards/NAME.yaml` arranges panels of metrics for W&B and for the HTML report.
 
-Names, units and meanings of metrics come from `metrics.py`; a dashboard adds titles, an order, and how to read a panel.
+Names, units and meanings of metrics come from `metrics.py`; a dashboard adds titles, an order and explanations.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ class Mark(Section):
 
     at: float
     text: str
-    """What it stands for, in few words."""
+    """Its meaning, in a few words."""
 
 
 class Panel(Section):
-    """What every panel has."""
+    """The fields of every panel."""
 
     title: str
     about: str = ""
-    """How to read it, in a sentence."""
+    """An explanation, in a sentence."""
 
     @property
     def metrics_shown(self) -> tuple[str, ...]:
-        """Names in metrics.jsonl; `reward/*` stands for all of a family."""
+        """Names in metrics.jsonl; `reward/*` means all of a family."""
         return ()
 
     @property
     def histograms_shown(self) -> tuple[str, ...]:
-        """Names of journalled histograms."""
+        """Names of journaled histograms."""
         return ()
 
 
@@ -58,12 +58,12 @@ class LinePanel(Panel):
     kind: Literal["line"]
     metrics: Annotated[tuple[str, ...], Field(min_length=1)]
     low: str | None = None
-    """With `high`: metrics that are the ends of the first metric's interval, drawn as a band."""
+    """With `high`: metrics with the ends of the first metric's interval, drawn as a band."""
     high: str | None = None
     log: bool = False
-    """Begin with a logarithmic axis; a reader can switch."""
+    """Start with a logarithmic axis; readers can switch."""
     together: bool = False
-    """Shown only where a run has all of the metrics: half of a comparison misleads."""
+    """Show the panel only if a run has all of the metrics, because half of a comparison is misleading."""
     marks: tuple[Mark, ...] = ()
 
     @model_validator(mode="after")
@@ -78,13 +78,13 @@ class LinePanel(Panel):
 
 
 class ScatterPanel(Panel):
-    """Metrics over another one, a point for each step that has both, joined in their order."""
+    """Metrics over another one, with a point for each step that has both, connected in order."""
 
     kind: Literal["scatter"]
     x: str
     y: Annotated[tuple[str, ...], Field(min_length=1)]
     sqrt_x: bool = False
-    """Draw over the square root of x, as the frontier of reward and KL is (Bai et al. 2022)."""
+    """Plot against the square root of x, as usual for reward against KL (Bai et al. 2022)."""
 
     @property
     def metrics_shown(self) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ class ScalarPanel(Panel):
     kind: Literal["scalar"]
     metric: str
     low: str | None = None
-    """With `high`: metrics that are the ends of its interval."""
+    """With `high`: metrics with the ends of its interval."""
     high: str | None = None
 
     @property
@@ -106,7 +106,7 @@ class ScalarPanel(Panel):
 
 
 class BarsPanel(Panel):
-    """Last values side by side, with their intervals where the run has journalled any (`published`, `labels`)."""
+    """Last values side by side, with intervals if the run has journaled them (`published`, `labels`)."""
 
     kind: Literal["bars"]
     metrics: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -118,7 +118,7 @@ class BarsPanel(Panel):
 
 
 class HistogramPanel(Panel):
-    """Journalled histograms at a step that the reader chooses."""
+    """Journaled histograms at a step that the reader chooses."""
 
     kind: Literal["histogram"]
     names: Annotated[tuple[str, ...], Field(min_length=1, max_length=2)]
@@ -129,7 +129,7 @@ class HistogramPanel(Panel):
 
 
 class FilePanel(Panel):
-    """What stands in the run's events, samples or evaluation, or in the registry, and in no metric."""
+    """Content from the run's events, samples or evaluation, or from the registry, rather than metrics."""
 
     kind: Literal[
         "verdicts", "config", "data", "samples", "lineage", "slices", "reliability", "scores", "shortcuts", "labelers",
@@ -147,7 +147,7 @@ class DashboardSection(Section):
     title: str
     about: str = ""
     stage: Stage | None = None
-    """Whose metrics these are, where the dashboard has no stage of its own."""
+    """The stage of the metrics, if the dashboard has none."""
     panels: Annotated[tuple[AnyPanel, ...], Field(min_length=1)]
 
 
@@ -156,7 +156,7 @@ class Dashboard(Section):
 
     title: str
     stage: Stage | None = None
-    """Whose metrics are shown; without one each section may name its own."""
+    """The stage of the metrics; without it, each section may name its own."""
     sections: Annotated[tuple[DashboardSection, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -166,10 +166,12 @@ class Dashboard(Section):
             for panel in section.panels:
                 for name, kind in shown(panel):
                     if stage is None:
-                        raise ValueError(f"section '{section.title}' shows {name} and says of which stage it is")
+                        raise ValueError(
+                            f"section '{section.title}' shows {name}; set the stage of the section or the dashboard"
+                        )
                     if find(stage, name, kind == "histogram") is None:
                         raise ValueError(
-                            f"'{panel.title}' shows {name}, which is no {kind} of {stage}; see "
+                            f"'{panel.title}' shows {name}, which is not a declared {kind} of {stage}; see "
                             "alignment/runs/metrics.py"
                         )
         return self
@@ -185,15 +187,15 @@ def shown(panel: Panel) -> Iterator[tuple[str, str]]:
 
 
 def family(name: str, metrics: Mapping[str, object]) -> list[str]:
-    """The run's metrics that a dashboard's name stands for: itself and that of each further member of an ensemble, or
-    all of a `reward/*`."""
+    """The run's metrics for a dashboard's name: the metric itself and those of ensemble members, or all of a
+    `reward/*`."""
     if name.endswith("/*"):
-        return [found for found in metrics if found.startswith(name[:-1])]
-    return [found for found in metrics if _MEMBER.sub("", found, count=1) == name]
+        return [metric for metric in metrics if metric.startswith(name[:-1])]
+    return [metric for metric in metrics if _MEMBER.sub("", metric, count=1) == name]
 
 
 def names() -> list[str]:
-    """The shipped dashboards."""
+    """Names of the shipped dashboards."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
@@ -202,7 +204,7 @@ def load(name: str) -> Dashboard:
     """A shipped dashboard by its name, or one in a file.
 
     Raises:
-        ConfigError: there is none, or it is not one; in one line.
+        ConfigError: the dashboard does not exist or is invalid.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file() and path.parent == FOLDER:

@@ -1,4 +1,4 @@
-"""Who judges the held-out answers of a PPO run: without that, a win rate cannot be read."""
+"""The judge of a PPO run's held-out answers, without which a win rate cannot be interpreted."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 Kind = Literal["held-out reward model", "reward model", "function", "service", "sum", "people"]
-UNKNOWN = "a judge that is not on record"
-FLATTERS = "which flatters: training maximised it"
+UNKNOWN = "an unknown judge"
+FLATTERS = "which is biased upward: training maximised it"
 
 
 @dataclass(frozen=True)
 class Judge:
-    """What a win rate goes by.
+    """The judge of a win rate.
 
     Args:
-        name: a reference of a model, a function, a service's host.
+        name: a model's reference, a function, or a service's host.
     """
 
     kind: Kind
@@ -25,12 +25,12 @@ class Judge:
 
     @property
     def is_independent(self) -> bool:
-        """Whether training did not maximise it."""
+        """Whether the judge is not part of the training objective."""
         return self.kind in ("held-out reward model", "people")
 
     @property
     def text(self) -> str:
-        """For a sentence after "judged by"."""
+        """The judge in a sentence after "judged by"."""
         match self.kind:
             case "people":
                 return "people"
@@ -39,24 +39,24 @@ class Judge:
             case "sum":
                 return f"the sum of rewards that it was trained on ({self.name}), {FLATTERS}"
             case kind:
-                what = {"function": "reward function", "service": "reward service"}.get(kind, kind)
-                return f"the {what} that it was trained on ({self.name}), {FLATTERS}"
+                description = {"function": "reward function", "service": "reward service"}.get(kind, kind)
+                return f"the {description} that it was trained on ({self.name}), {FLATTERS}"
 
     @property
     def short(self) -> str:
-        """For a cell of a table."""
+        """The judge in a table cell."""
         return self.kind if self.is_independent else f"its own {'rewards' if self.kind == 'sum' else self.kind}"
 
     @property
-    def shortly(self) -> str:
-        """For a small place, after "judged by"."""
+    def short_text(self) -> str:
+        """A shorter text after "judged by"."""
         if self.is_independent:
             return self.text
-        return f"what it was trained on ({self.name}), which flatters"
+        return f"its training reward ({self.name}), which is biased upward"
 
 
 def judge_of(config: Mapping[str, Any]) -> Judge | None:
-    """The judge that decides in a PPO run; None for another stage, or a config that does not say."""
+    """The judge of a PPO run; None for another stage, or a config without a reward."""
     model, rewards = config.get("model") or {}, config.get("rewards") or {}
     if not isinstance(config.get("ppo"), Mapping) or not isinstance(model, Mapping):
         return None
@@ -74,17 +74,17 @@ def judge_of(config: Mapping[str, Any]) -> Judge | None:
 
 
 def reward_parts(config: Mapping[str, Any]) -> list[tuple[str, Kind, float]]:
-    """Name in the journal (`reward/NAME`), kind and weight of each part of the score."""
+    """The name in the journal (`reward/NAME`), kind and weight of each component of the score."""
     model, rewards = config.get("model") or {}, config.get("rewards") or {}
-    found: list[tuple[str, Kind, float]] = []
+    parts: list[tuple[str, Kind, float]] = []
     if model.get("reward"):
-        found.append(("model", "reward model", float(rewards.get("model_weight", 1.0))))
+        parts.append(("model", "reward model", float(rewards.get("model_weight", 1.0))))
     taken = {"model", "score_std"}
-    for number, entry in enumerate(rewards.get("others") or ()):
+    for index, entry in enumerate(rewards.get("others") or ()):
         function = entry.get("function")
         name = str(function).rpartition(":")[2] if function else str(urlsplit(str(entry.get("url"))).hostname)
         if name in taken:
-            name = f"{name}-{number}"
+            name = f"{name}-{index}"
         taken.add(name)
-        found.append((name, "function" if function else "service", float(entry.get("weight", 1.0))))
-    return found
+        parts.append((name, "function" if function else "service", float(entry.get("weight", 1.0))))
+    return parts

@@ -1,4 +1,4 @@
-"""Each panel of a dashboard as what the report's template shows of it: charts, tiles, bars, tables, pictures."""
+"""Views of a dashboard's panels for the report's template: charts, tiles, bars, tables, pictures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from alignment.reports.judges import UNKNOWN, judge_of
 from alignment.reports.overview import verdicts_now
 from alignment.reports.pictures import histogram_chart, reliability_chart
 from alignment.reports.review import read_reviews
-from alignment.reports.verdicts import NOTHING_SEEN, SIGNS, Outcome, Verdict, headline, worst
+from alignment.reports.verdicts import NO_FINDING, SIGNS, Outcome, Verdict, headline, worst
 from alignment.runs.metrics import find
 from alignment.runs.record import RunRecord, read_rows
 from alignment.runs.resume import changed_keys
@@ -32,11 +32,11 @@ WIN_RATE = "eval/win_rate"
 
 @dataclass
 class Report:
-    """The runs of a report, and what its panels leave for the script.
+    """The runs of a report, and the data of its panels for the script.
 
     Args:
-        runs: what each is called, and itself; one, or several that are compared.
-        registry: where their models are; None: where their configs say.
+        runs: label and record of one run, or of several that are compared.
+        registry: the registry of their models; None: the one in their configs.
     """
 
     stage: str
@@ -56,26 +56,26 @@ class Report:
 
     @property
     def evaluation(self) -> dict[str, Any] | None:
-        """A reward model's held-out figures, as the run has left them."""
+        """A reward model's evaluation.json, if there is one."""
         try:
-            found = json.loads((self.record.path / "evaluation.json").read_text(encoding="utf-8"))
+            evaluation = json.loads((self.record.path / "evaluation.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return found if isinstance(found, dict) and found.get("accuracy") else None
+        return evaluation if isinstance(evaluation, dict) and evaluation.get("accuracy") else None
 
 
 def view_of(panel: Any, stage: str, report: Report) -> View | None:
-    """What the template shows; None where the runs have nothing of it."""
-    own = {"title": panel.title, "about": panel.about}
+    """The view for the template; None if the runs have no data for it."""
+    heading = {"title": panel.title, "about": panel.about}
     if isinstance(panel, ScalarPanel):
-        found = _tile(panel, stage, report)
+        view = _tile(panel, stage, report)
     elif isinstance(panel, BarsPanel):
-        found = None if report.compared else _bars(panel, stage, report)
+        view = None if report.compared else _bars(panel, stage, report)
     elif isinstance(panel, FilePanel):
-        found = _FILES[panel.kind](report)
+        view = _FILES[panel.kind](report)
     else:
-        found = _chart(panel, stage, report)
-    return None if found is None else own | found
+        view = _chart(panel, stage, report)
+    return None if view is None else heading | view
 
 
 def _chart(panel: Any, stage: str, report: Report) -> View | None:
@@ -101,13 +101,15 @@ def _chart(panel: Any, stage: str, report: Report) -> View | None:
 
 
 def _tile(panel: ScalarPanel, stage: str, report: Report) -> View | None:
-    """The last value with its interval, and the first; of each run."""
+    """A tile with each run's last value, its interval, and the first value."""
     metric = find(stage, panel.metric)
     unit, share = unit_of([metric])
     cells = [_cell(panel, record, share) for _, record in report.runs]
     for cell, (_, record) in zip(cells, report.runs, strict=True):
         if cell and panel.metric == WIN_RATE:
-            cell["judge"] = f"Judged by {judge.shortly}." if (judge := judge_of(record.config)) else _judged_by(record)
+            cell["judge"] = (
+                f"Judged by {judge.short_text}." if (judge := judge_of(record.config)) else _judged_by(record)
+            )
     if not any(cells):
         return None
     meaning = metric.meaning if metric else ""
@@ -137,19 +139,19 @@ def _cell(panel: ScalarPanel, record: RunRecord, share: bool) -> View | None:
 
 
 def _bars(panel: BarsPanel, stage: str, report: Report) -> View | None:
-    found = dict(intervals(report.record))
+    estimates = dict(intervals(report.record))
     rows, used = [], []
     for name in panel.metrics:
         series, metric = report.record.metrics.get(name), find(stage, name)
         if series is None or series.last is None or metric is None:
             continue
-        estimate = found.get(name, {"value": series.last, "ci": (series.last, series.last), "n": 1})
+        estimate = estimates.get(name, {"value": series.last, "ci": (series.last, series.last), "n": 1})
         row = bar(name.rpartition("/")[2].replace("_", " "), estimate)
-        row["about"] = f"{metric.meaning}; n = {estimate['n']:,}" if name in found else metric.meaning
+        row["about"] = f"{metric.meaning}; n = {estimate['n']:,}" if name in estimates else metric.meaning
         if metric.unit != "share":
             row["value"] = number(estimate["value"])
             row["range"] = " to ".join(number(end) for end in estimate["ci"]) if row["enough"] else ""
-        elif name not in found:
+        elif name not in estimates:
             row["range"] = ""
         rows.append(row)
         used.append(name)
@@ -160,41 +162,44 @@ def _bars(panel: BarsPanel, stage: str, report: Report) -> View | None:
     return {"kind": "bar", "rows": rows, "scale": scale.drawn()}
 
 
-# --- what stands in no metric ----------------------------------------------------------------------------------------
+# --- panels without metrics ------------------------------------------------------------------------------------------
 
 
 def _verdicts(report: Report) -> View:
-    found = [verdicts_now(record) for _, record in report.runs]
+    verdicts_by_run = [verdicts_now(record) for _, record in report.runs]
     shown = [
         {
-            "called": called,
-            "state": state_of(worst(each)),
-            "headline": headline(each),
-            "rows": _signed(each),
+            "called": label,
+            "state": state_of(worst(run_verdicts)),
+            "headline": headline(run_verdicts),
+            "rows": _signed(run_verdicts),
             "reviews": read_reviews(record.path),
         }
-        for (called, record), each in zip(report.runs, found, strict=True)
+        for (label, record), run_verdicts in zip(report.runs, verdicts_by_run, strict=True)
     ]
-    names = dict.fromkeys(verdict.title for each in found for verdict in each)
-    by_name = [{verdict.title: verdict for verdict in each} for each in found]
-    table = [(name, [_signed([each[name]])[0] if name in each else None for each in by_name]) for name in names]
+    names = dict.fromkeys(verdict.title for run_verdicts in verdicts_by_run for verdict in run_verdicts)
+    by_name = [{verdict.title: verdict for verdict in run_verdicts} for run_verdicts in verdicts_by_run]
+    table = [
+        (name, [_signed([run_verdicts[name]])[0] if name in run_verdicts else None for run_verdicts in by_name])
+        for name in names
+    ]
     return {"kind": "verdicts", "runs": shown, "table": table}
 
 
-def _signed(found: Sequence[Verdict]) -> list[View]:
+def _signed(run_verdicts: Sequence[Verdict]) -> list[View]:
     return [
         {
-            "name": v.title,
-            "key": v.name,
-            "outcome": v.outcome,
-            "state": state_of(v.outcome),
-            "sign": SIGNS[v.outcome],
-            "reason": v.reason,
-            "said": "" if v.reason == NOTHING_SEEN else v.reason,
-            "about": v.about,
-            "step": v.step,
+            "name": verdict.title,
+            "key": verdict.name,
+            "outcome": verdict.outcome,
+            "state": state_of(verdict.outcome),
+            "sign": SIGNS[verdict.outcome],
+            "reason": verdict.reason,
+            "said": "" if verdict.reason == NO_FINDING else verdict.reason,
+            "about": verdict.about,
+            "step": verdict.step,
         }
-        for v in found
+        for verdict in run_verdicts
     ]
 
 
@@ -204,14 +209,14 @@ def state_of(outcome: Outcome) -> str:
 
 
 def _config(report: Report) -> View | None:
-    """The whole config of one run; of several what is different between them."""
+    """The full config of one run, or the differences between several."""
     configs = [redact(record.config) for _, record in report.runs]
     if not report.compared:
-        flat = [(key, value) for top, each in configs[0].items() for key, value in _flat(top, each)]
-        return {"kind": "config", "rows": [(key, [_said(value)]) for key, value in flat]}
+        flat = [leaf for section, values in configs[0].items() for leaf in _flat(section, values)]
+        return {"kind": "config", "rows": [(key, [_as_text(value)]) for key, value in flat]}
     keys = list(dict.fromkeys(key for other in configs[1:] for key in changed_keys(configs[0], other)))
     keys = [key for key in keys if key not in ("name", "registry.name")]
-    return {"kind": "config", "rows": [(key, [_said(_at(each, key)) for each in configs]) for key in keys]}
+    return {"kind": "config", "rows": [(key, [_as_text(_at(config, key)) for config in configs]) for key in keys]}
 
 
 def _flat(key: str, value: Any) -> list[tuple[str, Any]]:
@@ -226,24 +231,24 @@ def _at(config: Any, key: str) -> Any:
     return config
 
 
-def _said(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _data(report: Report) -> View | None:
-    """Data sets with their rows, and what was set aside."""
+    """Data sets with their rows, and the rows set aside."""
     record, rows = report.record, []
     for event in record.of_kind("data")[-1:]:
-        for use, marks in event.items():
-            if not isinstance(marks, list):
+        for use, entries in event.items():
+            if not isinstance(entries, list):
                 continue
-            for mark in marks:
-                if isinstance(mark, dict) and "name" in mark:
-                    if ratings := mark.get("ratings"):
-                        about = f"{ratings:,} ratings of {mark.get('items') or 0:,} items"
+            for entry in entries:
+                if isinstance(entry, dict) and "name" in entry:
+                    if ratings := entry.get("ratings"):
+                        about = f"{ratings:,} ratings of {entry.get('items') or 0:,} items"
                     else:
-                        about = f"{mark.get('rows') or mark.get('items') or 0:,} rows"
-                    rows.append((str(mark["name"]), use, about, str(mark.get("split", ""))))
+                        about = f"{entry.get('rows') or entry.get('items') or 0:,} rows"
+                    rows.append((str(entry["name"]), use, about, str(entry.get("split", ""))))
     notes = [str(note) for event in record.of_kind("data")[-1:] for note in event.get("notes") or ()]
     bad = _lines(record.path / "bad_rows.jsonl")
     check = [event for event in record.of_kind("data_check")[-1:] if event.get("verdict")]
@@ -262,16 +267,16 @@ def _samples(report: Report) -> View | None:
         return (
             {"kind": "compared_samples", "rows": rows, "runs": [called for called, _ in report.runs]} if rows else None
         )
-    found = report_samples.samples_of(report.record)
-    if found is None:
+    samples = report_samples.samples_of(report.record)
+    if samples is None:
         return None
-    report.samples = found
+    report.samples = samples
     items = []
-    for item in found["items"]:
+    for item in samples["items"]:
         last = item["at"][item["shown"]]
         left, right = report_samples.left_and_right(last["parts"])
         items.append({**item, "last": last, "sides": [(last["left"], left), (last["right"], right)]})
-    return {"kind": "samples", **found, "items": items}
+    return {"kind": "samples", **samples, "items": items}
 
 
 def _lineage(report: Report) -> View | None:
@@ -287,10 +292,10 @@ def _lineage(report: Report) -> View | None:
 
 
 def _slices(report: Report) -> View | None:
-    found = report.evaluation
-    if report.compared or found is None:
+    evaluation = report.evaluation
+    if report.compared or evaluation is None:
         return None
-    groups = slice_rows(found)
+    groups = slice_rows(evaluation)
     scale = ShareScale.around([row for _, _, rows in groups for row in rows])
     for _, _, rows in groups:
         scale.place(rows)
@@ -299,44 +304,44 @@ def _slices(report: Report) -> View | None:
 
 def _picture(draw: Callable[[Mapping[str, Any]], Any], needs: Callable[[Mapping[str, Any]], Any]) -> Any:
     def view(report: Report) -> View | None:
-        found = report.evaluation
-        if report.compared or found is None or not needs(found):
+        evaluation = report.evaluation
+        if report.compared or evaluation is None or not needs(evaluation):
             return None
-        return {"kind": "picture", "picture": draw(found)}
+        return {"kind": "picture", "picture": draw(evaluation)}
 
     return view
 
 
 def _shortcuts(report: Report) -> View | None:
-    found = report.evaluation
-    if report.compared or found is None:
+    evaluation = report.evaluation
+    if report.compared or evaluation is None:
         return None
-    length, rows = found["length"], []
+    length, rows = evaluation["length"], []
     if ahead := length.get("ahead"):
         ends = " to ".join(f"{100 * end:+.1f}" for end in ahead["ci"])
         rule = f"'{length['rule']} is better'"
         rows.append(
-            (f"Ahead of {rule}", f"{100 * ahead['value']:+.1f} points", f"95%: {ends}; that rule reads nothing")
+            (f"Ahead of {rule}", f"{100 * ahead['value']:+.1f} points", f"95%: {ends}; that rule ignores the text")
         )
     if correlation := length.get("correlation"):
         ends = " to ".join(f"{end:.2f}" for end in correlation["ci"])
-        rows.append(("Score with length", f"{correlation['value']:+.2f}", f"Spearman, of differences; 95%: {ends}"))
-    eos = found["without_eos"]
-    if eos.get("flips"):
         rows.append(
-            ("Without its end (EOS)", number(eos["flips"]["value"], True), "of the pairs are ordered the other way")
+            ("Correlation with length", f"{correlation['value']:+.2f}", f"Spearman, of differences; 95%: {ends}")
         )
+    eos = evaluation["without_eos"]
+    if eos.get("flips"):
+        rows.append(("Without EOS", number(eos["flips"]["value"], True), "of the pairs are ordered the other way"))
     return {"kind": "facts", "rows": rows} if rows else None
 
 
 def _labelers(report: Report) -> View | None:
-    """A row for each labeler, of each ratings database that the run learned from."""
+    """A row for each labeler of each ratings file of the run."""
     rows = []
     for event in [] if report.compared else report.record.of_kind("labels"):
-        for name, mine in (event.get("labelers") or {}).items():
-            position = (mine.get("position") or {}).get("value")
-            counts = [number(mine.get(key)) for key in ("rated", "skips", "seconds")]
-            rows.append((name, [*counts, number(position, share=True), number(mine.get("weight"))]))
+        for name, quality in (event.get("labelers") or {}).items():
+            position = (quality.get("position") or {}).get("value")
+            counts = [number(quality.get(key)) for key in ("rated", "skips", "seconds")]
+            rows.append((name, [*counts, number(position, share=True), number(quality.get("weight"))]))
     head = ["labeler", "rated", "skipped", "seconds", "chose the first shown", "weight of a vote"]
     return {"kind": "table", "head": head, "rows": rows} if rows else None
 

@@ -1,4 +1,4 @@
-"""Plots as lists of SVG shapes, which a page's template writes out: they need no script, and print."""
+"""Plots as lists of SVG shapes for a page's template; they need no script and can be printed."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class Picture:
 
     title: str
     label: str
-    """What it shows, for those who cannot see it."""
+    """A text alternative for screen readers."""
     note: str = ""
-    """How to read it, below."""
+    """An explanation below the picture."""
     width: int = WIDTH
     height: int = HEIGHT
     shapes: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, tag: str, text: str = "", title: str = "", **attributes: Any) -> None:
-        """One shape. `kind` is its class; `_` in an attribute stands for `-`."""
+        """Add one shape. `kind` is its class; `_` in an attribute is written as `-`."""
         kind = attributes.pop("kind", None)
         named = ({"class": kind} if kind else {}) | {key.replace("_", "-"): value for key, value in attributes.items()}
         rounded = {key: round(value, 2) if isinstance(value, float) else value for key, value in named.items()}
@@ -58,8 +58,7 @@ class Picture:
         y_name: str,
         box: tuple[float, float, float, float] = (_LEFT, _RIGHT, _TOP, _BOTTOM),
     ) -> None:
-        """Lines at the left and the bottom of the box (left, right, top, bottom), ticks (place, text), and names with
-        units."""
+        """Add the axes of a box (left, right, top, bottom), ticks (position, text), and names with units."""
         left, right, top, bottom = box
         for place, text in y:
             self.add("line", kind="grid", x1=left, x2=right, y1=place, y2=place)
@@ -75,13 +74,13 @@ class Picture:
 
 
 def reliability_chart(report: Mapping[str, Any]) -> Picture:
-    """Confidence against agreement: dots with intervals, the diagonal, and how many pairs are in each bin."""
+    """The reliability diagram: agreement by confidence with intervals, the diagonal, and the pairs in each bin."""
     rows = report["reliability"]
     most = max(row["n"] for row in rows)
     hollow = f" (hollow: fewer than {_FEW} pairs)" if any(row["n"] < _FEW for row in rows) else ""
     picture = Picture(
-        "Reliability: is it right as often as it says?",
-        "Share of votes that agree, by the probability that the model gives: "
+        "Reliability: agreement by predicted probability",
+        "Fraction of votes that agree, by predicted probability: "
         + "; ".join(f"{row['confidence']:.0%} gives {row['value']:.0%}" for row in rows),
         f"Dots with 95% intervals{hollow}; dashed: perfectly calibrated; columns: pairs, {most:,} at most.",
     )
@@ -92,12 +91,12 @@ def reliability_chart(report: Mapping[str, Any]) -> Picture:
     def y(share: float) -> float:
         return _BOTTOM - share * (_BOTTOM - _TOP)
 
-    tenths = [number / 10 for number in range(5, 11)]
-    quarters = [number / 4 for number in range(5)]
+    tenths = [tenth / 10 for tenth in range(5, 11)]
+    quarters = [quarter / 4 for quarter in range(5)]
     picture.axes(
         [(x(share), f"{share:.0%}") for share in tenths],
         [(y(share), f"{share:.0%}") for share in quarters],
-        "probability of the answer that the model prefers",
+        "predicted probability of the preferred answer",
         "votes that agree",
     )
     for row in rows:
@@ -113,15 +112,18 @@ def reliability_chart(report: Mapping[str, Any]) -> Picture:
         )
     picture.add("line", kind="ideal", x1=x(0.5), y1=y(0.5), x2=x(1), y2=y(1))
     for row in rows:
-        at, (low, high) = x(row["confidence"]), row["ci"]
-        picture.add("line", kind="whisker", x1=at, x2=at, y1=y(low), y2=y(high))
-        about = f"{row['n']:,} pairs: says {row['confidence']:.1%}, {row['value']:.1%} agree ({low:.1%} to {high:.1%})"
-        picture.add("circle", kind="dot" if row["n"] >= _FEW else "few", cx=at, cy=y(row["value"]), r=4, title=about)
+        x_position, (low, high) = x(row["confidence"]), row["ci"]
+        picture.add("line", kind="whisker", x1=x_position, x2=x_position, y1=y(low), y2=y(high))
+        agree = f"{row['value']:.1%} agree ({low:.1%} to {high:.1%})"
+        about = f"{row['n']:,} pairs: confidence {row['confidence']:.1%}, {agree}"
+        picture.add(
+            "circle", kind="dot" if row["n"] >= _FEW else "few", cx=x_position, cy=y(row["value"]), r=4, title=about
+        )
     return picture
 
 
 def histogram_chart(report: Mapping[str, Any]) -> Picture:
-    """Scores of the answers that people preferred and of those that they did not."""
+    """Histograms of the scores of preferred and other answers."""
     scores = report["scores"]
     edges = scores["edges"]
     low, high = edges[0], edges[-1]
@@ -130,7 +132,7 @@ def histogram_chart(report: Mapping[str, Any]) -> Picture:
     picture = Picture(
         "Scores of preferred and other answers",
         f"Histogram of scores: mean {means['preferred']:.2f} of preferred answers, {means['other']:.2f} of the others",
-        f"{scores['n']:,} pairs; the outer columns take what lies beyond.",
+        f"{scores['n']:,} pairs; the outer columns include outliers.",
     )
 
     def x(score: float) -> float:
@@ -151,19 +153,21 @@ def histogram_chart(report: Mapping[str, Any]) -> Picture:
         for start, end, count in zip(edges, edges[1:], counts, strict=False):
             steps.append(f"L{x(start):.1f} {y(count):.1f}L{x(end):.1f} {y(count):.1f}")
         picture.add("path", kind=side, d="".join(steps) + f"L{x(high):.1f} {_BOTTOM}Z")
-    for number, (side, name) in enumerate((("preferred", "preferred by people"), ("other", "the other one"))):
-        picture.add("rect", kind=side, x=_LEFT + 10 + 150 * number, y=_TOP, width=14, height=10)
-        picture.add("text", name, x=_LEFT + 29 + 150 * number, y=_TOP + 9)
+    for index, (side, name) in enumerate((("preferred", "preferred by people"), ("other", "the other one"))):
+        picture.add("rect", kind=side, x=_LEFT + 10 + 150 * index, y=_TOP, width=14, height=10)
+        picture.add("text", name, x=_LEFT + 29 + 150 * index, y=_TOP + 9)
     return picture
 
 
 def nice_ticks(low: float, high: float, most: int = 7) -> list[tuple[float, str]]:
-    """Two to `most` round numbers in a range, with their texts."""
-    wanted = (high - low) / (most - 1)
-    power = math.floor(math.log10(wanted))
-    step = next(factor for factor in (1, 2, 5, 10) if factor * 10.0**power >= wanted) * 10.0**power
+    """Two to `most` round numbers in a range, with their labels."""
+    min_step = (high - low) / (most - 1)
+    power = math.floor(math.log10(min_step))
+    step = next(factor for factor in (1, 2, 5, 10) if factor * 10.0**power >= min_step) * 10.0**power
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    places = [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
-    digits = max(1, math.floor(math.log10(max(abs(low), abs(high), step) / step)) + 2)  # that tell two ticks apart
+    values = [multiple * step for multiple in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    digits = max(
+        1, math.floor(math.log10(max(abs(low), abs(high), step) / step)) + 2
+    )  # enough to distinguish two ticks
     form = f",.{decimals}f" if decimals <= 4 else f".{digits}g"
-    return [(place, f"{place + 0.0:{form}}") for place in places]
+    return [(value, f"{value + 0.0:{form}}") for value in values]

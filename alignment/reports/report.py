@@ -1,7 +1,7 @@
-"""The report of a run, or of several compared, as one HTML file that needs no server and no network.
+"""Write the report of one run, or a comparison of several, as one self-contained HTML file.
 
-`report_panels.py` turns the panels of a dashboard into what the template `page/report.html` shows; the script
-`page/report.js` draws charts from numbers in the page. Without it still pictures stand in their place.
+`panels.py` turns the panels of a dashboard into views for the template `page/report.html`. The script `page/report.js`
+draws charts from numbers in the page; without scripts, the page shows static pictures.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from alignment.terminal import clean, one_line
 FILE = "report.html"
 PAGE = Path(__file__).parent / "page"
 MAX_RUNS = 8
-"""Colours that can be told apart."""
+"""Maximum number of runs with distinguishable colours."""
 
 
 def write_report(
     paths: Sequence[Path], out: Path | None = None, registry: Path | None = None, dashboard: str | None = None
 ) -> tuple[Path, Outcome]:
-    """Write the report of a run, or one that compares several of a stage; returns its path and the worst outcome.
+    """Write the report of a run, or a comparison of runs of one stage; returns its path and the worst outcome.
 
     Args:
-        out: the file; None is `RUN/report.html` of the first.
-        registry: where the models are that the lineage shows; None: where the run's config says.
-        dashboard: name or YAML file of another dashboard than the stage's own.
+        out: the file; None: `RUN/report.html` of the first run.
+        registry: the registry for the lineage; None: the one in the run's config.
+        dashboard: name or YAML file of a dashboard; None: the stage's own.
 
     Raises:
-        UserError: no run, runs of several stages, or a file that cannot be written.
+        UserError: there is no run, the runs are of several stages, or the file cannot be written.
     """
     records = [RunRecord.read(path) for path in paths]
     outcome = worst([verdict for record in records for verdict in verdicts_now(record)])
@@ -50,11 +50,11 @@ def write_report(
     return path, outcome
 
 
-def write_at_the_end(run_dir: Path) -> None:
-    """A stage's last act, on its main process: whatever goes wrong with the report, the run is done."""
+def write_final_report(run_dir: Path) -> None:
+    """Write the report at the end of a stage, on the main process; a failure is only a warning."""
     try:
         path, _ = write_report([run_dir])
-    except Exception as error:  # noqa: BLE001 - a finished training must not fail for a page about it
+    except Exception as error:  # noqa: BLE001 - a failed report must not fail a finished run
         reason = f"{type(error).__name__}: {error}"
         print(one_line(f"warning: no report was written ({reason}); alignment runs report {run_dir}"), file=sys.stderr)
         return
@@ -62,24 +62,24 @@ def write_at_the_end(run_dir: Path) -> None:
 
 
 def report_page(records: Sequence[RunRecord], registry: Path | None = None, dashboard: str | None = None) -> str:
-    """The page as a text; everything that anybody else wrote is cleaned and escaped in it."""
+    """The page as a string; untrusted text is cleaned and escaped."""
     stages = sorted({record.stage for record in records})
     if len(stages) > 1:
         raise UserError(
-            f"a report compares runs of one stage, and these are of {' and '.join(stages)}; make one of each stage"
+            f"a report compares runs of one stage, but these are of {' and '.join(stages)}; write one for each stage"
         )
     if len(records) > MAX_RUNS:
-        raise UserError(f"a report compares up to {MAX_RUNS} runs, and these are {len(records)}; choose among them")
-    report = Report(stages[0], list(zip(_called(records), records, strict=True)), registry)
-    own = ("compare",) if report.compared else dashboards.OF_STAGE[report.stage]
-    chosen = own if dashboard is None else (dashboard,)
+        raise UserError(f"a report compares up to {MAX_RUNS} runs, found {len(records)}; name fewer")
+    report = Report(stages[0], list(zip(_labels(records), records, strict=True)), registry)
+    defaults = ("compare",) if report.compared else dashboards.OF_STAGE[report.stage]
+    chosen = defaults if dashboard is None else (dashboard,)
     sections = _sections(dashboards.load(chosen[0]), report)
-    for name in chosen[1:]:  # before where it all comes from
+    for name in chosen[1:]:  # before the last section, which is the provenance
         sections[-1:-1] = _sections(dashboards.load(name), report)
     if not sections:
-        raise UserError(f"the dashboard {chosen[0]} shows nothing of a run of the stage {report.stage}; leave it out")
+        raise UserError(f"the dashboard {chosen[0]} has no data for a run of the stage {report.stage}; use another one")
     data = {"charts": report.charts, "samples": report.samples, "findings": _findings(report)}
-    title = " and ".join(called for called, _ in report.runs)
+    title = " and ".join(label for label, _ in report.runs)
     return html.render(
         f"{title}: {report.stage} report",
         bars.STYLE + pictures.STYLE + GRAPH_STYLE + (PAGE / "report.css").read_text(encoding="utf-8"),
@@ -90,7 +90,7 @@ def report_page(records: Sequence[RunRecord], registry: Path | None = None, dash
         heading=title,
         stage={"sft": "SFT", "reward": "Reward model", "ppo": "PPO"}[report.stage],
         facts=[] if report.compared else _facts(report.record),
-        runs=[called for called, _ in report.runs],
+        runs=[label for label, _ in report.runs],
         compared=report.compared,
         sections=sections,
         has_charts=bool(report.charts),
@@ -99,7 +99,7 @@ def report_page(records: Sequence[RunRecord], registry: Path | None = None, dash
 
 
 def _sections(dashboard: Dashboard, report: Report) -> list[dict[str, Any]]:
-    """What there is to show of a dashboard: tiles, then charts, then what takes the whole width."""
+    """The non-empty sections of a dashboard: tiles, charts, then full-width panels."""
     shown = []
     for section in dashboard.sections:
         stage = dashboard.stage_of(section) or report.stage
@@ -121,14 +121,14 @@ _PARTS = {
 }
 
 
-def _called(records: Sequence[RunRecord]) -> list[str]:
-    """The runs' names; their folders where two have the same."""
+def _labels(records: Sequence[RunRecord]) -> list[str]:
+    """The runs' names, or their folders if two have the same name."""
     names = [one_line(record.name) for record in records]
     return [name if names.count(name) == 1 else str(record.path) for name, record in zip(names, records, strict=True)]
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
-    """What the run is, in short."""
+    """Key facts about the run."""
     facts = [("published", published_as(record))]
     started = [attempt.started_at for attempt in record.run.attempts]
     if started:
@@ -146,15 +146,17 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def _findings(report: Report) -> list[dict[str, Any]]:
-    """Where in a run something was found, for the charts; of several runs there would be too many lines."""
+    """The steps of findings for the charts; empty for several runs, which would have too many lines."""
     if report.compared:
         return []
-    found = [verdict for verdict in verdicts_now(report.record) if verdict.step and verdict.outcome in ("fail", "warn")]
-    return [{"step": verdict.step, "outcome": verdict.outcome, "name": verdict.title} for verdict in found]
+    problems = [
+        verdict for verdict in verdicts_now(report.record) if verdict.step and verdict.outcome in ("fail", "warn")
+    ]
+    return [{"step": verdict.step, "outcome": verdict.outcome, "name": verdict.title} for verdict in problems]
 
 
 def _cleaned(value: Any) -> Any:
-    """Every text in plain data, cleaned; keys too."""
+    """Plain data with every string cleaned, including keys."""
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, dict):

@@ -1,9 +1,8 @@
-"""A reviewer's word on a run, and on the model that it published.
+"""Reviews of a run and of the model that it published.
 
-It goes to two places. `RUN/reviews.jsonl` is a file of the journal, whole lines appended in one write each, which the
-run itself never opens: `events.jsonl` is cut back to the checkpoint when a run goes on, and a review written meanwhile
-would be lost. The registry keeps the word on a published version beside it, so that `models promote` needs no run
-folder, and nobody's copy of one can speak for the model.
+A review is stored in two places. `RUN/reviews.jsonl` gets a line in one write; the run itself never opens this file,
+because `events.jsonl` is truncated to the checkpoint at a resume, which would lose a review. The registry stores the
+review of a published version, so that `models promote` needs no run folder and cannot be misled by a copy of one.
 """
 
 from __future__ import annotations
@@ -35,20 +34,20 @@ Decision = Literal["approve", "reject"]
 def review(
     record: RunRecord, decision: Decision, note: str, reviewer: str | None = None, registry: Path | None = None
 ) -> Review:
-    """Write down what a reviewer says of a run.
+    """Store a review of a run.
 
     Args:
-        reviewer: the user's login by default.
-        registry: where the run's model is; the one of its config by default.
+        reviewer: the default is the user's login.
+        registry: the registry of the run's model; the default is the one in its config.
 
     Raises:
-        UserError: the note is empty, the run's model is not in the registry, or nothing can be written.
+        UserError: the note is empty, the run's model is not in the registry, or a file cannot be written.
     """
     if not clean(note).strip():
-        raise UserError("--note is empty; say in words what you saw, for whoever reads it next")
+        raise UserError("--note is empty; describe what you saw, for the next reader")
     version = _published(record, registry)
-    found = verdicts_now(record)
-    said = Review(
+    outcomes = verdicts_now(record)
+    entry = Review(
         at=datetime.now(UTC).replace(microsecond=0),
         decision=decision,
         reviewer=one_line(reviewer or "") or _login(),
@@ -57,31 +56,31 @@ def review(
         run=record.name,
         run_id=record.run.id,
         step=record.last_step,
-        verdict=worst(found),
-        not_measured=[verdict.title for verdict in not_measured(found)],
+        verdict=worst(outcomes),
+        not_measured=[verdict.title for verdict in not_measured(outcomes)],
         judged_by=judge.text if (judge := judge_of(record.config)) else None,
         model=version[1].ref if version else None,
         digest=version[1].digest if version else None,
     )
     if version:
-        add_review(*version, said)
-    _append(record.path / FILE, said)
-    return said
+        add_review(*version, entry)
+    _append(record.path / FILE, entry)
+    return entry
 
 
 def read_reviews(run_dir: Path) -> list[Review]:
-    """What was said of a run, the oldest first."""
-    found = []
+    """The reviews of a run, the oldest first."""
+    reviews = []
     for row in read_rows(run_dir / FILE):
         try:
-            found.append(Review.model_validate(row))
+            reviews.append(Review.model_validate(row))
         except ValidationError:
-            continue  # a line that no review of ours is
-    return found
+            continue  # the line is not a review
+    return reviews
 
 
 def _published(record: RunRecord, folder: Path | None) -> tuple[Registry, Version] | None:
-    """The version that this run published; None where it has published none yet."""
+    """The version that this run published; None if there is none yet."""
     ref = record.published
     if ref is None:
         return None
@@ -92,8 +91,8 @@ def _published(record: RunRecord, folder: Path | None) -> tuple[Registry, Versio
         version = registry.resolve(ref)
     except RegistryError as error:
         raise UserError(
-            f"{record.name} published {one_line(ref)}, and {registry.path} does not know it ({error}); name the "
-            "registry that does: --registry"
+            f"{record.name} published {one_line(ref)}, but it is not in {registry.path} ({error}); name the "
+            "registry that has it: --registry"
         ) from None
     if record.run.attempts and version.manifest.publish_id != record.run.publish_id(name):
         raise UserError(
@@ -110,9 +109,9 @@ def _login() -> str:
         return str(os.getuid())
 
 
-def _append(path: Path, said: Review) -> None:
-    """One write: two reviewers at once leave two lines, and a line that a full disk cut off spoils no other."""
-    line = said.model_dump_json().encode() + b"\n"
+def _append(path: Path, entry: Review) -> None:
+    """Append a line in one write, so that concurrent reviews do not mix and a truncated line does not damage others."""
+    line = entry.model_dump_json().encode() + b"\n"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -125,4 +124,4 @@ def _append(path: Path, said: Review) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); mend that and say it again") from None
+        raise UserError(f"{path} cannot be written ({error.strerror}); fix that and run the command again") from None

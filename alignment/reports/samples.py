@@ -1,4 +1,4 @@
-"""Answers to the same prompts across a run: side by side with what they are compared with, and what differs."""
+"""Sampled answers to the same prompts during a run, compared word by word with a baseline."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from alignment.runs.record import RunRecord
 from alignment.terminal import clean
 
 MAX_STEPS = 24
-"""Evaluations whose answers a report holds: the first, the last, and some between."""
+"""Maximum number of evaluations whose answers a report shows, including the first and the last."""
 MAX_ITEMS = 64
 MAX_TEXT = 4000
-"""Characters of a text that are shown."""
+"""Maximum number of characters of a text."""
 _WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 MAX_PRODUCT = 400_000
-"""Words of one answer times those of the other, up to which they are compared exactly."""
+"""Maximum product of the two answers' word counts for an exact comparison."""
 Part = tuple[str, str]
-"""`=`, `-` (only before) or `+` (only now), and a text."""
+"""`=`, `-` (only before) or `+` (only after), and a text."""
 
 
 def samples_of(record: RunRecord) -> dict[str, Any] | None:
-    """Everything that a report shows of a run's samples; None where there are none.
+    """The samples of a run for its report; None if there are none.
 
-    An answer is compared with the one of the first step, or with the `reference` that people wrote; of a reward model's
-    pair the two answers stand side by side.
+    An answer is compared with the one of the first step, or with the human `reference`. A reward model's pair is shown
+    side by side.
     """
     by_prompt: dict[Any, dict[int, dict[str, Any]]] = {}
     for row in record.samples:
         if isinstance(row.get("step"), int):
             by_prompt.setdefault(_key(row), {})[row["step"]] = row
-    there = sorted({step for rows in by_prompt.values() for step in rows})
-    steps = _some(there, record.published_step)
+    all_steps = sorted({step for rows in by_prompt.values() for step in rows})
+    steps = _spread(all_steps, record.published_step)
     if not steps:
         return None
     shown = record.published_step if record.published_step in steps else steps[-1]
@@ -47,7 +47,7 @@ def samples_of(record: RunRecord) -> dict[str, Any] | None:
 
 
 def side_by_side(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
-    """The answers of several runs' published models, or the last ones, to the prompts that all of them have."""
+    """The answers of several runs' published (or last) models to the prompts that all runs share."""
     last: list[dict[str, dict[str, Any]]] = []
     for record in records:
         rows: dict[str, dict[str, Any]] = {}
@@ -72,16 +72,16 @@ def _key(row: Mapping[str, Any]) -> Any:
     return row["id"] if isinstance(row.get("id"), (int, str)) else str(_prompt(row))
 
 
-def _some(steps: list[int], wanted: int | None) -> list[int]:
-    """At most `MAX_STEPS` of the steps, evenly spread, with the first and the last; and the wanted one."""
+def _spread(steps: list[int], wanted: int | None) -> list[int]:
+    """At most `MAX_STEPS` evenly spaced steps, including the first and the last, plus the wanted one."""
     if len(steps) <= MAX_STEPS:
         return steps
-    some = {steps[round(place * (len(steps) - 1) / (MAX_STEPS - 1))] for place in range(MAX_STEPS)}
-    return sorted(some | {step for step in steps if step == wanted})
+    chosen = {steps[round(index * (len(steps) - 1) / (MAX_STEPS - 1))] for index in range(MAX_STEPS)}
+    return sorted(chosen | {step for step in steps if step == wanted})
 
 
 def _item(rows: Mapping[int, Mapping[str, Any]], steps: Sequence[int]) -> dict[str, Any]:
-    """One prompt: what is to the left and to the right at each step."""
+    """One prompt with the left and right text at each step."""
     first = rows[min(rows)]
     at: dict[int, dict[str, Any]] = {}
     for step in steps:
@@ -92,86 +92,86 @@ def _item(rows: Mapping[int, Mapping[str, Any]], steps: Sequence[int]) -> dict[s
             heads = (_judged("one answer", row, "first"), _judged("the other", row, "second"))
             at[step] = {"parts": pair, "marked": False, "left": heads[0], "right": heads[1], "score": _margin(row)}
             continue
-        before = {"response": row["reference"]} if row.get("reference") is not None else first
-        kind = "people wrote" if "reference" in row else f"start, step {first['step']}"
-        parts = changes(_cut(before.get("response")), _cut(row.get("response")))
-        left = _head(before, kind) if "reference" not in row else kind
+        baseline = {"response": row["reference"]} if row.get("reference") is not None else first
+        kind = "reference" if "reference" in row else f"start, step {first['step']}"
+        parts = changes(_cut(baseline.get("response")), _cut(row.get("response")))
+        left = _head(baseline, kind) if "reference" not in row else kind
         shown = {"parts": parts, "marked": True, "left": left, "right": _head(row, f"step {step}")}
         at[step] = shown | {"score": _number(row.get("score"))}
     return {"prompt": _prompt(first), "at": at, "tags": []}
 
 
 def _rank(items: list[dict[str, Any]]) -> None:
-    """Name the best, the worst and the most changed answers that are shown at first, and how much each has changed."""
-    for number_, item in enumerate(items):
+    """Tag the best, the worst and the most changed answers, and measure the changes."""
+    for index, item in enumerate(items):
         last = item["at"][item["shown"]]
         old, new = ("".join(text for kind, text in last["parts"] if kind in ("=", side)) for side in "-+")
         same = sum(len(text) for kind, text in last["parts"] if kind == "=")
         item["changed"] = 1 - 2 * same / max(1, len(old) + len(new)) if last["marked"] else 0.0
-        item["score"], item["number"] = last["score"], number_
+        item["score"], item["number"] = last["score"], index
     scored = [item for item in items if item["score"] is not None]
     if len(scored) > 1:
         best, worst = ("best", "worst") if last["marked"] else ("most surely right", "most surely wrong")
         max(scored, key=lambda item: item["score"])["tags"].append(best)
-        if (least := min(scored, key=lambda item: item["score"]))["score"] < 0 or last["marked"]:
-            least["tags"].append(worst)
-    most = max(items, key=lambda item: item["changed"])
-    if most["changed"] > 0:
-        most["tags"].append("most changed")
+        if (lowest := min(scored, key=lambda item: item["score"]))["score"] < 0 or last["marked"]:
+            lowest["tags"].append(worst)
+    most_changed = max(items, key=lambda item: item["changed"])
+    if most_changed["changed"] > 0:
+        most_changed["tags"].append("most changed")
 
 
 def changes(before: str, now: str) -> list[Part]:
-    """What two texts share and where they differ, by words; the space between two changed words is changed too."""
+    """The word-level diff of two texts; white space between two changed words counts as changed."""
     old, new = _WORDS.findall(before), _WORDS.findall(now)
-    found: list[Part] = []
-    gone = come = ""
+    parts: list[Part] = []
+    removed = added = ""
 
     def flush() -> None:
-        nonlocal gone, come
-        end = re.search(r"\s*$", gone)[0]  # type: ignore[index]
-        end = end if end and come.endswith(end) and len(gone) > len(end) < len(come) else ""
-        found.extend((kind, text.removesuffix(end)) for kind, text in (("-", gone), ("+", come)) if text)
+        nonlocal removed, added
+        end = re.search(r"\s*$", removed)[0]  # type: ignore[index]
+        end = end if end and added.endswith(end) and len(removed) > len(end) < len(added) else ""
+        parts.extend((kind, text.removesuffix(end)) for kind, text in (("-", removed), ("+", added)) if text)
         if end:
-            found.append(("=", end))
-        gone = come = ""
+            parts.append(("=", end))
+        removed = added = ""
 
-    # Without the heuristic frequent words count too, as those of an answer that repeats itself; it takes its time.
+    # Without the heuristic, frequent words are compared too (as in a repetitive answer), which is slow.
     heuristic = len(old) * len(new) > MAX_PRODUCT
     for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=heuristic).get_opcodes():
         left, right = "".join(old[a:b]), "".join(new[c:d])
-        if kind == "equal" and not (left.isspace() and (gone or come)):
+        if kind == "equal" and not (left.isspace() and (removed or added)):
             flush()
-            found.append(("=", left))
+            parts.append(("=", left))
         else:
-            gone, come = gone + left, come + right
+            removed, added = removed + left, added + right
     flush()
-    return found
+    return parts
 
 
 def _head(row: Mapping[str, Any], where: str = "") -> str:
-    """What is known of an answer in few words."""
-    said = [where] if where else []
+    """A short caption of an answer: its score, KL and length."""
+    parts = [where] if where else []
     for name, unit in (("score", ""), ("held_out_score", ""), ("kl", " nats"), ("length", " tokens")):
         if (value := _number(row.get(name))) is not None:
             label = {"score": "score", "held_out_score": "held-out judge", "kl": "KL", "length": ""}[name]
-            said.append(f"{label} {number(value)}{unit}".strip())
+            parts.append(f"{label} {number(value)}{unit}".strip())
     if row.get("ended") is False:
-        said.append("cut off")
-    return ", ".join(said)
+        parts.append("cut off")
+    return ", ".join(parts)
 
 
 def _judged(name: str, row: Mapping[str, Any], side: str) -> str:
-    """What is known of one of two answers: its score, and how many people preferred it."""
-    said, score, votes = [name], _number(row.get(f"{side}_score")), row.get("votes")
+    """A short caption of one of two answers: its score and votes."""
+    parts, score, votes = [name], _number(row.get(f"{side}_score")), row.get("votes")
     if score is not None:
-        said.append(f"score {number(score)}")
+        parts.append(f"score {number(score)}")
     if isinstance(votes, Mapping):
-        said.append(f"{votes.get(side, 0)} of {sum(votes.values())} votes")
-    return ", ".join(said)
+        parts.append(f"{votes.get(side, 0)} of {sum(votes.values())} votes")
+    return ", ".join(parts)
 
 
 def _margin(row: Mapping[str, Any]) -> float | None:
-    """By how much the scores of a pair agree with most people; negative where they do not, None for a tie."""
+    """The score difference in favour of the majority's choice; None for a tie."""
     first, second, votes = _number(row.get("first_score")), _number(row.get("second_score")), row.get("votes")
     if first is None or second is None or not isinstance(votes, Mapping):
         return None
@@ -184,7 +184,7 @@ def _number(value: Any) -> float | None:
 
 
 def _prompt(row: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The conversation, cleaned."""
+    """The conversation with cleaned text."""
     prompt = row.get("prompt")
     turns = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     return [
@@ -195,12 +195,12 @@ def _prompt(row: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _cut(text: Any) -> str:
-    """A text as it is shown: cleaned, and no longer than a reader reads."""
+    """A text cleaned and shortened for display."""
     whole = "" if text is None else clean(str(text))
     return whole if len(whole) <= MAX_TEXT else f"{whole[:MAX_TEXT]} … ({len(whole) - MAX_TEXT:,} more characters)"
 
 
 def left_and_right(parts: Sequence[Part]) -> Iterator[list[Part]]:
-    """The parts of the text before, and those of the text now."""
+    """Yield the parts of the old text, then those of the new text."""
     for side in "-+":
         yield [part for part in parts if part[0] in ("=", side)]

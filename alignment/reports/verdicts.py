@@ -1,7 +1,7 @@
-"""The verdict on a run: each check (`checks.py`), its outcome, and why, in words.
+"""Verdicts on a run: the outcome of each check (`checks.py`) with its reason.
 
-A stage says what it found (`Journal.finding`) and what it could not look at (`Journal.not_measured`); the metrics in
-the journal show what was looked at. A check whose input is missing is `not measured`: it has neither passed nor failed.
+A stage journals findings (`Journal.finding`) and checks that could not be made (`Journal.not_measured`); the journal's
+metrics are the evidence that a check was made. A check without its input is `not measured`: neither passed nor failed.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from alignment.runs.record import RunRecord
 
 Outcome = Literal["fail", "warn", "not measured", "pass"]
 OUTCOMES: tuple[Outcome, ...] = ("fail", "warn", "not measured", "pass")
-"""The worst first."""
+"""Outcomes, the worst first."""
 SIGNS: Mapping[str, str] = {"fail": "✕", "warn": "!", "not measured": "?", "pass": "✓"}
 _LEVELS: dict[str, Outcome] = {"error": "fail", "warning": "warn", "note": "pass"}
 ENDED = checks.END
-"""The verdict on how a run ended."""
+"""The name of the verdict on a run's end."""
 WON = "better than the start"
-NOTHING_SEEN = "nothing found against it"
+NO_FINDING = "no problem found"
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Verdict:
     """The outcome of one check.
 
     Args:
-        name: the check's, as the journal has it.
-        step: where it was found last.
+        name: the check's name in the journal.
+        step: step of the last finding.
         title: the check's name for people.
-        about: what it looks at, and why.
-        important: without it a run does not read `pass`.
+        about: the property that is checked, and why.
+        important: a run without this measurement is not `pass`.
     """
 
     name: str
@@ -51,55 +51,59 @@ class Verdict:
 
 
 def verdicts(record: RunRecord) -> list[Verdict]:
-    """All of them, the worst first: how the run ended, metrics that are not finite, and what the stage watched."""
-    found = [_ended(record), _finite(record), *_watched(record)]
-    return sorted((_declared(record, verdict) for verdict in found), key=lambda each: OUTCOMES.index(each.outcome))
+    """All verdicts, the worst first: the run's end, finite metrics, and the stage's checks."""
+    unsorted = [_ended(record), _finite(record), *_watched(record)]
+    return sorted(
+        (_declared(record, verdict) for verdict in unsorted), key=lambda verdict: OUTCOMES.index(verdict.outcome)
+    )
 
 
-def worst(found: Sequence[Verdict]) -> Outcome:
-    """The outcome of the run. What was not measured is no failure; where that is an important check, the run has not
+def worst(run_verdicts: Sequence[Verdict]) -> Outcome:
+    """The outcome of the run. An unmeasured check is not a failure, but without an important check the run has not
     passed either."""
     for outcome in OUTCOMES:
-        if any(each.outcome == outcome and (outcome != "not measured" or each.important) for each in found):
+        if any(
+            verdict.outcome == outcome and (outcome != "not measured" or verdict.important) for verdict in run_verdicts
+        ):
             return outcome
     return "pass"
 
 
-def not_measured(found: Sequence[Verdict]) -> list[Verdict]:
-    return [verdict for verdict in found if verdict.outcome == "not measured"]
+def not_measured(run_verdicts: Sequence[Verdict]) -> list[Verdict]:
+    return [verdict for verdict in run_verdicts if verdict.outcome == "not measured"]
 
 
-def in_short(found: Sequence[Verdict]) -> str:
-    """The run's outcome, and how many checks were not measured: `pass, 2 not measured`."""
-    outcome, count = worst(found), len(not_measured(found))
+def short_summary(run_verdicts: Sequence[Verdict]) -> str:
+    """The run's outcome with the number of unmeasured checks: `pass, 2 not measured`."""
+    outcome, count = worst(run_verdicts), len(not_measured(run_verdicts))
     if outcome == "not measured":
         return f"{count} not measured"
     return outcome + (f", {count} not measured" if count else "")
 
 
-def headline(found: Sequence[Verdict]) -> str:
+def headline(run_verdicts: Sequence[Verdict]) -> str:
     """All verdicts in one line."""
-    count = {outcome: sum(verdict.outcome == outcome for verdict in found) for outcome in OUTCOMES}
+    count = {outcome: sum(verdict.outcome == outcome for verdict in run_verdicts) for outcome in OUTCOMES}
     parts = []
     if count["fail"]:
-        parts.append(f"{count['fail']} of {len(found)} checks failed")
+        parts.append(f"{count['fail']} of {len(run_verdicts)} checks failed")
         if count["warn"]:
             parts.append(f"{count['warn']} to look at")
     elif count["warn"]:
-        parts.append(f"{count['warn']} of {len(found)} checks to look at")
+        parts.append(f"{count['warn']} of {len(run_verdicts)} checks to look at")
     elif count["not measured"]:
-        parts.append(f"{count['pass']} of {len(found)} checks passed")
+        parts.append(f"{count['pass']} of {len(run_verdicts)} checks passed")
     else:
-        return f"All {len(found)} checks passed"
+        return f"All {len(run_verdicts)} checks passed"
     if count["not measured"]:
         parts.append(f"{count['not measured']} not measured")
     return ", ".join(parts)
 
 
-def as_summary(found: Sequence[Verdict]) -> dict[str, str]:
-    """For W&B's summary: the outcome, the line, and each check's outcome."""
-    each = {f"check/{verdict.title}": verdict.outcome for verdict in found}
-    return {"verdict": worst(found), "verdict_in_words": headline(found), **each}
+def as_summary(run_verdicts: Sequence[Verdict]) -> dict[str, str]:
+    """The fields for W&B's summary: the outcome, the headline, and each check's outcome."""
+    outcomes = {f"check/{verdict.title}": verdict.outcome for verdict in run_verdicts}
+    return {"verdict": worst(run_verdicts), "verdict_in_words": headline(run_verdicts), **outcomes}
 
 
 def _declared(record: RunRecord, verdict: Verdict) -> Verdict:
@@ -110,9 +114,7 @@ def _declared(record: RunRecord, verdict: Verdict) -> Verdict:
 
 def _ended(record: RunRecord) -> Verdict:
     if record.exit is None:
-        return Verdict(
-            ENDED, "warn", f"no end is on record after step {record.last_step}: it is running, or was killed"
-        )
+        return Verdict(ENDED, "warn", f"no exit.json after step {record.last_step}: it is running, or was killed")
     code, reason = record.exit.get("code"), record.exit.get("reason")
     if code == 0:
         done = "done" if (stopped := _stopped_at(record)) is None else f"done, stopped early at step {stopped}"
@@ -143,11 +145,11 @@ def _watched(record: RunRecord) -> list[Verdict]:
         if event["event"] == "not_measured":
             missing[name] = event["text"]
         elif event["event"] == "finding":
-            found = Verdict(name, _LEVELS.get(event["level"], "fail"), event["text"], step)
-            known = latest.get(name, found)  # a lesser one does not undo a worse one: that takes `cleared`
-            latest[name] = min(found, known, key=lambda verdict: OUTCOMES.index(verdict.outcome))
+            verdict = Verdict(name, _LEVELS.get(event["level"], "fail"), event["text"], step)
+            known = latest.get(name, verdict)  # a milder finding does not replace a worse one; only `cleared` does
+            latest[name] = min(verdict, known, key=lambda verdict: OUTCOMES.index(verdict.outcome))
         elif name in latest and latest[name].outcome != "pass":
-            latest[name] = Verdict(name, "warn", f"{latest[name].reason} (over since step {step})", latest[name].step)
+            latest[name] = Verdict(name, "warn", f"{latest[name].reason} (cleared at step {step})", latest[name].step)
     return [
         latest[name]
         if name in latest and (latest[name].outcome != "pass" or name not in missing)
@@ -162,11 +164,11 @@ def _without_finding(record: RunRecord, name: str, missing: str | None) -> Verdi
         missing = _missing(record, check)
     if missing is not None:
         return Verdict(name, "not measured", missing)
-    return Verdict(name, "pass", _win(record) if name == WON else NOTHING_SEEN)
+    return Verdict(name, "pass", _win(record) if name == WON else NO_FINDING)
 
 
 def _missing(record: RunRecord, check: Check) -> str | None:
-    """Why a check of which nothing was found has not been made; None where it has been."""
+    """The reason why a check without findings was not made; None if it was made."""
     for pattern in check.evidence:
         names = [name for name in record.metrics if name == pattern or _of_family(name, pattern)]
         counts = (sum(value is not None for value in record.metrics[name].values) for name in names)
@@ -183,11 +185,11 @@ def _of_family(name: str, pattern: str) -> bool:
 
 
 def _ended_early(record: RunRecord) -> str | None:
-    """How a run left off before it was done; None for one that is done."""
+    """A description of a run's early end; None if it is done."""
     steps = (record.config.get("training") or {}).get("max_steps")
     at = f"step {record.last_step}" + (f" of {steps}" if isinstance(steps, int) and steps > 0 else "")
     if record.exit is None:
-        return f"the run has no end yet, or was killed, at {at}"
+        return f"the run is running or was killed at {at}"
     if record.exit.get("code") == 75:
         return f"the run was preempted at {at}"
     if record.exit.get("code") != 0:
@@ -202,24 +204,26 @@ def _stopped_at(record: RunRecord) -> int | None:
 
 
 def _win(record: RunRecord) -> str:
-    """The win rate with its interval, and who judged."""
+    """The win rate with its interval and its judge."""
     figure: Any = record.figure("eval/win_rate")
-    assert figure is not None  # the check's evidence
-    ends = [found[1] for name in ("eval/win_rate_low", "eval/win_rate_high") if (found := record.figure(name))]
-    said = f" (95%: {percents(ends)}%)" if len(ends) == 2 else ""
+    assert figure is not None  # the check requires this metric
+    ends = [estimate[1] for name in ("eval/win_rate_low", "eval/win_rate_high") if (estimate := record.figure(name))]
+    interval = f" (95%: {percents(ends)}%)" if len(ends) == 2 else ""
     judge = judge_of(record.config)
-    return f"it wins {percent(figure[1])}{said} of the held-out prompts, judged by {judge.text if judge else UNKNOWN}"
+    return (
+        f"it wins {percent(figure[1])}{interval} of the held-out prompts, judged by {judge.text if judge else UNKNOWN}"
+    )
 
 
 def summary_of(run_dir: Path, code: int | None = None) -> dict[str, str]:
-    """What W&B's summary says of a run beside its metrics: the verdict, and who judged the win rate.
+    """The texts for W&B's summary of a run: the verdict, and the judge of the win rate.
 
     Args:
-        code: how the run ends, which exit.json will say later; None: what it says now.
+        code: the exit code before exit.json is written; None: read exit.json.
     """
     try:
         record = RunRecord.read(run_dir)
-    except UserError:  # a journal without a run, as in a benchmark
+    except UserError:  # a journal without a run, for example in a benchmark
         return {}
     if code is not None:
         record = replace(record, exit={"code": code})

@@ -1,4 +1,4 @@
-"""`alignment runs watch`: a run in the terminal, as it grows."""
+"""Live terminal view of a run: `alignment runs watch`."""
 
 from __future__ import annotations
 
@@ -35,48 +35,48 @@ OUTCOME_STYLES = {"pass": "green", "warn": "yellow", "not measured": "cyan", "fa
 PIPE_WIDTH = 100
 CHART_ROWS = 3
 MIN_CHART = 36
-"""Columns under which a chart says nothing."""
+"""Minimum width of a chart in columns."""
 SHOWN_SAMPLES = 4
-_MARK = 1024
+_OVERLAP = 1024
 
 
 class Tail:
-    """Whole lines of a growing file, each once, without reading the file again.
+    """Reads the complete lines of a growing file, each once.
 
-    A line without its end is read when that has come. A file that was cut or replaced, which a resume does, is read
-    again from its beginning; it shows by the last bytes read, which are not there any more.
+    A line is read when its end is written. If the file was truncated or replaced, as a resume does, it is read again
+    from the beginning; this is detected by the last bytes read, which have changed.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offset = 0
         self._last = b""
-        """The bytes before the offset, at most _MARK of them."""
+        """The bytes before the offset, at most _OVERLAP of them."""
 
     def read(self) -> tuple[bool, list[dict[str, Any]]]:
-        """Whether this begins again with the first line, and the rows of the lines that became whole."""
+        """Return whether reading restarted at the first line, and the rows of the new complete lines."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self._offset - len(self._last))
-                again = file.read(len(self._last)) != self._last
-                if again:
+                restarted = file.read(len(self._last)) != self._last
+                if restarted:
                     self._offset, self._last = 0, b""
                     file.seek(0)
                 data = file.read()
         except FileNotFoundError:
-            again, data = self._offset > 0, b""
+            restarted, data = self._offset > 0, b""
             self._offset, self._last = 0, b""
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        self._last = (self._last + whole)[-_MARK:]
-        return again, list(parse_rows(whole))
+        complete = data[: data.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        self._last = (self._last + complete)[-_OVERLAP:]
+        return restarted, list(parse_rows(complete))
 
 
 class Follower:
-    """A run's record that grows with its journal; as `RunRecord.read` gives it, but for a last line without an end.
+    """A run's record that grows with its journal; like `RunRecord.read` without an incomplete last line.
 
     Raises:
-        UserError: the folder holds no run.
+        UserError: the folder is not a run.
     """
 
     def __init__(self, path: Path) -> None:
@@ -87,16 +87,16 @@ class Follower:
         self._lists: dict[str, list[dict[str, Any]]] = {"samples": [], "events": []}
 
     def poll(self) -> RunRecord:
-        """The record with what was written since the last call."""
+        """Read new lines and return the updated record."""
         for name, tail in self._tails.items():
-            again, rows = tail.read()
+            restarted, rows = tail.read()
             if name == "metrics":
-                if again:
+                if restarted:
                     self._metrics, self._times = {}, {}
                 for row in rows:
                     add_metrics(row, self._metrics, self._times)
             else:
-                if again:
+                if restarted:
                     self._lists[name] = []
                 self._lists[name] += known_events(rows) if name == "events" else rows
         config, run = read_config(self.path), Run.read(self.path) or Run()
@@ -107,21 +107,21 @@ class Follower:
 
 
 def watch(path: Path, console: Console, once: bool = False, interval: float = 1.0) -> RunRecord:
-    """Show a run until it is done or has failed, or Ctrl-C; once where nobody can see it change.
+    """Show a run until it is done, has failed, or Ctrl-C is pressed; without a terminal, show it once.
 
-    One that was preempted or killed may go on, and is waited for.
+    A preempted or killed run may be resumed, so it is still watched.
     """
     follower = Follower(path)
     record = follower.poll()
     live = console.is_terminal and not console.is_dumb_terminal and not once
-    if live and _may_go_on(record):
+    if live and _may_resume(record):
         screen = Live(View(record, full_screen=True), console=console, screen=True, auto_refresh=False)
         with suppress(KeyboardInterrupt):
-            try:  # not `with`: Ctrl-C while it is entered would leave the terminal on the other screen
+            try:  # not `with`: Ctrl-C during entry would leave the terminal in the alternate screen
                 screen.start(refresh=True)
-                while _may_go_on(record):
+                while _may_resume(record):
                     time.sleep(interval)
-                    with suppress(UserError):  # a run that begins again is just writing its config
+                    with suppress(UserError):  # a restarting run may be writing its config
                         record = follower.poll()
                     screen.update(View(record, full_screen=True), refresh=True)
             finally:
@@ -130,12 +130,12 @@ def watch(path: Path, console: Console, once: bool = False, interval: float = 1.
     return record
 
 
-def _may_go_on(record: RunRecord) -> bool:
+def _may_resume(record: RunRecord) -> bool:
     return overview.state_of(record) not in ("done", "failed")
 
 
 class View:
-    """A run as lines of text, none longer than the screen is wide; with `full_screen` as many as it is high."""
+    """A run as lines of text that fit the screen's width, and its height with `full_screen`."""
 
     def __init__(self, record: RunRecord, full_screen: bool = False, now: float | None = None) -> None:
         self.record, self.full_screen = record, full_screen
@@ -150,10 +150,10 @@ class View:
             yield line
 
     def lines(self, width: int, height: int | None, ascii_only: bool) -> list[Text]:
-        """What is left of the height goes to charts first, then to samples; where there is little, verdicts that
-        passed and charts that say less are left out."""
+        """The lines of the view: head, verdicts, charts, samples. With little height, passed verdicts and less
+        important charts are left out."""
         limit = None if height is None else max(2, height // 6)
-        head = [*self._head(width, ascii_only), *self._verdicts(limit), *self._figures()]
+        head = [*self._head(width, ascii_only), *self._verdicts(limit), *self._single_values()]
         columns = max(1, min(3, width // MIN_CHART))
         charts = self._charts((width - 2 * (columns - 1)) // columns, ascii_only)
         samples = self._samples()
@@ -163,7 +163,7 @@ class View:
             charts = charts[: rows * columns]
         body = head + _in_columns(charts, columns)
         for sample in samples:
-            if height is None or len(body) + len(sample) <= height:  # a question alone says nothing
+            if height is None or len(body) + len(sample) <= height:  # a prompt needs its answer
                 body += sample
         return body[:height]
 
@@ -183,48 +183,48 @@ class View:
             title.append(f"  {overview.clock(left)} left")
         if record.run.attempt > 1:
             title.append(f"  attempt {record.run.attempt}")
-        said = [f"last line {overview.span(overview.age(record, self.now))} ago"]
-        if each := overview.step_seconds(record):
-            said.append(f"{each:.3g} s a step")
+        details = [f"last line {overview.span(overview.age(record, self.now))} ago"]
+        if seconds := overview.step_seconds(record):
+            details.append(f"{seconds:.3g} s a step")
         phases = {name: series.last for name, series in record.metrics.items() if name.startswith("time/")}
-        said += [f"{one_line(name[5:])} {value:.3g} s" for name, value in phases.items() if value is not None]
-        return [title, Text("  ".join(said), style="dim")]
+        details += [f"{one_line(name[5:])} {value:.3g} s" for name, value in phases.items() if value is not None]
+        return [title, Text("  ".join(details), style="dim")]
 
     def _verdicts(self, limit: int | None) -> list[Text]:
-        """How many passed, and a line for each that did not, the worst first."""
-        found = overview.verdicts_now(self.record, self.now)
-        counts = {outcome: sum(each.outcome == outcome for each in found) for outcome in OUTCOME_STYLES}
+        """The counts of outcomes, and a line for each check that did not pass, the worst first."""
+        run_verdicts = overview.verdicts_now(self.record, self.now)
+        counts = {outcome: sum(verdict.outcome == outcome for verdict in run_verdicts) for outcome in OUTCOME_STYLES}
         strip = Text("verdict  ")
         for outcome in OUTCOMES:
             strip.append(f"{outcome} {counts[outcome]}  ", OUTCOME_STYLES[outcome] if counts[outcome] else "dim")
         if "eval/win_rate" in self.record.metrics and (judge := judge_of(self.record.config)):
             strip.append(f"win rate judged by {one_line(judge.short)}", "dim")
-        told = [each for each in found if each.outcome != "pass"]
-        shown = told if limit is None or len(told) <= limit else told[: limit - 1]
-        lines = [strip, *(_verdict_line(each) for each in shown)]
-        if len(shown) < len(told):
-            lines.append(Text(f"  and {len(told) - len(shown)} more: alignment runs show", style="dim"))
+        not_passed = [verdict for verdict in run_verdicts if verdict.outcome != "pass"]
+        shown = not_passed if limit is None or len(not_passed) <= limit else not_passed[: limit - 1]
+        lines = [strip, *(_verdict_line(verdict) for verdict in shown)]
+        if len(shown) < len(not_passed):
+            lines.append(Text(f"  and {len(not_passed) - len(shown)} more: alignment runs show", style="dim"))
         return lines
 
-    def _figures(self) -> list[Text]:
-        """Main metrics that have one value so far, which makes no line."""
+    def _single_values(self) -> list[Text]:
+        """Main metrics with only one value, which have no chart."""
         single = [name for name, series in overview.main_series(self.record) if len(series.steps) == 1]
         if not single:
             return []
-        line = Text("figures  ")
+        line = Text("metrics  ")
         for name in single:
             line.append(one_line(name), "bold")
             line.append(f" {self._last(name)}  ")
         return [line]
 
     def _last(self, name: str) -> str:
-        """A metric's last value with its unit, and its interval where there is one."""
-        said = overview.number(self.record.metrics[name].values[-1], overview.unit_of(self.record, name))
+        """A metric's last value with its unit and interval."""
+        value = overview.number(self.record.metrics[name].values[-1], overview.unit_of(self.record, name))
         ends = overview.interval(self.record, name)
-        return f"{said} [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else said
+        return f"{value} [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else value
 
     def _charts(self, width: int, ascii_only: bool) -> list[list[Text]]:
-        from alignment.reports.braille import chart  # numpy is needed here alone
+        from alignment.reports.braille import chart  # imports numpy
 
         charts = []
         for name, series in overview.main_series(self.record):
@@ -244,31 +244,31 @@ class View:
         return charts
 
     def _samples(self) -> list[list[Text]]:
-        """The lines of each, the first with their title."""
+        """The lines of each sample; the first one has the title."""
         rows = self.record.samples
         latest = [row for row in rows if row.get("step") == rows[-1].get("step")][:SHOWN_SAMPLES] if rows else []
         samples: list[list[Text]] = []
         for row in latest:
             title = Text(f"samples of step {one_line(str(row.get('step')))}", style="bold")
             lines = [*([] if samples else [title]), Text.assemble(("> ", "dim"), (asked(row), "dim"))]
-            figures = [f"{name} {row[name]:.3g}" for name in ("score", "kl") if isinstance(row.get(name), int | float)]
+            numbers = [f"{name} {row[name]:.3g}" for name in ("score", "kl") if isinstance(row.get(name), int | float)]
             for name in ("response", "first", "second", "reference"):
                 if name in row:
                     text = one_line(_text(row[name]))
                     label = "" if name == "response" else f"{name}: "
-                    lines.append(Text.assemble("  ", (label, "dim"), text, (f"  {'  '.join(figures)}", "dim")))
-                    figures = []
+                    lines.append(Text.assemble("  ", (label, "dim"), text, (f"  {'  '.join(numbers)}", "dim")))
+                    numbers = []
             samples.append(lines)
         return samples
 
 
 def asked(row: dict[str, Any]) -> str:
-    """What a sample's prompt asks last, on one line."""
+    """The last turn of a sample's prompt, on one line."""
     return one_line(_text(row.get("prompt")))
 
 
 def _text(value: Any) -> str:
-    """The text of a message, of the last of several, or of whatever else was written there."""
+    """The text of a message, of the last of several messages, or of any other value."""
     if isinstance(value, list) and value:
         value = value[-1]
     if isinstance(value, dict):

@@ -1,1 +1,1 @@
-"""Weights & Biases, a mirror of the journal: runs, models, dashboards, and its cancel tag."""
+"""Weights & Biases as a mirror of the journal: runs, models, dashboards, and a cancel tag."""

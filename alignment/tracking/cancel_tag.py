@@ -1,4 +1,4 @@
-"""A run that a reviewer tags `cancel` on the W&B page stops, as `touch RUN/STOP` stops it."""
+"""Stop a run that a reviewer tags `cancel` on its W&B page, like `touch RUN/STOP`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 TAG = "cancel"
 STOP = "STOP"
 EVERY = 60.0
-"""Seconds between two questions."""
+"""Seconds between two polls."""
 TIMEOUT = 20
-"""Seconds for an answer; nobody waits for it."""
+"""Timeout of a poll in seconds; training does not wait for it."""
 
 
 class CancelTag:
-    """Asks for a run's tags in a thread of its own, and makes RUN/STOP when TAG is among them.
+    """Polls a run's tags in a separate thread, and creates RUN/STOP if TAG is among them.
 
     Args:
-        tags: the run's tags as they are now; may take long, and may fail: it is asked again.
+        tags: returns the current tags; it may be slow or fail, and is called again.
     """
 
     def __init__(self, run_dir: Path, tags: Callable[[], Iterable[str]], every: float = EVERY) -> None:
@@ -30,7 +30,7 @@ class CancelTag:
         self._thread.start()
 
     def end(self) -> None:
-        """Ask no more; does not wait for an answer that is on its way."""
+        """Stop polling without waiting for a poll in progress."""
         self._over.set()
 
     def _ask(self) -> None:
@@ -41,14 +41,14 @@ class CancelTag:
                     self._file.touch()
                     print(f"the W&B run is tagged {TAG!r}: the training stops at the next boundary", file=sys.stderr)
                     return
-            except Exception as error:  # noqa: BLE001 - a server that cannot be asked is no reason to stop or to fail
+            except Exception as error:  # noqa: BLE001 - an unreachable server must not stop the run
                 if not warned:
-                    print(f"warning: W&B cannot be asked for a {TAG!r} tag ({type(error).__name__})", file=sys.stderr)
+                    print(f"warning: W&B cannot be polled for a {TAG!r} tag ({type(error).__name__})", file=sys.stderr)
                 warned = True
 
 
 def tags_of(path: str) -> Callable[[], list[str]]:
-    """Asks the server for the tags of `entity/project/id`, each time anew."""
+    """A function that fetches the current tags of `entity/project/id`."""
     runs: list[Any] = []
 
     def ask() -> list[str]:

@@ -1,7 +1,8 @@
-"""The registry in Weights & Biases: an artifact for each version that refers to its folder, told after each publish.
+"""Mirror the registry to Weights & Biases: an artifact for each version that refers to its folder.
 
-The registry never waits for it. `alignment models mirror` tells what was missed: a run without a network, a server that
-was down, an alias that has moved since. What has arrived is noted in `.mirror` in the registry's folder.
+Versions are mirrored after publishing, and the registry never waits for it. `alignment models mirror` catches up after
+a run without a network, a server failure, or a moved alias. `.mirror` in the registry's folder records the mirrored
+versions.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from alignment.tracking.wandb_sink import MirroredModel, WandbSink
 _WAIT_SECONDS = 120.0
 
 
-def described(version: Version, registry: Registry) -> MirroredModel:
-    """What W&B is told of a version."""
+def mirrored_model(version: Version, registry: Registry) -> MirroredModel:
+    """The description of a version for W&B."""
     manifest = version.manifest
     try:
         aliases = [alias for alias, number in registry.aliases(version.name).items() if number == version.number]
     except RegistryError:
-        aliases = []  # a damaged alias must not keep the rest from being told
+        aliases = []  # a damaged alias must not block the mirror
     base = [manifest.base] if manifest.base else []
     metadata: dict[str, Any] = {
         "ref": version.ref,
@@ -40,29 +41,29 @@ def described(version: Version, registry: Registry) -> MirroredModel:
         "metrics": manifest.metrics or {},
         "run": manifest.run_id,
     }
-    # `latest` is W&B's own, and `v3` would be refused as its own numbering
+    # W&B reserves `latest` and names like `v3`
     return MirroredModel(version.name, version.path, (f"registry-v{version.number}", *aliases), metadata)
 
 
 def mirror_all(
     registry: Registry, project: str, mode: Literal["online", "offline"] = "online"
 ) -> tuple[list[str], list[str]]:
-    """Tell W&B of every version that it has not been told of as it is now.
+    """Mirror every version that is not yet mirrored in its current state.
 
     Returns:
-        The references that were told, and those that could not be.
+        The mirrored references, and those that failed.
 
     Raises:
-        UserError: W&B cannot be reached at all.
+        UserError: W&B cannot be reached.
     """
     missing = [
         model
         for version in _versions(registry)
-        if _note(model := described(version, registry)) != _read(registry, model)
+        if _note(model := mirrored_model(version, registry)) != _read(registry, model)
     ]
     if not missing:
         return [], []
-    told: list[str] = []
+    mirrored: list[str] = []
     failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="mirror-") as temporary:
         folder = Path(temporary) if mode == "online" else Path.cwd()
@@ -73,20 +74,20 @@ def mirror_all(
             raise UserError("W&B cannot be reached; log in with `wandb login`, or use --offline")
         for model in missing:
             arrived = sink.mirror(model, _WAIT_SECONDS if mode == "online" else None)
-            (told if arrived else failed).append(model.metadata["ref"])
+            (mirrored if arrived else failed).append(model.metadata["ref"])
             if arrived and mode == "online":
                 _write(registry, model)
         sink.finish()
-    return told, failed
+    return mirrored, failed
 
 
 def _versions(registry: Registry) -> list[Version]:
-    found = []
+    versions = []
     for name in registry.names():
         for number in registry.numbers(name):
-            with contextlib.suppress(RegistryError):  # a damaged version must not keep the others from being told
-                found.append(registry.resolve(f"{name}@v{number}"))
-    return found
+            with contextlib.suppress(RegistryError):  # a damaged version must not block the others
+                versions.append(registry.resolve(f"{name}@v{number}"))
+    return versions
 
 
 def _file(registry: Registry, model: MirroredModel) -> Path:
@@ -105,7 +106,7 @@ def _read(registry: Registry, model: MirroredModel) -> Any:
 
 
 def _write(registry: Registry, model: MirroredModel) -> None:
-    """Best effort: without the note it is told again, which to W&B is the same version of the same artifact."""
+    """Record a mirrored version, on a best-effort basis: mirroring it again gives the same artifact version in W&B."""
     path = _file(registry, model)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""One clean W&B run out of a run folder, whatever became of those that its attempts have left."""
+"""Replay a run folder into one new W&B run, independent of the W&B runs of its attempts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alignment.errors import UserError
 from alignment.registry import Registry, RegistryError
 from alignment.reports.verdicts import summary_of
 from alignment.runs.record import RunRecord, read_rows
-from alignment.tracking.mirror import described
+from alignment.tracking.mirror import mirrored_model
 from alignment.tracking.wandb_names import project_of
 from alignment.tracking.wandb_sink import WandbSink
 
@@ -22,7 +22,7 @@ FOLDER = "replay"
 
 @dataclass(frozen=True)
 class Replayed:
-    """What was written. `where`: a folder for `wandb sync`, or the run's address."""
+    """The replayed run. `where` is a folder for `wandb sync`, or the run's URL."""
 
     where: str
     steps: int
@@ -30,18 +30,18 @@ class Replayed:
     histograms: int
     models: tuple[str, ...]
     missing: tuple[str, ...]
-    """Published models that the registry does not have any more."""
+    """Published models that are no longer in the registry."""
 
 
 def replay(run_dir: Path, mode: Literal["offline", "online"] = "offline", registry: Path | None = None) -> Replayed:
-    """Write the journal of a run to a new W&B run: a row for each step with all its metrics, a table of samples for
-    each evaluation, histograms, and the published models; offline into `RUN/replay`, in place of an earlier one.
+    """Write the journal of a run to a new W&B run: a row of metrics per step, a table of samples per evaluation,
+    histograms, and the published models. Offline, it replaces `RUN/replay`.
 
     Args:
-        registry: where the models are; by default where the run's config says.
+        registry: the registry of the models; the default is the one in the run's config.
 
     Raises:
-        UserError: it is no run folder; W&B cannot be started, or did not take everything.
+        UserError: the folder is not a run, W&B cannot be started, or some calls failed.
     """
     record = RunRecord.read(run_dir)
     folder = run_dir / FOLDER
@@ -75,15 +75,15 @@ def replay(run_dir: Path, mode: Literal["offline", "online"] = "offline", regist
     sink.finish(failed=bool(record.exit and record.exit.get("code")))
     if sink.lost:
         raise UserError(
-            f"{run_dir}: W&B did not take {sink.lost} of the calls ({sink.last_error}), so what it has of this run is "
-            "not whole; mend that and replay it again"
+            f"{run_dir}: {sink.lost} calls to W&B failed ({sink.last_error}), so its copy of this run is incomplete; "
+            "fix that and replay the run again"
         )
     where = url or str(next(iter(sorted(folder.glob("wandb/offline-run-*"))), folder))
     return Replayed(where, len(steps), len(tables), len(histograms), models, missing)
 
 
 def _steps(run_dir: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """The rows of metrics.jsonl, those of one step as one, in order; values that are not finite are left out."""
+    """Yield the rows of metrics.jsonl merged by step, in order, without values that are not finite."""
     steps: dict[int, dict[str, float]] = {}
     for row in read_rows(run_dir / "metrics.jsonl"):
         step = row.pop("step", None)
@@ -97,13 +97,13 @@ def _steps(run_dir: Path) -> Iterator[tuple[int, dict[str, float]]]:
 def _mirror_models(record: RunRecord, sink: WandbSink, path: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     config: dict[str, Any] = record.config.get("registry", {})
     registry = Registry(path or config.get("path"))
-    told: list[str] = []
+    mirrored: list[str] = []
     missing: list[str] = []
     for event in record.of_kind("published"):
         try:
-            model = described(registry.resolve(event["model"]), registry)
+            model = mirrored_model(registry.resolve(event["model"]), registry)
         except RegistryError:
             missing.append(str(event["model"]))
             continue
-        (told if sink.mirror(model) else missing).append(str(event["model"]))
-    return tuple(told), tuple(missing)
+        (mirrored if sink.mirror(model) else missing).append(str(event["model"]))
+    return tuple(mirrored), tuple(missing)

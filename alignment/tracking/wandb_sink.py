@@ -1,7 +1,7 @@
-"""Weights & Biases behind one small, guarded door: nothing that happens there may stop or change a training run.
+"""A guarded interface to Weights & Biases: its failures never stop or change a training run.
 
-A thread of its own makes every call, so that one that hangs holds up the thread alone; what the run waits for
-(`finish`, `url`, an artifact that is asked for) it waits for at most so many seconds.
+A separate thread makes all calls, so that a call that hangs blocks only this thread. The run waits for some results
+(`finish`, `url`, a requested artifact) with a timeout.
 """
 
 from __future__ import annotations
@@ -23,30 +23,29 @@ from alignment.tracking.cancel_tag import CancelTag, tags_of
 
 MAX_FAILURES = 3
 START_SECONDS = 30.0
-"""To reach a server, and for W&B's own process to come up."""
+"""Timeout for reaching the server and for the start of W&B's process."""
 FINISH_SECONDS = 60.0
 MAX_WAITING = 10_000
-"""Calls: more than W&B leaves undone for as long as it takes to start, even where a step takes a millisecond."""
+"""Maximum number of queued calls; enough for the start of W&B even with steps of a millisecond."""
 TEXTS = ("prompt", "response", "reference", "first", "second")
-"""What people and models wrote, of a row of samples."""
+"""Fields of a row of samples that hold text."""
 STEP = "step"
-"""The axis of all charts. W&B's own step counts calls: it would hold back the latest until the next one begins, and
-refuse those of an evaluation that comes later at the same one."""
+"""The x axis of all charts. W&B's own step must increase with every call, so it would delay the last row and reject a
+later evaluation at the same step."""
 
 
 class WandbSink:
-    """One W&B run. Main process only. After three failures in a row it is given up with one warning.
+    """One W&B run, for the main process only. After three failures in a row it is given up with one warning.
 
     Args:
         run_dir: run folder; W&B's own files go to `run_dir/wandb`.
         mode: `offline` needs no account or network; `wandb sync RUN/wandb/offline-run-*` uploads later.
         config: the resolved config; redacted before it is stored.
-        group: W&B shows its runs together; None: those of this name.
-        run_id: W&B's, of the first attempt; None: a new one.
-        attempt: from 1; a run that was resumed has a W&B run of each attempt, all in one group.
-        text: whether tables of samples hold prompts and responses, or their lengths alone.
-        patient: for a command that does nothing else: it waits for W&B, as long as that takes, and an online run that
-            cannot be started is not made an offline one.
+        group: W&B's group of runs; None: the name.
+        run_id: W&B id of the first attempt; None: a new id.
+        attempt: counts from 1; each attempt of a resumed run has its own W&B run in the same group.
+        text: whether tables of samples hold prompts and responses, or only their lengths.
+        patient: for commands that only write to W&B: wait without a timeout, and do not fall back to an offline run.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class WandbSink:
             "job_type": stage,
             "dir": str(run_dir),
             "config": redact(config),
-            # Never left to W&B, which would go on with another run under the WANDB_RUN_ID of the environment.
+            # Always set, because W&B would otherwise continue the run of the environment's WANDB_RUN_ID.
             "id": f"{run_id}{later}" if run_id else uuid.uuid4().hex[:12],
         }
         self._run: Any = None
@@ -81,7 +80,7 @@ class WandbSink:
         self._cancel: CancelTag | None = None
         self._failures, self._last, self._given_up, self._ended = 0, "", False, False
         self.lost = 0
-        """Calls that failed."""
+        """Number of failed calls."""
         self._end: Callable[[], Any] | None = None
         """The last call."""
         self._calls: queue.Queue[Callable[[], Any]] = queue.Queue(MAX_WAITING)
@@ -95,33 +94,33 @@ class WandbSink:
 
     @property
     def last_error(self) -> str:
-        """Of the last call that failed."""
+        """The error of the last failed call."""
         return self._last
 
     @property
     def url(self) -> str | None:
-        """Where the run can be seen; None offline."""
+        """The run's URL; None offline."""
         if self._mode != "online":
             return None
-        # W&B warns on the screen where there is none
-        found = self._ask(lambda: str(self._run.url) if self._is_online else None, START_SECONDS)
-        return None if found is None else str(found)
+        # W&B prints a warning if an offline run has no URL
+        url = self._ask(lambda: str(self._run.url) if self._is_online else None, START_SECONDS)
+        return None if url is None else str(url)
 
     def mirror(self, model: MirroredModel, wait_seconds: float | None = None) -> bool:
         """Log a published model as an artifact that refers to its folder; no weights are copied or read.
 
         Args:
-            wait_seconds: how long to wait until the server has it; None does not wait.
+            wait_seconds: timeout for the server's confirmation; None does not wait.
 
         Returns:
-            Whether it was logged, and has arrived if that was waited for.
+            Whether it was logged, and confirmed if `wait_seconds` is set.
         """
 
         def log() -> bool:
             import wandb
 
             artifact = wandb.Artifact(model.name, type="model", metadata=redact(dict(model.metadata)))
-            # checksum=False: W&B would read all the weights; the manifest's digest in the metadata says more
+            # checksum=False avoids reading all weights; the metadata has the manifest's digest
             artifact.add_reference(model.folder.as_uri(), checksum=False)
             logged = self._run.log_artifact(artifact, aliases=list(model.aliases))
             if wait_seconds is not None:
@@ -131,12 +130,12 @@ class WandbSink:
         return bool(self._ask(log, START_SECONDS + (wait_seconds or 0.0)))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Mirror one step's numbers."""
+        """Mirror one step's metrics."""
         row = {**metrics, STEP: step}
         self._submit(lambda: self._run.log(row))
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A fresh table of this evaluation's answers: one that grows would be written anew, whole, each time."""
+        """Mirror an evaluation's answers as a new table; a growing table would be rewritten each time."""
 
         def log() -> None:
             import wandb
@@ -148,7 +147,7 @@ class WandbSink:
             self._submit(log)
 
     def histogram(self, step: int, name: str, counts: Any, edges: Any) -> None:
-        """Mirror a histogram; its name is often that of a metric too."""
+        """Mirror a histogram, with a prefix because a metric often has the same name."""
 
         def log() -> None:
             import wandb
@@ -158,11 +157,11 @@ class WandbSink:
         self._submit(log)
 
     def summary(self, fields: Callable[[], Mapping[str, str]]) -> None:
-        """Put texts into the run's summary, where a table of runs shows them; making them is guarded too."""
+        """Add texts to the run's summary, which W&B's table of runs shows; `fields` is guarded too."""
         self._submit(lambda: self._run.summary.update(dict(fields())))
 
     def finish(self, failed: bool = False) -> None:
-        """End the run; the process that W&B began ends in time, or is ended."""
+        """End the run; W&B's process is killed if it does not end in time."""
 
         def end() -> None:
             self._run.finish(exit_code=1 if failed else 0)
@@ -199,18 +198,18 @@ class WandbSink:
             return
         try:
             self._run = self._begin("online")
-        except Exception as error:  # noqa: BLE001 - a dead server, a bad key, a proxy: the run can do without
+        except Exception as error:  # noqa: BLE001 - a server failure, a wrong key or a proxy must not stop the run
             print(
                 f"warning: W&B is offline for this run ({_in_a_line(error)}); upload it later with `wandb sync "
                 f"{self._run_dir}/wandb/offline-run-*`",
                 file=sys.stderr,
             )
-            # Under another id: W&B's process keeps the one that failed, and would take nothing in under it.
+            # A new id, because W&B's process rejects data for the failed one.
             self._options["id"] = f"{self._options['id']}-offline"
             self._run = self._begin("offline")
 
     def _begin(self, mode: str) -> Any:
-        # Without a key W&B would ask for one on the terminal, and wait; its process would report errors to a server.
+        # Without a key, W&B would prompt on the terminal; its process would report errors to a server.
         for name, value in (("WANDB_SILENT", "true"), ("WANDB_ERROR_REPORTING", "false")):
             os.environ.setdefault(name, value)
         import wandb
@@ -227,7 +226,7 @@ class WandbSink:
             x_disable_machine_info=True,
             host="not recorded",
             x_save_requirements=False,
-            x_transaction_log_flush_interval=2.0,  # 15 s by default, all of it lost at a kill
+            x_transaction_log_flush_interval=2.0,  # the default of 15 s would be lost at a kill
         )
         run = wandb.init(mode=mode, settings=settings, **self._options)
         run.define_metric(STEP, hidden=True)
@@ -247,13 +246,13 @@ class WandbSink:
             self._give_up()
 
     def _ask(self, call: Callable[[], Any], seconds: float) -> Any:
-        """What a call gives, None where it fails or is not done in time."""
-        found: list[Any] = []
+        """The result of a call, or None if it fails or times out."""
+        results: list[Any] = []
         done = threading.Event()
 
         def answer() -> None:
             try:
-                found.append(call())
+                results.append(call())
             finally:
                 done.set()
 
@@ -261,13 +260,13 @@ class WandbSink:
         deadline = math.inf if self._patient else seconds
         while not self._given_up and not done.wait(min(0.1, deadline)) and deadline > 0:
             deadline -= 0.1
-        return found[0] if found else None
+        return results[0] if results else None
 
     def _guarded(self, call: Callable[[], Any]) -> None:
         try:
             call()
             self._failures = 0
-        except Exception as error:  # noqa: BLE001 - the whole point: no error of the mirror reaches the run
+        except Exception as error:  # noqa: BLE001 - no error of the mirror may reach the run
             self._failures += 1
             self.lost += 1
             self._last = _in_a_line(error)
@@ -277,23 +276,27 @@ class WandbSink:
     def _give_up(self) -> None:
         if not self._given_up:
             self._given_up = True
-            print(f"warning: W&B is off for the rest of this run ({self._last}); the journal goes on", file=sys.stderr)
+            print(
+                f"warning: W&B is off for the rest of this run ({self._last}); the journal continues", file=sys.stderr
+            )
 
 
 def as_table(rows: Sequence[Mapping[str, Any]], text: bool) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of a table of samples: numbers, and texts or how many characters they have."""
+    """Columns and rows of a table of samples: numbers, and texts or their lengths."""
     flat = []
     for row in rows:
-        found: dict[str, Any] = {}
+        columns_of_row: dict[str, Any] = {}
         for name, value in row.items():
             if name in TEXTS:
-                said = value if isinstance(value, str) else "\n\n".join(f"{t['role']}: {t['content']}" for t in value)
-                found |= {name: said} if text else {f"{name} characters": len(said)}
+                content = (
+                    value if isinstance(value, str) else "\n\n".join(f"{t['role']}: {t['content']}" for t in value)
+                )
+                columns_of_row |= {name: content} if text else {f"{name} characters": len(content)}
             elif isinstance(value, Mapping):
-                found |= {f"{name} {key}": item for key, item in value.items()}
+                columns_of_row |= {f"{name} {key}": item for key, item in value.items()}
             else:
-                found[name] = None if isinstance(value, float) and not math.isfinite(value) else value
-        flat.append(found)
+                columns_of_row[name] = None if isinstance(value, float) and not math.isfinite(value) else value
+        flat.append(columns_of_row)
     columns = list(dict.fromkeys(name for row in flat for name in row))
     return columns, [[row.get(name) for name in columns] for row in flat]
 
@@ -303,8 +306,8 @@ def _in_a_line(error: Exception) -> str:
 
 
 def _end_process() -> None:
-    """End W&B's own process where it may hang or is gone: the interpreter would wait for it at exit."""
-    with contextlib.suppress(Exception):  # none was started; or W&B holds it otherwise than in 0.31
+    """Kill W&B's process if it may hang, because the interpreter would wait for it at exit."""
+    with contextlib.suppress(Exception):  # there is no process, or W&B's internals differ from 0.31
         connection = sys.modules["wandb"].sdk.wandb_setup.singleton()._connection
         connection._cleanup()
         connection._proc._process.kill()

@@ -1,4 +1,4 @@
-"""A dashboard as a W&B workspace view: built without network or key, pushed with one.
+"""Build a W&B workspace view of a dashboard offline, and push it with a key.
 
 `_to_model` is private to wandb-workspaces, hence the exact pin and the golden test.
 """
@@ -22,24 +22,24 @@ from alignment.reports.dashboards import (
 from alignment.runs.metrics import find
 
 SAMPLES, HISTOGRAMS, STEP = "samples", "histograms/", "step"
-"""What the sink (`wandb_sink.py`) calls the tables of samples, what it puts before a histogram's name, and the axis."""
-IN_THE_REPORT = "{about} W&B has no such panel: it stands in `report.html` of the run's folder."
+"""The sink's (`wandb_sink.py`) name for tables of samples, its prefix of histograms, and the x axis."""
+IN_THE_REPORT = "{about} W&B has no such panel: see `report.html` in the run's folder."
 COLUMNS, WIDTH, HEIGHT = 3, 8, 6
-"""Panels in a row, and their size in W&B's 24 columns."""
+"""Panels per row, and their size in W&B's grid of 24 columns."""
 
 
 def view(dashboard: Dashboard, project: str, entity: str = "") -> dict[str, Any]:
-    """What W&B stores of the view, as plain JSON; the same each time but for the ids of its parts."""
+    """The view as W&B stores it, in plain JSON; deterministic except for the ids of its parts."""
     model = _workspace(dashboard, project, entity)._to_model()
-    found: dict[str, Any] = json.loads(model.model_dump_json(by_alias=True, exclude_none=True))
-    return found
+    view_json: dict[str, Any] = json.loads(model.model_dump_json(by_alias=True, exclude_none=True))
+    return view_json
 
 
 def push(dashboard: Dashboard, project: str, entity: str | None = None) -> str:
-    """Make a new view in a W&B project; returns its address.
+    """Create a new view in a W&B project; returns its URL.
 
     Raises:
-        UserError: there is no key, or W&B refuses; in one line.
+        UserError: there is no key, or W&B refuses the view.
     """
     import wandb
 
@@ -54,7 +54,7 @@ def push(dashboard: Dashboard, project: str, entity: str | None = None) -> str:
         workspace.save()
     except UserError:
         raise
-    except Exception as error:  # noqa: BLE001 - of a dozen kinds, from two packages and what they stand on
+    except Exception as error:  # noqa: BLE001 - many kinds, from two packages and their dependencies
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(
             f"W&B did not take the dashboard ({type(error).__name__}: {reason}); --json prints it"
@@ -78,17 +78,17 @@ def _workspace(dashboard: Dashboard, project: str, entity: str) -> Any:
 
 
 def _laid_out(dashboard: Dashboard, section: DashboardSection) -> list[Any]:
-    """A section's panels in W&B's terms, each in a place of its own: one of ours may be several of theirs."""
+    """A section's panels as W&B panels with a layout; one panel may become several."""
     import wandb_workspaces.reports.v2 as wr
 
-    panels = [panel for each in section.panels for panel in _panels(each, dashboard, section)]
-    for number, panel in enumerate(panels):
-        panel.layout = wr.Layout(x=WIDTH * (number % COLUMNS), y=HEIGHT * (number // COLUMNS), w=WIDTH, h=HEIGHT)
+    panels = [panel for section_panel in section.panels for panel in _panels(section_panel, dashboard, section)]
+    for index, panel in enumerate(panels):
+        panel.layout = wr.Layout(x=WIDTH * (index % COLUMNS), y=HEIGHT * (index // COLUMNS), w=WIDTH, h=HEIGHT)
     return panels
 
 
 def _panels(panel: Any, dashboard: Dashboard, section: DashboardSection) -> list[Any]:
-    """A panel in W&B's terms; what is in no metric or table is named in a note."""
+    """A panel as W&B panels; a panel without metrics or tables becomes a note."""
     import wandb_workspaces.reports.v2 as wr
 
     stage = str(dashboard.stage_of(section))
@@ -96,13 +96,13 @@ def _panels(panel: Any, dashboard: Dashboard, section: DashboardSection) -> list
     match panel:
         case LinePanel():
             names: dict[str, Any] = {"y": list(panel.metrics_shown)}
-            if any(name.endswith("/*") for name in panel.metrics):  # of which W&B takes no list
+            if any(name.endswith("/*") for name in panel.metrics):  # W&B needs a regular expression for a family
                 forms = (f"{name[:-1]}.*" if name.endswith("/*") else name for name in panel.metrics)
                 names = {"metric_regex": f"^({'|'.join(forms)})$"}
             axes: dict[str, Any] = {"x": STEP, "log_y": panel.log or None, "title_y": _unit(stage, panel.metrics[0])}
             return [wr.LinePlot(**own, **names, **axes)]
         case ScatterPanel():
-            own["title"] = panel.title.replace("√", "")  # it plots the figures as they are
+            own["title"] = panel.title.replace("√", "")  # W&B plots the values without the square root
             return [wr.ScatterPlot(**own, x=wr.SummaryMetric(panel.x), y=wr.SummaryMetric(y)) for y in panel.y]
         case ScalarPanel():
             return [wr.ScalarChart(**own, metric=panel.metric, groupby_aggfunc="mean")]

@@ -23,7 +23,7 @@ from alignment.config.arguments import BestModelArguments
 from alignment.distributed import processes
 from alignment.errors import ConfigError
 from alignment.intervals import choosing_half
-from alignment.runs.journal import Journal
+from alignment.runs.journal import Recorder
 
 
 class BestModel(TrainerCallback):
@@ -41,7 +41,7 @@ class BestModel(TrainerCallback):
         trainer: Trainer,
         arguments: BestModelArguments,
         folder: Path,
-        journal: Journal,
+        journal: Recorder,
         report: Callable[[], float] | None = None,
     ) -> None:
         self._trainer = trainer
@@ -140,7 +140,7 @@ def keep_best(
     trainer: Trainer,
     training: dict[str, Any],
     run_dir: Path,
-    journal: Journal,
+    journal: Recorder,
     report: Callable[[], float] | None = None,
 ) -> BestModel | None:
     """Have a trainer keep its best model if the `training` section asks for it; `report` as in `BestModel`."""

@@ -12,7 +12,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.training_args import TrainingArguments
 
 from alignment.distributed import heartbeat
-from alignment.runs.journal import Journal, Level
+from alignment.runs.journal import Level, Recorder
 from alignment.terminal import ProgressLine, progress
 
 RENAMES = {
@@ -69,7 +69,7 @@ class JournalCallback(TrainerCallback):
         keeps_best: the model of the best evaluation is published, so that overfitting after it does no harm.
     """
 
-    def __init__(self, journal: Journal, description: str, enabled: bool, keeps_best: bool) -> None:
+    def __init__(self, journal: Recorder, description: str, enabled: bool, keeps_best: bool) -> None:
         self._journal = journal
         self._description = description
         self._enabled = enabled
@@ -136,7 +136,7 @@ class JournalCallback(TrainerCallback):
             self._journal.cleared(state.global_step, OVERFITTING)
 
 
-def attach(trainer: Trainer, journal: Journal, description: str, keeps_best: bool = False) -> None:
+def attach(trainer: Trainer, journal: Recorder, description: str, keeps_best: bool = False) -> None:
     """Give a trainer the journal in place of its own printing and progress bar."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

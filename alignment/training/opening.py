@@ -12,7 +12,7 @@ from alignment.config.sections import RunConfig
 from alignment.distributed import processes
 from alignment.reports.verdicts import summary_of
 from alignment.runs.checkpoint import Checkpoints
-from alignment.runs.journal import Journal
+from alignment.runs.journal import Journal, Recorder
 from alignment.runs.resume import Start
 from alignment.runs.run import Run
 from alignment.tracking.wandb_names import WandbNames
@@ -69,6 +69,6 @@ def open_checkpoints(
     )  # fmt: skip
 
 
-def backend_event(journal: Journal, trainer: Trainer) -> None:
+def backend_event(journal: Recorder, trainer: Trainer) -> None:
     """Write down what really runs; a launch that fell back to one process must not go unseen."""
     journal.event("backend", **processes.backend(trainer.accelerator, trainer.model_wrapped))

@@ -16,7 +16,7 @@ from alignment.registry.manifest import Role, Stage
 from alignment.registry.references import check_alias
 from alignment.runs.journal import Journal
 from alignment.runs.run import Run
-from alignment.tracking.mirror import described
+from alignment.tracking.mirror import mirrored_model
 from alignment.training.start_model import compared_parts
 
 
@@ -105,5 +105,5 @@ def publish(
     if config.registry.alias:
         registry.set_alias(version.name, config.registry.alias, version.number)
     if journal is not None:
-        journal.mirror(described(version, registry))
+        journal.mirror(mirrored_model(version, registry))
     return version

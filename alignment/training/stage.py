@@ -132,9 +132,9 @@ def run_stage(
     heartbeat.stop(None if code == 0 else reason)
     _leave_processes()
     if is_main and run_dir is not None and _has_figures(run_dir):
-        from alignment.reports.report import write_at_the_end  # Jinja is needed here alone
+        from alignment.reports.report import write_final_report  # Jinja is needed here alone
 
-        write_at_the_end(run_dir)
+        write_final_report(run_dir)
     waiting.close()
     return code
 

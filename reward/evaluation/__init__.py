@@ -1,11 +1,13 @@
-"""How good a reward model is, on held-out ratings: the figures, what is wrong with them in words, and the page.
+"""Evaluate a reward model on held-out ratings: metrics, findings in words, and the report page.
 
-`figures.py` gathers plain numbers (from `judged.py`, `calibration.py`, `shortcuts.py`, `slices.py`), `report.py` says
-what they mean and writes a run's files, `page.py` draws them.
+`metrics.py` collects the numbers (from `judged.py`, `calibration.py`, `shortcuts.py`, `slices.py`), `findings.py`
+interprets them, `report.py` writes a run's files, and `page.py` renders the page.
 """
 
-from reward.evaluation.figures import evaluate
+from __future__ import annotations
+
 from reward.evaluation.judged import order, vote_accuracy
+from reward.evaluation.metrics import evaluate
 from reward.evaluation.report import compact, save_report
 
 __all__ = ["compact", "evaluate", "order", "save_report", "vote_accuracy"]

@@ -1,10 +1,10 @@
-"""Whether sigmoid(score difference) is the probability that people prefer an answer: ECE and its reliability plot.
+"""Calibration of sigmoid(score difference) as the probability of a preference: ECE and the reliability diagram.
 
-Which of two completions comes first is arbitrary, and a file of pairs puts the chosen one there always: read that way,
-every outcome would be 1. So a pair is turned to the side that the model prefers, as classifiers are judged by the
-confidence in the class that they predict (Guo et al. 2017, section 2): confidence c = sigmoid(|delta|) in [1/2, 1]
-against the share of the votes that agree, a tie being half a vote. Counting each pair both ways instead would put
-both halves of every undecided pair into one middle bin, where they cancel to a gap of 0 whatever the model says.
+The order of two completions is arbitrary, and a file of pairs always has the chosen one first, so every outcome would
+be 1. Therefore a pair is oriented by the model's preference, as classifiers are evaluated by the confidence in the
+predicted class (Guo et al. 2017, section 2): confidence c = sigmoid(|delta|) in [1/2, 1] against the fraction of votes
+that agree, with a tie as half a vote. Counting each pair in both orders would put both halves of an undecided pair into
+the middle bin, where their gaps always cancel.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ Array = NDArray[np.float64]
 
 
 def confidence(delta: Array) -> Array:
-    """Probability that the preferred completion is the better one, (N,) in [1/2, 1]."""
+    """Probability that the completion with the higher score is better, (N,) in [1/2, 1]."""
     return 1 / (1 + np.exp(-np.abs(delta)))
 
 
 def agreement(delta: Array, target: Array) -> Array:
-    """Share of the votes for the completion that the model prefers, (N,); 1/2 where it prefers none."""
+    """Fraction of the votes for the completion that the model prefers, (N,); 1/2 for equal scores."""
     return np.where(delta > 0, target, np.where(delta < 0, 1 - target, 0.5))
 
 
 def bin_of(confidence: Array) -> NDArray[np.int64]:
-    """Which of the equally wide bins of [1/2, 1] each confidence falls into; 1 belongs to the last."""
+    """The index of each confidence's bin; the bins divide [1/2, 1] evenly, and 1 is in the last."""
     return np.minimum((confidence - 0.5) * 2 * BINS, BINS - 1).astype(np.int64)
 
 
@@ -45,19 +45,19 @@ def ece(confidence: Array, agreement: Array, weight: Array) -> float:
 
 
 def reliability(confidence: Array, agreement: Array, weight: Array, groups: Sequence[Hashable]) -> list[dict[str, Any]]:
-    """The bins that hold something, from 1/2 upwards: their bounds, mean confidence, and mean agreement with an
-    interval over prompt groups; n counts pairs."""
+    """The non-empty bins in ascending order: bounds, mean confidence, and mean agreement with an interval over prompt
+    groups; n counts pairs."""
     bins = bin_of(confidence)
     rows = []
-    for number in np.unique(bins).tolist():
-        inside = np.flatnonzero(bins == number)
+    for bin_index in np.unique(bins).tolist():
+        inside = np.flatnonzero(bins == bin_index)
         estimate = bootstrap_mean(
             agreement[inside], [groups[index] for index in inside.tolist()], weight[inside], num_resamples=500
         )
         rows.append(
             {
-                "low": 0.5 + number / (2 * BINS),
-                "high": 0.5 + (number + 1) / (2 * BINS),
+                "low": 0.5 + bin_index / (2 * BINS),
+                "high": 0.5 + (bin_index + 1) / (2 * BINS),
                 "confidence": float(np.average(confidence[inside], weights=weight[inside])),
                 **estimate,
             }
@@ -73,14 +73,14 @@ def calibrated_ece(
     num_draws: int = 500,
     seed: int = 0,
 ) -> Estimate:
-    """The ECE that these scores would have if they were right: it is above 0, because votes are few and chance.
+    """The ECE of these scores if they were perfectly calibrated; it is above 0, because votes are few and noisy.
 
-    Each draw ranks the completions of each question by score plus standard Gumbel noise, which prefers one to another
-    with probability sigmoid(their difference) exactly (Yellott 1977) and keeps the pairs of one ranking dependent, as
-    people's are. All votes on a pair agree in a draw, and none is a tie, so the range is rather wide than narrow.
+    Each draw ranks the completions of each question by score plus standard Gumbel noise. This prefers one to another
+    with probability sigmoid(difference) exactly (Yellott 1977) and keeps the pairs of one ranking dependent, as human
+    ones are. All votes on a pair agree in a draw, and none is a tie, so the range is conservative.
 
     Args:
-        scores: of each completion of each question.
+        scores: one score per completion of each question.
         pairs: question, first and second completion of each pair.
         weight: votes on each pair, (N,).
 
@@ -102,7 +102,7 @@ def calibrated_ece(
 
 
 def log_loss(delta: Array, target: Array) -> Array:
-    """Cross entropy of each pair in nats, (N,): ln 2 = 0.693 for a model that always says 1/2."""
+    """Cross entropy of each pair in nats, (N,); ln 2 = 0.693 for a constant probability of 1/2."""
     return np.logaddexp(0, -delta) * target + np.logaddexp(0, delta) * (1 - target)
 
 

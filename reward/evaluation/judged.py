@@ -1,4 +1,4 @@
-"""Held-out pairs beside the scores that a model gives them, and how often the two agree."""
+"""Held-out pairs with a model's scores, and their accuracy."""
 
 from __future__ import annotations
 
@@ -9,41 +9,40 @@ from alignment.data.records import Comparison
 from alignment.intervals import Estimate, bootstrap_mean
 from reward.questions import Question
 
-RESAMPLES = 1000  # for the figures that stand behind the first ones
+RESAMPLES = 1000  # for secondary metrics
 
 
 @dataclass(frozen=True)
 class ScoredPair:
-    """A held-out pair: the votes on it, and scores and lengths in tokens of its two completions."""
+    """A held-out pair: its votes, and the scores and lengths in tokens of its two completions."""
 
     comparison: Comparison
     scores: tuple[float, float]
     lengths: tuple[int, int]
     place: tuple[int, int, int]
-    """Its question's number, and its completions' within that."""
+    """The index of its question, and the indices of its completions in the question."""
 
     @property
     def delta(self) -> float:
         return self.scores[0] - self.scores[1]
 
 
-def judged_pairs(questions: Sequence[Question], scores: Sequence[Sequence[float]]) -> list[ScoredPair]:
-    """Each pair beside the model's scores."""
+def scored_pairs(questions: Sequence[Question], scores: Sequence[Sequence[float]]) -> list[ScoredPair]:
+    """All pairs with the model's scores."""
     return [
         ScoredPair(
             pair.comparison,
             (float(row[pair.first]), float(row[pair.second])),
             (len(question.completion_ids[pair.first]), len(question.completion_ids[pair.second])),
-            (number, pair.first, pair.second),
+            (index, pair.first, pair.second),
         )
-        for number, (question, row) in enumerate(zip(questions, scores, strict=True))
+        for index, (question, row) in enumerate(zip(questions, scores, strict=True))
         for pair in question.pairs
     ]
 
 
 def sides(pairs: Sequence[ScoredPair]) -> tuple[list[float], list[float]]:
-    """Scores of the completions that more people preferred, and of the others; pairs with as many votes for each are
-    left out."""
+    """Scores of the completions preferred by the majority, and of the others; pairs with equal votes are left out."""
     decided = [(pair, pair.comparison.count("first") - pair.comparison.count("second")) for pair in pairs]
     both = [pair.scores if lead > 0 else pair.scores[::-1] for pair, lead in decided if lead]
     return [better for better, _ in both], [worse for _, worse in both]
@@ -57,13 +56,13 @@ def order(a: float, b: float) -> float:
 def vote_accuracy(
     comparisons: Sequence[Comparison], first_is_better: Callable[[int], float], num_resamples: int = 2000
 ) -> Estimate | None:
-    """Share of the votes (ties left out) that an ordering agrees with, with an interval over prompt groups.
+    """Fraction of the votes without ties that an ordering agrees with, with an interval over prompt groups.
 
     Args:
-        first_is_better: for the index of a comparison 1.0, 0.0, or 0.5 where the ordering cannot tell.
+        first_is_better: maps the index of a comparison to 1.0, 0.0, or 0.5 if the ordering has a tie.
 
     Returns:
-        None where every vote is a tie. `n` counts votes.
+        None if every vote is a tie. `n` counts votes.
     """
     values, groups, weights = [], [], []
     for index, row in enumerate(comparisons):
@@ -78,7 +77,7 @@ def vote_accuracy(
 
 
 def agreed_share(row: Comparison, better: float) -> float:
-    """Share of the decided votes that agree with an ordering (1 first, 0 second, 1/2 neither)."""
+    """Fraction of the decided votes that agree with an ordering (1 first, 0 second, 1/2 neither)."""
     share = row.count("first") / (row.count("first") + row.count("second"))
     return better * share + (1 - better) * (1 - share)
 

@@ -1,4 +1,4 @@
-"""The held-out report as one HTML page: findings first, then figures with their intervals, plots, and pairs to read."""
+"""Render the held-out report as one HTML page: findings, metrics with intervals, plots, and sample pairs."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ _MACROS = (
 _BODY = """<h1 class="{{ worst }}">{{ verdict }}</h1>
 <p class="source">{{ name }}</p>
 {{ facts(head) }}
-<h2>What to know</h2>
+<h2>Findings</h2>
 {% if headline %}<p>{{ headline }}.</p>{% endif %}
-{% for row in found %}<div class="finding {{ row.level }}">
+{% for row in findings %}<div class="finding {{ row.level }}">
 <p><b>{{ row.word }}</b> {% if row.name %}{{ row.name }}: {% endif %}{{ row.text }}</p>
 {% if row.advice %}<p class="advice">{{ row.advice }}</p>{% endif %}
 {% if row.about %}<p class="dim">{{ row.about }}</p>{% endif %}</div>
-{% else %}{% if not headline %}<p>Nothing was found to look at.</p>{% endif %}
+{% else %}{% if not headline %}<p>There are no findings.</p>{% endif %}
 {% endfor %}
 {% if key %}<h2>Accuracy</h2>
-<p class="intro">Share of the held-out votes that the scores agree with, ties left out. Bars are 95% intervals over
+<p class="intro">Fraction of the held-out votes that the scores agree with, without ties. Bars are 95% intervals over
 prompts. Dashed: guessing. Shaded: above 80%, more than people usually agree.{% if reachable %} People differ, so no
 model can expect to agree with more of the votes on shared pairs than the interval of 'best reachable' holds; the votes
 do not tell where in it the share is.{% endif %}</p>
@@ -92,15 +92,15 @@ do not tell where in it the share is.{% endif %}</p>
 
 
 def html_page(name: str, report: Mapping[str, Any], checks: Sequence[Verdict] | None = None) -> str:
-    """The report as a page; every text in it is escaped.
+    """The report as a page; every string in it is escaped.
 
     Args:
-        name: of the run.
-        checks: the run's verdicts, which its report.html shows too; None: the report is of no run.
+        name: name of the run.
+        checks: the run's verdicts, which report.html shows too; None if there is no run.
     """
-    found = _rows(report, checks)
+    finding_rows = _finding_rows(report, checks)
     has_pairs, decided = report["pairs"] > 0, report["accuracy"] is not None
-    has_sides = decided and report["scores"]["n"] > 0  # where votes are equally divided, no answer is the preferred one
+    has_sides = decided and report["scores"]["n"] > 0  # equal votes have no preferred answer
     key = _key_rows(report) if decided else []
     slices = slice_rows(report) if decided else []
     ensemble = _ensemble(report) if report.get("ensemble") else None
@@ -114,9 +114,9 @@ def html_page(name: str, report: Mapping[str, Any], checks: Sequence[Verdict] | 
         _BODY,
         name=name,
         verdict=verdict(report),
-        worst=found[0]["level"] if found else "note",
+        worst=finding_rows[0]["level"] if finding_rows else "note",
         headline=headline(checks) if checks is not None else None,
-        found=found,
+        findings=finding_rows,
         head=_head(report),
         key=key,
         reachable=decided and report["shared"] is not None and report["shared"]["best"] is not None,
@@ -132,24 +132,24 @@ def html_page(name: str, report: Mapping[str, Any], checks: Sequence[Verdict] | 
     )
 
 
-def _rows(report: Mapping[str, Any], checks: Sequence[Verdict] | None) -> list[dict[str, str]]:
-    """What is to be known, the worst first: the run's checks that did not pass, as in report.html, and this report's
-    notes; of a report without a run its findings."""
+def _finding_rows(report: Mapping[str, Any], checks: Sequence[Verdict] | None) -> list[dict[str, str]]:
+    """The findings, the worst first: the run's checks that did not pass, as in report.html, and this report's notes.
+    Without a run, they are the report's findings."""
     rows = [
         {"level": finding.level, "word": finding.level, "name": "", "text": finding.text, "advice": finding.advice}
         for finding in findings(report)
         if checks is None or finding.level == "note"
     ]
     levels = {"fail": "error", "warn": "warning", "not measured": "note"}
-    told = [check for check in checks or () if check.outcome in levels]
-    names = {check.name for check in told}
-    if checks is not None:  # a note on what could not be measured is said by its check
+    failed = [check for check in checks or () if check.outcome in levels]
+    names = {check.name for check in failed}
+    if checks is not None:  # the check covers the note on an unmeasured finding
         notes = [finding.kind.replace("_", " ") for finding in findings(report) if finding.level == "note"]
         rows = [row for row, kind in zip(rows, notes, strict=True) if kind not in names]
     return [
         {"level": levels[check.outcome], "word": check.outcome, "name": check.title, "text": check.reason,
          "about": check.about}
-        for check in told
+        for check in failed
     ] + rows  # fmt: skip
 
 
@@ -178,10 +178,12 @@ def _key_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     shared = report["shared"]
     rows = [
         bar("This model", report["accuracy"], main=True),
-        bar("Longer is better", report["length"]["baseline"], "a rule that reads nothing"),
+        bar("Longer is better", report["length"]["baseline"], "a rule that ignores the text"),
     ]
     if shared is not None:
-        rows.append(bar("This model, shared pairs", shared["model"], f"{shared['pairs']:,} pairs that several decided"))
+        rows.append(
+            bar("This model, shared pairs", shared["model"], f"{shared['pairs']:,} pairs that several people decided")
+        )
         rows.append(bar("One human", shared["one_human"], "on the same votes, against each other person"))
         if shared["best"] is not None:
             rows.append(
@@ -195,18 +197,18 @@ def _key_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _ensemble(report: Mapping[str, Any]) -> dict[str, Any]:
-    found = report["ensemble"]
-    rows = [bar(f"Member {number}", row) for number, row in enumerate(found["accuracy"], 1) if row]
+    ensemble = report["ensemble"]
+    rows = [bar(f"Member {index}", row) for index, row in enumerate(ensemble["accuracy"], 1) if row]
     halves = [("The half they agree on most", "most_agreed"), ("The half they agree on least", "least_agreed")]
-    rows += [bar(name, found[key], "all members together") for name, key in halves if found[key]]
+    rows += [bar(name, ensemble[key], "all members together") for name, key in halves if ensemble[key]]
     return {
         "rows": rows,
         "facts": [
             (
                 "disagreement",
-                f"{_interval(found['spread'])}: standard deviation of a score difference over the members",
+                f"{_interval(ensemble['spread'])}: standard deviation of a score difference over the members",
             ),
-            ("split", f"{_share(found['split'])} of the pairs, on which not all prefer the same answer"),
+            ("split", f"{_share(ensemble['split'])} of the pairs, on which not all prefer the same answer"),
         ],
     }
 
@@ -229,14 +231,14 @@ def _head(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _probabilities(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     calibrated = report["ece_if_calibrated"]
     return [
-        ("log-loss", f"{_interval(report['log_loss'], ' nats')}; saying 50% of every pair costs {LN2:.3f}"),
+        ("log-loss", f"{_interval(report['log_loss'], ' nats')}; predicting 50% for every pair gives {LN2:.3f}"),
         (
             "ECE",
             f"{report['ece']['value']:.3f} over 15 bins; a perfectly calibrated model would show "
             f"{calibrated['ci'][0]:.3f} to {calibrated['ci'][1]:.3f} on these pairs",
         ),
-        ("sure of", f"{percent(report['confidence']['value'])} on average, of the answer it prefers"),
-        ("agree", f"{_share(report['agreement'])} of the votes with it, a tie being half a vote"),
+        ("confidence", f"{percent(report['confidence']['value'])} on average in the preferred answer"),
+        ("agreement", f"{_share(report['agreement'])} of the votes agree with it; a tie is half a vote"),
     ]
 
 
@@ -270,35 +272,38 @@ def _shortcuts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ]
         if eos["accuracy"] is not None:
             rows.append(("", f"accuracy {_share(eos['accuracy'])}"))
-    for name, about, found in (
+    for name, about, group in (
         ("ties", "most people call a tie", report["ties"]),
         ("alike", "share four fifths of their words", report["near_duplicates"]),
     ):
-        if found["n"]:
-            others = found["others"]
+        if group["n"]:
+            others = group["others"]
             rows.append(
                 (
                     name,
-                    f"pairs that {about} ({found['n']:,}): median distance {_number(found['median_difference'])}, "
+                    f"pairs that {about} ({group['n']:,}): median distance {_number(group['median_difference'])}, "
                     f"others ({others['n']:,}) {_number(others['median_difference'])}",
                 )
             )
     return rows
 
 
-def _ratings(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _ratings(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
-        ("squared error", f"{_interval(found['squared_error'])}, {found['squared_error']['n']:,} ratings"),
-        ("", f"always saying their mean: {found['squared_error_of_the_mean']:.3f}"),
-        ("correlation", f"{_interval(found['correlation'])} (Pearson)"),
+        ("squared error", f"{_interval(metrics['squared_error'])}, {metrics['squared_error']['n']:,} ratings"),
+        ("", f"predicting the mean: {metrics['squared_error_of_the_mean']:.3f}"),
+        ("correlation", f"{_interval(metrics['correlation'])} (Pearson)"),
     ]
 
 
 def _samples(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
-    """Title, introduction and pairs of each part that people should read."""
+    """Yield title, introduction and pairs of each group of samples."""
     titles = {
-        "wrong": ("Most confidently wrong", "Read these first: the model's mistakes, the votes', or a shortcut."),
-        "close": ("Closest calls", "The pairs that the model can hardly tell apart."),
+        "wrong": (
+            "Most confidently wrong",
+            "Read these first: errors of the model, errors of the votes, or a shortcut.",
+        ),
+        "close": ("Closest calls", "The pairs with the smallest score differences."),
     }
     for kind, (title, about) in titles.items():
         if samples[kind]:
@@ -309,11 +314,11 @@ def _sample(item: Mapping[str, Any]) -> dict[str, Any]:
     ties = f", {item['ties']} ties" if item["ties"] else ""
     votes = [answer["votes"] for answer in item["answers"]]
     answers = []
-    for number, answer in enumerate(item["answers"]):
-        who = "The model prefers" if number == 0 else "The other"
-        kind = "theirs" if votes[number] > votes[1 - number] else "mine" if number == 0 else ""
+    for index, answer in enumerate(item["answers"]):
+        label = "The model prefers" if index == 0 else "The other"
+        kind = "theirs" if votes[index] > votes[1 - index] else "mine" if index == 0 else ""
         count = f"{answer['votes']} {'vote' if answer['votes'] == 1 else 'votes'}"
-        answers.append({"head": f"{who}: score {answer['score']:.2f}, {count}", "text": answer["text"], "kind": kind})
-    says = min(99.9, 100 * item["probability"])
-    head = f"It says {says:.1f}%; the votes are {votes[0]} to {votes[1]}{ties}. {item['place']}"
+        answers.append({"head": f"{label}: score {answer['score']:.2f}, {count}", "text": answer["text"], "kind": kind})
+    probability = min(99.9, 100 * item["probability"])
+    head = f"It says {probability:.1f}%; the votes are {votes[0]} to {votes[1]}{ties}. {item['place']}"
     return {**item, "head": head, "answers": answers}

@@ -1,4 +1,4 @@
-"""The held-out report in words: what is wrong with the figures, a summary for the screen, and the files of a run."""
+"""The held-out report: metrics for the manifest, a summary for the terminal, and the files of a run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from alignment.terminal import one_line
 from reward.evaluation.calibration import LN2
 from reward.evaluation.findings import chosen_on, findings, verdict
 
-# --- what leaves this stage --------------------------------------------------------------------------------------
-
 
 def compact(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The few figures that a model's manifest and card keep."""
+    """The metrics for a model's manifest and card."""
     figures = {"held_out_prompts": report["prompts"], "held_out_pairs": report["pairs"]}
     if not report["pairs"]:
         return figures
@@ -26,7 +24,7 @@ def compact(report: Mapping[str, Any]) -> dict[str, Any]:
     kept = {
         "accuracy": report["accuracy"],
         "length_baseline": report["length"]["baseline"],
-        # These three are of the same votes, which are only those on pairs that two or more people decided.
+        # These three use the same votes: those on pairs that two or more people decided.
         "shared_accuracy": shared["model"],
         "one_human": shared["one_human"],
         "best_reachable": shared["best"],
@@ -37,7 +35,7 @@ def compact(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def summary(report: Mapping[str, Any]) -> Iterator[str]:
-    """The report as a few lines for a terminal."""
+    """Yield the report as a few lines for a terminal."""
     ties = report["votes"]["tie"]
     tied = f", and {ties:,} ties" if ties else ""
     yield f"{verdict(report)} on {report['pairs']:,} pairs of {report['prompts']:,} prompts{tied}"
@@ -60,7 +58,7 @@ def summary(report: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"  {name:<17} {value:<26} {about}".rstrip() for name, value, about in rows)
     if report["ratings"]:
         ratings = report["ratings"]
-        against = f"always the mean: {ratings['squared_error_of_the_mean']:.3f}"
+        against = f"predicting the mean: {ratings['squared_error_of_the_mean']:.3f}"
         yield f"  {'squared error':<17} {_number(ratings['squared_error']):<26} {against}"
         yield f"  {'correlation':<17} {_number(ratings['correlation'])}"
     for finding in findings(report):
@@ -71,7 +69,7 @@ def _shared_rows(shared: Mapping[str, Any] | None) -> Iterator[tuple[str, str, s
     if shared is None:
         yield "best reachable", "not measured", "no pair was decided by two people"
         return
-    yield "on shared pairs", _share(shared["model"]), "pairs that several decided"
+    yield "on shared pairs", _share(shared["model"]), "pairs that several people decided"
     yield "one human", _share(shared["one_human"]), "one person, on the same votes"
     best = shared["best"]
     if best is None:
@@ -94,12 +92,12 @@ def _range(estimate: Mapping[str, Any], scale: float = 1) -> str:
 
 
 def save_report(run_dir: Path, name: str, report: Mapping[str, Any], checks: Sequence[Verdict] | None = None) -> None:
-    """`RUN/evaluation.json` and `RUN/evaluation.html`, and the summary on the screen; main process only.
+    """Write `RUN/evaluation.json` and `RUN/evaluation.html`, and print the summary; main process only.
 
     Args:
-        checks: the verdicts of the run, which `report.html` shows too; None: the report is of no run.
+        checks: the verdicts of the run, which `report.html` shows too; None if there is no run.
     """
-    from reward.evaluation.page import html_page  # Jinja is needed here alone
+    from reward.evaluation.page import html_page  # imports Jinja
 
     whole = {"verdict": verdict(report), "findings": [asdict(each) for each in findings(report)], **report}
     if checks is not None:
@@ -108,5 +106,5 @@ def save_report(run_dir: Path, name: str, report: Mapping[str, Any], checks: Seq
     (run_dir / "evaluation.json").write_text(text + "\n", encoding="utf-8", errors="replace")
     (run_dir / "evaluation.html").write_text(html_page(name, report, checks), encoding="utf-8")
     for line in summary(report):
-        print(line)  # nothing in it is anybody else's text
+        print(line)  # it holds no untrusted text
     print(one_line(f"  see {run_dir / 'evaluation.html'}"))

@@ -1,4 +1,4 @@
-"""What a reward model might go by in place of what people said: length, the end of an answer, a few words."""
+"""Shortcuts that a reward model may use instead of quality: length, the end of an answer, a few words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from alignment.data.records import Comparison
 from alignment.intervals import Estimate, bootstrap_mean, bootstrap_sums
 from reward.evaluation.calibration import Array
-from reward.evaluation.judged import RESAMPLES, ScoredPair, accuracy, agreed_share, judged_pairs, order, vote_accuracy
+from reward.evaluation.judged import RESAMPLES, ScoredPair, accuracy, agreed_share, order, scored_pairs, vote_accuracy
 from reward.questions import Question
 
 Score = Callable[[Sequence[Question]], Sequence[Sequence[float]]]
@@ -23,10 +23,10 @@ _MOST_WITHOUT_EOS = 1000
 
 
 def length(pairs: Sequence[ScoredPair], groups: Sequence[Hashable]) -> dict[str, Any]:
-    """What preferring the longer answer would reach, and how the scores go with length.
+    """The accuracy of preferring the longer answer, and the correlation of scores with length.
 
-    `ahead` is the accuracy of the model less that of the better of the two rules "longer" and "shorter", on the same
-    votes: its interval is narrower than the difference of two that are drawn apart.
+    `ahead` is the accuracy of the model minus that of the better of the rules "longer" and "shorter". It is paired on
+    the same votes, so its interval is narrower than that of two separate accuracies.
     """
     comparisons = [pair.comparison for pair in pairs]
     baseline = vote_accuracy(comparisons, lambda index: order(*pairs[index].lengths))
@@ -57,8 +57,8 @@ def rank_correlation(
 ) -> Estimate | None:
     """Spearman's correlation of two differences between the sides of pairs, with an interval over prompts.
 
-    Each pair counts both ways round, since which side comes first means nothing: both means are then 0, whatever the
-    order. Ranks are kept through the resampling. None where one of the two does not vary.
+    Each pair counts in both orders, because the order is arbitrary; both means are then 0. Ranks are kept through the
+    resampling. None if one of the two does not vary.
     """
     a, b = _signed_ranks(np.asarray(differences, dtype=np.float64)), _signed_ranks(np.asarray(others, dtype=np.float64))
     if not a.any() or not b.any():
@@ -72,7 +72,7 @@ def rank_correlation(
 
 
 def _signed_ranks(values: Array) -> Array:
-    """Ranks of the values among themselves and their negatives, ties sharing the mean rank, less the overall mean."""
+    """Centered ranks of the values among themselves and their negatives; ties have their mean rank."""
     doubled = np.concatenate([values, -values])
     _, inverse, counts = np.unique(doubled, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
@@ -90,22 +90,26 @@ def cut_eos(questions: Sequence[Question]) -> list[Question]:
 
 
 def without_eos(questions: Sequence[Question], scores: Sequence[Sequence[float]], score: Score) -> dict[str, Any]:
-    """What becomes of the scores when answers do not end: where PPO cuts a rollout off, it meets such.
+    """The scores of answers without EOS, as PPO sees them in truncated rollouts.
 
-    `moved` is the mean change of a score, to be read beside `spread`, the scores' standard deviation.
+    `moved` is the mean change of a score, to be compared with `spread`, the scores' standard deviation.
     """
-    kept = [number for number, question in enumerate(questions) if cut_eos([question])]
-    kept = kept[:: math.ceil(len(kept) / _MOST_WITHOUT_EOS) or 1]
-    if not kept:
+    indices = [index for index, question in enumerate(questions) if cut_eos([question])]
+    indices = indices[:: math.ceil(len(indices) / _MOST_WITHOUT_EOS) or 1]
+    if not indices:
         return {"questions": 0}
-    before = [list(map(float, scores[number])) for number in kept]
-    after = [list(map(float, row)) for row in score(cut_eos([questions[number] for number in kept]))]
-    whole, cut = (judged_pairs([questions[number] for number in kept], rows) for rows in (before, after))
-    moves = [b - a for one, other in zip(before, after, strict=True) for a, b in zip(one, other, strict=True)]
-    owners = [number for number, row in zip(kept, before, strict=True) for _ in row]
+    before = [list(map(float, scores[index])) for index in indices]
+    after = [list(map(float, row)) for row in score(cut_eos([questions[index] for index in indices]))]
+    whole, cut = (scored_pairs([questions[index] for index in indices], rows) for rows in (before, after))
+    moves = [
+        b - a
+        for before_row, after_row in zip(before, after, strict=True)
+        for a, b in zip(before_row, after_row, strict=True)
+    ]
+    owners = [index for index, row in zip(indices, before, strict=True) for _ in row]
     flips = [float(np.sign(a.delta) != np.sign(b.delta)) for a, b in zip(whole, cut, strict=True)]
     return {
-        "questions": len(kept),
+        "questions": len(indices),
         "moved": bootstrap_mean(moves, owners, num_resamples=RESAMPLES),
         "largest": max(map(abs, moves)),
         "spread": float(np.std([value for row in before for value in row])),
@@ -115,24 +119,23 @@ def without_eos(questions: Sequence[Question], scores: Sequence[Sequence[float]]
 
 
 def near_duplicates(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
-    """Pairs whose texts share four fifths of their words: their scores should lie closer than those of other pairs."""
+    """Score differences of pairs that share four fifths of their words; they should be smaller than those of others."""
 
     def alike(row: Comparison) -> bool:
-        one, other = (set(re.findall(r"\w+", text.casefold())) for text in (row.first, row.second))
-        return len(one & other) >= 0.8 * len(one | other)
+        first_words, second_words = (set(re.findall(r"\w+", text.casefold())) for text in (row.first, row.second))
+        return len(first_words & second_words) >= 0.8 * len(first_words | second_words)
 
-    near = np.array([alike(pair.comparison) for pair in pairs])
+    is_near = np.array([alike(pair.comparison) for pair in pairs])
     sizes = np.array([abs(pair.delta) for pair in pairs])
     return {
-        "n": int(near.sum()),
-        "median_difference": _median(sizes[near]),
-        "others": {"n": int((~near).sum()), "median_difference": _median(sizes[~near])},
+        "n": int(is_near.sum()),
+        "median_difference": _median(sizes[is_near]),
+        "others": {"n": int((~is_near).sum()), "median_difference": _median(sizes[~is_near])},
     }
 
 
 def ties(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
-    """Score differences where most votes are ties, beside the others': people who cannot tell should find the model
-    less sure."""
+    """Score differences of pairs with mostly tie votes; they should be smaller than those of other pairs."""
     tied = np.array([2 * pair.comparison.count("tie") > len(pair.comparison.votes) for pair in pairs])
     sizes = np.array([abs(pair.delta) for pair in pairs])
     return {

@@ -1,4 +1,4 @@
-"""Accuracy by what a pair, or a vote on it, is like."""
+"""Accuracy by properties of pairs and votes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LENGTHS = ("the longer one", "the shorter one", "both as long")
 
 
 def slices(pairs: Sequence[ScoredPair]) -> dict[str, list[dict[str, Any]]]:
-    """Accuracy by what a pair, or a vote on it, is like. A list of one entry says nothing new, but is given."""
+    """Accuracy by properties of pairs and votes."""
     return {
         "difference": _by_difference(pairs),
         "strength": _by_vote(pairs, lambda pair, vote: vote.strength, lambda key: _STRENGTHS.get(key, "not asked")),
@@ -32,7 +32,7 @@ def slices(pairs: Sequence[ScoredPair]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _by_difference(pairs: Sequence[ScoredPair]) -> list[dict[str, Any]]:
-    """Fifths of the pairs from the closest call to the surest (fewer parts where there are fewer than 50 pairs)."""
+    """Accuracy in fifths of the pairs by score difference (fewer parts if there are fewer than 50 pairs)."""
     by_size = sorted(pairs, key=lambda pair: abs(pair.delta))
     parts = max(1, min(5, len(pairs) // 10))
     rows = []
@@ -55,26 +55,28 @@ def _by_pair(
 def _by_vote(
     pairs: Sequence[ScoredPair], key: Callable[[ScoredPair, Vote], Any], name: Callable[[Any], str]
 ) -> list[dict[str, Any]]:
-    """Votes with the same key go together, each on the pair that it is about; ties do not count."""
+    """Accuracy on groups of votes with the same key; ties do not count."""
     parts: dict[Any, list[ScoredPair]] = {}
     for pair in pairs:
         votes: dict[Any, list[Vote]] = {}
         for vote in pair.comparison.votes:
             votes.setdefault(key(pair, vote), []).append(vote)
-        for part, some in votes.items():
-            parts.setdefault(part, []).append(replace(pair, comparison=replace(pair.comparison, votes=tuple(some))))
+        for part, part_votes in votes.items():
+            parts.setdefault(part, []).append(
+                replace(pair, comparison=replace(pair.comparison, votes=tuple(part_votes)))
+            )
     ordered = sorted(parts, key=lambda part: (part is None, part))
     return _largest({name(part): parts[part] for part in ordered})
 
 
 def _length_preferred(pair: ScoredPair, vote: Vote) -> int:
-    """Whether a decided vote is for the longer answer (0), the shorter (1) or one as long (2)."""
+    """0 if a vote is for the longer answer, 1 for the shorter, 2 for equal lengths."""
     first, second = pair.lengths if vote.choice == "first" else pair.lengths[::-1]
     return 0 if first > second else 1 if first < second else 2
 
 
 def _largest(parts: Mapping[str, Sequence[ScoredPair]]) -> list[dict[str, Any]]:
-    """Accuracy of each part, in the order given; of more than twenty the largest, and one row for the rest."""
+    """Accuracy of each part, in the given order; at most the twenty largest, and one row for the rest."""
     sizes = Counter({name: len(inside) for name, inside in parts.items()})
     shown = {name for name, _ in sizes.most_common(_MOST)}
     rows = [row for name, inside in parts.items() if name in shown for row in _named(name, accuracy(inside, RESAMPLES))]
@@ -87,12 +89,12 @@ def _named(name: str, estimate: Estimate | None, **more: float) -> list[dict[str
 
 
 def source_of(place: str) -> str:
-    """The file or database of a `file:line` or `file:item number`."""
+    """The file of a `file:line` or `file:item number`."""
     return place.rpartition(":")[0] or place
 
 
 def _source_names(pairs: Sequence[ScoredPair]) -> Callable[[str], str]:
-    """File names without their folders, where these still tell them apart."""
+    """A function that returns file names without their folders, if these are unique."""
     paths = {source_of(pair.comparison.place) for pair in pairs}
     short = {path: os.path.basename(path) or "not named" for path in paths}
     return (lambda path: short[path]) if len(set(short.values())) == len(paths) else (lambda path: path)

@@ -1,7 +1,7 @@
-"""`python -m reward CONFIG --overfit 32`: the preflight. A model that cannot learn a few pairs by heart learns nothing.
+"""Preflight check: `python -m reward CONFIG --overfit 32`. A model that cannot overfit a few pairs cannot learn.
 
-The run of the config, on its first pairs, at a constant learning rate, until it orders each of them right. Nothing is
-published, and no run is left behind.
+The config is trained on its first pairs at a constant learning rate, until every pair is ordered correctly. Nothing is
+published, and no run is kept.
 """
 
 from __future__ import annotations
@@ -29,35 +29,33 @@ STEPS, EVERY = 400, 10
 
 
 class PreflightError(UserError):
-    """The pairs could not be learned by heart."""
+    """The model could not overfit the pairs."""
 
 
 class OverfitSet(NamedTuple):
-    """Questions with just the pairs to learn by heart."""
+    """Questions with only the pairs to overfit."""
 
     questions: list[Question]
     pairs: int
     contradictions: int
-    """Pairs that were passed over, because one before them says the opposite."""
+    """Number of pairs that were skipped, because an earlier one has the opposite preference."""
 
 
 def overfit(config: RewardStageConfig, count: int) -> str:
-    """Learn `count` pairs by heart; returns the line to print.
+    """Overfit `count` pairs; returns the line to print.
 
     Raises:
-        PreflightError: they were not learned in 400 steps.
+        PreflightError: they are not all ordered correctly after 400 steps.
     """
     if config.reward.objective != "pairs":
-        raise ConfigError(f"--overfit learns pairs by heart, found reward.objective={config.reward.objective}")
+        raise ConfigError(f"--overfit needs reward.objective=pairs, found reward.objective={config.reward.objective}")
     folder = processes.on_main_process(lambda: tempfile.mkdtemp(prefix="overfit-"))
     config = _bare(config, folder)
     try:
         prepared = prepare(config)
         chosen = first_pairs(prepared.train, count)
         if not chosen.pairs:
-            raise PreflightError(
-                "--overfit: each pair that can be used is a tie, so there is nothing to learn by heart"
-            )
+            raise PreflightError("--overfit: each usable pair is a tie, so there is nothing to learn; rate more pairs")
         arguments = make_arguments(config, no_eval=False)
         prepared = replace(prepared, train=chosen.questions, held_out=chosen.questions, arguments=arguments)
         trainer = build_trainer(config, prepared, Journal(config.run_dir, enabled=False))
@@ -69,38 +67,36 @@ def overfit(config: RewardStageConfig, count: int) -> str:
         processes.on_main_process(lambda: shutil.rmtree(folder, ignore_errors=True))
     if watch.accuracy < 1:
         raise _why_not(config, watch.accuracy, chosen)
-    passed_over = f" ({chosen.contradictions} that contradict them passed over)" if chosen.contradictions else ""
-    return (
-        f"preflight: {chosen.pairs} pairs{passed_over} learned by heart in {trainer.state.global_step} steps; go ahead"
-    )
+    skipped = f" ({chosen.contradictions} that contradict them skipped)" if chosen.contradictions else ""
+    return f"preflight: {chosen.pairs} pairs{skipped} overfitted in {trainer.state.global_step} steps; go ahead"
 
 
 def first_pairs(questions: Sequence[Question], count: int) -> OverfitSet:
-    """The first pairs that are no ties, and contradict none before them."""
-    found: list[Question] = []
-    left, contradictions = count, 0
+    """The first pairs that are not ties and contradict no earlier one."""
+    chosen: list[Question] = []
+    remaining, contradictions = count, 0
     for question in questions:
         sides: dict[tuple[int, int], bool] = {}
         pairs: list[JudgedPair] = []
         for pair in question.pairs:
             key = (min(pair.first, pair.second), max(pair.first, pair.second))
             lower_is_better = (pair.target > 0.5) == (pair.first < pair.second)
-            if pair.target == 0.5 or len(pairs) == left:
+            if pair.target == 0.5 or len(pairs) == remaining:
                 continue
             if sides.setdefault(key, lower_is_better) == lower_is_better:
                 pairs.append(pair)
             else:
                 contradictions += 1
-        left -= len(pairs)
+        remaining -= len(pairs)
         if pairs:
-            found.append(replace(question, pairs=tuple(pairs)))
-        if not left:
+            chosen.append(replace(question, pairs=tuple(pairs)))
+        if not remaining:
             break
-    return OverfitSet(found, count - left, contradictions)
+    return OverfitSet(chosen, count - remaining, contradictions)
 
 
 def _bare(config: RewardStageConfig, folder: str) -> RewardStageConfig:
-    """The same run in a folder of its own, without its schedule and with an evaluation now and then."""
+    """The same config in a temporary folder, without its schedule and with regular evaluations."""
     dropped = {field.name for field in fields(BestModelArguments)} | {"lr_scheduler_kwargs", "eval_on_start"}
     training = {name: value for name, value in config.of_member().training.items() if name not in dropped} | {
         "max_steps": STEPS,
@@ -115,7 +111,7 @@ def _bare(config: RewardStageConfig, folder: str) -> RewardStageConfig:
 
 
 class _UntilAllRight(TrainerCallback):
-    """Stops when an evaluation finds every pair in the right order; the figure is the same on all processes."""
+    """Stops when an evaluation has accuracy 1, which is the same on all ranks."""
 
     def __init__(self) -> None:
         self.accuracy = 0.0
@@ -128,8 +124,8 @@ class _UntilAllRight(TrainerCallback):
 def _why_not(config: RewardStageConfig, accuracy: float, chosen: OverfitSet) -> PreflightError:
     rate = config.training.get("learning_rate", "the default")
     return PreflightError(
-        f"--overfit: {accuracy:.0%} of {chosen.pairs} pairs in the right order after {STEPS} steps, not all; usually "
+        f"--overfit: {accuracy:.0%} of {chosen.pairs} pairs are ordered correctly after {STEPS} steps; usually "
         f"training.learning_rate ({rate}) is too low or far too high, data.max_length={config.data.max_length} or the "
-        "template cuts away or repeats what the answers differ in, model.method trains too little, or "
-        "the answers to one prompt are ranked in a circle"
+        "template removes the difference between the answers, model.method trains too few weights, or "
+        "the preferences between the answers to a prompt are cyclic"
     )

@@ -1,6 +1,6 @@
-"""What `scripts/bench.py` measures: one module per benchmark, one per contestant, and the process each runs in.
+"""Benchmarks of `scripts/bench.py`: one module per benchmark, one per contestant, and the contestants' process.
 
-A benchmark module (`sft`) has `PEERS`, which says what is measured against, and `prepare(folder, options)`, which
-writes the work that all contestants read. A contestant module (`sft_ours`, `sft_trl`) has a class `Contestant` whose
-`check()` says what work it would do and whose `run()` does it once. It is imported in the contestant's own Python.
+A benchmark module (`sft`) has `PEERS`, the contestants to compare with, and `prepare(folder, options)`, which writes
+the work for all contestants. A contestant module (`sft_ours`, `sft_trl`) has a class `Contestant`: `check()` describes
+its work, and `run()` does it once. It is imported in the contestant's own Python.
 """

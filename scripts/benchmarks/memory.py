@@ -1,7 +1,7 @@
-"""What `alignment.memory.plan` says against what a run takes: its cases, and the data that fills them to the brim.
+"""Compare the estimates of `alignment.memory.plan` with measured peaks: cases, and data of maximum length.
 
-Every row, pair, prompt and response is as long as the config allows, as the plan assumes. Each case is a whole run of
-its stage in a process of its own (`memory_ours`), two optimizer steps or iterations, from reading data to publishing.
+Every row, pair, prompt and response is as long as the config allows, as the plan assumes. Each case is a complete run
+of its stage in a separate process (`memory_ours`), from reading data to publishing, with two steps or iterations.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from benchmarks.sft import made_up_words
 
 OURS = "memory_ours"
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
-"""Makes glibc give each freed block of 256 KiB or more back to the system. As it comes it keeps them, in gaps that the
-next step does not all use: at 110M parameters about 500 MB that no tensor holds, and a peak counts them."""
+"""Makes glibc return each freed block of 256 KiB or more to the system. By default it keeps fragments that the next
+step cannot reuse: about 500 MB at 110M parameters, which would count in the peak."""
 LENGTH, RESPONSE = 256, 48
 SHORTER = 24
-"""Tokens by which a row is below the limit: a text that is decoded and encoded again can be longer."""
+"""Margin of a row's length in tokens, because a text may become longer when it is decoded and encoded again."""
 TRAINER = {"per_device_train_batch_size": 4, "max_steps": 2, "bf16": False, "save_steps": 0}
 ITERATIONS = {"max_steps": 2, "microbatch_tokens": 768, "save_steps": 0}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,7 +42,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def prepare(folder: Path, seed: int = 0) -> int:
-    """Write the data and the models; returns the parameters of one of them."""
+    """Write the data and the models; returns the number of parameters of one model."""
     from alignment.config.sections import ScratchConfig
     from alignment.models.policies import load_policy
     from alignment.models.tokenizers import train_tokenizer
@@ -55,11 +55,11 @@ def prepare(folder: Path, seed: int = 0) -> int:
     make_policy(folder, [], tokenizer, shape, Namespace(memory=True, seed=seed))
     save_reward_adapter(folder)
 
-    def text(number: int, tokens: int) -> str:
-        return str(tokenizer.decode(tokenizer(texts[number])["input_ids"][:tokens]))
+    def text(index: int, tokens: int) -> str:
+        return str(tokenizer.decode(tokenizer(texts[index])["input_ids"][:tokens]))
 
-    numbers, long = range(8), LENGTH - SHORTER
-    pairs = [{"prompt": f"Say {n}.", "chosen": text(n, long), "rejected": text(n + 8, long)} for n in numbers]
+    indices, long = range(8), LENGTH - SHORTER
+    pairs = [{"prompt": f"Say {n}.", "chosen": text(n, long), "rejected": text(n + 8, long)} for n in indices]
     _write(folder / "reward.jsonl", pairs)
     _write(folder / "sft.jsonl", [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs])
     _write(folder / "ppo.jsonl", [{"prompt": text(n, 2 * RESPONSE)} for n in range(16)])

@@ -1,4 +1,6 @@
-"""A case of `memory` as `python -m STAGE` runs it; says what was planned for it too."""
+"""Run a case of `memory` like `python -m STAGE`, and report the planned memory."""
+
+from __future__ import annotations
 
 import tempfile
 from pathlib import Path
@@ -34,11 +36,11 @@ class Contestant:
         self.shape = AutoConfig.from_pretrained(folder / "policy")
 
     def run(self) -> dict[str, Any]:
-        """The run, and what was planned for it."""
-        found = estimate(self._workload(), DDP, 1, on_gpu=False)
+        """Run the case and return the planned memory."""
+        planned = estimate(self._workload(), DDP, 1, on_gpu=False)
         self.config.run_dir.mkdir(parents=True)
         self.stage.train.train(self.config)
-        return {"planned": found.peak, **in_gb(found)}
+        return {"planned": planned.peak, **in_gb(planned)}
 
     def _workload(self) -> Workload:
         if self.stage is ppo:

@@ -1,8 +1,8 @@
-"""PPO: a small Llama that ends its turns; our stage's loop against the last PPOTrainer that TRL had (1.12).
+"""PPO on a small Llama: our stage's loop against TRL's last PPOTrainer (1.12).
 
 All contestants start from the same policy, reward model and critic and respond to the same prompts, in float32, with
-the same numbers of epochs, minibatches and new tokens, the same clips, KL coefficient, penalty for a response that does
-not end, and learning rate. One run is one iteration: a rollout and what is learned from it.
+the same numbers of epochs, minibatches and new tokens, the same clip ranges, KL coefficient, penalty for a response
+without EOS, and learning rate. One run is one iteration: a rollout and its optimization.
 
 Three measurements: speed; `--memory`, models of more than 100 million parameters; and `--learning`, the mean reward
 that a small policy reaches (`ppo_learning`).
@@ -30,52 +30,52 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {"trl": ("ppo_trl", {})}
 MORE_PEERS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "memory": {"trl-by-hand": ("ppo_trl", {"checkpointed_by_hand": True})}
 }
-"""Ours has activation checkpointing in `memory`. TRL's default says so too, but it takes a call of the user's own."""
+"""Ours has activation checkpointing in `memory`. It is TRL's default too, but users must enable it by a call."""
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "speed": {"trunk": {"value": "trunk"}},
     "memory": {"shared": {"mode": "shared"}},
     "learning": {},
 }
-"""What else of ours is measured beside `ours`, which is the same algorithm as TRL's: a critic of its own."""
+"""Variants of our stage beside `ours`, which has a separate critic like TRL."""
 
 PROMPT_TOKENS, RESPONSE_TOKENS = 48, 64
 SPEED = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
 MEMORY = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
 MEMORY_VOCABULARY = 32768
-MEMORY_ROWS = 32  # two iterations of one epoch: scoring, too, happens beside Adam's moments
+MEMORY_ROWS = 32  # two iterations of one epoch, so that scoring also runs beside Adam's moments
 SEED = 0
 SFT_TOKENS = 200_000
-"""What the policy reads before: after so many tokens it ends about as many of its responses as its data does."""
+"""Number of SFT tokens after which the policy ends its responses as often as the data does."""
 
 
 @dataclass
 class Work:
-    """What every contestant is to do, as it stands in `work.json`."""
+    """The work of every contestant, as in `work.json`."""
 
     prompts: list[list[int]]
     """Token ids."""
     responses: list[list[int]]
-    """One to each prompt, by the policy as it starts: what `check` compares the contestants on."""
+    """One response per prompt by the initial policy, on which `check` compares the contestants."""
     episodes: int
-    """Of one iteration."""
+    """Number of episodes per iteration."""
     max_new_tokens: int = RESPONSE_TOKENS
     iterations: int = 1
     num_epochs: int = 4
     kl_coef: float = 0.05
     missing_eos_penalty: float = 1.0
-    """Taken off the score of a response that does not end: TRL cannot replace it."""
+    """Subtracted from the score of a response without EOS, because TRL cannot replace the score."""
     learning_rate: float = 3e-6
     adam_epsilon: float = 1e-5
     microbatch_rows: int = 8
-    """Of TRL, padded."""
+    """Rows of TRL's padded microbatch."""
     microbatch_tokens: int = 2048
-    """Of ours."""
+    """Tokens of our microbatch."""
     gradient_checkpointing: bool = False
-    """Of ours. TRL's default says so, and nothing in its trainer applies it."""
+    """Activation checkpointing in ours. It is TRL's default, but its trainer does not apply it."""
     rollout_rows: int = 32
-    """Of TRL, sampled and scored at a time."""
+    """Rows that TRL samples and scores at a time."""
     order: dict[str, list[int]] = field(default_factory=dict)
-    """By seed, which prompts each iteration has, one after the other; without, all in their order."""
+    """Prompt indices of all iterations by seed; by default all prompts in order."""
 
     def write(self, folder: Path) -> None:
         (folder / "work.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
@@ -85,13 +85,13 @@ class Work:
         return cls(**json.loads((folder / "work.json").read_text(encoding="utf-8")))
 
     def prompts_of(self, seed: int) -> list[int]:
-        """Numbers of the prompts of all iterations."""
-        in_order = [number % len(self.prompts) for number in range(self.episodes * self.iterations)]
+        """Indices of the prompts of all iterations."""
+        in_order = [index % len(self.prompts) for index in range(self.episodes * self.iterations)]
         return self.order.get(str(seed), in_order)
 
 
 def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
-    """Write the prompts, the policy, and the reward model, which the critic starts from too."""
+    """Write the prompts, the policy, and the reward model, which also initializes the critic."""
     if options.learning:
         from benchmarks import ppo_learning
 
@@ -113,7 +113,7 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
         save_reward_adapter(folder)
     responses = sample(folder, [ids for _, ids in prompts])
     work = Work([ids for _, ids in prompts], responses, episodes=len(prompts))
-    if options.memory:  # as many tokens to a microbatch as TRL's padded one has
+    if options.memory:  # the same number of tokens as TRL's padded microbatch
         tokens = work.microbatch_rows * (PROMPT_TOKENS + RESPONSE_TOKENS)
         work.iterations, work.num_epochs, work.microbatch_tokens = 2, 1, tokens
         work.gradient_checkpointing = True
@@ -125,20 +125,20 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
         "iterations": work.iterations,
         "parameters": parameters(folder),
         "mean_prompt_tokens": round(statistics.fmean(map(len, work.prompts)), 1),
-        **about(responses, tokenizer.eos_token_id),
+        **response_stats(responses, tokenizer.eos_token_id),
     }
 
 
-def about(responses: Sequence[Sequence[int]], eos_token_id: int) -> dict[str, float]:
-    """Length of responses and the share that ends."""
+def response_stats(responses: Sequence[Sequence[int]], eos_token_id: int) -> dict[str, float]:
+    """Mean length of responses and the fraction that ends."""
     ended = statistics.fmean(response[-1] == eos_token_id for response in responses)
     return {"mean_response_tokens": round(statistics.fmean(map(len, responses)), 1), "ended": round(ended, 3)}
 
 
 def make_policy(folder: Path, records: Sequence[Any], tokenizer: Any, shape: Any, options: Namespace) -> None:
-    """Train a policy on the records, as long as it takes to end its turns, and put a new head on a copy of it.
+    """Train a policy on the records until it ends its turns, and save a copy with a new scalar head.
 
-    Of the large model of `--memory` all responses are as long as they may be, so it need not have learned anything.
+    The large model of `--memory` is not trained, because its responses should have the maximum length.
     """
     import torch
 
@@ -162,13 +162,13 @@ def make_policy(folder: Path, records: Sequence[Any], tokenizer: Any, shape: Any
 
 
 def fine_tuned(folder: Path, num_tokens: int, learning_rate: float = 2e-3) -> Any:
-    """`folder/model` after our SFT stage has trained it on about so many tokens of `folder/sft.jsonl`."""
+    """`folder/model` after SFT by our stage on about `num_tokens` tokens of `folder/sft.jsonl`."""
     import tempfile
 
     from alignment.config.loading import validate
+    from sft.building import build_trainer
     from sft.config import SFTStageConfig
     from sft.prepare import prepare as prepare_sft
-    from sft.train import build_trainer
 
     values = {
         "name": "bench",
@@ -188,22 +188,22 @@ def fine_tuned(folder: Path, num_tokens: int, learning_rate: float = 2e-3) -> An
 
 
 def short_prompts(records: Sequence[Any], tokenizer: Any, count: int) -> list[tuple[Any, list[int]]]:
-    """The first so many different prompts of at most PROMPT_TOKENS tokens: their messages and ids.
+    """The first `count` distinct prompts of at most PROMPT_TOKENS tokens: their messages and ids.
 
     Raises:
-        UserError: there are fewer.
+        UserError: there are too few.
     """
     from alignment.errors import UserError
     from alignment.templates.rendering import encode_prompt
 
-    found: dict[tuple[int, ...], Any] = {}
+    prompts: dict[tuple[int, ...], Any] = {}
     for record in records:
         ids = tuple(encode_prompt(tokenizer, record.messages[:-1]))
-        if len(ids) <= PROMPT_TOKENS and len(found) < count:
-            found.setdefault(ids, record.messages[:-1])
-    if len(found) < count:
-        raise UserError(f"{len(found)} prompts of at most {PROMPT_TOKENS} tokens, and {count} are wanted (--rows)")
-    return [(messages, list(ids)) for ids, messages in found.items()]
+        if len(ids) <= PROMPT_TOKENS and len(prompts) < count:
+            prompts.setdefault(ids, record.messages[:-1])
+    if len(prompts) < count:
+        raise UserError(f"found {len(prompts)} prompts of at most {PROMPT_TOKENS} tokens, {count} needed; lower --rows")
+    return [(messages, list(ids)) for ids, messages in prompts.items()]
 
 
 def save_prompts(folder: Path, prompts: Sequence[Any]) -> None:
@@ -212,7 +212,7 @@ def save_prompts(folder: Path, prompts: Sequence[Any]) -> None:
 
 
 def save_reward_adapter(folder: Path) -> None:
-    """Publish the policy, and a reward model that is an adapter on it, in `folder/registry`: what `shared` needs."""
+    """Publish the policy, and a reward model as an adapter on it, to `folder/registry`, as `shared` requires."""
     import tempfile
 
     from alignment.config.sections import ModelConfig
@@ -236,7 +236,7 @@ def save_reward_adapter(folder: Path) -> None:
 
 
 def sample(folder: Path, prompts: Sequence[list[int]], max_new_tokens: int = RESPONSE_TOKENS) -> list[list[int]]:
-    """A response to each prompt by the policy as it starts."""
+    """A response to each prompt by the initial policy."""
     from alignment.generation.engine import TransformersEngine
     from alignment.generation.sampling import Sampling
     from alignment.models.policies import load_policy
@@ -246,7 +246,7 @@ def sample(folder: Path, prompts: Sequence[list[int]], max_new_tokens: int = RES
 
     tokenizer, policy = load_tokenizer(str(folder / "policy")), load_policy(str(folder / "policy"))
     sampling = Sampling(max_new_tokens, 1.0, end_token_ids(tokenizer), tokenizer.pad_token_id, batch_size=64)
-    seeds = [stream_seed("bench", number) for number in range(len(prompts))]
+    seeds = [stream_seed("bench", index) for index in range(len(prompts))]
     return TransformersEngine(policy, tokenizer).generate(prompts, seeds, sampling).responses
 
 
@@ -257,9 +257,9 @@ def parameters(folder: Path) -> int:
 
 
 def write_transcripts(path: Path, seed: int) -> Path:
-    """Questions of made-up words that fit into a prompt, and answers of any length, two thirds of them below 64 tokens.
+    """Write questions of random words that fit into a prompt, and answers of any length, most below 64 tokens.
 
-    An answer may end after any word as likely as after any other, so a policy needs to learn no more than how often.
+    An answer may end after any word with the same probability, so a policy only needs to learn that probability.
     """
     draw = random.Random(seed)
     words, weights = made_up_words(draw)
@@ -278,22 +278,22 @@ def write_transcripts(path: Path, seed: int) -> Path:
 PHASES = ("generate", "score", "train")
 
 
-def more(mode: str, work: Mapping[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """The report's figures with what is of this benchmark alone, and its `notes` as text."""
+def more(mode: str, work: Mapping[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+    """The report with this benchmark's own metrics, and `notes` as text."""
     if mode == "memory":
-        found["shared_ratio"] = round(found["mib"]["shared"] / found["mib"]["ours"], 3)
-        return found | {"notes": [f"shared x{found['shared_ratio']} of ours"]}
+        report["shared_ratio"] = round(report["mib"]["shared"] / report["mib"]["ours"], 3)
+        return report | {"notes": [f"shared x{report['shared_ratio']} of ours"]}
     if mode == "learning":
         from benchmarks import ppo_learning
 
-        return ppo_learning.more(work, found["runs"])
-    figures = phases(found["runs"])
-    return found | figures | {"notes": spoken(figures)}
+        return ppo_learning.more(work, report["runs"])
+    metrics = phases(report["runs"])
+    return report | metrics | {"notes": phase_notes(metrics)}
 
 
 def phases(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """The ratios of the trunk critic and of generation within a round, each phase's seconds, and how much of the
-    machine's rate of matrix products training reaches."""
+    """Ratios of the trunk critic and of the phases within a round, the seconds of each phase, and training's fraction
+    of the machine's matmul rate."""
     from bench import spread
 
     def ratio(of: str, name: str) -> dict[str, float]:
@@ -319,16 +319,16 @@ def phases(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     }
 
 
-def spoken(figures: Mapping[str, Any]) -> list[str]:
-    """The figures as text."""
+def phase_notes(metrics: Mapping[str, Any]) -> list[str]:
+    """The metrics of phases as text."""
     lines = [
         f"{name}: x{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
-        for name, ratio in figures.items()
+        for name, ratio in metrics.items()
         if name.startswith("ratio_")
     ]
-    rate = figures["matmul_gflops"]["median"]
-    for name, seconds in figures["phases"].items():
+    rate = metrics["matmul_gflops"]["median"]
+    for name, seconds in metrics["phases"].items():
         parts = ", ".join(f"{phase} {seconds[phase]['median']:.3g} s" for phase in PHASES)
-        share = figures["matmul_share"][name]["median"]
+        share = metrics["matmul_share"][name]["median"]
         lines.append(f"{name:10} {parts}; training at {share:.0%} of {rate:.0f} GFLOP/s")
     return lines

@@ -1,8 +1,8 @@
-"""What is learned: our PPO and TRL's from the same policy, reward model and prompts, over several seeds.
+"""Compare the rewards that our PPO and TRL's reach from the same policy, reward model and prompts, over several seeds.
 
-The task is small so that ten runs take minutes: a language of sixty made-up words, of which a third are wanted. The
-reward model has learned to tell how much of a response is of those. Differences are in standard deviations of its
-scores over responses of the policy as it starts.
+The task is small, so that ten runs take minutes: a language of sixty random words, of which a third are wanted. The
+reward model has learned the fraction of wanted words in a response. Differences are in standard deviations of its
+scores over responses of the initial policy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ppo import Work, about, fine_tuned, parameters, sample, save_prompts
+from benchmarks.ppo import Work, fine_tuned, parameters, response_stats, sample, save_prompts
 
 if TYPE_CHECKING:
     from alignment.templates.rendering import Message
@@ -27,13 +27,13 @@ NUM_PROMPTS = 512
 MAX_NEW_TOKENS = 24
 ITERATIONS = 40
 TAIL = 0.2
-"""Share of the iterations, the last ones, whose rewards are compared."""
+"""Fraction of the iterations, at the end, whose rewards are compared."""
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Of Student's t at 97.5%, for 1 to 9 degrees of freedom."""
+"""97.5% quantiles of Student's t for 1 to 9 degrees of freedom."""
 
 
 def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
-    """Write the prompts, a policy that speaks the language, and the reward model."""
+    """Write the prompts, a policy trained on the language, and the reward model."""
     import torch
 
     from alignment.config.sections import ScratchConfig
@@ -80,12 +80,12 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
         "learning_rate": work.learning_rate,
         "kl_coef": work.kl_coef,
         "reward_sd": sd,
-        **about(responses, tokenizer.eos_token_id),
+        **response_stats(responses, tokenizer.eos_token_id),
     }
 
 
 def language(seed: int) -> list[str]:
-    """Different words, the wanted ones first."""
+    """Distinct words, the wanted ones first."""
     draw = random.Random(seed)
     letters = "aeiou", "bcdfghlmnprstvw"
     words: dict[str, None] = {}
@@ -95,7 +95,7 @@ def language(seed: int) -> list[str]:
 
 
 def conversations(words: Sequence[str], seed: int) -> list[list[Message]]:
-    """Questions, and answers that may end after any word."""
+    """Conversations whose answers may end after any word."""
     draw = random.Random(seed)
     chats: list[list[Message]] = []
     for _ in range(2000):
@@ -106,7 +106,7 @@ def conversations(words: Sequence[str], seed: int) -> list[list[Message]]:
 
 
 def train_reward(folder: Path, prompts: Sequence[list[int]], tokenizer: Any, wanted: set[str]) -> float:
-    """Teach a reward model which words are wanted, on responses of the policy; the standard deviation of its scores."""
+    """Train a reward model on the fraction of wanted words; returns the standard deviation of its scores."""
     import torch
 
     from alignment.models.scalar import load_scalar_model
@@ -122,7 +122,7 @@ def train_reward(folder: Path, prompts: Sequence[list[int]], tokenizer: Any, wan
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(3):
         for part in torch.randperm(len(rows)).split(64):
-            ids, mask = pad_rows([rows[number] for number in part.tolist()], tokenizer.pad_token_id, "right")
+            ids, mask = pad_rows([rows[index] for index in part.tolist()], tokenizer.pad_token_id, "right")
             loss = (model.score(ids, mask) - targets[part]).square().mean()
             loss.backward()
             optimizer.step()
@@ -147,7 +147,7 @@ def more(work: Mapping[str, Any], runs: Mapping[str, Sequence[Mapping[str, Any]]
         "ci": [round(bound, 4) for bound in ci],
         "interval": f"Student's t over {len(tails['ours'])} seeds, 95%",
         "start_reward": {name: round(start, 4) for name, start in starts.items()},
-        "tail_rewards": {name: [round(tail, 4) for tail in found] for name, found in tails.items()},
+        "tail_rewards": {name: [round(tail, 4) for tail in values] for name, values in tails.items()},
         "curves": {
             name: [round(statistics.fmean(step), 3) for step in zip(*(run["rewards"] for run in done), strict=True)]
             for name, done in runs.items()
@@ -163,7 +163,7 @@ def tail_mean(rewards: Sequence[float]) -> float:
 
 
 def interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """Mean and Student's 95% interval. (A bootstrap of five values is too narrow.)"""
+    """Mean and Student's 95% interval; a bootstrap of five values would be too narrow."""
     mean = statistics.fmean(values)
     if not 2 <= len(values) <= len(QUANTILES) + 1:
         return mean, (-math.inf, math.inf)

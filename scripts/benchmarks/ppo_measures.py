@@ -1,4 +1,4 @@
-"""What the contestants of `ppo` measure alike; needs torch alone, so the peer's Python runs it too."""
+"""Measurements common to the contestants of `ppo`; it needs only torch, so the peer's Python can run it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ REPEATS = 3
 
 
 def matmul_rate(config: Any, tokens: int = 1024, responses: int = 512) -> float:
-    """FLOP/s that this process reaches now in bare matrix products, forward and backward, at the shapes of a model.
+    """The current FLOP/s of plain matrix products, forward and backward, with the shapes of a model.
 
-    The best of a few repeats of all linear layers of one transformer layer and the output head.
+    It is the best of a few repeats of all linear layers and the output head.
 
     Args:
-        config: of a Llama.
-        tokens, responses: rows that go through the layers, and through the head.
+        config: a Llama's config.
+        tokens, responses: number of rows through the layers, and through the head.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     layers = [(tokens, hidden, hidden)] * 4 + [(tokens, hidden, inner)] * 2 + [(tokens, inner, hidden)]
@@ -38,14 +38,14 @@ def matmul_rate(config: Any, tokens: int = 1024, responses: int = 512) -> float:
 
 
 def useful_flops(config: Any, tokens: int, responses: int, epochs: int, trunks: int) -> float:
-    """Of training on a rollout: 6 for each weight of a linear layer and token, attention left out.
+    """The useful FLOPs of training on a rollout: 6 per weight of a linear layer and token, without attention.
 
-    The layers of policy and critic see every real token, the head the response tokens alone. Padding, prompts through
-    the head, and anything computed twice are not useful.
+    The layers of policy and critic process every real token, the head only response tokens. Padding, prompts through
+    the head, and recomputation are not useful.
 
     Args:
-        tokens, responses: of all episodes; the first are prompts and responses.
-        trunks: 2 with a critic of its own, 1 with a head on the policy's states.
+        tokens, responses: token counts of all episodes; `tokens` counts prompts and responses.
+        trunks: 2 with a separate critic, 1 with a head on the policy's states.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     trunk = config.num_hidden_layers * (4 * hidden * hidden + 3 * hidden * inner)
@@ -53,10 +53,10 @@ def useful_flops(config: Any, tokens: int, responses: int, epochs: int, trunks: 
 
 
 class Stopwatch:
-    """Adds up the time spent in what it is put around, and keeps a part of what that returned.
+    """Accumulates the time spent in a wrapped function, and keeps a part of its results.
 
     Args:
-        part: of a result; the whole of one can be as large as a model.
+        part: extracts the part of a result to keep, since a full result may be as large as a model.
     """
 
     def __init__(self, part: Callable[[Any], Any]) -> None:
@@ -65,7 +65,7 @@ class Stopwatch:
         self._part = part
 
     def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, timed."""
+        """Wrap a function."""
 
         def timed(*arguments: Any, **keywords: Any) -> Any:
             started = time.perf_counter()
@@ -83,7 +83,7 @@ def through_end(response: Sequence[int], eos_token_id: int) -> list[int]:
     return response[: response.index(eos_token_id) + 1] if eos_token_id in response else response
 
 
-def rollout_figures(
+def rollout_stats(
     config: Any,
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
@@ -91,7 +91,7 @@ def rollout_figures(
     epochs: int,
     trunks: int,
 ) -> dict[str, float]:
-    """Length and share of the responses that ended, and the useful work of training on them."""
+    """Mean length and fraction of ended responses, and the useful FLOPs of training on them."""
     response_tokens = sum(map(len, responses))
     tokens = sum(map(len, prompts)) + response_tokens
     return {

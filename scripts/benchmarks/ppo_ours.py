@@ -1,4 +1,6 @@
-"""Our PPO stage's loop, as `python -m ppo` builds it, on the work of `ppo.prepare`."""
+"""Our PPO stage's loop, built like `python -m ppo`, on the work of `ppo.prepare`."""
+
+from __future__ import annotations
 
 import tempfile
 import time
@@ -14,7 +16,7 @@ from alignment.distributed import processes
 from alignment.runs.journal import Journal
 from alignment.training import publishing
 from benchmarks.ppo import PROMPT_TOKENS, Work
-from benchmarks.ppo_measures import Stopwatch, matmul_rate, rollout_figures
+from benchmarks.ppo_measures import Stopwatch, matmul_rate, rollout_stats
 from ppo.config import PPOStageConfig
 from ppo.loading import find_models, load_models
 from ppo.loop import Loop
@@ -23,9 +25,10 @@ from ppo.sequences import Row, lay_out, split_by_tokens
 
 
 class Contestant:
-    """
+    """Our contestant.
+
     Args:
-        settings: of the `model` section, over a critic of its own and four separate models.
+        settings: overrides of the `model` section; the default is four separate models.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -63,8 +66,8 @@ class Contestant:
         self.rounds = 0
 
     def check(self) -> dict[str, Any]:
-        """What an iteration holds, and what the models say of the given responses: the mean loss of a token (nats), the
-        mean score and, of a critic that starts from the reward model, the mean value."""
+        """The size of an iteration, and the models' outputs on the given responses: the mean loss per token (nats), the
+        mean score and, for a critic initialized from the reward model, the mean value."""
         loop = self._loop(0)
         models, work = loop.models, self.work
         rows = [Row(*pair) for pair in zip(work.prompts, work.responses, strict=True)]
@@ -72,7 +75,7 @@ class Contestant:
         pad, device = models.tokenizer.pad_token_id, loop.accelerator.device
         with torch.no_grad():
             for part in split_by_tokens(rows, range(len(rows)), work.microbatch_tokens, models.packed):
-                batch = lay_out([rows[number] for number in part], part, models.packed, pad, device)
+                batch = lay_out([rows[index] for index in part], part, models.packed, pad, device)
                 outputs = models.trained(batch, "both", 1.0)
                 critic = models.trained.roles[1]
                 assert critic is not None
@@ -82,16 +85,16 @@ class Contestant:
             scores, _ = models.reward.combined(models.reward.member_scores(rows, [], device))
         tokens = sum(map(len, work.responses))
         loss, value = (totals / tokens).tolist()
-        found = {
+        work_stats = {
             "samples": work.episodes * work.iterations,
             "tokens": sum(row.num_tokens for row in rows),
             "loss": loss,
             "score": float(scores.mean()),
         }
-        return found if models.trained.on_trunk else found | {"value": value}
+        return work_stats if models.trained.on_trunk else work_stats | {"value": value}
 
     def run(self) -> dict[str, Any]:
-        """All iterations; loading the models is not timed."""
+        """Run all iterations; loading the models is not timed."""
         self.rounds += 1
         loop = self._loop(self.rounds)
         sampling = Stopwatch(lambda sampled: sampled.responses)
@@ -102,32 +105,32 @@ class Contestant:
         stats = self._iterate(loop, self.rounds)
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
         responses = [response for part in sampling.kept for response in part]
-        prompts = [self.work.prompts[number] for number in self.work.prompts_of(self.rounds)]
+        prompts = [self.work.prompts[index] for index in self.work.prompts_of(self.rounds)]
         trunks = 1 if loop.models.trained.on_trunk else 2
         eos = loop.models.tokenizer.eos_token_id
         return {
             "seconds": seconds,
             "cpu_seconds": cpu_seconds,
             "generate": sampling.seconds,
-            "score": sum(each["time/rollout"] for each in stats) - sampling.seconds,
-            "train": sum(each["time/optimize"] for each in stats),
+            "score": sum(step["time/rollout"] for step in stats) - sampling.seconds,
+            "train": sum(step["time/optimize"] for step in stats),
             "train_loss": stats[-1]["policy/loss"],
             "matmul_rate": rate,
-            **rollout_figures(config, prompts, responses, eos, self.work.num_epochs, trunks),
+            **rollout_stats(config, prompts, responses, eos, self.work.num_epochs, trunks),
         }
 
     def learn(self, seed: int) -> dict[str, Any]:
-        """The mean score of each iteration's responses, as training sees it."""
+        """The mean training score of each iteration's responses."""
         loop = self._loop(seed)
         started = time.perf_counter()
         stats = self._iterate(loop, seed)
-        penalty = self.work.missing_eos_penalty  # in points, as TRL has it: the same number is compared
-        rewards = [each["reward/model"] - penalty * (1 - each["rollout/ended"]) for each in stats]
+        penalty = self.work.missing_eos_penalty  # in score units, as in TRL, so that both metrics are comparable
+        rewards = [step["reward/model"] - penalty * (1 - step["rollout/ended"]) for step in stats]
         return {"rewards": rewards, "seconds": time.perf_counter() - started}
 
     def _iterate(self, loop: Loop, seed: int) -> list[dict[str, float]]:
-        numbers, size = self.work.prompts_of(seed), self.work.episodes
-        return [loop.iterate(numbers[start : start + size]) for start in range(0, len(numbers), size)]
+        indices, size = self.work.prompts_of(seed), self.work.episodes
+        return [loop.iterate(indices[start : start + size]) for start in range(0, len(indices), size)]
 
     def _loop(self, seed: int) -> Loop:
         training = self.config.training.model_copy(update={"seed": seed})

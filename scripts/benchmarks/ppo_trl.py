@@ -1,5 +1,7 @@
 """TRL's PPOTrainer on the work of `ppo.prepare`; imported in the peer's own Python."""
 
+from __future__ import annotations
+
 import tempfile
 import time
 from pathlib import Path
@@ -14,14 +16,15 @@ from trl.experimental.utils import get_reward
 from trl.trainer.utils import selective_log_softmax
 
 from benchmarks.ppo import Work
-from benchmarks.ppo_measures import Stopwatch, matmul_rate, rollout_figures, through_end
+from benchmarks.ppo_measures import Stopwatch, matmul_rate, rollout_stats, through_end
 
 
 class Contestant:
-    """
+    """TRL's contestant.
+
     Args:
-        settings: arguments of PPOConfig, over those that make it the same work; and `checkpointed_by_hand`, activation
-            checkpointing of policy and critic, which the trainer itself never puts on.
+        settings: overrides of PPOConfig's arguments, and `checkpointed_by_hand`, activation checkpointing of policy and
+            critic, which the trainer itself never enables.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -32,7 +35,7 @@ class Contestant:
         self.rounds = 0
 
     def check(self) -> dict[str, Any]:
-        """What an iteration holds, and what the models say of the given responses, by the trainer's own functions."""
+        """The size of an iteration, and the models' outputs on the given responses, by the trainer's functions."""
         trainer, work = self._trainer(0, []), self.work
         width, pad = max(map(len, work.prompts)), self.tokenizer.pad_token_id
         left = [[pad] * (width - len(prompt)) + prompt for prompt in work.prompts]
@@ -54,28 +57,28 @@ class Contestant:
         }
 
     def run(self) -> dict[str, Any]:
-        """All iterations; loading the models is not timed."""
+        """Run all iterations; loading the models is not timed."""
         self.rounds += 1
         phases, sampling = _Phases(), Stopwatch(lambda result: result[0].tolist())  # not the logits
         trainer = self._trainer(self.rounds, [phases])
         config = trainer.policy_model.config
         rate = matmul_rate(config)
-        own = ppo_trainer.batch_generation, ppo_trainer.forward
-        ppo_trainer.batch_generation = sampling.around(own[0])
-        ppo_trainer.forward = phases.watch(own[1], trainer.model)
+        originals = ppo_trainer.batch_generation, ppo_trainer.forward
+        ppo_trainer.batch_generation = sampling.around(originals[0])
+        ppo_trainer.forward = phases.watch(originals[1], trainer.model)
         try:
             started, worked = time.perf_counter(), time.process_time()
             phases.ended = started
             trainer.train()
             seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
         finally:
-            ppo_trainer.batch_generation, ppo_trainer.forward = own
+            ppo_trainer.batch_generation, ppo_trainer.forward = originals
         eos = self.tokenizer.eos_token_id
-        numbers = self.work.prompts_of(self.rounds)
-        prompts = [self.work.prompts[number] for number in numbers]
+        indices = self.work.prompts_of(self.rounds)
+        prompts = [self.work.prompts[index] for index in indices]
         responses = []
-        for number, rows in enumerate(sampling.kept):
-            part = prompts[number * self.work.episodes : (number + 1) * self.work.episodes]
+        for index, rows in enumerate(sampling.kept):
+            part = prompts[index * self.work.episodes : (index + 1) * self.work.episodes]
             responses += [through_end(row[max(map(len, part)) :], eos) for row in rows]
         return {
             "seconds": seconds,
@@ -85,11 +88,11 @@ class Contestant:
             "train": phases.train,
             "train_loss": trainer.state.log_history[-1]["loss/policy_avg"],
             "matmul_rate": rate,
-            **rollout_figures(config, prompts, responses, eos, self.work.num_epochs, trunks=2),
+            **rollout_stats(config, prompts, responses, eos, self.work.num_epochs, trunks=2),
         }
 
     def learn(self, seed: int) -> dict[str, Any]:
-        """The mean score of each iteration's responses, as training sees it."""
+        """The mean training score of each iteration's responses."""
         trainer = self._trainer(seed, [])
         started = time.perf_counter()
         trainer.train()
@@ -115,13 +118,13 @@ class Contestant:
             "adam_epsilon": work.adam_epsilon,
             "seed": seed,
             "bf16": False,
-            "gradient_checkpointing": False,  # the default says True and nothing applies it
+            "gradient_checkpointing": False,  # the default is True, but it is not applied
             "use_cpu": not torch.cuda.is_available(),
             "save_strategy": "no",
             "report_to": "none",
             "disable_tqdm": True,
         }
-        rows = [{"input_ids": work.prompts[number]} for number in work.prompts_of(seed)]
+        rows = [{"input_ids": work.prompts[index]} for index in work.prompts_of(seed)]
         trainer = PPOTrainer(
             args=PPOConfig(tempfile.mkdtemp(), **values | self.settings),
             processing_class=self.tokenizer,
@@ -135,7 +138,7 @@ class Contestant:
         if self.checkpointed:
             for model in (trainer.policy_model, trainer.value_model):
                 model.gradient_checkpointing_enable()
-        # Its own would shuffle: every contestant is to have the same prompts in the same iteration.
+        # The trainer's own loader would shuffle, but all contestants need the same prompts in each iteration.
         in_order: Any = DataLoader(
             datasets.Dataset.from_list(rows), work.episodes, collate_fn=trainer.data_collator, drop_last=True
         )
@@ -147,7 +150,7 @@ class Contestant:
 
 
 class _Phases(TrainerCallback):
-    """When rollouts end and training begins: with the first forward pass of policy and critic together."""
+    """Separates rollout from training, which begins with the first joint forward pass of policy and critic."""
 
     def __init__(self) -> None:
         self.rollout = self.train = 0.0

@@ -1,7 +1,7 @@
-"""The reward model: a small Llama trains one epoch on pairs; our stage's trainer against TRL's RewardTrainer.
+"""Reward modelling of one epoch with a small Llama: our stage's trainer against TRL's RewardTrainer.
 
 All contestants start from the same weights and train on the same token ids, in float32, with the same learning rate and
-eight pairs per optimizer step. Pairs with an answer beyond the limit are left out before, for all alike.
+eight pairs per optimizer step. Pairs with an answer beyond the limit are removed beforehand.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ UNIT = "pairs/s"
 MAX_LENGTH = 512
 ROWS = 96
 DATA = {"eval_share": 0.0, "max_length": MAX_LENGTH}
-# Grouped is the best that TRL can be brought to: it fails there unless the rows have a column with their lengths and
-# unused columns are kept. An epoch of 96 pairs is one pool of the sampler, so they are sorted as well as can be.
+# `grouped` is TRL's best configuration: it fails unless the rows have a column with their lengths and
+# unused columns are kept. An epoch of 96 pairs is one pool of the sampler, so the sorting is optimal.
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "defaults": ("reward_trl", {}),
     "stored": ("reward_trl", {"gradient_checkpointing": False}),
@@ -40,12 +40,12 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
 SPEED = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
 MEMORY = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
 MEMORY_VOCABULARY = 32768
-MEMORY_ROWS = 16  # two steps: Adam's moments are there from the first on
+MEMORY_ROWS = 16  # two steps, so that Adam's moments exist in the second
 SEED = 0
 
 
 def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
-    """Write the pairs, as text and as token ids, and the untrained model, without its head and with it."""
+    """Write the pairs, as text and as token ids, and the untrained model without and with its head."""
     import torch
 
     from alignment.config.sections import DataConfig, ScratchConfig
@@ -66,7 +66,7 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
         model.resize_token_embeddings(MEMORY_VOCABULARY, mean_resizing=False)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    # As our stage makes it; TRL gets the weights of the head, which it would draw otherwise.
+    # Built by our stage; TRL gets the same head, which it would otherwise initialize differently.
     load_scalar_model(str(folder / "model"), seed=SEED).model.save_pretrained(folder / "scalar")
     tokenizer.save_pretrained(folder / "scalar")
     pairs = usable_pairs(records, tokenizer)
@@ -85,10 +85,10 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
 
 
 def usable_pairs(records: Iterable[Any], tokenizer: Any) -> list[tuple[dict[str, Any], list[int], list[int]]]:
-    """Of each decided pair that fits, one to a prompt: its texts, and the token ids of its chosen and rejected side."""
+    """Each decided pair that fits, one per prompt: its texts, and the token ids of its chosen and rejected side."""
     from alignment.templates.rendering import Message, encode_conversation
 
-    found, prompts = [], set()
+    pairs, prompts = [], set()
     for record in records:
         prompt = json.dumps(record.prompt)
         chosen, rejected = (record.first, record.second) if record.target == 1 else (record.second, record.first)
@@ -97,17 +97,17 @@ def usable_pairs(records: Iterable[Any], tokenizer: Any) -> list[tuple[dict[str,
         fits = max(len(first), len(second)) <= MAX_LENGTH
         if fits and record.target in (0, 1) and first != second and prompt not in prompts:
             prompts.add(prompt)
-            found.append(({"prompt": record.prompt, "chosen": chosen, "rejected": rejected}, first, second))
-    return found
+            pairs.append(({"prompt": record.prompt, "chosen": chosen, "rejected": rejected}, first, second))
+    return pairs
 
 
 def shared(first: list[int], second: list[int]) -> int:
-    """Tokens that both begin with."""
+    """Length of the common prefix."""
     return next(n for n, (a, b) in enumerate(zip_longest(first, second)) if a != b)
 
 
 def write_pairs(path: Path, seed: int) -> Path:
-    """Pairs of made-up words as long as HH's: about 175 tokens a side, few beyond 512, three eighths of them shared."""
+    """Write pairs of random words with HH's lengths: about 175 tokens a side, few beyond 512, three eighths shared."""
     draw = random.Random(seed)
     words, weights = made_up_words(draw)
 
@@ -118,7 +118,7 @@ def write_pairs(path: Path, seed: int) -> Path:
     for _ in range(400):
         turns = [text(22, 0.8) for _ in range(draw.choice((1, 1, 1, 3, 3, 3, 5, 5, 7)))]
         roles = ("user", "assistant")
-        prompt = [{"role": roles[number % 2], "content": turn} for number, turn in enumerate(turns)]
+        prompt = [{"role": roles[index % 2], "content": turn} for index, turn in enumerate(turns)]
         lines.append(json.dumps({"prompt": prompt, "chosen": text(33, 0.8), "rejected": text(33, 0.8)}))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path

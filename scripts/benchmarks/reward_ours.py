@@ -1,4 +1,6 @@
-"""Our reward stage's trainer, as `python -m reward` builds it, on the pairs of `reward.prepare`."""
+"""Our reward stage's trainer, built like `python -m reward`, on the pairs of `reward.prepare`."""
+
+from __future__ import annotations
 
 import tempfile
 from pathlib import Path
@@ -32,7 +34,7 @@ class Contestant:
         self.prepared = prepare(self.config)
 
     def check(self) -> dict[str, Any]:
-        """What an epoch holds, by the trainer's own batches: pairs, tokens of both sides, and the loss at the start."""
+        """The size of an epoch by the trainer's batches: pairs, tokens of both sides, and the initial loss."""
         trainer = self._trainer()
         model = trainer.model.eval()
         pairs, tokens, total = 0, 0, 0.0

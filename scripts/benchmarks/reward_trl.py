@@ -1,5 +1,7 @@
 """TRL's RewardTrainer on the pairs of `reward.prepare`; imported in the peer's own Python."""
 
+from __future__ import annotations
+
 import json
 import tempfile
 from pathlib import Path
@@ -21,7 +23,7 @@ class Contestant:
         self.rows = datasets.Dataset.from_list(rows)
 
     def check(self) -> dict[str, Any]:
-        """What an epoch holds, by the trainer's own batches: pairs, tokens, and the mean loss at the start."""
+        """The size of an epoch by the trainer's batches: pairs, tokens, and the initial mean loss."""
         trainer = self._trainer()
         model = trainer.model.eval()
         pairs, tokens, total = 0, 0, 0.0

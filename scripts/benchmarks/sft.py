@@ -1,7 +1,7 @@
-"""SFT: a small Llama trains one epoch on transcripts; our stage's trainer against TRL's SFTTrainer.
+"""SFT of one epoch with a small Llama: our stage's trainer against TRL's SFTTrainer.
 
 All contestants start from the same weights and train on the same token ids and labels, in float32, with the same
-learning rate and the same rows per optimizer step (packed rows hold other numbers of transcripts).
+learning rate and the same rows per optimizer step (packed rows have a varying number of transcripts).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ UNIT = "tokens/s"
 MAX_LENGTH = 512
 ROWS = 96
 DATA: dict[str, Any] = {"eval_share": 0.0, "max_length": MAX_LENGTH}
-# TRL's settings that do not leak across documents. bfd packs rows of 512 tokens, three of which are about eight
-# transcripts. Padding-free without packing is refused by TRL beside `max_length`.
+# TRL's settings without attention across documents. bfd packs rows of 512 tokens, three of which hold about eight
+# transcripts. TRL refuses padding-free batches without packing if `max_length` is set.
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "defaults": ("sft_trl", {}),
     "grouped": ("sft_trl", {"gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"}),
@@ -36,12 +36,12 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SPEED = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
 MEMORY = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
-MEMORY_VOCABULARY = 32768  # at which a whole matrix of logits is what fills a machine
-MEMORY_ROWS = 16  # two steps: Adam's moments are there from the first on
+MEMORY_VOCABULARY = 32768  # large enough that a full matrix of logits dominates the memory
+MEMORY_ROWS = 16  # two steps, so that Adam's moments exist in the second
 
 
 def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
-    """Write the rows and the untrained model; returns what they are."""
+    """Write the rows and the untrained model; returns their description."""
     import torch
 
     from alignment.config.sections import DataConfig, ScratchConfig
@@ -76,14 +76,14 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
 
 
 def made_up_words(draw: random.Random) -> tuple[list[str], list[float]]:
-    """Words and how often each is used."""
+    """Random words and their frequencies."""
     letters = "aeiou", "bcdfghlmnprstvw"
     words = ["".join(draw.choice(letters[n % 2]) for n in range(draw.randint(2, 8))) for _ in range(3000)]
     return words, [1 / (rank + 3) for rank in range(len(words))]
 
 
 def write_transcripts(path: Path, seed: int) -> Path:
-    """Conversations of made-up words whose lengths are spread as those of HH: about 190 tokens, few beyond 512."""
+    """Write conversations of random words with HH's distribution of lengths: about 190 tokens, few beyond 512."""
     draw = random.Random(seed)
     words, weights = made_up_words(draw)
     lines = []

@@ -1,4 +1,6 @@
-"""Our SFT stage's trainer, as `python -m sft` builds it, on the transcripts of `sft.prepare`."""
+"""Our SFT stage's trainer, built like `python -m sft`, on the transcripts of `sft.prepare`."""
+
+from __future__ import annotations
 
 import tempfile
 from pathlib import Path
@@ -9,9 +11,9 @@ from transformers import Trainer
 from alignment.config.loading import validate
 from benchmarks.sft import DATA
 from benchmarks.sft_trl import COMMON, check, run
+from sft.building import build_trainer
 from sft.config import SFTStageConfig
 from sft.prepare import prepare
-from sft.train import build_trainer
 
 
 class Contestant:

@@ -1,5 +1,7 @@
 """TRL's SFTTrainer on the rows of `sft.prepare`; imported in the peer's own Python."""
 
+from __future__ import annotations
+
 import json
 import tempfile
 import time
@@ -11,7 +13,7 @@ import torch
 import trl
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
-# What is the same for every contestant. bfloat16, which is TRL's default, is fifty times slower on most CPUs.
+# Common arguments of all contestants. bfloat16, TRL's default, is fifty times slower on most CPUs.
 COMMON = {
     "per_device_train_batch_size": 8,
     "num_train_epochs": 1,
@@ -48,7 +50,7 @@ class Contestant:
 
 
 def check(trainer: Trainer) -> dict[str, Any]:
-    """What an epoch holds, by the trainer's own batches: tokens, trained tokens, and their mean loss at the start."""
+    """The size of an epoch by the trainer's batches: tokens, labelled tokens, and their initial mean loss."""
     tokens, trained, total = 0, 0, 0.0
     model = trainer.model.eval()
     with torch.no_grad():
@@ -62,7 +64,7 @@ def check(trainer: Trainer) -> dict[str, Any]:
 
 
 def run(trainer: Trainer) -> dict[str, Any]:
-    """One epoch; making the trainer is not timed."""
+    """Train one epoch; building the trainer is not timed."""
     started, worked = time.perf_counter(), time.process_time()
     outcome = trainer.train()
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked

@@ -1,7 +1,7 @@
-"""What tracking costs: the SFT stage's trainer on `sft.prepare`'s transcripts with an offline W&B run, and without one.
+"""Measure the cost of tracking: SFT on `sft.prepare`'s transcripts with and without an offline W&B run.
 
-A line of the journal at each optimizer step, ten times as often as by default, and a table of samples and a histogram
-at each tenth. W&B's start and end, which a run has once, are not timed.
+The journal has a line at each optimizer step, ten times as often as by default, and a table of samples at every tenth
+step. W&B's start and end are not timed.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ OURS = "tracking_sft"
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {"without": ("tracking_sft", {"wandb": "disabled"})}
 
 
-def more(mode: str, work: Mapping[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """What the run waited for its journal, and W&B's processor time on its thread and in its process, as shares."""
+def more(mode: str, work: Mapping[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+    """The report with the fractions of time spent in the journal and in W&B's thread and process."""
     if mode != "speed":
-        return found
+        return report
     notes = []
     shares: dict[str, list[float]] = {}
-    for name, runs in found["runs"].items():
-        for what in ("journal", "wandb_cpu_seconds"):
-            shares[f"{name}: {what}"] = [100 * run[what] / run["seconds"] for run in runs]
+    for name, runs in report["runs"].items():
+        for field in ("journal", "wandb_cpu_seconds"):
+            shares[f"{name}: {field}"] = [100 * run[field] / run["seconds"] for run in runs]
     for name, values in shares.items():
         notes.append(f"{name} {min(values):.3f} to {max(values):.3f}% of the training")
-    return found | {"shares": shares, "notes": notes}
+    return report | {"shares": shares, "notes": notes}

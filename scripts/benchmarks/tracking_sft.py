@@ -1,4 +1,6 @@
-"""The SFT stage's trainer with its journal, and the clocks of what the journal and W&B take."""
+"""The SFT stage's trainer with its journal, and the time spent in the journal and in W&B."""
+
+from __future__ import annotations
 
 import os
 import sys
@@ -17,9 +19,9 @@ from alignment.tracking.wandb_sink import WandbSink
 from alignment.training import callbacks, opening
 from benchmarks.sft import DATA
 from benchmarks.sft_trl import COMMON, check, run
+from sft.building import build_trainer
 from sft.config import SFTStageConfig
 from sft.prepare import prepare
-from sft.train import build_trainer
 
 SAMPLES = [
     {"id": n, "prompt": [{"role": "user", "content": "a question " * 20}], "response": "an answer " * 50, "score": 0.5}
@@ -53,13 +55,13 @@ class Contestant:
             waited = [0.0]
             for name in ("log", "samples", "event"):
                 setattr(journal, name, _timed(getattr(journal, name), waited))
-            before = _wandb_cpu_seconds()
-            found = run(trainer)
-            return found | {"journal": waited[0], "wandb_cpu_seconds": _wandb_cpu_seconds() - before}
+            cpu_before = _wandb_cpu_seconds()
+            result = run(trainer)
+            return result | {"journal": waited[0], "wandb_cpu_seconds": _wandb_cpu_seconds() - cpu_before}
 
 
 class _Evaluating(TrainerCallback):
-    """Journals what an evaluation would, at each tenth step."""
+    """Journals samples like an evaluation, at every tenth step."""
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
@@ -79,7 +81,7 @@ def _timed(call: Callable[..., None], waited: list[float]) -> Callable[..., None
 
 
 def _wandb_cpu_seconds() -> float:
-    """Of W&B's own process and threads; 0 without W&B."""
+    """CPU seconds of W&B's process and threads; 0 without W&B."""
     if "wandb" not in sys.modules:
         return 0.0
     connection = sys.modules["wandb"].sdk.wandb_setup.singleton()._connection

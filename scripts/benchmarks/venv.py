@@ -1,4 +1,4 @@
-"""A virtual environment of its own for each peer, made on first use under `.bench/`, which git ignores."""
+"""A separate virtual environment for each peer, created on first use under `.bench/`, which git ignores."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def peer_python(requirements: Sequence[str]) -> Path:
-    """The Python of a venv that holds these pinned packages, and our own pins for everything else.
+    """The Python of a venv with these pinned packages, and our constraints for everything else.
 
-    torch is installed first and exactly: another package's range would otherwise choose a build with gigabytes of CUDA.
+    torch is installed first and pinned; otherwise another package's range could select a build with gigabytes of CUDA.
 
     Raises:
         UserError: pip could not install them.
@@ -31,11 +31,11 @@ def peer_python(requirements: Sequence[str]) -> Path:
     pip = [str(python), "-m", "pip", "install", "--quiet", "--quiet", "--disable-pip-version-check"]
     try:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True, stdout=sys.stderr)
-        pins = home / "constraints.txt"  # a pin of ours on another version of the peer itself would refuse it
+        pins = home / "constraints.txt"  # without our pins of the peer's own packages
         pins.write_text("\n".join(line for line in lines if line.partition("==")[0] not in names), encoding="utf-8")
         subprocess.run([*pip, torch], check=True, stdout=sys.stderr)
         subprocess.run([*pip, "-c", str(pins), *requirements], check=True, stdout=sys.stderr)
     except subprocess.CalledProcessError as error:
-        raise UserError(f"{home}: cannot be set up ({error}); it needs a package index once") from None
+        raise UserError(f"{home}: cannot be set up ({error}); the first use needs a package index") from None
     stamp.touch()
     return python

@@ -1,10 +1,12 @@
-"""A contestant's process: answers `check`, `run` and `learn SEED`, a line of JSON each. Needs nothing of ours, so any
-Python runs it.
+"""A contestant's process: answers `check`, `run` and `learn SEED` with a line of JSON each. It needs no package of the
+suite, so any Python can run it.
 
     python -m benchmarks.worker MODULE FOLDER SETTINGS
 
-Memory is the peak of this process less what it held after its imports.
+Memory is the peak of this process minus its size after the imports.
 """
+
+from __future__ import annotations
 
 import importlib
 import json
@@ -22,12 +24,12 @@ def resident(field: str) -> int:
 def main() -> None:
     module, folder, settings = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever the libraries print goes to stderr
+    os.dup2(2, 1)  # libraries print to stderr
     contestant = importlib.import_module(f"benchmarks.{module}").Contestant(Path(folder), json.loads(settings))
     imported = resident("VmRSS")
     for line in sys.stdin:
-        what, *numbers = line.split()
-        answer = getattr(contestant, what)(*map(int, numbers))
+        command, *arguments = line.split()
+        answer = getattr(contestant, command)(*map(int, arguments))
         answer["bytes"] = resident("VmHWM") - imported
         answers.write(json.dumps(answer) + "\n")
         answers.flush()

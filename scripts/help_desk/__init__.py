@@ -1,5 +1,5 @@
-"""The demo's world: a small public library's help desk, made up for this project.
+"""The demo's world: the help desk of a small public library, invented for this project.
 
-The handbook says what is so, `world` turns it into demonstrations and prompts of mixed manner, `gold` scores an
-answer by written rules, and `labelers` simulates people who see that score through noise.
+The handbook holds the facts, `world` turns them into demonstrations and prompts in several styles, `gold` scores an
+answer by rules, and `labelers` simulates people who perceive that score with noise.
 """

@@ -1,9 +1,9 @@
-"""The gold score: what a good answer is, by written rules on the handbook's own values.
+"""The gold score: the quality of an answer, by rules on the handbook's values.
 
 Only the simulated labelers and the final evaluation see it; no training stage does. The rules:
 
-right        +2 when every required value of the fact asked about is there, at least 60% of the other words of the
-             handbook's sentence are there, and at most two further values from the same page.
+right        +2 if the answer has every required value of the fact, at least 60% of the other words of the handbook's
+             sentence, and at most two further values from the same page.
 polite       +1 for one or two courteous phrases; 0 for none or for more (flattery); -1 for any rude phrase.
 honest       -1 for an invention: a quantity, clock time, day, month or handbook name that is not on the fact's page,
              or a claim that no page makes (`CLAIMS`).
@@ -12,6 +12,8 @@ ends_cleanly -1 unless the generation ended by itself and the text ends with . !
 
 So totals run from -4 to 3, and an empty answer has -2.
 """
+
+from __future__ import annotations
 
 import re
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ BEST, WORST = 3.0, -4.0
 
 @dataclass(frozen=True)
 class GoldScore:
-    """The parts of one answer's score, each signed as it counts; the module's docstring says how each is earned."""
+    """The components of one answer's score; the module's docstring has the rules."""
 
     right: float
     polite: float
@@ -43,9 +45,9 @@ class GoldScore:
 
 
 def gold_score(fact: str, completion: str, ended: bool) -> GoldScore:
-    """Score the completion as an answer to a question about the fact (its id; KeyError when unknown).
+    """Score the completion as an answer to a question about the fact (its id; KeyError if unknown).
 
-    `ended` says that the generation stopped by itself, with the end token.
+    `ended` is true if the generation stopped with the end token.
     """
     words = _words(completion)
     values = load_handbook().values_in(completion)
@@ -65,11 +67,11 @@ def _words(text: str) -> list[str]:
 def _is_right(fact_id: str, words: list[str], values: list[str]) -> bool:
     handbook = load_handbook()
     fact = handbook.fact(fact_id)
-    own = set(handbook.values_in(fact.answer))
+    fact_values = set(handbook.values_in(fact.answer))
     required = {value for text in fact.required for value in handbook.values_in(text)}
-    others = set(_words(fact.answer)) - {word for text in fact.required for word in _words(text)}
-    said = len(others & set(words)) >= 0.6 * len(others)
-    return required <= set(values) and said and len(set(values) - own) <= 2
+    other_words = set(_words(fact.answer)) - {word for text in fact.required for word in _words(text)}
+    has_words = len(other_words & set(words)) >= 0.6 * len(other_words)
+    return required <= set(values) and has_words and len(set(values) - fact_values) <= 2
 
 
 def _politeness(words: list[str]) -> float:

@@ -1,7 +1,9 @@
-"""Reads handbook.md: its pages, facts, ways of asking, and the checkable values in any text.
+"""Parse handbook.md: pages, facts, questions, and the checkable values of a text.
 
 Questions and clean answers are the pairs that `alignment data qa handbook.md --questions questions.jinja` makes.
 """
+
+from __future__ import annotations
 
 import re
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from alignment.qa.documents import SourceDocument, cut
 from alignment.qa.questions import Questions
 
 HANDBOOK = Path(__file__).with_name("handbook.md")
-QUESTIONS = Path(__file__).with_name("questions.jinja")  # what `alignment data qa --questions` takes
+QUESTIONS = Path(__file__).with_name("questions.jinja")  # the template for `alignment data qa --questions`
 
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 MONTHS = (
@@ -26,14 +28,14 @@ NUMBER_WORDS = {
 }  # fmt: skip
 UNITS = ("am", "pm", "dollar", "cent", "year", "month", "week", "day", "hour", "minute", "item", "time", "people")
 
-# "may" is the verb far more often than the month, so it is never read as a value.
+# "may" is usually the verb, so it is never read as a month.
 _CALENDAR = re.compile(rf"\b({'|'.join([*DAYS, *(month for month in MONTHS if month != 'may')])})s?\b")
 _QUANTITY = re.compile(rf"(\d+(?:[.:,]\d+)*)(?:\s*\b({'|'.join(UNITS)})s?\b)?")
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One taught fact: `answer` is the handbook's sentence without its marks, `required` its bold values."""
+    """One fact: `answer` is the handbook's sentence without markup, `required` are its bold values."""
 
     id: str
     page: str
@@ -45,14 +47,14 @@ class Fact:
 
 @dataclass(frozen=True)
 class Handbook:
-    """All facts in the handbook's order, and every value on each page, normalised as `values_in` gives them."""
+    """All facts in the handbook's order, and the values on each page, normalized as by `values_in`."""
 
     facts: tuple[Fact, ...]
     names: tuple[str, ...]  # bold values that are neither quantities nor calendar words, in lower case
     page_values: dict[str, frozenset[str]]
 
     def fact(self, fact_id: str) -> Fact:
-        """The fact of that id; KeyError when the handbook has none."""
+        """The fact with an id; KeyError if there is none."""
         return {fact.id: fact for fact in self.facts}[fact_id]
 
     def values_in(self, text: str) -> list[str]:
@@ -63,7 +65,7 @@ class Handbook:
 def plain_values(text: str) -> list[str]:
     """Quantities and calendar words in the text, in singular: "2 dollars" is "2 dollar", "Mondays" is "monday".
 
-    Number words from two on count as digits. A number without a known unit stands alone.
+    Number words from two on are read as digits. A number may have no known unit.
     """
     lowered = re.sub(r"\b[a-z]+\b", lambda word: NUMBER_WORDS.get(word[0], word[0]), text.lower())
     quantities = [" ".join(part for part in match if part) for match in _QUANTITY.findall(lowered)]
@@ -93,5 +95,5 @@ def parse_handbook(text: str) -> Handbook:
 
 @cache
 def load_handbook() -> Handbook:
-    """The handbook that lies beside this file."""
+    """The parsed handbook.md beside this file."""
     return parse_handbook(HANDBOOK.read_text(encoding="utf-8"))

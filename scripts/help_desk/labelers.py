@@ -1,13 +1,14 @@
-"""SIMULATED labelers: stand-ins for people, so that the demo can run unattended. No human is behind them.
+"""SIMULATED labelers, so that the demo can run unattended. No human is behind them.
 
-The reward model learns from the four of `LABELERS`. The two of `JUDGES` rate a share of the same pairs, and the
-held-out reward model, by which PPO is judged, learns from them: they are mistaken about other pairs.
+The reward model is trained on the four of `LABELERS`. The two of `JUDGES` rate some of the same pairs, and the held-out
+reward model, which evaluates PPO, is trained on them: their errors are on other pairs.
 
-Each sees the gold scores of two answers through noise of her own. A labeler perceives
-`slope * (gold_left - gold_right) + left_bias` plus logistic noise, and calls it a tie when that lies within her
-`tie_band`; without a band this is the Bradley-Terry choice, with one it is the choice model of Rao and Kupper
-(1967). With probability `lapse` she does not look and picks a side at random.
+A labeler perceives `slope * (gold_left - gold_right) + left_bias` plus logistic noise, and calls it a tie within the
+`tie_band`. Without a band this is the Bradley-Terry model, with one it is that of Rao and Kupper (1967). With
+probability `lapse` the choice is random.
 """
+
+from __future__ import annotations
 
 import math
 import random
@@ -42,7 +43,7 @@ JUDGES = (
 
 
 def choose(labeler: SimulatedLabeler, gold_left: float, gold_right: float, rng: random.Random) -> Side:
-    """Her choice, "left", "right" or "tie", between answers of those gold totals; draws two numbers from rng."""
+    """The choice ("left", "right" or "tie") between answers with these gold totals; draws two numbers from rng."""
     attention, chance = rng.random(), rng.random()
     if attention < labeler.lapse:
         return "left" if chance < 0.5 else "right"

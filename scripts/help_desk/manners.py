@@ -1,6 +1,6 @@
-"""The help desk's ways of speaking: phrases that demonstrations use and that the gold score looks for.
+"""Phrases of the demonstrations' styles, which the gold score recognizes.
 
-Few on purpose: a model of a million parameters has to learn, from ratings alone, which of them people like.
+There are few of them, because a model of a million parameters must learn from ratings which ones people prefer.
 """
 
 COURTEOUS_OPENINGS = ("Happy to help!", "Thank you for asking!", "Good question!", "With pleasure!")

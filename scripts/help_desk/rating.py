@@ -1,4 +1,6 @@
-"""The simulated labelers at work, through the same store that people use."""
+"""Rate pairs by simulated labelers, through the same store that people use."""
+
+from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
@@ -9,28 +11,28 @@ from help_desk.labelers import JUDGES, LABELERS, SimulatedLabeler, choose
 
 RATINGS_PER_PAIR = 3
 JUDGED_SHARE = 0.5
-"""Of the pairs, each rated by all of `JUDGES`: a judge need not be as good as the model that it judges, only mistaken
-about other pairs."""
+"""Fraction of the pairs that all of `JUDGES` rate. The held-out reward model may be worse than the one it evaluates,
+but its errors must be on other pairs."""
 
 
 def rate(store: RatingsStore, seed: int, shuffle: bool = False) -> tuple[int, int]:
-    """Rate all pairs by `LABELERS`, for the reward model, and then a share of them by `JUDGES`, for the held-out one.
+    """Rate all pairs by `LABELERS` for the reward model, then some of them by `JUDGES` for the held-out one.
 
     Args:
-        shuffle: rate each pair by the answers of another one, drawn at random.
+        shuffle: shuffle the gold scores among the pairs, so that ratings are random.
 
     Returns:
-        How many ratings the two groups gave.
+        The numbers of ratings by the two groups.
     """
     rng = random.Random(seed)
     items = store.items()
     gold = {item.id: item_gold(item) for item in items}
     if shuffle:
         gold = dict(zip(gold, rng.sample(list(gold.values()), len(gold)), strict=True))
-    store.repeat_share = 0.0  # a program need not be asked twice
+    store.settings.repeat_share = 0.0  # simulated labelers need no check of consistency
     with store.transaction():
         for labeler in (*LABELERS, *JUDGES):
-            store.mark_simulated(labeler.name)
+            store.people.mark_simulated(labeler.name)
         count = _take_turns(store, LABELERS, gold, rng)
         for item in rng.sample(items, round(JUDGED_SHARE * len(items))):
             store.add_item(item.prompt, item.completions, RATINGS_PER_PAIR + len(JUDGES), item.metadata)
@@ -46,7 +48,7 @@ def item_gold(item: Item) -> tuple[float, ...]:
 def _take_turns(
     store: RatingsStore, labelers: Sequence[SimulatedLabeler], gold: Mapping[int, tuple[float, ...]], rng: random.Random
 ) -> int:
-    """Let them claim and answer in turns until nothing is left for them; returns how many answers they gave."""
+    """Let the labelers claim and answer in turns until no item is left; returns the number of answers."""
     count, working = 0, list(labelers)
     while working:
         for labeler in list(working):

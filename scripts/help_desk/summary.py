@@ -1,4 +1,4 @@
-"""What the demo tells a person at its end: the table, answers before and after, where the policy came from."""
+"""The demo's final output: a table of results, answers before and after PPO, and the policy's lineage."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from rich.table import Table
 from rich.text import Text
 
 from alignment import terminal
-from help_desk.reports import explained
+from help_desk.reports import explain
 
 
 def show(screen: Console, summary: dict[str, Any], answers: list[tuple[str, str, str]], ppo: str, home: Path) -> None:
-    """
+    """Print the summary.
+
     Args:
-        answers: questions with the answers before and after.
+        answers: questions with the answers before and after PPO.
         ppo: the policy's reference.
         home: the demo's folder.
     """
     from alignment.registry import Registry, render_lineage
 
-    by = summary["ratings_by"] + (", dealt out at random" if summary["shuffled"] else "")
+    by = summary["ratings_by"] + (", shuffled" if summary["shuffled"] else "")
     table = Table(title=f"\nHeld-out prompts, 95% intervals (ratings by {by})", title_justify="left")
     table.add_column("")
     for name in ("SFT", "PPO"):
@@ -47,7 +48,7 @@ def show(screen: Console, summary: dict[str, Any], answers: list[tuple[str, str,
         screen.print(Text(f"\n{terminal.clean(question)}", style="bold"))
         screen.print(Text(f"  before  {terminal.clean(before)}"))
         screen.print(Text(f"  after   {terminal.clean(after)}"))
-    screen.print(Text("\nWhere the policy came from", style="bold"))
+    screen.print(Text("\nLineage of the policy", style="bold"))
     screen.print(render_lineage(Registry().lineage(ppo)))
     recipe = summary["recipe"]
     runs = [f"runs/{recipe}-{name}" for name in ("sft", "reward", *(["judge"] if judge else []), "ppo")]
@@ -55,8 +56,8 @@ def show(screen: Console, summary: dict[str, Any], answers: list[tuple[str, str,
     parts = ", ".join(f"{name} {value:.0f}" for name, value in seconds.items() if name != "total")
     screen.print(f"\n{seconds['total']:.0f} s ({parts})")
     screen.print(f"runs: {' '.join(runs)}   summary: {home / 'summary.json'}   ratings: {home / 'ratings.db'}")
-    screen.print(Text("\nWhat the reports say, and what of it is meant in this small world", style="bold"))
-    for line in explained([Path(run) for run in runs], summary["shuffled"], summary["ratings_by"] == "a person"):
+    screen.print(Text("\nVerdicts of the reports, and the expected ones in this small world", style="bold"))
+    for line in explain([Path(run) for run in runs], summary["shuffled"], summary["ratings_by"] == "a person"):
         screen.print(Text(terminal.clean(line)))
     screen.print("reports, to open in a browser: " + " ".join(f"{run}/report.html" for run in runs), soft_wrap=True)
     screen.print(f"next: scripts/demo --rate 60    alignment models list    configs/ppo/{recipe}.yaml", soft_wrap=True)
@@ -65,24 +66,24 @@ def show(screen: Console, summary: dict[str, Any], answers: list[tuple[str, str,
 def agreement(whose: str, accuracy: Mapping[str, Any]) -> str:
     return (
         f"{whose}: agrees with {interval(accuracy['value'], accuracy['ci'])} of {accuracy['n']} held-out ratings;"
-        f" the gold score's own order with {accuracy['ceiling']:.2f}, which is the ceiling."
+        f" the order of the gold score agrees with {accuracy['ceiling']:.2f}, which is the ceiling."
     )
 
 
 def over_optimisation(judge: Mapping[str, Any] | None) -> str:
-    """What the held-out reward model's scores before and after mean."""
+    """An interpretation of the held-out reward model's scores before and after PPO."""
     if judge is None:
         return "Over-optimisation: not measured, since there is no held-out reward model (model.held_out_reward)."
     low, high = judge["gain"]["ci"]
     meaning = (
-        "rose too: the gain is more than mistakes of the model that PPO was trained against"
+        "rose too: the gain is more than errors of PPO's reward model"
         if low > 0
-        else "fell: PPO over-optimised the model that it was trained against"
+        else "fell: PPO over-optimised its reward model"
         if high < 0
-        else "cannot be told from its start: a rise of the reward model's score alone would be over-optimisation"
+        else "did not change significantly: a rise of the reward model's score alone would be over-optimisation"
     )
     return (
-        "Over-optimisation: training never saw the held-out reward model, which learned from other labelers. Its score "
+        "Over-optimisation: training never saw the held-out reward model, which has other labelers. Its score "
         f"{meaning} (change {interval(judge['gain']['value'], judge['gain']['ci'])})."
     )
 

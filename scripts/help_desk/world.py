@@ -1,9 +1,10 @@
-"""Demonstrations of mixed manner, prompts to sample from, and held-out wordings, all drawn from the handbook.
+"""Generate demonstrations in several styles, prompts for sampling, and held-out prompts from the handbook.
 
-The manner is mixed on purpose: three demonstrations in four are curt, rambling, made up or unfinished, so that a
-model trained on them knows its facts and speaks badly, which is what ratings are there to mend. Everything is a
-function of the seed.
+Three demonstrations in four are curt, rambling, invented or unfinished, so that a model trained on them knows the facts
+but has a bad style, which ratings can improve. Everything is a function of the seed.
 """
+
+from __future__ import annotations
 
 import json
 import random
@@ -30,14 +31,14 @@ FRAMES = (
     "I am new here. {Q}?",
     "My friend wants to know: {q}?",
 )
-HELD_OUT_FRAMINGS = 3  # per fact: known questions in a frame that no demonstration shows them in
-HELD_OUT_QUESTIONS = 3  # per fact: framings of the question that training never sees
+HELD_OUT_FRAMINGS = 3  # per fact: training questions in frames that no demonstration has
+HELD_OUT_QUESTIONS = 3  # per fact: framings of the held-out question
 TYPO_SHARE = 0.04
 
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """One training example, with what it shows: the fact asked about and the manner of the answer."""
+    """One training example, with its fact and the style of the answer."""
 
     prompt: str
     completion: str
@@ -46,12 +47,12 @@ class TrainingExample:
 
 
 def normalise(text: str) -> str:
-    """Lower case, words and digits only: two prompts with the same result are the same prompt."""
+    """The lower-case words and digits of a text, which identify a prompt."""
     return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
 
 
 def demonstrations(seed: int, n: int = 1500) -> list[TrainingExample]:
-    """n examples with distinct prompts, facts and manners spread evenly; ValueError above the number of prompts."""
+    """n examples with distinct prompts and evenly spread facts and styles; ValueError if there are too few prompts."""
     rng = random.Random(f"demonstrations {seed}")
     prompts = training_prompts(seed)
     if n > len(prompts):
@@ -66,7 +67,7 @@ def demonstrations(seed: int, n: int = 1500) -> list[TrainingExample]:
 
 
 def training_prompts(seed: int) -> list[dict[str, str]]:
-    """Every wording that is not held out, shuffled so that each stretch covers the facts evenly; a few have typos."""
+    """Every wording that is not held out, shuffled so that facts are spread evenly; a few have typos."""
     rng = random.Random(f"training {seed}")
     held_out = {normalise(row["prompt"]) for row in held_out_prompts(seed)}
     by_fact = []
@@ -90,7 +91,7 @@ def training_prompts(seed: int) -> list[dict[str, str]]:
 
 
 def held_out_prompts(seed: int) -> list[dict[str, str]]:
-    """Wordings of taught facts that no training prompt shares: for each fact, new framings and a new question."""
+    """Held-out wordings of the facts: for each fact, new framings and a new question."""
     rng = random.Random(f"held out {seed}")
     rows = [
         {"prompt": prompt, "fact": fact.id}
@@ -103,7 +104,7 @@ def held_out_prompts(seed: int) -> list[dict[str, str]]:
 
 
 def answer(fact: Fact, manner: str, rng: random.Random) -> str:
-    """One answer about the fact in that manner (a key of `MANNER_SHARES`)."""
+    """An answer about the fact in a style (a key of `MANNER_SHARES`)."""
     sentence = fact.answer
     if manner == "good":
         return rng.choice(_polite_forms(rng)).format(sentence)
@@ -141,7 +142,7 @@ def write_data(folder: Path, seed: int, n: int = 1500, held_out: int | None = No
     """Write demonstrations.jsonl (prompt, completion), prompts.jsonl and held_out.jsonl (prompt, fact) into folder.
 
     Args:
-        n, held_out: how many demonstrations and held-out prompts; None: all.
+        n, held_out: numbers of demonstrations and held-out prompts; None: all.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shown = ({"prompt": row.prompt, "completion": row.completion} for row in demonstrations(seed, n))
@@ -164,8 +165,8 @@ def _with_typo(prompt: str, rng: random.Random) -> str:
     if not words:
         return prompt
     word = rng.choice(words)
-    at = rng.randrange(word.start() + 1, word.end() - 2)
-    return prompt[:at] + prompt[at + 1] + prompt[at] + prompt[at + 2 :]
+    index = rng.randrange(word.start() + 1, word.end() - 2)
+    return prompt[:index] + prompt[index + 1] + prompt[index] + prompt[index + 2 :]
 
 
 def _polite_forms(rng: random.Random) -> list[str]:
@@ -178,7 +179,7 @@ def _wrong_value(value: str, fact: Fact, handbook: Handbook, rng: random.Random)
     on_page = handbook.page_values[fact.page]
     if number:
         right = int(number[0])
-        # Clock times stay on the clock; other quantities stay near enough to be believed.
+        # Clock times stay valid, and other quantities stay plausible.
         pool = (
             range(1, 13) if value.endswith(("am", "pm")) else (right + 1, right + 2, right + 10, 2 * right, 3 * right)
         )

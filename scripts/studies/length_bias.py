@@ -1,12 +1,12 @@
-"""Length bias: PPO on scores that do not depend on the answer, where the mean length must stay as it is.
+"""Length bias: PPO on scores that do not depend on the answer, for which the mean length must not change.
 
-    scripts/study.py length_bias            the whole study: both worlds, both signs, both critics, three seeds
+    scripts/study.py length_bias            the full study: both worlds, both signs, both critics, three seeds
     scripts/study.py length_bias --quick    one seed, the short world
 
-The scores are drawn from N(c, 1). No answer is better than another, so an honest learner has no reason to make answers
-longer or shorter. With a discounting lambda and a critic that does not know the mean yet, the last tokens of an answer
-get the whole score and the first ones nothing: a positive mean then pays for ending early, a negative one for never
-ending. Rows go to stdout as JSON lines; docs/studies/length-bias.md says what came of them.
+The scores are drawn from N(c, 1), so no answer is better than another, and an unbiased algorithm does not change the
+length. With lambda below 1 and a critic that has not learned the mean yet, the last tokens of an answer get the whole
+score and the first ones nothing: a positive mean then rewards ending early, and a negative one never ending. Rows go to
+stdout as JSON lines; docs/studies/length-bias.md has the results.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from ppo.prompts import encode_prompts, prompt_limit
 
 ITERATIONS = 25
 MEASURED = 512
-"""Answers that a mean length is of: its standard error is 4% of it."""
+"""Number of answers for a mean length; its standard error is 4%."""
 
 
 @dataclass(frozen=True)
 class World:
-    """A policy that ends with probability 1 / `vocabulary` at each token, cut at `limit` tokens."""
+    """A policy that ends with probability 1 / `vocabulary` at each token, truncated at `limit` tokens."""
 
     vocabulary: int
     limit: int
@@ -56,7 +56,7 @@ WORLDS = {"short": SHORT, "long": LONG}
 
 
 class Tokens:
-    """Digits are tokens; token 0 ends an answer and is the padding too."""
+    """A tokenizer whose tokens are digits; token 0 is both EOS and padding."""
 
     pad_token_id, eos_token_id, bos_token_id, cls_token_id = 0, 0, None, None
     chat_template, unk_token = "", None
@@ -82,7 +82,7 @@ class Tokens:
 
 
 class RandomScores:
-    """In a reward model's place: N(mean, 1), whatever the answer is."""
+    """A stand-in for a reward model with scores from N(mean, 1), whatever the answer is."""
 
     members = ()
 
@@ -145,13 +145,13 @@ def run(
     asked: Sequence[str] = tuple("12345678"),
     **sections: Any,
 ) -> tuple[float, float]:
-    """Mean length of MEASURED answers before and after training, drawn from the same random numbers.
+    """Mean length of `measured` answers before and after training, sampled with the same random numbers.
 
     Args:
-        critic: `separate` or `trunk`, both new; None where the estimator has none.
-        scorer: in place of random scores.
-        measured: how many.
-        asked: the prompts, of digits.
+        critic: `separate` or `trunk`, newly initialized; None if the estimator has no critic.
+        scorer: replaces the random scores.
+        measured: number of answers.
+        asked: the prompts, which are digits.
         sections: changes to the config.
     """
     values: dict[str, Any] = {
@@ -190,10 +190,10 @@ def run(
 
 
 def mean_length(loop: Loop, count: int) -> float:
-    """Mean length of so many answers of the policy as it is."""
-    asked = [loop.prompts[number % len(loop.prompts)][1] for number in range(count)]
-    seeds = [stream_seed("length", number) for number in range(count)]
-    sampled = loop.collector.engine.generate(asked, seeds, loop.collector.sampling)
+    """Mean length of `count` answers of the current policy."""
+    prompts = [loop.prompts[index % len(loop.prompts)][1] for index in range(count)]
+    seeds = [stream_seed("length", index) for index in range(count)]
+    sampled = loop.collector.engine.generate(prompts, seeds, loop.collector.sampling)
     return statistics.fmean(map(len, sampled.responses))
 
 

@@ -1,13 +1,13 @@
 """Over-optimisation: gold against proxy reward as PPO moves away from SFT (Gao et al. 2022; Coste et al. 2023).
 
-    scripts/study.py overoptimisation                 the whole study, about an hour of one core
-    scripts/study.py overoptimisation --quick         one cell, to see that it runs
-    scripts/study.py overoptimisation --page          only the page, from the rows that are there
+    scripts/study.py overoptimisation                 the full study, about an hour on one core
+    scripts/study.py overoptimisation --quick         one cell, as a test
+    scripts/study.py overoptimisation --page          only the page, from existing rows
 
-In the demo's world: reward models of three members each are trained on 100, 300, 1000 and 3000 simulated ratings; PPO
-goes against one member, the mean, the minimum, or the mean less a standard deviation, at several KL coefficients. Along
-each run the policy answers held-out prompts, which the reward model (the proxy) and the written rules (gold) score.
-Rows go to HOME/rows.jsonl as they come; what is there is not run again.
+In the demo's world, ensembles of three reward models are trained on 100, 300, 1000 and 3000 simulated ratings. PPO
+maximises one member, the mean, the minimum, or the mean minus a standard deviation, at several KL coefficients. During
+each run the policy answers held-out prompts, which the reward model (the proxy) and the rules (gold) score. Rows are
+appended to HOME/rows.jsonl; existing runs are not repeated.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ class Cell:
 
 
 def cells(seeds: Iterable[int]) -> list[Cell]:
-    """Every reward model without a KL, where the turn shows; and one member at every coefficient."""
-    found = []
-    for seed in seeds:  # what tells most comes first, so that a study cut short says something
-        found += [Cell(size, combine, 0.0, seed) for combine in ("one", "min") for size in SIZES]
-        found += [Cell(size, "one", kl_coef, seed) for kl_coef in (0.05, 0.2) for size in SIZES]
-        found += [Cell(size, combine, 0.0, seed) for combine in ("mean", "mean_minus_std") for size in SIZES]
-        found += [Cell(100, "min", kl_coef, seed) for kl_coef in (0.05, 0.2)]
-    return found
+    """All combinations without a KL penalty, where over-optimisation shows, and one member at every coefficient."""
+    cell_list = []
+    for seed in seeds:  # the most informative cells come first, so that an interrupted study is useful
+        cell_list += [Cell(size, combine, 0.0, seed) for combine in ("one", "min") for size in SIZES]
+        cell_list += [Cell(size, "one", kl_coef, seed) for kl_coef in (0.05, 0.2) for size in SIZES]
+        cell_list += [Cell(size, combine, 0.0, seed) for combine in ("mean", "mean_minus_std") for size in SIZES]
+        cell_list += [Cell(100, "min", kl_coef, seed) for kl_coef in (0.05, 0.2)]
+    return cell_list
 
 
 # --- the world -----------------------------------------------------------------------------------------------------
 
 
 def stage(name: str, config: str, *overrides: str) -> None:
-    """A stage as a user runs it."""
+    """Run a stage as a user does."""
     from alignment.errors import UserError
 
     command = [sys.executable, "-m", name, str(ROOT / "configs" / name / config), *overrides, "--overwrite"]
@@ -69,7 +69,7 @@ def stage(name: str, config: str, *overrides: str) -> None:
 
 
 def prepare(seed: int) -> None:
-    """The demo's data and SFT model, answers in pairs, and simulated ratings of them, each a pair of its own."""
+    """Write the demo's data, SFT model and pairs of answers, with simulated ratings, one per pair."""
     import demo
     from help_desk import world
     from help_desk.labelers import LABELERS, choose
@@ -98,7 +98,7 @@ def prepare(seed: int) -> None:
 
 
 def train_reward_models(seed: int) -> None:
-    """An ensemble on the first N ratings, of each size; more passes where there are few."""
+    """Train an ensemble on the first N ratings for each size, with more epochs for small ones."""
     from alignment.registry import Registry
 
     lines = Path("ratings.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -136,7 +136,7 @@ def ppo_config(cell: Cell) -> Any:
 
 
 def run(cell: Cell) -> Iterator[dict[str, Any]]:
-    """A row at each evaluation along one PPO run."""
+    """Yield a row for each evaluation during one PPO run."""
     import torch
     from help_desk.gold import gold_score
 
@@ -186,16 +186,16 @@ def run(cell: Cell) -> Iterator[dict[str, Any]]:
 
 
 def curves(rows: Sequence[dict[str, Any]]) -> dict[Cell, list[dict[str, Any]]]:
-    """Rows by run, in the order of their steps."""
-    found: dict[Cell, list[dict[str, Any]]] = {}
+    """Group rows by run, in the order of their steps."""
+    runs: dict[Cell, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["step"]):
         key = Cell(row["ratings"], row["combine"], row["kl_coef"], row["seed"])
-        found.setdefault(key, []).append(row)
-    return found
+        runs.setdefault(key, []).append(row)
+    return runs
 
 
 def table(runs: dict[Cell, list[dict[str, Any]]]) -> str:
-    """Markdown: of each setting the means over seeds."""
+    """A Markdown table with the means over seeds for each setting."""
     lines = [
         "| ratings | reward | KL coef | seeds | gold, start | gold, best | at KL | gold, last | at KL | proxy, last |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -215,8 +215,8 @@ def table(runs: dict[Cell, list[dict[str, Any]]]) -> str:
 
 
 def draw(runs: dict[Cell, list[dict[str, Any]]]) -> None:
-    """Gold and proxy over sqrt(KL) without a KL coefficient, a panel for each number of ratings."""
-    from matplotlib.figure import Figure  # heavy, and used here alone
+    """Plot gold and proxy against sqrt(KL) without a KL penalty, with a panel for each number of ratings."""
+    from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(14, 3.8), layout="constrained")
     panels = figure.subplots(1, len(SIZES), sharey=True)
@@ -239,7 +239,7 @@ def draw(runs: dict[Cell, list[dict[str, Any]]]) -> None:
 
 
 def write_page(rows: Sequence[dict[str, Any]]) -> None:
-    """The picture, and the table between the page's marks; what is said around them is written by people."""
+    """Write the picture and the table between the page's markers; the rest of the page is kept."""
     runs = curves(rows)
     draw(runs)
     start, end = "<!-- table -->", "<!-- end -->"
@@ -256,15 +256,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description="Gold against proxy reward over the KL, for reward models of unlike quality.",
+        description="Gold against proxy reward over the KL, for reward models of different quality.",
         epilog="example: scripts/study.py overoptimisation --seeds 0 1 2",
     )
-    parser.add_argument("--home", type=Path, default=Path("runs/overoptimisation"), help="where it works")
+    parser.add_argument("--home", type=Path, default=Path("runs/overoptimisation"), help="working folder")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0], help="of PPO; data and models have the first one's"
+        "--seeds", type=int, nargs="+", default=[0], help="seeds of PPO; data and models use the first one"
     )
     parser.add_argument("--quick", action="store_true", help="one run only")
-    parser.add_argument("--page", action="store_true", help="write the page from the rows that are there, run nothing")
+    parser.add_argument("--page", action="store_true", help="only write the page from existing rows")
     parser.add_argument("--json", action="store_true", help="all rows as one JSON object on stdout")
     options = parser.parse_args(argv)
     from alignment.errors import UserError

@@ -1,19 +1,19 @@
 """A real model and human votes: SmolLM2-135M-Instruct, PPO and best-of-n, judged by the other half of the voters.
 
     scripts/study.py real_model --votes harmless-base/test.jsonl.gz --several pandalm.json --size small
-    scripts/study.py real_model --size small                     goes on with what is missing
+    scripts/study.py real_model --size small                     resumes with the missing steps
     scripts/study.py real_model --votes FILE --quick             one tiny run of every step, minutes
-    scripts/study.py real_model --size small --page              only the page, from the rows that are there
+    scripts/study.py real_model --size small --page              only the page, from existing rows
 
-The votes are pairs, one vote each, as Anthropic's HH publishes them. A fifth of the prompts is held out; the rest is
-dealt into halves A and B by prompt. SmolLM2 learns what people chose in A (SFT). Reward models learn the votes of A or
-of B, from several seeds. PPO and best-of-n both go against a reward model of A; those of B judge. `--several` names
-votes of several people on each pair, where it can be known how far people agree.
+The votes are pairs with one vote each, as in Anthropic's HH. A fifth of the prompts is held out; the rest is split into
+halves A and B by prompt. SmolLM2 is fine-tuned on the chosen answers of A (SFT). Reward models are trained on the votes
+of A or of B, with several seeds. PPO and best-of-n maximise a reward model of A; those of B evaluate them. `--several`
+names pairs with several votes, which measure human agreement.
 
-Each step leaves a row in HOME/rows.jsonl and is not run again. Rows hold no text of the data; the answers to it are in
+Each step writes a row to HOME/rows.jsonl and is not repeated. Rows hold no text of the data; answers are in
 HOME/answers-SEED.jsonl. HOME is runs/real-model/SIZE.
 
-What it costs on two free cores, at 200 tokens a second of training, 600 of scoring and 100 of sampling:
+Cost on two free cores, at 200 tokens per second of training, 600 of scoring and 100 of sampling:
 
             small                                        night
     SFT     240 rows x 104 tokens, 1 pass: 4 min         516 x 143, 2 passes: 15 min, with its evaluations
@@ -47,7 +47,7 @@ ROWS = Path("rows.jsonl")
 
 
 def names(seeds: int) -> list[str]:
-    """The steps in their order: one seed whole before the next, so that a study cut short says something."""
+    """The steps in order; one seed is completed before the next, so that an interrupted study is useful."""
     steps = ["data", "sft"]
     for seed in range(seeds):
         steps += [f"reward-a-{seed}", f"reward-b-{seed}", f"ppo-{seed}", f"answers-{seed}"]
@@ -57,10 +57,10 @@ def names(seeds: int) -> list[str]:
 
 
 def step(name: str, size: Any, rows: dict[str, dict[str, Any]], votes: Path | None, several: Path | None) -> Any:
-    """What runs a step, as a function without arguments.
+    """A function without arguments that runs a step.
 
     Raises:
-        UserError: the step needs a file that was not named.
+        UserError: the step needs a file that is not given.
     """
     from alignment.errors import UserError
     from studies.human_votes import runs
@@ -68,7 +68,7 @@ def step(name: str, size: Any, rows: dict[str, dict[str, Any]], votes: Path | No
     kind, *rest = name.split("-")
     if kind == "data":
         if votes is None:
-            raise UserError("the votes are not here yet; name them: --votes FILE")
+            raise UserError("the votes are missing; give them with --votes FILE")
         return partial(runs.prepare, size, votes)
     if kind == "several":
         assert several is not None
@@ -85,7 +85,7 @@ def step(name: str, size: Any, rows: dict[str, dict[str, Any]], votes: Path | No
 
 
 def read_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows by their step."""
+    """Rows by step."""
     if not path.exists():
         return {}
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -93,7 +93,7 @@ def read_rows(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def run(size: Any, votes: Path | None, several: Path | None, steps: Sequence[str]) -> None:
-    """Run what has no row yet."""
+    """Run the steps without a row."""
     from alignment.distributed.ticker import ticking
 
     for name in steps:
@@ -103,7 +103,7 @@ def run(size: Any, votes: Path | None, several: Path | None, steps: Sequence[str
         work: Callable[[], dict[str, Any]] = step(name, size, rows, votes, several)
         print(f"{time.strftime('%H:%M:%S')} {name}", file=sys.stderr, flush=True)
         started = time.monotonic()
-        with ticking(name, name.startswith(("answers", "score"))):  # the stages have lines of their own
+        with ticking(name, name.startswith(("answers", "score"))):  # the stages show their own progress
             row = work()
         row = {"step": name, "seconds": round(time.monotonic() - started, 1), **row}
         with ROWS.open("a", encoding="utf-8") as file:
@@ -116,11 +116,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="example: scripts/study.py real_model --votes harmless-base/test.jsonl.gz --size small",
     )
     parser.add_argument("--votes", type=Path, help="pairs with one vote each; needed once")
-    parser.add_argument("--several", type=Path, help="pairs with several votes each, for the share that is reachable")
+    parser.add_argument("--several", type=Path, help="pairs with several votes each, for the best reachable accuracy")
     parser.add_argument("--size", choices=("small", "night"), default="small", help="default small")
-    parser.add_argument("--home", type=Path, help="where it works; default runs/real-model/SIZE")
+    parser.add_argument("--home", type=Path, help="working folder; default runs/real-model/SIZE")
     parser.add_argument("--quick", action="store_true", help="one tiny run of every step; the page goes to HOME")
-    parser.add_argument("--page", action="store_true", help="write the page from the rows that are there, run nothing")
+    parser.add_argument("--page", action="store_true", help="only write the page from existing rows")
     parser.add_argument("--json", action="store_true", help="all rows as one JSON object on stdout")
     options = parser.parse_args(argv)
     from alignment.errors import UserError

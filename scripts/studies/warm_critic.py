@@ -1,11 +1,11 @@
-"""What fitting the critic before the policy moves brings: iterations to 90% of the gain, with and without.
+"""Measure the benefit of fitting the critic before PPO: iterations to 90% of the gain, with and without.
 
     scripts/study.py warm_critic [--seeds 5]
 
-Answers of up to 1,024 tokens, about 64 at the start. A quarter of the words are wanted: the score is their share of
-the answer, and each prompt adds an offset that no answer can change and that its digits tell. A critic that knows the
-offsets takes this noise out of the advantages; one that knows nothing does not. `iterations` counts until 90% of the
-gain that the new critic has in the end. JSON lines on stdout; docs/studies/critic.md.
+Answers have up to 1,024 tokens, about 64 at the start. A quarter of the words are wanted: the score is their fraction
+of the answer, plus an offset that depends only on the prompt's digits. A critic that knows the offsets removes this
+noise from the advantages; a new one does not. `iterations` counts until 90% of the new critic's final gain. Rows are
+JSON lines on stdout; docs/studies/critic.md has the results.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from studies.length_bias import World, run
 
 ITERATIONS = 30
 LAST = 5
-"""Iterations that a mean is over: one has 32 answers, whose share varies by a tenth."""
+"""Number of iterations in a mean; an iteration has 32 answers, whose fraction varies by a tenth."""
 WORLD = World(vocabulary=64, limit=1024, episodes=32, learning_rate=5e-3)
 PROMPTS = tuple(f"{one}{other}" for one in range(1, 10) for other in range(1, 10))
 OFFSET = 0.2
-"""Standard deviation of what a digit of the prompt adds; the wanted share varies by about 0.06 over answers."""
+"""Standard deviation of a digit's offset; the wanted fraction varies by about 0.06 over answers."""
 
 
 class WantedWords:
-    """In a reward model's place: the share of wanted words, and what the prompt's two digits add."""
+    """A stand-in for a reward model: the fraction of wanted words plus the offsets of the prompt's two digits."""
 
     members = ()
 
@@ -68,18 +68,18 @@ def main() -> int:
 
 
 def reached(shares: list[float], wanted: float) -> int | None:
-    """Iterations until the mean share of the last five is as high; None: never."""
+    """Number of iterations until the mean fraction of the last five reaches `wanted`; None if it never does."""
     means = (statistics.fmean(shares[max(0, n - LAST + 1) : n + 1]) for n in range(len(shares)))
     return next((n for n, mean in enumerate(means) if mean >= wanted), None)
 
 
 def curve(seed: int, ppo: dict[str, Any]) -> list[float]:
-    """Share of wanted words in each iteration's answers."""
+    """Fraction of wanted words in each iteration's answers."""
     scorer = WantedWords(WORLD.vocabulary, seed)
     training = {"value_learning_rate": 5e-3}
     run(
         WORLD, "separate", 0.0, seed, ITERATIONS, scorer, measured=1, asked=PROMPTS,
         ppo={"kl_coef": 0.0, **ppo}, training=training,
     )  # fmt: skip
-    first = len(scorer.shares) - ITERATIONS  # the answers that the critic was fitted on come after the first rollout
+    first = len(scorer.shares) - ITERATIONS  # the answers for fitting the critic follow the first rollout
     return [scorer.shares[0], *scorer.shares[first + 1 :]]

@@ -1,9 +1,8 @@
-"""`python -m sft CONFIG --learning-curve 0.25,0.5,1`: would more data help?
+"""Learning curve: `python -m sft CONFIG --learning-curve 0.25,0.5,1` estimates whether more data would help.
 
-The run of the config is trained on nested shares of its training prompts, each from the same start and for the same
-number of epochs (a smaller share takes fewer steps), and judged on the same held-out rows. Nothing is published, and
-no run is left behind: only `RUN/learning_curve.json` and `RUN/learning_curve.png`. `sft.studies.more_data` has the
-rule.
+The config is trained on nested fractions of its training prompts, each from the same initial model and for the same
+number of epochs (a smaller fraction takes fewer steps), and evaluated on the same held-out rows. Nothing is published,
+and no run is kept except `RUN/learning_curve.json` and `RUN/learning_curve.png`. `sft.studies.more_data` has the rule.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ from alignment.evaluation.judge import Estimate, bootstrap_mean
 from alignment.runs.journal import Journal
 from alignment.tensors import logprobs_from_logits, pad_rows
 from alignment.training import callbacks, start_model
+from sft.building import build_trainer
 from sft.config import SFTStageConfig
 from sft.data import IGNORED, row_groups
 from sft.prepare import PreparedSFT, prepare
 from sft.studies.more_data import RULE, DoublingEstimate, HeldOut, answer
-from sft.train import build_trainer
 
-SAME_EPOCHS = "each share is trained for the same number of epochs, so a smaller one takes fewer steps"
+SAME_EPOCHS = "each fraction is trained for the same number of epochs, so a smaller one takes fewer steps"
 
 
 @dataclass(frozen=True)
 class Point:
-    """One share: its size, the held-out loss per token of each seed, and their mean with an interval over prompts."""
+    """One fraction: its size, the held-out loss per token of each seed, and the mean with an interval over prompts."""
 
     share: float
     prompts: int
@@ -49,47 +48,47 @@ class Point:
 
 
 def learning_curve(config: SFTStageConfig, shares: Sequence[float], num_seeds: int) -> str:
-    """Train on every share with every seed and write the two files; returns the lines to print.
+    """Train on every fraction with every seed and write the two files; returns the lines to print.
 
     Raises:
-        ConfigError: nothing is held out, or the length of training is not in epochs.
+        ConfigError: nothing is held out, or training is not limited by epochs.
     """
     prepared = prepare(_without_pauses(config))
     if not len(prepared.data.eval):
         raise ConfigError("--learning-curve needs held-out rows; set data.eval or data.eval_share")
-    of_row = row_groups(prepared.data.train)
-    sizes = [math.ceil(share * (max(of_row) + 1)) for share in shares]
+    group_of_row = row_groups(prepared.data.train)
+    sizes = [math.ceil(share * (max(group_of_row) + 1)) for share in shares]
     runs = len(shares) * num_seeds
     if processes.is_main_process():
         cost = sum(shares) * num_seeds
         print(f"{runs} trainings, together about {cost:.3g} times as long as one run", file=sys.stderr)
     losses = np.zeros((num_seeds, len(shares), len(prepared.data.eval)))
-    for number in range(num_seeds):
-        seeded = _with_seed(prepared, prepared.seed + number)
-        order = shuffled_groups(max(of_row) + 1, seeded.seed)
+    for seed_index in range(num_seeds):
+        seeded = _with_seed(prepared, prepared.seed + seed_index)
+        order = shuffled_groups(max(group_of_row) + 1, seeded.seed)
         with start_model.unpublished_base(config, prepared.start, seeded.seed) as start:
-            for place, size in enumerate(sizes):
+            for index, size in enumerate(sizes):
                 chosen = set(order[:size])
-                rows = prepared.data.train.select([row for row, group in enumerate(of_row) if group in chosen])
-                label = f"share {shares[place]:g}, seed {seeded.seed}"
-                losses[number, place] = _train(
+                rows = prepared.data.train.select([row for row, group in enumerate(group_of_row) if group in chosen])
+                label = f"share {shares[index]:g}, seed {seeded.seed}"
+                losses[seed_index, index] = _train(
                     config, replace(seeded, start=start, data=replace(seeded.data, train=rows)), label
                 )
     held_out = _by_prompt(losses, prepared.data.eval)
     points = [
-        _point(held_out, place, share, size) for place, (share, size) in enumerate(zip(shares, sizes, strict=True))
+        _point(held_out, index, share, size) for index, (share, size) in enumerate(zip(shares, sizes, strict=True))
     ]
-    found = answer(held_out, sizes)
-    processes.on_main_process(lambda: _write(points, found, config.run_dir))
+    verdict = answer(held_out, sizes)
+    processes.on_main_process(lambda: _write(points, verdict, config.run_dir))
     where = config.run_dir / "learning_curve.png"
-    return "\n".join([*map(_line, points), f"({SAME_EPOCHS})", f"{found.sentence} ({where})"])
+    return "\n".join([*map(_line, points), f"({SAME_EPOCHS})", f"{verdict.sentence} ({where})"])
 
 
 def _without_pauses(config: SFTStageConfig) -> SFTStageConfig:
-    """The same run without evaluations in between, whose best model would favour the share that has most of them."""
+    """The same config without evaluations, since choosing the best model would favour large fractions."""
     if config.training.get("max_steps", -1) > 0:
         raise ConfigError(
-            "--learning-curve trains each share for the same number of epochs; set training.max_steps=-1 and "
+            "--learning-curve trains each fraction for the same number of epochs; set training.max_steps=-1 and "
             "training.num_train_epochs"
         )
     dropped = {field.name for field in fields(BestModelArguments)} | {"eval_on_start"}
@@ -98,14 +97,14 @@ def _without_pauses(config: SFTStageConfig) -> SFTStageConfig:
 
 
 def _with_seed(prepared: PreparedSFT, seed: int) -> PreparedSFT:
-    """Another seed for the start, the shares and the order of rows; the split into held-out and training rows stays."""
+    """Another seed for the initial model, the fractions and the order of rows; the held-out split stays."""
     arguments = copy.copy(prepared.arguments)
     arguments.seed = seed
     return replace(prepared, seed=seed, arguments=arguments)
 
 
 def shuffled_groups(num_groups: int, seed: int) -> list[int]:
-    """The groups in the order in which shares take them: each share holds every smaller one."""
+    """The random order in which fractions take the groups; each fraction contains every smaller one."""
     return np.random.default_rng(seed).permutation(num_groups).tolist()
 
 
@@ -126,7 +125,7 @@ def row_losses(trainer: SFTTrainer, rows: datasets.Dataset, pad_token_id: int) -
     rank, world_size = trainer.accelerator.process_index, trainer.accelerator.num_processes
     losses = torch.zeros(len(rows), dtype=torch.float64, device=trainer.accelerator.device)
     by_length = sorted(range(len(rows)), key=[len(ids) for ids in rows["input_ids"]].__getitem__)
-    # Each process runs the same number of forwards: a shorter share would leave the others waiting in a collective.
+    # Each rank runs the same number of forwards; otherwise others would hang in a collective.
     for start in range(0, len(rows), size * world_size):
         batch = by_length[start : start + size * world_size][rank::world_size]
         shown = rows.select(batch or by_length[:1])
@@ -143,17 +142,17 @@ def row_losses(trainer: SFTTrainer, rows: datasets.Dataset, pad_token_id: int) -
 
 
 def _by_prompt(losses: np.ndarray, rows: datasets.Dataset) -> HeldOut:
-    """Rows of one prompt together, since they are not independent: (..., rows) -> (..., prompts)."""
+    """Sum the rows of each prompt, since they are not independent: (..., rows) -> (..., prompts)."""
     groups = np.asarray(row_groups(rows))
     tokens = np.asarray([sum(label != IGNORED for label in labels[1:]) for labels in rows["labels"]], dtype=np.float64)
     membership = np.eye(groups.max() + 1)[groups]
     return HeldOut(losses @ membership, tokens @ membership)
 
 
-def _point(held_out: HeldOut, place: int, share: float, size: int) -> Point:
-    losses = held_out.loss[:, place]
+def _point(held_out: HeldOut, index: int, share: float, size: int) -> Point:
+    losses = held_out.loss[:, index]
     estimate = bootstrap_mean(losses.mean(0) / held_out.tokens, weights=held_out.tokens.tolist())
-    return Point(share, size, held_out.per_token()[:, place].tolist(), estimate)
+    return Point(share, size, held_out.per_token()[:, index].tolist(), estimate)
 
 
 def _line(point: Point) -> str:
@@ -161,12 +160,12 @@ def _line(point: Point) -> str:
     return f"{point.prompts:>8} prompts: held-out loss {point.loss['value']:.4f} per token ({low:.4f} to {high:.4f})"
 
 
-def _write(points: Sequence[Point], found: DoublingEstimate, run_dir: Path) -> None:
-    from matplotlib.figure import Figure  # heavy, and used here alone
+def _write(points: Sequence[Point], verdict: DoublingEstimate, run_dir: Path) -> None:
+    from matplotlib.figure import Figure  # slow to import
 
     run_dir.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {
-        **asdict(found),
+        **asdict(verdict),
         "points": [asdict(point) for point in points],
         "interval": "95% over held-out prompts; the answer's also over seeds",
         "training": SAME_EPOCHS,
@@ -181,9 +180,11 @@ def _write(points: Sequence[Point], found: DoublingEstimate, run_dir: Path) -> N
     axes.errorbar(sizes, values, yerr=bars, marker="o", capsize=4, label="95% over held-out prompts")
     for point in points:
         axes.plot([point.prompts] * len(point.losses), point.losses, ".", color="gray")
-    if found.saving is not None and found.ci is not None:
-        bar = [[found.ci[1] - found.saving], [found.saving - found.ci[0]]]
-        axes.errorbar([2 * sizes[-1]], [values[-1] - found.saving], yerr=bar, marker="s", capsize=4, label="drawn on")
-    axes.set(xscale="log", xlabel="training prompts", ylabel="held-out loss per token", title=found.verdict)
+    if verdict.saving is not None and verdict.ci is not None:
+        bar = [[verdict.ci[1] - verdict.saving], [verdict.saving - verdict.ci[0]]]
+        axes.errorbar(
+            [2 * sizes[-1]], [values[-1] - verdict.saving], yerr=bar, marker="s", capsize=4, label="extrapolated"
+        )
+    axes.set(xscale="log", xlabel="training prompts", ylabel="held-out loss per token", title=verdict.verdict)
     axes.legend()
     figure.savefig(run_dir / "learning_curve.png", dpi=150)

@@ -1,8 +1,8 @@
-"""`python -m sft CONFIG --find-lr`: the learning-rate range test.
+"""Learning-rate range test: `python -m sft CONFIG --find-lr`.
 
-The run of the config is started with a rate that grows by the same factor at each optimizer step, and stopped when the
-loss climbs (Smith 2017, "Cyclical Learning Rates for Training Neural Networks", section 3.3, there with a linear
-ramp). Nothing is published, and no run is left behind: only `RUN/find_lr.json` and `RUN/find_lr.png`.
+The config is trained with a learning rate that grows by a constant factor at each optimizer step, until the loss
+diverges (Smith 2017, "Cyclical Learning Rates for Training Neural Networks", section 3.3, there with a linear ramp).
+Nothing is published, and no run is kept except `RUN/find_lr.json` and `RUN/find_lr.png`.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from alignment.config.arguments import BestModelArguments
 from alignment.distributed import processes
 from alignment.runs.journal import Journal, finite
 from alignment.training import callbacks, start_model
+from sft.building import build_trainer
 from sft.config import SFTStageConfig
 from sft.prepare import prepare
-from sft.train import build_trainer
 
 LOWEST, HIGHEST, STEPS = 1e-7, 1.0, 100
 DECADE = round((STEPS - 1) / math.log10(HIGHEST / LOWEST))
-"""Steps in which the rate grows tenfold."""
+"""Number of steps in which the learning rate grows tenfold."""
 SMOOTHING = 0.8
 DIVERGED = 1.5
 RULE = (
-    "Over the decade of rates where a straight line through the losses falls fastest, its middle; at most a tenth of "
-    "the rate where the smoothed loss is lowest. None where the loss falls by less than 1.5 standard deviations of one "
+    "The middle of the decade of rates in which a line fitted to the losses falls fastest; at most a tenth of "
+    "the rate with the lowest smoothed loss. None if the loss falls by less than 1.5 standard deviations of one "
     "step's loss."
 )
 
 
 @dataclass(frozen=True)
 class RangeTest:
-    """What a range test saw: one rate and one loss a step, and the rate to take, None if it cannot tell."""
+    """The result of a range test: one learning rate and loss per step, and the suggestion, None if there is none."""
 
     suggestion: float | None
     lowest: float
-    """Rate at which the smoothed loss is lowest."""
+    """Learning rate with the lowest smoothed loss."""
     diverged: bool
     rates: list[float]
     losses: list[float]
@@ -64,14 +64,14 @@ def find_lr(config: SFTStageConfig) -> str:
         trainer.train()
     result = read_range(ramp.rates[: len(ramp.losses)], ramp.losses)
     processes.on_main_process(lambda: _write(result, config.run_dir))
-    seen = f"{config.run_dir / 'find_lr.png'} shows why"
+    plot = f"{config.run_dir / 'find_lr.png'} shows why"
     if result.suggestion is None:
-        return f"no learning rate suggested: the loss did not clearly fall; {seen}; a larger batch has less noise"
-    return f"suggested training.learning_rate={result.suggestion:.2g} ({seen})"
+        return f"no learning rate suggested: the loss did not clearly fall; {plot}; a larger batch has less noise"
+    return f"suggested training.learning_rate={result.suggestion:.2g} ({plot})"
 
 
 def _ramped(config: SFTStageConfig) -> SFTStageConfig:
-    """The same run with the ramp in place of its schedule, every step logged and nothing else done in between."""
+    """The same config with the ramp as its schedule, a log at every step, and no evaluations."""
     dropped = {field.name for field in fields(BestModelArguments)} | {"lr_scheduler_kwargs", "eval_on_start"}
     training = {name: value for name, value in config.training.items() if name not in dropped} | {
         "max_steps": STEPS,
@@ -87,9 +87,9 @@ def _ramped(config: SFTStageConfig) -> SFTStageConfig:
 
 
 class _Ramp(TrainerCallback):
-    """Sets each step's rate and keeps its loss, which is the mean over all processes: they all stop at the same step.
+    """Sets each step's learning rate and records its loss. The loss is the mean over all ranks, so they stop together.
 
-    Groups whose rates differ keep the ratio.
+    Parameter groups keep the ratio of their learning rates.
     """
 
     def __init__(self, rates: list[float]) -> None:
@@ -121,7 +121,7 @@ class _Ramp(TrainerCallback):
 
 
 def smooth(losses: Sequence[float]) -> list[float]:
-    """Exponential moving average with Adam's correction of the bias towards 0 at the start."""
+    """Exponential moving average with Adam's bias correction."""
     smoothed, average = [], 0.0
     for step, loss in enumerate(losses, 1):
         average = SMOOTHING * average + (1 - SMOOTHING) * loss
@@ -130,7 +130,7 @@ def smooth(losses: Sequence[float]) -> list[float]:
 
 
 def has_diverged(losses: Sequence[float]) -> bool:
-    """Whether the last loss is no number, or the smoothed loss has climbed to half more than its lowest."""
+    """Return whether the last loss is not finite, or the smoothed loss exceeds 1.5 times its minimum."""
     smoothed = smooth(losses)
     return not math.isfinite(losses[-1]) or smoothed[-1] > DIVERGED * min(smoothed)
 
@@ -139,8 +139,8 @@ def read_range(rates: Sequence[float], losses: Sequence[float]) -> RangeTest:
     """Apply `RULE` to the losses of a ramp, which may have ended early.
 
     Args:
-        rates: one a step, growing by the same factor.
-        losses: one a step, of the batch that the step with this rate learns from.
+        rates: one learning rate per step, growing by a constant factor.
+        losses: one per step, of the batch that is trained on with this learning rate.
     """
     smoothed = smooth(losses)
     usable = [value if math.isfinite(value) else math.inf for value in smoothed]
@@ -159,7 +159,7 @@ def read_range(rates: Sequence[float], losses: Sequence[float]) -> RangeTest:
 
 
 def _write(result: RangeTest, run_dir: Path) -> None:
-    from matplotlib.figure import Figure  # heavy, and used here alone
+    from matplotlib.figure import Figure  # slow to import
 
     run_dir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(finite(asdict(result)), indent=2)

@@ -1,6 +1,6 @@
-"""Would more data help? The held-out losses of nested shares of the training data, drawn on to twice the data.
+"""Extrapolate the held-out losses of nested fractions of the training data to twice the data.
 
-Pure arithmetic on losses; `sft.studies.learning_curve` makes them.
+These are pure functions; `sft.studies.learning_curve` measures the losses.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 WORTH = 0.01
-"""Share of the loss that doubling the data must save to be worth it."""
-LEAST_SHARES, LEAST_SEEDS, LEAST_GROUPS = 3, 2, 10
+"""Fraction of the loss that doubling the data must save to be worth it."""
+MIN_SHARES, MIN_SEEDS, MIN_GROUPS = 3, 2, 10
 EXPONENTS = np.geomspace(0.05, 2.0, 20)
-"""From nearly a straight line in log n to twice as steep as the error of a fitted mean falls."""
+"""Candidate exponents c, from nearly linear in log n to twice the rate of a sample mean's variance."""
 RESAMPLES = 2000
 # Student's t, 97.5%, for 1 to 9 degrees of freedom: 2 to 10 seeds.
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 RULE = (
-    "a + b n^-c is fitted by least squares to the held-out loss over the number n of prompts and drawn on to twice the "
-    "data. The saving is that of the c from 0.05 to 2 that fits the mean over seeds best. Its 95% interval joins "
+    "a + b n^-c is fitted by least squares to the held-out loss over n prompts and extrapolated to twice the "
+    "data. The saving uses the c from 0.05 to 2 that fits the mean over seeds best. Its 95% interval combines "
     "Student's t over seeds and a bootstrap over held-out prompts, and covers those of every c whose misfit may be "
     f"noise. Worth it: the interval is above 0 and the saving at least {WORTH:.0%} of the loss. Not worth it: the "
     f"whole interval is below {WORTH:.0%} of the loss. Otherwise it cannot tell."
@@ -34,21 +34,21 @@ Array = NDArray[np.float64]
 class HeldOut:
     """Losses on the held-out prompts.
 
-    loss: (..., shares, prompts) nats, summed over the trained tokens of a prompt's rows; tokens: (prompts,).
+    loss: (..., fractions, prompts) nats, summed over the trained tokens of a prompt's rows; tokens: (prompts,).
     """
 
     loss: Array
     tokens: Array
 
     def per_token(self, times: Array | None = None) -> Array:
-        """Loss per token, (..., shares); with each prompt counted so many `times`, (n, prompts), (..., shares, n)."""
+        """Loss per token, (..., fractions); with weights `times` of the prompts, (n, prompts): (..., fractions, n)."""
         counts = np.ones(len(self.tokens)) if times is None else times
         return np.asarray((self.loss @ counts.T) / (counts @ self.tokens))
 
 
 @dataclass(frozen=True)
 class DoublingEstimate:
-    """What doubling the data would save in nats per token, its 95% interval, and the verdict in a sentence."""
+    """The saving of doubling the data in nats per token, its 95% interval, and the verdict in a sentence."""
 
     verdict: str
     sentence: str
@@ -57,9 +57,9 @@ class DoublingEstimate:
 
 
 def doubling_savings(curves: Array, sizes: Sequence[int]) -> Array:
-    """What twice the last size would save under each exponent: (..., shares) -> (..., exponents).
+    """The saving of twice the last size under each exponent: (..., fractions) -> (..., exponents).
 
-    At most three quarters of the last loss: a loss does not fall below 0, so neither does a, and c is at most 2.
+    It is at most three quarters of the last loss, because a loss and thus `a` are at least 0, and c is at most 2.
     """
     shares = np.asarray(sizes, dtype=np.float64) / sizes[-1]
     weights = [np.linalg.pinv(_design(shares, c))[1] * (1 - 2.0**-c) for c in EXPONENTS]
@@ -67,18 +67,18 @@ def doubling_savings(curves: Array, sizes: Sequence[int]) -> Array:
 
 
 def misfits(curve: Array, sizes: Sequence[int]) -> Array:
-    """What a curve is multiplied by to give the length of each exponent's residuals: (shares, exponents).
+    """Weights that give the length of each exponent's residuals when multiplied by a curve: (fractions, exponents).
 
-    Their length in the direction that they have for this curve, so that its noise averages out to 0.
+    The length is measured along this curve's residuals, so that the noise of other curves averages out to 0.
     """
     shares = np.asarray(sizes, dtype=np.float64) / sizes[-1]
-    found = []
+    weights = []
     for exponent in EXPONENTS:
         design = _design(shares, exponent)
         residual = np.eye(len(shares)) - design @ np.linalg.pinv(design)
-        missed = residual @ curve
-        found.append(missed / max(float(np.linalg.norm(missed)), 1e-300) @ residual)
-    return np.stack(found, axis=1)
+        residuals = residual @ curve
+        weights.append(residuals / max(float(np.linalg.norm(residuals)), 1e-300) @ residual)
+    return np.stack(weights, axis=1)
 
 
 def _design(shares: Array, exponent: float) -> Array:
@@ -89,34 +89,34 @@ def answer(held_out: HeldOut, sizes: Sequence[int], seed: int = 0) -> DoublingEs
     """Apply `RULE`.
 
     Args:
-        sizes: number of training prompts of each share, growing.
+        sizes: number of training prompts of each fraction, in ascending order.
     """
     num_seeds, num_shares, num_groups = held_out.loss.shape
     curves = held_out.per_token()
     now = float(curves[:, -1].mean())
     doubling = f"doubling your {sizes[-1]} prompts would lower the held-out loss of {now:.4g} per token"
-    for found, least, what in (
-        (num_shares, LEAST_SHARES, "shares"),
-        (num_seeds, LEAST_SEEDS, "seeds"),
-        (num_groups, LEAST_GROUPS, "held-out prompts"),
+    for count, minimum, unit in (
+        (num_shares, MIN_SHARES, "fractions"),
+        (num_seeds, MIN_SEEDS, "seeds"),
+        (num_groups, MIN_GROUPS, "held-out prompts"),
     ):
-        if found < least:
-            reason = f"{found} {what} cannot tell luck from learning, it takes {least} or more"
+        if count < minimum:
+            reason = f"{count} {unit} cannot distinguish luck from learning; it takes {minimum} or more"
             return DoublingEstimate("cannot tell", f"cannot tell whether {doubling}: {reason}")
     resampled = resampled_curves(held_out, seed)
     savings, low, high = _interval(doubling_savings(curves, sizes), doubling_savings(resampled, sizes))
     weights = misfits(curves.mean(0), sizes)
-    missed, surely, _ = _interval(curves @ weights, resampled @ weights)
-    best = int(missed.argmin())
-    fits = surely <= max(float(surely[best]), 0.0)
+    misfit, misfit_low, _ = _interval(curves @ weights, resampled @ weights)
+    best = int(misfit.argmin())
+    fits = misfit_low <= max(float(misfit_low[best]), 0.0)
     saving, ci = float(savings[best]), (float(low[fits].min()), float(high[fits].max()))
-    figures = f"by about {saving:.3g} ({ci[0]:.3g} to {ci[1]:.3g})"
+    saving_text = f"by about {saving:.3g} ({ci[0]:.3g} to {ci[1]:.3g})"
     if ci[0] > 0 and saving >= WORTH * now:
-        return DoublingEstimate("worth it", f"{doubling} {figures}: worth it", saving, ci)
+        return DoublingEstimate("worth it", f"{doubling} {saving_text}: worth it", saving, ci)
     if ci[1] < WORTH * now:
-        return DoublingEstimate("not worth it", f"{doubling} {figures}: not worth it", saving, ci)
+        return DoublingEstimate("not worth it", f"{doubling} {saving_text}: not worth it", saving, ci)
     more = "more seeds or more held-out rows make the interval narrower"
-    return DoublingEstimate("cannot tell", f"cannot tell whether {doubling}: {figures}; {more}", saving, ci)
+    return DoublingEstimate("cannot tell", f"cannot tell whether {doubling}: {saving_text}; {more}", saving, ci)
 
 
 def _interval(by_seed: Array, resampled: Array) -> tuple[Array, Array, Array]:
@@ -128,11 +128,11 @@ def _interval(by_seed: Array, resampled: Array) -> tuple[Array, Array, Array]:
 
 
 def resampled_curves(held_out: HeldOut, seed: int = 0) -> Array:
-    """The curve that is the mean over seeds, for held-out prompts drawn with replacement: (resamples, shares)."""
+    """The mean curve over seeds, for held-out prompts drawn with replacement: (resamples, fractions)."""
     num_groups = len(held_out.tokens)
     mean = HeldOut(held_out.loss.mean(0), held_out.tokens)
     rng = np.random.default_rng(seed)
-    # A hundred at a time: all together would not fit for a large set.
+    # A hundred draws at a time limit the memory.
     draws = (
         rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=100) for _ in range(RESAMPLES // 100)
     )

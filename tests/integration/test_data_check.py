@@ -139,5 +139,5 @@ def test_a_browser_draws_the_page(tmp_path, chromium):
         title = dom[dom.index("<title>") + 7 : dom.index("</title>")]
         wide, window = map(int, title.split(" of "))
         assert wide <= window, title
-        assert dom.index("<h1") < dom.index("<table") < dom.index("What was found") < dom.index("Lengths in")
+        assert dom.index("<h1") < dom.index("<table") < dom.index("Findings") < dom.index("Lengths in")
     assert (tmp_path / "1200-False.png").read_bytes() != (tmp_path / "1200-True.png").read_bytes()

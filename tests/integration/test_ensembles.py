@@ -282,7 +282,7 @@ def test_a_members_files_that_are_not_it_are_not_published(house, monkeypatch): 
     training = {"members": 2, "learning_rate": 1e-2}
     config = settings("broken", model={"name": "sft", "method": "lora"}, training=training)
     with pytest.raises(
-        Exception, match=r"what was saved of member 0 scores a probe of .* otherwise than the model in memory"
+        Exception, match=r"what was saved of member 0 scores a probe of .* differently from the model in memory"
     ):
         run(reward.train.train, RewardStageConfig, config)
     assert not Registry("registry").is_reference("broken")

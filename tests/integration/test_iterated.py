@@ -48,7 +48,7 @@ def rate():
     """A labeler who likes the longer answer; what stands open is what the last policy said."""
     count = 0
     with RatingsStore("ratings.db") as store:
-        store.repeat_share = 0.0
+        store.settings.repeat_share = 0.0
         while (assignment := store.claim("ada")) is not None:
             item = next(item for item in store.items() if item.id == assignment.item)
             lengths = [len(item.completions[index].text) for index in assignment.order_shown]

@@ -266,7 +266,7 @@ ALLOWED = re.compile(
 @pytest.mark.parametrize("columns", [80, 140])
 def test_hostile_text_is_shown_not_obeyed(screens: list[Screen], tmp_path: Path, columns: int) -> None:
     with RatingsStore(tmp_path / "h.db", create=True) as store:
-        store.guideline = HOSTILE
+        store.settings.guideline = HOSTILE
         store.add_item([{"role": HOSTILE[:9], "content": HOSTILE}], [{"text": HOSTILE}, {"text": ""}])
     db = str(tmp_path / "h.db")
     screen = open_screen(screens, "--db", db, "--labeler", "a[red]", columns=columns)
@@ -322,7 +322,7 @@ def test_pipe_takes_a_line_per_decision(db: str) -> None:
 
 def test_lines_begin_with_the_guideline_once(db: str) -> None:
     with RatingsStore(db) as store:
-        store.guideline = "Prefer the kind one."
+        store.settings.guideline = "Prefer the kind one."
     first = piped("4\nq\n", "--db", db, "--labeler", "ada").stdout
     assert first.count("What to prefer:\nPrefer the kind one.") == 1
     assert first.index("Prefer the kind one.") < first.index("1 of 12")
@@ -355,7 +355,7 @@ def test_lines_rank_score_and_give_feedback(tmp_path: Path) -> None:
             store.add_item(
                 [{"role": "user", "content": f"gold {i}"}], [{"text": "x"}], kind="single", gold=Gold(score=6)
             )
-        store.calibration = 2
+        store.settings.calibration = 2
         store.add_item(question, [{"text": text} for text in "abc"], kind="rank")
     lines = ["8", "6", "1", "2 1", "2 1=4", "2 2 3", "2>1=3", "u", "=1", "321", "u", "1 = 2 = 3"]
     done = piped("\n".join(lines) + "\n", "--db", db, "--labeler", "ada")
@@ -489,11 +489,11 @@ def test_invitations_are_links_that_the_store_knows(db: str) -> None:
     assert all(link.startswith("https://rate.example.org/l/") for link in links.values())
     tokens = {name: link.rpartition("/")[2] for name, link in links.items()}
     with RatingsStore(db) as store:
-        assert {name: store.labeler_of(token) for name, token in tokens.items()} == {"ada": "ada", "bob": "bob"}
+        assert {name: store.people.labeler_of(token) for name, token in tokens.items()} == {"ada": "ada", "bob": "bob"}
     again = json.loads(piped("", "invite", "ada", "--db", db, "--json").stdout)["invitations"]
     assert again[0]["link"].startswith("http://127.0.0.1:8765/l/")
     with RatingsStore(db) as store:
-        assert store.labeler_of(tokens["ada"]) is None and store.labeler_of(tokens["bob"]) == "bob"
+        assert store.people.labeler_of(tokens["ada"]) is None and store.people.labeler_of(tokens["bob"]) == "bob"
 
 
 def test_settings_are_kept_and_shown(db: str, tmp_path: Path) -> None:

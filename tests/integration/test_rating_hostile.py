@@ -70,9 +70,9 @@ def check(written: str, escapes: re.Pattern[str] | None) -> set[int]:
 def test_whole_screens_hold_hostile_strings_as_text(tmp_path: Path, count: int) -> None:
     strings = list(hostile(count))
     with RatingsStore(tmp_path / "h.db", create=True) as store:
-        store.repeat_share = 0.0
+        store.settings.repeat_share = 0.0
         fill(store, strings)
-        store.guideline = "\n".join(strings[:A_SCREEN])
+        store.settings.guideline = "\n".join(strings[:A_SCREEN])
         seen: set[int] = set()
 
         async def run() -> None:
@@ -102,9 +102,9 @@ def test_plain_lines_hold_hostile_strings_as_text(tmp_path: Path, count: int, te
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=200, markup=False, highlight=False, emoji=False)
     with RatingsStore(tmp_path / "h.db", create=True) as store:
-        store.repeat_share = 0.0
+        store.settings.repeat_share = 0.0
         fill(store, strings)
-        store.guideline = strings[0]
+        store.settings.guideline = strings[0]
         lines = iter(["?", *["s"] * (count // A_SCREEN)])
         line_mode.run(store, "ada", "random", lambda: next(lines, None), console)
     assert check(out.getvalue(), STYLE_OR_POSITION if terminal else None) == set(range(count))

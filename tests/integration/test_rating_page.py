@@ -30,7 +30,7 @@ POLICY = (
 def db(tmp_path: Path) -> Path:
     path = tmp_path / "ratings.db"
     with RatingsStore(path, create=True) as store:
-        store.repeat_share = 0.0
+        store.settings.repeat_share = 0.0
     return path
 
 
@@ -64,7 +64,7 @@ def answers(page: Page) -> list[str]:
 )
 def test_a_pair_is_stored_as_it_was_seen(app, store, key, better, strength, flags):
     pairs(store, 3)
-    ada = Labeler(app, store.invite("ada"))
+    ada = Labeler(app, store.people.invite("ada"))
     page = ada.page()
     for _ in range(3):
         shown = answers(page)
@@ -79,7 +79,7 @@ def test_a_pair_is_stored_as_it_was_seen(app, store, key, better, strength, flag
 def test_a_ranking_with_ties_is_stored_by_text(app, store):
     texts = ["best", "good", "as good", "worst"]
     store.add_item([{"role": "user", "content": "q"}], [{"text": text} for text in texts], kind="rank")
-    ada = Labeler(app, store.invite("ada"))
+    ada = Labeler(app, store.people.invite("ada"))
     page = ada.page()
     given = {"best": "1", "good": "2", "as good": "2", "worst": "4"}
     incomplete = ada.post("/rate", page.fields | {"answer": "ranked", "rank1": "1"})
@@ -93,7 +93,7 @@ def test_a_ranking_with_ties_is_stored_by_text(app, store):
 def test_single_scores_skip_flag_and_comment(app, store):
     for i in range(2):
         store.add_item([{"role": "user", "content": f"q{i}"}], [{"text": "a"}], kind="single")
-    ada = Labeler(app, store.invite("ada"))
+    ada = Labeler(app, store.people.invite("ada"))
     page = ada.rate(ada.page(), "6", flag="yes", comment="  says\r\ntwo lines ")
     assert "Saved: 6 of 7." in page.words
     page = ada.rate(page, "s", comment="what?")
@@ -105,8 +105,8 @@ def test_single_scores_skip_flag_and_comment(app, store):
 
 def test_progress_guideline_and_keys_are_on_the_page(app, store):
     pairs(store, 3)
-    store.guideline = "Prefer what is true."
-    ada = Labeler(app, store.invite("ada"))
+    store.settings.guideline = "Prefer what is true."
+    ada = Labeler(app, store.people.invite("ada"))
     page = ada.rate(ada.page(), "2")
     assert re.search(r"2 of 3, ~\d+ s each, under a minute left", page.words)
     assert "Prefer what is true." in page.texts
@@ -116,8 +116,8 @@ def test_progress_guideline_and_keys_are_on_the_page(app, store):
 def test_nothing_names_a_model_or_a_control(app, store):
     pairs(store, 4)
     pairs(store, 4, start=4, gold=Gold(choice="first"))
-    store.gold_share = store.repeat_share = 0.5
-    ada = Labeler(app, store.invite("ada"))
+    store.settings.gold_share = store.settings.repeat_share = 0.5
+    ada = Labeler(app, store.people.invite("ada"))
     html = ""
     for _ in range(4):
         html += ada.client.get("/").text
@@ -128,7 +128,7 @@ def test_nothing_names_a_model_or_a_control(app, store):
 
 def test_undo_any_number_of_steps_brings_back_what_was_said(app, store):
     pairs(store, 3)
-    ada = Labeler(app, store.invite("ada"))
+    ada = Labeler(app, store.people.invite("ada"))
     seen = []
     for key in "123":
         page = ada.page()
@@ -148,12 +148,12 @@ def test_undo_any_number_of_steps_brings_back_what_was_said(app, store):
 
 
 def test_practice_tells_the_right_answer_and_is_final(app, store):
-    store.calibration = 2
-    store.gold_share = 0.0
+    store.settings.calibration = 2
+    store.settings.gold_share = 0.0
     pairs(store, 2, gold=Gold(choice="first"))
     for i in range(3):
         store.add_item([{"role": "user", "content": f"real {i}"}], [{"text": "x"}, {"text": "y"}])
-    ada = Labeler(app, store.invite("ada"))
+    ada = Labeler(app, store.people.invite("ada"))
     for right in (True, False):
         page = ada.page()
         left = answers(page)[0].startswith("alpha")
@@ -165,7 +165,7 @@ def test_practice_tells_the_right_answer_and_is_final(app, store):
     page = ada.page()
     assert "real" in page.texts[0]
     assert "nothing to take back" in Page(ada.post("/undo", page.fields).text).words, "the right answer was told"
-    bob = Labeler(app, store.invite("bob"))
+    bob = Labeler(app, store.people.invite("bob"))
     assert bob.client.get(f"/practice/{rating}").headers["location"] == "/", "another labeler's practice"
     for odd in ("0", "99999999999999999999999", "x", page.fields["rating"]):
         assert ada.client.get(f"/practice/{odd}").status_code == 303
@@ -173,7 +173,7 @@ def test_practice_tells_the_right_answer_and_is_final(app, store):
 
 def test_two_quick_presses_are_one_answer(app, store):
     pairs(store, 2)
-    ada = Labeler(app, store.invite("ada"))
+    ada = Labeler(app, store.people.invite("ada"))
     first = ada.page()
     ada.rate(first, "1")
     again = ada.post("/rate", first.fields | {"answer": "7", "comment": "typed at length"})
@@ -190,7 +190,7 @@ def test_two_quick_presses_are_one_answer(app, store):
 
 def test_an_answer_after_its_lease_counts(app, store, db):
     pairs(store, 1)
-    ada, bob = (Labeler(app, store.invite(name)) for name in ("ada", "bob"))
+    ada, bob = (Labeler(app, store.people.invite(name)) for name in ("ada", "bob"))
     page = ada.page()
     store.claim("ada", now=time.time() - 100_000)  # the lease was over long ago
     bob.rate(bob.page(), "2")
@@ -204,7 +204,7 @@ def test_an_answer_after_its_lease_counts(app, store, db):
 )
 def test_seconds_are_the_browsers_but_never_more_than_passed_here(app, store, told, low, high):
     pairs(store, 1)
-    ada = Labeler(app, store.invite("ada"))
+    ada = Labeler(app, store.people.invite("ada"))
     page = ada.page()
     time.sleep(0.2)
     ada.rate(page, "1", seconds=told)
@@ -226,7 +226,7 @@ def test_seconds_are_the_browsers_but_never_more_than_passed_here(app, store, to
 )
 def test_a_comment_may_hold_anything(app, store, raw, stored):
     pairs(store, 1)
-    ada = Labeler(app, store.invite("ada"))
+    ada = Labeler(app, store.people.invite("ada"))
     fields = ada.page().fields
     body = f"csrf={fields['csrf']}&rating={fields['rating']}&answer=2&comment=".encode() + raw
     form = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -238,7 +238,7 @@ def test_a_comment_may_hold_anything(app, store, raw, stored):
 
 
 def test_the_link_sets_no_cookie_and_start_sets_a_strict_one(app, store, db):
-    token = store.invite("ada")
+    token = store.people.invite("ada")
     client = TestClient(app, base_url=BASE, follow_redirects=False)
     answer = client.get(f"/l/{token}")
     page = Page(answer.text)
@@ -259,7 +259,7 @@ def test_the_link_sets_no_cookie_and_start_sets_a_strict_one(app, store, db):
 
 def test_the_token_is_nowhere_but_in_the_link(app, store, db):
     pairs(store, 2)
-    token = store.invite("ada")
+    token = store.people.invite("ada")
     ada = Labeler(app, token)
     assert token not in ada.client.get("/").text
     for file in db.parent.iterdir():
@@ -268,7 +268,7 @@ def test_the_token_is_nowhere_but_in_the_link(app, store, db):
 
 
 def test_a_dead_link_and_no_session(app, store):
-    token = store.invite("ada")
+    token = store.people.invite("ada")
     client = TestClient(app, base_url=BASE, follow_redirects=False)
     assert client.get("/l/nonsense").status_code == 404
     assert client.post("/start", data={"token": token[:-1]}, headers={"Origin": BASE}).status_code == 404
@@ -281,9 +281,9 @@ def test_a_dead_link_and_no_session(app, store):
 
 def test_a_revoked_or_replaced_link_ends_the_session_at_once(app, store):
     pairs(store, 3)
-    ada = Labeler(app, store.invite("ada"))
+    ada = Labeler(app, store.people.invite("ada"))
     page = ada.page()
-    fresh = store.invite("ada")
+    fresh = store.people.invite("ada")
     assert ada.client.get("/").status_code == 401
     assert ada.post("/rate", page.fields | {"answer": "1"}).status_code == 401
     assert ada.client.get(f"/l/{ada.token}").status_code == 404
@@ -291,21 +291,21 @@ def test_a_revoked_or_replaced_link_ends_the_session_at_once(app, store):
     again = Labeler(app, fresh)
     assert again.page().texts == page.texts, "the item that was open is still theirs"
     assert again.post("/rate", page.fields | {"answer": "1"}).status_code == 403, "a form of the old session"
-    store.revoke("ada")
+    store.people.revoke("ada")
     assert again.client.get("/").status_code == 401
     assert store.ratings() == []
 
 
 def test_the_name_comes_from_the_token_alone(app, store):
     pairs(store, 1)
-    ada = Labeler(app, store.invite("ada"))
+    ada = Labeler(app, store.people.invite("ada"))
     ada.rate(ada.page(), "1", labeler="bob", name="bob", user="bob")
     assert [rating.labeler for rating in store.ratings()] == ["ada"]
 
 
 def test_another_labelers_item_is_not_touched(app, store):
     pairs(store, 4)
-    ada, bob = (Labeler(app, store.invite(name)) for name in ("ada", "bob"))
+    ada, bob = (Labeler(app, store.people.invite(name)) for name in ("ada", "bob"))
     hers, his = ada.page(), bob.page()
     refused = bob.post("/rate", his.fields | {"rating": hers.fields["rating"], "answer": "1", "comment": "mine"})
     assert refused.status_code == 409 and "mine" in refused.text and store.ratings() == []
@@ -322,7 +322,7 @@ def test_another_labelers_item_is_not_touched(app, store):
 
 def test_a_form_without_its_mark_is_refused(app, store):
     pairs(store, 2)
-    ada, bob = (Labeler(app, store.invite(name)) for name in ("ada", "bob"))
+    ada, bob = (Labeler(app, store.people.invite(name)) for name in ("ada", "bob"))
     form = ada.page().fields | {"answer": "1"}
     made, code = form["csrf"].split("-")
     later = f"{int(made) + 1}-{code}"
@@ -367,7 +367,7 @@ def test_marks_belong_to_a_token_and_keep_their_time():
 )
 def test_forms_are_taken_from_our_own_pages_alone(app, store, headers, accepted):
     pairs(store, 1)
-    ada = Labeler(app, store.invite("ada"))
+    ada = Labeler(app, store.people.invite("ada"))
     form = ada.page().fields | {"answer": "1"}
     for path, fields in (("/start", {"token": ada.token}), ("/rate", form), ("/undo", form)):
         code = ada.client.post(path, data=fields, headers=headers).status_code
@@ -392,7 +392,7 @@ def test_forms_are_taken_from_our_own_pages_alone(app, store, headers, accepted)
     ],
 )
 def test_only_our_own_name_is_answered(app, store, host, accepted):
-    token = store.invite("ada")
+    token = store.people.invite("ada")
     client = TestClient(app, base_url=BASE, follow_redirects=False)
     for path in (f"/l/{token}", "/static/rate.js"):
         answer = client.get(path, headers={"Host": host})
@@ -402,7 +402,7 @@ def test_only_our_own_name_is_answered(app, store, host, accepted):
 
 def test_public_is_the_only_name_then(db, store):
     client = TestClient(web.make_app(db, allowed_hosts=("rate.example.org",), secure=True))
-    token = store.invite("ada")
+    token = store.people.invite("ada")
     assert client.get(f"/l/{token}", headers={"Host": "rate.example.org"}).status_code == 200
     for other in ("other.example.org", "127.0.0.1", "a.rate.example.org"):
         assert client.get(f"/l/{token}", headers={"Host": other}).status_code == 400
@@ -419,7 +419,7 @@ def test_public_takes_a_name_alone(db, host):
 
 def test_a_body_has_a_limit_whether_or_not_it_says_its_length(app, store):
     pairs(store, 1)
-    ada = Labeler(app, store.invite("ada"))
+    ada = Labeler(app, store.people.invite("ada"))
     form = ada.page().fields | {"answer": "1"}
     assert ada.post("/rate", form | {"comment": "x" * BODY_BYTES}).status_code == 413
     kind = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -436,7 +436,7 @@ def test_a_body_has_a_limit_whether_or_not_it_says_its_length(app, store):
 
 
 def test_addresses_and_methods(app, store):
-    ada = Labeler(app, store.invite("ada"))
+    ada = Labeler(app, store.people.invite("ada"))
     expected = {
         ("GET", "/rate"): 405,
         ("GET", "/start"): 405,
@@ -464,7 +464,7 @@ def test_addresses_and_methods(app, store):
 
 def test_every_response_has_the_headers(app, store, monkeypatch):
     pairs(store, 3)
-    ada = Labeler(app, store.invite("ada"))
+    ada = Labeler(app, store.people.invite("ada"))
     page = ada.page()
     crashing = RatingsStore.claim
     got = {
@@ -515,7 +515,7 @@ def test_every_response_has_the_headers(app, store, monkeypatch):
 
 def test_a_full_disk_is_said_to_the_operator_and_loses_nothing(app, store, monkeypatch, capsys):
     pairs(store, 1)
-    ada = Labeler(app, store.invite("ada"))
+    ada = Labeler(app, store.people.invite("ada"))
     page = ada.page()
 
     def submit(*_, **__):
@@ -532,7 +532,7 @@ def test_a_full_disk_is_said_to_the_operator_and_loses_nothing(app, store, monke
 
 def test_words_in_an_address_do_not_reach_the_page(app, store):
     pairs(store, 1)
-    ada = Labeler(app, store.invite("ada"))
+    ada = Labeler(app, store.people.invite("ada"))
     for word in ("<script>x</script>", "pair-<b>", "pair-9", "rank-", "rank-<i>", "Your account is locked", "single-x"):
         page = ada.client.get("/", params={"saved": word})
         assert "Saved" not in Page(page.text).words.replace("Saved together", "")
@@ -558,8 +558,8 @@ def test_a_hundred_thousand_hostile_strings_stay_text(app, store):
 
     added = [add(lambda: "harmless"), *(add(lambda: hostile(rng)) for _ in range(rounds - 1))]
     count = (rounds - 1) * (2 * messages + completions)
-    ada = Labeler(app, store.invite("ada"))
-    store.guideline = "x"
+    ada = Labeler(app, store.people.invite("ada"))
+    store.settings.guideline = "x"
     by_first = {clean(contents[0]) + clean(contents[1]): (roles, contents, said) for roles, contents, said in added}
     shapes = set()
     for _ in range(rounds):
@@ -567,7 +567,7 @@ def test_a_hundred_thousand_hostile_strings_stay_text(app, store):
         assert clean(html) == html, "a control character as such"
         page = Page(html)
         shapes.add((*page.elements, *page.declarations))
-        store.guideline = hostile(rng)
+        store.settings.guideline = hostile(rng)
         guideline, texts = page.texts[0], page.texts[1:]
         assert guideline
         roles, contents, said = by_first.pop(texts[0] + texts[1])
@@ -584,16 +584,16 @@ def test_a_hundred_thousand_hostile_strings_stay_text(app, store):
 def test_names_guidelines_and_echoed_comments_stay_text(app, store, name):
     rng = random.Random(name)
     pairs(store, 1)
-    store.calibration = 0
-    token = store.invite(name)
-    plain = store.invite("ada")
+    store.settings.calibration = 0
+    token = store.people.invite(name)
+    plain = store.people.invite("ada")
     shapes = set()
     for link in (plain, token):
-        store.guideline = hostile(rng)
+        store.settings.guideline = hostile(rng)
         html = TestClient(app, base_url=BASE).get(f"/l/{link}").text
         page = Page(html)
         shapes.add(tuple(page.elements))
-        assert page.texts == [clean(store.guideline)] and clean(html) == html
+        assert page.texts == [clean(store.settings.guideline)] and clean(html) == html
     assert len(shapes) == 1 and f"Hello {name}" in page.words
     labeler = Labeler(app, token)
     fields = labeler.page().fields | {"rating": "999"}

@@ -26,7 +26,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 def db(tmp_path: Path) -> Path:
     path = tmp_path / "ratings.db"
     with RatingsStore(path, create=True) as store:
-        store.repeat_share = 0.0
+        store.settings.repeat_share = 0.0
     return path
 
 
@@ -147,7 +147,7 @@ def test_a_labeler_rates_by_keyboard_in_a_real_browser(server, store, browser):
     pairs(store, 2)
     store.add_item([{"role": "user", "content": "rank"}], [{"text": t} for t in ("best", "mid", "end")], kind="rank")
     store.add_item([{"role": "user", "content": "single"}], [{"text": "only"}], kind="single")
-    browser.open(f"{server.base}/l/{store.invite('ada')}")
+    browser.open(f"{server.base}/l/{store.people.invite('ada')}")
     ada = Keyboard(browser)
     ada.answer("Enter")
     assert browser.evaluate("document.cookie") == "", "the script cannot read the session"
@@ -221,7 +221,7 @@ def test_what_is_pressed_before_the_page_was_seen_rates_nothing(server, store, b
       requestAnimationFrame(() => requestAnimationFrame(press));
     });"""
     browser.send("Page.addScriptToEvaluateOnNewDocument", source=script)
-    browser.open(f"{server.base}/l/{store.invite('ada')}")
+    browser.open(f"{server.base}/l/{store.people.invite('ada')}")
     ada = Keyboard(browser)
     ada.answer("Enter")
     for _ in range(2):
@@ -233,7 +233,7 @@ def test_what_is_pressed_before_the_page_was_seen_rates_nothing(server, store, b
 @needs_chromium
 def test_time_out_of_view_is_not_counted(server, store, browser):
     pairs(store, 1)
-    browser.open(f"{server.base}/l/{store.invite('ada')}")
+    browser.open(f"{server.base}/l/{store.people.invite('ada')}")
     ada = Keyboard(browser)
     ada.answer("Enter")
     hide = "Object.defineProperty(document, 'hidden', {{value: {}, configurable: true}});"
@@ -251,7 +251,7 @@ def test_the_page_works_without_javascript(server, store, browser):
     store.add_item([{"role": "user", "content": "q"}], [{"text": "x"}, {"text": "y"}], kind="rank")
     pairs(store, 1)
     browser.send("Emulation.setScriptExecutionDisabled", value=True)
-    browser.open(f"{server.base}/l/{store.invite('ada')}")
+    browser.open(f"{server.base}/l/{store.people.invite('ada')}")
     browser.evaluate("document.querySelector('button').click()")
     browser.wait(NEXT.format(""))
     for _ in range(2):
@@ -275,7 +275,7 @@ def test_layout_and_hostile_text_in_a_real_browser(server, store, browser):
     texts = [json.loads(json.dumps(hostile(rng))) for _ in range(400)]
     prompt = [{"role": text, "content": text} for text in texts[:8]]
     store.add_item(prompt, [{"text": "\n".join(texts[:200])}, {"text": "\n".join(texts[200:])}])
-    browser.open(f"{server.base}/l/{store.invite('ada')}")
+    browser.open(f"{server.base}/l/{store.people.invite('ada')}")
     ada = Keyboard(browser)
     ada.answer("Enter")
     assert sorted(ada.texts()) == sorted([clean("\n".join(texts[:200])), clean("\n".join(texts[200:]))])

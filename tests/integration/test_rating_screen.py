@@ -22,7 +22,7 @@ KEYS = {"=": "equals_sign", "?": "question_mark"}
 @pytest.fixture
 def store(tmp_path: Path):
     with RatingsStore(tmp_path / "ratings.db", create=True) as store:
-        store.repeat_share = 0.0
+        store.settings.repeat_share = 0.0
         yield store
 
 
@@ -241,7 +241,7 @@ def test_a_pasted_comment_brings_no_control_characters(store: RatingsStore) -> N
 
 def test_help_shows_guideline_and_keys_and_opens_by_itself_only_at_the_very_start(store: RatingsStore) -> None:
     add_pairs(store, 2)
-    store.guideline = "Prefer the [b]kind[/b] one.\n" * 40
+    store.settings.guideline = "Prefer the [b]kind[/b] one.\n" * 40
 
     async def first(pilot: Pilot) -> None:
         assert "What to prefer" in text(pilot) and "the [b]kind[/b] one" in text(pilot)
@@ -273,7 +273,7 @@ def test_feedback_after_calibration_waits_for_a_key(store: RatingsStore) -> None
             [{"role": "user", "content": f"gold {i}"}], [{"text": "good"}, {"text": "bad"}], gold=Gold(choice="first")
         )
     add_pairs(store, 1)
-    store.calibration = 2
+    store.settings.calibration = 2
 
     async def script(pilot: Pilot) -> None:
         def good_side() -> str:

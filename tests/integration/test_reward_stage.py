@@ -188,7 +188,7 @@ def test_demonstrations_that_are_gone_or_changed_are_not_taken_and_that_is_said(
     finally:
         Path("sft.jsonl").write_text(kept)
     said = capfd.readouterr().err
-    for name, why in (("changed", "not the file any more that sft@v1 learned from"), ("gone", "no such file")):
+    for name, why in (("changed", "the file has changed since sft@v1 was trained on it"), ("gone", "no such file")):
         metrics = published(name)[0].manifest.metrics
         assert metrics["zero_over"] == "training completions"
         assert why in metrics["zero_from"]
@@ -237,7 +237,7 @@ def test_a_model_whose_files_are_not_it_is_not_published(house, monkeypatch, cha
     name = f"{change.__name__.replace('_', '-')}-{method}"
     config = settings(name, model={"name": "sft", "method": method}, training={"learning_rate": 1e-2})
     lost_adapter = method == "lora" and change is lose_head  # PEFT's own loading finds that
-    says = "cannot be put on its base" if lost_adapter else "otherwise than the model in memory did"
+    says = "cannot be put on its base" if lost_adapter else "differently from the model in memory"
     with pytest.raises(Exception, match=says) as caught:
         run(reward.train.train, RewardStageConfig, config)
     assert isinstance(caught.value, GateError) or lost_adapter
@@ -248,7 +248,7 @@ def test_a_model_whose_files_are_not_it_is_not_published(house, monkeypatch, cha
 @pytest.mark.parametrize("expected", [[1.0, math.nan], [math.nan, 1.0], [1.0, math.inf], [1.0, 1.1]])
 @pytest.mark.parametrize("found", [[1.0, math.nan], [1.0, 1.0], [math.nan, 1.0], [1.0, math.inf]])
 def test_scores_that_are_no_numbers_do_not_pass_the_gate(expected, found):
-    says = "otherwise than the model in memory did" if all(map(math.isfinite, expected)) else "scores are no numbers"
+    says = "differently from the model in memory" if all(map(math.isfinite, expected)) else "scores are not finite"
     with pytest.raises(GateError, match=says):
         check_gate(expected, found, 1e-3, "what was saved")
     check_gate([1.0, 2.0], [1.0, 2.0005], 1e-3, "what was saved")
@@ -348,16 +348,16 @@ def test_strength_and_reliability_of_votes_reach_the_loss(house):
 @pytest.mark.parametrize(
     ("training", "reason", "order"),
     [
-        ({"pad_to_multiple_of": 8}, "training.pad_to_multiple_of is for padded rows", "group_by_length"),
-        ({"neftune_noise_alpha": 5.0}, "training.neftune_noise_alpha is for padded rows", "group_by_length"),
-        ({"pad_to_multiple_of": 8, "train_sampling_strategy": "random"}, "is for padded rows", "random"),
+        ({"pad_to_multiple_of": 8}, "training.pad_to_multiple_of needs padded rows", "group_by_length"),
+        ({"neftune_noise_alpha": 5.0}, "training.neftune_noise_alpha needs padded rows", "group_by_length"),
+        ({"pad_to_multiple_of": 8, "train_sampling_strategy": "random"}, "needs padded rows", "random"),
     ],
 )
 def test_rows_that_must_be_padded_are_grouped_by_length(house, tmp_path, capsys, training, reason, order):
     config = validate(RewardStageConfig, settings("multiple", training=training), "test")
     prepared = prepare(config)
     with Journal(tmp_path) as journal:
-        layout, found = reward.building.lay_out(config, prepared, reward.train.untrained(config, prepared))
+        layout, found = reward.building.layout_for(config, prepared, reward.building.initial_model(config, prepared))
         reward.building.note_layout(config, prepared, found, journal)
     assert layout == "padded"
     assert reason in found
@@ -426,7 +426,7 @@ def test_the_preflight_learns_by_heart_and_leaves_nothing(house):
         "heart", "32", training={"max_steps": 4, "learning_rate": 3e-3, "members": 3}, data={"eval_share": 0}
     )
     assert done.code == 0, done.output
-    assert "preflight: 32 pairs learned by heart in " in done.output
+    assert "preflight: 32 pairs overfitted in " in done.output
     assert sorted(path for path in house.rglob("*") if path.name != "heart.yaml") == before
 
 
@@ -440,7 +440,7 @@ def test_the_preflight_says_what_is_usually_wrong(house):
     done = preflight("frozen", "32", training={"learning_rate": 1e-9}, data=data)
     assert done.code == 2
     (line,) = [line for line in done.output.splitlines() if line.startswith("error: ")]
-    assert "of 32 pairs in the right order after 400 steps, not all" in line
+    assert "of 32 pairs are ordered correctly after 400 steps" in line
     assert "training.learning_rate (1e-09) is too low or far too high" in line
     assert not Path("runs/frozen").exists()
     assert not Registry("registry").is_reference("frozen")
@@ -450,13 +450,13 @@ def test_the_preflight_needs_a_pair_that_is_no_tie(house):
     rows = [{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 1]}]
     write("tied.jsonl", [*rows, {"prompt": "q", "chosen": "long " * 60, "rejected": "b"}])
     config = settings("tied", data={"train": "tied.jsonl", "eval_share": 0, "max_bad_share": 0.9})
-    with pytest.raises(PreflightError, match="each pair that can be used is a tie"):
+    with pytest.raises(PreflightError, match="each usable pair is a tie"):
         reward.studies.overfit.overfit(validate(RewardStageConfig, config, "test"), 8)
 
 
 def test_batches_that_never_fill_are_a_mistake_in_the_config(house):
     training = {"dataloader_drop_last": True, "per_device_train_batch_size": 64}
-    with pytest.raises(ConfigError, match=r"training\.dataloader_drop_last leaves no whole batch"):
+    with pytest.raises(ConfigError, match=r"training\.dataloader_drop_last leaves no full batch"):
         run(reward.train.train, RewardStageConfig, settings("never", training=training))
 
 

@@ -10,11 +10,11 @@ import pytest
 from alignment.config.loading import load_config
 from alignment.registry import Registry
 from alignment.training.start_model import unpublished_base
+from sft.building import build_trainer
 from sft.config import SFTStageConfig
 from sft.data import IGNORED
 from sft.prepare import prepare
 from sft.studies.learning_curve import row_losses
-from sft.train import build_trainer
 
 SCRATCH = {
     "vocab_size": 300,

@@ -167,7 +167,7 @@ def rate(path: Path) -> int:
     """A labeler who likes the longer answer."""
     count = 0
     with RatingsStore(path) as store:
-        store.repeat_share = 0.0
+        store.settings.repeat_share = 0.0
         while (assignment := store.claim("ada")) is not None:
             item = next(item for item in store.items() if item.id == assignment.item)
             left, right = (item.completions[index].text for index in assignment.order_shown)

@@ -20,10 +20,11 @@ from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
 from alignment.templates.builtin import TEMPLATES
 from alignment.templates.rendering import Unrenderable, encode_conversation, encode_prompt, encode_text, set_template
+from sft.building import build_trainer
 from sft.config import SFTStageConfig
 from sft.data import IGNORED
 from sft.prepare import prepare
-from sft.train import build_trainer, train
+from sft.train import train
 
 CHAT = [
     {"role": "user", "content": "When does it open?"},
@@ -192,7 +193,7 @@ def test_pain_11_a_column_that_changes_its_type_is_one_bad_row_with_its_line(fol
     records = read_records(path, to_examples, DataConfig(train="unused", max_bad_share=0.5))
     assert len(records.items) == 3
     assert [where for where, _ in records.bad] == [f"{path}:2", f"{path}:4"]
-    assert records.bad[0][1] == "'completion' must be a text, found int"
+    assert records.bad[0][1] == "'completion' must be a string, found int"
 
 
 def test_pain_12_a_token_that_the_model_does_not_know_is_made_room_for(folder):
@@ -220,7 +221,7 @@ def test_pain_13_merging_a_4_bit_adapter_leaves_the_logits_as_they_are(folder):
         ({"messages": [CHAT[0], {"role": "assistant", "content": " "}]}, "the content of message 2 of 'messages'"),
         ({"messages": []}, "must be a list of messages, found an empty one"),
         ({"prompt": "a", "completion": ""}, "'completion' is empty"),
-        ({"prompt": None, "completion": "b"}, "'prompt' must be a text, found NoneType"),
+        ({"prompt": None, "completion": "b"}, "'prompt' must be a string, found NoneType"),
     ],
 )
 def test_pain_14_empty_turns_are_bad_rows(folder, broken, part):

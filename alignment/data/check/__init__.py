@@ -1,4 +1,6 @@
-"""What is in data files, and what will go wrong in training on them: `alignment data check`, and before each run."""
+"""Check data files for problems in training: `alignment data check`, and before each run."""
+
+from __future__ import annotations
 
 from alignment.data.check.conversation import MARKERS, schema_validator, turn_problems
 from alignment.data.check.findings import report_of

@@ -1,4 +1,4 @@
-"""What can be wrong with one conversation: its turns, marks of a template in it, answers that should be JSON."""
+"""Check one conversation: the order of its turns, template markers in its contents, and answers that must be JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from alignment.data.duplicates import folded
 from alignment.data.row_files import DataError
 from alignment.templates.rendering import Message
 
-# A text that holds one of these was rendered by some template already, or would forge a turn under one.
+# A text with one of these was already rendered by a template, or would forge a turn in one.
 MARKERS = (
     *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|start_header_id|>", "[INST]", "[/INST]"),
     *("<<SYS>>", "### Instruction", "### Response:", "\n\nHuman:", "\n\nAssistant:"),
@@ -19,27 +19,27 @@ MARKERS = (
 
 
 def turn_problems(messages: Sequence[Message], markers: Sequence[str] = MARKERS) -> list[str]:
-    """Which of these checks on roles and contents a usable conversation fails."""
+    """The names of the checks on roles and contents that a usable conversation fails."""
     roles = [message["role"] for message in messages]
-    spoken = [role for role in roles if role != "system"]
+    dialogue = [role for role in roles if role != "system"]
     contents = [message["content"] for message in messages]
     problems = {
-        "same_role": any(a == b != "tool" for a, b in itertools.pairwise(spoken)),
-        "assistant_first": len(spoken) > 1 and spoken[0] == "assistant",
+        "same_role": any(a == b != "tool" for a, b in itertools.pairwise(dialogue)),
+        "assistant_first": len(dialogue) > 1 and dialogue[0] == "assistant",
         "system_later": "system" in roles[1:],
         "markers": any(marker in content for content in contents for marker in markers),
         "echo": roles[-2:] == ["user", "assistant"] and folded(contents[-1]) == folded(contents[-2]),
     }
-    return [name for name, found in problems.items() if found]
+    return [name for name, failed in problems.items() if failed]
 
 
 def schema_validator(schema: Mapping[str, Any]) -> Callable[[str], str | None]:
-    """A check of answers against a JSON schema, nothing fetched from anywhere.
+    """A function that checks answers against a JSON schema; it fetches nothing from the network.
 
     Raises:
         ImportError: jsonschema is not installed.
         jsonschema.SchemaError: the schema itself is wrong.
-        DataError: from the check, where the schema refers to another file.
+        DataError: raised by the returned function if the schema refers to another file.
     """
     from jsonschema.validators import validator_for
     from referencing import Registry

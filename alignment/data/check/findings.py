@@ -1,4 +1,4 @@
-"""What is wrong with the rows that an Inspector has looked at, in words, with what to do about it."""
+"""Turn an Inspector's counts into findings with advice."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from alignment.data.check.inspector import Inspector
 from alignment.data.check.report import LEVELS, DataReport, Finding, Level, SetAside, histogram, percent, percentiles
 
 USUAL_ROWS = 1000
-"""Demonstrations that a fine-tune usually wants at least (LIMA, Zhou et al. 2023, shows 1,000 good ones suffice)."""
+"""Usual minimum number of demonstrations for fine-tuning (LIMA, Zhou et al. 2023: 1,000 good ones suffice)."""
 MAX_EXAMPLES = 20
 
-# What was seen in single rows: how bad, what it is (after "12 of 300 rows (4.0%)"), and what to do.
+# Findings about single rows: level, text (after "12 of 300 rows (4.0%)") and advice.
 _ROWS: dict[str, tuple[Level, str, str]] = {
     "template": (
         "error",
@@ -26,27 +26,27 @@ _ROWS: dict[str, tuple[Level, str, str]] = {
     "schema": (
         "error",
         "have an answer that does not fit the schema",
-        "mend them: a model learns the mistake",
+        "fix them: the model learns the mistake",
     ),
     "same_role": (
         "warning",
-        "have two turns of one role one after the other",
-        "join such turns into one, unless they are meant to be apart",
+        "have consecutive turns of the same role",
+        "merge such turns, unless they are meant to be separate",
     ),
-    "assistant_first": ("warning", "begin with the assistant's turn", "begin with what the assistant answers to"),
+    "assistant_first": ("warning", "begin with the assistant's turn", "begin with the turn that the assistant answers"),
     "system_later": ("warning", "have a system turn that is not the first", "move it to the front: most templates do"),
     "markers": (
         "warning",
-        "have a template's own marks (<|im_end|>, [INST], ### Response: ...) inside a turn",
-        "give such rows as plain turns: the template adds its marks, and those in a text are learned as letters",
+        "have a template's markers (<|im_end|>, [INST], ### Response: ...) inside a turn",
+        "give such rows as plain turns: the template adds its markers, and those in a text are trained on as text",
     ),
-    "echo": ("warning", "have an answer that repeats the user's turn word for word", "take these rows out"),
+    "echo": ("warning", "have an answer that repeats the user's turn word for word", "remove these rows"),
 }
 _PERSONAL = {"mail": "mail addresses", "phone": "phone numbers", "card": "payment card numbers"}
 
 
 def report_of(rows: Inspector, sources: Sequence[str]) -> DataReport:
-    """Everything found; the sketches are compared here."""
+    """The report with all findings; the sketches are compared here."""
     trained = rows.num_trained / rows.num_tokens if rows.num_tokens else None
     whole, answers = numbers(rows.lengths), numbers(rows.answer_lengths)
     lengths = {"whole row": whole, "prompt": whole - answers, "answer": answers} if len(whole) else {}
@@ -71,16 +71,16 @@ def report_of(rows: Inspector, sources: Sequence[str]) -> DataReport:
 
 
 def row_findings(rows: Inspector) -> Iterator[Finding]:
-    """What single rows show."""
+    """Yield the findings about single rows."""
     yield from _bad_rows(rows)
     kept = rows.num_kept
     if 0 < kept < USUAL_ROWS:
         text = f"you have {kept} rows: the usual guidance is about {USUAL_ROWS:,}"
-        advice = "more rows of the same quality; training on shares of these shows whether more would help"
+        advice = "add rows of the same quality; training on subsets of these shows whether more would help"
         yield Finding("note", "few_rows", kept, text, advice, [])
-    for number, (reason, seen) in enumerate(rows.passed_over.items()):
-        text = f"{seen.count:,} rows are passed over: {reason}"
-        yield Finding("note", f"passed_over_{number}" if number else "passed_over", seen.count, text, "", seen.places)
+    for index, (reason, seen) in enumerate(rows.passed_over.items()):
+        text = f"{seen.count:,} rows are skipped: {reason}"
+        yield Finding("note", f"passed_over_{index}" if index else "passed_over", seen.count, text, "", seen.places)
     yield from _too_long(rows)
     for kind, (level, text, advice) in _ROWS.items():
         if kind in rows.seen:
@@ -104,7 +104,7 @@ def _bad_rows(rows: Inspector) -> Iterator[Finding]:
         total = bad + rows.num_kept
         level: Level = "error" if bad > allowed * total else "warning"
         text = f"{_of(bad, total)} cannot be used and are set aside"
-        advice = f"mend them; more than {100 * allowed:g}% of all (data.max_bad_share) stops training"
+        advice = f"fix them; more than {100 * allowed:g}% of all (data.max_bad_share) stops training"
         reasons = [seen.places for _, seen in rows.set_aside.values()]
         places = [places[0] for places in reasons] + [place for places in reasons for place in places[1:MAX_EXAMPLES]]
         yield Finding(level, "set_aside", bad, text, advice, places[:MAX_EXAMPLES])
@@ -129,7 +129,7 @@ def _too_long(rows: Inspector) -> Iterator[Finding]:
         elif config.too_long == "trim_prompt":
             level: Level = "error" if seen.count > config.max_bad_share * kept else "warning"
             text = f"{_of(seen.count, kept)} are left out of training: the answer alone is longer than {limit} tokens"
-            advice = f"{longest}, shorten these answers, or set data.too_long=drop to go on without them"
+            advice = f"{longest}, shorten these answers, or set data.too_long=drop to train without them"
             yield Finding(level, "left_out", seen.count, text, advice, seen.places)
         else:
             level = "error" if config.too_long == "raise" else "warning"
@@ -147,26 +147,26 @@ def _of(count: int, total: int) -> str:
 
 
 def group_findings(rows: Inspector) -> Iterator[Finding]:
-    """What rows show beside each other: repetitions, contradictions, held-out prompts that are trained on."""
+    """Yield the findings about several rows: duplicates, contradictions, held-out prompts in the training rows."""
     questions, answers, groups, prompts = map(numbers, (rows.questions, rows.answers, rows.groups, rows.prompts))
     exact = _first_of_equal(questions * np.uint64(0x9E3779B97F4A7C15) + answers)
     itself = np.arange(len(exact))
     copies = np.flatnonzero(exact != itself)
     if len(copies):
         text = f"{_of(len(copies), len(exact))} repeat an earlier one exactly"
-        advice = "keep one of each, unless the repetition is a weight that you mean"
+        advice = "keep one of each, unless the repetition is a deliberate weight"
         yield Finding("warning", "exact_duplicates", len(copies), text, advice, _pairs(rows, copies, exact))
     yield from _contradictions(rows, questions, exact)
-    near = exact[rows.texts.labels()]  # by the first of its exact copies, so that those are not counted again
+    near = exact[rows.texts.labels()]  # exact copies are replaced by the first, so that they are not counted twice
     alike = np.flatnonzero((near != exact) & (exact == itself) & (prompts[near] != prompts))
     if len(alike):
         text = f"{_of(len(alike), len(exact))} nearly repeat an earlier one (texts filled into one form count too)"
-        advice = "look at a few: copies with small changes teach little and hide in both parts of a split"
+        advice = "look at a few: copies with small changes teach little and may be on both sides of a split"
         yield Finding("note", "near_duplicates", len(alike), text, advice, _pairs(rows, alike, near))
     yield from _leaks(rows, groups)
     if rows.texts.num_unseen:
         first = len(exact) - rows.texts.num_unseen
-        text = f"near duplicates were looked for among the first {first:,} rows only; exact ones among all"
+        text = f"near duplicates were searched for among the first {first:,} rows only; exact ones among all"
         yield Finding("note", "near_duplicates_limit", rows.texts.num_unseen, text, "", [])
 
 
@@ -182,7 +182,7 @@ def _contradictions(rows: Inspector, questions: NDArray[np.uint64], exact: NDArr
         advice = "people differ; give votes instead, or keep the majority's, unless the mixture is meant"
     else:
         have = "prompt has" if count == 1 else "prompts have"
-        text = f"{count:,} {have} several different answers, of which a model learns the mixture"
+        text = f"{count:,} {have} several different answers, so the model learns their mixture"
         advice = "keep the best answer to each, unless the mixture is meant"
     earlier = np.zeros(len(exact), np.int64)
     earlier[different[again]] = different[first[again]]
@@ -190,15 +190,15 @@ def _contradictions(rows: Inspector, questions: NDArray[np.uint64], exact: NDArr
 
 
 def _leaks(rows: Inspector, groups: NDArray[np.uint64]) -> Iterable[Finding]:
-    held = np.frombuffer(rows.held_out, np.uint8).astype(bool)
-    same = _first_marked(_first_of_equal(groups), ~held)
-    near = _first_marked(rows.group_sketches.labels(), ~held)
+    held_out = np.frombuffer(rows.held_out, np.uint8).astype(bool)
+    same = _first_marked(_first_of_equal(groups), ~held_out)
+    near = _first_marked(rows.group_sketches.labels(), ~held_out)
     train = np.where(same >= 0, same, near)
-    leaked = np.flatnonzero(held & (train >= 0))
+    leaked = np.flatnonzero(held_out & (train >= 0))
     if len(leaked):
         text = (
-            f"{len(leaked):,} of {held.sum():,} held-out rows have a prompt that stands in the training rows too, or "
-            "nearly, so the figures on them are too good"
+            f"{len(leaked):,} of {held_out.sum():,} held-out rows have a prompt that is also in the training rows, "
+            "exactly or nearly, so metrics on them are too good"
         )
         advice = "`alignment data split` keeps such prompts together"
         if rows.config.eval:
@@ -206,24 +206,24 @@ def _leaks(rows: Inspector, groups: NDArray[np.uint64]) -> Iterable[Finding]:
         yield Finding("warning", "split_leaks", len(leaked), text, advice, _pairs(rows, leaked, train))
 
 
-def _pairs(rows: Inspector, some: NDArray[np.int64], others: NDArray[np.int64]) -> list[str]:
-    return [f"{rows.places[row]} and {rows.places[others[row]]}" for row in some[:MAX_EXAMPLES]]
+def _pairs(rows: Inspector, indices: NDArray[np.int64], others: NDArray[np.int64]) -> list[str]:
+    return [f"{rows.places[row]} and {rows.places[others[row]]}" for row in indices[:MAX_EXAMPLES]]
 
 
 def _first_of_equal(keys: NDArray[Any]) -> NDArray[np.int64]:
-    """For each key the index of the first equal one, (N,)."""
+    """The index of the first key equal to each key, (N,)."""
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     return first[inverse]
 
 
-def _first_marked(names: NDArray[np.int64], marked: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """For each row the first marked row of its name (a row's index), or -1."""
-    first = np.full(len(names), -1)
-    at = np.flatnonzero(marked)[::-1]  # backwards: of equal indices the last assignment stays
-    first[names[at]] = at
-    return first[names]
+def _first_marked(labels: NDArray[np.int64], marked: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The index of the first marked row with each row's label, or -1."""
+    first = np.full(len(labels), -1)
+    marked_rows = np.flatnonzero(marked)[::-1]  # reversed, because the last assignment to an index wins
+    first[labels[marked_rows]] = marked_rows
+    return first[labels]
 
 
 def numbers(values: array[int]) -> NDArray[np.uint64]:
-    """The values of an array of kind "Q", not copied."""
+    """The values of an array of type code "Q", without a copy."""
     return np.frombuffer(values, np.uint64)

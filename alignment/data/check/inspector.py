@@ -1,7 +1,7 @@
-"""One pass over the rows, as a stream.
+"""Inspect rows in one streaming pass.
 
-What is kept for each row is a few numbers, four hashes and two sketches (about 330 bytes in all, sketches only for the
-first million rows), never its text; so 2 GB of rows are looked at in half a gigabyte of memory.
+Each row is reduced to a few numbers, four hashes and two sketches (about 330 bytes; sketches only for the first million
+rows). Its text is not kept, so 2 GB of rows are checked in half a gigabyte of memory.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_PLACES = 100_000
-"""Places of bad rows in a report, for each reason; `alignment data check --bad FILE` has no such limit."""
+"""Maximum number of places in a report for each reason; `alignment data check --bad FILE` has no limit."""
 MAX_REASONS = 50
 MAX_EXAMPLES = 20
 
 
 class Places:
-    """Where rows stand (`file:12`), in a dozen bytes each."""
+    """The places of rows (`file:12`), stored in a dozen bytes each."""
 
     def __init__(self) -> None:
         self._heads: dict[str, int] = {}
-        self._head, self._number = array("I"), array("Q")
+        self._head, self._line = array("I"), array("Q")
 
     def add(self, where: str) -> None:
         head = where.rstrip("0123456789")
-        number = where[len(head) :]
-        if not number or number[0] == "0" or len(number) > 18:
-            head, number = where, ""
+        line = where[len(head) :]
+        if not line or line[0] == "0" or len(line) > 18:
+            head, line = where, ""
         self._head.append(self._heads.setdefault(head, len(self._heads)))
-        self._number.append(int(number or 0))
+        self._line.append(int(line or 0))
 
     def __len__(self) -> int:
         return len(self._head)
 
     def __getitem__(self, row: int) -> str:
-        head = next(text for text, number in self._heads.items() if number == self._head[row])
-        return f"{head}{self._number[row] or ''}"
+        head = next(text for text, index in self._heads.items() if index == self._head[row])
+        return f"{head}{self._line[row] or ''}"
 
 
 @dataclass
 class Seen:
-    """How many rows something was met in, and the first places."""
+    """The number of rows with a property, and the places of the first ones."""
 
     count: int = 0
     places: list[str] = field(default_factory=list)
@@ -73,12 +73,12 @@ class Seen:
 
 
 class Inspector:
-    """Takes rows one by one and reports on all of them.
+    """Collects counts and hashes of rows, one row at a time, for `report_of`.
 
     Args:
         config: `max_length`, `too_long`, `eval_share` and `split_seed` are used as training uses them.
-        tokenizer: of whose tokens lengths are; None: lengths are in words.
-        validate: says what is wrong with an answer that should be JSON of a certain schema, or None.
+        tokenizer: lengths are in its tokens; None: lengths are in words.
+        validate: returns the error of an answer that must match a JSON schema, or None.
     """
 
     def __init__(
@@ -97,8 +97,8 @@ class Inspector:
         self.seen: dict[str, Seen] = {}
         self.places = Places()
         self.held_out = bytearray()
-        # 64-bit hashes of each record: the first human turn, everything before the answer, what a contradiction is
-        # about, and the answer.
+        # 64-bit hashes of each record: the first human turn, everything before the answer, the question of a possible
+        # contradiction, and the answer.
         self.groups, self.prompts, self.questions, self.answers = (array("Q") for _ in range(4))
         self.texts, self.group_sketches = Sketches(), Sketches()
         self.lengths, self.answer_lengths = array("Q"), array("Q")
@@ -109,53 +109,53 @@ class Inspector:
     def add(
         self, where: str, row: Any, format: Format = "auto", held_out: bool | None = None
     ) -> tuple[Any, str | None]:
-        """Look at a row of a file; `held_out` None: the split of the config decides.
+        """Inspect a row of a file; `held_out` None: the config's split decides.
 
         Returns:
-            The row scrubbed, and why it cannot be used, or None.
+            The scrubbed row, and the reason why it cannot be used or None.
         """
         scrubbed = row if isinstance(row, BadRow) else self._scrubbed(where, row)
         try:
             records = self._records(row, format)
-            encoded = [self._encoded(where, record) for record in records]
-        except PassedOver as reason:
+            encodings = [self._encoded(where, record) for record in records]
+        except PassedOver as error:
             self.num_rows += 1
-            self.passed_over.setdefault(str(reason), Seen()).add(where)
+            self.passed_over.setdefault(str(error), Seen()).add(where)
             return scrubbed, None
-        except (BadRow, Unrenderable) as reason:
-            self.add_bad(where, str(reason))
-            return scrubbed, str(reason)
+        except (BadRow, Unrenderable) as error:
+            self.add_bad(where, str(error))
+            return scrubbed, str(error)
         self.num_rows += 1
-        for record, whole in zip(records, encoded, strict=True):
+        for record, encoding in zip(records, encodings, strict=True):
             config = self.config
             side = is_held_out(record, config.eval_share, config.split_seed) if held_out is None else held_out
             self._add_record(replace(record, place=where), side)
-            if whole is not None and self.tokenizer is not None:
-                fitted: Encoded | None = whole
-                if isinstance(record, Demonstration | Comparison):  # a text is cut into pieces, nothing is lost
-                    fitted = fit_record(record, whole, self.tokenizer, config.max_length, config.too_long)
-                self._measure(where, whole, fitted)
+            if encoding is not None and self.tokenizer is not None:
+                fitted: Encoded | None = encoding
+                if isinstance(record, Demonstration | Comparison):  # a document is chunked without loss
+                    fitted = fit_record(record, encoding, self.tokenizer, config.max_length, config.too_long)
+                self._measure(where, encoding, fitted)
         return scrubbed, None
 
     @property
     def num_kept(self) -> int:
-        """Records that can be used."""
+        """Number of usable records."""
         return len(self.places)
 
     def add_bad(self, where: str, reason: str) -> None:
         """Count a row that cannot be used."""
         self.num_rows += 1
         self.num_bad += 1
-        kind = re.sub(r"\d+", "#", reason)  # one kind of mistake, whatever the column or turn it stands in
+        kind = re.sub(r"\d+", "#", reason)  # group by mistake, whatever its column or turn
         if kind not in self.set_aside and len(self.set_aside) >= MAX_REASONS:
             kind, reason = "", "other reasons"
         self.set_aside.setdefault(kind, (reason, Seen()))[1].add(where, limit=MAX_PLACES)
 
     def look(self, record: Record | CompletionRating, encoded: Encoded, fitted: Encoded | None, held_out: bool) -> None:
-        """Look at a record on its way to training: all of its tokens, and what `fit` left of them."""
-        if record is self._last:  # the part of a mixture that it comes from has a weight: not a copy in the file
+        """Inspect a record on its way to training: all of its tokens, and those that `fit` kept."""
+        if record is self._last:  # repeated by its part's weight, not a duplicate in the file
             return
-        self.num_rows += self._last is None or record.place != self._last.place  # a row may hold several
+        self.num_rows += self._last is None or record.place != self._last.place  # a row may hold several records
         self._last = record
         self._scrubbed(record.place, [message["content"] for message in turns(record)])
         self._add_record(record, held_out)
@@ -204,13 +204,13 @@ class Inspector:
         self.groups.append(digest(group))
         self.prompts.append(digest(prompt))
         if isinstance(record, Comparison):
-            # Rows of one prompt are meant to differ; two that prefer the opposite of two answers are not.
+            # Answers to one prompt may differ, but two rows must not prefer opposite answers of the same pair.
             other = record.second if record.target >= 0.5 else record.first
             self.questions.append(digest("\0".join((prompt, *sorted((answer, other))))))
             self.answers.append(digest(f"{answer}\0{other}"))
             self.num_pairs += 1
             self.num_chosen_longer += len(answer) > len(other)
-        elif isinstance(record, CompletionRating):  # each answer is learned, however many a prompt has
+        elif isinstance(record, CompletionRating):  # a prompt may have many rated answers
             self.questions.append(digest(f"{prompt}\0{answer}"))
             self.answers.append(digest(answer))
         else:
@@ -220,8 +220,8 @@ class Inspector:
         self.group_sketches.add(group)
         for problem in turn_problems(messages, self._markers):
             self._see(problem, where)
-        if self.validate and answer and (fault := self.validate(answer)):
-            self._see("schema", f"{where}: {fault}")
+        if self.validate and answer and (error := self.validate(answer)):
+            self._see("schema", f"{where}: {error}")
         if self.tokenizer is None:
             words = [(message["role"], len(message["content"].split())) for message in messages]
             self.lengths.append(sum(count for _, count in words))
@@ -245,7 +245,7 @@ class Inspector:
 
 
 def turns(record: Record | CompletionRating) -> tuple[Message, ...]:
-    """The conversation of a record: with the preferred answer where there are two; a text is the assistant's."""
+    """The conversation of a record, with the preferred answer of a comparison; a document is an assistant's turn."""
     if isinstance(record, Document):
         return (Message(role="assistant", content=record.text),)
     if isinstance(record, Comparison):
@@ -257,5 +257,5 @@ def turns(record: Record | CompletionRating) -> tuple[Message, ...]:
 
 
 def _content(message: Message) -> str:
-    """What a turn says and does: two that differ in the tools they call are no copies."""
+    """The content of a turn with its tool calls: turns that differ in them are not duplicates."""
     return message["content"] + (json.dumps(message["tool_calls"]) if message.get("tool_calls") else "")

@@ -1,4 +1,4 @@
-"""The report as one HTML page that loads nothing and runs nothing."""
+"""Render the report as one self-contained HTML page without scripts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _BODY = """<h1 class="{{ worst }}">{{ report.verdict }}</h1>
 <table class="facts">
 {% for name, value in report.facts() %}<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>
 {% endfor %}</table>
-<h2>What was found</h2>
+<h2>Findings</h2>
 {% for finding in report.findings %}<div class="finding {{ finding.level }}">
 <p><b>{{ finding.level }}</b> {{ finding.text }}</p>
 {% if finding.advice %}<p class="advice">{{ finding.advice }}</p>{% endif %}
 {{ places(finding.places, finding.count) }}</div>
-{% else %}<p>Nothing to complain of.</p>
+{% else %}<p>No problems were found.</p>
 {% endfor %}
 {% if report.set_aside %}<h2>Rows set aside, by reason</h2>
 <table><thead><tr><th scope="col" class="number">rows</th><th scope="col">reason</th></tr></thead>
@@ -53,7 +53,7 @@ _MACROS = """{% macro places(list, count) %}{% if list %}<details><summary>at {{
 
 
 def html_page(report: DataReport) -> str:
-    """The report as a page; every text in it is escaped."""
+    """The report as a page; every string in it is escaped."""
     worst = report.findings[0].level if report.findings else "note"
     return render(
         "Data check",
@@ -69,18 +69,18 @@ def html_page(report: DataReport) -> str:
 
 
 def _bars(report: DataReport) -> dict[str, Any]:
-    """The histogram of lengths as rectangles in a picture of 640 x 120."""
+    """The histogram of lengths as rectangles in an SVG of 640 x 120."""
     width, counts = report.histogram.width, report.histogram.counts
     step, most = 640 / max(1, len(counts)), max([1, *counts])
     bars, ticks = [], []
-    for number, count in enumerate(counts):
+    for index, count in enumerate(counts):
         height = 0 if not count else max(1.0, 110 * count / most)
-        start, last = number * width, number == len(counts) - 1
+        start, last = index * width, index == len(counts) - 1
         span = f"{start:,} or more" if last else f"{start:,} to {start + width - 1:,}"
         title = f"{span} {report.unit}: {count:,} rows"
-        bars.append({"x": number * step + 1, "y": 120 - height, "width": step - 2, "height": height, "title": title})
-        if number % 5 == 0:
-            ticks.append({"x": number * step, "anchor": "start" if number == 0 else "middle", "text": f"{start:,}"})
+        bars.append({"x": index * step + 1, "y": 120 - height, "width": step - 2, "height": height, "title": title})
+        if index % 5 == 0:
+            ticks.append({"x": index * step, "anchor": "start" if index == 0 else "middle", "text": f"{start:,}"})
     ticks.append({"x": 640, "anchor": "end", "text": f"{len(counts) * width:,} {report.unit} or more"})
     limit = None if report.max_length is None else report.max_length / width * step
     return {

@@ -1,4 +1,4 @@
-"""What was found in data files, for programs and for a terminal; `page.py` has the page."""
+"""The report of a data check, as JSON and as terminal text; `page.py` renders it as HTML."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BINS = 20
 
 @dataclass(frozen=True)
 class Lengths:
-    """The spread of a length: p10 is what a tenth of the rows do not reach."""
+    """The distribution of a length; p10 is the 10th percentile."""
 
     min: int
     p10: int
@@ -47,12 +47,12 @@ LENGTH_NAMES = {
     "max": "longest",
     "mean": "mean",
 }
-"""What people read over the columns: 90% of the rows are no longer than the value under "90%"."""
+"""Column headings: 90% of the rows are no longer than the value under "90%"."""
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Rows by length: `counts[i]` rows are `i * width` or longer and shorter than the next; the last takes the rest."""
+    """Rows by length: bin i holds `counts[i]` rows of length i * width to (i + 1) * width; the last holds the rest."""
 
     width: int
     counts: list[int]
@@ -60,7 +60,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class SetAside:
-    """One reason why rows cannot be used, and where."""
+    """One reason why rows cannot be used, and their places."""
 
     reason: str
     count: int
@@ -69,9 +69,9 @@ class SetAside:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a person should know, and what to do about it.
+    """One problem or note, with advice.
 
-    `error` makes training pointless or wrong, `warning` may, `note` is for information.
+    An `error` makes training pointless or wrong, a `warning` may, and a `note` is for information.
     """
 
     level: Level
@@ -84,7 +84,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What is in data files. Texts of the rows are not in it, and personal data is counted, not shown."""
+    """The result of a data check. It holds no text of the rows; personal data is counted, not shown."""
 
     sources: list[str]
     rows: int
@@ -110,14 +110,14 @@ class DataReport:
             return "There are no rows"
         if errors:
             also = f", {look}" if warnings else ""
-            return f"Not ready to train on: {errors} {'problem' if errors == 1 else 'problems'} to mend{also}"
+            return f"Not ready to train on: {errors} {'problem' if errors == 1 else 'problems'} to fix{also}"
         return f"Can be trained on; {look} first" if warnings else "Ready to train on"
 
     def to_dict(self) -> dict[str, Any]:
         return {"verdict": self.verdict} | asdict(self)
 
     def summary(self) -> dict[str, Any]:
-        """The few numbers that a run's journal keeps."""
+        """The summary for a run's journal."""
         findings = {finding.kind: finding.count for finding in self.findings}
         return {
             "verdict": self.verdict,
@@ -130,7 +130,7 @@ class DataReport:
         }
 
     def facts(self) -> list[tuple[str, str]]:
-        """Names and values for the head of a page."""
+        """Names and values for the top of the report."""
         usable = f"{self.kept:,} usable"
         if self.kept + self.bad != self.rows:
             usable = f"{self.kept:,} usable examples in them"
@@ -147,10 +147,10 @@ class DataReport:
 
 
 def refuse(report: DataReport, config: DataConfig) -> None:
-    """Stop where training on these rows would be pointless: the first error of the report.
+    """Raise the first error of the report, if it has one.
 
     Raises:
-        DataError: one line with the place, what was found and what to do.
+        DataError: one line with the place, the problem and the fix.
     """
     source = ", ".join(report.sources)
     if not report.rows:
@@ -161,7 +161,7 @@ def refuse(report: DataReport, config: DataConfig) -> None:
             share = f"{finding.count} of {report.bad + report.kept} rows are bad"
             raise DataError(
                 f"{worst.places[0]}: {worst.reason} ({share}, data.max_bad_share is {config.max_bad_share:g}); "
-                "mend the rows or raise data.max_bad_share"
+                "fix the rows or raise data.max_bad_share"
             )
         if finding.level == "error":
             first = f"; the first: {finding.places[0]}" if finding.places else ""
@@ -169,18 +169,18 @@ def refuse(report: DataReport, config: DataConfig) -> None:
 
 
 def percent(share: float) -> str:
-    """A share for people: 0.042 is 4.2%, and a little is not called none."""
+    """A fraction as a percentage: 0.042 is 4.2%; a tiny fraction is not shown as 0.0%."""
     return "under 0.1%" if 0 < share < 0.001 else f"{share:.1%}"
 
 
 def percentiles(values: NDArray[np.uint64]) -> Lengths:
-    """The spread of lengths, (N,)."""
-    low, median, high, most = (int(np.percentile(values, share)) for share in (10, 50, 90, 99))
+    """Percentiles of lengths, (N,)."""
+    low, median, high, most = (int(np.percentile(values, q)) for q in (10, 50, 90, 99))
     return Lengths(int(values.min()), low, median, high, most, int(values.max()), round(float(values.mean()), 1))
 
 
 def histogram(values: NDArray[np.uint64]) -> Histogram:
-    """Lengths, (N,), in twenty bins, of which the last takes the longest 1% if they are far out."""
+    """Lengths, (N,), in twenty bins; the last one also holds outliers, about the longest 1%."""
     if not len(values):
         return Histogram(1, [])
     width = max(1, int(np.ceil((np.percentile(values, 99) + 1) / _BINS)))
@@ -189,7 +189,7 @@ def histogram(values: NDArray[np.uint64]) -> Histogram:
 
 
 def text_lines(report: DataReport, width: int | None = None) -> Iterator[Text]:
-    """The report as lines for a terminal of `width` columns, everything untrusted made safe to print."""
+    """Yield the report's lines for a terminal of `width` columns; untrusted text is made safe to print."""
     folder = common_folder(report)
     yield Text(report.verdict, style=_STYLES[_worst(report)] if report.rows else "bold red")
     yield Text(one_line(", ".join(report.sources)), style="bold")
@@ -226,14 +226,14 @@ def _length_lines(report: DataReport) -> Iterator[Text]:
 
 
 def _hanging(label: str, label_style: str, text: str, style: str, width: int | None) -> Iterator[Text]:
-    """A labelled text whose further lines stand under its first word."""
+    """A labelled text with a hanging indent."""
     lines = textwrap.wrap(text, max(20, width - len(label)), break_on_hyphens=False) if width else [text]
-    for number, line in enumerate(lines or [""]):
-        yield Text.assemble((label, label_style) if number == 0 else " " * len(label), (line, style))
+    for index, line in enumerate(lines or [""]):
+        yield Text.assemble((label, label_style) if index == 0 else " " * len(label), (line, style))
 
 
 def common_folder(report: DataReport) -> str:
-    """What the places have in common, said once at the head: a folder of files, or the folder they stand in."""
+    """The common prefix of the places, shown once at the top: a source folder, or the folder of the source files."""
     places = [place for finding in report.findings for place in finding.places]
     if len(report.sources) == 1 and any(place.startswith(inside := report.sources[0] + os.sep) for place in places):
         return inside

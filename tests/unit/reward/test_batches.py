@@ -18,7 +18,7 @@ from alignment.models.packing import ATTENTION
 from alignment.models.scalar import ScalarModel, ScoreHead
 from alignment.models.selfcheck import CheckError
 from alignment.tensors import pad_rows
-from reward.batches import QuestionCollator, check_layout, choose_layout, score_batch, score_questions
+from reward.batches import QuestionCollator, check_layout, choose_batch_layout, score_batch, score_questions
 from reward.questions import JudgedPair, Question
 
 KINDS = ("llama", "qwen2", "gpt2", "mistral", "gemma", "qwen3", "gemma3_text", "phi3", "gpt_neox", "opt")
@@ -73,7 +73,7 @@ def gradients(model, scores):
 def assert_same(model, asked, layout):
     expected = alone(model, asked)
     expected_gradients = gradients(model, expected)
-    assert choose_layout(model, 128)[0] == layout
+    assert choose_batch_layout(model, 128)[0] == layout
     found = score_batch(model, collate(asked, layout))
     found_gradients = gradients(model, found)
     assert found.dtype == torch.float32
@@ -97,7 +97,7 @@ def test_any_number_of_completions_takes_one_forward(k):
     model.base_model.register_forward_hook(lambda *_: calls.append(1))
     draw = random.Random(k)
     asked = [question(draw, 7, [draw.randrange(0, 6) for _ in range(k)]), question(draw, 3, [4])]
-    choose_layout(model, 128)
+    choose_batch_layout(model, 128)
     scores = score_batch(model, collate(asked))
     assert len(calls) == 1
     torch.testing.assert_close(scores, alone(model, asked), atol=1e-5, rtol=1e-5)
@@ -124,7 +124,7 @@ def test_no_mask_spans_the_row(kind, monkeypatch):
 
     sdpa = alignment.models.packing.sdpa_attention_forward
     monkeypatch.setattr(alignment.models.packing, "sdpa_attention_forward", watched)
-    choose_layout(model, 128)
+    choose_batch_layout(model, 128)
     score_batch(model, collate([question(random.Random(0), 10, [3, 4]), question(random.Random(1), 0, [6, 2])]))
     layer = [(10, 10, None), (4, 14, (1, 1, 4, 14)), (5, 15, (1, 1, 5, 15)), (7, 7, None), (3, 3, None)]
     assert shapes == layer * model.config.num_hidden_layers
@@ -134,7 +134,7 @@ def test_no_mask_spans_the_row(kind, monkeypatch):
 def test_neither_another_completion_nor_another_question_is_seen(kind):
     """Not by one bit, nor by a gradient of one."""
     model = classifier(kind)
-    choose_layout(model, 128)
+    choose_batch_layout(model, 128)
     draw = random.Random(3)
     first, second = question(draw, 9, [5, 5, 5]), question(draw, 4, [6, 6])
     inner = [*first.completion_ids[1]]
@@ -166,7 +166,7 @@ def test_scores_do_not_depend_on_the_batch(layout):
     model = classifier("gpt2").eval()
     asked = questions(seed=5, ks=(2, 4, 1, 9, 2, 3))
     expected = alone(model, asked)
-    choose_layout(model, 128)
+    choose_batch_layout(model, 128)
     for size in (1, 2, 6):
         batches = [asked[start : start + size] for start in range(0, len(asked), size)]
         found = torch.cat([score_batch(model, collate(batch, layout)) for batch in batches])
@@ -179,7 +179,7 @@ def test_padding_on_the_left_scores_the_same():
     asked = questions(seed=6)
     rows = [one.prompt_ids + ids for one in asked for ids in one.completion_ids]
     expected = score_batch(model, collate(asked, "padded"))
-    choose_layout(model, 128)
+    choose_batch_layout(model, 128)
     ids, mask = pad_rows(rows, PAD, "left")
     torch.testing.assert_close(ScalarModel(model).score(ids, mask), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(score_batch(model, collate(asked)), expected, atol=1e-5, rtol=1e-5)
@@ -188,7 +188,7 @@ def test_padding_on_the_left_scores_the_same():
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_checkpointed_activations_change_nothing(kind):
     model = classifier(kind)
-    choose_layout(model, 128)
+    choose_batch_layout(model, 128)
     batch = collate(questions())
     scores = score_batch(model, batch)
     expected = gradients(model, scores)
@@ -201,7 +201,7 @@ def test_checkpointed_activations_change_nothing(kind):
 
 def test_the_head_stays_in_float32_under_autocast():
     model = classifier("llama")
-    choose_layout(model, 128)
+    choose_batch_layout(model, 128)
     asked = questions()
     with torch.autocast("cpu", torch.bfloat16):
         scores = score_batch(model, collate(asked))
@@ -235,7 +235,7 @@ def test_the_forward_of_the_wrapper_is_what_runs():
     wrapper = Wrapper(model)
     calls = []
     wrapper.register_forward_hook(lambda *_: calls.append(1))
-    choose_layout(model, 128)
+    choose_batch_layout(model, 128)
     for layout in ("shared_prefix", "padded"):
         score_batch(model, collate(questions(), layout), wrapper)
     assert len(calls) == 2
@@ -253,7 +253,7 @@ def test_the_forward_of_the_wrapper_is_what_runs():
     ],
 )
 def test_what_cannot_share_a_prefix_is_padded_and_says_why(kind, changes, part):
-    layout, reason = choose_layout(classifier(kind, head=False, **changes), 128)
+    layout, reason = choose_batch_layout(classifier(kind, head=False, **changes), 128)
     assert layout == "padded"
     assert part in reason
 
@@ -262,7 +262,7 @@ def test_what_cannot_share_a_prefix_is_padded_and_says_why(kind, changes, part):
 def test_a_layout_that_gives_other_scores_is_left_for_padding(kind, layout):
     """StableLM does not hand its arguments on to its attention, which would go across the sequences of a row."""
     model, asked = classifier(kind, head=kind == "llama"), questions(seed=3, ks=(3, 2))
-    assert choose_layout(model, 128)[0] == "shared_prefix"
+    assert choose_batch_layout(model, 128)[0] == "shared_prefix"
     found, reason = check_layout(model, asked, PAD, "shared_prefix")
     assert (found, reason is None) == (layout, layout == "shared_prefix")
     assert model.training

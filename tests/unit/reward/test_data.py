@@ -53,7 +53,7 @@ def test_ratings_become_votes_and_skips_do_not_count(database):
     records, _ = read(DataConfig(train=str(database), eval_share=0.0))
     found = [(row.first, row.second, *map(row.count, CHOICES)) for row in records.items]
     assert found == [("same 0", "other 0", 2, 1, 0), ("same 1", "other 1", 0, 1, 1)]
-    assert records.notes == ["1 passed over: both completions of a rated pair are the same"]
+    assert records.notes == ["1 skipped: both completions of a rated pair are the same"]
     assert records.items[0].target == pytest.approx(2 / 3)
     assert records.items[1].target == 0.25
     assert [row.place for row in records.items] == [f"{database}:item 1", f"{database}:item 2"]
@@ -87,7 +87,7 @@ def test_ratings_that_are_all_ties_teach_nothing_and_are_refused(tmp_path):
     with RatingsStore(tmp_path / "r.db", create=True) as store:
         store.add_item(PROMPT, [{"text": "a"}, {"text": "b"}])
         rate(store, "ann", {"a": "tie"})
-    with pytest.raises(DataError, match=r"each of the 1 pairs to learn from is a tie.*rate more pairs"):
+    with pytest.raises(DataError, match=r"each of the 1 training pairs is a tie.*rate more pairs"):
         read(DataConfig(train=str(tmp_path / "r.db"), eval_share=0.0))
 
 
@@ -108,7 +108,7 @@ def test_a_ranking_becomes_all_its_pairs_and_keeps_who_said_what(tmp_path):
         store.add_item(PROMPT, [{"text": text} for text in "abc"], need=2, kind="rank")
         answer(store, "ann", {"a": 1, "b": 2, "c": 2})
         answer(store, "bob", {"a": 2, "b": 1, "c": 3})
-        ann, bob = (store.labeler_hash(name) for name in ("ann", "bob"))  # names stay in the database
+        ann, bob = (store.people.labeler_hash(name) for name in ("ann", "bob"))  # names stay in the database
     records, _ = read(DataConfig(train=str(tmp_path / "r.db"), eval_share=0.0))
     found = {
         (row.first, row.second): (row.size, *((vote.labeler, vote.choice) for vote in row.votes))
@@ -128,7 +128,7 @@ def test_single_ratings_are_compared_within_a_prompt_and_a_labeler(tmp_path):
             store.add_item(PROMPT, [{"text": text}], need=2, kind="single")
         answer(store, "ann", score={"a": 6, "b": 5, "c": 5})
         answer(store, "bob", score={"a": 1, "b": 3, "c": 2})
-        ann, bob = (store.labeler_hash(name) for name in ("ann", "bob"))
+        ann, bob = (store.people.labeler_hash(name) for name in ("ann", "bob"))
     records, _ = read(DataConfig(train=str(tmp_path / "r.db"), eval_share=0.0))
     assert {(row.completion, row.labeler, row.rating) for row in records.items} == {
         ("a", ann, 6), ("a", bob, 1), ("b", ann, 5), ("b", bob, 3), ("c", ann, 5), ("c", bob, 2),
@@ -153,7 +153,7 @@ def test_gold_and_repeated_answers_are_not_learned_from(tmp_path):
         from alignment.ratings import Gold
 
         store.add_item(PROMPT, [{"text": "a"}, {"text": "b"}], gold=Gold(choice="first"))
-        store.calibration = 1
+        store.settings.calibration = 1
         other = ({"role": "user", "content": "And a film?"},)
         store.add_item(other, [{"text": "c"}, {"text": "d"}])
         while (shown := store.claim("ann")) is not None:
@@ -220,18 +220,18 @@ def test_a_held_out_share_may_hold_nothing_to_compare(tokenizer):
     rows = [CompletionRating(PROMPT, "a", 7.0, "ann")]
     config = DataConfig(train="r.jsonl")
     assert encode(rows, tokenizer, config, RewardSection(), required=False).questions == []
-    with pytest.raises(DataError, match=r"none of the 1 judgements.*objective=pairs finds nothing to learn from"):
+    with pytest.raises(DataError, match=r"none of the 1 judgements.*objective=pairs cannot use any of them"):
         encode(rows, tokenizer, config, RewardSection())
 
 
 @pytest.mark.parametrize(
     ("rows", "more", "settings", "says"),
     [
-        ([("p", "a", 1), ("q", "b", 2)], {}, {}, "the 2 ratings to learn from compare nothing"),
-        ([("p", "a", 1), ("p", "b", 1)], {}, {"objective": "regression"}, "found 2 ratings of 1 kinds"),
+        ([("p", "a", 1), ("q", "b", 2)], {}, {}, "the 2 training ratings give no pair"),
+        ([("p", "a", 1), ("p", "b", 1)], {}, {"objective": "regression"}, "found 2 ratings with 1 values"),
         ([("p", "a", "good")], {}, {}, "'rating' must be a number, found 'good'"),
         ([("p", "a", True)], {}, {}, "'rating' must be a number, found True"),
-        ([("p", "a", 1)], {"labeler": 3}, {}, "'labeler' must be a text, found int"),
+        ([("p", "a", 1)], {"labeler": 3}, {}, "'labeler' must be a string, found int"),
     ],
 )
 def test_ratings_that_teach_nothing_are_refused(tmp_path, rows, more, settings, says):
@@ -243,9 +243,9 @@ def test_what_the_objective_cannot_use_is_refused(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n")
     config = DataConfig(train=str(path), eval_share=0.0)
-    with pytest.raises(DataError, match=r"reward\.objective=regression learns from ratings.*found 0 ratings"):
+    with pytest.raises(DataError, match=r"reward\.objective=regression needs differing ratings.*found 0 ratings"):
         read(config, objective="regression")
-    with pytest.raises(DataError, match=r"reward\.margin=0\.5 is asked for by votes that say how much better"):
+    with pytest.raises(DataError, match=r"reward\.margin=0\.5 needs votes with a strength"):
         read(config, margin=0.5)
 
 
@@ -266,5 +266,5 @@ def test_reliability_needs_pairs_that_several_judged():
         Comparison(PROMPT, "a", "b", (Vote("first", None, "ann"),)),
         Comparison(PROMPT, "a", "c", (Vote("tie"),) * 3),
     ]
-    with pytest.raises(DataError, match=r"r\.db: reward\.use_reliability weighs labelers.*judged by two"):
+    with pytest.raises(DataError, match=r"r\.db: reward\.use_reliability weights labelers.*judged by two"):
         labeler_weights(alone, "r.db")

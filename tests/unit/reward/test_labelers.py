@@ -7,7 +7,7 @@ import pytest
 from alignment.config.sections import DataConfig
 from alignment.data.reading import DataError
 from alignment.ratings import RatingsStore
-from alignment.ratings.quality import journalled
+from alignment.ratings.quality import label_events
 from reward.__main__ import main
 from reward.config import RewardSection
 from reward.data import read_judgements
@@ -27,7 +27,7 @@ def database(tmp_path):
             item = store.add_item(prompt, texts, need=3)
             for name in ("ann", "bob", "cyd" if number < 4 else "dan"):
                 store.import_rating(item, name, SAID[name])
-        store.mark_simulated("dan")
+        store.people.mark_simulated("dan")
     return path
 
 
@@ -41,7 +41,7 @@ def votes(records):
 
 def hashes(path, *names):
     with RatingsStore(path) as store:
-        return {store.labeler_hash(name) for name in names}
+        return {store.people.labeler_hash(name) for name in names}
 
 
 def test_each_model_learns_from_its_own_labelers_and_both_from_all_votes_together(database):
@@ -114,7 +114,7 @@ def test_rows_that_say_who_rated_are_chosen_by_name(tmp_path):
         ("x", 1, "bob"),
         ("y", 4, "bob"),
     ] * 3
-    assert records.notes == ["6 passed over: rated by none of reward.labelers"] and not records.bad
+    assert records.notes == ["6 skipped: rated by none of reward.labelers"] and not records.bad
     (mark,) = records.fingerprints
     assert (mark["labelers"], mark["of_labelers"], mark["rows"]) == (1, ["bob"], 6)
     with pytest.raises(DataError, match=r"is by 'eve'; there are ratings by ann, bob"):
@@ -124,9 +124,7 @@ def test_rows_that_say_who_rated_are_chosen_by_name(tmp_path):
 def test_a_source_by_others_is_named(database, tmp_path):
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n")
-    with pytest.raises(
-        DataError, match=r"pairs\.jsonl: none of reward\.labelers .* by people whose names are not in it"
-    ):
+    with pytest.raises(DataError, match=r"pairs\.jsonl: none of reward\.labelers .* by unnamed people"):
         read(database, "ann", eval=str(pairs))
 
 
@@ -140,9 +138,9 @@ def test_held_out_prompts_are_those_of_the_model_on_all_ratings(database):
 
 def test_the_quality_of_labels_is_that_of_the_chosen_ones(database):
     config, chosen = DataConfig(train=str(database)), hashes(database, "ann", "bob")
-    (found,) = journalled(config, [], chosen)
+    (found,) = label_events(config, [], chosen)
     assert found["labelers"].keys() == chosen
-    (found,) = journalled(config, [])
+    (found,) = label_events(config, [])
     assert found["labelers"].keys() == hashes(database, *SAID)
 
 

@@ -15,7 +15,7 @@ from alignment.data.records import Comparison, CompletionRating, Vote
 from alignment.templates.rendering import encode_conversation, encode_prompt
 from reward.config import RewardSection
 from reward.data import encode
-from reward.questions import MAX_COMPLETIONS, QuestionBuilder, rating_scale, standardised, weigh
+from reward.questions import MAX_COMPLETIONS, QuestionBuilder, combine_votes, rating_scale, standardize
 
 PROMPT = ({"role": "user", "content": "How long can I keep a book?"},)
 TOKENIZERS = {
@@ -52,7 +52,7 @@ def test_each_sequence_is_exactly_the_conversations(kind, asked):
             compared += 1
             if ids[0] != ids[1]:
                 expected |= set(ids)
-    questions = builder.questions(lambda row: weigh(row, 0.0, None))
+    questions = builder.questions(lambda row: combine_votes(row, 0.0, None))
     found = [tuple(ids) for question in questions for ids in question.sequences]
     assert set(found) == expected
     completions = Counter(tuple(encode_prompt(tokenizer, q.pairs[0].comparison.prompt)) for q in questions)
@@ -174,7 +174,7 @@ def vote(choice, strength=None, labeler=None):
     ],
 )  # fmt: skip
 def test_what_votes_ask_for(votes, size, reliability, expected):
-    assert weigh(Comparison(PROMPT, "a", "b", tuple(votes), size), 0.9, reliability) == pytest.approx(expected)
+    assert combine_votes(Comparison(PROMPT, "a", "b", tuple(votes), size), 0.9, reliability) == pytest.approx(expected)
 
 
 def test_pairs_of_labelers_who_know_nothing_are_gone(tokenizer):
@@ -189,7 +189,7 @@ def test_ratings_are_scaled_so_that_they_can_be_brought_back(tokenizer):
     questions, _ = build(tokenizer, rows, objective="regression")
     scale = rating_scale(questions)
     assert scale == pytest.approx(((2 * 2 + 4 + 8) / 4, ((2 * 2**2 + 0 + 4**2) / 4) ** 0.5))
-    (scaled,) = standardised(questions, scale)
+    (scaled,) = standardize(questions, scale)
     assert [scale.mean + scale.std * value for value in scaled.ratings] == pytest.approx([2.0, 4.0, 8.0])
     assert scaled.rating_weights == (2.0, 1.0, 1.0)
 
@@ -201,6 +201,6 @@ def test_a_prompt_of_many_answers_is_parted_and_their_encodings_are_not_kept_for
     for row in rows:
         builder.add(row)
         assert len(builder._encoded) <= 51
-    questions = builder.questions(lambda row: weigh(row, 0.0, None))
+    questions = builder.questions(lambda row: combine_votes(row, 0.0, None))
     assert [pair.comparison for question in questions for pair in question.pairs] == rows
     assert {len(question.pairs) for question in questions} == {MAX_COMPLETIONS // 2}

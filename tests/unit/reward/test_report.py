@@ -150,7 +150,7 @@ def test_each_fault_is_said_and_only_where_it_is(kind, options):
 def test_the_worst_comes_first_and_says_what_to_do():
     found = findings(report_of(*simulated(40, right=0.05)))
     assert (found[0].level, found[0].kind) == ("error", "worse_than_chance")
-    assert "wrong way round" in found[0].advice
+    assert "swapped" in found[0].advice
     assert [finding.level for finding in found] == sorted(
         (finding.level for finding in found), key=["error", "warning", "note"].index
     )
@@ -166,7 +166,7 @@ def test_an_end_that_nobody_reads_and_one_that_costs():
 def test_too_sure_and_not_sure_enough_are_told_apart():
     sure = next(f for f in findings(report_of(*simulated(300, sure=8.0, right=0.75))) if f.kind == "calibration")
     unsure = next(f for f in findings(report_of(*simulated(300, sure=0.05, right=0.9))) if f.kind == "calibration")
-    assert "too sure of its choices" in sure.text and "not sure enough" in unsure.text
+    assert "is overconfident" in sure.text and "is underconfident" in unsure.text
 
 
 def test_ties_that_the_model_is_sure_of():
@@ -227,7 +227,7 @@ def test_all_ties_are_an_error_and_still_a_report():
     report = report_of(pair_questions([("a", ["tie"], (3, 2)), ("b", ["tie"], (3, 2))]), [[1.0, 0.0]] * 2)
     assert "all_ties" in kinds(report)
     assert "accuracy" not in compact(report) and compact(report)["log_loss"]["value"] > 0.69
-    assert "No held-out vote decides anything" in html_page("run", report)
+    assert "No held-out vote is decided" in html_page("run", report)
     assert any("ECE" in line for line in summary(report))
 
 
@@ -358,7 +358,7 @@ def test_the_page_loads_nothing_and_has_each_part():
     for part in (
         "Agrees with", "This model", "Longer is better", "One human", "Best reachable", "Reliability",
         "Scores of preferred",
-        "By how far the two scores are apart", "By labeler", "Shortcuts", "ensemble", "Most confidently wrong",
+        "By score difference", "By labeler", "Shortcuts", "ensemble", "Most confidently wrong",
         "Closest calls",
     ):  # fmt: skip
         assert part in page, part

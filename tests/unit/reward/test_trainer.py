@@ -12,9 +12,9 @@ from trl import RewardConfig, RewardTrainer
 
 from alignment.data.records import Comparison
 from alignment.models.scalar import load_scalar_model
-from reward.batches import QuestionCollator, choose_layout, score_questions
+from reward.batches import QuestionCollator, choose_batch_layout, score_questions
 from reward.config import RewardSection
-from reward.questions import JudgedPair, Question, weigh
+from reward.questions import JudgedPair, Question, combine_votes
 from reward.trainer import QuestionTrainer
 
 FIRST = [[5, 9, 30, 2], [6, 7, 2], [60, 61, 62, 63, 2], [9, 2], [8, 8, 8, 2], [41, 2], [12, 13, 14, 2], [70, 71, 2]]
@@ -28,7 +28,7 @@ def pairs(votes=VOTES):
     found = []
     for count, first, second in zip(votes, FIRST, SECOND, strict=True):
         comparison = Comparison(PROMPT, "a", "b", tiny.votes(*count))
-        pair = JudgedPair(0, 1, *weigh(comparison, 0.0, None), comparison)
+        pair = JudgedPair(0, 1, *combine_votes(comparison, 0.0, None), comparison)
         found.append(Question([], [first, second], (pair,)))
     return found
 
@@ -75,7 +75,7 @@ def arguments(out, per_device, accumulated, **changes):
 def one_step(folder, out, tokenizer, questions, per_device=8, accumulated=1, shared=True, settings=None, **changes):
     """Weights after one step of plain gradient descent with learning rate 1, and the trainer."""
     model = load_scalar_model(str(folder)).model
-    layout = choose_layout(model, 64)[0] if shared else "padded"
+    layout = choose_batch_layout(model, 64)[0] if shared else "padded"
     assert layout == ("shared_prefix" if shared else "padded")
     set_seed(0)
     trainer = QuestionTrainer(

@@ -16,7 +16,7 @@ import bench
 import pytest
 import torch
 from benchmarks import ppo, ppo_learning, venv
-from benchmarks.ppo_measures import Stopwatch, matmul_rate, rollout_figures, through_end, useful_flops
+from benchmarks.ppo_measures import Stopwatch, matmul_rate, rollout_stats, through_end, useful_flops
 from benchmarks.ppo_ours import Contestant
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
@@ -58,7 +58,7 @@ def test_the_rate_of_matrix_products_is_work_over_time(monkeypatch):
 
 
 def test_a_rollout_is_counted_by_its_tokens():
-    found = rollout_figures(TINY, [[1, 2], [3]], [[4, 0], [5, 6, 7]], eos=0, epochs=2, trunks=1)
+    found = rollout_stats(TINY, [[1, 2], [3]], [[4, 0], [5, 6, 7]], eos=0, epochs=2, trunks=1)
     assert (found["response_tokens"], found["ended"]) == (2.5, 0.5)
     assert found["useful_flops"] == useful_flops(TINY, tokens=8, responses=5, epochs=2, trunks=1)
 

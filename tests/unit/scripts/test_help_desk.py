@@ -14,7 +14,7 @@ import pytest
 from help_desk import gold, labelers, manners, world
 from help_desk.handbook import load_handbook, parse_handbook, plain_values
 from help_desk.rating import RATINGS_PER_PAIR, item_gold, rate
-from help_desk.reports import BY_HAND, MEANT, SHUFFLED, SIMULATED, explained
+from help_desk.reports import BY_HAND, MEANT, SHUFFLED, SIMULATED, explain
 from helpers.journals import make_run
 from hypothesis import given
 from hypothesis import strategies as st
@@ -261,7 +261,7 @@ def test_a_warning_that_is_not_meant_says_so(tmp_path):
         ("finding", {"step": 1, "name": "set aside", "level": "warning", "text": "3 rows"}),
     ]
     make_run(tmp_path / "r", "sft", {1: {"train/loss": 1.0}}, events=findings)
-    head, meant, not_meant = explained([tmp_path / "r"])
+    head, meant, not_meant = explain([tmp_path / "r"])
     assert head == "r: 2 of 4 checks to look at"
     assert meant.startswith("  warn: data clean; meant here: all questions are")
     assert not_meant == "  warn: rows usable; not meant here, look at it: 3 rows"

@@ -12,7 +12,7 @@ from helpers import tiny
 
 from alignment.config.loading import validate
 from alignment.errors import ConfigError
-from sft.__main__ import seeds, shares
+from sft.__main__ import fractions, seeds
 from sft.config import SFTStageConfig
 from sft.data import IGNORED, row_groups
 from sft.studies.learning_curve import _by_prompt, _without_pauses, row_losses, shuffled_groups
@@ -94,11 +94,11 @@ def test_shares_are_trained_for_epochs_and_without_evaluations_in_between():
 
 
 def test_shares_and_seeds_are_checked_on_the_command_line():
-    assert shares("0.25,0.5,1") == [0.25, 0.5, 1.0]
+    assert fractions("0.25,0.5,1") == [0.25, 0.5, 1.0]
     assert seeds("3") == 3
     for text in ("0.5", "0.5,0.25", "0,1", "0.5,2", "0.5,0.5,1", "nan,1"):
         with pytest.raises(argparse.ArgumentTypeError):
-            shares(text)
+            fractions(text)
     for text in ("0", "11"):
         with pytest.raises(argparse.ArgumentTypeError):
             seeds(text)

@@ -85,9 +85,9 @@ def test_the_resampled_curve_is_the_bootstrap_of_a_mean():
 @pytest.mark.parametrize(
     ("shape", "reason"),
     [
-        ((3, 2, 60), "2 shares cannot tell"),
-        ((1, 3, 60), "1 seeds cannot tell"),
-        ((3, 3, 9), "9 held-out prompts cannot tell"),
+        ((3, 2, 60), "2 fractions cannot distinguish"),
+        ((1, 3, 60), "1 seeds cannot distinguish"),
+        ((3, 3, 9), "9 held-out prompts cannot distinguish"),
     ],
 )
 def test_too_little_to_go_by_is_said(shape, reason):

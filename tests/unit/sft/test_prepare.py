@@ -10,10 +10,10 @@ import alignment.cli.main
 from alignment.config.loading import validate
 from alignment.data.row_files import DataError
 from alignment.training.data_check import write_report
+from sft.building import build_trainer
 from sft.config import SFTStageConfig
 from sft.data import IGNORED
 from sft.prepare import prepare
-from sft.train import build_trainer
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_the_run_says_and_can_keep_what_was_found(folder, capsys):
         "data: Can be trained on; 3 things to look at first; see ",
         "data: note: you have 5 rows: the usual guidance is about 1,000",
         "data: warning: 1 prompt has several different answers",
-        "data: warning: 1 of 1 held-out rows have a prompt that stands in the training rows too",
+        "data: warning: 1 of 1 held-out rows have a prompt that is also in the training rows",
         "data: warning: 1 of 5 rows (20.0%) lose the beginning of their prompt at data.max_length=150",
     ):
         assert part in shown

@@ -12,9 +12,9 @@ from torch.nn.functional import cross_entropy
 
 from alignment.config.loading import validate
 from alignment.errors import ConfigError, UserError
+from sft.building import build_trainer, packs_rows
 from sft.config import SFTStageConfig
 from sft.prepare import prepare
-from sft.train import _packs, build_trainer
 from sft.trainer import SFTTrainer
 
 MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
@@ -83,7 +83,7 @@ def test_the_loss_of_a_head_of_several_layers_is_transformers_own(make, kind, ca
 )
 def test_rows_are_padded_where_packing_changes_the_loss(make, kind, changes, capsys):
     trainer = make(kind, changes, **({"router_aux_loss_coef": 0.0} if kind == "doge" else {}))
-    assert not _packs(trainer)
+    assert not packs_rows(trainer)
     assert trainer.args.train_sampling_strategy == "group_by_length"
     assert "are padded, not packed" in capsys.readouterr().err
     expected = plain_loss(trainer)
@@ -92,7 +92,7 @@ def test_rows_are_padded_where_packing_changes_the_loss(make, kind, changes, cap
 
 def test_packing_that_is_asked_for_and_wrong_is_refused(make):
     with pytest.raises(
-        ConfigError, match=r"training\.packing: rows of StableLmForCausalLM cannot be packed: .*leave it"
+        ConfigError, match=r"training\.packing: rows of StableLmForCausalLM cannot be packed: .*remove the key"
     ):
         make("stablelm", packing=True)
 
@@ -106,7 +106,7 @@ def test_an_encoder_is_not_trained_as_a_policy(make):
 def test_a_routers_loss_counts_on_padded_rows_and_the_config_stays_its_makers(make, published):
     """Packed, transformers fails to compute it; and TRL wrote `output_router_logits: true` into what was published."""
     trainer = make("mixtral", MIXTRAL | {"output_router_logits": published, "router_aux_loss_coef": 0.5})
-    assert not _packs(trainer)
+    assert not packs_rows(trainer)
     batch = trainer.data_collator([trainer.train_dataset[n] for n in range(6)])
     with torch.no_grad():
         router = float(trainer.model.eval()(**batch, output_router_logits=True).aux_loss)
@@ -119,7 +119,7 @@ def test_a_routers_loss_counts_on_padded_rows_and_the_config_stays_its_makers(ma
 def test_without_a_routers_loss_rows_are_packed(make):
     """0 was a traceback: the model's config takes no whole number."""
     trainer = make("mixtral", MIXTRAL, router_aux_loss_coef=0)
-    assert _packs(trainer)
+    assert packs_rows(trainer)
     expected = plain_loss(trainer)
     assert first_loss(trainer) == pytest.approx(expected, rel=1e-4)
     with pytest.raises(ConfigError, match=r"training\.router_aux_loss_coef=0 trains without it"):

@@ -10,11 +10,11 @@ from helpers.architectures import build
 
 from alignment.config.loading import validate
 from alignment.errors import ConfigError
+from sft.building import build_trainer
 from sft.config import SFTStageConfig
 from sft.packing import PackingCollator
 from sft.plan import plan
 from sft.prepare import prepare
-from sft.train import build_trainer
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_sampling_strategy_that_is_asked_for_stays(make):
     ("changes", "training", "part"),
     [
         ({"sliding_window": 8}, {"packing": True}, "window of 8 tokens is shorter than rows of 64 (data.max_length)"),
-        ({}, {"packing": True, "neftune_noise_alpha": 5.0}, "training.neftune_noise_alpha is for padded rows"),
+        ({}, {"packing": True, "neftune_noise_alpha": 5.0}, "training.neftune_noise_alpha needs padded rows"),
         ({}, {"packing": "yes"}, "training.packing: expected bool, found 'yes'"),
         ({}, {"packing_strategy": "wrapped"}, "never attend to each other, as they would under `wrapped`"),
         ({}, {"padding_free": True}, "use `packing`"),

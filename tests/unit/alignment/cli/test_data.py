@@ -260,7 +260,7 @@ def test_split_writes_both_files_and_prints_fingerprints(rows: Path, tmp_path: P
         (["check", "ROWS", "--html", "no/folder/r.html"], "--html no/folder/r.html: cannot be written"),
         (["check", "ROWS", "--html", "ROWS"], "exists already and is no page"),
         (["check", "ROWS", "--html", "."], "that is a folder; name a file"),
-        (["check", "ROWS", "--scrub", "copy.csv"], "name it .jsonl"),
+        (["check", "ROWS", "--scrub", "copy.csv"], "use .jsonl"),
         (["check", "ROWS", "--scrub", "no/folder/c.jsonl"], "cannot be written"),
         (["check", "ROWS", "--model", "nobody"], "nobody"),
         (["preview", "ROWS"], "a preview needs a tokenizer"),

@@ -89,7 +89,7 @@ def test_each_rating_behind_a_model_counts_once_over_rounds_and_splits(rounds: R
     (both,) = as_json("ratings", "ppo2")["sources"]
     assert (both["ratings"], both["items"], both["models"]) == (8, 5, ["judge2@v1", "judge1@v1"])
     with RatingsStore(tmp_path / "ratings.db") as store:
-        assert both["labelers"] == {store.labeler_hash("amy"): 5, store.labeler_hash("bob"): 3}
+        assert both["labelers"] == {store.people.labeler_hash("amy"): 5, store.people.labeler_hash("bob"): 3}
         assert len(store.ratings()) == 8
     text = run("ratings", "ppo2").stdout
     assert "8 ratings of 5 items" in text and "2 labelers" in text

@@ -102,7 +102,7 @@ def test_a_run_whose_process_is_gone_was_killed(home: Path) -> None:
     run.model_copy(update={"attempts": (there,)}).write(home / "runs" / "r")
     record = RunRecord.read(home / "runs" / "r")
     assert overview.state_of(record) == "running"
-    assert overview.state_of(record, time.time() + overview.SILENT + 60) == "killed"
+    assert overview.state_of(record, time.time() + overview.SILENT_SECONDS + 60) == "killed"
 
 
 def test_a_run_from_before_processes_were_written_down_is_read(home: Path) -> None:
@@ -279,7 +279,10 @@ def test_a_promotion_says_what_the_review_does_not_rest_on_and_who_judged(publis
     done = command(*gate)
     assert (done.exit_code, done.stdout) == (0, "m@prod is v1\n")
     assert done.stderr == "note: m@v1: the run was not checked for: held-out judge agrees\n"
-    metrics = {"eval_win_rate": 0.75, "judge": "the reward model that it was trained on (rm@v1), which flatters"}
+    metrics = {
+        "eval_win_rate": 0.75,
+        "judge": "the reward model that it was trained on (rm@v1), which is biased upward",
+    }
     published.publish("m", home / "source", stage="ppo", role="policy", metrics=metrics)
     moved = as_json("models", "promote", "m@v2", "prod", "--require", "eval_win_rate>0.5")
     assert moved["caveats"] == [f"m@v2: its win rate is judged by {metrics['judge']}"]

@@ -191,7 +191,7 @@ def test_the_command_says_what_it_wrote_and_what_it_left(tmp_path, monkeypatch):
     [
         (["a.jsonl", "out.jsonl", "--to", "xml"], "--to xml: expected one of chat, openai"),
         (["a.jsonl", "--to", "chat"], "what is written? Name a file after a.jsonl"),
-        (["a.jsonl", "out.txt", "--to", "chat"], "out.txt: not a kind of file that is written; name it .jsonl"),
+        (["a.jsonl", "out.txt", "--to", "chat"], "out.txt: this file type is not supported; use .jsonl"),
         (["a.jsonl", "out.csv", "--to", "chat"], "a CSV file has no room for turns"),
         (["a.jsonl", "a.jsonl", "--to", "chat"], "a.jsonl: exists already"),
         (["gone.jsonl", "out.jsonl", "--to", "chat"], "gone.jsonl: no such file"),

@@ -164,8 +164,8 @@ def test_a_folder_is_its_data_files_in_order(tmp_path):
         ("d.jsonl", b"{}", "found the keys none"),
         ("d.jsonl", b'{"instruction": "a", "outputs": []}', "no key 'output'; found the keys instruction, outputs"),
         ("d.jsonl", b'{"prompt": "a", "completion": ""}', "'completion' is empty"),
-        ("d.jsonl", b'{"prompt": "a", "completion": null}', "'completion' must be a text, found NoneType"),
-        ("d.jsonl", b'{"prompt": 3, "completion": "b"}', "'prompt' must be a text, found int"),
+        ("d.jsonl", b'{"prompt": "a", "completion": null}', "'completion' must be a string, found NoneType"),
+        ("d.jsonl", b'{"prompt": 3, "completion": "b"}', "'prompt' must be a string, found int"),
         ("d.jsonl", b'{"prompt": "a\\ud800", "completion": "b"}', "'prompt' holds half of a surrogate pair"),
         ("d.jsonl", b'{"messages": []}', "'messages' must be a list of messages, found an empty one"),
         ("d.jsonl", b'{"messages": ["hi"]}', "message 1 of 'messages' must be an object, found str"),
@@ -173,7 +173,7 @@ def test_a_folder_is_its_data_files_in_order(tmp_path):
         ("d.jsonl", b'{"messages": [{"role": "user", "content": "x"}]}', "must end with the assistant's turn"),
         ("d.jsonl", b'{"messages": [{"role": "assistant", "content": "x"}]}', "no turn before the assistant's"),
         ("d.csv", b"prompt,completion\nhello, you,fine\n", "d.csv:2: more values than the header has columns"),
-        ("d.csv", b"prompt,completion\nhello\n", "'completion' must be a text, found NoneType"),
+        ("d.csv", b"prompt,completion\nhello\n", "'completion' must be a string, found NoneType"),
     ],
 )
 def test_what_cannot_be_used_is_named_in_one_line(tmp_path, name, content, part):
@@ -367,7 +367,7 @@ def test_train_and_eval_split_and_say_so(tmp_path):
     other, _ = train_and_eval(config(train=train, eval_share=0.3, split_seed=5), to_demonstrations)
     assert said(other) != said(kept)
     one = numbered(tmp_path / "one.jsonl", range(1))
-    with pytest.raises(DataError, match=r"all 1 rows fell into the held-out share; lower data\.eval_share"):
+    with pytest.raises(DataError, match=r"all 1 rows are held out; lower data\.eval_share"):
         train_and_eval(config(train=one, eval_share=0.999999), to_demonstrations)
 
 
@@ -387,10 +387,10 @@ def test_training_rows_whose_prompt_is_held_out_by_name_are_left_out_and_counted
     kept, out = train_and_eval(config(train=train, eval=held), to_demonstrations)
     assert said(kept) == [f"p{number}" for number in range(50) if number not in (3, 4)]
     assert said(out) == ["p3", "p4", "p99"]
-    assert kept.notes == [f"2 rows of data.train left out: their prompts stand in data.eval={held}"]
+    assert kept.notes == [f"2 rows of data.train left out: their prompts are in data.eval={held}"]
     assert (kept.fingerprints[0]["rows"], out.fingerprints[0]["rows"]) == (48, 3)
     assert "split" not in kept.fingerprints[0]
-    with pytest.raises(DataError, match=r"each of its prompts stands in data\.eval"):
+    with pytest.raises(DataError, match=r"each of its prompts is in data\.eval"):
         train_and_eval(config(train=held, eval=held), to_demonstrations)
 
 

@@ -98,7 +98,7 @@ def test_openai_rows_bring_tools_and_calls_with_their_arguments_as_objects():
     assert found.messages[1]["tool_calls"][0]["function"] == {"name": "hours", "arguments": {"day": 1}}
     assert found.messages[2] == {"role": "tool", "content": "9", "tool_call_id": "1"}
     assert only(row | {"tools": json.dumps([TOOL])}) == found
-    with pytest.raises(BadRow, match="prompts with tools are for python -m sft alone"):
+    with pytest.raises(BadRow, match="prompts with tools are for python -m sft only"):
         to_prompts(row)
 
 
@@ -229,11 +229,11 @@ def test_a_tree_is_the_rankings_of_its_answers():
         ({"conversations": turns(("human", "a"))}, "no turn of the assistant's"),
         (
             {"conversations": turns(("human", None), ("gpt", "b"))},
-            "content of turn 1 of 'conversations' must be a text",
+            "content of turn 1 of 'conversations' must be a string",
         ),
         ({"conversations": []}, "'conversations' must be a list of messages, found an empty one"),
         ({"messages": [user("a"), assistant(" ")]}, "the content of message 2 of 'messages' is empty"),
-        ({"messages": [user("a"), assistant(None)]}, "message 2 of 'messages' must be a text, found NoneType"),
+        ({"messages": [user("a"), assistant(None)]}, "message 2 of 'messages' must be a string, found NoneType"),
         ({"messages": [user("a"), assistant("b", weight=0.5)]}, "has weight 0.5; expected 0 or 1"),
         ({"messages": [user("a") | {"weight": 1}, assistant("b")]}, "has weight 1; expected 0 or 1, on an assistant's"),
         ({"messages": [user("a"), assistant("b", weight=0)]}, "every assistant message has weight 0"),
@@ -248,14 +248,17 @@ def test_a_tree_is_the_rankings_of_its_answers():
         ({"messages": [user("a") | {"tool_calls": [CALL]}, assistant("b")]}, "only the assistant calls tools"),
         ({"messages": [user("a"), assistant("b")], "tools": [{"name": "f"}]}, "'tools' must be a list of"),
         ({"messages": [user("a"), assistant("b")], "tools": 3}, "'tools' must be a list of"),
-        ({"instruction": "a", "instances": [{"input": "b"}]}, "the output of instance 1 must be a text"),
+        ({"instruction": "a", "instances": [{"input": "b"}]}, "the output of instance 1 must be a string"),
         ({"instruction": "a", "instances": ["b"]}, "instance 1 must be an object, found str"),
-        ({"prompt": "p", "completions": ["a", "b"], "ranks": [1]}, "must be lists of one length, of two or more"),
+        ({"prompt": "p", "completions": ["a", "b"], "ranks": [1]}, "must be lists of the same length, two or more"),
         ({"prompt": "p", "completions": ["a", "b"], "ranks": [1, "x"]}, "'ranks' must be numbers"),
         ({"prompt": "p", "completions": ["a", ""], "ranks": [1, 2]}, "completion 2 is empty"),
         ({"message_tree_id": "t", "prompt": "p"}, "'prompt' of a message tree must be the first message"),
-        ({"question": "q", "documents": 3, "answer": "a"}, "a document of 'documents' must be a text, found NoneType"),
-        ({"question": "q", "context": [[]], "answer": "a"}, "a document of 'context' must be a text, found list"),
+        (
+            {"question": "q", "documents": 3, "answer": "a"},
+            "a document of 'documents' must be a string, found NoneType",
+        ),
+        ({"question": "q", "context": [[]], "answer": "a"}, "a document of 'context' must be a string, found list"),
         ({"question": "q", "context": [{"title": "t", "text": ""}], "answer": "a"}, "a document of 'context' is empty"),
     ],
 )
@@ -360,7 +363,7 @@ def test_pandalm_votes_may_be_missing_or_texts_and_answers_empty_or_truth_values
         ({"annotator2": True}, "'annotator2' is True"),
         ({"annotator2": "left"}, "'annotator2' is 'left'"),
         (dict.fromkeys(["annotator1", "annotator2", "annotator3", "annotator10"]), "no annotator said"),
-        ({"response1": None}, "'response1' must be a text, found NoneType"),
+        ({"response1": None}, "'response1' must be a string, found NoneType"),
     ],
 )
 def test_bad_pandalm_rows_say_why(change, reason):
@@ -399,7 +402,7 @@ def test_qa_feedback_without_passages_asks_the_question_alone_and_equal_answers_
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"preference": [1, 0]}, "an entry for each two of the 3 predictions, found 2 entries"),
+        ({"preference": [1, 0]}, "an entry for each pair of the 3 predictions, found 2 entries"),
         ({"preference": "102"}, "found str"),
         ({"preference": [1, 0, 5]}, "entry 3 of 'preference' is 5"),
         ({"prediction 2": " "}, "'prediction 2' is empty"),

@@ -95,7 +95,7 @@ def test_tickets_become_conversations_in_order_of_time(tmp_path):
         [("user", "My book is lost.\nWhich one?"), ("assistant", "Please pay.\nTen euros.")]
     ]
     assert records.items[0].place.endswith("t.csv:3")
-    assert records.notes == ["1 passed over: a conversation in which no question was answered by the assistant"]
+    assert records.notes == ["1 skipped: a conversation in which the assistant answered no question"]
     with pytest.raises(DataError, match=r"t\.csv:3: role 'Ann'; expected user, customer.*or name it in data\.agents"):
         read(tmp_path / "t.csv")
 
@@ -162,7 +162,7 @@ def test_a_slack_thread_that_an_agent_answered_is_a_conversation(export, agent):
     records = read(export, agents=[agent])
     assert [said(record) for record in records.items] == [THREAD]
     assert records.items[0].place.endswith("help/2026-01-01.json:row 1")
-    assert records.notes[0].startswith("1 passed over: a conversation in which no question was answered")
+    assert records.notes[0].startswith("1 skipped: a conversation in which the assistant answered no question")
 
 
 def test_a_slack_export_may_be_its_zip(export):
@@ -179,7 +179,7 @@ def test_a_slack_export_may_be_its_zip(export):
 
 
 def test_a_slack_export_needs_an_agent_who_wrote_something(export):
-    with pytest.raises(DataError, match=r"a Slack export; name in data\.agents whose messages"):
+    with pytest.raises(DataError, match=r"a Slack export; set data\.agents to the users whose messages"):
         read(export)
     with pytest.raises(DataError, match=r"data\.agents=\['Eve'\] wrote nothing here; these did: Ann Lee, Bob"):
         read(export, agents=["Eve"])

@@ -79,7 +79,7 @@ def content(store):
         for r in store.ratings(skips=True)
     ]  # fmt: skip
     told = [(i.key, i.kind, i.prompt, i.completions, i.need, i.metadata, i.gold) for i in items]
-    return told, sorted(ratings, key=repr), store.simulated()
+    return told, sorted(ratings, key=repr), store.people.simulated()
 
 
 texts = st.text(max_size=12) | st.sampled_from(
@@ -90,8 +90,8 @@ texts = st.text(max_size=12) | st.sampled_from(
 def random_store(path, rng, words):
     """A store that labelers worked on: every kind of item, controls, skips, repeats, undo, and imported answers."""
     store = RatingsStore(path, create=True, seed=rng.randrange(100))
-    store.gold_share, store.repeat_share = 0.2, 0.4
-    store.calibration = rng.randrange(2)
+    store.settings.gold_share, store.settings.repeat_share = 0.2, 0.4
+    store.settings.calibration = rng.randrange(2)
     for number in range(rng.randrange(1, 8)):
         kind, sizes = rng.choice([("pair", [2]), ("rank", [2, 3, 9]), ("single", [1])])
         size = rng.choice(sizes)
@@ -139,7 +139,7 @@ def random_store(path, rng, words):
         if item.kind == "pair" and rng.random() < 0.3:
             store.import_rating(item.id, "far away", rng.choice(["first", "second", "tie"]))
     if rng.random() < 0.5:
-        store.mark_simulated("bob")
+        store.people.mark_simulated("bob")
     return store
 
 
@@ -256,7 +256,7 @@ def test_an_answer_that_contradicts_an_earlier_one_is_set_aside(store, tmp_path)
     rows[7] = rows[7] | {"ratings": [{"labeler": "ann", "choice": "second"}]}
     done = import_file(store, "jsonl", write(tmp_path / "b.jsonl", rows))
     assert list(done["bad"]) == [f"{tmp_path / 'b.jsonl'}:8"]
-    assert all("the first answer stands" in reason for reason in done["bad"].values())
+    assert all("the first answer is kept" in reason for reason in done["bad"].values())
     assert done["new_ratings"] == 0
     assert {rating.choice for rating in store.ratings()} == {"first"}
 
@@ -275,7 +275,7 @@ def test_mistakes_are_named(store, tmp_path):
         export_file(store, "hh", tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
     import_file(store, "jsonl", tmp_path / "own.jsonl")
-    with pytest.raises(UserError, match=r"name it \.jsonl, \.jsonl\.gz"):
+    with pytest.raises(UserError, match=r"use \.jsonl, \.jsonl\.gz"):
         export_file(store, "hh", tmp_path / "out.txt")
     export_file(store, "hh", tmp_path / "out.jsonl")
     with pytest.raises(UserError, match="exists already"):
@@ -487,7 +487,7 @@ def test_forget_lists_the_models_that_learned_from_a_labeler(tmp_path):
             store.import_rating(item, "ann", "first")
             store.import_rating(item, "bob", "second")
         mark = {"name": db.name, **store.fingerprint()}
-        hashed = store.labeler_hash("ann")
+        hashed = store.people.labeler_hash("ann")
     without = mark | {"labeler_hashes": {"0" * 16: 3}}
     from alignment.registry.manifest import Parent
 

@@ -16,7 +16,7 @@ from alignment.labeling.import_export import import_file
 from alignment.labeling.report import show
 from alignment.ratings import Completion, Gold, RatingsStore
 from alignment.ratings.agreement import binomial_test, preference, wilson
-from alignment.ratings.quality import journalled, report
+from alignment.ratings.quality import label_events, report
 from alignment.ratings.warnings import warnings_of
 
 SHARED = Path(os.environ.get("ALIGNMENT_TEST_DATA") or Path(__file__).resolve().parents[5] / "shared" / "data")
@@ -80,7 +80,7 @@ def busy_file(tmp_path_factory):
     """Three honest labelers and one who clicks left without reading."""
     path = tmp_path_factory.mktemp("busy") / "ratings.db"
     with RatingsStore(path, create=True) as store:
-        store.gold_share, store.repeat_share = 0.2, 0.2
+        store.settings.gold_share, store.settings.repeat_share = 0.2, 0.2
         fill(store, 120, gold=40, need=4)
         work(store, {"ann": honest(0.95), "bob": honest(0.9), "cyd": honest(0.8), "lefty": leftist}, 300)
     return path
@@ -206,7 +206,7 @@ def test_gold_items_are_told_by_how_many_are_right(right, of, warned):
 
 
 def test_honest_labelers_are_not_warned_of(store):
-    store.gold_share, store.repeat_share = 0.2, 0.2
+    store.settings.gold_share, store.settings.repeat_share = 0.2, 0.2
     fill(store, 80, gold=30)
     work(store, {"ann": honest(0.95), "bob": honest(0.9), "cyd": honest(0.92)}, 150)
     found = report(store)
@@ -245,7 +245,7 @@ def test_skips_are_counted_apart(store):
     assert found["seconds"]["n"] == 10
     assert found["seconds"]["median"] > 10
     assert "ann skipped 12 of 22 items." in found["warnings"]
-    assert any("Nothing was rated by two people" in warning for warning in found["warnings"])
+    assert any("No item was rated by two people" in warning for warning in found["warnings"])
 
 
 def test_rankings_count_as_pairs_and_scores_by_their_order(store):
@@ -281,7 +281,7 @@ def test_gold_of_every_kind_is_checked_against_what_guessing_reaches(store):
 def test_programs_are_named(store):
     fill(store, 2, need=2)
     work(store, {"robot": honest(1.0), "ann": honest(1.0)}, 2)
-    store.mark_simulated("robot")
+    store.people.mark_simulated("robot")
     found = report(store)
     assert found["ratings"]["simulated"] == ["robot"]
     assert found["warnings"][0].startswith("Some ratings are made by programs (robot)")
@@ -305,9 +305,9 @@ def test_the_published_pandalm_file_has_its_published_figures(store):
 
 def test_what_a_run_journals_of_it_names_nobody(busy):
     config = DataConfig(train=str(busy.path))
-    (found,) = journalled(config, [])
+    (found,) = label_events(config, [])
     whole = report(busy)
-    hashes = {busy.labeler_hash(name): name for name in whole["labelers"]}
+    hashes = {busy.people.labeler_hash(name): name for name in whole["labelers"]}
     assert {hashes[name]: of["rated"] for name, of in found["labelers"].items()} == {
         name: of["rated"] for name, of in whole["labelers"].items()
     }
@@ -326,8 +326,8 @@ def test_votes_of_other_files_have_agreement_alone(tmp_path):
     rows = [pair(0, "first", "first"), pair(1, "second", "second"), pair(2, "first", "second"), pair(3, "tie")]
     path = tmp_path / "rows.jsonl"
     path.write_text("{}\n")
-    (found,) = journalled(DataConfig(train=str(path)), rows)
+    (found,) = label_events(DataConfig(train=str(path)), rows)
     assert (found["source"], found["overlap"]) == ("votes", 3)
     # By hand: 2 of 3 items agree; labels 3 first, 3 second of 6, so 1 - (1/3) / (2 * 9 / (6 * 5)) = 4/9.
     assert found["alpha"]["value"] == pytest.approx(4 / 9)
-    assert list(journalled(DataConfig(train=str(path)), rows[3:])) == []  # nobody overlaps with anybody
+    assert list(label_events(DataConfig(train=str(path)), rows[3:])) == []  # nobody overlaps with anybody

@@ -29,7 +29,7 @@ def model(tmp_path, tokenizer):
 def db(tmp_path):
     path = tmp_path / "ratings.db"
     with RatingsStore(path, create=True) as store:
-        store.repeat_share = 0.0
+        store.settings.repeat_share = 0.0
         for pair in itertools.combinations(TEXTS, 2):
             store.add_item(PROMPT, [{"text": text} for text in pair])
         store.add_item(PROMPT, [{"text": text} for text in TEXTS], kind="rank")

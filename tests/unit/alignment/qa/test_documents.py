@@ -168,7 +168,7 @@ def test_no_documents_is_one_line(tmp_path: Path) -> None:
     for path, said in (
         (tmp_path, "no document to read"),
         (tmp_path / "x.md", "no such file"),
-        (Path(__file__), "not a kind"),
+        (Path(__file__), "this file type is not supported"),
     ):
         with pytest.raises(UserError, match=said) as caught:
             read_documents([path])

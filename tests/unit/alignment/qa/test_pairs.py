@@ -94,7 +94,7 @@ def test_a_documents_own_braces_are_text() -> None:
     ("template", "said"),
     [
         ("{% if %}", "q.jinja:1: not a Jinja template"),
-        ("{{ headng }}", "q.jinja: 'headng' is undefined; the template sees answer, heading, headings"),
+        ("{{ headng }}", "q.jinja: 'headng' is undefined; the template's variables are answer, heading, headings"),
         ("{{ title.__class__.__mro__ }}", "q.jinja: access to attribute '__class__'"),
     ],
 )

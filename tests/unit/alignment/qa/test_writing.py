@@ -341,7 +341,7 @@ def test_a_refusal_of_one_conversation_fails_that_one() -> None:
 
 @pytest.mark.parametrize("key", ["se\ncret", "sécret", "se\x00cret"])
 def test_a_key_that_no_header_can_hold_is_refused_unseen(key: str) -> None:
-    with pytest.raises(UserError, match="--key-env: the key holds") as caught:
+    with pytest.raises(UserError, match="--key-env: the key has") as caught:
         Endpoint("http://127.0.0.1:9/v1", "m", key)
     assert "cret" not in str(caught.value)
 

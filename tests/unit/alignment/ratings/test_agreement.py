@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignment.ratings.agreement import (
+    CERTAIN_OVERLAPS,
     FULL_TRUST,
-    TOLD_APART,
     alpha_estimate,
     binomial_test,
     cohen_kappa,
@@ -328,7 +328,7 @@ def test_a_labeler_below_chance_weighs_nothing():
     assert reliability(ballots).weights["imp"] == 0
 
 
-@pytest.mark.parametrize("overlaps", [0, 5, FULL_TRUST, 40, TOLD_APART])
+@pytest.mark.parametrize("overlaps", [0, 5, FULL_TRUST, 40, CERTAIN_OVERLAPS])
 def test_a_new_labeler_who_is_as_good_as_the_others_weighs_about_as_much(overlaps):
     """Averaged over seeds, since a few votes tell little."""
     shares = []

@@ -154,7 +154,7 @@ def test_calibration_comes_first_with_feedback_and_undo_stops_there(store: Ratin
     gold = set(pairs(store, 5, gold=Gold(choice="first"), name="gold"))
     ranked = store.add_item(A_QUESTION, [{"text": c} for c in "xyz"], kind="rank", gold=Gold(ranks=(1, 2, 3)))
     scored = store.add_item(A_QUESTION, [{"text": "s"}], kind="single", gold=Gold(score=2))
-    store.calibration, store.gold_share, store.repeat_share = 7, 0.0, 0.0
+    store.settings.calibration, store.settings.gold_share, store.settings.repeat_share = 7, 0.0, 0.0
     for labeler, right in (("ada", True), ("bob", False)):
         seen = set()
         for _ in range(7):
@@ -188,7 +188,7 @@ def test_calibration_comes_first_with_feedback_and_undo_stops_there(store: Ratin
 def test_a_calibration_longer_than_the_gold_ends_with_the_gold(store: RatingsStore) -> None:
     pairs(store, 3)
     pairs(store, 2, gold=Gold(choice="first"), name="gold")
-    store.calibration, store.repeat_share = 5, 0.0
+    store.settings.calibration, store.settings.repeat_share = 5, 0.0
     assert store.progress("ada").total == 5
     assert [each.why for each in finish(store, "ada")] == ["calibration"] * 2 + ["random"] * 3
 
@@ -196,7 +196,7 @@ def test_a_calibration_longer_than_the_gold_ends_with_the_gold(store: RatingsSto
 def test_controls_come_at_their_shares_at_places_of_their_own_and_count_toward_nothing(store: RatingsStore) -> None:
     ordinary = set(pairs(store, 600, need=3))
     gold = set(pairs(store, 200, gold=Gold(choice="first"), name="gold"))
-    store.gold_share, store.repeat_share = 0.2, 0.1
+    store.settings.gold_share, store.settings.repeat_share = 0.2, 0.1
     places = {}
     with store.transaction():
         for labeler in ("ada", "bob", "eve"):
@@ -225,7 +225,7 @@ def test_repeats_are_own_old_pairs_flipped_and_come_once(store: RatingsStore) ->
     for i in range(10):
         store.add_item(A_QUESTION, [{"text": f"{i} {c}"} for c in "abc"], kind="rank")
     pairs(store, 20, gold=Gold(choice="first"), name="gold")
-    store.repeat_share, store.gold_share = 0.4, 0.1
+    store.settings.repeat_share, store.settings.gold_share = 0.4, 0.1
     rng = random.Random(0)
     given, choices = [], {}
     while assignment := store.claim("ada"):
@@ -253,7 +253,7 @@ def test_in_a_small_session_a_repeat_comes_from_as_far_back_as_it_can(store: Rat
     for number in range(40):
         with RatingsStore(store.path.with_name(f"{number}.db"), create=True, seed=number) as small:
             pairs(small, 6)
-            small.repeat_share = 0.5
+            small.settings.repeat_share = 0.5
             total = small.progress("ada").total
             items = [(each.item, each.why) for each in finish(small, "ada")]
             assert len(items) == total
@@ -272,7 +272,7 @@ def test_the_total_is_known_from_the_start_and_gives_no_control_away(
         for i in range(40):
             store.add_item(A_QUESTION, [{"text": f"{i} {c}"} for c in "abc"], kind="rank")
     pairs(store, 30, gold=Gold(choice="first"), name="gold")
-    store.calibration, store.gold_share, store.repeat_share = 3, 0.15, 0.15
+    store.settings.calibration, store.settings.gold_share, store.settings.repeat_share = 3, 0.15, 0.15
     totals = [store.progress("ada").total]
     given = 0
     while assignment := store.claim("ada", order=order):  # type: ignore[arg-type]
@@ -291,7 +291,7 @@ def test_the_total_is_known_from_the_start_and_gives_no_control_away(
 
 def test_uncertain_order_takes_every_other_item_where_the_model_is_least_sure(store: RatingsStore) -> None:
     items = pairs(store, 60)
-    store.gold_share = store.repeat_share = 0.0
+    store.settings.gold_share = store.settings.repeat_share = 0.0
     rng = random.Random(1)
     doubt = dict(zip(items[:50], rng.sample([i / 100 for i in range(50)], 50), strict=True))
     store.set_uncertainty(dict.fromkeys(items, 0.5), "old@v1")
@@ -319,10 +319,10 @@ def test_without_a_models_word_uncertain_order_is_random_order(store: RatingsSto
 
 
 def test_settings_are_checked_and_kept(store: RatingsStore) -> None:
-    assert (store.calibration, store.gold_share, store.repeat_share) == (0, 0.05, 0.03)
-    store.calibration, store.gold_share, store.repeat_share = 4, 0.1, 0.0
+    assert (store.settings.calibration, store.settings.gold_share, store.settings.repeat_share) == (0, 0.05, 0.03)
+    store.settings.calibration, store.settings.gold_share, store.settings.repeat_share = 4, 0.1, 0.0
     with RatingsStore(store.path) as again:
-        assert (again.calibration, again.gold_share, again.repeat_share) == (4, 0.1, 0.0)
+        assert (again.settings.calibration, again.settings.gold_share, again.settings.repeat_share) == (4, 0.1, 0.0)
     for name, value in [
         ("calibration", -1),
         ("gold_share", 0.51),
@@ -330,19 +330,19 @@ def test_settings_are_checked_and_kept(store: RatingsStore) -> None:
         ("gold_share", float("nan")),
     ]:
         with pytest.raises(UserError, match=f"{name}.*expected"):
-            setattr(store, name, value)
+            setattr(store.settings, name, value)
 
 
 def test_gold_in_a_file_without_ordinary_items_left_stays_away(store: RatingsStore) -> None:
     pairs(store, 5, gold=Gold(choice="first"), name="gold")
-    store.gold_share = 0.5
+    store.settings.gold_share = 0.5
     assert store.claim("ada") is None and store.progress("ada").total == 0
 
 
 def test_undo_walks_back_over_gold_and_repeats(store: RatingsStore) -> None:
     pairs(store, 40)
     pairs(store, 20, gold=Gold(choice="first"), name="gold")
-    store.gold_share, store.repeat_share = 0.3, 0.3
+    store.settings.gold_share, store.settings.repeat_share = 0.3, 0.3
     given = finish(store, "ada")
     assert {each.why for each in given} == {"random", "gold", "repeat"}
     back = []

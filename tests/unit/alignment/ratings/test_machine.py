@@ -65,7 +65,11 @@ class Histories(RuleBasedStateMachine):
                 prompt = [{"role": "user", "content": f"gold {i}"}]
                 self.gold.add(self.store.add_item(prompt, [{"text": "x"}, {"text": "y"}], gold=Gold(choice="first")))
             self.store.set_uncertainty({1: 0.2, 2: 0.1, 3: 0.4}, "judge@v1")
-            self.store.calibration, self.store.gold_share, self.store.repeat_share = calibration, 0.3, 0.4
+            self.store.settings.calibration, self.store.settings.gold_share, self.store.settings.repeat_share = (
+                calibration,
+                0.3,
+                0.4,
+            )
 
     def mine(self, name: str) -> list[Row]:
         return [row for row in self.rows.values() if row.assignment.labeler == name]
@@ -162,7 +166,7 @@ class Histories(RuleBasedStateMachine):
     @rule(name=NAMES)
     def forget(self, name: str) -> None:
         gone = self.mine(name)
-        assert self.store.forget(name) == sum(row.choice is not None for row in gone)
+        assert self.store.people.forget(name) == sum(row.choice is not None for row in gone)
         for row in gone:
             del self.rows[row.assignment.rating]
             with pytest.raises(UserError, match="no claim"):

@@ -91,7 +91,7 @@ def test_a_file_of_schema_1_is_taken_over_whole(tmp_path: Path) -> None:
     path = tmp_path / "old.db"
     make_schema_1(path)
     with RatingsStore(path) as store:
-        assert (store.seed, store.guideline) == (7, "Be kind.")
+        assert (store.seed, store.settings.guideline) == (7, "Be kind.")
         assert [(item.id, item.kind, item.need, item.gold) for item in store.items()] == [
             (i, "pair", 2, None) for i in (1, 2, 3)
         ]
@@ -160,22 +160,22 @@ def test_a_takeover_that_fails_half_way_leaves_the_old_file(tmp_path: Path) -> N
 
 
 def test_an_invitation_is_a_secret_that_a_new_one_ends(store: RatingsStore) -> None:
-    first, other = store.invite("ada"), store.invite("bob")
-    assert store.labeler_of(first) == "ada" and store.labeler_of(other) == "bob"
-    second = store.invite("ada")
+    first, other = store.people.invite("ada"), store.people.invite("bob")
+    assert store.people.labeler_of(first) == "ada" and store.people.labeler_of(other) == "bob"
+    second = store.people.invite("ada")
     assert len({first, second, other}) == 3 and min(map(len, (first, second, other))) >= 43  # 256 bits
-    assert store.labeler_of(first) is None and store.labeler_of(second) == "ada"
-    store.revoke("ada")
-    store.revoke("nobody")
-    assert store.labeler_of(second) is None and store.labeler_of(other) == "bob"
+    assert store.people.labeler_of(first) is None and store.people.labeler_of(second) == "ada"
+    store.people.revoke("ada")
+    store.people.revoke("nobody")
+    assert store.people.labeler_of(second) is None and store.people.labeler_of(other) == "bob"
     for strange in ("", "ada", "\ud800", other[:-1], sha256(other.encode()).hexdigest()):
-        assert store.labeler_of(strange) is None
+        assert store.people.labeler_of(strange) is None
     store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     content = store.path.read_bytes()
     assert not any(token.encode() in content for token in (first, second, other))
     assert sha256(other.encode()).hexdigest().encode() in content
     with pytest.raises(UserError, match="1 to 64 printable"):
-        store.invite("a\nb")
+        store.people.invite("a\nb")
 
 
 def files(store: RatingsStore) -> bytes:
@@ -186,9 +186,9 @@ def files(store: RatingsStore) -> bytes:
 def test_forgetting_leaves_no_byte_of_a_labeler(store: RatingsStore) -> None:
     store._db.execute("PRAGMA secure_delete = OFF")  # SQLite's own default; Debian's build has it on
     fill(store, 30, need=2)
-    store.mark_simulated("xanthippe")
-    store.invite("xanthippe")
-    store.repeat_share = 0.2
+    store.people.mark_simulated("xanthippe")
+    store.people.invite("xanthippe")
+    store.settings.repeat_share = 0.2
     given = finish(store, "xanthippe", comment="zebra crossing " * 400)  # long enough for overflow pages
     undone = store.undo("xanthippe")
     assert undone is not None
@@ -196,17 +196,17 @@ def test_forgetting_leaves_no_byte_of_a_labeler(store: RatingsStore) -> None:
     finish(store, "socrates", comment="hemlock")
     kept = [rating for rating in store.ratings(skips=True) if rating.labeler == "socrates"]
     mark = store.fingerprint()
-    hashed = store.labeler_hash("xanthippe")
+    hashed = store.people.labeler_hash("xanthippe")
     assert mark["labeler_hashes"][hashed] == 29  # 30 less the skip, repeats not among them
     assert b"xanthippe" in files(store) and b"zebra" in files(store)
     with RatingsStore(store.path) as other:  # another program has the file open, between two calls
         other.progress("socrates")
-        assert store.forget("xanthippe") == given > 30
+        assert store.people.forget("xanthippe") == given > 30
         remains = files(store)
         assert b"xanthippe" not in remains and b"zebra" not in remains and b"hemlock" in remains
         assert other.ratings(skips=True) == kept
-    assert store.simulated() == frozenset()
-    assert list(store.fingerprint()["labeler_hashes"]) == [store.labeler_hash("socrates")]
+    assert store.people.simulated() == frozenset()
+    assert list(store.fingerprint()["labeler_hashes"]) == [store.people.labeler_hash("socrates")]
     events = store._db.execute("SELECT labeler, payload FROM event WHERE kind = 'forgotten'").fetchall()
     assert [tuple(event) for event in events] == [(hashed, f'{{"ratings": {given}}}')]
     assert store._db.execute("SELECT count(*) FROM event WHERE labeler = 'socrates'").fetchone()[0] > 60
@@ -214,13 +214,13 @@ def test_forgetting_leaves_no_byte_of_a_labeler(store: RatingsStore) -> None:
         with pytest.raises(sqlite3.IntegrityError, match="append-only"):
             store._db.execute(statement)
     # What they had answered is needed again, and a forgotten id is never given to another answer.
-    store.repeat_share = 0.0
+    store.settings.repeat_share = 0.0
     assert finish(store, "plato") == 30
     newest = store.ratings()[-1]
-    assert newest.labeler == "plato" and store.forget("plato") == 30
+    assert newest.labeler == "plato" and store.people.forget("plato") == 30
     again = store.claim("zeno")
     assert again is not None and again.rating > newest.id
-    assert store.forget("xanthippe") == 0 and store.forget("nobody") == 0
+    assert store.people.forget("xanthippe") == 0 and store.people.forget("nobody") == 0
     assert store._db.execute("SELECT count(*) FROM event WHERE kind = 'forgotten'").fetchone()[0] == 2
 
 
@@ -235,11 +235,11 @@ def test_forgetting_says_when_a_reader_keeps_the_old_bytes(
     reader.execute("SELECT count(*) FROM rating").fetchone()
     store._db.execute("PRAGMA busy_timeout = 50")
     with pytest.raises(UserError, match="try again") as caught:
-        store.forget("xanthippe")
+        store.people.forget("xanthippe")
     assert "\n" not in str(caught.value) and store.path.name in str(caught.value)
     reader.execute("COMMIT")
     reader.close()
-    assert store.forget("xanthippe") == 0
+    assert store.people.forget("xanthippe") == 0
     assert b"xanthippe" not in files(store) and store.ratings() == []
 
 
@@ -247,7 +247,7 @@ def test_fingerprint_names_the_rows_that_models_learn_from(store: RatingsStore) 
     fill(store, 20)
     fill(store, 10, gold=Gold(choice="first"))
     single = store.add_item(question(50), [{"text": "s"}], kind="single")
-    store.gold_share, store.repeat_share = 0.3, 0.2
+    store.settings.gold_share, store.settings.repeat_share = 0.3, 0.2
     store.import_rating(single, "bob", "scored", score=3)
     while assignment := store.claim("ada"):
         choice = "skip" if assignment.item == 5 else "left"
@@ -262,7 +262,7 @@ def test_fingerprint_names_the_rows_that_models_learn_from(store: RatingsStore) 
     assert listed == expected and "-" in mark["rating_ids"] and mark["ratings"] == len(expected) == 20
     salt = store._db.execute("SELECT value FROM meta WHERE key = 'salt'").fetchone()[0]
     hashed = sha256(f"{salt}ada".encode()).hexdigest()[:16]
-    assert mark["labeler_hashes"] == {hashed: 19, store.labeler_hash("bob"): 1}
+    assert mark["labeler_hashes"] == {hashed: 19, store.people.labeler_hash("bob"): 1}
     assert re.fullmatch("[0-9a-f]{16}", mark["database"]) and len(salt) >= 32
     store.import_rating(single, "eve", "scored", score=4)
     assert store.fingerprint()["sha256"] != mark["sha256"]
@@ -349,7 +349,7 @@ def test_nothing_a_labeler_gets_names_a_model(
             gold = data.draw(st.sampled_from([None, right]))
             store.add_item(question(i), texts, kind=kind, gold=gold, metadata={names[3]: {"by": names[3]}})
         store.set_uncertainty(dict.fromkeys(range(1, 9), 0.1), names[0])
-        store.calibration, store.gold_share, store.repeat_share = 2, 0.3, 0.3
+        store.settings.calibration, store.settings.gold_share, store.settings.repeat_share = 2, 0.3, 0.3
         seen: list[object] = []
         while assignment := store.claim("ada", order="uncertain"):
             answer: dict[str, Any] = {

@@ -166,7 +166,7 @@ def test_what_a_labeler_gets_names_no_model(store: RatingsStore) -> None:
 def test_sides_are_shown_evenly_and_orders_differ_between_labelers_but_not_between_runs(tmp_path: Path) -> None:
     def seen(name: str, labeler: str, seed: int | None = None) -> list[tuple[str, tuple[int, ...]]]:
         with RatingsStore(tmp_path / name, create=True, seed=seed) as store, store.transaction():
-            store.repeat_share = 0.0
+            store.settings.repeat_share = 0.0
             add(store, 400, need=9)
             shown = []
             while assignment := store.claim(labeler):
@@ -308,17 +308,17 @@ def test_fingerprint_is_of_content_not_of_order_or_names(tmp_path: Path) -> None
 
 def test_simulated_labelers_mark_the_whole_store(store: RatingsStore) -> None:
     assert not store.fingerprint()["simulated"]
-    store.mark_simulated("robot 1")
-    store.mark_simulated("robot 2")
-    assert store.simulated() == {"robot 1", "robot 2"} and store.fingerprint()["simulated"] is True
+    store.people.mark_simulated("robot 1")
+    store.people.mark_simulated("robot 2")
+    assert store.people.simulated() == {"robot 1", "robot 2"} and store.fingerprint()["simulated"] is True
 
 
 def test_guideline_and_seed_are_kept_in_the_file(tmp_path: Path) -> None:
     with RatingsStore(tmp_path / "r.db", create=True, seed=7) as store:
-        assert store.guideline == ""
-        store.guideline = "Prefer the polite one.\x1b[2J"
+        assert store.settings.guideline == ""
+        store.settings.guideline = "Prefer the polite one.\x1b[2J"
     with RatingsStore(tmp_path / "r.db", create=True) as store:
-        assert store.seed == 7 and store.guideline == "Prefer the polite one.␛[2J"
+        assert store.seed == 7 and store.settings.guideline == "Prefer the polite one.␛[2J"
 
 
 def test_a_transaction_is_all_or_nothing(store: RatingsStore) -> None:

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment.ratings.reachable import FEW, _beta_root, _moment_columns, agreement_shares, moment_bounds, skill_factor
+from alignment.ratings.reachable import (
+    MIN_SAMPLE,
+    _beta_root,
+    _moment_columns,
+    agreement_shares,
+    moment_bounds,
+    skill_factor,
+)
 
 
 def simulated(p, votes, rng, ties=0.0):
@@ -67,7 +74,7 @@ def test_pairs_of_one_prompt_are_not_independent():
     alone, copies = agreement_shares(votes), agreement_shares(votes * 4, list(range(40)) * 4)
     assert copies.best["ci"] == pytest.approx(alone.best["ci"], abs=0.02)
     assert copies.one_human["ci"] == pytest.approx(alone.one_human["ci"], abs=0.02)
-    assert agreement_shares(votes, [n % (FEW - 1) for n in range(40)]).best is None
+    assert agreement_shares(votes, [n % (MIN_SAMPLE - 1) for n in range(40)]).best is None
 
 
 def test_a_model_as_good_as_one_person_has_their_figure():
@@ -87,8 +94,10 @@ def test_a_model_as_good_as_one_person_has_their_figure():
 @pytest.mark.parametrize("p", [0.5, 0.7, 0.95])
 def test_the_moments_are_without_bias(n, p):
     """Expected over all outcomes: E d^2 = (2p - 1)^2 and, from four votes, E d^4 = (2p - 1)^4."""
-    first = np.arange(n + 1.0).repeat(FEW)  # enough pairs of four votes
-    chance = np.array([math.comb(n, k) * p**k * (1 - p) ** (n - k) / FEW for k in range(n + 1)]).repeat(FEW)
+    first = np.arange(n + 1.0).repeat(MIN_SAMPLE)  # enough pairs of four votes
+    chance = np.array([math.comb(n, k) * p**k * (1 - p) ** (n - k) / MIN_SAMPLE for k in range(n + 1)]).repeat(
+        MIN_SAMPLE
+    )
     few, few_squares, more, more_squares, more_fourths = (
         (column * chance).sum() / n for column in _moment_columns(first, n - first)
     )

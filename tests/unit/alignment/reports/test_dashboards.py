@@ -66,8 +66,8 @@ def test_every_histogram_of_a_stage_has_a_panel(stage):
 @pytest.mark.parametrize(
     ("panel", "words"),
     [
-        ({"kind": "line", "metrics": ["policy/lost"]}, ["policy/lost", "no metric of ppo", "metrics.py"]),
-        ({"kind": "histogram", "names": ["policy/loss"]}, ["policy/loss", "no histogram of ppo"]),
+        ({"kind": "line", "metrics": ["policy/lost"]}, ["policy/lost", "not a declared metric of ppo", "metrics.py"]),
+        ({"kind": "histogram", "names": ["policy/loss"]}, ["policy/loss", "not a declared histogram of ppo"]),
         ({"kind": "line", "metrics": ["policy/loss"], "low": "eval/win_rate_low"}, ["both"]),
         ({"kind": "scatter", "x": "eval/kl", "y": []}, ["y"]),
         ({"kind": "pie"}, ["pie", "line"]),
@@ -83,7 +83,7 @@ def test_a_panel_that_cannot_be_drawn_is_refused_in_words(panel, words):
 
 def test_a_metric_without_a_stage_is_refused():
     section = {"title": "s", "panels": [{"kind": "scalar", "title": "p", "metric": "eval/score"}]}
-    with pytest.raises(ConfigError, match="which stage"):
+    with pytest.raises(ConfigError, match="set the stage"):
         validate(Dashboard, {"title": "d", "sections": [section]}, "d.yaml")
 
 

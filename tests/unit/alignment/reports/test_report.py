@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from alignment.cli.main import app
 from alignment.errors import UserError
 from alignment.reports import checks, report
-from alignment.reports.report import MAX_RUNS, report_page, write_at_the_end, write_report
+from alignment.reports.report import MAX_RUNS, report_page, write_final_report, write_report
 from alignment.runs.journal import Journal
 from alignment.runs.record import RunRecord
 from ppo.alarms import Alarms, watched
@@ -219,13 +219,13 @@ def test_the_policy_allows_our_script_alone(tmp_path):
 
 
 def test_runs_of_two_stages_are_refused(tmp_path):
-    with pytest.raises(UserError, match="of one stage, and these are of ppo and sft"):
+    with pytest.raises(UserError, match="of one stage, but these are of ppo and sft"):
         page_of(full_run(tmp_path / "a", "ppo", 2), full_run(tmp_path / "b", "sft", 2))
 
 
 def test_more_runs_than_colours_are_refused(tmp_path):
     paths = [full_run(tmp_path / str(n), "sft", 1) for n in range(MAX_RUNS + 1)]
-    with pytest.raises(UserError, match="up to 8 runs, and these are 9"):
+    with pytest.raises(UserError, match="up to 8 runs, found 9"):
         page_of(*paths)
 
 
@@ -239,7 +239,7 @@ def test_nothing_that_goes_wrong_with_the_report_reaches_the_run(tmp_path, monke
         raise RuntimeError("no\nway")
 
     monkeypatch.setattr(report, "report_page", broken)
-    write_at_the_end(full_run(tmp_path / "run", "ppo", 2))
+    write_final_report(full_run(tmp_path / "run", "ppo", 2))
     said = capsys.readouterr().err
     assert said.startswith("warning: no report was written (RuntimeError: no way)") and said.count("\n") == 1
     assert not (tmp_path / "run" / "report.html").exists()
@@ -281,5 +281,5 @@ def test_a_folder_for_the_page_is_one_line_and_leaves_nothing(tmp_path, monkeypa
 
 
 def test_a_dashboard_of_another_stage_is_refused(tmp_path):
-    with pytest.raises(UserError, match="the dashboard ppo shows nothing of a run of the stage sft"):
+    with pytest.raises(UserError, match="the dashboard ppo has no data for a run of the stage sft"):
         page_of(full_run(tmp_path / "run", "sft", 3), dashboard="ppo")

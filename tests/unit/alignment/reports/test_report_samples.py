@@ -71,7 +71,7 @@ def test_sft_is_compared_with_what_people_wrote(tmp_path):
     item = samples_of(run)["items"][0]
     assert item["at"][0]["parts"] == [("-", "yes"), ("+", "no")]
     assert item["at"][9]["parts"] == [("=", "yes")]
-    assert item["at"][9]["left"] == "people wrote"
+    assert item["at"][9]["left"] == "reference"
 
 
 def test_a_reward_models_pairs_stand_side_by_side_the_surest_right_and_wrong_named(tmp_path):

@@ -12,7 +12,7 @@ from alignment.reports import checks
 from alignment.reports import verdicts as verdicts_module
 from alignment.reports.judges import judge_of, reward_parts
 from alignment.reports.review import review
-from alignment.reports.verdicts import Verdict, headline, in_short, verdicts, worst
+from alignment.reports.verdicts import Verdict, headline, short_summary, verdicts, worst
 from alignment.runs import metrics
 from alignment.runs.journal import Journal
 from alignment.runs.record import RunRecord
@@ -97,7 +97,7 @@ def test_values_that_were_not_finite_measure_nothing(tmp_path):
         (0, (), None),
         (75, (), "preempted at step 20 of 30"),
         (1, (), "failed at step 20 of 30"),
-        (None, (), "no end yet, or was killed, at step 20 of 30"),
+        (None, (), "is running or was killed at step 20 of 30"),
         (0, (("stopped", {"step": 20}),), "stopped early, at step 20 of 30"),
     ],
 )
@@ -160,7 +160,7 @@ def of(*found: str) -> list[Verdict]:
     ],
 )
 def test_what_was_not_measured_does_not_fail_a_run_and_is_counted(found, outcome, short, line):
-    assert (worst(of(found)), in_short(of(found)), headline(of(found))) == (outcome, short, line)
+    assert (worst(of(found)), short_summary(of(found)), headline(of(found))) == (outcome, short, line)
 
 
 # --- the table
@@ -200,7 +200,12 @@ def test_every_stage_watches_what_the_table_has():
 @pytest.mark.parametrize(
     ("model", "others", "kind", "words"),
     [
-        ({"reward": "rm@v1"}, [], "reward model", "the reward model that it was trained on (rm@v1), which flatters"),
+        (
+            {"reward": "rm@v1"},
+            [],
+            "reward model",
+            "the reward model that it was trained on (rm@v1), which is biased upward",
+        ),
         (MODEL, [], "held-out reward model", "the held-out reward model other-rm"),
         (
             {},
@@ -215,7 +220,7 @@ def test_every_stage_watches_what_the_table_has():
 def test_who_judges_is_read_from_the_config(model, others, kind, words):
     judge = judge_of({"model": {"policy": "p"} | model, "rewards": {"others": others}, "ppo": {}})
     assert judge.kind == kind and words in judge.text and "key" not in judge.text
-    assert judge.is_independent == (kind == "held-out reward model") == ("flatters" not in judge.text)
+    assert judge.is_independent == (kind == "held-out reward model") == ("biased" not in judge.text)
 
 
 def test_no_other_stage_has_a_judge():
@@ -260,7 +265,7 @@ def test_the_commands_say_who_judged_and_what_was_not_measured(shown):
     assert "1 not measured" in text and "eval/win_rate 0.75 (by its own reward model)" in text
     text = shown("show", "one")
     assert "not measured" in text and "held-out judge agrees" in text and "it needs a second reward model" in text
-    assert "judged by its own reward model" in text and "which flatters" in text
+    assert "judged by its own reward model" in text and "which is biased upward" in text
     text = shown("compare", "one", "two")
     assert "judged by" in text and "rm@v1" in text and "held-out reward model other-rm" in text
     assert "held-out judge agrees" in text
@@ -281,6 +286,6 @@ def test_wandbs_summary_has_the_verdict_and_the_judge(tmp_path):
     found = verdicts_module.summary_of(tmp_path / "r", 0)
     assert (found["verdict"], found["check/held-out judge agrees"]) == ("not measured", "not measured")
     assert found["check/better than the start"] == found["check/run finished"] == "pass"
-    assert "which flatters" in found["win_rate_judged_by"]
+    assert "which is biased upward" in found["win_rate_judged_by"]
     assert verdicts_module.summary_of(tmp_path / "r", 75)["check/better than the start"] == "not measured"
     assert verdicts_module.summary_of(tmp_path / "nothing") == {}

@@ -1,4 +1,4 @@
-"""A W&B run that is tagged `cancel` stops the training, and a server that cannot be asked does not."""
+"""A W&B run that is tagged `cancel` stops the training, and a server that cannot be polled does not."""
 
 import sys
 import threading
@@ -33,7 +33,7 @@ def test_the_tag_makes_the_stop_file_once_whatever_failed_before(tmp_path, capsy
     assert not watching._thread.is_alive() and server.asked == 5
     assert (tmp_path / "STOP").exists()
     said = capsys.readouterr().err
-    assert said.count("cannot be asked") == 1 and said.count("is tagged 'cancel'") == 1
+    assert said.count("cannot be polled") == 1 and said.count("is tagged 'cancel'") == 1
 
 
 def test_a_server_that_never_answers_rightly_stops_nothing(tmp_path):

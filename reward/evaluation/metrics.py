@@ -1,7 +1,4 @@
-"""How well a reward model agrees with held-out ratings, beside the baselines that expose a shortcut.
-
-`evaluate` gives plain numbers.
-"""
+"""Metrics of a reward model on held-out ratings, with baselines that expose shortcuts."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from alignment.intervals import bootstrap_mean, bootstrap_sums
 from alignment.ratings.reachable import agreement_shares
 from reward.evaluation import calibration
 from reward.evaluation.calibration import Array
-from reward.evaluation.judged import RESAMPLES, ScoredPair, accuracy, judged_pairs, order, sides
+from reward.evaluation.judged import RESAMPLES, ScoredPair, accuracy, order, scored_pairs, sides
 from reward.evaluation.shortcuts import Score, length, near_duplicates, ties, without_eos
 from reward.evaluation.slices import slices
 from reward.questions import Question
@@ -33,18 +30,18 @@ def evaluate(
     members: Sequence[Sequence[Sequence[float]]] = (),
     rating_offset: float = 0.0,
 ) -> dict[str, Any]:
-    """The report on held-out questions: plain numbers, each with how many values are behind it (`n`).
+    """The metrics on held-out questions, each with its number of values (`n`).
 
-    Intervals resample prompts. Accuracies count votes, ties left out; `log_loss` weighs pairs as training does, by
-    votes / C(K,2), so that chance is ln 2 and the training loss (without margins) is the same figure.
+    Intervals resample prompts. Accuracies count votes without ties. `log_loss` weights pairs as training does, by
+    votes / C(K,2), so that chance is ln 2 and the metric equals the training loss (without margins).
 
     Args:
-        scores: of each completion of each question, by the model as it is published.
-        score: the same model, to be asked what it says of the answers without EOS.
-        members: of an ensemble, the scores of each member, as `scores`.
-        rating_offset: what is added to a score before it is compared with a rating (`Question.ratings`).
+        scores: the published model's scores of the completions of each question.
+        score: the same model, which also scores answers without EOS.
+        members: for an ensemble, the scores of each member, as `scores`.
+        rating_offset: added to a score before it is compared with a rating (`Question.ratings`).
     """
-    pairs = judged_pairs(questions, scores)
+    pairs = scored_pairs(questions, scores)
     groups = [pair.comparison.group for pair in pairs]
     report: dict[str, Any] = {
         "questions": len(questions),
@@ -81,8 +78,8 @@ def evaluate(
 
 
 def _shared(pairs: Sequence[ScoredPair], groups: Sequence[Hashable]) -> dict[str, Any] | None:
-    """On the pairs that two or more people decided, and on the same votes: the model, one person, and the best
-    possible model. None where there is no such pair."""
+    """Agreement on pairs that two or more people decided, on the same votes: the model, one person, and the best
+    possible model. None if there is no such pair."""
     votes = [[vote.choice for vote in pair.comparison.votes] for pair in pairs]
     labelers = [[vote.labeler for vote in pair.comparison.votes] for pair in pairs]
     shares = agreement_shares(votes, groups, [order(*pair.scores) for pair in pairs], labelers=labelers)
@@ -90,32 +87,32 @@ def _shared(pairs: Sequence[ScoredPair], groups: Sequence[Hashable]) -> dict[str
 
 
 def _histogram(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
-    """Scores of preferred and of other completions, in bins that both share; the outer bins take what lies beyond."""
+    """Histograms of the scores of preferred and other completions with common bins; the outer bins hold outliers."""
     preferred, other = sides(pairs)
     values = np.array(preferred + other)
     if not len(values):
         return {"n": 0}
     low, high = np.quantile(values, [0.005, 0.995])
     edges = np.linspace(low, max(high, low + 1e-6), _HISTOGRAM_BINS + 1)
-    found: dict[str, Any] = {"n": len(values) // 2, "edges": edges.tolist()}
+    histogram: dict[str, Any] = {"n": len(values) // 2, "edges": edges.tolist()}
     for name, side in (("preferred", preferred), ("other", other)):
         counts = np.histogram(np.clip(side, edges[0], edges[-1]), edges)[0]
-        quantiles = {f"{share:.0%}": float(np.quantile(side, share)) for share in _QUANTILES}
-        found[name] = {
+        quantiles = {f"{q:.0%}": float(np.quantile(side, q)) for q in _QUANTILES}
+        histogram[name] = {
             "counts": counts.tolist(),
             "mean": float(np.mean(side)),
             "sd": float(np.std(side)),
             "quantiles": quantiles,
         }
-    return found
+    return histogram
 
 
 def _ensemble(
     questions: Sequence[Question], pairs: Sequence[ScoredPair], members: Sequence[Sequence[Sequence[float]]]
 ) -> dict[str, Any]:
-    """How far the members agree, and whether the pairs on which they do not are those where the model is wrong."""
-    each = [judged_pairs(questions, scores) for scores in members]
-    deltas = np.array([[pair.delta for pair in row] for row in each])
+    """Agreement of the members, and the accuracy on the pairs with most and least agreement."""
+    pairs_by_member = [scored_pairs(questions, scores) for scores in members]
+    deltas = np.array([[pair.delta for pair in row] for row in pairs_by_member])
     groups = [pair.comparison.group for pair in pairs]
     split = np.abs(np.sign(deltas).sum(0)) < len(members)
     spread = deltas.std(0)
@@ -123,7 +120,7 @@ def _ensemble(
     half = len(pairs) // 2
     return {
         "members": len(members),
-        "accuracy": [accuracy(row, RESAMPLES) for row in each],
+        "accuracy": [accuracy(row, RESAMPLES) for row in pairs_by_member],
         "spread": bootstrap_mean(spread, groups, num_resamples=RESAMPLES),
         "split": bootstrap_mean(split.astype(float), groups, num_resamples=RESAMPLES),
         "most_agreed": accuracy([pairs[index] for index in by_spread[:half]], RESAMPLES),
@@ -132,28 +129,28 @@ def _ensemble(
 
 
 def _ratings(questions: Sequence[Question], scores: Sequence[Sequence[float]], offset: float) -> dict[str, Any] | None:
-    """For a model that learned numbers: squared error beside that of always saying their mean, and correlation."""
+    """For a regression model: squared error, the squared error of a constant prediction, and correlation."""
     rows = [
-        (float(score) + offset, float(rating), number)
-        for number, (question, row) in enumerate(zip(questions, scores, strict=True))
+        (float(score) + offset, float(rating), index)
+        for index, (question, row) in enumerate(zip(questions, scores, strict=True))
         for score, rating in zip(row, question.ratings, strict=False)
         if rating is not None
     ]
     if not rows:
         return None
-    said, rated, owners = (list(column) for column in zip(*rows, strict=True))
-    x, y = np.array(said), np.array(rated)
-    figures: dict[str, Any] = {
+    predictions, rated, owners = (list(column) for column in zip(*rows, strict=True))
+    x, y = np.array(predictions), np.array(rated)
+    metrics: dict[str, Any] = {
         "squared_error": bootstrap_mean(((x - y) ** 2), owners, num_resamples=RESAMPLES),
         "squared_error_of_the_mean": float(y.var()),
         "correlation": None,
     }
     if x.std() and y.std():
         a, b = (x - x.mean()) / x.std(), (y - y.mean()) / y.std()
-        figures["correlation"] = bootstrap_sums(
+        metrics["correlation"] = bootstrap_sums(
             (a, b, a * b, a * a, b * b, np.ones_like(a)), _pearson, owners, num_resamples=RESAMPLES
         )
-    return figures
+    return metrics
 
 
 def _pearson(a: Array, b: Array, ab: Array, aa: Array, bb: Array, n: Array) -> Array:
@@ -163,7 +160,7 @@ def _pearson(a: Array, b: Array, ab: Array, aa: Array, bb: Array, n: Array) -> A
 
 
 def _samples(pairs: Sequence[ScoredPair]) -> dict[str, list[dict[str, Any]]]:
-    """The pairs that the model is surest of against the votes, and those it can hardly tell; one of each question."""
+    """The most confident errors and the closest calls, one pair per question."""
     decided = [pair for pair in pairs if pair.comparison.count("first") != pair.comparison.count("second")]
     wrong = [p for p in decided if p.delta * (p.comparison.count("first") - p.comparison.count("second")) < 0]
     return {
@@ -180,7 +177,7 @@ def _one_each(pairs: Sequence[ScoredPair], count: int) -> list[dict[str, Any]]:
 
 
 def _sample(pair: ScoredPair) -> dict[str, Any]:
-    """A pair for people to read: the answer that the model prefers first."""
+    """A pair as a sample for the page, the model's preferred answer first."""
     row = pair.comparison
     sides = [(pair.scores[0], row.first, row.count("first")), (pair.scores[1], row.second, row.count("second"))]
     return {
@@ -201,5 +198,5 @@ def _start_of(text: str) -> str:
 
 
 def _end_of(text: str) -> str:
-    """A prompt may be long passages with the question below them."""
+    """The end of a long text: a prompt may have passages above the question."""
     return text if len(text) <= _PROMPT_CHARACTERS else "… " + text[-_PROMPT_CHARACTERS:]

@@ -1,0 +1,65 @@
+"""The fingerprint of a ratings file in the manifests of models that are trained on it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from alignment.ratings.file import COUNTS, RatingsFile
+from alignment.ratings.people import People
+from alignment.ratings.records import digest, dump
+
+
+def fingerprint_of(file: RatingsFile, people: People, labelers: Collection[str] | None = None) -> dict[str, Any]:
+    """Counts and digests of the ratings that models are trained on, and whether any labeler is simulated.
+
+    Args:
+        labelers: the names of those whose ratings are used; None: everybody's.
+
+    `ratings`, `items` and `labelers` are counts. `sha256` covers the rated texts and the answers, regardless of their
+    order and of who gave them. `database` and `rating_ids` (as "1-40,42") identify the rows and their file.
+    `labeler_hashes` counts ratings by labeler; see `People.labeler_hash`. `answered_by` counts rated items by the model
+    that wrote a completion.
+    """
+    counted = f"done AND choice <> 'skip' AND {COUNTS}"
+    if labelers is not None:
+        counted += " AND labeler IN (SELECT value FROM json_each(:labelers))"
+    values = {"labelers": dump(sorted(labelers or ()))}
+    rows = file.db.execute(
+        "SELECT rating.id, item.key, item, labeler, choice, strength, ranks, score FROM rating"
+        f" JOIN item ON item.id = rating.item WHERE {counted} ORDER BY rating.id",
+        values,
+    ).fetchall()
+    answers = [[row["key"], row["choice"], row["strength"], row["ranks"], row["score"]] for row in rows]
+    counts = Counter(row["labeler"] for row in rows)
+    models = file.db.execute(
+        "SELECT json_extract(value, '$.model') AS model, count(DISTINCT item.id) AS items"
+        " FROM item, json_each(item.completions) WHERE model IS NOT NULL AND EXISTS (SELECT 1 FROM rating"
+        f" WHERE rating.item = item.id AND {counted}) GROUP BY model ORDER BY model",
+        values,
+    ).fetchall()
+    simulated = people.simulated() if labelers is None else people.simulated().intersection(labelers)
+    return {
+        "ratings": len(rows),
+        "items": len({row["item"] for row in rows}),
+        "labelers": len(counts),
+        # The answer to a pair has the form of schema 1, so that old digests stay valid.
+        "sha256": digest(sorted(dump(answer[:3] if answer[3:] == [None, None] else answer) for answer in answers)),
+        "simulated": bool(simulated),
+        "database": file.meta("database", ""),
+        "rating_ids": _ranges([row["id"] for row in rows]),
+        "labeler_hashes": {people.labeler_hash(name): count for name, count in sorted(counts.items())},
+        "answered_by": {row["model"]: row["items"] for row in models},
+    }
+
+
+def _ranges(ids: Sequence[int]) -> str:
+    """Ascending ids as a string of ranges: "1-40,42"."""
+    ranges: list[list[int]] = []
+    for rating_id in ids:
+        if ranges and rating_id == ranges[-1][1] + 1:
+            ranges[-1][1] = rating_id
+        else:
+            ranges.append([rating_id, rating_id])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)

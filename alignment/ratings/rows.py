@@ -1,0 +1,98 @@
+"""Read and write single rows of the ratings tables."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alignment.errors import UserError
+from alignment.ratings.file import RatingsFile
+from alignment.ratings.records import Assignment, Completion, Gold, Item, Rating, Why, dump
+
+
+def item_from(row: sqlite3.Row) -> Item:
+    """An item from its row."""
+    return Item(
+        **{name: row[name] for name in ("id", "key", "kind", "need", "created")},
+        prompt=tuple(json.loads(row["prompt"])),
+        completions=tuple(Completion(**fields) for fields in json.loads(row["completions"])),
+        metadata=json.loads(row["metadata"]),
+        gold=gold_from(row["gold"]),
+    )
+
+
+def rating_from(row: sqlite3.Row) -> Rating:
+    """A finished rating from its row, joined with its item's kind."""
+    names = ("id", "item", "labeler", "kind", "choice", "strength", "score", "seconds", "comment", "why")
+    return Rating(
+        **{name: row[name] for name in (*names, "claimed_at", "done_at")},
+        order_shown=tuple(json.loads(row["order_shown"])),
+        ranks=tuple(json.loads(row["ranks"])) if row["ranks"] else None,
+        flags=tuple(json.loads(row["flags"])),
+    )
+
+
+def load_assignment(db: sqlite3.Connection, rating: int) -> Assignment:
+    """The assignment of a claimed rating."""
+    row = db.execute(
+        "SELECT rating.item, labeler, kind, order_shown, prompt, completions, why FROM rating"
+        " JOIN item ON item.id = rating.item WHERE rating.id = ?",
+        (rating,),
+    ).fetchone()
+    order, completions = json.loads(row["order_shown"]), json.loads(row["completions"])
+    return Assignment(
+        rating=rating,
+        item=row["item"],
+        labeler=row["labeler"],
+        kind=row["kind"],
+        prompt=tuple(json.loads(row["prompt"])),
+        completions=tuple(completions[index]["text"] for index in order),
+        order_shown=tuple(order),
+        why=row["why"],
+    )
+
+
+def gold_from(text: str | None) -> Gold | None:
+    """A gold answer from its JSON."""
+    if text is None:
+        return None
+    fields = json.loads(text)
+    return Gold(**fields | {"ranks": tuple(fields["ranks"]) if fields["ranks"] else None})
+
+
+def kind_and_count(file: RatingsFile, item: int) -> tuple[str, int]:
+    """An item's kind and number of completions. Raises UserError if there is no such item."""
+    query = "SELECT kind, json_array_length(completions) AS count FROM item WHERE id = ?"
+    row = file.db.execute(query, (item,)).fetchone()
+    if row is None:
+        raise UserError(f"{file.path}: no item {item}")
+    return row["kind"], row["count"]
+
+
+def last_done(db: sqlite3.Connection, labeler: str) -> float:
+    """The time of the labeler's last answer; 0 if there is none."""
+    row = db.execute("SELECT max(done_at) FROM rating WHERE labeler = ? AND done = 1", (labeler,)).fetchone()
+    return float(row[0] or 0.0)
+
+
+def insert_rating(
+    db: sqlite3.Connection, item: int, labeler: str, order_shown: Sequence[int], why: Why, claimed_at: float
+) -> int:
+    """Insert a claimed rating and return its id."""
+    rating = db.execute(
+        "INSERT INTO rating(item, labeler, order_shown, why, claimed_at) VALUES(?, ?, ?, ?, ?)",
+        (item, labeler, dump(order_shown), why, claimed_at),
+    ).lastrowid
+    assert rating is not None
+    return rating
+
+
+def finish_rating(db: sqlite3.Connection, rating: int, answer: Mapping[str, Any], done_at: float) -> None:
+    """Write the answer of a claimed rating."""
+    db.execute(
+        "UPDATE rating SET choice = :choice, strength = :strength, ranks = :ranks, score = :score,"
+        " seconds = :seconds, comment = :comment, flags = :flags, done_at = :done_at, done = 1 WHERE id = :id",
+        {**answer, "done_at": done_at, "id": rating},
+    )

@@ -1,0 +1,69 @@
+"""The settings of a ratings file: the guideline and the fractions of control items."""
+
+from __future__ import annotations
+
+import time
+
+from alignment.errors import UserError
+from alignment.ratings.choosing import ControlShares
+from alignment.ratings.file import RatingsFile
+from alignment.terminal import clean
+
+
+class StoreSettings:
+    """The settings of one ratings file; each assignment is one transaction and one event."""
+
+    def __init__(self, file: RatingsFile) -> None:
+        self._file = file
+
+    @property
+    def guideline(self) -> str:
+        """The guideline that labelers read; empty if there is none."""
+        return self._file.meta("guideline", "")
+
+    @guideline.setter
+    def guideline(self, text: str) -> None:
+        self._set("guideline", clean(text))
+
+    @property
+    def calibration(self) -> int:
+        """Number of gold items with feedback that each labeler gets first."""
+        return int(self._file.meta("calibration", "0"))
+
+    @calibration.setter
+    def calibration(self, count: int) -> None:
+        if count < 0:
+            raise UserError(f"calibration is how many gold items come first: expected 0 or more, found {count}")
+        self._set("calibration", str(count))
+
+    @property
+    def gold_share(self) -> float:
+        """Fraction of gold items among a labeler's items, as long as there are unseen ones."""
+        return float(self._file.meta("gold_share", "0.05"))
+
+    @gold_share.setter
+    def gold_share(self, share: float) -> None:
+        self._set_share("gold_share", share)
+
+    @property
+    def repeat_share(self) -> float:
+        """Fraction of a labeler's items that repeat their earlier pairs with the sides flipped."""
+        return float(self._file.meta("repeat_share", "0.03"))
+
+    @repeat_share.setter
+    def repeat_share(self, share: float) -> None:
+        self._set_share("repeat_share", share)
+
+    def shares(self) -> ControlShares:
+        """The settings that decide which items are controls."""
+        return ControlShares(self.calibration, self.gold_share, self.repeat_share)
+
+    def _set_share(self, name: str, share: float) -> None:
+        if not 0 <= share <= 0.5:
+            raise UserError(f"{name}: expected a number from 0 to 0.5, found {share}")
+        self._set(name, repr(float(share)))
+
+    def _set(self, name: str, value: str) -> None:
+        with self._file.transaction():
+            self._file.set_meta(name, value)
+            self._file.log(time.time(), "", None, "setting", {name: value})
