@@ -44,7 +44,7 @@ def build_trainer(config: RewardStageConfig, prepared: Prepared, journal: Journa
         found = trainer.check()
         note_layout(config, prepared, reason or found, journal)
 
-    if zero3.is_parted(trainer.model):  # only its engine can put the weights together
+    if zero3.is_partitioned(trainer.model):  # only its engine can put the weights together
         trainer.add_callback(_AtTheStart(check))
     else:
         trainer.model.to(prepared.arguments.device)

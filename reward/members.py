@@ -108,7 +108,7 @@ class Members:
         config, own, journal = self.config.of_member(number, self.prepared.seed), self.prepared, self.journal
         if number:
             if number > self.first:
-                processes.forget_accelerator()
+                processes.reset_accelerator()
             arguments = make_arguments(config, no_eval=not own.held_out)
             own = replace(own, seed=own.seed + number, arguments=arguments)
             journal = MemberJournal(journal, number, first_step)

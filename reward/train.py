@@ -55,7 +55,10 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
         trained = members.train()
 
         def judge_and_publish() -> tuple[str, dict[str, Any]]:
-            with zero3.whole_models(), members.copied() as staging:  # ZeRO-3 would part them among all processes
+            with (
+                zero3.unpartitioned_loading(),
+                members.copied() as staging,
+            ):  # ZeRO-3 would part them among all processes
                 heartbeat.enter("checking what was saved", patient=True)
                 finished = finish_all(staging, config, prepared, trained)
                 last = sum(member.steps for member in trained[:-1]) + trained[-1].step

@@ -41,7 +41,7 @@ class SelfCheck(TrainerCallback):
 
     def attach(self) -> None:
         """Check now, or, where ZeRO-3 holds the weights in parts, once its engine is there to put them together."""
-        if zero3.is_parted(self.trainer.model):
+        if zero3.is_partitioned(self.trainer.model):
             self.trainer.add_callback(self)
         else:
             self.trainer.model.to(self.trainer.args.device)

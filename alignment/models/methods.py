@@ -207,7 +207,7 @@ def load_trainable(
         ConfigError: the method does not fit this model.
     """
     # LoHa reads the shape of each weight, which is empty where ZeRO-3 has parted it.
-    with zero3.whole_models() if config.method == "loha" else nullcontext():
+    with zero3.unpartitioned_loading() if config.method == "loha" else nullcontext():
         if continues(source, config):
             return adapters.saved_alone(adapters.put_on(load_base(source, config), source.path, trainable=True))
         policy = load_policy(source, config)
@@ -316,7 +316,7 @@ def _only_head(model: PreTrainedModel, last_n_layers: int) -> PreTrainedModel:
     if last_n_layers > len(layers):
         raise ConfigError(f"model.last_n_layers={last_n_layers}: this model has {len(layers)} layers")
     if head.weight is model.get_input_embeddings().weight:
-        with zero3.gathered(head.weight):
+        with zero3.gathered_parameters(head.weight):
             head.weight = nn.Parameter(head.weight.detach().clone())
         model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
     model.requires_grad_(False)
@@ -343,7 +343,7 @@ def skeleton(shape: PreTrainedConfig, config: ModelConfig, kind: type = AutoMode
 
 def attach(trainer: Trainer, config: ModelConfig) -> None:
     """What a method needs of a trainer that was made with its model."""
-    zero3.round_alike(trainer.model)
+    zero3.match_dtype(trainer.model)
     if config.method not in ADAPTERS:
         return
     for parameter in trainer.model.parameters():

@@ -107,7 +107,7 @@ def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     if len(tokenizer) > known:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
-            with zero3.gathered(layer.weight), torch.no_grad():
+            with zero3.gathered_parameters(layer.weight), torch.no_grad():
                 layer.weight[known:] = layer.weight[:known].mean(dim=0)
     ends = end_token_ids(tokenizer)
     for config in filter(None, (model.config, getattr(model, "generation_config", None))):

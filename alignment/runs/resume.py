@@ -61,7 +61,7 @@ def begin(run_dir: Path) -> Start:
 
     start = distributed.on_main_process(read)
     if start.run.attempts:
-        distributed.watch_each_other(lambda reason: write_exit(run_dir, 1, reason))
+        distributed.start_heartbeat(lambda reason: write_exit(run_dir, 1, reason))
     signals.leave_if_preempted(run_dir)
     return start
 

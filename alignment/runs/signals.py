@@ -119,7 +119,7 @@ def ask(run_dir: Path) -> Wanted:
     if processes.is_main_process():
         there = (file for file in FILES if (run_dir / file.name).exists())
         wanted = max(wanted, next(there, Wanted.NOTHING))
-    return Wanted(processes.greatest(int(wanted)))
+    return Wanted(processes.all_reduce_max_on_host(int(wanted)))
 
 
 def leave_if_preempted(run_dir: Path) -> None:

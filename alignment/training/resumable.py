@@ -23,7 +23,7 @@ from transformers.training_args import TrainingArguments
 
 from alignment.distributed import heartbeat
 from alignment.distributed import processes as distributed
-from alignment.distributed.zero_checkpoint import UNIVERSAL, for_this_launch, mend
+from alignment.distributed.zero_checkpoint import UNIVERSAL, repair_zero3_state, resharded
 from alignment.errors import CheckpointError
 from alignment.files import keep_files
 from alignment.runs.checkpoint import Checkpoint, Checkpoints, load_state, save_state
@@ -90,7 +90,7 @@ class Resumable:
                 f"{self.resumed.path}: saved by {saved} processes, and with parts on NVMe no other number can go on "
                 f"from it; launch {saved}"
             )
-        with for_this_launch(self.resumed.path, saved) as folder:
+        with resharded(self.resumed.path, saved) as folder:
             if (folder / UNIVERSAL).exists():  # only then: checkpoints hold this config, and would differ by the key
                 self.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
             yield str(folder)
@@ -161,7 +161,7 @@ class Resumable:
             return
         if self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
-            mend(self.model_wrapped, Path(checkpoint))
+            repair_zero3_state(self.model_wrapped, Path(checkpoint))
         else:
             parts = load_state(Path(checkpoint, OPTIMIZER))
             self.optimizer.load_state_dict(parts["optimizer"])
