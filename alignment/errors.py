@@ -1,5 +1,6 @@
 """The one exception for what a user can mend."""
 
+from __future__ import annotations
 
 class UserError(ValueError):
     """A mistake in the user's config, data or command.

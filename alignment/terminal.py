@@ -1,5 +1,7 @@
 """What reaches the terminal: untrusted text made safe to print, and progress that suits a screen or a log."""
 
+from __future__ import annotations
+
 import math
 import os
 import sys

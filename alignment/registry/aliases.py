@@ -5,6 +5,8 @@ moves never overwrite each other and `expect` is a compare-and-swap, without loc
 client may show an old listing for up to a minute: a job pins what it resolved, with its digest, when it starts.
 """
 
+from __future__ import annotations
+
 import enum
 import json
 import os

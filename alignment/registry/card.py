@@ -1,5 +1,7 @@
 """The model card: README.md of a version whose source folder had none."""
 
+from __future__ import annotations
+
 import html
 import json
 import re

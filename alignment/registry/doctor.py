@@ -1,5 +1,7 @@
 """What is wrong in a registry, each finding with its fix; the safe fixes can be made at once."""
 
+from __future__ import annotations
+
 import os
 import re
 import time

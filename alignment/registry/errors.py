@@ -1,5 +1,7 @@
 """The registry's one exception."""
 
+from __future__ import annotations
+
 from alignment.errors import UserError
 
 

@@ -1,5 +1,7 @@
 """The registry's file work: what may be stored, copying with a hash, and making it last through a power cut."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import re

@@ -6,6 +6,8 @@ that changed a moment ago is not cached, since a second change within one tick o
 times. Whatever is wrong with the cache, the file is read instead.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 import re

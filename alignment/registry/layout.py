@@ -1,5 +1,7 @@
 """The folder that a registry is: its mark, and the folders in it."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Where a version came from: its parents and their parents, with the data of each, as a graph or a tree on screen."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 

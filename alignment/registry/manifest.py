@@ -1,5 +1,7 @@
 """manifest.json: everything that says where a version came from. Its sha256 is the version's identity."""
 
+from __future__ import annotations
+
 import json
 import math
 import os

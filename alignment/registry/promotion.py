@@ -1,5 +1,7 @@
 """Moving an alias on conditions, and moving it back."""
 
+from __future__ import annotations
+
 import math
 import operator
 import re

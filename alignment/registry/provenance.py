@@ -1,5 +1,7 @@
 """What a manifest says without being told: code, packages, and hashes of the tokenizer and the chat template."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os

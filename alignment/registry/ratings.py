@@ -1,5 +1,7 @@
 """Which ratings stand behind a model, and which models a labeler's ratings have reached."""
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass, field
 

@@ -1,5 +1,7 @@
 """How models are named: `name`, `name@latest`, `name@v3`, `name@alias`, `name@sha256:<8 or more hex digits>`."""
 
+from __future__ import annotations
+
 import difflib
 import re
 from collections.abc import Iterable, Sequence

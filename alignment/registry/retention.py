@@ -5,6 +5,8 @@ name, so that the highest number is always known and none is used twice; what is
 have started from it; and the ancestors of all these, an adapter's base among them.
 """
 
+from __future__ import annotations
+
 import os
 import time
 from dataclasses import dataclass

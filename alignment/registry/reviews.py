@@ -5,6 +5,8 @@
 The newest one counts, whoever wrote it: a version that was rejected is not promoted until someone approves it.
 """
 
+from __future__ import annotations
+
 import json
 from typing import Literal
 

@@ -13,6 +13,8 @@ next look finds it. An NFS client may list a folder as it was up to a minute ago
 digest, when it starts.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import shutil

@@ -9,6 +9,8 @@ afterwards whether the version is still there (`keep_alive`), and whoever remove
 the order, one of the two sees the other and takes the version back.
 """
 
+from __future__ import annotations
+
 import getpass
 import json
 import os

@@ -1,5 +1,7 @@
 """One published version: its folder, its manifest, and the check that both are what was published."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """A version's metrics in words, for cards and pages."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 from pydantic import JsonValue
