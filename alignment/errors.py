@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+
 class UserError(ValueError):
     """A mistake in the user's config, data or command.
 

@@ -60,7 +60,7 @@ def one_line(text: str) -> str:
 
 
 _printed_at = time.monotonic()
-_open: list["LogLines | _Bar"] = []
+_open: list[LogLines | _Bar] = []
 
 
 def say(line: str) -> None:

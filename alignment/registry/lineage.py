@@ -24,7 +24,7 @@ class LineageEdge:
     """What a parent served as ("init, reference") and that parent."""
 
     relation: str
-    node: "LineageNode"
+    node: LineageNode
 
 
 @dataclass(frozen=True)

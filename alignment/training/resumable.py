@@ -28,7 +28,7 @@ from alignment.errors import CheckpointError
 from alignment.files import keep_files
 from alignment.runs.checkpoint import Checkpoint, Checkpoints, load_state, save_state
 from alignment.runs.journal import Journal
-from alignment.runs.signals import Control, Wanted, leave_if_preempted
+from alignment.runs.signals import Control, Wanted, exit_if_preempted
 from alignment.runs.world_size import redistributed
 from alignment.seeds import random_state, set_random_state, stream_seed
 from alignment.training.best_model import BestModel
@@ -210,7 +210,7 @@ class _Saving(TrainerCallback):
     ) -> None:
         start = self._trainer.resumed
         if self._trainer.first_step == 0:  # what was trained before this one is in no checkpoint yet
-            leave_if_preempted(self._journal.run_dir)
+            exit_if_preempted(self._journal.run_dir)
         if start is None:
             return
         own = self._trainer.own_state(start.path)
@@ -219,7 +219,7 @@ class _Saving(TrainerCallback):
             self._trainer.best.load_state_dict(own["best"])
         at_start = _whole(state.epoch)
         self._continued_epoch = own["random"] if at_start else own["epoch_random"]
-        self._journal.go_on(step=start.step, checkpoint=start.path.name)
+        self._journal.mark_resumed(step=start.step, checkpoint=start.path.name)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -239,7 +239,7 @@ class _Saving(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
             return
-        wanted = self._trainer.wanted = self._trainer.outside.ask(self._trainer.first_step + state.global_step)
+        wanted = self._trainer.wanted = self._trainer.outside.poll(self._trainer.first_step + state.global_step)
         if wanted is Wanted.STOP:
             control.should_training_stop = True
             return

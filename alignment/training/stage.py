@@ -106,7 +106,7 @@ def run_stage(
         if is_main or os.environ.get("LOCAL_RANK") == "0":
             say(f"error: {one_line(str(error))}")
     except Preempted as cause:
-        code, reason = signals.CODE, f"preempted: {cause}"
+        code, reason = signals.PREEMPTED_CODE, f"preempted: {cause}"
         if is_main:
             print(f"{stage}: {reason}; start it again with --resume auto", file=sys.stderr)
     except KeyboardInterrupt:
@@ -124,7 +124,7 @@ def run_stage(
     if is_main and run_dir is not None:
         seconds = round(time.monotonic() - started, 1)
         write_exit(run_dir, code, without_secrets(reason), stage=stage, seconds=seconds, **result)
-    if code == signals.CODE:  # which all come to: a launcher that sees one process end ends the others
+    if code == signals.PREEMPTED_CODE:  # which all come to: a launcher that sees one process end ends the others
         from alignment.distributed import processes  # not above: `--help` comes by here
 
         with contextlib.suppress(RuntimeError):  # one that was lost meanwhile
