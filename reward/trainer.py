@@ -210,7 +210,7 @@ class QuestionTrainer(Resumable, RewardTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._tokens.pause(logs.get("eval_runtime", 0.0))
         if self.model.training:
-            figures = self._figures("train") | self._tokens.figures(self.args.device)
+            figures = self._figures("train") | self._tokens.metrics(self.args.device)
             figures.pop("loss")  # the Trainer logs what was minimised
             self._metrics["train"] |= {name: [value] for name, value in figures.items()}
         super().log(logs, start_time)
