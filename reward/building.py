@@ -9,7 +9,7 @@ from torch import nn
 from transformers import TrainerCallback, set_seed
 
 from alignment.distributed import zero3
-from alignment.models import methods
+from alignment.models import trainable
 from alignment.models.selfcheck import say
 from alignment.runs.journal import Journal
 from alignment.training.arguments import refused_arguments
@@ -25,7 +25,7 @@ def build_trainer(config: RewardStageConfig, prepared: Prepared, journal: Journa
     """Load the model and wrap it in the trainer; how its batches are laid out is written down."""
     set_seed(prepared.seed)
     tokenizer = prepared.start.tokenizer
-    model = methods.apply_method(untrained(config, prepared), config.model)
+    model = trainable.apply_method(untrained(config, prepared), config.model)
     layout, reason = lay_out(config, prepared, model)
     with refused_arguments():
         trainer = QuestionTrainer(
@@ -38,7 +38,7 @@ def build_trainer(config: RewardStageConfig, prepared: Prepared, journal: Journa
             probe=prepared.probe,
             processing_class=tokenizer,
         )
-    methods.attach(trainer, config.model)
+    trainable.attach(trainer, config.model)
 
     def check() -> None:
         found = trainer.check()

@@ -13,7 +13,7 @@ from typing import Any
 
 from alignment.config.arguments import BestModelArguments, CheckpointArguments
 from alignment.distributed import heartbeat, processes
-from alignment.models import methods
+from alignment.models import trainable
 from alignment.models.ensembles import member_name
 from alignment.runs import resume
 from alignment.runs.journal import Journal, Level
@@ -116,7 +116,7 @@ class Members:
         start = self.begun if number == self.first else replace(self.begun, checkpoint=None)
         trainer = build_trainer(config, replace(own, held_out=held_out_halves_of(config, own.held_out)[0]), journal)
         callbacks.attach(trainer, journal, f"reward {config.name}", BestModelArguments.of(config.training).wanted)
-        journal.event("method", method=config.model.method, **methods.describe(trainer.model))
+        journal.event("method", method=config.model.method, **trainable.describe(trainer.model))
         best = keep_best(trainer, config.training, config.run_dir, journal)
         saving = CheckpointArguments.of(config.training)
         checkpoints = opening.open_checkpoints(

@@ -19,7 +19,7 @@ from trl import RewardTrainer
 
 from alignment.distributed.processes import all_reduce_sum
 from alignment.errors import ConfigError
-from alignment.models import methods
+from alignment.models import trainable
 from alignment.models.forward import switch_off_dropout
 from alignment.models.selfcheck import agreed
 from alignment.training.resumable import Resumable
@@ -126,7 +126,7 @@ class QuestionTrainer(Resumable, RewardTrainer):
         else:
             loss = regression_loss(scores, inputs["ratings"].nan_to_num(), inputs["rating_weights"], num_items_in_batch)
         loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, ours are to be summed
-        return loss + methods.regularisation(self.model) / self.current_gradient_accumulation_steps
+        return loss + trainable.regularisation(self.model) / self.current_gradient_accumulation_steps
 
     def _score(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         with self.accelerator.autocast():  # which hangs on the forward that a packed row goes around

@@ -30,7 +30,7 @@ from alignment.config.arguments import BestModelArguments, CheckpointArguments
 from alignment.config.sections import SCRATCH
 from alignment.distributed import heartbeat, processes
 from alignment.errors import ConfigError
-from alignment.models import adapters, methods
+from alignment.models import adapters, trainable
 from alignment.models.adapters import without_adapter
 from alignment.models.classifiers import why_no_scores
 from alignment.models.packing import why_not_packed
@@ -87,7 +87,7 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
         checkpoints = opening.open_checkpoints(config, begun, journal, keep=saving.save_total_limit, data=fingerprints)
         _note_data(journal, config, prepared)
         callbacks.attach(trainer, journal, f"sft {config.name}", BestModelArguments.of(config.training).wanted)
-        journal.event("method", method=config.model.method, **methods.describe(trainer.model))
+        journal.event("method", method=config.model.method, **trainable.describe(trainer.model))
         journal.event("batches", packed=_packs(trainer))
         best = keep_best(trainer, config.training, config.run_dir, journal, lambda: trainer.loss_on(halves.reported))
         if begun.checkpoint is None and not config.model.name.startswith(SCRATCH):
@@ -104,7 +104,7 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
             metrics |= _held_out(trainer, best, step, prepared.data.eval, halves) | _start(trainer, best, halves)
             if best is not None:  # the figure of the published model, in place of the one that chose it
                 journal.log(step, {"eval/loss": metrics["eval_loss"]})
-        metrics |= methods.describe(trainer.model)
+        metrics |= trainable.describe(trainer.model)
         heartbeat.enter("saving and publishing the model", patient=True)
         with finished_model(trainer, best, config.run_dir) as folder:
             ref = publish(config, prepared, folder, metrics, begun.run, journal)
@@ -140,7 +140,7 @@ def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
     """Load the model and wrap it in the trainer."""
     heartbeat.enter("loading the model", patient=True)
     set_seed(prepared.seed)
-    policy = methods.load_trainable(prepared.start.source, prepared.start.tokenizer, config.model)
+    policy = trainable.load_trainable(prepared.start.source, prepared.start.tokenizer, config.model)
     collator = _packing(config, prepared, policy)
     with refused_arguments():
         trainer = SFTTrainer(
@@ -150,9 +150,9 @@ def build_trainer(config: SFTStageConfig, prepared: Prepared) -> SFTTrainer:
             eval_dataset=prepared.data.eval if len(prepared.data.eval) else None,
             data_collator=collator,
             processing_class=prepared.start.tokenizer,
-            penalty=methods.regularisation,
+            penalty=trainable.regularisation,
         )
-    methods.attach(trainer, config.model)
+    trainable.attach(trainer, config.model)
     if reason := why_no_scores(without_adapter(policy).config, config.model.trust_remote_code):
         say(f"sft: python -m reward will not start from this model: {reason}")
     SelfCheck(trainer, asked=bool(config.training.get("packing"))).attach()
@@ -202,7 +202,7 @@ def publish(
 ) -> str:
     """Publish a saved model, or an adapter alone; returns its reference, on every process."""
     source = prepared.start.source
-    base = methods.base_of(source, config.model)
+    base = trainable.base_of(source, config.model)
     return processes.on_main_process(
         lambda: (
             publishing.publish(
