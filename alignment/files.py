@@ -1,4 +1,4 @@
-"""Files that survive a power cut: written through to disk, listed without following links, kept by hard links."""
+"""Files that survive a power cut: written through to disk, listed without following links, verified by hash."""
 
 from __future__ import annotations
 
@@ -7,19 +7,36 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from alignment.errors import UserError
+
 CHUNK_BYTES = 4 << 20
+_HEADER_LIMIT = 100_000_000
+"""Bytes of a safetensors header; the library has the same limit."""
+
+
+@contextmanager
+def disk_errors(what: str, error_type: type[UserError], advice: str = "") -> Iterator[None]:
+    """Turn an OSError, such as a full disk or a missing permission, into a one-line error that begins with `what`."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise error_type(f"{what}: {error.strerror or error}{where}{advice}") from error
 
 
 def keep_files(source: Path, target: Path) -> None:
-    """Make `target` a folder with the files of `source`, or remove it if there are none; by hard links where the disk
-    has them, since whoever writes these files again replaces them."""
+    """Make `target` a folder with the files of `source`, or remove it if there are none.
+
+    Files are hard-linked where the disk supports it: later writers replace these files and never change them.
+    """
     shutil.rmtree(target, ignore_errors=True)
     for name in list_files(source) if source.is_dir() else ():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -30,12 +47,51 @@ def keep_files(source: Path, target: Path) -> None:
 
 
 class FileRecord(BaseModel):
-    """What the manifest says of one file: its sha256 (64 hex digits) and size in bytes."""
+    """A manifest's entry for one file: its sha256 (64 hex digits) and size in bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int = Field(ge=0)
+
+
+def file_problem(
+    folder: Path, path: str, record: FileRecord, sha256: Callable[[Path], str] | None = None
+) -> str | None:
+    """The first way in which a file differs from its record, None if it matches.
+
+    Args:
+        sha256: hashes a file; None compares the size and a weights file's header only.
+    """
+    try:
+        status = os.lstat(folder / path)
+        if not stat.S_ISREG(status.st_mode):
+            return f"{path} is not a regular file"
+        if status.st_size != record.size:
+            return f"{path} has {status.st_size} bytes, expected {record.size}"
+        if sha256 is not None and (digest := sha256(folder / path)) != record.sha256:
+            return f"{path} has sha256 {digest}, expected {record.sha256}"
+        return weights_problem(folder / path)
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{path} is missing"
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
+
+
+def weights_problem(path: Path) -> str | None:
+    """A fault in the header of a .safetensors file, None if there is none or if it is another kind of file.
+
+    The first 8 bytes are the header's length, and a forged one makes a reader allocate that much memory.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
+        size, start = os.fstat(file.fileno()).st_size, file.read(9)
+    length = int.from_bytes(start[:8], "little")
+    if not 2 <= length <= min(size - 8, _HEADER_LIMIT) or start[8:] != b"{":
+        fault = f"its header says {length} bytes" if len(start) >= 8 else "it has no header"
+        return f"{path.name} is no safetensors file: {fault}, the file has {size}"
+    return None
 
 
 def list_files(folder: Path) -> Iterator[str]:
@@ -49,7 +105,7 @@ def list_files(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def create(path: Path) -> Iterator[BinaryIO]:
-    """A new read-only file that is on disk once the `with` block ends. The umask decides who may read it."""
+    """A new read-only file that is on disk once the `with` block ends; the umask decides who may read it."""
     # Mode 0444 at creation, not a chmod later: the umask is kept and a killed writer leaves nothing writable.
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444), "wb") as file:
         yield file
@@ -58,7 +114,7 @@ def create(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_file(path: Path, data: bytes) -> FileRecord:
-    """Write a new read-only file through to disk, in place of any that is there (not atomic: for staging only)."""
+    """Write a new read-only file through to disk, replacing any other (not atomic: for staging only)."""
     path.unlink(missing_ok=True)
     with create(path) as file:
         file.write(data)
@@ -66,7 +122,7 @@ def write_file(path: Path, data: bytes) -> FileRecord:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the entries of a folder last: without it a rename can be lost in a power cut."""
+    """Flush a folder's entries to disk; otherwise a power cut can undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -81,7 +137,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def host_name() -> str:
-    """This host, as `work_name` spells it."""
+    """This host's name, with letters, digits and dots only."""
     return re.sub(r"[^A-Za-z0-9.]", "", socket.gethostname())
 
 
@@ -97,4 +153,4 @@ def is_alive(pid: int) -> bool:
 
 
 def _raise(error: OSError) -> None:
-    raise error  # os.walk passes over unreadable folders in silence otherwise
+    raise error  # without this, os.walk silently skips unreadable folders

@@ -1,5 +1,7 @@
 """What reaches the terminal: untrusted text made safe to print, and progress that suits a screen or a log."""
 
+from __future__ import annotations
+
 import math
 import os
 import sys
@@ -58,7 +60,7 @@ def one_line(text: str) -> str:
 
 
 _printed_at = time.monotonic()
-_open: list["LogLines | _Bar"] = []
+_open: list[LogLines | _Bar] = []
 
 
 def say(line: str) -> None:

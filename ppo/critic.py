@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alignment.config.sections import ModelConfig
 from alignment.errors import ModelError
-from alignment.models import methods
+from alignment.models import trainable
 from alignment.models.classifiers import body_width
 from alignment.models.ensembles import load_member
 from alignment.models.scalar import ScoreHead, write_score_bias
@@ -54,7 +54,7 @@ def add_critic_adapter(reference: Role, config: ModelsConfig, sources: Mapping[s
         adapted, head = add_reward_adapter(reference.model, VALUE, source, trainable=True)
         return Role(adapted, reference.adapter), Role(adapted, VALUE, head).rescale_head()
     options = critic_options(config)
-    adapted = add_adapter(reference.model, VALUE, methods.adapter_config(reference.base, options), trainable=True)
+    adapted = add_adapter(reference.model, VALUE, trainable.adapter_config(reference.base, options), trainable=True)
     return Role(adapted, reference.adapter), Role(adapted, VALUE, new_head(reference))
 
 

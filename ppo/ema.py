@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from alignment.distributed.zero3 import own_part, own_part_of, set_own_part
+from alignment.distributed.zero3 import local_shard, reshard, set_local_shard
 
 
 class EMA:
@@ -29,18 +29,18 @@ class EMA:
 
     def begin(self) -> None:
         """Begin at where the parameters are now."""
-        self._averages = [own_part(p).float().clone() for _, p in self._parameters]
+        self._averages = [local_shard(p).float().clone() for _, p in self._parameters]
 
     @torch.no_grad()
     def update(self) -> None:
         """To be called after each optimizer step."""
         for (_, parameter), average in zip(self._parameters, self._averages, strict=True):
-            average.lerp_(own_part(parameter).float(), 1 - self.decay)
+            average.lerp_(local_shard(parameter).float(), 1 - self.decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The parameters are their averages inside, and bit for bit what they were before afterwards."""
-        before = [own_part(parameter).clone() for _, parameter in self._parameters]
+        before = [local_shard(parameter).clone() for _, parameter in self._parameters]
         try:
             self._set(self._averages)
             yield
@@ -49,7 +49,7 @@ class EMA:
 
     def _set(self, values: Iterable[Tensor]) -> None:
         for (_, parameter), value in zip(self._parameters, values, strict=True):
-            set_own_part(parameter, value)
+            set_local_shard(parameter, value)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: average for (name, _), average in zip(self._parameters, self._averages, strict=True)}
@@ -57,7 +57,7 @@ class EMA:
     def load_parts(self, states: Sequence[dict[str, Tensor]]) -> None:
         """From the states of all processes under ZeRO-3, which may have been more or fewer than there are now."""
         sizes = {name: parameter.ds_numel for name, parameter in self._parameters}  # type: ignore[attr-defined]
-        parts = {name: own_part_of([state[name] for state in states], size) for name, size in sizes.items()}
+        parts = {name: reshard([state[name] for state in states], size) for name, size in sizes.items()}
         self.load_state_dict(parts)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -257,7 +257,7 @@ class Evaluation:
 
     def _policy_weights(self) -> dict[str, Tensor]:
         """The trained parameters of the policy, on the main process."""
-        return zero3.whole_weights(self.models.trained.trained_parameters("policy"))
+        return zero3.gather_weights(self.models.trained.trained_parameters("policy"))
 
     def state_dict(self) -> dict[str, Any]:
         return {

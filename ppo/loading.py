@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignment.config.sections import ModelConfig
 from alignment.errors import ConfigError, ModelError
 from alignment.generation.sampling import vocabulary_of
-from alignment.models import methods
+from alignment.models import trainable
 from alignment.models.ensembles import RewardEnsemble, is_ensemble, load_reward_model, member_name, num_members
 from alignment.models.forward import switch_off_dropout
 from alignment.models.lengths import positions
@@ -180,12 +180,12 @@ def _separate(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer
     """Each role a model of its own; but where an adapter is trained, its base is the reference too."""
     model, options = config.model, policy_options(config.model)
     init = sources["init"]
-    trained = methods.load_trainable(init, tokenizer, options)
-    base = methods.base_of(init, options)
+    trained = trainable.load_trainable(init, tokenizer, options)
+    base = trainable.base_of(init, options)
     if isinstance(trained, PeftModel):
         policy = Role(trained, POLICY)
         reference = Role(trained, None)
-        if methods.continues(init, options):
+        if trainable.continues(init, options):
             add_adapter(trained, REFERENCE, init.path, trainable=False)
             reference = Role(trained, REFERENCE)
     else:
@@ -216,7 +216,7 @@ def _shared(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer: 
     if base_digest(init) == base_digest(_shared_base(sources)):
         whole = load_policy(init, options)
         fit_embeddings(whole, tokenizer)
-        adapted = add_adapter(whole, POLICY, methods.adapter_config(whole, options), trainable=True)
+        adapted = add_adapter(whole, POLICY, trainable.adapter_config(whole, options), trainable=True)
         reference, base = Role(adapted, None), init
     else:
         assert init.base is not None and init.trained is not None

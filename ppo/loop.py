@@ -14,7 +14,7 @@ from alignment.distributed.processes import Accelerator, all_reduce_sum
 from alignment.errors import UserError
 from alignment.runs.checkpoint import Checkpoints
 from alignment.runs.journal import Journal, Level
-from alignment.runs.signals import Control, Wanted, leave_if_preempted
+from alignment.runs.signals import Control, Wanted, exit_if_preempted
 from alignment.terminal import progress
 from ppo import sampler_gap
 from ppo.alarms import Alarms
@@ -110,7 +110,7 @@ class Loop:
         num_prompts = config.rollout.batch_size // config.rollout.num_generations
         batches = prompt_batches(len(self.prompts), num_prompts, training.seed, self.step)
         control = Control(config.run_dir, self.journal)
-        leave_if_preempted(config.run_dir)
+        exit_if_preempted(config.run_dir)
         if self.step == 0:
             numbers = next(batches)
             batches = itertools.chain([numbers], batches)
@@ -120,7 +120,7 @@ class Loop:
             while self.step < training.max_steps and not best.should_stop:
                 stats = self.iterate(next(batches))
                 line.advance(1, score=stats["rollout/score"], kl=stats["rollout/kl"])
-                wanted = Wanted.NOTHING if self.step == training.max_steps else control.ask(self.step)
+                wanted = Wanted.NOTHING if self.step == training.max_steps else control.poll(self.step)
                 due = self.evaluation.is_due(self.step) or wanted is Wanted.STOP
                 self._check_alarms(stats, self.evaluation.run(self.step) if due else None)
                 if best.should_stop:  # a preempted job has only to publish
@@ -163,7 +163,7 @@ class Loop:
             rollout = self._pretrain_critic(rollout)
         self._first = rollout, seconds
         self.alarms.begin(self.evaluation.run(self.step))
-        leave_if_preempted(self.config.run_dir)
+        exit_if_preempted(self.config.run_dir)
 
     def _collect(self, numbers: Sequence[int]) -> tuple[Rollout, float]:
         """The next iteration's rollout, and the seconds that it took; its scores count in the unit of scores."""

@@ -356,7 +356,7 @@ class Models:
         """
         for module in self.frozen():
             if sharded:
-                zero3.part(module, in_host_memory=self.offloaded)
+                zero3.partition(module, in_host_memory=self.offloaded)
             module.to(device if sharded or not self.offloaded else "cpu")
 
     @contextmanager
@@ -364,10 +364,10 @@ class Models:
         """Gather models and put them on the device; every rank enters. Those that are neither sharded nor frozen are
         there anyway: a reference can be the policy's base."""
         frozen = {id(module) for module in self.frozen()} if self.offloaded else set()
-        moved = [module for module in modules if id(module) in frozen and not zero3.is_parted(module)]
+        moved = [module for module in modules if id(module) in frozen and not zero3.is_partitioned(module)]
         for module in moved:
             module.to(device)
-        with zero3.whole(modules):
+        with zero3.gathered(modules):
             yield
         for module in moved:
             module.to("cpu")

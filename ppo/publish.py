@@ -34,7 +34,7 @@ def published_policy(loop: Loop) -> Iterator[dict[str, Any]]:
         if best.step is not None:
             weights = best.weights()
             for name, parameter in loop.models.trained.trained_parameters("policy"):
-                with zero3.gathered(parameter):
+                with zero3.gathered_parameters(parameter):
                     if weights is not None:
                         parameter.data.copy_(weights[name])
         yield metrics

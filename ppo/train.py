@@ -44,7 +44,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
     publishing.pin_models(config, registry, begun.run)
     heartbeat.enter("loading the models", patient=True)
     torch.manual_seed(config.training.seed)
-    with zero3.whole_models():  # partitioned later: shards can be neither merged nor given a head
+    with zero3.unpartitioned_loading():  # partitioned later: shards can be neither merged nor given a head
         models = load_models(config, prepared.sources, prepared.tokenizer)
     data = prepared.fingerprints
     with opening.open_journal(config, "ppo", begun) as journal:
@@ -56,7 +56,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
         _note_start(journal, prepared, loop)
         if begun.checkpoint is not None:
             loop.state.load(begun.checkpoint.path, begun.checkpoint.manifest.world_size)
-            journal.go_on(step=loop.step, checkpoint=begun.checkpoint.path.name)
+            journal.mark_resumed(step=loop.step, checkpoint=begun.checkpoint.path.name)
         with loop.reporting_errors():
             loop.run(checkpoints)
         heartbeat.enter("the end of training", patient=True)

@@ -23,7 +23,7 @@ from alignment.distributed.processes import (
 )
 from alignment.errors import ConfigError
 from alignment.runs.journal import Journal
-from alignment.runs.signals import leave_if_preempted
+from alignment.runs.signals import exit_if_preempted
 from alignment.seeds import stream_seed
 from alignment.terminal import progress
 from ppo import value_data
@@ -75,7 +75,7 @@ class ValuePretraining:
         with BestCritic(engine, config.run_dir / "critic") as best:
             explained = fit(
                 self.updater, self.collector, rollout, critic, best, size, config.training.seed,
-                lambda: leave_if_preempted(config.run_dir),
+                lambda: exit_if_preempted(config.run_dir),
             )  # fmt: skip
         for group, learning_rate in zip(groups, learning_rates, strict=True):
             group["lr"] = learning_rate

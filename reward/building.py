@@ -9,7 +9,7 @@ from torch import nn
 from transformers import TrainerCallback, set_seed
 
 from alignment.distributed import zero3
-from alignment.models import methods
+from alignment.models import trainable
 from alignment.models.selfcheck import say
 from alignment.runs.journal import Recorder
 from alignment.training.arguments import refused_arguments
@@ -25,7 +25,7 @@ def build_trainer(config: RewardStageConfig, prepared: PreparedReward, journal: 
     """Load the model and wrap it in the trainer; the layout of batches is journaled."""
     set_seed(prepared.seed)
     tokenizer = prepared.start.tokenizer
-    model = methods.apply_method(initial_model(config, prepared), config.model)
+    model = trainable.apply_method(initial_model(config, prepared), config.model)
     layout, reason = layout_for(config, prepared, model)
     with refused_arguments():
         trainer = QuestionTrainer(
@@ -38,13 +38,13 @@ def build_trainer(config: RewardStageConfig, prepared: PreparedReward, journal: 
             probe=prepared.probe,
             processing_class=tokenizer,
         )
-    methods.attach(trainer, config.model)
+    trainable.attach(trainer, config.model)
 
     def check() -> None:
         failure = trainer.check()
         note_layout(config, prepared, reason or failure, journal)
 
-    if zero3.is_parted(trainer.model):  # only the engine can gather the weights
+    if zero3.is_partitioned(trainer.model):  # only the engine can gather the weights
         trainer.add_callback(_OnTrainBegin(check))
     else:
         trainer.model.to(prepared.arguments.device)

@@ -13,7 +13,7 @@ from typing import Any
 
 from alignment.config.arguments import BestModelArguments, CheckpointArguments
 from alignment.distributed import heartbeat, processes
-from alignment.models import methods
+from alignment.models import trainable
 from alignment.models.ensembles import member_name
 from alignment.runs import resume
 from alignment.runs.journal import Journal, Level, Recorder
@@ -116,7 +116,7 @@ class Members:
         journal: Recorder = self.journal
         if index:
             if index > self.first:
-                processes.forget_accelerator()
+                processes.reset_accelerator()
             arguments = make_arguments(config, no_eval=not prepared.held_out)
             prepared = replace(prepared, seed=prepared.seed + index, arguments=arguments)
             journal = MemberJournal(self.journal, index, first_step)
@@ -126,7 +126,7 @@ class Members:
             config, replace(prepared, held_out=split_held_out(config, prepared.held_out)[0]), journal
         )
         callbacks.attach(trainer, journal, f"reward {config.name}", BestModelArguments.of(config.training).wanted)
-        journal.event("method", method=config.model.method, **methods.describe(trainer.model))
+        journal.event("method", method=config.model.method, **trainable.describe(trainer.model))
         best = keep_best(trainer, config.training, config.run_dir, journal)
         saving = CheckpointArguments.of(config.training)
         checkpoints = opening.open_checkpoints(

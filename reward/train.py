@@ -56,8 +56,11 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
         trained = members.train()
 
         def evaluate_and_publish() -> tuple[str, dict[str, Any]]:
-            with zero3.whole_models(), members.copied() as staging:  # ZeRO-3 would partition them over all ranks
-                heartbeat.enter("checking the saved model", patient=True)
+            with (
+                zero3.unpartitioned_loading(),
+                members.copied() as staging,
+            ):  # ZeRO-3 would partition them over all ranks
+                heartbeat.enter("checking the model model", patient=True)
                 finished = finish_all(staging, config, prepared, trained)
                 last = sum(member.steps for member in trained[:-1]) + trained[-1].step
                 held_out = _evaluate(config, prepared, finished, journal, last, best_of(trained))

@@ -20,7 +20,7 @@ from trl import RewardTrainer
 
 from alignment.distributed.processes import all_reduce_sum
 from alignment.errors import ConfigError
-from alignment.models import methods
+from alignment.models import trainable
 from alignment.models.forward import switch_off_dropout
 from alignment.models.selfcheck import agreed
 from alignment.training.resumable import Resumable
@@ -129,7 +129,7 @@ class QuestionTrainer(Resumable, RewardTrainer):
         loss = (
             loss * self.accelerator.num_processes
         )  # the engine averages gradients over ranks; here they must be summed
-        return loss + methods.regularisation(self.model) / self.current_gradient_accumulation_steps
+        return loss + trainable.regularisation(self.model) / self.current_gradient_accumulation_steps
 
     def _score(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         with self.accelerator.autocast():  # autocast wraps `forward`, which a packed row bypasses
@@ -215,7 +215,7 @@ class QuestionTrainer(Resumable, RewardTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._tokens.pause(logs.get("eval_runtime", 0.0))
         if self.model.training:
-            metrics = self._reduce_metrics("train") | self._tokens.figures(self.args.device)
+            metrics = self._reduce_metrics("train") | self._tokens.metrics(self.args.device)
             metrics.pop("loss")  # the Trainer logs the minimized loss
             self._metrics["train"] |= {name: [value] for name, value in metrics.items()}
         super().log(logs, start_time)

@@ -94,7 +94,7 @@ def train_by(method: str) -> dict[str, Any]:
     """Train, publish and export one method; what the table says of it."""
     from transformers import PrinterCallback
 
-    from alignment.models import methods
+    from alignment.models import methods, trainable
     from alignment.models.export import export
     from alignment.registry import Registry
     from alignment.runs.journal import Journal
@@ -114,12 +114,12 @@ def train_by(method: str) -> dict[str, Any]:
     prepared = prepare(config)
     trainer = build_trainer(config, prepared)
     trainer.remove_callback(PrinterCallback)
-    before, start = trainer.evaluate()["eval_loss"], methods.describe(trainer.model)
+    before, start = trainer.evaluate()["eval_loss"], trainable.describe(trainer.model)
     started = time.monotonic()
     trainer.train()
     seconds = time.monotonic() - started
     found = {
-        **methods.describe(trainer.model),
+        **trainable.describe(trainer.model),
         "ranks_before": start.get("ranks"),
         "rate": rate,
         "mib": memory(trainer),

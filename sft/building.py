@@ -8,7 +8,7 @@ from trl import SFTConfig
 
 from alignment.distributed import heartbeat
 from alignment.errors import ConfigError
-from alignment.models import methods
+from alignment.models import trainable
 from alignment.models.adapters import without_adapter
 from alignment.models.classifiers import why_no_scores
 from alignment.models.packing import why_not_packed
@@ -25,7 +25,7 @@ def build_trainer(config: SFTStageConfig, prepared: PreparedSFT) -> SFTTrainer:
     """Load the model and wrap it in the trainer."""
     heartbeat.enter("loading the model", patient=True)
     set_seed(prepared.seed)
-    policy = methods.load_trainable(prepared.start.source, prepared.start.tokenizer, config.model)
+    policy = trainable.load_trainable(prepared.start.source, prepared.start.tokenizer, config.model)
     collator = _packing_collator(config, prepared, policy)
     with refused_arguments():
         trainer = SFTTrainer(
@@ -35,9 +35,9 @@ def build_trainer(config: SFTStageConfig, prepared: PreparedSFT) -> SFTTrainer:
             eval_dataset=prepared.data.eval if len(prepared.data.eval) else None,
             data_collator=collator,
             processing_class=prepared.start.tokenizer,
-            penalty=methods.regularisation,
+            penalty=trainable.regularisation,
         )
-    methods.attach(trainer, config.model)
+    trainable.attach(trainer, config.model)
     if reason := why_no_scores(without_adapter(policy).config, config.model.trust_remote_code):
         say(f"sft: python -m reward will not start from this model: {reason}")
     SelfCheck(trainer, asked=bool(config.training.get("packing"))).attach()

@@ -65,7 +65,7 @@ def answers(
         dtype="bfloat16" if on_gpu else "float32",
         trust_remote_code=config.model.trust_remote_code,
     )
-    with zero3.whole_models():
+    with zero3.unpartitioned_loading():
         policy = load_policy(source, options)
         fit_embeddings(policy, tokenizer)
     policy = policy.to(processes.start_processes().device).eval()

@@ -41,7 +41,7 @@ class SelfCheck(TrainerCallback):
 
     def attach(self) -> None:
         """Check now, or at the beginning of training if only ZeRO-3's engine can gather the weights."""
-        if zero3.is_parted(self.trainer.model):
+        if zero3.is_partitioned(self.trainer.model):
             self.trainer.add_callback(self)
         else:
             self.trainer.model.to(self.trainer.args.device)

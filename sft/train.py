@@ -25,7 +25,7 @@ from transformers import (
 from alignment.config.arguments import BestModelArguments, CheckpointArguments
 from alignment.config.sections import SCRATCH
 from alignment.distributed import heartbeat, processes
-from alignment.models import adapters, methods
+from alignment.models import adapters, trainable
 from alignment.models.sources import ModelSource, find_model
 from alignment.runs import resume
 from alignment.runs.journal import Journal
@@ -76,7 +76,7 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
         checkpoints = opening.open_checkpoints(config, start, journal, keep=saving.save_total_limit, data=fingerprints)
         _note_data(journal, config, prepared)
         callbacks.attach(trainer, journal, f"sft {config.name}", BestModelArguments.of(config.training).wanted)
-        journal.event("method", method=config.model.method, **methods.describe(trainer.model))
+        journal.event("method", method=config.model.method, **trainable.describe(trainer.model))
         journal.event("batches", packed=packs_rows(trainer))
         best = keep_best(trainer, config.training, config.run_dir, journal, lambda: trainer.loss_on(halves.reported))
         if start.checkpoint is None and not config.model.name.startswith(SCRATCH):
@@ -93,7 +93,7 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
             metrics |= _evaluate(trainer, best, step, prepared.data.eval, halves) | _initial_loss(trainer, best, halves)
             if best is not None:  # the published model's metric replaces the one that chose it
                 journal.log(step, {"eval/loss": metrics["eval_loss"]})
-        metrics |= methods.describe(trainer.model)
+        metrics |= trainable.describe(trainer.model)
         heartbeat.enter("saving and publishing the model", patient=True)
         with finished_model(trainer, best, config.run_dir) as folder:
             ref = publish(config, prepared, folder, metrics, start.run, journal)
@@ -131,7 +131,7 @@ def publish(
 ) -> str:
     """Publish a saved model or adapter; returns its reference on every rank."""
     source = prepared.start.source
-    base = methods.base_of(source, config.model)
+    base = trainable.base_of(source, config.model)
     return processes.on_main_process(
         lambda: (
             publishing.publish(

@@ -182,7 +182,7 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._tokens.pause(logs.get("eval_runtime", 0.0))
         if self.model.training:
-            counted = self._tokens.figures(self.args.device)
+            counted = self._tokens.metrics(self.args.device)
             self._metrics["train"] |= {name: [value] for name, value in counted.items()}
             if self._ours and counted:  # otherwise the last line would show an accuracy of 0
                 self._metrics["train"]["mean_token_accuracy"] = [self._means(self._train_sums)[1]]

@@ -14,11 +14,11 @@ from alignment.cli.models import models
 from alignment.errors import UserError
 from alignment.registry import ANY, Registry, RegistryError
 from alignment.registry.aliases import Anything
-from alignment.registry.doctor import examine, mend
+from alignment.registry.doctor import examine, fix_findings
 from alignment.registry.hashes import verify_mode
 from alignment.registry.promotion import caveats, promote, roll_back
 from alignment.registry.retention import collect, protect, remove
-from alignment.registry.trash import PROTECTED, Key, drop_note, spoken, take_back, version_folder
+from alignment.registry.trash import PROTECTED, Key, drop_note, restore_version, version_folder, version_ref
 from alignment.terminal import clean, one_line, screen
 
 NameArgument = Annotated[str, typer.Argument(help="A model's name.", autocompletion=complete_name)]
@@ -134,9 +134,9 @@ def verify_models(
         problems = _problems(opened, key, verify_mode(mode))
         if every and not version_folder(opened.path, key).exists():
             continue  # removed since it was listed
-        checked.append({"ref": spoken(key), "problems": problems})
+        checked.append({"ref": version_ref(key), "problems": problems})
         if not as_json:
-            typer.echo(one_line(f"{spoken(key)} {'DAMAGED: ' + '; '.join(problems) if problems else 'ok'}"))
+            typer.echo(one_line(f"{version_ref(key)} {'DAMAGED: ' + '; '.join(problems) if problems else 'ok'}"))
     damaged = sum(bool(version["problems"]) for version in checked)
     if as_json:
         print_json({"mode": mode, "checked": len(checked), "damaged": damaged, "versions": checked})
@@ -158,7 +158,7 @@ def doctor(
     """
     opened, chosen = Registry(registry), verify_mode(mode)
     findings = list(examine(opened, full=chosen != "fast", cold=chosen == "full"))
-    mended = mend(findings) if fix else []
+    mended = fix_findings(findings) if fix else []
     if as_json:
         print_json({"findings": [{**_finding(found), "mended": found in mended} for found in findings]})
     else:
@@ -184,23 +184,23 @@ def collect_garbage(
     )
     report = {
         "deleted": delete,
-        "kept": {spoken(key): why for key, why in sorted(plan.kept.items())},
-        "removed": [spoken(key) for key in plan.removed],
-        "purged": [spoken(item.key) for item in plan.purged],
-        "returned": [spoken(key) for key in plan.returned],
+        "kept": {version_ref(key): why for key, why in sorted(plan.kept.items())},
+        "removed": [version_ref(key) for key in plan.removed],
+        "purged": [version_ref(item.key) for item in plan.purged],
+        "returned": [version_ref(key) for key in plan.returned],
     }
     if as_json:
         print_json(report)
         return
     for key, why in sorted(plan.kept.items()):
-        typer.echo(f"keep    {spoken(key)}: {why}")
+        typer.echo(f"keep    {version_ref(key)}: {why}")
     for word, keys in (
         ("remove", plan.removed),
         ("purge", [item.key for item in plan.purged]),
         ("return", plan.returned),
     ):
         for key in keys:
-            typer.echo(f"{word:7} {spoken(key)}")
+            typer.echo(f"{word:7} {version_ref(key)}")
     if not delete:
         typer.echo("Nothing was changed; --delete does it.", err=True)
 
@@ -210,7 +210,10 @@ def delete_model(ref: RefArgument, registry: RegistryOption = None, as_json: Jso
     """Move one version that nothing needs to the trash.  Example: alignment models delete desk-ppo@v2"""
     key = remove(Registry(registry), ref)
     _say(
-        as_json, f"{spoken(key)} is in the trash; alignment models restore {spoken(key)} takes it back", key, "deleted"
+        as_json,
+        f"{version_ref(key)} is in the trash; alignment models restore {version_ref(key)} takes it back",
+        key,
+        "deleted",
     )
 
 
@@ -219,9 +222,9 @@ def restore_model(ref: RefArgument, registry: RegistryOption = None, as_json: Js
     """Take a removed version out of the trash.  Example: alignment models restore desk-ppo@v2"""
     match = re.fullmatch(r"(.+)@v([0-9]{1,9})", ref)
     key = (match[1], int(match[2])) if match else None
-    if key is None or not take_back(Registry(registry).path, key):
+    if key is None or not restore_version(Registry(registry).path, key):
         raise RegistryError(f"{ref!r} is not in the trash; write NAME@v3, as gc and delete do")
-    _say(as_json, f"{spoken(key)} is back", key, "restored")
+    _say(as_json, f"{version_ref(key)} is back", key, "restored")
 
 
 @models.command("protect")
@@ -233,7 +236,7 @@ def protect_model(
 ) -> None:
     """Keep a version from being removed.  Example: alignment models protect desk-ppo@v2 --why 'in the paper'"""
     key = protect(Registry(registry), ref, why)
-    _say(as_json, f"{spoken(key)} is protected", key, "protected")
+    _say(as_json, f"{version_ref(key)} is protected", key, "protected")
 
 
 @models.command("unprotect")
@@ -242,13 +245,13 @@ def unprotect_model(ref: RefArgument, registry: RegistryOption = None, as_json: 
     opened = Registry(registry)
     key = opened.locate(ref)
     if not drop_note(opened.path, key, PROTECTED):
-        raise RegistryError(f"{spoken(key)} is not protected; nothing to do")
-    _say(as_json, f"{spoken(key)} is not protected any more", key, "unprotected")
+        raise RegistryError(f"{version_ref(key)} is not protected; nothing to do")
+    _say(as_json, f"{version_ref(key)} is not protected any more", key, "unprotected")
 
 
 def _say(as_json: bool, line: str, key: Key, done: str) -> None:
     if as_json:
-        print_json({"ref": spoken(key), "done": done})
+        print_json({"ref": version_ref(key), "done": done})
     else:
         typer.echo(line)
 
@@ -291,7 +294,7 @@ def _every(registry: Registry) -> Iterator[Key]:
 
 def _problems(registry: Registry, key: Key, mode: str) -> list[str]:
     try:
-        version = registry.resolve(spoken(key))
+        version = registry.resolve(version_ref(key))
         shared = [f"{path} has another hard link, through which it can be changed" for path in version.shared_files()]
         return version.problems(full=mode != "fast", cold=mode == "full") + shared
     except RegistryError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import types
 import typing
 from pathlib import Path
@@ -256,8 +255,3 @@ class TrainerConfig(RunConfig):
     @classmethod
     def _no_none(cls, value: Any) -> Any:
         return {} if value is None else value
-
-
-def registry_path(path: str | None) -> Path:
-    """The registry folder: the config's, else `ALIGNMENT_REGISTRY`, else `./registry`."""
-    return Path(path or os.environ.get("ALIGNMENT_REGISTRY") or "registry")

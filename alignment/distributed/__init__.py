@@ -1,1 +1,1 @@
-"""Processes, devices and the training engine: what accelerate and DeepSpeed do."""
+"""Processes, devices, the training engine, ZeRO and failure detection."""

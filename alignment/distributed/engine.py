@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from alignment.distributed.processes import all_reduce_sum, is_main_process, offload_devices, zero_stage
 from alignment.errors import UserError
 
-BUCKET = 2**24  # numbers of a gradient that are sent at a time: 64 MiB of float32
+BUCKET_SIZE = 2**24  # gradient elements in one all-reduce: 64 MiB of float32
 
 
 class Diverged(UserError):
-    """A gradient that is not finite; no weight was changed by it."""
+    """The gradient is not finite; it has changed no weight."""
 
 
 class TrainingEngine:
-    """A module and its optimizer under this launch: one process, several, or DeepSpeed's engine.
+    """A module and its optimizer on one process, on several, or in DeepSpeed's engine.
 
-    Losses are parts of one sum over all backward passes of all processes. The processes' gradients are added up once
-    per step, so a step may have any number of passes, over other parameters each. (DDP would wait in every pass for a
-    gradient of all.) Under ZeRO each pass is a collective, and all processes must make as many.
+    Each loss is a term of one sum over all backward passes of all ranks. Gradients are reduced once per step, so a
+    step may have any number of passes, and each pass may reach other parameters. (DDP would expect a gradient for
+    every parameter in every pass.) Under ZeRO each pass is a collective, so all ranks must make the same number.
     """
 
     def __init__(
@@ -44,22 +44,22 @@ class TrainingEngine:
         if self._zero_stage and not any(hasattr(self.deepspeed.optimizer, name) for name in kinds):
             raise UserError(
                 f"DeepSpeed's {type(self.deepspeed.optimizer).__name__} keeps its gradients where they cannot be "
-                "clipped by role; take data_types.grad_accum_dtype out of the DeepSpeed config, or use ZeRO 2 or 3"
+                "clipped by role; remove data_types.grad_accum_dtype from the DeepSpeed config, or use ZeRO 2 or 3"
             )
         self._offloaded = offload_devices(accelerator)[0] != "none"
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         if self.deepspeed is None and accelerator.num_processes > 1:
-            for parameter in self.parameters:  # a new head or adapter could have been drawn otherwise on each
+            for parameter in self.parameters:  # each rank may have initialised a new head or adapter differently
                 torch.distributed.broadcast(parameter.data, 0)
 
     @property
     def num_bytes(self) -> int:
-        """Of what is trained."""
+        """Bytes of all trained parameters."""
         return sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in self.parameters)
 
     @property
     def wrapped(self) -> nn.Module:
-        """What really runs."""
+        """The module to call: DeepSpeed's engine, or the module itself."""
         return self.deepspeed or self.module
 
     def forward(self, *args: Any) -> Any:
@@ -68,128 +68,132 @@ class TrainingEngine:
             return self.wrapped(*args)
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Add a loss's gradient; `last` says that a step follows."""
+        """Add the gradient of a loss; `last` marks the final pass before a step."""
         if self.deepspeed is None:
             loss.backward()
             return
-        # Under offload the boundary is drawn in `step`: DeepSpeed would hand over the gradients of the last pass alone.
+        # With offload the boundary is set in `step`: here DeepSpeed would keep only the last pass's gradients.
         self.deepspeed.set_gradient_accumulation_boundary(last and not self._offloaded)
-        self.deepspeed.backward(loss * self.accelerator.num_processes)  # it averages over processes
+        self.deepspeed.backward(loss * self.accelerator.num_processes)  # DeepSpeed averages over ranks
 
     def step(self) -> list[float]:
-        """Clip the gradient of each of the optimizer's parameter groups by itself, and step; returns their norms before
-        clipping.
+        """Clip each parameter group's gradient separately and step; returns the groups' norms before clipping.
 
-        Apart, because a large error of the critic would otherwise shrink the policy's step.
+        With one norm for all groups, a large error of the critic would shrink the policy's step.
 
         Raises:
-            Diverged: on every process, where the gradient is not finite on any.
+            Diverged: on every rank, if the gradient is not finite on any.
         """
         if self.deepspeed is None and self.accelerator.num_processes > 1:
-            self._add_up()
-        groups = self._gradients()
-        device = self.accelerator.device  # under offload the parts lie on the host, where NCCL reduces nothing
+            self._reduce_gradients()
+        groups = self._gradient_shards()
+        device = self.accelerator.device  # with offload the shards are on the host, and NCCL reduces GPU tensors only
         squares = torch.stack([
-            torch.stack([part.double().square().sum() for part in parts]).sum().to(device)
-            if parts else torch.zeros((), dtype=torch.float64, device=device)
-            for parts in groups
+            torch.stack([shard.double().square().sum() for shard in shards]).sum().to(device)
+            if shards else torch.zeros((), dtype=torch.float64, device=device)
+            for shards in groups
         ])  # fmt: skip
-        # ZeRO leaves each process a part of the gradient; without it each has the whole.
+        # ZeRO shards the gradient over the ranks; without it each rank has all of it.
         norms = (all_reduce_sum(squares) if self._zero_stage else squares).sqrt()
-        self._check(norms.sum())
-        for norm, parts in zip(norms.tolist(), groups, strict=True):
-            for part in parts if norm > self.max_norm else ():
-                part.mul_(self.max_norm / norm)
+        self._check_finite(norms.sum())
+        for norm, shards in zip(norms.tolist(), groups, strict=True):
+            for shard in shards if norm > self.max_norm else ():
+                shard.mul_(self.max_norm / norm)
         if self.deepspeed is not None:
             self.deepspeed.step()
-            self._forget_gradients()
+            self._zero_gradient_buffers()
         else:
             self.optimizer.step()
             self.optimizer.zero_grad()
         return norms.tolist()
 
     def restart(self, group: int) -> None:
-        """Count Adam's steps of a parameter group from 0; to be called where it has had no gradient so far.
+        """Reset Adam's step count for a parameter group that has had no gradient so far.
 
-        With several processes and under DeepSpeed it has been stepped with a gradient of 0. Adam would take the
-        moments, still 0, for averages of many steps, and divide by a far too small one: steps of up to six times the
-        rate.
+        With several processes, and under DeepSpeed, the group was stepped with gradients of 0. Adam's bias correction
+        would treat the moments, still 0, as averages over many steps: updates of up to six times the learning rate.
         """
         parameters = self.optimizer.param_groups[group]["params"]
-        if self._zero_stage == 3:  # which fills the groups for a step and empties them again
-            owner = self.deepspeed.optimizer
-            groups = owner.sub_group_to_group_id
-            parameters = [flat for n, flat in enumerate(owner.fp32_partitioned_groups_flat) if groups[n] == group]
+        if self._zero_stage == 3:  # ZeRO-3 fills the groups for a step only
+            zero_optimizer = self.deepspeed.optimizer
+            group_ids = zero_optimizer.sub_group_to_group_id
+            flats = enumerate(zero_optimizer.fp32_partitioned_groups_flat)
+            parameters = [flat for index, flat in flats if group_ids[index] == group]
         for parameter in parameters:
             state = self.optimizer.state.get(parameter, {})
             if "step" in state:
                 state["step"] = state["step"] * 0
 
-    def _gradients(self) -> list[list[Tensor]]:
-        """This process's part of the gradient of each parameter group, as it is held before a step."""
+    def _gradient_shards(self) -> list[list[Tensor]]:
+        """This rank's shards of each parameter group's gradient, just before a step."""
         if not self._zero_stage:
             return [[p.grad for p in group if p.grad is not None] for group in self._groups]
-        owner, found = self.deepspeed.optimizer, [list[Tensor]() for _ in self._groups]
+        zero_optimizer, shards = self.deepspeed.optimizer, [list[Tensor]() for _ in self._groups]
         if self._offloaded:
-            owner.finalize_gradient_accumulation_boundary()
+            zero_optimizer.finalize_gradient_accumulation_boundary()
             self.deepspeed.set_gradient_accumulation_boundary(True)
-            if self.accelerator.device.type == "cuda":  # DeepSpeed copies them to the host without waiting
+            if self.accelerator.device.type == "cuda":  # DeepSpeed's copies to the host are asynchronous
                 torch.cuda.synchronize(self.accelerator.device)
             name = "fp32_partitioned_groups_flat" if self._zero_stage == 3 else "single_partition_of_fp32_groups"
-            held = {number: [flat.grad] for number, flat in enumerate(getattr(owner, name))}
+            gradients = {index: [flat.grad] for index, flat in enumerate(getattr(zero_optimizer, name))}
         else:
-            held = owner.averaged_gradients
-        for number, parts in held.items():  # ZeRO-3 cuts groups into smaller ones
-            group = owner.sub_group_to_group_id[number] if self._zero_stage == 3 else number
-            found[group] += [part for part in parts or () if part is not None]
-        return found
+            gradients = zero_optimizer.averaged_gradients
+        for index, tensors in gradients.items():  # ZeRO-3 splits each group into sub-groups
+            group = zero_optimizer.sub_group_to_group_id[index] if self._zero_stage == 3 else index
+            shards[group] += [tensor for tensor in tensors or () if tensor is not None]
+        return shards
 
-    def _forget_gradients(self) -> None:
-        """DeepSpeed writes the first pass's gradients into buffers and adds those of later ones: what the first pass
-        does not reach, as the critic, would be added to the last step's."""
-        owner = self.deepspeed.optimizer
+    def _zero_gradient_buffers(self) -> None:
+        """Clear DeepSpeed's gradient buffers after a step.
+
+        DeepSpeed overwrites them in the first pass of the next step and adds in later ones. Parameters that the first
+        pass does not reach, such as the critic's, would keep the last step's gradient.
+        """
+        zero_optimizer = self.deepspeed.optimizer
         if self._zero_stage == 3:
-            owner.grad_partitions_flat_buffer.zero_()
+            zero_optimizer.grad_partitions_flat_buffer.zero_()
         elif self._offloaded:
-            for buffer in owner.accumulated_grads_in_cpu.values():
+            for buffer in zero_optimizer.accumulated_grads_in_cpu.values():
                 buffer.zero_()
 
-    def _check(self, figure: Tensor) -> None:
-        if not torch.isfinite(all_reduce_sum(figure.detach().double())):
+    def _check_finite(self, value: Tensor) -> None:
+        if not torch.isfinite(all_reduce_sum(value.detach().double())):
             raise Diverged("loss or gradient is not finite")
 
-    def _add_up(self) -> None:
-        """Sum the gradients over all processes, a bucket at a time; a parameter without one counts as 0."""
+    def _reduce_gradients(self) -> None:
+        """Sum the gradients over all ranks, one bucket at a time; a missing gradient counts as 0."""
         bucket: list[nn.Parameter] = []
-        for number, parameter in enumerate(self.parameters):
+        for index, parameter in enumerate(self.parameters):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             bucket.append(parameter)
-            if sum(p.numel() for p in bucket) >= BUCKET or number == len(self.parameters) - 1:
+            if sum(p.numel() for p in bucket) >= BUCKET_SIZE or index == len(self.parameters) - 1:
                 flat = torch.cat([p.grad.flatten() for p in bucket])  # type: ignore[union-attr]
                 torch.distributed.all_reduce(flat)
-                for p, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
-                    p.grad = part.view_as(p)
+                for p, gradient in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+                    p.grad = gradient.view_as(p)
                 bucket = []
 
     def save(self, folder: Path) -> None:
-        """This process's part of a checkpoint; every process must call this. DeepSpeed writes its own files, plain
-        processes are all alike and the main one writes."""
+        """Write this rank's share of a checkpoint; every rank must call this.
+
+        DeepSpeed writes its own files. Without it all ranks hold the same, and the main process writes.
+        """
         if self.deepspeed is not None:
             self.deepspeed.save_checkpoint(str(folder), exclude_frozen_parameters=True)
         elif is_main_process():
             torch.save(self._trained() | {"optimizer": self.optimizer.state_dict()}, folder / "engine.pt")
 
     def load(self, folder: Path, saved: int) -> None:
-        """Put back what `save` wrote, of a folder whose files are known to be those: DeepSpeed reads pickles.
+        """Restore what `save` wrote. The folder must be verified first, since DeepSpeed reads pickles.
 
         Args:
-            saved: processes that have.
+            saved: world size of the run that saved it.
         """
         if self.deepspeed is not None:
             from alignment.distributed import zero_checkpoint
 
-            with zero_checkpoint.for_this_launch(folder, saved) as readable:
+            with zero_checkpoint.resharded(folder, saved) as readable:
                 zero_checkpoint.load(self.deepspeed, readable)
             return
         state = torch.load(folder / "engine.pt", map_location="cpu", weights_only=True)
@@ -202,22 +206,22 @@ class TrainingEngine:
         return {name: p.data for name, p in self.module.named_parameters() if p.requires_grad}
 
     def full_state_dict(self) -> dict[str, Tensor]:
-        """The whole module's weights on the main process; every process must call this (ZeRO-3 gathers them there)."""
+        """All of the module's weights on the main process; every rank must call this, since ZeRO-3 gathers them."""
         return dict(self.accelerator.get_state_dict(self.wrapped) or {})
 
 
 def run_as_forward(wrapper: nn.Module, module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
     """Call `function(*args)` as if it were the forward of `module`, through its `wrapper` (DDP, DeepSpeed, or itself).
 
-    Their hooks then run: gradients are reduced, and the weights that ZeRO-3 spreads over the processes are there, once
-    per call on every process. (The idea is Lightning's forward redirection.)
+    The wrapper's hooks then run: DDP reduces gradients, and ZeRO-3 gathers the weights, once per call on every rank.
+    (The idea is Lightning's forward redirection.)
     """
-    own = module.__dict__.get("forward")  # autocast hangs itself there
+    original = module.__dict__.get("forward")  # autocast installs its wrapper as an instance attribute
 
     def restore() -> None:
         module.__dict__.pop("forward", None)
-        if own is not None:
-            module.forward = own
+        if original is not None:
+            module.forward = original
 
     def redirected(*inner: Any) -> Any:
         restore()

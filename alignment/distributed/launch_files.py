@@ -1,6 +1,6 @@
-"""What a launcher has put into the environment: obeyed, or refused in one line before anything is loaded.
+"""Check a launcher's settings in the environment: each is obeyed, or refused in one line before anything is loaded.
 
-Whoever launches with FSDP and is trained without it learns so from the memory that runs out, or not at all.
+A run launched with FSDP and trained without it would show so only by running out of memory, or never.
 """
 
 from __future__ import annotations
@@ -13,45 +13,46 @@ from typing import Any
 
 from alignment.errors import UserError
 
-INSTEAD = "launch with configs/accelerate/zero2.yaml or zero3.yaml, which part the same over the processes"
-KINDS = {
+USE_ZERO = "launch with configs/accelerate/zero2.yaml or zero3.yaml, which shard the same over the processes"
+UNSUPPORTED_LAUNCHES = {
     "ACCELERATE_USE_FSDP": "FSDP (distributed_type: FSDP)",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM (distributed_type: MEGATRON_LM)",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor, context or sequence parallelism (parallelism_config)",
 }
-SECTIONS = {
+REFUSED_SECTIONS = {
     "optimizer": "the optimizer is set by training.learning_rate and the keys beside it",
     "scheduler": "the schedule is set by training.lr_scheduler_type and training.warmup_steps",
     "amp": "mixed precision is set by training.bf16",
     "tensor_parallel": "only ZeRO shards the weights",
 }
-"""Keys of a DeepSpeed config that are refused, each with what replaces it."""
-NUMBERS = {
+"""Sections of a DeepSpeed config that are refused, each with its replacement."""
+SET_BY_CONFIG = {
     "train_batch_size": "the config's batch size",
     "train_micro_batch_size_per_gpu": "the config's batch size",
     "gradient_accumulation_steps": "the config's training section",
     "gradient_clipping": "training.max_grad_norm",
 }
 ZERO = "zero_optimization"
-BY_HIDDEN_SIZE = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
-FILLED = {
-    *NUMBERS, "bf16.enabled", "fp16.enabled", f"{ZERO}.stage", *(f"{ZERO}.{key}" for key in BY_HIDDEN_SIZE),
+HIDDEN_SIZE_KEYS = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
+"""Keys whose "auto" accelerate derives from a model's hidden size."""
+AUTO_KEYS = {
+    *SET_BY_CONFIG, "bf16.enabled", "fp16.enabled", f"{ZERO}.stage", *(f"{ZERO}.{key}" for key in HIDDEN_SIZE_KEYS),
     f"{ZERO}.stage3_gather_16bit_weights_on_model_save",
     *(f"{ZERO}.offload_{part}.{key}" for part in ("optimizer", "param") for key in ("device", "nvme_path")),
 }  # fmt: skip
-"""Where a DeepSpeed config may say "auto"."""
+"""Keys of a DeepSpeed config that may be "auto"."""
 
 
 def check_launch() -> None:
-    """Refuse what no stage runs under. Reads the environment alone.
+    """Refuse a launch that no stage supports. Reads only the environment and the DeepSpeed config it names.
 
     Raises:
-        UserError: another kind of launch than one process, DDP or DeepSpeed; half precision but bfloat16; compilation;
-            a DeepSpeed config that cannot be used.
+        UserError: the launch is not one process, DDP or DeepSpeed; its mixed precision is not bfloat16; it compiles
+            the model; or its DeepSpeed config cannot be used.
     """
-    for name, kind in KINDS.items():
+    for name, kind in UNSUPPORTED_LAUNCHES.items():
         if _is_on(name):
-            raise UserError(f"the launch file asks for {kind}, which this suite does not run under; {INSTEAD}")
+            raise UserError(f"the launch file asks for {kind}, which this suite does not run under; {USE_ZERO}")
     precision = _precision()
     if precision not in ("no", "bf16"):
         raise UserError(
@@ -66,39 +67,39 @@ def check_launch() -> None:
 
 
 def check_against_config(*, bf16: bool, accumulation: int, max_grad_norm: float) -> None:
-    """Refuse a launch file that says otherwise than the config, before a model is loaded.
+    """Refuse a launch file that contradicts the config, before a model is loaded.
 
     Args:
-        accumulation: batches of an optimizer step.
+        accumulation: gradient accumulation steps.
 
     Raises:
-        UserError: says what each of the two has.
+        UserError: a setting differs; the message gives both values.
     """
     deepspeed = _deepspeed_file()
-    on = deepspeed is not None and (_read(deepspeed).get("bf16") or {}).get("enabled") is True
-    if (_precision() == "bf16" or on) and not bf16:
-        where = f"{deepspeed}: bf16.enabled is true" if on else "the launch file says mixed_precision: bf16"
-        fix = '"auto"' if on else "mixed_precision: 'no'"
+    deepspeed_bf16 = deepspeed is not None and (_read(deepspeed).get("bf16") or {}).get("enabled") is True
+    if (_precision() == "bf16" or deepspeed_bf16) and not bf16:
+        where = f"{deepspeed}: bf16.enabled is true" if deepspeed_bf16 else "the launch file says mixed_precision: bf16"
+        fix = '"auto"' if deepspeed_bf16 else "mixed_precision: 'no'"
         raise UserError(f"{where}, and training.bf16 is false; set training.bf16=true, or write {fix} there")
     if not _is_on("ACCELERATE_USE_DEEPSPEED"):
         return
-    for name, key, own in (
+    for name, key, configured in (
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "gradient_accumulation_steps", float(accumulation)),
         ("ACCELERATE_GRADIENT_CLIPPING", "gradient_clipping", max_grad_norm),
     ):
-        found = os.environ.get(name, "auto")
-        if found not in ("auto", "none") and float(found) != own:
+        launched = os.environ.get(name, "auto")
+        if launched not in ("auto", "none") and float(launched) != configured:
             raise UserError(
-                f"the launch file says {key}: {found}, and the config has {own:g} ({NUMBERS[key]}); take {key} out of "
-                "the launch file"
+                f"the launch file says {key}: {launched}, and the config has {configured:g} ({SET_BY_CONFIG[key]}); "
+                f"remove {key} from the launch file"
             )
 
 
 def refuse_deepspeed_launcher(arguments: str) -> None:
-    """What `deepspeed` starts: it passes --local_rank, and says nothing to accelerate of ZeRO.
+    """Refuse a launch by `deepspeed`: it passes --local_rank, and does not tell accelerate about ZeRO.
 
     Args:
-        arguments: what was launched, from `-m` on.
+        arguments: the launched command, from `-m` on.
 
     Raises:
         UserError: always, with the command that works.
@@ -126,35 +127,35 @@ def _deepspeed_file() -> Path | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"deepspeed_config_file: {path} cannot be read ({error.strerror}); name a JSON file") from None
     except ValueError as error:
         raise UserError(f"deepspeed_config_file: {path} is not JSON ({error})") from None
-    if not isinstance(found, dict) or not isinstance(found.get(ZERO), dict):
+    if not isinstance(config, dict) or not isinstance(config.get(ZERO), dict):
         raise UserError(f'{path}: there is no section "{ZERO}"; add "{ZERO}": {{"stage": 2}}, or use zero2.yaml')
-    return found
+    return config
 
 
 def _check_deepspeed(path: Path, config: Mapping[str, Any]) -> None:
-    for name, instead in SECTIONS.items():
+    for name, replacement in REFUSED_SECTIONS.items():
         if name in config:
-            raise UserError(f'{path}: take the section "{name}" out; {instead}')
-    for name, instead in NUMBERS.items():
+            raise UserError(f'{path}: remove the section "{name}"; {replacement}')
+    for name, setter in SET_BY_CONFIG.items():
         if config.get(name, "auto") != "auto":
-            raise UserError(f'{path}: {name} is {config[name]}, which {instead} says; write "{name}": "auto"')
-        if name not in config and name != "train_batch_size":  # DeepSpeed would take 1, or clip nothing
-            raise UserError(f'{path}: {name} is missing, which {instead} says; write "{name}": "auto"')
+            raise UserError(f'{path}: {name} is {config[name]}, but {setter} sets it; write "{name}": "auto"')
+        if name not in config and name != "train_batch_size":  # DeepSpeed's defaults are 1, and no clipping
+            raise UserError(f'{path}: {name} is missing, but {setter} sets it; write "{name}": "auto"')
     if (config.get("fp16") or {}).get("enabled") is True:
-        raise UserError(f"{path}: fp16.enabled is true; take fp16 out, and set training.bf16=true for bfloat16")
-    for key in _autos(config):
-        if key not in FILLED:
-            raise UserError(f'{path}: {key} is "auto", which nothing fills in; write a value, or take it out')
+        raise UserError(f"{path}: fp16.enabled is true; remove fp16, and set training.bf16=true for bfloat16")
+    for key in _auto_keys(config):
+        if key not in AUTO_KEYS:
+            raise UserError(f'{path}: {key} is "auto", which nothing fills in; write a value, or remove the key')
 
 
-def _autos(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _auto_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in config.items():
         if isinstance(value, Mapping):
-            yield from _autos(value, f"{prefix}{name}.")
+            yield from _auto_keys(value, f"{prefix}{name}.")
         elif value == "auto":
             yield f"{prefix}{name}"

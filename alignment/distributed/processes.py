@@ -1,4 +1,4 @@
-"""Processes and devices: with zero3.py and universal.py the one place that names accelerate or deepspeed."""
+"""Processes and devices: joining a launch, collectives, and the accelerator."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from torch import Tensor, nn
 from torch.distributed import distributed_c10d
 
 from alignment.distributed import heartbeat
-from alignment.distributed.launch_files import BY_HIDDEN_SIZE
+from alignment.distributed.launch_files import HIDDEN_SIZE_KEYS
 from alignment.errors import UserError
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=12)
-"""How long a collective waits: the main process alone judges and publishes, and NCCL waits for ten minutes. A process
-that is missing meanwhile is found by `alignment.distributed.heartbeat`."""
+COLLECTIVE_TIMEOUT = timedelta(hours=12)
+"""Timeout of a collective. Ranks wait while the main process judges and publishes, and NCCL's default is ten minutes.
+A rank that is lost meanwhile is detected by `alignment.distributed.heartbeat`."""
 
 
 def start_processes() -> PartialState:
-    """Join the other processes of this launch (once; later calls return the same state).
+    """Join the other processes of this launch; later calls return the same state.
 
-    Without CUDA the state must be made with `cpu=True` before anything else of accelerate: a plain `Accelerator()`
-    then sees one process, and `Accelerator(cpu=True)` falls back from DeepSpeed to plain data parallelism.
+    Without CUDA, `PartialState(cpu=True)` must be the first use of accelerate: a plain `Accelerator()` would see one
+    process, and `Accelerator(cpu=True)` falls back from DeepSpeed to plain data parallelism.
 
     Raises:
-        UserError: the launch file offloads to NVMe, and no folder is named; or it asks for another device.
+        UserError: the launch file offloads to NVMe without a folder, or asks for another device.
     """
     if PartialState._shared_state:
         return PartialState()
-    for part in ("OPTIMIZER", "PARAM"):  # accelerate would take a folder named `none`
+    for part in ("OPTIMIZER", "PARAM"):  # accelerate would create a folder named `none`
         prefix = f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}"
         if os.environ.get(f"{prefix}_DEVICE") == "nvme" and not os.environ.get(f"{prefix}_NVME_PATH"):
             raise UserError(
@@ -46,14 +46,14 @@ def start_processes() -> PartialState:
     if os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true" and not on_cpu():
         raise UserError("the launch file says use_cpu: true and there is a GPU; hide it with CUDA_VISIBLE_DEVICES=")
     with heartbeat.joining():
-        state = PartialState(cpu=on_cpu(), timeout=PATIENCE)
+        state = PartialState(cpu=on_cpu(), timeout=COLLECTIVE_TIMEOUT)
     if (kind := str(state.distributed_type.value)) not in ("NO", "MULTI_GPU", "MULTI_CPU", "DEEPSPEED"):
         raise UserError(f"the launch is of the kind {kind}; this suite runs as one process, DDP or DeepSpeed")
     return state
 
 
 def on_cpu() -> bool:
-    """Whether training runs on the CPU; what TRL's configs call `use_cpu`."""
+    """Whether training runs on the CPU; TRL's configs call this `use_cpu`."""
     return not torch.cuda.is_available()
 
 
@@ -69,17 +69,17 @@ def under_deepspeed() -> bool:
 
 
 def launched_zero_stage() -> int:
-    """DeepSpeed's ZeRO stage as the launch file asks for it, 0 without DeepSpeed; known before anything is loaded."""
+    """The launch file's ZeRO stage, 0 without DeepSpeed; known before anything is loaded."""
     return int(DeepSpeedPlugin().zero_stage) if under_deepspeed() else 0
 
 
 def launched_offload() -> bool:
-    """Whether the launch file keeps weights in the host's memory."""
+    """Whether the launch file offloads weights to host memory."""
     return under_deepspeed() and DeepSpeedPlugin().offload_param_device != "none"
 
 
-def watch_each_other(on_lost: Callable[[str], None]) -> None:
-    """From here on a process that is missing ends the others; every process must call this."""
+def start_heartbeat(on_lost: Callable[[str], None]) -> None:
+    """Start failure detection: from here on a lost rank ends the others. Every rank must call this."""
     if world_size() > 1:
         heartbeat.start(distributed_c10d._get_default_store(), process_index(), world_size(), on_lost)
 
@@ -89,7 +89,7 @@ def is_main_process() -> bool:
 
 
 def all_reduce_max(value: int) -> int:
-    """The greatest of all processes' numbers."""
+    """The largest value of any rank."""
     if world_size() == 1:
         return value
     largest = torch.tensor(value, device=start_processes().device)
@@ -98,27 +98,27 @@ def all_reduce_max(value: int) -> int:
 
 
 @cache
-def _hosts() -> Any:
-    """A group of all processes that speaks through the host; None is the one that there is."""
-    return None if on_cpu() else torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+def _host_group() -> Any:
+    """A gloo group of all ranks; None, the default group, where that is gloo already."""
+    return None if on_cpu() else torch.distributed.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
 
 
-def greatest(value: int) -> int:
-    """As `all_reduce_max`, without waiting for what a GPU has still to do: it can be asked at each step."""
+def all_reduce_max_on_host(value: int) -> int:
+    """As `all_reduce_max`, but without a GPU synchronisation, so it is cheap enough for every step."""
     if world_size() == 1:
         return value
     largest = torch.tensor(value)
-    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=_hosts())
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=_host_group())
     return int(largest)
 
 
 def gather_lists(values: list[Any]) -> list[list[Any]]:
-    """Every process's list, in the order of their ranks, on every process."""
+    """The lists of all ranks, in rank order, on every rank."""
     if world_size() == 1:
         return [values]
-    found: list[Any] = [None] * world_size()
-    torch.distributed.all_gather_object(found, values)
-    return found
+    lists: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(lists, values)
+    return lists
 
 
 def world_size() -> int:
@@ -134,17 +134,17 @@ def wait_for_everyone() -> None:
 
 
 def on_main_process(call: Callable[[], T]) -> T:
-    """Call on the main process alone; what it returns, or the UserError it raises, on every process.
+    """Call on the main process only; every rank returns its result or raises its UserError.
 
-    A mistake that only the main process raised would leave the others in a collective until it times out.
+    An error on the main process alone would leave the other ranks in a collective until it times out.
     """
     value, error = None, None
     with heartbeat.within():
         if is_main_process():
             try:
                 value = call()
-            except UserError as mistake:
-                error = mistake
+            except UserError as raised:
+                error = raised
         if world_size() > 1:
             value, error = broadcast_object_list([value, error])
     if error is not None:
@@ -153,31 +153,31 @@ def on_main_process(call: Callable[[], T]) -> T:
 
 
 def on_every_process(call: Callable[[], T]) -> T:
-    """Call on each process; where one raises a UserError, all of them raise it.
+    """Call on each rank; if one raises a UserError, all ranks raise one.
 
-    Each works on its own rows, and a mistake that only one met would leave the others in a collective.
+    Each rank works on its own rows, and an error on one alone would leave the others in a collective.
     """
     value, error = None, None
     try:
         value = call()
-    except UserError as mistake:
-        error = mistake
-    errors = [each for share in gather_lists([error]) for each in share if each is not None]
+    except UserError as raised:
+        error = raised
+    errors = [rank_error for [rank_error] in gather_lists([error]) if rank_error is not None]
     if errors:
         raise error or errors[0]
     return value  # type: ignore[return-value]
 
 
-def forget_accelerator() -> None:
+def reset_accelerator() -> None:
     """Allow another trainer in this process: accelerate refuses a second one with a DeepSpeed config."""
     AcceleratorState._reset_state()
 
 
 def make_accelerator(*, bf16: bool = False) -> Accelerator:
-    """An accelerator for a loop of ours, which says itself where a batch ends (`TrainingEngine`).
+    """An accelerator for the PPO loop, which marks the end of a batch itself (`TrainingEngine`).
 
-    DeepSpeed reads clipping, accumulation and batch size from its own config alone, so they are written there;
-    what the launch file says of them would silently win otherwise. It does not clip: `TrainingEngine` does.
+    DeepSpeed reads clipping, accumulation and batch size only from its own config, so they are written there;
+    otherwise the launch file's values would silently win. `TrainingEngine` clips, not DeepSpeed.
     """
     start_processes()
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
@@ -187,17 +187,17 @@ def make_accelerator(*, bf16: bool = False) -> Accelerator:
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
         plugin.deepspeed_config["gradient_clipping"] = 0.0
         zero = plugin.deepspeed_config["zero_optimization"]
-        for key in BY_HIDDEN_SIZE:  # "auto" is for accelerate to fill in from a model's config; ours is several models
+        for key in HIDDEN_SIZE_KEYS:  # accelerate fills "auto" in from one model's config; the loop has several models
             if zero.get(key) == "auto":
                 del zero[key]
-        if plugin.zero_stage == 3:  # else the weights could not be put together again when all is done
+        if plugin.zero_stage == 3:  # the final weights are gathered for publishing
             zero["stage3_gather_16bit_weights_on_model_save"] = True
     accelerator.gradient_accumulation_steps = 1
     return accelerator
 
 
 def backend(accelerator: Accelerator, engine: nn.Module) -> dict[str, Any]:
-    """What really runs: world size, the engine's class and the ZeRO stage. A fallback must not go unseen."""
+    """The backend in use: world size, the engine's class and the ZeRO stage. It makes a silent fallback visible."""
     return {
         "world_size": accelerator.num_processes,
         "engine": type(engine).__name__,
@@ -212,7 +212,7 @@ def zero_stage(accelerator: Accelerator) -> int:
 
 
 def offload_devices(accelerator: Accelerator) -> tuple[str, str]:
-    """Where DeepSpeed keeps the optimizer's state and the weights outside of use: `none` (the GPU), `cpu` or `nvme`."""
+    """Where DeepSpeed offloads the optimizer's state and the weights to: `none` (the GPU), `cpu` or `nvme`."""
     plugin = accelerator.state.deepspeed_plugin
     zero = {} if plugin is None else plugin.deepspeed_config["zero_optimization"]
     kinds = ("offload_optimizer", "offload_param")
@@ -221,7 +221,7 @@ def offload_devices(accelerator: Accelerator) -> tuple[str, str]:
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
-    """Sum over all processes, as `alignment.tensors.Reduce`."""
+    """Sum over all ranks; an `alignment.tensors.Reduce`."""
     if world_size() > 1:
         x = x.clone()
         torch.distributed.all_reduce(x)

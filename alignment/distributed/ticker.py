@@ -1,4 +1,4 @@
-"""Progress lines for phases that print nothing themselves: silent work looks like work that hangs."""
+"""Progress lines for phases that print nothing themselves, so that slow work does not look like a hang."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from alignment import terminal
 from alignment.distributed import heartbeat
 from alignment.errors import UserError
 
-VARIABLE, DEFAULT = "ALIGNMENT_TICK", 10.0
-"""Seconds that nothing was printed before the first line, 0 for no lines; later ones wait a tenth of the time that the
-phase has taken."""
+VARIABLE = "ALIGNMENT_TICK"
+"""Seconds of silence before the first line, 0 for no lines. Later lines wait a tenth of the phase's time so far."""
+DEFAULT_SECONDS = 10.0
 
 
 @contextmanager
 def ticking(description: str, enabled: bool = True) -> Iterator[None]:
-    """Inside, stderr gets a line with the phase (`heartbeat.enter`) and its seconds whenever it was silent for long.
+    """Print the current phase (`heartbeat.enter`) and its seconds to stderr whenever it has been silent for long.
 
-    A thread writes it, so that nothing has to be done by what takes long: a download, a compiler, a large file.
+    A thread prints, so the slow work (a download, a compiler, a large file) needs no calls of its own.
 
     Raises:
-        UserError: the variable is no number of seconds.
+        UserError: the variable is not a number of seconds.
     """
     seconds = _seconds()
     if not enabled or not seconds:
@@ -43,22 +43,22 @@ def ticking(description: str, enabled: bool = True) -> Iterator[None]:
 
 
 def _seconds() -> float:
-    text = os.environ.get(VARIABLE, str(DEFAULT))
+    text = os.environ.get(VARIABLE, str(DEFAULT_SECONDS))
     try:
-        found = float(text)
+        seconds = float(text)
     except ValueError:
-        found = -1.0
-    if not 0 <= found < math.inf:  # so that NaN fails too
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:  # NaN fails this comparison too
         raise UserError(f"{VARIABLE}={text} is no number of seconds; set it to 10, or to 0 for no lines")
-    return found
+    return seconds
 
 
 def _tick(description: str, seconds: float, done: threading.Event) -> None:
-    phase, began = "", time.monotonic()
+    phase, started = "", time.monotonic()
     while not done.wait(min(1.0, seconds / 10)):
         now, text = time.monotonic(), heartbeat.phase()
-        if text.partition(",")[0] != phase:  # what follows a comma is how far it has come
-            phase, began = text.partition(",")[0], now
-        wait = max(seconds, (now - began) / 10, terminal.pause_of_lines(now))
+        if text.partition(",")[0] != phase:  # progress within the phase follows a comma
+            phase, started = text.partition(",")[0], now
+        wait = max(seconds, (now - started) / 10, terminal.pause_of_lines(now))
         if now - terminal.last_printed() >= wait:
-            terminal.say(f"{description}: {text + ', ' if text else ''}{now - began:.0f} s")
+            terminal.say(f"{description}: {text + ', ' if text else ''}{now - started:.0f} s")

@@ -1,6 +1,6 @@
-"""Weights of which ZeRO-3 leaves each process a part: whole where they are used, in parts elsewhere.
+"""ZeRO-3 partitioned weights: gather them where they are used.
 
-Without ZeRO-3 each of these does what its name says on whole weights.
+Without ZeRO-3 these functions work on the full weights.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from alignment.distributed.processes import is_main_process, process_index, worl
 
 
 @contextmanager
-def gathered(*parameters: nn.Parameter, changed: bool = True) -> Iterator[None]:
-    """Parameters are whole inside, also where ZeRO-3 holds them in parts; the main process's changes are kept.
+def gathered_parameters(*parameters: nn.Parameter, changed: bool = True) -> Iterator[None]:
+    """Gather partitioned parameters inside the context; changes made by the main process are kept.
 
     Args:
-        changed: False where nothing is, which spares sending all of it again.
+        changed: whether the body changes them; if not, nothing is broadcast at the end.
     """
     if not any(hasattr(parameter, "ds_id") for parameter in parameters):
         yield
@@ -32,26 +32,28 @@ def gathered(*parameters: nn.Parameter, changed: bool = True) -> Iterator[None]:
         yield
 
 
-def is_parted(module: nn.Module) -> bool:
-    """Whether ZeRO-3 holds the module's weights in parts, one on each process."""
+def is_partitioned(module: nn.Module) -> bool:
+    """Whether ZeRO-3 holds the module's weights in shards, one on each rank."""
     return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
 
 
-def round_alike(module: nn.Module) -> None:
-    """Round what is trained and is still whole, as a new head in float32, as ZeRO-3 has the parts that are trained
-    with it: DeepSpeed rounds whole models to bfloat16 itself, and fails on parts of unlike types. Its optimizer keeps
-    float32 copies of all."""
+def match_dtype(module: nn.Module) -> None:
+    """Cast trained parameters that are not partitioned, such as a new float32 head, to the dtype of those that are.
+
+    DeepSpeed casts unpartitioned models to bfloat16 itself, but fails on shards of mixed dtypes. Its optimizer keeps
+    float32 copies of all parameters.
+    """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    parted = [parameter for parameter in trained if hasattr(parameter, "ds_id")]
-    for parameter in trained if parted else ():
+    partitioned = [parameter for parameter in trained if hasattr(parameter, "ds_id")]
+    for parameter in trained if partitioned else ():
         if not hasattr(parameter, "ds_id"):
-            parameter.data = parameter.data.to(parted[0].dtype)
+            parameter.data = parameter.data.to(partitioned[0].dtype)
 
 
-def part(module: nn.Module, *, in_host_memory: bool = False) -> None:
-    """Leave each process a part of the weights of a module that is not trained; `whole` puts them together for use.
+def partition(module: nn.Module, *, in_host_memory: bool = False) -> None:
+    """Shard the weights of a frozen module over the ranks; `gathered` brings them back for use.
 
-    The main process's weights become those of all.
+    All ranks get shards of the main process's weights.
     """
     import deepspeed
 
@@ -59,78 +61,78 @@ def part(module: nn.Module, *, in_host_memory: bool = False) -> None:
 
 
 @contextmanager
-def whole(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Modules have all of their weights inside and run by themselves, also where ZeRO-3 parts them.
+def gathered(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Gather all weights of these modules inside the context, and run the modules without DeepSpeed's hooks.
 
-    Every process must enter, and is then free: no pass inside is a collective, and processes may make unlike numbers
-    of them. The weights are there once on each device until the end, and must not be changed. Those that are whole
-    already, in a context around this one, stay so.
+    Every rank must enter. Inside, no forward pass is a collective, so ranks may make different numbers of them. Each
+    device holds one copy of the weights until the end; they must not be changed. Weights that an outer context has
+    gathered stay gathered.
     """
     modules = list(modules)
-    parted: list[Any] = [p for module in modules for p in module.parameters() if hasattr(p, "ds_id")]
-    if not parted:
+    partitioned: list[Any] = [p for module in modules for p in module.parameters() if hasattr(p, "ds_id")]
+    if not partitioned:
         yield
         return
-    missing = [p for p in parted if p.ds_status.name == "NOT_AVAILABLE"]
-    with _without_hooks(modules), gathered(*missing, changed=False):
+    missing = [p for p in partitioned if p.ds_status.name == "NOT_AVAILABLE"]
+    with _without_hooks(modules), gathered_parameters(*missing, changed=False):
         yield
 
 
 @contextmanager
 def _without_hooks(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """DeepSpeed's engine gathers a submodule's weights before its forward and gives them up after it, whoever calls."""
+    """Remove forward hooks: DeepSpeed's would gather and release each submodule's weights around its forward."""
     names = ("_forward_pre_hooks", "_forward_hooks")
-    every = {id(each): each for module in modules for each in module.modules()}.values()
-    own = [(each, {name: getattr(each, name) for name in names}) for each in every]
+    submodules = {id(submodule): submodule for module in modules for submodule in module.modules()}.values()
+    originals = [(submodule, {name: getattr(submodule, name) for name in names}) for submodule in submodules]
     try:
-        for each, hooks in own:
-            vars(each).update({name: type(held)() for name, held in hooks.items()})
+        for submodule, hooks in originals:
+            vars(submodule).update({name: type(value)() for name, value in hooks.items()})
         yield
     finally:
-        for each, hooks in own:
-            vars(each).update(hooks)
+        for submodule, hooks in originals:
+            vars(submodule).update(hooks)
 
 
-def own_part(parameter: Any) -> Tensor:
-    """What this process holds of a parameter: all of it, or under ZeRO-3 its flat part."""
-    part: Tensor = parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter.data
-    return part
+def local_shard(parameter: Any) -> Tensor:
+    """This rank's flat shard of a parameter under ZeRO-3, otherwise the full parameter."""
+    shard: Tensor = parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter.data
+    return shard
 
 
-def own_part_of(parts: Sequence[Tensor], size: int) -> Tensor:
-    """This process's part of a parameter of so many numbers, from the parts that some number of processes held."""
-    processes = world_size()
-    each = -(-size // processes)  # DeepSpeed fills the last part up
-    whole = torch.cat([part.flatten() for part in parts])[:size]
-    start = process_index() * each
-    return torch.nn.functional.pad(whole, (0, each * processes - size))[start : start + each]
+def reshard(shards: Sequence[Tensor], size: int) -> Tensor:
+    """This rank's shard of a parameter with `size` elements, from the shards of any number of ranks."""
+    ranks = world_size()
+    shard_size = -(-size // ranks)  # DeepSpeed pads the last shard
+    flat = torch.cat([shard.flatten() for shard in shards])[:size]
+    start = process_index() * shard_size
+    return torch.nn.functional.pad(flat, (0, shard_size * ranks - size))[start : start + shard_size]
 
 
 @torch.no_grad()
-def set_own_part(parameter: Any, value: Tensor) -> None:
-    """Write into `own_part`; every process must, before the parameter is used again."""
-    own_part(parameter).copy_(value)
+def set_local_shard(parameter: Any, value: Tensor) -> None:
+    """Overwrite `local_shard`; every rank must do so before the parameter is used again."""
+    local_shard(parameter).copy_(value)
     if hasattr(parameter, "ds_id"):
-        parameter.partition()  # a small one that DeepSpeed keeps whole beside its part would be the one of before
+        parameter.partition()  # DeepSpeed keeps small parameters gathered too, and that copy would be stale
 
 
-def whole_weights(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
-    """Copies of parameters in the main process's host memory, nothing on others; every process must call this."""
-    found = {}
-    for name, parameter in parameters:  # one after the other: together they may not fit
-        with gathered(parameter, changed=False):
+def gather_weights(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
+    """Copies of the parameters in the main process's host memory, empty on other ranks; every rank must call this."""
+    weights = {}
+    for name, parameter in parameters:  # one at a time: together they may not fit
+        with gathered_parameters(parameter, changed=False):
             if is_main_process():
-                found[name] = parameter.detach().cpu().clone()
-    return found
+                weights[name] = parameter.detach().cpu().clone()
+    return weights
 
 
 @contextmanager
-def whole_models() -> Iterator[None]:
-    """Models that are loaded inside are whole, also under ZeRO-3, which parts them when training begins.
+def unpartitioned_loading() -> Iterator[None]:
+    """Load models unpartitioned inside the context; ZeRO-3 shards them when training begins.
 
-    transformers parts them while it loads otherwise, and neither merging nor LoHa can do anything with a part.
+    transformers would otherwise partition them while loading, and neither merging nor LoHa works on shards.
     """
-    config = hf_deepspeed._hf_deepspeed_config_weak_ref  # there is a public way to put it away, but none to put it back
+    config = hf_deepspeed._hf_deepspeed_config_weak_ref  # the API can unset this config but cannot set it again
     hf_deepspeed.unset_hf_deepspeed_config()
     try:
         yield

@@ -1,7 +1,7 @@
-"""Checkpoints of DeepSpeed's ZeRO for another number of processes than has saved them, by its universal format.
+"""ZeRO checkpoints at another world size, through DeepSpeed's universal format.
 
-ZeRO parts the optimizer among the processes. DeepSpeed's converter (`deepspeed.checkpoint.ds_to_universal`) puts the
-parts together, a folder for each parameter, and its engine reads from there what each process of this launch holds.
+ZeRO shards the optimizer over the ranks. DeepSpeed's converter (`deepspeed.checkpoint.ds_to_universal`) merges the
+shards into one folder per parameter, and its engine reads from there what each rank of this launch holds.
 """
 
 from __future__ import annotations
@@ -21,31 +21,33 @@ from alignment.distributed import processes
 from alignment.errors import CheckpointError
 from alignment.files import keep_files
 
-LATEST, UNIVERSAL = "latest", "latest_universal"
-"""DeepSpeed's files with the name of the folder that holds the newest checkpoint."""
+LATEST = "latest"
+"""DeepSpeed's file that names the folder of the newest checkpoint."""
+UNIVERSAL = "latest_universal"
+"""DeepSpeed's file that names the folder of the newest checkpoint in universal format."""
 
 
 @contextmanager
-def for_this_launch(checkpoint: Path, saved: int) -> Iterator[Path]:
-    """A folder that holds what a checkpoint holds, as this number of processes can read it; gone afterwards.
+def resharded(checkpoint: Path, saved: int) -> Iterator[Path]:
+    """A folder with the checkpoint's contents, readable at this world size; it is removed at the end.
 
-    Every process must enter. Its files are known to be the run's own: DeepSpeed's are pickles.
+    Every rank must enter. The checkpoint must be verified first: DeepSpeed's files are pickles.
 
     Args:
-        saved: processes that have saved it.
+        saved: world size of the run that saved it.
 
     Raises:
-        CheckpointError: DeepSpeed cannot convert it.
+        CheckpointError: DeepSpeed cannot convert the checkpoint.
     """
     if saved == processes.world_size():
         yield checkpoint
         return
-    # Of the names that the next save clears away, should this process be killed.
+    # The next save clears folders of this name, should this process be killed.
     folder = checkpoint.with_name(f".staging-{checkpoint.name}-for-{processes.world_size()}")
     processes.on_main_process(lambda: _convert(checkpoint, folder))
     try:
         yield folder
-        processes.wait_for_everyone()  # not where one process has failed, for which the others may not come
+        processes.wait_for_everyone()  # skipped after an error: the other ranks may not arrive
     finally:
         if processes.is_main_process():
             shutil.rmtree(folder, ignore_errors=True)
@@ -62,8 +64,8 @@ def _convert(checkpoint: Path, folder: Path) -> None:
         keep_temp_folder=False, strict=True, inject_missing_state=True,
     )  # fmt: skip
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it has much to say
-            ds_to_universal.main(options)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            ds_to_universal.main(options)  # the converter is chatty
     except Exception as error:
         raise CheckpointError(
             f"{checkpoint}: DeepSpeed cannot convert it for another number of processes ({type(error).__name__}: "
@@ -73,39 +75,42 @@ def _convert(checkpoint: Path, folder: Path) -> None:
 
 
 def load(engine: Any, folder: Path) -> None:
-    """Load a folder that `for_this_launch` gave into a DeepSpeed engine; every process must call this.
+    """Load a folder from `resharded` into a DeepSpeed engine; every rank must call this.
 
     Raises:
-        CheckpointError: DeepSpeed has no part in it for one of the processes.
+        CheckpointError: the folder has no shard for one of the ranks.
     """
     engine._config.load_universal_checkpoint = (folder / UNIVERSAL).exists()
     try:
         loaded, _ = engine.load_checkpoint(str(folder), load_module_strict=False)
-    except IndexError as error:  # of a group with fewer numbers than processes
+    except IndexError as error:  # a group has fewer elements than there are ranks
         raise CheckpointError(
-            f"{folder}: DeepSpeed cannot part it among {processes.world_size()} processes; launch as many as before"
+            f"{folder}: DeepSpeed cannot shard it over {processes.world_size()} processes; launch as many as before"
         ) from error
     assert loaded is not None, folder
-    mend(engine, folder)
+    repair_zero3_state(engine, folder)
 
 
-def mend(engine: Any, folder: Path) -> None:
-    """Put right what DeepSpeed 0.19.8 loads wrongly under ZeRO-3: every group with the learning rate, the weight decay
-    and the number of steps of the first, and all with one counter of these, which each then counts up. A folder
-    as it was saved needs nothing."""
+def repair_zero3_state(engine: Any, folder: Path) -> None:
+    """Repair what DeepSpeed 0.19.8 loads wrongly from a universal checkpoint under ZeRO-3.
+
+    It gives every group the first group's learning rate, weight decay and step count, and lets all groups share one
+    counter object, which each of them then increments. A folder in DeepSpeed's own format needs no repair.
+    """
     if not (folder / UNIVERSAL).exists():
         return
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
-    engine._config.load_universal_checkpoint = False  # of what it loads later
+    engine._config.load_universal_checkpoint = False  # later loads are in DeepSpeed's own format
     optimizer = engine.optimizer.optimizer
     path = folder / (folder / UNIVERSAL).read_text(encoding="utf-8").strip() / "zero" / "optimizer_state.pt"
     with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum]):
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    for group, own in zip(optimizer.param_groups, saved["param_groups"], strict=True):
-        group.update({name: value for name, value in own.items() if name != "params"})
-    if "optimizer_state_dict" in saved:  # of ZeRO-3; else each parameter's own file has its steps
-        states = saved["optimizer_state_dict"]["state"].values()
-        for state, own in zip(optimizer.state.values(), states, strict=True):
-            state["step"] = own["step"].clone() if isinstance(own["step"], torch.Tensor) else own["step"]
+    for group, saved_group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        group.update({name: value for name, value in saved_group.items() if name != "params"})
+    if "optimizer_state_dict" in saved:  # ZeRO-3 saves this; otherwise each parameter's own file has its steps
+        saved_states = saved["optimizer_state_dict"]["state"].values()
+        for state, saved_state in zip(optimizer.state.values(), saved_states, strict=True):
+            step = saved_state["step"]
+            state["step"] = step.clone() if isinstance(step, torch.Tensor) else step

@@ -13,7 +13,7 @@ from alignment.config.loading import read_values, validate
 from alignment.config.sections import ADAPTERS, SCRATCH, ModelConfig, ScratchConfig
 from alignment.errors import ConfigError, UserError
 from alignment.memory.plan import Model, Shape
-from alignment.models import methods
+from alignment.models import trainable
 from alignment.models.importing import foreign
 from alignment.models.policies import scratch_shape
 from alignment.models.sources import ENSEMBLE
@@ -175,8 +175,8 @@ def sized(shape: PreTrainedConfig, options: ModelConfig, kind: type = AutoModelF
         ConfigError: the method does not fit this model.
         UnknownShape: an architecture whose activations are not known here.
     """
-    skeleton = methods.skeleton(shape, options, kind)
-    counts = methods.describe(skeleton)
+    skeleton = trainable.skeleton(shape, options, kind)
+    counts = trainable.describe(skeleton)
     found, total, trained = read_shape(shape, skeleton), counts["parameters"], counts["trained_parameters"]
     adapter = options.method in ADAPTERS
     policy = kind is AutoModelForCausalLM

@@ -1,7 +1,7 @@
-"""An adapter's files: putting them on the model that they adapt, and merging the two into one whole model.
+"""An adapter's files: loading them onto the base model, and merging the two.
 
-An adapter is nothing without its base: its manifest names that in a form that can be checked, and loading compares
-(`alignment.models.policies`). Adapters meet the next stage merged: AdaLoRA, IA3, LoHa and LoKr carry no second adapter.
+An adapter needs its exact base: the manifest records its digest, and loading compares it (`alignment.models.sources`).
+The next stage gets adapters merged, since AdaLoRA, IA3, LoHa and LoKr support no second adapter.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ from transformers import PreTrainedModel
 
 from alignment.errors import UserError
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 
 
 class AdapterError(UserError):
-    """An adapter that cannot be put on its base."""
+    """An adapter that cannot be loaded onto its base."""
 
 
 def without_adapter(model: nn.Module) -> PreTrainedModel:
-    """The transformers model, whose layers may have adapters in them."""
+    """The transformers model inside a PeftModel; its layers may still have adapters in them."""
     base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
     return base
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no whole model."""
+    """Whether a folder holds an adapter and no full model."""
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
@@ -50,9 +51,9 @@ def read_config(folder: str) -> PeftConfig:
     """The config of an adapter's folder.
 
     Raises:
-        AdapterError: there is none that PEFT knows.
+        AdapterError: the config is missing, or PEFT does not know it.
     """
-    with _loading(folder):
+    with _adapter_errors(folder):
         return PeftConfig.from_pretrained(folder)
 
 
@@ -64,29 +65,29 @@ def put_on(
     name: str = "default",
     with_head: bool = True,
 ) -> PeftModel:
-    """The adapter of a folder on its base, whose modules are replaced in place.
+    """Load the adapter of a folder onto its base, whose modules are replaced in place.
 
     Args:
-        base: a model, or one that has adapters of other names already.
-        with_head: with the whole modules that are saved beside it, a reward model's head; without them its body's
-            adapter goes on a policy.
+        base: a model, which may have adapters of other names already.
+        with_head: also load the modules saved in full beside the adapter, such as a reward model's head; without them
+            the adapter of its body can be put on a policy.
 
     Raises:
-        AdapterError: the weights and the base do not fit each other; PEFT would leave the rest at its start and warn.
+        AdapterError: the weights do not fit the base; PEFT would only warn and leave the rest at initialisation.
     """
-    with _loading(folder):
+    with _adapter_errors(folder):
         config = PeftConfig.from_pretrained(folder)
         config.inference_mode = not trainable
-        config.base_model_name_or_path = None  # a reference, where PEFT compares paths and warns
+        config.base_model_name_or_path = None  # a reference, which PEFT would compare with a path
         if not (Path(folder) / WEIGHTS).is_file():
             raise OSError(f"no {WEIGHTS}")
         weights = load_peft_weights(folder, device="cpu")
         if not with_head:
             weights = _without_head(config, weights)
         with warnings.catch_warnings():
-            # PEFT takes AdaLoRA's ranks for LoRA's `rank_pattern`, finds no such layers, and warns of each.
+            # PEFT reads AdaLoRA's ranks as LoRA's `rank_pattern`, finds no such layers, and warns of each.
             warnings.filterwarnings("ignore", message="The following rank_pattern keys did not match")
-            # Nor is a layer that keeps no rank a part that ZeRO-3 left behind.
+            # PEFT takes a layer that keeps no rank for a ZeRO-3 shard.
             warnings.filterwarnings("ignore", message="Adapter '.*': .* invalid shape")
             if isinstance(base, PeftModel):
                 model = base
@@ -102,46 +103,48 @@ def put_on(
 
 
 def saved_alone(model: PeftModel) -> PeftModel:
-    """Let an adapter be saved without embeddings that nobody trained: PEFT adds them where the vocabulary has grown,
-    and the base is grown again when the adapter is loaded."""
+    """Save only the adapter: PEFT would add the untrained embeddings of a grown vocabulary.
+
+    The base is grown again when the adapter is loaded.
+    """
     model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
     return model
 
 
 def _without_head(config: PeftConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Just the adapter's weights; its config is changed to be one of a policy's."""
-    whole = getattr(config, "modules_to_save", None) or ()
+    """The adapter's own weights; the config is changed to a policy's."""
+    full_modules = getattr(config, "modules_to_save", None) or ()
     config.task_type = "CAUSAL_LM"
-    if whole:
+    if full_modules:
         config.modules_to_save = None
-    return {key: weight for key, weight in weights.items() if not any(f".{name}." in key for name in whole)}
+    return {key: weight for key, weight in weights.items() if not any(f".{name}." in key for name in full_modules)}
 
 
 def merge(base: PreTrainedModel, folder: str) -> PreTrainedModel:
-    """The adapter's weights added to those of its base: a whole model that says the same, and needs PEFT no more.
+    """Merge an adapter into its base: an equivalent model that no longer needs PEFT.
 
     Raises:
         AdapterError: they do not fit each other, or the sum is not finite.
     """
     model = put_on(base, folder)
-    with _loading(folder):
+    with _adapter_errors(folder):
         merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
-    return merged.requires_grad_(True)  # PEFT has frozen the base; PPO trains what was merged
+    return merged.requires_grad_(True)  # PEFT has frozen the base, but PPO trains the merged weights
 
 
 def dequantize(model: PreTrainedModel) -> PreTrainedModel:
     """The weights that a quantized model computes with, in float32."""
     model = model.dequantize().float()
-    # PEFT refuses to merge IA3 for this mark alone, which dequantizing leaves behind.
+    # Dequantizing leaves this mark behind, for which PEFT refuses to merge IA3.
     model.is_loaded_in_4bit = False
     return model
 
 
 @contextlib.contextmanager
 def as_folder(model: PreTrainedModel) -> Iterator[str]:
-    """A whole model as a folder for the time being, on each process: weights are quantized as they are read from files.
+    """A model in a temporary folder on each rank, since weights are quantized only when they are read from files.
 
-    transformers saves on the first process alone, whose folder another node does not see.
+    transformers would save on the first rank only, whose folder other nodes cannot see.
     """
     model.should_save_on_this_rank = lambda is_main_process: True
     with tempfile.TemporaryDirectory() as folder:
@@ -159,14 +162,15 @@ def folder_digest(folder: str) -> str:
 
 
 def name_base(folder: Path, label: str) -> None:
-    """Name the base by `label` in a saved adapter; PEFT writes where its files happened to lie on this machine."""
+    """Set the base's name in a saved adapter to `label`; PEFT writes a path on this machine."""
     path = folder / CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(config | {"base_model_name_or_path": label}, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
-def _loading(folder: str) -> Iterator[None]:
+def _adapter_errors(folder: str) -> Iterator[None]:
+    """Turn PEFT's errors into one line about the adapter."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:

@@ -128,7 +128,7 @@ def load_reward_model(
         folders = [str(Path(source.path) / member_name(number)) for number in range(size)]
         members = [load_scalar_model(folder, config, trained=True) for folder in folders]
         return RewardEnsemble(members, size, None, combine, std_coefficient)
-    with zero3.whole_models():
+    with zero3.unpartitioned_loading():
         body = load_body(source, config)
         adapted = None
         for number in range(size):

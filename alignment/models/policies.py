@@ -1,6 +1,6 @@
-"""Policies: finding, loading and building them from scratch, and the rules for tokenizers.
+"""Policies: loading them, and building them from scratch.
 
-Weights are safetensors only and `trust_remote_code` is off unless the config says otherwise.
+Weights are safetensors only, and `trust_remote_code` is off unless the config sets it.
 """
 
 from __future__ import annotations
@@ -26,28 +26,20 @@ from alignment.config.sections import ModelConfig, ScratchConfig
 from alignment.distributed import zero3
 from alignment.errors import ModelError
 from alignment.models import adapters
-from alignment.models.sources import ModelSource, _loading, _quiet
+from alignment.models.sources import ModelSource, load_errors, quiet_loading
 from alignment.models.tokenizers import fit_embeddings, load_tokenizer
 from alignment.tensors import entropy_from_logits, logprobs_from_logits, position_ids
-
-# --- finding a model -----------------------------------------------------------------------------------------------
-
-
-# --- tokenizers ----------------------------------------------------------------------------------------------------
-
-
-# --- policies ------------------------------------------------------------------------------------------------------
 
 
 def build_scratch_model(kind: str, shape: ScratchConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A new causal language model with random weights (from torch's global seed).
 
     Args:
-        kind: what stands after `scratch:`; `llama` is the one kind there is.
+        kind: the name after `scratch:`; only `llama` exists.
     """
     if kind != "llama":
         raise ModelError(f"model.name: no scratch model '{kind}'; known: scratch:llama")
-    if shape.hidden_size % (2 * shape.num_attention_heads):  # a head's width is even: rotary positions turn pairs
+    if shape.hidden_size % (2 * shape.num_attention_heads):  # rotary positions rotate pairs, so a head's width is even
         raise ModelError(
             f"model.scratch: hidden_size {shape.hidden_size} is not divisible by "
             f"2 x num_attention_heads {shape.num_attention_heads}"
@@ -72,24 +64,24 @@ def scratch_shape(shape: ScratchConfig, vocab_size: int, **tokens: int) -> trans
 
 
 def load_policy(source: ModelSource | str, config: ModelConfig | None = None) -> PreTrainedModel:
-    """A causal language model from a folder or hub name, in `model.dtype`, float32 by default; an adapter merged.
+    """A causal language model from a folder or hub name, in `model.dtype` (float32 by default); adapters are merged.
 
-    With a config that says so the weights are quantized, which only an adapter can be trained on.
+    The config may quantize the weights; only an adapter can be trained on those.
 
     Raises:
-        ModelError: no model there, one without all of its weights, or a reward model.
-        AdapterError: an adapter that does not fit its base.
+        ModelError: there is no model, some of its weights are missing, or it is a reward model.
+        AdapterError: an adapter does not fit its base.
     """
     if isinstance(source, ModelSource) and source.base:
         policy = _merged(source, bool(config and config.trust_remote_code))
         if config and config.quantized:
             with adapters.as_folder(policy) as folder:
                 policy = load_policy(folder, config)
-                policy.name_or_path = ""  # gone in a moment; PEFT would look there when it saves
+                policy.name_or_path = ""  # PEFT would look for this temporary folder when it saves
                 return policy
         return policy.to(getattr(torch, config.dtype)) if config else policy
     policy = load_weights(AutoModelForCausalLM, source, config)[0]
-    # With tied embeddings nothing is missing: a reward model would pass for a policy and talk nonsense.
+    # With tied embeddings no weight is missing, and a reward model would load as a policy that writes nonsense.
     if any("ForSequenceClassification" in name for name in policy.config.architectures or ()):
         path = source if isinstance(source, str) else source.path
         raise ModelError(f"{path}: a reward model; name a policy, as python -m sft makes it")
@@ -97,7 +89,7 @@ def load_policy(source: ModelSource | str, config: ModelConfig | None = None) ->
 
 
 def load_base(source: ModelSource, config: ModelConfig | None = None) -> PreTrainedModel:
-    """The model under a published adapter, with as many tokens as the adapter was trained with."""
+    """The base of a published adapter, with the vocabulary size that the adapter was trained with."""
     assert source.base
     base = load_policy(source.base, config)
     trusted = ModelConfig(name=source.label, trust_remote_code=bool(config and config.trust_remote_code))
@@ -106,20 +98,20 @@ def load_base(source: ModelSource, config: ModelConfig | None = None) -> PreTrai
 
 
 def load_base_as_trained(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The weights that a published adapter was trained on, in float32: rounded, or quantized, as they were then."""
+    """The base weights that a published adapter was trained on, in float32: rounded or quantized as in training."""
     assert source.base and source.trained
     base = load_base(source, source.trained.model_copy(update={"trust_remote_code": trust_remote_code}))
     return adapters.dequantize(base) if source.trained.quantized else base.float()
 
 
 def _merged(source: ModelSource, trust_remote_code: bool) -> PreTrainedModel:
-    """A published adapter on its base, as one whole model in float32.
+    """A published adapter merged onto its base, in float32.
 
-    Merged onto weights that were quantized and brought back to float32, it is the very model that was trained; onto
-    the original ones its logits are off by 0.08 and within 4 bits by 0.11 (NF4, a small Llama).
+    Merging onto weights that were quantized and dequantized reproduces the trained model. On the original weights the
+    logits are off by 0.08, and in 4 bits by 0.11 (NF4, a small Llama).
     """
     assert source.base and source.trained
-    with zero3.whole_models(), _quiet():
+    with zero3.unpartitioned_loading(), quiet_loading():
         if source.trained.merge == "original":
             base = load_base(source, ModelConfig(name=source.base.label, trust_remote_code=trust_remote_code))
         else:
@@ -153,10 +145,13 @@ def _quantization(config: ModelConfig | None) -> dict[str, Any]:
 def load_weights(
     kind: type, source: ModelSource | str, config: ModelConfig | None, may_be_new: str = "", **options: Any
 ) -> tuple[PreTrainedModel, bool]:
-    """`from_pretrained`, refusing what transformers lets pass: it draws weights that are missing or do not fit at
-    random and goes on. Also returns whether one whose name `may_be_new` (a regular expression) was missing."""
+    """`from_pretrained`, but missing or mismatched weights are an error; transformers would initialise them randomly.
+
+    Returns:
+        The model, and whether a weight was missing whose name matches `may_be_new` (a regular expression).
+    """
     path = source if isinstance(source, str) else source.path
-    with _loading(path), _quiet():
+    with load_errors(path), quiet_loading():
         model, info = kind.from_pretrained(  # type: ignore[attr-defined]
             path,
             dtype=getattr(torch, config.dtype if config else "float32"),
@@ -167,12 +162,12 @@ def load_weights(
             **_quantization(config),
             **options,
         )
-    if getattr(model, "is_quantized", False) and not (config and config.quantized):  # from the hub: see `find_model`
+    if getattr(model, "is_quantized", False) and not (config and config.quantized):  # `find_model` checks folders only
         raise ModelError(f"{path}: its weights are stored quantized, which cannot be trained; name the original")
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # In eval mode bitsandbytes would rewrite the weights for such CPUs, rounding their scales to bfloat16: the
-            # base would not be the one that is on record any more, nor what it is merged onto.
+            # In eval mode bitsandbytes would rewrite the weights for such CPUs and round their scales to bfloat16, so
+            # the base would differ from the recorded one.
             module.support_avx512bf16_for_cpu = False
     new = {name for name in info["missing_keys"] if re.fullmatch(may_be_new, name)}
     wrong = sorted((set(info["missing_keys"]) - new) | {name for name, *_ in info["mismatched_keys"]})
@@ -193,14 +188,14 @@ def response_logprobs(
     temperature: float,
     with_entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities of the last `num_response` tokens, (B, T) float32, and the entropy at each if it is asked for.
+    """Log-probabilities of the last `num_response` tokens, (B, T) float32, and the entropy at each if requested.
 
-    The logits are computed for the response alone: `logits_to_keep` leaves the prompt out of the output layer. The
-    entropy takes a second pass over the vocabulary and carries no gradient.
+    The logits are computed for the response only (`logits_to_keep`). The entropy takes a second pass over the
+    vocabulary and carries no gradient.
 
     Args:
         input_ids, attention_mask: (B, P+T)
-        temperature: the one that the response was sampled at.
+        temperature: the sampling temperature of the response.
     """
     logits = policy(
         input_ids=input_ids,
@@ -219,24 +214,23 @@ def response_logprobs(
 
 
 def num_parameters(path: str) -> int | None:
-    """Parameters of a model folder, or of all members of an ensemble in it, read from the headers of its safetensors
-    files; None for a hub name.
+    """The parameter count of a model folder or ensemble, from its safetensors headers; None for a hub name.
 
     Raises:
-        ModelError: a damaged file.
+        ModelError: a file is damaged.
     """
     total = 0
     for file in [*Path(path).glob("*.safetensors"), *Path(path).glob("member-*/*.safetensors")]:
-        with _loading(path), safe_open(file, framework="pt") as tensors:
+        with load_errors(path), safe_open(file, framework="pt") as tensors:
             total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     return total or None
 
 
 def check_finite(folder: Path) -> None:
-    """Refuse weights with a NaN or an infinity in them: a model that diverged says nothing, and looks like any other.
+    """Refuse weights with NaN or infinity: a diverged model gives no error when it is loaded.
 
     Raises:
-        ModelError: names the first such tensor.
+        ModelError: the message names the first such tensor.
     """
     for file in sorted(folder.rglob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:

@@ -1,7 +1,7 @@
-"""Whether a model reads and writes the same tokens as the model that it was trained from.
+"""Comparing a model's tokenizer and chat template with those of its initial model.
 
-A policy whose tokenizer or chat template changed on the way is another model than its lineage says: PPO's KL and the
-reward model's scores would be of other tokens. The pad token is not compared: SFT settles it.
+If they changed in between, the lineage is misleading: PPO's KL and the reward model's scores would be computed on other
+tokens. The pad token is not compared, since SFT sets it.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ ROLES = ("user", "assistant")
 
 
 class TokenizerError(UserError):
-    """A tokenizer or chat template that is not the parent's."""
+    """A tokenizer or chat template that differs from the parent's."""
 
 
 def difference(
     ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, *, eos: bool = True, template: bool = True
 ) -> str | None:
-    """In what two tokenizers differ, None if in nothing: ids of a probe text, the EOS, and the rendered template.
+    """The first difference of two tokenizers, None if there is none: ids of a probe text, EOS, rendered template.
 
     Args:
-        eos, template: whether to compare those; what the parent does not have at all, nothing can differ from.
+        eos, template: whether to compare these; they are skipped if the parent has none.
     """
     for text in PROBE:
         for special in (False, True):
-            a, b = (each(text, add_special_tokens=special)["input_ids"] for each in (ours, theirs))
+            a, b = (tokenizer(text, add_special_tokens=special)["input_ids"] for tokenizer in (ours, theirs))
             if a != b:
                 return f"a text of {len(b)} tokens has {len(a)}" if len(a) != len(b) else "a text has other tokens"
-    first_eos = theirs.eos_token is None  # an encoder's, say; templates write the EOS, so then their texts are compared
-    if eos and not first_eos and (ours.eos_token, ours.eos_token_id) != (theirs.eos_token, theirs.eos_token_id):
+    adds_eos = theirs.eos_token is None  # templates write the EOS, so then their texts are compared
+    if eos and not adds_eos and (ours.eos_token, ours.eos_token_id) != (theirs.eos_token, theirs.eos_token_id):
         return f"its EOS is {ours.eos_token!r}, and was {theirs.eos_token!r}"
-    spell = _text if first_eos else _rendered
+    spell = _text if adds_eos else _rendered
     if template and theirs.chat_template and spell(ours) != spell(theirs):
-        return "its chat template renders a conversation otherwise"
+        return "its chat template renders a conversation differently"
     return None
 
 
 def same_tokens(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> bool:
-    """Whether the token ids of a conversation mean the same to both. Neither padding nor an unused EOS is compared."""
+    """Whether both encode a conversation to the same token ids; padding and an unused EOS are not compared."""
     turns = [Message(role=role, content=text) for role, text in zip(ROLES, PROBE, strict=True)]
     return encode_conversation(ours, turns) == encode_conversation(theirs, turns)
 
@@ -61,7 +61,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase) -> list[str]:
             str(tokenizer.apply_chat_template(turns, tokenize=False)),
             str(tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)),
         ]
-    except Exception:  # noqa: BLE001 - a template may refuse for reasons of its own; then its text is compared
+    except Exception:  # noqa: BLE001 - a template may raise anything; then its text is compared
         return _text(tokenizer)
 
 
@@ -72,14 +72,14 @@ def _text(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def check_same(
     ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, parent: str, *, eos: bool, template: bool
 ) -> None:
-    """Refuse a tokenizer that is not the parent's.
+    """Refuse a tokenizer that differs from the parent's.
 
     Raises:
-        TokenizerError: names the difference.
+        TokenizerError: the message names the difference.
     """
-    if found := difference(ours, theirs, eos=eos, template=template):
+    if problem := difference(ours, theirs, eos=eos, template=template):
         raise TokenizerError(
-            f"the tokenizer is not that of {parent}: {found}; take model.template, model.eos_token and changed "
+            f"the tokenizer is not that of {parent}: {problem}; take model.template, model.eos_token and changed "
             "tokenizer files out, or set registry.allow_new_tokenizer=true"
         )
 
@@ -87,14 +87,14 @@ def check_same(
 def check_folder(
     folder: Path, parent: Parent, registry: Registry, *, eos: bool, template: bool, trust_remote_code: bool
 ) -> None:
-    """`check_same` for a folder that is to be published and the model that it started from.
+    """`check_same` for a folder about to be published and its initial model.
 
     Raises:
-        TokenizerError: names the difference.
+        TokenizerError: the message names the difference.
     """
-    known = registry.resolve(parent.ref).path if registry.is_reference(parent.ref) else Path(parent.ref)
-    if not all((each / "tokenizer_config.json").is_file() for each in (folder, known)):
-        return  # a hub's was compared when the run began
+    initial = registry.resolve(parent.ref).path if registry.is_reference(parent.ref) else Path(parent.ref)
+    if not all((path / "tokenizer_config.json").is_file() for path in (folder, initial)):
+        return  # a hub's tokenizer was compared when the run began
     options = {"trust_remote_code": trust_remote_code}
-    ours, theirs = (AutoTokenizer.from_pretrained(each, **options) for each in (folder, known))
+    ours, theirs = (AutoTokenizer.from_pretrained(path, **options) for path in (folder, initial))
     check_same(ours, theirs, parent.ref, eos=eos, template=template)

@@ -204,7 +204,7 @@ def load_merged(source: ModelSource, folder: str, score_bias: float, config: Mod
     Raises:
         ModelError, AdapterError: the base is not to be loaded; the adapter does not fit it.
     """
-    with zero3.whole_models():
+    with zero3.unpartitioned_loading():
         merged = adapters.merge(load_body(source, config).model, folder)
     set_score_bias(merged, score_bias)
     return in_dtype(ScalarModel(merged), config)

@@ -26,9 +26,9 @@ from alignment.errors import ConfigError
 from alignment.models import adapters
 from alignment.models.adapters import AdapterError
 from alignment.models.ensembles import adapter_files
-from alignment.models.methods import blocks
 from alignment.models.scalar import HEAD_WEIGHT, ScoreHead, load_head
 from alignment.models.sources import ModelSource
+from alignment.models.trainable import blocks
 
 State = tuple[Any, bool]
 """Which adapters a layer runs, and whether it runs none at all."""
@@ -46,7 +46,7 @@ def add_adapter(
     Args:
         model: the base, whose layers are replaced in place and whose weights are frozen; or what an earlier call made.
         name: without a dot; the name of no other adapter.
-        adapter: of a new one, see `methods.adapter_config`.
+        adapter: of a new one, see `trainable.adapter_config`.
 
     Raises:
         AdapterError: it does not fit the base, or is of a kind that shares no base with others.

@@ -1,4 +1,4 @@
-"""Where a model is: a registry reference, a folder or a hub name, found and verified."""
+"""Model sources: a registry reference, a folder or a hub name, looked up and verified."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from alignment.registry.manifest import Role
 ENSEMBLE = "ensemble.json"
 """Describes the members of an ensemble (`alignment.models.ensembles`)."""
 MAX_ADAPTERS = 16
-"""How many adapters may be on each other: loading one merges them all."""
+"""Longest chain of adapters on adapters: loading one merges them all."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model's files are, and its pinned registry reference if it has one."""
+    """The location of a model's files, and its pinned registry reference if it has one."""
 
     path: str
     ref: str | None = None
     digest: str | None = None
     base: ModelSource | None = None
-    """What the adapter in `path` goes on; None: the files are a whole model's."""
-    trained: ModelConfig | None = field(default=None, compare=False)  # a dict of it would make a source unhashable
-    """With `base`: the `model` section that the adapter was trained by."""
+    """The base of the adapter in `path`; None: the files are a full model."""
+    trained: ModelConfig | None = field(default=None, compare=False)  # its dicts would make a source unhashable
+    """With `base`: the `model` section that the adapter was trained with."""
 
     @property
     def label(self) -> str:
@@ -44,13 +44,13 @@ class ModelSource:
 
     @property
     def config_path(self) -> str:
-        """Where the architecture's `config.json` is: an adapter has none of its own, nor has an ensemble."""
+        """The path with the architecture's `config.json`: an adapter or an ensemble has none of its own."""
         if self.base:
             return self.base.config_path
         return str(Path(self.path) / "member-0") if (Path(self.path) / ENSEMBLE).is_file() else self.path
 
     def parent(self, relation: str) -> Parent:
-        """This model as an entry of another version's lineage."""
+        """This model as a parent in another version's lineage."""
         return Parent(relation, self.label, self.digest)
 
     def as_base(self) -> Parent:
@@ -63,20 +63,20 @@ class ModelSource:
 def find_model(name: str, registry: Registry, role: Role | Sequence[Role], above: tuple[str, ...] = ()) -> ModelSource:
     """Resolve a registry reference (verified, role checked), a local folder, or a hub name, in that order.
 
-    An adapter brings its base with it, found in the same way and compared with the one that it was trained on.
+    An adapter's base is looked up in the same way and compared with the one that it was trained on.
 
     Args:
-        above: the adapters whose base this is, for bases that are adapters too.
+        above: the adapters above this one, if it is the base of another.
 
     Raises:
-        RegistryError: a reference that does not resolve, has another role, or whose files do not match.
-        ModelError: a folder without a model; an adapter whose base has changed.
+        RegistryError: a reference does not resolve, has another role, or its files do not match.
+        ModelError: a folder has no model, or an adapter's base has changed.
     """
     if registry.is_reference(name):
         version = registry.load(name, role=role)
         source = ModelSource(str(version.path), version.ref, version.digest)
         return _with_base(source, version.manifest, registry, above) if version.manifest.base else source
-    path = os.path.expanduser(name)  # as a string: a Path would rename ./model
+    path = os.path.expanduser(name)  # a string, since a Path would drop the ./ of ./model
     local = Path(path)
     if local.is_dir():
         whole = any((local / file).is_file() for file in ("config.json", ENSEMBLE))
@@ -108,10 +108,10 @@ def _resolve(name: str, registry: Registry) -> None:
 
 
 def _with_base(source: ModelSource, manifest: Manifest, registry: Registry, above: tuple[str, ...]) -> ModelSource:
-    """A published adapter with the very base that its manifest names, and how it was trained."""
+    """A published adapter with the base that its manifest names, and its training config."""
     recorded = manifest.base
     assert recorded is not None
-    if source.label in above:  # a base without a digest, as a hub's, lets a forged manifest close a ring
+    if source.label in above:  # a forged manifest can close a ring through a base without a digest, such as a hub's
         raise ModelError(
             f"{source.label} is an adapter on itself: one of the manifests of {', '.join(above)} is forged"
         )
@@ -136,11 +136,11 @@ def _with_base(source: ModelSource, manifest: Manifest, registry: Registry, abov
 
 
 @contextlib.contextmanager
-def _loading(path: str) -> Iterator[None]:
+def load_errors(path: str) -> Iterator[None]:
     """Turn transformers' long errors about a missing or foreign model into one line."""
     try:
         yield
-    except UserError:  # says it in one line already
+    except UserError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
@@ -155,9 +155,11 @@ def _loading(path: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide transformers' table of missing and unexpected keys: a policy has no score head, and a classifier no output
-    layer, by design."""
+def quiet_loading() -> Iterator[None]:
+    """Hide transformers' table of missing and unexpected keys.
+
+    By design, a policy has no score head, and a classifier has no output layer.
+    """
     logger: Any = transformers.utils.logging
     level = logger.get_verbosity()
     logger.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""Tokenizers: loading, padding, training, and whether two are the same."""
+"""Tokenizers: loading, padding, and training."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from transformers import (
 from alignment.config.sections import ModelConfig
 from alignment.distributed import zero3
 from alignment.errors import ModelError
-from alignment.models.sources import ModelSource, _loading
+from alignment.models.sources import ModelSource, load_errors
 from alignment.templates.ends import end_token_ids, read_generation_config
 from alignment.templates.rendering import set_template
 
-PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
+PAD = "<|pad|>"
+START = "<|im_start|>"
+END = "<|im_end|>"
 
 
 def load_tokenizer(source: ModelSource | str, config: ModelConfig | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model, as its maker published it, with the end tokens of its generation config
-    (`alignment.templates.ends`) and a chat template.
+    """A model's tokenizer, with the end tokens of its generation config (`alignment.templates.ends`) and a template.
 
-    `model.pad_token`, `model.eos_token` and `model.template` say otherwise; a pad token is added to the vocabulary
-    where it is not in it (`fit_embeddings` then grows the model). Without one, padding is EOS: masks come from lengths.
+    `model.pad_token`, `model.eos_token` and `model.template` override it. A new pad token is added to the vocabulary,
+    and `fit_embeddings` then grows the model. Without a pad token, padding is EOS, since masks come from lengths.
 
     Raises:
-        ModelError: no EOS and nothing in its place; `model.eos_token` is no token.
-        TemplateError: no chat template.
+        ModelError: there is no EOS or other end token, or `model.eos_token` is not in the vocabulary.
+        TemplateError: there is no chat template.
     """
     path = source if isinstance(source, str) else source.path
-    with _loading(path):
+    with load_errors(path):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=bool(config and config.trust_remote_code))
     if config and config.eos_token:
         if config.eos_token not in tokenizer.get_vocab():
@@ -59,7 +60,7 @@ def load_tokenizer(source: ModelSource | str, config: ModelConfig | None = None)
 
 
 def files_with_config(source: ModelSource) -> str:
-    """The folder or hub name whose files list the end tokens: an adapter's own where it has them, else its base's."""
+    """The folder or hub name whose files list the end tokens: the adapter's if it has them, else its base's."""
     own = Path(source.path) / "generation_config.json"
     return source.path if source.base is None or own.is_file() else files_with_config(source.base)
 
@@ -67,47 +68,47 @@ def files_with_config(source: ModelSource) -> str:
 def pad_apart_from_ends(tokenizer: PreTrainedTokenizerBase) -> None:
     """Give the tokenizer of a reward model a pad token that no answer ends with.
 
-    Plain transformers reads a score at the last token that is not padding, which it knows by its id: with pad = EOS it
-    would read the token before the end. A token of the vocabulary is taken, so that nothing grows: one that is special
-    already and that the chat template does not write, else the byte 0xFF, which no UTF-8 text has.
+    Plain transformers reads a score at the last token whose id is not padding; with pad = EOS that is the token before
+    the end. An existing token is used, so that the vocabulary does not grow: a special one that the chat template does
+    not write, else the byte 0xFF, which no UTF-8 text has.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the vocabulary has no such token.
     """
     ends = end_token_ids(tokenizer)
     if tokenizer.pad_token_id not in ends:
         return
     template = str(tokenizer.chat_template or "")
     special = [
-        (number, token.content)
-        for number, token in sorted(tokenizer.added_tokens_decoder.items())
-        if token.special and number not in ends and token.content not in template
+        (index, token.content)
+        for index, token in sorted(tokenizer.added_tokens_decoder.items())
+        if token.special and index not in ends and token.content not in template
         and token.content not in (tokenizer.bos_token, tokenizer.cls_token)
     ]  # fmt: skip
     likely = [text for _, text in special if "pad" in text.lower() or "reserved" in text.lower()]
     others = [text for _, text in special]
     vocabulary = tokenizer.get_vocab()
-    bytes_ = [text for text in ("<0xFF>", "\u00ff") if text in vocabulary]  # SentencePiece's, and byte-level BPE's
-    found = next(iter((*likely, *others, *bytes_)), None)
-    if found is None:
+    bytes_ = [text for text in ("<0xFF>", "\u00ff") if text in vocabulary]  # spelling of SentencePiece, byte-level BPE
+    pad_token = next(iter((*likely, *others, *bytes_)), None)
+    if pad_token is None:
         raise ModelError(
             f"the tokenizer pads with {tokenizer.pad_token!r}, which ends an answer, and has no other special token; "
             f"set model.pad_token, for example '{PAD}'"
         )
-    tokenizer.add_special_tokens({"pad_token": found})
+    tokenizer.add_special_tokens({"pad_token": pad_token})
 
 
 def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Grow the embeddings where the tokenizer has more tokens than the model, and write pad and ends on its configs.
+    """Grow the embeddings to the tokenizer's vocabulary, and set pad and end tokens on the model's configs.
 
-    New rows are the mean of the old ones, without the noise that transformers adds: an adapter is put on a base that
-    was grown again, and must find it as it was.
+    New rows are the mean of the old ones, without the noise that transformers adds, so that an adapter's base is
+    grown identically each time it is loaded.
     """
     known = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > known:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
-            with zero3.gathered(layer.weight), torch.no_grad():
+            with zero3.gathered_parameters(layer.weight), torch.no_grad():
                 layer.weight[known:] = layer.weight[:known].mean(dim=0)
     ends = end_token_ids(tokenizer)
     for config in filter(None, (model.config, getattr(model, "generation_config", None))):
@@ -116,7 +117,7 @@ def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, template: str | None) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on texts: any text can be encoded, and pad and EOS are tokens of their own."""
+    """A byte-level BPE tokenizer trained on texts: it encodes any text, and pad and EOS are separate tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -6,6 +6,8 @@ policy = registry.load("help-desk-sft@v1", role="policy")
 AutoModelForCausalLM.from_pretrained(policy.path)
 """
 
+from __future__ import annotations
+
 from alignment.registry.aliases import ANY
 from alignment.registry.errors import RegistryError
 from alignment.registry.lineage import LineageEdge, LineageNode, render_lineage

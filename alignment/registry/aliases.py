@@ -5,6 +5,8 @@ moves never overwrite each other and `expect` is a compare-and-swap, without loc
 client may show an old listing for up to a minute: a job pins what it resolved, with its digest, when it starts.
 """
 
+from __future__ import annotations
+
 import enum
 import json
 import os
@@ -45,9 +47,9 @@ class AliasEntry(BaseModel):
     """user@host that moved it."""
     reviewed_by: str | None = None
     required: tuple[str, ...] = ()
-    """What was asked, and met: `eval_win_rate_low>=0.5` of its metrics, or `review`."""
+    """The conditions that were met: `eval_win_rate_low>=0.5` on its metrics, or `review`."""
     rollback: bool = False
-    """A return to an earlier version, and not a new choice."""
+    """Whether it is a return to an earlier version rather than a new choice."""
 
 
 def alias_names(folder: Path) -> Iterator[str]:
@@ -108,9 +110,9 @@ def move_alias(history: Path, staging: Path, entry: AliasEntry, expect: int | An
 
 
 def version_before(moves: Sequence[AliasEntry]) -> int | None:
-    """Where a rollback leads: the version that was chosen before the one that counts now, None without one.
+    """The target of a rollback: the version chosen before the current one, None if there is none.
 
-    A second rollback goes one further back, so a return does not count as a choice: after 1, 2, 3, back to 2 comes 1.
+    A second rollback goes one further back, since a rollback is not a choice: after 1, 2, 3, back to 2 comes 1.
     """
     chosen: list[int] = []
     for entry in moves:
@@ -123,11 +125,11 @@ def version_before(moves: Sequence[AliasEntry]) -> int | None:
 
 
 def link_new(temporary: Path, target: Path) -> bool:
-    """Give a finished file its final name; False if that name is taken. Appears whole or not at all."""
+    """Atomically give a finished file its final name; False if that name is taken."""
     try:
         os.link(temporary, target)
     except FileExistsError:
-        return os.stat(temporary).st_nlink > 1  # NFS repeats a request whose answer was lost: the first one had won
+        return os.stat(temporary).st_nlink > 1  # NFS repeats a request whose reply was lost: the first one succeeded
     return True
 
 

@@ -1,5 +1,7 @@
 """The model card: README.md of a version whose source folder had none."""
 
+from __future__ import annotations
+
 import html
 import json
 import re
@@ -34,13 +36,13 @@ _SIMULATED = (
 
 
 def model_card(manifest: Manifest, simulated: bool, parents: Sequence[LineageNode] = ()) -> str:
-    """Markdown: what it is, how to use it, what it was made from, how it did, its limits, and how to make it again.
+    """The card in Markdown: description, use, training data, results, lineage, limits, and how to reproduce it.
 
     Everything taken from the manifest is escaped: it cannot make links, HTML or table cells.
 
     Args:
-        simulated: ratings made by a program are in its lineage.
-        parents: its parents with theirs.
+        simulated: whether ratings made by a program are in its lineage.
+        parents: its parents with their ancestors.
     """
     ref = f"{manifest.name}@v{manifest.version}"
     made = "It was trained with PPO, beside a policy." if manifest.role == "value" else _STAGES[manifest.stage]
@@ -182,12 +184,12 @@ def _reproduce(manifest: Manifest) -> list[str]:
 
 
 def _tight(text: str) -> str:
-    """Without blank lines, which would end the HTML block in Markdown."""
+    """The text without blank lines, which would end the HTML block in Markdown."""
     return "\n".join(line for line in text.split("\n") if line.strip())
 
 
 def escape(text: str) -> str:
-    """Untrusted text as one line of markdown that shows as it was written."""
+    """Untrusted text as one line of Markdown that renders verbatim."""
     plain = re.sub(r"([\\`*\[\]|~])", r"\\\1", html.escape(one_line(text), quote=False))
     plain = re.sub(r"(?i)(://|(?<=www)\.)", r"\\\1", plain)  # readers turn bare addresses into links
     return re.sub(r"^([#+=-])", r"\\\1", plain)

@@ -1,4 +1,6 @@
-"""What is wrong in a registry, each finding with its fix; the safe fixes can be made at once."""
+"""Problems in a registry, each with its fix; the safe fixes can be applied at once."""
+
+from __future__ import annotations
 
 import os
 import re
@@ -25,10 +27,10 @@ from alignment.registry.trash import (
     drop_note,
     noted,
     parents_of,
-    spoken,
-    take_back,
+    restore_version,
     trash_items,
     version_folder,
+    version_ref,
 )
 from alignment.registry.version import open_version
 
@@ -39,7 +41,7 @@ _VERSION = re.compile(r"v[0-9]{6,}")
 
 @dataclass(frozen=True)
 class RegistryProblem:
-    """`kind` is one word or two; `repair` makes the fix where that loses nothing, else it is None."""
+    """A problem. `kind` is one word or two; `repair` applies the fix if that loses nothing, else it is None."""
 
     kind: str
     where: str
@@ -49,7 +51,7 @@ class RegistryProblem:
 
 
 def examine(registry: Registry, *, full: bool = True, cold: bool = False) -> Iterator[RegistryProblem]:
-    """Everything that is wrong; `full` and `cold` as in Version.verify."""
+    """All problems; `full` and `cold` as in Version.verify."""
     yield from _leftovers(registry.path)
     needed: dict[Key, Key] = {}
     for name in registry.names():
@@ -61,29 +63,29 @@ def examine(registry: Registry, *, full: bool = True, cold: bool = False) -> Ite
     yield from _strangers(registry)
 
 
-def mend(findings: list[RegistryProblem]) -> list[RegistryProblem]:
-    """Make the safe fixes; returns the findings that were mended.
+def fix_findings(findings: list[RegistryProblem]) -> list[RegistryProblem]:
+    """Apply the safe fixes; returns the findings that were fixed.
 
     Raises:
         RegistryError: a fix failed.
     """
-    mended = []
+    fixed = []
     for finding in findings:
         if finding.repair:
-            with one_line_errors(f"{finding.where} cannot be mended"):
+            with one_line_errors(f"{finding.where} cannot be fixed"):
                 finding.repair()
-            mended.append(finding)
-    return mended
+            fixed.append(finding)
+    return fixed
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether whoever worked on this is gone: its process, if it was on this host, or no change for a day."""
+    """Whether the job that made this is gone: its process on this host has ended, or nothing changed for a day."""
     match = _WORK.fullmatch(path.name)
     if match and match[1] == host_name() and not is_alive(int(match[2])):
         return True
     try:
         newest = max(os.lstat(place).st_mtime for place in [path, *path.rglob("*")])
-    except OSError:  # it is being worked on, or may not be looked at
+    except OSError:  # another job is changing it, or there is no permission
         return False
     return time.time() - newest > DAY
 
@@ -108,13 +110,13 @@ def _version(registry: Registry, key: Key, full: bool, cold: bool, needed: dict[
         if not version_folder(registry.path, key).exists():
             return  # removed since it was listed
         problems, shared = [str(error)], []
-    remedy = f"publish it again, then alignment models delete {spoken(key)}"
+    remedy = f"publish it again, then alignment models delete {version_ref(key)}"
     for problem in problems:
-        yield RegistryProblem("damaged version", spoken(key), problem, remedy)
+        yield RegistryProblem("damaged version", version_ref(key), problem, remedy)
     for path in shared:
         problem = f"{path} has another hard link, through which it can be changed"
         yield RegistryProblem(
-            "shared file", spoken(key), problem, "remove the other link, or copy the file in its place"
+            "shared file", version_ref(key), problem, "remove the other link, or copy the file in its place"
         )
 
 
@@ -129,7 +131,9 @@ def _gaps(registry: Registry, name: str) -> Iterator[RegistryProblem]:
         key = (name, number)
         problem = "it is noted as removed and still here: a removal was cut off"
         fix = f"delete models/{name}/{REMOVED}/v{number:06d}.json"
-        yield RegistryProblem("cut off", spoken(key), problem, fix, partial(drop_note, registry.path, key, REMOVED))
+        yield RegistryProblem(
+            "cut off", version_ref(key), problem, fix, partial(drop_note, registry.path, key, REMOVED)
+        )
 
 
 def _aliases(registry: Registry, name: str) -> Iterator[RegistryProblem]:
@@ -140,8 +144,8 @@ def _aliases(registry: Registry, name: str) -> Iterator[RegistryProblem]:
             registry.resolve(where)
         except RegistryError as error:
             yield RegistryProblem("alias", where, str(error), fix)
-        found = aliases.entry_numbers(folder / alias)
-        if missing := sorted(set(range(1, found[-1])) - set(found)):
+        moves = aliases.entry_numbers(folder / alias)
+        if missing := sorted(set(range(1, moves[-1])) - set(moves)):
             problem = f"its history lacks move {missing[0]}"
             yield RegistryProblem("alias", where, problem, "restore the file from a backup; the alias itself works")
 
@@ -151,17 +155,21 @@ def _missing_parents(registry: Registry, needed: dict[Key, Key]) -> Iterator[Reg
     for parent, child in sorted(needed.items()):
         if version_folder(registry.path, parent).exists():
             continue
-        problem = f"{spoken(child)} was made from it"
+        problem = f"{version_ref(child)} was made from it"
         if parent in trash:
-            fix = f"alignment models restore {spoken(parent)}"
-            repair = partial(take_back, registry.path, parent)
-            yield RegistryProblem("in the trash", spoken(parent), f"{problem}, and it is in the trash", fix, repair)
+            fix = f"alignment models restore {version_ref(parent)}"
+            repair = partial(restore_version, registry.path, parent)
+            yield RegistryProblem(
+                "in the trash", version_ref(parent), f"{problem}, and it is in the trash", fix, repair
+            )
         elif registry.numbers(parent[0]):
-            yield RegistryProblem("missing", spoken(parent), f"{problem}, and it is gone", "restore it from a backup")
+            yield RegistryProblem(
+                "missing", version_ref(parent), f"{problem}, and it is gone", "restore it from a backup"
+            )
 
 
 def _strangers(registry: Registry) -> Iterator[RegistryProblem]:
-    """What the registry did not put there."""
+    """Files and folders that do not belong to a registry."""
     known = {"aliases", REMOVED, PROTECTED, REVIEWS}
     models = registry.path / "models"
     for name in entries(models):

@@ -1,4 +1,6 @@
-"""The registry's file work: what may be stored, copying with a hash, and making it last through a power cut."""
+"""The registry's files: which may be stored, and copying them durably with their hashes."""
+
+from __future__ import annotations
 
 import hashlib
 import os
@@ -6,28 +8,36 @@ import re
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from alignment.files import CHUNK_BYTES, FileRecord, create, host_name, list_files, sync_folder, write_file
+from alignment.files import (
+    CHUNK_BYTES,
+    FileRecord,
+    create,
+    disk_errors,
+    host_name,
+    list_files,
+    sync_folder,
+    weights_problem,
+    write_file,
+)
 from alignment.registry.errors import RegistryError
-from alignment.registry.hashes import sha256_of
 
 MANIFEST = "manifest.json"
 SUFFIXES = (".json", ".jsonl", ".safetensors", ".txt", ".md", ".jinja", ".model", ".tiktoken")
 _BARE_NAMES = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 _PART = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+@=-]{0,254}")
-_HEADER_LIMIT = 100_000_000  # bytes; also the safetensors library's own
 
 
 def check_path(path: str, code: bool = False) -> str:
-    """A file's place inside a version, if it may have it. With `code` it may be Python too: see Manifest.remote_code.
+    """Check that a file may be stored in a version; returns its path. `code` allows Python: see Manifest.remote_code.
 
     Refused: absolute paths, `..`, hidden files, anything but plain ASCII names, the registry's own manifest, and
     kinds of file that can run code on loading (`.bin`, `.pt`, `.pkl`, `.py`: only SUFFIXES are stored).
 
     Raises:
-        RegistryError: it may not; the message names the file.
+        RegistryError: it may not be stored; the message names the file.
     """
     parts = path.split("/")
     if not all(_PART.fullmatch(part) for part in parts):
@@ -49,7 +59,7 @@ def entries(folder: Path) -> list[str]:
     """Names in a folder, sorted; none if there is no such folder.
 
     Raises:
-        RegistryError: it may not be read.
+        RegistryError: there is no permission to read it.
     """
     try:
         return sorted(os.listdir(folder))
@@ -68,10 +78,10 @@ def copy_tree(source: Path, target: Path, code: bool = False) -> dict[str, FileR
         RegistryError: a file may not be stored, is no regular file, or changed while it was read.
     """
     paths = list(list_files(source))
-    for path in paths:  # all of them first, so that gigabytes are not copied only to be refused
+    for path in paths:  # all are checked first, so that no gigabytes are copied in vain
         check_path(path, code)
         _check_regular(path, os.lstat(source / path))
-        if problem := check_weights(source / path):
+        if problem := weights_problem(source / path):
             raise RegistryError(f"file {path!r} cannot be stored: {problem}; write the model with save_pretrained")
     records = {}
     for path in paths:
@@ -81,7 +91,7 @@ def copy_tree(source: Path, target: Path, code: bool = False) -> dict[str, FileR
 
 
 def _copy_file(source: Path, target: Path, path: str) -> FileRecord:
-    # O_NONBLOCK: a fifo put in the file's place since the check must not hang us
+    # O_NONBLOCK: a fifo put in the file's place since the check must not block the copy
     with open(
         os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0
     ) as reading:
@@ -109,49 +119,14 @@ def make_folder(folder: Path) -> None:
         sync_folder(folder.parent)
 
 
-def check_file(folder: Path, path: str, record: FileRecord, full: bool, cold: bool = False) -> str | None:
-    """What is wrong with one stored file, None if nothing.
-
-    `full` compares its sha256 (`cold`: and believes no cache), otherwise its size only.
-    """
-    try:
-        return _difference(folder, path, record, full, cold)
-    except (FileNotFoundError, NotADirectoryError):
-        return f"{path} is missing"
-    except OSError as error:
-        return f"{path} cannot be read ({error.strerror})"
-
-
-def _difference(folder: Path, path: str, record: FileRecord, full: bool, cold: bool) -> str | None:
-    found = os.lstat(folder / path)
-    if not stat.S_ISREG(found.st_mode):
-        return f"{path} is not a regular file"
-    if found.st_size != record.size:
-        return f"{path} has {found.st_size} bytes, expected {record.size}"
-    if full and (digest := sha256_of(folder / path, record.sha256, cold)) != record.sha256:
-        return f"{path} has sha256 {digest}, expected {record.sha256}"
-    return check_weights(folder / path)
-
-
-def check_weights(path: Path) -> str | None:
-    """What is wrong with the header of a .safetensors file, None if nothing or if it is another kind of file.
-
-    The first 8 bytes are the header's length: a forged one makes a reader allocate whatever it says.
-    """
-    if path.suffix != ".safetensors":
-        return None
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
-        size, start = os.fstat(file.fileno()).st_size, file.read(9)
-    length = int.from_bytes(start[:8], "little")
-    if not 2 <= length <= min(size - 8, _HEADER_LIMIT) or start[8:] != b"{":
-        said = f"its header says {length} bytes" if len(start) >= 8 else "it has no header"
-        return f"{path.name} is no safetensors file: {said}, the file has {size}"
-    return None
-
-
 def check_model_folder(source: Path, adapter: bool) -> None:
-    """Raises RegistryError unless `source` looks like a saved model: a config and a .safetensors file. An ensemble
-    describes itself and has its models in folders."""
+    """Check that `source` looks like a saved model: a config and a .safetensors file.
+
+    An ensemble has a description of its own, and its models in folders.
+
+    Raises:
+        RegistryError: it does not.
+    """
     if not source.is_dir():
         raise RegistryError(f"{source} cannot be published: it is not a folder; name one written by save_pretrained")
     config = "adapter_config.json" if adapter else "config.json"
@@ -163,7 +138,7 @@ def check_model_folder(source: Path, adapter: bool) -> None:
 
 @contextmanager
 def passing_file(folder: Path, data: bytes) -> Iterator[Path]:
-    """A finished file to link from: it is gone afterwards, also when the disk was full before it was finished."""
+    """A temporary file to hard-link from; it is removed afterwards, even if the disk was full."""
     path = folder / f"{work_name()}.json"
     try:
         write_file(path, data)
@@ -173,21 +148,16 @@ def passing_file(folder: Path, data: bytes) -> Iterator[Path]:
 
 
 def work_name() -> str:
-    """A new name for work in progress that says whose it is: HOST-PID-UUID."""
+    """A new name for work in progress that identifies its process: HOST-PID-UUID."""
     return f"{host_name()}-{os.getpid()}-{uuid.uuid4().hex}"
 
 
-@contextmanager
-def one_line_errors(what: str) -> Iterator[None]:
-    """A full disk or a missing permission as a RegistryError that begins with `what`."""
-    try:
-        yield
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise RegistryError(f"{what}: {error.strerror or error}{where}; mend that and try again") from error
+def one_line_errors(what: str) -> AbstractContextManager[None]:
+    """A `disk_errors` that raises RegistryError."""
+    return disk_errors(what, RegistryError, "; fix that and try again")
 
 
-def _check_regular(path: str, found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a regular file"
+def _check_regular(path: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "not a regular file"
         raise RegistryError(f"file {path!r} cannot be stored: it is {kind}; put a plain copy of it in the folder")

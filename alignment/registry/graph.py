@@ -14,41 +14,41 @@ _SHOWN = 3
 
 @dataclass
 class Box:
-    """A node: a model, data, ratings, or a model that is not here. `lines` stand below the title."""
+    """A node: a model, data, ratings, or a missing model. `lines` are shown below the title."""
 
     kind: str
     title: str
     lines: list[str]
     parents: dict[int, str] = field(default_factory=dict)
-    """Boxes by number, and what each served as; "" for data."""
+    """The role of each parent, by the index of its box; "" for data."""
     node: LineageNode | None = None
     data: list[DataFingerprint] = field(default_factory=list)
 
 
 def boxes(root: LineageNode) -> list[Box]:
-    """The nodes of a lineage, its root first. Data that several models share is one node."""
-    every = list(walk(iter([root])))
-    nodes = list({node.ref: node for node in [*every[::-1], root]}.values())
-    nodes.sort(key=every.index)  # a forged manifest can make a model its own ancestor: the first one counts
-    problems = {node.ref: node.problem for node in every if node.problem}
-    found = [Box(_kind(node), node.ref, _model_lines(node, problems.get(node.ref)), node=node) for node in nodes]
-    numbers = {node.ref: number for number, node in enumerate(nodes)}
+    """The nodes of a lineage, its root first; data that several models share is one node."""
+    all_nodes = list(walk(iter([root])))
+    nodes = list({node.ref: node for node in [*all_nodes[::-1], root]}.values())
+    nodes.sort(key=all_nodes.index)  # a forged manifest can make a model its own ancestor: the first one counts
+    problems = {node.ref: node.problem for node in all_nodes if node.problem}
+    result = [Box(_kind(node), node.ref, _model_lines(node, problems.get(node.ref)), node=node) for node in nodes]
+    indices = {node.ref: index for index, node in enumerate(nodes)}
     sources: dict[tuple[str | None, ...], int] = {}
     for node in nodes:
-        own = found[numbers[node.ref]]
+        box = result[indices[node.ref]]
         for data in node.data:
             key = ("database", data.database) if data.database else (data.name, data.sha256)
             if key not in sources:
-                sources[key] = len(found)
-                found.append(Box("ratings" if data.ratings is not None else "data", data.name, []))
-            found[sources[key]].data.append(data)
-            own.parents[sources[key]] = ""
+                sources[key] = len(result)
+                result.append(Box("ratings" if data.ratings is not None else "data", data.name, []))
+            result[sources[key]].data.append(data)
+            box.parents[sources[key]] = ""
         for edge in node.parents:
-            own.parents[numbers[edge.node.ref]] = edge.relation
-    for box in found[len(nodes) :]:
+            box.parents[indices[edge.node.ref]] = edge.relation
+    for box in result[len(nodes) :]:
         box.lines = data_lines(box.data)
-        box.parents = {numbers[ref]: "answers" for data in box.data for ref in data.answered_by if ref in numbers}
-    return found
+        box.parents = {indices[ref]: "answers" for data in box.data for ref in data.answered_by if ref in indices}
+    return result
 
 
 def _kind(node: LineageNode) -> str:
@@ -65,7 +65,7 @@ def _model_lines(node: LineageNode, problem: str | None) -> list[str]:
 
 
 def data_lines(entries: list[DataFingerprint]) -> list[str]:
-    """How much there is in a data set, of all that models have taken from it."""
+    """The size of a data set in lines of text, over all its uses."""
     lines = []
     latest = max(entries, key=lambda data: data.ratings or 0)
     if latest.ratings is not None:
@@ -82,7 +82,7 @@ def data_lines(entries: list[DataFingerprint]) -> list[str]:
 
 
 def levels(found: list[Box]) -> list[int]:
-    """For each box the longest way down to the root (box 0). A forged cycle is cut where it closes."""
+    """The longest path from each box to the root (box 0); a forged cycle is cut where it closes."""
     children: dict[int, list[int]] = {number: [] for number in range(len(found))}
     for number, box in enumerate(found):
         for parent in box.parents:
@@ -102,7 +102,7 @@ def levels(found: list[Box]) -> list[int]:
 
 
 def mermaid(root: LineageNode) -> str:
-    """The lineage in Mermaid's language, as Markdown viewers draw it. Nothing in a manifest can leave its label."""
+    """The lineage as a Mermaid diagram for Markdown viewers; text from a manifest cannot leave its label."""
     found = boxes(root)
     lines = ["flowchart TD"]
     shapes = {"data": ("[(", ")]"), "ratings": ("[(", ")]"), "missing": ("[/", "/]")}
@@ -126,5 +126,5 @@ def mermaid(root: LineageNode) -> str:
 
 
 def _quoted(text: str) -> str:
-    """As Mermaid's own entity codes: neither a quote that ends the label nor markup, which it would draw."""
+    """The text in Mermaid's entity codes, so that it can neither end the label nor be read as markup."""
     return "".join(c if c.isalnum() or c in " .,-_@:()[]/+=%" else f"#{ord(c)};" for c in one_line(text))

@@ -1,10 +1,12 @@
-"""sha256 of files, each read once per node while it stands unchanged.
+"""sha256 of files, each read once per node while it is unchanged.
 
-The cache is one small file per hashed file, in the user's cache folder. Its key is what the filesystem says of the
-file: device, inode, size, and both times to the nanosecond (ctime too: mtime can be set back, ctime cannot). A file
-that changed a moment ago is not cached, since a second change within one tick of the clock would not show in its
-times. Whatever is wrong with the cache, the file is read instead.
+The cache is one small file per hashed file, in the user's cache folder. Its key is the file's metadata: device, inode,
+size, and both times to the nanosecond (ctime too: mtime can be set back, ctime cannot). A file that changed a moment
+ago is not cached, since a second change within one tick of the clock would not show in its times. On any problem with
+the cache the file is read instead.
 """
+
+from __future__ import annotations
 
 import hashlib
 import os
@@ -28,7 +30,7 @@ def verify_mode(chosen: str | None = None) -> str:
     cached: sha256 of each file, read once per node. full: every file is read again. fast: sizes only.
 
     Raises:
-        RegistryError: another word.
+        RegistryError: the mode is unknown.
     """
     mode = chosen or os.environ.get("ALIGNMENT_VERIFY") or MODES[0]
     if mode not in MODES:
@@ -38,9 +40,9 @@ def verify_mode(chosen: str | None = None) -> str:
 
 
 def sha256_of(path: Path, expected: str, cold: bool = False) -> str:
-    """A file's sha256, from the cache unless `cold`. Only a cached hash that is the `expected` one is believed.
+    """A file's sha256, from the cache unless `cold`.
 
-    So a damaged cache can never accuse a file that is in order.
+    Only a cached hash that equals `expected` is used, so a damaged cache cannot report an intact file as damaged.
     """
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0) as file:
         before = os.fstat(file.fileno())
@@ -55,7 +57,7 @@ def sha256_of(path: Path, expected: str, cold: bool = False) -> str:
 
 
 def cache_folder() -> Path | None:
-    """Where hashes are kept; None if this user has no home."""
+    """The cache's folder; None if this user has no home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     try:
         root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
@@ -64,27 +66,27 @@ def cache_folder() -> Path | None:
     return root / "alignment" / "sha256"
 
 
-def _key(found: os.stat_result) -> bytes:
-    # With the node's name: the home folder may be shared, and what one node read says nothing about another's disk.
+def _key(status: os.stat_result) -> bytes:
+    # The node's name is part of the key: the home folder may be shared, while the disks are local.
     node = re.sub(r"\s", "", socket.gethostname())
-    facts = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-    return " ".join(map(str, (node, *facts))).encode()
+    metadata = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return " ".join(map(str, (node, *metadata))).encode()
 
 
-def _entry(found: os.stat_result) -> tuple[Path, bytes] | None:
-    folder, key = cache_folder(), _key(found)
+def _entry(status: os.stat_result) -> tuple[Path, bytes] | None:
+    folder, key = cache_folder(), _key(status)
     return (folder / hashlib.sha256(key).hexdigest(), key) if folder else None
 
 
-def _settled(found: os.stat_result) -> bool:
-    return max(found.st_mtime_ns, found.st_ctime_ns) + SETTLED_NS < time.time_ns()
+def _settled(status: os.stat_result) -> bool:
+    return max(status.st_mtime_ns, status.st_ctime_ns) + SETTLED_NS < time.time_ns()
 
 
 def _read(path: Path, key: bytes) -> str | None:
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():  # nobody else may vouch for a file
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid():  # other users' entries are not trusted
                 return None
             match = _ENTRY.fullmatch(file.read(1024))
     except OSError:
@@ -102,4 +104,4 @@ def _write(path: Path, key: bytes, digest: str) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError:
-        pass  # a full disk or a read-only home costs time, not the load
+        pass  # a full disk or a read-only home only costs time

@@ -1,6 +1,9 @@
-"""The folder that a registry is: its mark, and the folders in it."""
+"""The registry's folder: where it is, the file that marks it, and the folders in it."""
+
+from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from alignment.files import sync_folder
@@ -13,11 +16,20 @@ STAGING = ".staging"
 _MARK = "REGISTRY.json"
 
 
+def registry_folder(path: str | os.PathLike[str] | None = None) -> Path:
+    """The registry's folder: the given one, else ALIGNMENT_REGISTRY, else ./registry."""
+    return Path(path or os.environ.get("ALIGNMENT_REGISTRY") or "registry").expanduser().absolute()
+
+
 def check_layout(path: Path) -> None:
-    """Raises RegistryError unless `path` is a registry that this suite reads, or nothing at all."""
+    """Check that `path` is a registry that this suite reads, or does not exist.
+
+    Raises:
+        RegistryError: it is something else.
+    """
     marker = path / _MARK
     try:
-        found = json.loads(marker.read_bytes())
+        layout = json.loads(marker.read_bytes())
     except FileNotFoundError:
         return
     except NotADirectoryError:
@@ -26,12 +38,18 @@ def check_layout(path: Path) -> None:
         raise RegistryError(f"{marker} cannot be read: Permission denied; ask its owner for access") from None
     except (OSError, ValueError) as error:
         raise RegistryError(f"{marker} cannot be read: {error}; is {path} a registry?") from None
-    if not isinstance(found, dict) or found.get("layout") != LAYOUT:
-        raise RegistryError(f"{marker}: layout {found!r:.80}, but this version of the suite knows {LAYOUT}; upgrade it")
+    if not isinstance(layout, dict) or layout.get("layout") != LAYOUT:
+        raise RegistryError(
+            f"{marker}: layout {layout!r:.80}, but this version of the suite knows {LAYOUT}; upgrade it"
+        )
 
 
 def create_layout(path: Path) -> None:
-    """Make the folder a registry if it is none yet. A folder with other things in it is left alone."""
+    """Make the folder a registry if it is not one yet.
+
+    Raises:
+        RegistryError: there are other things in it.
+    """
     check_layout(path)
     make_folder(path)
     marker = path / _MARK

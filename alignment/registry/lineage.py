@@ -1,4 +1,6 @@
-"""Where a version came from: its parents and their parents, with the data of each, as a graph or a tree on screen."""
+"""The lineage of a version: its ancestors, with the data of each, as a graph or a tree on screen."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,15 +21,15 @@ _SHOWN_METRICS = 4
 
 @dataclass(frozen=True)
 class LineageEdge:
-    """What a parent served as ("init, reference") and that parent."""
+    """A parent and its roles, such as "init, reference"."""
 
     relation: str
-    node: "LineageNode"
+    node: LineageNode
 
 
 @dataclass(frozen=True)
 class LineageNode:
-    """One model of a lineage. `version` is None where it is not in this registry; `problem` says what is wrong."""
+    """One model of a lineage. `version` is None if it is not in this registry; `problem` describes a fault."""
 
     ref: str
     version: Version | None
@@ -49,16 +51,16 @@ class Tracer:
         self._open: list[str] = []
 
     def root(self, version: Version) -> LineageNode:
-        """The lineage of a version at hand."""
+        """The lineage of a version."""
         return self._descend(version, None)
 
     def edges(self, manifest: Manifest) -> tuple[LineageEdge, ...]:
-        """The parents of a manifest (an adapter's base is one), those that are the same version joined."""
+        """The parents of a manifest, an adapter's base among them; a version with several roles is one edge."""
         relations: dict[tuple[str, str | None], list[str]] = {}
         for parent in [*manifest.parents, *([manifest.base] if manifest.base else [])]:
-            served = relations.setdefault((parent.ref, parent.digest), [])
-            if parent.role not in served:
-                served.append(parent.role)
+            roles = relations.setdefault((parent.ref, parent.digest), [])
+            if parent.role not in roles:
+                roles.append(parent.role)
         return tuple(LineageEdge(", ".join(roles), self._node(*key)) for key, roles in relations.items())
 
     def _node(self, ref: str, digest: str | None) -> LineageNode:
@@ -98,7 +100,7 @@ def walk(nodes: Iterator[LineageNode]) -> Iterator[LineageNode]:
 
 
 def simulated_ratings(nodes: Iterator[LineageNode]) -> bool:
-    """Whether ratings made by a program stand behind any of these models."""
+    """Whether any of these models or their ancestors learned from ratings that a program made."""
     return any(data.simulated for node in walk(nodes) for data in node.data)
 
 
@@ -180,5 +182,5 @@ def _is_number(value: JsonValue) -> bool:
 
 
 def number(value: JsonValue) -> str:
-    """A number as it is shown everywhere: four digits."""
+    """A number in four significant digits, as every view shows it."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

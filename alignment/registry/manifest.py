@@ -1,4 +1,6 @@
-"""manifest.json: everything that says where a version came from. Its sha256 is the version's identity."""
+"""manifest.json: a version's provenance. Its sha256 is the version's identity."""
+
+from __future__ import annotations
 
 import json
 import math
@@ -25,7 +27,7 @@ _CONFIG = ConfigDict(frozen=True, extra="forbid")
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Parent:
-    """A model that a version was made with: `role` is what it served as (init, reference, reward, value, base, ...).
+    """A model that a version was made with, and its `role` in that (init, reference, reward, value, base, ...).
 
     `ref` is a registry reference or, for a model from elsewhere, its name; `digest` that version's digest.
     """
@@ -42,7 +44,7 @@ class DataFingerprint(BaseModel):
 
     name: str
     use: Literal["train", "eval"] = "train"
-    """Learned from, or held out and judged on."""
+    """Trained on, or held out for evaluation."""
     rows: int | None = None
     sha256: str | None = None
     split: str | None = None
@@ -55,9 +57,9 @@ class DataFingerprint(BaseModel):
     rating_ids: str | None = None
     """Which ratings of the database, as "1-40,42"."""
     labeler_hashes: dict[str, int] = Field(default_factory=dict)
-    """How many ratings are whose; labelers by a hash that only the database's salt leads to."""
+    """Number of ratings per labeler; labelers are hashed with the database's salt."""
     answered_by: dict[str, int] = Field(default_factory=dict)
-    """How many of the rated items each model wrote answers of."""
+    """Number of rated items with answers by each model."""
 
 
 class Code(BaseModel):
@@ -70,7 +72,7 @@ class Code(BaseModel):
 
 
 class Origin(BaseModel):
-    """Where an imported model was found: a hub name or a folder, its commit, and the license that its card names."""
+    """Source of an imported model: a hub name or a folder, its commit, and the license that its card names."""
 
     model_config = _CONFIG
 
@@ -78,11 +80,11 @@ class Origin(BaseModel):
     revision: str | None = None
     license: str | None = None
     converted: bool = False
-    """Its weights were pickles or in a GGUF file, and were written anew as safetensors."""
+    """Whether its weights were converted to safetensors from pickles or a GGUF file."""
 
 
 class Manifest(BaseModel):
-    """What is written to manifest.json; see DESIGN's registry paragraph."""
+    """The contents of manifest.json."""
 
     model_config = _CONFIG
 
@@ -159,7 +161,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
 
 
 def first_problem(error: ValidationError) -> str:
-    """A pydantic error as one phrase: the field's path, what is wrong, what was found."""
+    """A pydantic error as one phrase: the field's path, the problem, and the value."""
     problem = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in problem["loc"])
     return f"{field}: {problem['msg']}, found {problem['input']!r:.80}"

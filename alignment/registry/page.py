@@ -1,4 +1,4 @@
-"""A lineage as one page that loads nothing: a picture of it, then each step with its data, figures and digests."""
+"""A lineage as one self-contained page: a picture, then each step with its data, metrics and digests."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ from alignment.registry.graph import Box, boxes, data_lines, levels
 from alignment.registry.lineage import flat_metrics
 from alignment.registry.words import in_words, with_intervals
 
-WIDTH, GAP, LINE, BEND = 272, 28, 18, 46
-"""Of a box, between two, of a line of text, and between two rows, in the picture's units."""
+WIDTH = 272
+"""Width of a box, in the picture's units, as are the next three."""
+GAP = 28
+"""Between two boxes of a row."""
+LINE = 18
+"""Height of a line of text."""
+BEND = 46
+"""Between two rows."""
 _CUT = 38
 _LANE = 10
-"""The gap where each box has a row of its own, as on a phone, and there is little but lanes beside them."""
+"""The gap in a picture with one box per row, as on a phone."""
 
 GRAPH_STYLE = """.lineage svg { display: block; margin: 0 auto; }
 .lineage svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
@@ -92,7 +98,7 @@ people.</p></div>{% endif %}
 
 @dataclass(frozen=True)
 class GraphLayout:
-    """Where everything stands: boxes, arrows as paths, and the whole size."""
+    """The layout: boxes, arrows as paths, and the total size."""
 
     width: int
     height: int
@@ -119,7 +125,7 @@ def lineage_page(root: LineageNode) -> str:
 
 
 def graph(root: LineageNode) -> dict[str, Any]:
-    """What the macro `lineage` draws: wide, and one box a row for a phone."""
+    """Input of the macro `lineage`: a wide picture, and one with a box per row for a phone."""
     found = boxes(root)
     order = _order(found)
     one_a_row = [len(order) - 1 - order.index(number) for number in range(len(order))]

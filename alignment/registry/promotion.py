@@ -1,5 +1,7 @@
 """Moving an alias on conditions, and moving it back."""
 
+from __future__ import annotations
+
 import math
 import operator
 import re
@@ -23,7 +25,7 @@ _REQUIREMENT = re.compile(r"\s*(\S.*?)\s*(>=|<=|==|>|<)\s*(\S+)\s*")
 
 @dataclass(frozen=True)
 class Requirement:
-    """`metric>=bound`; `text` is what it was written as."""
+    """A condition such as `metric>=bound`; `text` is its spelling."""
 
     metric: str
     sign: str
@@ -31,7 +33,7 @@ class Requirement:
     text: str
 
     def met_by(self, value: float) -> bool:
-        """NaN meets nothing."""
+        """Whether a value meets the bound; NaN never does."""
         return bool(_COMPARE[self.sign](value, self.bound))
 
 
@@ -39,7 +41,7 @@ def parse_requirement(text: str) -> Requirement:
     """Read `eval_win_rate_low>=0.5`.
 
     Raises:
-        RegistryError: it is no such condition.
+        RegistryError: the text is not such a condition.
     """
     match = _REQUIREMENT.fullmatch(text)
     try:
@@ -60,13 +62,13 @@ def promote(
     reviewed_by: str | None = None,
     expect: int | Anything | None = ANY,
 ) -> Version:
-    """Verify a version, check its reviews and what is required of its metrics, and point the alias at it.
+    """Verify a version, check its reviews and required metrics, and point the alias at it.
 
-    A version that was rejected last is refused in any case, one without a review with `require_review`.
+    A version whose last review is a rejection is always refused; `require_review` also refuses one without a review.
 
     Raises:
-        RegistryError: a requirement is not met or names no metric, the version is rejected, not reviewed or damaged, or
-            the alias elsewhere.
+        RegistryError: a requirement is not met or names no metric; the version is rejected, not reviewed or damaged;
+            or the alias points elsewhere than expected.
     """
     requirements = [parse_requirement(text) for text in require]
     version = registry.load(ref)
@@ -91,22 +93,21 @@ def promote(
 
 
 def caveats(registry: Registry, version: Version, require: Sequence[str] = ()) -> list[str]:
-    """What a promotion does not rest on: checks that the reviewed run was not given, and who judged a win rate that was
-    required."""
-    found = []
+    """Caveats of a promotion: checks that the reviewed run lacks, and the judge behind a required win rate."""
+    notes = []
     reviews = reviews_of(registry, version)
     if reviews and (caveat := reviews[-1].caveat):
-        found.append(f"{version.ref}: {caveat}")
+        notes.append(f"{version.ref}: {caveat}")
     if any("win_rate" in parse_requirement(text).metric for text in require):
-        found.append(f"{version.ref}: its win rate is judged by {one_line(judge_in(version.manifest.metrics or {}))}")
-    return found
+        notes.append(f"{version.ref}: its win rate is judged by {one_line(judge_in(version.manifest.metrics or {}))}")
+    return notes
 
 
 def roll_back(registry: Registry, name: str, alias: str) -> tuple[int, Version]:
     """Point an alias at the version chosen before this one, as a new entry; returns the number it left and the version.
 
     Raises:
-        RegistryError: there is none, or it was removed, is damaged, or was rejected since.
+        RegistryError: there is no earlier version, or it was removed, is damaged, or was rejected since.
     """
     moves = registry.alias_history(name, alias)
     before, now = version_before(moves), moves[-1].version
@@ -122,7 +123,7 @@ def roll_back(registry: Registry, name: str, alias: str) -> tuple[int, Version]:
 
 
 def metric_values(metrics: Mapping[str, JsonValue], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Every number by its dotted key, as `flat_metrics` names them; the ends of an interval as `.low` and `.high`."""
+    """Every number with its dotted key, as in `flat_metrics`; the ends of an interval are `.low` and `.high`."""
     for key, value in metrics.items():
         name = prefix + one_line(key)
         if not isinstance(value, dict):
@@ -140,6 +141,6 @@ def metric_values(metrics: Mapping[str, JsonValue], prefix: str = "") -> Iterato
 
 
 def _number(value: JsonValue) -> float | None:
-    if value in ("nan", "inf", "-inf"):  # as a manifest writes them
+    if value in ("nan", "inf", "-inf"):  # a manifest spells them so
         return float(str(value))
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,4 +1,6 @@
-"""What a manifest says without being told: code, packages, and hashes of the tokenizer and the chat template."""
+"""Provenance that a manifest records by itself: code, packages, and hashes of the tokenizer and the chat template."""
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -20,7 +22,7 @@ _TOKENIZER_FILES = {
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
 }
 _TEMPLATE = "chat_template.jinja"
-_TIMEOUT = 20  # seconds: git on a slow network disk must not hold up a publish for ever
+_TIMEOUT = 20  # seconds: git on a slow network disk must not block a publish
 
 
 @lru_cache
@@ -36,14 +38,14 @@ def package_versions() -> dict[str, str]:
 
 
 def code_state() -> Code | None:
-    """The commit of the suite's own checkout and a hash of what differs from it; None where there is no checkout.
+    """The commit of the suite's checkout and a hash of uncommitted changes; None if there is no checkout.
 
-    New files count too where git does not ignore them: they run like the rest.
+    Untracked files that git does not ignore count too, since they run like the rest.
     """
     root = Path(__file__).resolve().parents[2]
     try:
         top, commit = _git(root, "rev-parse", "--show-toplevel", "HEAD").decode().split("\n")[:2]
-        if Path(top).resolve() != root:  # installed below somebody else's checkout, whose commit says nothing
+        if Path(top).resolve() != root:  # an unrelated checkout around an installed package
             return None
         changes = _git(root, "diff", "--binary", "--no-ext-diff", "--no-textconv", "HEAD")
         untracked = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", "*.py", "*.yaml", "scripts")

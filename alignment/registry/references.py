@@ -1,4 +1,6 @@
-"""How models are named: `name`, `name@latest`, `name@v3`, `name@alias`, `name@sha256:<8 or more hex digits>`."""
+"""Model references: `name`, `name@latest`, `name@v3`, `name@alias`, `name@sha256:<8 or more hex digits>`."""
+
+from __future__ import annotations
 
 import difflib
 import re
@@ -16,7 +18,7 @@ _FORMS = "NAME, NAME@latest, NAME@v3, NAME@ALIAS or NAME@sha256:<8 or more hex d
 
 @dataclass(frozen=True)
 class Reference:
-    """A parsed reference. At most one of number, alias and digest (a prefix) is set; none of them means the newest."""
+    """A parsed reference: at most one of number, alias and digest (a prefix) is set; without any it is the newest."""
 
     name: str
     number: int | None = None
@@ -47,13 +49,13 @@ def parse_reference(text: str) -> Reference:
 
 
 def check_name(name: str) -> None:
-    """Raises RegistryError unless `name` may be a model's name."""
+    """Raise RegistryError unless `name` may be a model's name."""
     if not NAME.fullmatch(name):
         raise RegistryError(f"{name!r} cannot be a model's name: use {_NAME_RULE}")
 
 
 def check_alias(alias: str) -> None:
-    """Raises RegistryError unless `alias` may be an alias: a name that is neither `latest` nor a version number."""
+    """Raise RegistryError unless `alias` may be an alias: a name that is neither `latest` nor a version number."""
     if not NAME.fullmatch(alias):
         raise RegistryError(f"{alias!r} cannot be an alias: use {_NAME_RULE}")
     if alias == "latest" or re.fullmatch(r"v[0-9]+", alias):
@@ -61,7 +63,7 @@ def check_alias(alias: str) -> None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """What to offer for a name that is not there: the nearest ones, else the first few of all."""
+    """A hint for an unknown name: the nearest names, else the first few of all."""
     names = sorted(known)
     if not names:
         return "the registry is empty: publish a model first"
@@ -71,7 +73,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def enumerated(words: Sequence[str], limit: int = 8) -> str:
-    """`a, b, c`; a long list keeps its two first and its newest."""
+    """A list such as `a, b, c`; a long one is cut to its first two and its last entries."""
     if len(words) > limit:
         words = [*words[:2], "...", *words[-(limit - 2) :]]
     return ", ".join(words)

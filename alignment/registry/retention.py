@@ -1,9 +1,11 @@
-"""Which versions may go, and how they go: mark, sweep into the trash, and purge what has been there long enough.
+"""Garbage collection of versions: mark those to keep, move the rest to the trash, and purge old trash.
 
-Kept are: what an alias points to and the `keep` versions it pointed to before; protected versions; the newest of each
-name, so that the highest number is always known and none is used twice; what is younger than `grace`, since a job may
-have started from it; and the ancestors of all these, an adapter's base among them.
+Kept are: the target of each alias and the `keep` versions it pointed to before; protected versions; the newest of each
+name, so that the highest number stays known and none is reused; versions younger than `grace`, since a job may have
+started from them; and the ancestors of all these, an adapter's base among them.
 """
+
+from __future__ import annotations
 
 import os
 import time
@@ -20,14 +22,14 @@ from alignment.registry.trash import (
     PROTECTED,
     Key,
     TrashItem,
-    keep_alive,
     move_to_trash,
     noted,
     parents_of,
     purge,
-    spoken,
+    restore_used,
     trash_items,
     version_folder,
+    version_ref,
     write_note,
 )
 from alignment.registry.version import open_version
@@ -37,22 +39,22 @@ WEEK = 7 * 24 * 3600
 
 @dataclass(frozen=True)
 class CollectionPlan:
-    """What a collection does: `kept` says why a version stays; `removed` has children before their parents."""
+    """A collection's plan: `kept` maps versions to reasons; `removed` has children before their parents."""
 
     kept: dict[Key, str]
     removed: list[Key]
     purged: list[TrashItem]
     returned: list[Key]
-    """In the trash, and needed by a version that stays."""
+    """Versions in the trash that a kept version needs."""
 
 
 def collect(
     registry: Registry, *, keep: int = 2, grace: float = WEEK, purge_after: float = WEEK, delete: bool = False
 ) -> CollectionPlan:
-    """Plan a collection, and with `delete` do it. Ages are in seconds.
+    """Plan a collection and, with `delete`, carry it out. Ages are in seconds.
 
     Raises:
-        RegistryError: a version cannot be read, so that what it was made from is not known; nothing is removed then.
+        RegistryError: a version's parents are unknown because it cannot be read; nothing is removed then.
     """
     root = registry.path
     if not entries(root / "models"):
@@ -68,7 +70,7 @@ def collect(
         purged = [item for item in items if now - item.at >= purge_after and item.key not in needed]
         return CollectionPlan(kept, removed, purged, returned)
     removed = [key for key in removed if move_to_trash(root, key, "gc")]
-    returned = keep_alive(root, _uses(registry))  # a job may have taken one of them as a parent meanwhile
+    returned = restore_used(root, _uses(registry))  # a job may have taken one of them as a parent meanwhile
     purged = [item for item in trash_items(root) if now - item.at >= purge_after]
     for item in purged:
         purge(item)
@@ -89,7 +91,7 @@ def mark(registry: Registry, manifests: dict[Key, Manifest], *, keep: int, grace
             kept.setdefault((name, number), "protected")
         kept.setdefault((name, max(registry.numbers(name))), "the newest")
     for key, manifest in manifests.items():
-        # The folder's own time too: the publisher's clock may have been wrong.
+        # The folder's time counts too, since the publisher's clock may have been wrong.
         if now - max(manifest.created_at.timestamp(), _changed(registry.path, key)) < grace:
             kept.setdefault(key, "younger than the grace period")
     waiting = list(kept)
@@ -97,7 +99,7 @@ def mark(registry: Registry, manifests: dict[Key, Manifest], *, keep: int, grace
         child = waiting.pop()
         for parent in parents_of(manifests[child]) if child in manifests else ():
             if parent not in kept:
-                kept[parent] = f"parent of {spoken(child)}"
+                kept[parent] = f"parent of {version_ref(child)}"
                 waiting.append(parent)
     return {key: why for key, why in kept.items() if key in manifests}
 
@@ -113,59 +115,62 @@ def remove(registry: Registry, ref: str) -> Key:
     pointing = [alias for alias, target in registry.aliases(name).items() if target == number]
     if pointing:
         fix = f"move the alias first: alignment models promote {name}@vN {pointing[0]}"
-        raise RegistryError(f"{spoken(key)} is not deleted: alias {pointing[0]!r} points to it; {fix}")
+        raise RegistryError(f"{version_ref(key)} is not deleted: alias {pointing[0]!r} points to it; {fix}")
     children = [
-        child for child, manifest in read_manifests(registry, pass_over=True).items() if key in parents_of(manifest)
+        child for child, manifest in read_manifests(registry, skip_damaged=True).items() if key in parents_of(manifest)
     ]
     if children:
         more = f" and {len(children) - 1} more" if len(children) > 1 else ""
         raise RegistryError(
-            f"{spoken(key)} is not deleted: {spoken(children[0])}{more} was made from it; delete that first"
+            f"{version_ref(key)} is not deleted: {version_ref(children[0])}{more} was made from it; delete that first"
         )
     if number in noted(registry.path, name, PROTECTED):
-        raise RegistryError(f"{spoken(key)} is not deleted: it is protected; alignment models unprotect it first")
+        raise RegistryError(f"{version_ref(key)} is not deleted: it is protected; alignment models unprotect it first")
     if number == max(registry.numbers(name)):
         raise RegistryError(
-            f"{spoken(key)} is not deleted: it is the newest, by which the next number is known; publish another first"
+            f"{version_ref(key)} is not deleted: it is the newest, which fixes the next number; publish another first"
         )
     move_to_trash(registry.path, key, "deleted")
-    if keep_alive(registry.path, _uses(registry) & {key}):
-        raise RegistryError(f"{spoken(key)} is not deleted: another job began to use it just now; look again")
+    if restore_used(registry.path, _uses(registry) & {key}):
+        raise RegistryError(f"{version_ref(key)} is not deleted: another job began to use it just now; look again")
     return key
 
 
 def protect(registry: Registry, ref: str, why: str = "") -> Key:
     """Keep a version from being removed, until it is unprotected."""
     key = registry.locate(ref)
-    with one_line_errors(f"{spoken(key)} cannot be protected in {registry.path}"):
+    with one_line_errors(f"{version_ref(key)} cannot be protected in {registry.path}"):
         write_note(registry.path, key, PROTECTED, why)
-        keep_alive(registry.path, [key])
+        restore_used(registry.path, [key])
     return key
 
 
-def read_manifests(registry: Registry, pass_over: bool = False) -> dict[Key, Manifest]:
-    """Every version's manifest; damaged ones are passed over if so told.
+def read_manifests(registry: Registry, skip_damaged: bool = False) -> dict[Key, Manifest]:
+    """Every version's manifest.
+
+    Args:
+        skip_damaged: skip damaged ones.
 
     Raises:
         RegistryError: one is damaged.
     """
-    found = {}
+    manifests = {}
     for key in [(name, number) for name in registry.names() for number in registry.numbers(name)]:
         folder = version_folder(registry.path, key)
         try:
-            found[key] = open_version(folder, *key).manifest
+            manifests[key] = open_version(folder, *key).manifest
         except RegistryError as error:
-            if folder.exists() and not pass_over:  # else it was removed since it was listed
+            if folder.exists() and not skip_damaged:  # otherwise it was removed after it was listed
                 raise RegistryError(
-                    f"nothing is removed: what {spoken(key)} was made from is not known ({error}); "
-                    f"publish it again, then alignment models delete {spoken(key)}"
+                    f"nothing is removed: what {version_ref(key)} was made from is not known ({error}); "
+                    f"publish it again, then alignment models delete {version_ref(key)}"
                 ) from None
-    return found
+    return manifests
 
 
 def _uses(registry: Registry) -> set[Key]:
-    """Every version that another was made from, an alias points to, or that is protected."""
-    used = {key for manifest in read_manifests(registry, pass_over=True).values() for key in parents_of(manifest)}
+    """Every version that is a parent, has an alias, or is protected."""
+    used = {key for manifest in read_manifests(registry, skip_damaged=True).values() for key in parents_of(manifest)}
     for name in registry.names():
         used |= {(name, number) for number in registry.aliases(name).values()}
         used |= {(name, number) for number in noted(registry.path, name, PROTECTED)}
@@ -173,7 +178,7 @@ def _uses(registry: Registry) -> set[Key]:
 
 
 def _children_first(manifests: dict[Key, Manifest]) -> list[Key]:
-    """So that a kill half-way never leaves a version without its parents."""
+    """Order versions so that a removal that is killed half-way leaves no version without its parents."""
     order: dict[Key, None] = {}
     waiting = sorted(manifests, reverse=True)
     children: dict[Key, list[Key]] = {}
@@ -198,7 +203,7 @@ def _changed(root: Path, key: Key) -> float:
 
 
 def _now(root: Path) -> float:
-    """This clock or the filesystem's, whichever is behind: a clock that runs ahead would make every version old."""
+    """The earlier of this clock and the filesystem's: a clock that runs ahead would make every version old."""
     with one_line_errors(f"{root} cannot be cleaned up"):
         make_folder(root / STAGING)
         with passing_file(root / STAGING, b"{}\n") as probe:

@@ -1,9 +1,11 @@
-"""What people said of a version after looking at the run that made it: numbered files, never changed.
+"""Reviews of a version, written after looking at its run: numbered files, never changed.
 
     models/NAME/reviews/v000003/00000001.json
 
-The newest one counts, whoever wrote it: a version that was rejected is not promoted until someone approves it.
+Only the newest review counts: a rejected version is not promoted until someone approves it.
 """
+
+from __future__ import annotations
 
 import json
 from typing import Literal
@@ -25,7 +27,7 @@ _SHOWN = 200
 
 
 class Review(BaseModel):
-    """One reviewer's word."""
+    """One reviewer's decision."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,32 +36,32 @@ class Review(BaseModel):
     reviewer: str
     note: str
     by: str
-    """user@host that wrote it down."""
+    """user@host that recorded it."""
     run: str
     run_id: str
     step: int
-    """The run's last step when it was looked at."""
+    """The run's last step at the time."""
     verdict: str
-    """The run's own verdict then: pass, warn, fail or not measured."""
+    """The run's verdict at the time: pass, warn, fail or not measured."""
     not_measured: list[str] = []
-    """Names of the checks that the run could not be given; older reviews do not say."""
+    """Names of the checks that could not be made; empty in older reviews."""
     judged_by: str | None = None
-    """Who decided the run's win rate, if it has one."""
+    """The judge of the run's win rate, if it has one."""
     model: str | None = None
     digest: str | None = None
-    """Of the published version that it is about; None for a run that had published none yet."""
+    """Digest of the published version; None if the run had published none yet."""
 
     @property
     def text(self) -> str:
         """A line for the screen."""
-        what = "approved" if self.decision == "approve" else "rejected"
+        decision = "approved" if self.decision == "approve" else "rejected"
         note = one_line(self.note)
-        cut = note if len(note) <= _SHOWN else note[: _SHOWN - 3] + "..."
-        return f"{what} by {one_line(self.reviewer)} on {self.at:%Y-%m-%d %H:%M} UTC: {cut}"
+        short = note if len(note) <= _SHOWN else note[: _SHOWN - 3] + "..."
+        return f"{decision} by {one_line(self.reviewer)} on {self.at:%Y-%m-%d %H:%M} UTC: {short}"
 
     @property
     def caveat(self) -> str | None:
-        """What an approval does not rest on."""
+        """The checks that an approval lacks, in words."""
         if not self.not_measured:
             return None
         return f"the run was not checked for: {', '.join(map(one_line, self.not_measured))}"
@@ -78,38 +80,38 @@ def add_review(registry: Registry, version: Version, review: Review) -> None:
         make_folder(registry.path / STAGING)
         with passing_file(registry.path / STAGING, data) as temporary:
             while not link_new(temporary, folder / f"{max(entry_numbers(folder), default=0) + 1:08d}.json"):
-                pass  # somebody else's was first
+                pass  # another review took the number
         sync_folder(folder)
 
 
 def reviews_of(registry: Registry, version: Version) -> list[Review]:
-    """All of them, the oldest first.
+    """All reviews of a version, the oldest first.
 
     Raises:
-        RegistryError: one is damaged, or of other weights than the version's.
+        RegistryError: one is damaged, or is about other weights.
     """
     folder = registry.path / "models" / version.name / REVIEWS / f"v{version.number:06d}"
-    found = []
+    reviews: list[Review] = []
     for number in entry_numbers(folder):
         path = folder / f"{number:08d}.json"
         try:
             with one_line_errors(f"{path} cannot be read"):
-                found.append(Review.model_validate_json(path.read_bytes()))
+                reviews.append(Review.model_validate_json(path.read_bytes()))
         except ValidationError as error:
             raise RegistryError(f"{path} is damaged: {first_problem(error)}; review the run again") from None
-        if found[-1].digest != version.digest:
-            raise RegistryError(f"{path} is a review of {found[-1].digest}, and {version.ref} is {version.digest}")
-    return found
+        if reviews[-1].digest != version.digest:
+            raise RegistryError(f"{path} is a review of {reviews[-1].digest}, and {version.ref} is {version.digest}")
+    return reviews
 
 
 def check_reviewed(registry: Registry, version: Version, required: bool) -> Review | None:
-    """The review that counts; None where there is none and none is required.
+    """The newest review; None if there is none and none is required.
 
     Raises:
-        RegistryError: it is a rejection, or missing and required.
+        RegistryError: it is a rejection, or is missing and required.
     """
-    said = reviews_of(registry, version)
-    latest = said[-1] if said else None
+    reviews = reviews_of(registry, version)
+    latest = reviews[-1] if reviews else None
     run = version.manifest.run_id or "RUN"
     if latest is None and required:
         raise RegistryError(

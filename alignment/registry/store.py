@@ -1,52 +1,42 @@
 """The registry: one folder on a shared POSIX filesystem, used by many jobs at once, without a server and without locks.
 
     REGISTRY.json                                   marks the folder and its layout
-    models/NAME/v000001/{manifest.json, ...}        a version: never changed, its number never used again
-    models/NAME/aliases/ALIAS/00000001.json         where an alias points; the highest number counts
-    .staging/HOST-PID-UUID/                         what is being published, or was when its job was killed
+    models/NAME/v000001/{manifest.json, ...}        a version: immutable, its number never reused
+    models/NAME/aliases/ALIAS/00000001.json         the target of an alias; the highest number counts
+    .staging/HOST-PID-UUID/                         a publish in progress, or the leftover of a killed job
     .trash/                                         removed versions, see `trash`
 
-A publish prepares the whole folder in .staging and renames it to the next number. Renaming onto a folder that is not
-empty fails, so two jobs never get one number, and a killed job leaves nothing but its staging folder. On NFS a rename
-whose answer was lost is repeated and then "fails" although it was done: every publish has a publish_id, by which the
-next look finds it. An NFS client may list a folder as it was up to a minute ago: a job pins what it resolved, with its
-digest, when it starts.
+A publish prepares the folder in .staging and renames it to the next number (`publishing`). Renaming onto a folder that
+is not empty fails, so two jobs never get the same number, and a killed job leaves only its staging folder. On NFS a
+rename whose reply was lost is repeated and then "fails" although it succeeded; such a version is found by its
+publish_id. An NFS client's listing may be up to a minute old, so a job pins what it resolved, with its digest, when it
+starts.
 """
+
+from __future__ import annotations
 
 import os
 import re
-import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from errno import EEXIST, ENOENT, ENOTEMPTY
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alignment.files import sync_folder, sync_tree, write_file
 from alignment.registry import aliases, provenance
 from alignment.registry.aliases import ANY, AliasEntry, Anything
-from alignment.registry.card import model_card
 from alignment.registry.errors import RegistryError
-from alignment.registry.files import (
-    MANIFEST,
-    check_model_folder,
-    copy_tree,
-    entries,
-    make_folder,
-    one_line_errors,
-    work_name,
-)
+from alignment.registry.files import entries, make_folder, one_line_errors
 from alignment.registry.hashes import verify_mode
-from alignment.registry.layout import STAGING, check_layout, create_layout
-from alignment.registry.lineage import LineageNode, Tracer, simulated_ratings
+from alignment.registry.layout import STAGING, check_layout, registry_folder
+from alignment.registry.lineage import LineageNode, Tracer
 from alignment.registry.manifest import Manifest, Parent, Role, Stage, draft_manifest
+from alignment.registry.publishing import find_publish, publish_folder
 from alignment.registry.references import NAME, Reference, check_alias, check_name, enumerated, nearest, parse_reference
-from alignment.registry.trash import REMOVED, keep_alive, mover, noted, parents_of, version_folder
+from alignment.registry.trash import restore_used, user_at_host, version_folder
 from alignment.registry.version import Version, open_version, read_manifest
 
-CARD = "README.md"
 _VERSION_FOLDER = re.compile(r"v([0-9]{6,})")
 
 
@@ -54,22 +44,24 @@ class Registry:
     """The models under one folder. Opening one creates nothing; the first publish does."""
 
     def __init__(self, path: str | os.PathLike[str] | None = None, *, pins: Mapping[str, str] | None = None) -> None:
-        """`path` defaults to the environment's ALIGNMENT_REGISTRY, then to ./registry. `pins` say what a reference
-        means whatever it would mean now: `sft@prod` -> `sft@sha256:...`.
+        """Open a registry.
+
+        Args:
+            path: defaults to ALIGNMENT_REGISTRY, then to ./registry.
+            pins: fixed meanings of references: `sft@prod` -> `sft@sha256:...`.
 
         Raises:
-            RegistryError: the path is no folder, or a registry of another layout.
+            RegistryError: the path is not a folder, or is a registry of another layout.
         """
-        chosen = path if path is not None else os.environ.get("ALIGNMENT_REGISTRY") or "registry"
-        self.path = Path(chosen).expanduser().absolute()
+        self.path = registry_folder(path)
         self._models = self.path / "models"
         self._staging = self.path / STAGING
         self._pins = dict(pins or {})
         self.resolved: dict[str, str] = {}
-        """Each reference that was resolved, and what it meant, as `pins` takes it."""
+        """The meaning of each reference that was resolved, in the form of `pins`."""
         check_layout(self.path)
 
-    # Finding
+    # Lookup
 
     def names(self) -> list[str]:
         """Names that have a version, sorted."""
@@ -77,8 +69,8 @@ class Registry:
 
     def numbers(self, name: str) -> list[int]:
         """The version numbers of a name, ascending; empty for an unknown name."""
-        found = map(_VERSION_FOLDER.fullmatch, entries(self._models / name))
-        return sorted(int(match[1]) for match in found if match)
+        matches = map(_VERSION_FOLDER.fullmatch, entries(self._models / name))
+        return sorted(int(match[1]) for match in matches if match)
 
     def versions(self, name: str) -> list[Version]:
         """All versions of a name, oldest first.
@@ -99,7 +91,7 @@ class Registry:
         """The version that a reference means now: NAME, NAME@latest, NAME@v3, NAME@ALIAS, NAME@sha256:<8+ hex digits>.
 
         Raises:
-            RegistryError: nothing has that name, number, alias or digest; the message lists what there is.
+            RegistryError: no version has that name, number, alias or digest; the message lists the existing ones.
         """
         version = self._resolve(parse_reference(self._pins.get(ref, ref)))
         self.resolved[ref] = f"{version.name}@{version.digest}"
@@ -119,7 +111,7 @@ class Registry:
         return open_version(self._folder(wanted.name, number), wanted.name, number)
 
     def locate(self, ref: str) -> tuple[str, int]:
-        """As `resolve`, the name and number alone: NAME@v3 is found also where it is damaged."""
+        """As `resolve`, but only the name and number: NAME@v3 is found even if it is damaged."""
         wanted = parse_reference(ref)
         if wanted.number in self._known(wanted.name):
             return wanted.name, wanted.number
@@ -127,30 +119,31 @@ class Registry:
         return version.name, version.number
 
     def load(self, ref: str, role: Role | Sequence[Role] | None = None, verify: str | None = None) -> Version:
-        """Resolve a reference and verify the version; with `role`, check that it is a model of that role, or of one of
-        several.
+        """Resolve a reference and verify the version.
 
-        `verify` is cached, full or fast (see `verify_mode`); None asks the environment's ALIGNMENT_VERIFY.
+        Args:
+            role: the role, or roles, that the model may have; None: any.
+            verify: cached, full or fast (see `verify_mode`); None: the environment's ALIGNMENT_VERIFY.
 
         Raises:
-            RegistryError: not found, damaged, or of the other role.
+            RegistryError: the version is not found, damaged, or has another role.
         """
         mode = verify_mode(verify)
         version = self.resolve(ref)
-        found = version.manifest.role
+        actual = version.manifest.role
         roles = (role,) if isinstance(role, str) else role
-        if roles is not None and found not in roles:
+        if roles is not None and actual not in roles:
             fitting = [name for name in self.names() if self._newest_role(name) in roles]
-            asked = " or a ".join(_spoken(each) for each in roles)
+            asked = " or a ".join(map(_role_name, roles))
             hint = (
                 f"name one of {enumerated(fitting)}" if fitting else f"this registry has none; publish a {asked} first"
             )
-            raise RegistryError(f"{version.ref} is a {_spoken(found)}; a {asked} was asked for: {hint}")
+            raise RegistryError(f"{version.ref} is a {_role_name(actual)}; a {asked} was asked for: {hint}")
         version.verify(full=mode != "fast", cold=mode == "full")
         return version
 
     def lineage(self, ref: str) -> LineageNode:
-        """A version with its parents, their parents and so on; what cannot be found is a node that says so.
+        """A version with all its ancestors; one that cannot be found is a node with that problem.
 
         Raises:
             RegistryError: `ref` itself cannot be resolved.
@@ -167,8 +160,8 @@ class Registry:
         """
         self._known(name)
         folder = self._models / name / "aliases"
-        found = ((alias, aliases.read_alias(folder / alias)[1]) for alias in aliases.alias_names(folder))
-        return {alias: entry.version for alias, entry in found if entry}
+        newest = ((alias, aliases.read_alias(folder / alias)[1]) for alias in aliases.alias_names(folder))
+        return {alias: entry.version for alias, entry in newest if entry}
 
     def alias_history(self, name: str, alias: str) -> list[AliasEntry]:
         """Every move of an alias, oldest first; the last one counts.
@@ -192,12 +185,15 @@ class Registry:
         required: Sequence[str] = (),
         rollback: bool = False,
     ) -> None:
-        """Point an alias at a version; `expect` is the number it must point to now, None that it must be new.
+        """Point an alias at a version.
 
-        The history keeps who moved it and the rest that is given here.
+        The history keeps who moved it, and the other arguments.
+
+        Args:
+            expect: the number that the alias must point to now; None: the alias must be new.
 
         Raises:
-            RegistryError: the alias is no legal name, the version unknown, or the alias elsewhere than expected.
+            RegistryError: the alias is not a legal name, the version is unknown, or the alias points elsewhere.
         """
         check_alias(alias)
         version = self.resolve(f"{name}@v{version_number}")
@@ -205,7 +201,7 @@ class Registry:
             version=version.number,
             digest=version.digest,
             at=datetime.now(UTC),
-            by=mover(),
+            by=user_at_host(),
             reviewed_by=reviewed_by,
             required=tuple(required),
             rollback=rollback,
@@ -213,13 +209,13 @@ class Registry:
         with one_line_errors(f"alias {name}@{alias} cannot be set in {self.path}"):
             make_folder(self._staging)
             aliases.move_alias(self._alias_folder(name, alias), self._staging, entry, expect)
-            keep_alive(self.path, [(name, version.number)])
+            restore_used(self.path, [(name, version.number)])
 
     # Publishing
 
     def published(self, name: str, publish_id: str) -> Version | None:
         """The version of `name` that was published under this id, if any was."""
-        return self._find_publish(name, publish_id, self.numbers(name))
+        return find_publish(self.path, name, publish_id, self.numbers(name))
 
     def publish(
         self,
@@ -248,25 +244,26 @@ class Registry:
                 copied, with sub-folders. Without a README.md the version gets a model card.
             parents: the models it was made with. Those in this registry are pinned to a number and a digest.
             data: fingerprints; see DataFingerprint for the keys.
-            publish_id: a job's own name for this publish. A version of `name` that has it is returned and nothing is
-                stored, so a requeued job publishes once.
+            publish_id: the job's id for this publish. If a version of `name` has it already, that version is
+                returned and nothing is stored, so a requeued job publishes once.
             base: for an adapter, the model that it adapts.
-            origin: of an imported model; see manifest.Origin for the keys.
-            remote_code: Python files of the folder are stored too, and the manifest says so.
+            origin: the source of an imported model; see manifest.Origin for the keys.
+            remote_code: also store the folder's Python files.
 
         Raises:
             RegistryError: a wrong argument, a file that may not be stored, or a folder that cannot be written.
         """
         check_name(name)
-        seen = set(self.numbers(name)) if publish_id is not None else set()
-        if publish_id is not None and (published := self._find_publish(name, publish_id, seen)):
+        searched = set(self.numbers(name)) if publish_id is not None else None
+        if publish_id is not None and (published := find_publish(self.path, name, publish_id, searched or ())):
             return published
-        draft = draft_manifest(
-            name=name,
+        draft = self._draft(
+            name,
+            parents,
+            base,
+            publish_id,
             stage=stage,
             role=role,
-            parents=[self._pinned(parent) for parent in parents],
-            base=self._pinned(base) if base else None,
             data=list(data),
             config=config,
             metrics=metrics,
@@ -276,71 +273,22 @@ class Registry:
             wandb_url=wandb_url,
             origin=origin,
             remote_code=remote_code,
+        )
+        numbers = partial(self.numbers, name)
+        return publish_folder(self.path, Path(source_dir), draft, numbers, self.resolve, searched)
+
+    def _draft(
+        self, name: str, parents: Sequence[Parent], base: Parent | None, publish_id: str | None, **fields: Any
+    ) -> Manifest:
+        return draft_manifest(
+            name=name,
+            parents=[self._pinned(parent) for parent in parents],
+            base=self._pinned(base) if base else None,
             publish_id=publish_id or uuid.uuid4().hex,
             code=provenance.code_state(),
             packages=provenance.package_versions(),
+            **fields,
         )
-        source = Path(source_dir)
-        with one_line_errors(f"{name} cannot be published to {self.path}"):
-            check_model_folder(source, adapter=base is not None)
-            with self._staged() as staging:
-                if publish_id is None:
-                    seen = set(self.numbers(name))  # none of them can have an id that was just made up
-                files = copy_tree(source, staging, remote_code)
-                sync_tree(staging)
-                tokenizer, template = provenance.tokenizer_hash(files), provenance.chat_template_hash(staging)
-                found = {"files": files, "tokenizer_hash": tokenizer, "chat_template_hash": template}
-                return self._claim(staging, draft.model_copy(update=found), seen)
-
-    def _claim(self, staging: Path, draft: Manifest, searched: set[int]) -> Version:
-        """Rename the staging folder to the next free number, or find that this very publish is done already.
-
-        `searched` are versions that are known to be other publishes.
-        """
-        home = self._models / draft.name
-        make_folder(home)
-        own_card = CARD not in draft.files
-        parents = [edge.node for edge in Tracer(self.resolve).edges(draft)] if own_card else []
-        simulated = simulated_ratings(iter(parents))
-        simulated = simulated or any(data.simulated for data in draft.data)
-        taken = 0
-        while True:
-            numbers = {taken, *self.numbers(draft.name)} - {0}
-            removed = noted(self.path, draft.name, REMOVED)
-            if published := self._find_publish(draft.name, draft.publish_id, numbers - searched):
-                return published
-            searched |= numbers
-            number = max([*numbers, *removed], default=0) + 1
-            manifest = draft.model_copy(update={"version": number})
-            if own_card:
-                card = write_file(staging / CARD, model_card(manifest, simulated, parents).encode())
-                manifest = manifest.model_copy(update={"files": {**draft.files, CARD: card}})
-            write_file(staging / MANIFEST, manifest.to_bytes())
-            sync_folder(staging)
-            try:
-                os.rename(staging, self._folder(draft.name, number))
-            except OSError as error:
-                if error.errno not in (EEXIST, ENOTEMPTY, ENOENT):
-                    raise
-                taken = number  # by another job, or by this rename itself; an NFS client's listing may not show it yet
-                continue
-            if number in noted(self.path, draft.name, REMOVED):  # taken, and removed again, since we looked
-                os.rename(self._folder(draft.name, number), staging)
-                continue
-            sync_folder(home)
-            keep_alive(self.path, parents_of(manifest))
-            return open_version(self._folder(draft.name, number), draft.name, number)
-
-    @contextmanager
-    def _staged(self) -> Iterator[Path]:
-        """A new staging folder on the registry's filesystem, removed again unless it was renamed away."""
-        create_layout(self.path)
-        staging = self._staging / work_name()
-        staging.mkdir()
-        try:
-            yield staging
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
 
     # Helpers
 
@@ -383,25 +331,15 @@ class Registry:
                 digests[number] = read_manifest(self._folder(wanted.name, number))[1]
             except RegistryError:
                 continue  # a damaged version must not hide the others
-        found = [number for number, digest in digests.items() if digest.startswith(wanted.digest)]
-        if len(found) == 1:
-            return found[0]
-        what = f"matches {enumerated([f'v{number}' for number in found])}" if found else "matches no version"
-        have = enumerated([f"v{number} {digest[:15]}" for number, digest in digests.items()])
-        raise RegistryError(f"{wanted.name}@{wanted.digest} {what}; it has {have}")
-
-    def _find_publish(self, name: str, publish_id: str, numbers: Sequence[int] | set[int]) -> Version | None:
-        for number in sorted(numbers):
-            try:
-                version = open_version(self._folder(name, number), name, number)
-            except RegistryError:
-                continue  # a damaged version must not stop the next publish
-            if version.manifest.publish_id == publish_id:
-                return version
-        return None
+        matches = [number for number, digest in digests.items() if digest.startswith(wanted.digest)]
+        if len(matches) == 1:
+            return matches[0]
+        problem = f"matches {enumerated([f'v{number}' for number in matches])}" if matches else "matches no version"
+        existing = enumerated([f"v{number} {digest[:15]}" for number, digest in digests.items()])
+        raise RegistryError(f"{wanted.name}@{wanted.digest} {problem}; it has {existing}")
 
     def _pinned(self, parent: Parent) -> Parent:
-        """A parent by number and digest. One that is not here stays as given: a finished run must not fail for it."""
+        """A parent by number and digest; one that is not here stays as given, so that a finished run does not fail."""
         if not self.is_reference(parent.ref):
             return parent
         name = parse_reference(parent.ref).name
@@ -418,5 +356,5 @@ class Registry:
             return None
 
 
-def _spoken(role: str) -> str:
+def _role_name(role: str) -> str:
     return {"reward": "reward model", "value": "critic"}.get(role, role)

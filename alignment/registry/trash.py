@@ -1,13 +1,15 @@
-"""Removed versions: one rename into .trash, from which they can come back until they are purged.
+"""Removed versions: one rename moves them into .trash, and they can be restored until they are purged.
 
     .trash/NAME@v000003@1764160000          removed at that time (seconds since 1970)
-    models/NAME/removed/v000003.json        when, by whom and why; its number is never used again
+    models/NAME/removed/v000003.json        when, by whom and why; its number is never reused
     models/NAME/protected/v000004.json      must not be removed
 
-A version may be taken as a parent, or given an alias, at the moment it is removed. So whoever adds such a use looks
-afterwards whether the version is still there (`keep_alive`), and whoever removes looks for uses afterwards: whatever
-the order, one of the two sees the other and takes the version back.
+A version may become a parent, or get an alias, at the moment it is removed. So a job that adds such a use checks
+afterwards that the version is still there (`restore_used`), and a job that removes a version checks afterwards for
+uses. In any order, one of the two sees the other and restores the version.
 """
+
+from __future__ import annotations
 
 import getpass
 import json
@@ -40,7 +42,7 @@ _NOTE = re.compile(r"v([0-9]{6,})\.json")
 
 @dataclass(frozen=True)
 class TrashItem:
-    """A removed version: `at` in seconds since 1970."""
+    """A removed version; `at` is in seconds since 1970."""
 
     name: str
     number: int
@@ -49,22 +51,22 @@ class TrashItem:
 
     @property
     def key(self) -> Key:
-        """The version that it was."""
+        """The version's name and number."""
         return self.name, self.number
 
 
-def spoken(key: Key) -> str:
-    """`name@v3`."""
+def version_ref(key: Key) -> str:
+    """The version's reference, such as `name@v3`."""
     return f"{key[0]}@v{key[1]}"
 
 
 def version_folder(root: Path, key: Key) -> Path:
-    """Where a version is, or would be."""
+    """The folder that a version has or would have."""
     return root / "models" / key[0] / f"v{key[1]:06d}"
 
 
 def parents_of(manifest: Manifest) -> Iterator[Key]:
-    """The parents and the base that are named by number, as all of this registry's are."""
+    """The parents and the base that are pinned to a number, as all models of this registry are."""
     for parent in [*manifest.parents, *([manifest.base] if manifest.base else [])]:
         try:
             reference = parse_reference(parent.ref)
@@ -75,16 +77,16 @@ def parents_of(manifest: Manifest) -> Iterator[Key]:
 
 
 def trash_items(root: Path) -> list[TrashItem]:
-    """What is in the trash."""
-    found = ((_ITEM.fullmatch(entry), root / TRASH / entry) for entry in entries(root / TRASH))
-    return [TrashItem(match[1], int(match[2]), int(match[3]), path) for match, path in found if match]
+    """The removed versions in the trash."""
+    matches = ((_ITEM.fullmatch(entry), root / TRASH / entry) for entry in entries(root / TRASH))
+    return [TrashItem(match[1], int(match[2]), int(match[3]), path) for match, path in matches if match]
 
 
 def move_to_trash(root: Path, key: Key, why: str) -> bool:
-    """Remove a version, with a note that says why; False if it is gone already."""
-    with one_line_errors(f"{spoken(key)} cannot be removed from {root}"):
+    """Move a version to the trash, with a note of the reason; False if it is gone already."""
+    with one_line_errors(f"{version_ref(key)} cannot be removed from {root}"):
         make_folder(root / TRASH)
-        write_note(root, key, REMOVED, why)  # first: a gap without a note would look like damage
+        write_note(root, key, REMOVED, why)  # the note comes first: a gap without one would look like damage
         try:
             os.rename(version_folder(root, key), root / TRASH / f"{key[0]}@v{key[1]:06d}@{int(time.time())}")
         except FileNotFoundError:
@@ -94,16 +96,16 @@ def move_to_trash(root: Path, key: Key, why: str) -> bool:
     return True
 
 
-def take_back(root: Path, key: Key) -> bool:
-    """Put a removed version back where it was; False if it is not in the trash."""
+def restore_version(root: Path, key: Key) -> bool:
+    """Move a removed version back to its place; False if it is not in the trash."""
     target = version_folder(root, key)
-    with one_line_errors(f"{spoken(key)} cannot be taken out of the trash of {root}"):
+    with one_line_errors(f"{version_ref(key)} cannot be taken out of the trash of {root}"):
         for item in trash_items(root):
             if item.key != key:
                 continue
             try:
                 os.rename(item.path, target)
-            except FileNotFoundError:  # somebody else took it back, or it is being purged
+            except FileNotFoundError:  # another job restored it, or it is being purged
                 continue
             sync_folder(target.parent)
             drop_note(root, key, REMOVED)
@@ -111,43 +113,43 @@ def take_back(root: Path, key: Key) -> bool:
     return False
 
 
-def keep_alive(root: Path, keys: Iterable[Key]) -> list[Key]:
-    """Take back those of these versions that are in the trash, and their ancestors; returns what came back."""
-    waiting, back = list(keys), []
+def restore_used(root: Path, keys: Iterable[Key]) -> list[Key]:
+    """Restore those of these versions that are in the trash, and their ancestors; returns the restored ones."""
+    waiting, restored = list(keys), []
     while waiting:
         key = waiting.pop()
         folder = version_folder(root, key)
-        if folder.exists() or not take_back(root, key):
+        if folder.exists() or not restore_version(root, key):
             continue
-        back.append(key)
+        restored.append(key)
         try:
             waiting += parents_of(open_version(folder, *key).manifest)
         except RegistryError:
-            continue  # damaged: what it was made from is not known
-    return back
+            continue  # the parents of a damaged version are unknown
+    return restored
 
 
 def purge(item: TrashItem) -> None:
-    """Delete a removed version for good."""
+    """Delete a removed version permanently."""
     with one_line_errors(f"{item.path} cannot be purged"):
         doomed = item.path.with_name(f"purging-{work_name()}")
         try:
-            os.rename(item.path, doomed)  # first: what is half deleted must not be taken back
+            os.rename(item.path, doomed)  # a half-deleted version must not be restored
         except FileNotFoundError:
             return
         delete_tree(doomed)
 
 
 def delete_tree(path: Path) -> None:
-    """Delete a folder or a file; a link, not what it points to."""
+    """Delete a folder or a file; of a link, only the link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def mover() -> str:
-    """Who does this: user@host."""
+def user_at_host() -> str:
+    """The current user and host, as user@host."""
     try:
         return f"{getpass.getuser()}@{host_name()}"
     except (KeyError, OSError):  # a container's user may have no name
@@ -155,11 +157,11 @@ def mover() -> str:
 
 
 def write_note(root: Path, key: Key, kind: str, why: str) -> bool:
-    """Note that a version is REMOVED or PROTECTED; False if that is noted already."""
+    """Mark a version as REMOVED or PROTECTED; False if it is marked already."""
     folder = root / "models" / key[0] / kind
     make_folder(folder)
     make_folder(root / ".staging")
-    note = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "by": mover(), "why": why}
+    note = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "by": user_at_host(), "why": why}
     with passing_file(root / ".staging", json.dumps(note).encode() + b"\n") as temporary:
         new = link_new(temporary, folder / f"v{key[1]:06d}.json")
     sync_folder(folder)
@@ -167,7 +169,7 @@ def write_note(root: Path, key: Key, kind: str, why: str) -> bool:
 
 
 def drop_note(root: Path, key: Key, kind: str) -> bool:
-    """Take such a note away; False if there is none."""
+    """Remove such a mark; False if there is none."""
     try:
         (root / "models" / key[0] / kind / f"v{key[1]:06d}.json").unlink()
     except FileNotFoundError:
@@ -176,6 +178,6 @@ def drop_note(root: Path, key: Key, kind: str) -> bool:
 
 
 def noted(root: Path, name: str, kind: str) -> list[int]:
-    """The versions of a name with such a note."""
-    found = map(_NOTE.fullmatch, entries(root / "models" / name / kind))
-    return [int(match[1]) for match in found if match]
+    """The numbers of a name's versions with such a mark."""
+    matches = map(_NOTE.fullmatch, entries(root / "models" / name / kind))
+    return [int(match[1]) for match in matches if match]

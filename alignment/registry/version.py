@@ -1,13 +1,17 @@
 """One published version: its folder, its manifest, and the check that both are what was published."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from alignment.files import list_files
+from alignment.files import file_problem, list_files
 from alignment.registry.errors import RegistryError
-from alignment.registry.files import MANIFEST, check_file, one_line_errors
+from alignment.registry.files import MANIFEST, one_line_errors
+from alignment.registry.hashes import sha256_of
 from alignment.registry.manifest import Manifest, Parent, parse_manifest
 
 
@@ -41,7 +45,7 @@ class Version:
     def verify(self, full: bool = True, cold: bool = False) -> None:
         """Check that the folder holds the published files and no other: by size, and by sha256 when `full`.
 
-        A file is hashed once per node while its inode, size and times stand; `cold` reads every one again.
+        A file is hashed once per node while its inode, size and times are unchanged; `cold` reads every file again.
 
         Raises:
             RegistryError: files are missing, extra or different; each is named with what was expected and found.
@@ -53,7 +57,7 @@ class Version:
             )
 
     def problems(self, full: bool = True, cold: bool = False) -> list[str]:
-        """What `verify` would complain of."""
+        """The problems that `verify` would raise."""
         problems = []
         if self.path.is_symlink():
             problems.append("its folder is a symbolic link")
@@ -61,14 +65,15 @@ class Version:
         if digest != self.digest:
             problems.append(f"{MANIFEST} has {digest}, expected {self.digest}")
         for path, record in self.manifest.files.items():
-            if problem := check_file(self.path, path, record, full, cold):
+            sha256 = partial(sha256_of, expected=record.sha256, cold=cold) if full else None
+            if problem := file_problem(self.path, path, record, sha256):
                 problems.append(problem)
         with one_line_errors(f"{self.ref} cannot be verified"):
             extra = set(list_files(self.path)).difference(self.manifest.files, [MANIFEST])
         return problems + [f"{path!r} was not published with it" for path in sorted(extra)]
 
     def shared_files(self) -> list[str]:
-        """Files that have another hard link: whoever holds it can change them from outside the registry."""
+        """Files with another hard link, through which they can be changed from outside the registry."""
         with one_line_errors(f"{self.ref} cannot be looked at"):
             return [path for path in list_files(self.path) if os.lstat(self.path / path).st_nlink > 1]
 
@@ -77,7 +82,7 @@ def read_manifest(folder: Path) -> tuple[bytes, str]:
     """The manifest's bytes and the version digest that they make.
 
     Raises:
-        RegistryError: there is none, or it cannot be read.
+        RegistryError: the manifest is missing or cannot be read.
     """
     try:
         data = (folder / MANIFEST).read_bytes()
@@ -90,7 +95,7 @@ def open_version(folder: Path, name: str, number: int) -> Version:
     """Read a version's folder.
 
     Raises:
-        RegistryError: the manifest is missing or damaged, or is that of another version.
+        RegistryError: the manifest is missing, damaged, or another version's.
     """
     data, digest = read_manifest(folder)
     manifest = parse_manifest(data, str(folder / MANIFEST))

@@ -1,5 +1,7 @@
 """A version's metrics in words, for cards and pages."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 from pydantic import JsonValue
@@ -32,22 +34,22 @@ _SHARES = {
 
 
 def in_words(metrics: Mapping[str, JsonValue]) -> list[str]:
-    """What can be said of the metrics in plain words, most telling first; intervals are of 95%."""
+    """The metrics as plain sentences, most important first; intervals are 95% intervals."""
     return [
-        sentence.format(value=_spoken(key, *found), judge=judge_in(metrics))
+        sentence.format(value=_formatted(key, *estimate), judge=judge_in(metrics))
         for key, sentence in _SENTENCES.items()
-        if (found := _value_and_interval(metrics, key)) is not None
+        if (estimate := _value_and_interval(metrics, key)) is not None
     ]
 
 
 def judge_in(metrics: Mapping[str, JsonValue]) -> str:
-    """Who judged the win rate (`judge`, which `python -m ppo` publishes beside it)."""
+    """The judge of the win rate, which `python -m ppo` publishes beside it."""
     judge = metrics.get("judge")
     return judge if isinstance(judge, str) else "a judge that was not recorded"
 
 
 def headline(metrics: Mapping[str, JsonValue], most: int) -> list[tuple[str, str]]:
-    """The metrics that tell most as name and text: those with an interval, then of held-out rows, then the rest."""
+    """The most important metrics as name and text: those with an interval, then held-out ones, then the rest."""
     flat = list(flat_metrics(with_intervals(metrics)))
     return sorted(flat, key=lambda pair: ("[" not in pair[1], not pair[0].startswith("eval_")))[:most]
 
@@ -65,16 +67,16 @@ def with_intervals(metrics: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 def _value_and_interval(metrics: Mapping[str, JsonValue], key: str) -> tuple[float, list[float]] | None:
-    found = with_intervals(metrics).get(key)
-    parts: dict[str, JsonValue] = found if isinstance(found, dict) else {"value": found}
+    metric = with_intervals(metrics).get(key)
+    parts: dict[str, JsonValue] = metric if isinstance(metric, dict) else {"value": metric}
     value, ends = parts.get("value"), parts.get("ci")
-    if not isinstance(value, int | float):  # one that was not finite is the text "nan"
+    if not isinstance(value, int | float):  # a value that is not finite is stored as text
         return None
-    known = [float(end) for end in ends if isinstance(end, int | float)] if isinstance(ends, list) else []
-    return float(value), known if len(known) == 2 else []
+    interval = [float(end) for end in ends if isinstance(end, int | float)] if isinstance(ends, list) else []
+    return float(value), interval if len(interval) == 2 else []
 
 
-def _spoken(key: str, value: float, ends: list[float]) -> str:
+def _formatted(key: str, value: float, ends: list[float]) -> str:
     def spell(x: float) -> str:
         return f"{100 * x:.1f}%" if key in _SHARES else number(x)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignment.config.sections import registry_path
 from alignment.errors import UserError
 from alignment.redaction import redact
 from alignment.registry import Registry, RegistryError
@@ -283,7 +282,7 @@ def _lineage(report: Report) -> View | None:
     record = report.record
     if record.published is None or report.compared:
         return None
-    folder = report.registry or registry_path((record.config.get("registry") or {}).get("path"))
+    folder = report.registry or (record.config.get("registry") or {}).get("path")
     try:
         node = Registry(folder).lineage(record.published)
     except (RegistryError, UserError, OSError) as error:

@@ -16,11 +16,10 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from alignment.config.sections import registry_path
 from alignment.errors import UserError
 from alignment.registry import Registry, RegistryError, Version
 from alignment.registry.reviews import Review, add_review
-from alignment.registry.trash import mover
+from alignment.registry.trash import user_at_host
 from alignment.reports.judges import judge_of
 from alignment.reports.overview import verdicts_now
 from alignment.reports.verdicts import not_measured, worst
@@ -52,7 +51,7 @@ def review(
         decision=decision,
         reviewer=one_line(reviewer or "") or _login(),
         note=clean(note).strip(),
-        by=mover(),
+        by=user_at_host(),
         run=record.name,
         run_id=record.run.id,
         step=record.last_step,
@@ -85,7 +84,7 @@ def _published(record: RunRecord, folder: Path | None) -> tuple[Registry, Versio
     if ref is None:
         return None
     settings = record.config.get("registry") or {}
-    registry = Registry(folder or registry_path(settings.get("path")))
+    registry = Registry(folder or settings.get("path"))
     name = ref.partition("@")[0]
     try:
         version = registry.resolve(ref)

@@ -1,12 +1,12 @@
-"""Checkpoints of a run: written whole or not at all, and checked before anything of them is used.
+"""Checkpoints of a run: committed atomically, and verified before use.
 
     RUN/checkpoints/step-000120/{manifest.json, ...}    committed; the manifest has the size and sha256 of each file
-    RUN/checkpoints/.staging-...                        what was being written when a job was killed
+    RUN/checkpoints/.staging-...                        unfinished, left by a killed job
 
-All processes write into one staging folder and hash what is there; the main one writes the manifest and renames the
-folder, which is the commit. What may be resumed is found by its manifest and nothing else: transformers'
-`get_last_checkpoint` takes the highest number, finished or not, and DeepSpeed's `latest` is written in place. DeepSpeed
-reads pickles, so its files are read only behind a manifest of this very run, in a folder of the user's own.
+All ranks write into one staging folder and hash its files. The main process writes the manifest and renames the folder,
+which is the commit. Only a manifest makes a checkpoint resumable: transformers' `get_last_checkpoint` takes the highest
+number, finished or not, and DeepSpeed's `latest` is written in place. DeepSpeed reads pickles, so its files are read
+only if this run's manifest lists them and the folder belongs to the user.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,46 +29,44 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from safetensors import SafetensorError
 
 from alignment.errors import CheckpointError
-from alignment.files import FileRecord, list_files, sync_folder, sync_tree, write_file
-from alignment.registry.files import check_file
+from alignment.files import FileRecord, disk_errors, file_problem, list_files, sync_folder, sync_tree, write_file
 from alignment.terminal import one_line
 
 MANIFEST = "manifest.json"
 FOLDER = "checkpoints"
-SPARE = 1.2
-"""Free space that is asked for, as a multiple of the last checkpoint's size."""
+FREE_SPACE_FACTOR = 1.2
+"""Free space required before a save, as a multiple of the last checkpoint's size."""
 MAX_FAILURES = 3
-TORCH_WRITING = ("PytorchStreamWriter", "inline_container")
-"""What a RuntimeError of torch says that comes from a file that it could not write."""
+TORCH_WRITE_ERRORS = ("PytorchStreamWriter", "inline_container")
+"""Texts that mark a RuntimeError of torch as a failed write."""
 _STEP = re.compile(r"step-([0-9]{6,})")
-_CHUNK = 4 << 20
 
 
 class CheckpointManifest(BaseModel):
-    """What is written to a checkpoint's manifest.json."""
+    """The contents of a checkpoint's manifest.json."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run_id: str
     step: int = Field(ge=0)
     part: str | None = None
-    """Which of several trainings of the run it is of, such as a member of an ensemble."""
+    """The part of the run it belongs to, such as a member of an ensemble, if the run trains several models."""
     world_size: int = Field(ge=1)
     backend: str
-    """What ran: plain, or DeepSpeed's ZeRO stage; the files are of that kind."""
+    """Plain, or DeepSpeed's ZeRO stage; it determines the kind of files."""
     data: str
     """Hash of the fingerprints of the data."""
     journal: dict[str, int]
-    """Bytes of each of the journal's files; what comes after them is of steps that are done again."""
+    """Size in bytes of each of the journal's files; later lines belong to steps that a resumed run repeats."""
     created_at: AwareDatetime
     files: dict[str, FileRecord]
     digest: str = ""
-    """sha256 over the rest: a manifest can be damaged too, and still be one."""
+    """sha256 of the other fields, since a damaged manifest may still parse."""
 
     def sealed(self) -> CheckpointManifest:
         return self.model_copy(update={"digest": self._digest()})
 
-    def is_whole(self) -> bool:
+    def is_intact(self) -> bool:
         return self.digest == self._digest()
 
     def _digest(self) -> str:
@@ -76,7 +75,7 @@ class CheckpointManifest(BaseModel):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint whose files were found to be whole."""
+    """A committed checkpoint whose files have been verified."""
 
     path: Path
     manifest: CheckpointManifest
@@ -91,17 +90,17 @@ def step_name(step: int) -> str:
 
 
 def committed(run_dir: Path) -> list[Path]:
-    """Folders of checkpoints, the newest first. A folder without a manifest is none: it was never committed."""
+    """Folders of committed checkpoints, the newest first; a folder without a manifest was never committed."""
     folder = run_dir / FOLDER
-    found = [path for path in (folder.iterdir() if folder.is_dir() else ()) if _STEP.fullmatch(path.name)]
-    return sorted((path for path in found if (path / MANIFEST).exists()), key=lambda path: path.name, reverse=True)
+    paths = [path for path in (folder.iterdir() if folder.is_dir() else ()) if _STEP.fullmatch(path.name)]
+    return sorted((path for path in paths if (path / MANIFEST).exists()), key=lambda path: path.name, reverse=True)
 
 
 def open_checkpoint(path: Path, run_id: str, full: bool = True) -> Checkpoint:
-    """Read a checkpoint's manifest and check every file against it, by size, and by sha256 when `full`.
+    """Read a checkpoint's manifest and verify every file against it, by size, and by sha256 when `full`.
 
     Raises:
-        CheckpointError: it is damaged, of another run, or somebody else's; says which file, found and expected.
+        CheckpointError: it is damaged, another run's, or another user's; the message names the file and both values.
     """
     try:
         manifest = CheckpointManifest.model_validate_json((path / MANIFEST).read_bytes())
@@ -111,7 +110,7 @@ def open_checkpoint(path: Path, run_id: str, full: bool = True) -> Checkpoint:
         raise CheckpointError(f"{path}: {error.filename or path} cannot be read: {error.strerror}") from None
     except ValidationError as error:
         raise CheckpointError(f"{path}: its manifest is damaged ({str(error).splitlines()[0]})") from None
-    if not manifest.is_whole():
+    if not manifest.is_intact():
         raise CheckpointError(f"{path}: its manifest is damaged (its sha256 is not the one that it ends with)")
     if manifest.run_id != run_id or step_name(manifest.step) != path.name:
         raise CheckpointError(
@@ -120,51 +119,39 @@ def open_checkpoint(path: Path, run_id: str, full: bool = True) -> Checkpoint:
         )
     if owner != os.geteuid():
         raise CheckpointError(f"{path}: belongs to user {owner}, not to you; it may hold code, and is not read")
-    problems = [_difference(path, name, record, full) for name, record in manifest.files.items()]
+    # Hashes are not cached: bit rot changes no time or size, and the cache would grow with every checkpoint.
+    sha256 = _sha256 if full else None
+    checked = [file_problem(path, name, record, sha256) for name, record in manifest.files.items()]
+    problems = [problem for problem in checked if problem]
     problems += [f"{name} was not saved with it" for name in sorted(present - set(manifest.files) - {MANIFEST})]
-    found = [problem for problem in problems if problem]
-    if found:
-        more = f"; and {len(found) - 2} more" if len(found) > 2 else ""
-        raise CheckpointError(f"{path}: {'; '.join(found[:2])}{more}")
+    if problems:
+        more = f"; and {len(problems) - 2} more" if len(problems) > 2 else ""
+        raise CheckpointError(f"{path}: {'; '.join(problems[:2])}{more}")
     return Checkpoint(path, manifest)
 
 
-def _difference(folder: Path, name: str, record: FileRecord, full: bool) -> str | None:
-    """What is wrong with a file, None if nothing. Read anew each time: what a disk lost by itself shows in no time or
-    size, and the registry's cache of hashes would grow by every file of every checkpoint."""
-    problem = check_file(folder, name, record, full=False)
-    if problem or not full:
-        return problem
-    try:
-        digest = _hashed(folder / name).sha256
-    except OSError as error:
-        return f"{name} cannot be read ({error.strerror})"
-    return None if digest == record.sha256 else f"{name} has sha256 {digest}, expected {record.sha256}"
-
-
 def newest(run_dir: Path, run_id: str, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole; each that is not is passed over with a warning that names it. None where
-    nothing was ever committed.
+    """The newest intact checkpoint, None if none was ever committed; damaged ones are skipped with a warning.
 
     Raises:
-        CheckpointError: there are checkpoints and not one of them is whole.
+        CheckpointError: there are checkpoints, but none is intact.
     """
     folders = committed(run_dir)
     for path in folders:
         try:
             return open_checkpoint(path, run_id)
         except CheckpointError as error:
-            warn(f"{error}: this checkpoint is passed over")
+            warn(f"{error}: this checkpoint is skipped")
     if folders:
         raise CheckpointError(
-            f"{run_dir / FOLDER}: none of its {len(folders)} checkpoints is whole (see above); start again with "
+            f"{run_dir / FOLDER}: none of its {len(folders)} checkpoints is intact (see above); start again with "
             "--overwrite, or under another name"
         )
     return None
 
 
 def set_aside(run_dir: Path, after: Checkpoint) -> list[str]:
-    """Take later checkpoints out of the way of a run that goes on from an older one; returns where they are now."""
+    """Rename checkpoints later than the one a run resumes from; returns their new names."""
     moved = []
     for path in committed(run_dir):
         if path.name > after.path.name:
@@ -175,14 +162,14 @@ def set_aside(run_dir: Path, after: Checkpoint) -> list[str]:
 
 
 class Checkpoints:
-    """Saves a run's checkpoints; every process makes one and calls `save` together.
+    """Saves a run's checkpoints; every rank makes one, and all call `save` together.
 
     Args:
-        run_id: of `alignment.runs.run.Run`.
-        keep: how many of the newest stay; older ones go when these were found to be whole.
+        run_id: id of the `alignment.runs.run.Run`.
+        keep: number of newest checkpoints to keep; older ones are removed once these are verified.
         data: hash of the fingerprints of the data.
-        journal_offsets: brings the journal to disk and gives the bytes of its files; called on the main process.
-        note: is told of what was saved and what failed.
+        journal_offsets: flushes the journal and returns the sizes of its files; called on the main process.
+        note: journals a failed save.
         part: see CheckpointManifest.
     """
 
@@ -205,38 +192,41 @@ class Checkpoints:
         self._failures = 0
 
     def save(self, step: int, write: Callable[[Path], None], size: int = 0) -> Path | None:
-        """Commit a checkpoint of a step. Where it cannot be written, training goes on and the last one stands; the
-        third failure in a row ends the run.
+        """Commit a checkpoint of a step.
+
+        If it cannot be written, training continues and the last checkpoint is kept; the third failure in a row ends
+        the run.
 
         Args:
-            write: puts this process's files into the folder it is given; called on every process.
-            size: bytes to expect where there is no checkpoint yet.
+            write: writes this rank's files into the given folder; called on every rank.
+            size: expected size in bytes if there is no checkpoint yet.
 
         Returns:
-            Its folder; None where it could not be written.
+            The checkpoint's folder; None if it could not be written.
 
         Raises:
-            CheckpointError: for the third time in a row.
+            CheckpointError: the third failure in a row.
         """
         from alignment.distributed import processes
 
+        def write_files() -> None:
+            with _disk_errors(f"{staging} cannot be written"):
+                write(staging)
+
         try:
             staging = Path(processes.on_main_process(lambda: str(self._stage(step, size))))
-            processes.on_every_process(lambda: _one_line(f"{staging} cannot be written", lambda: write(staging)))
-            # On a network disk a process may not see at once what another has written, and would leave it out.
-            seen = processes.gather_lists(list(list_files(staging)))
-            names = sorted({name for share in seen for name in share})
-            records = processes.on_every_process(
-                lambda: _one_line(f"{staging} cannot be read back", lambda: self._hash_own(staging, names))
-            )
-            files = {name: record for share in processes.gather_lists(records) for name, record in share}
+            processes.on_every_process(write_files)
+            # On a network disk a rank may not see at once what another has written, so the lists are merged.
+            names = sorted(set(chain.from_iterable(processes.gather_lists(list(list_files(staging))))))
+            records = processes.on_every_process(lambda: self._hash_share(staging, names))
+            files = dict(chain.from_iterable(processes.gather_lists(records)))
             path = Path(processes.on_main_process(lambda: str(self._commit(staging, step, files))))
         except CheckpointError as error:
             self._failures += 1
             if self._failures >= MAX_FAILURES:
                 raise
             if processes.is_main_process():
-                print(f"warning: {one_line(str(error))}; training goes on without it", file=sys.stderr)
+                print(f"warning: {one_line(str(error))}; training continues without it", file=sys.stderr)
             self._note("checkpoint_failed", step=step, reason=str(error))
             return None
         self._failures = 0
@@ -245,38 +235,40 @@ class Checkpoints:
 
     def _stage(self, step: int, size: int) -> Path:
         folder = self.run_dir / FOLDER
-        last = []
-        for path in committed(self.run_dir)[:1]:
-            with suppress(OSError, ValidationError):  # a damaged one is passed over here as elsewhere
-                last.append(sum(f.size for f in _read(path).files.values()))
-
-        def stage() -> Path:
+        with _disk_errors(f"{folder} cannot be written"):
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(".[st]*"):  # of jobs that were killed
+            for leftover in folder.glob(".[st]*"):  # killed jobs leave staging and trash folders
                 shutil.rmtree(leftover, ignore_errors=True)
-            wanted, free = int(SPARE * max([size, *last])), shutil.disk_usage(folder).free
-            if free < wanted:
+            required, free = int(FREE_SPACE_FACTOR * max(size, self._last_size())), shutil.disk_usage(folder).free
+            if free < required:
                 raise CheckpointError(
                     f"{folder}: no room for a checkpoint of step {step}: {free / 2**20:.0f} MiB are free and "
-                    f"{wanted / 2**20:.0f} are wanted; make room or set tracking.runs to a larger disk"
+                    f"{required / 2**20:.0f} are required; make room or set tracking.runs to a larger disk"
                 )
             staging = folder / f".staging-{step_name(step)}-{uuid.uuid4().hex}"
             staging.mkdir()
-            return staging
+        return staging
 
-        return _one_line(f"{folder} cannot be written", stage)
+    def _last_size(self) -> int:
+        """Size in bytes of the newest checkpoint; 0 if there is none, or it is damaged."""
+        for path in committed(self.run_dir)[:1]:
+            with suppress(OSError, ValidationError):
+                manifest = CheckpointManifest.model_validate_json((path / MANIFEST).read_bytes())
+                return sum(record.size for record in manifest.files.values())
+        return 0
 
-    def _hash_own(self, staging: Path, names: Sequence[str]) -> list[tuple[str, FileRecord]]:
-        """This process's share of the files, read back: on a network disk that shows that they got there."""
+    def _hash_share(self, staging: Path, names: Sequence[str]) -> list[tuple[str, FileRecord]]:
+        """Records of this rank's share of the files, read back from disk to verify the write."""
         from alignment.distributed import processes
 
-        own = names[processes.process_index() :: processes.world_size()]
-        return [(name, _hashed(staging / name)) for name in own]
+        with _disk_errors(f"{staging} cannot be read back"):
+            share = names[processes.process_index() :: processes.world_size()]
+            return [(name, _record_of(staging / name)) for name in share]
 
     def _commit(self, staging: Path, step: int, files: dict[str, FileRecord]) -> Path:
         from alignment.distributed import processes
 
-        def commit() -> Path:
+        with _disk_errors(f"{staging} cannot be committed"):
             manifest = CheckpointManifest(
                 run_id=self.run_id,
                 step=step,
@@ -291,67 +283,63 @@ class Checkpoints:
             write_file(staging / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
             sync_tree(staging)
             path = staging.parent / step_name(step)
-            if path.exists():  # uncommitted or damaged, and passed over when this run was resumed
+            if path.exists():  # an uncommitted or damaged folder that was skipped on resume
                 _discard(path)
             staging.rename(path)
             sync_folder(path.parent)
-            return path
-
-        return _one_line(f"{staging} cannot be committed", commit)
+        return path
 
     def _prune(self, saved: Path) -> None:
-        """Remove the oldest, once as many newer ones as are kept were found to be whole; what was just `saved` was read
-        back before it was committed."""
-        whole, there = 0, committed(self.run_dir)
-        for path in there if len(there) > self.keep else ():  # reading back takes its time
-            if whole >= self.keep:
+        """Remove old checkpoints once `keep` newer ones are verified; `saved` was read back when it was written."""
+        num_intact, paths = 0, committed(self.run_dir)
+        for path in paths if len(paths) > self.keep else ():  # verifying is slow, so only if something can go
+            if num_intact >= self.keep:
                 _discard(path)
                 continue
             try:
                 open_checkpoint(path, self.run_id, full=path != saved)
-                whole += 1
+                num_intact += 1
             except CheckpointError as error:
                 print(f"warning: {one_line(str(error))}; an older checkpoint is kept in its place", file=sys.stderr)
 
 
-def _read(path: Path) -> CheckpointManifest:
-    return CheckpointManifest.model_validate_json((path / MANIFEST).read_bytes())
-
-
 def _discard(path: Path) -> None:
-    """Renamed first, so that a folder half removed is not taken for a checkpoint."""
+    """Remove a checkpoint; it is renamed first, so that a half-removed folder does not look like one."""
     trash = path.with_name(f".trash-{path.name}-{uuid.uuid4().hex}")
     path.rename(trash)
     shutil.rmtree(trash, ignore_errors=True)
 
 
-def _hashed(path: Path) -> FileRecord:
-    """A file's hash and size, once it is on disk."""
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _record_of(path: Path) -> FileRecord:
+    """A file's hash and size, after it is flushed to disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileRecord(sha256=digest, size=file.tell())
 
 
-def _one_line(what: str, call: Callable[[], Any]) -> Any:
-    """A full disk or a missing permission as a CheckpointError; torch and safetensors have own errors for them."""
-    try:
-        return call()
-    except CheckpointError:
-        raise
-    except OSError as error:
-        raise CheckpointError(f"{what}: {error.strerror or error}") from error
-    except (RuntimeError, SafetensorError) as error:
-        if isinstance(error, RuntimeError) and not any(word in str(error) for word in TORCH_WRITING):
-            raise
-        raise CheckpointError(f"{what}: {one_line(str(error).splitlines()[0])}") from error
+@contextmanager
+def _disk_errors(what: str) -> Iterator[None]:
+    """A `disk_errors` that also covers the write errors of torch and safetensors, which are no OSErrors."""
+    with disk_errors(what, CheckpointError):
+        try:
+            yield
+        except (RuntimeError, SafetensorError) as error:
+            if isinstance(error, RuntimeError) and not any(text in str(error) for text in TORCH_WRITE_ERRORS):
+                raise
+            raise CheckpointError(f"{what}: {one_line(str(error).splitlines()[0])}") from error
 
 
-# --- what is in them -------------------------------------------------------------------------------------------------
+# --- their contents --------------------------------------------------------------------------------------------------
 
 
 def save_state(path: Path, state: Any) -> None:
-    """Tensors, numbers, texts, lists and dicts to a file that `load_state` reads without unpickling code."""
+    """Write tensors, numbers, texts, lists and dicts to a file that `load_state` reads without unpickling code."""
     import torch
 
     with open(path, "wb") as file:

@@ -1,7 +1,7 @@
 """The journal: append-only JSON lines in the run folder, written by the main process and flushed line by line.
 
-`metrics.jsonl` has one object a step, `samples.jsonl` prompts with answers, `events.jsonl` everything worth a line
-(the backend that really runs, rows set aside, what was published, findings, histograms). `record.py` reads them.
+`metrics.jsonl` has one object per step, `samples.jsonl` prompts with answers, and `events.jsonl` everything else worth
+a line (the backend, skipped rows, published versions, findings, histograms). `record.py` reads them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NUM_SAMPLES = 16
 
 @dataclass(frozen=True)
 class MirroredModel:
-    """What W&B is told of a published version."""
+    """A published version as the mirror shows it."""
 
     name: str
     folder: Path
@@ -65,11 +65,11 @@ class Journal:
     Args:
         run_dir: the run folder; made if it is missing.
         sink: mirror of the metrics, or None.
-        stage: whose metrics are declared in `metrics.py`; None for a journal that is not a stage's.
+        stage: the stage whose metrics `metrics.py` declares; None for a journal outside of a stage.
         enabled: False on every process but the main one; all calls then do nothing.
-        resume: bytes of each file at the checkpoint that the run goes on from. What comes after them was written by
-            steps that are done again, and is cut off; nothing is written before `go_on`, since it is there already.
-        summary: from the exit code, what the sink's summary says of the run beside its metrics.
+        resume: size in bytes of each file at the checkpoint. Later lines are from steps that will be repeated, and are
+            truncated. Nothing is written before `mark_resumed`, since it is in the files already.
+        summary: maps the exit code to extra fields of the sink's summary.
     """
 
     def __init__(
@@ -96,18 +96,18 @@ class Journal:
                     if path.stat().st_size < resume[name]:
                         raise UserError(
                             f"{path} has {path.stat().st_size} bytes and had {resume[name]} when the checkpoint was "
-                            "saved: it was changed since, and the run cannot go on with a gap in it; put it back, or "
+                            "saved: it was changed since, and resuming would leave a gap in it; put it back, or "
                             "start again with --overwrite"
                         )
                     file.truncate(resume[name])
 
-    def go_on(self, **fields: Any) -> None:
-        """The run is where the checkpoint left it; write that down, and everything from here on."""
+    def mark_resumed(self, **fields: Any) -> None:
+        """Record that the run has reached its checkpoint, and write everything from here on."""
         self._silent = False
         self.event("resumed", **fields)
 
     def offsets(self) -> dict[str, int]:
-        """Bring the files to disk; bytes of each."""
+        """Flush the files to disk; returns the size in bytes of each."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -123,7 +123,7 @@ class Journal:
         self.close(failed=kind is not None and not preempted, preempted=preempted)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Numbers of one step. A value that is not finite is written as null: JSON has no NaN, readers choke on it."""
+        """Write the metrics of one step. A value that is not finite becomes null, since JSON has no NaN."""
         if self._strict:
             for name in metrics:
                 declared.check(str(self.stage), name)
@@ -132,53 +132,55 @@ class Journal:
             self._sink.log(step, {name: value for name, value in metrics.items() if math.isfinite(value)})
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Answers to the same prompts at each call: `id` of the prompt, `prompt` (messages), `response`, and numbers
-        about it (`score`, `kl`, `length`, `ended`); a reward model's have `first` and `second` in place of a response,
-        and SFT's the `reference` that people wrote."""
+        """Write answers to the same prompts at each call.
+
+        A row has the prompt's `id`, `prompt` (messages), `response`, and numbers about it (`score`, `kl`, `length`,
+        `ended`). A reward model's rows have `first` and `second` in place of a response; SFT's have the `reference`
+        that people wrote.
+        """
         for row in rows:
             self._write("samples", {"step": step, **row})
         if self._sink is not None and not self._silent:
             self._sink.samples(step, rows)
 
     def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
-        """How values are spread, as counts in bins of equal width; those that are not finite are counted apart."""
-        import numpy as np  # not above: `python -m STAGE --help` comes by here
+        """Write counts in bins of equal width; values that are not finite are counted separately."""
+        import numpy as np  # imported late, since `python -m STAGE --help` imports this module
 
         if self._strict:
             declared.check(str(self.stage), name, histogram=True)
-        numbers = np.asarray(values, dtype=np.float64)
-        finite_ones = numbers[np.isfinite(numbers)]
-        if not len(finite_ones):
+        all_values = np.asarray(values, dtype=np.float64)
+        finite_values = all_values[np.isfinite(all_values)]
+        if not len(finite_values):
             return
-        low, high = finite_ones.min(), finite_ones.max()
-        if high - low < 1e-9 * max(abs(low), abs(high)):  # numpy refuses values that nearly agree
+        low, high = finite_values.min(), finite_values.max()
+        if high - low < 1e-9 * max(abs(low), abs(high)):  # numpy rejects a range of nearly equal values
             low, high = low - 0.5, high + 0.5
-        counts, edges = np.histogram(finite_ones, bins=BINS, range=(low, high))
+        counts, edges = np.histogram(finite_values, bins=BINS, range=(low, high))
         edges = np.array([float(f"{edge:.9g}") for edge in edges])
         row = {"name": name, "step": step, "edges": edges.tolist(), "counts": counts.tolist()}
-        self.event("histogram", **row, not_finite=len(numbers) - len(finite_ones))
+        self.event("histogram", **row, not_finite=len(all_values) - len(finite_values))
         if self._sink is not None and not self._silent:
             self._sink.histogram(step, name, counts, edges)
 
     def watching(self, names: Sequence[str]) -> None:
-        """What this run is checked for (`checks.py`). What never becomes a finding has passed, if the journal shows
-        that it was looked at."""
+        """Record the checks of this run (`alignment/reports/checks.py`); one without a finding has passed."""
         self.event("watching", names=list(names))
 
     def finding(self, step: int, name: str, level: Level, text: str) -> None:
-        """Something that a reviewer should know, in words. It holds until it is `cleared`."""
+        """Record, in words, something that a reviewer should know. It holds until it is `cleared`."""
         self.event("finding", step=step, name=name, level=level, text=text)
 
     def not_measured(self, step: int, name: str, text: str) -> None:
-        """A check that could not be made, and why: its input is missing."""
+        """Record that a check could not be made because its input is missing."""
         self.event("not_measured", step=step, name=name, text=text)
 
     def cleared(self, step: int, name: str) -> None:
-        """What a finding said has ended."""
+        """Record that a finding no longer holds."""
         self.event("cleared", step=step, name=name)
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Something that happened once."""
+        """Record something that happened once."""
         self._write("events", {"time": round(time.time(), 3), "event": kind, **fields})
 
     @property
@@ -192,7 +194,7 @@ class Journal:
             self._sink.mirror(model)
 
     def close(self, failed: bool = False, preempted: bool = False) -> None:
-        """Bring all files to disk and end the mirror's run, with the verdict in its summary."""
+        """Flush all files to disk and end the mirror's run, with the verdict in its summary."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())

@@ -1,7 +1,7 @@
-"""Every number that a stage journals, declared once: its name, unit and meaning.
+"""Every metric that a stage journals, declared once: its name, unit and meaning.
 
-Dashboards, the report and W&B take names and units from here. A name that is not declared is refused while tests run
-(`ALIGNMENT_STRICT_METRICS=1`), so that no figure is shown whose meaning nobody wrote down.
+Dashboards, the report and W&B take names and units from here. Tests (`ALIGNMENT_STRICT_METRICS=1`) refuse an
+undeclared name, so every metric that is shown has a documented meaning.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _MEMBER = re.compile(r"member-\d+/")
 
 @dataclass(frozen=True)
 class Metric:
-    """One journalled number.
+    """One journalled metric.
 
     Args:
-        name: as in `metrics.jsonl`; `reward/*` is a family of them.
-        unit: of the values, "" for a number without one; `share` is from 0 to 1.
+        name: as in `metrics.jsonl`; `reward/*` is a family of metrics.
+        unit: of the values, "" for a number without one; `share` is a fraction from 0 to 1.
         meaning: a clause that follows the name.
     """
 
@@ -30,7 +30,7 @@ class Metric:
 
     @property
     def is_clock(self) -> bool:
-        """Whether it tells of the machine, so that two runs of the same seed differ in it."""
+        """Whether it measures the machine, so that two runs of the same seed differ in it."""
         return self.unit == "s" or self.unit.endswith("/s")
 
 
@@ -148,7 +148,7 @@ STAGES: dict[str, tuple[Metric, ...]] = {"sft": SFT, "reward": REWARD, "ppo": PP
 
 @cache
 def find(stage: str, name: str, histogram: bool = False) -> Metric | None:
-    """The declaration of a name; None where there is none. A member's `member-2/eval/loss` has that of `eval/loss`."""
+    """The declaration of a name, or None; an ensemble member's `member-2/eval/loss` uses that of `eval/loss`."""
     plain = _MEMBER.sub("", name, count=1) if stage == "reward" else name
     for metric in (HISTOGRAMS if histogram else STAGES).get(stage, ()):
         if metric.name == plain or (metric.name.endswith("/*") and plain.startswith(metric.name[:-1])):
@@ -157,5 +157,5 @@ def find(stage: str, name: str, histogram: bool = False) -> Metric | None:
 
 
 def check(stage: str, name: str, histogram: bool = False) -> None:
-    """Raises AssertionError for a name that nobody declared."""
+    """Assert that a name is declared."""
     assert find(stage, name, histogram) is not None, f"{name} of {stage} is not declared in alignment/runs/metrics.py"

@@ -1,6 +1,6 @@
-"""A run folder as it is read: by the report, the terminal, W&B's replay and the reviewer's commands.
+"""Reading a run folder: for the report, the terminal, W&B's replay and the reviewer's commands.
 
-Any line may be missing its end, since the run may be writing it or have been killed while it did.
+The last line of a file may be cut, since the run may be writing it or may have been killed meanwhile.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 from alignment.errors import UserError
 from alignment.runs.journal import FILES
-from alignment.runs.run import Run
+from alignment.runs.run import Run, read_exit
 
-HUGE = 1e300
-"""What is beyond is as good as not finite: the span of an axis would not be."""
+MAX_MAGNITUDE = 1e300
+"""Larger values count as not finite: the span of a chart's axis would overflow."""
 _FIELDS: dict[str, dict[str, type]] = {
     "watching": {"names": list},
     "finding": {"name": str, "step": int, "level": str, "text": str},
@@ -40,29 +40,32 @@ class Series:
         """The last finite value."""
         return next((value for value in reversed(self.values) if value is not None), None)
 
-    def put(self, step: int, value: float | None) -> None:
-        """Add a value in the order of steps: the judgement of the best model comes last and is of an earlier one. Of
-        two values of a step the later one stands."""
+    def insert(self, step: int, value: float | None) -> None:
+        """Insert a value in step order; a second value for a step replaces the first.
+
+        The evaluation of the best model is written last and belongs to an earlier step.
+        """
         if not self.steps or step > self.steps[-1]:
             self.steps.append(step)
             self.values.append(value)
             return
-        place = bisect.bisect_left(self.steps, step)
-        if self.steps[place : place + 1] == [step]:
-            self.values[place] = value
+        index = bisect.bisect_left(self.steps, step)
+        if self.steps[index : index + 1] == [step]:
+            self.values[index] = value
         else:
-            self.steps.insert(place, step)
-            self.values.insert(place, value)
+            self.steps.insert(index, step)
+            self.values.insert(index, value)
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything that a run has written down.
+    """Everything that a run has written.
 
     Args:
         stage: `sft`, `reward` or `ppo`.
-        metrics: by name; `times` are seconds since the epoch of the rows of metrics.jsonl, by step.
-        exit: what `exit.json` says; None while the run goes on, or where it was killed.
+        metrics: by name.
+        times: seconds since the epoch of each row of metrics.jsonl, by step.
+        exit: contents of `exit.json`; None while the run is in progress, or if it was killed.
     """
 
     path: Path
@@ -80,7 +83,7 @@ class RunRecord:
         """Read a run folder.
 
         Raises:
-            UserError: it is none, or its config cannot be read.
+            UserError: it is not a run folder, or its config cannot be read.
         """
         config = read_config(path)
         metrics: dict[str, Series] = {}
@@ -113,44 +116,45 @@ class RunRecord:
 
     @property
     def published_step(self) -> int | None:
-        """The step that the published model is of, where the best one was kept."""
+        """The step of the published model, if the best one was kept."""
         events = self.of_kind("published")
         step = events[-1].get("best_step") if events else None
         return step if isinstance(step, int) else None
 
     def figure(self, name: str) -> tuple[int, float] | None:
-        """Step and value of a metric: of an evaluation the published model's, of anything else the last finite one.
+        """Step and value of a metric: for `eval/` metrics the published model's, for others the last finite one.
 
-        The published model was chosen on some of the held-out prompts. What was published with it is of the others, and
-        goes before what its evaluation said of all."""
+        The published model was chosen on some of the held-out prompts. The value published with it is measured on the
+        others, and takes precedence over its evaluation on all prompts.
+        """
         series = self.metrics.get(name, Series())
-        known = {step: value for step, value in zip(series.steps, series.values, strict=True) if value is not None}
-        if not known:
+        values = {step: value for step, value in zip(series.steps, series.values, strict=True) if value is not None}
+        if not values:
             return None
-        of_published = self.published_step in known and name.startswith("eval/")
-        step = self.published_step if of_published and self.published_step is not None else max(known)
+        is_published = self.published_step in values and name.startswith("eval/")
+        step = self.published_step if is_published and self.published_step is not None else max(values)
         published = self.of_kind("published")
-        reported = published[-1].get(name.replace("/", "_", 1)) if of_published and published else None
-        return step, float(reported) if isinstance(reported, int | float) else known[step]
+        reported = published[-1].get(name.replace("/", "_", 1)) if is_published and published else None
+        return step, float(reported) if isinstance(reported, int | float) else values[step]
 
 
 def add_metrics(row: Mapping[str, Any], metrics: dict[str, Series], times: dict[int, float]) -> None:
-    """Add a row of metrics.jsonl to what was read before it; what is no number was written by no run of ours."""
+    """Add a row of metrics.jsonl to the series; fields that are not numbers are ignored."""
     step, time = row.get("step"), row.get("time")
     if not isinstance(step, int):
         return
     times[step] = float(time) if isinstance(time, int | float) else 0.0
     for name, value in row.items():
         if name not in ("step", "time") and (value is None or isinstance(value, int | float)):
-            known = value is not None and abs(value) < HUGE
-            metrics.setdefault(name, Series()).put(step, value if known else None)
+            is_usable = value is not None and abs(value) < MAX_MAGNITUDE
+            metrics.setdefault(name, Series()).insert(step, value if is_usable else None)
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """A run's resolved config.
 
     Raises:
-        UserError: the folder has none, or it cannot be read.
+        UserError: the folder has no config, or it cannot be read.
     """
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -163,17 +167,8 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def read_exit(path: Path) -> dict[str, Any] | None:
-    """What a run left in exit.json; None while it goes on, or where it was killed."""
-    try:
-        ended = json.loads((path / "exit.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return ended if isinstance(ended, dict) else None
-
-
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a JSON lines file, in order; none where there is no file."""
+    """The complete lines of a JSON lines file, in order; none if there is no file."""
     try:
         yield from parse_rows(path.read_bytes())
     except FileNotFoundError:
@@ -181,7 +176,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def parse_rows(data: bytes) -> Iterator[dict[str, Any]]:
-    """The objects of JSON lines; what is none is passed over."""
+    """The objects in JSON lines; other lines are skipped."""
     for line in data.split(b"\n"):
         try:
             row = json.loads(line)
@@ -192,7 +187,7 @@ def parse_rows(data: bytes) -> Iterator[dict[str, Any]]:
 
 
 def known_events(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The events without those that lack a field that is read everywhere: they were written by no run of ours."""
+    """The events that have the fields which every reader needs; events of other programs may not."""
     for row in rows:
         fields = _FIELDS.get(str(row.get("event")), {})
         if all(isinstance(row.get(name), kind) for name, kind in fields.items()):
@@ -201,8 +196,8 @@ def known_events(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def find_runs(folder: Path) -> list[Path]:
     """Run folders in a folder, the newest first."""
-    found = [path.parent for path in folder.glob("*/config.json")]
-    return sorted(found, key=lambda path: max((p.stat().st_mtime for p in _journals(path)), default=0.0), reverse=True)
+    runs = [path.parent for path in folder.glob("*/config.json")]
+    return sorted(runs, key=lambda path: max((p.stat().st_mtime for p in _journals(path)), default=0.0), reverse=True)
 
 
 def _journals(path: Path) -> list[Path]:
@@ -210,5 +205,5 @@ def _journals(path: Path) -> list[Path]:
 
 
 def stage_of(config: dict[str, Any]) -> str:
-    """Each stage's config has a section that no other has."""
+    """The stage of a config, told by a section that only its stage has."""
     return next((stage for stage in ("ppo", "reward") if isinstance(config.get(stage), dict)), "sft")

@@ -1,4 +1,4 @@
-"""Opening a run's folder: a new run in a new one, or an earlier run that goes on from a checkpoint."""
+"""Opening a run's folder: a new run in a new folder, or an earlier run resumed from a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,27 +15,31 @@ from alignment.config.sections import RunConfig, TrainerConfig
 from alignment.errors import CheckpointError, UserError
 from alignment.runs import signals, world_size
 from alignment.runs.checkpoint import FOLDER, Checkpoint, newest, open_checkpoint, set_aside
-from alignment.runs.run import Run, write_exit
+from alignment.runs.run import EXIT_FILE, Run, read_exit, write_exit
 from alignment.terminal import one_line
 
 FREE_KEYS = ("tracking", "registry.alias", "training.save_steps", "training.save_total_limit")
-"""What may be another in a run that goes on: it changes nothing of what is computed."""
+"""Keys that may change on resume: they do not affect the computation."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a run begins from: itself, and the checkpoint that it goes on from, if any."""
+    """The start of an attempt: its run, and the checkpoint that it resumes from, if any."""
 
     run: Run
     checkpoint: Checkpoint | None = None
 
     @property
     def journal(self) -> dict[str, int] | None:
-        """Bytes of the journal's files at the checkpoint."""
+        """Sizes in bytes of the journal's files at the checkpoint."""
         return self.checkpoint.manifest.journal if self.checkpoint else None
 
     def check(self, data: str, backend: str) -> None:
-        """Raises CheckpointError if the data, or what trains, is another than the checkpoint's."""
+        """Compare the data and the backend with the checkpoint's.
+
+        Raises:
+            CheckpointError: one of them has changed.
+        """
         if self.checkpoint is None:
             return
         path, manifest = self.checkpoint.path, self.checkpoint.manifest
@@ -49,61 +53,58 @@ class Start:
 
 
 def begin(run_dir: Path) -> Start:
-    """What `open_run_dir` left for this attempt; the same on every process, each of which must call this."""
+    """The start that `open_run_dir` prepared for this attempt; every rank must call this and gets the same."""
     from alignment.distributed import processes as distributed
 
     def read() -> Start:
         run = Run.read(run_dir)
-        if run is None:  # called without the command line: nothing to go on with, and nothing to be resumed later
+        if run is None:  # without the command line there is no run to resume, now or later
             return Start(Run())
         name = run.resumed_from
         return Start(run, open_checkpoint(run_dir / FOLDER / name, run.id, full=False) if name else None)
 
     start = distributed.on_main_process(read)
     if start.run.attempts:
-        distributed.watch_each_other(lambda reason: write_exit(run_dir, 1, reason))
-    signals.leave_if_preempted(run_dir)
+        distributed.start_heartbeat(lambda reason: write_exit(run_dir, 1, reason))
+    signals.exit_if_preempted(run_dir)
     return start
 
 
 def finished(run_dir: Path) -> dict[str, Any] | None:
-    """What a run that is done has left in exit.json; None where it is not done."""
-    try:
-        record = json.loads((run_dir / "exit.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and record.get("code") == 0 else None
+    """The exit record of a run that is done; None if it is not."""
+    record = read_exit(run_dir)
+    return record if record is not None and record.get("code") == 0 else None
 
 
 def open_run_dir(config: RunConfig, overwrite: bool, resume: str = "no", allow_changes: bool = False) -> None:
-    """Make the run folder, with the resolved config and run.json; the main process alone does so.
+    """Make the run folder, with the resolved config and run.json; only the main process calls this.
 
     Args:
-        overwrite: remove an earlier run of this name. Without it, and unless it is resumed, an earlier run is refused:
-            it is never mixed with the new.
-        resume: `no`, `auto` for the newest whole checkpoint, or the folder of one.
-        allow_changes: resume with a config that differs in more than FREE_KEYS.
+        overwrite: remove an earlier run of this name. An earlier run that is neither resumed nor overwritten is an
+            error: two runs are never mixed.
+        resume: `no`, `auto` for the newest intact checkpoint, or a checkpoint's folder.
+        allow_changes: resume even if the config differs in more than FREE_KEYS.
 
     Raises:
-        UserError: there is an earlier run, or nothing of it that can be resumed.
+        UserError: there is an earlier run, or it cannot be resumed.
     """
     run_dir, run, start = config.run_dir, Run(), None
     try:
         if (run_dir / "config.json").exists():
             if resume != "no" and not overwrite and (earlier := Run.read(run_dir)):
-                start = _find(run_dir, earlier, resume)
+                start = _find_checkpoint(run_dir, earlier, resume)
                 if start is not None:
                     _check_same(config, start, allow_changes)
                     run = earlier
             elif not overwrite and not _never_trained(run_dir):
                 raise UserError(
-                    f"{run_dir} holds an earlier run; go on with it (--resume auto), choose another name "
+                    f"{run_dir} holds an earlier run; resume it (--resume auto), choose another name "
                     f"(name={config.name}-2), or pass --overwrite"
                 )
             if start is None:
                 shutil.rmtree(run_dir)
-            signals.forget_earlier(run_dir)
-            (run_dir / "exit.json").unlink(missing_ok=True)  # of the attempt before; this one may be killed
+            signals.clear_stale_preempt(run_dir)
+            (run_dir / EXIT_FILE).unlink(missing_ok=True)  # this attempt may be killed before it writes its own
         elif resume not in ("no", "auto"):
             raise UserError(f"--resume {resume}: there is no run in {run_dir}; leave --resume out for a new one")
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -117,55 +118,56 @@ def open_run_dir(config: RunConfig, overwrite: bool, resume: str = "no", allow_c
         ) from error
 
 
-def _find(run_dir: Path, run: Run, resume: str) -> Checkpoint | None:
-    """The checkpoint to go on from, and a line about it; None where the run never came to save one."""
+def _find_checkpoint(run_dir: Path, run: Run, resume: str) -> Checkpoint | None:
+    """The checkpoint to resume from, which is printed; None if the run has saved none."""
     if resume == "auto":
-        found = newest(run_dir, run.id, lambda text: print(f"warning: {one_line(text)}", file=sys.stderr))
+        checkpoint = newest(run_dir, run.id, lambda text: print(f"warning: {one_line(text)}", file=sys.stderr))
     else:
         path = Path(resume)
         if path.parent.resolve() != (run_dir / FOLDER).resolve():
             raise UserError(
                 f"--resume {resume}: not one of this run's checkpoints; name a folder in {run_dir / FOLDER}, or auto"
             )
-        found = open_checkpoint(run_dir / FOLDER / path.name, run.id)
-    if found is None:
-        print(f"resume: {run_dir} has no checkpoint; the run begins again", file=sys.stderr)
+        checkpoint = open_checkpoint(run_dir / FOLDER / path.name, run.id)
+    if checkpoint is None:
+        print(f"resume: {run_dir} has no checkpoint; the run starts from the beginning", file=sys.stderr)
         return None
-    aside = set_aside(run_dir, after=found)
+    aside = set_aside(run_dir, after=checkpoint)
     more = f"; later ones are set aside as {', '.join(aside)}" if aside else ""
-    print(f"resume: {run_dir} goes on from step {found.step} ({found.path.name}, whole){more}", file=sys.stderr)
-    return found
+    verified = f"{checkpoint.path.name}, verified"
+    print(f"resume: {run_dir} resumes from step {checkpoint.step} ({verified}){more}", file=sys.stderr)
+    return checkpoint
 
 
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))  # before there is anything to ask
+def _launched_world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))  # the processes have not joined yet
 
 
 def _check_same(config: RunConfig, start: Checkpoint, allow_changes: bool) -> None:
     path = config.run_dir / "config.json"
     before: Any = json.loads(path.read_text(encoding="utf-8"))
     now = config.model_dump(mode="json")
-    saved, processes = start.manifest.world_size, _processes()
+    saved, processes = start.manifest.world_size, _launched_world_size()
     free: tuple[str, ...] = FREE_KEYS
     if isinstance(config, TrainerConfig) and world_size.same_batches(before, now, saved, processes):
         free = (*FREE_KEYS, *world_size.BATCH_KEYS)
     if saved != processes:
-        world_size.say(saved, processes)
+        world_size.log_world_size_change(saved, processes)
     changed = changed_keys(before, now, free)
     if not changed:
         return
-    said = "; ".join(f"{key}: {value_at(before, key)!r}, now {value_at(now, key)!r}" for key in changed)
+    changes = "; ".join(f"{key}: {value_at(before, key)!r}, now {value_at(now, key)!r}" for key in changed)
     if not allow_changes:
         raise UserError(
-            f"{config.run_dir} was begun with another config ({said}), so {start.path.name} is of another run than "
+            f"{config.run_dir} was begun with another config ({changes}), so {start.path.name} is of another run than "
             "this one; change it back, choose another name, or pass --allow-changes"
         )
-    print(f"resume: with a changed config ({said}); the result is that of neither", file=sys.stderr)
+    print(f"resume: with a changed config ({changes}); the result matches neither config", file=sys.stderr)
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str] = ()) -> list[str]:
-    """Dotted keys whose values differ between two configs; those that are or begin with one of `free` may."""
-    found = []
+    """Dotted keys whose values differ between two configs, except the keys and sections in `free`."""
+    changed = []
 
     def walk(a: Any, b: Any, key: str) -> None:
         if any(key == name or key.startswith(name + ".") for name in free):
@@ -174,24 +176,21 @@ def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any], free: Sequen
             for name in dict.fromkeys([*a, *b]):
                 walk(a.get(name), b.get(name), f"{key}.{name}" if key else name)
         elif a != b:
-            found.append(key)
+            changed.append(key)
 
     walk(before, now, "")
-    return found
+    return changed
 
 
 def value_at(values: Any, key: str) -> Any:
-    """What a config has at a dotted key; None where it has no such key."""
+    """A config's value at a dotted key; None if it has no such key."""
     for part in key.split("."):
         values = values.get(part) if isinstance(values, dict) else None
     return values
 
 
 def _never_trained(run_dir: Path) -> bool:
-    """Whether the earlier run ended at the user's mistake before its first step: there is nothing in it to keep."""
-    try:
-        refused = json.loads((run_dir / "exit.json").read_text(encoding="utf-8"))["code"] == 2
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    """Whether the earlier run was refused before its first step, so that there is nothing to keep."""
+    refused = (read_exit(run_dir) or {}).get("code") == 2
     metrics = run_dir / "metrics.jsonl"
     return refused and not (metrics.exists() and metrics.stat().st_size)

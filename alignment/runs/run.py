@@ -1,6 +1,6 @@
 """RUN/run.json: which run a folder holds, how often it was started, and the models that it pinned.
 
-A job that is killed and started again is one run: it goes on from a checkpoint, with the same models, and publishes
+A job that is killed and started again is one run: it resumes from a checkpoint, with the same models, and publishes
 once.
 """
 
@@ -21,13 +21,23 @@ from alignment.runs.checkpoint import committed
 from alignment.runs.journal import finite
 
 FILE = "run.json"
+EXIT_FILE = "exit.json"
 
 
 def write_exit(run_dir: Path, code: int, reason: str, **more: Any) -> None:
-    """RUN/exit.json: how this attempt ended, for whoever starts the next."""
+    """Write RUN/exit.json: how this attempt ended, for a job script."""
     saved = committed(run_dir)
     record = {"code": code, "reason": reason, **more, "last_checkpoint": saved[0].name if saved else None}
-    (run_dir / "exit.json").write_text(json.dumps(finite(record), indent=2) + "\n", encoding="utf-8")
+    (run_dir / EXIT_FILE).write_text(json.dumps(finite(record), indent=2) + "\n", encoding="utf-8")
+
+
+def read_exit(run_dir: Path) -> dict[str, Any] | None:
+    """RUN/exit.json; None while the run is in progress, or if it was killed."""
+    try:
+        record = json.loads((run_dir / EXIT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 class Attempt(BaseModel):
@@ -37,25 +47,25 @@ class Attempt(BaseModel):
 
     started_at: AwareDatetime
     resumed_from: str | None = None
-    """The checkpoint's folder name, such as step-000040; None where it began at the beginning."""
+    """The checkpoint's folder name, such as step-000040; None for a start from scratch."""
     host: str | None = None
     pid: int | None = None
-    """The main process: by it a run that was killed is told from one that goes on."""
+    """The main process, which tells a killed run from one in progress."""
 
 
 class Run(BaseModel):
-    """What is written to run.json."""
+    """The contents of run.json."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(default_factory=lambda: uuid.uuid4().hex)
     attempts: tuple[Attempt, ...] = ()
     models: dict[str, str] = {}
-    """What each reference of the config meant when the run began: `sft@prod` -> `sft@sha256:...`."""
+    """Each reference of the config, resolved when the run began: `sft@prod` -> `sft@sha256:...`."""
 
     @classmethod
     def read(cls, run_dir: Path) -> Run | None:
-        """None where there is none, as in a folder that no command line opened.
+        """Read run.json; None if there is none, as in a folder that no command line opened.
 
         Raises:
             UserError: the file is damaged.
@@ -67,12 +77,12 @@ class Run(BaseModel):
             return None
         except (OSError, ValidationError) as error:
             raise UserError(
-                f"{path} cannot be read ({str(error).splitlines()[0]}), and says which run this is; start again with "
+                f"{path}, which identifies the run, cannot be read ({str(error).splitlines()[0]}); start again with "
                 "--overwrite or under another name"
             ) from None
 
     def write(self, run_dir: Path) -> Run:
-        """Put the file in place, whole."""
+        """Write the file atomically."""
         part = run_dir / f".{FILE}.part"
         part.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
         part.replace(run_dir / FILE)
@@ -85,14 +95,14 @@ class Run(BaseModel):
 
     @property
     def attempt(self) -> int:
-        """From 1."""
+        """The number of this attempt, from 1."""
         return max(1, len(self.attempts))
 
     @property
     def resumed_from(self) -> str | None:
-        """The checkpoint that this attempt goes on from."""
+        """The checkpoint that this attempt resumes from."""
         return self.attempts[-1].resumed_from if self.attempts else None
 
     def publish_id(self, name: str) -> str:
-        """By which a publish of this run is known when it is tried again."""
+        """The id by which a repeated publish of this run is recognised."""
         return f"{self.id}-{name}"

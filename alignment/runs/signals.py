@@ -1,12 +1,12 @@
-"""What is wanted of a run from outside while it trains: a checkpoint, an early end, or room for another job.
+"""Controlling a running job from outside: request a checkpoint, an early stop, or a preemption.
 
-    touch RUN/CHECKPOINT    save a checkpoint and go on
-    touch RUN/STOP          end here as if the last step were done: evaluate, publish
-    touch RUN/PREEMPT       save a checkpoint and leave with code 75, to be started again with --resume auto
+    touch RUN/CHECKPOINT    save a checkpoint and continue
+    touch RUN/STOP          stop here as if the last step were done: evaluate, publish
+    touch RUN/PREEMPT       save a checkpoint and exit with code 75, to be started again with --resume auto
 
-SIGTERM and SIGUSR1 to any process, and the end of the launcher, are as the last. The run asks at each boundary (an
-optimizer step; for PPO an iteration), and all processes agree in one small collective: a launcher signals them one
-after the other, and two that went by different signals would leave each other in a collective.
+SIGTERM or SIGUSR1 to any process, and the end of the launcher, act like PREEMPT. The run polls at each step boundary
+(an optimizer step; for PPO an iteration), and all ranks agree in one small collective: a launcher signals its
+processes one after the other, and ranks acting on different signals would deadlock.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ import psutil
 from alignment.errors import Preempted
 from alignment.runs.journal import Journal
 
-CODE = 75
-"""EX_TEMPFAIL: start me again."""
-GRACE = 30
-"""Seconds from torch's launcher's SIGTERM to its SIGKILL, unless PET_SHUTDOWN_TIMEOUT says otherwise."""
-LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
-"""Set by `accelerate launch` and torch's launcher for the processes that they start."""
+PREEMPTED_CODE = 75
+"""EX_TEMPFAIL: the exit code that asks a scheduler to requeue the job."""
+GRACE_SECONDS = 30
+"""Time from the SIGTERM of torch's launcher to its SIGKILL, unless PET_SHUTDOWN_TIMEOUT sets another."""
+LAUNCHER_VARIABLES = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
+"""Variables that `accelerate launch` and torch's launcher set for their processes."""
 
 
 class Wanted(IntEnum):
-    """In the order of what goes before what."""
+    """A request to the run; the larger value takes precedence."""
 
     NOTHING = 0
     CHECKPOINT = 1
@@ -64,18 +64,18 @@ FILES = (Wanted.PREEMPT, Wanted.STOP, Wanted.CHECKPOINT)
 
 
 class Listener:
-    """What this process has been told."""
+    """The signals that this process has received."""
 
     def __init__(self) -> None:
         self._signal = Wanted.NOTHING
-        # Only a launcher's end is the run's: that of the shell which started it with nohup is not.
+        # The end of a launcher ends the run; the end of a shell that started it with nohup does not.
         self._launcher = os.getppid() if launched() else None
 
     def note(self, number: int, frame: FrameType | None) -> None:
         self._signal = max(self._signal, Wanted[signal.Signals(number).name])
 
-    def heard(self) -> Wanted:
-        # A launcher of one process does not hand SIGTERM on, and dies of it.
+    def pending(self) -> Wanted:
+        # The launcher of a single process dies of SIGTERM without forwarding it.
         if self._launcher is not None and os.getppid() != self._launcher:
             return max(self._signal, Wanted.LAUNCHER_GONE)
         return self._signal
@@ -83,7 +83,7 @@ class Listener:
 
 def launched() -> bool:
     """Whether the parent process is a launcher."""
-    return any(name in os.environ for name in LAUNCHED)
+    return any(name in os.environ for name in LAUNCHER_VARIABLES)
 
 
 _listener: Listener | None = None
@@ -91,9 +91,9 @@ _listener: Listener | None = None
 
 @contextmanager
 def listen() -> Iterator[None]:
-    """Inside, SIGTERM and SIGUSR1 do not end the process but are answered at the next boundary."""
+    """Defer SIGTERM and SIGUSR1 to the next step boundary instead of ending the process."""
     global _listener
-    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield
         return
     _listener = Listener()
@@ -103,7 +103,7 @@ def listen() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    os.register_at_fork(after_in_child=restore)  # a pool ends its workers with SIGTERM, and waits for that
+    os.register_at_fork(after_in_child=restore)  # a pool ends its workers with SIGTERM and waits for them
     try:
         yield
     finally:
@@ -111,29 +111,29 @@ def listen() -> Iterator[None]:
         _listener = None
 
 
-def ask(run_dir: Path) -> Wanted:
-    """What is wanted now: the same on every process, each of which must call this."""
+def poll(run_dir: Path) -> Wanted:
+    """The current request; every rank must call this and gets the same."""
     from alignment.distributed import processes
 
-    wanted = _listener.heard() if _listener else Wanted.NOTHING
+    wanted = _listener.pending() if _listener else Wanted.NOTHING
     if processes.is_main_process():
-        there = (file for file in FILES if (run_dir / file.name).exists())
-        wanted = max(wanted, next(there, Wanted.NOTHING))
-    return Wanted(processes.greatest(int(wanted)))
+        requests = (file for file in FILES if (run_dir / file.name).exists())
+        wanted = max(wanted, next(requests, Wanted.NOTHING))
+    return Wanted(processes.all_reduce_max_on_host(int(wanted)))
 
 
-def leave_if_preempted(run_dir: Path) -> None:
-    """To be called by every process where there is nothing to save yet.
+def exit_if_preempted(run_dir: Path) -> None:
+    """Exit on a pending preemption while there is nothing to save yet; every rank must call this.
 
     Raises:
-        Preempted: this run is to make room.
+        Preempted: the run must make room for another job.
     """
-    if (wanted := ask(run_dir)).preempts:
-        answer(run_dir, wanted)
+    if (wanted := poll(run_dir)).preempts:
+        acknowledge(run_dir, wanted)
 
 
-def answer(run_dir: Path, wanted: Wanted) -> NoReturn:
-    """Leave; the next attempt is not to be told once more.
+def acknowledge(run_dir: Path, wanted: Wanted) -> NoReturn:
+    """Remove RUN/PREEMPT, so that the next attempt does not see it, and exit.
 
     Raises:
         Preempted: always.
@@ -146,14 +146,13 @@ def answer(run_dir: Path, wanted: Wanted) -> NoReturn:
 
 
 def clear(run_dir: Path, *files: Wanted) -> None:
-    """Take away the files that have been answered; all of them by default."""
+    """Remove request files that have been handled; all of them by default."""
     for file in files or FILES:
         (run_dir / file.name).unlink(missing_ok=True)
 
 
-def forget_earlier(run_dir: Path) -> None:
-    """Take away a RUN/PREEMPT from before this launch, whose run was killed before it could answer; one that came
-    while this one was starting stands."""
+def clear_stale_preempt(run_dir: Path) -> None:
+    """Remove a RUN/PREEMPT that is older than this launch: its run was killed before it could handle it."""
     process = psutil.Process()
     first = (process.parent() if launched() else None) or process
     with suppress(OSError):
@@ -162,37 +161,37 @@ def forget_earlier(run_dir: Path) -> None:
 
 
 class Control:
-    """Asks at a run's boundaries, and answers there; every process makes one."""
+    """Polls and handles requests at a run's step boundaries; every rank makes one."""
 
     def __init__(self, run_dir: Path, journal: Journal) -> None:
         self.run_dir, self._journal = run_dir, journal
-        self._asked_at: float | None = None
+        self._polled_at: float | None = None
         self._step_seconds = 0.0
         self._warned = False
 
-    def ask(self, step: int) -> Wanted:
-        """What is wanted after a step; that it is to be the last is written down."""
+    def poll(self, step: int) -> Wanted:
+        """The request after a step; a stop is journalled."""
         now = time.monotonic()
-        self._step_seconds = now - self._asked_at if self._asked_at is not None else 0.0
-        self._asked_at = now
-        wanted = ask(self.run_dir)
+        self._step_seconds = now - self._polled_at if self._polled_at is not None else 0.0
+        self._polled_at = now
+        wanted = poll(self.run_dir)
         if wanted is Wanted.STOP:
             self._journal.event("stopped", step=step)
         return wanted
 
     def save(self, wanted: Wanted, step: int, save: Callable[[], Any]) -> None:
-        """Save a checkpoint that is due or wanted, once.
+        """Save a checkpoint that is due or requested.
 
         Raises:
-            Preempted: when it is saved, if that is what was wanted.
+            Preempted: after saving, if a preemption was requested.
         """
-        if wanted.preempts:  # before it is saved, as what comes after is cut off when the run goes on
+        if wanted.preempts:  # a line after the checkpoint would be truncated on resume
             self._journal.event("preempted", step=step, reason=wanted.reason)
         started = time.monotonic()
         save()
         if wanted.preempts:
-            answer(self.run_dir, wanted)
-        self._warn_of_grace(time.monotonic() - started)
+            acknowledge(self.run_dir, wanted)
+        self._warn_if_grace_is_short(time.monotonic() - started)
         if wanted is Wanted.CHECKPOINT:
             self._journal.event("checkpoint", step=step)
             from alignment.distributed import processes
@@ -200,18 +199,19 @@ class Control:
             if processes.is_main_process():
                 clear(self.run_dir, Wanted.CHECKPOINT)
 
-    def _warn_of_grace(self, save_seconds: float) -> None:
-        """Say once that a launcher would kill this run before its checkpoint is saved."""
+    def _warn_if_grace_is_short(self, save_seconds: float) -> None:
+        """Warn once if the launcher could kill this run before its checkpoint is saved."""
         from alignment.distributed import processes
 
         needed = self._step_seconds + save_seconds
-        told = any(name in os.environ for name in ("PET_SHUTDOWN_TIMEOUT", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"))
-        if self._warned or told or needed < GRACE / 2 or "TORCHELASTIC_RUN_ID" not in os.environ:
+        is_set = any(name in os.environ for name in ("PET_SHUTDOWN_TIMEOUT", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"))
+        if self._warned or is_set or needed < GRACE_SECONDS / 2 or "TORCHELASTIC_RUN_ID" not in os.environ:
             return
         self._warned = True
         if processes.is_main_process():
             print(
-                f"warning: a step and a checkpoint took {needed:.0f} s, and the launcher kills processes {GRACE} s "
-                f"after SIGTERM; set PET_SHUTDOWN_TIMEOUT={max(300, int(4 * needed))} where it is started",
+                f"warning: a step and a checkpoint took {needed:.0f} s, and the launcher kills processes "
+                f"{GRACE_SECONDS} s after SIGTERM; set PET_SHUTDOWN_TIMEOUT={max(300, int(4 * needed))} where it is "
+                "started",
                 file=sys.stderr,
             )

@@ -1,8 +1,8 @@
-"""Going on with another number of processes: the same rows in each step, none lost or doubled.
+"""Resuming at another world size: each step trains on the same rows, none lost or doubled.
 
-What an optimizer step trains on is one stretch of the epoch's order, whoever works on which part of it, so the batch of
-all processes together has to stay as it was. Plain checkpoints hold the whole optimizer; what DeepSpeed's ZeRO has
-parted is put together and parted anew (`universal.py`).
+An optimizer step trains on one slice of the epoch's order, however the ranks share it, so the global batch must stay
+the same. Plain checkpoints hold the full optimizer; ZeRO's shards are merged and split again
+(`alignment.distributed.zero_checkpoint`).
 """
 
 from __future__ import annotations
@@ -14,20 +14,28 @@ from typing import Any
 from alignment.errors import CheckpointError
 from alignment.seeds import seeded_state
 
-PER_DEVICE, ACCUMULATED = "per_device_train_batch_size", "gradient_accumulation_steps"
+PER_DEVICE = "per_device_train_batch_size"
+ACCUMULATED = "gradient_accumulation_steps"
 BATCH_KEYS = (f"training.{PER_DEVICE}", f"training.{ACCUMULATED}")
 DEFAULTS = {PER_DEVICE: 8, ACCUMULATED: 1}
-"""transformers'."""
-SUMMED, AVERAGED = ("sums", "tokens_seen"), ("loss",)
-"""What processes add up, and what they take the mean of, when they write a line to the log."""
+"""The defaults of transformers."""
+SUMMED = ("sums", "tokens_seen")
+"""Running statistics that the ranks sum for a line of the log."""
+AVERAGED = ("loss",)
+"""Running statistics that the ranks average for a line of the log."""
 
 
 def same_batches(before: Mapping[str, Any], now: Mapping[str, Any], saved: int, processes: int) -> bool:
-    """Whether two configs of a TRL stage make optimizer batches of the same size on so many processes. (PPO's are of
-    all processes as they stand in the config.)
+    """Whether two configs of a TRL stage have the same global batch size, each at its world size.
+
+    (PPO's config gives global batch sizes.)
+
+    Args:
+        saved: world size of the run that saved the checkpoint.
+        processes: world size of this launch.
 
     Raises:
-        CheckpointError: the number of processes is another, and the batches are too.
+        CheckpointError: both the world size and the global batch size differ.
     """
     old, new = (
         {key: config["training"].get(key, value) for key, value in DEFAULTS.items()} for config in (before, now)
@@ -51,33 +59,35 @@ def _product(values: Mapping[str, int], processes: int) -> str:
 def _advice(batch: int, new: Mapping[str, int], processes: int) -> str:
     if batch % processes:
         return f"launch a number of processes that divides {batch}"
-    own = batch // processes
-    if own % new[PER_DEVICE] == 0:
-        return f"set {BATCH_KEYS[1]}={own // new[PER_DEVICE]}"
-    return f"set {BATCH_KEYS[0]}={own} {BATCH_KEYS[1]}=1"
+    per_process = batch // processes
+    if per_process % new[PER_DEVICE] == 0:
+        return f"set {BATCH_KEYS[1]}={per_process // new[PER_DEVICE]}"
+    return f"set {BATCH_KEYS[0]}={per_process} {BATCH_KEYS[1]}=1"
 
 
 def redistributed(states: Sequence[Mapping[str, Any]], index: int, seed: int) -> dict[str, Any]:
-    """What a process goes on with where another number of them have saved theirs: sums stand with the first alone,
-    means with each, and a process that there was not draws from a stream of its own."""
-    own = dict(states[index] if index < len(states) else states[0])
+    """The state of rank `index` from the states that another number of ranks saved.
+
+    Rank 0 takes all sums, every rank takes the means, and a rank that did not exist gets a random stream of its own.
+    """
+    state = dict(states[index] if index < len(states) else states[0])
     if index >= len(states):
-        own["random"] = seeded_state(seed)
+        state["random"] = seeded_state(seed)
     import torch
 
-    parts = [state["running"] for state in states]
-    running = dict(parts[0])
+    saved = [rank_state["running"] for rank_state in states]
+    running = dict(saved[0])
     for name in SUMMED:
         if name in running:
-            total = _sum([part[name] for part in parts])
+            total = _sum([statistics[name] for statistics in saved])
             running[name] = total if index == 0 else _sum([total], 0)
     for name in AVERAGED:
-        running[name] = torch.stack([part[name] for part in parts]).mean(0)
-    return own | {"running": running, "epoch_random": states[0]["epoch_random"]}
+        running[name] = torch.stack([statistics[name] for statistics in saved]).mean(0)
+    return state | {"running": running, "epoch_random": states[0]["epoch_random"]}
 
 
 def _sum(values: Sequence[Any], scale: int = 1) -> Any:
-    """Of tensors, or of lists of them place by place."""
+    """The scaled sum of tensors, or of lists of tensors element by element."""
     import torch
 
     if isinstance(values[0], list):
@@ -85,10 +95,10 @@ def _sum(values: Sequence[Any], scale: int = 1) -> Any:
     return torch.stack(list(values)).sum(0) * scale
 
 
-def say(saved: int, now: int) -> None:
-    """That the run goes on with another number of processes, and what of that shows in the result."""
+def log_world_size_change(saved: int, now: int) -> None:
+    """Print the effects of resuming at another world size."""
     print(
-        f"resume: saved by {saved} processes, and there are {now}: the same rows in each step, and losses that are the "
-        "same but for rounding; where the model has dropout, it drops others",
+        f"resume: saved by {saved} processes, and there are {now}: each step trains on the same rows, and losses are "
+        "the same up to rounding; dropout, if the model has it, draws other masks",
         file=sys.stderr,
     )

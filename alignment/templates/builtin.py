@@ -5,6 +5,8 @@ Each ends the prompt in a line break and trims the answer, and marks the assista
 trim_blocks, which swallows a bare one.
 """
 
+from __future__ import annotations
+
 INPUT_HEADING = "\n\n### Input:\n"
 """Stands between an instruction and its input in a user's turn. So the input is a section of its own under the Alpaca
 templates, and is neither lost nor moved under any other, nor between training, rating, PPO and evaluation."""

@@ -25,9 +25,11 @@ ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
 def make_arguments(
     cls: type[ArgumentsT], config: TrainerConfig, defaults: Mapping[str, Any], *, no_eval: bool, **owned: Any
 ) -> ArgumentsT:
-    """Build a TRL config from the `training` section over a stage's defaults, with what the suite owns on top.
+    """Build a TRL config from the `training` section over a stage's defaults.
 
-    `no_eval` says that nothing is held out, so that there is nothing to evaluate on in between.
+    Args:
+        no_eval: whether there are no held-out rows, so that no evaluation can run during training.
+        owned: arguments that the suite sets itself.
     """
     merged = trainer_arguments(cls, defaults, config.training)
     trains_weights = config.model.method not in ADAPTERS  # an adapter is float32 beside weights of any type
@@ -40,7 +42,7 @@ def make_arguments(
     merged.setdefault("bf16", processes.bf16_by_default())
     if no_eval:
         merged["eval_strategy"] = "no"
-    _take_out_best_model(merged, no_eval)
+    pop_best_model_arguments(merged, no_eval)
     processes.start_processes()
     with refused_arguments():
         arguments = cls(
@@ -61,8 +63,8 @@ def make_arguments(
     return arguments
 
 
-def _take_out_best_model(merged: dict[str, Any], no_eval: bool) -> None:
-    """`alignment.training.best_model` reads these from the config; transformers would ask for checkpoints."""
+def pop_best_model_arguments(merged: dict[str, Any], no_eval: bool) -> None:
+    """Check and remove the arguments that `alignment.training.best_model` handles in place of transformers."""
     best = BestModelArguments.of(merged)
     if best.early_stopping_patience is None and best.early_stopping_threshold:
         raise ConfigError(
@@ -88,7 +90,7 @@ def _take_out_best_model(merged: dict[str, Any], no_eval: bool) -> None:
 
 @contextmanager
 def refused_arguments() -> Iterator[None]:
-    """What a TRL config or trainer says against its arguments, as one line about the `training` section."""
+    """Turn an error of a TRL config or trainer about its arguments into one line about the `training` section."""
     try:
         yield
     except UserError:
@@ -98,10 +100,10 @@ def refused_arguments() -> Iterator[None]:
 
 
 def batch_plan(merged: Mapping[str, Any], world_size: int) -> dict[str, int]:
-    """What is global, per device and accumulated.
+    """Batch sizes: global, per device, and accumulated.
 
     Args:
-        merged: trainer arguments with the stage's defaults underneath.
+        merged: trainer arguments over the stage's defaults.
     """
     per_device = int(merged.get("per_device_train_batch_size", 8))
     accumulated = int(merged.get("gradient_accumulation_steps", 1))
@@ -114,14 +116,14 @@ def batch_plan(merged: Mapping[str, Any], world_size: int) -> dict[str, int]:
 
 
 def memory_plan(make: Callable[[], Workload], sources: Mapping[str, ModelSource], world_size: int) -> dict[str, Any]:
-    """Parameters, and the memory of one process as it was launched (`alignment.memory.plan`), for `--dry-run`.
+    """Parameter counts, and the memory of one process of this launch (`alignment.memory.plan`), for `--dry-run`.
 
     Args:
-        make: the run; it may say that it does not know the architecture.
-        sources: models whose files are looked at.
+        make: builds the workload; it may raise UnknownShape.
+        sources: models whose parameters are counted, by role.
 
     Raises:
-        ModelError: a damaged file.
+        ModelError: a file is damaged.
     """
     counts = {
         role: num_parameters(source.config_path if source.base else source.path) for role, source in sources.items()

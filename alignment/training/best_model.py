@@ -1,10 +1,10 @@
-"""Publishing the model of the best evaluation, and stopping when there has been no better one for a while.
+"""Publishing the model of the best evaluation, and early stopping.
 
 The best of several evaluations owes part of its lead to luck. So half of the held-out prompts choose it, and its
-figures are reported on the other half (`held_out_halves`); a run with one evaluation alone reports on all.
+metrics are reported on the other half (`held_out_halves`); a run with a single evaluation reports on all.
 
-The names and their meaning are those of transformers. Its own `load_best_model_at_end` writes whole checkpoints, with
-the optimizer; here the model alone is kept, in `RUN/best`, and goes from there to the registry.
+Names and meanings are those of transformers. Its own `load_best_model_at_end` writes full checkpoints with the
+optimizer; here only the model is kept, in `RUN/best`, and published from there.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from alignment.runs.journal import Recorder
 
 
 class BestModel(TrainerCallback):
-    """Saves the model at each new best evaluation; every process takes part, because ZeRO-3 gathers.
+    """Saves the model at each new best evaluation; every rank takes part, because ZeRO-3 gathers.
 
-    The figures of an evaluation are the same on all processes, and so is what each of them decides.
+    The metrics of an evaluation are the same on all ranks, so all ranks decide alike.
 
     Args:
-        report: gives a figure of the model in memory on the rows that choose nothing; called on every process at each
-            new best evaluation, because that model is not in memory when the training is over.
+        report: measures the model in memory on the reporting half; called on every rank at each new best evaluation,
+            because that model is no longer in memory when the training is over.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class BestModel(TrainerCallback):
         self.evaluations = 0
         """Evaluations among which the best one is chosen."""
         self.reported: float | None = None
-        """What `report` said of the best model."""
+        """The value of `report` for the best model."""
 
     @property
     def is_chosen(self) -> bool:
@@ -69,15 +69,15 @@ class BestModel(TrainerCallback):
         return self.step is not None and self.evaluations > 1
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        value = self._figure(state)
-        ahead = None if self._best is None else self._sign * (value - self._best)
-        # As transformers' EarlyStoppingCallback: any improvement is a new best, only a large one resets the patience.
-        if value == value and (ahead is None or ahead > self._arguments.early_stopping_threshold):
+        value = self._metric_value(state)
+        lead = None if self._best is None else self._sign * (value - self._best)
+        # As in transformers' EarlyStoppingCallback, any gain is a new best, but only a large one resets the patience.
+        if value == value and (lead is None or lead > self._arguments.early_stopping_threshold):
             self._failures = 0
         else:
             self._failures += 1
         self.evaluations += 1
-        if value == value and (ahead is None or ahead > 0):
+        if value == value and (lead is None or lead > 0):
             self._best, self.step = value, state.global_step
             self._save()
             self.reported = None if self._report is None else self._report()
@@ -88,14 +88,14 @@ class BestModel(TrainerCallback):
             self._journal.event("stopped_early", step=state.global_step, evaluations_without_a_best=self._failures)
 
     def _save(self) -> None:
-        """Into a new folder, which then takes the old one's place: checkpoints have links to the files of that."""
+        """Save into a new folder that replaces the old one, since checkpoints hold links to the old files."""
         part = self.folder.with_name(f".{self.folder.name}.part")
         if processes.is_main_process():
             shutil.rmtree(part, ignore_errors=True)
         processes.wait_for_everyone()
         self._trainer.save_model(str(part))
         if processes.is_main_process():
-            (part / "training_args.bin").unlink(missing_ok=True)  # a pickle
+            (part / "training_args.bin").unlink(missing_ok=True)  # it is a pickle
             shutil.rmtree(self.folder, ignore_errors=True)
             part.rename(self.folder)
 
@@ -109,25 +109,25 @@ class BestModel(TrainerCallback):
         self._best, self._failures, self.step = state["best"], state["failures"], state["step"]
         self.evaluations, self.reported = state["evaluations"], state["reported"]
 
-    def _figure(self, state: TrainerState) -> float:
-        """From the log, since TRL's trainers put their own figures (accuracy) there alone."""
+    def _metric_value(self, state: TrainerState) -> float:
+        """The metric from the log, the only place where TRL's trainers put their own metrics, such as accuracy."""
         row = state.log_history[-1] if state.log_history else {}
         if self._metric not in row:
             known = ", ".join(sorted(name.removeprefix("eval_") for name in row if name.startswith("eval_")))
-            found = self._metric.removeprefix("eval_")
+            metric = self._metric.removeprefix("eval_")
             raise ConfigError(
-                f"training.metric_for_best_model={found}: an evaluation gives no such figure; there are {known}"
+                f"training.metric_for_best_model={metric}: an evaluation gives no such metric; there are {known}"
             )
         return float(row[self._metric])
 
 
 def held_out_halves(training: dict[str, Any], prompts: Sequence[Hashable]) -> tuple[list[int], list[int]]:
-    """Numbers of the held-out rows that are evaluated in training, and of those that a chosen model is reported on.
+    """Indices of the held-out rows that choose the best model, and of those that it is reported on.
 
-    Both are all rows where the `training` section keeps no best model, or where all rows are of one prompt.
+    Both are all rows if the `training` section keeps no best model, or if all rows share one prompt.
 
     Args:
-        prompts: what tells the prompt of each row.
+        prompts: a key that identifies the prompt of each row.
     """
     everything = list(range(len(prompts)))
     if not BestModelArguments.of(training).wanted or len(set(prompts)) < 2:
@@ -153,8 +153,10 @@ def keep_best(
 
 
 def published_step(trainer: Trainer, best: BestModel | None) -> int:
-    """The optimizer step whose model is published. To be called when the training is over: the last model is
-    evaluated where it was not, because it may be the best."""
+    """The optimizer step of the published model.
+
+    Call it when the training is over. The last model is evaluated if it was not, because it may be the best.
+    """
     last = int(trainer.state.global_step)
     if best is None:
         return last
@@ -165,7 +167,7 @@ def published_step(trainer: Trainer, best: BestModel | None) -> int:
 
 @contextmanager
 def finished_model(trainer: Trainer, best: BestModel | None, run_dir: Path) -> Iterator[Path]:
-    """A folder with the model to publish, on every process: the best one if one was kept, else the trainer's."""
+    """A folder with the model to publish, on every rank: the best one if one was kept, else the trainer's."""
     if best is not None and best.step is not None:
         yield best.folder
         if processes.is_main_process():

@@ -1,4 +1,4 @@
-"""The suite's services inside a TRL trainer: the journal, the progress line, and an eye on overfitting."""
+"""Callbacks of a TRL trainer: the journal, the progress line, and a check for overfitting."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ RENAMES = {
     "train_samples_per_second": "train/samples_per_second",
     "eval_runtime": "time/eval",
 }
-LEFT_OUT = {
+OMITTED = {
     "step", "total_flos", "num_input_tokens_seen", "train_steps_per_second", "train_tokens_per_second",
     "eval_samples_per_second", "eval_steps_per_second",
 }  # fmt: skip
-"""What tells nothing that another name does not."""
+"""Logged values that add nothing to the other metrics."""
 
 
 OVERFITTING = "overfitting"
-ROSE = 0.01
-"""By how much of its lowest value a held-out loss must have risen to have risen."""
+RISE_THRESHOLD = 0.01
+"""Relative rise over the minimum that counts as overfitting."""
 
 
 def overfitting(history: Sequence[Mapping[str, Any]]) -> str | None:
-    """In words, if the latest held-out loss is above its lowest while the training loss fell further; else None.
+    """A sentence if the held-out loss has risen above its minimum while the training loss fell, else None.
 
     Args:
         history: rows of a trainer's log with `step` and `loss` or `eval_loss`, the last of them an evaluation.
@@ -45,40 +45,41 @@ def overfitting(history: Sequence[Mapping[str, Any]]) -> str | None:
     (step, now), steps = evaluated[-1], [step for step, _ in evaluated]
     best_step, best = min(evaluated[:-1], key=lambda pair: pair[1])
 
-    def trained_before(last: int, since: int = -1) -> list[float]:
-        first = max((each for each in steps if each < last), default=-1)
+    def training_losses(last: int, since: int = -1) -> list[float]:
+        """Training losses between the evaluation at step `last` and the one before."""
+        first = max((earlier for earlier in steps if earlier < last), default=-1)
         so_far = [(row["step"], row["loss"]) for row in history if "loss" in row and row["step"] <= last]
         between = [loss for at, loss in so_far if at > first]
-        # Where the log has fewer lines than there are evaluations, the line before tells of it.
+        # With fewer log lines than evaluations, the last line before counts.
         return between or [loss for at, loss in so_far[-1:] if at > since]
 
-    before, after = trained_before(best_step), trained_before(step, since=best_step)
-    if now <= best + ROSE * abs(best) or not before or not after or not fmean(after) < fmean(before):
+    before, after = training_losses(best_step), training_losses(step, since=best_step)
+    if now <= best + RISE_THRESHOLD * abs(best) or not before or not after or not fmean(after) < fmean(before):
         return None
     return (
         f"the held-out loss is {now:.3f}, up from {best:.3f} at step {best_step}, while the training loss fell from "
-        f"{fmean(before):.3f} to {fmean(after):.3f}: the model memorises its rows; train for fewer epochs, or set "
+        f"{fmean(before):.3f} to {fmean(after):.3f}: the model is overfitting; train for fewer epochs, or set "
         "training.load_best_model_at_end=true"
     )
 
 
 class JournalCallback(TrainerCallback):
-    """Writes what a trainer logs to the journal (`train/loss`, `eval/loss`) and shows one progress line.
+    """Writes a trainer's log to the journal (`train/loss`, `eval/loss`) and shows one progress line.
 
     Args:
-        keeps_best: the model of the best evaluation is published, so that overfitting after it does no harm.
+        keeps_best: whether the model of the best evaluation is published, so that later overfitting does no harm.
     """
 
     def __init__(self, journal: Recorder, description: str, enabled: bool, keeps_best: bool) -> None:
         self._journal = journal
         self._description = description
         self._enabled = enabled
-        self._overfitted: Level = "note" if keeps_best else "warning"
+        self._overfitting_level: Level = "note" if keeps_best else "warning"
         self._stack = ExitStack()
         self._line: ProgressLine | None = None
         self._shown: dict[str, float] = {}
         self._predicted = 0
-        """Batches of the evaluation that goes on."""
+        """Batches done in the current evaluation."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -88,11 +89,11 @@ class JournalCallback(TrainerCallback):
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """How far an evaluation has come; `alignment.distributed.ticker` prints it where it takes long."""
+        """Report the progress of an evaluation; `alignment.distributed.ticker` prints it if it takes long."""
         total = len(kwargs["eval_dataloader"])
         self._predicted = self._predicted % total + 1
-        after = f"the evaluation after step {state.global_step}, batch {self._predicted} of {total}"
-        heartbeat.enter(after, patient=state.global_step >= state.max_steps)
+        phase = f"the evaluation after step {state.global_step}, batch {self._predicted} of {total}"
+        heartbeat.enter(phase, patient=state.global_step >= state.max_steps)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._line is not None:
@@ -114,7 +115,7 @@ class JournalCallback(TrainerCallback):
     ) -> None:
         metrics = {}
         for name, value in (logs or {}).items():
-            if name in LEFT_OUT or not isinstance(value, (int, float)):
+            if name in OMITTED or not isinstance(value, (int, float)):
                 continue
             renamed = RENAMES.get(name, name)
             if renamed.startswith("eval_"):
@@ -122,16 +123,16 @@ class JournalCallback(TrainerCallback):
             metrics[renamed if "/" in renamed else f"train/{renamed}"] = float(value)
         self._journal.log(state.global_step, metrics)
         if "eval_loss" in (logs or {}):
-            self._watch(state)
+            self._check_overfitting(state)
         self._shown = {name: float(value) for name, value in (logs or {}).items() if name in ("loss", "accuracy")}
 
-    def _watch(self, state: TrainerState) -> None:
-        """From the log alone, which checkpoints hold: a resumed run says what the whole one would."""
-        earlier = [number for number, row in enumerate(state.log_history[:-1]) if "eval_loss" in row]
+    def _check_overfitting(self, state: TrainerState) -> None:
+        """Update the overfitting finding from the log alone, which checkpoints hold, so a resumed run agrees."""
+        earlier = [index for index, row in enumerate(state.log_history[:-1]) if "eval_loss" in row]
         before = overfitting(state.log_history[: earlier[-1] + 1]) if earlier else None
         now = overfitting(state.log_history)
         if now is not None and before is None:
-            self._journal.finding(state.global_step, OVERFITTING, self._overfitted, now)
+            self._journal.finding(state.global_step, OVERFITTING, self._overfitting_level, now)
         elif now is None and before is not None:
             self._journal.cleared(state.global_step, OVERFITTING)
 

@@ -1,4 +1,4 @@
-"""The check that each training run makes of its data, on the rows that it reads and encodes anyway."""
+"""The data check of each training run, on the rows that it reads and encodes anyway."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from alignment.terminal import one_line
 
 
 def check_before_training(config: RunConfig, inspector: Inspector | None) -> DataReport:
-    """What was found in the rows of a run; main process only. Nothing is written or said: a dry run comes here too.
+    """The report on a run's rows; main process only. Nothing is written or printed, since a dry run calls this too.
 
     Args:
-        inspector: has looked at each row (`Inspector.look`).
+        inspector: has seen each row (`Inspector.look`).
 
     Raises:
         DataError: training on these rows would be pointless.
@@ -35,18 +35,18 @@ DATA_WATCHED = ("set aside", "data check")
 
 
 def note_findings(journal: Journal, report: DataReport) -> None:
-    """What there is to look at in the data as findings of the run: the rows set aside, and all else in one."""
+    """Journal the report as findings of the run: one for the rows set aside, and one for everything else."""
     for finding in report.findings:
         if finding.kind == "set_aside" and finding.level != "note":
             journal.finding(0, "set aside", finding.level, f"{finding.text}; {finding.advice}")
-    others = [each for each in report.findings if each.kind != "set_aside" and each.level != "note"]
+    others = [finding for finding in report.findings if finding.kind != "set_aside" and finding.level != "note"]
     if others:
-        worst = min((each.level for each in others), key=LEVELS.index)
-        journal.finding(0, "data check", worst, "; ".join(each.text for each in others))
+        worst = min((finding.level for finding in others), key=LEVELS.index)
+        journal.finding(0, "data check", worst, "; ".join(finding.text for finding in others))
 
 
 def write_report(run_dir: Path, report: DataReport) -> None:
-    """Say on stderr what was found, and keep it in `RUN/data_report.json` and `RUN/data_report.html`."""
+    """Print the findings to stderr, and write them to `RUN/data_report.json` and `RUN/data_report.html`."""
     (run_dir / "data_report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     (run_dir / "data_report.html").write_text(html_page(report), encoding="utf-8")
     print(f"data: {report.verdict}; see {run_dir / 'data_report.html'}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Opening what a run writes: its journal with the W&B mirror, and its checkpoints."""
+"""Opening a run's outputs: its journal with the W&B mirror, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from alignment.tracking.wandb_sink import WandbSink
 
 
 def open_journal(config: RunConfig, stage: str, start: Start | None = None) -> Journal:
-    """The run's journal with its W&B mirror, on the main process; a silent one elsewhere.
+    """The run's journal with its W&B mirror on the main process, and a disabled one on other ranks.
 
     Args:
-        start: where the run goes on; the journal is cut off there.
+        start: the checkpoint to resume from; the journal is truncated there.
     """
     is_main = processes.is_main_process()
     run = start.run if start else Run()
@@ -55,10 +55,10 @@ def open_journal(config: RunConfig, stage: str, start: Start | None = None) -> J
 def open_checkpoints(
     config: RunConfig, start: Start, journal: Journal, *, keep: int, data: Any, part: str | None = None
 ) -> Checkpoints:
-    """The run's checkpoints, once it is known that it can go on from the one that it starts from.
+    """The run's checkpoints, after checking that the run can resume from the one in `start`.
 
     Args:
-        data: fingerprints of all data that is trained or judged on.
+        data: fingerprints of all training and evaluation data.
     """
     data = hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
     backend = f"DeepSpeed ZeRO-{stage}" if (stage := processes.launched_zero_stage()) else "no DeepSpeed"
@@ -70,5 +70,5 @@ def open_checkpoints(
 
 
 def backend_event(journal: Recorder, trainer: Trainer) -> None:
-    """Write down what really runs; a launch that fell back to one process must not go unseen."""
+    """Recorder the backend in use, so that a silent fallback to one process is visible."""
     journal.event("backend", **processes.backend(trainer.accelerator, trainer.model_wrapped))

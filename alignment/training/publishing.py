@@ -1,4 +1,4 @@
-"""What the two TRL stages share: starting model, trainer arguments, the batch plan, and publishing."""
+"""Publishing a stage's model: the registry, pinned references, and the published version."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from alignment.training.start_model import compared_parts
 
 
 def open_registry(config: RunConfig, run: Run | None = None) -> Registry:
-    """The config's registry; an alias that could not be set after the training is refused before it.
+    """The config's registry; a bad `registry.alias` is refused here, before the training.
 
     Args:
-        run: what its references meant when it began is what they mean.
+        run: pins references to what they meant when the run began.
     """
     if config.registry.alias:
         try:
@@ -35,7 +35,7 @@ def open_registry(config: RunConfig, run: Run | None = None) -> Registry:
 
 
 def pin_models(config: RunConfig, registry: Registry, run: Run) -> None:
-    """Write down what each reference meant that was looked up so far: an alias may move while the run lies still."""
+    """Save the meaning of each reference that was resolved, since an alias may move before the run is resumed."""
     if processes.is_main_process() and run.attempts:
         run.model_copy(
             update={"models": {**run.models, **{ref: pin for ref, pin in registry.resolved.items() if ref != pin}}}
@@ -43,7 +43,7 @@ def pin_models(config: RunConfig, registry: Registry, run: Run) -> None:
 
 
 def published_before(config: RunConfig, registry: Registry, run: Run) -> dict[str, Any] | None:
-    """What an attempt of this run has published before it was killed; None where there is nothing."""
+    """The version that an earlier attempt of this run published before it was killed, if any."""
 
     def find() -> dict[str, Any] | None:
         version = registry.published(config.registry.name, run.publish_id(config.registry.name))
@@ -73,14 +73,14 @@ def publish(
 ) -> Version:
     """Publish a saved model (main process only), or an adapter of `base`, and move the config's alias to it.
 
-    The journal's mirror is told of it.
+    The journal's mirror gets it too.
 
     Raises:
         ModelError: the weights are not finite.
-        TokenizerError: the tokenizer or template is not that of the model it started from.
+        TokenizerError: the tokenizer or template differs from the initial model's.
     """
     check_finite(folder)
-    model = getattr(config, "model", None)  # each stage has a section of its own under this name
+    model = getattr(config, "model", None)  # each stage has its own class for this section
     trusted = bool(getattr(model, "trust_remote_code", False))
     init = next((parent for parent in parents if parent.role == "init"), None)
     if init is not None and not config.registry.allow_new_tokenizer:

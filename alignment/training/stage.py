@@ -1,4 +1,4 @@
-"""What `python -m sft`, `-m reward` and `-m ppo` share: the command line, exit codes, and the run folder.
+"""The command line of `python -m sft`, `-m reward` and `-m ppo`: options, exit codes, and the run folder.
 
 Exit codes: 0 done, 2 the user's config or data is wrong, 75 preempted (start it again), 1 anything else. The main
 process also writes `RUN/exit.json`, because a launcher turns every code but 0 into 1.
@@ -18,6 +18,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -37,6 +38,19 @@ STAGES = ("sft", "reward", "ppo")
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
+@dataclass
+class _Attempt:
+    """One call of a stage's command, with what it reports at the end."""
+
+    stage: str
+    args: argparse.Namespace
+    is_main: bool = field(default_factory=lambda: os.environ.get("RANK", "0") == "0")
+    started: float = field(default_factory=time.monotonic)
+    run_dir: Path | None = None
+    """The run folder, once this attempt has opened it."""
+    result: dict[str, Any] = field(default_factory=dict)
+
+
 def run_stage(
     stage: str,
     config_class: type[ConfigT],
@@ -52,91 +66,110 @@ def run_stage(
 
     Args:
         train: runs the stage and returns what to report (the published model, final metrics).
-        plan: what would run, for `--dry-run`: batch sizes, steps, estimated memory; given the world size. It finds
-            every mistake that can be found without loading weights, and writes nothing.
+        plan: the plan for `--dry-run`, given the world size: batch sizes, steps, estimated memory. It finds every
+            mistake that can be found without loading weights, and writes nothing.
         options: more options of this stage (parsers with add_help=False).
-        study: does what those options ask for in place of training and returns the line to print; None where they
-            ask for nothing. It publishes nothing and leaves no run behind.
-        settle: the config as it is to be written down, called before anything else is done with it.
+        study: does what those options request in place of training and returns the line to print; None if they
+            request nothing. It publishes nothing and leaves no run behind.
+        settle: completes the config as it will be saved; called before anything else is done with it.
     """
-    _note_hidden_stages()
+    _warn_about_shadowing_files()
     parser = _parser(stage, options)
-    args = parser.parse_intermixed_args(_from_sweeps(parser, sys.argv[1:] if argv is None else argv))
+    args = parser.parse_intermixed_args(_sweep_overrides(parser, sys.argv[1:] if argv is None else argv))
     quiet_libraries()
-    is_main = os.environ.get("RANK", "0") == "0"
-    started = time.monotonic()
-    run_dir: Path | None = None
-    result: dict[str, Any] = {}
-    waiting = contextlib.ExitStack()
-    try:
-        if args.local_rank is not None:
-            refuse_deepspeed_launcher(shlex.join(["-m", stage, args.config, *args.overrides]))
-        check_launch()
-        config = settle(load_config(config_class, args.config, args.overrides))
-        heartbeat.enter("starting", patient=True)
-        waiting.enter_context(ticking(f"{stage} {config.name}", is_main))
-        if args.resume not in ("no", "auto") and not Path(args.resume).is_dir():
-            raise UserError(f"--resume {args.resume}: no such folder; name one in {config.run_dir / FOLDER}, or auto")
-        if args.dry_run:
-            _show_plan(config, plan, is_main)
-        elif (line := study(config, args)) is not None:
-            if is_main:
-                print(line)
-        elif args.resume != "no" and (before := resume.finished(config.run_dir)):
-            if is_main:
-                print(f"{stage}: {before.get('model', 'done')}: the run in {config.run_dir} is finished already")
-        else:
-            from alignment.models.onednn import (
-                linear_layers,  # torch: not where a plan or a mistake is all there is to say
-            )
+    attempt = _Attempt(stage, args)
+    with contextlib.ExitStack() as progress:
+        try:
+            if args.local_rank is not None:
+                refuse_deepspeed_launcher(shlex.join(["-m", stage, args.config, *args.overrides]))
+            check_launch()
+            config = settle(load_config(config_class, args.config, args.overrides))
+            heartbeat.enter("starting", patient=True)
+            progress.enter_context(ticking(f"{stage} {config.name}", attempt.is_main))
+            _execute(attempt, config, train, plan, study)
+            code, reason = 0, "done"
+        except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - reported, also in exit.json
+            code, reason = _explain(attempt, error)
+        _finish(attempt, code, reason)
+    return code
 
-            with signals.listen(), linear_layers():
-                if is_main:
-                    resume.open_run_dir(config, args.overwrite, args.resume, args.allow_changes)
-                run_dir = config.run_dir
-                result = dict(train(config))
-            if is_main:
-                signals.clear(run_dir)
-                seconds = time.monotonic() - started
-                print(f"{stage}: {result.get('model', 'done')} in {seconds:.0f} s; run folder {run_dir}")
-        code, reason = 0, "done"
-    except UserError as error:
-        code, reason = 2, str(error)
-        # Every process finds the same mistake and one line is enough; but a file may be missing on one node alone.
-        if is_main or os.environ.get("LOCAL_RANK") == "0":
-            say(f"error: {one_line(str(error))}")
-    except Preempted as cause:
-        code, reason = signals.CODE, f"preempted: {cause}"
+
+def _execute(
+    attempt: _Attempt,
+    config: ConfigT,
+    train: Callable[[ConfigT], Mapping[str, Any]],
+    plan: Callable[[ConfigT, int], Mapping[str, Any]],
+    study: Callable[[ConfigT, argparse.Namespace], str | None],
+) -> None:
+    """Plan, study or train, as the command's options request."""
+    stage, args, is_main = attempt.stage, attempt.args, attempt.is_main
+    if args.resume not in ("no", "auto") and not Path(args.resume).is_dir():
+        raise UserError(f"--resume {args.resume}: no such folder; name one in {config.run_dir / FOLDER}, or auto")
+    if args.dry_run:
+        _show_plan(config, plan, is_main)
+        return
+    if (line := study(config, args)) is not None:
         if is_main:
-            print(f"{stage}: {reason}; start it again with --resume auto", file=sys.stderr)
-    except KeyboardInterrupt:
-        code, reason = 1, "interrupted"
-        print("interrupted", file=sys.stderr)
-    except SystemExit as error:  # of a library: with its code the run would count as done
-        code, reason = 1, f"something in the run called sys.exit({error.code})"
-        traceback.print_exc()
-    except Exception as error:  # noqa: BLE001 - reported in full, and in exit.json for the job script
-        code, reason = 1, without_secrets(f"{type(error).__name__}: {error}")
-        if line := heartbeat.explain(error):
-            reason = line.removeprefix("error: ")  # not in full: the fault is another process's
-        else:
-            traceback.print_exc()
-    if is_main and run_dir is not None:
-        seconds = round(time.monotonic() - started, 1)
-        write_exit(run_dir, code, without_secrets(reason), stage=stage, seconds=seconds, **result)
-    if code == signals.CODE:  # which all come to: a launcher that sees one process end ends the others
-        from alignment.distributed import processes  # not above: `--help` comes by here
+            print(line)
+        return
+    if args.resume != "no" and (before := resume.finished(config.run_dir)):
+        if is_main:
+            print(f"{stage}: {before.get('model', 'done')}: the run in {config.run_dir} is finished already")
+        return
+    from alignment.models.onednn import linear_layers  # imported late: a plan or a mistake needs no torch
 
-        with contextlib.suppress(RuntimeError):  # one that was lost meanwhile
+    with signals.listen(), linear_layers():
+        if is_main:
+            resume.open_run_dir(config, args.overwrite, args.resume, args.allow_changes)
+        attempt.run_dir = config.run_dir
+        attempt.result = dict(train(config))
+    if is_main:
+        signals.clear(config.run_dir)
+        seconds = time.monotonic() - attempt.started
+        print(f"{stage}: {attempt.result.get('model', 'done')} in {seconds:.0f} s; run folder {config.run_dir}")
+
+
+def _explain(attempt: _Attempt, error: BaseException) -> tuple[int, str]:
+    """Print an error, and return the exit code and the reason for exit.json."""
+    if isinstance(error, UserError):
+        # All ranks find the same mistake and one line is enough; but a file may be missing on one node only.
+        if attempt.is_main or os.environ.get("LOCAL_RANK") == "0":
+            say(f"error: {one_line(str(error))}")
+        return 2, str(error)
+    if isinstance(error, Preempted):
+        reason = f"preempted: {error}"
+        if attempt.is_main:
+            print(f"{attempt.stage}: {reason}; start it again with --resume auto", file=sys.stderr)
+        return signals.PREEMPTED_CODE, reason
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 1, "interrupted"
+    if isinstance(error, SystemExit):  # a library may exit with code 0, and the run would count as done
+        traceback.print_exception(error)
+        return 1, f"something in the run called sys.exit({error.code})"
+    if isinstance(error, Exception) and (line := heartbeat.explain(error)):
+        return 1, line.removeprefix("error: ")  # no traceback, since the fault is in another process
+    traceback.print_exception(error)
+    return 1, without_secrets(f"{type(error).__name__}: {error}")
+
+
+def _finish(attempt: _Attempt, code: int, reason: str) -> None:
+    """Write exit.json and the report, and leave the other processes."""
+    run_dir = attempt.run_dir if attempt.is_main else None
+    if run_dir is not None:
+        seconds = round(time.monotonic() - attempt.started, 1)
+        write_exit(run_dir, code, without_secrets(reason), stage=attempt.stage, seconds=seconds, **attempt.result)
+    if code == signals.PREEMPTED_CODE:  # every rank waits here: the launcher kills the rest when one rank exits
+        from alignment.distributed import processes  # imported late, for `--help`
+
+        with contextlib.suppress(RuntimeError):  # a rank may have been lost meanwhile
             processes.wait_for_everyone()
     heartbeat.stop(None if code == 0 else reason)
-    _leave_processes()
-    if is_main and run_dir is not None and _has_figures(run_dir):
-        from alignment.reports.report import write_final_report  # Jinja is needed here alone
+    _destroy_process_group()
+    if run_dir is not None and _has_metrics(run_dir):
+        from alignment.reports.report import write_final_report  # imported late: only the report needs Jinja
 
         write_final_report(run_dir)
-    waiting.close()
-    return code
 
 
 def _parser(stage: str, options: Sequence[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -154,15 +187,15 @@ def _parser(stage: str, options: Sequence[argparse.ArgumentParser]) -> argparse.
         "--resume",
         default="no",
         metavar="auto|PATH|no",
-        help="go on with an earlier run of this name: from its newest whole checkpoint, or from the one named",
+        help="resume an earlier run of this name from its newest intact checkpoint, or from the one named",
     )
-    parser.add_argument("--allow-changes", action="store_true", help="resume although the config is another one now")
+    parser.add_argument("--allow-changes", action="store_true", help="resume even if the config has changed")
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     return parser
 
 
-def _note_hidden_stages() -> None:
-    """A user's own `reward.py` would be run by `python -m reward`, with nothing trained and exit code 0."""
+def _warn_about_shadowing_files() -> None:
+    """Warn of a user's `reward.py`: `python -m reward` would run it, train nothing and exit with code 0."""
     for name in STAGES:
         if os.environ.get("RANK", "0") == "0" and Path(f"{name}.py").is_file():
             say(
@@ -171,17 +204,17 @@ def _note_hidden_stages() -> None:
             )
 
 
-def _from_sweeps(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
-    """`--training.seed=3`, as `wandb agent` writes what it has drawn, as the override `training.seed=3`."""
+def _sweep_overrides(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
+    """Turn `--training.seed=3`, the form that `wandb agent` uses, into the override `training.seed=3`."""
     options = parser._option_string_actions
     return [
-        each[2:] if each.startswith("--") and "=" in each and each.partition("=")[0] not in options else each
-        for each in argv
+        word[2:] if word.startswith("--") and "=" in word and word.partition("=")[0] not in options else word
+        for word in argv
     ]
 
 
-def _has_figures(run_dir: Path) -> bool:
-    """Whether the run came as far as a line of metrics.jsonl; there is nothing to see of one that did not."""
+def _has_metrics(run_dir: Path) -> bool:
+    """Whether the run has written a line of metrics.jsonl; otherwise there is nothing to report."""
     path = run_dir / "metrics.jsonl"
     return path.exists() and path.stat().st_size > 0
 
@@ -189,9 +222,9 @@ def _has_figures(run_dir: Path) -> bool:
 def leave(code: int) -> NoReturn:
     """End this process with an exit code; the last call of `python -m STAGE`.
 
-    One of several processes leaves without the interpreter's own shutdown: gloo's threads outlive
-    `destroy_process_group`, because C++ keeps references to DeepSpeed's groups, and now and then the shutdown meets one
-    of them and ends in SIGABRT, so that a finished run would count as failed.
+    With several processes the interpreter's own shutdown is skipped: gloo's threads outlive `destroy_process_group`,
+    because C++ keeps references to DeepSpeed's groups, and shutdown occasionally hits one of them and ends in SIGABRT,
+    so that a finished run would count as failed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         atexit._run_exitfuncs()
@@ -202,9 +235,9 @@ def leave(code: int) -> NoReturn:
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries off the network and off the screen; call it before they are imported.
+    """Silence the libraries' telemetry and progress bars; call it before they are imported.
 
-    Every TRL trainer reports its start to a server otherwise, and each loaded model draws a progress bar per process.
+    Otherwise every TRL trainer reports its start to a server, and each loaded model draws a progress bar per process.
     """
     for name, value in {
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -213,20 +246,20 @@ def quiet_libraries() -> None:
     }.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which warns, unasked, of an optional package
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of an optional package
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 def _show_plan(config: ConfigT, plan: Callable[[ConfigT, int], Mapping[str, Any]], is_main: bool) -> None:
-    """Plan on every process of a launch, since planning joins them; print on the main one."""
-    with contextlib.redirect_stdout(sys.stderr):  # some libraries greet when they are imported
-        planned = plan(config, int(os.environ.get("WORLD_SIZE", "1")))
+    """Plan on every rank, since planning joins the processes; print on the main one."""
+    with contextlib.redirect_stdout(sys.stderr):  # some libraries print a banner on import
+        plan_report = plan(config, int(os.environ.get("WORLD_SIZE", "1")))
     if is_main:
-        report = {"config": config.model_dump(mode="json"), "plan": planned}
+        report = {"config": config.model_dump(mode="json"), "plan": plan_report}
         print(json.dumps(report, indent=2, ensure_ascii=False))
 
 
-def _leave_processes() -> None:
+def _destroy_process_group() -> None:
     if "torch" in sys.modules:
         import torch.distributed
 
@@ -235,10 +268,10 @@ def _leave_processes() -> None:
 
 
 def write_bad_rows(run_dir: Path, bad: Sequence[tuple[str, str]], notes: Sequence[str] = ()) -> None:
-    """Keep the rows that were set aside, with the reason, in `RUN/bad_rows.jsonl`, and say how many there are.
+    """Write the rows that were set aside, with the reason, to `RUN/bad_rows.jsonl`, and print their number.
 
     Args:
-        notes: what else happened to rows, a line each.
+        notes: other notes about rows, a line each.
     """
     for note in notes:
         print(one_line(note), file=sys.stderr)

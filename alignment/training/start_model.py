@@ -1,4 +1,4 @@
-"""The model that SFT or a reward model starts from: found, or built from scratch and published as NAME-base."""
+"""The initial model of SFT or a reward model: looked up, or built from scratch and published as NAME-base."""
 
 from __future__ import annotations
 
@@ -26,46 +26,46 @@ from alignment.runs.run import Run
 
 @dataclass(frozen=True)
 class StartModel:
-    """The model that a stage starts from and its checked tokenizer."""
+    """A stage's initial model and its checked tokenizer."""
 
     source: ModelSource
     tokenizer: PreTrainedTokenizerBase
 
 
 def start_model(config: TrainerConfig, registry: Registry, texts: Iterable[str], stage: Stage = "sft") -> StartModel:
-    """Find the model to start from; of a `scratch:` one there is only the tokenizer before `publish_base`.
+    """Find the initial model; a `scratch:` model has only its tokenizer before `publish_base`.
 
     Args:
-        texts: what a scratch model's tokenizer is trained on.
+        texts: training data of a scratch model's tokenizer.
 
     Raises:
-        TokenizerError: the config would give the model another tokenizer or template; said before it is trained.
+        TokenizerError: the config would give the model another tokenizer or template.
     """
     name = config.model.name
     if name.startswith(SCRATCH):
         tokenizer = processes.on_main_process(lambda: _scratch_tokenizer(config, texts))
-        with torch.device("meta"):  # takes no memory, and refuses a shape that makes no model
+        with torch.device("meta"):  # checks the shape without using memory
             _scratch_model(config, tokenizer)
         return StartModel(ModelSource(name), tokenizer)
     name = processes.on_main_process(lambda: _pinned(name, registry))
     source = find_model(name, registry, role="policy")
     tokenizer = load_tokenizer(source, config.model)
     if not config.registry.allow_new_tokenizer:
-        own = AutoTokenizer.from_pretrained(source.path, trust_remote_code=config.model.trust_remote_code)
-        check_same(tokenizer, own, source.label, **compared_parts(config.model, stage))
+        original = AutoTokenizer.from_pretrained(source.path, trust_remote_code=config.model.trust_remote_code)
+        check_same(tokenizer, original, source.label, **compared_parts(config.model, stage))
     if stage == "reward":
         pad_apart_from_ends(tokenizer)
     return StartModel(source, tokenizer)
 
 
 def compared_parts(model: Any, stage: Stage) -> dict[str, bool]:
-    """What of the tokenizer must be the parent's: in SFT not what the config has set."""
+    """The parts of the tokenizer that must equal the parent's: in SFT, those that the config does not set."""
     eos, template = (stage == "sft" and getattr(model, key, None) is not None for key in ("eos_token", "template"))
     return {"eos": not eos, "template": not (template or eos)}  # templates write the EOS
 
 
 def _pinned(name: str, registry: Registry) -> str:
-    """`name@v3` for a reference that may move while the processes look it up one after the other."""
+    """Pin a reference to `name@v3`, since it may move while the ranks look it up one after the other."""
     return registry.resolve(name).ref if registry.is_reference(name) else name
 
 
@@ -73,13 +73,13 @@ def _scratch_tokenizer(config: TrainerConfig, texts: Iterable[str]) -> PreTraine
     shape = config.model.scratch or ScratchConfig()
     with tempfile.TemporaryDirectory() as folder:
         train_tokenizer(texts, shape.vocab_size, config.model.template).save_pretrained(folder)
-        return load_tokenizer(folder, config.model)  # as whoever loads the base will have it
+        return load_tokenizer(folder, config.model)  # the same steps as loading the published base
 
 
 def publish_base(config: TrainerConfig, registry: Registry, start: StartModel, seed: int, run: Run) -> StartModel:
-    """Build a `scratch:` model and publish it as `<registry.name>-base`; any other start is returned as it is.
+    """Build a `scratch:` model and publish it as `<registry.name>-base`; any other model is returned unchanged.
 
-    To be called when the rows are encoded: a mistake in the data would otherwise leave a base without a child.
+    Call it once the rows are encoded, since a mistake in the data would otherwise leave a base without a child.
     """
     if not config.model.name.startswith(SCRATCH):
         return start
@@ -104,7 +104,7 @@ def publish_base(config: TrainerConfig, registry: Registry, start: StartModel, s
 
 @contextmanager
 def unpublished_base(config: TrainerConfig, start: StartModel, seed: int) -> Iterator[StartModel]:
-    """The same start as `publish_base` gives, for trials that publish nothing: in a folder that is gone afterwards."""
+    """The model of `publish_base` in a temporary folder, for trials that publish nothing."""
     if not config.model.name.startswith(SCRATCH):
         yield start
         return

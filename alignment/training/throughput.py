@@ -1,4 +1,4 @@
-"""Tokens that a TRL trainer has trained on, and how many a second."""
+"""The number of tokens that a TRL trainer has trained on, in total and per second."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from alignment.distributed.processes import all_reduce_sum
 
 
 class TokenCount:
-    """Counts on each process and adds up over all of them where a line is logged: nothing waits for the device before.
+    """Counts tokens on each rank, and sums over ranks only when a line is logged, so no step waits for the device.
 
-    What came before a run was resumed counts in the total, not in the rate.
+    Tokens from before a resume count in the total, not in the tokens per second.
     """
 
     def __init__(self) -> None:
         self.total = torch.zeros((), dtype=torch.float64)
-        """Of this process, over the whole run."""
+        """This rank's tokens over the whole run."""
         self._since_line = torch.zeros((), dtype=torch.float64)
         self._clock: float | None = None
 
     def add(self, inputs: dict[str, Any]) -> None:
-        """A batch that is trained on."""
+        """Count a training batch."""
         if self._clock is None:
             self._clock = time.monotonic()
         tokens = num_tokens(inputs)
         self.total, self._since_line = self.total + tokens, self._since_line + tokens
 
     def pause(self, seconds: float) -> None:
-        """So much of the time since the last line went into something else."""
+        """Exclude time that was spent on something else since the last line."""
         if self._clock is not None:
             self._clock += seconds
 
-    def figures(self, device: torch.device) -> dict[str, float]:
-        """For a line that every process logs; empty where nothing was trained on since the last one."""
+    def metrics(self, device: torch.device) -> dict[str, float]:
+        """Metrics for a log line; empty if nothing was trained since the last one. Every rank must call this."""
         total, tokens = all_reduce_sum(torch.stack([self.total, self._since_line]).to(device)).tolist()
         if not tokens:
             return {}
@@ -47,5 +47,5 @@ class TokenCount:
 
 
 def num_tokens(inputs: dict[str, Any]) -> Tensor | int:
-    """Tokens of a batch, without padding; the mask of a packed row does not tell tokens from padding."""
+    """Tokens of a batch without padding; a packed row's mask does not mark padding, so all its tokens count."""
     return inputs["input_ids"].numel() if "position_ids" in inputs else inputs["attention_mask"].sum()

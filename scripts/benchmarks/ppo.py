@@ -216,10 +216,10 @@ def save_reward_adapter(folder: Path) -> None:
     import tempfile
 
     from alignment.config.sections import ModelConfig
-    from alignment.models.methods import apply_method
     from alignment.models.scalar import SCORE, load_scalar_model
     from alignment.models.sources import find_model
     from alignment.models.tokenizers import load_tokenizer
+    from alignment.models.trainable import apply_method
     from alignment.registry import Registry
 
     registry = Registry(folder / "registry")

@@ -110,7 +110,7 @@ def shuffled_groups(num_groups: int, seed: int) -> list[int]:
 
 def _train(config: SFTStageConfig, prepared: PreparedSFT, label: str) -> np.ndarray:
     """Train on the rows and return the loss of each held-out row."""
-    processes.forget_accelerator()
+    processes.reset_accelerator()
     trainer = build_trainer(config, prepared)
     callbacks.attach(trainer, Journal(config.run_dir, enabled=False), label)
     trainer.train()

@@ -162,7 +162,7 @@ def check_nothing_was_written(said: list[tuple[bool, str]], reason: str) -> None
     ):
         assert line.startswith(start)
         assert reason in line
-        assert line.endswith("mend that and try again")
+        assert line.endswith("fix that and try again")
 
 
 @needs_root

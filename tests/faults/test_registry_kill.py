@@ -9,7 +9,7 @@ import pytest
 
 import alignment
 from alignment.registry import Registry
-from alignment.registry.doctor import examine, mend
+from alignment.registry.doctor import examine, fix_findings
 
 MEMBERS = 4
 ENOUGH = 25  # kills, and publishes acknowledged
@@ -260,7 +260,7 @@ def test_a_kill_at_any_system_call_leaves_nothing_partial(tmp_path: Path, source
     assert jobs.count("the job") == 1
     everything = list(examine(registry))
     assert {finding.kind for finding in everything} == {"leftover"}
-    mend(everything)
+    fix_findings(everything)
     assert list(examine(registry)) == []
     assert list((registry.path / ".staging").iterdir()) == []
 

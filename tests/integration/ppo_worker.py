@@ -53,7 +53,7 @@ def main(out: Path, *overrides: str) -> None:
     config = PPOStageConfig.model_validate(values)
     processes.start_processes()
     accelerator = processes.make_accelerator(bf16=bool(config.training.bf16))
-    with zero3.whole_models():
+    with zero3.unpartitioned_loading():
         models = build_models(ref_seed=1, critic=critic)
     finalize_models(models, config)
     prompts, _ = encode_prompts(prompts_of(*CONTENTS), models.tokenizer, prompt_limit(config), config.data.too_long)
@@ -91,7 +91,7 @@ def main(out: Path, *overrides: str) -> None:
 def spoil(loop: Loop, rank: int) -> dict[str, Any]:
     """What each process says of an iteration in which one has a gradient that is no number, and whether its weights
     are as they were."""
-    before = [zero3.own_part(parameter).clone() for parameter in loop.engine.parameters]
+    before = [zero3.local_shard(parameter).clone() for parameter in loop.engine.parameters]
     if loop.accelerator.process_index == rank:
         real = loop.updater._loss
         loop.updater._loss = lambda *args: real(*args) * float("nan")
@@ -100,7 +100,7 @@ def spoil(loop: Loop, rank: int) -> dict[str, Any]:
         message = "nothing"
     except ModelError as error:
         message = str(error).partition(":")[0]
-    after = [zero3.own_part(parameter) for parameter in loop.engine.parameters]
+    after = [zero3.local_shard(parameter) for parameter in loop.engine.parameters]
     same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     shares = processes.gather_lists([(message, same)])
     return {"refused": [share[0][0] for share in shares], "unchanged": [share[0][1] for share in shares]}

@@ -101,7 +101,7 @@ def test_a_run_is_followed_through_a_resume_to_its_end(tmp_path, open_terminal):
         assert terminal._read(60)
     (run / "config.json").write_text(config)
     with Journal(run, resume=offsets) as journal:
-        journal.go_on(step=1)
+        journal.mark_resumed(step=1)
         journal.log(2, {"rollout/score": 3.5})
         terminal.wait_for(b"step 2 of 10")
     (run / "exit.json").write_text(json.dumps({"code": 0, "reason": "done"}))

@@ -4,6 +4,8 @@
 crash or fill the memory takes this process with it and no other. Prints the tensors' names as JSON.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 

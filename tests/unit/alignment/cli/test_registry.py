@@ -16,7 +16,17 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 import alignment.cli.main
-from alignment.registry import Parent, Registry, RegistryError, Version, aliases, provenance, retention, store, trash
+from alignment.registry import (
+    Parent,
+    Registry,
+    RegistryError,
+    Version,
+    aliases,
+    provenance,
+    publishing,
+    retention,
+    trash,
+)
 from alignment.registry.aliases import AliasEntry
 from alignment.registry.lineage import flat_metrics
 from alignment.registry.promotion import metric_values
@@ -389,7 +399,7 @@ def test_a_parent_taken_while_it_is_removed_comes_back(registry: Registry, monke
 
     def at_once(root: Path, key: trash.Key, why: str) -> bool:
         monkeypatch.setattr(retention, "move_to_trash", move)
-        monkeypatch.setattr(store, "keep_alive", lambda *_: [])  # that job is killed before it looks itself
+        monkeypatch.setattr(publishing, "restore_used", lambda *_: [])  # that job is killed before it looks itself
         publish(registry, "child", "parent@v1")
         return move(root, key, why)
 

@@ -319,7 +319,7 @@ def test_a_review_of_a_run_that_goes_on_outlives_its_resume(published: Registry,
     journal.log(10, {"rollout/score": 10.0})
     journal.close()
     with Journal(folder, resume=offsets) as journal:
-        journal.go_on(step=3)
+        journal.mark_resumed(step=3)
     assert RunRecord.read(folder).last_step == 3
     assert [each["note"] for each in as_json("runs", "show", "early")["reviews"]] == ["stop this"]
 

@@ -57,7 +57,7 @@ def pair(tmp_path, clock, monkeypatch):
     watches = [Heartbeat(store, rank, 2, 60.0, lambda reason: write_exit(tmp_path, 1, reason)) for rank in range(2)]
     heartbeat.enter("step 3")
     for each in watches * 2:
-        assert each._look() is None
+        assert each._check() is None
     return watches, store
 
 
@@ -75,26 +75,26 @@ def test_while_all_have_beats_and_come_further_nobody_leaves(pair, clock):
         clock.now += 50
         heartbeat.enter(f"step {step}")
         for each in pair[0]:
-            assert each._look() is None
+            assert each._check() is None
 
 
 def test_no_beat_for_the_timeout_is_a_missing_process_also_in_a_patient_phase(pair, clock, tmp_path, capsys):
     (first, _), store = pair
     other_beat(store, host="elsewhere", pid=77, number=50)
     heartbeat.enter("the end of training", patient=True)
-    assert first._look() is None
+    assert first._check() is None
     clock.now += 61
-    line = first._look()
+    line = first._check()
     assert "rank 1 of 2 (process 77 on elsewhere) does not answer in the end of training, for 60 s" in line
     assert capsys.readouterr().err == line + "\n"
     assert exit_reason(tmp_path) == line.removeprefix("error: ")
-    assert pair[0][1]._look() == line  # who is still there leaves too, and does not say it again
+    assert pair[0][1]._check() == line  # who is still there leaves too, and does not say it again
     assert capsys.readouterr().err == ""
 
 
 def test_of_two_processes_that_find_the_same_at_once_one_says_it(pair, capsys):
     first, second = pair[0]
-    lines = {each._claim("no process comes further in step 3") for each in (first, second)}
+    lines = {each._announce("no process makes progress in step 3") for each in (first, second)}
     assert capsys.readouterr().err == "".join(f"{line}\n" for line in lines) and len(lines) == 1
 
 
@@ -115,9 +115,9 @@ def test_a_process_whose_calls_to_the_store_do_not_return_leaves(pair, clock, mo
 def test_a_process_that_never_came_is_missed(tmp_path, clock):
     alone = Heartbeat(Store(), 0, 2, 60.0, lambda reason: None)
     heartbeat.enter("loading", patient=True)
-    assert alone._look() is None
+    assert alone._check() is None
     clock.now += 61
-    assert "rank 1 of 2" in alone._look()
+    assert "rank 1 of 2" in alone._check()
 
 
 def test_a_patient_phase_may_take_any_time_and_a_step_may_not(pair, clock):
@@ -125,20 +125,20 @@ def test_a_patient_phase_may_take_any_time_and_a_step_may_not(pair, clock):
     heartbeat.enter("loading", patient=True)
     for _ in range(100):
         clock.now += 50
-        assert first._look() is None and second._look() is None
+        assert first._check() is None and second._check() is None
     heartbeat.enter("step 1")
     clock.now += 59
-    assert first._look() is None and second._look() is None
+    assert first._check() is None and second._check() is None
     clock.now += 2
-    assert "in step 1, for 60 s" in first._look()
+    assert "in step 1, for 60 s" in first._check()
 
 
 def test_who_is_not_in_a_collective_is_who_the_others_wait_for(pair, clock, monkeypatch):
     (first, _), store = pair
     clock.now += 61
     other_beat(store, waits=False, where="reward/data.py:5", number=50)
-    monkeypatch.setattr(heartbeat, "standing", lambda thread: (True, "alignment/distributed/processes.py:9"))
-    assert "the others wait for rank 1 of 2 (at reward/data.py:5) in step 3" in first._look()
+    monkeypatch.setattr(heartbeat, "current_position", lambda thread: (True, "alignment/distributed/processes.py:9"))
+    assert "the others wait for rank 1 of 2 (at reward/data.py:5) in step 3" in first._check()
 
 
 def test_a_process_of_this_host_that_ended_is_named_at_once_after_an_error_and_its_reason_said(pair, clock):
@@ -159,20 +159,20 @@ def test_a_process_that_left_with_an_error_says_which(pair):
 def test_who_left_with_an_error_is_not_waited_for_as_long_as_the_silent(pair, clock):
     (first, second), _ = pair
     first.limit = 1800.0
-    assert first._look() is None
+    assert first._check() is None
     second.leave("OutOfMemoryError: no room")
-    assert first._look() is None
+    assert first._check() is None
     clock.now += 89
     heartbeat.enter("step 3")
-    assert first._look() is None
+    assert first._check() is None
     clock.now += 2
-    assert "has left: OutOfMemoryError: no room in step 3" in first._look()
+    assert "has left: OutOfMemoryError: no room in step 3" in first._check()
 
 
 def test_an_error_for_which_nobody_is_to_blame_is_not_explained(pair, monkeypatch):
     first = pair[0][0]
     pulse = pair[0][1].beat
-    monkeypatch.setattr(first, "_listen", lambda listen=first._listen: (pulse(), listen()))
+    monkeypatch.setattr(first, "_read_beats", lambda listen=first._read_beats: (pulse(), listen()))
     assert first.explain() is None
     monkeypatch.setattr(heartbeat, "_heartbeat", first)
     monkeypatch.setattr(first, "explain", lambda: "line")
@@ -187,9 +187,9 @@ def test_without_the_store_a_process_leaves_after_the_timeout_unless_its_own_lau
     store.is_gone = True
     heartbeat.enter("the end of training", patient=True)
     clock.now += 61
-    assert "the launcher, in whose store the processes meet, does not answer" in first._look()
+    assert "the launcher, in whose store the processes meet, does not answer" in first._check()
     monkeypatch.setattr(os, "getppid", lambda: 1)  # the run is preempted then, and may finish what it is at
-    assert second._look() is None
+    assert second._check() is None
 
 
 def test_only_a_stopped_process_of_this_launch_is_ended(pair, clock):
@@ -197,15 +197,15 @@ def test_only_a_stopped_process_of_this_launch_is_ended(pair, clock):
     child = subprocess.Popen([sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"])
     os.waitpid(child.pid, os.WUNTRACED)
     try:
-        assert heartbeat.of_process(child.pid) == ("T", os.getpid())
+        assert heartbeat.process_state(child.pid) == ("T", os.getpid())
         other_beat(store, pid=child.pid, number=50)
-        first._listen()
-        first._end(first._heard[1][0])  # its parent is this process, not this process's parent
-        assert heartbeat.of_process(child.pid)[0] == "T"
+        first._read_beats()
+        first._kill(first._beats[1][0])  # its parent is this process, not this process's parent
+        assert heartbeat.process_state(child.pid)[0] == "T"
     finally:
         child.kill()
         child.wait()
-    assert heartbeat.of_process(child.pid) == ("X", 0)
+    assert heartbeat.process_state(child.pid) == ("X", 0)
 
 
 def test_phases_within_each_other(clock):
@@ -216,12 +216,12 @@ def test_phases_within_each_other(clock):
 
 
 def test_where_a_thread_stands():
-    waits, where = heartbeat.standing(threading.get_ident())
+    waits, where = heartbeat.current_position(threading.get_ident())
     assert not waits
     assert where.startswith(
         "alignment/distributed/heartbeat.py:"
     )  # the innermost place of ours, here the question itself
-    assert heartbeat.standing(0) == (False, "not in this suite")
+    assert heartbeat.current_position(0) == (False, "not in this suite")
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "nan"])

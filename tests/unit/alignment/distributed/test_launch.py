@@ -68,12 +68,12 @@ def test_each_stage_refuses_it_at_its_start(stage, tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"optimizer": {"type": "AdamW"}}, r'mine\.json: take the section "optimizer" out; .* training\.learning_rate'),
-        ({"scheduler": {"type": "WarmupLR"}}, r'take the section "scheduler" out; .* training\.lr_scheduler_type'),
+        ({"optimizer": {"type": "AdamW"}}, r'mine\.json: remove the section "optimizer"; .* training\.learning_rate'),
+        ({"scheduler": {"type": "WarmupLR"}}, r'remove the section "scheduler"; .* training\.lr_scheduler_type'),
         ({"train_batch_size": 32}, r'train_batch_size is 32, .* write "train_batch_size": "auto"'),
-        ({"gradient_clipping": 0.3}, r"gradient_clipping is 0\.3, which training\.max_grad_norm says"),
+        ({"gradient_clipping": 0.3}, r"gradient_clipping is 0\.3, but training\.max_grad_norm sets it"),
         ({"gradient_clipping": None}, "gradient_clipping is None"),
-        ({"fp16": {"enabled": True}}, r"fp16\.enabled is true; take fp16 out"),
+        ({"fp16": {"enabled": True}}, r"fp16\.enabled is true; remove fp16"),
         ({"zero_optimization": {"sub_group_size": "auto"}}, r'zero_optimization\.sub_group_size is "auto"'),
         ({"zero_optimization": []}, 'there is no section "zero_optimization"'),
     ],

@@ -14,7 +14,7 @@ from alignment.terminal import progress
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setenv(ticker.VARIABLE, "0.2")
-    monkeypatch.setattr(heartbeat, "_place", heartbeat._BEGINNING)
+    monkeypatch.setattr(heartbeat, "_place", heartbeat._STARTING)
 
 
 def test_silence_is_broken_by_a_line_with_the_phase_and_how_far_it_is(capsys):

@@ -26,8 +26,8 @@ from alignment.memory.plan import (
     in_gb,
 )
 from alignment.memory.shapes import read_shape, sized
-from alignment.models.methods import apply_method
 from alignment.models.packing import attend_by_group, positions, row_arguments
+from alignment.models.trainable import apply_method
 
 ZERO1, ZERO2, ZERO3, OFFLOAD = STRATEGIES[1:]
 SHAPE = Shape(

@@ -13,13 +13,14 @@ from torch import nn
 from alignment.config.loading import validate
 from alignment.config.sections import ADAPTERS, ModelConfig
 from alignment.errors import ConfigError, ModelError
-from alignment.models import adapters, methods
+from alignment.models import adapters, methods, trainable
 from alignment.models.export import export, logits_difference
-from alignment.models.methods import METHODS, apply_method, check
+from alignment.models.methods import METHODS, check
 from alignment.models.policies import load_policy
 from alignment.models.scalar import load_scalar_model
 from alignment.models.sources import ModelSource, find_model
 from alignment.models.tokenizers import fit_embeddings, load_tokenizer
+from alignment.models.trainable import apply_method
 from alignment.registry import Registry
 
 IDS = torch.tensor([[5, 9, 30, 7, 2], [40, 41, 3, 6, 8]])
@@ -96,7 +97,7 @@ def test_parameters_are_counted_as_by_hand(tokenizer):
     """rank x (in + out) for each of the seven layers of a Llama block: hidden 16, inner 32, two blocks."""
     policy = tiny.make_policy(tokenizer)
     whole = sum(weight.numel() for weight in policy.parameters())
-    found = methods.describe(apply_method(policy, settings("lora", adapter={"r": 4})))
+    found = trainable.describe(apply_method(policy, settings("lora", adapter={"r": 4})))
     assert found["trained_parameters"] == 2 * 4 * (4 * (16 + 16) + 3 * (16 + 32))
     assert found["parameters"] == whole + found["trained_parameters"]
 
@@ -224,18 +225,18 @@ def test_adaloras_penalty_is_what_peft_adds_to_a_loss_that_trl_does_not_use(toke
     adapted = apply_method(tiny.make_policy(tokenizer), settings("adalora"))
     config = adapted.peft_config["default"]
     with_penalty = adapted(IDS, labels=IDS).loss
-    ours = methods.regularisation(adapted)
+    ours = trainable.regularisation(adapted)
     config.orth_reg_weight = 0.0
     torch.testing.assert_close(ours, with_penalty - adapted(IDS, labels=IDS).loss)
     assert ours > 1
-    assert methods.regularisation(tiny.make_policy(tokenizer)) == 0.0
-    assert methods.regularisation(apply_method(tiny.make_policy(tokenizer), settings("lora"))) == 0.0
+    assert trainable.regularisation(tiny.make_policy(tokenizer)) == 0.0
+    assert trainable.regularisation(apply_method(tiny.make_policy(tokenizer), settings("lora"))) == 0.0
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(20, (2, 6)), (3, (0, 0)), (1, (0, 0))])
 def test_adaloras_schedule_is_made_of_the_steps_that_the_trainer_counts(tokenizer, steps, expected):
     adapted = apply_method(tiny.make_policy(tokenizer), settings("adalora"))
-    methods.AdaLoraCallback(adapted, {}).on_train_begin(None, SimpleNamespace(max_steps=steps), None)
+    trainable.AdaLoraCallback(adapted, {}).on_train_begin(None, SimpleNamespace(max_steps=steps), None)
     schedule = adapted.peft_config["default"]
     assert (schedule.total_step, schedule.tinit, schedule.tfinal) == (steps, *expected)
 
@@ -243,7 +244,7 @@ def test_adaloras_schedule_is_made_of_the_steps_that_the_trainer_counts(tokenize
 def test_an_adalora_schedule_without_a_step_to_cut_in_is_refused(tokenizer):
     adapted = apply_method(tiny.make_policy(tokenizer), settings("adalora"))
     with pytest.raises(ConfigError, match="tinit=5 and tfinal=5 leave none of the 10 steps"):
-        methods.AdaLoraCallback(adapted, {"tinit": 5, "tfinal": 5}).on_train_begin(
+        trainable.AdaLoraCallback(adapted, {"tinit": 5, "tfinal": 5}).on_train_begin(
             None, SimpleNamespace(max_steps=10), None
         )
 
@@ -332,18 +333,18 @@ def test_the_same_adapter_goes_on_only_with_the_same_settings(house, tokenizer):
     trained_folder(house.tmp / "run", load_policy(house.base), tokenizer, config)
     publish(house.registry, "tuned", house.tmp / "run", house.base, config)
     source = find_model("tuned", house.registry, "policy")
-    again = methods.load_trainable(source, tokenizer, config)
-    assert methods.base_of(source, config) == source.base == house.base
+    again = trainable.load_trainable(source, tokenizer, config)
+    assert trainable.base_of(source, config) == source.base == house.base
     assert logits_difference(again, load_policy(source), 300) < 1e-5
     assert any(weight.requires_grad for weight in again.parameters())
     same = {"adapter": {"r": 4}}
     for other in (settings("lora"), settings("rslora", **same), settings("lora", quantization="nf4", **same)):
-        assert methods.base_of(source, other) == source
-    new = methods.load_trainable(source, tokenizer, settings("lora"))
+        assert trainable.base_of(source, other) == source
+    new = trainable.load_trainable(source, tokenizer, settings("lora"))
     assert logits_difference(new, load_policy(source), 300) < 1e-5  # merged, with a new adapter that does nothing yet
-    assert methods.base_of(source, settings("full")) is None
-    assert methods.base_of(house.base, config) == house.base
-    assert not methods.continues(ModelSource("x", base=house.base, trained=settings("adalora")), settings("adalora"))
+    assert trainable.base_of(source, settings("full")) is None
+    assert trainable.base_of(house.base, config) == house.base
+    assert not trainable.continues(ModelSource("x", base=house.base, trained=settings("adalora")), settings("adalora"))
 
 
 def test_a_base_that_is_gone_or_changed_is_refused(house, tokenizer):

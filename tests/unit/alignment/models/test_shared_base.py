@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies
 
 from alignment.config.sections import ADAPTERS, ModelConfig
 from alignment.errors import ConfigError, ModelError
-from alignment.models import adapters, methods
+from alignment.models import adapters, trainable
 from alignment.models.adapters import AdapterError
 from alignment.models.methods import METHODS
 from alignment.models.policies import load_policy
@@ -36,7 +36,7 @@ ROLES = ("policy", "value", "reward")
 
 
 def new(model, method="lora", **arguments):
-    return methods.adapter_config(
+    return trainable.adapter_config(
         adapters.without_adapter(model), ModelConfig(name="x", method=method, adapter=arguments)
     )
 
@@ -162,7 +162,7 @@ def test_an_adapter_that_trains_what_others_share_is_refused(tokenizer):
 
 
 def test_a_folder_of_another_kind_or_another_base_is_refused(tokenizer, tmp_path):
-    ia3 = methods.apply_method(tiny.make_policy(tokenizer), ModelConfig(name="x", method="ia3"))
+    ia3 = trainable.apply_method(tiny.make_policy(tokenizer), ModelConfig(name="x", method="ia3"))
     ia3.save_pretrained(tmp_path / "ia3")
     model = shared(tiny.make_policy(tokenizer))
     with pytest.raises(AdapterError, match="ia3: an adapter of the kind IA3 shares its base with no other one; use"):
@@ -182,7 +182,7 @@ def reward_version(folder, tokenizer, method="lora", bias=1.5, seed=0):
     """A reward adapter as it is published, its base, and the scores that it gives as PEFT alone would run it."""
     base = tiny.write(folder / "base", tiny.make_policy(tokenizer), tokenizer)
     scalar = load_scalar_model(str(base))
-    adapted = methods.apply_method(scalar.model, ModelConfig(name="x", method=method, adapter={"r": 4})).eval()
+    adapted = trainable.apply_method(scalar.model, ModelConfig(name="x", method=method, adapter={"r": 4})).eval()
     stir(adapted, seed)
     with torch.no_grad():
         adapted.base_model.model.score.weight.normal_(generator=torch.Generator().manual_seed(seed))
@@ -416,7 +416,7 @@ def test_checkpointing_keeps_less_and_runs_each_layer_again(tokenizer):
     """In eval mode too, where transformers' own does nothing."""
     model = shared(tiny.make_policy(tokenizer), ("lora", "lora"), ("policy", "value"))
     runs = []
-    for layer in methods.blocks(adapters.without_adapter(model)):
+    for layer in trainable.blocks(adapters.without_adapter(model)):
         layer.mlp.register_forward_pre_hook(lambda *_: runs.append(1))
 
     def kept(around):
@@ -441,14 +441,14 @@ def test_checkpointing_without_any_adapter_and_with_a_forward_that_was_put_on_th
     policy(IDS).logits.square().mean().backward()
     plain = {name: weight.grad.clone() for name, weight in policy.named_parameters()}
     policy.zero_grad()
-    layer, calls = methods.blocks(policy)[0], []
+    layer, calls = trainable.blocks(policy)[0], []
     put_on = partial(lambda forward, *args, **kwargs: calls.append(1) or forward(*args, **kwargs), layer.forward)
     layer.forward = put_on
     with checkpointing(policy):
         policy(IDS, use_cache=False).logits.square().mean().backward()
     assert len(calls) == 2
     assert layer.forward is put_on
-    assert "forward" not in methods.blocks(policy)[1].__dict__
+    assert "forward" not in trainable.blocks(policy)[1].__dict__
     for name, weight in policy.named_parameters():
         torch.testing.assert_close(weight.grad, plain[name], atol=1e-5, rtol=1e-5)
 

@@ -114,7 +114,7 @@ def test_somebody_elses_folder_is_not_read(run_dir, monkeypatch):
 def test_a_run_none_of_whose_checkpoints_is_whole_does_not_silently_begin_again(run_dir):
     for path in committed(run_dir):
         (path / "weights.bin").unlink()
-    with pytest.raises(CheckpointError, match="none of its 2 checkpoints is whole"):
+    with pytest.raises(CheckpointError, match="none of its 2 checkpoints is intact"):
         newest(run_dir, RUN, lambda text: None)
     shutil.rmtree(run_dir / "checkpoints")
     assert newest(run_dir, RUN, pytest.fail) is None
@@ -138,7 +138,7 @@ def test_a_full_disk_leaves_the_last_one_and_ends_the_run_at_the_third_time(run_
     with pytest.raises(CheckpointError, match="no room for a checkpoint of step 50"):
         save.save(50, write)
     assert notes == [("checkpoint_failed", 30), ("checkpoint_failed", 40)]
-    assert capsys.readouterr().err.count("training goes on without it") == 2
+    assert capsys.readouterr().err.count("training continues without it") == 2
     assert newest(run_dir, RUN, pytest.fail).step == 20
 
 
@@ -283,13 +283,13 @@ def test_auto_goes_on_from_the_newest_and_cuts_the_journal(begun, tmp_path, caps
     before = Run.read(begun)
     (begun / "exit.json").write_text('{"code": 1}')
     resume.open_run_dir(config(tmp_path), overwrite=False, resume="auto")
-    assert "goes on from step 20 (step-000020, whole)" in capsys.readouterr().err
+    assert "resumes from step 20 (step-000020, verified)" in capsys.readouterr().err
     start = resume.begin(begun)
     assert (start.run.id, start.run.attempt, start.checkpoint.step) == (before.id, 2, 20)
     assert not (begun / "exit.json").exists()
     with Journal(begun, resume=start.journal) as journal:
         journal.event("data")  # is there already
-        journal.go_on(step=20)
+        journal.mark_resumed(step=20)
         journal.log(21, {"x": 21.0})
     rows = [json.loads(line) for line in (begun / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [10, 20, 21]
@@ -339,7 +339,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path
     resume.open_run_dir(config(tmp_path), overwrite=False)
     (tmp_path / "r" / "metrics.jsonl").write_text('{"step": 1}\n')
     resume.open_run_dir(config(tmp_path), overwrite=False, resume="auto")
-    assert "begins again" in capsys.readouterr().err
+    assert "starts from the beginning" in capsys.readouterr().err
     assert resume.begin(tmp_path / "r").checkpoint is None
     assert not (tmp_path / "r" / "metrics.jsonl").exists()
 

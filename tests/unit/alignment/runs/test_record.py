@@ -20,7 +20,7 @@ STEPS = st.lists(st.tuples(st.integers(0, 20), st.floats(-1, 1)))
 def test_a_series_is_in_the_order_of_its_steps_and_the_last_word_on_each_stands(rows):
     series = Series()
     for step, value in rows:
-        series.put(step, value)
+        series.insert(step, value)
     assert list(zip(series.steps, series.values, strict=True)) == sorted(dict(rows).items())
 
 

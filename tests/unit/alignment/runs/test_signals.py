@@ -25,21 +25,21 @@ def events(folder):
 
 def test_nothing_is_wanted_unless_somebody_says_so(tmp_path):
     with signals.listen():
-        assert signals.ask(tmp_path) is Wanted.NOTHING
-        signals.leave_if_preempted(tmp_path)
+        assert signals.poll(tmp_path) is Wanted.NOTHING
+        signals.exit_if_preempted(tmp_path)
 
 
 def test_what_makes_room_goes_before_what_ends_and_that_before_a_checkpoint(tmp_path):
     touch(tmp_path, "CHECKPOINT")
-    assert signals.ask(tmp_path) is Wanted.CHECKPOINT
+    assert signals.poll(tmp_path) is Wanted.CHECKPOINT
     touch(tmp_path, "STOP")
-    assert signals.ask(tmp_path) is Wanted.STOP
+    assert signals.poll(tmp_path) is Wanted.STOP
     touch(tmp_path, "PREEMPT")
-    assert signals.ask(tmp_path) is Wanted.PREEMPT
+    assert signals.poll(tmp_path) is Wanted.PREEMPT
     with pytest.raises(Preempted, match="RUN/PREEMPT"):
-        signals.leave_if_preempted(tmp_path)
+        signals.exit_if_preempted(tmp_path)
     signals.clear(tmp_path, Wanted.PREEMPT)
-    assert signals.ask(tmp_path) is Wanted.STOP
+    assert signals.poll(tmp_path) is Wanted.STOP
     signals.clear(tmp_path)
     assert not any(tmp_path.iterdir())
 
@@ -50,9 +50,9 @@ def test_a_signal_is_kept_for_the_next_boundary_and_its_handler_put_back(tmp_pat
     with signals.listen():
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)  # a launcher and a scheduler may both send it
-        assert signals.ask(tmp_path).name == number.name
+        assert signals.poll(tmp_path).name == number.name
     assert signal.getsignal(number) is before
-    assert signals.ask(tmp_path) is Wanted.NOTHING
+    assert signals.poll(tmp_path) is Wanted.NOTHING
 
 
 def test_a_child_of_the_run_dies_of_the_signal(tmp_path):
@@ -89,7 +89,7 @@ child.stdout.readline()
 @pytest.mark.parametrize(("launched", "heard"), [(True, "LAUNCHER_GONE"), (False, "NOTHING")])
 def test_the_end_of_the_launcher_is_heard_but_not_that_of_a_shell(tmp_path, launched, heard):
     """`nohup python -m sft ... &` goes on when the shell has ended."""
-    variables = {name: value for name, value in os.environ.items() if name not in signals.LAUNCHED}
+    variables = {name: value for name, value in os.environ.items() if name not in signals.LAUNCHER_VARIABLES}
     variables |= {"ACCELERATE_MIXED_PRECISION": "no"} if launched else {}
     subprocess.run([sys.executable, "-c", LAUNCHER, ORPHAN, str(tmp_path)], env=variables, check=True, timeout=60)
     for _ in range(6000):
@@ -104,9 +104,9 @@ def test_a_checkpoint_that_is_asked_for_is_saved_once_and_the_file_goes(tmp_path
     saved = []
     with Journal(tmp_path) as journal:
         asks = Control(tmp_path, journal)
-        wanted = asks.ask(3)
+        wanted = asks.poll(3)
         asks.save(wanted, 3, lambda: saved.append(3))
-        assert asks.ask(4) is Wanted.NOTHING
+        assert asks.poll(4) is Wanted.NOTHING
     assert saved == [3]
     assert [(event["event"], event["step"]) for event in events(tmp_path)] == [("checkpoint", 3)]
 
@@ -118,7 +118,7 @@ def test_a_preemption_is_written_down_before_it_is_saved(tmp_path):
     with Journal(tmp_path) as journal:
         asks = Control(tmp_path, journal)
         with pytest.raises(Preempted):
-            asks.save(asks.ask(5), 5, lambda: seen.extend(events(tmp_path)))
+            asks.save(asks.poll(5), 5, lambda: seen.extend(events(tmp_path)))
     assert [(event["event"], event["step"], event["reason"]) for event in seen] == [("preempted", 5, "RUN/PREEMPT")]
     assert not (tmp_path / "PREEMPT").exists()  # it has been answered
 
@@ -167,16 +167,16 @@ def test_a_checkpoint_that_takes_too_long_for_the_launcher_is_warned_of_once(
 def test_a_preemption_that_was_answered_is_not_told_to_the_next_attempt(tmp_path):
     touch(tmp_path, "PREEMPT")
     with pytest.raises(Preempted, match="RUN/PREEMPT"):
-        signals.leave_if_preempted(tmp_path)
+        signals.exit_if_preempted(tmp_path)
     assert not any(tmp_path.iterdir())
 
 
 def test_a_preemption_from_before_this_process_is_forgotten_and_one_that_came_since_is_not(tmp_path, monkeypatch):
     monkeypatch.setattr(signals, "LAUNCHED", ())
-    signals.forget_earlier(tmp_path)
+    signals.clear_stale_preempt(tmp_path)
     touch(tmp_path, "PREEMPT")
-    signals.forget_earlier(tmp_path)
-    assert signals.ask(tmp_path) is Wanted.PREEMPT
+    signals.clear_stale_preempt(tmp_path)
+    assert signals.poll(tmp_path) is Wanted.PREEMPT
     os.utime(tmp_path / "PREEMPT", (1e9, 1e9))
-    signals.forget_earlier(tmp_path)
-    assert signals.ask(tmp_path) is Wanted.NOTHING
+    signals.clear_stale_preempt(tmp_path)
+    assert signals.poll(tmp_path) is Wanted.NOTHING

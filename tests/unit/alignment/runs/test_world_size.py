@@ -52,7 +52,7 @@ def test_parts_of_a_weight_are_parted_anew(size, before, now):
         patch.setattr(zero3, "world_size", lambda: now)
         for index, expected in enumerate(parts(now)):
             patch.setattr(zero3, "process_index", lambda index=index: index)
-            assert torch.equal(zero3.own_part_of(parts(before), size), expected)
+            assert torch.equal(zero3.reshard(parts(before), size), expected)
 
 
 def test_the_batch_keys_are_those_of_the_config():

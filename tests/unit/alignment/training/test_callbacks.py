@@ -97,11 +97,11 @@ def test_tokens_a_second_are_those_since_the_last_line_without_evaluations(monke
     count, device = TokenCount(), torch.device("cpu")
     count.add({"attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]])})  # at 100
     count.add({"input_ids": torch.zeros(1, 7), "position_ids": None})
-    assert count.figures(device) == {"num_tokens": 10.0, "tokens_per_second": 1.0}  # at 110
-    assert count.figures(device) == {}  # nothing since: no rate of 0, which would look like a stall
+    assert count.metrics(device) == {"num_tokens": 10.0, "tokens_per_second": 1.0}  # at 110
+    assert count.metrics(device) == {}  # nothing since: no rate of 0, which would look like a stall
     count.add({"input_ids": torch.zeros(1, 20), "position_ids": None})
     count.pause(20.0)
-    assert count.figures(device) == {"num_tokens": 30.0, "tokens_per_second": 2.0}  # at 140
+    assert count.metrics(device) == {"num_tokens": 30.0, "tokens_per_second": 2.0}  # at 140
 
 
 def test_tokens_before_a_resumed_run_count_in_the_total_alone(monkeypatch):
@@ -109,4 +109,4 @@ def test_tokens_before_a_resumed_run_count_in_the_total_alone(monkeypatch):
     count = TokenCount()
     count.total = torch.tensor(1000.0, dtype=torch.float64)
     count.add({"input_ids": torch.zeros(1, 8), "position_ids": None})
-    assert count.figures(torch.device("cpu")) == {"num_tokens": 1008.0, "tokens_per_second": 4.0}
+    assert count.metrics(torch.device("cpu")) == {"num_tokens": 1008.0, "tokens_per_second": 4.0}

@@ -18,10 +18,10 @@ from alignment.config.sections import ModelConfig
 from alignment.errors import UserError
 from alignment.models.export import export
 from alignment.models.importing.model import import_model
-from alignment.models.methods import continues, load_trainable
 from alignment.models.policies import load_policy
 from alignment.models.sources import find_model
 from alignment.models.tokenizers import load_tokenizer
+from alignment.models.trainable import continues, load_trainable
 from alignment.registry import Registry, provenance
 
 IDS = torch.arange(40).view(2, 20)

@@ -1,0 +1,275 @@
+"""Making a model trainable by `model.method`, and what the method needs while it trains."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import peft
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as IA3_TARGETS
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+)
+from transformers.pytorch_utils import Conv1D
+
+from alignment.config.sections import ADAPTERS, ModelConfig
+from alignment.distributed import zero3
+from alignment.errors import ConfigError
+from alignment.models import adapters
+from alignment.models.methods import METHODS, adapter_arguments
+from alignment.models.policies import load_base, load_policy
+from alignment.models.sources import ModelSource
+from alignment.models.tokenizers import fit_embeddings
+
+
+def continues(source: ModelSource, config: ModelConfig) -> bool:
+    """Whether training continues the published adapter of `source`, which needs the same method and arguments.
+
+    Otherwise training starts from `source` merged.
+    """
+    if source.trained is None or "continue" in METHODS[config.method].fails:
+        return False
+    return all(
+        getattr(source.trained, key) == getattr(config, key) for key in ("method", "adapter", "quantized", "merge")
+    )
+
+
+def base_of(source: ModelSource, config: ModelConfig) -> ModelSource | None:
+    """The base of the adapter to train; None if the method trains no adapter."""
+    if config.method not in ADAPTERS:
+        return None
+    return source.base if continues(source, config) else source
+
+
+def load_trainable(
+    source: ModelSource, tokenizer: PreTrainedTokenizerBase, config: ModelConfig
+) -> PreTrainedModel | PeftModel:
+    """The policy of `source`, in which only the parameters that `model.method` trains require gradients.
+
+    Raises:
+        ModelError, AdapterError: as `load_policy`.
+        ConfigError: the method does not fit this model.
+    """
+    # LoHa reads the shape of each weight, which is empty once ZeRO-3 has partitioned it.
+    with zero3.unpartitioned_loading() if config.method == "loha" else nullcontext():
+        if continues(source, config):
+            return adapters.saved_alone(adapters.put_on(load_base(source, config), source.path, trainable=True))
+        policy = load_policy(source, config)
+        fit_embeddings(policy, tokenizer)
+        return apply_method(policy, config)
+
+
+def apply_method(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel | PeftModel:
+    """Freeze the parameters that `model.method` does not train and add its adapter; the model is changed in place.
+
+    Raises:
+        ConfigError: the method or one of its arguments does not fit this model.
+    """
+    if config.method == "full":
+        return model
+    if config.method == "head":
+        return _only_head(model, config.last_n_layers)
+    try:
+        return adapters.saved_alone(get_peft_model(model, adapter_config(model, config)))
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ConfigError(f"model.adapter: {str(error).splitlines()[0]}") from error
+
+
+def adapter_config(model: PreTrainedModel, config: ModelConfig) -> PeftConfig:
+    """The config of a new adapter of `model.method` for a model, which may have other adapters already.
+
+    Raises:
+        ConfigError: PEFT does not have an argument, or cannot use it.
+    """
+    cls = getattr(peft, METHODS[config.method].peft_config or "")
+    arguments = {**_targets(model, config), **adapter_arguments(config)}
+    arguments["task_type"] = "SEQ_CLS" if model.get_output_embeddings() is None else "CAUSAL_LM"
+    if config.method == "adalora":
+        arguments["total_step"] = 2**31  # a placeholder until the number of steps is known: see AdaLoraCallback
+    if hasattr(cls, "fan_in_fan_out"):
+        arguments["fan_in_fan_out"] = any(isinstance(module, Conv1D) for module in blocks(model).modules())
+    try:
+        adapter: PeftConfig = cls(**arguments)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ConfigError(f"model.adapter: {str(error).splitlines()[0]}") from error
+    return adapter
+
+
+def blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The transformer layers, first to last: the module list of that length with the most weights in it.
+
+    Raises:
+        ConfigError: the model has no such list.
+    """
+    count = model.config.get_text_config().num_hidden_layers
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    if not lists:
+        raise ConfigError(f"model.method: no list of {count} transformer layers in {type(model).__name__}")
+    return max(lists, key=lambda module: sum(1 for _ in module.parameters()))
+
+
+def _targets(model: PreTrainedModel, config: ModelConfig) -> dict[str, Any]:
+    """The adapter's target modules: every linear layer of the transformer layers, never the output head.
+
+    IA3 scales keys, values and the inner activations (Liu et al. 2022). If PEFT does not know their names in an
+    architecture, all outputs are scaled, except that layers projecting back to the hidden size scale their inputs.
+    """
+    if "target_modules" in config.adapter:
+        return {}
+    if config.method == "ia3" and model.config.model_type in IA3_TARGETS:
+        return {}  # PEFT's own choice
+    layers = blocks(model)
+    inside = {id(module) for module in layers.modules()}
+    linear = _linear_layers(model)
+    names = {name.rpartition(".")[2]: m for name, m in linear if id(m) in inside}
+    if any(id(m) not in inside and name.rpartition(".")[2] in names for name, m in linear):
+        names = {name: m for name, m in linear if id(m) in inside}  # a head of the same name must not match
+    targets: dict[str, Any] = {"target_modules": sorted(names)}
+    if config.method == "ia3":
+        hidden = model.config.get_text_config().hidden_size
+        targets["feedforward_modules"] = sorted(name for name, m in names.items() if _projects_back(m, hidden))
+    return targets
+
+
+def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Each linear layer with its name; for a layer with adapters, the base layer under the wrapper's name."""
+    layers: list[tuple[str, nn.Module]] = []
+    adapted = ""
+    for name, module in model.named_modules():
+        if adapted and name.startswith(adapted):
+            continue
+        if isinstance(module, BaseTunerLayer):
+            adapted, module = f"{name}.", module.get_base_layer()
+        if isinstance(module, (nn.Linear, Conv1D)):
+            layers.append((name, module))
+    return layers
+
+
+def _projects_back(layer: nn.Module, hidden: int) -> bool:
+    inputs, outputs = (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)
+    return bool(outputs == hidden != inputs)
+
+
+def _only_head(model: PreTrainedModel, last_n_layers: int) -> PreTrainedModel:
+    """Freeze all but the output head and the last layers.
+
+    A head that is tied to the input embeddings gets weights of its own, so that these are not trained with it.
+    """
+    layers, head = blocks(model), model.get_output_embeddings() or getattr(model, "score", None)
+    if head is None:
+        raise ConfigError(f"model.method=head: {type(model).__name__} has no output head")
+    if last_n_layers > len(layers):
+        raise ConfigError(f"model.last_n_layers={last_n_layers}: this model has {len(layers)} layers")
+    if head.weight is model.get_input_embeddings().weight:
+        with zero3.gathered_parameters(head.weight):
+            head.weight = nn.Parameter(head.weight.detach().clone())
+        model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
+    model.requires_grad_(False)
+    for trained in (head, *layers[len(layers) - last_n_layers :]):
+        trained.requires_grad_(True)
+    return model
+
+
+def skeleton(shape: PreTrainedConfig, config: ModelConfig, kind: type = AutoModelForCausalLM) -> nn.Module:
+    """A model of that shape and kind on the meta device, with the parameters that `model.method` trains.
+
+    Raises:
+        ConfigError: the method does not fit this model.
+    """
+    shape = copy.deepcopy(shape)
+    shape.num_labels = 1  # used by scalar models only
+    with torch.device("meta"):
+        model = kind.from_config(shape, trust_remote_code=config.trust_remote_code)  # type: ignore[attr-defined]
+        return apply_method(model, config)
+
+
+# --- while it trains -----------------------------------------------------------------------------------------------
+
+
+def attach(trainer: Trainer, config: ModelConfig) -> None:
+    """Set up a trainer for the method of its model."""
+    zero3.match_dtype(trainer.model)
+    if config.method not in ADAPTERS:
+        return
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad and config.quantized:
+            # TRL rounds the adapter on a quantized model to bfloat16, in which small updates are lost.
+            parameter.data = parameter.data.float()
+    if config.method == "adalora":
+        # PEFT takes a layer that keeps no rank for a ZeRO-3 shard, but AdaLoRA never runs under ZeRO-3.
+        warnings.filterwarnings("ignore", message="Adapter 'default': .* invalid shape")
+        trainer.add_callback(AdaLoraCallback(trainer.model, config.adapter))
+
+
+class AdaLoraCallback(TrainerCallback):
+    """Prunes AdaLoRA's ranks, which no trainer does by itself.
+
+    By default no rank is cut in the first tenth of the steps, nor in the last three.
+    """
+
+    def __init__(self, model: PeftModel, chosen: Mapping[str, Any]) -> None:
+        self._tuner, self._chosen = model.base_model, chosen
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        schedule, steps = self._tuner.peft_config["default"], state.max_steps
+        schedule.total_step = steps
+        schedule.tinit = self._chosen.get("tinit", steps // 10)
+        schedule.tfinal = self._chosen.get("tfinal", 3 * steps // 10)
+        if schedule.tinit >= steps - schedule.tfinal:
+            raise ConfigError(
+                f"model.adapter: tinit={schedule.tinit} and tfinal={schedule.tfinal} leave none of the {steps} steps "
+                "to cut ranks in; make them smaller or train longer"
+            )
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # This runs before zero_grad: ranks are chosen by the gradients, which are gone at on_step_end.
+        self._tuner.update_and_allocate(state.global_step + 1)
+
+
+def regularisation(model: nn.Module) -> Tensor | float:
+    """The method's extra loss term: AdaLoRA's orthogonality penalty (Zhang et al. 2023, equation 4), else 0.
+
+    PEFT adds it to the model's own loss, which TRL's trainers do not use.
+    """
+    tuner = getattr(model, "base_model", None)
+    if not isinstance(tuner, peft.AdaLoraModel):
+        return 0.0
+    penalties = []
+    for name, weight in tuner.model.named_parameters():
+        if ".lora_A." in name or ".lora_B." in name:  # (r, in), (out, r)
+            gram = weight @ weight.T if ".lora_A." in name else weight.T @ weight
+            identity = torch.eye(len(gram), device=gram.device, dtype=gram.dtype)
+            penalties.append(torch.linalg.matrix_norm(gram - identity))
+    return tuner.peft_config["default"].orth_reg_weight * torch.stack(penalties).mean()
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """The number of parameters, of trained parameters, and of AdaLoRA's ranks over all layers."""
+    counts: dict[str, Any] = {"parameters": 0, "trained_parameters": 0}
+    for parameter in model.parameters():
+        count = getattr(parameter, "ds_numel", parameter.numel())
+        count *= 2 if type(parameter).__name__ == "Params4bit" else 1  # a byte holds two parameters
+        counts["parameters"] += count
+        counts["trained_parameters"] += count if parameter.requires_grad else 0
+    tuner = getattr(model, "base_model", None)
+    if isinstance(tuner, peft.AdaLoraModel):
+        kept = tuner.peft_config["default"].rank_pattern
+        ranks = (
+            [sum(rank) for rank in kept.values()]
+            if kept
+            else [len(weight) for name, weight in model.named_parameters() if ".lora_E." in name]
+        )
+        counts["ranks"] = sum(ranks)
+    return counts
