@@ -145,7 +145,7 @@ class Alarms:
             return None
         return (
             f"{kl:.2f} nats a response, which no KL can be: the responses are not drawn from the policy that is "
-            "trained (another temperature, a stale engine); see rollout.engine and docs/vllm.md"
+            "trained (another temperature, a stale engine); see rollout.engine and docs/cluster/vllm.md"
         )
 
     def _exploding_kl(self, stats: Mapping[str, float]) -> str | None:

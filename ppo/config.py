@@ -40,6 +40,7 @@ class ModelsConfig(Section):
     policy: str
     """The policy to improve: the SFT model."""
     template: str | None = None
+    """A chat template for a policy that has none, as in `python -m sft`."""
     eos_token: str | None = None
     """For a policy whose tokenizer has none, as in `python -m sft`."""
     reward: str | None = None
@@ -52,7 +53,7 @@ class ModelsConfig(Section):
     reference: str | None = None
     """The model that the KL is measured against; the initial policy by default."""
     mode: Literal["separate", "shared"] = "separate"
-    """`separate`: four models. `shared`: one frozen base with an adapter for each role (docs/ppo.md)."""
+    """`separate`: four models. `shared`: one frozen base with an adapter for each role (docs/guides/ppo.md)."""
     value: Literal["separate", "adapter", "trunk"] | None = None
     """The critic: a model of its own (the default of `separate`), an adapter on frozen weights (of `shared`), or a head
     on the policy's own states, which halves the training time."""
@@ -60,12 +61,13 @@ class ModelsConfig(Section):
     """The critic's start: the critic of an earlier run (`NAME-value`, published beside its policy) or a reward
     model; `model.reward` by default."""
     method: Literal["full", "lora", "dora", "rslora", "qlora"] | None = None
-    """The part of the policy that is trained (docs/methods.md). None: `full`; in `shared` mode `lora`."""
+    """The part of the policy that is trained (docs/guides/methods.md). None: `full`; in `shared` mode `lora`."""
     adapter: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the method's PEFT config class, as `model.adapter` of `python -m sft`."""
     offload: bool = False
     """Keep the reference and the reward model in the host's memory, and on the device only while they are used."""
     trust_remote_code: bool = False
+    """Run Python code that comes with a hub model. Off: such a model is refused."""
 
 
 class RewardSource(Section):
@@ -76,6 +78,7 @@ class RewardSource(Section):
     url: str | None = None
     """Gets `{"prompts": [...], "responses": [...], **columns}` by POST, answers `{"scores": [...]}`."""
     weight: float = 1.0
+    """Weight of this reward in the sum."""
     timeout: Positive | None = None
     """Seconds that one request may take; 30 by default. Only with `url`."""
 
@@ -156,6 +159,7 @@ class RolloutConfig(Section):
     generation_batch_size: Count = 64
     """Responses that are sampled at a time on each process."""
     max_new_tokens: Count = 64
+    """Longest response, in tokens."""
     temperature: Positive = 1.0
     """Divides the logits when sampling and in every log-probability."""
     stop: tuple[str, ...] = ()
@@ -187,14 +191,17 @@ class PPOConfig(Section):
     gae_lambda: Fraction = 1.0
     """Lambda of advantages and returns. Below 1, a critic that does not know the mean score yet makes answers shorter
     (mean above 0) or longer (below): the last 1 / (1 - lambda) tokens get the whole score.
-    docs/studies/length-bias.md."""
+    docs/development/studies/length-bias.md."""
     clip_range: Positive | tuple[Positive, Positive] = 0.2
     """Ratios are cut to 1 +- this; a pair is the lower and the upper side (DAPO's clip-higher: `[0.2, 0.28]`)."""
     value_clip_range: Positive = 0.2
     """In the unit of `rewards.scaling`."""
     vf_coef: NonNegative = 0.1
+    """Weight of the critic's loss."""
     entropy_coef: NonNegative = 0.0
+    """Weight of the entropy bonus."""
     whiten_advantages: bool = True
+    """Bring the advantages of a rollout to mean 0 and standard deviation 1, over all processes."""
     num_epochs: Count = 2
     """Passes over each rollout."""
     num_minibatches: Count = 1
@@ -270,6 +277,7 @@ class TrainingConfig(Section):
     value_learning_rate: Positive | None = None
     """Learning rate of the critic; five times the policy's by default."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    """How the learning rate falls after the warm-up, by iterations."""
     warmup_steps: NonNegative = 0.03
     """Iterations of warm-up; below 1 a fraction of `max_steps`, rounded up."""
     microbatch_tokens: Count = 2048
@@ -277,6 +285,7 @@ class TrainingConfig(Section):
     packing: bool | None = None
     """Rows without padding, a prompt once for all its responses. None: where the model can."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
     max_grad_norm: Positive = 1.0
     """The norm that the policy's gradient is clipped to, and the critic's by itself."""
     adam_epsilon: Positive = 1e-8
@@ -285,6 +294,7 @@ class TrainingConfig(Section):
     bf16: bool | None = None
     """bfloat16 arithmetic on float32 weights. None: where the GPU has it."""
     seed: Seed = 42
+    """Seed of sampling, minibatches and new weights. Held-out prompts follow `data.split_seed`."""
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Evaluate and publish a moving average of the policy, by this decay at each optimizer step."""
     eval_steps: Annotated[int, Field(ge=0)] = 0

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from alignment.config.arguments import BestModelArguments, CheckpointArguments, TrainerSection
 from alignment.config.sections import NonNegative, Section, TrainerConfig
 
 
@@ -44,21 +45,6 @@ class RewardSection(Section):
         return self
 
 
-class RewardStageConfig(TrainerConfig):
-    """Sections: name, model, data, reward, training, registry, tracking."""
-
-    reward: RewardSection = RewardSection()
-
-    def of_member(self, index: int = 0, first_seed: int = 0) -> Self:
-        """The config of one member of an ensemble as a single model; the n-th member's seeds are increased by n."""
-        training = {name: value for name, value in self.training.items() if name != "members"}
-        if index:
-            training["seed"] = first_seed + index
-            if training.get("data_seed") is not None:
-                training["data_seed"] += index
-        return self.model_copy(update={"training": training})
-
-
 @dataclass(frozen=True)
 class EnsembleArguments:
     """Arguments of `training` beyond TRL's."""
@@ -83,3 +69,22 @@ DEFAULTS = {
     "logging_nan_inf_filter": False,
     "eval_strategy": "no",
 }
+
+
+class RewardStageConfig(TrainerConfig):
+    """Sections: name, model, data, reward, training, registry, tracking."""
+
+    trainer: ClassVar[TrainerSection] = TrainerSection(
+        "RewardConfig", DEFAULTS, (BestModelArguments, CheckpointArguments, EnsembleArguments)
+    )
+
+    reward: RewardSection = RewardSection()
+
+    def of_member(self, index: int = 0, first_seed: int = 0) -> Self:
+        """The config of one member of an ensemble as a single model; the n-th member's seeds are increased by n."""
+        training = {name: value for name, value in self.training.items() if name != "members"}
+        if index:
+            training["seed"] = first_seed + index
+            if training.get("data_seed") is not None:
+                training["data_seed"] += index
+        return self.model_copy(update={"training": training})

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write docs/methods.md: train the demo's model by every method, and say what works with what.
+"""Write docs/guides/methods.md: train the demo's model by every method, and say what works with what.
 
     scripts/methods_table.py              some minutes on a CPU
     scripts/methods_table.py --matrix     only the matrix, from the table in alignment/models/methods.py
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "methods.md"
+PAGE = ROOT / "docs" / "guides" / "methods.md"
 RECIPE = ROOT / "configs" / "sft" / "demo.yaml"
 MATRIX, TABLE, END = "<!-- matrix -->", "<!-- table -->", "<!-- end -->"
 ROWS, HELD_OUT, STEPS = 640, 80, 120
@@ -179,7 +179,7 @@ def measure() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description="Write docs/methods.md.", epilog="example: scripts/methods_table.py --matrix"
+        description="Write docs/guides/methods.md.", epilog="example: scripts/methods_table.py --matrix"
     )
     parser.add_argument("--matrix", action="store_true", help="only what follows from the code; train nothing")
     args = parser.parse_args(argv)

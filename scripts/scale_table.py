@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the tables of docs/scale.md: policies of 8, 70 and 405 billion parameters, by the planner and by arithmetic.
+"""Write the tables of docs/cluster/memory.md: policies of 8B, 70B and 405B, by the planner and by arithmetic.
 
     scripts/scale_table.py
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "scale.md"
+PAGE = ROOT / "docs" / "cluster" / "memory.md"
 MEMORY, TIME, END = "<!-- memory -->", "<!-- time -->", "<!-- end -->"
 PEAK_FLOPS = 989e12
 BANDWIDTH = {"H100": 3.35e12, "H200": 4.8e12}
@@ -156,7 +156,7 @@ def written(page: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(
-        description="Write the tables of docs/scale.md.", epilog="example: scripts/scale_table.py"
+        description="Write the tables of docs/cluster/memory.md.", epilog="example: scripts/scale_table.py"
     ).parse_args(argv)
     from alignment.training.stage import quiet_libraries
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Each causal model type of transformers, tiny and random, through SFT, reward, PPO and export, as a table.
 
-    scripts/shapes.py --out docs/models-tried.md      (all types; about half an hour on one core)
+    scripts/shapes.py --out docs/reference/models-tried.md      (all types; about half an hour on one core)
     scripts/shapes.py llama mixtral --json
 
 Each runs the stages as a user's config would, in a process of its own with a limit of time and memory, and is compared
@@ -110,25 +110,32 @@ def table(results: Sequence[Result]) -> str:
     count: dict[str, int] = {}
     for result in results:
         count[result.outcome] = count.get(result.outcome, 0) + 1
+    outcomes = ("ok", "refused", "wrong", "traceback", NOT_BUILT)
+    plain = [result.kind for result in results if result.outcome == "ok" and not _short(result.said)]
     lines = [
         "# Models that were tried",
         "",
-        f"Every causal model type of transformers {transformers.__version__}, tiny and random, through SFT, the reward "
-        "model, PPO and export, compared with plain transformers at each step: the loss, log-probabilities, sampled "
-        "tokens, scores, exported files. `scripts/shapes.py --out docs/models-tried.md` writes this page.",
+        "```bash",
+        "scripts/shapes.py --out docs/reference/models-tried.md      # writes this page; half an hour on one core",
+        "```",
         "",
-        ", ".join(
-            f"{count[name]} {name}" for name in ("ok", "refused", "wrong", "traceback", NOT_BUILT) if name in count
-        )
-        + ". Refused models say so in the line that is given, before the first step of SFT unless another stage is "
-        "named; what is refused by the reward stage is said by SFT at its start. What is said of an `ok` model is what "
-        "the suite does otherwise for it (docs/models.md): it is right, and slower.",
+        f"Every causal model type of transformers {transformers.__version__}, tiny and random, through SFT, the reward "
+        "model, PPO and export, compared with plain transformers at each step: loss, log-probabilities, sampled "
+        "tokens, scores, exported files. "
+        + ", ".join(f"{count[name]} {name}" for name in outcomes if name in count)
+        + ".",
+        "",
+        f"Without a remark ({len(plain)}): " + ", ".join(plain) + ".",
+        "",
+        "The others. What is said of an `ok` model is what the suite does instead for it "
+        "([models](../guides/models.md)): it is right, and slower. A refused model is refused before the first step of "
+        "SFT, unless another stage is named.",
         "",
         "| model type | outcome | what is said |",
         "|---|---|---|",
     ]
     for result in results:
-        if result.outcome != NOT_BUILT:
+        if result.outcome != NOT_BUILT and result.kind not in plain:
             where = "" if result.outcome == "ok" else f" ({result.stage})"
             said = _short(result.said) if result.outcome == "ok" else result.said.split("; sft: ")[0]
             lines.append(f"| {result.kind} | {result.outcome}{where} | {said.replace('|', '/')} |")

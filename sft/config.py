@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from alignment.config.arguments import TrainerSection
 from alignment.config.sections import TrainerConfig
-
-
-class SFTStageConfig(TrainerConfig):
-    """Sections: name, model, data, training, registry, tracking.
-
-    `training.packing` packs the rows of a batch into one, without attention between them (`sft.packing`). By default it
-    is on if the model supports it; false pads rows of similar length; true refuses a model that does not support it.
-    """
-
 
 DEFAULTS = {
     # TRL's default recomputes activations to save memory; users who need that can turn it on.
@@ -25,3 +19,13 @@ DEFAULTS = {
     "logging_nan_inf_filter": False,
     "eval_strategy": "epoch",
 }
+
+
+class SFTStageConfig(TrainerConfig):
+    """Sections: name, model, data, training, registry, tracking.
+
+    `training.packing` packs the rows of a batch into one, without attention between them (`sft.packing`). By default it
+    is on if the model supports it; false pads rows of similar length; true refuses a model that does not support it.
+    """
+
+    trainer: ClassVar[TrainerSection] = TrainerSection("SFTConfig", DEFAULTS)

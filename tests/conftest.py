@@ -29,7 +29,9 @@ settings.load_profile("suite")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--write-table", action="store_true", help="write what test_parity.py found to docs/cluster.md")
+    parser.addoption(
+        "--write-table", action="store_true", help="write what test_parity.py found to docs/development/bench/parity.md"
+    )
 
 
 @pytest.fixture(scope="session")

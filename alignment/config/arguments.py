@@ -12,7 +12,7 @@ from typing import Any, Self
 from alignment.errors import ConfigError
 
 OWNED_ARGUMENTS = {
-    "output_dir": "the run folder is <tracking.runs>/<name>",
+    "output_dir": "the run folder is <tracking.runs>/<name>, set by `name` and `tracking.runs`",
     "run_name": "use `name`",
     "report_to": "use `tracking.wandb`",
     "project": "set WANDB_PROJECT in the environment",
@@ -86,6 +86,47 @@ class CheckpointArguments:
     def of(cls, training: Mapping[str, Any]) -> Self:
         """Those in a `training` section."""
         return cls(**{field.name: training[field.name] for field in dataclasses.fields(cls) if field.name in training})
+
+
+ABOUT = {
+    "learning_rate": "The peak learning rate. An adapter method brings its own default (docs/guides/methods.md).",
+    "lr_scheduler_type": "How the learning rate falls after the warm-up: `linear`, `cosine`, `constant`, ...",
+    "warmup_steps": "Steps in which the learning rate rises from 0; below 1 a fraction of all steps.",
+    "num_train_epochs": "Passes over the training rows. `max_steps` overrides it.",
+    "logging_steps": "Optimizer steps between two lines of `metrics.jsonl`.",
+    "logging_nan_inf_filter": "TRL's default replaces a NaN loss in the log by the last good one; here it is shown.",
+    "eval_strategy": "When the held-out rows are evaluated: `no`, `epoch`, or `steps` with `eval_steps`.",
+    "gradient_checkpointing": "Compute activations again in the backward pass: less memory, more time.",
+}
+"""What the arguments mean for which a stage has a default of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainerSection:
+    """What the `training` section of a stage takes: the arguments of a TRL config class, and some beside them."""
+
+    trl_class: str
+    """Its name in `trl`, which is imported only when it is needed."""
+    defaults: Mapping[str, Any]
+    """The stage's own defaults; all others are TRL's."""
+    beside: tuple[type, ...] = (BestModelArguments, CheckpointArguments)
+    """Dataclasses of arguments that the class does not have, or that the suite reads in its place."""
+
+    def trl_fields(self) -> dict[str, tuple[Any, Any]]:
+        """Type and default of each argument that TRL's class takes and the suite does not own; imports TRL."""
+        import trl
+
+        cls = getattr(trl, self.trl_class)
+        hints = typing.get_type_hints(cls)
+        return {
+            field.name: (hints[field.name], _default(field))
+            for field in dataclasses.fields(cls)
+            if field.init and field.name not in OWNED_ARGUMENTS
+        }
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default_factory() if callable(field.default_factory) else field.default
 
 
 # The least that makes sense, where the trainers would stop with a traceback, or train nothing and say nothing.

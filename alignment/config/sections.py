@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from alignment.config.arguments import TrainerSection
 from alignment.config.loading import MANY, ONE
 from alignment.config.removed_keys import REMOVED_KEYS
 
@@ -60,10 +61,15 @@ class ScratchConfig(Section):
     vocab_size: Annotated[int, Field(ge=270)] = 1024
     """Size of the byte-level BPE tokenizer trained on the run's own data: 256 bytes, special tokens and merges."""
     hidden_size: Count = 128
+    """Width of the residual stream."""
     intermediate_size: Count = 384
+    """Width of the MLPs."""
     num_hidden_layers: Count = 4
+    """Transformer layers."""
     num_attention_heads: Count = 4
+    """Attention heads of each layer."""
     max_position_embeddings: Count = 1024
+    """Longest sequence that the model takes, in tokens."""
 
 
 SCRATCH = "scratch:"
@@ -91,7 +97,8 @@ class ModelConfig(Section):
     trust_remote_code: bool = False
     """Run Python code that comes with a hub model. Off: such a model is refused."""
     method: Method = "full"
-    """What is trained: every weight, the output `head` alone, or an adapter on frozen weights (docs/methods.md)."""
+    """The part that is trained: every weight, the output `head`, or an adapter on frozen weights
+    (docs/guides/methods.md)."""
     last_n_layers: Annotated[int, Field(ge=0)] = 0
     """With `method: head`: how many of the last transformer layers train beside the output head."""
     adapter: dict[str, Any] = Field(default_factory=dict)
@@ -246,6 +253,8 @@ class RunConfig(Section):
 
 class TrainerConfig(RunConfig):
     """A stage that trains with a TRL trainer: `training` takes any of its config's arguments by name."""
+
+    trainer: ClassVar[TrainerSection]
 
     model: ModelConfig
     training: dict[str, Any] = Field(default_factory=dict)

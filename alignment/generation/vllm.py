@@ -117,8 +117,8 @@ class VLLMEngine:
             self._vllm.sync_weights()
         except Exception as error:  # whatever vLLM, its workers or its server raise
             raise GenerationError(
-                f"rollout.engine=vllm: vLLM did not take the policy's weights: {_first_line(error)}; see docs/vllm.md, "
-                "or sample by rollout.engine=transformers (without rollout.vllm)"
+                f"rollout.engine=vllm: vLLM did not take the policy's weights: {_first_line(error)}; see "
+                "docs/cluster/vllm.md, or sample by rollout.engine=transformers (without rollout.vllm)"
             ) from error
         try:
             found = self._vllm.generate(prompts=[list(prompt) for prompt in prompts], images=None, num_generations=1)
@@ -172,7 +172,7 @@ def wait_for_server(url: str, seconds: float = SERVER_SECONDS) -> None:
         if time.monotonic() > end:
             raise GenerationError(
                 f"rollout.vllm.server_base_url={url}: no vLLM server answers there after {seconds:.0f} s ({reason}); "
-                f"docs/vllm.md says how it is started{through_proxy(url)}"
+                f"docs/cluster/vllm.md says how it is started{through_proxy(url)}"
             )
         time.sleep(1.0)
     try:
@@ -184,7 +184,7 @@ def wait_for_server(url: str, seconds: float = SERVER_SECONDS) -> None:
     if found == 404:
         raise GenerationError(
             f"rollout.vllm.server_base_url={url}: the server takes no weights; start it with VLLM_SERVER_DEV_MODE=1 "
-            """and --weight-transfer-config '{"backend": "nccl"}' (docs/vllm.md)"""
+            """and --weight-transfer-config '{"backend": "nccl"}' (docs/cluster/vllm.md)"""
         )
 
 

@@ -1,7 +1,7 @@
 """Training methods: full fine-tuning, the output head, or one of eight adapters, and the settings each works in.
 
 `METHODS` is the one table: defaults, and for each method the settings in which it does not work, with the reason.
-`check` reads it before anything is loaded, and `docs/methods.md` is generated from it.
+`check` reads it before anything is loaded, and `docs/guides/methods.md` is generated from it.
 """
 
 from __future__ import annotations

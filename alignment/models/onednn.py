@@ -1,6 +1,7 @@
 """oneDNN's float32 product of linear layers in place of MKL's, where that is the slow one.
 
-MKL, which torch calls for float32 on a CPU, takes about twice as long as oneDNN on AMD processors (docs/bench/cpu.md).
+MKL, which torch calls for float32 on a CPU, takes about twice as long as oneDNN on AMD processors
+(docs/development/bench/cpu.md).
 Both compute in float32; they round their sums in another order.
 """
 

@@ -11,7 +11,7 @@ from alignment.qa.documents import Chunk
 from alignment.qa.support import measure_support, numbers
 
 MIN_SUPPORT = 0.7
-"""Minimum fraction of an answer's words that must be in its passage; docs/qa.md describes its limits."""
+"""Minimum fraction of an answer's words that must be in its passage; docs/guides/qa.md has its limits."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The checks of each stage's runs: name, purpose and requirements.
 
-This table is the source for the terminal, the report, W&B and docs/report.md. It has no thresholds: a stage journals a
-finding when it occurs (`Journal.finding`). A check is named after its goal, so that the name reads well beside `pass`.
+This table is the source for the terminal, the report, W&B and docs/reference/checks.md. It has no thresholds: a stage
+journals a finding when it occurs (`Journal.finding`). A check is named after its goal, so that the name reads well
+beside `pass`.
 """
 
 from __future__ import annotations
@@ -336,7 +337,7 @@ def find(stage: str, key: str) -> Check | None:
 
 
 def docs_tables() -> Iterator[str]:
-    """Yield the lines of docs/report.md between its two markers."""
+    """The tables of docs/reference/checks.md."""
     titles = {"sft": "SFT", "reward": "Reward model", "ppo": "PPO"}
     yield from _table("Every stage", COMMON)
     for stage, checks in STAGES.items():

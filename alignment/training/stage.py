@@ -22,7 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from alignment.config.flags import overrides_of_flags
 from alignment.config.loading import load_config
+from alignment.config.reference import as_text, find_keys
 from alignment.config.sections import RunConfig
 from alignment.distributed import heartbeat
 from alignment.distributed.launch_files import check_launch, refuse_deepspeed_launcher
@@ -74,8 +76,15 @@ def run_stage(
         settle: completes the config as it will be saved; called before anything else is done with it.
     """
     _warn_about_shadowing_files()
-    parser = _parser(stage, options)
-    args = parser.parse_intermixed_args(_sweep_overrides(parser, sys.argv[1:] if argv is None else argv))
+    parser = _parser(stage, config_class, options)
+    try:
+        words = overrides_of_flags(
+            config_class, sys.argv[1:] if argv is None else argv, list(parser._option_string_actions)
+        )
+    except UserError as error:
+        say(f"error: {one_line(str(error))}")
+        return 2
+    args = parser.parse_intermixed_args(words)
     quiet_libraries()
     attempt = _Attempt(stage, args)
     with contextlib.ExitStack() as progress:
@@ -172,7 +181,20 @@ def _finish(attempt: _Attempt, code: int, reason: str) -> None:
         write_final_report(run_dir)
 
 
-def _parser(stage: str, options: Sequence[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+class _ShowKeys(argparse.Action):
+    """`--keys [PREFIX]`: print the keys of the config class and exit, as `--help` does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        try:
+            print(as_text(find_keys(self.const, values or ""), self.const))
+        except UserError as error:
+            parser.exit(2, f"error: {one_line(str(error))}\n")
+        parser.exit(0)
+
+
+def _parser(
+    stage: str, config_class: type[RunConfig], options: Sequence[argparse.ArgumentParser]
+) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m {stage}",
         parents=options,
@@ -181,6 +203,14 @@ def _parser(stage: str, options: Sequence[argparse.ArgumentParser]) -> argparse.
     )
     parser.add_argument("config", help=f"YAML file, for example configs/{stage}/demo.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides of the file")
+    parser.add_argument(
+        "--keys",
+        action=_ShowKeys,
+        nargs="?",
+        const=config_class,
+        metavar="PREFIX",
+        help="list the keys of the config with type, default and meaning, and exit; --keys ppo. lists one section",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, then exit")
     parser.add_argument("--overwrite", action="store_true", help="remove the folder of an earlier run of this name")
     parser.add_argument(
@@ -202,15 +232,6 @@ def _warn_about_shadowing_files() -> None:
                 f"note: in this folder `python -m {name}` runs your {name}.py; rename it, or start the stage with "
                 f"`alignment {name} CONFIG`"
             )
-
-
-def _sweep_overrides(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
-    """Turn `--training.seed=3`, the form that `wandb agent` uses, into the override `training.seed=3`."""
-    options = parser._option_string_actions
-    return [
-        word[2:] if word.startswith("--") and "=" in word and word.partition("=")[0] not in options else word
-        for word in argv
-    ]
 
 
 def _has_metrics(run_dir: Path) -> bool:

@@ -6,7 +6,7 @@
 The scores are drawn from N(c, 1), so no answer is better than another, and an unbiased algorithm does not change the
 length. With lambda below 1 and a critic that has not learned the mean yet, the last tokens of an answer get the whole
 score and the first ones nothing: a positive mean then rewards ending early, and a negative one never ending. Rows go to
-stdout as JSON lines; docs/studies/length-bias.md has the results.
+stdout as JSON lines; docs/development/studies/length-bias.md has the results.
 """
 
 from __future__ import annotations

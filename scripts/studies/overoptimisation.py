@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "studies" / "overoptimisation.md"
+PAGE = ROOT / "docs" / "development" / "studies" / "overoptimisation.md"
 PICTURE = PAGE.with_name("overoptimisation.png")
 SIZES = (100, 300, 1000, 3000)
 MEMBERS = 3

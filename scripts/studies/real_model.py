@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "studies" / "real-model.md"
+PAGE = ROOT / "docs" / "development" / "studies" / "real-model.md"
 ROWS = Path("rows.jsonl")
 
 

@@ -5,7 +5,7 @@
 Answers have up to 1,024 tokens, about 64 at the start. A quarter of the words are wanted: the score is their fraction
 of the answer, plus an offset that depends only on the prompt's digits. A critic that knows the offsets removes this
 noise from the advantages; a new one does not. `iterations` counts until 90% of the new critic's final gain. Rows are
-JSON lines on stdout; docs/studies/critic.md has the results.
+JSON lines on stdout; docs/development/studies/critic.md has the results.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""docs/iterated-rlhf.md: the four commands of a second round on tiny models, and the lineage that they leave."""
+"""docs/guides/ppo.md: the four commands of a second round on tiny models, and the lineage that they leave."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Every cell of stage x method x backend is a real run from its config to what it publishes, in the environment that
 `accelerate launch` makes. `scripts/test -m "slow or not slow" tests/integration/test_parity.py --write-table` runs all
-of them and writes what it found to docs/cluster.md.
+of them and writes what it found to docs/development/bench/parity.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BACKENDS = {
 STEPS = 20
 BLOCKS = str(8 * SCRATCH["vocab_size"])
 """Logits at a time on two processes: of eight tokens, so that they have unlike numbers of blocks."""
-PAGE = launching.ROOT / "docs" / "cluster.md"
+PAGE = launching.ROOT / "docs" / "development" / "bench" / "parity.md"
 MARK, END = "<!-- parity -->", "<!-- end -->"
 TRAINER = {
     "max_steps": STEPS, "logging_steps": 1, "per_device_train_batch_size": 8, "learning_rate": 3e-3,

@@ -242,8 +242,8 @@ def test_options_run_together(house, changes):
 
 
 def test_what_it_publishes_can_be_asked_for_where_it_is_promoted(house):
-    """As docs/registry.md has it."""
-    (line,) = re.findall(r"alignment models promote .*", (ROOT / "docs" / "registry.md").read_text())
+    """As docs/results/registry.md has it."""
+    (line,) = re.findall(r"alignment models promote .*", (ROOT / "docs" / "results" / "registry.md").read_text())
     names = [text.partition("=")[0].rstrip("<>") for text in re.findall(r"--require '(\S+)'", line)]
     assert stage("training.load_best_model_at_end=false", "training.eval_steps=1") == 0
     for name in names:

@@ -94,7 +94,7 @@ def test_without_a_unit_they_are_another_run(make_loop, stage_config, tmp_path):
 
 @pytest.mark.parametrize("critic", ["separate", "trunk"])
 def test_scores_that_do_not_depend_on_the_answer_leave_its_length_alone(study, critic):
-    """Small: docs/studies/length-bias.md has the whole study. With the settings of before it would double or halve."""
+    """Small; docs/development/studies/length-bias.md has the study. With earlier settings it would double or halve."""
     world = study.World(vocabulary=20, limit=128, episodes=32, learning_rate=5e-4)
     for mean in (3.0, -3.0):
         start, end = study.run(world, critic, mean, seed=0, iterations=10)

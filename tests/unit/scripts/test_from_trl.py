@@ -1,4 +1,4 @@
-"""docs/from-trl.md: every key that it names is one."""
+"""docs/start/from-trl.md: every key that it names is one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from alignment.config.loading import _keys
 from ppo.config import PPOStageConfig
 
-PAGE = (Path(__file__).resolve().parents[3] / "docs" / "from-trl.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "start" / "from-trl.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| `(\w+)` \| (none|`[^|]+`) \|", PAGE, re.MULTILINE)
 # The fields that TRL 1.12's PPOConfig adds to TrainingArguments, from its source.
 THEIRS = {

@@ -1,4 +1,4 @@
-"""docs/methods.md must say what the table in the code says."""
+"""docs/guides/methods.md must say what the table in the code says."""
 
 from methods_table import END, MATRIX, PAGE, TABLE, defaults, matrix, replaced
 

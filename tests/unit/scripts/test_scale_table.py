@@ -1,4 +1,4 @@
-"""docs/scale.md must say what the planner says, and its times must be the arithmetic that it describes."""
+"""docs/cluster/memory.md must say what the planner says, and its times must be the arithmetic that it describes."""
 
 import pytest
 from scale_table import PAGE, decode_seconds, pass_seconds, written
