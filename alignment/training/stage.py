@@ -185,8 +185,11 @@ class _ShowKeys(argparse.Action):
     """`--keys [PREFIX]`: print the keys of the config class and exit, as `--help` does."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        prefix = values if isinstance(values, str) else ""  # without a prefix argparse hands over `const`
         try:
-            print(as_text(find_keys(self.const, values or ""), self.const))
+            print(as_text(find_keys(self.const, prefix), self.const), flush=True)
+        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again when it exits
         except UserError as error:
             parser.exit(2, f"error: {one_line(str(error))}\n")
         parser.exit(0)
