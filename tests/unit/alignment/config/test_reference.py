@@ -97,6 +97,16 @@ def test_the_command_prints_them_without_torch():
     assert "training." not in {line.partition(" ")[0] for line in done.stdout.splitlines()}
 
 
+def test_without_a_prefix_all_keys_are_listed(capsys):
+    from sft.__main__ import main
+
+    with pytest.raises(SystemExit) as left:
+        main(["--keys"])
+    assert left.value.code == 0
+    listed = {line.partition(" ")[0] for line in capsys.readouterr().out.splitlines()}
+    assert {"name", "model.name", "training.learning_rate", "registry.name"} <= listed
+
+
 def test_a_prefix_that_matches_nothing_exits_with_2(capsys):
     from ppo.__main__ import main
 
