@@ -1,4 +1,4 @@
-"""The errors that a user can fix, each one line, and packages that are optional."""
+"""Errors that a user can fix, errors that several rooms share, and optional packages."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from importlib.util import find_spec
 class UserError(ValueError):
     """A mistake in the user's config, data or command.
 
-    The message is one line that names the file, line or key, what was found, what was expected, and the fix.
-    Command lines print it without a traceback and exit with code 2.
+    The message is one line that names the file, line or key, the value found, the expected one, and the fix. Command
+    lines print it without a traceback and exit with code 2.
     """
 
 
 class Preempted(Exception):
-    """The run makes room for another job, with a checkpoint if there was anything to save; the message says why."""
+    """The run stops to make room for another job, with a checkpoint if there was anything to save."""
 
 
 class ConfigError(UserError):
@@ -22,7 +22,7 @@ class ConfigError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be written, or not be resumed. One line, with the fix."""
+    """A checkpoint that cannot be written or resumed. One line, with the fix."""
 
 
 class ModelError(UserError):

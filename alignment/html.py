@@ -1,7 +1,7 @@
-"""The frame of an HTML page that loads nothing: one file to open, print, mail or attach. Light and dark.
+"""Self-contained HTML pages: one file to open, print, mail or attach, in light and dark.
 
-Its policy forbids every request, and every script but the one of ours that a page may have, by its hash, so that even a
-mistake in escaping could not act.
+The page's content security policy forbids every request, and every script except this page's own, by its hash, so that
+even an escaping mistake is harmless.
 """
 
 from __future__ import annotations
@@ -65,15 +65,15 @@ def render(
 
     Args:
         style: CSS beside the frame's.
-        macros, body: Jinja templates of ours, never anything that somebody else wrote.
-        script: JavaScript of ours, the only one that the page may run.
-        data: what the script reads, as JSON in the element `data`; plain values.
-        context: what they insert. A text is brought to one line; one that may have several goes through
+        macros, body: trusted Jinja templates.
+        script: trusted JavaScript, the only script that the page may run.
+        data: plain values for the script, as JSON in the element `data`.
+        context: values for the templates. A text becomes one line; one that may have several lines goes through
             `| lines`.
     """
     from jinja2 import Environment
 
-    def safe(value: Any) -> Any:  # a plain text only: what a macro returns is markup already
+    def safe(value: Any) -> Any:  # only plain text is cleaned, since a macro's result is markup already
         return one_line(value) if type(value) is str else value
 
     environment = Environment(autoescape=True, trim_blocks=True, finalize=safe)
@@ -87,20 +87,20 @@ def render(
 
 
 def write(path: Path, text: str, option: str) -> None:
-    """Write a page whole or not at all: in the place of an earlier page, but of nothing else.
+    """Write a page atomically; it may replace an earlier page, but nothing else.
 
     Args:
-        option: of the command line, that names the file.
+        option: the command-line option that names the file.
 
     Raises:
-        UserError: a folder, another file, or a place that cannot be written.
+        UserError: the path is a folder or another kind of file, or cannot be written.
     """
     try:
         if path.is_dir() or not path.name:
             raise UserError(f"{option} {path}: that is a folder; name a file, as in {option} {path / 'page.html'}")
         if path.is_file() and not _is_page(path):
             raise UserError(f"{option} {path}: exists already and is no page; remove it or name another file")
-        # What a link leads to is meant; /dev/stdout is one, or a pipe.
+        # A link means its target, such as /dev/stdout; pipes are written directly too.
         if path.is_symlink() or (path.exists() and not path.is_file()):
             path.write_text(text, encoding="utf-8")
             return
@@ -122,6 +122,6 @@ def _is_page(path: Path) -> bool:
 
 
 def _embedded(data: Any) -> str:
-    """JSON that no text in it can end: `</script>` and `<!--` begin with a sign that JSON can spell otherwise."""
+    """JSON in a script element that no text in it can close: `<` is escaped."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return f'<script type="application/json" id="data">{text}</script>\n'

@@ -1,4 +1,4 @@
-"""Figures with honest intervals: bootstraps over prompts. numpy alone, so that small commands can use it at once."""
+"""Estimates with bootstrap intervals over prompts. It imports only numpy, so that small commands start fast."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DRAWS_AT_ONCE = 1_000_000
 
 
 class Estimate(TypedDict):
-    """A figure with its 95% interval and the number of values behind it."""
+    """A value with its 95% interval and the number of values behind it."""
 
     value: float
     ci: tuple[float, float]
@@ -33,8 +33,8 @@ def bootstrap_mean(
     Values of one prompt are not independent, so an interval that resamples values is too narrow.
 
     Args:
-        values: one figure each.
-        groups: the prompt that each value belongs to; None: each value is its own.
+        values: the values to average.
+        groups: the prompt of each value; None: each value is a group of its own.
         weights: non-negative; None: all 1.
     """
     assert len(values) > 0, "no values to average"
@@ -60,8 +60,8 @@ def bootstrap_sums(
     """A function of sums over rows (a ratio, a correlation), with a 95% percentile interval over whole groups.
 
     Args:
-        columns: what is summed, (N,) each.
-        statistic: takes the sum of each column, arrays of any one shape, and gives an array of that shape.
+        columns: the columns to sum, (N,) each.
+        statistic: maps the sums of the columns, arrays of one shape, to an array of that shape.
         groups: as `bootstrap_mean`.
     """
     totals = resampled_sums(columns, groups, num_resamples=num_resamples, seed=seed)
@@ -79,34 +79,34 @@ def resampled_sums(
 ) -> NDArray[np.float64]:
     """Sums of each column over whole groups drawn with replacement: (columns, resamples). Arguments as above."""
     keys = range(len(columns[0])) if groups is None else groups
-    index = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    index = {key: position for position, key in enumerate(dict.fromkeys(keys))}
     membership = np.array([index[key] for key in keys])
     sums = [np.bincount(membership, column, len(index)) for column in columns]
     rng = np.random.default_rng(seed)
     totals = np.empty((len(columns), num_resamples))
-    at_once = max(1, _DRAWS_AT_ONCE // len(index))  # all of a large set at once take gigabytes
-    for start in range(0, num_resamples, at_once):
-        some = min(at_once, num_resamples - start)
-        draws = rng.integers(len(index), size=(some, len(index)))
-        totals[:, start : start + some] = [column[draws].sum(-1) for column in sums]
+    chunk = max(1, _DRAWS_AT_ONCE // len(index))  # a large set takes gigabytes if drawn at once
+    for start in range(0, num_resamples, chunk):
+        count = min(chunk, num_resamples - start)
+        draws = rng.integers(len(index), size=(count, len(index)))
+        totals[:, start : start + count] = [column[draws].sum(-1) for column in sums]
     return totals
 
 
 def win_rate(
     ours: Sequence[float], theirs: Sequence[float], groups: Sequence[Hashable] | None = None, *, seed: int = 0
 ) -> Estimate:
-    """Share of prompts on which ours scores higher, ties one half, with a 95% interval over prompts."""
+    """Fraction of prompts on which ours scores higher, ties one half, with a 95% interval over prompts."""
     assert len(ours) == len(theirs)
     points = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(ours, theirs, strict=True)]
     return bootstrap_mean(points, groups, seed=seed)
 
 
 def choosing_half(groups: Sequence[Hashable]) -> list[bool]:
-    """Split held-out rows in two: True chooses the best of several models, False reports on the one that was chosen.
+    """Split held-out rows in two: True rows choose the best of several models, False rows report on the chosen one.
 
-    The best of several evaluations owes some of its lead to luck (the winner's curse), so its figures on the rows that
-    chose it are too good. The split is by whole groups (prompts) and depends on their content alone, so it is the same
-    for every evaluation, process and run. Of a single group nothing is left to report on.
+    The best of several evaluations owes some of its lead to luck (the winner's curse), so its metrics on the rows that
+    chose it are too good. The split is by whole groups (prompts) and depends only on their content, so it is the same
+    for every evaluation, process and run. A single group leaves no rows to report on.
     """
     keys = sorted(set(groups), key=lambda key: hashlib.sha256(repr(key).encode()).digest())
     choosing = set(keys[: (len(keys) + 1) // 2])

@@ -1,4 +1,4 @@
-"""The proxy between this machine and an address: an error that does not name it sends people to the wrong server."""
+"""The proxy between this machine and an address, for error messages."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import urllib.request
 
 
 def through_proxy(url: str) -> str:
-    """What an error about an address is to say of the proxy that the environment sets for it; empty without one.
+    """A clause on the proxy that the environment sets for an address; empty without one.
 
-    Reads `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy` as urllib and httpx do. A password of the proxy is
-    left out.
+    Reads `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy` as urllib and httpx do, and leaves out the proxy's
+    password.
     """
     parts = urllib.parse.urlsplit(url)
     proxies = urllib.request.getproxies()
@@ -18,7 +18,7 @@ def through_proxy(url: str) -> str:
     host = parts.hostname or ""
     if kind not in proxies or urllib.request.proxy_bypass(host):
         return ""
-    found = proxies[kind]
-    proxy = urllib.parse.urlsplit(found if "://" in found else f"//{found}")
+    setting = proxies[kind]
+    proxy = urllib.parse.urlsplit(setting if "://" in setting else f"//{setting}")
     address = f"{proxy.hostname}:{proxy.port}" if proxy.port else f"{proxy.hostname}"
     return f"; it was asked through the proxy {address} of {kind}_proxy: set no_proxy={host} to ask it directly"

@@ -1,7 +1,7 @@
-"""Telling secrets from other texts, so that none is written where it stays: run folders, the registry, W&B.
+"""Detecting secrets, so that none is written to run folders, the registry or W&B.
 
-By the name of its key, by its form (access keys have prefixes of their own), or because it is the value of an
-environment variable whose name names a secret.
+A secret is recognised by the name of its key, by its form (access keys have known prefixes), or as the value of an
+environment variable with a secret's name.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ _FORMS = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----)?"
     r"|^[0-9a-f]{40}$"  # W&B's older keys
 )
-_LEAST = 8
-"""Characters of an environment variable's value below which it is a switch or a number."""
+_MIN_LENGTH = 8
+"""Shorter values of environment variables are switches or numbers."""
 
 
 def names_secret(key: str) -> bool:
-    """Whether a key of a config says that its value is a secret. `eos_token` and `pad_token` do not."""
+    """Whether a config key names a secret; `eos_token` and `pad_token` do not."""
     return _KEY.search(key) is not None
 
 
 def from_environment() -> list[str]:
-    """Values of the environment variables whose names name a secret, the longest first."""
-    values = {value for name, value in os.environ.items() if _VARIABLE.search(name) and len(value) >= _LEAST}
+    """Values of the environment variables with a secret's name, the longest first."""
+    values = {value for name, value in os.environ.items() if _VARIABLE.search(name) and len(value) >= _MIN_LENGTH}
     return sorted(values, key=len, reverse=True)
 
 
 def without_secrets(text: str) -> str:
-    """The text with all that looks like a secret, or is one of the environment's, replaced."""
+    """The text with everything replaced that looks like a secret or is one of the environment's."""
     for value in from_environment():
         text = text.replace(value, REDACTED)
     return _FORMS.sub(REDACTED, text)
@@ -71,7 +71,7 @@ def find_secrets(value: Any, path: str = "") -> Iterator[str]:
             else:
                 yield from find_secrets(item, f"{path}.{name}".lstrip("."))
     elif isinstance(value, (list, tuple)):
-        for number, item in enumerate(value):
-            yield from find_secrets(item, f"{path}.{number}")
+        for index, item in enumerate(value):
+            yield from find_secrets(item, f"{path}.{index}")
     elif isinstance(value, str) and without_secrets(value) != value:
         yield path

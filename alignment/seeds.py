@@ -9,9 +9,9 @@ from typing import Any
 
 
 def random_state() -> dict[str, Any]:
-    """Of every generator of this process."""
+    """The states of this process's random generators."""
     import numpy
-    import torch  # not above: `python -m STAGE --help` imports this module
+    import torch  # imported late, since `python -m STAGE --help` imports this module
 
     kind, keys, *rest = numpy.random.get_state(legacy=True)
     return {
@@ -36,7 +36,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 def seeded_state(seed: int) -> dict[str, Any]:
-    """Random states that follow from a number alone."""
+    """Random states derived from a seed."""
     from transformers import set_seed
 
     before = random_state()
@@ -49,7 +49,7 @@ def seeded_state(seed: int) -> dict[str, Any]:
 def stream_seed(purpose: str, *key: int) -> int:
     """Seed of one random stream: `stream_seed("sampling", seed, step, rank)`.
 
-    Seeds made by adding (`seed + step`) give run 1 the streams of run 0 one step later, and the spread over seeds that
-    a learning claim rests on would be too small.
+    With added seeds (`seed + step`), run 1 would repeat the streams of run 0 one step later, and the variance over
+    seeds would be underestimated.
     """
     return int.from_bytes(hashlib.sha256(repr((purpose, *key)).encode()).digest()[:8], "big")

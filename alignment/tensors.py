@@ -21,7 +21,7 @@ def one_process(x: Tensor) -> Tensor:
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of x where mask is True, as a scalar; 0 where nothing is kept. Shapes equal."""
+    """Mean of x where mask is True, as a scalar; 0 if nothing is kept. Shapes equal."""
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
 
 
@@ -43,8 +43,7 @@ def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, reduce: Reduce =
     """Scale the kept entries to variance 1, and to mean 0 if `shift_mean`; other entries become 0.
 
     (x - mean) * rsqrt(variance + 1e-8) with the biased variance over every process's kept entries, as OpenAI's
-    lm-human-preferences does it. With fewer than two kept entries there is no spread to scale by: x is returned as
-    it is (0 where masked).
+    lm-human-preferences does it. With fewer than two kept entries x is returned unscaled (0 where masked).
 
     Args:
         x, mask: (B, T)
@@ -66,7 +65,7 @@ def logprobs_from_logits(logits: Tensor, ids: Tensor, temperature: float = 1.0) 
     Args:
         logits: (B, T, V)
         ids: (B, T)
-        temperature: the sampling temperature; the policy that is trained is the one that sampled.
+        temperature: the sampling temperature, since the trained policy is the one that sampled.
 
     Returns:
         (B, T)
@@ -76,7 +75,7 @@ def logprobs_from_logits(logits: Tensor, ids: Tensor, temperature: float = 1.0) 
 
 
 class _ChosenLogprobs(torch.autograd.Function):
-    """The same by autograd holds five tensors as large as the logits in the backward pass; this one holds one."""
+    """Holds one tensor as large as the logits in the backward pass; plain autograd would hold five."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
@@ -90,9 +89,9 @@ class _ChosenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         logits, ids, normaliser = ctx.saved_tensors
         grad = grad.unsqueeze(-1) / ctx.temperature
-        found = logits.to(torch.float32, copy=True)
-        found.div_(ctx.temperature).sub_(normaliser).exp_().mul_(-grad).scatter_add_(-1, ids.unsqueeze(-1), grad)
-        return found.to(logits.dtype), None, None
+        result = logits.to(torch.float32, copy=True)
+        result.div_(ctx.temperature).sub_(normaliser).exp_().mul_(-grad).scatter_add_(-1, ids.unsqueeze(-1), grad)
+        return result.to(logits.dtype), None, None
 
 
 def entropy_from_logits(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -102,9 +101,9 @@ def entropy_from_logits(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def last_kept(mask: Tensor) -> Tensor:
-    """Index of the last True of each row, right for left and for right padding. Bool (B, L) -> long (B,).
+    """Index of the last True of each row, for left and right padding alike: bool (B, L) -> long (B,).
 
-    `mask.sum() - 1` is not it: it points into the padding's middle when the padding is on the left.
+    `mask.sum() - 1` would be wrong for left padding.
     """
     return mask.shape[-1] - 1 - mask.int().flip(-1).argmax(-1)
 
@@ -115,7 +114,7 @@ def position_ids(mask: Tensor) -> Tensor:
 
 
 def shifted_left(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows with their padding moved to the right; ids and bool mask (B, L), of which each row keeps one run."""
+    """Rows with their padding moved to the right; ids and bool mask (B, L), each row with one contiguous run."""
     start = mask.int().argmax(-1, keepdim=True)
     columns = (torch.arange(ids.shape[-1], device=ids.device) + start) % ids.shape[-1]
     return ids.gather(-1, columns), mask.gather(-1, columns)

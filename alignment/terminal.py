@@ -1,4 +1,4 @@
-"""What reaches the terminal: untrusted text made safe to print, and progress that suits a screen or a log."""
+"""Terminal output: untrusted text made safe to print, and progress for a screen or a log."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _SAFE = _SafeTable()
 
 
 def clean(text: str) -> str:
-    """Untrusted text as it may be printed: nothing in it can move the cursor, recolour, reorder or hide text.
+    """Untrusted text made safe to print: nothing in it can move the cursor, recolour, reorder or hide text.
 
     Tab and newline stay and CR LF becomes a newline. Other C0 controls and DEL become their control pictures; C1
     and bidi controls, lone surrogates, line separators and invisible format characters become U+FFFD. Idempotent.
@@ -64,25 +64,25 @@ _open: list[LogLines | _Bar] = []
 
 
 def say(line: str) -> None:
-    """Print a line to stderr in one write: `print` makes two, between which another process's line may come."""
+    """Print a line to stderr in one write; `print` makes two, and another process's line may come between them."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
     printed()
 
 
 def printed() -> None:
-    """Something was printed now."""
+    """Record that something was printed now."""
     global _printed_at
     _printed_at = time.monotonic()
 
 
 def last_printed() -> float:
-    """When, by `time.monotonic`."""
+    """The time of the last output, by `time.monotonic`."""
     return _printed_at
 
 
 def pause_of_lines(now: float) -> float:
-    """Seconds between two lines of the progress that is shown, which others are to wait too; a bar moves by itself."""
+    """Seconds between two lines of the active progress, which other lines must keep too; infinite for a bar."""
     return max((shown.pause(now) for shown in _open), default=0.0)
 
 
@@ -92,7 +92,7 @@ def console(stderr: bool = False) -> Console:
 
 
 def screen(stderr: bool = False) -> Console:
-    """The console for a command's output: in a pipe nothing is wrapped or cut."""
+    """The console for a command's output; in a pipe nothing is wrapped or truncated."""
     output = console(stderr)
     if not output.is_terminal:
         output.width = _PIPE_WIDTH
@@ -110,7 +110,7 @@ class ProgressLine(Protocol):
 def progress(description: str, total: int, enabled: bool = True) -> Iterator[ProgressLine]:
     """Progress of long work on stderr: a bar on a terminal, a few plain lines in a log, nothing when not enabled.
 
-    A total of 0 is one that nobody knows yet.
+    A total of 0 means unknown.
     """
     if not enabled:
         yield _Silent()
@@ -124,9 +124,9 @@ def progress(description: str, total: int, enabled: bool = True) -> Iterator[Pro
             TimeRemainingColumn(),
             TextColumn("{task.fields[shown]}", markup=False),
         )
-        own = sys.stdout.isatty()  # else lines meant for a pipe (--json) would land on stderr
+        redirect = sys.stdout.isatty()  # otherwise output for a pipe (--json) would go to stderr
         with (
-            Progress(*columns, console=console(stderr=True), redirect_stdout=own) as bar,
+            Progress(*columns, console=console(stderr=True), redirect_stdout=redirect) as bar,
             _opened(_Bar(bar, clean(description), total)) as shown,
         ):
             yield shown
@@ -165,9 +165,9 @@ class _Bar:
 
 
 class LogLines:
-    """Progress as plain lines: one per tenth of the work, at least a second apart, and one when none came for long.
+    """Progress as plain lines: one per tenth of the work, at least a second apart, and one after a long silence.
 
-    "Long" is 10 s at first, then a tenth of the time elapsed: an hour's work leaves about fifty lines, not hundreds.
+    A long silence is 10 s at first, then a tenth of the elapsed time, so an hour's work prints about fifty lines.
     """
 
     def __init__(
@@ -188,11 +188,11 @@ class LogLines:
             self._print(now)
 
     def pause(self, now: float) -> float:
-        """Seconds between two lines by now."""
+        """The current number of seconds between two lines."""
         return (now - self._start) / 10
 
     def close(self) -> None:
-        """Print where the work ended, unless the last line said so."""
+        """Print the final state, unless the last line did."""
         if self._done != self._printed:
             self._print(self._clock())
 

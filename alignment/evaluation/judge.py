@@ -1,4 +1,4 @@
-"""Comparing models honestly: sampling, scores and KL; means and win rates come from `alignment.intervals`."""
+"""Evaluating a policy: sampled answers with scores and KL; `alignment.intervals` has means and win rates."""
 
 from __future__ import annotations
 
@@ -21,9 +21,15 @@ from alignment.tensors import pad_rows
 
 @dataclass(frozen=True)
 class SampledAnswer:
-    """One sampled answer: its text, whether it ended by itself, its length in tokens with EOS, the reward model's
-    score, its KL from the reference, log(policy / reference) summed over its tokens, in nats, and the score of a
-    reward model that training never saw, if there is one."""
+    """One sampled answer with its scores.
+
+    Args:
+        ended: whether it ended by itself.
+        length: tokens, with EOS.
+        score: the reward model's.
+        kl: from the reference, log(policy / reference) summed over its tokens, in nats.
+        held_out_score: score of a reward model that training never saw, if there is one.
+    """
 
     text: str
     ended: bool

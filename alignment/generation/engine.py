@@ -1,4 +1,4 @@
-"""Sampling from a policy: an engine around transformers' forward pass, and completions as text."""
+"""Sampling from a policy: an engine on transformers' forward pass, and completions as text."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ from alignment.tensors import logprobs_from_logits, pad_rows, position_ids
 
 
 class TransformersEngine:
-    """Samples from a transformers model, or from a PEFT model as its adapters stand.
+    """Samples from a transformers model, or from a PEFT model with its active adapters.
 
-    Longest prompts first, so that a batch has prompts of like length and memory that does not suffice shows at once;
-    a prompt that comes several times in a batch is read once; a finished response leaves the batch. The model's own
-    generation config has no say (Qwen's asks for top-20). Models that `make_cache` cannot serve are sampled by
-    transformers' `generate`, with the same random numbers.
+    The longest prompts come first, so that a batch has prompts of similar length and running out of memory shows at
+    once. A prompt that occurs several times in a batch is prefilled once, and a finished response leaves the batch. The
+    model's own generation config is ignored (Qwen's sets top-20). Models that `make_cache` does not support are sampled
+    by transformers' `generate`, with the same random numbers.
 
-    A response depends on the weights, its prompt and its seed, and on the batch only through rounding: another batch
-    changes the last digits of the logits, which matters where a random number falls so close to a boundary.
+    A response depends on the weights, its prompt and its seed. The batch matters only through rounding: it changes the
+    last digits of the logits, which can matter if a random number falls very close to a boundary.
     """
 
     def __init__(self, policy: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
@@ -59,15 +59,16 @@ class TransformersEngine:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> Sampled:
-        """
+        """Sample one response per prompt.
+
         Raises:
-            GenerationError: the policy says NaN or infinity, or has an adapter that one cannot sample with.
+            GenerationError: the policy's logits are NaN or infinite, or its adapter cannot be sampled from.
         """
         if isinstance(self._policy, PeftModel) and self._policy.active_peft_config.is_prompt_learning:
             kind = self._policy.active_peft_config.peft_type.value
             raise GenerationError(
-                f"a {kind} adapter puts learned tokens before the prompt, and PEFT samples wrongly where prompts of "
-                "unlike length are padded; use an adapter of the weights, as lora"
+                f"a {kind} adapter puts learned tokens before the prompt, and PEFT samples wrongly if prompts of "
+                "different lengths are padded; use an adapter of the weights, such as lora"
             )
         if prompts and way_of(self._policy) is None:
             set_way(self._policy, find_way(self._policy, prompts, sampling, self.sample))
@@ -85,9 +86,8 @@ class TransformersEngine:
         """Responses in the prompts' order.
 
         Args:
-            logprobs: an empty list for each prompt, which takes the log-probability of each token in the distribution
-                that it was drawn from, before `top_k` and `top_p`; of a finished response there may be more than it
-                has tokens.
+            logprobs: an empty list per prompt, which gets the log-probability of each token in the distribution that
+                it was drawn from, before `top_k` and `top_p`. A finished response may get more values than tokens.
         """
         samples = list(zip(map(tuple, prompts), seeds, strict=True))
         order = sorted(range(len(samples)), key=lambda i: (-len(samples[i][0]), samples[i][0]))
@@ -98,15 +98,15 @@ class TransformersEngine:
             for start, end in _batches(lengths, sampling.batch_size, alike=way != "padded"):
                 batch = order[start:end]
                 uniforms = _uniforms([samples[i][1] for i in batch], sampling.max_new_tokens).to(self._policy.device)
-                heard = None if logprobs is None else [logprobs[i] for i in batch]
-                drawn = _sample(self._policy, [samples[i][0] for i in batch], uniforms, sampling, ended, way, heard)
+                recorded = None if logprobs is None else [logprobs[i] for i in batch]
+                drawn = _sample(self._policy, [samples[i][0] for i in batch], uniforms, sampling, ended, way, recorded)
                 for i, response in zip(batch, drawn, strict=True):
                     responses[i] = response
         return responses
 
 
 def _batches(lengths: Sequence[int], size: int, *, alike: bool) -> Iterator[tuple[int, int]]:
-    """First and last (exclusive) of each batch of at most `size`; `alike`: all of its prompts have one length."""
+    """Start and end (exclusive) of each batch of at most `size`; with `alike` its prompts all have the same length."""
     start = 0
     while start < len(lengths):
         end = min(start + size, len(lengths))
@@ -119,19 +119,19 @@ def _batches(lengths: Sequence[int], size: int, *, alike: bool) -> Iterator[tupl
 def _uniforms(seeds: Sequence[int], number: int) -> Tensor:
     """Random numbers in [0, 1), one per token: (len(seeds), number), float64.
 
-    NumPy's generator, as torch's on the CPU reads but the low 32 bits of a seed: among 100,000 samples two would be
-    expected to share their numbers.
+    NumPy's generator is used, since torch's on the CPU reads only the low 32 bits of a seed: among 100,000 samples two
+    would be expected to share their numbers.
     """
     return torch.from_numpy(np.stack([np.random.default_rng(seed).random(number) for seed in seeds]))
 
 
 def choose_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
-    """The next token of each row: (B, V) logits and (B,) float64 in [0, 1) -> long (B,); -1 where logits are NaN or
-    infinite (minus infinity is a probability of 0).
+    """The next token of each row: (B, V) logits and (B,) float64 in [0, 1) -> long (B,).
 
-    By inverse CDF: the first token whose cumulative probability exceeds u. It needs one random number a token, where
-    Gumbel noise needs V. The sum runs in float64, as the steps of a float32 sum over a large vocabulary are coarser
-    than the probabilities of rare tokens.
+    A row with NaN or infinite logits gives -1 (minus infinity is a probability of 0). Sampling is by inverse CDF: the
+    first token whose cumulative probability exceeds u. It needs one random number per token, and Gumbel noise V. The
+    sum runs in float64, since the steps of a float32 sum over a large vocabulary are coarser than rare tokens'
+    probabilities.
     """
     logits = logits[:, : sampling.vocabulary].float()
     if sampling.temperature == 0:
@@ -139,24 +139,23 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tenso
         return torch.where(highest.isfinite(), tokens, -1)
     probabilities = torch.softmax(_filtered(logits / sampling.temperature, sampling.top_k, sampling.top_p), dim=-1)
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    total = cumulative[:, -1:]  # 1 but for rounding; NaN tells of logits that are no numbers
-    # u is at most 1 - 2^-53, and u times a total near 1 is below the total also when rounded: a token is found, and
-    # never one of probability 0, as the sum must pass u at it.
+    total = cumulative[:, -1:]  # 1 up to rounding, or NaN if a logit is
+    # u is at most 1 - 2^-53, and u times a total near 1 stays below the total when rounded: a token is found, and never
+    # one of probability 0, since the sum must pass u at it.
     tokens = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
     return torch.where(total.isfinite(), tokens, -1).squeeze(1)
 
 
-def _hear(lists: Sequence[list[float]], logits: Tensor, tokens: Tensor, sampling: Sampling) -> None:
-    """Add to each list the log-probability of the token that was drawn."""
+def _record_logprobs(lists: Sequence[list[float]], logits: Tensor, tokens: Tensor, sampling: Sampling) -> None:
+    """Append the log-probability of each row's token to its list."""
     logits = logits[:, : sampling.vocabulary]
-    found = logprobs_from_logits(logits, tokens, sampling.temperature or 1.0)
-    for line, value in zip(lists, found.tolist(), strict=True):
-        line.append(value)
+    logprobs = logprobs_from_logits(logits, tokens, sampling.temperature or 1.0)
+    for values, value in zip(lists, logprobs.tolist(), strict=True):
+        values.append(value)
 
 
 def _filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """(B, V) with minus infinity outside the `top_k` likeliest tokens, and then outside the smallest set of likeliest
-    tokens whose probabilities reach `top_p`."""
+    """Logits (B, V) with minus infinity outside the `top_k` most likely tokens, then outside the `top_p` nucleus."""
     if 0 < top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
     if top_p < 1:
@@ -166,18 +165,18 @@ def _filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits
 
 
-def _numbers(tokens: Tensor) -> list[int]:
-    """Tokens of `choose_tokens` on the host, where it shows that a policy is broken: no look at the device of its own.
+def _to_host(tokens: Tensor) -> list[int]:
+    """Tokens of `choose_tokens` on the host, checked there for -1, which costs no synchronisation of its own.
 
-    Sampling from such logits by `torch.multinomial` would end in a traceback on a CPU, and on a GPU in an assertion
-    after which the device is lost.
+    Sampling from such logits with `torch.multinomial` would end in a traceback on a CPU, and on a GPU in an assertion
+    after which the device is unusable.
     """
-    found: list[int] = tokens.tolist()
-    if min(found) < 0:
+    token_ids: list[int] = tokens.tolist()
+    if min(token_ids) < 0:
         raise GenerationError(
             "the policy's logits are not finite any more: its training diverged; lower training.learning_rate"
         )
-    return found
+    return token_ids
 
 
 def _sample(
@@ -187,43 +186,43 @@ def _sample(
     sampling: Sampling,
     ended: Callable[[Sequence[int]], bool],
     way: Way,
-    heard: list[list[float]] | None,
+    recorded: list[list[float]] | None,
 ) -> list[list[int]]:
     """One response per prompt, in one batch; `uniforms` (B, max_new_tokens)."""
     base = without_adapter(policy)
-    distinct = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    distinct = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
     ids, mask = pad_rows(list(distinct), sampling.pad_token_id, "left")
     width = ids.shape[1]
     cache = None if way == "uncached" else make_cache(base, width + sampling.max_new_tokens)
     if cache is None:
         rows = torch.tensor([distinct[prompt] for prompt in prompts])
-        choice = _Choice(width, uniforms, sampling, heard)
+        choice = _Choice(width, uniforms, sampling, recorded)
         drawn = _sample_by_transformers(policy, base, ids[rows], mask[rows], choice, cached=way != "uncached")
         return [next((row[:n] for n in range(1, len(row)) if ended(row[:n])), row) for row in drawn]
     forward = _stepper(policy, base, cache, padded=not bool(mask.all()))
     ids, mask = ids.to(policy.device), mask.to(policy.device)
     attention = torch.nn.functional.pad(mask, (0, sampling.max_new_tokens), value=True).long()
     logits = forward(ids, attention[:, :width], position_ids(mask))
-    positions = mask.sum(1)  # of the next token
+    positions = mask.sum(1)  # position of the next token
     if len(distinct) < len(prompts):
         rows = torch.tensor([distinct[prompt] for prompt in prompts], device=policy.device)
         logits, attention, positions = logits[rows], attention[rows], positions[rows]
         cache.batch_select_indices(rows)
-    alive = list(range(len(prompts)))  # which response each row of the batch is
+    active = list(range(len(prompts)))  # the response of each row in the batch
     responses: list[list[int]] = [[] for _ in prompts]
     for step in range(sampling.max_new_tokens):
         tokens = choose_tokens(logits, uniforms[:, step], sampling)
-        found = _numbers(tokens)
-        for number, token in zip(alive, found, strict=True):
-            responses[number].append(token)
-        if heard is not None:
-            _hear([heard[number] for number in alive], logits, tokens, sampling)
-        going = [row for row, number in enumerate(alive) if not ended(responses[number])]
-        if not going or step == sampling.max_new_tokens - 1:
+        token_ids = _to_host(tokens)
+        for index, token in zip(active, token_ids, strict=True):
+            responses[index].append(token)
+        if recorded is not None:
+            _record_logprobs([recorded[index] for index in active], logits, tokens, sampling)
+        unfinished = [row for row, index in enumerate(active) if not ended(responses[index])]
+        if not unfinished or step == sampling.max_new_tokens - 1:
             break
-        if len(going) < len(found):
-            kept = _closed_up(going)
-            alive = [alive[row] for row in kept]
+        if len(unfinished) < len(token_ids):
+            kept = _compacted(unfinished)
+            active = [active[row] for row in kept]
             keep_rows(cache, kept)
             rows = torch.tensor(kept, device=policy.device)
             tokens, uniforms, attention, positions = (x[rows] for x in (tokens, uniforms, attention, positions))
@@ -233,27 +232,29 @@ def _sample(
     return responses
 
 
-def _closed_up(going: Sequence[int]) -> list[int]:
-    """The same rows in an order that fills the gaps among the first with the last: few of them move."""
-    stay = {row for row in going if row < len(going)}
-    last = iter([row for row in going if row >= len(going)])
-    return [row if row in stay else next(last) for row in range(len(going))]
+def _compacted(rows: Sequence[int]) -> list[int]:
+    """The same rows ordered so that the last fill the gaps among the first, and few of them move."""
+    stay = {row for row in rows if row < len(rows)}
+    last = iter([row for row in rows if row >= len(rows)])
+    return [row if row in stay else next(last) for row in range(len(rows))]
 
 
 def _stepper(
     policy: PreTrainedModel | PeftModel, base: PreTrainedModel, cache: Any, *, padded: bool
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """A function of new ids (B, L), the mask of all tokens so far and the new tokens' positions (B, L) that reads them
-    into the cache; its result is the logits after the last, (B, V)."""
-    takes = inspect.signature(base.forward).parameters
+    """A function that reads new tokens into the cache and returns the logits after the last one, (B, V).
+
+    Its arguments are the new ids (B, L), the mask of all tokens so far, and the new tokens' positions (B, L).
+    """
+    accepted = inspect.signature(base.forward).parameters
 
     def forward(ids: Tensor, attention: Tensor, positions: Tensor) -> Tensor:
         inputs: dict[str, Any] = {"input_ids": ids, "past_key_values": cache, **options_of(base), "use_cache": True}
-        if padded:  # attention is faster without a mask; positions that a model counts itself begin at 2 in RoBERTa
+        if padded:  # attention is faster without a mask, and RoBERTa's own positions begin at 2
             inputs["attention_mask"] = attention
-        if padded and "position_ids" in takes:
+        if padded and "position_ids" in accepted:
             inputs["position_ids"] = positions
-        if "logits_to_keep" in takes:
+        if "logits_to_keep" in accepted:
             inputs["logits_to_keep"] = 1
         logits: Tensor = policy(**inputs).logits[:, -1]
         return logits
@@ -262,16 +263,16 @@ def _stepper(
 
 
 class _Choice(LogitsProcessor):
-    """Chooses the tokens inside transformers' `generate`: what it hands on leaves one token possible."""
+    """Chooses the tokens inside transformers' `generate`, by masking all others."""
 
-    def __init__(self, width: int, uniforms: Tensor, sampling: Sampling, heard: list[list[float]] | None) -> None:
-        self._width, self._uniforms, self.sampling, self._heard = width, uniforms, sampling, heard
+    def __init__(self, width: int, uniforms: Tensor, sampling: Sampling, recorded: list[list[float]] | None) -> None:
+        self._width, self._uniforms, self.sampling, self._recorded = width, uniforms, sampling, recorded
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         tokens = choose_tokens(scores, self._uniforms[:, input_ids.shape[1] - self._width], self.sampling)
-        _numbers(tokens)
-        if self._heard is not None:
-            _hear(self._heard, scores, tokens, self.sampling)
+        _to_host(tokens)
+        if self._recorded is not None:
+            _record_logprobs(self._recorded, scores, tokens, self.sampling)
         return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
 
 
@@ -284,8 +285,11 @@ def _sample_by_transformers(
     *,
     cached: bool,
 ) -> list[list[int]]:
-    """As `_sample`, without a hold on the model's cache, and with what comes after the end; prompts (B, P),
-    left-padded."""
+    """As `_sample`, through transformers' `generate`; responses may continue after their end.
+
+    Args:
+        ids, mask: (B, P) prompts, left-padded.
+    """
     sampling = choice.sampling
     config = GenerationConfig(
         do_sample=False,
@@ -294,8 +298,8 @@ def _sample_by_transformers(
         pad_token_id=sampling.pad_token_id,
         use_cache=cached,
     )
-    own = [(model, model.generation_config) for model in (policy, base)]
-    for model, _ in own:
+    originals = [(model, model.generation_config) for model in (policy, base)]
+    for model, _ in originals:
         model.generation_config = GenerationConfig()
     try:
         output = policy.generate(
@@ -306,8 +310,8 @@ def _sample_by_transformers(
             **{name: value for name, value in options_of(base).items() if name != "use_cache"},
         )
     finally:
-        for model, kept in own:
-            model.generation_config = kept
+        for model, original in originals:
+            model.generation_config = original
     rows: list[list[int]] = output[:, ids.shape[1] :].tolist()
     return rows
 
@@ -326,14 +330,14 @@ def complete(
     """Sample one completion per prompt, in order.
 
     Args:
-        seed: the prompts share it and differ by their number; the same seed, weights and prompt at the same place give
-            the same completion, whatever the batch.
-        first: number of the first prompt, of a list that is completed in parts.
+        seed: shared by the prompts, which differ by their index; the same seed, weights, prompt and index give the same
+            completion, whatever the batch.
+        first: index of the first prompt, if a list is completed in parts.
     """
     ends, pad = end_token_ids(tokenizer), tokenizer.pad_token_id
     sampling = Sampling(max_new_tokens, temperature, ends, pad, batch_size, vocabulary=vocabulary_of(tokenizer))
     rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    seeds = [stream_seed("complete", seed, number) for number in range(first, first + len(rows))]
+    seeds = [stream_seed("complete", seed, index) for index in range(first, first + len(rows))]
     responses = TransformersEngine(policy, tokenizer).generate(rows, seeds, sampling).responses
     return [
         SampledCompletion(

@@ -1,4 +1,4 @@
-"""The cache of keys and values that `generation/engine.py` decodes with: allocated once, rows dropped in place."""
+"""The KV cache of `generation/engine.py`: allocated once, with rows dropped in place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.generation import GenerationMixin
 
 
 class PreallocatedLayer(DynamicLayer):
-    """A layer with room for `capacity` tokens a row: transformers' own copies all keys and values at each token.
+    """A layer with room for `capacity` tokens per row; transformers' own copies all keys and values at each token.
 
     `keys` and `values` (rows, heads, tokens so far, head size) are views of the storage.
     """
@@ -26,7 +26,7 @@ class PreallocatedLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Add tokens, (rows, heads, tokens, head size) each; returns the keys and the values of all so far."""
+        """Append tokens, (rows, heads, tokens, head size) each; returns the keys and values of all tokens so far."""
         if not self._storage:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             self._allocate(key_states, value_states)
@@ -37,7 +37,7 @@ class PreallocatedLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Rows `indices` in a storage of their own: a row may come several times."""
+        """Select rows into new storage; a row may be selected several times."""
         picked = self.keys[indices], self.values[indices]
         self._allocate(*picked)
         for stored, states in zip(self._storage, picked, strict=True):
@@ -60,8 +60,8 @@ class PreallocatedLayer(DynamicLayer):
 def make_cache(model: PreTrainedModel, capacity: int) -> DynamicCache | None:
     """A cache for rows of up to `capacity` tokens; layers with a sliding window keep transformers' own class.
 
-    None for a model that one cannot step through and drop rows of: with a state in place of keys and values (Mamba,
-    RWKV and the mixed ones), or inputs of its own making at each step.
+    None for a model that cannot be stepped through with rows dropped: one with a recurrent state (Mamba, RWKV and
+    hybrids), or one that prepares its own inputs at each step.
     """
     own_inputs = type(model).prepare_inputs_for_generation is not GenerationMixin.prepare_inputs_for_generation
     if own_inputs or model._is_stateful or not model._supports_default_dynamic_cache():
@@ -74,7 +74,7 @@ def make_cache(model: PreTrainedModel, capacity: int) -> DynamicCache | None:
 
 
 def keep_rows(cache: DynamicCache, rows: Sequence[int]) -> None:
-    """Drop all other rows. `rows` says where each row that stays comes from: few should differ from their place."""
+    """Drop all other rows; `rows` gives the source of each kept row, few of which should move."""
     moved = [(source, target) for target, source in enumerate(rows) if source != target]
     sources, targets = torch.tensor(moved, dtype=torch.long).reshape(-1, 2).unbind(1)
     for layer in cache.layers:

@@ -1,4 +1,4 @@
-"""The sampler against a plain forward pass of the model over what it sampled, before the first rollout."""
+"""Checking the sampler, before the first rollout, against a plain forward pass over its samples."""
 
 from __future__ import annotations
 
@@ -13,59 +13,61 @@ from transformers import PreTrainedModel
 
 from alignment.generation.sampling import WAYS, GenerationError, Sampling, Way
 from alignment.models.adapters import without_adapter
-from alignment.models.selfcheck import apart, plain_logits, say, tolerance, tried, undisturbed
+from alignment.models.selfcheck import max_row_difference, plain_logits, say, tolerance, tried, undisturbed
 from alignment.tensors import logprobs_from_logits
 
 Sampler = Callable[[Sequence[Sequence[int]], Sequence[int], Sampling, Way, "list[list[float]]"], "list[list[int]]"]
-"""As `TransformersEngine.sample`: prompts, seeds, settings, way, and where log-probabilities go."""
-LENGTHS, NEW_TOKENS = (15, 7, 7), 6
-"""Tokens of the prompts that are tried, which neither padding nor company must change, and of what is sampled."""
+"""The signature of `TransformersEngine.sample`: prompts, seeds, settings, way, and lists for log-probabilities."""
+LENGTHS = (15, 7, 7)
+"""Tokens of the test prompts, whose results neither padding nor the other rows may change."""
+NEW_TOKENS = 6
+"""Tokens sampled after each."""
 
 
 def find_way(
     policy: PreTrainedModel | PeftModel, prompts: Sequence[Sequence[int]], sampling: Sampling, sample: Sampler
 ) -> Way:
-    """The first of `WAYS` that samples from what the model says of a prompt alone; says so where it is not the first.
+    """The first of `WAYS` that samples from the same distribution as the plain model; prints it if it is a later one.
 
     Raises:
-        GenerationError: none does.
+        GenerationError: none of them does.
     """
     longest = max(prompts, key=len)
-    tried_prompts = [list(longest[-LENGTHS[0] :]), list(longest[: LENGTHS[1]]), list(longest[-LENGTHS[2] :])]
-    how = replace(sampling, max_new_tokens=NEW_TOKENS, batch_size=len(LENGTHS), top_k=0, top_p=1.0)
-    if how.temperature == 0:
-        how = replace(how, temperature=1.0)
+    test_prompts = [list(longest[-LENGTHS[0] :]), list(longest[: LENGTHS[1]]), list(longest[-LENGTHS[2] :])]
+    settings = replace(sampling, max_new_tokens=NEW_TOKENS, batch_size=len(LENGTHS), top_k=0, top_p=1.0)
+    if settings.temperature == 0:
+        settings = replace(settings, temperature=1.0)
     reason = ""
     with undisturbed(policy):
         for way in WAYS:
-            off, failed = tried(partial(_apart, policy, tried_prompts, how, way, sample))
-            if failed is None and off <= tolerance(policy):
+            difference, failed = tried(partial(_difference_from_plain, policy, test_prompts, settings, way, sample))
+            if failed is None and difference <= tolerance(policy):
                 if way != WAYS[0]:
-                    how_slow = "one length at a time" + (" and without a cache" if way == "uncached" else "")
-                    say(f"{type(without_adapter(policy)).__name__}: prompts are sampled from {how_slow}, as {reason}")
+                    how = "one length at a time" + (" and without a cache" if way == "uncached" else "")
+                    say(f"{type(without_adapter(policy)).__name__}: prompts are sampled from {how}, as {reason}")
                 return way
-            reason = reason or failed or "what it says of one depends on padding or on the others"
+            reason = reason or failed or "its output for one depends on padding or on the others"
     raise GenerationError(
-        f"{type(without_adapter(policy)).__name__} cannot be sampled from: what it says step by step is not what it "
-        f"says of the whole text ({reason}); name another model"
+        f"{type(without_adapter(policy)).__name__} cannot be sampled from: its output step by step differs from its "
+        f"output for the whole text ({reason}); name another model"
     )
 
 
-def _apart(
+def _difference_from_plain(
     policy: PreTrainedModel | PeftModel,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     way: Way,
     sample: Sampler,
 ) -> float:
-    """By how much the sampler's log-probabilities are off, as `alignment.models.selfcheck.apart`."""
-    heard: list[list[float]] = [[] for _ in prompts]
-    responses = sample(prompts, range(len(prompts)), sampling, way, heard)
-    found, expected = [], []
-    for prompt, response, line in zip(prompts, responses, heard, strict=True):
-        found.append(torch.tensor(line[: len(response)]))
+    """The `max_row_difference` of the sampler's log-probabilities from the plain model's."""
+    recorded: list[list[float]] = [[] for _ in prompts]
+    responses = sample(prompts, range(len(prompts)), sampling, way, recorded)
+    actual, expected = [], []
+    for prompt, response, logprobs in zip(prompts, responses, recorded, strict=True):
+        actual.append(torch.tensor(logprobs[: len(response)]))
         expected.append(_plain(policy, prompt, response, sampling))
-    return apart(found, expected)
+    return max_row_difference(actual, expected)
 
 
 def _plain(policy: torch.nn.Module, prompt: Sequence[int], response: Sequence[int], sampling: Sampling) -> Tensor:

@@ -1,4 +1,4 @@
-"""How responses are sampled: the settings, what comes out, and what an engine must do."""
+"""Sampling settings, sampled responses, and the interface of an engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class GenerationError(UserError):
 
 @dataclass(frozen=True)
 class SampledCompletion:
-    """One sampled answer. `ended` says whether the model stopped by itself within the limit."""
+    """One sampled answer; `ended` tells whether the model stopped by itself within the limit."""
 
     text: str
     ids: list[int]
@@ -33,12 +33,11 @@ class SampledCompletion:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: from softmax(logits / temperature) and nothing else; temperature 0 takes the likeliest token.
+    """Sampling from softmax(logits / temperature); temperature 0 takes the most likely token.
 
     `top_k` and `top_p` (0 and 1: off) sample from another distribution than the one whose log-probabilities PPO uses,
-    and make the KL biased or negative. `batch_size` is how many responses are sampled at a time. A response ends with
-    the first of `end_token_ids` (`alignment.templates.ends`), or with the token that completes one of the texts in
-    `stop`.
+    which makes the KL biased or negative. `batch_size` is the number of responses sampled at a time. A response ends
+    with the first of `end_token_ids` (`alignment.templates.ends`), or with the token that completes a text in `stop`.
     """
 
     max_new_tokens: int
@@ -50,13 +49,13 @@ class Sampling:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     vocabulary: int | None = None
-    """Tokens that can be said, from the first on (`vocabulary_of`); None: as many as the model has logits."""
+    """Number of tokens that may be sampled (`vocabulary_of`); None: as many as the model has logits."""
 
 
 class Sampled(NamedTuple):
     """Responses in the prompts' order: tokens through the end, or `max_new_tokens` of them.
 
-    `logprobs` are those of an engine that says what it sampled from; None: the policy itself, nothing to correct.
+    `logprobs` are those of the engine's own distribution; None: the engine sampled from the policy itself.
     """
 
     responses: list[list[int]]
@@ -64,7 +63,7 @@ class Sampled(NamedTuple):
 
 
 class Engine(Protocol):
-    """What samples responses. A prompt may come several times; each sample has a seed of its own (`stream_seed`)."""
+    """Samples responses; a prompt may come several times, and each sample has a seed of its own (`stream_seed`)."""
 
     def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> Sampled: ...
 
@@ -73,20 +72,20 @@ def has_ended(response: Sequence[int], sampling: Sampling, tokenizer: PreTrained
     """Whether the response's last token ends it.
 
     Args:
-        tokenizer: needed where `sampling.stop` names texts.
+        tokenizer: needed if `sampling.stop` has texts.
     """
     if response[-1] in sampling.end_token_ids:
         return True
     if not sampling.stop:
         return False
     assert tokenizer is not None
-    tail = response[-4 * max(map(len, sampling.stop)) :]  # a letter may be four tokens, of a byte each
+    tail = response[-4 * max(map(len, sampling.stop)) :]  # a character may be four one-byte tokens
     text = tokenizer.decode(tail, skip_special_tokens=False)
     return any(stop in text for stop in sampling.stop)
 
 
 def response_text(response: Sequence[int], sampling: Sampling, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What a response says, without the token or text that ends it."""
+    """The text of a response, without the token or text that ends it."""
     ids = response[:-1] if response[-1] in sampling.end_token_ids else response
     text = str(tokenizer.decode(ids, skip_special_tokens=True))
     for stop in sampling.stop:
@@ -95,26 +94,22 @@ def response_text(response: Sequence[int], sampling: Sampling, tokenizer: PreTra
 
 
 Way = Literal["padded", "by_length", "uncached"]
-
-
 WAYS: tuple[Way, ...] = ("padded", "by_length", "uncached")
-"""How prompts come together in a batch: padded on the left; with others of their length, for models that padding
-changes (recurrent ones, positions that count the padding); and these without a cache. Each is slower than the one
-before. `alignment.generation.sampler_check` finds the first that is right."""
-
-
-_FOUND: WeakKeyDictionary[torch.nn.Module, Way] = WeakKeyDictionary()
+"""Ways of batching prompts: padded on the left; only with prompts of the same length, for models that padding changes
+(recurrent ones, positions that count padding); and the latter without a cache. Each is slower than the one before.
+`alignment.generation.sampler_check` finds the first correct one."""
+_WAYS_OF_MODELS: WeakKeyDictionary[torch.nn.Module, Way] = WeakKeyDictionary()
 
 
 def way_of(policy: PreTrainedModel | PeftModel) -> Way | None:
-    """How to sample from a model, if it was tried."""
-    return _FOUND.get(without_adapter(policy))
+    """The way that `find_way` has chosen for a model, if it has."""
+    return _WAYS_OF_MODELS.get(without_adapter(policy))
 
 
 def set_way(policy: PreTrainedModel | PeftModel, way: Way) -> None:
-    _FOUND[without_adapter(policy)] = way
+    _WAYS_OF_MODELS[without_adapter(policy)] = way
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The number of tokens up to the last that the tokenizer has: a model may have more rows than that, for speed."""
+    """The number of token ids in use; a model may have more rows than that, for speed."""
     return int(max(tokenizer.get_vocab().values())) + 1

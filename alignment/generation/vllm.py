@@ -1,8 +1,8 @@
 """Sampling by vLLM, in the training processes (`colocate`) or by a server on other nodes, through TRL's VLLMGeneration.
 
-The policy's weights are sent to vLLM before each rollout. What vLLM sampled from differs from the trained policy by
-rounding, so its log-probabilities come back with the tokens, for `ppo.algorithm.importance_weights`. It draws from a
-generator of its own: the seeds of `Engine.generate` have no say, and two runs of one seed differ.
+The policy's weights are sent to vLLM before each rollout. vLLM's distribution differs from the trained policy's by
+rounding, so its log-probabilities are returned with the tokens, for `ppo.algorithm.importance_weights`. It has its own
+random generator: the seeds of `Engine.generate` are ignored, and two runs with one seed differ.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from alignment.proxies import through_proxy
 from alignment.templates.ends import through_end
 
 SERVER_SECONDS = 240.0
-"""For a server to come up; as long as TRL waits."""
+"""How long to wait for a server; TRL waits as long."""
 LOGPROBS_MODE = "processed_logprobs"
-"""What a server has to be started with, so that its log-probabilities are at the temperature it sampled at."""
+"""The mode that a server must be started with, so that its log-probabilities are at the sampling temperature."""
 
 
 def free_port() -> int:
@@ -41,7 +41,7 @@ def free_port() -> int:
 
 
 def check_installed() -> None:
-    """Raises GenerationError where there is no vLLM."""
+    """Raise GenerationError if vLLM is not installed."""
     from trl.generation import vllm_generation
 
     if not vllm_generation.is_vllm_available():
@@ -52,15 +52,15 @@ def check_installed() -> None:
 
 
 class VLLMEngine:
-    """An `Engine`.
+    """An `Engine` that samples with vLLM.
 
     Args:
-        policy: whose weights are sent; of a PEFT model the active adapter is merged into what is sent.
-        accelerator: of the training.
-        sampling: the same at each call, since TRL's class holds it.
-        max_length: of prompt and response, in tokens.
-        dtype: what a colocated vLLM computes in, as `float32`. By its own choice it takes bfloat16 for a folder in
-            float32, whatever the policy is trained in.
+        policy: the model whose weights are sent; a PEFT model's active adapter is merged into them.
+        accelerator: the training's accelerator.
+        sampling: the settings of every call, since TRL's class holds them.
+        max_length: tokens of prompt and response together.
+        dtype: dtype of a colocated vLLM, such as `float32`. By default it runs a float32 folder in bfloat16, whatever
+            the policy is trained in.
         options: further arguments of `trl.generation.vllm_generation.VLLMGeneration`, by its names.
 
     Raises:
@@ -82,9 +82,9 @@ class VLLMEngine:
             raise GenerationError("rollout.engine=vllm has no way to send 4-bit weights; set model.method=lora")
         self._sampling = sampling
         rows = policy.get_input_embeddings().num_embeddings
-        if sampling.vocabulary is not None and rows > sampling.vocabulary:  # rows of padding, which nobody can read
-            never = dict.fromkeys(range(sampling.vocabulary, rows), -100.0)
-            options["generation_kwargs"] = {"logit_bias": never}
+        if sampling.vocabulary is not None and rows > sampling.vocabulary:  # padding rows are no tokens
+            excluded = dict.fromkeys(range(sampling.vocabulary, rows), -100.0)
+            options["generation_kwargs"] = {"logit_bias": excluded}
         if options.get("mode") == "server":
             processes.on_main_process(lambda: wait_for_server(options["server_base_url"]))
         try:
@@ -106,11 +106,11 @@ class VLLMEngine:
             raise GenerationError(f"rollout.vllm: vLLM does not start: {_first_line(error)}") from error
 
     def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> Sampled:
-        """Every process must call this, with as many prompts.
+        """Sample one response per prompt; every rank must call this, with the same number of prompts.
 
         Raises:
-            GenerationError: vLLM takes the policy's weights not, or fails while it samples; its log-probabilities are
-                not finite.
+            GenerationError: vLLM does not accept the weights, fails while sampling, or gives log-probabilities that
+                are not finite.
         """
         assert sampling == self._sampling
         try:
@@ -121,13 +121,13 @@ class VLLMEngine:
                 "docs/cluster/vllm.md, or sample by rollout.engine=transformers (without rollout.vllm)"
             ) from error
         try:
-            found = self._vllm.generate(prompts=[list(prompt) for prompt in prompts], images=None, num_generations=1)
+            outputs = self._vllm.generate(prompts=[list(prompt) for prompt in prompts], images=None, num_generations=1)
         except Exception as error:  # likewise
             raise GenerationError(f"rollout.engine=vllm: vLLM failed while it sampled: {_first_line(error)}") from error
-        if found[2] is None:
+        if outputs[2] is None:
             raise GenerationError("rollout.engine=vllm: vLLM gave no log-probabilities of what it sampled")
         responses, logprobs = [], []
-        for ids, candidates in zip(found[1], found[2], strict=True):
+        for ids, candidates in zip(outputs[1], outputs[2], strict=True):
             length = len(through_end(ids, sampling.end_token_ids))
             line = [token[0] for token in candidates[:length]]
             if any(value is None or not math.isfinite(value) for value in line):
@@ -138,22 +138,22 @@ class VLLMEngine:
 
 
 def _ends(sampling: Sampling) -> dict[str, Any]:
-    """What vLLM is to stop at beside the tokenizer's EOS, by the names of its SamplingParams."""
+    """vLLM's SamplingParams for the ends beside the tokenizer's EOS."""
     stop: dict[str, Any] = {"stop": list(sampling.stop), "include_stop_str_in_output": True} if sampling.stop else {}
     return {"stop_token_ids": list(sampling.end_token_ids), **stop}
 
 
 def _first_line(error: BaseException) -> str:
-    """What it says, or its type where it says nothing (vLLM's assertions)."""
-    said = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    """An error's type and first line; vLLM's assertions have no text."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def wait_for_server(url: str, seconds: float = SERVER_SECONDS) -> None:
-    """TRL asks on the main process alone, and the others would wait for it where it fails.
+    """Wait for a vLLM server; TRL waits on the main process only, and if it fails there the other ranks hang.
 
     Raises:
-        GenerationError: the server does not answer in time, or was started without what the weights need.
+        GenerationError: the server does not answer in time, or was started without support for new weights.
     """
     end = time.monotonic() + seconds
     while True:
@@ -176,12 +176,12 @@ def wait_for_server(url: str, seconds: float = SERVER_SECONDS) -> None:
             )
         time.sleep(1.0)
     try:
-        found = httpx.get(f"{url}/server_info", timeout=10).status_code
+        status = httpx.get(f"{url}/server_info", timeout=10).status_code
     except httpx.HTTPError as error:
         raise GenerationError(
             f"rollout.vllm.server_base_url={url}: {type(error).__name__}{through_proxy(url)}"
         ) from None
-    if found == 404:
+    if status == 404:
         raise GenerationError(
             f"rollout.vllm.server_base_url={url}: the server takes no weights; start it with VLLM_SERVER_DEV_MODE=1 "
             """and --weight-transfer-config '{"backend": "nccl"}' (docs/cluster/vllm.md)"""
@@ -190,7 +190,7 @@ def wait_for_server(url: str, seconds: float = SERVER_SECONDS) -> None:
 
 @contextmanager
 def _computing_in(dtype: str) -> Iterator[None]:
-    """What is made of vLLM's `LLM` in here computes in this type: TRL's class has no argument for it."""
+    """Make vLLM's `LLM` compute in this dtype, since TRL's class has no argument for it."""
     from trl.generation import vllm_generation
 
     real = vllm_generation.LLM
@@ -202,12 +202,11 @@ def _computing_in(dtype: str) -> Iterator[None]:
 
 
 def _generation_class(dtype: str) -> type:
-    """TRL's class, computing in this type; the weights of a PEFT model are sent as they would be merged, and nothing is
-    merged.
+    """TRL's class in this dtype, which sends a PEFT model's merged weights without merging them in place.
 
-    TRL merges the adapter into the model and takes it out again at each sync, which rounds the base a little more each
-    time: the reference and the reward model, which read the same base, would drift with it. And it gathers ZeRO-3's
-    parts, which DeepSpeed refuses inside a rollout, where they are gathered already.
+    TRL merges and unmerges the adapter at each sync, which rounds the base a little more each time; the reference and
+    the reward model, which share the base, would drift. It also gathers ZeRO-3's shards, which DeepSpeed refuses inside
+    a rollout, where they are gathered already.
     """
     from trl.generation.vllm_generation import VLLMGeneration
 
@@ -228,7 +227,7 @@ def _generation_class(dtype: str) -> type:
 
 @torch.no_grad()
 def merged_parameters(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
-    """The base's parameters by their own names, each with the active adapters merged in; the model stays as it is."""
+    """The base's parameters by name, each with the active adapters merged in; the model itself does not change."""
     base = model.get_base_model()
     layers = {name: module for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
     for name, layer in layers.items():
@@ -240,14 +239,14 @@ def merged_parameters(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
 
 def _merged_layer(name: str, layer: Any) -> Iterator[tuple[str, Tensor]]:
     inner: nn.Module = layer.get_base_layer()
-    kept = {own: parameter.data for own, parameter in inner.named_parameters()}
-    for own, parameter in inner.named_parameters():
-        parameter.data = kept[own].clone()
+    originals = {key: parameter.data for key, parameter in inner.named_parameters()}
+    for key, parameter in inner.named_parameters():
+        parameter.data = originals[key].clone()
     layer.merge(adapter_names=layer.active_adapters)
     try:
-        for own, parameter in inner.named_parameters():
-            yield f"{name}.{own}", parameter.data
+        for key, parameter in inner.named_parameters():
+            yield f"{name}.{key}", parameter.data
     finally:
         layer.merged_adapters.clear()
-        for own, parameter in inner.named_parameters():
-            parameter.data = kept[own]
+        for key, parameter in inner.named_parameters():
+            parameter.data = originals[key]

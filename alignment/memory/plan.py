@@ -1,11 +1,11 @@
-"""What a run takes of a GPU's memory, by arithmetic: weights, gradients, optimizer, activations, cache, logits.
+"""Estimating a run's GPU memory: weights, gradients, optimizer, activations, cache, logits.
 
-A `Workload` says what a run holds and does; each stage makes its own from its config. `estimate` walks through the
-moments at which memory can be fullest and adds up what stands at each, so the parts of one moment sum to its total.
+A `Workload` describes a run; each stage makes its own from its config. `estimate` goes through the moments at which
+memory may peak and sums the parts at each of them.
 
-Bytes of a trained weight (Rajbhandari et al. 2020, "ZeRO", section 3.1): with bfloat16 under DeepSpeed 2 for itself, 2
-for its gradient, 12 for the optimizer (a float32 copy and Adam's two moments). ZeRO-1 divides the last of these by the
-processes, ZeRO-2 the gradients too, ZeRO-3 all. Without DeepSpeed a weight is float32, without a copy: 4 + 4 + 8.
+Bytes per trained weight (Rajbhandari et al. 2020, "ZeRO", section 3.1): with bfloat16 under DeepSpeed 2 for the weight,
+2 for its gradient, 12 for the optimizer (a float32 copy and Adam's two moments). ZeRO-1 shards the optimizer over the
+ranks, ZeRO-2 the gradients too, ZeRO-3 all. Without DeepSpeed a weight is float32, without a copy: 4 + 4 + 8.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ from typing import Any, NamedTuple
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "cache", "logits", "buffers")
 REDUCE_BUCKET = 500_000_000
-"""Numbers in the buffer in which DeepSpeed collects gradients before it sends them (`reduce_bucket_size`)."""
+"""Elements of DeepSpeed's gradient bucket (`reduce_bucket_size`)."""
 LIVE_PARAMETERS = 1_000_000_000
-"""Weights that ZeRO-3 leaves gathered at a time (`stage3_max_live_parameters`)."""
+"""Weights that ZeRO-3 keeps gathered at a time (`stage3_max_live_parameters`)."""
 PREFETCHED = 50_000_000
 """Weights that ZeRO-3 gathers ahead (`stage3_prefetch_bucket_size`)."""
 HOST_BYTES = 18
-"""Of a trained weight in the host's memory under offload: 2 for itself, 4 for its gradient, 12 for the optimizer, as
-DeepSpeed's own estimate has it (`estimate_zero3_model_states_mem_needs`)."""
-LOSS_BYTES, SCORING_BYTES, SAMPLING_BYTES = 12, 20, 16
-"""Of each logit beside its own two or four where a loss is taken: three float32 tensors (exponentials or
-log-probabilities, their gradient, the logits' gradient); where entropies are taken too, without a gradient: five; where
-a token is drawn: the float32 logits, their softmax, and its sum in float64."""
+"""Host memory per trained weight under offload: 2 for the weight, 4 for its gradient, 12 for the optimizer, as in
+DeepSpeed's own estimate (`estimate_zero3_model_states_mem_needs`)."""
+LOSS_BYTES = 12
+"""Extra bytes per logit for a loss: three float32 tensors (log-probabilities, their gradient, the logits' gradient)."""
+SCORING_BYTES = 20
+"""Bytes per logit while scoring with entropies and without gradients: five float32 tensors."""
+SAMPLING_BYTES = 16
+"""Extra bytes per logit while sampling: the float32 logits, their softmax, and its sum in float64."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a dense transformer its activations depend on."""
+    """The dimensions of a dense transformer that its activations depend on."""
 
     vocab_size: int
     hidden_size: int
@@ -42,23 +44,23 @@ class Shape:
     num_kv_heads: int
     head_dim: int
     gated: bool = True
-    """An MLP of three matrices (SwiGLU), not of two."""
+    """Whether the MLP has three matrices (SwiGLU) instead of two."""
 
     def cache_bytes(self, width: int) -> int:
-        """Keys and values of one token in all layers."""
+        """Bytes of one token's keys and values in all layers."""
         return self.num_layers * 2 * self.num_kv_heads * self.head_dim * width
 
     def layer_bytes(self, width: int, norms: bool = True, joined: int = 0) -> int:
-        """What one layer keeps of one token for its backward pass, in packed rows.
+        """Bytes that one layer keeps of one token for its backward pass, in packed rows.
 
-        Norms compute in float32 and keep their input, the scaled input if their weight learns, and their output.
-        Attention keeps queries, keys, values, its output, and that once more where pieces are put together; where
-        branches share a prefix, also the keys and values of both, joined and repeated for each head, and the mask. The
-        MLP keeps the input of each of its functions.
+        Norms compute in float32 and keep their input, the scaled input if their weight is trained, and their output.
+        Attention keeps queries, keys, values, its output, and the concatenated output. If branches share a prefix, it
+        also keeps the joined keys and values, repeated for each head, and the mask. The MLP keeps the input of each of
+        its functions.
 
         Args:
-            norms: their weights are trained.
-            joined: tokens of a branch with its prefix, where these are shared.
+            norms: whether their weights are trained.
+            joined: tokens of a branch with its prefix, if prefixes are shared.
         """
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         norm = self.hidden_size * (4 + width * (1 + norms))
@@ -66,23 +68,23 @@ class Shape:
         return 2 * norm + attention + width * self.intermediate_size * (4 if self.gated else 2)
 
     def passing_bytes(self, width: int) -> int:
-        """What stands of one token while a pass without gradients, or a layer's backward pass, is in an MLP."""
+        """Bytes of one token inside an MLP, in a pass without gradients or in a layer's backward pass."""
         return width * (3 * self.intermediate_size + 2 * self.hidden_size)
 
 
 @dataclass(frozen=True)
 class Model:
-    """Weights that a run holds, and what a pass through them keeps.
+    """A model that a run holds.
 
     Args:
-        parameters: what this model adds; of one on another's weights its adapter and head alone.
-        trained: how many of them are trained.
-        frozen_bytes: of a weight that is not trained: 4; 2 in bfloat16; 0.5 in NF4.
-        in_engine: part of the module that DeepSpeed runs, whose frozen weights are rounded and parted too.
-        follows_engine: rounded as that one, though apart from it (PPO's reference).
-        layers: how many layers, the last ones, keep activations.
+        parameters: weights that this model adds; on a shared base only its adapter and head.
+        trained: number of trained weights.
+        frozen_bytes: bytes per frozen weight: 4; 2 in bfloat16; 0.5 in NF4.
+        in_engine: whether it is part of the module that DeepSpeed runs, whose frozen weights are cast and sharded too.
+        follows_engine: whether it is cast like the engine's module, though separate from it (PPO's reference).
+        layers: number of layers, the last ones, that keep activations.
         norms: whether their norms are trained.
-        gathered: weights that a pass goes through, with those of the base that are another model's.
+        gathered: weights of a full pass, including a shared base's.
     """
 
     shape: Shape
@@ -101,11 +103,11 @@ class Pass(NamedTuple):
     """Forward and backward passes of one kind in an optimizer step.
 
     Args:
-        tokens: of one pass, padding included.
-        logits: tokens whose logits stand at a time; 0 for a model without them.
-        repeated: there is more than one pass of the kind before the step, so gradients stand when the last begins.
-        joined: tokens of a prompt with an answer, where a prompt is computed once for several; else 0.
-        entropy: of the logits' distribution is part of the loss.
+        tokens: tokens of one pass, padding included.
+        logits: tokens whose logits exist at a time; 0 for a model without logits.
+        repeated: whether there are several such passes before the step, so that gradients exist when the last begins.
+        joined: tokens of a prompt with an answer, if a prompt is computed once for several answers; else 0.
+        entropy: whether the entropy is part of the loss.
     """
 
     model: Model
@@ -121,9 +123,9 @@ class RolloutWorkload(NamedTuple):
 
     Args:
         rows: responses sampled at a time.
-        prompt, response: tokens at most.
+        prompt, response: maximum tokens.
         scored: tokens of a pass without gradients.
-        logits: tokens whose logits stand at a time while scoring.
+        logits: tokens whose logits exist at a time while scoring.
     """
 
     rows: int
@@ -135,16 +137,17 @@ class RolloutWorkload(NamedTuple):
 
 @dataclass(frozen=True)
 class Workload:
-    """What one process holds and does.
+    """The models and passes of one process.
 
     Args:
-        models: the first is the policy (or the one model that is trained).
+        models: the first is the policy, or the only trained model.
         bf16: bfloat16 arithmetic.
         checkpointed: activation checkpointing.
-        own_loop: PPO's, which wraps nothing in DDP and has torch's own AdamW; else TRL's trainers.
-        offload: frozen models outside of the engine wait in the host's memory while they are not used.
-        averaged: weights of which a moving average is kept, in float32.
-        vllm: what a colocated vLLM takes of each GPU, weights and cache; it sleeps while the policy is trained, or not.
+        own_loop: PPO's loop, which uses no DDP wrapper and torch's AdamW; otherwise TRL's trainers.
+        offload: whether unused frozen models outside of the engine are in host memory.
+        averaged: weights with a moving average, in float32.
+        vllm: bytes of a colocated vLLM on each GPU, weights and cache.
+        vllm_sleeps: whether it frees them while the policy is trained.
     """
 
     models: tuple[Model, ...]
@@ -160,12 +163,12 @@ class Workload:
 
     @property
     def loading(self) -> float:
-        """Of the host's memory, for each process, while its models are read: trained ones in float32, each whole."""
+        """Host memory of each process while its models are loaded, unsharded, the trained ones in float32."""
         return sum(4 * model.trained + (model.parameters - model.trained) * model.frozen_bytes for model in self.models)
 
 
 class Strategy(NamedTuple):
-    """How a launch spreads a run over processes; `name` is that of its file in configs/accelerate/."""
+    """How a launch distributes a run; `name` is that of its file in configs/accelerate/."""
 
     name: str
     stage: int
@@ -176,20 +179,21 @@ class Strategy(NamedTuple):
         return self.stage > 0
 
 
-SINGLE, DDP = Strategy("single", 0), Strategy("ddp", 0)
+SINGLE = Strategy("single", 0)
+DDP = Strategy("ddp", 0)
 STRATEGIES = (DDP, Strategy("zero1", 1), Strategy("zero2", 2), Strategy("zero3", 3), Strategy("zero3-offload", 3, True))
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one GPU at each moment, by part; and in the host's memory for each GPU."""
+    """Bytes on one GPU at each moment, by part, and in host memory per GPU."""
 
     moments: Mapping[str, Mapping[str, float]]
     host: float
 
     @property
     def fullest(self) -> str:
-        """The moment at which memory is fullest."""
+        """The moment of peak memory."""
         return max(self.moments, key=lambda moment: sum(self.moments[moment].values()))
 
     @property
@@ -201,19 +205,19 @@ class MemoryEstimate:
         return sum(self.parts.values())
 
 
-def in_gb(found: MemoryEstimate) -> dict[str, Any]:
+def in_gb(memory: MemoryEstimate) -> dict[str, Any]:
     """An estimate in GB (10^9 bytes), for people and JSON."""
-    sizes = {**found.parts, "peak": found.peak, "host": found.host}
-    return {"moment": found.fullest, **{name: round(size / 1e9, 5) for name, size in sizes.items()}}
+    sizes = {**memory.parts, "peak": memory.peak, "host": memory.host}
+    return {"moment": memory.fullest, **{name: round(size / 1e9, 5) for name, size in sizes.items()}}
 
 
 def estimate(work: Workload, strategy: Strategy, processes: int, on_gpu: bool = True) -> MemoryEstimate:
     """Memory of one process.
 
     Args:
-        processes: of the whole launch, over which ZeRO divides.
-        on_gpu: False for a process on the CPU, whose peak counts pages that were written to: DeepSpeed's buffers are
-            reserved and hardly used, and torch's AdamW there makes no tensors as large as all weights.
+        processes: world size, over which ZeRO shards.
+        on_gpu: False for a process on the CPU, whose peak counts only pages that were written to: DeepSpeed's buffers
+            are reserved but hardly used, and torch's AdamW makes no tensors as large as all weights there.
     """
     return _Ledger(work, strategy, processes, on_gpu).estimate()
 
@@ -226,7 +230,7 @@ class _Ledger:
         self.width = 2 if work.bf16 else 4
         self.rounded = strategy.deepspeed and work.bf16
         self.weight = 2 if self.rounded else 4
-        self.parted = processes if strategy.stage == 3 else 1
+        self.shards = processes if strategy.stage == 3 else 1
         self.engine = [model for model in work.models if model.in_engine]
         self.others = [model for model in work.models if not model.in_engine]
         self.trained = sum(model.trained for model in self.engine)
@@ -235,27 +239,27 @@ class _Ledger:
         moments: dict[str, dict[str, float]] = {}
         if self.work.rollout is not None:
             moments |= self._rollout(self.work.rollout)
-        done = 0  # trained weights whose gradient is there
-        for number, each in enumerate(self.work.passes):
-            name = "update" if len(self.work.passes) == 1 else ("policy update", "value update")[number]
-            moments |= self._backward(name, each, done)
-            done += each.model.trained
+        done = 0  # trained weights whose gradient exists already
+        for index, step in enumerate(self.work.passes):
+            name = "update" if len(self.work.passes) == 1 else ("policy update", "value update")[index]
+            moments |= self._backward(name, step, done)
+            done += step.model.trained
         moments["optimizer step"] = self._at(gradients=self._gradients(self.trained, stepping=True), stepping=True)
         return MemoryEstimate(moments, self._host())
 
-    # --- what stands all the time ------------------------------------------------------------------------------------
+    # --- parts of every moment ---------------------------------------------------------------------------------------
 
     def _at(
         self, *, gradients: float, stepping: bool = False, scoring: bool = False, **parts: float
     ) -> dict[str, float]:
         """All parts at one moment."""
-        found = dict.fromkeys(PARTS, 0.0)
-        found |= {"weights": self._weights(scoring), "gradients": gradients}
-        found |= {"optimizer": self._optimizer(stepping), "buffers": self._buffers()}
-        found["cache"] += 0.0 if self.work.vllm_sleeps else self.work.vllm
+        sizes = dict.fromkeys(PARTS, 0.0)
+        sizes |= {"weights": self._weights(scoring), "gradients": gradients}
+        sizes |= {"optimizer": self._optimizer(stepping), "buffers": self._buffers()}
+        sizes["cache"] += 0.0 if self.work.vllm_sleeps else self.work.vllm
         for part, size in parts.items():
-            found[part] += size
-        return found
+            sizes[part] += size
+        return sizes
 
     def _model_bytes(self, model: Model) -> float:
         frozen = model.parameters - model.trained
@@ -263,38 +267,38 @@ class _Ledger:
         return model.trained * self.weight + frozen * (min(model.frozen_bytes, 2.0) if rounded else model.frozen_bytes)
 
     def _weights(self, scoring: bool) -> float:
-        """Of frozen models that can wait in the host's memory one is there while it scores."""
-        held = 0.0 if self.strategy.offload else sum(map(self._model_bytes, self.engine)) / self.parted
-        others = [self._model_bytes(model) / self.parted for model in self.others]
+        """Bytes of all weights on the GPU; of offloaded frozen models only one at a time, while it scores."""
+        size = 0.0 if self.strategy.offload else sum(map(self._model_bytes, self.engine)) / self.shards
+        others = [self._model_bytes(model) / self.shards for model in self.others]
         if self.work.offload:
             others = [max(others, default=0.0)] if scoring else []
-        held += sum(others) + 4 * self.work.averaged / self.parted
+        size += sum(others) + 4 * self.work.averaged / self.shards
         if self.work.bf16 and not self.strategy.deepspeed:
-            held += 2 * self.trained  # autocast keeps a rounded copy of what it has used
-        return held
+            size += 2 * self.trained  # autocast caches bfloat16 copies
+        return size
 
     def _optimizer(self, stepping: bool) -> float:
         if self.strategy.offload:
             return 0.0
         if self.strategy.deepspeed:
             return 12 * self.trained / self.processes
-        all_at_once = stepping and self.work.own_loop and self.on_gpu  # torch's foreach: a denominator for every weight
+        all_at_once = stepping and self.work.own_loop and self.on_gpu  # torch's foreach AdamW holds all denominators
         return (12 if all_at_once else 8) * self.trained
 
     def _gradients(self, trained: int, stepping: bool = False) -> float:
-        """Of so many trained weights whose gradient is there."""
+        """Bytes of the gradients of `trained` weights."""
         size = float(trained * self.weight)
         if self.strategy.offload:
             return 0.0
         if self.strategy.stage == 3:
-            size = self.trained * self.weight / self.processes  # one buffer, made at the start
+            size = self.trained * self.weight / self.processes  # one buffer is allocated at the start
         elif self.strategy.stage == 2:
             size /= self.processes
         elif self.strategy == DDP and self.processes > 1 and not self.work.own_loop:
-            size += self.trained * self.weight  # the buckets that DDP adds up in
+            size += self.trained * self.weight  # DDP's buckets
         if stepping and self.strategy.deepspeed:
-            parted = self.trained / self.processes  # in float32, for the optimizer
-            size += 4 * (min(parted, LIVE_PARAMETERS) if self.strategy.stage == 3 else parted)
+            shard = self.trained / self.processes  # the optimizer needs a float32 gradient
+            size += 4 * (min(shard, LIVE_PARAMETERS) if self.strategy.stage == 3 else shard)
         return size
 
     def _buffers(self) -> float:
@@ -302,32 +306,32 @@ class _Ledger:
             return 0.0
         size = REDUCE_BUCKET * self.weight
         if self.strategy.stage == 3:
-            through = max(model.gathered for model in self.work.models)
-            size += (min(through, LIVE_PARAMETERS) + PREFETCHED) * self.weight
+            gathered = max(model.gathered for model in self.work.models)
+            size += (min(gathered, LIVE_PARAMETERS) + PREFETCHED) * self.weight
         return float(size)
 
     def _host(self) -> float:
-        """Under offload; and frozen models that wait there."""
+        """Bytes in host memory: the engine's under offload, and offloaded frozen models."""
         size = 0.0
         if self.strategy.offload:
             frozen = sum(self._model_bytes(m) - m.trained * self.weight for m in self.engine)
             size += (HOST_BYTES * self.trained + frozen) / self.processes
         if self.work.offload:
-            size += sum(map(self._model_bytes, self.others)) / self.parted
+            size += sum(map(self._model_bytes, self.others)) / self.shards
         return size
 
     # --- passes ------------------------------------------------------------------------------------------------------
 
-    def _backward(self, name: str, each: Pass, done: int) -> dict[str, dict[str, float]]:
+    def _backward(self, name: str, step: Pass, done: int) -> dict[str, dict[str, float]]:
         """The moments of one forward and backward pass: at the loss, in the last layer, in the first."""
-        model, shape, width = each.model, each.model.shape, self.width
-        layer = each.tokens * shape.layer_bytes(width, model.norms, each.joined)
-        passing = each.tokens * shape.passing_bytes(width)
-        states = each.tokens * shape.hidden_size * width
+        model, shape, width = step.model, step.model.shape, self.width
+        layer = step.tokens * shape.layer_bytes(width, model.norms, step.joined)
+        passing = step.tokens * shape.passing_bytes(width)
+        states = step.tokens * shape.hidden_size * width
         kept = states + model.layers * (states if self.work.checkpointed else layer)
-        logits = each.logits * shape.vocab_size * ((width if width == 2 else 0) + LOSS_BYTES * (1 + each.entropy))
+        logits = step.logits * shape.vocab_size * ((width if width == 2 else 0) + LOSS_BYTES * (1 + step.entropy))
         head = shape.vocab_size * shape.hidden_size if model.head_trained else 0
-        before = done + (model.trained if each.repeated else head)
+        before = done + (model.trained if step.repeated else head)
         recomputed = layer if self.work.checkpointed else 0
         moments = {f"{name}: loss": self._at(gradients=self._gradients(before), activations=kept, logits=logits)}
         if model.layers:
@@ -338,16 +342,16 @@ class _Ledger:
         return moments
 
     def _rollout(self, rollout: RolloutWorkload) -> dict[str, dict[str, float]]:
-        """Sampling by the policy, then scoring by one model after the other."""
+        """The moments of a rollout: sampling by the policy, then scoring by one model after the other."""
         policy, width = self.work.models[0], self.width
         shape, length = policy.shape, rollout.prompt + rollout.response
-        whole = [0.0] * len(self.work.models)
-        if self.strategy.stage == 3:  # each is put together while it is used, one at a time
-            whole = [self._model_bytes(m) + (m.gathered - m.parameters) * self.weight for m in self.work.models]
+        gathered = [0.0] * len(self.work.models)
+        if self.strategy.stage == 3:  # each model is gathered while it is used, one at a time
+            gathered = [self._model_bytes(m) + (m.gathered - m.parameters) * self.weight for m in self.work.models]
         repeated = 0 if shape.num_heads == shape.num_kv_heads else 2 * shape.num_heads * shape.head_dim * width
         sampling = self._at(
             gradients=self._gradients(0),
-            weights=whole[0],
+            weights=gathered[0],
             activations=rollout.rows * max(rollout.prompt * shape.passing_bytes(width), length * repeated),
             cache=rollout.rows * length * shape.cache_bytes(width) + (self.work.vllm if self.work.vllm_sleeps else 0.0),
             logits=rollout.rows * shape.vocab_size * (SAMPLING_BYTES + width),
@@ -355,7 +359,7 @@ class _Ledger:
         scoring = self._at(
             gradients=self._gradients(0),
             scoring=True,
-            weights=max(whole),
+            weights=max(gathered),
             activations=rollout.scored * shape.passing_bytes(width),
             logits=rollout.logits * shape.vocab_size * SCORING_BYTES,
         )

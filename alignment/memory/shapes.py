@@ -1,4 +1,4 @@
-"""From a model's `config.json` to what `alignment.memory.plan` counts with; no weight is read."""
+"""Model sizes for `alignment.memory.plan`, from a model's `config.json`; no weights are read."""
 
 from __future__ import annotations
 
@@ -30,28 +30,27 @@ KNOWN: dict[str, tuple[str, tuple[int, ...]]] = {
     "meta-llama/Llama-3.1-70B": ("llama", (128256, 8192, 28672, 80, 64, 8, False)),
     "meta-llama/Llama-3.1-405B": ("llama", (128256, 16384, 53248, 126, 128, 8, False)),
 }
-"""Shapes (FIELDS) of published models, as their `config.json` has them, for machines that cannot reach the hub."""
+"""Shapes (FIELDS) from the `config.json` of published models, for machines that cannot reach the hub."""
 MAX_RECIPES = 8
-"""How many recipes may start from each other's models."""
+"""Longest chain of recipes that start from each other's models."""
 
 
 class UnknownShape(UserError):
-    """A model whose `config.json` cannot be read here, or whose activations are not those of a dense transformer."""
+    """A model whose `config.json` cannot be read, or that is not a dense transformer."""
 
 
 class ShapeFinder:
     """Finds the shapes of models by the names that configs give them.
 
     Args:
-        recipes: a folder of `STAGE/*.yaml`: a model that is not trained yet has the shape of what its recipe starts
-            from.
-        fallback: a `config.json`, a folder with one, or one of `KNOWN`, for each model that cannot be read otherwise.
+        recipes: a folder of `STAGE/*.yaml`: an untrained model has the shape of its recipe's initial model.
+        fallback: a `config.json`, a folder with one, or one of `KNOWN`, for models that cannot be read.
     """
 
     def __init__(self, registry: Registry, recipes: Path | None = None, fallback: str | None = None) -> None:
         self.registry, self.recipes, self.fallback = registry, recipes, fallback
         self.notes: list[str] = []
-        """Where a shape was found, if not in the model itself."""
+        """Notes on shapes that were not read from the model itself."""
         self._fallback_read = False
 
     def find(
@@ -102,12 +101,12 @@ class ShapeFinder:
         return None
 
     def _from_recipe(self, name: str, trust: bool, depth: int) -> PreTrainedConfig | None:
-        """The shape of what the recipe that publishes this name starts from."""
+        """The shape of the initial model of the recipe that publishes this name."""
         bare = name.partition("@")[0]
         for file in sorted(self.recipes.glob("*/*.yaml")) if self.recipes and depth < MAX_RECIPES else ():
             try:
                 values = read_values(file)
-            except ConfigError:  # somebody else's
+            except ConfigError:  # the file is not one of the suite's recipes
                 continue
             model, registry = values.get("model"), values.get("registry")
             if not (isinstance(model, dict) and isinstance(registry, dict)) or registry.get("name") != bare:
@@ -132,10 +131,10 @@ class ShapeFinder:
         return found
 
     def all_notes(self) -> list[str]:
-        """What is to be known of the shapes that were found.
+        """Notes on the shapes that were found.
 
         Raises:
-            UnknownShape: a file that was given and not needed, and is none.
+            UnknownShape: the fallback was not needed and cannot be read.
         """
         if self.fallback is not None and not self._fallback_read:
             self._given()
@@ -169,23 +168,23 @@ def _from_hub(name: str, trust: bool) -> PreTrainedConfig | None:
 
 
 def sized(shape: PreTrainedConfig, options: ModelConfig, kind: type = AutoModelForCausalLM) -> Model:
-    """A model as a stage trains it, or an `AutoModelForSequenceClassification` with one number a token.
+    """A model as a stage trains it, or an `AutoModelForSequenceClassification` with one number per token.
 
     Raises:
         ConfigError: the method does not fit this model.
-        UnknownShape: an architecture whose activations are not known here.
+        UnknownShape: the architecture's activations are not known here.
     """
     skeleton = trainable.skeleton(shape, options, kind)
     counts = trainable.describe(skeleton)
-    found, total, trained = read_shape(shape, skeleton), counts["parameters"], counts["trained_parameters"]
+    dimensions, total, trained = read_shape(shape, skeleton), counts["parameters"], counts["trained_parameters"]
     adapter = options.method in ADAPTERS
     policy = kind is AutoModelForCausalLM
     return Model(
-        shape=found,
+        shape=dimensions,
         parameters=total,
         trained=trained,
         frozen_bytes=_frozen_bytes(shape, options, total - trained, policy),
-        layers=options.last_n_layers if options.method == "head" else found.num_layers,
+        layers=options.last_n_layers if options.method == "head" else dimensions.num_layers,
         norms=not adapter,
         head_trained=policy and not adapter,
         gathered=total,
@@ -193,13 +192,15 @@ def sized(shape: PreTrainedConfig, options: ModelConfig, kind: type = AutoModelF
 
 
 def frozen(model: Model, **changes: Any) -> Model:
-    """The same model with nothing of it trained, outside of what DeepSpeed runs."""
+    """The same model frozen, and outside of the module that DeepSpeed runs."""
     return replace(model, **{"trained": 0, "layers": 0, "head_trained": False, "in_engine": False, **changes})
 
 
 def _frozen_bytes(shape: PreTrainedConfig, options: ModelConfig, count: int, policy: bool) -> float:
-    """Of one weight that is not trained. NF4 holds the linear layers inside the transformer alone in half a byte each,
-    and a scale of one byte for each 64."""
+    """Bytes per frozen weight.
+
+    NF4 covers only the linear layers inside the transformer: half a byte per weight, and one byte of scale per 64.
+    """
     if not options.quantized:
         return 2.0 if options.dtype == "bfloat16" else 4.0
     text = shape.get_text_config()
@@ -208,10 +209,10 @@ def _frozen_bytes(shape: PreTrainedConfig, options: ModelConfig, count: int, pol
 
 
 def read_shape(config: PreTrainedConfig, skeleton: nn.Module) -> Shape:
-    """What of a model its activations depend on.
+    """The dimensions that a model's activations depend on.
 
     Raises:
-        UnknownShape: a mixture of experts, or a model without attention heads by the usual name.
+        UnknownShape: the model is a mixture of experts, or has no attention heads under the usual name.
     """
     text = config.get_text_config()
     names = {name.rpartition(".")[2] for name, _ in skeleton.named_modules()}

@@ -1,8 +1,8 @@
-"""The classifier of any causal language model: transformers' own where that reads the last token, else one made here.
+"""A classifier for any causal language model: transformers' own if it reads the last token, else one built here.
 
-A third of transformers' causal models (Cohere, Granite, Mamba) have no classifier, and that of others reads something
-else than the last token: a causal BERT's reads the first, which has seen nothing. For these a linear layer `score` is
-put on the body of the causal model, and saved beside it under the names that the causal model has.
+A third of transformers' causal models (Cohere, Granite, Mamba) have no classifier, and others' do not read the last
+token: a causal BERT's reads the first, which has seen nothing. For these a linear layer `score` is put on the body of
+the causal model, and saved with it under the causal model's names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from alignment.errors import UserError
 
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError, ImportError)
 MARK = "last_token_score"
-"""In the config of a model of our own class: its files are not those of a classifier of transformers."""
+"""Config key of a model of this suite's class, whose files are not those of a transformers classifier."""
 LOADING = """transformers has no classifier of this kind that reads the last token, so
 `AutoModelForSequenceClassification` does not load this model. Its body is loaded as the causal model's, and its head
 from the file:
@@ -49,15 +49,15 @@ with torch.no_grad():
 
 transformers warns that the output layer is new and that `score.weight` is not used; neither matters here.
 """
-"""How a reward model of our own class is read in plain transformers, for its README."""
+"""README text on loading a reward model of this suite's class in plain transformers."""
 
 
 class ClassifierError(UserError):
-    """A model that no head for scores can be put on."""
+    """A model that cannot get a score head."""
 
 
 class AnyClassifier:
-    """Stands where `AutoModelForSequenceClassification` does, and has a class for more models."""
+    """A drop-in for `AutoModelForSequenceClassification` that supports more models."""
 
     @staticmethod
     def from_pretrained(path: str | Path, **options: Any) -> Any:
@@ -91,7 +91,7 @@ def needs_own(config: PreTrainedConfig) -> bool:
         return False
     theirs = _class_of(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, type(config))
     if theirs is None or getattr(theirs, "config_class", None) not in (None, type(config)):
-        return True  # or, of another config, it would be of that one's default sizes
+        return True  # a class for another config would be built with that config's default sizes
     if not (getattr(config, "is_decoder", False) or causal.__name__ in (config.architectures or ())):
         return False
     with torch.device("meta"):
@@ -102,7 +102,7 @@ def needs_own(config: PreTrainedConfig) -> bool:
 
 
 def why_no_scores(config: PreTrainedConfig, trust_remote_code: bool = False) -> str | None:
-    """Why no reward model can be made of a model of this config; None where one can."""
+    """The reason why this config cannot make a reward model; None if it can."""
     with torch.device("meta"):
         try:
             AnyClassifier.from_config(config, trust_remote_code=trust_remote_code)
@@ -112,7 +112,7 @@ def why_no_scores(config: PreTrainedConfig, trust_remote_code: bool = False) -> 
 
 
 def body_width(config: PreTrainedConfig) -> int:
-    """Width of the last hidden states: not the hidden size where the body ends in a projection (OPT-350m)."""
+    """Width of the last hidden states: not the hidden size if the body ends in a projection (OPT-350m)."""
     with torch.device("meta"):
         try:
             score = getattr(AnyClassifier.from_config(config), "score", None)
@@ -122,12 +122,12 @@ def body_width(config: PreTrainedConfig) -> int:
 
 
 def _class_of(mapping: Any, config_class: Any) -> Any:
-    found = mapping.get(config_class, None)
-    return found[0] if isinstance(found, tuple) else found
+    classes = mapping.get(config_class, None)
+    return classes[0] if isinstance(classes, tuple) else classes
 
 
 class LastTokenScore:
-    """Before a model's own `PreTrainedModel` class: its causal body, and a linear layer on what that says last."""
+    """Mixin before a model's `PreTrainedModel` class: its causal body, and a linear layer on the last hidden state."""
 
     causal: Callable[[PreTrainedConfig], PreTrainedModel]
     base_model_prefix: str
@@ -155,9 +155,11 @@ class LastTokenScore:
         """Logits (B, labels) at each row's last token that is not padding."""
         body = self.base_model
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": use_cache}
-        takes = inspect.signature(body.forward).parameters
-        free = any(each.kind is each.VAR_KEYWORD for each in takes.values())
-        options = {name: value for name, value in given.items() if value is not None and (free or name in takes)}
+        accepted = inspect.signature(body.forward).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+        options = {
+            name: value for name, value in given.items() if value is not None and (takes_any or name in accepted)
+        }
         logits = self.score(body(input_ids=input_ids, **options).last_hidden_state)
         kept = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(torch.long)
         columns = torch.arange(input_ids.shape[-1], device=input_ids.device)
@@ -170,7 +172,7 @@ def own_class(config_class: Hashable) -> type[PreTrainedModel]:
     """The class of a causal model's body with a `score` head, by the name that transformers would give it."""
     causal = _class_of(MODEL_FOR_CAUSAL_LM_MAPPING, config_class)
     assert causal is not None
-    parent: Any = next(each for each in causal.__mro__ if PreTrainedModel in each.__bases__)
+    parent: Any = next(base for base in causal.__mro__ if PreTrainedModel in base.__bases__)
     name = causal.__name__.removesuffix("ForCausalLM").removesuffix("LMHeadModel") + "ForSequenceClassification"
     members = {
         "causal": causal,
@@ -178,6 +180,6 @@ def own_class(config_class: Hashable) -> type[PreTrainedModel]:
         "base_model_prefix": parent.base_model_prefix,
         "get_input_embeddings": causal.get_input_embeddings,
         "set_input_embeddings": causal.set_input_embeddings,
-        "__module__": causal.__module__,  # where transformers looks whether attention and experts can be replaced
+        "__module__": causal.__module__,  # transformers checks here whether attention and experts can be replaced
     }
     return type(name, (LastTokenScore, parent), members)

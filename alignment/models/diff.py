@@ -1,4 +1,4 @@
-"""What differs between two versions: config, data, metrics, code, packages, and how far the weights are apart."""
+"""Differences between two versions: config, data, metrics, code, packages, and the distance of their weights."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _LAYER = re.compile(r"(.*?\.\d+)\.|(.+)\.[^.]+$")
 
 
 def diff(ref: str, other: str, registry: Registry, weights: bool = True) -> dict[str, Any]:
-    """Everything that is not the same in two versions, as [of the first, of the second].
+    """Everything that differs between two versions, as pairs [first, second].
 
     Raises:
         RegistryError: one of them cannot be resolved, or is damaged.
-        ModelError, AdapterError: an adapter that cannot be merged for comparison.
+        ModelError, AdapterError: an adapter cannot be merged for comparison.
     """
     one, two = registry.resolve(ref), registry.resolve(other)
     a, b = one.manifest, two.manifest
-    found: dict[str, Any] = {
+    differences: dict[str, Any] = {
         "versions": [one.ref, two.ref],
         "digests": [one.digest, two.digest],
         "made_from": _changed(_parents(a), _parents(b)),
@@ -45,8 +45,8 @@ def diff(ref: str, other: str, registry: Registry, weights: bool = True) -> dict
         "made": _changed(_made(a), _made(b)),
     }
     if weights:
-        found["weights"] = compare_weights(one, two, registry)
-    return found
+        differences["weights"] = compare_weights(one, two, registry)
+    return differences
 
 
 def dotted(value: Mapping[str, JsonValue], prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
@@ -59,7 +59,7 @@ def dotted(value: Mapping[str, JsonValue], prefix: str = "") -> Iterator[tuple[s
 
 
 def _changed(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """What is not the same; a key that one of them lacks is None there."""
+    """The keys with different values; a missing key counts as None."""
     keys = [*one, *(key for key in two if key not in one)]
     pairs = {key: [one.get(key), two.get(key)] for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
@@ -91,7 +91,7 @@ def _made(manifest: Manifest) -> dict[str, Any]:
 
 
 def _data(one: tuple[DataFingerprint, ...], two: tuple[DataFingerprint, ...]) -> dict[str, list[str]]:
-    """Data sets in one of them alone, and in both. The digest decides, not the name."""
+    """Data sets in only one of them, and in both, matched by digest rather than name."""
 
     def named(entries: tuple[DataFingerprint, ...]) -> dict[str, str]:
         lines = {}
@@ -115,10 +115,10 @@ Reader = Callable[[str], Tensor]
 
 
 def compare_weights(one: Version, two: Version, registry: Registry) -> dict[str, Any]:
-    """By layer, the Frobenius norm of the difference over that of the first's weights.
+    """The Frobenius norm of each layer's difference, relative to the first model's weights.
 
-    Tensors are read one at a time. Two adapters on one base are compared as they are stored; where just one is an
-    adapter, or their bases differ, it is merged first, in memory.
+    Tensors are read one at a time. Two adapters on the same base are compared as stored; otherwise adapters are merged
+    first, in memory.
     """
     sources = [find_model(version.ref, registry, version.manifest.role) for version in (one, two)]
     bases = [version.manifest.base for version in (one, two)]
@@ -152,33 +152,33 @@ def compare_weights(one: Version, two: Version, registry: Registry) -> dict[str,
 
 
 def layer_of(name: str) -> str:
-    """`model.layers.3.mlp.up_proj.weight` is of `model.layers.3`, `lm_head.weight` of `lm_head`."""
+    """The layer of a tensor: `model.layers.3` of `model.layers.3.mlp.up_proj.weight`, `lm_head` of `lm_head.weight`."""
     match = _LAYER.match(name)
     return (match[1] or match[2]) if match else name
 
 
 def _relative(sums: list[float]) -> float | None:
-    """None where the first's weights are all zero and the second's are not: there is no scale."""
+    """The relative distance; None if the first's weights are all zero and the second's are not."""
     if sums[1] == 0:
         return 0.0 if sums[0] == 0 else None
     return math.sqrt(sums[0] / sums[1])
 
 
 def _stored(folder: Path, stack: contextlib.ExitStack) -> tuple[list[str], Reader]:
-    """Names of the tensors in a version's files, and how to read one. Members of an ensemble keep their folder."""
-    where: dict[str, Any] = {}
+    """Names of the tensors in a version's files, and a function that reads one; ensemble members keep their folder."""
+    locations: dict[str, Any] = {}
     for file in sorted(folder.rglob("*.safetensors")):
         opened = stack.enter_context(safe_open(file, framework="pt"))
         inside = file.parent.relative_to(folder).as_posix()
         for name in opened.keys():  # noqa: SIM118 - not a dict
-            where[name if inside == "." else f"{inside}/{name}"] = (opened, name)
+            locations[name if inside == "." else f"{inside}/{name}"] = (opened, name)
 
     def read(name: str) -> Tensor:
-        opened, own = where[name]
-        tensor: Tensor = opened.get_tensor(own)
+        opened, stored_name = locations[name]
+        tensor: Tensor = opened.get_tensor(stored_name)
         return tensor
 
-    return list(where), read
+    return list(locations), read
 
 
 def _merged(source: ModelSource, role: str) -> tuple[list[str], Reader]:
@@ -187,7 +187,7 @@ def _merged(source: ModelSource, role: str) -> tuple[list[str], Reader]:
     elif is_ensemble(source):
         members = range(num_members(source))
         states = {member_name(n): load_member(source, n).model.state_dict() for n in members}
-        state = {f"{member}/{name}": value for member, own in states.items() for name, value in own.items()}
+        state = {f"{member}/{name}": value for member, weights in states.items() for name, value in weights.items()}
     else:
         state = load_member(source, 0).model.state_dict()
     with torch.no_grad():

@@ -1,8 +1,8 @@
-"""Several reward models as one: where they disagree, none of them has learned what people prefer.
+"""Ensembles of reward models: their disagreement marks answers whose scores cannot be trusted.
 
-A version of the registry that is an ensemble has `ensemble.json` and the tokenizer at its top, and each member in a
-folder of its own, `member-0` and so on: a whole model, or an adapter with its head on the one base that the manifest
-names. Such members are loaded onto one body, which holds all adapters and switches between them.
+An ensemble's version has `ensemble.json` and the tokenizer at its top, and each member in a folder of its own,
+`member-0` and so on: a full model, or an adapter with its head on the base that the manifest names. Members that are
+adapters share one body, which holds all adapters and switches between them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Combine = Literal["mean", "min", "mean_minus_std"]
 
 
 class RewardEnsemble(nn.Module):
-    """n reward models, whose scores are combined to one.
+    """n reward models whose scores are combined into one.
 
     Args:
-        members: one for each member; or, with `adapted`, the one body of all.
+        members: one model per member; or, with `adapted`, the one shared body.
         adapted: the same body with an adapter `member-N` for each member in it.
         size: number of members.
         combine: `mean`, `min` (the most pessimistic member), or `mean_minus_std` (Coste et al. 2023, "Reward Model
@@ -49,18 +49,18 @@ class RewardEnsemble(nn.Module):
     ) -> None:
         super().__init__()
         self._members = nn.ModuleList(members)
-        self._adapted = [adapted]  # in a list, or its parameters would be counted twice
+        self._adapted = [adapted]  # the list hides it from nn.Module, which would count its parameters twice
         self.size, self.combine, self.std_coefficient = size, combine, std_coefficient
 
     def member(self, number: int) -> ScalarModel:
-        """One member. Of members with one body, the others are not to be used at the same time."""
+        """One member; with a shared body only one member may be used at a time."""
         assert 0 <= number < self.size, number
         (adapted,) = self._adapted
         if adapted is not None:
             adapted.set_adapter(member_name(number), inference_mode=True)
-        found = self._members[0 if adapted is not None else number]
-        assert isinstance(found, ScalarModel)
-        return found
+        member = self._members[0 if adapted is not None else number]
+        assert isinstance(member, ScalarModel)
+        return member
 
     def member_scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Score of each sequence by each member: (B, L) -> (n, B) float32."""
@@ -80,7 +80,7 @@ class RewardEnsemble(nn.Module):
 
 
 def disagreement(scores: Tensor) -> Tensor:
-    """Standard deviation over the members: (n, B) -> (B,), 0 for one member alone."""
+    """Standard deviation over the members: (n, B) -> (B,), 0 for a single member."""
     return scores.std(0, correction=0)
 
 
@@ -94,15 +94,15 @@ def is_ensemble(source: ModelSource | str) -> bool:
 
 
 def num_members(source: ModelSource) -> int:
-    """How many reward models there are in one; 1 where it is no ensemble."""
+    """The number of reward models in an ensemble; 1 for any other model."""
     return int(_record(source)["members"]) if is_ensemble(source) else 1
 
 
 def write_ensemble(folder: Path, score_bias: Sequence[float] | None, size: int) -> None:
-    """Describe the members in a folder of `member-N` folders.
+    """Write the description of a folder of `member-N` folders.
 
     Args:
-        score_bias: of members that are adapters, which have no config of their own to keep it in.
+        score_bias: of each member, if they are adapters, which have no config of their own for it.
     """
     record = {"members": size, **({} if score_bias is None else {"score_bias": list(score_bias)})}
     (folder / ENSEMBLE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -141,10 +141,10 @@ def load_reward_model(
 
 
 def adapter_files(source: ModelSource, number: int = 0) -> tuple[str, float]:
-    """The folder of a reward adapter, of one member of an ensemble, and what its scores were shifted by.
+    """The folder and the score bias of a reward adapter, or of one member of an ensemble.
 
     Raises:
-        ModelError: a damaged version.
+        ModelError: the version is damaged.
     """
     assert source.base
     if is_ensemble(source):
@@ -153,7 +153,7 @@ def adapter_files(source: ModelSource, number: int = 0) -> tuple[str, float]:
 
 
 def load_member(source: ModelSource, number: int, config: ModelConfig | None = None) -> ScalarModel:
-    """One member of an ensemble as a whole model of its own, an adapter merged; of any other reward model, itself.
+    """One member of an ensemble as a model of its own, with adapters merged; any other reward model is itself.
 
     Raises:
         ModelError, AdapterError: as `load_reward_model`.

@@ -1,4 +1,4 @@
-"""A published model as a plain folder that needs nothing of this suite: of transformers, or of PEFT."""
+"""Exporting a published model to a plain transformers or PEFT folder, which needs nothing of this suite."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ README = "README.md"
 def export(ref: str, folder: Path, registry: Registry, *, adapter_only: bool = False) -> dict[str, Any]:
     """Write a version to a new folder, with its tokenizer and template.
 
-    Of an ensemble each member is written to a folder of its own. An adapter is merged, or with `adapter_only` written
-    as PEFT's own folder that names its base; then what was written is loaded again by the plain library and its logits
-    are compared, on random tokens, with those of the adapter on the weights that it was trained on, all in float32.
+    Each member of an ensemble gets a folder of its own. An adapter is merged, or with `adapter_only` written as a PEFT
+    folder that names its base. The result is loaded again by the plain library, and its logits on random tokens are
+    compared, in float32, with those of the adapter on the weights that it was trained on.
 
     Returns:
-        What was written; `logits_difference` for an adapter, in units of the largest logit where that is above 1.
+        A report on the export; for an adapter with `logits_difference`, relative to the largest logit above 1.
 
     Raises:
-        ModelError: the folder holds something; or the logits differ by more than 1e-5 and are not meant to
-            (`model.merge: original`). Nothing is left behind.
+        ModelError: the folder is not empty; or the logits differ by more than 1e-5 although they should not
+            (`model.merge: original` may). Nothing is left behind.
     """
     if folder.suffix.lower() == ".gguf":
         raise ModelError(
@@ -71,15 +71,15 @@ def _write(source: ModelSource, staging: Path, is_reward: bool, adapter_only: bo
 
 
 def _write_readme(source: ModelSource, staging: Path, is_reward: bool, report: dict[str, Any]) -> None:
-    """The version's card, with what is particular to this folder."""
+    """Write the version's card, with a section on this folder."""
     card = Path(source.path) / README
     lines = [card.read_text(encoding="utf-8", errors="replace").rstrip()] if card.is_file() else []
     lines += ["", "## This folder", "", f"Exported from {source.label} (`{source.digest}`): {report['written']}.", ""]
     if is_reward and needs_own(AutoConfig.from_pretrained(source.config_path)):
         lines += [LOADING]
     if is_reward:
-        told = [(folder, _score_bias(folder)) for folder in (staging, *sorted(staging.glob("member-*")))]
-        for folder, bias in ((folder, bias) for folder, bias in told if bias is not None):
+        biases = [(folder, _score_bias(folder)) for folder in (staging, *sorted(staging.glob("member-*")))]
+        for folder, bias in ((folder, bias) for folder, bias in biases if bias is not None):
             which = "Its scores" if folder == staging else f"The scores of {folder.name}"
             lines += [
                 f"{which} in plain transformers are higher by {bias!r} than in the suite, which takes this constant "
@@ -90,7 +90,7 @@ def _write_readme(source: ModelSource, staging: Path, is_reward: bool, report: d
 
 
 def _score_bias(folder: Path) -> float | None:
-    """What the suite takes off the scores of a model in a folder; None where it holds no model."""
+    """The constant that the suite subtracts from the scores of a folder's model; None if it holds no model."""
     for name in (SCORE, "config.json"):
         if (folder / name).is_file():
             return float(json.loads((folder / name).read_bytes()).get("score_bias", 0.0))
@@ -100,16 +100,18 @@ def _score_bias(folder: Path) -> float | None:
 def logits_difference(ours: PreTrainedModel | PeftModel, theirs: PreTrainedModel | PeftModel, vocab: int) -> float:
     """Largest difference of two models' logits on random tokens below `vocab`, over the largest logit if above 1."""
     probe = torch.randint(vocab, (4, 24), generator=torch.Generator().manual_seed(0))
-    found = []
+    logits = []
     with torch.no_grad():
         for model in (ours, theirs):
-            found.append(model.eval()(input_ids=probe.to(model.device)).logits.float().cpu())
-    return float((found[0] - found[1]).abs().max() / found[1].abs().max().clamp(min=1.0))
+            logits.append(model.eval()(input_ids=probe.to(model.device)).logits.float().cpu())
+    return float((logits[0] - logits[1]).abs().max() / logits[1].abs().max().clamp(min=1.0))
 
 
 def _as_trained(source: ModelSource, is_reward: bool) -> PeftModel:
-    """The adapter, unmerged, on the weights that it was trained on; in float32, as rounding would drown the rest. The
-    scores of a reward model are not shifted, since plain transformers shifts none."""
+    """The adapter, unmerged, on the weights that it was trained on, in float32 to keep rounding out of the comparison.
+
+    A reward model's scores are not shifted, since plain transformers does not shift them either.
+    """
     return adapters.put_on(load_body(source).model if is_reward else load_base_as_trained(source), source.path)
 
 
@@ -133,7 +135,7 @@ def _export_merged(source: ModelSource, staging: Path, is_reward: bool) -> dict[
 
 
 def _export_members(source: ModelSource, staging: Path) -> dict[str, Any]:
-    """Each member of an ensemble as a whole model in a folder of its own, loadable by itself."""
+    """Export each member of an ensemble as a full model in a folder of its own."""
     tokenizer, size = load_tokenizer(source), num_members(source)
     for number in range(size):
         load_member(source, number).model.save_pretrained(staging / member_name(number))
@@ -166,12 +168,12 @@ def _export_adapter(source: ModelSource, staging: Path, is_reward: bool) -> dict
 def _copy(source: ModelSource, staging: Path) -> None:
     for name in set(list_files(Path(source.path))) - {MANIFEST}:
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(Path(source.path) / name, staging / name)  # without their modes: the registry's are read-only
+        shutil.copyfile(Path(source.path) / name, staging / name)  # modes are not copied: the registry's are read-only
 
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside the new one, which takes its name when all went well."""
+    """A staging folder that gets the new folder's name on success."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"{folder} exists already; name a new folder")
     try:

@@ -1,4 +1,4 @@
-"""A forward pass taken apart: the body, the output head where a token is asked for, and what must not be random."""
+"""Parts of a forward pass: body and output head, log-probabilities in blocks, and switching off dropout."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ LOGITS_AT_ONCE = 2**24  # 64 MiB of float32
 
 
 def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    """The layers below the last hidden states and the layer that gives logits; None where a model has no such two.
+    """The body that gives the last hidden states, and the layer that gives logits; None if a model has no such split.
 
-    That the logits are this layer's output and nothing more is seen when a run starts (`alignment.models.selfcheck`).
+    `alignment.models.selfcheck` verifies at the start of a run that the logits are this layer's plain output.
     """
     base = without_adapter(model)
     head = base.get_output_embeddings()
@@ -29,14 +29,16 @@ def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
 
 
 def options_of(base: nn.Module) -> dict[str, bool]:
-    """What a forward pass that wants logits alone says to this model: no cache, and no router's load-balancing loss,
-    which a mixture of experts with `output_router_logits` in its config fails to compute where there is a cache."""
+    """Arguments for a forward pass that only needs logits: no cache, and no load-balancing loss of a router.
+
+    With a cache, a mixture of experts with `output_router_logits` in its config fails to compute that loss.
+    """
     takes = inspect.signature(base.forward).parameters
     return {name: False for name in ("use_cache", "output_router_logits") if name in takes}
 
 
 class TokenLogprobs(NamedTuple):
-    """Of M tokens: log-probabilities, and the entropy of what each was drawn from, in nats; (M,) float32."""
+    """Log-probabilities of M tokens, and the entropy in nats of the distribution at each; (M,) float32."""
 
     logprobs: Tensor
     entropy: Tensor | None
@@ -50,16 +52,16 @@ def token_logprobs(
     with_entropy: bool = False,
     vocabulary: int | None = None,
 ) -> TokenLogprobs:
-    """Log-probabilities under softmax(head(hidden) / temperature), never with all logits at a time.
+    """Log-probabilities under softmax(head(hidden) / temperature), without materialising all logits at once.
 
-    Where all of them would not fit a block, each block's are computed again in the backward pass.
+    With more than one block, each block's logits are recomputed in the backward pass.
 
     Args:
-        head: hidden states to logits.
-        hidden: (M, H), of the token before each target.
+        head: maps hidden states to logits.
+        hidden: (M, H), at the token before each target.
         targets: (M,)
         with_entropy: takes a second pass over the vocabulary.
-        vocabulary: logits that count, from the first on; None: all (see `ppo.models.Role`).
+        vocabulary: number of logits that count; None: all (see `ppo.models.Role`).
     """
 
     def block(hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
@@ -73,18 +75,18 @@ def token_logprobs(
         blocks = list(zip(hidden.split(size), targets.split(size), strict=True))
         if len(blocks) == 1:
             return block(hidden, targets)
-        parts = [checkpoint(block, *each, use_reentrant=False) for each in blocks]
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        outputs = [checkpoint(block, *inputs, use_reentrant=False) for inputs in blocks]
+        return tuple(torch.cat(column) for column in zip(*outputs, strict=True))
 
-    # Once: under ZeRO-3 each call of the head is a collective, and processes have unlike numbers of blocks.
+    # A single call: under ZeRO-3 each call of the head is a collective, and ranks have different numbers of blocks.
     original = head.forward
-    found = run_as_forward(head, head, all_blocks, hidden)
-    return TokenLogprobs(found[0], found[1] if with_entropy else None)
+    outputs = run_as_forward(head, head, all_blocks, hidden)
+    return TokenLogprobs(outputs[0], outputs[1] if with_entropy else None)
 
 
 @contextmanager
 def eval_mode(*models: nn.Module) -> Iterator[None]:
-    """Dropout off, and afterwards each module as it was: a frozen part may have been in eval mode before."""
+    """Put models in eval mode; at the end each module gets back its own mode, which may have been eval mode."""
     training = [module for model in models for module in model.modules() if module.training]
     for model in models:
         model.eval()
@@ -96,7 +98,7 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
 
 
 def switch_off_dropout(model: nn.Module) -> None:
-    """Set every dropout rate to 0, also those that layers keep as numbers and hand to a function (OPT, Llama)."""
+    """Set every dropout rate to 0, also those that layers keep as attributes and pass to a function (OPT, Llama)."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -1,4 +1,4 @@
-"""How many positions a model has: past the last one, learned positions end in an IndexError of the embedding."""
+"""A model's maximum number of positions: beyond it, learned position embeddings raise an IndexError."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from alignment.templates.rendering import Message, encode_prompt
 
 
 class LengthError(UserError):
-    """A sequence that is longer than the model has positions."""
+    """A sequence with more tokens than the model has positions."""
 
 
 def positions(path: str, trust_remote_code: bool = False) -> tuple[int, bool] | None:
     """`max_position_embeddings` of a model folder or hub name, and whether it can be exceeded.
 
-    Rotary positions are computed, so they have no last one, though the model has not learned what lies beyond; any
-    other kind is read from a table. None where the config does not say, or cannot be read: loading the model tells.
+    Rotary positions are computed, so they can be exceeded, though the model was not trained there; other kinds come
+    from a table. None if the config does not say or cannot be read; loading the model reports that.
     """
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -34,18 +34,18 @@ def positions(path: str, trust_remote_code: bool = False) -> tuple[int, bool] | 
 
 
 def check_length(path: str, length: int, key: str, trust_remote_code: bool = False) -> None:
-    """Refuse a length that the model has no positions for; warn of one that it was not trained for.
+    """Refuse a length beyond the model's positions; warn of one beyond its training length.
 
     Args:
-        key: the config key that the length stands under.
+        key: the config key of the length.
 
     Raises:
-        LengthError: names the key and the limit.
+        LengthError: the message names the key and the limit.
     """
-    found = positions(path, trust_remote_code)
-    if found is None or length <= found[0]:
+    known = positions(path, trust_remote_code)
+    if known is None or length <= known[0]:
         return
-    limit, is_rotary = found
+    limit, is_rotary = known
     if not is_rotary:
         raise LengthError(f"{key}={length} is more than the {limit} positions of {path}; set {key}={limit} or lower")
     if processes.is_main_process():
@@ -55,16 +55,17 @@ def check_length(path: str, length: int, key: str, trust_remote_code: bool = Fal
 def check_prompts(
     path: str, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Message]], max_new_tokens: int
 ) -> None:
-    """Refuse prompts that leave no room for an answer of `max_new_tokens`, as they are sampled from whole, never cut;
-    warn of those that go beyond what the model was trained for.
+    """Refuse prompts that leave no room for an answer of `max_new_tokens`, since prompts are never truncated here.
+
+    Prompts beyond the model's training length give a warning.
 
     Raises:
-        LengthError: names the longest prompt.
+        LengthError: the message names the longest prompt.
     """
-    found = positions(path)
-    if found is None or not prompts:
+    known = positions(path)
+    if known is None or not prompts:
         return
-    limit, is_rotary = found
+    limit, is_rotary = known
     lengths = [len(encode_prompt(tokenizer, prompt)) for prompt in prompts]
     longest = max(lengths)
     if longest + max_new_tokens <= limit:

@@ -1,4 +1,4 @@
-"""oneDNN's float32 product of linear layers in place of MKL's, where that is the slow one.
+"""Linear layers through oneDNN instead of MKL on processors where MKL is slow.
 
 MKL, which torch calls for float32 on a CPU, takes about twice as long as oneDNN on AMD processors
 (docs/development/bench/cpu.md).
@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LEAST = 2**21
-"""Multiplications from which on oneDNN is the faster one."""
+MIN_MULTIPLICATIONS = 2**21
+"""Size of a product from which on oneDNN is faster."""
 _MARK = "_goes_to_onednn"
 
 
 @contextmanager
 def linear_layers() -> Iterator[None]:
-    """`torch.nn.functional.linear` goes to oneDNN inside, on a machine where that is faster and there is no GPU.
+    """Route `torch.nn.functional.linear` to oneDNN inside the context, on AMD processors without a GPU.
 
-    Which processor it is decides, and the shapes; not a measurement, as a resumed run must compute as the first did.
+    The processor and the shapes decide, not a measurement, so that a resumed run computes as before.
     """
     functional: Any = torch.nn.functional
     original = functional.linear
@@ -42,7 +42,7 @@ def linear_layers() -> Iterator[None]:
     try:
         yield
     finally:
-        if functional.linear is linear:  # DeepSpeed's ZeRO-3 puts its own in that place
+        if functional.linear is linear:  # DeepSpeed's ZeRO-3 may have replaced it since
             functional.linear = original
 
 
@@ -52,7 +52,7 @@ def _linear(original: Callable[..., Tensor], input: Tensor, weight: Tensor, bias
         and input.dtype == weight.dtype == torch.float32
         and input.device.type == "cpu"
         and input.dim() > 1
-        and input.numel() * weight.shape[0] >= LEAST
+        and input.numel() * weight.shape[0] >= MIN_MULTIPLICATIONS
         and not torch.is_autocast_enabled("cpu")
         and type(weight) in (Tensor, torch.nn.Parameter)
     ):
@@ -72,11 +72,11 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         input, weight = ctx.saved_tensors
-        of_input = _multiply(grad, weight.t()) if ctx.needs_input_grad[0] else None
-        of_weight = None
+        input_grad = _multiply(grad, weight.t()) if ctx.needs_input_grad[0] else None
+        weight_grad = None
         if ctx.needs_input_grad[1]:
-            of_weight = _multiply(grad.flatten(0, -2).t(), input.flatten(0, -2).t())
-        return of_input, of_weight
+            weight_grad = _multiply(grad.flatten(0, -2).t(), input.flatten(0, -2).t())
+        return input_grad, weight_grad
 
 
 def _multiply(input: Tensor, weight: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def _multiply(input: Tensor, weight: Tensor) -> Tensor:
 
 @functools.cache
 def is_amd() -> bool:
-    """Whether this machine has an AMD processor, and torch has the operator (it is none of its public ones)."""
+    """Whether this machine has an AMD processor, and torch has the operator, which is not public."""
     try:
         info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
         return "AuthenticAMD" in info and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -1,11 +1,11 @@
-"""Packed rows: sequences laid end to end in one row without padding, some of them behind a prefix that they share.
+"""Packed rows: sequences laid end to end in one row without padding, optionally with shared prefixes.
 
-A row is a sequence of groups, a group a prefix and its branches (a prompt and the answers to it). Prefixes and branches
-attend causally, a branch also to its whole prefix, and to nothing else; its positions go on from those of the prefix. A
-document is a group without a prefix, with one branch. So the linear layers see real tokens only, and a prompt once.
+A row is a sequence of groups. A group is a prefix with its branches: a prompt and the answers to it. A branch attends
+causally to itself and to its whole prefix, and to nothing else; its positions continue those of the prefix. A document
+is a group with no prefix and one branch. So the linear layers see no padding, and each prompt once.
 
-Attention runs piece by piece, each branch on its prefix and itself, and costs what it would cost alone. One call for a
-whole group under a mask took 1.5 times as long with four branches, and 1.4 to 4 times with nine.
+Attention runs piece by piece, each branch on its prefix and itself, at the cost of separate rows. One masked call for a
+whole group took 1.5 times as long with four branches, and 1.4 to 4 times with nine.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from alignment.errors import ConfigError
 ATTENTION = "sdpa_by_group"
 
 Groups = Sequence[Sequence[int]]
-"""Of each group the tokens of its prefix (0: it has none), then those of each branch."""
+"""For each group, the length of its prefix (0 for none), then that of each branch."""
 
 
 def positions(groups: Groups) -> Tensor:
     """Positions of the tokens of a packed row, (1, N)."""
-    starts = [(0 if number == 0 else group[0], length) for group in groups for number, length in enumerate(group)]
+    starts = [(0 if index == 0 else group[0], length) for group in groups for index, length in enumerate(group)]
     return torch.cat([torch.arange(start, start + length) for start, length in starts])[None]
 
 
 def row_arguments(groups: Groups) -> dict[str, Any]:
-    """What a model that attends by group needs beside the ids and positions of a packed row."""
-    # A mask of four dimensions is taken as it is; without one, a mask of (N, N) would be built and not be used.
+    """Extra arguments of a packed row for a model that attends by group."""
+    # transformers uses a four-dimensional mask as is; without one it would build an unused (N, N) mask.
     return {"packed_groups": groups, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool)}
 
 
@@ -69,7 +69,7 @@ def group_attention(
             )
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     lengths = [length for group in packed_groups for length in group]
-    # split, not slices: the backward of a slice writes a whole row of zeros for each piece.
+    # split rather than slices: the backward of a slice writes a full row of zeros for each piece.
     pieces = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
     outputs = []
     for _, *branches in packed_groups:
@@ -94,9 +94,9 @@ def _attend_to_both(module: nn.Module, prefix: Sequence[Tensor], branch: Sequenc
 
 
 def why_not_packed(model: PreTrainedModel, max_length: int) -> str | None:
-    """What stands against packing this model's rows that short ones would not show; None where nothing does.
+    """A reason against packing this model's rows that short test rows would not show; None if there is none.
 
-    That a packed row then gives what its sequences give alone is seen when a run starts (`alignment.models.selfcheck`).
+    `alignment.models.selfcheck` verifies at the start of a run that packed and separate rows give the same results.
 
     Args:
         max_length: tokens of the longest sequence.
@@ -118,12 +118,12 @@ def why_not_packed(model: PreTrainedModel, max_length: int) -> str | None:
 
 
 def uses_flash(model: PreTrainedModel) -> bool:
-    """Whether the model runs flash attention, which keeps documents apart itself, but knows no shared prefix."""
+    """Whether the model runs flash attention, which separates documents itself but supports no shared prefix."""
     return "flash" in str(model.config._attn_implementation)
 
 
 def attend_by_group(model: PreTrainedModel) -> None:
-    """Let the model attend by group where a row is packed, and as `sdpa` where not."""
+    """Make the model attend by group in packed rows, and as `sdpa` otherwise."""
     AttentionInterface.register(ATTENTION, group_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     model.set_attn_implementation(ATTENTION)

@@ -28,10 +28,10 @@ HEAD_WEIGHT = "base_model.model.score.weight"
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer that is computed in float32, whatever the body runs in.
+    """A linear layer that computes in float32, whatever the body's dtype.
 
-    bfloat16 has steps of 0.06 at a score of 9, which makes ties of answers that differ; so the product is never rounded
-    to it, and the weight only by DeepSpeed's bf16 engine, whose optimizer keeps the float32 one.
+    bfloat16 has steps of 0.06 at a score of 9, which would tie different answers. The product is never rounded to it,
+    and the weight only by DeepSpeed's bf16 engine, whose optimizer keeps a float32 copy.
     """
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -43,8 +43,8 @@ class Float32Linear(nn.Linear):
 class ScoreHead(Float32Linear):
     """Linear map to one number in float32, minus a constant.
 
-    The constant makes scores average 0 over demonstrations. It is `config.score_bias`, and no tensor of the state dict,
-    because transformers' own class has no bias here and would complain of an unexpected weight.
+    The constant makes scores average 0 over demonstrations. It is kept in `config.score_bias`, not in the state dict,
+    because transformers' class has no bias here and would warn of an unexpected weight.
     """
 
     def __init__(self, hidden_size: int, score_bias: float = 0.0) -> None:
@@ -58,8 +58,8 @@ class ScoreHead(Float32Linear):
 class ScalarModel(nn.Module):
     """A transformer body with a score head: a reward model reads its last kept token, a value model every token.
 
-    Wraps a Hugging Face `...ForSequenceClassification` with one label, and saves as one. An encoder (BERT and the like)
-    reads a text as a whole through transformers' own head and has no score at each token.
+    Wraps a Hugging Face `...ForSequenceClassification` with one label, and saves as one. An encoder such as BERT scores
+    the whole text through transformers' own head and has no score at each token.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -70,7 +70,7 @@ class ScalarModel(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Score at each token, given it and all before it: (B, L) -> (B, L) float32."""
         assert not self.is_encoder, type(self.model).__name__
-        # Rows that begin with a token have the positions that the model counts itself (RoBERTa begins at 2).
+        # Without left padding the model counts positions itself (RoBERTa begins at 2).
         counted = bool(attention_mask[:, 0].all())
         hidden = self.model.base_model(
             input_ids=input_ids,
@@ -81,32 +81,31 @@ class ScalarModel(nn.Module):
         return self.model.score(hidden).squeeze(-1)
 
     def score(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Score of each sequence, read at its last kept token, by an encoder where its head reads:
-        (B, L) -> (B,) float32."""
-        # Without gaps at the left: positions are counted from the first token, and a recurrent body reads padding.
+        """Score of each sequence at its last kept token, or where an encoder's head reads: (B, L) -> (B,) float32."""
+        # Padding goes to the right: positions count from the first token, and a recurrent body reads left padding.
         ids, mask = shifted_left(input_ids, attention_mask)
         if self.is_encoder:
             return self.model(input_ids=ids, attention_mask=mask).logits.squeeze(-1).float()
         return self(ids, mask).gather(-1, last_kept(mask).unsqueeze(-1)).squeeze(-1)
 
 
-# What transformers draws anew on the body of a language model: a decoder's head, or an encoder's with its pooler.
+# Weights that transformers initialises on a language model's body: a decoder's head, or an encoder's with its pooler.
 _HEADS = r"score\.weight|((\w+\.)?pooler|pre_classifier|classifier|head)\..*"
 
 
 def load_scalar_model(
     source: ModelSource | str, config: ModelConfig | None = None, seed: int = 0, *, trained: bool = False
 ) -> ScalarModel:
-    """A reward model, or (unless it must be a `trained` one) a new one on the body of a language model.
+    """A reward model, or (unless it must be `trained`) a new one on the body of a language model.
 
     A decoder's new head is drawn from N(0, 1/(d+1)), the standard deviation 1/sqrt(d+1) of Stiennon et al. 2020,
-    appendix B.1; an encoder's is transformers' own, drawn as it draws it. An adapter is merged, in float32, before
-    the model takes on `config.dtype`.
+    appendix B.1; transformers initialises an encoder's. An adapter is merged in float32 before the model is cast to
+    `config.dtype`.
 
     Raises:
-        ModelError: an architecture without a sequence classifier, or with one of a kind not known here; a model without
-            a head where a trained one is asked for, whose scores would be random.
-        AdapterError: an adapter that does not fit its base.
+        ModelError: the architecture has no sequence classifier, or one of an unknown kind; or a trained model is
+            required and this one has no head, so its scores would be random.
+        AdapterError: an adapter does not fit its base.
     """
     path = source if isinstance(source, str) else source.path
     if (Path(path) / ENSEMBLE).is_file():
@@ -157,18 +156,18 @@ def _encoder(model: PreTrainedModel, path: str) -> ScalarModel:
 
 
 def _last_layer(model: PreTrainedModel) -> str | None:
-    """The name of the linear layer that gives an encoder's logit; None where there is none with a bias."""
+    """The name of the linear layer that gives an encoder's logit; None if there is none with a bias."""
     body = {id(module) for module in model.base_model.modules()}
-    found = [
+    layers = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and id(module) not in body and module.out_features == 1
     ]
-    return found[-1] if found and model.get_submodule(found[-1]).bias is not None else None
+    return layers[-1] if layers and model.get_submodule(layers[-1]).bias is not None else None
 
 
 def _saved_tensor(path: str, name: str) -> Tensor | None:
-    """A tensor of a model folder as it was saved; `from_pretrained` has rounded it when `model.dtype` is bfloat16."""
+    """A tensor of a model folder as it was saved; `from_pretrained` rounds it if `model.dtype` is bfloat16."""
     for file in Path(path).glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:
             if name in tensors.keys():  # noqa: SIM118 - not a dict
@@ -177,15 +176,14 @@ def _saved_tensor(path: str, name: str) -> Tensor | None:
 
 
 def set_score_bias(model: PreTrainedModel, bias: float) -> None:
-    """Move the constant that a scalar model subtracts, in the head and in the config that is saved."""
+    """Set the constant that a scalar model subtracts, in its head and in the saved config."""
     assert isinstance(model.score, ScoreHead)
     model.score.score_bias = bias
     model.config.score_bias = bias
 
 
 def shift_scores(scalar: ScalarModel, by: float) -> None:
-    """Subtract a constant from every score: from a decoder's on top of its `config.score_bias`, from an encoder's in
-    the bias that its head has."""
+    """Subtract a constant from every score, in a decoder's `config.score_bias` or the bias of an encoder's head."""
     if not scalar.is_encoder:
         set_score_bias(scalar.model, scalar.model.score.score_bias + by)
         return
@@ -199,10 +197,10 @@ def shift_scores(scalar: ScalarModel, by: float) -> None:
 
 
 def load_merged(source: ModelSource, folder: str, score_bias: float, config: ModelConfig | None) -> ScalarModel:
-    """The adapter of a folder, with its head, on the base of `source`: one whole model.
+    """The adapter of a folder, with its head, merged onto the base of `source`.
 
     Raises:
-        ModelError, AdapterError: the base is not to be loaded; the adapter does not fit it.
+        ModelError, AdapterError: the base cannot be loaded, or the adapter does not fit it.
     """
     with zero3.unpartitioned_loading():
         merged = adapters.merge(load_body(source, config).model, folder)
@@ -211,8 +209,10 @@ def load_merged(source: ModelSource, folder: str, score_bias: float, config: Mod
 
 
 def load_body(source: ModelSource, config: ModelConfig | None = None) -> ScalarModel:
-    """What the adapter, or all members of an ensemble of adapters, were trained on, in float32: rounded, or quantized,
-    as it was then. Its head is nobody's."""
+    """The base that a reward adapter, or an ensemble of them, was trained on, in float32 and with an unused head.
+
+    Its weights are rounded or quantized as in training.
+    """
     assert source.base and source.trained
     trained = source.trained.model_copy(update={"trust_remote_code": bool(config and config.trust_remote_code)})
     body = load_scalar_model(source.base, trained)
@@ -222,19 +222,18 @@ def load_body(source: ModelSource, config: ModelConfig | None = None) -> ScalarM
 
 
 def load_plain_classifier(source: ModelSource) -> PreTrainedModel:
-    """What plain transformers makes of a policy as the base of a reward adapter, in float32; its head is random."""
+    """A policy loaded by plain transformers as the base of a reward adapter, in float32; its head is random."""
     return load_weights(AnyClassifier, source, None, may_be_new=_HEADS, num_labels=1)[0]
 
 
 def in_dtype(scalar: ScalarModel, config: ModelConfig | None) -> ScalarModel:
-    """The body in `model.dtype`; heads stay in float32."""
+    """Cast the body to `model.dtype`; heads stay in float32."""
     scalar.model.base_model.to(getattr(torch, config.dtype if config else "float32"))
     return scalar
 
 
 def holds_head(folder: str) -> bool:
-    """Whether an adapter's files have all that was drawn anew beside its base: a decoder's head. Of an encoder PEFT
-    saves the classifier, and not the pooler before it."""
+    """Whether an adapter's files hold the complete head: a decoder's do; PEFT saves no pooler of an encoder."""
     return _saved_tensor(folder, HEAD_WEIGHT) is not None
 
 
@@ -242,7 +241,7 @@ def load_head(folder: str, score_bias: float) -> ScoreHead:
     """The head that is saved with a decoder's adapter, in float32.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the adapter has no head.
     """
     weight = _saved_tensor(folder, HEAD_WEIGHT)
     if weight is None:
@@ -255,10 +254,10 @@ def load_head(folder: str, score_bias: float) -> ScoreHead:
 
 
 def read_score_bias(folder: str) -> float:
-    """What the scores of an adapter were shifted by, which has no config of its own to keep it in.
+    """The score bias of an adapter, which has no config of its own for it.
 
     Raises:
-        ModelError: it is missing or no number.
+        ModelError: it is missing or not a finite number.
     """
     path = Path(folder) / SCORE
     try:
@@ -271,5 +270,5 @@ def read_score_bias(folder: str) -> float:
 
 
 def write_score_bias(folder: Path, score_bias: float) -> None:
-    """For `read_score_bias`."""
+    """Write the file of `read_score_bias`."""
     (folder / SCORE).write_text(json.dumps({"score_bias": score_bias}, indent=2) + "\n", encoding="utf-8")

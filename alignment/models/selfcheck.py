@@ -1,8 +1,8 @@
-"""Right or refused: what a run computes by a short cut, against the plain way, on a few short rows before it begins.
+"""Checking a run's short cuts against a plain forward pass, on a few short rows before the run begins.
 
 A short cut is packing, the split of a model into body and head, or the sampler's cache and padding. The plain way is a
-forward pass of transformers over one row alone: no padding, no mask, no cache. A model that a short cut is wrong for
-gives no error, only other numbers; so it is tried, and no list of model names says where it is right.
+transformers forward pass over a single row: no padding, no mask, no cache. A short cut that is wrong for a model raises
+no error and only gives other numbers, so each one is tried rather than listed by model name.
 """
 
 from __future__ import annotations
@@ -25,29 +25,30 @@ from alignment.models.forward import body_and_head, eval_mode, options_of
 from alignment.terminal import one_line
 
 LENGTHS = (32, 13, 21)
-"""Tokens of the rows that are tried: unlike, so that there is something to pad, and few."""
-EXACT, ROUNDED = 1e-3, 0.1
-"""By how many nats (of a score: in units of the largest one above 1) a row may be off on average: a leak, a lost layer
-or a shifted position is off by tenths, float32 sums in another order by 1e-5, half precision by some hundredths."""
+"""Tokens of the test rows: few, and of different lengths, so that there is padding."""
+EXACT = 1e-3
+"""Allowed mean difference of a row in float32, in nats (for scores: relative to the largest above 1). Another order of
+summation differs by 1e-5; a leak, a lost layer or a shifted position by tenths."""
+ROUNDED = 0.1
+"""The same in half precision, which differs by some hundredths."""
 SAME_OPERATIONS = 1e-6
-"""The split runs the very operations of the whole model, and may differ by no rounding that is larger than this."""
+"""Allowed relative difference of the split, which runs the same operations as the full model."""
 FAILURES = (UserError, RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
 
 
 class CheckError(UserError):
-    """A model that the suite cannot compute rightly, or at all."""
+    """A model that the suite cannot compute correctly, or at all."""
 
 
 def cut_rows(rows: Sequence[Sequence[int]], lengths: Sequence[int] = LENGTHS) -> list[list[int]]:
-    """The beginnings of the first rows, at lengths that differ; none where the rows are too short to tell anything."""
+    """The beginnings of the first rows, at different lengths; rows that are too short are left out."""
     cut = [list(row[:length]) for row, length in zip(rows, lengths, strict=False)]
     return [row for row in cut if len(row) > 1]
 
 
 @contextmanager
 def undisturbed(*models: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; afterwards modes and random states are as they were, so that a run that was
-    checked gives the numbers of one that was not."""
+    """Eval mode without gradients; modes and random states are restored, so that the check does not change the run."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices), torch.no_grad(), eval_mode(*models):
@@ -59,7 +60,7 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
 
 
 def tolerance(model: nn.Module) -> float:
-    """What rounding may do to this model's log-probabilities, inside the autocast that is on."""
+    """The difference that rounding may cause in this model's log-probabilities under the active autocast."""
     device = next(model.parameters()).device.type
     halves = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
     quantized = bool(getattr(without_adapter(model), "is_quantized", False))
@@ -68,7 +69,7 @@ def tolerance(model: nn.Module) -> float:
 
 
 def tried(call: Callable[[], Any]) -> tuple[Any, str | None]:
-    """What a call gives, or why it fails, in one line; memory that does not suffice is no failure of a short cut."""
+    """The result of a call, or a one-line reason for its failure; running out of memory is raised."""
     try:
         return call(), None
     except torch.OutOfMemoryError:
@@ -79,13 +80,13 @@ def tried(call: Callable[[], Any]) -> tuple[Any, str | None]:
 
 
 def agreed(reason: str | None) -> str | None:
-    """The first reason that a process has, so that all take the same way; every process calls this."""
-    found = [each for share in processes.gather_lists([reason]) for each in share if each is not None]
-    return found[0] if found else None
+    """The first reason of any rank, so that all ranks decide alike; every rank must call this."""
+    reasons = [reason for [reason] in processes.gather_lists([reason]) if reason is not None]
+    return reasons[0] if reasons else None
 
 
 def say(text: str) -> None:
-    """One plain line, on the main process."""
+    """Print one plain line on the main process."""
     if processes.is_main_process():
         print(one_line(text), file=sys.stderr)
 
@@ -98,10 +99,10 @@ def row_tensor(model: nn.Module, row: Sequence[int]) -> Tensor:
 
 
 def plain_logits(model: nn.Module, row: Sequence[int], wrapper: nn.Module | None = None) -> Tensor:
-    """Logits of a row alone: (L, V) float32.
+    """Logits of a single row: (L, V) float32.
 
     Args:
-        model: of transformers or PEFT.
+        model: a transformers or PEFT model.
         wrapper: DDP or DeepSpeed's engine around it.
     """
     options = options_of(without_adapter(model))
@@ -116,61 +117,61 @@ def next_logprobs(logits: Tensor, row: Sequence[int]) -> Tensor:
 
 
 def plain_logprobs(model: nn.Module, rows: Sequence[Sequence[int]], wrapper: nn.Module | None = None) -> list[Tensor]:
-    """Of each row its `next_logprobs`, once it is known that the model can be run and does not see what it predicts.
+    """The `next_logprobs` of each row, after checking that the model runs and is causal.
 
     Raises:
-        CheckError: it cannot be run, its numbers are not finite, or a token's logits depend on a later token.
+        CheckError: it cannot be run, its logits are not finite, or a token's logits depend on a later token.
     """
     name = type(without_adapter(model)).__name__
     logits, failed = tried(lambda: [plain_logits(model, row, wrapper) for row in rows])
     if failed:
         raise CheckError(f"{name} cannot be run on a plain row of {len(rows[0])} tokens ({failed}); name another model")
-    if not all(bool(each.isfinite().all()) for each in logits):
+    if not all(bool(row_logits.isfinite().all()) for row_logits in logits):
         raise CheckError(f"the logits of {name} are not finite on its first rows; its weights are broken")
-    found = [next_logprobs(each, row) for each, row in zip(logits, rows, strict=True)]
+    logprobs = [next_logprobs(row_logits, row) for row_logits, row in zip(logits, rows, strict=True)]
     if _sees_ahead(model, min(rows, key=len), wrapper):
         raise CheckError(
-            f"{name} is no causal model: what it says of a token depends on later tokens, which it would be "
+            f"{name} is no causal model: its prediction of a token depends on later tokens, which it would be "
             "taught to copy; name a decoder (of BERT's kind with is_decoder=true in its config.json)"
         )
-    return found
+    return logprobs
 
 
 def _sees_ahead(model: nn.Module, row: Sequence[int], wrapper: nn.Module | None) -> bool:
-    """A row with another ending must have the same logits before it."""
+    """Whether changing a row's ending changes the logits before it."""
     half = len(row) // 2
-    other = [*row[:half], *(token - 1 if token else 1 for token in row[half:])]
-    one, two = (torch.log_softmax(plain_logits(model, each, wrapper)[:half], -1) for each in (row, other))
-    return not float((one - two).abs().mean()) <= tolerance(model)
+    changed = [*row[:half], *(token - 1 if token else 1 for token in row[half:])]
+    before, after = (torch.log_softmax(plain_logits(model, ids, wrapper)[:half], -1) for ids in (row, changed))
+    return not float((before - after).abs().mean()) <= tolerance(model)
 
 
 # --- short cuts -----------------------------------------------------------------------------------------------------
 
 
-def apart(found: Sequence[Tensor], expected: Sequence[Tensor], scale: float = 1.0) -> float:
-    """Mean distance of the row that is furthest off; infinite where a number is missing or not finite."""
-    if [each.shape for each in found] != [each.shape for each in expected]:
+def max_row_difference(actual: Sequence[Tensor], expected: Sequence[Tensor], scale: float = 1.0) -> float:
+    """The largest mean difference of a row; infinite if a value is missing or not finite."""
+    if [row.shape for row in actual] != [row.shape for row in expected]:
         return float("inf")
-    means = [float((a.float() - b.float()).abs().mean()) / scale for a, b in zip(found, expected, strict=True)]
+    means = [float((a.float() - b.float()).abs().mean()) / scale for a, b in zip(actual, expected, strict=True)]
     return max((mean if mean == mean else float("inf") for mean in means), default=0.0)
 
 
 def why_wrong(
     model: nn.Module, shortcut: Callable[[], Sequence[Tensor]], expected: Sequence[Tensor], scale: float = 1.0
 ) -> str | None:
-    """Why a short cut is not to be taken; None where it gives what is expected."""
-    found, failed = tried(shortcut)
+    """The reason not to take a short cut; None if it gives the expected result."""
+    actual, failed = tried(shortcut)
     if failed is None:
-        off = apart(found, expected, scale)
-        if not off <= tolerance(model):
-            failed = f"it gives other numbers than the plain forward pass (off by {off:.2g} on average)"
+        difference = max_row_difference(actual, expected, scale)
+        if not difference <= tolerance(model):
+            failed = f"it gives other numbers than the plain forward pass (off by {difference:.2g} on average)"
     return failed
 
 
 def why_not_split(model: nn.Module, row: Sequence[int], wrapper: nn.Module | None = None) -> str | None:
-    """Why the logits are not what `body_and_head`'s head makes of the body's last hidden states; None where they are.
+    """The reason why the logits are not the head's output on the body's last hidden states; None if they are.
 
-    The head must take what the body gives by itself, and give what the model gives.
+    The head's input must equal the body's output, and its output the model's logits.
     """
     layers = body_and_head(model)
     if layers is None:
@@ -188,14 +189,14 @@ def why_not_split(model: nn.Module, row: Sequence[int], wrapper: nn.Module | Non
         return hidden.float(), logits
 
     try:
-        found, failed = tried(both)
+        outputs, failed = tried(both)
     finally:
         hook.remove()
     if failed is None:
-        hidden, logits = found
+        hidden, logits = outputs
         same = (
             len(seen) == 2
-            and _same(seen[0].float(), hidden, tolerance(model))  # another pass: experts may be added in another order
+            and _same(seen[0].float(), hidden, tolerance(model))  # another pass may sum experts in another order
             and _same(seen[1][0].float(), logits, SAME_OPERATIONS)
         )
         failed = None if same else "its logits are not its last linear layer's product with the body's output"

@@ -1,7 +1,7 @@
-"""Several adapters on one frozen base, one at a time active: four roles of PPO in the memory of one model.
+"""Several adapters on one frozen base, one active at a time: four PPO roles in the memory of one model.
 
-PEFT's own `set_adapter` and `disable_adapter` make what they activate trainable and freeze the rest. Here what is
-active and what is trained are apart: `add_adapter` says once what is trained, `using` what a forward pass runs.
+PEFT's `set_adapter` and `disable_adapter` also make the active adapter trainable and freeze the rest. Here activity and
+training are separate: `add_adapter` fixes which adapters are trained, `using` selects the one a forward pass runs.
 """
 
 from __future__ import annotations
@@ -31,29 +31,30 @@ from alignment.models.sources import ModelSource
 from alignment.models.trainable import blocks
 
 State = tuple[Any, bool]
-"""Which adapters a layer runs, and whether it runs none at all."""
+"""The active adapters of a layer, and whether adapters are disabled."""
 
 
-# --- putting adapters on -------------------------------------------------------------------------------------------
+# --- adding adapters -----------------------------------------------------------------------------------------------
 
 
 def add_adapter(
     model: PreTrainedModel | PeftModel, name: str, adapter: PeftConfig | str, *, trainable: bool
 ) -> PeftModel:
-    """One more adapter, new or from a published adapter's folder without its head. Which parameters of the other
-    adapters are trained, and which adapter is active, stay as they were; the first adapter is active.
+    """Add an adapter, new or from a published adapter's folder without its head.
+
+    The active adapter and the trained parameters of the other adapters do not change; the first adapter is active.
 
     Args:
-        model: the base, whose layers are replaced in place and whose weights are frozen; or what an earlier call made.
-        name: without a dot; the name of no other adapter.
-        adapter: of a new one, see `trainable.adapter_config`.
+        model: the base, whose layers are replaced in place and whose weights are frozen; or an earlier call's result.
+        name: a name without a dot that no other adapter has.
+        adapter: the config of a new one (see `trainable.adapter_config`), or a folder.
 
     Raises:
-        AdapterError: it does not fit the base, or is of a kind that shares no base with others.
-        ConfigError: a new one, which does not fit the base.
+        AdapterError: the adapter does not fit the base, or is of a kind that cannot share one.
+        ConfigError: a new adapter does not fit the base.
     """
     _check_kind(adapter)
-    trained = [(each, each.requires_grad) for each in model.parameters()] if isinstance(model, PeftModel) else []
+    flags = [(p, p.requires_grad) for p in model.parameters()] if isinstance(model, PeftModel) else []
     training = model.training
     if isinstance(adapter, str):
         adapted = adapters.put_on(model, adapter, name=name, trainable=trainable, with_head=False)
@@ -64,21 +65,21 @@ def add_adapter(
             adapted = model if isinstance(model, PeftModel) else get_peft_model(model, adapter, adapter_name=name)
         except (ValueError, TypeError, NotImplementedError) as error:
             raise ConfigError(f"model.adapter: {str(error).splitlines()[0]}") from error
-    for parameter, flag in trained:  # PEFT trains the active adapter just when the new one is to be trained
+    for parameter, flag in flags:  # PEFT makes the active adapter trainable exactly if the new one is
         parameter.requires_grad_(flag)
     adapted.set_requires_grad(name, trainable)
-    _FOUND.pop(adapted, None)  # a name may come back on other layers
-    return adapted.train(training)  # a new dropout layer is in training mode
+    _ADAPTED_LAYERS.pop(adapted, None)  # the same name may be used again on other layers
+    return adapted.train(training)  # new dropout layers start in training mode
 
 
 def add_reward_adapter(
     model: PreTrainedModel | PeftModel, name: str, source: ModelSource, *, trainable: bool, member: int = 0
 ) -> tuple[PeftModel, ScoreHead]:
-    """The adapter of a published reward model, and its head with its zero point, which is no part of the base.
+    """Add the adapter of a published reward model; returns the model and the separate score head with its bias.
 
     Raises:
         AdapterError: as `add_adapter`.
-        ModelError: a damaged version.
+        ModelError: the version is damaged.
     """
     folder, bias = adapter_files(source, member)
     adapted = add_adapter(model, name, folder, trainable=trainable)
@@ -88,10 +89,10 @@ def add_reward_adapter(
 def save_adapter(
     model: PeftModel, name: str, folder: Path, state: dict[str, Tensor] | None = None, head: Tensor | None = None
 ) -> None:
-    """Write one adapter as `python -m sft` publishes it; PEFT would write it to a folder of its name below.
+    """Write one adapter as `python -m sft` publishes it; PEFT would write it to a sub-folder of its name.
 
     Args:
-        state: the model's state dict, where its parameters are parted among processes.
+        state: the model's state dict, if its parameters are sharded.
         head: the weight of a score head, (1, H): the adapter is then written as `python -m reward` publishes one.
     """
     weights = get_peft_model_state_dict(model, state, adapter_name=name, save_embedding_layers=False)
@@ -101,8 +102,8 @@ def save_adapter(
         config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
         weights = weights | {HEAD_WEIGHT: head}
     config.save_pretrained(folder)
-    whole = {key: weight.detach().cpu().contiguous() for key, weight in weights.items()}
-    save_file(whole, folder / adapters.WEIGHTS, metadata={"format": "pt"})
+    tensors = {key: weight.detach().cpu().contiguous() for key, weight in weights.items()}
+    save_file(tensors, folder / adapters.WEIGHTS, metadata={"format": "pt"})
 
 
 def adapter_parameters(model: PeftModel, name: str) -> list[nn.Parameter]:
@@ -110,7 +111,7 @@ def adapter_parameters(model: PeftModel, name: str) -> list[nn.Parameter]:
     return [
         parameter
         for layer in _layers(model)
-        for kind in dict.fromkeys(layer.adapter_layer_names)  # DoRA's is in it once for each adapter
+        for kind in dict.fromkeys(layer.adapter_layer_names)  # DoRA's name is listed once per adapter
         for key, part in getattr(layer, kind).items()
         if key == name
         for parameter in ([part] if isinstance(part, nn.Parameter) else part.parameters())
@@ -133,15 +134,15 @@ def _check_kind(adapter: PeftConfig | str) -> None:
         )
 
 
-# --- which one is active -------------------------------------------------------------------------------------------
+# --- the active adapter --------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def using(model: PeftModel, name: str | None) -> Iterator[None]:
-    """Run one adapter, or with None the bare base, in the forward passes inside; then again what was run before.
+    """Run forward passes with one adapter, or with None the bare base; the previous state is restored at the end.
 
-    No parameter's `requires_grad` is touched. Under activation checkpointing a forward pass is run again in backward,
-    outside: see `checkpoint_kwargs`.
+    No parameter's `requires_grad` changes. Activation checkpointing repeats a forward pass in backward, outside the
+    context: see `checkpoint_kwargs`.
     """
     assert name is None or name in model.peft_config, f"{name!r} is none of {sorted(model.peft_config)}"
     layers = _layers(model)
@@ -150,20 +151,20 @@ def using(model: PeftModel, name: str | None) -> Iterator[None]:
 
 
 def _layers(model: nn.Module) -> list[Any]:
-    """All that runs an adapter. Looking for them takes longer than a small model's forward pass, so they are kept."""
+    """The layers with adapters, cached, since finding them takes longer than a small model's forward pass."""
     names = set(getattr(model, "peft_config", ()))
-    known, layers = _FOUND.get(model, (set(), []))
+    known, layers = _ADAPTED_LAYERS.get(model, (set(), []))
     if not names or names != known:
-        layers = [each for each in model.modules() if isinstance(each, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
-        _FOUND[model] = (names, layers)
+        layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+        _ADAPTED_LAYERS[model] = (names, layers)
     return layers
 
 
-_FOUND: WeakKeyDictionary[nn.Module, tuple[set[str], list[Any]]] = WeakKeyDictionary()
+_ADAPTED_LAYERS: WeakKeyDictionary[nn.Module, tuple[set[str], list[Any]]] = WeakKeyDictionary()
 
 
 def _state(layers: Sequence[Any]) -> State:
-    """What all layers run. PEFT's own setters of these change `requires_grad` too."""
+    """The state of all layers, read directly, since PEFT's setters change `requires_grad` too."""
     return (layers[0]._active_adapter, layers[0]._disable_adapters) if layers else ([], False)
 
 
@@ -181,7 +182,7 @@ def _switched(layers: Sequence[Any], state: State) -> Iterator[None]:
 
 
 def _switch(layers: Sequence[Any], state: State) -> None:
-    for layer in layers:  # around Module.__setattr__, which would take most of the time
+    for layer in layers:  # bypass Module.__setattr__, which would take most of the time
         layer.__dict__["_active_adapter"], layer.__dict__["_disable_adapters"] = state
 
 
@@ -189,11 +190,11 @@ def _switch(layers: Sequence[Any], state: State) -> None:
 
 
 def checkpoint_kwargs(model: nn.Module) -> dict[str, Any]:
-    """Arguments of `torch.utils.checkpoint.checkpoint` that run a layer again with the adapter of its forward pass.
+    """Arguments of `torch.utils.checkpoint.checkpoint` that recompute a layer with the adapter of its forward pass.
 
-    Without them it is run with the adapter that is active in backward: the one of the forward pass gets no gradient,
-    and nothing says so. Also for `activation_checkpointing_enable`, which does nothing in eval mode: see
-    `checkpointing`. To be called when all adapters are on the model.
+    Without them it is recomputed with the adapter that is active in backward, and the forward pass's adapter silently
+    gets no gradient. They also serve `activation_checkpointing_enable`, which does nothing in eval mode: see
+    `checkpointing`. Call this once all adapters are on the model.
     """
     layers = _layers(model)
 
@@ -206,19 +207,20 @@ def checkpoint_kwargs(model: nn.Module) -> dict[str, Any]:
 
 @contextmanager
 def checkpointing(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Forward passes inside keep the input of each transformer layer alone; backward runs the layer again.
+    """Activation checkpointing: forward passes keep only each layer's input, and backward recomputes the layer.
 
-    In eval mode too, in which transformers' own checkpointing is off without a word. Generation belongs outside, and
-    so may backward.
+    It works in eval mode too, where transformers' own checkpointing is silently off. Generation must be outside the
+    context; backward may be.
     """
     layers, arguments = blocks(adapters.without_adapter(model)), checkpoint_kwargs(model)
-    own: list[Callable[..., Any] | None] = [layer.__dict__.get("forward") for layer in layers]  # of accelerate's hooks
+    # accelerate's hooks set `forward` on the instance.
+    originals: list[Callable[..., Any] | None] = [layer.__dict__.get("forward") for layer in layers]
     try:
         for layer in layers:
             layer.forward = partial(checkpoint, layer.forward, **arguments)
         yield
     finally:
-        for layer, forward in zip(layers, own, strict=True):
+        for layer, forward in zip(layers, originals, strict=True):
             del layer.forward
             if forward is not None:
                 layer.forward = forward

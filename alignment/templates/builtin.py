@@ -1,17 +1,17 @@
-"""The suite's own chat templates, by name.
+"""The built-in chat templates, by name.
 
-Each ends the prompt in a line break and trims the answer, and marks the assistant's tokens, EOS included, with
-{% generation %}. A line break that follows a block tag is an expression, because transformers renders with
-trim_blocks, which swallows a bare one.
+Each ends the prompt with a line break, trims the answer, and marks the assistant's tokens, EOS included, with
+{% generation %}. A line break after a block tag is written as an expression, because transformers renders with
+trim_blocks, which removes a bare one.
 """
 
 from __future__ import annotations
 
 INPUT_HEADING = "\n\n### Input:\n"
-"""Stands between an instruction and its input in a user's turn. So the input is a section of its own under the Alpaca
-templates, and is neither lost nor moved under any other, nor between training, rating, PPO and evaluation."""
+"""Separates an instruction from its input in a user's turn. So the input is a section of its own under the Alpaca
+templates, and is rendered in the same place under all others."""
 
-# Tools are offered and called in the words that Qwen and Hermes models are trained on: a JSON object in <tool_call>.
+# Tools use the format that Qwen and Hermes models are trained on: a JSON object in <tool_call>.
 _CHATML = (
     "{% if tools %}<|im_start|>system\n"
     "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{{ '\n\n' }}{% endif %}"

@@ -1,7 +1,7 @@
-"""Token ids of a text in pieces, in which what people wrote never becomes a control token.
+"""Tokenizing text in pieces without ever turning user text into a control token.
 
-`disarm` puts a stand-in in the place of each control token in people's words, before a template renders them.
-`encode_pieces` gives a stand-in the ids of the letters that it stands for.
+`disarm` replaces each control token in user text with a stand-in before a template renders it. `encode_pieces` encodes
+a stand-in as the characters of its token.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from alignment.templates.ends import end_token_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# A stand-in is two halves of surrogate pairs that make no character, so no text holds one.
+# A stand-in is two lone surrogates, which no valid text contains.
 _STAND_IN = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _HALVES = re.compile("[\ud800-\udfff]")
 
@@ -27,7 +27,7 @@ Span = tuple[int, int]
 
 
 class TemplateError(UserError):
-    """A chat template or tokenizer that cannot render what is asked."""
+    """A chat template or tokenizer that cannot be used."""
 
 
 class Unrenderable(TemplateError):
@@ -35,7 +35,7 @@ class Unrenderable(TemplateError):
 
 
 def disarm(tokenizer: PreTrainedTokenizerBase, value: Any) -> Any:
-    """A message, or what is in it, with stand-ins for the control tokens that people wrote."""
+    """A message, or a value in it, with stand-ins for the control tokens that it contains."""
     control = _control_tokens(tokenizer)
     if isinstance(value, str):
         value = _HALVES.sub("\ufffd", value)
@@ -48,7 +48,7 @@ def disarm(tokenizer: PreTrainedTokenizerBase, value: Any) -> Any:
 
 
 def readable(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """A text with the control tokens themselves in place of their stand-ins."""
+    """A text with its stand-ins replaced by the original control tokens."""
     if not _STAND_IN.search(text):
         return text
     control = _control_tokens(tokenizer)
@@ -56,16 +56,16 @@ def readable(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 
 def without_control_tokens_at_end(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """A text without the control tokens that it ends with."""
+    """A text without the control tokens at its end."""
     words = _control_tokens(tokenizer).written.pattern
     return re.sub(rf"(?:\s*(?:{words}))+\s*\Z", "", text)
 
 
 def encode_pieces(tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence[Span]) -> list[list[int]]:
-    """Token ids of each piece of a text, a stand-in as the letters of its token.
+    """Token ids of each piece of a text, with stand-ins encoded as the characters of their tokens.
 
     Args:
-        spans: parts of the text at whose borders it is cut into pieces, so that no token spans one.
+        spans: parts of the text whose borders cut it into pieces, so that no token crosses a border.
     """
     texts, position = [], 0
     for length in piece_lengths(text, spans):
@@ -79,16 +79,16 @@ def encode_pieces(tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence
 
 
 def piece_lengths(text: str, spans: Sequence[Span]) -> list[int]:
-    """Lengths of the pieces that the borders of the spans cut a text into; none is 0."""
+    """Lengths of the pieces into which the spans' borders cut a text; none is 0."""
     borders = sorted({0, len(text), *(border for span in spans for border in span)})
     return [stop - start for start, stop in itertools.pairwise(borders)]
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options: bool) -> list[list[int]]:
-    """Token ids of each text, of all but the first as if they stood after the one before.
+    """Token ids of each text; every text but the first is tokenized as a continuation of the one before.
 
-    SentencePiece tokenizers put a space before whatever they are given. So they are given what it stands after too,
-    an end token or else a line break, which is then taken off again (transformers' `encode_marked_chat` has the trick).
+    SentencePiece tokenizers put a space before their input. So the input is prefixed with an end token or a line break,
+    whose ids are then removed (transformers' `encode_marked_chat` does the same).
     """
     if not texts:
         return []
@@ -98,10 +98,10 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **option
         after = [next((end for end in ends if before.endswith(end)), None) for before in texts[:-1]]
         longer = [(end or "\n") + text for end, text in zip(after, texts[1:], strict=True)]
         shifted = tokenizer(longer, add_special_tokens=False, **options)["input_ids"]
-        for number, (end, ids) in enumerate(zip(after, shifted, strict=True), 1):
+        for index, (end, ids) in enumerate(zip(after, shifted, strict=True), 1):
             before = [ends[end]] if end else line_break
             if ids[: len(before)] == before:
-                plain[number] = ids[len(before) :]
+                plain[index] = ids[len(before) :]
     return plain
 
 
@@ -114,22 +114,22 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> Literal["bos_token", "cls
 
 @functools.lru_cache(maxsize=4)
 def _line_break_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of a line break, if a text is tokenized otherwise after one than by itself."""
+    """Ids of a line break if text after one is tokenized differently, else an empty list."""
     alone, line_break, after = tokenizer(["a", "\n", "\na"], add_special_tokens=False)["input_ids"]
     return line_break if after[: len(line_break)] == line_break and after[len(line_break) :] != alone else []
 
 
 def _spelled(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
-    """A piece's ids with the control tokens that people wrote spelled out; those of the template stay.
+    """A piece's ids with control tokens from user text spelled out; those of the template stay.
 
-    Both stand in the piece in the order in which the tokenizer finds them.
+    Both occur in the piece in the order in which the tokenizer finds them.
     """
     control = _control_tokens(tokenizer)
-    found = [match.group() for match in control.anywhere.finditer(text)]
-    if sum(token in control.ids for token in ids) != len(found):
+    occurrences = [match.group() for match in control.anywhere.finditer(text)]
+    if sum(token in control.ids for token in ids) != len(occurrences):
         raise Unrenderable("a control token in a message cannot be told from the template's own; take it out")
     spelled: list[int] = []
-    matches = iter(found)
+    matches = iter(occurrences)
     for token in ids:
         if token in control.ids and _STAND_IN.match(match := next(matches)):
             spelled += _spell(tokenizer, control.word(match))
@@ -139,7 +139,7 @@ def _spelled(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> l
 
 
 def _spell(tokenizer: PreTrainedTokenizerBase, word: str) -> list[int]:
-    """Ids of a control token's letters, none of them a control token: a model's own vocabulary may hold it whole."""
+    """Ids of a control token's characters, none of them a control token; the vocabulary may hold the word as well."""
     control = _control_tokens(tokenizer)
     for parts in ([word], list(word)):
         pieces = _tokenize(tokenizer, ["", *parts], split_special_tokens=True)
@@ -154,9 +154,9 @@ class _ControlTokens:
     words: tuple[str, ...]
     ids: frozenset[int]
     written: re.Pattern[str]
-    """Any of them, the longest first, as tokenizers find them."""
+    """Matches any control token, the longest first, as tokenizers do."""
     anywhere: re.Pattern[str]
-    """Any of them or of their stand-ins."""
+    """Matches any control token or stand-in."""
 
     def stand_in(self, word: str) -> str:
         high, low = divmod(self.words.index(word), 0x400)
@@ -172,16 +172,17 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> _ControlTokens:
 
 @functools.lru_cache(maxsize=4)
 def _find_control_tokens(tokenizer: PreTrainedTokenizerBase, size: int, ends: tuple[int, ...]) -> _ControlTokens:
-    """The special tokens, and those that end an answer, which some tokenizers do not mark as special; not the unknown
-    one, which people may write and which controls nothing, unless it is the end of a text too, as GPT-2's is.
+    """The special tokens, and those that end an answer, which some tokenizers do not mark as special.
+
+    The unknown token is not among them, since it controls nothing, unless it also ends a text, as GPT-2's does.
 
     Args:
-        size: of the tokenizer, so that one that has grown is asked again.
+        size: the tokenizer's size, a cache key, so that a grown tokenizer is looked at again.
     """
     added = {
-        token.content: number
-        for number, token in tokenizer.added_tokens_decoder.items()
-        if token.special or number in ends
+        token.content: index
+        for index, token in tokenizer.added_tokens_decoder.items()
+        if token.special or index in ends
     }
     if tokenizer.unk_token in added and tokenizer.unk_token not in (tokenizer.eos_token, tokenizer.bos_token):
         del added[tokenizer.unk_token]

@@ -1,9 +1,8 @@
-"""The tokens that end an answer: the tokenizer's EOS, the model's generation config's list, and what its chat template
-writes after the assistant's text.
+"""The tokens that end an answer: the tokenizer's EOS, the generation config's list, and the template's end of turn.
 
 Engines stop at any of them, each counts as an end, and a published model's generation config lists them. Many models
-end a turn with a token that is not the tokenizer's EOS (Gemma, Llama 3, Phi-3): stopped at EOS alone, their answers
-would run to the limit and be scored as unfinished.
+end a turn with a token other than the tokenizer's EOS (Gemma, Llama 3, Phi-3): with EOS alone, their answers would run
+to the limit and be scored as unfinished.
 """
 
 from __future__ import annotations
@@ -32,21 +31,21 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def end_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Any of them in a rendered text, the longest first."""
+    """A pattern that matches any end token in a rendered text, the longest first."""
     return _pattern(tuple(str(tokenizer.convert_ids_to_tokens(token)) for token in end_token_ids(tokenizer)))
 
 
 def through_end(ids: Sequence[int], ends: Iterable[int]) -> list[int]:
-    """Tokens through the first one that ends an answer; all of them where none does."""
-    wanted = frozenset(ends)
-    stop = next((place for place, token in enumerate(ids) if token in wanted), len(ids) - 1)
+    """Tokens through the first one that ends an answer; all of them if none does."""
+    end_ids = frozenset(ends)
+    stop = next((index for index, token in enumerate(ids) if token in end_ids), len(ids) - 1)
     return list(ids[: stop + 1])
 
 
 def read_generation_config(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """Take in the end tokens that a model's files list beside the tokenizer's own.
+    """Add the end tokens that a model's files list to the tokenizer's.
 
-    Only ids of added tokens count: the default config of a Llama says 2, which is a word in some vocabularies.
+    Only ids of added tokens count: a Llama's default config lists 2, which is a word in some vocabularies.
 
     Args:
         path: a model folder, or a hub name.
@@ -55,15 +54,15 @@ def read_generation_config(tokenizer: PreTrainedTokenizerBase, path: str) -> Non
     for file in ("generation_config.json", "config.json"):
         content = _read(path, file)
         if content is not None and content.get("eos_token_id") is not None:
-            found = content["eos_token_id"]
-            listed = found if isinstance(found, list) else [found]
+            value = content["eos_token_id"]
+            listed = value if isinstance(value, list) else [value]
             break
     known = tokenizer.added_tokens_decoder
     setattr(tokenizer, _ATTRIBUTE, tuple(token for token in listed if token in known))
 
 
 def _read(path: str, file: str) -> dict[str, Any] | None:
-    """A JSON object of a model's files; None where it is not there or cannot be read, which loading the model tells."""
+    """A JSON object of a model's files; None if it is missing or unreadable, which loading the model reports."""
     from transformers.utils import cached_file
 
     options: dict[str, bool] = dict.fromkeys(
@@ -71,8 +70,8 @@ def _read(path: str, file: str) -> dict[str, Any] | None:
          "_raise_exceptions_for_connection_errors"), False,
     )  # fmt: skip
     try:
-        found = Path(path) / file if Path(path).is_dir() else cached_file(path, file, **options)
-        content = json.loads(Path(found).read_bytes()) if found else None
+        local = Path(path) / file if Path(path).is_dir() else cached_file(path, file, **options)
+        content = json.loads(Path(local).read_bytes()) if local else None
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
@@ -85,22 +84,23 @@ def _pattern(texts: tuple[str, ...]) -> re.Pattern[str]:
 
 @functools.lru_cache(maxsize=16)
 def _template_end(tokenizer: PreTrainedTokenizerBase, template: str, known: tuple[int | None, ...]) -> int | None:
-    """The added token that the template writes right after the last answer, if it writes one. Of several (Cohere's end
-    of the response, then of the turn), one that is known to end an answer.
+    """The added token that the template writes right after the last answer, if any.
+
+    Of several (Cohere's end of the response, then of the turn) it is one that is known to end an answer.
 
     Args:
-        template, known: the tokenizer's, so that one that was changed is asked again.
+        template, known: cache keys, so that a changed tokenizer is looked at again.
     """
     if not template:
         return None
     try:
         text = str(tokenizer.apply_chat_template(_TURNS, tokenize=False))
-    except Exception:  # noqa: BLE001 - a template fails in ways of its own; encoding a conversation tells
+    except Exception:  # noqa: BLE001 - a template may raise anything; encoding a conversation reports it
         return None
     after = text.rpartition(_ANSWER)[2].lstrip()
     added = sorted(tokenizer.added_tokens_decoder.items(), key=lambda item: -len(item[1].content))
     written: list[int] = []
-    while found := next(((number, token.content) for number, token in added if after.startswith(token.content)), None):
-        written.append(found[0])
-        after = after[len(found[1]) :].lstrip()
-    return next((number for number in written if number in known), written[0] if written else None)
+    while match := next(((index, token.content) for index, token in added if after.startswith(token.content)), None):
+        written.append(match[0])
+        after = after[len(match[1]) :].lstrip()
+    return next((index for index in written if index in known), written[0] if written else None)

@@ -1,9 +1,9 @@
-"""The one place that turns a conversation into token ids and a loss mask.
+"""Turning a conversation into token ids and a loss mask.
 
-Training, sampling, scoring and PPO all come through here, so that a model never meets a rendering it was not trained
-on. The text is rendered once and tokenized in pieces that end where an answer begins or ends: no token spans the
-border, so the prompt's ids are a prefix of the conversation's under any tokenizer. What people wrote can never become
-a control token: `<|im_end|>` in a message is tokenized as the eight letters and signs that it is.
+Training, sampling, scoring and PPO all use this module, so that a model never meets a rendering it was not trained on.
+The text is rendered once and tokenized in pieces that end where an answer begins or ends. No token spans such a border,
+so the prompt's ids are a prefix of the conversation's under any tokenizer. User text never becomes a control token:
+`<|im_end|>` in a message is tokenized as plain characters.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ Tools = Sequence[Mapping[str, Any]]
 
 
 class Message(TypedDict):
-    """One turn. `weight` 0 on an assistant's turn takes the loss off it; `tool_calls` are as OpenAI has them, with
-    the arguments as an object."""
+    """One turn.
+
+    `weight` 0 on an assistant's turn excludes it from the loss. `tool_calls` have OpenAI's format, with the arguments
+    as an object.
+    """
 
     role: str
     content: str
@@ -55,26 +58,26 @@ _GREETING = (Message(role="user", content="Hi."), Message(role="assistant", cont
 
 @dataclass(frozen=True)
 class Encoded:
-    """A rendered conversation: token ids, and which of them are trained on (the assistant's, through its end)."""
+    """A rendered conversation: token ids, and a mask of the trained ones (the assistant's, through the end token)."""
 
     input_ids: list[int]
     loss_mask: list[bool]
 
     @property
     def num_response_tokens(self) -> int:
-        """Length of the last run of trained tokens, which is where the conversation ends."""
+        """Length of the final run of trained tokens."""
         mask = self.loss_mask
         return next((i for i, kept in enumerate(reversed(mask)) if not kept), len(mask))
 
 
 def set_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> None:
-    """Put a template on the tokenizer: one of ours, or a `.jinja` file; None keeps its own, which must then exist.
+    """Set the tokenizer's template: a built-in one, or a `.jinja` file; None keeps its own, which must exist.
 
-    Ours begin with BOS or CLS where the tokenizer would put one before a text: such a model has never seen a text
-    without, and an encoder reads the whole from its CLS.
+    The built-in ones begin with BOS or CLS if the tokenizer puts one before a text: such a model has never seen a text
+    without it, and an encoder reads the whole text from its CLS.
 
     Raises:
-        TemplateError: no such template or file, one that does not parse or cannot render a question and an answer.
+        TemplateError: there is no such template or file, it does not parse, or it cannot render a question and answer.
     """
     if name is None:
         if not tokenizer.chat_template:
@@ -92,13 +95,13 @@ def set_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> None:
         tokenizer.chat_template = Path(name).read_text(encoding="utf-8")
         encoded, prompt = encode_conversation(tokenizer, _GREETING), encode_prompt(tokenizer, _GREETING[:1])
         if encoded and encoded.input_ids[: len(prompt)] != prompt:
-            raise TemplateError("what it renders with add_generation_prompt is not how an answer begins")
+            raise TemplateError("its rendering with add_generation_prompt is not how an answer begins")
     except (OSError, UnicodeDecodeError, TemplateError) as error:
         raise TemplateError(f"model.template: {name}: {error}") from None
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a conversation that the assistant is to continue, whole (`data/trimming.py` cuts it)."""
+    """Token ids of a conversation that the assistant is to continue, without truncation (see `data/trimming.py`)."""
     messages = disarm(tokenizer, list(messages))
     text, marked = _render(tokenizer, messages, add_generation_prompt=True)
     spans: Sequence[Span] = ()
@@ -106,21 +109,20 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
         try:
             spans = _through_ends(tokenizer, text, marked) or _turns(tokenizer, messages, None, text)
         except Unrenderable:
-            spans = ()  # no borders to keep to: such a conversation cannot be trained on either
+            spans = ()  # such a conversation cannot be trained on either, so its borders do not matter
     return [token for piece in encode_pieces(tokenizer, text, spans) for token in piece]
 
 
 def encode_conversation(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools | None = None
 ) -> Encoded:
-    """Token ids and loss mask of a conversation that ends with the assistant's turn, not trimmed.
+    """Token ids and loss mask of a conversation that ends with the assistant's turn, without truncation.
 
-    The ids end at the end of the assistant's last turn that is trained on: whatever a template renders after it (a
-    newline, say) would be read as the end of the answer by a reward model. Where the template writes no end token
-    there, as Falcon's, EOS stands in its place.
+    The ids end with the assistant's last trained turn: a reward model would read anything that a template renders after
+    it, such as a newline, as the end of the answer. If the template writes no end token (Falcon's), EOS is added.
 
     Raises:
-        Unrenderable: this conversation, under this template.
+        Unrenderable: the template cannot render this conversation.
         TemplateError: the assistant's turn ends with a text that is no end token.
     """
     assert messages[-1]["role"] == "assistant", messages
@@ -128,7 +130,7 @@ def encode_conversation(
     messages, tools = disarm(tokenizer, list(messages)), disarm(tokenizer, list(tools or ()))
     text, marked = _render(tokenizer, messages, tools)
     if len(marked) < len(weights) or (len(marked) > len(weights) and 0 in weights):
-        marked = []  # no marks, or not one for each turn
+        marked = []  # the template has no marks, or not one per turn
     spans = _through_ends(tokenizer, text, marked) or _turns(tokenizer, messages, tools, text)
     trained = [span for span, weight in zip(spans, weights, strict=True) if weight] if 0 in weights else spans
     assert trained, messages
@@ -147,8 +149,9 @@ def encode_conversation(
 
 
 def encode_to_score(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a conversation that is read and not learned from, through its last end, also where the template
-    renders the assistant's turn otherwise than it is written (without its reasoning, say).
+    """Token ids of a conversation to score rather than train on, through its last end token.
+
+    The template may render the assistant's turn differently from its text, for example without its reasoning.
 
     Raises:
         Unrenderable: the template refuses the conversation.
@@ -164,16 +167,16 @@ def encode_to_score(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messa
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text by itself, all to be trained on: BOS where the tokenizer puts one, the text, EOS.
+    """Token ids of a plain text, all of them trained: BOS if the tokenizer adds one, the text, EOS.
 
     Raises:
-        Unrenderable: the text has BOS or EOS in it, so a template has rendered it already; it would get a second BOS.
+        Unrenderable: the text begins or ends with BOS or EOS, so a template has rendered it already.
     """
-    ends = [token for token in (tokenizer.bos_token, tokenizer.eos_token) if token]
-    found = next((token for token in ends if text.startswith(token) or text.rstrip().endswith(token)), None)
-    if found:
+    added = [token for token in (tokenizer.bos_token, tokenizer.eos_token) if token]
+    rendered = next((token for token in added if text.startswith(token) or text.rstrip().endswith(token)), None)
+    if rendered:
         raise Unrenderable(
-            f"the text begins or ends with {found!r}, which is the tokenizer's to add: a template has rendered it "
+            f"the text begins or ends with {rendered!r}, which the tokenizer adds itself: a template has rendered it "
             "already; give the conversation as `messages`, or take the control tokens out"
         )
     disarmed = disarm(tokenizer, text)
@@ -198,7 +201,7 @@ def _render(
     tools: Tools | None = None,
     add_generation_prompt: bool = False,
 ) -> tuple[str, list[Span]]:
-    """The text, and what of it stands in {% generation %} marks, if the template has any."""
+    """The text, and its spans inside {% generation %} marks, if the template has any."""
     template = str(tokenizer.chat_template)
     _check_tools(template, messages, tools)
     with_marks = bool(_MARKS.search(template)) and any(message["role"] == "assistant" for message in messages)
@@ -230,7 +233,7 @@ def _render(
 
 
 def _check_tools(template: str, messages: Sequence[Message], tools: Tools | None) -> None:
-    """A template that knows no tools would leave them out without a word."""
+    """Refuse tools if the template has no place for them; it would silently leave them out."""
     uses = {
         "tools": bool(tools),
         "tool_calls": any(message.get("tool_calls") for message in messages),
@@ -242,25 +245,25 @@ def _check_tools(template: str, messages: Sequence[Message], tools: Tools | None
 
 
 def _through_ends(tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence[Span]) -> list[Span]:
-    """Marked spans with the end token that follows, where a template has it outside of its marks."""
-    found, ends = [], end_pattern(tokenizer)
+    """Marked spans extended by the end token that follows, if a template has it outside of its marks."""
+    extended, ends = [], end_pattern(tokenizer)
     for start, stop in spans:
         after = None if ends.search(text, start, stop) else ends.match(text, stop)
-        found.append((start, after.end() if after else stop))
-    return found
+        extended.append((start, after.end() if after else stop))
+    return extended
 
 
 def _turns(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools | None, text: str
 ) -> list[Span]:
-    """Where the assistant's turns are, through their ends, under a template without marks: what each adds to the text.
+    """Spans of the assistant's turns, through their ends, under a template without marks: what each adds to the text.
 
-    (To check it against the message is open-instruct's idea.) What a template writes between header and content, an
-    empty reasoning block for example, is no part of it. A turn without an end token ends with its content.
+    (Checking it against the message is open-instruct's idea.) Text between header and content, such as an empty
+    reasoning block, is not part of it. A turn without an end token ends with its content.
 
     Raises:
-        Unrenderable: a turn's content is not to be found where its prompt ends.
-        TemplateError: another text follows it than an end token.
+        Unrenderable: a turn's content is not found where its prompt ends.
+        TemplateError: it is followed by a text other than an end token.
     """
     spans = []
     for number, message in enumerate(messages):
@@ -275,7 +278,7 @@ def _turns(
         through, _ = _render(tokenizer, messages[: number + 1], tools)
         if not text.startswith(before) or not through.startswith(before):
             raise Unrenderable(
-                f"the chat template renders turn {number + 1} otherwise when more turns follow: its prompt ends with "
+                f"the chat template renders turn {number + 1} differently when more turns follow: its prompt ends with "
                 f"{readable(tokenizer, before)[-20:]!r}, which the whole conversation does not have there; set "
                 "model.template, or add {% generation %} marks to the template"
             )
@@ -284,7 +287,7 @@ def _turns(
             turn = _as_followed(tokenizer, through[len(before) :], message["content"].strip(), text[len(before) :])
         if turn is None:
             raise Unrenderable(
-                f"the chat template renders turn {number + 1} otherwise when more turns follow, so its tokens "
+                f"the chat template renders turn {number + 1} differently when more turns follow, so its tokens "
                 "cannot be told apart; set model.template, or add {% generation %} marks to the template"
             )
         start, stop = _within(tokenizer, turn, message, number)
@@ -293,12 +296,13 @@ def _turns(
 
 
 def _as_followed(tokenizer: PreTrainedTokenizerBase, turn: str, content: str, rest: str) -> str | None:
-    """A turn that is rendered otherwise when more turns follow: with another end (GPT-OSS), without EOS after it
-    (Phi-3), or without the reasoning block before its content (Qwen3).
+    """The rendering of a turn that changes when more turns follow, None if it is not recognised.
+
+    It may get another end (GPT-OSS), lose the EOS after it (Phi-3), or lose the reasoning block before it (Qwen3).
 
     Args:
-        turn: as it is rendered where it is the last one.
-        rest: what the whole conversation has from there on.
+        turn: its rendering as the last turn.
+        rest: the whole conversation's text from there on.
     """
     if not content:
         return None
@@ -325,5 +329,5 @@ def _within(tokenizer: PreTrainedTokenizerBase, turn: str, message: Message, num
             f"{readable(tokenizer, body)[:60]!r}, which is not its text; set model.template"
         )
     if not body[:start].strip():
-        start = 0  # white space that the answer begins with
+        start = 0  # the answer begins with white space
     return start, end.end() if end else len(body.rstrip())

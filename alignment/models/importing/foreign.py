@@ -1,4 +1,4 @@
-"""Models as people have them on disk, told apart by their files: what is not a Hugging Face folder, and what to do."""
+"""Recognising the model formats that people have on disk, with advice for those that are not Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TOKENIZER = (
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file is named, or begins, as a GGUF file."""
+    """Whether a file has the name or the magic bytes of a GGUF file."""
     if not path.is_file():
         return False
     if path.suffix.lower() == ".gguf":
@@ -34,12 +34,12 @@ def is_gguf(path: Path) -> bool:
 
 
 def is_path(name: str) -> bool:
-    """Whether a name can only be meant as a path: no registry reference and no hub name looks so."""
+    """Whether a name can only be a path, and neither a registry reference nor a hub name."""
     return name.startswith(("/", "./", "../", "~", ".\\")) or name.endswith("/") or name.lower().endswith(".gguf")
 
 
 def about_file(path: Path) -> str:
-    """What to say of a file where a model's folder is wanted."""
+    """Advice for a file in place of a model's folder."""
     if is_gguf(path):
         return f"a GGUF file; {IMPORT.format(path)}"
     if path.suffix == ".zip" or ".tar" in path.suffixes or path.suffix in (".gz", ".tgz"):
@@ -52,8 +52,8 @@ def about_file(path: Path) -> str:
 
 
 def about_folder(path: Path) -> str:
-    """What to say of a folder that has no config.json, and why not, as far as its files tell."""
-    names = {each.name for each in path.iterdir()}
+    """Advice for a folder without config.json, from the names of its files."""
+    names = {entry.name for entry in path.iterdir()}
     ggufs = sorted(name for name in names if name.lower().endswith(".gguf"))
     if len(ggufs) == 1:
         return f"holds a GGUF file alone; {IMPORT.format(path / ggufs[0])}"
@@ -65,14 +65,13 @@ def about_folder(path: Path) -> str:
         return f"Meta's own format (params.json, consolidated.00.pth); {AS_FOLDER} of the same model"
     if "params.json" in names and any(name.startswith("consolidated") for name in names):
         return f"Mistral's own format (params.json, consolidated.safetensors); {AS_FOLDER} of the same model"
-    if any(each.is_dir() and (each / "config.json").is_file() for each in path.iterdir()):
-        inner = next(each.name for each in sorted(path.iterdir()) if (each / "config.json").is_file())
-        return f"holds no model (no config.json); name the folder in it that does: {path / inner}"
+    if inner := [entry for entry in sorted(path.iterdir()) if entry.is_dir() and (entry / "config.json").is_file()]:
+        return f"holds no model (no config.json); name the folder in it that does: {inner[0]}"
     return "holds no model (no config.json)"
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; None where there is none that can be read."""
+    """The content of a JSON file; None if it cannot be read."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -80,17 +79,17 @@ def read_json(path: Path) -> Any:
 
 
 def quantization(folder: Path) -> str | None:
-    """What to say of a folder whose weights are stored quantized; None where they are not.
+    """Advice for a folder whose weights are stored quantized; None if they are not.
 
     The stages train plain weights, or quantize them themselves (`model.method=qlora`): a packed weight takes no
     gradient, and merging an adapter onto one needs the kernels that packed it.
     """
     config = read_json(folder / "config.json")
-    found = config.get("quantization_config") if isinstance(config, dict) else None
-    if not found:
+    settings = config.get("quantization_config") if isinstance(config, dict) else None
+    if not settings:
         return None
-    method = str(found.get("quant_method", "unknown")) if isinstance(found, dict) else "unknown"
-    if "bits" not in method and isinstance(found, dict) and found.get("load_in_4bit"):
+    method = str(settings.get("quant_method", "unknown")) if isinstance(settings, dict) else "unknown"
+    if "bits" not in method and isinstance(settings, dict) and settings.get("load_in_4bit"):
         method = "bitsandbytes"
     tool = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}.get(method)
     more = f", or load it with transformers' {tool}(dequantize=True) and save that" if tool else ""
@@ -101,19 +100,19 @@ def quantization(folder: Path) -> str | None:
 
 
 def no_policy(config: Any, names: set[str]) -> str | None:
-    """What to say of a config.json that is no causal language model's and no reward model's; None where it may be."""
+    """Advice for a config.json of neither a causal language model nor a reward model; None if it may be one."""
     if not isinstance(config, dict):
         return None
-    classes = [str(each) for each in config.get("architectures") or ()]
+    classes = [str(name) for name in config.get("architectures") or ()]
     shown = classes[0] if classes else config.get("model_type")
     if config.get("is_encoder_decoder"):
         return f"an encoder and a decoder ({shown}); bring a causal language model"
     if "modules.json" in names or "config_sentence_transformers.json" in names:
         return f"a sentence-transformers model ({shown}), which writes no text; bring a causal language model"
     endings = ("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering", "ForImageClassification")
-    if any(each.endswith(endings) for each in classes):
+    if any(name.endswith(endings) for name in classes):
         return f"an encoder ({shown}), which writes no text; bring a causal language model"
-    if classes and all(each.endswith("Model") and not each.endswith("LMHeadModel") for each in classes):
+    if classes and all(name.endswith("Model") and not name.endswith("LMHeadModel") for name in classes):
         return f"a body without an output layer ({shown}); bring a causal language model"
     return None
 
@@ -124,20 +123,22 @@ def has_tokenizer(names: set[str]) -> bool:
 
 
 def run_convert(source: Path, target: Path) -> list[str]:
-    # -P: without it `alignment/` itself would come first where the program looks for modules
+    """Convert a pickled weights file in a child process; returns the names of its tensors."""
+    # -P keeps the program's own folder off the module search path.
     program = str(Path(__file__).with_name("pickled_weights.py"))
     done = subprocess.run(
         [sys.executable, "-P", program, str(source.resolve()), str(target)], capture_output=True, text=True
     )
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"the reader ended with code {done.returncode}"]
-        raise ValueError(said[-1])
+        lines = done.stderr.strip().splitlines() or [f"the reader ended with code {done.returncode}"]
+        raise ValueError(lines[-1])
     names: list[str] = json.loads(done.stdout.splitlines()[-1])
     return names
 
 
 @contextmanager
-def one_line_errors(what: str) -> Iterator[None]:
+def import_errors(what: str) -> Iterator[None]:
+    """Turn a library's error about a model's files into one line that begins with `what`."""
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:

@@ -1,7 +1,7 @@
-"""A GGUF file, llama.cpp's format, as a plain Hugging Face folder: weights as floats, tokenizer, template, configs.
+"""Converting a GGUF file (llama.cpp) to a Hugging Face folder: weights as floats, tokenizer, template, configs.
 
-transformers reads the weights. What its reading passes over is taken from the file here, or the file is refused:
-positions that are scaled, widths of heads, tokens that end a turn, digits that are split. Needs the extra `gguf`.
+transformers reads the weights. The properties that it ignores (scaled positions, head widths, end-of-turn tokens, split
+digits) are read here, or the file is refused. Needs the extra `gguf`.
 """
 
 from __future__ import annotations
@@ -38,35 +38,37 @@ _NO_POLICIES = {
     "umt5": "an encoder and a decoder",
     "clip": "a vision part",
 }
-# How text is cut into words before merges, by `tokenizer.ggml.pre`. Those as GPT-2 (transformers' default), and those
-# that part digits first (which transformers forgets); others that it knows are asked of itself.
+# Pre-tokenizers by `tokenizer.ggml.pre`: those like GPT-2's (transformers' default), and those that split digits first,
+# which transformers ignores. transformers itself lists the others that it knows.
 _AS_GPT2 = {"gpt-2", "phi-2", "jina-es", "jina-de", "jais", "mpt", "olmo", "trillion"}
 _DIGITS_APART = {"smollm", "starcoder", "refact", "command-r", "codeshell", "minerva-7b", "exaone"}
 
 
 def unpack(file: Path, folder: Path) -> str | None:
-    """Write the model of a GGUF file to a folder that plain transformers loads: in float32 where weights are quantized,
-    else in their own type.
+    """Write the model of a GGUF file to a folder that plain transformers loads.
+
+    Quantized weights are written in float32, others in their own dtype.
 
     Returns:
         The license that the file names.
 
     Raises:
-        ModelError: no GGUF file, a damaged one, a part of one; or a model that is not understood.
+        ModelError: the file is no GGUF file, damaged, or one part of several; or its model is not understood.
     """
     say(one_line(f"{file.name}: reading its keys"))
     metadata, tensors = _read(file)
     architecture = _check_kind(file, metadata)
-    floats = {each.tensor_type.name for each in tensors}
+    floats = {tensor.tensor_type.name for tensor in tensors}
     dtype = torch.float32
-    if floats <= FLOATS.keys():  # norms are in float32 beside halves
+    if floats <= FLOATS.keys():  # half-precision files keep norms in float32
         dtype = next(FLOATS[name] for name in ("BF16", "F16", "F32") if name in floats)
     _check_memory(file, tensors, dtype)
     say(one_line(f"{file.name}: {architecture}, {len(tensors)} tensors; reading its tokenizer"))
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent.resolve()), "gguf_file": file.name}
     try:
         config = AutoConfig.from_pretrained(**where)
-        complete(config, metadata, {each.name: np.asarray(each.data) for each in tensors if each.name in ROPE_TENSORS})
+        rope = {tensor.name: np.asarray(tensor.data) for tensor in tensors if tensor.name in ROPE_TENSORS}
+        complete(config, metadata, rope)
         config.get_text_config().vocab_size = _rows(tensors, config)
         _write_tokenizer(where, metadata, config, folder)
         say(one_line(f"{file.name}: reading its weights"))
@@ -92,7 +94,7 @@ def unpack(file: Path, folder: Path) -> str | None:
 
 
 def _read(file: Path) -> tuple[dict[str, Any], list[Any]]:
-    """The file's keys and its tensors, whose data is mapped and not read."""
+    """The file's keys and its tensors, whose data is memory-mapped."""
     with file.open("rb") as stream:
         head = stream.read(4)
     if head != b"GGUF":
@@ -110,7 +112,7 @@ def _read(file: Path) -> tuple[dict[str, Any], list[Any]]:
 
 
 def _check_kind(file: Path, metadata: dict[str, Any]) -> str:
-    """The architecture, of a whole language model that transformers can read from a GGUF file."""
+    """The architecture, which must be a complete language model that transformers can read from a GGUF file."""
     from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
@@ -135,8 +137,8 @@ def _check_kind(file: Path, metadata: dict[str, Any]) -> str:
 
 
 def _check_memory(file: Path, tensors: list[Any], dtype: torch.dtype) -> None:
-    """Say it now rather than be killed in the middle: the weights are held once in full, and some more while read."""
-    needed = 1.2 * sum(int(each.n_elements) for each in tensors) * dtype.itemsize
+    """Check the free memory first, rather than be killed half-way: reading holds all weights and some buffers."""
+    needed = 1.2 * sum(int(tensor.n_elements) for tensor in tensors) * dtype.itemsize
     free = psutil.virtual_memory().available
     if needed > free:
         raise ModelError(
@@ -146,14 +148,17 @@ def _check_memory(file: Path, tensors: list[Any], dtype: torch.dtype) -> None:
 
 
 def _rows(tensors: list[Any], config: PreTrainedConfig) -> int:
-    """Rows of the embeddings, which may be more than there are tokens."""
-    found = [int(each.shape[-1]) for each in tensors if each.name == "token_embd.weight"]
-    return found[0] if found else config.get_text_config().vocab_size
+    """Rows of the embeddings, of which there may be more than tokens."""
+    rows = [int(tensor.shape[-1]) for tensor in tensors if tensor.name == "token_embd.weight"]
+    return rows[0] if rows else config.get_text_config().vocab_size
 
 
 def _model(where: dict[str, Any], config: PreTrainedConfig, dtype: torch.dtype, tensors: list[Any]) -> PreTrainedModel:
-    """The weights, every one of them. transformers draws what is missing at random, and drops what it has no place
-    for (biases of attention, say): either would be another model."""
+    """Load the model and check that every weight of the file is in it.
+
+    transformers initialises missing weights randomly, and drops weights without a place, such as attention biases.
+    Either would give another model.
+    """
     model, info = AutoModelForCausalLM.from_pretrained(
         **where,
         config=config,
@@ -166,25 +171,26 @@ def _model(where: dict[str, Any], config: PreTrainedConfig, dtype: torch.dtype, 
     if wrong:
         raise ModelError(f"not a whole {type(model).__name__}: {wrong[0]} is missing or of another shape; {ELSEWHERE}")
     text = config.get_text_config()
-    held = {weight.data_ptr(): weight.numel() for weight in model.state_dict().values()}
-    left = {*ROPE_TENSORS, *(["output.weight"] if text.tie_word_embeddings else [])}
-    given = [
-        each for each in tensors if each.name not in left and not _is_beyond(each.name, text.num_hidden_layers)
+    loaded = sum({weight.data_ptr(): weight.numel() for weight in model.state_dict().values()}.values())
+    unused = {*ROPE_TENSORS, *(["output.weight"] if text.tie_word_embeddings else [])}
+    used = [
+        tensor for tensor in tensors
+        if tensor.name not in unused and not _is_extra_layer(tensor.name, text.num_hidden_layers)
     ]  # fmt: skip
-    if (of_file := sum(int(each.n_elements) for each in given)) != sum(held.values()):
+    if (stored := sum(int(tensor.n_elements) for tensor in used)) != loaded:
         raise ModelError(
-            f"it holds {of_file:,} weights and {type(model).__name__} takes {sum(held.values()):,}, so some would be "
+            f"it holds {stored:,} weights and {type(model).__name__} takes {loaded:,}, so some would be "
             f"dropped; {ELSEWHERE}"
         )
-    for each in (model.config, text):
-        if hasattr(each, "quantization_config"):
-            del each.quantization_config
-    vars(model.config).pop("_model_name_or_path", None)  # the title that the file has
+    for part in (model.config, text):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
+    vars(model.config).pop("_model_name_or_path", None)  # the file's title
     return model
 
 
-def _is_beyond(name: str, layers: int) -> bool:
-    """Whether a tensor is of a layer after the last one, which predicts further tokens and has no place here."""
+def _is_extra_layer(name: str, layers: int) -> bool:
+    """Whether a tensor belongs to a layer after the last one, which predicts further tokens and is not used here."""
     number = name.removeprefix("blk.").partition(".")[0]
     return name.startswith("blk.") and number.isdigit() and int(number) >= layers
 
@@ -193,7 +199,7 @@ def _is_beyond(name: str, layers: int) -> bool:
 
 
 def _write_tokenizer(where: dict[str, Any], metadata: dict[str, Any], config: PreTrainedConfig, folder: Path) -> None:
-    """The tokenizer, as transformers reads it, with its file mended, and checked as whoever loads it has it."""
+    """Write the tokenizer that transformers reads, repair its file, and check the result as it will be loaded."""
     _check_splits(metadata)
     AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
     path = folder / "tokenizer.json"
@@ -217,14 +223,14 @@ def _write_tokenizer(where: dict[str, Any], metadata: dict[str, Any], config: Pr
     if len(tokenizer) > text.vocab_size:
         raise ModelError(f"read as {len(tokenizer)} tokens for {text.vocab_size} rows of embeddings; {ELSEWHERE}")
     for name, key in {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}.items():
-        number, found = metadata.get(f"tokenizer.ggml.{key}_token_id"), getattr(tokenizer, name)
-        if found != number:
-            raise ModelError(f"its {name} is {number}, read as {found}; {ELSEWHERE}")
-        setattr(text, name, number)
+        token, loaded = metadata.get(f"tokenizer.ggml.{key}_token_id"), getattr(tokenizer, name)
+        if loaded != token:
+            raise ModelError(f"its {name} is {token}, read as {loaded}; {ELSEWHERE}")
+        setattr(text, name, token)
 
 
 def _check_splits(metadata: dict[str, Any]) -> None:
-    """Refuse a tokenizer that would cut text in other places than the one that the model was trained with."""
+    """Refuse a tokenizer that would split text differently from the one that the model was trained with."""
     from transformers.integrations.gguf import gguf_tokenizer_mapping
 
     kind, split = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
@@ -240,12 +246,12 @@ def _check_splits(metadata: dict[str, Any]) -> None:
 
 
 def _set_ends(model: PreTrainedModel, metadata: dict[str, Any]) -> None:
-    """All tokens that end an answer: EOS, the end of a turn, and of a message to a tool."""
-    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-    found = [int(each) for each in dict.fromkeys(ends) if each is not None]
+    """Set all tokens that end an answer: EOS, the end of a turn, and of a message to a tool."""
+    ids = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    ends = [int(token) for token in dict.fromkeys(ids) if token is not None]
     generation = model.generation_config
-    if generation is not None and found:
-        generation.eos_token_id = found if len(found) > 1 else found[0]
+    if generation is not None and ends:
+        generation.eos_token_id = ends if len(ends) > 1 else ends[0]
         generation.bos_token_id, generation.pad_token_id = (
             metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "padding")
         )

@@ -1,8 +1,8 @@
-"""What a GGUF file's keys say of the model, put on the config that transformers made of them.
+"""Completing the config that transformers makes of a GGUF file with the file's other keys.
 
 transformers reads about ten keys of each architecture and takes the rest from its defaults, which are one checkpoint's:
-a model with scaled positions or another width of heads would load and compute something else. Each key is therefore
-compared, set where it differs, and refused where nothing here knows what it means.
+a model with scaled positions or other head widths would load and compute something else. So each key is compared, set
+if it differs, and refused if its meaning is unknown.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ PLAIN: dict[str, tuple[str, ...]] = {
     "ssm.time_step_rank": ("time_step_rank",),
     "ssm.inner_size": ("intermediate_size",),
 }
-"""A key, after its architecture, and the names that configs have for it."""
+"""Keys, without the architecture's prefix, and the names that configs use for them."""
 ELSEWHERE_HANDLED = {"vocab_size", "tensor_data_layout"}
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
 def complete(config: PreTrainedConfig, metadata: Mapping[str, Any], rope: Mapping[str, np.ndarray]) -> None:
-    """Set on the config what the file says and it does not have.
+    """Set the file's properties that the config lacks.
 
     Args:
         metadata: the file's keys.
-        rope: the tensors about positions, by name.
+        rope: the tensors of positions, by name.
 
     Raises:
-        ModelError: a key that is not understood, or that this architecture has no place for.
+        ModelError: a key is not understood, or this architecture has no place for it.
     """
     from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
 
@@ -62,27 +62,27 @@ def complete(config: PreTrainedConfig, metadata: Mapping[str, Any], rope: Mappin
     text = config.get_text_config()
     if architecture in GGUF_CONFIG_ARCHS:  # transformers reads every key of these
         return
-    own = {k.partition(".")[2]: _short(v) for k, v in metadata.items() if k.startswith(f"{architecture}.")}
-    for key, value in own.items():
+    keys = {k.partition(".")[2]: _short(v) for k, v in metadata.items() if k.startswith(f"{architecture}.")}
+    for key, value in keys.items():
         if key in PLAIN:
             _set_plain(text, f"{architecture}.{key}", value, PLAIN[key])
         elif not key.startswith("rope.") and key not in ELSEWHERE_HANDLED:
             raise ModelError(f"its key {architecture}.{key} ({value!r:.40}) is not understood here")
-    _set_positions(text, own, architecture)
-    _set_factors(text, own, rope)
+    _set_positions(text, keys, architecture)
+    _set_factors(text, keys, rope)
 
 
 def _short(value: Any) -> Any:
-    """A float32 of the file as the number that was meant: 1e-05, not 9.999999747378752e-06."""
+    """A float32 of the file as the shortest equal number: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _set_plain(text: PreTrainedConfig, key: str, value: Any, names: tuple[str, ...]) -> None:
-    name = next((each for each in names if hasattr(text, each)), None)
+    name = next((item for item in names if hasattr(text, item)), None)
     if key.endswith(".sliding_window") and value == 0:
-        value = None  # the file's word for no window
+        value = None  # 0 means no window
     if isinstance(value, list) and len(set(value)) == 1:
-        value = value[0]  # one number for each layer
+        value = value[0]  # the list has one number per layer
     if isinstance(value, list):
         raise ModelError(f"its key {key} differs from layer to layer, which is not understood here")
     if name is None:
@@ -95,46 +95,46 @@ def _set_plain(text: PreTrainedConfig, key: str, value: Any, names: tuple[str, .
         setattr(text, name, value)
 
 
-def _set_positions(text: PreTrainedConfig, own: Mapping[str, Any], architecture: str) -> None:
+def _set_positions(text: PreTrainedConfig, keys: Mapping[str, Any], architecture: str) -> None:
     """Base, width and scaling of rotary positions."""
     rope = getattr(text, "rope_parameters", None)
-    said = {key.removeprefix("rope."): value for key, value in own.items() if key.startswith("rope.")}
+    scaling = {key.removeprefix("rope."): value for key, value in keys.items() if key.startswith("rope.")}
     if not isinstance(rope, dict):
-        if said:
+        if scaling:
             raise ModelError(f"its keys {architecture}.rope.* have no place in transformers' {text.model_type}")
         return
     rope = dict(rope)
     by_layer = "full_attention" in rope
-    whole = dict(rope["full_attention"]) if by_layer else rope
-    if "freq_base" in said:
-        whole["rope_theta"] = said.pop("freq_base")
-    if by_layer and "freq_base_swa" in said:
-        rope["sliding_attention"] = {**rope["sliding_attention"], "rope_theta": said.pop("freq_base_swa")}
+    full = dict(rope["full_attention"]) if by_layer else rope
+    if "freq_base" in scaling:
+        full["rope_theta"] = scaling.pop("freq_base")
+    if by_layer and "freq_base_swa" in scaling:
+        rope["sliding_attention"] = {**rope["sliding_attention"], "rope_theta": scaling.pop("freq_base_swa")}
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    if (turned := said.pop("dimension_count", width)) != width:
-        whole["partial_rotary_factor"] = turned / width
-    elif whole.get("partial_rotary_factor", 1.0) != 1.0:
-        whole["partial_rotary_factor"] = 1.0
-    kind = said.pop("scaling.type", "linear" if "scale_linear" in said else "none")
-    factor = said.pop("scaling.factor", said.pop("scale_linear", 1.0))
+    if (turned := scaling.pop("dimension_count", width)) != width:
+        full["partial_rotary_factor"] = turned / width
+    elif full.get("partial_rotary_factor", 1.0) != 1.0:
+        full["partial_rotary_factor"] = 1.0
+    kind = scaling.pop("scaling.type", "linear" if "scale_linear" in scaling else "none")
+    factor = scaling.pop("scaling.factor", scaling.pop("scale_linear", 1.0))
     if kind == "linear" and factor != 1.0:
-        whole |= {"rope_type": "linear", "factor": factor}
+        full |= {"rope_type": "linear", "factor": factor}
     elif kind == "yarn":
-        whole |= {"rope_type": "yarn", "factor": factor}
-        _move(said, "scaling.original_context_length", whole, "original_max_position_embeddings")
-        _move(said, "scaling.attn_factor", whole, "attention_factor")
-        _move(said, "scaling.yarn_beta_fast", whole, "beta_fast")
-        _move(said, "scaling.yarn_beta_slow", whole, "beta_slow")
+        full |= {"rope_type": "yarn", "factor": factor}
+        _move(scaling, "scaling.original_context_length", full, "original_max_position_embeddings")
+        _move(scaling, "scaling.attn_factor", full, "attention_factor")
+        _move(scaling, "scaling.yarn_beta_fast", full, "beta_fast")
+        _move(scaling, "scaling.yarn_beta_slow", full, "beta_slow")
     elif kind not in ("none", "linear", "longrope"):
         raise ModelError(f"its positions are scaled by {kind!r}, which is not understood here")
-    said.pop("scaling.finetuned", None)  # of the training, not of the model
-    said = {key: value for key, value in said.items() if key not in _LONG_KEYS}
-    if said:
-        key, value = next(iter(said.items()))
+    scaling.pop("scaling.finetuned", None)  # it describes the training, not the model
+    scaling = {key: value for key, value in scaling.items() if key not in _LONG_KEYS}
+    if scaling:
+        key, value = next(iter(scaling.items()))
         raise ModelError(f"its key {architecture}.rope.{key} ({value!r:.40}) is not understood here")
     if by_layer:
-        rope["full_attention"] = whole
-    text.rope_parameters = rope if by_layer else whole
+        rope["full_attention"] = full
+    text.rope_parameters = rope if by_layer else full
 
 
 _LONG_KEYS = {"scaling.original_context_length", "scaling.attn_factor"}
@@ -145,19 +145,19 @@ def _move(source: dict[str, Any], key: str, target: dict[str, Any], name: str) -
         target[name] = source.pop(key)
 
 
-def _set_factors(text: PreTrainedConfig, own: Mapping[str, Any], rope: Mapping[str, np.ndarray]) -> None:
-    """Scaling that the file holds as one factor for each frequency: Llama 3.1's, and Phi-3's two."""
+def _set_factors(text: PreTrainedConfig, keys: Mapping[str, Any], rope: Mapping[str, np.ndarray]) -> None:
+    """Set position scaling that the file stores as factors per frequency: Llama 3.1's, and Phi-3's two."""
     if "rope_factors_long.weight" in rope:
         long, short = (rope[f"rope_factors_{which}.weight"].astype(float).tolist() for which in ("long", "short"))
         text.rope_parameters = {
             **text.rope_parameters,
             "rope_type": "longrope",
-            "long_factor": [_short(each) for each in long],
-            "short_factor": [_short(each) for each in short],
-            "original_max_position_embeddings": own["rope.scaling.original_context_length"],
+            "long_factor": [_short(item) for item in long],
+            "short_factor": [_short(item) for item in short],
+            "original_max_position_embeddings": keys["rope.scaling.original_context_length"],
         }
-        if "rope.scaling.attn_factor" in own:
-            text.rope_parameters["attention_factor"] = own["rope.scaling.attn_factor"]
+        if "rope.scaling.attn_factor" in keys:
+            text.rope_parameters["attention_factor"] = keys["rope.scaling.attn_factor"]
     elif "rope_freqs.weight" in rope:
         factors = torch.from_numpy(rope["rope_freqs.weight"].astype(np.float32)).flatten()
         if torch.all(factors == 1.0):

@@ -1,8 +1,7 @@
-"""A model from elsewhere into the registry: a Hugging Face folder, a hub name or a GGUF file.
+"""Importing a model into the registry: from a Hugging Face folder, a hub name or a GGUF file.
 
-Copied are configs, tokenizer files, licenses and weights, from the top of the folder. Pickled weights are written anew
-as safetensors. Code is refused, and so is a config that asks for code, unless the user trusts it; the manifest then
-says so for everybody after them.
+Configs, tokenizer files, licenses and weights are copied from the top of the folder. Pickled weights are converted to
+safetensors. Code, and a config that loads code, is refused unless the user trusts it; the manifest records the trust.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from alignment.config.loading import front_matter
 from alignment.errors import ModelError
 from alignment.models import adapters
 from alignment.models.importing import foreign
-from alignment.models.importing.foreign import one_line_errors, run_convert
+from alignment.models.importing.foreign import import_errors, run_convert
 from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Parent, Registry, Version
 from alignment.registry.files import SUFFIXES
@@ -29,10 +28,11 @@ from alignment.registry.manifest import Role
 from alignment.registry.references import check_name
 
 CARD = "SOURCE.md"
-"""What the source's own README.md is called in a version, whose README.md is the registry's card."""
+"""Name of the source's README.md in a version, whose own README.md is the registry's card."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _WANTED = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.md", "*.py", "LICENSE*"]
-_SAFE, _PICKLED = "model.safetensors", "pytorch_model.bin"
+_SAFE = "model.safetensors"
+_PICKLED = "pytorch_model.bin"
 _LICENSES = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 
 
@@ -51,32 +51,28 @@ def import_model(
     """Publish a model from elsewhere as the next version of `name`.
 
     Args:
-        template, eos_token: to be published with its tokenizer, as `model.template` and `model.eos_token` of a config.
-        base: the base model of an adapter alone; None: the one that its config names.
+        template, eos_token: published with its tokenizer, like `model.template` and `model.eos_token` of a config.
+        base: the base model of an adapter; None: the one that its config names.
 
     Returns:
         The version, and the files that were not copied.
 
     Raises:
-        ModelError: no model there, or none that may be stored.
-        RegistryError: a wrong name.
+        ModelError: there is no model, or it may not be stored.
+        RegistryError: the name is not a legal one.
     """
     check_name(name)
     with tempfile.TemporaryDirectory(prefix="import-") as temporary:
         staging = Path(temporary)
-        if foreign.is_gguf(file := Path(source).expanduser()):
-            if revision is not None:
-                raise ModelError(f"{source}: a local file has no revisions; leave --revision out")
-            from alignment.models.importing.gguf import unpack  # the extra `gguf` is needed here alone
-
-            found = _Taken(None, unpack(file, staging), converted=True)
+        if foreign.is_gguf(Path(source).expanduser()):
+            taken = _take_gguf(source, revision, staging)
         else:
-            found = _take(source, revision, trust_remote_code, staging, registry, base)
-        if base is not None and found.base is None:
+            taken = _take(source, revision, trust_remote_code, staging, registry, base)
+        if base is not None and taken.base is None:
             raise ModelError(f"{source}: a whole model, not an adapter; leave --base out")
-        has: Role = "policy"
-        if found.base is None:
-            has = _role(staging, role, source)
+        published_role: Role = "policy"
+        if taken.base is None:
+            published_role = _role(staging, role, source)
             _check_loads(staging, source, trust_remote_code)
         if template or eos_token:
             _set_on_tokenizer(staging, template, eos_token, trust_remote_code)
@@ -84,18 +80,13 @@ def import_model(
             name,
             staging,
             stage="import",
-            role=has,
-            base=found.base,
-            config=found.config,
-            origin={
-                "source": source,
-                "revision": found.commit,
-                "license": found.license,
-                "converted": found.converted,
-            },
-            remote_code=found.has_code,
+            role=published_role,
+            base=taken.base,
+            config=taken.config,
+            origin=taken.origin(source),
+            remote_code=taken.has_code,
         )
-    return version, found.left_out
+    return version, taken.left_out
 
 
 def _set_on_tokenizer(staging: Path, template: str | None, eos_token: str | None, trusted: bool) -> None:
@@ -107,7 +98,7 @@ def _set_on_tokenizer(staging: Path, template: str | None, eos_token: str | None
 
 @dataclass(frozen=True)
 class _Taken:
-    """What came into the staging folder."""
+    """The contents of the staging folder."""
 
     commit: str | None
     license: str | None
@@ -118,27 +109,45 @@ class _Taken:
     """The base model of an adapter; `config` is then the `model` section that it is loaded with."""
     config: dict[str, Any] | None = None
 
+    def origin(self, source: str) -> dict[str, Any]:
+        """The manifest's `origin`."""
+        return {
+            "source": source,
+            "revision": self.commit,
+            "license": self.license,
+            "converted": self.converted,
+        }
+
+
+def _take_gguf(source: str, revision: str | None, staging: Path) -> _Taken:
+    """Unpack a GGUF file."""
+    if revision is not None:
+        raise ModelError(f"{source}: a local file has no revisions; leave --revision out")
+    from alignment.models.importing.gguf import unpack  # imported late, since it needs the extra `gguf`
+
+    return _Taken(None, unpack(Path(source).expanduser(), staging), converted=True)
+
 
 def _take(
     source: str, revision: str | None, trusted: bool, staging: Path, registry: Registry, base: str | None
 ) -> _Taken:
-    """The files of a folder or hub name that make a model, or an adapter."""
+    """Copy the files of a folder or hub name that make a model or an adapter."""
     folder, commit = _find(source, revision)
-    taken = _files(folder, source)
-    kept = [file for file in taken if _is_kept(file, taken)]
+    files = _files(folder, source)
+    kept = [file for file in files if _is_kept(file)]
     everything = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()}
     if adapters.is_adapter(folder):
-        _check_code(source, folder, taken, trusted)
-        from alignment.models.importing.adapter import take_adapter  # which imports from here
+        _check_code(source, folder, files, trusted)
+        from alignment.models.importing.adapter import take_adapter  # imported late: it loads transformers and PEFT
 
         kept = [file for file in kept if not file.endswith(".py") and file != "README.md"]
-        of, config = take_adapter(folder, kept, base, registry, staging, source)
+        adapter_base, config = take_adapter(folder, kept, base, registry, staging, source)
         converted = not (folder / adapters.WEIGHTS).is_file()
         left_out = sorted(everything - {*kept, "adapter_model.bin" if converted else adapters.WEIGHTS})
-        return _Taken(commit, None, converted, left_out=left_out, base=of, config=config)
-    _check_kind(folder, set(taken), source)
-    weights = _weights(taken, source)
-    _check_code(source, folder, taken, trusted)
+        return _Taken(commit, None, converted, left_out=left_out, base=adapter_base, config=config)
+    _check_kind(folder, set(files), source)
+    weights = _weights(files, source)
+    _check_code(source, folder, files, trusted)
     for file in kept:
         if not file.endswith(".py") or trusted:
             shutil.copyfile(folder / file, staging / (CARD if file == "README.md" else file))
@@ -149,7 +158,7 @@ def _take(
 
 
 def _check_kind(folder: Path, names: set[str], source: str) -> None:
-    """Refuse a folder of transformers' own format that no stage can start from."""
+    """Refuse a folder in transformers' format that no stage can start from."""
     config = _read_json(folder / "config.json", source)
     tokenizer = "holds no tokenizer (tokenizer.json, tokenizer.model or vocab.json); copy its files from the original"
     problem = foreign.no_policy(config, names) or foreign.quantization(folder)
@@ -158,7 +167,7 @@ def _check_kind(folder: Path, names: set[str], source: str) -> None:
 
 
 def _find(source: str, revision: str | None) -> tuple[Path, str | None]:
-    """The folder of a model and its commit: of a local one none is known, unless it lies in the hub's cache."""
+    """A model's folder and its commit, which is unknown for a local folder outside the hub's cache."""
     local = Path(source).expanduser()
     if local.is_file():
         raise ModelError(f"{source}: {foreign.about_file(local)}")
@@ -180,7 +189,7 @@ def _find(source: str, revision: str | None) -> tuple[Path, str | None]:
 
 
 def _files(folder: Path, source: str) -> list[str]:
-    """Names of the files at the top. A link may lead within the folder or into the hub's cache, nowhere else."""
+    """Names of the files at the top of the folder; links may lead within it or into the hub's cache only."""
     homes = [folder.resolve()]
     if folder.parent.name == "snapshots":
         homes.append(folder.resolve().parent.parent / "blobs")
@@ -200,38 +209,38 @@ def _files(folder: Path, source: str) -> list[str]:
 
 
 def _weights(files: list[str], source: str) -> list[str]:
-    """The weights' files: safetensors where there are any, else pickles. Other formats beside them are left."""
+    """The weight files: safetensors if there are any, else pickles; other formats are ignored."""
     for pattern in (
         r"model(-\d+-of-\d+)?\.safetensors",
         r"(?!consolidated).+\.safetensors",
         r"pytorch_model(-\d+-of-\d+)?\.bin",
     ):
-        found = [file for file in files if re.fullmatch(pattern, file)]
-        if found:
-            return found
+        weights = [file for file in files if re.fullmatch(pattern, file)]
+        if weights:
+            return weights
     raise ModelError(f"{source}: no weights (model*.safetensors or pytorch_model*.bin)")
 
 
-def _is_kept(file: str, files: list[str]) -> bool:
+def _is_kept(file: str) -> bool:
     if file.endswith((".safetensors", ".bin", f"{_SAFE}.index.json", f"{_PICKLED}.index.json")):
-        return False  # `_copy` and `_convert` bring those of the weights
+        return False  # `_copy` and `_convert` handle the weights
     return (file.endswith((*SUFFIXES, ".py")) and not file.startswith(".") and file != CARD) or file in _LICENSES
 
 
 def _check_code(source: str, folder: Path, files: list[str], trusted: bool) -> None:
-    """Refuse what would run code when it is loaded."""
+    """Refuse files that would run code when the model is loaded."""
     if trusted:
         return
     advice = "read the code; if you trust it, say --trust-remote-code"
     for file in files:
         if file.endswith(".py"):
             raise ModelError(f"{source}: {file} is code, which loading the model could run; {advice}")
-        if file.endswith(".json") and (key := _asks_for_code(_read_json(folder / file, source))):
+        if file.endswith(".json") and (key := _code_key(_read_json(folder / file, source))):
             raise ModelError(f"{source}: {file} has {key!r}, which loads code that is not transformers'; {advice}")
 
 
-def _asks_for_code(value: Any) -> str | None:
-    """A key that makes transformers import somebody's file, at any depth (a vocabulary's tokens have numbers)."""
+def _code_key(value: Any) -> str | None:
+    """A key at any depth that makes transformers import the model's own code (integers are tokens of a vocabulary)."""
     waiting = [value]
     while waiting:
         item = waiting.pop()
@@ -261,51 +270,51 @@ def _copy(folder: Path, staging: Path, weights: list[str], source: str) -> None:
 
 
 def _convert(folder: Path, staging: Path, weights: list[str], source: str) -> None:
-    """Each pickle as a safetensors file, and the index that says which tensor is in which."""
+    """Convert each pickle to a safetensors file, and write the index of tensors by file."""
     if weights[0] != _PICKLED:
         index = folder / f"{_PICKLED}.index.json"
         if not index.is_file():
             raise ModelError(f"{source}: {weights[0]} is a part, and {index.name} is not there; download it again")
         _check_index(index, weights, source)
-    where: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
     for file in weights:
-        new = re.sub(r"^pytorch_model(.*)\.bin$", r"model\1.safetensors", file)
-        with one_line_errors(f"{source}: {file} cannot be converted"):
-            names = run_convert(folder / file, staging / new)
-        where |= dict.fromkeys(names, new)
+        target = re.sub(r"^pytorch_model(.*)\.bin$", r"model\1.safetensors", file)
+        with import_errors(f"{source}: {file} cannot be converted"):
+            names = run_convert(folder / file, staging / target)
+        weight_map |= dict.fromkeys(names, target)
     if weights[0] != _PICKLED:
-        total = sum((staging / file).stat().st_size for file in set(where.values()))
-        text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}, indent=2)
+        total = sum((staging / file).stat().st_size for file in set(weight_map.values()))
+        text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
         (staging / f"{_SAFE}.index.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _check_index(index: Path, weights: list[str], source: str) -> None:
-    """Refuse an index that names files that are not there; transformers would look for them anywhere."""
+    """Refuse an index that names missing files; transformers would look for them elsewhere."""
     content = _read_json(index, source)
-    named = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise ModelError(f"{source}: {index.name} has no weight_map; download it again")
-    if absent := sorted(set(named.values()) - set(weights)):
+    if absent := sorted(set(weight_map.values()) - set(weights)):
         raise ModelError(f"{source}: {index.name} names {absent[0]}, which is not in the folder; download it again")
 
 
 def _role(staging: Path, wanted: str | None, source: str) -> Role:
     config = _read_json(staging / "config.json", source)
     classes = config.get("architectures") if isinstance(config, dict) else None
-    scores = any("ForSequenceClassification" in str(each) for each in classes or ())
-    found: Role = "reward" if scores else "policy"
-    if wanted not in (None, found):
+    is_classifier = any("ForSequenceClassification" in str(name) for name in classes or ())
+    role: Role = "reward" if is_classifier else "policy"
+    if wanted not in (None, role):
         if wanted not in ("policy", "reward"):
             raise ModelError(f"--role {wanted}: expected policy or reward")
-        raise ModelError(f"{source}: config.json says {classes}, a {found}; leave --role out, or name another model")
-    return found
+        raise ModelError(f"{source}: config.json says {classes}, a {role}; leave --role out, or name another model")
+    return role
 
 
 def _check_loads(staging: Path, source: str, trusted: bool) -> None:
-    """Refuse what the stages could not load: a config or tokenizer that transformers does not know, damaged weights."""
+    """Refuse a config or tokenizer that transformers does not know, and damaged weights."""
     from transformers import AutoConfig, AutoTokenizer
 
-    with one_line_errors(f"{source}: cannot be loaded"):
+    with import_errors(f"{source}: cannot be loaded"):
         AutoConfig.from_pretrained(staging, trust_remote_code=trusted)
         AutoTokenizer.from_pretrained(staging, trust_remote_code=trusted)
         for file in staging.glob("*.safetensors"):
@@ -318,10 +327,10 @@ def _check_loads(staging: Path, source: str, trusted: bool) -> None:
 
 
 def _license(staging: Path) -> str | None:
-    """The license that the source's card names in its YAML head."""
+    """The license in the YAML front matter of the source's card."""
     try:
         head = front_matter((staging / CARD).read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
         return None
-    found = head.get("license_name") if head.get("license") in (None, "other") else head.get("license")
-    return str(found)[:200] if found else None
+    license = head.get("license_name") if head.get("license") in (None, "other") else head.get("license")
+    return str(license)[:200] if license else None

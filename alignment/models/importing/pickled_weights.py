@@ -1,7 +1,7 @@
-"""One pickled weights file to safetensors, as a program of its own: `python bin_weights.py IN.bin OUT.safetensors`.
+"""A program that converts pickled weights to safetensors: `python pickled_weights.py IN.bin OUT.safetensors`.
 
-`alignment.models.importing.model` runs it: weights_only lets no code of the file run, and a file that makes the reader
-crash or fill the memory takes this process with it and no other. Prints the tensors' names as JSON.
+`alignment.models.importing.foreign` runs it. `weights_only` runs no code of the file, and a file that crashes the
+reader or fills the memory ends only this process. Prints the tensors' names as JSON.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 
 
 def convert(source: str, target: str) -> list[str]:
-    """Write the tensors of a state dict; ones that share memory (tied weights, views) are written for each name.
+    """Write the tensors of a state dict; those that share memory (tied weights, views) are written once per name.
 
     Raises:
-        ValueError: it holds something else than named tensors.
+        ValueError: it holds something other than named tensors.
     """
     state = torch.load(source, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or not state:
@@ -33,5 +33,5 @@ def convert(source: str, target: str) -> list[str]:
 if __name__ == "__main__":
     try:
         print(json.dumps(convert(*sys.argv[1:])))
-    except Exception as error:  # noqa: BLE001 - whatever a file of somebody else's makes the reader raise
+    except Exception as error:  # noqa: BLE001 - a foreign file can make the reader raise anything
         sys.exit((str(error).strip().splitlines() or [type(error).__name__])[0])

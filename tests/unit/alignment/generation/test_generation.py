@@ -346,7 +346,7 @@ def test_the_cache_holds_what_transformers_holds_through_repeats_and_drops():
 @given(st.sets(st.integers(0, 20), min_size=1))
 def test_closing_up_keeps_the_rows_and_moves_only_what_fills_a_gap(going):
     going = sorted(going)
-    kept = engine._closed_up(going)
+    kept = engine._compacted(going)
     assert sorted(kept) == going
     assert all(kept[row] == row for row in going if row < len(going))
 
