@@ -255,7 +255,7 @@ def test_a_second_start_is_refused_and_leaves_the_first_alone(house, sft):
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert (
-        "holds an earlier run; go on with it (--resume auto), choose another name (name=toy-sft-2), or pass --overwrite"
+        "holds an earlier run; resume it (--resume auto), choose another name (name=toy-sft-2), or pass --overwrite"
         in result.stderr
     )
     assert json.loads((house.runs / "toy-sft" / "exit.json").read_text())["code"] == 0

@@ -405,7 +405,7 @@ def test_set_template_takes_a_name_or_a_file(tmp_path):
             "own.jinja: the chat template ends the assistant's turn with",
         ),
         (HUB.replace("[assistant]", "[model]"), "own.jinja: the chat template renders turn 2 otherwise"),
-        (TEMPLATES["plain"] + "{% if add_generation_prompt %}>{% endif %}", "own.jinja: what it renders with add_gen"),
+        (TEMPLATES["plain"] + "{% if add_generation_prompt %}>{% endif %}", "own.jinja: its rendering with add_gen"),
         (None, "own.jinja: .*No such file"),
     ):
         path.write_text(text) if text else path.unlink()

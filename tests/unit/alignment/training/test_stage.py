@@ -120,7 +120,7 @@ def test_an_earlier_run_is_kept_unless_told(command, capsys):
     (command.folder / "metrics.jsonl").write_text("{}\n")
     assert command() == 2
     assert (
-        "holds an earlier run; go on with it (--resume auto), choose another name (name=toy-2), or pass --overwrite"
+        "holds an earlier run; resume it (--resume auto), choose another name (name=toy-2), or pass --overwrite"
         in capsys.readouterr().err
     )
     assert (command.folder / "metrics.jsonl").exists()
