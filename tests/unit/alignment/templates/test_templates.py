@@ -362,7 +362,7 @@ def test_a_template_that_renders_old_turns_otherwise_is_refused():
         "message['content'] | trim", "(message['content'] if loop.last or message['role'] != 'assistant' else '...')"
     )
     encode_conversation(tokenizer, conversation(["a", "b"]))
-    with pytest.raises(TemplateError, match="renders turn 2 otherwise"):
+    with pytest.raises(TemplateError, match="renders turn 2 differently"):
         encode_conversation(tokenizer, conversation(["a", "b", "c", "d"]))
 
 
@@ -404,7 +404,7 @@ def test_set_template_takes_a_name_or_a_file(tmp_path):
             "{% for m in messages %}{{ m['content'] }}!{% endfor %}",
             "own.jinja: the chat template ends the assistant's turn with",
         ),
-        (HUB.replace("[assistant]", "[model]"), "own.jinja: the chat template renders turn 2 otherwise"),
+        (HUB.replace("[assistant]", "[model]"), "own.jinja: the chat template renders turn 2 differently"),
         (TEMPLATES["plain"] + "{% if add_generation_prompt %}>{% endif %}", "own.jinja: its rendering with add_gen"),
         (None, "own.jinja: .*No such file"),
     ):
