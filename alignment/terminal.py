@@ -100,7 +100,7 @@ def screen(stderr: bool = False) -> Console:
 
 
 class ProgressLine(Protocol):
-    """What `progress` yields."""
+    """The progress line that `progress` yields."""
 
     def advance(self, n: int = 1, **fields: float) -> None:
         """Count n more steps done and show `name=value` fields behind the bar."""

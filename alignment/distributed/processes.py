@@ -212,7 +212,7 @@ def zero_stage(accelerator: Accelerator) -> int:
 
 
 def offload_devices(accelerator: Accelerator) -> tuple[str, str]:
-    """Where DeepSpeed offloads the optimizer's state and the weights to: `none` (the GPU), `cpu` or `nvme`."""
+    """DeepSpeed's offload devices of the optimizer's state and of the weights: `none` (the GPU), `cpu` or `nvme`."""
     plugin = accelerator.state.deepspeed_plugin
     zero = {} if plugin is None else plugin.deepspeed_config["zero_optimization"]
     kinds = ("offload_optimizer", "offload_param")

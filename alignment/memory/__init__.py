@@ -1,1 +1,1 @@
-"""How much memory a run will need, before it starts."""
+"""Estimates of a run's memory before it starts."""

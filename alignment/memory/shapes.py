@@ -64,17 +64,17 @@ class ShapeFinder:
         if name.startswith(SCRATCH):
             shape = scratch or ScratchConfig()
             return scratch_shape(shape, shape.vocab_size)
-        found = self._read(name, trust, 0)
-        if found is None and self.fallback is not None:
-            found = self._given(trust)
+        config = self._read(name, trust, 0)
+        if config is None and self.fallback is not None:
+            config = self._given(trust)
             self._note(f"{key}={name}: cannot be read here; its shape is that of {self.fallback}")
-        if found is None:
+        if config is None:
             raise UnknownShape(
                 f"{key}={name}: its config.json cannot be read: it is in no registry and no folder, and the hub does "
                 "not answer; pass --model-config FILE with the model's config.json, or a name known here: "
                 f"{', '.join(KNOWN)}"
             )
-        return found
+        return config
 
     def _read(self, name: str, trust: bool, depth: int) -> PreTrainedConfig | None:
         if self.registry.is_reference(name):
@@ -83,8 +83,8 @@ class ShapeFinder:
                 return self._read(version.manifest.base.ref, trust, depth)
             member = version.path / "member-0"
             return _config_in(member if (version.path / ENSEMBLE).is_file() else version.path, trust)
-        if (found := self._named(name, trust)) is not None:
-            return found
+        if (config := self._named(name, trust)) is not None:
+            return config
         return self._from_recipe(name, trust, depth) or _from_hub(name, trust)
 
     def _named(self, name: str, trust: bool) -> PreTrainedConfig | None:
@@ -114,21 +114,21 @@ class ShapeFinder:
             start = str(model.get("name") or model.get("policy") or "")
             if start.startswith(SCRATCH):
                 shape = validate(ScratchConfig, model.get("scratch") or {}, str(file))
-                found: PreTrainedConfig | None = scratch_shape(shape, shape.vocab_size)
+                config: PreTrainedConfig | None = scratch_shape(shape, shape.vocab_size)
             else:
-                found = self._read(start, trust, depth + 1)
-            if found is not None:
+                config = self._read(start, trust, depth + 1)
+            if config is not None:
                 self._note(f"{name} is in no registry yet; its shape is that of {start} ({file})")
-            return found
+            return config
         return None
 
     def _given(self, trust: bool = False) -> PreTrainedConfig:
         assert self.fallback is not None
         self._fallback_read = True
-        found = self._named(self.fallback, trust)
-        if found is None:
+        config = self._named(self.fallback, trust)
+        if config is None:
             raise UnknownShape(f"--model-config {self.fallback}: no config.json there; known: {', '.join(KNOWN)}")
-        return found
+        return config
 
     def all_notes(self) -> list[str]:
         """Notes on the shapes that were found.
@@ -151,20 +151,20 @@ def _config_in(path: Path, trust: bool) -> PreTrainedConfig | None:
     if not file.is_file():
         return None
     try:
-        found: PreTrainedConfig = AutoConfig.from_pretrained(file, trust_remote_code=trust)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(file, trust_remote_code=trust)
     except (OSError, ValueError, KeyError) as error:
         raise UnknownShape(f"{file}: no config.json of a model ({str(error).splitlines()[0]})") from error
-    return found
+    return config
 
 
 def _from_hub(name: str, trust: bool) -> PreTrainedConfig | None:
     if name.count("/") != 1:
         return None
     try:
-        found: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust)
     except (OSError, ValueError, KeyError):
         return None
-    return found
+    return config
 
 
 def sized(shape: PreTrainedConfig, options: ModelConfig, kind: type = AutoModelForCausalLM) -> Model:

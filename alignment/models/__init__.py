@@ -1,1 +1,1 @@
-"""What a model is: loading, heads, adapters, ensembles, forward passes, export."""
+"""Models: loading, heads, adapters, ensembles, forward passes, export."""

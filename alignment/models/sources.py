@@ -79,8 +79,8 @@ def find_model(name: str, registry: Registry, role: Role | Sequence[Role], above
     path = os.path.expanduser(name)  # a string, since a Path would drop the ./ of ./model
     local = Path(path)
     if local.is_dir():
-        whole = any((local / file).is_file() for file in ("config.json", ENSEMBLE))
-        if problem := foreign.quantization(local) if whole else foreign.about_folder(local):
+        is_model = any((local / file).is_file() for file in ("config.json", ENSEMBLE))
+        if problem := foreign.quantization(local) if is_model else foreign.about_folder(local):
             raise ModelError(f"{name}: {problem}")
         return ModelSource(path)
     if local.is_file():

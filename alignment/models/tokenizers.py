@@ -61,8 +61,8 @@ def load_tokenizer(source: ModelSource | str, config: ModelConfig | None = None)
 
 def files_with_config(source: ModelSource) -> str:
     """The folder or hub name whose files list the end tokens: the adapter's if it has them, else its base's."""
-    own = Path(source.path) / "generation_config.json"
-    return source.path if source.base is None or own.is_file() else files_with_config(source.base)
+    has_config = (Path(source.path) / "generation_config.json").is_file()
+    return source.path if source.base is None or has_config else files_with_config(source.base)
 
 
 def pad_apart_from_ends(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -32,7 +32,7 @@ class Anything(enum.Enum):
 
 
 ANY = Anything.ANY
-"""For `expect`: move the alias wherever it points now."""
+"""A value of `expect`: move the alias wherever it points now."""
 
 
 class AliasEntry(BaseModel):

@@ -81,10 +81,10 @@ def data_lines(entries: list[DataFingerprint]) -> list[str]:
     return lines
 
 
-def levels(found: list[Box]) -> list[int]:
+def levels(nodes: list[Box]) -> list[int]:
     """The longest path from each box to the root (box 0); a forged cycle is cut where it closes."""
-    children: dict[int, list[int]] = {number: [] for number in range(len(found))}
-    for number, box in enumerate(found):
+    children: dict[int, list[int]] = {number: [] for number in range(len(nodes))}
+    for number, box in enumerate(nodes):
         for parent in box.parents:
             children[parent].append(number)
     done: dict[int, int] = {}
@@ -98,19 +98,19 @@ def levels(found: list[Box]) -> list[int]:
             done[number] = 1 + max(below, default=-1)
         return done[number]
 
-    return [level(number) for number in range(len(found))]
+    return [level(number) for number in range(len(nodes))]
 
 
 def mermaid(root: LineageNode) -> str:
     """The lineage as a Mermaid diagram for Markdown viewers; text from a manifest cannot leave its label."""
-    found = boxes(root)
+    nodes = boxes(root)
     lines = ["flowchart TD"]
     shapes = {"data": ("[(", ")]"), "ratings": ("[(", ")]"), "missing": ("[/", "/]")}
-    for number, box in enumerate(found):
+    for number, box in enumerate(nodes):
         before, after = shapes.get(box.kind, ("[", "]"))
         text = "<br/>".join(map(_quoted, [box.title, *box.lines]))
         lines.append(f'  n{number}{before}"{text}"{after}:::{box.kind}')
-    for number, box in enumerate(found):
+    for number, box in enumerate(nodes):
         for parent, relation in box.parents.items():
             served = f'|"{_quoted(relation)}"|' if relation else ""
             lines.append(f"  n{parent} -->{served} n{number}")

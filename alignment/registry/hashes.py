@@ -25,7 +25,7 @@ _ENTRY = re.compile(rb"([^\n]+) ([0-9a-f]{64})\n")
 
 
 def verify_mode(chosen: str | None = None) -> str:
-    """How much a load checks: `chosen`, else the environment's ALIGNMENT_VERIFY, else "cached".
+    """The verification mode of a load: `chosen`, else the environment's ALIGNMENT_VERIFY, else "cached".
 
     cached: sha256 of each file, read once per node. full: every file is read again. fast: sizes only.
 

@@ -55,7 +55,7 @@ class DataFingerprint(BaseModel):
     """The ratings were made by a program."""
     database: str | None = None
     rating_ids: str | None = None
-    """Which ratings of the database, as "1-40,42"."""
+    """Ids of the ratings in the database, such as "1-40,42"."""
     labeler_hashes: dict[str, int] = Field(default_factory=dict)
     """Number of ratings per labeler; labelers are hashed with the database's salt."""
     answered_by: dict[str, int] = Field(default_factory=dict)
@@ -95,7 +95,7 @@ class Manifest(BaseModel):
     role: Role
     parents: tuple[Parent, ...] = ()
     base: Parent | None = None
-    """For an adapter: the model that it adapts."""
+    """The base model of an adapter."""
     data: tuple[DataFingerprint, ...] = ()
     config: dict[str, JsonValue] | None = None
     code: Code | None = None

@@ -111,7 +111,7 @@ _WHAT = {"policy": "a policy", "reward": "a reward model", "value": "a critic"}
 
 def lineage_page(root: LineageNode) -> str:
     """The page of a lineage."""
-    found = boxes(root)
+    nodes = boxes(root)
     return html.render(
         f"Lineage of {root.ref}",
         _STYLE,
@@ -120,40 +120,40 @@ def lineage_page(root: LineageNode) -> str:
         root=root.ref,
         digest=root.version.digest if root.version else "",
         graph=graph(root),
-        steps=[_step(number, found) for number in _order(found)],
+        steps=[_step(number, nodes) for number in _order(nodes)],
     )
 
 
 def graph(root: LineageNode) -> dict[str, Any]:
     """Input of the macro `lineage`: a wide picture, and one with a box per row for a phone."""
-    found = boxes(root)
-    order = _order(found)
+    nodes = boxes(root)
+    order = _order(nodes)
     one_a_row = [len(order) - 1 - order.index(number) for number in range(len(order))]
-    return {"root": root.ref, "wide": draw(found, levels(found)), "narrow": draw(found, one_a_row, gap=_LANE)}
+    return {"root": root.ref, "wide": draw(nodes, levels(nodes)), "narrow": draw(nodes, one_a_row, gap=_LANE)}
 
 
-def _order(found: list[Box]) -> list[int]:
+def _order(nodes: list[Box]) -> list[int]:
     """The boxes from the oldest to the newest; data before the models of a level."""
-    depth = levels(found)
+    depth = levels(nodes)
     return sorted(
-        range(len(found)), key=lambda number: (-depth[number], found[number].kind in ("policy", "reward", "value"))
+        range(len(nodes)), key=lambda number: (-depth[number], nodes[number].kind in ("policy", "reward", "value"))
     )
 
 
-def draw(found: list[Box], depth: list[int], gap: int = GAP) -> GraphLayout:
+def draw(nodes: list[Box], depth: list[int], gap: int = GAP) -> GraphLayout:
     """Rows by depth, the last at the top; an arrow over several rows has a lane of its own in those between."""
     rows: list[list[tuple[int, ...]]] = [[] for _ in range(max(depth) + 1)]
     for number, level in enumerate(depth):
         rows[level].append((number,))
     chains = []
-    for child, box in enumerate(found):
+    for child, box in enumerate(nodes):
         for parent in box.parents:
             lanes = [(parent, child, level) for level in range(depth[parent] - 1, depth[child], -1)]
             for lane in lanes:
                 rows[lane[2]].append(lane)
             chains.append([(parent,), *lanes, (child,)])
     _untangle(rows, chains)
-    high = [max(_height(found[key[0]]) for key in row if len(key) == 1) for row in rows]
+    high = [max(_height(nodes[key[0]]) for key in row if len(key) == 1) for row in rows]
     widths = [sum(_width(key) for key in row) + gap * (len(row) - 1) for row in rows]
     width, y = max(widths) + 2 * gap, gap
     place: dict[tuple[int, ...], tuple[int, int]] = {}
@@ -173,9 +173,9 @@ def draw(found: list[Box], depth: list[int], gap: int = GAP) -> GraphLayout:
             "height": _height(box),
             "lines": [_cut(line) for line in (box.title, *box.lines)],
         }
-        for number, box in enumerate(found)
+        for number, box in enumerate(nodes)
     ]
-    return GraphLayout(width, y - BEND + gap, shapes, [_path(chain, place, found, high, depth) for chain in chains])
+    return GraphLayout(width, y - BEND + gap, shapes, [_path(chain, place, nodes, high, depth) for chain in chains])
 
 
 def _untangle(rows: list[list[tuple[int, ...]]], chains: list[list[tuple[int, ...]]]) -> None:
@@ -203,13 +203,13 @@ def _height(box: Box) -> int:
 def _path(
     chain: list[tuple[int, ...]],
     place: dict[tuple[int, ...], tuple[int, int]],
-    found: list[Box],
+    nodes: list[Box],
     high: list[int],
     depth: list[int],
 ) -> str:
     """From the bottom of the parent, straight down the lanes, to the top of the child."""
     x, y = place[chain[0]]
-    x, y = x + WIDTH // 2, y + _height(found[chain[0][0]])
+    x, y = x + WIDTH // 2, y + _height(nodes[chain[0][0]])
     path = f"M{x} {y}"
     for key in chain[1:]:
         to_x, to_y = place[key]
@@ -226,17 +226,17 @@ def _cut(line: str) -> str:
     return line if len(line) <= _CUT else line[: _CUT - 1] + "\u2026"
 
 
-def _step(number: int, found: list[Box]) -> dict[str, Any]:
-    """What the page says of one box."""
-    box = found[number]
+def _step(number: int, nodes: list[Box]) -> dict[str, Any]:
+    """The page's content for one box."""
+    box = nodes[number]
     step: dict[str, Any] = {"number": number, "kind": box.kind, "title": box.title, "words": [], "metrics": []}
     made_from = [
-        (relation or "data", found[parent].title) for parent, relation in box.parents.items() if relation != "answers"
+        (relation or "data", nodes[parent].title) for parent, relation in box.parents.items() if relation != "answers"
     ]
     if box.node is None:
-        answers = [("answers by", found[parent].title) for parent in box.parents]
+        answers = [("answers by", nodes[parent].title) for parent in box.parents]
         latest = max(box.data, key=lambda data: data.ratings or 0)
-        facts = [*answers, ("used by", ", ".join(b.title for b in found if number in b.parents))]
+        facts = [*answers, ("used by", ", ".join(b.title for b in nodes if number in b.parents))]
         facts += [("sha256", latest.sha256 or ""), ("split", latest.split or "")]
         what = "ratings" if box.kind == "ratings" else "data"
         words = [", ".join(line for line in data_lines(box.data) if not line.startswith("sha256"))]

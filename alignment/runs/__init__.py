@@ -1,1 +1,1 @@
-"""What a run leaves on disk: the journal, checkpoints, how it resumes and stops."""
+"""A run's files on disk: journal and checkpoints, and how it resumes and stops."""

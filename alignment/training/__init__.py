@@ -1,1 +1,1 @@
-"""What the stages share in training: the start model, callbacks, publishing."""
+"""Training code that the stages share: the initial model, callbacks, publishing."""

@@ -134,9 +134,9 @@ def memory_plan(make: Callable[[], Workload], sources: Mapping[str, ModelSource]
         return {"parameters": counts, "memory_gb_per_process": str(error)}
     stage = processes.launched_zero_stage()
     strategy = Strategy(f"zero{stage}", stage, processes.launched_offload()) if stage else DDP
-    found = estimate(work, strategy, world_size, on_gpu=not processes.on_cpu())
+    memory = estimate(work, strategy, world_size, on_gpu=not processes.on_cpu())
     return {
         "parameters": counts,
         "trained_parameters": sum(model.trained for model in work.models),
-        "memory_gb_per_process": in_gb(found),
+        "memory_gb_per_process": in_gb(memory),
     }
