@@ -126,7 +126,6 @@ def typer_commands() -> dict[str, Any]:
 
 def argparse_commands() -> dict[str, argparse.ArgumentParser]:
     """The commands with argparse: the stages, and the scripts that users run."""
-    sys.path[:0] = [path for path in (str(ROOT / "scripts"), str(ROOT)) if path not in sys.path]
     found = {f"python -m {stage}": parser_of(importlib.import_module(f"{stage}.__main__").main) for stage in STAGES}
     sample, rate = importlib.import_module("alignment.cli.sample"), importlib.import_module("alignment.cli.rate")
     found |= {"alignment sample": parser_of(sample.main), "alignment rate": parser_of(rate.main, ["--db", "F"])}
