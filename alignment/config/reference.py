@@ -117,8 +117,8 @@ def as_text(found: list[Key], cls: type[BaseModel]) -> str:
         lines += textwrap.wrap(key.about, width, initial_indent="    ", subsequent_indent="    ")
     trainer = getattr(cls, "trainer", None)
     if isinstance(trainer, TrainerSection) and any(key.section == "training" for key in found):
-        note = f"`training` takes every other argument of trl.{trainer.trl_class} too; --keys training.NAME shows one."
-        lines += ["", *textwrap.wrap(note, width)]
+        note = f"`training` takes every other argument of trl.{trainer.trl_class} too; "
+        lines += ["", *textwrap.wrap(note + "--keys training.<name> shows one.", width)]
     return "\n".join(lines)
 
 
