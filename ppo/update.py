@@ -28,18 +28,17 @@ POLICY_GROUP = 0
 """The optimizer's parameter group of the policy."""
 PTX_ROWS = 8
 """Demonstrations of one optimizer step over all processes, rounded up to as many on each."""
-FIRST_DIFFERENCE = {False: 1e-3, True: 0.05}
-"""By how much log-probabilities that are computed twice may differ on average, without and with bfloat16, in nats.
-float32 sums in another order differ by 1e-6, a wrong mask, position or dropout by tenths and more. bfloat16's is a
-judgement, not measured on a GPU; of the mean, as rounding can move a rare token far, and more of them on more
-processes."""
+MAX_DIFFERENCE, MAX_DIFFERENCE_BF16 = 1e-3, 0.05
+"""Largest mean difference, in nats, between log-probabilities that are computed twice. float32 sums in another order
+differ by 1e-6; a wrong mask, position or dropout makes tenths and more. The limit of bfloat16 is a judgement, not
+measured on a GPU. It is on the mean, because rounding can move single rare tokens far."""
 
 
 def minibatches(total: int, count: int, start: int, stop: int, generator: torch.Generator) -> Iterator[list[int]]:
     """This process's rows of each of `count` minibatches of `total` episodes: those from `start` to `stop`, from 0 on.
 
-    Of every `count` neighbours each goes into another minibatch. So the minibatches are the same whatever the number of
-    processes, and each process has an equal part of each.
+    Each block of `count` consecutive episodes contributes one to each minibatch. So the minibatches do not depend on the
+    number of processes, and each process has an equal part of each.
     """
     order = torch.rand(total // count, count, generator=generator).argsort(1)
     episodes = torch.arange(total).view(-1, count).gather(1, order)
@@ -248,7 +247,7 @@ class Updater:
     def _check_first(self, difference: float, step: int) -> None:
         """Stop where the first minibatch's ratio is not 1 (Huang et al. 2024, "The N+ Implementation Details", section
         5: it is by construction, since nothing was trained in between)."""
-        limit = FIRST_DIFFERENCE[bool(self.config.training.bf16)]
+        limit = MAX_DIFFERENCE_BF16 if self.config.training.bf16 else MAX_DIFFERENCE
         if not difference <= limit:
             raise ModelError(
                 f"iteration {step + 1}: before any update log-probabilities differ from the rollout's by "

@@ -60,7 +60,7 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
                 zero3.unpartitioned_loading(),
                 members.copied() as staging,
             ):  # ZeRO-3 would partition them over all ranks
-                heartbeat.enter("checking the model model", patient=True)
+                heartbeat.enter("checking the reward model", patient=True)
                 finished = finish_all(staging, config, prepared, trained)
                 last = sum(member.steps for member in trained[:-1]) + trained[-1].step
                 held_out = _evaluate(config, prepared, finished, journal, last, best_of(trained))
@@ -109,7 +109,7 @@ def _evaluate(
         metrics |= compact(report)
         flat = {f"eval/{name}": figure["value"] for name, figure in metrics.items() if isinstance(figure, dict)}
         journal.log(step, flat)
-        _show(journal, step, scored_pairs(held_out, scores))
+        _log_samples(journal, step, scored_pairs(held_out, scores))
     for finding in findings(report):
         journal.finding(step, finding.kind.replace("_", " "), finding.level, _finding_text(finding))
     for kind, why in unmeasured(report).items():
@@ -127,7 +127,7 @@ def _checks(run_dir: Path) -> list[Verdict] | None:
     return [check for check in verdicts(record) if check.name != ENDED]
 
 
-def _show(journal: Journal, step: int, pairs: Sequence[ScoredPair]) -> None:
+def _log_samples(journal: Journal, step: int, pairs: Sequence[ScoredPair]) -> None:
     """Journal the first held-out pairs with votes and scores, and histograms of the scores of both sides."""
     rows = [
         {

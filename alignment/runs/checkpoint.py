@@ -7,6 +7,8 @@ All ranks write into one staging folder and hash its files. The main process wri
 which is the commit. Only a manifest makes a checkpoint resumable: transformers' `get_last_checkpoint` takes the highest
 number, finished or not, and DeepSpeed's `latest` is written in place. DeepSpeed reads pickles, so its files are read
 only if this run's manifest lists them and the folder belongs to the user.
+
+The contents are written by `ppo/state.py` and `alignment/training/resumable.py` (SFT, reward), and by `TrainingEngine.save`.
 """
 
 from __future__ import annotations
