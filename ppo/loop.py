@@ -26,7 +26,7 @@ from ppo.evaluation import Evaluation
 from ppo.models import Models
 from ppo.optimizer import make_optimizer, make_schedule
 from ppo.prompts import EncodedPrompt, make_tasks, prompt_batches, share_of_process
-from ppo.rewards import load_sources
+from ppo.reward_sources import load_sources
 from ppo.rollout import Collector, Rollout, make_engine
 from ppo.selfcheck import check_models
 from ppo.sequences import Row

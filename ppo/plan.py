@@ -19,7 +19,7 @@ from ppo.config import PPOStageConfig, batch_plan
 from ppo.models import NO_GRADIENT
 from ppo.options import critic_kind, policy_options
 from ppo.prepare import check_config, prepare
-from ppo.rewards import load_sources
+from ppo.reward_sources import load_sources
 
 Shapes = Mapping[str, PreTrainedConfig]
 """Model shapes by role: init (the policy), reference, and as far as there are any reward, held_out_reward and value."""

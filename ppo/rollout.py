@@ -23,7 +23,7 @@ from ppo import sampler_gap
 from ppo.config import PPOStageConfig
 from ppo.models import NO_GRADIENT, Models, Pass, RewardModel, Role
 from ppo.prompts import Task
-from ppo.rewards import Source, weighted
+from ppo.reward_sources import Source, weighted
 from ppo.sequences import Microbatch, Row, lay_out, split_by_tokens
 
 T = TypeVar("T")

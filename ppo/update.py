@@ -37,8 +37,8 @@ measured on a GPU. It is on the mean, because rounding can move single rare toke
 def minibatches(total: int, count: int, start: int, stop: int, generator: torch.Generator) -> Iterator[list[int]]:
     """This process's rows of each of `count` minibatches of `total` episodes: those from `start` to `stop`, from 0 on.
 
-    Each block of `count` consecutive episodes contributes one to each minibatch. So the minibatches do not depend on the
-    number of processes, and each process has an equal part of each.
+    Each block of `count` consecutive episodes contributes one to each minibatch. So the minibatches do not depend on
+    the number of processes, and each process has an equal part of each.
     """
     order = torch.rand(total // count, count, generator=generator).argsort(1)
     episodes = torch.arange(total).view(-1, count).gather(1, order)

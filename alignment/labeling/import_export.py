@@ -16,7 +16,7 @@ from alignment.data.row_files import BadRow, read_rows
 from alignment.data.writers import row_writer
 from alignment.errors import UserError
 from alignment.labeling.entries import Entry, Stored
-from alignment.labeling.formats import FORMATS, FileFormat
+from alignment.labeling.rating_formats import FORMATS, FileFormat
 from alignment.ratings import RatingsStore
 from alignment.ratings.records import item_key
 from alignment.registry import Registry

@@ -8,7 +8,8 @@ which is the commit. Only a manifest makes a checkpoint resumable: transformers'
 number, finished or not, and DeepSpeed's `latest` is written in place. DeepSpeed reads pickles, so its files are read
 only if this run's manifest lists them and the folder belongs to the user.
 
-The contents are written by `ppo/state.py` and `alignment/training/resumable.py` (SFT, reward), and by `TrainingEngine.save`.
+The contents are written by `ppo/state.py`, by `alignment/training/resumable.py` (SFT and reward), and by
+`TrainingEngine.save`.
 """
 
 from __future__ import annotations

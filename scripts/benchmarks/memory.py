@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ppo import MEMORY, make_policy, save_reward_adapter
+from benchmarks.ppo_work import MEMORY, make_policy, save_reward_adapter
 from benchmarks.sft import made_up_words
 
 OURS = "memory_ours"

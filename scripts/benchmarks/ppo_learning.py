@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ppo import Work, fine_tuned, parameters, response_stats, sample, save_prompts
+from benchmarks.ppo_work import Work, fine_tuned, parameters, response_stats, sample, save_prompts
 
 if TYPE_CHECKING:
     from alignment.templates.rendering import Message

@@ -15,8 +15,8 @@ from alignment.data.reading import read_records
 from alignment.distributed import processes
 from alignment.runs.journal import Journal
 from alignment.training import publishing
-from benchmarks.ppo import PROMPT_TOKENS, Work
 from benchmarks.ppo_measures import Stopwatch, matmul_rate, rollout_stats
+from benchmarks.ppo_work import PROMPT_TOKENS, Work
 from ppo.config import PPOStageConfig
 from ppo.loading import find_models, load_models
 from ppo.loop import Loop

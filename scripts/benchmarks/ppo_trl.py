@@ -15,8 +15,8 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 from trl.experimental.utils import get_reward
 from trl.trainer.utils import selective_log_softmax
 
-from benchmarks.ppo import Work
 from benchmarks.ppo_measures import Stopwatch, matmul_rate, rollout_stats, through_end
+from benchmarks.ppo_work import Work
 
 
 class Contestant:

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import bench
 import pytest
 import torch
-from benchmarks import ppo, ppo_learning, venv
+from benchmarks import ppo, ppo_learning, ppo_work, venv
 from benchmarks.ppo_measures import Stopwatch, matmul_rate, rollout_stats, through_end, useful_flops
 from benchmarks.ppo_ours import Contestant
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
@@ -142,7 +142,7 @@ def test_the_tail_is_the_last_fifth(count, tail):
 def work(tmp_path_factory):
     """Eight prompts for a policy that has learned nothing."""
     folder = tmp_path_factory.mktemp("work")
-    lines = ppo.write_transcripts(folder / "all.jsonl", 0).read_text().splitlines()[:60]
+    lines = ppo_work.write_transcripts(folder / "all.jsonl", 0).read_text().splitlines()[:60]
     chats = [json.loads(line)["messages"] for line in lines]
     tokenizer = train_tokenizer((message["content"] for chat in chats for message in chat), 400, "chatml")
     shape = ScratchConfig(
@@ -154,16 +154,16 @@ def work(tmp_path_factory):
     tokenizer.save_pretrained(folder / "policy")
     load_scalar_model(str(folder / "policy")).model.save_pretrained(folder / "reward")
     tokenizer.save_pretrained(folder / "reward")
-    found = ppo.short_prompts([SimpleNamespace(messages=chat) for chat in chats], tokenizer, 8)
-    ppo.save_prompts(folder, [messages for messages, _ in found])
-    ppo.save_reward_adapter(folder)
+    found = ppo_work.short_prompts([SimpleNamespace(messages=chat) for chat in chats], tokenizer, 8)
+    ppo_work.save_prompts(folder, [messages for messages, _ in found])
+    ppo_work.save_reward_adapter(folder)
     prompts = [ids for _, ids in found]
-    made = ppo.Work(
-        prompts, ppo.sample(folder, prompts, 6), episodes=4, iterations=2, max_new_tokens=6, num_epochs=2,
+    made = ppo_work.Work(
+        prompts, ppo_work.sample(folder, prompts, 6), episodes=4, iterations=2, max_new_tokens=6, num_epochs=2,
         order={"3": [7, 6, 5, 4, 0, 1, 2, 3]},
     )  # fmt: skip
     made.write(folder)
-    assert ppo.Work.read(folder) == made
+    assert ppo_work.Work.read(folder) == made
     assert [encode_prompt(tokenizer, messages) for messages, _ in found] == prompts
     return folder, made
 
@@ -228,15 +228,15 @@ def test_learning_takes_the_prompts_of_its_seed(work, monkeypatch):
 def test_too_few_short_prompts_are_refused(tokenizer):
     chat = [{"role": "user", "content": "w " * 100}, {"role": "assistant", "content": "x"}]
     with pytest.raises(UserError, match="0 prompts of at most 48 tokens, and 2 are wanted"):
-        ppo.short_prompts([SimpleNamespace(messages=chat)] * 2, tokenizer, 2)
+        ppo_work.short_prompts([SimpleNamespace(messages=chat)] * 2, tokenizer, 2)
 
 
 def test_generated_answers_end_within_the_limit_in_two_thirds(tmp_path):
     """A word is about 1.05 tokens of the vocabulary of 4,096."""
-    lines = ppo.write_transcripts(tmp_path / "a.jsonl", 0).read_text().splitlines()
+    lines = ppo_work.write_transcripts(tmp_path / "a.jsonl", 0).read_text().splitlines()
     lengths = [len(json.loads(line)["messages"][1]["content"].split()) for line in lines]
     assert 0.6 < statistics.fmean(length <= 61 for length in lengths) < 0.72
-    assert ppo.write_transcripts(tmp_path / "b.jsonl", 0).read_text().splitlines() == lines
+    assert ppo_work.write_transcripts(tmp_path / "b.jsonl", 0).read_text().splitlines() == lines
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

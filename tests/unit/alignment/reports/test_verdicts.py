@@ -222,7 +222,7 @@ def test_no_other_stage_has_a_judge():
 
 def test_parts_of_the_reward_are_named_as_ppo_names_them(tmp_path, monkeypatch):
     from ppo.config import RewardsConfig
-    from ppo.rewards import load_sources
+    from ppo.reward_sources import load_sources
 
     (tmp_path / "my_rewards.py").write_text("def polite(prompts, responses, **columns):\n    return [0.0]\n")
     monkeypatch.syspath_prepend(tmp_path)

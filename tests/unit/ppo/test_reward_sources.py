@@ -17,7 +17,7 @@ import torch
 from alignment.data.records import Prompt
 from alignment.errors import ConfigError
 from ppo.config import RewardsConfig, RewardSource
-from ppo.rewards import HTTPReward, RewardError, load_sources, weighted
+from ppo.reward_sources import HTTPReward, RewardError, load_sources, weighted
 
 HERE = "tests.unit.ppo.reward_functions"
 TURN = {"role": "user", "content": "one?"}
