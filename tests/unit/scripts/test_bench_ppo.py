@@ -227,7 +227,7 @@ def test_learning_takes_the_prompts_of_its_seed(work, monkeypatch):
 
 def test_too_few_short_prompts_are_refused(tokenizer):
     chat = [{"role": "user", "content": "w " * 100}, {"role": "assistant", "content": "x"}]
-    with pytest.raises(UserError, match="0 prompts of at most 48 tokens, and 2 are wanted"):
+    with pytest.raises(UserError, match="found 0 prompts of at most 48 tokens, 2 needed"):
         ppo_work.short_prompts([SimpleNamespace(messages=chat)] * 2, tokenizer, 2)
 
 
