@@ -206,7 +206,7 @@ def test_two_groups_rate_the_same_pairs_each_by_itself(pairs: RatingsStore) -> N
     others = Counter(rating.item for rating in pairs.ratings() if rating.labeler not in judges)
     assert set(judged.values()) == {2} and len(judged) == 20
     assert set(others.values()) == {3} and len(others) == 40
-    assert pairs.simulated() == {labeler.name for labeler in (*labelers.LABELERS, *labelers.JUDGES)}
+    assert pairs.people.simulated() == {labeler.name for labeler in (*labelers.LABELERS, *labelers.JUDGES)}
     assert right_share(pairs, labelers.LABELERS) > 0.8 and right_share(pairs, labelers.JUDGES) > 0.8
 
 

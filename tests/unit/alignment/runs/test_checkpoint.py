@@ -351,7 +351,7 @@ def test_auto_without_an_earlier_run_begins(tmp_path):
 
 def test_a_damaged_run_file_is_one_line(begun, tmp_path):
     (begun / "run.json").write_text("{")
-    with pytest.raises(UserError, match=r"run.json cannot be read"):
+    with pytest.raises(UserError, match=r"run.json, which identifies the run, cannot be read"):
         resume.open_run_dir(config(tmp_path), overwrite=False, resume="auto")
 
 

@@ -76,7 +76,7 @@ with signals.listen():
     print("up", flush=True)
     while os.getppid() == int(sys.argv[2]):
         time.sleep(0.01)
-    Path(sys.argv[1], "part").write_text(signals._listener.heard().name)
+    Path(sys.argv[1], "part").write_text(signals._listener.pending().name)
     Path(sys.argv[1], "part").rename(Path(sys.argv[1], "heard"))
 """
 LAUNCHER = """
@@ -172,7 +172,7 @@ def test_a_preemption_that_was_answered_is_not_told_to_the_next_attempt(tmp_path
 
 
 def test_a_preemption_from_before_this_process_is_forgotten_and_one_that_came_since_is_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(signals, "LAUNCHED", ())
+    monkeypatch.setattr(signals, "LAUNCHER_VARIABLES", ())
     signals.clear_stale_preempt(tmp_path)
     touch(tmp_path, "PREEMPT")
     signals.clear_stale_preempt(tmp_path)
