@@ -94,9 +94,12 @@ def test_a_stopped_run_is_one_whose_steps_were_over(house, forks, stage):
     """Weights and figures are those of a run of five steps; a checkpoint that is asked for is saved, and is the only
     one."""
     training, stop, save = STOPPED[stage]
+    sections = dict(SECTIONS[stage])
+    if stage == "ppo":  # an adaptive KL coefficient follows the length that was planned
+        sections["ppo"] = {key: value for key, value in sections["ppo"].items() if key != "kl_target"}
     name, other = f"{stage}-stopped", f"{stage}-five"
     run = house / "runs" / name
-    config = configure(house, name, stage, {**SECTIONS[stage], "training": training})
+    config = configure(house, name, stage, {**sections, "training": training})
     actions = {save: f"touch {run}/CHECKPOINT", stop: f"touch {run}/STOP"}
     assert forks(house, stage, [config], actions) == 0, log(house)
     assert exit_record(house, name)["reason"] == "done"
@@ -104,7 +107,7 @@ def test_a_stopped_run_is_one_whose_steps_were_over(house, forks, stage):
     assert [path.name for path in (run / "checkpoints").glob("*")] == ["step-000003"]
     seen = {event["event"]: event.get("step") for event in events(house, name)}
     assert (seen["checkpoint"], seen["stopped"]) == (3, 5)
-    config = configure(house, other, stage, {**SECTIONS[stage], "training": {**training, "max_steps": 5}})
+    config = configure(house, other, stage, {**sections, "training": {**training, "max_steps": 5}})
     assert forks(house, stage, [config]) == 0, log(house)
     registry = Registry(house / "registry")
     one, two = registry.resolve(name), registry.resolve(other)
