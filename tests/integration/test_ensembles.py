@@ -9,6 +9,7 @@ from test_reward_stage import _here, events, house, run, settings, write  # noqa
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
+import ppo.plan
 import ppo.train
 import reward.train
 from alignment.cli.main import app

@@ -26,6 +26,7 @@ TURNS = [("cats", "They sleep."), ("books", "On floor two."), ("hours", "From ni
 
 
 def reward_stage(house, name, start, *overrides):
+    import reward.plan
     import reward.train
     from reward.config import RewardStageConfig
 
@@ -64,6 +65,7 @@ def house(tmp_path_factory):
 
 
 def _sft_adapter(folder):
+    import sft.plan
     import sft.train
     from sft.config import SFTStageConfig
 
