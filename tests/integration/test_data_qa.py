@@ -219,7 +219,7 @@ def test_a_local_model_that_talks_nonsense_leaves_nothing_and_says_why(
         (["--model", "m", "--url", "http://127.0.0.1:9"], "is the server running"),
         (["--model", "nobody"], "no model 'nobody'"),
         (["--questions", "none.jinja"], "--questions none.jinja: cannot be read: No such file"),
-        (["--out", "o.csv"], "use .jsonl"),
+        (["--out", "o.csv"], "name it .jsonl"),
         (["--out", "nowhere/o.jsonl"], "no folder nowhere"),
     ],
 )
