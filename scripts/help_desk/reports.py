@@ -19,6 +19,7 @@ MEANT = {
     ("reward", "overfitting"): _FEW,
     ("reward", "ties"): "few pairs are called a tie by most labelers",
     ("reward", "near duplicates"): "few pairs of answers share most of their words",
+    ("ppo", "data check"): _FRAMES,
 }
 """Reasons why a check does not pass in the demo, by stage and check."""
 SIMULATED = {("reward", "labels"): "the labelers are programs, not people; some lean to one side on purpose"}
