@@ -1,22 +1,17 @@
-"""The PPO stage's config, and how its batch sizes divide over processes."""
+"""The PPO stage's config."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from alignment.config.sections import Count, NonNegative, Positive, RunConfig, Section, Seed
-from alignment.errors import ConfigError
 from ppo.removed_keys import REMOVED_KEYS
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
 Estimator = Literal["gae", "rloo", "grpo", "dr_grpo", "reinforce++", "reinforce++-baseline"]
 Precision = Literal["float32", "bfloat16", "float16"]
 GROUPED = ("rloo", "grpo", "dr_grpo", "reinforce++-baseline")
@@ -368,35 +363,3 @@ class PPOStageConfig(RunConfig):
                 f"ppo.advantage_estimator={estimator} does not; take it out"
             )
         return self
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """How the episodes of an iteration divide."""
-
-    episodes: int
-    """On each process."""
-    prompts: int
-    """On each process."""
-    minibatch: int
-    """Episodes of one optimizer step, over all processes."""
-
-
-def batch_plan(config: PPOStageConfig, world_size: int) -> BatchPlan:
-    """Divide one rollout over processes, prompts and optimizer steps.
-
-    Raises:
-        ConfigError: something does not divide; it names the keys and the nearest sizes that work.
-    """
-    total, generations, count = config.rollout.batch_size, config.rollout.num_generations, config.ppo.num_minibatches
-    # A prompt's responses stay on one process; each process has an equal part of every minibatch.
-    step = math.lcm(world_size * generations, world_size * count)
-    if total % step:
-        lower, upper = total // step * step, (total // step + 1) * step
-        nearest = f"{lower} or {upper}" if lower else str(upper)
-        raise ConfigError(
-            f"rollout.batch_size={total} does not divide into {world_size} processes, "
-            f"rollout.num_generations={generations} and ppo.num_minibatches={count}; use {nearest}"
-        )
-    episodes = total // world_size
-    return BatchPlan(episodes=episodes, prompts=episodes // generations, minibatch=total // count)

@@ -15,7 +15,8 @@ from alignment.models.classifiers import AnyClassifier
 from alignment.models.ensembles import num_members
 from alignment.models.forward import LOGITS_AT_ONCE
 from alignment.training import arguments, publishing
-from ppo.config import PPOStageConfig, batch_plan
+from ppo.batch_plan import batch_plan
+from ppo.config import PPOStageConfig
 from ppo.models import NO_GRADIENT
 from ppo.options import critic_kind, policy_options
 from ppo.prepare import check_config, prepare

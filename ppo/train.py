@@ -20,7 +20,8 @@ from alignment.training import opening, publishing
 from alignment.training.data_check import DATA_WATCHED, note_findings, write_report
 from alignment.training.stage import write_bad_rows
 from ppo.alarms import watched
-from ppo.config import PPOStageConfig, batch_plan
+from ppo.batch_plan import batch_plan
+from ppo.config import PPOStageConfig
 from ppo.loading import load_models
 from ppo.loop import STOPPED, Loop
 from ppo.options import policy_options

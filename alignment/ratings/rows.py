@@ -9,7 +9,18 @@ from typing import Any
 
 from alignment.errors import UserError
 from alignment.ratings.file import RatingsFile
-from alignment.ratings.records import Assignment, Completion, Gold, Item, Rating, Why, dump
+from alignment.ratings.records import (
+    Assignment,
+    Completion,
+    Feedback,
+    Gold,
+    Item,
+    Rating,
+    Why,
+    dump,
+    flipped,
+    is_right,
+)
 
 
 def item_from(row: sqlite3.Row) -> Item:
@@ -52,6 +63,25 @@ def load_assignment(db: sqlite3.Connection, rating: int) -> Assignment:
         order_shown=tuple(order),
         why=row["why"],
     )
+
+
+def load_feedback(db: sqlite3.Connection, assignment: Assignment) -> Feedback | None:
+    """The feedback after the answer to a calibration item; None for other items, or before the answer."""
+    row = db.execute(
+        "SELECT choice, ranks, score, gold FROM rating JOIN item ON item.id = rating.item"
+        " WHERE rating.id = ? AND labeler = ? AND why = 'calibration' AND done AND gold IS NOT NULL",
+        (assignment.rating, assignment.labeler),
+    ).fetchone()
+    if row is None:
+        return None
+    gold, order = gold_from(row["gold"]), assignment.order_shown
+    assert gold is not None
+    right = is_right(gold, row["choice"], json.loads(row["ranks"] or "null"), row["score"])
+    if gold.choice is not None:
+        gold = Gold(choice=flipped(gold.choice, order))
+    if gold.ranks is not None:
+        gold = Gold(ranks=tuple(gold.ranks[place] for place in order))
+    return Feedback(right, gold)
 
 
 def gold_from(text: str | None) -> Gold | None:

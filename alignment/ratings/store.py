@@ -10,7 +10,6 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from types import TracebackType
 from typing import Any, Self
 
 from alignment.errors import UserError
@@ -39,17 +38,16 @@ from alignment.ratings.records import (
     dump,
     flipped,
     in_item_order,
-    is_right,
     item_key,
 )
 from alignment.ratings.rows import (
     finish_rating,
-    gold_from,
     insert_rating,
     item_from,
     kind_and_count,
     last_done,
     load_assignment,
+    load_feedback,
     rating_from,
 )
 from alignment.ratings.settings import StoreSettings
@@ -81,9 +79,7 @@ class RatingsStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -297,21 +293,7 @@ class RatingsStore:
 
     def feedback(self, assignment: Assignment) -> Feedback | None:
         """The feedback after the answer to a calibration item; None for other items, or before the answer."""
-        row = self._db.execute(
-            "SELECT choice, ranks, score, gold FROM rating JOIN item ON item.id = rating.item"
-            " WHERE rating.id = ? AND labeler = ? AND why = 'calibration' AND done AND gold IS NOT NULL",
-            (assignment.rating, assignment.labeler),
-        ).fetchone()
-        if row is None:
-            return None
-        gold, order = gold_from(row["gold"]), assignment.order_shown
-        assert gold is not None
-        right = is_right(gold, row["choice"], json.loads(row["ranks"] or "null"), row["score"])
-        if gold.choice is not None:
-            gold = Gold(choice=flipped(gold.choice, order))
-        if gold.ranks is not None:
-            gold = Gold(ranks=tuple(gold.ranks[place] for place in order))
-        return Feedback(right, gold)
+        return load_feedback(self._db, assignment)
 
     def undo(self, labeler: str) -> Assignment | None:
         """Reopen the labeler's last answer, or return None if there is none; the event log keeps the old answer.

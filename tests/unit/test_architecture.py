@@ -213,12 +213,6 @@ def test_every_name_imported_is_declared():
 
 # --- sizes and names -------------------------------------------------------------------------------------------------
 
-LONG_FILES = {
-    "alignment/ratings/store.py": "the one writer of a ratings file: each change is one transaction of it",
-    "ppo/config.py": "every key of PPO, each with what it does",
-}
-"""Files over 400 lines, each with the reason why it stays in one piece. No function is over 60."""
-
 
 def long_files() -> set[str]:
     return {relative(path) for path in SOURCES + SCRIPTS if len(path.read_text(encoding="utf-8").splitlines()) > 400}
@@ -234,7 +228,7 @@ def long_functions() -> set[str]:
 
 
 def test_files_and_functions_are_short():
-    assert long_files() == set(LONG_FILES)
+    assert long_files() == set()
     assert long_functions() == set()
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from alignment.config.loading import validate
 from alignment.errors import ConfigError
-from ppo.config import PPOStageConfig, batch_plan
+from ppo.batch_plan import batch_plan
+from ppo.config import PPOStageConfig
 from ppo.removed_keys import REMOVED_KEYS
 
 VALUES = {

@@ -1,0 +1,41 @@
+"""How one rollout divides over processes, prompts and optimizer steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from alignment.errors import ConfigError
+from ppo.config import PPOStageConfig
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How the episodes of an iteration divide."""
+
+    episodes: int
+    """On each process."""
+    prompts: int
+    """On each process."""
+    minibatch: int
+    """Episodes of one optimizer step, over all processes."""
+
+
+def batch_plan(config: PPOStageConfig, world_size: int) -> BatchPlan:
+    """Divide one rollout over processes, prompts and optimizer steps.
+
+    Raises:
+        ConfigError: something does not divide; it names the keys and the nearest sizes that work.
+    """
+    total, generations, count = config.rollout.batch_size, config.rollout.num_generations, config.ppo.num_minibatches
+    # A prompt's responses stay on one process; each process has an equal part of every minibatch.
+    step = math.lcm(world_size * generations, world_size * count)
+    if total % step:
+        lower, upper = total // step * step, (total // step + 1) * step
+        nearest = f"{lower} or {upper}" if lower else str(upper)
+        raise ConfigError(
+            f"rollout.batch_size={total} does not divide into {world_size} processes, "
+            f"rollout.num_generations={generations} and ppo.num_minibatches={count}; use {nearest}"
+        )
+    episodes = total // world_size
+    return BatchPlan(episodes=episodes, prompts=episodes // generations, minibatch=total // count)
