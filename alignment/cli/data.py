@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from alignment.config.sections import DataConfig, DataPart, ModelConfig
     from alignment.data.check import Inspector
 
-data = typer.Typer(no_args_is_help=True, help="Data files: check, preview, split, convert, or make them.")
+data = typer.Typer(no_args_is_help=True)
 data.add_typer(qa_command)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]

@@ -12,15 +12,10 @@ import typer
 from typer.core import TyperGroup
 
 from alignment.cli import plan as plan_cli
-from alignment.cli.data import data
-from alignment.cli.recipes import recipes
-from alignment.cli.registry import models
-from alignment.cli.runs import runs
+from alignment.cli.later import later
 from alignment.cli.stages import PASSED_ON, stages
-from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
 from alignment.terminal import clean, one_line
-from alignment.training.stage import leave, quiet_libraries
 
 
 def _home(match: re.Match[str]) -> str:
@@ -49,15 +44,18 @@ app = typer.Typer(
     help="The three stages, answers for people to rate, models and where they come from, data, runs, and plans.",
 )
 app.add_typer(stages)
-app.add_typer(recipes, name="recipes")
-app.add_typer(models, name="models")
-app.add_typer(data, name="data")
-app.add_typer(runs, name="runs")
+app.add_typer(later("recipes", "The shipped recipes and launch files."), name="recipes")
+app.add_typer(later("models", "The model registry: what is in it and how it was made.", "registry"), name="models")
+app.add_typer(later("data", "Data files: check, preview, split, convert, or make them."), name="data")
+app.add_typer(later("runs", "Training runs: what they do, what came of them, and a reviewer's word."), name="runs")
 
 
 @app.callback()
 def _alignment(context: typer.Context) -> None:
     """Supervised fine-tuning, reward models from human ratings, and PPO; the models meet in a registry."""
+    from alignment.distributed.ticker import ticking
+    from alignment.training.stage import quiet_libraries
+
     quiet_libraries()  # before a command imports them
     if context.invoked_subcommand in ("plan", "models", "data"):  # the stages tick by themselves, `runs` has a screen
         context.with_resource(ticking(f"alignment {context.invoked_subcommand}"))
@@ -88,6 +86,7 @@ def plan(
 def sample(context: typer.Context) -> None:
     """Models answer prompts, for people to rate.  Example: alignment sample MODEL --prompts FILE --db ratings.db"""
     from alignment.cli.sample import main
+    from alignment.training.stage import leave
 
     leave(main(context.args))
 
@@ -96,6 +95,7 @@ def sample(context: typer.Context) -> None:
 def rate(context: typer.Context) -> None:
     """Rate answers here or as a web page; reports, import, export.  Example: alignment rate --db F --labeler NAME"""
     from alignment.cli.rate import main
+    from alignment.training.stage import leave
 
     leave(main(context.args))
 

@@ -35,7 +35,7 @@ from alignment.registry.reviews import reviews_of
 from alignment.registry.words import judge_in
 from alignment.terminal import clean, one_line, screen
 
-models = typer.Typer(no_args_is_help=True, help="The model registry: what is in it and how it was made.")
+models = typer.Typer(no_args_is_help=True)
 
 
 @models.command("list")

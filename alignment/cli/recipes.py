@@ -13,7 +13,7 @@ from alignment.config import shipped
 from alignment.errors import UserError
 from alignment.terminal import clean
 
-recipes = typer.Typer(help="The shipped recipes and launch files.")
+recipes = typer.Typer()
 NameArgument = Annotated[str, typer.Argument(help="As `alignment recipes list` has it: sft/demo.yaml or sft/demo.")]
 CONFIGS = Path("configs")
 

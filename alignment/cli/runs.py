@@ -25,7 +25,7 @@ from alignment.runs.resume import value_at
 from alignment.terminal import clean, one_line, screen
 from alignment.tracking.wandb_names import PROJECT
 
-runs = typer.Typer(no_args_is_help=True, help="Training runs: what they do, what came of them, and a reviewer's word.")
+runs = typer.Typer(no_args_is_help=True)
 dashboard = typer.Typer(no_args_is_help=True, help="The panels of the reports, as views of a W&B workspace.")
 runs.add_typer(dashboard, name="dashboard")
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import typer
 
-from alignment.training.stage import leave
-
 stages = typer.Typer()
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 """For commands whose own command line reads all arguments, --help too."""
@@ -20,19 +18,25 @@ PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opt
 @stages.command("sft", context_settings=PASSED_ON, add_help_option=False)
 def sft(context: typer.Context) -> None:
     """Fine-tuning on demonstrations, as python -m sft.  Example: alignment sft configs/sft/demo.yaml"""
-    leave(_own("sft").main(context.args))
+    _run("sft", context.args)
 
 
 @stages.command("reward", context_settings=PASSED_ON, add_help_option=False)
 def reward(context: typer.Context) -> None:
     """A reward model, as python -m reward.  Example: alignment reward configs/reward/demo.yaml"""
-    leave(_own("reward").main(context.args))
+    _run("reward", context.args)
 
 
 @stages.command("ppo", context_settings=PASSED_ON, add_help_option=False)
 def ppo(context: typer.Context) -> None:
     """PPO, as python -m ppo.  Example: alignment ppo configs/ppo/demo.yaml"""
-    leave(_own("ppo").main(context.args))
+    _run("ppo", context.args)
+
+
+def _run(stage: str, arguments: list[str]) -> None:
+    from alignment.training.stage import leave
+
+    leave(_own(stage).main(arguments))
 
 
 def _own(stage: str) -> Any:
