@@ -25,7 +25,7 @@ class DynamicSampling:
         self.config, self.collector, self.targets, self.prompts = config, collector, targets, prompts
 
     def replace(self, rollout: Rollout, asked: set[int], step: int) -> tuple[Rollout, dict[str, float]]:
-        """The rollout, with prompts whose responses all have one score replaced by others than were `asked` (numbers of
+        """The rollout, with prompts whose responses all have one score replaced by others than were `asked` (indices of
         prompts); and what fraction of the prompts was without spread, by its name in the journal.
 
         Every process takes part in as many rounds and keeps as many prompts, since the passes are collectives.
@@ -33,7 +33,7 @@ class DynamicSampling:
         rounds, group = self.config.rollout.dynamic_sampling, self.config.rollout.num_generations
         accelerator, seed = self.collector.accelerator, self.config.training.seed
         wanted, sampled = len(rollout) // group, [rollout]
-        good = [(0, number) for number in self._with_spread(rollout)]
+        good = [(0, index) for index in self._with_spread(rollout)]
         counts = torch.tensor([wanted - len(good), wanted], dtype=torch.float64)
         for attempt in range(1, rounds + 1):
             missing = all_reduce_max(max(0, wanted - len(good)))
@@ -42,25 +42,25 @@ class DynamicSampling:
             count = missing * accelerator.num_processes
             stream = prompt_batches(len(self.prompts), 1, stream_seed("replacements", seed, step, attempt))
             seen = asked if len(asked) + count <= len(self.prompts) else set[int]()
-            fresh = (number for number in itertools.chain.from_iterable(stream) if number not in seen)
-            numbers = list(itertools.islice(fresh, count))
-            asked |= set(numbers)
-            tasks = share_of_process(make_tasks(self.prompts, numbers, group), accelerator)
+            fresh = (index for index in itertools.chain.from_iterable(stream) if index not in seen)
+            prompt_indices = list(itertools.islice(fresh, count))
+            asked |= set(prompt_indices)
+            tasks = share_of_process(make_tasks(self.prompts, prompt_indices, group), accelerator)
             more = self.collector.collect(tasks, seed, step, attempt)
             kept = self._with_spread(more)
             counts += torch.tensor([missing - len(kept), missing], dtype=torch.float64)
-            good += [(len(sampled), number) for number in kept]
+            good += [(len(sampled), index) for index in kept]
             sampled.append(more)
         alike, total = all_reduce_sum(counts.to(accelerator.device)).tolist()
         metrics = {"rollout/without_spread": alike / total}
         if not rounds:
             return rollout, metrics
-        others = [(0, number) for number in range(wanted) if (0, number) not in good]
+        others = [(0, index) for index in range(wanted) if (0, index) not in good]
         chosen = (good + others)[:wanted]
-        pieces = [(sampled[which], range(number * group, (number + 1) * group)) for which, number in chosen]
+        pieces = [(sampled[which], range(index * group, (index + 1) * group)) for which, index in chosen]
         return join(pieces), metrics
 
     def _with_spread(self, rollout: Rollout) -> list[int]:
         """The prompts of a rollout whose responses differ in score."""
         alike = without_spread(self.targets.scores(rollout), self.config.rollout.num_generations)
-        return [number for number, same in enumerate(alike.tolist()) if not same]
+        return [index for index, same in enumerate(alike.tolist()) if not same]

@@ -112,9 +112,9 @@ class Loop:
         control = Control(config.run_dir, self.journal)
         exit_if_preempted(config.run_dir)
         if self.step == 0:
-            numbers = next(batches)
-            batches = itertools.chain([numbers], batches)
-            self._begin(numbers)
+            prompt_indices = next(batches)
+            batches = itertools.chain([prompt_indices], batches)
+            self._begin(prompt_indices)
         with progress(f"ppo {config.name}", training.max_steps, self.accelerator.is_main_process) as line:
             line.advance(self.step)
             while self.step < training.max_steps and not best.should_stop:
@@ -133,10 +133,10 @@ class Loop:
                 if wanted is Wanted.STOP:
                     break
 
-    def iterate(self, numbers: Sequence[int]) -> dict[str, float]:
+    def iterate(self, prompt_indices: Sequence[int]) -> dict[str, float]:
         """One iteration: a rollout of these prompts and what is learned from it."""
         config = self.config
-        rollout, seconds = self._first or self._collect(numbers)
+        rollout, seconds = self._first or self._collect(prompt_indices)
         collected, self._first = time.monotonic(), None
         rewards = self.targets.rewards(rollout)
         targets = self.targets.build(rollout, rewards)
@@ -156,20 +156,20 @@ class Loop:
             self.journal.histogram(self.step, "rollout/advantage", targets.advantages[rollout.response_mask].tolist())
         return stats
 
-    def _begin(self, numbers: Sequence[int]) -> None:
+    def _begin(self, prompt_indices: Sequence[int]) -> None:
         """The first rollout, which sets the unit of scores; the critic is fitted and the start evaluated in it."""
-        rollout, seconds = self._collect(numbers)
+        rollout, seconds = self._collect(prompt_indices)
         if self.config.ppo.value_pretrain is not None:
             rollout = self._pretrain_critic(rollout)
         self._first = rollout, seconds
         self.alarms.begin(self.evaluation.run(self.step))
         exit_if_preempted(self.config.run_dir)
 
-    def _collect(self, numbers: Sequence[int]) -> tuple[Rollout, float]:
+    def _collect(self, prompt_indices: Sequence[int]) -> tuple[Rollout, float]:
         """The next iteration's rollout, and the seconds that it took; its scores count in the unit of scores."""
         config, started = self.config, time.monotonic()
         heartbeat.enter(f"the rollout of iteration {self.step + 1}")
-        tasks = make_tasks(self.prompts, numbers, config.rollout.num_generations)
+        tasks = make_tasks(self.prompts, prompt_indices, config.rollout.num_generations)
         rollout = self.collector.collect(share_of_process(tasks, self.accelerator), config.training.seed, self.step)
         had_unit = self.scaler.start
         self.scaler.observe(rollout.scores, all_reduce_sum)
@@ -179,7 +179,7 @@ class Loop:
                 self.alarms.begin(start)
         self._spread_metrics = {}
         if config.ppo.advantage_estimator in GROUPED:
-            rollout, self._spread_metrics = self.dynamic_sampling.replace(rollout, set(numbers), self.step)
+            rollout, self._spread_metrics = self.dynamic_sampling.replace(rollout, set(prompt_indices), self.step)
         return rollout, time.monotonic() - started
 
     def _pretrain_critic(self, first: Rollout) -> Rollout:

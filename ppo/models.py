@@ -367,7 +367,7 @@ class Models:
         moved = [module for module in modules if id(module) in frozen and not zero3.is_partitioned(module)]
         for module in moved:
             module.to(device)
-        with zero3.gathered(modules):
+        with zero3.gathered_modules(modules):
             yield
         for module in moved:
             module.to("cpu")

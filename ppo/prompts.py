@@ -27,13 +27,13 @@ class Task(NamedTuple):
 
     Args:
         ids: the prompt in the policy's tokens.
-        number: of the prompt in its set.
-        repeat: which of this iteration's responses to it; with the number it decides what is sampled.
+        prompt_index: of the prompt in its set.
+        repeat: which of this iteration's responses to it; with the index it decides what is sampled.
     """
 
     prompt: Prompt
     ids: list[int]
-    number: int
+    prompt_index: int
     repeat: int
 
 
@@ -107,15 +107,15 @@ def prompt_batches(num_prompts: int, batch_size: int, seed: int, start: int = 0)
         yield batch
 
 
-def make_tasks(prompts: Sequence[EncodedPrompt], numbers: Sequence[int], num_generations: int) -> list[Task]:
+def make_tasks(prompts: Sequence[EncodedPrompt], prompt_indices: Sequence[int], num_generations: int) -> list[Task]:
     """Tasks of one iteration over all processes; a prompt that comes twice keeps counting its repeats."""
     seen: dict[int, int] = {}
     tasks = []
-    for number in numbers:
+    for index in prompt_indices:
         for _ in range(num_generations):
-            repeat = seen.get(number, 0)
-            seen[number] = repeat + 1
-            tasks.append(Task(*prompts[number], number, repeat))
+            repeat = seen.get(index, 0)
+            seen[index] = repeat + 1
+            tasks.append(Task(*prompts[index], index, repeat))
     return tasks
 
 

@@ -178,7 +178,7 @@ class Collector:
         """
         tasks = list(tasks)
         models, device = self.models, self.accelerator.device
-        seeds = [stream_seed("sample", *seed, task.number, task.repeat) for task in tasks]
+        seeds = [stream_seed("sample", *seed, task.prompt_index, task.repeat) for task in tasks]
         prompts = [task.ids for task in tasks]
         # Under ZeRO-3 the policy is gathered once, for sampling and for all that is read from its weights.
         with self.accelerator.autocast(), models.resident(models.on_policy(), device):

@@ -40,7 +40,7 @@ class Microbatch:
             its value are read there, so that neither knows the token.
         targets: (M,) long, the response tokens.
         last: (R,) long, where each row's last token is: a reward model reads it.
-        rows: (R,) long, the rows' numbers in the rollout.
+        rows: (R,) long, the rows' indices in the rollout.
         row, column: (M,) long, the rollout's row and response column of each token.
         weight: 0 for a filler that keeps this process in step with others and teaches nothing; else 1.
     """
@@ -73,21 +73,21 @@ class Microbatch:
 
 
 def lay_out(
-    rows: Sequence[Row], numbers: Sequence[int], packed: bool, pad_token_id: int, device: torch.device
+    rows: Sequence[Row], row_indices: Sequence[int], packed: bool, pad_token_id: int, device: torch.device
 ) -> Microbatch:
     """Rows as one batch; neighbours with one prompt share it where rows are packed.
 
     Args:
-        numbers: of the rows in the rollout.
+        row_indices: of the rows in the rollout.
     """
     assert all(row.prompt and row.response for row in rows)
     inputs, starts = _packed(rows) if packed else _padded(rows, pad_token_id)
     before, targets, row_of, column = [], [], [], []
-    for number, row, (prompt_end, response_start) in zip(numbers, rows, starts, strict=True):
+    for row_index, row, (prompt_end, response_start) in zip(row_indices, rows, starts, strict=True):
         kept = [t for t in range(len(row.response)) if row.kept is None or row.kept[t]]
         before += [response_start + t - 1 if t else prompt_end - 1 for t in kept]
         targets += [row.response[t] for t in kept]
-        row_of += [number] * len(kept)
+        row_of += [row_index] * len(kept)
         column += kept
     last = [start + len(row.response) - 1 for row, (_, start) in zip(rows, starts, strict=True)]
 
@@ -99,7 +99,7 @@ def lay_out(
         before=index(before),
         targets=index(targets),
         last=index(last),
-        rows=index(numbers),
+        rows=index(row_indices),
         row=index(row_of),
         column=index(column),
     )
@@ -127,30 +127,30 @@ def _packed(rows: Sequence[Row]) -> tuple[dict[str, Any], list[tuple[int, int]]]
 def _padded(rows: Sequence[Row], pad_token_id: int) -> tuple[dict[str, Any], list[tuple[int, int]]]:
     ids, mask = pad_rows([row.prompt + row.response for row in rows], pad_token_id, "right")
     width = ids.shape[1]
-    ends = [number * width + len(row.prompt) for number, row in enumerate(rows)]
+    ends = [row_index * width + len(row.prompt) for row_index, row in enumerate(rows)]
     # Without positions: padding on the right leaves those that a model counts itself, which RoBERTa begins at 2.
     inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
     return inputs, [(end, end) for end in ends]
 
 
-def split_by_tokens(rows: Sequence[Row], numbers: Sequence[int], max_tokens: int, packed: bool) -> list[list[int]]:
-    """Row numbers in parts of at most `max_tokens`, padding included; rows of one prompt stay together where they fit.
+def split_by_tokens(rows: Sequence[Row], row_indices: Sequence[int], max_tokens: int, packed: bool) -> list[list[int]]:
+    """Row indices in parts of at most `max_tokens`, padding included; rows of one prompt stay together where they fit.
 
     Sorted by length, so that little is padded. A row beyond the limit is a part of its own.
     """
-    by_length = sorted(numbers, key=lambda number: (len(rows[number].prompt), rows[number].prompt, number))
-    groups = [list(same) for _, same in groupby(by_length, key=lambda number: rows[number].prompt)]
-    groups.sort(key=lambda group: max(rows[number].num_tokens for number in group))
+    by_length = sorted(row_indices, key=lambda each: (len(rows[each].prompt), rows[each].prompt, each))
+    groups = [list(same) for _, same in groupby(by_length, key=lambda each: rows[each].prompt)]
+    groups.sort(key=lambda group: max(rows[each].num_tokens for each in group))
     parts: list[list[int]] = []
     tokens = width = 0
     prompt: list[int] | None = None
-    for number in (number for group in groups for number in group):
-        row = rows[number]
+    for row_index in (row_index for group in groups for row_index in group):
+        row = rows[row_index]
         own = len(row.response) if packed and row.prompt == prompt else row.num_tokens
         wanted = tokens + own if packed else max(width, row.num_tokens) * (len(parts[-1]) + 1 if parts else 1)
         if not parts or wanted > max_tokens:
             parts.append([])
             tokens, width, own = 0, 0, row.num_tokens
-        parts[-1].append(number)
+        parts[-1].append(row_index)
         tokens, width, prompt = tokens + own, max(width, row.num_tokens), row.prompt
     return parts

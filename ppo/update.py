@@ -167,10 +167,10 @@ class Updater:
     def _wants_entropy(self) -> bool:
         return self.config.ppo.entropy_coef > 0
 
-    def _microbatches(self, all_rows: Sequence[Row], numbers: Sequence[int]) -> list[Microbatch]:
+    def _microbatches(self, all_rows: Sequence[Row], row_indices: Sequence[int]) -> list[Microbatch]:
         """Rows of like length together; as many batches on each process, since under ZeRO each is a collective."""
         packed, pad = self.models.packed, self.models.tokenizer.pad_token_id
-        parts = split_by_tokens(all_rows, numbers, self.config.training.microbatch_tokens, packed)
+        parts = split_by_tokens(all_rows, row_indices, self.config.training.microbatch_tokens, packed)
         batches = [lay_out([all_rows[n] for n in part], part, packed, pad, self.device) for part in parts]
         missing = all_reduce_max(len(batches)) - len(batches)
         return batches + [batches[0].as_filler()] * missing

@@ -29,7 +29,7 @@ SAMPLE = 512
 
 
 @dataclass(frozen=True)
-class Zero:
+class NormalizationSet:
     """Sequences whose mean score becomes 0."""
 
     over: str
@@ -43,13 +43,13 @@ class Zero:
         return {"zero_over": self.over, "zero_from": self.where, "zero_sequences": len(self.questions)}
 
 
-def find_zero(
+def find_normalization_set(
     config: RewardStageConfig,
     registry: Registry,
     source: ModelSource,
     tokenizer: PreTrainedTokenizerBase,
     judged: Sequence[Question],
-) -> Zero:
+) -> NormalizationSet:
     """Up to 512 demonstrations: from `reward.demonstrations`, or the training data of the initial model's SFT stage if
     its file is unchanged. Otherwise the completions of the training data.
 
@@ -65,17 +65,17 @@ def find_zero(
                 f"reward.demonstrations={path}: none of its {len(rows)} demonstrations fits into data.max_length="
                 f"{config.data.max_length}"
             )
-        return Zero("demonstrations", path, encoded)
+        return NormalizationSet("demonstrations", path, encoded)
     try:
         where, rows = _sft_demonstrations(registry, source)
         encoded = _encoded(rows, tokenizer, config.data.max_length)
         if encoded:
-            return Zero("demonstrations", where, encoded)
+            return NormalizationSet("demonstrations", where, encoded)
         reason = f"no demonstration of {where} fits into data.max_length={config.data.max_length}"
     except UserError as error:
         reason = str(error)
     sequences = [ids for question in judged for ids in question.sequences]
-    return Zero("training completions", reason, [_alone(ids) for ids in _sample(sequences)])
+    return NormalizationSet("training completions", reason, [_alone(ids) for ids in _sample(sequences)])
 
 
 def _sft_demonstrations(registry: Registry, source: ModelSource) -> tuple[str, list[Demonstration]]:

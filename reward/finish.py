@@ -1,4 +1,4 @@
-"""Prepare a trained model for publishing: verify its files and shift its scores to the zero point."""
+"""Prepare a trained model for publishing: verify its files and shift its scores to average 0."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from alignment.models.scalar import ScalarModel, holds_head, load_scalar_model, 
 from alignment.models.sources import ModelSource
 from reward.batches import score_questions
 from reward.config import RewardStageConfig
-from reward.demonstrations import Zero
+from reward.demonstrations import NormalizationSet
 from reward.prepare import PreparedReward, initial_model
 from reward.questions import Question
 from reward.trainer import Probe
@@ -48,9 +48,10 @@ def scores_of(scalar: ScalarModel, questions: Sequence[Question], pad_token_id: 
     return [score for row in rows for score in row]
 
 
-def mean_over(scalar: ScalarModel, zero: Zero, pad_token_id: int) -> float:
-    """The mean score over the sequences of the zero point, which are scored once."""
-    return fmean(scores_of(scalar, zero.questions, pad_token_id, f"the {zero.over} whose scores are to average 0"))
+def mean_over(scalar: ScalarModel, normalization: NormalizationSet, pad_token_id: int) -> float:
+    """The mean score over the normalization set, which is scored once."""
+    what = f"the {normalization.over} whose scores are to average 0"
+    return fmean(scores_of(scalar, normalization.questions, pad_token_id, what))
 
 
 def check_gate(expected: Sequence[float], actual: Sequence[float], tolerance: float, what: str) -> None:
@@ -75,8 +76,8 @@ def check_gate(expected: Sequence[float], actual: Sequence[float], tolerance: fl
         )
 
 
-def finish(folder: Path, probe: Probe, zero: Zero, pad_token_id: int) -> tuple[ScalarModel, float]:
-    """Compare the saved model with the trained one, shift its scores to average 0 over `zero`, and save it.
+def finish(folder: Path, probe: Probe, normalization: NormalizationSet, pad_token_id: int) -> tuple[ScalarModel, float]:
+    """Compare the saved model with the trained one, shift its scores to average 0 over `normalization`, and save it.
 
     Returns:
         The model, loaded again from its final files, and the shift of its scores.
@@ -88,7 +89,7 @@ def finish(folder: Path, probe: Probe, zero: Zero, pad_token_id: int) -> tuple[S
     scalar = load(folder)
     scores = scores_of(scalar, probe.questions, pad_token_id, "the probe")
     check_gate(probe.scores, scores, ROUNDED if probe.rounded else EXACT, "what was saved")
-    shift = mean_over(scalar, zero, pad_token_id)
+    shift = mean_over(scalar, normalization, pad_token_id)
     shift_scores(scalar, shift)
     scalar.model.save_pretrained(folder)
     del scalar  # a large model must not be in memory twice
@@ -98,7 +99,7 @@ def finish(folder: Path, probe: Probe, zero: Zero, pad_token_id: int) -> tuple[S
         expected,
         scores_of(shifted, probe.questions, pad_token_id, "the probe"),
         EXACT,
-        "what was saved with its zero point",
+        "what was saved with its score offset",
     )
     return shifted, shift
 
@@ -195,7 +196,7 @@ def finish_all(
         assert size == 1  # checked before training
         _merge_in_place(folder, initial_model(config, prepared), config.model.quantized)
     finished = [
-        finish(member_folder, member.probe, prepared.zero, pad)
+        finish(member_folder, member.probe, prepared.normalization, pad)
         for member_folder, member in zip(folders, trained, strict=True)
     ]
     models, shifts = [model for model, _ in finished], [shift for _, shift in finished]
@@ -213,7 +214,7 @@ def _finish_adapters(
     prepared: PreparedReward,
     trained: Sequence[Trained],
 ) -> tuple[ScalarModel | RewardEnsemble, list[float]]:
-    """Apply `finish` to one or several adapters on one base; the zero points are saved beside them."""
+    """Apply `finish` to one or several adapters on one base; the score offsets are saved beside them."""
     pad, size = prepared.start.tokenizer.pad_token_id, len(trained)
     source = ModelSource(str(folder), base=prepared.start.source, trained=config.model)
     options = ModelConfig(name=config.model.name, trust_remote_code=config.model.trust_remote_code)
@@ -233,14 +234,17 @@ def _finish_adapters(
         scalar, what = _member(saved, index)
         scores_by_member.append(scores_of(scalar, member.probe.questions, pad, "the probe"))
         check_gate(member.probe.scores, scores_by_member[-1], ROUNDED if member.probe.rounded else EXACT, what)
-        shifts.append(mean_over(scalar, prepared.zero, pad))
+        shifts.append(mean_over(scalar, prepared.normalization, pad))
     del saved, scalar  # a large model must not be in memory twice
     shifted = load_with(shifts)
     for index, (member, scores, shift) in enumerate(zip(trained, scores_by_member, shifts, strict=True)):
         scalar, what = _member(shifted, index)
         expected = [score - shift for score in scores]
         check_gate(
-            expected, scores_of(scalar, member.probe.questions, pad, "the probe"), EXACT, f"{what} with its zero point"
+            expected,
+            scores_of(scalar, member.probe.questions, pad, "the probe"),
+            EXACT,
+            f"{what} with its score offset",
         )
     return shifted, shifts
 

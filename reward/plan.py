@@ -62,7 +62,7 @@ def plan(config: RewardStageConfig, world_size: int) -> dict[str, Any]:
         "eval_pairs": held_out,
         "bad_rows": len(prepared.train_set.bad),
         **prepared.left_out,
-        **prepared.zero.summary(),
+        **prepared.normalization.summary(),
         "data_check": prepared.report.summary(),
     }
     source, bf16 = prepared.start.source, prepared.arguments.bf16

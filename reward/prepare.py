@@ -32,7 +32,7 @@ from alignment.training.arguments import make_arguments as make_trl_arguments
 from alignment.training.data_check import check_before_training
 from reward.config import DEFAULTS, EnsembleArguments, RewardStageConfig
 from reward.data import Encoding, Judgement, encode, labeler_weights, read_judgements
-from reward.demonstrations import Zero, find_zero
+from reward.demonstrations import NormalizationSet, find_normalization_set
 from reward.questions import Question, Scale, rating_scale, standardize
 
 PROBE = 8
@@ -54,7 +54,7 @@ class PreparedReward:
     """The weight of each labeler's votes; None: equal weights."""
     scale: Scale | None
     """Scale of the ratings for `objective: regression`: a score s means `mean + std * (s + score_bias)`."""
-    zero: Zero
+    normalization: NormalizationSet
     arguments: RewardConfig
     report: DataReport
     """The report of the data check."""
@@ -94,11 +94,13 @@ def prepare(config: RewardStageConfig, run: Run | None = None) -> PreparedReward
     scale = rating_scale(train) if config.reward.objective == "regression" else None
     if scale is not None:
         train, held_out = standardize(train, scale), standardize(held_out, scale)
-    zero = processes.on_main_process(lambda: find_zero(config, registry, start.source, start.tokenizer, train))
+    normalization = processes.on_main_process(
+        lambda: find_normalization_set(config, registry, start.source, start.tokenizer, train)
+    )
     arguments = make_arguments(config, no_eval=not held_out)
     return PreparedReward(
-        seed, registry, start, train_set, eval_set, train, held_out, left_out, reliability, scale, zero, arguments,
-        data_report,
+        seed, registry, start, train_set, eval_set, train, held_out, left_out, reliability, scale, normalization,
+        arguments, data_report,
     )  # fmt: skip
 
 

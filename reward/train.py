@@ -87,13 +87,13 @@ def _evaluate(
     step: int,
     evaluations: int,
 ) -> dict[str, Any]:
-    """Evaluate the model on held-out questions; returns its metrics and its zero point.
+    """Evaluate the model on held-out questions; returns its metrics and its score offset.
 
     Args:
         evaluations: number of evaluations from which the model was chosen; 1: held-out data had no influence on it.
     """
     held_out = split_held_out(config, prepared.held_out)[1] if evaluations > 1 else prepared.held_out
-    metrics: dict[str, Any] = {"score_bias": finished.shift, **prepared.zero.summary()}
+    metrics: dict[str, Any] = {"score_bias": finished.shift, **prepared.normalization.summary()}
     if prepared.scale is not None:
         metrics |= {"rating_mean": prepared.scale.mean, "rating_std": prepared.scale.std}
     members = finished.member_scores(held_out)
@@ -177,12 +177,15 @@ def publish(
 
 
 def _note_data(journal: Journal, config: RewardStageConfig, prepared: PreparedReward) -> None:
-    train_set, eval_set, zero = prepared.train_set, prepared.eval_set, prepared.zero
+    train_set, eval_set, normalization = prepared.train_set, prepared.eval_set, prepared.normalization
     if processes.is_main_process():
         write_bad_rows(config.run_dir, train_set.bad, train_set.notes)
         write_report(config.run_dir, prepared.report)
-        if zero.over != "demonstrations":
-            print(one_line(f"reward: scores will average 0 over the {zero.over}: {zero.where}"), file=sys.stderr)
+        if normalization.over != "demonstrations":
+            print(
+                one_line(f"reward: scores will average 0 over the {normalization.over}: {normalization.where}"),
+                file=sys.stderr,
+            )
     train, held_out = prepared.num_pairs
     journal.event(
         "data",
@@ -193,7 +196,7 @@ def _note_data(journal: Journal, config: RewardStageConfig, prepared: PreparedRe
         pairs=train,
         held_out=held_out,
         **prepared.left_out,
-        **zero.summary(),
+        **normalization.summary(),
     )
     if prepared.reliability is not None:
         journal.event("reliability", weights=sorted(prepared.reliability.values()))

@@ -17,18 +17,18 @@ from alignment.distributed.processes import is_main_process, process_index, worl
 
 
 @contextmanager
-def gathered_parameters(*parameters: nn.Parameter, changed: bool = True) -> Iterator[None]:
+def gathered_parameters(*parameters: nn.Parameter, write_back: bool = True) -> Iterator[None]:
     """Gather partitioned parameters inside the context; changes made by the main process are kept.
 
     Args:
-        changed: whether the body changes them; if not, nothing is broadcast at the end.
+        write_back: broadcast what the main process changed; False where the body only reads.
     """
     if not any(hasattr(parameter, "ds_id") for parameter in parameters):
         yield
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0 if changed else None):
+    with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0 if write_back else None):
         yield
 
 
@@ -51,7 +51,7 @@ def match_dtype(module: nn.Module) -> None:
 
 
 def partition(module: nn.Module, *, in_host_memory: bool = False) -> None:
-    """Shard the weights of a frozen module over the ranks; `gathered` brings them back for use.
+    """Shard the weights of a frozen module over the ranks; `gathered_modules` brings them back for use.
 
     All ranks get shards of the main process's weights.
     """
@@ -61,7 +61,7 @@ def partition(module: nn.Module, *, in_host_memory: bool = False) -> None:
 
 
 @contextmanager
-def gathered(modules: Iterable[nn.Module]) -> Iterator[None]:
+def gathered_modules(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Gather all weights of these modules inside the context, and run the modules without DeepSpeed's hooks.
 
     Every rank must enter. Inside, no forward pass is a collective, so ranks may make different numbers of them. Each
@@ -74,7 +74,7 @@ def gathered(modules: Iterable[nn.Module]) -> Iterator[None]:
         yield
         return
     missing = [p for p in partitioned if p.ds_status.name == "NOT_AVAILABLE"]
-    with _without_hooks(modules), gathered_parameters(*missing, changed=False):
+    with _without_hooks(modules), gathered_parameters(*missing, write_back=False):
         yield
 
 
@@ -120,7 +120,7 @@ def gather_weights(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, 
     """Copies of the parameters in the main process's host memory, empty on other ranks; every rank must call this."""
     weights = {}
     for name, parameter in parameters:  # one at a time: together they may not fit
-        with gathered_parameters(parameter, changed=False):
+        with gathered_parameters(parameter, write_back=False):
             if is_main_process():
                 weights[name] = parameter.detach().cpu().clone()
     return weights

@@ -216,7 +216,7 @@ def _generation_class(dtype: str) -> type:
                 super()._init_vllm()
 
         def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
-            with zero3.gathered([self.model]):
+            with zero3.gathered_modules([self.model]):
                 if isinstance(self.model, PeftModel):
                     yield from merged_parameters(self.model)
                 else:

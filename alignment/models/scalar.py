@@ -265,7 +265,7 @@ def read_score_bias(folder: str) -> float:
         if not math.isfinite(bias):
             raise ValueError(f"score_bias is {bias}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: not the zero point of a reward adapter ({error}); publish it again") from error
+        raise ModelError(f"{path}: not the score offset of a reward adapter ({error}); publish it again") from error
     return bias
 
 

@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_one_line(house, monkeypatch):  # noqa: F811
     try:
         record.write_text("{}")
         with pytest.raises(
-            ModelError, match=r"score\.json: not the zero point of a reward adapter .*; publish it again"
+            ModelError, match=r"score\.json: not the score offset of a reward adapter .*; publish it again"
         ):
             load_reward_model(source)
     finally:

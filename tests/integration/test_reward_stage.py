@@ -127,7 +127,7 @@ def mean_score(name, path="sft.jsonl"):
     return sum(scores) / len(scores)
 
 
-# --- the zero point --------------------------------------------------------------------------------------------------
+# --- the score offset -------------------------------------------------------------------------------------------------
 
 
 def test_scores_average_zero_over_the_sft_stages_demonstrations(house):

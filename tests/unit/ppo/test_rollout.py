@@ -125,7 +125,7 @@ def test_an_episode_depends_on_its_task_and_seed_alone(collect):
 
 def test_responses_to_one_prompt_differ_and_stay_together(collect):
     rollout = collect(numbers=[3, 0], generations=4)
-    assert [task.number for task in rollout.tasks] == [3] * 4 + [0] * 4
+    assert [task.prompt_index for task in rollout.tasks] == [3] * 4 + [0] * 4
     assert [task.repeat for task in rollout.tasks] == [0, 1, 2, 3] * 2
     assert len({tuple(row.response) for row in rollout.rows[:4]}) > 1
     assert collect(numbers=[3]).rows[0] == rollout.rows[0]
@@ -133,7 +133,7 @@ def test_responses_to_one_prompt_differ_and_stay_together(collect):
 
 def test_a_prompt_that_comes_twice_goes_on_counting():
     tasks = make_tasks([(prompt, [1]) for prompt in prompts_of("1", "2")], [0, 1, 0], 2)
-    assert [(task.number, task.repeat) for task in tasks] == [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3)]
+    assert [(task.prompt_index, task.repeat) for task in tasks] == [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3)]
 
 
 def test_an_engine_that_says_what_it_sampled_from_is_corrected(collect, models, stage_config, make_loop, monkeypatch):

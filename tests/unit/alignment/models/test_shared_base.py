@@ -189,7 +189,7 @@ def test_a_reward_adapter_that_is_none_is_one_line(tokenizer, tmp_path):
     record = tmp_path / "reward" / "score.json"
     for text in ("", "{}", '{"score_bias": "high"}', '{"score_bias": NaN}', "[]"):
         record.write_text(text)
-        with pytest.raises(ModelError, match=r"score\.json: not the zero point of a reward adapter"):
+        with pytest.raises(ModelError, match=r"score\.json: not the score offset of a reward adapter"):
             add_reward_adapter(load_policy(source.base), "reward", source, trainable=False)
     record.write_text('{"score_bias": 0.0}')
     save_adapter(shared(load_policy(source.base), ["lora"], ["policy"]), "policy", tmp_path / "reward")
