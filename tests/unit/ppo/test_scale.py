@@ -204,7 +204,7 @@ def test_groups_without_spread_are_counted_and_replaced(make_loop, stage_config,
     replaced, _ = filtered._collect([0, 1, 2, 3])
     assert len(replaced) == 8
     assert all(replaced.scores[row] != replaced.scores[row + 1] for row in range(0, 8, 2))
-    assert all(replaced.tasks[row].prompt_index == replaced.tasks[row + 1].number for row in range(0, 8, 2))
+    assert all(replaced.tasks[row].prompt_index == replaced.tasks[row + 1].prompt_index for row in range(0, 8, 2))
     assert replaced.rows[0] == kept[0]  # what had a spread stays
     assert filtered._spread_metrics["rollout/without_spread"] > 0
     for number, row in enumerate(replaced.rows):  # joined as they were, with the padding of the widest

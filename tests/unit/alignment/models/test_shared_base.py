@@ -164,7 +164,7 @@ def test_a_reward_adapter_beside_a_policy_gives_its_own_scores(tokenizer, tmp_pa
 
 
 @torch.no_grad()
-def test_a_member_of_an_ensemble_comes_with_its_own_zero_point(tokenizer, tmp_path):
+def test_a_member_of_an_ensemble_comes_with_its_own_score_offset(tokenizer, tmp_path):
     (tmp_path / "ensemble").mkdir()
     expected = []
     for number, bias in enumerate((2.0, 5.0)):
