@@ -75,7 +75,7 @@ def main(out: Path, *overrides: str) -> None:
     count = config.rollout.batch_size // config.rollout.num_generations
     for _ in range(3):
         tasks = make_tasks(loop.prompts, range(count), config.rollout.num_generations)
-        report["own"].append(processes.gather_lists([task.number for task in share_of_process(tasks, accelerator)]))
+        report["own"].append(processes.gather_lists([task.prompt_index for task in share_of_process(tasks, accelerator)]))
         stats = loop.iterate(list(range(count)))
         clocks = [name for name in stats if (metric := find("ppo", name)) and metric.is_clock]
         report["stats"].append({name: value for name, value in stats.items() if name not in clocks})
