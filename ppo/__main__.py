@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from alignment.training.stage import leave, run_stage
+from alignment.training.stage import exit_process, run_stage
 from ppo.config import PPOStageConfig
 
 
@@ -22,4 +22,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from alignment.training.stage import leave, run_stage
+from alignment.training.stage import exit_process, run_stage
 from reward.config import RewardStageConfig
 
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return plan(config, world_size)
 
-    def settle(config: RewardStageConfig) -> RewardStageConfig:
+    def complete(config: RewardStageConfig) -> RewardStageConfig:
         # Labelers' names stay in the ratings file, where `alignment rate forget` removes them.
         from reward.labelers import resolved
 
@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return overfit(config, args.overfit)
 
-    return run_stage("reward", RewardStageConfig, train, plan, argv, options=[_options()], study=study, settle=settle)
+    return run_stage(
+        "reward", RewardStageConfig, train, plan, argv, options=[_options()], study=study, complete=complete
+    )
 
 
 def _options() -> argparse.ArgumentParser:
@@ -56,4 +58,4 @@ def pairs(text: str) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from alignment.errors import require_extra
-from alignment.training.stage import leave, run_stage
+from alignment.training.stage import exit_process, run_stage
 from sft.config import SFTStageConfig
 
 
@@ -70,4 +70,4 @@ def seeds(text: str) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -86,18 +86,18 @@ def plan(
 def sample(context: typer.Context) -> None:
     """Models answer prompts, for people to rate.  Example: alignment sample MODEL --prompts FILE --db ratings.db"""
     from alignment.cli.sample import main
-    from alignment.training.stage import leave
+    from alignment.training.stage import exit_process
 
-    leave(main(context.args))
+    exit_process(main(context.args))
 
 
 @app.command("rate", context_settings=PASSED_ON, add_help_option=False)
 def rate(context: typer.Context) -> None:
     """Rate answers here or as a web page; reports, import, export.  Example: alignment rate --db F --labeler NAME"""
     from alignment.cli.rate import main
-    from alignment.training.stage import leave
+    from alignment.training.stage import exit_process
 
-    leave(main(context.args))
+    exit_process(main(context.args))
 
 
 def _planned(

@@ -34,9 +34,9 @@ def ppo(context: typer.Context) -> None:
 
 
 def _run(stage: str, arguments: list[str]) -> None:
-    from alignment.training.stage import leave
+    from alignment.training.stage import exit_process
 
-    leave(_own(stage).main(arguments))
+    exit_process(_own(stage).main(arguments))
 
 
 def _own(stage: str) -> Any:

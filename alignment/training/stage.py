@@ -62,7 +62,7 @@ def run_stage(
     *,
     options: Sequence[argparse.ArgumentParser] = (),
     study: Callable[[ConfigT, argparse.Namespace], str | None] = lambda config, args: None,
-    settle: Callable[[ConfigT], ConfigT] = lambda config: config,
+    complete: Callable[[ConfigT], ConfigT] = lambda config: config,
 ) -> int:
     """The whole command: parse, check, train; returns the exit code.
 
@@ -73,7 +73,7 @@ def run_stage(
         options: more options of this stage (parsers with add_help=False).
         study: does what those options request in place of training and returns the line to print; None if they
             request nothing. It publishes nothing and leaves no run behind.
-        settle: completes the config as it will be saved; called before anything else is done with it.
+        complete: completes the config as it will be saved; called before anything else is done with it.
     """
     _warn_about_shadowing_files()
     parser = _parser(stage, config_class, options)
@@ -92,13 +92,13 @@ def run_stage(
             if args.local_rank is not None:
                 refuse_deepspeed_launcher(shlex.join(["-m", stage, args.config, *args.overrides]))
             check_launch()
-            config = settle(load_config(config_class, args.config, args.overrides))
+            config = complete(load_config(config_class, args.config, args.overrides))
             heartbeat.enter("starting", patient=True)
             progress.enter_context(ticking(f"{stage} {config.name}", attempt.is_main))
             _execute(attempt, config, train, plan, study)
             code, reason = 0, "done"
         except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - reported, also in exit.json
-            code, reason = _explain(attempt, error)
+            code, reason = _report_error(attempt, error)
         _finish(attempt, code, reason)
     return code
 
@@ -138,7 +138,7 @@ def _execute(
         print(f"{stage}: {attempt.result.get('model', 'done')} in {seconds:.0f} s; run folder {config.run_dir}")
 
 
-def _explain(attempt: _Attempt, error: BaseException) -> tuple[int, str]:
+def _report_error(attempt: _Attempt, error: BaseException) -> tuple[int, str]:
     """Print an error, and return the exit code and the reason for exit.json."""
     if isinstance(error, UserError):
         # All ranks find the same mistake and one line is enough; but a file may be missing on one node only.
@@ -243,7 +243,7 @@ def _has_metrics(run_dir: Path) -> bool:
     return path.exists() and path.stat().st_size > 0
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """End this process with an exit code; the last call of `python -m STAGE`.
 
     With several processes the interpreter's own shutdown is skipped: gloo's threads outlive `destroy_process_group`,

@@ -166,7 +166,8 @@ def _watched(collector: Any) -> Any:
                     _compare("log-probabilities", found[number, : len(ids)].tolist(), plain.tolist())
                     if role is models.policy and "responses" not in options:
                         task = rollout.tasks[number]
-                        uniforms = _uniforms([stream_seed("sample", *seed, task.prompt_index, task.repeat)], len(ids))[0]
+                        stream = stream_seed("sample", *seed, task.prompt_index, task.repeat)
+                        uniforms = _uniforms([stream], len(ids))[0]
                         chosen = choose_tokens(logits, uniforms, self.sampling)
                         wrong += int((chosen != ids).sum())
                         tokens += len(ids)

@@ -108,9 +108,9 @@ def serve() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "run":
-        from alignment.training.stage import leave
+        from alignment.training.stage import exit_process
 
         actions = json.loads(os.environ.get("ACTIONS", "{}"))
-        leave(run(actions.get(os.environ.get("RANK", "0"), {}), sys.argv[2], sys.argv[3:]))
+        exit_process(run(actions.get(os.environ.get("RANK", "0"), {}), sys.argv[2], sys.argv[3:]))
     else:
         serve()

@@ -18,7 +18,7 @@ from alignment.distributed import processes, zero3
 from alignment.errors import ModelError
 from alignment.runs.journal import Journal
 from alignment.runs.metrics import find
-from alignment.training.stage import leave
+from alignment.training.stage import exit_process
 from ppo.config import PPOStageConfig
 from ppo.loading import finalize_models
 from ppo.loop import Loop
@@ -75,7 +75,9 @@ def main(out: Path, *overrides: str) -> None:
     count = config.rollout.batch_size // config.rollout.num_generations
     for _ in range(3):
         tasks = make_tasks(loop.prompts, range(count), config.rollout.num_generations)
-        report["own"].append(processes.gather_lists([task.prompt_index for task in share_of_process(tasks, accelerator)]))
+        report["own"].append(
+            processes.gather_lists([task.prompt_index for task in share_of_process(tasks, accelerator)])
+        )
         stats = loop.iterate(list(range(count)))
         clocks = [name for name in stats if (metric := find("ppo", name)) and metric.is_clock]
         report["stats"].append({name: value for name, value in stats.items() if name not in clocks})
@@ -108,4 +110,4 @@ def spoil(loop: Loop, rank: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), *sys.argv[2:])
-    leave(0)
+    exit_process(0)

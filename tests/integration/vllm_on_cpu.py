@@ -10,8 +10,8 @@ from vllm.model_executor.layers import utils
 _custom_ops._supports_onednn = False
 utils.check_cpu_sgl_kernel = lambda *_: False
 
-from alignment.training.stage import leave  # noqa: E402
+from alignment.training.stage import exit_process  # noqa: E402
 from ppo.__main__ import main  # noqa: E402
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -165,14 +165,14 @@ def test_bad_rows_are_listed_and_the_first_is_shown(tmp_path, capsys):
 
 LEAVING = """
 import atexit
-from alignment.training.stage import leave
+from alignment.training.stage import exit_process
 class LateWitness:
     def __del__(self):
         print("interpreter shutdown", flush=True)
 witness = LateWitness()
 atexit.register(print, "exit functions")
 print("done")
-leave(3)
+exit_process(3)
 """
 
 
