@@ -1,6 +1,6 @@
 """Collate questions and score their completions with one forward pass of the body per batch.
 
-The `shared_prefix` layout packs a batch into one row without padding, so the prompt of a question is computed once
+The `packed` layout packs a batch into one row without padding, so the prompt of a question is computed once
 (`alignment.models.packing`). The `padded` layout is for models that do not support this: each completion follows its
 prompt in a separate row, padded on the right. Sorting rows by length (`train_sampling_strategy: group_by_length`)
 helps the padded layout only.
@@ -28,7 +28,7 @@ from alignment.models.selfcheck import CheckError, row_tensor, tried, undisturbe
 from alignment.tensors import pad_rows
 from reward.questions import Question
 
-Layout = Literal["shared_prefix", "padded"]
+Layout = Literal["packed", "padded"]
 TOKENS_AT_ONCE = 8192
 
 
@@ -39,7 +39,7 @@ _LAYOUTS: WeakKeyDictionary[nn.Module, Layout] = WeakKeyDictionary()
 def choose_batch_layout(model: nn.Module, max_length: int) -> tuple[Layout, str | None]:
     """Choose the layout of a classifier's batches, with the reason if it is `padded`; `check_layout` verifies it.
 
-    A model with the `shared_prefix` layout is switched to attention by group; batches that are not packed are computed
+    A model with the `packed` layout is switched to attention by group; batches that are not packed are computed
     as before.
 
     Args:
@@ -51,7 +51,7 @@ def choose_batch_layout(model: nn.Module, max_length: int) -> tuple[Layout, str 
     if reason:
         return "padded", reason
     attend_by_group(base)
-    return "shared_prefix", None
+    return "packed", None
 
 
 def _why_padded(model: PreTrainedModel, max_length: int) -> str | None:
@@ -99,8 +99,8 @@ def check_layout(
             raise CheckError(f"{name} gives no score for a plain row ({failed or 'not finite'}); name another model")
         scale = max(1.0, *(abs(float(score)) for score in expected))
         reason = None
-        if layout == "shared_prefix":
-            reason = agree(why_wrong(model, lambda: together("shared_prefix"), expected, scale))
+        if layout == "packed":
+            reason = agree(why_wrong(model, lambda: together("packed"), expected, scale))
             if reason is None:
                 return layout, None
         if failure := agree(why_wrong(model, lambda: together("padded"), expected, scale)):
@@ -133,7 +133,7 @@ class QuestionCollator:
         first, second: (P,) long, indices of a pair's completions in the batch.
         target, weight, margin: (P,) float32, one per pair.
         ratings, rating_weights: (C,) float32, NaN and 0 if missing; left out if no question has ratings.
-        last: (C,) long, index of each completion's last token in the packed row; `shared_prefix` only.
+        last: (C,) long, index of each completion's last token in the packed row; `packed` only.
         """
         if self.layout == "padded":
             return self._padded_rows(questions) | _targets(questions)
@@ -270,7 +270,7 @@ def _batches(questions: Sequence[Question], layout: Layout, max_tokens: int) -> 
     tokens = rows = 0
     for index in sorted(range(len(questions)), key=lambda index: max(questions[index].lengths)):
         lengths, packed_tokens = questions[index].lengths, sum(map(len, _split(questions[index])))
-        size = tokens + packed_tokens if layout == "shared_prefix" else (rows + len(lengths)) * max(lengths)
+        size = tokens + packed_tokens if layout == "packed" else (rows + len(lengths)) * max(lengths)
         if batch and size > max_tokens:
             yield batch
             batch, tokens, rows = [], 0, 0

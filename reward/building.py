@@ -8,7 +8,9 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, set_seed
 
+from alignment.config.arguments import PackingArguments
 from alignment.distributed import zero3
+from alignment.errors import ConfigError
 from alignment.models import trainable
 from alignment.models.selfcheck import say
 from alignment.runs.journal import Recorder
@@ -65,10 +67,15 @@ def note_layout(config: RewardStageConfig, prepared: PreparedReward, padded: str
 
     Args:
         padded: the reason why rows are padded; None: they are not.
+
+    Raises:
+        ConfigError: training.packing is true, and rows cannot be packed.
     """
-    journal.event("batches", layout="padded" if padded else "shared_prefix", reason=padded)
+    journal.event("batches", layout="padded" if padded else "packed", reason=padded)
     if padded is None:
         return
+    if PackingArguments.of(config.training).packing:
+        raise ConfigError(f"training.packing: {padded}; remove the key, and rows are padded")
     if "train_sampling_strategy" not in config.training:
         prepared.arguments.train_sampling_strategy = "group_by_length"
     say(f"reward: each prompt is computed once for each completion: {padded}")
@@ -76,7 +83,7 @@ def note_layout(config: RewardStageConfig, prepared: PreparedReward, padded: str
 
 def layout_for(config: RewardStageConfig, prepared: PreparedReward, model: nn.Module) -> tuple[Layout, str | None]:
     """The layout of batches, and the reason if it is `padded`."""
-    reasons = ["reward.shared_prefix=off"] if config.reward.shared_prefix == "off" else []
+    reasons = ["training.packing=false"] if PackingArguments.of(config.training).packing is False else []
     reasons += [f"training.{name} needs padded rows" for name in PADDED_ROWS if getattr(prepared.arguments, name)]
     longest = max(max(question.lengths) for question in (*prepared.train, *prepared.held_out))
     return ("padded", reasons[0]) if reasons else choose_batch_layout(model, longest)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from alignment.config.arguments import BestModelArguments, CheckpointArguments, TrainerSection
+from alignment.config.arguments import SHARED_ARGUMENTS, TrainerSection
 from alignment.config.sections import NonNegative, Section, TrainerConfig
 
 
@@ -30,9 +30,6 @@ class RewardSection(Section):
     use_reliability: bool = False
     """Weight a labeler's votes by their agreement with the other labelers of the same items (one-coin Dawid-Skene,
     shrunk for labelers with few common items)."""
-    shared_prefix: Literal["auto", "off"] = "auto"
-    """`auto`: compute the prompt of several completions once if the architecture allows it; otherwise a message gives
-    the reason. The scores are the same."""
     demonstrations: str | None = None
     """Demonstrations over which the published scores average 0. None: the training data of the model's SFT stage."""
 
@@ -74,9 +71,10 @@ DEFAULTS = {
 class RewardStageConfig(TrainerConfig):
     """Sections: name, model, data, reward, training, registry, tracking."""
 
-    trainer: ClassVar[TrainerSection] = TrainerSection(
-        "RewardConfig", DEFAULTS, (BestModelArguments, CheckpointArguments, EnsembleArguments)
-    )
+    removed_keys: ClassVar[dict[str, str]] = TrainerConfig.removed_keys | {
+        "reward.shared_prefix": "use training.packing=false for `off`; `auto` is the default"
+    }
+    trainer: ClassVar[TrainerSection] = TrainerSection("RewardConfig", DEFAULTS, (*SHARED_ARGUMENTS, EnsembleArguments))
 
     reward: RewardSection = RewardSection()
 

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from trl import RewardConfig
 
-from alignment.config.arguments import trainer_arguments
+from alignment.config.arguments import PackingArguments, trainer_arguments
 from alignment.memory.plan import Pass, Workload
 from alignment.memory.shapes import ShapeFinder, sized
 from alignment.models.classifiers import AnyClassifier
@@ -29,7 +29,7 @@ def workload(config: RewardStageConfig, shape: PreTrainedConfig, bf16: bool) -> 
     model = sized(shape, config.model, AnyClassifier)
     tokens = int(merged.get("per_device_train_batch_size", 8)) * COMPLETIONS * config.data.max_length
     repeated = int(merged.get("gradient_accumulation_steps", 1)) > 1
-    joined = config.data.max_length if config.reward.shared_prefix == "auto" else 0
+    joined = 0 if PackingArguments.of(config.training).packing is False else config.data.max_length
     return Workload(
         models=(model,),
         passes=(Pass(model, tokens, 0, repeated, joined),),

@@ -6,6 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel, set_seed
 from trl import SFTConfig
 
+from alignment.config.arguments import PackingArguments
 from alignment.distributed import heartbeat
 from alignment.errors import ConfigError
 from alignment.models import trainable
@@ -57,7 +58,7 @@ def _packing_collator(config: SFTStageConfig, prepared: PreparedSFT, policy: nn.
     Raises:
         ConfigError: training.packing is true, and rows cannot be packed.
     """
-    asked = config.training.get("packing")
+    asked = PackingArguments.of(config.training).packing
     if asked is False:
         return None
     model = without_adapter(policy)

@@ -22,10 +22,6 @@ DEFAULTS = {
 
 
 class SFTStageConfig(TrainerConfig):
-    """Sections: name, model, data, training, registry, tracking.
-
-    `training.packing` packs the rows of a batch into one, without attention between them (`sft.packing`). By default it
-    is on if the model supports it; false pads rows of similar length; true refuses a model that does not support it.
-    """
+    """Sections: name, model, data, training, registry, tracking."""
 
     trainer: ClassVar[TrainerSection] = TrainerSection("SFTConfig", DEFAULTS)

@@ -54,15 +54,13 @@ def prepare(config: SFTStageConfig, run: Run | None = None) -> PreparedSFT:
 
 
 def make_arguments(config: SFTStageConfig, no_eval: bool) -> SFTConfig:
-    """TRL's arguments without its own packing, which cuts rows and counts packed rows as a batch.
+    """TRL's arguments, without its packing, which cuts rows and counts packed rows as a batch.
 
     Raises:
         ConfigError: an argument is wrong, or not supported on this machine.
     """
-    rest = {name: value for name, value in config.training.items() if name != "packing"}
     defaults = methods.with_learning_rate(DEFAULTS, config.model)
-    unpacked = config.model_copy(update={"training": rest})
-    arguments = make_trl_arguments(SFTConfig, unpacked, defaults, max_length=None, no_eval=no_eval)
+    arguments = make_trl_arguments(SFTConfig, config, defaults, max_length=None, no_eval=no_eval)
     if arguments.activation_offloading and processes.on_cpu():
         raise ConfigError(
             "training.activation_offloading moves activations off the GPU, and there is no GPU; remove the key"

@@ -41,7 +41,7 @@ OWNED_ARGUMENTS = {
     "truncation_mode": "use `data.max_length`; a long prompt is trimmed as a chat",
     "completion_only_loss": "the loss is on the assistant's tokens",
     "assistant_only_loss": "the loss is on the assistant's tokens",
-    "padding_free": "use `packing`",
+    "padding_free": "use `training.packing`",
     "eval_packing": "held-out rows are packed where the others are",
     "packing_strategy": "rows are packed whole and never attend to each other, as they would under `wrapped`",
     "use_liger_kernel": "the loss is in blocks already, without a kernel of another package",
@@ -88,6 +88,20 @@ class CheckpointArguments:
         return cls(**{field.name: training[field.name] for field in dataclasses.fields(cls) if field.name in training})
 
 
+@dataclasses.dataclass(frozen=True)
+class PackingArguments:
+    """What `training` takes for the layout of batches, in all stages."""
+
+    packing: bool | None = None
+    """Rows without padding, a prompt computed once for its answers; no row attends to another. None: where the model
+    can, else a line says why not. True: a model that cannot is refused."""
+
+    @classmethod
+    def of(cls, training: Mapping[str, Any]) -> Self:
+        """Those in a `training` section."""
+        return cls(training.get("packing"))
+
+
 ABOUT = {
     "learning_rate": "The peak learning rate. An adapter method brings its own default (docs/guides/methods.md).",
     "lr_scheduler_type": "How the learning rate falls after the warm-up: `linear`, `cosine`, `constant`, ...",
@@ -101,6 +115,9 @@ ABOUT = {
 """What the arguments mean for which a stage has a default of its own."""
 
 
+SHARED_ARGUMENTS = (BestModelArguments, CheckpointArguments, PackingArguments)
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainerSection:
     """What the `training` section of a stage takes: the arguments of a TRL config class, and some beside them."""
@@ -109,7 +126,7 @@ class TrainerSection:
     """Its name in `trl`, which is imported only when it is needed."""
     defaults: Mapping[str, Any]
     """The stage's own defaults; all others are TRL's."""
-    beside: tuple[type, ...] = (BestModelArguments, CheckpointArguments)
+    beside: tuple[type, ...] = SHARED_ARGUMENTS
     """Dataclasses of arguments that the class does not have, or that the suite reads in its place."""
 
     def trl_fields(self) -> dict[str, tuple[Any, Any]]:
@@ -154,7 +171,7 @@ def trainer_arguments(
     beside: Sequence[type] = (),
 ) -> dict[str, Any]:
     """Merge a config's `training` section over a stage's defaults, checked against the fields of a TRL config class;
-    those of a trainer take `BestModelArguments` and `CheckpointArguments` too.
+    those of a trainer take `SHARED_ARGUMENTS` too.
 
     Args:
         cls: the dataclass, for example `trl.SFTConfig`.
@@ -168,7 +185,7 @@ def trainer_arguments(
         ConfigError: an unknown argument (with the nearest one), one that the suite owns, or a value of another type.
     """
     is_trainers = any(field.name == "load_best_model_at_end" for field in dataclasses.fields(cls))
-    classes = (cls, BestModelArguments, CheckpointArguments, *beside) if is_trainers else (cls, *beside)
+    classes = (cls, *SHARED_ARGUMENTS, *beside) if is_trainers else (cls, *beside)
     fields = {field.name for each in classes for field in dataclasses.fields(each) if field.init}
     hints = {name: hint for each in classes for name, hint in typing.get_type_hints(each).items()}
     assert set(defaults) <= fields, sorted(set(defaults) - fields)

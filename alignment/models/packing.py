@@ -65,7 +65,7 @@ def group_attention(
         if attention_mask is not None and attention_mask.shape == (1, 1, 1, 1) and query.shape[2] > 1:
             raise ConfigError(
                 "training.packing: this model does not hand its arguments on to its attention, which would go across "
-                "documents; set training.packing=false (python -m sft) or reward.shared_prefix=off (python -m reward)"
+                "documents; set training.packing=false"
             )
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     lengths = [length for group in packed_groups for length in group]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 
 from transformers.training_args import TrainingArguments
 
-from alignment.config.arguments import BestModelArguments, CheckpointArguments, trainer_arguments
+from alignment.config.arguments import SHARED_ARGUMENTS, BestModelArguments, trainer_arguments
 from alignment.config.sections import ADAPTERS, TrainerConfig
 from alignment.distributed import processes
 from alignment.distributed.launch_files import check_against_config
@@ -42,7 +43,9 @@ def make_arguments(
     merged.setdefault("bf16", processes.bf16_by_default())
     if no_eval:
         merged["eval_strategy"] = "no"
-    pop_best_model_arguments(merged, no_eval)
+    check_best_model_arguments(merged, no_eval)
+    for field in itertools.chain.from_iterable(map(fields, SHARED_ARGUMENTS)):  # TRL's class would act on its own
+        merged.pop(field.name, None)
     processes.start_processes()
     with refused_arguments():
         arguments = cls(
@@ -63,8 +66,8 @@ def make_arguments(
     return arguments
 
 
-def pop_best_model_arguments(merged: dict[str, Any], no_eval: bool) -> None:
-    """Check and remove the arguments that `alignment.training.best_model` handles in place of transformers."""
+def check_best_model_arguments(merged: Mapping[str, Any], no_eval: bool) -> None:
+    """Check the arguments that `alignment.training.best_model` handles in place of transformers."""
     best = BestModelArguments.of(merged)
     if best.early_stopping_patience is None and best.early_stopping_threshold:
         raise ConfigError(
@@ -84,8 +87,6 @@ def pop_best_model_arguments(merged: dict[str, Any], no_eval: bool) -> None:
                 f"training.{key} needs evaluations in between; set training.eval_strategy=epoch, or =steps with "
                 "training.eval_steps"
             )
-    for field in (*fields(BestModelArguments), *fields(CheckpointArguments)):
-        merged.pop(field.name, None)
 
 
 @contextmanager

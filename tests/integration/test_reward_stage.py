@@ -300,14 +300,14 @@ def test_each_key_of_the_reward_section_does_something(house):
     run(reward.train.train, RewardStageConfig, settings("plain", data=data))
     run(reward.train.train, RewardStageConfig, settings("smooth", data=data, reward={"label_smoothing": 0.2}))
     in_order = {"train_sampling_strategy": "random"}  # which is that of shared prefixes
-    apart = settings("apart", data=data, reward={"shared_prefix": "off"}, training=in_order)
+    apart = settings("apart", data=data, training={"packing": False, **in_order})
     run(reward.train.train, RewardStageConfig, apart)
     assert losses("smooth") != pytest.approx(losses("plain"), abs=1e-3)
     assert losses("apart") == pytest.approx(losses("plain"), abs=1e-5)
-    assert events("plain")["batches"]["layout"] == "shared_prefix"
+    assert events("plain")["batches"]["layout"] == "packed"
     assert (events("apart")["batches"]["layout"], events("apart")["batches"]["reason"]) == (
         "padded",
-        "reward.shared_prefix=off",
+        "training.packing=false",
     )
 
 

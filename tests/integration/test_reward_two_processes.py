@@ -66,7 +66,7 @@ def house(tmp_path_factory):
     return folder
 
 
-def reward(house, name, launcher, processes, shared_prefix="auto", method="full", **more):
+def reward(house, name, launcher, processes, packing=None, method="full", **more):
     training = {
         "max_steps": 6,
         "logging_steps": 1,
@@ -79,12 +79,12 @@ def reward(house, name, launcher, processes, shared_prefix="auto", method="full"
         "per_device_eval_batch_size": 2,
         "train_sampling_strategy": "random",  # padded rows would be grouped by length
         "seed": 1,
+        "packing": packing,
         **more,
     }
     config = {
         "model": {"name": "sft", "method": method},
         "data": {"train": "train.jsonl", "eval": "eval.jsonl", "max_length": 96},
-        "reward": {"shared_prefix": shared_prefix},
         "training": training,
     }
     return run(house, "reward", name, config, launcher)
@@ -100,18 +100,18 @@ def weights(house, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("backend", "shared_prefix"), [(name, "auto") for name in BACKENDS] + [("zero3", "off")])
-def test_two_processes_make_the_steps_of_one(house, alone, backend, shared_prefix):
+@pytest.mark.parametrize(("backend", "packing"), [(name, None) for name in BACKENDS] + [("zero3", False)])
+def test_two_processes_make_the_steps_of_one(house, alone, backend, packing):
     """Losses are over the pairs of a step, wherever they are; each process runs one forward a batch whatever K is."""
     zero3 = launching.ZERO2.read_text().replace("zero_stage: 2", "zero_stage: 3\n  zero3_save_16bit_model: true")
     launcher = house / f"{backend}-launch.yaml"
     launcher.write_text({"ddp": launching.DDP, "zero2": launching.ZERO2.read_text(), "zero3": zero3}[backend])
-    name = f"{backend}-{shared_prefix}"
-    logged, events, published, seen = reward(house, name, launcher, 2, shared_prefix)
+    name = f"{backend}-{packing}"
+    logged, events, published, seen = reward(house, name, launcher, 2, packing)
     of = {event["event"]: event for event in events}
     assert (of["backend"]["engine"], of["backend"]["zero_stage"]) == BACKENDS[backend]
     assert of["backend"]["world_size"] == 2
-    assert of["batches"]["layout"] == ("padded" if shared_prefix == "off" else "shared_prefix")
+    assert of["batches"]["layout"] == ("padded" if packing is False else "packed")
     for step in range(6):
         shares = [{tuple(row["ids"]) for row in rows if row["step"] == step} for rows in seen]
         assert not shares[0] & shares[1]

@@ -59,7 +59,7 @@ def alone(model, asked):
     return torch.cat([model(input_ids=torch.tensor([row])).logits[:, 0].float() for row in rows])
 
 
-def collate(asked, layout="shared_prefix"):
+def collate(asked, layout="packed"):
     return QuestionCollator(layout, PAD)(asked)
 
 
@@ -87,7 +87,7 @@ def assert_same(model, asked, layout):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_and_gradients_are_those_of_each_completion_alone(kind):
-    assert_same(classifier(kind), questions(), "shared_prefix")
+    assert_same(classifier(kind), questions(), "packed")
 
 
 @pytest.mark.parametrize("k", range(1, 10))
@@ -161,7 +161,7 @@ def test_neither_another_completion_nor_another_question_is_seen(kind):
     assert torch.equal(seen, own)
 
 
-@pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
+@pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_scores_do_not_depend_on_the_batch(layout):
     model = classifier("gpt2").eval()
     asked = questions(seed=5, ks=(2, 4, 1, 9, 2, 3))
@@ -215,7 +215,7 @@ def test_an_adapter_and_its_head_are_trained():
     model = classifier("llama")
     lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["score"], init_lora_weights=False)
     model = peft.get_peft_model(model, lora)
-    assert_same(model, questions(), "shared_prefix")
+    assert_same(model, questions(), "packed")
     trained = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert any("lora_A" in name for name in trained)
     assert any("score.modules_to_save" in name for name in trained)
@@ -236,7 +236,7 @@ def test_the_forward_of_the_wrapper_is_what_runs():
     calls = []
     wrapper.register_forward_hook(lambda *_: calls.append(1))
     choose_batch_layout(model, 128)
-    for layout in ("shared_prefix", "padded"):
+    for layout in ("packed", "padded"):
         score_batch(model, collate(questions(), layout), wrapper)
     assert len(calls) == 2
 
@@ -258,13 +258,13 @@ def test_what_cannot_share_a_prefix_is_padded_and_says_why(kind, changes, part):
     assert part in reason
 
 
-@pytest.mark.parametrize(("kind", "layout"), [("llama", "shared_prefix"), ("stablelm", "padded")])
+@pytest.mark.parametrize(("kind", "layout"), [("llama", "packed"), ("stablelm", "padded")])
 def test_a_layout_that_gives_other_scores_is_left_for_padding(kind, layout):
     """StableLM does not hand its arguments on to its attention, which would go across the sequences of a row."""
     model, asked = classifier(kind, head=kind == "llama"), questions(seed=3, ks=(3, 2))
-    assert choose_batch_layout(model, 128)[0] == "shared_prefix"
-    found, reason = check_layout(model, asked, PAD, "shared_prefix")
-    assert (found, reason is None) == (layout, layout == "shared_prefix")
+    assert choose_batch_layout(model, 128)[0] == "packed"
+    found, reason = check_layout(model, asked, PAD, "packed")
+    assert (found, reason is None) == (layout, layout == "packed")
     assert model.training
     scores = sum(score_questions(model, asked, PAD), [])
     assert scores == pytest.approx(alone(model.eval(), asked).tolist(), abs=1e-5)

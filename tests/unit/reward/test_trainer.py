@@ -76,7 +76,7 @@ def one_step(folder, out, tokenizer, questions, per_device=8, accumulated=1, sha
     """Weights after one step of plain gradient descent with learning rate 1, and the trainer."""
     model = load_scalar_model(str(folder)).model
     layout = choose_batch_layout(model, 64)[0] if shared else "padded"
-    assert layout == ("shared_prefix" if shared else "padded")
+    assert layout == ("packed" if shared else "padded")
     set_seed(0)
     trainer = QuestionTrainer(
         model=model,

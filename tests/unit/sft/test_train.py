@@ -71,9 +71,9 @@ def test_a_sampling_strategy_that_is_asked_for_stays(make):
     [
         ({"sliding_window": 8}, {"packing": True}, "window of 8 tokens is shorter than rows of 64 (data.max_length)"),
         ({}, {"packing": True, "neftune_noise_alpha": 5.0}, "training.neftune_noise_alpha needs padded rows"),
-        ({}, {"packing": "yes"}, "training.packing: expected bool, found 'yes'"),
+        ({}, {"packing": "yes"}, "training.packing: expected bool | None, found 'yes'"),
         ({}, {"packing_strategy": "wrapped"}, "never attend to each other, as they would under `wrapped`"),
-        ({}, {"padding_free": True}, "use `packing`"),
+        ({}, {"padding_free": True}, "use `training.packing`"),
         ({}, {"use_liger_kernel": True}, "the loss is in blocks already"),
         ({}, {"activation_offloading": True}, "training.activation_offloading moves activations off the GPU"),
     ],

@@ -11,7 +11,7 @@ from trl import SFTConfig
 from alignment.config.arguments import BestModelArguments, trainer_arguments
 from alignment.errors import ConfigError
 from alignment.runs.journal import Journal
-from alignment.training.arguments import pop_best_model_arguments
+from alignment.training.arguments import check_best_model_arguments
 from alignment.training.best_model import BestModel, published_step
 
 NAN = float("nan")
@@ -153,7 +153,7 @@ def test_the_last_model_is_evaluated_where_it_was_not():
 def test_what_cannot_work_is_refused(training, no_eval, message):
     merged = trainer_arguments(SFTConfig, {"eval_strategy": "epoch"}, training)
     with pytest.raises(ConfigError, match=message):
-        pop_best_model_arguments(merged, no_eval)
+        check_best_model_arguments(merged, no_eval)
 
 
 @pytest.mark.parametrize(
