@@ -118,6 +118,18 @@ def test_in_bfloat16_it_differs_by_rounding(house, python):
     assert max(row["rollout/sampler_gap_mean"] for row in steps) > 1e-5  # it was in bfloat16
 
 
+def test_a_stop_text_ends_a_response(house, python):
+    """Without it nearly all responses of this policy run into the limit of 16 tokens."""
+    found, steps = run(house, python, "stops", "rollout.stop=[' ']", "training.max_steps=1")
+    assert found.code == 0, found.output[-4000:]
+    assert steps[0]["rollout/sampler_gap_max"] < 1e-4
+    assert steps[0]["rollout/ended"] > 0.5
+    assert steps[0]["rollout/length"] < 12
+    found, steps = run(house, python, "runs-on", "training.max_steps=1")
+    assert steps[0]["rollout/ended"] < 0.5
+    assert steps[0]["rollout/length"] > 12
+
+
 def test_a_tied_head_that_is_not_brought_up_to_date_stops_the_run(house, python):
     """As after vLLM's own reload from disk: it goes on with the head that it had."""
     found, steps = run(house, python, "stale", worker=str(Path(WORKER).with_name("vllm_stale_head.py")))
