@@ -62,7 +62,9 @@ def test_a_step_of_seven_digits_is_later_than_one_of_six(tmp_path):
     assert [path.name for path in committed(tmp_path)] == ["step-1000000", "step-999999"]
     found = newest(tmp_path, RUN, pytest.fail)
     assert found is not None and found.step == 1_000_000
-    assert set_aside(tmp_path, open_checkpoint(tmp_path / "checkpoints" / "step-999999", RUN))[0][:13] == "step-1000000."
+    assert (
+        set_aside(tmp_path, open_checkpoint(tmp_path / "checkpoints" / "step-999999", RUN))[0][:13] == "step-1000000."
+    )
 
 
 def damage(path: Path, draw: random.Random) -> None:
