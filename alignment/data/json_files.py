@@ -202,7 +202,7 @@ def _wrapped(value: Mapping[str, Any], file: DataFile) -> tuple[list[Any], str] 
     lists = {key: item for key, item in value.items() if isinstance(item, list) and _is_rows(item)}
     if len(lists) > 1:
         sizes = ", ".join(f"'{key}' with {len(item)}" for key, item in lists.items())
-        raise DataError(f"{file}: holds several lists ({sizes[:200]}); write the one that is meant as a file of its own")
+        raise DataError(f"{file}: holds several lists ({sizes[:200]}); write the one that is meant as its own file")
     if not lists:
         return None
     key, rows = next(iter(lists.items()))
@@ -221,5 +221,3 @@ def _is_turn(item: Any) -> bool:
 
 def _named(value: Mapping[str, Any]) -> str:
     return f"the keys {', '.join(value)[:200]}" if value else "no keys"
-
-

@@ -41,6 +41,10 @@ class BadRow(ValueError):
     """The reason why one row is set aside."""
 
 
+class PassedOver(BadRow):
+    """The reason why a valid row yields no example; counted apart from bad rows."""
+
+
 @dataclass(frozen=True)
 class DataFile:
     """A data file, or a member of a zip archive."""

@@ -112,5 +112,3 @@ def _dictionary_size(source: IO[bytes], column: Any) -> int:
 
 def _megabytes(size: float) -> str:
     return f"{size / (1 << 20):,.0f} MB"
-
-

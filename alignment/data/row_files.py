@@ -1,4 +1,4 @@
-"""Read rows of data files (JSONL, JSON, CSV, TSV, Parquet; `.gz` or in a `.zip` too; or a folder), with their places."""
+"""Read rows of data files (JSONL, JSON, CSV, TSV, Parquet; `.gz`, `.zip` and folders too), with their places."""
 
 from __future__ import annotations
 

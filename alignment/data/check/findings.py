@@ -74,6 +74,8 @@ def row_findings(rows: Inspector) -> Iterator[Finding]:
     """Yield the findings about single rows."""
     yield from _bad_rows(rows)
     kept = rows.num_kept
+    for index, text in enumerate(rows.file_notes):
+        yield Finding("note", f"file_{index}" if index else "file", 1, text, "", [])
     if 0 < kept < USUAL_ROWS:
         text = f"you have {kept} rows: the usual guidance is about {USUAL_ROWS:,}"
         advice = "add rows of the same quality; training on subsets of these shows whether more would help"
