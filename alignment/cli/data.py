@@ -202,10 +202,16 @@ def convert(
     if as_json:
         rows = [{"where": where, "reason": reason} for where, reason in done.bad]
         facts = {"out": out, "format": target, "rows": done.written, "bad": rows}
-        typer.echo(json.dumps(facts | {"not_carried": done.lost, "passed_over": done.passed_over}, indent=2))
+        typer.echo(
+            json.dumps(
+                facts | {"not_carried": done.lost, "passed_over": done.passed_over, "notes": done.notes}, indent=2
+            )
+        )
         return
     output = screen()
     output.print(Text(f"{clean(out)}  {done.written:,} rows"))
+    for text in done.notes:
+        output.print(Text(f"  note         {one_line(text)}"))
     for reason, count in done.passed_over.items():
         output.print(Text(f"  passed over  {count:,} rows: {one_line(reason)}"))
     for key, count in done.lost.most_common():

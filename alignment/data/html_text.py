@@ -9,11 +9,11 @@ from html.parser import HTMLParser
 from typing import Literal
 
 PieceKind = Literal["heading", "question", "text", "item", "code", "end"]
-_BLOCKS = frozenset(
-    ("address", "article", "aside", "blockquote", "body", "caption", "dd", "details", "div", "dl", "dt", "fieldset")
-    + ("figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "html", "li")
-    + ("main", "ol", "p", "pre", "section", "summary", "table", "tbody", "thead", "tr", "ul")
-)
+_BLOCKS = frozenset((
+    "address", "article", "aside", "blockquote", "body", "caption", "dd", "details", "div", "dl", "dt", "fieldset",
+    "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "html", "li", "main",
+    "ol", "p", "pre", "section", "summary", "table", "tbody", "thead", "tr", "ul",
+))  # fmt: skip
 _SKIPPED = frozenset(("script", "style", "template", "noscript", "head", "nav", "svg"))
 _CELLS = ("td", "th")
 _QUESTIONS = ("dt", "summary")

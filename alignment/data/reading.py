@@ -97,6 +97,9 @@ class Reading(Generic[R]):
                 break
         self.bad += bad
         self._source_notes += source.notes
+        if not num_read and not bad and self.passed_over:
+            reason, count = self.passed_over.most_common(1)[0]
+            raise DataError(f"{part.path}: none of its rows gives an example: {count} skipped: {reason}")
         check_bad(part.path, num_read, bad, config.max_bad_share)
         is_split = config.eval is None and config.eval_share > 0
         uses: tuple[Use, ...] = ("train", "eval") if is_split else (use,)

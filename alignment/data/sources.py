@@ -49,7 +49,7 @@ def open_source(part: DataPart, config: DataConfig) -> RowSource:
         return _from_datasets(_load_saved(path), part)
     if path.exists() and (part.format == "slack" or (part.format == "auto" and is_slack_export(path))):
         files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
-        return RowSource(slack_rows(path, config.agents), _hashed(path.name, files))
+        return RowSource(slack_rows(path, config.agents, note), _hashed(path.name, files), notes)
     if path.suffix.lower() in TEXT_SUFFIXES or (path.is_dir() and not _has_data_files(path) and text_files(path)):
         if not path.exists():
             raise DataError(f"{path}: no such file; {MISSING}")

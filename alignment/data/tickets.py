@@ -59,7 +59,8 @@ def ticket_rows(rows: Rows, agents: Collection[str] = (), note: Note = lambda te
     conversations = reader.conversations
     said = reader.finish()
     times = TimeColumn(
-        ((message.where, message.ts) for messages in conversations.values() for message in messages), reader.time_key
+        ((message.where, message.ts) for messages in conversations.values() for message in messages),
+        *reader.time_column,
     )
     for text in [*said, *times.notes]:
         note(text)
@@ -84,7 +85,6 @@ class _TicketReader:
         self._agents = agents
         self._columns: dict[str, str] | None = None
         self.conversations: dict[str, list[TicketMessage]] = {}
-        self.time_key = "ts"
         self._internal = 0
         self._unused: Counter[str] = Counter()
 
@@ -122,13 +122,18 @@ class _TicketReader:
                     f"{where}: found the keys {key_names(row)[:200]}; expected conversation_id, role and text of a "
                     "ticket's message (data.columns renames, --column OURS=THEIRS)"
                 )
-            self.time_key = next((key for key in TIME_KEYS if self._columns.get("ts") == key), "ts")
         used = set(self._columns.values())
         self._unused.update(str(key) for key, value in row.items() if key not in used and value not in (None, "", []))
         missing = [name for name in self._columns.values() if name not in row]
         if missing:
             raise BadRow(f"no key '{missing[0]}'; found the keys {key_names(row)[:200]}")
         return {ours: row[theirs] for ours, theirs in self._columns.items()}
+
+    @property
+    def time_column(self) -> tuple[str, str | None]:
+        """The one of TIME_KEYS that says how times are read, and the name of their column in the file."""
+        column = (self._columns or {}).get("ts")
+        return column if column in TIME_KEYS else "ts", column
 
     def finish(self) -> list[str]:
         """What is to be said; bodies in HTML are made text here, because all of them decide whether they are HTML."""

@@ -49,16 +49,17 @@ class TimeColumn:
     """All times of a file. How they are read is decided from all of them.
 
     Args:
-        where: place of each value, for errors.
+        values: place and time of each message.
         key: one of TIME_KEYS.
+        column: the name that the file gives it, for errors; None in a nested export.
 
     Raises:
         DataError: the dates contradict each other.
     """
 
-    def __init__(self, values: Iterable[tuple[str, Any]], key: str) -> None:
+    def __init__(self, values: Iterable[tuple[str, Any]], key: str = "ts", column: str | None = None) -> None:
         self.notes: list[str] = []
-        self._key = key
+        self._key, self._column = key, column
         self._times: dict[Any, _Time | BadRow] = {}
         self._places: dict[Any, str] = {}
         for where, value in values:
@@ -153,17 +154,20 @@ class TimeColumn:
         given = [value for value in values if _is_given(value)]
         first = next((value for value in given if self._is_open(value)), None)
         if first is not None:
-            return DataError(
-                f"{self._places[first]}: the order of this conversation depends on how {str(first)!r} is read; name "
-                f"the column {TIME_KEYS[1]} or {TIME_KEYS[2]}: data.columns={{{TIME_KEYS[2]}: THE_COLUMN}} "
-                f"(--column {TIME_KEYS[2]}=THE_COLUMN)"
-            )
+            problem = f"the order of this conversation depends on how {str(first)!r} is read"
+            return DataError(f"{self._places[first]}: {problem}; {self._renaming('ts_month_first', 'ts_day_first')}")
         bare = next(value for value in given if not getattr(self._times[value], "has_zone", True))
-        return DataError(
-            f"{self._places[bare]}: {str(bare)!r} has no time zone and others of this conversation have one, so their "
-            f"order is not known; if it is UTC: data.columns={{{TIME_KEYS[3]}: THE_COLUMN}} "
-            f"(--column {TIME_KEYS[3]}=THE_COLUMN)"
+        problem = (
+            f"{str(bare)!r} has no time zone and others of this conversation have one, so their order is not known"
         )
+        return DataError(f"{self._places[bare]}: {problem}; {self._renaming('ts_utc')}")
+
+    def _renaming(self, key: str, other: str = "") -> str:
+        """The fix: the name that says how the times are read."""
+        if self._column is None:
+            return "write all times as 2026-01-31T09:00Z"
+        either = f", or {other}" if other else " if it is UTC"
+        return f"rename the column: data.columns={{{key}: {self._column}}} (--column {key}={self._column}){either}"
 
     def _is_open(self, value: Any) -> bool:
         time = self._times[value]

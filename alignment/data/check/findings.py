@@ -83,6 +83,10 @@ def row_findings(rows: Inspector) -> Iterator[Finding]:
     for index, (reason, seen) in enumerate(rows.passed_over.items()):
         text = f"{seen.count:,} rows are skipped: {reason}"
         yield Finding("note", f"passed_over_{index}" if index else "passed_over", seen.count, text, "", seen.places)
+    if rows.num_rows and not kept and not rows.num_bad:
+        reason = max(rows.passed_over.items(), key=lambda item: item[1].count)[0]
+        text = f"none of {rows.num_rows:,} rows gives an example: {reason}"
+        yield Finding("error", "no_examples", rows.num_rows, text, "name other files, or who the assistant is", [])
     yield from _too_long(rows)
     for kind, (level, text, advice) in _ROWS.items():
         if kind in rows.seen:
