@@ -37,7 +37,7 @@ EARLY = 10  # passages looked at before a model whose replies are of no use is g
 
 
 DocsArgument = Annotated[
-    list[Path], typer.Argument(metavar="DOCS...", help="Folders or files: .md, .txt, .jsonl (text).")
+    list[Path], typer.Argument(metavar="DOCS...", help="Folders or files: .md, .html, .txt, .jsonl (text).")
 ]
 OutOption = Annotated[Path, typer.Option("--out", help="The pairs, a .jsonl file; OUT.work beside it keeps replies.")]
 ModelOption = Annotated[

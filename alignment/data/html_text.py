@@ -142,13 +142,22 @@ def page_pieces(page: str) -> list[Piece]:
     return parser.pieces
 
 
-def as_markdown(page: str) -> str:
-    """A page as Markdown: headings, list items and code are marked, questions are headings of the lowest level."""
-    return join_pieces(piece for piece in page_pieces(page) if piece.kind != "end")
+def as_markdown(pieces: Iterable[Piece]) -> str:
+    """Pieces as Markdown: questions are headings of the lowest level, and text after the end of one is not below it."""
+    shown: list[Piece] = []
+    above = Piece("end")
+    is_after_end = False
+    for piece in pieces:
+        if piece.kind in ("text", "item", "code") and is_after_end and above.kind == "heading":
+            shown.append(above)
+        above = piece if piece.kind == "heading" else above
+        is_after_end = piece.kind == "end"
+        shown += [] if is_after_end else [piece]
+    return join_pieces(shown)
 
 
 def join_pieces(pieces: Iterable[Piece]) -> str:
-    """Pieces as Markdown; items of a list stand on adjacent lines."""
+    """Pieces as Markdown, a blank line between them; items of a list stand on adjacent lines."""
     text, last = "", ""
     for piece in pieces:
         marked = {

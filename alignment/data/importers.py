@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignment.data.html_text import Piece, as_markdown
+from alignment.data.html_text import Piece, as_markdown, page_pieces
 from alignment.data.opening import DataError, DataFile, Note, PassedOver
 from alignment.data.question_lists import html_questions, markdown_questions, num_questions, question_rows
 
-__all__ = ["PassedOver", "document_rows", "document_text", "faq_rows", "text_files"]
+__all__ = ["PassedOver", "document_rows", "faq_rows", "sectioned_text", "text_files"]
 
 Rows = Iterator[tuple[str, Any]]
 HTML_SUFFIXES = (".html", ".htm")
@@ -41,7 +41,16 @@ def document_rows(files: Sequence[Path], note: Note = lambda text: None) -> Rows
 
 def document_text(file: Path, raw: str) -> str:
     """The text of a document: an HTML page as Markdown, anything else as it is."""
-    return as_markdown(raw) if file.suffix.lower() in HTML_SUFFIXES else raw
+    return as_markdown(page_pieces(raw)) if file.suffix.lower() in HTML_SUFFIXES else raw
+
+
+def sectioned_text(file: Path, note: Note = lambda text: None) -> str:
+    """The text of a document whose questions are headings, whatever marks them in the file."""
+    raw = _read(file, note)
+    pieces = _questions(file, raw)
+    if file.suffix.lower() not in HTML_SUFFIXES and not any(piece.kind == "question" for piece in pieces):
+        return raw
+    return as_markdown(pieces)
 
 
 def faq_rows(files: Sequence[Path], note: Note = lambda text: None) -> Rows:
@@ -70,12 +79,9 @@ def _questions(file: Path, raw: str) -> list[Piece]:
 
 def _read(file: Path, note: Note) -> str:
     source = DataFile(file)
-    try:
-        encoding = source.guessed_encoding()
-        with source.utf8(encoding) as stream:
-            text = stream.read().decode("utf-8")
-    except DataError as error:
-        raise DataError(f"{error} (a text is read as UTF-8, UTF-16 or cp1252)") from None
+    encoding = source.guessed_encoding()
+    with source.utf8(encoding) as stream:
+        text = stream.read().decode("utf-8")
     if encoding not in ("utf-8", "utf-8-sig"):
         note(f"{file}: read as {encoding}")
     return text.replace("\r\n", "\n").replace("\r", "\n")

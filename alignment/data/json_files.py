@@ -33,7 +33,7 @@ def json_rows(file: DataFile, note: Note, line_rows: Any) -> Iterator[tuple[str,
             yield from _list_rows(text, file)
             return
         if start != "{":
-            raise text.expected("value")
+            raise text.error_here("Expecting value")
         value, has_more = text.whole()
     if has_more:
         note(f"{file}: one object a line, read as .jsonl")
@@ -118,7 +118,7 @@ class _JsonText:
             raise DataError(f"{self._file}: not valid JSON: {error}") from None
         following = self.next_char()
         if following not in ("", "{"):
-            raise self.error("Extra data", self._at)
+            raise self.error_here("Extra data")
         return value, following == "{"
 
     def _too_large(self) -> DataError:
@@ -131,8 +131,8 @@ class _JsonText:
         line = self._line + self._text.count("\n", 0, position)
         return DataError(f"{self._file}:{line}: not valid JSON: {problem}; one object a line is .jsonl")
 
-    def expected(self, what: str) -> DataError:
-        return self.error(f"Expecting {what}", self._at)
+    def error_here(self, problem: str) -> DataError:
+        return self.error(problem, self._at)
 
 
 def _list_rows(text: _JsonText, file: DataFile) -> Iterator[tuple[str, Any]]:
@@ -146,12 +146,12 @@ def _list_rows(text: _JsonText, file: DataFile) -> Iterator[tuple[str, Any]]:
             yield f"{file}:row {index}", text.value()
             following = text.next_char()
             if following not in (",", "]"):
-                raise text.expected("',' delimiter")
+                raise text.error_here("Expecting ',' delimiter")
             text.skip()
             if following == "]":
                 break
     if text.next_char():
-        raise text.error("Extra data", 0)
+        raise text.error_here("Extra data")
 
 
 def _rows_of(value: Any, file: DataFile) -> tuple[list[Any], str]:

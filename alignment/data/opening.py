@@ -29,7 +29,7 @@ _BOMS = (
 # What another encoding looks like when it is decoded as cp1252: a capital after a small letter, signs inside words
 # (DOS, Mac, Polish), letters that no cp1252 text has (Turkish), three accented letters in a row (Cyrillic, Chinese).
 _IMPLAUSIBLE = re.compile(
-    r"[a-z][À-ÞŠŽŸŒ]|[a-z][¡-´¶¸-¿‚„†‡ˆ‰‹›˜ƒ][a-z]|[ÿþÝ]|[À-ÖØ-öø-þŠŽŸŒšžœ]{3}|[\x00-\x08\x0e-\x1f\x7f]"
+    r"[a-z][À-ÞŠŽŸŒ]|[a-z][¡-´¶¸-¿‚„†‡ˆ‰‹›˜ƒ][a-z]|[^\W\d_][‚„‹ƒˆ˜]|[ÿþÝ]|[À-ÖØ-öø-þŠŽŸŒšžœ]{3}|[\x00-\x08\x0e-\x1f\x7f]"
 )
 
 

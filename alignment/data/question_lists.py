@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from alignment.data.html_text import PageParser, Piece, join_pieces, page_pieces
 
-_ASKED = re.compile(r"(?:Q|Question)\s*(?:\d+\s*)?[:.)]\s*", re.IGNORECASE)
-_ANSWERED = re.compile(r"(\*\*|__)?(?:A|Answer)\s*(?:\d+\s*)?[:.)]\s*(?(1)\1\s*)", re.IGNORECASE)
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\n[\w-]+[ \t]*:.*?\n(?:---|\.\.\.)[ \t]*\n", re.DOTALL)
+_ASKED = re.compile(r"\A(?:Q|Question)\s*(?:\d+\s*)?[:.)]\s*", re.IGNORECASE)
+_ANSWERED = re.compile(r"\A(\*\*|__)?(?:A|Answer)\s*(?:\d+\s*)?[:.)]\s*(?(1)\1\s*)", re.IGNORECASE)
 
 
 def question_rows(pieces: Iterable[Piece], loose: list[Piece] | None = None) -> Iterator[tuple[int, dict[str, str]]]:
@@ -26,7 +28,7 @@ def question_rows(pieces: Iterable[Piece], loose: list[Piece] | None = None) -> 
             elif loose is not None:
                 loose.append(piece)
             continue
-        text = _ANSWERED.sub("", join_pieces(answer), count=1) if _begins_with_a(answer) else join_pieces(answer)
+        text = join_pieces(answer)
         if text.strip():
             for question in asked:
                 yield question.line, {"question": question.text, "answer": text.strip()}
@@ -34,11 +36,19 @@ def question_rows(pieces: Iterable[Piece], loose: list[Piece] | None = None) -> 
             asked = []
         answer = []
         if piece.kind != "end":
-            asked.append(Piece(piece.kind, _ASKED.sub("", piece.text, count=1).strip() or piece.text, line=piece.line))
+            asked.append(piece)
 
 
-def _begins_with_a(answer: Sequence[Piece]) -> bool:
-    return bool(answer) and answer[0].kind == "text" and bool(_ANSWERED.match(answer[0].text))
+def _without_marks(pieces: Sequence[Piece]) -> list[Piece]:
+    """The pieces without `Q:` before questions, and `A:` before the answers of those."""
+    bare: list[Piece] = []
+    was_marked = False
+    for piece in pieces:
+        is_question = piece.kind in ("heading", "question")
+        mark = _ASKED if is_question else _ANSWERED if was_marked and piece.kind == "text" else None
+        was_marked = is_question and bool(_ASKED.match(piece.text))
+        bare.append(replace(piece, text=mark.sub("", piece.text, count=1).strip() or piece.text) if mark else piece)
+    return bare
 
 
 def num_questions(pieces: Iterable[Piece]) -> int:
@@ -59,7 +69,7 @@ def html_questions(page: str) -> list[Piece]:
             pieces += [Piece("text", rest, line=piece.line)] if rest.strip() else []
         else:
             pieces.append(piece)
-    return pieces
+    return _without_marks(pieces)
 
 
 # --- Markdown ------------------------------------------------------------------------------------------------------
@@ -69,6 +79,7 @@ def markdown_questions(text: str) -> list[Piece]:
     """The pieces of a Markdown page: headings, bold lines and items that ask, folded parts; other text as it is."""
     from markdown_it import MarkdownIt
 
+    text = _FRONT_MATTER.sub(lambda found: "\n" * found[0].count("\n"), text, count=1)
     lines = text.split("\n")
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     folded = PageParser()
@@ -80,7 +91,7 @@ def markdown_questions(text: str) -> list[Piece]:
         start, stop = token.map or (0, 0)
         source = Piece("text", "\n".join(lines[start:stop]).rstrip(), line=start + 1)
         if token.type == "heading_open":
-            pieces.append(Piece("heading", _plain(tokens[at + 1]), line=start + 1))
+            pieces.append(Piece("heading", _plain(tokens[at + 1]), int(token.tag[1]), line=start + 1))
         elif token.type == "html_block":
             pieces += _folded(folded, token.content, start)
         elif token.type == "paragraph_open":
@@ -90,7 +101,7 @@ def markdown_questions(text: str) -> list[Piece]:
         elif token.type != "hr":
             pieces.append(source)
         at = end
-    return _joined(pieces)
+    return _without_marks(_joined(pieces))
 
 
 def _end_of(tokens: Sequence[Any], at: int) -> int:

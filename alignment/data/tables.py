@@ -39,12 +39,11 @@ def table_rows(file: DataFile, note: Note) -> Iterator[tuple[str, Any]]:
         if is_named:
             next(lines)
         reader = csv.reader(lines, delimiter=separator)
-        offset = int(is_named)
         num_empty = 0
         try:
             for values in reader:
                 lines.taken = 0
-                where = f"{file}:{reader.line_num + offset}"
+                where = f"{file}:{lines.number}"
                 if not names:
                     names = _header(values, where) if values else []
                     continue
@@ -53,8 +52,7 @@ def table_rows(file: DataFile, note: Note) -> Iterator[tuple[str, Any]]:
                     continue
                 yield where, _row(names, values)
         except csv.Error as error:
-            place = f"{file}:{reader.line_num + offset + 1}"
-            raise DataError(f"{place}: not valid CSV: {error}; write the rows as .jsonl") from None
+            raise DataError(f"{file}:{lines.number}: not valid CSV: {error}; write the rows as .jsonl") from None
     said = [_SEPARATORS[separator]] if file.suffix == ".tsv" or separator != "," else []
     said += [{"utf-16-le": "UTF-16", "utf-16-be": "UTF-16"}.get(encoding, encoding.upper().replace("CP", "cp"))] * (
         encoding not in ("utf-8", "utf-8-sig")

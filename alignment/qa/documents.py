@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from alignment.data.importers import TEXT_SUFFIXES, sectioned_text
 from alignment.data.row_files import DataError, read_rows
 from alignment.errors import UserError
 
-SUFFIXES = (".md", ".markdown", ".txt", ".jsonl", ".jsonl.gz")
+SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".jsonl.gz")
 CHUNK_SIZE = 4000
 """Maximum number of characters of a passage: about 1,000 tokens of English."""
 
@@ -99,7 +100,8 @@ class Chunk:
 def read_documents(paths: Sequence[str | Path]) -> tuple[list[SourceDocument], list[tuple[str, str]]]:
     """The documents of files and folders without hidden ones, and the texts set aside with the reason.
 
-    Markdown and plain text are read alike; a JSONL file has one document per row, under `text`.
+    Markdown and plain text are read alike, HTML as Markdown; questions in bold or in folded parts become headings. A
+    JSONL file has one document per row, under `text`.
 
     Raises:
         UserError: a path does not exist or is not supported, or there is no document.
@@ -152,13 +154,9 @@ def _texts(file: Path, name: str) -> Iterator[tuple[str, str | DataError]]:
                 place = f"{name}:{where.rpartition(':')[2]}"
                 yield place, text if isinstance(text, str) else DataError("no text under 'text'")
         else:
-            yield name, file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        yield name, DataError(f"not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start}); save it as UTF-8")
-    except OSError as error:
-        yield name, DataError(f"cannot be read: {error.strerror}")
+            yield name, sectioned_text(file)
     except DataError as error:
-        yield name, error
+        yield name, DataError(str(error).removeprefix(f"{file}:").lstrip())
 
 
 # --- blocks ----------------------------------------------------------------------------------------------------------

@@ -164,15 +164,6 @@ def test_check_reads_the_parts_of_a_mixture_as_training_does(rows: Path, tmp_pat
     assert not [finding for finding in report["findings"] if "duplicates" in finding["kind"]]
 
 
-def test_check_says_which_files_it_cannot_stream(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alignment.cli.data, "_LARGE", 1)
-    (tmp_path / "list.json").write_text(json.dumps(ROWS))
-    assert (
-        f"{tmp_path}/list.json: a JSON list is read whole, .jsonl row by row"
-        in run("check", rows, tmp_path / "list.json").stderr
-    )
-
-
 def test_check_reports_before_it_refuses_too_many_bad_rows(rows: Path) -> None:
     with rows.open("a") as stream:
         stream.write('{"prompt": 1, "completion": "x"}\nno json\n')

@@ -159,7 +159,7 @@ def test_a_folder_is_read_with_what_cannot_be_used_set_aside(tmp_path: Path) -> 
         ("docs/rows.jsonl:1", "Row one"),
     ]
     reasons = dict(bad)
-    assert reasons["docs/empty.md"] == "empty" and "not UTF-8 (byte 0xe9 at 3)" in reasons["docs/latin.md"]
+    assert reasons["docs/empty.md"] == "empty" and "1: not UTF-8 (byte 0xe9)" in reasons["docs/latin.md"]
     assert set(reasons) == {"docs/empty.md", "docs/latin.md", *(f"docs/rows.jsonl:{n}" for n in (2, 3, 4, 5))}
 
 
