@@ -59,7 +59,8 @@ class PageParser(HTMLParser):
         self.num_images = 0
         self._block = _Open()
         self._skipping: list[str] = []
-        self._bold = self._code = self._item = self._question = 0
+        self._bold = self._code = self._item = 0
+        self._is_question = False  # in a dt or summary; a dt need not be closed
         self._links: list[tuple[str, int]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -78,7 +79,7 @@ class PageParser(HTMLParser):
         elif tag in _BLOCKS:
             self._item += tag in _LISTS
             self._code += tag == "pre"
-            self._question += tag in _QUESTIONS
+            self._is_question = tag in _QUESTIONS or (self._is_question and tag not in ("dd", "dl", "details"))
             self._begin(int(tag[1]) if re.fullmatch(r"h[1-6]", tag) else 0)
 
     def handle_endtag(self, tag: str) -> None:
@@ -93,7 +94,7 @@ class PageParser(HTMLParser):
             self._close()
             self._item = max(0, self._item - (tag in _LISTS))  # an li need not be closed
             self._code = max(0, self._code - (tag == "pre"))
-            self._question = max(0, self._question - (tag in _QUESTIONS))
+            self._is_question = self._is_question and tag not in (*_QUESTIONS, "dd", "dl", "details")
             self._block.kind = self._kind_inside()
             if tag in ("details", "dl"):
                 self.pieces.append(Piece("end", line=self.getpos()[0]))
@@ -131,7 +132,7 @@ class PageParser(HTMLParser):
 
     def _kind_inside(self) -> PieceKind:
         """The kind of a block by the elements around it."""
-        return "code" if self._code else "question" if self._question else "item" if self._item else "text"
+        return "code" if self._code else "question" if self._is_question else "item" if self._item else "text"
 
 
 def page_pieces(page: str) -> list[Piece]:

@@ -37,7 +37,9 @@ def is_ticket(row: Any, where: str) -> bool:
         return True
 
 
-def ticket_rows(rows: Rows, agents: Collection[str] = (), note: Note = lambda text: None) -> Rows:
+def ticket_rows(
+    rows: Rows, agents: Collection[str] = (), note: Note = lambda text: None, renamed: Mapping[str, str] | None = None
+) -> Rows:
     """Yield a `messages` row for each ticket, from one row for each message, or one nested row for each ticket.
 
     The messages of a conversation are sorted by their times, and consecutive messages of one role are merged. Internal
@@ -46,6 +48,7 @@ def ticket_rows(rows: Rows, agents: Collection[str] = (), note: Note = lambda te
     Args:
         rows: all rows of a file, which are kept in memory because a conversation's messages need not be adjacent.
         agents: further roles, names or ids that count as the assistant.
+        renamed: the names that columns had in the file, by those they have now, for errors.
 
     Raises:
         DataError: the rows are no tickets, two columns may hold the same, or times can be read in two ways.
@@ -60,7 +63,7 @@ def ticket_rows(rows: Rows, agents: Collection[str] = (), note: Note = lambda te
     said = reader.finish()
     times = TimeColumn(
         ((message.where, message.ts) for messages in conversations.values() for message in messages),
-        *reader.time_column,
+        *reader.time_column(renamed or {}),
     )
     for text in [*said, *times.notes]:
         note(text)
@@ -129,11 +132,10 @@ class _TicketReader:
             raise BadRow(f"no key '{missing[0]}'; found the keys {key_names(row)[:200]}")
         return {ours: row[theirs] for ours, theirs in self._columns.items()}
 
-    @property
-    def time_column(self) -> tuple[str, str | None]:
+    def time_column(self, renamed: Mapping[str, str]) -> tuple[str, str | None]:
         """The one of TIME_KEYS that says how times are read, and the name of their column in the file."""
         column = (self._columns or {}).get("ts")
-        return column if column in TIME_KEYS else "ts", column
+        return column if column in TIME_KEYS else "ts", renamed.get(column, column) if column else None
 
     def finish(self) -> list[str]:
         """What is to be said; bodies in HTML are made text here, because all of them decide whether they are HTML."""

@@ -234,13 +234,15 @@ def test_units_and_dates_are_said(tmp_path):
 
 def test_an_order_that_depends_on_the_reading_of_a_date_is_refused_until_it_is_named(tmp_path):
     rows = table(ts="when", times=("03/01/2026 09:00", "02/02/2026 09:00"))  # 3 January or March 1
-    with pytest.raises(DataError, match=r"depends on how .* is read; .*--column ts_month_first=ts\), or ts_day_first"):
+    with pytest.raises(
+        DataError, match=r"depends on how .* is read; .*--column ts_month_first=when\), or ts_day_first"
+    ):
         read(tmp_path / "t.csv", rows, columns={"ts": "when"})
     assert said(read(tmp_path / "t.csv", rows, columns={"ts_day_first": "when"})) == [CHAT]
     with pytest.raises(DataError, match="none of its rows gives an example"):  # the answer is before the question
         read(tmp_path / "t.csv", rows, columns={"ts_month_first": "when"})
     both = table(times=("13/01/2026", "01/13/2026"))
-    with pytest.raises(DataError, match="dates with the day first .* and with the month first"):
+    with pytest.raises(DataError, match=r"dates with the day first .* and with the month first"):
         read(tmp_path / "t.csv", both)
 
 
