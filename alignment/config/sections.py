@@ -168,8 +168,9 @@ class DataConfig(Section):
         Discriminator(lambda value: MANY if isinstance(value, list | tuple) else ONE),
     ]
     """A JSONL, JSON, CSV, TSV or Parquet file (`.gz` and `.zip` allowed), a folder of them, a Markdown, HTML or text
-    file or a folder of those, support tickets, a Slack export, a saved `datasets` folder, a hub name (`owner/name[:config][@split]`), or (reward) a ratings
-    database; or a list of such parts with `path`, `weight`, `cap`, `format` and `columns`."""
+    file or a folder of those, support tickets, a Slack export, a saved `datasets` folder, a hub name
+    (`owner/name[:config][@split]`), or (reward) a ratings database; or a list of such parts with `path`, `weight`,
+    `cap`, `format` and `columns`."""
     eval: str | None = None
     """Held-out rows. None: `eval_share` of the prompt groups of `train` are held out."""
     eval_share: Share = 0.1

@@ -34,7 +34,7 @@ def table_rows(file: DataFile, note: Note) -> Iterator[tuple[str, Any]]:
         sample = stream.read(_SAMPLE)
     names: list[str] = []
     with file.utf8(encoding) as stream:
-        lines = _Lines(stream, file)
+        lines = _TableLines(stream, file)
         separator, is_named = _separator(sample.decode("utf-8", "ignore"), file.suffix)
         if is_named:
             next(lines)
@@ -64,7 +64,7 @@ def table_rows(file: DataFile, note: Note) -> Iterator[tuple[str, Any]]:
         note(f"{file}: {num_empty} empty lines skipped")
 
 
-class _Lines:
+class _TableLines:
     """The lines of a table, of which one row may not take more than LONGEST_RECORD characters."""
 
     def __init__(self, stream: IO[bytes], file: DataFile) -> None:
@@ -72,7 +72,7 @@ class _Lines:
         self._file = file
         self.number = self.taken = 0
 
-    def __iter__(self) -> _Lines:
+    def __iter__(self) -> _TableLines:
         return self
 
     def __next__(self) -> str:

@@ -185,6 +185,48 @@ def test_a_slack_export_needs_an_agent_who_wrote_something(export):
         read(export, agents=["Eve"])
 
 
+def test_a_slack_zip_of_macos_has_a_folder_and_copies(export):
+    path = export.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in export.rglob("*.json"):
+            name = file.relative_to(export).as_posix()
+            archive.write(file, f"export/{name}")
+            folder, _, last = name.rpartition("/")
+            archive.writestr(f"__MACOSX/export/{folder}/._{last}", b"\0\5\26\7\0\2")
+    assert [said(record) for record in read(path, agents=["ann"]).items] == [THREAD]
+
+
+def test_slack_messages_in_blocks_by_bots_and_with_mentions(export):
+    rich = {
+        "type": "rich_text_section",
+        "elements": [
+            {"type": "text", "text": "Ask "},
+            {"type": "user", "user_id": "U2"},
+            {"type": "text", "text": " in "},
+            {"type": "channel", "channel_id": "C1"},
+            {"type": "link", "url": "https://x.org", "text": "here"},
+            {"type": "emoji", "name": "key"},
+        ],
+    }
+    asked = "<!here> <!subteam^S1|@desk> where? <#C1|> <#C2|sheds> <!date^17^{date}|14 Nov> <mailto:a@x.org|a@x.org>"
+    messages = [
+        message("U1", asked, 1.0, files=[{"name": "a.pdf"}]),
+        message("U2", "", 2.0, thread=1.0, blocks=[{"type": "rich_text", "elements": [rich]}]),
+        message(None, "", 3.0, thread=1.0, subtype="bot_message", bot_id="B1", attachments=[{"text": "Left."}]),
+    ]
+    for file in (export / "help").iterdir():
+        file.unlink()
+    (export / "help" / "2026-01-01.json").write_text(json.dumps(messages))
+    records = read(export, agents=["ann", "B1"])
+    assert [said(record) for record in records.items] == [
+        [
+            ("user", "here @desk where? help sheds 14 Nov a@x.org"),
+            ("assistant", "Ask @Ann Lee in helphere (https://x.org):key:\nLeft."),
+        ]
+    ]
+    assert records.notes == [f"{export}: files of 1 messages are left out"]
+
+
 # --- the datasets library --------------------------------------------------------------------------------------------
 
 ROWS = [{"q": f"q{number}", "a": "x"} for number in range(5)]
