@@ -26,7 +26,10 @@ def json_rows(file: DataFile, note: Note, line_rows: Any) -> Iterator[tuple[str,
     Raises:
         DataError: not valid JSON, no list of rows, or too large to be read.
     """
-    with file.utf8(file.marked_encoding()) as stream:
+    encoding = file.marked_encoding()
+    if encoding not in ("utf-8", "utf-8-sig"):
+        note(f"{file}: read as {encoding[:6].upper()}")
+    with file.utf8(encoding) as stream:
         text = _JsonText(stream, file)
         start = text.next_char()
         if start == "[":

@@ -38,6 +38,8 @@ def table_rows(file: DataFile, note: Note) -> Iterator[tuple[str, Any]]:
         separator, is_named = _separator(sample.decode("utf-8", "ignore"), file.suffix)
         if is_named:
             next(lines)
+        if said := _described(file, separator, encoding, sample):  # before the rows: perhaps not all of them are read
+            note(f"{file}: read as {', '.join(said)}")
         reader = csv.reader(lines, delimiter=separator)
         num_empty = 0
         try:
@@ -53,15 +55,20 @@ def table_rows(file: DataFile, note: Note) -> Iterator[tuple[str, Any]]:
                 yield where, _row(names, values)
         except csv.Error as error:
             raise DataError(f"{file}:{lines.number}: not valid CSV: {error}; write the rows as .jsonl") from None
-    said = [_SEPARATORS[separator]] if file.suffix == ".tsv" or separator != "," else []
-    said += [{"utf-16-le": "UTF-16", "utf-16-be": "UTF-16"}.get(encoding, encoding.upper().replace("CP", "cp"))] * (
-        encoding not in ("utf-8", "utf-8-sig")
-    )
-    said += ["old Mac line ends"] * (b"\r" in sample and b"\n" not in sample)
-    if said:
-        note(f"{file}: read as {', '.join(said)}")
     if num_empty:
         note(f"{file}: {num_empty} empty lines skipped")
+
+
+def _described(file: DataFile, separator: str, encoding: str, sample: bytes) -> list[str]:
+    """What a file is read as, in words; nothing for commas in UTF-8."""
+    extra = []
+    if encoding not in ("utf-8", "utf-8-sig"):
+        extra.append(encoding if encoding == "cp1252" else encoding[:6].upper())
+    if b"\r" in sample and b"\n" not in sample:
+        extra.append("old Mac line ends")
+    if separator == "," and not extra and file.suffix != ".tsv":
+        return []
+    return [_SEPARATORS.get(separator, f"separated by {separator}"), *extra]
 
 
 class _TableLines:

@@ -37,7 +37,7 @@ PROMPTS, COMPLETIONS = ([row[key] for row in ROWS] for key in ("prompt", "comple
             ["pandas' layout of columns and data"],
         ),
         ("\n".join(map(json.dumps, ROWS)).encode(), ["one object a line, read as .jsonl"]),
-        (json.dumps(ROWS, indent=1).encode("utf-16"), []),
+        (json.dumps(ROWS, indent=1).encode("utf-16"), ["read as UTF-16"]),
     ],
 )
 def test_rows_are_found_in_what_wraps_them(tmp_path, content, said):
