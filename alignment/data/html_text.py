@@ -21,6 +21,8 @@ _LISTS = ("ul", "ol")
 _WHOLE = re.compile(
     r"\s*<(!doctype|html|body|div|p|span|table|ul|ol|h[1-6]|br|b|strong|em|i|a|font)\b.*>\s*", re.I | re.S
 )
+# Removed first: the parser needs quadratic time for comments that do not end.
+COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _PART = re.compile(r"<br\s*/?>|</(p|div|span|li|ul|ol|table)>", re.I)
 
 
@@ -138,7 +140,7 @@ class PageParser(HTMLParser):
 def page_pieces(page: str) -> list[Piece]:
     """The pieces of an HTML page, in order."""
     parser = PageParser()
-    parser.feed(page)
+    parser.feed(COMMENT.sub("", page))
     parser.close()
     return parser.pieces
 
@@ -180,7 +182,7 @@ def is_html(text: str) -> bool:
 def body_text(body: str) -> tuple[str, int]:
     """The text of a message in HTML, and the number of images left out of it."""
     parser = PageParser()
-    parser.feed(body)
+    parser.feed(COMMENT.sub("", body))
     parser.close()
     pieces = [Piece("text", piece.text) if piece.kind == "heading" else piece for piece in parser.pieces]
     return join_pieces(piece for piece in pieces if piece.kind != "end"), parser.num_images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ HTML_SUFFIXES = (".html", ".htm")
 TEXT_SUFFIXES = (".md", ".markdown", ".txt", *HTML_SUFFIXES)
 _FAQ_PAGE = 3
 """A page with so many questions that have answers is said to be a question list."""
+_LOOKED_AT = 1 << 18
+"""Characters of the largest page that is looked at for questions: parsing takes a second for each million."""
+_MAY_ASK = re.compile(r"<summary|^[ \t]*(?:\*\*|__|[-*+][ \t]|Q|Question\b).*[?:]", re.MULTILINE)
 
 
 def text_files(path: Path) -> list[Path]:
@@ -33,13 +37,14 @@ def document_rows(files: Sequence[Path], note: Note = lambda text: None) -> Rows
     """Yield one `text` row for each file, with the file as its `source_id`; an HTML page as Markdown."""
     for file in files:
         raw = _read(file, note)
-        count = num_questions(_questions(file, raw))
-        if count >= _FAQ_PAGE:
-            note(f"{file}: has {count} questions with answers; data.format=faq (--format faq) reads it as such")
-        yield str(file), {"text": document_text(file, raw), "source_id": str(file)}
+        if len(raw) <= _LOOKED_AT and raw.count("?") >= _FAQ_PAGE and file.suffix.lower() != ".txt":
+            count = num_questions(_questions(file, raw))
+            if count >= _FAQ_PAGE:
+                note(f"{file}: has {count} questions with answers; data.format=faq (--format faq) reads it as such")
+        yield str(file), {"text": _shown(file, raw), "source_id": str(file)}
 
 
-def document_text(file: Path, raw: str) -> str:
+def _shown(file: Path, raw: str) -> str:
     """The text of a document: an HTML page as Markdown, anything else as it is."""
     return as_markdown(page_pieces(raw)) if file.suffix.lower() in HTML_SUFFIXES else raw
 
@@ -47,10 +52,11 @@ def document_text(file: Path, raw: str) -> str:
 def sectioned_text(file: Path, note: Note = lambda text: None) -> str:
     """The text of a document whose questions are headings, whatever marks them in the file."""
     raw = _read(file, note)
-    pieces = _questions(file, raw)
-    if file.suffix.lower() not in HTML_SUFFIXES and not any(piece.kind == "question" for piece in pieces):
+    is_html = file.suffix.lower() in HTML_SUFFIXES
+    if not is_html and not _MAY_ASK.search(raw):
         return raw
-    return as_markdown(pieces)
+    pieces = _questions(file, raw)
+    return as_markdown(pieces) if is_html or any(piece.kind == "question" for piece in pieces) else raw
 
 
 def faq_rows(files: Sequence[Path], note: Note = lambda text: None) -> Rows:

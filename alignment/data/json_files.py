@@ -202,7 +202,8 @@ def _column_layout(value: Mapping[str, Any], file: DataFile) -> tuple[list[Any],
 
 def _wrapped(value: Mapping[str, Any], file: DataFile) -> tuple[list[Any], str] | None:
     """The one list of objects in {"version": 1, "data": [{...}, ...]}."""
-    lists = {key: item for key, item in value.items() if isinstance(item, list) and _is_rows(item)}
+    every = {key: item for key, item in value.items() if isinstance(item, list) and _is_rows(item)}
+    lists = {key: item for key, item in every.items() if item} or every
     if len(lists) > 1:
         sizes = ", ".join(f"'{key}' with {len(item)}" for key, item in lists.items())
         raise DataError(f"{file}: holds several lists ({sizes[:200]}); write the one that is meant as its own file")

@@ -181,8 +181,10 @@ def is_plausible_cp1252(raw: bytes) -> bool:
         text = raw.decode("cp1252")
     except UnicodeDecodeError:
         return False
-    letters = [char for char in text if char.isalpha()]
-    return not _IMPLAUSIBLE.search(text) and 5 * sum(not char.isascii() for char in letters) <= len(letters)
+    letters = sum(map(str.isalpha, text))
+    accented = sum(not char.isascii() for char in text if char.isalpha())
+    num_odd = sum(1 for _ in _IMPLAUSIBLE.finditer(text))
+    return 3 * accented <= letters and 50 * num_odd <= accented  # a typing mistake is no other encoding
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:

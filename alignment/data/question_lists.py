@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from alignment.data.html_text import PageParser, Piece, join_pieces, page_pieces
+from alignment.data.html_text import COMMENT, PageParser, Piece, join_pieces, page_pieces
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n[\w-]+[ \t]*:.*?\n(?:---|\.\.\.)[ \t]*\n", re.DOTALL)
 _ASKED = re.compile(r"\A(?:Q|Question)\s*(?:\d+\s*)?[:.)]\s*", re.IGNORECASE)
@@ -123,7 +123,7 @@ def _plain(inline: Any) -> str:
 def _folded(parser: PageParser, block: str, start: int) -> list[Piece]:
     """The new pieces that a block of HTML adds; the Markdown between such blocks is not the parser's."""
     known = len(parser.pieces)
-    parser.feed(block)
+    parser.feed(COMMENT.sub("", block))
     parser.feed("<div></div>")  # ends a text that no tag ends
     pieces, parser.pieces = parser.pieces[known:], parser.pieces[:known]
     for piece in pieces:

@@ -56,7 +56,7 @@ def open_source(part: DataPart, config: DataConfig) -> RowSource:
         files = text_files(path)
         rows = faq_rows(files, note) if part.format == "faq" else document_rows(files, note)
         return RowSource(rows, _hashed(path.name, files), notes)
-    if not path.exists() and not path.suffix.startswith((*SUFFIXES, ".gz")) and _HUB_NAME.fullmatch(part.path):
+    if not path.exists() and not path.suffix.startswith((*SUFFIXES, ".gz", ".zip")) and _HUB_NAME.fullmatch(part.path):
         return _from_datasets(_load_hub(part.path), part)
     rows = _renamed_rows(_known_case(read_rows(path, note), part.columns or {}, note), part.columns or {})
     return RowSource(_tickets(rows, part, config, note), lambda: file_fingerprint(path, 0), notes)

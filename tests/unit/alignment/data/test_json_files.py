@@ -24,7 +24,7 @@ PROMPTS, COMPLETIONS = ([row[key] for row in ROWS] for key in ("prompt", "comple
     ("content", "said"),
     [
         (ROWS, []),
-        ({"data": ROWS}, ["read from its list 'data'"]),
+        ({"data": ROWS, "next": []}, ["read from its list 'data'; not used: next"]),
         ({"version": 1, "rows": ROWS, "tags": ["x"]}, ["read from its list 'rows'; not used: version, tags"]),
         (
             {"prompt": {"0": "a", "1": "c"}, "completion": {"0": "b", "1": ROWS[1]["completion"]}},

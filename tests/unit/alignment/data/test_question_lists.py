@@ -96,6 +96,12 @@ a  b
 Day | Hour"""
 
 
+def test_comments_are_left_out_and_those_without_end_take_no_quadratic_time(tmp_path):
+    page = "<h1>When?</h1><!-- <p>not\nthis</p> -->At nine." + "<!--" * 50_000
+    assert pairs(tmp_path / "faq.html", page)[0] == [("When?", "At nine.")]
+    assert pairs(tmp_path / "faq.md", "# When?\nAt nine.\n\n<!-- not\nthis -->\n")[0] == [("When?", "At nine.")]
+
+
 def test_a_page_is_a_document(tmp_path):
     (tmp_path / "page.html").write_text(PAGE)
     records = read_records(tmp_path, to_examples, DataConfig(train="unused"))

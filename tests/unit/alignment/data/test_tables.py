@@ -81,6 +81,11 @@ def test_an_encoding_that_is_not_known_is_refused_by_its_line(tmp_path, text):
         list(read_rows(tmp_path / "d.csv"))
 
 
+def test_a_typing_mistake_is_no_other_encoding(tmp_path):
+    text = "text\n" + "Le café est fermé à midi, dès l'été.\n" * 30 + "lÉtat\n"
+    assert read(tmp_path / "d.csv", text.encode("cp1252"))[1] == ["read as comma-separated, cp1252"]
+
+
 def test_a_column_that_stands_twice_is_refused_and_columns_without_names_may_be_empty(tmp_path):
     with pytest.raises(DataError, match=r"d\.csv:1: the column 'completion' stands twice in the header"):
         read(tmp_path / "d.csv", b"prompt,completion,completion\na,b,c\n")
