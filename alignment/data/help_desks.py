@@ -33,6 +33,11 @@ TICKET_ROLES = {
     **dict.fromkeys(("admin", "operator", "teammate", "light agent"), "assistant"),
     "system": "system",
 }
+_NESTED = (
+    *("id", "display_id", "ticket_id", "conversation_id", "type", "created_at", "requester_id", "comments", "notes"),
+    *("description", "description_text", "description_html", "source", "conversation_message", "conversation_parts"),
+    "conversations",
+)
 _NEEDED = ("conversation_id", "role", "text")
 # Keys of other shapes: a row that has one is no message of a ticket.
 _OTHERS = ("messages", "prompt", "parent_id", "message_tree_id", "chosen", "completion", "conversation")
@@ -82,6 +87,12 @@ def nested_messages(row: Mapping[str, Any], agents: Collection[str]) -> list[dic
     return None
 
 
+def unused_keys(row: Mapping[str, Any]) -> list[str]:
+    """The keys of a nested ticket that hold something and are not used."""
+    ticket = next((row[key] for key in ("helpdesk_ticket", "ticket") if isinstance(row.get(key), Mapping)), row)
+    return [str(key) for key, value in ticket.items() if key not in _NESTED and value not in (None, "", [], {})]
+
+
 def _objects(value: Any) -> list[Mapping[str, Any]]:
     """The items of a list that are objects; an item such as {"note": {...}} is what it wraps."""
     items = [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
@@ -111,7 +122,8 @@ def _zendesk(ticket: Mapping[str, Any], agents: Collection[str]) -> Iterator[dic
             raise BadRow("a comment without author_id, so it is not known who wrote it")
         is_agent = str(author) in agents if agents else author != requester
         yield _message(ticket, "assistant" if is_agent else "user", text, comment.get("created_at")) | {
-            "is_public": comment.get("public", True)
+            "is_public": comment.get("public", True),
+            "has_files": bool(comment.get("attachments")),
         }
 
 
@@ -146,7 +158,10 @@ def _intercom(ticket: Mapping[str, Any], agents: Collection[str]) -> Iterator[di
         role = "assistant" if names & set(agents) else author.get("type")
         ts = part.get("created_at", None if index else ticket.get("created_at"))
         is_internal = str(part.get("part_type")).startswith("note")
-        yield _message(ticket, role, _text(part, "body"), ts) | {"is_internal": is_internal}
+        yield _message(ticket, role, _text(part, "body"), ts) | {
+            "is_internal": is_internal,
+            "has_files": bool(part.get("attachments")),
+        }
 
 
 def _is_freshdesk(ticket: Mapping[str, Any]) -> bool:
@@ -160,7 +175,8 @@ def _freshdesk(ticket: Mapping[str, Any], _: Collection[str]) -> Iterator[dict[s
     yield from _opening(ticket, texts)
     for note, text in zip(notes, texts, strict=True):
         yield _message(ticket, note.get("incoming"), text, note.get("created_at")) | {
-            "is_internal": note.get("private", False)
+            "is_internal": note.get("private", False),
+            "has_files": bool(note.get("attachments")),
         }
 
 

@@ -74,7 +74,7 @@ def _tickets(rows: Rows, part: DataPart, config: DataConfig, note: Note) -> Rows
     first = list(itertools.islice(rows, 1))
     rows = itertools.chain(first, rows)
     if part.format == "tickets" or (part.format == "auto" and first and is_ticket(first[0][1], first[0][0])):
-        return ticket_rows(rows, config.agents, note, part.columns)
+        return ticket_rows(rows, config.agents, lambda text: note(f"{part.path}: {text}"), part.columns)
     return rows
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignment.data.help_desks import flag_of, nested_messages, role_of, ticket_columns
+from alignment.data.help_desks import flag_of, nested_messages, role_of, ticket_columns, unused_keys
 from alignment.data.html_text import body_text, is_html
 from alignment.data.messages import check_text, key_names, merge_turns
 from alignment.data.opening import BadRow, DataError, Note, PassedOver
@@ -88,7 +88,7 @@ class _TicketReader:
         self._agents = agents
         self._columns: dict[str, str] | None = None
         self.conversations: dict[str, list[TicketMessage]] = {}
-        self._internal = 0
+        self._internal = self._with_files = 0
         self._unused: Counter[str] = Counter()
 
     def add(self, where: str, row: Any) -> None:
@@ -103,12 +103,16 @@ class _TicketReader:
         if not isinstance(row, Mapping):
             raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
         nested = nested_messages(row, self._agents)
+        self._unused.update(unused_keys(row) if nested is not None else ())
         for message in [self._flat(where, row)] if nested is None else nested:
             key = message["conversation_id"]
             if key in (None, ""):
                 raise BadRow("no conversation_id")
             if flag_of(message.get("is_public", True)) is False or flag_of(message.get("is_internal", False)):
                 self._internal += 1
+                continue
+            self._with_files += bool(message.get("has_files"))
+            if message.get("has_files") and message["text"] == "":
                 continue
             ts = message.get("ts")
             if isinstance(ts, list | dict):
@@ -142,6 +146,8 @@ class _TicketReader:
         said = []
         if self._internal:
             said.append(f"{self._internal} internal notes are left out")
+        if self._with_files:
+            said.append(f"files of {self._with_files} messages are left out")
         if self._unused:
             said.append(f"keys of tickets that are not used: {', '.join(sorted(self._unused))[:300]}")
         messages = [each for conversation in self.conversations.values() for each in conversation]

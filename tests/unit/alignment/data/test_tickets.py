@@ -29,6 +29,11 @@ def said(records):
     return [[(turn["role"], turn["content"]) for turn in record.messages] for record in records.items]
 
 
+def notes(records):
+    """The notes without the file's name."""
+    return [note.partition(": ")[2] for note in records.notes]
+
+
 def table(ids="conversation_id", role="role", text="text", ts="ts", roles=("customer", "agent"), times=(1, 2), **more):
     """Two messages, the answer first in the file."""
     rows = [{ids: 7, role: who, text: what} for who, (_, what) in zip(roles, CHAT, strict=True)]
@@ -76,12 +81,12 @@ def test_internal_notes_are_left_out_and_said(tmp_path, key, value, other):
     rows.append({"conversation_id": 7, "role": "agent", "text": "He is rude.", "ts": 1, key: value})
     records = read(tmp_path / "t.csv", rows)
     assert said(records) == [CHAT]
-    assert records.notes == ["1 internal notes are left out"]
+    assert notes(records) == ["1 internal notes are left out"]
 
 
 def test_keys_that_are_not_used_are_said_once(tmp_path):
     records = read(tmp_path / "t.json", [row | {"subject": "Saw", "status": "open"} for row in table()])
-    assert records.notes == ["keys of tickets that are not used: status, subject"]
+    assert notes(records) == ["keys of tickets that are not used: status, subject"]
 
 
 ZENDESK = {
@@ -156,6 +161,18 @@ def test_nested_exports_are_conversations(tmp_path, content):
     assert said(read(tmp_path / "t.json", content)) == [CHAT]
 
 
+def test_files_and_keys_of_nested_tickets_that_are_not_used_are_said(tmp_path):
+    picture = {"author_id": 9, "body": "", "attachments": [{"file_name": "saw.png"}]}
+    ticket = ZENDESK | {"comments": [*ZENDESK["comments"], picture], "status": "open", "tags": []}
+    records = read(tmp_path / "t.json", [ticket])
+    assert said(records) == [CHAT]
+    assert notes(records) == [
+        "1 internal notes are left out",
+        "files of 1 messages are left out",
+        "keys of tickets that are not used: status, subject",
+    ]
+
+
 def test_agents_of_a_zendesk_ticket_may_be_named(tmp_path):
     third = {"author_id": 4, "body": "Me too!", "public": True, "created_at": "2026-01-05T09:01:00Z"}
     ticket = ZENDESK | {"comments": [*ZENDESK["comments"], third]}
@@ -172,7 +189,7 @@ def test_bodies_in_html_are_read_as_text_if_most_are(tmp_path):
     rows = [row | {"text": text} for row, text in zip(table()[::-1], html, strict=True)]
     records = read(tmp_path / "t.csv", rows)
     assert said(records) == [[("user", "Where is the saw?"), ("assistant", "Left.\n\n- of the\n- door")]]
-    assert records.notes == ["2 of 2 messages are HTML, read as text; 1 images in them are left out"]
+    assert notes(records) == ["2 of 2 messages are HTML, read as text; 1 images in them are left out"]
     plain = [
         {"conversation_id": 8, "role": who, "text": text, "ts": 1}
         for who, text in (("user", "How?"), ("agent", "So."), ("user", "Thx"))
@@ -180,7 +197,7 @@ def test_bodies_in_html_are_read_as_text_if_most_are(tmp_path):
     plain[1]["text"] = "Write <p>so</p> in the page."
     records = read(tmp_path / "t.csv", plain)
     assert said(records)[0][1] == ("assistant", plain[1]["text"])
-    assert records.notes == ["1 of 3 messages look like HTML and are left as they are"]
+    assert notes(records) == ["1 of 3 messages look like HTML and are left as they are"]
 
 
 def test_rows_of_other_shapes_are_not_tickets(tmp_path):
@@ -224,10 +241,10 @@ def test_messages_are_sorted_by_any_known_time(tmp_path, times):
 
 
 def test_units_and_dates_are_said(tmp_path):
-    assert read(tmp_path / "t.csv", table(times=("1700000000000", "1700000060"))).notes == [
+    assert notes(read(tmp_path / "t.csv", table(times=("1700000000000", "1700000060")))) == [
         "'ts' holds seconds and milliseconds; each is read by its size"
     ]
-    assert read(tmp_path / "t.csv", table(times=("01/05/2026", "13/05/2026 09:00"))).notes == [
+    assert notes(read(tmp_path / "t.csv", table(times=("01/05/2026", "13/05/2026 09:00")))) == [
         "'ts' has the day first, as '13/05/2026 09:00' shows"
     ]
 
