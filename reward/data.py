@@ -42,7 +42,9 @@ def open_ratings(part: DataPart, config: DataConfig, labelers: Collection[str] |
         if labelers is None:
             return source
         chosen = sorted(known_labelers(part, config).keys() & labelers)
-        return RowSource(source.rows, lambda: source.fingerprint() | {"labelers": len(chosen), "of_labelers": chosen})
+        return RowSource(
+            source.rows, lambda: source.fingerprint() | {"labelers": len(chosen), "of_labelers": chosen}, source.notes
+        )
     with RatingsStore(part.path) as store:
         names = store.labelers()
         if not names:

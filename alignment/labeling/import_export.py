@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from alignment.data.importers import PassedOver
-from alignment.data.row_files import BadRow, read_rows
+from alignment.data.row_files import BadRow, Note, read_rows
 from alignment.data.writers import row_writer
 from alignment.errors import UserError
 from alignment.labeling.entries import Entry, Stored
@@ -35,7 +35,8 @@ def import_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
 
     Returns:
         Counts: `rows`, `items`, `new_items`, `ratings`, `new_ratings` and `passed_over` (by reason); `bad`, the
-        reason by the place of each row set aside; `drops`, in words, what the format or this import leaves behind.
+        reason by the place of each row set aside; `notes`, how the file was read; `drops`, in words, what the format or
+        this import leaves behind.
 
     Raises:
         UserError: no such format or file, nothing in it, or more than 1% of its rows are bad; nothing is imported.
@@ -46,7 +47,7 @@ def import_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
     known = {item.id for item in store.items()}
     counts = _Counts()
     with store.transaction():
-        for place, read in _entries(path, chosen):
+        for place, read in _entries(path, chosen, counts.notes.append):
             counts.rows += 1
             if isinstance(read, PassedOver):
                 counts.passed_over[str(read)] += 1
@@ -67,6 +68,7 @@ def import_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
         "new_ratings": counts.new_ratings,
         "passed_over": dict(counts.passed_over),
         "bad": counts.bad,
+        "notes": counts.notes,
         "drops": chosen.import_drops,
     }
 
@@ -83,6 +85,7 @@ class _Counts:
     copies: Counter[str] = field(default_factory=Counter)
     passed_over: Counter[str] = field(default_factory=Counter)
     bad: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def _import(store: RatingsStore, entry: Entry, counts: _Counts) -> Iterator[str]:
@@ -102,8 +105,8 @@ def _import(store: RatingsStore, entry: Entry, counts: _Counts) -> Iterator[str]
             yield str(reason).removeprefix(f"{store.path}: ")
 
 
-def _entries(path: str | Path, chosen: FileFormat) -> Iterator[tuple[str, list[Entry] | BadRow]]:
-    for place, row in read_rows(path):
+def _entries(path: str | Path, chosen: FileFormat, note: Note) -> Iterator[tuple[str, list[Entry] | BadRow]]:
+    for place, row in read_rows(path, note):
         try:
             if isinstance(row, BadRow):
                 raise row

@@ -532,3 +532,10 @@ def test_forget_lists_the_models_that_learned_from_a_labeler(tmp_path):
         show_forgotten(forget(db, "cyd", folder), Console(file=stream, width=1000, markup=False))
         assert f"{said} the registry {folder}" in stream.getvalue()
         assert "no ratings by this name" in stream.getvalue()
+
+
+def test_an_import_says_how_its_file_was_read(store, tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("sep=;\ninstruction;input;response1;response2;annotator1\nSort.;;1, 2;2, 1;1\n")
+    done = import_file(store, "pandalm", path)
+    assert (done["new_ratings"], done["notes"]) == (1, [f"{path}: read as semicolon-separated"])
