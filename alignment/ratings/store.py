@@ -218,6 +218,7 @@ class RatingsStore:
                 "strength": strength,
                 "ranks": None if ranks_shown is None else dump(dense(in_item_order(ranks_shown, order))),
                 "score": score,
+                "given": None,
                 "seconds": float(seconds),
                 "comment": clean(comment),
                 "flags": dump([clean(flag) for flag in flags]),
@@ -236,6 +237,7 @@ class RatingsStore:
         strength: int | None = None,
         ranks: Sequence[int] | None = None,
         score: int | None = None,
+        given: float | None = None,
         order_shown: Sequence[int] | None = None,
         seconds: float | None = None,
         comment: str = "",
@@ -255,7 +257,7 @@ class RatingsStore:
         check_labeler(labeler)
         with self.transaction():
             kind, count = kind_and_count(self._file, item)
-            check_answer(kind, count, choice, strength, ranks, score)
+            check_answer(kind, count, choice, strength, ranks, score, given)
             order = [] if order_shown is None else list(order_shown)
             if (order or why != "import") and sorted(order) != list(range(count)):
                 raise UserError(f"order_shown {order} of item {item}: expected each of 0 to {count - 1} once")
@@ -264,6 +266,7 @@ class RatingsStore:
                 "strength": strength,
                 "ranks": None if ranks is None else dump(dense(ranks)),
                 "score": score,
+                "given": given,
             }
             row = self._db.execute(
                 "SELECT * FROM rating WHERE item = ? AND labeler = ? AND (why = 'repeat') = ?",
@@ -328,8 +331,8 @@ class RatingsStore:
                 return None
             self._file.log(now, labeler, row["item"], "undo", dict(row))
             self._db.execute(
-                "UPDATE rating SET choice = NULL, strength = NULL, ranks = NULL, score = NULL, seconds = NULL,"
-                " comment = '', flags = '[]', done_at = NULL, done = 0, claimed_at = ? WHERE id = ?",
+                "UPDATE rating SET choice = NULL, strength = NULL, ranks = NULL, score = NULL, given = NULL,"
+                " seconds = NULL, comment = '', flags = '[]', done_at = NULL, done = 0, claimed_at = ? WHERE id = ?",
                 (now, row["id"]),
             )
             if row["order_shown"] == "[]":  # an imported answer with an unknown display order
