@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignment.config.sections import DataConfig, DataPart
+from alignment.data.annotations import annotation_format, refusal
 from alignment.data.importers import (
     TEXT_SUFFIXES,
     TICKET_KEYS,
@@ -53,7 +54,7 @@ def open_source(part: DataPart, config: DataConfig) -> RowSource:
         return RowSource(rows, _hashed(path.name, files))
     if not path.exists() and not path.suffix.startswith((*SUFFIXES, ".gz")) and _HUB_NAME.fullmatch(part.path):
         return _from_datasets(_load_hub(part.path), part)
-    rows = _renamed_rows(read_rows(path), part.columns or {})
+    rows = _without_annotations(_renamed_rows(read_rows(path), part.columns or {}), part)
     return RowSource(_tickets(rows, part, config), lambda: file_fingerprint(path, 0))
 
 
@@ -72,6 +73,13 @@ def _tickets(rows: Rows, part: DataPart, config: DataConfig) -> Rows:
     if part.format == "tickets" or (detectable and all(key in first[0][1] for key in TICKET_KEYS)):
         return ticket_rows(rows, config.agents)
     return rows
+
+
+def _without_annotations(rows: Rows, part: DataPart) -> Rows:
+    """The rows, with the reason in place of those that an annotation tool exported; a named format is obeyed."""
+    for where, row in rows:
+        tool = annotation_format(row) if part.format == "auto" and isinstance(row, Mapping) else None
+        yield where, row if tool is None else BadRow(refusal(tool))
 
 
 def _renamed_rows(rows: Rows, columns: Mapping[str, str]) -> Rows:
@@ -116,7 +124,7 @@ def _from_datasets(dataset: Any, part: DataPart) -> RowSource:
     rows = ((f"{part.path}:row {index}", row) for index, row in enumerate(dataset, 1))
     files = [Path(entry["filename"]) for entry in dataset.cache_files]
     fingerprint = _hashed(Path(part.path).name if Path(part.path).exists() else part.path, files)
-    return RowSource(_renamed_rows(rows, part.columns or {}), fingerprint)
+    return RowSource(_without_annotations(_renamed_rows(rows, part.columns or {}), part), fingerprint)
 
 
 def _load_saved(path: Path) -> Any:

@@ -1,0 +1,151 @@
+"""Any table of votes: a row for each vote, with columns that are told by their names or named by the user."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alignment.data import formats
+from alignment.data.annotations import parsed
+from alignment.data.row_files import BadRow
+from alignment.labeling.entries import plain_turns
+from alignment.labeling.formats.fields import (
+    LISTS,
+    PROMPTS,
+    SINGLES,
+    Answer,
+    Task,
+    answer_of,
+    filled,
+    first_key,
+    named_key,
+    slot_keys,
+    task_of,
+    turns_of,
+)
+from alignment.labeling.formats.reading import ImportOptions, Read, Row
+from alignment.labeling.formats.voting import (
+    CHOICES,
+    COMMENTS,
+    LABELERS,
+    RATINGS,
+    SECONDS,
+    STRENGTHS,
+    Who,
+    judged,
+    labeler_of,
+    preferred,
+    ranked,
+    scored,
+    seconds_of,
+)
+
+DROPS = "columns that are not named in --columns and whose names say nothing (they are listed as not used)"
+_RANKS = ("ranks", "ranking", "rank")
+_SCORES = ("scores", "ratings")
+
+
+def recognises_votes(row: Row) -> bool:
+    """Whether the names of the columns tell a prompt, its answers and what was said of them."""
+    if {"chosen", "rejected"} <= row.keys():
+        return True
+    prompt = first_key(row, PROMPTS)
+    rest = {key: value for key, value in row.items() if key != prompt}
+    if prompt is None:
+        return False
+    if len(slot_keys(rest)) > 1:
+        return first_key(rest, CHOICES) is not None
+    if first_key(rest, LISTS, lambda value: isinstance(parsed(value), list)):
+        return first_key(rest, (*CHOICES, *_RANKS, *_SCORES)) is not None
+    return first_key(rest, SINGLES) is not None and first_key(rest, RATINGS) is not None
+
+
+def read_votes(row: Row, options: ImportOptions) -> Read:
+    who = _who(row, options)
+    chosen = options.key("chosen", row) or ("chosen" if "chosen" in row and "a" not in options.columns else None)
+    if chosen:
+        return [_chosen(row, chosen, options.key("rejected", row) or "rejected", who, options)]
+    said = {key: row[key] for key in row if key not in _said_keys(row, options)}
+    task = task_of(said, options)
+    if ranks := named_key(row, "ranks", _RANKS, options):
+        return ranked(task, _list(row[ranks], ranks), who)
+    if (scores := named_key(row, "scores", _SCORES, options)) and len(task.answers) > 1:
+        return ranked(task, [-number for number in _list(row[scores], scores)], who)
+    if len(task.answers) > 1:
+        choice = named_key(row, "choice", CHOICES, options)
+        if choice is None:
+            raise BadRow(f"no choice among the keys {', '.join(map(str, row))}; name it with --columns choice=KEY")
+        return judged(task, row[choice], who, options, _strength(row, options))
+    rating = named_key(row, "rating", RATINGS, options) or named_key(row, "choice", CHOICES, options)
+    if rating is None:
+        raise BadRow(f"no rating among the keys {', '.join(map(str, row))}; name it with --columns rating=KEY")
+    return scored(task, row[rating], who, options)
+
+
+def used_by_votes(row: Row, options: ImportOptions) -> set[str]:
+    """The keys of a row that `read_votes` reads."""
+    said = _said_keys(row, options)
+    if {"chosen", "rejected"} <= row.keys():
+        return said | {"chosen", "rejected", "prompt"}
+    task = task_of({key: row[key] for key in row if key not in said}, options)
+    return said | task.used
+
+
+def _said_keys(row: Row, options: ImportOptions) -> set[str]:
+    """The keys that hold what was said, and who said it: none of them is a prompt or an answer."""
+    roles = {
+        "choice": CHOICES, "strength": STRENGTHS, "rating": RATINGS, "ranks": _RANKS, "scores": _SCORES,
+        "labeler": LABELERS, "comment": COMMENTS, "seconds": SECONDS,
+    }  # fmt: skip
+    return {key for role, names in roles.items() if (key := named_key(row, role, names, options))}
+
+
+def _who(row: Row, options: ImportOptions) -> Who:
+    found = {
+        role: row[key]
+        for role, names in {"labeler": LABELERS, "comment": COMMENTS, "seconds": SECONDS}.items()
+        if (key := named_key(row, role, names, options)) and filled(row[key])
+    }
+    seconds = found.get("seconds")
+    if seconds is not None and seconds_of(seconds) is None:
+        raise BadRow(f"the seconds {seconds!a} are no number of 0 or more")
+    return Who(labeler_of(found.get("labeler")), str(found.get("comment", "")), seconds_of(seconds))
+
+
+def _strength(row: Row, options: ImportOptions) -> int | None:
+    key = named_key(row, "strength", STRENGTHS, options)
+    if key is None or not filled(row[key]):
+        return None
+    words = {"1": 1, "2": 2, "3": 3, "1.0": 1, "2.0": 2, "3.0": 3}
+    text = str(row[key]).strip()
+    strength = words.get(options.labels.get(text, text))
+    if strength is None:
+        raise BadRow(f"the strength {row[key]!a} is not 1 (slightly), 2 or 3 (much better); see --labels WORD=2")
+    return strength
+
+
+def _list(value: Any, name: str) -> list[float]:
+    value = parsed(value)
+    if not isinstance(value, list) or not all(isinstance(each, int | float) and not isinstance(each, bool) for each in value):
+        raise BadRow(f"'{name}' must be a list of numbers, found {value!a}"[:200])
+    return value
+
+
+def _chosen(row: Row, chosen: str, rejected: str, who: Who, options: ImportOptions) -> Any:
+    if rejected not in row:
+        raise BadRow(f"no key '{rejected}' beside '{chosen}'; name it with --columns rejected=KEY")
+    prompt = options.key("prompt", row) or first_key(row, PROMPTS, filled)
+    strength = _strength(row, options)
+    if prompt is None:
+        turns, good, bad = formats.pair_of({"chosen": parsed(row[chosen]), "rejected": parsed(row[rejected])})
+        return preferred(plain_turns(turns), Answer(chosen, good), Answer(rejected, bad), who, strength)
+    turns_before = turns_of(row[prompt], prompt)
+    sides = [_side(row[key], key, turns_before, row.get(f"{key}_model")) for key in (chosen, rejected)]
+    return preferred(turns_before, *sides, who, strength)
+
+
+def _side(value: Any, key: str, prompt: list[dict[str, str]], model: Any) -> Answer:
+    """An answer, without the prompt where it repeats it."""
+    value = parsed(value)
+    if isinstance(value, list) and len(value) == len(prompt) + 1:
+        value = value[-1:]
+    return answer_of(value, key)._replace(model=model if isinstance(model, str) and model else None)
