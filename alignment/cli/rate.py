@@ -228,20 +228,22 @@ def show_fields(result: dict[str, Any], called: str) -> None:
 
 REGISTRY = (["--registry"], {"metavar": "DIR", "help": "registry folder (default: $ALIGNMENT_REGISTRY or ./registry)"})
 WRITTEN = (["--format"], {"required": True, "metavar": "NAME", "help": "jsonl, hh, pandalm, qa-feedback or oasst"})
-READ = (
-    ["--format"],
-    {"default": "auto", "metavar": "NAME", "help": "what wrote the file (default: auto, told by its keys): label-studio, "
-     "argilla, potato, prodigy, doccano, arena, helpsteer, alpaca, summaries, webgpt, shp, reward-bench, votes (any "
-     "table), jsonl, hh, pandalm, qa-feedback or oasst"},
-)  # fmt: skip
-IMPORT_OPTIONS = [
-    (["--columns"], {"action": "append", "default": [], "metavar": "ROLE=KEY,...", "help": "which column is what: "
-                     "prompt=..,a=..,b=..,choice=..,labeler=.. (or completion, rating, ranks, comment, seconds, model_a)"}),
-    (["--labels"], {"action": "append", "default": [], "metavar": "WORD=MEANING,...",
-                    "help": "what a word in the file means: a, b, tie, both bad, skip or a number"}),
+READ_FORMATS = (
+    "what wrote the file (default: auto, told by its keys): label-studio, argilla, potato, prodigy, doccano, arena, "
+    "helpsteer, alpaca, summaries, webgpt, shp, reward-bench, votes (any table), jsonl, hh, pandalm, qa-feedback, oasst"
+)
+COLUMNS = (
+    "which column is what: prompt=..,a=..,b=..,choice=..,labeler=.. (others: completion, rating, ranks, strength, "
+    "comment, seconds, model_a, model_b)"
+)
+LABELS = "what a word in the file means: a, b, tie, both bad, skip or a number"
+READ: list[tuple[Sequence[str], dict[str, Any]]] = [
+    (["--format"], {"default": "auto", "metavar": "NAME", "help": READ_FORMATS}),
+    (["--columns"], {"action": "append", "default": [], "metavar": "ROLE=KEY,...", "help": COLUMNS}),
+    (["--labels"], {"action": "append", "default": [], "metavar": "WORD=MEANING,...", "help": LABELS}),
     (["--scale"], {"metavar": "LOW..HIGH", "help": "the worst and the best rating, as 0..100 (default: 1..7)"}),
     (["--labeler"], {"metavar": "NAME", "help": "who gave the votes that have no name"}),
-]  # fmt: skip
+]
 COMMANDS = {
     "invite": Command(
         "Make a personal link to the rating page for each labeler; an earlier link of theirs ends.",
@@ -283,7 +285,7 @@ COMMANDS = {
         "import --db ratings.db export.json",
         run_import,
         show_fields,
-        [READ, *IMPORT_OPTIONS, (["file"], {"metavar": "FILE", "help": "what to read"})],
+        [*READ, (["file"], {"metavar": "FILE", "help": "what to read"})],
     ),
     "export": Command(
         "Write items and ratings to a file.",

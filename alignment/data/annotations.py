@@ -64,7 +64,7 @@ def hub_answers(value: Any) -> list[dict[str, Any]] | None:
 
 def _potato(row: Row) -> bool:
     has_answers = "label_annotations" in row or isinstance(row.get("annotations"), Mapping)
-    return has_answers and bool({"instance_id", "id"} & row.keys()) or "instance_id_to_label_to_value" in row
+    return (has_answers and bool({"instance_id", "id"} & row.keys())) or "instance_id_to_label_to_value" in row
 
 
 def _prodigy(row: Row) -> bool:
@@ -81,7 +81,9 @@ def _doccano(row: Row) -> bool:
     if isinstance(row.get("entities"), list) and isinstance(row.get("relations"), list):
         return True
     marks = row.get("annotations")
-    return isinstance(marks, list) and all(isinstance(each, Mapping) and "user" in each for each in marks) and bool(marks)
+    return (
+        isinstance(marks, list) and all(isinstance(each, Mapping) and "user" in each for each in marks) and bool(marks)
+    )
 
 
 _TOOLS: dict[str, Callable[[Row], bool]] = {

@@ -116,8 +116,7 @@ class _Import:
         except (BadRow, UserError) as reason:
             self.bad[place] = str(reason)
             return
-        for reason in (part for part in read if isinstance(part, PassedOver)):
-            self.passed_over[str(reason)] += 1
+        self.passed_over.update(str(part) for part in read if isinstance(part, PassedOver))
         entries = [part for part in read if isinstance(part, Entry)]
         if reasons := [reason for entry in entries for reason in self._take(entry)]:
             self.bad[place] = "; ".join(dict.fromkeys(reasons))
@@ -139,7 +138,7 @@ class _Import:
         scale = (entry.metadata or {}).get("scale", [1, 7]) if entry.kind == "single" and self.joiner else None
         if scale is not None and scale != (self.scale or scale):
             low, high = self.scale
-            yield f"a rating from {scale[0]:g} to {scale[1]:g} beside others from {low:g} to {high:g}; import them apart"
+            yield f"a rating from {scale[0]:g} to {scale[1]:g} beside others from {low:g} to {high:g}: use two files"
             return
         self.scale = self.scale or scale
         self.simulated |= entry.simulated
@@ -177,10 +176,11 @@ class _Import:
     def result(self, name: str, path: str | Path) -> dict[str, Any]:
         labelers = {labeler for _, labeler in self.said}
         kinds = Counter(self.items.values())
-        items = " and ".join(f"{count} {KINDS[kind]}" for kind, count in kinds.items()) or "no items"
+        scale = " ({:g} to {:g})".format(*self.scale) if self.scale else ""
+        items = [f"{count} {KINDS[kind]}" + scale * (kind == "single") for kind, count in kinds.items()] or ["no items"]
         people = f"{len(labelers)} labeler{'s' * (len(labelers) != 1)}"
         return {
-            "read": f"read as {self.chosen.title}: {items}, {self.ratings} votes of {people}",
+            "read": f"read as {self.chosen.title}: {' and '.join(items)}, {self.ratings} votes of {people}",
             "format": name,
             "file": str(path),
             "rows": self.rows,

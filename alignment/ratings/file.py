@@ -54,8 +54,8 @@ CREATE TABLE rating(
   id INTEGER PRIMARY KEY AUTOINCREMENT, item INTEGER NOT NULL REFERENCES item(id), labeler TEXT NOT NULL,
   order_shown TEXT NOT NULL, choice TEXT CHECK(choice IN ('first', 'second', 'tie', 'ranked', 'scored', 'skip')),
   strength INTEGER CHECK(strength BETWEEN 1 AND 3), ranks TEXT, score INTEGER CHECK(score BETWEEN 1 AND 7),
-  given REAL, seconds REAL, comment TEXT NOT NULL DEFAULT '', flags TEXT NOT NULL DEFAULT '[]', why TEXT NOT NULL DEFAULT 'random',
-  claimed_at REAL NOT NULL, done_at REAL, done INTEGER NOT NULL DEFAULT 0,
+  given REAL, seconds REAL, comment TEXT NOT NULL DEFAULT '', flags TEXT NOT NULL DEFAULT '[]',
+  why TEXT NOT NULL DEFAULT 'random', claimed_at REAL NOT NULL, done_at REAL, done INTEGER NOT NULL DEFAULT 0,
   CHECK(done = (choice IS NOT NULL) AND done = (done_at IS NOT NULL)),
   CHECK((ranks IS NOT NULL) = (choice IS 'ranked') AND (score IS NOT NULL) = (choice IS 'scored')));
 CREATE UNIQUE INDEX rating_once ON rating(item, labeler, (why = 'repeat'));

@@ -93,6 +93,7 @@ def finish_rating(db: sqlite3.Connection, rating: int, answer: Mapping[str, Any]
     """Write the answer of a claimed rating."""
     db.execute(
         "UPDATE rating SET choice = :choice, strength = :strength, ranks = :ranks, score = :score,"
-        " given = :given, seconds = :seconds, comment = :comment, flags = :flags, done_at = :done_at, done = 1 WHERE id = :id",
+        " given = :given, seconds = :seconds, comment = :comment, flags = :flags, done_at = :done_at, done = 1"
+        " WHERE id = :id",
         {**answer, "done_at": done_at, "id": rating},
     )

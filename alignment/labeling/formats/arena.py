@@ -16,10 +16,15 @@ from alignment.labeling.formats.reading import ImportOptions, Read, Row
 from alignment.labeling.formats.voting import COMMENTS, Who, judged, labeler_of
 
 DROPS = (
-    "how much better (no row says it), times, languages and tags; conversations that differ before the last turn, whose "
-    "answers have no prompt in common (counted). A judge that is a model is kept, as a simulated labeler"
+    "how much better (no row says it), times, languages and tags; conversations that differ before the last turn, "
+    "whose answers have no prompt in common (counted). A judge that is a model is kept, as a simulated labeler"
 )
-_ONE_HOT = {"winner_model_a": "model_a", "winner_model_b": "model_b", "winner_tie": "tie", "winner_tie_bothbad": "both bad"}
+_ONE_HOT = {
+    "winner_model_a": "model_a",
+    "winner_model_b": "model_b",
+    "winner_tie": "tie",
+    "winner_tie_bothbad": "both bad",
+}
 
 
 def recognises_arena(row: Row) -> bool:

@@ -37,7 +37,11 @@ def read_argilla(row: Row, options: ImportOptions) -> Read:
         if key.endswith((".suggestion", "-suggestion")) and value is not None
     ]
     suggested = row.get("suggestions")
-    read += [PassedOver("a suggestion of a model") for _ in suggested if suggested] if isinstance(suggested, list | Mapping) else []
+    read += (
+        [PassedOver("a suggestion of a model") for _ in suggested if suggested]
+        if isinstance(suggested, list | Mapping)
+        else []
+    )
     if not replies:
         return [*read, PassedOver("a record that nobody answered")]
     users: dict[tuple[str | None, int], list[Reply]] = {}
@@ -92,10 +96,8 @@ def _nested(responses: Any) -> list[Reply]:
             raise BadRow("each of 'responses' must be an object")
         values = each.get("values")
         if isinstance(values, Mapping):  # version 1: a person's answers to all questions
-            replies += [
-                _reply(question, each.get("user_id"), value.get("value") if isinstance(value, Mapping) else value, each.get("status"))
-                for question, value in values.items()
-            ]  # fmt: skip
+            said = {name: value.get("value") if isinstance(value, Mapping) else value for name, value in values.items()}
+            replies += [_reply(name, each.get("user_id"), value, each.get("status")) for name, value in said.items()]
         elif "question_name" in each:
             replies.append(_reply(each["question_name"], each.get("user_id"), each.get("value"), each.get("status")))
         elif each.get("status") != "submitted":
@@ -145,7 +147,9 @@ def _votes(fields: dict[str, Any], user: str | None, said: Sequence[Reply], opti
         if rated is not None:
             read += scored(rated, reply.value, who, options)
         elif compared:
-            read.append(PassedOver(f"a second question on the same answers; --columns choice={reply.question} reads it"))
+            read.append(
+                PassedOver(f"a second question on the same answers; --columns choice={reply.question} reads it")
+            )
         else:
             compared = True
             read += _ranking(task, reply, who, options)
@@ -153,7 +157,9 @@ def _votes(fields: dict[str, Any], user: str | None, said: Sequence[Reply], opti
 
 
 def _is_spans(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(each, Mapping) and "start" in each for each in value)
+    return (
+        isinstance(value, list) and bool(value) and all(isinstance(each, Mapping) and "start" in each for each in value)
+    )
 
 
 def _is_comment(reply: Reply, task: Task, options: ImportOptions) -> bool:
@@ -182,7 +188,9 @@ def _rated(reply: Reply, task: Task, options: ImportOptions) -> Task | None:
     ends = {ending(part) for part in re.split(r"[\W_]*(?:rating|score|quality)[\W_]*", reply.question)} - {""}
     holding = holding or [place for place, name in enumerate(names) if ending(name) in ends]
     if len(holding) != 1:
-        raise BadRow(f"the question '{reply.question}' rates one of {', '.join(names)}, and its name does not say which")
+        raise BadRow(
+            f"the question '{reply.question}' rates one of {', '.join(names)}, and its name does not say which"
+        )
     return task._replace(answers=(task.answers[holding[0]],))
 
 

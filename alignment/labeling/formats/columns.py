@@ -13,7 +13,6 @@ from alignment.labeling.formats.fields import (
     PROMPTS,
     SINGLES,
     Answer,
-    Task,
     answer_of,
     filled,
     first_key,
@@ -125,7 +124,9 @@ def _strength(row: Row, options: ImportOptions) -> int | None:
 
 def _list(value: Any, name: str) -> list[float]:
     value = parsed(value)
-    if not isinstance(value, list) or not all(isinstance(each, int | float) and not isinstance(each, bool) for each in value):
+    if not isinstance(value, list) or not all(
+        isinstance(each, int | float) and not isinstance(each, bool) for each in value
+    ):
         raise BadRow(f"'{name}' must be a list of numbers, found {value!a}"[:200])
     return value
 
@@ -136,11 +137,11 @@ def _chosen(row: Row, chosen: str, rejected: str, who: Who, options: ImportOptio
     prompt = options.key("prompt", row) or first_key(row, PROMPTS, filled)
     strength = _strength(row, options)
     if prompt is None:
-        turns, good, bad = formats.pair_of({"chosen": parsed(row[chosen]), "rejected": parsed(row[rejected])})
-        return preferred(plain_turns(turns), Answer(chosen, good), Answer(rejected, bad), who, strength)
+        turns, better, worse = formats.pair_of({"chosen": parsed(row[chosen]), "rejected": parsed(row[rejected])})
+        return preferred(plain_turns(turns), Answer(chosen, better), Answer(rejected, worse), who, strength)
     turns_before = turns_of(row[prompt], prompt)
-    sides = [_side(row[key], key, turns_before, row.get(f"{key}_model")) for key in (chosen, rejected)]
-    return preferred(turns_before, *sides, who, strength)
+    good, bad = (_side(row[key], key, turns_before, row.get(f"{key}_model")) for key in (chosen, rejected))
+    return preferred(turns_before, good, bad, who, strength)
 
 
 def _side(value: Any, key: str, prompt: list[dict[str, str]], model: Any) -> Answer:

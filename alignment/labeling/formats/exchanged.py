@@ -18,7 +18,7 @@ from alignment.labeling.checks import checked_entry
 from alignment.labeling.entries import Entry, Rows, Stored, exportable, kept_row, plain_turns, short_digest
 from alignment.labeling.formats.fields import Answer, named_key
 from alignment.labeling.formats.reading import ImportOptions, Read, Row
-from alignment.labeling.formats.voting import LABELERS, Who, labeler_of, preferred
+from alignment.labeling.formats.voting import LABELERS, Who, labeler_of, meaning, preferred
 from alignment.ratings import Completion, Item, Rating
 from alignment.ratings.pairs import Pair
 from alignment.templates.builtin import INPUT_HEADING
@@ -92,7 +92,9 @@ def _transcript(prompt: Sequence[Mapping[str, str]], answer: str) -> str | None:
 
 def read_pandalm(row: Row, options: ImportOptions) -> Read:
     formats.shape_of(row, "pandalm", ["pandalm"])
-    judged = formats.pandalm(row)
+    # A table with an empty cell has its whole numbers as 1.0.
+    votes = {key: meaning(value, options) for key, value in row.items() if key.startswith("annotator")}
+    judged = formats.pandalm({**row, **votes})
     makers = str(row.get("cmp_key") or "").split("_")
     named = len(makers) == 2 and all(makers)
     models = makers if named else [None, None]

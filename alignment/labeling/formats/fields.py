@@ -141,7 +141,9 @@ def _place(end: str) -> int:
 
 def _answers(row: Row, options: ImportOptions) -> tuple[Answer, ...]:
     if keys := [key for side in SIDES if (key := options.key(side, row))]:
-        return tuple(_with_model(answer_of(row[key], key), side, row, options) for side, key in zip(SIDES, keys, strict=False))
+        return tuple(
+            _with_model(answer_of(row[key], key), side, row, options) for side, key in zip(SIDES, keys, strict=False)
+        )
     if key := options.key("completion", row):
         return (_with_model(answer_of(row[key], key), "", row, options),)
     listed = options.key("completions", row)

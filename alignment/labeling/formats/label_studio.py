@@ -153,14 +153,18 @@ def _rated(data: Row, control: Control, options: ImportOptions) -> Task:
     if len(task.answers) > 1:
         place = said_of(at or control.name, task, options)
         if not isinstance(place, int):
-            raise BadRow(f"the rating '{control.name}' names none of the answers; name it with --columns completion=KEY")
+            raise BadRow(
+                f"the rating '{control.name}' names none of the answers; name it with --columns completion=KEY"
+            )
         task = task._replace(answers=(task.answers[place],))
     return task
 
 
 def first_prompt(data: Row, options: ImportOptions) -> list[dict[str, str]]:
     """The prompt of a row in which the answer is known."""
-    return task_of({**data, "completion": "answer"}, ImportOptions({**options.columns, "completion": "completion"})).prompt
+    return task_of(
+        {**data, "completion": "answer"}, ImportOptions({**options.columns, "completion": "completion"})
+    ).prompt
 
 
 def _ranking(data: Row, control: Control, who: Who, options: ImportOptions) -> Read:
@@ -171,14 +175,14 @@ def _ranking(data: Row, control: Control, who: Who, options: ImportOptions) -> R
         ordered = [ids for name, ids in control.value.items() if name != "_"]
     if len(ordered) != 1:
         return [PassedOver("a sorting into buckets, of which none is known to be the better")]
-    items = next(
-        (value for value in map(parsed, data.values()) if isinstance(value, list) and _ids(value)), []
-    )
+    items = next((value for value in map(parsed, data.values()) if isinstance(value, list) and _ids(value)), [])
     by_id = {str(item["id"]): item for item in items}
     ids = [str(each) for each in ordered[0]]
     missing = [each for each in ids if each not in by_id]
     if missing or len(ids) < 2:
-        raise BadRow(f"the ranker {control.name} has {', '.join(missing) or 'fewer than two items'}, not in the task's list")
+        raise BadRow(
+            f"the ranker {control.name} has {', '.join(missing) or 'fewer than two items'}, not in the task's list"
+        )
     answers: list[Answer] = [answer_of(by_id[each], each) for each in sorted(ids)]
     texts = {key: value for key, value in data.items() if not (isinstance(parsed(value), list) and _ids(parsed(value)))}
     task = Task(first_prompt(texts, options), tuple(answers), frozenset())

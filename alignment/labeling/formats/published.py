@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from alignment.data.annotations import parsed
+from alignment.data.formats import alpaca_prompt
 from alignment.data.importers import PassedOver
 from alignment.data.messages import check_text, text_of
 from alignment.data.row_files import BadRow
 from alignment.labeling.entries import Entry, plain_turns
-from alignment.data.formats import alpaca_prompt
 from alignment.labeling.formats.fields import Answer, Task, answer_of, turns_of
 from alignment.labeling.formats.reading import ImportOptions, Read, Row
 from alignment.labeling.formats.voting import Who, labeler_of, pair, preferred, ranked, scored
@@ -58,7 +58,9 @@ def read_helpsteer(row: Row, options: ImportOptions) -> Read:
 
 
 def _pair_task(row: Row, prompt: str, first: str, second: str) -> Task:
-    return Task(turns_of(row[prompt], prompt), (answer_of(row[first], first), answer_of(row[second], second)), frozenset())
+    return Task(
+        turns_of(row[prompt], prompt), (answer_of(row[first], first), answer_of(row[second], second)), frozenset()
+    )
 
 
 def _signed(task: Task, value: Any, who: Who) -> Entry:
@@ -124,7 +126,9 @@ SUMMARIES_DROPS = (
 
 
 def recognises_summaries(row: Row) -> bool:
-    return isinstance(parsed(row.get("info")), Mapping) and bool({"summaries", "summary"} & row.keys()) and "worker" in row
+    return (
+        isinstance(parsed(row.get("info")), Mapping) and bool({"summaries", "summary"} & row.keys()) and "worker" in row
+    )
 
 
 def read_summaries(row: Row, options: ImportOptions) -> Read:
@@ -159,10 +163,13 @@ def _summary(value: Any) -> Answer:
 
 # --- WebGPT and SHP ------------------------------------------------------------------------------------------------
 
-WEBGPT_DROPS = "names (there are none), quotes and tokens; the two scores stand with the item, and how much better is not guessed from them"
+WEBGPT_DROPS = (
+    "names (there are none), quotes and tokens; the two scores stand with the item, and how much better is not guessed "
+    "from them"
+)
 SHP_DROPS = (
-    "who voted: the scores are counts of votes, so a row is one vote for the answer with more of them; the counts stand "
-    "with the item, and how much better is not guessed from their ratio"
+    "who voted: the scores are counts of votes, so a row is one vote for the answer with more of them; the counts "
+    "stand with the item, and how much better is not guessed from their ratio"
 )
 
 
@@ -204,7 +211,9 @@ REWARD_BENCH_DROPS = (
 
 def recognises_reward_bench(row: Row) -> bool:
     models = {"chosen_model", "rejected_model"} <= row.keys()
-    return {"prompt", "chosen", "rejected"} <= row.keys() and (models or {"num_correct", "total_completions"} <= row.keys())
+    return {"prompt", "chosen", "rejected"} <= row.keys() and (
+        models or {"num_correct", "total_completions"} <= row.keys()
+    )
 
 
 def read_reward_bench(row: Row, options: ImportOptions) -> Read:

@@ -31,7 +31,10 @@ def _sheet_rows(path: Path) -> Iterator[tuple[str, Any]]:
             row = {name: value for name, value in cells.items() if name}
             if any(value is not None for value in values):
                 where = f"{path}:row {number}"
-                yield where, BadRow("two columns have one name") if len(set(header) - {""}) < sum(map(bool, header)) else row
+                yield (
+                    where,
+                    BadRow("two columns have one name") if len(set(header) - {""}) < sum(map(bool, header)) else row,
+                )
     except Exception as error:  # noqa: BLE001 - a broken file ends in many kinds: zip, XML, key
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path}: not an Excel file that can be read: {reason}; save it as .csv (UTF-8)") from None

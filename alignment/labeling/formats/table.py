@@ -100,7 +100,9 @@ FORMATS: dict[str, FileFormat] = {
         "ranks",
         joins=False,
     ),
-    "votes": FileFormat("a table of votes", columns.read_votes, columns.recognises_votes, columns.DROPS, used=columns.used_by_votes),
+    "votes": FileFormat(
+        "a table of votes", columns.read_votes, columns.recognises_votes, columns.DROPS, used=columns.used_by_votes
+    ),
 }
 """By the name that --format takes. Recognised in this order, the most particular keys first."""
 

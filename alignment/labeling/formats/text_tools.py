@@ -27,7 +27,9 @@ from alignment.labeling.formats.fields import (
 from alignment.labeling.formats.reading import ImportOptions, Read, Row
 from alignment.labeling.formats.voting import BAD, GOOD, Who, against, judged, labeler_of, ranked, said_of, seconds_of
 
-POTATO_DROPS = "spans and answers of machines (each counted), times and behavioural data; one answer in free text is a comment"
+POTATO_DROPS = (
+    "spans and answers of machines (each counted), times and behavioural data; one answer in free text is a comment"
+)
 PRODIGY_DROPS = "ignored answers and spans (each counted), hashes and times"
 DOCCANO_DROPS = (
     "spans and relations (each counted), and metadata; in a text of several lines the first is the prompt and the rest "
@@ -152,7 +154,9 @@ def read_potato(row: Row, options: ImportOptions) -> Read:
     behaviour = row.get("behavioral_data")
     seconds = seconds_of(behaviour.get("time_spent")) if isinstance(behaviour, Mapping) else None
     task = _potato_task(row, options)
-    who, read, voted = Who(user, seconds=seconds), [], False
+    who = Who(user, seconds=seconds)
+    read: Read = []
+    voted = False
     texts = {name: value for name, value in answers.items() if _free_text(value)}
     who = who._replace(comment="\n".join(_free_text(value) for value in texts.values()))
     for name, value in answers.items():
@@ -175,7 +179,9 @@ def _free_text(value: Any) -> str:
 
 def _potato_task(row: Row, options: ImportOptions) -> Task:
     shown = parsed(row.get("displayed_text", row.get("text")))
-    beside = {key: value for key, value in row.items() if key not in ("displayed_text", "label_annotations", "annotations")}
+    beside = {
+        key: value for key, value in row.items() if key not in ("displayed_text", "label_annotations", "annotations")
+    }
     data = beside.pop("data", None) or beside.pop("item", None)
     beside |= data if isinstance(data, Mapping) else {}
     if isinstance(shown, Mapping):
@@ -204,13 +210,17 @@ def _potato_vote(task: Task, value: Any, who: Who, options: ImportOptions) -> Re
         choice = "tie" if degree == 0 else task.answers[0].key if degree < 0 else task.answers[1].key
         return judged(task, choice, who, options, abs(int(degree)) if abs(degree) in (1, 2, 3) else None)
     if "rank_order" in value:
-        ranks: dict[int, int] = {}
-        for rank, group in enumerate(str(value["rank_order"]).split(","), 1):
-            ranks |= {said_of(name, task, options): rank for name in group.split("=")}  # type: ignore[dict-item]
-        if sorted(ranks) != list(range(len(task.answers))):
+        groups = enumerate(str(value["rank_order"]).split(","), 1)
+        ranks = {said_of(name, task, options): rank for rank, group in groups for name in group.split("=")}
+        places = range(len(task.answers))
+        if set(ranks) != set(places):
             raise BadRow(f"the order {json.dumps(value['rank_order'])} does not have each of the answers")
-        return ranked(task, [ranks[place] for place in range(len(task.answers))], who)
-    ticked = [name if ticked in (True, "true", "1", "on", name) else ticked for name, ticked in value.items() if ticked not in (None, False, "", "false")]
+        return ranked(task, [ranks[place] for place in places], who)
+    ticked = [
+        name if ticked in (True, "true", "1", "on", name) else ticked
+        for name, ticked in value.items()
+        if ticked not in (None, False, "", "false")
+    ]
     if len(ticked) != 1:
         raise BadRow(f"{len(ticked)} labels of one question; a vote is one label")
     return judged(task, ticked[0], who, options)

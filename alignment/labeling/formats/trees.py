@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from alignment.data import formats
 from alignment.data.importers import PassedOver
 from alignment.data.messages import check_text
 from alignment.data.openassistant import ranked_replies
-from alignment.labeling.formats.reading import ImportOptions, Read, Row
 from alignment.labeling.entries import Entry, Rows, Stored, exportable, kept_row, short_digest
+from alignment.labeling.formats.reading import ImportOptions, Read, Row
 from alignment.ratings import Completion
 
 

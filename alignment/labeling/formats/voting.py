@@ -29,11 +29,51 @@ RATINGS = ("rating", "score", "stars", "grade", "overallscore", "humanscore", "h
 STRENGTHS = ("strength", "preferencestrength", "degree")
 COMMENTS = ("comment", "comments", "notes", "note", "reason", "reasoning", "rationale", "explanation", "justification")
 SECONDS = ("seconds", "leadtime", "timespent", "durationseconds", "duration")
-TIES = ("tie", "tied", "draw", "equal", "same", "both", "bothgood", "equallygood", "aboutthesame", "nopreference", "tiebothgood")
+TIES = (
+    "tie",
+    "tied",
+    "draw",
+    "equal",
+    "same",
+    "both",
+    "bothgood",
+    "equallygood",
+    "aboutthesame",
+    "nopreference",
+    "tiebothgood",
+)
 BAD_TIES = ("bothbad", "tiebothbad", "botharebad", "bothpoor", "neithergood", "allbad")
 SKIPS = ("skip", "skipped", "ignore", "unsure", "dontknow", "cannottell", "canttell", "notapplicable", "na")
-GOOD = ("good", "yes", "accept", "accepted", "positive", "pass", "correct", "helpful", "thumbsup", "up", "like", "true", "acceptable")
-BAD = ("bad", "no", "reject", "rejected", "negative", "fail", "incorrect", "unhelpful", "thumbsdown", "down", "dislike", "false", "unacceptable")
+GOOD = (
+    "good",
+    "yes",
+    "accept",
+    "accepted",
+    "positive",
+    "pass",
+    "correct",
+    "helpful",
+    "thumbsup",
+    "up",
+    "like",
+    "true",
+    "acceptable",
+)
+BAD = (
+    "bad",
+    "no",
+    "reject",
+    "rejected",
+    "negative",
+    "fail",
+    "incorrect",
+    "unhelpful",
+    "thumbsdown",
+    "down",
+    "dislike",
+    "false",
+    "unacceptable",
+)
 Said = int | Literal["tie", "both bad"]
 
 
@@ -117,7 +157,15 @@ def _by_ending(end: str, answers: Sequence[Answer]) -> int | None:
     if end in ends and end:
         return ends.index(end)
     words = ({"left": 0, "first": 0, "one": 0, "right": 1, "second": 1, "two": 1, "third": 2}).get(end)
-    place = words if words is not None else int(end) - 1 if end.isdigit() else ord(end) - ord("a") if len(end) == 1 else None
+    place = (
+        words
+        if words is not None
+        else int(end) - 1
+        if end.isdigit()
+        else ord(end) - ord("a")
+        if len(end) == 1
+        else None
+    )
     if end == "0" and len(answers) == 2 and set(ends) != {"0", "1"}:
         raise BadRow("the choice 0 is a tie or the first answer; say which with --labels 0=tie or --labels 0=a,1=b")
     return place if place is not None and 0 <= place < len(answers) else None
@@ -183,7 +231,12 @@ def against(task: Task, better: Iterable[int], worse: Iterable[int], who: Who, m
 
 
 def preferred(
-    prompt: list[dict[str, str]], chosen: Answer, rejected: Answer, who: Who, strength: int | None = None, metadata: Any = None
+    prompt: list[dict[str, str]],
+    chosen: Answer,
+    rejected: Answer,
+    who: Who,
+    strength: int | None = None,
+    metadata: Any = None,
 ) -> Entry:
     """A pair of a chosen and a rejected answer.
 
@@ -192,7 +245,9 @@ def preferred(
     if chosen.text == rejected.text:
         raise BadRow("'chosen' and 'rejected' are the same")
     sides = sorted((chosen, rejected), key=lambda answer: short_digest(answer.text))
-    return pair(Task(prompt, tuple(sides), frozenset()), "first" if sides[0] == chosen else "second", who, strength, metadata)
+    return pair(
+        Task(prompt, tuple(sides), frozenset()), "first" if sides[0] == chosen else "second", who, strength, metadata
+    )
 
 
 def scored(
@@ -223,13 +278,15 @@ def number_of(value: Any, scale: tuple[float, float] | None) -> tuple[float, tup
     """
     if value in (None, "") or plain(value) in SKIPS:
         raise PassedOver("the labeler skipped it")
+    if isinstance(value, bool):
+        value, scale = float(value), (0.0, 1.0)
     if isinstance(value, str):
-        if of_ten := re.fullmatch(r"\s*([\d.]+)\s*(%|/\s*([\d.]+))\s*", value):
-            value, scale = of_ten[1], (0.0, float(of_ten[3] or 100))
+        if fraction := re.fullmatch(r"\s*([\d.]+)\s*(%|/\s*([\d.]+))\s*", value):
+            value, scale = fraction[1], (0.0, float(fraction[3] or 100))
         elif plain(value) in (*GOOD, *BAD):
             value, scale = float(plain(value) in GOOD), (0.0, 1.0)
     try:
-        given = math.nan if isinstance(value, bool | list) else float(value)
+        given = float(value)
     except (TypeError, ValueError):
         given = math.nan
     if not math.isfinite(given):
