@@ -131,8 +131,10 @@ def _prodigy_choice(row: Row, who: Who, options: ImportOptions) -> Read:
 
 def _is_verdict(option: Mapping[str, Any], options: ImportOptions) -> bool:
     """Whether an option is a word of judgement (good, 4, a label that the user explained), not an answer."""
-    words = {str(option.get("id")), str(option.get("text"))}
-    return bool(words & options.labels.keys()) or any(plain(word) in (*GOOD, *BAD) or word.isdigit() for word in words)
+    name, text = str(option.get("id")), str(option.get("text"))
+    return (
+        bool({name, text} & options.labels.keys()) or bool({plain(name), plain(text)} & {*GOOD, *BAD}) or text.isdigit()
+    )
 
 
 # --- Potato --------------------------------------------------------------------------------------------------------
@@ -188,8 +190,8 @@ def _potato_task(row: Row, options: ImportOptions) -> Task:
         beside |= shown
     elif isinstance(shown, str):
         # Lists are shown as "A. text<br>B. text", after the prompt if there is one.
-        plain_text = html.unescape(re.sub(r"<br\s*/?>", "\n", shown))
-        parts = re.split(r"(?:^|\n)\s*(?:<b>)?([A-I])[.:](?:</b>)?\s+", plain_text)
+        shown = html.unescape(re.sub(r"<br\s*/?>", "\n", shown))
+        parts = re.split(r"(?:^|\n)\s*(?:<b>)?([A-I])[.:](?:</b>)?\s+", shown)
         found = dict(zip(map(str.lower, parts[1::2]), (part.strip() for part in parts[2::2]), strict=True))
         if len(found) > 1:
             beside |= found | ({"prompt": parts[0].strip()} if parts[0].strip() else {})
@@ -207,8 +209,11 @@ def _potato_vote(task: Task, value: Any, who: Who, options: ImportOptions) -> Re
         return judged(task, value["selection"], who, options)
     if "scale_value" in value and len(task.answers) == 2:
         degree = _degree(value["scale_value"])
+        if options.scale is None and abs(degree) > 3:
+            raise BadRow(f"the degree {degree:g} is beyond 3; name the scale with --scale LOW..HIGH, as -5..5")
         choice = "tie" if degree == 0 else task.answers[0].key if degree < 0 else task.answers[1].key
-        return judged(task, choice, who, options, abs(int(degree)) if abs(degree) in (1, 2, 3) else None)
+        fits = options.scale in (None, (-3.0, 3.0)) and degree.is_integer()
+        return judged(task, choice, who, options, abs(int(degree)) if fits and degree else None)
     if "rank_order" in value:
         groups = enumerate(str(value["rank_order"]).split(","), 1)
         ranks = {said_of(name, task, options): rank for rank, group in groups for name in group.split("=")}
@@ -216,8 +221,9 @@ def _potato_vote(task: Task, value: Any, who: Who, options: ImportOptions) -> Re
         if set(ranks) != set(places):
             raise BadRow(f"the order {json.dumps(value['rank_order'])} does not have each of the answers")
         return ranked(task, [ranks[place] for place in places], who)
+    # A label that was ticked has the value true; a scale's point (scale_4) has its number.
     ticked = [
-        name if ticked in (True, "true", "1", "on", name) else ticked
+        name if ticked in (True, "true", "1", "on", name) and not name.endswith(str(ticked)) else ticked
         for name, ticked in value.items()
         if ticked not in (None, False, "", "false")
     ]
