@@ -86,7 +86,7 @@ def used_by_votes(row: Row, options: ImportOptions) -> set[str]:
     if {"chosen", "rejected"} <= row.keys():
         return said | {"chosen", "rejected", "prompt"}
     task = task_of({key: row[key] for key in row if key not in said}, options)
-    return said | task.used
+    return said | task.used | set(options.columns.values())
 
 
 def _said_keys(row: Row, options: ImportOptions) -> set[str]:
