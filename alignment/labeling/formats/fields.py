@@ -175,6 +175,8 @@ def task_of(row: Row, options: ImportOptions) -> Task:
     Raises:
         BadRow: there is none, or it cannot be told which key it is.
     """
+    for role in ("prompt", *SIDES, "completion", "completions"):
+        options.key(role, row)  # a wrong name is an error before anything is looked for
     prompt, used = _prompt(row, options)
     answers = _answers({key: value for key, value in row.items() if key not in used}, options)
     models = {key for key in row if plain(key).rstrip("abcdefghi0123456789") in _MODELS}

@@ -16,8 +16,8 @@ from alignment.data.openassistant import tree_rankings
 from alignment.data.parsing import to_comparisons
 from alignment.data.row_files import BadRow, read_rows
 from alignment.errors import UserError
-from alignment.labeling.import_export import export_file, forget, import_file, show_forgotten
 from alignment.labeling.formats.table import FORMATS, WRITTEN
+from alignment.labeling.import_export import export_file, forget, import_file, show_forgotten
 from alignment.ratings import Completion, Gold, RatingsStore
 from alignment.registry import Registry
 

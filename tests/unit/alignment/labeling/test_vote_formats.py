@@ -16,7 +16,7 @@ from alignment.ratings import RatingsStore
 
 
 def turns(*texts):
-    return [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 3, texts)]
+    return [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 3, texts, strict=False)]
 
 
 def arena(winner, judge, **more):
@@ -53,7 +53,7 @@ def test_the_arena_table_with_lists_in_its_cells(tmp_path):
     cells = {"model_a": "m1", "model_b": "m2", "prompt": json.dumps([QUESTION]), "response_a": json.dumps([RIGHT])}
     row = cells | {"response_b": json.dumps([WRONG])}
     hot = [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
-    rows = [row | dict(zip(("winner_model_a", "winner_model_b", "winner_tie"), each)) for each in hot]
+    rows = [row | dict(zip(("winner_model_a", "winner_model_b", "winner_tie"), each, strict=True)) for each in hot]
     done = Imported(tmp_path / "a", rows, name="train.csv")
     assert Counter(done.votes) == {("unnamed", "first"): 1, ("unnamed", "second"): 1, ("unnamed", "tie"): 1}
     empty = rows[0] | {"response_b": "[null]"}
@@ -155,8 +155,8 @@ def test_a_row_for_each_vote_joins_into_one_item(tmp_path, name):
     ("said", "choice", "strength"),
     [
         ("a", "first", None), ("Response B", "second", None), ("LEFT", "first", None), ("right", "second", None),
-        ("1", "first", None), (2, "second", None), (2.0, "second", None), ("2.0", "second", None), (RIGHT, "first", None),
-        ("first", "first", None), ("Model_B", "second", None), ("A>>B", "first", 3), ("B>A", "second", 1),
+        ("1", "first", None), (2, "second", None), (2.0, "second", None), ("2.0", "second", None),
+        (RIGHT, "first", None), ("first", "first", None), ("Model_B", "second", None), ("A>>B", "first", 3), ("B>A", "second", 1),
         ("A=B", "tie", None), ("[[A<B]]", "second", 1), ("Tie", "tie", None), ("draw", "tie", None),
         ("both_bad", "tie", None), ("same", "tie", None),
     ],
@@ -346,9 +346,11 @@ def test_pandalm_votes_as_decimals(tmp_path):
 
 def test_import_only_formats_are_not_written(tmp_path):
     Imported(tmp_path, [vote("a", "ada")])
-    with RatingsStore(tmp_path / "ratings.db") as store:
-        with pytest.raises(UserError, match=r"--format argilla: this format is only read; write one of jsonl, hh, "):
-            export_file(store, "argilla", tmp_path / "out.jsonl")
+    with (
+        RatingsStore(tmp_path / "ratings.db") as store,
+        pytest.raises(UserError, match=r"--format argilla: this format is only read; write one of jsonl, hh, "),
+    ):
+        export_file(store, "argilla", tmp_path / "out.jsonl")
 
 
 def test_an_import_is_all_or_nothing(tmp_path):
@@ -379,8 +381,8 @@ def test_an_excel_sheet_names_the_extra_that_reads_it(tmp_path):
     if importlib.util.find_spec("openpyxl"):
         pytest.skip("openpyxl is installed")
     (tmp_path / "votes.xlsx").write_text("x")
-    with RatingsStore(tmp_path / "ratings.db", create=True) as store:
-        with pytest.raises(
-            UserError, match=r"an Excel file needs openpyxl, not installed here: pip install '.*\[rating\]'"
-        ):
-            import_file(store, "auto", tmp_path / "votes.xlsx")
+    with (
+        RatingsStore(tmp_path / "ratings.db", create=True) as store,
+        pytest.raises(UserError, match=r"an Excel file needs openpyxl, not installed here: pip install '.*\[rating\]'"),
+    ):
+        import_file(store, "auto", tmp_path / "votes.xlsx")
