@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,11 +15,11 @@ def annotation_format(row: Row) -> str | None:
     return next((name for name, holds in _TOOLS.items() if holds(row)), None)
 
 
-def refusal(name: str) -> str:
+def refusal(name: str, file: str) -> str:
     """Why a stage does not train on such a row, with the command that reads it."""
     return (
         f"a row of {name}: what people said of texts, not texts to train on; run `alignment rate import --db ratings.db"
-        f" --format {name} FILE`, then train a reward model with data.train=ratings.db"
+        f" --format {name} {shlex.quote(file)}`, then train a reward model with data.train=ratings.db"
     )
 
 

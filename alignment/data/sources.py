@@ -76,10 +76,16 @@ def _tickets(rows: Rows, part: DataPart, config: DataConfig) -> Rows:
 
 
 def _without_annotations(rows: Rows, part: DataPart) -> Rows:
-    """The rows, with the reason in place of those that an annotation tool exported; a named format is obeyed."""
-    for where, row in rows:
+    """The rows, with the reason in place of those that an annotation tool exported; a named format is obeyed.
+
+    Raises:
+        DataError: the first row is one, so the file is an export.
+    """
+    for number, (where, row) in enumerate(rows):
         tool = annotation_format(row) if part.format == "auto" and isinstance(row, Mapping) else None
-        yield where, row if tool is None else BadRow(refusal(tool))
+        if tool is not None and number == 0:
+            raise DataError(f"{where}: {refusal(tool, part.path)}")
+        yield where, row if tool is None else BadRow(refusal(tool, part.path))
 
 
 def _renamed_rows(rows: Rows, columns: Mapping[str, str]) -> Rows:

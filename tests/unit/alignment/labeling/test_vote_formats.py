@@ -156,7 +156,8 @@ def test_a_row_for_each_vote_joins_into_one_item(tmp_path, name):
     [
         ("a", "first", None), ("Response B", "second", None), ("LEFT", "first", None), ("right", "second", None),
         ("1", "first", None), (2, "second", None), (2.0, "second", None), ("2.0", "second", None),
-        (RIGHT, "first", None), ("first", "first", None), ("Model_B", "second", None), ("A>>B", "first", 3), ("B>A", "second", 1),
+        (RIGHT, "first", None), ("first", "first", None), ("Model_B", "second", None), ("A>>B", "first", 3),
+        ("B>A", "second", 1),
         ("A=B", "tie", None), ("[[A<B]]", "second", 1), ("Tie", "tie", None), ("draw", "tie", None),
         ("both_bad", "tie", None), ("same", "tie", None),
     ],
