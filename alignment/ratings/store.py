@@ -261,13 +261,8 @@ class RatingsStore:
             order = [] if order_shown is None else list(order_shown)
             if (order or why != "import") and sorted(order) != list(range(count)):
                 raise UserError(f"order_shown {order} of item {item}: expected each of 0 to {count - 1} once")
-            answer: dict[str, Any] = {
-                "choice": choice,
-                "strength": strength,
-                "ranks": None if ranks is None else dump(dense(ranks)),
-                "score": score,
-                "given": given,
-            }
+            answer: dict[str, Any] = {"choice": choice, "strength": strength, "score": score, "given": given}
+            answer["ranks"] = None if ranks is None else dump(dense(ranks))
             row = self._db.execute(
                 "SELECT * FROM rating WHERE item = ? AND labeler = ? AND (why = 'repeat') = ?",
                 (item, labeler, why == "repeat"),

@@ -11,7 +11,7 @@ from alignment.data.importers import PassedOver
 from alignment.data.messages import messages_of
 from alignment.data.row_files import BadRow
 from alignment.labeling.entries import Entry, plain_turns
-from alignment.labeling.formats.fields import Answer, Task, first_key
+from alignment.labeling.formats.fields import ShownAnswer, ShownTask, first_key
 from alignment.labeling.formats.reading import ImportOptions, Read, Row
 from alignment.labeling.formats.voting import COMMENTS, Who, judged, labeler_of
 
@@ -39,7 +39,9 @@ def read_arena(row: Row, options: ImportOptions) -> Read:
     if prompt != other_prompt:
         raise PassedOver("conversations that differ before the last turn")
     models = [str(row[key]) if row.get(key) not in (None, "") else None for key in ("model_a", "model_b")]
-    task = Task(prompt, (Answer("model_a", first, models[0]), Answer("model_b", second, models[1])), frozenset())
+    task = ShownTask(
+        prompt, (ShownAnswer("model_a", first, models[0]), ShownAnswer("model_b", second, models[1])), frozenset()
+    )
     judge = parsed(row.get("judge", row.get("judge_hash", row.get("evaluation_session_id"))))
     simulated = isinstance(judge, list)  # MT-bench names a model with its prompt: ["gpt-4", "pair-v2"]
     name = " ".join(map(str, judge)) if isinstance(judge, list) else labeler_of(judge)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from alignment.data.annotations import hub_answers, parsed
 from alignment.data.importers import PassedOver
 from alignment.data.row_files import BadRow
-from alignment.labeling.formats.fields import Task, ending, plain, task_of
+from alignment.labeling.formats.fields import ShownTask, ending, plain, task_of
 from alignment.labeling.formats.reading import ImportOptions, Read, Row
 from alignment.labeling.formats.voting import Who, judged, labeler_of, ranked, said_of, scored
 
@@ -20,7 +20,7 @@ DROPS = (
 _BESIDE = ("id", "_server_id", "status", "external_id", "inserted_at", "updated_at", "vectors", "metadata", "score")
 
 
-class Reply(NamedTuple):
+class QuestionReply(NamedTuple):
     """A person's answer to a question."""
 
     question: str
@@ -44,7 +44,7 @@ def read_argilla(row: Row, options: ImportOptions) -> Read:
     )
     if not replies:
         return [*read, PassedOver("a record that nobody answered")]
-    users: dict[tuple[str | None, int], list[Reply]] = {}
+    users: dict[tuple[str | None, int], list[QuestionReply]] = {}
     seen: dict[tuple[str, str | None], int] = {}
     for reply in replies:
         if reply.status != "submitted":
@@ -62,12 +62,12 @@ def read_argilla(row: Row, options: ImportOptions) -> Read:
 # --- the layouts ---------------------------------------------------------------------------------------------------
 
 
-def _record(row: Row) -> tuple[dict[str, Any], list[Reply]]:
+def _record(row: Row) -> tuple[dict[str, Any], list[QuestionReply]]:
     """The fields of a record, and all answers."""
     if isinstance(row.get("fields"), Mapping):
         return dict(row["fields"]), _nested(row.get("responses") or [])
     fields: dict[str, Any] = {}
-    replies: list[Reply] = []
+    replies: list[QuestionReply] = []
     for key, value in row.items():
         if key.endswith(".responses"):
             users, statuses = (_listed(row.get(f"{key}.{name}")) for name in ("users", "status"))
@@ -83,7 +83,7 @@ def _record(row: Row) -> tuple[dict[str, Any], list[Reply]]:
     return fields, [reply for reply in replies if reply.value is not None]
 
 
-def _nested(responses: Any) -> list[Reply]:
+def _nested(responses: Any) -> list[QuestionReply]:
     if isinstance(responses, Mapping):  # version 2: lists by question
         return [
             _reply(question, each.get("user_id"), each.get("value"), each.get("status"))
@@ -105,9 +105,9 @@ def _nested(responses: Any) -> list[Reply]:
     return replies
 
 
-def _reply(question: str, user: Any, value: Any, status: Any) -> Reply:
+def _reply(question: str, user: Any, value: Any, status: Any) -> QuestionReply:
     # Version 2 exports nested answers without a status: they are those that were submitted.
-    return Reply(str(question), labeler_of(user), parsed(value), "submitted" if status is None else str(status))
+    return QuestionReply(str(question), labeler_of(user), parsed(value), "submitted" if status is None else str(status))
 
 
 def _listed(value: Any) -> list[Any]:
@@ -122,12 +122,12 @@ def _at(values: Sequence[Any], index: int) -> Any:
 # --- votes ---------------------------------------------------------------------------------------------------------
 
 
-def _votes(fields: dict[str, Any], user: str | None, said: Sequence[Reply], options: ImportOptions) -> Read:
+def _votes(fields: dict[str, Any], user: str | None, said: Sequence[QuestionReply], options: ImportOptions) -> Read:
     """The votes of one person on one record."""
     task = task_of(fields, options)
     read: Read = []
     comments: list[str] = []
-    votes: list[Reply] = []
+    votes: list[QuestionReply] = []
     wanted = options.columns.get("choice")
     for reply in said:
         if wanted and reply.question != wanted:
@@ -162,7 +162,7 @@ def _is_spans(value: Any) -> bool:
     )
 
 
-def _is_comment(reply: Reply, task: Task, options: ImportOptions) -> bool:
+def _is_comment(reply: QuestionReply, task: ShownTask, options: ImportOptions) -> bool:
     """Whether a text is no choice: a reason, or a better answer."""
     if not isinstance(reply.value, str):
         return False
@@ -177,7 +177,7 @@ def _is_comment(reply: Reply, task: Task, options: ImportOptions) -> bool:
     return False
 
 
-def _rated(reply: Reply, task: Task, options: ImportOptions) -> Task | None:
+def _rated(reply: QuestionReply, task: ShownTask, options: ImportOptions) -> ShownTask | None:
     """The task with the one answer that a number stands at; None if the reply compares answers."""
     if len(task.answers) == 1:
         return task
@@ -194,7 +194,7 @@ def _rated(reply: Reply, task: Task, options: ImportOptions) -> Task | None:
     return task._replace(answers=(task.answers[holding[0]],))
 
 
-def _ranking(task: Task, reply: Reply, who: Who, options: ImportOptions) -> Read:
+def _ranking(task: ShownTask, reply: QuestionReply, who: Who, options: ImportOptions) -> Read:
     """A ranking (options in their order, or each with its rank), or a label that names an answer."""
     value = reply.value
     if not isinstance(value, list) or len(value) < 2:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignment.data import formats
 from alignment.data.annotations import parsed
+from alignment.data.importers import PassedOver
 from alignment.data.row_files import BadRow
 from alignment.labeling.entries import plain_turns
 from alignment.labeling.formats.fields import (
     LISTS,
     PROMPTS,
     SINGLES,
-    Answer,
+    ShownAnswer,
     answer_of,
+    ending,
     filled,
     first_key,
     named_key,
+    plain,
     slot_keys,
     task_of,
     turns_of,
@@ -41,6 +45,7 @@ from alignment.labeling.formats.voting import (
 DROPS = "columns that are not named in --columns and whose names say nothing (they are listed as not used)"
 _RANKS = ("ranks", "ranking", "rank")
 _SCORES = ("scores", "ratings")
+_VOTES = ("votes", "judgments", "judgements", "annotations", "labels", "preferences")
 
 
 def recognises_votes(row: Row) -> bool:
@@ -51,14 +56,18 @@ def recognises_votes(row: Row) -> bool:
     rest = {key: value for key, value in row.items() if key != prompt}
     if prompt is None:
         return False
-    if len(slot_keys(rest)) > 1:
-        return first_key(rest, CHOICES) is not None
-    if first_key(rest, LISTS, lambda value: isinstance(parsed(value), list)):
-        return first_key(rest, (*CHOICES, *_RANKS, *_SCORES)) is not None
+    said = (*CHOICES, *_RANKS, *_SCORES, *_VOTES)
+    if slots := slot_keys(rest):
+        return first_key(rest, said) is not None or bool(_side_ratings(rest, slots))
+    listed = first_key(rest, LISTS, lambda value: isinstance(parsed(value), list))
+    if listed:
+        return first_key(rest, said) is not None or _inner(parsed(rest[listed])) is not None
     return first_key(rest, SINGLES) is not None and first_key(rest, RATINGS) is not None
 
 
 def read_votes(row: Row, options: ImportOptions) -> Read:
+    if votes := first_key(row, _VOTES, _holds_votes):
+        return _each_vote(row, votes, options)
     who = _who(row, options)
     chosen = options.key("chosen", row) or ("chosen" if "chosen" in row and "a" not in options.columns else None)
     if chosen:
@@ -71,6 +80,8 @@ def read_votes(row: Row, options: ImportOptions) -> Read:
         return ranked(task, [-number for number in _list(row[scores], scores)], who)
     if len(task.answers) > 1:
         choice = named_key(row, "choice", CHOICES, options)
+        if choice is None and (found := _beside(row, task, who, options)) is not None:
+            return found
         if choice is None:
             raise BadRow(f"no choice among the keys {', '.join(map(str, row))}; name it with --columns choice=KEY")
         return judged(task, row[choice], who, options, _strength(row, options))
@@ -80,11 +91,76 @@ def read_votes(row: Row, options: ImportOptions) -> Read:
     return scored(task, row[rating], who, options)
 
 
+def _beside(row: Row, task: ShownTask, who: Who, options: ImportOptions) -> Read | None:
+    """Ratings of each answer, in columns beside theirs or inside the answers; None if there are none."""
+    ratings = _side_ratings(row, [answer.key for answer in task.answers])
+    if ratings:
+        single = ((task._replace(answers=(answer,)), row[ratings[answer.key]]) for answer in task.answers)
+        return [part for one, value in single for part in scored(one, value, who, options)]
+    listed = options.key("completions", row) or first_key(row, LISTS, lambda value: isinstance(parsed(value), list))
+    inner = _inner(parsed(row[listed])) if listed else None
+    return None if inner is None else ranked(task, inner, who)
+
+
+def _side_ratings(row: Row, answers: Sequence[str]) -> dict[str, str]:
+    """The key of each answer's rating, as `rating_a` beside `response_a`; {} unless each has one."""
+    names = {answer: ending(answer) for answer in answers}
+    found = {
+        answer: first_key(row, [name + end for name in RATINGS] + [end + name for name in RATINGS])
+        for answer, end in names.items()
+        if end
+    }
+    return (
+        {answer: key for answer, key in found.items() if key}
+        if all(found.values()) and len(found) == len(names)
+        else {}
+    )
+
+
+def _inner(answers: Any) -> list[float] | None:
+    """Ranks from numbers that stand inside the answers: their ranks, or scores, of which the highest is the best."""
+    if not isinstance(answers, list) or not all(isinstance(each, Mapping) for each in answers):
+        return None
+    for name, sign in (("rank", 1), ("overall_score", -1), ("score", -1), ("rating", -1)):
+        values = [each.get(name) for each in answers]
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            return [sign * value for value in values if value is not None]
+    return None
+
+
+def _holds_votes(value: Any) -> bool:
+    """Whether a value has a vote for each labeler: objects with names, or a choice by name."""
+    value = parsed(value)
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(each, Mapping) and first_key(each, LABELERS) for each in value)
+    return isinstance(value, Mapping) and bool(value)
+
+
+def _each_vote(row: Row, key: str, options: ImportOptions) -> Read:
+    """The votes that stand in one row, each as if it had a row of its own."""
+    value, rest = parsed(row[key]), {name: row[name] for name in row if name != key}
+    votes = [{"labeler": name, "choice": said} for name, said in value.items()] if isinstance(value, Mapping) else value
+    read: Read = []
+    for vote in votes:
+        said = (
+            dict(vote.items())
+            if not isinstance(vote.get("choice"), Mapping)
+            else {**vote["choice"], "labeler": vote["labeler"]}
+        )
+        try:
+            read += read_votes(rest | said, options)
+        except PassedOver as reason:
+            read.append(reason)
+    return read
+
+
 def used_by_votes(row: Row, options: ImportOptions) -> set[str]:
     """The keys of a row that `read_votes` reads."""
     said = _said_keys(row, options)
+    said |= {key for key in row if plain(key) in _VOTES and _holds_votes(row[key])}
     if {"chosen", "rejected"} <= row.keys():
         return said | {"chosen", "rejected", "prompt"}
+    said |= set(_side_ratings(row, slot_keys(row)).values())
     task = task_of({key: row[key] for key in row if key not in said}, options)
     return said | task.used | set(options.columns.values())
 
@@ -138,13 +214,13 @@ def _chosen(row: Row, chosen: str, rejected: str, who: Who, options: ImportOptio
     strength = _strength(row, options)
     if prompt is None:
         turns, better, worse = formats.pair_of({"chosen": parsed(row[chosen]), "rejected": parsed(row[rejected])})
-        return preferred(plain_turns(turns), Answer(chosen, better), Answer(rejected, worse), who, strength)
+        return preferred(plain_turns(turns), ShownAnswer(chosen, better), ShownAnswer(rejected, worse), who, strength)
     turns_before = turns_of(row[prompt], prompt)
     good, bad = (_side(row[key], key, turns_before, row.get(f"{key}_model")) for key in (chosen, rejected))
     return preferred(turns_before, good, bad, who, strength)
 
 
-def _side(value: Any, key: str, prompt: list[dict[str, str]], model: Any) -> Answer:
+def _side(value: Any, key: str, prompt: list[dict[str, str]], model: Any) -> ShownAnswer:
     """An answer, without the prompt where it repeats it."""
     value = parsed(value)
     if isinstance(value, list) and len(value) == len(prompt) + 1:

@@ -16,7 +16,7 @@ from alignment.data import formats
 from alignment.data.row_files import BadRow
 from alignment.labeling.checks import checked_entry
 from alignment.labeling.entries import Entry, Rows, Stored, exportable, kept_row, plain_turns, short_digest
-from alignment.labeling.formats.fields import Answer, named_key
+from alignment.labeling.formats.fields import ShownAnswer, named_key
 from alignment.labeling.formats.reading import ImportOptions, Read, Row
 from alignment.labeling.formats.voting import LABELERS, Who, labeler_of, meaning, preferred
 from alignment.ratings import Completion, Item, Rating
@@ -59,7 +59,7 @@ def read_hh(row: Row, options: ImportOptions) -> Read:
     prompt, chosen, rejected = formats.pair_of(row)
     name = named_key(row, "labeler", LABELERS, options)
     who = Who(labeler_of(row[name]) if name else None)
-    return [preferred(plain_turns(prompt), Answer("chosen", chosen), Answer("rejected", rejected), who)]
+    return [preferred(plain_turns(prompt), ShownAnswer("chosen", chosen), ShownAnswer("rejected", rejected), who)]
 
 
 def write_hh(stored: Stored, left_out: Counter[str]) -> Rows:

@@ -29,7 +29,7 @@ _MODELS = ("model", "generator", "modelname", "system")
 _CONTENT = ("text", "content", "response", "answer", "completion", "body", "value", "html", "title")
 
 
-class Answer(NamedTuple):
+class ShownAnswer(NamedTuple):
     """An answer of a row: its key there, its text, and the model that gave it."""
 
     key: str
@@ -37,12 +37,12 @@ class Answer(NamedTuple):
     model: str | None = None
 
 
-class Task(NamedTuple):
+class ShownTask(NamedTuple):
     """What labelers saw: the prompt and its answers, and the row's keys that hold them."""
 
     prompt: list[dict[str, str]]
-    answers: tuple[Answer, ...]
-    used: frozenset[str]
+    answers: tuple[ShownAnswer, ...]
+    used: frozenset[str] = frozenset()
 
 
 def plain(name: object) -> str:
@@ -103,7 +103,7 @@ def _prompt(row: Row, options: ImportOptions) -> tuple[list[dict[str, str]], set
 # --- the answers ---------------------------------------------------------------------------------------------------
 
 
-def answer_of(value: Any, name: str, key: str | None = None) -> Answer:
+def answer_of(value: Any, name: str, key: str | None = None) -> ShownAnswer:
     """An answer: a text, an object with one, or a list with one message of the assistant's."""
     value = parsed(value)
     if isinstance(value, list) and len(value) == 1:
@@ -111,10 +111,10 @@ def answer_of(value: Any, name: str, key: str | None = None) -> Answer:
     if isinstance(value, Mapping):
         inner = first_key(value, _CONTENT, lambda each: isinstance(each, str))
         model = value.get("model") or value.get("model_name") or value.get("generator")
-        return Answer(key or name, check_text(value.get(inner), name), model if isinstance(model, str) else None)
+        return ShownAnswer(key or name, check_text(value.get(inner), name), model if isinstance(model, str) else None)
     if isinstance(value, bool | int | float):  # a CSV reader takes the answer 42 for a number
         value = str(value)
-    return Answer(key or name, check_text(value, f"'{name}'"))
+    return ShownAnswer(key or name, check_text(value, f"'{name}'"))
 
 
 def slot_keys(row: Row) -> list[str]:
@@ -139,7 +139,7 @@ def _place(end: str) -> int:
     return words.get(end, int(end) if end.isdigit() else ord(end[0]) - ord("a"))
 
 
-def _answers(row: Row, options: ImportOptions) -> tuple[Answer, ...]:
+def _answers(row: Row, options: ImportOptions) -> tuple[ShownAnswer, ...]:
     if keys := [key for side in SIDES if (key := options.key(side, row))]:
         return tuple(
             _with_model(answer_of(row[key], key), side, row, options) for side, key in zip(SIDES, keys, strict=False)
@@ -162,14 +162,14 @@ def _answers(row: Row, options: ImportOptions) -> tuple[Answer, ...]:
     )
 
 
-def _with_model(answer: Answer, end: str, row: Row, options: ImportOptions) -> Answer:
+def _with_model(answer: ShownAnswer, end: str, row: Row, options: ImportOptions) -> ShownAnswer:
     role = f"model_{end}" if end in SIDES else "model"
     key = options.key(role, row) or first_key(row, [name + end for name in _MODELS if end or name == "model"])
     model = row[key] if key else None
     return answer._replace(model=model) if isinstance(model, str) and model else answer
 
 
-def task_of(row: Row, options: ImportOptions) -> Task:
+def task_of(row: Row, options: ImportOptions) -> ShownTask:
     """The prompt and the answers of a row.
 
     Raises:
@@ -181,4 +181,4 @@ def task_of(row: Row, options: ImportOptions) -> Task:
     answers = _answers({key: value for key, value in row.items() if key not in used}, options)
     models = {key for key in row if plain(key).rstrip("abcdefghi0123456789") in _MODELS}
     lists = {key for key in row if plain(key) in LISTS or key == options.columns.get("completions")}
-    return Task(prompt, answers, frozenset(used | {answer.key for answer in answers} | models | lists))
+    return ShownTask(prompt, answers, frozenset(used | {answer.key for answer in answers} | models | lists))

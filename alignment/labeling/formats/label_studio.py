@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from alignment.data.annotations import parsed
 from alignment.data.importers import PassedOver
 from alignment.data.row_files import BadRow
-from alignment.labeling.formats.fields import Answer, Task, answer_of, first_key, task_of
+from alignment.labeling.formats.fields import ShownAnswer, ShownTask, answer_of, first_key, task_of
 from alignment.labeling.formats.reading import ImportOptions, Read, Row
 from alignment.labeling.formats.voting import (
     CHOICES,
@@ -30,7 +30,7 @@ _CONTROLS = ("pairwise", "ranker", "choices", "rating", "number")
 _ANNOTATION_KEYS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement")
 
 
-class Control(NamedTuple):
+class TagValue(NamedTuple):
     """What one tag of the labeling config got: its name, what it stands at, its kind and the value of that kind."""
 
     name: str
@@ -60,13 +60,13 @@ def read_label_studio(row: Row, options: ImportOptions) -> Read:
     return read
 
 
-def _controls_of(part: Any) -> Iterator[Control]:
+def _controls_of(part: Any) -> Iterator[TagValue]:
     value = part.get("value") if isinstance(part, Mapping) else None
     if not isinstance(value, Mapping):
         return
     kind = str(part.get("type"))
     inner = {"pairwise": "selected", "textarea": "text"}.get(kind, kind)
-    yield Control(str(part.get("from_name")), str(part.get("to_name")), kind, value.get(inner, value))
+    yield TagValue(str(part.get("from_name")), str(part.get("to_name")), kind, value.get(inner, value))
 
 
 def _read_flat(row: Row, options: ImportOptions) -> Read:
@@ -75,25 +75,25 @@ def _read_flat(row: Row, options: ImportOptions) -> Read:
     found = [control for key, value in data.items() for control in _flat_controls(key, parsed(value))]
     if not found:
         named = options.columns.get("choice") or first_key(data, CHOICES) or first_key(data, RATINGS)
-        found = [Control(named, "", "choices", data[named])] if named and data.get(named) not in (None, "") else []
+        found = [TagValue(named, "", "choices", data[named])] if named and data.get(named) not in (None, "") else []
     who = Who(labeler_of(row.get("annotator")), seconds=seconds_of(row.get("lead_time")))
     taken = {control.name for control in found}
     return _votes({key: value for key, value in data.items() if key not in taken}, found, who, options)
 
 
-def _flat_controls(key: str, value: Any) -> Iterator[Control]:
+def _flat_controls(key: str, value: Any) -> Iterator[TagValue]:
     inner = value[0] if isinstance(value, list) and value else value
     kinds = {"selected": "pairwise", "ranker": "ranker", "choices": "choices", "rating": "rating", "number": "number"}
     if isinstance(inner, Mapping):
         for name, kind in kinds.items():
             if name in inner:
-                yield Control(key, str(inner.get("to_name", "")), kind, inner[name])
+                yield TagValue(key, str(inner.get("to_name", "")), kind, inner[name])
 
 
 # --- votes ---------------------------------------------------------------------------------------------------------
 
 
-def _votes(data: Row, found: Sequence[Control], who: Who, options: ImportOptions) -> Read:
+def _votes(data: Row, found: Sequence[TagValue], who: Who, options: ImportOptions) -> Read:
     """The votes of one annotation; the reasons why other parts of it are none."""
     comments = [text for control in found if control.kind == "textarea" for text in _texts(control.value)]
     who = who._replace(comment="\n".join(comments))
@@ -120,7 +120,7 @@ def _votes(data: Row, found: Sequence[Control], who: Who, options: ImportOptions
     return read
 
 
-def _compared(data: Row, control: Control, who: Who, options: ImportOptions) -> Read:
+def _compared(data: Row, control: TagValue, who: Who, options: ImportOptions) -> Read:
     if control.kind == "ranker":
         return _ranking(data, control, who, options)
     names = [name.strip() for name in control.at.split(",")]
@@ -136,19 +136,19 @@ def _compared(data: Row, control: Control, who: Who, options: ImportOptions) -> 
     return judged(task, control.value, who, options)
 
 
-def _task_without(data: Row, names: Sequence[str], options: ImportOptions) -> Task:
+def _task_without(data: Row, names: Sequence[str], options: ImportOptions) -> ShownTask:
     task = task_of(data, options)
     models = {answer.key: answer.model for answer in task.answers}
     return task._replace(answers=tuple(answer_of(data[name], name)._replace(model=models.get(name)) for name in names))
 
 
-def _rated(data: Row, control: Control, options: ImportOptions) -> Task:
+def _rated(data: Row, control: TagValue, options: ImportOptions) -> ShownTask:
     """The task with the one answer that a rating stands at."""
     at = control.at
     if at in data and isinstance(data[at], str):
         others = {key: value for key, value in data.items() if key != at}
         prompt = first_prompt(others, options)
-        return Task(prompt, (answer_of(data[at], at),), frozenset())
+        return ShownTask(prompt, (answer_of(data[at], at),))
     task = task_of(data, options)
     if len(task.answers) > 1:
         place = said_of(at or control.name, task, options)
@@ -167,7 +167,7 @@ def first_prompt(data: Row, options: ImportOptions) -> list[dict[str, str]]:
     ).prompt
 
 
-def _ranking(data: Row, control: Control, who: Who, options: ImportOptions) -> Read:
+def _ranking(data: Row, control: TagValue, who: Who, options: ImportOptions) -> Read:
     """A ranked list of items with ids; items that were not ranked are no part of it."""
     lists = control.value.values() if isinstance(control.value, Mapping) else [control.value]
     ordered = [ids for ids in lists if isinstance(ids, list)]
@@ -183,9 +183,9 @@ def _ranking(data: Row, control: Control, who: Who, options: ImportOptions) -> R
         raise BadRow(
             f"the ranker {control.name} has {', '.join(missing) or 'fewer than two items'}, not in the task's list"
         )
-    answers: list[Answer] = [answer_of(by_id[each], each) for each in sorted(ids)]
+    answers: list[ShownAnswer] = [answer_of(by_id[each], each) for each in sorted(ids)]
     texts = {key: value for key, value in data.items() if not (isinstance(parsed(value), list) and _ids(parsed(value)))}
-    task = Task(first_prompt(texts, options), tuple(answers), frozenset())
+    task = ShownTask(first_prompt(texts, options), tuple(answers))
     return ranked(task, [ids.index(each) + 1 for each in sorted(ids)], who)
 
 

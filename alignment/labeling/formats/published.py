@@ -13,7 +13,7 @@ from alignment.data.importers import PassedOver
 from alignment.data.messages import check_text, text_of
 from alignment.data.row_files import BadRow
 from alignment.labeling.entries import Entry, plain_turns
-from alignment.labeling.formats.fields import Answer, Task, answer_of, turns_of
+from alignment.labeling.formats.fields import ShownAnswer, ShownTask, answer_of, turns_of
 from alignment.labeling.formats.reading import ImportOptions, Read, Row
 from alignment.labeling.formats.voting import Who, labeler_of, pair, preferred, ranked, scored
 
@@ -37,7 +37,7 @@ def recognises_helpsteer(row: Row) -> bool:
 
 def read_helpsteer(row: Row, options: ImportOptions) -> Read:
     if "helpfulness" in row:
-        task = Task(turns_of(row["prompt"], "prompt"), (answer_of(row.get("response"), "response"),), frozenset())
+        task = ShownTask(turns_of(row["prompt"], "prompt"), (answer_of(row.get("response"), "response"),))
         kept = {name: row[name] for name in _ATTRIBUTES if name in row}
         return scored(task, row["helpfulness"], Who(None), options, (0.0, 4.0), {"helpsteer": kept})
     if "preference_strength" in row:
@@ -57,13 +57,13 @@ def read_helpsteer(row: Row, options: ImportOptions) -> Read:
     return read
 
 
-def _pair_task(row: Row, prompt: str, first: str, second: str) -> Task:
-    return Task(
+def _pair_task(row: Row, prompt: str, first: str, second: str) -> ShownTask:
+    return ShownTask(
         turns_of(row[prompt], prompt), (answer_of(row[first], first), answer_of(row[second], second)), frozenset()
     )
 
 
-def _signed(task: Task, value: Any, who: Who) -> Entry:
+def _signed(task: ShownTask, value: Any, who: Who) -> Entry:
     """A vote from -3 (the first is much better) to 3."""
     degree = _number(value, "the preference")
     if degree not in range(-3, 4):
@@ -108,7 +108,7 @@ def read_alpaca(row: Row, options: ImportOptions) -> Read:
     name = labeler_of(row.get("annotator", row.get("annotator_index")))
     who = Who(name, "" if number in (0, 1, 1.5, 2) else f"preference {number:g}")
     choice = "tie" if number in (0, 1.5) else "first" if number < 1.5 else "second"
-    entry = pair(Task(prompt, tuple(sides), frozenset()), choice, who)  # type: ignore[arg-type]
+    entry = pair(ShownTask(prompt, tuple(sides)), choice, who)  # type: ignore[arg-type]
     is_model = name is not None and isinstance(row.get("annotator"), str) and not name.isdigit()
     return [replace(entry, simulated=frozenset([name])) if is_model else entry]  # type: ignore[list-item]
 
@@ -143,7 +143,7 @@ def read_summaries(row: Row, options: ImportOptions) -> Read:
         comment = ", ".join(f"{name} {value}" for name, value in axes.items() if value is not None)
         note = str(summary.get("note") or "")
         who = Who(worker, "\n".join(part for part in (note, comment) if part))
-        return scored(Task(prompt, (_summary(summary),), frozenset()), value, who, options)
+        return scored(ShownTask(prompt, (_summary(summary),)), value, who, options)
     shown = parsed(row["summaries"])
     if not isinstance(shown, list) or len(shown) != 2:
         raise BadRow("'summaries' must be two")
@@ -153,11 +153,11 @@ def read_summaries(row: Row, options: ImportOptions) -> Read:
     extra = parsed(row.get("extra"))
     confidence = extra.get("confidence") if isinstance(extra, Mapping) else None
     who = Who(worker, "" if confidence is None else f"confidence {confidence}")
-    task = Task(prompt, tuple(_summary(each) for each in shown), frozenset())
+    task = ShownTask(prompt, tuple(_summary(each) for each in shown))
     return [pair(task, "first" if choice == 0 else "second", who)]
 
 
-def _summary(value: Any) -> Answer:
+def _summary(value: Any) -> ShownAnswer:
     return answer_of(value, "summary")._replace(model=_text_or_none(value.get("policy")))
 
 
@@ -197,7 +197,7 @@ def read_shp(row: Row, options: ImportOptions) -> Read:
 
 
 def _by_scores(row: Row, prompt: Any, keys: tuple[str, str], scores: list[float], name: str) -> Read:
-    task = Task(prompt, tuple(answer_of(row[key], key) for key in keys), frozenset())
+    task = ShownTask(prompt, tuple(answer_of(row[key], key) for key in keys))
     return ranked(task, [-score for score in scores], Who(None), {name: {"scores": scores}})
 
 
@@ -217,7 +217,7 @@ def recognises_reward_bench(row: Row) -> bool:
 
 
 def read_reward_bench(row: Row, options: ImportOptions) -> Read:
-    groups: list[list[Answer]] = []
+    groups: list[list[ShownAnswer]] = []
     for side in ("chosen", "rejected"):
         value = parsed(row[side])
         texts = value if isinstance(value, list) else [value]

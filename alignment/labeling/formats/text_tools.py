@@ -15,8 +15,8 @@ from alignment.data.row_files import BadRow
 from alignment.labeling.formats.fields import (
     PROMPTS,
     SINGLES,
-    Answer,
-    Task,
+    ShownAnswer,
+    ShownTask,
     answer_of,
     first_key,
     plain,
@@ -37,7 +37,7 @@ DOCCANO_DROPS = (
 )
 
 
-def _text_task(row: Row, text: Any, options: ImportOptions) -> Task:
+def _text_task(row: Row, text: Any, options: ImportOptions) -> ShownTask:
     """The row's prompt and answers, or those within its text: the question on the first line, the answer below."""
     named = {"prompt", "a", "completion"} & options.columns.keys()
     if named or slot_keys(row) or (first_key(row, PROMPTS) and first_key(row, SINGLES)):
@@ -48,7 +48,7 @@ def _text_task(row: Row, text: Any, options: ImportOptions) -> Task:
             "its text has one line, and a rating needs a question and an answer; name the keys that have them with "
             "--columns prompt=KEY,completion=KEY"
         )
-    return Task(turns_of(question.strip(), "text"), (Answer("text", answer.strip()),), frozenset(["text"]))
+    return ShownTask(turns_of(question.strip(), "text"), (ShownAnswer("text", answer.strip()),), frozenset(["text"]))
 
 
 # --- doccano -------------------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def read_prodigy(row: Row, options: ImportOptions) -> Read:
     if isinstance(row.get("A"), Mapping) and isinstance(row.get("B"), Mapping):
         prompt = row.get("input", row.get("text"))
         prompt = prompt.get("text") if isinstance(prompt, Mapping) else prompt
-        task = Task(turns_of(prompt, "input"), (answer_of(row["A"], "A"), answer_of(row["B"], "B")), frozenset())
+        task = ShownTask(turns_of(prompt, "input"), (answer_of(row["A"], "A"), answer_of(row["B"], "B")))
         # Which side stood for "accept" is drawn for each row.
         accepted = {value: side for side, value in (row.get("mapping") or {"A": "accept", "B": "reject"}).items()}
         return judged(task, accepted.get(row["answer"]), who, options)
@@ -121,7 +121,7 @@ def _prodigy_choice(row: Row, who: Who, options: ImportOptions) -> Read:
     if prompt is None:
         raise BadRow("no prompt beside the options; name it with --columns prompt=KEY")
     key = options.key("prompt", row) or prompt
-    task = Task(turns_of(row[key], key), tuple(answer_of(option, name) for name, option in keyed), frozenset())
+    task = ShownTask(turns_of(row[key], key), tuple(answer_of(option, name) for name, option in keyed))
     chosen = [place for place, (name, _) in enumerate(keyed) if name in accepted]
     others = [place for place in range(len(keyed)) if place not in chosen]
     if not others:
@@ -179,7 +179,7 @@ def _free_text(value: Any) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _potato_task(row: Row, options: ImportOptions) -> Task:
+def _potato_task(row: Row, options: ImportOptions) -> ShownTask:
     shown = parsed(row.get("displayed_text", row.get("text")))
     beside = {
         key: value for key, value in row.items() if key not in ("displayed_text", "label_annotations", "annotations")
@@ -198,7 +198,7 @@ def _potato_task(row: Row, options: ImportOptions) -> Task:
     return _text_task(beside, shown if isinstance(shown, str) else None, options)
 
 
-def _potato_vote(task: Task, value: Any, who: Who, options: ImportOptions) -> Read:
+def _potato_vote(task: ShownTask, value: Any, who: Who, options: ImportOptions) -> Read:
     """An answer is a word, or an object: a selection, a value of a scale, an order, or the labels that were ticked."""
     value = parsed(value)
     if isinstance(value, Mapping) and isinstance(value.get("labels"), Mapping):

@@ -11,7 +11,7 @@ from alignment.data.importers import PassedOver
 from alignment.data.row_files import BadRow
 from alignment.labeling.answers import BOTH_BAD
 from alignment.labeling.entries import Entry, short_digest
-from alignment.labeling.formats.fields import Answer, Task, ending, plain
+from alignment.labeling.formats.fields import ShownAnswer, ShownTask, ending, plain
 from alignment.labeling.formats.reading import ImportOptions, Read
 from alignment.ratings import Completion
 from alignment.ratings.records import dense
@@ -110,7 +110,7 @@ def seconds_of(value: Any) -> float | None:
 # --- which answer --------------------------------------------------------------------------------------------------
 
 
-def said_of(value: Any, task: Task, options: ImportOptions) -> Said:
+def said_of(value: Any, task: ShownTask, options: ImportOptions) -> Said:
     """Which of a task's answers a word or number means, from 0; or that none is better.
 
     Raises:
@@ -147,11 +147,11 @@ def meaning(value: Any, options: ImportOptions) -> Any:
     return re.sub(r"^(-?\d+)\.0+$", r"\1", text) if isinstance(value, str) else value
 
 
-def _names(answer: Answer) -> set[str]:
+def _names(answer: ShownAnswer) -> set[str]:
     return {plain(name) for name in (answer.key, answer.model, answer.text) if name} - {""}
 
 
-def _by_ending(end: str, answers: Sequence[Answer]) -> int | None:
+def _by_ending(end: str, answers: Sequence[ShownAnswer]) -> int | None:
     """The place of the answer that `b`, `right`, `second` or `2` names."""
     ends = [ending(answer.key) for answer in answers]
     if end in ends and end:
@@ -175,7 +175,7 @@ def _by_ending(end: str, answers: Sequence[Answer]) -> int | None:
 
 
 def judged(
-    task: Task, value: Any, who: Who, options: ImportOptions, strength: int | None = None, metadata: Any = None
+    task: ShownTask, value: Any, who: Who, options: ImportOptions, strength: int | None = None, metadata: Any = None
 ) -> Read:
     """The entries of a choice among two answers or more, or of a word for one answer (good, bad, 1 to 7)."""
     if len(task.answers) == 1:
@@ -195,7 +195,11 @@ def judged(
 
 
 def pair(
-    task: Task, choice: Literal["first", "second", "tie"], who: Who, strength: int | None = None, metadata: Any = None
+    task: ShownTask,
+    choice: Literal["first", "second", "tie"],
+    who: Who,
+    strength: int | None = None,
+    metadata: Any = None,
 ) -> Entry:
     """A vote on two answers."""
     strength = None if choice == "tie" else strength
@@ -204,7 +208,7 @@ def pair(
     )
 
 
-def ranked(task: Task, ranks: Sequence[float], who: Who, metadata: Any = None) -> Read:
+def ranked(task: ShownTask, ranks: Sequence[float], who: Who, metadata: Any = None) -> Read:
     """A ranking, 1 the best; two answers are a pair."""
     if not all(isinstance(rank, int | float) and not isinstance(rank, bool) and math.isfinite(rank) for rank in ranks):
         raise BadRow(f"the ranks {list(ranks)} must be numbers (1 is the best)")
@@ -219,7 +223,7 @@ def ranked(task: Task, ranks: Sequence[float], who: Who, metadata: Any = None) -
     return [Entry("rank", task.prompt, _completions(task.answers), [answer], 1, metadata)]
 
 
-def against(task: Task, better: Iterable[int], worse: Iterable[int], who: Who, metadata: Any = None) -> Read:
+def against(task: ShownTask, better: Iterable[int], worse: Iterable[int], who: Who, metadata: Any = None) -> Read:
     """A pair of each better answer with each worse one: among the others nobody judged."""
     worse = list(worse)
     return [
@@ -232,8 +236,8 @@ def against(task: Task, better: Iterable[int], worse: Iterable[int], who: Who, m
 
 def preferred(
     prompt: list[dict[str, str]],
-    chosen: Answer,
-    rejected: Answer,
+    chosen: ShownAnswer,
+    rejected: ShownAnswer,
     who: Who,
     strength: int | None = None,
     metadata: Any = None,
@@ -246,12 +250,16 @@ def preferred(
         raise BadRow("'chosen' and 'rejected' are the same")
     sides = sorted((chosen, rejected), key=lambda answer: short_digest(answer.text))
     return pair(
-        Task(prompt, tuple(sides), frozenset()), "first" if sides[0] == chosen else "second", who, strength, metadata
+        ShownTask(prompt, tuple(sides)),
+        "first" if sides[0] == chosen else "second",
+        who,
+        strength,
+        metadata,
     )
 
 
 def scored(
-    task: Task,
+    task: ShownTask,
     value: Any,
     who: Who,
     options: ImportOptions,
@@ -302,7 +310,7 @@ def number_of(value: Any, scale: tuple[float, float] | None) -> tuple[float, tup
     return given, None if scale == (1, 7) and given.is_integer() else scale
 
 
-def _completions(answers: Sequence[Answer]) -> tuple[Completion, ...]:
+def _completions(answers: Sequence[ShownAnswer]) -> tuple[Completion, ...]:
     return tuple(Completion(answer.text, model=answer.model) for answer in answers)
 
 

@@ -342,6 +342,37 @@ def test_pandalm_votes_as_decimals(tmp_path):
     assert done.votes == [("annotator1", "first"), ("annotator3", "tie")]
 
 
+def test_a_rating_of_each_side(tmp_path):
+    row = {"prompt": QUESTION, "response_a": RIGHT, "response_b": WRONG, "score_a": 5, "score_b": "2", "user": "ada"}
+    done = Imported(tmp_path, [row])
+    assert [(r.labeler, done.texts(n)[0], r.score) for n, r in enumerate(done.ratings)] == [
+        ("ada", RIGHT, 5),
+        ("ada", WRONG, 2),
+    ]
+    assert done.result["not_used"] == []
+
+
+def test_several_votes_in_one_row(tmp_path):
+    row = {"prompt": QUESTION, "responses": [RIGHT, WRONG]}
+    listed = [{"annotator": "ada", "choice": 1, "comment": "ja"}, {"annotator": "bo", "choice": "skip"}]
+    done = Imported(tmp_path / "a", [row | {"votes": listed}])
+    assert done.winners() == [("ada", RIGHT)]
+    assert (done.ratings[0].comment, done.result["passed_over"]) == ("ja", {"the labeler skipped it": 1})
+    done = Imported(tmp_path / "b", [row | {"votes": {"ada": "2", "bo": "tie"}}])
+    assert done.winners() == [("ada", WRONG), ("bo", "tie")]
+    assert done.result["not_used"] == []
+
+
+def test_ranks_and_scores_inside_the_answers(tmp_path):
+    ranks = [{"answer": RIGHT, "model": "m", "rank": 1.0}, {"answer": WRONG, "rank": 2.0}, {"answer": "x", "rank": 2.0}]
+    done = Imported(tmp_path / "a", [{"prompt": f"\n\nHuman: {QUESTION}\n\nAssistant: ", "answers": ranks}])
+    assert [r.ranks for r in done.ratings] == [(1, 2, 2)]
+    assert (done.items[0].prompt[0]["content"], done.items[0].completions[0].model) == (QUESTION, "m")
+    scores = [{"response": RIGHT, "overall_score": 3}, {"response": WRONG, "overall_score": 8}]
+    done = Imported(tmp_path / "b", [{"instruction": QUESTION, "completions": scores}])
+    assert done.winners() == [("unnamed", WRONG)]
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
