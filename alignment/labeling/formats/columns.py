@@ -15,12 +15,12 @@ from alignment.labeling.formats.fields import (
     PROMPTS,
     SINGLES,
     ShownAnswer,
+    ShownTask,
     answer_of,
     ending,
     filled,
     first_key,
     named_key,
-    plain,
     slot_keys,
     task_of,
     turns_of,
@@ -56,17 +56,17 @@ def recognises_votes(row: Row) -> bool:
     rest = {key: value for key, value in row.items() if key != prompt}
     if prompt is None:
         return False
-    said = (*CHOICES, *_RANKS, *_SCORES, *_VOTES)
+    said = (*CHOICES, *_RANKS, *_SCORES)
     if slots := slot_keys(rest):
-        return first_key(rest, said) is not None or bool(_side_ratings(rest, slots))
+        return bool(first_key(rest, said) or _votes_key(rest) or _side_ratings(rest, slots))
     listed = first_key(rest, LISTS, lambda value: isinstance(parsed(value), list))
     if listed:
-        return first_key(rest, said) is not None or _inner(parsed(rest[listed])) is not None
+        return bool(first_key(rest, said) or _votes_key(rest) or _inner(parsed(rest[listed])))
     return first_key(rest, SINGLES) is not None and first_key(rest, RATINGS) is not None
 
 
 def read_votes(row: Row, options: ImportOptions) -> Read:
-    if votes := first_key(row, _VOTES, _holds_votes):
+    if votes := _votes_key(row):
         return _each_vote(row, votes, options)
     who = _who(row, options)
     chosen = options.key("chosen", row) or ("chosen" if "chosen" in row and "a" not in options.columns else None)
@@ -110,11 +110,8 @@ def _side_ratings(row: Row, answers: Sequence[str]) -> dict[str, str]:
         for answer, end in names.items()
         if end
     }
-    return (
-        {answer: key for answer, key in found.items() if key}
-        if all(found.values()) and len(found) == len(names)
-        else {}
-    )
+    each = {answer: key for answer, key in found.items() if key}
+    return each if len(each) == len(answers) else {}
 
 
 def _inner(answers: Any) -> list[float] | None:
@@ -128,27 +125,28 @@ def _inner(answers: Any) -> list[float] | None:
     return None
 
 
-def _holds_votes(value: Any) -> bool:
-    """Whether a value has a vote for each labeler: objects with names, or a choice by name."""
-    value = parsed(value)
-    if isinstance(value, list):
-        return bool(value) and all(isinstance(each, Mapping) and first_key(each, LABELERS) for each in value)
-    return isinstance(value, Mapping) and bool(value)
+def _votes_key(row: Row) -> str | None:
+    """The key that holds a vote for each labeler: a list of objects with names, or (in `votes`) a choice by name."""
+
+    def holds(value: Any) -> bool:
+        value = parsed(value)
+        is_list = isinstance(value, list) and bool(value)
+        return is_list and all(isinstance(each, Mapping) and first_key(each, LABELERS) for each in value)
+
+    by_name = first_key(row, ("votes",), lambda value: isinstance(parsed(value), Mapping) and bool(parsed(value)))
+    return by_name or first_key(row, _VOTES, holds)
 
 
 def _each_vote(row: Row, key: str, options: ImportOptions) -> Read:
     """The votes that stand in one row, each as if it had a row of its own."""
     value, rest = parsed(row[key]), {name: row[name] for name in row if name != key}
-    votes = [{"labeler": name, "choice": said} for name, said in value.items()] if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        said = {name: vote if isinstance(vote, Mapping) else {"choice": vote} for name, vote in value.items()}
+        value = [{"labeler": name, **vote} for name, vote in said.items()]
     read: Read = []
-    for vote in votes:
-        said = (
-            dict(vote.items())
-            if not isinstance(vote.get("choice"), Mapping)
-            else {**vote["choice"], "labeler": vote["labeler"]}
-        )
+    for vote in value:
         try:
-            read += read_votes(rest | said, options)
+            read += read_votes({**rest, **vote}, options)
         except PassedOver as reason:
             read.append(reason)
     return read
@@ -157,7 +155,7 @@ def _each_vote(row: Row, key: str, options: ImportOptions) -> Read:
 def used_by_votes(row: Row, options: ImportOptions) -> set[str]:
     """The keys of a row that `read_votes` reads."""
     said = _said_keys(row, options)
-    said |= {key for key in row if plain(key) in _VOTES and _holds_votes(row[key])}
+    said |= {votes} if (votes := _votes_key(row)) else set()
     if {"chosen", "rejected"} <= row.keys():
         return said | {"chosen", "rejected", "prompt"}
     said |= set(_side_ratings(row, slot_keys(row)).values())
