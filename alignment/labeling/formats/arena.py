@@ -11,7 +11,7 @@ from alignment.data.importers import PassedOver
 from alignment.data.messages import messages_of
 from alignment.data.row_files import BadRow
 from alignment.labeling.entries import Entry, plain_turns
-from alignment.labeling.formats.fields import ShownAnswer, ShownTask, first_key
+from alignment.labeling.formats.fields import ShownAnswer, ShownTask, first_key, listed, text_turn
 from alignment.labeling.formats.reading import ImportOptions, Read, Row
 from alignment.labeling.formats.voting import COMMENTS, Who, judged, labeler_of
 
@@ -71,7 +71,7 @@ def _conversation(row: Row, side: str) -> tuple[list[dict[str, str]], str]:
     key = f"conversation_{side}"
     turns: Sequence[Mapping[str, Any]]
     if key in row:
-        turns = plain_turns(messages_of({key: parsed(row[key])}, key))
+        turns = plain_turns(messages_of({key: [text_turn(turn) for turn in listed(parsed(row[key]), key)]}, key))
         shown = row.get("turn")
         if isinstance(shown, int | float) and not isinstance(shown, bool) and 0 < 2 * shown < len(turns):
             turns = turns[: 2 * int(shown)]  # MT-bench has both turns in the rows on the first

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from alignment.data.annotations import hub_answers, parsed
 from alignment.data.importers import PassedOver
 from alignment.data.row_files import BadRow
-from alignment.labeling.formats.fields import ShownTask, ending, plain, task_of
+from alignment.labeling.formats.fields import ShownTask, ending, listed, object_of, plain, task_of
 from alignment.labeling.formats.reading import ImportOptions, Read, Row
 from alignment.labeling.formats.voting import Who, judged, labeler_of, ranked, said_of, scored
 
@@ -88,12 +88,10 @@ def _nested(responses: Any) -> list[QuestionReply]:
         return [
             _reply(question, each.get("user_id"), each.get("value"), each.get("status"))
             for question, answers in responses.items()
-            for each in (answers if isinstance(answers, list) else [])
+            for each in (object_of(answer, question) for answer in listed(answers, question))
         ]
     replies = []
-    for each in responses:
-        if not isinstance(each, Mapping):
-            raise BadRow("each of 'responses' must be an object")
+    for each in (object_of(response, "responses") for response in listed(responses, "responses")):
         values = each.get("values")
         if isinstance(values, Mapping):  # version 1: a person's answers to all questions
             said = {name: value.get("value") if isinstance(value, Mapping) else value for name, value in values.items()}

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from alignment.data import formats
 from alignment.data.annotations import parsed
+from alignment.data.importers import PassedOver
 from alignment.data.messages import check_text, key_names, messages_of
 from alignment.data.row_files import BadRow
 from alignment.labeling.entries import plain_turns
@@ -65,6 +66,36 @@ def filled(value: Any) -> bool:
     return value not in (None, "", [], {})
 
 
+def listed(value: Any, name: str) -> list[Any]:
+    """The list, empty where there is none.
+
+    Raises:
+        BadRow: it is something else.
+    """
+    if not isinstance(value, list | None):
+        raise BadRow(f"'{name}' must be a list, found a {type(value).__name__}")
+    return value or []
+
+
+def object_of(value: Any, name: str) -> Mapping[str, Any]:
+    """The object; raises BadRow if it is none."""
+    value = parsed(value)
+    if not isinstance(value, Mapping):
+        raise BadRow(f"'{name}' must be an object, found a {type(value).__name__}")
+    return value
+
+
+def text_turn(turn: Any) -> Any:
+    """A turn whose content is a list of parts, as a text."""
+    content = turn.get("content") if isinstance(turn, Mapping) else None
+    if not isinstance(content, list):
+        return turn
+    parts = [object_of(part, "content") for part in content]
+    if any(part.get("type", "text") != "text" for part in parts):
+        raise PassedOver("a conversation with images or files, which are not supported")
+    return {**turn, "content": "\n".join(str(part.get("text") or "") for part in parts)}
+
+
 # --- the prompt ----------------------------------------------------------------------------------------------------
 
 
@@ -72,7 +103,7 @@ def turns_of(value: Any, name: str) -> list[dict[str, str]]:
     """A prompt: a question, a transcript (`\\n\\nHuman: ...`) or a list of messages."""
     value = parsed(value)
     if isinstance(value, list) and all(isinstance(turn, Mapping) for turn in value):
-        return plain_turns(messages_of({name: value}, name))
+        return plain_turns(messages_of({name: [text_turn(turn) for turn in value]}, name))
     if isinstance(value, list) and value and all(isinstance(turn, str) for turn in value):
         roles = ("user", "assistant") * len(value)
         return [{"role": role, "content": check_text(turn, name)} for role, turn in zip(roles, value, strict=False)]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from alignment.data.annotations import parsed
 from alignment.data.importers import PassedOver
 from alignment.data.row_files import BadRow
-from alignment.labeling.formats.fields import ShownAnswer, ShownTask, answer_of, first_key, task_of
+from alignment.labeling.formats.fields import ShownAnswer, ShownTask, answer_of, first_key, listed, task_of
 from alignment.labeling.formats.reading import ImportOptions, Read, Row
 from alignment.labeling.formats.voting import (
     CHOICES,
@@ -43,9 +43,9 @@ def read_label_studio(row: Row, options: ImportOptions) -> Read:
     if not isinstance(row.get("data"), Mapping):
         return _read_flat(row, options)
     data = row["data"]
-    read: Read = [PassedOver("a prediction of a model") for _ in row.get("predictions") or []]
-    read += [PassedOver("a draft") for _ in row.get("drafts") or []]
-    annotations = row.get("annotations", row.get("completions")) or []
+    read: Read = [PassedOver("a prediction of a model") for _ in listed(row.get("predictions"), "predictions")]
+    read += [PassedOver("a draft") for _ in listed(row.get("drafts"), "drafts")]
+    annotations = listed(row.get("annotations", row.get("completions")), "annotations")
     if not annotations:
         return [*read, PassedOver("a task that nobody annotated")]
     for annotation in annotations:

@@ -13,7 +13,7 @@ from alignment.data.importers import PassedOver
 from alignment.data.messages import check_text, text_of
 from alignment.data.row_files import BadRow
 from alignment.labeling.entries import Entry, plain_turns
-from alignment.labeling.formats.fields import ShownAnswer, ShownTask, answer_of, turns_of
+from alignment.labeling.formats.fields import ShownAnswer, ShownTask, answer_of, listed, object_of, turns_of
 from alignment.labeling.formats.reading import ImportOptions, Read, Row
 from alignment.labeling.formats.voting import Who, labeler_of, pair, preferred, ranked, scored
 
@@ -23,32 +23,31 @@ HELPSTEER_DROPS = (
     "the elaborations and feedback texts, languages and domains; HelpSteer 3's votes have no names: annotator1 of one "
     "row need not be that of another. Ratings are of helpfulness (0 to 4), the other attributes stand with the item"
 )
+_RATED = {"prompt", "response", "helpfulness", "correctness"}
+_COMPARED = {"prompt", "response_1", "response_2", "preference_strength"}
 _ATTRIBUTES = ("correctness", "coherence", "complexity", "verbosity")
 
 
 def recognises_helpsteer(row: Row) -> bool:
     keys = row.keys()
-    return (
-        {"prompt", "response", "helpfulness", "correctness"} <= keys
-        or {"response_1", "response_2", "preference_strength"} <= keys
-        or {"context", "response1", "response2", "overall_preference"} <= keys
-    )
+    return keys >= _RATED or keys >= _COMPARED or {"context", "response1", "response2", "overall_preference"} <= keys
 
 
 def read_helpsteer(row: Row, options: ImportOptions) -> Read:
-    if "helpfulness" in row:
+    if row.keys() >= _RATED:
         task = ShownTask(turns_of(row["prompt"], "prompt"), (answer_of(row.get("response"), "response"),))
         kept = {name: row[name] for name in _ATTRIBUTES if name in row}
         return scored(task, row["helpfulness"], Who(None), options, (0.0, 4.0), {"helpsteer": kept})
-    if "preference_strength" in row:
+    if row.keys() >= _COMPARED:
         task = _pair_task(row, "prompt", "response_1", "response_2")
         return [_signed(task, row["preference_strength"], Who(None, str(row.get("preference_statement") or "")))]
     task = _pair_task(row, "context", "response1", "response2")
-    each = parsed(row.get("individual_preference")) or [{"score": row["overall_preference"]}]
+    each = listed(parsed(row.get("individual_preference")), "individual_preference") or [
+        {"score": row["overall_preference"]}
+    ]
     read: Read = []
     for number, vote in enumerate(each, 1):
-        if not isinstance(vote, Mapping):
-            raise BadRow("each of 'individual_preference' must be an object with a score")
+        vote = object_of(vote, "individual_preference")
         if vote.get("score") is None:
             read.append(PassedOver("a vote without a score"))
             continue
@@ -132,13 +131,13 @@ def recognises_summaries(row: Row) -> bool:
 
 
 def read_summaries(row: Row, options: ImportOptions) -> Read:
-    info = parsed(row["info"])
+    info = object_of(row["info"], "info")
     text = check_text(info.get("post") or info.get("article"), "the post or article of 'info'")
-    prompt = turns_of("\n\n".join(part for part in (info.get("title"), text) if part), "info")
+    prompt = turns_of("\n\n".join(part for part in (info.get("title"), text) if isinstance(part, str) and part), "info")
     worker = labeler_of(row["worker"])
     if "summaries" not in row:
-        summary = parsed(row["summary"])
-        axes = dict(summary.get("axes") or {})
+        summary = object_of(row["summary"], "summary")
+        axes = dict(object_of(summary.get("axes") or {}, "axes"))
         value = axes.pop("overall", None)
         comment = ", ".join(f"{name} {value}" for name, value in axes.items() if value is not None)
         note = str(summary.get("note") or "")
@@ -158,7 +157,7 @@ def read_summaries(row: Row, options: ImportOptions) -> Read:
 
 
 def _summary(value: Any) -> ShownAnswer:
-    return answer_of(value, "summary")._replace(model=_text_or_none(value.get("policy")))
+    return answer_of(value, "summary")._replace(model=_text_or_none(object_of(value, "summary").get("policy")))
 
 
 # --- WebGPT and SHP ------------------------------------------------------------------------------------------------

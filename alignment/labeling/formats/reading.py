@@ -84,13 +84,17 @@ def import_options(
     return ImportOptions(named, words, limits, labeler)
 
 
+Read = list[Entry | PassedOver]
+"""The entries of a row, and the reason for each vote in it that is left out."""
+Reader = Callable[[Row, ImportOptions], Read]
+
+
 class FileFormat(NamedTuple):
     """How a format is read and written.
 
     Attributes:
         title: its name for people.
-        read: the entries of a row, and the reason for each vote in it that is left out; it raises BadRow (the row is
-            wrong) or PassedOver (nothing was rated).
+        read: reads a row, or raises BadRow (the row is wrong) or PassedOver (nothing was rated).
         recognises: whether a row has this format's keys.
         import_drops: in words, what does not come along.
         write: the rows of a store; None where the format is only read.
@@ -100,7 +104,7 @@ class FileFormat(NamedTuple):
     """
 
     title: str
-    read: Callable[[Row, ImportOptions], list[Entry | PassedOver]]
+    read: Reader
     recognises: Callable[[Row], bool]
     import_drops: str
     write: Callable[[Stored, Counter[str]], Rows] | None = None
@@ -108,6 +112,3 @@ class FileFormat(NamedTuple):
     export_drops: str = ""
     joins: bool = True
     used: Callable[[Row, ImportOptions], set[str]] | None = None
-
-
-Read = list[Entry | PassedOver]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from alignment.data.annotations import annotation_format
+from alignment.data.messages import key_names
+from alignment.data.row_files import BadRow
 from alignment.labeling.formats import arena, argilla, columns, exchanged, label_studio, published, text_tools, trees
-from alignment.labeling.formats.reading import FileFormat, Row
+from alignment.labeling.formats.reading import FileFormat, ImportOptions, Read, Reader, Row
 
 _PEOPLE = "strength, seconds, comments, flags, order shown, skips, gold and repeats"
 _LINES = (".jsonl", ".jsonl.gz")
@@ -22,6 +24,17 @@ def _is_tool(name: str) -> Callable[[Row], bool]:
 
 def _is_hh(row: Row) -> bool:
     return {"chosen", "rejected"} <= row.keys() and "prompt" not in row
+
+
+def _only(title: str, recognises: Callable[[Row], bool], read: Reader, drops: str) -> FileFormat:
+    """A format that is only read, and whose rows all have the keys that it is recognised by."""
+
+    def checked(row: Row, options: ImportOptions) -> Read:
+        if not recognises(row):
+            raise BadRow(f"found the keys {key_names(row)}, which are not those of {title}")
+        return read(row, options)
+
+    return FileFormat(title, checked, recognises, drops)
 
 
 FORMATS: dict[str, FileFormat] = {
@@ -43,20 +56,20 @@ FORMATS: dict[str, FileFormat] = {
     "potato": FileFormat("Potato", text_tools.read_potato, _is_tool("potato"), text_tools.POTATO_DROPS),
     "prodigy": FileFormat("Prodigy", text_tools.read_prodigy, _is_tool("prodigy"), text_tools.PRODIGY_DROPS),
     "doccano": FileFormat("doccano", text_tools.read_doccano, _is_tool("doccano"), text_tools.DOCCANO_DROPS),
-    "arena": FileFormat("Arena or MT-bench votes", arena.read_arena, arena.recognises_arena, arena.DROPS),
-    "helpsteer": FileFormat(
-        "HelpSteer 2 or 3", published.read_helpsteer, published.recognises_helpsteer, published.HELPSTEER_DROPS
+    "arena": _only("Arena or MT-bench votes", arena.recognises_arena, arena.read_arena, arena.DROPS),
+    "helpsteer": _only(
+        "HelpSteer 2 or 3", published.recognises_helpsteer, published.read_helpsteer, published.HELPSTEER_DROPS
     ),
-    "alpaca": FileFormat(
-        "AlpacaFarm or AlpacaEval", published.read_alpaca, published.recognises_alpaca, published.ALPACA_DROPS
+    "alpaca": _only(
+        "AlpacaFarm or AlpacaEval", published.recognises_alpaca, published.read_alpaca, published.ALPACA_DROPS
     ),
-    "summaries": FileFormat(
-        "summarize-from-feedback", published.read_summaries, published.recognises_summaries, published.SUMMARIES_DROPS
+    "summaries": _only(
+        "summarize-from-feedback", published.recognises_summaries, published.read_summaries, published.SUMMARIES_DROPS
     ),
-    "webgpt": FileFormat("WebGPT", published.read_webgpt, published.recognises_webgpt, published.WEBGPT_DROPS),
-    "shp": FileFormat("SHP", published.read_shp, published.recognises_shp, published.SHP_DROPS),
-    "reward-bench": FileFormat(
-        "RewardBench", published.read_reward_bench, published.recognises_reward_bench, published.REWARD_BENCH_DROPS
+    "webgpt": _only("WebGPT", published.recognises_webgpt, published.read_webgpt, published.WEBGPT_DROPS),
+    "shp": _only("SHP", published.recognises_shp, published.read_shp, published.SHP_DROPS),
+    "reward-bench": _only(
+        "RewardBench", published.recognises_reward_bench, published.read_reward_bench, published.REWARD_BENCH_DROPS
     ),
     "hh": FileFormat(
         "HH transcripts",

@@ -19,6 +19,8 @@ from alignment.labeling.formats.fields import (
     ShownTask,
     answer_of,
     first_key,
+    listed,
+    object_of,
     plain,
     slot_keys,
     task_of,
@@ -59,12 +61,13 @@ def read_doccano(row: Row, options: ImportOptions) -> Read:
     user = labeler_of(next((row[key] for key in ("user", "username", "annotator", "labeler") if key in row), None))
     marks = row.get("annotations")
     if isinstance(marks, list):  # an older export: labels by number, with each one's user
+        marks = [object_of(mark, "annotations") for mark in marks]
         votes = [(labeler_of(mark.get("user")), mark.get("label", mark.get("text"))) for mark in marks]
         spans = [mark for mark in marks if "start_offset" in mark]
     else:
         labels = row.get("label", [])
         labels = labels if isinstance(labels, list) else [labels]
-        spans = [*(row.get("entities") or []), *(label for label in labels if isinstance(label, list))]
+        spans = [*listed(row.get("entities"), "entities"), *(label for label in labels if isinstance(label, list))]
         labels = [label for label in labels if not isinstance(label, list)]
         if len(labels) > 1:
             raise BadRow(f"{len(labels)} labels of one text; a vote is one label")
@@ -74,8 +77,8 @@ def read_doccano(row: Row, options: ImportOptions) -> Read:
         return read
     if not votes:
         return [PassedOver("a text without a label")]
-    task = _text_task(row, row["text"], options)
-    comments = [str(each) for each in row.get("Comments") or [] if isinstance(each, str)]
+    task = _text_task(row, row.get("text"), options)
+    comments = [str(each) for each in listed(row.get("Comments"), "Comments") if isinstance(each, str)]
     for labeler, label in votes:
         read += judged(task, label, Who(labeler, "\n".join(comments)), options)
     return read
@@ -97,19 +100,23 @@ def read_prodigy(row: Row, options: ImportOptions) -> Read:
         prompt = row.get("input", row.get("text"))
         prompt = prompt.get("text") if isinstance(prompt, Mapping) else prompt
         task = ShownTask(turns_of(prompt, "input"), (answer_of(row["A"], "A"), answer_of(row["B"], "B")))
-        # Which side stood for "accept" is drawn for each row.
-        accepted = {value: side for side, value in (row.get("mapping") or {"A": "accept", "B": "reject"}).items()}
-        return judged(task, accepted.get(row["answer"]), who, options)
+        # Which side stands for "accept" is drawn for each row.
+        mapping = object_of(row.get("mapping") or {"A": "accept"}, "mapping")
+        accepted = [side for side in ("A", "B") if mapping.get(side) == "accept"]
+        if len(accepted) != 1 or row.get("answer") not in ("accept", "reject"):
+            raise BadRow("a comparison needs an answer, and a mapping that says which of A and B is 'accept'")
+        rejected = "B" if accepted == ["A"] else "A"
+        return judged(task, accepted[0] if row["answer"] == "accept" else rejected, who, options)
     task = _text_task(row, row.get("text"), options)
-    return judged(task, row["answer"], who, options)
+    return judged(task, row.get("answer"), who, options)
 
 
 def _prodigy_choice(row: Row, who: Who, options: ImportOptions) -> Read:
     shown = row["options"]
-    if row["answer"] == "reject":
+    if row.get("answer") == "reject":
         raise PassedOver("a rejected task")
     keyed = [(str(option.get("id")), option) for option in shown if isinstance(option, Mapping)]
-    accepted = [str(each) for each in row.get("accept") or []]
+    accepted = [str(each) for each in listed(row.get("accept"), "accept")]
     if not accepted:
         raise PassedOver("an answer that accepts no option")
     texts = {key: value for key, value in row.items() if key not in ("options", "accept", "answer")}
