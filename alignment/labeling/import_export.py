@@ -29,7 +29,7 @@ from alignment.terminal import one_line
 
 MAX_BAD_SHARE = 0.01
 """A larger share of rows that cannot be used, and nothing is imported; as `data.max_bad_share` of training."""
-KINDS = {"pair": "pairs", "rank": "rankings", "single": "ratings of one answer"}
+KINDS = {"pair": "pair", "rank": "ranking", "single": "single answer"}
 
 
 def import_file(
@@ -47,7 +47,7 @@ def import_file(
     Returns:
         Counts: `rows`, `items`, `new_items`, `ratings`, `new_ratings`, `labelers` and `passed_over` (by reason);
         `bad`, the reason by the place of each row set aside; `drops`, in words, what the format or this import leaves
-        behind; `read`, all in a sentence.
+        behind; `read_as`, all in a sentence.
 
     Raises:
         UserError: no such format or file, nothing in it, or more than 1% of its rows are bad; nothing is imported.
@@ -177,10 +177,10 @@ class _Import:
         labelers = {labeler for _, labeler in self.said}
         kinds = Counter(self.items.values())
         scale = " ({:g} to {:g})".format(*self.scale) if self.scale else ""
-        items = [f"{count} {KINDS[kind]}" + scale * (kind == "single") for kind, count in kinds.items()] or ["no items"]
-        people = f"{len(labelers)} labeler{'s' * (len(labelers) != 1)}"
+        items = [_count(count, KINDS[kind]) + scale * (kind == "single") for kind, count in kinds.items()]
+        people = f"{_count(self.ratings, 'vote')} of {_count(len(labelers), 'labeler')}"
         return {
-            "read": f"read as {self.chosen.title}: {' and '.join(items)}, {self.ratings} votes of {people}",
+            "read_as": f"{self.chosen.title}: {' and '.join(items) or 'no items'}, {people}",
             "format": name,
             "file": str(path),
             "rows": self.rows,
@@ -194,6 +194,10 @@ class _Import:
             "bad": self.bad,
             "drops": self.chosen.import_drops,
         }
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
 
 
 def _check(path: str | Path, rows: int, bad: dict[str, str]) -> None:

@@ -25,7 +25,7 @@ ADA, BO = {"id": 1, "email": "ada@example.org"}, 2
 
 def test_each_annotator_of_a_label_studio_task_has_a_vote(tmp_path):
     done = Imported(tmp_path, [task(pairwise("left", ADA), pairwise("right", BO))], name="export.json")
-    assert done.result["read"] == "read as Label Studio: 1 pairs, 2 votes of 2 labelers"
+    assert done.result["read_as"] == "Label Studio: 1 pair, 2 votes of 2 labelers"
     assert done.winners() == [("ada@example.org", RIGHT), ("2", WRONG)]
     assert {rating.seconds for rating in done.ratings} == {8.5}
     assert done.items[0].prompt == ({"role": "user", "content": QUESTION},)
@@ -107,7 +107,7 @@ def test_label_studio_min_has_a_row_for_each_annotation(tmp_path, name):
     said = (("left", 1), ("right", 2))
     value = {side: {"selected": side} if name == "min.json" else json.dumps({"selected": side}) for side, _ in said}
     done = Imported(tmp_path, [flat | {"pw": value[side], "annotator": by} for side, by in said], name=name)
-    assert done.result["read"] == "read as Label Studio: 1 pairs, 2 votes of 2 labelers"
+    assert done.result["read_as"] == "Label Studio: 1 pair, 2 votes of 2 labelers"
     assert done.winners() == [("1", RIGHT), ("2", WRONG)]
 
 
@@ -178,7 +178,7 @@ def argilla_1_hub():
 @pytest.mark.parametrize("row", [argilla_nested, argilla_list, argilla_flat, argilla_1, argilla_1_hub])
 def test_argilla_rankings_in_each_layout(tmp_path, row):
     done = Imported(tmp_path, [row()])
-    assert done.result["read"] == "read as Argilla: 1 pairs, 2 votes of 2 labelers"
+    assert done.result["read_as"] == "Argilla: 1 pair, 2 votes of 2 labelers"
     assert done.winners() == [("u1", RIGHT), ("u2", WRONG)]
     assert done.result["passed_over"] == {
         "an answer that is discarded, not submitted": 1,
@@ -226,7 +226,7 @@ def test_an_argilla_rating_of_one_answer_on_a_scale_of_its_own(tmp_path):
         Imported(tmp_path / "a", [row])
     done = Imported(tmp_path / "b", [row], scale=(0.0, 10.0))
     assert [(r.score, r.given) for r in done.ratings] == [(6, 9.0)]
-    assert done.result["read"] == "read as Argilla: 1 ratings of one answer (0 to 10), 1 votes of 1 labeler"
+    assert done.result["read_as"] == "Argilla: 1 single answer (0 to 10), 1 vote of 1 labeler"
 
 
 def test_an_argilla_record_that_nobody_answered_is_counted(tmp_path):
@@ -253,7 +253,7 @@ def test_potato_pairs_by_selection_scale_and_order(tmp_path):
         potato({}, "fay"),
     ]
     done = Imported(tmp_path, rows)
-    assert done.result["read"] == "read as Potato: 1 pairs, 5 votes of 5 labelers"
+    assert done.result["read_as"] == "Potato: 1 pair, 5 votes of 5 labelers"
     assert done.items[0].prompt[0]["content"] == QUESTION
     assert done.winners() == [("ada", RIGHT), ("bo", "tie"), ("cy", WRONG), ("dee", WRONG), ("eve", WRONG)]
     assert [rating.strength for rating in done.ratings] == [None, None, 2, None, None]
@@ -301,7 +301,7 @@ def test_prodigy_choices(tmp_path):
         prodigy([], "votes-eve"),
     ]
     done = Imported(tmp_path, rows)
-    assert done.result["read"] == "read as Prodigy: 1 pairs, 3 votes of 3 labelers"
+    assert done.result["read_as"] == "Prodigy: 1 pair, 3 votes of 3 labelers"
     assert done.winners() == [("votes-ada", RIGHT), ("votes-bo", WRONG), ("votes-cy", "tie")]
     assert done.result["passed_over"] == {"an ignored answer": 1, "an answer that accepts no option": 1}
 
@@ -309,7 +309,7 @@ def test_prodigy_choices(tmp_path):
 def test_the_best_of_three_options_says_nothing_of_the_others(tmp_path):
     options = [{"id": n, "text": text} for n, text in enumerate((RIGHT, WRONG, "Dort."))]
     done = Imported(tmp_path, [prodigy([2], "ada", options=options)])
-    assert done.result["read"] == "read as Prodigy: 2 pairs, 2 votes of 1 labeler"
+    assert done.result["read_as"] == "Prodigy: 2 pairs, 2 votes of 1 labeler"
     assert done.winners() == [("ada", "Dort."), ("ada", "Dort.")]
 
 

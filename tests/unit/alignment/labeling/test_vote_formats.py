@@ -27,7 +27,7 @@ def arena(winner, judge, **more):
 def test_arena_votes_keep_models_judges_and_both_bad(tmp_path):
     said = [("model_a", "u0"), ("model_b", "u1"), ("tie", "u2"), ("tie (bothbad)", "u3"), ("both_bad", "u4")]
     done = Imported(tmp_path, [arena(*each) for each in said])
-    assert done.result["read"] == "read as Arena or MT-bench votes: 1 pairs, 5 votes of 5 labelers"
+    assert done.result["read_as"] == "Arena or MT-bench votes: 1 pair, 5 votes of 5 labelers"
     assert [completion.model for completion in done.items[0].completions] == ["m1", "m2"]
     assert done.winners() == [("u0", RIGHT), ("u1", WRONG), ("u2", "tie"), ("u3", "tie"), ("u4", "tie")]
     assert [rating.flags for rating in done.ratings] == [(), (), (), ("both_bad",), ("both_bad",)]
@@ -146,7 +146,7 @@ def vote(choice, rater, **more):
 def test_a_row_for_each_vote_joins_into_one_item(tmp_path, name):
     rows = [vote("A", "ada", lang="de"), vote("tie", "bo", lang="de"), vote("answer_b", "cy", lang="de")]
     done = Imported(tmp_path, rows, name=name)
-    assert done.result["read"] == "read as a table of votes: 1 pairs, 3 votes of 3 labelers"
+    assert done.result["read_as"] == "a table of votes: 1 pair, 3 votes of 3 labelers"
     assert done.winners() == [("ada", RIGHT), ("bo", "tie"), ("cy", WRONG)]
     assert done.result["not_used"] == ["lang"]
 
@@ -273,7 +273,7 @@ def rating(value, by="ada", text=RIGHT):
 def test_ratings_of_two_labelers_and_numbers_as_names(tmp_path):
     rows = [rating(5), rating("1", text=WRONG), rating(2.0, 7), rating("2.0", 7.0, WRONG)]
     done = Imported(tmp_path, rows)
-    assert done.result["read"] == "read as a table of votes: 2 ratings of one answer (1 to 7), 4 votes of 2 labelers"
+    assert done.result["read_as"] == "a table of votes: 2 single answers (1 to 7), 4 votes of 2 labelers"
     assert sorted((r.labeler, done.texts(r.item - 1)[0], r.score, r.given) for r in done.ratings) == sorted(
         [("ada", RIGHT, 5, None), ("ada", WRONG, 1, None), ("7", RIGHT, 2, None), ("7", WRONG, 2, None)]
     )
