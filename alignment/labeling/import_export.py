@@ -66,6 +66,9 @@ def import_file(
         for place, row in itertools.chain(first, rows):
             importing.take(place, row)
         _check(path, importing.rows, importing.bad)
+        if not importing.items:
+            reasons = "; ".join(f"{count} times {reason}" for reason, count in importing.passed_over.items())
+            raise UserError(f"{path}: no vote in it as {chosen.title}: {reasons}; --columns choice=KEY names the votes")
         for labeler in sorted(importing.simulated):
             store.people.mark_simulated(labeler)
     return importing.result(name, path)

@@ -126,6 +126,15 @@ def test_label_studio_choices_name_an_answer(tmp_path):
     assert Imported(tmp_path / "c", rows, labels={"Die zweite": "b"}).winners() == [("1", WRONG)]
 
 
+def test_an_export_without_any_vote_is_refused(tmp_path):
+    flat = {"prompt": QUESTION, "answer1": RIGHT, "answer2": WRONG, "annotator": 1, "lead_time": 2, "mood": "Answer 2"}
+    with pytest.raises(
+        UserError, match=r"no vote in it as Label Studio: 1 times an annotation without a vote; --columns"
+    ):
+        Imported(tmp_path / "a", [flat])
+    assert Imported(tmp_path / "b", [flat], columns={"choice": "mood"}).winners() == [("1", WRONG)]
+
+
 # --- Argilla ---------------------------------------------------------------------------------------------------------
 
 FIELDS = {"prompt": QUESTION, "response-1": RIGHT, "response-2": WRONG}
