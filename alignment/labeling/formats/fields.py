@@ -113,7 +113,12 @@ def turns_of(value: Any, name: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-def _prompt(row: Row, options: ImportOptions) -> tuple[list[dict[str, str]], set[str]]:
+def prompt_of(row: Row, options: ImportOptions) -> tuple[list[dict[str, str]], set[str]]:
+    """The prompt of a row, and the keys that hold it.
+
+    Raises:
+        BadRow: there is none, or it ends with an answer.
+    """
     key = options.key("prompt", row) or first_key(row, PROMPTS, filled)
     if key is None:
         raise BadRow(f"no prompt among the keys {key_names(row)}; name it with --columns prompt=KEY")
@@ -173,27 +178,28 @@ def _place(end: str) -> int:
 def _answers(row: Row, options: ImportOptions) -> tuple[ShownAnswer, ...]:
     if keys := [key for side in SIDES if (key := options.key(side, row))]:
         return tuple(
-            _with_model(answer_of(row[key], key), side, row, options) for side, key in zip(SIDES, keys, strict=False)
+            with_model(answer_of(row[key], key), side, row, options) for side, key in zip(SIDES, keys, strict=False)
         )
     if key := options.key("completion", row):
-        return (_with_model(answer_of(row[key], key), "", row, options),)
+        return (with_model(answer_of(row[key], key), "", row, options),)
     listed = options.key("completions", row)
     slots = [] if listed else slot_keys({key: value for key, value in row.items() if filled(value)})
     if slots:
-        return tuple(_with_model(answer_of(row[key], key), ending(key), row, options) for key in slots)
+        return tuple(with_model(answer_of(row[key], key), ending(key), row, options) for key in slots)
     listed = listed or first_key(row, LISTS, lambda value: isinstance(parsed(value), list) and len(parsed(value)) > 1)
     if listed:
         each = enumerate(parsed(row[listed]), 1)
         return tuple(answer_of(value, f"answer {number} of '{listed}'", str(number)) for number, value in each)
     single = first_key(row, SINGLES, filled)
     if single:
-        return (_with_model(answer_of(row[single], single), "", row, options),)
+        return (with_model(answer_of(row[single], single), "", row, options),)
     raise BadRow(
         f"no answers among the keys {key_names(row)}; name them with --columns a=KEY,b=KEY (or completion=KEY)"
     )
 
 
-def _with_model(answer: ShownAnswer, end: str, row: Row, options: ImportOptions) -> ShownAnswer:
+def with_model(answer: ShownAnswer, end: str, row: Row, options: ImportOptions) -> ShownAnswer:
+    """The answer with the model that the row names for this side, as in `model_a`."""
     role = f"model_{end}" if end in SIDES else "model"
     key = options.key(role, row) or first_key(row, [name + end for name in _MODELS if end or name == "model"])
     model = row[key] if key else None
@@ -208,7 +214,7 @@ def task_of(row: Row, options: ImportOptions) -> ShownTask:
     """
     for role in ("prompt", *SIDES, "completion", "completions"):
         options.key(role, row)  # a wrong name is an error before anything is looked for
-    prompt, used = _prompt(row, options)
+    prompt, used = prompt_of(row, options)
     answers = _answers({key: value for key, value in row.items() if key not in used}, options)
     models = {key for key in row if plain(key).rstrip("abcdefghi0123456789") in _MODELS}
     lists = {key for key in row if plain(key) in LISTS or key == options.columns.get("completions")}

@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 from alignment.data.annotations import parsed
 from alignment.data.importers import PassedOver
 from alignment.data.row_files import BadRow
-from alignment.labeling.formats.fields import ShownAnswer, ShownTask, answer_of, first_key, listed, task_of
+from alignment.labeling.formats.fields import (
+    ShownAnswer,
+    ShownTask,
+    answer_of,
+    ending,
+    first_key,
+    listed,
+    prompt_of,
+    task_of,
+    with_model,
+)
 from alignment.labeling.formats.reading import ImportOptions, Read, Row
 from alignment.labeling.formats.voting import (
     CHOICES,
@@ -124,10 +134,13 @@ def _compared(data: Row, control: TagValue, who: Who, options: ImportOptions) ->
     if control.kind == "ranker":
         return _ranking(data, control, who, options)
     names = [name.strip() for name in control.at.split(",")]
-    task = task_of(data, options)
     if control.kind == "pairwise" and len(names) == 2 and all(name in data for name in names):
         # The first name is the left side, whatever the order of the task's keys.
-        task = _task_without(data, names, options)
+        others = {key: value for key, value in data.items() if key not in names}
+        sides = [with_model(answer_of(data[name], name), ending(name), data, options) for name in names]
+        task = ShownTask(prompt_of(others, options)[0], tuple(sides))
+    else:
+        task = task_of(data, options)
     if control.kind == "choices" and isinstance(control.value, list) and len(control.value) > 1:
         chosen = {said_of(value, task, options) for value in control.value}
         return ranked(task, [1 if place in chosen else 2 for place in range(len(task.answers))], who)
@@ -136,19 +149,12 @@ def _compared(data: Row, control: TagValue, who: Who, options: ImportOptions) ->
     return judged(task, control.value, who, options)
 
 
-def _task_without(data: Row, names: Sequence[str], options: ImportOptions) -> ShownTask:
-    task = task_of(data, options)
-    models = {answer.key: answer.model for answer in task.answers}
-    return task._replace(answers=tuple(answer_of(data[name], name)._replace(model=models.get(name)) for name in names))
-
-
 def _rated(data: Row, control: TagValue, options: ImportOptions) -> ShownTask:
     """The task with the one answer that a rating stands at."""
     at = control.at
     if at in data and isinstance(data[at], str):
         others = {key: value for key, value in data.items() if key != at}
-        prompt = first_prompt(others, options)
-        return ShownTask(prompt, (answer_of(data[at], at),))
+        return ShownTask(prompt_of(others, options)[0], (answer_of(data[at], at),))
     task = task_of(data, options)
     if len(task.answers) > 1:
         place = said_of(at or control.name, task, options)
@@ -158,13 +164,6 @@ def _rated(data: Row, control: TagValue, options: ImportOptions) -> ShownTask:
             )
         task = task._replace(answers=(task.answers[place],))
     return task
-
-
-def first_prompt(data: Row, options: ImportOptions) -> list[dict[str, str]]:
-    """The prompt of a row in which the answer is known."""
-    return task_of(
-        {**data, "completion": "answer"}, ImportOptions({**options.columns, "completion": "completion"})
-    ).prompt
 
 
 def _ranking(data: Row, control: TagValue, who: Who, options: ImportOptions) -> Read:
@@ -185,7 +184,7 @@ def _ranking(data: Row, control: TagValue, who: Who, options: ImportOptions) -> 
         )
     answers: list[ShownAnswer] = [answer_of(by_id[each], each) for each in sorted(ids)]
     texts = {key: value for key, value in data.items() if not (isinstance(parsed(value), list) and _ids(parsed(value)))}
-    task = ShownTask(first_prompt(texts, options), tuple(answers))
+    task = ShownTask(prompt_of(texts, options)[0], tuple(answers))
     return ranked(task, [ids.index(each) + 1 for each in sorted(ids)], who)
 
 

@@ -54,6 +54,13 @@ def test_the_left_side_is_the_first_name_of_the_tag(tmp_path):
     assert Imported(tmp_path, [task(swapped)]).winners() == [("ada@example.org", WRONG)]
 
 
+def test_the_tag_names_its_answers_whatever_they_are_called(tmp_path):
+    vote = pairwise("right", BO)
+    vote["result"][0]["to_name"] = "baseline,ours"
+    row = {"data": {"prompt": QUESTION, "ours": RIGHT, "baseline": WRONG}, "annotations": [vote]}
+    assert Imported(tmp_path, [row]).winners() == [("2", RIGHT)]
+
+
 def test_annotations_without_a_name_are_not_one_persons(tmp_path):
     done = Imported(tmp_path, [task(pairwise("left", None), pairwise("right", None))])
     assert [item.kind for item in done.items] == ["pair", "pair"]
