@@ -21,6 +21,7 @@ from alignment.labeling.formats.fields import (
     filled,
     first_key,
     named_key,
+    prompt_of,
     slot_keys,
     task_of,
     turns_of,
@@ -157,7 +158,8 @@ def used_by_votes(row: Row, options: ImportOptions) -> set[str]:
     said = _said_keys(row, options)
     said |= {votes} if (votes := _votes_key(row)) else set()
     if {"chosen", "rejected"} <= row.keys():
-        return said | {"chosen", "rejected", "prompt"}
+        prompt = prompt_of(row, options)[1] if named_key(row, "prompt", PROMPTS, options) else set()
+        return said | prompt | {"chosen", "rejected", "chosen_model", "rejected_model"}
     said |= set(_side_ratings(row, slot_keys(row)).values())
     task = task_of({key: row[key] for key in row if key not in said}, options)
     return said | task.used | set(options.columns.values())
@@ -213,7 +215,7 @@ def _chosen(row: Row, chosen: str, rejected: str, who: Who, options: ImportOptio
     if prompt is None:
         turns, better, worse = formats.pair_of({"chosen": parsed(row[chosen]), "rejected": parsed(row[rejected])})
         return preferred(plain_turns(turns), ShownAnswer(chosen, better), ShownAnswer(rejected, worse), who, strength)
-    turns_before = turns_of(row[prompt], prompt)
+    turns_before, _ = prompt_of(row, options)
     good, bad = (_side(row[key], key, turns_before, row.get(f"{key}_model")) for key in (chosen, rejected))
     return preferred(turns_before, good, bad, who, strength)
 
@@ -222,5 +224,7 @@ def _side(value: Any, key: str, prompt: list[dict[str, str]], model: Any) -> Sho
     """An answer, without the prompt where it repeats it."""
     value = parsed(value)
     if isinstance(value, list) and len(value) == len(prompt) + 1:
+        if turns_of(value[:-1], key) != prompt:
+            raise BadRow(f"'{key}' does not begin with the prompt")
         value = value[-1:]
     return answer_of(value, key)._replace(model=model if isinstance(model, str) and model else None)

@@ -144,7 +144,11 @@ def answer_of(value: Any, name: str, key: str | None = None) -> ShownAnswer:
     value = parsed(value)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
+    if isinstance(value, list):
+        raise BadRow(f"'{name}' has {len(value)} messages; an item to rate takes one answer of the assistant's")
     if isinstance(value, Mapping):
+        if value.get("role") not in (None, "assistant"):
+            raise BadRow(f"'{name}' is a turn of the {value['role']}'s; expected the assistant's")
         inner = first_key(value, _CONTENT, lambda each: isinstance(each, str))
         model = value.get("model") or value.get("model_name") or value.get("generator")
         return ShownAnswer(key or name, check_text(value.get(inner), name), model if isinstance(model, str) else None)

@@ -209,10 +209,13 @@ REWARD_BENCH_DROPS = (
 
 
 def recognises_reward_bench(row: Row) -> bool:
-    models = {"chosen_model", "rejected_model"} <= row.keys()
-    return {"prompt", "chosen", "rejected"} <= row.keys() and (
-        models or {"num_correct", "total_completions"} <= row.keys()
-    )
+    """Texts, or lists of texts: other sets have the same keys with conversations in them."""
+    chosen = parsed(row.get("chosen"))
+    if isinstance(chosen, list):
+        is_bench = {"num_correct", "total_completions"} <= row.keys() and all(isinstance(each, str) for each in chosen)
+    else:
+        is_bench = isinstance(chosen, str) and {"chosen_model", "rejected_model", "subset"} <= row.keys()
+    return is_bench and {"prompt", "rejected"} <= row.keys()
 
 
 def read_reward_bench(row: Row, options: ImportOptions) -> Read:

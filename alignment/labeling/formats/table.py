@@ -8,6 +8,7 @@ from alignment.data.annotations import annotation_format
 from alignment.data.messages import key_names
 from alignment.data.row_files import BadRow
 from alignment.labeling.formats import arena, argilla, columns, exchanged, label_studio, published, text_tools, trees
+from alignment.labeling.formats.fields import PROMPTS, first_key
 from alignment.labeling.formats.reading import FileFormat, ImportOptions, Read, Reader, Row
 
 _PEOPLE = "strength, seconds, comments, flags, order shown, skips, gold and repeats"
@@ -23,7 +24,7 @@ def _is_tool(name: str) -> Callable[[Row], bool]:
 
 
 def _is_hh(row: Row) -> bool:
-    return {"chosen", "rejected"} <= row.keys() and "prompt" not in row
+    return {"chosen", "rejected"} <= row.keys() and first_key(row, PROMPTS) is None
 
 
 def _only(title: str, recognises: Callable[[Row], bool], read: Reader, drops: str) -> FileFormat:

@@ -96,7 +96,9 @@ ROWS = {
     ],
     "webgpt": [{"question": {"full_text": "q"}, "answer_0": "x", "answer_1": "y", "score_0": 0.5, "score_1": -0.5}],
     "shp": [{"history": "q", "human_ref_A": "x", "human_ref_B": "y", "score_A": 4, "score_B": 1, "labels": 1}],
-    "reward-bench": [{"prompt": "q", "chosen": "x", "rejected": "y", "chosen_model": "m", "rejected_model": "n"}],
+    "reward-bench": [
+        {"prompt": "q", "chosen": "x", "rejected": "y", "chosen_model": "m", "rejected_model": "n", "subset": "s"}
+    ],
     "hh": [{"chosen": "\n\nHuman: q\n\nAssistant: x", "rejected": "\n\nHuman: q\n\nAssistant: y", "annotator": "u"}],
     "votes": [
         PAIR | {"vote": "a", "rater": "u", "comment": "c", "seconds": 3, "strength": 2},

@@ -231,6 +231,25 @@ def test_names_on_chosen_and_rejected_rows_are_kept_and_sides_join(tmp_path):
     assert (done.result["format"], sorted(done.winners())) == ("hh", [("bo", "a"), ("hh", "a")])
 
 
+def test_chosen_and_rejected_conversations(tmp_path):
+    sides = {
+        "chosen": turns(QUESTION, RIGHT),
+        "rejected": turns(QUESTION, WRONG),
+        "chosen_model": "m1",
+        "rejected_model": "m2",
+    }
+    done = Imported(tmp_path / "a", [{"prompt": QUESTION} | sides])
+    assert (done.result["format"], done.winners()) == ("votes", [("unnamed", RIGHT)])
+    assert {c.text: c.model for c in done.items[0].completions} == {RIGHT: "m1", WRONG: "m2"}
+    done = Imported(tmp_path / "b", [{"instruction": "Say", "input": "hi", "chosen": RIGHT, "rejected": WRONG}])
+    assert done.items[0].prompt[0]["content"] == "Say\n\n### Input:\nhi"
+    assert done.result["not_used"] == []
+    with pytest.raises(UserError, match=r"'chosen' does not begin with the prompt"):
+        Imported(tmp_path / "c", [{"prompt": "other"} | sides])
+    with pytest.raises(UserError, match=r"'chosen' has 3 messages; an item to rate takes one answer"):
+        Imported(tmp_path / "d", [{"prompt": QUESTION, "chosen": turns("a", "b", "c"), "rejected": WRONG}])
+
+
 def test_rows_without_names_that_contradict_stay_apart(tmp_path):
     rows = [{"prompt": QUESTION, "chosen": a, "rejected": b} for a, b in ((RIGHT, WRONG), (WRONG, RIGHT))]
     done = Imported(tmp_path, rows)
