@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignment.config.sections import DataConfig, DataPart
+from alignment.data.annotations import annotation_format, refusal
 from alignment.data.formats import SHAPES
 from alignment.data.importers import TEXT_SUFFIXES, document_rows, faq_rows, text_files
 from alignment.data.row_files import MISSING, SUFFIXES, BadRow, DataError, Note, data_files, file_fingerprint, read_rows
@@ -59,7 +60,9 @@ def open_source(part: DataPart, config: DataConfig) -> RowSource:
     if not path.exists() and not path.suffix.startswith((*SUFFIXES, ".gz", ".zip")) and _HUB_NAME.fullmatch(part.path):
         return _from_datasets(_load_hub(part.path), part)
     rows = _renamed_rows(_known_case(read_rows(path, note), part.columns or {}, note), part.columns or {})
-    return RowSource(_tickets(rows, part, config, note), lambda: file_fingerprint(path, 0), notes)
+    return RowSource(
+        _tickets(_without_annotations(rows, part), part, config, note), lambda: file_fingerprint(path, 0), notes
+    )
 
 
 def _has_data_files(folder: Path) -> bool:
@@ -105,6 +108,19 @@ def _known_case(rows: Rows, columns: Mapping[str, str], note: Note) -> Rows:
         yield where, {renames.get(key, key): value for key, value in row.items()} if renames else row
 
 
+def _without_annotations(rows: Rows, part: DataPart) -> Rows:
+    """The rows, with the reason in place of those that an annotation tool exported; a named format is obeyed.
+
+    Raises:
+        DataError: the first row is one, so the file is an export.
+    """
+    for number, (where, row) in enumerate(rows):
+        tool = annotation_format(row) if part.format == "auto" and isinstance(row, Mapping) else None
+        if tool is not None and number == 0:
+            raise DataError(f"{where}: {refusal(tool, part.path)}")
+        yield where, row if tool is None else BadRow(refusal(tool, part.path))
+
+
 def _renamed_rows(rows: Rows, columns: Mapping[str, str]) -> Rows:
     for where, row in rows:
         try:
@@ -148,7 +164,7 @@ def _from_datasets(dataset: Any, part: DataPart) -> RowSource:
     rows = ((f"{part.path}:row {index}", row) for index, row in enumerate(dataset, 1))
     files = [Path(entry["filename"]) for entry in dataset.cache_files]
     fingerprint = _hashed(Path(part.path).name if Path(part.path).exists() else part.path, files)
-    return RowSource(_renamed_rows(rows, part.columns or {}), fingerprint)
+    return RowSource(_without_annotations(_renamed_rows(rows, part.columns or {}), part), fingerprint)
 
 
 def _load_saved(path: Path) -> Any:
