@@ -13,6 +13,7 @@ What happens: the name of a signal, to itself or, with ` parent`, to its launche
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
 import os
@@ -79,6 +80,7 @@ def fork(request: dict, variables: dict[str, str], actions: dict[str, str]) -> i
     os.dup2(log, 1)
     os.dup2(log, 2)
     code = run(actions, request["stage"], request["arguments"])
+    atexit._run_exitfuncs()  # temporary folders go, as at the end of a process of its own
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

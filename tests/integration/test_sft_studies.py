@@ -1,7 +1,6 @@
 """`python -m sft --find-lr` and `--learning-curve`: what they write, and that they stand in no run's way."""
 
 import json
-import sys
 from dataclasses import replace
 
 import launching
@@ -49,10 +48,18 @@ def house(tmp_path):
     return tmp_path
 
 
-def stage(house, *arguments, code=0):
-    done = launching.run([sys.executable, "-m", "sft", "toy.yaml", *arguments], house)
-    assert done.code == code, done.output[-3000:]
-    return done.output
+@pytest.fixture
+def stage(house, forks):
+    """Runs `sft toy.yaml ARGUMENTS`; returns what it printed."""
+
+    def call(*arguments, code=0):
+        (house / "log.txt").unlink(missing_ok=True)
+        found = forks(house, "sft", ["toy.yaml", *arguments])
+        output = (house / "log.txt").read_text()
+        assert found == code, output[-3000:]
+        return output
+
+    return call
 
 
 def names(house):
@@ -90,21 +97,21 @@ def check_curve(house, output, shares, seeds):
     return found
 
 
-def test_both_leave_two_files_and_the_run_goes_on_as_if_they_had_not_been(house):
-    check_range(house, stage(house, "--find-lr"))
+def test_both_leave_two_files_and_the_run_goes_on_as_if_they_had_not_been(house, stage):
+    check_range(house, stage("--find-lr"))
     assert names(house) == {"find_lr.json", "find_lr.png"}
-    found = check_curve(house, stage(house, "--learning-curve", "0.25,0.5,1", "--seeds", "2"), [0.25, 0.5, 1], 2)
+    found = check_curve(house, stage("--learning-curve", "0.25,0.5,1", "--seeds", "2"), [0.25, 0.5, 1], 2)
     prompts = found["points"][-1]["prompts"]
     assert [point["prompts"] for point in found["points"]] == [-(-prompts // 4), -(-prompts // 2), prompts]
     assert prompts < 64  # of two answers each
     studies = {"find_lr.json", "find_lr.png", "learning_curve.json", "learning_curve.png"}
     assert names(house) == studies
     assert not (house / "registry").exists()
-    stage(house)
+    stage()
     assert sorted(Registry(house / "registry").names()) == ["toy", "toy-base"]
     assert studies < names(house)
     before = {path: path.read_bytes() for path in (house / "runs" / "toy").glob("*.json*") if path.name not in studies}
-    stage(house, "--find-lr")  # beside a finished run, which stays as it is
+    stage("--find-lr")  # beside a finished run, which stays as it is
     assert all(path.read_bytes() == text for path, text in before.items())
     assert [len(Registry(house / "registry").versions(name)) for name in ("toy", "toy-base")] == [1, 1]
 
@@ -122,11 +129,11 @@ def test_the_losses_of_the_rows_add_up_to_the_trainers_own(house, monkeypatch, p
     assert losses.sum() / tokens == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-5)
 
 
-def test_what_cannot_be_studied_is_one_line(house):
+def test_what_cannot_be_studied_is_one_line(house, stage):
     shares = ("--learning-curve", "0.5,1")
-    assert "set data.eval or data.eval_share" in stage(house, *shares, "data.eval_share=0", code=2)
-    assert "set training.max_steps=-1" in stage(house, *shares, "training.max_steps=3", code=2)
-    assert "not allowed with" in stage(house, *shares, "--find-lr", code=2)
+    assert "set data.eval or data.eval_share" in stage(*shares, "data.eval_share=0", code=2)
+    assert "set training.max_steps=-1" in stage(*shares, "training.max_steps=3", code=2)
+    assert "not allowed with" in stage(*shares, "--find-lr", code=2)
     assert not (house / "runs").exists()
 
 

@@ -108,7 +108,9 @@ def test_each_command_answers(group, run):
     assert f"alignment {group}" in run("-m", "alignment.cli.main", group, "--help").stdout
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize(
+    "stage", [pytest.param("sft", marks=pytest.mark.slow), pytest.param("reward", marks=pytest.mark.slow), "ppo"]
+)
 def test_a_stage_plans_a_recipe_that_was_copied(stage, run):
     assert f"python -m {stage}" in run("-m", stage, "--help").stdout
     run("-m", "alignment.cli.main", "recipes", "copy", f"{stage}/demo")

@@ -18,4 +18,4 @@ def with_its_own_head(dtype: str) -> type:
 vllm._generation_class = with_its_own_head
 
 if __name__ == "__main__":
-    vllm_on_cpu.leave(vllm_on_cpu.main())
+    vllm_on_cpu.exit_process(vllm_on_cpu.main())
