@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from alignment.config.sections import TooLong
-from alignment.data.records import Comparison, Demonstration, Document, Prompt
+from alignment.data.messages import with_answer
+from alignment.data.records import Comparison, CompletionRating, Demonstration, Document, Prompt
 from alignment.data.trimming import fit
 from alignment.templates.rendering import Encoded, Message, encode_conversation, encode_prompt, encode_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Record = Demonstration | Document | Comparison | Prompt
+Record = Demonstration | Document | Comparison | CompletionRating | Prompt
 
 
 def encode_record(record: Record, tokenizer: PreTrainedTokenizerBase) -> Encoded:
@@ -31,11 +32,13 @@ def encode_record(record: Record, tokenizer: PreTrainedTokenizerBase) -> Encoded
     if isinstance(record, Comparison):
         sides = [encode_conversation(tokenizer, side) for side in _sides(record)]
         return max(sides, key=lambda side: len(side.input_ids))
+    if isinstance(record, CompletionRating):
+        return encode_conversation(tokenizer, with_answer(record.prompt, record.completion))
     return encode_conversation(tokenizer, record.messages, tools=record.tools)
 
 
 def fit_record(
-    record: Demonstration | Comparison,
+    record: Demonstration | Comparison | CompletionRating,
     encoded: Encoded,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
@@ -46,9 +49,11 @@ def fit_record(
         return encoded
     if isinstance(record, Demonstration):
         return fit(tokenizer, record.messages, encoded, max_length, too_long, record.tools)
+    if isinstance(record, CompletionRating):
+        return fit(tokenizer, with_answer(record.prompt, record.completion), encoded, max_length, too_long)
     longer = next(side for side in _sides(record) if encode_conversation(tokenizer, side) == encoded)
     return fit(tokenizer, longer, encoded, max_length, too_long)
 
 
 def _sides(record: Comparison) -> list[tuple[Message, ...]]:
-    return [(*record.prompt, Message(role="assistant", content=text)) for text in (record.first, record.second)]
+    return [with_answer(record.prompt, text) for text in (record.first, record.second)]

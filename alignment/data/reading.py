@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from alignment.config.sections import DataConfig, DataPart, Format
+from alignment.data.formats import unused_keys
 from alignment.data.importers import PassedOver
 from alignment.data.records import Comparison, CompletionRating, Demonstration, Document, Prompt
 from alignment.data.row_files import BadRow, DataError
@@ -47,6 +48,8 @@ class Reading(Generic[R]):
         self.config, self._convert, self._open = config, convert, open
         self.bad: list[tuple[str, str]] = []
         self.passed_over: Counter[str] = Counter()
+        self.remarks: Counter[str] = Counter()
+        self.unused: dict[str, dict[str, None]] = {}
         self.leaked = 0
         self.fingerprints: dict[Use, list[dict[str, Any]]] = {"train": [], "eval": []}
 
@@ -68,6 +71,8 @@ class Reading(Generic[R]):
     def notes(self) -> list[str]:
         """Notes about rows that were neither bad nor used."""
         notes = [f"{count} skipped: {reason}" for reason, count in self.passed_over.items()]
+        notes += [f"{count} rows: {remark}" for remark, count in self.remarks.items()]
+        notes += [unused_note(path, names) for path, names in self.unused.items() if names]
         if self.leaked:
             notes.append(
                 f"{self.leaked} rows of data.train left out: their prompts are in data.eval={self.config.eval}"
@@ -104,11 +109,18 @@ class Reading(Generic[R]):
             self.fingerprints[side].append(fingerprint | {"rows": counts[side], "use": side})
 
     def _records(self, source: RowSource, part: DataPart, bad: list[tuple[str, str]]) -> Iterator[R]:
+        format, unused = part.format or "auto", self.unused.setdefault(part.path, {})
         for where, row in source.rows:
             try:
                 if isinstance(row, BadRow):
                     raise row
-                for record in self._convert(row, part.format or "auto") if isinstance(row, Mapping) else [row]:
+                if not isinstance(row, Mapping):
+                    yield replace(row, place=where)
+                    continue
+                unused.update(dict.fromkeys(unused_keys(row, format)))
+                for record in self._convert(row, format):
+                    if isinstance(record, Demonstration):
+                        self.remarks.update(record.notes)
                     yield replace(record, place=where)
             except PassedOver as error:
                 self.passed_over[str(error)] += 1
@@ -117,6 +129,11 @@ class Reading(Generic[R]):
 
     def _split(self) -> str:
         return f"by prompt group, {self.config.eval_share:g} held out, seed {self.config.split_seed}"
+
+
+def unused_note(path: str, names: Collection[str]) -> str:
+    """The line about keys that mean nothing to us."""
+    return f"{path}: not used: {', '.join(sorted(names))}"
 
 
 def _digest(text: str) -> bytes:

@@ -20,6 +20,7 @@ from alignment.data.importers import (
     text_files,
     ticket_rows,
 )
+from alignment.data.openassistant import flat_trees, is_flat_tree
 from alignment.data.row_files import MISSING, SUFFIXES, BadRow, DataError, data_files, file_fingerprint, read_rows
 
 Rows = Iterator[tuple[str, Any]]
@@ -65,16 +66,20 @@ def _has_data_files(folder: Path) -> bool:
 
 
 def _tickets(rows: Rows, part: DataPart, config: DataConfig) -> Rows:
-    """The rows unchanged, or the conversations of support tickets; the first row's keys tell which."""
+    """The rows unchanged, or the conversations of support tickets, or trees of single messages; the first row tells."""
     first = list(itertools.islice(rows, 1))
     rows = itertools.chain(first, rows)
-    detectable = part.format == "auto" and first and isinstance(first[0][1], Mapping)
-    if part.format == "tickets" or (detectable and all(key in first[0][1] for key in TICKET_KEYS)):
+    detectable = part.format in ("auto", "tree") and first and isinstance(first[0][1], Mapping)
+    if detectable and is_flat_tree(first[0][1]):
+        return flat_trees(rows)
+    if part.format == "tickets" or (
+        part.format == "auto" and detectable and all(key in first[0][1] for key in TICKET_KEYS)
+    ):
         return ticket_rows(rows, config.agents)
     return rows
 
 
-def _renamed_rows(rows: Rows, columns: Mapping[str, str]) -> Rows:
+def _renamed_rows(rows: Rows, columns: Mapping[str, str | None]) -> Rows:
     for where, row in rows:
         try:
             yield where, row if isinstance(row, BadRow) else renamed(row, columns)
@@ -82,19 +87,21 @@ def _renamed_rows(rows: Rows, columns: Mapping[str, str]) -> Rows:
             yield where, reason
 
 
-def renamed(row: Any, columns: Mapping[str, str]) -> Mapping[str, Any]:
-    """The row with keys renamed by `columns`. A renamed column replaces one that already has the new name.
+def renamed(row: Any, columns: Mapping[str, str | None]) -> Mapping[str, Any]:
+    """The row with keys renamed by `columns`. A renamed column replaces one that already has the new name, and a name
+    for which the file has nothing (None) is left out.
 
     Raises:
         BadRow: the row is not an object, or a key is missing.
     """
     if not isinstance(row, dict):
         raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
-    missing = [theirs for theirs in columns.values() if theirs not in row]
+    theirs = {ours: name for ours, name in columns.items() if name is not None}
+    missing = [name for name in theirs.values() if name not in row]
     if missing:
         raise BadRow(f"no key '{missing[0]}', which data.columns names; found {', '.join(map(str, row))}")
-    taken = set(columns.values())
-    return {key: row[key] for key in row if key not in taken} | {ours: row[theirs] for ours, theirs in columns.items()}
+    taken = {*columns, *theirs.values()}
+    return {key: row[key] for key in row if key not in taken} | {ours: row[name] for ours, name in theirs.items()}
 
 
 def _hashed(name: str, files: Sequence[Path]) -> Callable[[], dict[str, Any]]:
@@ -116,7 +123,7 @@ def _from_datasets(dataset: Any, part: DataPart) -> RowSource:
     rows = ((f"{part.path}:row {index}", row) for index, row in enumerate(dataset, 1))
     files = [Path(entry["filename"]) for entry in dataset.cache_files]
     fingerprint = _hashed(Path(part.path).name if Path(part.path).exists() else part.path, files)
-    return RowSource(_renamed_rows(rows, part.columns or {}), fingerprint)
+    return RowSource(_tickets(_renamed_rows(rows, part.columns or {}), part, DataConfig(train=part.path)), fingerprint)
 
 
 def _load_saved(path: Path) -> Any:

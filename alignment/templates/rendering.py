@@ -42,7 +42,7 @@ class Message(TypedDict):
     """One turn.
 
     `weight` 0 on an assistant's turn excludes it from the loss. `tool_calls` have OpenAI's format, with the arguments
-    as an object.
+    as an object. `reasoning_content` is what the assistant thought before its answer.
     """
 
     role: str
@@ -51,6 +51,7 @@ class Message(TypedDict):
     tool_calls: NotRequired[list[dict[str, Any]]]
     tool_call_id: NotRequired[str]
     name: NotRequired[str]
+    reasoning_content: NotRequired[str]
 
 
 _GREETING = (Message(role="user", content="Hi."), Message(role="assistant", content="Hello."))

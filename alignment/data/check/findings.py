@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignment.data.check.inspector import Inspector
+from alignment.data.check.judgements import Judged
 from alignment.data.check.report import LEVELS, DataReport, Finding, Level, SetAside, histogram, percent, percentiles
 
 USUAL_ROWS = 1000
@@ -41,6 +42,37 @@ _ROWS: dict[str, tuple[Level, str, str]] = {
         "give such rows as plain turns: the template adds its markers, and those in a text are trained on as text",
     ),
     "echo": ("warning", "have an answer that repeats the user's turn word for word", "remove these rows"),
+    "says_nothing": (
+        "warning",
+        'have an answer that is empty to the eye (invisible characters, "N/A", "...")',
+        "remove these rows: the model learns to answer so",
+    ),
+    "html": (
+        "warning",
+        "have an answer in HTML",
+        "write it as text or Markdown, unless the model is to answer in HTML",
+    ),
+    "scored_lower": (
+        "warning",
+        "prefer the answer with the lower score",
+        "look at some: the scores are not learned, the preference is; swap or remove pairs that are wrong",
+    ),
+    "scored_equal": (
+        "note",
+        "prefer one of two answers with equal scores",
+        "the scores are not learned; remove such pairs if the scores are right",
+    ),
+    "reasoning": (
+        "note",
+        "have reasoning beside the answer",
+        "it is trained on where the chat template has a place for it: --model NAME says whether it has",
+    ),
+    "reasoned": ("note", "have reasoning beside the answer, which the chat template writes before it", ""),
+    "reasoning_lost": (
+        "warning",
+        "have reasoning beside the answer that is not trained on: the chat template has no place for it",
+        "choose a model.template that reads reasoning_content, or put the reasoning into the answer",
+    ),
 }
 _PERSONAL = {"mail": "mail addresses", "phone": "phone numbers", "card": "payment card numbers"}
 
@@ -51,13 +83,14 @@ def report_of(rows: Inspector, sources: Sequence[str]) -> DataReport:
     whole, answers = numbers(rows.lengths), numbers(rows.answer_lengths)
     lengths = {"whole row": whole, "prompt": whole - answers, "answer": answers} if len(whole) else {}
     reasons = sorted(rows.set_aside.values(), key=lambda item: -item[1].count)
-    findings = [*row_findings(rows), *(group_findings(rows) if rows.num_kept else ())]
+    findings = [*set_findings(rows), *row_findings(rows), *(group_findings(rows) if rows.num_kept else ())]
     return DataReport(
         sources=list(sources),
         rows=rows.num_rows,
         bad=rows.num_bad,
         kept=rows.num_kept,
         held_out=sum(rows.held_out),
+        stage=rows.stage,
         shapes=dict(rows.shapes.most_common()),
         set_aside=[SetAside(reason, seen.count, seen.places) for reason, seen in reasons],
         unit="words" if rows.tokenizer is None else "tokens",
@@ -68,6 +101,53 @@ def report_of(rows: Inspector, sources: Sequence[str]) -> DataReport:
         personal_data=dict(sorted(rows.num_personal.items())),
         findings=sorted(findings, key=lambda finding: LEVELS.index(finding.level)),
     )
+
+
+def set_findings(rows: Inspector) -> Iterator[Finding]:
+    """Yield the findings about the whole set: what leaves nothing to train on, and what of it is not used."""
+    kept, held_out, judged = rows.num_kept, sum(rows.held_out), rows.judged
+    if rows.num_rows and not kept and not rows.num_bad:
+        text = f"none of the {rows.num_rows:,} rows gives an example"
+        yield Finding("error", "no_example", rows.num_rows, text, "the reasons are below", [])
+    if kept and rows.config.eval is None and rows.config.eval_share:
+        yield from _split(rows, kept, held_out)
+    if judged.num_pairs and judged.num_ties == judged.num_pairs and not judged.decided_pair:
+        text = f"each of the {judged.num_pairs:,} pairs is a tie, so a reward model has nothing to learn"
+        yield Finding("error", "all_ties", judged.num_pairs, text, "judge more pairs", [])
+    elif judged.num_ratings and not judged.num_pairs:
+        yield from _ratings(judged)
+    if rows.unused:
+        text = f"not used: {', '.join(sorted(rows.unused))}"
+        yield Finding("note", "not_used", len(rows.unused), text, "", [])
+    for index, (remark, count) in enumerate(rows.remarks.items()):
+        yield Finding("note", f"remark_{index}" if index else "remark", count, f"{_of(count, kept)}: {remark}", "", [])
+
+
+def _split(rows: Inspector, kept: int, held_out: int) -> Iterator[Finding]:
+    config = rows.config
+    groups = len(set(rows.groups))
+    of = "one prompt" if groups == 1 else f"{groups:,} prompts"
+    share = f"data.eval_share={config.eval_share:g} holds out whole prompts"
+    advice = "name held-out rows in data.eval, or set data.eval_share=0"
+    if held_out == kept:
+        text = f"all {kept:,} rows are held out: they have {of}, and {share}"
+        yield Finding("error", "all_held_out", kept, text, advice, [])
+    elif not held_out:
+        text = f"nothing is held out: the rows have {of}, and {share}"
+        yield Finding("warning" if groups == 1 and kept > 1 else "note", "none_held_out", kept, text, advice, [])
+
+
+def _ratings(judged: Judged) -> Iterator[Finding]:
+    count = judged.num_ratings
+    if len(judged.values) < 2:
+        (value,) = judged.values
+        text = f"each of the {count:,} ratings is {value:g}, so a reward model has nothing to learn"
+        yield Finding("error", "constant_ratings", count, text, "rate more answers", [])
+    elif not judged.decided_pair:
+        why = "each pair that they give is a tie" if judged.rated_pair else "no two are of one prompt and labeler"
+        text = f"the {count:,} ratings give no pair that could be learned from: {why}"
+        advice = "rate several answers to each prompt, or set reward.objective=regression"
+        yield Finding("warning", "no_pairs", count, text, advice, [])
 
 
 def row_findings(rows: Inspector) -> Iterator[Finding]:

@@ -12,15 +12,17 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from alignment.config.sections import DataConfig, Format
 from alignment.data import formats
 from alignment.data.check.conversation import MARKERS, turn_problems
+from alignment.data.check.judgements import Judged, is_html, says_nothing
 from alignment.data.duplicates import Sketches, digest
 from alignment.data.encoding import Record, encode_record, fit_record
 from alignment.data.importers import PassedOver
-from alignment.data.parsing import to_comparisons, to_examples, to_prompts
+from alignment.data.messages import REASONING, with_answer
+from alignment.data.parsing import JUDGED, to_examples, to_judgements, to_prompts
 from alignment.data.privacy import scrub_row
 from alignment.data.reading import is_held_out
 from alignment.data.records import Comparison, CompletionRating, Demonstration, Document, Prompt
@@ -72,6 +74,11 @@ class Seen:
             self.places.append(where)
 
 
+Stage = Literal["sft", "reward", "ppo"]
+READS: dict[Stage, Callable[..., Sequence[Record]]] = {"sft": to_examples, "reward": to_judgements, "ppo": to_prompts}
+"""What each stage makes of a row."""
+
+
 class Inspector:
     """Collects counts and hashes of rows, one row at a time, for `report_of`.
 
@@ -79,6 +86,7 @@ class Inspector:
         config: `max_length`, `too_long`, `eval_share` and `split_seed` are used as training uses them.
         tokenizer: lengths are in its tokens; None: lengths are in words.
         validate: returns the error of an answer that must match a JSON schema, or None.
+        stage: rows are read as this stage reads them; None: each as what it is.
     """
 
     def __init__(
@@ -86,8 +94,13 @@ class Inspector:
         config: DataConfig,
         tokenizer: PreTrainedTokenizerBase | None = None,
         validate: Callable[[str], str | None] | None = None,
+        stage: Stage | None = None,
     ) -> None:
-        self.config, self.tokenizer, self.validate = config, tokenizer, validate
+        self.config, self.tokenizer, self.validate, self.stage = config, tokenizer, validate, stage
+        self.first: Record | None = None
+        self.remarks: Counter[str] = Counter()
+        self.unused: dict[str, None] = {}
+        self.judged = Judged(self._see)
         self.num_rows = self.num_bad = self.num_pairs = self.num_chosen_longer = 0
         self.set_aside: dict[str, tuple[str, Seen]] = {}
         self.passed_over: dict[str, Seen] = {}
@@ -103,7 +116,10 @@ class Inspector:
         self.texts, self.group_sketches = Sketches(), Sketches()
         self.lengths, self.answer_lengths = array("Q"), array("Q")
         self.num_tokens = self.num_trained = 0
-        self._last: Record | CompletionRating | None = None
+        self._last: Record | None = None
+        template = "" if tokenizer is None else str(tokenizer.chat_template)
+        known = tokenizer is None or any(key in template for key in REASONING)
+        self._reasoning = "reasoning" if tokenizer is None else "reasoned" if known else "reasoning_lost"
         self._markers = tuple(dict.fromkeys((*MARKERS, *(tokenizer.all_special_tokens if tokenizer else ()))))
 
     def add(
@@ -132,7 +148,7 @@ class Inspector:
             self._add_record(replace(record, place=where), side)
             if encoding is not None and self.tokenizer is not None:
                 fitted: Encoded | None = encoding
-                if isinstance(record, Demonstration | Comparison):  # a document is chunked without loss
+                if isinstance(record, Demonstration | Comparison | CompletionRating):  # a document is chunked without loss
                     fitted = fit_record(record, encoding, self.tokenizer, config.max_length, config.too_long)
                 self._measure(where, encoding, fitted)
         return scrubbed, None
@@ -151,7 +167,7 @@ class Inspector:
             kind, reason = "", "other reasons"
         self.set_aside.setdefault(kind, (reason, Seen()))[1].add(where, limit=MAX_PLACES)
 
-    def look(self, record: Record | CompletionRating, encoded: Encoded, fitted: Encoded | None, held_out: bool) -> None:
+    def look(self, record: Record, encoded: Encoded, fitted: Encoded | None, held_out: bool) -> None:
         """Inspect a record on its way to training: all of its tokens, and those that `fit` kept."""
         if record is self._last:  # repeated by its part's weight, not a duplicate in the file
             return
@@ -166,14 +182,19 @@ class Inspector:
             raise row
         if not isinstance(row, Mapping):
             raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
+        self.unused |= dict.fromkeys(formats.unused_keys(row, format))
         shape = formats.shape_of(row, format, tuple(formats.SHAPES))
         convert: Callable[..., Sequence[Record]] = to_examples
-        if shape in ("prompt", "rating"):
+        if self.stage is not None:
+            convert = READS[self.stage]
+        elif shape == "prompt":
             convert = to_prompts
-        elif shape in ("pair", "pandalm"):
-            convert = to_comparisons
-        records = convert(row, shape)
-        self.shapes[f"{shape} ({', '.join(formats.SHAPES[shape])})".replace("|", " or ")] += 1
+        elif shape in JUDGED:
+            convert = to_judgements
+        records = convert(row, format)
+        if convert is to_judgements:  # equal answers of a ranking are no pair
+            records = [each for each in records if not (isinstance(each, Comparison) and each.first == each.second)]
+        self.shapes[f"{shape} ({', '.join(formats.key_words(shape))})"] += 1
         return records
 
     def _encoded(self, where: str, record: Record) -> Encoded | None:
@@ -194,8 +215,11 @@ class Inspector:
             self.num_personal[kind] += count
         return scrubbed
 
-    def _add_record(self, record: Record | CompletionRating, held_out: bool) -> None:
+    def _add_record(self, record: Record, held_out: bool) -> None:
         where, messages, group = record.place, turns(record), record.group
+        self.first = self.first or record
+        if isinstance(record, Demonstration):
+            self.remarks.update(record.notes)
         answer = "" if isinstance(record, Prompt) else _content(messages[-1])
         before = messages if isinstance(record, Prompt) else messages[:-1]
         prompt = "\0".join(f"{message['role']}\0{_content(message)}" for message in before)
@@ -203,6 +227,8 @@ class Inspector:
         self.held_out.append(held_out)
         self.groups.append(digest(group))
         self.prompts.append(digest(prompt))
+        if isinstance(record, Comparison | CompletionRating):
+            self.judged.add(record, group)
         if isinstance(record, Comparison):
             # Answers to one prompt may differ, but two rows must not prefer opposite answers of the same pair.
             other = record.second if record.target >= 0.5 else record.first
@@ -220,6 +246,13 @@ class Inspector:
         self.group_sketches.add(group)
         for problem in turn_problems(messages, self._markers):
             self._see(problem, where)
+        texts = [record.first, record.second] if isinstance(record, Comparison) else [answer]
+        if not isinstance(record, Prompt | Document):
+            for kind, found in (("says_nothing", says_nothing), ("html", is_html)):
+                if any(map(found, texts)):
+                    self._see(kind, where)
+        if any("reasoning_content" in message for message in messages):
+            self._see(self._reasoning, where)
         if self.validate and answer and (error := self.validate(answer)):
             self._see("schema", f"{where}: {error}")
         if self.tokenizer is None:
@@ -244,15 +277,15 @@ class Inspector:
         self.seen.setdefault(kind, Seen()).add(where)
 
 
-def turns(record: Record | CompletionRating) -> tuple[Message, ...]:
+def turns(record: Record) -> tuple[Message, ...]:
     """The conversation of a record, with the preferred answer of a comparison; a document is an assistant's turn."""
     if isinstance(record, Document):
         return (Message(role="assistant", content=record.text),)
     if isinstance(record, Comparison):
         preferred = record.first if record.target >= 0.5 else record.second
-        return (*record.prompt, Message(role="assistant", content=preferred))
+        return with_answer(record.prompt, preferred)
     if isinstance(record, CompletionRating):
-        return (*record.prompt, Message(role="assistant", content=record.completion))
+        return with_answer(record.prompt, record.completion)
     return record.messages
 
 

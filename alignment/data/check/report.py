@@ -87,6 +87,8 @@ class DataReport:
     """The result of a data check. It holds no text of the rows; personal data is counted, not shown."""
 
     sources: list[str]
+    stage: str | None
+    """Whose reading of the rows this is; None: each row as what it is."""
     rows: int
     bad: int
     kept: int
@@ -106,12 +108,13 @@ class DataReport:
         """The report in one line."""
         errors, warnings = (sum(finding.level == level for finding in self.findings) for level in LEVELS[:2])
         look = f"{warnings} {'thing' if warnings == 1 else 'things'} to look at"
+        by = f" by python -m {self.stage}" if self.stage else ""
         if not self.rows:
             return "There are no rows"
         if errors:
             also = f", {look}" if warnings else ""
-            return f"Not ready to train on: {errors} {'problem' if errors == 1 else 'problems'} to fix{also}"
-        return f"Can be trained on; {look} first" if warnings else "Ready to train on"
+            return f"Not ready to train on{by}: {errors} {'problem' if errors == 1 else 'problems'} to fix{also}"
+        return f"Can be trained on{by}; {look} first" if warnings else f"Ready to train on{by}"
 
     def to_dict(self) -> dict[str, Any]:
         return {"verdict": self.verdict} | asdict(self)
