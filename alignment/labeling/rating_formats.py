@@ -14,6 +14,7 @@ from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
 from alignment.data import formats
+from alignment.data.messages import Answer
 from alignment.data.row_files import BadRow
 from alignment.labeling.checks import checked_entry
 from alignment.labeling.entries import Entry, Rows, Stored, exportable, kept_row, plain_turns, short_digest
@@ -66,6 +67,8 @@ def _write_jsonl(stored: Stored, left_out: Counter[str]) -> Rows:
 def _read_hh(row: Mapping[str, Any]) -> list[Entry]:
     formats.shape_of(row, "pair", ["pair"])
     prompt, chosen, rejected = formats.pair_of(row)
+    if isinstance(chosen, Answer) or isinstance(rejected, Answer):
+        raise BadRow("'chosen' and 'rejected' differ before the assistant's last turn, and labelers judge one answer")
     if chosen == rejected:
         raise BadRow("'chosen' and 'rejected' are the same")
     # Which of them stands first is drawn from the texts: were it always the chosen one, `first` would say what won.
