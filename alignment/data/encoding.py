@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from alignment.config.sections import TooLong
 from alignment.data.messages import with_answer
 from alignment.data.records import Comparison, CompletionRating, Demonstration, Document, Prompt
 from alignment.data.trimming import fit
-from alignment.templates.rendering import Encoded, Message, encode_conversation, encode_prompt, encode_text
+from alignment.templates.rendering import Encoded, Message, TurnsChange, encode_conversation, encode_prompt, encode_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,6 +36,33 @@ def encode_record(record: Record, tokenizer: PreTrainedTokenizerBase) -> Encoded
     if isinstance(record, CompletionRating):
         return encode_conversation(tokenizer, with_answer(record.prompt, record.completion))
     return encode_conversation(tokenizer, record.messages, tools=record.tools)
+
+
+def encode_parts(record: Record, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Record, Encoded]]:
+    """A record with its tokens, or its answers as records of their own where the template renders an answer otherwise
+    once more turns follow (`TurnsChange`): each is then trained as the last one, as it is generated.
+
+    Raises:
+        Unrenderable, TemplateError: see `encode_record`.
+    """
+    try:
+        return [(record, encode_record(record, tokenizer))]
+    except TurnsChange:
+        if not isinstance(record, Demonstration):
+            raise
+        return [(part, encode_record(part, tokenizer)) for part in _by_turn(record)]
+
+
+BY_TURN = "each answer is a row of its own: the chat template renders an answer otherwise once more turns follow"
+
+
+def _by_turn(record: Demonstration) -> list[Demonstration]:
+    parts = []
+    for index, message in enumerate(record.messages):
+        if message["role"] == "assistant" and message.get("weight", 1):
+            before = [Message({**turn, "weight": 0}) if turn["role"] == "assistant" else turn for turn in record.messages[:index]]
+            parts.append(replace(record, messages=(*before, message), notes=(*record.notes, BY_TURN)))
+    return parts
 
 
 def fit_record(

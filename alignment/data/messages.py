@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from alignment.data.keys import is_empty
 from alignment.data.row_files import BadRow
 from alignment.data.tool_calls import call_of, calls_in_text
+from alignment.templates.reasoning import REASONING
 from alignment.templates.rendering import Message
 
 ROLES: dict[str, str] = {
@@ -23,7 +24,6 @@ ROLES: dict[str, str] = {
 """The roles in files, in lower case, and ours."""
 NOT_TRAINED = ("weight", "train", "loss", "trainable", "training", "loss_mask")
 """Keys of an assistant's turn that say 0 or false where it is not to be trained on."""
-REASONING = ("reasoning_content", "thinking", "reasoning")
 _SENDER, _TEXT = ("role", "from", "speaker", "sender", "author"), ("content", "value", "text", "message")
 _MEDIA = re.compile(r"image|audio|video|pixel")
 _PLAIN = (frozenset({"role", "content"}), frozenset({"from", "value"}))

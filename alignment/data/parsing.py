@@ -53,6 +53,8 @@ _EXAMPLES: tuple[Format, ...] = (*_DEMONSTRATIONS, "text")
 _RATINGS: tuple[Format, ...] = ("rating", "unpaired")
 _JUDGEMENTS: tuple[Format, ...] = (*_COMPARISONS, *_RATINGS)
 _PROMPTS: tuple[Format, ...] = ("prompt", *_DEMONSTRATIONS, "rating")
+LEARNED: dict[str, tuple[Format, ...]] = {"sft": _EXAMPLES, "reward": _JUDGEMENTS, "ppo": _PROMPTS}
+"""The shapes that each stage learns from; the reward stage, of Alpaca rows, those with a list of outputs."""
 JUDGED: tuple[Format, ...] = ("openai-preference", *_VOTED, "pandalm", "pair", "unpaired", "rating", "scored", "ranking")
 """The shapes that hold nothing but what somebody judged."""
 _EVERYTHING: tuple[Changes, ...] = ("prompt", "answer", "media")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from alignment.data.check.conversation import MARKERS, schema_validator, turn_problems
 from alignment.data.check.findings import report_of
-from alignment.data.check.inspector import Inspector
+from alignment.data.check.example import example_lines
+from alignment.data.check.inspector import STAGES, Inspector
 from alignment.data.check.page import html_page
 from alignment.data.check.report import DataReport, Finding, Lengths, SetAside, percentiles, refuse, text_lines
 
@@ -14,7 +15,9 @@ __all__ = [
     "Finding",
     "Inspector",
     "Lengths",
+    "STAGES",
     "SetAside",
+    "example_lines",
     "html_page",
     "percentiles",
     "refuse",

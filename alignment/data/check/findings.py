@@ -91,6 +91,7 @@ def report_of(rows: Inspector, sources: Sequence[str]) -> DataReport:
         kept=rows.num_kept,
         held_out=sum(rows.held_out),
         stage=rows.stage,
+        readers={stage: rows.readers[stage] for stage in ("sft", "reward", "ppo") if rows.readers[stage]},
         shapes=dict(rows.shapes.most_common()),
         set_aside=[SetAside(reason, seen.count, seen.places) for reason, seen in reasons],
         unit="words" if rows.tokenizer is None else "tokens",
@@ -109,6 +110,11 @@ def set_findings(rows: Inspector) -> Iterator[Finding]:
     if rows.num_rows and not kept and not rows.num_bad:
         text = f"none of the {rows.num_rows:,} rows gives an example"
         yield Finding("error", "no_example", rows.num_rows, text, "the reasons are below", [])
+    read = rows.shapes.total()
+    if rows.readers and max(rows.readers.values()) < (1 - rows.config.max_bad_share) * read:
+        counts = ", ".join(f"{stage} {count:,}" for stage, count in rows.readers.items())
+        text = f"no stage learns from all of these rows: of {read:,}, {counts}"
+        yield Finding("error", "mixed_stages", read, text, "--for STAGE says what one of them would do", [])
     if kept and rows.config.eval is None and rows.config.eval_share:
         yield from _split(rows, kept, held_out)
     if judged.num_pairs and judged.num_ties == judged.num_pairs and not judged.decided_pair:

@@ -19,14 +19,15 @@ from alignment.data import formats
 from alignment.data.check.conversation import MARKERS, turn_problems
 from alignment.data.check.judgements import Judged, is_html, says_nothing
 from alignment.data.duplicates import Sketches, digest
-from alignment.data.encoding import Record, encode_record, fit_record
+from alignment.data.encoding import Record, encode_parts, fit_record
 from alignment.data.importers import PassedOver
-from alignment.data.messages import REASONING, with_answer
-from alignment.data.parsing import JUDGED, to_examples, to_judgements, to_prompts
+from alignment.data.messages import with_answer
+from alignment.data.parsing import JUDGED, LEARNED, to_examples, to_judgements, to_prompts
 from alignment.data.privacy import scrub_row
 from alignment.data.reading import is_held_out
 from alignment.data.records import Comparison, CompletionRating, Demonstration, Document, Prompt
 from alignment.data.row_files import BadRow
+from alignment.templates.reasoning import reads_reasoning
 from alignment.templates.rendering import Encoded, Message, TemplateError, Unrenderable
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class Seen:
 Stage = Literal["sft", "reward", "ppo"]
 READS: dict[Stage, Callable[..., Sequence[Record]]] = {"sft": to_examples, "reward": to_judgements, "ppo": to_prompts}
 """What each stage makes of a row."""
+STAGES: dict[str, Stage] = {"sft": "sft", "reward": "reward", "ppo": "ppo"}
+"""The stages by the names that people give."""
 
 
 class Inspector:
@@ -99,6 +102,7 @@ class Inspector:
         self.config, self.tokenizer, self.validate, self.stage = config, tokenizer, validate, stage
         self.first: Record | None = None
         self.remarks: Counter[str] = Counter()
+        self.readers: Counter[str] = Counter()
         self.unused: dict[str, None] = {}
         self.judged = Judged(self._see)
         self.num_rows = self.num_bad = self.num_pairs = self.num_chosen_longer = 0
@@ -118,8 +122,8 @@ class Inspector:
         self.num_tokens = self.num_trained = 0
         self._last: Record | None = None
         template = "" if tokenizer is None else str(tokenizer.chat_template)
-        known = tokenizer is None or any(key in template for key in REASONING)
-        self._reasoning = "reasoning" if tokenizer is None else "reasoned" if known else "reasoning_lost"
+        known = "reasoned" if reads_reasoning(template) else "reasoning_lost"
+        self._reasoning = "reasoning" if tokenizer is None else known
         self._markers = tuple(dict.fromkeys((*MARKERS, *(tokenizer.all_special_tokens if tokenizer else ()))))
 
     def add(
@@ -133,7 +137,7 @@ class Inspector:
         scrubbed = row if isinstance(row, BadRow) else self._scrubbed(where, row)
         try:
             records = self._records(row, format)
-            encodings = [self._encoded(where, record) for record in records]
+            examples = [part for record in records for part in self._encoded(where, record)]
         except PassedOver as error:
             self.num_rows += 1
             self.passed_over.setdefault(str(error), Seen()).add(where)
@@ -142,7 +146,7 @@ class Inspector:
             self.add_bad(where, str(error))
             return scrubbed, str(error)
         self.num_rows += 1
-        for record, encoding in zip(records, encodings, strict=True):
+        for record, encoding in examples:
             config = self.config
             side = is_held_out(record, config.eval_share, config.split_seed) if held_out is None else held_out
             self._add_record(replace(record, place=where), side)
@@ -194,19 +198,21 @@ class Inspector:
         records = convert(row, format)
         if convert is to_judgements:  # equal answers of a ranking are no pair
             records = [each for each in records if not (isinstance(each, Comparison) and each.first == each.second)]
+        if self.stage is None:
+            self.readers.update(stage for stage, shapes in LEARNED.items() if shape in shapes)
         self.shapes[f"{shape} ({', '.join(formats.key_words(shape))})"] += 1
         return records
 
-    def _encoded(self, where: str, record: Record) -> Encoded | None:
+    def _encoded(self, where: str, record: Record) -> Sequence[tuple[Record, Encoded | None]]:
         if self.tokenizer is None:
-            return None
+            return [(record, None)]
         try:
-            return encode_record(record, self.tokenizer)
+            return encode_parts(record, self.tokenizer)
         except Unrenderable:
             raise
         except TemplateError as error:
             self._see("template", f"{where}: {error}")
-            return None
+            return [(record, None)]
 
     def _scrubbed(self, where: str, row: Any) -> Any:
         scrubbed, personal = scrub_row(row)

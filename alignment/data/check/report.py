@@ -89,6 +89,8 @@ class DataReport:
     sources: list[str]
     stage: str | None
     """Whose reading of the rows this is; None: each row as what it is."""
+    readers: dict[str, int]
+    """How many of the usable rows each stage learns from, where `stage` is None."""
     rows: int
     bad: int
     kept: int
@@ -108,13 +110,15 @@ class DataReport:
         """The report in one line."""
         errors, warnings = (sum(finding.level == level for finding in self.findings) for level in LEVELS[:2])
         look = f"{warnings} {'thing' if warnings == 1 else 'things'} to look at"
-        by = f" by python -m {self.stage}" if self.stage else ""
+        use = f"for python -m {self.stage}" if self.stage else "to train on"
         if not self.rows:
             return "There are no rows"
         if errors:
             also = f", {look}" if warnings else ""
-            return f"Not ready to train on{by}: {errors} {'problem' if errors == 1 else 'problems'} to fix{also}"
-        return f"Can be trained on{by}; {look} first" if warnings else f"Ready to train on{by}"
+            return f"Not ready {use}: {errors} {'problem' if errors == 1 else 'problems'} to fix{also}"
+        if warnings:
+            return f"Usable {use}; {look} first" if self.stage else f"Can be trained on; {look} first"
+        return f"Ready {use}"
 
     def to_dict(self) -> dict[str, Any]:
         return {"verdict": self.verdict} | asdict(self)
@@ -143,6 +147,7 @@ class DataReport:
             ("rows", f"{self.rows:,} read, {usable}, {self.bad:,} set aside"),
             ("split", f"{self.kept - self.held_out:,} to train on, {self.held_out:,} held out" if self.kept else ""),
             ("format", ", ".join(shapes)),
+            ("stages", ", ".join(f"{stage}: {count:,} rows" for stage, count in self.readers.items())),
             ("trained on", f"{trained}: the assistant's" if self.trained_share else ""),
             ("limit", "" if self.max_length is None else f"{self.max_length:,} tokens a row (data.max_length)"),
         ]

@@ -215,7 +215,8 @@ def test_the_loss_is_on_what_the_preview_colours(kind: str, template: str, turns
     tokenizer = TOKENIZERS.setdefault((kind, template), make_tokenizer(kind, template))
     config = DataConfig(train="d.jsonl", max_length=limit)
     messages = tuple(Message(role=("user", "assistant")[n % 2], content=text) for n, text in enumerate(turns))
-    shown = preview_json("d:1", encode_for_preview(Demonstration(messages), tokenizer, config), tokenizer)
+    (encoded,) = encode_for_preview(Demonstration(messages), tokenizer, config)
+    shown = preview_json("d:1", encoded, tokenizer)
     rows = encode_example(Demonstration(messages), tokenizer, limit)
     if not rows:
         assert "are too many" in shown["left_out"]

@@ -254,6 +254,7 @@ def hostile_report(text):
     return DataReport(
         sources=[text],
         stage=None,
+        readers={},
         rows=2,
         bad=1,
         kept=1,
