@@ -47,7 +47,9 @@ FormatOption = Annotated[
 ColumnsOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--column", metavar="OURS=THEIRS", help="Rename a column: --column prompt=question; leave one out: --column rating="
+        "--column",
+        metavar="OURS=THEIRS",
+        help="Rename a column: --column prompt=question; leave one out: --column rating=",
     ),
 ]
 BadOption = Annotated[
@@ -86,7 +88,9 @@ def check(
         raise UserError(f"--for {stage}: expected one of {', '.join(STAGES)}")
     tokenizer = _tokenizer(model, recipe.model, template, eos_token)
     validate = _validator(schema) if schema else None
-    inspector = Inspector(recipe.data, tokenizer, validate, STAGES.get(stage or recipe.stage or ""))
+    reader = STAGES.get(stage or recipe.stage or "")
+    needs_pairs = reader == "reward" and recipe.objective == "pairs"
+    inspector = Inspector(recipe.data, tokenizer, validate, reader, needs_pairs)
     _inspect(inspector, recipe.data.parts, recipe.data.eval_part, scrub, bad)
     paths = [part.path for part in recipe.data.parts]
     report = report_of(inspector, [*paths, *([recipe.data.eval] if recipe.data.eval else [])])
@@ -230,6 +234,7 @@ class _Recipe(NamedTuple):
     data: DataConfig
     model: ModelConfig | None
     stage: str | None
+    objective: str
 
 
 def _recipe(
@@ -254,7 +259,12 @@ def _recipe(
             raise UserError(f"--column {column}: expected OURS=THEIRS, for example prompt=question")
         values["columns"] = {**values.get("columns", {}), ours: theirs or None}
     data = validate(DataConfig, values, str(path or "alignment data"))
-    return _Recipe(data, config.model if config else None, config.stage if config else None)
+    return _Recipe(
+        data,
+        config.model if config else None,
+        config.stage if config else None,
+        config.objective if config else "pairs",
+    )
 
 
 def _tokenizer(

@@ -17,6 +17,8 @@ class Recipe(Section):
     model: ModelConfig
     stage: str | None = None
     """The stage whose config it is, if its other sections tell."""
+    objective: str = "pairs"
+    """`reward.objective`."""
 
 
 def _stage_of(path: Path, values: dict[str, Any]) -> str | None:
@@ -40,4 +42,6 @@ def read_recipe(path: Path) -> Recipe:
     if isinstance(model, dict) and "policy" in model:
         model = {"name": model["policy"], "trust_remote_code": model.get("trust_remote_code", False)}
     found = {"data": values.get("data"), "model": model, "stage": _stage_of(path, values)}
+    if isinstance(values.get("reward"), dict):
+        found["objective"] = values["reward"].get("objective")
     return validate(Recipe, {name: value for name, value in found.items() if value is not None}, str(path))

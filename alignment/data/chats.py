@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from alignment.data.messages import Chat, Turns, check_text, list_of, messages_of, parsed, text_of, turns_in
 from alignment.data.keys import is_empty
+from alignment.data.messages import Chat, Turns, check_text, messages_of, parsed, turns_in
 from alignment.data.row_files import BadRow
 from alignment.data.tool_calls import call_of, tools_of
 from alignment.templates.rendering import Message

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from alignment.config.sections import TooLong
 from alignment.data.messages import with_answer
 from alignment.data.records import Comparison, CompletionRating, Demonstration, Document, Prompt
-from alignment.data.trimming import fit
+from alignment.data.trimming import fit, trim_prompt
 from alignment.templates.rendering import Encoded, Message, TurnsChange, encode_conversation, encode_prompt, encode_text
 
 if TYPE_CHECKING:
@@ -60,13 +60,16 @@ def _by_turn(record: Demonstration) -> list[Demonstration]:
     parts = []
     for index, message in enumerate(record.messages):
         if message["role"] == "assistant" and message.get("weight", 1):
-            before = [Message({**turn, "weight": 0}) if turn["role"] == "assistant" else turn for turn in record.messages[:index]]
+            before = [
+                Message({**turn, "weight": 0}) if turn["role"] == "assistant" else turn
+                for turn in record.messages[:index]
+            ]
             parts.append(replace(record, messages=(*before, message), notes=(*record.notes, BY_TURN)))
     return parts
 
 
 def fit_record(
-    record: Demonstration | Comparison | CompletionRating,
+    record: Demonstration | Comparison | CompletionRating | Prompt,
     encoded: Encoded,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
@@ -77,6 +80,10 @@ def fit_record(
         return encoded
     if isinstance(record, Demonstration):
         return fit(tokenizer, record.messages, encoded, max_length, too_long, record.tools)
+    if isinstance(record, Prompt):
+        shorter = trim_prompt(tokenizer, record.messages, max_length) if too_long == "trim_prompt" else None
+        ids = [] if shorter is None else encode_prompt(tokenizer, shorter)
+        return Encoded(ids, [False] * len(ids)) if ids else None
     if isinstance(record, CompletionRating):
         return fit(tokenizer, with_answer(record.prompt, record.completion), encoded, max_length, too_long)
     longer = next(side for side in _sides(record) if encode_conversation(tokenizer, side) == encoded)

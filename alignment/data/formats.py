@@ -27,9 +27,9 @@ __all__ = [
     "pandalm",
     "parse_transcript",
     "plan_of",
-    "read_as",
     "qa_feedback",
     "rag_prompt",
+    "read_as",
     "shape_of",
     "unused_keys",
 ]
@@ -95,7 +95,18 @@ def _unread(row: Mapping[str, Any], format: Format, plan: Plan | None, allowed: 
     return BadRow(f"found the keys {key_names(row)}{note}; expected {expected} (data.columns renames)")
 
 
-USUAL: tuple[Format, ...] = ("chat", "sharegpt", "alpaca", "completion", "pair", "ranking", "rating", "rag", "faq", "text")
+USUAL: tuple[Format, ...] = (
+    "chat",
+    "sharegpt",
+    "alpaca",
+    "completion",
+    "pair",
+    "ranking",
+    "rating",
+    "rag",
+    "faq",
+    "text",
+)
 """The shapes that an error names; docs/guides/data.md has all of them."""
 
 
@@ -184,4 +195,7 @@ def unused_keys(row: Mapping[str, Any], format: Format) -> tuple[str, ...]:
 
 def key_words(shape: Format) -> list[str]:
     """The keys that tell a shape, as it is shown to people."""
-    return [" or ".join(keys.split("|")[:2]) if keys.startswith("documents") else keys.split("|")[0] for keys in SHAPES[shape].needs]
+    return [
+        " or ".join(keys.split("|")[:2]) if keys.startswith("documents") else keys.split("|")[0]
+        for keys in SHAPES[shape].needs
+    ]

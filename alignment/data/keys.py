@@ -57,7 +57,7 @@ KEYS = (
     Key(("labeler", "annotator", "rater", "judge", "worker"), "who judged", "answer", True),
     Key(
         ("images", "image", "image_url", "image_path", "pixel_values", "videos", "video", "audios", "audio"),
-        "pictures, films or sound",
+        "images, films and sound",
         "media",
     ),
     Key(("chat_template_kwargs",), "arguments of a chat template", "media"),
@@ -92,8 +92,7 @@ def refuse_unread(
         if key.may_repeat and _repeats(value, [row.get(other) for other in read]):
             continue
         if key.changes == "media":
-            what = "arguments of a template" if name == "chat_template_kwargs" else "images, films and sound"
-            raise BadRow(f"'{name}' ({key.about}): {what} are not supported; {_leave_out(name)}")
+            raise BadRow(f"'{name}': {key.about} are not supported; take such rows out, or {_leave_out(name)}")
         raise BadRow(f"'{name}' ({key.about}) is not read in a {shape} row; rename it, or {_leave_out(name)}")
 
 

@@ -17,8 +17,8 @@ from alignment.templates.rendering import Message
 ROLES: dict[str, str] = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter", "customer"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "claude", "model", "bot", "ai", "chatbot"), "assistant"),
-    **dict.fromkeys(("function_call", "tool_call"), "assistant"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "claude", "model", "bot", "ai"), "assistant"),
+    **dict.fromkeys(("chatbot", "function_call", "tool_call"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "ipython", "function_response", "tool_response"), "tool"),
 }  # fmt: skip
 """The roles in files, in lower case, and ours."""
@@ -88,11 +88,19 @@ def parsed(value: Any) -> Any:
     return value
 
 
+def holds_turns(value: Any) -> bool:
+    """Whether a value is a list of turns, or one turn, rather than an answer that happens to be JSON."""
+    items = value if isinstance(value, list) else [value]
+    return bool(items) and all(
+        isinstance(item, Mapping) and str(item.get("role", item.get("from"))).lower() in ROLES for item in items
+    )
+
+
 # --- turns -----------------------------------------------------------------------------------------------------------
 
 
 def messages_of(row: Mapping[str, Any], key: str) -> Turns:
-    """The conversation under a key: objects with a role and a text, objects with `input` and `output`, or texts by turns.
+    """The conversation under a key: objects with a role and a text, or with `input` and `output`, or texts by turns.
 
     An empty system turn is left out.
     """
@@ -135,7 +143,9 @@ def message_of(item: Mapping[str, Any], name: str) -> list[Message]:
     sender = next((item[key] for key in _SENDER if item.get(key) is not None), None)
     role = ROLES.get(sender.strip().lower().replace(" ", "_")) if isinstance(sender, str) else None
     if role is None:
-        raise BadRow(f"{name} has role {sender!r}; expected {', '.join(ROLES)}")
+        raise BadRow(
+            f"{name} has role {sender!r}; expected system, user, assistant, tool, or a usual name (human, gpt, ...)"
+        )
     content = next((item[key] for key in _TEXT if item.get(key) is not None), None)
     if role == "system" and is_empty(content):
         return []
@@ -176,7 +186,9 @@ def _messages(item: Mapping[str, Any], role: str, content: Any, name: str, is_ca
 def _weight(item: Mapping[str, Any], role: str, name: str) -> int | None:
     """0 or 1 where a turn of the assistant's says whether it is trained on; other turns never are."""
     if not is_empty(item.get("mask")) or not is_empty(item.get("train_detail")):
-        raise BadRow(f"{name} has a mask of parts that are not trained on, which is not read; give whole turns `weight: 0`")
+        raise BadRow(
+            f"{name} has a mask of parts that are not trained on, which is not read; give whole turns `weight: 0`"
+        )
     said = [(key, item[key]) for key in NOT_TRAINED if item.get(key) is not None]
     for key, value in said:
         if value not in (0, 1) or (role != "assistant" and value):
@@ -221,7 +233,9 @@ class _Parts:
             _refuse_media(part, f"a part of {name}")
             return check_text(part.get("text", part.get("refusal")), f"a part of {name}")
         elif isinstance(kind, str):
-            raise BadRow(f"{name} has a part of type {kind!r}: only texts are read, images are not supported; take such rows out")
+            raise BadRow(
+                f"{name} has a part of type {kind!r}: only texts are read, images are not supported; take such rows out"
+            )
         else:
             raise BadRow(f"a part of {name} must have a 'text', found {str(part)[:60]}")
         return None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from alignment.data.preferences import RankedAnswers, number_of
 from alignment.data.messages import Turns, check_text
+from alignment.data.preferences import RankedAnswers, number_of
 from alignment.data.row_files import BadRow
 from alignment.templates.rendering import Message
 
@@ -29,7 +29,10 @@ def flat_trees(rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     places: dict[str, str] = {}
     for where, row in rows:
         if not isinstance(row, Mapping) or not is_flat_tree(row):
-            yield where, row if isinstance(row, BadRow) else BadRow(f"no message of a tree; expected {', '.join(_FLAT)}")
+            yield (
+                where,
+                row if isinstance(row, BadRow) else BadRow(f"no message of a tree; expected {', '.join(_FLAT)}"),
+            )
         elif str(row["message_id"]) in nodes:
             yield where, BadRow(f"message {row['message_id']} stands twice")
         else:

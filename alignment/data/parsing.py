@@ -19,6 +19,7 @@ from alignment.data.messages import (
     answer_turns,
     check_ends,
     check_text,
+    holds_turns,
     list_of,
     parsed,
     text_of,
@@ -31,7 +32,6 @@ from alignment.data.records import Comparison, CompletionRating, Demonstration, 
 from alignment.data.row_files import BadRow
 from alignment.data.tool_calls import tools_of
 from alignment.data.votes import VotedPair
-from alignment.templates.rendering import Message
 
 Row = Mapping[str, Any]
 
@@ -55,7 +55,16 @@ _JUDGEMENTS: tuple[Format, ...] = (*_COMPARISONS, *_RATINGS)
 _PROMPTS: tuple[Format, ...] = ("prompt", *_DEMONSTRATIONS, "rating")
 LEARNED: dict[str, tuple[Format, ...]] = {"sft": _EXAMPLES, "reward": _JUDGEMENTS, "ppo": _PROMPTS}
 """The shapes that each stage learns from; the reward stage, of Alpaca rows, those with a list of outputs."""
-JUDGED: tuple[Format, ...] = ("openai-preference", *_VOTED, "pandalm", "pair", "unpaired", "rating", "scored", "ranking")
+JUDGED: tuple[Format, ...] = (
+    "openai-preference",
+    *_VOTED,
+    "pandalm",
+    "pair",
+    "unpaired",
+    "rating",
+    "scored",
+    "ranking",
+)
 """The shapes that hold nothing but what somebody judged."""
 _EVERYTHING: tuple[Changes, ...] = ("prompt", "answer", "media")
 NO_TOOLS = "the reward model would not see the tools"
@@ -141,7 +150,9 @@ def _check_marks(row: Row) -> None:
             continue
         if str(value).lower() in ("0", "0.0", "false"):
             raise PassedOver(f"marked as one not to train on ({key}: {value})")
-        raise BadRow(f"'{key}' is {value!r}; expected true or false: a fraction of a loss is not read (data.train takes weights by file)")
+        raise BadRow(
+            f"'{key}' is {value!r}; expected true or false: no row has a fraction of a loss (data.train weighs files)"
+        )
 
 
 def _question_and_answer(shape: Format, row: Row) -> tuple[Turns, str]:
@@ -164,7 +175,9 @@ def _question_and_answer(shape: Format, row: Row) -> tuple[Turns, str]:
 
 def completion_of(row: Row, key: str) -> str:
     """An answer: a string, or turns that begin and end with the assistant's."""
-    value = parsed(row.get(key)) if isinstance(row.get(key), str) and row[key].lstrip()[:2] == "[{" else row.get(key)
+    value = row.get(key)
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") and holds_turns(parsed(value)):
+        value = parsed(value)
     if not isinstance(value, list | dict):
         return text_of(row, key)
     turns = turns_in(list_of({key: value}, key), key)
@@ -177,7 +190,7 @@ def _prefilled(prompt: Turns, answer: str) -> Turns:
     """The conversation; a prompt that ends with the beginning of the answer becomes part of it."""
     first, *rest = answer_turns(answer)
     if prompt[-1]["role"] == "assistant" and not prompt[-1].get("tool_calls"):
-        return (*prompt[:-1], {**first, "content": prompt[-1]["content"] + first["content"]}, *rest)  # type: ignore[typeddict-item]
+        return (*prompt[:-1], {**first, "content": prompt[-1]["content"] + first["content"]}, *rest)
     return (*prompt, first, *rest)
 
 
@@ -186,7 +199,7 @@ def _with_reasoning(row: Row, chat: Chat) -> Chat:
     if is_empty(reasoning):
         return chat
     *before, last = chat.messages
-    last = {**last, "reasoning_content": check_text(reasoning, "'reasoning_content'")}  # type: ignore[assignment]
+    last = {**last, "reasoning_content": check_text(reasoning, "'reasoning_content'")}
     return chat._replace(messages=(*before, last))
 
 
@@ -271,7 +284,9 @@ def _pair(row: Row) -> Comparison:
     scores = [row.get(key) for key in ("score_chosen", "score_rejected")]
     given = None
     if not any(is_empty(score) for score in scores):
-        given = tuple(number_of(score, f"the score of '{key}'") for score, key in zip(scores, ("chosen", "rejected"), strict=True))
+        given = tuple(
+            number_of(score, f"the score of '{key}'") for score, key in zip(scores, ("chosen", "rejected"), strict=True)
+        )
     margin = None if is_empty(row.get("margin")) else number_of(row["margin"], "'margin'")
     if margin is not None and margin < 0:
         raise BadRow(f"'margin' is {margin:g}: the rejected answer would be the better one; swap them, or take it out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import re
@@ -17,6 +18,7 @@ from alignment.data.messages import (
     answer_of,
     check_ends,
     check_text,
+    holds_turns,
     list_of,
     parsed,
     text_of,
@@ -54,7 +56,7 @@ def pair_of(row: Mapping[str, Any]) -> tuple[Turns, str, str]:
     prompt = prompt_of(row) if "prompt" in row else ()
     row = _without_repeated_prompt(row, prompt)
     sides = [_side(row, key, prompt) for key in ("chosen", "rejected")]
-    return PairRow(*split_sides(prompt, *sides, row=row))
+    return PairRow(*split_sides(row, prompt, *sides))
 
 
 def _without_repeated_prompt(row: Mapping[str, Any], prompt: Turns) -> Mapping[str, Any]:
@@ -62,7 +64,11 @@ def _without_repeated_prompt(row: Mapping[str, Any], prompt: Turns) -> Mapping[s
     if len(prompt) != 1 or not all(isinstance(row[key], str) for key in ("chosen", "rejected")):
         return row
     head = prompt[0]["content"].strip()
-    rest = {key: row[key].lstrip().removeprefix(head) for key in ("chosen", "rejected") if row[key].lstrip().startswith(head)}
+    rest = {
+        key: row[key].lstrip().removeprefix(head)
+        for key in ("chosen", "rejected")
+        if row[key].lstrip().startswith(head)
+    }
     if len(rest) == 2 and all(text.strip() and text.lstrip(" ")[:1] == "\n" for text in rest.values()):
         return {**row, **{key: text.strip() for key, text in rest.items()}}
     return row
@@ -72,8 +78,7 @@ def _side(row: Mapping[str, Any], key: str, prompt: Turns) -> Turns:
     """The turns of one side."""
     value = row[key]
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        found = parsed(value)
-        value = found if isinstance(found, list | dict) and _is_turns(found) else value
+        value = parsed(value) if holds_turns(parsed(value)) else value
     if isinstance(value, list | dict):
         return turns_in(list_of({key: value}, key), key)
     if not prompt:
@@ -86,12 +91,7 @@ def _side(row: Mapping[str, Any], key: str, prompt: Turns) -> Turns:
     return (Message(role="assistant", content=text),)
 
 
-def _is_turns(value: Any) -> bool:
-    items = value if isinstance(value, list) else [value]
-    return bool(items) and all(isinstance(item, Mapping) and {"role", "from"} & item.keys() for item in items)
-
-
-def split_sides(prompt: Turns, first: Turns, second: Turns, row: Mapping[str, Any]) -> tuple[Turns, str, str]:
+def split_sides(row: Mapping[str, Any], prompt: Turns, first: Turns, second: Turns) -> tuple[Turns, str, str]:
     """The prompt and two answers of two conversations, which may hold the prompt or follow it.
 
     Args:
@@ -104,7 +104,7 @@ def split_sides(prompt: Turns, first: Turns, second: Turns, row: Mapping[str, An
 
 
 def _below(prompt: Turns, side: Turns, row: Mapping[str, Any]) -> Turns:
-    """A side with what was asked: below the prompt, or as it is if it brings its own questions, the prompt among them."""
+    """A side with what was asked: below the prompt, or as it is if it brings its own questions, this one among them."""
     if side[0]["role"] == "assistant":
         return (*prompt, *side)
     asked = {turn["content"].strip() for turn in side if turn["role"] == "user"}
@@ -134,7 +134,7 @@ def openai_pair(row: Mapping[str, Any]) -> tuple[PairRow, Chat]:
         raise BadRow("'input' must be an object with `messages`")
     prompt = turns_in(asked["messages"], "input.messages")
     sides = [turns_in(list_of(row, key), key) for key in ("preferred_output", "non_preferred_output")]
-    return PairRow(*split_sides(prompt, *sides, row={})), Chat(prompt, tools_of(asked))
+    return PairRow(*split_sides({}, prompt, *sides)), Chat(prompt, tools_of(asked))
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -147,10 +147,8 @@ def number_of(value: Any, name: str) -> float:
         BadRow: it is none, or not finite.
     """
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise BadRow(f"{name} must be a number, found {value!r}")
     return float(value)
@@ -193,7 +191,7 @@ def ranking(row: Mapping[str, Any], original: Mapping[str, Any]) -> RankedAnswer
         raise BadRow(f"'completions' and '{key}' must be lists of the same length, two or more")
     if any(isinstance(value, bool) or not isinstance(value, int | float | None) for value in values):
         best = "1 is the best" if key in _LOW_IS_BEST else "the highest is the best"
-        raise BadRow(f"'{key}' must be numbers ({best}), found {values}")
+        raise BadRow(f"'{key}' must be numbers ({best}), not texts, found {values}")
     texts = [_answer_text(answer, f"completion {index}") for index, answer in enumerate(answers, 1)]
     return _judged(row, texts, values, key)
 
@@ -241,9 +239,7 @@ def _answer_text(answer: Any, name: str) -> str:
     return check_text(answer, name)
 
 
-def _judged(
-    row: Mapping[str, Any], texts: Sequence[str], values: Sequence[float | None], key: str
-) -> RankedAnswers:
+def _judged(row: Mapping[str, Any], texts: Sequence[str], values: Sequence[float | None], key: str) -> RankedAnswers:
     """The answers that were judged, by ranks."""
     sign = 1 if key in _LOW_IS_BEST else -1
     judged = [

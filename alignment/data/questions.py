@@ -8,7 +8,7 @@ from typing import Any
 
 from alignment.data.chats import open_transcript, with_system
 from alignment.data.keys import is_empty
-from alignment.data.messages import Turns, check_text, list_of, parsed, text_of, turns_in
+from alignment.data.messages import Turns, check_text, holds_turns, list_of, parsed, text_of, turns_in
 from alignment.data.row_files import BadRow
 from alignment.templates.builtin import INPUT_HEADING
 from alignment.templates.rendering import Message
@@ -20,8 +20,8 @@ UNANSWERABLE = "The documents do not answer this."
 def prompt_of(row: Mapping[str, Any]) -> Turns:
     """The turns before the answer: `prompt`, a text or turns, with the row's input, documents, history and system."""
     value = row.get("prompt")
-    if isinstance(value, str) and value.lstrip()[:1] == "[":
-        value = turns_or_text(value)
+    if isinstance(value, str) and value.lstrip()[:1] == "[" and holds_turns(parsed(value)):
+        value = parsed(value)
     if isinstance(value, Mapping) and isinstance(value.get("full_text"), str):  # WebGPT's question
         value = value["full_text"]
     if isinstance(value, list):
@@ -37,17 +37,6 @@ def prompt_of(row: Mapping[str, Any]) -> Turns:
         text = check_text(value, "'prompt'") if "prompt" in row else text_of(row, "prompt")
         turns = open_transcript(text) or alpaca_prompt(text, row.get("input"))
     return with_system(row, (*_history(row), *turns))
-
-
-def turns_or_text(value: str) -> Any:
-    """A text, or the turns that it holds as JSON: objects with a role, or texts by turns."""
-    found = parsed(value)
-    if isinstance(found, list) and found:
-        if all(isinstance(item, Mapping) and {"role", "from"} & item.keys() for item in found):
-            return found
-        if all(isinstance(item, str) for item in found):
-            return found
-    return value
 
 
 def _history(row: Mapping[str, Any]) -> Turns:
@@ -134,9 +123,7 @@ def qa_prompt(row: Mapping[str, Any]) -> Turns:
     """The question below its passages, as in a RAG row; the question alone if there are no passages."""
     question = text_of(row, "question")
     passages = documents_in(row["passages"] or [], "passages")
-    return with_system(
-        row, (Message(role="user", content=rag_prompt(question, passages) if passages else question),)
-    )
+    return with_system(row, (Message(role="user", content=rag_prompt(question, passages) if passages else question),))
 
 
 def documents_in(value: Any, key: str) -> list[str]:

@@ -50,6 +50,7 @@ class Reading(Generic[R]):
         self.passed_over: Counter[str] = Counter()
         self.remarks: Counter[str] = Counter()
         self.unused: dict[str, dict[str, None]] = {}
+        self._are_prompts = False
         self.leaked = 0
         self.fingerprints: dict[Use, list[dict[str, Any]]] = {"train": [], "eval": []}
 
@@ -72,7 +73,8 @@ class Reading(Generic[R]):
         """Notes about rows that were neither bad nor used."""
         notes = [f"{count} skipped: {reason}" for reason, count in self.passed_over.items()]
         notes += [f"{count} rows: {remark}" for remark, count in self.remarks.items()]
-        notes += [unused_note(path, names) for path, names in self.unused.items() if names]
+        where = "given to reward functions alone" if self._are_prompts else "not used"
+        notes += [f"{path}: {where}: {', '.join(sorted(names))}" for path, names in self.unused.items() if names]
         if self.leaked:
             notes.append(
                 f"{self.leaked} rows of data.train left out: their prompts are in data.eval={self.config.eval}"
@@ -121,6 +123,7 @@ class Reading(Generic[R]):
                 for record in self._convert(row, format):
                     if isinstance(record, Demonstration):
                         self.remarks.update(record.notes)
+                    self._are_prompts = isinstance(record, Prompt)
                     yield replace(record, place=where)
             except PassedOver as error:
                 self.passed_over[str(error)] += 1
@@ -129,11 +132,6 @@ class Reading(Generic[R]):
 
     def _split(self) -> str:
         return f"by prompt group, {self.config.eval_share:g} held out, seed {self.config.split_seed}"
-
-
-def unused_note(path: str, names: Collection[str]) -> str:
-    """The line about keys that mean nothing to us."""
-    return f"{path}: not used: {', '.join(sorted(names))}"
 
 
 def _digest(text: str) -> bytes:

@@ -142,7 +142,8 @@ SHAPES: dict[Format, Shape] = {
         (ASKED, ANSWERS, "ranks|ranking|scores|ratings|rewards"),
         (*PROMPT, *LABELER),
         {"prompt": "Hi", "completions": ["a", "b", "c"], "ranks": [2, 1, 2]},
-        "the best one", "all K(K-1)/2 pairs, ties too; of `ranks` 1 is the best, of `scores` the highest; null: not judged",
+        "the best one",
+        "all K(K-1)/2 pairs, ties too; of `ranks` 1 is the best, of `scores` the highest; null: not judged",
         "the prompt",
     ),
     "unpaired": Shape(
@@ -171,7 +172,8 @@ SHAPES: dict[Format, Shape] = {
     ),
     "rag": Shape(
         ("question", "documents|context"),
-        ("answer|answers|response|output|completion", "distractors", "unanswerable|is_impossible", "history", *SYSTEM, *REASONING, *TRAIN),
+        ("answer|answers|response|output|completion", "distractors", "unanswerable|is_impossible", "history", *SYSTEM,
+         *REASONING, *TRAIN),
         {"question": "When?", "documents": [{"title": "Hours", "text": "9-17"}], "distractors": ["Maps."],
          "answer": "At nine."},
         "the answer", "", "question and documents",

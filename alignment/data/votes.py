@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from alignment.data.chats import with_system
-from alignment.data.messages import Turns, check_text, list_of, parsed, text_of, turns_in
+from alignment.data.messages import Turns, check_text, holds_turns, list_of, parsed, text_of, turns_in
 from alignment.data.preferences import Choice, labeler_of, number_of, split_sides
 from alignment.data.questions import prompt_of
 from alignment.data.row_files import BadRow
@@ -20,7 +20,6 @@ _WINNERS: dict[str, Choice] = {
     **dict.fromkeys(("tie", "tie (bothbad)", "bothbad", "both_bad", "tie (both bad)", "both", "equal", "same", "draw",
                      "neither"), "tie"),
 }  # fmt: skip
-
 
 
 class VotedPair(NamedTuple):
@@ -38,17 +37,17 @@ class VotedPair(NamedTuple):
 def voted(row: Mapping[str, Any]) -> VotedPair:
     """Two answers and who won, as people and arenas write it."""
     sides = [_side_of_vote(row, key) for key in ("first", "second")]
-    prompt, first, second = split_sides(_prompt_of_vote(row, *sides), *sides, row=row)
+    prompt, first, second = split_sides(row, _prompt_of_vote(row, *sides), *sides)
     return VotedPair(prompt, first, second, _winner(row), None, labeler_of(row))
 
 
 def _side_of_vote(row: Mapping[str, Any], key: str) -> Turns:
     value = row[key]
-    if isinstance(value, str):
-        found = parsed(value)
-        value = found if isinstance(found, list) else value
-    asked = parsed(row["prompt"])
-    if isinstance(value, list) and isinstance(asked, list) and all(isinstance(text, str) for text in (*value, *asked)):
+    if isinstance(value, str) and holds_turns(parsed(value)):
+        value = parsed(value)
+    texts, asked = parsed(value), parsed(row["prompt"])
+    if "winner_model_b" in row and isinstance(texts, list) and isinstance(asked, list):
+        value = texts
         if len(value) != len(asked) or not value:  # a text for each turn, as in Arena's votes
             raise BadRow(f"'{key}' has {len(value)} texts for the {len(asked)} of the prompt")
         return turns_in([text for both in zip(asked, value, strict=True) for text in both], key)
@@ -63,7 +62,11 @@ def _prompt_of_vote(row: Mapping[str, Any], *sides: Turns) -> Turns:
 
 def _winner(row: Mapping[str, Any]) -> Choice:
     if "winner_model_b" in row:
-        won = [key for key in ("choice", "winner_model_b", "winner_tie") if str(row.get(key)).lower() in ("1", "1.0", "true")]
+        won = [
+            key
+            for key in ("choice", "winner_model_b", "winner_tie")
+            if str(row.get(key)).lower() in ("1", "1.0", "true")
+        ]
         if len(won) != 1:
             raise BadRow("one of 'winner_model_a', 'winner_model_b' and 'winner_tie' must be 1")
         return {"choice": "first", "winner_model_b": "second", "winner_tie": "tie"}[won[0]]  # type: ignore[return-value]
@@ -84,7 +87,7 @@ def arena(row: Mapping[str, Any]) -> VotedPair:
     turn = row.get("turn")
     if isinstance(turn, int | float) and not isinstance(turn, bool) and turn >= 1:
         sides = [_first_exchanges(side, int(turn)) for side in sides]
-    prompt, first, second = split_sides((), *sides, row={})
+    prompt, first, second = split_sides({}, (), *sides)
     return VotedPair(prompt, first, second, winner_of(row["winner"]), None, labeler_of(row))
 
 
@@ -132,5 +135,3 @@ def reddit(row: Mapping[str, Any]) -> VotedPair:
     first, second = (check_text(row[key], f"'{key}'") for key in ("human_ref_A", "human_ref_B"))
     prompt = with_system(row, (Message(role="user", content=text_of(row, "history")),))
     return VotedPair(prompt, first, second, "first" if zero_or_one(row, "labels") else "second")
-
-

@@ -342,7 +342,11 @@ def _as_followed(tokenizer: PreTrainedTokenizerBase, turn: str, content: str, re
 def _within(tokenizer: PreTrainedTokenizerBase, turn: str, message: Message, number: int) -> Span:
     """Start and end of the content and its end token within a rendered turn."""
     thought = thought_of(message)
-    if thought is not None and thought.reasoning in turn and turn.find(thought.answer, turn.find(thought.reasoning)) >= 0:
+    if (
+        thought is not None
+        and thought.reasoning in turn
+        and turn.find(thought.answer, turn.find(thought.reasoning)) >= 0
+    ):
         end = end_pattern(tokenizer).search(turn, turn.rfind(thought.answer) + len(thought.answer))
         return 0, end.end() if end else len(turn.rstrip())  # the reasoning is what the model says first
     end = end_pattern(tokenizer).search(turn)

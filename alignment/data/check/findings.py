@@ -121,9 +121,10 @@ def set_findings(rows: Inspector) -> Iterator[Finding]:
         text = f"each of the {judged.num_pairs:,} pairs is a tie, so a reward model has nothing to learn"
         yield Finding("error", "all_ties", judged.num_pairs, text, "judge more pairs", [])
     elif judged.num_ratings and not judged.num_pairs:
-        yield from _ratings(judged)
+        yield from _ratings(judged, rows.needs_pairs)
     if rows.unused:
-        text = f"not used: {', '.join(sorted(rows.unused))}"
+        where = "given to reward functions alone" if rows.stage == "ppo" else "not used"
+        text = f"{where}: {', '.join(sorted(rows.unused))}"
         yield Finding("note", "not_used", len(rows.unused), text, "", [])
     for index, (remark, count) in enumerate(rows.remarks.items()):
         yield Finding("note", f"remark_{index}" if index else "remark", count, f"{_of(count, kept)}: {remark}", "", [])
@@ -143,7 +144,7 @@ def _split(rows: Inspector, kept: int, held_out: int) -> Iterator[Finding]:
         yield Finding("warning" if groups == 1 and kept > 1 else "note", "none_held_out", kept, text, advice, [])
 
 
-def _ratings(judged: Judged) -> Iterator[Finding]:
+def _ratings(judged: Judged, needs_pairs: bool) -> Iterator[Finding]:
     count = judged.num_ratings
     if len(judged.values) < 2:
         (value,) = judged.values
@@ -153,7 +154,7 @@ def _ratings(judged: Judged) -> Iterator[Finding]:
         why = "each pair that they give is a tie" if judged.rated_pair else "no two are of one prompt and labeler"
         text = f"the {count:,} ratings give no pair that could be learned from: {why}"
         advice = "rate several answers to each prompt, or set reward.objective=regression"
-        yield Finding("warning", "no_pairs", count, text, advice, [])
+        yield Finding("error" if needs_pairs else "note", "no_pairs", count, text, advice, [])
 
 
 def row_findings(rows: Inspector) -> Iterator[Finding]:
@@ -204,7 +205,13 @@ def _too_long(rows: Inspector) -> Iterator[Finding]:
     limit = f"data.max_length={config.max_length}"
     if "left_out" in rows.seen:
         seen = rows.seen["left_out"]
-        if seen.count == len(rows.lengths):
+        if rows.stage == "ppo":
+            all_of_them = seen.count == len(rows.lengths)
+            text = (
+                f"{_of(seen.count, kept)} have a prompt that is longer than {limit} tokens and cannot be trimmed to it"
+            )
+            yield Finding("error" if all_of_them else "warning", "left_out", seen.count, text, longest, seen.places)
+        elif seen.count == len(rows.lengths):
             answers = numbers(rows.answer_lengths)
             prompt, answer = percentiles(numbers(rows.lengths) - answers).p50, percentiles(answers).p50
             text = (

@@ -90,6 +90,7 @@ class Inspector:
         tokenizer: lengths are in its tokens; None: lengths are in words.
         validate: returns the error of an answer that must match a JSON schema, or None.
         stage: rows are read as this stage reads them; None: each as what it is.
+        needs_pairs: ratings of single answers are of use only in pairs (the reward stage's `reward.objective: pairs`).
     """
 
     def __init__(
@@ -98,7 +99,9 @@ class Inspector:
         tokenizer: PreTrainedTokenizerBase | None = None,
         validate: Callable[[str], str | None] | None = None,
         stage: Stage | None = None,
+        needs_pairs: bool = False,
     ) -> None:
+        self.needs_pairs = needs_pairs
         self.config, self.tokenizer, self.validate, self.stage = config, tokenizer, validate, stage
         self.first: Record | None = None
         self.remarks: Counter[str] = Counter()
@@ -152,7 +155,7 @@ class Inspector:
             self._add_record(replace(record, place=where), side)
             if encoding is not None and self.tokenizer is not None:
                 fitted: Encoded | None = encoding
-                if isinstance(record, Demonstration | Comparison | CompletionRating):  # a document is chunked without loss
+                if not isinstance(record, Document):  # a document is chunked without loss
                     fitted = fit_record(record, encoding, self.tokenizer, config.max_length, config.too_long)
                 self._measure(where, encoding, fitted)
         return scrubbed, None
@@ -238,12 +241,13 @@ class Inspector:
         if isinstance(record, Comparison):
             # Answers to one prompt may differ, but two rows must not prefer opposite answers of the same pair.
             other = record.second if record.target >= 0.5 else record.first
-            self.questions.append(digest("\0".join((prompt, *sorted((answer, other))))))
-            self.answers.append(digest(f"{answer}\0{other}"))
+            people = ",".join(sorted(vote.labeler or "" for vote in record.votes))  # who may differ from one another
+            self.questions.append(digest("\0".join((people, prompt, *sorted((answer, other))))))
+            self.answers.append(digest(f"{people}\0{answer}\0{other}"))
             self.num_pairs += 1
             self.num_chosen_longer += len(answer) > len(other)
         elif isinstance(record, CompletionRating):  # a prompt may have many rated answers
-            self.questions.append(digest(f"{prompt}\0{answer}"))
+            self.questions.append(digest(f"{prompt}\0{answer}\0{record.labeler}"))
             self.answers.append(digest(answer))
         else:
             self.questions.append(digest(answer) if isinstance(record, Document) else self.prompts[-1])

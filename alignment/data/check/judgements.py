@@ -8,11 +8,35 @@ from collections.abc import Callable
 from alignment.data.duplicates import digest
 from alignment.data.records import Comparison, CompletionRating
 
-_INVISIBLE = re.compile(r"[\s\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0]+")
-_NOTHING = frozenset(
-    ("", "n/a", "na", "n.a.", "none", "null", "nil", "nan", "...", "…", ".", "-", "--", "—", "?", "tbd", "todo", "#n/a", "undefined")
+_INVISIBLE = re.compile(
+    r"[\s\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0]+"
 )
-_HTML = re.compile(r"\A\s*<(p|div|ul|ol|table|span|h[1-6]|html|body|br|b|strong|em)\b[^>]*>|</(p|div|ul|ol|li)>|<br\s*/?>|&nbsp;", re.I)
+_NOTHING = frozenset(
+    (
+        "",
+        "n/a",
+        "na",
+        "n.a.",
+        "none",
+        "null",
+        "nil",
+        "nan",
+        "...",
+        "…",
+        ".",
+        "-",
+        "--",
+        "—",
+        "?",
+        "tbd",
+        "todo",
+        "#n/a",
+        "undefined",
+    )
+)
+_HTML = re.compile(
+    r"\A\s*<(p|div|ul|ol|table|span|h[1-6]|html|body|br|b|strong|em)\b[^>]*>|</(p|div|ul|ol|li)>|<br\s*/?>|&nbsp;", re.I
+)
 _CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 
 
@@ -49,7 +73,7 @@ class Judged:
             if record.scores is not None:
                 self.num_scored += 1
                 first, second = record.scores
-                if record.target > 0.5 and first < second or record.target < 0.5 and first > second:
+                if (record.target > 0.5 and first < second) or (record.target < 0.5 and first > second):
                     self._see("scored_lower", record.place)
                 elif first == second and record.target != 0.5:
                     self._see("scored_equal", record.place)

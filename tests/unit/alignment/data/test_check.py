@@ -69,7 +69,11 @@ def test_rows_are_counted_by_shape_and_set_aside_by_reason_with_their_places():
         ]
     )
     assert (report.rows, report.kept) == (9, 3)
-    assert report.shapes == {"chat (messages)": 1, "completion (prompt, completion)": 1, "alpaca (instruction, output)": 1}
+    assert report.shapes == {
+        "chat (messages)": 1,
+        "completion (prompt, completion)": 1,
+        "alpaca (instruction, output)": 1,
+    }
     assert report.set_aside[0] == SetAside("not valid JSON: oops at column 7", 2, ["d.jsonl:4", "d.jsonl:5"])
     reasons = {place: item.reason for item in report.set_aside for place in item.places}
     assert "found a list" in reasons["d.jsonl:6"]

@@ -227,7 +227,10 @@ def test_a_tree_is_the_rankings_of_its_answers():
     ("row", "part"),
     [
         ({"conversations": turns(("Human", "a"))}, "has no turn of the assistant's"),
-        ({"conversations": turns(("narrator", "a"))}, "message 1 of 'conversations' has role 'narrator'; expected system"),
+        (
+            {"conversations": turns(("narrator", "a"))},
+            "message 1 of 'conversations' has role 'narrator'; expected system",
+        ),
         ({"conversations": [3]}, "message 1 of 'conversations' must be an object, found int"),
         ({"conversations": turns(("human", "a"))}, "no turn of the assistant's"),
         (
