@@ -88,7 +88,7 @@ def rag(row: Mapping[str, Any]) -> tuple[Turns, str | None]:
     question that the documents do not answer, and so does an empty list of answers.
     """
     prompt = with_system(row, (*_history(row), *rag_turns(row)))
-    answer = parsed(row.get("answer"))
+    answer = row.get("answer")
     if isinstance(answer, Mapping):
         answer = answer.get("text")
     nothing = isinstance(answer, list) and not answer
@@ -103,8 +103,8 @@ def rag(row: Mapping[str, Any]) -> tuple[Turns, str | None]:
 def rag_turns(row: Mapping[str, Any]) -> Turns:
     """The user's turn: the question below the documents of a row."""
     question = text_of(row, "question")
-    documents = documents_in(parsed(row.get("documents")), "documents")
-    distractors = documents_in(parsed(row.get("distractors")) or [], "distractors")
+    documents = documents_in(row.get("documents"), "documents")
+    distractors = documents_in(row.get("distractors") or [], "distractors")
     if distractors:
         documents += distractors
         random.Random(question).shuffle(documents)
@@ -132,6 +132,8 @@ def documents_in(value: Any, key: str) -> list[str]:
     Each is a string, an object with `text` and maybe `title`, or a list as in HotpotQA.
     """
     texts = []
+    if isinstance(value, str) and isinstance(found := parsed(value), list):  # a table's column
+        value = found if all(isinstance(item, str | Mapping | list) for item in found) else value
     for document in [value] if isinstance(value, str) else value if isinstance(value, list) else [None]:
         if isinstance(document, str) and not document.strip():
             continue
