@@ -24,6 +24,8 @@ def prompt_of(row: Mapping[str, Any]) -> Turns:
         value = parsed(value)
     if isinstance(value, Mapping) and isinstance(value.get("full_text"), str):  # WebGPT's question
         value = value["full_text"]
+    if not is_empty(row.get("distractors")) and is_empty(row.get("documents")):
+        raise BadRow("'distractors' without documents; give the ones that answer the question as 'documents'")
     if isinstance(value, list):
         for key in ("input", "documents"):
             if not is_empty(row.get(key)):

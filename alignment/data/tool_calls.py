@@ -54,13 +54,14 @@ def tools_of(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
 
 def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     outer = without_none(tool)
-    function = outer.get("function", None) or {key: value for key, value in outer.items() if key != "type"}
+    function = outer.pop("function", None)
+    if function is None:
+        function, outer = {key: value for key, value in outer.items() if key != "type"}, {}
     if "input_schema" in function:
         function["parameters"] = function.pop("input_schema")
     if not isinstance(function["name"], str):
         raise ValueError
-    rest = {key: value for key, value in outer.items() if key not in function and key != "function"}
-    return {"type": "function", **rest, "function": function}
+    return {"type": "function", **outer, "function": function}
 
 
 def without_none(value: Any) -> Any:

@@ -28,7 +28,7 @@ def example_lines(record: Record | None, tokenizer: PreTrainedTokenizerBase | No
     yield Text()
     yield Text(f"  the first example, {one_line(record.place)}", style="dim")
     for label, text in _parts(record):
-        yield Text.assemble((f"  {label:<20}", "dim"), _short(text))
+        yield Text.assemble((f"  {label:<21} ", "dim"), _short(text))
     if tokenizer is None:
         return
     try:
@@ -46,7 +46,7 @@ def _parts(record: Record) -> Iterator[tuple[str, str]]:
     if isinstance(record, Comparison):
         yield from _turns(record.prompt, trains=False)
         for name, answer in (("first", record.first), ("second", record.second)):
-            yield f"{name} ({_votes(record, name)})", answer
+            yield f"{name}, {_votes(record, name)}", answer
         if record.margin is not None:
             yield "margin", f"{record.margin:g}"
         return
