@@ -95,6 +95,7 @@ def test_a_config_of_any_stage_says_which_data_and_model(path: Path) -> None:
     values = read_values(path)
     assert recipe.model.name == values["model"].get("name", values["model"].get("policy"))
     assert [part.path for part in recipe.data.parts] == [part.path for part in DataConfig(**values["data"]).parts]
+    assert recipe.stage == path.parent.name
 
 
 def test_mistakes_in_those_two_sections_are_named(tmp_path: Path) -> None:
@@ -151,6 +152,35 @@ def test_check_reads_a_stages_config(rows: Path, tmp_path: Path) -> None:
     assert (report["kept"], report["held_out"], report["unit"]) == (2, 1, "words")
     leak = next(finding for finding in report["findings"] if finding["kind"] == "split_leaks")
     assert leak["places"] == [f"{held}:1 and {renamed}:2"]
+
+
+def test_check_says_what_a_stage_would_do(tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b", "rating": [2, 1]} for n in range(30)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused = run("check", pairs, "--for", "reward")
+    assert refused.exit_code == 2 and "'rating' (how good the answer is) is not read in a pair row" in refused.stderr
+    out = done("check", pairs, "--for", "reward", "--column", "rating=")
+    assert out.startswith("Ready for python -m reward\n")
+    assert "first, preferred      a\n  second, rejected      b\n" in out
+    assert "assistant, trained on a\n" in done("check", pairs, "--for", "sft", "--column", "rating=")
+    assert "trained on" not in done("check", pairs, "--for", "ppo", "--column", "rating=")
+    config = tmp_path / "mine.yaml"
+    text = f"model: {{name: 'scratch:llama'}}\ndata: {{train: {pairs}, columns: {{rating: null}}}}\n"
+    config.write_text(text + "reward: {objective: pairs}\n")
+    assert done("check", "--config", config).startswith("Ready for python -m reward\n")
+    assert run("check", pairs, "--for", "dpo").stderr == "error: --for dpo: expected one of sft, reward, ppo\n"
+
+
+def test_ratings_need_pairs_only_where_the_objective_does(tmp_path: Path) -> None:
+    path, config = tmp_path / "ratings.jsonl", tmp_path / "mine.yaml"
+    path.write_text(
+        "".join(json.dumps({"prompt": f"q{n}", "completion": "a", "label": n % 2}) + "\n" for n in range(40))
+    )
+    refused = run("check", path, "--for", "reward")
+    assert refused.exit_code == 2 and "the 40 ratings give no pair that could be learned from" in refused.stderr
+    config.write_text(f"model: {{name: 'scratch:llama'}}\ndata: {{train: {path}}}\nreward: {{objective: regression}}\n")
+    assert done("check", "--config", config).startswith("Ready for python -m reward\n")
 
 
 def test_check_reads_the_parts_of_a_mixture_as_training_does(rows: Path, tmp_path: Path) -> None:

@@ -220,3 +220,15 @@ def test_every_target_is_a_shape_that_is_read(tmp_path):
         out, _ = converted(source, "out.jsonl", target)
         _, done = converted(out, "again.jsonl", "text" if target == "text" else "chat")
         assert done.written == 1
+
+
+def test_margins_and_answers_of_several_turns_survive_in_pairs(tmp_path):
+    later = [{"role": "user", "content": "r"}, {"role": "assistant", "content": "d"}]
+    rows = [
+        {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 2.0},
+        {"prompt": "q", "chosen": [{"role": "assistant", "content": "c"}, *later], "rejected": "b"},
+    ]
+    source = write(tmp_path / "in.jsonl", rows)
+    out, done = converted(source, "out.jsonl", "pair")
+    assert records(out, to_comparisons) == records(source, to_comparisons)
+    assert dict(done.lost) == {}

@@ -470,3 +470,16 @@ def test_the_published_hh_pairs_read_as_they_are():
     assert len(records.bad) <= 8
     train, held_out = parted(records.items, 0.1)
     assert not {row.group for row in train} & {row.group for row in held_out}
+
+
+def test_what_is_not_used_is_noted_once(tmp_path):
+    path = tmp_path / "d.jsonl"
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [{"messages": chat, "lang": "en"}, {"messages": [*chat, chat[0]], "split": 1, "lang": "de"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = DataConfig(train="unused")
+    assert read_records(path, to_demonstrations, config).notes == [
+        "1 rows: the turns after the last answer are left out",
+        f"{path}: not used: lang, split",
+    ]
+    assert read_records(path, to_prompts, config).notes == [f"{path}: given to reward functions alone: lang, split"]
