@@ -255,9 +255,12 @@ def shapes_page() -> Iterator[str]:
     yield from ("", "## Other names", "", "| key | other names, by shape the first that a row has |", "|---|---|")
     others: dict[str, dict[str, None]] = {}
     for slot in (slot for shape in SHAPES.values() for slot in (*shape.needs, *shape.reads) if "|" in slot):
-        ours, *names = slot.split("|")
-        others.setdefault(ours, {}).update(dict.fromkeys(names))
-    yield from (f"| `{ours}` | {', '.join(f'`{name}`' for name in names)} |" for ours, names in sorted(others.items()))
+        ours, *alternatives = slot.split("|")
+        others.setdefault(ours, {}).update(dict.fromkeys(alternatives))
+    yield from (
+        f"| `{ours}` | {', '.join(f'`{name}`' for name in alternatives)} |"
+        for ours, alternatives in sorted(others.items())
+    )
     yield from ("", "## Known keys", "")
     yield (
         "A row that says something under one of these is refused by name where its shape does not read it, with one "

@@ -14,7 +14,7 @@ from alignment.config.sections import DataConfig, Format
 from alignment.data import formats
 from alignment.data.importers import PassedOver
 from alignment.data.keys import is_empty
-from alignment.data.messages import Answer, answer_turns
+from alignment.data.messages import LongAnswer, answer_turns
 from alignment.data.parsing import to_comparisons, to_examples
 from alignment.data.records import Comparison, Demonstration, Document
 from alignment.data.row_files import BadRow
@@ -191,7 +191,7 @@ def _pair(record: Comparison) -> dict[str, Any]:
 
 
 def _answer(answer: str) -> str | list[dict[str, Any]]:
-    return [dict(turn) for turn in answer_turns(answer)] if isinstance(answer, Answer) else answer
+    return [dict(turn) for turn in answer_turns(answer)] if isinstance(answer, LongAnswer) else answer
 
 
 def _text(record: Demonstration | Document) -> dict[str, Any]:

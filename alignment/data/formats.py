@@ -19,7 +19,7 @@ __all__ = [
     "UNANSWERABLE",
     "AnnotatedPair",
     "Choice",
-    "Plan",
+    "RowPlan",
     "RankedAnswers",
     "Tournament",
     "key_words",
@@ -35,13 +35,13 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-_PLANS: dict[tuple[tuple[str, ...], Format], Plan | None] = {}
+_PLANS: dict[tuple[tuple[str, ...], Format], RowPlan | None] = {}
 _MOST_PLANS = 4096
 _NUMBERED = {"pandalm": "annotator", "qa-feedback": "prediction "}
 """Shapes that read as many columns as there are of this name."""
 
 
-class Plan(NamedTuple):
+class RowPlan(NamedTuple):
     """How rows with certain keys are read."""
 
     shape: Format
@@ -73,7 +73,7 @@ class Plan(NamedTuple):
         return reason
 
 
-def plan_of(row: Mapping[str, Any], format: Format, allowed: Collection[Format]) -> Plan:
+def plan_of(row: Mapping[str, Any], format: Format, allowed: Collection[Format]) -> RowPlan:
     """How a row is read: as the first shape whose keys it has, or as the one that `data.format` names.
 
     Raises:
@@ -88,7 +88,7 @@ def plan_of(row: Mapping[str, Any], format: Format, allowed: Collection[Format])
     return plan
 
 
-def _unread(row: Mapping[str, Any], format: Format, plan: Plan | None, allowed: Collection[Format]) -> BadRow:
+def _unread(row: Mapping[str, Any], format: Format, plan: RowPlan | None, allowed: Collection[Format]) -> BadRow:
     note = f", a {plan.shape} row, which this stage does not learn from" if plan else ""
     wanted: Sequence[Format] = [format] if format in allowed else [shape for shape in USUAL if shape in allowed]
     expected = " | ".join("+".join(key_words(shape)) for shape in wanted)
@@ -110,7 +110,7 @@ USUAL: tuple[Format, ...] = (
 """The shapes that an error names; docs/guides/data.md has all of them."""
 
 
-def _cached(keys: tuple[str, ...], format: Format) -> Plan | None:
+def _cached(keys: tuple[str, ...], format: Format) -> RowPlan | None:
     try:
         return _PLANS[keys, format]
     except KeyError:
@@ -119,7 +119,7 @@ def _cached(keys: tuple[str, ...], format: Format) -> Plan | None:
         return _PLANS.setdefault((keys, format), _plan(keys, format))
 
 
-def _plan(keys: tuple[str, ...], format: Format) -> Plan | None:
+def _plan(keys: tuple[str, ...], format: Format) -> RowPlan | None:
     for shape in [format] if format in SHAPES else SHAPES:
         plan = _fitted(keys, shape)
         if plan is not None:
@@ -127,7 +127,7 @@ def _plan(keys: tuple[str, ...], format: Format) -> Plan | None:
     return None
 
 
-def _fitted(keys: tuple[str, ...], shape: Format) -> Plan | None:
+def _fitted(keys: tuple[str, ...], shape: Format) -> RowPlan | None:
     """The plan of reading rows with these keys as a shape, None if one is missing."""
     names: dict[str, str] = {}
     free = dict.fromkeys(keys)
@@ -144,7 +144,7 @@ def _fitted(keys: tuple[str, ...], shape: Format) -> Plan | None:
         names |= {key: key for key in numbered}
         free = {key: None for key in free if key not in numbered}
     known = [key for key in free if key in BY_NAME and key not in HARMLESS_ELSEWHERE]
-    return Plan(
+    return RowPlan(
         shape,
         tuple((ours, name) for ours, name in names.items() if ours != name),
         frozenset(names.values()),

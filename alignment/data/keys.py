@@ -16,7 +16,7 @@ Changes = Literal["prompt", "answer", "media"]
 
 
 @dataclass(frozen=True)
-class Key:
+class KnownKey:
     """A meaning and the names that it has in files; the first is ours.
 
     `changes` says what is learned otherwise without it: the prompt, how an answer counts, or (media) both, and no shape
@@ -32,37 +32,37 @@ class Key:
 
 
 KEYS = (
-    Key(("system", "system_prompt", "system_message"), "the system turn", "prompt", True),
-    Key(("tools", "functions"), "what the assistant may call", "prompt"),
-    Key(("prompt", "query"), "the question, or the turns before the answer", "prompt", True, True),
-    Key(("instruction",), "the task", "prompt", True, True),
-    Key(("question",), "the question", "prompt", True, True),
-    Key(("input",), "what the task is applied to", "prompt", True),
-    Key(("context", "documents", "passages"), "texts to answer from", "prompt", True),
-    Key(("distractors",), "documents that do not help", "prompt", True),
-    Key(("messages", "conversations", "conversation"), "a conversation", "prompt", True, True),
-    Key(("history",), "earlier exchanges, [question, answer] each", "prompt", True),
-    Key(("unanswerable", "is_impossible"), "the documents do not answer the question", "answer"),
-    Key(("reasoning_content", "thinking", "reasoning"), "the reasoning before the answer", "answer", True),
-    Key(("chosen",), "the preferred answer", "answer", True),
-    Key(("rejected",), "the other answer", "answer"),
-    Key(("margin",), "by how much the chosen answer must lead", "answer"),
-    Key(("ranks", "rank", "ranking"), "the place of each answer, 1 is the best", "answer"),
-    Key(("scores", "ratings", "rewards"), "the score of each answer, higher is better", "answer"),
-    Key(("rating", "score", "reward"), "how good the answer is", "answer", by_format=True),
-    Key(("label", "kto_tag", "labels"), "whether the answer is a good one, true or false", "answer"),
-    Key(("train", "loss", "trainable", "training", "loss_mask"), "false: do not train on it", "answer"),
-    Key(("weight", "loss_weight", "sample_weight"), "how much it counts in the loss", "answer"),
-    Key(("mask", "train_detail"), "which parts are not trained on", "answer"),
-    Key(("labeler", "annotator", "rater", "judge", "worker"), "who judged", "answer", True),
-    Key(
+    KnownKey(("system", "system_prompt", "system_message"), "the system turn", "prompt", True),
+    KnownKey(("tools", "functions"), "what the assistant may call", "prompt"),
+    KnownKey(("prompt", "query"), "the question, or the turns before the answer", "prompt", True, True),
+    KnownKey(("instruction",), "the task", "prompt", True, True),
+    KnownKey(("question",), "the question", "prompt", True, True),
+    KnownKey(("input",), "what the task is applied to", "prompt", True),
+    KnownKey(("context", "documents", "passages"), "texts to answer from", "prompt", True),
+    KnownKey(("distractors",), "documents that do not help", "prompt", True),
+    KnownKey(("messages", "conversations", "conversation"), "a conversation", "prompt", True, True),
+    KnownKey(("history",), "earlier exchanges, [question, answer] each", "prompt", True),
+    KnownKey(("unanswerable", "is_impossible"), "the documents do not answer the question", "answer"),
+    KnownKey(("reasoning_content", "thinking", "reasoning"), "the reasoning before the answer", "answer", True),
+    KnownKey(("chosen",), "the preferred answer", "answer", True),
+    KnownKey(("rejected",), "the other answer", "answer"),
+    KnownKey(("margin",), "by how much the chosen answer must lead", "answer"),
+    KnownKey(("ranks", "rank", "ranking"), "the place of each answer, 1 is the best", "answer"),
+    KnownKey(("scores", "ratings", "rewards"), "the score of each answer, higher is better", "answer"),
+    KnownKey(("rating", "score", "reward"), "how good the answer is", "answer", by_format=True),
+    KnownKey(("label", "kto_tag", "labels"), "whether the answer is a good one, true or false", "answer"),
+    KnownKey(("train", "loss", "trainable", "training", "loss_mask"), "false: do not train on it", "answer"),
+    KnownKey(("weight", "loss_weight", "sample_weight"), "how much it counts in the loss", "answer"),
+    KnownKey(("mask", "train_detail"), "which parts are not trained on", "answer"),
+    KnownKey(("labeler", "annotator", "rater", "judge", "worker"), "who judged", "answer", True),
+    KnownKey(
         ("images", "image", "image_url", "image_path", "pixel_values", "videos", "video", "audios", "audio"),
         "images, films and sound",
         "media",
     ),
-    Key(("chat_template_kwargs",), "arguments of a chat template", "media"),
+    KnownKey(("chat_template_kwargs",), "arguments of a chat template", "media"),
 )
-BY_NAME: dict[str, Key] = {name: key for key in KEYS for name in key.names}
+BY_NAME: dict[str, KnownKey] = {name: key for key in KEYS for name in key.names}
 HARMLESS_ELSEWHERE = frozenset(BY_NAME["labeler"].names)
 """They change an answer only where it is judged; who wrote a demonstration does not."""
 
@@ -100,7 +100,7 @@ def _leave_out(name: str) -> str:
     return f"data.columns='{{{name}: null}}' (--column {name}=) reads the rows without it"
 
 
-def _says_train(key: Key, value: Any) -> bool:
+def _says_train(key: KnownKey, value: Any) -> bool:
     """Whether the key asks for what happens anyway."""
     return key.names[0] in ("train", "weight") and value in (True, 1)
 

@@ -39,12 +39,12 @@ class Chat(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-class Answer(str):
+class LongAnswer(str):
     """What follows a prompt where it is more than one plain turn: the text that people read, and its `turns`."""
 
     turns: Turns
 
-    def __new__(cls, text: str, turns: Turns = ()) -> Answer:
+    def __new__(cls, text: str, turns: Turns = ()) -> LongAnswer:
         answer = super().__new__(cls, text)
         answer.turns = turns
         return answer
@@ -259,7 +259,7 @@ def with_answer(prompt: Turns, answer: str) -> Turns:
 
 
 def answer_turns(answer: str) -> Turns:
-    """The turns of an answer: one of the assistant's, unless it is an `Answer` of several."""
+    """The turns of an answer: one of the assistant's, unless it is an `LongAnswer` of several."""
     return getattr(answer, "turns", ()) or (Message(role="assistant", content=answer),)
 
 
@@ -267,7 +267,7 @@ def answer_of(turns: Turns) -> str:
     """Turns after a prompt as one answer, which is a plain string where they are one plain turn."""
     if len(turns) == 1 and turns[0].keys() == {"role", "content"}:
         return turns[0]["content"]
-    return Answer("\n\n".join(_shown(turns)), turns)
+    return LongAnswer("\n\n".join(_shown(turns)), turns)
 
 
 def _shown(turns: Turns) -> Iterator[str]:

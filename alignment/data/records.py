@@ -69,7 +69,7 @@ class Vote:
 class Comparison:
     """Two completions of one prompt and the votes on them. `size` is the number of completions judged together.
 
-    A completion of several turns, or with tool calls, is an `alignment.data.messages.Answer`. `margin` is the lead in
+    A completion of several turns, or with tool calls, is an `alignment.data.messages.LongAnswer`. `margin` is the lead in
     score that the preferred one must have, if the row says it; `scores` are what somebody gave the two, first and
     second, and are not learned.
     """

@@ -30,7 +30,7 @@ CHOICE = "choice|winner|vote|preference|preferred|preferred_answer|better|winner
 
 
 @dataclass(frozen=True)
-class Shape:
+class RowShape:
     """A shape of rows.
 
     Args:
@@ -53,14 +53,14 @@ _HELLO: dict[str, Any] = {"role": "assistant", "content": "Hello"}
 _RUDE: dict[str, Any] = {"role": "assistant", "content": "Go away"}
 _PAIR = "the preferred answer"
 
-SHAPES: dict[Format, Shape] = {
-    "openai-preference": Shape(
+SHAPES: dict[Format, RowShape] = {
+    "openai-preference": RowShape(
         ("input", "preferred_output", "non_preferred_output"),
         (),
         {"input": {"messages": [_HI]}, "preferred_output": [_HELLO], "non_preferred_output": [_RUDE]},
         _PAIR, "the pair", "the question",
     ),
-    "tree": Shape(
+    "tree": RowShape(
         ("message_tree_id", "prompt"),
         (),
         {
@@ -72,65 +72,65 @@ SHAPES: dict[Format, Shape] = {
         },
         "chats along the best ranked answers, each answer once", "all pairs of ranked siblings", "as `chat`",
     ),
-    "self-instruct": Shape(
+    "self-instruct": RowShape(
         ("instruction", "instances"),
         SYSTEM,
         {"instruction": "Sort.", "instances": [{"input": "3 1", "output": "1 3"}]},
         "each instance", "", "each instance",
     ),
-    "arena": Shape(
+    "arena": RowShape(
         ("conversation_a", "conversation_b", "winner"),
         ("turn", *LABELER),
         {"conversation_a": [_HI, _HELLO], "conversation_b": [_HI, _RUDE], "winner": "model_a", "judge": "ann"},
         _PAIR, "the pair with the judge's vote; `tie` is a tie", "the common start",
     ),
-    "strength": Shape(
+    "strength": RowShape(
         (ASKED + "|context", "first|response_1|response1", "second|response_2|response2",
          "preference_strength|overall_preference"),
         (*PROMPT, *LABELER),
         {"prompt": "Hi", "response_1": "Hello", "response_2": "Go away", "preference_strength": -2},
         _PAIR, "the pair with the strength: -3 the first is much better, 0 a tie, 3 the second", "the question",
     ),
-    "pandalm": Shape(
+    "pandalm": RowShape(
         ("instruction", "response1", "response2", "annotator1"),
         ("input", *SYSTEM),
         {"instruction": "Sort.", "input": "3 1", "response1": "1 3", "response2": "3 1", "annotator1": 1,
          "annotator2": 0},
         "the response that most preferred", "the pair with each annotator's vote; 0 a tie, 1, 2", "the instruction",
     ),
-    "safety": Shape(
+    "safety": RowShape(
         (ASKED, "response_0", "response_1", "better_response_id"),
         PROMPT,
         {"prompt": "Hi", "response_0": "Hello", "response_1": "Go away", "better_response_id": 0},
         _PAIR, "the pair", "the question",
     ),
-    "webgpt": Shape(
+    "webgpt": RowShape(
         ("question", "answer_0", "answer_1", "score_0", "score_1"),
         SYSTEM,
         {"question": {"full_text": "When?"}, "answer_0": "At nine.", "score_0": 0.5, "answer_1": "No.",
          "score_1": -0.5},
         _PAIR, "the pair; equal scores are a tie", "the question",
     ),
-    "reddit": Shape(
+    "reddit": RowShape(
         ("history", "human_ref_A", "human_ref_B", "labels"),
         SYSTEM,
         {"history": "Hi", "human_ref_A": "Hello", "human_ref_B": "Go away", "labels": 1},
         _PAIR, "the pair; 1 says that A is better, 0 that B is", "the post",
     ),
-    "vote": Shape(
+    "vote": RowShape(
         (ASKED, FIRST, SECOND, CHOICE),
         (*PROMPT, *LABELER, "winner_model_b", "winner_tie"),
         {"prompt": "Hi", "answer_a": "Hello", "answer_b": "Go away", "vote": "A", "rater": "ann"},
         _PAIR, "the pair with the vote: a, b, 1, 2, tie", "the question",
     ),
-    "pair": Shape(
+    "pair": RowShape(
         ("chosen|chosen_response|accepted", "rejected|rejected_response"),
         (*PROMPT, *TOOLS, *LABELER, "margin", "score_chosen|chosen_score|chosen_rating|chosen-rating",
          "score_rejected|rejected_score|rejected_rating|rejected-rating"),
         {"prompt": "Hi", "chosen": "Hello", "rejected": "Go away", "margin": 1.5},
         "the chosen one", "the pair; `margin` is a margin of the loss, scores are not", "the prompt",
     ),
-    "qa-feedback": Shape(
+    "qa-feedback": RowShape(
         ("question", "passages", "prediction 1", "preference"),
         (*SYSTEM, "gold", *(f"prediction {index}" for index in range(2, 10))),
         {"question": "When?", "passages": [["Hours", "9-17"]], "prediction 1": "At nine.", "prediction 2": "No.",
@@ -138,7 +138,7 @@ SHAPES: dict[Format, Shape] = {
         "`gold`", "all K(K-1)/2 pairs, (1,2), (1,3), ...: 0 a tie, 1 the first, 2 the second",
         "question and passages, as `rag`",
     ),
-    "ranking": Shape(
+    "ranking": RowShape(
         (ASKED, ANSWERS, "ranks|ranking|scores|ratings|rewards"),
         (*PROMPT, *LABELER),
         {"prompt": "Hi", "completions": ["a", "b", "c"], "ranks": [2, 1, 2]},
@@ -146,31 +146,31 @@ SHAPES: dict[Format, Shape] = {
         "all K(K-1)/2 pairs, ties too; of `ranks` 1 is the best, of `scores` the highest; null: not judged",
         "the prompt",
     ),
-    "unpaired": Shape(
+    "unpaired": RowShape(
         ("label|kto_tag", f"{ANSWER}|messages|{TURNS}"),
         (*PROMPT, *TOOLS, *REASONING),
         {"prompt": "Hi", "completion": "Go away", "label": False},
         "the answers whose label is true", "a rating of 0 or 1", "the prompt",
     ),
-    "rating": Shape(
+    "rating": RowShape(
         ("rating|score|reward|helpfulness", f"{ANSWER}|messages|{TURNS}"),
         (*PROMPT, *LABELER),
         {"prompt": "Hi", "completion": "a", "rating": 4, "labeler": "ann"},
         "", "the rating", "the prompt",
     ),
-    "chat": Shape(
+    "chat": RowShape(
         ("messages",),
         (*SYSTEM, *TOOLS, *TRAIN),
         {"messages": [_HI, _HELLO | {"weight": 0}, _HI, _HELLO], "tools": []},
         "every assistant turn whose `weight` (or `train`, `loss`) is not 0", "", "the turns before the last answer",
     ),
-    "sharegpt": Shape(
+    "sharegpt": RowShape(
         (TURNS,),
         (*SYSTEM, *TOOLS, *TRAIN),
         {"system": "Be brief.", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
         "as `chat`", "", "as `chat`",
     ),
-    "rag": Shape(
+    "rag": RowShape(
         ("question", "documents|context"),
         ("answer|answers|response|output|completion", "distractors", "unanswerable|is_impossible", "history", *SYSTEM,
          *REASONING, *TRAIN),
@@ -178,32 +178,32 @@ SHAPES: dict[Format, Shape] = {
          "answer": "At nine."},
         "the answer", "", "question and documents",
     ),
-    "alpaca": Shape(
+    "alpaca": RowShape(
         ("instruction", "output|response|completion|answer"),
         ("input|context", "history", *TOOLS, *SYSTEM, *REASONING, *TRAIN),
         {"instruction": "Sort.", "input": "3 1", "output": "1 3"},
         "the output; of a list the first", "a list of outputs, best first", "the instruction",
     ),
-    "completion": Shape(
+    "completion": RowShape(
         ("prompt|query|input", "completion|response|output"),
         (*TOOLS, *SYSTEM, "history", *REASONING, *TRAIN),
         {"prompt": "Hi", "completion": "Hello"},
         "the completion", "", "the prompt",
     ),
-    "scored": Shape(
+    "scored": RowShape(
         (ASKED, ANSWERS),
         (*PROMPT, "models"),
         {"prompt": "Hi", "answers": [{"answer": "Hello", "rank": 1}, {"answer": "Go away", "rank": 2}]},
         "the best one", "all pairs; each answer has its `rank` (1 is the best) or its score", "the prompt",
     ),
-    "faq": Shape(
+    "faq": RowShape(
         ("question", "answer|response|output|completion"),
         ("history", *SYSTEM, *REASONING, *TRAIN),
         {"question": "When?", "answer": "At nine."},
         "the answer", "", "the question",
     ),
-    "text": Shape(("text",), (), {"text": "We open at nine."}, "every token", "", ""),
-    "prompt": Shape(
+    "text": RowShape(("text",), (), {"text": "We open at nine."}, "every token", "", ""),
+    "prompt": RowShape(
         (ASKED,),
         PROMPT,
         {"prompt": "Hi"},

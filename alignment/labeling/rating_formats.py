@@ -14,7 +14,7 @@ from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
 from alignment.data import formats
-from alignment.data.messages import Answer
+from alignment.data.messages import LongAnswer
 from alignment.data.row_files import BadRow
 from alignment.labeling.checks import checked_entry
 from alignment.labeling.entries import Entry, Rows, Stored, exportable, kept_row, plain_turns, short_digest
@@ -67,7 +67,7 @@ def _write_jsonl(stored: Stored, left_out: Counter[str]) -> Rows:
 def _read_hh(row: Mapping[str, Any]) -> list[Entry]:
     formats.shape_of(row, "pair", ["pair"])
     prompt, chosen, rejected = formats.pair_of(row)
-    if isinstance(chosen, Answer) or isinstance(rejected, Answer):
+    if isinstance(chosen, LongAnswer) or isinstance(rejected, LongAnswer):
         raise BadRow("'chosen' and 'rejected' differ before the assistant's last turn, and labelers judge one answer")
     if chosen == rejected:
         raise BadRow("'chosen' and 'rejected' are the same")

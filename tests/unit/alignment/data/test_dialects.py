@@ -7,7 +7,7 @@ import pytest
 
 from alignment.config.sections import DataConfig
 from alignment.data.importers import PassedOver
-from alignment.data.messages import Answer
+from alignment.data.messages import LongAnswer
 from alignment.data.openassistant import flat_trees
 from alignment.data.parsing import to_comparisons, to_examples, to_judgements, to_prompts
 from alignment.data.reading import read_records
@@ -262,7 +262,7 @@ def test_a_call_may_be_a_completion_or_the_preferred_answer():
         assistant("", tool_calls=[CALL]),
     )
     pair = only({"prompt": [ASKED], "chosen": calls, "rejected": [RUDE]}, to_comparisons)
-    assert isinstance(pair.first, Answer) and pair.first.turns == (assistant("", tool_calls=[CALL]),)
+    assert isinstance(pair.first, LongAnswer) and pair.first.turns == (assistant("", tool_calls=[CALL]),)
     assert (json.loads(pair.first)["name"], pair.second) == ("find", "Who knows.")
     with pytest.raises(BadRow, match="comparisons with tools are not read"):
         to_judgements({"prompt": "q", "chosen": "a", "rejected": "b", "tools": [FIND]})
