@@ -259,7 +259,7 @@ def with_answer(prompt: Turns, answer: str) -> Turns:
 
 
 def answer_turns(answer: str) -> Turns:
-    """The turns of an answer: one of the assistant's, unless it is an `LongAnswer` of several."""
+    """The turns of an answer: one of the assistant's, unless it is a `LongAnswer` of several."""
     return getattr(answer, "turns", ()) or (Message(role="assistant", content=answer),)
 
 

@@ -69,9 +69,9 @@ class Vote:
 class Comparison:
     """Two completions of one prompt and the votes on them. `size` is the number of completions judged together.
 
-    A completion of several turns, or with tool calls, is an `alignment.data.messages.LongAnswer`. `margin` is the lead in
-    score that the preferred one must have, if the row says it; `scores` are what somebody gave the two, first and
-    second, and are not learned.
+    A completion of several turns, or with tool calls, is a `LongAnswer` (`alignment.data.messages`). `margin` is the
+    lead in score that the preferred one must have, if the row says it; `scores` are what somebody gave the two, first
+    and second, and are not learned.
     """
 
     prompt: tuple[Message, ...]
