@@ -113,6 +113,7 @@ def encode_data(
     )
     bad = [*reading.bad, *unrenderable]
     if inspector is not None:
+        inspector.add_unused(reading.unused_keys())
         for place, problem in bad:
             inspector.add_bad(place, problem)
     return EncodedData(train, held_out, bad, left_out, reading.notes(), reading.fingerprints, shown, folder)

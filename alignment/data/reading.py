@@ -81,6 +81,10 @@ class Reading(Generic[R]):
             )
         return notes
 
+    def unused_keys(self) -> list[str]:
+        """The keys that mean nothing to us, of all sources."""
+        return list(dict.fromkeys(name for names in self.unused.values() for name in names))
+
     def _read(self, part: DataPart, use: Use, held_out: Collection[bytes] = ()) -> Iterator[tuple[Use, R]]:
         config = self.config
         source = self._open(part, config)
@@ -184,6 +188,8 @@ class Records(Generic[R]):
     bad: list[tuple[str, str]]
     fingerprints: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    """Keys that mean nothing to us."""
 
 
 def read_records(path: str | Path, convert: Convert[R], config: DataConfig) -> Records[R]:
@@ -209,5 +215,5 @@ def train_and_eval(
     for use, record in reading:
         items[use].append(record)
     fingerprints = reading.fingerprints
-    train = Records(items["train"], reading.bad, fingerprints["train"], reading.notes())
+    train = Records(items["train"], reading.bad, fingerprints["train"], reading.notes(), reading.unused_keys())
     return train, Records(items["eval"], [], fingerprints["eval"])

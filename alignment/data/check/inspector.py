@@ -10,7 +10,7 @@ import json
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -174,6 +174,10 @@ class Inspector:
             kind, reason = "", "other reasons"
         self.set_aside.setdefault(kind, (reason, Seen()))[1].add(where, limit=MAX_PLACES)
 
+    def add_unused(self, names: Iterable[str]) -> None:
+        """Note keys that mean nothing to us."""
+        self.unused |= dict.fromkeys(names)
+
     def look(self, record: Record, encoded: Encoded, fitted: Encoded | None, held_out: bool) -> None:
         """Inspect a record on its way to training: all of its tokens, and those that `fit` kept."""
         if record is self._last:  # repeated by its part's weight, not a duplicate in the file
@@ -189,7 +193,7 @@ class Inspector:
             raise row
         if not isinstance(row, Mapping):
             raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
-        self.unused |= dict.fromkeys(formats.unused_keys(row, format))
+        self.add_unused(formats.unused_keys(row, format))
         shape = formats.shape_of(row, format, tuple(formats.SHAPES))
         convert: Callable[..., Sequence[Record]] = to_examples
         if self.stage is not None:
@@ -236,7 +240,8 @@ class Inspector:
         self.held_out.append(held_out)
         self.groups.append(digest(group))
         self.prompts.append(digest(prompt))
-        if isinstance(record, Comparison | CompletionRating):
+        # The reward stage looks at an answer once, however often it was rated, and judges the ratings itself.
+        if isinstance(record, Comparison) or (isinstance(record, CompletionRating) and self._last is None):
             self.judged.add(record, group)
         if isinstance(record, Comparison):
             # Answers to one prompt may differ, but two rows must not prefer opposite answers of the same pair.
