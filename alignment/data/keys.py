@@ -50,10 +50,31 @@ KEYS = (
     KnownKey(("ranks", "rank", "ranking"), "the place of each answer, 1 is the best", "answer"),
     KnownKey(("scores", "ratings", "rewards"), "the score of each answer, higher is better", "answer"),
     KnownKey(("rating", "score", "reward"), "how good the answer is", "answer", by_format=True),
-    KnownKey(("label", "kto_tag", "labels"), "whether the answer is a good one, true or false", "answer"),
-    KnownKey(("train", "loss", "trainable", "training", "loss_mask"), "false: do not train on it", "answer"),
+    KnownKey(
+        (
+            "label",
+            "kto_tag",
+            "desirable",
+            "is_desirable",
+            "is_good",
+            "thumbs_up",
+            "liked",
+            "labels",
+            "feedback",
+            "quality",
+        ),
+        "whether the answer is a good one, true or false",
+        "answer",
+    ),
+    KnownKey(("choice", "winner", "vote", "preference", "preferred", "verdict"), "which answer won", "answer"),
+    KnownKey(("completion", "response", "output", "answer"), "an answer", "answer", True, True),
+    KnownKey(
+        ("train", "loss", "trainable", "training", "loss_mask", "train_on_turn", "should_train"),
+        "false: do not train on it",
+        "answer",
+    ),
     KnownKey(("weight", "loss_weight", "sample_weight"), "how much it counts in the loss", "answer"),
-    KnownKey(("mask", "train_detail"), "which parts are not trained on", "answer"),
+    KnownKey(("mask", "masked", "ignore", "train_detail"), "which parts are not trained on", "answer"),
     KnownKey(("labeler", "annotator", "rater", "judge", "worker"), "who judged", "answer", True),
     KnownKey(
         ("images", "image", "image_url", "image_path", "pixel_values", "videos", "video", "audios", "audio"),
@@ -93,7 +114,7 @@ def refuse_unread(
             continue
         if key.changes == "media":
             raise BadRow(f"'{name}': {key.about} are not supported; take such rows out, or {_leave_out(name)}")
-        raise BadRow(f"'{name}' ({key.about}) is not read in a {shape} row; rename it, or {_leave_out(name)}")
+        raise BadRow(f"'{name}' ({key.about}) is not read in {shape} rows; rename it, or {_leave_out(name)}")
 
 
 def _leave_out(name: str) -> str:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from alignment.data.keys import is_empty
+from alignment.data.keys import BY_NAME, is_empty
 from alignment.data.row_files import BadRow
 from alignment.data.tool_calls import call_of, calls_in_text
 from alignment.templates.reasoning import REASONING
@@ -22,8 +22,9 @@ ROLES: dict[str, str] = {
     **dict.fromkeys(("tool", "function", "observation", "ipython", "function_response", "tool_response"), "tool"),
 }  # fmt: skip
 """The roles in files, in lower case, and ours."""
-NOT_TRAINED = ("weight", "train", "loss", "trainable", "training", "loss_mask")
+NOT_TRAINED = ("weight", *BY_NAME["train"].names)
 """Keys of an assistant's turn that say 0 or false where it is not to be trained on."""
+_JUDGED = [name for key in ("rating", "label", "ranks", "chosen", "rejected") for name in BY_NAME[key].names]
 _SENDER, _TEXT = ("role", "from", "speaker", "sender", "author"), ("content", "value", "text", "message")
 _MEDIA = re.compile(r"image|audio|video|pixel")
 _PLAIN = (frozenset({"role", "content"}), frozenset({"from", "value"}))
@@ -185,9 +186,15 @@ def _messages(item: Mapping[str, Any], role: str, content: Any, name: str, is_ca
 
 def _weight(item: Mapping[str, Any], role: str, name: str) -> int | None:
     """0 or 1 where a turn of the assistant's says whether it is trained on; other turns never are."""
-    if not is_empty(item.get("mask")) or not is_empty(item.get("train_detail")):
+    if any(item.get(key) for key in BY_NAME["mask"].names):
         raise BadRow(
             f"{name} has a mask of parts that are not trained on, which is not read; give whole turns `weight: 0`"
+        )
+    judged = next((key for key in _JUDGED if not is_empty(item.get(key))), None)
+    if judged is not None and role == "assistant":
+        raise BadRow(
+            f"{name} has '{judged}' ({BY_NAME[judged].about}), which is not read of a turn; take the key out, and give "
+            "turns that are not to be learned `weight: 0`"
         )
     said = [(key, item[key]) for key in NOT_TRAINED if item.get(key) is not None]
     for key, value in said:
@@ -231,6 +238,8 @@ class _Parts:
             self.results.append(result)
         elif isinstance(part, Mapping) and isinstance(part.get("text", part.get("refusal")), str):
             _refuse_media(part, f"a part of {name}")
+            if part.get("text") == "":
+                return None
             return check_text(part.get("text", part.get("refusal")), f"a part of {name}")
         elif isinstance(kind, str):
             raise BadRow(

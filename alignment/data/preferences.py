@@ -79,10 +79,14 @@ def _side(row: Mapping[str, Any], key: str, prompt: Turns) -> Turns:
     value = row[key]
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         value = parsed(value) if holds_turns(parsed(value)) else value
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        if len(value) != 1:
+            raise BadRow(f"'{key}' holds {len(value)} texts; a row of several answers has `completions` and `ranks`")
+        value = value[0]
     if isinstance(value, list | dict):
         return turns_in(list_of({key: value}, key), key)
     if not prompt:
-        return parse_transcript(text_of(row, key))
+        return parse_transcript(check_text(value, f"'{key}'"))
     text = check_text(value, f"'{key}'")
     if re.match(r"\s*(Human|User|USER):", text) and re.search(r"\n(Assistant|ASSISTANT):", text):
         turns = marked_transcript(text, key)
@@ -132,7 +136,7 @@ def openai_pair(row: Mapping[str, Any]) -> tuple[PairRow, Chat]:
     asked = row["input"]
     if not isinstance(asked, Mapping) or not isinstance(asked.get("messages"), list):
         raise BadRow("'input' must be an object with `messages`")
-    prompt = turns_in(asked["messages"], "input.messages")
+    prompt = with_system(row, turns_in(asked["messages"], "input.messages"))
     sides = [turns_in(list_of(row, key), key) for key in ("preferred_output", "non_preferred_output")]
     return PairRow(*split_sides({}, prompt, *sides)), Chat(prompt, tools_of(asked))
 

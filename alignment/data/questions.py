@@ -134,6 +134,8 @@ def documents_in(value: Any, key: str) -> list[str]:
     Each is a string, an object with `text` and maybe `title`, or a list as in HotpotQA.
     """
     texts = []
+    if isinstance(value, Mapping) and isinstance(value.get("title"), list):  # HotpotQA's columns
+        value = [list(pair) for pair in zip(value["title"], value.get("sentences") or [], strict=False)]
     if isinstance(value, str) and isinstance(found := parsed(value), list):  # a table's column
         value = found if all(isinstance(item, str | Mapping | list) for item in found) else value
     for document in [value] if isinstance(value, str) else value if isinstance(value, list) else [None]:

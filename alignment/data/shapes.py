@@ -56,7 +56,7 @@ _PAIR = "the preferred answer"
 SHAPES: dict[Format, RowShape] = {
     "openai-preference": RowShape(
         ("input", "preferred_output", "non_preferred_output"),
-        (),
+        SYSTEM,
         {"input": {"messages": [_HI]}, "preferred_output": [_HELLO], "non_preferred_output": [_RUDE]},
         _PAIR, "the pair", "the question",
     ),
@@ -80,7 +80,7 @@ SHAPES: dict[Format, RowShape] = {
     ),
     "arena": RowShape(
         ("conversation_a", "conversation_b", "winner"),
-        ("turn", *LABELER),
+        ("turn", *LABELER, *SYSTEM),
         {"conversation_a": [_HI, _HELLO], "conversation_b": [_HI, _RUDE], "winner": "model_a", "judge": "ann"},
         _PAIR, "the pair with the judge's vote; `tie` is a tie", "the common start",
     ),
@@ -147,7 +147,7 @@ SHAPES: dict[Format, RowShape] = {
         "the prompt",
     ),
     "unpaired": RowShape(
-        ("label|kto_tag", f"{ANSWER}|messages|{TURNS}"),
+        ("label|kto_tag|desirable|is_desirable|is_good|thumbs_up|liked", f"{ANSWER}|messages|{TURNS}"),
         (*PROMPT, *TOOLS, *REASONING),
         {"prompt": "Hi", "completion": "Go away", "label": False},
         "the answers whose label is true", "a rating of 0 or 1", "the prompt",

@@ -87,7 +87,7 @@ def arena(row: Mapping[str, Any]) -> VotedPair:
     turn = row.get("turn")
     if isinstance(turn, int | float) and not isinstance(turn, bool) and turn >= 1:
         sides = [_first_exchanges(side, int(turn)) for side in sides]
-    prompt, first, second = split_sides({}, (), *sides)
+    prompt, first, second = split_sides(row, (), *sides)
     return VotedPair(prompt, first, second, winner_of(row["winner"]), None, labeler_of(row))
 
 

@@ -159,7 +159,7 @@ def test_check_says_what_a_stage_would_do(tmp_path: Path) -> None:
     rows = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b", "rating": [2, 1]} for n in range(30)]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     refused = run("check", pairs, "--for", "reward")
-    assert refused.exit_code == 2 and "'rating' (how good the answer is) is not read in a pair row" in refused.stderr
+    assert refused.exit_code == 2 and "'rating' (how good the answer is) is not read in pair rows" in refused.stderr
     out = done("check", pairs, "--for", "reward", "--column", "rating=")
     assert out.startswith("Ready for python -m reward\n")
     assert "first, preferred      a\n  second, rejected      b\n" in out

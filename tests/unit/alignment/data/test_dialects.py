@@ -151,6 +151,19 @@ def test_a_user_turn_may_be_marked_as_not_trained_on():
     assert only(row).messages == (user("q"), assistant("a", weight=1))
 
 
+def test_a_judgement_of_a_turn_is_not_dropped():
+    for key, value in (("score", 1), ("label", "bad"), ("rejected", "x")):
+        with pytest.raises(BadRow, match=rf"message 2 of 'messages' has '{key}' \(.*\), which is not read of a turn"):
+            to_examples({"messages": [ASKED, TOLD | {key: value}]})
+
+
+def test_an_answer_beside_another_one_is_not_dropped():
+    row = {"prompt": "q", "completion": "It is 42."}
+    assert only(row | {"answer": "42"}).messages == (user("q"), assistant("It is 42."))
+    with pytest.raises(BadRow, match=r"'answer' \(an answer\) is not read in completion rows"):
+        to_examples(row | {"answer": "43"})
+
+
 def test_a_row_is_marked_as_a_whole():
     for mark in ({"train": False}, {"weight": 0}, {"loss": "false"}):
         with pytest.raises(PassedOver, match="marked as one not to train on"):
@@ -441,6 +454,7 @@ def test_votes_ties_strengths_and_judges():
         ({"prompt": "q", "completion": "a", "rating": math.nan}, "'rating' must be a number, found nan"),
         ({"prompt": "q", "completion": "a", "rating": math.inf}, "'rating' must be a number, found inf"),
         ({"text": "q", "label": ["good"]}, "which this stage does not learn from"),
+        ({"prompt": "q", "chosen": "a", "rejected": ["b", "c"]}, "'rejected' holds 2 texts; a row of several answers"),
     ],
 )
 def test_judgements_that_say_nothing_usable(row, part):

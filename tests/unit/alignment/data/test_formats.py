@@ -127,7 +127,7 @@ def test_ratings_are_prompts_but_nobody_learns_a_badly_rated_answer_by_accident(
 
 def test_a_named_format_beats_the_keys():
     row = {"messages": [user("x"), assistant("y")], "question": "q", "answer": "a"}
-    with pytest.raises(BadRow, match=r"'question' \(the question\) is not read in a chat row"):
+    with pytest.raises(BadRow, match=r"'question' \(the question\) is not read in chat rows"):
         only(row)
     assert only(row, "chat").messages == (user("x"), assistant("y"))
     assert only(row, "faq").messages == (user("q"), assistant("a"))

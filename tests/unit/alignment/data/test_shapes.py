@@ -104,7 +104,7 @@ def test_a_refusal_names_the_key_its_meaning_and_a_fix_that_works():
     with pytest.raises(BadRow) as refused:
         to_judgements(row)
     assert str(refused.value) == (
-        "'rating' (how good the answer is) is not read in a pair row; rename it, or data.columns='{rating: null}' "
+        "'rating' (how good the answer is) is not read in pair rows; rename it, or data.columns='{rating: null}' "
         "(--column rating=) reads the rows without it"
     )
     assert to_judgements(renamed(row, {"rating": None})) == to_judgements(BASES[6])
@@ -119,9 +119,7 @@ def test_what_says_nothing_or_repeats_the_conversation_is_no_reason_to_refuse():
         {"instruction": "When?", "response": "At nine.", "reward_model": "m"},  # Magpie
     ):
         assert to_examples({**chat, **more}) == to_examples(chat)
-    with pytest.raises(
-        BadRow, match=r"'prompt' \(the question, or the turns before the answer\) is not read in a chat"
-    ):
+    with pytest.raises(BadRow, match=r"'prompt' \(the question, or the turns before the answer\) is not read in chat"):
         to_examples({**chat, "prompt": "Why?"})
 
 
