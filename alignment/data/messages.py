@@ -132,14 +132,17 @@ def list_of(row: Mapping[str, Any], key: str) -> Sequence[Any]:
 
 def message_of(item: Mapping[str, Any], name: str) -> list[Message]:
     """The turn, or turns, of an object in any dialect; `name` names it in errors."""
+    if len(item) > 2:  # a Parquet column gives each turn the keys of all others, as null
+        item = {key: value for key, value in item.items() if value is not None}
     if item.keys() in _PLAIN:
         sender, content = item.values() if next(iter(item)) in _SENDER else reversed(list(item.values()))
         role = ROLES.get(sender) if isinstance(sender, str) else None
         if isinstance(content, str) and role in ("user", "assistant") and not sender.endswith("_call"):
             return [Message(role=role, content=check_text(content, f"the content of {name}"))]
     if "input" in item and "output" in item and not any(key in item for key in _SENDER):
-        pair = ("user", item["input"]), ("assistant", item["output"])
-        return [Message(role=role, content=check_text(text, f"the {role}'s part of {name}")) for role, text in pair]
+        rest = {key: value for key, value in item.items() if key not in ("input", "output")}
+        asked = {"role": "user", "content": item["input"]}
+        return [*message_of(asked, name), *message_of({"role": "assistant", "content": item["output"], **rest}, name)]
     _refuse_media(item, name)
     sender = next((item[key] for key in _SENDER if item.get(key) is not None), None)
     role = ROLES.get(sender.strip().lower().replace(" ", "_")) if isinstance(sender, str) else None

@@ -130,6 +130,7 @@ def test_other_parts_than_texts_are_refused(part):
 def test_a_marked_answer_is_context_only(mark):
     rows = [
         {"messages": [ASKED, assistant("Bad.") | mark, user("Really?"), TOLD]},
+        {"conversation": [{"input": "q", "output": "Bad."} | mark, {"input": "r", "output": "a"}]},
         {
             "conversations": [
                 *turns(("human", "q")),
