@@ -60,8 +60,6 @@ KEYS = (
             "thumbs_up",
             "liked",
             "labels",
-            "feedback",
-            "quality",
         ),
         "whether the answer is a good one, true or false",
         "answer",
