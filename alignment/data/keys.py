@@ -64,7 +64,7 @@ KEYS = (
         "whether the answer is a good one, true or false",
         "answer",
     ),
-    KnownKey(("choice", "winner", "vote", "preference", "preferred", "verdict"), "which answer won", "answer"),
+    KnownKey(("winner", "vote", "verdict"), "which answer won", "answer"),
     KnownKey(("completion", "response", "output", "answer"), "an answer", "answer", True, True),
     KnownKey(
         ("train", "loss", "trainable", "training", "loss_mask", "train_on_turn", "should_train"),
