@@ -89,7 +89,9 @@ def _converted(row: Any, format: Format, target: Target, suffix: str, lost: Coun
     rows = [_WRITERS[target](record) for record in records]
     if suffix in (".csv", ".parquet"):
         rows = [_flat(converted, suffix) for converted in rows]
-    lost.update(key for key in plan.lost(() if target == "pair" else _COMPARED) if not is_empty(row[key]))
+    lost.update(
+        key for key in plan.lost(("preference_strength",) if target == "pair" else _COMPARED) if not is_empty(row[key])
+    )
     for key in (key for key in plan.unknown if not is_empty(row[key])):
         extended = [{**converted, key: row[key]} for converted in rows]
         fits = suffix in (".jsonl", ".gz") and all(key not in converted for converted in rows)
@@ -187,6 +189,8 @@ def _pair(record: Comparison) -> dict[str, Any]:
         raise BadRow("a tie prefers neither answer; --to pair has no room for it")
     answers = (record.first, record.second) if record.target > 0.5 else (record.second, record.first)
     row = {"prompt": _prompt(record.prompt), "chosen": _answer(answers[0]), "rejected": _answer(answers[1])}
+    if len(record.votes) == 1 and record.votes[0].labeler is not None:
+        row["labeler"] = record.votes[0].labeler
     return row | ({} if record.margin is None else {"margin": record.margin})
 
 

@@ -226,6 +226,7 @@ def test_margins_and_answers_of_several_turns_survive_in_pairs(tmp_path):
     later = [{"role": "user", "content": "r"}, {"role": "assistant", "content": "d"}]
     rows = [
         {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 2.0},
+        {"prompt": "q", "chosen": "a", "rejected": "b", "annotator": "ada"},
         {"prompt": "q", "chosen": [{"role": "assistant", "content": "c"}, *later], "rejected": "b"},
     ]
     source = write(tmp_path / "in.jsonl", rows)
