@@ -76,7 +76,7 @@ def prepare(config: PPOStageConfig, registry: Registry) -> Prepared:
     sources = processes.on_main_process(lambda: find_models(config, registry))
     _check_lengths(config, sources)
     tokenizer = load_policy_tokenizer(config, sources)
-    inspector = Inspector(config.data, tokenizer) if processes.is_main_process() else None
+    inspector = Inspector(config.data, tokenizer, stage="ppo") if processes.is_main_process() else None
     prompts, long_prompts = _encode(config, train_set, tokenizer, inspector, held_out=False)
     held_out, long_held_out = _encode(config, eval_set, tokenizer, inspector, held_out=True)
     report = processes.on_main_process(lambda: check_before_training(config, inspector))
@@ -117,6 +117,7 @@ def _encode(
     limit, too_long = prompt_limit(config), config.data.too_long
     if inspector is None:
         return encode_prompts(records.items, tokenizer, limit, too_long)
+    inspector.add_unused(records.unused)
     for where, reason in records.bad:
         inspector.add_bad(where, reason)
 

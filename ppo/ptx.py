@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from alignment.config.sections import DataConfig
-from alignment.data.encoding import encode_record, fit_record
+from alignment.data.encoding import encode_parts, fit_record
 from alignment.data.parsing import to_examples
 from alignment.data.reading import check_bad, read_records
 from alignment.data.records import Demonstration, Document
@@ -46,7 +46,8 @@ def read_ptx(config: PPOStageConfig, tokenizer: PreTrainedTokenizerBase) -> PTXD
     unrenderable: list[tuple[str, str]] = []
     for record in records.items:
         try:
-            rows += _rows(record, encode_record(record, tokenizer), tokenizer, config.data.max_length)
+            for part, encoded in encode_parts(record, tokenizer):
+                rows += _rows(part, encoded, tokenizer, config.data.max_length)  # type: ignore[arg-type]
         except Unrenderable as reason:
             unrenderable.append((record.place, str(reason)))
     check_bad(path, len(records.items) - len(unrenderable), unrenderable, section.max_bad_share)

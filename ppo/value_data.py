@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from alignment.config.sections import DataConfig, DataPart, Format
+from alignment.data.messages import with_answer
 from alignment.data.parsing import to_demonstrations, to_judgements
 from alignment.data.reading import train_and_eval
 from alignment.data.records import Comparison, Demonstration, Prompt
@@ -16,7 +17,7 @@ from alignment.data.row_files import BadRow
 from alignment.data.sources import RowSource, open_source
 from alignment.errors import ConfigError
 from alignment.ratings import RatingsStore, is_ratings_file
-from alignment.templates.rendering import Message, Unrenderable, encode_conversation, encode_prompt
+from alignment.templates.rendering import Unrenderable, encode_conversation, encode_prompt
 from ppo.config import PPOStageConfig
 
 ROLLOUTS = "rollouts"
@@ -99,7 +100,7 @@ def to_answers(row: Mapping[str, Any], format: Format = "auto") -> list[Demonstr
     answers: list[Demonstration] = []
     for each in judged:
         texts = (each.first, each.second) if isinstance(each, Comparison) else (each.completion,)
-        answers += [Demonstration((*each.prompt, Message(role="assistant", content=text))) for text in texts]
+        answers += [Demonstration(with_answer(each.prompt, text)) for text in texts]
     return answers
 
 

@@ -15,13 +15,13 @@ from alignment.config.sections import DataConfig, DataPart
 from alignment.data.formats import Choice
 from alignment.data.importers import PassedOver
 from alignment.data.parsing import to_judgements
-from alignment.data.reading import Records, train_and_eval
+from alignment.data.reading import Records, check_bad, train_and_eval
 from alignment.data.records import Comparison, CompletionRating, Vote
 from alignment.data.row_files import DataError
 from alignment.data.sources import Rows, RowSource, open_source
 from alignment.ratings import Rating, RatingsStore, is_ratings_file
 from alignment.ratings.agreement import reliability
-from alignment.templates.rendering import Message
+from alignment.templates.rendering import Message, Unrenderable
 from reward.batches import QuestionCollator
 from reward.config import RewardSection
 from reward.labelers import judgements_by, known_labelers, nothing_rated, resolved
@@ -180,15 +180,24 @@ def encode(
     """Encode judgements as the objective's questions.
 
     Raises:
-        DataError: none of them can be used, and `required` is true.
+        DataError: none of them can be used, and `required` is true; the template cannot render too many of them.
     """
     builder = QuestionBuilder(tokenizer, config.max_length, config.too_long, note)
+    unrenderable: list[tuple[str, str]] = []
+    rated: list[CompletionRating] = []
     for row in judgements:
-        if isinstance(row, Comparison):
-            builder.add(row)
-        else:
-            builder.rate(row)
-    for pair in rated_pairs([row for row in judgements if isinstance(row, CompletionRating)]):
+        try:
+            if isinstance(row, Comparison):
+                builder.add(row)
+            else:
+                builder.rate(row)
+                rated.append(row)
+        except Unrenderable as error:
+            unrenderable.append((row.place, str(error)))
+    if unrenderable:
+        check_bad(config.parts[0].path, len(judgements) - len(unrenderable), unrenderable, config.max_bad_share)
+        builder.left_out["unrenderable"] = len(unrenderable)
+    for pair in rated_pairs(rated):
         builder.add(pair, derived=True)
     questions = builder.questions(lambda row: combine_votes(row, settings.margin, reliability))
     usable = [

@@ -86,7 +86,7 @@ def prepare(config: RewardStageConfig, run: Run | None = None) -> PreparedReward
     check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
     if EnsembleArguments.of(training).members > 1 and config.model.method in ADAPTERS:
         _check_shared_base(config, start)
-    inspector = Inspector(config.data, start.tokenizer) if processes.is_main_process() else None
+    inspector = Inspector(config.data, start.tokenizer, stage="reward") if processes.is_main_process() else None
     train, left_out = _encode(config, train_set, start.tokenizer, reliability, inspector, held_out=False)
     # Held-out votes have equal weights: a model should not be evaluated only on labelers who agree with each other.
     held_out, _ = _encode(config, eval_set, start.tokenizer, None, inspector, held_out=True)
@@ -129,6 +129,7 @@ def _encode(
     required = not held_out or config.data.eval is not None
     if inspector is None:
         return encode(records.items, tokenizer, config.data, config.reward, reliability, required=required)
+    inspector.add_unused(records.unused)
     for where, reason in records.bad:
         inspector.add_bad(where, reason)
     note = partial(inspector.look, held_out=held_out)

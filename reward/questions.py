@@ -13,6 +13,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from alignment.config.sections import TooLong
+from alignment.data.messages import with_answer
 from alignment.data.records import Comparison, CompletionRating, Vote
 from alignment.data.row_files import DataError
 from alignment.data.trimming import shortest, trim_prompt
@@ -75,7 +76,7 @@ def combine_votes(comparison: Comparison, margin: float, reliability: Mapping[st
 
     Args:
         margin: the margin of a vote of strength 3. A vote of strength s has s/3 of it, a tie or a vote without strength
-            none. Votes for the other side reduce it, at most to 0.
+            none. Votes for the other side reduce it, at most to 0. A comparison with a margin of its own has that.
         reliability: weight of each labeler's votes; 1 if it is None or has no such labeler.
     """
     counted = [(vote, 1.0 if reliability is None else _reliability(vote, reliability)) for vote in comparison.votes]
@@ -85,6 +86,8 @@ def combine_votes(comparison: Comparison, margin: float, reliability: Mapping[st
     lead = sum(weight * _SIDE[vote.choice] for vote, weight in counted) / total
     asked = sum(weight * _SIDE[vote.choice] * (vote.strength or 0) / 3 for vote, weight in counted) / total
     signed = margin * (max(asked, 0.0) if lead > 0 else min(asked, 0.0) if lead < 0 else 0.0)
+    if comparison.margin is not None:
+        signed = comparison.margin * lead
     per_vote = comparison.weight / len(comparison.votes)
     return Weighed((1 + lead) / 2, total * per_vote, signed)
 
@@ -185,9 +188,7 @@ class QuestionBuilder:
         if len(self._encoded) >= KEPT and key not in self._encoded:
             self._encoded.clear()
         if key not in self._encoded:
-            self._encoded[key] = encode_conversation(
-                self._tokenizer, [*prompt, Message(role="assistant", content=text)]
-            )
+            self._encoded[key] = encode_conversation(self._tokenizer, with_answer(prompt, text))
         return self._encoded[key]
 
     def _fit(self, group: _Group, encoding: Encoded) -> Encoded | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -251,9 +252,55 @@ def tickets_page() -> Iterator[str]:
         yield f"| {turn} | {', '.join(f'`{role}`' for role, known in TICKET_ROLES.items() if known == turn)} |"
 
 
+def shapes_page() -> Iterator[str]:
+    from alignment.data.keys import KEYS
+    from alignment.data.shapes import SHAPES
+
+    yield from ("# Shapes of rows", "", WRITTEN, "", "```bash")
+    yield from ("alignment data check demonstrations.jsonl --for sft     # how a stage reads a file", "```", "")
+    yield (
+        "A row's shape is the first below of which it has all keys. `data.format` names another; "
+        "`data.columns='{prompt: q}'` renames `q` to `prompt`. The keys have [other names](#other-names) too. A cell "
+        "without words: the stage refuses the row."
+    )
+    yield from ("", "| `format` | keys | also read | SFT learns | reward | PPO |", "|---|---|---|---|---|---|")
+    for name, shape in SHAPES.items():
+        cells = (_keys(shape.needs), _keys(shape.reads), shape.sft, shape.reward, shape.ppo)
+        yield f"| `{name}` | " + " | ".join(_cell(cell) for cell in cells) + " |"
+    yield from ("", "## An example of each", "")
+    for name, shape in SHAPES.items():
+        yield f"- `{name}`: `{json.dumps(shape.example, ensure_ascii=False)}`"
+    yield from ("", "## Other names", "", "| key | other names, by shape the first that a row has |", "|---|---|")
+    others: dict[str, dict[str, None]] = {}
+    for slot in (slot for shape in SHAPES.values() for slot in (*shape.needs, *shape.reads) if "|" in slot):
+        ours, *alternatives = slot.split("|")
+        others.setdefault(ours, {}).update(dict.fromkeys(alternatives))
+    yield from (
+        f"| `{ours}` | {', '.join(f'`{name}`' for name in alternatives)} |"
+        for ours, alternatives in sorted(others.items())
+    )
+    yield from ("", "## Known keys", "")
+    yield (
+        "A row that says something under one of these is refused by name where its shape does not read it, with one "
+        "exception: a text that the conversation holds already (*may repeat*). `data.columns='{rating: null}'` reads "
+        "the rows without their `rating`. PPO learns from no answer, so it refuses only what changes the prompt. All "
+        "other keys are listed once as not used; PPO gives them to reward functions."
+    )
+    yield from ("", "| key | meaning | changes | may repeat |", "|---|---|---|---|")
+    changed = {"prompt": "the prompt", "answer": "what is learned of the answer", "media": "refused everywhere"}
+    for key in KEYS:
+        names = ", ".join(f"`{name}`" for name in key.names)
+        yield f"| {names} | {_cell(key.about)} | {changed[key.changes]} | {'yes' if key.may_repeat else ''} |"
+
+
+def _keys(slots: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(f"`{slot.partition('|')[0]}`" for slot in slots))
+
+
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "config.md": config_page, "cli.md": cli_page, "metrics.md": metrics_page, "checks.md": checks_page,
     "tickets.md": tickets_page,
+    "shapes.md": shapes_page,
 }  # fmt: skip
 
 

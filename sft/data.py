@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alignment.config.sections import DataConfig, TooLong
 from alignment.data.check import Inspector
-from alignment.data.encoding import encode_record, fit_record
+from alignment.data.encoding import encode_parts, fit_record
 from alignment.data.parsing import to_examples
 from alignment.data.reading import Reading, Use, check_bad
 from alignment.data.records import Demonstration, Document
@@ -113,6 +113,7 @@ def encode_data(
     )
     bad = [*reading.bad, *unrenderable]
     if inspector is not None:
+        inspector.add_unused(reading.unused_keys())
         for place, problem in bad:
             inspector.add_bad(place, problem)
     return EncodedData(train, held_out, bad, left_out, reading.notes(), reading.fingerprints, shown, folder)
@@ -140,7 +141,20 @@ def encode_example(
     Raises:
         Unrenderable: the template cannot render it.
     """
-    encoded = encode_record(example, tokenizer)
+    rows: list[dict[str, list[int]]] = []
+    for part, encoded in encode_parts(example, tokenizer):
+        rows += _rows(part, encoded, tokenizer, max_length, too_long, note)  # type: ignore[arg-type]
+    return rows
+
+
+def _rows(
+    example: Demonstration | Document,
+    encoded: Encoded,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    too_long: TooLong,
+    note: Callable[[Demonstration | Document, Encoded, Encoded | None], None],
+) -> list[dict[str, list[int]]]:
     if isinstance(example, Document):
         note(example, encoded, encoded)
         ids = encoded.input_ids

@@ -45,7 +45,12 @@ FormatOption = Annotated[
     typer.Option("--format", help="The shape of the rows (chat, alpaca, faq, ...), if their keys do not tell."),
 ]
 ColumnsOption = Annotated[
-    list[str] | None, typer.Option("--column", metavar="OURS=THEIRS", help="Rename a column: --column prompt=question.")
+    list[str] | None,
+    typer.Option(
+        "--column",
+        metavar="OURS=THEIRS",
+        help="Rename a column: --column prompt=question; leave one out: --column rating=",
+    ),
 ]
 AgentsOption = Annotated[
     list[str] | None,
@@ -65,6 +70,9 @@ def check(
     model: ModelOption = None,
     template: TemplateOption = None,
     eos_token: EosOption = None,
+    stage: Annotated[
+        str | None, typer.Option("--for", metavar="STAGE", help="Read the rows as sft, reward or ppo does.")
+    ] = None,
     format: FormatOption = None,
     columns: ColumnsOption = None,
     agents: AgentsOption = None,
@@ -77,11 +85,16 @@ def check(
     bad: BadOption = None,
 ) -> None:
     """What is in data files, and what would go wrong.  Example: alignment data check demos.jsonl --html report.html"""
-    from alignment.data.check import Inspector, html_page, refuse, report_of, text_lines
+    from alignment.data.check import STAGES, Inspector, example_lines, html_page, refuse, report_of, text_lines
 
     recipe = _recipe(config, files, format, columns, agents)
+    if stage is not None and stage not in STAGES:
+        raise UserError(f"--for {stage}: expected one of {', '.join(STAGES)}")
     tokenizer = _tokenizer(model, recipe.model, template, eos_token)
-    inspector = Inspector(recipe.data, tokenizer, _validator(schema) if schema else None)
+    validate = _validator(schema) if schema else None
+    reader = STAGES.get(stage or recipe.stage or "")
+    needs_pairs = reader == "reward" and recipe.objective == "pairs"
+    inspector = Inspector(recipe.data, tokenizer, validate, reader, needs_pairs)
     _inspect(inspector, recipe.data.parts, recipe.data.eval_part, scrub, bad)
     paths = [part.path for part in recipe.data.parts]
     report = report_of(inspector, [*paths, *([recipe.data.eval] if recipe.data.eval else [])])
@@ -92,6 +105,8 @@ def check(
     else:
         output = screen()
         for line in text_lines(report, output.width if output.is_terminal else None):
+            output.print(line)
+        for line in example_lines(inspector.first, tokenizer):
             output.print(line)
     refuse(report, recipe.data)
 
@@ -119,10 +134,11 @@ def preview(
     shown: list[dict[str, Any]] = []
     output = screen()
     for where, example in each_example(recipe.data):
-        shown.append(preview_json(where, encode_for_preview(example, tokenizer, recipe.data), tokenizer))
-        if not as_json:
-            for line in preview_lines(shown[-1], tokenizer, marks=not output.is_terminal or output.no_color):
-                output.print(line)
+        for encoded in encode_for_preview(example, tokenizer, recipe.data)[: rows - len(shown)]:
+            shown.append(preview_json(where, encoded, tokenizer))
+            if not as_json:
+                for line in preview_lines(shown[-1], tokenizer, marks=not output.is_terminal or output.no_color):
+                    output.print(line)
         if len(shown) == rows:
             break
     if not shown:
@@ -229,6 +245,8 @@ class _Recipe(NamedTuple):
 
     data: DataConfig
     model: ModelConfig | None
+    stage: str | None
+    objective: str
 
 
 def _recipe(
@@ -253,13 +271,18 @@ def _recipe(
         values["format"] = format
     for column in columns or []:
         ours, equals, theirs = column.partition("=")
-        if not (ours and equals and theirs):
+        if not (ours and equals):
             raise UserError(f"--column {column}: expected OURS=THEIRS, for example prompt=question")
-        values["columns"] = {**values.get("columns", {}), ours: theirs}
+        values["columns"] = {**values.get("columns", {}), ours: theirs or None}
     if agents:
         values["agents"] = agents
     data = validate(DataConfig, values, str(path or "alignment data"))
-    return _Recipe(data, config.model if config else None)
+    return _Recipe(
+        data,
+        config.model if config else None,
+        config.stage if config else None,
+        config.objective if config else "pairs",
+    )
 
 
 def _tokenizer(

@@ -134,8 +134,9 @@ class ModelConfig(Section):
 
 
 Format = Literal[
-    "auto", "chat", "sharegpt", "alpaca", "self-instruct", "completion", "pair", "pandalm", "ranking", "qa-feedback",
-    "rating", "rag", "faq", "text", "prompt", "tree", "tickets", "slack",
+    "auto", "chat", "sharegpt", "alpaca", "self-instruct", "completion", "pair", "openai-preference", "pandalm",
+    "arena", "vote", "strength", "webgpt", "safety", "reddit", "ranking", "scored", "qa-feedback", "unpaired", "rating",
+    "rag", "faq", "text", "prompt", "tree", "tickets", "slack",
 ]  # fmt: skip
 
 
@@ -151,7 +152,7 @@ class DataPart(Section):
     """Read no more than this many usable rows, the first ones."""
     format: Format | None = None
     """As `data.format`, which holds where this is None."""
-    columns: dict[str, str] | None = None
+    columns: dict[str, str | None] | None = None
     """As `data.columns`, which holds where this is None."""
 
     @model_validator(mode="before")
@@ -180,8 +181,9 @@ class DataConfig(Section):
     none has learned from."""
     format: Format = "auto"
     """The shape of the rows; `auto` tells it by their keys."""
-    columns: dict[str, str] = Field(default_factory=dict)
-    """Renames: `{our name: name in the file}`, for example `{prompt: question, completion: answer}`."""
+    columns: dict[str, str | None] = Field(default_factory=dict)
+    """Renames: `{our name: name in the file}`, for example `{prompt: question, completion: answer}`. `{rating: null}`
+    reads the rows without their `rating`."""
     agents: tuple[str, ...] = ()
     """Whose messages in Slack exports and support tickets are the assistant's: names or ids."""
     max_bad_share: Share = 0.01

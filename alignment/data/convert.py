@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args
 from alignment.config.sections import DataConfig, Format
 from alignment.data import formats
 from alignment.data.importers import PassedOver
+from alignment.data.keys import is_empty
+from alignment.data.messages import LongAnswer, answer_turns
 from alignment.data.parsing import to_comparisons, to_examples
 from alignment.data.records import Comparison, Demonstration, Document
 from alignment.data.row_files import BadRow
@@ -25,23 +27,11 @@ from alignment.templates.rendering import Message
 Target = Literal["chat", "openai", "sharegpt", "alpaca", "completion", "pair", "text"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 
-# Keys that a record already holds, by format; other keys are copied if the target has room for them.
-_HELD: dict[Format, tuple[str, ...]] = {
-    "chat": ("messages", "tools"),
-    "sharegpt": ("conversations", "system", "tools"),
-    "tree": ("prompt",),
-    "self-instruct": ("instruction", "instances"),
-    "pandalm": ("instruction", "input", "response1", "response2", "annotator1", "annotator2", "annotator3"),
-    "alpaca": ("instruction", "input", "output"),
-    "pair": ("prompt", "chosen"),
-    "ranking": ("prompt",),
-    "completion": ("prompt", "completion"),
-    "qa-feedback": ("question", "passages", "gold"),
-    "rag": ("question", "context", "documents", "distractors", "answer", "unanswerable"),
-    "faq": ("question", "answer"),
-    "text": ("text",),
-}
-_COMPARED = ("rejected", "completions", "ranks", "preference", *(f"prediction {index}" for index in range(1, 10)))
+_COMPARED = (
+    *("rejected", "completions", "ranks", "preference", "margin", "labeler", "second", "choice"),
+    *(f"prediction {index}" for index in range(1, 10)),
+)
+"""Our names of what a demonstration does not hold of a comparison."""
 _SHAREGPT = {"user": "human", "assistant": "gpt"}
 
 
@@ -92,7 +82,8 @@ def _converted(row: Any, format: Format, target: Target, suffix: str, lost: Coun
     """A row as rows of the target; keys that cannot be copied are counted in `lost`."""
     if isinstance(row, BadRow):
         raise row
-    shape = formats.shape_of(row, format, tuple(_HELD))
+    plan = formats.plan_of(row, format, tuple(formats.SHAPES))
+    shape = plan.shape
     records: Sequence[Any] = to_comparisons(row, shape) if target == "pair" else to_examples(row, shape)
     if target == "pair" and len(records) > 1:  # ties are left out if there are other pairs
         decided = [record for record in records if record.target != 0.5]
@@ -101,21 +92,25 @@ def _converted(row: Any, format: Format, target: Target, suffix: str, lost: Coun
     rows = [_WRITERS[target](record) for record in records]
     if suffix in (".csv", ".parquet"):
         rows = [_flat(converted, suffix) for converted in rows]
-    held = {*_HELD[shape], *(_COMPARED if target == "pair" else ())}
-    extra = {key: value for key, value in row.items() if key not in held and value not in (None, "", [], {})}
-    expected_shape: Format = "chat" if target == "openai" else target
-    for key, value in extra.items():
-        extended = [{**converted, key: value} for converted in rows]
+    lost.update(
+        key for key in plan.lost(("preference_strength",) if target == "pair" else _COMPARED) if not is_empty(row[key])
+    )
+    for key in (key for key in plan.unknown if not is_empty(row[key])):
+        extended = [{**converted, key: row[key]} for converted in rows]
         fits = suffix in (".jsonl", ".gz") and all(key not in converted for converted in rows)
-        if fits and all(
-            formats.shape_of(converted, "auto", tuple(formats.SHAPES)) == expected_shape for converted in extended
-        ):
+        if fits and all(_reads_as(converted, target) for converted in extended):
             rows = extended
         else:
             lost[key] += 1
     if target == "text" and not all(isinstance(record, Document) for record in records):
         lost["who says what"] += 1
     return rows
+
+
+def _reads_as(row: dict[str, Any], target: Target) -> bool:
+    """Whether a written row is read as the target, with nothing that it would be refused for."""
+    plan = formats.plan_of(row, "auto", tuple(formats.SHAPES))
+    return plan.shape == ("chat" if target == "openai" else target) and not plan.known
 
 
 # --- one writer for each target ------------------------------------------------------------------------------------
@@ -196,7 +191,14 @@ def _pair(record: Comparison) -> dict[str, Any]:
     if record.target == 0.5:
         raise BadRow("a tie prefers neither answer; --to pair has no room for it")
     answers = (record.first, record.second) if record.target > 0.5 else (record.second, record.first)
-    return {"prompt": _prompt(record.prompt), "chosen": answers[0], "rejected": answers[1]}
+    row = {"prompt": _prompt(record.prompt), "chosen": _answer(answers[0]), "rejected": _answer(answers[1])}
+    if len(record.votes) == 1 and record.votes[0].labeler is not None:
+        row["labeler"] = record.votes[0].labeler
+    return row | ({} if record.margin is None else {"margin": record.margin})
+
+
+def _answer(answer: str) -> str | list[dict[str, Any]]:
+    return [dict(turn) for turn in answer_turns(answer)] if isinstance(answer, LongAnswer) else answer
 
 
 def _text(record: Demonstration | Document) -> dict[str, Any]:

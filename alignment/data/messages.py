@@ -1,24 +1,54 @@
-"""Read and check the strings, messages and tool calls of a row."""
+"""Read and check the strings and turns of a row, in the dialects that chat files have."""
 
 from __future__ import annotations
 
+import ast
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from alignment.data.keys import BY_NAME, is_empty
 from alignment.data.row_files import BadRow
+from alignment.data.tool_calls import call_of, calls_in_text
+from alignment.templates.reasoning import REASONING
 from alignment.templates.rendering import Message
 
-ROLES = ("system", "user", "assistant", "tool")
+ROLES: dict[str, str] = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter", "customer"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "claude", "model", "bot", "ai"), "assistant"),
+    **dict.fromkeys(("chatbot", "function_call", "tool_call"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "ipython", "function_response", "tool_response"), "tool"),
+}  # fmt: skip
+"""The roles in files, in lower case, and ours."""
+NOT_TRAINED = ("weight", *BY_NAME["train"].names)
+"""Keys of an assistant's turn that say 0 or false where it is not to be trained on."""
+_JUDGED = [name for key in ("rating", "label", "ranks", "chosen", "rejected") for name in BY_NAME[key].names]
+_SENDER, _TEXT = ("role", "from", "speaker", "sender", "author"), ("content", "value", "text", "message")
+_MEDIA = re.compile(r"image|audio|video|pixel")
+_PLAIN = (frozenset({"role", "content"}), frozenset({"from", "value"}))
 
 Turns = tuple[Message, ...]
 
 
 class Chat(NamedTuple):
-    """A conversation with the tools that the assistant may call."""
+    """A conversation with the tools that the assistant may call, and what its row says that is not learned."""
 
     messages: Turns
     tools: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class LongAnswer(str):
+    """What follows a prompt where it is more than one plain turn: the text that people read, and its `turns`."""
+
+    turns: Turns
+
+    def __new__(cls, text: str, turns: Turns = ()) -> LongAnswer:
+        answer = super().__new__(cls, text)
+        answer.turns = turns
+        return answer
 
 
 def key_names(row: Mapping[str, Any]) -> str:
@@ -47,87 +77,230 @@ def check_text(value: Any, name: str) -> str:
     return value
 
 
+def parsed(value: Any) -> Any:
+    """A value that a table holds as JSON text (or as Python prints a list); any other value as it is."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return value
+
+
+def holds_turns(value: Any) -> bool:
+    """Whether a value is a list of turns, or one turn, rather than an answer that happens to be JSON."""
+    items = value if isinstance(value, list) else [value]
+    return bool(items) and all(
+        isinstance(item, Mapping) and str(item.get("role", item.get("from"))).lower() in ROLES for item in items
+    )
+
+
+# --- turns -----------------------------------------------------------------------------------------------------------
+
+
 def messages_of(row: Mapping[str, Any], key: str) -> Turns:
-    """The list of OpenAI messages under a key."""
-    messages = []
-    for index, item in enumerate(list_of(row, key), 1):
+    """The conversation under a key: objects with a role and a text, or with `input` and `output`, or texts by turns.
+
+    An empty system turn is left out.
+    """
+    return turns_in(list_of(row, key), key)
+
+
+def turns_in(items: Sequence[Any], key: str) -> Turns:
+    """As `messages_of`, of a list that was found under `key`."""
+    if all(isinstance(item, str) for item in items):
+        items = [{"role": ("user", "assistant")[index % 2], "content": item} for index, item in enumerate(items)]
+    messages: list[Message] = []
+    for index, item in enumerate(items, 1):
         name = f"message {index} of '{key}'"
         if not isinstance(item, Mapping):
             raise BadRow(f"{name} must be an object, found {type(item).__name__}")
-        if item.get("role") not in ROLES:
-            raise BadRow(f"{name} has role {item.get('role')!r}; expected {', '.join(ROLES)}")
-        messages.append(message_of(item, name))
+        messages += message_of(item, name)
     return tuple(messages)
 
 
 def list_of(row: Mapping[str, Any], key: str) -> Sequence[Any]:
-    value = row[key]
+    value = parsed(row[key])
+    if isinstance(value, Mapping):
+        value = [value]
     if not isinstance(value, list) or not value:
         raise BadRow(f"'{key}' must be a list of messages, found {type(value).__name__ if value else 'an empty one'}")
     return value
 
 
-def message_of(item: Mapping[str, Any], name: str) -> Message:
-    role, content = item["role"], item.get("content")
-    if isinstance(content, list):  # OpenAI's content parts
-        content = "".join(check_text(part.get("text"), f"a part of {name}") for part in content)
-    calls = item.get("tool_calls")
-    message = Message(role=role, content="" if calls and not content else check_text(content, f"the content of {name}"))
+def message_of(item: Mapping[str, Any], name: str) -> list[Message]:
+    """The turn, or turns, of an object in any dialect; `name` names it in errors."""
+    if len(item) > 2:  # a Parquet column gives each turn the keys of all others, as null
+        item = {key: value for key, value in item.items() if value is not None}
+    if item.keys() in _PLAIN:
+        sender, content = item.values() if next(iter(item)) in _SENDER else reversed(list(item.values()))
+        role = ROLES.get(sender) if isinstance(sender, str) else None
+        if isinstance(content, str) and role in ("user", "assistant") and not sender.endswith("_call"):
+            return [Message(role=role, content=check_text(content, f"the content of {name}"))]
+    if "input" in item and "output" in item and not any(key in item for key in _SENDER):
+        rest = {key: value for key, value in item.items() if key not in ("input", "output")}
+        asked = {"role": "user", "content": item["input"]}
+        return [*message_of(asked, name), *message_of({"role": "assistant", "content": item["output"], **rest}, name)]
+    _refuse_media(item, name)
+    sender = next((item[key] for key in _SENDER if item.get(key) is not None), None)
+    role = ROLES.get(sender.strip().lower().replace(" ", "_")) if isinstance(sender, str) else None
+    if role is None:
+        raise BadRow(
+            f"{name} has role {sender!r}; expected system, user, assistant, tool, or a usual name (human, gpt, ...)"
+        )
+    content = next((item[key] for key in _TEXT if item.get(key) is not None), None)
+    if role == "system" and is_empty(content):
+        return []
+    return _messages(item, role, content, name, is_call=str(sender).strip().lower().endswith("_call"))
+
+
+def _messages(item: Mapping[str, Any], role: str, content: Any, name: str, is_call: bool) -> list[Message]:
+    parts = _Parts(content, name)
+    calls = [call_of(call, name) for call in item.get("tool_calls") or []] + parts.calls
+    if item.get("function_call"):
+        calls.append(call_of(item["function_call"], name))
+    text = parts.text
+    if is_call:
+        calls, text = calls_in_text(check_text(text, f"the content of {name}"), name), ""
+    if is_empty(text) and item.get("refusal"):
+        text = item["refusal"]
+    if calls and role != "assistant":
+        raise BadRow(f"{name} has tool_calls; only the assistant calls tools")
+    if role == "tool" and not isinstance(text, str) and not is_empty(text):
+        text = json.dumps(text, ensure_ascii=False)
+    if parts.results and is_empty(text):
+        return parts.results
+    message = Message(role=role, content="" if calls and is_empty(text) else check_text(text, f"the content of {name}"))
     if calls:
-        if role != "assistant":
-            raise BadRow(f"{name} has tool_calls; only the assistant calls tools")
-        message["tool_calls"] = [_tool_call(call, name) for call in calls]
-    weight = item.get("weight")
+        message["tool_calls"] = calls
+    weight = _weight(item, role, name)
     if weight is not None:
-        if role != "assistant" or weight not in (0, 1):
-            raise BadRow(f"{name} has weight {weight!r}; expected 0 or 1, on an assistant's message")
-        message["weight"] = int(weight)
+        message["weight"] = weight
     for key in ("name", "tool_call_id"):
         if isinstance(item.get(key), str):
             message[key] = item[key]
-    return message
+    reasoning = next((item[key] for key in REASONING if not is_empty(item.get(key))), parts.reasoning)
+    if reasoning and role == "assistant":
+        message["reasoning_content"] = check_text(reasoning, f"the reasoning of {name}")
+    return [*parts.results, message]
 
 
-def _tool_call(call: Any, name: str) -> dict[str, Any]:
-    """A call with its arguments as an object; OpenAI's files have them as a JSON string."""
-    try:
-        function = dict(call["function"])
-        if isinstance(function["arguments"], str):
-            function["arguments"] = json.loads(function["arguments"])
-        if not isinstance(function["name"], str) or not isinstance(function["arguments"], dict):
-            raise ValueError
-    except (KeyError, TypeError, ValueError):
+def _weight(item: Mapping[str, Any], role: str, name: str) -> int | None:
+    """0 or 1 where a turn of the assistant's says whether it is trained on; other turns never are."""
+    if any(item.get(key) for key in BY_NAME["mask"].names):
         raise BadRow(
-            f'{name}: each of tool_calls must be {{"function": {{"name": ..., "arguments": ...}}}} with a JSON object '
-            f"as arguments, found {str(call)[:80]}"
-        ) from None
-    return {**call, "function": function}
+            f"{name} has a mask of parts that are not trained on, which is not read; give whole turns `weight: 0`"
+        )
+    judged = next((key for key in _JUDGED if not is_empty(item.get(key))), None)
+    if judged is not None and role == "assistant":
+        raise BadRow(
+            f"{name} has '{judged}' ({BY_NAME[judged].about}), which is not read of a turn; take the key out, and give "
+            "turns that are not to be learned `weight: 0`"
+        )
+    said = [(key, item[key]) for key in NOT_TRAINED if item.get(key) is not None]
+    for key, value in said:
+        if value not in (0, 1) or (role != "assistant" and value):
+            raise BadRow(f"{name} has {key} {value!r}; expected 0 or 1, on an assistant's message")
+    return int(all(value for _, value in said)) if said and role == "assistant" else None
 
 
-def tools_of(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """The `tools` of an OpenAI row."""
-    tools = row.get("tools") or []
-    try:
-        tools = json.loads(tools) if isinstance(tools, str) else tools
-        if all(isinstance(tool["function"]["name"], str) for tool in tools):
-            return tuple(tools)
-    except (KeyError, TypeError, ValueError):
-        pass
-    raise BadRow('\'tools\' must be a list of {"type": "function", "function": {"name": ...}}')
+def _refuse_media(item: Mapping[str, Any], name: str) -> None:
+    for key, value in item.items():
+        if isinstance(key, str) and _MEDIA.match(key) and not is_empty(value):
+            raise BadRow(f"{name} has '{key}': images, films and sound are not supported; take such rows out")
+
+
+class _Parts:
+    """What a turn's content holds: a text, or a list of parts as OpenAI's and Anthropic's."""
+
+    def __init__(self, content: Any, name: str) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.results: list[Message] = []
+        self.reasoning: str | None = None
+        self.text: Any = content
+        if isinstance(content, list):
+            texts = [text for part in content if (text := self._read(part, name)) is not None]
+            self.text = joined(texts)
+
+    def _read(self, part: Any, name: str) -> str | None:
+        if isinstance(part, str):
+            return check_text(part, f"a part of {name}")
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind in ("thinking", "reasoning"):
+            self.reasoning = part.get("thinking", part.get("text", part.get("reasoning")))
+        elif kind == "tool_use":
+            self.calls.append(call_of({key: part.get(key) for key in ("id", "name", "input")}, name))
+        elif kind == "tool_result":
+            inner = _Parts(part.get("content"), name).text
+            text = inner if isinstance(inner, str) else json.dumps(inner, ensure_ascii=False)
+            result = Message(role="tool", content=check_text(text, f"a tool's result in {name}"))
+            if isinstance(part.get("tool_use_id"), str):
+                result["tool_call_id"] = part["tool_use_id"]
+            self.results.append(result)
+        elif isinstance(part, Mapping) and isinstance(part.get("text", part.get("refusal")), str):
+            _refuse_media(part, f"a part of {name}")
+            if part.get("text") == "":
+                return None
+            return check_text(part.get("text", part.get("refusal")), f"a part of {name}")
+        elif isinstance(kind, str):
+            raise BadRow(
+                f"{name} has a part of type {kind!r}: only texts are read, images are not supported; take such rows out"
+            )
+        else:
+            raise BadRow(f"a part of {name} must have a 'text', found {str(part)[:60]}")
+        return None
+
+
+def joined(texts: Sequence[str]) -> str:
+    """Parts of one turn as one text: paragraphs of their own, unless the parts hold white space where they meet."""
+    text = ""
+    for part in texts:
+        apart = not text or text[-1].isspace() or part[0].isspace()
+        text += part if apart else f"\n\n{part}"
+    return text
+
+
+# --- prompts and answers ---------------------------------------------------------------------------------------------
 
 
 def with_answer(prompt: Turns, answer: str) -> Turns:
     """The conversation followed by the assistant's answer."""
-    return (*prompt, Message(role="assistant", content=answer))
+    return (*prompt, *answer_turns(answer))
+
+
+def answer_turns(answer: str) -> Turns:
+    """The turns of an answer: one of the assistant's, unless it is a `LongAnswer` of several."""
+    return getattr(answer, "turns", ()) or (Message(role="assistant", content=answer),)
+
+
+def answer_of(turns: Turns) -> str:
+    """Turns after a prompt as one answer, which is a plain string where they are one plain turn."""
+    if len(turns) == 1 and turns[0].keys() == {"role", "content"}:
+        return turns[0]["content"]
+    return LongAnswer("\n\n".join(_shown(turns)), turns)
+
+
+def _shown(turns: Turns) -> Iterator[str]:
+    for index, turn in enumerate(turns):
+        calls = [json.dumps(call["function"], ensure_ascii=False) for call in turn.get("tool_calls", ())]
+        text = "\n".join(part for part in (turn["content"], *calls) if part)
+        yield text if index == 0 else f"{turn['role'].capitalize()}: {text}"
 
 
 def split_answer(messages: Turns) -> tuple[Turns, str]:
     """The turns before the assistant's last turn, and that turn's content."""
-    if messages[-1]["role"] != "assistant":
+    check_ends(messages)
+    return messages[:-1], messages[-1]["content"]
+
+
+def check_ends(messages: Turns) -> None:
+    """Refuse a conversation that does not end with an answer to something."""
+    if not messages or messages[-1]["role"] != "assistant":
         raise BadRow("the conversation must end with the assistant's turn")
     if len(messages) < 2:
         raise BadRow("the conversation has no turn before the assistant's")
-    return messages[:-1], messages[-1]["content"]
 
 
 def merge_turns(messages: Sequence[Message]) -> Turns:

@@ -5,12 +5,66 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from alignment.data.formats import RankedAnswers
 from alignment.data.messages import Turns, check_text
+from alignment.data.preferences import RankedAnswers, number_of
 from alignment.data.row_files import BadRow
 from alignment.templates.rendering import Message
 
 Node = Mapping[str, Any]
+_FLAT = ("message_id", "parent_id", "text", "role")
+
+
+def is_flat_tree(row: Mapping[str, Any]) -> bool:
+    """Whether a row is one message of a tree, as OpenAssistant's tables have them."""
+    return all(key in row for key in _FLAT)
+
+
+def flat_trees(rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Yield a row for each tree of a table with a row for each message, at the place of its first message.
+
+    All messages are kept in memory, because a reply may stand before what it answers. A message whose parent is not in
+    the table is yielded as a bad row.
+    """
+    nodes: dict[str, dict[str, Any]] = {}
+    places: dict[str, str] = {}
+    for where, row in rows:
+        if not isinstance(row, Mapping) or not is_flat_tree(row):
+            yield (
+                where,
+                row if isinstance(row, BadRow) else BadRow(f"no message of a tree; expected {', '.join(_FLAT)}"),
+            )
+        elif str(row["message_id"]) in nodes:
+            yield where, BadRow(f"message {row['message_id']} stands twice")
+        else:
+            nodes[str(row["message_id"])] = {**row, "rank": _rank(row.get("rank")), "replies": []}
+            places[str(row["message_id"])] = where
+    roots = [name for name, node in nodes.items() if node["parent_id"] in (None, "")]
+    for node in nodes.values():
+        if str(node["parent_id"]) in nodes:
+            nodes[str(node["parent_id"])]["replies"].append(node)
+    for name in nodes.keys() - _below([nodes[name] for name in roots]):
+        yield places[name], BadRow(f"parent_id {nodes[name]['parent_id']!r} leads to no first message of this file")
+    for name in roots:
+        yield places[name], {"message_tree_id": name, "prompt": nodes[name]}
+
+
+def _below(nodes: list[dict[str, Any]]) -> set[str]:
+    """The names of messages and of all replies below them."""
+    names: set[str] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        names.add(str(node["message_id"]))
+        waiting += node["replies"]
+    return names
+
+
+def _rank(value: Any) -> float | None:
+    """The rank of a message; a table has none as NaN, or as empty text."""
+    if value in (None, "") or value != value:
+        return None
+    rank = number_of(value, "'rank'")
+    return int(rank) if rank == int(rank) else rank
 
 
 def tree_chats(row: Mapping[str, Any]) -> list[Turns]:

@@ -1,206 +1,278 @@
-"""Parse a row of any format into records."""
+"""Parse a row of any shape into records."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from alignment.config.sections import Format
-from alignment.data import formats
+from alignment.data import formats, preferences, questions
+from alignment.data.chats import answered, chat_of
 from alignment.data.importers import PassedOver
-from alignment.data.messages import Chat, check_text, messages_of, split_answer, text_of, tools_of, with_answer
-from alignment.data.openassistant import tree_chats, tree_rankings
-from alignment.data.records import Comparison, CompletionRating, Demonstration, Document, Prompt, Vote
+from alignment.data.judging import (
+    NO_TOOLS,
+    VOTED,
+    all_pairs,
+    completion_of,
+    judged_pair,
+    label_of,
+    prefilled,
+    ranking,
+    rated,
+)
+from alignment.data.keys import Changes, is_empty
+from alignment.data.messages import (
+    NOT_TRAINED,
+    Chat,
+    Turns,
+    check_ends,
+    check_text,
+    text_of,
+    with_answer,
+)
+from alignment.data.openassistant import tree_chats
+from alignment.data.preferences import labeler_of, number_of
+from alignment.data.records import Comparison, CompletionRating, Demonstration, Document, Prompt
 from alignment.data.row_files import BadRow
-from alignment.templates.rendering import Message
+from alignment.data.tool_calls import tools_of
 
-_DEMONSTRATIONS: tuple[Format, ...] = (
-    "chat", "sharegpt", "tree", "self-instruct", "pandalm", "alpaca", "completion", "pair", "ranking", "qa-feedback",
-    "rag", "faq",
+Row = Mapping[str, Any]
+
+_CHATS: tuple[Format, ...] = ("chat", "sharegpt")
+_ANSWERED: tuple[Format, ...] = ("alpaca", "completion", "faq", "rag")
+_COMPARISONS: tuple[Format, ...] = (
+    "openai-preference", "tree", *VOTED, "pandalm", "pair", "qa-feedback", "ranking", "scored", "alpaca",
 )  # fmt: skip
-_COMPARISONS: tuple[Format, ...] = ("pair", "ranking", "tree", "pandalm", "qa-feedback")
+_DEMONSTRATIONS: tuple[Format, ...] = (*_CHATS, *_ANSWERED, "self-instruct", "unpaired", *_COMPARISONS)
+_EXAMPLES: tuple[Format, ...] = (*_DEMONSTRATIONS, "text")
+_RATINGS: tuple[Format, ...] = ("rating", "unpaired")
+_JUDGEMENTS: tuple[Format, ...] = (*_COMPARISONS, *_RATINGS)
 _PROMPTS: tuple[Format, ...] = ("prompt", *_DEMONSTRATIONS, "rating")
+LEARNED: dict[str, tuple[Format, ...]] = {"sft": _EXAMPLES, "reward": _JUDGEMENTS, "ppo": _PROMPTS}
+"""The shapes that each stage learns from; the reward stage, of Alpaca rows, those with a list of outputs."""
+JUDGED: tuple[Format, ...] = (
+    "openai-preference",
+    *VOTED,
+    "pandalm",
+    "pair",
+    "unpaired",
+    "rating",
+    "scored",
+    "ranking",
+)
+"""The shapes that hold nothing but what somebody judged."""
+_EVERYTHING: tuple[Changes, ...] = ("prompt", "answer", "media")
 
 
-def to_examples(row: Mapping[str, Any], format: Format = "auto") -> list[Demonstration | Document]:
+def to_examples(row: Row, format: Format = "auto") -> list[Demonstration | Document]:
     """The SFT examples of a row: demonstrations or a document."""
-    shape = formats.shape_of(row, format, (*_DEMONSTRATIONS, "text"))
-    return [Document(text_of(row, "text"))] if shape == "text" else list(to_demonstrations(row, format))
+    return formats.read_as(row, format, _EXAMPLES, _EVERYTHING, _examples)
 
 
-def to_demonstrations(row: Mapping[str, Any], format: Format = "auto") -> list[Demonstration]:
+def to_demonstrations(row: Row, format: Format = "auto") -> list[Demonstration]:
     """The demonstrations of a row: several for Self-Instruct and OpenAssistant's trees, otherwise one.
 
     A pair yields its preferred completion, and a ranking its best one.
     """
-    shape = formats.shape_of(row, format, _DEMONSTRATIONS)
+    return formats.read_as(row, format, _DEMONSTRATIONS, _EVERYTHING, _demonstrations)
+
+
+def to_demonstration(row: Row, format: Format = "auto") -> Demonstration:
+    """The demonstration of a row that holds exactly one."""
+    (demonstration,) = to_demonstrations(row, format)
+    return demonstration
+
+
+def _examples(shape: Format, row: Row, original: Row) -> list[Demonstration | Document]:
+    return [Document(text_of(row, "text"))] if shape == "text" else [*_demonstrations(shape, row, original)]
+
+
+def _demonstrations(shape: Format, row: Row, original: Row) -> list[Demonstration]:
     if shape == "tree":
         return [Demonstration(messages) for messages in tree_chats(row)]
     if shape == "self-instruct":
-        return [Demonstration(with_answer(*instance)) for instance in formats.instances(row)]
-    return [to_demonstration(row, shape)]
+        return [Demonstration(with_answer(*instance)) for instance in questions.instances(row)]
+    chat = _chat(shape, row, original)
+    check_ends(chat.messages)
+    if not any(turn.get("weight", 1) for turn in chat.messages if turn["role"] == "assistant"):
+        raise PassedOver("every answer is marked as one not to train on")
+    return [Demonstration(chat.messages, chat.tools, notes=chat.notes)]
 
 
-def to_demonstration(row: Mapping[str, Any], format: Format = "auto") -> Demonstration:
-    """The demonstration of a row whose format holds exactly one."""
-    shape = formats.shape_of(
-        row, format, [shape for shape in _DEMONSTRATIONS if shape not in ("tree", "self-instruct")]
-    )
-    if shape in ("chat", "sharegpt"):
-        chat = _chat(row, shape)
-        split_answer(chat.messages)
-        if not any(turn.get("weight", 1) for turn in chat.messages if turn["role"] == "assistant"):
-            raise BadRow("every assistant message has weight 0, so there is nothing to learn")
-        return Demonstration(chat.messages, chat.tools)
-    if shape == "alpaca":
-        prompt = formats.alpaca_prompt(text_of(row, "instruction"), row.get("input"))
-        answer = text_of(row, "output")
-    elif shape == "completion":
-        prompt, answer = formats.prompt_turns(row), formats.completion_of(row, "completion")
-    elif shape == "pair":
-        prompt, answer, _ = formats.pair_of(row)
-    elif shape == "ranking":
-        ranking = formats.ranking(row)
-        prompt, answer = ranking.prompt, ranking.completions[ranking.ranks.index(min(ranking.ranks))]
-    elif shape == "pandalm":
-        prompt, answer = _preferred(_judged_pair(row))
-    elif shape == "qa-feedback":
-        prompt, answer = formats.qa_prompt(row), text_of(row, "gold")
-    elif shape == "rag":
-        prompt, rag_answer = formats.rag(row)
-        if rag_answer is None or rag_answer == "":
+def _chat(shape: Format, row: Row, original: Row) -> Chat:
+    """The conversation that SFT learns from a row."""
+    _check_marks(row)
+    if shape in _CHATS:
+        return answered(chat_of(row, shape_key(shape)))
+    if shape == "unpaired":
+        if not label_of(row):
+            raise PassedOver("the answer is marked as a bad one (label: false)")
+        return Chat(with_answer(*rated(row)), tools_of(row))
+    if shape in _ANSWERED:
+        return _with_reasoning(row, Chat(prefilled(*_question_and_answer(shape, row)), tools_of(row)))
+    if shape == "qa-feedback":
+        return Chat(with_answer(questions.qa_prompt(row), text_of(row, "gold")))
+    if shape == "openai-preference":
+        pair, asked = preferences.openai_pair(row)
+        return Chat(with_answer(pair.prompt, pair.chosen), asked.tools)
+    if shape == "pair":
+        prompt, chosen, _ = preferences.pair_of(row)
+        return Chat(with_answer(prompt, chosen), tools_of(row))
+    if shape in ("ranking", "scored"):
+        ranked = ranking(shape, row, original)
+        if len(set(ranked.ranks)) == 1:
+            raise PassedOver("no answer was preferred")
+        return Chat(with_answer(ranked.prompt, ranked.completions[ranked.ranks.index(min(ranked.ranks))]))
+    return Chat(with_answer(*_preferred(judged_pair(shape, row))))
+
+
+def shape_key(shape: Format) -> str:
+    """The key of a conversation by our name."""
+    return "messages" if shape == "chat" else "conversations"
+
+
+def _check_marks(row: Row) -> None:
+    """Pass over a row that is marked as one not to train on.
+
+    Raises:
+        PassedOver: `train: false`, `loss: false` or `weight: 0`.
+        BadRow: another value; a weight between 0 and 1 is not read.
+    """
+    for key in NOT_TRAINED:
+        value = row.get(key)
+        if is_empty(value) or str(value).lower() in ("1", "1.0", "true"):
+            continue
+        if str(value).lower() in ("0", "0.0", "false"):
+            raise PassedOver(f"marked as one not to train on ({key}: {value})")
+        raise BadRow(
+            f"'{key}' is {value!r}; expected true or false: no row has a fraction of a loss (data.train weighs files)"
+        )
+
+
+def _question_and_answer(shape: Format, row: Row) -> tuple[Turns, str]:
+    if shape == "rag":
+        prompt, answer = questions.rag(row)
+        if answer is None or answer == "":
             raise BadRow(
                 "'answer' is empty; mark a question that the documents do not answer with `unanswerable: true`"
             )
-        answer = check_text(rag_answer, "'answer'")
-    else:
-        prompt = (Message(role="user", content=text_of(row, "question")),)
-        answer = text_of(row, "answer")
-    return Demonstration(with_answer(prompt, answer))
+        return prompt, check_text(answer, "'answer'")
+    if shape == "alpaca":
+        if isinstance(row["output"], list) and len(row["output"]) > 1:
+            row = {**row, "output": row["output"][0]}
+        return questions.alpaca(row), text_of(row, "output")
+    if shape == "faq":
+        return questions.faq(row), text_of(row, "answer")
+    return questions.prompt_of(row), completion_of(row, "completion")
 
 
-def _preferred(pair: Comparison) -> tuple[tuple[Message, ...], str]:
+def _with_reasoning(row: Row, chat: Chat) -> Chat:
+    reasoning = row.get("reasoning_content")
+    if is_empty(reasoning):
+        return chat
+    *before, last = chat.messages
+    last = {**last, "reasoning_content": check_text(reasoning, "'reasoning_content'")}
+    return chat._replace(messages=(*before, last))
+
+
+def _preferred(pair: Comparison) -> tuple[Turns, str]:
     if pair.target == 0.5:
         raise PassedOver("neither response was preferred")
-    return pair.prompt, check_text(pair.first if pair.target > 0.5 else pair.second, "the preferred response")
+    preferred = pair.first if pair.target > 0.5 else pair.second
+    check_text(str(preferred), "the preferred response")
+    return pair.prompt, preferred
 
 
-def _chat(row: Mapping[str, Any], shape: Format) -> Chat:
-    if shape == "sharegpt":
-        return formats.sharegpt(row)
-    return Chat(messages_of(row, "messages"), tools_of(row))
+# --- comparisons and ratings -----------------------------------------------------------------------------------------
 
 
-def to_comparisons(row: Mapping[str, Any], format: Format = "auto") -> list[Comparison]:
+def to_comparisons(row: Row, format: Format = "auto") -> list[Comparison]:
     """The comparisons of a row.
 
     A pair yields one, and so does a PandaLM row, with each annotator's vote. A ranking of K answers yields all K(K-1)/2
     pairs (InstructGPT, section 3.5), and so does each ranking of a tree. A QA-Feedback row yields its K(K-1)/2 pairs as
     they were judged, which need not be transitive. Equal completions of a ranking yield no pair.
     """
-    return [pair for pair in _all_pairs(row, format) if pair.first != pair.second]
+    pairs = formats.read_as(row, format, _COMPARISONS, _EVERYTHING, all_pairs)
+    return [pair for pair in pairs if pair.first != pair.second]
 
 
-def _all_pairs(row: Mapping[str, Any], format: Format) -> list[Comparison]:
-    shape = formats.shape_of(row, format, _COMPARISONS)
-    if tools_of(row):
-        raise BadRow("comparisons with tools are not read: the reward model would not see the tools")
-    if shape == "pair":
-        return [to_comparison(row)]
-    if shape == "pandalm":
-        return [_judged_pair(row)]
-    if shape == "qa-feedback":
-        return list(_tournament_pairs(formats.qa_feedback(row)))
-    rankings = tree_rankings(row) if shape == "tree" else [formats.ranking(row)]
-    if not rankings:
-        raise PassedOver("no answers of this tree were ranked")
-    return [pair for ranking in rankings for pair in _ranked_pairs(ranking)]
-
-
-def to_judgements(row: Mapping[str, Any], format: Format = "auto") -> list[Comparison] | list[CompletionRating]:
+def to_judgements(row: Row, format: Format = "auto") -> list[Comparison] | list[CompletionRating]:
     """The reward model's examples of a row: comparisons, or the rating of one completion.
 
     Pairs of equal completions of a ranking are included: the reward stage drops and counts them.
     """
-    if formats.shape_of(row, format, (*_COMPARISONS, "rating")) != "rating":
-        return _all_pairs(row, format)
-    value, labeler = row["rating"], row.get("labeler")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadRow(f"'rating' must be a number, found {value!r}")
-    if labeler is not None and not isinstance(labeler, str):
-        raise BadRow(f"'labeler' must be a string, found {type(labeler).__name__}")
-    return [
-        CompletionRating(formats.prompt_turns(row), formats.completion_of(row, "completion"), float(value), labeler)
-    ]
+    return formats.read_as(row, format, _JUDGEMENTS, _EVERYTHING, _judgements)
 
 
-def to_comparison(row: Mapping[str, Any]) -> Comparison:
+def _judgements(shape: Format, row: Row, original: Row) -> list[Comparison] | list[CompletionRating]:
+    if shape not in _RATINGS:
+        return all_pairs(shape, row, original)
+    if tools_of(row):
+        raise BadRow(f"ratings with tools are not read: {NO_TOOLS}")
+    rating = float(label_of(row)) if shape == "unpaired" else number_of(row["rating"], "'rating'")
+    return [CompletionRating(*rated(row), rating, labeler_of(row))]
+
+
+def to_comparison(row: Row) -> Comparison:
     """The comparison of a row with `chosen` and `rejected`: completions of `prompt`, or whole conversations."""
-    formats.shape_of(row, "pair", ["pair"])
-    prompt, first, second = formats.pair_of(row)
-    if first == second:
-        raise BadRow("'chosen' and 'rejected' are the same")
-    return Comparison(prompt, first, second)
+    (pair,) = formats.read_as(row, "pair", ["pair"], _EVERYTHING, all_pairs)
+    return pair
 
 
-def _judged_pair(row: Mapping[str, Any]) -> Comparison:
-    judged = formats.pandalm(row)
-    if judged.first == judged.second:
-        raise PassedOver("both responses are the same")
-    votes = tuple(Vote(choice, labeler=annotator) for annotator, choice in judged.votes)
-    return Comparison(judged.prompt, judged.first, judged.second, votes)
+# --- prompts ---------------------------------------------------------------------------------------------------------
 
 
-def _tournament_pairs(tournament: formats.Tournament) -> Iterator[Comparison]:
-    pairs = itertools.combinations(tournament.completions, 2)
-    for (first, second), choice in zip(pairs, tournament.choices, strict=True):
-        yield Comparison(tournament.prompt, first, second, (Vote(choice),), len(tournament.completions))
+def to_prompts(row: Row, format: Format = "auto") -> list[Prompt]:
+    """The prompts of a row of any shape except `text`."""
+    return formats.read_as(row, format, _PROMPTS, ("prompt", "media"), _prompts)
 
 
-def _ranked_pairs(ranking: formats.RankedAnswers) -> Iterator[Comparison]:
-    size = len(ranking.completions)
-    for (first, first_rank), (second, second_rank) in itertools.combinations(
-        zip(ranking.completions, ranking.ranks, strict=True), 2
-    ):
-        vote = Vote("first" if first_rank < second_rank else "second" if second_rank < first_rank else "tie")
-        yield Comparison(ranking.prompt, first, second, (vote,), size)
-
-
-def to_prompts(row: Mapping[str, Any], format: Format = "auto") -> list[Prompt]:
-    """The prompts of a row of any format except `text`."""
-    shape = formats.shape_of(row, format, _PROMPTS)
+def _prompts(shape: Format, row: Row, original: Row) -> list[Prompt]:
     if shape == "tree":
         return [Prompt(messages[:-1]) for messages in tree_chats(row)]
+    columns = {key: value for key, value in original.items() if key not in ("prompt", "messages", "instances")}
     if shape == "self-instruct":
-        columns = {key: value for key, value in row.items() if key != "instances"}
-        return [Prompt(prompt, columns) for prompt, _ in formats.instances(row)]
-    return [to_prompt(row, shape)]
+        return [_checked(prompt, columns) for prompt, _ in questions.instances(row)]
+    return [_checked(_prompt(shape, row), columns)]
 
 
-def to_prompt(row: Mapping[str, Any], format: Format = "auto") -> Prompt:
-    """The prompt of a row whose format holds exactly one: the turns before the assistant's last turn."""
-    shape = formats.shape_of(row, format, [shape for shape in _PROMPTS if shape not in ("tree", "self-instruct")])
-    if shape in ("chat", "sharegpt"):
-        messages, tools = _chat(row, shape)
-        if tools:
-            raise BadRow("prompts with tools are for python -m sft only: reward models are not trained on tools")
-        messages = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-    elif shape == "pandalm":
-        messages = formats.pandalm_prompt(row)
-    elif shape == "alpaca":
-        messages = formats.alpaca_prompt(text_of(row, "instruction"), row.get("input"))
-    elif shape == "pair":
-        messages, _, _ = formats.pair_of(row)
-    elif shape == "qa-feedback":
-        messages = formats.qa_prompt(row)
-    elif shape == "rag":
-        messages, _ = formats.rag(row)
-    elif shape == "faq":
-        messages = (Message(role="user", content=text_of(row, "question")),)
-    else:
-        messages = formats.prompt_turns(row)
+def to_prompt(row: Row, format: Format = "auto") -> Prompt:
+    """The prompt of a row that holds exactly one: the turns before the assistant's last turn."""
+    (prompt,) = to_prompts(row, format)
+    return prompt
+
+
+def _checked(messages: Turns, columns: Row) -> Prompt:
     if not messages or messages[-1]["role"] != "user":
         raise BadRow("the prompt must end with the user's turn")
-    return Prompt(messages, {key: value for key, value in row.items() if key not in ("prompt", "messages")})
+    return Prompt(messages, columns)
+
+
+def _prompt(shape: Format, row: Row) -> Turns:
+    if tools_of(row):
+        raise BadRow("prompts with tools are for python -m sft only: reward models are not trained on tools")
+    if shape in _CHATS:
+        chat = chat_of(row, shape_key(shape))
+        if chat.tools:
+            raise BadRow("prompts with tools are for python -m sft only: reward models are not trained on tools")
+        return chat.messages[:-1] if chat.messages[-1]["role"] == "assistant" else chat.messages
+    if shape in _RATINGS:
+        return questions.prompt_of(row) if "prompt" in row else rated(row)[0]
+    if shape == "alpaca":
+        return questions.alpaca(row)
+    if shape == "faq":
+        return questions.faq(row)
+    if shape == "rag":
+        return questions.rag(row)[0]
+    if shape == "pandalm":
+        return preferences.pandalm_prompt(row)
+    if shape == "pair":
+        return preferences.pair_of(row)[0]
+    if shape == "openai-preference":
+        return preferences.openai_pair(row)[0].prompt
+    if shape == "qa-feedback":
+        return questions.qa_prompt(row)
+    if shape in VOTED:
+        return VOTED[shape](row).prompt
+    return questions.prompt_of(row)

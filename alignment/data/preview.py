@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from alignment.config.sections import DataConfig
-from alignment.data.encoding import encode_record, fit_record
+from alignment.data.encoding import encode_parts, fit_record
 from alignment.data.parsing import to_examples
 from alignment.data.records import Demonstration, Document
 from alignment.data.row_files import BadRow
@@ -33,12 +33,21 @@ def each_example(config: DataConfig) -> Iterator[tuple[str, Demonstration | Docu
 
 def encode_for_preview(
     example: Demonstration | Document, tokenizer: PreTrainedTokenizerBase, config: DataConfig
-) -> Encoded | str:
-    """An example as training receives it (the first chunk of a long document), or the reason why it is left out."""
+) -> list[Encoded | str]:
+    """An example as training receives it (the first chunk of a long document), or the reason why it is left out.
+
+    Several where each answer is a row of its own (`encode_parts`).
+    """
     try:
-        encoded = encode_record(example, tokenizer)
+        parts = encode_parts(example, tokenizer)
     except Unrenderable as error:
-        return str(error)
+        return [str(error)]
+    return [_fitted(part, encoded, tokenizer, config) for part, encoded in parts]  # type: ignore[arg-type]
+
+
+def _fitted(
+    example: Demonstration | Document, encoded: Encoded, tokenizer: PreTrainedTokenizerBase, config: DataConfig
+) -> Encoded | str:
     if isinstance(example, Document):
         return Encoded(encoded.input_ids[: config.max_length], encoded.loss_mask[: config.max_length])
     fitted = fit_record(example, encoded, tokenizer, config.max_length, config.too_long)

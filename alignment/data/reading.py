@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from alignment.config.sections import DataConfig, DataPart, Format
+from alignment.data.formats import unused_keys
 from alignment.data.importers import PassedOver
 from alignment.data.records import Comparison, CompletionRating, Demonstration, Document, Prompt
 from alignment.data.row_files import BadRow, DataError
@@ -47,6 +48,9 @@ class Reading(Generic[R]):
         self.config, self._convert, self._open = config, convert, open
         self.bad: list[tuple[str, str]] = []
         self.passed_over: Counter[str] = Counter()
+        self.remarks: Counter[str] = Counter()
+        self.unused: dict[str, dict[str, None]] = {}
+        self._are_prompts = False
         self.leaked = 0
         self._source_notes: list[str] = []
         self.fingerprints: dict[Use, list[dict[str, Any]]] = {"train": [], "eval": []}
@@ -69,11 +73,18 @@ class Reading(Generic[R]):
     def notes(self) -> list[str]:
         """Notes about how files were read, and about rows that were neither bad nor used."""
         notes = self._source_notes + [f"{count} skipped: {reason}" for reason, count in self.passed_over.items()]
+        notes += [f"{count} rows: {remark}" for remark, count in self.remarks.items()]
+        where = "given to reward functions alone" if self._are_prompts else "not used"
+        notes += [f"{path}: {where}: {', '.join(sorted(names))}" for path, names in self.unused.items() if names]
         if self.leaked:
             notes.append(
                 f"{self.leaked} rows of data.train left out: their prompts are in data.eval={self.config.eval}"
             )
         return notes
+
+    def unused_keys(self) -> list[str]:
+        """The keys that mean nothing to us, of all sources."""
+        return list(dict.fromkeys(name for names in self.unused.values() for name in names))
 
     def _read(self, part: DataPart, use: Use, held_out: Collection[bytes] = ()) -> Iterator[tuple[Use, R]]:
         config = self.config
@@ -109,11 +120,19 @@ class Reading(Generic[R]):
             self.fingerprints[side].append(fingerprint | {"rows": counts[side], "use": side})
 
     def _records(self, source: RowSource, part: DataPart, bad: list[tuple[str, str]]) -> Iterator[R]:
+        format, unused = part.format or "auto", self.unused.setdefault(part.path, {})
         for where, row in source.rows:
             try:
                 if isinstance(row, BadRow):
                     raise row
-                for record in self._convert(row, part.format or "auto") if isinstance(row, Mapping) else [row]:
+                if not isinstance(row, Mapping):
+                    yield replace(row, place=where)
+                    continue
+                unused.update(dict.fromkeys(unused_keys(row, format)))
+                for record in self._convert(row, format):
+                    if isinstance(record, Demonstration):
+                        self.remarks.update(record.notes)
+                    self._are_prompts = isinstance(record, Prompt)
                     yield replace(record, place=where)
             except PassedOver as error:
                 self.passed_over[str(error)] += 1
@@ -174,6 +193,8 @@ class Records(Generic[R]):
     bad: list[tuple[str, str]]
     fingerprints: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    """Keys that mean nothing to us."""
 
 
 def read_records(path: str | Path, convert: Convert[R], config: DataConfig) -> Records[R]:
@@ -199,5 +220,5 @@ def train_and_eval(
     for use, record in reading:
         items[use].append(record)
     fingerprints = reading.fingerprints
-    train = Records(items["train"], reading.bad, fingerprints["train"], reading.notes())
+    train = Records(items["train"], reading.bad, fingerprints["train"], reading.notes(), reading.unused_keys())
     return train, Records(items["eval"], [], fingerprints["eval"])

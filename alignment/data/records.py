@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from alignment.data.formats import Choice
+from alignment.data.preferences import Choice
 from alignment.templates.rendering import Message
 
 
@@ -28,12 +28,13 @@ class Prompt:
 class Demonstration:
     """A conversation that ends with the assistant's turn, and the tools offered to it (in OpenAI's format).
 
-    `place` is the `file:line` that it was read from.
+    `place` is the `file:line` that it was read from; `notes` say what of the row is not learned.
     """
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
     place: str = field(default="", compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def group(self) -> str:
@@ -66,7 +67,12 @@ class Vote:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two completions of one prompt and the votes on them. `size` is the number of completions judged together."""
+    """Two completions of one prompt and the votes on them. `size` is the number of completions judged together.
+
+    A completion of several turns, or with tool calls, is a `LongAnswer` (`alignment.data.messages`). `margin` is the
+    lead in score that the preferred one must have, if the row says it; `scores` are what somebody gave the two, first
+    and second, and are not learned.
+    """
 
     prompt: tuple[Message, ...]
     first: str
@@ -74,6 +80,8 @@ class Comparison:
     votes: tuple[Vote, ...] = (Vote("first"),)
     size: int = 2
     place: str = field(default="", compare=False)
+    margin: float | None = None
+    scores: tuple[float, float] | None = field(default=None, compare=False)
 
     @property
     def group(self) -> str:

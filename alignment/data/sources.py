@@ -11,18 +11,19 @@ from typing import Any, NamedTuple
 
 from alignment.config.sections import DataConfig, DataPart
 from alignment.data.annotations import annotation_format, refusal
-from alignment.data.formats import SHAPES
 from alignment.data.importers import TEXT_SUFFIXES, document_rows, faq_rows, text_files
+from alignment.data.keys import BY_NAME
+from alignment.data.openassistant import flat_trees, is_flat_tree
 from alignment.data.row_files import MISSING, SUFFIXES, BadRow, DataError, Note, data_files, file_fingerprint, read_rows
+from alignment.data.shapes import SHAPES
 from alignment.data.slack import is_slack_export, slack_rows
 from alignment.data.tickets import is_ticket, ticket_rows
 
 Rows = Iterator[tuple[str, Any]]
 # The keys that tell the shape of a row, and those that may stand beside them.
-_KNOWN = frozenset(key for keys in SHAPES.values() for each in keys for key in each.split("|")) | {
-    *("input", "output", "system", "tools", "labeler", "weight", "margin"),
-    *("conversation_id", "role", "ts"),
-}
+_KNOWN = frozenset(
+    name for shape in SHAPES.values() for slot in (*shape.needs, *shape.reads) for name in slot.split("|")
+) | {*BY_NAME, "conversation_id", "role", "ts"}
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?(@[\w.-]+)?")
 
 
@@ -73,15 +74,18 @@ def _has_data_files(folder: Path) -> bool:
 
 
 def _tickets(rows: Rows, part: DataPart, config: DataConfig, note: Note) -> Rows:
-    """The rows unchanged, or the conversations of support tickets; the first row's keys tell which."""
+    """The rows unchanged, or the conversations of support tickets, or trees of single messages; the first row tells."""
     first = list(itertools.islice(rows, 1))
     rows = itertools.chain(first, rows)
+    is_tree = first and isinstance(first[0][1], Mapping) and is_flat_tree(first[0][1])
+    if part.format in ("auto", "tree") and is_tree:
+        return flat_trees(rows)
     if part.format == "tickets" or (part.format == "auto" and first and is_ticket(first[0][1], first[0][0])):
         return ticket_rows(rows, config.agents, lambda text: note(f"{part.path}: {text}"), part.columns)
     return rows
 
 
-def _known_case(rows: Rows, columns: Mapping[str, str], note: Note) -> Rows:
+def _known_case(rows: Rows, columns: Mapping[str, str | None], note: Note) -> Rows:
     """The rows with keys such as `Prompt` or `COMPLETION ` in the case in which they are known.
 
     A key that `columns` names, or that stands beside the known one, is left as it is.
@@ -121,7 +125,7 @@ def _without_annotations(rows: Rows, part: DataPart) -> Rows:
         yield where, row if tool is None else BadRow(refusal(tool, part.path))
 
 
-def _renamed_rows(rows: Rows, columns: Mapping[str, str]) -> Rows:
+def _renamed_rows(rows: Rows, columns: Mapping[str, str | None]) -> Rows:
     for where, row in rows:
         try:
             yield where, row if isinstance(row, BadRow) else renamed(row, columns)
@@ -129,8 +133,9 @@ def _renamed_rows(rows: Rows, columns: Mapping[str, str]) -> Rows:
             yield where, reason
 
 
-def renamed(row: Any, columns: Mapping[str, str]) -> Mapping[str, Any]:
-    """The row with keys renamed by `columns`. A renamed column replaces one that already has the new name.
+def renamed(row: Any, columns: Mapping[str, str | None]) -> Mapping[str, Any]:
+    """The row with keys renamed by `columns`. A renamed column replaces one that already has the new name, and a name
+    for which the file has nothing (None) is left out.
 
     Raises:
         BadRow: the row is not an object, or a key is missing.
@@ -138,11 +143,12 @@ def renamed(row: Any, columns: Mapping[str, str]) -> Mapping[str, Any]:
     if not isinstance(row, dict):
         fix = '; write it as {"prompt": ..., "completion": ...}' if isinstance(row, list) else ""
         raise BadRow(f"expected an object with named keys, found a {type(row).__name__}{fix}")
-    missing = [theirs for theirs in columns.values() if theirs not in row]
+    theirs = {ours: name for ours, name in columns.items() if name is not None}
+    missing = [name for name in theirs.values() if name not in row]
     if missing:
         raise BadRow(f"no key '{missing[0]}', which data.columns names; found {', '.join(map(str, row))[:300]}")
-    taken = set(columns.values())
-    return {key: row[key] for key in row if key not in taken} | {ours: row[theirs] for ours, theirs in columns.items()}
+    taken = {*columns, *theirs.values()}
+    return {key: row[key] for key in row if key not in taken} | {ours: row[name] for ours, name in theirs.items()}
 
 
 def _hashed(name: str, files: Sequence[Path]) -> Callable[[], dict[str, Any]]:
@@ -164,7 +170,9 @@ def _from_datasets(dataset: Any, part: DataPart) -> RowSource:
     rows = ((f"{part.path}:row {index}", row) for index, row in enumerate(dataset, 1))
     files = [Path(entry["filename"]) for entry in dataset.cache_files]
     fingerprint = _hashed(Path(part.path).name if Path(part.path).exists() else part.path, files)
-    return RowSource(_without_annotations(_renamed_rows(rows, part.columns or {}), part), fingerprint)
+    named = _without_annotations(_renamed_rows(rows, part.columns or {}), part)
+    notes: list[str] = []
+    return RowSource(_tickets(named, part, DataConfig(train=part.path), notes.append), fingerprint, notes)
 
 
 def _load_saved(path: Path) -> Any:

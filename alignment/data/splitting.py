@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignment.data.duplicates import Groups, Sketches, digest
+from alignment.data.keys import PASSAGE_NAMES
 from alignment.data.opening import suffix_of
 from alignment.data.parsing import to_examples, to_prompts
 from alignment.data.reading import check_bad, is_held_out
 from alignment.data.records import Demonstration, Document, Prompt
 from alignment.data.row_files import LINES, BadRow, DataError, data_files, file_fingerprint, jsonl_lines, read_rows
 
-PASSAGE_KEYS = ("source_id", "passage_id", "context", "documents")
+PASSAGE_KEYS = (*PASSAGE_NAMES, "context", "documents")
 """Keys of a row that identify its source passage: rows of one passage stay together."""
 TRAIN, TEST = "train.jsonl", "test.jsonl"
 

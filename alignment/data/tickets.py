@@ -38,7 +38,10 @@ def is_ticket(row: Any, where: str) -> bool:
 
 
 def ticket_rows(
-    rows: Rows, agents: Collection[str] = (), note: Note = lambda text: None, renamed: Mapping[str, str] | None = None
+    rows: Rows,
+    agents: Collection[str] = (),
+    note: Note = lambda text: None,
+    renamed: Mapping[str, str | None] | None = None,
 ) -> Rows:
     """Yield a `messages` row for each ticket, from one row for each message, or one nested row for each ticket.
 
@@ -136,7 +139,7 @@ class _TicketReader:
             raise BadRow(f"no key '{missing[0]}'; found the keys {key_names(row)[:200]}")
         return {ours: row[theirs] for ours, theirs in self._columns.items()}
 
-    def time_column(self, renamed: Mapping[str, str]) -> tuple[str, str | None]:
+    def time_column(self, renamed: Mapping[str, str | None]) -> tuple[str, str | None]:
         """The one of TIME_KEYS that says how times are read, and the name of their column in the file."""
         column = (self._columns or {}).get("ts")
         return column if column in TIME_KEYS else "ts", renamed.get(column, column) if column else None

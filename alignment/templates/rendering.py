@@ -29,6 +29,7 @@ from alignment.templates.control_tokens import (
     without_control_tokens_at_end,
 )
 from alignment.templates.ends import end_pattern, end_token_ids
+from alignment.templates.reasoning import thought_of, with_reasoning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,7 +43,7 @@ class Message(TypedDict):
     """One turn.
 
     `weight` 0 on an assistant's turn excludes it from the loss. `tool_calls` have OpenAI's format, with the arguments
-    as an object.
+    as an object. `reasoning_content` is what the assistant thought before its answer.
     """
 
     role: str
@@ -51,6 +52,11 @@ class Message(TypedDict):
     tool_calls: NotRequired[list[dict[str, Any]]]
     tool_call_id: NotRequired[str]
     name: NotRequired[str]
+    reasoning_content: NotRequired[str]
+
+
+class TurnsChange(Unrenderable):
+    """The template renders an answer otherwise once more turns follow; each answer can be trained as the last one."""
 
 
 _GREETING = (Message(role="user", content="Hi."), Message(role="assistant", content="Hello."))
@@ -122,6 +128,7 @@ def encode_conversation(
     it, such as a newline, as the end of the answer. If the template writes no end token (Falcon's), EOS is added.
 
     Raises:
+        TurnsChange: see there; not where only the last turn is trained.
         Unrenderable: the template cannot render this conversation.
         TemplateError: the assistant's turn ends with a text that is no end token.
     """
@@ -131,7 +138,12 @@ def encode_conversation(
     text, marked = _render(tokenizer, messages, tools)
     if len(marked) < len(weights) or (len(marked) > len(weights) and 0 in weights):
         marked = []  # the template has no marks, or not one per turn
-    spans = _through_ends(tokenizer, text, marked) or _turns(tokenizer, messages, tools, text)
+    try:
+        spans = _through_ends(tokenizer, text, marked) or _turns(tokenizer, messages, tools, text)
+    except TurnsChange:
+        if any(weights[:-1]):
+            raise
+        spans, weights = _turns(tokenizer, messages, tools, text, only_last=True), [1]
     trained = [span for span, weight in zip(spans, weights, strict=True) if weight] if 0 in weights else spans
     assert trained, messages
     ids: list[int] = []
@@ -204,6 +216,7 @@ def _render(
     """The text, and its spans inside {% generation %} marks, if the template has any."""
     template = str(tokenizer.chat_template)
     _check_tools(template, messages, tools)
+    messages = with_reasoning(template, messages)  # type: ignore[assignment]
     with_marks = bool(_MARKS.search(template)) and any(message["role"] == "assistant" for message in messages)
     try:
         if not with_marks:
@@ -254,7 +267,11 @@ def _through_ends(tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence
 
 
 def _turns(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools | None, text: str
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    tools: Tools | None,
+    text: str,
+    only_last: bool = False,
 ) -> list[Span]:
     """Spans of the assistant's turns, through their ends, under a template without marks: what each adds to the text.
 
@@ -262,12 +279,13 @@ def _turns(
     reasoning block, is not part of it. A turn without an end token ends with its content.
 
     Raises:
+        TurnsChange: a turn loses its reasoning, or its tokens cannot be told apart, when more turns follow.
         Unrenderable: a turn's content is not found where its prompt ends.
         TemplateError: it is followed by a text other than an end token.
     """
     spans = []
     for number, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or (only_last and number < len(messages) - 1):
             continue
         if number == 0:
             raise Unrenderable(
@@ -277,20 +295,27 @@ def _turns(
         before, _ = _render(tokenizer, messages[:number], tools, add_generation_prompt=True)
         through, _ = _render(tokenizer, messages[: number + 1], tools)
         if not text.startswith(before) or not through.startswith(before):
-            raise Unrenderable(
+            raise TurnsChange(
                 f"the chat template renders turn {number + 1} differently when more turns follow: its prompt ends with "
                 f"{readable(tokenizer, before)[-20:]!r}, which the whole conversation does not have there; set "
                 "model.template, or add {% generation %} marks to the template"
             )
-        turn: str | None = through[len(before) :]
+        turn = through[len(before) :]
+        followed: str | None = turn
         if not text.startswith(through):
-            turn = _as_followed(tokenizer, through[len(before) :], message["content"].strip(), text[len(before) :])
-        if turn is None:
-            raise Unrenderable(
+            thought = thought_of(message)
+            if thought is not None and thought.reasoning in turn and thought.reasoning not in text[len(before) :]:
+                raise TurnsChange(
+                    f"the chat template leaves out the reasoning of turn {number + 1} when more turns follow; give its "
+                    "answers as rows of their own, or set model.template"
+                )
+            followed = _as_followed(tokenizer, turn, message["content"].strip(), text[len(before) :])
+        if followed is None:
+            raise TurnsChange(
                 f"the chat template renders turn {number + 1} differently when more turns follow, so its tokens "
                 "cannot be told apart; set model.template, or add {% generation %} marks to the template"
             )
-        start, stop = _within(tokenizer, turn, message, number)
+        start, stop = _within(tokenizer, followed, message, number)
         spans.append((len(before) + start, len(before) + stop))
     return spans
 
@@ -316,6 +341,14 @@ def _as_followed(tokenizer: PreTrainedTokenizerBase, turn: str, content: str, re
 
 def _within(tokenizer: PreTrainedTokenizerBase, turn: str, message: Message, number: int) -> Span:
     """Start and end of the content and its end token within a rendered turn."""
+    thought = thought_of(message)
+    if (
+        thought is not None
+        and thought.reasoning in turn
+        and turn.find(thought.answer, turn.find(thought.reasoning)) >= 0
+    ):
+        end = end_pattern(tokenizer).search(turn, turn.rfind(thought.answer) + len(thought.answer))
+        return 0, end.end() if end else len(turn.rstrip())  # the reasoning is what the model says first
     end = end_pattern(tokenizer).search(turn)
     body = without_control_tokens_at_end(tokenizer, turn[: end.start()] if end else turn)
     content = message["content"].strip()

@@ -138,7 +138,7 @@ def test_pain_6_sharegpts_speakers_are_roles_and_a_stranger_is_an_error(folder):
     (record,) = read_records(path, to_examples, DataConfig(train="unused")).items
     assert [turn["role"] for turn in record.messages] == ["user", "assistant"]
     reason = bad_row(folder, {"conversations": [{"from": "narrator", "value": "a"}, turns[1]]})
-    assert "turn 1 of 'conversations' is from 'narrator'; expected system, human" in reason
+    assert "message 1 of 'conversations' has role 'narrator'; expected system, user" in reason
 
 
 def test_pain_7_there_is_one_bos_and_a_rendered_text_is_refused():

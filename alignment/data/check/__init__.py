@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from alignment.data.check.conversation import MARKERS, schema_validator, turn_problems
+from alignment.data.check.example import example_lines
 from alignment.data.check.findings import report_of
-from alignment.data.check.inspector import Inspector
+from alignment.data.check.inspector import STAGES, Inspector
 from alignment.data.check.page import html_page
 from alignment.data.check.report import DataReport, Finding, Lengths, SetAside, percentiles, refuse, text_lines
 
 __all__ = [
     "MARKERS",
+    "STAGES",
     "DataReport",
     "Finding",
     "Inspector",
     "Lengths",
     "SetAside",
+    "example_lines",
     "html_page",
     "percentiles",
     "refuse",

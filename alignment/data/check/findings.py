@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignment.data.check.inspector import Inspector
+from alignment.data.check.judgements import Judged
 from alignment.data.check.report import LEVELS, DataReport, Finding, Level, SetAside, histogram, percent, percentiles
 
 USUAL_ROWS = 1000
@@ -41,6 +42,37 @@ _ROWS: dict[str, tuple[Level, str, str]] = {
         "give such rows as plain turns: the template adds its markers, and those in a text are trained on as text",
     ),
     "echo": ("warning", "have an answer that repeats the user's turn word for word", "remove these rows"),
+    "says_nothing": (
+        "warning",
+        'have an answer that is empty to the eye (invisible characters, "N/A", "...")',
+        "remove these rows: the model learns to answer so",
+    ),
+    "html": (
+        "warning",
+        "have an answer in HTML",
+        "write it as text or Markdown, unless the model is to answer in HTML",
+    ),
+    "scored_lower": (
+        "warning",
+        "prefer the answer with the lower score",
+        "look at some: the scores are not learned, the preference is; swap or remove pairs that are wrong",
+    ),
+    "scored_equal": (
+        "note",
+        "prefer one of two answers with equal scores",
+        "the scores are not learned; remove such pairs if the scores are right",
+    ),
+    "reasoning": (
+        "note",
+        "have reasoning beside the answer",
+        "it is trained on where the chat template has a place for it: --model NAME says whether it has",
+    ),
+    "reasoned": ("note", "have reasoning beside the answer, which the chat template writes before it", ""),
+    "reasoning_lost": (
+        "warning",
+        "have reasoning beside the answer that is not trained on: the chat template has no place for it",
+        "choose a model.template that reads reasoning_content, or put the reasoning into the answer",
+    ),
 }
 _PERSONAL = {"mail": "mail addresses", "phone": "phone numbers", "card": "payment card numbers"}
 
@@ -51,13 +83,15 @@ def report_of(rows: Inspector, sources: Sequence[str]) -> DataReport:
     whole, answers = numbers(rows.lengths), numbers(rows.answer_lengths)
     lengths = {"whole row": whole, "prompt": whole - answers, "answer": answers} if len(whole) else {}
     reasons = sorted(rows.set_aside.values(), key=lambda item: -item[1].count)
-    findings = [*row_findings(rows), *(group_findings(rows) if rows.num_kept else ())]
+    findings = [*set_findings(rows), *row_findings(rows), *(group_findings(rows) if rows.num_kept else ())]
     return DataReport(
         sources=list(sources),
         rows=rows.num_rows,
         bad=rows.num_bad,
         kept=rows.num_kept,
         held_out=sum(rows.held_out),
+        stage=rows.stage,
+        readers={stage: rows.readers[stage] for stage in ("sft", "reward", "ppo") if rows.readers[stage]},
         shapes=dict(rows.shapes.most_common()),
         set_aside=[SetAside(reason, seen.count, seen.places) for reason, seen in reasons],
         unit="words" if rows.tokenizer is None else "tokens",
@@ -68,6 +102,60 @@ def report_of(rows: Inspector, sources: Sequence[str]) -> DataReport:
         personal_data=dict(sorted(rows.num_personal.items())),
         findings=sorted(findings, key=lambda finding: LEVELS.index(finding.level)),
     )
+
+
+def set_findings(rows: Inspector) -> Iterator[Finding]:
+    """Yield the findings about the whole set: what leaves nothing to train on, and what of it is not used."""
+    kept, held_out, judged = rows.num_kept, sum(rows.held_out), rows.judged
+    if rows.num_rows and not kept and not rows.num_bad:
+        reason, _ = max(rows.passed_over.items(), key=lambda item: item[1].count)
+        text = f"none of the {rows.num_rows:,} rows gives an example: {reason}"
+        yield Finding("error", "no_example", rows.num_rows, text, "name other files, or who the assistant is", [])
+    read = rows.shapes.total()
+    if rows.readers and max(rows.readers.values()) < (1 - rows.config.max_bad_share) * read:
+        counts = ", ".join(f"{stage} {count:,}" for stage, count in rows.readers.items())
+        text = f"no stage learns from all of these rows: of {read:,}, {counts}"
+        yield Finding("error", "mixed_stages", read, text, "--for STAGE says what one of them would do", [])
+    if kept and rows.config.eval is None and rows.config.eval_share:
+        yield from _split(rows, kept, held_out)
+    if judged.num_pairs and judged.num_ties == judged.num_pairs and not judged.decided_pair:
+        text = f"each of the {judged.num_pairs:,} pairs is a tie, so a reward model has nothing to learn"
+        yield Finding("error", "all_ties", judged.num_pairs, text, "judge more pairs", [])
+    elif judged.num_ratings and not judged.num_pairs:
+        yield from _ratings(judged, rows.needs_pairs)
+    if rows.unused:
+        where = "given to reward functions alone" if rows.stage == "ppo" else "not used"
+        text = f"{where}: {', '.join(sorted(rows.unused))}"
+        yield Finding("note", "not_used", len(rows.unused), text, "", [])
+    for index, (remark, count) in enumerate(rows.remarks.items()):
+        yield Finding("note", f"remark_{index}" if index else "remark", count, f"{_of(count, kept)}: {remark}", "", [])
+
+
+def _split(rows: Inspector, kept: int, held_out: int) -> Iterator[Finding]:
+    config = rows.config
+    groups = len(set(rows.groups))
+    of = "one prompt" if groups == 1 else f"{groups:,} prompts"
+    share = f"data.eval_share={config.eval_share:g} holds out whole prompts"
+    advice = "name held-out rows in data.eval, or set data.eval_share=0"
+    if held_out == kept:
+        text = f"all {kept:,} rows are held out: they have {of}, and {share}"
+        yield Finding("error", "all_held_out", kept, text, advice, [])
+    elif not held_out:
+        text = f"nothing is held out: the rows have {of}, and {share}"
+        yield Finding("warning" if groups == 1 and kept > 1 else "note", "none_held_out", kept, text, advice, [])
+
+
+def _ratings(judged: Judged, needs_pairs: bool) -> Iterator[Finding]:
+    count = judged.num_ratings
+    if len(judged.values) < 2:
+        (value,) = judged.values
+        text = f"each of the {count:,} ratings is {value:g}, so a reward model has nothing to learn"
+        yield Finding("error", "constant_ratings", count, text, "rate more answers", [])
+    elif not judged.decided_pair:
+        why = "each pair that they give is a tie" if judged.rated_pair else "no two are of one prompt and labeler"
+        text = f"the {count:,} ratings give no pair that could be learned from: {why}"
+        advice = "rate several answers to each prompt, or set reward.objective=regression"
+        yield Finding("error" if needs_pairs else "note", "no_pairs", count, text, advice, [])
 
 
 def row_findings(rows: Inspector) -> Iterator[Finding]:
@@ -83,10 +171,6 @@ def row_findings(rows: Inspector) -> Iterator[Finding]:
     for index, (reason, seen) in enumerate(rows.passed_over.items()):
         text = f"{seen.count:,} rows are skipped: {reason}"
         yield Finding("note", f"passed_over_{index}" if index else "passed_over", seen.count, text, "", seen.places)
-    if rows.num_rows and not kept and not rows.num_bad:
-        reason = max(rows.passed_over.items(), key=lambda item: item[1].count)[0]
-        text = f"none of {rows.num_rows:,} rows gives an example: {reason}"
-        yield Finding("error", "no_examples", rows.num_rows, text, "name other files, or who the assistant is", [])
     yield from _too_long(rows)
     for kind, (level, text, advice) in _ROWS.items():
         if kind in rows.seen:
@@ -124,7 +208,13 @@ def _too_long(rows: Inspector) -> Iterator[Finding]:
     limit = f"data.max_length={config.max_length}"
     if "left_out" in rows.seen:
         seen = rows.seen["left_out"]
-        if seen.count == len(rows.lengths):
+        if rows.stage == "ppo":
+            all_of_them = seen.count == len(rows.lengths)
+            text = (
+                f"{_of(seen.count, kept)} have a prompt that is longer than {limit} tokens and cannot be trimmed to it"
+            )
+            yield Finding("error" if all_of_them else "warning", "left_out", seen.count, text, longest, seen.places)
+        elif seen.count == len(rows.lengths):
             answers = numbers(rows.answer_lengths)
             prompt, answer = percentiles(numbers(rows.lengths) - answers).p50, percentiles(answers).p50
             text = (

@@ -10,21 +10,24 @@ import json
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from alignment.config.sections import DataConfig, Format
 from alignment.data import formats
 from alignment.data.check.conversation import MARKERS, turn_problems
+from alignment.data.check.judgements import Judged, is_html, says_nothing
 from alignment.data.duplicates import Sketches, digest
-from alignment.data.encoding import Record, encode_record, fit_record
+from alignment.data.encoding import Record, encode_parts, fit_record
 from alignment.data.importers import PassedOver
-from alignment.data.parsing import to_comparisons, to_examples, to_prompts
+from alignment.data.messages import with_answer
+from alignment.data.parsing import JUDGED, LEARNED, to_examples, to_judgements, to_prompts
 from alignment.data.privacy import scrub_row
 from alignment.data.reading import is_held_out
 from alignment.data.records import Comparison, CompletionRating, Demonstration, Document, Prompt
 from alignment.data.row_files import BadRow
+from alignment.templates.reasoning import reads_reasoning
 from alignment.templates.rendering import Encoded, Message, TemplateError, Unrenderable
 
 if TYPE_CHECKING:
@@ -72,6 +75,13 @@ class Seen:
             self.places.append(where)
 
 
+Stage = Literal["sft", "reward", "ppo"]
+READS: dict[Stage, Callable[..., Sequence[Record]]] = {"sft": to_examples, "reward": to_judgements, "ppo": to_prompts}
+"""What each stage makes of a row."""
+STAGES: dict[str, Stage] = {"sft": "sft", "reward": "reward", "ppo": "ppo"}
+"""The stages by the names that people give."""
+
+
 class Inspector:
     """Collects counts and hashes of rows, one row at a time, for `report_of`.
 
@@ -79,6 +89,8 @@ class Inspector:
         config: `max_length`, `too_long`, `eval_share` and `split_seed` are used as training uses them.
         tokenizer: lengths are in its tokens; None: lengths are in words.
         validate: returns the error of an answer that must match a JSON schema, or None.
+        stage: rows are read as this stage reads them; None: each as what it is.
+        needs_pairs: ratings of single answers are of use only in pairs (the reward stage's `reward.objective: pairs`).
     """
 
     def __init__(
@@ -86,8 +98,16 @@ class Inspector:
         config: DataConfig,
         tokenizer: PreTrainedTokenizerBase | None = None,
         validate: Callable[[str], str | None] | None = None,
+        stage: Stage | None = None,
+        needs_pairs: bool = False,
     ) -> None:
-        self.config, self.tokenizer, self.validate = config, tokenizer, validate
+        self.needs_pairs = needs_pairs
+        self.config, self.tokenizer, self.validate, self.stage = config, tokenizer, validate, stage
+        self.first: Record | None = None
+        self.remarks: Counter[str] = Counter()
+        self.readers: Counter[str] = Counter()
+        self.unused: dict[str, None] = {}
+        self.judged = Judged(self._see)
         self.num_rows = self.num_bad = self.num_pairs = self.num_chosen_longer = 0
         self.set_aside: dict[str, tuple[str, Seen]] = {}
         self.passed_over: dict[str, Seen] = {}
@@ -104,7 +124,10 @@ class Inspector:
         self.texts, self.group_sketches = Sketches(), Sketches()
         self.lengths, self.answer_lengths = array("Q"), array("Q")
         self.num_tokens = self.num_trained = 0
-        self._last: Record | CompletionRating | None = None
+        self._last: Record | None = None
+        template = "" if tokenizer is None else str(tokenizer.chat_template)
+        known = "reasoned" if reads_reasoning(template) else "reasoning_lost"
+        self._reasoning = "reasoning" if tokenizer is None else known
         self._markers = tuple(dict.fromkeys((*MARKERS, *(tokenizer.all_special_tokens if tokenizer else ()))))
 
     def add(
@@ -118,7 +141,7 @@ class Inspector:
         scrubbed = row if isinstance(row, BadRow) else self._scrubbed(where, row)
         try:
             records = self._records(row, format)
-            encodings = [self._encoded(where, record) for record in records]
+            examples = [part for record in records for part in self._encoded(where, record)]
         except PassedOver as error:
             self.num_rows += 1
             self.passed_over.setdefault(str(error), Seen()).add(where)
@@ -127,13 +150,13 @@ class Inspector:
             self.add_bad(where, str(error))
             return scrubbed, str(error)
         self.num_rows += 1
-        for record, encoding in zip(records, encodings, strict=True):
+        for record, encoding in examples:
             config = self.config
             side = is_held_out(record, config.eval_share, config.split_seed) if held_out is None else held_out
             self._add_record(replace(record, place=where), side)
             if encoding is not None and self.tokenizer is not None:
                 fitted: Encoded | None = encoding
-                if isinstance(record, Demonstration | Comparison):  # a document is chunked without loss
+                if not isinstance(record, Document):  # a document is chunked without loss
                     fitted = fit_record(record, encoding, self.tokenizer, config.max_length, config.too_long)
                 self._measure(where, encoding, fitted)
         return scrubbed, None
@@ -152,7 +175,11 @@ class Inspector:
             kind, reason = "", "other reasons"
         self.set_aside.setdefault(kind, (reason, Seen()))[1].add(where, limit=MAX_PLACES)
 
-    def look(self, record: Record | CompletionRating, encoded: Encoded, fitted: Encoded | None, held_out: bool) -> None:
+    def add_unused(self, names: Iterable[str]) -> None:
+        """Note keys that mean nothing to us."""
+        self.unused |= dict.fromkeys(names)
+
+    def look(self, record: Record, encoded: Encoded, fitted: Encoded | None, held_out: bool) -> None:
         """Inspect a record on its way to training: all of its tokens, and those that `fit` kept."""
         if record is self._last:  # repeated by its part's weight, not a duplicate in the file
             return
@@ -167,26 +194,33 @@ class Inspector:
             raise row
         if not isinstance(row, Mapping):
             raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
+        self.add_unused(formats.unused_keys(row, format))
         shape = formats.shape_of(row, format, tuple(formats.SHAPES))
         convert: Callable[..., Sequence[Record]] = to_examples
-        if shape in ("prompt", "rating"):
+        if self.stage is not None:
+            convert = READS[self.stage]
+        elif shape == "prompt":
             convert = to_prompts
-        elif shape in ("pair", "pandalm"):
-            convert = to_comparisons
-        records = convert(row, shape)
-        self.shapes[f"{shape} ({', '.join(formats.SHAPES[shape])})".replace("|", " or ")] += 1
+        elif shape in JUDGED:
+            convert = to_judgements
+        records = convert(row, format)
+        if convert is to_judgements:  # equal answers of a ranking are no pair
+            records = [each for each in records if not (isinstance(each, Comparison) and each.first == each.second)]
+        if self.stage is None:
+            self.readers.update(stage for stage, shapes in LEARNED.items() if shape in shapes)
+        self.shapes[f"{shape} ({', '.join(formats.key_words(shape))})"] += 1
         return records
 
-    def _encoded(self, where: str, record: Record) -> Encoded | None:
+    def _encoded(self, where: str, record: Record) -> Sequence[tuple[Record, Encoded | None]]:
         if self.tokenizer is None:
-            return None
+            return [(record, None)]
         try:
-            return encode_record(record, self.tokenizer)
+            return encode_parts(record, self.tokenizer)
         except Unrenderable:
             raise
         except TemplateError as error:
             self._see("template", f"{where}: {error}")
-            return None
+            return [(record, None)]
 
     def _scrubbed(self, where: str, row: Any) -> Any:
         scrubbed, personal = scrub_row(row)
@@ -195,8 +229,11 @@ class Inspector:
             self.num_personal[kind] += count
         return scrubbed
 
-    def _add_record(self, record: Record | CompletionRating, held_out: bool) -> None:
+    def _add_record(self, record: Record, held_out: bool) -> None:
         where, messages, group = record.place, turns(record), record.group
+        self.first = self.first or record
+        if isinstance(record, Demonstration):
+            self.remarks.update(record.notes)
         answer = "" if isinstance(record, Prompt) else _content(messages[-1])
         before = messages if isinstance(record, Prompt) else messages[:-1]
         prompt = "\0".join(f"{message['role']}\0{_content(message)}" for message in before)
@@ -204,15 +241,19 @@ class Inspector:
         self.held_out.append(held_out)
         self.groups.append(digest(group))
         self.prompts.append(digest(prompt))
+        # The reward stage looks at an answer once, however often it was rated, and judges the ratings itself.
+        if isinstance(record, Comparison) or (isinstance(record, CompletionRating) and self._last is None):
+            self.judged.add(record, group)
         if isinstance(record, Comparison):
             # Answers to one prompt may differ, but two rows must not prefer opposite answers of the same pair.
             other = record.second if record.target >= 0.5 else record.first
-            self.questions.append(digest("\0".join((prompt, *sorted((answer, other))))))
-            self.answers.append(digest(f"{answer}\0{other}"))
+            people = ",".join(sorted(vote.labeler or "" for vote in record.votes))  # who may differ from one another
+            self.questions.append(digest("\0".join((people, prompt, *sorted((answer, other))))))
+            self.answers.append(digest(f"{people}\0{answer}\0{other}"))
             self.num_pairs += 1
             self.num_chosen_longer += len(answer) > len(other)
         elif isinstance(record, CompletionRating):  # a prompt may have many rated answers
-            self.questions.append(digest(f"{prompt}\0{answer}"))
+            self.questions.append(digest(f"{prompt}\0{answer}\0{record.labeler}"))
             self.answers.append(digest(answer))
         else:
             self.questions.append(digest(answer) if isinstance(record, Document) else self.prompts[-1])
@@ -221,6 +262,13 @@ class Inspector:
         self.group_sketches.add(group)
         for problem in turn_problems(messages, self._markers):
             self._see(problem, where)
+        texts = [record.first, record.second] if isinstance(record, Comparison) else [answer]
+        if not isinstance(record, Prompt | Document):
+            for kind, found in (("says_nothing", says_nothing), ("html", is_html)):
+                if any(map(found, texts)):
+                    self._see(kind, where)
+        if any("reasoning_content" in message for message in messages):
+            self._see(self._reasoning, where)
         if self.validate and answer and (error := self.validate(answer)):
             self._see("schema", f"{where}: {error}")
         if self.tokenizer is None:
@@ -245,15 +293,15 @@ class Inspector:
         self.seen.setdefault(kind, Seen()).add(where)
 
 
-def turns(record: Record | CompletionRating) -> tuple[Message, ...]:
+def turns(record: Record) -> tuple[Message, ...]:
     """The conversation of a record, with the preferred answer of a comparison; a document is an assistant's turn."""
     if isinstance(record, Document):
         return (Message(role="assistant", content=record.text),)
     if isinstance(record, Comparison):
         preferred = record.first if record.target >= 0.5 else record.second
-        return (*record.prompt, Message(role="assistant", content=preferred))
+        return with_answer(record.prompt, preferred)
     if isinstance(record, CompletionRating):
-        return (*record.prompt, Message(role="assistant", content=record.completion))
+        return with_answer(record.prompt, record.completion)
     return record.messages
 
 

@@ -87,6 +87,10 @@ class DataReport:
     """The result of a data check. It holds no text of the rows; personal data is counted, not shown."""
 
     sources: list[str]
+    stage: str | None
+    """Whose reading of the rows this is; None: each row as what it is."""
+    readers: dict[str, int]
+    """How many of the usable rows each stage learns from, where `stage` is None."""
     rows: int
     bad: int
     kept: int
@@ -106,12 +110,15 @@ class DataReport:
         """The report in one line."""
         errors, warnings = (sum(finding.level == level for finding in self.findings) for level in LEVELS[:2])
         look = f"{warnings} {'thing' if warnings == 1 else 'things'} to look at"
+        use = f"for python -m {self.stage}" if self.stage else "to train on"
         if not self.rows:
             return "There are no rows"
         if errors:
             also = f", {look}" if warnings else ""
-            return f"Not ready to train on: {errors} {'problem' if errors == 1 else 'problems'} to fix{also}"
-        return f"Can be trained on; {look} first" if warnings else "Ready to train on"
+            return f"Not ready {use}: {errors} {'problem' if errors == 1 else 'problems'} to fix{also}"
+        if warnings:
+            return f"Usable {use}; {look} first" if self.stage else f"Can be trained on; {look} first"
+        return f"Ready {use}"
 
     def to_dict(self) -> dict[str, Any]:
         return {"verdict": self.verdict} | asdict(self)
@@ -140,6 +147,7 @@ class DataReport:
             ("rows", f"{self.rows:,} read, {usable}, {self.bad:,} set aside"),
             ("split", f"{self.kept - self.held_out:,} to train on, {self.held_out:,} held out" if self.kept else ""),
             ("format", ", ".join(shapes)),
+            ("stages", ", ".join(f"{stage}: {count:,} rows" for stage, count in self.readers.items())),
             ("trained on", f"{trained}: the assistant's" if self.trained_share else ""),
             ("limit", "" if self.max_length is None else f"{self.max_length:,} tokens a row (data.max_length)"),
         ]

@@ -13,6 +13,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from alignment.data import formats
+from alignment.data.messages import LongAnswer
 from alignment.data.row_files import BadRow
 from alignment.labeling.checks import checked_entry
 from alignment.labeling.entries import Entry, Rows, Stored, exportable, kept_row, plain_turns, short_digest
@@ -57,6 +58,8 @@ def write_jsonl(stored: Stored, left_out: Counter[str]) -> Rows:
 def read_hh(row: Row, options: ImportOptions) -> Read:
     formats.shape_of(row, "pair", ["pair"])
     prompt, chosen, rejected = formats.pair_of(row)
+    if isinstance(chosen, LongAnswer) or isinstance(rejected, LongAnswer):
+        raise BadRow("'chosen' and 'rejected' differ before the assistant's last turn, and labelers judge one answer")
     name = named_key(row, "labeler", LABELERS, options)
     who = Who(labeler_of(row[name]) if name else None)
     return [preferred(plain_turns(prompt), ShownAnswer("chosen", chosen), ShownAnswer("rejected", rejected), who)]

@@ -10,6 +10,7 @@ from alignment.data import formats
 from alignment.data.annotations import parsed
 from alignment.data.importers import PassedOver
 from alignment.data.messages import check_text, key_names, messages_of
+from alignment.data.questions import alpaca_prompt
 from alignment.data.row_files import BadRow
 from alignment.labeling.entries import plain_turns
 from alignment.labeling.formats.reading import SIDES, ImportOptions, Row
@@ -125,7 +126,7 @@ def prompt_of(row: Row, options: ImportOptions) -> tuple[list[dict[str, str]], s
     turns, used = turns_of(row[key], key), {key}
     extra = first_key(row, ("input",))
     if plain(key) == "instruction" and extra and len(turns) == 1:
-        turns = plain_turns(formats.alpaca_prompt(turns[0]["content"], row[extra]))
+        turns = plain_turns(alpaca_prompt(turns[0]["content"], row[extra]))
         used.add(extra)
     system = first_key(row, ("system", "systemprompt"), lambda value: isinstance(value, str) and bool(value.strip()))
     if system and turns[0]["role"] != "system":

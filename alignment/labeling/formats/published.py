@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from alignment.data.annotations import parsed
-from alignment.data.formats import alpaca_prompt
 from alignment.data.importers import PassedOver
 from alignment.data.messages import check_text, text_of
+from alignment.data.questions import alpaca_prompt
 from alignment.data.row_files import BadRow
 from alignment.labeling.entries import Entry, plain_turns
 from alignment.labeling.formats.fields import ShownAnswer, ShownTask, answer_of, listed, object_of, turns_of

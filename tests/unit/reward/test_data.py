@@ -231,7 +231,7 @@ def test_a_held_out_share_may_hold_nothing_to_compare(tokenizer):
         ([("p", "a", 1), ("p", "b", 1)], {}, {"objective": "regression"}, "found 2 ratings with 1 values"),
         ([("p", "a", "good")], {}, {}, "'rating' must be a number, found 'good'"),
         ([("p", "a", True)], {}, {}, "'rating' must be a number, found True"),
-        ([("p", "a", 1)], {"labeler": 3}, {}, "'labeler' must be a string, found int"),
+        ([("p", "a", 1)], {"labeler": [3]}, {}, "'labeler' must be a string, found list"),
     ],
 )
 def test_ratings_that_teach_nothing_are_refused(tmp_path, rows, more, settings, says):

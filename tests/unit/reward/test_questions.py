@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignment.config.sections import DataConfig
+from alignment.data.messages import answer_of
 from alignment.data.reading import DataError
 from alignment.data.records import Comparison, CompletionRating, Vote
 from alignment.templates.rendering import encode_conversation, encode_prompt
@@ -204,3 +205,40 @@ def test_a_prompt_of_many_answers_is_parted_and_their_encodings_are_not_kept_for
     questions = builder.questions(lambda row: combine_votes(row, 0.0, None))
     assert [pair.comparison for question in questions for pair in question.pairs] == rows
     assert {len(question.pairs) for question in questions} == {MAX_COMPLETIONS // 2}
+
+
+def test_a_row_s_own_margin_is_the_pairs():
+    """As TRL's: the preferred answer must lead by it, whatever `reward.margin` says of votes."""
+    for votes, margin in (((Vote("first"),), 2.5), ((Vote("second"),), -2.5), ((Vote("first"), Vote("second")), 0.0)):
+        comparison = Comparison(PROMPT, "a", "b", votes, margin=2.5)
+        assert combine_votes(comparison, 1.0, None).margin == margin
+    strong = Comparison(PROMPT, "a", "b", (Vote("first", 3),))
+    assert combine_votes(strong, 1.0, None).margin == 1.0
+
+
+def test_an_answer_of_several_turns_is_scored_at_its_end():
+    tokenizer = TOKENIZERS["bytes"]
+    later = ({"role": "user", "content": "And in winter?"}, {"role": "assistant", "content": "Two weeks."})
+    first = ({"role": "assistant", "content": "A week."}, *later)
+    call = {"type": "function", "function": {"name": "look", "arguments": {}}}
+    second = ({"role": "assistant", "content": "", "tool_calls": [call]},)
+    encoding = build(tokenizer, [Comparison(PROMPT, answer_of(first), answer_of(second))])
+    (question,) = encoding.questions
+    assert question.sequences == [
+        encode_conversation(tokenizer, [*PROMPT, *turns]).input_ids for turns in (first, second)
+    ]
+    assert "<tool_call>" in tokenizer.decode(question.sequences[1])
+
+
+def test_what_the_template_cannot_render_is_set_aside_with_its_place():
+    call = {"type": "function", "function": {"name": "look", "arguments": {}}}
+    calling = answer_of(({"role": "assistant", "content": "", "tool_calls": [call]},))
+    rows = [Comparison(PROMPT, calling, "b", place="d.jsonl:1"), Comparison(PROMPT, "a", "b", place="d.jsonl:2")]
+    with pytest.raises(
+        DataError, match=r"d.jsonl:1: the chat template has no place for tool_calls; set model.template"
+    ):
+        build(TOKENIZERS["plain"], rows)
+    config = DataConfig(train="d.jsonl", max_length=200, max_bad_share=0.5)
+    encoding = encode(rows, TOKENIZERS["plain"], config, RewardSection())
+    assert encoding.left_out["unrenderable"] == 1
+    assert len(encoding.questions) == 1

@@ -84,7 +84,7 @@ def test_the_run_says_and_can_keep_what_was_found(folder, capsys):
     write_report(folder / "runs" / "run", report)
     shown = capsys.readouterr().err
     for part in (
-        "data: Can be trained on; 3 things to look at first; see ",
+        "data: Usable for python -m sft; 3 things to look at first; see ",
         "data: note: you have 5 rows: the usual guidance is about 1,000",
         "data: warning: 1 prompt has several different answers",
         "data: warning: 1 of 1 held-out rows have a prompt that is also in the training rows",

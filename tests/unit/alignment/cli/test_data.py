@@ -95,6 +95,7 @@ def test_a_config_of_any_stage_says_which_data_and_model(path: Path) -> None:
     values = read_values(path)
     assert recipe.model.name == values["model"].get("name", values["model"].get("policy"))
     assert [part.path for part in recipe.data.parts] == [part.path for part in DataConfig(**values["data"]).parts]
+    assert recipe.stage == path.parent.name
 
 
 def test_mistakes_in_those_two_sections_are_named(tmp_path: Path) -> None:
@@ -153,6 +154,35 @@ def test_check_reads_a_stages_config(rows: Path, tmp_path: Path) -> None:
     assert leak["places"] == [f"{held}:1 and {renamed}:2"]
 
 
+def test_check_says_what_a_stage_would_do(tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b", "rating": [2, 1]} for n in range(30)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused = run("check", pairs, "--for", "reward")
+    assert refused.exit_code == 2 and "'rating' (how good the answer is) is not read in pair rows" in refused.stderr
+    out = done("check", pairs, "--for", "reward", "--column", "rating=")
+    assert out.startswith("Ready for python -m reward\n")
+    assert "first, preferred      a\n  second, rejected      b\n" in out
+    assert "assistant, trained on a\n" in done("check", pairs, "--for", "sft", "--column", "rating=")
+    assert "trained on" not in done("check", pairs, "--for", "ppo", "--column", "rating=")
+    config = tmp_path / "mine.yaml"
+    text = f"model: {{name: 'scratch:llama'}}\ndata: {{train: {pairs}, columns: {{rating: null}}}}\n"
+    config.write_text(text + "reward: {objective: pairs}\n")
+    assert done("check", "--config", config).startswith("Ready for python -m reward\n")
+    assert run("check", pairs, "--for", "dpo").stderr == "error: --for dpo: expected one of sft, reward, ppo\n"
+
+
+def test_ratings_need_pairs_only_where_the_objective_does(tmp_path: Path) -> None:
+    path, config = tmp_path / "ratings.jsonl", tmp_path / "mine.yaml"
+    path.write_text(
+        "".join(json.dumps({"prompt": f"q{n}", "completion": "a", "label": n % 2}) + "\n" for n in range(40))
+    )
+    refused = run("check", path, "--for", "reward")
+    assert refused.exit_code == 2 and "the 40 ratings give no pair that could be learned from" in refused.stderr
+    config.write_text(f"model: {{name: 'scratch:llama'}}\ndata: {{train: {path}}}\nreward: {{objective: regression}}\n")
+    assert done("check", "--config", config).startswith("Ready for python -m reward\n")
+
+
 def test_check_reads_the_parts_of_a_mixture_as_training_does(rows: Path, tmp_path: Path) -> None:
     (tmp_path / "faq.csv").write_text("q,a\nWhere?,There.\n")
     parts = f"[{{path: {rows}, cap: 2, weight: 3}}, {{path: {tmp_path}/faq.csv, columns: {{question: q, answer: a}}}}]"
@@ -201,7 +231,8 @@ def test_rows_of_which_none_gives_an_example_are_not_ready(tmp_path: Path) -> No
     assert result.exit_code == 2
     assert "Not ready to train on: 1 problem to fix" in result.output
     assert (
-        "none of 1 rows gives an example: a conversation in which the assistant answered no question" in result.output
+        "none of the 1 rows gives an example: a conversation in which the assistant answered no question"
+        in result.output
     )
 
 
@@ -247,7 +278,8 @@ def test_the_loss_is_on_what_the_preview_colours(kind: str, template: str, turns
     tokenizer = TOKENIZERS.setdefault((kind, template), make_tokenizer(kind, template))
     config = DataConfig(train="d.jsonl", max_length=limit)
     messages = tuple(Message(role=("user", "assistant")[n % 2], content=text) for n, text in enumerate(turns))
-    shown = preview_json("d:1", encode_for_preview(Demonstration(messages), tokenizer, config), tokenizer)
+    (encoded,) = encode_for_preview(Demonstration(messages), tokenizer, config)
+    shown = preview_json("d:1", encoded, tokenizer)
     rows = encode_example(Demonstration(messages), tokenizer, limit)
     if not rows:
         assert "are too many" in shown["left_out"]

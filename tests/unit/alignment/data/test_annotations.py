@@ -72,10 +72,14 @@ def test_other_rows_are_not_taken_for_an_export(row):
 def test_a_format_that_is_named_is_obeyed(tmp_path):
     path = tmp_path / "export.jsonl"
     path.write_text(json.dumps(ROWS["doccano"][0]) + "\n")
-    config = DataConfig(train=str(path), format="text")
-    assert [row for _, row in open_source(config.parts[0], config).rows] == [ROWS["doccano"][0]]
+    config = DataConfig(train=str(path), format="text", columns={"label": None})
+    assert [row for _, row in open_source(config.parts[0], config).rows] == [
+        {key: value for key, value in ROWS["doccano"][0].items() if key != "label"}
+    ]
     assert isinstance(config.parts[0], DataPart)
     assert len(read_records(path, to_examples, config).items) == 1
+    with pytest.raises(DataError, match=r"'label' .* is not read in text rows"):
+        read_records(path, to_examples, DataConfig(train=str(path), format="text"))
 
 
 def test_one_exported_row_among_others_is_set_aside(tmp_path):

@@ -69,12 +69,16 @@ def test_rows_are_counted_by_shape_and_set_aside_by_reason_with_their_places():
         ]
     )
     assert (report.rows, report.kept) == (9, 3)
-    assert report.shapes == {"chat (messages)": 1, "completion (prompt, completion)": 1, "alpaca (instruction)": 1}
+    assert report.shapes == {
+        "chat (messages)": 1,
+        "completion (prompt, completion)": 1,
+        "alpaca (instruction, output)": 1,
+    }
     assert report.set_aside[0] == SetAside("not valid JSON: oops at column 7", 2, ["d.jsonl:4", "d.jsonl:5"])
     reasons = {place: item.reason for item in report.set_aside for place in item.places}
     assert "found a list" in reasons["d.jsonl:6"]
     assert "'completion' is empty" in reasons["d.jsonl:7"]
-    assert "must end with the assistant's turn" in reasons["d.jsonl:8"]
+    assert "has no turn of the assistant's" in reasons["d.jsonl:8"]
     assert finding(report, "set_aside").level == "error"
     assert finding(report, "few_rows").text == "you have 3 rows: the usual guidance is about 1,000"
 
@@ -253,6 +257,8 @@ def test_places_come_back_as_they_were(texts):
 def hostile_report(text):
     return DataReport(
         sources=[text],
+        stage=None,
+        readers={},
         rows=2,
         bad=1,
         kept=1,

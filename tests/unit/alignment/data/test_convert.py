@@ -121,8 +121,7 @@ def test_pairs_keep_both_answers_and_a_ranking_is_its_pairs(tmp_path):
     chosen = [(json.loads(line)["chosen"], json.loads(line)["rejected"]) for line in (tmp_path / "out.jsonl").open()]
     assert chosen == [("good", "bad"), ("b", "c"), ("y", "x"), ("x", "z"), ("y", "z")]
     _, done = converted(source, "chats.jsonl", "chat")
-    assert dict(done.lost) == {}
-    assert all("rejected" in json.loads(line) for line in list((tmp_path / "chats.jsonl").open())[:2])
+    assert dict(done.lost) == {"rejected": 2, "completions": 1, "ranks": 1}  # a chat with `rejected` would be refused
 
 
 def test_of_several_pairs_in_a_row_the_decided_ones_are_written_and_ties_named(tmp_path):
@@ -150,9 +149,9 @@ def test_other_columns_go_along_or_are_named(tmp_path):
     _, done = converted(source, "out.csv", "completion")
     assert dict(done.lost) == {"source_id": 1, "tags": 1}
     # A key that would change the shape of the new row is no longer carried, and named.
-    source = write(tmp_path / "in.jsonl", [{"instruction": "q", "output": "a", "prompt": "p", "rating": 5}])
+    source = write(tmp_path / "in.jsonl", [{"question": "q", "answer": "a", "message_tree_id": 5}])
     out, done = converted(source, "out.jsonl", "completion")
-    assert dict(done.lost) == {"prompt": 1, "rating": 1}
+    assert dict(done.lost) == {"message_tree_id": 1}
     assert records(out)[0].messages[0]["content"] == "q"
 
 
@@ -221,3 +220,16 @@ def test_every_target_is_a_shape_that_is_read(tmp_path):
         out, _ = converted(source, "out.jsonl", target)
         _, done = converted(out, "again.jsonl", "text" if target == "text" else "chat")
         assert done.written == 1
+
+
+def test_margins_and_answers_of_several_turns_survive_in_pairs(tmp_path):
+    later = [{"role": "user", "content": "r"}, {"role": "assistant", "content": "d"}]
+    rows = [
+        {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 2.0},
+        {"prompt": "q", "chosen": "a", "rejected": "b", "annotator": "ada"},
+        {"prompt": "q", "chosen": [{"role": "assistant", "content": "c"}, *later], "rejected": "b"},
+    ]
+    source = write(tmp_path / "in.jsonl", rows)
+    out, done = converted(source, "out.jsonl", "pair")
+    assert records(out, to_comparisons) == records(source, to_comparisons)
+    assert dict(done.lost) == {}

@@ -162,15 +162,15 @@ def test_a_folder_is_its_data_files_in_order(tmp_path):
         ("d.jsonl", b"[1]", "expected an object with named keys, found a list"),
         ("d.jsonl", b'{"ask": "a", "reply": "b"}', "found the keys ask, reply; expected messages | conversations |"),
         ("d.jsonl", b"{}", "found the keys none"),
-        ("d.jsonl", b'{"instruction": "a", "outputs": []}', "no key 'output'; found the keys instruction, outputs"),
+        ("d.jsonl", b'{"instruction": "a", "outputs": []}', "found the keys instruction, outputs, a prompt row, which"),
         ("d.jsonl", b'{"prompt": "a", "completion": ""}', "'completion' is empty"),
         ("d.jsonl", b'{"prompt": "a", "completion": null}', "'completion' must be a string, found NoneType"),
         ("d.jsonl", b'{"prompt": 3, "completion": "b"}', "'prompt' must be a string, found int"),
         ("d.jsonl", b'{"prompt": "a\\ud800", "completion": "b"}', "'prompt' holds half of a surrogate pair"),
         ("d.jsonl", b'{"messages": []}', "'messages' must be a list of messages, found an empty one"),
-        ("d.jsonl", b'{"messages": ["hi"]}', "message 1 of 'messages' must be an object, found str"),
-        ("d.jsonl", b'{"messages": [{"role": "human", "content": "x"}]}', "has role 'human'; expected system, user"),
-        ("d.jsonl", b'{"messages": [{"role": "user", "content": "x"}]}', "must end with the assistant's turn"),
+        ("d.jsonl", b'{"messages": [7]}', "message 1 of 'messages' must be an object, found int"),
+        ("d.jsonl", b'{"messages": [{"role": "narrator", "content": "x"}]}', "has role 'narrator'; expected system"),
+        ("d.jsonl", b'{"messages": [{"role": "user", "content": "x"}]}', "has no turn of the assistant's"),
         ("d.jsonl", b'{"messages": [{"role": "assistant", "content": "x"}]}', "no turn before the assistant's"),
         ("d.csv", b"prompt,completion\nhello, you,fine\n", "d.csv:2: more values than the header has columns"),
         ("d.csv", b"prompt,completion\nhello\n", "'completion' must be a string, found NoneType"),
@@ -230,7 +230,7 @@ def test_columns_rename_and_a_named_column_beats_one_of_our_name(tmp_path):
         ),
         ({"instruction": "Sort.", "input": " ", "output": "?"}, (user("Sort."), assistant("?"))),
         ({"instruction": "Sort.", "output": "?"}, (user("Sort."), assistant("?"))),
-        ({"messages": [user("a"), assistant("b")], "prompt": "x"}, (user("a"), assistant("b"))),
+        ({"messages": [user("a"), assistant("b")], "prompt": "a"}, (user("a"), assistant("b"))),
         ({"prompt": [user("a")], "completion": [assistant("b")]}, (user("a"), assistant("b"))),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, (user("a"), assistant("b"))),
     ],
@@ -252,7 +252,7 @@ def test_hh_transcripts_become_a_shared_prompt_and_two_answers():
     ("chosen", "rejected", "part"),
     [
         ("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: a\n\nAssistant: b", "are the same"),
-        ("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: x\n\nAssistant: c", "differ before"),
+        ("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: x\n\nAssistant: c", "begin with different questions"),
         (
             "\n\nHuman: a\n\nAssistant: ",
             "\n\nHuman: a\n\nAssistant: c",
@@ -470,3 +470,16 @@ def test_the_published_hh_pairs_read_as_they_are():
     assert len(records.bad) <= 8
     train, held_out = parted(records.items, 0.1)
     assert not {row.group for row in train} & {row.group for row in held_out}
+
+
+def test_what_is_not_used_is_noted_once(tmp_path):
+    path = tmp_path / "d.jsonl"
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [{"messages": chat, "lang": "en"}, {"messages": [*chat, chat[0]], "split": 1, "lang": "de"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = DataConfig(train="unused")
+    assert read_records(path, to_demonstrations, config).notes == [
+        "1 rows: the turns after the last answer are left out",
+        f"{path}: not used: lang, split",
+    ]
+    assert read_records(path, to_prompts, config).notes == [f"{path}: given to reward functions alone: lang, split"]

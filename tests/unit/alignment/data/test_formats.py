@@ -70,7 +70,7 @@ def only(row, format="auto"):
         ({"messages": [user("a"), user("b"), assistant("c")]}, (user("a"), user("b"), assistant("c"))),
         (
             {"messages": [user([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]), assistant("c")]},
-            (user("ab"), assistant("c")),
+            (user("a\n\nb"), assistant("c")),
         ),
         ({"question": "a?", "answer": "b"}, (user("a?"), assistant("b"))),
         (
@@ -127,9 +127,11 @@ def test_ratings_are_prompts_but_nobody_learns_a_badly_rated_answer_by_accident(
 
 def test_a_named_format_beats_the_keys():
     row = {"messages": [user("x"), assistant("y")], "question": "q", "answer": "a"}
-    assert only(row).messages == (user("x"), assistant("y"))
+    with pytest.raises(BadRow, match=r"'question' \(the question\) is not read in chat rows"):
+        only(row)
+    assert only(row, "chat").messages == (user("x"), assistant("y"))
     assert only(row, "faq").messages == (user("q"), assistant("a"))
-    with pytest.raises(BadRow, match=r"found the keys messages, question, answer; expected instruction \("):
+    with pytest.raises(BadRow, match=r"found the keys messages, question, answer; expected instruction\+output \("):
         only(row, "alpaca")
 
 
@@ -224,19 +226,23 @@ def test_a_tree_is_the_rankings_of_its_answers():
 @pytest.mark.parametrize(
     ("row", "part"),
     [
-        ({"conversations": turns(("Human", "a"))}, "turn 1 of 'conversations' is from 'Human'; expected system, human"),
-        ({"conversations": ["a"]}, "turn 1 of 'conversations' is from 'a'"),
+        ({"conversations": turns(("Human", "a"))}, "has no turn of the assistant's"),
+        (
+            {"conversations": turns(("narrator", "a"))},
+            "message 1 of 'conversations' has role 'narrator'; expected system",
+        ),
+        ({"conversations": [3]}, "message 1 of 'conversations' must be an object, found int"),
         ({"conversations": turns(("human", "a"))}, "no turn of the assistant's"),
         (
             {"conversations": turns(("human", None), ("gpt", "b"))},
-            "content of turn 1 of 'conversations' must be a string",
+            "content of message 1 of 'conversations' must be a string",
         ),
         ({"conversations": []}, "'conversations' must be a list of messages, found an empty one"),
         ({"messages": [user("a"), assistant(" ")]}, "the content of message 2 of 'messages' is empty"),
         ({"messages": [user("a"), assistant(None)]}, "message 2 of 'messages' must be a string, found NoneType"),
         ({"messages": [user("a"), assistant("b", weight=0.5)]}, "has weight 0.5; expected 0 or 1"),
         ({"messages": [user("a") | {"weight": 1}, assistant("b")]}, "has weight 1; expected 0 or 1, on an assistant's"),
-        ({"messages": [user("a"), assistant("b", weight=0)]}, "every assistant message has weight 0"),
+        ({"messages": [user("a"), assistant("b", weight=0)]}, "every answer is marked as one not to train on"),
         (
             {"messages": [user("a"), assistant("b", tool_calls=[{}])]},
             "message 2 of 'messages': each of tool_calls must",
@@ -246,7 +252,7 @@ def test_a_tree_is_the_rankings_of_its_answers():
             "with a JSON object as arguments",
         ),
         ({"messages": [user("a") | {"tool_calls": [CALL]}, assistant("b")]}, "only the assistant calls tools"),
-        ({"messages": [user("a"), assistant("b")], "tools": [{"name": "f"}]}, "'tools' must be a list of"),
+        ({"messages": [user("a"), assistant("b")], "tools": [{"call": "f"}]}, "'tools' must be a list of"),
         ({"messages": [user("a"), assistant("b")], "tools": 3}, "'tools' must be a list of"),
         ({"instruction": "a", "instances": [{"input": "b"}]}, "the output of instance 1 must be a string"),
         ({"instruction": "a", "instances": ["b"]}, "instance 1 must be an object, found str"),

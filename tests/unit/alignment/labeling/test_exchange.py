@@ -330,7 +330,7 @@ def test_hh_there_and_back(store, tmp_path):
     good = []
     for row in rows_of(path):
         try:
-            good += to_comparisons(row)
+            good += [pair for pair in to_comparisons(row) if type(pair.first) is type(pair.second) is str]
         except BadRow:
             continue
     done = import_file(store, "hh", path)

@@ -6,9 +6,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
 
+from alignment.data.encoding import BY_TURN, encode_parts
+from alignment.data.records import Demonstration
 from alignment.templates.builtin import INPUT_HEADING, TEMPLATES
 from alignment.templates.rendering import (
     TemplateError,
+    TurnsChange,
     Unrenderable,
     encode_conversation,
     encode_prompt,
@@ -415,3 +418,73 @@ def test_set_template_takes_a_name_or_a_file(tmp_path):
     tokenizer.chat_template = None
     with pytest.raises(TemplateError, match=r"no chat template; set model\.template"):
         set_template(tokenizer, None)
+
+
+# --- reasoning -------------------------------------------------------------------------------------------------------
+
+# As Qwen3's: reasoning stands before the answer, and only after the last question.
+THINKING = (
+    "{% set last = namespace(user=0) %}{% for m in messages %}"
+    "{% if m.role == 'user' %}{% set last.user = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}[{{ m.role }}]\n"
+    "{% set thought = m.reasoning_content or '' %}{% set content = m.content %}"
+    "{% if '</think>' in content %}{% set thought = content.split('</think>')[0].split('<think>')[1] | trim %}"
+    "{% set content = content.split('</think>')[1] | trim %}{% endif %}"
+    "{% if thought and loop.index0 > last.user %}<think>\n{{ thought }}\n</think>\n\n{% endif %}{{ content }}"
+    "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]\n{% endif %}"
+)
+
+
+def thinking():
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.chat_template = THINKING
+    return tokenizer
+
+
+def thought(text, answer, inline):
+    if inline:
+        return {"role": "assistant", "content": f"<think>{text}</think>\n{answer}"}
+    return {"role": "assistant", "content": answer, "reasoning_content": text}
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_reasoning_that_a_template_writes_is_trained_on(inline):
+    tokenizer = thinking()
+    messages = [{"role": "user", "content": "q"}, thought("hm", "a", inline)]
+    encoded = encode_conversation(tokenizer, messages)
+    assert [tokenizer.decode(run) for run in trained(tokenizer, encoded)] == ["<think>\nhm\n</think>\n\na<|im_end|>"]
+    prompt = encode_prompt(tokenizer, messages[:1])
+    assert encoded.input_ids[: len(prompt)] == prompt
+
+
+def test_reasoning_is_given_under_the_name_that_the_template_reads_or_not_at_all():
+    messages = [{"role": "user", "content": "q"}, thought("hm", "a", False)]
+    tokenizer = thinking()
+    tokenizer.chat_template = THINKING.replace("m.reasoning_content", "m['thinking']")
+    assert "hm" in tokenizer.decode(encode_conversation(tokenizer, messages).input_ids)
+    tokenizer = tiny.make_tokenizer("chatml")
+    assert encode_conversation(tokenizer, messages) == encode_conversation(tokenizer, conversation(["q", "a"]))
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_answers_that_a_template_renders_otherwise_later_are_rows_of_their_own(inline):
+    tokenizer = thinking()
+    messages = (
+        {"role": "user", "content": "q"},
+        thought("hm", "a", inline),
+        {"role": "user", "content": "r"},
+        thought("so", "b", inline),
+    )
+    with pytest.raises(TurnsChange, match=r"turn 2 .*when more turns follow"):
+        encode_conversation(tokenizer, messages)
+    parts = encode_parts(Demonstration(messages), tokenizer)
+    runs = [[tokenizer.decode(run) for run in trained(tokenizer, encoded)] for _, encoded in parts]
+    assert runs == [["<think>\nhm\n</think>\n\na<|im_end|>"], ["<think>\nso\n</think>\n\nb<|im_end|>"]]
+    for part, encoded in parts:
+        prompt = encode_prompt(tokenizer, part.messages[:-1])
+        assert encoded.input_ids[: len(prompt)] == prompt
+        assert part.notes == (BY_TURN,)
+    assert "hm" not in tokenizer.decode(parts[1][1].input_ids)
+    plain = Demonstration(tuple(conversation(["q", "a", "r", "b"])))
+    assert [record for record, _ in encode_parts(plain, tokenizer)] == [plain]

@@ -1,0 +1,129 @@
+"""Conversations: message lists in any dialect, and transcripts written as one text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from alignment.data.keys import is_empty
+from alignment.data.messages import Chat, Turns, check_text, messages_of, parsed, turns_in
+from alignment.data.row_files import BadRow
+from alignment.data.tool_calls import call_of, tools_of
+from alignment.templates.rendering import Message
+
+AFTER_LAST_ANSWER = "the turns after the last answer are left out"
+_HH = re.compile(r"\n\n(Human|Assistant):")
+_MARKED = re.compile(r"(?:\A|\n+)[ \t]*(USER|ASSISTANT|FUNCTION RESPONSE|SYSTEM|Human|Assistant|User|System):[ \t]*")
+_SPEAKERS = {"user": "user", "human": "user", "assistant": "assistant", "system": "system", "function response": "tool"}
+_CALL = re.compile(r"<functioncall>\s*(\{.*\})\s*\Z", re.DOTALL)
+
+
+def chat_of(row: Mapping[str, Any], key: str) -> Chat:
+    """The conversation under a key, with the row's system turn and tools."""
+    value = parsed(row[key])
+    if isinstance(value, str):
+        turns, tools = marked_transcript(value, key), _tools_in(row.get("system"))
+        if tools:
+            row = {**row, "system": row["system"][: row["system"].index("{")]}
+        return Chat(with_system(row, turns), tools or tools_of(row))
+    return Chat(with_system(row, messages_of(row, key)), tools_of(row))
+
+
+def answered(chat: Chat) -> Chat:
+    """The conversation through its last answer.
+
+    Raises:
+        BadRow: it has no answer.
+    """
+    last = next((i for i in reversed(range(len(chat.messages))) if chat.messages[i]["role"] == "assistant"), None)
+    if last is None:
+        raise BadRow("the conversation has no turn of the assistant's")
+    if last + 1 == len(chat.messages):
+        return chat
+    return Chat(chat.messages[: last + 1], chat.tools, (*chat.notes, AFTER_LAST_ANSWER))
+
+
+def with_system(row: Mapping[str, Any], turns: Turns) -> Turns:
+    """The turns below the row's `system`; a conversation that has a system turn keeps one, with both texts."""
+    system = row.get("system")
+    if is_empty(system) or (isinstance(system, str) and not system.strip()):
+        return turns
+    if isinstance(system, str):
+        text = re.sub(r"\ASYSTEM:\s*", "", check_text(system, "'system'"))
+    else:  # Anthropic's blocks
+        (message,) = turns_in([{"role": "system", "content": system}], "system")
+        text = message["content"]
+    if turns and turns[0]["role"] == "system":
+        first = turns[0]["content"]
+        text = first if text.strip() in first else f"{text}\n\n{first}"
+        turns = turns[1:]
+    return (Message(role="system", content=text), *turns)
+
+
+def parse_transcript(text: str) -> Turns:
+    """Turns of an HH transcript (`\\n\\nHuman: ... \\n\\nAssistant: ...`), stripped of surrounding white space."""
+    messages: list[Message] = []
+    parts = _HH.split(text)
+    if parts[0].strip() or len(parts) < 3:
+        raise BadRow("a transcript must begin with '\\n\\nHuman:' and hold turns marked '\\n\\nAssistant:'")
+    for speaker, content in zip(parts[1::2], parts[2::2], strict=True):
+        role = "user" if speaker == "Human" else "assistant"
+        if not content.strip():
+            raise BadRow(f"turn {len(messages) + 1} of the transcript ({role}) is empty")
+        messages.append(Message(role=role, content=content.strip()))
+    return tuple(messages)
+
+
+def open_transcript(text: str) -> Turns | None:
+    """The turns of a prompt that is written as a transcript and ends where the answer begins; None: a plain text."""
+    stripped = text.strip()
+    if not (stripped.startswith("Human:") and stripped.endswith("\n\nAssistant:")):
+        return None
+    return parse_transcript("\n\n" + stripped.removesuffix("Assistant:").rstrip())
+
+
+def marked_transcript(text: str, key: str) -> Turns:
+    """Turns of a text with the marks `USER:` and `ASSISTANT:` (Glaive's), or `Human:` and `Assistant:`.
+
+    Raises:
+        BadRow: it does not begin with such a mark.
+    """
+    parts = _MARKED.split(text)
+    if parts[0].strip() or len(parts) < 3:
+        raise BadRow(f"'{key}' must be a list of messages, or a text of turns marked 'USER:' and 'ASSISTANT:'")
+    return tuple(_marked_turns(parts, key))
+
+
+def _marked_turns(parts: list[str], key: str) -> Iterator[Message]:
+    for speaker, content in zip(parts[1::2], parts[2::2], strict=True):
+        role = _SPEAKERS[speaker.lower()]
+        text = content.replace("<|endoftext|>", "").strip()
+        call = _CALL.search(text) if role == "assistant" else None
+        if call is None:
+            yield Message(role=role, content=check_text(text, f"a turn of '{key}'"))
+            continue
+        # Glaive writes the arguments as JSON text in single quotes.
+        inner = re.sub(r"'(\{.*\})'", lambda found: json.dumps(found[1]), call[1], flags=re.DOTALL)
+        try:
+            calls = [call_of(json.loads(inner), f"a turn of '{key}'")]
+        except ValueError as error:
+            raise BadRow(f"a call in '{key}' is no JSON: {inner[:60]!r}") from error
+        yield Message(role=role, content=text[: call.start()].strip(), tool_calls=calls)
+
+
+def _tools_in(system: Any) -> tuple[dict[str, Any], ...]:
+    """The functions that Glaive's system text describes, as JSON objects one after the other."""
+    if not isinstance(system, str) or "{" not in system:
+        return ()
+    decoder, position, functions = json.JSONDecoder(), system.index("{"), []
+    while position >= 0:
+        try:
+            function, position = decoder.raw_decode(system, position)
+        except ValueError:
+            return ()
+        functions.append(function)
+        position = system.find("{", position)
+    named = all(isinstance(function, dict) and "name" in function for function in functions)
+    return tools_of({"tools": functions}) if named else ()

@@ -1,0 +1,145 @@
+"""Keys of known meaning. A row that holds one which its shape does not read is refused by name, never read without it.
+
+`alignment.data.shapes` says which shape reads which key. A key that stands in neither table means nothing to us: it is
+listed once as "not used".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from alignment.data.row_files import BadRow
+
+Changes = Literal["prompt", "answer", "media"]
+
+
+@dataclass(frozen=True)
+class KnownKey:
+    """A meaning and the names that it has in files; the first is ours.
+
+    `changes` says what is learned otherwise without it: the prompt, how an answer counts, or (media) both, and no shape
+    reads it. `may_repeat`: data sets repeat it beside the conversation that holds it already, which is harmless.
+    `by_format`: naming another format (`data.format`) says that it is not meant.
+    """
+
+    names: tuple[str, ...]
+    about: str
+    changes: Changes
+    may_repeat: bool = False
+    by_format: bool = False
+
+
+KEYS = (
+    KnownKey(("system", "system_prompt", "system_message"), "the system turn", "prompt", True),
+    KnownKey(("tools", "functions"), "what the assistant may call", "prompt"),
+    KnownKey(("prompt", "query"), "the question, or the turns before the answer", "prompt", True, True),
+    KnownKey(("instruction",), "the task", "prompt", True, True),
+    KnownKey(("question",), "the question", "prompt", True, True),
+    KnownKey(("input",), "what the task is applied to", "prompt", True),
+    KnownKey(("context", "documents", "passages"), "texts to answer from", "prompt", True),
+    KnownKey(("distractors",), "documents that do not help", "prompt", True),
+    KnownKey(("messages", "conversations", "conversation"), "a conversation", "prompt", True, True),
+    KnownKey(("history",), "earlier exchanges, [question, answer] each", "prompt", True),
+    KnownKey(("unanswerable", "is_impossible"), "the documents do not answer the question", "answer"),
+    KnownKey(("reasoning_content", "thinking", "reasoning"), "the reasoning before the answer", "answer", True),
+    KnownKey(("chosen",), "the preferred answer", "answer", True),
+    KnownKey(("rejected",), "the other answer", "answer"),
+    KnownKey(("margin",), "by how much the chosen answer must lead", "answer"),
+    KnownKey(("ranks", "rank", "ranking"), "the place of each answer, 1 is the best", "answer"),
+    KnownKey(("scores", "ratings", "rewards"), "the score of each answer, higher is better", "answer"),
+    KnownKey(("rating", "score", "reward"), "how good the answer is", "answer", by_format=True),
+    KnownKey(
+        (
+            "label",
+            "kto_tag",
+            "desirable",
+            "is_desirable",
+            "is_good",
+            "thumbs_up",
+            "liked",
+            "labels",
+        ),
+        "whether the answer is a good one, true or false",
+        "answer",
+    ),
+    KnownKey(("winner", "vote", "verdict"), "which answer won", "answer"),
+    KnownKey(("completion", "response", "output", "answer"), "an answer", "answer", True, True),
+    KnownKey(
+        ("train", "loss", "trainable", "training", "loss_mask", "train_on_turn", "should_train"),
+        "false: do not train on it",
+        "answer",
+    ),
+    KnownKey(("weight", "loss_weight", "sample_weight"), "how much it counts in the loss", "answer"),
+    KnownKey(("mask", "masked", "ignore", "train_detail"), "which parts are not trained on", "answer"),
+    KnownKey(("labeler", "annotator", "rater", "judge", "worker"), "who judged", "answer", True),
+    KnownKey(
+        ("images", "image", "image_url", "image_path", "pixel_values", "videos", "video", "audios", "audio"),
+        "images, films and sound",
+        "media",
+    ),
+    KnownKey(("chat_template_kwargs",), "arguments of a chat template", "media"),
+)
+BY_NAME: dict[str, KnownKey] = {name: key for key in KEYS for name in key.names}
+PASSAGE_NAMES = ("source_id", "passage_id")
+"""They name the passage that a row was made of, and `alignment data split` keeps rows of one passage together."""
+HARMLESS_ELSEWHERE = frozenset(BY_NAME["labeler"].names)
+"""They change an answer only where it is judged; who wrote a demonstration does not."""
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a key with this value says nothing."""
+    return value is None or (isinstance(value, str | list | tuple | dict) and not value)
+
+
+def refuse_unread(
+    row: Mapping[str, Any], names: Collection[str], read: Collection[str], shape: str, changes: Collection[Changes]
+) -> None:
+    """Refuse a row that says something which its shape does not read.
+
+    Args:
+        names: the keys of known meaning that the shape does not read.
+        read: those which it reads; a text that these hold already may be repeated.
+        changes: what matters to the reader; PPO learns from no answer of the file.
+
+    Raises:
+        BadRow: names the key, its meaning and what to do.
+    """
+    for name in names:
+        key, value = BY_NAME[name], row.get(name)
+        if key.changes not in changes or is_empty(value) or _says_train(key, value):
+            continue
+        if key.may_repeat and _repeats(value, [row.get(other) for other in read]):
+            continue
+        if key.changes == "media":
+            raise BadRow(f"'{name}': {key.about} are not supported; take such rows out, or {_leave_out(name)}")
+        raise BadRow(f"'{name}' ({key.about}) is not read in {shape} rows; rename it, or {_leave_out(name)}")
+
+
+def _leave_out(name: str) -> str:
+    return f"data.columns='{{{name}: null}}' (--column {name}=) reads the rows without it"
+
+
+def _says_train(key: KnownKey, value: Any) -> bool:
+    """Whether the key asks for what happens anyway."""
+    return key.names[0] in ("train", "weight") and value in (True, 1)
+
+
+def _repeats(value: Any, others: list[Any]) -> bool:
+    """Whether each string in a value stands in the row's other keys too."""
+    held = [text for other in others for text in strings(other)]
+    texts = [text.strip() for text in strings(value)]
+    return bool(texts) and all(any(text in other for other in held) for text in texts)
+
+
+def strings(value: Any, depth: int = 8) -> Iterator[str]:
+    """Yield the strings in a value; numbers and what lies deeper than `depth` are left out."""
+    if isinstance(value, str):
+        yield value
+    elif depth and isinstance(value, Mapping):
+        for item in value.values():
+            yield from strings(item, depth - 1)
+    elif depth and isinstance(value, list | tuple):
+        for item in value:
+            yield from strings(item, depth - 1)

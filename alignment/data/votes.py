@@ -1,0 +1,137 @@
+"""Rows in which somebody chose one of two answers: votes, arenas, strengths, two scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from alignment.data.chats import with_system
+from alignment.data.messages import Turns, check_text, holds_turns, list_of, parsed, text_of, turns_in
+from alignment.data.preferences import Choice, labeler_of, number_of, split_sides
+from alignment.data.questions import prompt_of
+from alignment.data.row_files import BadRow
+from alignment.templates.rendering import Message
+
+_WINNERS: dict[str, Choice] = {
+    **dict.fromkeys(("a", "1", "first", "model_a", "model_1", "response_a", "response_1", "answer_a", "answer_1",
+                     "output_a", "output_1", "completion_a", "completion_1", "left"), "first"),
+    **dict.fromkeys(("b", "2", "second", "model_b", "model_2", "response_b", "response_2", "answer_b", "answer_2",
+                     "output_b", "output_2", "completion_b", "completion_2", "right"), "second"),
+    **dict.fromkeys(("tie", "tie (bothbad)", "bothbad", "both_bad", "tie (both bad)", "both", "equal", "same", "draw",
+                     "neither"), "tie"),
+}  # fmt: skip
+
+
+class VotedPair(NamedTuple):
+    """Two answers and one vote. `strength` is 1 (slightly) to 3 (much better), None if not asked."""
+
+    prompt: Turns
+    first: str
+    second: str
+    choice: Choice
+    strength: int | None = None
+    labeler: str | None = None
+    scores: tuple[float, float] | None = None
+
+
+def voted(row: Mapping[str, Any]) -> VotedPair:
+    """Two answers and who won, as people and arenas write it."""
+    sides = [_side_of_vote(row, key) for key in ("first", "second")]
+    prompt, first, second = split_sides(row, _prompt_of_vote(row, *sides), *sides)
+    return VotedPair(prompt, first, second, _winner(row), None, labeler_of(row))
+
+
+def _side_of_vote(row: Mapping[str, Any], key: str) -> Turns:
+    value = row[key]
+    if isinstance(value, str) and holds_turns(parsed(value)):
+        value = parsed(value)
+    texts, asked = parsed(value), parsed(row["prompt"])
+    if "winner_model_b" in row and isinstance(texts, list) and isinstance(asked, list):
+        value = texts
+        if len(value) != len(asked) or not value:  # a text for each turn, as in Arena's votes
+            raise BadRow(f"'{key}' has {len(value)} texts for the {len(asked)} of the prompt")
+        return turns_in([text for both in zip(asked, value, strict=True) for text in both], key)
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        return turns_in(value, key)
+    return (Message(role="assistant", content=check_text(value, f"'{key}'")),)
+
+
+def _prompt_of_vote(row: Mapping[str, Any], *sides: Turns) -> Turns:
+    return () if all(side[0]["role"] in ("user", "system") for side in sides) else prompt_of(row)
+
+
+def _winner(row: Mapping[str, Any]) -> Choice:
+    if "winner_model_b" in row:
+        won = [
+            key
+            for key in ("choice", "winner_model_b", "winner_tie")
+            if str(row.get(key)).lower() in ("1", "1.0", "true")
+        ]
+        if len(won) != 1:
+            raise BadRow("one of 'winner_model_a', 'winner_model_b' and 'winner_tie' must be 1")
+        return {"choice": "first", "winner_model_b": "second", "winner_tie": "tie"}[won[0]]  # type: ignore[return-value]
+    return winner_of(row["choice"])
+
+
+def winner_of(value: Any) -> Choice:
+    """Who won, in words."""
+    text = str(value).strip().lower().removesuffix(".0")
+    if isinstance(value, bool) or text not in _WINNERS:
+        raise BadRow(f"who won is {value!r}; expected a, b, 1, 2, model_a, model_b or tie")
+    return _WINNERS[text]
+
+
+def arena(row: Mapping[str, Any]) -> VotedPair:
+    """Two conversations and who won. `turn` says how many exchanges were judged (MT-bench's first, or all)."""
+    sides = [turns_in(list_of(row, key), key) for key in ("conversation_a", "conversation_b")]
+    turn = row.get("turn")
+    if isinstance(turn, int | float) and not isinstance(turn, bool) and turn >= 1:
+        sides = [_first_exchanges(side, int(turn)) for side in sides]
+    prompt, first, second = split_sides(row, (), *sides)
+    return VotedPair(prompt, first, second, winner_of(row["winner"]), None, labeler_of(row))
+
+
+def _first_exchanges(turns: Turns, count: int) -> Turns:
+    answers = [index for index, turn in enumerate(turns) if turn["role"] == "assistant"]
+    return turns[: answers[count - 1] + 1] if len(answers) > count else turns
+
+
+def strength(row: Mapping[str, Any]) -> VotedPair:
+    """Two answers with a strength from -3 (the first is much better) over 0 (a tie) to 3."""
+    key = "preference_strength"
+    value = number_of(row[key], f"'{key}'")
+    if value != int(value) or abs(value) > 3:
+        raise BadRow(f"'{key}' is {value:g}; expected -3 (the first is much better) to 3 (the second), 0 a tie")
+    choice: Choice = "first" if value < 0 else "second" if value > 0 else "tie"
+    first, second = (check_text(row[side], f"'{side}'") for side in ("first", "second"))
+    return VotedPair(prompt_of(row), first, second, choice, int(abs(value)) or None, labeler_of(row))
+
+
+def two_scores(row: Mapping[str, Any]) -> VotedPair:
+    """WebGPT's two answers with a score each; equal ones are a tie."""
+    scores = [number_of(row[key], f"'{key}'") for key in ("score_0", "score_1")]
+    first, second = (check_text(row[key], f"'{key}'") for key in ("answer_0", "answer_1"))
+    choice: Choice = "first" if scores[0] > scores[1] else "second" if scores[0] < scores[1] else "tie"
+    prompt = prompt_of({**row, "prompt": row["question"]})
+    return VotedPair(prompt, first, second, choice, scores=(scores[0], scores[1]))
+
+
+def zero_or_one(row: Mapping[str, Any], key: str) -> bool:
+    """A choice that is written as 0 or 1: whether it is 1."""
+    value = number_of(row[key], f"'{key}'")
+    if value not in (0, 1):
+        raise BadRow(f"'{key}' is {value:g}; expected 0 or 1")
+    return value == 1
+
+
+def safety(row: Mapping[str, Any]) -> VotedPair:
+    """A row of PKU-SafeRLHF: which of two responses is better."""
+    first, second = (check_text(row[key], f"'{key}'") for key in ("response_0", "response_1"))
+    return VotedPair(prompt_of(row), first, second, "second" if zero_or_one(row, "better_response_id") else "first")
+
+
+def reddit(row: Mapping[str, Any]) -> VotedPair:
+    """A row of SHP: a post and two comments; `labels` is 1 where the first is better."""
+    first, second = (check_text(row[key], f"'{key}'") for key in ("human_ref_A", "human_ref_B"))
+    prompt = with_system(row, (Message(role="user", content=text_of(row, "history")),))
+    return VotedPair(prompt, first, second, "first" if zero_or_one(row, "labels") else "second")
