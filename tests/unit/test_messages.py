@@ -55,7 +55,7 @@ def named_in(text: str) -> list[str]:
 
 
 def is_module(name: str) -> bool:
-    """`ppo.algorithm.importance_weights`: what a module of a stage has."""
+    """`ppo.algorithm.truncated_importance_weights`: what a module of a stage has."""
     folder, module, *_ = name.split(".")
     return (ROOT / folder / f"{module}.py").exists() or (ROOT / folder / module).is_dir()
 
