@@ -26,6 +26,7 @@ from alignment.files import host_name, sync_folder
 from alignment.registry.aliases import link_new
 from alignment.registry.errors import RegistryError
 from alignment.registry.files import entries, make_folder, one_line_errors, passing_file, work_name
+from alignment.registry.layout import STAGING
 from alignment.registry.manifest import Manifest
 from alignment.registry.references import NAME, parse_reference
 from alignment.registry.version import open_version
@@ -160,9 +161,9 @@ def write_note(root: Path, key: Key, kind: str, why: str) -> bool:
     """Mark a version as REMOVED or PROTECTED; False if it is marked already."""
     folder = root / "models" / key[0] / kind
     make_folder(folder)
-    make_folder(root / ".staging")
+    make_folder(root / STAGING)
     note = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "by": user_at_host(), "why": why}
-    with passing_file(root / ".staging", json.dumps(note).encode() + b"\n") as temporary:
+    with passing_file(root / STAGING, json.dumps(note).encode() + b"\n") as temporary:
         new = link_new(temporary, folder / f"v{key[1]:06d}.json")
     sync_folder(folder)
     return new

@@ -96,7 +96,12 @@ def committed(run_dir: Path) -> list[Path]:
     """Folders of committed checkpoints, the newest first; a folder without a manifest was never committed."""
     folder = run_dir / FOLDER
     paths = [path for path in (folder.iterdir() if folder.is_dir() else ()) if _STEP.fullmatch(path.name)]
-    return sorted((path for path in paths if (path / MANIFEST).exists()), key=lambda path: path.name, reverse=True)
+    return sorted((path for path in paths if (path / MANIFEST).exists()), key=_step_of, reverse=True)
+
+
+def _step_of(folder: Path) -> int:
+    """As a number: the name of step 1,000,000 sorts below that of step 999,999."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def open_checkpoint(path: Path, run_id: str, full: bool = True) -> Checkpoint:
@@ -157,7 +162,7 @@ def set_aside(run_dir: Path, after: Checkpoint) -> list[str]:
     """Rename checkpoints later than the one a run resumes from; returns their new names."""
     moved = []
     for path in committed(run_dir):
-        if path.name > after.path.name:
+        if _step_of(path) > after.manifest.step:
             target = path.with_name(f"{path.name}.aside-{uuid.uuid4().hex[:6]}")
             path.rename(target)
             moved.append(target.name)

@@ -20,7 +20,7 @@ from alignment import seeds
 from alignment.config.sections import RunConfig
 from alignment.errors import CheckpointError, UserError
 from alignment.runs import checkpoint, resume
-from alignment.runs.checkpoint import Checkpoints, committed, newest, open_checkpoint
+from alignment.runs.checkpoint import Checkpoints, committed, newest, open_checkpoint, set_aside
 from alignment.runs.journal import Journal
 from alignment.runs.run import Run
 
@@ -53,6 +53,18 @@ def test_the_newest_is_found_whole_and_older_ones_go(run_dir):
     assert found is not None and found.step == 30
     assert set(found.manifest.files) == {"weights.bin", "deep/state.json"}
     assert not list((run_dir / "checkpoints").glob(".*"))
+
+
+def test_a_step_of_seven_digits_is_later_than_one_of_six(tmp_path):
+    save = saver(tmp_path)
+    for step in (999_998, 999_999, 1_000_000):
+        save.save(step, write)
+    assert [path.name for path in committed(tmp_path)] == ["step-1000000", "step-999999"]
+    found = newest(tmp_path, RUN, pytest.fail)
+    assert found is not None and found.step == 1_000_000
+    assert (
+        set_aside(tmp_path, open_checkpoint(tmp_path / "checkpoints" / "step-999999", RUN))[0][:13] == "step-1000000."
+    )
 
 
 def damage(path: Path, draw: random.Random) -> None:
