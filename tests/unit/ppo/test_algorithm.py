@@ -94,7 +94,7 @@ def test_a_penalty_lowers_the_score_of_an_unfinished_response():
 
 @given(st.floats(0.1, 30), st.floats(-5, 5))
 @settings(max_examples=30, deadline=None)
-def test_final_scores_scale_and_shift_with_the_scores(factor, shift):
+def test_penalised_scores_scale_and_shift_with_the_scores(factor, shift):
     generator = torch.Generator().manual_seed(0)
     scores, ended = torch.randn(20, generator=generator).double(), torch.arange(20) % 3 > 0
     plain = penalise_missing_eos(scores, ended, ScoreStats(0.5, 2.0), 3.0)
