@@ -42,7 +42,9 @@ def open_ratings(part: DataPart, config: DataConfig, labelers: Collection[str] |
         if labelers is None:
             return source
         chosen = sorted(known_labelers(part, config).keys() & labelers)
-        return RowSource(source.rows, lambda: source.fingerprint() | {"labelers": len(chosen), "of_labelers": chosen})
+        return RowSource(
+            source.rows, lambda: source.fingerprint() | {"labelers": len(chosen), "of_labelers": chosen}, source.notes
+        )
     with RatingsStore(part.path) as store:
         names = store.labelers()
         if not names:
@@ -76,7 +78,8 @@ def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
         if item.kind == "single":
             for rating in item_ratings:
                 assert rating.score is not None
-                yield where, CompletionRating(prompt, texts[0], float(rating.score), rating.labeler)
+                value = rating.score if rating.given is None else rating.given
+                yield where, CompletionRating(prompt, texts[0], float(value), rating.labeler)
             continue
         for i, j in itertools.combinations(range(len(texts)), 2):
             votes = tuple(_vote(rating, i, j) for rating in item_ratings)

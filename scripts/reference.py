@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write docs/reference/: every config key, command, metric and check, read from the code.
+"""Write docs/reference/: every config key, command, metric, check and ticket column, read from the code.
 
 scripts/reference.py            some seconds
 scripts/reference.py --check    write nothing; exit code 1 if a page is stale
@@ -233,8 +233,27 @@ def checks_page() -> Iterator[str]:
     yield from (re.sub(r"^\*\*(.+)\*\*$", r"## \1", line) for line in checks.docs_tables())
 
 
+def tickets_page() -> Iterator[str]:
+    from alignment.data.help_desks import TICKET_COLUMNS, TICKET_ROLES
+
+    yield from ("# Columns of ticket files", "", WRITTEN, "")
+    yield (
+        "A file of tickets has one row for each message. Upper case, spaces and hyphens in a header do not matter "
+        "(`Ticket ID`). Two columns for one key are refused, unless they hold the same text (`plain_body`, `body`): "
+        "`--column text=body` names the one that is meant."
+    )
+    yield from ("", "| key | columns |", "|---|---|")
+    for key, families in TICKET_COLUMNS.items():
+        named = ", ".join(f"`{name}`" for family in families for name in family)
+        yield f"| `{key}` | {named} |"
+    yield from ("", "| turn | role |", "|---|---|")
+    for turn in dict.fromkeys(TICKET_ROLES.values()):
+        yield f"| {turn} | {', '.join(f'`{role}`' for role, known in TICKET_ROLES.items() if known == turn)} |"
+
+
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "config.md": config_page, "cli.md": cli_page, "metrics.md": metrics_page, "checks.md": checks_page,
+    "tickets.md": tickets_page,
 }  # fmt: skip
 
 

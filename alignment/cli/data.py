@@ -47,12 +47,15 @@ FormatOption = Annotated[
 ColumnsOption = Annotated[
     list[str] | None, typer.Option("--column", metavar="OURS=THEIRS", help="Rename a column: --column prompt=question.")
 ]
+AgentsOption = Annotated[
+    list[str] | None,
+    typer.Option("--agent", metavar="NAME", help="Who answers in tickets and Slack exports, as data.agents."),
+]
 BadOption = Annotated[
     Path | None, typer.Option("--bad", help="Write place and reason of each row set aside here (.jsonl).")
 ]
 _SHOWN_BAD = 10
 _LONG = 8 << 20  # bytes: shorter files are read before a progress bar could be
-_LARGE = 256 << 20  # bytes: as Python objects some five times as much
 
 
 @data.command("check")
@@ -64,6 +67,7 @@ def check(
     eos_token: EosOption = None,
     format: FormatOption = None,
     columns: ColumnsOption = None,
+    agents: AgentsOption = None,
     as_json: JsonOption = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write the report as a page.")] = None,
     schema: Annotated[Path | None, typer.Option("--schema", help="JSON schema that the answers must fit.")] = None,
@@ -75,7 +79,7 @@ def check(
     """What is in data files, and what would go wrong.  Example: alignment data check demos.jsonl --html report.html"""
     from alignment.data.check import Inspector, html_page, refuse, report_of, text_lines
 
-    recipe = _recipe(config, files, format, columns)
+    recipe = _recipe(config, files, format, columns, agents)
     tokenizer = _tokenizer(model, recipe.model, template, eos_token)
     inspector = Inspector(recipe.data, tokenizer, _validator(schema) if schema else None)
     _inspect(inspector, recipe.data.parts, recipe.data.eval_part, scrub, bad)
@@ -101,13 +105,14 @@ def preview(
     config: ConfigOption = None,
     format: FormatOption = None,
     columns: ColumnsOption = None,
+    agents: AgentsOption = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="How many rows.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """The exact tokens of a row, those trained on in colour.  Example: alignment data preview d.jsonl --model my-sft"""
     from alignment.data.preview import each_example, encode_for_preview, preview_json, preview_lines
 
-    recipe = _recipe(config, [file], format, columns)
+    recipe = _recipe(config, [file], format, columns, agents)
     tokenizer = _tokenizer(model, recipe.model, template, eos_token)
     if tokenizer is None:
         raise UserError("a preview needs a tokenizer: give --model, or a --config whose model exists already")
@@ -173,6 +178,7 @@ def convert(
     config: ConfigOption = None,
     format: FormatOption = None,
     columns: ColumnsOption = None,
+    agents: AgentsOption = None,
     bad: BadOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -188,7 +194,7 @@ def convert(
     if len(files) < 2:
         raise UserError(f"what is written? Name a file after {files[0]}: alignment data convert {files[0]} out.jsonl")
     *sources, out = files
-    recipe = _recipe(config, sources, format, columns)
+    recipe = _recipe(config, sources, format, columns, agents)
     with _progress("converting", recipe.data.parts) as advance, _rows_to("--bad", bad) as write_bad:
         done = convert_rows(recipe.data, Path(out), target, advance)
         for where, reason in done.bad:
@@ -196,10 +202,16 @@ def convert(
     if as_json:
         rows = [{"where": where, "reason": reason} for where, reason in done.bad]
         facts = {"out": out, "format": target, "rows": done.written, "bad": rows}
-        typer.echo(json.dumps(facts | {"not_carried": done.lost, "passed_over": done.passed_over}, indent=2))
+        typer.echo(
+            json.dumps(
+                facts | {"not_carried": done.lost, "passed_over": done.passed_over, "notes": done.notes}, indent=2
+            )
+        )
         return
     output = screen()
     output.print(Text(f"{clean(out)}  {done.written:,} rows"))
+    for text in done.notes:
+        output.print(Text(f"  note         {one_line(text)}"))
     for reason, count in done.passed_over.items():
         output.print(Text(f"  passed over  {count:,} rows: {one_line(reason)}"))
     for key, count in done.lost.most_common():
@@ -220,7 +232,11 @@ class _Recipe(NamedTuple):
 
 
 def _recipe(
-    path: Path | None, files: list[str] | None, format: str | None = None, columns: list[str] | None = None
+    path: Path | None,
+    files: list[str] | None,
+    format: str | None = None,
+    columns: list[str] | None = None,
+    agents: list[str] | None = None,
 ) -> _Recipe:
     """The config's data section, with the files of the command line in place of its own."""
     from alignment.config.loading import validate
@@ -240,6 +256,8 @@ def _recipe(
         if not (ours and equals and theirs):
             raise UserError(f"--column {column}: expected OURS=THEIRS, for example prompt=question")
         values["columns"] = {**values.get("columns", {}), ours: theirs}
+    if agents:
+        values["agents"] = agents
     data = validate(DataConfig, values, str(path or "alignment data"))
     return _Recipe(data, config.model if config else None)
 
@@ -293,7 +311,8 @@ def _inspect(
             # Where a held-out file is named, the split draws nothing from the others.
             is_held_out = None if held_out is None else part is held_out
             stop = inspector.num_kept + part.cap if part.cap else None
-            for where, row in open_source(part, inspector.config).rows:
+            source = open_source(part, inspector.config)
+            for where, row in source.rows:
                 scrubbed, reason = inspector.add(where, row, part.format or "auto", is_held_out)
                 if not isinstance(row, BadRow):
                     write_scrubbed(scrubbed)
@@ -302,6 +321,7 @@ def _inspect(
                 advance()
                 if stop is not None and inspector.num_kept >= stop:
                     break
+            inspector.file_notes += source.notes
 
 
 @contextlib.contextmanager
@@ -326,11 +346,8 @@ def _progress(description: str, parts: Sequence[DataPart]) -> Iterator[Callable[
         files = [file for path in paths for file in data_files(path)]
     except DataError:
         files = []  # another kind of source, or none, of which the reading will tell
-    for file in files:
-        if file.name.removesuffix(".gz").endswith(".json") and file.stat().st_size >= _LARGE:
-            typer.echo(f"{file}: a JSON list is read whole, .jsonl row by row; see alignment data convert", err=True)
     enabled = not files or sum(file.stat().st_size for file in files) >= _LONG
-    plain = all(file.name.removesuffix(".gz").endswith((".jsonl", ".csv")) for file in files)
+    plain = all(file.name.removesuffix(".gz").endswith((".jsonl", ".ndjson", ".csv", ".tsv")) for file in files)
     with progress(description, sum(map(_count_lines, files)) if enabled and plain else 0, enabled) as line:
         yield line.advance
 

@@ -37,7 +37,7 @@ EARLY = 10  # passages looked at before a model whose replies are of no use is g
 
 
 DocsArgument = Annotated[
-    list[Path], typer.Argument(metavar="DOCS...", help="Folders or files: .md, .txt, .jsonl (text).")
+    list[Path], typer.Argument(metavar="DOCS...", help="Folders or files: .md, .html, .txt, .jsonl (text).")
 ]
 OutOption = Annotated[Path, typer.Option("--out", help="The pairs, a .jsonl file; OUT.work beside it keeps replies.")]
 ModelOption = Annotated[
@@ -186,7 +186,7 @@ def _passages(docs: Sequence[Path], chunk_size: int) -> tuple[list[Chunk], QARep
     from alignment.qa.documents import cut, read_documents
     from alignment.qa.report import QAReport
 
-    documents, set_aside = read_documents(docs)
+    documents, set_aside = read_documents(docs, lambda text: typer.echo(one_line(text), err=True))
     every = [chunk for document in documents for chunk in cut(document, chunk_size)]
     told = [chunk for chunk in every if chunk.body]
     once = {chunk.sha256: chunk for chunk in reversed(told)}

@@ -179,13 +179,15 @@ def show_report(result: dict[str, Any], called: str) -> None:
 
 
 def run_import(args: argparse.Namespace) -> Any:
+    from alignment.labeling.formats.reading import import_options
     from alignment.labeling.import_export import import_file
     from alignment.ratings import RatingsStore
 
+    options = import_options(args.columns, args.labels, args.scale, args.labeler)
     is_new = not os.path.exists(args.db)  # not Path.exists, which raises where a folder may not be entered
     try:
         with RatingsStore(args.db, create=True) as store:
-            return import_file(store, args.format, args.file)
+            return import_file(store, args.format, args.file, options)
     except UserError:
         if is_new:  # an empty ratings file would look as if something had been imported
             with suppress(OSError):
@@ -225,7 +227,23 @@ def show_fields(result: dict[str, Any], called: str) -> None:
 
 
 REGISTRY = (["--registry"], {"metavar": "DIR", "help": "registry folder (default: $ALIGNMENT_REGISTRY or ./registry)"})
-FORMAT = (["--format"], {"required": True, "metavar": "NAME", "help": "jsonl, hh, pandalm, qa-feedback or oasst"})
+WRITTEN = (["--format"], {"required": True, "metavar": "NAME", "help": "jsonl, hh, pandalm, qa-feedback or oasst"})
+READ_FORMATS = (
+    "what wrote the file (default: auto, told by its keys): label-studio, argilla, potato, prodigy, doccano, arena, "
+    "helpsteer, alpaca, summaries, webgpt, shp, reward-bench, votes (any table), jsonl, hh, pandalm, qa-feedback, oasst"
+)
+COLUMNS = (
+    "which column is what: prompt=..,a=..,b=..,choice=..,labeler=.. (others: completion, rating, ranks, strength, "
+    "comment, seconds, model_a, model_b)"
+)
+LABELS = "what a word in the file means: a, b, tie, both bad, skip or a number"
+READ: list[tuple[Sequence[str], dict[str, Any]]] = [
+    (["--format"], {"default": "auto", "metavar": "NAME", "help": READ_FORMATS}),
+    (["--columns"], {"action": "append", "default": [], "metavar": "ROLE=KEY,...", "help": COLUMNS}),
+    (["--labels"], {"action": "append", "default": [], "metavar": "WORD=MEANING,...", "help": LABELS}),
+    (["--scale"], {"metavar": "LOW..HIGH", "help": "the worst and the best rating, as 0..100 (default: 1..7)"}),
+    (["--labeler"], {"metavar": "NAME", "help": "who gave the votes that have no name"}),
+]
 COMMANDS = {
     "invite": Command(
         "Make a personal link to the rating page for each labeler; an earlier link of theirs ends.",
@@ -264,17 +282,17 @@ COMMANDS = {
     ),
     "import": Command(
         "Bring items and ratings in from a file; the ratings file is made if there is none.",
-        "import --db ratings.db --format jsonl ratings.jsonl",
+        "import --db ratings.db export.json",
         run_import,
         show_fields,
-        [FORMAT, (["file"], {"metavar": "FILE", "help": "what to read"})],
+        [*READ, (["file"], {"metavar": "FILE", "help": "what to read"})],
     ),
     "export": Command(
         "Write items and ratings to a file.",
         "export --db ratings.db --format jsonl ratings.jsonl",
         run_export,
         show_fields,
-        [FORMAT, (["file"], {"metavar": "FILE", "help": "what to write"})],
+        [WRITTEN, (["file"], {"metavar": "FILE", "help": "what to write"})],
     ),
     "forget": Command(
         "Remove a labeler's ratings and all that is known of them, and list the models trained on their ratings.",

@@ -167,9 +167,10 @@ class DataConfig(Section):
         Annotated[str, Tag(ONE)] | Annotated[tuple[DataPart, ...], Tag(MANY), Field(min_length=1)],
         Discriminator(lambda value: MANY if isinstance(value, list | tuple) else ONE),
     ]
-    """A JSONL, JSON, CSV or Parquet file (`.gz` allowed), a folder of them, a Markdown or text file or a folder of
-    those, a Slack export, a saved `datasets` folder, a hub name (`owner/name[:config][@split]`), or (reward) a ratings
-    database; or a list of such parts with `path`, `weight`, `cap`, `format` and `columns`."""
+    """A JSONL, JSON, CSV, TSV or Parquet file (`.gz` and `.zip` allowed), a folder of them, a Markdown, HTML or text
+    file or a folder of those, support tickets, a Slack export, a saved `datasets` folder, a hub name
+    (`owner/name[:config][@split]`), or (reward) a ratings database; or a list of such parts with `path`, `weight`,
+    `cap`, `format` and `columns`."""
     eval: str | None = None
     """Held-out rows. None: `eval_share` of the prompt groups of `train` are held out."""
     eval_share: Share = 0.1

@@ -47,12 +47,13 @@ _SHAREGPT = {"user": "human", "assistant": "gpt"}
 
 @dataclass
 class Conversion:
-    """The outcome: rows written, rows set aside with the reason, and keys that the target has no room for."""
+    """The outcome: rows written, rows set aside, keys that the target has no room for, and how files were read."""
 
     written: int = 0
     bad: list[tuple[str, str]] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
 
 def convert(config: DataConfig, out: Path, target: Target, advance: Callable[[], object] = lambda: None) -> Conversion:
@@ -69,7 +70,8 @@ def convert(config: DataConfig, out: Path, target: Target, advance: Callable[[],
     conversion = Conversion()
     with row_writer(out) as write:
         for part in config.parts:
-            for where, row in open_source(part, config).rows:
+            source = open_source(part, config)
+            for where, row in source.rows:
                 advance()
                 try:
                     for converted in _converted(row, part.format or "auto", target, out.suffix, conversion.lost):
@@ -79,6 +81,7 @@ def convert(config: DataConfig, out: Path, target: Target, advance: Callable[[],
                     conversion.passed_over[str(error)] += 1
                 except BadRow as error:
                     conversion.bad.append((where, str(error)))
+            conversion.notes += source.notes
         if not conversion.written:
             first = f"; the first: {': '.join(conversion.bad[0])}" if conversion.bad else ""
             raise UserError(f"{config.parts[0].path}: no row can be written as {target}{first}")

@@ -48,6 +48,7 @@ class Reading(Generic[R]):
         self.bad: list[tuple[str, str]] = []
         self.passed_over: Counter[str] = Counter()
         self.leaked = 0
+        self._source_notes: list[str] = []
         self.fingerprints: dict[Use, list[dict[str, Any]]] = {"train": [], "eval": []}
 
     def __iter__(self) -> Iterator[tuple[Use, R]]:
@@ -66,8 +67,8 @@ class Reading(Generic[R]):
             raise DataError(f"{config.parts[0].path}: each of its prompts is in data.eval={config.eval} too")
 
     def notes(self) -> list[str]:
-        """Notes about rows that were neither bad nor used."""
-        notes = [f"{count} skipped: {reason}" for reason, count in self.passed_over.items()]
+        """Notes about how files were read, and about rows that were neither bad nor used."""
+        notes = self._source_notes + [f"{count} skipped: {reason}" for reason, count in self.passed_over.items()]
         if self.leaked:
             notes.append(
                 f"{self.leaked} rows of data.train left out: their prompts are in data.eval={self.config.eval}"
@@ -95,6 +96,10 @@ class Reading(Generic[R]):
             if num_read == part.cap:
                 break
         self.bad += bad
+        self._source_notes += source.notes
+        if not num_read and not bad and self.passed_over:
+            reason, count = self.passed_over.most_common(1)[0]
+            raise DataError(f"{part.path}: none of its rows gives an example: {count} skipped: {reason}")
         check_bad(part.path, num_read, bad, config.max_bad_share)
         is_split = config.eval is None and config.eval_share > 0
         uses: tuple[Use, ...] = ("train", "eval") if is_split else (use,)

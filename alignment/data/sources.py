@@ -10,27 +10,31 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignment.config.sections import DataConfig, DataPart
-from alignment.data.importers import (
-    TEXT_SUFFIXES,
-    TICKET_KEYS,
-    document_rows,
-    faq_rows,
-    is_slack_export,
-    slack_rows,
-    text_files,
-    ticket_rows,
-)
-from alignment.data.row_files import MISSING, SUFFIXES, BadRow, DataError, data_files, file_fingerprint, read_rows
+from alignment.data.annotations import annotation_format, refusal
+from alignment.data.formats import SHAPES
+from alignment.data.importers import TEXT_SUFFIXES, document_rows, faq_rows, text_files
+from alignment.data.row_files import MISSING, SUFFIXES, BadRow, DataError, Note, data_files, file_fingerprint, read_rows
+from alignment.data.slack import is_slack_export, slack_rows
+from alignment.data.tickets import is_ticket, ticket_rows
 
 Rows = Iterator[tuple[str, Any]]
+# The keys that tell the shape of a row, and those that may stand beside them.
+_KNOWN = frozenset(key for keys in SHAPES.values() for each in keys for key in each.split("|")) | {
+    *("input", "output", "system", "tools", "labeler", "weight", "margin"),
+    *("conversation_id", "role", "ts"),
+}
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?(@[\w.-]+)?")
 
 
 class RowSource(NamedTuple):
-    """The rows of a source with their places, and a function that returns its fingerprint (name, sha256, ...)."""
+    """The rows of a source with their places, and a function that returns its fingerprint (name, sha256, ...).
+
+    `notes` are lines about how the files were read; they are complete when the rows are read to their end.
+    """
 
     rows: Rows
     fingerprint: Callable[[], dict[str, Any]]
+    notes: Sequence[str] = ()
 
 
 def open_source(part: DataPart, config: DataConfig) -> RowSource:
@@ -40,21 +44,25 @@ def open_source(part: DataPart, config: DataConfig) -> RowSource:
         DataError: the source is missing or cannot be read.
     """
     path = Path(part.path)
+    notes: list[str] = []
+    note = notes.append
     if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return _from_datasets(_load_saved(path), part)
     if path.exists() and (part.format == "slack" or (part.format == "auto" and is_slack_export(path))):
         files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
-        return RowSource(slack_rows(path, config.agents), _hashed(path.name, files))
+        return RowSource(slack_rows(path, config.agents, note), _hashed(path.name, files), notes)
     if path.suffix.lower() in TEXT_SUFFIXES or (path.is_dir() and not _has_data_files(path) and text_files(path)):
         if not path.exists():
             raise DataError(f"{path}: no such file; {MISSING}")
         files = text_files(path)
-        rows = faq_rows(files) if part.format == "faq" else document_rows(files)
-        return RowSource(rows, _hashed(path.name, files))
-    if not path.exists() and not path.suffix.startswith((*SUFFIXES, ".gz")) and _HUB_NAME.fullmatch(part.path):
+        rows = faq_rows(files, note) if part.format == "faq" else document_rows(files, note)
+        return RowSource(rows, _hashed(path.name, files), notes)
+    if not path.exists() and not path.suffix.startswith((*SUFFIXES, ".gz", ".zip")) and _HUB_NAME.fullmatch(part.path):
         return _from_datasets(_load_hub(part.path), part)
-    rows = _renamed_rows(read_rows(path), part.columns or {})
-    return RowSource(_tickets(rows, part, config), lambda: file_fingerprint(path, 0))
+    rows = _renamed_rows(_known_case(read_rows(path, note), part.columns or {}, note), part.columns or {})
+    return RowSource(
+        _tickets(_without_annotations(rows, part), part, config, note), lambda: file_fingerprint(path, 0), notes
+    )
 
 
 def _has_data_files(folder: Path) -> bool:
@@ -64,14 +72,53 @@ def _has_data_files(folder: Path) -> bool:
         return False
 
 
-def _tickets(rows: Rows, part: DataPart, config: DataConfig) -> Rows:
+def _tickets(rows: Rows, part: DataPart, config: DataConfig, note: Note) -> Rows:
     """The rows unchanged, or the conversations of support tickets; the first row's keys tell which."""
     first = list(itertools.islice(rows, 1))
     rows = itertools.chain(first, rows)
-    detectable = part.format == "auto" and first and isinstance(first[0][1], Mapping)
-    if part.format == "tickets" or (detectable and all(key in first[0][1] for key in TICKET_KEYS)):
-        return ticket_rows(rows, config.agents)
+    if part.format == "tickets" or (part.format == "auto" and first and is_ticket(first[0][1], first[0][0])):
+        return ticket_rows(rows, config.agents, lambda text: note(f"{part.path}: {text}"), part.columns)
     return rows
+
+
+def _known_case(rows: Rows, columns: Mapping[str, str], note: Note) -> Rows:
+    """The rows with keys such as `Prompt` or `COMPLETION ` in the case in which they are known.
+
+    A key that `columns` names, or that stands beside the known one, is left as it is.
+    """
+    renames: dict[str, str] = {}
+    for index, (where, row) in enumerate(rows):
+        if not isinstance(row, dict):
+            yield where, row
+            continue
+        if not index:
+            renames = {
+                key: known
+                for key in row
+                if isinstance(key, str)
+                and (known := key.strip().lower()) != key
+                and known in _KNOWN
+                and known not in row
+                and key not in columns.values()
+            }
+            if renames and len(set(renames.values())) == len(renames):
+                note(f"{where}: read as {', '.join(renames.values())}: the keys {', '.join(map(repr, renames))}")
+            else:
+                renames = {}
+        yield where, {renames.get(key, key): value for key, value in row.items()} if renames else row
+
+
+def _without_annotations(rows: Rows, part: DataPart) -> Rows:
+    """The rows, with the reason in place of those that an annotation tool exported; a named format is obeyed.
+
+    Raises:
+        DataError: the first row is one, so the file is an export.
+    """
+    for number, (where, row) in enumerate(rows):
+        tool = annotation_format(row) if part.format == "auto" and isinstance(row, Mapping) else None
+        if tool is not None and number == 0:
+            raise DataError(f"{where}: {refusal(tool, part.path)}")
+        yield where, row if tool is None else BadRow(refusal(tool, part.path))
 
 
 def _renamed_rows(rows: Rows, columns: Mapping[str, str]) -> Rows:
@@ -89,10 +136,11 @@ def renamed(row: Any, columns: Mapping[str, str]) -> Mapping[str, Any]:
         BadRow: the row is not an object, or a key is missing.
     """
     if not isinstance(row, dict):
-        raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
+        fix = '; write it as {"prompt": ..., "completion": ...}' if isinstance(row, list) else ""
+        raise BadRow(f"expected an object with named keys, found a {type(row).__name__}{fix}")
     missing = [theirs for theirs in columns.values() if theirs not in row]
     if missing:
-        raise BadRow(f"no key '{missing[0]}', which data.columns names; found {', '.join(map(str, row))}")
+        raise BadRow(f"no key '{missing[0]}', which data.columns names; found {', '.join(map(str, row))[:300]}")
     taken = set(columns.values())
     return {key: row[key] for key in row if key not in taken} | {ours: row[theirs] for ours, theirs in columns.items()}
 
@@ -116,7 +164,7 @@ def _from_datasets(dataset: Any, part: DataPart) -> RowSource:
     rows = ((f"{part.path}:row {index}", row) for index, row in enumerate(dataset, 1))
     files = [Path(entry["filename"]) for entry in dataset.cache_files]
     fingerprint = _hashed(Path(part.path).name if Path(part.path).exists() else part.path, files)
-    return RowSource(_renamed_rows(rows, part.columns or {}), fingerprint)
+    return RowSource(_without_annotations(_renamed_rows(rows, part.columns or {}), part), fingerprint)
 
 
 def _load_saved(path: Path) -> Any:

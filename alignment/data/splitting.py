@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignment.data.duplicates import Groups, Sketches, digest
+from alignment.data.opening import suffix_of
 from alignment.data.parsing import to_examples, to_prompts
 from alignment.data.reading import check_bad, is_held_out
 from alignment.data.records import Demonstration, Document, Prompt
-from alignment.data.row_files import BadRow, DataError, data_files, file_fingerprint, jsonl_lines, read_rows
+from alignment.data.row_files import LINES, BadRow, DataError, data_files, file_fingerprint, jsonl_lines, read_rows
 
 PASSAGE_KEYS = ("source_id", "passage_id", "context", "documents")
 """Keys of a row that identify its source passage: rows of one passage stay together."""
@@ -146,7 +147,7 @@ def write_split(path: str | Path, split: Split, folder: Path) -> dict[str, Any]:
 def _lines(path: str | Path) -> Iterator[bytes]:
     """Yield one line for each row of `read_rows`."""
     for file in data_files(path):
-        if file.name.removesuffix(".gz").endswith(".jsonl"):
+        if suffix_of(file.name) in LINES:
             for _, line in jsonl_lines(file):
                 yield line
         else:

@@ -11,7 +11,7 @@ from alignment.ratings import Completion, Gold, Why
 from alignment.ratings.records import as_completion, as_message, check_answer, check_item, check_labeler
 
 ITEM_KEYS = ("kind", "prompt", "completions", "need", "gold", "metadata", "ratings")
-_OPTIONAL = ("strength", "ranks", "score", "order_shown", "seconds", "comment", "flags")
+_OPTIONAL = ("strength", "ranks", "score", "given", "order_shown", "seconds", "comment", "flags")
 LATEST = 2.0**53
 """Above any time in seconds, and below what a database has no room for."""
 RATING_KEYS = ("labeler", "choice", *_OPTIONAL, "claimed_at", "done_at", "why", "simulated")
@@ -91,7 +91,7 @@ def _answer(row: Any, kind: str, size: int, number: int) -> dict[str, Any]:
     for key in ("ranks", "order_shown"):
         if answer[key] is not None:
             answer[key] = _numbers(answer[key], f"{key} of {where}")
-    check_answer(kind, size, row["choice"], answer["strength"], answer["ranks"], answer["score"])
+    check_answer(kind, size, row["choice"], answer["strength"], answer["ranks"], answer["score"], answer["given"])
     why = row.get("why", "import")
     _need(why in get_args(Why), f"why of {where} is {why!r}; expected one of {', '.join(get_args(Why))}")
     order = answer["order_shown"] or None

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from alignment.data.importers import PassedOver
-from alignment.data.row_files import BadRow, read_rows
+from alignment.data.row_files import BadRow
 from alignment.data.writers import row_writer
 from alignment.errors import UserError
 from alignment.labeling.entries import Entry, Stored
-from alignment.labeling.rating_formats import FORMATS, FileFormat
+from alignment.labeling.formats.reading import FileFormat, ImportOptions, Read
+from alignment.labeling.formats.sheets import rating_rows
+from alignment.labeling.formats.table import FORMATS, UNNAMED, WRITTEN, recognised
+from alignment.labeling.joining import Joiner
 from alignment.ratings import RatingsStore
 from alignment.ratings.records import item_key
 from alignment.registry import Registry
@@ -25,101 +29,179 @@ from alignment.terminal import one_line
 
 MAX_BAD_SHARE = 0.01
 """A larger share of rows that cannot be used, and nothing is imported; as `data.max_bad_share` of training."""
+KINDS = {"pair": "pair", "rank": "ranking", "single": "single answer"}
 
 
-def import_file(store: RatingsStore, format: str, path: str | Path) -> dict[str, Any]:
+def import_file(
+    store: RatingsStore, format: str, path: str | Path, options: ImportOptions | None = None
+) -> dict[str, Any]:
     """Take the items and ratings of a file into the store, all or none; the same file again changes nothing.
 
-    The nth item of the same texts in a file is the nth such item of the store. An answer that contradicts what the
-    labeler said in the store already is set aside, as a row is that cannot be used.
+    Votes on the same answers come together in one item, or (in formats whose rows are items) the nth item of the same
+    texts in a file is the nth such item of the store. An answer that contradicts what the labeler said in the store
+    already is set aside, as a row is that cannot be used.
+
+    Args:
+        format: a name of `FORMATS`, or `auto`: told by the keys of the first row.
 
     Returns:
-        Counts: `rows`, `items`, `new_items`, `ratings`, `new_ratings` and `passed_over` (by reason); `bad`, the
-        reason by the place of each row set aside; `drops`, in words, what the format or this import leaves behind.
+        Counts: `rows`, `items`, `new_items`, `ratings`, `new_ratings`, `labelers` and `passed_over` (by reason);
+        `bad`, the reason by the place of each row set aside; `drops`, in words, what the format or this import leaves
+        behind; `read_as`, all in a sentence; `notes`, how the file was read.
 
     Raises:
         UserError: no such format or file, nothing in it, or more than 1% of its rows are bad; nothing is imported.
     """
-    chosen = _format(format)
+    if format != "auto":
+        _known_format(format)
     if not os.path.lexists(path) and os.access(Path(path).absolute().parent, os.X_OK):
         raise UserError(f"{path}: no such file; name a data file or a folder of them")
-    known = {item.id for item in store.items()}
-    counts = _Counts()
+    options = options or ImportOptions()
+    notes: list[str] = []
+    rows = rating_rows(path, notes.append)
+    first = list(itertools.islice(rows, 1))
+    name = format if format != "auto" else _told(path, first, options)
+    chosen = FORMATS[name]
+    importing = _Import(store, chosen, options, options.labeler or UNNAMED.get(name, "unnamed"))
     with store.transaction():
-        for place, read in _entries(path, chosen):
-            counts.rows += 1
-            if isinstance(read, PassedOver):
-                counts.passed_over[str(read)] += 1
-            elif isinstance(read, BadRow):
-                counts.bad[place] = str(read)
-            elif reasons := [reason for entry in read for reason in _import(store, entry, counts)]:
-                counts.bad[place] = "; ".join(reasons)
-        _check(path, counts.rows, counts.bad)
-        for labeler in sorted(counts.simulated):
+        for place, row in itertools.chain(first, rows):
+            importing.take(place, row)
+        _check(path, importing.rows, importing.bad)
+        if not importing.items:
+            reasons = "; ".join(f"{count} times {reason}" for reason, count in importing.passed_over.items())
+            raise UserError(f"{path}: no vote in it as {chosen.title}: {reasons}; --columns choice=KEY names the votes")
+        for labeler in sorted(importing.simulated):
             store.people.mark_simulated(labeler)
-    return {
-        "format": format,
-        "file": str(path),
-        "rows": counts.rows,
-        "items": len(counts.items),
-        "new_items": len(counts.items - known),
-        "ratings": counts.ratings,
-        "new_ratings": counts.new_ratings,
-        "passed_over": dict(counts.passed_over),
-        "bad": counts.bad,
-        "drops": chosen.import_drops,
-    }
+    return importing.result(name, path) | {"notes": notes}
 
 
-@dataclass
-class _Counts:
-    """How far an import is. `copies` counts the items of the same texts, `bad` has reasons by the place of a row."""
+def _told(path: str | Path, first: Sequence[tuple[str, Any]], options: ImportOptions) -> str:
+    """The format that the first row has."""
+    if not first:
+        raise UserError(f"{path}: no rows in it; expected at least one")
+    place, row = first[0]
+    if isinstance(row, BadRow):
+        raise UserError(f"{place}: {row}")
+    name = recognised(row) if isinstance(row, Mapping) else None
+    if name is None and not (options.columns and isinstance(row, Mapping)):
+        keys = ", ".join(map(str, row)) if isinstance(row, Mapping) else f"no keys but a {type(row).__name__}"
+        raise UserError(
+            f"{place}: found {keys}, which no known format has; name one with --format ({', '.join(FORMATS)}), or say "
+            "which column is what: --columns prompt=KEY,a=KEY,b=KEY,choice=KEY,labeler=KEY"
+        )
+    return name or "votes"
 
-    rows: int = 0
-    ratings: int = 0
-    new_ratings: int = 0
-    items: set[int] = field(default_factory=set)
-    simulated: set[str] = field(default_factory=set)
-    copies: Counter[str] = field(default_factory=Counter)
-    passed_over: Counter[str] = field(default_factory=Counter)
-    bad: dict[str, str] = field(default_factory=dict)
 
+class _Import:
+    """An import on its way: what was read, and what was not."""
 
-def _import(store: RatingsStore, entry: Entry, counts: _Counts) -> Iterator[str]:
-    """Take an item and its answers into the store; the reasons why it, or some of them, cannot be."""
-    try:
-        item = _add(store, entry, counts.copies)
-    except UserError as reason:
-        yield str(reason)
-        return
-    counts.items.add(item)
-    counts.simulated |= entry.simulated
-    for answer in entry.answers:
+    def __init__(self, store: RatingsStore, chosen: FileFormat, options: ImportOptions, unnamed: str) -> None:
+        self.store, self.chosen, self.options = store, chosen, options
+        self.known = {item.id for item in store.items()}
+        self.joiner = Joiner(store, unnamed) if chosen.joins else None
+        self.copies: Counter[str] = Counter()  # items of the same texts
+        self.rows = self.ratings = self.new_ratings = 0
+        self.items: dict[int, str] = {}
+        self.said: dict[tuple[int, str], tuple[Any, ...]] = {}
+        self.simulated: set[str] = set()
+        self.not_used: dict[str, None] = {}
+        self.passed_over: Counter[str] = Counter()
+        self.bad: dict[str, str] = {}
+        self.scale: Any = None
+
+    def take(self, place: str, row: Any) -> None:
+        """Take one row of the file."""
+        self.rows += 1
         try:
-            counts.new_ratings += store.import_rating(item, **answer)
-            counts.ratings += 1
+            read = self._read(place, row)
+        except PassedOver as reason:
+            self.passed_over[str(reason)] += 1
+            return
+        except (BadRow, UserError) as reason:
+            self.bad[place] = str(reason)
+            return
+        self.passed_over.update(str(part) for part in read if isinstance(part, PassedOver))
+        entries = [part for part in read if isinstance(part, Entry)]
+        if reasons := [reason for entry in entries for reason in self._take(entry)]:
+            self.bad[place] = "; ".join(dict.fromkeys(reasons))
+
+    def _read(self, place: str, row: Any) -> Read:
+        if isinstance(row, BadRow):
+            raise row
+        if not isinstance(row, Mapping):
+            raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
+        options = replace(self.options, file=Path(place.rpartition(":")[0]))
+        read = self.chosen.read(row, options)
+        if self.chosen.used is not None:
+            used = self.chosen.used(row, options)
+            self.not_used |= dict.fromkeys(str(key) for key in row if key not in used)
+        return read
+
+    def _take(self, entry: Entry) -> Iterator[str]:
+        """Take an item and its answers into the store; the reasons why it, or some of them, cannot be."""
+        scale = (entry.metadata or {}).get("scale", [1, 7]) if entry.kind == "single" and self.joiner else None
+        if scale is not None and scale != (self.scale or scale):
+            low, high = self.scale
+            yield f"a rating from {scale[0]:g} to {scale[1]:g} beside others from {low:g} to {high:g}: use two files"
+            return
+        self.scale = self.scale or scale
+        self.simulated |= entry.simulated
+        for part, copy in self.joiner.place(entry) if self.joiner else [(entry, self._copy(entry))]:
+            try:
+                item = self.store.add_item(
+                    part.prompt, part.completions, part.need, part.metadata, part.kind, part.gold, copy=copy
+                )
+            except UserError as reason:
+                yield str(reason)
+                continue
+            self.items[item] = part.kind
+            for answer in part.answers:
+                yield from self._answer(item, answer)
+
+    def _copy(self, entry: Entry) -> int:
+        key = item_key(entry.kind, [dict(turn) for turn in entry.prompt], entry.completions)
+        self.copies[key] += 1
+        return self.copies[key] - 1
+
+    def _answer(self, item: int, answer: Mapping[str, Any]) -> Iterator[str]:
+        key = (item, answer["labeler"])
+        said = tuple(str(answer.get(name)) for name in ("choice", "strength", "ranks", "score", "given"))
+        if self.joiner and key in self.said:
+            same = "as before" if self.said[key] == said else "otherwise; the first is kept"
+            self.passed_over[f"a labeler's second vote on the same answers, {same}"] += 1
+            return
+        try:
+            self.new_ratings += self.store.import_rating(item, **answer)
+            self.ratings += 1
+            self.said[key] = said
         except UserError as reason:
-            yield str(reason).removeprefix(f"{store.path}: ")
+            yield str(reason).removeprefix(f"{self.store.path}: ")
+
+    def result(self, name: str, path: str | Path) -> dict[str, Any]:
+        labelers = {labeler for _, labeler in self.said}
+        kinds = Counter(self.items.values())
+        scale = " ({:g} to {:g})".format(*self.scale) if self.scale else ""
+        items = [_count(count, KINDS[kind]) + scale * (kind == "single") for kind, count in kinds.items()]
+        people = f"{_count(self.ratings, 'vote')} of {_count(len(labelers), 'labeler')}"
+        return {
+            "read_as": f"{self.chosen.title}: {' and '.join(items) or 'no items'}, {people}",
+            "format": name,
+            "file": str(path),
+            "rows": self.rows,
+            "items": len(self.items),
+            "new_items": len(self.items.keys() - self.known),
+            "ratings": self.ratings,
+            "new_ratings": self.new_ratings,
+            "labelers": len(labelers),
+            "passed_over": dict(self.passed_over),
+            "not_used": list(self.not_used),
+            "bad": self.bad,
+            "drops": self.chosen.import_drops,
+        }
 
 
-def _entries(path: str | Path, chosen: FileFormat) -> Iterator[tuple[str, list[Entry] | BadRow]]:
-    for place, row in read_rows(path):
-        try:
-            if isinstance(row, BadRow):
-                raise row
-            if not isinstance(row, Mapping):
-                raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
-            yield place, chosen.read(row)
-        except BadRow as reason:
-            yield place, reason
-
-
-def _add(store: RatingsStore, entry: Entry, copies: Counter[str]) -> int:
-    key = item_key(entry.kind, [dict(turn) for turn in entry.prompt], entry.completions)
-    copies[key] += 1
-    return store.add_item(
-        entry.prompt, entry.completions, entry.need, entry.metadata, entry.kind, entry.gold, copy=copies[key] - 1
-    )
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
 
 
 def _check(path: str | Path, rows: int, bad: dict[str, str]) -> None:
@@ -129,7 +211,7 @@ def _check(path: str | Path, rows: int, bad: dict[str, str]) -> None:
         place, reason = next(iter(bad.items()))
         raise UserError(
             f"{place}: {reason} ({len(bad)} of {rows} rows cannot be used, 1 in 100 may); nothing "
-            "was imported: mend the rows, or name another --format"
+            "was imported: fix the rows, or name another --format"
         )
 
 
@@ -143,7 +225,9 @@ def export_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
     Raises:
         UserError: no such format, a suffix that it is not written with, a file that exists, or nothing to write.
     """
-    chosen = _format(format)
+    chosen = _known_format(format)
+    if chosen.write is None:
+        raise UserError(f"--format {format}: this format is only read; write one of {', '.join(WRITTEN)}")
     stored = Stored(
         store.items(), store.ratings(skips=True), store.ratings(for_training=True), store.people.simulated()
     )
@@ -167,7 +251,7 @@ def export_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
     }
 
 
-def _format(name: str) -> FileFormat:
+def _known_format(name: str) -> FileFormat:
     if name not in FORMATS:
         raise UserError(f"--format {name}: no such format; expected one of {', '.join(FORMATS)}")
     return FORMATS[name]

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from alignment.data.row_files import DataError, read_rows
+from alignment.data.importers import TEXT_SUFFIXES, sectioned_text
+from alignment.data.row_files import DataError, Note, read_rows
 from alignment.errors import UserError
 
-SUFFIXES = (".md", ".markdown", ".txt", ".jsonl", ".jsonl.gz")
+SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".jsonl.gz")
 CHUNK_SIZE = 4000
 """Maximum number of characters of a passage: about 1,000 tokens of English."""
 
@@ -96,10 +97,16 @@ class Chunk:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_documents(paths: Sequence[str | Path]) -> tuple[list[SourceDocument], list[tuple[str, str]]]:
+def read_documents(
+    paths: Sequence[str | Path], note: Note = lambda text: None
+) -> tuple[list[SourceDocument], list[tuple[str, str]]]:
     """The documents of files and folders without hidden ones, and the texts set aside with the reason.
 
-    Markdown and plain text are read alike; a JSONL file has one document per row, under `text`.
+    Markdown and plain text are read alike, HTML as Markdown; questions in bold or in folded parts become headings. A
+    JSONL file has one document per row, under `text`.
+
+    Args:
+        note: takes a line about a file that is not read as UTF-8.
 
     Raises:
         UserError: a path does not exist or is not supported, or there is no document.
@@ -111,7 +118,7 @@ def read_documents(paths: Sequence[str | Path]) -> tuple[list[SourceDocument], l
         for file in _files(path):
             # Relative to the folder, so that pairs do not reveal local paths.
             name = (Path(root.name) / file.relative_to(path) if path.is_dir() else Path(file.name)).as_posix()
-            for place, text in _texts(file, name):
+            for place, text in _texts(file, name, note):
                 if isinstance(text, DataError):
                     bad.append((place, str(text)))
                 elif not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
@@ -144,21 +151,17 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _texts(file: Path, name: str) -> Iterator[tuple[str, str | DataError]]:
+def _texts(file: Path, name: str, note: Note) -> Iterator[tuple[str, str | DataError]]:
     try:
         if file.name.endswith((".jsonl", ".jsonl.gz")):
-            for where, row in read_rows(file):
+            for where, row in read_rows(file, note):
                 text = row.get("text") if isinstance(row, dict) else None
                 place = f"{name}:{where.rpartition(':')[2]}"
                 yield place, text if isinstance(text, str) else DataError("no text under 'text'")
         else:
-            yield name, file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        yield name, DataError(f"not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start}); save it as UTF-8")
-    except OSError as error:
-        yield name, DataError(f"cannot be read: {error.strerror}")
+            yield name, sectioned_text(file, note)
     except DataError as error:
-        yield name, error
+        yield name, DataError(str(error).removeprefix(f"{file}:").lstrip())
 
 
 # --- blocks ----------------------------------------------------------------------------------------------------------

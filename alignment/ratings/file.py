@@ -17,7 +17,7 @@ from alignment.errors import UserError
 from alignment.ratings.records import dump
 
 APPLICATION_ID = 0x616C7261  # "alra", in the file's header: identifies ratings files among SQLite files
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BUSY_SECONDS = 30.0
 
 BROKEN = (sqlite3.OperationalError, sqlite3.DatabaseError)
@@ -54,8 +54,8 @@ CREATE TABLE rating(
   id INTEGER PRIMARY KEY AUTOINCREMENT, item INTEGER NOT NULL REFERENCES item(id), labeler TEXT NOT NULL,
   order_shown TEXT NOT NULL, choice TEXT CHECK(choice IN ('first', 'second', 'tie', 'ranked', 'scored', 'skip')),
   strength INTEGER CHECK(strength BETWEEN 1 AND 3), ranks TEXT, score INTEGER CHECK(score BETWEEN 1 AND 7),
-  seconds REAL, comment TEXT NOT NULL DEFAULT '', flags TEXT NOT NULL DEFAULT '[]', why TEXT NOT NULL DEFAULT 'random',
-  claimed_at REAL NOT NULL, done_at REAL, done INTEGER NOT NULL DEFAULT 0,
+  given REAL, seconds REAL, comment TEXT NOT NULL DEFAULT '', flags TEXT NOT NULL DEFAULT '[]',
+  why TEXT NOT NULL DEFAULT 'random', claimed_at REAL NOT NULL, done_at REAL, done INTEGER NOT NULL DEFAULT 0,
   CHECK(done = (choice IS NOT NULL) AND done = (done_at IS NOT NULL)),
   CHECK((ranks IS NOT NULL) = (choice IS 'ranked') AND (score IS NOT NULL) = (choice IS 'scored')));
 CREATE UNIQUE INDEX rating_once ON rating(item, labeler, (why = 'repeat'));
@@ -87,6 +87,8 @@ DROP TABLE rating_1;
 DROP TABLE item_1;
 {_HEADER}
 """
+# Schema 2 had no scores on scales of other tools.
+_FROM_2 = f"ALTER TABLE rating ADD COLUMN given REAL;\n{_HEADER}"
 
 
 def is_ratings_file(path: str | os.PathLike[str]) -> bool:
@@ -135,7 +137,7 @@ class RatingsFile:
                 self._make(seed)
             # WAL mode comes after the header is in the main file, where `is_ratings_file` reads it.
             self.db.execute("PRAGMA journal_mode = WAL")
-            if self._version() == 1:
+            if self._version() in (1, 2):
                 self._migrate()
             version = self._version()
         except (OSError, sqlite3.Error) as error:
@@ -233,6 +235,9 @@ class RatingsFile:
                 for statement in _statements(_FROM_1):
                     self.db.execute(statement)
                 self._name_file()
+            elif self._version() == 2:
+                for statement in _statements(_FROM_2):
+                    self.db.execute(statement)
 
     def _name_file(self) -> None:
         """Set the random id that models' manifests refer to, and the salt of the labelers' hashes."""

@@ -27,11 +27,12 @@ def fingerprint_of(file: RatingsFile, people: People, labelers: Collection[str] 
         counted += " AND labeler IN (SELECT value FROM json_each(:labelers))"
     values = {"labelers": dump(sorted(labelers or ()))}
     rows = file.db.execute(
-        "SELECT rating.id, item.key, item, labeler, choice, strength, ranks, score FROM rating"
+        "SELECT rating.id, item.key, item, labeler, choice, strength, ranks, score, given FROM rating"
         f" JOIN item ON item.id = rating.item WHERE {counted} ORDER BY rating.id",
         values,
     ).fetchall()
-    answers = [[row["key"], row["choice"], row["strength"], row["ranks"], row["score"]] for row in rows]
+    names = ("key", "choice", "strength", "ranks", "score")
+    answers = [[*map(row.__getitem__, names), *([] if row["given"] is None else [row["given"]])] for row in rows]
     counts = Counter(row["labeler"] for row in rows)
     models = file.db.execute(
         "SELECT json_extract(value, '$.model') AS model, count(DISTINCT item.id) AS items"

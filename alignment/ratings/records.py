@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
@@ -72,7 +73,8 @@ class Rating:
     """A finished answer, in item order, not display order; `completions[order_shown[0]]` was shown first.
 
     `ranks` (1 is best, equal is a tie, without gaps) belongs to the choice `ranked`, `score` (1 to 7) to `scored`. An
-    imported answer may have an unknown `order_shown`, which is (), and unknown `seconds`, which is None.
+    imported answer may have an unknown `order_shown`, which is (), and unknown `seconds`, which is None. `given` is a
+    score as its source has it, where that is on another scale than 1 to 7; `score` is then its place on 1 to 7.
     """
 
     id: int
@@ -90,6 +92,7 @@ class Rating:
     claimed_at: float
     done_at: float
     why: Why
+    given: float | None = None
 
 
 @dataclass(frozen=True)
@@ -216,7 +219,13 @@ def check_item(kind: str, messages: int, completions: int, need: int, gold: Gold
 
 
 def check_answer(
-    kind: str, completions: int, choice: str, strength: int | None, ranks: Sequence[int] | None, score: int | None
+    kind: str,
+    completions: int,
+    choice: str,
+    strength: int | None,
+    ranks: Sequence[int] | None,
+    score: int | None,
+    given: float | None = None,
 ) -> None:
     """Raise UserError if these do not make a valid answer, in item order, to an item of this kind."""
     if choice not in (*ANSWERS[kind], "skip"):
@@ -231,6 +240,8 @@ def check_answer(
         raise UserError(f"ranks {ranks} of {choice}: expected {completions} numbers from 1, where the choice is ranked")
     if (score is not None) != (choice == "scored") or (score is not None and score not in SCORES):
         raise UserError(f"score {score} of {choice}: expected 1 to 7, where the choice is scored")
+    if given is not None and (score is None or not isinstance(given, int | float) or not math.isfinite(given)):
+        raise UserError(f"given {given} of {choice}: expected a number, where the choice is scored")
 
 
 def dump(value: Any) -> str:

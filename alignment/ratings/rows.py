@@ -36,7 +36,7 @@ def item_from(row: sqlite3.Row) -> Item:
 
 def rating_from(row: sqlite3.Row) -> Rating:
     """A finished rating from its row, joined with its item's kind."""
-    names = ("id", "item", "labeler", "kind", "choice", "strength", "score", "seconds", "comment", "why")
+    names = ("id", "item", "labeler", "kind", "choice", "strength", "score", "given", "seconds", "comment", "why")
     return Rating(
         **{name: row[name] for name in (*names, "claimed_at", "done_at")},
         order_shown=tuple(json.loads(row["order_shown"])),
@@ -123,6 +123,7 @@ def finish_rating(db: sqlite3.Connection, rating: int, answer: Mapping[str, Any]
     """Write the answer of a claimed rating."""
     db.execute(
         "UPDATE rating SET choice = :choice, strength = :strength, ranks = :ranks, score = :score,"
-        " seconds = :seconds, comment = :comment, flags = :flags, done_at = :done_at, done = 1 WHERE id = :id",
+        " given = :given, seconds = :seconds, comment = :comment, flags = :flags, done_at = :done_at, done = 1"
+        " WHERE id = :id",
         {**answer, "done_at": done_at, "id": rating},
     )

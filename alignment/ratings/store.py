@@ -214,6 +214,7 @@ class RatingsStore:
                 "strength": strength,
                 "ranks": None if ranks_shown is None else dump(dense(in_item_order(ranks_shown, order))),
                 "score": score,
+                "given": None,
                 "seconds": float(seconds),
                 "comment": clean(comment),
                 "flags": dump([clean(flag) for flag in flags]),
@@ -232,6 +233,7 @@ class RatingsStore:
         strength: int | None = None,
         ranks: Sequence[int] | None = None,
         score: int | None = None,
+        given: float | None = None,
         order_shown: Sequence[int] | None = None,
         seconds: float | None = None,
         comment: str = "",
@@ -251,16 +253,12 @@ class RatingsStore:
         check_labeler(labeler)
         with self.transaction():
             kind, count = kind_and_count(self._file, item)
-            check_answer(kind, count, choice, strength, ranks, score)
+            check_answer(kind, count, choice, strength, ranks, score, given)
             order = [] if order_shown is None else list(order_shown)
             if (order or why != "import") and sorted(order) != list(range(count)):
                 raise UserError(f"order_shown {order} of item {item}: expected each of 0 to {count - 1} once")
-            answer: dict[str, Any] = {
-                "choice": choice,
-                "strength": strength,
-                "ranks": None if ranks is None else dump(dense(ranks)),
-                "score": score,
-            }
+            answer: dict[str, Any] = {"choice": choice, "strength": strength, "score": score, "given": given}
+            answer["ranks"] = None if ranks is None else dump(dense(ranks))
             row = self._db.execute(
                 "SELECT * FROM rating WHERE item = ? AND labeler = ? AND (why = 'repeat') = ?",
                 (item, labeler, why == "repeat"),
@@ -310,8 +308,8 @@ class RatingsStore:
                 return None
             self._file.log(now, labeler, row["item"], "undo", dict(row))
             self._db.execute(
-                "UPDATE rating SET choice = NULL, strength = NULL, ranks = NULL, score = NULL, seconds = NULL,"
-                " comment = '', flags = '[]', done_at = NULL, done = 0, claimed_at = ? WHERE id = ?",
+                "UPDATE rating SET choice = NULL, strength = NULL, ranks = NULL, score = NULL, given = NULL,"
+                " seconds = NULL, comment = '', flags = '[]', done_at = NULL, done = 0, claimed_at = ? WHERE id = ?",
                 (now, row["id"]),
             )
             if row["order_shown"] == "[]":  # an imported answer with an unknown display order

@@ -14,6 +14,7 @@ import reward.finish
 import reward.studies.overfit
 import reward.train
 import sft.train
+from alignment.cli.rate import main as rate
 from alignment.config.loading import validate
 from alignment.errors import ConfigError
 from alignment.models.scalar import load_scalar_model
@@ -125,6 +126,56 @@ def mean_score(name, path="sft.jsonl"):
         with torch.no_grad():
             scores.append(scalar.score(torch.tensor([ids]), torch.ones(1, len(ids)).bool()).item())
     return sum(scores) / len(scores)
+
+
+# --- votes of other tools --------------------------------------------------------------------------------------------
+
+
+def label_studio(number, question, right, wrong):
+    """A task that three people annotated, one of whom skips every seventh."""
+    annotations = [
+        {
+            "completed_by": {"id": n, "email": f"{name}@example.org"},
+            "result": [
+                {
+                    "value": {"selected": side},
+                    "from_name": "pw",
+                    "to_name": "answer1,answer2",
+                    "type": "pairwise",
+                }
+            ],
+            "was_cancelled": name == "cy" and number % 7 == 0,
+        }
+        for n, (name, side) in enumerate((("ada", "left"), ("bo", "left" if number % 5 else "right"), ("cy", "left")))
+    ]
+    data = {"prompt": question, "answer1": right, "answer2": wrong}
+    return {"id": number, "data": data, "annotations": annotations, "predictions": []}
+
+
+def argilla(number, question, right, wrong):
+    """A record that two people ranked, and a third one left as a draft."""
+    names = ["response-1", "response-2"]
+    said = [
+        ("u1", names, "submitted"),
+        ("u2", names if number % 5 else names[::-1], "submitted"),
+        ("u3", names, "draft"),
+    ]
+    answers = [{"user_id": user, "value": value, "status": status} for user, value, status in said]
+    fields = {"prompt": question, "response-1": right, "response-2": wrong}
+    return {"id": f"r{number}", "status": "completed", "fields": fields, "responses": {"rank": answers}}
+
+
+@pytest.mark.parametrize(("export", "votes"), [(label_studio, [34, 40, 40]), (argilla, [40, 40])])
+def test_each_annotator_of_an_exported_project_trains_the_reward_model(house, export, votes):
+    pairs = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    rows = [export(n, pair["prompt"], pair["chosen"], pair["rejected"]) for n, pair in enumerate(pairs)]
+    name = export.__name__
+    Path(f"{name}.json").write_text(json.dumps(rows))
+    assert rate(["import", "--db", f"{name}.db", f"{name}.json"]) == 0
+    run(reward.train.train, RewardStageConfig, settings(name, data={"train": f"{name}.db"}))
+    learned = published(name)[0].manifest.data[0]
+    assert (learned.items, sorted(learned.labeler_hashes.values())) == (40, votes)
+    assert not any("@" in hashed for hashed in learned.labeler_hashes)
 
 
 # --- the score offset -------------------------------------------------------------------------------------------------

@@ -205,7 +205,7 @@ def test_every_name_imported_is_declared():
         "".join(itertools.takewhile(lambda c: c.isalnum() or c in "-_", line)).lower()
         for line in [*project["dependencies"], *extras]
     }
-    of = {"yaml": "pyyaml", "wandb_workspaces": "wandb-workspaces"}
+    of = {"yaml": "pyyaml", "wandb_workspaces": "wandb-workspaces", "markdown_it": "markdown-it-py"}
     third = {top(name) for path in SOURCES for name in imports(parse(path), "alignment")} - {""}
     third -= set(sys.stdlib_module_names) | set(PACKAGES)
     assert {name for name in third if of.get(name, name) not in declared} == set()

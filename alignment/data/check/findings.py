@@ -74,6 +74,8 @@ def row_findings(rows: Inspector) -> Iterator[Finding]:
     """Yield the findings about single rows."""
     yield from _bad_rows(rows)
     kept = rows.num_kept
+    for index, text in enumerate(rows.file_notes):
+        yield Finding("note", f"file_{index}" if index else "file", 1, text, "", [])
     if 0 < kept < USUAL_ROWS:
         text = f"you have {kept} rows: the usual guidance is about {USUAL_ROWS:,}"
         advice = "add rows of the same quality; training on subsets of these shows whether more would help"
@@ -81,6 +83,10 @@ def row_findings(rows: Inspector) -> Iterator[Finding]:
     for index, (reason, seen) in enumerate(rows.passed_over.items()):
         text = f"{seen.count:,} rows are skipped: {reason}"
         yield Finding("note", f"passed_over_{index}" if index else "passed_over", seen.count, text, "", seen.places)
+    if rows.num_rows and not kept and not rows.num_bad:
+        reason = max(rows.passed_over.items(), key=lambda item: item[1].count)[0]
+        text = f"none of {rows.num_rows:,} rows gives an example: {reason}"
+        yield Finding("error", "no_examples", rows.num_rows, text, "name other files, or who the assistant is", [])
     yield from _too_long(rows)
     for kind, (level, text, advice) in _ROWS.items():
         if kind in rows.seen:

@@ -94,6 +94,7 @@ class Inspector:
         self.shapes: Counter[str] = Counter()
         self.personal: dict[str, Seen] = {}
         self.num_personal: Counter[str] = Counter()
+        self.file_notes: list[str] = []  # how files were read
         self.seen: dict[str, Seen] = {}
         self.places = Places()
         self.held_out = bytearray()

@@ -164,12 +164,44 @@ def test_check_reads_the_parts_of_a_mixture_as_training_does(rows: Path, tmp_pat
     assert not [finding for finding in report["findings"] if "duplicates" in finding["kind"]]
 
 
-def test_check_says_which_files_it_cannot_stream(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alignment.cli.data, "_LARGE", 1)
-    (tmp_path / "list.json").write_text(json.dumps(ROWS))
+def test_check_and_convert_say_how_a_file_was_read(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_bytes("Prompt ;COMPLETION;Category\nWhere is the café?;Left, then right.;x\n".encode("cp1252"))
+    said = f"{path}: read as semicolon-separated, cp1252"
+    keys = f"{path}:2: read as prompt, completion: the keys 'Prompt', 'COMPLETION'"
+    report = json.loads(done("check", path, "--json"))
+    assert (report["kept"], [f["text"] for f in report["findings"] if f["kind"].startswith("file")]) == (
+        1,
+        [said, keys],
+    )
+    assert f"note      {said}" in done("check", path)
+    converted = json.loads(done("convert", path, tmp_path / "out.jsonl", "--to", "completion", "--json"))
+    assert converted["notes"] == [said, keys]
+    assert json.loads((tmp_path / "out.jsonl").read_text())["Category"] == "x"
+    named = ["--column", "prompt=Prompt", "--column", "completion=COMPLETION"]
+    assert json.loads(done("check", path, "--json", *named))["kept"] == 1  # the names of the file hold as well
+
+
+def test_agents_are_named_on_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("conversation_id,role,text\n1,user,When?\n1,Ann,At nine.\n")
+    assert "role 'Ann'; expected user" in run("check", path).output
+    assert json.loads(done("check", path, "--agent", "Ann", "--json"))["kept"] == 1
     assert (
-        f"{tmp_path}/list.json: a JSON list is read whole, .jsonl row by row"
-        in run("check", rows, tmp_path / "list.json").stderr
+        "At nine."
+        in done("convert", path, tmp_path / "o.jsonl", "--to", "chat", "--agent", "Ann")
+        + (tmp_path / "o.jsonl").read_text()
+    )
+
+
+def test_rows_of_which_none_gives_an_example_are_not_ready(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("conversation_id,role,text\n1,agent,Hello\n1,user,Thanks\n")
+    result = run("check", path)
+    assert result.exit_code == 2
+    assert "Not ready to train on: 1 problem to fix" in result.output
+    assert (
+        "none of 1 rows gives an example: a conversation in which the assistant answered no question" in result.output
     )
 
 

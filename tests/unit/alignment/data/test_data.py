@@ -145,10 +145,10 @@ def test_a_folder_is_its_data_files_in_order(tmp_path):
         ("d.json", b"[]", "the data set is empty"),
         (
             "d.json",
-            b'{"prompt": "a"}\n{"prompt": "b"}',
+            b'[{"prompt": "a"}]\n{"prompt": "b"}',
             "d.json:2: not valid JSON: Extra data; one object a line is .jsonl",
         ),
-        ("d.json", b'{"rows": []}', "expected a JSON list of rows, found a dict"),
+        ("d.json", b'{"rows": 1}', "expected a JSON list of rows, found an object with the keys rows; put the rows"),
         ("d.jsonl", b'{"prompt": "a", "completion": "b"}\n{"prompt": "\xff"}', "d.jsonl:2: not UTF-8 (byte 0xff)"),
         ("d.csv", b"prompt,completion\na,b\na,\xff", "d.csv:3: not UTF-8 (byte 0xff)"),
         ("d.json", b'[{"prompt": "a"},\n{"prompt": "\xff"}]', "d.json:2: not UTF-8 (byte 0xff)"),

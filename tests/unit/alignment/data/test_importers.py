@@ -37,7 +37,7 @@ def test_a_folder_of_documents_is_its_texts(tmp_path):
     assert read(tmp_path).fingerprints[0]["sha256"] != records.fingerprints[0]["sha256"]
     assert read(tmp_path / "b.md").items == [Document("# Other")]
     (tmp_path / "b.md").write_bytes(b"\xff")
-    with pytest.raises(DataError, match=r"b\.md: cannot be read as UTF-8 text"):
+    with pytest.raises(DataError, match=r"b\.md:1: not UTF-8 \(byte 0xff\)"):
         read(tmp_path)
     with pytest.raises(DataError, match=r"none\.md: no such file; give data\.train"):
         read(tmp_path / "none.md")
@@ -111,7 +111,7 @@ def test_tickets_of_other_columns_and_times(tmp_path):
     columns = {"conversation_id": "ticket", "role": "who", "text": "body", "ts": "at"}
     assert said(read(path, columns=columns).items[0]) == [("user", "a\nb"), ("assistant", "c")]
     path.write_text(json.dumps(rows[0] | {"at": "yesterday"}) + "\n")
-    with pytest.raises(DataError, match="ts 'yesterday' is neither a number nor an ISO time"):
+    with pytest.raises(DataError, match="ts 'yesterday' is neither a number nor a time such as 2026"):
         read(path, columns=columns)
 
 
@@ -174,15 +174,57 @@ def test_a_slack_export_may_be_its_zip(export):
     assert [said(record) for record in records.items] == [THREAD]
     assert records.fingerprints[0]["name"] == "export.zip"
     path.write_bytes(b"no zip")
-    with pytest.raises(DataError, match=r"export\.zip: cannot be read as a Slack export"):
+    with pytest.raises(DataError, match=r"export\.zip: cannot be read as a zip archive"):
         read(path, agents=["ann"])
 
 
 def test_a_slack_export_needs_an_agent_who_wrote_something(export):
-    with pytest.raises(DataError, match=r"a Slack export; set data\.agents to the users whose messages"):
+    with pytest.raises(DataError, match=r"a Slack export; set data\.agents \(--agent\) to the users whose messages"):
         read(export)
     with pytest.raises(DataError, match=r"data\.agents=\['Eve'\] wrote nothing here; these did: Ann Lee, Bob"):
         read(export, agents=["Eve"])
+
+
+def test_a_slack_zip_of_macos_has_a_folder_and_copies(export):
+    path = export.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in export.rglob("*.json"):
+            name = file.relative_to(export).as_posix()
+            archive.write(file, f"export/{name}")
+            folder, _, last = name.rpartition("/")
+            archive.writestr(f"__MACOSX/export/{folder}/._{last}", b"\0\5\26\7\0\2")
+    assert [said(record) for record in read(path, agents=["ann"]).items] == [THREAD]
+
+
+def test_slack_messages_in_blocks_by_bots_and_with_mentions(export):
+    rich = {
+        "type": "rich_text_section",
+        "elements": [
+            {"type": "text", "text": "Ask "},
+            {"type": "user", "user_id": "U2"},
+            {"type": "text", "text": " in "},
+            {"type": "channel", "channel_id": "C1"},
+            {"type": "link", "url": "https://x.org", "text": "here"},
+            {"type": "emoji", "name": "key"},
+        ],
+    }
+    asked = "<!here> <!subteam^S1|@desk> where? <#C1|> <#C2|sheds> <!date^17^{date}|14 Nov> <mailto:a@x.org|a@x.org>"
+    messages = [
+        message("U1", asked, 1.0, files=[{"name": "a.pdf"}]),
+        message("U2", "", 2.0, thread=1.0, blocks=[{"type": "rich_text", "elements": [rich]}]),
+        message(None, "", 3.0, thread=1.0, subtype="bot_message", bot_id="B1", attachments=[{"text": "Left."}]),
+    ]
+    for file in (export / "help").iterdir():
+        file.unlink()
+    (export / "help" / "2026-01-01.json").write_text(json.dumps(messages))
+    records = read(export, agents=["ann", "B1"])
+    assert [said(record) for record in records.items] == [
+        [
+            ("user", "here @desk where? help sheds 14 Nov a@x.org"),
+            ("assistant", "Ask @Ann Lee in helphere (https://x.org):key:\nLeft."),
+        ]
+    ]
+    assert records.notes == [f"{export}: files of 1 messages are left out"]
 
 
 # --- the datasets library --------------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ def test_a_folder_is_read_with_what_cannot_be_used_set_aside(tmp_path: Path) -> 
     (folder / "b.md").write_text("\ufeffText b")
     (folder / "deep" / "a.txt").write_text("Text a")
     (folder / "empty.md").write_text(" \n")
-    (folder / "latin.md").write_bytes(b"caf\xe9")
+    (folder / "other.md").write_bytes(b"caf\xff")
     (folder / "picture.png").write_bytes(b"\x89")
     rows: list[object] = [{"text": "Row one"}, {"no": 1}, {"text": "\ud800"}, [1]]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
@@ -159,8 +159,8 @@ def test_a_folder_is_read_with_what_cannot_be_used_set_aside(tmp_path: Path) -> 
         ("docs/rows.jsonl:1", "Row one"),
     ]
     reasons = dict(bad)
-    assert reasons["docs/empty.md"] == "empty" and "not UTF-8 (byte 0xe9 at 3)" in reasons["docs/latin.md"]
-    assert set(reasons) == {"docs/empty.md", "docs/latin.md", *(f"docs/rows.jsonl:{n}" for n in (2, 3, 4, 5))}
+    assert reasons["docs/empty.md"] == "empty" and "1: not UTF-8 (byte 0xff)" in reasons["docs/other.md"]
+    assert set(reasons) == {"docs/empty.md", "docs/other.md", *(f"docs/rows.jsonl:{n}" for n in (2, 3, 4, 5))}
 
 
 def test_no_documents_is_one_line(tmp_path: Path) -> None:
@@ -173,3 +173,18 @@ def test_no_documents_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=said) as caught:
             read_documents([path])
         assert "\n" not in str(caught.value)
+
+
+def test_pages_and_question_lists_are_documents_with_a_passage_for_each_question(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text("<h1>Desk</h1><dl><dt>When do you open?<dd>At nine.</dl><p>Imprint</p>")
+    (tmp_path / "b.md").write_text("# Desk\n\n<details><summary>Where?</summary>\nHere.\n</details>\n")
+    (tmp_path / "c.md").write_text("# Desk\n\n**Q: Who?**\n\nA: Bo.\n")
+    documents, bad = read_documents([tmp_path])
+    passages = [(chunk.headings, chunk.body) for document in documents for chunk in cut(document) if chunk.body]
+    assert passages == [
+        (("Desk", "When do you open?"), "At nine."),
+        (("Desk",), "Imprint"),
+        (("Desk", "Where?"), "Here."),
+        (("Desk", "Who?"), "Bo."),
+    ]
+    assert bad == []

@@ -87,6 +87,23 @@ def make_schema_1(path: Path) -> None:
     db.close()
 
 
+def test_a_file_of_schema_2_is_taken_over_whole(tmp_path: Path) -> None:
+    """Schema 3 added `given`."""
+    path = tmp_path / "old.db"
+    with RatingsStore(path, create=True) as store:
+        single = store.add_item(question(1), [{"text": "a"}], kind="single")
+        store.import_rating(single, "ada", "scored", score=5)
+        before, fingerprint = store.ratings(), store.fingerprint()
+        store._db.execute("ALTER TABLE rating DROP COLUMN given")
+        store._db.execute("PRAGMA user_version = 2")
+    with RatingsStore(path) as store:
+        assert store.ratings() == before
+        assert store.fingerprint() == fingerprint
+        assert store.import_rating(single, "bo", "scored", score=6, given=80.0)
+        assert [rating.given for rating in store.ratings()] == [None, 80.0]
+        assert store.fingerprint()["sha256"] != fingerprint["sha256"]
+
+
 def test_a_file_of_schema_1_is_taken_over_whole(tmp_path: Path) -> None:
     path = tmp_path / "old.db"
     make_schema_1(path)

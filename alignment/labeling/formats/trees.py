@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from alignment.data import formats
@@ -12,12 +12,13 @@ from alignment.data.importers import PassedOver
 from alignment.data.messages import check_text
 from alignment.data.openassistant import ranked_replies
 from alignment.labeling.entries import Entry, Rows, Stored, exportable, kept_row, short_digest
+from alignment.labeling.formats.reading import ImportOptions, Read, Row
 from alignment.ratings import Completion
 
 
-def read_trees(row: Mapping[str, Any]) -> list[Entry]:
+def read_trees(row: Row, options: ImportOptions) -> Read:
     formats.shape_of(row, "tree", ["tree"])
-    entries = []
+    entries: Read = []
     for history, ranked in ranked_replies(row):
         texts = [check_text(node.get("text"), f"the text of {node.get('message_id')}") for node in history]
         roles = ["assistant" if node["role"] == "assistant" else "user" for node in history]

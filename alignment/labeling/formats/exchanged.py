@@ -1,6 +1,5 @@
-"""The file formats of `alignment rate import` and `export`: how each is read and written, and what it has no room for.
+"""Formats that are read and written: our own, HH transcripts, PandaLM and QA-Feedback.
 
-A reader turns a row into items with their answers, or raises BadRow (the row is wrong) or PassedOver (nothing to rate).
 A writer turns the whole store into rows and counts, by reason, the items that the format cannot hold.
 """
 
@@ -9,15 +8,17 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 from alignment.data import formats
 from alignment.data.row_files import BadRow
 from alignment.labeling.checks import checked_entry
 from alignment.labeling.entries import Entry, Rows, Stored, exportable, kept_row, plain_turns, short_digest
-from alignment.labeling.message_trees import read_trees, write_trees
+from alignment.labeling.formats.fields import ShownAnswer, named_key
+from alignment.labeling.formats.reading import ImportOptions, Read, Row
+from alignment.labeling.formats.voting import LABELERS, Who, labeler_of, meaning, preferred
 from alignment.ratings import Completion, Item, Rating
 from alignment.ratings.pairs import Pair
 from alignment.templates.builtin import INPUT_HEADING
@@ -26,24 +27,14 @@ CODES = {"tie": 0, "first": 1, "second": 2}
 """How PandaLM and QA-Feedback write a choice."""
 
 
-class FileFormat(NamedTuple):
-    """How a format is read and written. `import_drops` and `export_drops` say in words what does not come along."""
-
-    read: Callable[[Mapping[str, Any]], list[Entry]]
-    write: Callable[[Stored, Counter[str]], Rows]
-    suffixes: tuple[str, ...]
-    import_drops: str
-    export_drops: str
-
-
 # --- jsonl: our own ------------------------------------------------------------------------------------------------
 
 
-def _read_jsonl(row: Mapping[str, Any]) -> list[Entry]:
+def read_jsonl(row: Row, options: ImportOptions) -> Read:
     return [Entry(**checked_entry(row))]
 
 
-def _write_jsonl(stored: Stored, left_out: Counter[str]) -> Rows:
+def write_jsonl(stored: Stored, left_out: Counter[str]) -> Rows:
     given: dict[int, list[Rating]] = {}
     for rating in stored.ratings:
         given.setdefault(rating.item, []).append(rating)
@@ -63,18 +54,15 @@ def _write_jsonl(stored: Stored, left_out: Counter[str]) -> Rows:
 # --- hh: chosen and rejected transcripts ---------------------------------------------------------------------------
 
 
-def _read_hh(row: Mapping[str, Any]) -> list[Entry]:
+def read_hh(row: Row, options: ImportOptions) -> Read:
     formats.shape_of(row, "pair", ["pair"])
     prompt, chosen, rejected = formats.pair_of(row)
-    if chosen == rejected:
-        raise BadRow("'chosen' and 'rejected' are the same")
-    # Which of them stands first is drawn from the texts: were it always the chosen one, `first` would say what won.
-    first, second = sorted((chosen, rejected), key=lambda text: short_digest(text))
-    answer = {"labeler": "hh", "choice": "first" if first == chosen else "second"}
-    return [Entry("pair", plain_turns(prompt), (Completion(first), Completion(second)), (answer,))]
+    name = named_key(row, "labeler", LABELERS, options)
+    who = Who(labeler_of(row[name]) if name else None)
+    return [preferred(plain_turns(prompt), ShownAnswer("chosen", chosen), ShownAnswer("rejected", rejected), who)]
 
 
-def _write_hh(stored: Stored, left_out: Counter[str]) -> Rows:
+def write_hh(stored: Stored, left_out: Counter[str]) -> Rows:
     for pair in exportable(stored, left_out):
         first, second = (pair.item.completions[place].text for place in (pair.first, pair.second))
         sides = [_transcript(pair.item.prompt, text) for text in (first, second)]
@@ -102,9 +90,11 @@ def _transcript(prompt: Sequence[Mapping[str, str]], answer: str) -> str | None:
 # --- pandalm: two responses and a column for each annotator --------------------------------------------------------
 
 
-def _read_pandalm(row: Mapping[str, Any]) -> list[Entry]:
+def read_pandalm(row: Row, options: ImportOptions) -> Read:
     formats.shape_of(row, "pandalm", ["pandalm"])
-    judged = formats.pandalm(row)
+    # A table with an empty cell has its whole numbers as 1.0.
+    votes = {key: meaning(value, options) for key, value in row.items() if key.startswith("annotator")}
+    judged = formats.pandalm({**row, **votes})
     makers = str(row.get("cmp_key") or "").split("_")
     named = len(makers) == 2 and all(makers)
     models = makers if named else [None, None]
@@ -122,7 +112,7 @@ def _read_pandalm(row: Mapping[str, Any]) -> list[Entry]:
     ]
 
 
-def _write_pandalm(stored: Stored, left_out: Counter[str]) -> Rows:
+def write_pandalm(stored: Stored, left_out: Counter[str]) -> Rows:
     pairs = list(exportable(stored, left_out))
     # Names that end in numbers (annotator2, annotator10) keep their order, so that a file comes back as it was.
     labelers = sorted({name for pair in pairs for name in pair.choices}, key=lambda name: (len(name), name))
@@ -163,7 +153,7 @@ def _instruction(item: Item) -> dict[str, Any] | None:
 # --- qa-feedback: a question, K predictions, and what was said of each two -----------------------------------------
 
 
-def _read_qa_feedback(row: Mapping[str, Any]) -> list[Entry]:
+def read_qa_feedback(row: Row, options: ImportOptions) -> Read:
     """Pairs, not a ranking: people judged pairs, and not every six of their judgements make a ranking."""
     formats.shape_of(row, "qa-feedback", ["qa-feedback"])
     judged = formats.qa_feedback(row)
@@ -171,7 +161,7 @@ def _read_qa_feedback(row: Mapping[str, Any]) -> list[Entry]:
     name = short_digest(json.dumps([judged.prompt, judged.completions]))
     rest = {key: value for key, value in row.items() if not key.startswith(("prediction ", "preference"))}
     prompt = plain_turns(judged.prompt)
-    entries: list[Entry] = []
+    entries: Read = []
     pairs = itertools.combinations(range(size), 2)
     for (first, second), choice in zip(pairs, judged.choices, strict=True):
         place: dict[str, Any] = {"set": name, "pair": [first + 1, second + 1], "size": size}
@@ -183,7 +173,7 @@ def _read_qa_feedback(row: Mapping[str, Any]) -> list[Entry]:
     return entries
 
 
-def _write_qa_feedback(stored: Stored, left_out: Counter[str]) -> Rows:
+def write_qa_feedback(stored: Stored, left_out: Counter[str]) -> Rows:
     sets: dict[object, list[Pair]] = {}
     copies: Counter[str] = Counter()
     for pair in exportable(stored, left_out):
@@ -224,47 +214,3 @@ def _question(pairs: Sequence[Pair]) -> dict[str, Any] | None:
             return dict(kept["row"])
     prompt = pairs[0].item.prompt
     return {"question": prompt[0]["content"], "passages": []} if [turn["role"] for turn in prompt] == ["user"] else None
-
-
-_PEOPLE = "strength, seconds, comments, flags, order shown, skips, gold and repeats"
-FORMATS: dict[str, FileFormat] = {
-    "jsonl": FileFormat(
-        _read_jsonl,
-        _write_jsonl,
-        (".jsonl", ".jsonl.gz"),
-        "nothing",
-        "nothing of items and ratings; not in it are the store's settings and guideline, invitations, open claims and "
-        "answers that were taken back",
-    ),
-    "hh": FileFormat(
-        _read_hh,
-        _write_hh,
-        (".jsonl", ".jsonl.gz"),
-        "nothing; it has neither ties nor names, so one labeler, hh, gave every choice",
-        f"ties, who said what and how many (the majority's choice stays), {_PEOPLE}, models, spaces around a text, "
-        "and which pairs come from one ranking",
-    ),
-    "pandalm": FileFormat(
-        _read_pandalm,
-        _write_pandalm,
-        (".json", ".jsonl", ".jsonl.gz"),
-        "nothing but the kind of an answer that is a truth value (true is read as the text True)",
-        f"the names of labelers (a numbered column each), {_PEOPLE}, and which pairs come from one ranking",
-    ),
-    "qa-feedback": FileFormat(
-        _read_qa_feedback,
-        _write_qa_feedback,
-        (".json", ".jsonl", ".jsonl.gz"),
-        "nothing; the pairs of one question are items of their own, judged by one labeler, qa-feedback",
-        f"who said what and how many (the majority's choice stays), {_PEOPLE}, and models",
-    ),
-    "oasst": FileFormat(
-        read_trees,
-        write_trees,
-        (".jsonl", ".jsonl.gz"),
-        "answers without a rank, deleted ones and those that reviewers refused, trees without any ranking, review "
-        "counts and emojis; the ranking is one labeler's, oasst, for the many behind it are not in the file",
-        f"who said what (the order of mean ranks stays), {_PEOPLE}; ties, which are rare in such trees, stay as equal "
-        "ranks",
-    ),
-}

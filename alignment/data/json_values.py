@@ -1,0 +1,43 @@
+"""Parse JSON rows strictly: a key that stands twice in an object would lose one of its values in silence."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from alignment.data.opening import BadRow
+
+
+class RowDecoder:
+    """A JSON decoder that tells of keys that stand twice."""
+
+    def __init__(self) -> None:
+        self._twice: str | None = None
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        row = dict(pairs)
+        if len(row) != len(pairs):
+            seen: set[str] = set()
+            self._twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        return row
+
+    def row(self, text: str) -> Any:
+        """The value of a whole text, or the BadRow of a text that has a key twice.
+
+        Raises:
+            ValueError, RecursionError: not JSON.
+        """
+        self._twice = None
+        return self._checked(self._decoder.decode(text))
+
+    def row_at(self, text: str, start: int) -> tuple[Any, int]:
+        """As `row` for the value that begins at a position, and where it ends."""
+        self._twice = None
+        value, end = self._decoder.raw_decode(text, start)
+        return self._checked(value), end
+
+    def _checked(self, value: Any) -> Any:
+        if self._twice is None:
+            return value
+        return BadRow(f"the key '{self._twice[:80]}' stands twice in one object; only one of its values can be meant")

@@ -1,0 +1,1 @@
+"""The files that hold ratings, a file for each family; `table` lists them."""

@@ -1,0 +1,196 @@
+"""Label Studio: tasks with annotations (JSON), or a row for each annotation (JSON-MIN and CSV)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from alignment.data.annotations import parsed
+from alignment.data.importers import PassedOver
+from alignment.data.row_files import BadRow
+from alignment.labeling.formats.fields import (
+    ShownAnswer,
+    ShownTask,
+    answer_of,
+    ending,
+    first_key,
+    listed,
+    prompt_of,
+    task_of,
+    with_model,
+)
+from alignment.labeling.formats.reading import ImportOptions, Read, Row
+from alignment.labeling.formats.voting import (
+    CHOICES,
+    RATINGS,
+    Who,
+    judged,
+    labeler_of,
+    ranked,
+    said_of,
+    scored,
+    seconds_of,
+)
+
+DROPS = (
+    "predictions of models, drafts, skipped annotations, spans and reviews (each counted), times, the labeling config, "
+    "and buckets of a ranker, for which is the better one is not in the file"
+)
+_CONTROLS = ("pairwise", "ranker", "choices", "rating", "number")
+_ANNOTATION_KEYS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement")
+
+
+class TagValue(NamedTuple):
+    """What one tag of the labeling config got: its name, what it stands at, its kind and the value of that kind."""
+
+    name: str
+    at: str
+    kind: str
+    value: Any
+
+
+def read_label_studio(row: Row, options: ImportOptions) -> Read:
+    if not isinstance(row.get("data"), Mapping):
+        return _read_flat(row, options)
+    data = row["data"]
+    read: Read = [PassedOver("a prediction of a model") for _ in listed(row.get("predictions"), "predictions")]
+    read += [PassedOver("a draft") for _ in listed(row.get("drafts"), "drafts")]
+    annotations = listed(row.get("annotations", row.get("completions")), "annotations")
+    if not annotations:
+        return [*read, PassedOver("a task that nobody annotated")]
+    for annotation in annotations:
+        if not isinstance(annotation, Mapping) or not isinstance(annotation.get("result") or [], list):
+            raise BadRow("each of 'annotations' must be an object with a list 'result'")
+        if annotation.get("was_cancelled") or annotation.get("skipped"):
+            read.append(PassedOver("a skipped annotation"))
+            continue
+        found = [control for part in annotation.get("result") or [] for control in _controls_of(part)]
+        who = Who(labeler_of(annotation.get("completed_by")), seconds=seconds_of(annotation.get("lead_time")))
+        read += _votes(data, found, who, options)
+    return read
+
+
+def _controls_of(part: Any) -> Iterator[TagValue]:
+    value = part.get("value") if isinstance(part, Mapping) else None
+    if not isinstance(value, Mapping):
+        return
+    kind = str(part.get("type"))
+    inner = {"pairwise": "selected", "textarea": "text"}.get(kind, kind)
+    yield TagValue(str(part.get("from_name")), str(part.get("to_name")), kind, value.get(inner, value))
+
+
+def _read_flat(row: Row, options: ImportOptions) -> Read:
+    """JSON-MIN and CSV: a row has the task's data, and each control's value under the control's name."""
+    data = {key: value for key, value in row.items() if key not in _ANNOTATION_KEYS}
+    found = [control for key, value in data.items() for control in _flat_controls(key, parsed(value))]
+    if not found:
+        named = options.columns.get("choice") or first_key(data, CHOICES) or first_key(data, RATINGS)
+        found = [TagValue(named, "", "choices", data[named])] if named and data.get(named) not in (None, "") else []
+    who = Who(labeler_of(row.get("annotator")), seconds=seconds_of(row.get("lead_time")))
+    taken = {control.name for control in found}
+    return _votes({key: value for key, value in data.items() if key not in taken}, found, who, options)
+
+
+def _flat_controls(key: str, value: Any) -> Iterator[TagValue]:
+    inner = value[0] if isinstance(value, list) and value else value
+    kinds = {"selected": "pairwise", "ranker": "ranker", "choices": "choices", "rating": "rating", "number": "number"}
+    if isinstance(inner, Mapping):
+        for name, kind in kinds.items():
+            if name in inner:
+                yield TagValue(key, str(inner.get("to_name", "")), kind, inner[name])
+
+
+# --- votes ---------------------------------------------------------------------------------------------------------
+
+
+def _votes(data: Row, found: Sequence[TagValue], who: Who, options: ImportOptions) -> Read:
+    """The votes of one annotation; the reasons why other parts of it are none."""
+    comments = [text for control in found if control.kind == "textarea" for text in _texts(control.value)]
+    who = who._replace(comment="\n".join(comments))
+    if wanted := options.columns.get("choice"):
+        found = [control for control in found if control.name == wanted]
+    votes = [control for control in found if control.kind in _CONTROLS]
+    read: Read = [
+        PassedOver(f"an answer of kind {control.kind}, which is no vote")
+        for control in found
+        if control.kind not in (*_CONTROLS, "textarea")
+    ]
+    if not votes:
+        return read or [PassedOver("an annotation without a vote")]
+    compared = min((control.kind for control in votes), key=_CONTROLS.index)
+    seen = False
+    for control in votes:
+        if control.kind in ("rating", "number"):
+            read += scored(_rated(data, control, options), control.value, who, options)
+        elif control.kind != compared or seen:
+            read.append(PassedOver(f"a second question on the same answers; --columns choice={control.name} reads it"))
+        else:
+            seen = True
+            read += _compared(data, control, who, options)
+    return read
+
+
+def _compared(data: Row, control: TagValue, who: Who, options: ImportOptions) -> Read:
+    if control.kind == "ranker":
+        return _ranking(data, control, who, options)
+    names = [name.strip() for name in control.at.split(",")]
+    if control.kind == "pairwise" and len(names) == 2 and all(name in data for name in names):
+        # The first name is the left side, whatever the order of the task's keys.
+        others = {key: value for key, value in data.items() if key not in names}
+        sides = [with_model(answer_of(data[name], name), ending(name), data, options) for name in names]
+        task = ShownTask(prompt_of(others, options)[0], tuple(sides))
+    else:
+        task = task_of(data, options)
+    if control.kind == "choices" and isinstance(control.value, list) and len(control.value) > 1:
+        chosen = {said_of(value, task, options) for value in control.value}
+        return ranked(task, [1 if place in chosen else 2 for place in range(len(task.answers))], who)
+    if control.kind == "pairwise" and control.value in ("left", "right") and len(task.answers) != 2:
+        raise BadRow(f"a pairwise vote on {len(task.answers)} answers; name two with --columns a=KEY,b=KEY")
+    return judged(task, control.value, who, options)
+
+
+def _rated(data: Row, control: TagValue, options: ImportOptions) -> ShownTask:
+    """The task with the one answer that a rating stands at."""
+    at = control.at
+    if at in data and isinstance(data[at], str):
+        others = {key: value for key, value in data.items() if key != at}
+        return ShownTask(prompt_of(others, options)[0], (answer_of(data[at], at),))
+    task = task_of(data, options)
+    if len(task.answers) > 1:
+        place = said_of(at or control.name, task, options)
+        if not isinstance(place, int):
+            raise BadRow(
+                f"the rating '{control.name}' names none of the answers; name it with --columns completion=KEY"
+            )
+        task = task._replace(answers=(task.answers[place],))
+    return task
+
+
+def _ranking(data: Row, control: TagValue, who: Who, options: ImportOptions) -> Read:
+    """A ranked list of items with ids; items that were not ranked are no part of it."""
+    lists = control.value.values() if isinstance(control.value, Mapping) else [control.value]
+    ordered = [ids for ids in lists if isinstance(ids, list)]
+    if isinstance(control.value, Mapping) and "_" in control.value:
+        ordered = [ids for name, ids in control.value.items() if name != "_"]
+    if len(ordered) != 1:
+        return [PassedOver("a sorting into buckets, of which none is known to be the better")]
+    items = next((value for value in map(parsed, data.values()) if isinstance(value, list) and _ids(value)), [])
+    by_id = {str(item["id"]): item for item in items}
+    ids = [str(each) for each in ordered[0]]
+    missing = [each for each in ids if each not in by_id]
+    if missing or len(ids) < 2:
+        raise BadRow(
+            f"the ranker {control.name} has {', '.join(missing) or 'fewer than two items'}, not in the task's list"
+        )
+    answers: list[ShownAnswer] = [answer_of(by_id[each], each) for each in sorted(ids)]
+    texts = {key: value for key, value in data.items() if not (isinstance(parsed(value), list) and _ids(parsed(value)))}
+    task = ShownTask(prompt_of(texts, options)[0], tuple(answers))
+    return ranked(task, [ids.index(each) + 1 for each in sorted(ids)], who)
+
+
+def _ids(value: Sequence[Any]) -> bool:
+    return all(isinstance(item, Mapping) and "id" in item for item in value) and bool(value)
+
+
+def _texts(value: Any) -> list[str]:
+    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
