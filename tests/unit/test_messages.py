@@ -23,8 +23,9 @@ KEY = re.compile(rf"(?<![\w./@-])({'|'.join(SECTIONS)})((?:\.\w+)+)")
 TRAINERS = (SFTConfig, RewardConfig, BestModelArguments, CheckpointArguments, EnsembleArguments)
 NOT_KEYS = {
     "model.generate", "model.merge", "model.get_base_model", "registry.load", "registry.publish", "ppo.prepare",
-}  # fmt: skip  # fmt: skip
-"""Calls of objects that have a section's name."""
+    "reward.shared_prefix",
+}  # fmt: skip
+"""Calls of objects that have a section's name, and the removed key that reward/config.py lists."""
 ENDINGS = (".py", ".yaml", ".jsonl", ".safetensors", ".md", ".sbatch", ".db", ".gguf")
 
 
