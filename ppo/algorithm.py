@@ -17,8 +17,8 @@ from alignment.tensors import last_kept
 MAX_LOG_RATIO = 20.0
 
 
-class Unit(NamedTuple):
-    """A scale of scores: `(score - mean) / std` has mean 0 and standard deviation 1."""
+class ScoreStats(NamedTuple):
+    """Mean and standard deviation of scores; `(score - mean) / std` has mean 0 and standard deviation 1."""
 
     mean: float = 0.0
     std: float = 1.0
@@ -27,15 +27,15 @@ class Unit(NamedTuple):
         return (scores - self.mean) / self.std
 
 
-def final_scores(scores: Tensor, ended: Tensor, unit: Unit, missing_eos_penalty: float | None) -> Tensor:
-    """Scores less what an unfinished response costs, on the scores' own scale: (B,) each, `ended` bool -> (B,).
+def penalise_missing_eos(scores: Tensor, ended: Tensor, stats: ScoreStats, missing_eos_penalty: float | None) -> Tensor:
+    """Raw scores less the penalty of unfinished responses: (B,) each, `ended` bool -> (B,).
 
     Args:
-        missing_eos_penalty: in standard deviations of `unit` (TRL has one in points); None: it costs nothing.
+        missing_eos_penalty: in standard deviations of `stats` (TRL has one in points); None: no penalty.
     """
     if missing_eos_penalty is None:
         return scores
-    return scores - missing_eos_penalty * (~ended).to(scores.dtype) * unit.std
+    return scores - missing_eos_penalty * (~ended).to(scores.dtype) * stats.std
 
 
 def shape_rewards(scores: Tensor, kl: Tensor, response_mask: Tensor, kl_coef: float) -> Tensor:
@@ -108,11 +108,12 @@ def group_advantages(
     """How much better than the other responses to its prompt a response is, for each of its tokens.
 
     `rloo`: its reward less the mean of the others' (Ahmadian et al. 2024, equation 8). `dr_grpo`: less the mean of all
-    (Liu et al. 2025, section 3.2). `reinforce++-baseline`: the same, to be whitened over the whole batch afterwards (Hu
-    2025). `grpo`: less the mean of all, over their standard deviation (Shao et al. 2024, equation 3; unbiased deviation
-    + 1e-4, as TRL does it), which weighs prompts by how alike their responses are: the optimum is another one. The
-    rewards of `grpo` must be scores alone: where all scores of a group are equal, a KL in them would be blown up to the
-    size of a real signal.
+    (Liu et al. 2025, section 3.2; the other half of Dr. GRPO, a constant in place of the response's length, is not
+    here: the losses below are token means for every estimator). `reinforce++-baseline`: less the mean of all, to be
+    whitened over the whole batch afterwards (Hu 2025). `grpo`: less the mean of all, over their standard deviation
+    (Shao et al. 2024, equation 3; unbiased deviation + 1e-4, as TRL does it), which weighs prompts by how alike their
+    responses are: the optimum is another one. The rewards of `grpo` must be scores alone: where all scores of a group
+    are equal, the division would amplify a KL in them to the size of a real signal.
 
     Args:
         rewards: (B, T); a response's reward is their sum.
@@ -143,9 +144,9 @@ class PolicyLoss(NamedTuple):
     """The loss, and sums over kept tokens for the statistics (to be divided by the same count)."""
 
     loss: Tensor
-    ratio: Tensor
-    approx_kl: Tensor
-    clipped: Tensor
+    ratio_sum: Tensor
+    kl_sum: Tensor
+    num_clipped: Tensor
 
 
 def policy_loss(
@@ -161,37 +162,37 @@ def policy_loss(
     """Clipped surrogate (Schulman et al. 2017, equation 7), summed over kept tokens / `num_tokens`.
 
     The log-ratio is clamped to +-20 (OpenRLHF, verl): exp of a larger one is inf, and inf * 0 a NaN for all.
-    approx_kl is Schulman's k3, (r - 1) - log r, over tokens drawn from the old policy.
+    kl_sum is of Schulman's k3, (r - 1) - log r, over tokens drawn from the old policy.
 
     Args:
         logprobs, old_logprobs, advantages, mask: (...)
         clip_range: lower and upper side of the clip, which may differ (Yu et al. 2025, DAPO, equation 10).
         num_tokens: kept tokens of the whole optimizer batch on all processes, so that a token weighs the same
             whatever microbatch it is in.
-        weights: (...), constant factors of each token's loss, see `importance_weights`.
+        weights: (...), constant factors of each token's loss, see `truncated_importance_weights`.
     """
     log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     advantages = torch.where(mask, advantages, 0.0)
     ratio = log_ratio.exp()
     low, high = clip_range
-    unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - low, 1 + high)
-    losses = torch.maximum(unclipped, clipped)
+    plain_losses = -advantages * ratio
+    clipped_losses = -advantages * ratio.clamp(1 - low, 1 + high)
+    losses = torch.maximum(plain_losses, clipped_losses)
     if weights is not None:
         losses = losses * weights
     losses = torch.where(mask, losses, 0.0)
     with torch.no_grad():
         kl_sum = torch.where(mask, (ratio - 1) - log_ratio, 0.0).sum()
-        clip_sum = (mask & (clipped > unclipped)).sum()
+        num_clipped = (mask & (clipped_losses > plain_losses)).sum()
         ratio_sum = torch.where(mask, ratio, 0.0).sum()
-    return PolicyLoss(losses.sum() / num_tokens, ratio_sum, kl_sum, clip_sum)
+    return PolicyLoss(losses.sum() / num_tokens, ratio_sum, kl_sum, num_clipped)
 
 
 IMPORTANCE_CAP = 2.0
 """Cap of an importance weight: one token that the sampler thought unlikely must not outweigh the others."""
 
 
-def importance_weights(
+def truncated_importance_weights(
     old_logprobs: Tensor, sampled_logprobs: Tensor, mask: Tensor, cap: float = IMPORTANCE_CAP
 ) -> Tensor:
     """min(policy / sampler, cap) at each token, for responses that another model than the policy sampled (truncated
@@ -207,14 +208,14 @@ def kl_loss(
     mask: Tensor,
     num_tokens: Tensor | float,
 ) -> Tensor:
-    """A KL from the reference as a term of the loss, summed over kept tokens / `num_tokens` (Schulman 2020,
-    "Approximating KL divergence").
+    """The KL from the reference as a loss term: the k2 estimator, summed over kept tokens / `num_tokens` (Schulman
+    2020, "Approximating KL divergence").
 
     With d = logprobs - ref_logprobs, k2 = d^2 / 2 has the gradient d * grad(logprobs), whose expectation under the
     policy is the gradient of the KL at that token. k3 = exp(-d) - 1 + d has (1 - exp(-d)) * grad(logprobs): the
     gradient of the KL the other way round, KL(reference || policy). k1 = d has grad(logprobs), of expectation 0. Each
     token counts by its detached ratio to the policy that sampled it, so that the expectations hold after the first
-    step too. What a token does to the KL of those behind it is in no gradient: for that the KL belongs in the reward.
+    step too. A token's effect on the KL of later tokens is in no gradient: for that the KL belongs in the reward.
     """
     log_ratio = torch.where(mask, logprobs.detach() - old_logprobs, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     log_ratio_to_ref = torch.where(mask, logprobs - ref_logprobs, 0.0)
@@ -225,7 +226,7 @@ class ValueLoss(NamedTuple):
     """The loss, and the number of kept tokens at which the clipped error was the larger."""
 
     loss: Tensor
-    clipped: Tensor
+    num_clipped: Tensor
 
 
 def value_loss(
@@ -240,8 +241,8 @@ def value_loss(
     # Whatever stands in the padding, an inf or NaN there would reach the gradient as 0 * NaN.
     values, old_values, returns = (torch.where(mask, x, 0.0) for x in (values, old_values, returns))
     near = old_values + (values - old_values).clamp(-clip_range, clip_range)
-    plain, clipped = (values - returns) ** 2, (near - returns) ** 2
-    losses = torch.where(mask, 0.5 * torch.maximum(plain, clipped), 0.0)
+    plain_errors, clipped_errors = (values - returns) ** 2, (near - returns) ** 2
+    losses = torch.where(mask, 0.5 * torch.maximum(plain_errors, clipped_errors), 0.0)
     with torch.no_grad():
-        count = (mask & (clipped > plain)).sum()
-    return ValueLoss(losses.sum() / num_tokens, count)
+        num_clipped = (mask & (clipped_errors > plain_errors)).sum()
+    return ValueLoss(losses.sum() / num_tokens, num_clipped)

@@ -51,7 +51,7 @@ class ModelsConfig(Section):
     """`separate`: four models. `shared`: one frozen base with an adapter for each role (docs/guides/ppo.md)."""
     value: Literal["separate", "adapter", "trunk"] | None = None
     """The critic: a model of its own (the default of `separate`), an adapter on frozen weights (of `shared`), or a head
-    on the policy's own states, which halves the training time."""
+    on the policy's hidden states, in one forward and backward pass with the policy."""
     value_init: str | None = None
     """The critic's start: the critic of an earlier run (`NAME-value`, published beside its policy) or a reward
     model; `model.reward` by default."""
@@ -94,13 +94,13 @@ class RewardsConfig(Section):
     others: tuple[RewardSource, ...] = ()
     """Functions and services, added by their weights to the reward model's score, whose weight is 1."""
     scaling: Literal["running", "reference"] | None = "reference"
-    """The unit of scores. `reference`: the mean and the standard deviation of the first iteration's scores, which are
-    those of the policy as it starts; where these are all equal, of the scores up to the first iteration in which they
-    differ. `running`: of all scores so far. None: the scores' own. The optimum is the same: `ppo.kl_coef` is per point
-    of the score as it is, and is divided by the same standard deviation."""
+    """How scores are normalised. `reference`: with the mean and the standard deviation of the first iteration's scores,
+    which are those of the initial policy; where these are all equal, of the scores up to the first iteration in which
+    they differ. `running`: of all scores so far. None: not at all. With `ppo.kl_in=reward` the optimum is the same:
+    `ppo.kl_coef` is per point of the raw score, and is divided by the same standard deviation."""
     missing_eos_penalty: NonNegative | None = 3.0
-    """Taken off the score of a response that does not end within `rollout.max_new_tokens`, in that unit. None: a cut
-    answer counts as an ended one."""
+    """Subtracted from the score of a response that does not end within `rollout.max_new_tokens`, in those standard
+    deviations. None: a truncated response counts as an ended one."""
 
 
 class VLLMConfig(Section):
@@ -176,10 +176,11 @@ class PPOConfig(Section):
     advantage_estimator: Estimator = "gae"
     """All but `gae` need no critic, and none is loaded."""
     kl_coef: NonNegative = 0.05
-    """Score (or loss, see `kl_in`) per nat of log(policy / reference), at each token."""
+    """Points of the score (or loss, see `kl_in`) per nat of log(policy / reference), at each token."""
     kl_in: Literal["reward", "loss"] = "reward"
-    """In the loss, the default of `grpo`, it is added to advantages that are whitened or scaled in their groups:
-    `kl_coef` is then per nat of an advantage's standard deviation, and the scores' own scale changes nothing."""
+    """In the loss, the default of `grpo`, it stands beside advantages that are whitened or normalised in their groups:
+    `kl_coef` is then in their standard deviations, and the scale of the scores changes nothing. (With `dr_grpo`, or
+    without whitening, in points of the score.)"""
     kl_target: Positive | None = None
     """Adapt `kl_coef` so that the KL of a response is about so many nats (Ziegler et al. 2019, section 2.2), over
     10,000 episodes or, where that is less, a sixth of the run's."""
@@ -190,7 +191,7 @@ class PPOConfig(Section):
     clip_range: Positive | tuple[Positive, Positive] = 0.2
     """Ratios are cut to 1 +- this; a pair is the lower and the upper side (DAPO's clip-higher: `[0.2, 0.28]`)."""
     value_clip_range: Positive = 0.2
-    """In the unit of `rewards.scaling`."""
+    """In standard deviations of the scores (see `rewards.scaling`)."""
     vf_coef: NonNegative = 0.1
     """Weight of the critic's loss."""
     entropy_coef: NonNegative = 0.0

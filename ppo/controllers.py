@@ -1,4 +1,9 @@
-"""State that changes slowly over a run: the KL coefficient, and the unit of the scores."""
+"""State that changes slowly over a run: the KL coefficient, and the mean and standard deviation of the scores.
+
+They are applied elsewhere: `ppo.targets.TargetBuilder` normalises the scores, subtracts the KL (`shape_rewards` of
+`ppo.algorithm`) and the penalty of unfinished responses (`penalise_missing_eos`), or gives `ppo.update` the coefficient
+of a KL in the loss (`kl_loss`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ import torch
 from torch import Tensor
 
 from alignment.tensors import Reduce, masked_moments, one_process
-from ppo.algorithm import Unit
+from ppo.algorithm import ScoreStats
 
 MAX_ERROR = 0.2
 HORIZON = 10_000
@@ -53,7 +58,7 @@ class KLController:
 
 
 class RewardScaler:
-    """The unit of scores: the mean and standard deviation of the first scores, which are those of the policy as it
+    """Normalises scores, by the mean and standard deviation of the first scores, which are those of the policy as it
     starts (lm-human-preferences normalises so before training; trlX `ref`), or of all scores so far. Where the first
     scores are all equal, of the scores up to the first call in which they differ; until then the deviation counts as 1.
 
@@ -66,7 +71,7 @@ class RewardScaler:
         self._start, self._all = _Moments(), _Moments()
 
     def observe(self, scores: Tensor, reduce: Reduce = one_process) -> None:
-        """Take a rollout's scores into account, (B,), before what unfinished responses cost; those of all
+        """Take a rollout's scores into account, (B,), before the penalty of unfinished responses; those of all
         processes count."""
         assert torch.isfinite(scores).all()
         if not self._start.spread:
@@ -75,23 +80,23 @@ class RewardScaler:
             self._all.add(scores, reduce)
 
     @property
-    def start(self) -> Unit:
-        """That of the policy as it starts, whatever the mode."""
-        return self._start.unit
+    def start(self) -> ScoreStats:
+        """Of the scores of the policy as it starts, whatever the mode."""
+        return self._start.stats
 
     @property
-    def cost_unit(self) -> Unit:
-        """In which an unfinished response costs: it stays as it is over a run, so that evaluations compare."""
-        return Unit() if self.mode is None else self._start.unit
+    def penalty_stats(self) -> ScoreStats:
+        """By which unfinished responses are penalised: it stays the same over a run, so that evaluations compare."""
+        return ScoreStats() if self.mode is None else self._start.stats
 
     @property
-    def unit(self) -> Unit:
-        """In which policy and critic are trained."""
-        return self._all.unit if self.mode == "running" else self.cost_unit
+    def stats(self) -> ScoreStats:
+        """By which the scores that policy and critic are trained on are normalised."""
+        return self._all.stats if self.mode == "running" else self.penalty_stats
 
     def __call__(self, scores: Tensor) -> Tensor:
-        """(B,) -> (B,), in `unit`."""
-        return self.unit.normalise(scores)
+        """Normalised scores: (B,) -> (B,)."""
+        return self.stats.normalise(scores)
 
     def state_dict(self) -> dict[str, Any]:
         return {"start": vars(self._start), "all": vars(self._all)}
@@ -124,5 +129,5 @@ class _Moments:
         return std if std > max(SPREAD, ROUNDING * abs(self.mean)) else 0.0
 
     @property
-    def unit(self) -> Unit:
-        return Unit(self.mean, self.spread or 1.0)
+    def stats(self) -> ScoreStats:
+        return ScoreStats(self.mean, self.spread or 1.0)

@@ -17,7 +17,7 @@ from alignment.models.ensembles import load_member
 from alignment.models.scalar import ScoreHead, write_score_bias
 from alignment.models.shared_base import add_adapter, add_reward_adapter, save_adapter
 from alignment.models.sources import ModelSource
-from ppo.algorithm import Unit
+from ppo.algorithm import ScoreStats
 from ppo.config import ModelsConfig
 from ppo.models import Models, Role
 from ppo.options import REFERENCE, VALUE, critic_options
@@ -78,24 +78,24 @@ def base_digest(source: ModelSource) -> str | None:
     return source.as_base().digest
 
 
-def save_critic(models: Models, folder: Path, weights: Mapping[str, Tensor], unit: Unit) -> ModelSource | None:
+def save_critic(models: Models, folder: Path, weights: Mapping[str, Tensor], stats: ScoreStats) -> ModelSource | None:
     """Write the critic as a reward model is published, so that its values are scores as they are.
 
     Args:
         weights: the state dict of what was trained.
-        unit: in which a new head has learned.
+        stats: by which the scores were normalised that a new head has learned.
 
     Returns:
         What it is an adapter on; None for a whole model.
     """
-    role = models.trained.roles[1]
+    role = models.critic
     assert role is not None and isinstance(role.head, ScoreHead) and not models.trained.on_trunk
     whole = role.adapter is None
     head = weights["value_model.score.weight" if whole else "value_head.weight"].float()
-    scale = unit.std if role.head_scale is None else role.head_scale
+    scale = stats.std if role.head_scale is None else role.head_scale
     head, bias = head * scale, role.head.score_bias * scale
     if role.head_scale is None:  # it has learned normalised scores
-        bias -= unit.mean
+        bias -= stats.mean
     if whole:
         state = {
             name.removeprefix("value_model."): each for name, each in weights.items() if name.startswith("value_model.")

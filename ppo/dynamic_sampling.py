@@ -20,9 +20,13 @@ class DynamicSampling:
     """Replaces prompts of a rollout, as far as `rollout.dynamic_sampling` allows."""
 
     def __init__(
-        self, config: PPOStageConfig, collector: Collector, targets: TargetBuilder, prompts: Sequence[EncodedPrompt]
+        self,
+        config: PPOStageConfig,
+        collector: Collector,
+        target_builder: TargetBuilder,
+        prompts: Sequence[EncodedPrompt],
     ) -> None:
-        self.config, self.collector, self.targets, self.prompts = config, collector, targets, prompts
+        self.config, self.collector, self.target_builder, self.prompts = config, collector, target_builder, prompts
 
     def replace(self, rollout: Rollout, asked: set[int], step: int) -> tuple[Rollout, dict[str, float]]:
         """The rollout, with prompts whose responses all have one score replaced by others than were `asked` (indices of
@@ -62,5 +66,5 @@ class DynamicSampling:
 
     def _with_spread(self, rollout: Rollout) -> list[int]:
         """The prompts of a rollout whose responses differ in score."""
-        alike = without_spread(self.targets.scores(rollout), self.config.rollout.num_generations)
+        alike = without_spread(self.target_builder.scores(rollout), self.config.rollout.num_generations)
         return [index for index, same in enumerate(alike.tolist()) if not same]

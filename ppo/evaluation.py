@@ -17,7 +17,7 @@ from alignment.distributed import processes as distributed
 from alignment.distributed.processes import all_reduce_sum
 from alignment.intervals import choosing_half, win_rate
 from alignment.runs.journal import NUM_SAMPLES, Journal
-from ppo.algorithm import Unit
+from ppo.algorithm import ScoreStats
 from ppo.best_policy import BestPolicy
 from ppo.config import PPOStageConfig
 from ppo.controllers import RewardScaler
@@ -38,7 +38,7 @@ class HeldOutAnswers:
 
     Args:
         scores, held_out_scores: by what is trained for, and by `model.held_out_reward` (None without one); with what
-            unfinished answers cost, each in its own judge's unit.
+            unfinished answers cost, in standard deviations of its own judge's scores.
         raw_scores: what is trained for, without these costs.
         parts: what the raw scores are made of, by name.
         kl: from the reference, in nats per response.
@@ -119,19 +119,19 @@ class Evaluation:
         config: PPOStageConfig,
         models: Models,
         collector: Collector,
-        targets: TargetBuilder,
+        target_builder: TargetBuilder,
         ema: EMA | None,
         journal: Journal,
         prompts: Sequence[EncodedPrompt],
     ) -> None:
-        self.config, self.models, self.collector, self.targets = config, models, collector, targets
+        self.config, self.models, self.collector, self.target_builder = config, models, collector, target_builder
         self.ema, self.journal, self.prompts = ema, journal, list(prompts)
         self.accelerator = collector.accelerator
         self._groups = [prompt.group for prompt, _ in self.prompts]
         self.choosing, self.reporting = halves(self._groups)
         """The prompts that choose the best policy, and those that it is reported on."""
         self.held_out_scaler = RewardScaler("reference")
-        """The unit of `model.held_out_reward`, whose scores have a scale of their own."""
+        """Of `model.held_out_reward`, whose scores have a scale of their own."""
         self.best = BestPolicy(config.training, config.run_dir)
         self._best_answers: HeldOutAnswers | None = None
         self.start: HeldOutAnswers | None = None
@@ -183,7 +183,7 @@ class Evaluation:
         if self.models.held_out_reward is not None:
             held_out_scores = self._by_held_out_reward(rollout, step).tolist()
         columns: dict[str, list[Any]] = {
-            "score": self.targets.scores(rollout).tolist(),
+            "score": self.target_builder.scores(rollout).tolist(),
             "raw_score": rollout.scores.tolist(),
             "kl": rollout.kl.sum(1).tolist(),
             "length": rollout.lengths.tolist(),
@@ -197,8 +197,8 @@ class Evaluation:
         rows = [row for share in distributed.gather_lists(local) for row in share][: len(tasks)]
         shown = list(enumerate(zip(tasks, rows, strict=True)))[:NUM_SAMPLES]
         self.journal.samples(step, [_sample(number, task, row) for number, (task, row) in shown])
-        if self.models.trained.roles[1] is not None:
-            critic = self.targets.critic_targets(rollout, self.targets.rewards(rollout))
+        if self.models.critic is not None:
+            critic = self.target_builder.critic_targets(rollout, self.target_builder.rewards(rollout))
             self._explained = explained_variance(critic.outcomes, critic.old_values, rollout.response_mask)
         everywhere = {name: [row[name] for row in rows] for name in columns}
         return HeldOutAnswers(
@@ -213,18 +213,18 @@ class Evaluation:
         )
 
     def _by_held_out_reward(self, rollout: Rollout, step: int) -> Tensor:
-        """Scores of the model that training never sees, with what unfinished answers cost in its unit."""
-        model, scaler = self.models.held_out_reward, self.targets.scaler
+        """Scores of the model that training never sees, with the penalty of unfinished answers on its scale."""
+        model, scaler = self.models.held_out_reward, self.target_builder.reward_scaler
         assert model is not None
         raw, _ = self.collector.score_with(model, rollout.tasks, rollout.rows, rollout.texts)
         if step == 0:
             self.held_out_scaler.observe(raw, all_reduce_sum)
-        unit = self.held_out_scaler.unit
+        stats = self.held_out_scaler.stats
         if self.config.rewards.scaling is None:
             # Costs are in points of the training score: as many standard deviations of these are as many of its own.
-            std = unit.std / scaler.start.std
-            unit = Unit(unit.mean - scaler.start.mean * std, std)
-        return self.targets.with_costs(raw, rollout.ended, unit)
+            std = stats.std / scaler.start.std
+            stats = ScoreStats(stats.mean - scaler.start.mean * std, std)
+        return self.target_builder.with_penalty(raw, rollout.ended, stats)
 
     def _metrics(self, answers: HeldOutAnswers) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
         """Metrics on all held-out prompts, on those that choose the best, and on those that it is reported on."""
@@ -237,14 +237,14 @@ class Evaluation:
         return on(range(len(self._groups))), on(self.choosing), on(self.reporting)
 
     def _with_costs(self, answers: HeldOutAnswers) -> HeldOutAnswers:
-        """Earlier answers with their costs in today's unit, which was found later if all scores were equal then."""
+        """Earlier answers, penalised by today's score statistics, which come later if all scores were equal then."""
         raw, ended = torch.tensor(answers.raw_scores), torch.tensor(answers.ended)
-        costed = self.targets.with_costs(raw, ended, self.targets.scaler.cost_unit)
+        costed = self.target_builder.with_penalty(raw, ended, self.target_builder.reward_scaler.penalty_stats)
         return replace(answers, scores=costed.tolist())
 
     def restate(self) -> dict[str, float] | None:
-        """The start's metrics anew, where the unit of scores is found after the start (its scores were all equal): this
-        changes what unfinished answers cost, so that a policy that stayed as it is would look better or worse."""
+        """The start's metrics anew, where the score statistics are found after the start (its scores were all equal):
+        this changes what unfinished answers cost, so that a policy that stayed as it is would look better or worse."""
         if self.start is None:
             return None
         self.start = self._with_costs(self.start)

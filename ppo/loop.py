@@ -27,7 +27,7 @@ from ppo.models import Models
 from ppo.optimizer import make_optimizer, make_schedule
 from ppo.prompts import EncodedPrompt, make_tasks, prompt_batches, share_of_process
 from ppo.reward_sources import load_sources
-from ppo.rollout import Collector, Rollout, make_engine
+from ppo.rollout import Collector, Rollout, make_sampler
 from ppo.selfcheck import check_models
 from ppo.sequences import Row
 from ppo.state import RunState
@@ -66,11 +66,11 @@ class Loop:
             accelerator, models.trained, make_optimizer(models, config), config.training.max_grad_norm
         )
         self.schedule = make_schedule(self.engine.optimizer, config)
-        models.match_reference()
+        models.match_reference_dtype()
         models.place(accelerator.device, sharded=distributed.zero_stage(accelerator) == 3)
         decay = config.training.ema_decay
         self.ema = None if decay is None else EMA(models.trained.trained_parameters("policy"), decay)
-        sampler = make_engine(config, models, accelerator)
+        sampler = make_sampler(config, models, accelerator)
         sources = load_sources(
             config.rewards, [prompt for prompt, _ in prompts], [prompt for prompt, _ in held_out],
             [answer.prompt for answer in answers],
@@ -81,18 +81,18 @@ class Loop:
         self.kl_controller = KLController.for_run(
             config.ppo.kl_coef, config.ppo.kl_target, config.rollout.batch_size, config.training.max_steps
         )
-        self.scaler = RewardScaler(config.rewards.scaling)
-        self.targets = TargetBuilder(config, models.trained.roles[1], self.scaler, self.kl_controller)
-        self.dynamic_sampling = DynamicSampling(config, self.collector, self.targets, self.prompts)
-        self.evaluation = Evaluation(config, models, self.collector, self.targets, self.ema, journal, held_out)
+        self.reward_scaler = RewardScaler(config.rewards.scaling)
+        self.target_builder = TargetBuilder(config, models.critic, self.reward_scaler, self.kl_controller)
+        self.dynamic_sampling = DynamicSampling(config, self.collector, self.target_builder, self.prompts)
+        self.evaluation = Evaluation(config, models, self.collector, self.target_builder, self.ema, journal, held_out)
         self.alarms = Alarms(config)
         self.state = RunState(
             self.engine, self.updater, self.evaluation, self.ema,
-            {"schedule": self.schedule, "kl_controller": self.kl_controller, "scaler": self.scaler,
+            {"schedule": self.schedule, "kl_controller": self.kl_controller, "scaler": self.reward_scaler,
              "alarms": self.alarms},
         )  # fmt: skip
-        self._first: tuple[Rollout, float] | None = None
-        """The first iteration's rollout, which the unit of scores and the evaluation of the start wait for."""
+        self._initial_rollout: tuple[Rollout, float] | None = None
+        """The first iteration's rollout and its seconds: score statistics and the first evaluation need it before."""
         self._spread_metrics: dict[str, float] = {}
         """How many prompts of the last rollout were without spread, where answers to a prompt are compared."""
         check_models(
@@ -136,12 +136,12 @@ class Loop:
     def iterate(self, prompt_indices: Sequence[int]) -> dict[str, float]:
         """One iteration: a rollout of these prompts and what is learned from it."""
         config = self.config
-        rollout, seconds = self._first or self._collect(prompt_indices)
-        collected, self._first = time.monotonic(), None
-        rewards = self.targets.rewards(rollout)
-        targets = self.targets.build(rollout, rewards)
-        stats = rollout_stats(rollout, self.targets.scores(rollout), targets, config.ppo.kl_in == "reward")
-        stats |= self._spread_metrics | self._sampler_gap(rollout)
+        rollout, rollout_seconds = self._initial_rollout or self._collect(prompt_indices)
+        collected, self._initial_rollout = time.monotonic(), None
+        rewards = self.target_builder.rewards(rollout)
+        targets = self.target_builder.build(rollout, rewards)
+        stats = rollout_stats(rollout, self.target_builder.scores(rollout), targets, config.ppo.kl_in == "reward")
+        stats |= self._spread_metrics | self._sampler_gap_metrics(rollout)
         stats |= self.updater.update(self.step, rollout, targets)
         self.kl_controller.update(stats["rollout/kl"], config.rollout.batch_size)
         stats["train/learning_rate"] = float(self.engine.optimizer.param_groups[0]["lr"])
@@ -149,32 +149,32 @@ class Loop:
         self.state.step += 1
         tokens = stats["rollout/length"] * config.rollout.batch_size
         stats["rollout/tokens_per_second"] = tokens / max(rollout.seconds, 1e-9)
-        stats |= {"time/generate": rollout.seconds, "time/score": seconds - rollout.seconds}
-        stats |= {"time/rollout": seconds, "time/optimize": time.monotonic() - collected}
+        stats |= {"time/generate": rollout.seconds, "time/score": rollout_seconds - rollout.seconds}
+        stats |= {"time/rollout": rollout_seconds, "time/optimize": time.monotonic() - collected}
         self.journal.log(self.step, stats)
         if self.evaluation.is_due(self.step):
             self.journal.histogram(self.step, "rollout/advantage", targets.advantages[rollout.response_mask].tolist())
         return stats
 
     def _begin(self, prompt_indices: Sequence[int]) -> None:
-        """The first rollout, which sets the unit of scores; the critic is fitted and the start evaluated in it."""
-        rollout, seconds = self._collect(prompt_indices)
+        """The first rollout, which sets the score statistics; then the critic is fitted and the start evaluated."""
+        rollout, rollout_seconds = self._collect(prompt_indices)
         if self.config.ppo.value_pretrain is not None:
             rollout = self._pretrain_critic(rollout)
-        self._first = rollout, seconds
+        self._initial_rollout = rollout, rollout_seconds
         self.alarms.begin(self.evaluation.run(self.step))
         exit_if_preempted(self.config.run_dir)
 
     def _collect(self, prompt_indices: Sequence[int]) -> tuple[Rollout, float]:
-        """The next iteration's rollout, and the seconds that it took; its scores count in the unit of scores."""
+        """The next iteration's rollout, and the seconds that it took; its scores count in the score statistics."""
         config, started = self.config, time.monotonic()
         heartbeat.enter(f"the rollout of iteration {self.step + 1}")
         tasks = make_tasks(self.prompts, prompt_indices, config.rollout.num_generations)
         rollout = self.collector.collect(share_of_process(tasks, self.accelerator), config.training.seed, self.step)
-        had_unit = self.scaler.start
-        self.scaler.observe(rollout.scores, all_reduce_sum)
-        if self.scaler.start != had_unit:
-            self.journal.event("score_unit", step=self.step + 1, **self.scaler.start._asdict())
+        previous = self.reward_scaler.start
+        self.reward_scaler.observe(rollout.scores, all_reduce_sum)
+        if self.reward_scaler.start != previous:
+            self.journal.event("score_unit", step=self.step + 1, **self.reward_scaler.start._asdict())
             if (start := self.evaluation.restate()) is not None:
                 self.alarms.begin(start)
         self._spread_metrics = {}
@@ -183,13 +183,14 @@ class Loop:
         return rollout, time.monotonic() - started
 
     def _pretrain_critic(self, first: Rollout) -> Rollout:
+        _, critic_learning_rate = self.schedule.base_lrs
         pretraining = ValuePretraining(
-            self.config, self.updater, self.collector, self.targets, self.prompts, self._answers,
-            float(self.schedule.base_lrs[1]),
+            self.config, self.updater, self.collector, self.target_builder, self.prompts, self._answers,
+            float(critic_learning_rate),
         )  # fmt: skip
         return pretraining.run(first, self.journal)
 
-    def _sampler_gap(self, rollout: Rollout) -> dict[str, float]:
+    def _sampler_gap_metrics(self, rollout: Rollout) -> dict[str, float]:
         if rollout.sampled_logprobs is None:
             return {}
         gap = sampler_gap.measure(rollout.old_logprobs, rollout.sampled_logprobs, rollout.response_mask)

@@ -311,6 +311,11 @@ class Models:
     def policy(self) -> Role:
         return self.trained.roles[0]
 
+    @property
+    def critic(self) -> Role | None:
+        """None where the advantages need none."""
+        return self.trained.roles[1]
+
     def scorers(self) -> list[RewardModel]:
         return [scorer for scorer in (self.reward, self.held_out_reward) if scorer is not None]
 
@@ -341,9 +346,9 @@ class Models:
         roles = [role for role in (*self.trained.roles, self.reference) if role is not None]
         return [module for role in roles if role.model is self.policy.model for module in role.modules()]
 
-    def match_reference(self) -> None:
-        """Round the reference as the engine has rounded the policy, once it is there: DeepSpeed rounds weights to
-        bfloat16, but no buffers (rotary frequencies); with a reference of another type the KL starts above 0."""
+    def match_reference_dtype(self) -> None:
+        """Cast the reference as the engine has cast the policy (afterwards): DeepSpeed rounds weights to bfloat16,
+        but no buffers (rotary frequencies); with a reference of another dtype the KL starts above 0."""
         if self.reference.model is not self.policy.model:
             for parameter in self.reference.model.parameters():
                 parameter.data = parameter.data.to(self.policy.base.dtype)

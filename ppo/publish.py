@@ -85,7 +85,7 @@ class Publisher:
         def publish_both() -> str:
             # The policy last: a run whose policy is in the registry is done.
             trained = self.models.trained
-            if trained.roles[1] is not None and not trained.on_trunk:
+            if self.models.critic is not None and not trained.on_trunk:
                 self._publish_value(loop, weights)
             return self._publish_policy(loop, weights, metrics)
 
@@ -94,7 +94,7 @@ class Publisher:
     def _publish_value(self, loop: Loop, weights: Mapping[str, Tensor]) -> None:
         config, metrics = self.config, loop.evaluation.last_metrics
         with tempfile.TemporaryDirectory(dir=config.run_dir) as folder:
-            base = save_critic(self.models, Path(folder), weights, loop.scaler.unit)
+            base = save_critic(self.models, Path(folder), weights, loop.reward_scaler.stats)
             self.models.tokenizer.save_pretrained(folder)
             if base is not None:
                 adapters.name_base(Path(folder), base.label)

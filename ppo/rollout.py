@@ -130,7 +130,7 @@ def how_to_sample(config: PPOStageConfig, tokenizer: PreTrainedTokenizerBase) ->
     )
 
 
-def make_engine(config: PPOStageConfig, models: Models, accelerator: Accelerator) -> Engine:
+def make_sampler(config: PPOStageConfig, models: Models, accelerator: Accelerator) -> Engine:
     """The engine that samples the policy's responses."""
     if config.rollout.engine == "transformers":
         return TransformersEngine(models.policy.model, models.tokenizer)
@@ -160,11 +160,11 @@ class Collector:
         self,
         config: PPOStageConfig,
         models: Models,
-        engine: Engine,
+        sampler: Engine,
         sources: Sequence[Source],
         accelerator: Accelerator,
     ) -> None:
-        self.config, self.models, self.engine = config, models, engine
+        self.config, self.models, self.sampler = config, models, sampler
         self.sources, self.accelerator = list(sources), accelerator
         self.sampling = how_to_sample(config, models.tokenizer)
 
@@ -187,7 +187,7 @@ class Collector:
                 sampled = Sampled(list(responses), None)
             else:
                 with models.policy.active():
-                    sampled = on_every_process(lambda: self.engine.generate(prompts, seeds, self.sampling))
+                    sampled = on_every_process(lambda: self.sampler.generate(prompts, seeds, self.sampling))
             seconds = time.monotonic() - started
             rows = [Row(task.ids, response) for task, response in zip(tasks, sampled.responses, strict=True)]
             lengths = torch.tensor([len(row.response) for row in rows], device=device)
@@ -249,10 +249,10 @@ class Collector:
     def values(self, rows: Sequence[Row]) -> Tensor:
         """The critic's values before each response token now: (B, T), 0 beyond the responses."""
         trained = self.models.trained
-        assert trained.roles[1] is not None
+        assert self.models.critic is not None
         width, device = max(len(row.response) for row in rows), self.accelerator.device
         grid = torch.zeros(len(rows), width, device=device)
-        with self.accelerator.autocast(), self.models.resident(trained.roles[1].modules(), device):
+        with self.accelerator.autocast(), self.models.resident(self.models.critic.modules(), device):
             for batch in self._batches(rows):
                 values = trained.forward(batch, "value", self.config.rollout.temperature).values
                 assert values is not None
@@ -272,7 +272,7 @@ class Collector:
         last digits (more so in bfloat16), and the first ratio would not be 1.
         """
         models, temperature = self.models, self.config.rollout.temperature
-        trained, critic = models.trained, models.trained.roles[1]
+        trained, critic = models.trained, models.critic
         batches = self._batches(rows)
 
         def run(what: Pass) -> None:

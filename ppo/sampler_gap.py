@@ -1,7 +1,7 @@
 """How far the log-probabilities that an engine sampled by are from those of the policy that is trained.
 
 Rounding puts them apart by a little, other weights (a copy that was not brought up to date, or not whole) by more. The
-loss is corrected for both (`ppo.algorithm.importance_weights`), but what answers then show is another policy.
+loss is corrected for both (`ppo.algorithm.truncated_importance_weights`), but what answers then show is another policy.
 """
 
 from __future__ import annotations

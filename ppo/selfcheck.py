@@ -108,7 +108,7 @@ class _Check:
 
     def why_wrong(self, packed: bool) -> str | None:
         """Why the roles' rows are wrong if they are laid out so, of the first that is."""
-        critic = self.models.trained.roles[1]
+        critic = self.models.critic
         for role in self._policies():
             with self._running(role):
                 expected = [self._plain_logprobs(role, row) for row in self.rows]

@@ -71,8 +71,8 @@ class RunState:
         state = load_state(folder / "loop.pt")
         if "held_out_unit" not in state:
             raise UserError(
-                f"{folder}: a checkpoint of an earlier version, in which scores had no unit, cannot be resumed; begin "
-                "again with --overwrite, or use the version that wrote it"
+                f"{folder}: a checkpoint of an earlier version, in which scores were not normalised, cannot be "
+                "resumed; begin again with --overwrite, or use the version that wrote it"
             )
         for name, part in self._parts.items():
             if name != "ema" or name in state:  # an average that was not asked for then

@@ -14,7 +14,7 @@ from ppo.rollout import Rollout
 from ppo.targets import Targets
 
 NO_VARIANCE = 1e-4
-"""In the unit of scores: a hundredth of their standard deviation is nothing to learn."""
+"""Of normalised scores: a hundredth of their standard deviation is nothing to learn."""
 
 
 def rollout_stats(rollout: Rollout, scores: Tensor, targets: Targets, kl_in_reward: bool) -> dict[str, float]:
@@ -51,7 +51,7 @@ def rollout_stats(rollout: Rollout, scores: Tensor, targets: Targets, kl_in_rewa
 
 
 def explained_variance(outcomes: Tensor, values: Tensor, mask: Tensor) -> float | None:
-    """1 - mean squared error / variance of what came, over all processes' kept tokens: (B, T) each, in the unit of
+    """1 - mean squared error / variance of what came, over all processes' kept tokens: (B, T) each, on the scale of
     scores. An offset counts as an error, so below 0 the mean of what came would have been closer. None where all that
     came is the same, as where no answer ends: there is nothing to explain."""
     _, _, variance = masked_moments(outcomes, mask, all_reduce_sum)

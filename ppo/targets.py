@@ -10,10 +10,10 @@ from torch import Tensor
 from alignment.distributed.processes import all_reduce_sum
 from alignment.tensors import whiten
 from ppo.algorithm import (
-    Unit,
+    ScoreStats,
     estimate_advantages,
-    final_scores,
     group_advantages,
+    penalise_missing_eos,
     returns_to_go,
     shape_rewards,
 )
@@ -28,20 +28,20 @@ GAMMA = 1.0
 
 @dataclass(frozen=True)
 class CriticTargets:
-    """Training targets of the critic; (B, T), in the unit that it is trained in.
+    """Training targets of the critic; (B, T), normalised as it is trained.
 
     Args:
         old_values: at the rollout.
         returns: the targets.
         outcomes: the sum of rewards that came from each token on, which returns are with a lambda of 1.
-        head_unit: the unit of what the critic's head gives: a head that starts at 0 gives normalised values, one that
-            was trained before gives scores.
+        head_stats: normalise the outputs of the critic's head: those of a head that was trained before are scores,
+            those of a head that starts at 0 are normalised already.
     """
 
     old_values: Tensor
     returns: Tensor
     outcomes: Tensor
-    head_unit: Unit
+    head_stats: ScoreStats
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Targets:
         advantages: (B, T)
         kl_coef: as it is configured or adapted.
         critic: None without one.
-        loss_kl_coef: for a KL in the loss, in the unit of the advantages.
+        loss_kl_coef: for a KL in the loss, on the scale of the advantages.
     """
 
     advantages: Tensor
@@ -69,24 +69,25 @@ class TargetBuilder:
     """
 
     def __init__(
-        self, config: PPOStageConfig, critic: Role | None, scaler: RewardScaler, kl_controller: KLController
+        self, config: PPOStageConfig, critic: Role | None, reward_scaler: RewardScaler, kl_controller: KLController
     ) -> None:
-        self.config, self.critic, self.scaler, self.kl_controller = config, critic, scaler, kl_controller
+        self.config, self.critic, self.kl_controller = config, critic, kl_controller
+        self.reward_scaler = reward_scaler
 
-    def with_costs(self, scores: Tensor, ended: Tensor, unit: Unit) -> Tensor:
-        """Scores of any model, (B,), with what an unfinished response costs in its unit."""
-        return final_scores(scores, ended, unit, self.config.rewards.missing_eos_penalty)
+    def with_penalty(self, scores: Tensor, ended: Tensor, stats: ScoreStats) -> Tensor:
+        """Scores of any model, (B,), less the penalty of unfinished responses, in standard deviations of `stats`."""
+        return penalise_missing_eos(scores, ended, stats, self.config.rewards.missing_eos_penalty)
 
     def scores(self, rollout: Rollout) -> Tensor:
-        """The scores of a rollout less what unfinished responses cost: (B,)."""
-        return self.with_costs(rollout.scores, rollout.ended, self.scaler.cost_unit)
+        """The scores of a rollout less the penalty of unfinished responses: (B,)."""
+        return self.with_penalty(rollout.scores, rollout.ended, self.reward_scaler.penalty_stats)
 
     def rewards(self, rollout: Rollout) -> Tensor:
-        """Reward of each token in the unit of scores: (B, T). Score and KL are divided by the same number, since a unit
-        must not change the optimum."""
+        """Normalised reward of each token: (B, T). Score and KL are divided by the same standard deviation, since
+        normalisation must not change the optimum."""
         in_reward = self.config.ppo.kl_in == "reward"
-        kl_coef = self.kl_controller.value / self.scaler.unit.std if in_reward else 0.0
-        return shape_rewards(self.scaler(self.scores(rollout)), rollout.kl, rollout.response_mask, kl_coef)
+        kl_coef = self.kl_controller.value / self.reward_scaler.stats.std if in_reward else 0.0
+        return shape_rewards(self.reward_scaler(self.scores(rollout)), rollout.kl, rollout.response_mask, kl_coef)
 
     def build(self, rollout: Rollout, rewards: Tensor) -> Targets:
         """Advantages and returns of a rollout with these rewards, (B, T)."""
@@ -104,17 +105,17 @@ class TargetBuilder:
         if whitened:
             advantages = whiten(advantages, mask, reduce=all_reduce_sum)
         kl_coef = self.kl_controller.value
-        # A KL in the loss must have the unit of the advantages beside it.
+        # A KL in the loss must have the scale of the advantages beside it.
         in_points = not whitened and ppo.advantage_estimator != "grpo"
-        return Targets(advantages, kl_coef, critic, kl_coef / self.scaler.unit.std if in_points else kl_coef)
+        return Targets(advantages, kl_coef, critic, kl_coef / self.reward_scaler.stats.std if in_points else kl_coef)
 
     def critic_targets(self, rollout: Rollout, rewards: Tensor, gae_lambda: float | None = None) -> CriticTargets:
         """The critic's targets for a rollout with these rewards, (B, T)."""
         ppo, mask, role = self.config.ppo, rollout.response_mask, self.critic
         assert role is not None
-        unit, scale = self.scaler.unit, role.head_scale
-        unit = Unit() if scale is None else Unit(unit.mean / scale, unit.std / scale)
-        values = torch.where(mask, unit.normalise(rollout.old_values), 0.0)
+        stats, scale = self.reward_scaler.stats, role.head_scale
+        stats = ScoreStats() if scale is None else ScoreStats(stats.mean / scale, stats.std / scale)
+        values = torch.where(mask, stats.normalise(rollout.old_values), 0.0)
         gae_lambda = ppo.gae_lambda if gae_lambda is None else gae_lambda
         _, returns = estimate_advantages(rewards, values, mask, GAMMA, gae_lambda)
-        return CriticTargets(values, returns, returns_to_go(rewards, mask, GAMMA), unit)
+        return CriticTargets(values, returns, returns_to_go(rewards, mask, GAMMA), stats)

@@ -13,7 +13,7 @@ from alignment.distributed.engine import Diverged, TrainingEngine
 from alignment.distributed.processes import all_reduce_max, all_reduce_sum
 from alignment.errors import ModelError
 from alignment.seeds import stream_seed
-from ppo.algorithm import importance_weights, kl_loss, policy_loss, value_loss
+from ppo.algorithm import kl_loss, policy_loss, truncated_importance_weights, value_loss
 from ppo.config import PPOStageConfig
 from ppo.metrics import MetricSums
 from ppo.models import Models, Outputs, Pass
@@ -194,14 +194,14 @@ class Updater:
             weights = None
             if rollout.sampled_logprobs is not None:
                 sampled = batch.pick(rollout.sampled_logprobs)
-                weights = importance_weights(old, sampled, mask)
+                weights = truncated_importance_weights(old, sampled, mask)
             policy = policy_loss(
                 outputs.logprobs, old, batch.pick(targets.advantages), mask, ppo.clip_sides, num_tokens,
                 weights=weights,
             )  # fmt: skip
             terms.append(policy.loss)
-            totals |= {"policy/loss": policy.loss * num_tokens, "policy/ratio": policy.ratio}
-            totals |= {"policy/approx_kl": policy.approx_kl, "policy/clip_fraction": policy.clipped}
+            totals |= {"policy/loss": policy.loss * num_tokens, "policy/ratio": policy.ratio_sum}
+            totals |= {"policy/approx_kl": policy.kl_sum, "policy/clip_fraction": policy.num_clipped}
             if ppo.kl_in == "loss":
                 ref = batch.pick(rollout.ref_logprobs)
                 kl = kl_loss(outputs.logprobs, old, ref, mask, num_tokens)
@@ -215,11 +215,11 @@ class Updater:
             critic = targets.critic
             assert critic is not None
             value = value_loss(
-                critic.head_unit.normalise(outputs.values), batch.pick(critic.old_values), batch.pick(critic.returns),
+                critic.head_stats.normalise(outputs.values), batch.pick(critic.old_values), batch.pick(critic.returns),
                 mask, value_clip_range, num_tokens,
             )  # fmt: skip
             terms.append(ppo.vf_coef * value.loss)
-            totals |= {"value/loss": value.loss * num_tokens, "value/clip_fraction": value.clipped}
+            totals |= {"value/loss": value.loss * num_tokens, "value/clip_fraction": value.num_clipped}
         for name, total in totals.items():
             sums.add(name, total, mask.sum())
         return torch.stack(terms).sum()

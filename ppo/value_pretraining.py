@@ -54,12 +54,12 @@ class ValuePretraining:
         config: PPOStageConfig,
         updater: Updater,
         collector: Collector,
-        targets: TargetBuilder,
+        target_builder: TargetBuilder,
         prompts: Sequence[EncodedPrompt],
         answers: Sequence[Answer],
         base_lr: float,
     ) -> None:
-        self.config, self.updater, self.collector, self.targets = config, updater, collector, targets
+        self.config, self.updater, self.collector, self.target_builder = config, updater, collector, target_builder
         self.prompts, self.answers, self.base_lr = prompts, answers, base_lr
         self.accelerator: Accelerator = collector.accelerator
 
@@ -68,7 +68,7 @@ class ValuePretraining:
         config, engine = self.config, self.updater.engine
         rollout, groups = self._rollout(), engine.optimizer.param_groups
         # A lambda of 1: its own values mean nothing yet (VC-PPO, section 4.1).
-        critic = self.targets.critic_targets(rollout, self.targets.rewards(rollout), gae_lambda=1.0)
+        critic = self.target_builder.critic_targets(rollout, self.target_builder.rewards(rollout), gae_lambda=1.0)
         learning_rates = [group["lr"] for group in groups]
         groups[0]["lr"], groups[1]["lr"] = 0.0, self.base_lr
         size = -(-config.rollout.batch_size // (config.ppo.num_minibatches * self.accelerator.num_processes))
@@ -168,7 +168,7 @@ def fit(
     looked_at = held_out or [0]  # a process without one takes part, and its row does not count
 
     def explained() -> float | None:
-        values = critic.head_unit.normalise(collector.values([rollout.rows[row] for row in looked_at]))
+        values = critic.head_stats.normalise(collector.values([rollout.rows[row] for row in looked_at]))
         width = values.shape[1]
         mask = rollout.response_mask[looked_at][:, :width] & bool(held_out)
         return explained_variance(critic.outcomes[looked_at][:, :width], values, mask)

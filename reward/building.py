@@ -43,7 +43,7 @@ def build_trainer(config: RewardStageConfig, prepared: PreparedReward, journal: 
     trainable.attach(trainer, config.model)
 
     def check() -> None:
-        failure = trainer.check()
+        failure = trainer.verify_layout()
         note_layout(config, prepared, reason or failure, journal)
 
     if zero3.is_partitioned(trainer.model):  # only the engine can gather the weights

@@ -31,6 +31,10 @@ from reward.data import Batches, as_dataset
 from reward.loss import pair_loss, regression_loss, smoothed
 from reward.questions import Question
 
+SUMS = ("loss", "weight", "right", "decided", "score", "judged")
+"""Running sums over batches: loss times weight; weight; decided pairs in the right order; pairs that are no ties; the
+scores of judged completions; and their number."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -79,8 +83,10 @@ class QuestionTrainer(Resumable, RewardTrainer):
         )
         if self.args.disable_dropout:
             switch_off_dropout(self.model)
-        self._settings, self._collate, self._probed = settings, collate, list(probe)
-        self._sums = {mode: torch.zeros(6, dtype=torch.float64, device=self.args.device) for mode in ("train", "eval")}
+        self._settings, self._collate, self._probe_questions = settings, collate, list(probe)
+        empty = torch.zeros(len(SUMS), dtype=torch.float64, device=self.args.device)
+        self._sums = {"train": empty.clone(), "eval": empty.clone()}
+        """The running sums named in `SUMS`."""
         self._tokens = TokenCount()
         self.probe: Probe | None = None
         """The probe of the last saved model."""
@@ -113,7 +119,7 @@ class QuestionTrainer(Resumable, RewardTrainer):
         assert num_items_in_batch is not None and not return_outputs
         self._tokens.add(inputs)
         scores = self._score(model, inputs)
-        self._count("train", scores.detach(), inputs)
+        self._accumulate("train", scores.detach(), inputs)
         if self._settings.objective == "pairs":
             loss = pair_loss(
                 scores[inputs["first"]],
@@ -135,7 +141,7 @@ class QuestionTrainer(Resumable, RewardTrainer):
         with self.accelerator.autocast():  # autocast wraps `forward`, which a packed row bypasses
             return score_batch(self.model, inputs, model)
 
-    def check(self) -> str | None:
+    def verify_layout(self) -> str | None:
         """Verify the layout, and switch to padded rows if it is wrong for this model; returns the reason.
 
         Raises:
@@ -144,26 +150,26 @@ class QuestionTrainer(Resumable, RewardTrainer):
         pad, layout = self._collate.pad_token_id, self._collate.layout
         with self.accelerator.autocast():
             self._collate.layout, reason = check_layout(
-                self.model, self._probed, pad, layout, self.model_wrapped, agreed
+                self.model, self._probe_questions, pad, layout, self.model_wrapped, agreed
             )
         return reason
 
     @torch.no_grad()
-    def _count(self, mode: str, scores: Tensor, inputs: dict[str, Any]) -> None:
+    def _accumulate(self, mode: str, scores: Tensor, inputs: dict[str, Any]) -> None:
         """Add a batch to the running sums without a device synchronization."""
         first, second, target = inputs["first"], inputs["second"], inputs["target"]
         ahead, weight = scores[first] - scores[second], self._weights(inputs)
         decided = target != 0.5
         right = (torch.sign(ahead) == torch.sign(target - 0.5)) & decided
         if self._settings.objective == "pairs":
-            is_judged = torch.zeros_like(scores).index_fill(0, torch.cat([first, second]), 1.0)
+            judged_mask = torch.zeros_like(scores).index_fill(0, torch.cat([first, second]), 1.0)
             loss = pair_loss(scores[first], scores[second], target, weight, 1.0)
         elif "ratings" in inputs:
-            is_judged = (weight > 0).float()
+            judged_mask = (weight > 0).float()
             loss = regression_loss(scores, inputs["ratings"].nan_to_num(), weight, 1.0)
         else:
-            is_judged, loss = torch.zeros_like(scores), torch.zeros_like(weight.sum())
-        parts = (loss, weight.sum(), right.sum(), decided.sum(), (scores * is_judged).sum(), is_judged.sum())
+            judged_mask, loss = torch.zeros_like(scores), torch.zeros_like(weight.sum())
+        parts = (loss, weight.sum(), right.sum(), decided.sum(), (scores * judged_mask).sum(), judged_mask.sum())
         self._sums[mode] += torch.stack([part.double() for part in parts])
 
     def _reduce_metrics(self, mode: str) -> dict[str, float]:
@@ -182,7 +188,7 @@ class QuestionTrainer(Resumable, RewardTrainer):
         """Add a batch to the sums of `evaluation_loop`; a mean of batch means would weight pairs unequally."""
         with torch.no_grad():
             inputs = self._prepare_inputs(inputs)
-            self._count("eval", self._score(model, inputs), inputs)
+            self._accumulate("eval", self._score(model, inputs), inputs)
         return None, None, None
 
     def evaluation_loop(
@@ -223,17 +229,17 @@ class QuestionTrainer(Resumable, RewardTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model and score the probe; every rank takes part, because ZeRO-3 gathers weights."""
         super().save_model(output_dir, _internal_call)
-        if not self._probed:
+        if not self._probe_questions:
             return
         was_training = self.model.training
         self.model.eval()
         with torch.no_grad():
-            batch = self._prepare_inputs(self._collate(self._probed))
+            batch = self._prepare_inputs(self._collate(self._probe_questions))
             scores = self._score(self.model_wrapped, batch).tolist()
         self.model.train(was_training)
-        weights = next(self.model.parameters()).dtype
-        rounded = self.accelerator.mixed_precision != "no" or weights != torch.float32 or bool(self.args.tf32)
-        self.probe = Probe(self._probed, scores, rounded)
+        weight_dtype = next(self.model.parameters()).dtype
+        rounded = self.accelerator.mixed_precision != "no" or weight_dtype != torch.float32 or bool(self.args.tf32)
+        self.probe = Probe(self._probe_questions, scores, rounded)
 
     def running_state(self) -> dict[str, Any]:
         probe = None if self.probe is None else {"scores": self.probe.scores, "rounded": self.probe.rounded}
@@ -245,4 +251,4 @@ class QuestionTrainer(Resumable, RewardTrainer):
         super().load_running_state(state)
         self._sums["train"] = state["sums"].to(self.args.device)
         self._tokens.total = state["tokens_seen"]
-        self.probe = None if state["probe"] is None else Probe(self._probed, **state["probe"])
+        self.probe = None if state["probe"] is None else Probe(self._probe_questions, **state["probe"])

@@ -1,4 +1,7 @@
-"""Encode demonstrations and documents as token ids and labels on disk, so that rows are never all in memory."""
+"""Encode demonstrations and documents as token ids and labels on disk, so that rows are never all in memory.
+
+Which tokens have a label is decided by `alignment.templates.rendering`; here the mask becomes labels.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +44,11 @@ class EncodedData:
     eval: datasets.Dataset
     bad: list[tuple[str, str]]
     left_out: int
-    """Number of rows that are too long, by `data.max_length` and `data.too_long`."""
+    """Number of examples without a row: too long, by `data.max_length` and `data.too_long`; or a document of under two
+    tokens."""
     notes: list[str]
     fingerprints: dict[Use, list[dict[str, Any]]]
-    shown: list[Demonstration]
+    samples: list[Demonstration]
     """The first held-out conversations without tools, whose prompts the model answers for the report."""
     _folder: tempfile.TemporaryDirectory[str]  # holds the rows; it is removed with the last reference
 
@@ -64,17 +68,17 @@ def encode_data(
     config: DataConfig,
     tokenizer: PreTrainedTokenizerBase,
     runs: Path | None = None,
-    show: bool = False,
+    show_progress: bool = False,
     inspector: Inspector | None = None,
-    num_shown: int = 0,
+    num_samples: int = 0,
 ) -> EncodedData:
     """Stream all rows into memory-mapped Arrow files of token ids and labels.
 
     Args:
         runs: folder for the files, which may be as large as the data; the default is the system's temporary folder.
-        show: show progress for large data.
+        show_progress: for large data.
         inspector: checks each row; its report must be refused if no row is left.
-        num_shown: number of held-out conversations to keep as text.
+        num_samples: number of held-out conversations to keep as text.
 
     Raises:
         DataError: see `alignment.data.reading.Reading`; or the template cannot render too many rows.
@@ -88,20 +92,20 @@ def encode_data(
     unrenderable: list[tuple[str, str]] = []
     written = dict.fromkeys(uses, 0)
     left_out = 0
-    shown: list[Demonstration] = []
-    with progress("encoding", 0, show and _size(config) >= _SHOWN_BYTES) as line:
+    samples: list[Demonstration] = []
+    with progress("encoding", 0, show_progress and _size(config) >= _SHOWN_BYTES) as line:
         for use, example in reading:
             line.advance()
-            note = _no_note if inspector is None else partial(inspector.look, held_out=use == "eval")
+            inspect = _ignore if inspector is None else partial(inspector.look, held_out=use == "eval")
             try:
-                rows = encode_example(example, tokenizer, config.max_length, config.too_long, note)
+                rows = encode_example(example, tokenizer, config.max_length, config.too_long, inspect)
             except Unrenderable as error:
                 unrenderable.append((example.place, str(error)))
                 continue
             left_out += not rows
             written[use] += len(rows)
-            if use == "eval" and rows and len(shown) < num_shown and isinstance(example, Demonstration):
-                shown += [] if example.tools else [example]
+            if use == "eval" and rows and len(samples) < num_samples and isinstance(example, Demonstration):
+                samples += [] if example.tools else [example]
             for row in rows:
                 writers[use].write(row)
     check_bad(config.parts[0].path, sum(written.values()) + left_out, unrenderable, config.max_bad_share)
@@ -116,10 +120,10 @@ def encode_data(
         inspector.add_unused(reading.unused_keys())
         for place, problem in bad:
             inspector.add_bad(place, problem)
-    return EncodedData(train, held_out, bad, left_out, reading.notes(), reading.fingerprints, shown, folder)
+    return EncodedData(train, held_out, bad, left_out, reading.notes(), reading.fingerprints, samples, folder)
 
 
-def _no_note(example: Demonstration | Document, encoded: Encoded, fitted: Encoded | None) -> None:
+def _ignore(example: Demonstration | Document, encoded: Encoded, fitted: Encoded | None) -> None:
     pass
 
 
@@ -128,22 +132,23 @@ def encode_example(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     too_long: TooLong = "trim_prompt",
-    note: Callable[[Demonstration | Document, Encoded, Encoded | None], None] = _no_note,
+    inspect: Callable[[Demonstration | Document, Encoded, Encoded | None], None] = _ignore,
 ) -> list[dict[str, list[int]]]:
     """Encode an example as rows of `input_ids` and `labels`.
 
-    A demonstration's labels are the assistant's tokens through EOS; it has no row if it is too long (see
-    `alignment.data.trimming.fit`). All tokens of a document have labels; it is split into chunks.
+    A demonstration's labels are the assistant's tokens through EOS, but for turns with `weight: 0` (decided by
+    `alignment.templates.rendering`); it has no row if it is too long (see `alignment.data.trimming.fit`). All tokens of
+    a document have labels; it is split into chunks.
 
     Args:
-        note: called with all tokens and the trimmed ones (None if the example is left out as too long).
+        inspect: called with all tokens and the trimmed ones (None if the example is left out as too long).
 
     Raises:
         Unrenderable: the template cannot render it.
     """
     rows: list[dict[str, list[int]]] = []
     for part, encoded in encode_parts(example, tokenizer):
-        rows += _rows(part, encoded, tokenizer, max_length, too_long, note)  # type: ignore[arg-type]
+        rows += _rows(part, encoded, tokenizer, max_length, too_long, inspect)  # type: ignore[arg-type]
     return rows
 
 
@@ -153,19 +158,19 @@ def _rows(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     too_long: TooLong,
-    note: Callable[[Demonstration | Document, Encoded, Encoded | None], None],
+    inspect: Callable[[Demonstration | Document, Encoded, Encoded | None], None],
 ) -> list[dict[str, list[int]]]:
     if isinstance(example, Document):
-        note(example, encoded, encoded)
+        inspect(example, encoded, encoded)
         ids = encoded.input_ids
         pieces = [ids[start : start + max_length] for start in range(0, len(ids), max_length)]
         return [{"input_ids": piece, "labels": piece} for piece in pieces if len(piece) > 1]
     fitted = fit_record(example, encoded, tokenizer, max_length, too_long)
-    note(example, encoded, fitted)
+    inspect(example, encoded, fitted)
     if fitted is None:
         return []
-    kept = zip(fitted.input_ids, fitted.loss_mask, strict=True)
-    return [{"input_ids": fitted.input_ids, "labels": [token if trained else IGNORED for token, trained in kept]}]
+    masked = zip(fitted.input_ids, fitted.loss_mask, strict=True)
+    return [{"input_ids": fitted.input_ids, "labels": [token if trained else IGNORED for token, trained in masked]}]
 
 
 def row_groups(rows: datasets.Dataset) -> list[int]:

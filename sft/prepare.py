@@ -47,7 +47,7 @@ def prepare(config: SFTStageConfig, run: Run | None = None) -> PreparedSFT:
     folder = config.run_dir if config.run_dir.is_dir() else None
     is_main = processes.is_main_process()
     inspector = Inspector(config.data, start.tokenizer, stage="sft") if is_main else None
-    data = encode_data(config.data, start.tokenizer, folder, show=is_main, inspector=inspector, num_shown=NUM_SAMPLES)
+    data = encode_data(config.data, start.tokenizer, folder, is_main, inspector=inspector, num_samples=NUM_SAMPLES)
     report = processes.on_main_process(lambda: check_before_training(config, inspector))
     arguments = make_arguments(config, no_eval=len(data.eval) == 0)
     return PreparedSFT(seed, registry, start, data, arguments, report)

@@ -69,7 +69,7 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
     prepared = replace(prepared, start=initial)
     halves = Halves.of(config, prepared.data.eval)
     trainer = build_trainer(config, replace(prepared, data=replace(prepared.data, eval=halves.evaluated)))
-    shown, tokenizer = prepared.data.shown, prepared.start.tokenizer
+    shown, tokenizer = prepared.data.samples, prepared.start.tokenizer
     saving = CheckpointArguments.of(config.training)
     with opening.open_journal(config, "sft", start) as journal:
         fingerprints = prepared.data.fingerprints

@@ -157,7 +157,7 @@ def doctor(
     Exit code 1 if something remains to be done.
     """
     opened, chosen = Registry(registry), verify_mode(mode)
-    findings = list(examine(opened, full=chosen != "fast", cold=chosen == "full"))
+    findings = list(examine(opened, hash_files=chosen != "fast", cold=chosen == "full"))
     mended = fix_findings(findings) if fix else []
     if as_json:
         print_json({"findings": [{**_finding(found), "mended": found in mended} for found in findings]})
@@ -296,7 +296,7 @@ def _problems(registry: Registry, key: Key, mode: str) -> list[str]:
     try:
         version = registry.resolve(version_ref(key))
         shared = [f"{path} has another hard link, through which it can be changed" for path in version.shared_files()]
-        return version.problems(full=mode != "fast", cold=mode == "full") + shared
+        return version.problems(hash_files=mode != "fast", cold=mode == "full") + shared
     except RegistryError as error:
         return [str(error)]
 

@@ -1,6 +1,7 @@
 """ZeRO-3 partitioned weights: gather them where they are used.
 
-Without ZeRO-3 these functions work on the full weights.
+Without ZeRO-3 the functions that gather or read weights work on the full weights. `partition` and `reshard` are for
+ZeRO-3 alone.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ def is_partitioned(module: nn.Module) -> bool:
     return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
 
 
-def match_dtype(module: nn.Module) -> None:
+def cast_to_shard_dtype(module: nn.Module) -> None:
     """Cast trained parameters that are not partitioned, such as a new float32 head, to the dtype of those that are.
 
     DeepSpeed casts unpartitioned models to bfloat16 itself, but fails on shards of mixed dtypes. Its optimizer keeps
-    float32 copies of all parameters.
+    float32 copies of all trained parameters.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     partitioned = [parameter for parameter in trained if hasattr(parameter, "ds_id")]
@@ -73,14 +74,15 @@ def gathered_modules(modules: Iterable[nn.Module]) -> Iterator[None]:
     if not partitioned:
         yield
         return
-    missing = [p for p in partitioned if p.ds_status.name == "NOT_AVAILABLE"]
-    with _without_hooks(modules), gathered_parameters(*missing, write_back=False):
+    not_gathered = [p for p in partitioned if p.ds_status.name == "NOT_AVAILABLE"]
+    with _without_hooks(modules), gathered_parameters(*not_gathered, write_back=False):
         yield
 
 
 @contextmanager
 def _without_hooks(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Remove forward hooks: DeepSpeed's would gather and release each submodule's weights around its forward."""
+    """Remove every forward hook, not DeepSpeed's alone, inside the context: DeepSpeed's would gather and release each
+    submodule's weights around its forward."""
     names = ("_forward_pre_hooks", "_forward_hooks")
     submodules = {id(submodule): submodule for module in modules for submodule in module.modules()}.values()
     originals = [(submodule, {name: getattr(submodule, name) for name in names}) for submodule in submodules]
@@ -99,13 +101,13 @@ def local_shard(parameter: Any) -> Tensor:
     return shard
 
 
-def reshard(shards: Sequence[Tensor], size: int) -> Tensor:
-    """This rank's shard of a parameter with `size` elements, from the shards of any number of ranks."""
+def reshard(shards: Sequence[Tensor], numel: int) -> Tensor:
+    """This rank's shard of a parameter with `numel` elements, from the shards of any number of ranks."""
     ranks = world_size()
-    shard_size = -(-size // ranks)  # DeepSpeed pads the last shard
-    flat = torch.cat([shard.flatten() for shard in shards])[:size]
+    shard_size = -(-numel // ranks)  # DeepSpeed pads the last shard
+    flat = torch.cat([shard.flatten() for shard in shards])[:numel]
     start = process_index() * shard_size
-    return torch.nn.functional.pad(flat, (0, shard_size * ranks - size))[start : start + shard_size]
+    return torch.nn.functional.pad(flat, (0, shard_size * ranks - numel))[start : start + shard_size]
 
 
 @torch.no_grad()

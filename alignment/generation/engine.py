@@ -59,7 +59,7 @@ class TransformersEngine:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> Sampled:
-        """Sample one response per prompt.
+        """Sample one response per prompt: chooses the way that is right for this model, then calls `sample`.
 
         Raises:
             GenerationError: the policy's logits are NaN or infinite, or its adapter cannot be sampled from.
@@ -83,29 +83,31 @@ class TransformersEngine:
         way: Way,
         logprobs: list[list[float]] | None = None,
     ) -> list[list[int]]:
-        """Responses in the prompts' order.
+        """Sample by a given way; responses in the prompts' order.
 
         Args:
-            logprobs: an empty list per prompt, which gets the log-probability of each token in the distribution that
-                it was drawn from, before `top_k` and `top_p`. A finished response may get more values than tokens.
+            logprobs: an empty list per prompt, which gets the log-probability of each token at the temperature, before
+                `top_k` and `top_p` cut the distribution. A finished response may get more values than tokens.
         """
         samples = list(zip(map(tuple, prompts), seeds, strict=True))
         order = sorted(range(len(samples)), key=lambda i: (-len(samples[i][0]), samples[i][0]))
         responses: list[list[int]] = [[] for _ in samples]
         lengths = [len(samples[i][0]) for i in order]
-        ended = partial(has_ended, sampling=sampling, tokenizer=self._tokenizer)
+        is_ended = partial(has_ended, sampling=sampling, tokenizer=self._tokenizer)
         with eval_mode(self._policy), linear_layers():
-            for start, end in _batches(lengths, sampling.batch_size, alike=way != "padded"):
+            for start, end in _batch_bounds(lengths, sampling.batch_size, alike=way != "padded"):
                 batch = order[start:end]
                 uniforms = _uniforms([samples[i][1] for i in batch], sampling.max_new_tokens).to(self._policy.device)
                 recorded = None if logprobs is None else [logprobs[i] for i in batch]
-                drawn = _sample(self._policy, [samples[i][0] for i in batch], uniforms, sampling, ended, way, recorded)
+                drawn = _sample(
+                    self._policy, [samples[i][0] for i in batch], uniforms, sampling, is_ended, way, recorded
+                )
                 for i, response in zip(batch, drawn, strict=True):
                     responses[i] = response
         return responses
 
 
-def _batches(lengths: Sequence[int], size: int, *, alike: bool) -> Iterator[tuple[int, int]]:
+def _batch_bounds(lengths: Sequence[int], size: int, *, alike: bool) -> Iterator[tuple[int, int]]:
     """Start and end (exclusive) of each batch of at most `size`; with `alike` its prompts all have the same length."""
     start = 0
     while start < len(lengths):
@@ -174,7 +176,8 @@ def _to_host(tokens: Tensor) -> list[int]:
     token_ids: list[int] = tokens.tolist()
     if min(token_ids) < 0:
         raise GenerationError(
-            "the policy's logits are not finite any more: its training diverged; lower training.learning_rate"
+            "the policy's logits are not finite: its weights are damaged, or its training diverged (then lower "
+            "training.learning_rate)"
         )
     return token_ids
 
@@ -184,7 +187,7 @@ def _sample(
     prompts: Sequence[tuple[int, ...]],
     uniforms: Tensor,
     sampling: Sampling,
-    ended: Callable[[Sequence[int]], bool],
+    is_ended: Callable[[Sequence[int]], bool],
     way: Way,
     recorded: list[list[float]] | None,
 ) -> list[list[int]]:
@@ -196,10 +199,10 @@ def _sample(
     cache = None if way == "uncached" else make_cache(base, width + sampling.max_new_tokens)
     if cache is None:
         rows = torch.tensor([distinct[prompt] for prompt in prompts])
-        choice = _Choice(width, uniforms, sampling, recorded)
-        drawn = _sample_by_transformers(policy, base, ids[rows], mask[rows], choice, cached=way != "uncached")
-        return [next((row[:n] for n in range(1, len(row)) if ended(row[:n])), row) for row in drawn]
-    forward = _stepper(policy, base, cache, padded=not bool(mask.all()))
+        chooser = _TokenChooser(width, uniforms, sampling, recorded)
+        drawn = _sample_by_transformers(policy, base, ids[rows], mask[rows], chooser, cached=way != "uncached")
+        return [next((row[:n] for n in range(1, len(row)) if is_ended(row[:n])), row) for row in drawn]
+    forward = _make_forward(policy, base, cache, padded=not bool(mask.all()))
     ids, mask = ids.to(policy.device), mask.to(policy.device)
     attention = torch.nn.functional.pad(mask, (0, sampling.max_new_tokens), value=True).long()
     logits = forward(ids, attention[:, :width], position_ids(mask))
@@ -217,7 +220,7 @@ def _sample(
             responses[index].append(token)
         if recorded is not None:
             _record_logprobs([recorded[index] for index in active], logits, tokens, sampling)
-        unfinished = [row for row, index in enumerate(active) if not ended(responses[index])]
+        unfinished = [row for row, index in enumerate(active) if not is_ended(responses[index])]
         if not unfinished or step == sampling.max_new_tokens - 1:
             break
         if len(unfinished) < len(token_ids):
@@ -239,7 +242,7 @@ def _compacted(rows: Sequence[int]) -> list[int]:
     return [row if row in stay else next(last) for row in range(len(rows))]
 
 
-def _stepper(
+def _make_forward(
     policy: PreTrainedModel | PeftModel, base: PreTrainedModel, cache: Any, *, padded: bool
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """A function that reads new tokens into the cache and returns the logits after the last one, (B, V).
@@ -262,7 +265,7 @@ def _stepper(
     return forward
 
 
-class _Choice(LogitsProcessor):
+class _TokenChooser(LogitsProcessor):
     """Chooses the tokens inside transformers' `generate`, by masking all others."""
 
     def __init__(self, width: int, uniforms: Tensor, sampling: Sampling, recorded: list[list[float]] | None) -> None:
@@ -281,7 +284,7 @@ def _sample_by_transformers(
     base: PreTrainedModel,
     ids: Tensor,
     mask: Tensor,
-    choice: _Choice,
+    chooser: _TokenChooser,
     *,
     cached: bool,
 ) -> list[list[int]]:
@@ -290,7 +293,7 @@ def _sample_by_transformers(
     Args:
         ids, mask: (B, P) prompts, left-padded.
     """
-    sampling = choice.sampling
+    sampling = chooser.sampling
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=sampling.max_new_tokens,
@@ -306,7 +309,7 @@ def _sample_by_transformers(
             input_ids=ids.to(policy.device),
             attention_mask=mask.long().to(policy.device),
             generation_config=config,
-            logits_processor=LogitsProcessorList([choice]),
+            logits_processor=LogitsProcessorList([chooser]),
             **{name: value for name, value in options_of(base).items() if name != "use_cache"},
         )
     finally:
@@ -331,7 +334,7 @@ def complete(
 
     Args:
         seed: shared by the prompts, which differ by their index; the same seed, weights, prompt and index give the same
-            completion, whatever the batch.
+            completion in any batch, up to rounding (see `TransformersEngine`).
         first: index of the first prompt, if a list is completed in parts.
     """
     ends, pad = end_token_ids(tokenizer), tokenizer.pad_token_id

@@ -1,8 +1,8 @@
 """Sampling by vLLM, in the training processes (`colocate`) or by a server on other nodes, through TRL's VLLMGeneration.
 
 The policy's weights are sent to vLLM before each rollout. vLLM's distribution differs from the trained policy's by
-rounding, so its log-probabilities are returned with the tokens, for `ppo.algorithm.importance_weights`. It has its own
-random generator: the seeds of `Engine.generate` are ignored, and two runs with one seed differ.
+rounding, so its log-probabilities are returned with the tokens, for `ppo.algorithm.truncated_importance_weights`. It
+has its own random generator: the seeds of `Engine.generate` are ignored, and two runs with one seed differ.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ def skeleton(shape: PreTrainedConfig, config: ModelConfig, kind: type = AutoMode
 
 def attach(trainer: Trainer, config: ModelConfig) -> None:
     """Set up a trainer for the method of its model."""
-    zero3.match_dtype(trainer.model)
+    zero3.cast_to_shard_dtype(trainer.model)
     if config.method not in ADAPTERS:
         return
     for parameter in trainer.model.parameters():

@@ -50,13 +50,13 @@ class RegistryProblem:
     repair: Callable[[], object] | None = None
 
 
-def examine(registry: Registry, *, full: bool = True, cold: bool = False) -> Iterator[RegistryProblem]:
-    """All problems; `full` and `cold` as in Version.verify."""
+def examine(registry: Registry, *, hash_files: bool = True, cold: bool = False) -> Iterator[RegistryProblem]:
+    """All problems; `hash_files` and `cold` as in Version.verify."""
     yield from _leftovers(registry.path)
     needed: dict[Key, Key] = {}
     for name in registry.names():
         for number in registry.numbers(name):
-            yield from _version(registry, (name, number), full, cold, needed)
+            yield from _version(registry, (name, number), hash_files, cold, needed)
         yield from _gaps(registry, name)
         yield from _aliases(registry, name)
     yield from _missing_parents(registry, needed)
@@ -99,12 +99,14 @@ def _leftovers(root: Path) -> Iterator[RegistryProblem]:
             yield RegistryProblem("leftover", place, what, f"remove {path}", partial(delete_tree, path))
 
 
-def _version(registry: Registry, key: Key, full: bool, cold: bool, needed: dict[Key, Key]) -> Iterator[RegistryProblem]:
+def _version(
+    registry: Registry, key: Key, hash_files: bool, cold: bool, needed: dict[Key, Key]
+) -> Iterator[RegistryProblem]:
     try:
         version = open_version(version_folder(registry.path, key), *key)
         for parent in parents_of(version.manifest):
             needed.setdefault(parent, key)
-        problems = version.problems(full, cold)
+        problems = version.problems(hash_files, cold)
         shared = version.shared_files()
     except RegistryError as error:
         if not version_folder(registry.path, key).exists():

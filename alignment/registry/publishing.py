@@ -29,7 +29,7 @@ def publish_folder(
     draft: Manifest,
     numbers: Callable[[], list[int]],
     resolve: Callable[[str], Version],
-    searched: set[int] | None,
+    already_searched: set[int] | None,
 ) -> Version:
     """Store a model folder as the next version of the draft's name.
 
@@ -38,7 +38,7 @@ def publish_folder(
         draft: the manifest, without its number and files.
         numbers: lists the version numbers that the name has now.
         resolve: finds the version of a reference.
-        searched: numbers known to be other publishes; None: no version can have the draft's new publish_id.
+        already_searched: numbers known to be other publishes; None: no version can have the draft's new publish_id.
 
     Raises:
         RegistryError: a file may not be stored, or a folder cannot be written.
@@ -46,8 +46,8 @@ def publish_folder(
     with one_line_errors(f"{draft.name} cannot be published to {root}"):
         check_model_folder(source, adapter=draft.base is not None)
         with _staging_folder(root) as staging:
-            if searched is None:
-                searched = set(numbers())
+            if already_searched is None:
+                already_searched = set(numbers())
             files = copy_tree(source, staging, draft.remote_code)
             sync_tree(staging)
             hashes = {
@@ -55,7 +55,7 @@ def publish_folder(
                 "chat_template_hash": provenance.chat_template_hash(staging),
             }
             draft = draft.model_copy(update={"files": files, **hashes})
-            return _claim_number(root, staging, draft, numbers, resolve, searched)
+            return _claim_number(root, staging, draft, numbers, resolve, already_searched)
 
 
 def find_publish(root: Path, name: str, publish_id: str, numbers: Iterable[int]) -> Version | None:
@@ -76,7 +76,7 @@ def _claim_number(
     draft: Manifest,
     numbers: Callable[[], list[int]],
     resolve: Callable[[str], Version],
-    searched: set[int],
+    already_searched: set[int],
 ) -> Version:
     """Rename the staging folder to the next free number, or find that this very publish is done already."""
     name = draft.name
@@ -89,9 +89,9 @@ def _claim_number(
     while True:
         existing = {taken, *numbers()} - {0}
         removed = noted(root, name, REMOVED)
-        if published := find_publish(root, name, draft.publish_id, existing - searched):
+        if published := find_publish(root, name, draft.publish_id, existing - already_searched):
             return published
-        searched |= existing
+        already_searched |= existing
         number = max([*existing, *removed], default=0) + 1
         manifest = draft.model_copy(update={"version": number})
         if needs_card:

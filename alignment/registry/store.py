@@ -78,7 +78,7 @@ class Registry:
         Raises:
             RegistryError: the name is unknown or a manifest damaged.
         """
-        return [open_version(self._folder(name, number), name, number) for number in self._known(name)]
+        return [open_version(self._folder(name, number), name, number) for number in self._numbers_or_raise(name)]
 
     def is_reference(self, text: str) -> bool:
         """Whether the text has the form of a reference and its name is in this registry (its version may not be)."""
@@ -98,7 +98,7 @@ class Registry:
         return version
 
     def _resolve(self, wanted: Reference) -> Version:
-        numbers = self._known(wanted.name)
+        numbers = self._numbers_or_raise(wanted.name)
         number = numbers[-1]
         if wanted.alias:
             return self._resolve_alias(wanted.name, wanted.alias)
@@ -113,7 +113,7 @@ class Registry:
     def locate(self, ref: str) -> tuple[str, int]:
         """As `resolve`, but only the name and number: NAME@v3 is found even if it is damaged."""
         wanted = parse_reference(ref)
-        if wanted.number in self._known(wanted.name):
+        if wanted.number in self._numbers_or_raise(wanted.name):
             return wanted.name, wanted.number
         version = self.resolve(ref)
         return version.name, version.number
@@ -139,7 +139,7 @@ class Registry:
                 f"name one of {enumerated(fitting)}" if fitting else f"this registry has none; publish a {asked} first"
             )
             raise RegistryError(f"{version.ref} is a {_role_name(actual)}; a {asked} was asked for: {hint}")
-        version.verify(full=mode != "fast", cold=mode == "full")
+        version.verify(hash_files=mode != "fast", cold=mode == "full")
         return version
 
     def lineage(self, ref: str) -> LineageNode:
@@ -158,7 +158,7 @@ class Registry:
         Raises:
             RegistryError: the name is unknown or an alias damaged.
         """
-        self._known(name)
+        self._numbers_or_raise(name)
         folder = self._models / name / "aliases"
         newest = ((alias, aliases.read_alias(folder / alias)[1]) for alias in aliases.alias_names(folder))
         return {alias: entry.version for alias, entry in newest if entry}
@@ -169,7 +169,7 @@ class Registry:
         Raises:
             RegistryError: the name or the alias is unknown, or an entry damaged.
         """
-        self._known(name)
+        self._numbers_or_raise(name)
         if moves := aliases.read_history(self._alias_folder(name, alias)):
             return moves
         raise RegistryError(f"{name} has no alias {alias!r}; {self._choices(name)}")
@@ -254,8 +254,8 @@ class Registry:
             RegistryError: a wrong argument, a file that may not be stored, or a folder that cannot be written.
         """
         check_name(name)
-        searched = set(self.numbers(name)) if publish_id is not None else None
-        if publish_id is not None and (published := find_publish(self.path, name, publish_id, searched or ())):
+        already_searched = set(self.numbers(name)) if publish_id is not None else None
+        if publish_id is not None and (published := find_publish(self.path, name, publish_id, already_searched or ())):
             return published
         draft = self._draft(
             name,
@@ -275,15 +275,15 @@ class Registry:
             remote_code=remote_code,
         )
         numbers = partial(self.numbers, name)
-        return publish_folder(self.path, Path(source_dir), draft, numbers, self.resolve, searched)
+        return publish_folder(self.path, Path(source_dir), draft, numbers, self.resolve, already_searched)
 
     def _draft(
         self, name: str, parents: Sequence[Parent], base: Parent | None, publish_id: str | None, **fields: Any
     ) -> Manifest:
         return draft_manifest(
             name=name,
-            parents=[self._pinned(parent) for parent in parents],
-            base=self._pinned(base) if base else None,
+            parents=[self._with_digest(parent) for parent in parents],
+            base=self._with_digest(base) if base else None,
             publish_id=publish_id or uuid.uuid4().hex,
             code=provenance.code_state(),
             packages=provenance.package_versions(),
@@ -298,7 +298,7 @@ class Registry:
     def _alias_folder(self, name: str, alias: str) -> Path:
         return self._models / name / "aliases" / alias
 
-    def _known(self, name: str) -> list[int]:
+    def _numbers_or_raise(self, name: str) -> list[int]:
         """The numbers of a name that must exist."""
         if NAME.fullmatch(name) and (numbers := self.numbers(name)):
             return numbers
@@ -338,7 +338,7 @@ class Registry:
         existing = enumerated([f"v{number} {digest[:15]}" for number, digest in digests.items()])
         raise RegistryError(f"{wanted.name}@{wanted.digest} {problem}; it has {existing}")
 
-    def _pinned(self, parent: Parent) -> Parent:
+    def _with_digest(self, parent: Parent) -> Parent:
         """A parent by number and digest; one that is not here stays as given, so that a finished run does not fail."""
         if not self.is_reference(parent.ref):
             return parent

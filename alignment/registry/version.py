@@ -42,21 +42,21 @@ class Version:
         """The first parent that served as `role` ("init", "reference", ...), None without one."""
         return next((parent for parent in self.manifest.parents if parent.role == role), None)
 
-    def verify(self, full: bool = True, cold: bool = False) -> None:
-        """Check that the folder holds the published files and no other: by size, and by sha256 when `full`.
+    def verify(self, hash_files: bool = True, cold: bool = False) -> None:
+        """Check that the folder holds the published files and no other: by size, and by sha256 if `hash_files`.
 
         A file is hashed once per node while its inode, size and times are unchanged; `cold` reads every file again.
 
         Raises:
             RegistryError: files are missing, extra or different; each is named with what was expected and found.
         """
-        if problems := self.problems(full, cold):
+        if problems := self.problems(hash_files, cold):
             more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
             raise RegistryError(
                 f"{self.ref} in {self.path} is damaged: {'; '.join(problems[:3])}{more}; publish it again"
             )
 
-    def problems(self, full: bool = True, cold: bool = False) -> list[str]:
+    def problems(self, hash_files: bool = True, cold: bool = False) -> list[str]:
         """The problems that `verify` would raise."""
         problems = []
         if self.path.is_symlink():
@@ -65,7 +65,7 @@ class Version:
         if digest != self.digest:
             problems.append(f"{MANIFEST} has {digest}, expected {self.digest}")
         for path, record in self.manifest.files.items():
-            sha256 = partial(sha256_of, expected=record.sha256, cold=cold) if full else None
+            sha256 = partial(sha256_of, expected=record.sha256, cold=cold) if hash_files else None
             if problem := file_problem(self.path, path, record, sha256):
                 problems.append(problem)
         with one_line_errors(f"{self.ref} cannot be verified"):

@@ -1,7 +1,8 @@
 """Write the report of one run, or a comparison of several, as one self-contained HTML file.
 
-`panels.py` turns the panels of a dashboard into views for the template `page/report.html`. The script `page/report.js`
-draws charts from numbers in the page; without scripts, the page shows static pictures.
+The panels of each stage are listed in configs/dashboards/*.yaml. `panels.py` turns them into views for the template
+`page/report.html`. The script `page/report.js` draws charts from numbers in the page; without scripts, the page shows
+static pictures.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 Engines stop at any of them, each counts as an end, and a published model's generation config lists them. Many models
 end a turn with a token other than the tokenizer's EOS (Gemma, Llama 3, Phi-3): with EOS alone, their answers would run
 to the limit and be scored as unfinished.
+
+Engines test the end of a response by `alignment.generation.sampling.has_ended`. The config keys are `model.eos_token`,
+for a tokenizer without an EOS, and PPO's `rollout.stop`, for texts that end a response too.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The command line of `python -m sft`, `-m reward` and `-m ppo`: options, exit codes, and the run folder.
 
-Exit codes: 0 done, 2 the user's config or data is wrong, 75 preempted (start it again), 1 anything else. The main
+Exit codes: 0 done; 2 a `UserError`, which has a one-line message (a wrong config or data, and also training that
+diverged, a reward service that does not answer, a full disk); 75 preempted (start it again); 1 anything else. The main
 process also writes `RUN/exit.json`, because a launcher turns every code but 0 into 1.
 """
 
@@ -78,23 +79,23 @@ def run_stage(
     _warn_about_shadowing_files()
     parser = _parser(stage, config_class, options)
     try:
-        words = overrides_of_flags(
+        arguments = overrides_of_flags(
             config_class, sys.argv[1:] if argv is None else argv, list(parser._option_string_actions)
         )
     except UserError as error:
         say(f"error: {one_line(str(error))}")
         return 2
-    args = parser.parse_intermixed_args(words)
+    args = parser.parse_intermixed_args(arguments)
     quiet_libraries()
     attempt = _Attempt(stage, args)
-    with contextlib.ExitStack() as progress:
+    with contextlib.ExitStack() as stack:
         try:
             if args.local_rank is not None:
                 refuse_deepspeed_launcher(shlex.join(["-m", stage, args.config, *args.overrides]))
             check_launch()
             config = complete(load_config(config_class, args.config, args.overrides))
             heartbeat.enter("starting", patient=True)
-            progress.enter_context(ticking(f"{stage} {config.name}", attempt.is_main))
+            stack.enter_context(ticking(f"{stage} {config.name}", attempt.is_main))
             _execute(attempt, config, train, plan, study)
             code, reason = 0, "done"
         except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - reported, also in exit.json
@@ -121,9 +122,9 @@ def _execute(
         if is_main:
             print(line)
         return
-    if args.resume != "no" and (before := resume.finished(config.run_dir)):
+    if args.resume != "no" and (outcome := resume.finished(config.run_dir)):
         if is_main:
-            print(f"{stage}: {before.get('model', 'done')}: the run in {config.run_dir} is finished already")
+            print(f"{stage}: {outcome.get('model', 'done')}: the run in {config.run_dir} is finished already")
         return
     from alignment.models.onednn import linear_layers  # imported late: a plan or a mistake needs no torch
 
@@ -163,7 +164,7 @@ def _report_error(attempt: _Attempt, error: BaseException) -> tuple[int, str]:
 
 
 def _finish(attempt: _Attempt, code: int, reason: str) -> None:
-    """Write exit.json and the report, and leave the other processes."""
+    """Write exit.json, end the heartbeat and the process group, and write the report."""
     run_dir = attempt.run_dir if attempt.is_main else None
     if run_dir is not None:
         seconds = round(time.monotonic() - attempt.started, 1)

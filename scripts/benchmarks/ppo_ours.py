@@ -77,7 +77,7 @@ class Contestant:
             for part in split_by_tokens(rows, range(len(rows)), work.microbatch_tokens, models.packed):
                 batch = lay_out([rows[index] for index in part], part, models.packed, pad, device)
                 outputs = models.trained(batch, "both", 1.0)
-                critic = models.trained.roles[1]
+                critic = models.critic
                 assert critic is not None
                 scale = critic.head_scale or 1.0
                 totals += torch.stack([-outputs.logprobs.sum(), scale * outputs.values.sum()]).double()
@@ -98,7 +98,7 @@ class Contestant:
         self.rounds += 1
         loop = self._loop(self.rounds)
         sampling = Stopwatch(lambda sampled: sampled.responses)
-        loop.collector.engine.generate = sampling.around(loop.collector.engine.generate)  # type: ignore[method-assign]
+        loop.collector.sampler.generate = sampling.around(loop.collector.sampler.generate)  # type: ignore[method-assign]
         config = loop.models.policy.base.config
         rate = matmul_rate(config)
         started, worked = time.perf_counter(), time.process_time()

@@ -66,7 +66,7 @@ def show(screen: Console, summary: dict[str, Any], answers: list[tuple[str, str,
 def agreement(whose: str, accuracy: Mapping[str, Any]) -> str:
     return (
         f"{whose}: agrees with {interval(accuracy['value'], accuracy['ci'])} of {accuracy['n']} held-out ratings;"
-        f" the order of the gold score agrees with {accuracy['ceiling']:.2f}, which is the ceiling."
+        f" the order of the gold score agrees with {accuracy['ceiling']:.2f} of them."
     )
 
 

@@ -193,7 +193,7 @@ def mean_length(loop: Loop, count: int) -> float:
     """Mean length of `count` answers of the current policy."""
     prompts = [loop.prompts[index % len(loop.prompts)][1] for index in range(count)]
     seeds = [stream_seed("length", index) for index in range(count)]
-    sampled = loop.collector.engine.generate(prompts, seeds, loop.collector.sampling)
+    sampled = loop.collector.sampler.generate(prompts, seeds, loop.collector.sampling)
     return statistics.fmean(map(len, sampled.responses))
 
 

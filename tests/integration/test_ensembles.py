@@ -248,7 +248,7 @@ def test_the_value_model_starts_from_the_first_member(house):  # noqa: F811
         apart = load_reward_model(source, combine="min")
         torch.testing.assert_close(each, apart.member_scores(ids, mask), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(models.reward.combined(each)[0], each.amin(0), atol=0, rtol=0)
-        critic = models.trained.roles[1]
+        critic = models.critic
         laid = lay_out(rows, range(len(rows)), models.packed, 0, torch.device("cpu"))
         values = critic.head_scale * critic.read(critic.states(laid, laid.last))
         torch.testing.assert_close(values, each[0], atol=1e-5, rtol=1e-5)

@@ -138,7 +138,7 @@ def test_each_role_is_what_it_would_be_as_a_model_of_its_own(here, policy, rewar
     assert (std is None) == (reward != "scores")
     # The critic starts as the reward model: at the last token it says what that scores.
     one = models.reward.member_scores([Row(ROW.prompt, ROW.response[:-1])], [], torch.device("cpu"))[0]
-    torch.testing.assert_close(models.trained.roles[1].head_scale * found.values[-1:], one, rtol=0, atol=1e-5)
+    torch.testing.assert_close(models.critic.head_scale * found.values[-1:], one, rtol=0, atol=1e-5)
 
 
 def test_four_roles_take_the_memory_of_one(here):

@@ -23,8 +23,9 @@ KEY = re.compile(rf"(?<![\w./@-])({'|'.join(SECTIONS)})((?:\.\w+)+)")
 TRAINERS = (SFTConfig, RewardConfig, BestModelArguments, CheckpointArguments, EnsembleArguments)
 NOT_KEYS = {
     "model.generate", "model.merge", "model.get_base_model", "registry.load", "registry.publish", "ppo.prepare",
-}  # fmt: skip  # fmt: skip
-"""Calls of objects that have a section's name."""
+    "reward.shared_prefix",
+}  # fmt: skip
+"""Calls of objects that have a section's name, and the removed key that reward/config.py lists."""
 ENDINGS = (".py", ".yaml", ".jsonl", ".safetensors", ".md", ".sbatch", ".db", ".gguf")
 
 
@@ -55,7 +56,7 @@ def named_in(text: str) -> list[str]:
 
 
 def is_module(name: str) -> bool:
-    """`ppo.algorithm.importance_weights`: what a module of a stage has."""
+    """`ppo.algorithm.truncated_importance_weights`: what a module of a stage has."""
     folder, module, *_ = name.split(".")
     return (ROOT / folder / f"{module}.py").exists() or (ROOT / folder / module).is_dir()
 

@@ -13,15 +13,15 @@ from torch import tensor
 
 from alignment.tensors import whiten
 from ppo.algorithm import (
-    Unit,
+    ScoreStats,
     estimate_advantages,
-    final_scores,
     group_advantages,
-    importance_weights,
     kl_loss,
+    penalise_missing_eos,
     policy_loss,
     returns_to_go,
     shape_rewards,
+    truncated_importance_weights,
     value_loss,
     without_spread,
 )
@@ -87,20 +87,20 @@ def test_shaped_rewards_sum_to_the_score_less_the_kl(shape, kl_coef):
 def test_a_penalty_lowers_the_score_of_an_unfinished_response():
     """Three deviations of 2 are 6."""
     scores, ended = tensor([5.0, -7.0, 2.0]), tensor([True, False, False])
-    assert final_scores(scores, ended, Unit(), 3.0).tolist() == [5.0, -10.0, -1.0]
-    assert final_scores(scores, ended, Unit(4.0, 2.0), 3.0).tolist() == [5.0, -13.0, -4.0]
-    assert final_scores(scores, ended, Unit(4.0, 2.0), None).tolist() == [5.0, -7.0, 2.0]
+    assert penalise_missing_eos(scores, ended, ScoreStats(), 3.0).tolist() == [5.0, -10.0, -1.0]
+    assert penalise_missing_eos(scores, ended, ScoreStats(4.0, 2.0), 3.0).tolist() == [5.0, -13.0, -4.0]
+    assert penalise_missing_eos(scores, ended, ScoreStats(4.0, 2.0), None).tolist() == [5.0, -7.0, 2.0]
 
 
 @given(st.floats(0.1, 30), st.floats(-5, 5))
 @settings(max_examples=30, deadline=None)
-def test_final_scores_scale_and_shift_with_the_scores(factor, shift):
+def test_penalised_scores_scale_and_shift_with_the_scores(factor, shift):
     generator = torch.Generator().manual_seed(0)
     scores, ended = torch.randn(20, generator=generator).double(), torch.arange(20) % 3 > 0
-    plain = final_scores(scores, ended, Unit(0.5, 2.0), 3.0)
-    unit = Unit(factor * 0.5 + shift, factor * 2.0)
-    scaled = final_scores(factor * scores + shift, ended, unit, 3.0)
-    close(unit.normalise(scaled), Unit(0.5, 2.0).normalise(plain), 1e-9)
+    plain = penalise_missing_eos(scores, ended, ScoreStats(0.5, 2.0), 3.0)
+    stats = ScoreStats(factor * 0.5 + shift, factor * 2.0)
+    scaled = penalise_missing_eos(factor * scores + shift, ended, stats, 3.0)
+    close(stats.normalise(scaled), ScoreStats(0.5, 2.0).normalise(plain), 1e-9)
 
 
 # --- advantages ----------------------------------------------------------------------------------------------------
@@ -213,9 +213,9 @@ def test_the_four_cases_of_the_clipped_surrogate(ratio, advantage, expected, cli
     logprobs = tensor([[math.log(ratio) - 2.0]], requires_grad=True)
     result = policy_loss(logprobs, tensor([[-2.0]]), tensor([[advantage]]), ONE, CLIP, tensor(1.0))
     close(result.loss, expected)
-    close(result.ratio, ratio)
-    close(result.approx_kl, (ratio - 1) - math.log(ratio))
-    assert int(result.clipped) == clipped
+    close(result.ratio_sum, ratio)
+    close(result.kl_sum, (ratio - 1) - math.log(ratio))
+    assert int(result.num_clipped) == clipped
     result.loss.backward()
     # d(-A r)/d(log pi) = -A r where the surrogate is not clipped, and nothing where it is.
     close(logprobs.grad, tensor([[0.0 if clipped else -advantage * ratio]]))
@@ -225,7 +225,7 @@ def test_the_four_cases_of_the_clipped_surrogate(ratio, advantage, expected, cli
 def test_a_huge_ratio_is_finite_and_pulls_no_more(advantage):
     logprobs = tensor([[0.0]], requires_grad=True)
     result = policy_loss(logprobs, tensor([[-1000.0]]), tensor([[advantage]]), ONE, CLIP, tensor(1.0))
-    close(result.ratio, math.exp(20.0), 1e3)
+    close(result.ratio_sum, math.exp(20.0), 1e3)
     result.loss.backward()
     assert torch.isfinite(result.loss)
     assert logprobs.grad.tolist() == [[0.0]]
@@ -235,7 +235,7 @@ def test_a_huge_ratio_is_finite_and_pulls_no_more(advantage):
 def test_the_two_cases_of_the_value_loss(returned, expected, clipped):
     result = value_loss(tensor([[1.0]]), tensor([[0.5]]), tensor([[returned]]), ONE, 0.2, tensor(1.0))
     close(result.loss, expected)
-    assert int(result.clipped) == clipped
+    assert int(result.num_clipped) == clipped
 
 
 def test_a_token_weighs_the_same_in_a_short_and_in_a_long_response():
@@ -284,8 +284,8 @@ def test_losses_are_sums_over_tokens_written_out(shape, clip_range):
     count = mask.sum()
     result = policy_loss(new, old, target, mask, (clip_range, clip_range), count)
     close(result.loss, policy / sum(lengths), 1e-9)
-    close(result.approx_kl, kl, 1e-9)
-    close(result.ratio, ratio_sum, 1e-9)
+    close(result.kl_sum, kl, 1e-9)
+    close(result.ratio_sum, ratio_sum, 1e-9)
     close(value_loss(new, old, target, mask, clip_range, count).loss, value / sum(lengths), 1e-9)
 
 
@@ -354,7 +354,7 @@ def test_importance_weights_undo_the_other_sampler(cap, unbiased):
     old, other = LOGITS.log_softmax(0), OTHER.log_softmax(0)
 
     def loss(logprobs, token):
-        weights = importance_weights(old[token][None], other[token][None], tensor([True]), cap)
+        weights = truncated_importance_weights(old[token][None], other[token][None], tensor([True]), cap)
         arguments = (logprobs, old[token][None], advantages[token][None], tensor([True]), CLIP, 1.0)
         return policy_loss(*arguments, weights=weights).loss
 
@@ -365,7 +365,7 @@ def test_importance_weights_undo_the_other_sampler(cap, unbiased):
 
 
 def test_importance_weights_by_hand():
-    weights = importance_weights(
+    weights = truncated_importance_weights(
         tensor([-1.0, -1.0, -1.0]), tensor([-2.0, -1.5, math.nan]), tensor([True, True, False]), 2.0
     )
     close(weights, tensor([2.0, math.exp(0.5), 1.0]))

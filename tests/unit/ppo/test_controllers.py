@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppo.algorithm import Unit
+from ppo.algorithm import ScoreStats
 from ppo.controllers import KLController, RewardScaler
 
 SCORES = st.lists(st.lists(st.floats(-50, 50), min_size=1, max_size=6), min_size=1, max_size=5)
@@ -75,7 +75,7 @@ def test_the_reference_unit_is_that_of_the_first_scores():
     scaler = RewardScaler("reference")
     torch.testing.assert_close(scaled(scaler, [1.0, 3.0]), torch.tensor([-1.0, 1.0]))
     torch.testing.assert_close(scaled(scaler, [5.0, 2.0]), torch.tensor([3.0, 0.0]))
-    assert scaler.unit == scaler.start == scaler.cost_unit == Unit(2.0, 1.0)
+    assert scaler.stats == scaler.start == scaler.penalty_stats == ScoreStats(2.0, 1.0)
 
 
 def test_the_reference_unit_waits_for_scores_that_differ():
@@ -99,18 +99,18 @@ def test_rounding_is_no_spread(size):
     """float32 at 1e6 has steps of .06: such differences say nothing of the scores."""
     scaler = RewardScaler("reference")
     scaler.observe(torch.tensor([size, size * (1 + 2**-23)]))
-    assert scaler.unit.std == 1.0
+    assert scaler.stats.std == 1.0
 
 
 def test_costs_keep_the_unit_of_the_start_while_scores_run():
     scaler = RewardScaler("running")
     scaler.observe(torch.tensor([1.0, 3.0]))
     scaler.observe(torch.tensor([11.0, 13.0]))
-    assert scaler.cost_unit == Unit(2.0, 1.0)
-    assert scaler.unit == Unit(7.0, pytest.approx(np.std([1, 3, 11, 13])))
+    assert scaler.penalty_stats == ScoreStats(2.0, 1.0)
+    assert scaler.stats == ScoreStats(7.0, pytest.approx(np.std([1, 3, 11, 13])))
     raw = RewardScaler(None)
     raw.observe(torch.tensor([1.0, 3.0]))
-    assert (raw.unit, raw.cost_unit, raw.start) == (Unit(), Unit(), Unit(2.0, 1.0))
+    assert (raw.stats, raw.penalty_stats, raw.start) == (ScoreStats(), ScoreStats(), ScoreStats(2.0, 1.0))
 
 
 @given(SCORES, st.sampled_from(["running", "reference"]))
@@ -132,4 +132,4 @@ def test_a_scaler_comes_back_from_its_state(mode):
     other.load_state_dict(one.state_dict())
     for scaler in (one, other):
         scaler.observe(torch.tensor([2.0, 9.0]))
-    assert (one.unit, one.start) == (other.unit, other.start)
+    assert (one.stats, one.start) == (other.stats, other.start)

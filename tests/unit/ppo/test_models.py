@@ -66,7 +66,7 @@ def test_the_reference_starts_as_the_policy_and_the_critic_as_the_reward_model(f
         ids = torch.tensor([[*ROW.prompt, *ROW.response]])
         plain = whole(ids, torch.ones_like(ids, dtype=torch.bool))[0]
     torch.testing.assert_close(reference, found.logprobs)
-    critic = models.trained.roles[1]
+    critic = models.critic
     torch.testing.assert_close(critic.head_scale * found.values, plain[2:-1])
     assert float(critic.head.weight.norm()) == pytest.approx(1.0)  # whatever the scale of the scores
     torch.testing.assert_close(scores, plain[None, -1:])
@@ -101,7 +101,7 @@ def test_a_critic_and_a_reference_of_their_own(folders, tokenizer):
     models = load(folders, reference=str(folders / "other"), value_init=str(folders / "critic"))
     expected = load_scalar_model(str(folders / "critic"))
     for name, value in expected.model.state_dict().items():
-        scale = models.trained.roles[1].head_scale if name == "score.weight" else 1.0
+        scale = models.critic.head_scale if name == "score.weight" else 1.0
         torch.testing.assert_close(value, scale * models.trained.value_model.state_dict()[name])
     assert not torch.equal(models.reference.base.lm_head.weight, models.policy.base.lm_head.weight)
     relations = {parent.role: parent.ref for parent in models.parents()}

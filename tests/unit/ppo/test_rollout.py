@@ -29,7 +29,7 @@ def collect(models, stage_config, make_loop):
         rollout = {"temperature": 0.7, **sections.pop("rollout", {})}
         loop = make_loop(who, stage_config(rollout=rollout, **sections))
         if engine is not None:
-            loop.collector.engine = engine
+            loop.collector.sampler = engine
         return loop.collector.collect(make_tasks(loop.prompts, numbers, generations), seed, 0)
 
     return run
@@ -71,7 +71,7 @@ def test_log_probabilities_are_the_plain_models_at_the_sampling_temperature(coll
 
 def test_values_are_the_plain_critics_at_the_token_before(collect, models):
     rollout = collect()
-    critic = models.trained.roles[1]
+    critic = models.critic
     for number, row in enumerate(rollout.rows):
         with torch.no_grad():
             ids = torch.tensor([[*row.prompt, *row.response]])
@@ -95,7 +95,7 @@ def test_what_responses_without_an_end_cost_is_in_the_unit_of_the_scores(models,
     def final(**rewards):
         loop = make_loop(models, stage_config(rewards=rewards))
         rollout, _ = loop._collect(list(range(8)))
-        return rollout, loop.targets.scores(rollout)
+        return rollout, loop.target_builder.scores(rollout)
 
     rollout, plain = final(missing_eos_penalty=None)
     scores, ended = rollout.scores, rollout.ended
@@ -147,7 +147,7 @@ def test_an_engine_that_says_what_it_sampled_from_is_corrected(collect, models, 
     rollout = collect(engine=Engine())
     assert rollout.sampled_logprobs.tolist() == [[-1.0, -2.0, -4.0]] * 8
     loop = make_loop(models, stage_config(rollout={"temperature": 0.7}))
-    targets = loop.targets.build(rollout, loop.targets.rewards(rollout))
+    targets = loop.target_builder.build(rollout, loop.target_builder.rewards(rollout))
     stats = loop.updater.update(0, rollout, targets)
     weights = (rollout.old_logprobs - rollout.sampled_logprobs).exp().clamp(max=2.0)
     expected = -(weights * targets.advantages).mean()

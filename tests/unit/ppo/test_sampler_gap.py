@@ -49,7 +49,7 @@ def models():
 @pytest.fixture
 def loop_with(models, make_loop, stage_config, monkeypatch):
     def build(sections, **engine):
-        monkeypatch.setattr(ppo.loop, "make_engine", lambda *_: Copy(models.policy.model, **engine))
+        monkeypatch.setattr(ppo.loop, "make_sampler", lambda *_: Copy(models.policy.model, **engine))
         return make_loop(models, stage_config(**{"training": {"learning_rate": 5e-3}, **sections}))
 
     return build
@@ -102,7 +102,7 @@ def test_a_model_that_rounds_far_is_not_taken_for_one_with_other_weights(loop_wi
     loop = loop_with(
         {"rollout": {"engine": "vllm", "vllm": {"dtype": "bfloat16"}}, "training": {"learning_rate": 1e-6}}
     )
-    engine = loop.collector.engine
+    engine = loop.collector.sampler
     in_float32 = engine.said
 
     def said(*given):

@@ -46,7 +46,7 @@ class Scaled:
 def losses(make_loop, stage_config, tmp_path, factor, critic, **sections):
     models = build_models(ref_seed=1, critic="separate" if critic == "reward model" else critic)
     if critic == "reward model":  # a critic that starts from it has its scale
-        role = models.trained.roles[1]
+        role = models.critic
         with torch.no_grad():
             role.head.weight.mul_(factor)
         role.head.score_bias = 0.5 * factor
@@ -242,7 +242,7 @@ def test_grpo_learns_nothing_from_groups_that_all_score_alike(make_loop, stage_c
     loop = make_loop(models, config)
     rollout, _ = loop._collect([0, 1])
     assert rollout.kl.abs().max() > 0.1
-    assert loop.targets.build(rollout, loop.targets.rewards(rollout)).advantages.abs().max() == 0
+    assert loop.target_builder.build(rollout, loop.target_builder.rewards(rollout)).advantages.abs().max() == 0
 
 
 def test_the_critic_is_left_as_it_was_after_its_best_pass(make_loop, stage_config, monkeypatch):

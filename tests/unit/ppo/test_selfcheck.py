@@ -119,7 +119,7 @@ def test_an_encoder_is_no_policy(ready):
 
 def test_a_projected_body_has_a_critic_on_its_trunk(ready):
     models = ready("opt", {"word_embed_proj_dim": 8, "ffn_dim": 32}, value="trunk")
-    critic = models.trained.roles[1]
+    critic = models.critic
     assert critic.head.in_features == 8
     assert_as_plain(models)
 

@@ -31,8 +31,10 @@ def collect(loop, seed=3):
 def test_with_the_policy_as_reference_rewards_sum_to_the_score(stage_config, make_loop):
     loop = make_loop(build_models(ref_seed=1), stage_config(ppo={"kl_coef": 5.0}))
     rollout = collect(loop)
-    rewards = loop.targets.rewards(rollout)
-    torch.testing.assert_close(rewards.sum(1), loop.scaler(loop.targets.scores(rollout)), rtol=0, atol=1e-4)
+    rewards = loop.target_builder.rewards(rollout)
+    torch.testing.assert_close(
+        rewards.sum(1), loop.reward_scaler(loop.target_builder.scores(rollout)), rtol=0, atol=1e-4
+    )
     assert rollout.kl.abs().max() < 1e-5
 
 
@@ -68,8 +70,8 @@ def test_nothing_but_policy_and_critic_moves(models, stage_config, make_loop):
 def test_figures_are_means_over_episodes_and_kept_tokens(models, stage_config, make_loop):
     loop = make_loop(models, stage_config(rewards={"missing_eos_penalty": None}, ppo={"kl_coef": 0.1}))
     rollout = collect(loop)
-    targets = loop.targets.build(rollout, loop.targets.rewards(rollout))
-    stats = rollout_stats(rollout, loop.targets.scores(rollout), targets, kl_in_reward=True)
+    targets = loop.target_builder.build(rollout, loop.target_builder.rewards(rollout))
+    stats = rollout_stats(rollout, loop.target_builder.scores(rollout), targets, kl_in_reward=True)
     lengths = rollout.lengths.tolist()
     kl = [sum(rollout.kl[row, :length].tolist()) for row, length in enumerate(lengths)]
     kept = [(row, t) for row, length in enumerate(lengths) for t in range(length)]
@@ -120,7 +122,7 @@ def test_whitening_is_over_all_tokens_and_not_for_grpo(stage_config, make_loop, 
     config = stage_config(ppo={"advantage_estimator": estimator}, rollout={"num_generations": 4})
     loop = make_loop(models, config)
     rollout = loop.collector.collect(make_tasks(loop.prompts, [0, 1], 4), 3, 0)
-    targets = loop.targets.build(rollout, loop.targets.rewards(rollout))
+    targets = loop.target_builder.build(rollout, loop.target_builder.rewards(rollout))
     kept = targets.advantages[rollout.response_mask]
     assert targets.critic is None
     whitened = abs(float(kept.std(correction=0)) - 1) < 1e-3 and abs(float(kept.mean())) < 1e-5
@@ -261,9 +263,9 @@ def test_an_unfinished_answer_costs_by_the_held_out_model_too(make_loop, stage_c
     loop._collect(list(range(8)))
     judged = loop.evaluation.answer(loop.step)
     assert not all(judged.ended)
-    unit = loop.evaluation.held_out_scaler.unit  # of its own scores, whose spread is another one
-    assert unit.std != pytest.approx(loop.scaler.unit.std, rel=0.01)
-    for scores, own in ((judged.held_out_scores, unit), (judged.scores, loop.scaler.unit)):
+    held_out_stats = loop.evaluation.held_out_scaler.stats  # of its own scores, whose spread is another one
+    assert held_out_stats.std != pytest.approx(loop.reward_scaler.stats.std, rel=0.01)
+    for scores, own in ((judged.held_out_scores, held_out_stats), (judged.scores, loop.reward_scaler.stats)):
         far_below = [score < own.mean - 50 * own.std for score in scores]
         assert far_below == [not ended for ended in judged.ended]
 

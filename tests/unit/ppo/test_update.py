@@ -105,7 +105,7 @@ def prepared(make_loop, models, config, stir):
     from ppo.prompts import make_tasks
 
     rollout = loop.collector.collect(make_tasks(loop.prompts, range(count), config.rollout.num_generations), 3, 1)
-    targets = loop.targets.build(rollout, loop.targets.rewards(rollout))
+    targets = loop.target_builder.build(rollout, loop.target_builder.rewards(rollout))
     stir(models)
     return loop, rollout, targets
 

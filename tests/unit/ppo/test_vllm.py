@@ -74,7 +74,7 @@ def test_an_engine_that_is_off_is_corrected(standin, vllm_loop, monkeypatch):
     rollout = loop.collector.collect(_tasks(loop), 0, 0)
     mask = rollout.response_mask
     assert (rollout.sampled_logprobs - rollout.old_logprobs)[mask].abs().mean() > 0.1
-    targets = loop.targets.build(rollout, loop.targets.rewards(rollout))
+    targets = loop.target_builder.build(rollout, loop.target_builder.rewards(rollout))
     before = {name: p.clone() for name, p in loop.models.policy.model.named_parameters()}
     loop.updater.update(0, rollout, targets)
     corrected = {name: p.clone() for name, p in loop.models.policy.model.named_parameters()}

@@ -101,6 +101,6 @@ def test_the_first_held_out_conversations_are_kept(tmp_path, tokenizer, config):
     data = config.data.model_copy(
         update={"train": str(tmp_path / "train.jsonl"), "eval": str(tmp_path / "eval.jsonl"), "max_length": 200}
     )
-    shown = encode_data(data, tokenizer, num_shown=3).shown
+    shown = encode_data(data, tokenizer, num_samples=3).samples
     assert [row.messages[0]["content"] for row in shown] == [f"Number {n}?" for n in (2, 3, 4)]  # 1 has tools
-    assert encode_data(data, tokenizer).shown == []
+    assert encode_data(data, tokenizer).samples == []

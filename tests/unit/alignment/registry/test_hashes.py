@@ -66,7 +66,7 @@ def test_a_file_is_read_once_and_again_when_told_to(version: Version, monkeypatc
     assert len(seen) == 3
     version.verify(cold=True)
     assert len(seen) == 6
-    version.verify(full=False)
+    version.verify(hash_files=False)
     assert len(seen) == 6
 
 

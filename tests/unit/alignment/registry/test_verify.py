@@ -56,18 +56,18 @@ def test_missing_extra_and_swapped_files_are_named_with_what_was_expected(regist
         registry.load("m")
     weights.unlink()
     weights.write_bytes(tensors(b"WEIGHTS"))
-    version.verify(full=False)
+    version.verify(hash_files=False)
     expected, found = (hashlib.sha256(tensors(content)).hexdigest() for content in (b"weights", b"WEIGHTS"))
     with pytest.raises(RegistryError, match=f"model.safetensors has sha256 {found}, expected {expected}"):
         registry.load("m")
     weights.write_bytes(b"short")
     with pytest.raises(RegistryError, match=r"model\.safetensors has 5 bytes, expected 17"):
-        version.verify(full=False)
+        version.verify(hash_files=False)
     weights.write_bytes(tensors(b"weights"))
     version.verify()
     (version.path / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(RegistryError, match=r"'pytorch_model\.bin' was not published with it"):
-        version.verify(full=False)
+        version.verify(hash_files=False)
 
 
 @pytest.mark.parametrize(
