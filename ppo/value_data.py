@@ -93,6 +93,8 @@ def _answer(record: Demonstration, tokenizer: PreTrainedTokenizerBase, limit: in
 
 def to_answers(row: Mapping[str, Any], format: Format = "auto") -> list[Demonstration]:
     """Every answer of a row: both of a pair, all of a ranking, a rated or demonstrated one."""
+    if "completion" in row:  # beside it, `answer` is a column for reward functions, as in the rows of prompts
+        row = {key: value for key, value in row.items() if key != "answer"}
     try:
         judged = to_judgements(row, format)
     except BadRow:

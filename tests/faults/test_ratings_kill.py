@@ -145,7 +145,7 @@ def check_the_books(folder: Path) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("items", "pauses", "kill_every", "limit"),
     [
-        pytest.param(200, 0.02, 0.5, 600, id="200"),
+        pytest.param(200, 0.02, 0.2, 600, id="200"),
         pytest.param(10_000, 0.005, 1.0, 1200, id="10000", marks=pytest.mark.slow),
     ],
 )
