@@ -350,7 +350,9 @@ def parse_rating(argv: Sequence[str], called: str) -> argparse.Namespace:
     add("--json", action="store_true", help="at the end one JSON object on stdout, the rest on stderr")
     add("--web", action="store_true", help="serve the page instead; see the command invite")
     add("--port", type=int, default=PORT, metavar="N", help=f"of the page (default {PORT})")
-    add("--public", metavar="HOST", help="the name of a proxy with TLS through which labelers reach the page")
+    add(
+        "--public", metavar="HOST", help="labelers come through a proxy with TLS of this name; listens on all addresses"
+    )
     if argv and not argv[0].startswith("-"):
         parser.error(f"{argv[0]!a} is no command; the commands are {', '.join(COMMANDS)}")
     args = parser.parse_args(argv)

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,17 +57,21 @@ def sample_into(
     from alignment.models.tokenizers import load_tokenizer
     from alignment.ratings import RatingsStore
     from alignment.registry import Registry
+    from alignment.templates.rendering import encode_prompt
 
     registry = Registry(registry_path)
     sources = [find_model(name, registry, role="policy") for name in names]
     options = ModelConfig(name=names[0], template=template, eos_token=eos_token)
     messages = [prompt.messages for prompt in prompts]
+    rows = {}
     for source in dict.fromkeys(sources):
-        check_prompts(source.config_path, load_tokenizer(source, options), messages, max_new_tokens)
+        tokenizer = load_tokenizer(source, options)
+        check_prompts(source.config_path, tokenizer, messages, max_new_tokens)
+        rows[source] = [encode_prompt(tokenizer, prompt) for prompt in messages]
     in_turn = [sources[place % len(sources)] for place in range(k)]
     settings = DrawSettings(max_new_tokens, temperature, batch_size, seed)
     with RatingsStore(db, create=True, seed=seed) as store:
-        items, same = _Drawing(store, prompts, in_turn, options, settings, kind, need).run()
+        items, same = _Drawing(store, prompts, rows, in_turn, options, settings, kind, need).run()
     labels = [source.label for source in sources]
     return {"db": str(db), "prompts": len(prompts), "items": items, "same": same, "models": labels}
 
@@ -93,17 +97,19 @@ class _Drawing:
         self,
         store: RatingsStore,
         prompts: Sequence[Any],
+        rows: Mapping[ModelSource, Sequence[Sequence[int]]],
         sources: Sequence[ModelSource],
         options: ModelConfig,
         settings: DrawSettings,
         kind: Kind,
         need: int,
     ) -> None:
-        self.store, self.prompts, self.sources, self.options = store, prompts, sources, options
+        """`rows`: the prompts as token ids, for each of the sources; the k-th completion comes from `sources[k]`."""
+        self.store, self.prompts, self.rows, self.sources, self.options = store, prompts, rows, sources, options
         self.settings, self.kind, self.need = settings, kind, need
         identities = {source: _identity(source) for source in sources}
         self.keys = [
-            [self._key(identities[source], index, place) for place, source in enumerate(sources)]
+            [self._key(identities[source], rows[source][index], index, place) for place, source in enumerate(sources)]
             for index in range(len(prompts))
         ]
         known = store.draws.known(itertools.chain.from_iterable(self.keys))
@@ -138,14 +144,13 @@ class _Drawing:
 
         from alignment.models.policies import load_policy
         from alignment.models.tokenizers import load_tokenizer
-        from alignment.templates.rendering import encode_prompt
 
+        rows = self.rows[source]
         policy, tokenizer = load_policy(source), load_tokenizer(source, self.options)
         policy.to("cuda" if torch.cuda.is_available() else "cpu")
         size = self.settings.batch_size
         for start in range(0, len(self.prompts), 8 * size):
             window = range(start, min(start + 8 * size, len(self.prompts)))
-            rows = {index: encode_prompt(tokenizer, self.prompts[index].messages) for index in window}
             order = sorted(window, key=lambda index: (-len(rows[index]), rows[index]))
             for first in range(0, len(order), size):
                 for place in places:
@@ -191,14 +196,14 @@ class _Drawing:
                 )
             self.added, self.items, self.same = self.added + 1, self.items + len(made), self.same + left_out
 
-    def _key(self, identity: str, index: int, place: int) -> str:
+    def _key(self, identity: str, row: Sequence[int], index: int, place: int) -> str:
         """Names a completion by all that decides what it says."""
-        settings, options = self.settings, self.options
+        settings = self.settings
         parts = [
-            identity, index, place, [dict(message) for message in self.prompts[index].messages], settings.seed,
-            settings.max_new_tokens, settings.temperature, options.template, options.eos_token,
+            identity, list(row), index, place, settings.seed, settings.max_new_tokens, settings.temperature,
+            self.options.eos_token,
         ]  # fmt: skip
-        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _identity(source: ModelSource) -> str:
