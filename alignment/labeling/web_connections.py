@@ -13,7 +13,7 @@ import resource
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 from weakref import WeakSet
 
 import uvicorn
@@ -133,7 +133,8 @@ class PageListener(socket.socket):
         self.accepted.add(connection)
         return connection, address
 
-    def _make_room(self) -> None:
+    def _make_room(self) -> NoReturn:
+        """Close what has waited longest; the next try to accept finds its place."""
         if not drop_oldest(page_connections(self.state), 0):
             time.sleep(0.005)  # the server works on all of them: wait for an answer to end, without a busy loop
         raise BlockingIOError
