@@ -93,10 +93,10 @@ def test_a_killed_command_given_again_ends_as_one_that_was_not_killed(house, mon
 
 
 def test_other_settings_or_another_model_draw_anew(house, tokenizer, capsys):
-    def draw(*more: str) -> int:
+    def draw(model: str = "one", *more: str) -> int:
         """How many completions this adds, of two for each of four prompts."""
         before = drawn("r.db")
-        assert main([*command("r.db", *(more or ["one"])), "--limit", "4"]) == 0
+        assert main([*command("r.db", model), "--limit", "4", *more]) == 0
         return drawn("r.db") - before
 
     assert draw() == 8 and draw() == 0
