@@ -76,6 +76,7 @@ def test_public_says_that_it_needs_tls(db, store):
     try:
         said = server.process.stderr.readline()
         assert "https://rate.example.org" in server.said and "TLS" in said and "proxy" in said
+        assert "every address of this machine, in plain HTTP" in said and "firewall" in said
     finally:
         server.stop(signal.SIGKILL)
 
