@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import socket
 import stat
@@ -119,6 +121,45 @@ def write_file(path: Path, data: bytes) -> FileRecord:
     with create(path) as file:
         file.write(data)
     return FileRecord(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+
+
+@contextmanager
+def new_file(path: Path, replace: bool = False) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; the file gets the name `path` when the block ends without an error.
+
+    No two processes write to the same part, and a file that another process has put at `path` meanwhile stays.
+
+    Args:
+        replace: the caller owns the file at `path`, and the new one takes its place.
+
+    Raises:
+        FileExistsError: something stands at `path`, and `replace` is false.
+    """
+    part = path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        (os.replace if replace else name_file)(part, path)
+        sync_folder(path.absolute().parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def name_file(part: Path, path: Path) -> None:
+    """Give a finished file its name by a hard link, which never replaces what stands there; `part` may go afterwards.
+
+    Raises:
+        FileExistsError: something stands at `path`.
+    """
+    try:
+        os.link(part, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        # A file system without hard links. Only an empty file of our own making is replaced.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        os.replace(part, path)
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,14 +7,13 @@ even an escaping mistake is harmless.
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from alignment.errors import UserError
+from alignment.files import new_file
 from alignment.terminal import clean, one_line
 
 _HEAD = """<!DOCTYPE html>
@@ -104,13 +103,8 @@ def write(path: Path, text: str, option: str) -> None:
         if path.is_symlink() or (path.exists() and not path.is_file()):
             path.write_text(text, encoding="utf-8")
             return
-        part = path.with_name(f".{os.getpid()}.part")
-        try:
+        with new_file(path, replace=path.exists()) as part:
             part.write_text(text, encoding="utf-8")
-            part.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink()
     except OSError as error:
         raise UserError(f"{option} {path}: cannot be written: {error.strerror}; name another file") from None
 

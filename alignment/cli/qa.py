@@ -14,6 +14,7 @@ import typer
 from rich.text import Text
 
 from alignment.errors import UserError
+from alignment.files import new_file
 from alignment.terminal import one_line, progress, screen
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def qa(
 
     _check_options(context, model, url)
     _check_out(out, bool(model))
+    made_before = out.exists()  # by this command, whose work file is beside it
     chunks, report = _passages(docs, chunk_size)
     report.price_in, report.price_out = price_in, price_out
     stopped = None
@@ -140,7 +142,7 @@ def qa(
         else:
             models = _local_models(names, config, batch_size)
         pairs, stopped = _by_model(chunks, models, recipe, out, max_bad, report)
-    _finish(pairs, stopped, report, out, as_json)
+    _finish(pairs, stopped, report, out, made_before, as_json)
 
 
 def _check_options(context: typer.Context, model: str | None, url: str | None) -> None:
@@ -268,14 +270,16 @@ def _by_model(
     return pairs, stopped
 
 
-def _finish(pairs: list[QAPair], stopped: str | None, report: QAReport, out: Path, as_json: bool) -> None:
+def _finish(
+    pairs: list[QAPair], stopped: str | None, report: QAReport, out: Path, replace: bool, as_json: bool
+) -> None:
     from alignment.qa.pairs import drop_duplicates
 
     kept, dropped = drop_duplicates(pairs)
     report.kept = len(kept)
     report.add_dropped(dropped)
     if kept and not stopped:
-        _write(kept, out)
+        _write(kept, out, replace)
     if as_json:
         typer.echo(json.dumps({"out": str(out)} | report.to_dict(), indent=2))
     else:
@@ -292,20 +296,14 @@ def _finish(pairs: list[QAPair], stopped: str | None, report: QAReport, out: Pat
         )
 
 
-def _write(pairs: Sequence[QAPair], out: Path) -> None:
+def _write(pairs: Sequence[QAPair], out: Path, replace: bool) -> None:
     """The pairs as JSON lines, in a file that appears when all are written."""
-    part = out.with_name(f".{out.name}.part")
     try:
-        with part.open("w", encoding="utf-8") as stream:
+        with new_file(out, replace=replace) as part, part.open("w", encoding="utf-8") as stream:
             for pair in pairs:
                 stream.write(_line(pair.to_row()))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, out)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written: {error.strerror}; make room or name another file") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -10,9 +10,7 @@ import shlex
 import sqlite3
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from alignment import terminal
@@ -180,19 +178,10 @@ def show_report(result: dict[str, Any], called: str) -> None:
 
 def run_import(args: argparse.Namespace) -> Any:
     from alignment.labeling.formats.reading import import_options
-    from alignment.labeling.import_export import import_file
-    from alignment.ratings import RatingsStore
+    from alignment.labeling.import_export import import_into
 
     options = import_options(args.columns, args.labels, args.scale, args.labeler)
-    is_new = not os.path.exists(args.db)  # not Path.exists, which raises where a folder may not be entered
-    try:
-        with RatingsStore(args.db, create=True) as store:
-            return import_file(store, args.format, args.file, options)
-    except UserError:
-        if is_new:  # an empty ratings file would look as if something had been imported
-            with suppress(OSError):
-                Path(args.db).unlink()
-        raise
+    return import_into(args.db, args.format, args.file, options)
 
 
 def run_export(args: argparse.Namespace) -> Any:
@@ -361,7 +350,9 @@ def parse_rating(argv: Sequence[str], called: str) -> argparse.Namespace:
     add("--json", action="store_true", help="at the end one JSON object on stdout, the rest on stderr")
     add("--web", action="store_true", help="serve the page instead; see the command invite")
     add("--port", type=int, default=PORT, metavar="N", help=f"of the page (default {PORT})")
-    add("--public", metavar="HOST", help="the name of a proxy with TLS through which labelers reach the page")
+    add(
+        "--public", metavar="HOST", help="labelers come through a proxy with TLS of this name; listens on all addresses"
+    )
     if argv and not argv[0].startswith("-"):
         parser.error(f"{argv[0]!a} is no command; the commands are {', '.join(COMMANDS)}")
     args = parser.parse_args(argv)

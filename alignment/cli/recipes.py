@@ -11,6 +11,7 @@ import typer
 from alignment.cli.common import JsonOption, print_json
 from alignment.config import shipped
 from alignment.errors import UserError
+from alignment.files import new_file
 from alignment.terminal import clean
 
 recipes = typer.Typer()
@@ -74,7 +75,8 @@ def copy_recipe(
         raise UserError(f"{target} is there already; remove it, or name another folder")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)
+        with new_file(target) as part:
+            shutil.copyfile(file, part)
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror}; name another folder") from None
     if as_json:

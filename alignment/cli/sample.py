@@ -23,7 +23,7 @@ ABOUT = """Draw completions for rating: prompts and a model in, pairs in a ratin
 
 Each prompt gets K completions, drawn from the models in turn. Every two of them become one item, or all of them one to
 rank, or each by itself one to rate from 1 to 7 (--kind). Which model made which is stored, and never shown to a
-labeler.
+labeler. Each batch is saved as it is drawn: the same command again draws only what is missing.
 """
 
 

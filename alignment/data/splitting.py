@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from alignment.data.parsing import to_examples, to_prompts
 from alignment.data.reading import check_bad, is_held_out
 from alignment.data.records import Demonstration, Document, Prompt
 from alignment.data.row_files import LINES, BadRow, DataError, data_files, file_fingerprint, jsonl_lines, read_rows
+from alignment.files import new_file
 
 PASSAGE_KEYS = (*PASSAGE_NAMES, "context", "documents")
 """Keys of a row that identify its source passage: rows of one passage stay together."""
@@ -130,17 +130,15 @@ def write_split(path: str | Path, split: Split, folder: Path) -> dict[str, Any]:
         The fingerprint of each.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    staged = {name: folder / f".{name}.part" for name in (TRAIN, TEST)}
-    try:
-        with staged[TRAIN].open("wb") as train, staged[TEST].open("wb") as test:
-            for line, is_test in zip(_lines(path), split.is_test, strict=True):
-                if is_test is not None:
-                    (test if is_test else train).write(line.rstrip(b"\n") + b"\n")
-        for name, part in staged.items():
-            os.replace(part, folder / name)
-    finally:
-        for part in staged.values():
-            part.unlink(missing_ok=True)
+    with (
+        new_file(folder / TRAIN) as train_part,
+        new_file(folder / TEST) as test_part,
+        train_part.open("wb") as train,
+        test_part.open("wb") as test,
+    ):
+        for line, is_test in zip(_lines(path), split.is_test, strict=True):
+            if is_test is not None:
+                (test if is_test else train).write(line.rstrip(b"\n") + b"\n")
     counts = split.counts
     return {side: file_fingerprint(folder / f"{side}.jsonl", counts[side]) for side in ("train", "test")}
 

@@ -6,13 +6,13 @@ import csv
 import gzip
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from alignment.errors import UserError
+from alignment.files import new_file
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
 _BATCH = 1024  # rows of a Parquet file in memory at a time
@@ -36,16 +36,12 @@ def row_writer(path: Path, option: str = "", suffixes: tuple[str, ...] = SUFFIXE
         raise UserError(f"{name}: this file type is not supported; use {', '.join(suffixes)}")
     if path.exists():
         raise UserError(f"{name}: exists already; remove it or name another file")
-    part = path.with_name(f".{path.name}.part")
     open_writer = {".json": _json, ".csv": _csv, ".parquet": _parquet}.get(path.suffix, _jsonl)
     try:
-        with open_writer(part, path.suffix == ".gz") as write:
+        with new_file(path) as part, open_writer(part, path.suffix == ".gz") as write:
             yield write
-        os.replace(part, path)
     except OSError as error:
         raise UserError(f"{name}: cannot be written: {error.strerror or error}; name another file") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -328,19 +328,19 @@ def complete(
     temperature: float = 1.0,
     batch_size: int = 64,
     seed: int = 0,
-    first: int = 0,
+    indices: Sequence[int] | None = None,
 ) -> list[SampledCompletion]:
     """Sample one completion per prompt, in order.
 
     Args:
         seed: shared by the prompts, which differ by their index; the same seed, weights, prompt and index give the same
             completion in any batch, up to rounding (see `TransformersEngine`).
-        first: index of the first prompt, if a list is completed in parts.
+        indices: of the prompts, if they are a part of a longer list; the default counts from 0.
     """
     ends, pad = end_token_ids(tokenizer), tokenizer.pad_token_id
     sampling = Sampling(max_new_tokens, temperature, ends, pad, batch_size, vocabulary=vocabulary_of(tokenizer))
     rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    seeds = [stream_seed("complete", seed, index) for index in range(first, first + len(rows))]
+    seeds = [stream_seed("complete", seed, index) for index in indices or range(len(rows))]
     responses = TransformersEngine(policy, tokenizer).generate(rows, seeds, sampling).responses
     return [
         SampledCompletion(

@@ -16,6 +16,7 @@ from alignment.data.importers import PassedOver
 from alignment.data.row_files import BadRow
 from alignment.data.writers import row_writer
 from alignment.errors import UserError
+from alignment.files import new_file
 from alignment.labeling.entries import Entry, Stored
 from alignment.labeling.formats.reading import FileFormat, ImportOptions, Read
 from alignment.labeling.formats.sheets import rating_rows
@@ -30,6 +31,30 @@ from alignment.terminal import one_line
 MAX_BAD_SHARE = 0.01
 """A larger share of rows that cannot be used, and nothing is imported; as `data.max_bad_share` of training."""
 KINDS = {"pair": "pair", "rank": "ranking", "single": "single answer"}
+
+
+def import_into(
+    db: str | os.PathLike[str], format: str, path: str | Path, options: ImportOptions | None = None
+) -> dict[str, Any]:
+    """`import_file` into a ratings file; a missing one is made once the import has succeeded.
+
+    The new file is built beside its place and linked into it. If another command has made the file meanwhile, that one
+    stays, and the same rows are added to it.
+    """
+    if not os.path.exists(db):  # not Path.exists, which raises where a folder may not be entered
+        try:
+            with new_file(Path(db)) as part:
+                try:
+                    with RatingsStore(part, create=True) as store:
+                        return import_file(store, format, path, options)
+                except UserError as error:
+                    raise UserError(str(error).replace(str(part), str(db))) from error
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise UserError(f"{db}: cannot be written: {error.strerror}; make room or name another --db") from error
+    with RatingsStore(db, create=True) as store:
+        return import_file(store, format, path, options)
 
 
 def import_file(

@@ -11,7 +11,6 @@ import math
 import os
 import re
 import shlex
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,20 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from alignment.errors import UserError
 from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, LabelerAnswer, as_shown, expected_in_words, keys_of
 from alignment.labeling.session import NOTHING_BACK, PRACTICE_STAYS, position
+from alignment.labeling.web_connections import OncePerMinute, listen, page_server, quiet_logs
 from alignment.labeling.web_security import FOREIGN, HEADERS, SecurityHeaders, read_form, seal, unseal
 from alignment.ratings import Assignment, Order, Rating, RatingsStore
 from alignment.terminal import clean, one_line
@@ -52,7 +51,11 @@ NOT_OPEN = (
 )
 NOT_SAVED = "The server could not write just now, so nothing was saved. Please try again in a minute."
 BROKEN = "Something went wrong on the server. What was saved before is safe."
-NEEDS_TLS = "Put a proxy with TLS in front of it that passes the Host header on; without one, browsers get no session."
+OPENS = (
+    "--public opens port {0} on every address of this machine, in plain HTTP. Put a proxy with TLS in front of it that"
+    " passes the Host header on (without one, browsers get no session), and let nobody but the proxy through the"
+    " firewall to port {0}."
+)
 TITLES = {401: "Your personal link, please", 404: "Not found", 413: "Too long", 422: "Not saved yet", 503: "Not saved"}
 
 
@@ -78,6 +81,7 @@ class RatingPage:
         # A __Host- cookie is kept to this very host, whatever else sets cookies in its domain.
         self.cookie = "__Host-rating" if secure else "rating"
         self.assets = {name: (HERE / "static" / name).read_bytes() for name in ASSETS}
+        self.once = OncePerMinute()
         self.templates = _environment(hashlib.sha256(b"".join(self.assets.values())).hexdigest()[:16])
 
     def routes(self) -> list[Route]:
@@ -88,6 +92,7 @@ class RatingPage:
             Route("/undo", self._visit(self.undo), methods=["POST"]),
             Route("/practice/{rating}", self._visit(self.practice)),
             Route("/l/{token}", self.link),
+            Route("/l/{token}/", self.link),
             Route("/start", self.start, methods=["POST"]),
             Route("/static/{name}", self.static),
         ]
@@ -172,7 +177,8 @@ class RatingPage:
         if isinstance(error, HTTPException):
             status, text = error.status_code, error.detail
         elif isinstance(error, UserError):
-            print(clean(str(error)), file=sys.stderr, flush=True)
+            if self.once.admit(str(error)):
+                print(clean(str(error)), file=sys.stderr, flush=True)
             status, text = 503, NOT_SAVED
         else:
             status, text = 500, BROKEN
@@ -253,14 +259,21 @@ def make_app(
         secure: whether browsers come by https, through a proxy. Sessions are then refused to anything less.
     """
     page = RatingPage(db, order, secure)
-    return Starlette(
+    app = Starlette(
         routes=page.routes(),
         middleware=[
             Middleware(SecurityHeaders),
             Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False),
         ],
-        exception_handlers={HTTPException: page.error, UserError: page.error, Exception: page.error},
+        exception_handlers={
+            HTTPException: page.error,
+            UserError: page.error,
+            Exception: page.error,
+            ClientDisconnect: lambda *_: Response(status_code=400),  # nobody reads it; a traceback would fill the log
+        },
     )
+    app.router.redirect_slashes = False  # behind a proxy, its redirects would send the link's token in clear, by http
+    return app
 
 
 def serve(
@@ -275,34 +288,21 @@ def serve(
     if public is not None and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", public):
         raise UserError(f"--public {public!a}: expected a host's name or address alone, such as rate.example.org")
     app = make_app(db, allowed_hosts=(public,) if public else LOCAL_HOSTS, order=order, secure=public is not None)
-    # No access log: the links in it would let its reader rate as anybody. Browsers keep connections open: waiting for
-    # them to close would turn Ctrl-C into a long wait.
-    config = uvicorn.Config(
-        app, lifespan="off", ws="none", log_level="warning", access_log=False, server_header=False,
-        proxy_headers=False, timeout_graceful_shutdown=2,
-    )  # fmt: skip
+    server = page_server(app)
     # Whenever the last connection to a file closes, SQLite moves its log into it. This one, held and not used, spares
     # every request that: 4 ms instead of 30 for a page, and what is acknowledged is on disk either way.
-    with RatingsStore(db), _listen(host, port) as listener:
+    with RatingsStore(db), listen(host, port, server) as listener, quiet_logs():
         address = f"http://{host}:{listener.getsockname()[1]}"
         base = f"https://{public}" if public else address
         invite = f"{called} invite NAME --db {shlex.quote(one_line(str(db)))} --url {base}"
         print(f"Rating page: {base}/ (Ctrl-C ends it; every answer is saved at once)", file=sys.stderr)
         print(f"Links for labelers: {invite}", file=sys.stderr)
         if public:
-            print(f"This server itself is at {address} and speaks plain HTTP. {NEEDS_TLS}", file=sys.stderr)
+            print(OPENS.format(listener.getsockname()[1]), file=sys.stderr)
         try:
-            uvicorn.Server(config).run(sockets=[listener])
+            server.run(sockets=[listener])
         except KeyboardInterrupt:  # uvicorn's way to say that Ctrl-C has ended it in order
             print("Stopped. Every answer is saved.", file=sys.stderr)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"--port {port}: cannot listen on {host} ({reason}); choose another port") from error
 
 
 def _environment(version: str) -> Environment:

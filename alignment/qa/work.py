@@ -32,6 +32,8 @@ class WorkFile(AbstractContextManager["WorkFile"]):
         try:
             self._file = path.open("a+b")
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(self._file.fileno()).st_nlink:
+                raise BlockingIOError  # a run that ended has just removed the file; replies would be lost in it
         except BlockingIOError:
             raise UserError(f"{path}: another run is writing to it; wait for it, or name another --out") from None
         except OSError as error:

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from alignment.errors import UserError
 from alignment.ratings.choosing import PLACES, Labeler
+from alignment.ratings.draws import Draws
 from alignment.ratings.file import COUNTS, RatingsFile
 from alignment.ratings.fingerprint import fingerprint_of
 from alignment.ratings.people import People
@@ -66,6 +67,7 @@ class RatingsStore:
     Attributes:
         settings: the guideline and the fractions of controls.
         people: invitations, hashed names, simulated labelers, and removal.
+        draws: completions that `alignment sample` has drawn.
     """
 
     def __init__(self, path: str | os.PathLike[str], create: bool = False, seed: int | None = None) -> None:
@@ -74,6 +76,7 @@ class RatingsStore:
         self.path = self._file.path
         self.settings = StoreSettings(self._file)
         self.people = People(self._file)
+        self.draws = Draws(self._file)
         self.seed = seed if seed is not None else int(self._file.meta("seed", "0"))
 
     def __enter__(self) -> Self:

@@ -1,7 +1,13 @@
 """What the tests of the rating page share: a labeler without JavaScript, a page taken apart, and hostile text."""
 
+import os
 import random
+import re
+import signal
+import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
@@ -9,6 +15,7 @@ from starlette.testclient import TestClient
 from alignment.ratings import RatingsStore
 
 BASE = "http://127.0.0.1:8000"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 VOID = {"meta", "link", "input", "br", "hr", "img"}
 
 
@@ -90,6 +97,28 @@ class Labeler:
         reply = self.post("/rate", page.fields | {"answer": answer} | more)
         assert reply.status_code == 303, reply.text
         return self.page(reply.headers["location"])
+
+
+class PageServer:
+    """The command as an operator starts it; `files` limits its open files."""
+
+    def __init__(self, db: Path, *more: str, files: int | None = None) -> None:
+        command = [sys.executable, str(SCRIPTS / "rate.py"), "--db", str(db), "--web", "--port", "0", *more]
+        environment = os.environ | {"ALIGNMENT_SCRIPT_STARTED": "1"}
+        if files is not None:
+            command = ["/bin/sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *command]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        self.said = ""
+        while "invite NAME" not in self.said:
+            line = self.process.stderr.readline()
+            assert line, self.said
+            self.said += line
+        self.base = re.search(r"https?://[^/\s]+", self.said)[0]
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> tuple[int, str]:
+        self.process.send_signal(how)
+        rest = self.process.communicate(timeout=20)[1]
+        return self.process.returncode, rest
 
 
 def pairs(store: RatingsStore, count: int, start: int = 0, **more) -> None:

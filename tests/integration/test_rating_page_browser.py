@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from helpers import chromium
-from helpers.rating_page import hostile, pairs
+from helpers.rating_page import PageServer, hostile, pairs
 
 from alignment.ratings import RatingsStore
 from alignment.terminal import clean
@@ -36,29 +36,9 @@ def store(db: Path) -> Iterator[RatingsStore]:
         yield store
 
 
-class Server:
-    """The command as an operator starts it."""
-
-    def __init__(self, db: Path, *more: str) -> None:
-        command = [sys.executable, str(SCRIPTS / "rate.py"), "--db", str(db), "--web", "--port", "0", *more]
-        environment = os.environ | {"ALIGNMENT_SCRIPT_STARTED": "1"}
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-        self.said = ""
-        while "invite NAME" not in self.said:
-            line = self.process.stderr.readline()
-            assert line, self.said
-            self.said += line
-        self.base = re.search(r"https?://[^/\s]+", self.said)[0]
-
-    def stop(self, how: signal.Signals = signal.SIGINT) -> tuple[int, str]:
-        self.process.send_signal(how)
-        rest = self.process.communicate(timeout=20)[1]
-        return self.process.returncode, rest
-
-
 @pytest.fixture
-def server(db: Path) -> Iterator[Server]:
-    server = Server(db)
+def server(db: Path) -> Iterator[PageServer]:
+    server = PageServer(db)
     yield server
     if server.process.poll() is None:
         server.stop(signal.SIGKILL)
@@ -92,10 +72,11 @@ def test_a_port_in_use_is_one_line(server, db):
 
 
 def test_public_says_that_it_needs_tls(db, store):
-    server = Server(db, "--public", "rate.example.org")
+    server = PageServer(db, "--public", "rate.example.org")
     try:
         said = server.process.stderr.readline()
         assert "https://rate.example.org" in server.said and "TLS" in said and "proxy" in said
+        assert "every address of this machine, in plain HTTP" in said and "firewall" in said
     finally:
         server.stop(signal.SIGKILL)
 

@@ -315,3 +315,18 @@ def test_words_in_an_address_do_not_reach_the_page(app, store):
         page = ada.client.get("/", params={"saved": word})
         assert "Saved" not in Page(page.text).words.replace("Saved together", "")
         assert word not in page.text
+
+
+def test_no_redirect_names_a_scheme(db, store):
+    """Behind a proxy it would be http, and a link's token would go over the network in the clear."""
+    app = web.make_app(db, allowed_hosts=("rate.example.org",), secure=True)
+    client = TestClient(app, base_url="http://rate.example.org", follow_redirects=False)
+    token = store.people.invite("ada")
+    forwarded = {"X-Forwarded-Proto": "https"}
+    answer = client.get(f"/l/{token}/", headers=forwarded)
+    assert answer.status_code == 200 and "ada" in answer.text
+    for path in (f"/l/{token}//", "/rate/", "/start/", "/static/rate.js/", "/l", "/static", "/practice/1/"):
+        answer = client.get(path, headers=forwarded)
+        assert answer.status_code in (401, 404) and "location" not in answer.headers, path
+    started = client.post("/start", data={"token": token}, headers={"Origin": "https://rate.example.org"} | forwarded)
+    assert (started.status_code, started.headers["location"]) == (303, "/")

@@ -402,7 +402,7 @@ def test_logits_that_are_no_numbers_are_one_line_and_no_traceback(tokenizer, tem
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_completions_come_in_the_order_of_the_prompts_whatever_the_batch(policy, tokenizer, batch_size, temperature):
     options = {"max_new_tokens": 5, "temperature": temperature, "seed": 3}
-    alone = [complete(policy, tokenizer, [prompt], first=n, **options)[0] for n, prompt in enumerate(PROMPTS)]
+    alone = [complete(policy, tokenizer, [prompt], indices=[n], **options)[0] for n, prompt in enumerate(PROMPTS)]
     assert complete(policy, tokenizer, PROMPTS, batch_size=batch_size, **options) == alone
     assert len({tuple(answer.ids) for answer in alone}) > 1
 

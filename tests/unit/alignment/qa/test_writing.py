@@ -1,6 +1,7 @@
 """Pairs by a model: what is asked, what comes back, what is kept, and what is never asked twice."""
 
 import errno
+import fcntl
 import json
 import os
 import time
@@ -208,6 +209,15 @@ def test_two_runs_do_not_share_a_work_file(tmp_path: Path) -> None:
     with WorkFile(tmp_path / "work"), pytest.raises(UserError, match="another run is writing"):
         WorkFile(tmp_path / "work")
     assert not (tmp_path / "work").exists()  # nothing was answered
+
+
+def test_a_work_file_that_another_run_removes_meanwhile_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take the replies to nowhere."""
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (tmp_path / "work").unlink())
+    with pytest.raises(UserError, match="another run is writing to it"):
+        WorkFile(tmp_path / "work")
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
