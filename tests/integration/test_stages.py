@@ -305,7 +305,10 @@ BAD = {
     "empty data set": (lambda f: {"data.train": write(f / "e.jsonl", "")}, ["e.jsonl: the data set is empty"]),
     "row of the wrong shape": (
         lambda f: {"data.train": write(f / "w.jsonl", '{"question": "a"}\n')},
-        ["w.jsonl:1: found the keys question, a prompt row, which this stage does not learn from; expected messages", "data.columns"],
+        [
+            "w.jsonl:1: found the keys question, a prompt row, which this stage does not learn from; expected messages",
+            "data.columns",
+        ],
     ),
     "no template": (
         lambda f: {"model.name": bad_tokenizer(f, chat_template=None)},
