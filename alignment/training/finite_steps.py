@@ -124,6 +124,19 @@ class FiniteSteps:
         self.optimizer._is_overflow = True  # the schedule is not stepped either
         self.accelerator.gradient_state._set_sync_gradients(False)  # the optimizer's step does nothing until it is set
 
+    def check_savable(self: Any) -> None:
+        """Refuse a checkpoint that would replace a healthy one; every rank must call this.
+
+        Raises:
+            CheckpointError: a weight, or the last step, was not finite.
+        """
+        if self.skipped_in_a_row:  # the weights may be finite, and so large that nothing can be computed with them
+            raise CheckpointError(
+                f"no checkpoint of step {self.first_step + self.state.global_step}: its loss or gradient was not "
+                "finite; the older checkpoints stay"
+            )
+        check_weights(self.model)
+
     def check_end(self: Any) -> None:
         """Call when training is over: a model whose last step was not finite is not published.
 

@@ -32,7 +32,7 @@ from alignment.runs.signals import Control, Wanted, exit_if_preempted
 from alignment.runs.world_size import redistributed
 from alignment.seeds import random_state, set_random_state, stream_seed
 from alignment.training.best_model import BestModel
-from alignment.training.finite_steps import FiniteSteps, check_weights
+from alignment.training.finite_steps import FiniteSteps
 from alignment.training.optimizers import Settings
 
 WEIGHTS = "weights.safetensors"
@@ -111,7 +111,6 @@ class Resumable(FiniteSteps):
             "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
             "tokens": self._total_train_tokens,
             "ranks": ranks_state(self.model),
-            "skipped": self.skipped_in_a_row,
         }
 
     def load_running_state(self: Any, state: dict[str, Any]) -> None:
@@ -121,7 +120,6 @@ class Resumable(FiniteSteps):
         self._total_train_tokens = state["tokens"]
         self._initial_global_step = 0  # the final mean loss covers all steps of the run
         load_ranks_state(self.model, state["ranks"])
-        self.skipped_in_a_row = state.get("skipped", 0)
 
     def _save_checkpoint(self: Any, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint that a callback has requested, after the step's log line and evaluation."""
@@ -134,7 +132,7 @@ class Resumable(FiniteSteps):
         self.outside.save(self.wanted, step, lambda: self.checkpoints.save(step, self._write_checkpoint, size))
 
     def _write_checkpoint(self: Any, folder: Path) -> None:
-        check_weights(self.model)
+        self.check_savable()
         rank_state = {"random": random_state(), "epoch_random": self._epoch_random, "running": self.running_state()}
         if self.best is not None:
             rank_state["best"] = self.best.state_dict()
