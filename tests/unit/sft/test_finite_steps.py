@@ -44,10 +44,15 @@ def infinite_gradient_of_a_finite_loss(loss):
 def guarded(tmp_path, tokenizer, spoiled, how=not_a_number, packed=True, **arguments):
     """A trainer of 8 steps on 2 rows each, in whose spoiled steps (from 1 on) something happens to the loss."""
     model = build("llama")
-    defaults = {"optim": "adamw_torch", "learning_rate": 1e-2, "lr_scheduler_type": "linear", "max_steps": 8}
+    defaults = {
+        "per_device_train_batch_size": 2,
+        "optim": "adamw_torch",
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "linear",
+        "max_steps": 8,
+    }
     trainer = make(
-        tmp_path, tokenizer, model, packed=packed, per_device_train_batch_size=2,
-        **defaults | arguments, logging_nan_inf_filter=False,
+        tmp_path, tokenizer, model, packed=packed, logging_nan_inf_filter=False, **defaults | arguments
     )  # fmt: skip
     mean_loss = trainer._mean_loss
 
