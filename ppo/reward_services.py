@@ -143,7 +143,7 @@ def _parts_of(url: str) -> urllib.parse.SplitResult:
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     """Makes a redirect an error: urllib would send a GET without the prompts, to any host."""
 
-    def http_error_302(self, *args: Any) -> None:
+    def http_error_302(self, *args: Any, **options: Any) -> None:
         return None
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302

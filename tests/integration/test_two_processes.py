@@ -359,7 +359,7 @@ def test_a_step_that_is_not_finite_on_one_process_is_skipped_on_both(resumed_hou
     call, ends = forks_of(launch_file(tmp_path, backend)), {"1:2,3": 0, "1:3,4,5": 2}
     for spoil, expected in ends.items():
         run = f"{stage}-{backend}-spoiled{expected}"
-        training = {"max_steps": 6, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "logging_steps": 1}
+        training = {"max_steps": 6, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "warmup_steps": 0}
         config = configure(resumed_house, run, stage, {"model": {"name": "base"}, "training": training})
         rows = tmp_path / run
         rows.mkdir()
