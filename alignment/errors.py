@@ -9,8 +9,10 @@ class UserError(ValueError):
     """A mistake in the user's config, data or command.
 
     The message is one line that names the file, line or key, the value found, the expected one, and the fix. Command
-    lines print it without a traceback and exit with code 2.
+    lines print it without a traceback; a stage exits with `exit_code`.
     """
+
+    exit_code = 2
 
 
 class Preempted(Exception):

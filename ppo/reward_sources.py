@@ -1,47 +1,32 @@
-"""Rewards beside the reward model's: Python functions and HTTP services, and the weighted sum of all."""
+"""Rewards beside the reward model's: Python functions, services (`ppo.reward_services`), and the sum of all."""
 
 from __future__ import annotations
 
 import difflib
-import http.client
 import importlib
 import importlib.util
 import inspect
-import json
-import math
-import numbers
 import sys
-import time
 import traceback
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from alignment.data.records import Prompt
-from alignment.errors import ConfigError, UserError
-from alignment.proxies import through_proxy
+from alignment.errors import ConfigError
+from alignment.redaction import without_secrets
 from ppo.config import RewardsConfig, RewardSource
+from ppo.reward_services import HTTPReward
+from ppo.reward_values import FunctionLeft, RewardError, checked, columns_of, prompt_of
 
-TIMEOUT, MAX_RETRIES = 30.0, 3
-"""Seconds that one request may take; further tries of one that failed, after 1, 2, 4, ... seconds."""
-RETRIED = {408, 425, 429, 500, 502, 503, 504}
-"""Answers of a service that may be another one next time."""
 PACKAGES = {"alignment", "sft", "reward", "ppo"}
 """This suite's own, which hide files of the same names."""
 OWN = {"prompts", "responses"}
 """Names that every reward is given; a column of that name is not."""
-
-
-class RewardError(UserError):
-    """A reward function or service that did not give a number for each response."""
 
 
 class Source(Protocol):
@@ -101,18 +86,6 @@ def weighted(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tenso
     return torch.stack([weights[name] * part.float() for name, part in parts.items()]).sum(0)
 
 
-def prompt_of(prompt: Prompt) -> Any:
-    """A prompt as functions and services get it: the text of a single user message, else the list of messages."""
-    if len(prompt.messages) == 1 and prompt.messages[0]["role"] == "user":
-        return prompt.messages[0]["content"]
-    return [dict(message) for message in prompt.messages]
-
-
-def columns_of(prompts: Sequence[Prompt], names: Sequence[str]) -> dict[str, list[Any]]:
-    """These keys of the prompts' rows; None where a row does not have one."""
-    return {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
-
-
 class FunctionReward:
     """`function(prompts, responses, **columns) -> list[float]`, given the columns that it takes."""
 
@@ -147,23 +120,32 @@ class FunctionReward:
         given = columns_of(prompts, self._columns)
         try:
             scores = self._function(prompts=[prompt_of(p) for p in prompts], responses=list(responses), **given)
-        except (Exception, SystemExit) as error:  # an exit would end the run as if it were done
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # an exit would end the run as if it were done
             # The last frame is where the user's code, or what it called, went wrong; W&B puts one around sys.exit.
             frames = traceback.extract_tb(error.__traceback__)
             place = next((each for each in reversed(frames) if "wandb" not in Path(each.filename).parts), frames[-1])
-            message = (str(error).strip().splitlines() or [""])[0]
-            raise RewardError(
-                f"{self.path} raised {type(error).__name__}: {message} ({place.filename}:{place.lineno})"
+            kind = RewardError if isinstance(error, Exception) else FunctionLeft
+            raise kind(
+                f"{self.path} raised {type(error).__name__}: {_first_line(error)} ({place.filename}:{place.lineno})"
             ) from error
         return checked(scores, len(responses), self.path)
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of an error's text, without secrets that it quotes."""
+    return (without_secrets(str(error)).strip().splitlines() or [""])[0]
 
 
 def _find(path: str, key: str) -> Callable[..., Any]:
     module_name, _, name = path.partition(":")
     try:
         module = _import(module_name)
-    except (Exception, SystemExit) as error:
-        message = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        message = _first_line(error) or type(error).__name__
         if isinstance(error, SystemExit):
             message = f"it calls sys.exit({error.code})"
         raise ConfigError(
@@ -200,93 +182,3 @@ def _import(name: str) -> ModuleType:
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-class HTTPReward:
-    """A service that is asked by POST for the scores of one process's responses at a time."""
-
-    def __init__(
-        self,
-        entry: RewardSource,
-        columns: Sequence[str] = (),
-        sleep: Callable[[float], None] = time.sleep,
-        max_retries: int = MAX_RETRIES,
-    ) -> None:
-        assert entry.url is not None
-        parts = urllib.parse.urlsplit(entry.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"rewards.others: url={entry.url!r} is no http:// or https:// address")
-        self.url, self.weight, self._columns, self._sleep = entry.url, entry.weight, columns, sleep
-        self.label = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
-        """The address without passwords and keys, for messages and the journal."""
-        self.name = parts.hostname
-        self.max_retries = max_retries
-        self.timeout = TIMEOUT if entry.timeout is None else entry.timeout
-
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        body = {"prompts": [prompt_of(p) for p in prompts], "responses": list(responses)}
-        answer = self._ask(json.dumps(body | columns_of(prompts, self._columns), default=str).encode())
-        try:
-            scores = json.loads(answer)["scores"]
-        except (ValueError, KeyError, TypeError):
-            start = answer[:80].decode(errors="replace")
-            raise RewardError(f'{self.label} did not answer {{"scores": [...]}}, but {start!r}') from None
-        return checked(scores, len(responses), self.label)
-
-    def _ask(self, body: bytes) -> bytes:
-        """The body of the answer, after as many tries as it takes."""
-        started = time.monotonic()
-        for attempt in range(self.max_retries + 1):
-            headers = {"Content-Type": "application/json"}
-            request = urllib.request.Request(self.url, body, headers, method="POST")  # noqa: S310 - http(s), see above
-            try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as response:  # noqa: S310
-                    return bytes(response.read())
-            except urllib.error.HTTPError as error:
-                reason, again = f"HTTP {error.code} {error.reason}", error.code in RETRIED
-            except (OSError, ValueError, http.client.HTTPException) as error:  # no connection, too late, cut off
-                reason, again = str(getattr(error, "reason", error)) or type(error).__name__, True
-            if not again or attempt == self.max_retries:
-                seconds = time.monotonic() - started
-                raise RewardError(
-                    f"{self.label}: {reason} ({attempt + 1} tries in {seconds:.0f} s); is the reward service up? "
-                    f"timeout says how long each try may take{through_proxy(self.url)}"
-                )
-            self._sleep(2.0**attempt)
-        raise AssertionError
-
-
-def checked(scores: Any, count: int, where: str) -> list[float]:
-    """Scores as a list of numbers.
-
-    Args:
-        scores: a list, tuple, tensor or numpy array. Iterating over a dict would take its keys for scores.
-
-    Raises:
-        RewardError: not one finite number for each response.
-    """
-    expected = f"{where} must give a list of numbers (a tuple, array or tensor will do), one for each response"
-    if not isinstance(scores, (list, tuple, Tensor, np.ndarray)):
-        raise RewardError(f"{expected}, and gave {_described(scores)}")
-    if isinstance(scores, (Tensor, np.ndarray)):
-        if scores.ndim != 1:
-            raise RewardError(f"{expected}, and gave one of shape {tuple(scores.shape)}; expected ({count},)")
-        scores = scores.tolist()
-    if len(scores) != count:
-        raise RewardError(f"{where} gave {len(scores)} scores for {count} responses; give one for each, in their order")
-    values = []
-    for number, score in enumerate(scores):
-        score = score.item() if isinstance(score, (Tensor, np.generic)) and score.ndim == 0 else score
-        if not isinstance(score, numbers.Real):
-            raise RewardError(f"{expected}, and gave {_described(score)} for response {number}")
-        try:
-            values.append(float(score))
-        except OverflowError:  # a whole number of hundreds of digits
-            values.append(math.inf)
-        if not math.isfinite(values[-1]):
-            raise RewardError(f"{where} gave {values[-1]} for response {number}; give a finite number")
-    return values
-
-
-def _described(value: Any) -> str:
-    return "None" if value is None else f"{value!r:.80} (type {type(value).__name__})"

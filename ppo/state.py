@@ -12,6 +12,7 @@ from alignment.errors import UserError
 from alignment.files import keep_files
 from alignment.runs.checkpoint import load_state, save_state
 from alignment.seeds import random_state, set_random_state
+from alignment.training.finite_steps import check_weights
 from alignment.training.optimizers import Settings
 from ppo.ema import EMA
 from ppo.evaluation import Evaluation
@@ -54,6 +55,7 @@ class RunState:
     def save(self, folder: Path) -> None:
         """This process's part of a checkpoint, between two iterations: what a rollout draws is seeded by its iteration,
         so one that was interrupted is done again to the last bit."""
+        check_weights(self.engine.module)
         self.engine.save(folder)
         save_state(folder / f"process-{self.accelerator.process_index}.pt", random_state())
         if self.ema is not None and self._sharded:

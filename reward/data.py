@@ -9,6 +9,7 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import datasets
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from alignment.config.sections import DataConfig, DataPart
@@ -257,10 +258,11 @@ def as_dataset(questions: Sequence[Question], start: int = 0) -> datasets.Datase
 
 
 class Batches:
-    """Looks up the questions of `as_dataset`'s rows and collates them."""
+    """Looks up the questions of `as_dataset`'s rows and collates them; `questions`, (Q,) long, are their indices."""
 
     def __init__(self, questions: Sequence[Question], collate: QuestionCollator) -> None:
         self._questions, self._collate = questions, collate
 
     def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, Any]:
-        return self._collate([self._questions[row["question"]] for row in rows])
+        indices = [row["question"] for row in rows]
+        return self._collate([self._questions[index] for index in indices]) | {"questions": torch.tensor(indices)}

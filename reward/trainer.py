@@ -23,6 +23,7 @@ from alignment.errors import ConfigError
 from alignment.models import trainable
 from alignment.models.forward import switch_off_dropout
 from alignment.models.selfcheck import agreed
+from alignment.training.finite_steps import with_nan_gradient
 from alignment.training.resumable import Resumable
 from alignment.training.throughput import TokenCount
 from reward.batches import QuestionCollator, check_layout, score_batch
@@ -69,7 +70,7 @@ class QuestionTrainer(Resumable, RewardTrainer):
         probe: Sequence[Question] = (),
         **options: Any,
     ) -> None:
-        questions = [*train, *held_out]
+        questions = self._questions = [*train, *held_out]
         self._filler = len(questions)
         if held_out:
             # A question without pairs, which fills up the ranks' last batches in evaluation.
@@ -135,7 +136,15 @@ class QuestionTrainer(Resumable, RewardTrainer):
         loss = (
             loss * self.accelerator.num_processes
         )  # the engine averages gradients over ranks; here they must be summed
-        return loss + trainable.regularisation(self.model) / self.current_gradient_accumulation_steps
+        return with_nan_gradient(loss + trainable.regularisation(self.model) / self.current_gradient_accumulation_steps)
+
+    def rows_of(self, batch: dict[str, Any]) -> list[Any]:
+        """The numbers of a batch's questions, from 0 on, and the places of their pairs in the data."""
+        asked = [(index, self._questions[index]) for index in batch["questions"].tolist()]
+        return [
+            {"question": index, "places": [pair.comparison.place for pair in question.pairs]}
+            for index, question in asked
+        ]
 
     def _score(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         with self.accelerator.autocast():  # autocast wraps `forward`, which a packed row bypasses

@@ -21,6 +21,7 @@ from alignment.distributed.engine import run_as_forward
 from alignment.distributed.processes import all_reduce_sum
 from alignment.models.adapters import without_adapter
 from alignment.models.forward import body_and_head, options_of
+from alignment.training.finite_steps import with_nan_gradient
 from alignment.training.resumable import Resumable
 from alignment.training.throughput import TokenCount
 from sft.data import IGNORED
@@ -71,9 +72,11 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         else:
             loss = self._mean_loss(model, inputs, num_items_in_batch)
-        if self.penalty is None or return_outputs or not self.model.training:
+        if return_outputs or not self.model.training:
             return loss
-        return loss + self.penalty(self.model) / self.current_gradient_accumulation_steps
+        if self.penalty is not None:
+            loss = loss + self.penalty(self.model) / self.current_gradient_accumulation_steps
+        return with_nan_gradient(loss)
 
     def _mean_loss(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
         smoothing, dft = self.args.label_smoothing_factor, self.args.loss_type == "dft"
@@ -122,6 +125,11 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         body, head = self.layers
         split: Tensor = run_as_forward(model, self.model, lambda: head(body(**rest).last_hidden_state))
         return split
+
+    def rows_of(self, batch: dict[str, Any]) -> list[Any]:
+        """The numbers of a batch's training rows, from 0 on, found by their tokens."""
+        wanted = {tuple(row) for row in rows_in(batch)}
+        return [index for index, ids in enumerate(self.train_dataset["input_ids"]) if tuple(ids) in wanted]
 
     @property
     def _options(self) -> dict[str, bool]:
@@ -203,6 +211,15 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         """Loss and accuracy per token, over all ranks."""
         loss, correct, tokens = all_reduce_sum(torch.stack(sums).to(self.args.device)).tolist()
         return loss / max(tokens, 1), correct / max(tokens, 1)
+
+
+def rows_in(batch: dict[str, Any]) -> list[list[int]]:
+    """The token ids of each row of a packed or padded batch."""
+    if "position_ids" in batch:
+        starts = (batch["position_ids"].flatten() == 0).nonzero().flatten()[1:]
+        return [row.tolist() for row in batch["input_ids"].flatten().tensor_split(starts.cpu())]
+    rows = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
+    return [ids[mask].tolist() for ids, mask in rows]
 
 
 def sorted_and_even(rows: datasets.Dataset, multiple: int) -> datasets.Dataset:

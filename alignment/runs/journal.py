@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, TextIO
 
 from alignment.errors import Preempted, UserError
+from alignment.redaction import without_secrets
 from alignment.runs import metrics as declared
 
 FILES = ("metrics", "samples", "events")
@@ -180,8 +181,9 @@ class Journal:
         self.event("cleared", step=step, name=name)
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Record something that happened once."""
-        self._write("events", {"time": round(time.time(), 3), "event": kind, **fields})
+        """Record something that happened once; a text may be an error's, which may quote a secret."""
+        shown = {name: without_secrets(value) if isinstance(value, str) else value for name, value in fields.items()}
+        self._write("events", {"time": round(time.time(), 3), "event": kind, **shown})
 
     @property
     def wandb_url(self) -> str | None:

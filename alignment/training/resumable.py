@@ -32,6 +32,7 @@ from alignment.runs.signals import Control, Wanted, exit_if_preempted
 from alignment.runs.world_size import redistributed
 from alignment.seeds import random_state, set_random_state, stream_seed
 from alignment.training.best_model import BestModel
+from alignment.training.finite_steps import FiniteSteps
 from alignment.training.optimizers import Settings
 
 WEIGHTS = "weights.safetensors"
@@ -40,7 +41,7 @@ STATE = "trainer_state.json"
 BEST = "best"
 
 
-class Resumable:
+class Resumable(FiniteSteps):
     """Mixin for a transformers Trainer that overrides how it saves and loads checkpoints."""
 
     checkpoints: Checkpoints | None = None
@@ -66,7 +67,7 @@ class Resumable:
             best: keeps the best model, which goes into the checkpoints.
         """
         self.checkpoints, self.resumed, self.best = checkpoints, start, best
-        self.outside = Control(checkpoints.run_dir, journal)
+        self.outside, self.guarded = Control(checkpoints.run_dir, journal), journal
         self.add_callback(_Saving(self, every, journal))
 
     def train_on(self: Any) -> Any:
@@ -78,6 +79,7 @@ class Resumable:
         heartbeat.enter("the beginning of training")
         with self._readable() as folder:
             outcome = self.train(resume_from_checkpoint=folder)
+        self.check_end()
         heartbeat.enter("the end of training", patient=True)
         return outcome
 
@@ -129,10 +131,8 @@ class Resumable:
         heartbeat.enter(f"the checkpoint of step {step}")
         self.outside.save(self.wanted, step, lambda: self.checkpoints.save(step, self._write_checkpoint, size))
 
-    first_step = 0
-    """Steps of the run's earlier trainings, such as other members, which count in a checkpoint's number."""
-
     def _write_checkpoint(self: Any, folder: Path) -> None:
+        self.check_savable()
         rank_state = {"random": random_state(), "epoch_random": self._epoch_random, "running": self.running_state()}
         if self.best is not None:
             rank_state["best"] = self.best.state_dict()

@@ -98,7 +98,7 @@ def run_stage(
             stack.enter_context(ticking(f"{stage} {config.name}", attempt.is_main))
             _execute(attempt, config, train, plan, study)
             code, reason = 0, "done"
-        except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - reported, also in exit.json
+        except BaseException as error:  # noqa: BLE001 - reported, also in exit.json
             code, reason = _report_error(attempt, error)
         _finish(attempt, code, reason)
     return code
@@ -144,8 +144,8 @@ def _report_error(attempt: _Attempt, error: BaseException) -> tuple[int, str]:
     if isinstance(error, UserError):
         # All ranks find the same mistake and one line is enough; but a file may be missing on one node only.
         if attempt.is_main or os.environ.get("LOCAL_RANK") == "0":
-            say(f"error: {one_line(str(error))}")
-        return 2, str(error)
+            say(f"error: {without_secrets(one_line(str(error)))}")
+        return error.exit_code, str(error)
     if isinstance(error, Preempted):
         reason = f"preempted: {error}"
         if attempt.is_main:
@@ -155,12 +155,17 @@ def _report_error(attempt: _Attempt, error: BaseException) -> tuple[int, str]:
         print("interrupted", file=sys.stderr)
         return 1, "interrupted"
     if isinstance(error, SystemExit):  # a library may exit with code 0, and the run would count as done
-        traceback.print_exception(error)
+        _print_traceback(error)
         return 1, f"something in the run called sys.exit({error.code})"
     if isinstance(error, Exception) and (line := heartbeat.explain(error)):
         return 1, line.removeprefix("error: ")  # no traceback, since the fault is in another process
-    traceback.print_exception(error)
+    _print_traceback(error)
     return 1, without_secrets(f"{type(error).__name__}: {error}")
+
+
+def _print_traceback(error: BaseException) -> None:
+    """To stderr, without secrets that the errors quote."""
+    sys.stderr.write(without_secrets("".join(traceback.format_exception(error))))
 
 
 def _finish(attempt: _Attempt, code: int, reason: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import launching
 import pytest
 from resuming import SECTIONS, TRAINING, check_same, configure, run_whole
+from safetensors.torch import load_file
 
 from alignment.models.methods import METHODS
 from alignment.registry import Registry
@@ -129,3 +130,30 @@ def test_a_changed_rate_is_what_a_resumed_run_goes_by_under_zero(house, forks_of
     launch_file = launching.ROOT / "configs" / "accelerate" / f"zero{zero_stage}.yaml"
     calls = kills_of(name, 1)[0] * 2
     changed_and_resumed(house, name, killing(house, forks_of(launch_file)), calls, f"{name}-changed{zero_stage}")
+
+
+def last_events(house: Path, run: str, kind: str) -> list[dict[str, Any]]:
+    lines = (house / "runs" / run / "events.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["event"] == kind]
+
+
+@pytest.mark.parametrize("name", ["sft-padded", "reward"])
+def test_a_run_that_diverges_stops_and_keeps_its_healthy_checkpoints(house, forks, name):
+    """Before, it trained to the end on NaN, and each of its checkpoints replaced a healthy one."""
+    run, stage = f"{name}-wild", name.partition("-")[0]
+    training = {**TRAINING, "eval_strategy": "no", "load_best_model_at_end": False, "save_steps": 1, "packing": False}
+    config = configure(house, run, stage, {"model": {"name": "base"}, "training": training})
+    assert forks(house, stage, [config], {"5": "SIGTERM"}) == 75
+    configure(house, run, stage, {"model": {"name": "base"}, "training": {**training, "learning_rate": 1e30}})
+    assert forks(house, stage, [config, "--resume", "auto", "--allow-changes"]) == 2
+    reason = json.loads((house / "runs" / run / "exit.json").read_text())["reason"]
+    assert reason.startswith("training diverged: the loss or gradient of steps 7 to 9 was not finite")
+    assert [row["step"] for row in last_events(house, run, "step_skipped")] == [7, 8, 9]
+    report = json.loads((house / "runs" / run / "bad_batch.json").read_text())
+    assert len(report["processes"][0]["rows"]) == 2
+    checkpoints = sorted(path.name for path in (house / "runs" / run / "checkpoints").glob("step-*"))
+    assert checkpoints == ["step-000005", "step-000006"]
+    for checkpoint in checkpoints:
+        weights = load_file(house / "runs" / run / "checkpoints" / checkpoint / "weights.safetensors")
+        assert all(weight.isfinite().all() for weight in weights.values())
+    assert not Registry(house / "registry").numbers(run)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -347,6 +348,34 @@ def test_what_is_not_finite_on_one_process_stops_both_and_reaches_no_weight(tmp_
     assert report["world_size"] == 2
     assert report["refused"] == ["training diverged at iteration 1"] * 2
     assert report["unchanged"] == [True, True]
+
+
+@pytest.mark.parametrize("backend", ["multi", "zero2", pytest.param("zero3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_a_step_that_is_not_finite_on_one_process_is_skipped_on_both(resumed_house, forks_of, tmp_path, stage, backend):
+    """Two such steps are skipped; three in a row end the run."""
+    from resuming import configure
+
+    call, ends = forks_of(launch_file(tmp_path, backend)), {"1:2,3": 0, "1:3,4,5": 2}
+    for spoil, expected in ends.items():
+        run = f"{stage}-{backend}-spoiled{expected}"
+        training = {"max_steps": 6, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "warmup_steps": 0}
+        config = configure(resumed_house, run, stage, {"model": {"name": "base"}, "training": training})
+        rows = tmp_path / run
+        rows.mkdir()
+        code = call(resumed_house, stage, [config], RECORDER="spoil_steps", SPOIL=spoil, ROWS=str(rows))
+        assert code == expected, (resumed_house / "log.txt").read_text()[-4000:]
+        for rank in range(2):
+            before = json.loads((rows / f"shards-{rank}.json").read_text())
+            kept = [step for step in range(1, len(before)) if before[step - 1] == before[step]]
+            assert kept == {0: [2, 3], 2: [3, 4]}[expected]
+        lines = (resumed_house / "runs" / run / "events.jsonl").read_text().splitlines()
+        skipped = [row["step"] for row in map(json.loads, lines) if row["event"] == "step_skipped"]
+        assert skipped == {0: [2, 3], 2: [3, 4, 5]}[expected]
+    report = json.loads((resumed_house / "runs" / run / "bad_batch.json").read_text())
+    assert [len(process["rows"]) for process in report["processes"]] == [2, 2]
+    losses = [float(process["losses"][0]) for process in report["processes"]]
+    assert [math.isfinite(loss) for loss in losses] == [True, False]
 
 
 @pytest.mark.slow

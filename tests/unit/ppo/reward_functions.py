@@ -96,3 +96,23 @@ def unlike(texts):
 
 
 number = 3
+
+
+def beyond_float32(prompts, responses):
+    return [1e39] * len(responses)
+
+
+def beyond_its_square(prompts, responses):
+    return [1e38, -1e38]
+
+
+def tells_a_secret(prompts, responses):
+    raise RuntimeError("the service said: 401, key sk-abcdefghijklmnopqrst is unknown")
+
+
+class Panic(BaseException):
+    """As the tokenizers library raises it."""
+
+
+def panics(prompts, responses):
+    raise Panic("called `Option::unwrap()`")

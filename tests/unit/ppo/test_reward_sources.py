@@ -61,12 +61,23 @@ def test_a_function_gets_prompts_responses_and_the_columns_that_it_takes():
         ("texts_of_numbers", r"gave '1' \(type str\) for response 0"),
         ("too_large", "gave inf for response 0"),
         ("leaves", r"leaves raised SystemExit: 0 \(.*reward_functions\.py:\d+\)"),
+        ("beyond_float32", r"beyond_float32 gave 1e\+39 for response 0; give a finite number of at most 1e\+15"),
+        ("beyond_its_square", r"beyond_its_square gave 1e\+38 for response 0"),
+        ("panics", r"panics raised Panic: called `Option::unwrap\(\)` \(.*reward_functions\.py:\d+\)"),
+        ("tells_a_secret", r"tells_a_secret raised RuntimeError: the service said: 401, key \(redacted\) is unknown"),
         ("broken", r"broken raised ZeroDivisionError: division by zero \(.*reward_functions\.py:\d+\)"),
     ],
 )
 def test_what_a_function_must_not_do(name, message):
     with pytest.raises(RewardError, match=message):
         function(name).score(PROMPTS, RESPONSES)
+
+
+@pytest.mark.parametrize(("name", "code"), [("leaves", 1), ("panics", 1), ("broken", 2)])
+def test_a_function_that_leaves_is_no_finished_run(name, code):
+    with pytest.raises(RewardError) as error:
+        function(name).score(PROMPTS, RESPONSES)
+    assert error.value.exit_code == code
 
 
 @pytest.mark.parametrize("name", ["in_a_tuple", "in_a_tensor", "in_an_array", "of_any_kind"])
@@ -222,9 +233,7 @@ def test_trouble_that_passes_is_waited_for_longer_and_longer(trouble):
 
 def test_trouble_that_stays_ends_in_one_line_without_the_key():
     with service(*[(503, "")] * 3) as (url, _):
-        secret = url.replace("http://", "http://me:hunter2@") + "?key=hunter2"
-        reward, waits = ask(secret, max_retries=2)
-        reward.url = url  # urllib asks no host with a password in its name
+        reward, waits = ask(f"{url}?key=hunter2", max_retries=2)
         with pytest.raises(RewardError, match=r"/score: HTTP 503 .* \(3 tries") as error:
             reward.score(PROMPTS, RESPONSES)
     assert waits == [1.0, 2.0]
@@ -242,8 +251,8 @@ def test_a_late_answer_is_none():
     ("answer", "message"),
     [
         ((404, ""), "HTTP 404"),
-        ((200, "<html>"), "did not answer"),
-        ((200, "[1, 2]"), "did not answer"),
+        ((200, "<html>"), "must answer .* and answered '<html>'"),
+        ((200, "[1, 2]"), "must answer"),
         ((200, '{"scores": [1]}'), "gave 1 scores for 2 responses"),
         ((200, '{"scores": [1, null]}'), "must give a list of numbers"),
         ((200, '{"scores": [1, NaN]}'), "gave nan for response 1"),

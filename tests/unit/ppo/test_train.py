@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 
 import pytest
 import torch
 from helpers.digits import build_models, prompts_of, role_of, scalar
 
-from alignment.errors import ModelError
+from alignment.errors import CheckpointError, ModelError
 from alignment.runs.journal import Journal
 from ppo import stats as ppo_stats
 from ppo.evaluation import Evaluation
@@ -169,6 +170,16 @@ def run(make_loop, models, config, tmp_path, held_out=("12", "3")):
     loop.journal.log = lambda step, metrics: said.append((step, dict(metrics)))
     loop.run()
     return loop, [(step, row) for step, row in said if "eval/score" in row]
+
+
+def test_weights_that_are_not_finite_are_in_no_checkpoint(stage_config, make_loop, tmp_path):
+    loop = make_loop(build_models(ref_seed=1), stage_config())
+    _, parameter = loop.models.trained.trained_parameters("policy")[0]
+    with torch.no_grad():
+        parameter.view(-1)[0] = math.inf
+    with pytest.raises(CheckpointError, match=r"the weights of .* are not finite, so this checkpoint is not kept"):
+        loop.state.save(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_held_out_prompts_are_answered_before_between_and_after(make_loop, stage_config, tmp_path):

@@ -180,6 +180,16 @@ def test_each_metric_is_declared_once_with_a_meaning(stage):
         assert all(metric.meaning and "/" in metric.name for metric in metrics)
 
 
+def test_events_show_no_secret_that_an_error_quotes(tmp_path):
+    with Journal(tmp_path) as journal:
+        journal.finding(3, "stopped", "error", "f raised RuntimeError: 401, key sk-abcdefghijklmnopqrst")
+        journal.event("checkpoint_failed", step=3, reason="https://me:correct-horse@host/ cannot be written")
+    text = (tmp_path / "events.jsonl").read_text()
+    assert "401, key (redacted)" in text
+    assert "sk-abc" not in text
+    assert "correct-horse" not in text
+
+
 def test_a_histogram_counts_what_is_finite_and_tells_of_the_rest(tmp_path):
     values = [*range(100), math.nan, math.inf]
     with Journal(tmp_path) as journal:

@@ -70,6 +70,28 @@ def test_our_own_mistake_is_a_traceback_and_code_1(command, capsys):
     assert exit_record(command)["reason"] == "RuntimeError: boom"
 
 
+class Left(DataError):
+    exit_code = 1
+
+
+def test_a_line_may_come_with_another_exit_code(command, capsys):
+    assert command(train=fail(Left("f raised SystemExit"))) == 1
+    assert capsys.readouterr().err == "error: f raised SystemExit\n"
+    assert exit_record(command)["code"] == 1
+
+
+class Panic(BaseException):
+    """As the tokenizers library raises it."""
+
+
+@pytest.mark.parametrize("kind", [DataError, RuntimeError, Panic])
+def test_no_error_shows_a_secret_that_it_quotes(command, capsys, kind):
+    assert command(train=fail(kind("401 for sk-abcdefghijklmnopqrst"))) == (2 if kind is DataError else 1)
+    error = capsys.readouterr().err
+    assert "401 for (redacted)" in error
+    assert "sk-abc" not in error + (command.folder / "exit.json").read_text()
+
+
 def test_what_leaves_a_run_by_sys_exit_has_not_finished_it(command, capsys):
     assert command(train=fail(SystemExit(0))) == 1
     assert "SystemExit" in capsys.readouterr().err
