@@ -133,6 +133,10 @@ def _execute(
     with signals.listen(), linear_layers():
         if is_main:
             attempt.held.enter_context(lease.hold(config.run_dir))
+            if args.resume != "no" and resume.finished(config.run_dir):
+                raise UserError(
+                    f"{config.run_dir}: another process has finished this run meanwhile; there is nothing to do"
+                )
             resume.open_run_dir(config, args.overwrite, args.resume, args.allow_changes)
         attempt.run_dir = config.run_dir
         attempt.result = dict(train(config))
