@@ -162,6 +162,25 @@ def name_file(part: Path, path: Path) -> None:
         os.replace(part, path)
 
 
+def read_file(path: Path) -> bytes:
+    """Read a regular file; opening a FIFO in its place would wait for ever, and a device has no end.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read()
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file in one step: a reader, or a kill, finds the old text or the new one."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries to disk; otherwise a power cut can undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

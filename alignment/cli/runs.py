@@ -1,6 +1,7 @@
 """`alignment runs`: what is running, what came of it, and what a reviewer says of it."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from alignment.reports.judges import judge_of
 from alignment.reports.review import read_reviews, review
 from alignment.reports.verdicts import headline, not_measured, short_summary, worst
 from alignment.reports.watch import OUTCOME_STYLES, PIPE_WIDTH, STATE_STYLES, watch
+from alignment.runs import lease
 from alignment.runs import metrics as declared
 from alignment.runs.checkpoint import committed
 from alignment.runs.record import RunRecord, find_runs
@@ -196,7 +198,9 @@ def replay_run(
     """Write a run's journal to one clean W&B run.  Example: alignment runs replay demo-sft"""
     from alignment.tracking.replay import replay  # W&B is needed here alone
 
-    found = replay(overview.find_run(run, folder), "online" if online else "offline", registry)
+    run_dir = overview.find_run(run, folder)
+    with lease.hold(run_dir, "replay it once that has ended"):
+        found = replay(run_dir, "online" if online else "offline", registry)
     if as_json:
         print_json(asdict(found))
         return
@@ -225,7 +229,9 @@ def report_runs(
     paths = [overview.find_run(name, folder) for name in names]
     if out is None and len(paths) > 1:
         out = Path("report.html")
-    with ticking("alignment runs report"):
+    other = lease.owned_folder(out) if out else None
+    held = lease.hold(other, "write the report elsewhere (--out FILE)") if other else nullcontext()
+    with ticking("alignment runs report"), held:
         path, outcome = write_report(paths, out, registry, panels)
     said = [short_summary(overview.verdicts_now(RunRecord.read(each))) for each in paths]
     if as_json:

@@ -32,7 +32,17 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from safetensors import SafetensorError
 
 from alignment.errors import CheckpointError
-from alignment.files import FileRecord, disk_errors, file_problem, list_files, sync_folder, sync_tree, write_file
+from alignment.files import (
+    FileRecord,
+    disk_errors,
+    file_problem,
+    list_files,
+    read_file,
+    sync_folder,
+    sync_tree,
+    write_file,
+)
+from alignment.runs import aside
 from alignment.terminal import one_line
 
 MANIFEST = "manifest.json"
@@ -111,7 +121,7 @@ def open_checkpoint(path: Path, run_id: str, full: bool = True) -> Checkpoint:
         CheckpointError: it is damaged, another run's, or another user's; the message names the file and both values.
     """
     try:
-        manifest = CheckpointManifest.model_validate_json((path / MANIFEST).read_bytes())
+        manifest = CheckpointManifest.model_validate_json(read_file(path / MANIFEST))
         owner = os.lstat(path).st_uid
         present = set(list_files(path))
     except OSError as error:
@@ -261,7 +271,7 @@ class Checkpoints:
         """Size in bytes of the newest checkpoint; 0 if there is none, or it is damaged."""
         for path in committed(self.run_dir)[:1]:
             with suppress(OSError, ValidationError):
-                manifest = CheckpointManifest.model_validate_json((path / MANIFEST).read_bytes())
+                manifest = CheckpointManifest.model_validate_json(read_file(path / MANIFEST))
                 return sum(record.size for record in manifest.files.values())
         return 0
 
@@ -298,7 +308,11 @@ class Checkpoints:
         return path
 
     def _prune(self, saved: Path) -> None:
-        """Remove old checkpoints once `keep` newer ones are verified; `saved` was read back when it was written."""
+        """Remove an earlier run, and old checkpoints once `keep` newer ones are verified.
+
+        `saved` was read back when it was written.
+        """
+        aside.collect(self.run_dir)
         num_intact, paths = 0, committed(self.run_dir)
         for path in paths if len(paths) > self.keep else ():  # verifying is slow, so only if something can go
             if num_intact >= self.keep:

@@ -68,8 +68,8 @@ class Journal:
         sink: mirror of the metrics, or None.
         stage: the stage whose metrics `metrics.py` declares; None for a journal outside of a stage.
         enabled: False on every process but the main one; all calls then do nothing.
-        resume: size in bytes of each file at the checkpoint. Later lines are from steps that will be repeated, and are
-            truncated. Nothing is written before `mark_resumed`, since it is in the files already.
+        resume: size in bytes of each file at the checkpoint. Later lines are from steps that will be repeated;
+            `mark_resumed` truncates them. Nothing is written before it, since it is in the files already.
         summary: maps the exit code to extra fields of the sink's summary.
     """
 
@@ -87,23 +87,29 @@ class Journal:
         self._sink, self._summary = sink, summary
         self._strict = stage is not None and os.environ.get(declared.STRICT) == "1"
         self._files: dict[str, TextIO] = {}
-        self._silent = resume is not None
+        self._resume, self._silent = resume, resume is not None
         if enabled:
             run_dir.mkdir(parents=True, exist_ok=True)
             for name in FILES:
                 path = run_dir / f"{name}.jsonl"
-                file = self._files[name] = path.open("a", encoding="utf-8")
-                if resume is not None:
-                    if path.stat().st_size < resume[name]:
-                        raise UserError(
-                            f"{path} has {path.stat().st_size} bytes and had {resume[name]} when the checkpoint was "
-                            "saved: it was changed since, and resuming would leave a gap in it; put it back, or "
-                            "start again with --overwrite"
-                        )
-                    file.truncate(resume[name])
+                if path.exists() and not path.is_file():  # opening a FIFO would wait for ever
+                    raise UserError(f"{path} is not a regular file; remove it, or start again with --overwrite")
+                self._files[name] = path.open("a", encoding="utf-8")
+                if resume is not None and path.stat().st_size < resume[name]:
+                    raise UserError(
+                        f"{path} has {path.stat().st_size} bytes and had {resume[name]} when the checkpoint was "
+                        "saved: it was changed since, and resuming would leave a gap in it; put it back, or "
+                        "start again with --overwrite"
+                    )
 
     def mark_resumed(self, **fields: Any) -> None:
-        """Record that the run has reached its checkpoint, and write everything from here on."""
+        """Record that the run has reached its checkpoint, and write everything from here on.
+
+        Later lines of the attempt before are truncated now, when nothing can refuse this one any more.
+        """
+        if self._resume is not None:
+            for name, file in self._files.items():
+                file.truncate(self._resume[name])
         self._silent = False
         self.event("resumed", **fields)
 

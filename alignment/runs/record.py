@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.errors import UserError
+from alignment.files import read_file
 from alignment.runs.journal import FILES
 from alignment.runs.run import Run, read_exit
 
@@ -157,7 +158,7 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: the folder has no config, or it cannot be read.
     """
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(read_file(path / "config.json"))
     except FileNotFoundError:
         raise UserError(f"{path} is no run folder: it has no config.json; see `alignment runs list`") from None
     except (OSError, ValueError) as error:
@@ -168,11 +169,18 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of a JSON lines file, in order; none if there is no file."""
+    """The complete lines of a JSON lines file, in order; none if there is no file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
-        yield from parse_rows(path.read_bytes())
+        data = read_file(path)
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    yield from parse_rows(data)
 
 
 def parse_rows(data: bytes) -> Iterator[dict[str, Any]]:

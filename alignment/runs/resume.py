@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,14 @@ from typing import Any
 
 from alignment.config.sections import RunConfig, TrainerConfig
 from alignment.errors import CheckpointError, UserError
-from alignment.runs import signals, world_size
-from alignment.runs.checkpoint import FOLDER, Checkpoint, newest, open_checkpoint, set_aside
+from alignment.files import read_file, replace_text
+from alignment.runs import aside, signals, world_size
+from alignment.runs.checkpoint import FOLDER, Checkpoint, committed, newest, open_checkpoint, set_aside
+from alignment.runs.journal import FILES
+from alignment.runs.lease import folder_errors
 from alignment.runs.run import EXIT_FILE, Run, read_exit, write_exit
-from alignment.terminal import one_line
+from alignment.runs.run import FILE as RUN_FILE
+from alignment.terminal import one_line, say
 
 FREE_KEYS = ("tracking", "registry.alias", "training.save_steps", "training.save_total_limit")
 """Keys that may change on resume: they do not affect the computation."""
@@ -77,10 +80,10 @@ def finished(run_dir: Path) -> dict[str, Any] | None:
 
 
 def open_run_dir(config: RunConfig, overwrite: bool, resume: str = "no", allow_changes: bool = False) -> None:
-    """Make the run folder, with the resolved config and run.json; only the main process calls this.
+    """Make the run folder, with the resolved config and run.json; only the main process calls this, with its lease.
 
     Args:
-        overwrite: remove an earlier run of this name. An earlier run that is neither resumed nor overwritten is an
+        overwrite: replace an earlier run of this name. An earlier run that is neither resumed nor overwritten is an
             error: two runs are never mixed.
         resume: `no`, `auto` for the newest intact checkpoint, or a checkpoint's folder.
         allow_changes: resume even if the config differs in more than FREE_KEYS.
@@ -89,54 +92,95 @@ def open_run_dir(config: RunConfig, overwrite: bool, resume: str = "no", allow_c
         UserError: there is an earlier run, or it cannot be resumed.
     """
     run_dir, run, start = config.run_dir, Run(), None
-    try:
-        if (run_dir / "config.json").exists():
-            if resume != "no" and not overwrite and (earlier := Run.read(run_dir)):
-                start = _find_checkpoint(run_dir, earlier, resume)
-                if start is not None:
-                    _check_same(config, start, allow_changes)
-                    run = earlier
-            elif not overwrite and not _never_trained(run_dir):
+    with folder_errors(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        aside.recover(run_dir)
+        if not _holds_run(run_dir):
+            aside.restore(run_dir)  # killed before the new run had begun
+        if _holds_run(run_dir):
+            refused = _never_trained(run_dir)
+            if resume != "no" and not overwrite:
+                run, start = _resumed(config, resume, allow_changes)
+            elif not overwrite and not refused:
                 raise UserError(
                     f"{run_dir} holds an earlier run; resume it (--resume auto), choose another name "
                     f"(name={config.name}-2), or pass --overwrite"
                 )
-            if start is None:
-                shutil.rmtree(run_dir)
+            if start is None and refused:
+                aside.clear(run_dir)
+            elif start is None:
+                where = aside.push(run_dir)
+                print(
+                    f"the earlier run is kept in {where} until this one has a checkpoint or has ended", file=sys.stderr
+                )
             signals.clear_stale_preempt(run_dir)
             (run_dir / EXIT_FILE).unlink(missing_ok=True)  # this attempt may be killed before it writes its own
         elif resume not in ("no", "auto"):
             raise UserError(f"--resume {resume}: there is no run in {run_dir}; leave --resume out for a new one")
-        run_dir.mkdir(parents=True, exist_ok=True)
         text = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False)
-        (run_dir / "config.json").write_text(text + "\n", encoding="utf-8")
-        run.started(start.path.name if start else None).write(run_dir)
-    except OSError as error:
+        try:
+            replace_text(run_dir / "config.json", text + "\n")
+            run.started(start.path.name if start else None).write(run_dir)
+        except OSError:
+            if start is None:
+                aside.restore(run_dir)
+            raise
+
+
+def settle(run_dir: Path, code: int) -> None:
+    """Remove the run that was set aside for this one, or put it back where this one has failed before it stood.
+
+    A run that was preempted, or killed, goes on: what was set aside for it stays.
+    """
+    if code == 0:
+        aside.collect(run_dir)
+    elif code != signals.PREEMPTED_CODE and not committed(run_dir) and aside.restore(run_dir):
+        if finished(run_dir) is None:  # a job script reads how this attempt ended
+            replace_text(run_dir / EXIT_FILE, (run_dir / aside.FAILED / EXIT_FILE).read_text(encoding="utf-8"))
+        say(f"the earlier run is back in {run_dir}; what this attempt wrote is in {run_dir / aside.FAILED}")
+
+
+def _holds_run(run_dir: Path) -> bool:
+    """Whether the folder has a part of a run: a file of it may be lost."""
+    journals = [run_dir / f"{name}.jsonl" for name in FILES]
+    return (
+        any((run_dir / name).exists() for name in ("config.json", RUN_FILE))
+        or any(path.exists() and path.stat().st_size for path in journals)
+        or bool(committed(run_dir))
+    )
+
+
+def _resumed(config: RunConfig, resume: str, allow_changes: bool) -> tuple[Run, Checkpoint | None]:
+    """The run to go on with, and the checkpoint to resume from; a new run and None if it has saved none."""
+    run_dir = config.run_dir
+    run = Run.read(run_dir)
+    if run is None and (resume != "auto" or committed(run_dir)):
         raise UserError(
-            f"{run_dir}: the run folder cannot be made ({error.strerror or error}); set tracking.runs to a "
-            "folder that can be written"
-        ) from error
+            f"{run_dir / RUN_FILE}, which identifies the run of the checkpoints, is missing; put it back, start again "
+            f"with --overwrite, or choose another name (name={config.name}-2)"
+        )
+    checkpoint = _find_checkpoint(run_dir, run, resume) if run else None
+    if run is None or checkpoint is None:
+        print(f"resume: {run_dir} has no checkpoint; the run starts from the beginning", file=sys.stderr)
+        return Run(), None
+    _check_same(config, checkpoint, allow_changes)
+    later = set_aside(run_dir, after=checkpoint)
+    more = f"; later ones are set aside as {', '.join(later)}" if later else ""
+    verified = f"{checkpoint.path.name}, verified"
+    print(f"resume: {run_dir} resumes from step {checkpoint.step} ({verified}){more}", file=sys.stderr)
+    return run, checkpoint
 
 
 def _find_checkpoint(run_dir: Path, run: Run, resume: str) -> Checkpoint | None:
-    """The checkpoint to resume from, which is printed; None if the run has saved none."""
+    """The checkpoint to resume from; None if the run has saved none."""
     if resume == "auto":
-        checkpoint = newest(run_dir, run.id, lambda text: print(f"warning: {one_line(text)}", file=sys.stderr))
-    else:
-        path = Path(resume)
-        if path.parent.resolve() != (run_dir / FOLDER).resolve():
-            raise UserError(
-                f"--resume {resume}: not one of this run's checkpoints; name a folder in {run_dir / FOLDER}, or auto"
-            )
-        checkpoint = open_checkpoint(run_dir / FOLDER / path.name, run.id)
-    if checkpoint is None:
-        print(f"resume: {run_dir} has no checkpoint; the run starts from the beginning", file=sys.stderr)
-        return None
-    aside = set_aside(run_dir, after=checkpoint)
-    more = f"; later ones are set aside as {', '.join(aside)}" if aside else ""
-    verified = f"{checkpoint.path.name}, verified"
-    print(f"resume: {run_dir} resumes from step {checkpoint.step} ({verified}){more}", file=sys.stderr)
-    return checkpoint
+        return newest(run_dir, run.id, lambda text: print(f"warning: {one_line(text)}", file=sys.stderr))
+    path = Path(resume)
+    if path.parent.resolve() != (run_dir / FOLDER).resolve():
+        raise UserError(
+            f"--resume {resume}: not one of this run's checkpoints; name a folder in {run_dir / FOLDER}, or auto"
+        )
+    return open_checkpoint(run_dir / FOLDER / path.name, run.id)
 
 
 def _launched_world_size() -> int:
@@ -144,8 +188,8 @@ def _launched_world_size() -> int:
 
 
 def _check_same(config: RunConfig, start: Checkpoint, allow_changes: bool) -> None:
-    path = config.run_dir / "config.json"
-    before: Any = json.loads(path.read_text(encoding="utf-8"))
+    if (before := _saved_config(config.run_dir, allow_changes)) is None:
+        return
     now = config.model_dump(mode="json")
     saved, processes = start.manifest.world_size, _launched_world_size()
     free: tuple[str, ...] = FREE_KEYS
@@ -163,6 +207,21 @@ def _check_same(config: RunConfig, start: Checkpoint, allow_changes: bool) -> No
             "this one; change it back, choose another name, or pass --allow-changes"
         )
     print(f"resume: with a changed config ({changes}); the result matches neither config", file=sys.stderr)
+
+
+def _saved_config(run_dir: Path, allow_changes: bool) -> dict[str, Any] | None:
+    """The config that the run began with; None if it is lost and may have changed."""
+    path, problem = run_dir / "config.json", "it holds no config"
+    try:
+        if isinstance(before := json.loads(read_file(path)), dict):
+            return before
+    except (OSError, ValueError, RecursionError) as error:
+        problem = error.strerror or str(error) if isinstance(error, OSError) else f"damaged: {error}"
+    problem = f"{path} cannot be read ({problem}), so this config cannot be compared with the one the run began with"
+    if not allow_changes:
+        raise UserError(f"{problem}; if it is the same pass --allow-changes, or start again with --overwrite")
+    print(f"resume: {one_line(problem)}", file=sys.stderr)
+    return None
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str] = ()) -> list[str]:
@@ -191,6 +250,8 @@ def value_at(values: Any, key: str) -> Any:
 
 def _never_trained(run_dir: Path) -> bool:
     """Whether the earlier run was refused before its first step, so that there is nothing to keep."""
+    if aside.stack(run_dir) or committed(run_dir):  # a run that it was to replace, or that logs no step
+        return False
     refused = (read_exit(run_dir) or {}).get("code") == 2
     metrics = run_dir / "metrics.jsonl"
     return refused and not (metrics.exists() and metrics.stat().st_size)

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from alignment.errors import UserError
-from alignment.files import host_name
+from alignment.files import host_name, read_file, replace_text
 from alignment.runs.checkpoint import committed
 from alignment.runs.journal import finite
 
@@ -28,13 +28,13 @@ def write_exit(run_dir: Path, code: int, reason: str, **more: Any) -> None:
     """Write RUN/exit.json: how this attempt ended, for a job script."""
     saved = committed(run_dir)
     record = {"code": code, "reason": reason, **more, "last_checkpoint": saved[0].name if saved else None}
-    (run_dir / EXIT_FILE).write_text(json.dumps(finite(record), indent=2) + "\n", encoding="utf-8")
+    replace_text(run_dir / EXIT_FILE, json.dumps(finite(record), indent=2) + "\n")
 
 
 def read_exit(run_dir: Path) -> dict[str, Any] | None:
     """RUN/exit.json; None while the run is in progress, or if it was killed."""
     try:
-        record = json.loads((run_dir / EXIT_FILE).read_text(encoding="utf-8"))
+        record = json.loads(read_file(run_dir / EXIT_FILE))
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None
@@ -72,7 +72,7 @@ class Run(BaseModel):
         """
         path = run_dir / FILE
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(read_file(path))
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
@@ -83,9 +83,7 @@ class Run(BaseModel):
 
     def write(self, run_dir: Path) -> Run:
         """Write the file atomically."""
-        part = run_dir / f".{FILE}.part"
-        part.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        part.replace(run_dir / FILE)
+        replace_text(run_dir / FILE, self.model_dump_json(indent=2) + "\n")
         return self
 
     def started(self, resumed_from: str | None) -> Run:

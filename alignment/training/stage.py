@@ -32,7 +32,7 @@ from alignment.distributed.launch_files import check_launch, refuse_deepspeed_la
 from alignment.distributed.ticker import ticking
 from alignment.errors import Preempted, UserError
 from alignment.redaction import without_secrets
-from alignment.runs import resume, signals
+from alignment.runs import lease, resume, signals
 from alignment.runs.checkpoint import FOLDER
 from alignment.runs.run import write_exit
 from alignment.terminal import one_line, say
@@ -52,6 +52,8 @@ class _Attempt:
     run_dir: Path | None = None
     """The run folder, once this attempt has opened it."""
     result: dict[str, Any] = field(default_factory=dict)
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    """What is released at the very end, such as the run folder."""
 
 
 def run_stage(
@@ -88,7 +90,7 @@ def run_stage(
     args = parser.parse_intermixed_args(arguments)
     quiet_libraries()
     attempt = _Attempt(stage, args)
-    with contextlib.ExitStack() as stack:
+    with attempt.held as stack:
         try:
             if args.local_rank is not None:
                 refuse_deepspeed_launcher(shlex.join(["-m", stage, args.config, *args.overrides]))
@@ -130,6 +132,11 @@ def _execute(
 
     with signals.listen(), linear_layers():
         if is_main:
+            attempt.held.enter_context(lease.hold(config.run_dir))
+            if args.resume != "no" and resume.finished(config.run_dir):
+                raise UserError(
+                    f"{config.run_dir}: another process has finished this run meanwhile; there is nothing to do"
+                )
             resume.open_run_dir(config, args.overwrite, args.resume, args.allow_changes)
         attempt.run_dir = config.run_dir
         attempt.result = dict(train(config))
@@ -185,6 +192,8 @@ def _finish(attempt: _Attempt, code: int, reason: str) -> None:
         from alignment.reports.report import write_final_report  # imported late: only the report needs Jinja
 
         write_final_report(run_dir)
+    if run_dir is not None:
+        resume.settle(run_dir, code)
 
 
 class _ShowKeys(argparse.Action):
@@ -221,7 +230,11 @@ def _parser(
         help="list the keys of the config with type, default and meaning, and exit; --keys ppo. lists one section",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, then exit")
-    parser.add_argument("--overwrite", action="store_true", help="remove the folder of an earlier run of this name")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an earlier run of this name, which is kept until this one has a checkpoint",
+    )
     parser.add_argument(
         "--resume",
         default="no",

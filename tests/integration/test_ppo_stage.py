@@ -103,7 +103,8 @@ def test_a_run_publishes_a_changed_policy_with_its_lineage_and_figures(house):
     asked = {step: [row["prompt"] for row in samples if row["step"] == step] for step in (0, 2, 3)}
     assert asked[0] == asked[2] == asked[3]  # the same prompts each time, and none of those that are trained on
     assert json.loads(Path("runs/first/exit.json").read_text())["code"] == 0
-    assert not [path for path in Path("runs/first").iterdir() if path.is_dir()]  # no folder left from publishing
+    left = [path.name for path in Path("runs/first").iterdir() if path.is_dir()]
+    assert left == ["lease"]  # no folder left from publishing
 
 
 def test_a_seed_repeats_a_run_bit_for_bit_and_another_seed_does_not(house):

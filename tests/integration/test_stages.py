@@ -137,7 +137,7 @@ def check_run(house, name, result):
     assert {path.name for path in run.iterdir()} <= {
         "config.json", "run.json", "exit.json", "metrics.jsonl", "samples.jsonl", "events.jsonl", "bad_rows.jsonl",
         "eval_pairs.jsonl", "data_report.json", "data_report.html", "evaluation.json", "evaluation.html", "report.html",
-        "wandb",
+        "wandb", "lease",
     }  # fmt: skip
     return metrics
 

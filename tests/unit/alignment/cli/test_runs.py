@@ -19,6 +19,7 @@ from alignment.registry import Registry, provenance
 from alignment.reports import overview
 from alignment.reports.review import review
 from alignment.runs.journal import Journal
+from alignment.runs.lease import hold
 from alignment.runs.record import RunRecord
 from alignment.runs.run import Attempt, Run
 
@@ -368,3 +369,22 @@ def test_a_damaged_review_is_no_approval(published: Registry, home: Path) -> Non
     assert "is damaged" in refused("models", "promote", "m@v1", "prod")
     path.write_text(json.dumps({**whole, "digest": "sha256:" + "0" * 64}))
     assert "is a review of sha256:000" in refused("models", "promote", "m@v1", "prod")
+
+
+# a run that belongs to another process
+
+
+def test_a_run_in_progress_is_neither_replayed_nor_written_into(home: Path) -> None:
+    make_run(home / "runs" / "going", rows=ROWS, exit_code=None)
+    make_run(home / "runs" / "done", rows=ROWS)
+    with hold(home / "runs" / "going"):
+        owner = f"runs/going belongs to process {os.getpid()} on {host_name()}, since 20"
+        assert (line := refused("runs", "replay", "going")).startswith(owner), line
+        assert line.endswith("replay it once that has ended")
+        into = home / "runs" / "going" / "metrics.jsonl"
+        line = refused("runs", "report", "done", "--out", str(into))
+        assert owner in line
+        assert line.endswith("write the report elsewhere (--out FILE)")
+        assert len(into.read_text().splitlines()) == len(ROWS)
+        said("runs", "report", "going")  # its own page may be written at any time
+    said("runs", "report", "done", "--out", str(home / "runs" / "going" / "other.html"))

@@ -151,6 +151,30 @@ def test_an_earlier_run_is_kept_unless_told(command, capsys):
     assert not (command.folder / "metrics.jsonl").exists()
 
 
+def test_an_overwriting_run_that_fails_leaves_the_earlier_one(command, capsys):
+    assert command(train=lambda config: (config.run_dir / "metrics.jsonl").write_text("{}\n") and {}) == 0
+    assert command("--overwrite", "data.trian=x") == 2
+    assert command("--overwrite", "data.train=x", train=fail(DataError("no file x"))) == 2
+    assert "the earlier run is back in" in capsys.readouterr().err
+    assert (command.folder / "metrics.jsonl").read_text() == "{}\n"
+    assert json.loads((command.folder / "config.json").read_text())["data"]["train"] == "d.jsonl"
+    assert exit_record(command)["code"] == 0
+    assert json.loads((command.folder / "failed" / "exit.json").read_text())["reason"] == "no file x"
+
+
+@pytest.mark.parametrize("options", [[], ["--resume", "auto"], ["--overwrite"]])
+def test_a_second_start_while_one_trains_is_refused_and_touches_nothing(command, capsys, options):
+    def train(config):
+        before = {path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()}
+        assert command(*options, train=fail(AssertionError("must not train"))) == 2
+        assert {path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()} == before
+        return {}
+
+    assert command(train=train) == 0
+    assert f"{command.folder} belongs to process {os.getpid()} on " in capsys.readouterr().err
+    assert command("--overwrite") == 0
+
+
 def test_a_run_refused_before_its_first_step_may_be_started_again(command):
     assert command(train=fail(DataError("no"))) == 2
     assert command() == 0
