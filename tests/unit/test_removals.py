@@ -14,6 +14,7 @@ FUNCTIONS = {
 }
 OWN_NAME = "a name with a process id or random part, which only this call knows"
 RUN = "in the run folder, which belongs to one run; only its main process does this"
+OWNER = "in the run folder, by the owner of its lease alone"
 MADE_HERE = "a folder that this call made a moment ago, for this purpose"
 REASONS = {
     "alignment/distributed/zero_checkpoint.py _convert: shutil.rmtree": "in the converted copy, not in the checkpoint",
@@ -41,9 +42,17 @@ REASONS = {
     "alignment/runs/checkpoint.py _discard: rename": RUN + ", once newer checkpoints are verified",
     "alignment/runs/checkpoint.py _discard: shutil.rmtree": OWN_NAME,
     "alignment/runs/checkpoint.py set_aside: rename": RUN + ", to a name of its own: it is kept",
-    "alignment/runs/resume.py open_run_dir: shutil.rmtree": RUN + "; the user passed --overwrite, or it never trained",
     "alignment/runs/resume.py open_run_dir: unlink": RUN + ": the exit.json of the attempt before",
-    "alignment/runs/run.py Run.write: replace": RUN,
+    "alignment/files.py replace_text: replace": RUN + ": a whole text over the one before",
+    "alignment/runs/aside.py _move: rename": OWNER + ": each entry moves within the folder",
+    "alignment/runs/aside.py push: rename": OWNER + ": to the next number, which is free",
+    "alignment/runs/aside.py restore: rename": OWNER + ": the earlier run comes back, what failed is kept",
+    "alignment/runs/aside.py restore: rmdir": OWNER + ": an empty folder of its own making",
+    "alignment/runs/aside.py recover: rmdir": OWNER + ": an empty folder of its own making",
+    "alignment/runs/aside.py clear: rename": OWNER + ", once the run that replaces it stands",
+    "alignment/runs/aside.py clear: shutil.rmtree": OWN_NAME,
+    "alignment/runs/lease.py _take: unlink": "its own draft, its own record that came too late, and records below its own",
+    "alignment/runs/lease.py Lease.release: replace": "its own record, over itself, marked as released",
     "alignment/runs/signals.py clear: unlink": RUN + ": a request that was handled",
     "alignment/tracking/mirror.py _write: os.replace": "a note of what was mirrored: either writer's note is right",
     "alignment/tracking/replay.py replay: shutil.rmtree": "RUN/replay, which holds what a replay makes, and no more",
