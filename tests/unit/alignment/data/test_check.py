@@ -366,7 +366,7 @@ def test_lines_are_kept_byte_for_byte(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "a.jsonl").write_bytes(first)
-    (folder / "b.jsonl.gz").write_bytes(gzip.compress(second))
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(second, mtime=0))
     marks = write_split(folder, plan_split(folder, 0.4, 0), tmp_path / "out")
     written = [(tmp_path / "out" / f"{side}.jsonl").read_bytes() for side in ("train", "test")]
     expected = [

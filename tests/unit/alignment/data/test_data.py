@@ -62,7 +62,7 @@ def write(path, rows=ROWS):
     else:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
         raw = path.read_bytes()
-    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    path.write_bytes(gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
     return path
 
 
@@ -153,7 +153,7 @@ def test_a_folder_is_its_data_files_in_order(tmp_path):
         ("d.csv", b"prompt,completion\na,b\na,\xff", "d.csv:3: not UTF-8 (byte 0xff)"),
         ("d.json", b'[{"prompt": "a"},\n{"prompt": "\xff"}]', "d.json:2: not UTF-8 (byte 0xff)"),
         ("d.jsonl.gz", b"not gzip", "d.jsonl.gz: cannot be read"),
-        ("d.jsonl.gz", gzip.compress(b'{"prompt": "a"}' * 99)[:-12], "d.jsonl.gz: cannot be read"),
+        ("d.jsonl.gz", gzip.compress(b'{"prompt": "a"}' * 99, mtime=0)[:-12], "d.jsonl.gz: cannot be read"),
         ("d.parquet", b"PAR1 not really", "d.parquet: not a Parquet file"),
         ("d.csv", b"prompt,completion\na," + b"x" * 200_000, "d.csv:2: not valid CSV: field larger"),
         ("d.jsonl", b'{"prompt": \n', "d.jsonl:1: not valid JSON: Expecting value at column"),

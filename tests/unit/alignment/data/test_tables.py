@@ -41,7 +41,7 @@ TABS = SEMICOLONS.replace(";", "\t")
         ("d.csv", ("sep=#\n" + SEMICOLONS.replace(";", "#")).encode(), ["read as separated by #"]),
         ("d.tsv", TABS.encode(), ["read as tab-separated"]),
         ("D.TSV", TABS.encode(), ["read as tab-separated"]),
-        ("d.csv.gz", gzip.compress(SEMICOLONS.encode("cp1252")), ["read as semicolon-separated, cp1252"]),
+        ("d.csv.gz", gzip.compress(SEMICOLONS.encode("cp1252"), mtime=0), ["read as semicolon-separated, cp1252"]),
         (
             "d.csv",
             SEMICOLONS.replace("prompt;completion", " prompt ;completion ").encode(),
