@@ -51,7 +51,7 @@ REASONS = {
     "alignment/runs/aside.py recover: rmdir": OWNER + ": an empty folder of its own making",
     "alignment/runs/aside.py clear: rename": OWNER + ", once the run that replaces it stands",
     "alignment/runs/aside.py clear: shutil.rmtree": OWN_NAME,
-    "alignment/runs/lease.py _take: unlink": "its own draft, its own record that came too late, and records below its own",
+    "alignment/runs/lease.py _take: unlink": "its draft, its record that came too late, records below its own",
     "alignment/runs/lease.py Lease.release: replace": "its own record, over itself, marked as released",
     "alignment/runs/signals.py clear: unlink": RUN + ": a request that was handled",
     "alignment/tracking/mirror.py _write: os.replace": "a note of what was mirrored: either writer's note is right",
