@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -73,9 +74,32 @@ def _winner(row: Mapping[str, Any]) -> Choice:
     return winner_of(row["choice"])
 
 
+_NUMBER = re.compile(r"([+\-\u2212]?\d+)(?:\.0*)?|[+\-\u2212]?\d*[.,]\d+")
+
+
+def choice_number(value: Any) -> str | None:
+    """The number that a choice is written as, as `-1` or `2`; None for a word."""
+    found = None if isinstance(value, bool) else _NUMBER.fullmatch(str(value).strip())
+    return None if found is None else found[1] or found[0]
+
+
+class UncertainChoice(BadRow):
+    """A number says who won, and which answer it means is not certain: no number of its file is, so reading stops."""
+
+
 def winner_of(value: Any) -> Choice:
-    """Who won, in words."""
+    """Who won, in words; of numbers 1 and 2 are read.
+
+    Raises:
+        UncertainChoice: another number; BadRow: another word.
+    """
     text = str(value).strip().lower().removesuffix(".0")
+    if choice_number(value) not in (None, "1", "2"):
+        raise UncertainChoice(
+            f"who won is {value!r}, and of numbers 1 (the first) and 2 alone are certain: 0 and 1, -1 and 1 and scales "
+            "have several readings; alignment rate import with --labels='0=a,1=b' (what each means) reads the file, or "
+            "write a, b and tie"
+        )
     if isinstance(value, bool) or text not in _WINNERS:
         raise BadRow(f"who won is {value!r}; expected a, b, 1, 2, model_a, model_b or tie")
     return _WINNERS[text]

@@ -32,6 +32,7 @@ class ImportOptions:
         scale: the lowest and the highest rating that the labelers could give.
         labeler: who gave the votes that have no name.
         file: where the row stands.
+        numbers: takes each number that was read as a choice without a label, and whether its meaning is certain.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class ImportOptions:
     scale: tuple[float, float] | None = None
     labeler: str | None = None
     file: Path = Path()
+    numbers: dict[str, bool] = field(default_factory=dict)
 
     def key(self, role: str, row: Row) -> str | None:
         """The key of the row that the user named for a role.

@@ -9,8 +9,10 @@ from typing import Any, Literal, NamedTuple
 
 from alignment.data.importers import PassedOver
 from alignment.data.row_files import BadRow
+from alignment.data.votes import choice_number
 from alignment.labeling.answers import BOTH_BAD
 from alignment.labeling.entries import Entry, short_digest
+from alignment.labeling.formats.choice_numbers import place_of
 from alignment.labeling.formats.fields import ShownAnswer, ShownTask, ending, plain
 from alignment.labeling.formats.reading import ImportOptions, Read
 from alignment.ratings import Completion
@@ -116,7 +118,7 @@ def said_of(value: Any, task: ShownTask, options: ImportOptions) -> Said:
     Raises:
         BadRow: it is none of them; PassedOver: the labeler skipped.
     """
-    value = meaning(value, options)
+    given, value = value, meaning(value, options)
     word = plain(value)
     if value in (None, "") or word in SKIPS:
         raise PassedOver("the labeler skipped it")
@@ -124,6 +126,8 @@ def said_of(value: Any, task: ShownTask, options: ImportOptions) -> Said:
         return "both bad"
     if word in TIES:
         return "tie"
+    if (number := choice_number(value)) is not None:
+        return place_of(number, task, options, meaning(given, ImportOptions()) != value)
     found = [place for place, answer in enumerate(task.answers) if word in _names(answer)]
     if len(found) != 1:
         found = [place for place in [_by_ending(ending(word), task.answers)] if place is not None]
@@ -142,9 +146,11 @@ def meaning(value: Any, options: ImportOptions) -> Any:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = value.strip() if isinstance(value, str) else str(value)
-    if text in options.labels:
-        return options.labels[text]
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", text) if isinstance(value, str) else value
+    whole = re.sub(r"^([+-]?\d+)\.0+$", r"\1", text)
+    for word in (text, whole):
+        if word in options.labels:
+            return options.labels[word]
+    return whole if isinstance(value, str) else value
 
 
 def _names(answer: ShownAnswer) -> set[str]:
@@ -157,17 +163,7 @@ def _by_ending(end: str, answers: Sequence[ShownAnswer]) -> int | None:
     if end in ends and end:
         return ends.index(end)
     words = ({"left": 0, "first": 0, "one": 0, "right": 1, "second": 1, "two": 1, "third": 2}).get(end)
-    place = (
-        words
-        if words is not None
-        else int(end) - 1
-        if end.isdigit()
-        else ord(end) - ord("a")
-        if len(end) == 1
-        else None
-    )
-    if end == "0" and len(answers) == 2 and set(ends) != {"0", "1"}:
-        raise BadRow("the choice 0 is a tie or the first answer; say which with --labels 0=tie or --labels 0=a,1=b")
+    place = words if words is not None else ord(end) - ord("a") if len(end) == 1 else None
     return place if place is not None and 0 <= place < len(answers) else None
 
 

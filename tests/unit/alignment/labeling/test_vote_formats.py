@@ -168,11 +168,60 @@ def test_choices_in_the_words_of_others(tmp_path, said, choice, strength):
 
 
 def test_a_zero_that_may_be_a_tie_or_the_first_is_asked_about(tmp_path):
-    with pytest.raises(UserError, match=r"the choice 0 is a tie or the first answer; say which with --labels 0=tie"):
+    with pytest.raises(UserError, match=r"votes.jsonl:1: the choices .* 0, .*--labels='0=tie' or --labels='0=a,1=b'"):
         Imported(tmp_path / "a", [vote(0, "ada")])
     assert Imported(tmp_path / "b", [vote(0, "ada")], labels={"0": "a", "1": "b"}).votes == [("ada", "first")]
     numbered = {"prompt": QUESTION, "answer_0": RIGHT, "answer_1": WRONG, "winner": 0}
     assert Imported(tmp_path / "c", [numbered]).winners() == [("unnamed", RIGHT)]
+
+
+@pytest.mark.parametrize(
+    ("said", "place", "numbers", "codings"),
+    [
+        ([-1, 1], 1, "-1, 1", ("-1=a,1=b", "-1=b,1=a")),
+        (["+1", "-1"], 1, "-1, +1", ("-1=a,+1=b", "-1=b,+1=a")),
+        ([1, 0, -1.0], 2, "-1, 0, 1", ("-1=a,0=tie,1=b", "-1=b,0=tie,1=a")),
+        ([*[1] * 200, 0], 201, "0, 1", ("0=a,1=b", "0=b,1=a")),
+        ([1, 2, 0], 3, "0, 1, 2", ("0=tie,1=a,2=b", "0=a,1=b,2=tie")),
+        ([*[2] * 200, 6], 201, "2, 6", ("2=a,6=b", "2=b,6=a")),
+        ([1, 4, "7"], 2, "1, 4, 7", ("1=a,4=tie,7=b", "1=b,4=tie,7=a")),
+        (["1.5", "1"], 1, "1, 1.5", None),
+    ],
+)
+def test_numbers_of_an_uncertain_coding_refuse_the_whole_file(tmp_path, said, place, numbers, codings):
+    rows = [vote(value, f"rater {number}") for number, value in enumerate(said)]
+    with pytest.raises(UserError) as error:
+        Imported(tmp_path / "refused", rows)
+    assert f"votes.jsonl:{place}: the choices are the numbers {numbers}, and which answer" in str(error.value)
+    with RatingsStore(tmp_path / "refused" / "ratings.db") as store:
+        assert store.ratings() == []
+    for number, coding in enumerate(codings or ()):
+        assert f"--labels='{coding}'" in str(error.value)
+        labels = import_options(labels=[coding]).labels
+        done = Imported(tmp_path / str(number), rows, labels=labels)
+        sides = {"a": "first", "b": "second", "tie": "tie"}
+        assert [choice for _, choice in done.votes] == [sides[labels[f"{value}".removesuffix(".0")]] for value in said]
+
+
+def test_labels_of_some_numbers_leave_the_others_uncertain(tmp_path):
+    rows = [vote(2, "ada"), vote(6, "bo")]
+    with pytest.raises(UserError, match=r"the choices are the numbers 2, and"):
+        Imported(tmp_path / "a", rows, labels={"6": "b"})
+    with pytest.raises(UserError, match=r"the choices are the numbers -1, 1, and"):
+        Imported(tmp_path / "b", [vote(-1, "ada"), vote(0, "bo"), vote(1, "cy")], labels={"0": "tie"})
+    ties = [vote(1, "ada"), vote(2, "bo"), vote(0, "cy")]
+    assert Imported(tmp_path / "c", ties, labels={"0": "tie"}).winners() == [
+        ("ada", RIGHT),
+        ("bo", WRONG),
+        ("cy", "tie"),
+    ]
+
+
+def test_a_number_that_is_an_answer_itself_is_this_answer(tmp_path):
+    sums = {"prompt": QUESTION, "answer_a": "42", "answer_b": "-7", "winner": "-7"}
+    assert Imported(tmp_path / "a", [sums]).winners() == [("unnamed", "-7")]
+    with pytest.raises(UserError, match=r"the choices are the numbers 2, and"):
+        Imported(tmp_path / "b", [sums | {"answer_a": "2", "winner": 2}])  # the text of the first, or the second
 
 
 def test_skips_and_empty_choices_are_counted(tmp_path):
