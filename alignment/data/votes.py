@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from alignment.data.chats import with_system
+from alignment.data.importers import PassedOver
 from alignment.data.messages import Turns, check_text, holds_turns, list_of, parsed, text_of, turns_in
-from alignment.data.preferences import Choice, labeler_of, number_of, split_sides
+from alignment.data.preferences import Choice, choice_number, labeler_of, number_of, split_sides
 from alignment.data.questions import prompt_of
 from alignment.data.row_files import BadRow
 from alignment.templates.rendering import Message
@@ -35,8 +36,23 @@ class VotedPair(NamedTuple):
     scores: tuple[float, float] | None = None
 
 
+_REFUSED = ("rejected", "expired", "returned", "abandoned", "skipped")
+ASSIGNMENTS = ("assignmentstatus", "assignmentid", "hitid", "approve", "reject", "approvaltime", "rejectiontime")
+"""Keys of MTurk and Toloka that say whether the requester accepted the work, without case and signs."""
+
+
+def check_accepted(row: Mapping[str, Any]) -> None:
+    """Raise PassedOver for an assignment of MTurk or Toloka that was refused, or never handed in."""
+    found = {re.sub(r"[\W_]+", "", str(key).lower()): str(row[key] or "").strip().lower() for key in row}
+    is_assignment = any(name in found for name in ("assignmentstatus", "assignmentid", "hitid"))
+    marks = [found.get(name, "") for name in ("reject", "rejectiontime")] if is_assignment else []
+    if found.get("assignmentstatus") in _REFUSED or any(mark not in ("", "nan", "0", "no", "false") for mark in marks):
+        raise PassedOver("the assignment was rejected or has expired, so its answer is no vote")
+
+
 def voted(row: Mapping[str, Any]) -> VotedPair:
     """Two answers and who won, as people and arenas write it."""
+    check_accepted(row)
     sides = [_side_of_vote(row, key) for key in ("first", "second")]
     prompt, first, second = split_sides(row, _prompt_of_vote(row, *sides), *sides)
     return VotedPair(prompt, first, second, _winner(row), None, labeler_of(row))
@@ -72,15 +88,6 @@ def _winner(row: Mapping[str, Any]) -> Choice:
             raise BadRow("one of 'winner_model_a', 'winner_model_b' and 'winner_tie' must be 1")
         return {"choice": "first", "winner_model_b": "second", "winner_tie": "tie"}[won[0]]  # type: ignore[return-value]
     return winner_of(row["choice"])
-
-
-_NUMBER = re.compile(r"([+\-\u2212]?\d+)(?:\.0*)?|[+\-\u2212]?\d*[.,]\d+")
-
-
-def choice_number(value: Any) -> str | None:
-    """The number that a choice is written as, as `-1` or `2`; None for a word."""
-    found = None if isinstance(value, bool) else _NUMBER.fullmatch(str(value).strip())
-    return None if found is None else found[1] or found[0]
 
 
 class UncertainChoice(BadRow):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from alignment.data.preferences import choice_number
 from alignment.data.row_files import BadRow
-from alignment.data.votes import choice_number
 from alignment.errors import UserError
 from alignment.labeling.formats.fields import ShownTask, ending
 from alignment.labeling.formats.reading import SIDES, ImportOptions

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from alignment.data.importers import PassedOver
+from alignment.data.preferences import choice_number
 from alignment.data.row_files import BadRow
-from alignment.data.votes import choice_number
 from alignment.labeling.answers import BOTH_BAD
 from alignment.labeling.entries import Entry, short_digest
 from alignment.labeling.formats.choice_numbers import place_of

@@ -7,10 +7,11 @@ import pytest
 from alignment.config.sections import DataConfig
 from alignment.data.check.inspector import Inspector
 from alignment.data.convert import convert
+from alignment.data.importers import PassedOver
 from alignment.data.parsing import to_examples, to_judgements
 from alignment.data.reading import read_records
 from alignment.data.records import Vote
-from alignment.data.row_files import DataError
+from alignment.data.row_files import BadRow, DataError
 
 
 def write(path, said, key="winner"):
@@ -43,3 +44,19 @@ def test_the_data_check_stops_too():
     row = {"prompt": "q", "response_a": "good", "response_b": "bad", "winner": 0}
     with pytest.raises(DataError, match=r"votes.jsonl:7: who won is 0"):
         Inspector(DataConfig(train="x"), stage="reward").add("votes.jsonl:7", row)
+
+
+def test_places_in_a_list_are_no_answers():
+    for chosen, rejected in ((0, 1), ("0", "1"), (1, 2)):
+        row = {"prompt": "q", "responses": json.dumps(["good", "bad"]), "chosen": chosen, "rejected": rejected}
+        with pytest.raises(BadRow, match=r"'chosen' is .* and 'rejected' is .*, places in 'responses'; write"):
+            to_judgements(row)
+    row = {"prompt": "6 times 7?", "chosen": "42", "rejected": "41"}
+    assert [(each.first, each.second) for each in to_judgements(row)] == [("42", "41")]
+
+
+def test_an_assignment_that_was_refused_is_passed_over():
+    row = {"prompt": "q", "response_a": "good", "response_b": "bad", "winner": "a"}
+    assert len(to_judgements(row | {"AssignmentStatus": "Approved", "Reject": None})) == 1
+    with pytest.raises(PassedOver, match="rejected"):
+        to_judgements(row | {"AssignmentStatus": "Rejected"})

@@ -224,6 +224,62 @@ def test_a_number_that_is_an_answer_itself_is_this_answer(tmp_path):
         Imported(tmp_path / "b", [sums | {"answer_a": "2", "winner": 2}])  # the text of the first, or the second
 
 
+def test_chosen_and_rejected_as_places_in_a_list(tmp_path):
+    row = {"prompt": QUESTION, "responses": [RIGHT, WRONG]}
+    done = Imported(tmp_path / "a", [row | {"chosen": 0, "rejected": 1}])
+    assert (done.winners(), sorted(done.texts()), done.result["not_used"]) == (
+        [("unnamed", RIGHT)],
+        sorted([RIGHT, WRONG]),
+        [],
+    )
+    lists = {"prompt": QUESTION, "candidates": json.dumps(["x", RIGHT, WRONG]), "chosen": "2", "rejected": "0"}
+    assert Imported(tmp_path / "b", [lists], name="votes.csv").winners() == [("unnamed", WRONG)]
+    models = [{"text": WRONG, "model": "m"}, {"text": RIGHT, "model": "n"}]
+    done = Imported(tmp_path / "c", [{"prompt": QUESTION, "completions": models, "chosen": 1, "rejected": 0}])
+    assert {each.text: each.model for each in done.items[0].completions} == {WRONG: "m", RIGHT: "n"}
+    for number, (chosen, rejected) in enumerate([(1, 2), (0, 2), (-1, 0), (0.5, 0), (0, WRONG)]):
+        with pytest.raises(UserError, match=r"'chosen' is .* beside 2 'responses', and it is not certain"):
+            Imported(tmp_path / f"d{number}", [row | {"chosen": chosen, "rejected": rejected}])
+    sums = {"prompt": QUESTION, "responses": ["42", "41"], "chosen": "42", "rejected": "41"}
+    assert Imported(tmp_path / "sums", [sums]).winners() == [("unnamed", "42")]
+    columns = {"prompt": QUESTION, "response_a": RIGHT, "response_b": WRONG, "chosen": 0, "rejected": 1}
+    with pytest.raises(UserError, match=r"'chosen' is 0 and 'rejected' is 1 beside the answers; write the answers"):
+        Imported(tmp_path / "e", [columns])
+    sums = {"prompt": QUESTION, "chosen": 42, "rejected": 7}
+    assert Imported(tmp_path / "f", [sums]).winners() == [("unnamed", "42")]
+
+
+def test_best_and_worst_as_places_are_refused_until_labels_say_the_base(tmp_path):
+    row = {"prompt": QUESTION, "candidates": ["x", RIGHT, WRONG], "best": 1, "worst": 2}
+    with pytest.raises(UserError, match=r"'best' is 1, .*--labels='1=a,2=b,3=c' or --labels='0=a,1=b,2=c'"):
+        Imported(tmp_path / "a", [row])
+    done = Imported(tmp_path / "b", [row], labels={"0": "a", "1": "b", "2": "c"})
+    assert done.winners() == [("unnamed", RIGHT)] * 2
+    columns = {"prompt": QUESTION, "answer_a": RIGHT, "answer_b": WRONG, "best": 1, "worst": 2}
+    with pytest.raises(UserError, match=r"'best' is 1, a place"):
+        Imported(tmp_path / "c", [columns])
+    del columns["worst"]
+    assert Imported(tmp_path / "d", [columns]).winners() == [("unnamed", RIGHT)]
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ({"AssignmentStatus": "Approved", "Reject": ""}, {"AssignmentStatus": "Rejected", "Reject": ""}),
+        ({"AssignmentStatus": "Submitted", "Reject": ""}, {"AssignmentStatus": "Submitted", "Reject": "too fast"}),
+        ({"HITId": "h", "RejectionTime": ""}, {"HITId": "h", "RejectionTime": "Mon May 06"}),
+        ({"ASSIGNMENT:status": "APPROVED"}, {"ASSIGNMENT:status": "REJECTED"}),
+        ({"ASSIGNMENT:status": "ACCEPTED"}, {"ASSIGNMENT:status": "EXPIRED"}),
+    ],
+)
+def test_answers_that_the_requester_refused_are_no_votes(tmp_path, good, bad):
+    rows = [vote("A", "ada") | good, vote("B", "bo") | bad]
+    done = Imported(tmp_path, rows, name="votes.csv")
+    assert done.winners() == [("ada", RIGHT)]
+    assert done.result["passed_over"] == {"the assignment was rejected or has expired, so its answer is no vote": 1}
+    assert not set(done.result["not_used"]) & {"AssignmentStatus", "Reject", "RejectionTime", "ASSIGNMENT:status"}
+
+
 def test_skips_and_empty_choices_are_counted(tmp_path):
     done = Imported(tmp_path, [vote("skip", "ada"), vote("", "bo"), vote(None, "cy"), vote("a", "dee")])
     assert done.votes == [("dee", "first")]
