@@ -270,7 +270,7 @@ def _at_places(row: Row, chosen: str, rejected: str, listed: str) -> dict[str, A
     if "0" not in said or not all(name in places for name in said) or any(each in said for each in map(str, answers)):
         raise BadRow(
             f"'{chosen}' is {str(row[chosen])[:40]} and '{rejected}' is {str(row[rejected])[:40]} beside "
-            f"{len(answers)} '{listed}', and it is not certain which answers they mean; write the answers themselves there"
+            f"{len(answers)} '{listed}', and it is not certain which answers they mean; write the answers there"
         )
     return {key: answers[places[str(name)]] for key, name in zip((chosen, rejected), said, strict=True)}
 
