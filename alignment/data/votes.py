@@ -8,20 +8,26 @@ from typing import Any, NamedTuple
 
 from alignment.data.chats import with_system
 from alignment.data.importers import PassedOver
+from alignment.data.keys import is_empty
 from alignment.data.messages import Turns, check_text, holds_turns, list_of, parsed, text_of, turns_in
 from alignment.data.preferences import Choice, choice_number, labeler_of, number_of, split_sides
 from alignment.data.questions import prompt_of
 from alignment.data.row_files import BadRow
 from alignment.templates.rendering import Message
 
+TIES = (
+    "tie", "tied", "draw", "equal", "same", "both", "bothgood", "equallygood", "aboutthesame", "nopreference",
+    "tiebothgood", "neither",
+)  # fmt: skip
+BAD_TIES = ("bothbad", "tiebothbad", "botharebad", "bothpoor", "neithergood", "allbad")
+SKIPS = ("skip", "skipped", "ignore", "unsure", "dontknow", "cannottell", "canttell", "notapplicable", "na")
+_STEMS = ("", "model", "response", "answer", "output", "completion")
 _WINNERS: dict[str, Choice] = {
-    **dict.fromkeys(("a", "1", "first", "model_a", "model_1", "response_a", "response_1", "answer_a", "answer_1",
-                     "output_a", "output_1", "completion_a", "completion_1", "left"), "first"),
-    **dict.fromkeys(("b", "2", "second", "model_b", "model_2", "response_b", "response_2", "answer_b", "answer_2",
-                     "output_b", "output_2", "completion_b", "completion_2", "right"), "second"),
-    **dict.fromkeys(("tie", "tie (bothbad)", "bothbad", "both_bad", "tie (both bad)", "both", "equal", "same", "draw",
-                     "neither"), "tie"),
-}  # fmt: skip
+    **dict.fromkeys(("first", "left", *(stem + end for stem in _STEMS for end in "a1")), "first"),
+    **dict.fromkeys(("second", "right", *(stem + end for stem in _STEMS for end in "b2")), "second"),
+    **dict.fromkeys((*TIES, *BAD_TIES), "tie"),
+}
+"""What words mean, in lower case and without signs, as those of TIES, BAD_TIES and SKIPS are."""
 
 
 class VotedPair(NamedTuple):
@@ -98,10 +104,13 @@ def winner_of(value: Any) -> Choice:
     """Who won, in words; of numbers 1 and 2 are read.
 
     Raises:
-        UncertainChoice: another number; BadRow: another word.
+        UncertainChoice: another number; PassedOver: the labeler skipped; BadRow: another word.
     """
-    text = str(value).strip().lower().removesuffix(".0")
-    if choice_number(value) not in (None, "1", "2"):
+    number = choice_number(value)
+    text = number or re.sub(r"[\W_]+", "", str(value).lower())
+    if is_empty(value) or text in SKIPS:
+        raise PassedOver("the labeler skipped it")
+    if number not in (None, "1", "2"):
         raise UncertainChoice(
             f"who won is {value!r}, and of numbers 1 (the first) and 2 alone are certain: 0 and 1, -1 and 1 and scales "
             "have several readings; alignment rate import with --labels='0=a,1=b' (what each means) reads the file, or "

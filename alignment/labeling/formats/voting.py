@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from alignment.data.importers import PassedOver
 from alignment.data.preferences import choice_number
 from alignment.data.row_files import BadRow
+from alignment.data.votes import BAD_TIES, SKIPS, TIES
 from alignment.labeling.answers import BOTH_BAD
 from alignment.labeling.entries import Entry, short_digest
 from alignment.labeling.formats.choice_numbers import place_of
@@ -31,21 +32,6 @@ RATINGS = ("rating", "score", "stars", "grade", "overallscore", "humanscore", "h
 STRENGTHS = ("strength", "preferencestrength", "degree")
 COMMENTS = ("comment", "comments", "notes", "note", "reason", "reasoning", "rationale", "explanation", "justification")
 SECONDS = ("seconds", "leadtime", "timespent", "durationseconds", "duration")
-TIES = (
-    "tie",
-    "tied",
-    "draw",
-    "equal",
-    "same",
-    "both",
-    "bothgood",
-    "equallygood",
-    "aboutthesame",
-    "nopreference",
-    "tiebothgood",
-)
-BAD_TIES = ("bothbad", "tiebothbad", "botharebad", "bothpoor", "neithergood", "allbad")
-SKIPS = ("skip", "skipped", "ignore", "unsure", "dontknow", "cannottell", "canttell", "notapplicable", "na")
 GOOD = (
     "good",
     "yes",
@@ -135,7 +121,7 @@ def said_of(value: Any, task: ShownTask, options: ImportOptions) -> Said:
         return found[0]
     raise BadRow(
         f"the choice {value!a} is none of {', '.join(answer.key for answer in task.answers)} or tie; say what it means "
-        f"with --labels '{value}=a' (a, b, tie, both bad or skip)"
+        f"with --labels='{value}=a' (a, b, tie, both bad or skip)"
     )
 
 
@@ -289,12 +275,14 @@ def number_of(value: Any, scale: tuple[float, float] | None) -> tuple[float, tup
             value, scale = fraction[1], (0.0, float(fraction[3] or 100))
         elif plain(value) in (*GOOD, *BAD):
             value, scale = float(plain(value) in GOOD), (0.0, 1.0)
+        elif re.fullmatch(r"\s*-?\d+,\d\d?\s*", value):  # a decimal comma; with three digits it may part thousands
+            value = value.replace(",", ".")
     try:
         given = float(value)
     except (TypeError, ValueError):
         given = math.nan
     if not math.isfinite(given):
-        raise BadRow(f"the rating {value!a} is no number; say what it means with --labels '{value}=5'")
+        raise BadRow(f"the rating {value!a} is no number; say what it means with --labels='{value}=5'")
     if scale is None:
         if given not in range(1, 8):
             raise BadRow(

@@ -60,3 +60,24 @@ def test_an_assignment_that_was_refused_is_passed_over():
     assert len(to_judgements(row | {"AssignmentStatus": "Approved", "Reject": None})) == 1
     with pytest.raises(PassedOver, match="rejected"):
         to_judgements(row | {"AssignmentStatus": "Rejected"})
+
+
+@pytest.mark.parametrize(
+    ("said", "choice"),
+    [
+        ("both bad", "tie"),
+        ("Both are bad", "tie"),
+        ("Model A", "first"),
+        ("response-2", "second"),
+        ("no preference", "tie"),
+    ],
+)
+def test_words_are_read_whatever_their_signs_and_case(said, choice):
+    row = {"prompt": "q", "response_a": "good", "response_b": "bad", "winner": said}
+    assert [each.votes for each in to_judgements(row)] == [(Vote(choice),)]
+
+
+@pytest.mark.parametrize("said", ["unsure", "", None, "N/A", "skip"])
+def test_a_vote_that_was_skipped_is_passed_over(said):
+    with pytest.raises(PassedOver, match="the labeler skipped it"):
+        to_judgements({"prompt": "q", "response_a": "good", "response_b": "bad", "winner": said})

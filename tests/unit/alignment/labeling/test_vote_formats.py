@@ -313,6 +313,11 @@ def test_options_of_the_command_line():
     options = import_options(["prompt=p,a=x", "b=y"], ["A better=a,-=tie"], "0..100", "ada")
     assert options.columns == {"prompt": "p", "a": "x", "b": "y"}
     assert (options.labels, options.scale, options.labeler) == ({"A better": "a", "-": "tie"}, (0.0, 100.0), "ada")
+    words = import_options(labels=["4,5=5,A, clearly=a", "-1=a,A=B=tie"]).labels
+    assert words == {"4,5": "5", "A, clearly": "a", "-1": "a", "A=B": "tie"}
+    for labels in ("a", "a=b,c", "=a", "a="):
+        with pytest.raises(UserError, match=rf"--labels {labels}: expected name=value"):
+            import_options(labels=[labels])
     with pytest.raises(UserError, match=r"--columns promt=p: a column is one of prompt, a, b"):
         import_options(["promt=p"])
     with pytest.raises(UserError, match=r"--columns prompt: expected name=value"):
@@ -413,6 +418,8 @@ def test_ratings_of_two_labelers_and_numbers_as_names(tmp_path):
         ("good", {}, 7, 1.0),
         (False, {}, 1, 0.0),
         (3.5, {"scale": (1.0, 7.0)}, 4, 3.5),
+        ("4,5", {"scale": (1.0, 5.0)}, 6, 4.5),
+        ("1,000", {"labels": {"1,000": "7"}}, 7, None),
         ("so so", {"labels": {"so so": "4"}}, 4, None),
     ],
 )
@@ -431,7 +438,7 @@ def test_ratings_on_any_scale_are_kept_as_given(tmp_path, value, options, score,
         (80, {}, "the rating 80 is no whole number from 1 to 7; name the scale with --scale LOW..HIGH, as 0..100"),
         (3.5, {}, "the rating 3.5 is no whole number"),
         (120, {"scale": (0.0, 100.0)}, "the rating 120 is not on the scale 0 to 100"),
-        ("meh", {}, "the rating 'meh' is no number; say what it means with --labels 'meh=5'"),
+        ("meh", {}, "the rating 'meh' is no number; say what it means with --labels='meh=5'"),
         (float("nan"), {}, "the rating nan is no number"),
         ([1, 2], {}, "is no number"),
     ],
