@@ -96,6 +96,18 @@ def test_alpaca_preferences(tmp_path):
     assert done.result["passed_over"] == {"a pair without a preference": 1}
 
 
+def test_a_zero_in_a_table_with_columns_like_alpacas_is_asked_about(tmp_path):
+    row = {"instruction": QUESTION, "output_1": RIGHT, "output_2": WRONG}
+    rows = [row | {"preference": 1}, row | {"instruction": "x", "preference": 0}]
+    with pytest.raises(UserError, match=r"votes.jsonl:2: the choices are the numbers 0, 1, .*--labels='0=a,1=b'"):
+        Imported(tmp_path / "a", rows)
+    assert Imported(tmp_path / "b", rows, labels={"0": "a", "1": "b"}).winners() == [
+        ("unnamed", WRONG),
+        ("unnamed", RIGHT),
+    ]
+    assert Imported(tmp_path / "c", [row | {"preference": 0, "annotator": 3}]).winners() == [("3", "tie")]
+
+
 def test_summaries(tmp_path):
     info = {"id": "t", "title": "Titel", "post": "Langer Text."}
     both = [{"text": RIGHT, "policy": "sup1"}, {"text": WRONG, "policy": "ref"}]
