@@ -17,8 +17,9 @@ from alignment.data.keys import is_empty
 from alignment.data.messages import LongAnswer, answer_turns
 from alignment.data.parsing import to_comparisons, to_examples
 from alignment.data.records import Comparison, Demonstration, Document
-from alignment.data.row_files import BadRow
+from alignment.data.row_files import BadRow, DataError
 from alignment.data.sources import open_source
+from alignment.data.votes import UncertainChoice
 from alignment.data.writers import row_writer
 from alignment.errors import UserError
 from alignment.templates.builtin import INPUT_HEADING
@@ -67,6 +68,8 @@ def convert(config: DataConfig, out: Path, target: Target, advance: Callable[[],
                     for converted in _converted(row, part.format or "auto", target, out.suffix, conversion.lost):
                         write(converted)
                         conversion.written += 1
+                except UncertainChoice as error:
+                    raise DataError(f"{where}: {error}") from None
                 except PassedOver as error:
                     conversion.passed_over[str(error)] += 1
                 except BadRow as error:

@@ -26,6 +26,7 @@ from alignment.data.messages import (
 )
 from alignment.data.questions import alpaca_prompt, prompt_of, qa_prompt
 from alignment.data.row_files import BadRow
+from alignment.data.shapes import ANSWERS
 from alignment.data.tool_calls import tools_of
 from alignment.templates.rendering import Message
 
@@ -53,10 +54,22 @@ def pair_of(row: Mapping[str, Any]) -> tuple[Turns, str, str]:
     Both may be whole transcripts or conversations; the prompt is then their longest common start that ends before an
     answer. A prompt that they repeat is not learned twice.
     """
+    _check_no_places(row)
     prompt = prompt_of(row) if "prompt" in row else ()
     row = _without_repeated_prompt(row, prompt)
     sides = [_side(row, key, prompt) for key in ("chosen", "rejected")]
     return PairRow(*split_sides(row, prompt, *sides))
+
+
+def _check_no_places(row: Mapping[str, Any]) -> None:
+    """Refuse numbers beside a list of answers: they are places in it, not the texts `0` and `1`."""
+    said = row["chosen"], row["rejected"]
+    beside = next((key for key in ANSWERS.split("|") if isinstance(parsed(row.get(key)), list)), None)
+    if beside and are_places(said, parsed(row[beside])):
+        raise BadRow(
+            f"'chosen' is {str(said[0])[:40]} and 'rejected' is {str(said[1])[:40]}, places in '{beside}'; write the "
+            "answers themselves there (alignment rate import reads places that are counted from 0)"
+        )
 
 
 def _without_repeated_prompt(row: Mapping[str, Any], prompt: Turns) -> Mapping[str, Any]:
@@ -156,6 +169,24 @@ def number_of(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise BadRow(f"{name} must be a number, found {value!r}")
     return float(value)
+
+
+_NUMBER = re.compile(r"([+\-\u2212]?\d+)(?:\.0*)?|[+\-\u2212]?\d*[.,]\d+")
+
+
+def choice_number(value: Any) -> str | None:
+    """The number that a choice is written as, as `-1` or `2`; None for a word."""
+    found = None if isinstance(value, bool) else _NUMBER.fullmatch(str(value).strip())
+    return None if found is None else found[1] or found[0]
+
+
+def are_places(said: Sequence[Any], answers: Sequence[Any]) -> bool:
+    """Whether a number among the chosen and the rejected may be a place in a list of answers, not an answer in it."""
+    numbers = [number for number in map(choice_number, said) if number is not None]
+    texts = [str(answer).strip() for answer in answers]
+    are_answers = all(str(value).strip() in texts for value in said)
+    in_range = any(number.isdigit() and int(number) <= len(texts) for number in numbers)
+    return bool(numbers) and (in_range or not are_answers)
 
 
 def labeler_of(row: Mapping[str, Any]) -> str | None:

@@ -20,6 +20,7 @@ from alignment.data.importers import PassedOver
 from alignment.data.records import Comparison, CompletionRating, Demonstration, Document, Prompt
 from alignment.data.row_files import BadRow, DataError
 from alignment.data.sources import RowSource, open_source
+from alignment.data.votes import UncertainChoice
 
 # --- one pass over a data section ----------------------------------------------------------------------------------
 
@@ -134,6 +135,8 @@ class Reading(Generic[R]):
                         self.remarks.update(record.notes)
                     self._are_prompts = isinstance(record, Prompt)
                     yield replace(record, place=where)
+            except UncertainChoice as error:
+                raise DataError(f"{where}: {error}") from None
             except PassedOver as error:
                 self.passed_over[str(error)] += 1
             except BadRow as error:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from alignment.data.chats import with_system
+from alignment.data.importers import PassedOver
+from alignment.data.keys import is_empty
 from alignment.data.messages import Turns, check_text, holds_turns, list_of, parsed, text_of, turns_in
-from alignment.data.preferences import Choice, labeler_of, number_of, split_sides
+from alignment.data.preferences import Choice, choice_number, labeler_of, number_of, split_sides
 from alignment.data.questions import prompt_of
 from alignment.data.row_files import BadRow
 from alignment.templates.rendering import Message
 
+TIES = (
+    "tie", "tied", "draw", "equal", "same", "both", "bothgood", "equallygood", "aboutthesame", "nopreference",
+    "tiebothgood", "neither",
+)  # fmt: skip
+BAD_TIES = ("bothbad", "tiebothbad", "botharebad", "bothpoor", "neithergood", "allbad")
+SKIPS = ("skip", "skipped", "ignore", "unsure", "dontknow", "cannottell", "canttell", "notapplicable", "na")
+_STEMS = ("", "model", "response", "answer", "output", "completion")
 _WINNERS: dict[str, Choice] = {
-    **dict.fromkeys(("a", "1", "first", "model_a", "model_1", "response_a", "response_1", "answer_a", "answer_1",
-                     "output_a", "output_1", "completion_a", "completion_1", "left"), "first"),
-    **dict.fromkeys(("b", "2", "second", "model_b", "model_2", "response_b", "response_2", "answer_b", "answer_2",
-                     "output_b", "output_2", "completion_b", "completion_2", "right"), "second"),
-    **dict.fromkeys(("tie", "tie (bothbad)", "bothbad", "both_bad", "tie (both bad)", "both", "equal", "same", "draw",
-                     "neither"), "tie"),
-}  # fmt: skip
+    **dict.fromkeys(("first", "left", *(stem + end for stem in _STEMS for end in "a1")), "first"),
+    **dict.fromkeys(("second", "right", *(stem + end for stem in _STEMS for end in "b2")), "second"),
+    **dict.fromkeys((*TIES, *BAD_TIES), "tie"),
+}
+"""What words mean, in lower case and without signs, as those of TIES, BAD_TIES and SKIPS are."""
 
 
 class VotedPair(NamedTuple):
@@ -34,8 +42,23 @@ class VotedPair(NamedTuple):
     scores: tuple[float, float] | None = None
 
 
+_REFUSED = ("rejected", "expired", "returned", "abandoned", "skipped")
+ASSIGNMENTS = ("assignmentstatus", "assignmentid", "hitid", "approve", "reject", "approvaltime", "rejectiontime")
+"""Keys of MTurk and Toloka that say whether the requester accepted the work, without case and signs."""
+
+
+def check_accepted(row: Mapping[str, Any]) -> None:
+    """Raise PassedOver for an assignment of MTurk or Toloka that was refused, or never handed in."""
+    found = {re.sub(r"[\W_]+", "", str(key).lower()): str(row[key] or "").strip().lower() for key in row}
+    is_assignment = any(name in found for name in ("assignmentstatus", "assignmentid", "hitid"))
+    marks = [found.get(name, "") for name in ("reject", "rejectiontime")] if is_assignment else []
+    if found.get("assignmentstatus") in _REFUSED or any(mark not in ("", "nan", "0", "no", "false") for mark in marks):
+        raise PassedOver("the assignment was rejected or has expired, so its answer is no vote")
+
+
 def voted(row: Mapping[str, Any]) -> VotedPair:
     """Two answers and who won, as people and arenas write it."""
+    check_accepted(row)
     sides = [_side_of_vote(row, key) for key in ("first", "second")]
     prompt, first, second = split_sides(row, _prompt_of_vote(row, *sides), *sides)
     return VotedPair(prompt, first, second, _winner(row), None, labeler_of(row))
@@ -73,9 +96,26 @@ def _winner(row: Mapping[str, Any]) -> Choice:
     return winner_of(row["choice"])
 
 
+class UncertainChoice(BadRow):
+    """A number says who won, and which answer it means is not certain: no number of its file is, so reading stops."""
+
+
 def winner_of(value: Any) -> Choice:
-    """Who won, in words."""
-    text = str(value).strip().lower().removesuffix(".0")
+    """Who won, in words; of numbers 1 and 2 are read.
+
+    Raises:
+        UncertainChoice: another number; PassedOver: the labeler skipped; BadRow: another word.
+    """
+    number = choice_number(value)
+    text = number or re.sub(r"[\W_]+", "", str(value).lower())
+    if is_empty(value) or text in SKIPS:
+        raise PassedOver("the labeler skipped it")
+    if number not in (None, "1", "2"):
+        raise UncertainChoice(
+            f"who won is {value!r}, and of numbers 1 (the first) and 2 alone are certain: 0 and 1, -1 and 1 and scales "
+            "have several readings; alignment rate import with --labels='0=a,1=b' (what each means) reads the file, or "
+            "write a, b and tie"
+        )
     if isinstance(value, bool) or text not in _WINNERS:
         raise BadRow(f"who won is {value!r}; expected a, b, 1, 2, model_a, model_b or tie")
     return _WINNERS[text]

@@ -18,6 +18,7 @@ from alignment.data.writers import row_writer
 from alignment.errors import UserError
 from alignment.files import new_file
 from alignment.labeling.entries import Entry, Stored
+from alignment.labeling.formats.choice_numbers import check_numbers
 from alignment.labeling.formats.reading import FileFormat, ImportOptions, Read
 from alignment.labeling.formats.sheets import rating_rows
 from alignment.labeling.formats.table import FORMATS, UNNAMED, WRITTEN, recognised
@@ -91,6 +92,7 @@ def import_file(
     with store.transaction():
         for place, row in itertools.chain(first, rows):
             importing.take(place, row)
+        check_numbers(importing.first_uncertain or str(path), importing.numbers)
         _check(path, importing.rows, importing.bad)
         if not importing.items:
             reasons = "; ".join(f"{count} times {reason}" for reason, count in importing.passed_over.items())
@@ -133,6 +135,8 @@ class _Import:
         self.passed_over: Counter[str] = Counter()
         self.bad: dict[str, str] = {}
         self.scale: Any = None
+        self.numbers: dict[str, bool] = {}
+        self.first_uncertain: str | None = None  # the place of a choice whose number is not certain
 
     def take(self, place: str, row: Any) -> None:
         """Take one row of the file."""
@@ -155,8 +159,12 @@ class _Import:
             raise row
         if not isinstance(row, Mapping):
             raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
-        options = replace(self.options, file=Path(place.rpartition(":")[0]))
-        read = self.chosen.read(row, options)
+        options = replace(self.options, file=Path(place.rpartition(":")[0]), numbers=self.numbers)
+        try:
+            read = self.chosen.read(row, options)
+        finally:
+            if self.first_uncertain is None and not all(self.numbers.values()):
+                self.first_uncertain = place
         if self.chosen.used is not None:
             used = self.chosen.used(row, options)
             self.not_used |= dict.fromkeys(str(key) for key in row if key not in used)

@@ -26,7 +26,8 @@ from alignment.data.parsing import JUDGED, LEARNED, to_examples, to_judgements, 
 from alignment.data.privacy import scrub_row
 from alignment.data.reading import is_held_out
 from alignment.data.records import Comparison, CompletionRating, Demonstration, Document, Prompt
-from alignment.data.row_files import BadRow
+from alignment.data.row_files import BadRow, DataError
+from alignment.data.votes import UncertainChoice
 from alignment.templates.reasoning import reads_reasoning
 from alignment.templates.rendering import Encoded, Message, TemplateError, Unrenderable
 
@@ -146,6 +147,8 @@ class Inspector:
             self.num_rows += 1
             self.passed_over.setdefault(str(error), Seen()).add(where)
             return scrubbed, None
+        except UncertainChoice as error:
+            raise DataError(f"{where}: {error}") from None
         except (BadRow, Unrenderable) as error:
             self.add_bad(where, str(error))
             return scrubbed, str(error)

@@ -98,7 +98,12 @@ def _nested(responses: Any) -> list[QuestionReply]:
             replies += [_reply(name, each.get("user_id"), value, each.get("status")) for name, value in said.items()]
         elif "question_name" in each:
             replies.append(_reply(each["question_name"], each.get("user_id"), each.get("value"), each.get("status")))
-        elif each.get("status") != "submitted":
+        elif "status" not in each:
+            raise BadRow(
+                f"a response has the keys {', '.join(map(str, each))}, and Argilla's have `values` and `status`; "
+                "write a row for each vote with prompt, response_a, response_b and choice"
+            )
+        elif each["status"] != "submitted":
             replies.append(_reply("", each.get("user_id"), None, each.get("status")))
     return replies
 

@@ -8,7 +8,9 @@ from typing import Any
 from alignment.data import formats
 from alignment.data.annotations import parsed
 from alignment.data.importers import PassedOver
+from alignment.data.preferences import are_places, choice_number
 from alignment.data.row_files import BadRow
+from alignment.data.votes import ASSIGNMENTS, check_accepted
 from alignment.labeling.entries import plain_turns
 from alignment.labeling.formats.fields import (
     LISTS,
@@ -21,12 +23,13 @@ from alignment.labeling.formats.fields import (
     filled,
     first_key,
     named_key,
+    plain,
     prompt_of,
     slot_keys,
     task_of,
     turns_of,
 )
-from alignment.labeling.formats.reading import ImportOptions, Read, Row
+from alignment.labeling.formats.reading import SIDES, ImportOptions, Read, Row
 from alignment.labeling.formats.voting import (
     CHOICES,
     COMMENTS,
@@ -37,6 +40,7 @@ from alignment.labeling.formats.voting import (
     Who,
     judged,
     labeler_of,
+    meaning,
     preferred,
     ranked,
     scored,
@@ -67,6 +71,7 @@ def recognises_votes(row: Row) -> bool:
 
 
 def read_votes(row: Row, options: ImportOptions) -> Read:
+    check_accepted(row)
     if votes := _votes_key(row):
         return _each_vote(row, votes, options)
     who = _who(row, options)
@@ -85,11 +90,27 @@ def read_votes(row: Row, options: ImportOptions) -> Read:
             return found
         if choice is None:
             raise BadRow(f"no choice among the keys {', '.join(map(str, row))}; name it with --columns choice=KEY")
+        _check_best(row, choice, task, options)
         return judged(task, row[choice], who, options, _strength(row, options))
     rating = named_key(row, "rating", RATINGS, options) or named_key(row, "choice", CHOICES, options)
     if rating is None:
         raise BadRow(f"no rating among the keys {', '.join(map(str, row))}; name it with --columns rating=KEY")
     return scored(task, row[rating], who, options)
+
+
+def _check_best(row: Row, choice: str, task: ShownTask, options: ImportOptions) -> None:
+    """Refuse `best` as a place in a list or beside `worst`: people count it from 0 and from 1."""
+    worst = first_key(row, ("worst",), lambda value: choice_number(value) is not None)
+    is_place = worst is not None or all(answer.key.isdigit() for answer in task.answers)
+    if plain(choice) == "best" and is_place and (number := choice_number(meaning(row[choice], options))) is not None:
+        from_1, from_0 = (
+            ",".join(f"{place}={side}" for place, side in enumerate(SIDES[: len(task.answers)], start))
+            for start in (1, 0)
+        )
+        raise BadRow(
+            f"'{choice}' is {number}, a place that is counted from 0 or from 1; say which with --labels='{from_1}' or "
+            f"--labels='{from_0}'"
+        )
 
 
 def _beside(row: Row, task: ShownTask, who: Who, options: ImportOptions) -> Read | None:
@@ -157,9 +178,11 @@ def used_by_votes(row: Row, options: ImportOptions) -> set[str]:
     """The keys of a row that `read_votes` reads."""
     said = _said_keys(row, options)
     said |= {votes} if (votes := _votes_key(row)) else set()
+    said |= {key for key in row if plain(key) in ASSIGNMENTS}
     if {"chosen", "rejected"} <= row.keys():
         prompt = prompt_of(row, options)[1] if named_key(row, "prompt", PROMPTS, options) else set()
-        return said | prompt | {"chosen", "rejected", "chosen_model", "rejected_model"}
+        listed = _places(row, "chosen", "rejected", options)
+        return said | prompt | {"chosen", "rejected", "chosen_model", "rejected_model", *([listed] if listed else ())}
     said |= set(_side_ratings(row, slot_keys(row)).values())
     task = task_of({key: row[key] for key in row if key not in said}, options)
     return said | task.used | set(options.columns.values())
@@ -210,6 +233,8 @@ def _list(value: Any, name: str) -> list[float]:
 def _chosen(row: Row, chosen: str, rejected: str, who: Who, options: ImportOptions) -> Any:
     if rejected not in row:
         raise BadRow(f"no key '{rejected}' beside '{chosen}'; name it with --columns rejected=KEY")
+    if listed := _places(row, chosen, rejected, options):
+        row = {**row, **_at_places(row, chosen, rejected, listed)}
     prompt = options.key("prompt", row) or first_key(row, PROMPTS, filled)
     strength = _strength(row, options)
     if prompt is None:
@@ -220,6 +245,36 @@ def _chosen(row: Row, chosen: str, rejected: str, who: Who, options: ImportOptio
     return preferred(turns_before, good, bad, who, strength)
 
 
+def _places(row: Row, chosen: str, rejected: str, options: ImportOptions) -> str | None:
+    """The key of the list of answers in which `chosen` and `rejected` are places; None where they are answers.
+
+    Raises:
+        BadRow: they are numbers beside answers in columns.
+    """
+    numbers = [choice_number(row.get(key)) for key in (chosen, rejected)]
+    listed = options.key("completions", row) or first_key(row, LISTS, lambda value: isinstance(parsed(value), list))
+    if listed is not None:
+        return listed if are_places((row.get(chosen), row.get(rejected)), parsed(row[listed])) else None
+    if all(numbers) and slot_keys({key: row[key] for key in row if key not in (chosen, rejected)}):
+        raise BadRow(
+            f"'{chosen}' is {row[chosen]} and '{rejected}' is {row[rejected]} beside the answers; write the answers "
+            f"themselves there"
+        )
+    return None
+
+
+def _at_places(row: Row, chosen: str, rejected: str, listed: str) -> dict[str, Any]:
+    """The answers that two places mean. One of them must be 0: otherwise they may be counted from 1."""
+    answers, said = parsed(row[listed]), [choice_number(row[key]) for key in (chosen, rejected)]
+    places = {name: place for place, name in enumerate(map(str, range(len(answers))))}
+    if "0" not in said or not all(name in places for name in said) or any(each in said for each in map(str, answers)):
+        raise BadRow(
+            f"'{chosen}' is {str(row[chosen])[:40]} and '{rejected}' is {str(row[rejected])[:40]} beside "
+            f"{len(answers)} '{listed}', and it is not certain which answers they mean; write the answers there"
+        )
+    return {key: answers[places[str(name)]] for key, name in zip((chosen, rejected), said, strict=True)}
+
+
 def _side(value: Any, key: str, prompt: list[dict[str, str]], model: Any) -> ShownAnswer:
     """An answer, without the prompt where it repeats it."""
     value = parsed(value)
@@ -227,4 +282,5 @@ def _side(value: Any, key: str, prompt: list[dict[str, str]], model: Any) -> Sho
         if turns_of(value[:-1], key) != prompt:
             raise BadRow(f"'{key}' does not begin with the prompt")
         value = value[-1:]
-    return answer_of(value, key)._replace(model=model if isinstance(model, str) and model else None)
+    answer = answer_of(value, key)
+    return answer._replace(model=model) if isinstance(model, str) and model else answer

@@ -10,12 +10,13 @@ from typing import Any
 from alignment.data.annotations import parsed
 from alignment.data.importers import PassedOver
 from alignment.data.messages import check_text, text_of
+from alignment.data.preferences import choice_number
 from alignment.data.questions import alpaca_prompt
 from alignment.data.row_files import BadRow
 from alignment.labeling.entries import Entry, plain_turns
 from alignment.labeling.formats.fields import ShownAnswer, ShownTask, answer_of, listed, object_of, turns_of
 from alignment.labeling.formats.reading import ImportOptions, Read, Row
-from alignment.labeling.formats.voting import Who, labeler_of, pair, preferred, ranked, scored
+from alignment.labeling.formats.voting import Who, judged, labeler_of, meaning, pair, preferred, ranked, scored
 
 # --- HelpSteer 2 and 3 ---------------------------------------------------------------------------------------------
 
@@ -88,6 +89,10 @@ ALPACA_DROPS = (
 )
 
 
+_ALPACA_MARKS = {"annotator", "annotator_index", "generator_1", "generator_2", "raw_preference"}
+"""Keys of the published files, in which 0 is a tie; in a table of one's own with these columns it may be the first."""
+
+
 def recognises_alpaca(row: Row) -> bool:
     return {"instruction", "output_1", "output_2", "preference"} <= row.keys()
 
@@ -101,7 +106,14 @@ def read_alpaca(row: Row, options: ImportOptions) -> Read:
     value = row["preference"]
     if value in (None, "") or (isinstance(value, float) and math.isnan(value)):
         raise PassedOver("a pair without a preference")
+    said = meaning(value, options)
+    if isinstance(said, str) and choice_number(said) is None and said != value:
+        return judged(ShownTask(prompt, tuple(sides)), value, Who(labeler_of(row.get("annotator"))), options)
     number = _number(value, "'preference'")
+    if number == 0 and not row.keys() & _ALPACA_MARKS:
+        options.numbers["0"] = False
+        raise BadRow("'preference' is 0, a tie in AlpacaFarm's files alone")
+    options.numbers.setdefault(f"{number:g}", True)
     if number != 0 and not 1 <= number <= 2:
         raise BadRow(f"'preference' is {value!a}; expected 1, 2, a number between, or 0 (a tie)")
     name = labeler_of(row.get("annotator", row.get("annotator_index")))

@@ -32,6 +32,7 @@ class ImportOptions:
         scale: the lowest and the highest rating that the labelers could give.
         labeler: who gave the votes that have no name.
         file: where the row stands.
+        numbers: takes each number that was read as a choice without a label, and whether its meaning is certain.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class ImportOptions:
     scale: tuple[float, float] | None = None
     labeler: str | None = None
     file: Path = Path()
+    numbers: dict[str, bool] = field(default_factory=dict)
 
     def key(self, role: str, row: Row) -> str | None:
         """The key of the row that the user named for a role.
@@ -60,6 +62,20 @@ def assignments(text: str, option: str) -> dict[str, str]:
     return {left.strip(): right.strip() for left, _, right in pairs}
 
 
+def _labels(text: str) -> dict[str, str]:
+    """The pairs of `word=meaning,word=meaning`; a part without `=` is the beginning of the next word, as in `4,5=5`."""
+    found, word = {}, ""
+    for part in text.split(","):
+        left, sign, meaning = part.rpartition("=")
+        if not sign:
+            word += part + ","
+            continue
+        found[(word + left).strip()], word = meaning.strip(), ""
+    if word or not all(found) or not all(found.values()):
+        raise UserError(f"--labels {text}: expected name=value, or several with commas between them")
+    return found
+
+
 def import_options(
     columns: Sequence[str] = (), labels: Sequence[str] = (), scale: str | None = None, labeler: str | None = None
 ) -> ImportOptions:
@@ -71,7 +87,7 @@ def import_options(
     named = {role: key for text in columns for role, key in assignments(text, "--columns").items()}
     if unknown := [role for role in named if role not in ROLES]:
         raise UserError(f"--columns {unknown[0]}={named[unknown[0]]}: a column is one of {', '.join(ROLES)}")
-    words = {word: ours for text in labels for word, ours in assignments(text, "--labels").items()}
+    words = {word: ours for text in labels for word, ours in _labels(text).items()}
     limits = None
     if scale is not None:
         low, dots, high = scale.partition("..")

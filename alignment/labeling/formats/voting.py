@@ -8,9 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from alignment.data.importers import PassedOver
+from alignment.data.preferences import choice_number
 from alignment.data.row_files import BadRow
+from alignment.data.votes import BAD_TIES, SKIPS, TIES
 from alignment.labeling.answers import BOTH_BAD
 from alignment.labeling.entries import Entry, short_digest
+from alignment.labeling.formats.choice_numbers import place_of
 from alignment.labeling.formats.fields import ShownAnswer, ShownTask, ending, plain
 from alignment.labeling.formats.reading import ImportOptions, Read
 from alignment.ratings import Completion
@@ -29,21 +32,6 @@ RATINGS = ("rating", "score", "stars", "grade", "overallscore", "humanscore", "h
 STRENGTHS = ("strength", "preferencestrength", "degree")
 COMMENTS = ("comment", "comments", "notes", "note", "reason", "reasoning", "rationale", "explanation", "justification")
 SECONDS = ("seconds", "leadtime", "timespent", "durationseconds", "duration")
-TIES = (
-    "tie",
-    "tied",
-    "draw",
-    "equal",
-    "same",
-    "both",
-    "bothgood",
-    "equallygood",
-    "aboutthesame",
-    "nopreference",
-    "tiebothgood",
-)
-BAD_TIES = ("bothbad", "tiebothbad", "botharebad", "bothpoor", "neithergood", "allbad")
-SKIPS = ("skip", "skipped", "ignore", "unsure", "dontknow", "cannottell", "canttell", "notapplicable", "na")
 GOOD = (
     "good",
     "yes",
@@ -116,7 +104,7 @@ def said_of(value: Any, task: ShownTask, options: ImportOptions) -> Said:
     Raises:
         BadRow: it is none of them; PassedOver: the labeler skipped.
     """
-    value = meaning(value, options)
+    given, value = value, meaning(value, options)
     word = plain(value)
     if value in (None, "") or word in SKIPS:
         raise PassedOver("the labeler skipped it")
@@ -124,6 +112,8 @@ def said_of(value: Any, task: ShownTask, options: ImportOptions) -> Said:
         return "both bad"
     if word in TIES:
         return "tie"
+    if (number := choice_number(value)) is not None:
+        return place_of(number, task, options, meaning(given, ImportOptions()) != value)
     found = [place for place, answer in enumerate(task.answers) if word in _names(answer)]
     if len(found) != 1:
         found = [place for place in [_by_ending(ending(word), task.answers)] if place is not None]
@@ -131,7 +121,7 @@ def said_of(value: Any, task: ShownTask, options: ImportOptions) -> Said:
         return found[0]
     raise BadRow(
         f"the choice {value!a} is none of {', '.join(answer.key for answer in task.answers)} or tie; say what it means "
-        f"with --labels '{value}=a' (a, b, tie, both bad or skip)"
+        f"with --labels='{value}=a' (a, b, tie, both bad or skip)"
     )
 
 
@@ -142,9 +132,11 @@ def meaning(value: Any, options: ImportOptions) -> Any:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = value.strip() if isinstance(value, str) else str(value)
-    if text in options.labels:
-        return options.labels[text]
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", text) if isinstance(value, str) else value
+    whole = re.sub(r"^([+-]?\d+)\.0+$", r"\1", text)
+    for word in (text, whole):
+        if word in options.labels:
+            return options.labels[word]
+    return whole if isinstance(value, str) else value
 
 
 def _names(answer: ShownAnswer) -> set[str]:
@@ -157,17 +149,7 @@ def _by_ending(end: str, answers: Sequence[ShownAnswer]) -> int | None:
     if end in ends and end:
         return ends.index(end)
     words = ({"left": 0, "first": 0, "one": 0, "right": 1, "second": 1, "two": 1, "third": 2}).get(end)
-    place = (
-        words
-        if words is not None
-        else int(end) - 1
-        if end.isdigit()
-        else ord(end) - ord("a")
-        if len(end) == 1
-        else None
-    )
-    if end == "0" and len(answers) == 2 and set(ends) != {"0", "1"}:
-        raise BadRow("the choice 0 is a tie or the first answer; say which with --labels 0=tie or --labels 0=a,1=b")
+    place = words if words is not None else ord(end) - ord("a") if len(end) == 1 else None
     return place if place is not None and 0 <= place < len(answers) else None
 
 
@@ -293,12 +275,14 @@ def number_of(value: Any, scale: tuple[float, float] | None) -> tuple[float, tup
             value, scale = fraction[1], (0.0, float(fraction[3] or 100))
         elif plain(value) in (*GOOD, *BAD):
             value, scale = float(plain(value) in GOOD), (0.0, 1.0)
+        elif re.fullmatch(r"\s*-?\d+,\d\d?\s*", value):  # a decimal comma; with three digits it may part thousands
+            value = value.replace(",", ".")
     try:
         given = float(value)
     except (TypeError, ValueError):
         given = math.nan
     if not math.isfinite(given):
-        raise BadRow(f"the rating {value!a} is no number; say what it means with --labels '{value}=5'")
+        raise BadRow(f"the rating {value!a} is no number; say what it means with --labels='{value}=5'")
     if scale is None:
         if given not in range(1, 8):
             raise BadRow(

@@ -433,8 +433,8 @@ def test_votes_ties_strengths_and_judges():
     assert only(row | {"vote": "B"}, to_judgements).votes == (Vote("second", None, "7"),)
     with pytest.raises(PassedOver, match="neither response was preferred"):
         to_examples(row | {"vote": "tie"})
-    with pytest.raises(BadRow, match=r"who won is 0; expected a, b, 1, 2"):
-        to_judgements(row | {"vote": 0})
+    with pytest.raises(BadRow, match=r"who won is 'c'; expected a, b, 1, 2"):
+        to_judgements(row | {"vote": "c"})
     pair = {"prompt": "q", "chosen": "a", "rejected": "b", "annotator": "bo"}
     assert only(pair, to_judgements).votes == (Vote("first", None, "bo"),)
 

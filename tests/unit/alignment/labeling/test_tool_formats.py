@@ -370,3 +370,10 @@ def test_doccano_labels_beside_answers_and_with_users(tmp_path):
     older = {"id": 1, "text": f"{QUESTION}\n{RIGHT}", "annotations": marks}
     done = Imported(tmp_path / "b", [older], labels={"1": "good", "2": "bad"})
     assert [(r.labeler, r.score) for r in done.ratings] == [("4", 7), ("5", 1)]
+
+
+def test_responses_of_another_tool_are_not_said_to_be_skipped(tmp_path):
+    fields = {"prompt": QUESTION, "response_1": RIGHT, "response_2": WRONG}
+    response = {"id": "r", "data": {"Which is better?": "Response 1"}, "worker_id": "w0"}
+    with pytest.raises(UserError, match=r"a response has the keys id, data, worker_id, and Argilla's have `values`"):
+        Imported(tmp_path, [{"fields": fields, "responses": [response]}])

@@ -96,6 +96,18 @@ def test_alpaca_preferences(tmp_path):
     assert done.result["passed_over"] == {"a pair without a preference": 1}
 
 
+def test_a_zero_in_a_table_with_columns_like_alpacas_is_asked_about(tmp_path):
+    row = {"instruction": QUESTION, "output_1": RIGHT, "output_2": WRONG}
+    rows = [row | {"preference": 1}, row | {"instruction": "x", "preference": 0}]
+    with pytest.raises(UserError, match=r"votes.jsonl:2: the choices are the numbers 0, 1, .*--labels='0=a,1=b'"):
+        Imported(tmp_path / "a", rows)
+    assert Imported(tmp_path / "b", rows, labels={"0": "a", "1": "b"}).winners() == [
+        ("unnamed", WRONG),
+        ("unnamed", RIGHT),
+    ]
+    assert Imported(tmp_path / "c", [row | {"preference": 0, "annotator": 3}]).winners() == [("3", "tie")]
+
+
 def test_summaries(tmp_path):
     info = {"id": "t", "title": "Titel", "post": "Langer Text."}
     both = [{"text": RIGHT, "policy": "sup1"}, {"text": WRONG, "policy": "ref"}]
@@ -168,11 +180,116 @@ def test_choices_in_the_words_of_others(tmp_path, said, choice, strength):
 
 
 def test_a_zero_that_may_be_a_tie_or_the_first_is_asked_about(tmp_path):
-    with pytest.raises(UserError, match=r"the choice 0 is a tie or the first answer; say which with --labels 0=tie"):
+    with pytest.raises(UserError, match=r"votes.jsonl:1: the choices .* 0, .*--labels='0=tie' or --labels='0=a,1=b'"):
         Imported(tmp_path / "a", [vote(0, "ada")])
     assert Imported(tmp_path / "b", [vote(0, "ada")], labels={"0": "a", "1": "b"}).votes == [("ada", "first")]
     numbered = {"prompt": QUESTION, "answer_0": RIGHT, "answer_1": WRONG, "winner": 0}
     assert Imported(tmp_path / "c", [numbered]).winners() == [("unnamed", RIGHT)]
+
+
+@pytest.mark.parametrize(
+    ("said", "place", "numbers", "codings"),
+    [
+        ([-1, 1], 1, "-1, 1", ("-1=a,1=b", "-1=b,1=a")),
+        (["+1", "-1"], 1, "-1, +1", ("-1=a,+1=b", "-1=b,+1=a")),
+        ([1, 0, -1.0], 2, "-1, 0, 1", ("-1=a,0=tie,1=b", "-1=b,0=tie,1=a")),
+        ([*[1] * 200, 0], 201, "0, 1", ("0=a,1=b", "0=b,1=a")),
+        ([1, 2, 0], 3, "0, 1, 2", ("0=tie,1=a,2=b", "0=a,1=b,2=tie")),
+        ([*[2] * 200, 6], 201, "2, 6", ("2=a,6=b", "2=b,6=a")),
+        ([1, 4, "7"], 2, "1, 4, 7", ("1=a,4=tie,7=b", "1=b,4=tie,7=a")),
+        (["1.5", "1"], 1, "1, 1.5", None),
+    ],
+)
+def test_numbers_of_an_uncertain_coding_refuse_the_whole_file(tmp_path, said, place, numbers, codings):
+    rows = [vote(value, f"rater {number}") for number, value in enumerate(said)]
+    with pytest.raises(UserError) as error:
+        Imported(tmp_path / "refused", rows)
+    assert f"votes.jsonl:{place}: the choices are the numbers {numbers}, and which answer" in str(error.value)
+    with RatingsStore(tmp_path / "refused" / "ratings.db") as store:
+        assert store.ratings() == []
+    for number, coding in enumerate(codings or ()):
+        assert f"--labels='{coding}'" in str(error.value)
+        labels = import_options(labels=[coding]).labels
+        done = Imported(tmp_path / str(number), rows, labels=labels)
+        sides = {"a": "first", "b": "second", "tie": "tie"}
+        assert [choice for _, choice in done.votes] == [sides[labels[f"{value}".removesuffix(".0")]] for value in said]
+
+
+def test_labels_of_some_numbers_leave_the_others_uncertain(tmp_path):
+    rows = [vote(2, "ada"), vote(6, "bo")]
+    with pytest.raises(UserError, match=r"the choices are the numbers 2, and"):
+        Imported(tmp_path / "a", rows, labels={"6": "b"})
+    with pytest.raises(UserError, match=r"the choices are the numbers -1, 1, and"):
+        Imported(tmp_path / "b", [vote(-1, "ada"), vote(0, "bo"), vote(1, "cy")], labels={"0": "tie"})
+    ties = [vote(1, "ada"), vote(2, "bo"), vote(0, "cy")]
+    assert Imported(tmp_path / "c", ties, labels={"0": "tie"}).winners() == [
+        ("ada", RIGHT),
+        ("bo", WRONG),
+        ("cy", "tie"),
+    ]
+
+
+def test_a_number_that_is_an_answer_itself_is_this_answer(tmp_path):
+    sums = {"prompt": QUESTION, "answer_a": "42", "answer_b": "-7", "winner": "-7"}
+    assert Imported(tmp_path / "a", [sums]).winners() == [("unnamed", "-7")]
+    with pytest.raises(UserError, match=r"the choices are the numbers 2, and"):
+        Imported(tmp_path / "b", [sums | {"answer_a": "2", "winner": 2}])  # the text of the first, or the second
+
+
+def test_chosen_and_rejected_as_places_in_a_list(tmp_path):
+    row = {"prompt": QUESTION, "responses": [RIGHT, WRONG]}
+    done = Imported(tmp_path / "a", [row | {"chosen": 0, "rejected": 1}])
+    assert (done.winners(), sorted(done.texts()), done.result["not_used"]) == (
+        [("unnamed", RIGHT)],
+        sorted([RIGHT, WRONG]),
+        [],
+    )
+    lists = {"prompt": QUESTION, "candidates": json.dumps(["x", RIGHT, WRONG]), "chosen": "2", "rejected": "0"}
+    assert Imported(tmp_path / "b", [lists], name="votes.csv").winners() == [("unnamed", WRONG)]
+    models = [{"text": WRONG, "model": "m"}, {"text": RIGHT, "model": "n"}]
+    done = Imported(tmp_path / "c", [{"prompt": QUESTION, "completions": models, "chosen": 1, "rejected": 0}])
+    assert {each.text: each.model for each in done.items[0].completions} == {WRONG: "m", RIGHT: "n"}
+    for number, (chosen, rejected) in enumerate([(1, 2), (0, 2), (-1, 0), (0.5, 0), (0, WRONG)]):
+        with pytest.raises(UserError, match=r"'chosen' is .* beside 2 'responses', and it is not certain"):
+            Imported(tmp_path / f"d{number}", [row | {"chosen": chosen, "rejected": rejected}])
+    sums = {"prompt": QUESTION, "responses": ["42", "41"], "chosen": "42", "rejected": "41"}
+    assert Imported(tmp_path / "sums", [sums]).winners() == [("unnamed", "42")]
+    columns = {"prompt": QUESTION, "response_a": RIGHT, "response_b": WRONG, "chosen": 0, "rejected": 1}
+    with pytest.raises(UserError, match=r"'chosen' is 0 and 'rejected' is 1 beside the answers; write the answers"):
+        Imported(tmp_path / "e", [columns])
+    sums = {"prompt": QUESTION, "chosen": 42, "rejected": 7}
+    assert Imported(tmp_path / "f", [sums]).winners() == [("unnamed", "42")]
+
+
+def test_best_and_worst_as_places_are_refused_until_labels_say_the_base(tmp_path):
+    row = {"prompt": QUESTION, "candidates": ["x", RIGHT, WRONG], "best": 1, "worst": 2}
+    with pytest.raises(UserError, match=r"'best' is 1, .*--labels='1=a,2=b,3=c' or --labels='0=a,1=b,2=c'"):
+        Imported(tmp_path / "a", [row])
+    done = Imported(tmp_path / "b", [row], labels={"0": "a", "1": "b", "2": "c"})
+    assert done.winners() == [("unnamed", RIGHT)] * 2
+    columns = {"prompt": QUESTION, "answer_a": RIGHT, "answer_b": WRONG, "best": 1, "worst": 2}
+    with pytest.raises(UserError, match=r"'best' is 1, a place"):
+        Imported(tmp_path / "c", [columns])
+    del columns["worst"]
+    assert Imported(tmp_path / "d", [columns]).winners() == [("unnamed", RIGHT)]
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ({"AssignmentStatus": "Approved", "Reject": ""}, {"AssignmentStatus": "Rejected", "Reject": ""}),
+        ({"AssignmentStatus": "Submitted", "Reject": ""}, {"AssignmentStatus": "Submitted", "Reject": "too fast"}),
+        ({"HITId": "h", "RejectionTime": ""}, {"HITId": "h", "RejectionTime": "Mon May 06"}),
+        ({"ASSIGNMENT:status": "APPROVED"}, {"ASSIGNMENT:status": "REJECTED"}),
+        ({"ASSIGNMENT:status": "ACCEPTED"}, {"ASSIGNMENT:status": "EXPIRED"}),
+    ],
+)
+def test_answers_that_the_requester_refused_are_no_votes(tmp_path, good, bad):
+    rows = [vote("A", "ada") | good, vote("B", "bo") | bad]
+    done = Imported(tmp_path, rows, name="votes.csv")
+    assert done.winners() == [("ada", RIGHT)]
+    assert done.result["passed_over"] == {"the assignment was rejected or has expired, so its answer is no vote": 1}
+    assert not set(done.result["not_used"]) & {"AssignmentStatus", "Reject", "RejectionTime", "ASSIGNMENT:status"}
 
 
 def test_skips_and_empty_choices_are_counted(tmp_path):
@@ -208,6 +325,11 @@ def test_options_of_the_command_line():
     options = import_options(["prompt=p,a=x", "b=y"], ["A better=a,-=tie"], "0..100", "ada")
     assert options.columns == {"prompt": "p", "a": "x", "b": "y"}
     assert (options.labels, options.scale, options.labeler) == ({"A better": "a", "-": "tie"}, (0.0, 100.0), "ada")
+    words = import_options(labels=["4,5=5,A, clearly=a", "-1=a,A=B=tie"]).labels
+    assert words == {"4,5": "5", "A, clearly": "a", "-1": "a", "A=B": "tie"}
+    for labels in ("a", "a=b,c", "=a", "a="):
+        with pytest.raises(UserError, match=rf"--labels {labels}: expected name=value"):
+            import_options(labels=[labels])
     with pytest.raises(UserError, match=r"--columns promt=p: a column is one of prompt, a, b"):
         import_options(["promt=p"])
     with pytest.raises(UserError, match=r"--columns prompt: expected name=value"):
@@ -308,6 +430,8 @@ def test_ratings_of_two_labelers_and_numbers_as_names(tmp_path):
         ("good", {}, 7, 1.0),
         (False, {}, 1, 0.0),
         (3.5, {"scale": (1.0, 7.0)}, 4, 3.5),
+        ("4,5", {"scale": (1.0, 5.0)}, 6, 4.5),
+        ("1,000", {"labels": {"1,000": "7"}}, 7, None),
         ("so so", {"labels": {"so so": "4"}}, 4, None),
     ],
 )
@@ -326,7 +450,7 @@ def test_ratings_on_any_scale_are_kept_as_given(tmp_path, value, options, score,
         (80, {}, "the rating 80 is no whole number from 1 to 7; name the scale with --scale LOW..HIGH, as 0..100"),
         (3.5, {}, "the rating 3.5 is no whole number"),
         (120, {"scale": (0.0, 100.0)}, "the rating 120 is not on the scale 0 to 100"),
-        ("meh", {}, "the rating 'meh' is no number; say what it means with --labels 'meh=5'"),
+        ("meh", {}, "the rating 'meh' is no number; say what it means with --labels='meh=5'"),
         (float("nan"), {}, "the rating nan is no number"),
         ([1, 2], {}, "is no number"),
     ],
