@@ -67,12 +67,19 @@ KEYS = (
     KnownKey(("winner", "vote", "verdict"), "which answer won", "answer"),
     KnownKey(("completion", "response", "output", "answer"), "an answer", "answer", True, True),
     KnownKey(
-        ("train", "loss", "trainable", "training", "loss_mask", "train_on_turn", "should_train"),
+        (
+            *("train", "loss", "trainable", "training", "loss_mask", "train_on_turn", "should_train"),
+            *("train_on", "need_loss", "output_with_loss", "loss_scale"),
+        ),
         "false: do not train on it",
         "answer",
     ),
     KnownKey(("weight", "loss_weight", "sample_weight"), "how much it counts in the loss", "answer"),
-    KnownKey(("mask", "masked", "ignore", "train_detail"), "which parts are not trained on", "answer"),
+    KnownKey(
+        ("mask", "masked", "ignore", "train_detail", "no_loss", "ignore_loss"),
+        "which parts are not trained on",
+        "answer",
+    ),
     KnownKey(("labeler", "annotator", "rater", "judge", "worker"), "who judged", "answer", True),
     KnownKey(
         ("images", "image", "image_url", "image_path", "pixel_values", "videos", "video", "audios", "audio"),
@@ -110,7 +117,7 @@ def refuse_unread(
         key, value = BY_NAME[name], row.get(name)
         if key.changes not in changes or is_empty(value) or _says_train(key, value):
             continue
-        if key.may_repeat and _repeats(value, [row.get(other) for other in read]):
+        if key.may_repeat and repeats(value, [row.get(other) for other in read]):
             continue
         if key.changes == "media":
             raise BadRow(f"'{name}': {key.about} are not supported; take such rows out, or {_leave_out(name)}")
@@ -126,7 +133,7 @@ def _says_train(key: KnownKey, value: Any) -> bool:
     return key.names[0] in ("train", "weight") and value in (True, 1)
 
 
-def _repeats(value: Any, others: list[Any]) -> bool:
+def repeats(value: Any, others: list[Any]) -> bool:
     """Whether each string in a value stands in the row's other keys too."""
     held = [text for other in others for text in strings(other)]
     texts = [text.strip() for text in strings(value)]
