@@ -50,6 +50,7 @@ KEYS = (
     KnownKey(("ranks", "rank", "ranking"), "the place of each answer, 1 is the best", "answer"),
     KnownKey(("scores", "ratings", "rewards"), "the score of each answer, higher is better", "answer"),
     KnownKey(("rating", "score", "reward"), "how good the answer is", "answer", by_format=True),
+    KnownKey(("quality",), "how good the answer is, in words", "answer"),
     KnownKey(
         (
             "label",
@@ -60,6 +61,11 @@ KEYS = (
             "thumbs_up",
             "liked",
             "labels",
+            "is_safe",
+            "accepted",
+            "is_accepted",
+            "is_correct",
+            "approved",
         ),
         "whether the answer is a good one, true or false",
         "answer",
@@ -89,6 +95,8 @@ KEYS = (
     KnownKey(("chat_template_kwargs",), "arguments of a chat template", "media"),
 )
 BY_NAME: dict[str, KnownKey] = {name: key for key in KEYS for name in key.names}
+_MAY_HAVE_LABEL = ("completion", "alpaca", "faq", "rag", "chat", "sharegpt")
+"""Shapes of one answer, which a label makes `unpaired`."""
 PASSAGE_NAMES = ("source_id", "passage_id")
 """They name the passage that a row was made of, and `alignment data split` keeps rows of one passage together."""
 HARMLESS_ELSEWHERE = frozenset(BY_NAME["labeler"].names)
@@ -121,7 +129,9 @@ def refuse_unread(
             continue
         if key.changes == "media":
             raise BadRow(f"'{name}': {key.about} are not supported; take such rows out, or {_leave_out(name)}")
-        raise BadRow(f"'{name}' ({key.about}) is not read in {shape} rows; rename it, or {_leave_out(name)}")
+        reads_label = key is BY_NAME["label"] and shape in _MAY_HAVE_LABEL and not isinstance(value, list | dict)
+        rename = f"--column label={name} reads it" if reads_label else "rename it"
+        raise BadRow(f"'{name}' ({key.about}) is not read in {shape} rows; {rename}, or {_leave_out(name)}")
 
 
 def _leave_out(name: str) -> str:

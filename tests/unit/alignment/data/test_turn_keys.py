@@ -8,7 +8,7 @@ from alignment.config.sections import DataConfig
 from alignment.data.check import Inspector, report_of
 from alignment.data.parsing import to_examples
 from alignment.data.reading import read_records
-from alignment.data.row_files import BadRow
+from alignment.data.row_files import BadRow, DataError
 
 HI = {"role": "user", "content": "Hi"}
 HELLO = {"role": "assistant", "content": "Hello"}
@@ -73,3 +73,18 @@ def test_other_keys_of_turns_are_listed_once(tmp_path):
     inspector.add("rows.jsonl:1", row)
     (finding,) = [each for each in report_of(inspector, []).findings if each.kind == "not_used"]
     assert finding.text == "not used: id; not used in turns: country, toxic"
+
+
+@pytest.mark.parametrize("key", ["is_safe", "accepted", "is_correct"])
+def test_a_mark_of_the_answer_is_refused_until_it_is_named(tmp_path, key):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "Hi", "response": str(good), key: good}) + "\n" for good in (1, 0)))
+    with pytest.raises(DataError, match=f"'{key}' .* is not read in completion rows; --column label={key} reads it"):
+        read_records(path, to_examples, DataConfig(train="unused"))
+    (record,) = read_records(path, to_examples, DataConfig(train="unused", columns={"label": key})).items
+    assert record.messages[-1]["content"] == "1"
+
+
+def test_the_quality_of_an_answer_in_words_is_refused():
+    with pytest.raises(BadRow, match=r"'quality' .*--column quality="):
+        to_examples({"prompt": "Hi", "response": "Hello", "quality": "bad"})
