@@ -235,7 +235,7 @@ def checks_page() -> Iterator[str]:
 
 
 def tickets_page() -> Iterator[str]:
-    from alignment.data.help_desks import TICKET_COLUMNS, TICKET_ROLES
+    from alignment.data.help_desks import AGENT_FLAGS, TICKET_COLUMNS, TICKET_ROLES, WEAKER_COLUMNS
 
     yield from ("# Columns of ticket files", "", WRITTEN, "")
     yield (
@@ -247,6 +247,13 @@ def tickets_page() -> Iterator[str]:
     for key, families in TICKET_COLUMNS.items():
         named = ", ".join(f"`{name}`" for family in families for name in family)
         yield f"| `{key}` | {named} |"
+    for key, tiers in WEAKER_COLUMNS.items():
+        for tier in tiers:
+            named = ", ".join(f"`{name}`" for family in tier for name in family)
+            yield f"| `{key}`, where none of the above is there | {named} |"
+    yield ""
+    flags = ", ".join(f"`{name}`" for name in AGENT_FLAGS)
+    yield f"A role that is true or false: true in {flags} is the assistant's, in the others the customer's."
     yield from ("", "| turn | role |", "|---|---|")
     for turn in dict.fromkeys(TICKET_ROLES.values()):
         yield f"| {turn} | {', '.join(f'`{role}`' for role, known in TICKET_ROLES.items() if known == turn)} |"

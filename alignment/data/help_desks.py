@@ -9,8 +9,21 @@ from typing import Any
 from alignment.data.opening import BadRow, DataError
 from alignment.data.times import TIME_KEYS
 
+CUSTOMER_FLAGS = (
+    *("incoming", "is_incoming", "inbound", "is_inbound", "from_customer", "is_from_customer", "is_customer"),
+    *("from_user", "is_user"),
+)
+"""Columns that are true where the customer wrote the message."""
+AGENT_FLAGS = (
+    *("from_agent", "is_from_agent", "is_agent", "outgoing", "is_outgoing", "outbound", "is_outbound"),
+    *("is_bot", "from_bot", "is_staff", "from_staff", "from_support", "is_assistant"),
+)
+"""Columns that are true where the assistant did."""
 TICKET_COLUMNS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "conversation_id": (("conversation_id",), ("ticket_id",), ("ticket_number",), ("case_id",), ("case_number",)),
+    "conversation_id": (
+        *(("conversation_id",), ("ticket_id",), ("ticket_number",), ("case_id",), ("case_number",), ("thread_id",)),
+        *(("conversations_thread_id",), ("dialogue_id", "dialog_id"), ("chat_id",)),
+    ),
     "role": (("role",), ("author_role",), ("author_type",), ("sender_type",), ("sender_role",), ("incoming",)),
     "text": (
         ("text",),
@@ -19,17 +32,49 @@ TICKET_COLUMNS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("comment",),
         ("message",),
         ("content",),
+        ("message_text",),
     ),
-    "ts": (*((key,) for key in TIME_KEYS), ("created_at",), ("timestamp",), ("sent_at",), ("created_time",)),
+    "ts": (
+        *((key,) for key in TIME_KEYS),
+        *(("created_at",), ("timestamp",), ("sent_at",), ("created_time",), ("created_datetime",), ("created",)),
+        *(("created_on",), ("created_date", "date_created"), ("date",), ("datetime", "date_time"), ("time",)),
+        *(("sent",), ("sent_on",), ("sent_date", "date_sent"), ("sent_time",), ("sent_datetime",), ("posted_at",)),
+        *(("received_at",), ("message_time",), ("message_date",)),
+    ),
     "is_public": (("is_public",), ("public",)),
     "is_internal": (("is_internal",), ("internal",), ("private",), ("is_private",)),
+    "type": (("message_type", "type"),),
 }
 """The columns of ticket files by what they hold. Columns in one bracket hold the same text, the first of them the plain
 one; columns in two brackets may differ, so a file with both is refused."""
+WEAKER_COLUMNS: dict[str, tuple[tuple[tuple[str, ...], ...], ...]] = {
+    "role": (
+        (("direction",), *((name,) for name in (*CUSTOMER_FLAGS[1:], *AGENT_FLAGS))),
+        (("speaker",), ("sender",), ("author",), ("from",)),
+    ),
+    "ts": (
+        (
+            (
+                *("message_index", "message_number", "message_no", "seq", "sequence", "seq_no", "turn_index"),
+                *("turn_number", "turn_id", "turn", "position", "index"),
+            ),
+        ),
+    ),
+}
+"""Columns that are read where a file has none of the ones above, nor of those before them."""
+MESSAGE_KEYS = (
+    *("conversation_id", "conversations_thread_id", "ticket_id", "ticket_number", "thread_id", "dialogue_id"),
+    *("dialog_id", "chat_id"),
+    *(name for family in TICKET_COLUMNS["role"] for name in family),
+    *(name for tier in WEAKER_COLUMNS["role"] for family in tier for name in family),
+)
+"""A row with a `text` and one of these keys is a message, not a document."""
 TICKET_ROLES = {
     **dict.fromkeys(("user", "customer", "client", "requester", "end-user", "human"), "user"),
     **dict.fromkeys(("end_user", "enduser", "end user", "contact", "lead", "visitor"), "user"),
     **dict.fromkeys(("assistant", "agent", "support", "staff", "bot"), "assistant"),
+    **dict.fromkeys(("incoming", "inbound"), "user"),
+    **dict.fromkeys(("outgoing", "outbound"), "assistant"),
     **dict.fromkeys(("admin", "operator", "teammate", "light agent"), "assistant"),
     "system": "system",
 }
@@ -49,14 +94,14 @@ def ticket_columns(row: Mapping[str, Any], place: str) -> dict[str, str] | None:
     Raises:
         DataError: two columns may hold the same thing.
     """
-    by_name = {re.sub(r"[\s-]+", "_", str(key).strip().lower()): key for key in row}
+    by_name = {plain_name(key): key for key in row}
     if any(key in by_name for key in _OTHERS):
         return None
     found: dict[str, str] = {}
     twice: dict[str, list[str]] = {}
     for target, families in TICKET_COLUMNS.items():
-        known = [next((by_name[name] for name in family if name in by_name), None) for family in families]
-        present = [column for column in known if column is not None]
+        tiers = (families, *WEAKER_COLUMNS.get(target, ()))
+        present = next(filter(None, (_present(by_name, tier) for tier in tiers)), [])
         ours = [column for column in present if column == target or column in TIME_KEYS]  # renamed by the user
         if present:
             found[target] = (ours or present)[0]
@@ -70,6 +115,43 @@ def ticket_columns(row: Mapping[str, Any], place: str) -> dict[str, str] | None:
             f"data.columns={{{target}: {first}}} (--column {target}={first})"
         )
     return found
+
+
+def _present(by_name: Mapping[str, str], families: Sequence[Sequence[str]]) -> list[str]:
+    """The first column of each family that the file has."""
+    known = [next((by_name[name] for name in family if name in by_name), None) for family in families]
+    return [column for column in known if column is not None]
+
+
+def plain_name(key: Any) -> str:
+    """A column's name in lower case with underscores: `Created At` and `createdAt` are `created_at`."""
+    return re.sub(r"[\s-]+|(?<=[a-z0-9])(?=[A-Z])", "_", str(key).strip()).lower()
+
+
+def flagged_role(value: Any, theirs: str, ours: str) -> Any:
+    """The role that a yes or no says in a column, by the name that the column had in the file; another value as it is.
+
+    Raises:
+        BadRow: neither that name nor the one it has now says who wrote the message where it is true.
+    """
+    flag = flag_of(value)
+    if flag is None:
+        return value
+    for name in (plain_name(theirs), plain_name(ours)):
+        if name in (*CUSTOMER_FLAGS, *AGENT_FLAGS):
+            return "user" if flag == (name in CUSTOMER_FLAGS) else "assistant"
+    raise BadRow(
+        f"'{theirs}' is {value!r}, which does not say who wrote the message; name it --column incoming={theirs} if the "
+        f"customer did where it is true, --column from_agent={theirs} if the agent did"
+    )
+
+
+def is_internal_type(value: Any, role_column: str) -> bool:
+    """Whether the type of a message is that of a note; HubSpot, which has a direction, calls notes COMMENT."""
+    name = plain_name(value)
+    return name in ("note", "internal", "internal_note", "private_note", "internal_comment") or (
+        name == "comment" and plain_name(role_column) == "direction"
+    )
 
 
 def nested_messages(row: Mapping[str, Any], agents: Collection[str]) -> list[dict[str, Any]] | None:
@@ -192,12 +274,14 @@ def role_of(value: Any, agents: Collection[str]) -> str:
     flag = flag_of(value)
     known = TICKET_ROLES.get(name.lower()) or ({True: "user", False: "assistant"}[flag] if flag is not None else None)
     if known is None:
-        raise BadRow(f"role {name!r}; expected {', '.join(TICKET_ROLES)}, or name it in data.agents (--agent)")
+        raise BadRow(
+            f"role {name!r}; expected {', '.join(TICKET_ROLES)}; --agent NAME (data.agents) names the roles of the "
+            "assistant, and all that are not known are then the customer's"
+        )
     return known
 
 
 def flag_of(value: Any) -> bool | None:
     """Yes or no, also as CSV files write it; None for anything else."""
-    return {"true": True, "yes": True, "1": True, "t": True, "false": False, "no": False, "0": False, "f": False}.get(
-        str(value).strip().lower()
-    )
+    known = {"true": True, "yes": True, "1": True, "t": True, "false": False, "no": False, "0": False, "f": False}
+    return known.get(str(value).strip().lower().removesuffix(".0"))

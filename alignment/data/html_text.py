@@ -14,7 +14,8 @@ _BLOCKS = frozenset((
     "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "html", "li", "main",
     "ol", "p", "pre", "section", "summary", "table", "tbody", "thead", "tr", "ul",
 ))  # fmt: skip
-_SKIPPED = frozenset(("script", "style", "template", "noscript", "head", "nav", "svg"))
+_SKIPPED = frozenset(("script", "style", "template", "noscript", "head", "nav", "footer", "aside", "svg"))
+_SECTIONS = ("article", "section", "main")
 _CELLS = ("td", "th")
 _QUESTIONS = ("dt", "summary")
 _LISTS = ("ul", "ol")
@@ -61,13 +62,20 @@ class PageParser(HTMLParser):
         self.num_images = 0
         self._block = _Open()
         self._skipping: list[str] = []
-        self._bold = self._code = self._item = 0
+        self._bold = self._code = self._sections = 0
+        self._lists: list[bool] = []  # of each open list, whether its item has a heading and so is a section
         self._is_question = False  # in a dt or summary; a dt need not be closed
         self._links: list[tuple[str, int]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in _SKIPPED:
+        if tag == "body":
+            self._skipping.clear()  # a head need not be closed
+        if tag in _SKIPPED or (tag == "header" and not self._sections):  # one of a page, not of an article
+            if tag in _BLOCKS and not self._skipping:
+                self._close()
             self._skipping.append(tag)
+        elif self._skipping:
+            return
         elif tag == "br":
             self._add("\n")
         elif tag == "img":
@@ -79,22 +87,25 @@ class PageParser(HTMLParser):
         elif tag in _CELLS:
             self._add(" | " if self._block.parts else "")
         elif tag in _BLOCKS:
-            self._item += tag in _LISTS
+            self._sections += tag in _SECTIONS
+            self._enter(tag)
             self._code += tag == "pre"
             self._is_question = tag in _QUESTIONS or (self._is_question and tag not in ("dd", "dl", "details"))
             self._begin(int(tag[1]) if re.fullmatch(r"h[1-6]", tag) else 0)
 
     def handle_endtag(self, tag: str) -> None:
         if self._skipping:
-            if tag == self._skipping[-1]:
-                self._skipping.pop()
+            if tag in self._skipping:
+                del self._skipping[self._skipping.index(tag) :]
         elif tag in ("b", "strong"):
             self._bold = max(0, self._bold - 1)
         elif tag == "a" and self._links:
             self._end_link(*self._links.pop())
         elif tag in _BLOCKS:
             self._close()
-            self._item = max(0, self._item - (tag in _LISTS))  # an li need not be closed
+            self._sections = max(0, self._sections - (tag in _SECTIONS))
+            if tag in _LISTS:
+                del self._lists[-1:]
             self._code = max(0, self._code - (tag == "pre"))
             self._is_question = self._is_question and tag not in (*_QUESTIONS, "dd", "dl", "details")
             self._block.kind = self._kind_inside()
@@ -108,6 +119,13 @@ class PageParser(HTMLParser):
     def close(self) -> None:
         super().close()
         self._close()
+
+    def _enter(self, tag: str) -> None:
+        """Keep track of lists; an li need not be closed."""
+        if tag in _LISTS:
+            self._lists.append(False)
+        elif self._lists and (tag == "li" or tag == "summary" or re.fullmatch(r"h[1-6]", tag)):
+            self._lists[-1] = tag != "li"
 
     def _begin(self, level: int) -> None:
         self._close()
@@ -132,9 +150,12 @@ class PageParser(HTMLParser):
             text = re.sub(r"[ \t]+", " ", text) if block.kind != "code" else text
             self.pieces.append(Piece(block.kind, text, block.level, is_bold, block.line))
 
+    def _in_item(self) -> bool:
+        return bool(self._lists) and not self._lists[-1]
+
     def _kind_inside(self) -> PieceKind:
         """The kind of a block by the elements around it."""
-        return "code" if self._code else "question" if self._is_question else "item" if self._item else "text"
+        return "code" if self._code else "question" if self._is_question else "item" if self._in_item() else "text"
 
 
 def page_pieces(page: str) -> list[Piece]:

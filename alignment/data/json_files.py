@@ -46,7 +46,7 @@ def json_rows(file: DataFile, note: Note, line_rows: Any) -> Iterator[tuple[str,
     if said:
         note(f"{file}: {said}")
     for index, row in enumerate(rows, 1):
-        yield f"{file}:row {index}", row
+        yield f"{file}:row {index}", _viewer_row(row)
 
 
 class _JsonText:
@@ -146,7 +146,7 @@ def _list_rows(text: _JsonText, file: DataFile) -> Iterator[tuple[str, Any]]:
     else:
         while True:
             index += 1
-            yield f"{file}:row {index}", text.value()
+            yield f"{file}:row {index}", _viewer_row(text.value())
             following = text.next_char()
             if following not in (",", "]"):
                 raise text.error_here("Expecting ',' delimiter")
@@ -162,11 +162,32 @@ def _rows_of(value: Any, file: DataFile) -> tuple[list[Any], str]:
     if isinstance(value, BadRow):
         raise DataError(f"{file}: {value}; write the rows as .jsonl")
     if isinstance(value, Mapping) and value:
-        for layout in (_split_layout, _column_layout, _wrapped):
+        for layout in (_viewer_layout, _split_layout, _column_layout, _wrapped):
             if found := layout(value, file):
                 return found
     kind = f"an object with {_named(value)}" if isinstance(value, Mapping) else type(value).__name__
     raise DataError(f"{file}: expected a JSON list of rows, found {kind}; put the rows between [ and ]")
+
+
+def _viewer_layout(value: Mapping[str, Any], _: DataFile) -> tuple[list[Any], str] | None:
+    """The answer of the hub's viewer: {"features": [...], "rows": [{"row_idx": 0, "row": {...}}, ...]}."""
+    rows = value.get("rows")
+    if "features" not in value or not (isinstance(rows, list) and rows and all(map(_is_viewer_row, rows))):
+        return None
+    total = value.get("num_rows_total")
+    return rows, f"the hub's viewer: {len(rows)} rows" + (f" of {total}" if isinstance(total, int) else "")
+
+
+def _is_viewer_row(item: Any) -> bool:
+    return isinstance(item, Mapping) and "row_idx" in item and isinstance(item.get("row"), Mapping)
+
+
+def _viewer_row(item: Any) -> Any:
+    """The row inside one of the hub's viewer, or the reason why it is not whole; anything else as it is."""
+    if not _is_viewer_row(item):
+        return item
+    cut = item.get("truncated_cells")
+    return BadRow(f"the viewer has cut the cells {cut}; use the data set's own file") if cut else item["row"]
 
 
 def _split_layout(value: Mapping[str, Any], _: DataFile) -> tuple[list[Any], str] | None:

@@ -50,6 +50,7 @@ KEYS = (
     KnownKey(("ranks", "rank", "ranking"), "the place of each answer, 1 is the best", "answer"),
     KnownKey(("scores", "ratings", "rewards"), "the score of each answer, higher is better", "answer"),
     KnownKey(("rating", "score", "reward"), "how good the answer is", "answer", by_format=True),
+    KnownKey(("quality",), "how good the answer is, in words", "answer"),
     KnownKey(
         (
             "label",
@@ -60,6 +61,11 @@ KEYS = (
             "thumbs_up",
             "liked",
             "labels",
+            "is_safe",
+            "accepted",
+            "is_accepted",
+            "is_correct",
+            "approved",
         ),
         "whether the answer is a good one, true or false",
         "answer",
@@ -67,12 +73,19 @@ KEYS = (
     KnownKey(("winner", "vote", "verdict"), "which answer won", "answer"),
     KnownKey(("completion", "response", "output", "answer"), "an answer", "answer", True, True),
     KnownKey(
-        ("train", "loss", "trainable", "training", "loss_mask", "train_on_turn", "should_train"),
+        (
+            *("train", "loss", "trainable", "training", "loss_mask", "train_on_turn", "should_train"),
+            *("train_on", "need_loss", "output_with_loss", "loss_scale"),
+        ),
         "false: do not train on it",
         "answer",
     ),
     KnownKey(("weight", "loss_weight", "sample_weight"), "how much it counts in the loss", "answer"),
-    KnownKey(("mask", "masked", "ignore", "train_detail"), "which parts are not trained on", "answer"),
+    KnownKey(
+        ("mask", "masked", "ignore", "train_detail", "no_loss", "ignore_loss"),
+        "which parts are not trained on",
+        "answer",
+    ),
     KnownKey(("labeler", "annotator", "rater", "judge", "worker"), "who judged", "answer", True),
     KnownKey(
         ("images", "image", "image_url", "image_path", "pixel_values", "videos", "video", "audios", "audio"),
@@ -82,6 +95,8 @@ KEYS = (
     KnownKey(("chat_template_kwargs",), "arguments of a chat template", "media"),
 )
 BY_NAME: dict[str, KnownKey] = {name: key for key in KEYS for name in key.names}
+_MAY_HAVE_LABEL = ("completion", "alpaca", "faq", "rag", "chat", "sharegpt")
+"""Shapes of one answer, which a label makes `unpaired`."""
 PASSAGE_NAMES = ("source_id", "passage_id")
 """They name the passage that a row was made of, and `alignment data split` keeps rows of one passage together."""
 HARMLESS_ELSEWHERE = frozenset(BY_NAME["labeler"].names)
@@ -110,11 +125,13 @@ def refuse_unread(
         key, value = BY_NAME[name], row.get(name)
         if key.changes not in changes or is_empty(value) or _says_train(key, value):
             continue
-        if key.may_repeat and _repeats(value, [row.get(other) for other in read]):
+        if key.may_repeat and repeats(value, [row.get(other) for other in read]):
             continue
         if key.changes == "media":
             raise BadRow(f"'{name}': {key.about} are not supported; take such rows out, or {_leave_out(name)}")
-        raise BadRow(f"'{name}' ({key.about}) is not read in {shape} rows; rename it, or {_leave_out(name)}")
+        reads_label = key is BY_NAME["label"] and shape in _MAY_HAVE_LABEL and not isinstance(value, list | dict)
+        rename = f"--column label={name} reads it" if reads_label else "rename it"
+        raise BadRow(f"'{name}' ({key.about}) is not read in {shape} rows; {rename}, or {_leave_out(name)}")
 
 
 def _leave_out(name: str) -> str:
@@ -126,7 +143,7 @@ def _says_train(key: KnownKey, value: Any) -> bool:
     return key.names[0] in ("train", "weight") and value in (True, 1)
 
 
-def _repeats(value: Any, others: list[Any]) -> bool:
+def repeats(value: Any, others: list[Any]) -> bool:
     """Whether each string in a value stands in the row's other keys too."""
     held = [text for other in others for text in strings(other)]
     texts = [text.strip() for text in strings(value)]

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from alignment.data.keys import BY_NAME, is_empty
+from alignment.data.keys import BY_NAME, HARMLESS_ELSEWHERE, is_empty, repeats
 from alignment.data.row_files import BadRow
 from alignment.data.tool_calls import call_of, calls_in_text
 from alignment.templates.reasoning import REASONING
@@ -22,12 +22,17 @@ ROLES: dict[str, str] = {
     **dict.fromkeys(("tool", "function", "observation", "ipython", "function_response", "tool_response"), "tool"),
 }  # fmt: skip
 """The roles in files, in lower case, and ours."""
-NOT_TRAINED = ("weight", *BY_NAME["train"].names)
+NOT_TRAINED = (*BY_NAME["weight"].names, *BY_NAME["train"].names)
 """Keys of an assistant's turn that say 0 or false where it is not to be trained on."""
 _JUDGED = [name for key in ("rating", "label", "ranks", "chosen", "rejected") for name in BY_NAME[key].names]
 _SENDER, _TEXT = ("role", "from", "speaker", "sender", "author"), ("content", "value", "text", "message")
 _MEDIA = re.compile(r"image|audio|video|pixel")
 _PLAIN = (frozenset({"role", "content"}), frozenset({"from", "value"}))
+_OF_TURNS = frozenset((
+    *_SENDER, *_TEXT, *REASONING, *NOT_TRAINED, *_JUDGED, *BY_NAME["mask"].names, *HARMLESS_ELSEWHERE,
+    "tool_calls", "function_call", "tool_call_id", "name", "refusal", "channel",
+))  # fmt: skip
+"""The keys that are read in a turn, or refused by the reading of it."""
 
 Turns = tuple[Message, ...]
 
@@ -113,12 +118,38 @@ def turns_in(items: Sequence[Any], key: str) -> Turns:
     if all(isinstance(item, str) for item in items):
         items = [{"role": ("user", "assistant")[index % 2], "content": item} for index, item in enumerate(items)]
     messages: list[Message] = []
+    thought = None
     for index, item in enumerate(items, 1):
         name = f"message {index} of '{key}'"
         if not isinstance(item, Mapping):
             raise BadRow(f"{name} must be an object, found {type(item).__name__}")
-        messages += message_of(item, name)
+        if thought is not None:
+            item = {"reasoning_content": thought, **item}
+        thought = _thought_before(item, items[index : index + 1])
+        if thought is None:
+            new = message_of(item, name)
+            messages += _without_repeated_system(new, messages, name) if _is_exchange(item) else new
     return tuple(messages)
+
+
+def _thought_before(item: Mapping[str, Any], after: Sequence[Any]) -> Any:
+    """The reasoning that a turn in the channel `analysis` holds, if the next turn is the answer to it."""
+    answer = after[0] if after and isinstance(after[0], Mapping) else {}
+    is_thought = item.get("channel") == "analysis" and answer.get("channel") == "final"
+    return item.get("content") if is_thought and item.get("role") == answer.get("role") else None
+
+
+def _without_repeated_system(new: list[Message], before: list[Message], name: str) -> list[Message]:
+    """The turns of an `input`, `output` object; a later one may repeat the system turn of the first.
+
+    Raises:
+        BadRow: it has another one.
+    """
+    if new[0]["role"] != "system" or not before:
+        return new
+    if new[0]["content"] != before[0]["content"]:
+        raise BadRow(f"{name} has another 'system' than the first; only the first turn's is read, so split the row")
+    return new[1:]
 
 
 def list_of(row: Mapping[str, Any], key: str) -> Sequence[Any]:
@@ -139,11 +170,13 @@ def message_of(item: Mapping[str, Any], name: str) -> list[Message]:
         role = ROLES.get(sender) if isinstance(sender, str) else None
         if isinstance(content, str) and role in ("user", "assistant") and not sender.endswith("_call"):
             return [Message(role=role, content=check_text(content, f"the content of {name}"))]
-    if "input" in item and "output" in item and not any(key in item for key in _SENDER):
-        rest = {key: value for key, value in item.items() if key not in ("input", "output")}
-        asked = {"role": "user", "content": item["input"]}
-        return [*message_of(asked, name), *message_of({"role": "assistant", "content": item["output"], **rest}, name)]
+    if _is_exchange(item):
+        rest = {key: value for key, value in item.items() if key not in ("input", "output", "system")}
+        turns = [("system", item.get("system")), ("user", item["input"])]
+        before = [turn for role, text in turns for turn in message_of({"role": role, "content": text}, name)]
+        return [*before, *message_of({"role": "assistant", "content": item["output"], **rest}, name)]
     _refuse_media(item, name)
+    _refuse_unread(item, name)
     sender = next((item[key] for key in _SENDER if item.get(key) is not None), None)
     role = ROLES.get(sender.strip().lower().replace(" ", "_")) if isinstance(sender, str) else None
     if role is None:
@@ -204,6 +237,42 @@ def _weight(item: Mapping[str, Any], role: str, name: str) -> int | None:
         if value not in (0, 1) or (role != "assistant" and value):
             raise BadRow(f"{name} has {key} {value!r}; expected 0 or 1, on an assistant's message")
     return int(all(value for _, value in said)) if said and role == "assistant" else None
+
+
+def _is_exchange(item: Mapping[str, Any]) -> bool:
+    return "input" in item and "output" in item and not any(key in item for key in _SENDER)
+
+
+def _refuse_unread(item: Mapping[str, Any], name: str) -> None:
+    """Refuse a turn with a key of known meaning that is read of rows only, or with what is no answer."""
+    texts = [item.get(key) for key in _TEXT]
+    for key, value in item.items():
+        if key not in BY_NAME or key in _OF_TURNS or is_empty(value) or value is False:
+            continue
+        if not (BY_NAME[key].may_repeat and repeats(value, texts)):
+            raise BadRow(
+                f"{name} has '{key}' ({BY_NAME[key].about}), which is not read of a turn; move it to the row, or take "
+                "it out"
+            )
+    if item.get("channel") not in (None, "", "final"):
+        raise BadRow(
+            f"{name} is in the channel {item['channel']!r}, which is no answer; write it as 'reasoning_content' of the "
+            "answer after it, or take it out"
+        )
+
+
+def unused_of_turns(row: Mapping[str, Any]) -> set[str]:
+    """The keys of the turns in a row that mean nothing to us."""
+    return {
+        str(key)
+        for value in row.values()
+        if isinstance(value, list) and value and isinstance(value[0], Mapping)
+        if _is_exchange(value[0]) or holds_turns(value[:1])
+        for item in value
+        if isinstance(item, Mapping) and item.keys() not in _PLAIN
+        for key, held in item.items()
+        if held is not None and key not in _OF_TURNS and key not in BY_NAME
+    }
 
 
 def _refuse_media(item: Mapping[str, Any], name: str) -> None:

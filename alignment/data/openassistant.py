@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from alignment.data.help_desks import flag_of
 from alignment.data.messages import Turns, check_text
 from alignment.data.preferences import RankedAnswers, number_of
 from alignment.data.row_files import BadRow
@@ -36,7 +37,8 @@ def flat_trees(rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         elif str(row["message_id"]) in nodes:
             yield where, BadRow(f"message {row['message_id']} stands twice")
         else:
-            nodes[str(row["message_id"])] = {**row, "rank": _rank(row.get("rank")), "replies": []}
+            flags = {key: flag_of(row.get(key)) for key in ("deleted", "review_result")}  # a table has them as text
+            nodes[str(row["message_id"])] = {**row, **flags, "rank": _rank(row.get("rank")), "replies": []}
             places[str(row["message_id"])] = where
     roots = [name for name, node in nodes.items() if node["parent_id"] in (None, "")]
     for node in nodes.values():

@@ -8,6 +8,7 @@ from typing import Any
 from alignment.config.sections import Format
 from alignment.data import formats, preferences, questions
 from alignment.data.chats import answered, chat_of
+from alignment.data.help_desks import MESSAGE_KEYS, plain_name
 from alignment.data.importers import PassedOver
 from alignment.data.judging import (
     NO_TOOLS,
@@ -84,7 +85,22 @@ def to_demonstration(row: Row, format: Format = "auto") -> Demonstration:
 
 
 def _examples(shape: Format, row: Row, original: Row) -> list[Demonstration | Document]:
-    return [Document(text_of(row, "text"))] if shape == "text" else [*_demonstrations(shape, row, original)]
+    if shape != "text":
+        return [*_demonstrations(shape, row, original)]
+    _refuse_message(original)
+    return [Document(text_of(row, "text"))]
+
+
+def _refuse_message(row: Row) -> None:
+    """Refuse a message of a ticket, of which the text alone would be learned as a document."""
+    keys = [str(key) for key, value in row.items() if plain_name(key) in MESSAGE_KEYS and not is_empty(value)]
+    if keys:
+        left_out = " ".join(f"--column '{key}='" if " " in key else f"--column {key}=" for key in keys)
+        raise BadRow(
+            f"'{keys[0]}' beside 'text' says that the row is a message of a ticket, not a document; name the columns "
+            "of tickets, conversation_id, role and text (--column role=NAME), or read the texts alone as documents "
+            f"with {left_out}"
+        )
 
 
 def _demonstrations(shape: Format, row: Row, original: Row) -> list[Demonstration]:

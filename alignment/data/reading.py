@@ -17,6 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 from alignment.config.sections import DataConfig, DataPart, Format
 from alignment.data.formats import unused_keys
 from alignment.data.importers import PassedOver
+from alignment.data.messages import unused_of_turns
 from alignment.data.records import Comparison, CompletionRating, Demonstration, Document, Prompt
 from alignment.data.row_files import BadRow, DataError
 from alignment.data.sources import RowSource, open_source
@@ -51,6 +52,7 @@ class Reading(Generic[R]):
         self.passed_over: Counter[str] = Counter()
         self.remarks: Counter[str] = Counter()
         self.unused: dict[str, dict[str, None]] = {}
+        self._unused_of_turns: dict[str, set[str]] = {}
         self._are_prompts = False
         self.leaked = 0
         self._source_notes: list[str] = []
@@ -77,6 +79,11 @@ class Reading(Generic[R]):
         notes += [f"{count} rows: {remark}" for remark, count in self.remarks.items()]
         where = "given to reward functions alone" if self._are_prompts else "not used"
         notes += [f"{path}: {where}: {', '.join(sorted(names))}" for path, names in self.unused.items() if names]
+        notes += [
+            f"{path}: not used in turns: {', '.join(sorted(names))}"
+            for path, names in self._unused_of_turns.items()
+            if names
+        ]
         if self.leaked:
             notes.append(
                 f"{self.leaked} rows of data.train left out: their prompts are in data.eval={self.config.eval}"
@@ -122,6 +129,7 @@ class Reading(Generic[R]):
 
     def _records(self, source: RowSource, part: DataPart, bad: list[tuple[str, str]]) -> Iterator[R]:
         format, unused = part.format or "auto", self.unused.setdefault(part.path, {})
+        of_turns = self._unused_of_turns.setdefault(part.path, set())
         for where, row in source.rows:
             try:
                 if isinstance(row, BadRow):
@@ -130,6 +138,7 @@ class Reading(Generic[R]):
                     yield replace(row, place=where)
                     continue
                 unused.update(dict.fromkeys(unused_keys(row, format)))
+                of_turns |= unused_of_turns(row)
                 for record in self._convert(row, format):
                     if isinstance(record, Demonstration):
                         self.remarks.update(record.notes)

@@ -141,9 +141,19 @@ def _parse_line(line: bytes, decoder: RowDecoder) -> Any:
     except UnicodeDecodeError as error:
         return BadRow(not_utf8(error))
     except json.JSONDecodeError as error:
-        return BadRow(f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
+        return BadRow(f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}{_json_fix(line)}")
     except (ValueError, RecursionError) as error:  # e.g. a number of 5,000 digits or a thousand nested brackets
         return BadRow(f"not valid JSON: {error}")
+
+
+def _json_fix(line: bytes) -> str:
+    """What to do about a line that is a part of a value, or a row with a comma after it."""
+    bare = line.strip()
+    if bare == b"[":
+        return "; .jsonl has one object a line: name the file of this list .json"
+    if bare == b"{":
+        return "; an object must stand on one line, or all objects in a .json file between [ and ], commas between them"
+    return "; take out the comma after each row" if bare.startswith(b"{") and bare.endswith(b"},") else ""
 
 
 def file_fingerprint(path: str | Path, rows: int) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def table_rows(file: DataFile, note: Note) -> Iterator[tuple[str, Any]]:
         num_empty = 0
         try:
             for values in reader:
-                lines.taken = 0
+                _check_quotes(lines.taken_lines(), values, names, separator, f"{file}:{{}}", lines.number)
                 where = f"{file}:{lines.number}"
                 if not names:
                     names = _header(values, where) if values else []
@@ -77,21 +77,28 @@ class _TableLines:
     def __init__(self, stream: IO[bytes], file: DataFile) -> None:
         self._text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
         self._file = file
-        self.number = self.taken = 0
+        self.number = self._taken = 0
+        self._lines: list[str] = []
 
     def __iter__(self) -> _TableLines:
         return self
 
     def __next__(self) -> str:
         line = self._text.readline(LONGEST_RECORD + 1)
-        self.number += 1
-        self.taken += len(line)
-        if self.taken > LONGEST_RECORD:
+        self.number += bool(line)
+        self._taken += len(line)
+        if self._taken > LONGEST_RECORD:
             limit = f"more than {LONGEST_RECORD >> 20} MiB; is a quote missing, or every line break?"
             raise DataError(f"{self._file}:{self.number}: one row of {limit}")
         if not line:
             raise StopIteration
+        self._lines.append(line)
         return line
+
+    def taken_lines(self) -> list[str]:
+        """The lines since the last call, which are those of one row."""
+        lines, self._lines, self._taken = self._lines, [], 0
+        return lines
 
 
 def _separator(sample: str, suffix: str) -> tuple[str, bool]:
@@ -116,6 +123,29 @@ def _score(sample: str, separator: str) -> float:
     if not rows or len(rows[0]) < 2:
         return 0.0
     return sum(len(row) == len(rows[0]) for row in rows) / len(rows)
+
+
+def _check_quotes(
+    lines: Sequence[str], values: Sequence[str], names: Sequence[str], separator: str, where: str, last: int
+) -> None:
+    """Refuse a row of several lines that a quote which is part of a text has joined.
+
+    Raises:
+        DataError: the quotes do not stand around whole cells, or the row has fewer cells than the header.
+    """
+    if len(lines) < 2 or not names:
+        return
+    try:
+        list(csv.reader(lines, delimiter=separator, strict=True))
+        is_one = len(values) >= len(names)
+    except csv.Error:
+        is_one = False
+    if not is_one:
+        first = last - len(lines) + 1
+        raise DataError(
+            f"{where.format(first)}: a cell begins with a quote that does not end it, so lines {first} to {last} are "
+            'read as one row; write the cell in quotes and quotes in it twice ("""Hi"" he said"), or the rows as .jsonl'
+        )
 
 
 def _header(values: Sequence[str], where: str) -> list[str]:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from alignment.data.help_desks import flag_of, nested_messages, role_of, ticket_columns, unused_keys
+from alignment.data.help_desks import (
+    flag_of,
+    flagged_role,
+    is_internal_type,
+    nested_messages,
+    role_of,
+    ticket_columns,
+    unused_keys,
+)
 from alignment.data.html_text import body_text, is_html
 from alignment.data.messages import check_text, key_names, merge_turns
 from alignment.data.opening import BadRow, DataError, Note, PassedOver
+from alignment.data.ticket_order import refuse_lost_order
 from alignment.data.times import TIME_KEYS, TimeColumn
 from alignment.templates.rendering import Message
 
@@ -19,12 +28,14 @@ Rows = Iterator[tuple[str, Any]]
 
 @dataclass
 class TicketMessage:
-    """One message: its place, who wrote it, its text, and its time as the file has it."""
+    """One message: its place, who wrote it, its text, and its time or number as the file has it."""
 
     where: str
     role: Any
     text: Any
     ts: Any
+    rest: Mapping[str, Any] = field(default_factory=dict)
+    """The columns that are not read, in a file without a column of times."""
 
 
 def is_ticket(row: Any, where: str) -> bool:
@@ -56,7 +67,7 @@ def ticket_rows(
     Raises:
         DataError: the rows are no tickets, two columns may hold the same, or times can be read in two ways.
     """
-    reader = _TicketReader(agents)
+    reader = _TicketReader(agents, renamed or {})
     for where, row in rows:
         try:
             reader.add(where, row)
@@ -64,17 +75,19 @@ def ticket_rows(
             yield where, reason
     conversations = reader.conversations
     said = reader.finish()
+    refuse_lost_order([[(each.where, each.rest) for each in messages] for messages in conversations.values()])
     times = TimeColumn(
         ((message.where, message.ts) for messages in conversations.values() for message in messages),
-        *reader.time_column(renamed or {}),
+        *reader.time_column(),
     )
     for text in [*said, *times.notes]:
         note(text)
+    customers: Counter[str] = Counter()
     for messages in conversations.values():
         where = messages[0].where
         try:
             turns = [
-                Message(role=role_of(message.role, agents), content=check_text(message.text, "'text'").strip())
+                Message(role=_role(message.role, agents, customers), content=check_text(message.text, "'text'").strip())
                 for message in messages
             ]
             turns = [turns[index] for index in times.order([message.ts for message in messages])]
@@ -82,13 +95,28 @@ def ticket_rows(
             yield where, reason
             continue
         yield where, conversation_row(turns)
+    if customers:
+        named = ", ".join(f"{name} ({count})" for name, count in sorted(customers.items()))
+        note(f"roles that are not known are read as the customer's, because agents are named: {named[:300]}")
+
+
+def _role(value: Any, agents: Collection[str], customers: Counter[str]) -> str:
+    """The role of a message; where agents are named, one that is not known is the customer's, and counted."""
+    try:
+        return role_of(value, agents)
+    except BadRow:
+        name = str(value or "").strip()
+        if not agents or not name:
+            raise
+    customers[name] += 1
+    return "user"
 
 
 class _TicketReader:
     """Collects the messages of all tickets, and what is to be said about them."""
 
-    def __init__(self, agents: Collection[str]) -> None:
-        self._agents = agents
+    def __init__(self, agents: Collection[str], renamed: Mapping[str, str | None]) -> None:
+        self._agents, self._renamed = agents, renamed
         self._columns: dict[str, str] | None = None
         self.conversations: dict[str, list[TicketMessage]] = {}
         self._internal = self._with_files = 0
@@ -121,7 +149,7 @@ class _TicketReader:
             if isinstance(ts, list | dict):
                 raise BadRow(f"ts {ts!r} is neither a number nor a time such as 2026-01-31T09:00"[:200])
             self.conversations.setdefault(str(key), []).append(
-                TicketMessage(where, message["role"], message["text"], ts)
+                TicketMessage(where, message["role"], message["text"], ts, message.get("rest", {}))
             )
 
     def _flat(self, where: str, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,15 +162,22 @@ class _TicketReader:
                 )
         used = set(self._columns.values())
         self._unused.update(str(key) for key, value in row.items() if key not in used and value not in (None, "", []))
-        missing = [name for name in self._columns.values() if name not in row]
+        missing = [theirs for ours, theirs in self._columns.items() if theirs not in row and ours != "type"]
         if missing:
             raise BadRow(f"no key '{missing[0]}'; found the keys {key_names(row)[:200]}")
-        return {ours: row[theirs] for ours, theirs in self._columns.items()}
+        message = {ours: row.get(theirs) for ours, theirs in self._columns.items()}
+        column = self._columns["role"]
+        if is_internal_type(message.get("type"), column):
+            return {**message, "is_internal": True}
+        if str(message["role"]).strip() not in self._agents:
+            message["role"] = flagged_role(message["role"], self._renamed.get(column) or column, column)
+        rest = {} if "ts" in message else {key: value for key, value in row.items() if key not in used}
+        return {**message, "rest": rest}
 
-    def time_column(self, renamed: Mapping[str, str | None]) -> tuple[str, str | None]:
+    def time_column(self) -> tuple[str, str | None]:
         """The one of TIME_KEYS that says how times are read, and the name of their column in the file."""
         column = (self._columns or {}).get("ts")
-        return column if column in TIME_KEYS else "ts", renamed.get(column, column) if column else None
+        return column if column in TIME_KEYS else "ts", self._renamed.get(column, column) if column else None
 
     def finish(self) -> list[str]:
         """What is to be said; bodies in HTML are made text here, because all of them decide whether they are HTML."""

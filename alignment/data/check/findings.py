@@ -123,10 +123,11 @@ def set_findings(rows: Inspector) -> Iterator[Finding]:
         yield Finding("error", "all_ties", judged.num_pairs, text, "judge more pairs", [])
     elif judged.num_ratings and not judged.num_pairs:
         yield from _ratings(judged, rows.needs_pairs)
-    if rows.unused:
-        where = "given to reward functions alone" if rows.stage == "ppo" else "not used"
-        text = f"{where}: {', '.join(sorted(rows.unused))}"
-        yield Finding("note", "not_used", len(rows.unused), text, "", [])
+    unused = {"given to reward functions alone" if rows.stage == "ppo" else "not used": rows.unused}
+    unused["not used in turns"] = dict.fromkeys(rows.unused_of_turns)
+    said = [f"{where}: {', '.join(sorted(names))}" for where, names in unused.items() if names]
+    if said:
+        yield Finding("note", "not_used", sum(map(len, unused.values())), "; ".join(said), "", [])
     for index, (remark, count) in enumerate(rows.remarks.items()):
         yield Finding("note", f"remark_{index}" if index else "remark", count, f"{_of(count, kept)}: {remark}", "", [])
 

@@ -21,7 +21,7 @@ from alignment.data.check.judgements import Judged, is_html, says_nothing
 from alignment.data.duplicates import Sketches, digest
 from alignment.data.encoding import Record, encode_parts, fit_record
 from alignment.data.importers import PassedOver
-from alignment.data.messages import with_answer
+from alignment.data.messages import unused_of_turns, with_answer
 from alignment.data.parsing import JUDGED, LEARNED, to_examples, to_judgements, to_prompts
 from alignment.data.privacy import scrub_row
 from alignment.data.reading import is_held_out
@@ -108,6 +108,7 @@ class Inspector:
         self.remarks: Counter[str] = Counter()
         self.readers: Counter[str] = Counter()
         self.unused: dict[str, None] = {}
+        self.unused_of_turns: set[str] = set()
         self.judged = Judged(self._see)
         self.num_rows = self.num_bad = self.num_pairs = self.num_chosen_longer = 0
         self.set_aside: dict[str, tuple[str, Seen]] = {}
@@ -198,6 +199,7 @@ class Inspector:
         if not isinstance(row, Mapping):
             raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
         self.add_unused(formats.unused_keys(row, format))
+        self.unused_of_turns |= unused_of_turns(row)
         shape = formats.shape_of(row, format, tuple(formats.SHAPES))
         convert: Callable[..., Sequence[Record]] = to_examples
         if self.stage is not None:

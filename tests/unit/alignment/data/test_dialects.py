@@ -524,3 +524,16 @@ def test_a_table_of_messages_becomes_trees(tmp_path):
 )
 def test_reasoning_stays_beside_the_answer(row):
     assert only(row).messages == (ASKED, TOLD | {"reasoning_content": "Hm."})
+
+
+@pytest.mark.parametrize(("no", "yes"), [("False", "True"), ("false", "true"), ("0", "1"), ("", "1"), (False, True)])
+def test_marks_of_a_tree_are_read_as_tables_write_them(no, yes):
+    rows = [
+        {"message_id": "q", "parent_id": "", "text": "When?", "role": "prompter", "deleted": no},
+        {"message_id": "a", "parent_id": "q", "text": "At nine.", "role": "assistant", "deleted": no, "rank": "2"},
+        {"message_id": "b", "parent_id": "q", "text": "Gone.", "role": "assistant", "deleted": yes, "rank": "0"},
+        {"message_id": "c", "parent_id": "q", "text": "Bad.", "role": "assistant", "review_result": no, "rank": "1"},
+    ]
+    ((_, tree),) = flat_trees((f"d:{n}", row) for n, row in enumerate(rows, 1))
+    is_reviewed = no != ""
+    assert only(tree).messages[-1]["content"] == ("At nine." if is_reviewed else "Bad.")

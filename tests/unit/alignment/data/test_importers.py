@@ -96,7 +96,9 @@ def test_tickets_become_conversations_in_order_of_time(tmp_path):
     ]
     assert records.items[0].place.endswith("t.csv:3")
     assert records.notes == ["1 skipped: a conversation in which the assistant answered no question"]
-    with pytest.raises(DataError, match=r"t\.csv:3: role 'Ann'; expected user, customer.*or name it in data\.agents"):
+    with pytest.raises(
+        DataError, match=r"t\.csv:3: role 'Ann'; expected user, customer.*--agent NAME \(data\.agents\)"
+    ):
         read(tmp_path / "t.csv")
 
 

@@ -104,3 +104,25 @@ def test_what_would_not_fit_into_memory_is_refused(tmp_path, monkeypatch):
         len(read(tmp_path / "d.json", b"[" + b'{"a": "' + b"x" * 1000 + b'"},' + b" " * (5 << 20) + b'{"a": 1}]')[0])
         == 2
     )
+
+
+def test_rows_of_the_hubs_viewer_are_taken_out_of_it(tmp_path):
+    rows = [{"row_idx": index, "row": row, "truncated_cells": []} for index, row in enumerate(ROWS)]
+    assert read(tmp_path / "rows.json", rows) == (ROWS, [])
+    answer = {"features": [{"name": "prompt"}, {"name": "completion"}], "rows": rows, "num_rows_total": 90}
+    assert read(tmp_path / "rows.json", answer) == (ROWS, ["the hub's viewer: 2 rows of 90"])
+    (first, second), _ = read(tmp_path / "rows.json", [{**rows[0], "truncated_cells": ["prompt"]}, rows[1]])
+    assert str(first).startswith("the viewer has cut the cells ['prompt']") and second == ROWS[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "fix"),
+    [
+        (b'[\n{"prompt": "a"},\n{"prompt": "b"}\n]\n', "name the file of this list .json"),
+        (b'{\n"prompt": "a"\n}\n{\n"prompt": "b"\n}\n', "an object must stand on one line"),
+        (b'{"prompt": "a"},\n{"prompt": "b"},\n', "take out the comma after each row"),
+    ],
+)
+def test_a_line_that_is_no_row_is_answered_with_the_fix(tmp_path, content, fix):
+    rows, _ = read(tmp_path / "rows.jsonl", content)
+    assert isinstance(rows[0], BadRow) and fix in str(rows[0])

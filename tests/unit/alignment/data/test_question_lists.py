@@ -132,3 +132,35 @@ def test_texts_of_windows_are_read_and_that_is_said(tmp_path):
     records = read_records(tmp_path, to_examples, DataConfig(train="unused"))
     assert records.items == [Document("# Café\n\nThe café opens at nine.")]
     assert records.notes == [f"{tmp_path / 'a.md'}: read as cp1252"]
+
+
+FURNITURE = (
+    "<header><h1>Shop</h1><nav><ul><li><a href='/'>Home</a></nav></header>",
+    "<nav><ul><li><a href='/'>Home</a></li></ul></nav>",
+    "<aside><ul><li>News</li></ul></aside>",
+    "<script>let a = '<ul><li>';</script>",
+    "<footer><ul><li>Imprint</li></ul><p>2024</p></footer>",
+)
+
+
+@pytest.mark.parametrize("furniture", FURNITURE)
+def test_what_stands_around_a_page_is_no_part_of_it(tmp_path, furniture):
+    page = "<h3>When do you open?</h3><p>At nine.</p><p>Not on Sundays.</p>"
+    wanted = [("When do you open?", "At nine.\n\nNot on Sundays.")]
+    assert pairs(tmp_path / "p.html", furniture + page)[0] == wanted
+    assert pairs(tmp_path / "p.html", page + furniture)[0] == wanted
+    assert pairs(tmp_path / "p.html", f"<head><title>FAQ</title><body>{furniture}<main>{page}</main>")[0] == wanted
+
+
+def test_the_header_of_an_article_is_part_of_it(tmp_path):
+    page = "<article><header><h3>When do you open?</h3></header><p>At nine.</p></article>"
+    assert pairs(tmp_path / "p.html", page)[0] == [("When do you open?", "At nine.")]
+
+
+def test_a_list_item_with_a_heading_is_a_section_and_lists_in_it_are_lists(tmp_path):
+    asked = "<h3>What do you sell?</h3><p>Tools:</p><ul><li>Saws</li><li>Nails</li></ul><p>And wood.</p>"
+    page = f"<ul><li>{asked}</li><li><h3>When?</h3><p>At nine.</p></li></ul>"
+    assert pairs(tmp_path / "p.html", page)[0] == [
+        ("What do you sell?", "Tools:\n\n- Saws\n- Nails\n\nAnd wood."),
+        ("When?", "At nine."),
+    ]

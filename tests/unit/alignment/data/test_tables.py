@@ -138,3 +138,27 @@ def test_a_spreadsheet_is_refused_with_what_to_do(tmp_path):
     (tmp_path / "d.xlsx").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"d\.xlsx: a spreadsheet; save its sheet as CSV"):
         list(read_rows(tmp_path / "d.xlsx"))
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        ('prompt\tresponse\n"Open Q1\tA1\n"Open Q2\tA2\nQ3\tA3\n', "2 to 3"),
+        ('prompt\tresponse\nQ1\tA1\n"Open Q2\tA2\nQ3\tthe "end"\n', "3 to 4"),
+        ('prompt\tresponse\nQ1\t"Open A1\nQ2\tA2\n', "2 to 3"),
+        ('prompt,completion,id\n"Hi" he said, A1,1\nQ2,"Well" she said,2\nQ3,"Open\n"Q4,A4,4\n', "4 to 5"),
+    ],
+)
+def test_a_quote_that_joins_rows_is_refused_with_its_lines(tmp_path, content, lines):
+    first = lines.split()[0]
+    with pytest.raises(DataError, match=rf"t.tsv:{first}: a cell begins with a quote .* lines {lines} are read as one"):
+        read(tmp_path / "t.tsv", content.encode())
+
+
+def test_texts_in_quotes_may_have_lines_separators_and_quotes(tmp_path):
+    text = 'Dear Ann,\nhe said "yes", twice\t(2)\n\nBye, Bob'
+    quoted = text.replace('"', '""')
+    for separator, name in ((",", "t.csv"), ("\t", "t.tsv")):
+        content = f'prompt{separator}completion\n"{quoted}"{separator}"{quoted}"\nq{separator}a\n'
+        rows, _ = read(tmp_path / name, content.encode())
+        assert rows == [{"prompt": text, "completion": text}, ROWS[1]]
