@@ -81,7 +81,7 @@ class RewardScaler:
 
     @property
     def start(self) -> ScoreStats:
-        """Of the scores of the policy as it starts, whatever the mode."""
+        """Statistics of the scores of the initial policy, in every mode."""
         return self._start.stats
 
     @property

@@ -131,7 +131,7 @@ class Evaluation:
         self.choosing, self.reporting = halves(self._groups)
         """The prompts that choose the best policy, and those that it is reported on."""
         self.held_out_scaler = RewardScaler("reference")
-        """Of `model.held_out_reward`, whose scores have a scale of their own."""
+        """Statistics of the scores of `model.held_out_reward`, which have another scale."""
         self.best = BestPolicy(config.training, config.run_dir)
         self._best_answers: HeldOutAnswers | None = None
         self.start: HeldOutAnswers | None = None

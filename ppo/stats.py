@@ -14,7 +14,7 @@ from ppo.rollout import Rollout
 from ppo.targets import Targets
 
 NO_VARIANCE = 1e-4
-"""Of normalised scores: a hundredth of their standard deviation is nothing to learn."""
+"""In normalised scores: a spread below a hundredth of their standard deviation is too small to learn from."""
 
 
 def rollout_stats(rollout: Rollout, scores: Tensor, targets: Targets, kl_in_reward: bool) -> dict[str, float]:

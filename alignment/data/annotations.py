@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from alignment.data.messages import parsed
 
 Row = Mapping[str, Any]
 
@@ -21,16 +22,6 @@ def refusal(name: str, file: str) -> str:
         f"a row of {name}: what people said of texts, not texts to train on; run `alignment rate import --db ratings.db"
         f" --format {name} {shlex.quote(file)}`, then train a reward model with data.train=ratings.db"
     )
-
-
-def parsed(value: Any) -> Any:
-    """The list or object that a text holds, as tools write them into CSV; any other value unchanged."""
-    if isinstance(value, str) and value[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _label_studio(row: Row) -> bool:
@@ -55,6 +46,8 @@ def hub_answers(value: Any) -> list[dict[str, Any]] | None:
     They are a list of objects, or an object of lists, with `user_id`, `value` and `status`.
     """
     names = {"user_id", "value", "status"}
+    if isinstance(value, str) and "user_id" not in value:  # an answer in JSON is not parsed for each row
+        return None
     value = parsed(value)
     if isinstance(value, Mapping) and value.keys() == names and all(isinstance(each, list) for each in value.values()):
         return [dict(zip(value, answer, strict=False)) for answer in zip(*value.values(), strict=False)]

@@ -50,7 +50,7 @@ def _shown(file: Path, raw: str) -> str:
 
 
 def sectioned_text(file: Path, note: Note = lambda text: None) -> str:
-    """The text of a document whose questions are headings, whatever marks them in the file."""
+    """The text of a document, with its questions as headings (in the file they may be bold lines or list items)."""
     raw = _read(file, note)
     is_html = file.suffix.lower() in HTML_SUFFIXES
     if not is_html and not _MAY_ASK.search(raw):

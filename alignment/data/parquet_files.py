@@ -1,4 +1,4 @@
-"""Read Parquet files in batches that fit into memory, whatever their row groups, pages and dictionaries unpack to."""
+"""Read Parquet files in batches that fit into memory, also if a page or a dictionary unpacks to gigabytes."""
 
 from __future__ import annotations
 

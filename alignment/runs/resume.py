@@ -151,7 +151,7 @@ def _holds_run(run_dir: Path) -> bool:
 
 
 def _resumed(config: RunConfig, resume: str, allow_changes: bool) -> tuple[Run, Checkpoint | None]:
-    """The run to go on with, and the checkpoint to resume from; a new run and None if it has saved none."""
+    """The run to resume and its checkpoint; a new run and None if the earlier one has saved no checkpoint."""
     run_dir = config.run_dir
     run = Run.read(run_dir)
     if run is None and (resume != "auto" or committed(run_dir)):

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from helpers import tiny
+from helpers.two_policies import publish_two_policies
 
 from alignment.cli.sample import main
 from alignment.generation import engine
-from alignment.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS, PER_PROMPT = 24, 2
@@ -26,9 +26,7 @@ TOTAL = PROMPTS * PER_PROMPT
 def house(tmp_path, tokenizer, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ALIGNMENT_REGISTRY", raising=False)
-    for seed, name in enumerate(("one", "two")):
-        folder = tiny.write(tmp_path / "model", tiny.make_policy(tokenizer, seed=seed), tokenizer)
-        Registry("registry").publish(name, folder, stage="sft", role="policy")
+    publish_two_policies(tmp_path, tokenizer)
     rows = [{"prompt": f"Question {number}?{' word' * (number % 7)}"} for number in range(PROMPTS)]
     Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path

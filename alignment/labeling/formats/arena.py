@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from alignment.data.annotations import parsed
 from alignment.data.importers import PassedOver
-from alignment.data.messages import messages_of
+from alignment.data.messages import messages_of, parsed
 from alignment.data.row_files import BadRow
 from alignment.labeling.entries import Entry, plain_turns
 from alignment.labeling.formats.fields import ShownAnswer, ShownTask, first_key, listed, text_turn

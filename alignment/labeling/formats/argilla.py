@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from alignment.data.annotations import hub_answers, parsed
+from alignment.data.annotations import hub_answers
 from alignment.data.importers import PassedOver
+from alignment.data.messages import parsed
 from alignment.data.row_files import BadRow
 from alignment.labeling.formats.fields import ShownTask, ending, listed, object_of, plain, task_of
 from alignment.labeling.formats.reading import ImportOptions, Read, Row

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from alignment.data.annotations import parsed
 from alignment.data.importers import PassedOver
+from alignment.data.messages import parsed
 from alignment.data.row_files import BadRow
 from alignment.labeling.formats.fields import (
     ShownAnswer,
@@ -135,7 +135,7 @@ def _compared(data: Row, control: TagValue, who: Who, options: ImportOptions) ->
         return _ranking(data, control, who, options)
     names = [name.strip() for name in control.at.split(",")]
     if control.kind == "pairwise" and len(names) == 2 and all(name in data for name in names):
-        # The first name is the left side, whatever the order of the task's keys.
+        # The first name is the left side; the order of the task's keys says nothing.
         others = {key: value for key, value in data.items() if key not in names}
         sides = [with_model(answer_of(data[name], name), ending(name), data, options) for name in names]
         task = ShownTask(prompt_of(others, options)[0], tuple(sides))

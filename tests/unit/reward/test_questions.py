@@ -208,7 +208,7 @@ def test_a_prompt_of_many_answers_is_parted_and_their_encodings_are_not_kept_for
 
 
 def test_a_row_s_own_margin_is_the_pairs():
-    """As TRL's: the preferred answer must lead by it, whatever `reward.margin` says of votes."""
+    """TRL's meaning: the preferred answer must lead by it; `reward.margin` applies to votes only."""
     for votes, margin in (((Vote("first"),), 2.5), ((Vote("second"),), -2.5), ((Vote("first"), Vote("second")), 0.0)):
         comparison = Comparison(PROMPT, "a", "b", votes, margin=2.5)
         assert combine_votes(comparison, 1.0, None).margin == margin

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from helpers import tiny
+from helpers.two_policies import publish_two_policies
 
 from alignment.cli.sample import main
 from alignment.labeling.sampling import groups
@@ -16,9 +17,7 @@ def house(tmp_path, tokenizer, monkeypatch):
     """A working folder with a registry that holds two policies, and three prompts."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ALIGNMENT_REGISTRY", raising=False)
-    for seed, name in enumerate(("one", "two")):
-        folder = tiny.write(tmp_path / "model", tiny.make_policy(tokenizer, seed=seed), tokenizer)
-        Registry("registry").publish(name, folder, stage="sft", role="policy")
+    publish_two_policies(tmp_path, tokenizer)
     rows = [{"prompt": f"Question {number}?", "fact": number} for number in range(3)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import tiny
+from helpers.inspecting import finding, inspect
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,20 +38,6 @@ HOSTILE = "<script>alert(1)</script>\"'&\x1b[31m\u202e{{ 7 * 7 }}</style>"
 
 def row(prompt, completion="An answer."):
     return {"prompt": prompt, "completion": completion}
-
-
-def inspect(rows, held_out=None, **options):
-    config = DataConfig(train="d.jsonl", **options.pop("config", {"eval_share": 0.0}))
-    inspector = Inspector(config, **options)
-    for number, item in enumerate(rows, 1):
-        inspector.add(f"d.jsonl:{number}", item, held_out=None if held_out is None else number in held_out)
-    return report_of(inspector, ["d.jsonl"])
-
-
-def finding(report, kind):
-    found = [finding for finding in report.findings if finding.kind == kind]
-    assert len(found) <= 1
-    return found[0] if found else None
 
 
 def test_rows_are_counted_by_shape_and_set_aside_by_reason_with_their_places():

@@ -2,27 +2,15 @@
 
 import pytest
 from helpers import tiny
+from helpers.inspecting import finding, inspect
 
 from alignment.config.sections import DataConfig
-from alignment.data.check import STAGES, Inspector, example_lines, refuse, report_of
+from alignment.data.check import STAGES, Inspector, example_lines, refuse
 from alignment.data.row_files import DataError
 
 
 def row(prompt, completion="An answer."):
     return {"prompt": prompt, "completion": completion}
-
-
-def inspect(rows, held_out=None, config=None, **options):
-    inspector = Inspector(DataConfig(train="d.jsonl", **(config or {"eval_share": 0.0})), **options)
-    for number, item in enumerate(rows, 1):
-        inspector.add(f"d.jsonl:{number}", item, held_out=None if held_out is None else number in held_out)
-    return report_of(inspector, ["d.jsonl"])
-
-
-def finding(report, kind):
-    found = [finding for finding in report.findings if finding.kind == kind]
-    assert len(found) <= 1
-    return found[0] if found else None
 
 
 def pair(prompt, chosen="good", rejected="bad", **more):

@@ -28,7 +28,7 @@ def loss_of(model, role, number):
 
 
 def gradients(model, order, around=None):
-    """Of one backward pass of the sum of all losses, for each tensor that is trained."""
+    """Gradients of one backward pass of the sum of all losses, by trained tensor."""
     model.zero_grad()
     if around:
         with around(model):
@@ -74,7 +74,7 @@ def test_so_it_does_through_the_models_own_checkpointing_in_training_mode(tokeni
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_without_it_the_second_adapters_gradients_are_missing_or_wrong_and_nothing_says_so(tokenizer, reentrant):
-    """The trap: should this test fail, torch or transformers may have mended it."""
+    """Documents a trap of torch; if this test fails, torch or transformers may have fixed it."""
     model = shared(tiny.make_policy(tokenizer), ("lora", "lora"), ("policy", "value"))
     plain = gradients(model, ORDERS[0])
     base = adapters.without_adapter(model)

@@ -16,24 +16,9 @@ import pytest
 from helpers import chromium
 from helpers.rating_page import PageServer, hostile, pairs
 
-from alignment.ratings import RatingsStore
 from alignment.terminal import clean
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-
-
-@pytest.fixture
-def db(tmp_path: Path) -> Path:
-    path = tmp_path / "ratings.db"
-    with RatingsStore(path, create=True) as store:
-        store.settings.repeat_share = 0.0
-    return path
-
-
-@pytest.fixture
-def store(db: Path) -> Iterator[RatingsStore]:
-    with RatingsStore(db) as store:
-        yield store
+SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 
 
 @pytest.fixture
