@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import resource
+import select
 import socket
 import time
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,8 @@ from alignment.errors import UserError
 Stage = Literal["header", "body", "answer"]
 SECONDS: dict[Stage, float] = {"header": 10.0, "body": 30.0, "answer": 60.0}
 """How long a request's header, its body, and the answer may take. A wait for the ratings file takes up to 30 s."""
+NEW_SECONDS = 0.2
+"""A younger connection is not closed to make room."""
 MOST_CONNECTIONS = 1000
 FILES_FOR_WORK = 160
 """Descriptors that are not for connections: three for each of 40 worker threads, and the process's own."""
@@ -82,6 +85,15 @@ class PageConnection(H11Protocol):
         """Whether it is the client's turn: to send a request, or to read its answer."""
         return not self.is_dropped and (self.stage != "answer" or self.flow.write_paused)
 
+    @property
+    def may_have_sent(self) -> bool:
+        """Whether a request may have come that the event loop has not read yet: an honest one would be cut off."""
+        if self.loop.time() - self.since < NEW_SECONDS:
+            return True
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
     def drop(self) -> None:
         """Close the connection without waiting for the client."""
         self.is_dropped = True
@@ -135,7 +147,8 @@ class PageListener(socket.socket):
 
     def _make_room(self) -> NoReturn:
         """Close what has waited longest; the next try to accept finds its place."""
-        if not drop_oldest(page_connections(self.state), 0):
+        silent = [each for each in page_connections(self.state) if each.waits and not each.may_have_sent]
+        if not drop_oldest(silent, 0):
             time.sleep(0.005)  # the server works on all of them: wait for an answer to end, without a busy loop
         raise BlockingIOError
 
