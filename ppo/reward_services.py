@@ -16,11 +16,11 @@ from typing import Any
 
 from alignment.data.records import Prompt
 from alignment.errors import ConfigError
+from alignment.evaluation.reward_values import RewardError, checked, columns_of, prompt_of
 from alignment.proxies import through_proxy
 from alignment.redaction import without_secrets
 from alignment.terminal import one_line
 from ppo.config import RewardSource
-from ppo.reward_values import RewardError, checked, columns_of, prompt_of
 
 TIMEOUT, MAX_RETRIES = 30.0, 3
 """Seconds for one whole request; further tries of one that failed, after 1, 2, 4, ... seconds."""
