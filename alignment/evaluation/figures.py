@@ -1,0 +1,145 @@
+"""What a comparison's judgments say: win rates with intervals, by judge, by slice and by labeler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from alignment.evaluation.judgments import Contest, JudgeIdentity, Judgment
+from alignment.evaluation.win_rates import length_controlled_win_rate, raw_win_rate, sign_test
+from alignment.intervals import Estimate, bootstrap_sums
+
+MOST_SLICES = 12
+"""Values of a column that are shown; the rest is one slice."""
+OTHER = "(other)"
+Figures = dict[str, Any]
+
+
+def pair_figures(
+    contest: Contest, pair: tuple[str, str], judgments: Sequence[Judgment], slices: Sequence[str], seed: int
+) -> Figures:
+    """Wins, ties, losses and win rates of `a` against `b` by one judge; `judgments` are of this pair, one or more.
+
+    Lengths are characters, since sides may have unlike tokenizers.
+    """
+    outcomes = [judgment.outcome for judgment in judgments]
+    prompts = [judgment.prompt for judgment in judgments]
+    differences = [_lead(contest, pair, key) for key in prompts]
+    figures: Figures = {
+        **_rates(outcomes, prompts, seed),
+        "length_controlled": length_controlled_win_rate(outcomes, differences, prompts, seed=seed),
+        "sign_test": sign_test(outcomes, prompts),
+        "slices": {column: _by_slice(contest, judgments, column, seed) for column in slices},
+    }
+    if scored := [judgment.scores for judgment in judgments if judgment.scores is not None]:
+        figures["mean_scores"] = [float(np.mean([each[place] for each in scores])) for place, scores in enumerate([scored] * 2)]
+    if labelers := dict.fromkeys(judgment.labeler for judgment in judgments if judgment.labeler is not None):
+        figures["labelers"] = {who: _part(judgments, seed, lambda each, who=who: each.labeler == who) for who in labelers}
+    return figures
+
+
+def _rates(outcomes: Sequence[float], prompts: Sequence[str], seed: int) -> Figures:
+    return {
+        "prompts": len(set(prompts)),
+        "judgments": len(outcomes),
+        "wins": sum(outcome > 0.5 for outcome in outcomes),
+        "ties": sum(outcome == 0.5 for outcome in outcomes),
+        "losses": sum(outcome < 0.5 for outcome in outcomes),
+        "win_rate": raw_win_rate(outcomes, prompts, seed=seed),
+    }
+
+
+def _part(judgments: Sequence[Judgment], seed: int, belongs: Any) -> Figures:
+    kept = [judgment for judgment in judgments if belongs(judgment)]
+    return _rates([judgment.outcome for judgment in kept], [judgment.prompt for judgment in kept], seed)
+
+
+def _by_slice(contest: Contest, judgments: Sequence[Judgment], column: str, seed: int) -> dict[str, Figures]:
+    """Figures of each value of a column, the most frequent first."""
+    values = {key: slice_value(prompt.columns.get(column)) for key, prompt in contest.prompts.items()}
+    counts: dict[str, int] = {}
+    for judgment in judgments:
+        counts[values[judgment.prompt]] = counts.get(values[judgment.prompt], 0) + 1
+    ordered = sorted(counts, key=lambda value: (-counts[value], value))
+    shown = ordered if len(ordered) <= MOST_SLICES else ordered[: MOST_SLICES - 1]
+    parts = {value: _part(judgments, seed, lambda each, v=value: values[each.prompt] == v) for value in shown}
+    if len(shown) < len(ordered):
+        parts[OTHER] = _part(judgments, seed, lambda each: values[each.prompt] not in shown)
+    return parts
+
+
+def slice_value(value: Any) -> str:
+    """A cell as the name of a slice."""
+    return "(none)" if value is None or value == "" else str(value)
+
+
+def _lead(contest: Contest, pair: tuple[str, str], key: str) -> float:
+    a, b = (contest.answers[side][key].text for side in pair)
+    return float(len(a) - len(b))
+
+
+def side_figures(contest: Contest, side: str) -> Figures:
+    """Length, endings and speed of one side's answers."""
+    answers = [contest.answers[side][key] for key in contest.prompts]
+    tokens = [answer.tokens for answer in answers if answer.tokens is not None]
+    seconds = [answer.seconds for answer in answers if answer.seconds is not None]
+    return {
+        "mean_characters": float(np.mean([len(answer.text) for answer in answers])),
+        "mean_tokens": float(np.mean(tokens)) if tokens else None,
+        "ended": float(np.mean([answer.ended for answer in answers])),
+        "seconds_per_answer": float(np.mean(seconds)) if seconds else None,
+    }
+
+
+def agreement_with_people(
+    people: Sequence[Judgment], judge: Sequence[Judgment], *, seed: int = 0
+) -> Estimate | None:
+    """Cohen's kappa of a judge and the people's majority on the same pairs, with a 95% interval over prompts.
+
+    (p_o - p_e) / (1 - p_e), with three labels: a, b and tie. Cohen 1960, Educational and Psychological Measurement
+    20(1). None if they share no pair, or if both always say the same label.
+    """
+    sums: dict[tuple[str, str, str], list[float]] = {}
+    for vote in people:
+        sums.setdefault((vote.prompt, vote.a, vote.b), []).append(vote.outcome)
+    both = [
+        (key[0], _label(float(np.mean(sums[key]))), _label(each.outcome))
+        for each in judge
+        if (key := (each.prompt, each.a, each.b)) in sums
+    ]
+    if not both or len({(theirs, its) for _, theirs, its in both}) == 1:
+        return None
+    table = [
+        np.array([float((theirs, its) == (row, column)) for _, theirs, its in both]) for row in range(3) for column in range(3)
+    ]
+    estimate = bootstrap_sums(table, _kappa, [prompt for prompt, _, _ in both], seed=seed)
+    return Estimate(value=estimate["value"], ci=estimate["ci"], n=len(both))
+
+
+def _label(outcome: float) -> int:
+    return 2 if outcome > 0.5 else 0 if outcome < 0.5 else 1
+
+
+def _kappa(*cells: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Kappa from the nine cells of a table; resamples in which all labels are equal count as full agreement."""
+    table = np.stack([np.asarray(cell, dtype=np.float64) for cell in cells]).reshape(3, 3, -1)
+    total = table.sum((0, 1))
+    observed = np.trace(table) / total
+    expected = (table.sum(1) * table.sum(0)).sum(0) / total**2
+    values = np.where(expected < 1, (observed - expected) / np.maximum(1 - expected, 1e-12), 1.0)
+    return values.reshape(np.shape(cells[0]))
+
+
+def by_pair(judgments: Sequence[Judgment]) -> Mapping[tuple[str, str], list[Judgment]]:
+    """Judgments by their two sides."""
+    found: dict[tuple[str, str], list[Judgment]] = {}
+    for judgment in judgments:
+        found.setdefault((judgment.a, judgment.b), []).append(judgment)
+    return found
+
+
+def is_plain(judge: JudgeIdentity) -> bool:
+    """Whether a judge is a program rather than people."""
+    return judge.kind != "people"
