@@ -91,6 +91,15 @@ def sample(context: typer.Context) -> None:
     exit_process(main(context.args))
 
 
+@app.command("compare", context_settings=PASSED_ON, add_help_option=False)
+def compare(context: typer.Context) -> None:
+    """Who won: models on the same prompts, judged.  Example: alignment compare A B --prompts FILE --by reward=REF"""
+    from alignment.cli.compare import main
+    from alignment.training.stage import exit_process
+
+    exit_process(main(context.args))
+
+
 @app.command("rate", context_settings=PASSED_ON, add_help_option=False)
 def rate(context: typer.Context) -> None:
     """Rate answers here or as a web page; reports, import, export.  Example: alignment rate --db F --labeler NAME"""

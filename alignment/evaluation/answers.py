@@ -63,7 +63,7 @@ class AnswersFile(AbstractContextManager["AnswersFile"]):
         settings: those of the new answers; a file with others is refused.
 
     Raises:
-        UserError: it cannot be written, belongs to another process, is no answers file, or was drawn with other settings.
+        UserError: it cannot be written, belongs to another process, is no answers file, or has other settings.
     """
 
     def __init__(self, path: Path, settings: AnswerSettings) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from alignment.evaluation.figures import Figures, agreement_with_people, by_pair
 from alignment.evaluation.independence import trained_on
 from alignment.evaluation.judgments import BoutJudge, Contest, JudgeIdentity, Judgment, KnownJudgments
 from alignment.evaluation.people import PeopleJudge
-from alignment.evaluation.stopping import decide
+from alignment.evaluation.prediction_powered import powered_mean
+from alignment.evaluation.stopping import decide, ratings_forecast
 from alignment.files import disk_errors, replace_text
-from alignment.registry import Registry, RegistryError
+from alignment.registry import Registry
 
 RESULT = "result.json"
 JUDGMENTS = "judgments.jsonl"
@@ -33,6 +34,7 @@ class Comparison:
         identities: who each side is, as the answers file says.
         prompts: name and sha256 of the prompts, for the record.
         settings: how the answers were drawn.
+        slices: columns of the prompts.
     """
 
     contest: Contest
@@ -41,7 +43,6 @@ class Comparison:
     settings: dict[str, Any]
     slices: Sequence[str] = ()
     seed: int = 0
-    judged: dict[str, list[Judgment]] = field(default_factory=dict)
 
 
 def judge_all(comparison: Comparison, judges: Sequence[BoutJudge], registry: Registry, folder: Path) -> Figures:
@@ -83,7 +84,7 @@ def _refuse_same(contest: Contest) -> None:
     for a, b in contest.pairs:
         if all(contest.answers[a][key].text == contest.answers[b][key].text for key in contest.prompts):
             raise UserError(
-                f"{a} and {b} gave the same answers to all {len(contest.prompts)} prompts, so there is nothing to judge; "
+                f"{a} and {b} gave the same answers to all {len(contest.prompts)} prompts: there is nothing to judge; "
                 "are they the same model?"
             )
 
@@ -95,9 +96,7 @@ def _by_judge(
     found = []
     for judge, judgments in said.items():
         row: Figures = {"judge": judge.name, "kind": judge.kind, "digest": judge.digest, "judged_by": judge.text}
-        row["trained_on"] = [
-            side for side in pair if trained_on(registry, comparison.identities[side], judge)
-        ]
+        row["trained_on"] = [side for side in pair if trained_on(registry, comparison.identities[side], judge)]
         if judgments:
             row |= pair_figures(comparison.contest, pair, judgments, comparison.slices, comparison.seed)
         if judge.kind == "people" and judgments:
@@ -112,15 +111,12 @@ def _by_judge(
 def people_figures(votes: Sequence[Judgment]) -> Figures:
     """What the stopping rule says of votes in their order; a prompt counts with its first vote."""
     outcomes, prompts = [vote.outcome for vote in votes], [vote.prompt for vote in votes]
-    decision = decide(outcomes, LEVEL, prompts)
-    figures: Figures = {"decision": decision._asdict()}
-    return figures
+    needed = ratings_forecast(outcomes, LEVEL, prompts)
+    return {"decision": decide(outcomes, LEVEL, prompts)._asdict(), "more_ratings": needed._asdict()}
 
 
 def powered_figures(people: Sequence[Judgment], judge: Sequence[Judgment]) -> Figures | None:
     """People's win rate with a judge's help, beside the one from their votes alone."""
-    from alignment.evaluation.prediction_powered import powered_mean
-
     outcome = {judgment.prompt: judgment.outcome for judgment in judge}
     votes = [vote for vote in people if vote.prompt in outcome]
     if not votes:

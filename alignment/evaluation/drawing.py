@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,8 +16,8 @@ from alignment.data.reading import read_records
 from alignment.data.records import Prompt
 from alignment.errors import UserError
 from alignment.evaluation.answers import (
-    AnswersFile,
     AnswerSettings,
+    AnswersFile,
     SideAnswer,
     is_answers_file,
     prompt_id,
@@ -268,9 +268,7 @@ class FileSide:
             self.name = spec.name or wanted
             return
         rows = read_records(path, to_demonstrations, DataConfig(train=str(path))).items
-        self._answers = {
-            prompt_id(row.messages[:-1]): SideAnswer(row.messages[-1]["content"].strip()) for row in rows
-        }
+        self._answers = {prompt_id(row.messages[:-1]): SideAnswer(row.messages[-1]["content"].strip()) for row in rows}
         self.identity = {"kind": "file", "model": str(path), "digest": None}
         self.name = spec.name or path.stem
 
@@ -285,11 +283,3 @@ class FileSide:
 
     def draw(self, prompts: Sequence[Prompt], known: set[str], save: Save) -> None:
         save(prompts, [self._answers[prompt_id(prompt.messages)] for prompt in prompts])
-
-
-def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts, each once, with the columns of its first row."""
-    found: dict[str, Prompt] = {}
-    for prompt in prompts:
-        found.setdefault(prompt_id(prompt.messages), replace(prompt, columns=dict(prompt.columns)))
-    return list(found.values())

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment.evaluation.judgments import Contest, JudgeIdentity, Judgment
+from alignment.evaluation.judgments import Contest, Judgment
 from alignment.evaluation.win_rates import length_controlled_win_rate, raw_win_rate, sign_test
 from alignment.intervals import Estimate, bootstrap_sums
 
@@ -34,9 +34,11 @@ def pair_figures(
         "slices": {column: _by_slice(contest, judgments, column, seed) for column in slices},
     }
     if scored := [judgment.scores for judgment in judgments if judgment.scores is not None]:
-        figures["mean_scores"] = [float(np.mean([each[place] for each in scores])) for place, scores in enumerate([scored] * 2)]
+        figures["mean_scores"] = np.mean(scored, axis=0).tolist()
     if labelers := dict.fromkeys(judgment.labeler for judgment in judgments if judgment.labeler is not None):
-        figures["labelers"] = {who: _part(judgments, seed, lambda each, who=who: each.labeler == who) for who in labelers}
+        figures["labelers"] = {
+            who: _part([each for each in judgments if each.labeler == who], seed) for who in labelers
+        }
     return figures
 
 
@@ -51,23 +53,22 @@ def _rates(outcomes: Sequence[float], prompts: Sequence[str], seed: int) -> Figu
     }
 
 
-def _part(judgments: Sequence[Judgment], seed: int, belongs: Any) -> Figures:
-    kept = [judgment for judgment in judgments if belongs(judgment)]
-    return _rates([judgment.outcome for judgment in kept], [judgment.prompt for judgment in kept], seed)
+def _part(judgments: Sequence[Judgment], seed: int) -> Figures:
+    return _rates([judgment.outcome for judgment in judgments], [judgment.prompt for judgment in judgments], seed)
 
 
 def _by_slice(contest: Contest, judgments: Sequence[Judgment], column: str, seed: int) -> dict[str, Figures]:
     """Figures of each value of a column, the most frequent first."""
-    values = {key: slice_value(prompt.columns.get(column)) for key, prompt in contest.prompts.items()}
-    counts: dict[str, int] = {}
+    parts: dict[str, list[Judgment]] = {}
     for judgment in judgments:
-        counts[values[judgment.prompt]] = counts.get(values[judgment.prompt], 0) + 1
-    ordered = sorted(counts, key=lambda value: (-counts[value], value))
+        value = slice_value(contest.prompts[judgment.prompt].columns.get(column))
+        parts.setdefault(value, []).append(judgment)
+    ordered = sorted(parts, key=lambda value: (-len(parts[value]), value))
     shown = ordered if len(ordered) <= MOST_SLICES else ordered[: MOST_SLICES - 1]
-    parts = {value: _part(judgments, seed, lambda each, v=value: values[each.prompt] == v) for value in shown}
-    if len(shown) < len(ordered):
-        parts[OTHER] = _part(judgments, seed, lambda each: values[each.prompt] not in shown)
-    return parts
+    figures = {value: _part(parts[value], seed) for value in shown}
+    if rest := [judgment for value in ordered[len(shown) :] for judgment in parts[value]]:
+        figures[OTHER] = _part(rest, seed)
+    return figures
 
 
 def slice_value(value: Any) -> str:
@@ -93,9 +94,7 @@ def side_figures(contest: Contest, side: str) -> Figures:
     }
 
 
-def agreement_with_people(
-    people: Sequence[Judgment], judge: Sequence[Judgment], *, seed: int = 0
-) -> Estimate | None:
+def agreement_with_people(people: Sequence[Judgment], judge: Sequence[Judgment], *, seed: int = 0) -> Estimate | None:
     """Cohen's kappa of a judge and the people's majority on the same pairs, with a 95% interval over prompts.
 
     (p_o - p_e) / (1 - p_e), with three labels: a, b and tie. Cohen 1960, Educational and Psychological Measurement
@@ -111,9 +110,8 @@ def agreement_with_people(
     ]
     if not both or len({(theirs, its) for _, theirs, its in both}) == 1:
         return None
-    table = [
-        np.array([float((theirs, its) == (row, column)) for _, theirs, its in both]) for row in range(3) for column in range(3)
-    ]
+    cells = [(theirs, its) for _, theirs, its in both]
+    table = [np.array([float(cell == (row, column)) for cell in cells]) for row in range(3) for column in range(3)]
     estimate = bootstrap_sums(table, _kappa, [prompt for prompt, _, _ in both], seed=seed)
     return Estimate(value=estimate["value"], ci=estimate["ci"], n=len(both))
 
@@ -138,8 +136,3 @@ def by_pair(judgments: Sequence[Judgment]) -> Mapping[tuple[str, str], list[Judg
     for judgment in judgments:
         found.setdefault((judgment.a, judgment.b), []).append(judgment)
     return found
-
-
-def is_plain(judge: JudgeIdentity) -> bool:
-    """Whether a judge is a program rather than people."""
-    return judge.kind != "people"

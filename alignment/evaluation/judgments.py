@@ -84,8 +84,13 @@ class Bout(NamedTuple):
         return self.first.text == self.second.text
 
     def judged(
-        self, judge: JudgeIdentity, outcome: float, scores: tuple[float, float] | None = None, labeler: str | None = None
+        self,
+        judge: JudgeIdentity,
+        outcome: float,
+        scores: tuple[float, float] | None = None,
+        labeler: str | None = None,
     ) -> Judgment:
+        """A judge's word on it."""
         digests = (self.first.digest, self.second.digest)
         return Judgment(self.id, self.a, self.b, judge.name, judge.digest, outcome, scores, labeler, digests)
 

@@ -15,11 +15,11 @@ from typing import Literal, Protocol
 import torch
 
 from alignment.data.records import Prompt
+from alignment.data.trimming import fit
 from alignment.errors import UserError, require_extra
 from alignment.evaluation.answers import SideAnswer
 from alignment.evaluation.judgments import Contest, JudgeIdentity, Judgment, KnownJudgments
 from alignment.evaluation.reward_functions import FunctionReward
-from alignment.data.trimming import fit
 from alignment.models.ensembles import load_reward_model
 from alignment.models.lengths import positions
 from alignment.models.sources import find_model
@@ -116,8 +116,8 @@ class RewardModelScorer:
             shorter = fit(self._tokenizer, messages, encoded, limit)
             if shorter is None:
                 raise UserError(
-                    f"{self.identity.name}: an answer of {len(encoded.input_ids)} tokens with its prompt is longer than "
-                    f"the {limit} positions of the model; draw shorter ones with --max-new-tokens"
+                    f"{self.identity.name}: an answer of {len(encoded.input_ids)} tokens with its prompt is longer "
+                    f"than the {limit} positions of the model; draw shorter ones with --max-new-tokens"
                 )
             encoded = shorter
         ids = encoded.input_ids
@@ -155,8 +155,8 @@ class ReferenceScorer:
             require_extra("evaluation", "sacrebleu", purpose="--by references=chrf")
         if missing := [prompt for prompt in prompts if not isinstance(prompt.columns.get(REFERENCE), str)]:
             raise UserError(
-                f"--by references: {missing[0].place or 'a row'} of the prompts has no reference answer; give rows with "
-                "`prompt` and `completion`, chats that end with the answer, or a column `reference`"
+                f"--by references: {missing[0].place or 'a row'} of the prompts has no reference answer; give rows "
+                "with `prompt` and `completion`, chats that end with the answer, or a column `reference`"
             )
         self._metric = metric
         self.identity = JudgeIdentity(f"references={metric}", "references")
