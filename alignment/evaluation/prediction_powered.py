@@ -15,6 +15,10 @@ from alignment.intervals import Estimate
 Floats = NDArray[np.float64]
 
 
+UNSEEN = 0.5
+"""Full disagreements of judge and people that are added to those seen: a few votes without one do not prove a perfect judge."""
+
+
 class PoweredEstimate(NamedTuple):
     """The mean human outcome, from people alone and with the judge's help."""
 
@@ -75,6 +79,7 @@ def powered_mean(
     if weight == 0.0:
         return PoweredEstimate(plain, plain, 0.0, float(len(y)))
     alone, together = _variance(a, sizes > 0, 1), _variance(a - weight * b, sizes > 0, 2)
+    together += UNSEEN * weight**2 / effective**2
     value = min(1.0, max(0.0, float(y.mean()) + weight * float(rest.mean() - same.mean())))
     powered = Estimate(value=value, ci=score_interval(value, together, effective - 1), n=len(y))
     most = float(len(y) + len(rest))  # a perfect judge is worth as many votes as it gave

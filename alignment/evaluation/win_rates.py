@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -73,7 +72,10 @@ def length_controlled_win_rate(
     draws = prompt_draws(num_prompts, seed=seed, num_resamples=num_resamples)
     resampled = expit(fit_logistic(y, x, draws[:, member])[:, 0])
     value = float(expit(fit_logistic(y, x, np.ones((1, len(y))))[0, 0]))
-    return _rate(value, resampled, np.bincount(member, minlength=num_prompts).astype(np.float64))
+    # Resamples of few, nearly separable outcomes all agree; independent outcomes would still vary by this much.
+    outcomes_at_zero = len(y) / (1 + float(x.mean()) ** 2 / max(float(x.var()), 1e-12)) if x.any() else len(y)
+    least = value * (1 - value) * float(((2 * y - 1) ** 2).mean()) / outcomes_at_zero
+    return _rate(value, resampled, np.bincount(member, minlength=num_prompts).astype(np.float64), least)
 
 
 def sign_test(outcomes: Sequence[float] | Floats, prompts: Sequence[Hashable]) -> float:
@@ -87,9 +89,10 @@ def sign_test(outcomes: Sequence[float] | Floats, prompts: Sequence[Hashable]) -
     return binomial_test(int((lead[decided] > 0).sum()), int(decided.sum()))
 
 
-def _rate(value: float, resampled: Floats, sizes: Floats) -> Estimate:
+def _rate(value: float, resampled: Floats, sizes: Floats, least_variance: float = 0.0) -> Estimate:
     count = len(sizes)
     variance = float(resampled.var()) * count / max(count - 1, 1)  # the bootstrap divides by G where G - 1 is unbiased
+    variance = max(variance, least_variance)
     return Estimate(value=value, ci=score_interval(value, variance, effective_prompts(sizes)), n=int(sizes.sum()))
 
 
@@ -130,8 +133,3 @@ def fit_logistic(y: Floats, x: Floats, weights: Floats, ridge: float = RIDGE) ->
 def expit(x: Any) -> Any:
     """1 / (1 + e^-x)."""
     return 1 / (1 + np.exp(-x))
-
-
-def logit(rate: float) -> float:
-    """Natural log-odds of a rate strictly between 0 and 1."""
-    return math.log(rate / (1 - rate))
