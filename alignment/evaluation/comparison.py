@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.errors import UserError
+from alignment.evaluation.bradley_terry import bradley_terry
 from alignment.evaluation.figures import Figures, agreement_with_people, by_pair, pair_figures, side_figures
 from alignment.evaluation.independence import trained_on
 from alignment.evaluation.judgments import BoutJudge, Contest, JudgeIdentity, Judgment, KnownJudgments
@@ -139,8 +140,6 @@ def _is_same(judgment: Judgment) -> bool:
 
 def _strengths(judges: Sequence[BoutJudge], found: Sequence[Sequence[Judgment]], seed: int) -> dict[str, Any]:
     """Bradley-Terry strengths of the sides, by judge."""
-    from alignment.evaluation.bradley_terry import bradley_terry
-
     return {
         judge.identity.name: bradley_terry(
             [(each.a, each.b, each.outcome) for each in judgments], [each.prompt for each in judgments], seed=seed

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from alignment.evaluation.agreement import judge_kappa
 from alignment.evaluation.judgments import Contest, Judgment
 from alignment.evaluation.win_rates import length_controlled_win_rate, raw_win_rate, sign_test
-from alignment.intervals import Estimate, bootstrap_sums
+from alignment.intervals import Estimate
 
 MOST_SLICES = 12
 """Values of a column that are shown; the rest is one slice."""
@@ -95,39 +96,15 @@ def side_figures(contest: Contest, side: str) -> Figures:
 
 
 def agreement_with_people(people: Sequence[Judgment], judge: Sequence[Judgment], *, seed: int = 0) -> Estimate | None:
-    """Cohen's kappa of a judge and the people's majority on the same pairs, with a 95% interval over prompts.
-
-    (p_o - p_e) / (1 - p_e), with three labels: a, b and tie. Cohen 1960, Educational and Psychological Measurement
-    20(1). None if they share no pair, or if both always say the same label.
-    """
-    sums: dict[tuple[str, str, str], list[float]] = {}
-    for vote in people:
-        sums.setdefault((vote.prompt, vote.a, vote.b), []).append(vote.outcome)
-    both = [
-        (key[0], _label(float(np.mean(sums[key]))), _label(each.outcome))
-        for each in judge
-        if (key := (each.prompt, each.a, each.b)) in sums
-    ]
-    if not both or len({(theirs, its) for _, theirs, its in both}) == 1:
-        return None
-    cells = [(theirs, its) for _, theirs, its in both]
-    table = [np.array([float(cell == (row, column)) for cell in cells]) for row in range(3) for column in range(3)]
-    estimate = bootstrap_sums(table, _kappa, [prompt for prompt, _, _ in both], seed=seed)
-    return Estimate(value=estimate["value"], ci=estimate["ci"], n=len(both))
+    """Cohen's kappa of a judge and people's votes on the same pairs: see `alignment.evaluation.agreement`."""
+    said = {judgment.prompt: _label(judgment.outcome) for judgment in judge}
+    votes = [vote for vote in people if vote.prompt in said]
+    prompts = [vote.prompt for vote in votes]
+    return judge_kappa([said[key] for key in prompts], [_label(vote.outcome) for vote in votes], prompts, seed=seed)
 
 
-def _label(outcome: float) -> int:
-    return 2 if outcome > 0.5 else 0 if outcome < 0.5 else 1
-
-
-def _kappa(*cells: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Kappa from the nine cells of a table; resamples in which all labels are equal count as full agreement."""
-    table = np.stack([np.asarray(cell, dtype=np.float64) for cell in cells]).reshape(3, 3, -1)
-    total = table.sum((0, 1))
-    observed = np.trace(table) / total
-    expected = (table.sum(1) * table.sum(0)).sum(0) / total**2
-    values = np.where(expected < 1, (observed - expected) / np.maximum(1 - expected, 1e-12), 1.0)
-    return values.reshape(np.shape(cells[0]))
+def _label(outcome: float) -> str:
+    return "a" if outcome > 0.5 else "b" if outcome < 0.5 else "tie"
 
 
 def by_pair(judgments: Sequence[Judgment]) -> Mapping[tuple[str, str], list[Judgment]]:

@@ -41,4 +41,5 @@ def _rewarded_by(version: Version, judge: JudgeIdentity) -> bool:
     rewards = (manifest.config or {}).get("rewards")
     others = rewards.get("others") if isinstance(rewards, dict) else None
     name = judge.name.partition("=")[2]
-    return any(isinstance(each, dict) and each.get("function") == name for each in others or ())
+    found = others if isinstance(others, list) else []
+    return any(isinstance(each, dict) and each.get("function") == name for each in found)

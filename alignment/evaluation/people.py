@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignment.data.records import Prompt
 from alignment.evaluation.answers import prompt_id
 from alignment.evaluation.judgments import Bout, Contest, JudgeIdentity, Judgment, KnownJudgments
 from alignment.ratings import Completion, RatingsStore
@@ -64,12 +65,13 @@ class PeopleJudge:
             Completion(answer.text, answer.ended, self._labels[side], answer.tokens)
             for side, answer in ((bout.a, bout.first), (bout.b, bout.second))
         ]
-        store.add_item(list(bout.prompt.messages), answers, self._need, dict(bout.prompt.columns))
+        store.add_item(_shown(bout.prompt), answers, self._need, dict(bout.prompt.columns))
 
     def _votes(self, store: RatingsStore, bouts: Sequence[Bout]) -> list[Judgment]:
         wanted: dict[tuple[str, frozenset[str]], list[Bout]] = {}
         for bout in bouts:
-            wanted.setdefault((bout.id, frozenset((bout.first.text, bout.second.text))), []).append(bout)
+            key = prompt_id(_shown(bout.prompt)), frozenset((bout.first.text, bout.second.text))
+            wanted.setdefault(key, []).append(bout)
         items = {item.id: item for item in store.items() if item.gold is None and item.kind != "single"}
         votes: list[tuple[float, Judgment]] = []
         uncertain = 0
@@ -78,10 +80,10 @@ class PeopleJudge:
             if item is None:
                 continue
             texts = [completion.text for completion in item.completions]
-            key = prompt_id(item.prompt)
+            asked = prompt_id(item.prompt)
             for first in range(len(texts)):
                 for second in range(first + 1, len(texts)):
-                    for bout in wanted.get((key, frozenset((texts[first], texts[second]))), ()):
+                    for bout in wanted.get((asked, frozenset((texts[first], texts[second]))), ()):
                         if rating.why == "uncertain":
                             uncertain += 1
                         elif (vote := _vote(rating, first, second)) is not None:
@@ -94,6 +96,11 @@ class PeopleJudge:
                 f"{uncertain} votes are left out: their items were chosen for a reward model's doubt, not at random"
             )
         return [judgment for _, judgment in sorted(votes, key=lambda pair: pair[0])]
+
+
+def _shown(prompt: Prompt) -> list[dict[str, str]]:
+    """The messages as a ratings file has them."""
+    return [{"role": message["role"], "content": message["content"]} for message in prompt.messages]
 
 
 def _vote(rating: Rating, first: int, second: int) -> float | None:

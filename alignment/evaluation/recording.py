@@ -25,8 +25,8 @@ def record(registry: Registry, result: Figures) -> list[str]:
         for ours, theirs in ((pair["a"], pair["b"]), (pair["b"], pair["a"])):
             identity = result["sides"][ours]
             version = None if _is_prompted(identity) else version_of(registry, identity)
-            for row in pair["judges"] if version else ():
-                if "win_rate" in row:
+            for row in pair["judges"]:
+                if version is not None and "win_rate" in row:
                     evaluation = _evaluation(result, row, version.digest, ours, theirs, mirrored=ours == pair["b"])
                     if add_evaluation(registry, version, evaluation):
                         told[version.ref] = None

@@ -90,6 +90,7 @@ def tables(result: Figures, names: Mapping[str, str] | None = None, *, boxed: bo
 
 def _judges(pair: Figures, rows: Sequence[Figures], box: Any) -> RenderableType:
     table = Table("judge", "won/tied/lost", "win rate", "same length", box=box, pad_edge=False)
+    table.columns[0].overflow = "fold"  # a name that is cut short names nobody
     for column in table.columns[1:]:
         column.no_wrap = True
     for row in rows:
@@ -122,7 +123,7 @@ def _people_lines(rows: Sequence[Figures]) -> Iterator[Text]:
                 yield Text(
                     one_line(
                         f"{row['judge']} agrees with people: kappa {kappa['value']:.2f} ({low:.2f} to {high:.2f}) "
-                        f"on {kappa['n']} pairs"
+                        f"on {kappa['n']} votes"
                     )
                 )
 

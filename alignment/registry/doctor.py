@@ -13,6 +13,7 @@ from pathlib import Path
 from alignment.files import host_name, is_alive
 from alignment.registry import aliases
 from alignment.registry.errors import RegistryError
+from alignment.registry.evaluations import EVALUATIONS
 from alignment.registry.files import entries, one_line_errors
 from alignment.registry.layout import STAGING
 from alignment.registry.references import NAME
@@ -172,7 +173,7 @@ def _missing_parents(registry: Registry, needed: dict[Key, Key]) -> Iterator[Reg
 
 def _strangers(registry: Registry) -> Iterator[RegistryProblem]:
     """Files and folders that do not belong to a registry."""
-    known = {"aliases", REMOVED, PROTECTED, REVIEWS}
+    known = {"aliases", REMOVED, PROTECTED, REVIEWS, EVALUATIONS}
     models = registry.path / "models"
     for name in entries(models):
         if not NAME.fullmatch(name) or not (models / name).is_dir():
