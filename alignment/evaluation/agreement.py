@@ -34,7 +34,8 @@ def judge_kappa(
     labels = {label: position for position, label in enumerate(dict.fromkeys([*judge, *people]))}
     member, num_prompts = prompt_index(prompts)
     tables = np.zeros((num_prompts, len(labels), len(labels)))
-    np.add.at(tables, (member, [labels[label] for label in judge], [labels[label] for label in people]), 1.0)
+    for prompt, one, other in zip(member.tolist(), judge, people, strict=True):
+        tables[prompt, labels[one], labels[other]] += 1
     draws = prompt_draws(num_prompts, seed=seed) @ tables.reshape(num_prompts, -1)
     resampled = (draws / draws.sum(-1, keepdims=True)).reshape(-1, len(labels), len(labels))
     observed = np.trace(resampled, axis1=1, axis2=2)

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from alignment.evaluation.clusters import effective_prompts, expanded_interval, prompt_draws, prompt_index, t_quantile
+from alignment.evaluation.clusters import effective_prompts, prompt_draws, prompt_index, t_quantile
 from alignment.intervals import Estimate
 
 Floats = NDArray[np.float64]
@@ -23,10 +23,11 @@ def bradley_terry(
 ) -> dict[str, Estimate]:
     """Log-strength of each side with its 95% interval over prompts; their mean is 0. `n` counts a side's outcomes.
 
-    P(a beats b) is `win_probability(strength a, strength b)`; times 174 a log-strength is in Elo points. A tie is half a
-    win of each (Bradley & Terry 1952, Biometrika 39; fitted by Newton's method with a small ridge). Intervals are
-    expanded percentiles (`clusters.expanded_interval`). Resamples say nothing where some sides never lost to the others
-    or never met them (`separated`): there intervals come from the likelihood's curvature too, and are wide.
+    P(a beats b) is `win_probability(strength a, strength b)`; times 174 a log-strength is in Elo points. A tie is half
+    a win of each (Bradley & Terry 1952, Biometrika 39; fitted by Newton's method with a small ridge). An
+    interval is Student's quantile times the bootstrap's standard error over prompts. Resamples say nothing where some
+    sides never lost to the others or never met them (`separated`): there intervals hold the likelihood's as well, which
+    are wide.
 
     Args:
         pairs: (a, b, outcome of a): 1 win, 1/2 tie, 0 loss.
@@ -43,21 +44,22 @@ def bradley_terry(
     index = {name: position for position, name in enumerate(sides)}
     member, num_prompts = prompt_index(prompts)
     wins = np.zeros((num_prompts, len(sides), len(sides)))
-    firsts, seconds = ([index[pair[place]] for pair in pairs] for place in (0, 1))
-    outcomes = np.array([pair[2] for pair in pairs], dtype=np.float64)
-    np.add.at(wins, (member, firsts, seconds), outcomes)
-    np.add.at(wins, (member, seconds, firsts), 1 - outcomes)
+    for prompt, (a, b, outcome) in zip(member.tolist(), pairs, strict=True):
+        wins[prompt, index[a], index[b]] += outcome
+        wins[prompt, index[b], index[a]] += 1 - outcome
 
     total = wins.sum(0)
     draws = prompt_draws(num_prompts, seed=seed, num_resamples=NUM_RESAMPLES)
     resampled = fit_strengths((draws @ wins.reshape(num_prompts, -1)).reshape(-1, *total.shape))
     values = fit_strengths(total[None])[0]
     effective = effective_prompts(wins.sum((1, 2)))
-    lows, highs = np.transpose([expanded_interval(column, effective) for column in resampled.T])
+    t = t_quantile(effective - 1)
+    reach = t * resampled.std(0) * math.sqrt(num_prompts / max(num_prompts - 1, 1))
+    lows, highs = values - reach, values + reach
     games = wins + wins.transpose(0, 2, 1)
     once = np.divide(wins, games, out=np.zeros_like(wins), where=games > 0).sum(0)
-    if separated(once) or bool((resampled.std(0) < 1e-9).any()):
-        low, high = _curvature_interval(once, t_quantile(effective - 1))
+    if separated(once) or bool((reach < 1e-9).any()):
+        low, high = _curvature_interval(once, t)
         lows, highs = np.minimum(lows, low), np.maximum(highs, high)
     counts = np.rint(games.sum((0, 1))).astype(int)
     return {
@@ -96,7 +98,7 @@ def unlinked(pairs: Sequence[tuple[str, str, float]]) -> list[list[str]]:
 
 
 def fit_strengths(wins: Floats, ridge: float = RIDGE) -> Floats:
-    """Log-strengths with mean 0 that maximise the penalised likelihood, one fit for each matrix: (R, K, K) -> (R, K)."""
+    """Log-strengths with mean 0 of the highest penalised likelihood, a fit for each matrix: (R, K, K) -> (R, K)."""
     games = wins + wins.transpose(0, 2, 1)
     won = wins.sum(-1)
     strengths = np.zeros(won.shape)

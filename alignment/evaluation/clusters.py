@@ -1,16 +1,14 @@
 """Intervals for few prompts: whole prompts are resampled, and quantiles are Student's. They know no model.
 
-The plain percentile bootstrap is too narrow where prompts are few: it divides by n where n - 1 is right, and takes the
-normal quantile where the variance itself is uncertain. Two remedies are here. A rate gets Wilson's score interval with
-the variance of the bootstrap (`score_interval`), which also holds near 0 and 1. A number without bounds gets the expanded
-percentile interval (`expanded_interval`; Hesterberg 2015, The American Statistician 69(4)).
+The percentile bootstrap is too narrow where prompts are few: it divides by n where n - 1 is right, takes the normal
+quantile where the variance itself is uncertain, and is empty where all outcomes are equal. So the bootstrap gives the
+variance alone, and a rate gets Wilson's score interval with Student's quantile (`score_interval`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,14 +75,3 @@ def score_interval(rate: float, variance: float, effective: float) -> tuple[floa
     middle = (rate + t**2 / (2 * outcomes)) / (1 + t**2 / outcomes)
     half = t / (1 + t**2 / outcomes) * math.sqrt(spread / outcomes + t**2 / (4 * outcomes**2))
     return max(0.0, min(middle - half, rate)), min(1.0, max(middle + half, rate))
-
-
-def expanded_interval(draws: Floats, effective: float) -> tuple[float, float]:
-    """The expanded percentile interval of bootstrap draws, (R,): as much wider as Student's interval is than the plug-in.
-
-    The quantiles are at Phi(-t * sqrt(n / (n - 1))) rather than 2.5% (Hesterberg 2015, equation 10).
-    """
-    freedom = max(effective - 1, 1.0)
-    tail = NormalDist().cdf(-t_quantile(freedom) * math.sqrt((freedom + 1) / freedom))
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return float(low), float(high)

@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 
 
 UNSEEN = 0.5
-"""Full disagreements of judge and people that are added to those seen: a few votes without one do not prove a perfect judge."""
+"""Disagreements of judge and people added to those seen: a few votes without one do not prove a perfect judge."""
 
 
 class PoweredEstimate(NamedTuple):
@@ -29,7 +29,7 @@ class PoweredEstimate(NamedTuple):
     judge_weight: float
     """lambda of PPI++: 0 ignores the judge. Above 1 where the judge's outcomes vary less than people's."""
     effective_votes: float
-    """Human votes that would give the powered estimate's variance by themselves; below `plain["n"]` the judge cost some."""
+    """Human votes that would give the powered variance by themselves; below `plain["n"]` the judge cost some."""
 
     @property
     def votes_bought(self) -> float:
@@ -47,10 +47,10 @@ def powered_mean(
     """Mean human outcome over all items, from n human votes and a judge's outcomes on those and on N other items.
 
     PPI++ (Angelopoulos, Duchi & Zrnic 2023, arXiv:2311.01453): mean(human) + lambda (mean(judge_rest) -
-    mean(judge_same)), with the lambda of the smallest variance, at least 0. The items that people voted on must be drawn
-    at random from all items; what the judge gets wrong then cancels, whatever the judge is. Variances are over prompts,
-    and a prompt may be on both sides. The 95% intervals are score intervals with Student's quantile
-    (`clusters.score_interval`), one degree of freedom less for lambda.
+    mean(judge_same)), with the lambda of the smallest variance, at least 0. The items that people voted on must be a
+    random sample of all items; what the judge gets wrong then cancels, whatever the judge is. Variances are over
+    prompts, and a prompt may be in both parts. The 95% intervals are score intervals with Student's quantile
+    (`clusters.score_interval`), with one degree of freedom less for lambda.
 
     Args:
         human: people's outcomes in [0, 1], (n,), n of 1 or more.
@@ -93,7 +93,7 @@ def _influence(values: Floats, member: NDArray[np.int64], num_prompts: int) -> F
 
 
 def _variance(influence: Floats, voted: NDArray[np.bool_], estimated: int) -> float:
-    """Variance over prompts; among those with human votes, which are few, `estimated` numbers cost degrees of freedom."""
+    """Variance over prompts; `estimated` numbers cost degrees of freedom where human votes are, which are few."""
     count = int(voted.sum())
     squares = influence**2
     return float(squares[voted].sum()) * count / max(count - estimated, 1) + float(squares[~voted].sum())

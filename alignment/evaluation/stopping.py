@@ -2,8 +2,8 @@
 
 A p-value that is computed after each vote until it is small is wrong far more often than it says. A bettor's capital is
 not: who bets on votes at fair odds under "A and B win equally often" multiplies the money by 1 / level with a
-probability of at most `level`, ever (Ville's inequality; Waudby-Smith & Ramdas 2023, "Estimating means of bounded random
-variables by betting", JRSS-B 86(1)).
+probability of at most `level`, ever (Ville's inequality; Waudby-Smith & Ramdas 2023, "Estimating means of bounded
+random variables by betting", JRSS-B 86(1)).
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def decide(
 ) -> Decision:
     """Whether A's win rate differs from 1/2, from votes in the order in which they came. Look as often as you like.
 
-    Half of the capital bets on A and half on B, each spread over stakes from 5% to 95% of it; no order of votes in [0, 1]
-    can make it negative. A decision stays: later votes do not take it back.
+    Half of the capital bets on A and half on B, each spread over stakes from 5% to 95% of it; no votes can make it
+    negative. A decision stays: later votes do not take it back.
 
     Args:
         outcomes_in_order: A's outcomes in [0, 1], (N,); 1 win, 1/2 tie, 0 loss.
@@ -59,7 +59,7 @@ def decide(
         votes_per_prompt: fixed before the first look, not chosen by what the votes say.
     """
     x, when = settled(outcomes_in_order, prompts, votes_per_prompt)
-    capital = _log_capital(x, 0.5)
+    capital = log_capital(x, 0.5)
     threshold = -math.log(level)
     crossed = np.flatnonzero(capital.max(0) >= threshold)
     first = int(crossed[0]) if len(crossed) else None
@@ -77,7 +77,7 @@ def decide(
 
 
 class RatingsNeeded(NamedTuple):
-    """How many more votes decide, by simulation; None: more than the simulation went."""
+    """How many more votes decide, by simulation; None: more than the simulation went, or no vote yet."""
 
     low: int | None
     middle: int | None
@@ -97,7 +97,7 @@ def ratings_needed(
 
     Args:
         outcomes: A's outcomes so far, in order, as `decide` takes them.
-        most: None is returned if more than these are needed.
+        most: None is returned if more than these are needed, or without a vote.
     """
     return ratings_forecast(outcomes, level, prompts, most=most, seed=seed).middle
 
@@ -117,24 +117,23 @@ def ratings_forecast(
     one win, one tie and one loss added between them, so that the range holds what few votes leave open.
     """
     x, _ = settled(outcomes, prompts, 1)
+    if len(x) == 0:
+        return RatingsNeeded(None, None, None)
     if decide(x, level).decided:
         return RatingsNeeded(0, 0, 0)
     rng = np.random.default_rng(seed)
     values, counts = np.unique(np.r_[x, 0.0, 0.5, 1.0], return_counts=True)
-    pseudo = np.where(np.isin(values, (0.0, 0.5, 1.0)), 1 - 1 / 3, 0.0)  # of the three added ones, a third of each stays
-    odds = rng.dirichlet(counts - pseudo, size=simulations)
-    drawn = (rng.random((simulations, most))[..., None] > np.cumsum(odds, -1)[:, None, :-1]).sum(-1)
-    log_stakes = _log_factors(values, 0.5)  # (sides, bets, values)
-    now = log_stakes @ np.array([(x == value).sum() for value in values], dtype=np.float64)
-    best = np.full((simulations, most), -math.inf)
-    for side in range(2):
-        wealth = np.full((simulations, most), -math.inf)
-        for bet in range(len(_BETS)):
-            path = now[side, bet] + np.cumsum(log_stakes[side, bet][drawn], -1)
-            np.logaddexp(wealth, path, out=wealth)
-        np.maximum(best, wealth - math.log(2 * len(_BETS)), out=best)
-    crossed = best >= -math.log(level)
-    needed = np.where(crossed.any(-1), crossed.argmax(-1) + 1, most + 1)
+    thirds = np.where(np.isin(values, (0.0, 0.5, 1.0)), 2 / 3, 0.0)  # of each of the three added ones a third is meant
+    odds = rng.dirichlet(counts - thirds, size=simulations)
+    steps = np.maximum(1, (np.arange(most) * 0.02).astype(int))  # later looks are further apart, for speed
+    looks = np.cumsum(steps)
+    looks = np.r_[looks[looks < most], most]
+    drawn = rng.multinomial(np.diff(looks, prepend=0), odds[:, None]).cumsum(1)  # (simulations, looks, values)
+    factors = _log_factors(values, 0.5)
+    before = factors @ np.array([(x == value).sum() for value in values], dtype=np.float64)  # (2, bets)
+    paths = np.einsum("slv,kbv->kbsl", drawn.astype(np.float64), factors) + before[..., None, None]
+    crossed = (np.logaddexp.reduce(paths, 1).max(0) - math.log(2 * len(_BETS))) >= -math.log(level)
+    needed = np.where(crossed.any(-1), looks[crossed.argmax(-1)], most + 1)
     low, middle, high = (int(np.quantile(needed, q, method="inverted_cdf")) for q in (0.1, 0.5, 0.9))
     return RatingsNeeded(*(count if count <= most else None for count in (low, middle, high)))
 
@@ -166,10 +165,14 @@ def _log_factors(values: Floats, rate: float | Floats) -> Floats:
     return np.log1p(np.stack([bets * a, bets * b]))
 
 
-def _log_capital(x: Floats, rate: float) -> Floats:
-    """Log of the capital on A and on B after 0, 1, ... N votes, from 1/2 each, at odds fair for `rate`: (2, N + 1)."""
-    factors = np.concatenate([np.zeros((2, len(_BETS), 1)), _log_factors(x, rate)], -1)
-    return np.logaddexp.reduce(np.cumsum(factors, -1), 1) - math.log(2 * len(_BETS))
+def log_capital(x: Floats, rate: float) -> Floats:
+    """Log of the capital on A and on B after 0, 1, ... N votes, from 1/2 each, at odds fair for `rate`.
+
+    (..., N) -> (2, ..., N + 1)
+    """
+    factors = np.cumsum(_log_factors(x, rate), -1)
+    capital = np.logaddexp.reduce(np.concatenate([np.zeros((*factors.shape[:-1], 1)), factors], -1), 1)
+    return capital - math.log(2 * len(_BETS))
 
 
 def _confidence_sequence(x: Floats, looks: NDArray[np.int64], threshold: float) -> tuple[float, float]:

@@ -8,13 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alignment.evaluation.clusters import (
-    NUM_RESAMPLES,
-    effective_prompts,
-    prompt_draws,
-    prompt_index,
-    score_interval,
-)
+from alignment.evaluation.clusters import effective_prompts, prompt_draws, prompt_index, score_interval
 from alignment.intervals import Estimate
 from alignment.ratings.agreement import binomial_test
 
@@ -45,7 +39,7 @@ def length_controlled_win_rate(
     prompts: Sequence[Hashable],
     *,
     seed: int = 0,
-    num_resamples: int = NUM_RESAMPLES,
+    num_resamples: int = 1000,
 ) -> Estimate | None:
     """The win rate that is expected where both answers are equally long, with a 95% interval over prompts.
 
