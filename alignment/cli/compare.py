@@ -18,7 +18,7 @@ from alignment.terminal import clean, one_line, screen
 from alignment.training.stage import quiet_libraries
 
 if TYPE_CHECKING:
-    from alignment.evaluation.comparison import Comparison
+    from alignment.evaluation.comparison import ComparisonSetup
     from alignment.evaluation.judgments import BoutJudge
     from alignment.registry import Registry
 
@@ -115,7 +115,7 @@ def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], list[BoutJudge]]
     return {**result, "folder": str(folder), "recorded": recorded}, judges
 
 
-def _drawn(args: argparse.Namespace, registry: Registry) -> tuple[Comparison, list[BoutJudge], Path]:
+def _drawn(args: argparse.Namespace, registry: Registry) -> tuple[ComparisonSetup, list[BoutJudge], Path]:
     """The comparison whose answers this command draws, as far as they are missing."""
     from alignment.evaluation.answers import AnswerSettings, AnswersFile
     from alignment.evaluation.comparison import ANSWERS
@@ -138,7 +138,7 @@ def _drawn(args: argparse.Namespace, registry: Registry) -> tuple[Comparison, li
         return comparison_of(file.content, list(labels), prompts, args.slice, args.seed), judges, folder
 
 
-def _read(args: argparse.Namespace, registry: Registry) -> tuple[Comparison, list[BoutJudge], Path]:
+def _read(args: argparse.Namespace, registry: Registry) -> tuple[ComparisonSetup, list[BoutJudge], Path]:
     """The comparison whose answers are in a file."""
     from alignment.evaluation.answers import read_answers
     from alignment.evaluation.drawing import DrawOptions

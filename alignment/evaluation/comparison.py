@@ -13,7 +13,7 @@ from alignment.errors import UserError
 from alignment.evaluation.bradley_terry import bradley_terry
 from alignment.evaluation.figures import Figures, agreement_with_people, by_pair, pair_figures, side_figures
 from alignment.evaluation.independence import trained_on
-from alignment.evaluation.judgments import BoutJudge, Contest, JudgeIdentity, Judgment, KnownJudgments
+from alignment.evaluation.judgments import AnsweredPrompts, BoutJudge, JudgeIdentity, Judgment, KnownJudgments
 from alignment.evaluation.people import PeopleJudge
 from alignment.evaluation.prediction_powered import powered_mean
 from alignment.evaluation.stopping import decide, ratings_forecast
@@ -28,7 +28,7 @@ LEVEL = 0.05
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonSetup:
     """What is compared.
 
     Args:
@@ -38,7 +38,7 @@ class Comparison:
         slices: columns of the prompts.
     """
 
-    contest: Contest
+    contest: AnsweredPrompts
     identities: dict[str, dict[str, Any]]
     prompts: dict[str, Any]
     settings: dict[str, Any]
@@ -46,7 +46,7 @@ class Comparison:
     seed: int = 0
 
 
-def judge_all(comparison: Comparison, judges: Sequence[BoutJudge], registry: Registry, folder: Path) -> Figures:
+def judge_all(comparison: ComparisonSetup, judges: Sequence[BoutJudge], registry: Registry, folder: Path) -> Figures:
     """Have all judges judge, keep their judgments in `folder`, and return the result.
 
     Raises:
@@ -80,7 +80,7 @@ def judge_all(comparison: Comparison, judges: Sequence[BoutJudge], registry: Reg
     return result
 
 
-def _refuse_same(contest: Contest) -> None:
+def _refuse_same(contest: AnsweredPrompts) -> None:
     """Two sides that say the same everywhere have nothing to judge."""
     for a, b in contest.pairs:
         if all(contest.answers[a][key].text == contest.answers[b][key].text for key in contest.prompts):
@@ -91,7 +91,7 @@ def _refuse_same(contest: Contest) -> None:
 
 
 def _by_judge(
-    comparison: Comparison, registry: Registry, pair: tuple[str, str], said: dict[JudgeIdentity, list[Judgment]]
+    comparison: ComparisonSetup, registry: Registry, pair: tuple[str, str], said: dict[JudgeIdentity, list[Judgment]]
 ) -> list[Figures]:
     people = next((votes for judge, votes in said.items() if judge.kind == "people"), [])
     found = []

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from alignment.evaluation.agreement import judge_kappa
-from alignment.evaluation.judgments import Contest, Judgment
+from alignment.evaluation.judgments import AnsweredPrompts, Judgment
 from alignment.evaluation.win_rates import length_controlled_win_rate, raw_win_rate, sign_test
 from alignment.intervals import Estimate
 
@@ -19,7 +19,7 @@ Figures = dict[str, Any]
 
 
 def pair_figures(
-    contest: Contest, pair: tuple[str, str], judgments: Sequence[Judgment], slices: Sequence[str], seed: int
+    contest: AnsweredPrompts, pair: tuple[str, str], judgments: Sequence[Judgment], slices: Sequence[str], seed: int
 ) -> Figures:
     """Wins, ties, losses and win rates of `a` against `b` by one judge; `judgments` are of this pair, one or more.
 
@@ -58,7 +58,7 @@ def _part(judgments: Sequence[Judgment], seed: int) -> Figures:
     return _rates([judgment.outcome for judgment in judgments], [judgment.prompt for judgment in judgments], seed)
 
 
-def _by_slice(contest: Contest, judgments: Sequence[Judgment], column: str, seed: int) -> dict[str, Figures]:
+def _by_slice(contest: AnsweredPrompts, judgments: Sequence[Judgment], column: str, seed: int) -> dict[str, Figures]:
     """Figures of each value of a column, the most frequent first."""
     parts: dict[str, list[Judgment]] = {}
     for judgment in judgments:
@@ -77,12 +77,12 @@ def slice_value(value: Any) -> str:
     return "(none)" if value is None or value == "" else str(value)
 
 
-def _lead(contest: Contest, pair: tuple[str, str], key: str) -> float:
+def _lead(contest: AnsweredPrompts, pair: tuple[str, str], key: str) -> float:
     a, b = (contest.answers[side][key].text for side in pair)
     return float(len(a) - len(b))
 
 
-def side_figures(contest: Contest, side: str) -> Figures:
+def side_figures(contest: AnsweredPrompts, side: str) -> Figures:
     """Length, endings and speed of one side's answers."""
     answers = [contest.answers[side][key] for key in contest.prompts]
     tokens = [answer.tokens for answer in answers if answer.tokens is not None]

@@ -96,7 +96,7 @@ class Bout(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Contest:
+class AnsweredPrompts:
     """The answers of all sides to the same prompts."""
 
     prompts: Mapping[str, Prompt]
@@ -122,7 +122,7 @@ class BoutJudge(Protocol):
     notes: list[str]
     """What a reader must know of its judgments."""
 
-    def judge(self, contest: Contest, known: KnownJudgments) -> list[Judgment]: ...
+    def judge(self, contest: AnsweredPrompts, known: KnownJudgments) -> list[Judgment]: ...
 
 
 class KnownJudgments:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Literal
 
 from alignment.errors import UserError
-from alignment.evaluation.judgments import Bout, Contest, JudgeIdentity, Judgment, KnownJudgments
+from alignment.evaluation.judgments import AnsweredPrompts, Bout, JudgeIdentity, Judgment, KnownJudgments
 from alignment.generation.chat_models import ChatModel, Failure, ReplySampling
 from alignment.templates.rendering import Message
 from alignment.terminal import one_line, progress
@@ -56,7 +56,7 @@ class ModelJudge:
         self.identity = JudgeIdentity(f"model={label}", "model", model.identity)
         self.notes: list[str] = []
 
-    def judge(self, contest: Contest, known: KnownJudgments) -> list[Judgment]:
+    def judge(self, contest: AnsweredPrompts, known: KnownJudgments) -> list[Judgment]:
         """Its judgments; each is on disk before the next. Pairs on which it gave no readable reply are left out.
 
         Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from alignment.data.records import Prompt
 from alignment.evaluation.answers import prompt_id
-from alignment.evaluation.judgments import Bout, Contest, JudgeIdentity, Judgment, KnownJudgments
+from alignment.evaluation.judgments import AnsweredPrompts, Bout, JudgeIdentity, Judgment, KnownJudgments
 from alignment.ratings import Completion, RatingsStore
 from alignment.ratings.pairs import choice_of
 from alignment.ratings.records import Rating
@@ -45,7 +45,7 @@ class PeopleJudge:
         self.counts = VoteCounts(0, 0, 0)
         self._db, self._labels, self._need = db, labels, need
 
-    def judge(self, contest: Contest, known: KnownJudgments) -> list[Judgment]:
+    def judge(self, contest: AnsweredPrompts, known: KnownJudgments) -> list[Judgment]:
         """All votes on the pairs, in the order in which they were given."""
         bouts = [bout for bout in contest.bouts() if not bout.is_same]
         same = sum(1 for bout in contest.bouts() if bout.is_same)

@@ -15,8 +15,8 @@ from alignment.data.records import Prompt
 from alignment.data.row_files import BadRow
 from alignment.errors import UserError
 from alignment.evaluation.answers import AnswersContent, prompt_id
-from alignment.evaluation.comparison import Comparison
-from alignment.evaluation.judgments import Contest
+from alignment.evaluation.comparison import ComparisonSetup
+from alignment.evaluation.judgments import AnsweredPrompts
 from alignment.evaluation.score_judges import REFERENCE
 
 
@@ -98,13 +98,13 @@ def _check_slices(prompts: PromptSet, slices: Sequence[str]) -> None:
 
 def comparison_of(
     content: AnswersContent, sides: Sequence[str], prompts: PromptSet, slices: Sequence[str], seed: int
-) -> Comparison:
+) -> ComparisonSetup:
     """The comparison of these sides on these prompts."""
     asked = {prompt_id(prompt.messages): prompt for prompt in prompts.items}
     answers = {side: {key: content.answers[side][key] for key in asked} for side in sides}
     assert content.settings is not None
-    return Comparison(
-        Contest(asked, list(sides), answers),
+    return ComparisonSetup(
+        AnsweredPrompts(asked, list(sides), answers),
         {side: content.sides[side] for side in sides},
         {"name": prompts.name, "sha256": prompts.sha256},
         asdict(content.settings),

@@ -9,7 +9,7 @@ from typing import Any
 from alignment.evaluation.figures import Figures
 from alignment.evaluation.independence import version_of
 from alignment.registry import Registry
-from alignment.registry.evaluations import Evaluation, add_evaluation
+from alignment.registry.evaluations import WinRecord, add_evaluation
 from alignment.registry.trash import user_at_host
 
 PROMPTING = ("system", "examples", "context", "template", "eos_token")
@@ -33,7 +33,7 @@ def record(registry: Registry, result: Figures) -> list[str]:
     return list(told)
 
 
-def _evaluation(result: Figures, row: Figures, digest: str, ours: str, theirs: str, *, mirrored: bool) -> Evaluation:
+def _evaluation(result: Figures, row: Figures, digest: str, ours: str, theirs: str, *, mirrored: bool) -> WinRecord:
     rate, controlled = row["win_rate"], row["length_controlled"]
     ends, wins = rate["ci"], (row["wins"], row["losses"])
     opponent = result["sides"][theirs]
@@ -43,7 +43,7 @@ def _evaluation(result: Figures, row: Figures, digest: str, ours: str, theirs: s
         rate = {"value": 1 - rate["value"]}
         ends, wins = (1 - ends[1], 1 - ends[0]), (wins[1], wins[0])
         at_same_length = None if at_same_length is None else 1 - at_same_length
-    return Evaluation(
+    return WinRecord(
         at=datetime.now(UTC),
         by=user_at_host(),
         digest=digest,

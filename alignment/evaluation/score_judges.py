@@ -18,7 +18,7 @@ from alignment.data.records import Prompt
 from alignment.data.trimming import fit
 from alignment.errors import UserError, require_extra
 from alignment.evaluation.answers import SideAnswer
-from alignment.evaluation.judgments import Contest, JudgeIdentity, Judgment, KnownJudgments
+from alignment.evaluation.judgments import AnsweredPrompts, JudgeIdentity, Judgment, KnownJudgments
 from alignment.evaluation.reward_functions import FunctionReward
 from alignment.models.ensembles import load_reward_model
 from alignment.models.lengths import positions
@@ -53,7 +53,7 @@ class ScoreJudge:
         self.identity = scorer.identity
         self.notes: list[str] = []
 
-    def judge(self, contest: Contest, known: KnownJudgments) -> list[Judgment]:
+    def judge(self, contest: AnsweredPrompts, known: KnownJudgments) -> list[Judgment]:
         """The judgments of all pairs; each answer is scored once, and not again in a later run."""
         scores: dict[tuple[str, str], float] = {}
         missing: list[tuple[str, str]] = []

@@ -28,7 +28,7 @@ PREFIX = "compare"
 """First part of the names that `promote --require` knows."""
 
 
-class Evaluation(BaseModel):
+class WinRecord(BaseModel):
     """One judge's win rate of a version against another model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,7 +71,7 @@ class Evaluation(BaseModel):
         )
 
 
-def add_evaluation(registry: Registry, version: Version, evaluation: Evaluation) -> bool:
+def add_evaluation(registry: Registry, version: Version, evaluation: WinRecord) -> bool:
     """Put an evaluation beside its version; returns False if it says what the newest of its kind says.
 
     Raises:
@@ -93,19 +93,19 @@ def add_evaluation(registry: Registry, version: Version, evaluation: Evaluation)
     return True
 
 
-def evaluations_of(registry: Registry, version: Version) -> list[Evaluation]:
+def evaluations_of(registry: Registry, version: Version) -> list[WinRecord]:
     """All evaluations of a version, the oldest first.
 
     Raises:
         RegistryError: one is damaged, or is of other weights.
     """
     folder = registry.path / "models" / version.name / EVALUATIONS / f"v{version.number:06d}"
-    found: list[Evaluation] = []
+    found: list[WinRecord] = []
     for number in entry_numbers(folder):
         path = folder / f"{number:08d}.json"
         try:
             with one_line_errors(f"{path} cannot be read"):
-                found.append(Evaluation.model_validate_json(path.read_bytes()))
+                found.append(WinRecord.model_validate_json(path.read_bytes()))
         except ValidationError as error:
             raise RegistryError(f"{path} is damaged: {first_problem(error)}; compare again and remove it") from None
         if found[-1].digest != version.digest:
@@ -113,12 +113,14 @@ def evaluations_of(registry: Registry, version: Version) -> list[Evaluation]:
     return found
 
 
-def newest_evaluations(registry: Registry, version: Version) -> list[Evaluation]:
+def newest_evaluations(registry: Registry, version: Version) -> list[WinRecord]:
     """The newest evaluation of each opponent and judge, in the order in which they were first made."""
     return list({_kind(each): each for each in evaluations_of(registry, version)}.values())
 
 
-def evaluations_by_metric(evaluations: Sequence[Evaluation]) -> tuple[dict[str, Evaluation], dict[str, list[str]]]:
+def evaluations_by_metric(
+    evaluations: Sequence[WinRecord],
+) -> tuple[dict[str, WinRecord], dict[str, list[str]]]:
     """The evaluation behind each name of a win rate, without `.low`, `.high` and `.n`.
 
     The whole name is `compare.OPPONENT.JUDGE.win_rate`. The opponent, the judge or both may be left out where only one
@@ -127,7 +129,7 @@ def evaluations_by_metric(evaluations: Sequence[Evaluation]) -> tuple[dict[str, 
     Returns:
         The evaluations by name; and, for a short name that fits several, their whole names.
     """
-    named: dict[str, list[Evaluation]] = {}
+    named: dict[str, list[WinRecord]] = {}
     for each in evaluations:
         for parts in ((each.against, each.judge), (each.against,), (each.judge,), ()):
             named.setdefault(".".join([PREFIX, *map(one_line, parts), "win_rate"]), []).append(each)
@@ -136,12 +138,12 @@ def evaluations_by_metric(evaluations: Sequence[Evaluation]) -> tuple[dict[str, 
     return single, several
 
 
-def whole_name(evaluation: Evaluation) -> str:
+def whole_name(evaluation: WinRecord) -> str:
     """`compare.OPPONENT.JUDGE.win_rate`."""
     return ".".join([PREFIX, one_line(evaluation.against), one_line(evaluation.judge), "win_rate"])
 
 
-def evaluation_values(by_metric: Mapping[str, Evaluation]) -> dict[str, float]:
+def evaluation_values(by_metric: Mapping[str, WinRecord]) -> dict[str, float]:
     """Each name with its number; the ends of the interval are `.low` and `.high`, the number of prompts `.n`."""
     values: dict[str, float] = {}
     for name, each in by_metric.items():
@@ -149,5 +151,5 @@ def evaluation_values(by_metric: Mapping[str, Evaluation]) -> dict[str, float]:
     return values
 
 
-def _kind(evaluation: Evaluation) -> tuple[str, str]:
+def _kind(evaluation: WinRecord) -> tuple[str, str]:
     return evaluation.against, evaluation.judge

@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from alignment.registry.aliases import ANY, Anything, version_before
 from alignment.registry.errors import RegistryError
 from alignment.registry.evaluations import (
-    Evaluation,
+    WinRecord,
     evaluation_values,
     evaluations_by_metric,
     newest_evaluations,
@@ -123,7 +123,7 @@ def caveats(registry: Registry, version: Version, require: Sequence[str] = ()) -
     return notes
 
 
-def _told(evaluation: Evaluation) -> str:
+def _told(evaluation: WinRecord) -> str:
     """Who judged, of what, and how much."""
     trained = ", which it was trained on" if evaluation.trained_on else ""
     return one_line(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from alignment.data.records import Prompt
 from alignment.evaluation.answers import SideAnswer, prompt_id
-from alignment.evaluation.judgments import Contest, JudgeIdentity, Judgment
+from alignment.evaluation.judgments import AnsweredPrompts, JudgeIdentity, Judgment
 from alignment.templates.rendering import Message
 
 
@@ -14,10 +14,10 @@ def question(text: str, **columns: object) -> Prompt:
     return Prompt((Message(role="user", content=text),), columns)
 
 
-def contest(prompts: Sequence[Prompt], **answers: Sequence[str | SideAnswer]) -> Contest:
+def contest(prompts: Sequence[Prompt], **answers: Sequence[str | SideAnswer]) -> AnsweredPrompts:
     """A contest of sides by name; their answers stand in the order of the prompts."""
     asked = {prompt_id(prompt.messages): prompt for prompt in prompts}
-    return Contest(
+    return AnsweredPrompts(
         asked,
         list(answers),
         {
@@ -30,6 +30,6 @@ def contest(prompts: Sequence[Prompt], **answers: Sequence[str | SideAnswer]) ->
     )
 
 
-def said(judge: JudgeIdentity, found: Contest, outcomes: Sequence[float]) -> list[Judgment]:
+def said(judge: JudgeIdentity, found: AnsweredPrompts, outcomes: Sequence[float]) -> list[Judgment]:
     """Judgments of a contest of two sides, in the order of the prompts."""
     return [bout.judged(judge, outcome) for bout, outcome in zip(found.bouts(), outcomes, strict=True)]

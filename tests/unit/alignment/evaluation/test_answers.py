@@ -6,7 +6,7 @@ import pytest
 from helpers.comparing import question
 
 from alignment.errors import UserError
-from alignment.evaluation.answers import AnswersFile, AnswerSettings, SideAnswer, prompt_id, read_answers
+from alignment.evaluation.answers import AnswerSettings, AnswersFile, SideAnswer, prompt_id, read_answers
 
 SETTINGS = AnswerSettings(0, 1.0, 8)
 WHO = {"kind": "model", "model": "desk@v1", "digest": "sha256:1"}
@@ -61,7 +61,11 @@ def test_half_a_line_of_a_killed_run_is_cut_off(tmp_path):
         (AnswerSettings(1, 1.0, 8), WHO, "drawn with seed=0, now it is 1"),
         (AnswerSettings(0, 0.5, 8), WHO, "drawn with temperature=1.0, now it is 0.5"),
         (SETTINGS, WHO | {"digest": "sha256:2"}, "side a: its answers were drawn with digest=sha256:1"),
-        (SETTINGS, WHO | {"system": "Be brief."}, "side a: its answers were drawn with system=None, now it is Be brief."),
+        (
+            SETTINGS,
+            WHO | {"system": "Be brief."},
+            "side a: its answers were drawn with system=None, now it is Be brief.",
+        ),
     ],
     ids=["seed", "temperature", "other weights", "a system prompt"],
 )
@@ -83,7 +87,8 @@ def test_a_second_writer_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ['{"prompt": "x"}', "no JSON", '{"row": "answer", "side": "b", "prompt": "1"}', '{"row": "settings", "format": 9}']
+    "line",
+    ['{"prompt": "x"}', "no JSON", '{"row": "answer", "side": "b", "prompt": "1"}', '{"row": "settings", "format": 9}'],
 )
 def test_a_strange_line_is_named(tmp_path, line):
     path = tmp_path / "answers.jsonl"

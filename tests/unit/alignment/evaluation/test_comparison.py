@@ -7,7 +7,7 @@ from helpers.comparing import contest, question, said
 from rich.console import Console
 
 from alignment.errors import UserError
-from alignment.evaluation.comparison import Comparison, judge_all, people_figures, powered_figures
+from alignment.evaluation.comparison import ComparisonSetup, judge_all, people_figures, powered_figures
 from alignment.evaluation.figures import MOST_SLICES, OTHER, agreement_with_people, pair_figures
 from alignment.evaluation.judgments import JudgeIdentity, KnownJudgments
 from alignment.evaluation.people import PEOPLE
@@ -38,7 +38,7 @@ class Fixed:
 
 def compare(tmp_path, found, *judges, slices=()):
     identities = {side: {"kind": "file", "model": side, "digest": None} for side in found.sides}
-    comparison = Comparison(found, identities, {"name": "p.jsonl", "sha256": "0" * 64}, {"seed": 0}, slices)
+    comparison = ComparisonSetup(found, identities, {"name": "p.jsonl", "sha256": "0" * 64}, {"seed": 0}, slices)
     return judge_all(comparison, judges, Registry(tmp_path / "registry"), tmp_path / "c")
 
 
@@ -177,6 +177,8 @@ def test_everything_fits_in_60_columns(tmp_path):
         console.print(table)
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 60
-    assert "reward=help-desk-reward-of-many-words@v12" in "".join(line.split(" ")[1] for line in lines if line.startswith(" "))
+    assert "reward=help-desk-reward-of-many-words@v12" in "".join(
+        line.split(" ")[1] for line in lines if line.startswith(" ")
+    )
     assert any("58% (" in line for line in lines)
     assert any("people with the help of" in line for line in lines)

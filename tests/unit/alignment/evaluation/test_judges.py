@@ -38,7 +38,10 @@ def test_the_higher_score_wins_and_equal_scores_tie(here):
 
 
 def test_an_answer_is_scored_once_until_the_judge_is_edited(here):
-    source = "calls = []\ndef size(prompts, responses):\n    calls.extend(responses)\n    return [{0} * len(r) for r in responses]\n"
+    source = (
+        "calls = []\ndef size(prompts, responses):\n    calls.extend(responses)\n"
+        "    return [{0} * len(r) for r in responses]\n"
+    )
     Path("size.py").write_text(source.format(1))
 
     def scored(**answers):
@@ -97,7 +100,7 @@ def test_a_judge_that_cannot_judge_is_refused_at_once(here, by, message):
 
 
 def test_a_ratings_file_that_nobody_reads_is_refused(here):
-    with pytest.raises(UserError, match="--db r.db: read by --by people alone"):
+    with pytest.raises(UserError, match=r"--db r.db: read by --by people alone"):
         open_judges(["references=f1"], PROMPTS, {}, Registry("registry"), DrawOptions(), Path("r.db"))
 
 

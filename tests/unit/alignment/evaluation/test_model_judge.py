@@ -21,7 +21,9 @@ def verdict(better, reason="So."):
 
 def parts(prompt):
     """The request and the two answers that a judge is shown."""
-    return re.search(r"=== request\n(.*?)\n=== answer A\n(.*?)\n=== answer B\n(.*?)\n=== end", prompt, re.DOTALL).groups()
+    return re.search(
+        r"=== request\n(.*?)\n=== answer A\n(.*?)\n=== answer B\n(.*?)\n=== end", prompt, re.DOTALL
+    ).groups()
 
 
 def longer(prompt, seen):
@@ -38,7 +40,12 @@ def test_each_pair_is_asked_in_both_orders(tmp_path):
     with ChatServer(longer) as server:
         judge, found = judge_with(server, tmp_path, contest(PROMPTS, a=["xx", "x", "same"], b=["y", "yy", "same"]))
     assert [judgment.outcome for judgment in found] == [1.0, 0.0, 0.5]
-    assert sorted(map(parts, server.prompts)) == [("Q0", "xx", "y"), ("Q0", "y", "xx"), ("Q1", "x", "yy"), ("Q1", "yy", "x")]
+    assert sorted(map(parts, server.prompts)) == [
+        ("Q0", "xx", "y"),
+        ("Q0", "y", "xx"),
+        ("Q1", "x", "yy"),
+        ("Q1", "yy", "x"),
+    ]
     assert judge.notes == []
     assert {request["temperature"] for request in server.requests} == {0.0}
 
@@ -74,7 +81,10 @@ def test_a_reply_that_is_no_judgment_is_asked_for_again_and_then_left_out(tmp_pa
 
 
 def test_a_judge_whose_replies_can_never_be_read_is_an_error(tmp_path):
-    with ChatServer(lambda prompt, seen: completion("A!")) as server, pytest.raises(UserError, match="no reply could be read"):
+    with (
+        ChatServer(lambda prompt, seen: completion("A!")) as server,
+        pytest.raises(UserError, match="no reply could be read"),
+    ):
         judge_with(server, tmp_path, contest(PROMPTS, a=["1", "2", "3"], b=["4", "5", "6"]))
 
 

@@ -36,9 +36,15 @@ def test_pairs_that_differ_become_blind_items_once(db):
         items = store.items()
         shown = store.claim("ann")
     assert found == [] and people.counts.items == 3
-    assert [[answer.text for answer in item.completions] for item in items] == [["a0", "b0"], ["a1", "b1"], ["a2", "b2"]]
+    assert [[answer.text for answer in item.completions] for item in items] == [
+        ["a0", "b0"],
+        ["a1", "b1"],
+        ["a2", "b2"],
+    ]
     assert {tuple(answer.model for answer in item.completions) for item in items} == {("sft@v1", "ppo@v1")}
-    assert [item.metadata["topic"] for item in items] == ["even", "odd", "even"] and {item.need for item in items} == {2}
+    assert [item.metadata["topic"] for item in items] == ["even", "odd", "even"] and {item.need for item in items} == {
+        2
+    }
     assert "sft" not in repr(shown) and "ppo" not in repr(shown)
     assert people.notes == ["1 pairs with the same answer on both sides are not asked"]
 
@@ -58,7 +64,9 @@ def test_votes_are_read_by_labeler_with_ties_and_in_their_order(db):
 def test_gold_calibration_and_repeats_do_not_count(db):
     judge(db)
     with RatingsStore(db) as store:
-        gold = store.add_item([{"role": "user", "content": "Q9"}], [Completion("x"), Completion("y")], gold=Gold("first"))
+        gold = store.add_item(
+            [{"role": "user", "content": "Q9"}], [Completion("x"), Completion("y")], gold=Gold("first")
+        )
     vote(db, gold, "ann", "first", why="gold", order_shown=[0, 1])
     vote(db, 1, "ann", "first")
     vote(db, 1, "ann", "second", why="repeat", order_shown=[1, 0])

@@ -86,7 +86,7 @@ def test_a_mistake_names_the_side_and_the_fix(here, text, message):
 
 
 def test_a_row_without_the_context_is_named(here):
-    with pytest.raises(UserError, match="context=docs: .* has no text there; its columns: topic"):
+    with pytest.raises(UserError, match=r"context=docs: .* has no text there; its columns: topic"):
         parse_side("base?context=docs").messages(question("Why?", topic="x"))
 
 

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from alignment.registry import Registry, RegistryError
+from alignment.registry import RegistryError
 from alignment.registry.doctor import examine
-from alignment.registry.evaluations import Evaluation, add_evaluation, evaluations_of, newest_evaluations
+from alignment.registry.evaluations import WinRecord, add_evaluation, evaluations_of, newest_evaluations
 from alignment.registry.promotion import caveats, promote
 
 RM = {"judge": "reward=rm@v1", "judged_by": "the reward model rm@v1"}
@@ -24,7 +24,7 @@ def evaluation(version, **fields):
         "judged_by": "people", "prompts": "p.jsonl", "n": 50, "win_rate": 0.6, "low": 0.55, "high": 0.65, "wins": 30,
         "ties": 0, "losses": 20,
     }  # fmt: skip
-    return Evaluation(**values | fields)
+    return WinRecord(**values | fields)
 
 
 def test_evaluations_are_appended_and_the_newest_of_an_opponent_and_judge_counts(registry, version):
@@ -90,14 +90,16 @@ def test_a_name_that_several_fit_is_refused_and_the_whole_ones_are_given(registr
 
 def test_an_unknown_name_gets_the_nearest(registry, version):
     add_evaluation(registry, version, evaluation(version))
-    with pytest.raises(RegistryError, match="has no metric 'compare.winrate'; did you mean compare.win_rate"):
+    with pytest.raises(RegistryError, match=r"has no metric 'compare.winrate'; did you mean compare.win_rate"):
         promote(registry, "m@v1", "prod", require=["compare.winrate>=0.5"])
 
 
 def test_a_judge_that_the_version_was_trained_on_warns_and_alone_more_so(registry, version):
     add_evaluation(registry, version, evaluation(version, trained_on=True, **RM))
     add_evaluation(registry, version, evaluation(version))
-    trained = "m@v1: its win rate against sft@v1 is judged by the reward model rm@v1 on 50 prompts, which it was trained on"
+    trained = (
+        "m@v1: its win rate against sft@v1 is judged by the reward model rm@v1 on 50 prompts, which it was trained on"
+    )
     by_model, by_people = "compare.reward=rm@v1.win_rate>0.5", "compare.people.win_rate>0.5"
     told, alone = caveats(registry, version, [by_model])
     assert told == trained and "no other judge was required than the one that it was trained on" in alone
