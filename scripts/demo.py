@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from help_desk import judges as judging
 from help_desk import real_model, world
 from help_desk.gold import gold_score
 from help_desk.labelers import JUDGES, LABELERS, SimulatedLabeler
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 HOME = Path("runs/demo")
 DATA, RATINGS = HOME / "data", HOME / "ratings.db"
+DPO = ("training.learning_rate=3e-4", "training.num_train_epochs=2", "training.adam_beta2=0.98", "data.max_length=160")
 COMPLETIONS_PER_PROMPT = 2
 TEMPERATURE = 0.8
 SHARED = {
@@ -149,6 +152,9 @@ def run(args: argparse.Namespace, size: DemoSize) -> int:
         models = {"sft": sft["model"], "reward": reward["model"], "judge": judge, "ppo": ppo["model"]}
         with ticking("demo"):
             summary, answers = evaluate(models, args.seed, size)
+    if not args.real:  # a base of 135M parameters would draw best-of-16 for an hour
+        with timed(seconds, "comparison"):
+            summary["comparison"] = compare(models, args, size)
     summary |= {
         "seconds": {name: round(value, 1) for name, value in seconds.items()}
         | {"total": round(sum(seconds.values()), 1)}
@@ -248,6 +254,47 @@ def rate_by_simulation(args: argparse.Namespace) -> None:
         count, judged = rate(store, args.seed, args.shuffle)
     by_chance = ", shuffled" if args.shuffle else ""
     say(f"{count} ratings by {len(LABELERS)} SIMULATED labelers, {judged} by {len(JUDGES)} others{by_chance}")
+
+
+# --- comparison ----------------------------------------------------------------------------------------------------
+
+
+def compare(models: Mapping[str, str | None], args: argparse.Namespace, size: DemoSize) -> dict[str, Any]:
+    """Compare PPO with its alternatives, as a user would: DPO on the same ratings, best-of-16, and a better prompt."""
+    whose = [] if args.rate else [part for each in LABELERS for part in ("--labeler", each.name)]
+    sft, ppo, reward, judge = (str(models[name]) for name in ("sft", "ppo", "reward", "judge"))
+    name = f"{size.reward_names}-dpo"
+    settings = [f"training.seed={args.seed}", *DPO]
+    command("baseline", "dpo", sft, str(RATINGS), "--name", name, *whose, *settings)
+    judges = ["python=help_desk.judges:gold", f"reward={reward}"]
+    voters = [] if args.rate else ["--by", f"reward={judge}", "--by", "people", "--db", str(HOME / "votes.db")]
+    asked = [
+        *judging.sides(sft, ppo, name, reward),
+        *["--prompts", str(DATA / "held_out.jsonl"), "--temperature", str(TEMPERATURE), "--seed", str(args.seed)],
+        *["--max-new-tokens", str(size.max_new_tokens), "--batch-size", str(size.batch_size)],
+        *["--out", str(HOME / "compare"), *(part for each in judges for part in ("--by", each)), *voters],
+    ]
+    command("compare", *asked, quiet=bool(voters))
+    if voters:
+        votes = judging.vote(HOME / "votes.db", args.seed)
+        say(f"{votes} votes by SIMULATED labelers on a third of the pairs")
+        command("compare", *asked)
+    result: dict[str, Any] = json.loads((HOME / "compare" / "result.json").read_text(encoding="utf-8"))
+    return {
+        "pairs": [pair for pair in result["pairs"] if pair["a"] == "sft" or pair["b"] == "ppo" or pair["a"] == "ppo"]
+    }
+
+
+def command(name: str, *arguments: str, quiet: bool = False) -> None:
+    """Run a command of `alignment` as a user would; its result goes to stderr, or nowhere if `quiet`."""
+    say("$ alignment " + shlex.join([name, *arguments]))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "scripts"), os.environ.get("PYTHONPATH")]))}
+    output = subprocess.DEVNULL if quiet else sys.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "alignment.cli.main", name, *arguments], env=environment, stdout=output, check=False
+    )
+    if done.returncode:
+        raise UserError(f"alignment {name} failed with exit code {done.returncode}; its message is above")
 
 
 # --- evaluation ----------------------------------------------------------------------------------------------------

@@ -25,6 +25,9 @@ def dpo(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.beta=0.05 model.method=lora.")
     ] = None,
+    labelers: Annotated[
+        list[str] | None, typer.Option("--labeler", help="Learn from this labeler alone, or from several.")
+    ] = None,
     registry: RegistryOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -45,7 +48,7 @@ def dpo(
     }
     where = "alignment baseline dpo"
     config = validate(DPOBaselineConfig, with_overrides(values, overrides or [], where), where)
-    train, held_out = read_judgements(config.data, RewardSection())
+    train, held_out = read_judgements(config.data, RewardSection(labelers=tuple(labelers or ())))
     fingerprints = [*train.fingerprints, *held_out.fingerprints]
     version = train_dpo(config, comparisons(train.items), comparisons(held_out.items), fingerprints)
     if as_json:

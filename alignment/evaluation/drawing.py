@@ -6,9 +6,11 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
+
+from transformers import PreTrainedModel
 
 from alignment.config.sections import DataConfig, ModelConfig
 from alignment.data.parsing import to_demonstrations
@@ -23,6 +25,7 @@ from alignment.evaluation.answers import (
     prompt_id,
     read_answers,
 )
+from alignment.evaluation.score_judges import RewardModelScorer
 from alignment.evaluation.sides import SideSpec
 from alignment.generation.chat_models import Endpoint, Failure, ReplySampling
 from alignment.generation.engine import complete
@@ -32,7 +35,7 @@ from alignment.models.sources import find_model
 from alignment.models.tokenizers import fit_embeddings, load_tokenizer
 from alignment.registry import Registry
 from alignment.seeds import stream_seed
-from alignment.templates.rendering import encode_prompt
+from alignment.templates.rendering import Message, encode_prompt
 from alignment.terminal import ProgressLine, one_line, progress
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -137,11 +140,14 @@ class ModelSide:
         self._source = find_model(spec.model, registry, role="policy")
         self._config = ModelConfig(name=spec.model, template=spec.template, eos_token=spec.eos_token)
         self._tokenizer = load_tokenizer(self._source, self._config)
+        self._chooser = None if spec.chosen_by is None else RewardModelScorer(spec.chosen_by, registry, kept=True)
         self.name = spec.name or self._source.label
         digest = self._source.digest or self._source.as_base().digest
         self.identity: dict[str, Any] = {
             "kind": "model", "model": self._source.label, "digest": digest, **spec.prompting
         }  # fmt: skip
+        if self._chooser is not None:
+            self.identity["chosen_by_digest"] = self._chooser.identity.digest
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         messages = [self._spec.messages(prompt) for prompt in prompts]
@@ -161,21 +167,38 @@ class ModelSide:
                 continue
             # The whole batch is drawn, also where some of it is known: rounding depends on the batch.
             started = time.perf_counter()
-            drawn = complete(
-                policy,
-                self._tokenizer,
-                [asked[index] for index in batch],
-                max_new_tokens=self._settings.max_new_tokens,
-                temperature=self._settings.temperature,
-                batch_size=self._options.batch_size,
-                seed=stream_seed("compare", self._settings.seed),
-                indices=[int(ids[index], 16) for index in batch],
-            )
-            seconds = (time.perf_counter() - started) / len(batch)
-            save(
-                [prompts[index] for index in batch],
-                [SideAnswer(each.text, each.ended, len(each.ids), round(seconds, 4)) for each in drawn],
-            )
+            numbers = [int(ids[index], 16) for index in batch]
+            drawn = [
+                self._draw(policy, [asked[index] for index in batch], numbers, n) for n in range(self._spec.best_of)
+            ]
+            batch_prompts = [prompts[index] for index in batch]
+            best = self._best(batch_prompts, drawn)
+            seconds = round((time.perf_counter() - started) / len(batch), 4)
+            save(batch_prompts, [replace(answer, seconds=seconds) for answer in best])
+
+    def _draw(
+        self, policy: PreTrainedModel, asked: Sequence[Sequence[Message]], numbers: Sequence[int], repeat: int
+    ) -> list[SideAnswer]:
+        """One answer per prompt; each `repeat` draws others, the first those of a side without `best_of`."""
+        drawn = complete(
+            policy,
+            self._tokenizer,
+            asked,
+            max_new_tokens=self._settings.max_new_tokens,
+            temperature=self._settings.temperature,
+            batch_size=self._options.batch_size,
+            seed=stream_seed("compare", self._settings.seed, *([repeat] if repeat else [])),
+            indices=numbers,
+        )
+        return [SideAnswer(each.text, each.ended, len(each.ids)) for each in drawn]
+
+    def _best(self, prompts: Sequence[Prompt], drawn: Sequence[Sequence[SideAnswer]]) -> Sequence[SideAnswer]:
+        """The answer to each prompt that scores highest; of equal ones the first."""
+        if self._chooser is None:
+            return drawn[0]
+        scores = [self._chooser.scores(prompts, answers) for answers in drawn]
+        best = [max(range(len(drawn)), key=lambda n: scores[n][place]) for place in range(len(prompts))]
+        return [drawn[n][place] for place, n in enumerate(best)]
 
 
 def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -23,7 +23,10 @@ def version_of(registry: Registry, identity: Mapping[str, Any]) -> Version | Non
 
 
 def trained_on(registry: Registry, identity: Mapping[str, Any], judge: JudgeIdentity) -> bool:
-    """Whether a side, or a version that it was trained from, was rewarded by this judge in PPO."""
+    """Whether a side, or a version that it was trained from, was rewarded by this judge in PPO, or its answers were the
+    best of several by this judge."""
+    if judge.digest is not None and identity.get("chosen_by_digest") == judge.digest:
+        return True
     version = version_of(registry, identity)
     if version is None or judge.kind not in ("reward model", "function"):
         return False

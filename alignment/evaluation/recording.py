@@ -12,13 +12,14 @@ from alignment.registry import Registry
 from alignment.registry.evaluations import WinRecord, add_evaluation
 from alignment.registry.trash import user_at_host
 
-PROMPTING = ("system", "examples", "context", "template", "eos_token")
+PROMPTING = ("system", "examples", "context", "template", "eos_token", "best_of")
 
 
 def record(registry: Registry, result: Figures) -> list[str]:
     """Add the evaluations; returns the references of the versions that got a new one.
 
-    A side that was given a system prompt, examples or context is more than its version, and gets none.
+    A side that was given a system prompt, examples or context, or that takes the best of several answers, is more than
+    its version, and gets none.
     """
     told: dict[str, None] = {}
     for pair in result["pairs"]:

@@ -20,8 +20,9 @@ from alignment.errors import UserError, require_extra
 from alignment.evaluation.answers import SideAnswer
 from alignment.evaluation.judgments import AnsweredPrompts, JudgeIdentity, Judgment, KnownJudgments
 from alignment.evaluation.reward_functions import FunctionReward
-from alignment.models.ensembles import load_reward_model
+from alignment.models.ensembles import RewardEnsemble, load_reward_model
 from alignment.models.lengths import positions
+from alignment.models.scalar import ScalarModel
 from alignment.models.sources import find_model
 from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
@@ -77,9 +78,15 @@ class ScoreJudge:
 
 
 class RewardModelScorer:
-    """A reward model or an ensemble, from the registry, a folder or the hub."""
+    """A reward model or an ensemble, from the registry, a folder or the hub.
 
-    def __init__(self, name: str, registry: Registry, batch_size: int = 32) -> None:
+    Args:
+        kept: it is called often: the model stays loaded, and no progress is shown.
+    """
+
+    def __init__(self, name: str, registry: Registry, batch_size: int = 32, kept: bool = False) -> None:
+        self._kept: ScalarModel | RewardEnsemble | None = None
+        self._keeps = kept
         self._source = find_model(name, registry, role="reward")
         self._tokenizer = load_tokenizer(self._source)
         self._batch_size = batch_size
@@ -89,15 +96,16 @@ class RewardModelScorer:
     @torch.no_grad()
     def scores(self, prompts: Sequence[Prompt], answers: Sequence[SideAnswer]) -> list[float]:
         """An answer that its length limit cut off is scored without an end, as PPO scores it."""
-        model = load_reward_model(self._source).eval()
+        model = self._kept or load_reward_model(self._source).eval()
         model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self._kept = model if self._keeps else None
         device = next(model.parameters()).device
         known = positions(self._source.config_path)
         limit = known[0] if known else None
         rows = [self._encoded(prompt, answer, limit) for prompt, answer in zip(prompts, answers, strict=True)]
         found = [0.0] * len(rows)
         order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
-        with progress(f"scores of {one_line(self._source.label)}", len(rows)) as line:
+        with progress(f"scores of {one_line(self._source.label)}", len(rows), not self._keeps) as line:
             for start in range(0, len(order), self._batch_size):
                 batch = order[start : start + self._batch_size]
                 ids, mask = pad_rows([rows[place] for place in batch], int(self._tokenizer.pad_token_id), "right")

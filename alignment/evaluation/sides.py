@@ -16,8 +16,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import unquote
+
+from pydantic import model_validator
 
 from alignment.config.loading import read_values, validate
 from alignment.config.sections import Count, DataConfig, Section
@@ -45,10 +47,20 @@ class SideConfig(Section):
     """Number of examples that are used; all by default."""
     context: str | None = None
     """A column of the prompts file with retrieved context: a text, or a list of texts."""
+    best_of: Count | None = None
+    """Draw so many answers and keep the one that `chosen_by` scores highest."""
+    chosen_by: str | None = None
+    """With `best_of`: the reward model that chooses."""
     template: str | None = None
     """A chat template for a model that has none."""
     eos_token: str | None = None
     """The end token of a model that names none."""
+
+    @model_validator(mode="after")
+    def _best_of_is_chosen(self) -> Self:
+        if (self.best_of is None) != (self.chosen_by is None):
+            raise ValueError("best_of=N and chosen_by=REWARD_MODEL stand together: one of them is missing")
+        return self
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,8 @@ class SideSpec:
     context: str | None = None
     template: str | None = field(default=None)
     eos_token: str | None = None
+    best_of: int = 1
+    chosen_by: str | None = None
 
     @property
     def is_prompted(self) -> bool:
@@ -72,12 +86,12 @@ class SideSpec:
     @property
     def prompting(self) -> dict[str, Any]:
         """What is put before the question, for the record: short, and different where the answers may be."""
-        parts: dict[str, Any] = {}
+        parts: dict[str, Any] = {"best_of": self.best_of} if self.best_of > 1 else {}
         if self.system:
             parts["system"] = self.system if len(self.system) <= 200 else _hash(self.system)
         if self.examples:
             parts["examples"] = f"{len(self.examples)}, {_hash(json.dumps(self.examples))}"
-        names = ("context", "template", "eos_token")
+        names = ("context", "template", "eos_token", "chosen_by")
         return parts | {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def messages(self, prompt: Prompt) -> list[Message]:
@@ -122,8 +136,9 @@ def parse_side(text: str) -> SideSpec:
         values[key] = unquote(value)
     if "model" in values:
         raise UserError(f"side {text!r}: the model stands before the `?`; take model= out")
-    if values.get("shots", "").isdigit():
-        values["shots"] = int(values["shots"])
+    for number in ("shots", "best_of"):
+        if values.get(number, "").isdigit():
+            values[number] = int(values[number])
     return _spec(name, validate(SideConfig, {"model": model + hash_ + fragment, **values}, f"side {text!r}"), Path())
 
 
@@ -152,6 +167,8 @@ def _spec(name: str | None, config: SideConfig, folder: Path) -> SideSpec:
         config.context,
         config.template,
         config.eos_token,
+        config.best_of or 1,
+        config.chosen_by,
     )
 
 

@@ -33,10 +33,10 @@ def rate(store: RatingsStore, seed: int, shuffle: bool = False) -> tuple[int, in
     with store.transaction():
         for labeler in (*LABELERS, *JUDGES):
             store.people.mark_simulated(labeler.name)
-        count = _take_turns(store, LABELERS, gold, rng)
+        count = take_turns(store, LABELERS, gold, rng)
         for item in rng.sample(items, round(JUDGED_SHARE * len(items))):
             store.add_item(item.prompt, item.completions, RATINGS_PER_PAIR + len(JUDGES), item.metadata)
-        return count, _take_turns(store, JUDGES, gold, rng)
+        return count, take_turns(store, JUDGES, gold, rng)
 
 
 def item_gold(item: Item) -> tuple[float, ...]:
@@ -45,13 +45,20 @@ def item_gold(item: Item) -> tuple[float, ...]:
     return tuple(gold_score(fact, completion.text, completion.ended).total for completion in item.completions)
 
 
-def _take_turns(
-    store: RatingsStore, labelers: Sequence[SimulatedLabeler], gold: Mapping[int, tuple[float, ...]], rng: random.Random
+def take_turns(
+    store: RatingsStore,
+    labelers: Sequence[SimulatedLabeler],
+    gold: Mapping[int, tuple[float, ...]],
+    rng: random.Random,
+    most: int | None = None,
 ) -> int:
-    """Let the labelers claim and answer in turns until no item is left; returns the number of answers."""
+    """Let the labelers claim and answer in turns until no item is left, or until there are `most` answers; returns the
+    number of answers."""
     count, working = 0, list(labelers)
     while working:
         for labeler in list(working):
+            if count == most:
+                return count
             assignment = store.claim(labeler.name)
             if assignment is None:
                 working.remove(labeler)
