@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignment.data.keys import is_empty
-from alignment.data.messages import Chat, Turns, check_text, messages_of, parsed, turns_in
+from alignment.data.messages import Chat, Turns, check_text, messages_of, parsed, text_of, turns_in
 from alignment.data.row_files import BadRow
-from alignment.data.tool_calls import call_of, tools_of
+from alignment.data.tool_calls import call_of, tools_of, with_schemas
 from alignment.templates.rendering import Message
 
 AFTER_LAST_ANSWER = "the turns after the last answer are left out"
@@ -29,6 +29,22 @@ def chat_of(row: Mapping[str, Any], key: str) -> Chat:
             row = {**row, "system": row["system"][: row["system"].index("{")]}
         return Chat(with_system(row, turns), tools or tools_of(row))
     return Chat(with_system(row, messages_of(row, key)), tools_of(row))
+
+
+def calling_chat(row: Mapping[str, Any]) -> Chat:
+    """The conversation of a `query` that is answered by calls of the row's tools, as xLAM's rows are.
+
+    Raises:
+        BadRow: its answers are no calls.
+    """
+    answers = parsed(row["answers"])
+    if not isinstance(answers, list) or not answers:
+        raise BadRow("'answers' beside 'tools' must be a list of calls, {\"name\": ..., \"arguments\": {...}}")
+    calls = [call_of(call, f"answer {index} of 'answers'") for index, call in enumerate(answers, 1)]
+    asked = Message(role="user", content=text_of(row, "query"))
+    return Chat(
+        with_system(row, (asked, Message(role="assistant", content="", tool_calls=calls))), with_schemas(tools_of(row))
+    )
 
 
 def answered(chat: Chat) -> Chat:
