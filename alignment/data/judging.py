@@ -161,8 +161,10 @@ def completion_of(row: Row, key: str) -> str:
     value = row.get(key)
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") and holds_turns(parsed(value)):
         value = parsed(value)
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):  # doccano's answers to a text
+        value = value[0]
     if not isinstance(value, list | dict):
-        return text_of(row, key)
+        return text_of({**row, key: value}, key) if key in row else text_of(row, key)
     turns = turns_in(list_of({key: value}, key), key)
     if turns[0]["role"] != "assistant" or turns[-1]["role"] != "assistant":
         raise BadRow(f"'{key}' must be one assistant message, or turns that begin and end with the assistant's")
