@@ -250,8 +250,7 @@ def _refuse_unread(item: Mapping[str, Any], name: str) -> None:
         known = None if key in _OF_TURNS or is_empty(value) or value is False else known_key(key)
         if known is not None and not (known.may_repeat and repeats(value, texts)):
             raise BadRow(
-                f"{name} has '{key}' ({known.about}), which is not read of a turn; move it to the row, or take "
-                "it out"
+                f"{name} has '{key}' ({known.about}), which is not read of a turn; move it to the row, or take it out"
             )
     if item.get("channel") not in (None, "", "final"):
         raise BadRow(

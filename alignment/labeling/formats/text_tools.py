@@ -77,7 +77,11 @@ def read_doccano(row: Row, options: ImportOptions) -> Read:
         return read
     if not votes:
         return [PassedOver("a text without a label")]
-    if "\n" not in str(row.get("text")).strip() and not slot_keys(row) and any(map(_is_text, (said for _, said in votes))):
+    if (
+        "\n" not in str(row.get("text")).strip()
+        and not slot_keys(row)
+        and any(map(_is_text, (said for _, said in votes)))
+    ):
         raise BadRow(
             "its labels are texts that answer its text (sequence to sequence), not votes; train on them with "
             "data.format=completion data.columns='{prompt: text, completion: label}'"
