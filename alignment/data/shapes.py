@@ -28,8 +28,10 @@ ANSWER = "completion|response|output|answer"
 ANSWERS = "completions|responses|answers|candidates|generations"
 FIRST = "first|answer_a|response_a|output_a|completion_a|response_1|output_1|answer_1|completion_1"
 SECOND = "second|answer_b|response_b|output_b|completion_b|response_2|output_2|answer_2|completion_2"
-_SCORE = "|".join((*("score_SIDE", "SIDE_score", "SIDE_rating", "SIDE-rating", "rating_SIDE", "rating-SIDE"),
-                   *("SIDE-score", "score-SIDE", "reward_SIDE", "SIDE_reward", "SIDE-reward", "reward-SIDE")))  # fmt: skip
+_SCORE = (
+    "score_SIDE|SIDE_score|SIDE_rating|SIDE-rating|rating_SIDE|rating-SIDE|SIDE-score|score-SIDE|reward_SIDE|SIDE_reward|"
+    "SIDE-reward|reward-SIDE"
+)
 CHOICE = "choice|winner|vote|preference|preferred|preferred_answer|better|winner_model_a"
 
 

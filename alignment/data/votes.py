@@ -125,8 +125,8 @@ def winner_of(value: Any, models: tuple[str, str] | None = None) -> Choice:
         fraction = re.fullmatch(r"1[.,]\d+", number)
         labels = f"1=a,{number}=tie,2=b" if fraction else "0=a,1=b"
         raise UncertainChoice(
-            f"who won is {value!r}{' (between the first and the second answer)' * bool(fraction)}, and of numbers 1 (the "
-            "first) and 2 alone are certain: 0 and 1, -1 and 1 and scales have several readings; alignment rate import "
+            f"who won is {value!r}{' (between the two answers)' * bool(fraction)}, and of numbers 1 (the first) and 2 "
+            "alone are certain: 0 and 1, -1 and 1 and scales have several readings; alignment rate import "
             f"with --labels='{labels}' (what each means) reads the file, or write a, b and tie"
         )
     if isinstance(value, bool) or text not in _WINNERS:

@@ -239,8 +239,8 @@ class _Import:
             return []
         low = min(self.scores)
         return [
-            f"the ratings are read on the scale 1 to 7, of which the file has {low:g} to {highest:g}; if the labelers had "
-            f"another, import into a new --db with --scale LOW..HIGH, as --scale 1..{highest:g}"
+            f"the ratings are read on the scale 1 to 7, of which the file has {low:g} to {highest:g}; if the labelers "
+            f"had another, import into a new --db with --scale LOW..HIGH, as --scale 1..{highest:g}"
         ]
 
     def _copy(self, entry: Entry) -> int:

@@ -44,8 +44,8 @@ _ROWS: dict[str, tuple[Level, str, str]] = {
     "transcript": (
         "warning",
         "are texts of several turns, whose questions and marks (Human:, <|user|>, [INST] ...) are learned as text",
-        "--column messages=text (data.columns='{messages: text}') reads turns marked Human: and Assistant:, ### Human:, "
-        "<|user|> or <|im_start|>user; write others as `messages`",
+        "--column messages=text (data.columns='{messages: text}') reads turns marked Human: and Assistant:, ### "
+        "Human:, <|user|> or <|im_start|>user; write others as `messages`",
     ),
     "transcript_prompt": (
         "warning",

@@ -182,8 +182,8 @@ def _ranking(data: Row, control: TagValue, who: Who, options: ImportOptions) -> 
     if len(ordered) != 1 and (None in places.values() or len(set(places.values())) < 2):
         return [
             PassedOver(
-                "a sorting into buckets, of which none is known to be the better; --labels='BUCKET=1,OTHER=2' says which "
-                f"(1 the best), for {', '.join(places) or 'each'}"
+                "a sorting into buckets, of which none is known to be the better; --labels='BUCKET=1,OTHER=2' says "
+                f"which (1 the best), for {', '.join(places) or 'each'}"
             )
         ]
     items = next((value for value in map(parsed, data.values()) if isinstance(value, list) and _ids(value)), [])

@@ -33,7 +33,7 @@ def test_instructions_beside_an_input_may_be_the_task():
 
 
 def test_a_persona_is_not_read_as_whose_it_may_not_be():
-    with pytest.raises(BadRow, match="'persona' .*--column system=persona reads it as the system turn"):
+    with pytest.raises(BadRow, match=r"'persona' .*--column system=persona reads it as the system turn"):
         to_prompts({**ROW, "persona": "A pirate."})
     (read,) = to_examples(renamed({**ROW, "persona": ["A pirate.", "He sings."]}, {"system": "persona"}))
     assert read.messages[0] == {"role": "system", "content": "A pirate.\n\nHe sings."}
@@ -41,7 +41,7 @@ def test_a_persona_is_not_read_as_whose_it_may_not_be():
 
 @pytest.mark.parametrize("name", ["rater1", "rater_2", "annotator 3", "labeller_12", "judge4"])
 def test_what_several_raters_said_is_not_dropped(name):
-    with pytest.raises(BadRow, match=f"'{name}' .*`alignment rate import` reads"):
+    with pytest.raises(BadRow, match=rf"'{name}' .*`alignment rate import` reads"):
         to_examples({**ROW, name: 4})
     with pytest.raises(BadRow, match=r"a prompt row, which .*`alignment rate import` reads"):
         to_judgements({"prompt": "q", "response_a": "x", "response_b": "y", name: "a"})
@@ -98,7 +98,7 @@ def test_a_model_may_have_won_by_its_name():
     row = {"prompt": "q", "response_a": "x", "response_b": "y", "model_a": "llama-3", "model_b": "gpt-4"}
     assert to_judgements({**row, "winner": "gpt-4"})[0].target == 0.0
     assert to_judgements({**row, "winner": "model_a"})[0].target == 1.0
-    with pytest.raises(BadRow, match="who won is 'claude'; expected .* one of the models llama-3 and gpt-4"):
+    with pytest.raises(BadRow, match=r"who won is 'claude'; expected .* one of the models llama-3 and gpt-4"):
         to_judgements({**row, "winner": "claude"})
     with pytest.raises(BadRow, match="who won is 'gpt-4'"):
         to_judgements({**row, "model_a": "gpt-4", "winner": "gpt-4"})

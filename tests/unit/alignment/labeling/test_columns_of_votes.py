@@ -52,7 +52,7 @@ def test_a_best_and_a_worst_answer_are_votes_on_the_pairs_that_they_decide(tmp_p
 
 def test_an_even_vote_between_1_and_2_is_a_tie_where_the_user_says_so(tmp_path):
     rows = [{**SIDES, "choice": 1.5}, {**SIDES, "prompt": "x", "choice": 1}]
-    with pytest.raises(UserError, match="numbers 1, 1.5, and .*--labels='1=a,1.5=tie'"):
+    with pytest.raises(UserError, match=r"numbers 1, 1.5, and .*--labels='1=a,1.5=tie'"):
         Imported(tmp_path, rows)
     done = Imported(tmp_path / "said", rows, labels={"1": "a", "1.5": "tie", "2": "b"})
     assert [choice for _, choice in done.votes] == ["tie", "first"]
@@ -86,7 +86,7 @@ def test_a_scale_that_was_assumed_is_said(tmp_path, values, scale, said):
 
 def test_doccanos_answers_to_a_text_are_told_and_can_be_trained_on(tmp_path):
     row = {"id": 1, "text": "Good morning", "label": ["Guten Morgen allerseits"]}
-    with pytest.raises(UserError, match="sequence to sequence.*data.columns='{prompt: text, completion: label}'"):
+    with pytest.raises(UserError, match=r"sequence to sequence.*data.columns='{prompt: text, completion: label}'"):
         Imported(tmp_path, [row])
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     config = DataConfig(train="x", format="completion", columns={"prompt": "text", "completion": "label"})

@@ -77,8 +77,8 @@ def test_a_label_studio_ranker_is_a_ranking(tmp_path):
     assert done.texts() == ["A", "B", "C"]
     assert [(rating.labeler, rating.ranks) for rating in done.ratings] == [("3", (2, 3, 1))]
     assert list(done.result["passed_over"]) == [
-        "a sorting into buckets, of which none is known to be the better; --labels='BUCKET=1,OTHER=2' says which (1 the "
-        "best), for one, two"
+        "a sorting into buckets, of which none is known to be the better; --labels='BUCKET=1,OTHER=2' says which (1 "
+        "the best), for one, two"
     ]
 
 
