@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from alignment.data.opening import DataError, DataFile
 
+Weigh = Callable[[Any], NDArray[np.float64]]
+"""A weight for each value of an Arrow array."""
 BATCH = 256
 """Rows in memory at a time, at most."""
 BATCH_BYTES = 256 << 20
@@ -21,7 +24,9 @@ LONGEST_VALUE = 16 << 20
 """Bytes of one value of a dictionary: a few bytes of indices may repeat it for every row of a batch."""
 LARGEST_COPY = 16 << 30
 """Bytes of a packed file that are unpacked to the disk."""
+_LIST = re.compile(r"(?<=\.)(?:element|item|array_element|key|value)(?:\.[^.]+)?\Z")
 _OBJECT = 56  # bytes of a short Python object and of the place that holds it
+_FEW = 16  # so many rows at a time are read fast enough, so that lengths need not be summed
 _WRITTEN_AT_ONCE = 1024  # rows that Arrow writes before it looks whether a page is full
 
 
@@ -45,8 +50,7 @@ def parquet_rows(file: DataFile) -> Iterator[tuple[str, Any]]:
             parquet = pyarrow.parquet.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20)
             sizes = [_batch_rows(file, parquet.metadata, group, source) for group in range(parquet.num_row_groups)]
             for group, size in enumerate(sizes):
-                if skewed := _repeated_columns(parquet, group):
-                    size = min(size, max(1, int(BATCH_BYTES / _largest_row(file, source, group, skewed, index))))
+                size = min(size, _rows_that_fit(file, source, parquet, group, index))
                 for batch in parquet.iter_batches(size, row_groups=[group]):
                     is_small = size == BATCH and batch.nbytes <= BATCH_BYTES
                     for row in _as_objects(batch, whole=is_small):
@@ -72,67 +76,83 @@ def _copy(file: DataFile, stream: IO[bytes], copied: IO[bytes]) -> None:
         copied.write(block)
 
 
-def _repeated_columns(parquet: Any, group: int) -> list[Any]:
-    """The columns inside lists of which one row may hold so many values that it does not fit, by the file's index."""
-    row_group = parquet.metadata.row_group(group)
-    found = []
-    for index in range(row_group.num_columns):
-        column = row_group.column(index)
-        longest = LONGEST_VALUE if column.has_dictionary_page else 0
-        worst = column.num_values * (_OBJECT + min(longest, column.total_uncompressed_size))
-        if parquet.schema.column(index).max_repetition_level and worst > BATCH_BYTES:
-            found.append(column)
-    return found
+def _rows_that_fit(file: DataFile, source: IO[bytes], parquet: Any, group: int, before: int) -> int:
+    """Number of rows of a row group whose lists fit into memory together, judged by the group's largest row.
 
-
-def _largest_row(file: DataFile, source: IO[bytes], group: int, columns: Sequence[Any], before: int) -> float:
-    """About how many bytes the largest row of a row group unpacks to, of some columns; dictionaries stay packed.
+    The index has sums alone, so where one row may hold too much, its values are counted, in the smallest column of each
+    list; and where they may still be too many, their lengths are summed, while dictionaries stay packed.
 
     Args:
         before: number of rows before the group.
 
     Raises:
-        DataError: it is more than BATCH_BYTES.
+        DataError: one row is too large.
     """
+    row_group = parquet.metadata.row_group(group)
+    columns = [row_group.column(index) for index in range(row_group.num_columns)]
+    repeated = [column for index, column in enumerate(columns) if parquet.schema.column(index).max_repetition_level]
+    longest = {
+        column.path_in_schema: _OBJECT + (_dictionary_size(source, column) if column.has_dictionary_page else 0)
+        for column in repeated
+    }
+    if not any(column.num_values * longest[column.path_in_schema] > BATCH_BYTES for column in repeated):
+        return BATCH
+    lists: dict[str, Any] = {}
+    for column in sorted(repeated, key=lambda column: column.total_uncompressed_size):
+        lists.setdefault(_LIST.sub("", column.path_in_schema), column)
+    _, count = _largest_row(source, group, list(lists.values()), lambda leaf: np.ones(len(leaf)))
+    if (at_least := int(BATCH_BYTES / (count * sum(longest.values())))) >= _FEW:
+        return at_least
+    row, size = _largest_row(source, group, repeated, _leaf_sizes)
+    if size > BATCH_BYTES:
+        raise DataError(f"{file}: row {before + row} unpacks to about {_megabytes(size)}; split its lists into rows")
+    return max(1, int(BATCH_BYTES / size))
+
+
+def _largest_row(source: IO[bytes], group: int, columns: Sequence[Any], weigh: Weigh) -> tuple[int, float]:
+    """The number in its group, from 1, and the weight of the row of a row group whose values weigh most."""
     import pyarrow.parquet
 
     coded = [column.path_in_schema for column in columns if column.has_dictionary_page]
     packed = pyarrow.parquet.ParquetFile(source, read_dictionary=coded, pre_buffer=False, buffer_size=1 << 20)
-    largest = 1.0
+    before, found = 0, (0, 1.0)
     for batch in packed.iter_batches(BATCH, row_groups=[group], columns=[column.path_in_schema for column in columns]):
-        sizes = sum(_sizes(column) for column in batch.columns)
-        largest = max(largest, float(sizes.max()))
-        if largest > BATCH_BYTES:
-            row = before + int(sizes.argmax()) + 1
-            raise DataError(f"{file}: row {row} unpacks to about {_megabytes(largest)}; split its lists into rows")
+        weights = sum((_weights(column, weigh) for column in batch.columns), np.zeros(len(batch)))
+        if weights.max() > found[1]:
+            found = before + int(weights.argmax()) + 1, float(weights.max())
         before += len(batch)
-    return largest
+    return found
 
 
-def _sizes(values: Any) -> NDArray[np.float64]:
-    """About how many bytes each entry of an Arrow array takes as Python objects."""
+def _weights(values: Any, weigh: Weigh) -> NDArray[np.float64]:
+    """The sum of the weights of the values in each entry of an Arrow array."""
+    import pyarrow
+
+    kind = values.type
+    if pyarrow.types.is_struct(kind):
+        fields = (_weights(values.field(index), weigh) for index in range(kind.num_fields))
+        return sum(fields, np.zeros(len(values)))
+    if pyarrow.types.is_map(kind):
+        inner = _weights(values.keys, weigh) + _weights(values.items, weigh)
+    elif pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
+        inner = _weights(values.values, weigh)
+    else:
+        return weigh(values)
+    return np.diff(np.concatenate([[0.0], np.cumsum(inner)])[values.offsets.to_numpy()])
+
+
+def _leaf_sizes(values: Any) -> NDArray[np.float64]:
+    """About how many bytes each value takes as a Python object."""
     import pyarrow
     import pyarrow.compute
 
     kind = values.type
-    if pyarrow.types.is_dictionary(kind):
-        lengths = _sizes(values.dictionary)
-        indices = values.indices.fill_null(0).to_numpy(zero_copy_only=False)
-        return lengths[indices] if len(lengths) else np.full(len(values), float(_OBJECT))
-    if pyarrow.types.is_struct(kind):
-        return sum(
-            (_sizes(values.field(index)) for index in range(kind.num_fields)), np.full(len(values), float(_OBJECT))
-        )
-    if pyarrow.types.is_map(kind):
-        inner = _sizes(values.keys) + _sizes(values.items)
-    elif pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
-        inner = _sizes(values.values)
-    elif pyarrow.types.is_string(kind) or pyarrow.types.is_binary(kind) or pyarrow.types.is_large_string(kind):
-        return pyarrow.compute.binary_length(values).fill_null(0).to_numpy(zero_copy_only=False) + float(_OBJECT)
-    else:
-        return np.full(len(values), float(_OBJECT))
-    ends = np.concatenate([[0.0], np.cumsum(inner)])[values.offsets.to_numpy()]
-    return np.diff(ends) + _OBJECT
+    if pyarrow.types.is_dictionary(kind) and len(values.dictionary):
+        return _leaf_sizes(values.dictionary)[values.indices.fill_null(0).to_numpy(zero_copy_only=False)]
+    sizes = np.full(len(values), float(_OBJECT))
+    if pyarrow.types.is_string(kind) or pyarrow.types.is_binary(kind) or pyarrow.types.is_large_string(kind):
+        sizes += pyarrow.compute.binary_length(values).fill_null(0).to_numpy(zero_copy_only=False)
+    return sizes
 
 
 def _as_objects(batch: Any, whole: bool) -> Iterator[dict[str, Any]]:
