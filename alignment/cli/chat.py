@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 chats = typer.Typer()
 
 
-def _complete(incomplete: str) -> list[str]:
+def _complete(ctx: Any, incomplete: str) -> list[str]:
     from alignment.cli.completion import complete_reference  # imported late: it opens the registry
 
-    return list(complete_reference(incomplete))
+    return list(complete_reference(ctx, incomplete))
 
 
 ModelsArgument = Annotated[
