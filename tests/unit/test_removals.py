@@ -48,7 +48,6 @@ REASONS = {
     "alignment/runs/reserve.py become: replace": RUN + ": exit.json of this attempt over the one before",
     "alignment/runs/reserve.py drop: unlink": RUN + ": the room that this attempt has kept back",
     "alignment/runs/reserve.py give_back: os.truncate": RUN + ": the room that this attempt has kept back",
-    "alignment/runs/lines.py LineFile.cut: truncate": RUN + ": lines of steps that a resumed run repeats",
     "alignment/runs/aside.py _move: rename": OWNER + ": each entry moves within the folder",
     "alignment/runs/aside.py push: rename": OWNER + ": to the next number, which is free",
     "alignment/runs/aside.py restore: rename": OWNER + ": the earlier run comes back, what failed is kept",
