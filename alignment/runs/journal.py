@@ -157,6 +157,8 @@ class Journal:
             for name in metrics:
                 declared.check(str(self.stage), name)
         self._write("metrics", {"step": step, "time": round(time.time(), 3), **metrics})
+        if names := [name for name, value in metrics.items() if not math.isfinite(value)]:
+            self.event("not_finite", step=step, names=names)  # for readers that skip most of a long journal
         if self._sink is not None and not self._silent:
             self._sink.log(step, {name: value for name, value in metrics.items() if math.isfinite(value)})
 

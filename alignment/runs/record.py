@@ -10,9 +10,11 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from alignment.errors import UserError
 from alignment.files import read_file
@@ -25,6 +27,7 @@ _FIELDS: dict[str, dict[str, type]] = {
     "finding": {"name": str, "step": int, "level": str, "text": str},
     "cleared": {"name": str, "step": int},
     "not_measured": {"name": str, "step": int, "text": str},
+    "not_finite": {"step": int, "names": list},
     "published": {"model": str},
     "histogram": {"name": str, "step": int, "edges": list, "counts": list},
 }
@@ -142,13 +145,24 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: it cannot be read.
     """
+    with open_rows(path) as file:
+        yield from parse_rows(file)
+
+
+@contextmanager
+def open_rows(path: Path) -> Iterator[BinaryIO]:
+    """A file of JSON lines, to be read line by line; an empty one if there is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise OSError(errno.EINVAL, "not a regular file", str(path))
-            yield from parse_rows(file)
+            yield file
     except FileNotFoundError:
-        return
+        yield BytesIO()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
