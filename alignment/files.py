@@ -58,9 +58,9 @@ _FAULT_TEXTS = {
 
 
 def disk_fault(error: BaseException) -> tuple[str, str] | None:
-    """What a disk has answered, with the file, and when to try again, if an error or its cause is a full or broken disk.
+    """What a full or broken disk has answered, with the file, and when to try again; None for any other error.
 
-    None for any other error.
+    The causes of the error are looked at too.
     """
     seen: BaseException | None = error
     for _ in range(20):  # a chain of causes may be a ring

@@ -61,7 +61,7 @@ class RunState:
         if self.ema is not None and self._sharded:
             save_state(folder / f"ema-{self.accelerator.process_index}.pt", self.ema.state_dict())
         if self.accelerator.is_main_process:
-            state = {name: part.state_dict() for name, part in self._parts.items()}
+            state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts.items()}
             state |= self.evaluation.state_dict() | {"step": self.step, "num_steps": self.updater.num_steps}
             state["halvings"] = self.updater.halvings
             save_state(folder / "loop.pt", state)

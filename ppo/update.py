@@ -182,7 +182,6 @@ class Updater:
         sums = MetricSums()
         difference_sum = torch.zeros((), dtype=torch.float64, device=self.device)
 
-
         def compute() -> None:
             for number, (batch, what) in enumerate(work):
                 if what is None:

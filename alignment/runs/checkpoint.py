@@ -248,8 +248,8 @@ class Checkpoints:
             if self._failures >= MAX_FAILURES:
                 if isinstance(error, DiskError):
                     raise UnwrittenError(
-                        f"{error}; {MAX_FAILURES} checkpoints in a row could not be written; the last one that was, and "
-                        "the journal up to it, are whole; make room and start it again with --resume auto"
+                        f"{error}; {MAX_FAILURES} checkpoints in a row could not be written; the last one that was "
+                        "written, and the journal up to it, are whole; make room and start it again with --resume auto"
                     ) from error
                 raise
             if processes.is_main_process():

@@ -113,8 +113,8 @@ class Series:
 class Times(MutableMapping[int, float]):
     """Seconds since the epoch by step, in the order of the steps."""
 
-    def __init__(self, times: Mapping[int, float] | Series = {}) -> None:
-        self._series = times if isinstance(times, Series) else Series(list(times), list(times.values()))
+    def __init__(self, times: Series | None = None) -> None:
+        self._series = Series() if times is None else times
 
     def __getitem__(self, step: int) -> float:
         if (time := self._series.at(step)) is None:

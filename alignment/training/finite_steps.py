@@ -75,12 +75,12 @@ class FiniteSteps(Halving):
         return []
 
     def get_batch_samples(self: Any, *args: Any, **options: Any) -> Any:
-        batches, count = super().get_batch_samples(*args, **options)  # type: ignore[misc]
+        batches, count = super().get_batch_samples(*args, **options)
         self._batches, self._losses, self._loss_before = batches, [], self._tr_loss.clone()
         return batches, count
 
     def training_step(self: Any, *args: Any, **options: Any) -> Tensor:
-        loss: Tensor = super().training_step(*args, **options)  # type: ignore[misc]
+        loss: Tensor = super().training_step(*args, **options)
         self._losses.append(loss)
         return loss
 

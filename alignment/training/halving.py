@@ -1,7 +1,8 @@
 """Out of memory in a TRL trainer: the optimizer step begins again with its microbatches in halves.
 
-Losses are divided by a count over the whole optimizer batch (labelled tokens, weights of votes), so the parts' gradients
-add up to that of the whole. What was accumulated is discarded first: a backward pass may have ended in the middle.
+Losses are divided by a count over the whole optimizer batch (labelled tokens, weights of votes), so the gradients of
+the parts add up to that of the whole. What was accumulated is discarded first: a backward pass may have ended in the
+middle.
 
 Under DeepSpeed a step cannot be begun again, since its engine has reduced parts of the gradient by then; with several
 processes without it only a forward pass can fail on one of them, because the others would wait for it in the reduction.
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -36,7 +38,7 @@ def even_parts(rows: Sequence[T], count: int) -> list[Sequence[T]]:
     """Rows in `count` parts, one after the other, as equal as can be; each has at least one row."""
     count = max(1, min(count, len(rows)))
     ends = [len(rows) * part // count for part in range(count + 1)]
-    return [rows[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [rows[start:end] for start, end in pairwise(ends)]
 
 
 def release_memory() -> None:

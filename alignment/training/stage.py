@@ -1,8 +1,8 @@
 """The command line of `python -m sft`, `-m reward` and `-m ppo`: options, exit codes, and the run folder.
 
 Exit codes: 0 done; 2 a `UserError`, which has a one-line message (a wrong config or data, and also training that
-diverged, a reward service that does not answer, a full disk); 75 preempted (start it again); 1 anything else. The main
-process also writes `RUN/exit.json`, because a launcher turns every code but 0 into 1.
+diverged, a reward service that does not answer); 75 preempted (start it again); 1 anything else, also a full disk. The
+main process also writes `RUN/exit.json`, because a launcher turns every code but 0 into 1.
 """
 
 from __future__ import annotations

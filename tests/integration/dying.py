@@ -7,9 +7,9 @@ that stage, and `$ACTIONS` has what happens to each rank.
 
 Where `RECORDER` names a module, its `install()` is called first.
 
-What happens: the name of a signal, to itself or, with ` parent`, to its launcher; `touch FILE`; `remove FILE`; `copy FROM
-TO`; `sleep SECONDS`; or
-`limit SECONDS`, which is ALIGNMENT_TIMEOUT from here on: what comes before may be slow. `acted` tells when it was.
+What happens: the name of a signal, to itself or, with ` parent`, to its launcher; `touch FILE`; `remove FILE`;
+`copy FROM TO`; `sleep SECONDS`; or `limit SECONDS`, which is ALIGNMENT_TIMEOUT from here on: what comes before may be
+slow. `acted` tells when it was.
 """
 
 from __future__ import annotations

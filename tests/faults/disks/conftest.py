@@ -1,4 +1,4 @@
-"""A process with everything imported and the preloaded shim of full_disk.c, and the models that small runs begin with."""
+"""A process with everything imported and the shim of full_disk.c, and the models that small runs begin with."""
 
 import json
 import os

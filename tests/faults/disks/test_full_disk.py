@@ -89,8 +89,14 @@ def test_while_the_disk_is_full_training_goes_on_and_nothing_is_lost(attempts, s
     assert "it is whole" in text
     assert "training continues without it" in text
     check_same(run.house, stage, run.name)
-    said.append({"fault": f"{stage}: the disk is full during two steps", "tried": 1, "held": 1,
-                 "answer": "training goes on with a warning; the result and the journal are those of a run without it"})
+    said.append(
+        {
+            "fault": f"{stage}: the disk is full during two steps",
+            "tried": 1,
+            "held": 1,
+            "answer": "training goes on with a warning; the result and the journal are those of a run without it",
+        }
+    )
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
@@ -108,8 +114,14 @@ def test_a_disk_that_stays_full_ends_the_run_at_the_third_checkpoint(attempts, s
     assert "3 checkpoints" in outcome["reason"]
     assert not list(run.run_dir.glob("checkpoints/.staging*/manifest.json"))
     run.goes_on()
-    said.append({"fault": f"{stage}: the disk stays full", "tried": 1, "held": 1,
-                 "answer": "exit code 1 at the third checkpoint, in one line; exit.json is written; resumed, bit for bit"})
+    said.append(
+        {
+            "fault": f"{stage}: the disk stays full",
+            "tried": 1,
+            "held": 1,
+            "answer": "exit code 1 at the third checkpoint, in one line; exit.json is written; resumed, bit for bit",
+        }
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,8 +139,14 @@ def test_other_faults_of_a_disk_end_the_same_way(attempts, said, name, number):
         assert "exit.json cannot be written" in text
         assert not (run.run_dir / "exit.json").exists()
     run.goes_on()
-    said.append({"fault": f"sft: {name}", "tried": 1, "held": 1,
-                 "answer": "exit code 1 in one line at the third checkpoint; resumed, bit for bit"})
+    said.append(
+        {
+            "fault": f"sft: {name}",
+            "tried": 1,
+            "held": 1,
+            "answer": "exit code 1 in one line at the third checkpoint; resumed, bit for bit",
+        }
+    )
 
 
 def test_what_a_disk_takes_and_loses_at_the_sync_is_written_again(attempts, said):
@@ -137,8 +155,14 @@ def test_what_a_disk_takes_and_loses_at_the_sync_is_written_again(attempts, said
     assert (code, errors(text)) == (0, []), text
     assert "training continues without it" in text
     check_same(run.house, "sft", run.name)
-    said.append({"fault": "sft: fsync fails for two steps", "tried": 1, "held": 1,
-                 "answer": "checkpoints fail with a warning; the journal is written again and whole"})
+    said.append(
+        {
+            "fault": "sft: fsync fails for two steps",
+            "tried": 1,
+            "held": 1,
+            "answer": "checkpoints fail with a warning; the journal is written again and whole",
+        }
+    )
 
 
 @pytest.mark.parametrize("number", [FULL, READ_ONLY], ids=["full", "read only"])
@@ -150,7 +174,9 @@ def test_a_start_on_a_full_disk_is_one_line(attempts, said, number):
     assert not (run.run_dir / "config.json").exists()
     assert not list(run.run_dir.glob(".*")), "nothing is left that takes up room"
     run.goes_on()
-    said.append({"fault": f"sft: start, {errno.errorcode[number]}", "tried": 1, "held": 1, "answer": "one line, code 2"})
+    said.append(
+        {"fault": f"sft: start, {errno.errorcode[number]}", "tried": 1, "held": 1, "answer": "one line, code 2"}
+    )
 
 
 def test_a_start_over_an_earlier_run_leaves_it_whole(attempts, said):
@@ -161,7 +187,9 @@ def test_a_start_over_an_earlier_run_leaves_it_whole(attempts, said):
     assert code in (1, 2), text
     assert len(errors(text)) == 1, text
     assert {path.name: path.read_bytes() for path in run.run_dir.glob("*.json*")} == before
-    said.append({"fault": "sft: --overwrite on a full disk", "tried": 1, "held": 1, "answer": "the earlier run is whole"})
+    said.append(
+        {"fault": "sft: --overwrite on a full disk", "tried": 1, "held": 1, "answer": "the earlier run is whole"}
+    )
 
 
 def test_publishing_into_a_full_registry_is_one_line_and_is_done_later(attempts, said):
@@ -171,8 +199,14 @@ def test_publishing_into_a_full_registry_is_one_line_and_is_done_later(attempts,
     assert len(errors(text)) == 1, text
     assert run.outcome()["code"] == code
     run.goes_on()
-    said.append({"fault": "sft: the registry's disk is full", "tried": 1, "held": 1,
-                 "answer": "one line; resumed, it is published"})
+    said.append(
+        {
+            "fault": "sft: the registry's disk is full",
+            "tried": 1,
+            "held": 1,
+            "answer": "one line; resumed, it is published",
+        }
+    )
 
 
 def test_a_report_without_room_is_a_warning(attempts, said):
@@ -190,7 +224,9 @@ def test_a_full_temporary_folder_is_one_line(attempts, said):
     code, text = run.start(fails_at=0, match="/temporary/", TMPDIR=str(run.house / "temporary"))
     assert code in (0, 1, 2), text
     assert len(errors(text)) == (code != 0), text
-    said.append({"fault": "sft: TMPDIR is full", "tried": 1, "held": 1, "answer": "another temporary folder, or one line"})
+    said.append(
+        {"fault": "sft: TMPDIR is full", "tried": 1, "held": 1, "answer": "another temporary folder, or one line"}
+    )
 
 
 def test_a_journal_that_waits_too_long_ends_the_run_after_an_attempt_at_a_checkpoint(attempts, said):
@@ -203,8 +239,14 @@ def test_a_journal_that_waits_too_long_ends_the_run_after_an_attempt_at_a_checkp
     assert "3 checkpoints" not in text
     assert run.outcome()["code"] == 1
     run.goes_on()
-    said.append({"fault": "sft: the journal alone cannot be written", "tried": 1, "held": 1,
-                 "answer": "after the limit an attempt at a checkpoint, then exit code 1 in one line; resumed, bit for bit"})
+    said.append(
+        {
+            "fault": "sft: the journal alone cannot be written",
+            "tried": 1,
+            "held": 1,
+            "answer": "after the limit an attempt at a checkpoint, then exit code 1 in one line; resumed, bit for bit",
+        }
+    )
 
 
 @pytest.mark.parametrize("limit", [8_000, 64_000, 200_000])

@@ -88,8 +88,14 @@ def test_a_microbatch_that_is_too_large_is_halved_with_the_same_gradient(house, 
     assert 1 <= len(halved) <= 3
     assert losses(house, name) == pytest.approx(losses(house, expected), abs=1e-5)
     check_alike(house, expected, name)
-    said.append({"fault": f"{kind}: out of memory in a {where} pass", "tried": 1, "held": 1,
-                 "answer": "the step begins again in halves; weights as those of a run without it, to rounding"})
+    said.append(
+        {
+            "fault": f"{kind}: out of memory in a {where} pass",
+            "tried": 1,
+            "held": 1,
+            "answer": "the step begins again in halves; weights as those of a run without it, to rounding",
+        }
+    )
 
 
 @pytest.mark.parametrize("kind", ["sft", "reward", "ppo"])
@@ -110,9 +116,8 @@ def test_a_resumed_run_keeps_the_halved_size(house, forks, said, kind):
     name, expected = f"memory-{kind}-resumed", f"memory-{kind}-through"
     code, text = start(house, forks, expected, kind, **scarce(kind, "forward"))
     assert code == 0, text
-    stage = kind
-    code = forks(house, stage, [configure(house, name, stage, SECTIONS[kind])], {"2" if kind == "sft" else "5": "SIGKILL"},
-                 **scarce(kind, "forward"))  # fmt: skip
+    config, killed = configure(house, name, kind, SECTIONS[kind]), "2" if kind == "sft" else "5"
+    code = forks(house, kind, [config], {killed: "SIGKILL"}, **scarce(kind, "forward"))
     assert code == -9
     code, text = start(house, forks, name, kind, "--resume", "auto", **scarce(kind, "forward"))
     assert code == 0, text

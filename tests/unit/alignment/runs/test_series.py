@@ -39,7 +39,13 @@ def test_a_table_has_the_series_that_rows_make_one_by_one():
 def test_a_series_tells_its_ends():
     series = Series([1, 2, 3, 4], [None, 2.0, 3.0, None])
     assert (series.first, series.last, series.last_point) == (2.0, 3.0, (3, 3.0))
-    assert (series.num_finite, series.first_not_finite, series.at(2), series.at(4), series.at(9)) == (2, 1, 2.0, None, None)
+    assert (series.num_finite, series.first_not_finite, series.at(2), series.at(4), series.at(9)) == (
+        2,
+        1,
+        2.0,
+        None,
+        None,
+    )
 
 
 def long_journal(path, steps=400, evaluated=(0, 100, 300), broken=None):
