@@ -3,7 +3,9 @@
 MEMORY_TOKENS is the limit, MEMORY_PASS `forward` or `backward`, MEMORY_FROM the optimizer step from which it holds.
 """
 
+import functools
 import os
+import sys
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -31,8 +33,10 @@ def install() -> None:
         global steps
         steps += 1
 
+    @functools.wraps(forward)  # whether rows can be packed is told by the arguments
     def limited(self, input_ids=None, **options):
-        scarce = self.training and torch.is_grad_enabled() and input_ids.numel() > limit and steps >= first
+        trains = torch.is_grad_enabled() and (self.training or sys.argv[0] == "ppo")
+        scarce = trains and input_ids.numel() > limit and steps >= first
         if scarce and where == "forward":
             raise torch.OutOfMemoryError("made up: too large a forward pass")
         output = forward(self, input_ids=input_ids, **options)
