@@ -2,7 +2,7 @@
 
 What lies between is looked at for two things only. The newest evaluations are searched for from the end, since they may
 be rare. And `events.jsonl` is read whole but for its histograms, since a finding may be anywhere; the journal writes an
-event for each value that is not finite.
+event for each value that is not finite. (Journals of earlier versions did not, and their lines are looked through.)
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from alignment.runs.series import Series, SeriesTable
 HEAD_BYTES, TAIL_BYTES = 256 << 10, 1 << 20
 CHUNK_BYTES = 1 << 20
 EVALUATION = b'"eval/'
+NOT_FINITE = b": null"
 NUM_EVALUATIONS = 3
 _HISTOGRAM = b'"event": "histogram"'
 
@@ -38,7 +39,8 @@ def read_brief(path: Path) -> RunRecord:
     """
     config = read_config(path)
     events = list(known_events(_events(path / "events.jsonl")))
-    table = SeriesTable(_metric_rows(path / "metrics.jsonl"))
+    noted = any(event.get("not_finite_events") for event in events)
+    table = SeriesTable(_metric_rows(path / "metrics.jsonl", NOT_FINITE if not noted else None))
     metrics, times = table.series(), table.times()
     for event in events:
         if event.get("event") == "not_finite":
@@ -54,7 +56,8 @@ def _events(path: Path) -> Iterator[dict[str, Any]]:
         yield from parse_rows(line for line in file if _HISTOGRAM not in line[:80])
 
 
-def _metric_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _metric_rows(path: Path, wanted: bytes | None) -> Iterator[dict[str, Any]]:
+    """Rows of metrics.jsonl; `wanted` is a text that also chooses lines between the beginning and the end."""
     with open_rows(path) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -68,8 +71,18 @@ def _metric_rows(path: Path) -> Iterator[dict[str, Any]]:
         file.readline()
         end = file.tell()
         yield from parse_rows(reversed(_evaluations(file, start, end)))
+        if wanted is not None:
+            file.seek(start)
+            yield from parse_rows(line for line in _lines_until(file, end) if wanted in line)
         file.seek(end)
         yield from parse_rows(file)
+
+
+def _lines_until(file: BinaryIO, end: int) -> Iterator[bytes]:
+    position = file.tell()
+    while position < end and (line := file.readline()):
+        position += len(line)
+        yield line
 
 
 def _evaluations(file: BinaryIO, start: int, end: int) -> list[bytes]:

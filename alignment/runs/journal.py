@@ -196,7 +196,7 @@ class Journal:
 
     def watching(self, names: Sequence[str]) -> None:
         """Record the checks of this run (`alignment/reports/checks.py`); one without a finding has passed."""
-        self.event("watching", names=list(names))
+        self.event("watching", names=list(names), not_finite_events=True)
 
     def finding(self, step: int, name: str, level: Level, text: str) -> None:
         """Record, in words, something that a reviewer should know. It holds until it is `cleared`."""

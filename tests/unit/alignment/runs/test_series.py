@@ -79,6 +79,18 @@ def test_a_brief_record_says_of_a_long_journal_what_the_whole_one_does(tmp_path,
     assert short.last_step == whole.last_step == 400
 
 
+def test_a_value_that_is_not_finite_is_found_in_a_journal_without_events_of_it(tmp_path, monkeypatch):
+    path = long_journal(tmp_path / "r", broken=200)
+    events = path / "events.jsonl"
+    lines = [line for line in events.read_text().splitlines() if '"not_finite"' not in line]
+    events.write_text("\n".join(lines).replace(', "not_finite_events": true', "") + "\n")
+    for name, size in (("HEAD_BYTES", 500), ("TAIL_BYTES", 700)):
+        monkeypatch.setattr(brief, name, size)
+    short = brief.read_brief(path)
+    assert short.metrics["train/loss"].first_not_finite == 200
+    assert "fail" in {each.outcome for each in verdicts(short)}
+
+
 def test_a_brief_record_of_a_short_journal_is_the_whole_one(tmp_path):
     path = long_journal(tmp_path / "r")
     short, whole = brief.read_brief(path), RunRecord.read(path)
