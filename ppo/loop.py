@@ -77,7 +77,7 @@ class Loop:
         )  # fmt: skip
         self.collector = Collector(config, models, sampler, sources, accelerator)
         after_step = self.ema.update if self.ema is not None else lambda: None
-        self.updater = Updater(config, models, self.engine, ptx_rows, after_step)
+        self.updater = Updater(config, models, self.engine, ptx_rows, after_step, journal.event)
         self.kl_controller = KLController.for_run(
             config.ppo.kl_coef, config.ppo.kl_target, config.rollout.batch_size, config.training.max_steps
         )

@@ -21,6 +21,7 @@ from alignment.reports.verdicts import headline, not_measured, short_summary, wo
 from alignment.reports.watch import OUTCOME_STYLES, PIPE_WIDTH, STATE_STYLES, watch
 from alignment.runs import lease
 from alignment.runs import metrics as declared
+from alignment.runs.brief import read_brief
 from alignment.runs.checkpoint import committed
 from alignment.runs.record import RunRecord, find_runs
 from alignment.runs.resume import value_at
@@ -265,9 +266,9 @@ def push_dashboard(
 
 
 def _read(path: Path) -> tuple[RunRecord | None, str]:
-    """A run; or None and why it cannot be read: one damaged run does not hide the others."""
+    """A run in brief; or None and why it cannot be read: one damaged run does not hide the others."""
     try:
-        return RunRecord.read(path), ""
+        return read_brief(path), ""
     except UserError as error:
         return None, str(error)
 

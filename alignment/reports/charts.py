@@ -130,7 +130,7 @@ def thin(series: Series, most: int = POINTS) -> Line:
     """Reduce a series to at most `most` buckets of equal size; name and colour are set later."""
     import numpy as np
 
-    values = np.array([math.nan if value is None else value for value in series.values], dtype=np.float64)
+    values = series.as_array
     steps = np.array(series.steps, dtype=np.float64)
     good = np.isfinite(values)
     line = Line("", 0, [], [], bad=[int(step) for step in steps[~good][:POINTS]])
@@ -179,11 +179,10 @@ def scatter_chart(panel: ScatterPanel, stage: str, runs: Sequence[tuple[str, Run
     used = []
     for run_index, (run_label, record) in enumerate(runs):
         over = record.metrics.get(panel.x, Series())
-        at = {step: x for step, x in zip(over.steps, over.values, strict=True) if x is not None}
+        at = dict(over.finite())
         for index, name in enumerate(family(panel.y[0], record.metrics) if len(panel.y) == 1 else panel.y):
             series = record.metrics.get(name, Series())
-            pairs = zip(series.steps, series.values, strict=True)
-            points = [(at[step], y, step) for step, y in pairs if y is not None and step in at]
+            points = [(at[step], y, step) for step, y in series.finite() if step in at]
             points = points[:: -max(1, len(points) // POINTS)][
                 ::-1
             ]  # thinned from the end, so that the last point is kept
@@ -235,7 +234,7 @@ def _at(series: Series, x: Sequence[float]) -> list[float]:
     """The values at steps, or the last ones before; steps before the first value get the first value."""
     import numpy as np
 
-    known = [(step, value) for step, value in zip(series.steps, series.values, strict=True) if value is not None]
+    known = list(series.finite())
     positions = np.searchsorted([step for step, _ in known], x, side="right") - 1
     return [known[max(0, position)][1] for position in positions.tolist()] if known else []
 

@@ -122,14 +122,14 @@ def _judged_by(record: RunRecord) -> str:
 
 def _cell(panel: ScalarPanel, record: RunRecord, share: bool) -> View | None:
     series = record.metrics.get(panel.metric)
-    known = [value for value in series.values if value is not None] if series else []
-    if not known or (figure := record.figure(panel.metric)) is None:
+    first, last = (series.first, series.last) if series else (None, None)
+    if series is None or first is None or (figure := record.figure(panel.metric)) is None:
         return None
     step, value = figure
-    cell: View = {"value": number(value, share), "from": number(known[0], share) if len(known) > 1 else None}
-    cell["rises"] = len(known) > 1 and value > known[0]
-    cell["of_step"] = step if step == record.published_step and value != known[-1] else None
-    cell["last"] = number(known[-1], share)
+    cell: View = {"value": number(value, share), "from": number(first, share) if series.num_finite > 1 else None}
+    cell["rises"] = series.num_finite > 1 and value > first
+    cell["of_step"] = step if step == record.published_step and value != last else None
+    cell["last"] = number(last, share)
     ends = [record.metrics[name].last for name in (panel.low, panel.high) if name and name in record.metrics]
     ci = dict(intervals(record)).get(panel.metric, {}).get("ci", ends)
     if len(ci) == 2 and None not in ci:

@@ -138,8 +138,9 @@ def owned_folder(path: Path) -> Path | None:
 def _take(run_dir: Path, advice: str) -> Lease:
     folder, record = run_dir / FOLDER, LeaseRecord.of_this_process()
     folder.mkdir(parents=True, exist_ok=True)
-    draft = _write(folder / f".{uuid.uuid4().hex}", record)
+    draft = folder / f".{uuid.uuid4().hex}"
     try:
+        _write(draft, record)
         while True:
             number = _newest(folder)
             gone = _check_free(run_dir, number, draft, record, advice)

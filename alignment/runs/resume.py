@@ -13,7 +13,7 @@ from typing import Any
 from alignment.config.sections import RunConfig, TrainerConfig
 from alignment.errors import CheckpointError, UserError
 from alignment.files import read_file, replace_text
-from alignment.runs import aside, signals, world_size
+from alignment.runs import aside, reserve, signals, world_size
 from alignment.runs.checkpoint import FOLDER, Checkpoint, committed, newest, open_checkpoint, set_aside
 from alignment.runs.journal import FILES
 from alignment.runs.lease import folder_errors
@@ -114,17 +114,19 @@ def open_run_dir(config: RunConfig, overwrite: bool, resume: str = "no", allow_c
                     f"the earlier run is kept in {where} until this one has a checkpoint or has ended", file=sys.stderr
                 )
             signals.clear_stale_preempt(run_dir)
-            (run_dir / EXIT_FILE).unlink(missing_ok=True)  # this attempt may be killed before it writes its own
         elif resume not in ("no", "auto"):
             raise UserError(f"--resume {resume}: there is no run in {run_dir}; leave --resume out for a new one")
         text = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False)
         try:
+            reserve.keep(run_dir)
             replace_text(run_dir / "config.json", text + "\n")
             run.started(start.path.name if start else None).write(run_dir)
         except OSError:
+            reserve.drop(run_dir)
             if start is None:
                 aside.restore(run_dir)
             raise
+        (run_dir / EXIT_FILE).unlink(missing_ok=True)  # this attempt may be killed before it writes its own
 
 
 def settle(run_dir: Path, code: int) -> None:
@@ -132,6 +134,7 @@ def settle(run_dir: Path, code: int) -> None:
 
     A run that was preempted, or killed, goes on: what was set aside for it stays.
     """
+    reserve.drop(run_dir)
     if code == 0:
         aside.collect(run_dir)
     elif code != signals.PREEMPTED_CODE and not committed(run_dir) and aside.restore(run_dir):

@@ -42,10 +42,12 @@ class Wanted(IntEnum):
     NOTHING = 0
     CHECKPOINT = 1
     STOP = 2
-    PREEMPT = 3
-    LAUNCHER_GONE = 4
-    SIGUSR1 = 5
-    SIGTERM = 6
+    NO_ROOM = 3
+    """The journal has waited too long for room on the disk: the run ends after a last attempt at a checkpoint."""
+    PREEMPT = 4
+    LAUNCHER_GONE = 5
+    SIGUSR1 = 6
+    SIGTERM = 7
 
     @property
     def preempts(self) -> bool:
@@ -53,7 +55,7 @@ class Wanted(IntEnum):
 
     @property
     def saves(self) -> bool:
-        return self is Wanted.CHECKPOINT or self.preempts
+        return self in (Wanted.CHECKPOINT, Wanted.NO_ROOM) or self.preempts
 
     @property
     def reason(self) -> str:
@@ -111,11 +113,15 @@ def listen() -> Iterator[None]:
         _listener = None
 
 
-def poll(run_dir: Path) -> Wanted:
-    """The current request; every rank must call this and gets the same."""
+def poll(run_dir: Path, own: Wanted = Wanted.NOTHING) -> Wanted:
+    """The current request; every rank must call this and gets the same.
+
+    Args:
+        own: what this process itself requests.
+    """
     from alignment.distributed import processes
 
-    wanted = _listener.pending() if _listener else Wanted.NOTHING
+    wanted = max(own, _listener.pending() if _listener else Wanted.NOTHING)
     if processes.is_main_process():
         requests = (file for file in FILES if (run_dir / file.name).exists())
         wanted = max(wanted, next(requests, Wanted.NOTHING))
@@ -174,7 +180,7 @@ class Control:
         now = time.monotonic()
         self._step_seconds = now - self._polled_at if self._polled_at is not None else 0.0
         self._polled_at = now
-        wanted = poll(self.run_dir)
+        wanted = poll(self.run_dir, Wanted.NO_ROOM if self._journal.is_overdue else Wanted.NOTHING)
         if wanted is Wanted.STOP:
             self._journal.event("stopped", step=step)
         return wanted
@@ -184,18 +190,21 @@ class Control:
 
         Raises:
             Preempted: after saving, if a preemption was requested.
+            DiskError: after saving, if the journal still finds no room.
         """
+        from alignment.distributed import processes
+
         if wanted.preempts:  # a line after the checkpoint would be truncated on resume
             self._journal.event("preempted", step=step, reason=wanted.reason)
         started = time.monotonic()
         save()
         if wanted.preempts:
             acknowledge(self.run_dir, wanted)
+        if wanted is Wanted.NO_ROOM:
+            processes.on_main_process(self._journal.check_written)
         self._warn_if_grace_is_short(time.monotonic() - started)
         if wanted is Wanted.CHECKPOINT:
             self._journal.event("checkpoint", step=step)
-            from alignment.distributed import processes
-
             if processes.is_main_process():
                 clear(self.run_dir, Wanted.CHECKPOINT)
 

@@ -89,9 +89,12 @@ def publish(
 
     Raises:
         ModelError: the weights are not finite.
+        DiskError: lines of the journal wait for room, which a resumed run would not write after a publish.
         TokenizerError: the tokenizer or template differs from the initial model's.
     """
     check_finite(folder)
+    if journal is not None:
+        journal.check_written()
     model = getattr(config, "model", None)  # each stage has its own class for this section
     trusted = bool(getattr(model, "trust_remote_code", False))
     init = next((parent for parent in parents if parent.role == "init"), None)

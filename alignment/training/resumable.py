@@ -111,6 +111,7 @@ class Resumable(FiniteSteps):
             "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
             "tokens": self._total_train_tokens,
             "ranks": ranks_state(self.model),
+            "num_parts": self.num_parts,
         }
 
     def load_running_state(self: Any, state: dict[str, Any]) -> None:
@@ -120,6 +121,7 @@ class Resumable(FiniteSteps):
         self._total_train_tokens = state["tokens"]
         self._initial_global_step = 0  # the final mean loss covers all steps of the run
         load_ranks_state(self.model, state["ranks"])
+        self.num_parts = state.get("num_parts", 1)
 
     def _save_checkpoint(self: Any, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint that a callback has requested, after the step's log line and evaluation."""

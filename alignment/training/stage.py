@@ -1,8 +1,8 @@
 """The command line of `python -m sft`, `-m reward` and `-m ppo`: options, exit codes, and the run folder.
 
 Exit codes: 0 done; 2 a `UserError`, which has a one-line message (a wrong config or data, and also training that
-diverged, a reward service that does not answer, a full disk); 75 preempted (start it again); 1 anything else. The main
-process also writes `RUN/exit.json`, because a launcher turns every code but 0 into 1.
+diverged, a reward service that does not answer); 75 preempted (start it again); 1 anything else, also a full disk. The
+main process also writes `RUN/exit.json`, because a launcher turns every code but 0 into 1.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from alignment.distributed import heartbeat
 from alignment.distributed.launch_files import check_launch, refuse_deepspeed_launcher
 from alignment.distributed.ticker import ticking
 from alignment.errors import Preempted, UserError
+from alignment.files import disk_fault
 from alignment.redaction import without_secrets
 from alignment.runs import lease, resume, signals
-from alignment.runs.checkpoint import FOLDER
+from alignment.runs.checkpoint import FOLDER, committed
 from alignment.runs.run import write_exit
 from alignment.terminal import one_line, say
 
@@ -166,8 +167,22 @@ def _report_error(attempt: _Attempt, error: BaseException) -> tuple[int, str]:
         return 1, f"something in the run called sys.exit({error.code})"
     if isinstance(error, Exception) and (line := heartbeat.explain(error)):
         return 1, line.removeprefix("error: ")  # no traceback, since the fault is in another process
+    if fault := disk_fault(error):
+        line = without_secrets(f"{fault[0]}; {_what_is_safe(attempt)}; start it again with --resume auto {fault[1]}")
+        say(f"error: {one_line(line)}")
+        return 1, line
     _print_traceback(error)
     return 1, without_secrets(f"{type(error).__name__}: {error}")
+
+
+def _what_is_safe(attempt: _Attempt) -> str:
+    """What a full or broken disk has left whole."""
+    saved: list[Path] = []
+    with contextlib.suppress(OSError):
+        saved = committed(attempt.run_dir) if attempt.run_dir else []
+    if saved:
+        return f"{saved[0]} and the journal up to it are whole"
+    return "this run has saved no checkpoint, and earlier ones are as they were"
 
 
 def _print_traceback(error: BaseException) -> None:
@@ -193,7 +208,10 @@ def _finish(attempt: _Attempt, code: int, reason: str) -> None:
 
         write_final_report(run_dir)
     if run_dir is not None:
-        resume.settle(run_dir, code)
+        try:
+            resume.settle(run_dir, code)
+        except OSError as error:
+            say(one_line(f"warning: {error}; what was set aside in {run_dir} is still there"))
 
 
 class _ShowKeys(argparse.Action):

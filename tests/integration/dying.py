@@ -7,8 +7,9 @@ that stage, and `$ACTIONS` has what happens to each rank.
 
 Where `RECORDER` names a module, its `install()` is called first.
 
-What happens: the name of a signal, to itself or, with ` parent`, to its launcher; `touch FILE`; `sleep SECONDS`; or
-`limit SECONDS`, which is ALIGNMENT_TIMEOUT from here on: what comes before may be slow. `acted` tells when it was.
+What happens: the name of a signal, to itself or, with ` parent`, to its launcher; `touch FILE`; `remove FILE`;
+`copy FROM TO`; `sleep SECONDS`; or `limit SECONDS`, which is ALIGNMENT_TIMEOUT from here on: what comes before may be
+slow. `acted` tells when it was.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import atexit
 import importlib
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -35,6 +37,10 @@ def act(action: str) -> None:
         Path("acted").touch()
     if name == "touch":
         Path(rest).touch()
+    elif name == "remove":
+        Path(rest).unlink()
+    elif name == "copy":
+        shutil.copyfile(*rest.split())
     elif name == "sleep":
         time.sleep(float(rest))
     elif name == "limit":
