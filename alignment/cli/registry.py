@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from alignment.cli.common import JsonOption, RefArgument, RegistryOption, plain_table, print_json
+from alignment.cli.common import JsonOption, RefArgument, RegistryOption, plain_table, print_json, rejections
 from alignment.cli.completion import complete_name, complete_reference
 from alignment.cli.models import models
 from alignment.errors import UserError
@@ -49,6 +49,8 @@ def export_model(
     if "logits_difference" in report:
         line += f"; logits differ from the adapter's by {report['logits_difference']:.1e} (allowed: {TOLERANCE:.0e})"
     typer.echo(clean(line))
+    if "rejected" in report:
+        typer.echo(clean(f"note: {report['model']} was {one_line(report['rejected'])}"), err=True)
 
 
 @models.command("promote")
@@ -89,6 +91,22 @@ def rollback_model(
     _say_move(as_json, f"{name}@{alias} is v{version.number} again, it was v{left}", name, alias, version.number)
 
 
+@models.command("demote")
+def demote_model(
+    name: NameArgument,
+    alias: AliasArgument,
+    why: Annotated[str, typer.Option("--why", help="For those who ask later.")] = "",
+    registry: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take an alias away, so that it points to no version.  Example: alignment models demote desk-ppo prod"""
+    left = Registry(registry).unset_alias(name, alias, clean(why).strip())
+    if as_json:
+        print_json({"name": name, "alias": alias, "version": None, "left": left})
+    else:
+        typer.echo(f"{name}@{alias} is taken away from v{left} and points nowhere; promote or rollback sets it again")
+
+
 @models.command("aliases")
 def show_aliases(
     name: NameArgument,
@@ -101,18 +119,21 @@ def show_aliases(
     if alias is None:
         pointers = opened.aliases(name)
         if as_json:
-            print_json({"name": name, "aliases": pointers})
-        for word, number in pointers.items() if not as_json else ():
-            typer.echo(f"{word} v{number}")
+            print_json({"name": name, "aliases": pointers, "rejected": rejections(opened, name)})
+            return
+        rejected = rejections(opened, name)
+        for word, number in pointers.items():
+            said = f"  REJECTED: {one_line(rejected[word])}" if word in rejected else ""
+            typer.echo(clean(f"{word} v{number}{said}"))
         return
     moves = opened.alias_history(name, alias)
     if as_json:
         print_json({"name": name, "alias": alias, "history": [move.model_dump(mode="json") for move in moves]})
         return
-    table = plain_table("version", "moved (UTC)", "by", "reviewed by", "required")
+    table = plain_table("version", "moved (UTC)", "by", "reviewed by", "required, or why")
     for move in moves:
-        target = f"v{move.version}" + (" (rollback)" if move.rollback else "")
-        rest = (move.by or "", move.reviewed_by or "", ", ".join(move.required))
+        target = f"v{move.version}" + (" (rollback)" if move.rollback else " (taken away)" if move.demoted else "")
+        rest = (move.by or "", move.reviewed_by or "", ", ".join(filter(None, (*move.required, move.why))))
         table.add_row(target, f"{move.at:%Y-%m-%d %H:%M:%S}", *(Text(one_line(cell)) for cell in rest))
     screen().print(table)
 

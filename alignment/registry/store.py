@@ -33,11 +33,21 @@ from alignment.registry.layout import STAGING, check_layout, registry_folder
 from alignment.registry.lineage import LineageNode, Tracer
 from alignment.registry.manifest import Manifest, Parent, Role, Stage, draft_manifest
 from alignment.registry.publishing import find_publish, publish_folder
-from alignment.registry.references import NAME, Reference, check_alias, check_name, enumerated, nearest, parse_reference
+from alignment.registry.references import (
+    NAME,
+    VERSION,
+    Reference,
+    check_alias,
+    check_name,
+    enumerated,
+    nearest,
+    parse_reference,
+)
+from alignment.registry.reviews import rejection
 from alignment.registry.trash import restore_used, user_at_host, version_folder
 from alignment.registry.version import Version, open_version, read_manifest
 
-_VERSION_FOLDER = re.compile(r"v([0-9]{6,})")
+_VERSION_FOLDER = re.compile(VERSION)
 
 
 class Registry:
@@ -148,7 +158,7 @@ class Registry:
         Raises:
             RegistryError: `ref` itself cannot be resolved.
         """
-        return Tracer(self.resolve).root(self.resolve(ref))
+        return Tracer(self.resolve, partial(rejection, self)).root(self.resolve(ref))
 
     # Aliases
 
@@ -161,7 +171,7 @@ class Registry:
         self._numbers_or_raise(name)
         folder = self._models / name / "aliases"
         newest = ((alias, aliases.read_alias(folder / alias)[1]) for alias in aliases.alias_names(folder))
-        return {alias: entry.version for alias, entry in newest if entry}
+        return {alias: entry.version for alias, entry in newest if entry and not entry.demoted}
 
     def alias_history(self, name: str, alias: str) -> list[AliasEntry]:
         """Every move of an alias, oldest first; the last one counts.
@@ -172,7 +182,7 @@ class Registry:
         self._numbers_or_raise(name)
         if moves := aliases.read_history(self._alias_folder(name, alias)):
             return moves
-        raise RegistryError(f"{name} has no alias {alias!r}; {self._choices(name)}")
+        raise self._no_alias(name, alias, None)
 
     def set_alias(
         self,
@@ -206,10 +216,29 @@ class Registry:
             required=tuple(required),
             rollback=rollback,
         )
+        self._move(name, alias, entry, expect)
+        with one_line_errors(f"alias {name}@{alias} was set in {self.path}, and its version cannot be restored"):
+            restore_used(self.path, [(name, version.number)])
+
+    def unset_alias(self, name: str, alias: str, why: str = "") -> int:
+        """Take an alias away: it points nowhere, and its history keeps that. Returns the number that it pointed to.
+
+        Raises:
+            RegistryError: it is not set, or somebody moved it meanwhile.
+        """
+        self._numbers_or_raise(name)
+        now = aliases.read_alias(self._alias_folder(name, alias))[1]
+        if now is None or now.demoted:
+            raise self._no_alias(name, alias, now)
+        fields = {"at": datetime.now(UTC), "by": user_at_host(), "demoted": True, "why": why}
+        entry = AliasEntry(version=now.version, digest=now.digest, **fields)
+        self._move(name, alias, entry, now.version)
+        return now.version
+
+    def _move(self, name: str, alias: str, entry: AliasEntry, expect: int | Anything | None) -> None:
         with one_line_errors(f"alias {name}@{alias} cannot be set in {self.path}"):
             make_folder(self._staging)
             aliases.move_alias(self._alias_folder(name, alias), self._staging, entry, expect)
-            restore_used(self.path, [(name, version.number)])
 
     # Publishing
 
@@ -275,7 +304,8 @@ class Registry:
             remote_code=remote_code,
         )
         numbers = partial(self.numbers, name)
-        return publish_folder(self.path, Path(source_dir), draft, numbers, self.resolve, already_searched)
+        tracer = Tracer(self.resolve, partial(rejection, self))
+        return publish_folder(self.path, Path(source_dir), draft, numbers, tracer, already_searched)
 
     def _draft(
         self, name: str, parents: Sequence[Parent], base: Parent | None, publish_id: str | None, **fields: Any
@@ -306,15 +336,16 @@ class Registry:
 
     def _choices(self, name: str) -> str:
         versions = enumerated([f"v{number}" for number in self.numbers(name)])
-        alias_names = list(aliases.alias_names(self._models / name / "aliases"))
+        folder = self._models / name / "aliases"
+        alias_names = [alias for alias in aliases.alias_names(folder) if not aliases.is_demoted(folder / alias)]
         return f"it has {versions}" + (
             f" and the aliases {enumerated(alias_names)}" if alias_names else " and no aliases"
         )
 
     def _resolve_alias(self, name: str, alias: str) -> Version:
         entry = aliases.read_alias(self._alias_folder(name, alias))[1]
-        if entry is None:
-            raise RegistryError(f"{name} has no alias {alias!r}; {self._choices(name)}")
+        if entry is None or entry.demoted:
+            raise self._no_alias(name, alias, entry)
         version = self.resolve(f"{name}@v{entry.version}")
         if version.digest != entry.digest:
             raise RegistryError(
@@ -322,6 +353,10 @@ class Registry:
                 f"found {version.digest}; publish it again"
             )
         return version
+
+    def _no_alias(self, name: str, alias: str, entry: AliasEntry | None) -> RegistryError:
+        what = aliases.taken_away(f"{name}@{alias}", entry) if entry else f"{name} has no alias {alias!r}"
+        return RegistryError(f"{what}; {self._choices(name)}")
 
     def _find_digest(self, wanted: Reference, numbers: Sequence[int]) -> int:
         assert wanted.digest

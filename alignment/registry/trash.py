@@ -28,7 +28,7 @@ from alignment.registry.errors import RegistryError
 from alignment.registry.files import entries, make_folder, one_line_errors, passing_file, work_name
 from alignment.registry.layout import STAGING
 from alignment.registry.manifest import Manifest
-from alignment.registry.references import NAME, parse_reference
+from alignment.registry.references import NAME, VERSION, parse_reference
 from alignment.registry.version import open_version
 
 Key = tuple[str, int]
@@ -37,8 +37,8 @@ Key = tuple[str, int]
 TRASH = ".trash"
 REMOVED = "removed"
 PROTECTED = "protected"
-_ITEM = re.compile(rf"({NAME.pattern})@v([0-9]{{6,}})@([0-9]+)")
-_NOTE = re.compile(r"v([0-9]{6,})\.json")
+_ITEM = re.compile(rf"({NAME.pattern})@{VERSION}@([0-9]{{1,15}})")
+_NOTE = re.compile(rf"{VERSION}\.json")
 
 
 @dataclass(frozen=True)

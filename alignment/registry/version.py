@@ -10,7 +10,7 @@ from pathlib import Path
 
 from alignment.files import file_problem, list_files
 from alignment.registry.errors import RegistryError
-from alignment.registry.files import MANIFEST, one_line_errors
+from alignment.registry.files import MANIFEST, MAX_MANIFEST, one_line_errors, read_entry
 from alignment.registry.hashes import sha256_of
 from alignment.registry.manifest import Manifest, Parent, parse_manifest
 
@@ -85,8 +85,8 @@ def read_manifest(folder: Path) -> tuple[bytes, str]:
         RegistryError: the manifest is missing or cannot be read.
     """
     try:
-        data = (folder / MANIFEST).read_bytes()
-    except OSError as error:
+        data = read_entry(folder / MANIFEST, MAX_MANIFEST)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise RegistryError(f"{folder / MANIFEST} cannot be read: {error.strerror}") from None
     return data, f"sha256:{hashlib.sha256(data).hexdigest()}"
 
