@@ -190,11 +190,10 @@ def review_run(
         typer.echo("Its own verdict is fail: alignment runs show says why.", err=True)
     if approve and said.caveat:
         typer.echo(clean(f"Note: {said.caveat}."), err=True)
-    for name, _, alias in (each.partition("@") for each in pointing):
-        advice = (
-            f"alignment models demote {name} {alias} takes it away, alignment models rollback {name} {alias} goes back"
-        )
-        typer.echo(f"{name}@{alias} points to it all the same: {advice}.", err=True)
+    for each in pointing:
+        arguments = each.replace("@", " ")
+        advice = f"alignment models demote {arguments} takes it away, alignment models rollback {arguments} goes back"
+        typer.echo(f"{each} points to it all the same: {advice}.", err=True)
 
 
 @runs.command("replay")

@@ -29,7 +29,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Read one node, counting its values."""
-        event, before = self.peek_event(), self._values
+        event, before = self.peek_event(), self._values  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
         self._depth += 1
         self._count(1, 0, line)
@@ -60,7 +60,7 @@ class _Loader(yaml.SafeLoader):
         """The tag of a plain value; a very long one is a text."""
         if kind is yaml.ScalarNode and len(value) > _LONGEST_NUMBER:
             return "tag:yaml.org,2002:str"
-        tag: str = super().resolve(kind, value, implicit)
+        tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
         return tag
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -230,8 +230,9 @@ class Registry:
         now = aliases.read_alias(self._alias_folder(name, alias))[1]
         if now is None or now.demoted:
             raise self._no_alias(name, alias, now)
-        fields = {"at": datetime.now(UTC), "by": user_at_host(), "demoted": True, "why": why}
-        entry = AliasEntry(version=now.version, digest=now.digest, **fields)
+        entry = AliasEntry(
+            version=now.version, digest=now.digest, at=datetime.now(UTC), by=user_at_host(), demoted=True, why=why
+        )
         self._move(name, alias, entry, now.version)
         return now.version
 
