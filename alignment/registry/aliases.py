@@ -72,7 +72,7 @@ def read_alias(history: Path) -> tuple[int, AliasEntry | None]:
         RegistryError: the entry is damaged.
     """
     number = _last_number(history)
-    return (number, _read_entry(history, number)) if number else (0, None)
+    return (number, read_entry_of(history, number)) if number else (0, None)
 
 
 def taken_away(ref: str, entry: AliasEntry) -> str:
@@ -97,10 +97,15 @@ def read_history(history: Path) -> list[AliasEntry]:
     Raises:
         RegistryError: one is damaged.
     """
-    return [_read_entry(history, number) for number in entry_numbers(history)]
+    return [read_entry_of(history, number) for number in entry_numbers(history)]
 
 
-def _read_entry(history: Path, number: int) -> AliasEntry:
+def read_entry_of(history: Path, number: int) -> AliasEntry:
+    """One move of an alias.
+
+    Raises:
+        RegistryError: it is damaged.
+    """
     path = history / f"{number:08d}.json"
     try:
         return AliasEntry.model_validate_json(read_entry(path))

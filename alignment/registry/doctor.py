@@ -17,6 +17,7 @@ from alignment.registry.files import entries, one_line_errors
 from alignment.registry.layout import STAGING
 from alignment.registry.references import NAME, VERSION, check_alias
 from alignment.registry.reviews import REVIEWS, reviews_of
+from alignment.registry.signatures import SIGNATURES
 from alignment.registry.store import Registry
 from alignment.registry.trash import (
     PROTECTED,
@@ -42,6 +43,7 @@ _NOTE = re.compile(rf"{VERSION}\.json")
 _HOLDS = {
     "aliases": (NAME, aliases.ENTRY),
     REVIEWS: (_VERSION, aliases.ENTRY),
+    SIGNATURES: (_VERSION, aliases.ENTRY),
     REMOVED: (_NOTE,),
     PROTECTED: (_NOTE,),
 }

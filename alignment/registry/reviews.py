@@ -8,6 +8,8 @@ Only the newest review counts: a rejected version is not promoted until someone 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
@@ -74,7 +76,7 @@ def add_review(registry: Registry, version: Version, review: Review) -> None:
     Raises:
         RegistryError: it cannot be written.
     """
-    folder = registry.path / "models" / version.name / REVIEWS / f"v{version.number:06d}"
+    folder = _folder(registry.path, (version.name, version.number))
     data = json.dumps(review.model_dump(mode="json")).encode() + b"\n"
     with one_line_errors(f"the review of {version.ref} cannot be written in {registry.path}"):
         append_entry(folder, registry.path / STAGING, data)
@@ -86,19 +88,35 @@ def reviews_of(registry: Registry, version: Version) -> list[Review]:
     Raises:
         RegistryError: one is damaged, or is about other weights.
     """
-    folder = registry.path / "models" / version.name / REVIEWS / f"v{version.number:06d}"
     reviews: list[Review] = []
-    for number in entry_numbers(folder):
-        path = folder / f"{number:08d}.json"
-        try:
-            reviews.append(Review.model_validate_json(read_entry(path)))
-        except OSError as error:
-            raise RegistryError(f"{path} cannot be read: {error.strerror}; review the run again") from None
-        except ValidationError as error:
-            raise RegistryError(f"{path} is damaged: {first_problem(error)}; review the run again") from None
+    for path, review in stored(registry.path, (version.name, version.number)):
+        reviews.append(review or _parse(path))
         if reviews[-1].digest != version.digest:
             raise RegistryError(f"{path} is a review of {reviews[-1].digest}, and {version.ref} is {version.digest}")
     return reviews
+
+
+def stored(root: Path, key: tuple[str, int]) -> Iterator[tuple[Path, Review | None]]:
+    """The files of a version's reviews, the oldest first; None in place of one that cannot be read."""
+    folder = _folder(root, key)
+    for path in (folder / f"{number:08d}.json" for number in entry_numbers(folder)):
+        try:
+            yield path, _parse(path)
+        except RegistryError:
+            yield path, None
+
+
+def _folder(root: Path, key: tuple[str, int]) -> Path:
+    return root / "models" / key[0] / REVIEWS / f"v{key[1]:06d}"
+
+
+def _parse(path: Path) -> Review:
+    try:
+        return Review.model_validate_json(read_entry(path))
+    except OSError as error:
+        raise RegistryError(f"{path} cannot be read: {error.strerror}; review the run again") from None
+    except ValidationError as error:
+        raise RegistryError(f"{path} is damaged: {first_problem(error)}; review the run again") from None
 
 
 def rejection(registry: Registry, version: Version) -> str | None:

@@ -44,6 +44,7 @@ from alignment.registry.references import (
     parse_reference,
 )
 from alignment.registry.reviews import rejection
+from alignment.registry.signatures import require_signature, trusted_keys
 from alignment.registry.trash import restore_used, user_at_host, version_folder
 from alignment.registry.version import Version, open_version, read_manifest
 
@@ -53,12 +54,20 @@ _VERSION_FOLDER = re.compile(VERSION)
 class Registry:
     """The models under one folder. Opening one creates nothing; the first publish does."""
 
-    def __init__(self, path: str | os.PathLike[str] | None = None, *, pins: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        pins: Mapping[str, str] | None = None,
+        keys: str | os.PathLike[str] | None = None,
+    ) -> None:
         """Open a registry.
 
         Args:
             path: defaults to ALIGNMENT_REGISTRY, then to ./registry.
             pins: fixed meanings of references: `sft@prod` -> `sft@sha256:...`.
+            keys: public keys, of which one must have signed each version that is loaded or promoted; defaults to
+                ALIGNMENT_KEYS, without which no signature is needed.
 
         Raises:
             RegistryError: the path is not a folder, or is a registry of another layout.
@@ -67,6 +76,7 @@ class Registry:
         self._models = self.path / "models"
         self._staging = self.path / STAGING
         self._pins = dict(pins or {})
+        self._keys = keys or os.environ.get("ALIGNMENT_KEYS")
         self.resolved: dict[str, str] = {}
         """The meaning of each reference that was resolved, in the form of `pins`."""
         check_layout(self.path)
@@ -136,7 +146,7 @@ class Registry:
             verify: cached, full or fast (see `verify_mode`); None: the environment's ALIGNMENT_VERIFY.
 
         Raises:
-            RegistryError: the version is not found, damaged, or has another role.
+            RegistryError: the version is not found, damaged, has another role, or lacks a signature that is required.
         """
         mode = verify_mode(verify)
         version = self.resolve(ref)
@@ -150,6 +160,8 @@ class Registry:
             )
             raise RegistryError(f"{version.ref} is a {_role_name(actual)}; a {asked} was asked for: {hint}")
         version.verify(hash_files=mode != "fast", cold=mode == "full")
+        if self._keys:
+            require_signature(self.path, version, trusted_keys(Path(self._keys), self.path))
         return version
 
     def lineage(self, ref: str) -> LineageNode:
