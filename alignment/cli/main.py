@@ -110,7 +110,9 @@ def _planned(
     name = plan_cli.stage_of(config, read_values(config, changes), stage)
     stage_config, stage_plan = _stage(name)
     loaded = load_config(stage_config, config, changes)
-    finder = ShapeFinder(Registry(loaded.registry.path), config.resolve().parent.parent, model_config)
+    finder = ShapeFinder(
+        Registry(loaded.registry.path, keys=loaded.registry.keys), config.resolve().parent.parent, model_config
+    )
     found = plan_cli.report(
         lambda count: stage_plan.workloads(loaded, finder, count, cluster.memory), cluster, name, config, changes
     )

@@ -112,7 +112,7 @@ def roll_back(registry: Registry, name: str, alias: str) -> tuple[int, Version]:
     moves = registry.alias_history(name, alias)
     before, now, demoted = version_before(moves), moves[-1].version, moves[-1].demoted
     if before is None:
-        says = "cannot be rolled back: v{} is the first version that it points to; alignment models demote {} {}"
+        says = "cannot be rolled back: v{} is the first version that it points to; `alignment models demote {} {}`"
         if demoted:
             says = "was taken away from v{}, the first version it pointed to; alignment models promote {}@vN {} sets it"
         raise RegistryError(f"{name}@{alias} {says.format(now, name, alias)}")

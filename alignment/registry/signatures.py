@@ -34,13 +34,15 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 SIGNATURES = "signatures"
-KIND = "alignment model signature 1"
+KIND: Literal["alignment model signature 1"] = "alignment model signature 1"
 
 Outcome = Literal["signed", "unsigned", "unknown key", "forged", "replayed", "changed"]
 EXIT_CODES: dict[Outcome, int] = {
     "signed": 0, "unsigned": 3, "unknown key": 4, "forged": 5, "replayed": 6, "changed": 7
 }  # fmt: skip
 """Exit codes of `alignment models verify --keys`; 1 is damage, 2 a mistake in the command."""
+GRAVITY = (1, 7, 5, 6, 4, 3, 0)
+"""These codes, the gravest first."""
 
 
 class SignedStatement(BaseModel):

@@ -29,6 +29,7 @@ from alignment.registry.aliases import ANY, AliasEntry, Anything
 from alignment.registry.errors import RegistryError
 from alignment.registry.files import entries, make_folder, one_line_errors
 from alignment.registry.hashes import verify_mode
+from alignment.registry.keys import trusted_keys
 from alignment.registry.layout import STAGING, check_layout, registry_folder
 from alignment.registry.lineage import LineageNode, Tracer
 from alignment.registry.manifest import Manifest, Parent, Role, Stage, draft_manifest
@@ -44,9 +45,9 @@ from alignment.registry.references import (
     parse_reference,
 )
 from alignment.registry.reviews import rejection
-from alignment.registry.signatures import require_signature, trusted_keys
+from alignment.registry.signatures import require_signature
 from alignment.registry.trash import restore_used, user_at_host, version_folder
-from alignment.registry.version import Version, open_version, read_manifest
+from alignment.registry.version import Version, find_digest, open_version
 
 _VERSION_FOLDER = re.compile(VERSION)
 
@@ -77,6 +78,8 @@ class Registry:
         self._staging = self.path / STAGING
         self._pins = dict(pins or {})
         self._keys = keys or os.environ.get("ALIGNMENT_KEYS")
+        self.own: set[str] = set()
+        """References that this job published a moment ago: it loads them again before anybody can sign them."""
         self.resolved: dict[str, str] = {}
         """The meaning of each reference that was resolved, in the form of `pins`."""
         check_layout(self.path)
@@ -123,7 +126,7 @@ class Registry:
         if wanted.alias:
             return self._resolve_alias(wanted.name, wanted.alias)
         if wanted.digest:
-            number = self._find_digest(wanted, numbers)
+            number = find_digest(wanted, partial(self._folder, wanted.name), numbers)
         elif wanted.number:
             number = wanted.number
         if number not in numbers:
@@ -160,7 +163,7 @@ class Registry:
             )
             raise RegistryError(f"{version.ref} is a {_role_name(actual)}; a {asked} was asked for: {hint}")
         version.verify(hash_files=mode != "fast", cold=mode == "full")
-        if self._keys:
+        if self._keys and version.ref not in self.own:
             require_signature(self.path, version, trusted_keys(Path(self._keys), self.path))
         return version
 
@@ -370,21 +373,6 @@ class Registry:
     def _no_alias(self, name: str, alias: str, entry: AliasEntry | None) -> RegistryError:
         what = aliases.taken_away(f"{name}@{alias}", entry) if entry else f"{name} has no alias {alias!r}"
         return RegistryError(f"{what}; {self._choices(name)}")
-
-    def _find_digest(self, wanted: Reference, numbers: Sequence[int]) -> int:
-        assert wanted.digest
-        digests = {}
-        for number in numbers:
-            try:
-                digests[number] = read_manifest(self._folder(wanted.name, number))[1]
-            except RegistryError:
-                continue  # a damaged version must not hide the others
-        matches = [number for number, digest in digests.items() if digest.startswith(wanted.digest)]
-        if len(matches) == 1:
-            return matches[0]
-        problem = f"matches {enumerated([f'v{number}' for number in matches])}" if matches else "matches no version"
-        existing = enumerated([f"v{number} {digest[:15]}" for number, digest in digests.items()])
-        raise RegistryError(f"{wanted.name}@{wanted.digest} {problem}; it has {existing}")
 
     def _with_digest(self, parent: Parent) -> Parent:
         """A parent by number and digest; one that is not here stays as given, so that a finished run does not fail."""

@@ -171,10 +171,12 @@ def write_note(root: Path, key: Key, kind: str, why: str) -> bool:
 
 def drop_note(root: Path, key: Key, kind: str) -> bool:
     """Remove such a mark; False if there is none."""
-    try:
-        (root / "models" / key[0] / kind / f"v{key[1]:06d}.json").unlink()
-    except FileNotFoundError:
-        return False
+    path = root / "models" / key[0] / kind / f"v{key[1]:06d}.json"
+    with one_line_errors(f"the mark of {version_ref(key)} cannot be removed"):
+        try:
+            path.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
     return True
 
 

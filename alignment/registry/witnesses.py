@@ -96,7 +96,6 @@ def _of_mirror(registry: Registry, name: str) -> Iterator[Witness]:
         except (OSError, ValueError, RecursionError, RegistryError):
             continue
         digest = note.get("digest") if isinstance(note, dict) else None
-        if found := witness(
-            f"{name}@v{file[1:].partition('.')[0].lstrip('0')}", digest, "the note of what W&B was told"
-        ):
+        ref = f"{name}@v{file[1:].partition('.')[0].lstrip('0')}"
+        if found := witness(ref, digest, "the note of what W&B was told"):
             yield found

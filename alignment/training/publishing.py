@@ -31,7 +31,7 @@ def open_registry(config: RunConfig, run: Run | None = None) -> Registry:
             check_alias(config.registry.alias)
         except RegistryError as error:
             raise ConfigError(f"registry.alias: {error}") from None
-    return Registry(config.registry.path, pins=run.models if run else None)
+    return Registry(config.registry.path, pins=run.models if run else None, keys=config.registry.keys)
 
 
 def pin_models(config: RunConfig, registry: Registry, run: Run) -> None:
@@ -54,6 +54,12 @@ def published_before(config: RunConfig, registry: Registry, run: Run) -> dict[st
         return {"model": version.ref, "metrics": version.manifest.metrics}
 
     return processes.on_main_process(find)
+
+
+def announce(journal: Journal, registry: Registry, ref: str, metrics: Mapping[str, Any]) -> None:
+    """Write into the journal what was published, with its digest: `alignment models verify` compares it."""
+    if processes.is_main_process():
+        journal.event("published", model=ref, digest=registry.resolve(ref).digest, **metrics)
 
 
 def publish(

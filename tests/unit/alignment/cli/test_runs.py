@@ -244,6 +244,7 @@ def test_a_review_is_found_from_the_run_and_from_the_model(published: Registry) 
     digest = published.resolve("m@v1").digest
     assert (done["decision"], done["model"], done["digest"], done["step"]) == ("approve", "m@v1", digest, 3)
     assert (done["note"], done["reviewer"]) == ("Reads well \u241b[2Jwiped\ufffd\u2407", "Ada\u241b")
+    assert done.pop("still_pointed_to") == []
     assert as_json("runs", "show", "r")["reviews"] == [done]
     assert as_json("models", "show", "m")["reviews"] == [done]
     assert "approved by Ada" in said("runs", "show", "r") and "approved by Ada" in said("models", "show", "m")
