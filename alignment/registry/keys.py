@@ -81,6 +81,8 @@ def private_key(path: Path) -> Ed25519PrivateKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     data = _key_bytes(path)
+    if b"PRIVATE KEY-----" not in data:
+        raise UserError(f"{path}: no private key in PEM form; alignment models keygen NAME makes one")
     if (mode := stat.S_IMODE(os.stat(path).st_mode)) & 0o077:
         raise UserError(
             f"{path}: others may read this private key (mode {mode:o}); chmod 600 {path}, or make a new one"
