@@ -221,9 +221,6 @@ class RegistryConfig(Section):
     """Registry folder. None: `ALIGNMENT_REGISTRY`, else `./registry`."""
     alias: Name | None = None
     """An alias (`prod`) that is moved to the new version."""
-    keys: str | None = None
-    """Public keys (a file or folder); models are loaded from the registry only if one of them signed them. None:
-    `ALIGNMENT_KEYS`, else no signature is needed."""
     allow_new_tokenizer: bool = False
     """Publish though the tokenizer or chat template is not that of the model it started from. In SFT, `model.template`
     and `model.eos_token` are a choice already and need no leave."""

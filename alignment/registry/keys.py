@@ -61,7 +61,7 @@ def _public_key(path: Path) -> Ed25519PublicKey:
 
     data = _key_bytes(path)
     if b"PRIVATE KEY" in data:
-        raise UserError(f"{path}: a private key; --keys and registry.keys take public ones (its .pub file)")
+        raise UserError(f"{path}: a private key; --keys and ALIGNMENT_KEYS take public ones (its .pub file)")
     try:
         key = (load_ssh_public_key if data.startswith(b"ssh-") else load_pem_public_key)(data)
     except Exception:  # noqa: BLE001 - a dozen kinds, of which the message says nothing to a user

@@ -116,8 +116,8 @@ def require_signature(root: Path, version: Version, keys: Sequence[TrustedKey]) 
     check = check_signatures(root, version, keys)
     if check.outcome != "signed":
         raise RegistryError(
-            f"{version.ref} is not loaded: {check.text}; a signature is required here (registry.keys or "
-            f"ALIGNMENT_KEYS): alignment models sign {version.ref} --key FILE"
+            f"{version.ref} is not loaded: {check.text}; a signature is required here "
+            f"(ALIGNMENT_KEYS): alignment models sign {version.ref} --key FILE"
         )
 
 

@@ -31,7 +31,7 @@ def open_registry(config: RunConfig, run: Run | None = None) -> Registry:
             check_alias(config.registry.alias)
         except RegistryError as error:
             raise ConfigError(f"registry.alias: {error}") from None
-    return Registry(config.registry.path, pins=run.models if run else None, keys=config.registry.keys)
+    return Registry(config.registry.path, pins=run.models if run else None)
 
 
 def pin_models(config: RunConfig, registry: Registry, run: Run) -> None:

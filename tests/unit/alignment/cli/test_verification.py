@@ -216,7 +216,7 @@ def test_wrong_keys_are_one_line(registry: Registry, keys: Path) -> None:
     inside = registry.path / "keys"
     shutil.copytree(keys / "trusted", inside)
     for path, words in {
-        private: "a private key; --keys and registry.keys take public ones",
+        private: "a private key; --keys and ALIGNMENT_KEYS take public ones",
         keys / "fifo.pub": "a FIFO, not a regular file",
         keys / "text.pub": "no public key",
         keys / "empty": "no .pub or .pem file in it",

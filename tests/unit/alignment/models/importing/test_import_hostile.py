@@ -101,10 +101,10 @@ def test_what_hangs_or_fills_the_memory_is_refused_and_named(folder: Path, name:
 def test_sizes_that_the_weights_do_not_have_are_refused_before_a_model_is_built(folder: Path, name: str) -> None:
     values, expected = SIZES[name]
     change(folder / "config.json", **values)
-    with pytest.raises(ModelError, match="get the model's own config.json") as caught:
+    with pytest.raises(ModelError, match=r"get the model's own config\.json") as caught:
         check_sizes(folder, "theirs")
     assert expected in str(caught.value)
-    with pytest.raises(ModelError, match="get the model's own config.json"):
+    with pytest.raises(ModelError, match=r"get the model's own config\.json"):
         find_model(str(folder), Registry(folder.parent / "registry"), "policy")
 
 
