@@ -220,6 +220,10 @@ def _strangers(registry: Registry) -> Iterator[RegistryProblem]:
     models = registry.path / "models"
     if models.is_symlink():
         yield _stray(models, "a link, which can lead anywhere", "models")
+    for entry in entries(registry.path / TRASH):
+        path = registry.path / TRASH / entry
+        if (kind := _kind(path)) not in ("a folder", "gone") and not entry.startswith("purging-"):
+            yield _stray(path, f"it is {kind} in the place of a removed version", f"{TRASH}/{entry}")
     for name in entries(models):
         folder = models / name
         if not NAME.fullmatch(name) or not folder.is_dir():

@@ -80,7 +80,8 @@ def parents_of(manifest: Manifest) -> Iterator[Key]:
 def trash_items(root: Path) -> list[TrashItem]:
     """The removed versions in the trash."""
     matches = ((_ITEM.fullmatch(entry), root / TRASH / entry) for entry in entries(root / TRASH))
-    return [TrashItem(match[1], int(match[2]), int(match[3]), path) for match, path in matches if match]
+    found = [TrashItem(match[1], int(match[2]), int(match[3]), path) for match, path in matches if match]
+    return [item for item in found if item.path.is_dir() and not item.path.is_symlink()]
 
 
 def move_to_trash(root: Path, key: Key, why: str) -> bool:

@@ -25,6 +25,7 @@ MEMORY = 2 << 30
 _PATIENCE = 15
 """The clock's time by the processor's, since a busy machine gives a process only part of it."""
 _LARGEST_CONFIG = 10_000_000
+_MOST_LAYERS = 100_000
 _MOST_POSITIONS = 1_000_000_000
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
 _WIDTHS = (
@@ -135,7 +136,9 @@ def check_sizes(folder: Path, source: str) -> None:
             most, what = layers, f"the weights have {layers}"
         elif name in (*_LAYERS, *_WIDTHS) and widest:
             most, what = widest, f"the largest dimension of the weights is {widest:,}"
-        elif name in (*_LAYERS, *_WIDTHS, "max_position_embeddings"):
+        elif name in _LAYERS:
+            most, what = _MOST_LAYERS, f"at most {_MOST_LAYERS:,} makes sense"
+        elif name in (*_WIDTHS, "max_position_embeddings"):
             most, what = _MOST_POSITIONS, f"at most {_MOST_POSITIONS:,} makes sense"
         if most is not None and value > most:
             raise ModelError(f"{source}: config.json says {key} {value:,}, and {what}; get the model's own config.json")

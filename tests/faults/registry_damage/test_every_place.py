@@ -18,6 +18,7 @@ from typer.testing import Result
 from alignment.registry import Parent, Registry, RegistryError
 from alignment.registry.reviews import Review, add_review
 
+TITLE = "Anything in the place of a registry's file or folder"
 PLACES = (
     "REGISTRY.json",
     "models",
@@ -192,14 +193,25 @@ def expected_by(place: str, kind: str) -> bool:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_damaged_places_are_named_at_once(sound: Path, tmp_path: Path, place: str) -> None:
-    check(sound, tmp_path, place, ["fifo", "link_to_device", "nested"], COMMANDS[1:10:2])
+def test_damaged_places_are_named_at_once(
+    sound: Path, tmp_path: Path, place: str, figures: list[dict[str, Any]]
+) -> None:
+    kinds = ["fifo", "link_to_device", "nested"]
+    count = len(kinds) * len(COMMANDS[1:10:2])
+    figures.append({"fault": f"FIFO, device or nested JSON as {place}", "tried": count, "held": 0, "answer": "named"})
+    check(sound, tmp_path, place, kinds, COMMANDS[1:10:2])
+    figures[-1]["held"] = count
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
-def test_every_command_over_every_damaged_place(sound: Path, tmp_path: Path, place: str) -> None:
+def test_every_command_over_every_damaged_place(
+    sound: Path, tmp_path: Path, place: str, figures: list[dict[str, Any]]
+) -> None:
+    count = len(KINDS) * len(COMMANDS)
+    figures.append({"fault": f"{len(KINDS)} kinds of things as {place}", "tried": count, "held": 0, "answer": "named"})
     check(sound, tmp_path, place, list(KINDS), COMMANDS)
+    figures[-1]["held"] = count
 
 
 def check(sound: Path, tmp_path: Path, place: str, kinds: list[str], commands: Sequence[tuple[str, ...]]) -> None:
