@@ -222,10 +222,10 @@ def check(sound: Path, tmp_path: Path, place: str, kinds: list[str], commands: S
         registry = str(root / "registry")
         named = ""
         for command in commands:
-            with limited(10, f"{command} with {kind} at {place}"):
+            with limited(60, f"{command} with {kind} at {place}"):
                 text = in_words(run(*command, "--registry", registry))
             named += text if command[0] in ("doctor", "list") else ""
-        with limited(10, f"publish with {kind} at {place}"), suppress(RegistryError):
+        with limited(60, f"publish with {kind} at {place}"), suppress(RegistryError):
             publish(Registry(registry), root / "source")
         if not expected_by(place, kind):
             last = place.rpartition("/")[2]
