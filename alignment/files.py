@@ -205,16 +205,35 @@ def name_file(part: Path, path: Path) -> None:
         os.replace(part, path)
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path, limit: int | None = None, follow_links: bool = True) -> bytes:
     """Read a regular file; opening a FIFO in its place would wait for ever, and a device has no end.
 
+    Args:
+        limit: the most bytes that the file may have.
+
     Raises:
-        OSError: it cannot be read, or is no regular file.
+        OSError: it cannot be read, is no regular file, or is larger than `limit`.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return file.read()
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
+    _check_readable(path, os.stat(path, follow_symlinks=follow_links))  # opening some devices does something
+    with open(os.open(path, flags), "rb") as file:
+        status = os.fstat(file.fileno())
+        _check_readable(path, status)
+        if limit is not None and status.st_size > limit:
+            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes, at most {limit:,} are read", str(path))
+        return file.read() if limit is None else file.read(limit)
+
+
+def _check_readable(path: Path, status: os.stat_result) -> None:
+    if (kind := file_kind(status)) != "a file":
+        raise OSError(errno.EINVAL, f"{kind}, not a regular file", str(path))
+
+
+def file_kind(status: os.stat_result) -> str:
+    """The kind of a file in words: a file, a folder, a symbolic link, a FIFO, a socket or a device."""
+    kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFLNK: "a symbolic link"}
+    kinds |= {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(status.st_mode), "a device")
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -63,7 +63,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
         heartbeat.enter("the end of training", patient=True)
         with published_policy(loop) as metrics:
             ref = Publisher(config, registry, models, data, begun.run).publish(loop, metrics)
-        journal.event("published", model=ref, **metrics)
+        publishing.announce(journal, registry, ref, metrics)
     return {"model": ref, "metrics": metrics}
 
 

@@ -70,7 +70,7 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
 
         ref, held_out = processes.on_main_process(evaluate_and_publish)
         metrics = mean_metrics(trained) | held_out
-        journal.event("published", model=ref, **metrics)
+        publishing.announce(journal, prepared.registry, ref, metrics)
     return {"model": ref, "metrics": metrics}
 
 

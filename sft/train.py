@@ -97,8 +97,9 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
         heartbeat.enter("saving and publishing the model", patient=True)
         with finished_model(trainer, best, config.run_dir) as folder:
             ref = publish(config, prepared, folder, metrics, start.run, journal)
+        prepared.registry.own.add(ref)
         write_samples(journal, step, config, find_model(ref, prepared.registry, role="policy"), tokenizer, shown)
-        journal.event("published", model=ref, **metrics)
+        publishing.announce(journal, prepared.registry, ref, metrics)
     return {"model": ref, "metrics": metrics}
 
 

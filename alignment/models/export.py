@@ -24,7 +24,9 @@ from alignment.models.scalar import SCORE, load_body, load_plain_classifier, loa
 from alignment.models.sources import ModelSource, find_model
 from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
+from alignment.registry.card import escape
 from alignment.registry.files import MANIFEST
+from alignment.registry.reviews import rejection
 
 TOLERANCE = 1e-5
 README = "README.md"
@@ -57,6 +59,8 @@ def export(ref: str, folder: Path, registry: Registry, *, adapter_only: bool = F
         raise ModelError(f"{source.label}: a whole model, not an adapter; leave --adapter out")
     with _new_folder(folder) as staging:
         report |= _write(source, staging, role != "policy", adapter_only)
+        if rejected := rejection(registry, registry.resolve(source.label)):
+            report["rejected"] = rejected
         _write_readme(source, staging, role != "policy", report)
         return report
 
@@ -74,6 +78,8 @@ def _write_readme(source: ModelSource, staging: Path, is_reward: bool, report: d
     """Write the version's card, with a section on this folder."""
     card = Path(source.path) / README
     lines = [card.read_text(encoding="utf-8", errors="replace").rstrip()] if card.is_file() else []
+    if rejected := report.get("rejected"):
+        lines[:0] = [f"> **This model was {escape(rejected)}**", ""]
     lines += ["", "## This folder", "", f"Exported from {source.label} (`{source.digest}`): {report['written']}.", ""]
     if is_reward and needs_own(AutoConfig.from_pretrained(source.config_path)):
         lines += [LOADING]

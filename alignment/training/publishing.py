@@ -68,6 +68,12 @@ def published_before(config: RunConfig, registry: Registry, run: Run) -> dict[st
     return processes.on_main_process(find)
 
 
+def announce(journal: Journal, registry: Registry, ref: str, metrics: Mapping[str, Any]) -> None:
+    """Write into the journal what was published, with its digest: `alignment models verify` compares it."""
+    if processes.is_main_process():
+        journal.event("published", model=ref, digest=registry.resolve(ref).digest, **metrics)
+
+
 def publish(
     config: RunConfig,
     registry: Registry,

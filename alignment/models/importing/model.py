@@ -21,6 +21,7 @@ from alignment.errors import ModelError
 from alignment.models import adapters
 from alignment.models.importing import foreign
 from alignment.models.importing.foreign import import_errors, run_convert
+from alignment.models.importing.trial import check_stranger
 from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Parent, Registry, Version
 from alignment.registry.files import SUFFIXES
@@ -73,6 +74,7 @@ def import_model(
         published_role: Role = "policy"
         if taken.base is None:
             published_role = _role(staging, role, source)
+            check_stranger(staging, source, with_template=template is None)
             _check_loads(staging, source, trust_remote_code)
         if template or eos_token:
             _set_on_tokenizer(staging, template, eos_token, trust_remote_code)
@@ -138,6 +140,7 @@ def _take(
     everything = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()}
     if adapters.is_adapter(folder):
         _check_code(source, folder, files, trusted)
+        check_stranger(folder, source)
         from alignment.models.importing.adapter import take_adapter  # imported late: it loads transformers and PEFT
 
         kept = [file for file in kept if not file.endswith(".py") and file != "README.md"]
