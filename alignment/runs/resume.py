@@ -13,7 +13,7 @@ from typing import Any
 from alignment.config.sections import RunConfig, TrainerConfig
 from alignment.errors import CheckpointError, UserError
 from alignment.files import read_file, replace_text
-from alignment.runs import aside, signals, world_size
+from alignment.runs import aside, lease, signals, world_size
 from alignment.runs.checkpoint import FOLDER, Checkpoint, committed, newest, open_checkpoint, set_aside
 from alignment.runs.journal import FILES
 from alignment.runs.lease import folder_errors
@@ -68,7 +68,7 @@ def begin(run_dir: Path) -> Start:
 
     start = distributed.on_main_process(read)
     if start.run.attempts:
-        distributed.start_heartbeat(lambda reason: write_exit(run_dir, 1, reason))
+        distributed.start_heartbeat(lambda reason: write_exit(run_dir, 1, reason), lease.release_held)
     signals.exit_if_preempted(run_dir)
     return start
 
