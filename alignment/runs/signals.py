@@ -134,6 +134,12 @@ def listen() -> Iterator[Listener | None]:
         _listener = outer
 
 
+def note_step() -> None:
+    """A step is done: from here on a signal waits for what is new to be saved, or published."""
+    if _listener is not None:
+        _listener.has_stepped = True
+
+
 def pending() -> Wanted:
     """The request that this process has received by a signal."""
     return _listener.pending() if _listener else Wanted.NOTHING
@@ -214,8 +220,6 @@ class Control:
         self._step_seconds = now - self._polled_at if self._polled_at is not None else 0.0
         self._polled_at = now
         wanted = poll(self.run_dir)
-        if _listener is not None:
-            _listener.has_stepped = True
         if wanted is Wanted.STOP:
             self._journal.event("stopped", step=step)
         return wanted
