@@ -119,6 +119,8 @@ def open_run_dir(config: RunConfig, overwrite: bool, resume: str = "no", allow_c
             raise UserError(f"--resume {resume}: there is no run in {run_dir}; leave --resume out for a new one")
         text = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False)
         try:
+            if start is not None and allow_changes:
+                aside.keep_config(run_dir)
             replace_text(run_dir / "config.json", text + "\n")
             run.started(start.path.name if start else None).write(run_dir)
         except OSError:
@@ -134,7 +136,10 @@ def settle(run_dir: Path, code: int) -> None:
     """
     if code == 0:
         aside.collect(run_dir)
-    elif code != signals.PREEMPTED_CODE and not committed(run_dir) and aside.restore(run_dir):
+        return
+    if code != signals.PREEMPTED_CODE:
+        aside.restore_config(run_dir)
+    if code != signals.PREEMPTED_CODE and not committed(run_dir) and aside.restore(run_dir):
         if finished(run_dir) is None:  # a job script reads how this attempt ended
             replace_text(run_dir / EXIT_FILE, (run_dir / aside.FAILED / EXIT_FILE).read_text(encoding="utf-8"))
         say(f"the earlier run is back in {run_dir}; what this attempt wrote is in {run_dir / aside.FAILED}")

@@ -62,7 +62,7 @@ def published_before(config: RunConfig, stage: Stage, registry: Registry, run: R
         if not any(event.get("event") == "published" for event in events):
             with open_journal(config, stage, Start(run)) as journal:
                 journal.mirror(mirrored_model(version, registry))
-                journal.event("published", model=version.ref, **metrics)
+                journal.event("published", model=version.ref, **(metrics or {}))
         return {"model": version.ref, "metrics": metrics}
 
     return processes.on_main_process(find)

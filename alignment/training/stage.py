@@ -28,7 +28,9 @@ from alignment.config.loading import load_config
 from alignment.config.reference import as_text, find_keys
 from alignment.config.sections import RunConfig
 from alignment.distributed import heartbeat
+from alignment.distributed.build_locks import warn_about_stale_locks
 from alignment.distributed.launch_files import check_launch, refuse_deepspeed_launcher
+from alignment.distributed.positions import own_path
 from alignment.distributed.ticker import ticking
 from alignment.errors import Preempted, UserError
 from alignment.redaction import without_secrets
@@ -67,9 +69,7 @@ class _Attempt:
             self.listener.ending = True
         if self.run_dir is not None and self.is_main:
             seconds = round(time.monotonic() - self.started, 1)
-            write_exit(
-                self.run_dir, code, without_secrets(reason), stage=self.stage, seconds=seconds, **self.result
-            )
+            write_exit(self.run_dir, code, without_secrets(reason), stage=self.stage, seconds=seconds, **self.result)
 
     def end_now(self, reason: str) -> int:
         """What the watcher calls before it ends the process; returns the exit code."""
@@ -121,6 +121,7 @@ def run_stage(
             if args.local_rank is not None:
                 refuse_deepspeed_launcher(shlex.join(["-m", stage, args.config, *args.overrides]))
             check_launch()
+            warn_about_stale_locks()
             config = complete(load_config(config_class, args.config, args.overrides))
             heartbeat.enter("starting", patient=True)
             stack.enter_context(ticking(f"{stage} {config.name}", attempt.is_main))
@@ -194,15 +195,26 @@ def _report_error(attempt: _Attempt, error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 1, "interrupted"
-    if isinstance(error, SystemExit):  # a library may exit with code 0, and the run would count as done
-        _print_traceback(error)
-        return 1, f"something in the run called sys.exit({error.code})"
-    if isinstance(error, Exception) and (line := heartbeat.explain(error)):
+    if not isinstance(error, Exception):  # sys.exit, with code 0 too, or the panic of a library in Rust
+        kind, text = type(error).__name__, without_secrets(str(error))
+        reason = f"something in the run called sys.exit({error.code})" if isinstance(error, SystemExit) else text
+        line = one_line(f"{kind}: {reason} ({_place_of(error)})")
+        say(f"error: {line}")
+        return 1, line
+    if lost := heartbeat.explain(error):
         if (wanted := signals.pending()).preempts:  # the others got the signal too, and were faster
             return signals.PREEMPTED_CODE, f"preempted: {wanted.reason}"
-        return 1, line.removeprefix("error: ")  # no traceback, since the fault is in another process
+        return 1, lost.removeprefix("error: ")  # no traceback, since the fault is in another process
     _print_traceback(error)
     return 1, without_secrets(f"{type(error).__name__}: {error}")
+
+
+def _place_of(error: BaseException) -> str:
+    """Where an error was raised, and from where in this suite or in a user's file."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{frame.filename}:{frame.lineno}" for frame in frames if own_path(frame.filename)]
+    raised = f"{frames[-1].filename}:{frames[-1].lineno}"
+    return raised if raised in places or not places else f"{raised}, called from {places[-1]}"
 
 
 def _print_traceback(error: BaseException) -> None:

@@ -27,7 +27,7 @@ def raced(folder: Path, kind: str, count: int) -> list[list[dict[str, object]]]:
 
 
 def check_run(folder: Path, kind: str, seen: list[dict[str, object]]) -> None:
-    """One contender has trained; each other one was told by whom the folder is owned; nothing is lost or there twice."""
+    """One contender has trained; the others were told who owns the folder; nothing is lost, nothing there twice."""
     assert sorted(one["code"] for one in seen) == [0, *[2] * (CONTENDERS - 1)], seen
     for loser in (one for one in seen if one["code"]):
         assert "belongs to process" in loser["said"] and len(str(loser["said"]).splitlines()) == 1

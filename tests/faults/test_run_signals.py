@@ -171,7 +171,8 @@ def reward(prompts, responses):
 
 def hanging(house: Path, name: str) -> str:
     (house / "hangs.py").write_text(HANGING)
-    sections = dict(SECTIONS["ppo"]) | {"model": {"policy": "base", "method": "lora", "value": "trunk"}, "rewards": {"others": [{"function": "hangs:reward"}]}}
+    sections = dict(SECTIONS["ppo"]) | {"rewards": {"others": [{"function": "hangs:reward"}]}}
+    sections["model"] = {"policy": "base", "method": "lora", "value": "trunk"}
     sections["ppo"] = {"num_epochs": 1, "num_minibatches": 1}
     sections["training"] = {"max_steps": 6, "learning_rate": 1e-3, "save_steps": 1, "eval_steps": 0}
     return configure(house, name, "ppo", sections)
@@ -249,5 +250,7 @@ def test_nohup_is_respected(tmp_path):
         "with signals.listen(): os.kill(os.getpid(), signal.SIGHUP); print(signals.poll(Path('.')).name)"
     )
     command = ["nohup", sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=launching.environment(), check=True)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=launching.environment(), check=True
+    )
     assert done.stdout.split() == ["NOTHING"]
