@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from alignment.starting import hold_signals
+from alignment.runs.starting import hold_signals
 
 if TYPE_CHECKING:
     from ppo.config import PPOStageConfig

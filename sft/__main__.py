@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from alignment.starting import hold_signals
+from alignment.runs.starting import hold_signals
 
 if TYPE_CHECKING:
     from sft.config import SFTStageConfig

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from alignment.starting import hold_signals
+from alignment.runs.starting import hold_signals
 
 stages = typer.Typer()
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

@@ -28,7 +28,7 @@ import psutil
 
 from alignment.errors import Preempted
 from alignment.runs.journal import Journal
-from alignment.starting import HELD, release_signals
+from alignment.runs.starting import HELD, release_signals
 
 PREEMPTED_CODE = 75
 """EX_TEMPFAIL: the exit code that asks a scheduler to requeue the job."""

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 
 from alignment.distributed import heartbeat
 from alignment.runs.signals import PREEMPTED_CODE, Listener, Wanted, launched
-from alignment.starting import HELD
+from alignment.runs.starting import HELD
 from alignment.terminal import one_line, say
 
 UNSAVED_SECONDS = 5.0

@@ -37,8 +37,8 @@ from alignment.redaction import without_secrets
 from alignment.runs import lease, resume, signals
 from alignment.runs.checkpoint import FOLDER
 from alignment.runs.run import write_exit
+from alignment.runs.starting import leave_with, release_signals
 from alignment.runs.watcher import watching
-from alignment.starting import leave_with, release_signals
 from alignment.terminal import one_line, say
 
 STAGES = ("sft", "reward", "ppo")
