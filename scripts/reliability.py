@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """docs/cluster/reliability.md from the figures of the fault tests.
 
-    ALIGNMENT_RELIABILITY=figures scripts/test -m slow tests/faults && scripts/reliability.py figures
+ALIGNMENT_RELIABILITY=figures scripts/test -m slow tests/faults && scripts/reliability.py figures
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ HEAD = """# Reliability
 ALIGNMENT_RELIABILITY=figures scripts/test -m slow tests/faults && scripts/reliability.py figures
 ```
 
-Written from what the fault tests counted. Each killed run was resumed to its end and is bit for bit the run that was left alone: published
-weights, the last checkpoint's optimizer, and the journal without its times.
+Written from what the fault tests counted. Each killed run was resumed to its end and is bit for bit the run that was
+left alone: published weights, the last checkpoint's optimizer, and the journal without its times.
 """
 
 
@@ -38,10 +38,12 @@ def page(folder: Path) -> str:
     kills: Counter[tuple[str, ...]] = Counter()
     for row in read(folder, "kills"):
         kills[str(row["stage"]), str(row["place"]), str(row["processes"])] += int(str(row.get("kills", 1)))
-    signals = Counter(
+    signals: Counter[tuple[str, ...]] = Counter(
         (str(row["stage"]), str(row["phase"]), str(row["signal"]), str(row["code"])) for row in read(folder, "signals")
     )
-    races = Counter((str(row["race"]), str(row["processes"])) for row in read(folder, "races"))
+    races: Counter[tuple[str, ...]] = Counter(
+        (str(row["race"]), str(row["processes"])) for row in read(folder, "races")
+    )
     parts = (
         ("Kills", "SIGKILL.", ("stage", "killed", "processes", "kills"), kills),
         ("Signals", "", ("stage", "phase", "signal", "exit code", "times"), signals),
