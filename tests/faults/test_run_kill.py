@@ -73,7 +73,7 @@ def killed_at_random(house: Path, name: str, whole: str, kills: int, call: Any, 
     for _ in range(4 * kills):
         if done == kills:
             break
-        codes = call(stage, [config, "--resume", "auto"], draw.uniform(0.1, 0.6 * seconds))  # later ones would often find it done
+        codes = call(stage, [config, "--resume", "auto"], draw.uniform(0.1, 0.6 * seconds))  # later, it is often done
         if set(codes) == {0}:
             break  # it was done before the kill
         assert -9 in codes, (codes, log(house))
