@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from alignment.data.records import Prompt
+from alignment.distributed import heartbeat
 from alignment.errors import ConfigError
 from alignment.redaction import without_secrets
 from ppo.config import RewardsConfig, RewardSource
@@ -119,9 +120,8 @@ class FunctionReward:
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         given = columns_of(prompts, self._columns)
         try:
-            scores = self._function(prompts=[prompt_of(p) for p in prompts], responses=list(responses), **given)
-        except KeyboardInterrupt:
-            raise
+            with heartbeat.within(f"the reward function {self.path}"):
+                scores = self._function(prompts=[prompt_of(p) for p in prompts], responses=list(responses), **given)
         except BaseException as error:  # an exit would end the run as if it were done
             # The last frame is where the user's code, or what it called, went wrong; W&B puts one around sys.exit.
             frames = traceback.extract_tb(error.__traceback__)
@@ -142,8 +142,6 @@ def _find(path: str, key: str) -> Callable[..., Any]:
     module_name, _, name = path.partition(":")
     try:
         module = _import(module_name)
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:
         message = _first_line(error) or type(error).__name__
         if isinstance(error, SystemExit):

@@ -45,7 +45,7 @@ LABELS = "labels"
 def train(config: RewardStageConfig) -> dict[str, Any]:
     """Run the stage; returns the published reference and the held-out report."""
     start = resume.begin(config.run_dir)
-    if published := publishing.published_before(config, publishing.open_registry(config), start.run):
+    if published := publishing.published_before(config, "reward", publishing.open_registry(config), start.run):
         return published
     heartbeat.enter("reading the data", patient=True)
     prepared = prepare(config, start.run)

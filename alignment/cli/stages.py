@@ -10,6 +10,8 @@ from typing import Any
 
 import typer
 
+from alignment.runs.starting import hold_signals
+
 stages = typer.Typer()
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 """For commands whose own command line reads all arguments, --help too."""
@@ -34,6 +36,7 @@ def ppo(context: typer.Context) -> None:
 
 
 def _run(stage: str, arguments: list[str]) -> None:
+    hold_signals()
     from alignment.training.stage import exit_process
 
     exit_process(_own(stage).main(arguments))

@@ -13,7 +13,7 @@ from typing import Any
 from alignment.config.sections import RunConfig, TrainerConfig
 from alignment.errors import CheckpointError, UserError
 from alignment.files import read_file, replace_text
-from alignment.runs import aside, reserve, signals, world_size
+from alignment.runs import aside, lease, reserve, signals, world_size
 from alignment.runs.checkpoint import FOLDER, Checkpoint, committed, newest, open_checkpoint, set_aside
 from alignment.runs.journal import FILES
 from alignment.runs.lease import folder_errors
@@ -68,7 +68,7 @@ def begin(run_dir: Path) -> Start:
 
     start = distributed.on_main_process(read)
     if start.run.attempts:
-        distributed.start_heartbeat(lambda reason: write_exit(run_dir, 1, reason))
+        distributed.start_heartbeat(lambda reason: write_exit(run_dir, 1, reason), lease.release_held)
     signals.exit_if_preempted(run_dir)
     return start
 
@@ -119,6 +119,8 @@ def open_run_dir(config: RunConfig, overwrite: bool, resume: str = "no", allow_c
         text = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False)
         try:
             reserve.keep(run_dir)
+            if start is not None and allow_changes:
+                aside.keep_config(run_dir)
             replace_text(run_dir / "config.json", text + "\n")
             run.started(start.path.name if start else None).write(run_dir)
         except OSError:
@@ -137,7 +139,10 @@ def settle(run_dir: Path, code: int) -> None:
     reserve.drop(run_dir)
     if code == 0:
         aside.collect(run_dir)
-    elif code != signals.PREEMPTED_CODE and not committed(run_dir) and aside.restore(run_dir):
+        return
+    if code != signals.PREEMPTED_CODE:
+        aside.restore_config(run_dir)
+    if code != signals.PREEMPTED_CODE and not committed(run_dir) and aside.restore(run_dir):
         if finished(run_dir) is None:  # a job script reads how this attempt ended
             replace_text(run_dir / EXIT_FILE, (run_dir / aside.FAILED / EXIT_FILE).read_text(encoding="utf-8"))
         say(f"the earlier run is back in {run_dir}; what this attempt wrote is in {run_dir / aside.FAILED}")

@@ -4,9 +4,10 @@
     touch RUN/STOP          stop here as if the last step were done: evaluate, publish
     touch RUN/PREEMPT       save a checkpoint and exit with code 75, to be started again with --resume auto
 
-SIGTERM or SIGUSR1 to any process, and the end of the launcher, act like PREEMPT. The run polls at each step boundary
-(an optimizer step; for PPO an iteration), and all ranks agree in one small collective: a launcher signals its
-processes one after the other, and ranks acting on different signals would deadlock.
+SIGTERM, SIGINT, SIGHUP or SIGUSR1 to any process, and the end of the launcher, act like PREEMPT. The run polls at each
+step boundary (an optimizer step; for PPO an iteration), and all ranks agree in one small collective: a launcher signals
+its processes one after the other, and ranks acting on different signals would deadlock. Where no boundary comes,
+`alignment.runs.watcher` ends the process.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import psutil
 
 from alignment.errors import Preempted
 from alignment.runs.journal import Journal
+from alignment.runs.starting import HELD, release_signals
 
 PREEMPTED_CODE = 75
 """EX_TEMPFAIL: the exit code that asks a scheduler to requeue the job."""
@@ -48,6 +50,8 @@ class Wanted(IntEnum):
     LAUNCHER_GONE = 5
     SIGUSR1 = 6
     SIGTERM = 7
+    SIGHUP = 8
+    SIGINT = 9
 
     @property
     def preempts(self) -> bool:
@@ -66,14 +70,18 @@ FILES = (Wanted.PREEMPT, Wanted.STOP, Wanted.CHECKPOINT)
 
 
 class Listener:
-    """The signals that this process has received."""
+    """The signals that this process has received, and how far its run is."""
 
     def __init__(self) -> None:
         self._signal = Wanted.NOTHING
         # The end of a launcher ends the run; the end of a shell that started it with nohup does not.
         self._launcher = os.getppid() if launched() else None
+        self.has_stepped = False
+        """Whether this attempt has done a step: before, there is nothing new to save."""
+        self.ending = False
+        """Whether the run has ended and its exit code is settled."""
 
-    def note(self, number: int, frame: FrameType | None) -> None:
+    def note(self, number: int, frame: FrameType | None = None) -> None:
         self._signal = max(self._signal, Wanted[signal.Signals(number).name])
 
     def pending(self) -> Wanted:
@@ -92,25 +100,51 @@ _listener: Listener | None = None
 
 
 @contextmanager
-def listen() -> Iterator[None]:
-    """Defer SIGTERM and SIGUSR1 to the next step boundary instead of ending the process."""
+def listen() -> Iterator[Listener | None]:
+    """Defer the signals to the next step boundary instead of ending the process.
+
+    A signal that is ignored stays so: nohup ignores SIGHUP, and a shell SIGINT in what it starts in the background.
+    """
     global _listener
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield
+        yield None
         return
-    _listener = Listener()
-    before = {number: signal.signal(number, _listener.note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    outer, listener = _listener, Listener()
+    _listener = listener
+    heard = [number for number in HELD if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, listener.note) for number in heard}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    release_signals()
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    os.register_at_fork(after_in_child=restore)  # a pool ends its workers with SIGTERM and waits for them
+    def restore_in_child() -> None:
+        """A pool ends its workers with SIGTERM and waits for them; Ctrl-C is for the main process."""
+        if _listener is listener:
+            signal.set_wakeup_fd(-1)
+            restore()
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    os.register_at_fork(after_in_child=restore_in_child)
     try:
-        yield
+        yield listener
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         restore()
-        _listener = None
+        _listener = outer
+
+
+def note_step() -> None:
+    """A step is done: from here on a signal waits for what is new to be saved, or published."""
+    if _listener is not None:
+        _listener.has_stepped = True
+
+
+def pending() -> Wanted:
+    """The request that this process has received by a signal."""
+    return _listener.pending() if _listener else Wanted.NOTHING
 
 
 def poll(run_dir: Path, own: Wanted = Wanted.NOTHING) -> Wanted:
@@ -121,7 +155,7 @@ def poll(run_dir: Path, own: Wanted = Wanted.NOTHING) -> Wanted:
     """
     from alignment.distributed import processes
 
-    wanted = max(own, _listener.pending() if _listener else Wanted.NOTHING)
+    wanted = max(own, pending())
     if processes.is_main_process():
         requests = (file for file in FILES if (run_dir / file.name).exists())
         wanted = max(wanted, next(requests, Wanted.NOTHING))
@@ -136,6 +170,17 @@ def exit_if_preempted(run_dir: Path) -> None:
     """
     if (wanted := poll(run_dir)).preempts:
         acknowledge(run_dir, wanted)
+
+
+def exit_early(run_dir: Path) -> None:
+    """Exit on a signal that came before anything was loaded; several processes agree later, once they have joined.
+
+    Raises:
+        Preempted: the run must make room for another job.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1" and (wanted := pending()).preempts:
+        clear(run_dir, Wanted.PREEMPT)
+        raise Preempted(wanted.reason)
 
 
 def acknowledge(run_dir: Path, wanted: Wanted) -> NoReturn:

@@ -28,7 +28,7 @@ from alignment.errors import CheckpointError
 from alignment.files import keep_files
 from alignment.runs.checkpoint import Checkpoint, Checkpoints, load_state, save_state
 from alignment.runs.journal import Journal
-from alignment.runs.signals import Control, Wanted, exit_if_preempted
+from alignment.runs.signals import Control, Wanted, exit_if_preempted, note_step
 from alignment.runs.world_size import redistributed
 from alignment.seeds import random_state, set_random_state, stream_seed
 from alignment.training.best_model import BestModel
@@ -244,6 +244,7 @@ class _Saving(TrainerCallback):
         heartbeat.enter(f"step {state.global_step + 1}")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        note_step()
         if state.global_step >= state.max_steps:
             return
         wanted = self._trainer.wanted = self._trainer.outside.poll(self._trainer.first_step + state.global_step)

@@ -53,6 +53,7 @@ REASONS = {
     "alignment/runs/aside.py restore: rename": OWNER + ": the earlier run comes back, what failed is kept",
     "alignment/runs/aside.py restore: rmdir": OWNER + ": an empty folder of its own making",
     "alignment/runs/aside.py recover: rmdir": OWNER + ": an empty folder of its own making",
+    "alignment/runs/aside.py restore_config: replace": OWNER + ": the config of the checkpoints comes back",
     "alignment/runs/aside.py clear: rename": OWNER + ", once the run that replaces it stands",
     "alignment/runs/aside.py clear: shutil.rmtree": OWN_NAME,
     "alignment/runs/lease.py _take: unlink": "its draft, its record that came too late, records below its own",
