@@ -111,13 +111,14 @@ def _people_lines(rows: Sequence[Figures]) -> Iterator[Text]:
         elif row.get("with_people"):
             joined = row["with_people"]
             bought = joined["votes_bought"]
-            worth = f"worth {bought:.0f} votes" if bought >= 0.5 else "of no use"
-            yield Text(
-                one_line(
-                    f"people with the help of {row['judge']}: {interval(joined['powered'])}, people alone "
-                    f"{interval(joined['plain'])}; the judge is {worth}"
+            if joined["judged_alone"]:
+                worth = f"is worth {bought:.0f} votes" if bought >= 0.5 else "adds nothing"
+                yield Text(
+                    one_line(
+                        f"people with the help of {row['judge']}: {interval(joined['powered'])}, people alone "
+                        f"{interval(joined['plain'])}; the judge {worth}"
+                    )
                 )
-            )
             if kappa := row.get("agreement"):
                 low, high = kappa["ci"]
                 yield Text(
@@ -157,7 +158,7 @@ def _strengths(result: Figures, box: Any) -> Iterator[RenderableType]:
 
 
 def _sides(result: Figures, box: Any) -> RenderableType:
-    table = Table("side", "letters", "tokens", "ended", "s/answer", box=box, pad_edge=False)
+    table = Table("side", "characters", "tokens", "ended", "s/answer", box=box, pad_edge=False)
     for side, figures in result["sides"].items():
         seconds, tokens = figures["seconds_per_answer"], figures["mean_tokens"]
         table.add_row(

@@ -172,6 +172,7 @@ def test_everything_fits_in_60_columns(tmp_path):
     long = JudgeIdentity("reward=help-desk-reward-of-many-words@v12", "reward model")
     votes = Fixed(PEOPLE, ab=OUTCOMES)
     result = compare(tmp_path, FOUND, votes, Fixed(long, ab=OUTCOMES), slices=["topic"])
+    result["pairs"][0]["judges"][1]["with_people"]["judged_alone"] = 9  # all are rated here
     console = Console(width=60, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     for table in tables(result, {}):
         console.print(table)
