@@ -100,6 +100,15 @@ def rate(context: typer.Context) -> None:
     exit_process(main(context.args))
 
 
+@app.command("score", context_settings=PASSED_ON, add_help_option=False)
+def score(context: typer.Context) -> None:
+    """Scores or log-probabilities of a file's answers, or a reward service.  Example: alignment score MODEL FILE"""
+    from alignment.cli.score import main
+    from alignment.training.stage import exit_process
+
+    exit_process(main(context.args))
+
+
 def _planned(
     config: Path, changes: list[str], cluster: plan_cli.Cluster, model_config: str | None, stage: str | None
 ) -> plan_cli.PlanReport:
