@@ -15,13 +15,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from alignment.data.records import Prompt
 from alignment.errors import ConfigError
 from alignment.redaction import without_secrets
 from ppo.config import RewardsConfig, RewardSource
 from ppo.reward_services import HTTPReward
-from ppo.reward_values import FunctionLeft, RewardError, checked, columns_of, prompt_of
+from ppo.reward_values import FunctionLeft, RewardError, TokenIds, checked, columns_of, prompt_of
 
 PACKAGES = {"alignment", "sft", "reward", "ppo"}
 """This suite's own, which hide files of the same names."""
@@ -35,8 +36,13 @@ class Source(Protocol):
     name: str
     weight: float
 
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+    def score(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], tokens: Sequence[TokenIds] = ()
+    ) -> list[float]:
         """A finite number for each response.
+
+        Args:
+            tokens: the same prompts and responses as token ids, for who reads them.
 
         Raises:
             RewardError: it did not give one.
@@ -45,13 +51,18 @@ class Source(Protocol):
 
 
 def load_sources(
-    config: RewardsConfig, prompts: Sequence[Prompt], held_out: Sequence[Prompt] = (), answered: Sequence[Prompt] = ()
+    config: RewardsConfig,
+    prompts: Sequence[Prompt],
+    held_out: Sequence[Prompt] = (),
+    answered: Sequence[Prompt] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[Source]:
     """The rewards that `rewards.others` names; functions are imported now, so that a mistake stops no training.
 
     Args:
         prompts, held_out: all that there are. Every batch has the columns of any of them, whichever are in it.
         answered: the prompts of `ppo.value_pretrain`, which bring no columns.
+        tokenizer: the policy's, for services that get the token ids too.
 
     Raises:
         ConfigError: a module or function that cannot be had, or one that takes a column which no prompt, or no held-out
@@ -65,7 +76,7 @@ def load_sources(
     for number, entry in enumerate(config.others):
         source: Source
         if entry.function is None:
-            source = HTTPReward(entry, columns)
+            source = HTTPReward(entry, columns, tokenizer=tokenizer)
         else:
             source = function = FunctionReward(entry, f"rewards.others.{number}", columns)
             for where, names in sets.items():
@@ -116,7 +127,9 @@ class FunctionReward:
                 f"{', '.join(names) or 'none'}"
             )
 
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+    def score(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], tokens: Sequence[TokenIds] = ()
+    ) -> list[float]:
         given = columns_of(prompts, self._columns)
         try:
             scores = self._function(prompts=[prompt_of(p) for p in prompts], responses=list(responses), **given)

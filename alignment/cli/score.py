@@ -59,7 +59,9 @@ def _parse(argv: Sequence[str] | None, called: str) -> argparse.Namespace:
     parser.add_argument("--format", default="auto", help="the shape of the rows, if their keys do not tell")
     parser.add_argument("--column", action="append", metavar="OURS=THEIRS", help="rename a column")
     parser.add_argument("--batch-size", type=int, default=64, help="rows that are written at a time (default 64)")
-    parser.add_argument("--max-length", type=int, help="tokens of a row; longer prompts are trimmed (default: as trained)")
+    parser.add_argument(
+        "--max-length", type=int, help="tokens of a row; longer prompts are trimmed (default: as trained)"
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
     parser.add_argument("--template", help="a chat template for a policy that has none, as a config's model.template")
     parser.add_argument("--eos-token", help="the end token of a policy that names none, as a config's model.eos_token")
@@ -126,7 +128,8 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
     processes.start_processes()
     scorer = load_scorer(args.model, Registry(args.registry), _options(args), args.max_length)
     job = ScoringJob(args.file, args.format, columns, args.batch_size)
-    return score_file(scorer, job, args.out)
+    found = score_file(scorer, job, args.out)
+    return found if processes.is_main_process() else {}
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -139,6 +142,7 @@ def _serve(args: argparse.Namespace) -> int:
         port=args.port,
         token=os.environ.get(TOKEN_VARIABLE) or None,
         microbatch_tokens=args.microbatch_tokens,
+        max_length=args.max_length or 1024,
         packing=not args.no_packing,
         bf16=args.bf16,
         combine=args.combine,

@@ -7,6 +7,7 @@ the file is the same to the byte with one process, with several, and after a kil
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import itertools
 import json
@@ -64,8 +65,10 @@ def score_file(scorer: Scorer, job: ScoringJob, out: Path | None = None) -> dict
     with _Output(out, about, job.batch_size) as output:
         done = processes.on_main_process(output.begin)
         lines = itertools.chain(output.kept(), _new_lines(scorer, job, done, output))
-        return processes.on_main_process(lambda: summary(lines, about)) if processes.is_main_process() else (
-            _follow(lines)
+        return (
+            processes.on_main_process(lambda: summary(lines, about))
+            if processes.is_main_process()
+            else (_follow(lines))
         )
 
 
@@ -78,14 +81,14 @@ def _follow(lines: Iterator[dict[str, Any]]) -> dict[str, Any]:
 
 def _about(scorer: Scorer, job: ScoringJob) -> dict[str, Any]:
     source = scorer.source
-    digest = source.digest
+    digest, fingerprint = source.digest, open_rows(job.data, job.format, job.columns).fingerprint()
     if digest is None and Path(source.path).is_dir():
         digest = folder_digest(source.path)
     return {
         "model": source.label,
         "digest": digest,
         "role": scorer.role,
-        "data": open_rows(job.data, job.format, job.columns).fingerprint(),
+        "data": {name: value for name, value in fingerprint.items() if name != "rows"},
         "format": job.format,
         "columns": dict(job.columns or {}),
         "batch_size": job.batch_size,
@@ -103,7 +106,7 @@ def _new_lines(scorer: Scorer, job: ScoringJob, done: int, output: _Output) -> I
         while round_of_all := list(itertools.islice(batches, world)):
             heartbeat.enter(f"scoring, row {round_of_all[0][0][0]}")
             mine = round_of_all[rank] if rank < len(round_of_all) else []
-            scored = processes.on_every_process(lambda mine=mine: _score_rows(scorer, mine))
+            scored = processes.on_every_process(functools.partial(_score_rows, scorer, mine))
             for part in processes.gather_lists(scored):
                 if part and processes.is_main_process():
                     output.append(part)
@@ -320,7 +323,7 @@ def spearman(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> float
     ranks = [_ranks(first), _ranks(second)]
     if any(each.std() == 0 for each in ranks):
         return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def _ranks(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
