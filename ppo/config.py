@@ -303,6 +303,10 @@ class TrainingConfig(Section):
     """Evaluate and publish a moving average of the policy, by this decay at each optimizer step."""
     eval_steps: Annotated[int, Field(ge=0)] = 0
     """Iterations between two evaluations on held-out prompts; 0 evaluates only before the first and after the last."""
+    best_of_n: Annotated[int, Field(ge=0, le=64)] | None = None
+    """Answers to each held-out prompt that are drawn once, before the first iteration: their best by the reward is the
+    line that PPO has to beat (`eval/best_of_n_score`). 0: none. None: as many as cost at most 5% of the run's
+    episodes."""
     load_best_model_at_end: bool = True
     """Publish the policy of the best evaluation, not the last."""
     max_kl: Positive | None = None

@@ -298,8 +298,8 @@ def serve(
     if host not in LOCAL and token is None:
         raise UserError(
             f"--host {host}: anybody who reaches this machine could use the service; set the environment variable "
-            "ALIGNMENT_SCORE_TOKEN to a long random text here and where the run is, with key_env: ALIGNMENT_SCORE_TOKEN "
-            "beside the run's url"
+            "ALIGNMENT_SCORE_TOKEN to a long random text, here and where the run is, and write "
+            "key_env: ALIGNMENT_SCORE_TOKEN beside the run's url"
         )
     listener = _listen(host, port)
     with listener:
