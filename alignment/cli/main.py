@@ -109,6 +109,15 @@ def score(context: typer.Context) -> None:
     exit_process(main(context.args))
 
 
+@app.command("serve", context_settings=PASSED_ON, add_help_option=False)
+def serve(context: typer.Context) -> None:
+    """A policy behind an OpenAI-compatible server: transformers' or vLLM's.  Example: alignment serve MODEL@prod"""
+    from alignment.cli.serve import main
+    from alignment.training.stage import exit_process
+
+    exit_process(main(context.args))
+
+
 def _planned(
     config: Path, changes: list[str], cluster: plan_cli.Cluster, model_config: str | None, stage: str | None
 ) -> plan_cli.PlanReport:
