@@ -109,6 +109,15 @@ def score(context: typer.Context) -> None:
     exit_process(main(context.args))
 
 
+@app.command("choose", context_settings=PASSED_ON, add_help_option=False)
+def choose(context: typer.Context) -> None:
+    """Which base model is nearest to your text.  Example: alignment choose MODEL MODEL --data mine.jsonl"""
+    from alignment.cli.choose import main
+    from alignment.training.stage import exit_process
+
+    exit_process(main(context.args))
+
+
 @app.command("serve", context_settings=PASSED_ON, add_help_option=False)
 def serve(context: typer.Context) -> None:
     """A policy behind an OpenAI-compatible server: transformers' or vLLM's.  Example: alignment serve MODEL@prod"""

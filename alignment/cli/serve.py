@@ -7,7 +7,8 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
@@ -40,10 +41,15 @@ def main(argv: Sequence[str] | None = None, called: str = "alignment serve") -> 
         return 0
     print(clean(f"{model.name} by {engine}: {base} (Ctrl-C ends it)"), file=sys.stderr)
     print(clean(f"  curl {base}/models; any OpenAI client: base_url={base} model={model.name}"), file=sys.stderr)
+    _become(command, model.folder)
+
+
+def _become(command: Sequence[str], folder: Path) -> NoReturn:
+    """Go on as the server: signals reach it, and nothing is left when it ends."""
     sys.stderr.flush()
-    os.chdir(model.folder)  # so that the model's name is a folder there
+    os.chdir(folder)  # so that the model's name is a folder there
     os.environ["HF_HUB_OFFLINE"] = "1"  # all files are here
-    os.execv(command[0], command)
+    os.execv(command[0], list(command))
 
 
 def _parse(argv: Sequence[str] | None, called: str) -> argparse.Namespace:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -254,7 +253,7 @@ class PolicyScorer:
     def score(self, batch: Sequence[ScorableAnswers]) -> list[dict[str, Any]]:
         lines: list[dict[str, Any]] = [{} for _ in batch]
         pieces: list[_Piece] = []
-        sizes: list[tuple[int, int]] = []  # the line and the bytes of each answer
+        sizes: list[tuple[int, int, int]] = []  # the line, bytes and words of each answer
         for number, answers in enumerate(batch):
             found = self._pieces(answers, len(sizes))
             if isinstance(found, str):
@@ -262,20 +261,23 @@ class PolicyScorer:
                 continue
             pieces += found
             texts = [answers.text] if answers.text is not None else answers.completions
-            sizes += [(number, _bytes_of(text)) for text in texts]
-        sums = [[0.0, 0.0, 0] for _ in sizes]
+            sizes += [(number, _bytes_of(text), len(text.split())) for text in texts]
+        sums = [[0.0, 0.0, 0.0, 0.0] for _ in sizes]
         for piece, logprobs in zip(pieces, self._logprobs(pieces), strict=True):
             values = logprobs.double().tolist()
             mine = sums[piece.owner]
             mine[0] += math.fsum(values)
             mine[1] += math.fsum(value for value, ends in zip(values, piece.ends, strict=True) if not ends)
             mine[2] += len(values)
-        for (number, size), (total, of_text, tokens) in zip(sizes, sums, strict=True):
+            mine[3] += len(values) - sum(piece.ends)
+        for (number, size, words), (total, of_text, tokens, text_tokens) in zip(sizes, sums, strict=True):
             line = lines[number]
             line.setdefault("logprobs", []).append(total)
             line.setdefault("tokens", []).append(int(tokens))
             line.setdefault("logprobs_per_token", []).append(total / max(tokens, 1))
             line.setdefault("bytes", []).append(size)
+            line.setdefault("words", []).append(words)
+            line.setdefault("text_tokens", []).append(int(text_tokens))
             line.setdefault("bits_per_byte", []).append(-of_text / math.log(2) / max(size, 1))
         return lines
 
@@ -377,8 +379,3 @@ def _bytes_of(text: str) -> int:
     """UTF-8 bytes of an answer's assistant turns."""
     turns = answer_turns(text)
     return sum(len(turn["content"].encode()) for turn in turns if turn["role"] == "assistant")
-
-
-def folder_size(source: ModelSource) -> int:
-    """Bytes of a local model's weights; 0 for a hub name."""
-    return sum(file.stat().st_size for file in Path(source.path).glob("*.safetensors"))
