@@ -19,8 +19,8 @@ ABOUT = """Which base model is nearest to your text: bits per byte under each, c
   {0} qwen llama-1b ./my-base --data mine.jsonl
 
 Texts count whole; of chats and other rows with answers the answers count, in each model's own chat template (`plain`
-where it has none). Beside the bits: tokens per word, size, context, license, and the memory to fine-tune it. Each model's
-scores are kept in --out: after a kill the same command goes on.
+where it has none). Beside the bits: tokens per word, size, context, license, and the memory to fine-tune it. The scores
+are kept in --out: after a kill the same command goes on.
 """
 
 

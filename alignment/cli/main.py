@@ -127,6 +127,15 @@ def serve(context: typer.Context) -> None:
     exit_process(main(context.args))
 
 
+@app.command("eval", context_settings=PASSED_ON, add_help_option=False)
+def evaluate(context: typer.Context) -> None:
+    """Public tasks (lm-eval), and what training forgot.  Example: alignment eval MODEL --tasks arc_easy"""
+    from alignment.cli.eval import main
+    from alignment.training.stage import exit_process
+
+    exit_process(main(context.args))
+
+
 def _planned(
     config: Path, changes: list[str], cluster: plan_cli.Cluster, model_config: str | None, stage: str | None
 ) -> plan_cli.PlanReport:

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None, called: str = "alignment serve") -> 
         return 0
     print(clean(f"{model.name} by {engine}: {base} (Ctrl-C ends it)"), file=sys.stderr)
     print(clean(f"  curl {base}/models; any OpenAI client: base_url={base} model={model.name}"), file=sys.stderr)
-    _become(command, model.folder)
+    return _become(command, model.folder)
 
 
 def _become(command: Sequence[str], folder: Path) -> NoReturn:

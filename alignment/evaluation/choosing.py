@@ -72,7 +72,7 @@ def choose(names: Sequence[str], job: ChoosingJob, registry: Registry, out: Path
         except UserError as error:
             failed[name] = str(error)
             continue
-        columns[name] = _columns(file)
+        columns[name] = answer_columns(file)
     if not found:
         raise UserError(next(iter(failed.values())))
     result = compare(found, columns) | {"data": job.scoring.data, "failed": failed}
@@ -136,13 +136,14 @@ def memory_to_train(source: ModelSource, trust_remote_code: bool = False) -> dic
             logits = max(1, LOGITS_AT_ONCE // model.shape.vocab_size)
             step = Pass(model, SEQUENCES * LENGTH, min(logits, SEQUENCES * LENGTH), repeated=False)
             work = Workload((model,), (step,), bf16=True, checkpointed=True)
-            sizes[method] = round(estimate(work, SINGLE, 1).peak / 1e9, 3)
+            sizes[method] = round(estimate(work, SINGLE, 1).peak / 1e9, 6)
     except (UserError, OSError, ValueError):
         return None
     return sizes
 
 
-def _columns(file: Path) -> Columns:
+def answer_columns(file: Path) -> Columns:
+    """What a file of a policy's scores says of each answer."""
     found: Columns = {}
     with file.open(encoding="utf-8") as lines:
         for line in map(json.loads, lines):
@@ -179,7 +180,7 @@ def compare(facts: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Column
             "behind_the_best": None,
         }
         if name != best:
-            row["behind_the_best"] = _difference(bits[name], bits[best], size, groups)
+            row["behind_the_best"] = paired_difference(columns[name], columns[best], common)
         rows.append(row)
     return {"answers": len(common), "bytes": int(size.sum()), "models": rows}
 
@@ -192,11 +193,10 @@ def _ratio(total: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[np.
     return np.asarray(total / np.maximum(size, 1e-12))
 
 
-def _difference(
-    ours: NDArray[np.float64], theirs: NDArray[np.float64], size: NDArray[np.float64], groups: Sequence[str]
-) -> Estimate:
-    """Bits per byte of one less those of another on the same rows, with a 95% interval over prompts."""
-    return bootstrap_sums((ours - theirs, size), _ratio, groups)
+def paired_difference(ours: Columns, theirs: Columns, keys: Sequence[tuple[int, int, int]]) -> Estimate:
+    """Bits per byte of one less those of another on the same answers, with a 95% interval over prompts."""
+    change = _array(ours, keys, 0) - _array(theirs, keys, 0)
+    return bootstrap_sums((change, _array(ours, keys, 1)), _ratio, [ours[key][4] for key in keys])
 
 
 def undecided(result: Mapping[str, Any]) -> Iterator[str]:

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import tiny
+from transformers import AutoConfig
 
 from alignment.cli.choose import main
+from alignment.evaluation.choosing import memory_to_train
+from alignment.memory.shapes import FIELDS, KNOWN
 from alignment.models.policies import build_scratch_model
+from alignment.models.sources import ModelSource
 from alignment.models.tokenizers import train_tokenizer
 from alignment.templates.rendering import encode_text
 from alignment.tensors import pad_rows
@@ -70,7 +74,7 @@ def test_the_nearest_is_first_across_tokenizers(candidates, data, capsys):
     assert middle["vocabulary"] != best["vocabulary"]
     assert middle["tokens_per_word"] < best["tokens_per_word"]  # the larger vocabulary needs fewer
     assert best["context"] == tiny.SHAPE.max_position_embeddings
-    assert best["train_memory_gb"]["lora"] < best["train_memory_gb"]["full"]
+    assert set(best["train_memory_gb"]) == {"full", "lora"}
     assert found["answers"] == len(OURS) and found["bytes"] == sum(map(len, OURS))
 
 
@@ -99,3 +103,11 @@ def test_a_model_that_cannot_be_had_does_not_stop_the_others_and_nothing_is_scor
     assert again["models"][0]["bits_per_byte"] == once["models"][0]["bits_per_byte"]
     assert main(["./nowhere", "--data", data]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_memory_is_that_of_the_shape(tmp_path):
+    kind, values = KNOWN["Qwen/Qwen2.5-0.5B"]
+    AutoConfig.for_model(kind, **dict(zip(FIELDS, values, strict=True))).save_pretrained(tmp_path)
+    found = memory_to_train(ModelSource(str(tmp_path)))
+    assert found["full"] > 16 * 0.494  # weights, gradients and Adam's two states of 494M parameters, 4 bytes each
+    assert 4 * 0.494 < found["lora"] < found["full"] - 10 * 0.494
