@@ -15,7 +15,7 @@ from typing import Any
 
 from alignment.data.records import Prompt
 from alignment.errors import ConfigError
-from alignment.evaluation.reward_values import FunctionLeft, RewardError, checked, columns_of, prompt_of
+from alignment.evaluation.reward_values import FunctionLeft, RewardError, TokenIds, checked, columns_of, prompt_of
 from alignment.redaction import without_secrets
 
 PACKAGES = {"alignment", "sft", "reward", "ppo"}
@@ -54,7 +54,10 @@ class FunctionReward:
                 f"{', '.join(names) or 'none'}"
             )
 
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+    def score(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], tokens: Sequence[TokenIds] = ()
+    ) -> list[float]:
+        """A finite number for each response; `tokens` are not given to functions."""
         given = columns_of(prompts, self._columns)
         try:
             scores = self._function(prompts=[prompt_of(p) for p in prompts], responses=list(responses), **given)
