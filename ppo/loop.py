@@ -73,7 +73,7 @@ class Loop:
         sampler = make_sampler(config, models, accelerator)
         sources = load_sources(
             config.rewards, [prompt for prompt, _ in prompts], [prompt for prompt, _ in held_out],
-            [answer.prompt for answer in answers],
+            [answer.prompt for answer in answers], models.tokenizer,
         )  # fmt: skip
         self.collector = Collector(config, models, sampler, sources, accelerator)
         after_step = self.ema.update if self.ema is not None else lambda: None

@@ -99,10 +99,55 @@ def sample(context: typer.Context) -> None:
     exit_process(main(context.args))
 
 
+@app.command("compare", context_settings=PASSED_ON, add_help_option=False)
+def compare(context: typer.Context) -> None:
+    """Who won: models on the same prompts, judged.  Example: alignment compare A B --prompts FILE --by reward=REF"""
+    from alignment.cli.compare import main
+    from alignment.training.stage import exit_process
+
+    exit_process(main(context.args))
+
+
 @app.command("rate", context_settings=PASSED_ON, add_help_option=False)
 def rate(context: typer.Context) -> None:
     """Rate answers here or as a web page; reports, import, export.  Example: alignment rate --db F --labeler NAME"""
     from alignment.cli.rate import main
+    from alignment.training.stage import exit_process
+
+    exit_process(main(context.args))
+
+
+@app.command("score", context_settings=PASSED_ON, add_help_option=False)
+def score(context: typer.Context) -> None:
+    """Scores or log-probabilities of a file's answers, or a reward service.  Example: alignment score MODEL FILE"""
+    from alignment.cli.score import main
+    from alignment.training.stage import exit_process
+
+    exit_process(main(context.args))
+
+
+@app.command("choose", context_settings=PASSED_ON, add_help_option=False)
+def choose(context: typer.Context) -> None:
+    """Which base model is nearest to your text.  Example: alignment choose MODEL MODEL --data mine.jsonl"""
+    from alignment.cli.choose import main
+    from alignment.training.stage import exit_process
+
+    exit_process(main(context.args))
+
+
+@app.command("serve", context_settings=PASSED_ON, add_help_option=False)
+def serve(context: typer.Context) -> None:
+    """A policy behind an OpenAI-compatible server: transformers' or vLLM's.  Example: alignment serve MODEL@prod"""
+    from alignment.cli.serve import main
+    from alignment.training.stage import exit_process
+
+    exit_process(main(context.args))
+
+
+@app.command("eval", context_settings=PASSED_ON, add_help_option=False)
+def evaluate(context: typer.Context) -> None:
+    """Public tasks (lm-eval), and what training forgot.  Example: alignment eval MODEL --tasks arc_easy"""
+    from alignment.cli.eval import main
     from alignment.training.stage import exit_process
 
     exit_process(main(context.args))

@@ -28,6 +28,7 @@ from alignment.cli.common import (
 from alignment.errors import UserError
 from alignment.ratings import RatingsStore
 from alignment.registry import LineageNode, Manifest, Registry, RegistryError, Version, render_lineage
+from alignment.registry.evaluations import evaluations_of, newest_evaluations
 from alignment.registry.graph import mermaid
 from alignment.registry.lineage import describe_data, flat_metrics, walk
 from alignment.registry.page import lineage_page
@@ -61,7 +62,8 @@ def show_model(ref: RefArgument, registry: RegistryOption = None, as_json: JsonO
         manifest = version.manifest.model_dump(mode="json", by_alias=True)
         said = [review.model_dump(mode="json") for review in reviews_of(opened, version)]
         state = {"aliases": aliases_of(opened, version), "rejected": rejection(opened, version), "reviews": said}
-        print_json({**identity(version), **state, "manifest": manifest})
+        judged = [each.model_dump(mode="json") for each in evaluations_of(opened, version)]
+        print_json({**identity(version), **state, "evaluations": judged, "manifest": manifest})
     else:
         screen().print(_version_table(opened, version))
 
@@ -292,6 +294,7 @@ def _version_table(registry: Registry, version: Version) -> Table:
         ("published", f"{manifest.created_at:%Y-%m-%d %H:%M:%S} UTC"),
         ("run", manifest.run_id or ""),
         *(("review", review.text) for review in reviews_of(registry, version)),
+        *(("compared", each.text) for each in newest_evaluations(registry, version)),
         ("W&B", manifest.wandb_url or ""),
         *_origin_rows(manifest),
         *((parent.role, f"{parent.ref} {parent.digest or ''}") for parent in manifest.parents),

@@ -53,7 +53,10 @@ def promote_model(
     ref: RefArgument,
     alias: AliasArgument,
     require: Annotated[
-        list[str] | None, typer.Option("--require", help="METRIC>=NUMBER; METRIC.low is its interval's lower end.")
+        list[str] | None,
+        typer.Option(
+            "--require", help="METRIC>=NUMBER; METRIC.low is its interval's lower end; compare.win_rate.low>0.5, say."
+        ),
     ] = None,
     require_review: Annotated[
         bool, typer.Option("--require-review", help="Only if `alignment runs review` approved it last.")

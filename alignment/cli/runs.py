@@ -16,7 +16,7 @@ from alignment.errors import UserError, require_extra
 from alignment.reports import overview
 from alignment.reports.compare import Figure, compare, figure, in_order
 from alignment.reports.judges import judge_of
-from alignment.reports.review import read_reviews, review, still_pointed_to
+from alignment.reports.review import evaluations_of_run, read_reviews, review, still_pointed_to
 from alignment.reports.verdicts import headline, not_measured, short_summary, worst
 from alignment.reports.watch import OUTCOME_STYLES, PIPE_WIDTH, STATE_STYLES, watch
 from alignment.runs import lease
@@ -97,6 +97,7 @@ def show_run(run: RunArgument, folder: RunsOption = RUNS, as_json: JsonOption = 
         ("published", overview.published_as(record)),
         ("checkpoints", ", ".join(path.name for path in reversed(committed(record.path))) or "none"),
         *(("review", said.text) for said in read_reviews(record.path)),
+        *(("compared", line) for line in evaluations_of_run(record)),
     ]
     _print_pairs(out, facts)
     out.print()
@@ -324,6 +325,7 @@ def _everything(record: RunRecord) -> dict[str, Any]:
         "exit": record.exit,
         "checkpoints": [path.name for path in reversed(committed(record.path))],
         "reviews": [said.model_dump(mode="json") for said in read_reviews(record.path)],
+        "compared": evaluations_of_run(record),
     }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from alignment.files import file_kind, host_name, is_alive
 from alignment.registry import aliases
 from alignment.registry.errors import RegistryError
+from alignment.registry.evaluations import EVALUATIONS
 from alignment.registry.files import entries, one_line_errors
 from alignment.registry.layout import STAGING
 from alignment.registry.references import NAME, VERSION, check_alias
@@ -43,6 +44,7 @@ _NOTE = re.compile(rf"{VERSION}\.json")
 _HOLDS = {
     "aliases": (NAME, aliases.ENTRY),
     REVIEWS: (_VERSION, aliases.ENTRY),
+    EVALUATIONS: (_VERSION, aliases.ENTRY),
     SIGNATURES: (_VERSION, aliases.ENTRY),
     REMOVED: (_NOTE,),
     PROTECTED: (_NOTE,),

@@ -193,7 +193,24 @@ def scatter_chart(panel: ScatterPanel, stage: str, runs: Sequence[tuple[str, Run
             line = Line(label, colour, xs, [y for _, y, _ in points], dash, steps=[step for _, _, step in points])
             chart.lines.append(line)
             used.append(name)
+        if panel.best_of_n and chart.lines:
+            chart.lines += _best_of_n(panel, record, run_label if len(runs) > 1 else "", len(chart.lines))
     return _with_meanings(chart, stage, used)
+
+
+def _best_of_n(panel: ScatterPanel, record: RunRecord, label: str, colour: int) -> list[Line]:
+    """What the best of n answers of the start scores, over the upper bound of its KL; a point's step is its n."""
+    lines = []
+    events = record.of_kind("best_of_n")
+    for index, name in enumerate(panel.y):
+        key = name.rpartition("/")[2]
+        rows = [row for row in events[-1]["rows"] if key in row] if events else []
+        if rows:
+            xs = [math.sqrt(row["kl_bound"]) if panel.sqrt_x else row["kl_bound"] for row in rows]
+            words = f"{label} best of n, {key} (its KL at most; step is n)".strip()
+            shade = (colour + index) % COLOURS
+            lines.append(Line(words, shade, xs, [row[key] for row in rows], 1, steps=[row["n"] for row in rows]))
+    return lines
 
 
 def histogram_chart(panel: HistogramPanel, stage: str, runs: Sequence[tuple[str, RunRecord]]) -> Chart | None:

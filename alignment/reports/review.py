@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from alignment.errors import UserError
 from alignment.registry import Registry, RegistryError, Version
+from alignment.registry.evaluations import newest_evaluations
 from alignment.registry.reviews import Review, add_review, pointing_to, reviews_of
 from alignment.registry.trash import user_at_host
 from alignment.reports.judges import judge_of
@@ -87,6 +88,15 @@ def still_pointed_to(record: RunRecord, registry: Path | None = None) -> list[st
     except UserError:
         pass  # the report of a run can be read without its registry
     return []
+
+
+def evaluations_of_run(record: RunRecord) -> list[str]:
+    """What comparisons said of the run's model, a line each; none where its registry is not at hand."""
+    try:
+        found = _published(record, None)
+        return [each.text for each in newest_evaluations(*found)] if found else []
+    except UserError:
+        return []
 
 
 def _published(record: RunRecord, folder: Path | None) -> tuple[Registry, Version] | None:

@@ -157,7 +157,7 @@ def _take(
     converted = weights[0].endswith(".bin")
     (_convert if converted else _copy)(folder, staging, weights, source)
     left_out = sorted(everything - {*kept, *weights, *(f"{w}.index.json" for w in (_SAFE, _PICKLED))})
-    return _Taken(commit, _license(staging), converted, any(file.endswith(".py") for file in kept), left_out)
+    return _Taken(commit, license_in(staging, CARD), converted, any(file.endswith(".py") for file in kept), left_out)
 
 
 def _check_kind(folder: Path, names: set[str], source: str) -> None:
@@ -329,10 +329,10 @@ def _check_loads(staging: Path, source: str, trusted: bool) -> None:
                         raise ValueError(f"{name} is in {kind}, which cannot be trained; get the model in bfloat16")
 
 
-def _license(staging: Path) -> str | None:
-    """The license in the YAML front matter of the source's card."""
+def license_in(folder: Path, card: str = "README.md") -> str | None:
+    """The license in the YAML front matter of a model's card."""
     try:
-        head = front_matter((staging / CARD).read_text(encoding="utf-8", errors="replace"))
+        head = front_matter((folder / card).read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
         return None
     license = head.get("license_name") if head.get("license") in (None, "other") else head.get("license")
