@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.client
 import json
+import os
 import queue
 import threading
 import time
@@ -14,9 +15,13 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from alignment.data.records import Prompt
 from alignment.errors import ConfigError
-from alignment.evaluation.reward_values import RewardError, checked, columns_of, prompt_of
+from alignment.evaluation.reward_values import RewardError, TokenIds, checked, columns_of, prompt_of
+from alignment.generation.sampling import vocabulary_of
+from alignment.models.same_tokenizer import token_mark
 from alignment.proxies import through_proxy
 from alignment.redaction import without_secrets
 from alignment.terminal import one_line
@@ -41,8 +46,11 @@ class HTTPReward:
         columns: Sequence[str] = (),
         sleep: Callable[[float], None] = time.sleep,
         max_retries: int = MAX_RETRIES,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         assert entry.url is not None
+        self._tokenizer = tokenizer if entry.send_tokens else None
+        self._headers = {"Content-Type": "application/json"} | _authorization(entry.key_env)
         parts = _parts_of(entry.url)
         self.url, self.weight, self._columns, self._sleep = entry.url, entry.weight, columns, sleep
         host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
@@ -52,8 +60,17 @@ class HTTPReward:
         self.max_retries = max_retries
         self.timeout = TIMEOUT if entry.timeout is None else entry.timeout
 
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        body = {"prompts": [prompt_of(p) for p in prompts], "responses": list(responses)}
+    def score(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], tokens: Sequence[TokenIds] = ()
+    ) -> list[float]:
+        body: dict[str, Any] = {"prompts": [prompt_of(p) for p in prompts], "responses": list(responses)}
+        if self._tokenizer is not None and tokens:
+            body["tokens"] = {
+                "mark": token_mark(self._tokenizer),
+                "vocabulary": vocabulary_of(self._tokenizer),
+                "prompts": [ids.prompt for ids in tokens],
+                "responses": [ids.response for ids in tokens],
+            }
         answer = self._ask(json.dumps(body | columns_of(prompts, self._columns), default=str).encode())
         try:
             given = json.loads(answer)
@@ -92,7 +109,7 @@ class HTTPReward:
     def _post(self, body: bytes, deadline: float) -> bytes:
         """The body of one answer."""
         request = urllib.request.Request(  # noqa: S310 - http or https, see _parts_of
-            self.url, body, {"Content-Type": "application/json"}, method="POST"
+            self.url, body, self._headers, method="POST"
         )
         answer = bytearray()
         with urllib.request.build_opener(_NoRedirects).open(request, timeout=self.timeout) as response:
@@ -117,6 +134,21 @@ class HTTPReward:
         except (OSError, ValueError, http.client.HTTPException):
             text = ""
         return f"{status}: {text}" if text else status
+
+
+def _authorization(variable: str | None) -> dict[str, str]:
+    """The header with the key in an environment variable.
+
+    Raises:
+        ConfigError: it is not set, or no header can hold it.
+    """
+    if variable is None:
+        return {}
+    key = os.environ.get(variable, "")
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        found = "holds other characters than ASCII without spaces" if key else "is not set"
+        raise ConfigError(f"rewards.others: key_env={variable}: this environment variable {found}; export it")
+    return {"Authorization": f"Bearer {key}"}
 
 
 def _parts_of(url: str) -> urllib.parse.SplitResult:

@@ -288,7 +288,9 @@ def compare(models: Mapping[str, str | None], args: argparse.Namespace, size: De
 def command(name: str, *arguments: str, quiet: bool = False) -> None:
     """Run a command of `alignment` as a user would; its result goes to stderr, or nowhere if `quiet`."""
     say("$ alignment " + shlex.join([name, *arguments]))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "scripts"), os.environ.get("PYTHONPATH")]))}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "scripts"), os.environ.get("PYTHONPATH")]))
+    }
     output = subprocess.DEVNULL if quiet else sys.stderr
     done = subprocess.run(
         [sys.executable, "-m", "alignment.cli.main", name, *arguments], env=environment, stdout=output, check=False

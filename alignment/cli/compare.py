@@ -111,7 +111,11 @@ def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], list[BoutJudge]]
         return None
     result = judge_all(comparison, judges, registry, folder)
     write_result(folder, result)
-    recorded = [] if args.no_record else record(registry, result)
+    recorded: list[str] = []
+    try:
+        recorded = [] if args.no_record else record(registry, result)
+    except UserError as error:  # the result stands in its folder all the same
+        print(f"not in the registry: {one_line(str(error))}", file=sys.stderr)
     return {**result, "folder": str(folder), "recorded": recorded}, judges
 
 

@@ -193,7 +193,7 @@ def read_answers(path: Path) -> AnswersContent:
     content = AnswersContent(path)
     with disk_errors(f"{path}: cannot be read", UserError), path.open("rb") as file:
         content.read(file)
-    if not content.answers:
+    if not content.answers or content.settings is None:
         raise UserError(f"{path}: an answers file without answers; draw some with alignment compare A B --prompts FILE")
     return content
 

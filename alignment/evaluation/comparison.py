@@ -56,7 +56,8 @@ def judge_all(comparison: ComparisonSetup, judges: Sequence[BoutJudge], registry
     known = KnownJudgments(folder / JUDGMENTS)
     folder.mkdir(parents=True, exist_ok=True)
     found = [judge.judge(comparison.contest, known) for judge in judges]
-    known.write([judgment for judgments in found for judgment in judgments])
+    asked = any(judge.identity.kind == "people" for judge in judges)
+    known.write([judgment for judgments in found for judgment in judgments], votes=asked)
     pairs: list[Figures] = []
     for a, b in comparison.contest.pairs:
         said = {judge.identity: by_pair(every).get((a, b), []) for judge, every in zip(judges, found, strict=True)}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -286,13 +287,15 @@ class FileSide:
             wanted = wanted or next(iter(content.answers))
             if wanted not in content.answers:
                 raise UserError(f"{path} has no answers of {wanted}; it has those of {', '.join(content.answers)}")
+            assert content.settings is not None
             self._answers = content.answers[wanted]
-            self.identity: dict[str, Any] = content.sides[wanted]
+            self.identity: dict[str, Any] = {**content.sides[wanted], "drawn": asdict(content.settings)}
             self.name = spec.name or wanted
             return
         rows = read_records(path, to_demonstrations, DataConfig(train=str(path))).items
         self._answers = {prompt_id(row.messages[:-1]): SideAnswer(row.messages[-1]["content"].strip()) for row in rows}
-        self.identity = {"kind": "file", "model": str(path), "digest": None}
+        content_hash = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.identity = {"kind": "file", "model": str(path), "digest": None, "sha256": content_hash}
         self.name = spec.name or path.stem
 
     def check(self, prompts: Sequence[Prompt]) -> None:

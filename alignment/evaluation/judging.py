@@ -56,7 +56,9 @@ def open_judges(
             judges.append(ScoreJudge(FunctionScorer(what, prompts)))
         elif kind == "model" and what:
             is_address = what.startswith(("http://", "https://"))
-            judges.append(ModelJudge(open_endpoint(what, options) if is_address else LocalModel(what), what))
+            judges.append(
+                ModelJudge(open_endpoint(what, options) if is_address else LocalModel(what, registry=registry), what)
+            )
         else:
             raise UserError(f"--by {text}: expected one of {KINDS}")
     names = [judge.identity.name for judge in judges]

@@ -32,7 +32,7 @@ class JudgeIdentity:
         what = self.name.partition("=")[2]
         match self.kind:
             case "people":
-                return "people"
+                return "people" if self.name == "people" else "simulated people, which are a program"
             case "reward model":
                 return f"the reward model {what}"
             case "function":
@@ -167,10 +167,15 @@ class KnownJudgments:
             file.flush()
             os.fsync(file.fileno())
 
-    def write(self, judgments: Sequence[Judgment]) -> None:
-        """Put these judgments in place of all, and keep those of judges who did not judge now."""
+    def write(self, judgments: Sequence[Judgment], votes: bool = False) -> None:
+        """Put these judgments in place of their judges' others; those of judges who did not judge now stay.
+
+        Args:
+            votes: people were asked, so that votes which are not among these were taken back.
+        """
         now = {judgment.judge for judgment in judgments}
-        kept = [row for row in self._said.values() if row.judge not in now]
+        known = KnownJudgments(self.path)._said  # another judge may have added some meanwhile
+        kept = [row for row in known.values() if row.judge not in now and not (votes and row.labeler is not None)]
         lines = "".join(json.dumps(asdict(row)) + "\n" for row in [*judgments, *kept])
         with disk_errors(f"{self.path}: cannot be written", UserError):
             self.path.parent.mkdir(parents=True, exist_ok=True)

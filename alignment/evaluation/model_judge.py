@@ -91,6 +91,8 @@ class ModelJudge:
     ) -> int:
         """Ask of these pairs; returns how many have no reply that could be read."""
         unread = 0
+        if not bouts:
+            return unread
         with (
             progress(f"judgments of {one_line(self._model.label)}", len(bouts)) as line,
             ThreadPoolExecutor(self._model.concurrency) as pool,

@@ -14,6 +14,7 @@ from alignment.ratings.pairs import choice_of
 from alignment.ratings.records import Rating
 
 PEOPLE = JudgeIdentity("people", "people")
+SIMULATED = JudgeIdentity("simulated-people", "people")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class PeopleJudge:
     """The votes in a ratings file; pairs that it lacks are added to it, as `alignment sample` adds them.
 
     Gold items, calibration and repeats do not count: they measure the labelers. A vote on an item that a labeler got
-    because a reward model was unsure of it does not count either, since such items are no random sample.
+    because a reward model was unsure of it does not count either, since such items are no random sample. Votes of
+    simulated labelers count only where no person has voted, and the judge is then called what it is.
 
     Args:
         db: the ratings file; made if it is missing.
@@ -73,7 +75,7 @@ class PeopleJudge:
             key = prompt_id(_shown(bout.prompt)), frozenset((bout.first.text, bout.second.text))
             wanted.setdefault(key, []).append(bout)
         items = {item.id: item for item in store.items() if item.gold is None and item.kind != "single"}
-        votes: list[tuple[float, Judgment]] = []
+        votes: list[tuple[float, Bout, float, str]] = []
         uncertain = 0
         for rating in store.ratings(for_training=True):
             item = items.get(rating.item)
@@ -88,14 +90,22 @@ class PeopleJudge:
                             uncertain += 1
                         elif (vote := _vote(rating, first, second)) is not None:
                             outcome = vote if texts[first] == bout.first.text else 1.0 - vote
-                            who = store.people.labeler_hash(rating.labeler)
-                            self.labelers[who] = rating.labeler
-                            votes.append((rating.done_at, bout.judged(PEOPLE, outcome, labeler=who)))
+                            votes.append((rating.done_at, bout, outcome, rating.labeler))
         if uncertain:
             self.notes.append(
                 f"{uncertain} votes are left out: their items were chosen for a reward model's doubt, not at random"
             )
-        return [judgment for _, judgment in sorted(votes, key=lambda pair: pair[0])]
+        programs = store.people.simulated()
+        real = [vote for vote in votes if vote[-1] not in programs]
+        if real and len(real) < len(votes):
+            self.notes.append(f"{len(votes) - len(real)} votes of simulated labelers are left out")
+        self.identity = PEOPLE if real or not votes else SIMULATED
+        self.labelers = {store.people.labeler_hash(name): name for name in dict.fromkeys(vote[-1] for vote in votes)}
+        hashes = {name: who for who, name in self.labelers.items()}
+        return [
+            bout.judged(self.identity, outcome, labeler=hashes[name])
+            for _, bout, outcome, name in sorted(real or votes, key=lambda vote: vote[0])
+        ]
 
 
 def _shown(prompt: Prompt) -> list[dict[str, str]]:

@@ -59,11 +59,11 @@ def interval(estimate: Mapping[str, Any] | None) -> str:
     return f"{percent(estimate['value'])} ({100 * low:.0f}-{100 * high:.0f})"
 
 
-def more_votes(needed: Mapping[str, int | None]) -> str:
-    """How many further ratings decide a pair, in words."""
-    low, middle, high = needed["low"], needed["middle"], needed["high"]
-    if middle == 0:
-        return "enough people have rated: more ratings will not take it back"
+def more_votes(pair: Figures, row: Figures) -> str:
+    """What the stopping rule says of a pair's votes, or how many further ratings decide it."""
+    low, middle, high = (row["more_ratings"][name] for name in ("low", "middle", "high"))
+    if decided := row["decision"]["decided"]:
+        return f"decided for {pair[decided]} after {row['decision']['at']} votes: further ones will not take it back"
     if middle is None:
         return "more than 2,000 further ratings are needed: the two are close"
     return f"about {middle} more ratings decide it ({low} to {high if high is not None else 'more than 2,000'})"
@@ -81,7 +81,7 @@ def tables(result: Figures, names: Mapping[str, str] | None = None, *, boxed: bo
         judged = [row for row in pair["judges"] if "win_rate" in row]
         if judged:
             yield _judges(pair, judged, box)
-        yield from _people_lines(judged)
+        yield from _people_lines(pair, judged)
         yield from _slices(pair, judged, box)
         yield from _labelers(judged, names or {}, box)
     yield from _strengths(result, box)
@@ -101,23 +101,26 @@ def _judges(pair: Figures, rows: Sequence[Figures], box: Any) -> RenderableType:
             interval(row["win_rate"]),
             interval(row["length_controlled"]),
         )
-    return Group(Text(one_line(f"{pair['a']} against {pair['b']}"), style="bold"), table)
+    tests = ", ".join(f"{row['judge']} {row['sign_test']:.2g}" for row in rows)
+    title = Text(one_line(f"{pair['a']} against {pair['b']}"), style="bold")
+    return Group(title, table, Text(one_line(f"sign test, p: {tests}")))
 
 
-def _people_lines(rows: Sequence[Figures]) -> Iterator[Text]:
+def _people_lines(pair: Figures, rows: Sequence[Figures]) -> Iterator[Text]:
     for row in rows:
         if row["kind"] == "people":
-            yield Text(more_votes(row["more_ratings"]))
+            yield Text(one_line(more_votes(pair, row)))
         elif row.get("with_people"):
             joined = row["with_people"]
             bought = joined["votes_bought"]
-            worth = f"worth {bought:.0f} votes" if bought >= 0.5 else "of no use"
-            yield Text(
-                one_line(
-                    f"people with the help of {row['judge']}: {interval(joined['powered'])}, people alone "
-                    f"{interval(joined['plain'])}; the judge is {worth}"
+            if joined["judged_alone"]:
+                worth = f"is worth {bought:.0f} votes" if bought >= 0.5 else "adds nothing"
+                yield Text(
+                    one_line(
+                        f"people with the help of {row['judge']}: {interval(joined['powered'])}, people alone "
+                        f"{interval(joined['plain'])}; the judge {worth}"
+                    )
                 )
-            )
             if kappa := row.get("agreement"):
                 low, high = kappa["ci"]
                 yield Text(
@@ -157,7 +160,7 @@ def _strengths(result: Figures, box: Any) -> Iterator[RenderableType]:
 
 
 def _sides(result: Figures, box: Any) -> RenderableType:
-    table = Table("side", "letters", "tokens", "ended", "s/answer", box=box, pad_edge=False)
+    table = Table("side", "characters", "tokens", "ended", "s/answer", box=box, pad_edge=False)
     for side, figures in result["sides"].items():
         seconds, tokens = figures["seconds_per_answer"], figures["mean_tokens"]
         table.add_row(

@@ -20,6 +20,7 @@ from alignment.terminal import one_line
 
 if TYPE_CHECKING:
     from alignment.config.sections import ModelConfig
+    from alignment.registry import Registry
 
 ATTEMPTS = 6
 _FORMAT = "response_format"
@@ -227,7 +228,9 @@ class LocalModel:
 
     concurrency = 1
 
-    def __init__(self, name: str, config: ModelConfig | None = None, batch_size: int = 8) -> None:
+    def __init__(
+        self, name: str, config: ModelConfig | None = None, batch_size: int = 8, registry: Registry | None = None
+    ) -> None:
         import torch
 
         from alignment.models.policies import load_policy
@@ -235,7 +238,7 @@ class LocalModel:
         from alignment.models.tokenizers import fit_embeddings, load_tokenizer
         from alignment.registry import Registry
 
-        source = find_model(name, Registry(), "policy")
+        source = find_model(name, registry or Registry(), "policy")
         self.batch_size = batch_size
         self.label = source.ref or Path(name).name
         self.identity = source.digest or _fingerprint(Path(source.path))

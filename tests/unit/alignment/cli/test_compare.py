@@ -230,3 +230,16 @@ def test_changed_settings_are_refused_and_nothing_is_lost(house, capsys):
     assert run("one", "two", "--by", "python=judges.py:longer", "--temperature", "0.5") == 2
     assert "drawn with temperature=1.0, now it is 0.5" in capsys.readouterr().err
     assert (FOLDER / "answers.jsonl").read_bytes() == before
+
+
+def test_a_registry_that_cannot_be_written_costs_no_result(house, capsys, monkeypatch):
+    from alignment.registry import RegistryError
+
+    def full(*_):
+        raise RegistryError("no space left")
+
+    monkeypatch.setattr("alignment.evaluation.recording.add_evaluation", full)
+    assert run("one", "two", "--by", "python=judges.py:longer") == 0
+    said = capsys.readouterr()
+    assert "not in the registry: no space left" in said.err
+    assert "one@v1 against two@v1" in said.out and (FOLDER / "result.json").is_file()

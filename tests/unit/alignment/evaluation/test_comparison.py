@@ -11,7 +11,7 @@ from alignment.evaluation.comparison import ComparisonSetup, judge_all, people_f
 from alignment.evaluation.figures import MOST_SLICES, OTHER, agreement_with_people, pair_figures
 from alignment.evaluation.judgments import JudgeIdentity, KnownJudgments
 from alignment.evaluation.people import PEOPLE
-from alignment.evaluation.result_text import sentence, sentences, tables
+from alignment.evaluation.result_text import more_votes, sentence, sentences, tables
 from alignment.registry import Registry
 
 RULE = JudgeIdentity("python=rule", "function")
@@ -130,6 +130,20 @@ def test_people_lead_and_a_judge_that_a_side_was_trained_on_comes_last():
     assert sentence({"a": "a", "b": "b", "judges": [{"kind": "people"}]}) == "Nobody has judged a against b yet."
 
 
+def test_the_stopping_rule_is_said_in_words():
+    pair, decision = {"a": "new", "b": "old"}, {"decided": "b", "at": 12}
+    more = {"low": 0, "middle": 0, "high": 0}
+    assert more_votes(pair, {"decision": decision, "more_ratings": more}) == (
+        "decided for old after 12 votes: further ones will not take it back"
+    )
+    for more, text in (
+        ({"low": 5, "middle": 12, "high": 40}, "about 12 more ratings decide it (5 to 40)"),
+        ({"low": 5, "middle": 90, "high": None}, "about 90 more ratings decide it (5 to more than 2,000)"),
+        ({"low": 5, "middle": None, "high": None}, "more than 2,000 further ratings are needed: the two are close"),
+    ):
+        assert more_votes(pair, {"decision": {"decided": None, "at": None}, "more_ratings": more}) == text
+
+
 def test_three_sides_get_strengths_and_every_pair(tmp_path):
     prompts = [question(f"Q{number}") for number in range(20)]
     found = contest(prompts, a=["a"] * 20, b=["b"] * 20, c=["c"] * 20)
@@ -172,6 +186,7 @@ def test_everything_fits_in_60_columns(tmp_path):
     long = JudgeIdentity("reward=help-desk-reward-of-many-words@v12", "reward model")
     votes = Fixed(PEOPLE, ab=OUTCOMES)
     result = compare(tmp_path, FOUND, votes, Fixed(long, ab=OUTCOMES), slices=["topic"])
+    result["pairs"][0]["judges"][1]["with_people"]["judged_alone"] = 9  # all are rated here
     console = Console(width=60, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     for table in tables(result, {}):
         console.print(table)

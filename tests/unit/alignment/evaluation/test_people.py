@@ -101,3 +101,35 @@ def test_answers_to_a_system_prompt_are_matched_too(db):
     judge(db, shown)
     vote(db, 1, "ann", "second")
     assert [judgment.outcome for judgment in judge(db, shown)[1]] == [0.0]
+
+
+def test_simulated_votes_are_called_so_and_give_way_to_peoples(db):
+    judge(db)
+    with RatingsStore(db) as store:
+        store.people.mark_simulated("robot")
+    for item, choice in ((1, "first"), (2, "first")):
+        vote(db, item, "robot", choice)
+    people, found = judge(db)
+    assert {judgment.judge for judgment in found} == {"simulated-people"} == {people.identity.name}
+    assert people.identity.text == "simulated people, which are a program"
+    vote(db, 1, "ann", "second")
+    people, found = judge(db)
+    assert [(judgment.judge, judgment.outcome) for judgment in found] == [("people", 0.0)]
+    assert "2 votes of simulated labelers are left out" in people.notes
+
+
+def test_a_vote_that_was_forgotten_leaves_the_judgments_too(db):
+    from alignment.evaluation.judgments import JudgeIdentity
+
+    known = KnownJudgments(db.with_name("judgments.jsonl"))
+    judge(db)
+    vote(db, 1, "ann", "first")
+    rule = JudgeIdentity("python=rule", "function")
+    found = judge(db)[1]
+    bout = next(contest(PROMPTS, a=["a0", "a1", "a2", "same"], b=["b0", "b1", "b2", "same"]).bouts())
+    known.write([*found, bout.judged(rule, 1.0)], votes=True)
+    with RatingsStore(db) as store:
+        store.people.forget("ann")
+    known.write(judge(db)[1], votes=True)
+    lines = known.path.read_text().splitlines()
+    assert len(lines) == 1 and "python=rule" in lines[0]
