@@ -101,6 +101,7 @@ def _check(args: argparse.Namespace) -> None:
 def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], list[BoutJudge]] | None:
     """The result with the judges that made it; None where nobody judges."""
     from alignment.evaluation.comparison import judge_all, write_result
+    from alignment.evaluation.page import write_page
     from alignment.evaluation.recording import record
     from alignment.registry import Registry
 
@@ -116,7 +117,9 @@ def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], list[BoutJudge]]
         recorded = [] if args.no_record else record(registry, result)
     except UserError as error:  # the result stands in its folder all the same
         print(f"not in the registry: {one_line(str(error))}", file=sys.stderr)
-    return {**result, "folder": str(folder), "recorded": recorded}, judges
+    page = write_page(folder, result, comparison.contest)
+    shown = {"folder": str(folder), "page": None if page is None else str(page), "recorded": recorded}
+    return {**result, **shown}, judges
 
 
 def _drawn(args: argparse.Namespace, registry: Registry) -> tuple[ComparisonSetup, list[BoutJudge], Path]:
@@ -191,3 +194,5 @@ def _show(args: argparse.Namespace, result: dict[str, Any], judges: Sequence[Bou
     for ref in result["recorded"]:
         print(one_line(f"an evaluation of {ref} is in the registry: alignment models show {ref}"), file=sys.stderr)
     print(clean(f"answers, judgments and result are in {result['folder']}"), file=sys.stderr)
+    if result["page"] is not None:
+        print(clean(f"page: {result['page']}"), file=sys.stderr)
