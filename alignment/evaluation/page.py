@@ -91,15 +91,15 @@ def _text(path: Path) -> str:
 
 def _rules(result: Figures, columns: Sequence[Column]) -> str:
     """The filters as style: what is not chosen is not shown."""
-    return "".join(
-        f"#answers{inputs} {gone} {{ display: none; }}\n" for inputs, gone in filter_rules(result, columns)
-    )
+    return "".join(f"#answers{inputs} {gone} {{ display: none; }}\n" for inputs, gone in filter_rules(result, columns))
 
 
 def _facts(result: Figures) -> list[tuple[str, str]]:
     facts = [("prompts", f"{result['prompts']['n']:,}"), ("judges", str(len(result["judges"])))]
     if people := result.get("people"):
-        facts.append(("rated by people", f"{people['rated']:,} of {people['items']:,} pairs, {people['votes']:,} votes"))
+        facts.append(
+            ("rated by people", f"{people['rated']:,} of {people['items']:,} pairs, {people['votes']:,} votes")
+        )
     return [*facts, ("made", result["at"][:16].replace("T", " ") + " UTC")]
 
 
@@ -116,8 +116,10 @@ def _pair(pair: Figures) -> Figures:
         pair = mirrored(pair)
     judged = [row for row in pair["judges"] if "win_rate" in row]
     lead = leading(judged)
-    groups = [_card("By judge", "", [line for row in judged for line in _win_rates(row, row is lead)])] if judged else []
-    more = []
+    groups: list[Figures] = []
+    more: list[Figures] = []
+    if judged:
+        groups.append(_card("By judge", "", [line for row in judged for line in _win_rates(row, row is lead)]))
     for row in judged:
         for column, parts in row["slices"].items():
             lines = [_line(name, part, _counted(part)) for name, part in parts.items()]

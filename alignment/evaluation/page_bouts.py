@@ -13,7 +13,7 @@ from alignment.evaluation.figures import OTHER, Figures, slice_value
 from alignment.evaluation.judgments import AnsweredPrompts, Bout, Judgment
 from alignment.evaluation.result_text import leading
 from alignment.reports.charts import number
-from alignment.reports.samples import MAX_TEXT, Part, changes, cut, left_and_right
+from alignment.reports.samples import Part, changes, cut, left_and_right
 
 MAX_BOUTS = 200
 """Pairs of answers that a page shows."""
@@ -247,17 +247,15 @@ def filters(result: Figures, columns: Sequence[Column]) -> list[Figures]:
         _group("outcome", "outcome", "all", outcomes, even_one=True),
     ]
     for place, column in enumerate(columns):
-        groups.append(_group(f"slice-{place}", column.name, "all", [(str(at), v) for at, v in enumerate(column.values)]))
+        groups.append(
+            _group(f"slice-{place}", column.name, "all", [(str(at), v) for at, v in enumerate(column.values)])
+        )
     return [group for group in groups if group is not None]
 
 
-def _group(
-    name: str, title: str, everything: str, choices: Sequence[tuple[str, str]], even_one: bool = False
-) -> Any:
+def _group(name: str, title: str, everything: str, choices: Sequence[tuple[str, str]], even_one: bool = False) -> Any:
     if len(choices) < 2 and not even_one:
         return None
     options: list[Mapping[str, Any]] = [{"id": f"{name}-{everything}", "text": everything, "checked": True}]
     options += [{"id": f"{name}-{key}", "text": text, "checked": False} for key, text in choices]
     return {"name": name, "title": title, "options": options}
-
-

@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from helpers.comparing import question
-
 from alignment.evaluation.answers import SideAnswer, prompt_id
 from alignment.evaluation.comparison import JUDGMENTS, ComparisonSetup, judge_all, write_result
 from alignment.evaluation.judgments import AnsweredPrompts, Bout, JudgeIdentity, Judgment, KnownJudgments
 from alignment.evaluation.people import PEOPLE
 from alignment.registry import Registry
+from helpers.comparing import question
 
-WORDS = "Please restart the router, wait a minute and call us again if the light is still red on the second floor".split()
+WORDS = ["please", "restart", "the", "router", "and", "wait", "a", "minute", "then", "call", "us", "again"]
 
 
 class MadeJudge:
@@ -52,7 +51,10 @@ def made_comparison(
     prompts = [question(text(f"Question {n}?"), topic=text("abc"[n % 3])) for n in range(num_prompts)]
     answers = {}
     for place, name in enumerate(names):
-        drawn = [[seeded.choice(WORDS) if seeded.random() < 0.3 else WORDS[w % len(WORDS)] for w in range(length)] for _ in prompts]  # fmt: skip
+        drawn = [
+            [seeded.choice(WORDS) if seeded.random() < 0.3 else WORDS[at % len(WORDS)] for at in range(length)]
+            for _ in prompts
+        ]
         answers[name] = {
             prompt_id(prompt.messages): SideAnswer(text(" ".join(words)), seeded.random() < 0.9, length, 0.1 + place)
             for prompt, words in zip(prompts, drawn, strict=True)
@@ -81,7 +83,12 @@ def made_comparison(
         ),
     ]
     identities = {
-        name: {"kind": "model", "model": text(f"{name}@v1"), "digest": "sha256:" + "1" * 64, "system": text("Be brief.")}
+        name: {
+            "kind": "model",
+            "model": text(f"{name}@v1"),
+            "digest": "sha256:" + "1" * 64,
+            "system": text("Be brief."),
+        }
         for name in names
     }
     setup = ComparisonSetup(contest, identities, {"name": text("p.jsonl"), "sha256": "2" * 64}, {"seed": 0}, ["topic"])
