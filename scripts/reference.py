@@ -130,6 +130,8 @@ def argparse_commands() -> dict[str, argparse.ArgumentParser]:
     found = {f"python -m {stage}": parser_of(importlib.import_module(f"{stage}.__main__").main) for stage in STAGES}
     sample, rate = importlib.import_module("alignment.cli.sample"), importlib.import_module("alignment.cli.rate")
     found |= {"alignment sample": parser_of(sample.main), "alignment rate": parser_of(rate.main, ["--db", "F"])}
+    for name in ("score", "choose", "serve", "eval"):
+        found[f"alignment {name}"] = parser_of(importlib.import_module(f"alignment.cli.{name}").main)
     found |= {f"alignment rate {name}": parser_of(rate.main, [name]) for name in rate.COMMANDS}
     return found | {f"scripts/{name}.py": parser_of(importlib.import_module(name).main) for name in SCRIPTS}
 
