@@ -22,10 +22,11 @@ from alignment.data.row_files import DataError
 from alignment.data.sources import Rows, RowSource, open_source
 from alignment.ratings import Rating, RatingsStore, is_ratings_file
 from alignment.ratings.agreement import reliability
+from alignment.ratings.preferred import nothing_rated
 from alignment.templates.rendering import Message, Unrenderable
 from reward.batches import QuestionCollator
 from reward.config import RewardSection
-from reward.labelers import judgements_by, known_labelers, nothing_rated, resolved
+from reward.labelers import judgements_by, known_labelers, resolved
 from reward.questions import Note, Question, QuestionBuilder, combine_votes
 
 Judgement = Comparison | CompletionRating

@@ -13,6 +13,7 @@ from alignment.data.records import Comparison, CompletionRating
 from alignment.data.row_files import BadRow, DataError
 from alignment.data.sources import open_source
 from alignment.ratings import RatingsStore, is_ratings_file
+from alignment.ratings.preferred import nothing_rated
 
 MOST_SHOWN = 20
 """Maximum number of names in an error."""
@@ -69,11 +70,6 @@ def known_labelers(part: DataPart, config: DataConfig) -> dict[str, str]:
                 continue
             names_seen |= {name for judgement in judged for name in _names(judgement) if name is not None}
     return {name: name for name in names_seen}
-
-
-def nothing_rated(path: str) -> DataError:
-    """The error of a ratings file without ratings."""
-    return DataError(f"{path}: nothing is rated yet; rate some with: alignment rate --db {path} --labeler NAME")
 
 
 def judgements_by(

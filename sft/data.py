@@ -24,6 +24,7 @@ from alignment.data.encoding import encode_parts, fit_record
 from alignment.data.parsing import to_examples
 from alignment.data.reading import Reading, Use, check_bad
 from alignment.data.records import Demonstration, Document
+from alignment.ratings.preferred import open_demonstrations
 from alignment.templates.rendering import Encoded, Unrenderable
 from alignment.terminal import progress
 
@@ -55,7 +56,7 @@ class EncodedData:
 
 def training_texts(config: DataConfig) -> Iterator[str]:
     """Yield every training text and role, on which a new tokenizer is trained."""
-    for use, example in Reading(config, to_examples):
+    for use, example in Reading(config, to_examples, open_demonstrations):
         if use == "eval":
             continue
         if isinstance(example, Document):
@@ -84,7 +85,7 @@ def encode_data(
         DataError: see `alignment.data.reading.Reading`; or the template cannot render too many rows.
     """
     folder = tempfile.TemporaryDirectory(prefix="rows-", dir=runs, ignore_cleanup_errors=True)
-    reading = Reading(config, to_examples)
+    reading = Reading(config, to_examples, open_demonstrations)
     uses: tuple[Use, ...] = ("train", "eval")
     writers = {
         use: ArrowWriter(features=FEATURES, path=f"{folder.name}/{use}.arrow", writer_batch_size=_BATCH) for use in uses

@@ -25,8 +25,8 @@ from transformers import (
 from alignment.config.arguments import BestModelArguments, CheckpointArguments
 from alignment.config.sections import SCRATCH
 from alignment.distributed import heartbeat, processes
-from alignment.models import adapters, trainable
-from alignment.models.sources import ModelSource, find_model
+from alignment.models import trainable
+from alignment.models.sources import find_model
 from alignment.runs import resume
 from alignment.runs.journal import Journal
 from alignment.runs.run import Run
@@ -137,7 +137,7 @@ def publish(
             publishing.publish(
                 config,
                 prepared.registry,
-                _only_model(folder, base),
+                publishing.only_model(folder, base),
                 stage="sft",
                 role="policy",
                 parents=[source.parent("init")],
@@ -191,16 +191,6 @@ def _eval_loss(trainer: SFTTrainer, step: int) -> float:
             return float(row["eval_loss"])
     assert step == trainer.state.global_step
     return float(trainer.evaluate()["eval_loss"])
-
-
-def _only_model(folder: Path, base: ModelSource | None) -> Path:
-    """Remove the trainer's pickled arguments, which the registry refuses, and PEFT's card, which would replace the
-    registry's."""
-    for name in ("training_args.bin", "README.md"):
-        (folder / name).unlink(missing_ok=True)
-    if base:
-        adapters.name_base(folder, base.label)
-    return folder
 
 
 def _note_data(journal: Journal, config: SFTStageConfig, prepared: PreparedSFT) -> None:

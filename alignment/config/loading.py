@@ -107,12 +107,26 @@ def read_values(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
     values = _parse_yaml(text, str(path)) or {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")
+    return with_overrides(values, overrides, str(path))
+
+
+def with_overrides(values: dict[str, Any], overrides: Iterable[str], where: str) -> dict[str, Any]:
+    """The values changed by dotted overrides, with `~/` expanded.
+
+    Args:
+        where: the file of the values, or the command, for errors.
+
+    Raises:
+        ConfigError: an override that is none, or a secret.
+    """
     for override in overrides:
         _apply_override(values, override)
     values = {key: _expand(value) for key, value in values.items()}
     for key in find_secrets(values):
         hint = OWNED_ARGUMENTS.get(key.rpartition(".")[2], "take it out, and let what needs it read the environment")
-        raise ConfigError(f"{path}: {key} holds a secret, and configs are kept in run folders and the registry; {hint}")
+        raise ConfigError(
+            f"{where}: {key} holds a secret, and configs are kept in run folders and the registry; {hint}"
+        )
     return values
 
 

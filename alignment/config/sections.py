@@ -135,8 +135,8 @@ class ModelConfig(Section):
 
 Format = Literal[
     "auto", "chat", "sharegpt", "alpaca", "self-instruct", "completion", "pair", "openai-preference", "pandalm",
-    "arena", "vote", "strength", "webgpt", "safety", "reddit", "ranking", "scored", "qa-feedback", "unpaired", "rating",
-    "rag", "faq", "text", "prompt", "tree", "tickets", "slack",
+    "arena", "vote", "strength", "webgpt", "safety", "reddit", "ranking", "calls", "scored", "qa-feedback", "unpaired",
+    "rating", "rag", "faq", "text", "prompt", "tree", "tickets", "slack",
 ]  # fmt: skip
 
 
@@ -170,8 +170,8 @@ class DataConfig(Section):
     ]
     """A JSONL, JSON, CSV, TSV or Parquet file (`.gz` and `.zip` allowed), a folder of them, a Markdown, HTML or text
     file or a folder of those, support tickets, a Slack export, a saved `datasets` folder, a hub name
-    (`owner/name[:config][@split]`), or (reward) a ratings database; or a list of such parts with `path`, `weight`,
-    `cap`, `format` and `columns`."""
+    (`owner/name[:config][@split]`), or a ratings database (SFT learns the preferred answers); or a list of such parts
+    with `path`, `weight`, `cap`, `format` and `columns`."""
     eval: str | None = None
     """Held-out rows. None: `eval_share` of the prompt groups of `train` are held out."""
     eval_share: Share = 0.1

@@ -54,8 +54,14 @@ class TransformersEngine:
     last digits of the logits, which can matter if a random number falls very close to a boundary.
     """
 
-    def __init__(self, policy: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        self._policy, self._tokenizer = policy, tokenizer
+    def __init__(
+        self,
+        policy: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        heard: Callable[[Sequence[int]], bool] | None = None,
+    ) -> None:
+        """`heard` gets a response as it grows, after each token, and ends it by returning true."""
+        self._policy, self._tokenizer, self._heard = policy, tokenizer, heard
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> Sampled:
@@ -93,18 +99,27 @@ class TransformersEngine:
         order = sorted(range(len(samples)), key=lambda i: (-len(samples[i][0]), samples[i][0]))
         responses: list[list[int]] = [[] for _ in samples]
         lengths = [len(samples[i][0]) for i in order]
-        is_ended = partial(has_ended, sampling=sampling, tokenizer=self._tokenizer)
         with eval_mode(self._policy), linear_layers():
             for start, end in _batch_bounds(lengths, sampling.batch_size, alike=way != "padded"):
                 batch = order[start:end]
                 uniforms = _uniforms([samples[i][1] for i in batch], sampling.max_new_tokens).to(self._policy.device)
                 recorded = None if logprobs is None else [logprobs[i] for i in batch]
                 drawn = _sample(
-                    self._policy, [samples[i][0] for i in batch], uniforms, sampling, is_ended, way, recorded
+                    self._policy,
+                    [samples[i][0] for i in batch],
+                    uniforms,
+                    sampling,
+                    partial(self._is_ended, sampling),
+                    way,
+                    recorded,
                 )
                 for i, response in zip(batch, drawn, strict=True):
                     responses[i] = response
         return responses
+
+    def _is_ended(self, sampling: Sampling, response: Sequence[int]) -> bool:
+        stopped = self._heard is not None and self._heard(response)
+        return stopped or has_ended(response, sampling, self._tokenizer)
 
 
 def _batch_bounds(lengths: Sequence[int], size: int, *, alike: bool) -> Iterator[tuple[int, int]]:

@@ -22,6 +22,7 @@ _STAGES = {
     "sft": "It was fine-tuned on demonstrations, answers that somebody wrote.",
     "reward": "It was trained on ratings, which say which answer is better.",
     "ppo": "It was trained with PPO to write answers that its reward scores higher.",
+    "dpo": "It was trained with DPO on ratings, without a reward model.",
     "import": "It was made elsewhere and copied into the registry.",
 }
 _CLASSES = {

@@ -19,7 +19,7 @@ from alignment.registry.references import NAME
 
 SCHEMA = 1
 
-Stage = Literal["base", "sft", "reward", "ppo", "import"]
+Stage = Literal["base", "sft", "reward", "ppo", "dpo", "import"]
 Role = Literal["policy", "reward", "value"]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 _CONFIG = ConfigDict(frozen=True, extra="forbid")

@@ -9,8 +9,10 @@ from typing import Any
 from alignment.config.sections import RunConfig
 from alignment.distributed import processes
 from alignment.errors import ConfigError
+from alignment.models import adapters
 from alignment.models.policies import check_finite
 from alignment.models.same_tokenizer import check_folder
+from alignment.models.sources import ModelSource
 from alignment.registry import Parent, Registry, RegistryError, Version
 from alignment.registry.manifest import Role, Stage
 from alignment.registry.references import check_alias
@@ -40,6 +42,16 @@ def pin_models(config: RunConfig, registry: Registry, run: Run) -> None:
         run.model_copy(
             update={"models": {**run.models, **{ref: pin for ref, pin in registry.resolved.items() if ref != pin}}}
         ).write(config.run_dir)
+
+
+def only_model(folder: Path, base: ModelSource | None) -> Path:
+    """Remove the trainer's pickled arguments, which the registry refuses, and PEFT's card, which would replace the
+    registry's. An adapter gets the name of its base."""
+    for name in ("training_args.bin", "README.md"):
+        (folder / name).unlink(missing_ok=True)
+    if base:
+        adapters.name_base(folder, base.label)
+    return folder
 
 
 def published_before(config: RunConfig, registry: Registry, run: Run) -> dict[str, Any] | None:

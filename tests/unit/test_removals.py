@@ -77,7 +77,7 @@ REASONS = {
     "reward/members.py Members.copied: unlink": MADE_HERE,
     "reward/studies/overfit.py overfit: shutil.rmtree": OWN_NAME,
     "scripts/demo.py run: shutil.rmtree": "runs/demo, the demo's own folder: each demo starts over",
-    "sft/train.py _only_model: unlink": MADE_HERE,
+    "alignment/training/publishing.py only_model: unlink": MADE_HERE,
 }
 
 

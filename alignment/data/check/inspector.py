@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from alignment.config.sections import DataConfig, Format
 from alignment.data import formats
+from alignment.data.chats import is_transcript
 from alignment.data.check.conversation import MARKERS, turn_problems
 from alignment.data.check.judgements import Judged, is_html, says_nothing
 from alignment.data.duplicates import Sketches, digest
@@ -265,8 +266,16 @@ class Inspector:
             self.answers.append(digest(answer.strip()))
         self.texts.add(f"{prompt}\0{answer}")
         self.group_sketches.add(group)
-        for problem in turn_problems(messages, self._markers):
+        problems = turn_problems(messages, self._markers)
+        for problem in problems:
             self._see(problem, where)
+        if isinstance(record, Document):
+            if is_transcript(record.text):
+                self._see("transcript", where)
+        elif "markers" not in problems and any(
+            is_transcript(message["content"]) for message in messages if message["role"] == "user"
+        ):
+            self._see("transcript_prompt", where)
         texts = [record.first, record.second] if isinstance(record, Comparison) else [answer]
         if not isinstance(record, Prompt | Document):
             for kind, found in (("says_nothing", says_nothing), ("html", is_html)):
