@@ -1,4 +1,4 @@
-"""`alignment score`: two processes, or a kill, give the same bytes as one process; and the reward stage's own numbers."""
+"""`alignment score`: two processes or a kill change no byte, and the numbers are the reward stage's own."""
 
 import json
 import subprocess
