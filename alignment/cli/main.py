@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from alignment.cli import plan as plan_cli
-from alignment.cli.chat import chat
+from alignment.cli.chat import chats
 from alignment.cli.later import later
 from alignment.cli.stages import PASSED_ON, stages
 from alignment.errors import UserError
@@ -48,7 +48,7 @@ app.add_typer(stages)
 app.add_typer(later("recipes", "The shipped recipes and launch files."), name="recipes")
 app.add_typer(later("models", "The model registry: what is in it and how it was made.", "registry"), name="models")
 app.add_typer(later("data", "Data files: check, preview, split, convert, or make them."), name="data")
-app.command("chat")(chat)
+app.add_typer(chats)
 app.add_typer(later("baseline", "Other ways to learn from the same ratings: DPO."), name="baseline")
 app.add_typer(later("runs", "Training runs: what they do, what came of them, and a reviewer's word."), name="runs")
 
