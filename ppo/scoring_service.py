@@ -244,12 +244,8 @@ def make_app(service: ScoringService, token: str | None = None, hosts: Sequence[
     async def score(request: Request) -> JSONResponse:
         nonlocal waiting
         if not may(request):
-            return JSONResponse(
-                {
-                    "error": "a key is needed: Authorization: Bearer KEY (a run sends ALIGNMENT_SCORE_TOKEN with send_tokens)"
-                },
-                401,
-            )
+            needed = "a key is needed: Authorization: Bearer KEY; a run with send_tokens sends ALIGNMENT_SCORE_TOKEN"
+            return JSONResponse({"error": needed}, 401)
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             return JSONResponse({"error": "expected Content-Type: application/json"}, 415)
         if waiting >= MOST_WAITING:
