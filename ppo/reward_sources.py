@@ -7,9 +7,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from alignment.data.records import Prompt
 from alignment.evaluation.reward_functions import OWN, FunctionReward
+from alignment.evaluation.reward_values import TokenIds
 from ppo.config import RewardsConfig
 from ppo.reward_services import HTTPReward
 
@@ -20,8 +22,13 @@ class Source(Protocol):
     name: str
     weight: float
 
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+    def score(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], tokens: Sequence[TokenIds] = ()
+    ) -> list[float]:
         """A finite number for each response.
+
+        Args:
+            tokens: the same prompts and responses as token ids, for who reads them.
 
         Raises:
             RewardError: it did not give one.
@@ -30,13 +37,18 @@ class Source(Protocol):
 
 
 def load_sources(
-    config: RewardsConfig, prompts: Sequence[Prompt], held_out: Sequence[Prompt] = (), answered: Sequence[Prompt] = ()
+    config: RewardsConfig,
+    prompts: Sequence[Prompt],
+    held_out: Sequence[Prompt] = (),
+    answered: Sequence[Prompt] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[Source]:
     """The rewards that `rewards.others` names; functions are imported now, so that a mistake stops no training.
 
     Args:
         prompts, held_out: all that there are. Every batch has the columns of any of them, whichever are in it.
         answered: the prompts of `ppo.value_pretrain`, which bring no columns.
+        tokenizer: the policy's, for services that get the token ids too.
 
     Raises:
         ConfigError: a module or function that cannot be had, or one that takes a column which no prompt, or no held-out
@@ -50,7 +62,7 @@ def load_sources(
     for number, entry in enumerate(config.others):
         source: Source
         if entry.function is None:
-            source = HTTPReward(entry, columns)
+            source = HTTPReward(entry, columns, tokenizer=tokenizer)
         else:
             key = f"rewards.others.{number}.function"
             source = function = FunctionReward(entry.function, key, columns, entry.weight)

@@ -117,6 +117,42 @@ def rate(context: typer.Context) -> None:
     exit_process(main(context.args))
 
 
+@app.command("score", context_settings=PASSED_ON, add_help_option=False)
+def score(context: typer.Context) -> None:
+    """Scores or log-probabilities of a file's answers, or a reward service.  Example: alignment score MODEL FILE"""
+    from alignment.cli.score import main
+    from alignment.training.stage import exit_process
+
+    exit_process(main(context.args))
+
+
+@app.command("choose", context_settings=PASSED_ON, add_help_option=False)
+def choose(context: typer.Context) -> None:
+    """Which base model is nearest to your text.  Example: alignment choose MODEL MODEL --data mine.jsonl"""
+    from alignment.cli.choose import main
+    from alignment.training.stage import exit_process
+
+    exit_process(main(context.args))
+
+
+@app.command("serve", context_settings=PASSED_ON, add_help_option=False)
+def serve(context: typer.Context) -> None:
+    """A policy behind an OpenAI-compatible server: transformers' or vLLM's.  Example: alignment serve MODEL@prod"""
+    from alignment.cli.serve import main
+    from alignment.training.stage import exit_process
+
+    exit_process(main(context.args))
+
+
+@app.command("eval", context_settings=PASSED_ON, add_help_option=False)
+def evaluate(context: typer.Context) -> None:
+    """Public tasks (lm-eval), and what training forgot.  Example: alignment eval MODEL --tasks arc_easy"""
+    from alignment.cli.eval import main
+    from alignment.training.stage import exit_process
+
+    exit_process(main(context.args))
+
+
 def _planned(
     config: Path, changes: list[str], cluster: plan_cli.Cluster, model_config: str | None, stage: str | None
 ) -> plan_cli.PlanReport:

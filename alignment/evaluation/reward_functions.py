@@ -14,8 +14,9 @@ from types import ModuleType
 from typing import Any
 
 from alignment.data.records import Prompt
+from alignment.distributed import heartbeat
 from alignment.errors import ConfigError
-from alignment.evaluation.reward_values import FunctionLeft, RewardError, checked, columns_of, prompt_of
+from alignment.evaluation.reward_values import FunctionLeft, RewardError, TokenIds, checked, columns_of, prompt_of
 from alignment.redaction import without_secrets
 
 PACKAGES = {"alignment", "sft", "reward", "ppo"}
@@ -54,12 +55,14 @@ class FunctionReward:
                 f"{', '.join(names) or 'none'}"
             )
 
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+    def score(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], tokens: Sequence[TokenIds] = ()
+    ) -> list[float]:
+        """A finite number for each response; `tokens` are not given to functions."""
         given = columns_of(prompts, self._columns)
         try:
-            scores = self._function(prompts=[prompt_of(p) for p in prompts], responses=list(responses), **given)
-        except KeyboardInterrupt:
-            raise
+            with heartbeat.within(f"the reward function {self.path}"):
+                scores = self._function(prompts=[prompt_of(p) for p in prompts], responses=list(responses), **given)
         except BaseException as error:  # an exit would end the run as if it were done
             # The last frame is where the user's code, or what it called, went wrong; W&B puts one around sys.exit.
             frames = traceback.extract_tb(error.__traceback__)
@@ -80,8 +83,6 @@ def _find(path: str, key: str) -> Callable[..., Any]:
     module_name, _, name = path.rpartition(":")
     try:
         module = _import(module_name)
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:
         message = _first_line(error) or type(error).__name__
         if isinstance(error, SystemExit):

@@ -12,21 +12,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
-import torch
-
 from alignment.data.records import Prompt
-from alignment.data.trimming import fit
 from alignment.errors import UserError, require_extra
 from alignment.evaluation.answers import SideAnswer
 from alignment.evaluation.judgments import AnsweredPrompts, JudgeIdentity, Judgment, KnownJudgments
 from alignment.evaluation.reward_functions import FunctionReward
-from alignment.models.ensembles import load_reward_model
-from alignment.models.lengths import positions
+from alignment.evaluation.scored_rows import ScorableAnswers
+from alignment.evaluation.scorers import load_scorer
 from alignment.models.sources import find_model
-from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
-from alignment.templates.rendering import Message, Unrenderable, encode_conversation, encode_to_score
-from alignment.tensors import pad_rows
 from alignment.terminal import one_line, progress
 
 Metric = Literal["exact", "f1", "chrf"]
@@ -81,47 +75,26 @@ class RewardModelScorer:
 
     def __init__(self, name: str, registry: Registry, batch_size: int = 32) -> None:
         self._source = find_model(name, registry, role="reward")
-        self._tokenizer = load_tokenizer(self._source)
-        self._batch_size = batch_size
+        self._registry, self._batch_size = registry, batch_size
         digest = self._source.digest or self._source.as_base().digest
         self.identity = JudgeIdentity(f"reward={self._source.label}", "reward model", digest)
 
-    @torch.no_grad()
     def scores(self, prompts: Sequence[Prompt], answers: Sequence[SideAnswer]) -> list[float]:
         """An answer that its length limit cut off is scored without an end, as PPO scores it."""
-        model = load_reward_model(self._source).eval()
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
-        device = next(model.parameters()).device
-        known = positions(self._source.config_path)
-        limit = known[0] if known else None
-        rows = [self._encoded(prompt, answer, limit) for prompt, answer in zip(prompts, answers, strict=True)]
-        found = [0.0] * len(rows)
-        order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
+        scorer = load_scorer(self._source.label, self._registry)
+        rows = [
+            ScorableAnswers(prompt.messages, (answer.text,), cut=() if answer.ended else (0,))
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        found: list[float] = []
         with progress(f"scores of {one_line(self._source.label)}", len(rows)) as line:
-            for start in range(0, len(order), self._batch_size):
-                batch = order[start : start + self._batch_size]
-                ids, mask = pad_rows([rows[place] for place in batch], int(self._tokenizer.pad_token_id), "right")
-                for place, score in zip(batch, model.score(ids.to(device), mask.to(device)).tolist(), strict=True):
-                    found[place] = score
-                line.advance(len(batch))
+            for start in range(0, len(rows), self._batch_size):
+                for scored in scorer.score(rows[start : start + self._batch_size]):
+                    if "error" in scored:
+                        raise UserError(f"{self.identity.name}: {scored['error']}; draw shorter answers")
+                    found.append(scored["scores"][0])
+                    line.advance()
         return found
-
-    def _encoded(self, prompt: Prompt, answer: SideAnswer, limit: int | None) -> list[int]:
-        messages = [*prompt.messages, Message(role="assistant", content=answer.text)]
-        try:
-            encoded = encode_conversation(self._tokenizer, messages)
-        except Unrenderable:
-            return encode_to_score(self._tokenizer, messages)
-        if limit is not None:
-            shorter = fit(self._tokenizer, messages, encoded, limit)
-            if shorter is None:
-                raise UserError(
-                    f"{self.identity.name}: an answer of {len(encoded.input_ids)} tokens with its prompt is longer "
-                    f"than the {limit} positions of the model; draw shorter ones with --max-new-tokens"
-                )
-            encoded = shorter
-        ids = encoded.input_ids
-        return ids if answer.ended or len(ids) < 2 else ids[:-1]
 
 
 class FunctionScorer:

@@ -143,6 +143,11 @@ def _lineage(manifest: Manifest, ref: str, parents: Sequence[LineageNode]) -> li
     versions.sort(key=lambda version: version.manifest.created_at)
     if chain := list(dict.fromkeys(version.ref for version in versions)):
         lines += [" \u2192 ".join(map(escape, [*chain, ref])), ""]
+    rejected = {node.ref: node.rejected for node in walk(iter(parents)) if node.rejected}
+    lines += [
+        f"- **{escape(parent)}** was {escape(said)} when this was published." for parent, said in rejected.items()
+    ]
+    lines += [""] if rejected else []
     return [*lines, f"`alignment models graph {ref}` shows the whole lineage, with the data of each step.", ""]
 
 

@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from alignment.files import sync_folder
-from alignment.registry.aliases import entry_numbers, link_new
+from alignment.registry.aliases import append_entry, entry_numbers
 from alignment.registry.errors import RegistryError
-from alignment.registry.files import make_folder, one_line_errors, passing_file
+from alignment.registry.files import one_line_errors, read_entry
 from alignment.registry.layout import STAGING
 from alignment.registry.manifest import Digest, first_problem
 from alignment.registry.store import Registry
@@ -84,12 +83,7 @@ def add_evaluation(registry: Registry, version: Version, evaluation: WinRecord) 
     folder = registry.path / "models" / version.name / EVALUATIONS / f"v{version.number:06d}"
     data = json.dumps(evaluation.model_dump(mode="json"), allow_nan=False).encode() + b"\n"
     with one_line_errors(f"the evaluation of {version.ref} cannot be written in {registry.path}"):
-        make_folder(folder)
-        make_folder(registry.path / STAGING)
-        with passing_file(registry.path / STAGING, data) as temporary:
-            while not link_new(temporary, folder / f"{max(entry_numbers(folder), default=0) + 1:08d}.json"):
-                pass  # another evaluation took the number
-        sync_folder(folder)
+        append_entry(folder, registry.path / STAGING, data)
     return True
 
 
@@ -105,7 +99,7 @@ def evaluations_of(registry: Registry, version: Version) -> list[WinRecord]:
         path = folder / f"{number:08d}.json"
         try:
             with one_line_errors(f"{path} cannot be read"):
-                found.append(WinRecord.model_validate_json(path.read_bytes()))
+                found.append(WinRecord.model_validate_json(read_entry(path)))
         except ValidationError as error:
             raise RegistryError(f"{path} is damaged: {first_problem(error)}; compare again and remove it") from None
         if found[-1].digest != version.digest:

@@ -146,15 +146,19 @@ def roll_back(registry: Registry, name: str, alias: str) -> tuple[int, Version]:
         RegistryError: there is no earlier version, or it was removed, is damaged, or was rejected since.
     """
     moves = registry.alias_history(name, alias)
-    before, now = version_before(moves), moves[-1].version
+    before, now, demoted = version_before(moves), moves[-1].version, moves[-1].demoted
     if before is None:
-        raise RegistryError(f"{name}@{alias} cannot be rolled back: v{now} is the first version that it points to")
+        says = "cannot be rolled back: v{} is the first version that it points to; `alignment models demote {} {}`"
+        if demoted:
+            says = "was taken away from v{}, the first version it pointed to; alignment models promote {}@vN {} sets it"
+        raise RegistryError(f"{name}@{alias} {says.format(now, name, alias)}")
     try:
         version = registry.load(f"{name}@v{before}")
         check_reviewed(registry, version, required=False)
     except RegistryError as error:
-        raise RegistryError(f"{name}@{alias} stays at v{now}: {error}") from None
-    registry.set_alias(name, alias, before, expect=now, rollback=True)
+        stays = f"points nowhere, since it was taken away from v{now}" if demoted else f"stays at v{now}"
+        raise RegistryError(f"{name}@{alias} {stays}: {error}") from None
+    registry.set_alias(name, alias, before, expect=None if demoted else now, rollback=True)
     return now, version
 
 
