@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from helpers.comparing import question
+
 from alignment.evaluation.answers import SideAnswer, prompt_id
 from alignment.evaluation.comparison import JUDGMENTS, ComparisonSetup, judge_all, write_result
 from alignment.evaluation.judgments import AnsweredPrompts, Bout, JudgeIdentity, Judgment, KnownJudgments
 from alignment.evaluation.people import PEOPLE
 from alignment.registry import Registry
-from helpers.comparing import question
 
 WORDS = ["please", "restart", "the", "router", "and", "wait", "a", "minute", "then", "call", "us", "again"]
 
