@@ -218,3 +218,29 @@ def test_a_page_that_cannot_be_made_is_a_warning_and_the_result_stays(tmp_path, 
     assert write_page(tmp_path, result, found) == tmp_path / FILE
     assert write_page(tmp_path / "none", result, found) is None
     assert capsys.readouterr().err.startswith(f"warning: {tmp_path / 'none' / FILE} was not written (FileNotFoundError")
+
+
+def test_answers_that_nobody_has_judged_yet_can_be_read(made):
+    """As `--by people` leaves them before the first vote."""
+    result, found, _ = copy.deepcopy(made[0]), *made[1:]
+    result.pop("strengths")
+    for pair in result["pairs"]:
+        pair["judges"] = [
+            {"judge": "people", "kind": "people", "digest": None, "judged_by": "people", "trained_on": []}
+        ]
+    text = one_space(Elements(comparison_page(result, found, [])).text)
+    assert "Nobody has judged sft against ppo yet." in text and "not judged" in text
+    assert all(answer.text in text for answers in found.answers.values() for answer in answers.values())
+
+
+def test_a_lead_that_only_the_judge_of_its_training_saw_is_no_green_one(made):
+    result, *rest = copy.deepcopy(made[0]), *made[1:]
+    pair = result["pairs"][0]
+    (reward,) = (row for row in pair["judges"] if row["kind"] == "reward model")
+    pair["judges"] = [reward]
+    reward["win_rate"] |= {"value": 0.8, "ci": (0.7, 0.9)}
+    for trained, state in ((["sft"], "warn"), ([], "pass")):
+        reward["trained_on"] = trained
+        text = comparison_page(result, *rest)
+        assert f'<div class="verdict {state} small"><p class="headline">sft beats ppo' in text
+        assert ("it says that training worked, not who is better" in text) == bool(trained)
