@@ -238,7 +238,7 @@ def _strengths(result: Figures) -> list[Figures]:
             {
                 "name": side,
                 "about": "",
-                "value": f"{estimate['value']:+.2f}",
+                "value": f"{round(estimate['value'], 2) + 0.0:+.2f}",  # no -0.00
                 "range": " to ".join(f"{end:+.2f}" for end in estimate["ci"]),
                 "mean": estimate["value"],
                 "ends": estimate["ci"],

@@ -25,6 +25,7 @@ class MadeJudge:
         self, identity: JudgeIdentity, say: Callable[[Bout], Sequence[tuple[float, Any, str | None]]], *notes: str
     ) -> None:
         self.identity, self._say, self.notes = identity, say, list(notes)
+        self.measures: list[Any] = []
 
     def judge(self, contest: AnsweredPrompts, known: KnownJudgments) -> list[Judgment]:
         return [
