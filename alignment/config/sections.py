@@ -135,8 +135,8 @@ class ModelConfig(Section):
 
 Format = Literal[
     "auto", "chat", "sharegpt", "alpaca", "self-instruct", "completion", "pair", "openai-preference", "pandalm",
-    "arena", "vote", "strength", "webgpt", "safety", "reddit", "ranking", "scored", "qa-feedback", "unpaired", "rating",
-    "rag", "faq", "text", "prompt", "tree", "tickets", "slack",
+    "arena", "vote", "strength", "webgpt", "safety", "reddit", "ranking", "calls", "scored", "qa-feedback", "unpaired",
+    "rating", "rag", "faq", "text", "prompt", "tree", "tickets", "slack",
 ]  # fmt: skip
 
 

@@ -8,14 +8,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignment.data.keys import is_empty
-from alignment.data.messages import Chat, Turns, check_text, messages_of, parsed, turns_in
+from alignment.data.messages import Chat, Turns, check_text, messages_of, parsed, text_of, turns_in
 from alignment.data.row_files import BadRow
-from alignment.data.tool_calls import call_of, tools_of
+from alignment.data.tool_calls import call_of, tools_of, with_schemas
 from alignment.templates.rendering import Message
 
 AFTER_LAST_ANSWER = "the turns after the last answer are left out"
 _HH = re.compile(r"\n\n(Human|Assistant):")
 _MARKED = re.compile(r"(?:\A|\n+)[ \t]*(USER|ASSISTANT|FUNCTION RESPONSE|SYSTEM|Human|Assistant|User|System):[ \t]*")
+_OTHER_MARKS = re.compile(
+    r"(?:\A|\n+|(?<=\S)[ \t]*(?=###))[ \t]*###[ \t]*(Human|Assistant|User|System)[ \t]*:[ \t]*"
+    r"|<\|(user|assistant|system)\|>\s*|<\|im_start\|>(user|assistant|system)\s*"
+)
+"""Guanaco's, Zephyr's and ChatML's marks of turns."""
+_TURN_ENDS = re.compile(r"(?:<\|im_end\|>|<\|end\|>|<\|endoftext\|>|</s>)\s*\Z")
 _SPEAKERS = {"user": "user", "human": "user", "assistant": "assistant", "system": "system", "function response": "tool"}
 _CALL = re.compile(r"<functioncall>\s*(\{.*\})\s*\Z", re.DOTALL)
 
@@ -29,6 +35,22 @@ def chat_of(row: Mapping[str, Any], key: str) -> Chat:
             row = {**row, "system": row["system"][: row["system"].index("{")]}
         return Chat(with_system(row, turns), tools or tools_of(row))
     return Chat(with_system(row, messages_of(row, key)), tools_of(row))
+
+
+def calling_chat(row: Mapping[str, Any]) -> Chat:
+    """The conversation of a `query` that is answered by calls of the row's tools, as xLAM's rows are.
+
+    Raises:
+        BadRow: its answers are no calls.
+    """
+    answers = parsed(row["answers"])
+    if not isinstance(answers, list) or not answers:
+        raise BadRow("'answers' beside 'tools' must be a list of calls, {\"name\": ..., \"arguments\": {...}}")
+    calls = [call_of(call, f"answer {index} of 'answers'") for index, call in enumerate(answers, 1)]
+    asked = Message(role="user", content=text_of(row, "query"))
+    return Chat(
+        with_system(row, (asked, Message(role="assistant", content="", tool_calls=calls))), with_schemas(tools_of(row))
+    )
 
 
 def answered(chat: Chat) -> Chat:
@@ -85,15 +107,35 @@ def open_transcript(text: str) -> Turns | None:
 
 
 def marked_transcript(text: str, key: str) -> Turns:
-    """Turns of a text with the marks `USER:` and `ASSISTANT:` (Glaive's), or `Human:` and `Assistant:`.
+    """Turns of a text with the marks `USER:` and `ASSISTANT:` (Glaive's), or `Human:` and `Assistant:`, or those of
+    Guanaco (`### Human:`), Zephyr (`<|user|>`) and ChatML (`<|im_start|>user`).
 
     Raises:
         BadRow: it does not begin with such a mark.
     """
-    parts = _MARKED.split(text)
+    if _OTHER_MARKS.match(text.lstrip()):
+        parts = [_TURN_ENDS.sub("", part) for part in _OTHER_MARKS.split(text.strip()) if part is not None]
+    else:
+        parts = _MARKED.split(text)
     if parts[0].strip() or len(parts) < 3:
-        raise BadRow(f"'{key}' must be a list of messages, or a text of turns marked 'USER:' and 'ASSISTANT:'")
+        raise BadRow(
+            f"'{key}' must be a list of messages, or a text of turns marked 'USER:' and 'ASSISTANT:', '### Human:', "
+            "'<|user|>' or '<|im_start|>user'"
+        )
     return tuple(_marked_turns(parts, key))
+
+
+_ASKS = re.compile(r"(?:\A|\n)[ \t]*(?:Human|User|USER|Customer)[ \t]*:")
+_ANSWERS = re.compile(r"(?:\n|[.?!][ \t]+)[ \t]*(?:Assistant|ASSISTANT|AI|Bot)[ \t]*:")
+
+
+def is_transcript(text: str) -> bool:
+    """Whether a text holds turns of two speakers, marked in it."""
+    if "sistant:" not in text and "SISTANT:" not in text and "AI:" not in text and "Bot:" not in text:
+        return "[/INST]" in text or "<|assistant|>" in text or "<|im_start|>assistant" in text
+    if "### Assistant:" in text or ("USER:" in text and "ASSISTANT:" in text):
+        return True
+    return bool(_ASKS.search(text) and _ANSWERS.search(text))
 
 
 def _marked_turns(parts: list[str], key: str) -> Iterator[Message]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from alignment.config.sections import Format
 from alignment.data.chats import parse_transcript
-from alignment.data.keys import BY_NAME, HARMLESS_ELSEWHERE, PASSAGE_NAMES, Changes, refuse_unread
+from alignment.data.keys import HARMLESS_ELSEWHERE, PASSAGE_NAMES, Changes, is_empty, known_key, refuse_unread
 from alignment.data.messages import key_names
 from alignment.data.preferences import AnnotatedPair, Choice, RankedAnswers, Tournament, pair_of, pandalm, qa_feedback
 from alignment.data.questions import UNANSWERABLE, rag_prompt
@@ -92,7 +92,11 @@ def _unread(row: Mapping[str, Any], format: Format, plan: RowPlan | None, allowe
     note = f", a {plan.shape} row, which this stage does not learn from" if plan else ""
     wanted: Sequence[Format] = [format] if format in allowed else [shape for shape in USUAL if shape in allowed]
     expected = " | ".join("+".join(key_words(shape)) for shape in wanted)
-    return BadRow(f"found the keys {key_names(row)}{note}; expected {expected} (data.columns renames)")
+    known = ((key, known_key(key)) for key, value in row.items() if plan and key in plan.known and not is_empty(value))
+    fixes = [f"; '{key}' ({each.about}): {each.fix}" for key, each in known if each and each.changes == "answer"]
+    return BadRow(
+        f"found the keys {key_names(row)}{note}; expected {expected} (data.columns renames){''.join(fixes[:1])}"
+    )
 
 
 USUAL: tuple[Format, ...] = (
@@ -133,7 +137,7 @@ def _fitted(keys: tuple[str, ...], shape: Format) -> RowPlan | None:
     free = dict.fromkeys(keys)
     for place, slot in enumerate((*SHAPES[shape].needs, *SHAPES[shape].reads)):
         ours, *_ = alternatives = slot.split("|")
-        found = next((name for name in alternatives if name in free), None)
+        found = next((name for name in alternatives if name in free and not _is_task(name, names)), None)
         if found is None and place < len(SHAPES[shape].needs):
             return None
         if found is not None and ours not in names:
@@ -143,7 +147,7 @@ def _fitted(keys: tuple[str, ...], shape: Format) -> RowPlan | None:
         numbered = [key for key in free if key.startswith(prefix) and key[len(prefix) :].isdigit()]
         names |= {key: key for key in numbered}
         free = {key: None for key in free if key not in numbered}
-    known = [key for key in free if key in BY_NAME and key not in HARMLESS_ELSEWHERE]
+    known = [key for key in free if known_key(key) and key not in HARMLESS_ELSEWHERE]
     return RowPlan(
         shape,
         tuple((ours, name) for ours, name in names.items() if ours != name),
@@ -151,6 +155,17 @@ def _fitted(keys: tuple[str, ...], shape: Format) -> RowPlan | None:
         tuple(known),
         tuple(key for key in free if key not in known),
     )
+
+
+def _is_task(name: str, names: Mapping[str, str]) -> bool:
+    """Whether `instructions` may be the task, not the system turn: beside an `input` and no other question it may."""
+    return name == "instructions" and names.get("prompt") == "input"
+
+
+def _is_left_out(name: str, format: Format) -> bool:
+    """Whether naming the format says that a key of known meaning is not meant."""
+    key = known_key(name)
+    return format != "auto" and key is not None and key.by_format
 
 
 def read_as(
@@ -171,7 +186,7 @@ def read_as(
     """
     plan = plan_of(row, format, allowed)
     if plan.known:
-        names = [name for name in plan.known if format == "auto" or not BY_NAME[name].by_format]
+        names = [name for name in plan.known if not _is_left_out(name, format)]
         refuse_unread(row, names, plan.read, plan.shape, changes)
     try:
         return parse(plan.shape, plan.renamed(row), row)
@@ -189,7 +204,7 @@ def unused_keys(row: Mapping[str, Any], format: Format) -> tuple[str, ...]:
     plan = _cached(tuple([key for key in row if row[key] is not None]), format)
     if plan is None:
         return ()
-    left_out = [name for name in plan.known if format != "auto" and BY_NAME[name].by_format]
+    left_out = [name for name in plan.known if _is_left_out(name, format)]
     return (*(name for name in plan.unknown if name not in PASSAGE_NAMES), *left_out)
 
 

@@ -138,12 +138,22 @@ def rated(row: Row) -> tuple[Turns, str]:
     return chat.messages[:-1], answer_of(chat.messages[-1:])
 
 
-def label_of(row: Row) -> bool:
-    """Whether an answer is marked as a good one."""
-    said = str(row["label"]).lower().removesuffix(".0")
-    if said not in ("true", "false", "1", "0"):
-        raise BadRow(f"'label' is {row['label']!r}; expected true or false (a good answer or a bad one)")
-    return said in ("true", "1")
+_GOOD = ("true", "1", "good", "desirable", "acceptable", "accepted")
+_BAD = ("false", "0", "bad", "undesirable", "unacceptable", "rejected")
+
+
+def label_of(row: Row, original: Row) -> bool:
+    """Whether an answer is marked as a good one.
+
+    Args:
+        original: the row with its own names; a number under `quality` is no label, for 1 may be the lowest of a scale.
+    """
+    said = str(row["label"]).strip().lower().removesuffix(".0")
+    is_quality = "quality" in original and original["quality"] is row["label"]
+    if said not in (*_GOOD, *_BAD) or (is_quality and said in ("0", "1")):
+        rating = "; --column rating=quality reads numbers as ratings" if is_quality else ""
+        raise BadRow(f"'label' is {row['label']!r}; expected true or false (a good answer or a bad one){rating}")
+    return said in _GOOD
 
 
 def completion_of(row: Row, key: str) -> str:
@@ -151,8 +161,10 @@ def completion_of(row: Row, key: str) -> str:
     value = row.get(key)
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") and holds_turns(parsed(value)):
         value = parsed(value)
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):  # doccano's answers to a text
+        value = value[0]
     if not isinstance(value, list | dict):
-        return text_of(row, key)
+        return text_of({**row, key: value}, key) if key in row else text_of(row, key)
     turns = turns_in(list_of({key: value}, key), key)
     if turns[0]["role"] != "assistant" or turns[-1]["role"] != "assistant":
         raise BadRow(f"'{key}' must be one assistant message, or turns that begin and end with the assistant's")

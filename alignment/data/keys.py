@@ -6,6 +6,7 @@ listed once as "not used".
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +22,8 @@ class KnownKey:
 
     `changes` says what is learned otherwise without it: the prompt, how an answer counts, or (media) both, and no shape
     reads it. `may_repeat`: data sets repeat it beside the conversation that holds it already, which is harmless.
-    `by_format`: naming another format (`data.format`) says that it is not meant.
+    `by_format`: naming another format (`data.format`) says that it is not meant. `pattern` matches further names.
+    `fix`: what to do about it where no shape reads it, instead of a new name.
     """
 
     names: tuple[str, ...]
@@ -29,10 +31,29 @@ class KnownKey:
     changes: Changes
     may_repeat: bool = False
     by_format: bool = False
+    pattern: str = ""
+    fix: str = "rename it"
 
 
+_IMPORT = "`alignment rate import` reads such votes into a ratings database"
 KEYS = (
-    KnownKey(("system", "system_prompt", "system_message"), "the system turn", "prompt", True),
+    KnownKey(
+        (
+            *("system", "system_prompt", "system_message", "sys", "sys_prompt", "system_instruction"),
+            *("system_instructions", "systemprompt", "preamble", "developer", "developer_message", "instructions"),
+        ),
+        "the system turn",
+        "prompt",
+        True,
+        fix="rename it (--column system=NAME the system turn, --column instruction=NAME the task)",
+    ),
+    KnownKey(
+        ("persona",),
+        "whom the assistant or the user plays",
+        "prompt",
+        True,
+        fix="--column system=persona reads it as the system turn",
+    ),
     KnownKey(("tools", "functions"), "what the assistant may call", "prompt"),
     KnownKey(("prompt", "query"), "the question, or the turns before the answer", "prompt", True, True),
     KnownKey(("instruction",), "the task", "prompt", True, True),
@@ -43,17 +64,43 @@ KEYS = (
     KnownKey(("messages", "conversations", "conversation"), "a conversation", "prompt", True, True),
     KnownKey(("history",), "earlier exchanges, [question, answer] each", "prompt", True),
     KnownKey(("unanswerable", "is_impossible"), "the documents do not answer the question", "answer"),
-    KnownKey(("reasoning_content", "thinking", "reasoning"), "the reasoning before the answer", "answer", True),
+    KnownKey(
+        (
+            *("reasoning_content", "thinking", "reasoning", "complex_cot", "cot", "chain_of_thought", "thought"),
+            *("thoughts", "reasoning_trace"),
+        ),
+        "the reasoning before the answer",
+        "answer",
+        True,
+    ),
+    KnownKey(
+        ("choices", "options"),
+        "the choices of a question",
+        "prompt",
+        True,
+        fix="write them into the question, and the right one as the answer",
+    ),
+    KnownKey(
+        ("answer_key", "answerkey", "answer_index", "answer_idx", "correct_option"),
+        "which choice is right",
+        "answer",
+        fix="write the right choice as the answer",
+    ),
     KnownKey(("chosen",), "the preferred answer", "answer", True),
-    KnownKey(("rejected",), "the other answer", "answer"),
+    KnownKey(
+        ("rejected", "rejected_response"),
+        "the other answer",
+        "answer",
+        fix="write the conversation twice, as `chosen` and `rejected`, each with its answer",
+    ),
     KnownKey(("margin",), "by how much the chosen answer must lead", "answer"),
     KnownKey(("ranks", "rank", "ranking"), "the place of each answer, 1 is the best", "answer"),
     KnownKey(("scores", "ratings", "rewards"), "the score of each answer, higher is better", "answer"),
     KnownKey(("rating", "score", "reward"), "how good the answer is", "answer", by_format=True),
-    KnownKey(("quality",), "how good the answer is, in words", "answer"),
     KnownKey(
         (
             "label",
+            "quality",
             "kto_tag",
             "desirable",
             "is_desirable",
@@ -71,7 +118,30 @@ KEYS = (
         "answer",
     ),
     KnownKey(("winner", "vote", "verdict"), "which answer won", "answer"),
+    KnownKey(("best", "worst"), "which answer is the best, or the worst", "answer", fix=_IMPORT),
     KnownKey(("completion", "response", "output", "answer"), "an answer", "answer", True, True),
+    KnownKey(
+        ("answer_a", "answer_b", "answer_0", "answer_1"),
+        "one of several answers",
+        "answer",
+        True,
+        True,
+        r"(answer|response|output|completion)_?([a-i]|\d)",
+        _IMPORT,
+    ),
+    KnownKey(
+        ("score_chosen", "score_rejected"),
+        "the score of the chosen or the rejected answer",
+        "answer",
+        pattern=r"(score|rating|reward)[_-](chosen|rejected)|(chosen|rejected)[_-](score|rating|reward)",
+    ),
+    KnownKey(
+        ("rater1", "rater_1", "annotator_1"),
+        "what one of several raters said",
+        "answer",
+        pattern=r"(rater|annotator|labell?er|judge|worker|evaluator|reviewer)[_ -]?\d+",
+        fix=_IMPORT,
+    ),
     KnownKey(
         (
             *("train", "loss", "trainable", "training", "loss_mask", "train_on_turn", "should_train"),
@@ -95,6 +165,17 @@ KEYS = (
     KnownKey(("chat_template_kwargs",), "arguments of a chat template", "media"),
 )
 BY_NAME: dict[str, KnownKey] = {name: key for key in KEYS for name in key.names}
+_PATTERNS = [(re.compile(key.pattern), key) for key in KEYS if key.pattern]
+
+
+def known_key(name: Any) -> KnownKey | None:
+    """The meaning of a key; None if it means nothing to us."""
+    if name in BY_NAME:
+        return BY_NAME[name]
+    found = (key for pattern, key in _PATTERNS if isinstance(name, str) and pattern.fullmatch(name))
+    return next(found, None)
+
+
 _MAY_HAVE_LABEL = ("completion", "alpaca", "faq", "rag", "chat", "sharegpt")
 """Shapes of one answer, which a label makes `unpaired`."""
 PASSAGE_NAMES = ("source_id", "passage_id")
@@ -122,15 +203,15 @@ def refuse_unread(
         BadRow: names the key, its meaning and what to do.
     """
     for name in names:
-        key, value = BY_NAME[name], row.get(name)
-        if key.changes not in changes or is_empty(value) or _says_train(key, value):
+        key, value = known_key(name), row.get(name)
+        if key is None or key.changes not in changes or is_empty(value) or _says_train(key, value):
             continue
         if key.may_repeat and repeats(value, [row.get(other) for other in read]):
             continue
         if key.changes == "media":
             raise BadRow(f"'{name}': {key.about} are not supported; take such rows out, or {_leave_out(name)}")
         reads_label = key is BY_NAME["label"] and shape in _MAY_HAVE_LABEL and not isinstance(value, list | dict)
-        rename = f"--column label={name} reads it" if reads_label else "rename it"
+        rename = f"--column label={name} reads it" if reads_label else key.fix.replace("=NAME", f"={name}")
         raise BadRow(f"'{name}' ({key.about}) is not read in {shape} rows; {rename}, or {_leave_out(name)}")
 
 

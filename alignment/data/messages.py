@@ -8,10 +8,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from alignment.data.keys import BY_NAME, HARMLESS_ELSEWHERE, is_empty, repeats
+from alignment.data.keys import BY_NAME, HARMLESS_ELSEWHERE, is_empty, known_key, repeats
 from alignment.data.row_files import BadRow
 from alignment.data.tool_calls import call_of, calls_in_text
-from alignment.templates.reasoning import REASONING
 from alignment.templates.rendering import Message
 
 ROLES: dict[str, str] = {
@@ -24,6 +23,7 @@ ROLES: dict[str, str] = {
 """The roles in files, in lower case, and ours."""
 NOT_TRAINED = (*BY_NAME["weight"].names, *BY_NAME["train"].names)
 """Keys of an assistant's turn that say 0 or false where it is not to be trained on."""
+REASONING = BY_NAME["reasoning_content"].names
 _JUDGED = [name for key in ("rating", "label", "ranks", "chosen", "rejected") for name in BY_NAME[key].names]
 _SENDER, _TEXT = ("role", "from", "speaker", "sender", "author"), ("content", "value", "text", "message")
 _MEDIA = re.compile(r"image|audio|video|pixel")
@@ -247,12 +247,10 @@ def _refuse_unread(item: Mapping[str, Any], name: str) -> None:
     """Refuse a turn with a key of known meaning that is read of rows only, or with what is no answer."""
     texts = [item.get(key) for key in _TEXT]
     for key, value in item.items():
-        if key not in BY_NAME or key in _OF_TURNS or is_empty(value) or value is False:
-            continue
-        if not (BY_NAME[key].may_repeat and repeats(value, texts)):
+        known = None if key in _OF_TURNS or is_empty(value) or value is False else known_key(key)
+        if known is not None and not (known.may_repeat and repeats(value, texts)):
             raise BadRow(
-                f"{name} has '{key}' ({BY_NAME[key].about}), which is not read of a turn; move it to the row, or take "
-                "it out"
+                f"{name} has '{key}' ({known.about}), which is not read of a turn; move it to the row, or take it out"
             )
     if item.get("channel") not in (None, "", "final"):
         raise BadRow(
@@ -271,7 +269,7 @@ def unused_of_turns(row: Mapping[str, Any]) -> set[str]:
         for item in value
         if isinstance(item, Mapping) and item.keys() not in _PLAIN
         for key, held in item.items()
-        if held is not None and key not in _OF_TURNS and key not in BY_NAME
+        if held is not None and key not in _OF_TURNS and not known_key(key)
     }
 
 

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from alignment.data.opening import DataError, DataFile
 
+Weigh = Callable[[Any], NDArray[np.float64]]
+"""A weight for each value of an Arrow array."""
 BATCH = 256
 """Rows in memory at a time, at most."""
 BATCH_BYTES = 256 << 20
 """What a batch may unpack to."""
 LONGEST_VALUE = 16 << 20
 """Bytes of one value of a dictionary: a few bytes of indices may repeat it for every row of a batch."""
+LARGEST_COPY = 16 << 30
+"""Bytes of a packed file that are unpacked to the disk."""
+_LIST = re.compile(r"(?<=\.)(?:element|item|array_element|key|value)(?:\.[^.]+)?\Z")
+_OBJECT = 56  # bytes of a short Python object and of the place that holds it
+_FEW = 16  # so many rows at a time are read fast enough, so that lengths need not be summed
 _WRITTEN_AT_ONCE = 1024  # rows that Arrow writes before it looks whether a page is full
 
 
@@ -31,7 +42,7 @@ def parquet_rows(file: DataFile) -> Iterator[tuple[str, Any]]:
     with file.opened() as stream, tempfile.TemporaryFile() as copied:
         source: Any = stream
         if file.member or file.path.suffix.lower() == ".gz":  # the index is at the end, where a stream cannot seek
-            shutil.copyfileobj(stream, copied)
+            _copy(file, stream, copied)
             source = copied
         index = 0
         try:
@@ -39,14 +50,109 @@ def parquet_rows(file: DataFile) -> Iterator[tuple[str, Any]]:
             parquet = pyarrow.parquet.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20)
             sizes = [_batch_rows(file, parquet.metadata, group, source) for group in range(parquet.num_row_groups)]
             for group, size in enumerate(sizes):
+                size = min(size, _rows_that_fit(file, source, parquet, group, index))
                 for batch in parquet.iter_batches(size, row_groups=[group]):
-                    for row in _as_objects(batch, whole=size == BATCH):
+                    is_small = size == BATCH and batch.nbytes <= BATCH_BYTES
+                    for row in _as_objects(batch, whole=is_small):
                         index += 1
                         yield f"{file}:row {index}", row
         except pyarrow.ArrowException as error:
             raise DataError(f"{file}: not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
         except MemoryError:
             raise DataError(f"{file}: row {index + 1} does not fit into memory; write the rows as .jsonl") from None
+
+
+def _copy(file: DataFile, stream: IO[bytes], copied: IO[bytes]) -> None:
+    """Unpack a file whole, to no more than LARGEST_COPY and half of the free disk."""
+    limit = min(LARGEST_COPY, shutil.disk_usage(tempfile.gettempdir()).free // 2)
+    size = 0
+    while block := stream.read(1 << 20):
+        size += len(block)
+        if size > limit:
+            raise DataError(
+                f"{file}: unpacks to more than {_megabytes(limit)} of temporary disk; unpack it yourself and name the "
+                ".parquet file (Parquet is compressed inside, so .gz gains nothing)"
+            )
+        copied.write(block)
+
+
+def _rows_that_fit(file: DataFile, source: IO[bytes], parquet: Any, group: int, before: int) -> int:
+    """Number of rows of a row group whose lists fit into memory together, judged by the group's largest row.
+
+    The index has sums alone, so where one row may hold too much, its values are counted, in the smallest column of each
+    list; and where they may still be too many, their lengths are summed, while dictionaries stay packed.
+
+    Args:
+        before: number of rows before the group.
+
+    Raises:
+        DataError: one row is too large.
+    """
+    row_group = parquet.metadata.row_group(group)
+    columns = [row_group.column(index) for index in range(row_group.num_columns)]
+    repeated = [column for index, column in enumerate(columns) if parquet.schema.column(index).max_repetition_level]
+    longest = {
+        column.path_in_schema: _OBJECT + (_dictionary_size(source, column) if column.has_dictionary_page else 0)
+        for column in repeated
+    }
+    if not any(column.num_values * longest[column.path_in_schema] > BATCH_BYTES for column in repeated):
+        return BATCH
+    lists: dict[str, Any] = {}
+    for column in sorted(repeated, key=lambda column: column.total_uncompressed_size):
+        lists.setdefault(_LIST.sub("", column.path_in_schema), column)
+    _, count = _largest_row(source, group, list(lists.values()), lambda leaf: np.ones(len(leaf)))
+    if (at_least := int(BATCH_BYTES / (count * sum(longest.values())))) >= _FEW:
+        return at_least
+    row, size = _largest_row(source, group, repeated, _leaf_sizes)
+    if size > BATCH_BYTES:
+        raise DataError(f"{file}: row {before + row} unpacks to about {_megabytes(size)}; split its lists into rows")
+    return max(1, int(BATCH_BYTES / size))
+
+
+def _largest_row(source: IO[bytes], group: int, columns: Sequence[Any], weigh: Weigh) -> tuple[int, float]:
+    """The number in its group, from 1, and the weight of the row of a row group whose values weigh most."""
+    import pyarrow.parquet
+
+    coded = [column.path_in_schema for column in columns if column.has_dictionary_page]
+    packed = pyarrow.parquet.ParquetFile(source, read_dictionary=coded, pre_buffer=False, buffer_size=1 << 20)
+    before, found = 0, (0, 1.0)
+    for batch in packed.iter_batches(BATCH, row_groups=[group], columns=[column.path_in_schema for column in columns]):
+        weights = sum((_weights(column, weigh) for column in batch.columns), np.zeros(len(batch)))
+        if weights.max() > found[1]:
+            found = before + int(weights.argmax()) + 1, float(weights.max())
+        before += len(batch)
+    return found
+
+
+def _weights(values: Any, weigh: Weigh) -> NDArray[np.float64]:
+    """The sum of the weights of the values in each entry of an Arrow array."""
+    import pyarrow
+
+    kind = values.type
+    if pyarrow.types.is_struct(kind):
+        fields = (_weights(values.field(index), weigh) for index in range(kind.num_fields))
+        return sum(fields, np.zeros(len(values)))
+    if pyarrow.types.is_map(kind):
+        inner = _weights(values.keys, weigh) + _weights(values.items, weigh)
+    elif pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
+        inner = _weights(values.values, weigh)
+    else:
+        return weigh(values)
+    return np.diff(np.concatenate([[0.0], np.cumsum(inner)])[values.offsets.to_numpy()])
+
+
+def _leaf_sizes(values: Any) -> NDArray[np.float64]:
+    """About how many bytes each value takes as a Python object."""
+    import pyarrow
+    import pyarrow.compute
+
+    kind = values.type
+    if pyarrow.types.is_dictionary(kind) and len(values.dictionary):
+        return _leaf_sizes(values.dictionary)[values.indices.fill_null(0).to_numpy(zero_copy_only=False)]
+    sizes = np.full(len(values), float(_OBJECT))
+    if pyarrow.types.is_string(kind) or pyarrow.types.is_binary(kind) or pyarrow.types.is_large_string(kind):
+        sizes += pyarrow.compute.binary_length(values).fill_null(0).to_numpy(zero_copy_only=False)
+    return sizes
 
 
 def _as_objects(batch: Any, whole: bool) -> Iterator[dict[str, Any]]:

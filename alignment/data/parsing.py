@@ -7,7 +7,7 @@ from typing import Any
 
 from alignment.config.sections import Format
 from alignment.data import formats, preferences, questions
-from alignment.data.chats import answered, chat_of
+from alignment.data.chats import answered, calling_chat, chat_of
 from alignment.data.help_desks import MESSAGE_KEYS, plain_name
 from alignment.data.importers import PassedOver
 from alignment.data.judging import (
@@ -44,11 +44,13 @@ _ANSWERED: tuple[Format, ...] = ("alpaca", "completion", "faq", "rag")
 _COMPARISONS: tuple[Format, ...] = (
     "openai-preference", "tree", *VOTED, "pandalm", "pair", "qa-feedback", "ranking", "scored", "alpaca",
 )  # fmt: skip
-_DEMONSTRATIONS: tuple[Format, ...] = (*_CHATS, *_ANSWERED, "self-instruct", "unpaired", *_COMPARISONS)
+_DEMONSTRATIONS: tuple[Format, ...] = (*_CHATS, *_ANSWERED, "self-instruct", "calls", "unpaired", *_COMPARISONS)
 _EXAMPLES: tuple[Format, ...] = (*_DEMONSTRATIONS, "text")
 _RATINGS: tuple[Format, ...] = ("rating", "unpaired")
 _JUDGEMENTS: tuple[Format, ...] = (*_COMPARISONS, *_RATINGS)
-_PROMPTS: tuple[Format, ...] = ("prompt", *_DEMONSTRATIONS, "rating")
+_PROMPTS: tuple[Format, ...] = (
+    "prompt", *(shape for shape in _DEMONSTRATIONS if shape != "calls"), "rating",
+)  # fmt: skip
 LEARNED: dict[str, tuple[Format, ...]] = {"sft": _EXAMPLES, "reward": _JUDGEMENTS, "ppo": _PROMPTS}
 """The shapes that each stage learns from; the reward stage, of Alpaca rows, those with a list of outputs."""
 JUDGED: tuple[Format, ...] = (
@@ -106,6 +108,8 @@ def _refuse_message(row: Row) -> None:
 def _demonstrations(shape: Format, row: Row, original: Row) -> list[Demonstration]:
     if shape == "tree":
         return [Demonstration(messages) for messages in tree_chats(row)]
+    if shape == "calls":
+        return [Demonstration(*calling_chat(row)[:2])]
     if shape == "self-instruct":
         return [Demonstration(with_answer(*instance)) for instance in questions.instances(row)]
     chat = _chat(shape, row, original)
@@ -121,7 +125,7 @@ def _chat(shape: Format, row: Row, original: Row) -> Chat:
     if shape in _CHATS:
         return answered(chat_of(row, shape_key(shape)))
     if shape == "unpaired":
-        if not label_of(row):
+        if not label_of(row, original):
             raise PassedOver("the answer is marked as a bad one (label: false)")
         return Chat(with_answer(*rated(row)), tools_of(row))
     if shape in _ANSWERED:
@@ -226,7 +230,7 @@ def _judgements(shape: Format, row: Row, original: Row) -> list[Comparison] | li
         return all_pairs(shape, row, original)
     if tools_of(row):
         raise BadRow(f"ratings with tools are not read: {NO_TOOLS}")
-    rating = float(label_of(row)) if shape == "unpaired" else number_of(row["rating"], "'rating'")
+    rating = float(label_of(row, original)) if shape == "unpaired" else number_of(row["rating"], "'rating'")
     return [CompletionRating(*rated(row), rating, labeler_of(row))]
 
 

@@ -52,9 +52,15 @@ def pair_of(row: Mapping[str, Any]) -> tuple[Turns, str, str]:
     """Prompt, chosen and rejected completion of a row with our names.
 
     Both may be whole transcripts or conversations; the prompt is then their longest common start that ends before an
-    answer. A prompt that they repeat is not learned twice.
+    answer. A prompt that they repeat is not learned twice. A rejected text beside a chosen conversation stands in place
+    of its last answer.
     """
     _check_no_places(row)
+    chosen, rejected = parsed(row["chosen"]), parsed(row["rejected"])
+    if "prompt" not in row and holds_turns(chosen) and isinstance(chosen, list) and isinstance(rejected, str):
+        turns = _side(row, "chosen", ())
+        other = Message(role="assistant", content=check_text(row["rejected"], "'rejected'"))
+        return PairRow(*split_sides(row, (), turns, (*turns[:-1], other)))
     prompt = prompt_of(row) if "prompt" in row else ()
     row = _without_repeated_prompt(row, prompt)
     sides = [_side(row, key, prompt) for key in ("chosen", "rejected")]

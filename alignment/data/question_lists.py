@@ -13,6 +13,18 @@ _FRONT_MATTER = re.compile(r"\A---[ \t]*\n[\w-]+[ \t]*:.*?\n(?:---|\.\.\.)[ \t]*
 _ASKED = re.compile(r"\A(?:Q|Question)\s*(?:\d+\s*)?[:.)]\s*", re.IGNORECASE)
 _ANSWERED = re.compile(r"\A(\*\*|__)?(?:A|Answer)\s*(?:\d+\s*)?[:.)]\s*(?(1)\1\s*)", re.IGNORECASE)
 
+_NUMBER = re.compile(
+    r"\A(?:\(?\d{1,3}(?:\.\d{1,3})*[.):]|#\d{1,3}[.):]?|\d{1,3}(?:\.\d{1,3})+(?=\s+[^\W\d_a-z]))\s+(?=\S)"
+)
+"""The number of a question: `1.`, `2)`, `(3)`, `#4`, `1.2`."""
+_TITLE = re.compile(
+    r"faqs?|frequently asked questions(?: \(faqs?\))?|questions(?: (?:and|&) answers)?|q ?(?:&|and) ?a|help|overview|"
+    r"introduction|(?:table of )?contents|about this page",
+    re.IGNORECASE,
+)
+_LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
+_ITEM = re.compile(r"\A\s*(?:[-*+]|\d{1,3}[.)])\s+")
+
 
 def question_rows(pieces: Iterable[Piece], loose: list[Piece] | None = None) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the line of each question that has text below it, and its `question`, `answer` row.
@@ -21,7 +33,7 @@ def question_rows(pieces: Iterable[Piece], loose: list[Piece] | None = None) -> 
     """
     asked: list[Piece] = []
     answer: list[Piece] = []
-    for piece in [*pieces, Piece("end")]:
+    for piece in [*_without_titles([*pieces]), Piece("end")]:
         if piece.kind in ("text", "item", "code"):
             if asked:
                 answer.append(piece)
@@ -29,14 +41,48 @@ def question_rows(pieces: Iterable[Piece], loose: list[Piece] | None = None) -> 
                 loose.append(piece)
             continue
         text = join_pieces(answer)
+        if _only_asks(text):
+            if loose is not None:
+                loose += answer
+            text = ""
         if text.strip():
             for question in asked:
-                yield question.line, {"question": question.text, "answer": text.strip()}
+                yield question.line, {"question": _NUMBER.sub("", question.text, count=1), "answer": text.strip()}
         if text.strip() or piece.kind != "question" or not all(each.kind == "question" for each in asked):
             asked = []
         answer = []
         if piece.kind != "end":
             asked.append(piece)
+
+
+def _asks(text: str) -> bool:
+    return text.strip("*_ ").endswith("?")
+
+
+def _without_titles(pieces: Sequence[Piece]) -> list[Piece]:
+    """The pieces with titles as mere ends: their text introduces a page or a part, and answers nothing.
+
+    A heading that does not ask is a title where its name says so, where questions or deeper headings follow before the
+    next heading of its rank, or where it is the first and all others ask.
+    """
+    marks = [place for place, piece in enumerate(pieces) if piece.kind in ("heading", "question")]
+    titles = set()
+    for index, place in enumerate(marks):
+        piece = pieces[place]
+        following = pieces[marks[index + 1]] if index + 1 < len(marks) else None
+        if piece.kind != "heading" or _asks(piece.text):
+            continue
+        is_parent = following is not None and (following.kind == "question" or following.level > piece.level)
+        others_ask = not index and len(marks) > 2 and all(_asks(pieces[other].text) for other in marks[1:])
+        if is_parent or others_ask or _TITLE.fullmatch(piece.text.strip("*_: ")):
+            titles.add(place)
+    return [Piece("end") if place in titles else piece for place, piece in enumerate(pieces)]
+
+
+def _only_asks(text: str) -> bool:
+    """Whether a text is a list of questions, as help pages have at their head; it is no answer."""
+    items = [_ITEM.sub("", _LINK.sub(r"\1", line)).strip() for line in text.splitlines() if line.strip()]
+    return len(items) > 1 and all(map(_asks, items))
 
 
 def _without_marks(pieces: Sequence[Piece]) -> list[Piece]:

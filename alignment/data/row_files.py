@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from alignment.data.json_files import json_rows
@@ -24,6 +25,10 @@ LONGEST_LINE = 16 << 20
 """Bytes. A longer line of a JSONL file is a bad row: a file without line breaks would exhaust the memory."""
 MISSING = "give data.train, data.eval or ptx.train the path of a data file or folder"
 _EXPECTED = f"expected {', '.join(SUFFIXES)} (.gz and .zip allowed)"
+METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json")
+"""Files that tell of a data set, in lower case; none of them holds rows."""
+_HELD_OUT = re.compile(r"(?:\A|[-_. ])(?:test|testing|validation|valid|val|dev|eval|heldout|held[-_]out)(?:\Z|[-_. ])")
+_MOST_NAMED = 4
 _SHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 
 
@@ -44,7 +49,10 @@ def _data_files(path: Path) -> list[Path]:
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if suffix_of(file.name) in SUFFIXES and _is_data(file))
         if not files:
-            raise DataError(f"{path}: no data file in this folder; {_EXPECTED}")
+            below = folders_of_data(path)
+            inner = f" but in {', '.join(map(str, below[:3]))}; name one" if below else f"; {_EXPECTED}"
+            raise DataError(f"{path}: no data file in this folder{inner}")
+        _check_parts(path, [file.name for file in files])
         return files
     if not path.exists():
         raise DataError(f"{path}: no such file; {MISSING}")
@@ -59,7 +67,50 @@ def _data_files(path: Path) -> list[Path]:
 
 
 def _is_data(file: Path) -> bool:
-    return file.is_file() and not file.name.startswith("._")  # macOS keeps a file's attributes under such a name
+    is_hidden = file.name.startswith("._")  # macOS keeps a file's attributes under such a name
+    return file.is_file() and not is_hidden and file.name.lower() not in METADATA
+
+
+def has_data_files(folder: Path) -> bool:
+    return any(suffix_of(file.name) in SUFFIXES and _is_data(file) for file in folder.iterdir())
+
+
+def folders_of_data(path: Path) -> list[Path]:
+    """The folders right below a folder that hold data files."""
+    folders = (folder for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith("."))
+    return [folder for folder in folders if has_data_files(folder)]
+
+
+def _check_parts(path: Path, names: list[str]) -> None:
+    """Refuse a folder or archive in which files for training stand beside a test or validation part.
+
+    Raises:
+        DataError: with the settings that name the parts.
+    """
+    held_out = [name for name in names if any(_HELD_OUT.search(_part_name(part)) for part in name.split("/"))]
+    others = [name for name in names if name not in held_out]
+    if not held_out or not others:
+        return
+    if path.is_file():
+        fix = "unpack the archive and name the parts: data.train=FILE data.eval=FILE"
+    else:
+        listed = ", ".join(f"{{path: {path / name}}}" for name in others)
+        train = str(path / others[0]) if len(others) == 1 else f"'[{listed}]'"
+        if len(others) > _MOST_NAMED:
+            train = f"FOLDER, into which you move the {len(others)} others"
+        fix = f"name the parts: data.train={train} data.eval={path / held_out[0]}"
+        if len(held_out) > 1:
+            fix += f" ({len(held_out) - 1} more such files: move those of one part into a folder)"
+    raise DataError(
+        f"{path}: '{held_out[0]}' is a test or validation part by its name, which must not be learned with "
+        f"'{others[0]}'; {fix}"
+    )
+
+
+def _part_name(name: str) -> str:
+    """A file's name without its suffixes and its number among several: `test` of `test-00000-of-00002.parquet`."""
+    stem = name.lower().removesuffix(".gz")
+    return re.sub(r"[-_.]\d+([-_.]of[-_.]\d+)?\Z", "", stem[: len(stem) - len(suffix_of(name))])
 
 
 def read_rows(path: str | Path, note: Note = lambda text: None) -> Iterator[tuple[str, Any]]:
@@ -94,6 +145,9 @@ def zip_members(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[DataFi
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: cannot be read as a zip archive: {error}") from None
     members = [name for name in names if suffix_of(name) in suffixes and not is_macos_copy(name)]
+    if suffixes == SUFFIXES:
+        members = [name for name in members if PurePosixPath(name).name.lower() not in METADATA]
+        _check_parts(path, members)
     if not members:
         shown = ", ".join(name for name in names if not is_macos_copy(name))[:200] or "nothing"
         raise DataError(f"{path}: no data file in this archive but {shown}; expected {', '.join(suffixes)}")

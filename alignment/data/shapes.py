@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignment.config.sections import Format
+from alignment.data.keys import BY_NAME
 
-SYSTEM = ("system|system_prompt|system_message",)
+SYSTEM = ("|".join(BY_NAME["system"].names),)
 TOOLS = ("tools|functions",)
-REASONING = ("reasoning_content|thinking|reasoning",)
+REASONING = ("|".join(BY_NAME["reasoning_content"].names),)
 LABELER = ("labeler|annotator|annotator_id|rater|judge|worker",)
+MODELS = ("model_a|model_1|generator_1", "model_b|model_2|generator_2")
 TRAIN = ("train|trainable", "loss|loss_mask", "weight|loss_weight|sample_weight")
 TURNS = "conversations|conversation|items|dialogue|dialog|chat"
 ASKED = f"prompt|query|instruction|question|input|messages|{TURNS}"
@@ -26,6 +28,10 @@ ANSWER = "completion|response|output|answer"
 ANSWERS = "completions|responses|answers|candidates|generations"
 FIRST = "first|answer_a|response_a|output_a|completion_a|response_1|output_1|answer_1|completion_1"
 SECOND = "second|answer_b|response_b|output_b|completion_b|response_2|output_2|answer_2|completion_2"
+_SCORE = (
+    "score_SIDE|SIDE_score|SIDE_rating|SIDE-rating|rating_SIDE|rating-SIDE|SIDE-score|score-SIDE|reward_SIDE|SIDE_reward|"
+    "SIDE-reward|reward-SIDE"
+)
 CHOICE = "choice|winner|vote|preference|preferred|preferred_answer|better|winner_model_a"
 
 
@@ -80,7 +86,7 @@ SHAPES: dict[Format, RowShape] = {
     ),
     "arena": RowShape(
         ("conversation_a", "conversation_b", "winner"),
-        ("turn", *LABELER, *SYSTEM),
+        ("turn", *LABELER, *MODELS, *SYSTEM),
         {"conversation_a": [_HI, _HELLO], "conversation_b": [_HI, _RUDE], "winner": "model_a", "judge": "ann"},
         _PAIR, "the pair with the judge's vote; `tie` is a tie", "the common start",
     ),
@@ -99,10 +105,11 @@ SHAPES: dict[Format, RowShape] = {
         "the response that most preferred", "the pair with each annotator's vote; 0 a tie, 1, 2", "the instruction",
     ),
     "safety": RowShape(
-        (ASKED, "response_0", "response_1", "better_response_id"),
-        PROMPT,
+        (ASKED, "response_0|answer_0|output_0|completion_0", "response_1|answer_1|output_1|completion_1",
+         f"better_response_id|{CHOICE}"),
+        (*PROMPT, *LABELER, *MODELS),
         {"prompt": "Hi", "response_0": "Hello", "response_1": "Go away", "better_response_id": 0},
-        _PAIR, "the pair", "the question",
+        _PAIR, "the pair; 0 and 1 are the answers of these numbers", "the question",
     ),
     "webgpt": RowShape(
         ("question", "answer_0", "answer_1", "score_0", "score_1"),
@@ -119,14 +126,13 @@ SHAPES: dict[Format, RowShape] = {
     ),
     "vote": RowShape(
         (ASKED, FIRST, SECOND, CHOICE),
-        (*PROMPT, *LABELER, "winner_model_b", "winner_tie"),
+        (*PROMPT, *LABELER, *MODELS, "winner_model_b", "winner_tie"),
         {"prompt": "Hi", "answer_a": "Hello", "answer_b": "Go away", "vote": "A", "rater": "ann"},
-        _PAIR, "the pair with the vote: a, b, 1, 2, tie", "the question",
+        _PAIR, "the pair with the vote: a, b, 1, 2, tie, or a name in `model_a` or `model_b`", "the question",
     ),
     "pair": RowShape(
-        ("chosen|chosen_response|accepted", "rejected|rejected_response"),
-        (*PROMPT, *TOOLS, *LABELER, "margin", "score_chosen|chosen_score|chosen_rating|chosen-rating",
-         "score_rejected|rejected_score|rejected_rating|rejected-rating"),
+        ("chosen|chosen_response|accepted|messages", "rejected|rejected_response|rejected_messages"),
+        (*PROMPT, *TOOLS, *LABELER, "margin", _SCORE.replace("SIDE", "chosen"), _SCORE.replace("SIDE", "rejected")),
         {"prompt": "Hi", "chosen": "Hello", "rejected": "Go away", "margin": 1.5},
         "the chosen one", "the pair; `margin` is a margin of the loss, scores are not", "the prompt",
     ),
@@ -147,7 +153,7 @@ SHAPES: dict[Format, RowShape] = {
         "the prompt",
     ),
     "unpaired": RowShape(
-        ("label|kto_tag|desirable|is_desirable|is_good|thumbs_up|liked", f"{ANSWER}|messages|{TURNS}"),
+        ("label|kto_tag|desirable|is_desirable|is_good|thumbs_up|liked|quality", f"{ANSWER}|messages|{TURNS}"),
         (*PROMPT, *TOOLS, *REASONING),
         {"prompt": "Hi", "completion": "Go away", "label": False},
         "the answers whose label is true", "a rating of 0 or 1", "the prompt",
@@ -189,6 +195,12 @@ SHAPES: dict[Format, RowShape] = {
         (*TOOLS, *SYSTEM, "history", *REASONING, *TRAIN),
         {"prompt": "Hi", "completion": "Hello"},
         "the completion", "", "the prompt",
+    ),
+    "calls": RowShape(
+        ("query|prompt|question|instruction", "answers", "tools|functions"),
+        SYSTEM,
+        {"query": "Time?", "answers": [{"name": "clock", "arguments": {"zone": "UTC"}}], "tools": [{"name": "clock"}]},
+        "the calls", "", "",
     ),
     "scored": RowShape(
         (ASKED, ANSWERS),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,18 @@ from alignment.data.annotations import annotation_format, refusal
 from alignment.data.importers import TEXT_SUFFIXES, document_rows, faq_rows, text_files
 from alignment.data.keys import BY_NAME
 from alignment.data.openassistant import flat_trees, is_flat_tree
-from alignment.data.row_files import MISSING, SUFFIXES, BadRow, DataError, Note, data_files, file_fingerprint, read_rows
+from alignment.data.row_files import (
+    MISSING,
+    SUFFIXES,
+    BadRow,
+    DataError,
+    Note,
+    data_files,
+    file_fingerprint,
+    folders_of_data,
+    has_data_files,
+    read_rows,
+)
 from alignment.data.shapes import SHAPES
 from alignment.data.slack import is_slack_export, slack_rows
 from alignment.data.tickets import is_ticket, ticket_rows
@@ -47,7 +59,7 @@ def open_source(part: DataPart, config: DataConfig) -> RowSource:
     path = Path(part.path)
     notes: list[str] = []
     note = notes.append
-    if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+    if path.is_dir() and _is_saved(path):
         return _from_datasets(_load_saved(path), part)
     if path.exists() and (part.format == "slack" or (part.format == "auto" and is_slack_export(path))):
         files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
@@ -56,20 +68,56 @@ def open_source(part: DataPart, config: DataConfig) -> RowSource:
         if not path.exists():
             raise DataError(f"{path}: no such file; {MISSING}")
         files = text_files(path)
+        if path.is_dir() and all(file.stem.lower() in _ABOUT for file in files) and folders_of_data(path):
+            data_files(path)  # says which folders hold the data that the text is about
         rows = faq_rows(files, note) if part.format == "faq" else document_rows(files, note)
         return RowSource(rows, _hashed(path.name, files), notes)
     if not path.exists() and not path.suffix.startswith((*SUFFIXES, ".gz", ".zip")) and _HUB_NAME.fullmatch(part.path):
         return _from_datasets(_load_hub(part.path), part)
-    rows = _renamed_rows(_known_case(read_rows(path, note), part.columns or {}, note), part.columns or {})
-    return RowSource(
-        _tickets(_without_annotations(rows, part), part, config, note), lambda: file_fingerprint(path, 0), notes
+    rows = _tickets(_file_rows(part, note), part, config, note)
+    return RowSource(rows, lambda: file_fingerprint(path, 0), notes)
+
+
+def single_rows(path: str | Path, note: Note = lambda text: None) -> Rows:
+    """The rows of data files as training reads them, one for each row of the files.
+
+    Raises:
+        DataError: several rows make one example, as the messages of tickets do; or an annotation tool wrote them.
+    """
+    rows = _file_rows(DataPart(path=str(path), format="auto"), note)
+    for where, row in rows:
+        if isinstance(row, Mapping) and (is_flat_tree(row) or is_ticket(row, where)):
+            raise DataError(
+                f"{where}: a message, of which several make a conversation; put them together first: "
+                f"alignment data convert {shlex.quote(str(path))} chats.jsonl --to chat"
+            )
+        yield where, row
+        break
+    yield from rows
+
+
+def _file_rows(part: DataPart, note: Note) -> Rows:
+    """The rows of data files under the names that `columns` gives, and the reason in place of each that is refused."""
+    columns = part.columns or {}
+    rows = _renamed_rows(_known_case(read_rows(part.path, note), columns, note), columns)
+    return _without_annotations(rows, part)
+
+
+_ABOUT = ("readme", "license", "licence", "changelog", "contributing", "citation")
+"""Names of texts about a data set, which are not learned beside it."""
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether a folder was written by `save_to_disk`; its `state.json` alone may have stayed behind."""
+    return (path / "dataset_dict.json").is_file() or (
+        (path / "state.json").is_file() and any(file.suffix == ".arrow" for file in path.iterdir())
     )
 
 
 def _has_data_files(folder: Path) -> bool:
     try:
-        return bool(data_files(folder))
-    except DataError:
+        return has_data_files(folder)
+    except PermissionError:
         return False
 
 

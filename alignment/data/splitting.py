@@ -20,6 +20,7 @@ from alignment.data.parsing import to_examples, to_prompts
 from alignment.data.reading import check_bad, is_held_out
 from alignment.data.records import Demonstration, Document, Prompt
 from alignment.data.row_files import LINES, BadRow, DataError, data_files, file_fingerprint, jsonl_lines, read_rows
+from alignment.data.sources import single_rows
 from alignment.files import new_file
 
 PASSAGE_KEYS = (*PASSAGE_NAMES, "context", "documents")
@@ -56,7 +57,7 @@ def plan_split(
     sides, groups, sketches = bytearray(), array("Q"), Sketches()
     passages: list[tuple[int, int]] = []
     bad: list[tuple[str, str]] = []
-    for where, row in read_rows(path):
+    for where, row in single_rows(path):
         advance()
         try:
             group, is_test = _place(row, share, seed)

@@ -90,11 +90,12 @@ def ticket_rows(
                 Message(role=_role(message.role, agents, customers), content=check_text(message.text, "'text'").strip())
                 for message in messages
             ]
-            turns = [turns[index] for index in times.order([message.ts for message in messages])]
+            order = times.order([message.ts for message in messages])
+            turns = [turns[index] for index in order]
         except BadRow as reason:
             yield where, reason
             continue
-        yield where, conversation_row(turns)
+        yield where, conversation_row(turns, [str(messages[index].role) for index in order])
     if customers:
         named = ", ".join(f"{name} ({count})" for name, count in sorted(customers.items()))
         note(f"roles that are not known are read as the customer's, because agents are named: {named[:300]}")
@@ -202,9 +203,24 @@ class _TicketReader:
         return said
 
 
-def conversation_row(messages: Sequence[Message]) -> Any:
-    """The `messages` row of a conversation, or the reason why it is passed over."""
+def conversation_row(messages: Sequence[Message], speakers: Sequence[str] = ()) -> Any:
+    """The `messages` row of a conversation, or the reason why it is passed over.
+
+    Args:
+        speakers: who wrote each message, as the file says it.
+    """
     turns = merge_turns(messages)
     if not turns:
-        return PassedOver("a conversation in which the assistant answered no question")
+        answering = _answering(messages, speakers)
+        advice = f"; {answering} speaks after the customer: --agent {answering} (data.agents) if it answers"
+        return PassedOver(f"a conversation in which the assistant answered no question{advice if answering else ''}")
     return {"messages": list(turns)}
+
+
+def _answering(messages: Sequence[Message], speakers: Sequence[str]) -> str | None:
+    """The speaker of a system turn after a customer's, where nobody else answered: it may be the assistant."""
+    roles = [message["role"] for message in messages]
+    if "assistant" in roles or "user" not in roles:
+        return None
+    after = zip(roles[roles.index("user") :], speakers[roles.index("user") :], strict=False)
+    return next((speaker.strip() for role, speaker in after if role == "system"), None)

@@ -52,6 +52,17 @@ def tools_of(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
         raise BadRow('\'tools\' must be a list of {"type": "function", "function": {"name": ...}}') from None
 
 
+def with_schemas(tools: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+    """The tools with parameters as a JSON schema; xLAM's files have the properties of one alone."""
+
+    def schema(function: dict[str, Any]) -> dict[str, Any]:
+        given = function.get("parameters")
+        is_schema = not isinstance(given, Mapping) or "properties" in given or given.get("type") == "object"
+        return function if is_schema else {**function, "parameters": {"type": "object", "properties": given}}
+
+    return tuple({**tool, "function": schema(tool["function"])} for tool in tools)
+
+
 def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     outer = without_none(tool)
     function = outer.pop("function", None)

@@ -64,6 +64,12 @@ def voted(row: Mapping[str, Any]) -> VotedPair:
     return VotedPair(prompt, first, second, _winner(row), None, labeler_of(row))
 
 
+def _models(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The names of the models whose answers stand first and second, where the row has both."""
+    names = row.get("model_a"), row.get("model_b")
+    return (names[0], names[1]) if isinstance(names[0], str) and isinstance(names[1], str) else None
+
+
 def _side_of_vote(row: Mapping[str, Any], key: str) -> Turns:
     value = row[key]
     if isinstance(value, str) and holds_turns(parsed(value)):
@@ -93,32 +99,43 @@ def _winner(row: Mapping[str, Any]) -> Choice:
         if len(won) != 1:
             raise BadRow("one of 'winner_model_a', 'winner_model_b' and 'winner_tie' must be 1")
         return {"choice": "first", "winner_model_b": "second", "winner_tie": "tie"}[won[0]]  # type: ignore[return-value]
-    return winner_of(row["choice"])
+    return winner_of(row["choice"], _models(row))
 
 
 class UncertainChoice(BadRow):
     """A number says who won, and which answer it means is not certain: no number of its file is, so reading stops."""
 
 
-def winner_of(value: Any) -> Choice:
+def winner_of(value: Any, models: tuple[str, str] | None = None) -> Choice:
     """Who won, in words; of numbers 1 and 2 are read.
+
+    Args:
+        models: the names of the models whose answers are the first and the second; one of them may have won by name.
 
     Raises:
         UncertainChoice: another number; PassedOver: the labeler skipped; BadRow: another word.
     """
     number = choice_number(value)
     text = number or re.sub(r"[\W_]+", "", str(value).lower())
+    if models and models[0] != models[1] and value in models:
+        return "first" if value == models[0] else "second"
     if is_empty(value) or text in SKIPS:
         raise PassedOver("the labeler skipped it")
     if number not in (None, "1", "2"):
+        fraction = re.fullmatch(r"1[.,]\d+", number)
+        labels = f"1=a,{number}=tie,2=b" if fraction else "0=a,1=b"
         raise UncertainChoice(
-            f"who won is {value!r}, and of numbers 1 (the first) and 2 alone are certain: 0 and 1, -1 and 1 and scales "
-            "have several readings; alignment rate import with --labels='0=a,1=b' (what each means) reads the file, or "
-            "write a, b and tie"
+            f"who won is {value!r}{' (between the two answers)' * bool(fraction)}, and of numbers 1 (the first) and 2 "
+            "alone are certain: 0 and 1, -1 and 1 and scales have several readings; alignment rate import "
+            f"with --labels='{labels}' (what each means) reads the file, or write a, b and tie"
         )
     if isinstance(value, bool) or text not in _WINNERS:
-        raise BadRow(f"who won is {value!r}; expected a, b, 1, 2, model_a, model_b or tie")
+        raise BadRow(f"who won is {value!r}; expected a, b, 1, 2, model_a, model_b, tie{_or_model(models)}")
     return _WINNERS[text]
+
+
+def _or_model(models: tuple[str, str] | None) -> str:
+    return f" or one of the models {models[0]} and {models[1]}" if models else " (or a name in model_a or model_b)"
 
 
 def arena(row: Mapping[str, Any]) -> VotedPair:
@@ -128,7 +145,7 @@ def arena(row: Mapping[str, Any]) -> VotedPair:
     if isinstance(turn, int | float) and not isinstance(turn, bool) and turn >= 1:
         sides = [_first_exchanges(side, int(turn)) for side in sides]
     prompt, first, second = split_sides(row, (), *sides)
-    return VotedPair(prompt, first, second, winner_of(row["winner"]), None, labeler_of(row))
+    return VotedPair(prompt, first, second, winner_of(row["winner"], _models(row)), None, labeler_of(row))
 
 
 def _first_exchanges(turns: Turns, count: int) -> Turns:
@@ -160,14 +177,31 @@ def zero_or_one(row: Mapping[str, Any], key: str) -> bool:
     """A choice that is written as 0 or 1: whether it is 1."""
     value = number_of(row[key], f"'{key}'")
     if value not in (0, 1):
-        raise BadRow(f"'{key}' is {value:g}; expected 0 or 1")
+        raise BadRow(f"'{key}' is {value:g}; expected 0 or 1 (the answer of this number)")
     return value == 1
 
 
 def safety(row: Mapping[str, Any]) -> VotedPair:
-    """A row of PKU-SafeRLHF: which of two responses is better."""
-    first, second = (check_text(row[key], f"'{key}'") for key in ("response_0", "response_1"))
-    return VotedPair(prompt_of(row), first, second, "second" if zero_or_one(row, "better_response_id") else "first")
+    """A row of PKU-SafeRLHF, or another whose answers are named 0 and 1: which of them is better."""
+    check_accepted(row)
+    sides = [_side_of_vote(row, key) for key in ("response_0", "response_1")]
+    prompt, first, second = split_sides(row, _prompt_of_vote(row, *sides), *sides)
+    value = row["better_response_id"]
+    if is_empty(value):
+        raise PassedOver("the labeler skipped it")
+    named = re.fullmatch(r"(?:response|answer|output|completion)_?([01])", str(value).strip().lower())
+    if named:
+        choice: Choice = "second" if named[1] == "1" else "first"
+    elif choice_number(value) is not None or isinstance(value, bool):
+        if number_of(value, "'better_response_id'") not in (0, 1):
+            raise UncertainChoice(
+                f"'better_response_id' is {value} beside answers named 0 and 1, so no number of this file is certain; "
+                "alignment rate import with --labels='0=a,1=b' (what each means) reads it, or write a, b and tie"
+            )
+        choice = "second" if zero_or_one(row, "better_response_id") else "first"
+    else:
+        choice = winner_of(value, _models(row))
+    return VotedPair(prompt, first, second, choice, None, labeler_of(row))
 
 
 def reddit(row: Mapping[str, Any]) -> VotedPair:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from alignment.data.importers import PassedOver
+from alignment.data.messages import parsed
 from alignment.data.row_files import BadRow
 from alignment.data.writers import row_writer
 from alignment.errors import UserError
@@ -99,7 +100,7 @@ def import_file(
             raise UserError(f"{path}: no vote in it as {chosen.title}: {reasons}; --columns choice=KEY names the votes")
         for labeler in sorted(importing.simulated):
             store.people.mark_simulated(labeler)
-    return importing.result(name, path) | {"notes": notes}
+    return importing.result(name, path) | {"notes": [*notes, *importing.notes()]}
 
 
 def _told(path: str | Path, first: Sequence[tuple[str, Any]], options: ImportOptions) -> str:
@@ -114,9 +115,44 @@ def _told(path: str | Path, first: Sequence[tuple[str, Any]], options: ImportOpt
         keys = ", ".join(map(str, row)) if isinstance(row, Mapping) else f"no keys but a {type(row).__name__}"
         raise UserError(
             f"{place}: found {keys}, which no known format has; name one with --format ({', '.join(FORMATS)}), or say "
-            "which column is what: --columns prompt=KEY,a=KEY,b=KEY,choice=KEY,labeler=KEY"
+            f"which column is what: --columns prompt=KEY,a=KEY,b=KEY,choice=KEY,labeler=KEY{_inner_fix(row)}"
         )
     return name or "votes"
+
+
+def _inner_fix(row: Any) -> str:
+    inner = [
+        f"{key}.{name}"
+        for key, value in (row.items() if isinstance(row, Mapping) else ())
+        if isinstance(value, Mapping)
+        for name in value
+    ]
+    return f" (a key inside another as {inner[0]})" if inner else ""
+
+
+def _with_inner(row: Mapping[str, Any], names: Iterable[str]) -> Mapping[str, Any]:
+    """The row with what lies inside its values under the names of their paths, such as `params.prompt`."""
+    inner: dict[str, Any] = {}
+    for name in names:
+        value: Any = row
+        for part in () if name in row else name.split("."):
+            value = _single(parsed(value))
+            if isinstance(value, list) and part.isdigit() and int(part) < len(value):
+                value = value[int(part)]
+            elif isinstance(value, Mapping) and part in value:
+                value = value[part]
+            else:
+                break
+        else:
+            inner |= {} if name in row else {name: _single(value)}
+    return {**row, **inner} if inner else row
+
+
+def _single(value: Any) -> Any:
+    """What a list of one holds, as Scale AI writes its answers."""
+    while isinstance(value, list) and len(value) == 1 and not isinstance(value[0], Mapping):
+        value = value[0]
+    return value
 
 
 class _Import:
@@ -135,6 +171,7 @@ class _Import:
         self.passed_over: Counter[str] = Counter()
         self.bad: dict[str, str] = {}
         self.scale: Any = None
+        self.scores: set[float] = set()
         self.numbers: dict[str, bool] = {}
         self.first_uncertain: str | None = None  # the place of a choice whose number is not certain
 
@@ -159,6 +196,7 @@ class _Import:
             raise row
         if not isinstance(row, Mapping):
             raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
+        row = _with_inner(row, self.options.columns.values())
         options = replace(self.options, file=Path(place.rpartition(":")[0]), numbers=self.numbers)
         try:
             read = self.chosen.read(row, options)
@@ -167,6 +205,7 @@ class _Import:
                 self.first_uncertain = place
         if self.chosen.used is not None:
             used = self.chosen.used(row, options)
+            used |= {name.partition(".")[0] for name in self.options.columns.values()}
             self.not_used |= dict.fromkeys(str(key) for key in row if key not in used)
         return read
 
@@ -178,6 +217,8 @@ class _Import:
             yield f"a rating from {scale[0]:g} to {scale[1]:g} beside others from {low:g} to {high:g}: use two files"
             return
         self.scale = self.scale or scale
+        if scale is not None:
+            self.scores |= {answer["score"] for answer in entry.answers if "score" in answer}
         self.simulated |= entry.simulated
         for part, copy in self.joiner.place(entry) if self.joiner else [(entry, self._copy(entry))]:
             try:
@@ -190,6 +231,17 @@ class _Import:
             self.items[item] = part.kind
             for answer in part.answers:
                 yield from self._answer(item, answer)
+
+    def notes(self) -> list[str]:
+        """Which scale was assumed, where the ratings do not show it."""
+        highest = max(self.scores, default=7)
+        if self.scale is None or list(self.scale) != [1, 7] or self.options.scale or highest >= 7:
+            return []
+        low = min(self.scores)
+        return [
+            f"the ratings are read on the scale 1 to 7, of which the file has {low:g} to {highest:g}; if the labelers "
+            f"had another, import into a new --db with --scale LOW..HIGH, as --scale 1..{highest:g}"
+        ]
 
     def _copy(self, entry: Entry) -> int:
         key = item_key(entry.kind, [dict(turn) for turn in entry.prompt], entry.completions)

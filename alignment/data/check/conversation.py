@@ -14,7 +14,8 @@ from alignment.templates.rendering import Message
 # A text with one of these was already rendered by a template, or would forge a turn in one.
 MARKERS = (
     *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|start_header_id|>", "[INST]", "[/INST]"),
-    *("<<SYS>>", "### Instruction", "### Response:", "\n\nHuman:", "\n\nAssistant:"),
+    *("<<SYS>>", "### Instruction", "### Response:", "\n\nHuman:", "\n\nAssistant:", "<|user|>", "<|assistant|>"),
+    *("<|system|>", "<start_of_turn>", "### Human:", "### Assistant:", "### User:"),
 )
 
 

@@ -41,6 +41,17 @@ _ROWS: dict[str, tuple[Level, str, str]] = {
         "have a template's markers (<|im_end|>, [INST], ### Response: ...) inside a turn",
         "give such rows as plain turns: the template adds its markers, and those in a text are trained on as text",
     ),
+    "transcript": (
+        "warning",
+        "are texts of several turns, whose questions and marks (Human:, <|user|>, [INST] ...) are learned as text",
+        "--column messages=text (data.columns='{messages: text}') reads turns marked Human: and Assistant:, ### "
+        "Human:, <|user|> or <|im_start|>user; write others as `messages`",
+    ),
+    "transcript_prompt": (
+        "warning",
+        "have a transcript (Human: ... Assistant: ...) in one turn",
+        "write its turns as `messages`: the template marks them itself",
+    ),
     "echo": ("warning", "have an answer that repeats the user's turn word for word", "remove these rows"),
     "says_nothing": (
         "warning",

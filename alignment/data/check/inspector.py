@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from alignment.config.sections import DataConfig, Format
 from alignment.data import formats
+from alignment.data.chats import is_transcript
 from alignment.data.check.conversation import MARKERS, turn_problems
 from alignment.data.check.judgements import Judged, is_html, says_nothing
 from alignment.data.duplicates import Sketches, digest
@@ -272,6 +273,10 @@ class Inspector:
             for kind, found in (("says_nothing", says_nothing), ("html", is_html)):
                 if any(map(found, texts)):
                     self._see(kind, where)
+        if isinstance(record, Document) and is_transcript(record.text):
+            self._see("transcript", where)
+        elif any(is_transcript(message["content"]) for message in messages if message["role"] == "user"):
+            self._see("transcript_prompt", where)
         if any("reasoning_content" in message for message in messages):
             self._see(self._reasoning, where)
         if self.validate and answer and (error := self.validate(answer)):

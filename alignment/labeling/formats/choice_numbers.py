@@ -57,12 +57,14 @@ def fix(numbers: Iterable[str]) -> str:
         low, high = values[0][0], values[-1][0]
         low = min(1.0, low) if low > 0 else -max(-low, high) if low < 0 else low
         high = max(-low, high) if low < 0 else high
+        high = 2.0 if low == 1 and high < 2 else high
         middle = (low + high) / 2
         first, second = (
             ",".join(f"{name}={'tie' if value == middle else sides[value > middle]}" for value, name in values)
             for sides in ("ab", "ba")
         )
-    return f"say what each means with --labels='{first}' or --labels='{second}'"
+    other = f" or --labels='{second}'" if second != first else ""
+    return f"say what each means with --labels='{first}'{other}"
 
 
 def check_numbers(place: str, numbers: dict[str, bool]) -> None:

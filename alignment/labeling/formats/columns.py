@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,18 +39,23 @@ from alignment.labeling.formats.voting import (
     SECONDS,
     STRENGTHS,
     Who,
+    against,
     judged,
     labeler_of,
     meaning,
     preferred,
     ranked,
+    said_of,
     scored,
     seconds_of,
 )
 
 DROPS = "columns that are not named in --columns and whose names say nothing (they are listed as not used)"
+_WORST = ("worst", "leastpreferred")
 _RANKS = ("ranks", "ranking", "rank")
 _SCORES = ("scores", "ratings")
+_RATER = re.compile(r"(?:rater|annotator|labell?er|judge|worker|evaluator|reviewer)(\d+)")
+_SAID_BESIDE = ("vote", "choice", "preference", "rating", "score", "label")
 _VOTES = ("votes", "judgments", "judgements", "annotations", "labels", "preferences")
 
 
@@ -63,17 +69,19 @@ def recognises_votes(row: Row) -> bool:
         return False
     said = (*CHOICES, *_RANKS, *_SCORES)
     if slots := slot_keys(rest):
-        return bool(first_key(rest, said) or _votes_key(rest) or _side_ratings(rest, slots))
+        return bool(first_key(rest, said) or _rater_columns(rest) or _votes_key(rest) or _side_ratings(rest, slots))
     listed = first_key(rest, LISTS, lambda value: isinstance(parsed(value), list))
     if listed:
-        return bool(first_key(rest, said) or _votes_key(rest) or _inner(parsed(rest[listed])))
-    return first_key(rest, SINGLES) is not None and first_key(rest, RATINGS) is not None
+        return bool(first_key(rest, said) or _rater_columns(rest) or _votes_key(rest) or _inner(parsed(rest[listed])))
+    return first_key(rest, SINGLES) is not None and bool(first_key(rest, RATINGS) or _rater_columns(rest))
 
 
 def read_votes(row: Row, options: ImportOptions) -> Read:
     check_accepted(row)
     if votes := _votes_key(row):
         return _each_vote(row, votes, options)
+    if raters := _raters(row, options):
+        return _each_rater(row, raters, options)
     who = _who(row, options)
     chosen = options.key("chosen", row) or ("chosen" if "chosen" in row and "a" not in options.columns else None)
     if chosen:
@@ -91,6 +99,8 @@ def read_votes(row: Row, options: ImportOptions) -> Read:
         if choice is None:
             raise BadRow(f"no choice among the keys {', '.join(map(str, row))}; name it with --columns choice=KEY")
         _check_best(row, choice, task, options)
+        if plain(choice) == "best" and (worst := first_key(row, _WORST, filled)):
+            return _best_and_worst(task, row[choice], row[worst], who, options)
         return judged(task, row[choice], who, options, _strength(row, options))
     rating = named_key(row, "rating", RATINGS, options) or named_key(row, "choice", CHOICES, options)
     if rating is None:
@@ -98,9 +108,22 @@ def read_votes(row: Row, options: ImportOptions) -> Read:
     return scored(task, row[rating], who, options)
 
 
+def _best_and_worst(task: ShownTask, best: Any, worst: Any, who: Who, options: ImportOptions) -> Read:
+    """The pairs that a best and a worst answer decide; the answers between them were not compared."""
+    places = said_of(best, task, options), said_of(worst, task, options)
+    if not all(isinstance(place, int) for place in places) or places[0] == places[1]:
+        raise BadRow(f"the best answer is {best!a} and the worst {worst!a}; expected two of the answers")
+    first, last = int(places[0]), int(places[1])
+    others = [place for place in range(len(task.answers)) if place != first]
+    return [
+        *against(task, [first], others, who),
+        *against(task, [place for place in others if place != last], [last], who),
+    ]
+
+
 def _check_best(row: Row, choice: str, task: ShownTask, options: ImportOptions) -> None:
     """Refuse `best` as a place in a list or beside `worst`: people count it from 0 and from 1."""
-    worst = first_key(row, ("worst",), lambda value: choice_number(value) is not None)
+    worst = first_key(row, _WORST, lambda value: choice_number(value) is not None)
     is_place = worst is not None or all(answer.key.isdigit() for answer in task.answers)
     if plain(choice) == "best" and is_place and (number := choice_number(meaning(row[choice], options))) is not None:
         from_1, from_0 = (
@@ -174,10 +197,38 @@ def _each_vote(row: Row, key: str, options: ImportOptions) -> Read:
     return read
 
 
+def _rater_columns(row: Row) -> dict[str, str | None]:
+    """The columns of several raters, `rater1`, `rater_2`: each with the column of what it said, where it names one."""
+    found = {key: match[1] for key in row if (match := _RATER.fullmatch(plain(key)))}
+    return {key: first_key(row, [name + number for name in _SAID_BESIDE]) for key, number in found.items()}
+
+
+def _raters(row: Row, options: ImportOptions) -> dict[str, str | None]:
+    """As `_rater_columns`, where no other column was named as the vote or the labeler."""
+    named = {"choice", "rating", "labeler", "ranks", "scores", "chosen"} & options.columns.keys()
+    return {} if named or "chosen" in row else _rater_columns(row)
+
+
+def _each_rater(row: Row, raters: Mapping[str, str | None], options: ImportOptions) -> Read:
+    """A vote for each rater's column, by the rater's name or else by the column's."""
+    rest = {key: row[key] for key in row if key not in raters and key not in raters.values()}
+    said = [
+        {"labeler": row[rater] if beside else rater, "choice": row[beside or rater]}
+        for rater, beside in raters.items()
+        if filled(row[beside or rater])
+    ]
+    if not said:
+        raise PassedOver("no rater said anything")
+    return _each_vote({**rest, "votes": said}, "votes", options)
+
+
 def used_by_votes(row: Row, options: ImportOptions) -> set[str]:
     """The keys of a row that `read_votes` reads."""
     said = _said_keys(row, options)
     said |= {votes} if (votes := _votes_key(row)) else set()
+    raters = _raters(row, options)
+    said |= {*raters, *(beside for beside in raters.values() if beside)}
+    said |= {worst} if (worst := first_key(row, _WORST)) and first_key(row, ("best",)) else set()
     said |= {key for key in row if plain(key) in ASSIGNMENTS}
     if {"chosen", "rejected"} <= row.keys():
         prompt = prompt_of(row, options)[1] if named_key(row, "prompt", PROMPTS, options) else set()

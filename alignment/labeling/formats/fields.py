@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from alignment.data import formats
 from alignment.data.annotations import parsed
 from alignment.data.importers import PassedOver
+from alignment.data.keys import BY_NAME
 from alignment.data.messages import check_text, key_names, messages_of
 from alignment.data.questions import alpaca_prompt
 from alignment.data.row_files import BadRow
@@ -50,6 +51,9 @@ class ShownTask(NamedTuple):
 def plain(name: object) -> str:
     """A key or a word in lower case, letters and digits alone: `Response_A` is `responsea`."""
     return re.sub(r"[\W_]+", "", str(name).lower())
+
+
+_SYSTEM = tuple(plain(name) for name in BY_NAME["system"].names)
 
 
 def first_key(row: Row, names: Sequence[str], holds: Callable[[Any], bool] = lambda value: True) -> str | None:
@@ -128,7 +132,9 @@ def prompt_of(row: Row, options: ImportOptions) -> tuple[list[dict[str, str]], s
     if plain(key) == "instruction" and extra and len(turns) == 1:
         turns = plain_turns(alpaca_prompt(turns[0]["content"], row[extra]))
         used.add(extra)
-    system = first_key(row, ("system", "systemprompt"), lambda value: isinstance(value, str) and bool(value.strip()))
+    system = first_key(row, _SYSTEM, lambda value: isinstance(value, str) and bool(value.strip()))
+    if system == "instructions" and plain(key) == "input":
+        raise BadRow("'instructions' beside 'input' is the system turn or the task; name it with --columns prompt=KEY")
     if system and turns[0]["role"] != "system":
         turns.insert(0, {"role": "system", "content": row[system]})
         used.add(system)

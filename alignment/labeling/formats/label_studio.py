@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,15 +16,19 @@ from alignment.labeling.formats.fields import (
     ending,
     first_key,
     listed,
+    plain,
     prompt_of,
     task_of,
     with_model,
 )
 from alignment.labeling.formats.reading import ImportOptions, Read, Row
 from alignment.labeling.formats.voting import (
+    BAD,
     CHOICES,
+    GOOD,
     RATINGS,
     Who,
+    against,
     judged,
     labeler_of,
     ranked,
@@ -34,7 +39,7 @@ from alignment.labeling.formats.voting import (
 
 DROPS = (
     "predictions of models, drafts, skipped annotations, spans and reviews (each counted), times, the labeling config, "
-    "and buckets of a ranker, for which is the better one is not in the file"
+    "and a ranker's buckets whose order is not known (--labels='BUCKET=1,OTHER=2' says it, 1 the best)"
 )
 _CONTROLS = ("pairwise", "ranker", "choices", "rating", "number")
 _ANNOTATION_KEYS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement")
@@ -172,11 +177,18 @@ def _ranking(data: Row, control: TagValue, who: Who, options: ImportOptions) -> 
     ordered = [ids for ids in lists if isinstance(ids, list)]
     if isinstance(control.value, Mapping) and "_" in control.value:
         ordered = [ids for name, ids in control.value.items() if name != "_"]
-    if len(ordered) != 1:
-        return [PassedOver("a sorting into buckets, of which none is known to be the better")]
+    buckets = control.value if isinstance(control.value, Mapping) and len(ordered) != 1 else {}
+    places = {name: _bucket_place(name, options) for name in buckets if name != "_"}
+    if len(ordered) != 1 and (None in places.values() or len(set(places.values())) < 2):
+        return [
+            PassedOver(
+                "a sorting into buckets, of which none is known to be the better; --labels='BUCKET=1,OTHER=2' says "
+                f"which (1 the best), for {', '.join(places) or 'each'}"
+            )
+        ]
     items = next((value for value in map(parsed, data.values()) if isinstance(value, list) and _ids(value)), [])
     by_id = {str(item["id"]): item for item in items}
-    ids = [str(each) for each in ordered[0]]
+    ids = [str(each) for group in ordered for each in group]
     missing = [each for each in ids if each not in by_id]
     if missing or len(ids) < 2:
         raise BadRow(
@@ -185,7 +197,23 @@ def _ranking(data: Row, control: TagValue, who: Who, options: ImportOptions) -> 
     answers: list[ShownAnswer] = [answer_of(by_id[each], each) for each in sorted(ids)]
     texts = {key: value for key, value in data.items() if not (isinstance(parsed(value), list) and _ids(parsed(value)))}
     task = ShownTask(prompt_of(texts, options)[0], tuple(answers))
-    return ranked(task, [ids.index(each) + 1 for each in sorted(ids)], who)
+    if not buckets:
+        return ranked(task, [ids.index(each) + 1 for each in sorted(ids)], who)
+    rank = {str(each): place for name, place in places.items() for each in buckets[name]}
+    by_rank = {place: [sorted(ids).index(each) for each in ids if rank[each] == place] for place in rank.values()}
+    votes = (
+        against(task, by_rank[better], by_rank[worse], who)
+        for better, worse in itertools.combinations(sorted(by_rank), 2)
+    )
+    return [vote for each in votes for vote in each]
+
+
+def _bucket_place(name: str, options: ImportOptions) -> int | None:
+    """The place of a bucket, 1 the best: as the user says, or by a word for good or bad."""
+    said = options.labels.get(name, "")
+    if said.isdigit():
+        return int(said)
+    return 1 if plain(name) in GOOD else 2 if plain(name) in BAD else None
 
 
 def _ids(value: Sequence[Any]) -> bool:

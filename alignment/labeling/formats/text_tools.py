@@ -77,11 +77,24 @@ def read_doccano(row: Row, options: ImportOptions) -> Read:
         return read
     if not votes:
         return [PassedOver("a text without a label")]
+    if (
+        "\n" not in str(row.get("text")).strip()
+        and not slot_keys(row)
+        and any(map(_is_text, (said for _, said in votes)))
+    ):
+        raise BadRow(
+            "its labels are texts that answer its text (sequence to sequence), not votes; train on them with "
+            "data.format=completion data.columns='{prompt: text, completion: label}'"
+        )
     task = _text_task(row, row.get("text"), options)
     comments = [str(each) for each in listed(row.get("Comments"), "Comments") if isinstance(each, str)]
     for labeler, label in votes:
         read += judged(task, label, Who(labeler, "\n".join(comments)), options)
     return read
+
+
+def _is_text(label: Any) -> bool:
+    return isinstance(label, str) and len(label.split()) > 1
 
 
 # --- Prodigy -------------------------------------------------------------------------------------------------------

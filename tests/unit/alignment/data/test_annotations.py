@@ -6,10 +6,12 @@ import pytest
 
 from alignment.config.sections import DataConfig, DataPart
 from alignment.data.annotations import annotation_format
+from alignment.data.convert import convert
 from alignment.data.parsing import to_examples
 from alignment.data.reading import read_records
 from alignment.data.row_files import DataError
 from alignment.data.sources import open_source
+from alignment.data.splitting import plan_split
 
 ROWS = {
     "label-studio": [
@@ -87,3 +89,26 @@ def test_one_exported_row_among_others_is_set_aside(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in [{"text": "x"}, ROWS["doccano"][0]]))
     read = read_records(path, to_examples, DataConfig(train=str(path), max_bad_share=0.5))
     assert (len(read.items), [where for where, _ in read.bad]) == (1, [f"{path}:2"])
+
+
+def test_a_split_and_a_conversion_read_rows_as_training_does(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(ROWS["doccano"][0]) + "\n")
+    with pytest.raises(DataError, match=r"a row of doccano"):
+        plan_split(path, 0.5, 0)
+    with pytest.raises(DataError, match=r"a row of doccano"):
+        convert(DataConfig(train=str(path)), tmp_path / "out.jsonl", "text")
+    rows = [{"Prompt": f"question {n}", "Completion": "answer"} for n in range(200)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, ROWS["doccano"][0]]))
+    split = plan_split(path, 0.5, 0)
+    assert [where.rpartition(":")[2] for where, _ in split.bad] == ["201"]
+    assert sum(split.counts.values()) == 200
+
+
+def test_messages_of_tickets_are_put_together_before_a_split(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("conversation_id,role,text\n1,user,When?\n1,agent,At nine.\n")
+    with pytest.raises(
+        DataError, match=r"t\.csv:2: a message, .*alignment data convert .*t\.csv chats\.jsonl --to chat"
+    ):
+        plan_split(path, 0.5, 0)

@@ -1,5 +1,7 @@
 """Parquet files that are small on the disk and large in memory. The limits are scaled down."""
 
+import gzip
+
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -65,3 +67,39 @@ def test_a_page_that_does_not_fit_is_refused(tmp_path):
     wide = pyarrow.table({"text": [f"{n} " + "word " * 20_000 for n in range(40)]})
     with pytest.raises(DataError, match=r"a page of the column 'text' unpacks to about 4 MB; .*row_group_size=16"):
         next(read_rows(write(tmp_path / "d.parquet", wide, use_dictionary=False)))
+
+
+def chats(lengths, content):
+    """A row for each length, with so many turns."""
+    ends = pyarrow.array([sum(lengths[:index]) for index in range(len(lengths) + 1)], pyarrow.int32())
+    count = sum(lengths)
+    turns = pyarrow.StructArray.from_arrays([pyarrow.array(["user"] * count), content(count)], ["role", "content"])
+    return pyarrow.table({"messages": pyarrow.ListArray.from_arrays(ends, turns)})
+
+
+@pytest.mark.parametrize("text", ["x" * 1000, ""], ids=["long", "empty"])
+def test_one_row_with_very_many_values_is_refused_before_it_is_unpacked(tmp_path, text):
+    lengths = [1] * 90 + [20_000] + [1] * 9
+    path = write(tmp_path / "d.parquet", chats(lengths, lambda count: repeated(text, count)))
+    assert path.stat().st_size < 10_000
+    with pytest.raises(DataError, match=r"d\.parquet: row 91 unpacks to about .* MB; split its lists into rows"):
+        list(read_rows(path))
+
+
+def test_rows_with_long_lists_that_fit_are_read_few_at_a_time(tmp_path, monkeypatch):
+    sizes, whole = [], parquet_files._as_objects
+    monkeypatch.setattr(
+        parquet_files, "_as_objects", lambda batch, **more: sizes.append(len(batch)) or whole(batch, **more)
+    )
+    lengths = [3] * 200 + [600] + [2] * 99
+    path = write(tmp_path / "d.parquet", chats(lengths, lambda count: repeated("x" * 1000, count)))
+    assert [len(row["messages"]) for _, row in read_rows(path)] == lengths
+    assert max(sizes) == 1
+
+
+def test_a_packed_file_that_fills_the_disk_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "d.parquet.gz"
+    path.write_bytes(gzip.compress(bytes(3 << 20)))
+    monkeypatch.setattr(parquet_files, "LARGEST_COPY", 2 << 20)
+    with pytest.raises(DataError, match=r"d\.parquet\.gz: unpacks to more than 2 MB of temporary disk; unpack it"):
+        list(read_rows(path))

@@ -72,6 +72,35 @@ def test_terms_in_a_row_share_the_answer_and_text_after_a_list_is_not_of_it(tmp_
     assert pairs(tmp_path / "faq.htm", page)[0] == [("When?", "At nine."), ("At what time?", "At nine.")]
 
 
+TITLED = {
+    "title above": "# FAQ\n\nWelcome.\n\n## {}\nAt nine.\n\n## {}\nLeft of the door.\n",
+    "title beside": "# Our shop\n\nWelcome.\n\n# {}\nAt nine.\n\n# {}\nLeft of the door.\n",
+    "list of links": "# Our shop\n\n- [{0}](#a)\n- [{1}](#b)\n\n## {0}\nAt nine.\n\n## {1}\nLeft of the door.\n",
+    "contents": "## Contents\n\n1. {0}\n2. {1}\n\n## {0}\nAt nine.\n\n## {1}\nLeft of the door.\n",
+    "list below a part": "## Going there\n\n1. {0}\n2. {1}\n\n## {0}\nAt nine.\n\n## {1}\nLeft of the door.\n",
+    "bold": "# Help\n\nWelcome.\n\n**{}**\nAt nine.\n\n**{}**\nLeft of the door.\n",
+}
+
+
+@pytest.mark.parametrize("style", TITLED)
+def test_titles_and_lists_of_questions_are_no_questions(tmp_path, style):
+    found, records = pairs(tmp_path / "faq.md", TITLED[style].format(*(question for question, _ in PAIRS)))
+    assert found == PAIRS
+    assert records.notes == [f"{tmp_path / 'faq.md'}: 1 texts that stand below no question are left out"]
+
+
+def test_headings_that_do_not_ask_are_questions_where_they_are_no_titles(tmp_path):
+    found, _ = pairs(tmp_path / "faq.md", "# Shop\nOurs.\n## Hours\nNine to five.\n## Fees\n20 cents.\n")
+    assert found == [("Hours", "Nine to five."), ("Fees", "20 cents.")]
+
+
+@pytest.mark.parametrize("number", ["1. ", "12) ", "(3) ", "#4 ", "1.2 ", "2.1. "])
+def test_numbers_of_questions_are_taken_off(tmp_path, number):
+    page = f"## {number}When do you open?\nAt nine.\n\n## 3.5 mm jack or USB?\nBoth.\n\n## 2024: what is new?\nUs.\n"
+    asked = ["When do you open?", "3.5 mm jack or USB?", "2024: what is new?"]
+    assert [question for question, _ in pairs(tmp_path / "faq.md", page)[0]] == asked
+
+
 def test_a_page_without_questions_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"faq\.md: no question with an answer below it; expected headings"):
         pairs(tmp_path / "faq.md", "Only text.\n")

@@ -66,7 +66,9 @@ def test_each_example_is_read_as_its_shape_and_as_the_table_says(name):
         assert (name in LEARNED[stage]) == bool(getattr(shape, stage))
 
 
-@pytest.mark.parametrize("base", BASES, ids=lambda base: "+".join(base))
+@pytest.mark.parametrize(
+    "base", [*BASES, *(shape.example for shape in SHAPES.values())], ids=lambda base: "+".join(base)
+)
 def test_no_row_is_read_without_a_key_of_known_meaning(base):
     """Adding the key changes what is learned, or the row is refused; nothing is dropped in silence."""
     names = [name for name, key in BY_NAME.items() if name not in base and key.names[0] != "labeler"]

@@ -132,3 +132,23 @@ def test_where_agents_are_named_other_roles_are_the_customers_and_said(tmp_path)
     records = read(tmp_path / "t.jsonl", rows, agents=["Mitarbeiter"])
     assert said(records) == [TURNS]
     assert any(note.endswith("because agents are named: Kunde (2)") for note in records.notes)
+
+
+@pytest.mark.parametrize(
+    ("speakers", "advice"),
+    [
+        (("customer", "SYSTEM"), "; SYSTEM speaks after the customer: --agent SYSTEM (data.agents) if it answers"),
+        (("SYSTEM", "customer"), ""),
+        (("SYSTEM",), ""),
+    ],
+)
+def test_a_speaker_called_system_is_the_assistant_only_if_it_may_answer(tmp_path, speakers, advice):
+    path = tmp_path / "t.csv"
+    lines = [f"1,{speaker},text {n}" for n, speaker in enumerate(speakers)]
+    path.write_text("\n".join(["conversation_id,role,text", *lines, "2,customer,When?", "2,agent,At nine."]) + "\n")
+    records = read_records(path, to_examples, DataConfig(train="x"))
+    assert len(records.items) == 1
+    assert records.notes == [f"1 skipped: a conversation in which the assistant answered no question{advice}"]
+    if advice:
+        found = read_records(path, to_examples, DataConfig(train="x", agents=("SYSTEM",))).items
+        assert [turn["role"] for turn in found[0].messages] == ["user", "assistant"]

@@ -6,6 +6,7 @@ import pytest
 
 from alignment.config.sections import DataConfig
 from alignment.data.check import Inspector, report_of
+from alignment.data.importers import PassedOver
 from alignment.data.parsing import to_examples
 from alignment.data.reading import read_records
 from alignment.data.row_files import BadRow, DataError
@@ -85,6 +86,11 @@ def test_a_mark_of_the_answer_is_refused_until_it_is_named(tmp_path, key):
     assert record.messages[-1]["content"] == "1"
 
 
-def test_the_quality_of_an_answer_in_words_is_refused():
-    with pytest.raises(BadRow, match=r"'quality' .*--column quality="):
-        to_examples({"prompt": "Hi", "response": "Hello", "quality": "bad"})
+def test_the_quality_of_an_answer_in_words_is_its_label():
+    row = {"prompt": "Hi", "response": "Hello"}
+    with pytest.raises(PassedOver, match="marked as a bad one"):
+        to_examples({**row, "quality": "Bad"})
+    assert to_examples({**row, "quality": "good"}) == to_examples(row)
+    for unclear in (1, "4", "fair"):
+        with pytest.raises(BadRow, match=r"'quality' is .*--column rating=quality reads numbers as ratings"):
+            to_examples({**row, "quality": unclear})

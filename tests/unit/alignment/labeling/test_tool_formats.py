@@ -70,13 +70,30 @@ def test_annotations_without_a_name_are_not_one_persons(tmp_path):
 def test_a_label_studio_ranker_is_a_ranking(tmp_path):
     items = [{"id": "x", "title": "one", "body": "A"}, {"id": "y", "body": "B"}, {"id": "z", "html": "C"}]
     part = {"value": {"ranker": {"rank": ["z", "x", "y"]}}, "from_name": "rank", "to_name": "results", "type": "ranker"}
-    buckets = {"value": {"ranker": {"good": ["x"], "bad": ["y"], "_": ["z"]}}, "from_name": "rank", "type": "ranker"}
+    buckets = {"value": {"ranker": {"one": ["x"], "two": ["y"], "_": ["z"]}}, "from_name": "rank", "type": "ranker"}
     row = {"id": 1, "data": {"prompt": QUESTION, "items": items}}
     annotations = [{"completed_by": 3, "result": [part]}, {"completed_by": 4, "result": [buckets]}]
     done = Imported(tmp_path, [row | {"annotations": annotations}])
     assert done.texts() == ["A", "B", "C"]
     assert [(rating.labeler, rating.ranks) for rating in done.ratings] == [("3", (2, 3, 1))]
-    assert list(done.result["passed_over"]) == ["a sorting into buckets, of which none is known to be the better"]
+    assert list(done.result["passed_over"]) == [
+        "a sorting into buckets, of which none is known to be the better; --labels='BUCKET=1,OTHER=2' says which (1 "
+        "the best), for one, two"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [(("good", "bad"), {}), (("one", "two"), {"one": "1", "two": "2"}), (("two", "one"), {"one": "2", "two": "1"})],
+)
+def test_buckets_of_a_label_studio_ranker_whose_order_is_known_are_votes(tmp_path, names, labels):
+    value = {"ranker": {names[0]: ["x"], names[1]: ["y", "z"], "_": ["w"]}}
+    result = [{"value": value, "from_name": "rank", "to_name": "items", "type": "ranker"}]
+    data = {"prompt": QUESTION, "items": [{"id": name, "body": name.upper()} for name in "wxyz"]}
+    row = {"id": 1, "data": data, "annotations": [{"completed_by": 3, "result": result}]}
+    done = Imported(tmp_path, [row], labels=labels)
+    assert [done.texts(item) for item in range(2)] == [["X", "Y"], ["X", "Z"]]
+    assert done.winners() == [("3", "X"), ("3", "X")]
 
 
 def test_label_studio_ratings_stand_at_their_answers(tmp_path):
