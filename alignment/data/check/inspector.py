@@ -266,17 +266,21 @@ class Inspector:
             self.answers.append(digest(answer.strip()))
         self.texts.add(f"{prompt}\0{answer}")
         self.group_sketches.add(group)
-        for problem in turn_problems(messages, self._markers):
+        problems = turn_problems(messages, self._markers)
+        for problem in problems:
             self._see(problem, where)
+        if isinstance(record, Document):
+            if is_transcript(record.text):
+                self._see("transcript", where)
+        elif "markers" not in problems and any(
+            is_transcript(message["content"]) for message in messages if message["role"] == "user"
+        ):
+            self._see("transcript_prompt", where)
         texts = [record.first, record.second] if isinstance(record, Comparison) else [answer]
         if not isinstance(record, Prompt | Document):
             for kind, found in (("says_nothing", says_nothing), ("html", is_html)):
                 if any(map(found, texts)):
                     self._see(kind, where)
-        if isinstance(record, Document) and is_transcript(record.text):
-            self._see("transcript", where)
-        elif any(is_transcript(message["content"]) for message in messages if message["role"] == "user"):
-            self._see("transcript_prompt", where)
         if any("reasoning_content" in message for message in messages):
             self._see(self._reasoning, where)
         if self.validate and answer and (error := self.validate(answer)):

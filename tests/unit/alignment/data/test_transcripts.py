@@ -27,7 +27,8 @@ def test_turns_inside_a_text_are_told(text):
     assert (told.level, told.count) == ("warning", 1)
     assert "--column messages=text (data.columns='{messages: text}')" in told.advice
     row = {"prompt": f"Go on:\n{text}", "completion": "Yes."}
-    assert finding(inspect([row], stage="sft"), "transcript_prompt").count == 1
+    kinds = {found.kind for found in inspect([row], stage="sft").findings}
+    assert len(kinds & {"markers", "transcript_prompt"}) == 1  # what marks are told of is not told twice
 
 
 @pytest.mark.parametrize("style", MARKED)
