@@ -9,6 +9,8 @@ from typing import Any
 from alignment.data import formats
 from alignment.data.annotations import parsed
 from alignment.data.importers import PassedOver
+from alignment.data.keys import NO, known_key
+from alignment.data.marks import marks_in, reason_of
 from alignment.data.preferences import are_places, choice_number
 from alignment.data.row_files import BadRow
 from alignment.data.votes import ASSIGNMENTS, check_accepted
@@ -51,6 +53,7 @@ from alignment.labeling.formats.voting import (
 )
 
 DROPS = "columns that are not named in --columns and whose names say nothing (they are listed as not used)"
+_ORDERS = ("displayed_left", "final_preference")
 _WORST = ("worst", "leastpreferred")
 _RANKS = ("ranks", "ranking", "rank")
 _SCORES = ("scores", "ratings")
@@ -78,6 +81,7 @@ def recognises_votes(row: Row) -> bool:
 
 def read_votes(row: Row, options: ImportOptions) -> Read:
     check_accepted(row)
+    _check_unmarked(row, options)
     if votes := _votes_key(row):
         return _each_vote(row, votes, options)
     if raters := _raters(row, options):
@@ -106,6 +110,27 @@ def read_votes(row: Row, options: ImportOptions) -> Read:
     if rating is None:
         raise BadRow(f"no rating among the keys {', '.join(map(str, row))}; name it with --columns rating=KEY")
     return scored(task, row[rating], who, options)
+
+
+def _check_unmarked(row: Row, options: ImportOptions) -> None:
+    """Refuse to read a vote that was taken out, that tests the labeler, or whose answers were shown in another order.
+
+    Raises:
+        PassedOver: it was taken out, or is a test; BadRow: it may mean the other answer.
+    """
+    rest = [key for key in row if key not in options.columns.values() and key not in _said_keys(row, options)]
+    for marked in marks_in(row, rest):
+        if marked.is_bad and marked.mark.effect in ("out", "no_vote"):
+            raise PassedOver(f"{reason_of(marked)}; a copy of the file without the column reads such votes too")
+    choice = named_key(row, "choice", CHOICES, options)
+    order = next((key for key in rest if (known := known_key(key, "vote")) and known.names[0] in _ORDERS), None)
+    if choice and order and filled(row[order]) and str(row[order]).strip().lower() not in NO:
+        word = plain(meaning(row[choice], options))
+        if ending(word) in ("left", "right", "first", "second", "1", "2") or word in ("a", "b"):
+            raise BadRow(
+                f"'{order}' says in which order the answers were shown, and '{choice}' is {row[choice]!a}, a place; write "
+                "who won by the name of its column there, or, if places mean the columns, take the column out"
+            )
 
 
 def _best_and_worst(task: ShownTask, best: Any, worst: Any, who: Who, options: ImportOptions) -> Read:
@@ -230,6 +255,7 @@ def used_by_votes(row: Row, options: ImportOptions) -> set[str]:
     said |= {*raters, *(beside for beside in raters.values() if beside)}
     said |= {worst} if (worst := first_key(row, _WORST)) and first_key(row, ("best",)) else set()
     said |= {key for key in row if plain(key) in ASSIGNMENTS}
+    said |= {each.column for each in marks_in(row, row) if each.mark.effect in ("out", "no_vote")}
     if {"chosen", "rejected"} <= row.keys():
         prompt = prompt_of(row, options)[1] if named_key(row, "prompt", PROMPTS, options) else set()
         listed = _places(row, "chosen", "rejected", options)

@@ -22,7 +22,17 @@ from alignment.ratings.records import dense
 LABELERS = (
     "labeler", "labeller", "labelername", "labelerid", "annotator", "annotatorid", "annotatorname", "rater", "raterid",
     "ratername", "worker", "workerid", "judge", "judgeid", "user", "userid", "username", "evaluator", "evaluatorid",
-    "reviewer", "coder", "assessor", "person", "completedby", "createdby", "email", "who",
+    "reviewer", "coder", "assessor", "person", "completedby", "email", "emailaddress", "who", "grader", "scorer", "voter",
+    "turker", "crowdworker", "participant", "respondent", "expert", "moderator", "tester", "expertname", "workername",
+    "reviewername", "evaluatorname", "judgename", "assessorname", "participantname",
+    *(f"{who}id" for who in (
+        "assessor", "reviewer", "coder", "grader", "turker", "crowdworker", "participant", "respondent", "expert",
+        "moderator", "person", "prolific", "subject", "rated", "voter", "scorer", "tester",
+    )),
+    *(f"{done}by" for done in (
+        "rated", "evaluated", "judged", "annotated", "labeled", "labelled", "reviewed", "scored", "graded", "assessed",
+        "ranked", "voted", "answered", "checked", "compared", "submitted", "created",
+    )),
 )  # fmt: skip
 CHOICES = (
     "choice", "vote", "winner", "preference", "preferred", "better", "best", "verdict", "judgment", "judgement",
