@@ -78,7 +78,8 @@ def with_system(row: Mapping[str, Any], turns: Turns) -> Turns:
         return turns
     if isinstance(system, str):
         text = re.sub(r"\ASYSTEM:\s*", "", check_text(system, "'system'"))
-    else:  # Anthropic's blocks
+    else:  # Anthropic's blocks, or Gemini's parts
+        system = system.get("parts", system) if isinstance(system, Mapping) else system
         (message,) = turns_in([{"role": "system", "content": system}], "system")
         text = message["content"]
     if turns and turns[0]["role"] == "system":

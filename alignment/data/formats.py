@@ -20,6 +20,8 @@ from alignment.data.keys import (
 )
 from alignment.data.marks import Effect, check_marks, is_heeded, marks_in, warned_marks
 from alignment.data.messages import key_names
+from alignment.data.hints import unread_hint
+from alignment.data.nested import inner_value
 from alignment.data.preferences import AnnotatedPair, Choice, RankedAnswers, Tournament, pair_of, pandalm, qa_feedback
 from alignment.data.questions import UNANSWERABLE, rag_prompt
 from alignment.data.row_files import BadRow
@@ -110,9 +112,26 @@ def _unread(row: Mapping[str, Any], format: Format, plan: RowPlan | None, allowe
         if plan and key in plan.known and not is_empty(value)
     )
     fixes = [f"; '{key}' ({each.about}): {each.fix}" for key, each in known if each and each.changes == "answer"]
+    hint = unread_hint(row, plan.shape if plan else None, lambda columns: _reads(row, columns, format, allowed))
     return BadRow(
-        f"found the keys {key_names(row)}{note}; expected {expected} (data.columns renames){''.join(fixes[:1])}"
+        f"found the keys {key_names(row)}{note}; {hint or f'expected {expected} (--column OURS=THEIRS or data.columns renames)'}"
+        f"{''.join(fixes[:1])}"
     )
+
+
+def _reads(row: Mapping[str, Any], columns: Mapping[str, str], format: Format, allowed: Collection[Format]) -> bool:
+    """Whether a row with columns taken from inside it has one of the shapes."""
+    outer = {path.partition(".")[0] for path in columns.values()}
+    rest = {key: value for key, value in row.items() if key not in outer}
+    named = {**rest, **{ours: inner_value(row, path) for ours, path in columns.items()}}
+    plan = _cached(tuple(key for key, value in named.items() if value is not None), format)
+    if plan is None or plan.shape not in allowed:
+        return False
+    try:
+        refuse_unread(named, plan.known, plan.read, plan.shape, ("prompt", "answer", "media"))
+    except BadRow:
+        return False
+    return True
 
 
 USUAL: tuple[Format, ...] = (

@@ -53,7 +53,7 @@ KEYS = (
     KnownKey(
         (
             *("system", "system_prompt", "system_message", "sys", "sys_prompt", "system_instruction"),
-            *("system_instructions", "systemprompt", "preamble", "developer", "developer_message", "instructions"),
+            *("system_instructions", "systemInstruction", "systemPrompt", "systemprompt", "preamble", "developer", "developer_message", "instructions"),
         ),
         "the system turn",
         "prompt",
@@ -72,10 +72,30 @@ KEYS = (
     KnownKey(("instruction",), "the task", "prompt", True, True),
     KnownKey(("question",), "the question", "prompt", True, True),
     KnownKey(("input",), "what the task is applied to", "prompt", True),
-    KnownKey(("context", "documents", "passages"), "texts to answer from", "prompt", True),
+    KnownKey(
+        ("context", "documents", "passages"),
+        "texts to answer from",
+        "prompt",
+        True,
+        fix="rename it (--column system=NAME reads it as the system turn)",
+    ),
+    KnownKey(
+        ("full_chosen", "full_rejected", "initial_reason_steps"),
+        "the whole answers, of which `chosen` and `rejected` are parts, or their beginning",
+        "answer",
+        True,
+        fix="--column chosen=full_chosen --column rejected=full_rejected reads the whole answers",
+        only_in=("pair",),
+        pattern="full_chosen|full_rejected|initial_reason_steps",
+    ),
     KnownKey(("distractors",), "documents that do not help", "prompt", True),
     KnownKey(("messages", "conversations", "conversation"), "a conversation", "prompt", True, True),
-    KnownKey(("history",), "earlier exchanges, [question, answer] each", "prompt", True),
+    KnownKey(
+        ("history", "chat_history", "conversation_history", "previous_messages"),
+        "earlier turns, or exchanges of [question, answer]",
+        "prompt",
+        True,
+    ),
     KnownKey(("unanswerable", "is_impossible"), "the documents do not answer the question", "answer"),
     KnownKey(
         (
@@ -178,7 +198,14 @@ KEYS = (
     ),
     KnownKey(("winner", "vote", "verdict"), "which answer won", "answer"),
     KnownKey(("best", "worst"), "which answer is the best, or the worst", "answer", fix=_IMPORT),
-    KnownKey(("completion", "response", "output", "answer"), "an answer", "answer", True, True),
+    KnownKey(
+        ("completion", "response", "output", "answer"),
+        "an answer",
+        "answer",
+        True,
+        True,
+        fix="rename it (beside `messages` that end with the question: --column prompt=messages --column completion=NAME)",
+    ),
     KnownKey(
         ("answer_a", "answer_b", "answer_0", "answer_1"),
         "one of several answers",
@@ -215,7 +242,15 @@ KEYS = (
         "which parts are not trained on",
         "answer",
     ),
-    KnownKey(("labeler", "annotator", "rater", "judge", "worker"), "who judged", "answer", True),
+    KnownKey(
+        (
+            *("labeler", "annotator", "annotator_id", "rater", "judge", "worker", "rated_by", "rater_id", "labeler_id"),
+            *("worker_id", "evaluator", "reviewer", "annotated_by", "judged_by", "labeled_by"),
+        ),
+        "who judged",
+        "answer",
+        True,
+    ),
     KnownKey(
         ("images", "image", "image_url", "image_path", "pixel_values", "videos", "video", "audios", "audio"),
         "images, films and sound",
@@ -286,11 +321,18 @@ def refuse_unread(
             raise BadRow(f"'{name}': {key.about} are not supported; take such rows out, or {_leave_out(name)}")
         reads_label = key is BY_NAME["label"] and shape in ANSWERED and not isinstance(value, list | dict)
         rename = f"--column label={name} reads it" if reads_label else key.fix.replace("=NAME", f"={name}")
+        if key is BY_NAME["choices"] and is_api_answer(value):
+            rename = f"--column prompt=messages --column completion={name} reads it as the answer"
         raise BadRow(f"'{name}' ({key.about}) is not read in {shape} rows; {rename}, or {_leave_out(name)}")
 
 
 def _leave_out(name: str) -> str:
     return f"{without(name)} reads the rows without it"
+
+
+def is_api_answer(value: Any) -> bool:
+    """Whether a value is OpenAI's `choices`: answers of a model, each with its `message`."""
+    return isinstance(value, list) and bool(value) and all(isinstance(each, Mapping) and "message" in each for each in value)
 
 
 def without(name: str) -> str:

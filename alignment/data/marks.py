@@ -107,6 +107,7 @@ MARKS = (
         r"|feedback_(type|value|label|score|rating)|thumbs_rating",
         _DISLIKED | {"-1", "-1.0", "0.0"},
     ),
+    Mark("word", "bad", "a rating of plus or minus one", ("rating", "user_rating"), "", frozenset(("-1", "-1.0"))),
     Mark(
         "word", "held_out", "the part of the data set",
         ("split", "set", "partition", "fold", "subset", "phase", "usage"),

@@ -201,7 +201,12 @@ class Inspector:
             raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
         self.add_unused(formats.unused_keys(row, format))
         self.unused_of_turns |= unused_of_turns(row)
-        shape = formats.shape_of(row, format, tuple(formats.SHAPES))
+        try:
+            shape = formats.shape_of(row, format, tuple(formats.SHAPES))
+        except BadRow:
+            if self.stage is not None:
+                READS[self.stage](row, format)  # says what this stage would read
+            raise
         convert: Callable[..., Sequence[Record]] = to_examples
         if self.stage is not None:
             convert = READS[self.stage]
