@@ -183,6 +183,8 @@ def _from_api(value: Any) -> Any:
     """
     found = parsed(value) if isinstance(value, str) and '"choices"' in value else value
     choices = found.get("choices") if isinstance(found, Mapping) else found
+    if isinstance(found, Mapping) and not is_empty(found.get("error")) and not found.keys() & {"role", "content"}:
+        raise PassedOver("the request failed: it has an 'error' in place of an answer")
     if not is_api_answer(choices):
         return value
     if len(choices) > 1:

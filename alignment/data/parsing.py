@@ -94,9 +94,10 @@ def _examples(shape: Format, row: Row, original: Row) -> list[Demonstration | Do
     return [Document(text_of(row, "text"))]
 
 
+_SLACK_KEYS = ("user", "thread_ts", "parent_user_id", "client_msg_id", "subtype")
 _CHAT_KEYS = (
-    *("thread_ts", "parent_user_id", "client_msg_id", "subtype", "reply_to_message_id", "in_reply_to", "from_id", "user"),
-    *("reply_to", "replyToId", "channel_id"),
+    *_SLACK_KEYS,
+    *("reply_to_message_id", "in_reply_to", "from_id", "from", "reply_to", "replyToId", "channel_id"),
 )
 """Keys of messages in exports of chats; `user` is one beside `ts`."""
 
@@ -106,11 +107,12 @@ def _refuse_message(row: Row) -> None:
     keys = [str(key) for key, value in row.items() if plain_name(key) in MESSAGE_KEYS and not is_empty(value)]
     chat = [str(key) for key in row if key in _CHAT_KEYS]
     if chat and (chat[0] != "user" or "ts" in row):
-        left_out = " ".join(f"--column {key}=" for key in chat)
+        slack = "thread_ts" in chat or "ts" in row
+        left_out = " ".join(f"--column {key}=" for key in (_SLACK_KEYS if slack else chat))
+        export = "read Slack's file (.json), folder or zip with --format slack --agent NAME, or " if slack else ""
         raise BadRow(
-            f"'{chat[0]}' beside 'text' says that the row is a message of a chat (Slack, Telegram), not a document; name "
-            "the whole export of Slack (its folder or zip, with --agent NAME), or write the columns of tickets, "
-            f"conversation_id, role, text and ts; {left_out} reads the texts alone as documents"
+            f"'{chat[0]}' beside 'text' says that the row is a message of a chat, not a document; {export}write the columns "
+            f"of tickets, conversation_id, role, text and ts; {left_out} reads the texts alone as documents"
         )
     if keys:
         left_out = " ".join(f"--column '{key}='" if " " in key else f"--column {key}=" for key in keys)

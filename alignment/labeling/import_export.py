@@ -23,6 +23,7 @@ from alignment.labeling.formats.choice_numbers import check_numbers
 from alignment.labeling.formats.reading import FileFormat, ImportOptions, Read
 from alignment.labeling.formats.sheets import rating_rows
 from alignment.labeling.formats.table import FORMATS, UNNAMED, WRITTEN, recognised
+from alignment.labeling.formats.voting import UnknownWord, words_fix
 from alignment.labeling.joining import Joiner
 from alignment.ratings import RatingsStore
 from alignment.ratings.records import item_key
@@ -32,6 +33,7 @@ from alignment.terminal import one_line
 
 MAX_BAD_SHARE = 0.01
 """A larger share of rows that cannot be used, and nothing is imported; as `data.max_bad_share` of training."""
+_MOST_WORDS = 20
 KINDS = {"pair": "pair", "rank": "ranking", "single": "single answer"}
 
 
@@ -94,7 +96,7 @@ def import_file(
         for place, row in itertools.chain(first, rows):
             importing.take(place, row)
         check_numbers(importing.first_uncertain or str(path), importing.numbers)
-        _check(path, importing.rows, importing.bad)
+        _check(path, importing.rows, importing.bad, importing.words)
         if not importing.items:
             reasons = "; ".join(f"{count} times {reason}" for reason, count in importing.passed_over.items())
             raise UserError(f"{path}: no vote in it as {chosen.title}: {reasons}; --columns choice=KEY names the votes")
@@ -170,6 +172,7 @@ class _Import:
         self.not_used: dict[str, None] = {}
         self.passed_over: Counter[str] = Counter()
         self.bad: dict[str, str] = {}
+        self.words: dict[str, UnknownWord] = {}
         self.scale: Any = None
         self.scores: set[float] = set()
         self.numbers: dict[str, bool] = {}
@@ -184,6 +187,8 @@ class _Import:
             self.passed_over[str(reason)] += 1
             return
         except (BadRow, UserError) as reason:
+            if isinstance(reason, UnknownWord):
+                self.words.setdefault(place, reason)
             self.bad[place] = str(reason)
             return
         self.passed_over.update(str(part) for part in read if isinstance(part, PassedOver))
@@ -235,6 +240,8 @@ class _Import:
     def notes(self) -> list[str]:
         """Which scale was assumed, where the ratings do not show it."""
         highest = max(self.scores, default=7)
+        if self.options.worst_high:
+            return ["the highest rating is the worst, so ratings were turned round: the best is kept as the highest"]
         if self.scale is None or list(self.scale) != [1, 7] or self.options.scale or highest >= 7:
             return []
         low = min(self.scores)
@@ -289,11 +296,14 @@ def _count(number: int, word: str) -> str:
     return f"{number} {word}{'s' * (number != 1)}"
 
 
-def _check(path: str | Path, rows: int, bad: dict[str, str]) -> None:
+def _check(path: str | Path, rows: int, bad: dict[str, str], words: Mapping[str, UnknownWord]) -> None:
     if rows == 0:
         raise UserError(f"{path}: no rows in it; expected at least one")
     if len(bad) > MAX_BAD_SHARE * rows:
         place, reason = next(iter(bad.items()))
+        if place in words:
+            same = [word for word in words.values() if word.about == words[place].about]
+            reason = words_fix(list({word.word: word for word in same}.values())[:_MOST_WORDS])
         raise UserError(
             f"{place}: {reason} ({len(bad)} of {rows} rows cannot be used, 1 in 100 may); nothing "
             "was imported: fix the rows, or name another --format"

@@ -14,6 +14,7 @@ from alignment.data.marks import marks_in, reason_of
 from alignment.data.preferences import are_places, choice_number
 from alignment.data.row_files import BadRow
 from alignment.data.votes import ASSIGNMENTS, check_accepted
+from alignment.errors import UserError
 from alignment.labeling.entries import plain_turns
 from alignment.labeling.formats.fields import (
     LISTS,
@@ -81,6 +82,7 @@ def recognises_votes(row: Row) -> bool:
 
 def read_votes(row: Row, options: ImportOptions) -> Read:
     check_accepted(row)
+    _check_header(row)
     _check_unmarked(row, options)
     if votes := _votes_key(row):
         return _each_vote(row, votes, options)
@@ -109,7 +111,37 @@ def read_votes(row: Row, options: ImportOptions) -> Read:
     rating = named_key(row, "rating", RATINGS, options) or named_key(row, "choice", CHOICES, options)
     if rating is None:
         raise BadRow(f"no rating among the keys {', '.join(map(str, row))}; name it with --columns rating=KEY")
+    _check_direction(rating, options)
     return scored(task, row[rating], who, options)
+
+
+_BEST_FIRST = re.compile(
+    r"\b1\s*(?:=|is|:|-)?\s*(?:the\s+)?(?:best|highest|excellent|sehr gut|am besten)|(?:best|sehr gut)\s*(?:=|:)\s*1\b", re.I
+)
+_GRADES = ("note", "schulnote", "zensur", "rank", "place")
+
+
+def _check_direction(rating: str, options: ImportOptions) -> None:
+    """Refuse ratings of which the lowest may be the best, unless the user said which end is.
+
+    Raises:
+        UserError: with the two options.
+    """
+    if options.scale is None and (_BEST_FIRST.search(rating) or plain(rating) in _GRADES):
+        raise UserError(
+            f"'{rating}' may have its best rating at the low end; say which end is which with --scale WORST..BEST: "
+            "--scale 6..1 if 1 is the best of 6, --scale 1..6 if 6 is"
+        )
+
+
+def _check_header(row: Row) -> None:
+    """Pass over the two lines below the header of Qualtrics' files: the questions' texts, and their ids."""
+    names = {plain(key): row[key] for key in row}
+    is_qualtrics = "startdate" in names and "responseid" in names
+    if is_qualtrics and (str(names["startdate"]).strip() in ("Start Date", "StartDate") or "ImportId" in str(names["startdate"])):
+        raise PassedOver("a header line of Qualtrics")
+    if is_qualtrics and str(names.get("status", "")).strip().lower() in ("survey preview", "spam", "1", "8"):
+        raise PassedOver(f"a preview or spam, by Qualtrics' status: {names['status']}")
 
 
 def _check_unmarked(row: Row, options: ImportOptions) -> None:

@@ -44,6 +44,13 @@ def _text_task(row: Row, text: Any, options: ImportOptions) -> ShownTask:
     named = {"prompt", "a", "completion"} & options.columns.keys()
     if named or slot_keys(row) or (first_key(row, PROMPTS) and first_key(row, SINGLES)):
         return task_of(row, options)
+    if text is None:
+        lists = [f"{key}.{index}" for key, value in row.items() if isinstance(value, list) for index in range(len(value))]
+        keys = lists[:3] if len(lists) >= 3 else ["KEY", "KEY", "KEY"]
+        raise BadRow(
+            f"it has no 'text'; name what was shown with --columns prompt={keys[0]},a={keys[1]},b={keys[2]} (of a list by "
+            "its places, from 0)"
+        )
     question, _, answer = check_text(text, "'text'").strip().partition("\n")
     if not answer.strip():
         raise BadRow(
