@@ -199,7 +199,7 @@ def _ranking(data: Row, control: TagValue, who: Who, options: ImportOptions) -> 
     task = ShownTask(prompt_of(texts, options)[0], tuple(answers))
     if not buckets:
         return ranked(task, [ids.index(each) + 1 for each in sorted(ids)], who)
-    rank = {str(each): place for name, place in places.items() for each in buckets[name]}
+    rank = {str(each): place for name, place in places.items() if place is not None for each in buckets[name]}
     by_rank = {place: [sorted(ids).index(each) for each in ids if rank[each] == place] for place in rank.values()}
     votes = (
         against(task, by_rank[better], by_rank[worse], who)
