@@ -24,7 +24,11 @@ _OTHER_MARKS = re.compile(
 """Guanaco's, Zephyr's, ChatML's and OIG's marks of turns."""
 _TURN_ENDS = re.compile(r"(?:<\|im_end\|>|<\|end\|>|<\|endoftext\|>|</s>)\s*\Z")
 _SPEAKERS = {
-    **{"user": "user", "human": "user", "assistant": "assistant", "bot": "assistant", "system": "system"},
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "bot": "assistant",
+    "system": "system",
     "function response": "tool",
 }
 _CALL = re.compile(r"<functioncall>\s*(\{.*\})\s*\Z", re.DOTALL)

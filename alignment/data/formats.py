@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from alignment.config.sections import Format
 from alignment.data.chats import parse_transcript
+from alignment.data.hints import unread_hint
 from alignment.data.keys import (
     ANSWERED,
     HARMLESS_ELSEWHERE,
@@ -20,7 +21,6 @@ from alignment.data.keys import (
 )
 from alignment.data.marks import Effect, check_marks, is_heeded, marks_in, warned_marks
 from alignment.data.messages import key_names
-from alignment.data.hints import unread_hint
 from alignment.data.nested import inner_value
 from alignment.data.preferences import AnnotatedPair, Choice, RankedAnswers, Tournament, pair_of, pandalm, qa_feedback
 from alignment.data.questions import UNANSWERABLE, rag_prompt
@@ -112,11 +112,11 @@ def _unread(row: Mapping[str, Any], format: Format, plan: RowPlan | None, allowe
         if plan and key in plan.known and not is_empty(value)
     )
     fixes = [f"; '{key}' ({each.about}): {each.fix}" for key, each in known if each and each.changes == "answer"]
-    hint = unread_hint(row, plan.shape if plan else None, lambda columns: _reads(row, columns, format, allowed))
-    return BadRow(
-        f"found the keys {key_names(row)}{note}; {hint or f'expected {expected} (--column OURS=THEIRS or data.columns renames)'}"
-        f"{''.join(fixes[:1])}"
-    )
+    hint = ""
+    if format == "auto":
+        hint = unread_hint(row, plan.shape if plan else None, lambda columns: _reads(row, columns, format, allowed))
+    usual = f"expected {expected} (--column OURS=THEIRS or data.columns renames)"
+    return BadRow(f"found the keys {key_names(row)}{note}; {hint or usual}{''.join(fixes[:1])}")
 
 
 def _reads(row: Mapping[str, Any], columns: Mapping[str, str], format: Format, allowed: Collection[Format]) -> bool:
@@ -255,7 +255,7 @@ def unused_keys(row: Mapping[str, Any], format: Format) -> tuple[str, ...]:
     if plan is None:
         return ()
     left_out = [name for name in plan.known if _is_left_out(name, format)]
-    heeded = {each.column for each in marks_in(row, plan.unknown) if is_heeded(each.mark, plan.shape, ("answer",))}
+    heeded = {each.column for each in marks_in(row, plan.unknown) if is_heeded(each.mark, plan.shape, ["answer"])}
     return (*(name for name in plan.unknown if name not in PASSAGE_NAMES and name not in heeded), *left_out)
 
 

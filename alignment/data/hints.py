@@ -11,7 +11,16 @@ from alignment.data.nested import shown_columns, suggested_columns
 
 _AUTHORS = ("from", "author", "sender", "user", "from_user", "author_id", "sender_id", "from_id")
 _BODIES = ("content", "text", "body", "message", "comment")
-_THREADS = ("in_reply_to", "reply_to", "reference", "reply_to_message_id", "reply_to_id", "timestamp", "date", "created_date_time")
+_THREADS = (
+    "in_reply_to",
+    "reply_to",
+    "reference",
+    "reply_to_message_id",
+    "reply_to_id",
+    "timestamp",
+    "date",
+    "created_date_time",
+)
 _LONG = 60
 """Letters of a key that is rather a text."""
 

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from alignment.data.row_files import BadRow
 
@@ -53,7 +53,16 @@ KEYS = (
     KnownKey(
         (
             *("system", "system_prompt", "system_message", "sys", "sys_prompt", "system_instruction"),
-            *("system_instructions", "systemInstruction", "systemPrompt", "systemprompt", "preamble", "developer", "developer_message", "instructions"),
+            *(
+                "system_instructions",
+                "systemInstruction",
+                "systemPrompt",
+                "systemprompt",
+                "preamble",
+                "developer",
+                "developer_message",
+                "instructions",
+            ),
         ),
         "the system turn",
         "prompt",
@@ -330,9 +339,13 @@ def _leave_out(name: str) -> str:
     return f"{without(name)} reads the rows without it"
 
 
-def is_api_answer(value: Any) -> bool:
+def is_api_answer(value: Any) -> TypeGuard[list[Mapping[str, Any]]]:
     """Whether a value is OpenAI's `choices`: answers of a model, each with its `message`."""
-    return isinstance(value, list) and bool(value) and all(isinstance(each, Mapping) and "message" in each for each in value)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(each, Mapping) and "message" in each for each in value)
+    )
 
 
 def without(name: str) -> str:

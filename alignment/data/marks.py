@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from alignment.data.keys import ANSWERED, NO, VOTED, YES, Changes, is_empty, plain_key, without
-from alignment.data.opening import PassedOver
+from alignment.data.opening import BadRow, PassedOver
 
 Effect = Literal["out", "bad", "held_out", "flagged", "no_vote"]
 
@@ -241,6 +241,29 @@ def is_internal(key: Any, value: Any) -> bool:
     plain = plain_key(key) if isinstance(key, str) else ""
     text = str(value).strip().lower()
     return (plain in _INTERNAL and text in YES) or (plain in _PUBLIC and text in NO)
+
+
+def is_marked_turn(item: Mapping[str, Any], names: Iterable[str], role: str, name: str) -> bool:
+    """Whether an assistant's turn is marked as one not to be used, so that it is not trained on.
+
+    Raises:
+        BadRow: another turn is, or one was not meant for the reader: the conversation would be another without it.
+    """
+    for marked in marks_in(item, names):
+        if marked.is_bad and marked.mark.effect in ("out", "bad"):
+            if role == "assistant":
+                return True
+            raise BadRow(f"{name} ({role}) is {reason_of(marked)}; take the turn out, or the row")
+    internal = next((key for key in names if is_internal(key, item[key])), None)
+    if internal is not None:
+        raise BadRow(f"{name} is an internal note ('{internal}': {item[internal]}); take such turns out")
+    return False
+
+
+def heeded_in_turns(key: Any) -> bool:
+    """Whether a key of a turn is a mark that `is_marked_turn` heeds."""
+    mark = mark_of(key) if isinstance(key, str) else None
+    return mark is not None and mark.effect in ("out", "bad")
 
 
 def warned_marks(row: Mapping[str, Any], names: Iterable[str]) -> set[tuple[Effect, str]]:

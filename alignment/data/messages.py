@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from alignment.data.keys import BY_NAME, HARMLESS_ELSEWHERE, is_empty, known_key, repeats
-from alignment.data.marks import is_internal, mark_of, marks_in, reason_of
+from alignment.data.marks import heeded_in_turns, is_marked_turn
 from alignment.data.row_files import BadRow
 from alignment.data.tool_calls import call_of, calls_in_text
 from alignment.templates.rendering import Message
@@ -123,7 +123,11 @@ def turns_in(items: Sequence[Any], key: str) -> Turns:
     thought = None
     for index, item in enumerate(items, 1):
         name = f"message {index} of '{key}'"
-        if isinstance(item, Mapping) and item.get("type") == "reasoning" and not (item.get("summary") or item.get("content")):
+        if (
+            isinstance(item, Mapping)
+            and item.get("type") == "reasoning"
+            and not (item.get("summary") or item.get("content"))
+        ):
             continue  # OpenAI's responses begin with one, mostly empty
         if not isinstance(item, Mapping):
             raise BadRow(f"{name} must be an object, found {type(item).__name__}")
@@ -242,30 +246,13 @@ def _weight(item: Mapping[str, Any], role: str, name: str) -> int | None:
             "turns that are not to be learned `weight: 0`"
         )
     said = [(key, item[key]) for key in NOT_TRAINED if item.get(key) is not None]
-    if _is_marked(item, role, name):
+    names = [key for key in item if key not in _OF_TURNS] if role != "system" else []
+    if names and is_marked_turn(item, names, role, name):
         said.append(("weight", 0))
     for key, value in said:
         if value not in (0, 1) or (role != "assistant" and value):
             raise BadRow(f"{name} has {key} {value!r}; expected 0 or 1, on an assistant's message")
     return int(all(value for _, value in said)) if said and role == "assistant" else None
-
-
-def _is_marked(item: Mapping[str, Any], role: str, name: str) -> bool:
-    """Whether an assistant's turn is marked as one not to be used, so that it is not trained on.
-
-    Raises:
-        BadRow: another turn is, or one was not meant for the reader: the conversation would be another without it.
-    """
-    names = [key for key in item if key not in _OF_TURNS] if role != "system" else []
-    for marked in marks_in(item, names) if names else ():
-        if marked.is_bad and marked.mark.effect in ("out", "bad"):
-            if role == "assistant":
-                return True
-            raise BadRow(f"{name} ({role}) is {reason_of(marked)}; take the turn out, or the row")
-    internal = next((key for key in names if is_internal(key, item[key])), None)
-    if internal is not None:
-        raise BadRow(f"{name} is an internal note ('{internal}': {item[internal]}); take such turns out")
-    return False
 
 
 def _is_exchange(item: Mapping[str, Any]) -> bool:
@@ -298,13 +285,8 @@ def unused_of_turns(row: Mapping[str, Any]) -> set[str]:
         for item in value
         if isinstance(item, Mapping) and item.keys() not in _PLAIN
         for key, held in item.items()
-        if held is not None and key not in _OF_TURNS and not known_key(key) and not _is_heeded(key)
+        if held is not None and key not in _OF_TURNS and not known_key(key) and not heeded_in_turns(key)
     }
-
-
-def _is_heeded(key: Any) -> bool:
-    mark = mark_of(key) if isinstance(key, str) else None
-    return mark is not None and mark.effect in ("out", "bad")
 
 
 def _refuse_media(item: Mapping[str, Any], name: str) -> None:

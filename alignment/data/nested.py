@@ -37,10 +37,11 @@ def lost_beside(row: Mapping[str, Any], path: str, named: Mapping[str, str | Non
     beside = inner_value(row, parent) if parent else None
     for name, value in beside.items() if isinstance(beside, Mapping) else ():
         known = known_key(name)
-        taken = f"{parent}.{name}" in named.values() or (known is not None and set(known.names) & named.keys())
-        if name == last or known is None or known.changes == "answer" or taken or value in (None, "", [], {}):
+        if name == last or known is None or known.changes == "answer" or value in (None, "", [], {}):
             continue
-        if known.may_repeat and repeats(value, [beside[last]]):
+        if f"{parent}.{name}" in named.values() or set(known.names) & named.keys():
+            continue
+        if known.may_repeat and repeats(value, [inner_value(row, path)]):
             continue
         return f"'{parent}.{name}' ({known.about}) stands beside '{path}': --column {known.names[0]}={parent}.{name} reads it"
     return None
@@ -51,9 +52,7 @@ def suggested_columns(row: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for path, value in _inside(row):
         if _is_conversation(value):
-            last = value[-1]
-            answered = _role(last) == "assistant"
-            found.setdefault("messages" if answered else "prompt", path)
+            found.setdefault("messages" if _role(value[-1]) == "assistant" else "prompt", path)
         elif isinstance(value, Mapping) and (_role(value) == "assistant" or is_api_answer(value.get("choices"))):
             found.setdefault("completion", path)
         elif isinstance(value, str) and value.strip():

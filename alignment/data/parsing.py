@@ -227,8 +227,9 @@ def _corrected(row: Row, chat: Chat) -> Chat:
         raise BadRow("'corrected_answer' beside an answer that calls tools is not read; write it as the answer")
     if text.strip() == last["content"].strip():
         return chat
-    kept = {key: value for key, value in last.items() if key not in ("content", "reasoning_content")}
-    return chat._replace(messages=(*before, {**kept, "content": text}), notes=(*chat.notes, CORRECTED))
+    last = {**last, "content": text}
+    last.pop("reasoning_content", None)  # it led to the first answer
+    return chat._replace(messages=(*before, last), notes=(*chat.notes, CORRECTED))
 
 
 def _preferred(pair: Comparison) -> tuple[Turns, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from typing import Any
 from rich.console import Console
 
 from alignment.data.importers import PassedOver
-from alignment.data.messages import parsed
 from alignment.data.row_files import BadRow
 from alignment.data.writers import row_writer
 from alignment.errors import UserError
 from alignment.files import new_file
 from alignment.labeling.entries import Entry, Stored
 from alignment.labeling.formats.choice_numbers import check_numbers
+from alignment.labeling.formats.inner import inner_fix, with_inner
 from alignment.labeling.formats.reading import FileFormat, ImportOptions, Read
 from alignment.labeling.formats.sheets import rating_rows
 from alignment.labeling.formats.table import FORMATS, UNNAMED, WRITTEN, recognised
@@ -117,44 +117,9 @@ def _told(path: str | Path, first: Sequence[tuple[str, Any]], options: ImportOpt
         keys = ", ".join(map(str, row)) if isinstance(row, Mapping) else f"no keys but a {type(row).__name__}"
         raise UserError(
             f"{place}: found {keys}, which no known format has; name one with --format ({', '.join(FORMATS)}), or say "
-            f"which column is what: --columns prompt=KEY,a=KEY,b=KEY,choice=KEY,labeler=KEY{_inner_fix(row)}"
+            f"which column is what: --columns prompt=KEY,a=KEY,b=KEY,choice=KEY,labeler=KEY{inner_fix(row)}"
         )
     return name or "votes"
-
-
-def _inner_fix(row: Any) -> str:
-    inner = [
-        f"{key}.{name}"
-        for key, value in (row.items() if isinstance(row, Mapping) else ())
-        if isinstance(value, Mapping)
-        for name in value
-    ]
-    return f" (a key inside another as {inner[0]})" if inner else ""
-
-
-def _with_inner(row: Mapping[str, Any], names: Iterable[str]) -> Mapping[str, Any]:
-    """The row with what lies inside its values under the names of their paths, such as `params.prompt`."""
-    inner: dict[str, Any] = {}
-    for name in names:
-        value: Any = row
-        for part in () if name in row else name.split("."):
-            value = _single(parsed(value))
-            if isinstance(value, list) and part.isdigit() and int(part) < len(value):
-                value = value[int(part)]
-            elif isinstance(value, Mapping) and part in value:
-                value = value[part]
-            else:
-                break
-        else:
-            inner |= {} if name in row else {name: _single(value)}
-    return {**row, **inner} if inner else row
-
-
-def _single(value: Any) -> Any:
-    """What a list of one holds, as Scale AI writes its answers."""
-    while isinstance(value, list) and len(value) == 1 and not isinstance(value[0], Mapping):
-        value = value[0]
-    return value
 
 
 class _Import:
@@ -201,7 +166,7 @@ class _Import:
             raise row
         if not isinstance(row, Mapping):
             raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
-        row = _with_inner(row, self.options.columns.values())
+        row = with_inner(row, self.options.columns.values())
         options = replace(self.options, file=Path(place.rpartition(":")[0]), numbers=self.numbers)
         try:
             read = self.chosen.read(row, options)

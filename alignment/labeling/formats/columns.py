@@ -9,12 +9,10 @@ from typing import Any
 from alignment.data import formats
 from alignment.data.annotations import parsed
 from alignment.data.importers import PassedOver
-from alignment.data.keys import NO, known_key
-from alignment.data.marks import marks_in, reason_of
+from alignment.data.marks import marks_in
 from alignment.data.preferences import are_places, choice_number
 from alignment.data.row_files import BadRow
 from alignment.data.votes import ASSIGNMENTS, check_accepted
-from alignment.errors import UserError
 from alignment.labeling.entries import plain_turns
 from alignment.labeling.formats.fields import (
     LISTS,
@@ -34,6 +32,7 @@ from alignment.labeling.formats.fields import (
     turns_of,
 )
 from alignment.labeling.formats.reading import SIDES, ImportOptions, Read, Row
+from alignment.labeling.formats.vote_checks import HEEDED, check_direction, check_header, check_unmarked
 from alignment.labeling.formats.voting import (
     CHOICES,
     COMMENTS,
@@ -54,7 +53,6 @@ from alignment.labeling.formats.voting import (
 )
 
 DROPS = "columns that are not named in --columns and whose names say nothing (they are listed as not used)"
-_ORDERS = ("displayed_left", "final_preference")
 _WORST = ("worst", "leastpreferred")
 _RANKS = ("ranks", "ranking", "rank")
 _SCORES = ("scores", "ratings")
@@ -82,8 +80,8 @@ def recognises_votes(row: Row) -> bool:
 
 def read_votes(row: Row, options: ImportOptions) -> Read:
     check_accepted(row)
-    _check_header(row)
-    _check_unmarked(row, options)
+    check_header(row)
+    check_unmarked(row, _said_keys(row, options), options)
     if votes := _votes_key(row):
         return _each_vote(row, votes, options)
     if raters := _raters(row, options):
@@ -111,58 +109,8 @@ def read_votes(row: Row, options: ImportOptions) -> Read:
     rating = named_key(row, "rating", RATINGS, options) or named_key(row, "choice", CHOICES, options)
     if rating is None:
         raise BadRow(f"no rating among the keys {', '.join(map(str, row))}; name it with --columns rating=KEY")
-    _check_direction(rating, options)
+    check_direction(rating, options)
     return scored(task, row[rating], who, options)
-
-
-_BEST_FIRST = re.compile(
-    r"\b1\s*(?:=|is|:|-)?\s*(?:the\s+)?(?:best|highest|excellent|sehr gut|am besten)|(?:best|sehr gut)\s*(?:=|:)\s*1\b", re.I
-)
-_GRADES = ("note", "schulnote", "zensur", "rank", "place")
-
-
-def _check_direction(rating: str, options: ImportOptions) -> None:
-    """Refuse ratings of which the lowest may be the best, unless the user said which end is.
-
-    Raises:
-        UserError: with the two options.
-    """
-    if options.scale is None and (_BEST_FIRST.search(rating) or plain(rating) in _GRADES):
-        raise UserError(
-            f"'{rating}' may have its best rating at the low end; say which end is which with --scale WORST..BEST: "
-            "--scale 6..1 if 1 is the best of 6, --scale 1..6 if 6 is"
-        )
-
-
-def _check_header(row: Row) -> None:
-    """Pass over the two lines below the header of Qualtrics' files: the questions' texts, and their ids."""
-    names = {plain(key): row[key] for key in row}
-    is_qualtrics = "startdate" in names and "responseid" in names
-    if is_qualtrics and (str(names["startdate"]).strip() in ("Start Date", "StartDate") or "ImportId" in str(names["startdate"])):
-        raise PassedOver("a header line of Qualtrics")
-    if is_qualtrics and str(names.get("status", "")).strip().lower() in ("survey preview", "spam", "1", "8"):
-        raise PassedOver(f"a preview or spam, by Qualtrics' status: {names['status']}")
-
-
-def _check_unmarked(row: Row, options: ImportOptions) -> None:
-    """Refuse to read a vote that was taken out, that tests the labeler, or whose answers were shown in another order.
-
-    Raises:
-        PassedOver: it was taken out, or is a test; BadRow: it may mean the other answer.
-    """
-    rest = [key for key in row if key not in options.columns.values() and key not in _said_keys(row, options)]
-    for marked in marks_in(row, rest):
-        if marked.is_bad and marked.mark.effect in ("out", "no_vote"):
-            raise PassedOver(f"{reason_of(marked)}; a copy of the file without the column reads such votes too")
-    choice = named_key(row, "choice", CHOICES, options)
-    order = next((key for key in rest if (known := known_key(key, "vote")) and known.names[0] in _ORDERS), None)
-    if choice and order and filled(row[order]) and str(row[order]).strip().lower() not in NO:
-        word = plain(meaning(row[choice], options))
-        if ending(word) in ("left", "right", "first", "second", "1", "2") or word in ("a", "b"):
-            raise BadRow(
-                f"'{order}' says in which order the answers were shown, and '{choice}' is {row[choice]!a}, a place; write "
-                "who won by the name of its column there, or, if places mean the columns, take the column out"
-            )
 
 
 def _best_and_worst(task: ShownTask, best: Any, worst: Any, who: Who, options: ImportOptions) -> Read:
@@ -287,7 +235,9 @@ def used_by_votes(row: Row, options: ImportOptions) -> set[str]:
     said |= {*raters, *(beside for beside in raters.values() if beside)}
     said |= {worst} if (worst := first_key(row, _WORST)) and first_key(row, ("best",)) else set()
     said |= {key for key in row if plain(key) in ASSIGNMENTS}
-    said |= {each.column for each in marks_in(row, row) if each.mark.effect in ("out", "no_vote")}
+    said |= {
+        each.column for each in marks_in(row, [key for key in row if key != "rejected"]) if each.mark.effect in HEEDED
+    }
     if {"chosen", "rejected"} <= row.keys():
         prompt = prompt_of(row, options)[1] if named_key(row, "prompt", PROMPTS, options) else set()
         listed = _places(row, "chosen", "rejected", options)

@@ -26,7 +26,7 @@ from alignment.labeling.formats.fields import (
     task_of,
     turns_of,
 )
-from alignment.labeling.formats.reading import ImportOptions, Read, Row
+from alignment.labeling.formats.reading import SIDES, ImportOptions, Read, Row
 from alignment.labeling.formats.voting import BAD, GOOD, Who, against, judged, labeler_of, ranked, said_of, seconds_of
 
 POTATO_DROPS = (
@@ -44,13 +44,6 @@ def _text_task(row: Row, text: Any, options: ImportOptions) -> ShownTask:
     named = {"prompt", "a", "completion"} & options.columns.keys()
     if named or slot_keys(row) or (first_key(row, PROMPTS) and first_key(row, SINGLES)):
         return task_of(row, options)
-    if text is None:
-        lists = [f"{key}.{index}" for key, value in row.items() if isinstance(value, list) for index in range(len(value))]
-        keys = lists[:3] if len(lists) >= 3 else ["KEY", "KEY", "KEY"]
-        raise BadRow(
-            f"it has no 'text'; name what was shown with --columns prompt={keys[0]},a={keys[1]},b={keys[2]} (of a list by "
-            "its places, from 0)"
-        )
     question, _, answer = check_text(text, "'text'").strip().partition("\n")
     if not answer.strip():
         raise BadRow(
@@ -222,6 +215,10 @@ def _potato_task(row: Row, options: ImportOptions) -> ShownTask:
         found = dict(zip(map(str.lower, parts[1::2]), (part.strip() for part in parts[2::2]), strict=True))
         if len(found) > 1:
             beside |= found | ({"prompt": parts[0].strip()} if parts[0].strip() else {})
+    if isinstance(shown, list) and not {"prompt", "a", "completion"} & options.columns.keys():
+        key = "displayed_text" if "displayed_text" in row else "text"
+        names = ",".join(f"{side}={key}.{place}" for place, side in enumerate(("prompt", *SIDES)[: max(2, len(shown))]))
+        raise BadRow(f"its '{key}' is a list of {len(shown)}; say what each is, as --columns {names}")
     return _text_task(beside, shown if isinstance(shown, str) else None, options)
 
 

@@ -19,7 +19,7 @@ from alignment.ratings import Completion
 
 def read_trees(row: Row, options: ImportOptions) -> Read:
     formats.shape_of(row, "tree", ["tree"])
-    check_marks(row, [key for key in row if key != "prompt"], "tree", ("answer",))
+    check_marks(row, [key for key in row if key != "prompt"], "tree", ["answer"])
     entries: Read = []
     for history, ranked in ranked_replies(row):
         texts = [check_text(node.get("text"), f"the text of {node.get('message_id')}") for node in history]

@@ -349,7 +349,10 @@ def number_of(value: Any, scale: tuple[float, float] | None) -> tuple[float, tup
 
 
 _MONTH = "jan|feb|m[aä]r|apr|ma[iy]|jun|jul|aug|sep|o[ck]t|nov|de[cz]"
-_DATE = re.compile(rf"\d{{1,2}}[.\-/ ]+({_MONTH})\w*\.?([\-/ ]\d{{2,4}})?|({_MONTH})\w*[.\-/ ]+\d{{1,4}}|\d{{1,4}}[./-]\d{{1,2}}[./-]\d{{1,4}}", re.I)
+_DATE = re.compile(
+    rf"\d{{1,2}}[.\-/ ]+({_MONTH})\w*\.?([\-/ ]\d{{2,4}})?|({_MONTH})\w*[.\-/ ]+\d{{1,4}}|\d{{1,4}}[./-]\d{{1,2}}[./-]\d{{1,4}}",
+    re.I,
+)
 
 
 def _completions(answers: Sequence[ShownAnswer]) -> tuple[Completion, ...]:

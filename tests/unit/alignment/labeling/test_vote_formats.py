@@ -335,7 +335,7 @@ def test_options_of_the_command_line():
     with pytest.raises(UserError, match=r"--columns prompt: expected name=value"):
         import_options(["prompt"])
     for scale in ("5", "5..1", "a..b", "nan..1", "0..inf"):
-        with pytest.raises(UserError, match=rf"--scale {scale}: expected LOW..HIGH"):
+        with pytest.raises(UserError, match=rf"--scale {scale}: expected WORST..BEST"):
             import_options(scale=scale)
 
 
@@ -450,8 +450,8 @@ def test_ratings_on_any_scale_are_kept_as_given(tmp_path, value, options, score,
         (80, {}, "the rating 80 is no whole number from 1 to 7; name the scale with --scale LOW..HIGH, as 0..100"),
         (3.5, {}, "the rating 3.5 is no whole number"),
         (120, {"scale": (0.0, 100.0)}, "the rating 120 is not on the scale 0 to 100"),
-        ("meh", {}, "the rating 'meh' is no number; say what it means with --labels='meh=5'"),
-        (float("nan"), {}, "the rating nan is no number"),
+        ("meh", {}, "the rating 'meh' is no number; say what each means with --labels=meh=MEANING"),
+        (float("nan"), {}, "the rating 'nan' is no number"),
         ([1, 2], {}, "is no number"),
     ],
 )
