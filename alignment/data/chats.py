@@ -99,8 +99,8 @@ def parse_transcript(text: str) -> Turns:
     parts = _HH.split(text)
     if parts[0].strip() or len(parts) < 3:
         raise BadRow(
-            "a transcript must begin with '\\n\\nHuman:' and hold turns marked '\\n\\nAssistant:'; of a row of answers alone "
-            "name what was asked, a text or turns: --column prompt=KEY"
+            "a transcript must begin with '\\n\\nHuman:' and hold turns marked '\\n\\nAssistant:'; of a row of answers "
+            "alone name what was asked, a text or turns: --column prompt=KEY"
         )
     for speaker, content in zip(parts[1::2], parts[2::2], strict=True):
         role = "user" if speaker == "Human" else "assistant"
@@ -132,8 +132,8 @@ def marked_transcript(text: str, key: str) -> Turns:
     if parts[0].strip() or len(parts) < 3:
         raise BadRow(
             f"'{key}' must be a list of messages, or a text of turns marked 'USER:' and 'ASSISTANT:', '### Human:', "
-            f"'<human>:', '<|user|>' or '<|im_start|>user'; --column prompt={key} --column completion=KEY reads it as a text "
-            "to which KEY is the answer"
+            f"'<human>:', '<|user|>' or '<|im_start|>user'; --column prompt={key} --column completion=KEY reads it as a "
+            "text to which KEY is the answer"
         )
     return tuple(_marked_turns(parts, key))
 

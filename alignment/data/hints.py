@@ -43,17 +43,16 @@ def unread_hint(row: Mapping[str, Any], shape: str | None, reads: Callable[[Mapp
     columns = suggested_columns(row)
     if columns and shape in (None, "prompt") and reads(columns):
         return f"its texts lie inside other keys: {shown_columns(columns)} reads them"
-    if any(name in names for name in _AUTHORS) and any(name in names for name in _BODIES) and shape is None:
-        if any(name in names for name in _THREADS):
-            return (
-                "the rows are single messages of a chat or of mails; write a row for each with the columns conversation_id, "
-                "role (user or assistant), text and ts, and those of one conversation_id become one conversation"
-            )
+    if shape is None and all(any(name in names for name in group) for group in (_AUTHORS, _BODIES, _THREADS)):
+        return (
+            "the rows are single messages of a chat or of mails; write a row for each with the columns conversation_id, "
+            "role (user or assistant), text and ts, and those of one conversation_id become one conversation"
+        )
     inner = [str(key) for key, value in row.items() if isinstance(parsed(value), dict | list) and not is_empty(value)]
     if inner and shape in (None, "prompt"):
         return (
-            f"its texts lie inside {', '.join(map(repr, inner[:4]))} in a form that is not read; write each conversation out "
-            'as {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}, or name texts '
+            f"its texts lie inside {', '.join(map(repr, inner[:4]))} in a form that is not read; write each conversation "
+            'out as {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}, or name texts '
             "inside with a path, as --column prompt=KEY.INNER --column completion=KEY.0.INNER"
         )
     return ""

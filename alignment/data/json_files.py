@@ -17,7 +17,7 @@ LONGEST_ROW = 16 << 20
 LARGEST_OBJECT = 64 << 20
 """Characters of a file that is one object: it is read whole, as some five times as many bytes."""
 _SPACE = re.compile(r"[ \t\r\n]*")
-# Turns have a role, or from and value: a list of them is a conversation, not a list of rows. Messages of an export have:
+# Turns have a role, or from and value: a list of them is a conversation, not a list of rows. An export's messages have:
 _MESSAGE_KEYS = frozenset(("id", "date", "createdDateTime", "created_at", "timestamp", "to", "from_id", "message_id"))
 
 

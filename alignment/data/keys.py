@@ -25,8 +25,8 @@ class KnownKey:
     `changes` says what is learned otherwise without it: the prompt, how an answer counts, or (media) both, and no shape
     reads it. `may_repeat`: data sets repeat it beside the conversation that holds it already, which is harmless.
     `by_format`: naming another format (`data.format`) says that it is not meant. `pattern` matches further names.
-    `fix`: what to do about it where no shape reads it, instead of a new name. `only_in`: the shapes in which it has this
-    meaning, "" for all. `at_least`: how many of such keys a row must have. `false_is_plain`: false says nothing.
+    `fix`: what to do about it where no shape reads it, instead of a new name. `only_in`: the shapes in which it has
+    this meaning, none for all. `at_least`: how many of such keys a row must have. `false_is_plain`: false says nothing.
     """
 
     names: tuple[str, ...]
@@ -213,7 +213,7 @@ KEYS = (
         "answer",
         True,
         True,
-        fix="rename it (beside `messages` that end with the question: --column prompt=messages --column completion=NAME)",
+        fix="rename it (beside messages that end with the user's, --column prompt=messages --column completion=NAME)",
     ),
     KnownKey(
         ("answer_a", "answer_b", "answer_0", "answer_1"),
@@ -273,7 +273,7 @@ _PATTERNS = [(re.compile(key.pattern), key) for key in KEYS if key.pattern]
 
 @lru_cache(maxsize=1 << 14)
 def plain_key(name: str) -> str:
-    """A key in lower case with `_` between its words: `Use for training?` and `useForTraining` are `use_for_training`."""
+    """A key in lower case with `_` between its words: `use_for_training` of `Use for training?` or `useForTraining`."""
     apart = re.sub(r"(?<=[a-z\d])(?=[A-Z])", "_", name.strip())
     return re.sub(r"[\W_]+", "_", apart.lower()).strip("_")
 

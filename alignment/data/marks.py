@@ -1,4 +1,4 @@
-"""Marks with which people say that a row is not to be used: deleted, rejected, wrong, disliked, kept for tests, flagged.
+"""Marks with which people say that a row is not to be used: deleted, rejected, wrong, disliked, for tests, flagged.
 
 A marked row is left out and counted, or warned of. `MARKS` is the vocabulary. A value that is none of its words says
 nothing, and the key is listed as not used.
@@ -40,14 +40,15 @@ _REFUSED_WORDS = frozenset((
     *("reject", "rejected", "declined", "denied", "refused", "deleted", "removed", "discarded", "excluded", "dropped"),
     *("invalid", "spam", "skip", "skipped", "bad", "draft", "fail", "failed", "failure", "error", "errored", "trash"),
     *("not_approved", "unapproved", "disapproved", "needs_work", "needs_changes", "changes_requested", "do_not_use"),
-    *("archived", "blocked", "hidden", "withdrawn", "retracted", "aborted", "low_quality", "poor", "very_poor", "wrong"),
-    *("unusable", "incorrect", "not_ok", "ko", "no", "nein", "abgelehnt", "verworfen", "entwurf", "gelöscht", "ungültig"),
+    *("archived", "blocked", "hidden", "withdrawn", "retracted", "aborted", "low_quality", "poor", "wrong", "ko"),
+    *("unusable", "incorrect", "not_ok", "no", "nein", "abgelehnt", "verworfen", "entwurf", "gelöscht", "ungültig"),
+    "very_poor",
     *("aborted_low_grade", "halted_by_moderator", "scoring_failed", "prompt_lottery_waiting", "backlog_ranking"),
     *("initial_prompt_review", "growing", "ranking"),
 ))  # fmt: skip
 _DISLIKED = frozenset((
-    *("negative", "thumbs_down", "thumb_down", "thumbsdown", "down", "downvote", "downvoted", "dislike", "disliked", "bad"),
-    *("unhelpful", "not_helpful", "no", "wrong", "incorrect", "poor", "false", "0", "1_neg", "👎", "rejected", "fail"),
+    *("negative", "thumbs_down", "thumb_down", "thumbsdown", "down", "downvote", "downvoted", "dislike", "disliked"),
+    *("bad", "unhelpful", "not_helpful", "no", "wrong", "incorrect", "poor", "false", "0", "1_neg", "👎", "rejected", "fail"),
 ))  # fmt: skip
 _TEST_PARTS = frozenset((
     *("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation", "holdout", "held_out", "benchmark"),
@@ -56,9 +57,9 @@ MARKS = (
     Mark(
         "true", "out", "a person took the row out",
         (
-            *("deleted", "removed", "discard", "discarded", "skip", "skipped", "exclude", "excluded", "rejected", "spam"),
-            *("hidden", "invalid", "bad", "unusable", "not_usable", "disabled", "blocked", "banned", "withdrawn", "drop"),
-            *("retracted", "low_quality", "label_noise", "noisy", "mislabeled", "mislabelled", "corrupted", "corrupt"),
+            *("deleted", "removed", "discard", "discarded", "skip", "skipped", "exclude", "excluded", "rejected"),
+            *("spam", "hidden", "invalid", "bad", "unusable", "not_usable", "disabled", "blocked", "banned"),
+            *("drop", "withdrawn", "retracted", "low_quality", "label_noise", "noisy", "mislabeled", "mislabelled", "corrupted", "corrupt"),
             *("broken", "opt_out", "opted_out", "failed", "has_error", "gelöscht", "abgelehnt", "ausgeschlossen"),
         ),
         r"(do_?not|dont|never)_(use|train|include|learn|publish)\w*"
@@ -68,7 +69,8 @@ MARKS = (
         "false", "out", "no: the row is not to be used",
         (
             *("valid", "include", "included", "keep", "kept", "use", "usable", "for_training", "train_ok", "can_train"),
-            *("enabled", "active", "passed", "ok", "okay", "selected_for_training", "freigegeben", "gültig", "verwenden"),
+            *("enabled", "active", "passed", "ok", "okay", "selected_for_training", "freigegeben", "gültig"),
+            "verwenden",
         ),
         r"(use|used|include|included|keep|ok|okay|good|approved|ready|cleared|suitable|eligible|allowed|usable)_(for|in|to)"
         r"_(train|training|finetun\w*|fine_tun\w*|sft|use|dataset|data|model)\w*"

@@ -189,8 +189,8 @@ def message_of(item: Mapping[str, Any], name: str) -> list[Message]:
     role = ROLES.get(sender.strip().lower().replace(" ", "_")) if isinstance(sender, str) else None
     if sender is None:
         raise BadRow(
-            f"{name} says under none of {', '.join(_SENDER)} who wrote it; it has the keys {key_names(item)[:120]}: name "
-            "the roles in the file (user, assistant, ...), for --column renames keys of rows alone"
+            f"{name} says under none of {', '.join(_SENDER)} who wrote it; it has the keys {key_names(item)[:120]}: "
+            "name the roles in the file (user, assistant, ...), for --column renames keys of rows alone"
         )
     if role is None:
         raise BadRow(

@@ -43,7 +43,8 @@ def lost_beside(row: Mapping[str, Any], path: str, named: Mapping[str, str | Non
             continue
         if known.may_repeat and repeats(value, [inner_value(row, path)]):
             continue
-        return f"'{parent}.{name}' ({known.about}) stands beside '{path}': --column {known.names[0]}={parent}.{name} reads it"
+        option = f"--column {known.names[0]}={parent}.{name}"
+        return f"'{parent}.{name}' ({known.about}) stands beside '{path}': {option} reads it"
     return None
 
 

@@ -111,8 +111,8 @@ def _refuse_message(row: Row) -> None:
         left_out = " ".join(f"--column {key}=" for key in (_SLACK_KEYS if slack else chat))
         export = "read Slack's file (.json), folder or zip with --format slack --agent NAME, or " if slack else ""
         raise BadRow(
-            f"'{chat[0]}' beside 'text' says that the row is a message of a chat, not a document; {export}write the columns "
-            f"of tickets, conversation_id, role, text and ts; {left_out} reads the texts alone as documents"
+            f"'{chat[0]}' beside 'text' says that the row is a message of a chat, not a document; {export}write the "
+            f"columns of tickets, conversation_id, role, text and ts; {left_out} reads the texts alone as documents"
         )
     if keys:
         left_out = " ".join(f"--column '{key}='" if " " in key else f"--column {key}=" for key in keys)

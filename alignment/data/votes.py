@@ -126,7 +126,7 @@ def winner_of(value: Any, models: tuple[str, str] | None = None) -> Choice:
         raise UncertainChoice(
             f"who won is {value!r}{' (between the two answers)' * bool(fraction)}, and of numbers 1 (the first) and 2 "
             "alone are certain: 0 and 1, -1 and 1 and scales have several readings; `alignment rate import --db "
-            "ratings.db FILE` looks at all numbers of the file, and reads it or says what to give; or write a, b and tie"
+            "ratings.db FILE` looks at all numbers of the file, and reads it or says what to give; or write a, b, tie"
         )
     if isinstance(value, bool) or text not in _WINNERS:
         raise BadRow(f"who won is {value!r}; expected a, b, 1, 2, model_a, model_b, tie{_or_model(models)}")
@@ -195,8 +195,8 @@ def safety(row: Mapping[str, Any]) -> VotedPair:
         if number_of(value, "'better_response_id'") not in (0, 1):
             raise UncertainChoice(
                 f"'better_response_id' is {value} beside answers named 0 and 1, so no number of this file is certain; "
-                "`alignment rate import --db ratings.db FILE` looks at all of them and reads it or says what to give; or "
-                "write a, b and tie"
+                "`alignment rate import --db ratings.db FILE` looks at all of them and reads it or says what to give; "
+                "or write a, b and tie"
             )
         choice = "second" if zero_or_one(row, "better_response_id") else "first"
     else:

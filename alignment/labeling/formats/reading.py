@@ -103,7 +103,7 @@ def import_options(
         limits = (min(limits), max(limits))
         if not (dots and float("-inf") < limits[0] < limits[1] < float("inf")):
             raise UserError(
-                f"--scale {scale}: expected WORST..BEST, the worst and the best rating, as in 0..100, or 6..1 for grades"
+                f"--scale {scale}: expected WORST..BEST, the worst and the best rating, as 0..100, or 6..1 for grades"
             )
     return ImportOptions(named, words, limits, worst_high, labeler)
 

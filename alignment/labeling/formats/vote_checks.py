@@ -1,4 +1,4 @@
-"""What is checked before a row of a table of votes is read: marks, the order of the answers, the direction of a scale."""
+"""What is checked before a row of a table of votes is read: marks, the order of answers, the direction of a scale."""
 
 from __future__ import annotations
 
@@ -69,6 +69,6 @@ def check_unmarked(row: Row, said: Collection[str], options: ImportOptions) -> N
         word = plain(meaning(row[choice], options))
         if ending(word) in ("left", "right", "first", "second", "1", "2") or word in ("a", "b"):
             raise BadRow(
-                f"'{order}' says in which order the answers were shown, and '{choice}' is {row[choice]!a}, a place; write "
-                "who won by the name of its column there, or, if places mean the columns, take the column out"
+                f"'{order}' says in which order the answers were shown, and '{choice}' is {row[choice]!a}, a place; "
+                "write who won by the name of its column there, or, if places mean the columns, take the column out"
             )

@@ -23,8 +23,8 @@ from alignment.ratings.records import dense
 LABELERS = (
     "labeler", "labeller", "labelername", "labelerid", "annotator", "annotatorid", "annotatorname", "rater", "raterid",
     "ratername", "worker", "workerid", "judge", "judgeid", "user", "userid", "username", "evaluator", "evaluatorid",
-    "reviewer", "coder", "assessor", "person", "completedby", "email", "emailaddress", "who", "grader", "scorer", "voter",
-    "turker", "crowdworker", "participant", "respondent", "expert", "moderator", "tester", "expertname", "workername",
+    "reviewer", "coder", "assessor", "person", "completedby", "email", "emailaddress", "who", "grader", "scorer",
+    "voter", "turker", "crowdworker", "participant", "respondent", "expert", "moderator", "tester", "expertname", "workername",
     "reviewername", "evaluatorname", "judgename", "assessorname", "participantname",
     *(f"{who}id" for who in (
         "assessor", "reviewer", "coder", "grader", "turker", "crowdworker", "participant", "respondent", "expert",
@@ -333,8 +333,8 @@ def number_of(value: Any, scale: tuple[float, float] | None) -> tuple[float, tup
     if not math.isfinite(given):
         if isinstance(value, str) and _DATE.fullmatch(value.strip()):
             raise BadRow(
-                f"the rating {value!a} is a date, as spreadsheets make of numbers such as 4.5; write the number that was "
-                "meant"
+                f"the rating {value!a} is a date, as spreadsheets make of numbers such as 4.5; write the number "
+                "that was meant"
             )
         raise UnknownWord(str(value), "the rating", "a number of the scale, or skip", "is no number")
     if scale is None:
@@ -350,7 +350,8 @@ def number_of(value: Any, scale: tuple[float, float] | None) -> tuple[float, tup
 
 _MONTH = "jan|feb|m[aä]r|apr|ma[iy]|jun|jul|aug|sep|o[ck]t|nov|de[cz]"
 _DATE = re.compile(
-    rf"\d{{1,2}}[.\-/ ]+({_MONTH})\w*\.?([\-/ ]\d{{2,4}})?|({_MONTH})\w*[.\-/ ]+\d{{1,4}}|\d{{1,4}}[./-]\d{{1,2}}[./-]\d{{1,4}}",
+    rf"\d{{1,2}}[.\-/ ]+({_MONTH})\w*\.?([\-/ ]\d{{2,4}})?|({_MONTH})\w*[.\-/ ]+\d{{1,4}}"
+    r"|\d{1,4}[./-]\d{1,2}[./-]\d{1,4}",
     re.I,
 )
 
