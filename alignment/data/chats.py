@@ -132,8 +132,8 @@ def marked_transcript(text: str, key: str) -> Turns:
     if parts[0].strip() or len(parts) < 3:
         raise BadRow(
             f"'{key}' must be a list of messages, or a text of turns marked 'USER:' and 'ASSISTANT:', '### Human:', "
-            f"'<human>:', '<|user|>' or '<|im_start|>user'; --column prompt={key} --column completion=KEY reads it as a "
-            "text to which KEY is the answer"
+            f"'<human>:', '<|user|>' or '<|im_start|>user'; --column prompt={key} --column completion=KEY reads it as "
+            "a text to which KEY is the answer"
         )
     return tuple(_marked_turns(parts, key))
 

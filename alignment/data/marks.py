@@ -48,7 +48,7 @@ _REFUSED_WORDS = frozenset((
 ))  # fmt: skip
 _DISLIKED = frozenset((
     *("negative", "thumbs_down", "thumb_down", "thumbsdown", "down", "downvote", "downvoted", "dislike", "disliked"),
-    *("bad", "unhelpful", "not_helpful", "no", "wrong", "incorrect", "poor", "false", "0", "1_neg", "👎", "rejected", "fail"),
+    *("bad", "unhelpful", "not_helpful", "no", "wrong", "incorrect", "poor", "false", "0", "👎", "rejected", "fail"),
 ))  # fmt: skip
 _TEST_PARTS = frozenset((
     *("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation", "holdout", "held_out", "benchmark"),
@@ -59,7 +59,8 @@ MARKS = (
         (
             *("deleted", "removed", "discard", "discarded", "skip", "skipped", "exclude", "excluded", "rejected"),
             *("spam", "hidden", "invalid", "bad", "unusable", "not_usable", "disabled", "blocked", "banned"),
-            *("drop", "withdrawn", "retracted", "low_quality", "label_noise", "noisy", "mislabeled", "mislabelled", "corrupted", "corrupt"),
+            *("drop", "withdrawn", "retracted", "low_quality", "label_noise", "noisy", "mislabeled", "mislabelled"),
+            *("corrupted", "corrupt"),
             *("broken", "opt_out", "opted_out", "failed", "has_error", "gelöscht", "abgelehnt", "ausgeschlossen"),
         ),
         r"(do_?not|dont|never)_(use|train|include|learn|publish)\w*"

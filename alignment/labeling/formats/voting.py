@@ -24,7 +24,8 @@ LABELERS = (
     "labeler", "labeller", "labelername", "labelerid", "annotator", "annotatorid", "annotatorname", "rater", "raterid",
     "ratername", "worker", "workerid", "judge", "judgeid", "user", "userid", "username", "evaluator", "evaluatorid",
     "reviewer", "coder", "assessor", "person", "completedby", "email", "emailaddress", "who", "grader", "scorer",
-    "voter", "turker", "crowdworker", "participant", "respondent", "expert", "moderator", "tester", "expertname", "workername",
+    "voter", "turker", "crowdworker", "participant", "respondent", "expert", "moderator", "tester", "expertname",
+    "workername",
     "reviewername", "evaluatorname", "judgename", "assessorname", "participantname",
     *(f"{who}id" for who in (
         "assessor", "reviewer", "coder", "grader", "turker", "crowdworker", "participant", "respondent", "expert",
