@@ -83,7 +83,7 @@ class RowPlan(NamedTuple):
     def in_their_words(self, reason: str) -> str:
         """A reason with the file's names for our keys."""
         for ours, name in self.renames:
-            reason = reason.replace(f"'{ours}'", f"'{name}'")
+            reason = reason.replace(f"'{ours}'", f"'{name}'").replace(f"={ours} ", f"={name} ")
         return reason
 
 
@@ -113,7 +113,7 @@ def _unread(row: Mapping[str, Any], format: Format, plan: RowPlan | None, allowe
     )
     fixes = [f"; '{key}' ({each.about}): {each.fix}" for key, each in known if each and each.changes == "answer"]
     hint = ""
-    if format == "auto":
+    if format == "auto" and all(fix.endswith(": rename it") for fix in fixes):
         hint = unread_hint(row, plan.shape if plan else None, lambda columns: _reads(row, columns, format, allowed))
     usual = f"expected {expected} (--column OURS=THEIRS or data.columns renames)"
     return BadRow(f"found the keys {key_names(row)}{note}; {hint or usual}{''.join(fixes[:1])}")

@@ -46,13 +46,15 @@ def unread_hint(row: Mapping[str, Any], shape: str | None, reads: Callable[[Mapp
     if shape is None and all(any(name in names for name in group) for group in (_AUTHORS, _BODIES, _THREADS)):
         return (
             "the rows are single messages of a chat or of mails; write a row for each with the columns "
-            "conversation_id, role (user or assistant), text and ts, and those of one conversation_id become one conversation"
+            "conversation_id, role (user or assistant), text and ts, and those of one conversation_id become one "
+            "conversation"
         )
     inner = [str(key) for key, value in row.items() if isinstance(parsed(value), dict | list) and not is_empty(value)]
     if inner and shape in (None, "prompt"):
         return (
             f"its texts lie inside {', '.join(map(repr, inner[:4]))} in a form that is not read; write each "
-            'conversation out as {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}, '
+            'conversation out as {"messages": [{"role": "user", "content": ...}, '
+            '{"role": "assistant", "content": ...}]}, '
             "or name texts inside with a path, as --column prompt=KEY.INNER --column completion=KEY.0.INNER"
         )
     return ""

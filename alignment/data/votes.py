@@ -129,7 +129,10 @@ def winner_of(value: Any, models: tuple[str, str] | None = None) -> Choice:
             "ratings.db FILE` looks at all numbers of the file, and reads it or says what to give; or write a, b, tie"
         )
     if isinstance(value, bool) or text not in _WINNERS:
-        raise BadRow(f"who won is {value!r}; expected a, b, 1, 2, model_a, model_b, tie{_or_model(models)}")
+        raise BadRow(
+            f"who won is {value!r}; expected a, b, 1, 2, model_a, model_b, tie{_or_model(models)}; `alignment "
+            "rate import --db ratings.db FILE` reads words such as 'A is much better', and others with --labels"
+        )
     return _WINNERS[text]
 
 

@@ -45,7 +45,7 @@ def columns_in(reason):
 
 @pytest.mark.parametrize("name", LOGS)
 def test_the_columns_that_a_refusal_names_read_the_row(name):
-    with pytest.raises(BadRow, match=r"its texts lie inside other keys: --column") as refused:
+    with pytest.raises(BadRow, match="its texts lie inside other keys: --column") as refused:
         to_examples(LOGS[name])
     (record,) = to_examples(renamed(LOGS[name], columns_in(str(refused.value))))
     assert [(turn["role"], turn["content"]) for turn in record.messages] == WANTED
@@ -57,7 +57,7 @@ def test_what_stands_beside_a_path_is_not_lost():
         renamed(row, {"prompt": "request.messages", "completion": "response"})
     with_none = renamed(row, {"prompt": "request.messages", "completion": "response", "system": None})
     assert to_examples(with_none)[0].messages[0]["role"] == "user"
-    with pytest.raises(BadRow, match="no key 'request.nothing'"):
+    with pytest.raises(BadRow, match=r"no key 'request.nothing'"):
         renamed(row, {"prompt": "request.nothing"})
 
 

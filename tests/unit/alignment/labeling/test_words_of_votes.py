@@ -22,13 +22,14 @@ def imported(folder, rows, **options):
         writer.writerows(rows)
     with RatingsStore(folder / "r.db", create=True) as store:
         result = import_file(store, "auto", path, import_options(**options))
-        return result, [rating for rating in store.ratings()]
+        return result, list(store.ratings())
 
 
 @pytest.mark.parametrize(
     ("said", "choice", "strength"),
     [
-        ("A is much better", "first", 3), ("Response B is slightly better", "second", 1), ("B is better", "second", None),
+        ("A is much better", "first", 3), ("Response B is slightly better", "second", 1),
+        ("B is better", "second", None),
         ("about the same", "tie", None),
     ],
 )  # fmt: skip
@@ -42,9 +43,9 @@ def test_words_that_are_not_known_are_named_together_and_the_fix_works(tmp_path)
     with pytest.raises(UserError, match=r"'oben', 'unten', 'oben, klar' .*=MEANING") as refused:
         imported(tmp_path, rows)
     labels = re.search(r"--labels='([^']*)'", str(refused.value))[1]
-    for word, meaning in zip(("a", "b", "a"), range(3), strict=True):
+    for word in ("a", "b", "a"):
         labels = labels.replace("MEANING", word, 1)
-    result, ratings = imported(tmp_path, rows, labels=[labels])
+    _, ratings = imported(tmp_path, rows, labels=[labels])
     assert [rating.choice for rating in ratings] == ["first", "second", "first"]
 
 
