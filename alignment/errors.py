@@ -27,6 +27,12 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be written or resumed. One line, with the fix."""
 
 
+class DiskError(UserError):
+    """The disk is full, fails, or cannot be written; one line with what is safe."""
+
+    exit_code = 1
+
+
 class ModelError(UserError):
     """A model or tokenizer that cannot be used as asked."""
 

@@ -34,6 +34,49 @@ def disk_errors(what: str, error_type: type[UserError], advice: str = "") -> Ite
         raise error_type(f"{what}: {error.strerror or error}{where}{advice}") from error
 
 
+DISK_FAULTS = {
+    errno.ENOSPC: "when there is room again",
+    errno.EDQUOT: "when the quota has room again",
+    errno.EFBIG: "when larger files are allowed (ulimit -f)",
+    errno.EROFS: "when it can be written again",
+    errno.EIO: "when the disk works again",
+}
+"""What a disk answers that is full or fails, and when to try again."""
+_FAULT_TEXTS = {
+    "no space left on device": errno.ENOSPC,
+    "database or disk is full": errno.ENOSPC,
+    "pytorchstreamwriter": errno.ENOSPC,
+    "no usable temporary directory": errno.ENOSPC,
+    "quota exceeded": errno.EDQUOT,
+    "file too large": errno.EFBIG,
+    "read-only file system": errno.EROFS,
+    "readonly database": errno.EROFS,
+    "input/output error": errno.EIO,
+    "disk i/o error": errno.EIO,
+}
+"""How libraries that raise no OSError say so."""
+
+
+def disk_fault(error: BaseException) -> tuple[str, str] | None:
+    """What a full or broken disk has answered, with the file, and when to try again; None for any other error.
+
+    The causes of the error are looked at too.
+    """
+    seen: BaseException | None = error
+    for _ in range(20):  # a chain of causes may be a ring
+        if seen is None:
+            return None
+        number = seen.errno if isinstance(seen, OSError) else None
+        if number not in DISK_FAULTS:
+            text = str(seen).lower()
+            number = next((code for words, code in _FAULT_TEXTS.items() if words in text), None)
+        if number is not None:
+            name = getattr(seen, "filename", None)
+            return f"{name}: {os.strerror(number)}" if name else str(seen).splitlines()[0], DISK_FAULTS[number]
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
 def keep_files(source: Path, target: Path) -> None:
     """Make `target` a folder with the files of `source`, or remove it if there are none.
 
@@ -162,23 +205,46 @@ def name_file(part: Path, path: Path) -> None:
         os.replace(part, path)
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path, limit: int | None = None, follow_links: bool = True) -> bytes:
     """Read a regular file; opening a FIFO in its place would wait for ever, and a device has no end.
 
+    Args:
+        limit: the most bytes that the file may have.
+
     Raises:
-        OSError: it cannot be read, or is no regular file.
+        OSError: it cannot be read, is no regular file, or is larger than `limit`.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return file.read()
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
+    _check_readable(path, os.stat(path, follow_symlinks=follow_links))  # opening some devices does something
+    with open(os.open(path, flags), "rb") as file:
+        status = os.fstat(file.fileno())
+        _check_readable(path, status)
+        if limit is not None and status.st_size > limit:
+            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes, at most {limit:,} are read", str(path))
+        return file.read() if limit is None else file.read(limit)
+
+
+def _check_readable(path: Path, status: os.stat_result) -> None:
+    if (kind := file_kind(status)) != "a file":
+        raise OSError(errno.EINVAL, f"{kind}, not a regular file", str(path))
+
+
+def file_kind(status: os.stat_result) -> str:
+    """The kind of a file in words: a file, a folder, a symbolic link, a FIFO, a socket or a device."""
+    kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFLNK: "a symbolic link"}
+    kinds |= {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(status.st_mode), "a device")
 
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file in one step: a reader, or a kill, finds the old text or the new one."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)  # half a file would take up room on a full disk
+        raise
 
 
 def sync_folder(folder: Path) -> None:

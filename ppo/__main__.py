@@ -1,13 +1,21 @@
 """`python -m ppo configs/ppo/demo.yaml [key=value ...]`"""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-from alignment.training.stage import exit_process, run_stage
-from ppo.config import PPOStageConfig
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from alignment.runs.starting import hold_signals
+
+if TYPE_CHECKING:
+    from ppo.config import PPOStageConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    # Imported inside, so that --help and a config error answer without loading torch.
+    # Imported inside, so that signals are held back before, and --help and config errors do not load torch.
+    from alignment.training.stage import run_stage
+    from ppo.config import PPOStageConfig
+
     def train(config: PPOStageConfig) -> dict[str, object]:
         from ppo.train import train
 
@@ -22,4 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    hold_signals()
+    from alignment.training.stage import exit_process
+
     exit_process(main())

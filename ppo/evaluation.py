@@ -17,6 +17,7 @@ from alignment.distributed import processes as distributed
 from alignment.distributed.processes import all_reduce_sum
 from alignment.intervals import choosing_half, win_rate
 from alignment.runs.journal import NUM_SAMPLES, Journal
+from ppo import best_of_n
 from ppo.algorithm import ScoreStats
 from ppo.best_policy import BestPolicy
 from ppo.config import PPOStageConfig
@@ -140,6 +141,9 @@ class Evaluation:
         self.start_reported: dict[str, float] = {}
         """The same on the prompts that the best policy is reported on."""
         self.last_metrics: dict[str, float] = {}
+        self.best_of_n: best_of_n.StartDraws | None = None
+        self.best_of_n_rows: list[dict[str, Any]] = []
+        """What the best of n answers of the policy as it started scores, for n = 1, 2, 4, ..."""
         self._explained: float | None = None
         """The fraction that the critic explains of the variance of what the last answers earned."""
 
@@ -161,12 +165,13 @@ class Evaluation:
             metrics, choosing, reported = self._metrics(answers)
             if step == 0:
                 self.start_metrics, self.start_reported = metrics, reported
+                self._draw_best_of_n(answers)
             if self._explained is not None:
                 metrics["explained_variance"] = self._explained
             if self.best.consider(step, choosing, reported, self._policy_weights):
                 self._best_answers = answers
         self.last_metrics = metrics
-        named = {f"eval/{name}": value for name, value in metrics.items()}
+        named = {f"eval/{name}": value for name, value in (metrics | best_of_n.line(self.best_of_n_rows)).items()}
         self.journal.log(step, named)
         for name, values in (("score", answers.scores), ("kl", answers.kl), ("length", answers.lengths)):
             self.journal.histogram(step, f"eval/{name}", values)
@@ -175,10 +180,8 @@ class Evaluation:
     def answer(self, step: int) -> HeldOutAnswers:
         """Answer and score every held-out prompt. Every process answers as many, since a shorter share would leave the
         others waiting in a collective; prompts repeated for that are dropped."""
-        world_size = self.accelerator.num_processes
         tasks = make_tasks(self.prompts, range(len(self.prompts)), 1)
-        padded = (tasks * world_size)[: len(tasks) + -len(tasks) % world_size]
-        rollout = self.collector.collect(share_of_process(padded, self.accelerator), EVAL_SEED)
+        rollout = self._collect(tasks)
         held_out_scores: list[float] | None = None
         if self.models.held_out_reward is not None:
             held_out_scores = self._by_held_out_reward(rollout, step).tolist()
@@ -211,6 +214,48 @@ class Evaluation:
             ended=everywhere["ended"],
             texts=everywhere["text"],
         )
+
+    def _collect(self, tasks: Sequence[Task]) -> Rollout:
+        """This process's share of the answers to these tasks."""
+        world_size = self.accelerator.num_processes
+        padded = (list(tasks) * world_size)[: len(tasks) + -len(tasks) % world_size]
+        return self.collector.collect(share_of_process(padded, self.accelerator), EVAL_SEED)
+
+    def _draw_best_of_n(self, start: HeldOutAnswers) -> None:
+        """Further answers of the policy as it starts, one round after the other, so that none is larger than an
+        evaluation; and the line that they give."""
+        count = best_of_n.number_of_draws(self.config, len(self.prompts))
+        if count < 2:
+            return
+        rounds = [(start.raw_scores, start.ended, start.scores, start.held_out_scores)]
+        for repeat in range(1, count):
+            heartbeat.enter(f"best of {count}, round {repeat + 1}")
+            tasks = [task._replace(repeat=repeat) for task in make_tasks(self.prompts, range(len(self.prompts)), 1)]
+            rollout = self._collect(tasks)
+            held_out = None if self.models.held_out_reward is None else self._by_held_out_reward(rollout, 1).tolist()
+            columns = (
+                rollout.scores.tolist(), rollout.ended.tolist(), self.target_builder.scores(rollout).tolist(), held_out,
+            )  # fmt: skip
+            shares = distributed.gather_lists([columns])
+            joined = [
+                None if part[0] is None else [value for each in part for value in each][: len(tasks)]
+                for part in zip(*(share[0] for share in shares), strict=True)
+            ]
+            rounds.append(tuple(joined))  # type: ignore[arg-type]
+        by_prompt = [
+            None if column[0] is None else [list(each) for each in zip(*column, strict=True)]
+            for column in zip(*rounds, strict=True)
+        ]
+        self.best_of_n = best_of_n.StartDraws(*by_prompt)  # type: ignore[arg-type]
+        self._note_best_of_n(0)
+
+    def _note_best_of_n(self, step: int) -> None:
+        assert self.best_of_n is not None
+        self.best_of_n_rows = best_of_n.table(self.best_of_n, self._groups)
+        self.journal.event(
+            "best_of_n", step=step, prompts=len(self._groups), temperature=self.config.rollout.temperature,
+            rows=self.best_of_n_rows,
+        )  # fmt: skip
 
     def _by_held_out_reward(self, rollout: Rollout, step: int) -> Tensor:
         """Scores of the model that training never sees, with the penalty of unfinished answers on its scale."""
@@ -248,6 +293,12 @@ class Evaluation:
         if self.start is None:
             return None
         self.start = self._with_costs(self.start)
+        if self.best_of_n is not None:
+            raw, ended = (torch.tensor(self.best_of_n[place]) for place in (0, 1))
+            stats = self.target_builder.reward_scaler.penalty_stats
+            costed = self.target_builder.with_penalty(raw.flatten(), ended.flatten(), stats)
+            self.best_of_n = self.best_of_n._replace(scores=costed.view(raw.shape).tolist())
+            self._note_best_of_n(0)
         self.start_metrics, _, self.start_reported = self._metrics(self.start)
         if self._best_answers is not None:
             best = self.start if self.best.step == 0 else self._with_costs(self._best_answers)
@@ -268,6 +319,7 @@ class Evaluation:
             "last_figures": self.last_metrics,
             "start": self.start and asdict(self.start),
             "best_judged": self._best_answers and asdict(self._best_answers),
+            "best_of_n": self.best_of_n and self.best_of_n._asdict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -277,6 +329,9 @@ class Evaluation:
         self.last_metrics = state["last_figures"]
         self.start = state["start"] and HeldOutAnswers(**state["start"])
         self._best_answers = state["best_judged"] and HeldOutAnswers(**state["best_judged"])
+        if drawn := state.get("best_of_n"):  # a checkpoint of an earlier version has none
+            self.best_of_n = best_of_n.StartDraws(**drawn)
+            self.best_of_n_rows = best_of_n.table(self.best_of_n, self._groups)
 
 
 def _sample(number: int, task: Task, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -316,19 +316,29 @@ def load_scorer(
     """A reward model or ensemble, which reads the policy's tokens if it has the same ones, else the text."""
     loaded = load_reward_model(source, options, **combine)
     scorer_tokenizer = load_tokenizer(source, options)
-    first = loaded if isinstance(loaded, ScalarModel) else loaded.member(0)
     # One tokenizer does not make one vocabulary: tokens added to the policy's are unknown to a reward model before it.
-    if (
-        first.is_encoder
-        or not same_tokens(tokenizer, scorer_tokenizer)
-        or _rows(first.model) < vocabulary_of(tokenizer)
-    ):
-        limit = positions(source.config_path, options.trust_remote_code)
-        return RewardModel(
-            text_model=loaded,
-            tokenizer=scorer_tokenizer,
-            max_positions=limit[0] if limit is not None and not limit[1] else None,
-        )
+    if not same_tokens(tokenizer, scorer_tokenizer) or token_limit(loaded) < vocabulary_of(tokenizer):
+        return text_scorer(source, loaded, scorer_tokenizer, options)
+    return token_scorer(loaded)
+
+
+def token_limit(loaded: ScalarModel | RewardEnsemble) -> int:
+    """The token ids that a reward model can read; 0 for an encoder, which reads the whole text through its own head."""
+    first = loaded if isinstance(loaded, ScalarModel) else loaded.member(0)
+    return 0 if first.is_encoder else _rows(first.model)
+
+
+def text_scorer(
+    source: ModelSource, loaded: ScalarModel | RewardEnsemble, tokenizer: PreTrainedTokenizerBase, options: ModelConfig
+) -> RewardModel:
+    """A loaded reward model as one that reads texts, through its own tokenizer."""
+    limit = positions(source.config_path, options.trust_remote_code)
+    max_positions = limit[0] if limit is not None and not limit[1] else None
+    return RewardModel(text_model=loaded, tokenizer=tokenizer, max_positions=max_positions)
+
+
+def token_scorer(loaded: ScalarModel | RewardEnsemble) -> RewardModel:
+    """A loaded reward model as one that reads the policy's tokens."""
     if isinstance(loaded, ScalarModel):
         return RewardModel([Role(loaded.model, head=loaded.model.score)])
     return RewardModel(ensemble_roles(loaded), loaded)

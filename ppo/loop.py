@@ -14,7 +14,7 @@ from alignment.distributed.processes import Accelerator, all_reduce_sum
 from alignment.errors import UserError
 from alignment.runs.checkpoint import Checkpoints
 from alignment.runs.journal import Journal, Level
-from alignment.runs.signals import Control, Wanted, exit_if_preempted
+from alignment.runs.signals import Control, Wanted, exit_if_preempted, note_step
 from alignment.terminal import progress
 from ppo import sampler_gap
 from ppo.alarms import Alarms
@@ -73,11 +73,11 @@ class Loop:
         sampler = make_sampler(config, models, accelerator)
         sources = load_sources(
             config.rewards, [prompt for prompt, _ in prompts], [prompt for prompt, _ in held_out],
-            [answer.prompt for answer in answers],
+            [answer.prompt for answer in answers], models.tokenizer,
         )  # fmt: skip
         self.collector = Collector(config, models, sampler, sources, accelerator)
         after_step = self.ema.update if self.ema is not None else lambda: None
-        self.updater = Updater(config, models, self.engine, ptx_rows, after_step)
+        self.updater = Updater(config, models, self.engine, ptx_rows, after_step, journal.event)
         self.kl_controller = KLController.for_run(
             config.ppo.kl_coef, config.ppo.kl_target, config.rollout.batch_size, config.training.max_steps
         )
@@ -119,6 +119,7 @@ class Loop:
             line.advance(self.step)
             while self.step < training.max_steps and not best.should_stop:
                 stats = self.iterate(next(batches))
+                note_step()
                 line.advance(1, score=stats["rollout/score"], kl=stats["rollout/kl"])
                 wanted = Wanted.NOTHING if self.step == training.max_steps else control.poll(self.step)
                 due = self.evaluation.is_due(self.step) or wanted is Wanted.STOP

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.client
 import json
+import os
 import queue
 import threading
 import time
@@ -14,13 +15,17 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from alignment.data.records import Prompt
 from alignment.errors import ConfigError
+from alignment.evaluation.reward_values import RewardError, TokenIds, checked, columns_of, prompt_of
+from alignment.generation.sampling import vocabulary_of
+from alignment.models.same_tokenizer import token_mark
 from alignment.proxies import through_proxy
 from alignment.redaction import without_secrets
 from alignment.terminal import one_line
 from ppo.config import RewardSource
-from ppo.reward_values import RewardError, checked, columns_of, prompt_of
 
 TIMEOUT, MAX_RETRIES = 30.0, 3
 """Seconds for one whole request; further tries of one that failed, after 1, 2, 4, ... seconds."""
@@ -28,6 +33,8 @@ RETRIED = {408, 425, 429, 500, 502, 503, 504}
 """Answers of a service that may be another one next time."""
 MAX_ANSWER = 2**24
 """Bytes; an endless answer would fill the memory."""
+KEY_VARIABLE = "ALIGNMENT_SCORE_TOKEN"
+"""Environment variable with the key of `alignment score --serve`."""
 SHOWN = 200
 """Characters of an answer that an error shows."""
 
@@ -41,8 +48,11 @@ class HTTPReward:
         columns: Sequence[str] = (),
         sleep: Callable[[float], None] = time.sleep,
         max_retries: int = MAX_RETRIES,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         assert entry.url is not None
+        self._tokenizer = tokenizer if entry.send_tokens else None
+        self._headers = {"Content-Type": "application/json"} | (_authorization() if entry.send_tokens else {})
         parts = _parts_of(entry.url)
         self.url, self.weight, self._columns, self._sleep = entry.url, entry.weight, columns, sleep
         host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
@@ -52,8 +62,17 @@ class HTTPReward:
         self.max_retries = max_retries
         self.timeout = TIMEOUT if entry.timeout is None else entry.timeout
 
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        body = {"prompts": [prompt_of(p) for p in prompts], "responses": list(responses)}
+    def score(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], tokens: Sequence[TokenIds] = ()
+    ) -> list[float]:
+        body: dict[str, Any] = {"prompts": [prompt_of(p) for p in prompts], "responses": list(responses)}
+        if self._tokenizer is not None and tokens:
+            body["tokens"] = {
+                "mark": token_mark(self._tokenizer),
+                "vocabulary": vocabulary_of(self._tokenizer),
+                "prompts": [ids.prompt for ids in tokens],
+                "responses": [ids.response for ids in tokens],
+            }
         answer = self._ask(json.dumps(body | columns_of(prompts, self._columns), default=str).encode())
         try:
             given = json.loads(answer)
@@ -92,7 +111,7 @@ class HTTPReward:
     def _post(self, body: bytes, deadline: float) -> bytes:
         """The body of one answer."""
         request = urllib.request.Request(  # noqa: S310 - http or https, see _parts_of
-            self.url, body, {"Content-Type": "application/json"}, method="POST"
+            self.url, body, self._headers, method="POST"
         )
         answer = bytearray()
         with urllib.request.build_opener(_NoRedirects).open(request, timeout=self.timeout) as response:
@@ -117,6 +136,18 @@ class HTTPReward:
         except (OSError, ValueError, http.client.HTTPException):
             text = ""
         return f"{status}: {text}" if text else status
+
+
+def _authorization() -> dict[str, str]:
+    """The header with the key of `alignment score --serve`, if the environment has one.
+
+    Raises:
+        ConfigError: no header can hold it.
+    """
+    key = os.environ.get(KEY_VARIABLE, "")
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(f"{KEY_VARIABLE} holds other characters than ASCII without spaces; export another key")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _parts_of(url: str) -> urllib.parse.SplitResult:

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.util
-import inspect
-import sys
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from alignment.data.records import Prompt
-from alignment.errors import ConfigError
-from alignment.redaction import without_secrets
-from ppo.config import RewardsConfig, RewardSource
+from alignment.evaluation.reward_functions import OWN, FunctionReward
+from alignment.evaluation.reward_values import TokenIds
+from ppo.config import RewardsConfig
 from ppo.reward_services import HTTPReward
-from ppo.reward_values import FunctionLeft, RewardError, checked, columns_of, prompt_of
-
-PACKAGES = {"alignment", "sft", "reward", "ppo"}
-"""This suite's own, which hide files of the same names."""
-OWN = {"prompts", "responses"}
-"""Names that every reward is given; a column of that name is not."""
 
 
 class Source(Protocol):
@@ -35,8 +22,13 @@ class Source(Protocol):
     name: str
     weight: float
 
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+    def score(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], tokens: Sequence[TokenIds] = ()
+    ) -> list[float]:
         """A finite number for each response.
+
+        Args:
+            tokens: the same prompts and responses as token ids, for who reads them.
 
         Raises:
             RewardError: it did not give one.
@@ -45,13 +37,18 @@ class Source(Protocol):
 
 
 def load_sources(
-    config: RewardsConfig, prompts: Sequence[Prompt], held_out: Sequence[Prompt] = (), answered: Sequence[Prompt] = ()
+    config: RewardsConfig,
+    prompts: Sequence[Prompt],
+    held_out: Sequence[Prompt] = (),
+    answered: Sequence[Prompt] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[Source]:
     """The rewards that `rewards.others` names; functions are imported now, so that a mistake stops no training.
 
     Args:
         prompts, held_out: all that there are. Every batch has the columns of any of them, whichever are in it.
         answered: the prompts of `ppo.value_pretrain`, which bring no columns.
+        tokenizer: the policy's, for services that get the token ids too.
 
     Raises:
         ConfigError: a module or function that cannot be had, or one that takes a column which no prompt, or no held-out
@@ -65,9 +62,10 @@ def load_sources(
     for number, entry in enumerate(config.others):
         source: Source
         if entry.function is None:
-            source = HTTPReward(entry, columns)
+            source = HTTPReward(entry, columns, tokenizer=tokenizer)
         else:
-            source = function = FunctionReward(entry, f"rewards.others.{number}", columns)
+            key = f"rewards.others.{number}.function"
+            source = function = FunctionReward(entry.function, key, columns, entry.weight)
             for where, names in sets.items():
                 function.check_columns(where, names)
         if source.name in taken:
@@ -84,101 +82,3 @@ def _columns(prompts: Sequence[Prompt]) -> list[str]:
 def weighted(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """The sum of the parts by their weights: (B,) each -> (B,) float32."""
     return torch.stack([weights[name] * part.float() for name, part in parts.items()]).sum(0)
-
-
-class FunctionReward:
-    """`function(prompts, responses, **columns) -> list[float]`, given the columns that it takes."""
-
-    def __init__(self, entry: RewardSource, key: str, columns: Sequence[str]) -> None:
-        assert entry.function is not None
-        self.key, self.path, self.weight = f"{key}.function", entry.function, entry.weight
-        self.name = entry.function.rpartition(":")[2]
-        self._function = _find(entry.function, self.key)
-        try:
-            parameters = inspect.signature(self._function).parameters.values()
-        except (TypeError, ValueError):  # a builtin
-            raise ConfigError(f"{self.key}={entry.function}: it does not say what it takes; name a function") from None
-        takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters)
-        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        if not takes_all and OWN - {p.name for p in named}:
-            raise ConfigError(
-                f"{self.key}={entry.function}: it is called as {self.name}(prompts=..., responses=..., **columns), "
-                f"and takes ({', '.join(p.name for p in named)})"
-            )
-        self._required = [p.name for p in named if p.name not in OWN and p.default is p.empty]
-        self._columns = [name for name in columns if takes_all or name in {p.name for p in named}]
-
-    def check_columns(self, where: str, names: Sequence[str]) -> None:
-        """Raises ConfigError if the function takes a column that is not among these of `where`."""
-        if missing := [name for name in self._required if name not in names]:
-            raise ConfigError(
-                f"{self.key}={self.path}: it takes a column '{missing[0]}', which no prompt of {where} has; there: "
-                f"{', '.join(names) or 'none'}"
-            )
-
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        given = columns_of(prompts, self._columns)
-        try:
-            scores = self._function(prompts=[prompt_of(p) for p in prompts], responses=list(responses), **given)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # an exit would end the run as if it were done
-            # The last frame is where the user's code, or what it called, went wrong; W&B puts one around sys.exit.
-            frames = traceback.extract_tb(error.__traceback__)
-            place = next((each for each in reversed(frames) if "wandb" not in Path(each.filename).parts), frames[-1])
-            kind = RewardError if isinstance(error, Exception) else FunctionLeft
-            raise kind(
-                f"{self.path} raised {type(error).__name__}: {_first_line(error)} ({place.filename}:{place.lineno})"
-            ) from error
-        return checked(scores, len(responses), self.path)
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of an error's text, without secrets that it quotes."""
-    return (without_secrets(str(error)).strip().splitlines() or [""])[0]
-
-
-def _find(path: str, key: str) -> Callable[..., Any]:
-    module_name, _, name = path.partition(":")
-    try:
-        module = _import(module_name)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        message = _first_line(error) or type(error).__name__
-        if isinstance(error, SystemExit):
-            message = f"it calls sys.exit({error.code})"
-        raise ConfigError(
-            f"{key}={path}: the module {module_name} cannot be imported ({message}); it is looked for in the current "
-            "folder and among the installed packages"
-        ) from error
-    if name not in vars(module) and module_name.partition(".")[0] in PACKAGES:
-        raise ConfigError(
-            f"{key}={path}: {module_name} is a package of this suite, and there is no {module_name}.py in the current "
-            "folder; rename your file (my_rewards.py, say) and name it here"
-        )
-    function = getattr(module, name, None)
-    if not callable(function):
-        callables = [each for each in vars(module) if callable(getattr(module, each)) and not each.startswith("_")]
-        near = difflib.get_close_matches(name, callables, 1) or callables[:1]
-        hint = f"; did you mean {module_name}:{near[0]}?" if near else ""
-        raise ConfigError(f"{key}={path}: {module_name} has no function {name}{hint}")
-    checked_function: Callable[..., Any] = function
-    return checked_function
-
-
-def _import(name: str) -> ModuleType:
-    """The module of the current folder, else the installed one. A file there is taken even where a package hides it, as
-    this suite's `reward` does."""
-    folder = Path.cwd()
-    if not {"", str(folder)} & set(sys.path):  # as with the command `alignment`
-        sys.path.insert(0, str(folder))
-    file = folder.joinpath(*name.split(".")).with_suffix(".py")
-    installed = importlib.util.find_spec(name)
-    if not file.is_file() or (installed and installed.origin and file.samefile(installed.origin)):
-        return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location(f"reward_functions_of_{name}", file)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -302,7 +302,7 @@ class Collector:
             weights["model"] = 1.0
         prompts = [task.prompt for task in tasks]
         for source in self.sources:
-            source_scores = on_every_process(partial(source.score, prompts, texts))
+            source_scores = on_every_process(partial(source.score, prompts, texts, rows))
             parts[source.name] = torch.tensor(source_scores, device=device)
             weights[source.name] = source.weight
         scores = weighted(parts, weights)

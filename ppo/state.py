@@ -61,8 +61,9 @@ class RunState:
         if self.ema is not None and self._sharded:
             save_state(folder / f"ema-{self.accelerator.process_index}.pt", self.ema.state_dict())
         if self.accelerator.is_main_process:
-            state = {name: part.state_dict() for name, part in self._parts.items()}
+            state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts.items()}
             state |= self.evaluation.state_dict() | {"step": self.step, "num_steps": self.updater.num_steps}
+            state["halvings"] = self.updater.halvings
             save_state(folder / "loop.pt", state)
             keep_files(self.evaluation.best.folder, folder / "best")
 
@@ -83,6 +84,7 @@ class RunState:
         self._load_ema(folder, world_size, in_state="ema" in state)
         self.evaluation.load_state_dict(state)
         self.step, self.updater.num_steps = state["step"], state["num_steps"]
+        self.updater.halvings = state.get("halvings", [])
         random_states = folder / f"process-{self.accelerator.process_index}.pt"
         if random_states.exists():  # else there are more processes now; nothing here is drawn from what they begin with
             set_random_state(load_state(random_states))

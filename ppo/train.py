@@ -39,7 +39,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
     processes.on_main_process(lambda: _check_backend(config, accelerator))
     begun = resume.begin(config.run_dir)
     registry = publishing.open_registry(config, begun.run)
-    if published := publishing.published_before(config, registry, begun.run):
+    if published := publishing.published_before(config, "ppo", registry, begun.run):
         return published
     prepared = prepare(config, registry)
     publishing.pin_models(config, registry, begun.run)
@@ -63,7 +63,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
         heartbeat.enter("the end of training", patient=True)
         with published_policy(loop) as metrics:
             ref = Publisher(config, registry, models, data, begun.run).publish(loop, metrics)
-        journal.event("published", model=ref, **metrics)
+        publishing.announce(journal, registry, ref, metrics)
     return {"model": ref, "metrics": metrics}
 
 

@@ -13,6 +13,8 @@ from alignment.distributed.engine import Diverged, TrainingEngine
 from alignment.distributed.processes import all_reduce_max, all_reduce_sum
 from alignment.errors import ModelError
 from alignment.seeds import stream_seed
+from alignment.terminal import say
+from alignment.training.halving import MAX_HALVINGS
 from ppo.algorithm import kl_loss, policy_loss, truncated_importance_weights, value_loss
 from ppo.config import PPOStageConfig
 from ppo.metrics import MetricSums
@@ -52,6 +54,7 @@ class Updater:
     Args:
         ptx_rows: demonstrations that are mixed in.
         after_step: called after each optimizer step.
+        note: journals an event.
     """
 
     def __init__(
@@ -61,14 +64,21 @@ class Updater:
         engine: TrainingEngine,
         ptx_rows: Sequence[Row] = (),
         after_step: Callable[[], None] = lambda: None,
+        note: Callable[..., None] = lambda kind, **fields: None,
     ) -> None:
-        self.after_step = after_step
+        self.after_step, self._note = after_step, note
         self.config, self.models, self.engine = config, models, engine
         self.ptx_rows = list(ptx_rows)
         self.device = engine.accelerator.device
         self._ptx_order: Iterator[list[int]] | None = None
         self.num_steps = 0
         """Optimizer steps so far."""
+        self.halvings: list[int] = []
+        """Sizes of a microbatch, in tokens, after each time that memory ran out; checkpoints keep them."""
+
+    @property
+    def microbatch_tokens(self) -> int:
+        return min([self.config.training.microbatch_tokens, *self.halvings])
 
     def update(self, step: int, rollout: Rollout, targets: Targets) -> dict[str, float]:
         """All passes over a rollout; means per token over the steps that were taken, on all processes.
@@ -127,31 +137,12 @@ class Updater:
             The metrics' sums over all processes; the norm of the gradient of each role.
         """
         heartbeat.enter(f"optimizer step {self.num_steps + 1}, iteration {step + 1}")
-        value_clip_range = math.inf if only_critic else self.config.ppo.value_clip_range
-        batches = self._microbatches(rollout.rows, rows)
-        ptx = [] if only_critic else self._ptx_batches()
-        counts = [rollout.response_mask[rows].sum(), sum(len(batch.targets) * batch.weight for batch in ptx)]
-        num_tokens, num_ptx = all_reduce_sum(torch.tensor(counts, dtype=torch.float64, device=self.device))
-        passes: tuple[Pass, ...] = ("value",) if only_critic else self.models.trained.passes
-        # All of the policy's first: their logits are gone before the critic has gradients.
-        work: list[tuple[Microbatch, Pass | None]] = []
-        work += [(batch, what) for what in passes if what != "value" for batch in batches]
-        work += [(batch, None) for batch in ptx]
-        work += [(batch, "value") for batch in batches if "value" in passes]
-        sums = MetricSums()
-        difference_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        for number, (batch, what) in enumerate(work):
-            if what is None:
-                loss = self._ptx_loss(batch, num_ptx, sums)
-            else:
-                outputs = self.engine.forward(batch, what, self.config.rollout.temperature, self._wants_entropy)
-                loss = self._loss(outputs, batch, rollout, targets, num_tokens, sums, value_clip_range)
-                if is_first and outputs.logprobs is not None:
-                    difference = outputs.logprobs.detach() - batch.pick(rollout.old_logprobs)
-                    difference_sum += torch.where(batch.mask, difference.abs(), 0.0).sum()
-            self.engine.backward(loss, last=number == len(work) - 1)
+        ptx_rows = [] if only_critic else self._next_ptx_rows()
+        while (done := self._gradients(rollout, targets, rows, ptx_rows, is_first, only_critic)) is None:
+            self._halve(step, rollout.rows, rows)
+        sums, difference = done
         if is_first:
-            self._check_first(float(all_reduce_sum(difference_sum) / num_tokens), step)
+            self._check_first(difference, step)
         try:
             norms = dict(zip(ROLES, self.engine.step(), strict=False))
         except Diverged as error:
@@ -163,6 +154,93 @@ class Updater:
         self.after_step()
         return sums.reduced(), norms
 
+    def _gradients(
+        self,
+        rollout: Rollout,
+        targets: Targets,
+        rows: list[int],
+        ptx_rows: list[int],
+        is_first: bool,
+        only_critic: bool,
+    ) -> tuple[MetricSums, float] | None:
+        """The gradients of a minibatch, accumulated over its microbatches; None if memory ran out on any process.
+
+        Returns:
+            The metrics' sums; of the first minibatch, the mean difference of log-probabilities from the rollout's.
+        """
+        value_clip_range = math.inf if only_critic else self.config.ppo.value_clip_range
+        batches = self._microbatches(rollout.rows, rows)
+        ptx = self._microbatches(self.ptx_rows, ptx_rows) if self.ptx_rows and not only_critic else []
+        counts = [rollout.response_mask[rows].sum(), sum(len(batch.targets) * batch.weight for batch in ptx)]
+        num_tokens, num_ptx = all_reduce_sum(torch.tensor(counts, dtype=torch.float64, device=self.device))
+        passes: tuple[Pass, ...] = ("value",) if only_critic else self.models.trained.passes
+        # All of the policy's first: their logits are gone before the critic has gradients.
+        work: list[tuple[Microbatch, Pass | None]] = []
+        work += [(batch, what) for what in passes if what != "value" for batch in batches]
+        work += [(batch, None) for batch in ptx]
+        work += [(batch, "value") for batch in batches if "value" in passes]
+        sums = MetricSums()
+        difference_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+
+        def compute() -> None:
+            for number, (batch, what) in enumerate(work):
+                if what is None:
+                    loss = self._ptx_loss(batch, num_ptx, sums)
+                else:
+                    outputs = self.engine.forward(batch, what, self.config.rollout.temperature, self._wants_entropy)
+                    loss = self._loss(outputs, batch, rollout, targets, num_tokens, sums, value_clip_range)
+                    if is_first and outputs.logprobs is not None:
+                        difference = outputs.logprobs.detach() - batch.pick(rollout.old_logprobs)
+                        difference_sum.add_(torch.where(batch.mask, difference.abs(), 0.0).sum())
+                self.engine.backward(loss, last=number == len(work) - 1)
+
+        if all_reduce_max(int(not self._fits(compute))):
+            return None
+        return sums, float(all_reduce_sum(difference_sum) / num_tokens) if is_first else 0.0
+
+    def _fits(self, compute: Callable[[], None]) -> bool:
+        """Whether memory suffices for some passes. Without DeepSpeed they have no collective, so the others go on.
+
+        Raises:
+            ModelError: it does not, and DeepSpeed's engine has reduced parts of the gradient, which it cannot discard.
+        """
+        try:
+            compute()
+            return True
+        except torch.OutOfMemoryError as error:
+            if self.engine.deepspeed is not None:
+                raise ModelError(self._advice("under DeepSpeed a step cannot be begun again")) from error
+        self.engine.discard()  # here the error is gone, and with it the activations that its traceback holds
+        return False
+
+    def _halve(self, step: int, all_rows: Sequence[Row], rows: Sequence[int]) -> None:
+        """Halve the microbatches, on every process.
+
+        Raises:
+            ModelError: it was done three times, or each has a single row.
+        """
+        self.engine.discard()
+        parts = split_by_tokens(all_rows, rows, self.microbatch_tokens, self.models.packed)
+        largest = all_reduce_max(max(map(len, parts)))
+        tokens = all_reduce_max(max(sum(all_rows[row].num_tokens for row in part) for part in parts))
+        if len(self.halvings) >= MAX_HALVINGS or largest == 1:
+            raise ModelError(self._advice(f"with microbatches of at most {largest} rows and {tokens} tokens"))
+        self.halvings.append(max(1, min(tokens, self.microbatch_tokens) // 2))
+        self._note("microbatch_halved", step=step + 1, microbatch_tokens=self.microbatch_tokens)
+        if self.engine.accelerator.is_main_process:
+            say(
+                f"warning: iteration {step + 1}: out of memory; from here on a microbatch has at most "
+                f"{self.microbatch_tokens} tokens, with the same gradient"
+            )
+
+    def _advice(self, why: str) -> str:
+        return (
+            f"out of memory in optimizer step {self.num_steps + 1}, {why}; set "
+            f"training.microbatch_tokens={max(1, self.microbatch_tokens // 2)} (it is "
+            f"{self.config.training.microbatch_tokens}), or a smaller rollout.max_new_tokens, and start again with "
+            "--resume auto --allow-changes"
+        )
+
     @property
     def _wants_entropy(self) -> bool:
         return self.config.ppo.entropy_coef > 0
@@ -170,7 +248,7 @@ class Updater:
     def _microbatches(self, all_rows: Sequence[Row], row_indices: Sequence[int]) -> list[Microbatch]:
         """Rows of like length together; as many batches on each process, since under ZeRO each is a collective."""
         packed, pad = self.models.packed, self.models.tokenizer.pad_token_id
-        parts = split_by_tokens(all_rows, row_indices, self.config.training.microbatch_tokens, packed)
+        parts = split_by_tokens(all_rows, row_indices, self.microbatch_tokens, packed)
         batches = [lay_out([all_rows[n] for n in part], part, packed, pad, self.device) for part in parts]
         missing = all_reduce_max(len(batches)) - len(batches)
         return batches + [batches[0].as_filler()] * missing
@@ -224,7 +302,7 @@ class Updater:
             sums.add(name, total, mask.sum())
         return torch.stack(terms).sum()
 
-    def _ptx_batches(self) -> list[Microbatch]:
+    def _next_ptx_rows(self) -> list[int]:
         """This process's demonstrations for the next optimizer step; the stream is one shuffle after the other."""
         if not self.ptx_rows:
             return []
@@ -233,8 +311,7 @@ class Updater:
             size = -(-PTX_ROWS // accelerator.num_processes) * accelerator.num_processes
             seed = stream_seed("ptx", self.config.training.seed)
             self._ptx_order = prompt_batches(len(self.ptx_rows), size, seed, self.num_steps)
-        rows = next(self._ptx_order)[accelerator.process_index :: accelerator.num_processes]
-        return self._microbatches(self.ptx_rows, rows)
+        return next(self._ptx_order)[accelerator.process_index :: accelerator.num_processes]
 
     def _ptx_loss(self, batch: Microbatch, num_tokens: Tensor, sums: MetricSums) -> Tensor:
         """Mean loss per token of demonstrations, at temperature 1: they were not sampled."""

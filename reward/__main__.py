@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
-from alignment.training.stage import exit_process, run_stage
-from reward.config import RewardStageConfig
+from alignment.runs.starting import hold_signals
+
+if TYPE_CHECKING:
+    from reward.config import RewardStageConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    # Stages are imported inside, so that --help and config errors do not load torch.
+    # Imported inside, so that signals are held back before, and --help and config errors do not load torch.
+    from alignment.training.stage import run_stage
+    from reward.config import RewardStageConfig
+
     def train(config: RewardStageConfig) -> dict[str, object]:
         from reward.train import train
 
@@ -28,12 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         labelers = resolved(config.reward.labelers, config.data)
         return config.model_copy(update={"reward": config.reward.model_copy(update={"labelers": labelers})})
 
-    def study(config: RewardStageConfig, args: argparse.Namespace) -> str | None:
+    def study(config: RewardStageConfig, args: argparse.Namespace) -> Callable[[], str] | None:
         if args.overfit is None:
             return None
         from reward.studies.overfit import overfit
 
-        return overfit(config, args.overfit)
+        return partial(overfit, config, args.overfit)
 
     return run_stage(
         "reward", RewardStageConfig, train, plan, argv, options=[_options()], study=study, complete=complete
@@ -58,4 +65,7 @@ def pairs(text: str) -> int:
 
 
 if __name__ == "__main__":
+    hold_signals()
+    from alignment.training.stage import exit_process
+
     exit_process(main())

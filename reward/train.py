@@ -45,7 +45,7 @@ LABELS = "labels"
 def train(config: RewardStageConfig) -> dict[str, Any]:
     """Run the stage; returns the published reference and the held-out report."""
     start = resume.begin(config.run_dir)
-    if published := publishing.published_before(config, publishing.open_registry(config), start.run):
+    if published := publishing.published_before(config, "reward", publishing.open_registry(config), start.run):
         return published
     heartbeat.enter("reading the data", patient=True)
     prepared = prepare(config, start.run)
@@ -70,7 +70,7 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
 
         ref, held_out = processes.on_main_process(evaluate_and_publish)
         metrics = mean_metrics(trained) | held_out
-        journal.event("published", model=ref, **metrics)
+        publishing.announce(journal, prepared.registry, ref, metrics)
     return {"model": ref, "metrics": metrics}
 
 

@@ -24,6 +24,7 @@ from alignment.models import trainable
 from alignment.models.forward import switch_off_dropout
 from alignment.models.selfcheck import agreed
 from alignment.training.finite_steps import with_nan_gradient
+from alignment.training.halving import even_parts
 from alignment.training.resumable import Resumable
 from alignment.training.throughput import TokenCount
 from reward.batches import QuestionCollator, check_layout, score_batch
@@ -145,6 +146,13 @@ class QuestionTrainer(Resumable, RewardTrainer):
             {"question": index, "places": [pair.comparison.place for pair in question.pairs]}
             for index, question in asked
         ]
+
+    counted = ("_tokens", "_sums", "_metrics")
+
+    def split(self, batch: dict[str, Any], count: int) -> list[dict[str, Any]]:
+        """A batch's questions in parts."""
+        rows = [{"question": index} for index in batch["questions"].tolist()]
+        return [self.data_collator(part) for part in even_parts(rows, count)]
 
     def _score(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         with self.accelerator.autocast():  # autocast wraps `forward`, which a packed row bypasses

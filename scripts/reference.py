@@ -128,8 +128,11 @@ def typer_commands() -> dict[str, Any]:
 def argparse_commands() -> dict[str, argparse.ArgumentParser]:
     """The commands with argparse: the stages, and the scripts that users run."""
     found = {f"python -m {stage}": parser_of(importlib.import_module(f"{stage}.__main__").main) for stage in STAGES}
-    sample, rate = importlib.import_module("alignment.cli.sample"), importlib.import_module("alignment.cli.rate")
+    sample, rate, compare = (importlib.import_module(f"alignment.cli.{name}") for name in ("sample", "rate", "compare"))
     found |= {"alignment sample": parser_of(sample.main), "alignment rate": parser_of(rate.main, ["--db", "F"])}
+    found["alignment compare"] = parser_of(compare.main)
+    for name in ("score", "choose", "serve", "eval"):
+        found[f"alignment {name}"] = parser_of(importlib.import_module(f"alignment.cli.{name}").main)
     found |= {f"alignment rate {name}": parser_of(rate.main, [name]) for name in rate.COMMANDS}
     return found | {f"scripts/{name}.py": parser_of(importlib.import_module(name).main) for name in SCRIPTS}
 

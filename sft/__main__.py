@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
-from alignment.errors import require_extra
-from alignment.training.stage import exit_process, run_stage
-from sft.config import SFTStageConfig
+from alignment.runs.starting import hold_signals
+
+if TYPE_CHECKING:
+    from sft.config import SFTStageConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    # Stages are imported inside, so that --help and config errors do not load torch.
+    # Imported inside, so that signals are held back before, and --help and config errors do not load torch.
+    from alignment.errors import require_extra
+    from alignment.training.stage import run_stage
+    from sft.config import SFTStageConfig
+
     def train(config: SFTStageConfig) -> dict[str, object]:
         from sft.train import train
 
@@ -22,17 +29,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return plan(config, world_size)
 
-    def study(config: SFTStageConfig, args: argparse.Namespace) -> str | None:
+    def study(config: SFTStageConfig, args: argparse.Namespace) -> Callable[[], str] | None:
         if args.find_lr:
             require_extra("plots", "matplotlib", purpose="--find-lr")
             from sft.studies.lr_finder import find_lr
 
-            return find_lr(config)
+            return partial(find_lr, config)
         if args.learning_curve:
             require_extra("plots", "matplotlib", purpose="--learning-curve")
             from sft.studies.learning_curve import learning_curve
 
-            return learning_curve(config, args.learning_curve, args.seeds)
+            return partial(learning_curve, config, args.learning_curve, args.seeds)
         return None
 
     return run_stage("sft", SFTStageConfig, train, plan, argv, options=[_options()], study=study)
@@ -70,4 +77,7 @@ def seeds(text: str) -> int:
 
 
 if __name__ == "__main__":
+    hold_signals()
+    from alignment.training.stage import exit_process
+
     exit_process(main())

@@ -26,7 +26,7 @@ from alignment.config.arguments import BestModelArguments, CheckpointArguments
 from alignment.config.sections import SCRATCH
 from alignment.distributed import heartbeat, processes
 from alignment.models import trainable
-from alignment.models.sources import find_model
+from alignment.models.sources import ModelSource
 from alignment.runs import resume
 from alignment.runs.journal import Journal
 from alignment.runs.run import Run
@@ -61,7 +61,7 @@ class Halves:
 def train(config: SFTStageConfig) -> dict[str, Any]:
     """Run the stage; returns the published reference and the final metrics."""
     start = resume.begin(config.run_dir)
-    if published := publishing.published_before(config, publishing.open_registry(config), start.run):
+    if published := publishing.published_before(config, "sft", publishing.open_registry(config), start.run):
         return published
     prepared = prepare(config, start.run)
     initial = start_model.publish_base(config, prepared.registry, prepared.start, prepared.seed, start.run)
@@ -94,11 +94,14 @@ def train(config: SFTStageConfig) -> dict[str, Any]:
             if best is not None:  # the published model's metric replaces the one that chose it
                 journal.log(step, {"eval/loss": metrics["eval_loss"]})
         metrics |= trainable.describe(trainer.model)
-        heartbeat.enter("saving and publishing the model", patient=True)
+        heartbeat.enter("saving the model", patient=True)
         with finished_model(trainer, best, config.run_dir) as folder:
+            base = trainable.base_of(prepared.start.source, config.model)
+            finished = ModelSource(str(folder), base=base, trained=config.model if base else None)
+            write_samples(journal, step, config, finished, tokenizer, shown)  # a published run has only to say so
+            heartbeat.enter("publishing the model", patient=True)
             ref = publish(config, prepared, folder, metrics, start.run, journal)
-        write_samples(journal, step, config, find_model(ref, prepared.registry, role="policy"), tokenizer, shown)
-        journal.event("published", model=ref, **metrics)
+        publishing.announce(journal, prepared.registry, ref, metrics)
     return {"model": ref, "metrics": metrics}
 
 

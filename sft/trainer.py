@@ -22,6 +22,7 @@ from alignment.distributed.processes import all_reduce_sum
 from alignment.models.adapters import without_adapter
 from alignment.models.forward import body_and_head, options_of
 from alignment.training.finite_steps import with_nan_gradient
+from alignment.training.halving import even_parts
 from alignment.training.resumable import Resumable
 from alignment.training.throughput import TokenCount
 from sft.data import IGNORED
@@ -130,6 +131,22 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         """The numbers of a batch's training rows, from 0 on, found by their tokens."""
         wanted = {tuple(row) for row in rows_in(batch)}
         return [index for index, ids in enumerate(self.train_dataset["input_ids"]) if tuple(ids) in wanted]
+
+    counted = ("_tokens", "_train_sums", "_metrics")
+
+    def split(self, batch: dict[str, Any], count: int) -> list[dict[str, Any]]:
+        """A batch's rows in parts; a packed batch is packed again."""
+        if "position_ids" not in batch:
+            size = len(batch["input_ids"])
+            return [
+                {name: x[part[0] : part[-1] + 1] if isinstance(x, Tensor) and len(x) == size else x
+                 for name, x in batch.items()}
+                for part in even_parts(range(size), count)
+            ]  # fmt: skip
+        lengths = [len(ids) for ids in rows_in(batch)]
+        labels = [row.tolist() for row in batch["labels"].flatten().cpu().split(lengths)]
+        rows = [{"input_ids": ids, "labels": of} for ids, of in zip(rows_in(batch), labels, strict=True)]
+        return [self.data_collator(part) for part in even_parts(rows, count)]
 
     @property
     def _options(self) -> dict[str, bool]:

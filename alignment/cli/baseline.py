@@ -23,7 +23,8 @@ def dpo(
     data: Annotated[str, typer.Argument(help="Judgements, as data.train of python -m reward: a ratings file, say.")],
     name: Annotated[str, typer.Option("--name", help="The policy is published as the next version of this name.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.beta=0.05 model.method=lora.")
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Such as model.method=lora training.learning_rate=1e-5."),
     ] = None,
     registry: RegistryOption = None,
     as_json: JsonOption = False,

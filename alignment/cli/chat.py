@@ -7,12 +7,10 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from alignment.cli.common import RegistryOption
-from alignment.cli.completion import complete_reference
 from alignment.errors import UserError, require_extra
 from alignment.terminal import clean, one_line
 
@@ -20,13 +18,23 @@ if TYPE_CHECKING:
     from alignment.evaluation.chat import Dialogue
     from alignment.ratings import RatingsStore
 
+chats = typer.Typer()
+
+
+def _complete(ctx: Any, incomplete: str) -> list[str]:
+    from alignment.cli.completion import complete_reference  # imported late: it opens the registry
+
+    return list(complete_reference(ctx, incomplete))
+
+
 ModelsArgument = Annotated[
     list[str],
-    typer.Argument(metavar="MODEL [MODEL]", help="A reference, a folder, or two.", autocompletion=complete_reference),
+    typer.Argument(metavar="MODEL [MODEL]", help="A reference, a folder, or two.", autocompletion=_complete),
 ]
 DbOption = Annotated[Path | None, typer.Option("--db", help="Keep the choices between two models in this file.")]
 
 
+@chats.command("chat")
 def chat(
     models: ModelsArgument,
     system: Annotated[str, typer.Option("--system", help="A system prompt.")] = "",
@@ -36,7 +44,10 @@ def chat(
     labeler: Annotated[str | None, typer.Option("--labeler", help="Who chooses [default: the login name].")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="By lines, as it is without a terminal.")] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1)] = 0,
-    registry: RegistryOption = None,
+    registry: Annotated[
+        Path | None,
+        typer.Option("--registry", help="The registry's folder [default: $ALIGNMENT_REGISTRY or ./registry]."),
+    ] = None,
 ) -> None:
     """Talk with a model, or with two blind.  Example: alignment chat my-sft my-ppo --db ratings.db --labeler ada"""
     if len(models) > 2:

@@ -11,7 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from alignment.cli.completion import complete_reference
-from alignment.registry import Registry, Version
+from alignment.registry import Registry, RegistryError, Version
+from alignment.registry.reviews import rejection
 from alignment.terminal import console
 
 RegistryOption = Annotated[
@@ -42,6 +43,19 @@ def identity(version: Version) -> dict[str, Any]:
 
 def aliases_of(registry: Registry, version: Version) -> list[str]:
     return [alias for alias, number in registry.aliases(version.name).items() if number == version.number]
+
+
+def rejections(registry: Registry, name: str) -> dict[str, str]:
+    """The aliases of a model that point to a rejected version, each with the review."""
+    found = {}
+    for alias, number in registry.aliases(name).items():
+        try:
+            said = rejection(registry, registry.resolve(f"{name}@v{number}"))
+        except RegistryError:
+            continue  # `resolve` and `doctor` name it
+        if said:
+            found[alias] = said
+    return found
 
 
 def size_of(version: Version) -> int:

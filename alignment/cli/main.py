@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from alignment.cli import plan as plan_cli
-from alignment.cli.chat import chat
+from alignment.cli.chat import chats
 from alignment.cli.later import later
 from alignment.cli.stages import PASSED_ON, stages
 from alignment.errors import UserError
@@ -48,7 +48,7 @@ app.add_typer(stages)
 app.add_typer(later("recipes", "The shipped recipes and launch files."), name="recipes")
 app.add_typer(later("models", "The model registry: what is in it and how it was made.", "registry"), name="models")
 app.add_typer(later("data", "Data files: check, preview, split, convert, or make them."), name="data")
-app.command("chat")(chat)
+app.add_typer(chats)
 app.add_typer(later("baseline", "Other ways to learn from the same ratings: DPO."), name="baseline")
 app.add_typer(later("runs", "Training runs: what they do, what came of them, and a reviewer's word."), name="runs")
 
@@ -99,10 +99,55 @@ def sample(context: typer.Context) -> None:
     exit_process(main(context.args))
 
 
+@app.command("compare", context_settings=PASSED_ON, add_help_option=False)
+def compare(context: typer.Context) -> None:
+    """Who won: models on the same prompts, judged.  Example: alignment compare A B --prompts FILE --by reward=REF"""
+    from alignment.cli.compare import main
+    from alignment.training.stage import exit_process
+
+    exit_process(main(context.args))
+
+
 @app.command("rate", context_settings=PASSED_ON, add_help_option=False)
 def rate(context: typer.Context) -> None:
     """Rate answers here or as a web page; reports, import, export.  Example: alignment rate --db F --labeler NAME"""
     from alignment.cli.rate import main
+    from alignment.training.stage import exit_process
+
+    exit_process(main(context.args))
+
+
+@app.command("score", context_settings=PASSED_ON, add_help_option=False)
+def score(context: typer.Context) -> None:
+    """Scores or log-probabilities of a file's answers, or a reward service.  Example: alignment score MODEL FILE"""
+    from alignment.cli.score import main
+    from alignment.training.stage import exit_process
+
+    exit_process(main(context.args))
+
+
+@app.command("choose", context_settings=PASSED_ON, add_help_option=False)
+def choose(context: typer.Context) -> None:
+    """Which base model is nearest to your text.  Example: alignment choose MODEL MODEL --data mine.jsonl"""
+    from alignment.cli.choose import main
+    from alignment.training.stage import exit_process
+
+    exit_process(main(context.args))
+
+
+@app.command("serve", context_settings=PASSED_ON, add_help_option=False)
+def serve(context: typer.Context) -> None:
+    """A policy behind an OpenAI-compatible server: transformers' or vLLM's.  Example: alignment serve MODEL@prod"""
+    from alignment.cli.serve import main
+    from alignment.training.stage import exit_process
+
+    exit_process(main(context.args))
+
+
+@app.command("eval", context_settings=PASSED_ON, add_help_option=False)
+def evaluate(context: typer.Context) -> None:
+    """Public tasks (lm-eval), and what training forgot.  Example: alignment eval MODEL --tasks arc_easy"""
+    from alignment.cli.eval import main
     from alignment.training.stage import exit_process
 
     exit_process(main(context.args))

@@ -22,16 +22,18 @@ from alignment.cli.common import (
     identity,
     plain_table,
     print_json,
+    rejections,
     size_of,
 )
 from alignment.errors import UserError
 from alignment.ratings import RatingsStore
 from alignment.registry import LineageNode, Manifest, Registry, RegistryError, Version, render_lineage
+from alignment.registry.evaluations import evaluations_of, newest_evaluations
 from alignment.registry.graph import mermaid
 from alignment.registry.lineage import describe_data, flat_metrics, walk
 from alignment.registry.page import lineage_page
 from alignment.registry.ratings import RatingSource, ratings_behind, reached_by
-from alignment.registry.reviews import reviews_of
+from alignment.registry.reviews import rejection, reviews_of
 from alignment.registry.words import judge_in
 from alignment.terminal import clean, one_line, screen
 
@@ -59,7 +61,9 @@ def show_model(ref: RefArgument, registry: RegistryOption = None, as_json: JsonO
     if as_json:
         manifest = version.manifest.model_dump(mode="json", by_alias=True)
         said = [review.model_dump(mode="json") for review in reviews_of(opened, version)]
-        print_json({**identity(version), "aliases": aliases_of(opened, version), "reviews": said, "manifest": manifest})
+        state = {"aliases": aliases_of(opened, version), "rejected": rejection(opened, version), "reviews": said}
+        judged = [each.model_dump(mode="json") for each in evaluations_of(opened, version)]
+        print_json({**identity(version), **state, "evaluations": judged, "manifest": manifest})
     else:
         screen().print(_version_table(opened, version))
 
@@ -251,9 +255,9 @@ def _summary(registry: Registry, name: str) -> dict[str, Any]:
         except RegistryError as error:
             versions.append({"ref": ref, "error": str(error)})
     try:
-        return {"versions": versions, "aliases": registry.aliases(name)}
+        return {"versions": versions, "aliases": registry.aliases(name), "rejected": rejections(registry, name)}
     except RegistryError as error:
-        return {"versions": versions, "aliases": {}, "error": str(error)}
+        return {"versions": versions, "aliases": {}, "rejected": {}, "error": str(error)}
 
 
 def _models_table(registry: Registry) -> Table:
@@ -261,17 +265,20 @@ def _models_table(registry: Registry) -> Table:
     for name in registry.names():
         try:
             newest, pointers = registry.resolve(name), registry.aliases(name)
+            rejected = rejections(registry, name)
         except RegistryError as error:
             table.add_row(Text(name), Text(one_line(str(error)), style="red"))
             continue
         manifest = newest.manifest
         table.add_row(
-            Text(newest.ref, style="bold"),
+            Text(newest.ref, style="bold").append(" (rejected)" if rejection(registry, newest) else "", style="red"),
             manifest.stage,
             manifest.role,
             decimal(size_of(newest)),
             f"{manifest.created_at:%Y-%m-%d %H:%M}",
-            ", ".join(f"{alias}=v{number}" for alias, number in pointers.items()),
+            ", ".join(
+                f"{alias}=v{number}{' (REJECTED)' if alias in rejected else ''}" for alias, number in pointers.items()
+            ),
         )
     return table
 
@@ -282,10 +289,12 @@ def _version_table(registry: Registry, version: Version) -> Table:
         ("model", f"{version.ref} ({manifest.role}, stage {manifest.stage})"),
         ("digest", version.digest),
         ("folder", str(version.path)),
+        ("REJECTED", rejection(registry, version) or ""),
         ("aliases", ", ".join(aliases_of(registry, version))),
         ("published", f"{manifest.created_at:%Y-%m-%d %H:%M:%S} UTC"),
         ("run", manifest.run_id or ""),
         *(("review", review.text) for review in reviews_of(registry, version)),
+        *(("compared", each.text) for each in newest_evaluations(registry, version)),
         ("W&B", manifest.wandb_url or ""),
         *_origin_rows(manifest),
         *((parent.role, f"{parent.ref} {parent.digest or ''}") for parent in manifest.parents),
@@ -329,6 +338,12 @@ def _graph(root: LineageNode) -> dict[str, Any]:
         metrics = node.version.manifest.metrics if node.version else None
         data = [item.model_dump(mode="json") for item in node.data]
         if node.problem or node.ref not in nodes:
-            nodes[node.ref] = {**known, "problem": node.problem, "data": data, "metrics": metrics}
+            nodes[node.ref] = {
+                **known,
+                "problem": node.problem,
+                "rejected": node.rejected,
+                "data": data,
+                "metrics": metrics,
+            }
         edges += [{"child": node.ref, "as": edge.relation, "parent": edge.node.ref} for edge in node.parents]
     return {"root": root.ref, "nodes": list(nodes.values()), "edges": edges}

@@ -19,7 +19,7 @@ from alignment.terminal import one_line, progress, screen
 
 if TYPE_CHECKING:
     from alignment.config.sections import ModelConfig
-    from alignment.qa.chat_models import ChatModel
+    from alignment.generation.chat_models import ChatModel
     from alignment.qa.documents import Chunk
     from alignment.qa.pairs import QAPair
     from alignment.qa.report import QAReport
@@ -206,7 +206,7 @@ def _passages(docs: Sequence[Path], chunk_size: int) -> tuple[list[Chunk], QARep
 def _endpoints(
     names: Sequence[str], url: str, key_env: str | None, concurrency: int, timeout: float
 ) -> list[ChatModel]:
-    from alignment.qa.chat_models import Endpoint
+    from alignment.generation.chat_models import Endpoint
 
     key = os.environ.get(key_env or KEY_VARIABLE, "").strip() or None
     if key_env and not key:
@@ -216,7 +216,7 @@ def _endpoints(
 
 def _local_models(names: Sequence[str], config: Path | None, batch_size: int) -> list[ChatModel]:
     from alignment.config.recipes import read_recipe
-    from alignment.qa.chat_models import LocalModel
+    from alignment.generation.chat_models import LocalModel
 
     how: ModelConfig | None = read_recipe(config).model if config else None
     with contextlib.redirect_stdout(sys.stderr):  # some libraries greet when they are imported

@@ -1,31 +1,26 @@
 """The commands of `alignment models` that write something: into the registry, or a folder outside of it."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.text import Text
 
-from alignment.cli.common import JsonOption, RefArgument, RegistryOption, plain_table, print_json
-from alignment.cli.completion import complete_name, complete_reference
-from alignment.cli.models import models
+from alignment.cli.common import JsonOption, RefArgument, RegistryOption, plain_table, print_json, rejections
+from alignment.cli.completion import complete_name
+from alignment.cli.verification import models
 from alignment.errors import UserError
 from alignment.registry import ANY, Registry, RegistryError
 from alignment.registry.aliases import Anything
-from alignment.registry.doctor import examine, fix_findings
-from alignment.registry.hashes import verify_mode
 from alignment.registry.promotion import caveats, promote, roll_back
 from alignment.registry.retention import collect, protect, remove
-from alignment.registry.trash import PROTECTED, Key, drop_note, restore_version, version_folder, version_ref
+from alignment.registry.trash import PROTECTED, Key, drop_note, restore_version, version_ref
 from alignment.terminal import clean, one_line, screen
 
 NameArgument = Annotated[str, typer.Argument(help="A model's name.", autocompletion=complete_name)]
 AliasArgument = Annotated[str, typer.Argument(help="An alias, such as prod.")]
-ModeOption = Annotated[
-    str, typer.Option("--mode", help="full (read every file), cached (once per node) or fast (sizes only).")
-]
 _AGE = re.compile(r"([0-9]+)([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -49,6 +44,8 @@ def export_model(
     if "logits_difference" in report:
         line += f"; logits differ from the adapter's by {report['logits_difference']:.1e} (allowed: {TOLERANCE:.0e})"
     typer.echo(clean(line))
+    if "rejected" in report:
+        typer.echo(clean(f"note: {report['model']} was {one_line(report['rejected'])}"), err=True)
 
 
 @models.command("promote")
@@ -56,7 +53,10 @@ def promote_model(
     ref: RefArgument,
     alias: AliasArgument,
     require: Annotated[
-        list[str] | None, typer.Option("--require", help="METRIC>=NUMBER; METRIC.low is its interval's lower end.")
+        list[str] | None,
+        typer.Option(
+            "--require", help="METRIC>=NUMBER; METRIC.low is its interval's lower end; compare.win_rate.low>0.5, say."
+        ),
     ] = None,
     require_review: Annotated[
         bool, typer.Option("--require-review", help="Only if `alignment runs review` approved it last.")
@@ -67,11 +67,15 @@ def promote_model(
     expect: Annotated[
         str | None, typer.Option("--expect", help="Where the alias must point now: v3, or none for a new one.")
     ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option("--keys", help="Only if one of these public keys signed it; or ALIGNMENT_KEYS."),
+    ] = None,
     registry: RegistryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Point an alias at a version.  Example: alignment models promote desk-ppo@v3 prod --require 'eval_kl<=8'"""
-    opened = Registry(registry)
+    opened = Registry(registry, keys=keys)
     version = promote(
         opened, ref, alias, require=require or (), require_review=require_review, reviewed_by=reviewed_by,
         expect=_expected(expect),
@@ -89,6 +93,22 @@ def rollback_model(
     _say_move(as_json, f"{name}@{alias} is v{version.number} again, it was v{left}", name, alias, version.number)
 
 
+@models.command("demote")
+def demote_model(
+    name: NameArgument,
+    alias: AliasArgument,
+    why: Annotated[str, typer.Option("--why", help="For those who ask later.")] = "",
+    registry: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take an alias away, so that it points to no version.  Example: alignment models demote desk-ppo prod"""
+    left = Registry(registry).unset_alias(name, alias, clean(why).strip())
+    if as_json:
+        print_json({"name": name, "alias": alias, "version": None, "left": left})
+    else:
+        typer.echo(f"{name}@{alias} is taken away from v{left} and points nowhere; promote or rollback sets it again")
+
+
 @models.command("aliases")
 def show_aliases(
     name: NameArgument,
@@ -101,72 +121,23 @@ def show_aliases(
     if alias is None:
         pointers = opened.aliases(name)
         if as_json:
-            print_json({"name": name, "aliases": pointers})
-        for word, number in pointers.items() if not as_json else ():
-            typer.echo(f"{word} v{number}")
+            print_json({"name": name, "aliases": pointers, "rejected": rejections(opened, name)})
+            return
+        rejected = rejections(opened, name)
+        for word, number in pointers.items():
+            said = f"  REJECTED: {one_line(rejected[word])}" if word in rejected else ""
+            typer.echo(clean(f"{word} v{number}{said}"))
         return
     moves = opened.alias_history(name, alias)
     if as_json:
         print_json({"name": name, "alias": alias, "history": [move.model_dump(mode="json") for move in moves]})
         return
-    table = plain_table("version", "moved (UTC)", "by", "reviewed by", "required")
+    table = plain_table("version", "moved (UTC)", "by", "reviewed by", "required, or why")
     for move in moves:
-        target = f"v{move.version}" + (" (rollback)" if move.rollback else "")
-        rest = (move.by or "", move.reviewed_by or "", ", ".join(move.required))
+        target = f"v{move.version}" + (" (rollback)" if move.rollback else " (taken away)" if move.demoted else "")
+        rest = (move.by or "", move.reviewed_by or "", ", ".join(filter(None, (*move.required, move.why))))
         table.add_row(target, f"{move.at:%Y-%m-%d %H:%M:%S}", *(Text(one_line(cell)) for cell in rest))
     screen().print(table)
-
-
-@models.command("verify")
-def verify_models(
-    ref: Annotated[str | None, typer.Argument(help="A version.", autocompletion=complete_reference)] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every version of every model.")] = False,
-    mode: ModeOption = "full",
-    registry: RegistryOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Check stored files; exit code 1 if damage is found.  Example: alignment models verify --all"""
-    if (ref is None) != every:
-        raise UserError("name one version, or all of them with --all: alignment models verify desk-ppo@v3")
-    opened = Registry(registry)
-    checked = []
-    for key in _every(opened) if ref is None else [opened.locate(ref)]:
-        problems = _problems(opened, key, verify_mode(mode))
-        if every and not version_folder(opened.path, key).exists():
-            continue  # removed since it was listed
-        checked.append({"ref": version_ref(key), "problems": problems})
-        if not as_json:
-            typer.echo(one_line(f"{version_ref(key)} {'DAMAGED: ' + '; '.join(problems) if problems else 'ok'}"))
-    damaged = sum(bool(version["problems"]) for version in checked)
-    if as_json:
-        print_json({"mode": mode, "checked": len(checked), "damaged": damaged, "versions": checked})
-    else:
-        typer.echo(f"{len(checked)} checked, {damaged} damaged", err=True)
-    raise typer.Exit(1 if damaged else 0)
-
-
-@models.command("doctor")
-def doctor(
-    fix: Annotated[bool, typer.Option("--fix", help="Make the fixes that lose nothing.")] = False,
-    mode: ModeOption = "cached",
-    registry: RegistryOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Leftovers, gaps, damage, aliases to nowhere: each with its fix.  Example: alignment models doctor --fix
-
-    Exit code 1 if something remains to be done.
-    """
-    opened, chosen = Registry(registry), verify_mode(mode)
-    findings = list(examine(opened, hash_files=chosen != "fast", cold=chosen == "full"))
-    mended = fix_findings(findings) if fix else []
-    if as_json:
-        print_json({"findings": [{**_finding(found), "mended": found in mended} for found in findings]})
-    else:
-        for found in findings:
-            remedy = "mended" if found in mended else f"fix: {found.fix}{' (--fix does it)' if found.repair else ''}"
-            typer.echo(one_line(f"{found.kind}: {found.where}: {found.problem}; {remedy}"))
-        typer.echo(f"{len(findings)} found, {len(mended)} mended", err=True)
-    raise typer.Exit(1 if len(findings) > len(mended) else 0)
 
 
 @models.command("gc")
@@ -284,28 +255,3 @@ def _seconds(age: str) -> float:
     if match := _AGE.fullmatch(age):
         return int(match[1]) * _SECONDS[match[2]]
     raise UserError(f"{age!r:.40} is no age; write a number and s, m, h or d, such as 12h or 7d")
-
-
-def _every(registry: Registry) -> Iterator[Key]:
-    for name in registry.names():
-        for number in registry.numbers(name):
-            yield name, number
-
-
-def _problems(registry: Registry, key: Key, mode: str) -> list[str]:
-    try:
-        version = registry.resolve(version_ref(key))
-        shared = [f"{path} has another hard link, through which it can be changed" for path in version.shared_files()]
-        return version.problems(hash_files=mode != "fast", cold=mode == "full") + shared
-    except RegistryError as error:
-        return [str(error)]
-
-
-def _finding(found: Any) -> dict[str, Any]:
-    return {
-        "kind": found.kind,
-        "where": found.where,
-        "problem": found.problem,
-        "fix": found.fix,
-        "safe": found.repair is not None,
-    }

@@ -16,11 +16,12 @@ from alignment.errors import UserError, require_extra
 from alignment.reports import overview
 from alignment.reports.compare import Figure, compare, figure, in_order
 from alignment.reports.judges import judge_of
-from alignment.reports.review import read_reviews, review
+from alignment.reports.review import evaluations_of_run, read_reviews, review, still_pointed_to
 from alignment.reports.verdicts import headline, not_measured, short_summary, worst
 from alignment.reports.watch import OUTCOME_STYLES, PIPE_WIDTH, STATE_STYLES, watch
 from alignment.runs import lease
 from alignment.runs import metrics as declared
+from alignment.runs.brief import read_brief
 from alignment.runs.checkpoint import committed
 from alignment.runs.record import RunRecord, find_runs
 from alignment.runs.resume import value_at
@@ -96,6 +97,7 @@ def show_run(run: RunArgument, folder: RunsOption = RUNS, as_json: JsonOption = 
         ("published", overview.published_as(record)),
         ("checkpoints", ", ".join(path.name for path in reversed(committed(record.path))) or "none"),
         *(("review", said.text) for said in read_reviews(record.path)),
+        *(("compared", line) for line in evaluations_of_run(record)),
     ]
     _print_pairs(out, facts)
     out.print()
@@ -175,8 +177,13 @@ def review_run(
         raise UserError("runs review: say --approve or --reject")
     record = RunRecord.read(overview.find_run(run, folder))
     said = review(record, "approve" if approve else "reject", note, reviewer, registry)
+    pointing = still_pointed_to(record, registry)
+    if (record.path / "report.html").is_file():
+        from alignment.reports.report import write_report  # Jinja is needed here alone
+
+        write_report([record.path], registry=registry)
     if as_json:
-        print_json(said.model_dump(mode="json"))
+        print_json({**said.model_dump(mode="json"), "still_pointed_to": pointing})
         return
     typer.echo(clean(f"{said.model or said.run} {said.text}"))
     if said.model is None:
@@ -185,6 +192,10 @@ def review_run(
         typer.echo("Its own verdict is fail: alignment runs show says why.", err=True)
     if approve and said.caveat:
         typer.echo(clean(f"Note: {said.caveat}."), err=True)
+    for each in pointing:
+        arguments = each.replace("@", " ")
+        advice = f"alignment models demote {arguments} takes it away, alignment models rollback {arguments} goes back"
+        typer.echo(f"{each} points to it all the same: {advice}.", err=True)
 
 
 @runs.command("replay")
@@ -265,9 +276,9 @@ def push_dashboard(
 
 
 def _read(path: Path) -> tuple[RunRecord | None, str]:
-    """A run; or None and why it cannot be read: one damaged run does not hide the others."""
+    """A run in brief; or None and why it cannot be read: one damaged run does not hide the others."""
     try:
-        return RunRecord.read(path), ""
+        return read_brief(path), ""
     except UserError as error:
         return None, str(error)
 
@@ -314,6 +325,7 @@ def _everything(record: RunRecord) -> dict[str, Any]:
         "exit": record.exit,
         "checkpoints": [path.name for path in reversed(committed(record.path))],
         "reviews": [said.model_dump(mode="json") for said in read_reviews(record.path)],
+        "compared": evaluations_of_run(record),
     }
 
 

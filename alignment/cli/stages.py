@@ -10,6 +10,8 @@ from typing import Any
 
 import typer
 
+from alignment.runs.starting import hold_signals
+
 stages = typer.Typer()
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 """For commands whose own command line reads all arguments, --help too."""
@@ -34,16 +36,17 @@ def ppo(context: typer.Context) -> None:
 
 
 def _run(stage: str, arguments: list[str]) -> None:
+    hold_signals()
     from alignment.training.stage import exit_process
 
-    exit_process(_own(stage).main(arguments))
+    exit_process(own_module(stage, "__main__").main(arguments))
 
 
-def _own(stage: str) -> Any:
-    """The stage's command line, of this suite: a `reward.py` of the current folder would be found first."""
+def own_module(stage: str, name: str) -> Any:
+    """A module of a stage of this suite: a `reward.py` of the current folder would be found first."""
     root = str(Path(__file__).resolve().parents[2])
     found = importlib.util.find_spec(stage)
     if found is None or found.origin is None or not Path(found.origin).resolve().is_relative_to(root):
         sys.path.insert(0, root)
         importlib.invalidate_caches()
-    return importlib.import_module(f"{stage}.__main__")
+    return importlib.import_module(f"{stage}.{name}")

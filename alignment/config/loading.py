@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     ValidationError,
@@ -22,55 +21,21 @@ from pydantic import (
 
 from alignment.config import shipped
 from alignment.config.arguments import OWNED_ARGUMENTS
+from alignment.config.yaml_text import MAX_BYTES, parse_yaml
 from alignment.errors import ConfigError
 from alignment.redaction import find_secrets
 
 ONE, MANY = "(one)", "(many)"  # which kind of `data.train` an error is about; taken out of the key it names
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `1e-5` is a number and a key may stand only once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            where = f"{key.start_mark.name}:{key.start_mark.line + 1}"
-            if not isinstance(key, yaml.ScalarNode):
-                raise ConfigError(f"{where}: a key must be a word, found a list or mapping; write `key: value`")
-            if key.value in seen:
-                raise ConfigError(f"{where}: key '{key.value}' stands twice; keep one of them")
-            seen.add(key.value)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
-
-
-# YAML 1.1 reads 1e-5 as a string because it has no dot; YAML 1.2 and everybody else reads a number.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?$"),
-    list("-+0123456789."),
-)
-
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        stream = _Loader(text)
-        stream.name = where
-        return stream.get_single_data()
-    except ConfigError:
-        raise
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, say
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{where}: not valid YAML: {reason}") from None
 
 
 def front_matter(text: str) -> dict[str, Any]:
     """The YAML between `---` lines at the head of a Markdown file; empty where there is none that can be read."""
     match = re.match(r"\ufeff?---[ \t]*\r?\n(.{0,20000}?)\r?\n---[ \t]*(\r?\n|$)", text, re.DOTALL)
     try:
-        found = _parse_yaml(match[1], "front matter") if match else None
+        found = parse_yaml(match[1], "front matter") if match else None
     except ConfigError:
         return {}
     return found if isinstance(found, dict) else {}
@@ -100,11 +65,13 @@ def read_values(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
         if path.parts[:1] == ("configs",) and shipped.configs().joinpath(*path.parts[1:]).is_file():
             hint = "; the shipped one can be had with `alignment recipes --copy configs`"
         raise ConfigError(f"no config file at {path}{hint}")
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise ConfigError(f"{path}: {size:,} bytes, at most {MAX_BYTES:,} are read; is it a config file?")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error}); is it a config file?") from None
-    values = _parse_yaml(text, str(path)) or {}
+    values = parse_yaml(text, str(path)) or {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")
     return with_overrides(values, overrides, str(path))
@@ -152,7 +119,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"{key}: '{'.'.join(parents[: depth + 1])}' is a value, not a section")
         target = child
-    target[last] = _parse_yaml(text, key)
+    target[last] = parse_yaml(text, key)
 
 
 def validate(cls: type[ConfigT], values: Mapping[str, Any], where: str) -> ConfigT:

@@ -107,6 +107,13 @@ class TrainingEngine:
             self.optimizer.zero_grad()
         return norms.tolist()
 
+    def discard(self) -> None:
+        """Forget the gradients since the last step, and give the memory back; not under DeepSpeed."""
+        assert self.deepspeed is None
+        self.optimizer.zero_grad()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def restart(self, group: int) -> None:
         """Reset Adam's step count for a parameter group that has had no gradient so far.
 

@@ -12,16 +12,15 @@ import json
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
+from alignment.distributed.positions import current_position, process_state
 from alignment.errors import UserError
 from alignment.terminal import one_line, say
 
@@ -30,10 +29,11 @@ VARIABLE = "ALIGNMENT_TIMEOUT"
 DEFAULT_SECONDS = 1800.0
 ERROR_GRACE_SECONDS = 90.0
 """How long the other ranks wait after one left with an error: its own exit may take W&B a minute."""
+EXIT_SECONDS = 5.0
+"""How long a process that the heartbeat ends may still write."""
 DONE = "done"
 COMMUNICATION_ERRORS = ("gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe")
 """Texts that mark an error as one of the communication."""
-PACKAGES = ("alignment", "sft", "reward", "ppo")
 
 
 class Place(NamedTuple):
@@ -43,6 +43,18 @@ class Place(NamedTuple):
     patient: bool
     """Whether the phase may take any time, as loading and work of the main process alone may."""
     since: float
+
+
+class Stuck(NamedTuple):
+    """A phase that takes longer than the timeout."""
+
+    place: Place
+    seconds: float
+    where: str
+
+    def __str__(self) -> str:
+        limit = f"{VARIABLE} is {timeout():g}"
+        return f"{self.place.phase} has taken {self.seconds:.0f} s (at {self.where}; {limit})"
 
 
 _STARTING = Place("starting", True, 0.0)
@@ -65,11 +77,19 @@ def phase() -> str:
 def within(phase: str | None = None, patient: bool = False) -> Iterator[None]:
     """A phase nested in the current one; by default work of the main process alone, which may take any time."""
     before = _place
-    enter(phase or f"{before.phase}, the main process alone", patient or phase is None)
+    enter(f"{phase}, in {before.phase}" if phase else f"{before.phase}, the main process alone", patient or not phase)
     try:
         yield
     finally:
         enter(before.phase, before.patient)
+
+
+def stuck(limit: float) -> Stuck | None:
+    """The current phase, if it may not take any time and has taken longer than `limit` seconds."""
+    place, now = _place, time.monotonic()
+    if place.patient or now - place.since <= limit:
+        return None
+    return Stuck(place, now - place.since, current_position(threading.main_thread().ident)[1])
 
 
 def timeout() -> float:
@@ -112,16 +132,19 @@ def joining() -> Iterator[None]:
         timer.cancel()
 
 
-def start(store: Any, rank: int, size: int, on_lost: Callable[[str], None]) -> None:
+def start(
+    store: Any, rank: int, size: int, on_lost: Callable[[str], None], on_exit: Callable[[], None] = lambda: None
+) -> None:
     """Start the heartbeat; every process must call this once it has joined the others.
 
     Args:
         on_lost: called once per launch, with the reason, by the process that detects the failure.
+        on_exit: called by each process that the heartbeat ends, just before.
     """
     global _heartbeat
     if _heartbeat is None:
         enter("loading", patient=True)
-        _heartbeat = Heartbeat(store.clone(), rank, size, timeout(), on_lost)
+        _heartbeat = Heartbeat(store.clone(), rank, size, timeout(), on_lost, on_exit)
         _heartbeat.beat()
         _heartbeat.start()
 
@@ -151,9 +174,17 @@ class Heartbeat(threading.Thread):
         limit: timeout in seconds.
     """
 
-    def __init__(self, store: Any, rank: int, size: int, limit: float, on_lost: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        store: Any,
+        rank: int,
+        size: int,
+        limit: float,
+        on_lost: Callable[[str], None],
+        on_exit: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(name="heartbeat", daemon=True)
-        self.rank, self.size, self.limit, self._on_lost = rank, size, limit, on_lost
+        self.rank, self.size, self.limit, self._on_lost, self._on_exit = rank, size, limit, on_lost, on_exit
         self.interval = min(limit / 20, max(1.0, size / 50))  # every rank reads every beat, once per interval
         self._store, self._host, self._number = store, socket.gethostname(), 0
         self._store.set_timeout(timedelta(seconds=max(1.0, min(30.0, limit))))
@@ -175,7 +206,7 @@ class Heartbeat(threading.Thread):
             with self._lock:
                 line = self._check()
             if line is not None and not self._done.is_set():
-                os._exit(1)
+                self._exit()
 
     def _guard(self) -> None:
         """Exit if a round does not end: a call to the store over a cut cable waits as long as TCP does."""
@@ -183,7 +214,17 @@ class Heartbeat(threading.Thread):
             if time.monotonic() - self._store_answered > self.limit + 5 * self.interval and not self._is_orphaned():
                 where = f"rank {self.rank} of {self.size} in {_place.phase}"
                 say(one_line(self._failure_line(f"{self._store_silent} {where}")))
-                os._exit(1)
+                self._exit()
+
+    def _exit(self) -> None:
+        """End the process, also if the disk on which `on_exit` writes does not answer."""
+        timer = threading.Timer(EXIT_SECONDS, os._exit, [1])
+        timer.daemon = True
+        timer.start()
+        try:
+            self._on_exit()
+        finally:
+            os._exit(1)
 
     def _is_orphaned(self) -> bool:
         """Whether the launcher has died; `alignment.runs.signals` handles that."""
@@ -226,7 +267,7 @@ class Heartbeat(threading.Thread):
                 self._beats[rank] = (beat, time.monotonic())
 
     def _is_stuck(self) -> bool:
-        return not _place.patient and time.monotonic() - _place.since > self.limit
+        return stuck(self.limit) is not None
 
     def _describe_hang(self) -> str:
         """The ranks that are lost, or else those that the others wait for."""
@@ -323,30 +364,3 @@ class Heartbeat(threading.Thread):
         self._done.set()
         with self._lock, suppress(RuntimeError):
             self.beat(left=reason or DONE)
-
-
-def process_state(pid: int) -> tuple[str, int]:
-    """A process's state letter in /proc (X if there is no such process) and its parent's id."""
-    try:
-        state, parent, *_ = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return "X", 0
-    return state, int(parent)
-
-
-def current_position(thread: int | None) -> tuple[bool, str]:
-    """Whether a thread waits for other ranks, and its innermost line in this suite.
-
-    The autograd engine counts as waiting: DDP's collectives run in it and leave no Python frame.
-    """
-    frame: FrameType | None = sys._current_frames().get(thread or 0)
-    waits = frame is not None and frame.f_code.co_filename.endswith("torch/autograd/graph.py")
-    root = Path(__file__).resolve().parents[2]
-    where = None
-    while frame is not None:
-        path = frame.f_code.co_filename
-        waits = waits or "/torch/distributed/" in path
-        if where is None and any(path.startswith(f"{root}/{name}/") for name in PACKAGES):
-            where = f"{Path(path).relative_to(root)}:{frame.f_lineno}"
-        frame = frame.f_back
-    return waits, where or "not in this suite"

@@ -78,10 +78,10 @@ def launched_offload() -> bool:
     return under_deepspeed() and DeepSpeedPlugin().offload_param_device != "none"
 
 
-def start_heartbeat(on_lost: Callable[[str], None]) -> None:
+def start_heartbeat(on_lost: Callable[[str], None], on_exit: Callable[[], None] = lambda: None) -> None:
     """Start failure detection: from here on a lost rank ends the others. Every rank must call this."""
     if world_size() > 1:
-        heartbeat.start(distributed_c10d._get_default_store(), process_index(), world_size(), on_lost)
+        heartbeat.start(distributed_c10d._get_default_store(), process_index(), world_size(), on_lost, on_exit)
 
 
 def is_main_process() -> bool:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignment.errors import UserError
+from alignment.files import replace_text
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -165,7 +166,8 @@ def name_base(folder: Path, label: str) -> None:
     """Set the base's name in a saved adapter to `label`; PEFT writes a path on this machine."""
     path = folder / CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(config | {"base_model_name_or_path": label}, indent=2) + "\n", encoding="utf-8")
+    # Replaced, not written over: it may be a hard link to the same file of a checkpoint, whose hash would be wrong.
+    replace_text(path, json.dumps(config | {"base_model_name_or_path": label}, indent=2) + "\n")
 
 
 @contextlib.contextmanager

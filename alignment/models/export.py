@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from alignment.models.scalar import SCORE, load_body, load_plain_classifier, loa
 from alignment.models.sources import ModelSource, find_model
 from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
+from alignment.registry.card import compared, escape
 from alignment.registry.files import MANIFEST
+from alignment.registry.reviews import rejection
 
 TOLERANCE = 1e-5
 README = "README.md"
@@ -57,7 +59,10 @@ def export(ref: str, folder: Path, registry: Registry, *, adapter_only: bool = F
         raise ModelError(f"{source.label}: a whole model, not an adapter; leave --adapter out")
     with _new_folder(folder) as staging:
         report |= _write(source, staging, role != "policy", adapter_only)
-        _write_readme(source, staging, role != "policy", report)
+        version = registry.resolve(source.label)
+        if rejected := rejection(registry, version):
+            report["rejected"] = rejected
+        _write_readme(source, staging, role != "policy", report, compared(registry, version))
         return report
 
 
@@ -70,10 +75,15 @@ def _write(source: ModelSource, staging: Path, is_reward: bool, adapter_only: bo
     return (_export_adapter if adapter_only else _export_merged)(source, staging, is_reward)
 
 
-def _write_readme(source: ModelSource, staging: Path, is_reward: bool, report: dict[str, Any]) -> None:
-    """Write the version's card, with a section on this folder."""
+def _write_readme(
+    source: ModelSource, staging: Path, is_reward: bool, report: dict[str, Any], results: Sequence[str]
+) -> None:
+    """Write the version's card, with the results of comparisons and a section on this folder."""
     card = Path(source.path) / README
     lines = [card.read_text(encoding="utf-8", errors="replace").rstrip()] if card.is_file() else []
+    if rejected := report.get("rejected"):
+        lines[:0] = [f"> **This model was {escape(rejected)}**", ""]
+    lines += results
     lines += ["", "## This folder", "", f"Exported from {source.label} (`{source.digest}`): {report['written']}.", ""]
     if is_reward and needs_own(AutoConfig.from_pretrained(source.config_path)):
         lines += [LOADING]

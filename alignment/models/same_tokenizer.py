@@ -6,6 +6,8 @@ tokens. The pad token is not compared, since SFT sets it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -52,6 +54,13 @@ def same_tokens(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) 
     """Whether both encode a conversation to the same token ids; padding and an unused EOS are not compared."""
     turns = [Message(role=role, content=text) for role, text in zip(ROLES, PROBE, strict=True)]
     return encode_conversation(ours, turns) == encode_conversation(theirs, turns)
+
+
+def token_mark(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash that two tokenizers have in common if they are `same_tokens`, for processes that do not share memory."""
+    turns = [Message(role=role, content=text) for role, text in zip(ROLES, PROBE, strict=True)]
+    encoded = encode_conversation(tokenizer, turns)
+    return hashlib.sha256(json.dumps([encoded.input_ids, encoded.loss_mask]).encode()).hexdigest()
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -17,6 +17,7 @@ from alignment.config.sections import ModelConfig
 from alignment.errors import ModelError, UserError
 from alignment.models import adapters
 from alignment.models.importing import foreign
+from alignment.models.importing.trial import check_stranger
 from alignment.registry import Manifest, Parent, Registry, RegistryError
 from alignment.registry.manifest import Role
 
@@ -82,6 +83,7 @@ def find_model(name: str, registry: Registry, role: Role | Sequence[Role], above
         is_model = any((local / file).is_file() for file in ("config.json", ENSEMBLE))
         if problem := foreign.quantization(local) if is_model else foreign.about_folder(local):
             raise ModelError(f"{name}: {problem}")
+        check_stranger(local, name)
         return ModelSource(path)
     if local.is_file():
         raise ModelError(f"{name}: {foreign.about_file(local)}")
@@ -139,7 +141,8 @@ def _with_base(source: ModelSource, manifest: Manifest, registry: Registry, abov
 def load_errors(path: str) -> Iterator[None]:
     """Turn transformers' long errors about a missing or foreign model into one line."""
     try:
-        yield
+        with foreign.panics(path):
+            yield
     except UserError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from alignment.qa.chat_models import Reply
+from alignment.generation.chat_models import Reply
 from alignment.qa.pairs import Dropped
 from alignment.terminal import clean, one_line
 

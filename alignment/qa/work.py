@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.errors import UserError
-from alignment.qa.chat_models import ChatModel, Failure, Reply, ReplySampling
+from alignment.generation.chat_models import ChatModel, Failure, Reply, ReplySampling
 from alignment.templates.rendering import Message
 
 

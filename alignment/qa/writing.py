@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from alignment.qa.chat_models import ChatModel, Failure, Reply, ReplySampling
+from alignment.generation.chat_models import ChatModel, Failure, Reply, ReplySampling
 from alignment.qa.documents import Chunk
 from alignment.qa.pairs import MIN_SUPPORT, Dropped, QAPair, check_support, drop, place
 from alignment.qa.questions import compile_template, render

@@ -21,6 +21,7 @@ from alignment.ratings.records import Order, Why, digest
 PLACES = 2**31 - 1  # a prime whose square fits SQLite's 64-bit integers
 REPEAT_GAP = 10  # answers between a pair and its repeat, so that it is not answered from memory
 _BLOCK = 256
+EXACT_ITEMS = 2000  # controls among so many items to come are counted exactly, and expected beyond them
 
 # The labeler's open rows that may still be answered: the lease is valid, or others' answers and leases leave room.
 _MINE_OPEN = f"""
@@ -117,7 +118,7 @@ class Labeler:
         """
         open_rows = self._count(f"SELECT count(*) {_MINE_OPEN}")
         calibration = self._calibration_left(shares)
-        ordinary = self._count(f"SELECT count(*) {_ORDINARY}")
+        ordinary = self._ordinary_left()
         gold = self._count(f"SELECT count(*) {_GOLD}") - calibration
         return open_rows + calibration + ordinary + self._controls_ahead(shares, calibration, ordinary, gold)
 
@@ -143,7 +144,7 @@ class Labeler:
 
     def _repeat(self) -> Chosen | None:
         """One of their pairs that is at least a gap old; a short session has a smaller gap, half its length."""
-        gap = self._gap(self._count(f"SELECT count(*) {_ORDINARY}"))
+        gap = self._gap(self._ordinary_left())
         rows = self._db.execute(
             f"SELECT item, order_shown FROM rating WHERE labeler = :me AND {_REPEATABLE} AND id NOT IN ({_NEWEST})"
             " ORDER BY id",
@@ -156,6 +157,15 @@ class Labeler:
 
     def _given(self) -> int:
         return sum(count for (why, _), count in self.tally.items() if why in ("random", "uncertain"))
+
+    def _ordinary_left(self) -> int:
+        """The number of rows of `_ORDINARY`: all open items but the few that others hold, and those that this labeler
+        has had, without a look at each item."""
+        return self._count("SELECT value FROM counter WHERE name = 'open'") - self._count(
+            f"SELECT count(*) FROM (SELECT id FROM item WHERE {_NEEDED} AND id IN ({_TAKEN}) UNION"
+            " SELECT item.id FROM rating JOIN item ON item.id = rating.item"
+            f" WHERE labeler = :me AND why <> 'repeat' AND {_NEEDED})"
+        )
 
     def _gap(self, ordinary: int) -> int:
         return max(1, min(REPEAT_GAP, (self._given() + ordinary) // 2))
@@ -179,7 +189,8 @@ class Labeler:
         recent.extend([False] * calibration)
         pairs = self._one(f"SELECT 1 FROM item INDEXED BY item_open WHERE {_NEEDED} AND kind = 'pair'") is not None
         draws = self._draws(calibration)
-        controls = 0
+        controls, beyond = 0, max(0, ordinary - EXACT_ITEMS)
+        ordinary -= beyond
         while ordinary:
             while len(recent) > gap:
                 old += recent.popleft()
@@ -195,7 +206,10 @@ class Labeler:
             else:
                 ordinary -= 1
                 recent.append(pairs)
-        return controls
+        # Expected: of n further draws g are gold, r repeat a pair, and the others are the items beyond.
+        gold_beyond = min(gold, round(beyond * shares.gold / max(1 - shares.gold - shares.repeat, 1e-9)))
+        repeats = round((beyond + gold_beyond) * shares.repeat / (1 - shares.repeat))
+        return controls + gold_beyond + min(repeats, old + len(recent) + (beyond if pairs else 0))
 
     def _repeatable(self) -> int:
         pairs = sum(

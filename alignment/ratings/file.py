@@ -17,7 +17,7 @@ from alignment.errors import UserError
 from alignment.ratings.records import dump
 
 APPLICATION_ID = 0x616C7261  # "alra", in the file's header: identifies ratings files among SQLite files
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 BUSY_SECONDS = 30.0
 
 BROKEN = (sqlite3.OperationalError, sqlite3.DatabaseError)
@@ -71,6 +71,19 @@ CREATE TRIGGER rating_removed AFTER DELETE ON rating WHEN {_WAS_RATED} BEGIN
   UPDATE item SET answered = answered - 1 WHERE id = old.item; END;
 CREATE TABLE invitation(labeler TEXT PRIMARY KEY, token_sha256 TEXT NOT NULL UNIQUE, at REAL NOT NULL) WITHOUT ROWID;
 """
+_IS_OPEN = "({0}.gold IS NULL AND {0}.answered < {0}.need)"
+_OLD_OPEN, _NEW_OPEN = _IS_OPEN.format("old"), _IS_OPEN.format("new")
+# The number of ordinary items that need answers, which the progress of every labeler shows after each answer.
+_COUNTER = f"""
+CREATE TABLE counter(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO counter SELECT 'open', count(*) FROM item WHERE {_IS_OPEN.format("item")};
+CREATE TRIGGER item_added AFTER INSERT ON item WHEN {_NEW_OPEN} BEGIN
+  UPDATE counter SET value = value + 1 WHERE name = 'open'; END;
+CREATE TRIGGER item_changed AFTER UPDATE OF need, answered, gold ON item WHEN {_OLD_OPEN} <> {_NEW_OPEN} BEGIN
+  UPDATE counter SET value = value + {_NEW_OPEN} - {_OLD_OPEN} WHERE name = 'open'; END;
+CREATE TRIGGER item_removed AFTER DELETE ON item WHEN {_OLD_OPEN} BEGIN
+  UPDATE counter SET value = value - 1 WHERE name = 'open'; END;
+"""
 _HEADER = f"PRAGMA application_id = {APPLICATION_ID};\nPRAGMA user_version = {SCHEMA_VERSION};\n"
 # Schema 1 had pairs only, one row per item and labeler, and no counter. Its tables are replaced.
 _FROM_1 = f"""
@@ -85,10 +98,13 @@ INSERT INTO rating(id, item, labeler, order_shown, choice, strength, seconds, co
   FROM rating_1 ORDER BY id;
 DROP TABLE rating_1;
 DROP TABLE item_1;
+{_COUNTER}
 {_HEADER}
 """
 # Schema 2 had no scores on scales of other tools.
-_FROM_2 = f"ALTER TABLE rating ADD COLUMN given REAL;\n{_HEADER}"
+_FROM_2 = f"ALTER TABLE rating ADD COLUMN given REAL;\n{_COUNTER}\n{_HEADER}"
+# Schema 3 counted the items that need answers at each answer.
+_FROM_3 = f"{_COUNTER}\n{_HEADER}"
 
 
 def is_ratings_file(path: str | os.PathLike[str]) -> bool:
@@ -137,7 +153,7 @@ class RatingsFile:
                 self._make(seed)
             # WAL mode comes after the header is in the main file, where `is_ratings_file` reads it.
             self.db.execute("PRAGMA journal_mode = WAL")
-            if self._version() in (1, 2):
+            if self._version() in (1, 2, 3):
                 self._migrate()
             version = self._version()
         except (OSError, sqlite3.Error) as error:
@@ -223,7 +239,9 @@ class RatingsFile:
         if self.db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID:
             self.db.execute("ROLLBACK")
             return
-        for statement in _statements(_META + _EVENT + "\n".join(EVENT_TRIGGERS.values()) + _TABLES + _HEADER):
+        for statement in _statements(
+            _META + _EVENT + "\n".join(EVENT_TRIGGERS.values()) + _TABLES + _COUNTER + _HEADER
+        ):
             self.db.execute(statement)
         self.set_meta("seed", str(seed))
         self._name_file()
@@ -237,6 +255,9 @@ class RatingsFile:
                 self._name_file()
             elif self._version() == 2:
                 for statement in _statements(_FROM_2):
+                    self.db.execute(statement)
+            elif self._version() == 3:
+                for statement in _statements(_FROM_3):
                     self.db.execute(statement)
 
     def _name_file(self) -> None:

@@ -18,11 +18,14 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from alignment.files import sync_folder
 from alignment.registry.errors import RegistryError
-from alignment.registry.files import entries, make_folder, one_line_errors, passing_file
+from alignment.registry.files import entries, make_folder, passing_file, read_entry
 from alignment.registry.manifest import Digest, first_problem
-from alignment.registry.references import NAME
+from alignment.registry.references import MAX_NUMBER, NAME
+from alignment.terminal import one_line
 
-_ENTRY = re.compile(r"([0-9]{8})\.json")
+ENTRY = re.compile(r"(?!0{8})([0-9]{8})\.json")
+LAST_ENTRY = 99_999_999
+"""The highest number in a history of numbered files: readers know eight digits."""
 
 
 class Anything(enum.Enum):
@@ -40,7 +43,7 @@ class AliasEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, le=MAX_NUMBER)
     digest: Digest
     at: AwareDatetime
     by: str | None = None
@@ -50,10 +53,13 @@ class AliasEntry(BaseModel):
     """The conditions that were met: `eval_win_rate_low>=0.5` on its metrics, or `review`."""
     rollback: bool = False
     """Whether it is a return to an earlier version rather than a new choice."""
+    demoted: bool = False
+    """Whether the alias was taken away: since then it points nowhere, and `version` is where it pointed."""
+    why: str = ""
 
 
 def alias_names(folder: Path) -> Iterator[str]:
-    """The aliases that have a history in `folder`, sorted."""
+    """The aliases that have a history in `folder`, sorted; those that were taken away are among them."""
     for entry in entries(folder):
         if NAME.fullmatch(entry) and _last_number(folder / entry):
             yield entry
@@ -66,7 +72,23 @@ def read_alias(history: Path) -> tuple[int, AliasEntry | None]:
         RegistryError: the entry is damaged.
     """
     number = _last_number(history)
-    return (number, _read_entry(history, number)) if number else (0, None)
+    return (number, read_entry_of(history, number)) if number else (0, None)
+
+
+def taken_away(ref: str, entry: AliasEntry) -> str:
+    """Who took an alias away, when and why."""
+    why = f" ({one_line(entry.why)})" if entry.why else ""
+    by = one_line(entry.by or "somebody")
+    return f"{ref} was taken away from v{entry.version} on {entry.at:%Y-%m-%d} by {by}{why}, and points nowhere"
+
+
+def is_demoted(history: Path) -> bool:
+    """Whether an alias was taken away; False if its newest entry cannot be read."""
+    try:
+        entry = read_alias(history)[1]
+    except RegistryError:
+        return False
+    return entry is not None and entry.demoted
 
 
 def read_history(history: Path) -> list[AliasEntry]:
@@ -75,14 +97,20 @@ def read_history(history: Path) -> list[AliasEntry]:
     Raises:
         RegistryError: one is damaged.
     """
-    return [_read_entry(history, number) for number in entry_numbers(history)]
+    return [read_entry_of(history, number) for number in entry_numbers(history)]
 
 
-def _read_entry(history: Path, number: int) -> AliasEntry:
+def read_entry_of(history: Path, number: int) -> AliasEntry:
+    """One move of an alias.
+
+    Raises:
+        RegistryError: it is damaged.
+    """
     path = history / f"{number:08d}.json"
     try:
-        with one_line_errors(f"{path} cannot be read"):
-            return AliasEntry.model_validate_json(path.read_bytes())
+        return AliasEntry.model_validate_json(read_entry(path))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RegistryError(f"{path} cannot be read: {error.strerror}; set the alias again") from None
     except ValidationError as error:
         raise RegistryError(f"{path} is damaged: {first_problem(error)}; set the alias again") from None
 
@@ -99,12 +127,12 @@ def move_alias(history: Path, staging: Path, entry: AliasEntry, expect: int | An
             number, now = _last_number(history), None
             if expect is not ANY:
                 number, entry_now = read_alias(history)
-                now = entry_now.version if entry_now else None
+                now = entry_now.version if entry_now and not entry_now.demoted else None
                 if now != expect:
                     raise RegistryError(
                         f"alias {history.name!r} is {_named(now)}, expected {_named(expect)}: look again, then move it"
                     )
-            if link_new(temporary, history / f"{number + 1:08d}.json"):
+            if link_new(temporary, next_entry(history, number)):
                 break
         sync_folder(history)
 
@@ -112,16 +140,21 @@ def move_alias(history: Path, staging: Path, entry: AliasEntry, expect: int | An
 def version_before(moves: Sequence[AliasEntry]) -> int | None:
     """The target of a rollback: the version chosen before the current one, None if there is none.
 
-    A second rollback goes one further back, since a rollback is not a choice: after 1, 2, 3, back to 2 comes 1.
+    A second rollback goes one further back, since a rollback is not a choice: after 1, 2, 3, back to 2 comes 1. After
+    a version was taken away, the one before it comes back.
     """
     chosen: list[int] = []
     for entry in moves:
-        if entry.rollback and entry.version in chosen:
+        if entry.demoted:
+            if chosen[-1:] == [entry.version]:
+                chosen.pop()
+        elif entry.rollback and entry.version in chosen:
             while chosen[-1] != entry.version:
                 chosen.pop()
         elif chosen[-1:] != [entry.version]:
             chosen.append(entry.version)
-    return chosen[-2] if len(chosen) > 1 else None
+    gone = bool(moves) and moves[-1].demoted
+    return next(iter(chosen[-1 if gone else -2 :]), None) if len(chosen) > (0 if gone else 1) else None
 
 
 def link_new(temporary: Path, target: Path) -> bool:
@@ -135,7 +168,31 @@ def link_new(temporary: Path, target: Path) -> bool:
 
 def entry_numbers(history: Path) -> list[int]:
     """The numbers of a history's entries, ascending."""
-    return sorted(int(match[1]) for entry in entries(history) if (match := _ENTRY.fullmatch(entry)))
+    return sorted(int(match[1]) for entry in entries(history) if (match := ENTRY.fullmatch(entry)))
+
+
+def next_entry(history: Path, last: int) -> Path:
+    """The file that follows number `last` in a history.
+
+    Raises:
+        RegistryError: nothing can follow, since somebody put a file of the highest number there.
+    """
+    if last >= LAST_ENTRY:
+        raise RegistryError(
+            f"{history / f'{last:08d}.json'} has the highest number, so nothing can follow it and readers would not "
+            "see it; nobody made so many entries: move that file elsewhere, then try again"
+        )
+    return history / f"{last + 1:08d}.json"
+
+
+def append_entry(history: Path, staging: Path, data: bytes) -> None:
+    """Add a file with the next number to a history; earlier ones are never changed."""
+    make_folder(history)
+    make_folder(staging)
+    with passing_file(staging, data) as temporary:
+        while not link_new(temporary, next_entry(history, _last_number(history))):
+            pass  # another job took the number
+    sync_folder(history)
 
 
 def _last_number(history: Path) -> int:

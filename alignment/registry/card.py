@@ -6,11 +6,16 @@ import html
 import json
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from alignment.registry.lineage import LineageNode, describe_data, flat_metrics, walk
 from alignment.registry.manifest import Manifest
 from alignment.registry.words import in_words, with_intervals
 from alignment.terminal import one_line
+
+if TYPE_CHECKING:
+    from alignment.registry.store import Registry
+    from alignment.registry.version import Version
 
 _ROLES = {
     "policy": "A policy: a language model that writes answers.",
@@ -118,6 +123,16 @@ def _results(manifest: Manifest) -> list[str]:
     )
 
 
+def compared(registry: Registry, version: Version) -> list[str]:
+    """Lines of Markdown on what comparisons said of a version: they are made after its card was written."""
+    from alignment.registry.evaluations import newest_evaluations  # the registry's store writes cards
+
+    found = newest_evaluations(registry, version)
+    if not found:
+        return []
+    return ["", "## Compared with other models", "", *(f"- It {escape(each.text)}." for each in found), ""]
+
+
 def _lineage(manifest: Manifest, ref: str, parents: Sequence[LineageNode]) -> list[str]:
     made = [*manifest.parents, *([manifest.base] if manifest.base else [])]
     if not made:
@@ -128,6 +143,11 @@ def _lineage(manifest: Manifest, ref: str, parents: Sequence[LineageNode]) -> li
     versions.sort(key=lambda version: version.manifest.created_at)
     if chain := list(dict.fromkeys(version.ref for version in versions)):
         lines += [" \u2192 ".join(map(escape, [*chain, ref])), ""]
+    rejected = {node.ref: node.rejected for node in walk(iter(parents)) if node.rejected}
+    lines += [
+        f"- **{escape(parent)}** was {escape(said)} when this was published." for parent, said in rejected.items()
+    ]
+    lines += [""] if rejected else []
     return [*lines, f"`alignment models graph {ref}` shows the whole lineage, with the data of each step.", ""]
 
 

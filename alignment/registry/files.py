@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -18,6 +19,7 @@ from alignment.files import (
     disk_errors,
     host_name,
     list_files,
+    read_file,
     sync_folder,
     weights_problem,
     write_file,
@@ -25,6 +27,9 @@ from alignment.files import (
 from alignment.registry.errors import RegistryError
 
 MANIFEST = "manifest.json"
+MAX_ENTRY = 1_000_000
+"""Bytes of an alias's move, a review, a signature or a note."""
+MAX_MANIFEST = 64_000_000
 SUFFIXES = (".json", ".jsonl", ".safetensors", ".txt", ".md", ".jinja", ".model", ".tiktoken")
 _BARE_NAMES = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 _PART = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+@=-]{0,254}")
@@ -55,6 +60,27 @@ def check_path(path: str, code: bool = False) -> str:
     return path
 
 
+def read_entry(path: Path, limit: int = MAX_ENTRY) -> bytes:
+    """Read one of the registry's own small files. Whoever may write there could put anything in its place.
+
+    Raises:
+        RegistryError: it is a link, a FIFO, a device or a folder, is too large, or cannot be read.
+        FileNotFoundError, NotADirectoryError: it does not exist, or its folder is none.
+    """
+    try:
+        return read_file(path, limit, follow_links=False)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise RegistryError(f"{path} cannot be read: {error.strerror}{_advice(error)}") from None
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in (errno.EINVAL, errno.EFBIG, errno.ELOOP):
+        return "; move it elsewhere, and see alignment models doctor"
+    return "; ask its owner for access" if error.errno in (errno.EACCES, errno.EPERM) else ""
+
+
 def entries(folder: Path) -> list[str]:
     """Names in a folder, sorted; none if there is no such folder.
 
@@ -66,6 +92,8 @@ def entries(folder: Path) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself, which `doctor` names; the other names must stay readable
+            return []
         raise RegistryError(f"{folder} cannot be read: {error.strerror}; ask its owner for access") from None
 
 

@@ -61,7 +61,7 @@ def _model_lines(node: LineageNode, problem: str | None) -> list[str]:
     manifest = node.version.manifest
     lines = [f"{manifest.stage} - {node.version.digest[7:19]}"]
     lines += [f"{name} {value}" for name, value in headline(manifest.metrics or {}, _SHOWN)]
-    return lines + ([problem] if problem else [])
+    return lines + [one_line(said) for said in (node.rejected, problem) if said]
 
 
 def data_lines(entries: list[DataFingerprint]) -> list[str]:

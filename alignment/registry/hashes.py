@@ -8,6 +8,7 @@ the cache the file is read instead.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -44,8 +45,11 @@ def sha256_of(path: Path, expected: str, cold: bool = False) -> str:
 
     Only a cached hash that equals `expected` is used, so a damaged cache cannot report an intact file as damaged.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0) as file:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with open(os.open(path, flags), "rb", buffering=0) as file:
         before = os.fstat(file.fileno())
+        if not stat.S_ISREG(before.st_mode):  # a FIFO put there since it was looked at
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         entry = _entry(before)
         if not cold and entry and _read(*entry) == expected:
             return expected

@@ -9,7 +9,7 @@ from pathlib import Path
 from alignment.files import sync_folder
 from alignment.registry.aliases import link_new
 from alignment.registry.errors import RegistryError
-from alignment.registry.files import entries, make_folder, passing_file
+from alignment.registry.files import entries, make_folder, passing_file, read_entry
 
 LAYOUT = 1
 STAGING = ".staging"
@@ -29,19 +29,20 @@ def check_layout(path: Path) -> None:
     """
     marker = path / _MARK
     try:
-        layout = json.loads(marker.read_bytes())
+        layout = json.loads(read_entry(marker))
     except FileNotFoundError:
         return
     except NotADirectoryError:
         raise RegistryError(f"{path} is not a folder; name the registry's folder or a new one") from None
-    except PermissionError:
-        raise RegistryError(f"{marker} cannot be read: Permission denied; ask its owner for access") from None
-    except (OSError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise RegistryError(f"{marker} cannot be read: {error}; is {path} a registry?") from None
     if not isinstance(layout, dict) or layout.get("layout") != LAYOUT:
         raise RegistryError(
             f"{marker}: layout {layout!r:.80}, but this version of the suite knows {LAYOUT}; upgrade it"
         )
+    for folder in (path / "models", path / STAGING, path / ".trash"):
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise RegistryError(f"{folder} is not a folder, as a registry has it; move it elsewhere")
 
 
 def create_layout(path: Path) -> None:

@@ -35,6 +35,8 @@ class LineageNode:
     version: Version | None
     problem: str | None
     parents: tuple[LineageEdge, ...] = ()
+    rejected: str | None = None
+    """The last review, if it was a rejection, and the aliases that point here all the same."""
 
     @property
     def data(self) -> tuple[DataFingerprint, ...]:
@@ -45,8 +47,10 @@ class LineageNode:
 class Tracer:
     """Follows parents. Each version is read once and shared by its children, so a diamond does not grow the graph."""
 
-    def __init__(self, resolve: Callable[[str], Version]) -> None:
-        self._resolve = resolve
+    def __init__(
+        self, resolve: Callable[[str], Version], rejected: Callable[[Version], str | None] = lambda version: None
+    ) -> None:
+        self._resolve, self._rejected = resolve, rejected
         self._done: dict[tuple[str, str | None], LineageNode] = {}
         self._open: list[str] = []
 
@@ -83,7 +87,8 @@ class Tracer:
 
     def _descend(self, version: Version, problem: str | None) -> LineageNode:
         self._open.append(version.ref)
-        node = LineageNode(version.ref, version, problem, self.edges(version.manifest))
+        edges = self.edges(version.manifest)
+        node = LineageNode(version.ref, version, problem, edges, self._rejected(version))
         self._open.pop()
         return node
 
@@ -137,8 +142,8 @@ def _label(node: LineageNode, before: str = "", repeated: bool = False) -> Text:
         label.append(f"  {manifest.stage}  ", style="not dim cyan").append(node.version.digest[:15], style="dim")
         shown = list(flat_metrics(manifest.metrics or {}))[:_SHOWN_METRICS]
         label.append("".join(f"  {key} {value}" for key, value in shown), style="not dim")
-    if node.problem:
-        label.append(f"  [{one_line(node.problem)}]", style="not dim red")
+    for said in filter(None, (node.rejected, node.problem)):
+        label.append(f"  [{one_line(said)}]", style="not dim red")
     return label
 
 

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from alignment.files import FileRecord
 from alignment.registry.errors import RegistryError
 from alignment.registry.files import check_path
-from alignment.registry.references import NAME
+from alignment.registry.references import MAX_NUMBER, NAME
 
 SCHEMA = 1
 
@@ -90,7 +90,7 @@ class Manifest(BaseModel):
 
     schema_number: Literal[1] = Field(default=1, alias="schema")
     name: str = Field(pattern=f"^{NAME.pattern}$")
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, le=MAX_NUMBER)
     stage: Stage
     role: Role
     parents: tuple[Parent, ...] = ()
@@ -156,7 +156,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         return Manifest.model_validate(raw)
     except ValidationError as error:
         raise RegistryError(f"{where} is damaged: {first_problem(error)}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: bytes that are no text, or an endless number
         raise RegistryError(f"{where} is damaged: not JSON ({error})") from None
 
 

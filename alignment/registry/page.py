@@ -82,6 +82,7 @@ _BODY = """
 {% for step in steps %}<section class="step {{ step.kind }}" id="step-{{ step.number }}">
 <h3>{{ step.title }} <span>{{ step.what }}</span></h3>
 {% if step.problem %}<div class="finding error"><p><b>problem</b>{{ step.problem }}</p></div>{% endif %}
+{% if step.rejected %}<div class="finding error"><p><b>rejected</b>{{ step.rejected }}</p></div>{% endif %}
 {% if step.simulated %}<div class="finding warning"><p><b>simulated</b>These ratings were made by a program, not by
 people.</p></div>{% endif %}
 {% for sentence in step.words %}<p>{{ sentence }}</p>
@@ -264,6 +265,7 @@ def _step(number: int, nodes: list[Box]) -> dict[str, Any]:
     return step | {
         "what": f"{_WHAT[manifest.role]}, stage {manifest.stage}",
         "problem": box.node.problem,
+        "rejected": box.node.rejected,
         "facts": facts,
         "words": in_words(metrics),
         "metrics": list(flat_metrics(with_intervals(metrics))),

@@ -12,6 +12,12 @@ from pydantic import JsonValue
 
 from alignment.registry.aliases import ANY, Anything, version_before
 from alignment.registry.errors import RegistryError
+from alignment.registry.evaluations import (
+    WinRecord,
+    evaluation_values,
+    evaluations_by_metric,
+    newest_evaluations,
+)
 from alignment.registry.references import nearest
 from alignment.registry.reviews import check_reviewed, reviews_of
 from alignment.registry.store import Registry
@@ -73,11 +79,16 @@ def promote(
     requirements = [parse_requirement(text) for text in require]
     version = registry.load(ref)
     review = check_reviewed(registry, version, require_review)
-    values = dict(metric_values(version.manifest.metrics or {}))
+    by_metric, ambiguous = evaluations_by_metric(newest_evaluations(registry, version) if requirements else ())
+    values = dict(metric_values(version.manifest.metrics or {})) | evaluation_values(by_metric)
     unmet = []
     for requirement in requirements:
+        if fitting := ambiguous.get(_stem(requirement.metric)):
+            raise RegistryError(
+                f"{requirement.metric} of {version.ref} may be {' or '.join(fitting)}; name one of them"
+            )
         if requirement.metric not in values:
-            hint = nearest(requirement.metric, values) if values else "its manifest has no metrics"
+            hint = nearest(requirement.metric, values) if values else "it has no metrics"
             raise RegistryError(f"{version.ref} has no metric {requirement.metric!r}; {hint}")
         if not requirement.met_by(values[requirement.metric]):
             unmet.append(f"{requirement.metric} is {values[requirement.metric]:g}, required {requirement.text}")
@@ -98,9 +109,34 @@ def caveats(registry: Registry, version: Version, require: Sequence[str] = ()) -
     reviews = reviews_of(registry, version)
     if reviews and (caveat := reviews[-1].caveat):
         notes.append(f"{version.ref}: {caveat}")
-    if any("win_rate" in parse_requirement(text).metric for text in require):
+    metrics = [parse_requirement(text).metric for text in require]
+    by_metric = evaluations_by_metric(newest_evaluations(registry, version) if metrics else ())[0]
+    judged = [by_metric[stem] for metric in metrics if (stem := _stem(metric)) in by_metric]
+    notes += [f"{version.ref}: {_told(each)}" for each in dict.fromkeys(judged)]
+    if any("win_rate" in metric and _stem(metric) not in by_metric for metric in metrics):
         notes.append(f"{version.ref}: its win rate is judged by {one_line(judge_in(version.manifest.metrics or {}))}")
+    if judged and all(each.trained_on for each in judged):
+        notes.append(
+            f"{version.ref}: no other judge was required than the one that it was trained on, whose score says that "
+            "training worked, not that the answers are better; have people compare, or a judge that training never saw"
+        )
     return notes
+
+
+def _told(evaluation: WinRecord) -> str:
+    """Who judged, of what, and how much."""
+    trained = ", which it was trained on" if evaluation.trained_on else ""
+    return one_line(
+        f"its win rate against {evaluation.against} is judged by {evaluation.judged_by} on {evaluation.n} "
+        f"prompts{trained}"
+    )
+
+
+def _stem(metric: str) -> str:
+    """A metric's name without the end of its interval that it asks for."""
+    for ending in (".low", ".high", ".n"):
+        metric = metric.removesuffix(ending)
+    return metric
 
 
 def roll_back(registry: Registry, name: str, alias: str) -> tuple[int, Version]:
@@ -110,15 +146,19 @@ def roll_back(registry: Registry, name: str, alias: str) -> tuple[int, Version]:
         RegistryError: there is no earlier version, or it was removed, is damaged, or was rejected since.
     """
     moves = registry.alias_history(name, alias)
-    before, now = version_before(moves), moves[-1].version
+    before, now, demoted = version_before(moves), moves[-1].version, moves[-1].demoted
     if before is None:
-        raise RegistryError(f"{name}@{alias} cannot be rolled back: v{now} is the first version that it points to")
+        says = "cannot be rolled back: v{} is the first version that it points to; `alignment models demote {} {}`"
+        if demoted:
+            says = "was taken away from v{}, the first version it pointed to; alignment models promote {}@vN {} sets it"
+        raise RegistryError(f"{name}@{alias} {says.format(now, name, alias)}")
     try:
         version = registry.load(f"{name}@v{before}")
         check_reviewed(registry, version, required=False)
     except RegistryError as error:
-        raise RegistryError(f"{name}@{alias} stays at v{now}: {error}") from None
-    registry.set_alias(name, alias, before, expect=now, rollback=True)
+        stays = f"points nowhere, since it was taken away from v{now}" if demoted else f"stays at v{now}"
+        raise RegistryError(f"{name}@{alias} {stays}: {error}") from None
+    registry.set_alias(name, alias, before, expect=None if demoted else now, rollback=True)
     return now, version
 
 

@@ -17,6 +17,7 @@ from alignment.registry.files import MANIFEST, check_model_folder, copy_tree, ma
 from alignment.registry.layout import STAGING, create_layout
 from alignment.registry.lineage import Tracer, simulated_ratings
 from alignment.registry.manifest import Manifest
+from alignment.registry.references import MAX_NUMBER
 from alignment.registry.trash import REMOVED, noted, parents_of, restore_used, version_folder
 from alignment.registry.version import Version, open_version
 
@@ -28,7 +29,7 @@ def publish_folder(
     source: Path,
     draft: Manifest,
     numbers: Callable[[], list[int]],
-    resolve: Callable[[str], Version],
+    tracer: Tracer,
     already_searched: set[int] | None,
 ) -> Version:
     """Store a model folder as the next version of the draft's name.
@@ -37,7 +38,7 @@ def publish_folder(
         root: the registry's folder.
         draft: the manifest, without its number and files.
         numbers: lists the version numbers that the name has now.
-        resolve: finds the version of a reference.
+        tracer: finds the versions behind it, for the card.
         already_searched: numbers known to be other publishes; None: no version can have the draft's new publish_id.
 
     Raises:
@@ -55,7 +56,7 @@ def publish_folder(
                 "chat_template_hash": provenance.chat_template_hash(staging),
             }
             draft = draft.model_copy(update={"files": files, **hashes})
-            return _claim_number(root, staging, draft, numbers, resolve, already_searched)
+            return _claim_number(root, staging, draft, numbers, tracer, already_searched)
 
 
 def find_publish(root: Path, name: str, publish_id: str, numbers: Iterable[int]) -> Version | None:
@@ -75,7 +76,7 @@ def _claim_number(
     staging: Path,
     draft: Manifest,
     numbers: Callable[[], list[int]],
-    resolve: Callable[[str], Version],
+    tracer: Tracer,
     already_searched: set[int],
 ) -> Version:
     """Rename the staging folder to the next free number, or find that this very publish is done already."""
@@ -83,7 +84,7 @@ def _claim_number(
     home = root / "models" / name
     make_folder(home)
     needs_card = CARD not in draft.files
-    parents = [edge.node for edge in Tracer(resolve).edges(draft)] if needs_card else []
+    parents = [edge.node for edge in tracer.edges(draft)] if needs_card else []
     simulated = simulated_ratings(iter(parents)) or any(data.simulated for data in draft.data)
     taken = 0
     while True:
@@ -93,6 +94,11 @@ def _claim_number(
             return published
         already_searched |= existing
         number = max([*existing, *removed], default=0) + 1
+        if number > MAX_NUMBER:
+            raise RegistryError(
+                f"{name} cannot be published: {version_folder(root, (name, number - 1))} has the highest number, so "
+                "nothing can follow it; nobody made so many versions: move that folder elsewhere, then try again"
+            )
         manifest = draft.model_copy(update={"version": number})
         if needs_card:
             card = write_file(staging / CARD, model_card(manifest, simulated, parents).encode())

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from alignment.registry.errors import RegistryError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+MAX_NUMBER = 999_999_999
+"""The highest number that a version can have: a longer one in a reference is an alias."""
+VERSION = r"v(?!000000)(0[0-9]{5}|[1-9][0-9]{5,8})"
+"""A version's folder, such as v000003."""
 _NUMBER = re.compile(r"v([0-9]{1,9})")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{8,64}")
 _NAME_RULE = "1 to 64 of a-z 0-9 . _ -, beginning with a letter or digit"

@@ -83,9 +83,11 @@ def mark(registry: Registry, manifests: dict[Key, Manifest], *, keep: int, grace
     for name in {name for name, _ in manifests}:
         folder = registry.path / "models" / name / "aliases"
         for alias in aliases.alias_names(folder):
-            chosen = list(dict.fromkeys(entry.version for entry in reversed(aliases.read_history(folder / alias))))
-            kept.setdefault((name, chosen[0]), f"alias {alias}")
-            for number in chosen[1 : keep + 1]:
+            moves = aliases.read_history(folder / alias)
+            chosen = list(dict.fromkeys(entry.version for entry in reversed(moves)))
+            if not moves[-1].demoted:
+                kept.setdefault((name, chosen.pop(0)), f"alias {alias}")
+            for number in chosen[:keep]:
                 kept.setdefault((name, number), f"alias {alias} pointed to it before")
         for number in noted(registry.path, name, PROTECTED):
             kept.setdefault((name, number), "protected")

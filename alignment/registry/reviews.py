@@ -8,19 +8,22 @@ Only the newest review counts: a rejected version is not promoted until someone 
 from __future__ import annotations
 
 import json
-from typing import Literal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from alignment.files import sync_folder
-from alignment.registry.aliases import entry_numbers, link_new
+from alignment.registry.aliases import append_entry, entry_numbers
 from alignment.registry.errors import RegistryError
-from alignment.registry.files import make_folder, one_line_errors, passing_file
+from alignment.registry.files import one_line_errors, read_entry
 from alignment.registry.layout import STAGING
 from alignment.registry.manifest import first_problem
-from alignment.registry.store import Registry
 from alignment.registry.version import Version
 from alignment.terminal import one_line
+
+if TYPE_CHECKING:  # the store asks for rejections
+    from alignment.registry.store import Registry
 
 REVIEWS = "reviews"
 _SHOWN = 200
@@ -73,15 +76,10 @@ def add_review(registry: Registry, version: Version, review: Review) -> None:
     Raises:
         RegistryError: it cannot be written.
     """
-    folder = registry.path / "models" / version.name / REVIEWS / f"v{version.number:06d}"
+    folder = _folder(registry.path, (version.name, version.number))
     data = json.dumps(review.model_dump(mode="json")).encode() + b"\n"
     with one_line_errors(f"the review of {version.ref} cannot be written in {registry.path}"):
-        make_folder(folder)
-        make_folder(registry.path / STAGING)
-        with passing_file(registry.path / STAGING, data) as temporary:
-            while not link_new(temporary, folder / f"{max(entry_numbers(folder), default=0) + 1:08d}.json"):
-                pass  # another review took the number
-        sync_folder(folder)
+        append_entry(folder, registry.path / STAGING, data)
 
 
 def reviews_of(registry: Registry, version: Version) -> list[Review]:
@@ -90,18 +88,63 @@ def reviews_of(registry: Registry, version: Version) -> list[Review]:
     Raises:
         RegistryError: one is damaged, or is about other weights.
     """
-    folder = registry.path / "models" / version.name / REVIEWS / f"v{version.number:06d}"
     reviews: list[Review] = []
-    for number in entry_numbers(folder):
-        path = folder / f"{number:08d}.json"
-        try:
-            with one_line_errors(f"{path} cannot be read"):
-                reviews.append(Review.model_validate_json(path.read_bytes()))
-        except ValidationError as error:
-            raise RegistryError(f"{path} is damaged: {first_problem(error)}; review the run again") from None
+    for path, review in stored(registry.path, (version.name, version.number)):
+        reviews.append(review or _parse(path))
         if reviews[-1].digest != version.digest:
             raise RegistryError(f"{path} is a review of {reviews[-1].digest}, and {version.ref} is {version.digest}")
     return reviews
+
+
+def stored(root: Path, key: tuple[str, int]) -> Iterator[tuple[Path, Review | None]]:
+    """The files of a version's reviews, the oldest first; None in place of one that cannot be read."""
+    folder = _folder(root, key)
+    for path in (folder / f"{number:08d}.json" for number in entry_numbers(folder)):
+        try:
+            yield path, _parse(path)
+        except RegistryError:
+            yield path, None
+
+
+def _folder(root: Path, key: tuple[str, int]) -> Path:
+    return root / "models" / key[0] / REVIEWS / f"v{key[1]:06d}"
+
+
+def _parse(path: Path) -> Review:
+    try:
+        return Review.model_validate_json(read_entry(path))
+    except OSError as error:
+        raise RegistryError(f"{path} cannot be read: {error.strerror}; review the run again") from None
+    except ValidationError as error:
+        raise RegistryError(f"{path} is damaged: {first_problem(error)}; review the run again") from None
+
+
+def rejection(registry: Registry, version: Version) -> str | None:
+    """The newest review in words, if it is a rejection, with the aliases that point to the version all the same.
+
+    A review that cannot be read is no rejection; `doctor` and every promotion name it.
+    """
+    try:
+        latest = reviews_of(registry, version)[-1:]
+    except RegistryError:
+        return None
+    if not latest or latest[0].decision != "reject":
+        return None
+    try:
+        pointing = pointing_to(registry, version)
+    except RegistryError:
+        pointing = []
+    return latest[0].text + (f" - and {', '.join(pointing)} points to it" if pointing else "")
+
+
+def pointing_to(registry: Registry, version: Version) -> list[str]:
+    """The aliases of a version, such as `help-desk@prod`.
+
+    Raises:
+        RegistryError: an alias is damaged.
+    """
+    numbers = registry.aliases(version.name)
+    return [f"{version.name}@{alias}" for alias, number in numbers.items() if number == version.number]
 
 
 def check_reviewed(registry: Registry, version: Version, required: bool) -> Review | None:

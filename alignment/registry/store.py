@@ -29,26 +29,46 @@ from alignment.registry.aliases import ANY, AliasEntry, Anything
 from alignment.registry.errors import RegistryError
 from alignment.registry.files import entries, make_folder, one_line_errors
 from alignment.registry.hashes import verify_mode
+from alignment.registry.keys import trusted_keys
 from alignment.registry.layout import STAGING, check_layout, registry_folder
 from alignment.registry.lineage import LineageNode, Tracer
 from alignment.registry.manifest import Manifest, Parent, Role, Stage, draft_manifest
 from alignment.registry.publishing import find_publish, publish_folder
-from alignment.registry.references import NAME, Reference, check_alias, check_name, enumerated, nearest, parse_reference
+from alignment.registry.references import (
+    NAME,
+    VERSION,
+    Reference,
+    check_alias,
+    check_name,
+    enumerated,
+    nearest,
+    parse_reference,
+)
+from alignment.registry.reviews import rejection
+from alignment.registry.signatures import require_signature
 from alignment.registry.trash import restore_used, user_at_host, version_folder
-from alignment.registry.version import Version, open_version, read_manifest
+from alignment.registry.version import Version, find_digest, open_version
 
-_VERSION_FOLDER = re.compile(r"v([0-9]{6,})")
+_VERSION_FOLDER = re.compile(VERSION)
 
 
 class Registry:
     """The models under one folder. Opening one creates nothing; the first publish does."""
 
-    def __init__(self, path: str | os.PathLike[str] | None = None, *, pins: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        pins: Mapping[str, str] | None = None,
+        keys: str | os.PathLike[str] | None = None,
+    ) -> None:
         """Open a registry.
 
         Args:
             path: defaults to ALIGNMENT_REGISTRY, then to ./registry.
             pins: fixed meanings of references: `sft@prod` -> `sft@sha256:...`.
+            keys: public keys, of which one must have signed each version that is loaded or promoted; defaults to
+                ALIGNMENT_KEYS, without which no signature is needed.
 
         Raises:
             RegistryError: the path is not a folder, or is a registry of another layout.
@@ -57,6 +77,9 @@ class Registry:
         self._models = self.path / "models"
         self._staging = self.path / STAGING
         self._pins = dict(pins or {})
+        self._keys = keys or os.environ.get("ALIGNMENT_KEYS")
+        self.own: set[str] = set()
+        """References that this job published a moment ago: it loads them again before anybody can sign them."""
         self.resolved: dict[str, str] = {}
         """The meaning of each reference that was resolved, in the form of `pins`."""
         check_layout(self.path)
@@ -103,7 +126,7 @@ class Registry:
         if wanted.alias:
             return self._resolve_alias(wanted.name, wanted.alias)
         if wanted.digest:
-            number = self._find_digest(wanted, numbers)
+            number = find_digest(wanted, partial(self._folder, wanted.name), numbers)
         elif wanted.number:
             number = wanted.number
         if number not in numbers:
@@ -126,7 +149,7 @@ class Registry:
             verify: cached, full or fast (see `verify_mode`); None: the environment's ALIGNMENT_VERIFY.
 
         Raises:
-            RegistryError: the version is not found, damaged, or has another role.
+            RegistryError: the version is not found, damaged, has another role, or lacks a signature that is required.
         """
         mode = verify_mode(verify)
         version = self.resolve(ref)
@@ -140,6 +163,8 @@ class Registry:
             )
             raise RegistryError(f"{version.ref} is a {_role_name(actual)}; a {asked} was asked for: {hint}")
         version.verify(hash_files=mode != "fast", cold=mode == "full")
+        if self._keys and version.ref not in self.own:
+            require_signature(self.path, version, trusted_keys(Path(self._keys), self.path))
         return version
 
     def lineage(self, ref: str) -> LineageNode:
@@ -148,7 +173,7 @@ class Registry:
         Raises:
             RegistryError: `ref` itself cannot be resolved.
         """
-        return Tracer(self.resolve).root(self.resolve(ref))
+        return Tracer(self.resolve, partial(rejection, self)).root(self.resolve(ref))
 
     # Aliases
 
@@ -161,7 +186,7 @@ class Registry:
         self._numbers_or_raise(name)
         folder = self._models / name / "aliases"
         newest = ((alias, aliases.read_alias(folder / alias)[1]) for alias in aliases.alias_names(folder))
-        return {alias: entry.version for alias, entry in newest if entry}
+        return {alias: entry.version for alias, entry in newest if entry and not entry.demoted}
 
     def alias_history(self, name: str, alias: str) -> list[AliasEntry]:
         """Every move of an alias, oldest first; the last one counts.
@@ -172,7 +197,7 @@ class Registry:
         self._numbers_or_raise(name)
         if moves := aliases.read_history(self._alias_folder(name, alias)):
             return moves
-        raise RegistryError(f"{name} has no alias {alias!r}; {self._choices(name)}")
+        raise self._no_alias(name, alias, None)
 
     def set_alias(
         self,
@@ -206,10 +231,30 @@ class Registry:
             required=tuple(required),
             rollback=rollback,
         )
+        self._move(name, alias, entry, expect)
+        with one_line_errors(f"alias {name}@{alias} was set in {self.path}, and its version cannot be restored"):
+            restore_used(self.path, [(name, version.number)])
+
+    def unset_alias(self, name: str, alias: str, why: str = "") -> int:
+        """Take an alias away: it points nowhere, and its history keeps that. Returns the number that it pointed to.
+
+        Raises:
+            RegistryError: it is not set, or somebody moved it meanwhile.
+        """
+        self._numbers_or_raise(name)
+        now = aliases.read_alias(self._alias_folder(name, alias))[1]
+        if now is None or now.demoted:
+            raise self._no_alias(name, alias, now)
+        entry = AliasEntry(
+            version=now.version, digest=now.digest, at=datetime.now(UTC), by=user_at_host(), demoted=True, why=why
+        )
+        self._move(name, alias, entry, now.version)
+        return now.version
+
+    def _move(self, name: str, alias: str, entry: AliasEntry, expect: int | Anything | None) -> None:
         with one_line_errors(f"alias {name}@{alias} cannot be set in {self.path}"):
             make_folder(self._staging)
             aliases.move_alias(self._alias_folder(name, alias), self._staging, entry, expect)
-            restore_used(self.path, [(name, version.number)])
 
     # Publishing
 
@@ -275,7 +320,8 @@ class Registry:
             remote_code=remote_code,
         )
         numbers = partial(self.numbers, name)
-        return publish_folder(self.path, Path(source_dir), draft, numbers, self.resolve, already_searched)
+        tracer = Tracer(self.resolve, partial(rejection, self))
+        return publish_folder(self.path, Path(source_dir), draft, numbers, tracer, already_searched)
 
     def _draft(
         self, name: str, parents: Sequence[Parent], base: Parent | None, publish_id: str | None, **fields: Any
@@ -306,15 +352,16 @@ class Registry:
 
     def _choices(self, name: str) -> str:
         versions = enumerated([f"v{number}" for number in self.numbers(name)])
-        alias_names = list(aliases.alias_names(self._models / name / "aliases"))
+        folder = self._models / name / "aliases"
+        alias_names = [alias for alias in aliases.alias_names(folder) if not aliases.is_demoted(folder / alias)]
         return f"it has {versions}" + (
             f" and the aliases {enumerated(alias_names)}" if alias_names else " and no aliases"
         )
 
     def _resolve_alias(self, name: str, alias: str) -> Version:
         entry = aliases.read_alias(self._alias_folder(name, alias))[1]
-        if entry is None:
-            raise RegistryError(f"{name} has no alias {alias!r}; {self._choices(name)}")
+        if entry is None or entry.demoted:
+            raise self._no_alias(name, alias, entry)
         version = self.resolve(f"{name}@v{entry.version}")
         if version.digest != entry.digest:
             raise RegistryError(
@@ -323,20 +370,9 @@ class Registry:
             )
         return version
 
-    def _find_digest(self, wanted: Reference, numbers: Sequence[int]) -> int:
-        assert wanted.digest
-        digests = {}
-        for number in numbers:
-            try:
-                digests[number] = read_manifest(self._folder(wanted.name, number))[1]
-            except RegistryError:
-                continue  # a damaged version must not hide the others
-        matches = [number for number, digest in digests.items() if digest.startswith(wanted.digest)]
-        if len(matches) == 1:
-            return matches[0]
-        problem = f"matches {enumerated([f'v{number}' for number in matches])}" if matches else "matches no version"
-        existing = enumerated([f"v{number} {digest[:15]}" for number, digest in digests.items()])
-        raise RegistryError(f"{wanted.name}@{wanted.digest} {problem}; it has {existing}")
+    def _no_alias(self, name: str, alias: str, entry: AliasEntry | None) -> RegistryError:
+        what = aliases.taken_away(f"{name}@{alias}", entry) if entry else f"{name} has no alias {alias!r}"
+        return RegistryError(f"{what}; {self._choices(name)}")
 
     def _with_digest(self, parent: Parent) -> Parent:
         """A parent by number and digest; one that is not here stays as given, so that a finished run does not fail."""

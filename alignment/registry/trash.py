@@ -28,7 +28,7 @@ from alignment.registry.errors import RegistryError
 from alignment.registry.files import entries, make_folder, one_line_errors, passing_file, work_name
 from alignment.registry.layout import STAGING
 from alignment.registry.manifest import Manifest
-from alignment.registry.references import NAME, parse_reference
+from alignment.registry.references import NAME, VERSION, parse_reference
 from alignment.registry.version import open_version
 
 Key = tuple[str, int]
@@ -37,8 +37,8 @@ Key = tuple[str, int]
 TRASH = ".trash"
 REMOVED = "removed"
 PROTECTED = "protected"
-_ITEM = re.compile(rf"({NAME.pattern})@v([0-9]{{6,}})@([0-9]+)")
-_NOTE = re.compile(r"v([0-9]{6,})\.json")
+_ITEM = re.compile(rf"({NAME.pattern})@{VERSION}@([0-9]{{1,15}})")
+_NOTE = re.compile(rf"{VERSION}\.json")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def parents_of(manifest: Manifest) -> Iterator[Key]:
 def trash_items(root: Path) -> list[TrashItem]:
     """The removed versions in the trash."""
     matches = ((_ITEM.fullmatch(entry), root / TRASH / entry) for entry in entries(root / TRASH))
-    return [TrashItem(match[1], int(match[2]), int(match[3]), path) for match, path in matches if match]
+    found = [TrashItem(match[1], int(match[2]), int(match[3]), path) for match, path in matches if match]
+    return [item for item in found if item.path.is_dir() and not item.path.is_symlink()]
 
 
 def move_to_trash(root: Path, key: Key, why: str) -> bool:
@@ -171,10 +172,12 @@ def write_note(root: Path, key: Key, kind: str, why: str) -> bool:
 
 def drop_note(root: Path, key: Key, kind: str) -> bool:
     """Remove such a mark; False if there is none."""
-    try:
-        (root / "models" / key[0] / kind / f"v{key[1]:06d}.json").unlink()
-    except FileNotFoundError:
-        return False
+    path = root / "models" / key[0] / kind / f"v{key[1]:06d}.json"
+    with one_line_errors(f"the mark of {version_ref(key)} cannot be removed"):
+        try:
+            path.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
     return True
 
 

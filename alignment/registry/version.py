@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from alignment.files import file_problem, list_files
 from alignment.registry.errors import RegistryError
-from alignment.registry.files import MANIFEST, one_line_errors
+from alignment.registry.files import MANIFEST, MAX_MANIFEST, one_line_errors, read_entry
 from alignment.registry.hashes import sha256_of
 from alignment.registry.manifest import Manifest, Parent, parse_manifest
+from alignment.registry.references import Reference, enumerated
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ def read_manifest(folder: Path) -> tuple[bytes, str]:
         RegistryError: the manifest is missing or cannot be read.
     """
     try:
-        data = (folder / MANIFEST).read_bytes()
-    except OSError as error:
+        data = read_entry(folder / MANIFEST, MAX_MANIFEST)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise RegistryError(f"{folder / MANIFEST} cannot be read: {error.strerror}") from None
     return data, f"sha256:{hashlib.sha256(data).hexdigest()}"
 
@@ -104,3 +106,24 @@ def open_version(folder: Path, name: str, number: int) -> Version:
             f"{folder / MANIFEST} is damaged: it is of {manifest.name}@v{manifest.version}, expected {name}@v{number}"
         )
     return Version(folder, digest, manifest)
+
+
+def find_digest(wanted: Reference, folder: Callable[[int], Path], numbers: Sequence[int]) -> int:
+    """The number of the version whose digest begins as `wanted` says; `folder` is where a number's version is.
+
+    Raises:
+        RegistryError: no version has it, or several.
+    """
+    assert wanted.digest
+    digests = {}
+    for number in numbers:
+        try:
+            digests[number] = read_manifest(folder(number))[1]
+        except RegistryError:
+            continue  # a damaged version must not hide the others
+    matches = [number for number, digest in digests.items() if digest.startswith(wanted.digest)]
+    if len(matches) == 1:
+        return matches[0]
+    problem = f"matches {enumerated([f'v{number}' for number in matches])}" if matches else "matches no version"
+    existing = enumerated([f"v{number} {digest[:15]}" for number, digest in digests.items()])
+    raise RegistryError(f"{wanted.name}@{wanted.digest} {problem}; it has {existing}")

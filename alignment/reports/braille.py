@@ -22,7 +22,7 @@ def chart(series: Series, width: int, height: int, ascii_only: bool = False) -> 
     """
     across, down = (1, 2) if ascii_only else (2, 4)
     dots = np.zeros((height * down, width * across), dtype=bool)
-    values = np.array([np.nan if value is None else value for value in series.values], dtype=np.float64)
+    values = series.as_array
     steps = np.array(series.steps, dtype=np.float64)
     if np.isfinite(values).any():
         with np.errstate(all="ignore"):  # values whose difference overflows are not drawn

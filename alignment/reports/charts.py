@@ -130,7 +130,7 @@ def thin(series: Series, most: int = POINTS) -> Line:
     """Reduce a series to at most `most` buckets of equal size; name and colour are set later."""
     import numpy as np
 
-    values = np.array([math.nan if value is None else value for value in series.values], dtype=np.float64)
+    values = series.as_array
     steps = np.array(series.steps, dtype=np.float64)
     good = np.isfinite(values)
     line = Line("", 0, [], [], bad=[int(step) for step in steps[~good][:POINTS]])
@@ -179,11 +179,10 @@ def scatter_chart(panel: ScatterPanel, stage: str, runs: Sequence[tuple[str, Run
     used = []
     for run_index, (run_label, record) in enumerate(runs):
         over = record.metrics.get(panel.x, Series())
-        at = {step: x for step, x in zip(over.steps, over.values, strict=True) if x is not None}
+        at = dict(over.finite())
         for index, name in enumerate(family(panel.y[0], record.metrics) if len(panel.y) == 1 else panel.y):
             series = record.metrics.get(name, Series())
-            pairs = zip(series.steps, series.values, strict=True)
-            points = [(at[step], y, step) for step, y in pairs if y is not None and step in at]
+            points = [(at[step], y, step) for step, y in series.finite() if step in at]
             points = points[:: -max(1, len(points) // POINTS)][
                 ::-1
             ]  # thinned from the end, so that the last point is kept
@@ -194,7 +193,24 @@ def scatter_chart(panel: ScatterPanel, stage: str, runs: Sequence[tuple[str, Run
             line = Line(label, colour, xs, [y for _, y, _ in points], dash, steps=[step for _, _, step in points])
             chart.lines.append(line)
             used.append(name)
+        if panel.best_of_n and chart.lines:
+            chart.lines += _best_of_n(panel, record, run_label if len(runs) > 1 else "", len(chart.lines))
     return _with_meanings(chart, stage, used)
+
+
+def _best_of_n(panel: ScatterPanel, record: RunRecord, label: str, colour: int) -> list[Line]:
+    """What the best of n answers of the start scores, over the upper bound of its KL; a point's step is its n."""
+    lines = []
+    events = record.of_kind("best_of_n")
+    for index, name in enumerate(panel.y):
+        key = name.rpartition("/")[2]
+        rows = [row for row in events[-1]["rows"] if key in row] if events else []
+        if rows:
+            xs = [math.sqrt(row["kl_bound"]) if panel.sqrt_x else row["kl_bound"] for row in rows]
+            words = f"{label} best of n, {key} (its KL at most; step is n)".strip()
+            shade = (colour + index) % COLOURS
+            lines.append(Line(words, shade, xs, [row[key] for row in rows], 1, steps=[row["n"] for row in rows]))
+    return lines
 
 
 def histogram_chart(panel: HistogramPanel, stage: str, runs: Sequence[tuple[str, RunRecord]]) -> Chart | None:
@@ -235,7 +251,7 @@ def _at(series: Series, x: Sequence[float]) -> list[float]:
     """The values at steps, or the last ones before; steps before the first value get the first value."""
     import numpy as np
 
-    known = [(step, value) for step, value in zip(series.steps, series.values, strict=True) if value is not None]
+    known = list(series.finite())
     positions = np.searchsorted([step for step, _ in known], x, side="right") - 1
     return [known[max(0, position)][1] for position in positions.tolist()] if known else []
 

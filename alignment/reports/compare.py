@@ -87,16 +87,15 @@ def compare(records: Sequence[RunRecord]) -> RunComparison:
 def figure(record: RunRecord, name: str) -> Figure:
     """The last value of a metric and its best one."""
     series = record.metrics.get(name, Series())
-    known = [(step, value) for step, value in zip(series.steps, series.values, strict=True) if value is not None]
-    if not known:
+    if (newest := series.last_point) is None:
         return Figure()
     plain = "/".join(name.split("/")[-2:])  # without an ensemble member's prefix
     best_step, best = None, None
     if plain in LOWER_IS_BETTER:
-        best_step, best = min(known, key=lambda pair: pair[1])
+        best_step, best = min(series.finite(), key=lambda pair: pair[1])
     elif plain in HIGHER_IS_BETTER:
-        best_step, best = max(known, key=lambda pair: pair[1])
-    step, last = known[-1]
+        best_step, best = max(series.finite(), key=lambda pair: pair[1])
+    step, last = newest
     return Figure(last, step, interval(record, name), best, best_step)
 
 

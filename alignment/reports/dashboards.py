@@ -85,6 +85,8 @@ class ScatterPanel(Panel):
     y: Annotated[tuple[str, ...], Field(min_length=1)]
     sqrt_x: bool = False
     """Plot against the square root of x, as usual for reward against KL (Bai et al. 2022)."""
+    best_of_n: bool = False
+    """Draw what best-of-n scores too, where the run has drawn it; x is a KL."""
 
     @property
     def metrics_shown(self) -> tuple[str, ...]:

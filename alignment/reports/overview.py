@@ -95,7 +95,7 @@ def step_seconds(record: RunRecord) -> float | None:
     """Seconds per step over the last RECENT_STEPS lines of this attempt; None if there are too few."""
     started = record.run.attempts[-1].started_at.timestamp() if record.run.attempts else 0.0
     started = math.floor(1000 * started) / 1000  # rounded like the times in the journal
-    steps = [step for step in list(record.times)[-RECENT_STEPS - 1 :] if record.times[step] >= started]
+    steps = [step for step in record.times.recent(RECENT_STEPS + 1) if record.times[step] >= started]
     if len(steps) < 2 or steps[-1] <= steps[0]:
         return None
     return (record.times[steps[-1]] - record.times[steps[0]]) / (steps[-1] - steps[0])

@@ -19,7 +19,7 @@ from alignment.reports.dashboards import BarsPanel, FilePanel, ScalarPanel
 from alignment.reports.judges import UNKNOWN, judge_of
 from alignment.reports.overview import verdicts_now
 from alignment.reports.pictures import histogram_chart, reliability_chart
-from alignment.reports.review import read_reviews
+from alignment.reports.review import read_reviews, still_pointed_to
 from alignment.reports.verdicts import NO_FINDING, SIGNS, Outcome, Verdict, headline, worst
 from alignment.runs.metrics import find
 from alignment.runs.record import RunRecord, read_rows
@@ -122,14 +122,14 @@ def _judged_by(record: RunRecord) -> str:
 
 def _cell(panel: ScalarPanel, record: RunRecord, share: bool) -> View | None:
     series = record.metrics.get(panel.metric)
-    known = [value for value in series.values if value is not None] if series else []
-    if not known or (figure := record.figure(panel.metric)) is None:
+    first, last = (series.first, series.last) if series else (None, None)
+    if series is None or first is None or (figure := record.figure(panel.metric)) is None:
         return None
     step, value = figure
-    cell: View = {"value": number(value, share), "from": number(known[0], share) if len(known) > 1 else None}
-    cell["rises"] = len(known) > 1 and value > known[0]
-    cell["of_step"] = step if step == record.published_step and value != known[-1] else None
-    cell["last"] = number(known[-1], share)
+    cell: View = {"value": number(value, share), "from": number(first, share) if series.num_finite > 1 else None}
+    cell["rises"] = series.num_finite > 1 and value > first
+    cell["of_step"] = step if step == record.published_step and value != last else None
+    cell["last"] = number(last, share)
     ends = [record.metrics[name].last for name in (panel.low, panel.high) if name and name in record.metrics]
     ci = dict(intervals(record)).get(panel.metric, {}).get("ci", ends)
     if len(ci) == 2 and None not in ci:
@@ -173,6 +173,7 @@ def _verdicts(report: Report) -> View:
             "headline": headline(run_verdicts),
             "rows": _signed(run_verdicts),
             "reviews": read_reviews(record.path),
+            "pointed_to": still_pointed_to(record, report.registry),
         }
         for (label, record), run_verdicts in zip(report.runs, verdicts_by_run, strict=True)
     ]

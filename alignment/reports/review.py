@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from alignment.errors import UserError
 from alignment.registry import Registry, RegistryError, Version
-from alignment.registry.reviews import Review, add_review
+from alignment.registry.evaluations import newest_evaluations
+from alignment.registry.reviews import Review, add_review, pointing_to, reviews_of
 from alignment.registry.trash import user_at_host
 from alignment.reports.judges import judge_of
 from alignment.reports.overview import verdicts_now
@@ -76,6 +77,26 @@ def read_reviews(run_dir: Path) -> list[Review]:
         except ValidationError:
             continue  # the line is not a review
     return reviews
+
+
+def still_pointed_to(record: RunRecord, registry: Path | None = None) -> list[str]:
+    """The aliases, such as `help-desk@prod`, that point to the run's model although its last review rejected it."""
+    try:
+        published = _published(record, registry)
+        if published and (reviews := reviews_of(*published)) and reviews[-1].decision == "reject":
+            return pointing_to(*published)
+    except UserError:
+        pass  # the report of a run can be read without its registry
+    return []
+
+
+def evaluations_of_run(record: RunRecord) -> list[str]:
+    """What comparisons said of the run's model, a line each; none where its registry is not at hand."""
+    try:
+        found = _published(record, None)
+        return [each.text for each in newest_evaluations(*found)] if found else []
+    except UserError:
+        return []
 
 
 def _published(record: RunRecord, folder: Path | None) -> tuple[Registry, Version] | None:

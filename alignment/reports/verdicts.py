@@ -125,13 +125,12 @@ def _ended(record: RunRecord) -> Verdict:
 
 
 def _finite(record: RunRecord) -> Verdict:
-    bad = {name: series for name, series in record.metrics.items() if None in series.values}
+    bad = {name: step for name, series in record.metrics.items() if (step := series.first_not_finite) is not None}
     if not bad:
         if not record.metrics:
             return Verdict(checks.FINITE, "not measured", "the run has written no metric")
         return Verdict(checks.FINITE, "pass", "every metric is a finite number")
-    name, series = next(iter(bad.items()))
-    step = series.steps[series.values.index(None)]
+    name, step = next(iter(bad.items()))
     more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
     return Verdict(checks.FINITE, "fail", f"{name}{more} was not finite, first at step {step}", step)
 
@@ -171,7 +170,7 @@ def _missing(record: RunRecord, check: Check) -> str | None:
     """The reason why a check without findings was not made; None if it was made."""
     for pattern in check.evidence:
         names = [name for name in record.metrics if name == pattern or _of_family(name, pattern)]
-        counts = (sum(value is not None for value in record.metrics[name].values) for name in names)
+        counts = (record.metrics[name].num_finite for name in names)
         if (count := max(counts, default=0)) < check.values:
             values = f"{count} {'value' if count == 1 else 'values'}" if count else "no value"
             return f"it needs {check.needs}; the journal has {values} of {pattern}"

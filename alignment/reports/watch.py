@@ -20,6 +20,7 @@ from alignment.runs.journal import FILES
 from alignment.runs.record import (
     RunRecord,
     Series,
+    Times,
     add_metrics,
     known_events,
     parse_rows,
@@ -69,7 +70,7 @@ class Tail:
         complete = data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)
         self._last = (self._last + complete)[-_OVERLAP:]
-        return restarted, list(parse_rows(complete))
+        return restarted, list(parse_rows(complete.split(b"\n")))
 
 
 class Follower:
@@ -83,7 +84,7 @@ class Follower:
         self.path = path
         self._tails = {name: Tail(path / f"{name}.jsonl") for name in FILES}
         self._metrics: dict[str, Series] = {}
-        self._times: dict[int, float] = {}
+        self._times = Times()
         self._lists: dict[str, list[dict[str, Any]]] = {"samples": [], "events": []}
 
     def poll(self) -> RunRecord:
@@ -92,7 +93,7 @@ class Follower:
             restarted, rows = tail.read()
             if name == "metrics":
                 if restarted:
-                    self._metrics, self._times = {}, {}
+                    self._metrics, self._times = {}, Times()
                 for row in rows:
                     add_metrics(row, self._metrics, self._times)
             else:

@@ -1,7 +1,8 @@
 """An earlier run set aside in its own folder, until the run that replaces it stands.
 
-    RUN/aside-1/    the earlier run, whole; a second one is aside-2
-    RUN/failed/     what the last attempt wrote that failed before it stood; the earlier run is back in RUN then
+    RUN/aside-1/              the earlier run, whole; a second one is aside-2
+    RUN/failed/               what the last attempt wrote that failed before it stood; the earlier run is back then
+    RUN/config-before.json    the config of the checkpoints, while a resumed run with another one has saved none
 
 A new run stands once it has a checkpoint, or has ended. Only the owner of the folder's lease calls these functions.
 Each may be killed at any point: `recover` then completes it or takes it back.
@@ -9,15 +10,18 @@ Each may be killed at any point: `recover` then completes it or takes it back.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import uuid
 from pathlib import Path
 
+from alignment.files import read_file, replace_text
 from alignment.runs import lease
 
 FAILED = "failed"
+CONFIG, CONFIG_BEFORE = "config.json", "config-before.json"
 _ASIDE = re.compile(r"aside-([0-9]+)")
 _PART, _BACK, _FAILING, _TRASH = ".aside", ".back", ".failing", ".trash-"
 
@@ -53,8 +57,21 @@ def restore(run_dir: Path) -> bool:
     return True
 
 
+def keep_config(run_dir: Path) -> None:
+    """Keep the config that the run's checkpoints were made with, since a resumed run is about to write another."""
+    with contextlib.suppress(OSError):  # it is lost already
+        replace_text(run_dir / CONFIG_BEFORE, read_file(run_dir / CONFIG).decode(errors="replace"))
+
+
+def restore_config(run_dir: Path) -> None:
+    """Put the config of the checkpoints back where a run with another one has saved none."""
+    if (before := run_dir / CONFIG_BEFORE).exists():
+        before.replace(run_dir / CONFIG)
+
+
 def recover(run_dir: Path) -> None:
-    """Take a `push` back, or complete a `restore`, that was killed."""
+    """Take a `push` back, or complete a `restore`, that was killed; and put a replaced config back."""
+    restore_config(run_dir)
     if (part := run_dir / _PART).exists():
         _move(part, run_dir)
         part.rmdir()
@@ -64,7 +81,7 @@ def recover(run_dir: Path) -> None:
 
 def collect(run_dir: Path) -> None:
     """Remove what was set aside, since the run that replaces it stands."""
-    clear(run_dir, FAILED, *(path.name for path in stack(run_dir)))
+    clear(run_dir, FAILED, CONFIG_BEFORE, *(path.name for path in stack(run_dir)))
 
 
 def clear(run_dir: Path, *names: str) -> None:

@@ -31,7 +31,7 @@ from typing import Any
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
-from alignment.errors import CheckpointError
+from alignment.errors import CheckpointError, DiskError
 from alignment.files import (
     FileRecord,
     disk_errors,
@@ -53,6 +53,10 @@ MAX_FAILURES = 3
 TORCH_WRITE_ERRORS = ("PytorchStreamWriter", "inline_container")
 """Texts that mark a RuntimeError of torch as a failed write."""
 _STEP = re.compile(r"step-([0-9]{6,})")
+
+
+class UnwrittenError(CheckpointError, DiskError):
+    """A checkpoint that the disk did not take."""
 
 
 class CheckpointManifest(BaseModel):
@@ -223,7 +227,7 @@ class Checkpoints:
             The checkpoint's folder; None if it could not be written.
 
         Raises:
-            CheckpointError: the third failure in a row.
+            CheckpointError: the third failure in a row; an UnwrittenError if the disk is the reason.
         """
         from alignment.distributed import processes
 
@@ -242,13 +246,18 @@ class Checkpoints:
         except CheckpointError as error:
             self._failures += 1
             if self._failures >= MAX_FAILURES:
+                if isinstance(error, DiskError):
+                    raise UnwrittenError(
+                        f"{error}; {MAX_FAILURES} checkpoints in a row could not be written; the last one that was "
+                        "written, and the journal up to it, are whole; make room and start it again with --resume auto"
+                    ) from error
                 raise
             if processes.is_main_process():
                 print(f"warning: {one_line(str(error))}; training continues without it", file=sys.stderr)
             self._note("checkpoint_failed", step=step, reason=str(error))
             return None
         self._failures = 0
-        processes.on_main_process(lambda: self._prune(path))
+        processes.on_main_process(lambda: self._prune_or_warn(path))
         return path
 
     def _stage(self, step: int, size: int) -> Path:
@@ -259,7 +268,7 @@ class Checkpoints:
                 shutil.rmtree(leftover, ignore_errors=True)
             required, free = int(FREE_SPACE_FACTOR * max(size, self._last_size())), shutil.disk_usage(folder).free
             if free < required:
-                raise CheckpointError(
+                raise UnwrittenError(
                     f"{folder}: no room for a checkpoint of step {step}: {free / 2**20:.0f} MiB are free and "
                     f"{required / 2**20:.0f} are required; make room or set tracking.runs to a larger disk"
                 )
@@ -307,6 +316,12 @@ class Checkpoints:
             sync_folder(path.parent)
         return path
 
+    def _prune_or_warn(self, saved: Path) -> None:
+        try:
+            self._prune(saved)
+        except OSError as error:  # a read-only disk; what is there is whole
+            print(f"warning: {one_line(str(error))}; older checkpoints are kept", file=sys.stderr)
+
     def _prune(self, saved: Path) -> None:
         """Remove an earlier run, and old checkpoints once `keep` newer ones are verified.
 
@@ -348,13 +363,13 @@ def _record_of(path: Path) -> FileRecord:
 @contextmanager
 def _disk_errors(what: str) -> Iterator[None]:
     """A `disk_errors` that also covers the write errors of torch and safetensors, which are no OSErrors."""
-    with disk_errors(what, CheckpointError):
+    with disk_errors(what, UnwrittenError):
         try:
             yield
         except (RuntimeError, SafetensorError) as error:
             if isinstance(error, RuntimeError) and not any(text in str(error) for text in TORCH_WRITE_ERRORS):
                 raise
-            raise CheckpointError(f"{what}: {one_line(str(error).splitlines()[0])}") from error
+            raise UnwrittenError(f"{what}: {one_line(str(error).splitlines()[0])}") from error
 
 
 # --- their contents --------------------------------------------------------------------------------------------------

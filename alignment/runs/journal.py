@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, TextIO
+from typing import Any, Literal, Protocol
 
-from alignment.errors import Preempted, UserError
+from alignment.errors import DiskError, Preempted, UserError
 from alignment.redaction import without_secrets
 from alignment.runs import metrics as declared
+from alignment.runs.lines import LineFiles, no_room
 
 FILES = ("metrics", "samples", "events")
 Level = Literal["error", "warning", "note"]
@@ -86,18 +87,19 @@ class Journal:
         self.stage = stage
         self._sink, self._summary = sink, summary
         self._strict = stage is not None and os.environ.get(declared.STRICT) == "1"
-        self._files: dict[str, TextIO] = {}
+        self._lines: LineFiles | None = None
         self._resume, self._silent = resume, resume is not None
         if enabled:
             run_dir.mkdir(parents=True, exist_ok=True)
-            for name in FILES:
-                path = run_dir / f"{name}.jsonl"
+            paths = [run_dir / f"{name}.jsonl" for name in reversed(FILES)]  # at the end, events come first
+            for path in paths:
                 if path.exists() and not path.is_file():  # opening a FIFO would wait for ever
                     raise UserError(f"{path} is not a regular file; remove it, or start again with --overwrite")
-                self._files[name] = path.open("a", encoding="utf-8")
-                if resume is not None and path.stat().st_size < resume[name]:
+            self._lines = LineFiles(paths)
+            for path in paths:
+                if resume is not None and path.stat().st_size < resume[path.stem]:
                     raise UserError(
-                        f"{path} has {path.stat().st_size} bytes and had {resume[name]} when the checkpoint was "
+                        f"{path} has {path.stat().st_size} bytes and had {resume[path.stem]} when the checkpoint was "
                         "saved: it was changed since, and resuming would leave a gap in it; put it back, or "
                         "start again with --overwrite"
                     )
@@ -107,18 +109,36 @@ class Journal:
 
         Later lines of the attempt before are truncated now, when nothing can refuse this one any more.
         """
-        if self._resume is not None:
-            for name, file in self._files.items():
-                file.truncate(self._resume[name])
+        if self._resume is not None and self._lines is not None:
+            for name, size in self._resume.items():
+                self._lines[name].cut(size)
         self._silent = False
         self.event("resumed", **fields)
 
     def offsets(self) -> dict[str, int]:
-        """Flush the files to disk; returns the size in bytes of each."""
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
-        return {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
+        """Flush the files to disk; returns the size in bytes of each.
+
+        Raises:
+            OSError: there is no room.
+        """
+        return {} if self._lines is None else self._lines.sync()
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether lines have waited for room on the disk for too long, so that the run must end."""
+        return self._lines is not None and self._lines.is_overdue
+
+    def check_written(self) -> None:
+        """Call before something is published, which a resumed run would not do again.
+
+        Raises:
+            DiskError: lines still wait for room.
+        """
+        try:
+            self.offsets()
+        except OSError as error:
+            assert self._lines is not None
+            raise no_room(self.run_dir, self._lines.num_bytes_waiting, error) from None
 
     def __enter__(self) -> Journal:
         return self
@@ -127,7 +147,9 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         preempted = kind is not None and issubclass(kind, Preempted)
-        self.close(failed=kind is not None and not preempted, preempted=preempted)
+        problem = self.close(failed=kind is not None and not preempted, preempted=preempted)
+        if problem is not None and kind is None:  # an error in the block says more than this one
+            raise problem
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of one step. A value that is not finite becomes null, since JSON has no NaN."""
@@ -135,6 +157,8 @@ class Journal:
             for name in metrics:
                 declared.check(str(self.stage), name)
         self._write("metrics", {"step": step, "time": round(time.time(), 3), **metrics})
+        if names := [name for name, value in metrics.items() if not math.isfinite(value)]:
+            self.event("not_finite", step=step, names=names)  # for readers that skip most of a long journal
         if self._sink is not None and not self._silent:
             self._sink.log(step, {name: value for name, value in metrics.items() if math.isfinite(value)})
 
@@ -172,7 +196,7 @@ class Journal:
 
     def watching(self, names: Sequence[str]) -> None:
         """Record the checks of this run (`alignment/reports/checks.py`); one without a finding has passed."""
-        self.event("watching", names=list(names))
+        self.event("watching", names=list(names), not_finite_events=True)
 
     def finding(self, step: int, name: str, level: Level, text: str) -> None:
         """Record, in words, something that a reviewer should know. It holds until it is `cleared`."""
@@ -201,23 +225,27 @@ class Journal:
         if self._sink is not None:
             self._sink.mirror(model)
 
-    def close(self, failed: bool = False, preempted: bool = False) -> None:
-        """Flush all files to disk and end the mirror's run, with the verdict in its summary."""
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-        self._files = {}
+    def close(self, failed: bool = False, preempted: bool = False) -> DiskError | None:
+        """Flush all files to disk and end the mirror's run, with the verdict in its summary.
+
+        Returns:
+            What to say if the last lines found no room.
+        """
+        problem = None
+        if (lines := self._lines) is not None:
+            self._lines = None
+            if (error := lines.close(self.run_dir)) is not None:
+                problem = no_room(self.run_dir, lines.num_bytes_waiting, error)
         if self._sink is not None:
             code = 75 if preempted else 1 if failed else 0
             if (summary := self._summary) is not None:
                 self._sink.summary(lambda: summary(code))
-            self._sink.finish(failed)
+            self._sink.finish(failed or problem is not None)
+        return problem
 
     def _write(self, name: str, row: Mapping[str, Any]) -> None:
-        if self._files and not self._silent:
-            self._files[name].write(json.dumps(finite(row), ensure_ascii=False) + "\n")
-            self._files[name].flush()
+        if self._lines is not None and not self._silent:
+            self._lines.write(name, (json.dumps(finite(row), ensure_ascii=False) + "\n").encode())
 
 
 def finite(value: Any) -> Any:

@@ -69,6 +69,15 @@ class LeaseRecord(BaseModel):
         return f"process {self.pid} on {self.host}{job}, since {self.since:%Y-%m-%d %H:%M:%S} UTC"
 
 
+_held: list[Lease] = []
+
+
+def release_held() -> None:
+    """Release this process's lease; for a thread that is about to end the process."""
+    for lease in _held:
+        lease.release()
+
+
 class Lease:
     """A lease that this process holds; a thread keeps its heartbeat."""
 
@@ -111,9 +120,11 @@ def hold(run_dir: Path, advice: str = "") -> Iterator[None]:
     """
     with folder_errors(run_dir):
         lease = _take(run_dir, advice)
+    _held.append(lease)
     try:
         yield
     finally:
+        _held.remove(lease)
         lease.release()
 
 
@@ -138,8 +149,9 @@ def owned_folder(path: Path) -> Path | None:
 def _take(run_dir: Path, advice: str) -> Lease:
     folder, record = run_dir / FOLDER, LeaseRecord.of_this_process()
     folder.mkdir(parents=True, exist_ok=True)
-    draft = _write(folder / f".{uuid.uuid4().hex}", record)
+    draft = folder / f".{uuid.uuid4().hex}"
     try:
+        _write(draft, record)
         while True:
             number = _newest(folder)
             gone = _check_free(run_dir, number, draft, record, advice)

@@ -122,6 +122,8 @@ PPO = _metrics(
     ("eval/reward/*", "", "one part of the raw score on held-out prompts"),
     ("eval/reward_se/*", "", "its standard error over prompts"),
     ("eval/held_out_score", "", "of the same answers, by the reward model that training never saw"),
+    ("eval/best_of_n_score", "", "of the best of n answers of the start, n as large as it was drawn for: PPO's rival"),
+    ("eval/best_of_n_held_out_score", "", "of the same answers, by the reward model that training never saw"),
     ("eval/explained_variance", "share", "variance of what held-out answers earn that the critic explains"),
     ("eval/kl", "nats/response", "from the reference, on held-out prompts"),
     ("eval/length", "tokens", "of an answer to a held-out prompt"),

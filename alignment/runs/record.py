@@ -5,57 +5,32 @@ The last line of a file may be cut, since the run may be writing it or may have 
 
 from __future__ import annotations
 
-import bisect
+import errno
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from alignment.errors import UserError
 from alignment.files import read_file
 from alignment.runs.journal import FILES
 from alignment.runs.run import Run, read_exit
+from alignment.runs.series import MAX_MAGNITUDE, Series, SeriesTable, Times
 
-MAX_MAGNITUDE = 1e300
-"""Larger values count as not finite: the span of a chart's axis would overflow."""
 _FIELDS: dict[str, dict[str, type]] = {
     "watching": {"names": list},
     "finding": {"name": str, "step": int, "level": str, "text": str},
     "cleared": {"name": str, "step": int},
     "not_measured": {"name": str, "step": int, "text": str},
+    "not_finite": {"step": int, "names": list},
     "published": {"model": str},
     "histogram": {"name": str, "step": int, "edges": list, "counts": list},
 }
-
-
-@dataclass(frozen=True)
-class Series:
-    """A metric over the steps that have it; a value that was not finite is None."""
-
-    steps: list[int] = field(default_factory=list)
-    values: list[float | None] = field(default_factory=list)
-
-    @property
-    def last(self) -> float | None:
-        """The last finite value."""
-        return next((value for value in reversed(self.values) if value is not None), None)
-
-    def insert(self, step: int, value: float | None) -> None:
-        """Insert a value in step order; a second value for a step replaces the first.
-
-        The evaluation of the best model is written last and belongs to an earlier step.
-        """
-        if not self.steps or step > self.steps[-1]:
-            self.steps.append(step)
-            self.values.append(value)
-            return
-        index = bisect.bisect_left(self.steps, step)
-        if self.steps[index : index + 1] == [step]:
-            self.values[index] = value
-        else:
-            self.steps.insert(index, step)
-            self.values.insert(index, value)
 
 
 @dataclass(frozen=True)
@@ -74,7 +49,7 @@ class RunRecord:
     config: dict[str, Any]
     run: Run
     metrics: dict[str, Series]
-    times: dict[int, float]
+    times: Times
     samples: list[dict[str, Any]]
     events: list[dict[str, Any]]
     exit: dict[str, Any] | None
@@ -87,15 +62,13 @@ class RunRecord:
             UserError: it is not a run folder, or its config cannot be read.
         """
         config = read_config(path)
-        metrics: dict[str, Series] = {}
-        times: dict[int, float] = {}
-        for row in read_rows(path / "metrics.jsonl"):
-            add_metrics(row, metrics, times)
+        table = SeriesTable(read_rows(path / "metrics.jsonl"))
         events = list(known_events(read_rows(path / "events.jsonl")))
         samples = list(read_rows(path / "samples.jsonl"))
         return cls(
-            path, stage_of(config), config, Run.read(path) or Run(), metrics, times, samples, events, read_exit(path)
-        )
+            path, stage_of(config), config, Run.read(path) or Run(), table.series(), table.times(), samples, events,
+            read_exit(path),
+        )  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -103,7 +76,7 @@ class RunRecord:
 
     @property
     def last_step(self) -> int:
-        return max(self.times, default=0)
+        return self.times.last_step
 
     def of_kind(self, *kinds: str) -> list[dict[str, Any]]:
         """Events of these kinds, in order."""
@@ -129,17 +102,15 @@ class RunRecord:
         others, and takes precedence over its evaluation on all prompts.
         """
         series = self.metrics.get(name, Series())
-        values = {step: value for step, value in zip(series.steps, series.values, strict=True) if value is not None}
-        if not values:
-            return None
-        is_published = self.published_step in values and name.startswith("eval/")
-        step = self.published_step if is_published and self.published_step is not None else max(values)
-        published = self.of_kind("published")
-        reported = published[-1].get(name.replace("/", "_", 1)) if is_published and published else None
-        return step, float(reported) if isinstance(reported, int | float) else values[step]
+        chosen = self.published_step if name.startswith("eval/") else None
+        if chosen is not None and (value := series.at(chosen)) is not None:
+            published = self.of_kind("published")
+            reported = published[-1].get(name.replace("/", "_", 1)) if published else None
+            return chosen, float(reported) if isinstance(reported, int | float) else value
+        return series.last_point
 
 
-def add_metrics(row: Mapping[str, Any], metrics: dict[str, Series], times: dict[int, float]) -> None:
+def add_metrics(row: Mapping[str, Any], metrics: dict[str, Series], times: MutableMapping[int, float]) -> None:
     """Add a row of metrics.jsonl to the series; fields that are not numbers are ignored."""
     step, time = row.get("step"), row.get("time")
     if not isinstance(step, int):
@@ -174,18 +145,31 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: it cannot be read.
     """
+    with open_rows(path) as file:
+        yield from parse_rows(file)
+
+
+@contextmanager
+def open_rows(path: Path) -> Iterator[BinaryIO]:
+    """A file of JSON lines, to be read line by line; an empty one if there is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
-        data = read_file(path)
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", str(path))
+            yield file
     except FileNotFoundError:
-        return
+        yield BytesIO()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    yield from parse_rows(data)
 
 
-def parse_rows(data: bytes) -> Iterator[dict[str, Any]]:
+def parse_rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """The objects in JSON lines; other lines are skipped."""
-    for line in data.split(b"\n"):
+    for line in lines:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

@@ -13,7 +13,7 @@ from typing import Any
 from alignment.config.sections import RunConfig, TrainerConfig
 from alignment.errors import CheckpointError, UserError
 from alignment.files import read_file, replace_text
-from alignment.runs import aside, signals, world_size
+from alignment.runs import aside, lease, reserve, signals, world_size
 from alignment.runs.checkpoint import FOLDER, Checkpoint, committed, newest, open_checkpoint, set_aside
 from alignment.runs.journal import FILES
 from alignment.runs.lease import folder_errors
@@ -68,7 +68,7 @@ def begin(run_dir: Path) -> Start:
 
     start = distributed.on_main_process(read)
     if start.run.attempts:
-        distributed.start_heartbeat(lambda reason: write_exit(run_dir, 1, reason))
+        distributed.start_heartbeat(lambda reason: write_exit(run_dir, 1, reason), lease.release_held)
     signals.exit_if_preempted(run_dir)
     return start
 
@@ -114,17 +114,21 @@ def open_run_dir(config: RunConfig, overwrite: bool, resume: str = "no", allow_c
                     f"the earlier run is kept in {where} until this one has a checkpoint or has ended", file=sys.stderr
                 )
             signals.clear_stale_preempt(run_dir)
-            (run_dir / EXIT_FILE).unlink(missing_ok=True)  # this attempt may be killed before it writes its own
         elif resume not in ("no", "auto"):
             raise UserError(f"--resume {resume}: there is no run in {run_dir}; leave --resume out for a new one")
         text = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False)
         try:
+            reserve.keep(run_dir)
+            if start is not None and allow_changes:
+                aside.keep_config(run_dir)
             replace_text(run_dir / "config.json", text + "\n")
             run.started(start.path.name if start else None).write(run_dir)
         except OSError:
+            reserve.drop(run_dir)
             if start is None:
                 aside.restore(run_dir)
             raise
+        (run_dir / EXIT_FILE).unlink(missing_ok=True)  # this attempt may be killed before it writes its own
 
 
 def settle(run_dir: Path, code: int) -> None:
@@ -132,9 +136,13 @@ def settle(run_dir: Path, code: int) -> None:
 
     A run that was preempted, or killed, goes on: what was set aside for it stays.
     """
+    reserve.drop(run_dir)
     if code == 0:
         aside.collect(run_dir)
-    elif code != signals.PREEMPTED_CODE and not committed(run_dir) and aside.restore(run_dir):
+        return
+    if code != signals.PREEMPTED_CODE:
+        aside.restore_config(run_dir)
+    if code != signals.PREEMPTED_CODE and not committed(run_dir) and aside.restore(run_dir):
         if finished(run_dir) is None:  # a job script reads how this attempt ended
             replace_text(run_dir / EXIT_FILE, (run_dir / aside.FAILED / EXIT_FILE).read_text(encoding="utf-8"))
         say(f"the earlier run is back in {run_dir}; what this attempt wrote is in {run_dir / aside.FAILED}")

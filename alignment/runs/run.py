@@ -17,18 +17,31 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from alignment.errors import UserError
 from alignment.files import host_name, read_file, replace_text
+from alignment.runs import reserve
 from alignment.runs.checkpoint import committed
 from alignment.runs.journal import finite
+from alignment.terminal import one_line, say
 
 FILE = "run.json"
 EXIT_FILE = "exit.json"
 
 
 def write_exit(run_dir: Path, code: int, reason: str, **more: Any) -> None:
-    """Write RUN/exit.json: how this attempt ended, for a job script."""
-    saved = committed(run_dir)
-    record = {"code": code, "reason": reason, **more, "last_checkpoint": saved[0].name if saved else None}
-    replace_text(run_dir / EXIT_FILE, json.dumps(finite(record), indent=2) + "\n")
+    """Write RUN/exit.json: how this attempt ended, for a job script. On a full disk it takes the room kept back for it,
+    and where even that fails a line says so."""
+    path = run_dir / EXIT_FILE
+    try:
+        saved = committed(run_dir)
+        record = {"code": code, "reason": reason, **more, "last_checkpoint": saved[0].name if saved else None}
+        text = json.dumps(finite(record), indent=2) + "\n"
+        try:
+            replace_text(path, text)
+        except OSError:
+            reserve.become(path, text)
+    except OSError as error:
+        say(one_line(f"warning: {path} cannot be written ({error.strerror or error}); the exit code is {code}"))
+    else:
+        reserve.drop(run_dir)
 
 
 def read_exit(run_dir: Path) -> dict[str, Any] | None:

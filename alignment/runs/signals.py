@@ -4,9 +4,10 @@
     touch RUN/STOP          stop here as if the last step were done: evaluate, publish
     touch RUN/PREEMPT       save a checkpoint and exit with code 75, to be started again with --resume auto
 
-SIGTERM or SIGUSR1 to any process, and the end of the launcher, act like PREEMPT. The run polls at each step boundary
-(an optimizer step; for PPO an iteration), and all ranks agree in one small collective: a launcher signals its
-processes one after the other, and ranks acting on different signals would deadlock.
+SIGTERM, SIGINT, SIGHUP or SIGUSR1 to any process, and the end of the launcher, act like PREEMPT. The run polls at each
+step boundary (an optimizer step; for PPO an iteration), and all ranks agree in one small collective: a launcher signals
+its processes one after the other, and ranks acting on different signals would deadlock. Where no boundary comes,
+`alignment.runs.watcher` ends the process.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import psutil
 
 from alignment.errors import Preempted
 from alignment.runs.journal import Journal
+from alignment.runs.starting import HELD, release_signals
 
 PREEMPTED_CODE = 75
 """EX_TEMPFAIL: the exit code that asks a scheduler to requeue the job."""
@@ -42,10 +44,14 @@ class Wanted(IntEnum):
     NOTHING = 0
     CHECKPOINT = 1
     STOP = 2
-    PREEMPT = 3
-    LAUNCHER_GONE = 4
-    SIGUSR1 = 5
-    SIGTERM = 6
+    NO_ROOM = 3
+    """The journal has waited too long for room on the disk: the run ends after a last attempt at a checkpoint."""
+    PREEMPT = 4
+    LAUNCHER_GONE = 5
+    SIGUSR1 = 6
+    SIGTERM = 7
+    SIGHUP = 8
+    SIGINT = 9
 
     @property
     def preempts(self) -> bool:
@@ -53,7 +59,7 @@ class Wanted(IntEnum):
 
     @property
     def saves(self) -> bool:
-        return self is Wanted.CHECKPOINT or self.preempts
+        return self in (Wanted.CHECKPOINT, Wanted.NO_ROOM) or self.preempts
 
     @property
     def reason(self) -> str:
@@ -64,14 +70,18 @@ FILES = (Wanted.PREEMPT, Wanted.STOP, Wanted.CHECKPOINT)
 
 
 class Listener:
-    """The signals that this process has received."""
+    """The signals that this process has received, and how far its run is."""
 
     def __init__(self) -> None:
         self._signal = Wanted.NOTHING
         # The end of a launcher ends the run; the end of a shell that started it with nohup does not.
         self._launcher = os.getppid() if launched() else None
+        self.has_stepped = False
+        """Whether this attempt has done a step: before, there is nothing new to save."""
+        self.ending = False
+        """Whether the run has ended and its exit code is settled."""
 
-    def note(self, number: int, frame: FrameType | None) -> None:
+    def note(self, number: int, frame: FrameType | None = None) -> None:
         self._signal = max(self._signal, Wanted[signal.Signals(number).name])
 
     def pending(self) -> Wanted:
@@ -90,32 +100,62 @@ _listener: Listener | None = None
 
 
 @contextmanager
-def listen() -> Iterator[None]:
-    """Defer SIGTERM and SIGUSR1 to the next step boundary instead of ending the process."""
+def listen() -> Iterator[Listener | None]:
+    """Defer the signals to the next step boundary instead of ending the process.
+
+    A signal that is ignored stays so: nohup ignores SIGHUP, and a shell SIGINT in what it starts in the background.
+    """
     global _listener
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield
+        yield None
         return
-    _listener = Listener()
-    before = {number: signal.signal(number, _listener.note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    outer, listener = _listener, Listener()
+    _listener = listener
+    heard = [number for number in HELD if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, listener.note) for number in heard}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    release_signals()
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    os.register_at_fork(after_in_child=restore)  # a pool ends its workers with SIGTERM and waits for them
+    def restore_in_child() -> None:
+        """A pool ends its workers with SIGTERM and waits for them; Ctrl-C is for the main process."""
+        if _listener is listener:
+            signal.set_wakeup_fd(-1)
+            restore()
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    os.register_at_fork(after_in_child=restore_in_child)
     try:
-        yield
+        yield listener
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         restore()
-        _listener = None
+        _listener = outer
 
 
-def poll(run_dir: Path) -> Wanted:
-    """The current request; every rank must call this and gets the same."""
+def note_step() -> None:
+    """A step is done: from here on a signal waits for what is new to be saved, or published."""
+    if _listener is not None:
+        _listener.has_stepped = True
+
+
+def pending() -> Wanted:
+    """The request that this process has received by a signal."""
+    return _listener.pending() if _listener else Wanted.NOTHING
+
+
+def poll(run_dir: Path, own: Wanted = Wanted.NOTHING) -> Wanted:
+    """The current request; every rank must call this and gets the same.
+
+    Args:
+        own: what this process itself requests.
+    """
     from alignment.distributed import processes
 
-    wanted = _listener.pending() if _listener else Wanted.NOTHING
+    wanted = max(own, pending())
     if processes.is_main_process():
         requests = (file for file in FILES if (run_dir / file.name).exists())
         wanted = max(wanted, next(requests, Wanted.NOTHING))
@@ -130,6 +170,17 @@ def exit_if_preempted(run_dir: Path) -> None:
     """
     if (wanted := poll(run_dir)).preempts:
         acknowledge(run_dir, wanted)
+
+
+def exit_early(run_dir: Path) -> None:
+    """Exit on a signal that came before anything was loaded; several processes agree later, once they have joined.
+
+    Raises:
+        Preempted: the run must make room for another job.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1" and (wanted := pending()).preempts:
+        clear(run_dir, Wanted.PREEMPT)
+        raise Preempted(wanted.reason)
 
 
 def acknowledge(run_dir: Path, wanted: Wanted) -> NoReturn:
@@ -174,7 +225,7 @@ class Control:
         now = time.monotonic()
         self._step_seconds = now - self._polled_at if self._polled_at is not None else 0.0
         self._polled_at = now
-        wanted = poll(self.run_dir)
+        wanted = poll(self.run_dir, Wanted.NO_ROOM if self._journal.is_overdue else Wanted.NOTHING)
         if wanted is Wanted.STOP:
             self._journal.event("stopped", step=step)
         return wanted
@@ -184,18 +235,21 @@ class Control:
 
         Raises:
             Preempted: after saving, if a preemption was requested.
+            DiskError: after saving, if the journal still finds no room.
         """
+        from alignment.distributed import processes
+
         if wanted.preempts:  # a line after the checkpoint would be truncated on resume
             self._journal.event("preempted", step=step, reason=wanted.reason)
         started = time.monotonic()
         save()
         if wanted.preempts:
             acknowledge(self.run_dir, wanted)
+        if wanted is Wanted.NO_ROOM:
+            processes.on_main_process(self._journal.check_written)
         self._warn_if_grace_is_short(time.monotonic() - started)
         if wanted is Wanted.CHECKPOINT:
             self._journal.event("checkpoint", step=step)
-            from alignment.distributed import processes
-
             if processes.is_main_process():
                 clear(self.run_dir, Wanted.CHECKPOINT)
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from alignment.errors import UserError
 from alignment.registry import Registry, RegistryError, Version
+from alignment.registry.files import read_entry
 from alignment.tracking.wandb_sink import MirroredModel, WandbSink
 
 _WAIT_SECONDS = 120.0
@@ -100,8 +101,8 @@ def _note(model: MirroredModel) -> dict[str, Any]:
 
 def _read(registry: Registry, model: MirroredModel) -> Any:
     try:
-        return json.loads(_file(registry, model).read_bytes())
-    except (OSError, ValueError):
+        return json.loads(read_entry(_file(registry, model)))
+    except (OSError, ValueError, RecursionError, RegistryError):
         return None
 
 

@@ -266,7 +266,7 @@ class WandbSink:
         try:
             call()
             self._failures = 0
-        except Exception as error:  # noqa: BLE001 - no error of the mirror may reach the run
+        except BaseException as error:  # noqa: BLE001 - no error of the mirror, sys.exit included, may end this thread
             self._failures += 1
             self.lost += 1
             self._last = _in_a_line(error)
@@ -301,7 +301,7 @@ def as_table(rows: Sequence[Mapping[str, Any]], text: bool) -> tuple[list[str], 
     return columns, [[row.get(name) for name in columns] for row in flat]
 
 
-def _in_a_line(error: Exception) -> str:
+def _in_a_line(error: BaseException) -> str:
     return without_secrets(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
 
 

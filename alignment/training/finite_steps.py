@@ -18,6 +18,7 @@ from alignment.distributed.zero3 import local_shard
 from alignment.errors import CheckpointError, ModelError
 from alignment.runs.journal import Journal
 from alignment.terminal import say
+from alignment.training.halving import Halving
 
 BAD_BATCH = "bad_batch.json"
 LIMIT, LIMIT_FP16 = 3, 24
@@ -50,7 +51,7 @@ def check_weights(module: nn.Module) -> None:
     processes.on_every_process(check)
 
 
-class FiniteSteps:
+class FiniteSteps(Halving):
     """Mixin for a transformers Trainer that skips steps with a loss or gradient that is not finite.
 
     Such a step changes no weight, no state of the optimizer, and not the schedule; the log leaves out its loss. All
@@ -74,12 +75,12 @@ class FiniteSteps:
         return []
 
     def get_batch_samples(self: Any, *args: Any, **options: Any) -> Any:
-        batches, count = super().get_batch_samples(*args, **options)  # type: ignore[misc]
+        batches, count = super().get_batch_samples(*args, **options)
         self._batches, self._losses, self._loss_before = batches, [], self._tr_loss.clone()
         return batches, count
 
     def training_step(self: Any, *args: Any, **options: Any) -> Tensor:
-        loss: Tensor = super().training_step(*args, **options)  # type: ignore[misc]
+        loss: Tensor = super().training_step(*args, **options)
         self._losses.append(loss)
         return loss
 

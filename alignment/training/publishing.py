@@ -17,8 +17,11 @@ from alignment.registry import Parent, Registry, RegistryError, Version
 from alignment.registry.manifest import Role, Stage
 from alignment.registry.references import check_alias
 from alignment.runs.journal import Journal
+from alignment.runs.record import read_rows
+from alignment.runs.resume import Start
 from alignment.runs.run import Run
 from alignment.tracking.mirror import mirrored_model
+from alignment.training.opening import open_journal
 from alignment.training.start_model import compared_parts
 
 
@@ -54,8 +57,11 @@ def only_model(folder: Path, base: ModelSource | None) -> Path:
     return folder
 
 
-def published_before(config: RunConfig, registry: Registry, run: Run) -> dict[str, Any] | None:
-    """The version that an earlier attempt of this run published before it was killed, if any."""
+def published_before(config: RunConfig, stage: Stage, registry: Registry, run: Run) -> dict[str, Any] | None:
+    """The version that an earlier attempt of this run published before it was killed, if any.
+
+    If that attempt could not say so in the journal, this one does.
+    """
 
     def find() -> dict[str, Any] | None:
         version = registry.published(config.registry.name, run.publish_id(config.registry.name))
@@ -63,9 +69,21 @@ def published_before(config: RunConfig, registry: Registry, run: Run) -> dict[st
             return None
         if config.registry.alias:
             registry.set_alias(version.name, config.registry.alias, version.number)
-        return {"model": version.ref, "metrics": version.manifest.metrics}
+        metrics = version.manifest.metrics
+        events = read_rows(config.run_dir / "events.jsonl")
+        if not any(event.get("event") == "published" for event in events):
+            with open_journal(config, stage, Start(run)) as journal:
+                journal.mirror(mirrored_model(version, registry))
+                announce(journal, registry, version.ref, metrics or {})
+        return {"model": version.ref, "metrics": metrics}
 
     return processes.on_main_process(find)
+
+
+def announce(journal: Journal, registry: Registry, ref: str, metrics: Mapping[str, Any]) -> None:
+    """Write into the journal what was published, with its digest: `alignment models verify` compares it."""
+    if processes.is_main_process():
+        journal.event("published", model=ref, digest=registry.resolve(ref).digest, **metrics)
 
 
 def publish(
@@ -89,9 +107,12 @@ def publish(
 
     Raises:
         ModelError: the weights are not finite.
+        DiskError: lines of the journal wait for room, which a resumed run would not write after a publish.
         TokenizerError: the tokenizer or template differs from the initial model's.
     """
     check_finite(folder)
+    if journal is not None:
+        journal.check_written()
     model = getattr(config, "model", None)  # each stage has its own class for this section
     trusted = bool(getattr(model, "trust_remote_code", False))
     init = next((parent for parent in parents if parent.role == "init"), None)

@@ -28,7 +28,7 @@ from alignment.errors import CheckpointError
 from alignment.files import keep_files
 from alignment.runs.checkpoint import Checkpoint, Checkpoints, load_state, save_state
 from alignment.runs.journal import Journal
-from alignment.runs.signals import Control, Wanted, exit_if_preempted
+from alignment.runs.signals import Control, Wanted, exit_if_preempted, note_step
 from alignment.runs.world_size import redistributed
 from alignment.seeds import random_state, set_random_state, stream_seed
 from alignment.training.best_model import BestModel
@@ -111,6 +111,7 @@ class Resumable(FiniteSteps):
             "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
             "tokens": self._total_train_tokens,
             "ranks": ranks_state(self.model),
+            "num_parts": self.num_parts,
         }
 
     def load_running_state(self: Any, state: dict[str, Any]) -> None:
@@ -120,6 +121,7 @@ class Resumable(FiniteSteps):
         self._total_train_tokens = state["tokens"]
         self._initial_global_step = 0  # the final mean loss covers all steps of the run
         load_ranks_state(self.model, state["ranks"])
+        self.num_parts = state.get("num_parts", 1)
 
     def _save_checkpoint(self: Any, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint that a callback has requested, after the step's log line and evaluation."""
@@ -242,6 +244,7 @@ class _Saving(TrainerCallback):
         heartbeat.enter(f"step {state.global_step + 1}")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        note_step()
         if state.global_step >= state.max_steps:
             return
         wanted = self._trainer.wanted = self._trainer.outside.poll(self._trainer.first_step + state.global_step)

@@ -1,8 +1,8 @@
 """The command line of `python -m sft`, `-m reward` and `-m ppo`: options, exit codes, and the run folder.
 
 Exit codes: 0 done; 2 a `UserError`, which has a one-line message (a wrong config or data, and also training that
-diverged, a reward service that does not answer, a full disk); 75 preempted (start it again); 1 anything else. The main
-process also writes `RUN/exit.json`, because a launcher turns every code but 0 into 1.
+diverged, a reward service that does not answer); 75 preempted (start it again); 1 anything else, also a full disk. The
+main process also writes `RUN/exit.json`, because a launcher turns every code but 0 into 1.
 """
 
 from __future__ import annotations
@@ -28,13 +28,18 @@ from alignment.config.loading import load_config
 from alignment.config.reference import as_text, find_keys
 from alignment.config.sections import RunConfig
 from alignment.distributed import heartbeat
+from alignment.distributed.build_locks import warn_about_stale_locks
 from alignment.distributed.launch_files import check_launch, refuse_deepspeed_launcher
+from alignment.distributed.positions import own_path
 from alignment.distributed.ticker import ticking
 from alignment.errors import Preempted, UserError
+from alignment.files import disk_fault
 from alignment.redaction import without_secrets
 from alignment.runs import lease, resume, signals
-from alignment.runs.checkpoint import FOLDER
+from alignment.runs.checkpoint import FOLDER, committed
 from alignment.runs.run import write_exit
+from alignment.runs.starting import leave_with, release_signals
+from alignment.runs.watcher import watching
 from alignment.terminal import one_line, say
 
 STAGES = ("sft", "reward", "ppo")
@@ -52,8 +57,30 @@ class _Attempt:
     run_dir: Path | None = None
     """The run folder, once this attempt has opened it."""
     result: dict[str, Any] = field(default_factory=dict)
+    listener: signals.Listener | None = None
+    code: int | None = None
+    """The exit code, once it is settled."""
     held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     """What is released at the very end, such as the run folder."""
+
+    def write_exit(self, code: int, reason: str) -> None:
+        """Settle how this attempt has ended, and write RUN/exit.json if the run folder is its own."""
+        self.code = code
+        if self.listener is not None:
+            self.listener.ending = True
+        if self.run_dir is not None and self.is_main:
+            seconds = round(time.monotonic() - self.started, 1)
+            write_exit(self.run_dir, code, without_secrets(reason), stage=self.stage, seconds=seconds, **self.result)
+
+    def end_now(self, reason: str) -> int:
+        """What the watcher calls before it ends the process; returns the exit code."""
+        if (code := self.code) is None:
+            code, reason = signals.PREEMPTED_CODE, f"preempted: {reason}"
+            if self.is_main:
+                say(f"{self.stage}: {one_line(reason)}; start it again with --resume auto")
+            self.write_exit(code, reason)
+        lease.release_held()
+        return code
 
 
 def run_stage(
@@ -64,7 +91,7 @@ def run_stage(
     argv: Sequence[str] | None = None,
     *,
     options: Sequence[argparse.ArgumentParser] = (),
-    study: Callable[[ConfigT, argparse.Namespace], str | None] = lambda config, args: None,
+    study: Callable[[ConfigT, argparse.Namespace], Callable[[], str] | None] = lambda config, args: None,
     complete: Callable[[ConfigT], ConfigT] = lambda config: config,
 ) -> int:
     """The whole command: parse, check, train; returns the exit code.
@@ -74,8 +101,8 @@ def run_stage(
         plan: the plan for `--dry-run`, given the world size: batch sizes, steps, estimated memory. It finds every
             mistake that can be found without loading weights, and writes nothing.
         options: more options of this stage (parsers with add_help=False).
-        study: does what those options request in place of training and returns the line to print; None if they
-            request nothing. It publishes nothing and leaves no run behind.
+        study: returns what those options request in place of training, which returns the line to print; None if
+            they request nothing. It publishes nothing and leaves no run behind.
         complete: completes the config as it will be saved; called before anything else is done with it.
     """
     _warn_about_shadowing_files()
@@ -95,6 +122,7 @@ def run_stage(
             if args.local_rank is not None:
                 refuse_deepspeed_launcher(shlex.join(["-m", stage, args.config, *args.overrides]))
             check_launch()
+            warn_about_stale_locks()
             config = complete(load_config(config_class, args.config, args.overrides))
             heartbeat.enter("starting", patient=True)
             stack.enter_context(ticking(f"{stage} {config.name}", attempt.is_main))
@@ -111,16 +139,20 @@ def _execute(
     config: ConfigT,
     train: Callable[[ConfigT], Mapping[str, Any]],
     plan: Callable[[ConfigT, int], Mapping[str, Any]],
-    study: Callable[[ConfigT, argparse.Namespace], str | None],
+    study: Callable[[ConfigT, argparse.Namespace], Callable[[], str] | None],
 ) -> None:
     """Plan, study or train, as the command's options request."""
     stage, args, is_main = attempt.stage, attempt.args, attempt.is_main
     if args.resume not in ("no", "auto") and not Path(args.resume).is_dir():
         raise UserError(f"--resume {args.resume}: no such folder; name one in {config.run_dir / FOLDER}, or auto")
     if args.dry_run:
+        release_signals()
         _show_plan(config, plan, is_main)
         return
-    if (line := study(config, args)) is not None:
+    if (work := study(config, args)) is not None:
+        release_signals()
+        with lease.hold(config.run_dir) if is_main else contextlib.nullcontext():
+            line = work()
         if is_main:
             print(line)
         return
@@ -128,17 +160,20 @@ def _execute(
         if is_main:
             print(f"{stage}: {outcome.get('model', 'done')}: the run in {config.run_dir} is finished already")
         return
+    attempt.listener = attempt.held.enter_context(signals.listen())
+    attempt.held.enter_context(watching(attempt.listener, attempt.end_now, is_main))
+    if is_main:
+        attempt.held.enter_context(lease.hold(config.run_dir))
+        if args.resume != "no" and resume.finished(config.run_dir):
+            raise UserError(
+                f"{config.run_dir}: another process has finished this run meanwhile; there is nothing to do"
+            )
+        resume.open_run_dir(config, args.overwrite, args.resume, args.allow_changes)
+    attempt.run_dir = config.run_dir
+    signals.exit_early(config.run_dir)
     from alignment.models.onednn import linear_layers  # imported late: a plan or a mistake needs no torch
 
-    with signals.listen(), linear_layers():
-        if is_main:
-            attempt.held.enter_context(lease.hold(config.run_dir))
-            if args.resume != "no" and resume.finished(config.run_dir):
-                raise UserError(
-                    f"{config.run_dir}: another process has finished this run meanwhile; there is nothing to do"
-                )
-            resume.open_run_dir(config, args.overwrite, args.resume, args.allow_changes)
-        attempt.run_dir = config.run_dir
+    with linear_layers():
         attempt.result = dict(train(config))
     if is_main:
         signals.clear(config.run_dir)
@@ -161,13 +196,40 @@ def _report_error(attempt: _Attempt, error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 1, "interrupted"
-    if isinstance(error, SystemExit):  # a library may exit with code 0, and the run would count as done
-        _print_traceback(error)
-        return 1, f"something in the run called sys.exit({error.code})"
-    if isinstance(error, Exception) and (line := heartbeat.explain(error)):
-        return 1, line.removeprefix("error: ")  # no traceback, since the fault is in another process
+    if not isinstance(error, Exception):  # sys.exit, with code 0 too, or the panic of a library in Rust
+        kind, text = type(error).__name__, without_secrets(str(error))
+        reason = f"something in the run called sys.exit({error.code})" if isinstance(error, SystemExit) else text
+        line = one_line(f"{kind}: {reason} ({_place_of(error)})")
+        say(f"error: {line}")
+        return 1, line
+    if lost := heartbeat.explain(error):
+        if (wanted := signals.pending()).preempts:  # the others got the signal too, and were faster
+            return signals.PREEMPTED_CODE, f"preempted: {wanted.reason}"
+        return 1, lost.removeprefix("error: ")  # no traceback, since the fault is in another process
+    if fault := disk_fault(error):
+        line = without_secrets(f"{fault[0]}; {_what_is_safe(attempt)}; start it again with --resume auto {fault[1]}")
+        say(f"error: {one_line(line)}")
+        return 1, line
     _print_traceback(error)
     return 1, without_secrets(f"{type(error).__name__}: {error}")
+
+
+def _what_is_safe(attempt: _Attempt) -> str:
+    """What a full or broken disk has left whole."""
+    saved: list[Path] = []
+    with contextlib.suppress(OSError):
+        saved = committed(attempt.run_dir) if attempt.run_dir else []
+    if saved:
+        return f"{saved[0]} and the journal up to it are whole"
+    return "this run has saved no checkpoint, and earlier ones are as they were"
+
+
+def _place_of(error: BaseException) -> str:
+    """Where an error was raised, and from where in this suite or in a user's file."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{frame.filename}:{frame.lineno}" for frame in frames if own_path(frame.filename)]
+    raised = f"{frames[-1].filename}:{frames[-1].lineno}"
+    return raised if raised in places or not places else f"{raised}, called from {places[-1]}"
 
 
 def _print_traceback(error: BaseException) -> None:
@@ -178,10 +240,9 @@ def _print_traceback(error: BaseException) -> None:
 def _finish(attempt: _Attempt, code: int, reason: str) -> None:
     """Write exit.json, end the heartbeat and the process group, and write the report."""
     run_dir = attempt.run_dir if attempt.is_main else None
-    if run_dir is not None:
-        seconds = round(time.monotonic() - attempt.started, 1)
-        write_exit(run_dir, code, without_secrets(reason), stage=attempt.stage, seconds=seconds, **attempt.result)
-    if code == signals.PREEMPTED_CODE:  # every rank waits here: the launcher kills the rest when one rank exits
+    attempt.write_exit(code, reason)
+    if code == signals.PREEMPTED_CODE and os.environ.get("WORLD_SIZE", "1") != "1":
+        # Every rank waits here: the launcher kills the rest when one rank exits.
         from alignment.distributed import processes  # imported late, for `--help`
 
         with contextlib.suppress(RuntimeError):  # a rank may have been lost meanwhile
@@ -193,7 +254,10 @@ def _finish(attempt: _Attempt, code: int, reason: str) -> None:
 
         write_final_report(run_dir)
     if run_dir is not None:
-        resume.settle(run_dir, code)
+        try:
+            resume.settle(run_dir, code)
+        except OSError as error:
+            say(one_line(f"warning: {error}; what was set aside in {run_dir} is still there"))
 
 
 class _ShowKeys(argparse.Action):
@@ -269,6 +333,7 @@ def exit_process(code: int) -> NoReturn:
     because C++ keeps references to DeepSpeed's groups, and shutdown occasionally hits one of them and ends in SIGABRT,
     so that a finished run would count as failed.
     """
+    leave_with(code)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         atexit._run_exitfuncs()
         sys.stdout.flush()

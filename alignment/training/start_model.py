@@ -99,6 +99,7 @@ def publish_base(config: TrainerConfig, registry: Registry, start: StartModel, s
             ).ref
 
     ref = processes.on_main_process(build_and_publish)
+    registry.own.add(ref)
     return StartModel(find_model(ref, registry, role="policy"), start.tokenizer)
 
 

@@ -9,10 +9,11 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from helpers.journals import CONFIGS
+
 from alignment.runs.journal import Journal
 from alignment.runs.metrics import HISTOGRAMS, STAGES
 from alignment.runs.run import Run
-from helpers.journals import CONFIGS
 
 HOSTILE = (
     "</script><script>document.title='run'</script>",

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from alignment.registry import Registry
 from helpers import tiny
+
+from alignment.registry import Registry
 
 
 def publish_two_policies(folder: Path, tokenizer) -> None:

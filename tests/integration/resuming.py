@@ -55,10 +55,10 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 class Server:
     """A process that has everything imported, and forks one for each process of the stage that it is to run."""
 
-    def __init__(self) -> None:
+    def __init__(self, **variables: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "dying.py"), "preload"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, cwd=HERE, env=launching.environment(),
+            text=True, cwd=HERE, env=launching.environment() | variables,
         )  # fmt: skip
 
     def run(self, folder: Path, stage: str, arguments: list[str], ranks: list[tuple[dict, dict]]) -> list[int | None]:
@@ -141,7 +141,7 @@ def timeless(path: Path) -> list[dict[str, Any]]:
     kept = [{key: value for key, value in row.items() if not any(word in key for word in timed)} for row in rows]
     for row in kept:
         row.pop("model", None)  # of `published`: its name
-    return [row for row in kept if row.get("event") not in ("resumed", "preempted")]
+    return [row for row in kept if row.get("event") not in ("resumed", "preempted", "checkpoint_failed")]
 
 
 def same(one: Any, other: Any) -> bool:

@@ -116,7 +116,7 @@ CHEAP = [
     each
     for each in dict.fromkeys(each.words for each in COMMANDS)
     if each[-1] == "--help"
-    or "--keys" in each
+    or ("--keys" in each and each[:2] != ("alignment", "models"))
     or each[:2] == ("alignment", "plan")
     or each == ("alignment", "data", "check", "demonstrations.jsonl")
     or (each[:3] == ("python", "-m", "sft") and "--dry-run" in each and not any("model.name" in word for word in each))

@@ -137,10 +137,22 @@ def run_convert(source: Path, target: Path) -> list[str]:
 
 
 @contextmanager
+def panics(what: str) -> Iterator[None]:
+    """Turn a failure of the tokenizers library, which is no Exception, into one line that begins with `what`."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(f"{what}: the tokenizers library fails on its tokenizer.json: {error!s:.300}") from None
+
+
+@contextmanager
 def import_errors(what: str) -> Iterator[None]:
     """Turn a library's error about a model's files into one line that begins with `what`."""
     try:
-        yield
+        with panics(what):
+            yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{what}: {reason}") from None

@@ -21,6 +21,7 @@ from alignment.errors import ModelError
 from alignment.models import adapters
 from alignment.models.importing import foreign
 from alignment.models.importing.foreign import import_errors, run_convert
+from alignment.models.importing.trial import check_stranger
 from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Parent, Registry, Version
 from alignment.registry.files import SUFFIXES
@@ -73,6 +74,7 @@ def import_model(
         published_role: Role = "policy"
         if taken.base is None:
             published_role = _role(staging, role, source)
+            check_stranger(staging, source, with_template=template is None)
             _check_loads(staging, source, trust_remote_code)
         if template or eos_token:
             _set_on_tokenizer(staging, template, eos_token, trust_remote_code)
@@ -138,6 +140,7 @@ def _take(
     everything = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()}
     if adapters.is_adapter(folder):
         _check_code(source, folder, files, trusted)
+        check_stranger(folder, source)
         from alignment.models.importing.adapter import take_adapter  # imported late: it loads transformers and PEFT
 
         kept = [file for file in kept if not file.endswith(".py") and file != "README.md"]
@@ -154,7 +157,7 @@ def _take(
     converted = weights[0].endswith(".bin")
     (_convert if converted else _copy)(folder, staging, weights, source)
     left_out = sorted(everything - {*kept, *weights, *(f"{w}.index.json" for w in (_SAFE, _PICKLED))})
-    return _Taken(commit, _license(staging), converted, any(file.endswith(".py") for file in kept), left_out)
+    return _Taken(commit, license_in(staging, CARD), converted, any(file.endswith(".py") for file in kept), left_out)
 
 
 def _check_kind(folder: Path, names: set[str], source: str) -> None:
@@ -326,10 +329,10 @@ def _check_loads(staging: Path, source: str, trusted: bool) -> None:
                         raise ValueError(f"{name} is in {kind}, which cannot be trained; get the model in bfloat16")
 
 
-def _license(staging: Path) -> str | None:
-    """The license in the YAML front matter of the source's card."""
+def license_in(folder: Path, card: str = "README.md") -> str | None:
+    """The license in the YAML front matter of a model's card."""
     try:
-        head = front_matter((staging / CARD).read_text(encoding="utf-8", errors="replace"))
+        head = front_matter((folder / card).read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
         return None
     license = head.get("license_name") if head.get("license") in (None, "other") else head.get("license")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alignment.evaluation.clusters import t_quantile
+from alignment.evaluation.win_rates import expit, fit_logistic
 from alignment.intervals import Estimate
 
 Floats = NDArray[np.float64]
@@ -17,8 +18,6 @@ CUT_COSTS = 3.0
 """What an answer that does not end loses, in standard deviations of the scores: PPO's `rewards.missing_eos_penalty`."""
 RIDGE = 0.1
 """Of the logistic regression: keeps it finite where one side always wins; a tenth of one answer's weight."""
-_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""97.5% quantiles of Student's t with 1, 2, ... degrees of freedom."""
 
 
 # --- best-of-n -----------------------------------------------------------------------------------------------------
@@ -75,32 +74,10 @@ def length_controlled(
     member = np.array([index[key] for key in keys])
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(len(index), np.full(len(index), 1 / len(index)), size=num_resamples).astype(np.float64)
-    drawn = _expit(_fit(y, x, counts[:, member])[:, 0])
+    drawn = expit(fit_logistic(y, x, counts[:, member], RIDGE)[:, 0])
     low, high = np.quantile(drawn, [0.025, 0.975])
-    value = _expit(_fit(y, x, np.ones((1, len(y))))[0, 0])
+    value = expit(fit_logistic(y, x, np.ones((1, len(y))), RIDGE)[0, 0])
     return Estimate(value=float(value), ci=(float(low), float(high)), n=len(y))
-
-
-def _fit(y: Floats, x: Floats, weights: Floats) -> Floats:
-    """Intercept and slope of the logistic regression of y on x, one fit for each row of weights: (R, N) -> (R, 2)."""
-    design = np.stack([np.ones_like(x), x], -1)
-    beta = np.zeros((len(weights), 2))
-    ridge = RIDGE * np.eye(2)
-    for _ in range(50):
-        p = _expit(beta @ design.T)
-        gradient = (weights * (y - p)) @ design - RIDGE * beta
-        hessian = np.einsum("rn,ni,nj->rij", weights * p * (1 - p), design, design) + ridge
-        step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
-        # A full Newton step can overshoot where almost all are won; a bounded one cannot.
-        step *= np.minimum(1.0, 2.0 / np.maximum(np.abs(step).max(-1, keepdims=True), 1e-12))
-        beta += step
-        if np.abs(step).max() < 1e-8:
-            break
-    return beta
-
-
-def _expit(x: Any) -> Any:
-    return 1 / (1 + np.exp(-x))
 
 
 def matched(
@@ -122,7 +99,7 @@ def vote_shares(margins: Sequence[Floats]) -> Floats:
     Args:
         margins: of each reward model its score differences, (N,).
     """
-    return np.asarray(np.mean([_expit(margin) for margin in margins], 0))
+    return np.asarray(np.mean([expit(margin) for margin in margins], 0))
 
 
 def over_seeds(values: Sequence[float]) -> Estimate | None:
@@ -131,5 +108,5 @@ def over_seeds(values: Sequence[float]) -> Estimate | None:
     if count < 2:
         return None
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(count)
-    t = _T_975[min(count - 2, len(_T_975) - 1)]
-    return Estimate(value=mean, ci=(mean - t * error, mean + t * error), n=count)
+    reach = t_quantile(count - 1) * error
+    return Estimate(value=mean, ci=(mean - reach, mean + reach), n=count)

@@ -12,10 +12,10 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from alignment.errors import ConfigError
+from alignment.evaluation.reward_values import RewardError
 from ppo import reward_services
 from ppo.config import RewardSource
 from ppo.reward_services import HTTPReward
-from ppo.reward_values import RewardError
 from tests.unit.ppo.test_reward_sources import PROMPTS, RESPONSES, service
 
 OK = b"HTTP/1.1 200 OK\r\n"

@@ -16,8 +16,10 @@ import torch
 
 from alignment.data.records import Prompt
 from alignment.errors import ConfigError
+from alignment.evaluation.reward_values import RewardError
 from ppo.config import RewardsConfig, RewardSource
-from ppo.reward_sources import HTTPReward, RewardError, load_sources, weighted
+from ppo.reward_services import HTTPReward
+from ppo.reward_sources import load_sources, weighted
 
 HERE = "tests.unit.ppo.reward_functions"
 TURN = {"role": "user", "content": "one?"}

@@ -114,9 +114,9 @@ def test_matched_pairs_are_those_of_like_length():
 
 
 def test_three_seeds_have_students_interval():
-    found = statistics.over_seeds([1.0, 2.0, 3.0])  # standard error 1/sqrt(3), t 4.303
+    found = statistics.over_seeds([1.0, 2.0, 3.0])  # standard error 1/sqrt(3), t 4.3027
     assert found["value"] == 2.0
-    assert found["ci"] == pytest.approx((2 - 4.303 / math.sqrt(3), 2 + 4.303 / math.sqrt(3)))
+    assert found["ci"] == pytest.approx((2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)))
     assert statistics.over_seeds([1.0]) is None
 
 

@@ -34,7 +34,7 @@ def test_a_promotion_is_recorded_with_its_reasons(registry: Registry) -> None:
     assert re.fullmatch(r"\S+@\S+", entry["by"])
     table = run("aliases", "m", "prod").stdout
     assert all(word in table for word in ("v1", "Ada", "win_rate.low>=0.6, eval.kl<8", entry["by"]))
-    assert as_json("aliases", "m") == {"name": "m", "aliases": {"prod": 1}}
+    assert as_json("aliases", "m") == {"name": "m", "aliases": {"prod": 1}, "rejected": {}}
     assert as_json("aliases", "m", "prod")["history"][0]["reviewed_by"] == "Ada"
 
 
@@ -103,7 +103,9 @@ def test_rollback_goes_back_through_the_choices(registry: Registry) -> None:
         as_json("promote", f"m@v{number}", "prod")
     assert run("rollback", "m", "prod").stdout == "m@prod is v2 again, it was v3\n"
     assert as_json("rollback", "m", "prod")["version"] == 1
-    assert refused("rollback", "m", "prod") == "m@prod cannot be rolled back: v1 is the first version that it points to"
+    assert refused("rollback", "m", "prod") == (
+        "m@prod cannot be rolled back: v1 is the first version that it points to; `alignment models demote m prod`"
+    )
     as_json("promote", "m@v4", "prod")
     assert as_json("rollback", "m", "prod")["version"] == 1
     moves = as_json("aliases", "m", "prod")["history"]

@@ -244,6 +244,7 @@ def test_a_review_is_found_from_the_run_and_from_the_model(published: Registry) 
     digest = published.resolve("m@v1").digest
     assert (done["decision"], done["model"], done["digest"], done["step"]) == ("approve", "m@v1", digest, 3)
     assert (done["note"], done["reviewer"]) == ("Reads well \u241b[2Jwiped\ufffd\u2407", "Ada\u241b")
+    assert done.pop("still_pointed_to") == []
     assert as_json("runs", "show", "r")["reviews"] == [done]
     assert as_json("models", "show", "m")["reviews"] == [done]
     assert "approved by Ada" in said("runs", "show", "r") and "approved by Ada" in said("models", "show", "m")
@@ -388,3 +389,18 @@ def test_a_run_in_progress_is_neither_replayed_nor_written_into(home: Path) -> N
         assert len(into.read_text().splitlines()) == len(ROWS)
         said("runs", "report", "going")  # its own page may be written at any time
     said("runs", "report", "done", "--out", str(home / "runs" / "going" / "other.html"))
+
+
+def test_rejecting_what_an_alias_points_to_says_how_to_take_it_away(published: Registry, home: Path) -> None:
+    published.set_alias("m", "prod", 1)
+    said("runs", "report", "r")
+    page = home / "runs/r/report.html"
+    assert "Still in use" not in page.read_text()
+    result = command("runs", "review", "r", "--reject", "--note", "unsafe")
+    advice = "alignment models demote m prod takes it away, alignment models rollback m prod goes back"
+    assert f"m@prod points to it all the same: {advice}." in result.stderr
+    assert "Still in use" in page.read_text() and "m@prod" in page.read_text()  # the report is redone
+    assert as_json("runs", "review", "r", "--reject", "--note", "unsafe")["still_pointed_to"] == ["m@prod"]
+    as_json("models", "demote", "m", "prod")
+    assert as_json("runs", "review", "r", "--reject", "--note", "unsafe")["still_pointed_to"] == []
+    assert "Still in use" not in page.read_text()

@@ -84,9 +84,9 @@ def test_home_is_found_in_the_file_and_in_overrides(tmp_path, monkeypatch):
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_any_float_comes_back_as_python_prints_it(number):
-    from alignment.config.loading import _parse_yaml
+    from alignment.config.yaml_text import parse_yaml
 
-    assert _parse_yaml(repr(number), "x") == number
+    assert parse_yaml(repr(number), "x") == number
 
 
 def test_overrides_reach_into_sections_that_the_file_does_not_have(tmp_path):

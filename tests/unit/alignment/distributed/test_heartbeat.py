@@ -219,7 +219,7 @@ def test_where_a_thread_stands():
     waits, where = heartbeat.current_position(threading.get_ident())
     assert not waits
     assert where.startswith(
-        "alignment/distributed/heartbeat.py:"
+        "alignment/distributed/positions.py:"
     )  # the innermost place of ours, here the question itself
     assert heartbeat.current_position(0) == (False, "not in this suite")
 

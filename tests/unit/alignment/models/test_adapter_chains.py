@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
+from unit.alignment.models.test_methods import house, publish, settings, trained_folder  # noqa: F401 - house is a fixture
 
 from alignment.errors import ModelError
 from alignment.models import sources
@@ -14,7 +15,6 @@ from alignment.models.export import export
 from alignment.models.policies import load_policy
 from alignment.models.sources import find_model
 from alignment.registry import Parent
-from unit.alignment.models.test_methods import house, publish, settings, trained_folder  # noqa: F401 - house is a fixture
 
 
 def adapter(house, tokenizer, name, seed=1):  # noqa: F811

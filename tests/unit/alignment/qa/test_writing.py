@@ -17,7 +17,7 @@ from helpers.chat_server import ChatServer, completion
 from jsonschema import Draft202012Validator
 
 from alignment.errors import UserError
-from alignment.qa.chat_models import ATTEMPTS, Endpoint, Failure, LocalModel, Reply, ReplySampling
+from alignment.generation.chat_models import ATTEMPTS, Endpoint, Failure, LocalModel, Reply, ReplySampling
 from alignment.qa.documents import Chunk, SourceDocument, cut
 from alignment.qa.work import WorkFile
 from alignment.qa.writing import Ratings, Writer, WritingRecipe, Written, as_data, parse
@@ -326,7 +326,7 @@ def test_a_server_that_is_too_slow_is_tried_again() -> None:
     ("answer", "said"),
     [
         ((401, {}, {"error": {"message": "bad key k3y\x1b[2J"}}), "401 bad key [KEY]␛[2J; is the key the right one?"),
-        ((404, {}, {"error": "no model m"}), "404 no model m; is --model right"),
+        ((404, {}, {"error": "no model m"}), "404 no model m; is the model's name right"),
         ((307, {"Location": "http://127.0.0.1:9/"}, ""), "307"),
         (
             (200, {"Content-Type": "text/html"}, "<html>\nhello k3y"),

@@ -87,6 +87,28 @@ def make_schema_1(path: Path) -> None:
     db.close()
 
 
+def drop_counter(store: RatingsStore) -> None:
+    """What schema 4 added."""
+    store._db.execute("DROP TABLE counter")
+    for name in ("item_added", "item_changed", "item_removed"):
+        store._db.execute(f"DROP TRIGGER {name}")
+
+
+def test_a_file_of_schema_3_is_taken_over_whole(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    with RatingsStore(path, create=True) as store:
+        items = [store.add_item(question(number), [{"text": "a"}, {"text": "b"}]) for number in range(3)]
+        store.import_rating(items[0], "ada", "first")
+        before = store.progress("bo"), store.fingerprint()
+        drop_counter(store)
+        store._db.execute("PRAGMA user_version = 3")
+    with RatingsStore(path) as store:
+        assert (store.progress("bo"), store.fingerprint()) == before
+        assert before[0].total == 2
+        store.import_rating(items[1], "ada", "first")
+        assert store.progress("bo").total == 1
+
+
 def test_a_file_of_schema_2_is_taken_over_whole(tmp_path: Path) -> None:
     """Schema 3 added `given`."""
     path = tmp_path / "old.db"
@@ -95,6 +117,7 @@ def test_a_file_of_schema_2_is_taken_over_whole(tmp_path: Path) -> None:
         store.import_rating(single, "ada", "scored", score=5)
         before, fingerprint = store.ratings(), store.fingerprint()
         store._db.execute("ALTER TABLE rating DROP COLUMN given")
+        drop_counter(store)
         store._db.execute("PRAGMA user_version = 2")
     with RatingsStore(path) as store:
         assert store.ratings() == before

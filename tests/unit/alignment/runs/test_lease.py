@@ -329,6 +329,29 @@ def test_a_kill_before_the_new_run_has_begun_takes_the_overwriting_back(earlier,
     assert contents(earlier) == before
 
 
+def test_a_changed_config_holds_from_the_first_checkpoint_that_was_made_with_it(earlier, tmp_path):
+    """Before, one that failed in the data check was what the next start was compared with."""
+    changed = config(tmp_path, data={"train": "y"})
+
+    def train_on() -> str:
+        return json.loads((earlier / "config.json").read_text())["data"]["train"]
+
+    for code in (2, 1, 75, None):  # None: it is killed
+        resume.open_run_dir(changed, overwrite=False, resume="auto", allow_changes=True)
+        assert train_on() == "y"
+        if code is not None:
+            resume.settle(earlier, code)
+        with pytest.raises(UserError, match="was begun with another config"):
+            resume.open_run_dir(changed, overwrite=False, resume="auto")
+        assert train_on() == "x"
+    resume.open_run_dir(changed, overwrite=False, resume="auto", allow_changes=True)
+    save(earlier, 20)
+    resume.settle(earlier, 1)
+    assert train_on() == "y"
+    assert not (earlier / "config-before.json").exists()
+    resume.open_run_dir(changed, overwrite=False, resume="auto")
+
+
 # --- a folder with a part missing ------------------------------------------------------------------------------------
 
 

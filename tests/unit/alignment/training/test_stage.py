@@ -94,8 +94,17 @@ def test_no_error_shows_a_secret_that_it_quotes(command, capsys, kind):
 
 def test_what_leaves_a_run_by_sys_exit_has_not_finished_it(command, capsys):
     assert command(train=fail(SystemExit(0))) == 1
-    assert "SystemExit" in capsys.readouterr().err
-    assert exit_record(command)["reason"] == "something in the run called sys.exit(0)"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: SystemExit: something in the run called sys.exit(0) (/")
+    assert exit_record(command)["reason"] == line.removeprefix("error: ")
+
+
+def test_the_panic_of_a_library_is_one_line_with_its_place_and_code_1(command, capsys):
+    """The tokenizers library raises a BaseException that is no Exception."""
+    assert command(train=fail(Panic("byte index 9\nis out of bounds"))) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: Panic: byte index 9 is out of bounds (") and "test_stage.py:" in line
+    assert exit_record(command)["code"] == 1
 
 
 def test_what_a_sweep_has_drawn_comes_with_hyphens(command):

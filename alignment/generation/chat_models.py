@@ -20,6 +20,7 @@ from alignment.terminal import one_line
 
 if TYPE_CHECKING:
     from alignment.config.sections import ModelConfig
+    from alignment.registry import Registry
 
 ATTEMPTS = 6
 _FORMAT = "response_format"
@@ -84,21 +85,31 @@ class Endpoint:
         url: ends with `/v1` or `/chat/completions`.
         key: sent as the bearer token; it is neither printed nor stored.
         timeout: seconds for one reply.
+        option: what gave the URL, for messages.
     """
 
     batch_size = 1
 
     def __init__(
-        self, url: str, model: str, key: str | None, concurrency: int = 8, timeout: float = 300.0, wait: float = 1.0
+        self,
+        url: str,
+        model: str,
+        key: str | None,
+        concurrency: int = 8,
+        timeout: float = 300.0,
+        wait: float = 1.0,
+        option: str = "--url",
     ) -> None:
         try:
             parsed = httpx.URL(url)
         except httpx.InvalidURL as error:
-            raise UserError(f"--url {url}: not a URL: {error}") from None
+            raise UserError(f"{option} {url}: not a URL: {error}") from None
         if parsed.userinfo or parsed.query:
-            raise UserError("--url: holds a user name or a query; put the key into an environment variable (--key-env)")
+            raise UserError(
+                f"{option}: holds a user name or a query; put the key into an environment variable (--key-env)"
+            )
         if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise UserError(f"--url {url}: expected http:// or https://, for example http://127.0.0.1:8000/v1")
+            raise UserError(f"{option} {url}: expected http:// or https://, for example http://127.0.0.1:8000/v1")
         if key is not None and not (key.isascii() and key.isprintable()):
             raise UserError("--key-env: the key has a line break or another invalid character; set it again")
         path = parsed.path.rstrip("/").removesuffix("/chat/completions")
@@ -176,7 +187,7 @@ class Endpoint:
             hint = "is the key the right one?" if self._key else "put a key into OPENAI_API_KEY, or name its --key-env"
             raise UserError(f"{self._url}: {said}; {hint}")
         if status in (404, 405) or 300 <= status < 400:
-            raise UserError(f"{self._url}: {said}; is --model right, and does --url end in /v1?")
+            raise UserError(f"{self._url}: {said}; is the model's name right, and does the URL end in /v1?")
         return Failure(f"refused by the server: {said}")
 
     def _safe(self, text: str) -> str:
@@ -217,7 +228,9 @@ class LocalModel:
 
     concurrency = 1
 
-    def __init__(self, name: str, config: ModelConfig | None = None, batch_size: int = 8) -> None:
+    def __init__(
+        self, name: str, config: ModelConfig | None = None, batch_size: int = 8, registry: Registry | None = None
+    ) -> None:
         import torch
 
         from alignment.models.policies import load_policy
@@ -225,7 +238,7 @@ class LocalModel:
         from alignment.models.tokenizers import fit_embeddings, load_tokenizer
         from alignment.registry import Registry
 
-        source = find_model(name, Registry(), "policy")
+        source = find_model(name, registry or Registry(), "policy")
         self.batch_size = batch_size
         self.label = source.ref or Path(name).name
         self.identity = source.digest or _fingerprint(Path(source.path))

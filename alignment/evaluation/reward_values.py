@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -16,6 +16,16 @@ from alignment.redaction import without_secrets
 
 LARGEST = 1e15
 """Largest size of a score. The square of a larger one, summed over a batch's tokens, may overflow in float32."""
+
+
+class TokenIds(Protocol):
+    """A prompt and the response to it in the policy's tokens, through EOS where it ends."""
+
+    @property
+    def prompt(self) -> list[int]: ...
+
+    @property
+    def response(self) -> list[int]: ...
 
 
 class RewardError(UserError):

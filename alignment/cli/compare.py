@@ -1,0 +1,193 @@
+"""`alignment compare`: two or more models answer the same prompts, and judges say whose answers are better."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignment.distributed.ticker import ticking
+from alignment.errors import UserError
+from alignment.terminal import clean, one_line, screen
+from alignment.training.stage import quiet_libraries
+
+if TYPE_CHECKING:
+    from alignment.evaluation.comparison import ComparisonSetup
+    from alignment.evaluation.judgments import BoutJudge
+    from alignment.registry import Registry
+
+ABOUT = """Compare models on the same prompts: who wins, by whom judged, and how sure.
+
+  {0} help-desk-sft help-desk-ppo --prompts held_out.jsonl --by reward=help-desk-reward
+  {0} help-desk-sft help-desk-ppo --prompts held_out.jsonl --by people --db votes.db
+  {0} help-desk-sft 'prompted=help-desk-base?system=prompt.txt&examples=few.jsonl' --prompts held_out.jsonl \\
+      --by references --by 'model=http://127.0.0.1:8000/v1#judge'
+  {0} --answers compares/help-desk-sft-v1-against-help-desk-ppo-v1/answers.jsonl --by python=judges.py:short
+
+A side is [NAME=]MODEL[?key=value&...]: a registry reference, a folder, a hub name, http://HOST/v1#MODEL, or a file with
+answers; the keys are system, examples, shots, context, template and eos_token. Answers are kept as they are drawn: the
+same command again draws and judges only what is missing. The result becomes an evaluation of each version.
+"""
+
+
+def main(argv: Sequence[str] | None = None, called: str = "alignment compare") -> int:
+    """Parse the command line and do what it says. Exit code 2 for a mistake in it or in the data."""
+    args = _parser(called).parse_args(argv)
+    quiet_libraries()
+    try:
+        _check(args)
+        with ticking("compare"), contextlib.redirect_stdout(sys.stderr):  # some libraries greet when they are imported
+            shown = _compare(args)
+    except UserError as error:
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        return 2
+    if shown is not None:
+        _show(args, *shown)
+    return 0
+
+
+def _parser(called: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=called, description=ABOUT.format(called), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sides", nargs="*", metavar="SIDE", help="[NAME=]MODEL[?key=value&...], two or more")
+    parser.add_argument("--sides", dest="sides_file", type=Path, help="a YAML file of sides, `NAME: {model: ...}`")
+    parser.add_argument("--prompts", help="a data file; the prompt of each row is used")
+    parser.add_argument("--answers", type=Path, help="judge the answers of this file again; nothing is drawn")
+    parser.add_argument(
+        "--by", action="append", default=[], metavar="JUDGE",
+        help="people, reward=REF, python=FILE.py:FUNCTION, model=http://HOST/v1#NAME, references[=exact|f1|chrf]; "
+        "several times for several judges",
+    )  # fmt: skip
+    parser.add_argument("--db", type=Path, help="the ratings file of --by people, made if it is missing")
+    parser.add_argument("--need", type=int, default=1, help="labelers per pair (default 1)")
+    parser.add_argument("--slice", action="append", default=[], metavar="COLUMN", help="figures by this column")
+    parser.add_argument("--out", type=Path, help="folder of the comparison (default: compares/A-against-B)")
+    parser.add_argument("--limit", type=int, help="use only the first N prompts")
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--concurrency", type=int, default=8, help="requests to an endpoint at a time (default 8)")
+    parser.add_argument("--key-env", help="environment variable with the endpoints' key (default OPENAI_API_KEY)")
+    parser.add_argument("--registry", help="registry folder (default: $ALIGNMENT_REGISTRY or ./registry)")
+    parser.add_argument("--no-record", action="store_true", help="keep the result out of the registry")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    minimums = {
+        "need": 1, "limit": 1, "max_new_tokens": 1, "temperature": 0, "batch_size": 1, "concurrency": 1, "seed": 0
+    }  # fmt: skip
+    for name, bound in minimums.items():
+        value = getattr(args, name)
+        if value is not None and not bound <= value < 2**32:  # a NaN neither
+            raise UserError(f"--{name.replace('_', '-')} {value}: expected {bound} or more, below 2**32")
+    if (args.answers is None) == (args.prompts is None):
+        raise UserError("give either --prompts FILE, to draw answers, or --answers FILE, to judge those of a file")
+    if args.answers is not None and args.sides_file is not None:
+        raise UserError("--sides: the sides are in --answers already; take it out")
+    if args.key_env and not os.environ.get(args.key_env, "").strip():
+        raise UserError(f"--key-env {args.key_env}: this environment variable is not set; put the key into it")
+
+
+def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], list[BoutJudge]] | None:
+    """The result with the judges that made it; None where nobody judges."""
+    from alignment.evaluation.comparison import judge_all, write_result
+    from alignment.evaluation.recording import record
+    from alignment.registry import Registry
+
+    registry = Registry(args.registry)
+    comparison, judges, folder = (_read if args.answers else _drawn)(args, registry)
+    if not judges:
+        print(f"answers are in {clean(str(folder))}; say who judges with --by, in the same command", file=sys.stderr)
+        return None
+    result = judge_all(comparison, judges, registry, folder)
+    write_result(folder, result)
+    recorded: list[str] = []
+    try:
+        recorded = [] if args.no_record else record(registry, result)
+    except UserError as error:  # the result stands in its folder all the same
+        print(f"not in the registry: {one_line(str(error))}", file=sys.stderr)
+    return {**result, "folder": str(folder), "recorded": recorded}, judges
+
+
+def _drawn(args: argparse.Namespace, registry: Registry) -> tuple[ComparisonSetup, list[BoutJudge], Path]:
+    """The comparison whose answers this command draws, as far as they are missing."""
+    from alignment.evaluation.answers import AnswerSettings, AnswersFile
+    from alignment.evaluation.comparison import ANSWERS
+    from alignment.evaluation.drawing import DrawOptions, draw, named, open_side
+    from alignment.evaluation.judging import open_judges
+    from alignment.evaluation.prompts import comparison_of, read_prompts
+    from alignment.evaluation.sides import parse_side, read_sides
+
+    settings = AnswerSettings(args.seed, args.temperature, args.max_new_tokens)
+    key = os.environ[args.key_env].strip() if args.key_env else None
+    options = DrawOptions(args.batch_size, args.concurrency, key)
+    prompts = read_prompts(args.prompts, args.limit, args.slice)
+    specs = [parse_side(text) for text in args.sides] + (read_sides(args.sides_file) if args.sides_file else [])
+    sides = named([open_side(spec, registry, settings, options) for spec in specs])
+    labels = {side.name: str(side.identity["model"]) for side in sides}
+    judges = open_judges(args.by, prompts.items, labels, registry, options, args.db, args.need)
+    folder = args.out or Path("compares") / "-against-".join(_as_folder(side.name) for side in sides)
+    with AnswersFile(folder / ANSWERS, settings) as file:
+        draw(file, sides, prompts.items)
+        return comparison_of(file.content, list(labels), prompts, args.slice, args.seed), judges, folder
+
+
+def _read(args: argparse.Namespace, registry: Registry) -> tuple[ComparisonSetup, list[BoutJudge], Path]:
+    """The comparison whose answers are in a file."""
+    from alignment.evaluation.answers import read_answers
+    from alignment.evaluation.drawing import DrawOptions
+    from alignment.evaluation.judging import open_judges
+    from alignment.evaluation.prompts import answered_prompts, comparison_of
+
+    content = read_answers(args.answers)
+    names = args.sides or list(content.answers)
+    prompts = answered_prompts(content, names, args.limit, args.slice)
+    labels = {name: str(content.sides[name]["model"]) for name in names}
+    key = os.environ[args.key_env].strip() if args.key_env else None
+    options = DrawOptions(args.batch_size, args.concurrency, key)
+    judges = open_judges(args.by, prompts.items, labels, registry, options, args.db, args.need)
+    if not judges:
+        raise UserError("--answers: say who judges with --by, as in --by people --db ratings.db")
+    return comparison_of(content, names, prompts, args.slice, args.seed), judges, args.out or args.answers.parent
+
+
+def _as_folder(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[-60:] or "side"
+
+
+def _show(args: argparse.Namespace, result: dict[str, Any], judges: Sequence[BoutJudge]) -> None:
+    from alignment.evaluation.people import PeopleJudge, rating_command
+    from alignment.evaluation.result_text import sentences, tables
+
+    if args.json:
+        print(json.dumps(result))
+        return
+    output = screen()
+    for line in sentences(result):
+        output.print(one_line(line))
+    output.print()
+    people = next((judge for judge in judges if isinstance(judge, PeopleJudge)), None)
+    for table in tables(result, people.labelers if people else None, boxed=output.is_terminal):
+        output.print(table)
+        output.print()
+    for judge in judges:
+        for note in judge.notes:
+            print(one_line(f"{judge.identity.name}: {note}"), file=sys.stderr)
+    if people is not None:
+        counts = people.counts
+        print(f"{counts.rated} of {counts.items} pairs are rated ({counts.votes} votes)", file=sys.stderr)
+        if counts.rated < counts.items:
+            print(clean(f"rate: {rating_command(args.db)}; then give this command again"), file=sys.stderr)
+    for ref in result["recorded"]:
+        print(one_line(f"an evaluation of {ref} is in the registry: alignment models show {ref}"), file=sys.stderr)
+    print(clean(f"answers, judgments and result are in {result['folder']}"), file=sys.stderr)

@@ -1,0 +1,173 @@
+"""A comparison's result in words and tables, for a terminal of 60 columns or a log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from alignment.evaluation.figures import Figures
+from alignment.terminal import one_line
+
+FOUND_BY = ("people", "model", "reward model", "references", "function")
+"""Whose word comes first where several judged; one that a side was trained on comes last."""
+
+
+def leading(judges: Sequence[Figures]) -> Figures | None:
+    """The row of the judge whose word counts most, among those who judged."""
+    judged = [row for row in judges if "win_rate" in row]
+    return min(judged, key=lambda row: (bool(row["trained_on"]), FOUND_BY.index(row["kind"])), default=None)
+
+
+def sentences(result: Figures) -> list[str]:
+    """Who won each pair, by whom judged, on how many prompts, and how sure."""
+    return [sentence(pair) for pair in result["pairs"]]
+
+
+def sentence(pair: Figures) -> str:
+    """One pair's outcome. Where the interval covers 50%, nothing is shown."""
+    a, b, row = pair["a"], pair["b"], leading(pair["judges"])
+    if row is None:
+        return f"Nobody has judged {a} against {b} yet."
+    value, (low, high) = row["win_rate"]["value"], row["win_rate"]["ci"]
+    if high < 0.5:
+        a, b, value, low, high = b, a, 1 - value, 1 - high, 1 - low
+    n = row["prompts"]
+    share = f"{percent(value)} of {n} prompt{'s' * (n != 1)} (95% interval {percent(low)} to {percent(high)})"
+    judge = f"judged by {row['judged_by']}"
+    if row["trained_on"]:
+        judge += f", which {' and '.join(row['trained_on'])} was trained on, so it says little"
+    if low > 0.5:
+        return f"{a} beats {b}: it is better on {share}, {judge}."
+    return f"Nothing shown between {a} and {b}: {a} is better on {share}, {judge}."
+
+
+def percent(value: float) -> str:
+    """A share in whole percent, with a digit more near 0 and 1."""
+    return f"{100 * value:.{int(0 < value < 0.02 or 0.98 < value < 1)}f}%"
+
+
+def interval(estimate: Mapping[str, Any] | None) -> str:
+    """`61% (55-67)`."""
+    if estimate is None:
+        return "-"
+    low, high = estimate["ci"]
+    return f"{percent(estimate['value'])} ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def more_votes(pair: Figures, row: Figures) -> str:
+    """What the stopping rule says of a pair's votes, or how many further ratings decide it."""
+    low, middle, high = (row["more_ratings"][name] for name in ("low", "middle", "high"))
+    if decided := row["decision"]["decided"]:
+        return f"decided for {pair[decided]} after {row['decision']['at']} votes: further ones will not take it back"
+    if middle is None:
+        return "more than 2,000 further ratings are needed: the two are close"
+    return f"about {middle} more ratings decide it ({low} to {high if high is not None else 'more than 2,000'})"
+
+
+def tables(result: Figures, names: Mapping[str, str] | None = None, *, boxed: bool = True) -> Iterator[RenderableType]:
+    """The tables of a result.
+
+    Args:
+        names: the labelers' names by hash, which the result does not hold.
+        boxed: for a screen; a log gets plain columns.
+    """
+    box = SIMPLE_HEAD if boxed else None
+    for pair in result["pairs"]:
+        judged = [row for row in pair["judges"] if "win_rate" in row]
+        if judged:
+            yield _judges(pair, judged, box)
+        yield from _people_lines(pair, judged)
+        yield from _slices(pair, judged, box)
+        yield from _labelers(judged, names or {}, box)
+    yield from _strengths(result, box)
+    yield _sides(result, box)
+
+
+def _judges(pair: Figures, rows: Sequence[Figures], box: Any) -> RenderableType:
+    table = Table("judge", "won/tied/lost", "win rate", "same length", box=box, pad_edge=False)
+    table.columns[0].overflow = "fold"  # a name that is cut short names nobody
+    for column in table.columns[1:]:
+        column.no_wrap = True
+    for row in rows:
+        mark = " (trained on)" if row["trained_on"] else ""
+        table.add_row(
+            Text(one_line(row["judge"]) + mark),
+            f"{row['wins']}/{row['ties']}/{row['losses']}",
+            interval(row["win_rate"]),
+            interval(row["length_controlled"]),
+        )
+    tests = ", ".join(f"{row['judge']} {row['sign_test']:.2g}" for row in rows)
+    title = Text(one_line(f"{pair['a']} against {pair['b']}"), style="bold")
+    return Group(title, table, Text(one_line(f"sign test, p: {tests}")))
+
+
+def _people_lines(pair: Figures, rows: Sequence[Figures]) -> Iterator[Text]:
+    for row in rows:
+        if row["kind"] == "people":
+            yield Text(one_line(more_votes(pair, row)))
+        elif row.get("with_people"):
+            joined = row["with_people"]
+            bought = joined["votes_bought"]
+            if joined["judged_alone"]:
+                worth = f"is worth {bought:.0f} votes" if bought >= 0.5 else "adds nothing"
+                yield Text(
+                    one_line(
+                        f"people with the help of {row['judge']}: {interval(joined['powered'])}, people alone "
+                        f"{interval(joined['plain'])}; the judge {worth}"
+                    )
+                )
+            if kappa := row.get("agreement"):
+                low, high = kappa["ci"]
+                yield Text(
+                    one_line(
+                        f"{row['judge']} agrees with people: kappa {kappa['value']:.2f} ({low:.2f} to {high:.2f}) "
+                        f"on {kappa['n']} votes"
+                    )
+                )
+
+
+def _slices(pair: Figures, rows: Sequence[Figures], box: Any) -> Iterator[RenderableType]:
+    row = leading(rows)
+    for column, parts in (row["slices"] if row else {}).items():
+        table = Table(one_line(column), "prompts", "win rate", box=box, pad_edge=False)
+        for value, part in parts.items():
+            table.add_row(Text(one_line(value)), str(part["prompts"]), interval(part["win_rate"]))
+        assert row is not None
+        yield Group(Text(one_line(f"{pair['a']} against {pair['b']}, by {row['judge']}")), table)
+
+
+def _labelers(rows: Sequence[Figures], names: Mapping[str, str], box: Any) -> Iterator[RenderableType]:
+    for row in rows:
+        if labelers := row.get("labelers"):
+            table = Table("labeler", "votes", "win rate", box=box, pad_edge=False)
+            for who, part in labelers.items():
+                table.add_row(Text(one_line(names.get(who, who))), str(part["judgments"]), interval(part["win_rate"]))
+            yield table
+
+
+def _strengths(result: Figures, box: Any) -> Iterator[RenderableType]:
+    for judge, strengths in (result.get("strengths") or {}).items():
+        table = Table("side", "strength", box=box, pad_edge=False)
+        for side, estimate in sorted(strengths.items(), key=lambda pair: -pair[1]["value"]):
+            low, high = estimate["ci"]
+            table.add_row(Text(one_line(side)), f"{estimate['value']:+.2f} ({low:+.2f} to {high:+.2f})")
+        yield Group(Text(one_line(f"strength by {judge} (Bradley-Terry, in logits)")), table)
+
+
+def _sides(result: Figures, box: Any) -> RenderableType:
+    table = Table("side", "characters", "tokens", "ended", "s/answer", box=box, pad_edge=False)
+    for side, figures in result["sides"].items():
+        seconds, tokens = figures["seconds_per_answer"], figures["mean_tokens"]
+        table.add_row(
+            Text(one_line(side)),
+            f"{figures['mean_characters']:.0f}",
+            "-" if tokens is None else f"{tokens:.0f}",
+            percent(figures["ended"]),
+            "-" if seconds is None else f"{seconds:.2g}",
+        )
+    return table

@@ -1,0 +1,44 @@
+"""Best-of-n by the reward as the reference line of the evaluations: drawn once, from the policy as it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from alignment.evaluation.best_of_n import MOST, best_of_n_table
+from ppo.config import PPOStageConfig
+
+SHARE = 0.05
+"""Of the run's episodes that the draws may cost where `training.best_of_n` does not say how many."""
+
+
+class StartDraws(NamedTuple):
+    """Answers of the policy as it starts, a list for each held-out prompt; as in `ppo.evaluation.HeldOutAnswers`."""
+
+    raw_scores: list[list[float]]
+    ended: list[list[bool]]
+    scores: list[list[float]]
+    held_out_scores: list[list[float]] | None
+
+
+def number_of_draws(config: PPOStageConfig, num_prompts: int) -> int:
+    """Answers to each held-out prompt; below 2 there is no line.
+
+    By default the largest power of two whose draws cost at most a twentieth of the run's episodes, and at most 64.
+    """
+    asked = config.training.best_of_n
+    if asked is not None or not num_prompts:
+        return asked or 0
+    affordable = int(SHARE * config.training.max_steps * config.rollout.batch_size / num_prompts)
+    return min(MOST, 2 ** (affordable.bit_length() - 1)) if affordable > 1 else 0
+
+
+def table(draws: StartDraws, groups: Sequence[Hashable]) -> list[dict[str, Any]]:
+    """Score and bound of the KL for each n."""
+    return best_of_n_table(draws.scores, groups, draws.held_out_scores)
+
+
+def line(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What each evaluation shows: the scores for the largest n."""
+    names = {"score": "best_of_n_score", "held_out_score": "best_of_n_held_out_score"}
+    return {ours: rows[-1][name] for name, ours in names.items() if rows and name in rows[-1]}
