@@ -306,8 +306,8 @@ def shapes_page() -> Iterator[str]:
     yield from ("", "## Marks of rows", "")
     yield (
         "A row that a person marked as not to be used is left out and counted, with the option that reads it; one that "
-        "is kept for tests or flagged as harmful is read, with a warning. Names are taken without case and signs, with or "
-        "without `is_`, and inside objects (`review.status`) too. Other values say nothing, and the key is listed. A "
+        "is kept for tests or flagged as harmful is read, with a warning. Names are taken without case and signs, with "
+        "or without `is_`, and inside objects (`review.status`) too. Other values say nothing; the key is listed. A "
         "turn that is marked so is not trained on."
     )
     done = {
