@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -19,7 +19,7 @@ from alignment.data.opening import BadRow, PassedOver
 Effect = Literal["out", "bad", "held_out", "flagged", "no_vote"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # told apart by identity: its hash is taken for every row
 class Mark:
     """Keys with which people say that a row is not to be used.
 
@@ -149,6 +149,7 @@ _FINE_WORDS = frozenset((
 _DEMONSTRATIONS = (*ANSWERED, "calls", "self-instruct")
 _INTERNAL = ("private", "is_private", "internal", "is_internal", "internal_note", "is_internal_note", "private_note")
 _PUBLIC = ("public", "is_public")
+_LONGEST_WORD = 64
 _MOST_INNER = 64
 """Keys of an object inside a row that are looked at."""
 
@@ -176,6 +177,14 @@ def says_bad(mark: Mark, value: Any) -> bool | None:
     """Whether a value says that the row is not to be used; None: it says neither."""
     if isinstance(value, Mapping | list):
         return _any_flagged(value) if mark.effect == "flagged" else None
+    if isinstance(value, str) and len(value) > _LONGEST_WORD and mark.bad_if != "filled":
+        return None
+    return _says_bad(mark, value, type(value)) if isinstance(value, Hashable) else None
+
+
+@lru_cache(maxsize=1 << 14)
+def _says_bad(mark: Mark, value: Any, _: type) -> bool | None:
+    """`says_bad` of a plain value; its type tells True from 1."""
     if mark.bad_if != "false" and (is_empty(value) or (isinstance(value, float) and math.isnan(value))):
         return False
     text = re.sub(r"[\s-]+", "_", str(value).strip().lower()) if value != -1 else "-1"
@@ -201,14 +210,12 @@ def marks_in(row: Mapping[str, Any], names: Iterable[str]) -> Iterator[Marked]:
     for name in names:
         value = row.get(name)
         mark = mark_of(name) if isinstance(name, str) else None
-        bad = None if mark is None else says_bad(mark, value)
-        if mark is not None and bad is not None:
+        if mark is not None and (bad := says_bad(mark, value)) is not None:
             yield Marked(name, name, mark, value, bad)
-        elif isinstance(value, Mapping) and len(value) <= _MOST_INNER:
+        elif isinstance(value, dict) and len(value) <= _MOST_INNER:
             for key, inner in value.items():
                 mark = mark_of(key) if isinstance(key, str) else None
-                bad = None if mark is None else says_bad(mark, inner)
-                if mark is not None and bad is not None:
+                if mark is not None and (bad := says_bad(mark, inner)) is not None:
                     yield Marked(f"{name}.{key}", str(name), mark, inner, bad)
 
 
