@@ -20,7 +20,7 @@ Effect = Literal["out", "bad", "held_out", "flagged", "no_vote"]
 
 
 @dataclass(frozen=True, eq=False)  # told apart by identity: its hash is taken for every row
-class Mark:
+class RowMark:
     """Keys with which people say that a row is not to be used.
 
     `bad_if`: a value that is true, or false, or filled (anything but a no), or one of `words`, says it. `effect`: the
@@ -54,7 +54,7 @@ _TEST_PARTS = frozenset((
     *("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation", "holdout", "held_out", "benchmark"),
 ))  # fmt: skip
 MARKS = (
-    Mark(
+    RowMark(
         "true", "out", "a person took the row out",
         (
             *("deleted", "removed", "discard", "discarded", "skip", "skipped", "exclude", "excluded", "rejected"),
@@ -66,7 +66,7 @@ MARKS = (
         r"(do_?not|dont|never)_(use|train|include|learn|publish)\w*"
         r"|(exclude|remove|drop|skip|omit|discard)d?_(from|in|for|on)_\w+",
     ),
-    Mark(
+    RowMark(
         "false", "out", "no: the row is not to be used",
         (
             *("valid", "include", "included", "keep", "kept", "use", "usable", "for_training", "train_ok", "can_train"),
@@ -77,25 +77,25 @@ MARKS = (
         r"_(train|training|finetun\w*|fine_tun\w*|sft|use|dataset|data|model)\w*"
         r"|(qa|qc|review|quality)_?(ok|okay|passed|pass|approved)|(passed|passes|approved)_(by_)?(qa|qc|review|quality)\w*",
     ),
-    Mark(
+    RowMark(
         "filled", "out", "who took the row out, when or why",
         (),
         r"(deleted|removed|rejected|excluded|discarded|banned|skipped)_(by|at|on|because|for|reason)\w*"
         r"|(rejection|exclusion|removal|deletion|skip|reject|exclude|discard)_reason",
     ),
-    Mark(
+    RowMark(
         "word", "out", "what a review said of the row",
         ("status", "state", "review", "approval", "qa", "qc", "curation", "level", "quality_check", "tree_state"),
         r"(review|approval|moderation|qa|qc|annotation|record|row|curation|workflow|validation|quality|item|example|data)_"
         r"(status|state|result|decision|outcome)",
         _REFUSED_WORDS,
     ),
-    Mark(
+    RowMark(
         "false", "bad", "whether the answer is right",
         ("correct", "right", "helpful_answer"),
         r"(is|was|answer|response)_(is_)?(correct|right|helpful|good|acceptable)|judged_correct",
     ),
-    Mark(
+    RowMark(
         "true", "bad", "what is wrong with the answer",
         (
             *("wrong", "incorrect", "hallucination", "hallucinated", "hallucinates", "thumbs_down", "thumb_down"),
@@ -103,26 +103,26 @@ MARKS = (
         ),
         r"(is|was|has|contains)_(wrong|incorrect|hallucinat\w+|disliked|downvoted|bad_answer)",
     ),
-    Mark(
+    RowMark(
         "word", "bad", "what a person thought of the answer",
         ("feedback", "thumbs", "thumb", "reaction"),
         r"(user|human|customer|annotator|expert|answer|response|message)_(feedback|thumbs?|reaction)"
         r"|feedback_(type|value|label|score|rating)|thumbs_rating",
         _DISLIKED | {"-1", "-1.0", "0.0"},
     ),
-    Mark("word", "bad", "a rating of plus or minus one", ("rating", "user_rating"), "", frozenset(("-1", "-1.0"))),
-    Mark(
+    RowMark("word", "bad", "a rating of plus or minus one", ("rating", "user_rating"), "", frozenset(("-1", "-1.0"))),
+    RowMark(
         "word", "held_out", "the part of the data set",
         ("split", "set", "partition", "fold", "subset", "phase", "usage"),
         r"(data|dataset|train_test)_?(split|partition)",
         _TEST_PARTS,
     ),
-    Mark(
+    RowMark(
         "true", "held_out", "kept for tests",
         ("eval_only", "test_only", "holdout", "held_out", "hold_out"),
         r"(is|for|in)_(the_)?(test|eval|evaluation|holdout|held_out|validation|benchmark)(_(set|only|split))?",
     ),
-    Mark(
+    RowMark(
         "true", "flagged", "harmful contents",
         (
             *("toxic", "toxicity", "flagged", "nsfw", "unsafe", "harmful", "jailbreak", "jailbreaking", "offensive"),
@@ -130,7 +130,7 @@ MARKS = (
         ),
         r"(is|has|contains)_(toxic|flagged|nsfw|unsafe|harmful|jailbreak|offensive|hateful|pii)|moderation_flagged",
     ),
-    Mark(
+    RowMark(
         "filled", "no_vote", "a test of the labelers",
         ("gold", "golden", "tainted", "honeypot", "attention_check", "control", "test_question", "practice"),
         r"(is|was)_(a_)?(gold|golden|tainted|honeypot|attention_check|control|test_question|practice|screening|qualification)"
@@ -159,13 +159,13 @@ class Marked(NamedTuple):
 
     shown: str
     column: str
-    mark: Mark
+    mark: RowMark
     value: Any
     is_bad: bool
 
 
 @lru_cache(maxsize=1 << 14)
-def mark_of(name: str) -> Mark | None:
+def mark_of(name: str) -> RowMark | None:
     """The mark that a key is, by its name."""
     plain = plain_key(name)
     bare = re.sub(r"\A(is|was|has_been)_", "", plain)
@@ -173,7 +173,7 @@ def mark_of(name: str) -> Mark | None:
     return next(found, None)
 
 
-def says_bad(mark: Mark, value: Any) -> bool | None:
+def says_bad(mark: RowMark, value: Any) -> bool | None:
     """Whether a value says that the row is not to be used; None: it says neither."""
     if isinstance(value, Mapping | list):
         return _any_flagged(value) if mark.effect == "flagged" else None
@@ -183,7 +183,7 @@ def says_bad(mark: Mark, value: Any) -> bool | None:
 
 
 @lru_cache(maxsize=1 << 14)
-def _says_bad(mark: Mark, value: Any, _: type) -> bool | None:
+def _says_bad(mark: RowMark, value: Any, _: type) -> bool | None:
     """`says_bad` of a plain value; its type tells True from 1."""
     if mark.bad_if != "false" and (is_empty(value) or (isinstance(value, float) and math.isnan(value))):
         return False
@@ -219,7 +219,7 @@ def marks_in(row: Mapping[str, Any], names: Iterable[str]) -> Iterator[Marked]:
                     yield Marked(f"{name}.{key}", str(name), mark, inner, bad)
 
 
-def is_heeded(mark: Mark, shape: str, changes: Collection[Changes]) -> bool:
+def is_heeded(mark: RowMark, shape: str, changes: Collection[Changes]) -> bool:
     """Whether rows of a shape that have the mark are left out."""
     by_effect = {
         "out": True,

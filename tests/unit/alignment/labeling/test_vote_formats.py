@@ -334,7 +334,7 @@ def test_options_of_the_command_line():
         import_options(["promt=p"])
     with pytest.raises(UserError, match=r"--columns prompt: expected name=value"):
         import_options(["prompt"])
-    for scale in ("5", "5..1", "a..b", "nan..1", "0..inf"):
+    for scale in ("5", "5..5", "a..b", "nan..1", "0..inf"):
         with pytest.raises(UserError, match=rf"--scale {scale}: expected WORST..BEST"):
             import_options(scale=scale)
 
