@@ -12,7 +12,7 @@ SHARE = 0.05
 """Of the run's episodes that the draws may cost where `training.best_of_n` does not say how many."""
 
 
-class Draws(NamedTuple):
+class StartDraws(NamedTuple):
     """Answers of the policy as it starts, a list for each held-out prompt; as in `ppo.evaluation.HeldOutAnswers`."""
 
     raw_scores: list[list[float]]
@@ -33,7 +33,7 @@ def number_of_draws(config: PPOStageConfig, num_prompts: int) -> int:
     return min(MOST, 2 ** (affordable.bit_length() - 1)) if affordable > 1 else 0
 
 
-def table(draws: Draws, groups: Sequence[Hashable]) -> list[dict[str, Any]]:
+def table(draws: StartDraws, groups: Sequence[Hashable]) -> list[dict[str, Any]]:
     """Score and bound of the KL for each n."""
     return best_of_n_table(draws.scores, groups, draws.held_out_scores)
 

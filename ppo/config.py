@@ -76,11 +76,10 @@ class RewardSource(Section):
     """Weight of this reward in the sum."""
     timeout: Positive | None = None
     """Seconds that one request may take; 30 by default. Only with `url`."""
-    key_env: str | None = None
-    """Environment variable with a key that is sent as `Authorization: Bearer KEY`. Only with `url`."""
     send_tokens: bool = False
     """Send the token ids too, as `alignment score --serve` reads them: the scores are then those of the same model as
-    `model.reward`, to the last bit. Only with `url`."""
+    `model.reward`, to the last bit. Its key is sent too, from the environment variable ALIGNMENT_SCORE_TOKEN. Only with
+    `url`."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -90,9 +89,8 @@ class RewardSource(Section):
             raise ValueError(f"function={self.function!r} is not of the form module:function")
         if self.function is not None and self.timeout is not None:
             raise ValueError("timeout is only for `url`; take it out")
-        for key in ("send_tokens", "key_env"):
-            if self.function is not None and getattr(self, key):
-                raise ValueError(f"{key} is only for `url`; take it out")
+        if self.function is not None and self.send_tokens:
+            raise ValueError("send_tokens is only for `url`; take it out")
         return self
 
 

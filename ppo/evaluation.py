@@ -141,7 +141,7 @@ class Evaluation:
         self.start_reported: dict[str, float] = {}
         """The same on the prompts that the best policy is reported on."""
         self.last_metrics: dict[str, float] = {}
-        self.best_of_n: best_of_n.Draws | None = None
+        self.best_of_n: best_of_n.StartDraws | None = None
         self.best_of_n_rows: list[dict[str, Any]] = []
         """What the best of n answers of the policy as it started scores, for n = 1, 2, 4, ..."""
         self._explained: float | None = None
@@ -246,7 +246,7 @@ class Evaluation:
             None if column[0] is None else [list(each) for each in zip(*column, strict=True)]
             for column in zip(*rounds, strict=True)
         ]
-        self.best_of_n = best_of_n.Draws(*by_prompt)  # type: ignore[arg-type]
+        self.best_of_n = best_of_n.StartDraws(*by_prompt)  # type: ignore[arg-type]
         self._note_best_of_n(0)
 
     def _note_best_of_n(self, step: int) -> None:
@@ -330,7 +330,7 @@ class Evaluation:
         self.start = state["start"] and HeldOutAnswers(**state["start"])
         self._best_answers = state["best_judged"] and HeldOutAnswers(**state["best_judged"])
         if drawn := state.get("best_of_n"):  # a checkpoint of an earlier version has none
-            self.best_of_n = best_of_n.Draws(**drawn)
+            self.best_of_n = best_of_n.StartDraws(**drawn)
             self.best_of_n_rows = best_of_n.table(self.best_of_n, self._groups)
 
 

@@ -33,6 +33,8 @@ RETRIED = {408, 425, 429, 500, 502, 503, 504}
 """Answers of a service that may be another one next time."""
 MAX_ANSWER = 2**24
 """Bytes; an endless answer would fill the memory."""
+KEY_VARIABLE = "ALIGNMENT_SCORE_TOKEN"
+"""Environment variable with the key of `alignment score --serve`."""
 SHOWN = 200
 """Characters of an answer that an error shows."""
 
@@ -50,7 +52,7 @@ class HTTPReward:
     ) -> None:
         assert entry.url is not None
         self._tokenizer = tokenizer if entry.send_tokens else None
-        self._headers = {"Content-Type": "application/json"} | _authorization(entry.key_env)
+        self._headers = {"Content-Type": "application/json"} | (_authorization() if entry.send_tokens else {})
         parts = _parts_of(entry.url)
         self.url, self.weight, self._columns, self._sleep = entry.url, entry.weight, columns, sleep
         host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
@@ -136,19 +138,16 @@ class HTTPReward:
         return f"{status}: {text}" if text else status
 
 
-def _authorization(variable: str | None) -> dict[str, str]:
-    """The header with the key in an environment variable.
+def _authorization() -> dict[str, str]:
+    """The header with the key of `alignment score --serve`, if the environment has one.
 
     Raises:
-        ConfigError: it is not set, or no header can hold it.
+        ConfigError: no header can hold it.
     """
-    if variable is None:
-        return {}
-    key = os.environ.get(variable, "")
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        found = "holds other characters than ASCII without spaces" if key else "is not set"
-        raise ConfigError(f"rewards.others: key_env={variable}: this environment variable {found}; export it")
-    return {"Authorization": f"Bearer {key}"}
+    key = os.environ.get(KEY_VARIABLE, "")
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(f"{KEY_VARIABLE} holds other characters than ASCII without spaces; export another key")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _parts_of(url: str) -> urllib.parse.SplitResult:

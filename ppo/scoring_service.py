@@ -244,9 +244,8 @@ def make_app(service: ScoringService, token: str | None = None, hosts: Sequence[
     async def score(request: Request) -> JSONResponse:
         nonlocal waiting
         if not may(request):
-            return JSONResponse(
-                {"error": "a key is needed: Authorization: Bearer KEY (in a run rewards.others[].key_env)"}, 401
-            )
+            needed = "a key is needed: Authorization: Bearer KEY; a run with send_tokens sends ALIGNMENT_SCORE_TOKEN"
+            return JSONResponse({"error": needed}, 401)
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             return JSONResponse({"error": "expected Content-Type: application/json"}, 415)
         if waiting >= MOST_WAITING:
@@ -298,8 +297,8 @@ def serve(
     if host not in LOCAL and token is None:
         raise UserError(
             f"--host {host}: anybody who reaches this machine could use the service; set the environment variable "
-            "ALIGNMENT_SCORE_TOKEN to a long random text, here and where the run is, and write "
-            "key_env: ALIGNMENT_SCORE_TOKEN beside the run's url"
+            "ALIGNMENT_SCORE_TOKEN to a long random text, here and where the run is, and write send_tokens: true "
+            "beside the run's url"
         )
     listener = _listen(host, port)
     with listener:
@@ -313,8 +312,7 @@ def serve(
         url = f"http://{shown}:{listener.getsockname()[1]}/score"
         layout = "by text" if service.by_tokens is None else "packed" if service.by_tokens.packed else "padded"
         print(f"Scores by {service.source.label} ({layout}): {url} (Ctrl-C ends it)", file=sys.stderr)
-        more = ", key_env: ALIGNMENT_SCORE_TOKEN" if token else ""
-        print(f"In a run: rewards.others='[{{url: \"{url}\", send_tokens: true{more}}}]'", file=sys.stderr, flush=True)
+        print(f"In a run: rewards.others='[{{url: \"{url}\", send_tokens: true}}]'", file=sys.stderr, flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
 

@@ -82,7 +82,8 @@ def evaluate(name: str, job: HarnessJob, registry: Registry, before: str | None 
     if before is not None:
         found["before"] = {"model": sources[1].label, "digest": sources[1].digest}
     if job.tasks:
-        found["tasks"] = task_report(*(run_tasks(source, job) for source in sources))
+        manager = _task_manager(job)  # lists every task: once, and before a model is loaded
+        found["tasks"] = task_report(*(run_tasks(source, job, manager) for source in sources))
     if job.text is not None:
         found["text"] = text_report(job.text, *_read_text(names, job, registry))
     return found | {"records": records_of(found)}
@@ -91,11 +92,14 @@ def evaluate(name: str, job: HarnessJob, registry: Registry, before: str | None 
 # --- tasks -----------------------------------------------------------------------------------------------------------
 
 
-def run_tasks(source: ModelSource, job: HarnessJob) -> Measured:
+def run_tasks(source: ModelSource, job: HarnessJob, manager: Any) -> Measured:
     """The tasks' metrics under one model.
 
+    Args:
+        manager: lm-eval's TaskManager, which has the tasks.
+
     Raises:
-        UserError: lm-eval does not have a task, or its data cannot be had.
+        UserError: a task cannot be run, such as one whose data cannot be had.
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -109,7 +113,6 @@ def run_tasks(source: ModelSource, job: HarnessJob) -> Measured:
     harness = HFLM(
         pretrained=model, tokenizer=tokenizer, batch_size=job.batch_size, max_length=known[0] if known else None
     )
-    manager = _task_manager(job)
     try:
         found = simple_evaluate(
             model=harness,

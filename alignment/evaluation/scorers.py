@@ -261,8 +261,10 @@ class PolicyScorer:
                 lines[number] = {"error": found}
                 continue
             pieces += found
-            texts = [answers.text] if answers.text is not None else answers.completions
-            sizes += [(number, _bytes_of(text), len(text.split())) for text in texts]
+            if answers.text is not None:
+                sizes.append((number, len(answers.text.encode()), len(answers.text.split())))
+            else:
+                sizes += [(number, _bytes_of(text), len(text.split())) for text in answers.completions]
         sums = [[0.0, 0.0, 0.0, 0.0] for _ in sizes]
         for piece, logprobs in zip(pieces, self._logprobs(pieces), strict=True):
             values = logprobs.double().tolist()
@@ -377,6 +379,6 @@ def _piece(encoded: Encoded, owner: int, ends: set[int]) -> _Piece:
 
 
 def _bytes_of(text: str) -> int:
-    """UTF-8 bytes of an answer's assistant turns."""
+    """UTF-8 bytes of an answer's assistant turns, without white space around them, which templates trim."""
     turns = answer_turns(text)
-    return sum(len(turn["content"].encode()) for turn in turns if turn["role"] == "assistant")
+    return sum(len(turn["content"].strip().encode()) for turn in turns if turn["role"] == "assistant")

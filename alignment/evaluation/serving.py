@@ -131,7 +131,7 @@ def free_port(host: str, port: int) -> int:
 def server_command(
     model: PlainModel, engine: Literal["transformers", "vllm"], host: str, port: int, more: Sequence[str] = ()
 ) -> list[str]:
-    """The command of the server, to be run in `model.folder`.
+    """The command of the server, to be run in the folder of the model.
 
     Args:
         more: its own options.

@@ -92,7 +92,7 @@ def test_the_run_is_the_same_to_the_bit(house, reward, monkeypatch):
     run("inside", f"model.reward={reward}")
     monkeypatch.setenv("ALIGNMENT_SCORE_TOKEN", "correct-horse-battery")
     with serving(Path.cwd(), reward) as address:
-        entry = f"url: '{address}/score', send_tokens: true, key_env: ALIGNMENT_SCORE_TOKEN"
+        entry = f"url: '{address}/score', send_tokens: true"
         run("outside", "model.reward=null", f"rewards.others=[{{{entry}}}]")
     inside, outside = figures("inside"), figures("outside")
     assert inside == outside

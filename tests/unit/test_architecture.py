@@ -205,7 +205,12 @@ def test_every_name_imported_is_declared():
         "".join(itertools.takewhile(lambda c: c.isalnum() or c in "-_", line)).lower()
         for line in [*project["dependencies"], *extras]
     }
-    of = {"yaml": "pyyaml", "wandb_workspaces": "wandb-workspaces", "markdown_it": "markdown-it-py"}
+    of = {
+        "yaml": "pyyaml",
+        "wandb_workspaces": "wandb-workspaces",
+        "markdown_it": "markdown-it-py",
+        "lm_eval": "lm-eval",
+    }
     third = {top(name) for path in SOURCES for name in imports(parse(path), "alignment")} - {""}
     third -= set(sys.stdlib_module_names) | set(PACKAGES)
     assert {name for name in third if of.get(name, name) not in declared} == set()
@@ -321,7 +326,7 @@ def test_a_stage_has_as_few_keys_as_it_can(stage):
         for name, field in cls.model_fields.items()
         if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel))
     ]
-    assert len(leaves) <= (85 if stage == "ppo" else 45)
+    assert len(leaves) <= (87 if stage == "ppo" else 45)
 
 
 @pytest.mark.parametrize("stage", STAGES)

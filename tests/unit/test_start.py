@@ -24,6 +24,8 @@ print(len(out.getvalue()) > 200, loaded)
         ("alignment.cli.main", "alignment", "models", "--help"),
         ("alignment.cli.main", "alignment", "rate", "--help"),
         ("alignment.cli.main", "alignment", "sample", "--help"),
+        ("alignment.cli.main", "alignment", "score", "--help"),
+        ("alignment.cli.main", "alignment", "eval", "--help"),
         ("sft.__main__", "sft", "--help"),
         ("reward.__main__", "reward", "--help"),
         ("ppo.__main__", "ppo", "--help"),

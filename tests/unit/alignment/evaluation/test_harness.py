@@ -120,7 +120,7 @@ def chosen(model, tokenizer, question):
     [
         ([], ["--tasks", "--text"]),
         (["--text", "nowhere.txt"], ["nowhere.txt", "no such file"]),
-        pytest.param(["--tasks", "openings"], ["openings", "opening"], marks=needs_extra),
+        pytest.param(["--tasks", "openings"], ["openings", "opening"], marks=[needs_extra, pytest.mark.slow]),
         pytest.param(["--tasks", "opening", "--task-folder", "none"], ["--task-folder none"], marks=needs_extra),
     ],
     ids=["nothing", "no-text", "no-task", "no-folder"],
