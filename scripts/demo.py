@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 HOME = Path("runs/demo")
 DATA, RATINGS = HOME / "data", HOME / "ratings.db"
-DPO = ("training.learning_rate=3e-4", "training.num_train_epochs=2", "training.adam_beta2=0.98", "data.max_length=160")
+DPO = ("training.learning_rate=1e-4", "training.adam_beta2=0.98", "data.max_length=160")
 COMPLETIONS_PER_PROMPT = 2
 TEMPERATURE = 0.8
 SHARED = {
