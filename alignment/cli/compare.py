@@ -70,7 +70,9 @@ def _parser(called: str) -> argparse.ArgumentParser:
     parser.add_argument("--judge-model", metavar="MODEL", help="reads refusals and support (default: phrases, words)")
     parser.add_argument("--db", type=Path, help="the ratings file of --by people, made if it is missing")
     parser.add_argument("--need", type=int, default=1, help="labelers per pair (default 1)")
-    parser.add_argument("--slice", action="append", default=[], metavar="COLUMN", help="figures by this column, gaps too")
+    parser.add_argument(
+        "--slice", action="append", default=[], metavar="COLUMN", help="figures by this column, gaps too"
+    )
     parser.add_argument(
         "--price-per-hour", action="append", default=[], metavar="[SIDE=]PRICE",
         help="of the machine that answers, for the price of 1,000 answers",

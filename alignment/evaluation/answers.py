@@ -186,7 +186,9 @@ class AnswersContent:
             self.sides[row.pop("side")] = row
         elif kind == "answer":
             key, side = row["prompt"], row["side"]
-            fields = {name: row.get(name) if name in LATER else row[name] for name in SideAnswer.__dataclass_fields__}
+            fields: dict[str, Any] = {
+                name: row.get(name) if name in LATER else row[name] for name in SideAnswer.__dataclass_fields__
+            }
             if side not in self.sides:
                 raise ValueError(f"no line says who {side!r} is")
             self.prompts.setdefault(key, Prompt(tuple(row["messages"]), row["columns"]))

@@ -38,7 +38,8 @@ def sentence(pair: Figures) -> str:
     if high < 0.5:
         a, b, value, low, high = b, a, 1 - value, 1 - high, 1 - low
     n = row["prompts"]
-    share = f"{percent(value)} of {n} {row.get('unit', 'prompt')}{'s' * (n != 1)} (95% interval {percent(low)} to {percent(high)})"
+    judged = f"{n} {row.get('unit', 'prompt')}{'s' * (n != 1)}"
+    share = f"{percent(value)} of {judged} (95% interval {percent(low)} to {percent(high)})"
     judge = f"judged by {row['judged_by']}"
     if row["trained_on"]:
         judge += f", which {' and '.join(row['trained_on'])} was trained on, so it says little"

@@ -126,6 +126,8 @@ def cost_table(sides: Mapping[str, Mapping[str, Any]], box: Any) -> RenderableTy
         table.add_row(Text(one_line(side)), *cells)
     lines = []
     if "price_per_1000" in known:
-        prices = ", ".join(f"{side} {each['price_per_1000']:.3g}" for side, each in costs.items() if each["price_per_1000"] is not None)
+        prices = ", ".join(
+            f"{side} {each['price_per_1000']:.3g}" for side, each in costs.items() if each["price_per_1000"] is not None
+        )
         lines.append(Text(one_line(f"price of 1,000 answers: {prices}")))
     return Group(table, *lines)

@@ -25,7 +25,7 @@ REFUSALS = (
     rf"^(?:no|sorry|(?:i'm|i am) (?:sorry|afraid))[,.;]?(?: but)?(?: that)? (?:i|we) {_CANNOT}(?: \w+){{0,3}}[.!]",
     r"\b(?:against|violates?) (?:my|our|the) (?:\w+ )?(?:guidelines|policy|policies|principles|programming|values)\b",
     rf"\bas an ai\b.{{0,60}}?\b(?:{_CANNOT}|unable|not able)\b",
-    rf"\b(?:is not|isn't) (?:something|a topic|a request) (?:that )?(?:i|we) (?:can|will)\b",
+    r"\b(?:is not|isn't) (?:something|a topic|a request) (?:that )?(?:i|we) (?:can|will)\b",
     rf"\bis (?:something|a topic|a request) (?:that )?(?:i|we) {_CANNOT}\b",
     rf"\brequest {_CANNOT} be\b",
 )
