@@ -186,9 +186,8 @@ class AnswersContent:
             self.sides[row.pop("side")] = row
         elif kind == "answer":
             key, side = row["prompt"], row["side"]
-            fields: dict[str, Any] = {
-                name: row.get(name) if name in LATER else row[name] for name in SideAnswer.__dataclass_fields__
-            }
+            fields: dict[str, Any] = {name: row.get(name) for name in LATER}
+            fields |= {name: row[name] for name in SideAnswer.__dataclass_fields__ if name not in LATER}
             if side not in self.sides:
                 raise ValueError(f"no line says who {side!r} is")
             self.prompts.setdefault(key, Prompt(tuple(row["messages"]), row["columns"]))

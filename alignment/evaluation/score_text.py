@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from rich.text import Text
 from alignment.terminal import one_line
 
 _GIB = 2**30
+MOST_SIDES_ACROSS = 3
 
 
 def percent(value: float) -> str:
@@ -40,15 +40,13 @@ def score_tables(scores: Mapping[str, Sequence[Mapping[str, Any]]], box: Any) ->
         lines = [Text(one_line(line)) for line in difference_lines(measures[0])]
         yield Group(title, table, *lines)
         for column, sides in measures[0]["gaps"].items():
-            yield from _gap_tables(judge, measures[0], column, sides, box)
+            yield from _gaps(judge, measures[0], column, sides, box)
 
 
 def _cell(estimate: Mapping[str, Any] | None, *, is_share: bool) -> str:
     if is_share or estimate is None:
         return interval(estimate)
     low, high = estimate["ci"]
-    if math.isinf(high):
-        return f"{estimate['value']:.2f}"
     return f"{estimate['value']:.2f} ({low:.2f} to {high:.2f})"
 
 
@@ -73,22 +71,23 @@ def difference_lines(measure: Mapping[str, Any]) -> Iterator[str]:
             yield f"{measure['measure']}: no difference shown, {a} less {b} is {size}{unit} ({least} to {most})"
 
 
-def _gap_tables(
+def _gaps(
     judge: str, measure: Mapping[str, Any], column: str, sides: Mapping[str, Any], box: Any
 ) -> Iterator[RenderableType]:
-    for side, parts in sides.items():
-        table = Table(one_line(column), "prompts", measure["measure"], "less the others", box=box, pad_edge=False)
-        table.columns[0].overflow = "fold"
-        for name, part in parts.items():
-            gap = part["gap"]
-            shown = "-"
-            if gap is not None:
-                value, low, high = (_points(x, is_share=measure["is_share"]) for x in (gap["value"], *gap["ci"]))
-                shown = f"{value} ({low} to {high})"
-            mean = part["mean"]
-            table.add_row(Text(one_line(name)), str(mean["n"]), _cell(mean, is_share=measure["is_share"]), shown)
-        title = Text(one_line(f"{judge} by {column}: {side}"))
-        yield Group(title, table, Text(one_line(gap_line(measure, column, side, parts))))
+    """The means by slice, and a line for each side. More sides than a screen has room for get their lines alone."""
+    lines = [Text(one_line(gap_line(measure, column, side, parts))) for side, parts in sides.items()]
+    title = Text(one_line(f"{judge}, {measure['measure']} by {column}"))
+    if len(sides) > MOST_SIDES_ACROSS:
+        yield Group(title, *lines)
+        return
+    table = Table(one_line(column), "prompts", *map(one_line, sides), box=box, pad_edge=False)
+    for cells in table.columns:
+        cells.overflow = "fold"
+    for name in next(iter(sides.values())):
+        means = [(parts[name]["n"], parts[name]["mean"]) for parts in sides.values()]
+        shown = (_cell(mean, is_share=measure["is_share"]) for _, mean in means)
+        table.add_row(Text(one_line(name)), str(means[0][0]), *shown)
+    yield Group(title, table, *lines)
 
 
 def gap_line(measure: Mapping[str, Any], column: str, side: str, parts: Mapping[str, Any]) -> str:

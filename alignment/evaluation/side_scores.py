@@ -21,29 +21,31 @@ LEAST_IN_SLICE = 2
 """Prompts of a slice from which a gap can be told."""
 
 
-def mean_score(values: Sequence[float], *, is_share: bool) -> Estimate:
-    """The mean with its 95% interval; each value is of one prompt.
+def mean_score(values: Sequence[float], *, is_share: bool) -> Estimate | None:
+    """The mean with its 95% interval; each value is of one prompt. None where one value or none tells no interval.
 
     The bootstrap's variance of a mean of independent prompts is known, var / n, so nothing is drawn. A share gets
     Wilson's interval with it, which is not empty where all are 0 or 1 (`clusters.score_interval`); others Student's.
     """
     x = np.asarray(values, dtype=np.float64)
+    if len(x) < (1 if is_share else 2):
+        return None
     n, mean = len(x), float(x.mean())
     variance = float(x.var(ddof=1)) / n if n > 1 else 0.0
     if is_share:
         return Estimate(value=mean, ci=score_interval(mean, variance, n), n=n)
-    half = t_quantile(n - 1) * math.sqrt(variance) if n > 1 else math.inf
+    half = t_quantile(n - 1) * math.sqrt(variance)
     return Estimate(value=mean, ci=(mean - half, mean + half), n=n)
 
 
-def score_difference(values: Sequence[float], *, is_share: bool) -> Estimate:
+def score_difference(values: Sequence[float], *, is_share: bool) -> Estimate | None:
     """The mean of paired differences with its 95% interval (Student's).
 
     Shares that hardly ever differ have a variance near 0 that says little: half of the interval is at least the share
     of prompts that may differ where none of n did (Wilson's bound, t^2 / (n + t^2)).
     """
     found = mean_score(values, is_share=False)
-    if is_share:
+    if found is not None and is_share:
         value, n = found["value"], found["n"]
         t = t_quantile(n - 1)
         half = max(found["ci"][1] - value, t**2 / (n + t**2))
@@ -59,7 +61,7 @@ def scores_of(contest: AnsweredPrompts, measures: Sequence[Measure], slices: Seq
             "measure": measure.name,
             "is_share": measure.is_share,
             "sides": {
-                side: mean_score(list(values.values()), is_share=measure.is_share) if values else None
+                side: mean_score(list(values.values()), is_share=measure.is_share)
                 for side, values in measure.values.items()
             },
             "differences": [_difference(measure, a, b) for a, b in contest.pairs],
@@ -74,8 +76,7 @@ def scores_of(contest: AnsweredPrompts, measures: Sequence[Measure], slices: Seq
 def _difference(measure: Measure, a: str, b: str) -> dict[str, Any]:
     ours, theirs = measure.values[a], measure.values[b]
     both = [ours[key] - theirs[key] for key in ours if key in theirs]
-    estimate = score_difference(both, is_share=measure.is_share) if both else None
-    return {"a": a, "b": b, "estimate": estimate}
+    return {"a": a, "b": b, "estimate": score_difference(both, is_share=measure.is_share)}
 
 
 def _gaps(contest: AnsweredPrompts, measure: Measure, column: str) -> dict[str, dict[str, Any]]:
@@ -86,6 +87,7 @@ def _gaps(contest: AnsweredPrompts, measure: Measure, column: str) -> dict[str, 
         lists = {name: [values[key] for key in keys] for name, keys in parts.items()}
         found[side] = {
             name: {
+                "n": len(inside),
                 "mean": mean_score(inside, is_share=measure.is_share),
                 "gap": _gap(lists, name, is_share=measure.is_share),
             }
@@ -105,6 +107,7 @@ def _gap(parts: Mapping[str, Sequence[float]], name: str, *, is_share: bool) -> 
     if min(len(inside), len(outside)) < LEAST_IN_SLICE:
         return None
     one, two = mean_score(inside, is_share=is_share), mean_score(outside, is_share=is_share)
+    assert one is not None and two is not None
     comparisons = 1 if len(parts) == 2 else len(parts)
     wider = NormalDist().inv_cdf(1 - 0.025 / comparisons) / NormalDist().inv_cdf(0.975)
     gap = one["value"] - two["value"]

@@ -12,7 +12,7 @@ from alignment.evaluation.score_text import cost_table
 PROMPTS = [question(f"Q{n}") for n in range(20)]
 FOUND = contest(
     PROMPTS,
-    timed=[SideAnswer("x", tokens=30, seconds=0.5, latency=float(n + 1), peak_bytes=2**30 * (1 + n % 2)) for n in range(20)],
+    timed=[SideAnswer("x", True, 30, 0.5, latency=n + 1.0, peak_bytes=2**30 * (1 + n % 2)) for n in range(20)],
     untimed=["y"] * 20,
 )  # fmt: skip
 

@@ -1,5 +1,7 @@
 """Each side's scores: means, paired differences and gaps, against oracles and simulated studies."""
 
+import json
+
 import numpy as np
 import pytest
 from helpers.comparing import contest, question
@@ -104,6 +106,13 @@ def test_many_slices_of_chance_rarely_show_a_gap():
         gaps = [part["gap"]["ci"] for part in measure["gaps"]["topic"]["a"].values()]
         shown += any(low > 0 or high < 0 for low, high in gaps)
     assert shown <= 8
+
+
+def test_one_prompt_tells_nothing_of_an_unbounded_score():
+    (measure,) = figures({"a": [1.5], "b": [2.5]}, ["x"], is_share=False)
+    assert measure["sides"] == {"a": None, "b": None} and measure["differences"][0]["estimate"] is None
+    slices = json.loads(json.dumps(measure, allow_nan=False))["gaps"]["topic"]
+    assert slices["a"]["x"] == {"n": 1, "mean": None, "gap": None}
 
 
 def test_a_slice_of_one_prompt_has_no_gap():

@@ -22,7 +22,7 @@ TEXT = "The library opens at nine on weekdays. A card costs 5 euros. Mrs Keller 
         ("The library opens at nine.", 1.0),
         ("A card costs 5 euros.", 1.0),
         ("A card costs five euros.", 1.0),
-        ("A card costs 7 euros.", 3 / 4 - 1 / 4 + 1 / 4),  # card, cost, euro of four
+        ("A card costs 7 euros.", 3 / 4),  # card, cost and euro, and not 7
         ("Mr Baumann leads the reading group.", 3 / 5),  # mr and baumann are invented
         ("Pets receive vaccinations upstairs.", 0.0),
         ("I don't know.", 1.0),
@@ -33,8 +33,7 @@ TEXT = "The library opens at nine on weekdays. A card costs 5 euros. Mrs Keller 
     ids=["words", "number", "number word", "wrong number", "name", "all", "unknown", "not said", "empty", "yes"],
 )
 def test_the_share_of_words_names_and_numbers(answer, share):
-    expected = {"Yes.": supported_share("Yes.", TEXT)}.get(answer, share)
-    assert supported_share(answer, TEXT) == pytest.approx(expected)
+    assert supported_share(answer, TEXT) == pytest.approx(share)
 
 
 def test_an_answer_that_says_unknown_and_then_invents_claims_something():

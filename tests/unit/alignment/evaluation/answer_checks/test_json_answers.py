@@ -50,7 +50,9 @@ def score(scorer, *texts):
         ("[" * 100_000, 0.0, 0.0),
         ("", 0.0, 0.0),
     ],
-    ids=["right", "space", "json fence", "fence", "minimum", "missing", "list", "cut", "prose", "quotes", "NaN", "deep", "empty"],
+    ids=[
+        "right", "space", "json fence", "fence", "minimum", "missing", "list", "cut", "prose", "quotes", "NaN", "deep", "empty"
+    ],
 )  # fmt: skip
 def test_an_answer_is_valid_or_not(schema, text, by_schema, at_all):
     assert score(JsonScorer(schema(SCHEMA)), text) == [by_schema]
@@ -78,8 +80,9 @@ def test_fenced_answers_are_told_apart_and_the_first_fault_is_named(schema, tmp_
         ("{", "not a JSON schema"),
         ({"type": "objekt"}, "not a JSON schema: 'objekt' is not valid"),
         ([], "not a JSON schema"),
+        ({"type": "string", "pattern": "("}, r"not a JSON schema: '\(' is not a 'regex'"),
     ],
-    ids=["cut", "type", "list"],
+    ids=["cut", "type", "list", "pattern"],
 )
 def test_a_wrong_schema_is_refused_at_once(schema, content, message):
     with pytest.raises(UserError, match=message):
@@ -96,10 +99,9 @@ def test_a_missing_schema_is_named(tmp_path):
     [
         ({"$ref": "other.json"}, "'other.json' is not in the file"),
         ({"$ref": "http://127.0.0.1:9/s.json"}, "is not in the file"),
-        ({"$ref": "#"}, "it refers to itself"),
-        ({"type": "string", "pattern": "("}, "a pattern of it is no regular expression"),
+        ({"$ref": "#"}, "the schema refers to itself"),
     ],
-    ids=["file", "address", "circle", "pattern"],
+    ids=["file", "address", "circle"],
 )
 def test_a_schema_that_cannot_be_followed_is_one_line(schema, content, message):
     with pytest.raises(UserError, match=message) as caught:

@@ -10,6 +10,7 @@ from alignment.errors import UserError
 from alignment.evaluation.answer_checks.model_verdicts import ModelVerdicts
 from alignment.evaluation.answer_checks.refusal_phrases import is_refusal, says_unknown
 from alignment.evaluation.answer_checks.refusals import RefusalScorer
+from alignment.evaluation.answers import SideAnswer
 from alignment.evaluation.drawing import DrawOptions, open_endpoint
 from alignment.evaluation.judgments import KnownJudgments
 from alignment.evaluation.score_judges import ScoreJudge
@@ -79,9 +80,7 @@ def test_an_answer_that_says_it_does_not_know(text, expected):
     assert says_unknown(text) == expected
 
 
-GUARDRAILS = [question(f"Bad {n}", refuse=True) for n in range(4)] + [
-    question(f"Fine {n}", refuse=False) for n in range(4)
-]
+GUARDRAILS = [question(f"{word} {n}", refuse=word == "Bad") for word in ("Bad", "Fine") for n in range(4)]
 NO, YES = "I can't help with that.", "Sure: first, open it."
 
 
@@ -118,9 +117,7 @@ def test_right_refusals_and_over_refusals_are_told_apart(tmp_path):
 )
 def test_labels_of_each_kind_are_read(column, columns, must):
     prompts = [question("Q", **columns)]
-    (score,) = RefusalScorer(column, prompts, None).scores(
-        prompts, list(contest(prompts, a=[NO]).answers["a"].values())
-    )
+    (score,) = RefusalScorer(column, prompts, None).scores(prompts, [SideAnswer(NO)])
     assert score == float(must)
 
 
@@ -157,9 +154,11 @@ def test_a_model_reads_refusals_that_no_phrase_tells_and_is_not_asked_twice(tmp_
 
 def test_an_unread_reply_leaves_its_pair_out(tmp_path):
     found = contest(GUARDRAILS, a=[NO] * 8, b=[YES] * 8)
-    with ChatServer(
-        lambda prompt, seen: completion("hm") if "Bad 0" in prompt and NO in prompt else reads(prompt, 0)
-    ) as server:
+
+    def mumbles(prompt, seen):
+        return completion("hm") if "Bad 0" in prompt and NO in prompt else reads(prompt, seen)
+
+    with ChatServer(mumbles) as server:
         judge, judgments = judged_by_model(server, tmp_path, found)
     assert len(judgments) == 7
     assert judge.notes == ["1 answers have no score, since no reply about them could be read"]
