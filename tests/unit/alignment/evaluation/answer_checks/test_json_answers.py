@@ -51,7 +51,8 @@ def score(scorer, *texts):
         ("", 0.0, 0.0),
     ],
     ids=[
-        "right", "space", "json fence", "fence", "minimum", "missing", "list", "cut", "prose", "quotes", "NaN", "deep", "empty"
+        "right", "space", "json fence", "fence", "minimum", "missing", "list", "cut", "prose", "quotes", "NaN", "deep",
+        "empty"
     ],
 )  # fmt: skip
 def test_an_answer_is_valid_or_not(schema, text, by_schema, at_all):
