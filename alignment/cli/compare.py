@@ -86,6 +86,8 @@ def _parser(called: str) -> argparse.ArgumentParser:
     parser.add_argument("--key-env", help="environment variable with the endpoints' key (default OPENAI_API_KEY)")
     parser.add_argument("--registry", help="registry folder (default: $ALIGNMENT_REGISTRY or ./registry)")
     parser.add_argument("--no-record", action="store_true", help="keep the result out of the registry")
+    parser.add_argument("--wandb", action="store_true", help="tell W&B the result too; WANDB_MODE says where")
+    parser.add_argument("--wandb-text", action="store_true", help="with --wandb: the answers and the page too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser
@@ -103,6 +105,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("give either --prompts FILE, to draw answers, or --answers FILE, to judge those of a file")
     if args.answers is not None and args.sides_file is not None:
         raise UserError("--sides: the sides are in --answers already; take it out")
+    if args.wandb_text and not args.wandb:
+        raise UserError("--wandb-text: nothing is told to W&B; add --wandb")
     if args.key_env and not os.environ.get(args.key_env, "").strip():
         raise UserError(f"--key-env {args.key_env}: this environment variable is not set; put the key into it")
 
@@ -110,6 +114,8 @@ def _check(args: argparse.Namespace) -> None:
 def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], list[BoutJudge]] | None:
     """The result with the judges that made it; None where nobody judges."""
     from alignment.evaluation.comparison import judge_all, write_result
+    from alignment.evaluation.mirroring import mirror_result
+    from alignment.evaluation.page import write_page
     from alignment.evaluation.recording import record
     from alignment.registry import Registry
 
@@ -125,7 +131,11 @@ def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], list[BoutJudge]]
         recorded = [] if args.no_record else record(registry, result)
     except UserError as error:  # the result stands in its folder all the same
         print(f"not in the registry: {one_line(str(error))}", file=sys.stderr)
-    return {**result, "folder": str(folder), "recorded": recorded}, judges
+    page = write_page(folder, result, comparison.contest)
+    if args.wandb:
+        mirror_result(folder, result, comparison.contest, page, text=args.wandb_text)
+    shown = {"folder": str(folder), "page": None if page is None else str(page), "recorded": recorded}
+    return {**result, **shown}, judges
 
 
 def _drawn(args: argparse.Namespace, registry: Registry) -> tuple[ComparisonSetup, list[BoutJudge], Path]:
@@ -206,3 +216,5 @@ def _show(args: argparse.Namespace, result: dict[str, Any], judges: Sequence[Bou
     for ref in result["recorded"]:
         print(one_line(f"an evaluation of {ref} is in the registry: alignment models show {ref}"), file=sys.stderr)
     print(clean(f"answers, judgments and result are in {result['folder']}"), file=sys.stderr)
+    if result["page"] is not None:
+        print(clean(f"page: {result['page']}"), file=sys.stderr)

@@ -111,6 +111,8 @@ def _by_judge(
         row["trained_on"] = [side for side in pair if trained_on(registry, comparison.identities[side], judge)]
         if judgments:
             row |= pair_figures(comparison.contest, pair, judgments, comparison.slices, comparison.seed)
+        if judge.kind == "model":  # its two numbers are the orders that it was asked in, and no scores of the sides
+            row.pop("mean_scores", None)
         if judge.kind == "people" and judgments:
             row |= people_figures(judgments)
         elif people and judgments and judge.unit == "prompt":

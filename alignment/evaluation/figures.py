@@ -33,6 +33,8 @@ def pair_figures(
         "sign_test": sign_test(outcomes, prompts),
         "slices": {column: _by_slice(contest, judgments, column, seed) for column in slices},
     }
+    if scored := [judgment.scores for judgment in judgments if judgment.scores is not None]:
+        figures["mean_scores"] = np.mean(scored, axis=0).tolist()
     if labelers := dict.fromkeys(judgment.labeler for judgment in judgments if judgment.labeler is not None):
         figures["labelers"] = {
             who: _part([each for each in judgments if each.labeler == who], seed) for who in labelers

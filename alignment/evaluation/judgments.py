@@ -184,6 +184,11 @@ class KnownJudgments:
             for digest, score in zip(row.answers, row.scores or (), strict=False):
                 self._scored[row.judge, row.digest, row.prompt, digest] = score
 
+    @property
+    def rows(self) -> list[Judgment]:
+        """All that were on disk when it was opened, people's votes too."""
+        return list(self._rows)
+
     def of(self, judge: JudgeIdentity, bout: Bout) -> Judgment | None:
         """What the judge said of these two answers, if it did; never a person's word."""
         return self._said.get(_key(bout.judged(judge, 0.5)))

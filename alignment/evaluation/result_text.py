@@ -58,6 +58,12 @@ def more_votes(pair: Figures, row: Figures) -> str:
     return f"about {middle} more ratings decide it ({low} to {high if high is not None else 'more than 2,000'})"
 
 
+def votes_worth(joined: Figures) -> str:
+    """What a judge's help is worth in people's votes, after "the judge"."""
+    bought = joined["votes_bought"]
+    return f"is worth {bought:.0f} votes" if bought >= 0.5 else "adds nothing"
+
+
 def tables(result: Figures, names: Mapping[str, str] | None = None, *, boxed: bool = True) -> Iterator[RenderableType]:
     """The tables of a result.
 
@@ -104,13 +110,11 @@ def _people_lines(pair: Figures, rows: Sequence[Figures]) -> Iterator[Text]:
             yield Text(one_line(more_votes(pair, row)))
         elif row.get("with_people"):
             joined = row["with_people"]
-            bought = joined["votes_bought"]
             if joined["judged_alone"]:
-                worth = f"is worth {bought:.0f} votes" if bought >= 0.5 else "adds nothing"
                 yield Text(
                     one_line(
                         f"people with the help of {row['judge']}: {interval(joined['powered'])}, people alone "
-                        f"{interval(joined['plain'])}; the judge {worth}"
+                        f"{interval(joined['plain'])}; the judge {votes_worth(joined)}"
                     )
                 )
             if kappa := row.get("agreement"):

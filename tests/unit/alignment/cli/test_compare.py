@@ -11,6 +11,7 @@ from helpers.two_policies import publish_two_policies
 
 from alignment.cli.compare import main
 from alignment.evaluation import drawing
+from alignment.evaluation.result_text import sentences
 from alignment.models.scalar import load_scalar_model
 from alignment.ratings import RatingsStore
 from alignment.registry import Parent, Registry
@@ -70,6 +71,8 @@ def test_answers_judgments_result_and_evaluations_are_kept(house, capsys):
     assert set(judged["slices"]["topic"]) == {"a", "b"}
     assert json.loads((FOLDER / "result.json").read_text())["pairs"] == result["pairs"]
     assert len((FOLDER / "judgments.jsonl").read_text().splitlines()) == 8
+    assert result["page"] == str(FOLDER / "compare.html")
+    assert sentences(result)[0] in (FOLDER / "compare.html").read_text()
     registry = Registry()
     (ours,), (theirs,) = (evaluations_of(registry, registry.resolve(name)) for name in ("one", "two"))
     assert (ours.wins, ours.losses, ours.against, ours.n) == (theirs.losses, theirs.wins, "two@v1", 8)
@@ -301,3 +304,14 @@ def test_a_registry_that_cannot_be_written_costs_no_result(house, capsys, monkey
     said = capsys.readouterr()
     assert "not in the registry: no space left" in said.err
     assert "one@v1 against two@v1" in said.out and (FOLDER / "result.json").is_file()
+
+
+def test_wandb_is_asked_for_and_texts_need_it(house, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    asked = ("one", "two", "--by", "python=judges.py:longer")
+    assert run(*asked) == 0
+    assert "W&B" not in capsys.readouterr().err
+    assert run(*asked, "--wandb") == 0
+    assert "W&B is off (WANDB_MODE=disabled): nothing was sent" in capsys.readouterr().err
+    text = refused(capsys, *asked, "--prompts", "prompts.jsonl", "--wandb-text")
+    assert text == "--wandb-text: nothing is told to W&B; add --wandb"
