@@ -10,11 +10,11 @@ from helpers.full_runs import HOSTILE
 from markupsafe import escape
 
 from alignment.evaluation import page_bouts
-from alignment.evaluation.figures import OTHER
 from alignment.evaluation.judgments import Judgment
 from alignment.evaluation.page import FILE, comparison_page, mirrored, write_page
 from alignment.evaluation.page_bouts import MAX_BOUTS, BoutViews, chosen, columns_of, judged_bouts, worst_first
 from alignment.evaluation.result_text import sentences
+from alignment.evaluation.slices import OTHER
 
 
 class Elements(HTMLParser):
