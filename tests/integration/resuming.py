@@ -58,7 +58,7 @@ class Server:
     def __init__(self, **variables: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "dying.py"), "preload"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, cwd=HERE, env=launching.environment() | variables,
+            text=True, cwd=HERE, env=launching.environment() | variables, preexec_fn=launching.heed_signals,
         )  # fmt: skip
 
     def run(self, folder: Path, stage: str, arguments: list[str], ranks: list[tuple[dict, dict]]) -> list[int | None]:
