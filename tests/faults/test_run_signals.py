@@ -225,8 +225,8 @@ def test_a_signal_during_the_first_imports(house, stage, sent, tried):
     name = f"{stage}-{sent.lower()}-imports"
     config = configure(house, name, stage, SECTIONS[stage])
     process = subprocess.Popen(
-        [sys.executable, "-m", stage, config], cwd=house, env=launching.environment(), stderr=subprocess.PIPE, text=True,
-        preexec_fn=launching.heed_signals,
+        [sys.executable, "-m", stage, config], cwd=house, env=launching.environment(), stderr=subprocess.PIPE,
+        text=True, preexec_fn=launching.heed_signals,
     )  # fmt: skip
     wait_until(lambda: holds_signals(process.pid), process)
     process.send_signal(getattr(signal, sent))
