@@ -21,6 +21,7 @@ SECTIONS = {
         "training": {"max_steps": 8, "learning_rate": 1e-3, "save_steps": 1, "eval_steps": 2},
     },
 }
+SLOW = pytest.mark.slow
 FULL, QUOTA, BROKEN, READ_ONLY = errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS
 
 
@@ -80,7 +81,7 @@ def errors(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("error:")]
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("stage", ["ppo", pytest.param("sft", marks=SLOW), pytest.param("reward", marks=SLOW)])
 def test_while_the_disk_is_full_training_goes_on_and_nothing_is_lost(attempts, tried, stage):
     tried(
         f"{stage}: the disk is full during two steps",
@@ -95,7 +96,7 @@ def test_while_the_disk_is_full_training_goes_on_and_nothing_is_lost(attempts, t
     check_same(run.house, stage, run.name)
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("stage", ["sft", pytest.param("reward", marks=SLOW), pytest.param("ppo", marks=SLOW)])
 def test_a_disk_that_stays_full_ends_the_run_at_the_third_checkpoint(attempts, tried, stage):
     tried(
         f"{stage}: the disk stays full",
@@ -116,6 +117,7 @@ def test_a_disk_that_stays_full_ends_the_run_at_the_third_checkpoint(attempts, t
     run.goes_on()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "number"), [("quota", QUOTA), ("broken", BROKEN), ("read-only", READ_ONLY)],
     ids=["quota", "broken", "read only"],
@@ -134,6 +136,7 @@ def test_other_faults_of_a_disk_end_the_same_way(attempts, tried, name, number):
     run.goes_on()
 
 
+@pytest.mark.slow
 def test_what_a_disk_takes_and_loses_at_the_sync_is_written_again(attempts, tried):
     tried("sft: fsync fails for two steps", "checkpoints fail with a warning; the journal is written again and whole")
     run = attempts("sft-sync")
@@ -143,7 +146,7 @@ def test_what_a_disk_takes_and_loses_at_the_sync_is_written_again(attempts, trie
     check_same(run.house, "sft", run.name)
 
 
-@pytest.mark.parametrize("number", [FULL, READ_ONLY], ids=["full", "read only"])
+@pytest.mark.parametrize("number", [FULL, pytest.param(READ_ONLY, marks=SLOW)], ids=["full", "read only"])
 def test_a_start_on_a_full_disk_is_one_line(attempts, tried, number):
     tried(f"sft: start, {errno.errorcode[number]}", "one line, code 2")
     run = attempts(f"sft-start-{number}")
@@ -166,6 +169,7 @@ def test_a_start_over_an_earlier_run_leaves_it_whole(attempts, tried):
     assert {path.name: path.read_bytes() for path in run.run_dir.glob("*.json*")} == before
 
 
+@pytest.mark.slow
 def test_publishing_into_a_full_registry_is_one_line_and_is_done_later(attempts, tried):
     tried("sft: the registry's disk is full", "one line; resumed, it is published")
     run = attempts("sft-registry")
@@ -176,6 +180,7 @@ def test_publishing_into_a_full_registry_is_one_line_and_is_done_later(attempts,
     run.goes_on()
 
 
+@pytest.mark.slow
 def test_a_report_without_room_is_a_warning(attempts, tried):
     tried("sft: no room for the report", "a warning with the command")
     run = attempts("sft-report")
@@ -185,6 +190,7 @@ def test_a_report_without_room_is_a_warning(attempts, tried):
     check_same(run.house, "sft", run.name)
 
 
+@pytest.mark.slow
 def test_a_full_temporary_folder_is_one_line(attempts, tried):
     tried("sft: TMPDIR is full", "another temporary folder, or one line")
     run = attempts("sft-tmp")
@@ -194,6 +200,7 @@ def test_a_full_temporary_folder_is_one_line(attempts, tried):
     assert len(errors(text)) == (code != 0), text
 
 
+@pytest.mark.slow
 def test_a_journal_that_waits_too_long_ends_the_run_after_an_attempt_at_a_checkpoint(attempts, tried):
     tried(
         "sft: the journal alone cannot be written",
@@ -210,7 +217,7 @@ def test_a_journal_that_waits_too_long_ends_the_run_after_an_attempt_at_a_checkp
     run.goes_on()
 
 
-@pytest.mark.parametrize("limit", [8_000, 64_000, 200_000])
+@pytest.mark.parametrize("limit", [64_000, pytest.param(8_000, marks=SLOW), pytest.param(200_000, marks=SLOW)])
 def test_a_limit_on_the_size_of_files_is_one_line(attempts, tried, limit):
     tried(f"sft: ulimit -f at {limit} bytes", "one line")
     run = attempts(f"sft-limit-{limit}")

@@ -26,6 +26,8 @@ PPO = {
     "training": {"max_steps": 3, "learning_rate": 1e-3, "save_steps": 1, "packing": False},
 }
 SECTIONS = {"sft": SFT, "sft-padded": PADDED, "reward": SFT, "ppo": PPO}
+SLOW = pytest.mark.slow
+QUICK = [("sft", "forward"), ("ppo", "backward")]
 LIMIT = {"sft": 110, "sft-padded": 130, "reward": 160, "ppo": 130}
 """Tokens that fit: more than one row has, and fewer than a microbatch."""
 
@@ -77,8 +79,14 @@ def whole(house, forks):
     return run
 
 
-@pytest.mark.parametrize("where", ["forward", "backward"])
-@pytest.mark.parametrize("kind", list(SECTIONS))
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [
+        pytest.param(kind, where, marks=() if (kind, where) in QUICK else SLOW)
+        for kind in SECTIONS
+        for where in ("forward", "backward")
+    ],
+)
 def test_a_microbatch_that_is_too_large_is_halved_with_the_same_gradient(house, forks, tried, whole, kind, where):
     tried(
         f"{kind}: out of memory in a {where} pass",
@@ -94,7 +102,7 @@ def test_a_microbatch_that_is_too_large_is_halved_with_the_same_gradient(house, 
     check_alike(house, expected, name)
 
 
-@pytest.mark.parametrize("kind", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("kind", [pytest.param("sft", marks=SLOW), pytest.param("reward", marks=SLOW), "ppo"])
 def test_where_nothing_fits_the_run_ends_in_a_line_that_names_the_setting(house, forks, tried, kind):
     tried(f"{kind}: not even a row fits", "one line with the setting")
     name = f"memory-{kind}-never"
@@ -107,6 +115,7 @@ def test_where_nothing_fits_the_run_ends_in_a_line_that_names_the_setting(house,
     assert len(events(house, name, "microbatch_halved")) <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sft", "ppo"])
 def test_a_resumed_run_keeps_the_halved_size(house, forks, tried, kind):
     tried(f"{kind}: killed after a halving", "resumed, bit for bit")

@@ -36,6 +36,7 @@ def start(house, forks, config, *arguments):
     return forks(house, "sft", [config, *arguments]), log.read_bytes()[before:].decode()
 
 
+@pytest.mark.slow
 def test_wandb_without_room_does_not_touch_the_run(house, forks, tried, small_disk):
     tried("sft: no room for W&B's files", "the run is as without it")
     run_whole(house, "sft", SFT, lambda *given: forks(house, *given))
