@@ -89,7 +89,9 @@ def signalled_at_every_phase(house: Path, stage: str, forks: Any, first: int, tr
     assert (house / "runs" / name / "report.html").exists()
 
 
-@pytest.mark.parametrize("stage", list(PHASES))
+@pytest.mark.parametrize(
+    "stage", [pytest.param(stage, marks=() if stage == "reward" else pytest.mark.slow) for stage in PHASES]
+)
 def test_a_signal_at_every_phase_leaves_a_run_that_goes_on_to_the_same_end(house, forks, stage, tried):
     signalled_at_every_phase(house, stage, forks, list(PHASES).index(stage), tried)
 
@@ -184,7 +186,7 @@ def hanging(house: Path, name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "kind", ["mutex", "sleep", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("socket", "lock"))]
+    "kind", ["mutex", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sleep", "socket", "lock"))]
 )
 def test_a_reward_function_that_hangs_is_named_and_ends_at_a_signal(house, forks, kind, tried):
     tried(f"ppo: a reward function that hangs ({kind}), and SIGTERM", "it is named; exit code 75; resumed to its end")

@@ -158,6 +158,7 @@ def test_a_start_on_a_full_disk_is_one_line(attempts, tried, number):
     run.goes_on()
 
 
+@pytest.mark.slow
 def test_a_start_over_an_earlier_run_leaves_it_whole(attempts, tried):
     tried("sft: --overwrite on a full disk", "the earlier run is whole")
     run = attempts("sft-over")
