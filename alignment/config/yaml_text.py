@@ -66,7 +66,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         """A value. The halves in which JSON writes an emoji are put together; one alone can be written nowhere."""
-        value = super().construct_scalar(node)  # type: ignore[arg-type]
+        value = super().construct_scalar(node)
         if not isinstance(value, str) or not SURROGATE.search(value):
             return value
         try:
