@@ -129,6 +129,8 @@ def turns_in(items: Sequence[Any], key: str) -> Turns:
         if thought is None:
             new = message_of(item, name)
             messages += _without_repeated_system(new, messages, name) if _is_exchange(item) else new
+    if items and not messages:  # an empty system turn is left out
+        raise BadRow(f"'{key}' has no turn with a text")
     return tuple(messages)
 
 

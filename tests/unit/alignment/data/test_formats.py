@@ -259,6 +259,7 @@ def test_a_tree_is_the_rankings_of_its_answers():
         ({"prompt": "p", "completions": ["a", "b"], "ranks": [1]}, "must be lists of the same length, two or more"),
         ({"prompt": "p", "completions": ["a", "b"], "ranks": [1, "x"]}, "'ranks' must be numbers"),
         ({"prompt": "p", "completions": ["a", ""], "ranks": [1, 2]}, "completion 2 is empty"),
+        ({"prompt": "p", "completion": {"role": "system", "content": ""}}, "'completion' has no turn with a text"),
         ({"message_tree_id": "t", "prompt": "p"}, "'prompt' of a message tree must be the first message"),
         (
             {"question": "q", "documents": 3, "answer": "a"},
