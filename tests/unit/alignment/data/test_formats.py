@@ -10,12 +10,14 @@ import pytest
 from alignment.config.sections import DataConfig
 from alignment.data.formats import UNANSWERABLE
 from alignment.data.importers import PassedOver
+from alignment.data.json_values import RowDecoder
 from alignment.data.openassistant import tree_rankings
 from alignment.data.parsing import (
     to_comparisons,
     to_demonstration,
     to_demonstrations,
     to_examples,
+    to_judgements,
     to_prompt,
     to_prompts,
 )
@@ -272,6 +274,21 @@ def test_a_tree_is_the_rankings_of_its_answers():
 def test_broken_rows(row, part):
     with pytest.raises(BadRow, match=part.replace("'", ".")):
         to_examples(row)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"prompt": "p", "completion": "a", "rating": NUMBER}',
+        '{"prompt": "p", "completions": ["a", "b"], "ranks": [1, NUMBER]}',
+        '{"prompt": "p", "completions": ["a", "b"], "ranks": "[1, NUMBER]"}',
+        '{"prompt": "p", "completions": ["a", "b"], "ranks": "(1, NUMBER)"}',
+    ],
+)
+def test_a_number_that_is_too_large_is_a_bad_row(row):
+    row = RowDecoder().row(row.replace("NUMBER", "1" + "0" * 400))
+    with pytest.raises(BadRow):
+        to_judgements(row)
 
 
 def test_only_comparisons_mind_two_equal_answers():
