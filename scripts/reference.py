@@ -264,6 +264,7 @@ def tickets_page() -> Iterator[str]:
 
 def shapes_page() -> Iterator[str]:
     from alignment.data.keys import KEYS
+    from alignment.data.marks import MARKS
     from alignment.data.shapes import SHAPES
 
     yield from ("# Shapes of rows", "", WRITTEN, "", "```bash")
@@ -301,6 +302,23 @@ def shapes_page() -> Iterator[str]:
     for key in KEYS:
         names = ", ".join(f"`{name}`" for name in key.names)
         yield f"| {names} | {_cell(key.about)} | {changed[key.changes]} | {'yes' if key.may_repeat else ''} |"
+
+    yield from ("", "## Marks of rows", "")
+    yield (
+        "A row that a person marked as not to be used is left out and counted, with the option that reads it; one that "
+        "is kept for tests or flagged as harmful is read, with a warning. Names are taken without case and signs, with "
+        "or without `is_`, and inside objects (`review.status`) too. Other values say nothing; the key is listed. A "
+        "turn that is marked so is not trained on."
+    )
+    done = {
+        "out": "left out", "bad": "no demonstration", "held_out": "warned of", "flagged": "warned of",
+        "no_vote": "no vote",
+    }  # fmt: skip
+    yield from ("", "| key | meaning | says so if | effect |", "|---|---|---|---|")
+    for mark in MARKS:
+        names = ", ".join(f"`{name}`" for name in mark.names) or f"`{_cell(mark.pattern)}`"
+        said = ", ".join(f"`{word}`" for word in sorted(mark.words)) or mark.bad_if
+        yield f"| {names} | {_cell(mark.about)} | {said} | {done[mark.effect]} |"
 
 
 def _keys(slots: Sequence[str]) -> str:

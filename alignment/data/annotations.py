@@ -80,10 +80,16 @@ def _doccano(row: Row) -> bool:
     )
 
 
+def _summaries(row: Row) -> bool:
+    """OpenAI's comparisons of summaries."""
+    return {"info", "summaries", "choice"} <= row.keys()
+
+
 _TOOLS: dict[str, Callable[[Row], bool]] = {
     "label-studio": _label_studio,
     "argilla": _argilla,
     "potato": _potato,
     "prodigy": _prodigy,
     "doccano": _doccano,
+    "summaries": _summaries,
 }

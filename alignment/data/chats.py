@@ -19,10 +19,18 @@ _MARKED = re.compile(r"(?:\A|\n+)[ \t]*(USER|ASSISTANT|FUNCTION RESPONSE|SYSTEM|
 _OTHER_MARKS = re.compile(
     r"(?:\A|\n+|(?<=\S)[ \t]*(?=###))[ \t]*###[ \t]*(Human|Assistant|User|System)[ \t]*:[ \t]*"
     r"|<\|(user|assistant|system)\|>\s*|<\|im_start\|>(user|assistant|system)\s*"
+    r"|(?:\A|\n)[ \t]*<(human|bot|user|assistant|system)>[ \t]*:[ \t]*"
 )
-"""Guanaco's, Zephyr's and ChatML's marks of turns."""
+"""Guanaco's, Zephyr's, ChatML's and OIG's marks of turns."""
 _TURN_ENDS = re.compile(r"(?:<\|im_end\|>|<\|end\|>|<\|endoftext\|>|</s>)\s*\Z")
-_SPEAKERS = {"user": "user", "human": "user", "assistant": "assistant", "system": "system", "function response": "tool"}
+_SPEAKERS = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "bot": "assistant",
+    "system": "system",
+    "function response": "tool",
+}
 _CALL = re.compile(r"<functioncall>\s*(\{.*\})\s*\Z", re.DOTALL)
 
 
@@ -74,7 +82,8 @@ def with_system(row: Mapping[str, Any], turns: Turns) -> Turns:
         return turns
     if isinstance(system, str):
         text = re.sub(r"\ASYSTEM:\s*", "", check_text(system, "'system'"))
-    else:  # Anthropic's blocks
+    else:  # Anthropic's blocks, or Gemini's parts
+        system = system.get("parts", system) if isinstance(system, Mapping) else system
         (message,) = turns_in([{"role": "system", "content": system}], "system")
         text = message["content"]
     if turns and turns[0]["role"] == "system":
@@ -89,7 +98,10 @@ def parse_transcript(text: str) -> Turns:
     messages: list[Message] = []
     parts = _HH.split(text)
     if parts[0].strip() or len(parts) < 3:
-        raise BadRow("a transcript must begin with '\\n\\nHuman:' and hold turns marked '\\n\\nAssistant:'")
+        raise BadRow(
+            "a transcript must begin with '\\n\\nHuman:' and hold turns marked '\\n\\nAssistant:'; of a row of answers "
+            "alone name what was asked, a text or turns: --column prompt=KEY"
+        )
     for speaker, content in zip(parts[1::2], parts[2::2], strict=True):
         role = "user" if speaker == "Human" else "assistant"
         if not content.strip():
@@ -108,7 +120,7 @@ def open_transcript(text: str) -> Turns | None:
 
 def marked_transcript(text: str, key: str) -> Turns:
     """Turns of a text with the marks `USER:` and `ASSISTANT:` (Glaive's), or `Human:` and `Assistant:`, or those of
-    Guanaco (`### Human:`), Zephyr (`<|user|>`) and ChatML (`<|im_start|>user`).
+    Guanaco (`### Human:`), OIG (`<human>:`), Zephyr (`<|user|>`) and ChatML (`<|im_start|>user`).
 
     Raises:
         BadRow: it does not begin with such a mark.
@@ -120,7 +132,8 @@ def marked_transcript(text: str, key: str) -> Turns:
     if parts[0].strip() or len(parts) < 3:
         raise BadRow(
             f"'{key}' must be a list of messages, or a text of turns marked 'USER:' and 'ASSISTANT:', '### Human:', "
-            "'<|user|>' or '<|im_start|>user'"
+            f"'<human>:', '<|user|>' or '<|im_start|>user'; --column prompt={key} --column completion=KEY reads it as "
+            "a text to which KEY is the answer"
         )
     return tuple(_marked_turns(parts, key))
 
@@ -132,8 +145,8 @@ _ANSWERS = re.compile(r"(?:\n|[.?!][ \t]+)[ \t]*(?:Assistant|ASSISTANT|AI|Bot)[ 
 def is_transcript(text: str) -> bool:
     """Whether a text holds turns of two speakers, marked in it."""
     if "sistant:" not in text and "SISTANT:" not in text and "AI:" not in text and "Bot:" not in text:
-        return "[/INST]" in text or "<|assistant|>" in text or "<|im_start|>assistant" in text
-    if "### Assistant:" in text or ("USER:" in text and "ASSISTANT:" in text):
+        return "[/INST]" in text or "<bot>:" in text or "<|assistant|>" in text or "<|im_start|>assistant" in text
+    if "### Assistant:" in text or "<bot>:" in text or ("USER:" in text and "ASSISTANT:" in text):
         return True
     return bool(_ASKS.search(text) and _ANSWERS.search(text))
 

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from alignment.config.sections import Format
 from alignment.data.chats import parse_transcript
-from alignment.data.keys import HARMLESS_ELSEWHERE, PASSAGE_NAMES, Changes, is_empty, known_key, refuse_unread
+from alignment.data.hints import unread_hint
+from alignment.data.keys import (
+    ANSWERED,
+    HARMLESS_ELSEWHERE,
+    PASSAGE_NAMES,
+    Changes,
+    KnownKey,
+    is_empty,
+    known_key,
+    refuse_unread,
+)
+from alignment.data.marks import Effect, check_marks, is_heeded, marks_in, warned_marks
 from alignment.data.messages import key_names
+from alignment.data.nested import inner_value
 from alignment.data.preferences import AnnotatedPair, Choice, RankedAnswers, Tournament, pair_of, pandalm, qa_feedback
 from alignment.data.questions import UNANSWERABLE, rag_prompt
 from alignment.data.row_files import BadRow
@@ -32,6 +45,7 @@ __all__ = [
     "read_as",
     "shape_of",
     "unused_keys",
+    "warnings_of",
 ]
 
 T = TypeVar("T")
@@ -69,7 +83,7 @@ class RowPlan(NamedTuple):
     def in_their_words(self, reason: str) -> str:
         """A reason with the file's names for our keys."""
         for ours, name in self.renames:
-            reason = reason.replace(f"'{ours}'", f"'{name}'")
+            reason = reason.replace(f"'{ours}'", f"'{name}'").replace(f"={ours} ", f"={name} ")
         return reason
 
 
@@ -92,11 +106,32 @@ def _unread(row: Mapping[str, Any], format: Format, plan: RowPlan | None, allowe
     note = f", a {plan.shape} row, which this stage does not learn from" if plan else ""
     wanted: Sequence[Format] = [format] if format in allowed else [shape for shape in USUAL if shape in allowed]
     expected = " | ".join("+".join(key_words(shape)) for shape in wanted)
-    known = ((key, known_key(key)) for key, value in row.items() if plan and key in plan.known and not is_empty(value))
-    fixes = [f"; '{key}' ({each.about}): {each.fix}" for key, each in known if each and each.changes == "answer"]
-    return BadRow(
-        f"found the keys {key_names(row)}{note}; expected {expected} (data.columns renames){''.join(fixes[:1])}"
+    known = (
+        (key, known_key(key, plan.shape))
+        for key, value in row.items()
+        if plan and key in plan.known and not is_empty(value)
     )
+    fixes = [f"; '{key}' ({each.about}): {each.fix}" for key, each in known if each and each.changes == "answer"]
+    hint = ""
+    if format == "auto" and all(fix.endswith(": rename it") for fix in fixes):
+        hint = unread_hint(row, plan.shape if plan else None, lambda columns: _reads(row, columns, format, allowed))
+    usual = f"expected {expected} (--column OURS=THEIRS or data.columns renames)"
+    return BadRow(f"found the keys {key_names(row)}{note}; {hint or usual}{''.join(fixes[:1])}")
+
+
+def _reads(row: Mapping[str, Any], columns: Mapping[str, str], format: Format, allowed: Collection[Format]) -> bool:
+    """Whether a row with columns taken from inside it has one of the shapes."""
+    outer = {path.partition(".")[0] for path in columns.values()}
+    rest = {key: value for key, value in row.items() if key not in outer}
+    named = {**rest, **{ours: inner_value(row, path) for ours, path in columns.items()}}
+    plan = _cached(tuple(key for key, value in named.items() if value is not None), format)
+    if plan is None or plan.shape not in allowed:
+        return False
+    try:
+        refuse_unread(named, plan.known, plan.read, plan.shape, ("prompt", "answer", "media"))
+    except BadRow:
+        return False
+    return True
 
 
 USUAL: tuple[Format, ...] = (
@@ -147,7 +182,12 @@ def _fitted(keys: tuple[str, ...], shape: Format) -> RowPlan | None:
         numbered = [key for key in free if key.startswith(prefix) and key[len(prefix) :].isdigit()]
         names |= {key: key for key in numbered}
         free = {key: None for key in free if key not in numbered}
-    known = [key for key in free if known_key(key) and key not in HARMLESS_ELSEWHERE]
+    known = _known(free, shape)
+    if shape in ANSWERED:
+        mended = [key for key, each in known.items() if each.names[0] == "corrected_answer"]
+        if len(mended) == 1:
+            names["corrected_answer"] = mended[0]
+            del free[mended[0]], known[mended[0]]
     return RowPlan(
         shape,
         tuple((ours, name) for ours, name in names.items() if ours != name),
@@ -155,6 +195,13 @@ def _fitted(keys: tuple[str, ...], shape: Format) -> RowPlan | None:
         tuple(known),
         tuple(key for key in free if key not in known),
     )
+
+
+def _known(free: Collection[str], shape: str) -> dict[str, KnownKey]:
+    """The keys of known meaning that a shape has not read."""
+    known = {key: each for key in free if key not in HARMLESS_ELSEWHERE and (each := known_key(key, shape))}
+    counts = Counter(each.names[0] for each in known.values())
+    return {key: each for key, each in known.items() if counts[each.names[0]] >= each.at_least}
 
 
 def _is_task(name: str, names: Mapping[str, str]) -> bool:
@@ -183,8 +230,11 @@ def read_as(
     Raises:
         BadRow: the row has none of the shapes, holds a key of known meaning that its shape does not read, or `parse`
             refuses it.
+        PassedOver: it is marked as one not to use.
     """
     plan = plan_of(row, format, allowed)
+    if plan.unknown:
+        check_marks(row, plan.unknown, plan.shape, changes)
     if plan.known:
         names = [name for name in plan.known if not _is_left_out(name, format)]
         refuse_unread(row, names, plan.read, plan.shape, changes)
@@ -205,7 +255,14 @@ def unused_keys(row: Mapping[str, Any], format: Format) -> tuple[str, ...]:
     if plan is None:
         return ()
     left_out = [name for name in plan.known if _is_left_out(name, format)]
-    return (*(name for name in plan.unknown if name not in PASSAGE_NAMES), *left_out)
+    heeded = {each.column for each in marks_in(row, plan.unknown) if is_heeded(each.mark, plan.shape, ["answer"])}
+    return (*(name for name in plan.unknown if name not in PASSAGE_NAMES and name not in heeded), *left_out)
+
+
+def warnings_of(row: Mapping[str, Any], format: Format) -> set[tuple[Effect, str]]:
+    """The marks of a row that is read all the same: kept for tests, or flagged as harmful; each with its key."""
+    plan = _cached(tuple([key for key in row if row[key] is not None]), format)
+    return warned_marks(row, plan.unknown) if plan is not None and plan.unknown else set()
 
 
 def key_words(shape: Format) -> list[str]:

@@ -17,7 +17,8 @@ LONGEST_ROW = 16 << 20
 LARGEST_OBJECT = 64 << 20
 """Characters of a file that is one object: it is read whole, as some five times as many bytes."""
 _SPACE = re.compile(r"[ \t\r\n]*")
-_TURN_KEYS = ("role", "from", "value")  # keys of turns: a list of them is a conversation, not a list of rows
+# Turns have a role, or from and value: a list of them is a conversation, not a list of rows. An export's messages have:
+_MESSAGE_KEYS = frozenset(("id", "date", "createdDateTime", "created_at", "timestamp", "to", "from_id", "message_id"))
 
 
 def json_rows(file: DataFile, note: Note, line_rows: Any) -> Iterator[tuple[str, Any]]:
@@ -38,6 +39,10 @@ def json_rows(file: DataFile, note: Note, line_rows: Any) -> Iterator[tuple[str,
         if start != "{":
             raise text.error_here("Expecting value")
         value, has_more = text.whole()
+        if has_more and text.is_apart:
+            note(f"{file}: objects one after the other, of several lines each")
+            yield from _following_rows(text, file, value)
+            return
     if has_more:
         note(f"{file}: one object a line, read as .jsonl")
         yield from line_rows(file, note)
@@ -57,6 +62,8 @@ class _JsonText:
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._rows = RowDecoder()
         self._text, self._at, self._line, self._ended = "", 0, 1, False
+        self.is_apart = False
+        """Whether the file is objects one after the other, the first of which takes several lines."""
 
     def _more(self, size: int = 1 << 20) -> None:
         """Drop what was used, and read on."""
@@ -108,6 +115,8 @@ class _JsonText:
         with contextlib.suppress(ValueError, RecursionError):  # perhaps the first of many objects, one a line
             value, end = self._rows.row_at(self._text, self._at)
             if self._text[end:].lstrip().startswith("{"):
+                self.is_apart = "\n" in self._text[self._at : end]
+                self._at = end
                 return value, True
         while not self._ended and len(self._text) <= LARGEST_OBJECT:
             self._more()
@@ -136,6 +145,15 @@ class _JsonText:
 
     def error_here(self, problem: str) -> DataError:
         return self.error(problem, self._at)
+
+
+def _following_rows(text: _JsonText, file: DataFile, first: Any) -> Iterator[tuple[str, Any]]:
+    """The rows of a file with objects one after the other, of which the first was read."""
+    yield f"{file}:row 1", first
+    index = 1
+    while text.next_char():
+        index += 1
+        yield f"{file}:row {index}", text.value()
 
 
 def _list_rows(text: _JsonText, file: DataFile) -> Iterator[tuple[str, Any]]:
@@ -241,7 +259,9 @@ def _is_rows(items: list[Any]) -> bool:
 
 
 def _is_turn(item: Any) -> bool:
-    return isinstance(item, Mapping) and any(key in item for key in _TURN_KEYS)
+    if not isinstance(item, Mapping):
+        return False
+    return "role" in item or "value" in item or ("from" in item and not item.keys() & _MESSAGE_KEYS)
 
 
 def _named(value: Mapping[str, Any]) -> str:

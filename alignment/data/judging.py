@@ -10,7 +10,7 @@ from alignment.config.sections import Format
 from alignment.data import preferences, questions, votes
 from alignment.data.chats import chat_of
 from alignment.data.importers import PassedOver
-from alignment.data.keys import is_empty
+from alignment.data.keys import is_api_answer, is_empty
 from alignment.data.messages import (
     Turns,
     answer_of,
@@ -161,6 +161,7 @@ def completion_of(row: Row, key: str) -> str:
     value = row.get(key)
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") and holds_turns(parsed(value)):
         value = parsed(value)
+    value = _from_api(value)
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):  # doccano's answers to a text
         value = value[0]
     if not isinstance(value, list | dict):
@@ -169,6 +170,29 @@ def completion_of(row: Row, key: str) -> str:
     if turns[0]["role"] != "assistant" or turns[-1]["role"] != "assistant":
         raise BadRow(f"'{key}' must be one assistant message, or turns that begin and end with the assistant's")
     return answer_of(turns)
+
+
+_CUT = ("length", "max_tokens", "content_filter", "error")
+
+
+def _from_api(value: Any) -> Any:
+    """The message in the answer of a chat API, an object with `choices` or these alone; any other value as it is.
+
+    Raises:
+        PassedOver: the answer was cut off, or filtered; BadRow: there are several.
+    """
+    found = parsed(value) if isinstance(value, str) and '"choices"' in value else value
+    choices = found.get("choices") if isinstance(found, Mapping) else found
+    if isinstance(found, Mapping) and not is_empty(found.get("error")) and not found.keys() & {"role", "content"}:
+        raise PassedOver("the request failed: it has an 'error' in place of an answer")
+    if not is_api_answer(choices):
+        return value
+    if len(choices) > 1:
+        raise BadRow(f"{len(choices)} answers in 'choices'; name one with --column completion=KEY.choices.0.message")
+    reason = choices[0].get("finish_reason")
+    if reason in _CUT:
+        raise PassedOver(f"the answer was cut off or filtered (finish_reason: {reason})")
+    return choices[0]["message"]
 
 
 def prefilled(prompt: Turns, answer: str) -> Turns:

@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 
 from alignment.data.json_values import python_literal, whole_number
 from alignment.data.keys import BY_NAME, HARMLESS_ELSEWHERE, is_empty, known_key, repeats
+from alignment.data.marks import heeded_in_turns, is_marked_turn
 from alignment.data.row_files import BadRow
 from alignment.data.tool_calls import call_of, calls_in_text
 from alignment.templates.rendering import Message
 
 ROLES: dict[str, str] = {
     **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human", "prompter", "customer"), "user"),
+    **dict.fromkeys(("user", "human", "prompter", "customer", "visitor", "client", "caller"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "claude", "model", "bot", "ai"), "assistant"),
-    **dict.fromkeys(("chatbot", "function_call", "tool_call"), "assistant"),
+    **dict.fromkeys(("chatbot", "agent", "representative", "function_call", "tool_call"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "ipython", "function_response", "tool_response"), "tool"),
 }  # fmt: skip
 """The roles in files, in lower case, and ours."""
@@ -26,7 +27,8 @@ NOT_TRAINED = (*BY_NAME["weight"].names, *BY_NAME["train"].names)
 """Keys of an assistant's turn that say 0 or false where it is not to be trained on."""
 REASONING = BY_NAME["reasoning_content"].names
 _JUDGED = [name for key in ("rating", "label", "ranks", "chosen", "rejected") for name in BY_NAME[key].names]
-_SENDER, _TEXT = ("role", "from", "speaker", "sender", "author"), ("content", "value", "text", "message")
+_SENDER = ("role", "from", "speaker", "sender", "author", "sender_type", "author_role", "author_type", "sender_role")
+_TEXT = ("content", "value", "text", "message", "utterance", "parts", "body")
 _MEDIA = re.compile(r"image|audio|video|pixel")
 _PLAIN = (frozenset({"role", "content"}), frozenset({"from", "value"}))
 _OF_TURNS = frozenset((
@@ -122,6 +124,12 @@ def turns_in(items: Sequence[Any], key: str) -> Turns:
     thought = None
     for index, item in enumerate(items, 1):
         name = f"message {index} of '{key}'"
+        if (
+            isinstance(item, Mapping)
+            and item.get("type") == "reasoning"
+            and not (item.get("summary") or item.get("content"))
+        ):
+            continue  # OpenAI's responses begin with one, mostly empty
         if not isinstance(item, Mapping):
             raise BadRow(f"{name} must be an object, found {type(item).__name__}")
         if thought is not None:
@@ -182,6 +190,11 @@ def message_of(item: Mapping[str, Any], name: str) -> list[Message]:
     _refuse_unread(item, name)
     sender = next((item[key] for key in _SENDER if item.get(key) is not None), None)
     role = ROLES.get(sender.strip().lower().replace(" ", "_")) if isinstance(sender, str) else None
+    if sender is None:
+        raise BadRow(
+            f"{name} says under none of {', '.join(_SENDER)} who wrote it; it has the keys {key_names(item)[:120]}: "
+            "name the roles in the file (user, assistant, ...), for --column renames keys of rows alone"
+        )
     if role is None:
         raise BadRow(
             f"{name} has role {sender!r}; expected system, user, assistant, tool, or a usual name (human, gpt, ...)"
@@ -236,6 +249,9 @@ def _weight(item: Mapping[str, Any], role: str, name: str) -> int | None:
             "turns that are not to be learned `weight: 0`"
         )
     said = [(key, item[key]) for key in NOT_TRAINED if item.get(key) is not None]
+    names = [key for key in item if key not in _OF_TURNS] if role != "system" else []
+    if names and is_marked_turn(item, names, role, name):
+        said.append(("weight", 0))
     for key, value in said:
         if value not in (0, 1) or (role != "assistant" and value):
             raise BadRow(f"{name} has {key} {value!r}; expected 0 or 1, on an assistant's message")
@@ -272,7 +288,7 @@ def unused_of_turns(row: Mapping[str, Any]) -> set[str]:
         for item in value
         if isinstance(item, Mapping) and item.keys() not in _PLAIN
         for key, held in item.items()
-        if held is not None and key not in _OF_TURNS and not known_key(key)
+        if held is not None and key not in _OF_TURNS and not known_key(key) and not heeded_in_turns(key)
     }
 
 

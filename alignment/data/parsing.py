@@ -26,6 +26,7 @@ from alignment.data.messages import (
     NOT_TRAINED,
     Chat,
     Turns,
+    answer_turns,
     check_ends,
     check_text,
     text_of,
@@ -93,9 +94,26 @@ def _examples(shape: Format, row: Row, original: Row) -> list[Demonstration | Do
     return [Document(text_of(row, "text"))]
 
 
+_SLACK_KEYS = ("user", "thread_ts", "parent_user_id", "client_msg_id", "subtype")
+_CHAT_KEYS = (
+    *_SLACK_KEYS,
+    *("reply_to_message_id", "in_reply_to", "from_id", "from", "reply_to", "replyToId", "channel_id"),
+)
+"""Keys of messages in exports of chats; `user` is one beside `ts`."""
+
+
 def _refuse_message(row: Row) -> None:
     """Refuse a message of a ticket, of which the text alone would be learned as a document."""
     keys = [str(key) for key, value in row.items() if plain_name(key) in MESSAGE_KEYS and not is_empty(value)]
+    chat = [str(key) for key in row if key in _CHAT_KEYS]
+    if chat and (chat[0] != "user" or "ts" in row):
+        slack = "thread_ts" in chat or "ts" in row
+        left_out = " ".join(f"--column {key}=" for key in (_SLACK_KEYS if slack else chat))
+        export = "read Slack's file (.json), folder or zip with --format slack --agent NAME, or " if slack else ""
+        raise BadRow(
+            f"'{chat[0]}' beside 'text' says that the row is a message of a chat, not a document; {export}write the "
+            f"columns of tickets, conversation_id, role, text and ts; {left_out} reads the texts alone as documents"
+        )
     if keys:
         left_out = " ".join(f"--column '{key}='" if " " in key else f"--column {key}=" for key in keys)
         raise BadRow(
@@ -123,13 +141,13 @@ def _chat(shape: Format, row: Row, original: Row) -> Chat:
     """The conversation that SFT learns from a row."""
     _check_marks(row)
     if shape in _CHATS:
-        return answered(chat_of(row, shape_key(shape)))
+        return _corrected(row, answered(chat_of(row, shape_key(shape))))
     if shape == "unpaired":
         if not label_of(row, original):
             raise PassedOver("the answer is marked as a bad one (label: false)")
         return Chat(with_answer(*rated(row)), tools_of(row))
     if shape in _ANSWERED:
-        return _with_reasoning(row, Chat(prefilled(*_question_and_answer(shape, row)), tools_of(row)))
+        return _corrected(row, _with_reasoning(row, Chat(prefilled(*_question_and_answer(shape, row)), tools_of(row))))
     if shape == "qa-feedback":
         return Chat(with_answer(questions.qa_prompt(row), text_of(row, "gold")))
     if shape == "openai-preference":
@@ -193,6 +211,25 @@ def _with_reasoning(row: Row, chat: Chat) -> Chat:
     *before, last = chat.messages
     last = {**last, "reasoning_content": check_text(reasoning, "'reasoning_content'")}
     return chat._replace(messages=(*before, last))
+
+
+CORRECTED = "the corrected answer is learned in place of the first one"
+
+
+def _corrected(row: Row, chat: Chat) -> Chat:
+    """The conversation with the answer that somebody wrote in place of the last one, where the row has such."""
+    text = row.get("corrected_answer")
+    if is_empty(text) or isinstance(text, bool) or (isinstance(text, str) and not text.strip()):
+        return chat
+    *before, last = chat.messages
+    text = completion_of(row, "corrected_answer")
+    if last.get("tool_calls") or not isinstance(text, str) or answer_turns(text)[0].keys() != {"role", "content"}:
+        raise BadRow("'corrected_answer' beside an answer that calls tools is not read; write it as the answer")
+    if text.strip() == last["content"].strip():
+        return chat
+    last = {**last, "content": text}
+    last.pop("reasoning_content", None)  # it led to the first answer
+    return chat._replace(messages=(*before, last), notes=(*chat.notes, CORRECTED))
 
 
 def _preferred(pair: Comparison) -> tuple[Turns, str]:

@@ -170,6 +170,8 @@ def number_of(value: Any, name: str) -> float:
         BadRow: it is none, or not finite.
     """
     if isinstance(value, str):
+        if re.fullmatch(r"\s*-?\d+,\d\d?\s*", value):  # a decimal comma; with three digits it may part thousands
+            value = value.replace(",", ".")
         with contextlib.suppress(ValueError):
             value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

@@ -42,12 +42,14 @@ def prompt_of(row: Mapping[str, Any]) -> Turns:
 
 
 def _history(row: Mapping[str, Any]) -> Turns:
-    """The earlier exchanges of an Alpaca row: [question, answer] each."""
+    """The earlier exchanges of a row: [question, answer] each, or turns."""
     value = parsed(row.get("history"))
     if is_empty(value):
         return ()
+    if isinstance(value, list) and holds_turns(value):
+        return turns_in(value, "history")
     if not isinstance(value, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
-        raise BadRow("'history' must be a list of [question, answer]")
+        raise BadRow("'history' must be a list of [question, answer], or of turns with role and content")
     return turns_in([text for pair in value for text in pair], "history")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from alignment.config.sections import DataConfig, DataPart, Format
-from alignment.data.formats import unused_keys
+from alignment.data.formats import unused_keys, warnings_of
 from alignment.data.importers import PassedOver
 from alignment.data.messages import unused_of_turns
 from alignment.data.records import Comparison, CompletionRating, Demonstration, Document, Prompt
@@ -28,6 +28,13 @@ from alignment.data.votes import UncertainChoice
 R = TypeVar("R", bound=Prompt | Demonstration | Document | Comparison | CompletionRating)
 Convert = Callable[[Mapping[str, Any], Format], Sequence[R]]
 Use = Literal["train", "eval"]
+
+
+WARNED = {
+    "held_out": "kept for tests by a key of theirs, and read all the same",
+    "flagged": "flagged as harmful by a key of theirs, and read all the same",
+}
+"""What notes say of marked rows, by the effect of the mark."""
 
 
 class Reading(Generic[R]):
@@ -144,6 +151,7 @@ class Reading(Generic[R]):
                         self.remarks.update(record.notes)
                     self._are_prompts = isinstance(record, Prompt)
                     yield replace(record, place=where)
+                self.remarks.update(f"{WARNED[effect]} ({key})" for effect, key in warnings_of(row, format))
             except UncertainChoice as error:
                 raise DataError(f"{where}: {error}") from None
             except PassedOver as error:

@@ -15,14 +15,15 @@ from alignment.data.keys import BY_NAME
 
 SYSTEM = ("|".join(BY_NAME["system"].names),)
 TOOLS = ("tools|functions",)
+HISTORY = "|".join(BY_NAME["history"].names)
 REASONING = ("|".join(BY_NAME["reasoning_content"].names),)
-LABELER = ("labeler|annotator|annotator_id|rater|judge|worker",)
+LABELER = ("|".join(BY_NAME["labeler"].names),)
 MODELS = ("model_a|model_1|generator_1", "model_b|model_2|generator_2")
 TRAIN = ("train|trainable", "loss|loss_mask", "weight|loss_weight|sample_weight")
 TURNS = "conversations|conversation|items|dialogue|dialog|chat"
 ASKED = f"prompt|query|instruction|question|input|messages|{TURNS}"
 """What is asked: a text or turns."""
-PROMPT = (ASKED, "input", "documents|context|passages", "distractors", "history", *SYSTEM)
+PROMPT = (ASKED, "input", "documents|context|passages", "distractors", HISTORY, *SYSTEM)
 """All parts of a prompt, which `alignment.data.questions.prompt_of` puts together."""
 ANSWER = "completion|response|output|answer"
 ANSWERS = "completions|responses|answers|candidates|generations"
@@ -178,7 +179,7 @@ SHAPES: dict[Format, RowShape] = {
     ),
     "rag": RowShape(
         ("question", "documents|context"),
-        ("answer|answers|response|output|completion", "distractors", "unanswerable|is_impossible", "history", *SYSTEM,
+        ("answer|answers|response|output|completion", "distractors", "unanswerable|is_impossible", HISTORY, *SYSTEM,
          *REASONING, *TRAIN),
         {"question": "When?", "documents": [{"title": "Hours", "text": "9-17"}], "distractors": ["Maps."],
          "answer": "At nine."},
@@ -186,13 +187,13 @@ SHAPES: dict[Format, RowShape] = {
     ),
     "alpaca": RowShape(
         ("instruction", "output|response|completion|answer"),
-        ("input|context", "history", *TOOLS, *SYSTEM, *REASONING, *TRAIN),
+        ("input|context", HISTORY, *TOOLS, *SYSTEM, *REASONING, *TRAIN),
         {"instruction": "Sort.", "input": "3 1", "output": "1 3"},
         "the output; of a list the first", "a list of outputs, best first", "the instruction",
     ),
     "completion": RowShape(
-        ("prompt|query|input", "completion|response|output"),
-        (*TOOLS, *SYSTEM, "history", *REASONING, *TRAIN),
+        ("prompt|query|input|message|user_message", "completion|response|output|reply"),
+        (*TOOLS, *SYSTEM, HISTORY, *REASONING, *TRAIN),
         {"prompt": "Hi", "completion": "Hello"},
         "the completion", "", "the prompt",
     ),
@@ -210,7 +211,7 @@ SHAPES: dict[Format, RowShape] = {
     ),
     "faq": RowShape(
         ("question", "answer|response|output|completion"),
-        ("history", *SYSTEM, *REASONING, *TRAIN),
+        (HISTORY, *SYSTEM, *REASONING, *TRAIN),
         {"question": "When?", "answer": "At nine."},
         "the answer", "", "the question",
     ),

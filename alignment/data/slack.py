@@ -80,6 +80,9 @@ class _Export:
                     self._add_user(user, agents)
             elif day == "channels.json":
                 self.names |= {str(each.get("id")): str(each.get("name")) for each in content}
+            elif path.suffix.lower() == ".json":
+                for index, message in enumerate(content, 1):
+                    self._add_message(channel, f"{path}:row {index}", message)
             elif re.fullmatch(r"\d{4}-\d\d-\d\d\.json", day):
                 for index, message in enumerate(content, 1):
                     self._add_message(channel, f"{path}:{file}:row {index}", message)
@@ -151,7 +154,9 @@ def _objects(value: Any) -> list[Mapping[str, Any]]:
 
 def _json_files(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield the relative name and the content of each JSON file of an export, users first."""
-    if path.is_dir():
+    if path.suffix.lower() == ".json" and path.is_file():  # one channel's messages
+        names = {path.name: DataFile(path)}
+    elif path.is_dir():
         names = {file.relative_to(path).as_posix(): DataFile(file) for file in path.rglob("*.json")}
     else:
         names = {member.member: member for member in zip_members(path, (".json",))}

@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 from alignment.config.sections import DataConfig, DataPart
 from alignment.data.annotations import annotation_format, refusal
 from alignment.data.importers import TEXT_SUFFIXES, document_rows, faq_rows, text_files
-from alignment.data.keys import BY_NAME
+from alignment.data.keys import BY_NAME, is_empty
+from alignment.data.nested import MISSING as MISSING_VALUE
+from alignment.data.nested import inner_value, lost_beside
 from alignment.data.openassistant import flat_trees, is_flat_tree
+from alignment.data.opening import PassedOver
 from alignment.data.row_files import (
     MISSING,
     SUFFIXES,
@@ -183,7 +186,8 @@ def _renamed_rows(rows: Rows, columns: Mapping[str, str | None]) -> Rows:
 
 def renamed(row: Any, columns: Mapping[str, str | None]) -> Mapping[str, Any]:
     """The row with keys renamed by `columns`. A renamed column replaces one that already has the new name, and a name
-    for which the file has nothing (None) is left out.
+    for which the file has nothing (None) is left out. A name may be a path into objects and lists
+    (`response.choices.0.message`); the rest of such an outer key is not read.
 
     Raises:
         BadRow: the row is not an object, or a key is missing.
@@ -192,11 +196,19 @@ def renamed(row: Any, columns: Mapping[str, str | None]) -> Mapping[str, Any]:
         fix = '; write it as {"prompt": ..., "completion": ...}' if isinstance(row, list) else ""
         raise BadRow(f"expected an object with named keys, found a {type(row).__name__}{fix}")
     theirs = {ours: name for ours, name in columns.items() if name is not None}
-    missing = [name for name in theirs.values() if name not in row]
+    values = {ours: row[name] if name in row else inner_value(row, name) for ours, name in theirs.items()}
+    missing = [theirs[ours] for ours, value in values.items() if value is MISSING_VALUE]
     if missing:
+        failed = next((key for key in ("error", "exception") if not is_empty(row.get(key))), None)
+        if failed:
+            raise PassedOver(f"marked as failed ('{failed}'), and it has no '{missing[0]}'")
         raise BadRow(f"no key '{missing[0]}', which data.columns names; found {', '.join(map(str, row))[:300]}")
-    taken = {*columns, *theirs.values()}
-    return {key: row[key] for key in row if key not in taken} | {ours: row[name] for ours, name in theirs.items()}
+    for name in theirs.values():
+        if name not in row and (lost := lost_beside(row, name, columns)):
+            raise BadRow(lost)
+    outer = {name.partition(".")[0].partition("[")[0] for name in theirs.values() if name not in row}
+    taken = {*columns, *theirs.values(), *outer}
+    return {key: row[key] for key in row if key not in taken} | values
 
 
 def _hashed(name: str, files: Sequence[Path]) -> Callable[[], dict[str, Any]]:

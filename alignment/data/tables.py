@@ -168,6 +168,12 @@ def _row(names: Sequence[str], values: Sequence[str]) -> Any:
         if name or nameless == 1:  # one: the row numbers that pandas writes
             row[name] = _cell(name, value) if value else value
         elif value and value.strip():
+            if sum(map(bool, names)) == 1:
+                title = next(filter(None, names))
+                return BadRow(
+                    f"the first line has but one cell, '{title[:60]}': a title, not the header; take out the lines "
+                    "above the header"
+                )
             return BadRow(f"a value stands in column {index + 1}, which has no name; name it in the header")
     return row
 

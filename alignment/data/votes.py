@@ -123,14 +123,16 @@ def winner_of(value: Any, models: tuple[str, str] | None = None) -> Choice:
         raise PassedOver("the labeler skipped it")
     if number not in (None, "1", "2"):
         fraction = re.fullmatch(r"1[.,]\d+", number)
-        labels = f"1=a,{number}=tie,2=b" if fraction else "0=a,1=b"
         raise UncertainChoice(
             f"who won is {value!r}{' (between the two answers)' * bool(fraction)}, and of numbers 1 (the first) and 2 "
-            "alone are certain: 0 and 1, -1 and 1 and scales have several readings; alignment rate import "
-            f"with --labels='{labels}' (what each means) reads the file, or write a, b and tie"
+            "alone are certain: 0 and 1, -1 and 1 and scales have several readings; `alignment rate import --db "
+            "ratings.db FILE` looks at all numbers of the file, and reads it or says what to give; or write a, b, tie"
         )
     if isinstance(value, bool) or text not in _WINNERS:
-        raise BadRow(f"who won is {value!r}; expected a, b, 1, 2, model_a, model_b, tie{_or_model(models)}")
+        raise BadRow(
+            f"who won is {value!r}; expected a, b, 1, 2, model_a, model_b, tie{_or_model(models)}; `alignment "
+            "rate import --db ratings.db FILE` reads words such as 'A is much better', and others with --labels"
+        )
     return _WINNERS[text]
 
 
@@ -196,7 +198,8 @@ def safety(row: Mapping[str, Any]) -> VotedPair:
         if number_of(value, "'better_response_id'") not in (0, 1):
             raise UncertainChoice(
                 f"'better_response_id' is {value} beside answers named 0 and 1, so no number of this file is certain; "
-                "alignment rate import with --labels='0=a,1=b' (what each means) reads it, or write a, b and tie"
+                "`alignment rate import --db ratings.db FILE` looks at all of them and reads it or says what to give; "
+                "or write a, b and tie"
             )
         choice = "second" if zero_or_one(row, "better_response_id") else "first"
     else:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -153,7 +153,8 @@ class ModelSide:
 
         policy = load_policy(self._source, self._config)
         fit_embeddings(policy, self._tokenizer)
-        policy.to("cuda" if torch.cuda.is_available() else "cpu")
+        on_gpu = torch.cuda.is_available()
+        policy.to("cuda" if on_gpu else "cpu")
         asked = [self._spec.messages(prompt) for prompt in prompts]
         lengths = [len(encode_prompt(self._tokenizer, messages)) for messages in asked]
         ids = [prompt_id(prompt.messages) for prompt in prompts]
@@ -161,6 +162,8 @@ class ModelSide:
             if all(ids[index] in known for index in batch):
                 continue
             # The whole batch is drawn, also where some of it is known: rounding depends on the batch.
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats()
             started = time.perf_counter()
             drawn = complete(
                 policy,
@@ -172,10 +175,14 @@ class ModelSide:
                 seed=stream_seed("compare", self._settings.seed),
                 indices=[int(ids[index], 16) for index in batch],
             )
-            seconds = (time.perf_counter() - started) / len(batch)
+            latency = time.perf_counter() - started
+            seconds, peak = latency / len(batch), torch.cuda.max_memory_allocated() if on_gpu else None
             save(
                 [prompts[index] for index in batch],
-                [SideAnswer(each.text, each.ended, len(each.ids), round(seconds, 4)) for each in drawn],
+                [
+                    SideAnswer(each.text, each.ended, len(each.ids), round(seconds, 6), round(latency, 4), peak)
+                    for each in drawn
+                ],
             )
 
 
@@ -206,15 +213,17 @@ class EndpointSide:
     def draw(self, prompts: Sequence[Prompt], known: set[str], save: Save) -> None:
         waiting = [prompt for prompt in prompts if prompt_id(prompt.messages) not in known]
         failures = []
+        last = time.perf_counter()
         with ThreadPoolExecutor(self._model.concurrency) as pool:
             asked = {pool.submit(self._answer, prompt): prompt for prompt in waiting}
             try:
                 for future in as_completed(asked):
-                    answer = future.result()
+                    answer, now = future.result(), time.perf_counter()
                     if isinstance(answer, Failure):
                         failures.append(answer.reason)
                     else:
-                        save([asked[future]], [answer])
+                        save([asked[future]], [replace(answer, seconds=round(now - last, 6))])
+                        last = now
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -231,8 +240,8 @@ class EndpointSide:
         (reply,) = self._model.ask([self._spec.messages(prompt)], sampling)
         if isinstance(reply, Failure):
             return reply
-        seconds = round(time.perf_counter() - started, 4)
-        return SideAnswer(reply.text.strip(), reply.whole, reply.tokens_out, seconds)
+        latency = round(time.perf_counter() - started, 4)
+        return SideAnswer(reply.text.strip(), reply.whole, reply.tokens_out, latency=latency)
 
 
 def open_endpoint(address: str, options: DrawOptions) -> Endpoint:

@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from alignment.evaluation.figures import Figures
+from alignment.evaluation.score_text import cost_table, interval, percent, score_tables
 from alignment.terminal import one_line
 
-FOUND_BY = ("people", "model", "reward model", "references", "function")
+FOUND_BY = ("people", "model", "reward model", "references", "function", "check")
 """Whose word comes first where several judged; one that a side was trained on comes last."""
 
 
@@ -37,26 +38,14 @@ def sentence(pair: Figures) -> str:
     if high < 0.5:
         a, b, value, low, high = b, a, 1 - value, 1 - high, 1 - low
     n = row["prompts"]
-    share = f"{percent(value)} of {n} prompt{'s' * (n != 1)} (95% interval {percent(low)} to {percent(high)})"
+    judged = f"{n} {row.get('unit', 'prompt')}{'s' * (n != 1)}"
+    share = f"{percent(value)} of {judged} (95% interval {percent(low)} to {percent(high)})"
     judge = f"judged by {row['judged_by']}"
     if row["trained_on"]:
         judge += f", which {' and '.join(row['trained_on'])} was trained on, so it says little"
     if low > 0.5:
         return f"{a} beats {b}: it is better on {share}, {judge}."
     return f"Nothing shown between {a} and {b}: {a} is better on {share}, {judge}."
-
-
-def percent(value: float) -> str:
-    """A share in whole percent, with a digit more near 0 and 1."""
-    return f"{100 * value:.{int(0 < value < 0.02 or 0.98 < value < 1)}f}%"
-
-
-def interval(estimate: Mapping[str, Any] | None) -> str:
-    """`61% (55-67)`."""
-    if estimate is None:
-        return "-"
-    low, high = estimate["ci"]
-    return f"{percent(estimate['value'])} ({100 * low:.0f}-{100 * high:.0f})"
 
 
 def more_votes(pair: Figures, row: Figures) -> str:
@@ -67,6 +56,12 @@ def more_votes(pair: Figures, row: Figures) -> str:
     if middle is None:
         return "more than 2,000 further ratings are needed: the two are close"
     return f"about {middle} more ratings decide it ({low} to {high if high is not None else 'more than 2,000'})"
+
+
+def votes_worth(joined: Figures) -> str:
+    """What a judge's help is worth in people's votes, after "the judge"."""
+    bought = joined["votes_bought"]
+    return f"is worth {bought:.0f} votes" if bought >= 0.5 else "adds nothing"
 
 
 def tables(result: Figures, names: Mapping[str, str] | None = None, *, boxed: bool = True) -> Iterator[RenderableType]:
@@ -85,7 +80,10 @@ def tables(result: Figures, names: Mapping[str, str] | None = None, *, boxed: bo
         yield from _slices(pair, judged, box)
         yield from _labelers(judged, names or {}, box)
     yield from _strengths(result, box)
+    yield from score_tables(result["scores"], box)
     yield _sides(result, box)
+    if (costs := cost_table(result["sides"], box)) is not None:
+        yield costs
 
 
 def _judges(pair: Figures, rows: Sequence[Figures], box: Any) -> RenderableType:
@@ -112,13 +110,11 @@ def _people_lines(pair: Figures, rows: Sequence[Figures]) -> Iterator[Text]:
             yield Text(one_line(more_votes(pair, row)))
         elif row.get("with_people"):
             joined = row["with_people"]
-            bought = joined["votes_bought"]
             if joined["judged_alone"]:
-                worth = f"is worth {bought:.0f} votes" if bought >= 0.5 else "adds nothing"
                 yield Text(
                     one_line(
                         f"people with the help of {row['judge']}: {interval(joined['powered'])}, people alone "
-                        f"{interval(joined['plain'])}; the judge {worth}"
+                        f"{interval(joined['plain'])}; the judge {votes_worth(joined)}"
                     )
                 )
             if kappa := row.get("agreement"):

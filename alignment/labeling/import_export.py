@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,17 @@ from typing import Any
 from rich.console import Console
 
 from alignment.data.importers import PassedOver
-from alignment.data.messages import parsed
 from alignment.data.row_files import BadRow
 from alignment.data.writers import row_writer
 from alignment.errors import UserError
 from alignment.files import new_file
 from alignment.labeling.entries import Entry, Stored
 from alignment.labeling.formats.choice_numbers import check_numbers
+from alignment.labeling.formats.inner import inner_fix, with_inner
 from alignment.labeling.formats.reading import FileFormat, ImportOptions, Read
 from alignment.labeling.formats.sheets import rating_rows
 from alignment.labeling.formats.table import FORMATS, UNNAMED, WRITTEN, recognised
+from alignment.labeling.formats.voting import UnknownWord, words_fix
 from alignment.labeling.joining import Joiner
 from alignment.ratings import RatingsStore
 from alignment.ratings.records import item_key
@@ -32,6 +33,7 @@ from alignment.terminal import one_line
 
 MAX_BAD_SHARE = 0.01
 """A larger share of rows that cannot be used, and nothing is imported; as `data.max_bad_share` of training."""
+_MOST_WORDS = 20
 KINDS = {"pair": "pair", "rank": "ranking", "single": "single answer"}
 
 
@@ -94,7 +96,7 @@ def import_file(
         for place, row in itertools.chain(first, rows):
             importing.take(place, row)
         check_numbers(importing.first_uncertain or str(path), importing.numbers)
-        _check(path, importing.rows, importing.bad)
+        _check(path, importing.rows, importing.bad, importing.words)
         if not importing.items:
             reasons = "; ".join(f"{count} times {reason}" for reason, count in importing.passed_over.items())
             raise UserError(f"{path}: no vote in it as {chosen.title}: {reasons}; --columns choice=KEY names the votes")
@@ -115,44 +117,9 @@ def _told(path: str | Path, first: Sequence[tuple[str, Any]], options: ImportOpt
         keys = ", ".join(map(str, row)) if isinstance(row, Mapping) else f"no keys but a {type(row).__name__}"
         raise UserError(
             f"{place}: found {keys}, which no known format has; name one with --format ({', '.join(FORMATS)}), or say "
-            f"which column is what: --columns prompt=KEY,a=KEY,b=KEY,choice=KEY,labeler=KEY{_inner_fix(row)}"
+            f"which column is what: --columns prompt=KEY,a=KEY,b=KEY,choice=KEY,labeler=KEY{inner_fix(row)}"
         )
     return name or "votes"
-
-
-def _inner_fix(row: Any) -> str:
-    inner = [
-        f"{key}.{name}"
-        for key, value in (row.items() if isinstance(row, Mapping) else ())
-        if isinstance(value, Mapping)
-        for name in value
-    ]
-    return f" (a key inside another as {inner[0]})" if inner else ""
-
-
-def _with_inner(row: Mapping[str, Any], names: Iterable[str]) -> Mapping[str, Any]:
-    """The row with what lies inside its values under the names of their paths, such as `params.prompt`."""
-    inner: dict[str, Any] = {}
-    for name in names:
-        value: Any = row
-        for part in () if name in row else name.split("."):
-            value = _single(parsed(value))
-            if isinstance(value, list) and part.isdigit() and int(part) < len(value):
-                value = value[int(part)]
-            elif isinstance(value, Mapping) and part in value:
-                value = value[part]
-            else:
-                break
-        else:
-            inner |= {} if name in row else {name: _single(value)}
-    return {**row, **inner} if inner else row
-
-
-def _single(value: Any) -> Any:
-    """What a list of one holds, as Scale AI writes its answers."""
-    while isinstance(value, list) and len(value) == 1 and not isinstance(value[0], Mapping):
-        value = value[0]
-    return value
 
 
 class _Import:
@@ -170,6 +137,7 @@ class _Import:
         self.not_used: dict[str, None] = {}
         self.passed_over: Counter[str] = Counter()
         self.bad: dict[str, str] = {}
+        self.words: dict[str, UnknownWord] = {}
         self.scale: Any = None
         self.scores: set[float] = set()
         self.numbers: dict[str, bool] = {}
@@ -184,6 +152,8 @@ class _Import:
             self.passed_over[str(reason)] += 1
             return
         except (BadRow, UserError) as reason:
+            if isinstance(reason, UnknownWord):
+                self.words.setdefault(place, reason)
             self.bad[place] = str(reason)
             return
         self.passed_over.update(str(part) for part in read if isinstance(part, PassedOver))
@@ -196,7 +166,7 @@ class _Import:
             raise row
         if not isinstance(row, Mapping):
             raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
-        row = _with_inner(row, self.options.columns.values())
+        row = with_inner(row, self.options.columns.values())
         options = replace(self.options, file=Path(place.rpartition(":")[0]), numbers=self.numbers)
         try:
             read = self.chosen.read(row, options)
@@ -235,6 +205,8 @@ class _Import:
     def notes(self) -> list[str]:
         """Which scale was assumed, where the ratings do not show it."""
         highest = max(self.scores, default=7)
+        if self.options.worst_high:
+            return ["the highest rating is the worst, so ratings were turned round: the best is kept as the highest"]
         if self.scale is None or list(self.scale) != [1, 7] or self.options.scale or highest >= 7:
             return []
         low = min(self.scores)
@@ -289,11 +261,14 @@ def _count(number: int, word: str) -> str:
     return f"{number} {word}{'s' * (number != 1)}"
 
 
-def _check(path: str | Path, rows: int, bad: dict[str, str]) -> None:
+def _check(path: str | Path, rows: int, bad: dict[str, str], words: Mapping[str, UnknownWord]) -> None:
     if rows == 0:
         raise UserError(f"{path}: no rows in it; expected at least one")
     if len(bad) > MAX_BAD_SHARE * rows:
         place, reason = next(iter(bad.items()))
+        if place in words:
+            same = [word for word in words.values() if word.about == words[place].about]
+            reason = words_fix(list({word.word: word for word in same}.values())[:_MOST_WORDS])
         raise UserError(
             f"{place}: {reason} ({len(bad)} of {rows} rows cannot be used, 1 in 100 may); nothing "
             "was imported: fix the rows, or name another --format"

@@ -84,7 +84,7 @@ def report_page(records: Sequence[RunRecord], registry: Path | None = None, dash
     return html.render(
         f"{title}: {report.stage} report",
         bars.STYLE + pictures.STYLE + GRAPH_STYLE + (PAGE / "report.css").read_text(encoding="utf-8"),
-        bars.MACRO + pictures.MACRO + GRAPH,
+        bars.MACRO + pictures.MACRO + GRAPH + (PAGE / "prompt.html").read_text(encoding="utf-8"),
         (PAGE / "report.html").read_text(encoding="utf-8"),
         script=(PAGE / "report.js").read_text(encoding="utf-8"),
         data=_cleaned(finite(data)),

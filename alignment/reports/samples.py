@@ -62,7 +62,7 @@ def side_by_side(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     return [
         {
             "prompt": _prompt(last[0][key]),
-            "answers": [{"head": _head(rows[key]), "text": _cut(rows[key]["response"])} for rows in last],
+            "answers": [{"head": _head(rows[key]), "text": cut(rows[key]["response"])} for rows in last],
         }
         for key in shared
     ]
@@ -88,13 +88,13 @@ def _item(rows: Mapping[int, Mapping[str, Any]], steps: Sequence[int]) -> dict[s
         if (row := rows.get(step)) is None:
             continue
         if "first" in row and "second" in row:
-            pair = [("-", _cut(row["first"])), ("+", _cut(row["second"]))]
+            pair = [("-", cut(row["first"])), ("+", cut(row["second"]))]
             heads = (_judged("one answer", row, "first"), _judged("the other", row, "second"))
             at[step] = {"parts": pair, "marked": False, "left": heads[0], "right": heads[1], "score": _margin(row)}
             continue
         baseline = {"response": row["reference"]} if row.get("reference") is not None else first
         kind = "reference" if "reference" in row else f"start, step {first['step']}"
-        parts = changes(_cut(baseline.get("response")), _cut(row.get("response")))
+        parts = changes(cut(baseline.get("response")), cut(row.get("response")))
         left = _head(baseline, kind) if "reference" not in row else kind
         shown = {"parts": parts, "marked": True, "left": left, "right": _head(row, f"step {step}")}
         at[step] = shown | {"score": _number(row.get("score"))}
@@ -188,13 +188,13 @@ def _prompt(row: Mapping[str, Any]) -> list[dict[str, str]]:
     prompt = row.get("prompt")
     turns = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     return [
-        {"role": clean(str(turn.get("role", ""))), "content": _cut(turn.get("content"))}
+        {"role": clean(str(turn.get("role", ""))), "content": cut(turn.get("content"))}
         for turn in turns
         if isinstance(turn, Mapping)
     ]
 
 
-def _cut(text: Any) -> str:
+def cut(text: Any) -> str:
     """A text cleaned and shortened for display."""
     whole = "" if text is None else clean(str(text))
     return whole if len(whole) <= MAX_TEXT else f"{whole[:MAX_TEXT]} … ({len(whole) - MAX_TEXT:,} more characters)"

@@ -134,14 +134,14 @@ class WandbSink:
         row = {**metrics, STEP: step}
         self._submit(lambda: self._run.log(row))
 
-    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]], name: str = "samples") -> None:
         """Mirror an evaluation's answers as a new table; a growing table would be rewritten each time."""
 
         def log() -> None:
             import wandb
 
             columns, table = as_table(rows, self._text)
-            self._run.log({"samples": wandb.Table(columns=columns, data=table), STEP: step})
+            self._run.log({name: wandb.Table(columns=columns, data=table), STEP: step})
 
         if rows:
             self._submit(log)
@@ -156,8 +156,19 @@ class WandbSink:
 
         self._submit(log)
 
-    def summary(self, fields: Callable[[], Mapping[str, str]]) -> None:
-        """Add texts to the run's summary, which W&B's table of runs shows; `fields` is guarded too."""
+    def page(self, text: str, name: str) -> None:
+        """Mirror a self-contained page if texts are wanted in W&B, since it shows them."""
+
+        def log() -> None:
+            import wandb
+
+            self._run.log({name: wandb.Html(text, inject=False)})
+
+        if self._text:
+            self._submit(log)
+
+    def summary(self, fields: Callable[[], Mapping[str, str | float]]) -> None:
+        """Add values to the run's summary, which W&B's table of runs shows; `fields` is guarded too."""
         self._submit(lambda: self._run.summary.update(dict(fields())))
 
     def finish(self, failed: bool = False) -> None:

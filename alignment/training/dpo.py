@@ -66,6 +66,7 @@ def train_dpo(
         DataError: no pair is left.
         UserError: the loss is not finite.
     """
+    heartbeat.enter("encoding the pairs", patient=True)
     registry = publishing.open_registry(config)
     source = find_model(config.model.name, registry, role="policy")
     tokenizer = load_tokenizer(source, config.model)
@@ -82,7 +83,9 @@ def train_dpo(
         set_seed(arguments.seed)
         trainer = _trainer(config, source, tokenizer, arguments, train_rows, eval_rows)
         callbacks.attach(trainer, Journal(Path(folder), None, None, enabled=False), f"dpo {config.name}")
+        heartbeat.enter("training", patient=True)
         outcome = trainer.train()
+        heartbeat.enter("evaluating", patient=True)
         figures = trainer.evaluate() if eval_rows else {}
         metrics = {
             "steps": outcome.global_step,

@@ -52,6 +52,16 @@ _ROWS: dict[str, tuple[Level, str, str]] = {
         "have a transcript (Human: ... Assistant: ...) in one turn",
         "write its turns as `messages`: the template marks them itself",
     ),
+    "marked_held_out": (
+        "warning",
+        "are kept for tests by a key of theirs, and would be learned all the same",
+        "take them out of the file; a file of them may be named in data.eval",
+    ),
+    "marked_flagged": (
+        "warning",
+        "are flagged as harmful by a key of theirs, and would be learned all the same",
+        "look at them, and take out those that the model must not learn",
+    ),
     "echo": ("warning", "have an answer that repeats the user's turn word for word", "remove these rows"),
     "says_nothing": (
         "warning",

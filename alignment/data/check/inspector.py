@@ -143,7 +143,7 @@ class Inspector:
         """
         scrubbed = row if isinstance(row, BadRow) else self._scrubbed(where, row)
         try:
-            records = self._records(row, format)
+            records = self._records(where, row, format)
             examples = [part for record in records for part in self._encoded(where, record)]
         except PassedOver as error:
             self.num_rows += 1
@@ -194,14 +194,19 @@ class Inspector:
         self._add_record(record, held_out)
         self._measure(record.place, encoded, fitted)
 
-    def _records(self, row: Any, format: Format) -> Sequence[Record]:
+    def _records(self, where: str, row: Any, format: Format) -> Sequence[Record]:
         if isinstance(row, BadRow):
             raise row
         if not isinstance(row, Mapping):
             raise BadRow(f"expected an object with named keys, found a {type(row).__name__}")
         self.add_unused(formats.unused_keys(row, format))
         self.unused_of_turns |= unused_of_turns(row)
-        shape = formats.shape_of(row, format, tuple(formats.SHAPES))
+        try:
+            shape = formats.shape_of(row, format, tuple(formats.SHAPES))
+        except BadRow:
+            if self.stage is not None:
+                READS[self.stage](row, format)  # says what this stage would read
+            raise
         convert: Callable[..., Sequence[Record]] = to_examples
         if self.stage is not None:
             convert = READS[self.stage]
@@ -215,6 +220,8 @@ class Inspector:
         if self.stage is None:
             self.readers.update(stage for stage, shapes in LEARNED.items() if shape in shapes)
         self.shapes[f"{shape} ({', '.join(formats.key_words(shape))})"] += 1
+        for effect, key in formats.warnings_of(row, format) if records else ():
+            self._see(f"marked_{effect}", f"{where}: {key}")
         return records
 
     def _encoded(self, where: str, record: Record) -> Sequence[tuple[Record, Encoded | None]]:

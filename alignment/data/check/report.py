@@ -163,7 +163,7 @@ def refuse(report: DataReport, config: DataConfig) -> None:
     source = ", ".join(report.sources)
     if not report.rows:
         raise DataError(f"{source}: the data set is empty; expected at least one row")
-    for finding in report.findings:
+    for finding in sorted(report.findings, key=lambda each: each.kind != "set_aside"):  # the cause of others
         if finding.level == "error" and finding.kind == "set_aside":
             worst = report.set_aside[0]
             share = f"{finding.count} of {report.bad + report.kept} rows are bad"

@@ -9,6 +9,7 @@ from typing import Any
 from alignment.data import formats
 from alignment.data.annotations import parsed
 from alignment.data.importers import PassedOver
+from alignment.data.marks import marks_in
 from alignment.data.preferences import are_places, choice_number
 from alignment.data.row_files import BadRow
 from alignment.data.votes import ASSIGNMENTS, check_accepted
@@ -31,6 +32,7 @@ from alignment.labeling.formats.fields import (
     turns_of,
 )
 from alignment.labeling.formats.reading import SIDES, ImportOptions, Read, Row
+from alignment.labeling.formats.vote_checks import HEEDED, check_direction, check_header, check_unmarked
 from alignment.labeling.formats.voting import (
     CHOICES,
     COMMENTS,
@@ -78,6 +80,8 @@ def recognises_votes(row: Row) -> bool:
 
 def read_votes(row: Row, options: ImportOptions) -> Read:
     check_accepted(row)
+    check_header(row)
+    check_unmarked(row, _said_keys(row, options), options)
     if votes := _votes_key(row):
         return _each_vote(row, votes, options)
     if raters := _raters(row, options):
@@ -105,6 +109,7 @@ def read_votes(row: Row, options: ImportOptions) -> Read:
     rating = named_key(row, "rating", RATINGS, options) or named_key(row, "choice", CHOICES, options)
     if rating is None:
         raise BadRow(f"no rating among the keys {', '.join(map(str, row))}; name it with --columns rating=KEY")
+    check_direction(rating, options)
     return scored(task, row[rating], who, options)
 
 
@@ -230,6 +235,9 @@ def used_by_votes(row: Row, options: ImportOptions) -> set[str]:
     said |= {*raters, *(beside for beside in raters.values() if beside)}
     said |= {worst} if (worst := first_key(row, _WORST)) and first_key(row, ("best",)) else set()
     said |= {key for key in row if plain(key) in ASSIGNMENTS}
+    said |= {
+        each.column for each in marks_in(row, [key for key in row if key != "rejected"]) if each.mark.effect in HEEDED
+    }
     if {"chosen", "rejected"} <= row.keys():
         prompt = prompt_of(row, options)[1] if named_key(row, "prompt", PROMPTS, options) else set()
         listed = _places(row, "chosen", "rejected", options)

@@ -204,6 +204,11 @@ def _answers(row: Row, options: ImportOptions) -> tuple[ShownAnswer, ...]:
     single = first_key(row, SINGLES, filled)
     if single:
         return (with_model(answer_of(row[single], single), "", row, options),)
+    if empty := slot_keys({key: value if filled(value) else "-" for key, value in row.items()}):
+        missing = next((key for key in empty if not filled(row[key])), empty[0])
+        raise BadRow(
+            f"'{missing}' is empty; take the line out (a line of totals, or a note?), or write the answer there"
+        )
     raise BadRow(
         f"no answers among the keys {key_names(row)}; name them with --columns a=KEY,b=KEY (or completion=KEY)"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ class ImportOptions:
         columns: the file's key by what it is (`ROLES`).
         labels: what a word of the file means: a side (a, b), `tie`, `both bad`, `skip`, or a number.
         scale: the lowest and the highest rating that the labelers could give.
+        worst_high: whether the highest is the worst, as in school grades; what is kept is turned round.
         labeler: who gave the votes that have no name.
         file: where the row stands.
         numbers: takes each number that was read as a choice without a label, and whether its meaning is certain.
@@ -38,6 +40,7 @@ class ImportOptions:
     columns: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     scale: tuple[float, float] | None = None
+    worst_high: bool = False
     labeler: str | None = None
     file: Path = Path()
     numbers: dict[str, bool] = field(default_factory=dict)
@@ -56,7 +59,8 @@ class ImportOptions:
 
 def assignments(text: str, option: str) -> dict[str, str]:
     """The pairs of `left=right,left=right`."""
-    pairs = [part.partition("=") for part in text.split(",")]
+    roles = "|".join(ROLES)
+    pairs = [part.partition("=") for part in re.split(rf",(?=\s*(?:{roles})\s*=)", text)]
     if not all(left.strip() and right.strip() for left, _, right in pairs):
         raise UserError(f"{option} {text}: expected name=value, or several with commas between them")
     return {left.strip(): right.strip() for left, _, right in pairs}
@@ -88,16 +92,20 @@ def import_options(
     if unknown := [role for role in named if role not in ROLES]:
         raise UserError(f"--columns {unknown[0]}={named[unknown[0]]}: a column is one of {', '.join(ROLES)}")
     words = {word: ours for text in labels for word, ours in _labels(text).items()}
-    limits = None
+    limits, worst_high = None, False
     if scale is not None:
         low, dots, high = scale.partition("..")
         try:
             limits = (float(low), float(high))
         except ValueError:
             limits = (0.0, 0.0)
+        worst_high = limits[0] > limits[1]
+        limits = (min(limits), max(limits))
         if not (dots and float("-inf") < limits[0] < limits[1] < float("inf")):
-            raise UserError(f"--scale {scale}: expected LOW..HIGH, the worst and the best rating, as in 0..100")
-    return ImportOptions(named, words, limits, labeler)
+            raise UserError(
+                f"--scale {scale}: expected WORST..BEST, the worst and the best rating, as 0..100, or 6..1 for grades"
+            )
+    return ImportOptions(named, words, limits, worst_high, labeler)
 
 
 Read = list[Entry | PassedOver]

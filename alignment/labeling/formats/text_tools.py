@@ -26,7 +26,7 @@ from alignment.labeling.formats.fields import (
     task_of,
     turns_of,
 )
-from alignment.labeling.formats.reading import ImportOptions, Read, Row
+from alignment.labeling.formats.reading import SIDES, ImportOptions, Read, Row
 from alignment.labeling.formats.voting import BAD, GOOD, Who, against, judged, labeler_of, ranked, said_of, seconds_of
 
 POTATO_DROPS = (
@@ -215,6 +215,10 @@ def _potato_task(row: Row, options: ImportOptions) -> ShownTask:
         found = dict(zip(map(str.lower, parts[1::2]), (part.strip() for part in parts[2::2]), strict=True))
         if len(found) > 1:
             beside |= found | ({"prompt": parts[0].strip()} if parts[0].strip() else {})
+    if isinstance(shown, list) and not {"prompt", "a", "completion"} & options.columns.keys():
+        key = "displayed_text" if "displayed_text" in row else "text"
+        names = ",".join(f"{side}={key}.{place}" for place, side in enumerate(("prompt", *SIDES)[: max(2, len(shown))]))
+        raise BadRow(f"its '{key}' is a list of {len(shown)}; say what each is, as --columns {names}")
     return _text_task(beside, shown if isinstance(shown, str) else None, options)
 
 

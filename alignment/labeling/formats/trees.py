@@ -9,6 +9,7 @@ from typing import Any
 
 from alignment.data import formats
 from alignment.data.importers import PassedOver
+from alignment.data.marks import check_marks
 from alignment.data.messages import check_text
 from alignment.data.openassistant import ranked_replies
 from alignment.labeling.entries import Entry, Rows, Stored, exportable, kept_row, short_digest
@@ -18,6 +19,7 @@ from alignment.ratings import Completion
 
 def read_trees(row: Row, options: ImportOptions) -> Read:
     formats.shape_of(row, "tree", ["tree"])
+    check_marks(row, [key for key in row if key != "prompt"], "tree", ["answer"])
     entries: Read = []
     for history, ranked in ranked_replies(row):
         texts = [check_text(node.get("text"), f"the text of {node.get('message_id')}") for node in history]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -15,14 +16,25 @@ from alignment.labeling.answers import BOTH_BAD
 from alignment.labeling.entries import Entry, short_digest
 from alignment.labeling.formats.choice_numbers import place_of
 from alignment.labeling.formats.fields import ShownAnswer, ShownTask, ending, plain
-from alignment.labeling.formats.reading import ImportOptions, Read
+from alignment.labeling.formats.reading import SIDES, ImportOptions, Read
 from alignment.ratings import Completion
 from alignment.ratings.records import dense
 
 LABELERS = (
     "labeler", "labeller", "labelername", "labelerid", "annotator", "annotatorid", "annotatorname", "rater", "raterid",
     "ratername", "worker", "workerid", "judge", "judgeid", "user", "userid", "username", "evaluator", "evaluatorid",
-    "reviewer", "coder", "assessor", "person", "completedby", "createdby", "email", "who",
+    "reviewer", "coder", "assessor", "person", "completedby", "email", "emailaddress", "who", "grader", "scorer",
+    "voter", "turker", "crowdworker", "participant", "respondent", "expert", "moderator", "tester", "expertname",
+    "workername",
+    "reviewername", "evaluatorname", "judgename", "assessorname", "participantname",
+    *(f"{who}id" for who in (
+        "assessor", "reviewer", "coder", "grader", "turker", "crowdworker", "participant", "respondent", "expert",
+        "moderator", "person", "prolific", "subject", "rated", "voter", "scorer", "tester",
+    )),
+    *(f"{done}by" for done in (
+        "rated", "evaluated", "judged", "annotated", "labeled", "labelled", "reviewed", "scored", "graded", "assessed",
+        "ranked", "voted", "answered", "checked", "compared", "submitted", "created",
+    )),
 )  # fmt: skip
 CHOICES = (
     "choice", "vote", "winner", "preference", "preferred", "better", "best", "verdict", "judgment", "judgement",
@@ -63,6 +75,36 @@ BAD = (
     "unacceptable",
 )
 Said = int | Literal["tie", "both bad"]
+_STRENGTH_WORDS = {
+    **dict.fromkeys(("slightly", "somewhat", "a bit", "a little", "marginally"), 1),
+    **dict.fromkeys(("", "clearly", "moderately"), 2),
+    **dict.fromkeys(("much", "far", "significantly", "strongly", "a lot", "way"), 3),
+}
+_BETTER = re.compile(
+    r"(?P<who>.+?) (?:is|was) (?:the )?(?P<how>slightly|somewhat|a bit|a little|marginally|clearly|moderately|much|far"
+    r"|significantly|strongly|a lot|way|) ?(?:better|preferred|best)(?: (?:than|response|answer|one).*)?\s*[.!]?",
+    re.IGNORECASE | re.DOTALL,
+)
+_STARS = re.compile(r"\s*([★⭐✭✩☆\ufe0f]+)\s*")
+
+
+class UnknownWord(BadRow):
+    """A word of a file whose meaning is to be given with --labels; all of them are named together."""
+
+    def __init__(self, word: str, about: str, meanings: str, unlike: str) -> None:
+        self.word, self.about, self.meanings, self.unlike = word, about, meanings, unlike
+        super().__init__(words_fix([self]))
+
+
+def words_fix(words: Sequence[UnknownWord]) -> str:
+    """What is to be said about all words of one kind, in one option."""
+    first = words[0]
+    shown = dict.fromkeys(word.word for word in words)
+    labels = ",".join(f"{word}=MEANING" for word in shown)
+    return (
+        f"{first.about} {', '.join(map(ascii, shown))[:400]} {first.unlike}; say what each means with "
+        f"--labels={shlex.quote(labels)} (MEANING: {first.meanings})"
+    )
 
 
 class Who(NamedTuple):
@@ -119,10 +161,9 @@ def said_of(value: Any, task: ShownTask, options: ImportOptions) -> Said:
         found = [place for place in [_by_ending(ending(word), task.answers)] if place is not None]
     if len(found) == 1:
         return found[0]
-    raise BadRow(
-        f"the choice {value!a} is none of {', '.join(answer.key for answer in task.answers)} or tie; say what it means "
-        f"with --labels='{value}=a' (a, b, tie, both bad or skip)"
-    )
+    sides = ", ".join(SIDES[: len(task.answers)])
+    keys = ", ".join(answer.key for answer in task.answers)
+    raise UnknownWord(str(value), "the choice", f"{sides}, tie, both bad or skip", f"is none of {keys} or tie")
 
 
 def meaning(value: Any, options: ImportOptions) -> Any:
@@ -162,6 +203,10 @@ def judged(
     """The entries of a choice among two answers or more, or of a word for one answer (good, bad, 1 to 7)."""
     if len(task.answers) == 1:
         return scored(task, value, who, options, metadata=metadata)
+    better = _BETTER.fullmatch(value.strip()) if isinstance(value, str) and str(value) not in options.labels else None
+    if better:
+        value, strength = better["who"], strength or _STRENGTH_WORDS[better["how"].lower()]
+        strength = None if strength == 2 and not better["how"] else strength
     arrows = re.fullmatch(r"\[*([A-Z])(>{1,2}|=|<{1,2})([A-Z])\]*", value.strip()) if isinstance(value, str) else None
     if arrows:
         value = "tie" if arrows[2] == "=" else arrows[1] if arrows[2][0] == ">" else arrows[3]
@@ -250,6 +295,8 @@ def scored(
 ) -> Read:
     """The score of one answer, on the scale of its source, with its place on 1 to 7."""
     given, limits = number_of(meaning(value, options), options.scale or scale)
+    if options.worst_high and limits is not None:
+        given = limits[0] + limits[1] - given  # the best is the highest of what is kept
     answer = _answer(who, "scored")
     if limits is None:
         answer |= {"score": int(given)}
@@ -273,6 +320,9 @@ def number_of(value: Any, scale: tuple[float, float] | None) -> tuple[float, tup
     if isinstance(value, str):
         if fraction := re.fullmatch(r"\s*([\d.]+)\s*(%|/\s*([\d.]+))\s*", value):
             value, scale = fraction[1], (0.0, float(fraction[3] or 100))
+        elif (stars := _STARS.fullmatch(value)) and re.search("[★⭐✭]", value):
+            shown = stars[1].replace("\ufe0f", "")
+            value, scale = sum(star in "★⭐✭" for star in shown), scale or (1.0, 5.0 if len(shown) <= 5 else 10.0)
         elif plain(value) in (*GOOD, *BAD):
             value, scale = float(plain(value) in GOOD), (0.0, 1.0)
         elif re.fullmatch(r"\s*-?\d+,\d\d?\s*", value):  # a decimal comma; with three digits it may part thousands
@@ -282,7 +332,12 @@ def number_of(value: Any, scale: tuple[float, float] | None) -> tuple[float, tup
     except (TypeError, ValueError):
         given = math.nan
     if not math.isfinite(given):
-        raise BadRow(f"the rating {value!a} is no number; say what it means with --labels='{value}=5'")
+        if isinstance(value, str) and _DATE.fullmatch(value.strip()):
+            raise BadRow(
+                f"the rating {value!a} is a date, as spreadsheets make of numbers such as 4.5; write the number "
+                "that was meant"
+            )
+        raise UnknownWord(str(value), "the rating", "a number of the scale, or skip", "is no number")
     if scale is None:
         if given not in range(1, 8):
             raise BadRow(
@@ -292,6 +347,14 @@ def number_of(value: Any, scale: tuple[float, float] | None) -> tuple[float, tup
     if not scale[0] <= given <= scale[1]:
         raise BadRow(f"the rating {given:g} is not on the scale {scale[0]:g} to {scale[1]:g}; see --scale LOW..HIGH")
     return given, None if scale == (1, 7) and given.is_integer() else scale
+
+
+_MONTH = "jan|feb|m[aä]r|apr|ma[iy]|jun|jul|aug|sep|o[ck]t|nov|de[cz]"
+_DATE = re.compile(
+    rf"\d{{1,2}}[.\-/ ]+({_MONTH})\w*\.?([\-/ ]\d{{2,4}})?|({_MONTH})\w*[.\-/ ]+\d{{1,4}}"
+    r"|\d{1,4}[./-]\d{1,2}[./-]\d{1,4}",
+    re.I,
+)
 
 
 def _completions(answers: Sequence[ShownAnswer]) -> tuple[Completion, ...]:

@@ -115,7 +115,9 @@ def test_self_instruct_has_a_row_for_each_instance():
 def test_a_text_is_a_document_and_no_demonstration():
     assert only({"text": "A line.", "id": 3}) == Document("A line.")
     for convert in (to_demonstrations, to_comparisons, to_prompts):
-        with pytest.raises(BadRow, match="a text row, which this stage does not learn from; expected"):
+        with pytest.raises(
+            BadRow, match="a text row, which this stage does not learn from; a text has neither question nor answer"
+        ):
             convert({"text": "A line."})
 
 

@@ -126,3 +126,20 @@ def test_rows_of_the_hubs_viewer_are_taken_out_of_it(tmp_path):
 def test_a_line_that_is_no_row_is_answered_with_the_fix(tmp_path, content, fix):
     rows, _ = read(tmp_path / "rows.jsonl", content)
     assert isinstance(rows[0], BadRow) and fix in str(rows[0])
+
+
+def test_objects_of_several_lines_one_after_the_other_are_read(tmp_path):
+    text = "\n".join(json.dumps(row, indent=1) for row in ROWS)
+    assert read(tmp_path / "rows.json", text.encode()) == (
+        ROWS,
+        ["objects one after the other, of several lines each"],
+    )
+    with pytest.raises(DataError, match="not valid JSON"):
+        read(tmp_path / "cut.json", text[:-5].encode())
+
+
+def test_messages_of_an_export_are_rows_and_turns_are_not(tmp_path):
+    messages = [{"id": 1, "from": "Cy", "text": "Hi", "date": "x"}]
+    assert read(tmp_path / "a.json", {"name": "Support", "messages": messages})[0] == messages
+    with pytest.raises(DataError, match=r"put the rows between \[ and \]"):
+        read(tmp_path / "b.json", {"id": 1, "conversations": [{"from": "human", "value": "Hi"}]})

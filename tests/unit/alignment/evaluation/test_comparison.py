@@ -8,10 +8,11 @@ from rich.console import Console
 
 from alignment.errors import UserError
 from alignment.evaluation.comparison import ComparisonSetup, judge_all, people_figures, powered_figures
-from alignment.evaluation.figures import MOST_SLICES, OTHER, agreement_with_people, pair_figures
+from alignment.evaluation.figures import agreement_with_people, pair_figures
 from alignment.evaluation.judgments import JudgeIdentity, KnownJudgments
 from alignment.evaluation.people import PEOPLE
 from alignment.evaluation.result_text import more_votes, sentence, sentences, tables
+from alignment.evaluation.slices import MOST_SLICES, OTHER
 from alignment.registry import Registry
 
 RULE = JudgeIdentity("python=rule", "function")
@@ -25,7 +26,7 @@ class Fixed:
     """A judge with given outcomes of each pair of sides."""
 
     def __init__(self, identity, **outcomes):
-        self.identity, self.outcomes, self.notes = identity, outcomes, []
+        self.identity, self.outcomes, self.notes, self.measures = identity, outcomes, [], []
 
     def judge(self, found, known):
         seen = {}

@@ -73,7 +73,9 @@ def test_values_that_are_not_finite_are_null_in_the_journal_and_absent_from_the_
         journal.event("published", metrics={"deep": [math.nan, {"x": -math.inf}]})
     (row,) = rows(tmp_path / "metrics.jsonl")
     assert (row["step"], row["train/loss"], row["train/grad_norm"], row["train/lr"]) == (3, None, None, 0.5)
-    assert rows(tmp_path / "events.jsonl")[0]["metrics"] == {"deep": [None, {"x": None}]}
+    not_finite, published = rows(tmp_path / "events.jsonl")
+    assert (not_finite["event"], not_finite["step"]) == ("not_finite", 3)
+    assert published["metrics"] == {"deep": [None, {"x": None}]}
     assert fake_wandb.run.logged == [(3, {"train/lr": 0.5})]
 
 
