@@ -348,9 +348,6 @@ def joined(texts: Sequence[str]) -> str:
     return text
 
 
-# --- prompts and answers ---------------------------------------------------------------------------------------------
-
-
 def with_answer(prompt: Turns, answer: str) -> Turns:
     """The conversation followed by the assistant's answer."""
     return (*prompt, *answer_turns(answer))
