@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ ABOUT = """Compare models on the same prompts: who wins, by whom judged, and how
   {0} help-desk-sft help-desk-ppo --prompts held_out.jsonl --by people --db votes.db
   {0} help-desk-sft 'prompted=help-desk-base?system=prompt.txt&examples=few.jsonl' --prompts held_out.jsonl \\
       --by references --by 'model=http://127.0.0.1:8000/v1#judge'
+  {0} help-desk-sft help-desk-ppo --prompts guardrails.jsonl --by refusals --by json=answer.schema.json
   {0} --answers compares/help-desk-sft-v1-against-help-desk-ppo-v1/answers.jsonl --by python=judges.py:short
 
 A side is [NAME=]MODEL[?key=value&...]: a registry reference, a folder, a hub name, http://HOST/v1#MODEL, or a file with
@@ -62,12 +64,19 @@ def _parser(called: str) -> argparse.ArgumentParser:
     parser.add_argument("--answers", type=Path, help="judge the answers of this file again; nothing is drawn")
     parser.add_argument(
         "--by", action="append", default=[], metavar="JUDGE",
-        help="people, reward=REF, python=FILE.py:FUNCTION, model=http://HOST/v1#NAME, references[=exact|f1|chrf]; "
-        "several times for several judges",
+        help="people, reward=REF, python=FILE.py:FUNCTION, model=http://HOST/v1#NAME, references[=exact|f1|chrf], "
+        "json[=SCHEMA.json], refusals[=COLUMN], consistency=COLUMN, support=COLUMN; several times for several judges",
     )  # fmt: skip
+    parser.add_argument("--judge-model", metavar="MODEL", help="reads refusals and support (default: phrases, words)")
     parser.add_argument("--db", type=Path, help="the ratings file of --by people, made if it is missing")
     parser.add_argument("--need", type=int, default=1, help="labelers per pair (default 1)")
-    parser.add_argument("--slice", action="append", default=[], metavar="COLUMN", help="figures by this column")
+    parser.add_argument(
+        "--slice", action="append", default=[], metavar="COLUMN", help="figures by this column, gaps too"
+    )
+    parser.add_argument(
+        "--price-per-hour", action="append", default=[], metavar="[SIDE=]PRICE",
+        help="of the machine that answers, for the price of 1,000 answers",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, help="folder of the comparison (default: compares/A-against-B)")
     parser.add_argument("--limit", type=int, help="use only the first N prompts")
     parser.add_argument("--max-new-tokens", type=int, default=256)
@@ -133,6 +142,7 @@ def _drawn(args: argparse.Namespace, registry: Registry) -> tuple[ComparisonSetu
     """The comparison whose answers this command draws, as far as they are missing."""
     from alignment.evaluation.answers import AnswerSettings, AnswersFile
     from alignment.evaluation.comparison import ANSWERS
+    from alignment.evaluation.costs import parse_prices
     from alignment.evaluation.drawing import DrawOptions, draw, named, open_side
     from alignment.evaluation.judging import open_judges
     from alignment.evaluation.prompts import comparison_of, read_prompts
@@ -145,16 +155,19 @@ def _drawn(args: argparse.Namespace, registry: Registry) -> tuple[ComparisonSetu
     specs = [parse_side(text) for text in args.sides] + (read_sides(args.sides_file) if args.sides_file else [])
     sides = named([open_side(spec, registry, settings, options) for spec in specs])
     labels = {side.name: str(side.identity["model"]) for side in sides}
-    judges = open_judges(args.by, prompts.items, labels, registry, options, args.db, args.need)
+    judges = open_judges(args.by, prompts.items, labels, registry, options, args.db, args.need, args.judge_model)
+    prices = parse_prices(args.price_per_hour, list(labels))
     folder = args.out or Path("compares") / "-against-".join(_as_folder(side.name) for side in sides)
     with AnswersFile(folder / ANSWERS, settings) as file:
         draw(file, sides, prompts.items)
-        return comparison_of(file.content, list(labels), prompts, args.slice, args.seed), judges, folder
+        comparison = comparison_of(file.content, list(labels), prompts, args.slice, args.seed)
+    return replace(comparison, prices=prices), judges, folder
 
 
 def _read(args: argparse.Namespace, registry: Registry) -> tuple[ComparisonSetup, list[BoutJudge], Path]:
     """The comparison whose answers are in a file."""
     from alignment.evaluation.answers import read_answers
+    from alignment.evaluation.costs import parse_prices
     from alignment.evaluation.drawing import DrawOptions
     from alignment.evaluation.judging import open_judges
     from alignment.evaluation.prompts import answered_prompts, comparison_of
@@ -165,10 +178,12 @@ def _read(args: argparse.Namespace, registry: Registry) -> tuple[ComparisonSetup
     labels = {name: str(content.sides[name]["model"]) for name in names}
     key = os.environ[args.key_env].strip() if args.key_env else None
     options = DrawOptions(args.batch_size, args.concurrency, key)
-    judges = open_judges(args.by, prompts.items, labels, registry, options, args.db, args.need)
+    judges = open_judges(args.by, prompts.items, labels, registry, options, args.db, args.need, args.judge_model)
     if not judges:
         raise UserError("--answers: say who judges with --by, as in --by people --db ratings.db")
-    return comparison_of(content, names, prompts, args.slice, args.seed), judges, args.out or args.answers.parent
+    comparison = comparison_of(content, names, prompts, args.slice, args.seed)
+    prices = parse_prices(args.price_per_hour, names)
+    return replace(comparison, prices=prices), judges, args.out or args.answers.parent
 
 
 def _as_folder(name: str) -> str:

@@ -85,13 +85,22 @@ def check(
     bad: BadOption = None,
 ) -> None:
     """What is in data files, and what would go wrong.  Example: alignment data check demos.jsonl --html report.html"""
-    from alignment.data.check import STAGES, Inspector, example_lines, html_page, refuse, report_of, text_lines
+    from alignment.data.check import (
+        STAGES,
+        Inspector,
+        example_lines,
+        html_page,
+        read_schema,
+        refuse,
+        report_of,
+        text_lines,
+    )
 
     recipe = _recipe(config, files, format, columns, agents)
     if stage is not None and stage not in STAGES:
         raise UserError(f"--for {stage}: expected one of {', '.join(STAGES)}")
     tokenizer = _tokenizer(model, recipe.model, template, eos_token)
-    validate = _validator(schema) if schema else None
+    validate = read_schema(schema) if schema else None
     reader = STAGES.get(stage or recipe.stage or "")
     needs_pairs = reader == "reward" and recipe.objective == "pairs"
     inspector = Inspector(recipe.data, tokenizer, validate, reader, needs_pairs)
@@ -303,19 +312,6 @@ def _tokenizer(
 
     config = config or ModelConfig(name=name)
     return load_tokenizer(find_model(name, Registry(), "policy"), config.model_copy(update=options))
-
-
-def _validator(path: Path) -> Callable[[str], str | None]:
-    from alignment.data.check import schema_validator
-
-    try:
-        return schema_validator(json.loads(path.read_text(encoding="utf-8")))
-    except ImportError:
-        raise UserError("--schema needs the package jsonschema: pip install 'rlhf-alignment-suite[schema]'") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; --schema takes a file with a JSON schema") from None
-    except Exception as error:  # noqa: BLE001 - ValueError, or jsonschema's SchemaError, which need not be there
-        raise UserError(f"{path}: not a JSON schema: {str(error).splitlines()[0]}") from None
 
 
 def _inspect(

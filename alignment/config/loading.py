@@ -21,7 +21,7 @@ from pydantic import (
 
 from alignment.config import shipped
 from alignment.config.arguments import OWNED_ARGUMENTS
-from alignment.config.yaml_text import MAX_BYTES, parse_yaml
+from alignment.config.yaml_text import MAX_BYTES, SURROGATE, parse_yaml
 from alignment.errors import ConfigError
 from alignment.redaction import find_secrets
 
@@ -110,6 +110,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key or key.startswith("-"):
         raise ConfigError(f"'{override}' is not an override; write key=value, for example training.max_steps=10")
+    if SURROGATE.search(key):
+        raise ConfigError(f"{key!a} is no key: it is not UTF-8 text")
     *parents, last = key.split(".")
     target = values
     for depth, parent in enumerate(parents):

@@ -13,6 +13,7 @@ MAX_BYTES = 1_000_000
 MAX_VALUES = 10_000
 """Values in one text; what an alias repeats counts again. Nine lines of aliases can stand for 10^10 values."""
 MAX_DEPTH = 50
+SURROGATE = re.compile("[\ud800-\udfff]")
 _LONGEST_NUMBER = 400
 """Characters; telling that a longer text is no number takes time that grows with its square."""
 
@@ -62,6 +63,17 @@ class _Loader(yaml.SafeLoader):
             return "tag:yaml.org,2002:str"
         tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
         return tag
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """A value. The halves in which JSON writes an emoji are put together; one alone can be written nowhere."""
+        value = super().construct_scalar(node)
+        if not isinstance(value, str) or not SURROGATE.search(value):
+            return value
+        try:
+            return value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            where = f"{self.name}:{node.start_mark.line + 1}"
+            raise ConfigError(f"{where}: half a character in {value[:80]!a}; take it out") from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()

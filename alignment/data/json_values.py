@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from typing import Any
 
 from alignment.data.opening import BadRow
+
+_FITS = 308
+"""Digits of whole numbers that a float can be made of, whatever they are."""
+_TOO_LARGE = re.compile(rf"\d{{{_FITS + 1}}}")
+
+
+def whole_number(digits: str) -> int | float:
+    """For `parse_int`: a number too large for a float, at which arithmetic fails, is infinite and refused as that."""
+    return int(digits) if len(digits) <= _FITS else float(digits)
+
+
+def python_literal(text: str) -> Any:
+    """What Python prints, such as a list.
+
+    Raises:
+        ValueError, SyntaxError, RecursionError, MemoryError: it is none, or has a number too large for a float.
+    """
+    if _TOO_LARGE.search(text):
+        raise ValueError("a number is too large")
+    return ast.literal_eval(text)
 
 
 class RowDecoder:
@@ -13,7 +35,7 @@ class RowDecoder:
 
     def __init__(self) -> None:
         self._twice: str | None = None
-        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_int=whole_number)
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         row = dict(pairs)

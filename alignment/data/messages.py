@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
+from alignment.data.json_values import python_literal, whole_number
 from alignment.data.keys import BY_NAME, HARMLESS_ELSEWHERE, is_empty, known_key, repeats
 from alignment.data.marks import heeded_in_turns, is_marked_turn
 from alignment.data.row_files import BadRow
@@ -88,7 +89,7 @@ def parsed(value: Any) -> Any:
     """A value that a table holds as JSON text (or as Python prints a list); any other value as it is."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
-    for parse in (json.loads, ast.literal_eval):
+    for parse in (partial(json.loads, parse_int=whole_number), python_literal):
         try:
             return parse(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -137,6 +138,8 @@ def turns_in(items: Sequence[Any], key: str) -> Turns:
         if thought is None:
             new = message_of(item, name)
             messages += _without_repeated_system(new, messages, name) if _is_exchange(item) else new
+    if items and not messages:  # an empty system turn is left out
+        raise BadRow(f"'{key}' has no turn with a text")
     return tuple(messages)
 
 
@@ -343,9 +346,6 @@ def joined(texts: Sequence[str]) -> str:
         apart = not text or text[-1].isspace() or part[0].isspace()
         text += part if apart else f"\n\n{part}"
     return text
-
-
-# --- prompts and answers ---------------------------------------------------------------------------------------------
 
 
 def with_answer(prompt: Turns, answer: str) -> Turns:

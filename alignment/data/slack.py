@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from alignment.data.json_values import whole_number
 from alignment.data.opening import DataError, DataFile, Note
 from alignment.data.row_files import is_macos_copy, zip_members
 from alignment.data.tickets import Rows, conversation_row
@@ -174,7 +175,7 @@ def _users_first(name: str) -> tuple[bool, str]:
 
 def _parse(path: Path, name: str, content: bytes) -> list[Any]:
     try:
-        value = json.loads(content)
+        value = json.loads(content, parse_int=whole_number)
     except ValueError as error:
         raise DataError(f"{path}:{name}: not valid JSON: {error}") from None
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import csv
 import io
 import json
@@ -11,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
+from alignment.data.json_values import python_literal, whole_number
 from alignment.data.opening import BadRow, DataError, DataFile, Note
 
 LONGEST_RECORD = 16 << 20
@@ -183,10 +183,10 @@ def _cell(name: str, text: str) -> Any:
     if not text.startswith("[") or name not in (*_LISTS, *_TURNS):
         return text
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_int=whole_number)
     except (ValueError, RecursionError):
         try:
-            value = ast.literal_eval(text)
+            value = python_literal(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             return text
     is_turns = isinstance(value, list) and all(isinstance(turn, dict) and "role" in turn for turn in value)

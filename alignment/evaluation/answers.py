@@ -23,6 +23,8 @@ from alignment.terminal import one_line
 
 FORMAT = 1
 """Number of the file's layout."""
+LATER = ("latency", "peak_bytes")
+"""Fields that answers drawn earlier lack."""
 RowKind = Literal["settings", "side", "answer"]
 
 
@@ -34,12 +36,21 @@ def prompt_id(messages: Sequence[Mapping[str, Any]]) -> str:
 
 @dataclass(frozen=True)
 class SideAnswer:
-    """What one side answered to one prompt. `tokens` and `seconds` are None where nobody counted."""
+    """What one side answered to one prompt. What nobody measured is None.
+
+    Args:
+        ended: whether it ended by itself.
+        seconds: its share of the time that drawing took; those of all answers add up to it.
+        latency: seconds from its request to its end; of the whole batch, where a batch is drawn together.
+        peak_bytes: the accelerator's memory at its highest while it was drawn.
+    """
 
     text: str
     ended: bool = True
     tokens: int | None = None
     seconds: float | None = None
+    latency: float | None = None
+    peak_bytes: int | None = None
 
     @property
     def digest(self) -> str:
@@ -175,7 +186,8 @@ class AnswersContent:
             self.sides[row.pop("side")] = row
         elif kind == "answer":
             key, side = row["prompt"], row["side"]
-            fields = {name: row[name] for name in SideAnswer.__dataclass_fields__}
+            fields: dict[str, Any] = {name: row.get(name) for name in LATER}
+            fields |= {name: row[name] for name in SideAnswer.__dataclass_fields__ if name not in LATER}
             if side not in self.sides:
                 raise ValueError(f"no line says who {side!r} is")
             self.prompts.setdefault(key, Prompt(tuple(row["messages"]), row["columns"]))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from alignment.evaluation.independence import trained_on
 from alignment.evaluation.judgments import AnsweredPrompts, BoutJudge, JudgeIdentity, Judgment, KnownJudgments
 from alignment.evaluation.people import PeopleJudge
 from alignment.evaluation.prediction_powered import powered_mean
+from alignment.evaluation.side_scores import scores_of
 from alignment.evaluation.stopping import decide, ratings_forecast
 from alignment.files import disk_errors, replace_text
 from alignment.registry import Registry
@@ -36,6 +37,7 @@ class ComparisonSetup:
         prompts: name and sha256 of the prompts, for the record.
         settings: how the answers were drawn.
         slices: columns of the prompts.
+        prices: of an hour of a side's machine.
     """
 
     contest: AnsweredPrompts
@@ -44,6 +46,7 @@ class ComparisonSetup:
     settings: dict[str, Any]
     slices: Sequence[str] = ()
     seed: int = 0
+    prices: Mapping[str, float] = field(default_factory=dict)
 
 
 def judge_all(comparison: ComparisonSetup, judges: Sequence[BoutJudge], registry: Registry, folder: Path) -> Figures:
@@ -65,7 +68,7 @@ def judge_all(comparison: ComparisonSetup, judges: Sequence[BoutJudge], registry
     result: Figures = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "sides": {
-            side: {**comparison.identities[side], **side_figures(comparison.contest, side)}
+            side: {**comparison.identities[side], **side_figures(comparison.contest, side, comparison.prices)}
             for side in comparison.contest.sides
         },
         "prompts": {**comparison.prompts, "n": len(comparison.contest.prompts)},
@@ -74,6 +77,11 @@ def judge_all(comparison: ComparisonSetup, judges: Sequence[BoutJudge], registry
             {**asdict(judge.identity), "judged_by": judge.identity.text, "notes": judge.notes} for judge in judges
         ],
         "pairs": pairs,
+        "scores": {
+            judge.identity.name: scores_of(comparison.contest, judge.measures, comparison.slices)
+            for judge in judges
+            if judge.measures
+        },
         "people": next((asdict(judge.counts) for judge in judges if isinstance(judge, PeopleJudge)), None),
     }
     if len(comparison.contest.sides) > 2:
@@ -98,12 +106,16 @@ def _by_judge(
     found = []
     for judge, judgments in said.items():
         row: Figures = {"judge": judge.name, "kind": judge.kind, "digest": judge.digest, "judged_by": judge.text}
+        if judge.unit != "prompt":
+            row["unit"] = judge.unit
         row["trained_on"] = [side for side in pair if trained_on(registry, comparison.identities[side], judge)]
         if judgments:
             row |= pair_figures(comparison.contest, pair, judgments, comparison.slices, comparison.seed)
+        if judge.kind == "model":  # its two numbers are the orders that it was asked in, and no scores of the sides
+            row.pop("mean_scores", None)
         if judge.kind == "people" and judgments:
             row |= people_figures(judgments)
-        elif people and judgments:
+        elif people and judgments and judge.unit == "prompt":
             row["agreement"] = agreement_with_people(people, judgments, seed=comparison.seed)
             row["with_people"] = powered_figures(people, judgments)
         found.append(row)

@@ -159,7 +159,8 @@ class ModelSide:
 
         policy = load_policy(self._source, self._config)
         fit_embeddings(policy, self._tokenizer)
-        policy.to("cuda" if torch.cuda.is_available() else "cpu")
+        on_gpu = torch.cuda.is_available()
+        policy.to("cuda" if on_gpu else "cpu")
         asked = [self._spec.messages(prompt) for prompt in prompts]
         lengths = [len(encode_prompt(self._tokenizer, messages)) for messages in asked]
         ids = [prompt_id(prompt.messages) for prompt in prompts]
@@ -167,6 +168,8 @@ class ModelSide:
             if all(ids[index] in known for index in batch):
                 continue
             # The whole batch is drawn, also where some of it is known: rounding depends on the batch.
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats()
             started = time.perf_counter()
             numbers = [int(ids[index], 16) for index in batch]
             drawn = [
@@ -174,8 +177,15 @@ class ModelSide:
             ]
             batch_prompts = [prompts[index] for index in batch]
             best = self._best(batch_prompts, drawn)
-            seconds = round((time.perf_counter() - started) / len(batch), 4)
-            save(batch_prompts, [replace(answer, seconds=seconds) for answer in best])
+            latency = time.perf_counter() - started
+            seconds, peak = latency / len(batch), torch.cuda.max_memory_allocated() if on_gpu else None
+            save(
+                batch_prompts,
+                [
+                    replace(answer, seconds=round(seconds, 6), latency=round(latency, 4), peak_bytes=peak)
+                    for answer in best
+                ],
+            )
 
     def _draw(
         self, policy: PreTrainedModel, asked: Sequence[Sequence[Message]], numbers: Sequence[int], repeat: int
@@ -229,15 +239,17 @@ class EndpointSide:
     def draw(self, prompts: Sequence[Prompt], known: set[str], save: Save) -> None:
         waiting = [prompt for prompt in prompts if prompt_id(prompt.messages) not in known]
         failures = []
+        last = time.perf_counter()
         with ThreadPoolExecutor(self._model.concurrency) as pool:
             asked = {pool.submit(self._answer, prompt): prompt for prompt in waiting}
             try:
                 for future in as_completed(asked):
-                    answer = future.result()
+                    answer, now = future.result(), time.perf_counter()
                     if isinstance(answer, Failure):
                         failures.append(answer.reason)
                     else:
-                        save([asked[future]], [answer])
+                        save([asked[future]], [replace(answer, seconds=round(now - last, 6))])
+                        last = now
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -254,8 +266,8 @@ class EndpointSide:
         (reply,) = self._model.ask([self._spec.messages(prompt)], sampling)
         if isinstance(reply, Failure):
             return reply
-        seconds = round(time.perf_counter() - started, 4)
-        return SideAnswer(reply.text.strip(), reply.whole, reply.tokens_out, seconds)
+        latency = round(time.perf_counter() - started, 4)
+        return SideAnswer(reply.text.strip(), reply.whole, reply.tokens_out, latency=latency)
 
 
 def open_endpoint(address: str, options: DrawOptions) -> Endpoint:

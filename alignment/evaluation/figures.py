@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from alignment.evaluation.agreement import judge_kappa
+from alignment.evaluation.costs import side_costs
 from alignment.evaluation.judgments import AnsweredPrompts, Judgment
+from alignment.evaluation.slices import by_slice
 from alignment.evaluation.win_rates import length_controlled_win_rate, raw_win_rate, sign_test
 from alignment.intervals import Estimate
 
-MOST_SLICES = 12
-"""Values of a column that are shown; the rest is one slice."""
-OTHER = "(other)"
 Figures = dict[str, Any]
 
 
@@ -60,21 +59,14 @@ def _part(judgments: Sequence[Judgment], seed: int) -> Figures:
 
 def _by_slice(contest: AnsweredPrompts, judgments: Sequence[Judgment], column: str, seed: int) -> dict[str, Figures]:
     """Figures of each value of a column, the most frequent first."""
-    parts: dict[str, list[Judgment]] = {}
+    said: dict[str, list[Judgment]] = {}
     for judgment in judgments:
-        value = slice_value(contest.prompts[judgment.prompt].columns.get(column))
-        parts.setdefault(value, []).append(judgment)
-    ordered = sorted(parts, key=lambda value: (-len(parts[value]), value))
-    shown = ordered if len(ordered) <= MOST_SLICES else ordered[: MOST_SLICES - 1]
-    figures = {value: _part(parts[value], seed) for value in shown}
-    if rest := [judgment for value in ordered[len(shown) :] for judgment in parts[value]]:
-        figures[OTHER] = _part(rest, seed)
-    return figures
-
-
-def slice_value(value: Any) -> str:
-    """A cell as the name of a slice."""
-    return "(none)" if value is None or value == "" else str(value)
+        said.setdefault(judgment.prompt, []).append(judgment)
+    parts = by_slice(contest, [judgment.prompt for judgment in judgments], column)
+    return {
+        value: _part([judgment for key in dict.fromkeys(keys) for judgment in said[key]], seed)
+        for value, keys in parts.items()
+    }
 
 
 def _lead(contest: AnsweredPrompts, pair: tuple[str, str], key: str) -> float:
@@ -82,8 +74,8 @@ def _lead(contest: AnsweredPrompts, pair: tuple[str, str], key: str) -> float:
     return float(len(a) - len(b))
 
 
-def side_figures(contest: AnsweredPrompts, side: str) -> Figures:
-    """Length, endings and speed of one side's answers."""
+def side_figures(contest: AnsweredPrompts, side: str, prices: Mapping[str, float]) -> Figures:
+    """Length, endings and costs of one side's answers; `prices` are of an hour, by side."""
     answers = [contest.answers[side][key] for key in contest.prompts]
     tokens = [answer.tokens for answer in answers if answer.tokens is not None]
     seconds = [answer.seconds for answer in answers if answer.seconds is not None]
@@ -92,6 +84,7 @@ def side_figures(contest: AnsweredPrompts, side: str) -> Figures:
         "mean_tokens": float(np.mean(tokens)) if tokens else None,
         "ended": float(np.mean([answer.ended for answer in answers])),
         "seconds_per_answer": float(np.mean(seconds)) if seconds else None,
+        "costs": side_costs(contest, side, prices),
     }
 
 

@@ -15,16 +15,25 @@ from alignment.errors import UserError
 from alignment.evaluation.answers import SideAnswer
 from alignment.files import disk_errors, new_file
 
-JudgeKind = Literal["people", "reward model", "function", "model", "references"]
+JudgeKind = Literal["people", "reward model", "function", "model", "references", "check"]
+Scores = Mapping[tuple[str, str], float]
+"""A judge's score of each side's answer to each prompt."""
 
 
 @dataclass(frozen=True)
 class JudgeIdentity:
-    """Who judges. `name` is as `--by` names it; `digest` tells one version of it from another, if it has one."""
+    """Who judges. `name` is as `--by` names it; `digest` tells one version of it from another, if it has one.
+
+    Args:
+        description: a check in a sentence, after "judged by".
+        unit: what one judgment is about, in the singular.
+    """
 
     name: str
     kind: JudgeKind
     digest: str | None = None
+    description: str = ""
+    unit: str = "prompt"
 
     @property
     def text(self) -> str:
@@ -45,6 +54,8 @@ class JudgeIdentity:
                     "f1": "words shared with the reference (F1)",
                     "chrf": "characters shared with the reference (chrF)",
                 }[what]
+            case "check":
+                return self.description
 
 
 @dataclass(frozen=True)
@@ -108,11 +119,32 @@ class AnsweredPrompts:
     def pairs(self) -> list[tuple[str, str]]:
         return list(combinations(self.sides, 2))
 
+    def measure(self, name: str, scores: Scores, *, is_share: bool = True) -> Measure:
+        """The scores as a measure."""
+        values: dict[str, dict[str, float]] = {side: {} for side in self.sides}
+        for (side, key), score in scores.items():
+            values[side][key] = score
+        return Measure(name, values, is_share)
+
     def bouts(self) -> Iterator[Bout]:
         """Every pair of sides on every prompt."""
         for a, b in self.pairs:
             for key, prompt in self.prompts.items():
                 yield Bout(key, prompt, a, b, self.answers[a][key], self.answers[b][key])
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of each side's answers by themselves.
+
+    Args:
+        values: by side and prompt; each side has the same prompts, unless the figure is of some answers only.
+        is_share: the values are in [0, 1], so that their mean is a share.
+    """
+
+    name: str
+    values: Mapping[str, Mapping[str, float]]
+    is_share: bool = True
 
 
 class BoutJudge(Protocol):
@@ -121,6 +153,8 @@ class BoutJudge(Protocol):
     identity: JudgeIdentity
     notes: list[str]
     """What a reader must know of its judgments."""
+    measures: list[Measure]
+    """Figures of each side by itself, known after `judge`; empty for a judge who only compares."""
 
     def judge(self, contest: AnsweredPrompts, known: KnownJudgments) -> list[Judgment]: ...
 

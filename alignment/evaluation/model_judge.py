@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Literal
 
 from alignment.errors import UserError
-from alignment.evaluation.judgments import AnsweredPrompts, Bout, JudgeIdentity, Judgment, KnownJudgments
-from alignment.generation.chat_models import ChatModel, Failure, ReplySampling
-from alignment.templates.rendering import Message
+from alignment.evaluation.judgments import AnsweredPrompts, Bout, JudgeIdentity, Judgment, KnownJudgments, Measure
+from alignment.evaluation.replies import Choice, ask_choice, request_text
+from alignment.generation.chat_models import ChatModel
 from alignment.terminal import one_line, progress
 
-Said = Literal["A", "B", "tie"]
-TRIES = 3
-"""Replies that are read before a judgment is given up."""
-MAX_REPLY_TOKENS = 512
-SCHEMA = {
-    "type": "object",
-    "properties": {"reason": {"type": "string"}, "better": {"type": "string", "enum": ["A", "B", "tie"]}},
-    "required": ["reason", "better"],
-    "additionalProperties": False,
-}
+BETTER = Choice("better", ("A", "B", "tie"))
 PROMPT = """\
 Two assistants answered the same request. Say which answer serves the person who asked better.
 
@@ -55,6 +43,7 @@ class ModelJudge:
         self._model = model
         self.identity = JudgeIdentity(f"model={label}", "model", model.identity)
         self.notes: list[str] = []
+        self.measures: list[Measure] = []
 
     def judge(self, contest: AnsweredPrompts, known: KnownJudgments) -> list[Judgment]:
         """Its judgments; each is on disk before the next. Pairs on which it gave no readable reply are left out.
@@ -123,35 +112,9 @@ class ModelJudge:
         outcome = scores[0] if scores[0] == scores[1] else 0.5
         return bout.judged(self.identity, outcome, scores)
 
-    def _say(self, request: str, first: str, second: str) -> Said | None:
-        messages = [Message(role="user", content=PROMPT.format(request=request, first=first, second=second))]
-        for attempt in range(TRIES):
-            sampling = ReplySampling(0.0 if attempt == 0 else 0.7, attempt, MAX_REPLY_TOKENS, SCHEMA)
-            (reply,) = self._model.ask([messages], sampling)
-            if isinstance(reply, Failure):
-                raise UserError(f"{self.identity.name}: {reply.reason}; what was judged before is kept")
-            said = read_reply(reply.text)
-            if said is not None:
-                return said
-        return None
-
-
-def read_reply(text: str) -> Said | None:
-    """The judgment in a reply; None unless it is one JSON object, alone or in a code fence, with a right `better`."""
-    fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
-    try:
-        said = json.loads(fenced[1] if fenced else text)
-    except (ValueError, RecursionError):
-        return None
-    better = said.get("better") if isinstance(said, dict) else None
-    return better if better in ("A", "B", "tie") else None
-
-
-def request_text(messages: Sequence[Message]) -> str:
-    """What was asked, as a judge reads it: one question as it is, a conversation with its roles."""
-    if len(messages) == 1:
-        return messages[0]["content"]
-    return "\n\n".join(f"[{message['role']}] {message['content']}" for message in messages)
+    def _say(self, request: str, first: str, second: str) -> str | None:
+        text = PROMPT.format(request=request, first=first, second=second)
+        return ask_choice(self._model, text, BETTER, self.identity.name)
 
 
 def _place(bout: Bout) -> tuple[str, str, str]:

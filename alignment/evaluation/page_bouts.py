@@ -9,9 +9,10 @@ from difflib import SequenceMatcher
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
-from alignment.evaluation.figures import OTHER, Figures, slice_value
+from alignment.evaluation.figures import Figures
 from alignment.evaluation.judgments import AnsweredPrompts, Bout, Judgment
 from alignment.evaluation.result_text import leading
+from alignment.evaluation.slices import OTHER, slice_value
 from alignment.reports.charts import number
 from alignment.reports.samples import Part, changes, cut, left_and_right
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from alignment.data.records import Prompt
 from alignment.evaluation.answers import prompt_id
-from alignment.evaluation.judgments import AnsweredPrompts, Bout, JudgeIdentity, Judgment, KnownJudgments
+from alignment.evaluation.judgments import AnsweredPrompts, Bout, JudgeIdentity, Judgment, KnownJudgments, Measure
 from alignment.ratings import Completion, RatingsStore
 from alignment.ratings.pairs import choice_of
 from alignment.ratings.records import Rating
@@ -42,6 +42,7 @@ class PeopleJudge:
     def __init__(self, db: Path, labels: dict[str, str], need: int = 1) -> None:
         self.identity = PEOPLE
         self.notes: list[str] = []
+        self.measures: list[Measure] = []
         self.labelers: dict[str, str] = {}
         """Name of each labeler's hash, for the screen."""
         self.counts = VoteCounts(0, 0, 0)

@@ -15,7 +15,14 @@ from typing import Literal, Protocol
 from alignment.data.records import Prompt
 from alignment.errors import UserError, require_extra
 from alignment.evaluation.answers import SideAnswer
-from alignment.evaluation.judgments import AnsweredPrompts, JudgeIdentity, Judgment, KnownJudgments
+from alignment.evaluation.judgments import (
+    AnsweredPrompts,
+    JudgeIdentity,
+    Judgment,
+    KnownJudgments,
+    Measure,
+    Scores,
+)
 from alignment.evaluation.reward_functions import FunctionReward
 from alignment.evaluation.scored_rows import ScorableAnswers
 from alignment.evaluation.scorers import Scorer, load_scorer
@@ -36,37 +43,70 @@ class AnswerScorer(Protocol):
 
     identity: JudgeIdentity
 
-    def scores(self, prompts: Sequence[Prompt], answers: Sequence[SideAnswer]) -> list[float]: ...
+    def scores(self, prompts: Sequence[Prompt], answers: Sequence[SideAnswer]) -> Sequence[float | None]:
+        """The scores; None for an answer of which it can say nothing, whose pairs are left out."""
+        ...
+
+    def measures(self, contest: AnsweredPrompts, scores: Scores) -> list[Measure]:
+        """Figures of each side by itself, the one that decides first."""
+        ...
+
+    def remarks(self, contest: AnsweredPrompts) -> list[str]:
+        """What a reader must know of the scores."""
+        ...
 
 
 class ScoreJudge:
-    """Lets the higher score win; equal scores are a tie."""
+    """Lets the higher score win; equal scores are a tie.
 
-    def __init__(self, scorer: AnswerScorer) -> None:
-        self._scorer = scorer
+    Args:
+        at_a_time: prompts that are scored together, whose judgments are on disk before the next are scored. None: all,
+            which suits a fast scorer.
+    """
+
+    def __init__(self, scorer: AnswerScorer, at_a_time: int | None = None) -> None:
+        self._scorer, self._at_a_time = scorer, at_a_time
         self.identity = scorer.identity
         self.notes: list[str] = []
+        self.measures: list[Measure] = []
 
     def judge(self, contest: AnsweredPrompts, known: KnownJudgments) -> list[Judgment]:
         """The judgments of all pairs; each answer is scored once, and not again in a later run."""
         scores: dict[tuple[str, str], float] = {}
-        missing: list[tuple[str, str]] = []
+        missing: dict[str, list[str]] = {}
         for side in contest.sides:
             for key in contest.prompts:
                 before = known.score(self.identity, key, contest.answers[side][key])
                 if before is None:
-                    missing.append((side, key))
+                    missing.setdefault(key, []).append(side)
                 else:
                     scores[side, key] = before
-        if missing:
-            prompts = [contest.prompts[key] for _, key in missing]
-            found = self._scorer.scores(prompts, [contest.answers[side][key] for side, key in missing])
-            scores.update(zip(missing, found, strict=True))
+        keys = list(missing)
+        step = self._at_a_time or max(1, len(keys))
+        for start in range(0, len(keys), step):
+            part = keys[start : start + step]
+            places = [(side, key) for side in contest.sides for key in part if side in missing[key]]
+            found = self._scorer.scores(
+                [contest.prompts[key] for _, key in places], [contest.answers[side][key] for side, key in places]
+            )
+            scores.update({place: score for place, score in zip(places, found, strict=True) if score is not None})
+            if self._at_a_time is not None:
+                now = set(part)
+                for judgment in self._judgments(contest, scores):
+                    if judgment.prompt in now:
+                        known.add(judgment)
+        self.measures, self.notes = self._scorer.measures(contest, scores), self._scorer.remarks(contest)
+        if unread := len(contest.sides) * len(contest.prompts) - len(scores):
+            self.notes.append(f"{unread} answers have no score, since no reply about them could be read")
+        return self._judgments(contest, scores)
+
+    def _judgments(self, contest: AnsweredPrompts, scores: Scores) -> list[Judgment]:
         judgments = []
         for bout in contest.bouts():
-            ours, theirs = scores[bout.a, bout.id], scores[bout.b, bout.id]
-            outcome = 1.0 if ours > theirs else 0.0 if ours < theirs else 0.5
-            judgments.append(bout.judged(self.identity, outcome, (ours, theirs)))
+            ours, theirs = scores.get((bout.a, bout.id)), scores.get((bout.b, bout.id))
+            if ours is not None and theirs is not None:
+                outcome = 1.0 if ours > theirs else 0.0 if ours < theirs else 0.5
+                judgments.append(bout.judged(self.identity, outcome, (ours, theirs)))
         return judgments
 
 
@@ -103,6 +143,12 @@ class RewardModelScorer:
                     line.advance()
         return found
 
+    def measures(self, contest: AnsweredPrompts, scores: Scores) -> list[Measure]:
+        return [contest.measure("score", scores, is_share=False)]
+
+    def remarks(self, contest: AnsweredPrompts) -> list[str]:
+        return []
+
 
 class FunctionScorer:
     """A Python function with the contract of PPO's `rewards.others[].function`."""
@@ -115,6 +161,12 @@ class FunctionScorer:
 
     def scores(self, prompts: Sequence[Prompt], answers: Sequence[SideAnswer]) -> list[float]:
         return self._function.score(prompts, [answer.text for answer in answers])
+
+    def measures(self, contest: AnsweredPrompts, scores: Scores) -> list[Measure]:
+        return [contest.measure("score", scores, is_share=False)]
+
+    def remarks(self, contest: AnsweredPrompts) -> list[str]:
+        return []
 
 
 def _source_digest(path: str) -> str | None:
@@ -145,6 +197,12 @@ class ReferenceScorer:
         likeness = likeness_by(self._metric)
         texts = [str(prompt.columns[REFERENCE]) for prompt in prompts]
         return [likeness(answer.text, text) for answer, text in zip(answers, texts, strict=True)]
+
+    def measures(self, contest: AnsweredPrompts, scores: Scores) -> list[Measure]:
+        return [contest.measure({"exact": "exact match", "f1": "F1", "chrf": "chrF"}[self._metric], scores)]
+
+    def remarks(self, contest: AnsweredPrompts) -> list[str]:
+        return []
 
 
 def likeness_by(metric: Metric) -> Callable[[str, str], float]:

@@ -108,7 +108,7 @@ class SideSpec:
             system.insert(0, self.system)
         shots = [turn for example in self.examples if list(example[:-1]) != turns for turn in example]
         if self.context is not None:
-            text = CONTEXT.format(context=_context(prompt, self.context), question=turns[-1]["content"])
+            text = CONTEXT.format(context=context_text(prompt, self.context), question=turns[-1]["content"])
             turns[-1] = Message(role="user", content=text)
         head = [Message(role="system", content="\n\n".join(system))] if system else []
         return [*head, *shots, *turns]
@@ -204,14 +204,22 @@ def _examples(path: Path, shots: int | None) -> tuple[tuple[Message, ...], ...]:
     return tuple(tuple(Message(role=m["role"], content=m["content"]) for m in each) for each in kept)
 
 
-def _context(prompt: Prompt, column: str) -> str:
+def context_text(prompt: Prompt, column: str, option: str = "context") -> str:
+    """The retrieved text in a prompt's column: a text, or a list of texts or of `{text: ...}`.
+
+    Args:
+        option: what named the column, for the error.
+
+    Raises:
+        UserError: there is no text.
+    """
     value = prompt.columns.get(column)
     texts = [value] if isinstance(value, str) else list(value) if isinstance(value, Sequence) else []
     parts = [each.get("text") if isinstance(each, Mapping) else each for each in texts]
     if not parts or not all(isinstance(part, str) for part in parts):
         known = ", ".join(map(str, prompt.columns)) or "none"
         where = prompt.place or "a row"
-        raise UserError(f"context={column}: {where} has no text there; its columns: {known}")
+        raise UserError(f"{option}={column}: {where} has no text there; its columns: {known}")
     return "\n\n".join(str(part) for part in parts)
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alignment.data.duplicates import Sketches, folded
+from alignment.data.word_support import measure_support, numbers
 from alignment.qa.documents import Chunk
-from alignment.qa.support import measure_support, numbers
 
 MIN_SUPPORT = 0.7
 """Minimum fraction of an answer's words that must be in its passage; docs/guides/qa.md has its limits."""

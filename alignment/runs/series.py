@@ -61,6 +61,12 @@ class Series:
         """The last finite value."""
         return next((value for value in reversed(self._values) if value == value), None)
 
+    def __eq__(self, other: object) -> bool:
+        """Equal steps and values; values that are not finite are equal to each other."""
+        if not isinstance(other, Series):
+            return NotImplemented
+        return self._steps == other._steps and self._values.tobytes() == other._values.tobytes()
+
     @property
     def last_point(self) -> tuple[int, float] | None:
         """The last step with a finite value, and the value."""

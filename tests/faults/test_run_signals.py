@@ -12,9 +12,10 @@ from typing import Any
 
 import launching
 import pytest
-from helpers.figures import record
+from helpers.figures import Trials
 from resuming import SECTIONS, TRAINING, check_same, configure, run_whole
 
+TITLE = "Signals"
 PREEMPTED = 75
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 PATIENT = "unsaved 60; "  # a slow machine must not end a run that would have saved
@@ -52,6 +53,7 @@ DONE = {
     "the report": "before alignment.reports.report:write_final_report",
 }
 """Where the run is as good as done."""
+DONE_ANSWER = "exit code 0; the run is done"
 
 
 @pytest.fixture(scope="module")
@@ -67,48 +69,51 @@ def log(house: Path) -> str:
     return (house / "log.txt").read_text()[-4000:]
 
 
-def signalled_at_every_phase(house: Path, stage: str, forks: Any, first: int) -> None:
+def signalled_at_every_phase(house: Path, stage: str, forks: Any, first: int, tried: Trials) -> None:
     """One run gets a signal in each phase, attempt after attempt; it ends as one that was left alone."""
     run_whole(house, stage, SECTIONS[stage], lambda *given: forks(house, *given))
     name = f"{stage}-signalled-{first}"
     config = configure(house, name, stage, SECTIONS[stage])
     for number, (phase, place) in enumerate(PHASES[stage].items()):
         sent = SIGNALS[(first + number) % 3]
+        tried(f"{stage}: {sent} at {phase}", "exit code 75; the run goes on to its end, bit for bit")
         code = forks(house, stage, [config, "--resume", "auto"], {place: PATIENT + sent})
         found = exit_record(house, name)
         assert code == found["code"] == PREEMPTED, (phase, sent, code, found, log(house))
         assert found["reason"] == f"preempted: {sent}", phase
-        record("signals", stage=stage, phase=phase, signal=sent, code=code)
-    place = list(DONE.values())[first % 3]
+    phase, place = list(DONE.items())[first % 3]
+    tried(f"{stage}: {SIGNALS[first]} at {phase}", DONE_ANSWER)
     assert forks(house, stage, [config, "--resume", "auto"], {place: PATIENT + SIGNALS[first]}) == 0, log(house)
     assert exit_record(house, name)["code"] == 0
     check_same(house, stage, name)
     assert (house / "runs" / name / "report.html").exists()
 
 
-@pytest.mark.parametrize("stage", list(PHASES))
-def test_a_signal_at_every_phase_leaves_a_run_that_goes_on_to_the_same_end(house, forks, stage):
-    signalled_at_every_phase(house, stage, forks, list(PHASES).index(stage))
+@pytest.mark.parametrize(
+    "stage", [pytest.param(stage, marks=() if stage == "reward" else pytest.mark.slow) for stage in PHASES]
+)
+def test_a_signal_at_every_phase_leaves_a_run_that_goes_on_to_the_same_end(house, forks, stage, tried):
+    signalled_at_every_phase(house, stage, forks, list(PHASES).index(stage), tried)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 2])
 @pytest.mark.parametrize("stage", list(PHASES))
-def test_every_signal_at_every_phase(house, forks, stage, first):
-    signalled_at_every_phase(house, stage, forks, (list(PHASES).index(stage) + first) % 3)
+def test_every_signal_at_every_phase(house, forks, stage, first, tried):
+    signalled_at_every_phase(house, stage, forks, (list(PHASES).index(stage) + first) % 3, tried)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", SIGNALS)
 @pytest.mark.parametrize("phase", list(DONE))
 @pytest.mark.parametrize("stage", list(PHASES))
-def test_a_run_that_is_as_good_as_done_ends_with_0(house, forks, stage, phase, sent):
+def test_a_run_that_is_as_good_as_done_ends_with_0(house, forks, stage, phase, sent, tried):
+    tried(f"{stage}: {sent} at {phase}", DONE_ANSWER)
     name = f"{stage}-late-{list(DONE).index(phase)}-{sent.lower()}"
     training = SECTIONS[stage]["training"] | {"max_steps": 1}
     config = configure(house, name, stage, {**SECTIONS[stage], "training": training})
     assert forks(house, stage, [config], {DONE[phase]: PATIENT + sent}) == 0, log(house)
     assert exit_record(house, name)["code"] == 0
-    record("signals", stage=stage, phase=phase, signal=sent, code=0)
 
 
 # --- a main thread that comes to no boundary -------------------------------------------------------------------------
@@ -119,7 +124,8 @@ def test_a_run_that_is_as_good_as_done_ends_with_0(house, forks, stage, phase, s
     [("before sft.train:build_trainer", PREEMPTED), ("before alignment.reports.report:write_final_report", 0)],
     ids=["loading", "the report"],
 )
-def test_where_there_is_nothing_to_save_a_signal_does_not_wait_for_long(house, forks, place, code):
+def test_where_there_is_nothing_to_save_a_signal_does_not_wait_for_long(house, forks, place, code, tried):
+    tried(f"sft: SIGTERM with nothing to save, exit code {code}", "within the seconds it may wait; resumed to its end")
     name = f"sft-slow-{code}"
     training = {**TRAINING, "max_steps": 1, "save_steps": 0}
     config = configure(house, name, "sft", {"model": {"name": "base"}, "training": training})
@@ -131,7 +137,8 @@ def test_where_there_is_nothing_to_save_a_signal_does_not_wait_for_long(house, f
     assert forks(house, "sft", [config, "--resume", "auto"]) == 0, log(house)
 
 
-def test_a_second_signal_ends_a_run_at_once(house, forks):
+def test_a_second_signal_ends_a_run_at_once(house, forks, tried):
+    tried("sft: a second SIGINT", "exit code 75 at once, with the last checkpoint")
     name = "sft-twice"
     config = configure(house, name, "sft", {"model": {"name": "base"}, "training": {**TRAINING, "save_steps": 1}})
     twice = "SIGINT; SIGINT; sleep 1.2; SIGINT; sleep 100"  # the first two are one request
@@ -179,9 +186,10 @@ def hanging(house: Path, name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "kind", ["mutex", "sleep", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("socket", "lock"))]
+    "kind", ["mutex", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sleep", "socket", "lock"))]
 )
-def test_a_reward_function_that_hangs_is_named_and_ends_at_a_signal(house, forks, kind):
+def test_a_reward_function_that_hangs_is_named_and_ends_at_a_signal(house, forks, kind, tried):
+    tried(f"ppo: a reward function that hangs ({kind}), and SIGTERM", "it is named; exit code 75; resumed to its end")
     name = f"ppo-hangs-{kind}"
     config = hanging(house, name)
     (house / "log.txt").write_text("")
@@ -194,7 +202,6 @@ def test_a_reward_function_that_hangs_is_named_and_ends_at_a_signal(house, forks
     found = exit_record(house, name)
     assert found["code"] == PREEMPTED and found["last_checkpoint"]
     assert found["reason"].startswith(f"preempted: SIGTERM while {function}")
-    record("signals", stage="ppo", phase=f"a reward function that hangs ({kind})", signal="SIGTERM", code=code)
     assert forks(house, "ppo", [config, "--resume", "auto"]) == 0, log(house)
 
 
@@ -214,25 +221,27 @@ def holds_signals(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(("stage", "sent"), zip(PHASES, SIGNALS, strict=True), ids=list(PHASES))
-def test_a_signal_during_the_first_imports(house, stage, sent):
+def test_a_signal_during_the_first_imports(house, stage, sent, tried):
     """Before, the process died of it without a word."""
+    tried(f"{stage}: {sent} at the first imports", "exit code 75 in one line")
     name = f"{stage}-{sent.lower()}-imports"
     config = configure(house, name, stage, SECTIONS[stage])
     process = subprocess.Popen(
-        [sys.executable, "-m", stage, config], cwd=house, env=launching.environment(), stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", stage, config], cwd=house, env=launching.environment(), stderr=subprocess.PIPE,
+        text=True, preexec_fn=launching.heed_signals,
+    )  # fmt: skip
     wait_until(lambda: holds_signals(process.pid), process)
     process.send_signal(getattr(signal, sent))
     error = process.communicate(timeout=120)[1]
     assert process.returncode == PREEMPTED, error
     assert exit_record(house, name)["code"] == PREEMPTED
     assert f"{stage}: preempted: {sent}; start it again with --resume auto" in error
-    record("signals", stage=stage, phase="imports", signal=sent, code=process.returncode)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", ["SIGHUP", "SIGINT"])
-def test_a_launcher_of_two_hands_the_signal_on(house, sent):
+def test_a_launcher_of_two_hands_the_signal_on(house, sent, tried):
+    tried(f"sft on two processes: {sent} to their launcher", "exit.json has 75")
     name = f"sft-launched-{sent.lower()}"
     config = configure(house, name, "sft", SECTIONS["sft"])
     target = [str(launching.ROOT / "tests" / "integration" / "dying.py"), "run", "sft", config]
@@ -240,7 +249,6 @@ def test_a_launcher_of_two_hands_the_signal_on(house, sent):
     assert done.code != 0
     found = exit_record(house, name)
     assert (found["code"], found["reason"]) == (PREEMPTED, f"preempted: {sent}"), done.output[-4000:]
-    record("signals", stage="sft", phase="training, two processes", signal=sent, code=found["code"])
 
 
 def test_nohup_is_respected(tmp_path):

@@ -53,6 +53,12 @@ def environment(**variables: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **variables}
 
 
+def heed_signals() -> None:
+    """For `preexec_fn`: a shell's background jobs ignore SIGINT, those of `nohup` SIGHUP, and their children too."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def run(command: list[str], folder: Path, timeout: float = 300, **variables: str) -> Finished:
     """Run a command in a process group of its own, which is gone when this returns, whatever happened."""
     process = subprocess.Popen(
@@ -64,6 +70,7 @@ def run(command: list[str], folder: Path, timeout: float = 300, **variables: str
         text=True,
         errors="replace",
         start_new_session=True,
+        preexec_fn=heed_signals,
     )
     try:
         output, _ = process.communicate(timeout=timeout)

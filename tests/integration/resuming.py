@@ -58,7 +58,7 @@ class Server:
     def __init__(self, **variables: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "dying.py"), "preload"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, cwd=HERE, env=launching.environment() | variables,
+            text=True, cwd=HERE, env=launching.environment() | variables, preexec_fn=launching.heed_signals,
         )  # fmt: skip
 
     def run(self, folder: Path, stage: str, arguments: list[str], ranks: list[tuple[dict, dict]]) -> list[int | None]:
@@ -140,7 +140,9 @@ def timeless(path: Path) -> list[dict[str, Any]]:
     timed = ("time", "runtime", "per_second")
     kept = [{key: value for key, value in row.items() if not any(word in key for word in timed)} for row in rows]
     for row in kept:
-        row.pop("model", None)  # of `published`: its name
+        if row.get("event") == "published":  # names, and the digest of a manifest with the time of day in it
+            row.pop("model", None)
+            row.pop("digest", None)
     return [row for row in kept if row.get("event") not in ("resumed", "preempted", "checkpoint_failed")]
 
 

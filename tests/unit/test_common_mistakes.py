@@ -188,7 +188,7 @@ def test_pain_10_a_template_without_generation_marks_has_the_same_mask(name):
 
 
 def test_pain_11_a_column_that_changes_its_type_is_one_bad_row_with_its_line(folder):
-    rows = [row("a", "b"), {"prompt": "q", "completion": 3}, row("c", "d"), {"prompt": "x", "completion": ["y"]}]
+    rows = [row("a", "b"), {"prompt": "q", "completion": 3}, row("c", "d"), {"prompt": "x", "completion": ["y", "z"]}]
     path = config(folder, [*rows, {"messages": CHAT, "extra": {"a": 1}}]).data.train
     records = read_records(path, to_examples, DataConfig(train="unused", max_bad_share=0.5))
     assert len(records.items) == 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignment.data.check.conversation import MARKERS, schema_validator, turn_problems
+from alignment.data.check.conversation import MARKERS, parse_json, read_schema, schema_validator, turn_problems
 from alignment.data.check.example import example_lines
 from alignment.data.check.findings import report_of
 from alignment.data.check.inspector import STAGES, Inspector
@@ -19,7 +19,9 @@ __all__ = [
     "SetAside",
     "example_lines",
     "html_page",
+    "parse_json",
     "percentiles",
+    "read_schema",
     "refuse",
     "report_of",
     "schema_validator",

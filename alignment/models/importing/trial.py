@@ -31,8 +31,9 @@ _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decode
 _WIDTHS = (
     "hidden_size", "n_embd", "d_model", "vocab_size", "intermediate_size", "ffn_dim", "n_inner", "n_positions", "n_ctx",
     "num_attention_heads", "n_head", "n_heads", "num_key_value_heads", "head_dim", "moe_intermediate_size",
-    "num_experts", "num_local_experts", "n_routed_experts", "state_size", "num_labels",
+    "state_size", "num_labels",
 )  # fmt: skip
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
 
 
@@ -136,9 +137,11 @@ def check_sizes(folder: Path, source: str) -> None:
             most, what = layers, f"the weights have {layers}"
         elif name in (*_LAYERS, *_WIDTHS) and widest:
             most, what = widest, f"the largest dimension of the weights is {widest:,}"
+        elif name in _EXPERTS and widest:  # product keys find n * n experts by two tables of n (Doge)
+            most, what = widest**2, f"the largest dimension of the weights is {widest:,}"
         elif name in _LAYERS:
             most, what = _MOST_LAYERS, f"at most {_MOST_LAYERS:,} makes sense"
-        elif name in (*_WIDTHS, "max_position_embeddings"):
+        elif name in (*_WIDTHS, *_EXPERTS, "max_position_embeddings"):
             most, what = _MOST_POSITIONS, f"at most {_MOST_POSITIONS:,} makes sense"
         if most is not None and value > most:
             raise ModelError(f"{source}: config.json says {key} {value:,}, and {what}; get the model's own config.json")

@@ -1,6 +1,5 @@
 """A process with everything imported and the shim of full_disk.c, and the models that small runs begin with."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -43,14 +42,3 @@ def house(tmp_path_factory, forks):
     folder = tmp_path_factory.mktemp("house")
     build_house(folder, forks)
     return folder
-
-
-@pytest.fixture(scope="module")
-def said(request):
-    """Collects what came of each fault; written to the folder that ALIGNMENT_RELIABILITY names."""
-    rows: list[dict] = []
-    yield rows
-    if (folder := os.environ.get("ALIGNMENT_RELIABILITY")) and rows:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        table = {"title": request.module.TITLE, "rows": rows}
-        Path(folder, f"{request.module.__name__}.json").write_text(json.dumps(table, indent=2) + "\n")

@@ -21,6 +21,7 @@ SECTIONS = {
         "training": {"max_steps": 8, "learning_rate": 1e-3, "save_steps": 1, "eval_steps": 2},
     },
 }
+SLOW = pytest.mark.slow
 FULL, QUOTA, BROKEN, READ_ONLY = errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS
 
 
@@ -80,8 +81,12 @@ def errors(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("error:")]
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
-def test_while_the_disk_is_full_training_goes_on_and_nothing_is_lost(attempts, said, stage):
+@pytest.mark.parametrize("stage", ["ppo", pytest.param("sft", marks=SLOW), pytest.param("reward", marks=SLOW)])
+def test_while_the_disk_is_full_training_goes_on_and_nothing_is_lost(attempts, tried, stage):
+    tried(
+        f"{stage}: the disk is full during two steps",
+        "training goes on with a warning; the result and the journal are those of a run without it",
+    )
     run = attempts(f"{stage}-a-while", stage)
     code, text = run.start(fails_at=4, room=30, until=6)
     assert (code, errors(text)) == (0, []), text
@@ -89,18 +94,14 @@ def test_while_the_disk_is_full_training_goes_on_and_nothing_is_lost(attempts, s
     assert "it is whole" in text
     assert "training continues without it" in text
     check_same(run.house, stage, run.name)
-    said.append(
-        {
-            "fault": f"{stage}: the disk is full during two steps",
-            "tried": 1,
-            "held": 1,
-            "answer": "training goes on with a warning; the result and the journal are those of a run without it",
-        }
+
+
+@pytest.mark.parametrize("stage", ["sft", pytest.param("reward", marks=SLOW), pytest.param("ppo", marks=SLOW)])
+def test_a_disk_that_stays_full_ends_the_run_at_the_third_checkpoint(attempts, tried, stage):
+    tried(
+        f"{stage}: the disk stays full",
+        "exit code 1 at the third checkpoint, in one line; exit.json is written; resumed, bit for bit",
     )
-
-
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
-def test_a_disk_that_stays_full_ends_the_run_at_the_third_checkpoint(attempts, said, stage):
     run = attempts(f"{stage}-for-good", stage)
     code, text = run.start(fails_at=4, room=100)
     assert code == 1, text
@@ -114,21 +115,15 @@ def test_a_disk_that_stays_full_ends_the_run_at_the_third_checkpoint(attempts, s
     assert "3 checkpoints" in outcome["reason"]
     assert not list(run.run_dir.glob("checkpoints/.staging*/manifest.json"))
     run.goes_on()
-    said.append(
-        {
-            "fault": f"{stage}: the disk stays full",
-            "tried": 1,
-            "held": 1,
-            "answer": "exit code 1 at the third checkpoint, in one line; exit.json is written; resumed, bit for bit",
-        }
-    )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "number"), [("quota", QUOTA), ("broken", BROKEN), ("read-only", READ_ONLY)],
     ids=["quota", "broken", "read only"],
 )  # fmt: skip
-def test_other_faults_of_a_disk_end_the_same_way(attempts, said, name, number):
+def test_other_faults_of_a_disk_end_the_same_way(attempts, tried, name, number):
+    tried(f"sft: {name}", "exit code 1 in one line at the third checkpoint; resumed, bit for bit")
     run = attempts(f"sft-{name}")
     code, text = run.start(fails_at=4, with_errno=number)
     assert code == 1, text
@@ -139,34 +134,21 @@ def test_other_faults_of_a_disk_end_the_same_way(attempts, said, name, number):
         assert "exit.json cannot be written" in text
         assert not (run.run_dir / "exit.json").exists()
     run.goes_on()
-    said.append(
-        {
-            "fault": f"sft: {name}",
-            "tried": 1,
-            "held": 1,
-            "answer": "exit code 1 in one line at the third checkpoint; resumed, bit for bit",
-        }
-    )
 
 
-def test_what_a_disk_takes_and_loses_at_the_sync_is_written_again(attempts, said):
+@pytest.mark.slow
+def test_what_a_disk_takes_and_loses_at_the_sync_is_written_again(attempts, tried):
+    tried("sft: fsync fails for two steps", "checkpoints fail with a warning; the journal is written again and whole")
     run = attempts("sft-sync")
     code, text = run.start(fails_at=4, with_errno=FULL, until=6, DISK_SYNC="1")
     assert (code, errors(text)) == (0, []), text
     assert "training continues without it" in text
     check_same(run.house, "sft", run.name)
-    said.append(
-        {
-            "fault": "sft: fsync fails for two steps",
-            "tried": 1,
-            "held": 1,
-            "answer": "checkpoints fail with a warning; the journal is written again and whole",
-        }
-    )
 
 
-@pytest.mark.parametrize("number", [FULL, READ_ONLY], ids=["full", "read only"])
-def test_a_start_on_a_full_disk_is_one_line(attempts, said, number):
+@pytest.mark.parametrize("number", [FULL, pytest.param(READ_ONLY, marks=SLOW)], ids=["full", "read only"])
+def test_a_start_on_a_full_disk_is_one_line(attempts, tried, number):
+    tried(f"sft: start, {errno.errorcode[number]}", "one line, code 2")
     run = attempts(f"sft-start-{number}")
     code, text = run.start(fails_at=0, with_errno=number)
     assert code in (1, 2), text
@@ -174,12 +156,11 @@ def test_a_start_on_a_full_disk_is_one_line(attempts, said, number):
     assert not (run.run_dir / "config.json").exists()
     assert not list(run.run_dir.glob(".*")), "nothing is left that takes up room"
     run.goes_on()
-    said.append(
-        {"fault": f"sft: start, {errno.errorcode[number]}", "tried": 1, "held": 1, "answer": "one line, code 2"}
-    )
 
 
-def test_a_start_over_an_earlier_run_leaves_it_whole(attempts, said):
+@pytest.mark.slow
+def test_a_start_over_an_earlier_run_leaves_it_whole(attempts, tried):
+    tried("sft: --overwrite on a full disk", "the earlier run is whole")
     run = attempts("sft-over")
     assert run.start("training.max_steps=2")[0] == 0
     before = {path.name: path.read_bytes() for path in run.run_dir.glob("*.json*")}
@@ -187,49 +168,45 @@ def test_a_start_over_an_earlier_run_leaves_it_whole(attempts, said):
     assert code in (1, 2), text
     assert len(errors(text)) == 1, text
     assert {path.name: path.read_bytes() for path in run.run_dir.glob("*.json*")} == before
-    said.append(
-        {"fault": "sft: --overwrite on a full disk", "tried": 1, "held": 1, "answer": "the earlier run is whole"}
-    )
 
 
-def test_publishing_into_a_full_registry_is_one_line_and_is_done_later(attempts, said):
+@pytest.mark.slow
+def test_publishing_into_a_full_registry_is_one_line_and_is_done_later(attempts, tried):
+    tried("sft: the registry's disk is full", "one line; resumed, it is published")
     run = attempts("sft-registry")
     code, text = run.start(fails_at=4, match="/registry/")
     assert code in (1, 2), text
     assert len(errors(text)) == 1, text
     assert run.outcome()["code"] == code
     run.goes_on()
-    said.append(
-        {
-            "fault": "sft: the registry's disk is full",
-            "tried": 1,
-            "held": 1,
-            "answer": "one line; resumed, it is published",
-        }
-    )
 
 
-def test_a_report_without_room_is_a_warning(attempts, said):
+@pytest.mark.slow
+def test_a_report_without_room_is_a_warning(attempts, tried):
+    tried("sft: no room for the report", "a warning with the command")
     run = attempts("sft-report")
     code, text = run.start(fails_at=0, match="/.report.html")
     assert (code, errors(text)) == (0, []), text
     assert "no report was written" in text
     check_same(run.house, "sft", run.name)
-    said.append({"fault": "sft: no room for the report", "tried": 1, "held": 1, "answer": "a warning with the command"})
 
 
-def test_a_full_temporary_folder_is_one_line(attempts, said):
+@pytest.mark.slow
+def test_a_full_temporary_folder_is_one_line(attempts, tried):
+    tried("sft: TMPDIR is full", "another temporary folder, or one line")
     run = attempts("sft-tmp")
     (run.house / "temporary").mkdir()
     code, text = run.start(fails_at=0, match="/temporary/", TMPDIR=str(run.house / "temporary"))
     assert code in (0, 1, 2), text
     assert len(errors(text)) == (code != 0), text
-    said.append(
-        {"fault": "sft: TMPDIR is full", "tried": 1, "held": 1, "answer": "another temporary folder, or one line"}
+
+
+@pytest.mark.slow
+def test_a_journal_that_waits_too_long_ends_the_run_after_an_attempt_at_a_checkpoint(attempts, tried):
+    tried(
+        "sft: the journal alone cannot be written",
+        "after the limit an attempt at a checkpoint, then exit code 1 in one line; resumed, bit for bit",
     )
-
-
-def test_a_journal_that_waits_too_long_ends_the_run_after_an_attempt_at_a_checkpoint(attempts, said):
     run = attempts("sft-overdue")
     code, text = run.start(fails_at=4, RECORDER="impatient", match="metrics.jsonl")
     assert code == 1, text
@@ -239,21 +216,13 @@ def test_a_journal_that_waits_too_long_ends_the_run_after_an_attempt_at_a_checkp
     assert "3 checkpoints" not in text
     assert run.outcome()["code"] == 1
     run.goes_on()
-    said.append(
-        {
-            "fault": "sft: the journal alone cannot be written",
-            "tried": 1,
-            "held": 1,
-            "answer": "after the limit an attempt at a checkpoint, then exit code 1 in one line; resumed, bit for bit",
-        }
-    )
 
 
-@pytest.mark.parametrize("limit", [8_000, 64_000, 200_000])
-def test_a_limit_on_the_size_of_files_is_one_line(attempts, said, limit):
+@pytest.mark.parametrize("limit", [64_000, pytest.param(8_000, marks=SLOW), pytest.param(200_000, marks=SLOW)])
+def test_a_limit_on_the_size_of_files_is_one_line(attempts, tried, limit):
+    tried(f"sft: ulimit -f at {limit} bytes", "one line")
     run = attempts(f"sft-limit-{limit}")
     code, text = run.start(RECORDER="small_files", FILE_LIMIT=str(limit))
     assert code in (1, 2), text
     assert len(errors(text)) == 1, text
     run.goes_on()
-    said.append({"fault": f"sft: ulimit -f at {limit} bytes", "tried": 1, "held": 1, "answer": "one line"})

@@ -26,6 +26,8 @@ PPO = {
     "training": {"max_steps": 3, "learning_rate": 1e-3, "save_steps": 1, "packing": False},
 }
 SECTIONS = {"sft": SFT, "sft-padded": PADDED, "reward": SFT, "ppo": PPO}
+SLOW = pytest.mark.slow
+QUICK = [("sft", "forward"), ("ppo", "backward")]
 LIMIT = {"sft": 110, "sft-padded": 130, "reward": 160, "ppo": 130}
 """Tokens that fit: more than one row has, and fewer than a microbatch."""
 
@@ -77,9 +79,19 @@ def whole(house, forks):
     return run
 
 
-@pytest.mark.parametrize("where", ["forward", "backward"])
-@pytest.mark.parametrize("kind", list(SECTIONS))
-def test_a_microbatch_that_is_too_large_is_halved_with_the_same_gradient(house, forks, said, whole, kind, where):
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [
+        pytest.param(kind, where, marks=() if (kind, where) in QUICK else SLOW)
+        for kind in SECTIONS
+        for where in ("forward", "backward")
+    ],
+)
+def test_a_microbatch_that_is_too_large_is_halved_with_the_same_gradient(house, forks, tried, whole, kind, where):
+    tried(
+        f"{kind}: out of memory in a {where} pass",
+        "the step begins again in halves; weights as those of a run without it, to rounding",
+    )
     expected, name = whole(kind), f"memory-{kind}-{where}"
     code, text = start(house, forks, name, kind, **scarce(kind, where, first=1))
     assert code == 0, text
@@ -88,18 +100,11 @@ def test_a_microbatch_that_is_too_large_is_halved_with_the_same_gradient(house, 
     assert 1 <= len(halved) <= 3
     assert losses(house, name) == pytest.approx(losses(house, expected), abs=1e-5)
     check_alike(house, expected, name)
-    said.append(
-        {
-            "fault": f"{kind}: out of memory in a {where} pass",
-            "tried": 1,
-            "held": 1,
-            "answer": "the step begins again in halves; weights as those of a run without it, to rounding",
-        }
-    )
 
 
-@pytest.mark.parametrize("kind", ["sft", "reward", "ppo"])
-def test_where_nothing_fits_the_run_ends_in_a_line_that_names_the_setting(house, forks, said, kind):
+@pytest.mark.parametrize("kind", [pytest.param("sft", marks=SLOW), pytest.param("reward", marks=SLOW), "ppo"])
+def test_where_nothing_fits_the_run_ends_in_a_line_that_names_the_setting(house, forks, tried, kind):
+    tried(f"{kind}: not even a row fits", "one line with the setting")
     name = f"memory-{kind}-never"
     code, text = start(house, forks, name, kind, **scarce(kind, "forward", tokens=3))
     assert code == 2, text
@@ -108,11 +113,12 @@ def test_where_nothing_fits_the_run_ends_in_a_line_that_names_the_setting(house,
     assert len(errors) == 1
     assert ("microbatch_tokens" if kind == "ppo" else "per_device_train_batch_size") in errors[0]
     assert len(events(house, name, "microbatch_halved")) <= 3
-    said.append({"fault": f"{kind}: not even a row fits", "tried": 1, "held": 1, "answer": "one line with the setting"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sft", "ppo"])
-def test_a_resumed_run_keeps_the_halved_size(house, forks, said, kind):
+def test_a_resumed_run_keeps_the_halved_size(house, forks, tried, kind):
+    tried(f"{kind}: killed after a halving", "resumed, bit for bit")
     name, expected = f"memory-{kind}-resumed", f"memory-{kind}-through"
     code, text = start(house, forks, expected, kind, **scarce(kind, "forward"))
     assert code == 0, text
@@ -129,4 +135,3 @@ def test_a_resumed_run_keeps_the_halved_size(house, forks, said, kind):
         if path.endswith(".safetensors"):
             assert all(torch.equal(tensor, load_file(other.path / path)[key])
                        for key, tensor in load_file(one.path / path).items())  # fmt: skip
-    said.append({"fault": f"{kind}: killed after a halving", "tried": 1, "held": 1, "answer": "resumed, bit for bit"})

@@ -36,11 +36,12 @@ def start(house, forks, config, *arguments):
     return forks(house, "sft", [config, *arguments]), log.read_bytes()[before:].decode()
 
 
-def test_wandb_without_room_does_not_touch_the_run(house, forks, said, small_disk):
+@pytest.mark.slow
+def test_wandb_without_room_does_not_touch_the_run(house, forks, tried, small_disk):
+    tried("sft: no room for W&B's files", "the run is as without it")
     run_whole(house, "sft", SFT, lambda *given: forks(house, *given))
     small_disk(house / "runs" / "sft-wandb" / "wandb", 16)
     config = configure(house, "sft-wandb", "sft", {**SFT, "tracking": {"wandb": "offline"}})
     code, text = start(house, forks, config)
     assert (code, errors(text)) == (0, []), text
     check_same(house, "sft", "sft-wandb")
-    said.append({"fault": "sft: no room for W&B's files", "tried": 1, "held": 1, "answer": "the run is as without it"})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.figures import Trials
 from helpers.models_command import run
 from helpers.registry_faults import make_source, publish
 from typer.testing import Result
@@ -193,25 +194,19 @@ def expected_by(place: str, kind: str) -> bool:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_damaged_places_are_named_at_once(
-    sound: Path, tmp_path: Path, place: str, figures: list[dict[str, Any]]
-) -> None:
+def test_damaged_places_are_named_at_once(sound: Path, tmp_path: Path, place: str, tried: Trials) -> None:
     kinds = ["fifo", "link_to_device", "nested"]
     count = len(kinds) * len(COMMANDS[1:10:2])
-    figures.append({"fault": f"FIFO, device or nested JSON as {place}", "tried": count, "held": 0, "answer": "named"})
+    tried(f"FIFO, device or nested JSON as {place}", "each command ends, and the place is named", count)
     check(sound, tmp_path, place, kinds, COMMANDS[1:10:2])
-    figures[-1]["held"] = count
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
-def test_every_command_over_every_damaged_place(
-    sound: Path, tmp_path: Path, place: str, figures: list[dict[str, Any]]
-) -> None:
+def test_every_command_over_every_damaged_place(sound: Path, tmp_path: Path, place: str, tried: Trials) -> None:
     count = len(KINDS) * len(COMMANDS)
-    figures.append({"fault": f"{len(KINDS)} kinds of things as {place}", "tried": count, "held": 0, "answer": "named"})
+    tried(f"{len(KINDS)} kinds of things as {place}", "each command ends, and the place is named", count)
     check(sound, tmp_path, place, list(KINDS), COMMANDS)
-    figures[-1]["held"] = count
 
 
 def check(sound: Path, tmp_path: Path, place: str, kinds: list[str], commands: Sequence[tuple[str, ...]]) -> None:

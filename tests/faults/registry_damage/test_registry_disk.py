@@ -305,3 +305,9 @@ def test_a_registry_behind_a_link_works_and_a_link_to_nowhere_is_one_line(tmp_pa
     with pytest.raises(RegistryError) as caught:
         publish(Registry(tmp_path / "loop"), source)
     assert "\n" not in str(caught.value)
+
+
+def test_a_registry_that_is_a_fifo_is_one_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(RegistryError, match="is not a folder"):
+        Registry(tmp_path / "fifo")

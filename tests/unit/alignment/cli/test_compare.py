@@ -1,6 +1,7 @@
 """`alignment compare` on a tiny registry: what it keeps, shows and records, and mistakes in one line."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,56 @@ def test_an_endpoint_and_a_file_are_sides(house, capsys):
     assert result["sides"]["gpt"]["mean_tokens"] == 3.0 and result["recorded"] == []
 
 
+def test_checks_show_each_sides_scores_gaps_and_costs(house, capsys):
+    rows = [
+        {"prompt": f"Q{n}?", "topic": "ab"[n % 2], "same": n // 2, "refuse": n < 2, "page": "Open at nine."}
+        for n in range(8)
+    ]
+    Path("checks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("s.json").write_text('{"type": "object"}')
+    good = ["I can't help with that."] * 2 + ["Open at nine."] * 6
+    Path("good.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"Q{n}?", "completion": text}) + "\n" for n, text in enumerate(good))
+    )
+    by = ["json=s.json", "refusals", "consistency=same", "support=page"]
+    command = ["good=good.jsonl", "one", *(part for each in by for part in ("--by", each)), "--slice", "topic"]
+    command += ["--price-per-hour", "one@v1=3.6"]
+    assert run(*command, "--json", prompts="checks.jsonl") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert list(result["scores"]) == by
+    first = {judge: measures[0] for judge, measures in result["scores"].items()}
+    assert {judge: row["sides"]["good"]["value"] for judge, row in first.items()} == {
+        "json=s.json": 0.0, "refusals": 1.0, "consistency=same": 1.0, "support=page": 1.0
+    }  # fmt: skip
+    assert set(first["refusals"]["gaps"]["topic"]["good"]) == {"a", "b"}
+    costs = result["sides"]["one@v1"]["costs"]
+    answers = [json.loads(line) for line in Path("compares/good-against-one-v1/answers.jsonl").read_text().splitlines()]
+    drawn = [row for row in answers if row.get("side") == "one@v1" and row["row"] == "answer"]
+    assert costs["price_per_1000"] == pytest.approx(sum(row["seconds"] for row in drawn) / 8)  # 0.001 a second
+    (latency,) = {row["latency"] for row in drawn}  # of the one batch
+    assert latency == pytest.approx(sum(row["seconds"] for row in drawn), abs=1e-3)
+    assert result["sides"]["good"]["costs"]["price_per_1000"] is None
+    assert run(*command, prompts="checks.jsonl") == 0
+    said = capsys.readouterr()
+    for text in ("valid JSON", "refused what it must", "alike (F1)", "with a foreign number", "per 1,000"):
+        assert text in said.out
+    assert "support=page: words and numbers of the text are counted" in said.err
+
+
+def test_the_time_of_an_endpoints_answers_adds_up_to_its_wall_time(house, capsys):
+    Path("old.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"Question {n}?", "completion": "x"}) + "\n" for n in range(8))
+    )
+    with ChatServer(lambda prompt, seen: completion("three words here", usage=(9, 3))) as server:
+        started = time.perf_counter()
+        assert run(f"gpt={server.url}#m", "old=old.jsonl", "--out", "c", "--concurrency", "4") == 0
+        wall = time.perf_counter() - started
+    rows = [json.loads(line) for line in Path("c/answers.jsonl").read_text().splitlines()]
+    drawn = [row for row in rows if row.get("side") == "gpt" and row["row"] == "answer"]
+    assert len(drawn) == 8 and 0 < sum(row["seconds"] for row in drawn) <= wall
+    assert all(row["latency"] > 0 for row in drawn)
+
+
 def test_people_rate_what_was_drawn_and_the_same_command_reads_it(house, capsys):
     command = ["one", "two", "--by", "people", "--db", "votes.db", "--by", "python=judges.py:longer"]
     assert run(*command) == 0
@@ -208,6 +259,13 @@ def test_a_file_of_answers_is_judged_again_without_models(house, capsys, monkeyp
         (["one", "two", "--key-env", "NO_SUCH"], "--key-env NO_SUCH: this environment variable is not set"),
         (["one", "x=http://127.0.0.1:9/v1#m"], "Connection refused; is the server running"),
         (["one", "x=http://127.0.0.1:9/v1"], "the model's name is missing; write it behind a #"),
+        (["one", "two", "--by", "refusals"], "has no true or false in refuse or safe"),
+        (["one", "two", "--by", "consistency"], "--by consistency: expected one of"),
+        (["one", "two", "--by", "consistency=kind"], "no two prompts share a value of kind"),
+        (["one", "two", "--by", "support=kind"], "--by support=kind: prompts.jsonl:1 has no text there"),
+        (["one", "two", "--by", "json=no.json"], "no.json: cannot be read"),
+        (["one", "two", "--judge-model", "rm"], "--judge-model rm: read by --by refusals and --by support alone"),
+        (["one", "two", "--price-per-hour", "three=2"], "no side is called three; the sides are one@v1, two@v1"),
         (["one", "old=few.jsonl"], "few.jsonl has no answer to 7 of 8 prompts, as to 'Question 1?'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

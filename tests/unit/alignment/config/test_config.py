@@ -140,6 +140,7 @@ def test_mistakes_name_the_path_what_was_found_and_the_fix(tmp_path, overrides, 
 @pytest.mark.parametrize(
     ("text", "part"),
     [
+        ('name: a\ndata: "\\ud800"\n', "c.yaml:2: half a character in '\\ud800'; take it out"),
         ("name: a\nname: b\n", "c.yaml:2: key 'name' stands twice"),
         ("data:\n  train: x\n  eval: y\n  train: z\n", "c.yaml:4: key 'train' stands twice"),
         ("name: {{ run }}\n", "c.yaml:1: a key must be a word"),

@@ -73,3 +73,7 @@ def test_an_honest_config_with_aliases_is_read() -> None:
     deep = "[" * MAX_DEPTH + "]" * MAX_DEPTH
     assert json.dumps(parse_yaml(deep, "c.yaml")) == deep
     assert len(parse_yaml("[" + "1," * (MAX_VALUES - 1) + "]", "c.yaml")) == MAX_VALUES - 1
+
+
+def test_the_halves_in_which_json_writes_an_emoji_are_put_together():
+    assert parse_yaml(json.dumps({"\U0001f600": "a\U0001f600"}), "c.yaml") == {"\U0001f600": "a\U0001f600"}

@@ -226,6 +226,7 @@ def test_a_json_schema_is_a_validator():
     assert validate('{"city": "Rome"}') is None
     assert validate("Rome") == "not JSON"
     assert "$.city" in validate('{"city": 1}')
+    assert [schema_validator({})(text) for text in ("NaN", '{"a": -Infinity}', "[" * 100_000)] == ["not JSON"] * 3
     with pytest.raises(DataError, match="is not in the file"):  # and nothing is fetched
         schema_validator({"$ref": "http://example.invalid/other.json"})("{}")
 

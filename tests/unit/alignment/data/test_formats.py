@@ -10,12 +10,14 @@ import pytest
 from alignment.config.sections import DataConfig
 from alignment.data.formats import UNANSWERABLE
 from alignment.data.importers import PassedOver
+from alignment.data.json_values import RowDecoder
 from alignment.data.openassistant import tree_rankings
 from alignment.data.parsing import (
     to_comparisons,
     to_demonstration,
     to_demonstrations,
     to_examples,
+    to_judgements,
     to_prompt,
     to_prompts,
 )
@@ -261,6 +263,7 @@ def test_a_tree_is_the_rankings_of_its_answers():
         ({"prompt": "p", "completions": ["a", "b"], "ranks": [1]}, "must be lists of the same length, two or more"),
         ({"prompt": "p", "completions": ["a", "b"], "ranks": [1, "x"]}, "'ranks' must be numbers"),
         ({"prompt": "p", "completions": ["a", ""], "ranks": [1, 2]}, "completion 2 is empty"),
+        ({"prompt": "p", "completion": {"role": "system", "content": ""}}, "'completion' has no turn with a text"),
         ({"message_tree_id": "t", "prompt": "p"}, "'prompt' of a message tree must be the first message"),
         (
             {"question": "q", "documents": 3, "answer": "a"},
@@ -273,6 +276,21 @@ def test_a_tree_is_the_rankings_of_its_answers():
 def test_broken_rows(row, part):
     with pytest.raises(BadRow, match=part.replace("'", ".")):
         to_examples(row)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"prompt": "p", "completion": "a", "rating": NUMBER}',
+        '{"prompt": "p", "completions": ["a", "b"], "ranks": [1, NUMBER]}',
+        '{"prompt": "p", "completions": ["a", "b"], "ranks": "[1, NUMBER]"}',
+        '{"prompt": "p", "completions": ["a", "b"], "ranks": "(1, NUMBER)"}',
+    ],
+)
+def test_a_number_that_is_too_large_is_a_bad_row(row):
+    row = RowDecoder().row(row.replace("NUMBER", "1" + "0" * 400))
+    with pytest.raises(BadRow):
+        to_judgements(row)
 
 
 def test_only_comparisons_mind_two_equal_answers():

@@ -29,6 +29,16 @@ def test_answers_are_read_as_they_were_written(tmp_path):
     assert [content.prompts[key].columns for key in keys] == [{"topic": number} for number in range(3)]
 
 
+def test_answers_without_latency_and_memory_are_read(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    add(path, PROMPTS[:1], "x")
+    *head, last = path.read_text().splitlines()
+    row = {key: value for key, value in json.loads(last).items() if key not in ("latency", "peak_bytes")}
+    path.write_text("\n".join([*head, json.dumps(row)]) + "\n")
+    (answer,) = read_answers(path).answers["a"].values()
+    assert answer == SideAnswer("x", True, 2, 0.5, None, None)
+
+
 def test_each_answer_stands_by_itself_in_its_line(tmp_path):
     path = tmp_path / "answers.jsonl"
     add(path, PROMPTS[:1], "x")

@@ -10,7 +10,7 @@ from helpers.comparing import contest, question
 from alignment.errors import UserError
 from alignment.evaluation.drawing import DrawOptions, open_endpoint
 from alignment.evaluation.judgments import KnownJudgments
-from alignment.evaluation.model_judge import ModelJudge, read_reply
+from alignment.evaluation.model_judge import BETTER, ModelJudge
 
 PROMPTS = [question(f"Q{number}") for number in range(3)]
 
@@ -110,4 +110,4 @@ def test_a_server_that_refuses_is_one_line_and_keeps_what_was_judged(tmp_path):
     ids=["object", "fenced", "lower case", "two objects", "bare", "list", "deep"],
 )
 def test_replies_are_read_strictly(text, expected):
-    assert read_reply(text) == expected
+    assert BETTER.read(text) == expected

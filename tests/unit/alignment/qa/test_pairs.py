@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignment.data.parsing import to_demonstration
+from alignment.data.word_support import measure_support
 from alignment.errors import UserError
 from alignment.qa.documents import SourceDocument, cut
 from alignment.qa.pairs import QAPair, check_support, drop_duplicates
 from alignment.qa.questions import Questions, first_sentences
-from alignment.qa.support import measure_support
 
 GUIDE = """\
 # The desk

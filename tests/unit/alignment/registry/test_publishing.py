@@ -303,7 +303,7 @@ for attempt in (
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"stage": "dpo"}, "stage.*'dpo'"),
+        ({"stage": "grpo"}, "stage.*'grpo'"),
         ({"role": "judge"}, "role.*'judge'"),
         ({"name": "Upper"}, "'Upper'"),
         ({"name": "../up"}, "cannot be a model's name"),

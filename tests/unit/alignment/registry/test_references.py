@@ -15,7 +15,7 @@ from alignment.registry import (
     Registry,
     RegistryError,
     aliases,
-    store,
+    version,
 )
 from alignment.registry.references import parse_reference
 
@@ -52,7 +52,7 @@ def test_an_unknown_reference_says_what_there_is(registry: Registry, source: Pat
 
 def test_an_ambiguous_digest_is_refused(registry: Registry, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(registry, source), publish(registry, source)
-    monkeypatch.setattr(store, "read_manifest", lambda folder: (b"", "sha256:" + "a" * 64))
+    monkeypatch.setattr(version, "read_manifest", lambda folder: (b"", "sha256:" + "a" * 64))
     with pytest.raises(RegistryError, match="matches v1, v2"):
         registry.resolve("m@sha256:aaaaaaaa")
 
