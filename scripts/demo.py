@@ -274,26 +274,26 @@ def compare(models: Mapping[str, str | None], args: argparse.Namespace, size: De
         *["--max-new-tokens", str(size.max_new_tokens), "--batch-size", str(size.batch_size)],
         *["--out", str(HOME / "compare"), *(part for each in judges for part in ("--by", each)), *voters],
     ]
-    command("compare", *asked, quiet=bool(voters))
+    command("compare", *asked)
     if voters:
         votes = judging.vote(HOME / "votes.db", args.seed)
-        say(f"{votes} votes by SIMULATED labelers on a third of the pairs")
+        say(f"{votes} votes by SIMULATED labelers on a third of the pairs; the same command again")
         command("compare", *asked)
     result: dict[str, Any] = json.loads((HOME / "compare" / "result.json").read_text(encoding="utf-8"))
-    return {
-        "pairs": [pair for pair in result["pairs"] if pair["a"] == "sft" or pair["b"] == "ppo" or pair["a"] == "ppo"]
-    }
+    return judging.outcome(result)
 
 
-def command(name: str, *arguments: str, quiet: bool = False) -> None:
-    """Run a command of `alignment` as a user would; its result goes to stderr, or nowhere if `quiet`."""
+def command(name: str, *arguments: str) -> None:
+    """Run a command of `alignment` as a user would. Its result is shown at the end."""
     say("$ alignment " + shlex.join([name, *arguments]))
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "scripts"), os.environ.get("PYTHONPATH")]))
     }
-    output = subprocess.DEVNULL if quiet else sys.stderr
     done = subprocess.run(
-        [sys.executable, "-m", "alignment.cli.main", name, *arguments], env=environment, stdout=output, check=False
+        [sys.executable, "-m", "alignment.cli.main", name, *arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        check=False,
     )
     if done.returncode:
         raise UserError(f"alignment {name} failed with exit code {done.returncode}; its message is above")

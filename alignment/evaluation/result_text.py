@@ -87,7 +87,7 @@ def tables(result: Figures, names: Mapping[str, str] | None = None, *, boxed: bo
         yield from _slices(pair, judged, box)
         yield from _labelers(judged, names or {}, box)
     yield from _strengths(result, box)
-    yield from score_tables(result["scores"], box)
+    yield from score_tables(result["scores"], box, by_pair=not many)
     yield _sides(result, box)
     if (costs := cost_table(result["sides"], box)) is not None:
         yield costs

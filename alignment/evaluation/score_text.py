@@ -28,8 +28,10 @@ def interval(estimate: Mapping[str, Any] | None) -> str:
     return f"{percent(estimate['value'])} ({100 * low:.0f}-{100 * high:.0f})"
 
 
-def score_tables(scores: Mapping[str, Sequence[Mapping[str, Any]]], box: Any) -> Iterator[RenderableType]:
-    """Each judge's measures by side, a line for each pair, and the gaps between slices."""
+def score_tables(
+    scores: Mapping[str, Sequence[Mapping[str, Any]]], box: Any, *, by_pair: bool = True
+) -> Iterator[RenderableType]:
+    """Each judge's measures by side, a line for each pair (`by_pair`), and the gaps between slices."""
     for judge, measures in scores.items():
         table = Table("side", *(measure["measure"] for measure in measures), box=box, pad_edge=False)
         table.columns[0].overflow = "fold"
@@ -37,7 +39,7 @@ def score_tables(scores: Mapping[str, Sequence[Mapping[str, Any]]], box: Any) ->
             cells = (cell(measure["sides"][side], is_share=measure["is_share"]) for measure in measures)
             table.add_row(Text(one_line(side)), *cells)
         title = Text(one_line(f"{judge}, mean of each side"), style="bold")
-        lines = [Text(one_line(line)) for line in difference_lines(measures[0])]
+        lines = [Text(one_line(line)) for line in (difference_lines(measures[0]) if by_pair else ())]
         yield Group(title, table, *lines)
         for column, sides in measures[0]["gaps"].items():
             yield from _gaps(judge, measures[0], column, sides, box)

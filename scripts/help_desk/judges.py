@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,23 @@ def sides(sft: str, ppo: str, dpo: str, reward: str) -> list[str]:
     """The sides, as arguments of `alignment compare`."""
     best = f"best-of-{BEST_OF}={sft}?best_of={BEST_OF}&chosen_by={reward}"
     return [f"sft={sft}", f"ppo={ppo}", best, f"dpo={dpo}", f"prompted={sft}?system={PROMPT}"]
+
+
+def outcome(result: Mapping[str, Any]) -> dict[str, Any]:
+    """By judge, how often PPO wins against each other side, with the interval; and each side's mean gold score."""
+    wins: dict[str, dict[str, Any]] = {}
+    for pair in result["pairs"]:
+        if "ppo" not in (pair["a"], pair["b"]):
+            continue
+        other = pair["b"] if pair["a"] == "ppo" else pair["a"]
+        for row in pair["judges"]:
+            if "win_rate" in row:
+                value, (low, high) = row["win_rate"]["value"], row["win_rate"]["ci"]
+                if other == pair["a"]:
+                    value, low, high = 1 - value, 1 - high, 1 - low
+                wins.setdefault(row["judge"], {})[other] = {"value": value, "ci": [low, high], "n": row["prompts"]}
+    means = next(measures[0]["sides"] for judge, measures in result["scores"].items() if judge.startswith("python="))
+    return {"gold": means, "ppo_wins": wins}
 
 
 def vote(db: Path, seed: int) -> int:

@@ -44,6 +44,9 @@ def show(screen: Console, summary: dict[str, Any], answers: list[tuple[str, str,
     if judge:
         screen.print(agreement("Held-out reward model", judge["accuracy"]))
     screen.print(over_optimisation(judge))
+    if comparison := summary.get("comparison"):
+        screen.print(_alternatives(comparison))
+        screen.print(f"each pair of answers, who won and by whom: {home / 'compare' / 'compare.html'}", soft_wrap=True)
     for question, before, after in answers:
         screen.print(Text(f"\n{terminal.clean(question)}", style="bold"))
         screen.print(Text(f"  before  {terminal.clean(before)}"))
@@ -61,6 +64,30 @@ def show(screen: Console, summary: dict[str, Any], answers: list[tuple[str, str,
         screen.print(Text(terminal.clean(line)))
     screen.print("reports, to open in a browser: " + " ".join(f"{run}/report.html" for run in runs), soft_wrap=True)
     screen.print(f"next: scripts/demo --rate 60    alignment models list    configs/ppo/{recipe}.yaml", soft_wrap=True)
+
+
+def _alternatives(comparison: Mapping[str, Any]) -> Table:
+    """PPO against what it has to beat, by each judge."""
+    sides = [side for side in comparison["gold"] if side != "ppo"]
+    table = Table(title="\nHow often PPO's answer wins, against", title_justify="left")
+    table.add_column("judge")
+    for side in sides:
+        table.add_column(side, justify="right")
+    for judge, wins in comparison["ppo_wins"].items():
+        cells = [wins.get(side) for side in sides]
+        table.add_row(
+            Text(judge.removeprefix("python=help_desk.judges:")),
+            *(
+                "" if each is None else f"{each['value']:.2f} ({each['ci'][0]:.2f}-{each['ci'][1]:.2f})"
+                for each in cells
+            ),
+        )
+    gold = comparison["gold"]
+    table.add_section()
+    table.add_row(
+        f"mean gold score; PPO's {gold['ppo']['value']:.2f}", *(f"{gold[side]['value']:.2f}" for side in sides)
+    )
+    return table
 
 
 def agreement(whose: str, accuracy: Mapping[str, Any]) -> str:
