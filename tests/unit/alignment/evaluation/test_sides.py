@@ -94,3 +94,9 @@ def test_a_file_of_sides_with_a_wrong_key_is_refused(here):
     Path("sides.yaml").write_text("a: {model: base, sistem: prompt.txt}\n")
     with pytest.raises(UserError, match=r"sides.yaml: a: unknown key 'sistem'; did you mean 'system'"):
         read_sides(Path("sides.yaml"))
+
+
+@pytest.mark.parametrize("text", ["base?best_of=4", "base?chosen_by=reward"])
+def test_the_best_of_several_needs_who_chooses(here, text):
+    with pytest.raises(UserError, match="stand together"):
+        parse_side(text)
