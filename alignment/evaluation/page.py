@@ -27,6 +27,7 @@ from alignment.evaluation.page_bouts import (
     worst_first,
 )
 from alignment.evaluation.result_text import interval, leading, more_votes, percent, sentence, votes_worth
+from alignment.evaluation.score_text import cell, difference_lines, gap_line
 from alignment.files import replace_text
 from alignment.reports import bars
 from alignment.reports.report import PAGE as REPORT_PAGE
@@ -75,6 +76,7 @@ def comparison_page(result: Figures, contest: AnsweredPrompts, judgments: Sequen
         scale=SCALE.drawn(),
         strengths=_strengths(result),
         judges=[_judge(judge, result) for judge in result["judges"]],
+        scores=[_scores(judge, measures) for judge, measures in result["scores"].items()],
         side_rows=[_side(name, side) for name, side in result["sides"].items()],
         filters=filters(result, columns),
         shown=shown,
@@ -251,6 +253,21 @@ def _strengths(result: Figures) -> list[Figures]:
         scale.place(rows)
         shown.append({"judge": judge, "rows": rows, "scale": scale.drawn()})
     return shown
+
+
+def _scores(judge: str, measures: Sequence[Figures]) -> Figures:
+    """A judge's measures by side, and what is said of the difference in the first and of its gaps."""
+    sides, first = measures[0]["sides"], measures[0]
+    gaps = [gap_line(first, name, side, parts) for name, of in first["gaps"].items() for side, parts in of.items()]
+    return {
+        "judge": judge,
+        "measures": [measure["measure"] for measure in measures],
+        "rows": [
+            (side, [cell(measure["sides"][side], is_share=measure["is_share"]) for measure in measures])
+            for side in sides
+        ],
+        "lines": [*difference_lines(first), *gaps],
+    }
 
 
 # --- judges and sides -----------------------------------------------------------------------------------------------

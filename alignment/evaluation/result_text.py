@@ -18,6 +18,10 @@ FOUND_BY = ("people", "model", "reward model", "references", "function", "check"
 """Whose word comes first where several judged; one that a side was trained on comes last."""
 
 
+MOST_PAIRS = 3
+"""With more pairs than three sides have, the terminal shows one table per judge; the page has each pair."""
+
+
 def leading(judges: Sequence[Figures]) -> Figures | None:
     """The row of the judge whose word counts most, among those who judged."""
     judged = [row for row in judges if "win_rate" in row]
@@ -45,7 +49,7 @@ def sentence(pair: Figures) -> str:
         judge += f", which {' and '.join(row['trained_on'])} was trained on, so it says little"
     if low > 0.5:
         return f"{a} beats {b}: it is better on {share}, {judge}."
-    return f"Nothing shown between {a} and {b}: {a} is better on {share}, {judge}."
+    return f"Nothing shown between {a} and {b}: {a} wins {share}, {judge}."
 
 
 def more_votes(pair: Figures, row: Figures) -> str:
@@ -60,8 +64,8 @@ def more_votes(pair: Figures, row: Figures) -> str:
 
 def votes_worth(joined: Figures) -> str:
     """What a judge's help is worth in people's votes, after "the judge"."""
-    bought = joined["votes_bought"]
-    return f"is worth {bought:.0f} votes" if bought >= 0.5 else "adds nothing"
+    bought = round(joined["votes_bought"])
+    return f"is worth {bought} vote{'s' * (bought != 1)}" if bought >= 1 else "adds nothing"
 
 
 def tables(result: Figures, names: Mapping[str, str] | None = None, *, boxed: bool = True) -> Iterator[RenderableType]:
@@ -72,7 +76,10 @@ def tables(result: Figures, names: Mapping[str, str] | None = None, *, boxed: bo
         boxed: for a screen; a log gets plain columns.
     """
     box = SIMPLE_HEAD if boxed else None
-    for pair in result["pairs"]:
+    many = len(result["pairs"]) > MOST_PAIRS
+    if many:
+        yield from _matrices(result, box)
+    for pair in [] if many else result["pairs"]:
         judged = [row for row in pair["judges"] if "win_rate" in row]
         if judged:
             yield _judges(pair, judged, box)
@@ -84,6 +91,30 @@ def tables(result: Figures, names: Mapping[str, str] | None = None, *, boxed: bo
     yield _sides(result, box)
     if (costs := cost_table(result["sides"], box)) is not None:
         yield costs
+
+
+def _matrices(result: Figures, box: Any) -> Iterator[RenderableType]:
+    """For each judge, the win rate of the side of each row over the side of each column."""
+    sides = list(result["sides"])
+    rates: dict[str, dict[tuple[str, str], str]] = {}
+    for pair in result["pairs"]:
+        for row in pair["judges"]:
+            if "win_rate" in row:
+                value, (low, high) = row["win_rate"]["value"], row["win_rate"]["ci"]
+                mark = "*" if low > 0.5 or high < 0.5 else ""
+                mark += "!" if row["trained_on"] else ""
+                cells = rates.setdefault(row["judge"], {})
+                cells[pair["a"], pair["b"]] = percent(value) + mark
+                cells[pair["b"], pair["a"]] = percent(1 - value) + mark
+    for judge, cells in rates.items():
+        table = Table("wins over", *(str(number) for number, _ in enumerate(sides, 1)), box=box, pad_edge=False)
+        for number, side in enumerate(sides, 1):
+            table.add_row(Text(one_line(f"{number} {side}")), *(cells.get((side, other), "-") for other in sides))
+        yield Group(Text(one_line(judge), style="bold"), table)
+    notes = "* the 95% interval leaves 50% out"
+    if any("!" in cell for cells in rates.values() for cell in cells.values()):
+        notes += "   ! one of the two was trained on this judge, or chosen by it"
+    yield Text(notes)
 
 
 def _judges(pair: Figures, rows: Sequence[Figures], box: Any) -> RenderableType:

@@ -34,7 +34,7 @@ def score_tables(scores: Mapping[str, Sequence[Mapping[str, Any]]], box: Any) ->
         table = Table("side", *(measure["measure"] for measure in measures), box=box, pad_edge=False)
         table.columns[0].overflow = "fold"
         for side in measures[0]["sides"]:
-            cells = (_cell(measure["sides"][side], is_share=measure["is_share"]) for measure in measures)
+            cells = (cell(measure["sides"][side], is_share=measure["is_share"]) for measure in measures)
             table.add_row(Text(one_line(side)), *cells)
         title = Text(one_line(f"{judge}, mean of each side"), style="bold")
         lines = [Text(one_line(line)) for line in difference_lines(measures[0])]
@@ -43,7 +43,8 @@ def score_tables(scores: Mapping[str, Sequence[Mapping[str, Any]]], box: Any) ->
             yield from _gaps(judge, measures[0], column, sides, box)
 
 
-def _cell(estimate: Mapping[str, Any] | None, *, is_share: bool) -> str:
+def cell(estimate: Mapping[str, Any] | None, *, is_share: bool) -> str:
+    """A mean with its interval, as a table shows it."""
     if is_share or estimate is None:
         return interval(estimate)
     low, high = estimate["ci"]
@@ -81,11 +82,11 @@ def _gaps(
         yield Group(title, *lines)
         return
     table = Table(one_line(column), "prompts", *map(one_line, sides), box=box, pad_edge=False)
-    for cells in table.columns:
-        cells.overflow = "fold"
+    for each in table.columns:
+        each.overflow = "fold"
     for name in next(iter(sides.values())):
         means = [(parts[name]["n"], parts[name]["mean"]) for parts in sides.values()]
-        shown = (_cell(mean, is_share=measure["is_share"]) for _, mean in means)
+        shown = (cell(mean, is_share=measure["is_share"]) for _, mean in means)
         table.add_row(Text(one_line(name)), str(means[0][0]), *shown)
     yield Group(title, table, *lines)
 

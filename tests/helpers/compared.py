@@ -28,11 +28,19 @@ class MadeJudge:
         self.measures: list[Any] = []
 
     def judge(self, contest: AnsweredPrompts, known: KnownJudgments) -> list[Judgment]:
-        return [
+        judgments = [
             bout.judged(self.identity, outcome, scores, labeler)
             for bout in contest.bouts()
             for outcome, scores, labeler in self._say(bout)
         ]
+        if self.identity.kind == "reward model":
+            by_side = {
+                (side, each.prompt): score
+                for each in judgments
+                for side, score in zip((each.a, each.b), each.scores or (), strict=False)
+            }
+            self.measures = [contest.measure("score", by_side, is_share=False)] if by_side else []
+        return judgments
 
 
 def made_comparison(

@@ -1,5 +1,6 @@
 """The result of a comparison: figures that are worked by hand, who leads, and what is said in words."""
 
+import io
 import json
 
 import pytest
@@ -112,7 +113,7 @@ def test_one_plain_sentence_says_who_won_by_whom_and_how_sure(tmp_path):
         "judged by the function rule."
     ]
     assert sentences(lost)[0] == sentences(won)[0].replace("a beats b", "b beats a")
-    assert sentences(even)[0].startswith("Nothing shown between a and b: a is better on 50% of 40 prompts")
+    assert sentences(even)[0].startswith("Nothing shown between a and b: a wins 50% of 40 prompts")
 
 
 def row(kind, name, trained_on=(), value=0.9):
@@ -143,6 +144,20 @@ def test_the_stopping_rule_is_said_in_words():
         ({"low": 5, "middle": None, "high": None}, "more than 2,000 further ratings are needed: the two are close"),
     ):
         assert more_votes(pair, {"decision": {"decided": None, "at": None}, "more_ratings": more}) == text
+
+
+def test_more_than_three_sides_are_one_table_per_judge(tmp_path):
+    prompts = [question(f"Q{number}") for number in range(40)]
+    found = contest(prompts, **{side: [side] * 40 for side in "abcd"})
+    won, even = [1.0] * 40, [0.0, 1.0] * 20
+    judge = Fixed(RULE, ab=won, ac=won, ad=even, bc=even, bd=even, cd=even)
+    console = Console(width=60, record=True, quiet=False, file=io.StringIO())
+    for table in tables(compare(tmp_path, found, judge), {}, boxed=False):
+        console.print(table)
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert ["wins", "over", "1", "2", "3", "4"] in lines
+    assert ["1", "a", "-", "100%*", "100%*", "50%"] in lines and ["2", "b", "0%*", "-", "50%", "50%"] in lines
+    assert ["a", "against", "b"] not in lines
 
 
 def test_three_sides_get_strengths_and_every_pair(tmp_path):

@@ -10,11 +10,12 @@ from helpers.full_runs import HOSTILE
 from markupsafe import escape
 
 from alignment.evaluation import page_bouts
-from alignment.evaluation.figures import OTHER
 from alignment.evaluation.judgments import Judgment
 from alignment.evaluation.page import FILE, comparison_page, mirrored, write_page
 from alignment.evaluation.page_bouts import MAX_BOUTS, BoutViews, chosen, columns_of, judged_bouts, worst_first
 from alignment.evaluation.result_text import sentences
+from alignment.evaluation.score_text import difference_lines
+from alignment.evaluation.slices import OTHER
 
 
 class Elements(HTMLParser):
@@ -51,6 +52,11 @@ def test_the_page_says_what_the_terminal_says_and_every_figure(made):
         assert f"{reward['agreement']['value']:.2f} ({reward['agreement']['ci'][0]:.2f} to" in text
         assert f"the judge is worth {reward['with_people']['votes_bought']:.0f} votes" in text
     assert "more ratings decide it" in text
+    for judge, measures in result["scores"].items():
+        for side, estimate in measures[0]["sides"].items():
+            assert f"{estimate['value']:.2f} ({estimate['ci'][0]:.2f} to" in text, (judge, side)
+        assert next(difference_lines(measures[0])) in text
+    assert result["scores"]
     assert text.count("at equal length") == 9
     for part in (
         "its two orders disagreed on 7%",
