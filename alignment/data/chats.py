@@ -163,7 +163,7 @@ def _marked_turns(parts: list[str], key: str) -> Iterator[Message]:
         inner = re.sub(r"'(\{.*\})'", lambda found: json.dumps(found[1]), call[1], flags=re.DOTALL)
         try:
             calls = [call_of(json.loads(inner), f"a turn of '{key}'")]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadRow(f"a call in '{key}' is no JSON: {inner[:60]!r}") from error
         yield Message(role=role, content=text[: call.start()].strip(), tool_calls=calls)
 
@@ -176,7 +176,7 @@ def _tools_in(system: Any) -> tuple[dict[str, Any], ...]:
     while position >= 0:
         try:
             function, position = decoder.raw_decode(system, position)
-        except ValueError:
+        except (ValueError, RecursionError):
             return ()
         functions.append(function)
         position = system.find("{", position)

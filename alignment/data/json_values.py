@@ -19,15 +19,18 @@ def whole_number(digits: str) -> int | float:
     return int(digits) if len(digits) <= _FITS else float(digits)
 
 
-def python_literal(text: str) -> Any:
-    """What Python prints, such as a list.
-
-    Raises:
-        ValueError, SyntaxError, RecursionError, MemoryError: it is none, or has a number too large for a float.
-    """
+def json_or_python(text: str) -> Any:
+    """The value of a text that is JSON or what Python prints of a list, say; the text itself if it is neither."""
+    try:
+        return json.loads(text, parse_int=whole_number)
+    except (ValueError, RecursionError):
+        pass
     if _TOO_LARGE.search(text):
-        raise ValueError("a number is too large")
-    return ast.literal_eval(text)
+        return text
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
 
 
 class RowDecoder:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
-from alignment.data.json_values import python_literal, whole_number
+from alignment.data.json_values import json_or_python
 from alignment.data.keys import BY_NAME, HARMLESS_ELSEWHERE, is_empty, known_key, repeats
 from alignment.data.marks import heeded_in_turns, is_marked_turn
 from alignment.data.row_files import BadRow
@@ -89,12 +88,7 @@ def parsed(value: Any) -> Any:
     """A value that a table holds as JSON text (or as Python prints a list); any other value as it is."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
-    for parse in (partial(json.loads, parse_int=whole_number), python_literal):
-        try:
-            return parse(value)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-    return value
+    return json_or_python(value)
 
 
 def holds_turns(value: Any) -> bool:

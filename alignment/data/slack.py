@@ -176,7 +176,7 @@ def _users_first(name: str) -> tuple[bool, str]:
 def _parse(path: Path, name: str, content: bytes) -> list[Any]:
     try:
         value = json.loads(content, parse_int=whole_number)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}:{name}: not valid JSON: {error}") from None
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
-from alignment.data.json_values import python_literal, whole_number
+from alignment.data.json_values import json_or_python
 from alignment.data.opening import BadRow, DataError, DataFile, Note
 
 LONGEST_RECORD = 16 << 20
@@ -182,12 +181,6 @@ def _cell(name: str, text: str) -> Any:
     """The list that a cell holds as JSON, or as Python prints it (pandas writes that); else its text."""
     if not text.startswith("[") or name not in (*_LISTS, *_TURNS):
         return text
-    try:
-        value = json.loads(text, parse_int=whole_number)
-    except (ValueError, RecursionError):
-        try:
-            value = python_literal(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            return text
+    value = json_or_python(text)
     is_turns = isinstance(value, list) and all(isinstance(turn, dict) and "role" in turn for turn in value)
     return value if isinstance(value, list) and (name in _LISTS or (is_turns and value)) else text

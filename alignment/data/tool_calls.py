@@ -25,7 +25,7 @@ def call_of(call: Any, name: str) -> dict[str, Any]:
         arguments = json.loads(arguments) if isinstance(arguments, str) else without_none(arguments or {})
         if not isinstance(inner["name"], str) or not isinstance(arguments, dict):
             raise ValueError
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise BadRow(
             f'{name}: each of tool_calls must be {{"function": {{"name": ..., "arguments": ...}}}} with a JSON object '
             f"as arguments, found {str(call)[:80]}"
@@ -37,7 +37,7 @@ def calls_in_text(text: str, name: str) -> list[dict[str, Any]]:
     """The calls that a turn of the role `function_call` holds as JSON: one, or a list of them."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadRow(f"{name} is a function call, but no JSON: {text[:60]!r}") from None
     return [call_of(call, name) for call in (value if isinstance(value, list) else [value])]
 
@@ -48,7 +48,7 @@ def tools_of(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     try:
         tools = json.loads(tools) if isinstance(tools, str) else tools
         return tuple(_tool(tool) for tool in tools)
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise BadRow('\'tools\' must be a list of {"type": "function", "function": {"name": ...}}') from None
 
 

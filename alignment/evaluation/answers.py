@@ -170,7 +170,7 @@ class AnswersContent:
             try:
                 row = json.loads(line)
                 self._take(row.pop("row"), row)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise UserError(
                     f"{self.path}:{number}: not a line of an answers file ({type(error).__name__}: "
                     f"{one_line(str(error))[:80]}); name the answers.jsonl that `alignment compare` wrote"
@@ -215,7 +215,7 @@ def is_answers_file(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             first = json.loads(file.readline(10_000))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(first, dict) and first.get("row") == "settings"
 

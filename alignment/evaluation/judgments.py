@@ -176,7 +176,7 @@ class KnownJudgments:
                         for name in ("scores", "answers"):
                             fields[name] = None if fields[name] is None else tuple(fields[name])
                         self._rows.append(Judgment(**fields))
-                    except (ValueError, TypeError, KeyError):
+                    except (ValueError, TypeError, KeyError, RecursionError):
                         continue  # half a line of a killed run: it costs one more judgment
         self._said = {_key(row): row for row in self._rows}
         self._scored: dict[tuple[str, str | None, str, str], float] = {}

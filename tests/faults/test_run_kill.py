@@ -55,7 +55,7 @@ def test_killed_at_every_named_place_a_run_ends_as_if_nothing_had_happened(house
     name = f"{stage}-killed-by-name"
     config = configure(house, name, stage, SECTIONS[stage])
     for phase, place in PLACES.items():
-        tried(f"{stage}: SIGKILL when {phase}", BIT_FOR_BIT)
+        tried(f"{stage} on one process: SIGKILL at {len(PLACES)} named places", BIT_FOR_BIT)
         actions = {place.format(evaluation=EVALUATION[stage]): "SIGKILL"}
         assert forks(house, stage, [config, "--resume", "auto"], actions) == -9, (phase, log(house))
     assert forks(house, stage, [config, "--resume", "auto"]) == 0, log(house)

@@ -226,6 +226,8 @@ def test_a_tree_is_the_rankings_of_its_answers():
 
 # --- what is wrong with a row ----------------------------------------------------------------------------------------
 
+DEEP = "[" * 100_000
+
 
 @pytest.mark.parametrize(
     ("row", "part"),
@@ -255,6 +257,11 @@ def test_a_tree_is_the_rankings_of_its_answers():
             {"messages": [user("a"), assistant("", tool_calls=[{"function": {"name": "f", "arguments": "{"}}])]},
             "with a JSON object as arguments",
         ),
+        (
+            {"messages": [user("a"), assistant("", tool_calls=[{"function": {"name": "f", "arguments": DEEP}}])]},
+            "with a JSON object as arguments",
+        ),
+        ({"messages": [user("a"), assistant("b")], "tools": DEEP}, "'tools' must be a list of"),
         ({"messages": [user("a") | {"tool_calls": [CALL]}, assistant("b")]}, "only the assistant calls tools"),
         ({"messages": [user("a"), assistant("b")], "tools": [{"call": "f"}]}, "'tools' must be a list of"),
         ({"messages": [user("a"), assistant("b")], "tools": 3}, "'tools' must be a list of"),

@@ -187,6 +187,12 @@ def test_a_slack_export_needs_an_agent_who_wrote_something(export):
         read(export, agents=["Eve"])
 
 
+def test_a_day_of_slack_that_is_nested_too_deeply_is_one_line(export):
+    (export / "help" / "2026-01-03.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"2026-01-03\.json: not valid JSON"):
+        read(export, agents=["ann"])
+
+
 def test_a_slack_zip_of_macos_has_a_folder_and_copies(export):
     path = export.with_suffix(".zip")
     with zipfile.ZipFile(path, "w") as archive:

@@ -1,4 +1,4 @@
-"""A side that is the best of several answers: a reward model chooses among draws, the first of which is the plain one."""
+"""A side that is the best of several answers: a reward model chooses among draws, the first of them the plain one."""
 
 from dataclasses import asdict
 
