@@ -128,6 +128,17 @@ def hold(run_dir: Path, advice: str = "") -> Iterator[None]:
         lease.release()
 
 
+def drop_unused(run_dir: Path) -> None:
+    """Remove a run folder in which nothing but released leases is left, as after a study that leaves no file."""
+    with suppress(OSError):  # not empty: somebody writes into it, and it stays
+        if os.listdir(run_dir) != [FOLDER]:
+            return
+        for file in (run_dir / FOLDER).glob("[0-9]*"):
+            file.unlink()
+        for folder in (run_dir / FOLDER, run_dir, run_dir.parent):
+            folder.rmdir()
+
+
 @contextmanager
 def folder_errors(run_dir: Path) -> Iterator[None]:
     """Turn an OSError while the run folder is opened into a line with the fix."""

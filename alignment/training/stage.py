@@ -151,8 +151,12 @@ def _execute(
         return
     if (work := study(config, args)) is not None:
         release_signals()
-        with lease.hold(config.run_dir) if is_main else contextlib.nullcontext():
-            line = work()
+        try:
+            with lease.hold(config.run_dir) if is_main else contextlib.nullcontext():
+                line = work()
+        finally:
+            if is_main:
+                lease.drop_unused(config.run_dir)
         if is_main:
             print(line)
         return

@@ -57,6 +57,8 @@ REASONS = {
     "alignment/runs/aside.py clear: rename": OWNER + ", once the run that replaces it stands",
     "alignment/runs/aside.py clear: shutil.rmtree": OWN_NAME,
     "alignment/runs/lease.py _take: unlink": "its draft, its record that came too late, records below its own",
+    "alignment/runs/lease.py drop_unused: unlink": "released records of a folder that holds nothing else",
+    "alignment/runs/lease.py drop_unused: rmdir": "folders that are empty",
     "alignment/runs/lease.py Lease.release: replace": "its own record, over itself, marked as released",
     "alignment/runs/signals.py clear: unlink": RUN + ": a request that was handled",
     "alignment/tracking/mirror.py _write: os.replace": "a note of what was mirrored: either writer's note is right",
