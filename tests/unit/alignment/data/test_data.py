@@ -157,7 +157,7 @@ def test_a_folder_is_its_data_files_in_order(tmp_path):
         ("d.parquet", b"PAR1 not really", "d.parquet: not a Parquet file"),
         ("d.csv", b"prompt,completion\na," + b"x" * 200_000, "d.csv:2: not valid CSV: field larger"),
         ("d.jsonl", b'{"prompt": \n', "d.jsonl:1: not valid JSON: Expecting value at column"),
-        ("d.jsonl", b"9" * 5000, "d.jsonl:1: not valid JSON: Exceeds the limit"),
+        ("d.jsonl", b"9" * 5000, "d.jsonl:1: expected an object with named keys, found a float"),
         ("d.jsonl", b"[" * 100_000, "d.jsonl:1: not valid JSON"),
         ("d.jsonl", b"[1]", "expected an object with named keys, found a list"),
         ("d.jsonl", b'{"ask": "a", "reply": "b"}', "found the keys ask, reply; expected messages | conversations |"),
