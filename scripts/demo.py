@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 HOME = Path("runs/demo")
 DATA, RATINGS = HOME / "data", HOME / "ratings.db"
-DPO = ("training.learning_rate=1e-4", "training.adam_beta2=0.98", "data.max_length=160")
 COMPLETIONS_PER_PROMPT = 2
 TEMPERATURE = 0.8
 SHARED = {
@@ -154,7 +152,9 @@ def run(args: argparse.Namespace, size: DemoSize) -> int:
             summary, answers = evaluate(models, args.seed, size)
     if not args.real:  # a base of 135M parameters would draw best-of-16 for an hour
         with timed(seconds, "comparison"):
-            summary["comparison"] = compare(models, args, size)
+            places = judging.Places(HOME, DATA / "held_out.jsonl", RATINGS, f"{size.reward_names}-dpo")
+            limits = {"temperature": TEMPERATURE, "max-new-tokens": size.max_new_tokens, "batch-size": size.batch_size}
+            summary["comparison"] = judging.compare(models, places, args.seed, limits, by_hand=bool(args.rate), say=say)
     summary |= {
         "seconds": {name: round(value, 1) for name, value in seconds.items()}
         | {"total": round(sum(seconds.values()), 1)}
@@ -254,49 +254,6 @@ def rate_by_simulation(args: argparse.Namespace) -> None:
         count, judged = rate(store, args.seed, args.shuffle)
     by_chance = ", shuffled" if args.shuffle else ""
     say(f"{count} ratings by {len(LABELERS)} SIMULATED labelers, {judged} by {len(JUDGES)} others{by_chance}")
-
-
-# --- comparison ----------------------------------------------------------------------------------------------------
-
-
-def compare(models: Mapping[str, str | None], args: argparse.Namespace, size: DemoSize) -> dict[str, Any]:
-    """Compare PPO with its alternatives, as a user would: DPO on the same ratings, best-of-16, and a better prompt."""
-    whose = [] if args.rate else [part for each in LABELERS for part in ("--labeler", each.name)]
-    sft, ppo, reward, judge = (str(models[name]) for name in ("sft", "ppo", "reward", "judge"))
-    name = f"{size.reward_names}-dpo"
-    settings = [f"training.seed={args.seed}", *DPO]
-    command("baseline", "dpo", sft, str(RATINGS), "--name", name, *whose, *settings)
-    judges = ["python=help_desk.judges:gold", f"reward={reward}"]
-    voters = [] if args.rate else ["--by", f"reward={judge}", "--by", "people", "--db", str(HOME / "votes.db")]
-    asked = [
-        *judging.sides(sft, ppo, name, reward),
-        *["--prompts", str(DATA / "held_out.jsonl"), "--temperature", str(TEMPERATURE), "--seed", str(args.seed)],
-        *["--max-new-tokens", str(size.max_new_tokens), "--batch-size", str(size.batch_size)],
-        *["--out", str(HOME / "compare"), *(part for each in judges for part in ("--by", each)), *voters],
-    ]
-    command("compare", *asked)
-    if voters:
-        votes = judging.vote(HOME / "votes.db", args.seed)
-        say(f"{votes} votes by SIMULATED labelers on a third of the pairs; the same command again")
-        command("compare", *asked)
-    result: dict[str, Any] = json.loads((HOME / "compare" / "result.json").read_text(encoding="utf-8"))
-    return judging.outcome(result)
-
-
-def command(name: str, *arguments: str) -> None:
-    """Run a command of `alignment` as a user would. Its result is shown at the end."""
-    say("$ alignment " + shlex.join([name, *arguments]))
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "scripts"), os.environ.get("PYTHONPATH")]))
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "alignment.cli.main", name, *arguments],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        check=False,
-    )
-    if done.returncode:
-        raise UserError(f"alignment {name} failed with exit code {done.returncode}; its message is above")
 
 
 # --- evaluation ----------------------------------------------------------------------------------------------------

@@ -184,10 +184,10 @@ def _fitted(keys: tuple[str, ...], shape: Format) -> RowPlan | None:
         free = {key: None for key in free if key not in numbered}
     known = _known(free, shape)
     if shape in ANSWERED:
-        mended = [key for key, each in known.items() if each.names[0] == "corrected_answer"]
-        if len(mended) == 1:
-            names["corrected_answer"] = mended[0]
-            del free[mended[0]], known[mended[0]]
+        corrected = [key for key, each in known.items() if each.names[0] == "corrected_answer"]
+        if len(corrected) == 1:
+            names["corrected_answer"] = corrected[0]
+            del free[corrected[0]], known[corrected[0]]
     return RowPlan(
         shape,
         tuple((ours, name) for ours, name in names.items() if ours != name),

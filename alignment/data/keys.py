@@ -46,7 +46,7 @@ ANSWERED = ("completion", "alpaca", "faq", "rag", "chat", "sharegpt")
 _ASKED_ALONE = ("completion", "alpaca", "faq", "rag", "prompt")
 VOTED = ("arena", "strength", "safety", "webgpt", "vote")
 """Shapes of two answers of which somebody chose one."""
-_MENDED = "corrected|edited|revised|fixed|improved|rewritten|amended|reworked|proofread|post_?edited|reworded"
+_CORRECTED = "corrected|edited|revised|fixed|improved|rewritten|amended|reworked|proofread|post_?edited|reworded"
 _TEXTS = "answer|response|output|completion|reply|text|message|generation|content"
 _IMPORT = "`alignment rate import` reads such votes into a ratings database"
 KEYS = (
@@ -143,7 +143,7 @@ KEYS = (
         "an answer that somebody corrected",
         "answer",
         pattern=(
-            rf"((human|expert|manually|final|user)_)?({_MENDED})_(model_|human_)?({_TEXTS})|({_TEXTS})_({_MENDED})"
+            rf"((human|expert|manually|final|user)_)?({_CORRECTED})_(model_|human_)?({_TEXTS})|({_TEXTS})_({_CORRECTED})"
             rf"|(final|ideal|improved)_({_TEXTS.removeprefix('answer|')})|(human_|post_|user_|suggested_)?(edit|correction|rewrite|revision)"
         ),
         fix="write it as the answer",

@@ -100,7 +100,7 @@ def test_the_labelers_commands_work(run, tmp_path):
     found = json.loads(run("-c", LOOK, "r.db").stdout.splitlines()[-1])
     assert set(found["from"]) == {os.path.dirname(found["configs"]).removesuffix("/alignment")}
     assert len(found["dashboards"]) == len(list((ROOT / "configs" / "dashboards").glob("*.yaml")))
-    assert found["page"] == ["report.css", "report.html", "report.js"]
+    assert found["page"] == ["prompt.html", "report.css", "report.html", "report.js"]
 
 
 @pytest.mark.parametrize("group", ["data", "models", "runs", "plan", "recipes", "rate", "sample"])

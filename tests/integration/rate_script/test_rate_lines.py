@@ -171,8 +171,8 @@ def test_mistakes_are_one_line_and_exit_2(db: str, tmp_path: Path) -> None:
         (["settings", "--db", db, "--guideline", str(tmp_path)], "cannot be read"),
         (["order", "--db", db, "--model", "nobody", "--registry", str(tmp_path)], "nobody"),
         (["inviet", "--db", db], "'inviet' is no command; the commands are invite, settings"),
-        (["report", "--db", damaged], "the ratings file cannot be used: database disk image is malformed"),
-        (["--db", damaged, "--labeler", "ada"], "cannot be used"),
+        (["report", "--db", damaged], "cannot open the ratings file (database disk image is malformed)"),
+        (["--db", damaged, "--labeler", "ada"], "malformed"),
         (["invite", "ada", "--db", damaged], "malformed"),
         (["import", "--db", db, "--format", "hh", str(tmp_path / "no.jsonl")], "no.jsonl: no such file; name a data"),
     ]:
