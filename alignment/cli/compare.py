@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignment.cli.unread import refuse_unread
 from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
 from alignment.terminal import clean, one_line, screen
@@ -40,10 +41,11 @@ same command again draws and judges only what is missing. The result becomes an 
 
 def main(argv: Sequence[str] | None = None, called: str = "alignment compare") -> int:
     """Parse the command line and do what it says. Exit code 2 for a mistake in it or in the data."""
-    args = _parser(called).parse_args(argv)
+    parser = _parser(called)
+    args = parser.parse_args(argv)
     quiet_libraries()
     try:
-        _check(args)
+        _check(args, parser)
         with ticking("compare"), contextlib.redirect_stdout(sys.stderr):  # some libraries greet when they are imported
             shown = _compare(args)
     except UserError as error:
@@ -93,7 +95,7 @@ def _parser(called: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     minimums = {
         "need": 1, "limit": 1, "max_new_tokens": 1, "temperature": 0, "batch_size": 1, "concurrency": 1, "seed": 0
     }  # fmt: skip
@@ -105,6 +107,11 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("give either --prompts FILE, to draw answers, or --answers FILE, to judge those of a file")
     if args.answers is not None and args.sides_file is not None:
         raise UserError("--sides: the sides are in --answers already; take it out")
+    if args.answers is not None:
+        drawn = ("temperature", "max_new_tokens")
+        refuse_unread(args, parser, drawn, "the answers of --answers are drawn already; take it out")
+    if "people" not in args.by:
+        refuse_unread(args, parser, ("need",), "read by --by people alone; add --by people --db FILE")
     if args.wandb_text and not args.wandb:
         raise UserError("--wandb-text: nothing is told to W&B; add --wandb")
     if args.key_env and not os.environ.get(args.key_env, "").strip():

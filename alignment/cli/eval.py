@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignment.cli.unread import refuse_unread
 from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
 from alignment.terminal import clean, one_line
@@ -27,10 +28,12 @@ ABOUT = """Evaluate a policy on lm-eval's tasks; with --before, what training ch
 
 def main(argv: Sequence[str] | None = None, called: str = "alignment eval") -> int:
     """Parse the command line and do what it says. Exit code 2 for a mistake in it or in the data."""
-    args = _parse(argv, called)
+    parser = _parser(called)
+    args = parser.parse_args(argv)
     quiet_libraries()
     try:
         with ticking("eval"), contextlib.redirect_stdout(sys.stderr):  # lm-eval prints
+            _check(args, parser)
             found = _evaluate(args)
             if args.out:
                 _write(args.out, found)
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None, called: str = "alignment eval") -> i
     return 0
 
 
-def _parse(argv: Sequence[str] | None, called: str) -> argparse.Namespace:
+def _parser(called: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=called,
         description=ABOUT.format(called),
@@ -62,22 +65,30 @@ def _parse(argv: Sequence[str] | None, called: str) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="write the results here too (.json)")
     parser.add_argument("--registry", help="registry folder (default: $ALIGNMENT_REGISTRY or ./registry)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    return parser.parse_args(argv)
+    return parser
 
 
-def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    tasks = tuple(task.strip() for task in (args.tasks or "").split(",") if task.strip())
-    if not tasks and args.text is None:
-        raise UserError("nothing to evaluate; name --tasks, or --text with a general text")
+def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    if not _tasks(args):
+        if args.text is None:
+            raise UserError("nothing to evaluate; name --tasks, or --text with a general text")
+        names = ("task_folder", "limit", "num_fewshot", "chat_template")
+        refuse_unread(args, parser, names, "read for --tasks alone; name some, or take it out")
     for name in ("limit", "batch_size"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
 
+
+def _tasks(args: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(task.strip() for task in (args.tasks or "").split(",") if task.strip())
+
+
+def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from alignment.evaluation.harness import HarnessJob, evaluate
     from alignment.registry import Registry
 
     job = HarnessJob(
-        tasks=tasks,
+        tasks=_tasks(args),
         task_folder=args.task_folder,
         text=args.text,
         limit=args.limit,

@@ -1,6 +1,7 @@
 """The `alignment` command: the stages, recipes, `plan`, `sample` and `rate`, and the groups of commands."""
 
 import contextlib
+import importlib
 import json
 import re
 import sys
@@ -93,64 +94,50 @@ def plan(
 @app.command("sample", context_settings=PASSED_ON, add_help_option=False)
 def sample(context: typer.Context) -> None:
     """Models answer prompts, for people to rate.  Example: alignment sample MODEL --prompts FILE --db ratings.db"""
-    from alignment.cli.sample import main
-    from alignment.training.stage import exit_process
-
-    exit_process(main(context.args))
+    _pass_on("sample", context.args)
 
 
 @app.command("compare", context_settings=PASSED_ON, add_help_option=False)
 def compare(context: typer.Context) -> None:
     """Who won: models on the same prompts, judged.  Example: alignment compare A B --prompts FILE --by reward=REF"""
-    from alignment.cli.compare import main
-    from alignment.training.stage import exit_process
-
-    exit_process(main(context.args))
+    _pass_on("compare", context.args)
 
 
 @app.command("rate", context_settings=PASSED_ON, add_help_option=False)
 def rate(context: typer.Context) -> None:
     """Rate answers here or as a web page; reports, import, export.  Example: alignment rate --db F --labeler NAME"""
-    from alignment.cli.rate import main
-    from alignment.training.stage import exit_process
-
-    exit_process(main(context.args))
+    _pass_on("rate", context.args)
 
 
 @app.command("score", context_settings=PASSED_ON, add_help_option=False)
 def score(context: typer.Context) -> None:
     """Scores or log-probabilities of a file's answers, or a reward service.  Example: alignment score MODEL FILE"""
-    from alignment.cli.score import main
-    from alignment.training.stage import exit_process
-
-    exit_process(main(context.args))
+    _pass_on("score", context.args)
 
 
 @app.command("choose", context_settings=PASSED_ON, add_help_option=False)
 def choose(context: typer.Context) -> None:
     """Which base model is nearest to your text.  Example: alignment choose MODEL MODEL --data mine.jsonl"""
-    from alignment.cli.choose import main
-    from alignment.training.stage import exit_process
-
-    exit_process(main(context.args))
+    _pass_on("choose", context.args)
 
 
 @app.command("serve", context_settings=PASSED_ON, add_help_option=False)
 def serve(context: typer.Context) -> None:
     """A policy behind an OpenAI-compatible server: transformers' or vLLM's.  Example: alignment serve MODEL@prod"""
-    from alignment.cli.serve import main
-    from alignment.training.stage import exit_process
-
-    exit_process(main(context.args))
+    _pass_on("serve", context.args)
 
 
 @app.command("eval", context_settings=PASSED_ON, add_help_option=False)
 def evaluate(context: typer.Context) -> None:
     """Public tasks (lm-eval), and what training forgot.  Example: alignment eval MODEL --tasks arc_easy"""
-    from alignment.cli.eval import main
+    _pass_on("eval", context.args)
+
+
+def _pass_on(command: str, arguments: list[str]) -> None:
+    """Run `alignment.cli.COMMAND`, which reads its arguments itself and is imported when it is used."""
     from alignment.training.stage import exit_process
 
-    exit_process(main(context.args))
+    exit_process(importlib.import_module(f"alignment.cli.{command}").main(arguments))
 
 
 def _planned(

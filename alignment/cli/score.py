@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignment.cli.unread import refuse_unread
 from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
 from alignment.terminal import clean, one_line
 from alignment.training.stage import quiet_libraries
 
 TOKEN_VARIABLE = "ALIGNMENT_SCORE_TOKEN"  # noqa: S105 - a name
+OF_SERVICE = ("host", "port", "microbatch_tokens", "combine", "no_packing", "bf16")
 ABOUT = """Score every row of a file, in order: by a reward model, or (a policy) by the log-probability of each answer.
 
   {0} help-desk-reward pairs.jsonl --out scores.jsonl
@@ -30,10 +32,11 @@ byte. --serve answers PPO's rewards.others[].url instead, so that a large reward
 
 def main(argv: Sequence[str] | None = None, called: str = "alignment score") -> int:
     """Parse the command line and do what it says. Exit code 2 for a mistake in it or in the data."""
-    args = _parse(argv, called)
+    parser = _parser(called)
+    args = parser.parse_args(argv)
     quiet_libraries()
     try:
-        _check(args)
+        _check(args, parser)
         with ticking("score", os.environ.get("RANK", "0") == "0"):
             if args.serve:
                 return _serve(args)
@@ -46,7 +49,7 @@ def main(argv: Sequence[str] | None = None, called: str = "alignment score") -> 
     return 0
 
 
-def _parse(argv: Sequence[str] | None, called: str) -> argparse.Namespace:
+def _parser(called: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=called,
         description=ABOUT.format(called),
@@ -80,14 +83,19 @@ def _parse(argv: Sequence[str] | None, called: str) -> argparse.Namespace:
     service.add_argument(
         "--bf16", action=argparse.BooleanOptionalAction, help="as training.bf16 (default: where the GPU has it)"
     )
-    return parser.parse_args(argv)
+    return parser
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if args.serve and (args.file or args.out):
         raise UserError("--serve scores what it is asked over HTTP; leave FILE and --out out")
     if not args.serve and not args.file:
         raise UserError("which file? alignment score MODEL FILE; or --serve to answer over HTTP")
+    if args.serve:
+        of_files = ("format", "column", "batch_size", "dtype", "template", "eos_token", "json")
+        refuse_unread(args, parser, of_files, "read for a file alone; --serve takes what PPO's process does")
+    else:
+        refuse_unread(args, parser, OF_SERVICE, "read with --serve alone; take it out")
     for name in ("batch_size", "microbatch_tokens", "max_length"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: expected 1 or more")

@@ -58,7 +58,9 @@ def _data_files(path: Path) -> list[Path]:
         raise DataError(f"{path}: no such file; {MISSING}")
     suffix = suffix_of(path.name)
     if suffix == ".db":
-        raise DataError(f"{path}: a ratings database, which the reward stage reads; `alignment rate report` shows it")
+        raise DataError(
+            f"{path}: a ratings database, which the reward stage and SFT (the preferred answers) read; `alignment rate report` shows it"
+        )
     if suffix in _SHEETS:
         raise DataError(f"{path}: a spreadsheet; save its sheet as CSV (UTF-8) and name that file")
     if suffix not in (*SUFFIXES, ".zip"):

@@ -7,8 +7,10 @@ baseline and no stage: it has no run folder, no checkpoints and no resume.
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,13 +18,13 @@ import datasets
 import trl
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from alignment.config.arguments import TrainerSection
+from alignment.config.arguments import SHARED_ARGUMENTS, TrainerSection
 from alignment.config.sections import ADAPTERS, TrainerConfig
 from alignment.data.messages import with_answer
 from alignment.data.records import Comparison
 from alignment.data.row_files import DataError
 from alignment.distributed import heartbeat
-from alignment.errors import UserError
+from alignment.errors import ConfigError, UserError
 from alignment.models import trainable
 from alignment.models.policies import load_policy
 from alignment.models.sources import ModelSource, find_model
@@ -63,9 +65,11 @@ def train_dpo(
     """Train `model.name` on judgements and publish the policy. Ties are left out: DPO's loss has no place for them.
 
     Raises:
+        ConfigError: a key that this baseline does not read, or several processes.
         DataError: no pair is left.
         UserError: the loss is not finite.
     """
+    _refuse_unread(config)
     heartbeat.enter("encoding the pairs", patient=True)
     registry = publishing.open_registry(config)
     source = find_model(config.model.name, registry, role="policy")
@@ -102,6 +106,21 @@ def train_dpo(
         heartbeat.enter("saving and publishing the model", patient=True)
         trainer.save_model(f"{folder}/model")
         return _publish(config, registry, source, Path(folder, "model"), fingerprints, metrics, arguments.seed)
+
+
+def _refuse_unread(config: DPOBaselineConfig) -> None:
+    """Refuse what the stages read and this does not, so that nothing given is ignored."""
+    shared = {field.name for each in SHARED_ARGUMENTS for field in fields(each)}
+    unread = [f"training.{name}" for name in config.training if name in shared]
+    unread += [f"tracking.{name}" for name in sorted(config.tracking.model_fields_set)]
+    unread += ["data.too_long"] if "too_long" in config.data.model_fields_set else []
+    if unread:
+        raise ConfigError(
+            f"{unread[0]}: alignment baseline dpo does not read it, for it has no run folder, no checkpoints and no "
+            "packing, and leaves long pairs out; take it out"
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("alignment baseline dpo runs on one process; start it without accelerate launch")
 
 
 def encode_pairs(pairs: Iterable[Comparison], tokenizer: PreTrainedTokenizerBase, max_length: int) -> datasets.Dataset:

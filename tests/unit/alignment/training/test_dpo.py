@@ -10,6 +10,7 @@ from alignment.cli.main import app
 from alignment.config.loading import validate
 from alignment.data.records import Comparison
 from alignment.data.row_files import DataError
+from alignment.errors import ConfigError
 from alignment.models.policies import load_policy
 from alignment.models.sources import find_model
 from alignment.registry import Registry
@@ -106,3 +107,24 @@ def test_the_command_trains_on_a_file_and_refuses_an_unknown_key(config, tmp_pat
     done = CliRunner().invoke(app, [*common, "training.max_steps=1", "data.eval_share=0", *registry, "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["model"] == "by-command@v1"
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "named"),
+    [
+        ("training", {"save_steps": 5}, "training.save_steps"),
+        ("training", {"load_best_model_at_end": True}, "training.load_best_model_at_end"),
+        ("tracking", {"wandb": "offline"}, "tracking.wandb"),
+        ("data", {"too_long": "drop"}, "data.too_long"),
+    ],
+)
+def test_what_it_does_not_read_is_refused_by_name(config, section, values, named):
+    parsed = validate(DPOBaselineConfig, config | {section: config.get(section, {}) | values}, "test")
+    with pytest.raises(ConfigError, match=f"{named}: alignment baseline dpo does not read it"):
+        train_dpo(parsed, PAIRS, [], [])
+
+
+def test_several_processes_are_refused(config, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="runs on one process"):
+        train_dpo(validate(DPOBaselineConfig, config, "test"), PAIRS, [], [])
