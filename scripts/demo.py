@@ -152,7 +152,7 @@ def run(args: argparse.Namespace, size: DemoSize) -> int:
             summary, answers = evaluate(models, args.seed, size)
     if not args.real:  # a base of 135M parameters would draw best-of-16 for an hour
         with timed(seconds, "comparison"):
-            places = judging.Places(HOME, DATA / "held_out.jsonl", RATINGS, f"{size.reward_names}-dpo")
+            places = judging.DemoFiles(HOME, DATA / "held_out.jsonl", RATINGS, f"{size.reward_names}-dpo")
             limits = {"temperature": TEMPERATURE, "max-new-tokens": size.max_new_tokens, "batch-size": size.batch_size}
             summary["comparison"] = judging.compare(models, places, args.seed, limits, by_hand=bool(args.rate), say=say)
     summary |= {

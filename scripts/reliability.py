@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +54,16 @@ def read(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("figures", type=Path, help="the folder that ALIGNMENT_RELIABILITY named")
-    folder = parser.parse_args().figures
+    folder = parser.parse_args(argv).figures
     if not (rows := read(folder)):
         parser.error(f"{folder} has no figures; run the fault tests with ALIGNMENT_RELIABILITY={folder}")
     PAGE.write_text(page(rows), encoding="utf-8")
     print(PAGE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

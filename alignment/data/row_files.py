@@ -59,7 +59,8 @@ def _data_files(path: Path) -> list[Path]:
     suffix = suffix_of(path.name)
     if suffix == ".db":
         raise DataError(
-            f"{path}: a ratings database, which the reward stage and SFT (the preferred answers) read; `alignment rate report` shows it"
+            f"{path}: a ratings database, which the reward stage and SFT (its preferred answers) read; "
+            "`alignment rate report` shows it"
         )
     if suffix in _SHEETS:
         raise DataError(f"{path}: a spreadsheet; save its sheet as CSV (UTF-8) and name that file")

@@ -37,7 +37,7 @@ def gold(prompts: Sequence[Any], responses: Sequence[str], *, fact: Sequence[str
 
 
 @dataclass(frozen=True)
-class Places:
+class DemoFiles:
     """Where the comparison finds and leaves its files: the demo's folder, prompts, ratings; and DPO's name."""
 
     home: Path
@@ -48,7 +48,7 @@ class Places:
 
 def compare(
     models: Mapping[str, str | None],
-    places: Places,
+    places: DemoFiles,
     seed: int,
     limits: Mapping[str, Any],
     *,
