@@ -21,7 +21,7 @@ def test_no_row_stands_twice_and_each_can_be_run():
     rows = list(study.rows())
     assert len({(row.method, row.world, row.prompts) for row in rows}) == len(rows)
     for method in {row.method for row in rows}:
-        row = next(row for row in rows if row.method == method and row.prompts == 50 or row.prompts == 200)
+        row = next(row for row in rows if row.method == method and row.prompts in (50, 200))
         (low, high), truth = row.study(np.random.default_rng(0))
         assert low < high and 0 < abs(truth) < 1
 
