@@ -105,7 +105,7 @@ def _side_figures(result: Figures, version: Version, side: str) -> Iterator[Figu
                 judge_digest=judge["digest"],
                 trained_on=judge["name"] in trained,
                 unit=f"{judge['unit']}s",
-                data=result["prompts"]["name"],
+                data=Path(result["prompts"]["name"]).name,
                 data_sha256=result["prompts"]["sha256"],
             )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import product
 from typing import Literal
 
@@ -173,10 +173,10 @@ def add_evaluation(registry: Registry, version: Version, evaluation: Evaluation)
     Raises:
         RegistryError: it cannot be written.
     """
-    newest = {whole_name(each): each for each in evaluations_of(registry, version)}.get(whole_name(evaluation))
     unlike = {"at", "by"}
-    if newest is not None and newest.model_dump(exclude=unlike) == evaluation.model_dump(exclude=unlike):
-        return False
+    for newest in newest_evaluations(registry, version):
+        if newest.model_dump(exclude=unlike) == evaluation.model_dump(exclude=unlike):
+            return False
     folder = registry.path / "models" / version.name / EVALUATIONS / f"v{version.number:06d}"
     data = json.dumps(evaluation.model_dump(mode="json"), allow_nan=False).encode() + b"\n"
     with one_line_errors(f"the evaluation of {version.ref} cannot be written in {registry.path}"):
@@ -214,8 +214,24 @@ def _parsed(entry: str | bytes) -> Evaluation:
 
 
 def newest_evaluations(registry: Registry, version: Version) -> list[Evaluation]:
-    """The newest evaluation of each name, in the order in which they were first made."""
-    return list({whole_name(each): each for each in evaluations_of(registry, version)}.values())
+    """The newest evaluation of each kind, in the order in which they were first made."""
+    return list(_newest(evaluations_of(registry, version)).values())
+
+
+def _newest(evaluations: Sequence[Evaluation]) -> dict[Hashable, Evaluation]:
+    """The last evaluation of each kind. Of a kind are those of one name, and a judge's figures of the same prompts
+    whatever the file is called: answers that are judged again are in another one."""
+    kinds: dict[Hashable, Hashable] = {}
+    newest: dict[Hashable, Evaluation] = {}
+    for each in evaluations:
+        name = whole_name(each)
+        same: Hashable = name
+        if isinstance(each, FigureRecord) and each.command == "compare" and each.data_sha256:
+            same = each.judge, each.figure, each.data_sha256
+        kind = kinds[name] = kinds[same] = kinds.get(same, kinds.get(name, name))
+        newest = {key: one for key, one in newest.items() if key == kind or whole_name(one) != name}
+        newest[kind] = each
+    return newest
 
 
 def evaluations_by_metric(

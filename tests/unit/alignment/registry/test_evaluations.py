@@ -185,3 +185,18 @@ def test_doctor_names_a_damaged_evaluation(registry, version):
     path.write_text(path.read_text().replace("0.4,", '"high",'))
     (found,) = [each for each in examine(registry, hash_files=False) if each.kind == "evaluation"]
     assert "00000001.json is damaged: value: " in found.problem and found.repair is None
+
+
+def test_figures_of_the_same_prompts_are_one_whatever_their_file_is_called(registry, version):
+    again = JSON | {"data": "answers.jsonl"}
+    other = JSON | {"data": "q.jsonl", "data_sha256": "1" * 64}
+    for fields in (JSON, other, again | {"value": 0.45}, other | {"data_sha256": "2" * 64, "value": 0.31}):
+        assert add_evaluation(registry, version, figure(version, **fields))
+    newest = newest_evaluations(registry, version)
+    assert [(each.data, each.value) for each in newest] == [("answers.jsonl", 0.45), ("q.jsonl", 0.31)]
+    promote(registry, "m@v1", "prod", require=["compare.answers.jsonl.valid_json>=0.45"])
+    add_evaluation(registry, version, figure(version, **JSON | {"data": "q.jsonl", "value": 0.47}))
+    assert [(each.data, each.value) for each in newest_evaluations(registry, version)] == [("q.jsonl", 0.47)]
+    for task in ("arc_easy", "arc_chat"):  # two tasks may ask the same questions in other words
+        add_evaluation(registry, version, figure(version, data=task))
+    assert len(newest_evaluations(registry, version)) == 3
