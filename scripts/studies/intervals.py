@@ -248,14 +248,10 @@ def page(table: list[tuple[Row, float, float]], errors: dict[str, float], saved:
     noise = 196 * (0.05 * 0.95 / studies) ** 0.5
     text = f"""# Do the intervals of `compare` hold the truth?
 
-```bash
-scripts/study.py intervals
-```
-
-Each row is {studies:,} simulated studies whose truth is known. A right 95% interval holds it in 95% of studies; so many
-studies show that to {noise:.1f} points in 19 of 20 rows. Prompts differ by a logit, and have one to six votes, unless a
-row says otherwise. A judge copies that share of people's votes, and is a coin for the others; it has seen three times
-as many prompts as people.
+`scripts/study.py intervals`. Each row is {studies:,} simulated studies whose truth is known. A right 95% interval holds
+it in 95% of studies; so many studies show that to {noise:.1f} points in 19 of 20 rows. Prompts differ by a logit, and
+have one to six votes, unless a row says otherwise. A judge copies that share of people's votes, and is a coin for the
+others; it has seen three times as many prompts as people.
 
 | interval | world | prompts | holds the truth | mean width |
 | --- | --- | ---: | ---: | ---: |
