@@ -317,9 +317,7 @@ def test_a_removal_that_was_killed_after_its_note_is_done_by_the_next(
     assert as_json("gc", "--grace", "0", "--delete")["removed"] == ["m@v1"]
 
 
-def test_a_slow_job_takes_back_its_own_folder_and_no_other(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_job_takes_back_its_own_folder_and_no_other(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it stands at a number that was removed, a collection runs, and somebody begins to use that version."""
     publish(registry)
     rename, noted = os.rename, publishing.noted
