@@ -13,6 +13,8 @@ class UserError(ValueError):
     """
 
     exit_code = 2
+    details: tuple[str, ...] = ()
+    """Lines below the message, such as a list of names to choose from."""
 
 
 class Preempted(Exception):

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignment.cli.recorded import keep, say_recorded
+from alignment.cli.recorded import add_record_options, keep, say_recorded
 from alignment.cli.unread import refuse_unread
 from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
@@ -88,7 +88,7 @@ def _parser(called: str) -> argparse.ArgumentParser:
     parser.add_argument("--concurrency", type=int, default=8, help="requests to an endpoint at a time (default 8)")
     parser.add_argument("--key-env", help="environment variable with the endpoints' key (default OPENAI_API_KEY)")
     parser.add_argument("--registry", help="registry folder (default: $ALIGNMENT_REGISTRY or ./registry)")
-    parser.add_argument("--no-record", action="store_true", help="keep the result out of the registry")
+    add_record_options(parser)
     parser.add_argument("--wandb", action="store_true", help="tell W&B the result too; WANDB_MODE says where")
     parser.add_argument("--wandb-text", action="store_true", help="with --wandb: the answers and the page too")
     parser.add_argument("--seed", type=int, default=0)
@@ -134,7 +134,7 @@ def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], list[BoutJudge]]
         return None
     result = judge_all(comparison, judges, registry, folder)
     write_result(folder, result)
-    recorded = [] if args.no_record else keep(registry, comparison_records(registry, result))
+    recorded = [] if args.no_record else keep(registry, comparison_records(registry, result), args.record)
     page = write_page(folder, result, comparison.contest)
     if args.wandb:
         mirror_result(folder, result, comparison.contest, page, text=args.wandb_text)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignment.cli.recorded import keep, say_recorded
+from alignment.cli.recorded import add_record_options, keep, say_recorded
 from alignment.cli.unread import refuse_unread
 from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
@@ -68,7 +68,7 @@ def _parser(called: str) -> argparse.ArgumentParser:
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a hub model")
     parser.add_argument("--out", type=Path, help="write the results here too (.json)")
     parser.add_argument("--registry", help="registry folder (default: $ALIGNMENT_REGISTRY or ./registry)")
-    parser.add_argument("--no-record", action="store_true", help="keep the result out of the registry")
+    add_record_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser
 
@@ -106,7 +106,7 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     )
     registry = Registry(args.registry)
     found = evaluate(args.model, job, registry, args.before)
-    return found | {"recorded": [] if args.no_record else keep(registry, task_records(registry, found))}
+    return found | {"recorded": [] if args.no_record else keep(registry, task_records(registry, found), args.record)}
 
 
 def _write(path: Path, found: Mapping[str, Any]) -> None:

@@ -36,6 +36,8 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except UserError as error:
             typer.echo(f"error: {one_line(str(error))}", err=True)
+            for line in error.details:
+                typer.echo(clean(line), err=True)
             raise typer.Exit(2) from None
 
 

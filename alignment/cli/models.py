@@ -28,7 +28,7 @@ from alignment.cli.common import (
 from alignment.errors import UserError
 from alignment.ratings import RatingsStore
 from alignment.registry import LineageNode, Manifest, Registry, RegistryError, Version, render_lineage
-from alignment.registry.evaluations import evaluations_of, newest_evaluations
+from alignment.registry.evaluations import evaluations_of, largest_first, newest_evaluations
 from alignment.registry.graph import mermaid
 from alignment.registry.lineage import describe_data, flat_metrics, walk
 from alignment.registry.page import lineage_page
@@ -38,6 +38,8 @@ from alignment.registry.words import judge_in
 from alignment.terminal import clean, one_line, screen
 
 models = typer.Typer(no_args_is_help=True)
+EVALUATIONS_SHOWN = 6
+"""By `models show` without --all."""
 
 
 @models.command("list")
@@ -54,7 +56,14 @@ def list_models(registry: RegistryOption = None, as_json: JsonOption = False) ->
 
 
 @models.command("show")
-def show_model(ref: RefArgument, registry: RegistryOption = None, as_json: JsonOption = False) -> None:
+def show_model(
+    ref: RefArgument,
+    every: Annotated[
+        bool, typer.Option("--all", help=f"Every evaluation, not the {EVALUATIONS_SHOWN} largest.")
+    ] = False,
+    registry: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """One version: what it is, what it was made from, and how.  Example: alignment models show help-desk-ppo@v1"""
     opened = Registry(registry)
     version = opened.resolve(ref)
@@ -65,7 +74,7 @@ def show_model(ref: RefArgument, registry: RegistryOption = None, as_json: JsonO
         judged = [each.model_dump(mode="json") for each in evaluations_of(opened, version)]
         print_json({**identity(version), **state, "evaluations": judged, "manifest": manifest})
     else:
-        screen().print(_version_table(opened, version))
+        screen().print(_version_table(opened, version, every))
 
 
 @models.command("graph")
@@ -283,7 +292,15 @@ def _models_table(registry: Registry) -> Table:
     return table
 
 
-def _version_table(registry: Registry, version: Version) -> Table:
+def _evaluation_rows(registry: Registry, version: Version, every: bool) -> list[tuple[str, str]]:
+    """The evaluations on the most prompts first; without `every`, the largest few."""
+    found = largest_first(newest_evaluations(registry, version))
+    shown = found if every else found[:EVALUATIONS_SHOWN]
+    left = len(found) - len(shown)
+    return [*((each.label, each.text) for each in shown), *([("", f"{left} more: --all")] if left else [])]
+
+
+def _version_table(registry: Registry, version: Version, every: bool) -> Table:
     manifest = version.manifest
     rows: list[tuple[str, str]] = [
         ("model", f"{version.ref} ({manifest.role}, stage {manifest.stage})"),
@@ -294,7 +311,7 @@ def _version_table(registry: Registry, version: Version) -> Table:
         ("published", f"{manifest.created_at:%Y-%m-%d %H:%M:%S} UTC"),
         ("run", manifest.run_id or ""),
         *(("review", review.text) for review in reviews_of(registry, version)),
-        *((each.label, each.text) for each in newest_evaluations(registry, version)),
+        *_evaluation_rows(registry, version, every),
         ("W&B", manifest.wandb_url or ""),
         *_origin_rows(manifest),
         *((parent.role, f"{parent.ref} {parent.digest or ''}") for parent in manifest.parents),

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignment.cli.recorded import keep, say_recorded
+from alignment.cli.recorded import add_record_options, keep, say_recorded
 from alignment.cli.unread import refuse_unread
 from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
@@ -73,7 +73,7 @@ def _parser(called: str) -> argparse.ArgumentParser:
     parser.add_argument("--eos-token", help="the end token of a policy that names none, as a config's model.eos_token")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a hub model")
     parser.add_argument("--registry", help="registry folder (default: $ALIGNMENT_REGISTRY or ./registry)")
-    parser.add_argument("--no-record", action="store_true", help="keep the summary out of the registry")
+    add_record_options(parser)
     parser.add_argument("--json", action="store_true", help="the summary as one JSON object on stdout")
     service = parser.add_argument_group("the service")
     service.add_argument("--serve", action="store_true", help="answer PPO's rewards.others[].url over HTTP")
@@ -96,7 +96,7 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if not args.serve and not args.file:
         raise UserError("which file? alignment score MODEL FILE; or --serve to answer over HTTP")
     if args.serve:
-        of_files = ("format", "column", "batch_size", "dtype", "template", "eos_token", "no_record", "json")
+        of_files = ("format", "column", "batch_size", "dtype", "template", "eos_token", "record", "no_record", "json")
         refuse_unread(args, parser, of_files, "read for a file alone; --serve takes what PPO's process does")
     else:
         refuse_unread(args, parser, OF_SERVICE, "read with --serve alone; take it out")
@@ -145,7 +145,7 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
     found = score_file(scorer, job, args.out)
     if not processes.is_main_process():
         return {}
-    return found | {"recorded": [] if args.no_record else keep(registry, score_records(registry, found))}
+    return found | {"recorded": [] if args.no_record else keep(registry, score_records(registry, found), args.record)}
 
 
 def _serve(args: argparse.Namespace) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -19,18 +21,19 @@ ITSELF = {"judge": "itself", "judged_by": "its own probabilities"}
 Records = Iterator[tuple[Version, Evaluation]]
 
 
-def record(registry: Registry, records: Records) -> list[Version]:
-    """Add evaluations, but for those that are no finite number; returns the versions that got a new one.
+def record(registry: Registry, records: Records, fewest: int = 1) -> tuple[list[Version], int]:
+    """Add evaluations, but for those that are no finite number, or on fewer than `fewest` prompts.
+
+    Returns:
+        The versions that got a new one, and how many were left out for having too few prompts.
 
     Raises:
         RegistryError: one cannot be written, or an earlier one is damaged.
     """
-    told = [
-        version
-        for version, evaluation in records
-        if math.isfinite(evaluation.value) and add_evaluation(registry, version, evaluation)
-    ]
-    return list({version.ref: version for version in told}.values())
+    found = [(version, evaluation) for version, evaluation in records if math.isfinite(evaluation.value)]
+    enough = [(version, evaluation) for version, evaluation in found if evaluation.n >= fewest]
+    told = [version for version, evaluation in enough if add_evaluation(registry, version, evaluation)]
+    return list({version.ref: version for version in told}.values()), len(found) - len(enough)
 
 
 def comparison_records(registry: Registry, result: Figures) -> Records:
@@ -66,6 +69,7 @@ def _win(result: Figures, row: Figures, version: Version, ours: str, theirs: str
         **_of(version),
         against=str(opponent["model"]) if plain else theirs,
         against_digest=opponent.get("digest") if plain else None,
+        **_stands_for(opponent),
         judge=row["judge"],
         judged_by=row["judged_by"],
         judge_digest=row["digest"],
@@ -81,6 +85,32 @@ def _win(result: Figures, row: Figures, version: Version, ours: str, theirs: str
         losses=wins[1],
         length_controlled=at_same_length,
     )
+
+
+def _stands_for(opponent: Mapping[str, Any]) -> dict[str, str]:
+    """What an opponent's label means, in words and as a hash, where the label is not a model with a digest itself.
+
+    Texts are named by a hash: a registry and the card of an export go to others than the comparison does.
+    """
+    added = [name for name in ("system", "examples", "context", "template", "eos_token") if opponent.get(name)]
+    if not added and not opponent.get("best_of") and (opponent.get("digest") or not opponent.get("sha256")):
+        return {}
+    names = ("model", "digest", "sha256", "chosen_by", "chosen_by_digest", *PROMPTING)
+    parts = {name: opponent.get(name) for name in names}
+    identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    words = [f"{name} {_short(str(opponent[name]))}" for name in added]
+    if best_of := opponent.get("best_of"):
+        words.append(f"the best of {best_of} by {opponent.get('chosen_by')}")
+    if not opponent.get("digest") and opponent.get("sha256"):
+        words.append(f"a file, {_short(str(opponent['sha256']))}")
+    return {"against_is": f"{opponent['model']}, {', '.join(words)}", "against_identity": f"sha256:{identity}"}
+
+
+def _short(text: str) -> str:
+    """A hash that is written down already, or that of a text, cut to eight digits."""
+    known = text.rpartition("sha256:")[2] if "sha256:" in text else text
+    is_hash = len(known) in (16, 64) and set(known) <= set("0123456789abcdef")
+    return (known if is_hash else hashlib.sha256(text.encode()).hexdigest())[:8]
 
 
 def _is_prompted(identity: Mapping[str, Any]) -> bool:

@@ -3,7 +3,8 @@
     models/NAME/evaluations/v000003/00000001.json
 
 A manifest holds what a run knew of its own model. Who won against another model, and how a version does on a task or a
-check, is said later, so it stands beside the version. Of several of the same kind the newest counts.
+check, is said later, so it stands beside the version. Of several on the same data the newest counts, and of several on
+other data the one on the most prompts.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
@@ -59,6 +61,10 @@ class WinRecord(_Evaluation):
 
     against: str
     against_digest: str | None = None
+    against_is: str | None = None
+    """What a label that a user gave stands for, in words."""
+    against_identity: str | None = None
+    """Hash of what such a label stands for: the model, and all that changes its answers."""
     prompts: str
     """Name of the prompts file."""
     prompts_sha256: str | None = None
@@ -76,14 +82,29 @@ class WinRecord(_Evaluation):
         return self.win_rate
 
     @property
+    def opponent(self) -> str | None:
+        """The other model, whatever its name is; None where only its name is known."""
+        return self.against_identity or self.against_digest
+
+    @property
+    def question(self) -> Hashable:
+        """What is asked, whatever the data."""
+        return "win_rate", self.against, self.opponent, self.judge
+
+    @property
+    def kind(self) -> Hashable:
+        """The question with its data. An answers file that is judged again has another name and the same prompts."""
+        return self.question, self.prompts_sha256 or self.prompts
+
+    @property
     def subject(self) -> str:
         """In a sentence, after "its"."""
-        return f"win rate against {self.against}"
+        return f"win rate against {self.against}{_in_brackets(self.against_is)}"
 
     @property
     def where(self) -> str:
         """In a sentence, after "on"."""
-        return f"{self.n} prompts"
+        return f"{self.n:,} prompts of {self.prompts}"
 
     @property
     def label(self) -> str:
@@ -94,8 +115,9 @@ class WinRecord(_Evaluation):
     def text(self) -> str:
         """A line for the screen."""
         return one_line(
-            f"wins {100 * self.win_rate:.0f}% ({100 * self.low:.0f} to {100 * self.high:.0f}%) against {self.against} "
-            f"on {self.n} prompts of {self.prompts}, judged by {self.judged_by}{_trained(self)}, {self.at:%Y-%m-%d}"
+            f"wins {100 * self.win_rate:.0f}% ({100 * self.low:.0f} to {100 * self.high:.0f}%) against {self.against}"
+            f"{_in_brackets(self.against_is)} on {self.where}, judged by {self.judged_by}{_trained(self)}, "
+            f"{self.at:%Y-%m-%d}"
         )
 
     @property
@@ -120,6 +142,22 @@ class FigureRecord(_Evaluation):
     data_sha256: str | None = None
     against: str | None = None
     against_digest: str | None = None
+
+    @property
+    def opponent(self) -> str | None:
+        """The other model, whatever its name is; None where only its name is known."""
+        return self.against_digest
+
+    @property
+    def question(self) -> Hashable:
+        """What is asked, whatever the data; a task or a general text is part of what `alignment eval` asks."""
+        of_task = self.data if self.command == "eval" else None
+        return self.command, self.figure, self.against, self.opponent, self.judge, of_task
+
+    @property
+    def kind(self) -> Hashable:
+        """The question with its data. An answers file that is judged again has another name and the same prompts."""
+        return self.question, self.data_sha256 or self.data
 
     @property
     def subject(self) -> str:
@@ -161,6 +199,10 @@ class FigureRecord(_Evaluation):
 
 
 Evaluation = WinRecord | FigureRecord
+
+
+def _in_brackets(text: str | None) -> str:
+    return f" ({text})" if text else ""
 
 
 def _trained(evaluation: Evaluation) -> str:
@@ -214,54 +256,69 @@ def _parsed(entry: str | bytes) -> Evaluation:
 
 
 def newest_evaluations(registry: Registry, version: Version) -> list[Evaluation]:
-    """The newest evaluation of each kind, in the order in which they were first made."""
-    return list(_newest(evaluations_of(registry, version)).values())
+    """The newest evaluation of each question on each data, in the order in which they were first made."""
+    return list({each.kind: each for each in evaluations_of(registry, version)}.values())
 
 
-def _newest(evaluations: Sequence[Evaluation]) -> dict[Hashable, Evaluation]:
-    """The last evaluation of each kind. Of a kind are those of one name, and a judge's figures of the same prompts
-    whatever the file is called: answers that are judged again are in another one."""
-    kinds: dict[Hashable, Hashable] = {}
-    newest: dict[Hashable, Evaluation] = {}
-    for each in evaluations:
-        name = whole_name(each)
-        same: Hashable = name
-        if isinstance(each, FigureRecord) and each.command == "compare" and each.data_sha256:
-            same = each.judge, each.figure, each.data_sha256
-        kind = kinds[name] = kinds[same] = kinds.get(same, kinds.get(name, name))
-        newest = {key: one for key, one in newest.items() if key == kind or whole_name(one) != name}
-        newest[kind] = each
-    return newest
+def largest_first(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Sorted by the number of prompts; of equal ones the newest first."""
+    return sorted(evaluations, key=lambda each: (-each.n, -each.at.timestamp()))
 
 
-def evaluations_by_metric(
-    evaluations: Sequence[Evaluation],
-) -> tuple[dict[str, Evaluation], dict[str, list[str]]]:
-    """The evaluation behind each name of a figure, without `.low`, `.high` and `.n`.
+@dataclass(frozen=True)
+class NamedEvaluations:
+    """Which evaluation each name of a figure means, without `.low`, `.high` and `.n`.
 
     The whole names are `compare.OPPONENT.JUDGE.win_rate`, `COMMAND.DATA.JUDGE.FIGURE` and, for a difference,
     `COMMAND.OTHER.DATA.JUDGE.FIGURE.change`. What stands between the first and the last part may be left out where only
-    one evaluation is meant.
-
-    Returns:
-        The evaluations by name; and, for a short name that fits several, their whole names.
+    one question is meant; of one question, the evaluation on the most prompts counts.
     """
-    named: dict[str, list[Evaluation]] = {}
+
+    single: dict[str, Evaluation]
+    several: dict[str, list[str]]
+    """Of a name that fits several questions: their whole names, grouped by opponent."""
+    names: list[str]
+    """All whole names, grouped by opponent."""
+
+
+def name_evaluations(evaluations: Sequence[Evaluation]) -> NamedEvaluations:
+    """The names of the evaluations of a version."""
+    fitting: dict[str, list[Evaluation]] = {}
+    for each in largest_first(evaluations):
+        first, between, last = each.parts
+        opponents = [each.against, _with_hash(each)] if each.against else []
+        for kept in product((True, False), repeat=len(between)):
+            parts = [part for part, stays in zip(between, kept, strict=True) if stays]
+            for opponent in opponents if parts and parts[0] == each.against else [None]:
+                name = _joined(first, *([opponent, *parts[1:]] if opponent else parts), last)
+                if each not in fitting.setdefault(name, []):
+                    fitting[name].append(each)
+    single, several = {}, {}
+    for name, found in fitting.items():
+        questions = {each.question: each for each in reversed(found)}
+        if len(questions) == 1:
+            single[name] = found[0]
+        else:
+            several[name] = _sorted_names(list(questions.values()), fitting)
+    return NamedEvaluations(single, several, _sorted_names(evaluations, fitting))
+
+
+def _sorted_names(evaluations: Sequence[Evaluation], fitting: Mapping[str, Sequence[Evaluation]]) -> list[str]:
+    """Whole names, each of which means one question; those of an opponent stand together."""
+    named = {}
     for each in evaluations:
         first, between, last = each.parts
-        for kept in product((True, False), repeat=len(between)):
-            name = _joined(first, *(part for part, stays in zip(between, kept, strict=True) if stays), last)
-            if each not in named.setdefault(name, []):
-                named[name].append(each)
-    single = {name: fitting[0] for name, fitting in named.items() if len(fitting) == 1}
-    several = {name: [whole_name(each) for each in fitting] for name, fitting in named.items() if len(fitting) > 1}
-    return single, several
+        name = _joined(first, *between, last)
+        if len({other.question for other in fitting[name]}) > 1:
+            name = _joined(first, _with_hash(each), *between[1:], last)
+        named[name] = each.against or ""
+    return sorted(named, key=lambda name: (named[name], name))
 
 
-def whole_name(evaluation: Evaluation) -> str:
-    """The name that is meant for this evaluation alone."""
-    first, between, last = evaluation.parts
-    return _joined(first, *between, last)
+def _with_hash(evaluation: Evaluation) -> str:
+    """An opponent's label with the beginning of its hash, for a label that stood for several."""
+    opponent = (evaluation.opponent or "unknown").removeprefix("sha256:")[:8]
+    return f"{evaluation.against}#{opponent}"
 
 
 def _joined(*parts: str) -> str:

@@ -14,8 +14,10 @@ from alignment.registry.aliases import ANY, Anything, version_before
 from alignment.registry.errors import RegistryError
 from alignment.registry.evaluations import (
     Evaluation,
+    NamedEvaluations,
     evaluation_values,
-    evaluations_by_metric,
+    evaluations_of,
+    name_evaluations,
     newest_evaluations,
 )
 from alignment.registry.references import nearest
@@ -25,6 +27,8 @@ from alignment.registry.version import Version
 from alignment.registry.words import judge_in
 from alignment.terminal import one_line
 
+MOST_NAMES = 12
+"""Names of evaluations below an error."""
 _COMPARE = {">=": operator.ge, "<=": operator.le, "==": operator.eq, ">": operator.gt, "<": operator.lt}
 _REQUIREMENT = re.compile(r"\s*(\S.*?)\s*(>=|<=|==|>|<)\s*(\S+)\s*")
 
@@ -79,17 +83,12 @@ def promote(
     requirements = [parse_requirement(text) for text in require]
     version = registry.load(ref)
     review = check_reviewed(registry, version, require_review)
-    by_metric, ambiguous = evaluations_by_metric(newest_evaluations(registry, version) if requirements else ())
-    values = dict(metric_values(version.manifest.metrics or {})) | evaluation_values(by_metric)
+    named = name_evaluations(newest_evaluations(registry, version) if requirements else ())
+    values = dict(metric_values(version.manifest.metrics or {})) | evaluation_values(named.single)
     unmet = []
     for requirement in requirements:
-        if fitting := ambiguous.get(_stem(requirement.metric)):
-            raise RegistryError(
-                f"{requirement.metric} of {version.ref} may be {' or '.join(fitting)}; name one of them"
-            )
         if requirement.metric not in values:
-            hint = nearest(requirement.metric, values) if values else "it has no metrics"
-            raise RegistryError(f"{version.ref} has no metric {requirement.metric!r}; {hint}")
+            raise _unknown(version, requirement.metric, named, values)
         if not requirement.met_by(values[requirement.metric]):
             unmet.append(f"{requirement.metric} is {values[requirement.metric]:g}, required {requirement.text}")
     if unmet:
@@ -103,6 +102,22 @@ def promote(
     return version
 
 
+def _unknown(version: Version, metric: str, named: NamedEvaluations, values: Mapping[str, float]) -> RegistryError:
+    """The error for a name that fits several evaluations, or nothing; the names that may be meant stand below it."""
+    stem, ending = _stem(metric), metric.removeprefix(_stem(metric)) or ".low"
+    if fitting := named.several.get(stem):
+        error = RegistryError(f"{metric} of {version.ref} may be one of {len(fitting)}; name one of them")
+    else:
+        hint = nearest(metric, values) if values else "it has no metrics"
+        of_command = f"{metric.partition('.')[0]}."
+        fitting = [] if "did you mean" in hint else [name for name in named.names if name.startswith(of_command)]
+        error = RegistryError(f"{version.ref} has no metric {metric!r}; {'it has these' if fitting else hint}")
+    error.details = tuple(f"  {name}{ending}" for name in fitting[:MOST_NAMES])
+    if len(fitting) > MOST_NAMES:
+        error.details += (f"  {len(fitting) - MOST_NAMES} more: alignment models show {version.ref} --all",)
+    return error
+
+
 def caveats(registry: Registry, version: Version, require: Sequence[str] = ()) -> list[str]:
     """Caveats of a promotion: checks that the reviewed run lacks, and the judge behind a required evaluation."""
     notes = []
@@ -110,9 +125,10 @@ def caveats(registry: Registry, version: Version, require: Sequence[str] = ()) -
     if reviews and (caveat := reviews[-1].caveat):
         notes.append(f"{version.ref}: {caveat}")
     metrics = [parse_requirement(text).metric for text in require]
-    by_metric = evaluations_by_metric(newest_evaluations(registry, version) if metrics else ())[0]
+    every = evaluations_of(registry, version) if metrics else []
+    by_metric = name_evaluations(newest_evaluations(registry, version) if metrics else ()).single
     judged = [by_metric[stem] for metric in metrics if (stem := _stem(metric)) in by_metric]
-    notes += [f"{version.ref}: {_told(each)}" for each in dict.fromkeys(judged)]
+    notes += [f"{version.ref}: {_told(each, every)}" for each in dict.fromkeys(judged)]
     if any("win_rate" in metric and _stem(metric) not in by_metric for metric in metrics):
         notes.append(f"{version.ref}: its win rate is judged by {one_line(judge_in(version.manifest.metrics or {}))}")
     judges = [each for each in judged if each.parts[0] == "compare"]
@@ -124,10 +140,14 @@ def caveats(registry: Registry, version: Version, require: Sequence[str] = ()) -
     return notes
 
 
-def _told(evaluation: Evaluation) -> str:
-    """Who judged, of what, and how much."""
+def _told(evaluation: Evaluation, every: Sequence[Evaluation]) -> str:
+    """Who judged, of what, how much, and out of how many evaluations of the same question."""
     trained = ", which it was trained on" if evaluation.trained_on else ""
-    return one_line(f"its {evaluation.subject} is judged by {evaluation.judged_by} on {evaluation.where}{trained}")
+    same = sum(each.question == evaluation.question for each in every)
+    chosen = f"; of {same} evaluations of this kind, the newest on the most prompts" if same > 1 else ""
+    return one_line(
+        f"its {evaluation.subject} is judged by {evaluation.judged_by} on {evaluation.where}{trained}{chosen}"
+    )
 
 
 def _stem(metric: str) -> str:

@@ -1,6 +1,7 @@
 """`alignment compare` on a tiny registry: what it keeps, shows and records, and mistakes in one line."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def reward_model(house, tokenizer):
 
 
 def run(*arguments, prompts="prompts.jsonl"):
-    return main([*arguments, "--prompts", prompts, "--max-new-tokens", "6"])
+    """With --record: a result on so few prompts is not recorded by itself."""
+    return main([*arguments, "--prompts", prompts, "--max-new-tokens", "6", "--record"])
 
 
 def result_of(capsys, *arguments):
@@ -173,6 +175,27 @@ def test_prompting_against_fine_tuning_is_one_line(house, capsys):
     assert result["recorded"] == ["one@v1"]  # the prompt is no part of the version
     told, *_ = evaluations_of(Registry(), Registry().resolve("one"))
     assert (told.against, told.against_digest) == ("prompted", None)
+    assert re.fullmatch(r"one@v1, system [0-9a-f]{8}, examples [0-9a-f]{8}", told.against_is)
+    other = result_of(capsys, "one", "prompted=one?system=Be very kind.", "--out", "o", "--by", "references=chrf")
+    assert other["recorded"] == ["one@v1"]
+    told = {
+        each.against_identity
+        for each in evaluations_of(Registry(), Registry().resolve("one"))
+        if each.label == "compared"
+    }
+    assert len(told) == 2 and None not in told  # the same label, another system prompt
+
+
+def test_a_result_on_few_prompts_is_recorded_only_if_asked(house, capsys):
+    rows = [{"prompt": f"Question {n}?", "completion": f"Answer {n}."} for n in range(31)]
+    Path("many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["one", "two", "--by", "references=chrf", "--max-new-tokens", "6", "--json", "--prompts"]
+    assert main([*command, "many.jsonl", "--limit", "29", "--out", "few"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["recorded"] == [] and evaluations_of(Registry(), Registry().resolve("one")) == []
+    assert "on fewer than 30 prompts, questions or answers: not in the registry; --record puts them there" in said.err
+    assert main([*command, "many.jsonl", "--out", "all"]) == 0
+    assert json.loads(capsys.readouterr().out)["recorded"] == ["one@v1", "two@v1"]
 
 
 def test_an_endpoint_and_a_file_are_sides(house, capsys):
@@ -260,7 +283,7 @@ def test_a_file_of_answers_is_judged_again_without_models(house, capsys, monkeyp
     assert run("one", "two", "--out", "c") == 0
     assert "say who judges with --by" in capsys.readouterr().err
     monkeypatch.setattr(drawing, "find_model", None)
-    command = ["--answers", "c/answers.jsonl", "--by", "python=judges.py:longer"]
+    command = ["--answers", "c/answers.jsonl", "--by", "python=judges.py:longer", "--record"]
     assert main([*command, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert list(result["sides"]) == ["one@v1", "two@v1"] and result["recorded"] == ["one@v1", "two@v1"]

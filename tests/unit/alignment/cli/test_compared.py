@@ -16,15 +16,13 @@ from alignment.runs.record import RunRecord
 TEXT = "wins 60% (55 to 65%) against sft@v1 on 50 prompts of p.jsonl, judged by people, "
 
 
-def tell(registry, version):
-    add_evaluation(
-        registry,
-        version,
-        WinRecord(
-            at=datetime.now(UTC), by="ann@host", digest=version.digest, against="sft@v1", judge="people",
-            judged_by="people", prompts="p.jsonl", n=50, win_rate=0.6, low=0.55, high=0.65, wins=30, ties=0, losses=20,
-        ),
-    )  # fmt: skip
+def tell(registry, version, **fields):
+    values = {
+        "at": datetime.now(UTC), "by": "ann@host", "digest": version.digest, "against": "sft@v1", "judge": "people",
+        "judged_by": "people", "prompts": "p.jsonl", "n": 50, "win_rate": 0.6, "low": 0.55, "high": 0.65, "wins": 30,
+        "ties": 0, "losses": 20,
+    }  # fmt: skip
+    add_evaluation(registry, version, WinRecord(**values | fields))
 
 
 def test_models_show_has_it_and_promote_reads_it(registry: Registry) -> None:
@@ -34,7 +32,28 @@ def test_models_show_has_it_and_promote_reads_it(registry: Registry) -> None:
     (told,) = as_json("show", "m")["evaluations"]
     assert (told["judge"], told["win_rate"], told["low"], told["n"]) == ("people", 0.6, 0.55, 50)
     moved = as_json("promote", "m@v1", "prod", "--require", "compare.win_rate.low>0.5")
-    assert moved["caveats"] == ["m@v1: its win rate against sft@v1 is judged by people on 50 prompts"]
+    assert moved["caveats"] == ["m@v1: its win rate against sft@v1 is judged by people on 50 prompts of p.jsonl"]
+
+
+def test_models_show_has_the_six_largest_and_all_with_all(registry: Registry) -> None:
+    version = publish(registry)
+    for n in (40, 90, 60, 30, 80, 50, 70, 35):
+        tell(registry, version, against=f"a{n}@v1", n=n)
+    lines = run("show", "m").stdout.splitlines()
+    shown = [line.partition("against ")[2].partition("@")[0] for line in lines if line.startswith("compared")]
+    assert shown == ["a90", "a80", "a70", "a60", "a50", "a40"]
+    assert [line.strip() for line in lines if "more: --all" in line] == ["2 more: --all"]
+    lines = run("show", "m", "--all").stdout.splitlines()
+    assert sum(line.startswith("compared") for line in lines) == 8 and not any("more:" in line for line in lines)
+
+
+def test_names_to_choose_from_stand_one_a_line(registry: Registry) -> None:
+    version = publish(registry)
+    for other in ("a@v1", "b@v1"):
+        tell(registry, version, against=other)
+    lines = run("promote", "m@v1", "prod", "--require", "compare.win_rate>0.5").stderr.splitlines()
+    assert lines[0] == "error: compare.win_rate of m@v1 may be one of 2; name one of them"
+    assert lines[1:] == [f"  compare.{other}.people.win_rate.low" for other in ("a@v1", "b@v1")]
 
 
 def test_the_card_of_an_export_has_it(tmp_path, tokenizer) -> None:

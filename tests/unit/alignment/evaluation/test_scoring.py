@@ -89,7 +89,7 @@ def test_the_summary_stands_beside_the_version(models, here, capsys):
     for name in ("reward", "policy"):
         registry.publish(name, models / name, stage="sft", role=name)
     file = write("pairs.jsonl", PAIRS)
-    summary, _ = scored(capsys, "reward", file)
+    summary, _ = scored(capsys, "reward", file, "--record")
     assert summary["recorded"] == ["reward@v1"]
     mean, accuracy = evaluations_of(registry, registry.resolve("reward"))
     assert (mean.figure, mean.value, mean.n) == ("mean score", summary["mean"], 18)
@@ -101,6 +101,8 @@ def test_the_summary_stands_beside_the_version(models, here, capsys):
     )
     assert (accuracy.data, accuracy.data_sha256) == (file, hashlib.sha256(Path(file).read_bytes()).hexdigest())
     assert main(["policy", file]) == 0
+    assert "3 results on fewer than 30" in capsys.readouterr().err
+    assert main(["policy", file, "--record"]) == 0
     assert "an evaluation of policy@v1 is in the registry" in capsys.readouterr().err
     told = evaluations_of(registry, registry.resolve("policy"))
     assert [each.figure for each in told] == ["bits per byte", "log-probability per token", "accuracy"]

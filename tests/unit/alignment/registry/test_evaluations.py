@@ -96,13 +96,14 @@ def test_a_name_that_several_fit_is_refused_and_the_whole_ones_are_given(registr
     add_evaluation(registry, version, evaluation(version, **RM))
     add_evaluation(registry, version, evaluation(version, against="base@v1"))
     for name, fitting in (
-        ("compare.win_rate.low", ["sft@v1.people", "sft@v1.reward=rm@v1", "base@v1.people"]),
-        ("compare.people.win_rate", ["sft@v1.people", "base@v1.people"]),
+        ("compare.win_rate.low", ["base@v1.people", "sft@v1.people", "sft@v1.reward=rm@v1"]),
+        ("compare.people.win_rate", ["base@v1.people", "sft@v1.people"]),
     ):
         with pytest.raises(RegistryError) as caught:
             promote(registry, "m@v1", "prod", require=[f"{name}>=0.5"])
-        whole = " or ".join(f"compare.{each}.win_rate" for each in fitting)
-        assert f"{name} of m@v1 may be {whole}; name one of them" in str(caught.value)
+        assert f"{name} of m@v1 may be one of {len(fitting)}; name one of them" in str(caught.value)
+        ending = ".low" if name.endswith(".low") else ""
+        assert caught.value.details == tuple(f"  compare.{each}.win_rate{ending or '.low'}" for each in fitting)
     promote(registry, "m@v1", "prod", require=["compare.base@v1.win_rate>=0.6", "compare.reward=rm@v1.win_rate>=0.6"])
     (move,) = registry.alias_history("m", "prod")
     assert move.required == ("compare.base@v1.win_rate>=0.6", "compare.reward=rm@v1.win_rate>=0.6")
@@ -117,14 +118,12 @@ def test_an_unknown_name_gets_the_nearest(registry, version):
 def test_a_judge_that_the_version_was_trained_on_warns_and_alone_more_so(registry, version):
     add_evaluation(registry, version, evaluation(version, trained_on=True, **RM))
     add_evaluation(registry, version, evaluation(version))
-    trained = (
-        "m@v1: its win rate against sft@v1 is judged by the reward model rm@v1 on 50 prompts, which it was trained on"
-    )
+    trained = "m@v1: its win rate against sft@v1 is judged by the reward model rm@v1 on 50 prompts of p.jsonl, which it was trained on"
     by_model, by_people = "compare.reward=rm@v1.win_rate>0.5", "compare.people.win_rate>0.5"
     told, alone = caveats(registry, version, [by_model])
     assert told == trained and "no other judge was required than the one that it was trained on" in alone
     assert caveats(registry, version, [by_model, by_people]) == [
-        trained, "m@v1: its win rate against sft@v1 is judged by people on 50 prompts",
+        trained, "m@v1: its win rate against sft@v1 is judged by people on 50 prompts of p.jsonl",
     ]  # fmt: skip
     assert caveats(registry, version, ["eval_kl<5"]) == []
 
@@ -164,8 +163,9 @@ def test_a_figure_is_required_by_each_of_its_names(registry, version, name, valu
 def test_a_figure_on_two_files_needs_the_name_of_one_and_one_without_an_interval_has_no_ends(registry, version):
     add_evaluation(registry, version, figure(version, low=None, high=None))
     add_evaluation(registry, version, figure(version, data="hellaswag"))
-    with pytest.raises(RegistryError, match=r"may be eval.arc_easy.lm-eval.acc or eval.hellaswag.lm-eval.acc; name"):
+    with pytest.raises(RegistryError, match=r"eval.acc of m@v1 may be one of 2") as caught:
         promote(registry, "m@v1", "prod", require=["eval.acc>=0.4"])
+    assert caught.value.details == ("  eval.arc_easy.lm-eval.acc.low", "  eval.hellaswag.lm-eval.acc.low")
     with pytest.raises(RegistryError, match=r"has no metric 'eval.arc_easy.acc.low'"):
         promote(registry, "m@v1", "prod", require=["eval.arc_easy.acc.low>=0.1"])
     assert promote(registry, "m@v1", "prod", require=["eval.arc_easy.acc>=0.4"]) == version
@@ -190,13 +190,54 @@ def test_doctor_names_a_damaged_evaluation(registry, version):
 def test_figures_of_the_same_prompts_are_one_whatever_their_file_is_called(registry, version):
     again = JSON | {"data": "answers.jsonl"}
     other = JSON | {"data": "q.jsonl", "data_sha256": "1" * 64}
-    for fields in (JSON, other, again | {"value": 0.45}, other | {"data_sha256": "2" * 64, "value": 0.31}):
+    for fields in (JSON, other, again | {"value": 0.45}, other | {"value": 0.31}):
         assert add_evaluation(registry, version, figure(version, **fields))
     newest = newest_evaluations(registry, version)
     assert [(each.data, each.value) for each in newest] == [("answers.jsonl", 0.45), ("q.jsonl", 0.31)]
     promote(registry, "m@v1", "prod", require=["compare.answers.jsonl.valid_json>=0.45"])
-    add_evaluation(registry, version, figure(version, **JSON | {"data": "q.jsonl", "value": 0.47}))
-    assert [(each.data, each.value) for each in newest_evaluations(registry, version)] == [("q.jsonl", 0.47)]
     for task in ("arc_easy", "arc_chat"):  # two tasks may ask the same questions in other words
         add_evaluation(registry, version, figure(version, data=task))
-    assert len(newest_evaluations(registry, version)) == 3
+    assert len(newest_evaluations(registry, version)) == 4
+
+
+def test_a_small_evaluation_on_other_prompts_does_not_replace_a_large_one(registry, version):
+    add_evaluation(registry, version, evaluation(version, n=240, prompts_sha256="0" * 64))
+    small = {"n": 5, "prompts": "p.jsonl", "prompts_sha256": "1" * 64, "win_rate": 0.9, "low": 0.8, "high": 1.0}
+    add_evaluation(registry, version, evaluation(version, **small))
+    add_evaluation(registry, version, figure(version, **JSON | {"n": 240, "data_sha256": "0" * 64}))
+    add_evaluation(registry, version, figure(version, **JSON | {"n": 5, "value": 0.9, "data_sha256": "1" * 64}))
+    assert len(newest_evaluations(registry, version)) == 4
+    for name, large in (("compare.win_rate", 0.6), ("compare.p.jsonl.valid_json", 0.4)):
+        promote(registry, "m@v1", "prod", require=[f"{name}=={large}", f"{name}.n==240"])
+    (told,) = caveats(registry, version, ["compare.win_rate.low>0.5"])
+    assert told.endswith(
+        "by people on 240 prompts of p.jsonl; of 2 evaluations of this kind, the newest on the most prompts"
+    )
+    again = {"prompts": "q.jsonl", "prompts_sha256": "2" * 64, "n": 240, "win_rate": 0.7, "high": 0.8}
+    add_evaluation(registry, version, evaluation(version, **again))
+    promote(registry, "m@v1", "prod", require=["compare.win_rate==0.7"])  # of equally many prompts the newest
+
+
+def test_a_label_that_stands_for_another_opponent_is_another_kind(registry, version):
+    kind = {"against": "prompted", "against_is": "base@v1, system 0a0a0a0a", "against_identity": "sha256:" + "a" * 64}
+    other = {"against": "prompted", "against_is": "base@v1, system 0b0b0b0b", "against_identity": "sha256:" + "b" * 64}
+    add_evaluation(registry, version, evaluation(version, **kind))
+    add_evaluation(registry, version, evaluation(version, win_rate=0.8, high=0.9, **other))
+    first, second = newest_evaluations(registry, version)
+    assert "against prompted (base@v1, system 0a0a0a0a) on 50 prompts" in first.text
+    with pytest.raises(RegistryError, match="may be one of 2") as caught:
+        promote(registry, "m@v1", "prod", require=["compare.prompted.people.win_rate>0.5"])
+    names = [f"compare.prompted#{letter * 8}.people.win_rate" for letter in "ab"]
+    assert caught.value.details == tuple(f"  {name}.low" for name in names)
+    promote(registry, "m@v1", "prod", require=[f"{names[0]}==0.6", f"{names[1]}==0.8"])
+
+
+def test_at_most_twelve_names_are_listed(registry, version):
+    for number in range(14):
+        add_evaluation(registry, version, evaluation(version, against=f"m{number:02}@v1"))
+    for name in ("compare.win_rate", "compare.humour"):
+        with pytest.raises(RegistryError) as caught:
+            promote(registry, "m@v1", "prod", require=[f"{name}>0.5"])
+        first, *_, twelfth, more = caught.value.details
+        assert (first, twelfth) == ("  compare.m00@v1.people.win_rate.low", "  compare.m11@v1.people.win_rate.low")
+        assert more == "  2 more: alignment models show m@v1 --all"
