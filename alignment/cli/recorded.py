@@ -21,7 +21,7 @@ def add_record_options(parser: argparse.ArgumentParser) -> None:
     """--record and --no-record; without them a result on enough prompts is recorded."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
-        "--record", action="store_true", help=f"put results on fewer than {FEWEST} into the registry too"
+        "--record", action="store_true", help=f"put a result on fewer than {FEWEST} into the registry too"
     )
     group.add_argument("--no-record", action="store_true", help="keep the result out of the registry")
 

@@ -451,7 +451,7 @@ from alignment.registry import Registry
 from alignment.registry.evaluations import FigureRecord
 version = Registry().resolve('m')
 fields = dict(at=datetime.now(UTC), by='a', digest=version.digest, command='eval', figure='acc', value=1.0, low=None,
-              high=None, n=1, unit='questions', judge='j', judged_by='j', data='d')
+              high=None, n=50, unit='questions', judge='j', judged_by='j', data='d')
 print(keep(Registry(), iter([(version, FigureRecord(**fields))])))
 """
 

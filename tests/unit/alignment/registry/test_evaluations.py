@@ -118,7 +118,10 @@ def test_an_unknown_name_gets_the_nearest(registry, version):
 def test_a_judge_that_the_version_was_trained_on_warns_and_alone_more_so(registry, version):
     add_evaluation(registry, version, evaluation(version, trained_on=True, **RM))
     add_evaluation(registry, version, evaluation(version))
-    trained = "m@v1: its win rate against sft@v1 is judged by the reward model rm@v1 on 50 prompts of p.jsonl, which it was trained on"
+    trained = (
+        "m@v1: its win rate against sft@v1 is judged by the reward model rm@v1 on 50 prompts of p.jsonl, "
+        "which it was trained on"
+    )
     by_model, by_people = "compare.reward=rm@v1.win_rate>0.5", "compare.people.win_rate>0.5"
     told, alone = caveats(registry, version, [by_model])
     assert told == trained and "no other judge was required than the one that it was trained on" in alone
@@ -223,7 +226,7 @@ def test_a_label_that_stands_for_another_opponent_is_another_kind(registry, vers
     other = {"against": "prompted", "against_is": "base@v1, system 0b0b0b0b", "against_identity": "sha256:" + "b" * 64}
     add_evaluation(registry, version, evaluation(version, **kind))
     add_evaluation(registry, version, evaluation(version, win_rate=0.8, high=0.9, **other))
-    first, second = newest_evaluations(registry, version)
+    first, _ = newest_evaluations(registry, version)
     assert "against prompted (base@v1, system 0a0a0a0a) on 50 prompts" in first.text
     with pytest.raises(RegistryError, match="may be one of 2") as caught:
         promote(registry, "m@v1", "prod", require=["compare.prompted.people.win_rate>0.5"])
