@@ -59,6 +59,11 @@ def one_line(text: str) -> str:
     return " ".join(clean(text).split())
 
 
+def counted(n: int, word: str) -> str:
+    """`1 row`, `2 rows`, `1,200 rows`."""
+    return f"{n:,} {word}{'s' * (n != 1)}"
+
+
 _printed_at = time.monotonic()
 _open: list[LogLines | _Bar] = []
 

@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignment.cli.early import check_data, columns_of
 from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
+from alignment.models.names import check_name
+from alignment.registry import Registry
 from alignment.terminal import clean, one_line, screen
 from alignment.training.stage import quiet_libraries
 
@@ -29,6 +32,7 @@ def main(argv: Sequence[str] | None = None, called: str = "alignment choose") ->
     args = _parse(argv, called)
     quiet_libraries()
     try:
+        _check(args)
         with ticking("choose"):
             found = _choose(args)
     except UserError as error:
@@ -52,7 +56,7 @@ def _parse(argv: Sequence[str] | None, called: str) -> argparse.Namespace:
     )
     parser.add_argument("models", nargs="+", help="registry references, folders or hub names")
     parser.add_argument("--data", required=True, help="a file or folder of texts, chats or other rows with answers")
-    parser.add_argument("--out", type=Path, default=Path("choose"), help="folder for the scores (default: choose)")
+    parser.add_argument("--out", type=Path, help="folder for the scores (default: choose/DATA)")
     parser.add_argument("--format", default="auto", help="the shape of the rows, if their keys do not tell")
     parser.add_argument("--column", action="append", metavar="OURS=THEIRS", help="rename a column")
     parser.add_argument("--batch-size", type=int, default=64, help="rows that are saved at a time (default 64)")
@@ -64,21 +68,33 @@ def _parse(argv: Sequence[str] | None, called: str) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Find mistakes before torch is imported. One unknown model of several is told with the result."""
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size {args.batch_size}: expected 1 or more")
+    check_data(args.data, "--data")
+    registry, unknown = Registry(args.registry), []
+    for name in args.models:
+        try:
+            check_name(name, registry, ("policy", "reward", "value"))
+        except UserError as error:
+            unknown.append(error)
+    if len(unknown) == len(args.models):
+        raise unknown[0]
+
+
 def _choose(args: argparse.Namespace) -> dict[str, Any]:
-    from alignment.cli.score import columns_of
     from alignment.config.loading import validate
     from alignment.config.sections import DataConfig
     from alignment.evaluation.choosing import ChoosingJob, choose
     from alignment.evaluation.scoring import ScoringJob
-    from alignment.registry import Registry
 
-    if args.batch_size < 1:
-        raise UserError(f"--batch-size {args.batch_size}: expected 1 or more")
     columns = columns_of(args.column)
     validate(DataConfig, {"train": args.data, "format": args.format, "columns": columns}, "choose")
     scoring = ScoringJob(args.data, args.format, columns, args.batch_size)
     job = ChoosingJob(scoring, args.dtype, args.template, args.trust_remote_code)
-    return choose(args.models, job, Registry(args.registry), args.out)
+    out = args.out or Path("choose") / (Path(args.data).resolve().stem or "data")
+    return choose(args.models, job, Registry(args.registry), out)
 
 
 def _show(found: Mapping[str, Any]) -> None:

@@ -13,17 +13,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignment.cli.early import check_data, columns_of
 from alignment.cli.recorded import add_record_options, keep, say_recorded
 from alignment.cli.unread import refuse_unread
 from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
+from alignment.evaluation.judge_names import check_judges
+from alignment.evaluation.sides import SideSpec, parse_side, read_sides
+from alignment.models.names import check_name
+from alignment.registry import Registry
 from alignment.terminal import clean, one_line, screen
 from alignment.training.stage import quiet_libraries
 
 if TYPE_CHECKING:
     from alignment.evaluation.comparison import ComparisonSetup
     from alignment.evaluation.judgments import BoutJudge
-    from alignment.registry import Registry
 
 ABOUT = """Compare models on the same prompts: who wins, by whom judged, and how sure.
 
@@ -47,6 +51,7 @@ def main(argv: Sequence[str] | None = None, called: str = "alignment compare") -
     quiet_libraries()
     try:
         _check(args, parser)
+        _check_names(args)
         with ticking("compare"), contextlib.redirect_stdout(sys.stderr):  # some libraries greet when they are imported
             shown = _compare(args)
     except UserError as error:
@@ -81,6 +86,7 @@ def _parser(called: str) -> argparse.ArgumentParser:
         help="of the machine that answers, for the price of 1,000 answers",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, help="folder of the comparison (default: compares/A-against-B)")
+    parser.add_argument("--column", action="append", metavar="OURS=THEIRS", help="rename a column of the prompts")
     parser.add_argument("--limit", type=int, help="use only the first N prompts")
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=1.0)
@@ -109,7 +115,7 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if args.answers is not None and args.sides_file is not None:
         raise UserError("--sides: the sides are in --answers already; take it out")
     if args.answers is not None:
-        drawn = ("temperature", "max_new_tokens")
+        drawn = ("temperature", "max_new_tokens", "column")
         refuse_unread(args, parser, drawn, "the answers of --answers are drawn already; take it out")
     if "people" not in args.by:
         refuse_unread(args, parser, ("need",), "read by --by people alone; add --by people --db FILE")
@@ -119,13 +125,39 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         raise UserError(f"--key-env {args.key_env}: this environment variable is not set; put the key into it")
 
 
+def _check_names(args: argparse.Namespace) -> None:
+    """Find files, models and judges that are not there, before torch is imported."""
+    registry = Registry(args.registry)
+    check_judges(args.by, registry, args.db, args.judge_model)
+    if args.answers is not None:
+        if not args.answers.is_file():
+            raise UserError(f"--answers {args.answers}: no such file; name the answers.jsonl of a comparison")
+        return
+    check_data(args.prompts, "--prompts")
+    specs = _specs(args)
+    if len(specs) < 2:
+        raise UserError(
+            f"{len(specs)} side{'s' * (len(specs) != 1)} to compare; name two or more: "
+            "alignment compare A B --prompts FILE"
+        )
+    for spec in specs:
+        if not spec.is_elsewhere:
+            check_name(spec.model, registry, "policy")
+        if spec.chosen_by is not None:
+            check_name(spec.chosen_by, registry, "reward")
+
+
+def _specs(args: argparse.Namespace) -> list[SideSpec]:
+    """The sides as they are asked for, with their files read."""
+    return [parse_side(text) for text in args.sides] + (read_sides(args.sides_file) if args.sides_file else [])
+
+
 def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], list[BoutJudge]] | None:
     """The result with the judges that made it; None where nobody judges."""
     from alignment.evaluation.comparison import judge_all, write_result
     from alignment.evaluation.mirroring import mirror_result
     from alignment.evaluation.page import write_page
     from alignment.evaluation.recording import comparison_records
-    from alignment.registry import Registry
 
     registry = Registry(args.registry)
     comparison, judges, folder = (_read if args.answers else _drawn)(args, registry)
@@ -149,19 +181,18 @@ def _drawn(args: argparse.Namespace, registry: Registry) -> tuple[ComparisonSetu
     from alignment.evaluation.costs import parse_prices
     from alignment.evaluation.drawing import DrawOptions, draw, named, open_side
     from alignment.evaluation.judging import open_judges
-    from alignment.evaluation.prompts import comparison_of, read_prompts
-    from alignment.evaluation.sides import parse_side, read_sides
+    from alignment.evaluation.prompts import check_folder, comparison_of, read_prompts
 
     settings = AnswerSettings(args.seed, args.temperature, args.max_new_tokens)
     key = os.environ[args.key_env].strip() if args.key_env else None
     options = DrawOptions(args.batch_size, args.concurrency, key)
-    prompts = read_prompts(args.prompts, args.limit, args.slice)
-    specs = [parse_side(text) for text in args.sides] + (read_sides(args.sides_file) if args.sides_file else [])
-    sides = named([open_side(spec, registry, settings, options) for spec in specs])
+    prompts = read_prompts(args.prompts, args.limit, args.slice, columns_of(args.column))
+    sides = named([open_side(spec, registry, settings, options) for spec in _specs(args)])
+    folder = args.out or Path("compares") / "-against-".join(_as_folder(side.name) for side in sides)
+    check_folder(folder, prompts)
     labels = {side.name: str(side.identity["model"]) for side in sides}
     judges = open_judges(args.by, prompts.items, labels, registry, options, args.db, args.need, args.judge_model)
     prices = parse_prices(args.price_per_hour, list(labels))
-    folder = args.out or Path("compares") / "-against-".join(_as_folder(side.name) for side in sides)
     with AnswersFile(folder / ANSWERS, settings) as file:
         draw(file, sides, prompts.items)
         comparison = comparison_of(file.content, list(labels), prompts, args.slice, args.seed)
@@ -174,7 +205,7 @@ def _read(args: argparse.Namespace, registry: Registry) -> tuple[ComparisonSetup
     from alignment.evaluation.costs import parse_prices
     from alignment.evaluation.drawing import DrawOptions
     from alignment.evaluation.judging import open_judges
-    from alignment.evaluation.prompts import answered_prompts, comparison_of
+    from alignment.evaluation.prompts import answered_prompts, check_folder, comparison_of
 
     content = read_answers(args.answers)
     names = args.sides or list(content.answers)
@@ -187,7 +218,10 @@ def _read(args: argparse.Namespace, registry: Registry) -> tuple[ComparisonSetup
         raise UserError("--answers: say who judges with --by, as in --by people --db ratings.db")
     comparison = comparison_of(content, names, prompts, args.slice, args.seed)
     prices = parse_prices(args.price_per_hour, names)
-    return replace(comparison, prices=prices), judges, args.out or args.answers.parent
+    folder = args.out or args.answers.parent
+    if folder.resolve() != args.answers.parent.resolve():
+        check_folder(folder, prompts)
+    return replace(comparison, prices=prices), judges, folder
 
 
 def _as_folder(name: str) -> str:

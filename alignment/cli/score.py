@@ -10,14 +10,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignment.cli.early import check_model_and_file, columns_of
 from alignment.cli.recorded import add_record_options, keep, say_recorded
 from alignment.cli.unread import refuse_unread
 from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
+from alignment.registry import Registry
+from alignment.registry.manifest import Role
 from alignment.terminal import clean, one_line
 from alignment.training.stage import quiet_libraries
 
 TOKEN_VARIABLE = "ALIGNMENT_SCORE_TOKEN"  # noqa: S105 - a name
+ROLES: tuple[Role, ...] = ("reward", "policy", "value")
 OF_SERVICE = ("host", "port", "microbatch_tokens", "combine", "no_packing", "bf16")
 ABOUT = """Score every row of a file, in order: by a reward model, or (a policy) by the log-probability of each answer.
 
@@ -105,17 +109,8 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
     if not 0 <= args.port < 2**16:
         raise UserError(f"--port {args.port}: expected 0 to 65535")
-
-
-def columns_of(given: Sequence[str] | None) -> dict[str, str | None]:
-    """`--column OURS=THEIRS` as `data.columns` has it; nothing after the sign leaves a column out."""
-    columns: dict[str, str | None] = {}
-    for each in given or ():
-        ours, sign, theirs = each.partition("=")
-        if not (ours and sign):
-            raise UserError(f"--column {each}: expected OURS=THEIRS, as --column prompt=question")
-        columns[ours] = theirs or None
-    return columns
+    if not args.serve:
+        check_model_and_file("alignment score", args.model, args.file, Registry(args.registry), ROLES)
 
 
 def _options(args: argparse.Namespace) -> Any:
@@ -134,7 +129,6 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
     from alignment.evaluation.recording import score_records
     from alignment.evaluation.scorers import load_scorer
     from alignment.evaluation.scoring import ScoringJob, score_file
-    from alignment.registry import Registry
 
     columns = columns_of(args.column)
     validate(DataConfig, {"train": args.file, "format": args.format, "columns": columns}, "score")

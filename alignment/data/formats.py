@@ -103,7 +103,7 @@ def plan_of(row: Mapping[str, Any], format: Format, allowed: Collection[Format])
 
 
 def _unread(row: Mapping[str, Any], format: Format, plan: RowPlan | None, allowed: Collection[Format]) -> BadRow:
-    note = f", a {plan.shape} row, which this stage does not learn from" if plan else ""
+    note = f", a {plan.shape} row, which is not read here" if plan else ""
     wanted: Sequence[Format] = [format] if format in allowed else [shape for shape in USUAL if shape in allowed]
     expected = " | ".join("+".join(key_words(shape)) for shape in wanted)
     known = (

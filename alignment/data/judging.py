@@ -70,7 +70,7 @@ def ranking(shape: Format, row: Row, original: Row) -> RankedAnswers:
         return preferences.scored(row)
     outputs = row["output"]
     if not isinstance(outputs, list) or len(outputs) < 2:
-        raise BadRow("an alpaca row, which this stage does not learn from unless its output is a list, the best first")
+        raise BadRow("an alpaca row, which is read here only if its output is a list, the best first")
     texts = tuple(check_text(text, f"output {index}") for index, text in enumerate(outputs, 1))
     return RankedAnswers(questions.alpaca(row), texts, tuple(range(1, len(texts) + 1)))
 

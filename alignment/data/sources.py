@@ -42,6 +42,11 @@ _KNOWN = frozenset(
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?(@[\w.-]+)?")
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether a data set's name has the form of one on the hub, and is no data file's by its suffix."""
+    return not Path(name).suffix.startswith((*SUFFIXES, ".gz", ".zip")) and bool(_HUB_NAME.fullmatch(name))
+
+
 class RowSource(NamedTuple):
     """The rows of a source with their places, and a function that returns its fingerprint (name, sha256, ...).
 
@@ -75,7 +80,7 @@ def open_source(part: DataPart, config: DataConfig) -> RowSource:
             data_files(path)  # says which folders hold the data that the text is about
         rows = faq_rows(files, note) if part.format == "faq" else document_rows(files, note)
         return RowSource(rows, _hashed(path.name, files), notes)
-    if not path.exists() and not path.suffix.startswith((*SUFFIXES, ".gz", ".zip")) and _HUB_NAME.fullmatch(part.path):
+    if not path.exists() and is_hub_name(part.path):
         return _from_datasets(_load_hub(part.path), part)
     rows = _tickets(_file_rows(part, note), part, config, note)
     return RowSource(rows, lambda: file_fingerprint(path, 0), notes)

@@ -114,12 +114,19 @@ def _by_judge(
         if judge.kind == "model":  # its two numbers are the orders that it was asked in, and no scores of the sides
             row.pop("mean_scores", None)
         if judge.kind == "people" and judgments:
-            row |= people_figures(judgments)
+            row |= people_figures(judgments) | {"unrated": _unrated(comparison.contest, pair, judgments)}
         elif people and judgments and judge.unit == "prompt":
             row["agreement"] = agreement_with_people(people, judgments, seed=comparison.seed)
             row["with_people"] = powered_figures(people, judgments)
         found.append(row)
     return found
+
+
+def _unrated(contest: AnsweredPrompts, pair: tuple[str, str], votes: Sequence[Judgment]) -> int:
+    """How many pairs of these sides people could still rate: those with unlike answers and without a vote."""
+    a, b = (contest.answers[side] for side in pair)
+    rated = {vote.prompt for vote in votes}
+    return sum(a[key].text != b[key].text and key not in rated for key in contest.prompts)
 
 
 def people_figures(votes: Sequence[Judgment]) -> Figures:

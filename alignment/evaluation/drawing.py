@@ -77,10 +77,9 @@ def open_side(spec: SideSpec, registry: Registry, settings: AnswerSettings, opti
     Raises:
         UserError: there is no such model, file or address.
     """
-    if spec.model.startswith(("http://", "https://")):
+    if spec.is_endpoint:
         return EndpointSide(spec, settings, options)
-    path = Path(spec.model.partition("#")[0]).expanduser()
-    if path.is_file() and not spec.model.endswith((".gguf", ".safetensors")):
+    if (path := spec.answers_file) is not None:
         return FileSide(spec, path)
     return ModelSide(spec, registry, settings, options)
 
@@ -89,13 +88,8 @@ def named(sides: Sequence[Side]) -> list[Side]:
     """The sides, none of which has the name of another.
 
     Raises:
-        UserError: two have, or there are fewer than two.
+        UserError: two have.
     """
-    if len(sides) < 2:
-        raise UserError(
-            f"{len(sides)} side{'s' * (len(sides) != 1)} to compare; name two or more: "
-            "alignment compare A B --prompts FILE"
-        )
     seen: dict[str, Side] = {}
     for side in sides:
         if side.name in seen:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from alignment.config.sections import DataConfig, Format
@@ -15,9 +17,10 @@ from alignment.data.records import Prompt
 from alignment.data.row_files import BadRow
 from alignment.errors import UserError
 from alignment.evaluation.answers import AnswersContent, prompt_id
-from alignment.evaluation.comparison import ComparisonSetup
+from alignment.evaluation.comparison import ANSWERS, RESULT, ComparisonSetup
 from alignment.evaluation.judgments import AnsweredPrompts
 from alignment.evaluation.score_judges import REFERENCE
+from alignment.terminal import counted
 
 
 @dataclass(frozen=True)
@@ -33,20 +36,30 @@ class PromptSet:
         return hashlib.sha256("".join(sorted(prompt_id(each.messages) for each in self.items)).encode()).hexdigest()
 
 
-def read_prompts(path: str, limit: int | None, slices: Sequence[str]) -> PromptSet:
+def read_prompts(
+    path: str, limit: int | None, slices: Sequence[str], columns: Mapping[str, str | None] | None = None
+) -> PromptSet:
     """The prompts of a data file; a repeated one is left out.
 
+    Args:
+        columns: keys that are renamed, as `--column` has it.
+
     Raises:
-        UserError: there are none, or a slice is no column of them.
+        UserError: there are none, more than 1% of the rows are bad, or a slice is no column of them.
     """
-    records = read_records(path, _with_reference, DataConfig(train=path))
+    config = DataConfig(train=path, columns=dict(columns or {}))
+    records = read_records(path, _with_reference, config.model_copy(update={"max_bad_share": 1.0}))
+    total = len(records.items) + len(records.bad)
     for place, reason in records.bad[:1]:
-        print(f"{place}: {reason} ({len(records.bad)} rows are left out)", file=sys.stderr)
+        if len(records.bad) > config.max_bad_share * total:
+            bad = f"{len(records.bad)} of {total} rows are bad" if total > 1 else "the only row is bad"
+            raise UserError(f"{place}: {reason} ({bad}); mend them or take them out")
+        print(f"{place}: {reason} ({counted(len(records.bad), 'row')} left out)", file=sys.stderr)
     found: dict[str, Prompt] = {}
     for prompt in records.items[:limit]:
         found.setdefault(prompt_id(prompt.messages), prompt)
     if repeated := len(records.items[:limit]) - len(found):
-        print(f"{path}: {repeated} rows repeat a prompt and are left out", file=sys.stderr)
+        print(f"{path}: {counted(repeated, 'row')} with a prompt that came before left out", file=sys.stderr)
     prompts = PromptSet(list(found.values()), path)
     _check_slices(prompts, slices)
     return prompts
@@ -82,7 +95,7 @@ def answered_prompts(
     if not common:
         raise UserError(f"{content.path}: no prompt has answers of all of {', '.join(sides)}; draw them again")
     if left_out := len(content.prompts) - len(common):
-        print(f"{content.path}: {left_out} prompts lack an answer and are left out", file=sys.stderr)
+        print(f"{content.path}: {counted(left_out, 'prompt')} without an answer left out", file=sys.stderr)
     prompts = PromptSet([content.prompts[key] for key in common[:limit]], str(content.path))
     _check_slices(prompts, slices)
     return prompts
@@ -94,6 +107,25 @@ def _check_slices(prompts: PromptSet, slices: Sequence[str]) -> None:
         if name not in columns:
             known = ", ".join(map(str, columns)) or "none"
             raise UserError(f"--slice {name}: no such column in {prompts.name}; its columns: {known}")
+
+
+def check_folder(folder: Path, prompts: PromptSet) -> None:
+    """Refuse a folder that has the result of other prompts, which would be replaced.
+
+    Raises:
+        UserError: the message names both files.
+    """
+    try:
+        known = json.loads((folder / RESULT).read_text(encoding="utf-8"))["prompts"]
+        name, sha256 = str(known["name"]), known["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return  # there is no result that could be lost
+    same_file = Path(name).resolve() in (Path(prompts.name).resolve(), (folder / ANSWERS).resolve())
+    if sha256 != prompts.sha256 and not same_file:
+        raise UserError(
+            f"--out {folder}: has a comparison on other prompts, those of {name}; yours are those of {prompts.name}: "
+            "name another folder with --out"
+        )
 
 
 def comparison_of(

@@ -12,20 +12,19 @@ from rich.text import Text
 
 from alignment.evaluation.figures import Figures
 from alignment.evaluation.score_text import cost_table, interval, percent, score_tables
-from alignment.terminal import one_line
+from alignment.terminal import counted, one_line
 
-FOUND_BY = ("people", "model", "reward model", "references", "function", "check")
-"""Whose word comes first where several judged; one that a side was trained on comes last."""
-
-
+FEWEST_VOTES = 10
+"""With fewer, nothing is said of how many further ones decide."""
 MOST_PAIRS = 3
 """With more pairs than three sides have, the terminal shows one table per judge; the page has each pair."""
 
 
 def leading(judges: Sequence[Figures]) -> Figures | None:
-    """The row of the judge whose word counts most, among those who judged."""
+    """The row of the judge that the first line quotes: people where they voted, else the first `--by`; one that a side
+    was trained on comes after the others."""
     judged = [row for row in judges if "win_rate" in row]
-    return min(judged, key=lambda row: (bool(row["trained_on"]), FOUND_BY.index(row["kind"])), default=None)
+    return min(judged, key=lambda row: (row["kind"] != "people", bool(row["trained_on"])), default=None)
 
 
 def sentences(result: Figures) -> list[str]:
@@ -41,25 +40,40 @@ def sentence(pair: Figures) -> str:
     value, (low, high) = row["win_rate"]["value"], row["win_rate"]["ci"]
     if high < 0.5:
         a, b, value, low, high = b, a, 1 - value, 1 - high, 1 - low
-    n = row["prompts"]
-    judged = f"{n} {row.get('unit', 'prompt')}{'s' * (n != 1)}"
+    judged = counted(row["prompts"], row.get("unit", "prompt"))
     share = f"{percent(value)} of {judged} (95% interval {percent(low)} to {percent(high)})"
     judge = f"judged by {row['judged_by']}"
+    if row["kind"] == "check" and max(row.get("mean_scores", [1.0])) == 0:
+        return f"No side passes on any of {judged}: neither {a} nor {b}, {judge}."
+    if low <= 0.5:
+        return f"Nothing shown between {a} and {b}: {a} wins {share}, {judge}{_trained(row)}."
     if row["trained_on"]:
-        judge += f", which {' and '.join(row['trained_on'])} was trained on, so it says little"
-    if low > 0.5:
-        return f"{a} beats {b}: it is better on {share}, {judge}."
-    return f"Nothing shown between {a} and {b}: {a} wins {share}, {judge}."
+        whom = "it was" if row["trained_on"] == [a] else f"{' and '.join(row['trained_on'])} was"
+        higher = f"{a} scores higher than {b} by the {row['kind']} that {whom} trained on: on {share}, {judge}."
+        return f"{higher} It says that training worked, not that the answers are better."
+    return f"{a} beats {b}: it is better on {share}, {judge}."
+
+
+def _trained(row: Figures) -> str:
+    sides = " and ".join(row["trained_on"])
+    return f", which {sides} was trained on, so it says little" if sides else ""
 
 
 def more_votes(pair: Figures, row: Figures) -> str:
     """What the stopping rule says of a pair's votes, or how many further ratings decide it."""
     low, middle, high = (row["more_ratings"][name] for name in ("low", "middle", "high"))
+    votes, unrated = row["judgments"], row.get("unrated")
     if decided := row["decision"]["decided"]:
         return f"decided for {pair[decided]} after {row['decision']['at']} votes: further ones will not take it back"
+    if votes < FEWEST_VOTES:
+        return f"not decided: {counted(votes, 'vote')}, too few to say how many more decide it"
     if middle is None:
         return "more than 2,000 further ratings are needed: the two are close"
-    return f"about {middle} more ratings decide it ({low} to {high if high is not None else 'more than 2,000'})"
+    more = f"about {middle} more ratings decide it ({low} to {high if high is not None else 'more than 2,000'})"
+    if unrated is not None and middle > unrated:
+        left = f"{counted(unrated, 'pair')} {'is' if unrated == 1 else 'are'} left to rate"
+        return f"not decided, and {left}: it takes about {middle} more ratings, on more prompts"
+    return more
 
 
 def votes_worth(joined: Figures) -> str:

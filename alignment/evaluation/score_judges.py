@@ -10,11 +10,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from alignment.data.records import Prompt
 from alignment.errors import UserError, require_extra
 from alignment.evaluation.answers import SideAnswer
+from alignment.evaluation.judge_names import Metric
 from alignment.evaluation.judgments import (
     AnsweredPrompts,
     JudgeIdentity,
@@ -30,8 +31,6 @@ from alignment.models.sources import find_model
 from alignment.registry import Registry
 from alignment.terminal import one_line, progress
 
-Metric = Literal["exact", "f1", "chrf"]
-METRICS: tuple[Metric, ...] = ("exact", "f1", "chrf")
 REFERENCE = "reference"
 """The column of a prompt with its reference answer."""
 _ARTICLES = re.compile(r"\b(a|an|the)\b")

@@ -29,7 +29,7 @@ from alignment.evaluation.scorers import Scorer
 from alignment.files import disk_errors, replace_text
 from alignment.intervals import bootstrap_mean, bootstrap_sums
 from alignment.models.adapters import folder_digest
-from alignment.terminal import progress
+from alignment.terminal import one_line, progress
 
 ROWS_AT_ONCE = 64
 ABOUT = ".about.json"
@@ -205,10 +205,12 @@ class _Output:
             return
         what = "is not a file of scores that this command began"
         if isinstance(known, dict):
-            names = [name for name, value in self.about.items() if known.get(name) != value]
-            what = f"holds scores with another {names[0] if names else 'set-up'}"
-            what += f" ({known.get(names[0])})" if names else ""
-        raise OutputError(f"--out {self.path} {what}; name a new file")
+            name = next((name for name, value in self.about.items() if known.get(name) != value), None)
+            what = "holds scores that were made in another way"
+            if name is not None:
+                earlier, now = (_about_in_words(about.get(name)) for about in (known, self.about))
+                what = f"holds scores of {_another(name)}: {earlier}, now {now}"
+        raise OutputError(f"--out {self.path} {what}; name another with --out")
 
     def _whole_batches(self) -> tuple[int, int]:
         """How many rows of whole batches the file begins with, and their bytes."""
@@ -247,6 +249,20 @@ class _Output:
             self._file.write(text.encode())
             self._file.flush()
             os.fsync(self._file.fileno())
+
+
+def _another(name: str) -> str:
+    """A setting of the scores after "of"."""
+    return "other data" if name == "data" else f"another {name.replace('_', ' ')}"
+
+
+def _about_in_words(value: Any) -> str:
+    """A setting of the scores; data by its name, and by its hash, since two files may have one name."""
+    if not isinstance(value, Mapping):
+        return "none" if value is None else one_line(str(value))
+    if "name" in value:
+        return one_line(f"{value['name']} (sha256 {str(value.get('sha256', 'unknown'))[:8]})")
+    return one_line(", ".join(f"{key}={each}" for key, each in value.items())) or "none"
 
 
 # --- the summary -----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from alignment.evaluation.judgments import AnsweredPrompts, Measure
 from alignment.evaluation.slices import by_slice
 from alignment.intervals import Estimate
 
-LEAST_IN_SLICE = 2
+LEAST_IN_SLICE = 10
 """Prompts of a slice from which a gap can be told."""
 
 

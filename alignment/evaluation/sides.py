@@ -84,6 +84,22 @@ class SideSpec:
         return bool(self.system or self.examples or self.context)
 
     @property
+    def is_endpoint(self) -> bool:
+        """Whether the model is behind an address."""
+        return self.model.startswith(("http://", "https://"))
+
+    @property
+    def answers_file(self) -> Path | None:
+        """The file with its answers, for a side that is one."""
+        path = Path(self.model.partition("#")[0]).expanduser()
+        return path if path.is_file() and not self.model.endswith((".gguf", ".safetensors")) else None
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether no model is loaded for it."""
+        return self.is_endpoint or self.answers_file is not None
+
+    @property
     def prompting(self) -> dict[str, Any]:
         """What is put before the question, for the record: short, and different where the answers may be."""
         parts: dict[str, Any] = {"best_of": self.best_of} if self.best_of > 1 else {}

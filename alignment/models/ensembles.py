@@ -20,8 +20,9 @@ from alignment.config.sections import ModelConfig
 from alignment.distributed import zero3
 from alignment.errors import ModelError
 from alignment.models import adapters
+from alignment.models.names import ENSEMBLE
 from alignment.models.scalar import ScalarModel, in_dtype, load_body, load_merged, load_scalar_model, read_score_bias
-from alignment.models.sources import ENSEMBLE, ModelSource
+from alignment.models.sources import ModelSource
 
 Combine = Literal["mean", "min", "mean_minus_std"]
 

@@ -16,8 +16,9 @@ from alignment.distributed import zero3
 from alignment.errors import ModelError
 from alignment.models import adapters
 from alignment.models.classifiers import AnyClassifier
+from alignment.models.names import ENSEMBLE
 from alignment.models.policies import load_policy, load_weights
-from alignment.models.sources import ENSEMBLE, ModelSource
+from alignment.models.sources import ModelSource
 from alignment.models.tokenizers import fit_embeddings, load_tokenizer
 from alignment.tensors import last_kept, position_ids, shifted_left
 

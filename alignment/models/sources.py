@@ -18,11 +18,10 @@ from alignment.errors import ModelError, UserError
 from alignment.models import adapters
 from alignment.models.importing import foreign
 from alignment.models.importing.trial import check_stranger
-from alignment.registry import Manifest, Parent, Registry, RegistryError
+from alignment.models.names import ENSEMBLE, check_path
+from alignment.registry import Manifest, Parent, Registry
 from alignment.registry.manifest import Role
 
-ENSEMBLE = "ensemble.json"
-"""Describes the members of an ensemble (`alignment.models.ensembles`)."""
 MAX_ADAPTERS = 16
 """Longest chain of adapters on adapters: loading one merges them all."""
 
@@ -77,36 +76,11 @@ def find_model(name: str, registry: Registry, role: Role | Sequence[Role], above
         version = registry.load(name, role=role)
         source = ModelSource(str(version.path), version.ref, version.digest)
         return _with_base(source, version.manifest, registry, above) if version.manifest.base else source
+    check_path(name, registry)
     path = os.path.expanduser(name)  # a string, since a Path would drop the ./ of ./model
-    local = Path(path)
-    if local.is_dir():
-        is_model = any((local / file).is_file() for file in ("config.json", ENSEMBLE))
-        if problem := foreign.quantization(local) if is_model else foreign.about_folder(local):
-            raise ModelError(f"{name}: {problem}")
-        check_stranger(local, name)
-        return ModelSource(path)
-    if local.is_file():
-        raise ModelError(f"{name}: {foreign.about_file(local)}")
-    if foreign.is_path(name):
-        raise ModelError(
-            f"{name}: no such folder; give a registry reference, a folder with config.json and safetensors weights, or "
-            "a hub name (owner/name)"
-        )
-    if "@" in name or "/" not in name:
-        _resolve(name, registry)
-    return ModelSource(name)
-
-
-def _resolve(name: str, registry: Registry) -> None:
-    """Raise with the nearest names; a hub name has a slash and no @."""
-    try:
-        registry.resolve(name)
-    except RegistryError as error:
-        if "@" in name:
-            raise
-        raise RegistryError(
-            f"{error}; nor is it a folder here, and a hub name has an owner, as in openai-community/gpt2"
-        ) from error
+    if Path(path).is_dir():
+        check_stranger(Path(path), name)
+    return ModelSource(path)
 
 
 def _with_base(source: ModelSource, manifest: Manifest, registry: Registry, above: tuple[str, ...]) -> ModelSource:

@@ -110,13 +110,26 @@ class Registry:
         except RegistryError:
             return False
 
-    def resolve(self, ref: str) -> Version:
+    def resolve(self, ref: str, role: Role | Sequence[Role] | None = None) -> Version:
         """The version that a reference means now: NAME, NAME@latest, NAME@v3, NAME@ALIAS, NAME@sha256:<8+ hex digits>.
 
+        Args:
+            role: the role, or roles, that the model may have; None: any.
+
         Raises:
-            RegistryError: no version has that name, number, alias or digest; the message lists the existing ones.
+            RegistryError: no version has that name, number, alias or digest (the message lists the existing ones), or
+                it has another role.
         """
         version = self._resolve(parse_reference(self._pins.get(ref, ref)))
+        actual = version.manifest.role
+        roles = (role,) if isinstance(role, str) else role
+        if roles is not None and actual not in roles:
+            fitting = [name for name in self.names() if self._newest_role(name) in roles]
+            asked = " or a ".join(map(_role_name, roles))
+            hint = (
+                f"name one of {enumerated(fitting)}" if fitting else f"this registry has none; publish a {asked} first"
+            )
+            raise RegistryError(f"{version.ref} is a {_role_name(actual)}; a {asked} was asked for: {hint}")
         self.resolved[ref] = f"{version.name}@{version.digest}"
         return version
 
@@ -145,23 +158,14 @@ class Registry:
         """Resolve a reference and verify the version.
 
         Args:
-            role: the role, or roles, that the model may have; None: any.
+            role: as in `resolve`.
             verify: cached, full or fast (see `verify_mode`); None: the environment's ALIGNMENT_VERIFY.
 
         Raises:
             RegistryError: the version is not found, damaged, has another role, or lacks a signature that is required.
         """
         mode = verify_mode(verify)
-        version = self.resolve(ref)
-        actual = version.manifest.role
-        roles = (role,) if isinstance(role, str) else role
-        if roles is not None and actual not in roles:
-            fitting = [name for name in self.names() if self._newest_role(name) in roles]
-            asked = " or a ".join(map(_role_name, roles))
-            hint = (
-                f"name one of {enumerated(fitting)}" if fitting else f"this registry has none; publish a {asked} first"
-            )
-            raise RegistryError(f"{version.ref} is a {_role_name(actual)}; a {asked} was asked for: {hint}")
+        version = self.resolve(ref, role)
         version.verify(hash_files=mode != "fast", cold=mode == "full")
         if self._keys and version.ref not in self.own:
             require_signature(self.path, version, trusted_keys(Path(self._keys), self.path))

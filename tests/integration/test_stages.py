@@ -306,7 +306,7 @@ BAD = {
     "row of the wrong shape": (
         lambda f: {"data.train": write(f / "w.jsonl", '{"question": "a"}\n')},
         [
-            "w.jsonl:1: found the keys question, a prompt row, which this stage does not learn from; expected messages",
+            "w.jsonl:1: found the keys question, a prompt row, which is not read here; expected messages",
             "data.columns",
         ],
     ),

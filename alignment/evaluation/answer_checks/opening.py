@@ -13,13 +13,9 @@ from alignment.evaluation.answer_checks.refusals import RefusalScorer
 from alignment.evaluation.judgments import BoutJudge
 from alignment.evaluation.score_judges import ScoreJudge
 
-CHECKS = "json[=SCHEMA.json], refusals[=COLUMN], consistency=COLUMN, support=COLUMN"
-READ_BY_MODEL = ("refusals", "support")
-"""Those that a judge model reads better."""
 
-
-def open_check(kind: str, what: str, prompts: Sequence[Prompt], model: ModelVerdicts | None) -> BoutJudge | None:
-    """The check; None if there is none of this name, or it lacks its column.
+def open_check(kind: str, what: str, prompts: Sequence[Prompt], model: ModelVerdicts | None) -> BoutJudge:
+    """The check that `--by KIND=WHAT` names.
 
     Raises:
         UserError: the prompts or the schema do not have what it needs.
@@ -29,8 +25,7 @@ def open_check(kind: str, what: str, prompts: Sequence[Prompt], model: ModelVerd
         return ScoreJudge(JsonScorer(what or None))
     if kind == "refusals":
         return ScoreJudge(RefusalScorer(what or None, prompts, model), at_a_time)
-    if kind == "support" and what:
+    if kind == "support":
         return ScoreJudge(SupportScorer(what, prompts, model), at_a_time)
-    if kind == "consistency" and what:
-        return ConsistencyJudge(what, prompts)
-    return None
+    assert kind == "consistency"  # the last of those that `check_judges` lets pass
+    return ConsistencyJudge(what, prompts)

@@ -274,7 +274,9 @@ def test_people_rate_what_was_drawn_and_the_same_command_reads_it(house, capsys)
     assert run(*command) == 0
     shown = capsys.readouterr()
     assert "judged by people" in shown.out.splitlines()[0]
-    assert "more ratings" in shown.out and "people with the help of python=judges.py:longer" in shown.out
+    assert (
+        "not decided: 4 votes, too few" in shown.out and "people with the help of python=judges.py:longer" in shown.out
+    )
     assert "ann" in shown.out and "ann" not in (FOLDER / "judgments.jsonl").read_text()
     assert "4 of 8 pairs are rated (4 votes)" in shown.err
 
@@ -311,7 +313,7 @@ def test_a_file_of_answers_is_judged_again_without_models(house, capsys, monkeyp
         (["one", "two", "--by", "consistency"], "--by consistency: expected one of"),
         (["one", "two", "--by", "consistency=kind"], "no two prompts share a value of kind"),
         (["one", "two", "--by", "support=kind"], "--by support=kind: prompts.jsonl:1 has no text there"),
-        (["one", "two", "--by", "json=no.json"], "no.json: cannot be read"),
+        (["one", "two", "--by", "json=no.json"], "no.json cannot be read"),
         (["one", "two", "--judge-model", "rm"], "--judge-model rm: read by --by refusals and --by support alone"),
         (["one", "two", "--price-per-hour", "three=2"], "no side is called three; the sides are one@v1, two@v1"),
         (["one", "old=few.jsonl"], "few.jsonl has no answer to 7 of 8 prompts, as to 'Question 1?'"),
@@ -363,3 +365,29 @@ def test_wandb_is_asked_for_and_texts_need_it(house, capsys, monkeypatch):
     assert "W&B is off (WANDB_MODE=disabled): nothing was sent" in capsys.readouterr().err
     text = refused(capsys, *asked, "--prompts", "prompts.jsonl", "--wandb-text")
     assert text == "--wandb-text: nothing is told to W&B; add --wandb"
+
+
+def test_the_result_of_other_prompts_is_not_replaced(house, capsys):
+    by = ("one", "two", "--by", "references=chrf")
+    assert run(*by) == 0
+    before = (FOLDER / "result.json").read_bytes()
+    Path("other.jsonl").write_text(json.dumps({"prompt": "Closed?", "completion": "Yes."}) + "\n")
+    capsys.readouterr()
+    assert run(*by, prompts="other.jsonl") == 2
+    said = capsys.readouterr().err
+    assert f"--out {FOLDER}: has a comparison on other prompts, those of prompts.jsonl; yours are" in said
+    assert "other.jsonl: name another folder with --out" in said and "Traceback" not in said
+    assert (FOLDER / "result.json").read_bytes() == before
+    assert run(*by, "--limit", "4") == 0  # fewer of the same file
+    Path("prompts.jsonl").rename("renamed.jsonl")
+    assert run(*by, "--out", "whole", prompts="renamed.jsonl") == 0
+
+
+def test_a_row_that_is_no_prompt_is_told_with_what_compare_accepts(house, capsys):
+    Path("wrong.jsonl").write_text('{"question": "Open?"}\n{"frage": "Offen?"}\n')
+    error = refused(capsys, "one", "two", "--prompts", "wrong.jsonl", "--by", "json")
+    assert error.startswith("wrong.jsonl:2: found the keys frage") and "1 of 2 rows are bad" in error
+    assert "max_bad_share" not in error and "--column OURS=THEIRS" in error
+    rows = [{"frage": f"Offen {n}?"} for n in range(2)]
+    Path("wrong.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("one", "two", "--column", "prompt=frage", "--by", "json", prompts="wrong.jsonl") == 0

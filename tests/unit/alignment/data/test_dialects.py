@@ -454,7 +454,7 @@ def test_votes_ties_strengths_and_judges():
         ({"prompt": "q", "completions": ["a", "b"]}, "has neither ranks nor scores"),
         ({"prompt": "q", "completion": "a", "rating": math.nan}, "'rating' must be a number, found nan"),
         ({"prompt": "q", "completion": "a", "rating": math.inf}, "'rating' must be a number, found inf"),
-        ({"text": "q", "label": ["good"]}, "which this stage does not learn from"),
+        ({"text": "q", "label": ["good"]}, "which is not read here"),
         ({"prompt": "q", "chosen": "a", "rejected": ["b", "c"]}, "'rejected' holds 2 texts; a row of several answers"),
     ],
 )

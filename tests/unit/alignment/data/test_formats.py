@@ -115,15 +115,13 @@ def test_self_instruct_has_a_row_for_each_instance():
 def test_a_text_is_a_document_and_no_demonstration():
     assert only({"text": "A line.", "id": 3}) == Document("A line.")
     for convert in (to_demonstrations, to_comparisons, to_prompts):
-        with pytest.raises(
-            BadRow, match="a text row, which this stage does not learn from; a text has neither question nor answer"
-        ):
+        with pytest.raises(BadRow, match="a text row, which is not read here; a text has neither question nor answer"):
             convert({"text": "A line."})
 
 
 def test_ratings_are_prompts_but_nobody_learns_a_badly_rated_answer_by_accident():
     row = {"prompt": "p", "completion": "c", "rating": 1}
-    with pytest.raises(BadRow, match="a rating row, which this stage does not learn from"):
+    with pytest.raises(BadRow, match="a rating row, which is not read here"):
         to_examples(row)
     assert only(row, "completion").messages == (user("p"), assistant("c"))
     assert to_prompt(row).messages == (user("p"),)

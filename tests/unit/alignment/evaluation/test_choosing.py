@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -96,13 +97,24 @@ def test_bits_per_byte_are_those_of_plain_transformers(candidates, data, capsys)
 def test_a_model_that_cannot_be_had_does_not_stop_the_others_and_nothing_is_scored_twice(candidates, data, capsys):
     once = chosen(capsys, candidates["near"], "./nowhere", "--data", data)
     assert list(once["failed"]) == ["./nowhere"] and len(once["models"]) == 1
-    (file,) = Path("choose").glob("*near.jsonl")
+    (file,) = Path("choose", "mine").glob("*near.jsonl")  # a folder for each text
     before = file.read_bytes()
     again = chosen(capsys, candidates["near"], candidates["far"], "--data", data)
     assert file.read_bytes() == before
     assert again["models"][0]["bits_per_byte"] == once["models"][0]["bits_per_byte"]
     assert main(["./nowhere", "--data", data]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_scores_of_another_text_are_told_with_the_folder_and_both_files(candidates, data, capsys):
+    assert main([candidates["near"], "--data", data, "--out", "mine"]) == 0
+    Path("other.jsonl").write_text(json.dumps({"text": "Another text."}) + "\n")
+    capsys.readouterr()
+    assert main([candidates["near"], "--data", "other.jsonl", "--out", "mine"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"--out mine/\S+near\.jsonl holds scores of other data: mine\.jsonl \(.*other\.jsonl \(", error)
+    assert "{" not in error and "'" not in error
+    assert main([candidates["near"], "--data", "other.jsonl"]) == 0  # by default each text has a folder
 
 
 def test_memory_is_that_of_the_shape(tmp_path):

@@ -128,14 +128,19 @@ def test_people_lead_and_a_judge_that_a_side_was_trained_on_comes_last():
     for judges, leading in (([trained, other], "f"), ([trained, other, people], "people"), ([trained], "rm")):
         text = sentence({"a": "a", "b": "b", "judges": judges})
         assert f"judged by {leading}" in text
-        assert ("which a was trained on" in text) == (leading == "rm")
+        assert text.startswith("a beats b: ") == (leading != "rm")
+        assert ("a scores higher than b by the reward model that it was trained on" in text) == (leading == "rm")
+    foreign = sentence({"a": "a", "b": "b", "judges": [row("reward model", "rm", ["b"])]})
+    assert foreign.startswith("a scores higher than b by the reward model that b was trained on: on 90%")
+    for order in ([row("function", "f"), row("model", "m")], [row("model", "m"), row("function", "f")]):
+        assert f"judged by {order[0]['judge']}" in sentence({"a": "a", "b": "b", "judges": order})  # the first --by
     assert sentence({"a": "a", "b": "b", "judges": [{"kind": "people"}]}) == "Nobody has judged a against b yet."
 
 
 def test_the_stopping_rule_is_said_in_words():
     pair, decision = {"a": "new", "b": "old"}, {"decided": "b", "at": 12}
     more = {"low": 0, "middle": 0, "high": 0}
-    assert more_votes(pair, {"decision": decision, "more_ratings": more}) == (
+    assert more_votes(pair, {"decision": decision, "more_ratings": more, "judgments": 20}) == (
         "decided for old after 12 votes: further ones will not take it back"
     )
     for more, text in (
@@ -143,7 +148,23 @@ def test_the_stopping_rule_is_said_in_words():
         ({"low": 5, "middle": 90, "high": None}, "about 90 more ratings decide it (5 to more than 2,000)"),
         ({"low": 5, "middle": None, "high": None}, "more than 2,000 further ratings are needed: the two are close"),
     ):
-        assert more_votes(pair, {"decision": {"decided": None, "at": None}, "more_ratings": more}) == text
+        open_yet = {"decision": {"decided": None, "at": None}, "more_ratings": more, "judgments": 10}
+        assert more_votes(pair, open_yet) == text
+        few = "not decided: 9 votes, too few to say how many more decide it"
+        assert more_votes(pair, open_yet | {"judgments": 9}) == few
+    open_yet["more_ratings"] = {"low": 5, "middle": 12, "high": 40}
+    assert more_votes(pair, open_yet | {"unrated": 12}).startswith("about 12 more ratings decide it")
+    assert more_votes(pair, open_yet | {"unrated": 11}) == (
+        "not decided, and 11 pairs are left to rate: it takes about 12 more ratings, on more prompts"
+    )
+
+
+def test_a_check_that_nobody_passes_is_said():
+    failed = row("check", "json") | {"mean_scores": [0.0, 0.0], "win_rate": {"value": 0.5, "ci": (0.4, 0.6), "n": 9}}
+    said_of = sentence({"a": "a", "b": "b", "judges": [failed]})
+    assert said_of == "No side passes on any of 9 prompts: neither a nor b, judged by json."
+    some = sentence({"a": "a", "b": "b", "judges": [failed | {"mean_scores": [0.0, 0.1]}]})
+    assert some.startswith("Nothing shown between a and b")
 
 
 def test_more_than_three_sides_are_one_table_per_judge(tmp_path):

@@ -51,7 +51,7 @@ def test_the_page_says_what_the_terminal_says_and_every_figure(made):
         reward = pair["judges"][1]
         assert f"{reward['agreement']['value']:.2f} ({reward['agreement']['ci'][0]:.2f} to" in text
         assert f"the judge is worth {reward['with_people']['votes_bought']:.0f} votes" in text
-    assert "more ratings decide it" in text
+    assert "not decided, and 10 pairs are left to rate" in text
     for judge, measures in result["scores"].items():
         for side, estimate in measures[0]["sides"].items():
             assert f"{estimate['value']:.2f} ({estimate['ci'][0]:.2f} to" in text, (judge, side)
@@ -245,8 +245,8 @@ def test_a_lead_that_only_the_judge_of_its_training_saw_is_no_green_one(made):
     (reward,) = (row for row in pair["judges"] if row["kind"] == "reward model")
     pair["judges"] = [reward]
     reward["win_rate"] |= {"value": 0.8, "ci": (0.7, 0.9)}
-    for trained, state in ((["sft"], "warn"), ([], "pass")):
+    for trained, state, wins in ((["sft"], "warn", "scores higher than"), ([], "pass", "beats")):
         reward["trained_on"] = trained
         text = comparison_page(result, *rest)
-        assert f'<div class="verdict {state} small"><p class="headline">sft beats ppo' in text
+        assert f'<div class="verdict {state} small"><p class="headline">sft {wins} ppo' in text
         assert ("it says that training worked, not who is better" in text) == bool(trained)

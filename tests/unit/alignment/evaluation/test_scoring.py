@@ -199,7 +199,7 @@ def test_a_run_that_was_cut_off_goes_on_and_gives_the_same_bytes(models, here, c
     ("arguments", "words"),
     [
         (["policy", "pairs.jsonl", "--out", "scores.jsonl"], ["scores.jsonl", "another model"]),
-        (["reward", "pairs.jsonl", "--out", "scores.jsonl", "--batch-size", "5"], ["another batch_size (64)"]),
+        (["reward", "pairs.jsonl", "--out", "scores.jsonl", "--batch-size", "5"], ["of another batch size: 64, now 5"]),
         (["reward", "none.jsonl"], ["none.jsonl", "no such file"]),
         (["reward"], ["which file"]),
         (["reward", "prompts.jsonl"], ["prompts.jsonl:1", "nothing was scored"]),

@@ -115,6 +115,15 @@ def test_one_prompt_tells_nothing_of_an_unbounded_score():
     assert slices["a"]["x"] == {"n": 1, "mean": None, "gap": None}
 
 
+@pytest.mark.parametrize(("n", "claimed"), [(9, False), (10, True)])
+def test_a_gap_needs_ten_prompts_on_each_side(n, claimed):
+    for topics in (["x"] * n + ["y"] * 30, ["x"] * 30 + ["y"] * n):
+        values = [float(topic == "x") for topic in topics]
+        (measure,) = figures({"a": values, "b": values}, topics)
+        said = gap_line(measure, "topic", "a", measure["gaps"]["topic"]["a"])
+        assert ("100 points" in said) == claimed
+
+
 def test_a_slice_of_one_prompt_has_no_gap():
     (measure,) = figures({"a": [1.0, 0.0, 1.0], "b": [1.0, 1.0, 1.0]}, ["x", "x", "y"])
     assert {name: part["gap"] for name, part in measure["gaps"]["topic"]["a"].items()} == {"x": None, "y": None}
