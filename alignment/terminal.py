@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import re
 import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TextIO, TypeVar
+from typing import Protocol, TextIO, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -96,11 +98,30 @@ def console(stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
+class _Unpadded(io.TextIOBase):
+    """A pipe without the blanks at the ends of lines, with which rich fills a table's last column."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._pipe = file
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._pipe.encoding
+
+    def write(self, text: str) -> int:
+        self._pipe.write(re.sub(r"[ \t]+(?=\n)", "", text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._pipe.flush()
+
+
 def screen(stderr: bool = False) -> Console:
     """The console for a command's output; in a pipe nothing is wrapped or truncated."""
     output = console(stderr)
     if not output.is_terminal:
         output.width = _PIPE_WIDTH
+        output.file = cast(TextIO, _Unpadded(output.file))
     return output
 
 
@@ -202,7 +223,7 @@ class LogLines:
             self._print(self._clock())
 
     def _print(self, now: float) -> None:
-        of, share = (f"/{self._total}", f" ({100 * self._done // self._total}%)") if self._total else ("", "")
+        of, share = (f"/{self._total}", f" ({100 * self._done // self._total}%)") if self._total else (" done", "")
         line = f"{self._description}: {self._done}{of}{share} {now - self._start:.0f} s {_shown(self._fields)}"
         print(line.rstrip(), file=self._file or sys.stderr, flush=True)
         printed()

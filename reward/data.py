@@ -22,7 +22,7 @@ from alignment.data.row_files import DataError
 from alignment.data.sources import Rows, RowSource, open_source
 from alignment.ratings import Rating, RatingsStore, is_ratings_file
 from alignment.ratings.agreement import reliability
-from alignment.ratings.preferred import nothing_rated
+from alignment.ratings.preferred import notes_on_test_set, nothing_rated
 from alignment.templates.rendering import Message, Unrenderable
 from reward.batches import QuestionCollator
 from reward.config import RewardSection
@@ -54,7 +54,8 @@ def open_ratings(part: DataPart, config: DataConfig, labelers: Collection[str] |
         if labelers is not None:
             names = [name for name in names if store.people.labeler_hash(name) in labelers]
         fingerprint = {"name": store.path.name, **store.fingerprint(None if labelers is None else names)}
-    return RowSource(rated_items(part.path, labelers), lambda: fingerprint)
+        notes = notes_on_test_set(store)
+    return RowSource(rated_items(part.path, labelers), lambda: fingerprint, notes)
 
 
 def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:

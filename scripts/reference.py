@@ -155,10 +155,14 @@ def cli_page() -> Iterator[str]:
 
 
 def _command(name: str, about: str, options: Sequence[tuple[str, str, str]], level: int = 2) -> Iterator[str]:
-    text, _, example = " ".join(about.split()).partition(" Example: ")
+    text, _, rest = about.partition("Example: ")
+    example, _, rest = rest.partition("\n\n")  # the prose of the next paragraph is no part of the command
+    text, example, rest = (" ".join(part.split()) for part in (text, example, rest))
     yield from ("", f"{'#' * level} {name}", "", _cell(text).replace("<", "&lt;"), "")
     if example:
-        yield from (f"Example: `{example.strip()}`", "")
+        yield from (f"Example: `{example}`", "")
+    if rest:
+        yield from (_cell(rest).replace("<", "&lt;"), "")
     yield from ("| argument | meaning | default |", "|---|---|---|")
     yield from (f"| `{_cell(words)}` | {_cell(meaning)} | {default} |" for words, meaning, default in options)
 

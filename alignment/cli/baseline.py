@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from alignment.cli.common import JsonOption, RefArgument, RegistryOption, print_json
-from alignment.terminal import clean
+from alignment.terminal import clean, one_line, say
 
 baseline = typer.Typer(no_args_is_help=True)
 
@@ -50,6 +50,8 @@ def dpo(
     where = "alignment baseline dpo"
     config = validate(DPOBaselineConfig, with_overrides(values, overrides or [], where), where)
     train, held_out = read_judgements(config.data, RewardSection(labelers=tuple(labelers or ())))
+    for note in train.notes:
+        say(one_line(note))
     fingerprints = [*train.fingerprints, *held_out.fingerprints]
     version = train_dpo(config, comparisons(train.items), comparisons(held_out.items), fingerprints)
     if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from alignment.errors import UserError, require_extra
-from alignment.terminal import clean, one_line
+from alignment.terminal import clean, one_line, say
 
 if TYPE_CHECKING:
     from alignment.evaluation.chat import Dialogue
@@ -83,6 +83,8 @@ def chat(
 
 def talk(dialogue: Dialogue, store: RatingsStore | None, labeler: str) -> None:
     """A chat by lines of standard input; answers go to standard output as they are drawn, and the rest to stderr."""
+    for line in _welcome(dialogue, store, labeler):
+        say(one_line(line))
     while (question := _line("> ")) is not None:
         if not question:
             continue
@@ -96,6 +98,15 @@ def talk(dialogue: Dialogue, store: RatingsStore | None, labeler: str) -> None:
         print()
         if dialogue.waiting:
             _choose(dialogue, store, labeler)
+
+
+def _welcome(dialogue: Dialogue, store: RatingsStore | None, labeler: str) -> Iterator[str]:
+    """Who answers, where choices go, and how to leave."""
+    if len(dialogue.speakers) == 1:
+        yield f"{dialogue.speakers[0].label} answers each line; Ctrl-D leaves"
+        return
+    where = "are not kept: there is no --db FILE" if store is None else f"of {labeler} go into {store.path}"
+    yield f"two models answer each line, in an order that is drawn each time; choices {where}; Ctrl-D leaves"
 
 
 def _printer(streams: bool) -> Callable[[int, str], bool]:

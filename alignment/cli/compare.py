@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,7 +28,9 @@ from alignment.training.stage import quiet_libraries
 
 if TYPE_CHECKING:
     from alignment.evaluation.comparison import ComparisonSetup
+    from alignment.evaluation.drawing import DrawOptions
     from alignment.evaluation.judgments import BoutJudge
+    from alignment.evaluation.prompts import PromptSet
 
 ABOUT = """Compare models on the same prompts: who wins, by whom judged, and how sure.
 
@@ -48,6 +51,7 @@ def main(argv: Sequence[str] | None = None, called: str = "alignment compare") -
     """Parse the command line and do what it says. Exit code 2 for a mistake in it or in the data."""
     parser = _parser(called)
     args = parser.parse_args(argv)
+    args.command = f"alignment compare {shlex.join(sys.argv[1:] if argv is None else argv)}"
     quiet_libraries()
     try:
         _check(args, parser)
@@ -180,7 +184,6 @@ def _drawn(args: argparse.Namespace, registry: Registry) -> tuple[ComparisonSetu
     from alignment.evaluation.comparison import ANSWERS
     from alignment.evaluation.costs import parse_prices
     from alignment.evaluation.drawing import DrawOptions, draw, named, open_side
-    from alignment.evaluation.judging import open_judges
     from alignment.evaluation.prompts import check_folder, comparison_of, read_prompts
 
     settings = AnswerSettings(args.seed, args.temperature, args.max_new_tokens)
@@ -191,7 +194,7 @@ def _drawn(args: argparse.Namespace, registry: Registry) -> tuple[ComparisonSetu
     folder = args.out or Path("compares") / "-against-".join(_as_folder(side.name) for side in sides)
     check_folder(folder, prompts)
     labels = {side.name: str(side.identity["model"]) for side in sides}
-    judges = open_judges(args.by, prompts.items, labels, registry, options, args.db, args.need, args.judge_model)
+    judges = _judges(args, prompts, labels, registry, options)
     prices = parse_prices(args.price_per_hour, list(labels))
     with AnswersFile(folder / ANSWERS, settings) as file:
         draw(file, sides, prompts.items)
@@ -204,7 +207,6 @@ def _read(args: argparse.Namespace, registry: Registry) -> tuple[ComparisonSetup
     from alignment.evaluation.answers import read_answers
     from alignment.evaluation.costs import parse_prices
     from alignment.evaluation.drawing import DrawOptions
-    from alignment.evaluation.judging import open_judges
     from alignment.evaluation.prompts import answered_prompts, check_folder, comparison_of
 
     content = read_answers(args.answers)
@@ -213,7 +215,7 @@ def _read(args: argparse.Namespace, registry: Registry) -> tuple[ComparisonSetup
     labels = {name: str(content.sides[name]["model"]) for name in names}
     key = os.environ[args.key_env].strip() if args.key_env else None
     options = DrawOptions(args.batch_size, args.concurrency, key)
-    judges = open_judges(args.by, prompts.items, labels, registry, options, args.db, args.need, args.judge_model)
+    judges = _judges(args, prompts, labels, registry, options)
     if not judges:
         raise UserError("--answers: say who judges with --by, as in --by people --db ratings.db")
     comparison = comparison_of(content, names, prompts, args.slice, args.seed)
@@ -222,6 +224,16 @@ def _read(args: argparse.Namespace, registry: Registry) -> tuple[ComparisonSetup
     if folder.resolve() != args.answers.parent.resolve():
         check_folder(folder, prompts)
     return replace(comparison, prices=prices), judges, folder
+
+
+def _judges(
+    args: argparse.Namespace, prompts: PromptSet, labels: dict[str, str], registry: Registry, options: DrawOptions
+) -> list[BoutJudge]:
+    from alignment.evaluation.judging import open_judges
+
+    return open_judges(
+        args.by, prompts.items, labels, registry, options, args.db, args.need, args.judge_model, args.command
+    )
 
 
 def _as_folder(name: str) -> str:

@@ -124,9 +124,15 @@ def say_goodbye(args: argparse.Namespace, progress: Progress) -> None:
         console.print("Run the same command to go on.")
     if progress.done > progress.skipped:
         db = shlex.quote(terminal.clean(args.db))
-        console.print("To train a reward model on these ratings:", style="dim")
-        command = f"  python -m reward configs/reward/demo.yaml data.train={db}"
-        console.print(command, style="dim", soft_wrap=True)
+        from alignment.ratings import RatingsStore
+
+        aim = "To train a reward model on these ratings:"
+        with RatingsStore(args.db) as store:
+            if command := store.settings.comparison:
+                aim = "To see who won, give the command again that made these pairs:"
+        console.print(aim, style="dim")
+        command = command or f"python -m reward configs/reward/demo.yaml data.train={db}"
+        console.print(f"  {terminal.one_line(command)}", style="dim", soft_wrap=True)
     if args.json:
         result = {"done": progress.done, "total": progress.total, "labeler": args.labeler, "db": args.db}
         print(json.dumps(result))

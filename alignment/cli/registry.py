@@ -78,6 +78,8 @@ def promote_model(
 ) -> None:
     """Point an alias at a version.  Example: alignment models promote desk-ppo@v3 prod --require 'eval_kl<=8'"""
     opened = Registry(registry, keys=keys)
+    if not opened.is_reference(ref) and opened.is_reference(alias):
+        raise UserError(f"{alias} is a model: it stands first, then the alias: alignment models promote {alias} {ref}")
     version = promote(
         opened, ref, alias, require=require or (), require_review=require_review, reviewed_by=reviewed_by,
         expect=_expected(expect),
@@ -108,12 +110,29 @@ def demote_model(
 ) -> None:
     """Take an alias away, so that it points to no version.  Example: alignment models demote desk-ppo prod"""
     opened = Registry(registry)
+    name = _own_name(opened, name, alias)
     left = opened.unset_alias(name, alias, clean(why).strip())
     _redo_reports(opened, name, alias)
     if as_json:
         print_json({"name": name, "alias": alias, "version": None, "left": left})
     else:
         typer.echo(f"{name}@{alias} is taken away from v{left} and points nowhere; promote or rollback sets it again")
+
+
+def _own_name(registry: Registry, given: str, alias: str) -> str:
+    """The model's name; `NAME@v1` and `NAME@ALIAS` name it too, where the alias points to that version.
+
+    Raises:
+        RegistryError: the alias points to another version.
+    """
+    name, at, _ = given.partition("@")
+    if at and alias in (pointers := registry.aliases(name)):
+        number = registry.resolve(given).number
+        if pointers[alias] != number:
+            raise RegistryError(
+                f"{name}@{alias} points to v{pointers[alias]}, not v{number}: alignment models demote {name} {alias}"
+            )
+    return name
 
 
 @models.command("aliases")

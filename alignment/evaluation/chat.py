@@ -130,12 +130,16 @@ class Dialogue:
             self.waiting = answers
 
     def choose(self, choice: Literal["left", "right", "tie", "skip"], store: RatingsStore | None, labeler: str) -> str:
-        """Choose between the answers that wait; the choice goes into the store. Returns who they were by.
+        """Choose between the answers that wait; the choice goes into the store. Returns who they were by, and whether
+        the choice was kept.
 
         A skip is not stored, and neither is a choice between equal texts.
         """
         first, second = self.waiting
-        if store is not None and choice != "skip" and first.text != second.text:
+        lost = "you skipped" if choice == "skip" else "the answers are equal" if first.text == second.text else ""
+        kept = f"not kept, since {lost}" if lost else "not kept: there is no --db FILE"
+        if store is not None and not lost:
+            kept = f"kept in {store.path.name}"
             answers = sorted(self.waiting, key=lambda each: str(each.model))
             prompt = [{"role": turn["role"], "content": turn["content"]} for turn in self.messages()]
             item = store.add_item(prompt, answers)
@@ -145,7 +149,7 @@ class Dialogue:
             seconds = time.monotonic() - self._shown_at
             store.import_rating(item, labeler, stored, order_shown=order, seconds=seconds, why="random")
         self._go_on(second if choice == "right" else first)
-        return f"left: {first.model}, right: {second.model}"
+        return f"left: {first.model}, right: {second.model}; {kept}"
 
     def take_back(self) -> str:
         """Remove the last question with its answer, and return it; empty if nothing was asked."""

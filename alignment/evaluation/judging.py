@@ -28,6 +28,7 @@ def open_judges(
     db: Path | None = None,
     need: int = 1,
     judge_model: str | None = None,
+    command: str = "",
 ) -> list[BoutJudge]:
     """The judges, found before anything is drawn or judged.
 
@@ -36,6 +37,7 @@ def open_judges(
         labels: the models' references by side, for the ratings file.
         db: the ratings file of `people`.
         judge_model: the model that reads refusals and support, in place of phrases and words.
+        command: the command that compares, for the ratings file of `people`.
 
     Raises:
         UserError: an unknown judge, one without what it needs, or the same one twice.
@@ -47,7 +49,7 @@ def open_judges(
         kind, _, what = text.partition("=")
         if kind == "people":
             assert db is not None  # it was checked
-            judges.append(PeopleJudge(db, dict(labels), need))
+            judges.append(PeopleJudge(db, dict(labels), need, command))
         elif kind == "references":
             judges += [ScoreJudge(ReferenceScorer(metric, prompts)) for metric in METRICS if what in ("", metric)]
         elif kind == "reward":

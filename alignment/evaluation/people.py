@@ -12,6 +12,7 @@ from alignment.evaluation.judgments import AnsweredPrompts, Bout, JudgeIdentity,
 from alignment.ratings import Completion, RatingsStore
 from alignment.ratings.pairs import choice_of
 from alignment.ratings.records import Rating
+from alignment.terminal import counted
 
 PEOPLE = JudgeIdentity("people", "people")
 SIMULATED = JudgeIdentity("simulated-people", "people")
@@ -39,22 +40,25 @@ class PeopleJudge:
         db: the ratings file; made if it is missing.
         labels: the models' references by side, which the file keeps and no labeler sees.
         need: how many labelers shall rate each pair.
+        command: the command that compares, which a file of its items alone keeps for those who rate or train on it.
     """
 
-    def __init__(self, db: Path, labels: dict[str, str], need: int = 1) -> None:
+    def __init__(self, db: Path, labels: dict[str, str], need: int = 1, command: str = "") -> None:
         self.identity = PEOPLE
         self.notes: list[str] = []
         self.measures: list[Measure] = []
         self.labelers: dict[str, str] = {}
         """Name of each labeler's hash, for the screen."""
         self.counts = VoteCounts(0, 0, 0)
-        self._db, self._labels, self._need = db, labels, need
+        self._db, self._labels, self._need, self._command = db, labels, need, command
 
     def judge(self, contest: AnsweredPrompts, known: KnownJudgments) -> list[Judgment]:
         """All votes on the pairs, in the order in which they were given."""
         bouts = [bout for bout in contest.bouts() if not bout.is_same]
         same = sum(1 for bout in contest.bouts() if bout.is_same)
         with RatingsStore(self._db, create=True) as store:
+            if self._command and not store.items():
+                store.settings.comparison = self._command
             with store.transaction():
                 for bout in bouts:
                     self._add(store, bout)
@@ -62,7 +66,8 @@ class PeopleJudge:
         rated = {(judgment.prompt, judgment.a, judgment.b) for judgment in judgments}
         self.counts = VoteCounts(len(bouts), len(rated), len(judgments))
         if same:
-            self.notes.append(f"{same} pairs with the same answer on both sides are not asked")
+            are = "is" if same == 1 else "are"
+            self.notes.append(f"{counted(same, 'pair')} with the same answer on both sides {are} not asked")
         return judgments
 
     def _add(self, store: RatingsStore, bout: Bout) -> None:
@@ -96,12 +101,12 @@ class PeopleJudge:
                             votes.append((rating.done_at, bout, outcome, rating.labeler))
         if uncertain:
             self.notes.append(
-                f"{uncertain} votes are left out: their items were chosen for a reward model's doubt, not at random"
+                f"{counted(uncertain, 'vote')} left out: a reward model's doubt chose the items, not chance"
             )
         programs = store.people.simulated()
         real = [vote for vote in votes if vote[-1] not in programs]
         if real and len(real) < len(votes):
-            self.notes.append(f"{len(votes) - len(real)} votes of simulated labelers are left out")
+            self.notes.append(f"{counted(len(votes) - len(real), 'vote')} of simulated labelers left out")
         self.identity = PEOPLE if real or not votes else SIMULATED
         self.labelers = {store.people.labeler_hash(name): name for name in dict.fromkeys(vote[-1] for vote in votes)}
         hashes = {name: who for who, name in self.labelers.items()}

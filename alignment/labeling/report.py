@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from alignment.ratings.quality import Figures
-from alignment.terminal import one_line
+from alignment.terminal import counted, one_line
 
 NAME_WIDTH = 16
 MAX_KAPPAS = 6
@@ -85,8 +85,8 @@ def _best(found: Figures | None) -> str:
 def _show_habits(found: Figures, console: Console) -> None:
     console.print(Text("\nHabits", style="bold underline"))
     position = found["position"]
-    _line(console, "Chose what came first", _percent(position, "decided pairs; 50% without a bias"))
-    _line(console, "Chose the longer one", _percent(found["length"], "decisions"))
+    _line(console, "Chose what came first", _percent(position, "decided pair", "; 50% without a bias"))
+    _line(console, "Chose the longer one", _percent(found["length"], "decision"))
     seconds = found["seconds"]
     if seconds:
         low, high = seconds["quartiles"]
@@ -101,18 +101,18 @@ def _show_habits(found: Figures, console: Console) -> None:
         _line(console, "Items to look at", shown)
 
 
-def _estimate(found: Figures | None, counted: str) -> str:
+def _estimate(found: Figures | None, unit: str) -> str:
     if found is None:
         return NONE
     low, high = found["ci"]
-    return f"{found['value']:.4f} [{low:.3f}, {high:.3f}]   {found['n']} {counted}"
+    return f"{found['value']:.4f} [{low:.3f}, {high:.3f}]   {found['n']} {unit}"
 
 
-def _percent(found: Figures | None, counted: str) -> str:
+def _percent(found: Figures | None, unit: str, rest: str = "") -> str:
     if found is None:
         return NONE
     low, high = found["ci"]
-    return f"{found['value']:.1%} [{low:.1%}, {high:.1%}]   {found['n']} {counted}"
+    return f"{found['value']:.1%} [{low:.1%}, {high:.1%}]   {counted(found['n'], unit)}{rest}"
 
 
 def _show_labelers(labelers: dict[str, Figures], console: Console) -> None:

@@ -24,8 +24,18 @@ def open_demonstrations(part: DataPart, config: DataConfig) -> RowSource:
     with RatingsStore(part.path) as store:
         if not store.labelers():
             raise nothing_rated(part.path)
-        fingerprint = {"name": store.path.name, **store.fingerprint()}
-    return RowSource(_preferred(part.path), lambda: fingerprint)
+        fingerprint, notes = {"name": store.path.name, **store.fingerprint()}, notes_on_test_set(store)
+    return RowSource(_preferred(part.path), lambda: fingerprint, notes)
+
+
+def notes_on_test_set(store: RatingsStore) -> list[str]:
+    """A note for those who train on the answers of a comparison: its prompts tell who won, and are a test set."""
+    if not store.settings.comparison:
+        return []
+    return [
+        f"{store.path}: its items are a comparison's, on prompts that are a test set: a model that is trained on them "
+        "must be tested on others"
+    ]
 
 
 def nothing_rated(path: str) -> DataError:

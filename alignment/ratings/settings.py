@@ -1,4 +1,4 @@
-"""The settings of a ratings file: the guideline and the fractions of control items."""
+"""The settings of a ratings file: the guideline, the fractions of control items, and what its items are for."""
 
 from __future__ import annotations
 
@@ -53,6 +53,15 @@ class StoreSettings:
     @repeat_share.setter
     def repeat_share(self, share: float) -> None:
         self._set_share("repeat_share", share)
+
+    @property
+    def comparison(self) -> str:
+        """The command of `alignment compare` whose answers the items are; empty for a file that is none of it."""
+        return self._file.meta("comparison", "")
+
+    @comparison.setter
+    def comparison(self, command: str) -> None:
+        self._set("comparison", clean(command))
 
     def shares(self) -> ControlShares:
         """The settings that decide which items are controls."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -33,12 +34,15 @@ from alignment.registry import Registry, Version
 from alignment.runs.journal import Journal
 from alignment.runs.run import Run
 from alignment.templates.rendering import encode_conversation, encode_prompt
+from alignment.terminal import counted, one_line, say
 from alignment.training import callbacks, publishing
 from alignment.training.arguments import make_arguments, refused_arguments
 
 FEATURES = datasets.Features(
     {name: datasets.Sequence(datasets.Value("int32")) for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
 )
+FEW_PAIRS = 50
+"""With fewer pairs a baseline says little."""
 DEFAULTS = {
     "gradient_checkpointing": False,
     "lr_scheduler_type": "cosine",
@@ -74,8 +78,10 @@ def train_dpo(
     registry = publishing.open_registry(config)
     source = find_model(config.model.name, registry, role="policy")
     tokenizer = load_tokenizer(source, config.model)
-    train_rows = encode_pairs(train, tokenizer, config.data.max_length)
+    left_out: Counter[str] = Counter()
+    train_rows = encode_pairs(train, tokenizer, config.data.max_length, left_out)
     eval_rows = encode_pairs(held_out, tokenizer, config.data.max_length)
+    _say_pairs(len(train_rows), len(eval_rows), left_out)
     if not len(train_rows):
         raise DataError(
             f"{config.data.parts[0].path}: none of the {len(train)} training pairs is left: each is a tie or longer "
@@ -123,19 +129,39 @@ def _refuse_unread(config: DPOBaselineConfig) -> None:
         raise ConfigError("alignment baseline dpo runs on one process; start it without accelerate launch")
 
 
-def encode_pairs(pairs: Iterable[Comparison], tokenizer: PreTrainedTokenizerBase, max_length: int) -> datasets.Dataset:
+def _say_pairs(used: int, held_out: int, left_out: Counter[str]) -> None:
+    """How many pairs are learned from, how many are left out and why; and that few show little."""
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+    line = f"dpo: learns from {counted(used, 'pair')}, {held_out:,} held out"
+    say(one_line(line + (f"; left out: {reasons}" if reasons else "")))
+    if 0 < used < FEW_PAIRS:
+        say(f"dpo: {counted(used, 'pair')}: fewer than {FEW_PAIRS} show little of what DPO can do; rate more")
+
+
+def encode_pairs(
+    pairs: Iterable[Comparison],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    left_out: Counter[str] | None = None,
+) -> datasets.Dataset:
     """Rows of `prompt_ids`, `chosen_ids` and `rejected_ids`, the preferred answer as chosen.
 
     Ties, and pairs with an answer longer than `max_length` tokens with its prompt, have no row.
+
+    Args:
+        left_out: gets the reasons, with how many pairs each has.
     """
+    left_out = Counter() if left_out is None else left_out
     rows: dict[str, list[list[int]]] = {name: [] for name in FEATURES}
     for pair in pairs:
         if pair.target == 0.5:
+            left_out["tied"] += 1
             continue
         answers = (pair.first, pair.second) if pair.target > 0.5 else (pair.second, pair.first)
         prompt = encode_prompt(tokenizer, pair.prompt)
         whole = [encode_conversation(tokenizer, with_answer(pair.prompt, text)) for text in answers]
         if max(len(each.input_ids) for each in whole) > max_length:
+            left_out[f"longer than data.max_length={max_length} tokens"] += 1
             continue
         # The last turn alone: what a template changes in earlier turns does not belong to the answer.
         chosen, rejected = (each.input_ids[-each.num_response_tokens :] for each in whole)

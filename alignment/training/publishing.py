@@ -130,7 +130,7 @@ def publish(
         metrics=dict(metrics),
         seed=seed,
         world_size=processes.world_size(),
-        run_id=config.name,
+        run_id=config.name if journal is not None else None,  # without a journal there is no run folder
         publish_id=run.publish_id(config.registry.name),
         remote_code=trusted and any(folder.rglob("*.py")),
         wandb_url=journal.wandb_url if journal else None,

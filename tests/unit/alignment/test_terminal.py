@@ -6,9 +6,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
-from alignment.terminal import LogLines, clean, progress
+from alignment.terminal import LogLines, clean, progress, screen
 
 any_text = st.text(st.characters(exclude_categories=())) | st.text(
     st.sampled_from("\x00\x07\x1b\x7f\x80\x9b\x9d\r\n\t\u202e\u2066\u200b\u2028\ufeff\ud800ab[]")
@@ -107,3 +108,20 @@ def test_progress_bar_goes_to_a_terminal_s_stderr_and_leaves_a_piped_stdout_alon
         line.advance(1, loss=0.25)
     assert pipe.getvalue() == "for the pipe\n"
     assert "work [bold]" in screen.getvalue() and "2/2" in screen.getvalue() and "loss=0.25" in screen.getvalue()
+
+
+def test_a_table_in_a_pipe_has_no_blanks_at_the_ends_of_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("key", "value", box=None, pad_edge=False)
+    table.add_row("a", "x" * 300)
+    table.add_row("b", "short")
+    screen().print(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert [len(line) for line in lines] == [len("key  value"), 5 + 300, 5 + 5]
+
+
+def test_a_log_of_unknown_length_says_what_its_number_is() -> None:
+    file = io.StringIO()
+    lines = LogLines("score pairs.jsonl", 0, lambda: 0.0, file)
+    lines.advance(2)
+    lines.close()
+    assert file.getvalue() == "score pairs.jsonl: 2 done 0 s\n"

@@ -154,3 +154,18 @@ def test_numbers_beyond_the_limit_are_no_versions(registry: Registry) -> None:
     assert gap["where"] == "m@v3 to v999999998" and str(models / "v999999999") in gap["fix"]
     with pytest.raises(Exception, match=r"m cannot be published: .*v999999999 has the highest number"):
         publish(registry)
+
+
+def test_demote_takes_the_name_with_its_version(registry: Registry) -> None:
+    for number in (1, 2):
+        publish(registry)
+        as_json("promote", f"m@v{number}", "prod")
+    assert "m@prod points to v2, not v1: alignment models demote m prod" in refused("demote", "m@v1", "prod")
+    assert as_json("demote", "m@v2", "prod")["left"] == 2
+
+
+def test_promote_says_that_its_arguments_are_swapped(registry: Registry) -> None:
+    publish(registry)
+    assert refused("promote", "prod", "m@v1") == (
+        "m@v1 is a model: it stands first, then the alias: alignment models promote m@v1 prod"
+    )

@@ -81,7 +81,8 @@ def test_a_choice_between_two_is_a_rating_that_names_the_models_and_the_order_sh
             talk.answer(lambda place, text: False)
             left, right = talk.waiting
             who = talk.choose("right", store, "ada")
-            assert who == f"left: {left.model}, right: {right.model}"
+            kept = "kept in r.db" if left.text != right.text else "not kept, since the answers are equal"
+            assert who == f"left: {left.model}, right: {right.model}; {kept}"
             assert talk.turns[-1]["content"] == right.text
             item, rating = store.items()[-1], store.ratings()[-1]
             preferred = item.completions[0 if rating.choice == "first" else 1]
@@ -162,10 +163,13 @@ def test_by_lines_a_model_answers_and_two_wait_for_a_choice(folders, tmp_path):
     one = ["chat", str(folders[0]), "--max-new-tokens", "4", "--temperature", "0"]
     done = CliRunner().invoke(app, one, input="hello\n\n")
     assert done.exit_code == 0 and len(done.stdout.strip()) > 0
+    assert f"{folders[0]} answers each line; Ctrl-D leaves" in done.stderr
     db = tmp_path / "r.db"
     two = [*one[:2], str(folders[1]), *one[2:], "--db", str(db), "--labeler", "ada"]
     done = CliRunner().invoke(app, two, input="hello\nx\n1\n")
     assert done.exit_code == 0 and "left: " in done.stdout.splitlines()[-1]
+    assert "choices of ada go into" in done.stderr and "r.db; Ctrl-D leaves" in done.stderr
+    assert done.stdout.splitlines()[-1].endswith("; kept in r.db")
     with RatingsStore(db) as store:
         assert [rating.labeler for rating in store.ratings()] == ["ada"]
 

@@ -1,13 +1,18 @@
 """People's votes on a comparison, in a real ratings file."""
 
+import argparse
 from pathlib import Path
 
 import pytest
 from helpers.comparing import contest, question
 
+from alignment.cli.rate import say_goodbye
+from alignment.config.sections import DataConfig, DataPart
 from alignment.evaluation.judgments import KnownJudgments
 from alignment.evaluation.people import PeopleJudge
-from alignment.ratings import Completion, Gold, RatingsStore
+from alignment.ratings import Completion, Gold, Progress, RatingsStore
+from alignment.ratings.preferred import open_demonstrations
+from reward.data import open_ratings
 
 PROMPTS = [question(f"Q{number}", topic="odd" if number % 2 else "even") for number in range(4)]
 LABELS = {"a": "sft@v1", "b": "ppo@v1"}
@@ -46,7 +51,7 @@ def test_pairs_that_differ_become_blind_items_once(db):
         2
     }
     assert "sft" not in repr(shown) and "ppo" not in repr(shown)
-    assert people.notes == ["1 pairs with the same answer on both sides are not asked"]
+    assert people.notes == ["1 pair with the same answer on both sides is not asked"]
 
 
 def test_votes_are_read_by_labeler_with_ties_and_in_their_order(db):
@@ -91,7 +96,7 @@ def test_votes_on_items_chosen_for_a_models_doubt_are_left_out(db):
     vote(db, 1, "ann", "first", why="uncertain", order_shown=[0, 1])
     vote(db, 2, "ann", "first")
     people, found = judge(db)
-    assert len(found) == 1 and any(note.startswith("1 votes are left out") for note in people.notes)
+    assert len(found) == 1 and any(note.startswith("1 vote left out") for note in people.notes)
 
 
 def test_answers_to_a_system_prompt_are_matched_too(db):
@@ -116,7 +121,7 @@ def test_simulated_votes_are_called_so_and_give_way_to_peoples(db):
     vote(db, 1, "ann", "second")
     people, found = judge(db)
     assert [(judgment.judge, judgment.outcome) for judgment in found] == [("people", 0.0)]
-    assert "2 votes of simulated labelers are left out" in people.notes
+    assert "2 votes of simulated labelers left out" in people.notes
 
 
 def test_a_vote_that_was_forgotten_leaves_the_judgments_too(db):
@@ -134,3 +139,36 @@ def test_a_vote_that_was_forgotten_leaves_the_judgments_too(db):
     known.write(judge(db)[1], votes=True)
     lines = known.path.read_text().splitlines()
     assert len(lines) == 1 and "python=rule" in lines[0]
+
+
+def test_a_file_of_a_comparisons_items_keeps_its_command_and_training_on_it_is_warned(db, tmp_path):
+    found = contest(PROMPTS, a=["a0", "a1", "a2", "same"], b=["b0", "b1", "b2", "same"])
+    command = "alignment compare one two --prompts held_out.jsonl --by people --db votes.db"
+    for again in (command, "another"):
+        PeopleJudge(db, LABELS, command=again).judge(found, KnownJudgments(tmp_path / "judgments.jsonl"))
+    vote(db, 1, "ann", "first")
+    with RatingsStore(db) as store:
+        assert store.settings.comparison == command  # the one that made the items
+    for open_rows in (open_ratings, open_demonstrations):
+        (note,) = open_rows(DataPart(path=str(db)), DataConfig(train=str(db))).notes
+        assert "its items are a comparison's, on prompts that are a test set" in note
+
+
+def test_a_file_that_had_items_before_stays_one_for_training(db, tmp_path):
+    with RatingsStore(db, create=True) as store:
+        store.add_item([{"role": "user", "content": "Q?"}], [Completion("x"), Completion("y")])
+    found = contest(PROMPTS, a=["a0", "a1", "a2", "same"], b=["b0", "b1", "b2", "same"])
+    PeopleJudge(db, LABELS, command="alignment compare one two").judge(found, KnownJudgments(tmp_path / "j.jsonl"))
+    vote(db, 1, "ann", "first")
+    with RatingsStore(db) as store:
+        assert store.settings.comparison == ""
+    assert not open_ratings(DataPart(path=str(db)), DataConfig(train=str(db))).notes
+
+
+def test_rating_a_comparisons_items_ends_with_its_command(db, tmp_path, capsys):
+    found = contest(PROMPTS, a=["a0", "a1", "a2", "same"], b=["b0", "b1", "b2", "same"])
+    PeopleJudge(db, LABELS, command="alignment compare one two").judge(found, KnownJudgments(tmp_path / "j.jsonl"))
+    args = argparse.Namespace(db=str(db), labeler="ann", json=False)
+    say_goodbye(args, Progress(done=1, skipped=0, total=3, seconds=None))
+    said = capsys.readouterr().out
+    assert "alignment compare one two" in said and "python -m reward" not in said

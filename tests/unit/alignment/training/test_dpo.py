@@ -48,6 +48,16 @@ def test_the_preferred_answer_is_chosen_and_ties_and_long_pairs_have_no_row():
         assert tokenizer.decode(row["prompt_ids"]).count("user") == 1
 
 
+def test_pairs_used_and_left_out_are_said_and_few_warned_of_and_no_run_is_named(config, capsys):
+    tie = Comparison(PROMPTS[0], "a", "b", votes(1, 1))
+    long = Comparison(PROMPTS[0], "word " * 600, "b", votes(1, 0))
+    version = train_dpo(validate(DPOBaselineConfig, config, "test"), [*PAIRS, tie, long], PAIRS, [{"name": "v.jsonl"}])
+    said = capsys.readouterr().err
+    assert f"dpo: learns from {len(PAIRS)} pairs, {len(PAIRS)} held out; left out: 1 tied, 1 longer than" in said
+    assert f"dpo: {len(PAIRS)} pairs: fewer than 50 show little" in said
+    assert version.manifest.run_id is None  # there is no run folder
+
+
 def test_the_loss_is_the_papers_and_training_raises_the_preferred_answers(config):
     parsed = validate(DPOBaselineConfig, config, "test")
     version = train_dpo(parsed, PAIRS, PAIRS, [{"name": "votes.jsonl", "rows": 4, "ratings": 7}])
