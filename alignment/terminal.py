@@ -11,7 +11,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TextIO, TypeVar, cast
+from typing import IO, Protocol, TextIO, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -101,12 +101,12 @@ def console(stderr: bool = False) -> Console:
 class _Unpadded(io.TextIOBase):
     """A pipe without the blanks at the ends of lines, with which rich fills a table's last column."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: IO[str]) -> None:
         self._pipe = file
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        return self._pipe.encoding
+        return getattr(self._pipe, "encoding", None) or "utf-8"  # a StringIO has none
 
     def write(self, text: str) -> int:
         self._pipe.write(re.sub(r"[ \t]+(?=\n)", "", text))

@@ -87,7 +87,7 @@ def _win(result: Figures, row: Figures, version: Version, ours: str, theirs: str
     )
 
 
-def _stands_for(opponent: Mapping[str, Any]) -> dict[str, str]:
+def _stands_for(opponent: Mapping[str, Any]) -> dict[str, Any]:
     """What an opponent's label means, in words and as a hash, where the label is not a model with a digest itself.
 
     Texts are named by a hash: a registry and the card of an export go to others than the comparison does.
