@@ -16,9 +16,9 @@ from alignment.terminal import clean, one_line
 
 ALSO = {"l": "left", "r": "right", "t": "4", "tie": "4"}
 WORDS = {"s": "skip", "u": "undo", "f": "flag", "q": "quit", "h": "help", "?": "help"}
+SIDES = "1 to 3 LEFT is much, clearly, slightly better; 4 tie; 5 to 7 RIGHT is slightly, clearly, much better"
 ASKED = {
-    "pair": "1 to 3 LEFT is much, clearly, slightly better; 4 tie; 5 to 7 RIGHT is slightly, clearly, much better;"
-    " b both bad",
+    "pair": f"{SIDES}; b both bad",
     "rank": "all numbers from best to worst, = between equal ones, like 2 1=3",
     "single": "1 (worst) to 7 (best)",
 }
@@ -47,7 +47,8 @@ def run(
     before an item is shown, lest it rate the item unseen. Skips are not counted. Ctrl-C quits.
     """
     sitting = Sitting(store, labeler, order, limit)
-    shown = None
+    shown: Assignment | None = None
+    asked: str | None = None
     if sitting.progress.done == 0 and sitting.assignment is not None:
         _guideline(console, sitting)
     try:
@@ -65,6 +66,9 @@ def run(
                 if not _show(console, sitting):
                     break
                 sitting.seen()
+                asked = None
+            if sitting.assignment and asked != (asked := sitting.question):
+                _ask(console, sitting)
             line = read_line()
             if line is None or not _obey(console, sitting, line.strip()):
                 break
@@ -92,6 +96,8 @@ def _obey(console: Console, sitting: Sitting, line: str) -> bool:
         sitting.flag()
     elif command.lower() in ("c", "comment"):
         sitting.comment(rest)
+    elif word.startswith("+"):
+        _tag(sitting, word)
     else:
         assert sitting.assignment is not None
         _answer(sitting, sitting.assignment, word)
@@ -99,16 +105,46 @@ def _obey(console: Console, sitting: Sitting, line: str) -> bool:
 
 
 def _answer(sitting: Sitting, assignment: Assignment, word: str) -> None:
-    if assignment.kind != "rank":
+    if assignment.kind != "rank" or sitting.draft.step:
         sitting.press(ALSO.get(word, word))
         if sitting.said == NO_KEY:
-            sitting.say(f"Not understood. Expected: {ASKED[assignment.kind]}; {OTHERS}.", failed=True)
+            sitting.say(f"Not understood. Expected: {_expected(sitting)}; {_others(sitting)}.", failed=True)
         return
     answer = order_of(word, len(assignment.completions))
     if isinstance(answer, LabelerAnswer):
         sitting.save(answer)
     else:
-        sitting.say(f"Not understood: {answer} Expected: {ASKED['rank']}; {OTHERS}.", failed=True)
+        sitting.say(f"Not understood: {answer} Expected: {ASKED['rank']}; {_others(sitting)}.", failed=True)
+
+
+def _tag(sitting: Sitting, word: str) -> None:
+    """Set or clear the reasons of a line like `+wl`."""
+    for key in word:
+        if key not in "+ " and not sitting.tag(key):
+            keys = " ".join(f"+{each}" for each in sitting.questionnaire.tags) or "none here"
+            sitting.say(f"There is no reason +{key}. The reasons are {keys}.", failed=True)
+            return
+
+
+def _expected(sitting: Sitting) -> str:
+    """What a line may say to the question that is asked now."""
+    assert sitting.assignment is not None
+    step = sitting.draft.step
+    if step is None:
+        return ASKED[sitting.assignment.kind]
+    return SIDES if step.place is None else ASKED["single"]
+
+
+def _others(sitting: Sitting) -> str:
+    tags = "".join(f"+{key} {words}, " for key, words in sitting.questionnaire.tags.items())
+    return tags + OTHERS
+
+
+def _ask(console: Console, sitting: Sitting) -> None:
+    """Print what is asked now and what may be answered."""
+    if sitting.question:
+        console.print(f"\n{sitting.question}", style="bold", end="")
+    console.print(f"\n{_expected(sitting)}; {_others(sitting)}", style="dim")
 
 
 def order_of(line: str, size: int) -> LabelerAnswer | str:
@@ -139,7 +175,6 @@ def _show(console: Console, sitting: Sitting) -> bool:
         else:
             head = "ANSWER" if assignment.kind == "single" else f"ANSWER {number}"
         _print_text(console, head, text)
-    console.print(f"\n{ASKED[assignment.kind]}; {OTHERS}", style="dim")
     return True
 
 
@@ -162,7 +197,8 @@ def _help(console: Console, sitting: Sitting) -> None:
     _guideline(console, sitting)
     kind = sitting.assignment.kind if sitting.assignment else "pair"
     rows = [("2 1=3", "2 is best, 1 and 3 are equally good")] if kind == "rank" else list(keys_of(kind))
-    for key, words in [*rows, *HELP]:
+    reasons = [(f"+{key}", f"a reason, set and cleared: {words}") for key, words in sitting.questionnaire.tags.items()]
+    for key, words in [*rows, *reasons, *HELP]:
         console.print(f"{key:<10} {words}")
 
 

@@ -61,9 +61,9 @@ class Help(ModalScreen[None]):
         Binding("enter", "close", "Close", key_display="any other key"),
     ]
 
-    def __init__(self, guideline: str, kind: str) -> None:
+    def __init__(self, guideline: str, keys: Content) -> None:
         super().__init__()
-        self._guideline, self._kind = guideline, kind
+        self._guideline, self._keys = guideline, keys
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="help", can_focus=False) as panel:
@@ -72,7 +72,7 @@ class Help(ModalScreen[None]):
                 yield Text("What to prefer", classes="heading")
                 yield Text(clean(self._guideline).strip("\n"))
             yield Text("Keys", classes="heading")
-            yield Text(tui_text.key_table(self._kind))
+            yield Text(self._keys)
         yield Footer(show_command_palette=False)
 
     def action_scroll(self, pages: int) -> None:
@@ -129,6 +129,7 @@ class RatingApp(App[int]):
         self.deaf_until = math.inf  # monotonic time up to which keys are dropped; what is new is not on the screen yet
         self._last_key = ""
         self._on_screen: tuple[State, Assignment | None] | None = None
+        self._question = ""
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="top"):
@@ -140,9 +141,11 @@ class RatingApp(App[int]):
             for _ in range(MOST_ANSWERS):  # made once: a screen that grows with each item would slow down
                 yield Text(classes="answer")
         yield Text(id="end")
+        yield Text(id="question")
         with Horizontal(id="choices"):
             for name in ("toward-left", "middle", "toward-right"):
                 yield Text(id=name)
+        yield Text(id="reasons")
         with Horizontal(id="status"):
             yield Text(id="said")
             yield Text(id="marks")
@@ -198,8 +201,11 @@ class RatingApp(App[int]):
         self.draw()
 
     def on_key(self, event: events.Key) -> None:
-        """Where the sitting waits any key goes on, except those that look around."""
-        if self.sitting.state == "wait" and event.key not in (*_SCROLL, *_LEAVE, "question_mark", "J", "K"):
+        """A letter may be a reason; and where the sitting waits any key goes on, except those that look around."""
+        if self.sitting.state == "rate" and self.sitting.tag(event.key):
+            event.stop().prevent_default()
+            self.draw()
+        elif self.sitting.state == "wait" and event.key not in (*_SCROLL, *_LEAVE, "question_mark", "J", "K"):
             event.stop().prevent_default()
             self.sitting.go_on()
             self.draw()
@@ -232,7 +238,8 @@ class RatingApp(App[int]):
 
     def action_help(self) -> None:
         kind = self.sitting.assignment.kind if self.sitting.assignment else "pair"
-        self.push_screen(Help(self.sitting.store.settings.guideline, kind), self._help_closed)
+        keys = tui_text.key_table(kind, self.sitting.questionnaire.tags)
+        self.push_screen(Help(self.sitting.store.settings.guideline, keys), self._help_closed)
 
     def _help_closed(self, _: None) -> None:
         self._be_deaf()
@@ -263,6 +270,10 @@ class RatingApp(App[int]):
             self._draw_item(sitting.assignment)
             self.deaf_until = math.inf
             self.call_after_refresh(self._shown)
+        elif sitting.question != self._question:  # a key held down must not answer the next question too
+            self.deaf_until = math.inf
+            self.call_after_refresh(self._be_deaf)
+        self._question = sitting.question
         text = {name: self.query_one(f"#{name}", Text) for name in ("position", "said", "marks")}
         text["position"].update(tui_text.position_line(sitting.progress, width))
         text["said"].update("" if sitting.state == "wait" else sitting.said)
@@ -272,6 +283,7 @@ class RatingApp(App[int]):
             self._draw_choices(sitting.assignment, width)
             marks = "  ".join(["[flagged]"] * sitting.draft.flagged + ["[comment]"] * bool(sitting.draft.comment))
         text["marks"].update(marks)
+        self._draw_questions(sitting.state == "rate")
 
     def _draw_item(self, assignment: Assignment | None) -> None:
         for name in ("prompt", "answers", "choices"):
@@ -292,18 +304,34 @@ class RatingApp(App[int]):
         # The end of a long conversation is what is answered.
         self.call_after_refresh(self.query_one("#prompt").scroll_end, animate=False)
 
+    def _draw_questions(self, asked: bool) -> None:
+        """What is asked now, and the reasons; nothing of an item with the one choice alone."""
+        sitting = self.sitting
+        shown = {
+            "question": Content.styled(sitting.question, "bold") if asked else tui_text.NOTHING,
+            "reasons": tui_text.NOTHING,
+        }
+        if asked and sitting.questionnaire.tags:
+            shown["reasons"] = tui_text.reasons_line(sitting.questionnaire.tags, sitting.draft.tags)
+        for name, text in shown.items():
+            box = self.query_one(f"#{name}", Text)
+            box.display = bool(text)
+            box.update(text)
+
     def _draw_choices(self, assignment: Assignment, width: int) -> None:
         across = tui_text.columns(len(assignment.completions), width)
         self.query_one("#answers").styles.grid_size_columns = across
-        ranking = self.sitting.draft.ranking
+        ranking, step = self.sitting.draft.ranking, self.sitting.draft.step
         if self.sitting.state == "wait":
             texts = tui_text.wait_choices(self.sitting.said, self.sitting.waits_for)
+        elif step is not None:
+            texts = tui_text.pair_choices(width, False) if step.place is None else tui_text.single_choices(width, "")
         elif assignment.kind == "pair":
             texts = tui_text.pair_choices(width)
         elif assignment.kind == "rank":
             texts = tui_text.rank_choices(ranking, width)
         else:
-            texts = tui_text.single_choices(width)
+            texts = tui_text.single_choices(width, *[""] * bool(self._question))
         for box, text in zip(self.query("#choices > Text").results(Text), texts, strict=True):
             box.display = bool(text)
             box.update(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from textual.content import Content
 
@@ -73,12 +73,21 @@ def keys(pairs: Iterable[tuple[str, str]], style: str, width: int) -> Content:
     return Content("  ").join(parts)
 
 
-def pair_choices(width: int) -> Choices:
+def reasons_line(tags: Mapping[str, str], chosen: Collection[str]) -> Content:
+    """The reasons with their keys; those that are set are filled."""
+    parts = [
+        Content.assemble((key, "bold"), (f" {words} ", f"reverse {DONE}" if words in chosen else ""))
+        for key, words in tags.items()
+    ]
+    return Content.assemble(("why: ", "bold"), Content("  ").join(parts))
+
+
+def pair_choices(width: int, both_bad: bool = True) -> Choices:
     """The seven keys of a pair: each group under the answer that it prefers, or line by line where that is too wide."""
     words = list(WORDS.values())
     groups = [
         (Content.styled("LEFT is better", f"bold {LEFT}"), keys(zip("123", words, strict=True), LEFT, width)),
-        (Content.styled("the same", "bold"), keys([("4", "tie"), ("b", "both bad")], EVEN, width)),
+        (Content.styled("the same", "bold"), keys([("4", "tie"), ("b", "both bad")][: 1 + both_bad], EVEN, width)),
         (Content.styled("RIGHT is better", f"bold {RIGHT}"), keys(zip("567", words[::-1], strict=True), RIGHT, width)),
     ]
     if width < NARROW:
@@ -99,8 +108,8 @@ def rank_choices(ranking: Ranking, width: int) -> Choices:
     return Content("\n").join([Content.assemble(*parts), Content("  ").join(others)]), NOTHING, NOTHING
 
 
-def single_choices(width: int) -> Choices:
-    """The seven scores."""
+def single_choices(width: int, question: str = "How good is the answer?") -> Choices:
+    """The seven scores; the question is left out where it stands above already."""
     words = ["worst", "", "", "middling", "", "", "best"]
     room = "   " if width >= WIDE else "  "
     scale = Content(room).join(
@@ -109,7 +118,8 @@ def single_choices(width: int) -> Choices:
             for score, word in enumerate(words, 1)
         ]
     )
-    return Content("\n").join([Content.styled("How good is the answer?", "bold"), scale]), NOTHING, NOTHING
+    lines = [Content.styled(question, "bold")] * bool(question) + [scale]
+    return Content("\n").join(lines), NOTHING, NOTHING
 
 
 WAITING = {"right": "AS EXPECTED", "wrong": "NOT AS EXPECTED", "store": "SOMETHING IS WRONG"}
@@ -148,7 +158,8 @@ ALL_KEYS = [
 ]
 
 
-def key_table(kind: str) -> Content:
-    """All keys on an item of this kind."""
-    rows: Sequence[tuple[str, str]] = [*keys_of(kind), *ALL_KEYS]
+def key_table(kind: str, tags: Mapping[str, str]) -> Content:
+    """All keys on an item of this kind with these reasons."""
+    reasons = [(key, f"a reason, set and cleared: {words}") for key, words in tags.items()]
+    rows: Sequence[tuple[str, str]] = [*keys_of(kind), *reasons, *ALL_KEYS]
     return Content("\n").join([Content.assemble((f"{key:<11}", "bold"), words) for key, words in rows])

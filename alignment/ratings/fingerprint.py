@@ -27,12 +27,15 @@ def fingerprint_of(file: RatingsFile, people: People, labelers: Collection[str] 
         counted += " AND labeler IN (SELECT value FROM json_each(:labelers))"
     values = {"labelers": dump(sorted(labelers or ()))}
     rows = file.db.execute(
-        "SELECT rating.id, item.key, item, labeler, choice, strength, ranks, score, given FROM rating"
+        "SELECT rating.id, item.key, item, labeler, choice, strength, ranks, score, given, answers FROM rating"
         f" JOIN item ON item.id = rating.item WHERE {counted} ORDER BY rating.id",
         values,
     ).fetchall()
     names = ("key", "choice", "strength", "ranks", "score")
-    answers = [[*map(row.__getitem__, names), *([] if row["given"] is None else [row["given"]])] for row in rows]
+    answers = [
+        [*map(row.__getitem__, names), *(row[name] for name in ("given", "answers") if row[name] is not None)]
+        for row in rows
+    ]
     counts = Counter(row["labeler"] for row in rows)
     models = file.db.execute(
         "SELECT json_extract(value, '$.model') AS model, count(DISTINCT item.id) AS items"

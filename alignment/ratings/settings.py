@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Literal, NamedTuple
 
 from alignment.errors import UserError
 from alignment.ratings.choosing import ControlShares
 from alignment.ratings.file import RatingsFile
+from alignment.ratings.questionnaire import Questionnaire
 from alignment.terminal import clean
 
 WordingKind = Literal["guideline", "questions"]
@@ -35,6 +37,17 @@ class StoreSettings:
     @guideline.setter
     def guideline(self, text: str) -> None:
         self._reword("guideline", clean(text))
+
+    def questionnaire(self, version: int | None = None) -> Questionnaire:
+        """What labelers are asked beside the choice: by the newest version, or by the one that a rating names."""
+        texts = {wording.version: wording.text for wording in self.wordings("questions")}
+        text = texts.get(max(texts, default=0) if version is None else version, "")
+        return Questionnaire.model_validate_json(text) if text else Questionnaire()
+
+    def ask(self, questionnaire: Questionnaire) -> None:
+        """Set what labelers are asked from now on. Another questionnaire than the last one is its next version."""
+        asked = questionnaire.model_dump(mode="json", exclude_defaults=True)
+        self._reword("questions", json.dumps(asked) if asked else "")
 
     @property
     def calibration(self) -> int:

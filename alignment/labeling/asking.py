@@ -1,0 +1,128 @@
+"""The questions of one item in their order, and what the labeler has given to it so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from alignment.labeling.answers import BETTER, FLAGGED, LabelerAnswer, Ranking, as_shown
+from alignment.ratings import Assignment, Rating
+from alignment.ratings.questionnaire import Attribute, Questionnaire, as_seen
+
+OVERALL = {
+    "pair": "Which answer is better, all in all?",
+    "rank": "Which answer is best, all in all, and which come next?",
+    "single": "How good is the answer, all in all?",
+}
+PAIR_KEYS = {**{str(4 - value): value for value in range(-3, 4)}, "left": 2, "right": -2}
+SCORE_KEYS = {str(score): score for score in range(1, 8)}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One key's worth of an item: an attribute of the pair, or of the answer `place` (from 0, as shown)."""
+
+    attribute: Attribute
+    place: int | None
+    name: str
+    """Of that answer; empty for a pair, and where there is one answer alone."""
+
+    @property
+    def keys(self) -> Mapping[str, int]:
+        """What each key answers."""
+        return PAIR_KEYS if self.place is None else SCORE_KEYS
+
+    @property
+    def question(self) -> str:
+        """What is asked, and of which answer."""
+        return f"{self.attribute.ask}  {self.name}".rstrip()
+
+    def in_words(self, value: int) -> str:
+        """An answer to it."""
+        if self.place is not None:
+            return f"{self.attribute.name}{f' of {self.name}' if self.name else ''} {value} of 7"
+        side = "LEFT is" if value > 0 else "RIGHT is"
+        return f"{self.attribute.name}: {f'{side} {BETTER[abs(value)]}' if value else 'a tie'}"
+
+
+def steps_of(questionnaire: Questionnaire, kind: str, count: int) -> list[Step]:
+    """The steps before the overall choice of an item with so many answers."""
+    steps = []
+    for attribute in questionnaire.of_kind(kind):
+        if attribute.scale == "pair":
+            steps.append(Step(attribute, None, ""))
+        else:
+            steps += [Step(attribute, place, name_of(kind, place)) for place in range(count)]
+    return steps
+
+
+def name_of(kind: str, place: int) -> str:
+    """What an answer is called on the screen; empty where there is one alone."""
+    return {"pair": ("LEFT", "RIGHT")[place % 2], "rank": f"ANSWER {place + 1}", "single": ""}[kind]
+
+
+@dataclass
+class Draft:
+    """What the labeler has given to an item beside the overall choice."""
+
+    ranking: Ranking
+    steps: Sequence[Step] = ()
+    given: list[int] = field(default_factory=list)
+    """Answers to the first steps."""
+    tags: list[str] = field(default_factory=list)
+    comment: str = ""
+    flagged: bool = False
+    former: LabelerAnswer | None = None
+    """The answer that was taken back."""
+
+    @property
+    def step(self) -> Step | None:
+        """What is asked now; None: the overall choice."""
+        return self.steps[len(self.given)] if len(self.given) < len(self.steps) else None
+
+    def toggle(self, tag: str) -> bool:
+        """Set a reason, or clear it; returns whether it is set now."""
+        if tag in self.tags:
+            self.tags.remove(tag)
+        else:
+            self.tags.append(tag)
+        return tag in self.tags
+
+    @property
+    def answers(self) -> dict[str, Any]:
+        """The answers to the questionnaire, in the order shown, as the store takes them."""
+        attributes: dict[str, Any] = {}
+        for step, value in zip(self.steps, self.given, strict=False):
+            if step.place is None:
+                attributes[step.attribute.name] = value
+            else:
+                attributes.setdefault(step.attribute.name, []).append(value)
+        return {"attributes": attributes, "tags": self.tags}
+
+
+def new_draft(questionnaire: Questionnaire, assignment: Assignment, former: Rating | None = None) -> Draft:
+    """An empty draft of an item; or one with what came with an answer that was taken back."""
+    count = len(assignment.completions)
+    draft = Draft(Ranking(count), steps_of(questionnaire, assignment.kind, count))
+    if former is None:
+        return draft
+    answers = as_seen(former.answers or {}, assignment.order_shown)
+    draft.given = _given(draft.steps, answers.get("attributes", {}))
+    draft.tags = [tag for tag in answers.get("tags", []) if tag in questionnaire.tags.values()]
+    draft.comment, draft.flagged = former.comment, FLAGGED in former.flags
+    draft.former = as_shown(former, assignment)
+    return draft
+
+
+def _given(steps: Sequence[Step], attributes: Mapping[str, Any]) -> list[int]:
+    """What was answered to the steps, up to the first that was not: the questions may have changed since."""
+    given: list[int] = []
+    for step in steps:
+        value = attributes.get(step.attribute.name)
+        if step.place is not None and isinstance(value, list):
+            value = value[step.place]
+        if not isinstance(value, int):
+            break
+        given.append(value)
+    return given
