@@ -33,15 +33,10 @@ class Step:
         """What each key answers."""
         return PAIR_KEYS if self.place is None else SCORE_KEYS
 
-    @property
-    def question(self) -> str:
-        """What is asked, and of which answer."""
-        return f"{self.attribute.ask}  {self.name}".rstrip()
-
     def in_words(self, value: int) -> str:
         """An answer to it."""
         if self.place is not None:
-            return f"{self.attribute.name}{f' of {self.name}' if self.name else ''} {value} of 7"
+            return f"{self.attribute.name}{f', {self.name}' if self.name else ''}: {value} of 7"
         side = "LEFT is" if value > 0 else "RIGHT is"
         return f"{self.attribute.name}: {f'{side} {BETTER[abs(value)]}' if value else 'a tie'}"
 
@@ -55,6 +50,11 @@ def steps_of(questionnaire: Questionnaire, kind: str, count: int) -> list[Step]:
         else:
             steps += [Step(attribute, place, name_of(kind, place)) for place in range(count)]
     return steps
+
+
+def heading(number: int, total: int, name: str, question: str) -> str:
+    """A question as labelers read it; `name` is that of the answer it is about, if it is about one."""
+    return f"{number} of {total}{', ' * bool(name)}{name}: {question}"
 
 
 def name_of(kind: str, place: int) -> str:
@@ -81,13 +81,12 @@ class Draft:
         """What is asked now; None: the overall choice."""
         return self.steps[len(self.given)] if len(self.given) < len(self.steps) else None
 
-    def toggle(self, tag: str) -> bool:
-        """Set a reason, or clear it; returns whether it is set now."""
+    def toggle(self, tag: str) -> None:
+        """Set a reason, or clear it."""
         if tag in self.tags:
             self.tags.remove(tag)
         else:
             self.tags.append(tag)
-        return tag in self.tags
 
     @property
     def answers(self) -> dict[str, Any]:

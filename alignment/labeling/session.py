@@ -8,7 +8,7 @@ from typing import Literal
 
 from alignment.errors import UserError
 from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, LabelerAnswer, as_shown, expected_in_words
-from alignment.labeling.asking import OVERALL, Draft, Step, new_draft
+from alignment.labeling.asking import OVERALL, Draft, Step, heading, new_draft
 from alignment.ratings import Assignment, Gold, Order, Progress, RatingsStore
 from alignment.ratings.questionnaire import Questionnaire
 from alignment.terminal import clean, one_line
@@ -48,7 +48,7 @@ class Sitting:
     def __post_init__(self) -> None:
         self.progress = self.store.progress(self.labeler)
         self._start = self.given
-        self._questionnaires: dict[int, Questionnaire] = {}  # by version
+        self._questionnaires: dict[int | None, Questionnaire] = {}  # by version
         self._drafts: dict[int, Draft] = {}  # by rating; one that an undo left open comes back as it was
         self._next()
 
@@ -75,8 +75,6 @@ class Sitting:
     def questionnaire(self) -> Questionnaire:
         """What is asked of the assignment on the screen."""
         version = self.assignment.questions if self.assignment else None
-        if version is None:
-            return Questionnaire()
         if version not in self._questionnaires:
             self._questionnaires[version] = self.store.settings.questionnaire(version)
         return self._questionnaires[version]
@@ -86,10 +84,13 @@ class Sitting:
         """What is asked now, and its place among the questions; empty for an item with the one choice alone."""
         if self.assignment is None:
             return ""
-        asked, draft = self.questionnaire, self.draft
-        overall = asked.overall or (OVERALL[self.assignment.kind] if draft.steps else "")
-        words = draft.step.question if draft.step else overall
-        return f"{len(draft.given) + 1} of {len(draft.steps) + 1}: {words}" if draft.steps else words
+        draft = self.draft
+        if not draft.steps:
+            return self.questionnaire.overall or ""
+        number, total = len(draft.given) + 1, len(draft.steps) + 1
+        if draft.step is not None:
+            return heading(number, total, draft.step.name, draft.step.attribute.ask)
+        return heading(number, total, "", self.questionnaire.overall or OVERALL[self.assignment.kind])
 
     def seen(self) -> None:
         """The item is on the screen from now on; the clock of its answer starts."""
@@ -129,7 +130,8 @@ class Sitting:
         """A letter that may set or clear a reason; False if it is none."""
         words = self.questionnaire.tags.get(key)
         if words is not None:
-            self.say(f"{'Reason' if self.draft.toggle(words) else 'No reason any more'}: {words}.")
+            self.draft.toggle(words)
+            self.say(f"Reasons: {', '.join(self.draft.tags) or 'none'}.")
         return words is not None
 
     def skip(self) -> None:
@@ -161,7 +163,8 @@ class Sitting:
             self._next("Skipped." if answer == SKIP else f"Saved: {answer}.")
             return
         self.progress = self.store.progress(self.labeler)
-        self._wait("right" if feedback.right else "wrong", said_and_expected(answer, feedback.expected_shown))
+        said = said_and_expected(answer, feedback.expected_shown)
+        self._wait("right" if feedback.right else "wrong", f"{'Correct. ' * feedback.right}{said}")
 
     def go_on(self) -> None:
         """From the state `wait` to the next item."""

@@ -10,6 +10,7 @@ object for JSON, in which whatever was not given is left out:
 
 from __future__ import annotations
 
+import json
 import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,9 +54,7 @@ class Attribute(Section):
     @classmethod
     def _is_whole(cls, value: Any) -> Any:
         if not isinstance(value, dict) or not {"name", "ask"} <= value.keys():
-            raise ValueError(
-                f"an attribute needs a name and a question, as {{name: helpful, ask: Which?}}, found {value}"
-            )
+            raise ValueError(f"expected `name: helpful` and `ask: Which answer helps more?`, found {value!a}"[:300])
         return value
 
     @model_validator(mode="after")
@@ -103,6 +102,20 @@ def read_questionnaire(path: str | Path) -> Questionnaire:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; name a YAML file of questions")
     return validate(Questionnaire, read_values(path), str(path))
+
+
+def checked_questions(text: str) -> str:
+    """A questionnaire as a ratings file keeps it, in JSON; "" asks nothing. Raises UserError if it is none."""
+    try:
+        return as_kept(validate(Questionnaire, json.loads(text or "{}"), "questions"))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"questions {text[:80]!a} are no JSON object ({error})") from None
+
+
+def as_kept(questionnaire: Questionnaire) -> str:
+    """The JSON that a ratings file keeps: the same for the same questions; "" for none."""
+    asked = questionnaire.model_dump(mode="json", exclude_defaults=True)
+    return json.dumps(asked) if asked else ""
 
 
 def check_answers(questionnaire: Questionnaire, kind: str, count: int, answers: Answers) -> None:

@@ -2,6 +2,7 @@
 "use strict";
 (() => {
   const PAUSE = 400; // ms after the first frame in which an answer cannot be meant for this item: nobody has read it
+  const SHORT_PAUSE = 150; // ms in which a second press of a key cannot be meant for the question that just came
   const all = (selector) => [...document.querySelectorAll(selector)];
   const one = (selector) => document.querySelector(selector);
   const form = one("#answer");
@@ -102,6 +103,40 @@
     tell();
   }
 
+  // One question at a time: an answer goes on to the next, and the overall choice sends them all.
+  const questions = all("fieldset.question");
+  const answered = (question) => question.querySelector("input:checked") !== null;
+  const ask = () => {
+    const open = questions.findIndex((question) => !answered(question));
+    const now = open < 0 ? questions.length : open;
+    questions.forEach((question, place) => { question.hidden = place !== now; });
+    for (const part of [one("#choices"), one("#more [value=b]")]) if (part) part.hidden = open >= 0;
+    one("#step-back").hidden = now === 0;
+    return now;
+  };
+  let arrow = false; // the arrow keys of a group of radio buttons look around in it
+  document.addEventListener("keydown", (event) => {
+    arrow = event.key.startsWith("Arrow");
+    setTimeout(() => { arrow = false; });
+  }, true);
+  const goOn = () => {
+    const now = ask();
+    ready = Math.max(ready, performance.now() + SHORT_PAUSE);
+    say(one("#asked"), now < questions.length ? questions[now].querySelector("legend").textContent
+      : one("#choices .overall").textContent);
+  };
+  if (questions.length) {
+    for (const input of all(".question input")) {
+      input.addEventListener("click", () => { if (!arrow) goOn(); });
+    }
+    one("#step-back").addEventListener("click", () => {
+      const last = questions.filter(answered).at(-1);
+      last.querySelector("input:checked").checked = false;
+      goOn();
+    });
+    ask();
+  }
+
   // The last message of a conversation is the one that is answered.
   const prompt = one("#prompt");
   if (prompt && prompt.children.length > 2) prompt.scrollTop = prompt.scrollHeight;
@@ -124,9 +159,14 @@
       if (one("#help")) one("#help").open = false;
       return;
     }
+    if (event.key === "Enter" && event.target.closest(".question")) {
+      event.preventDefault();
+      if (answered(event.target.closest(".question"))) goOn();
+      return;
+    }
     if (event.target.closest("textarea, select") || (hotkeys && !hotkeys.checked)) return;
     if (event.key === "Enter" && event.target.closest("a, button, summary, label, input")) return; // it has its own
-    const control = all("[data-key]").find((each) => each.dataset.key === nameOf(event));
+    const control = all("[data-key]").find((each) => each.dataset.key === nameOf(event) && !each.closest("[hidden]"));
     if (!control) return;
     event.preventDefault();
     if (event.repeat || performance.now() < ready) return;
