@@ -31,7 +31,13 @@ FLAGS = (
     "--force-color-profile=srgb",
     "--disable-features=Translate,OptimizationHints,MediaRouter",
 )
-NAMED_KEYS = {"Enter": ("\r", 13), "Escape": ("", 27), "Backspace": ("", 8), "Tab": ("", 9)}
+NAMED_KEYS = {
+    "Enter": ("\r", 13),
+    "Escape": ("", 27),
+    "Backspace": ("", 8),
+    "Tab": ("", 9),
+    "ArrowRight": ("", 39),
+}
 OUR_OWN_DOING = ("PerformanceIssue", "NavigationEntryMarkedSkippable")  # what `evaluate` does, and no page
 
 
@@ -157,7 +163,7 @@ class Chromium:
         code = (
             key if key in NAMED_KEYS else ("Digit" if key.isdecimal() else "Key" if key.isalpha() else "") + key.upper()
         )
-        fields = {"key": key, "code": code, "windowsVirtualKeyCode": number}
+        fields = {"key": key, "code": "Space" if key == " " else code, "windowsVirtualKeyCode": number}
         down = "keyDown" if text else "rawKeyDown"
         self.send("Input.dispatchKeyEvent", type=down, text=text, autoRepeat=repeated, **fields)
         self.send("Input.dispatchKeyEvent", type="keyUp", **fields)
