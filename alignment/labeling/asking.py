@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from alignment.labeling.answers import BETTER, FLAGGED, LabelerAnswer, Ranking, as_shown
 from alignment.ratings import Assignment, Rating
 from alignment.ratings.questionnaire import Attribute, Questionnaire, as_seen
+from alignment.terminal import clean
 
 OVERALL = {
     "pair": "Which answer is better, all in all?",
     "rank": "Which answer is best, all in all, and which come next?",
     "single": "How good is the answer, all in all?",
 }
+TextKind = Literal["rewrites", "comments"]
 PAIR_KEYS = {**{str(4 - value): value for value in range(-3, 4)}, "left": 2, "right": -2}
 SCORE_KEYS = {str(score): score for score in range(1, 8)}
 
@@ -71,6 +73,8 @@ class Draft:
     given: list[int] = field(default_factory=list)
     """Answers to the first steps."""
     tags: list[str] = field(default_factory=list)
+    texts: dict[TextKind, dict[int, str]] = field(default_factory=lambda: {"rewrites": {}, "comments": {}})
+    """Rewritten answers and comments on single ones, by their place on the screen."""
     comment: str = ""
     flagged: bool = False
     former: LabelerAnswer | None = None
@@ -97,7 +101,20 @@ class Draft:
                 attributes[step.attribute.name] = value
             else:
                 attributes.setdefault(step.attribute.name, []).append(value)
-        return {"attributes": attributes, "tags": self.tags}
+        texts = {
+            kind: [given.get(place) for place in range(self.ranking.size)]
+            for kind, given in self.texts.items()
+            if given
+        }
+        return {"attributes": attributes, "tags": self.tags, **texts}
+
+    def write(self, kind: TextKind, place: int, text: str, original: str) -> None:
+        """Keep what was written about an answer; an empty text, or an answer as it was, is nothing."""
+        kept = text.replace("\r\n", "\n")
+        if not kept.strip() or (kind == "rewrites" and kept == clean(original)):
+            self.texts[kind].pop(place, None)
+        else:
+            self.texts[kind][place] = kept
 
 
 def new_draft(questionnaire: Questionnaire, assignment: Assignment, former: Rating | None = None) -> Draft:
@@ -109,6 +126,9 @@ def new_draft(questionnaire: Questionnaire, assignment: Assignment, former: Rati
     answers = as_seen(former.answers or {}, assignment.order_shown)
     draft.given = _given(draft.steps, answers.get("attributes", {}))
     draft.tags = [tag for tag in answers.get("tags", []) if tag in questionnaire.tags.values()]
+    for kind, may_be in (("rewrites", questionnaire.rewrite), ("comments", questionnaire.comments)):
+        texts = answers.get(kind, ()) if may_be else ()
+        draft.texts[kind] = {place: text for place, text in enumerate(texts) if text}  # type: ignore[index]
     draft.comment, draft.flagged = former.comment, FLAGGED in former.flags
     draft.former = as_shown(former, assignment)
     return draft

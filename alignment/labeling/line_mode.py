@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from alignment.labeling.answers import LabelerAnswer, Ranking, keys_of
+from alignment.labeling.asking import TextKind
 from alignment.labeling.session import LAST, NO_KEY, NOTHING_TO_RATE, Sitting, position
 from alignment.ratings import Assignment, Order, RatingsStore
 from alignment.terminal import clean, one_line
@@ -23,6 +24,8 @@ ASKED = {
     "single": "1 (worst) to 7 (best)",
 }
 OTHERS = "s skip, u undo, f flag, c TEXT comment, ? help, q quit"
+WRITES: dict[TextKind, str] = {"rewrites": "rewrite answer", "comments": "comment on answer"}
+ReadLine = Callable[[], str | None]
 HELP = [
     ("s", "skip: you cannot judge it; others will"),
     ("u", "take your last answer back, any number of times"),
@@ -36,7 +39,7 @@ def run(
     store: RatingsStore,
     labeler: str,
     order: Order,
-    read_line: Callable[[], str | None],
+    read_line: ReadLine,
     console: Console,
     limit: int | None = None,
     forget_typed: Callable[[], None] = lambda: None,
@@ -70,7 +73,7 @@ def run(
             if sitting.assignment and asked != (asked := sitting.question):
                 _ask(console, sitting)
             line = read_line()
-            if line is None or not _obey(console, sitting, line.strip()):
+            if line is None or not _obey(console, sitting, line.strip(), read_line):
                 break
     except KeyboardInterrupt:
         pass
@@ -78,7 +81,7 @@ def run(
     return sitting.given_now
 
 
-def _obey(console: Console, sitting: Sitting, line: str) -> bool:
+def _obey(console: Console, sitting: Sitting, line: str, read_line: ReadLine) -> bool:
     """Do what a line says; False to leave."""
     word = line.lower()
     command, _, rest = line.partition(" ")
@@ -98,6 +101,8 @@ def _obey(console: Console, sitting: Sitting, line: str) -> bool:
         sitting.comment(rest)
     elif word.startswith("+"):
         _tag(sitting, word)
+    elif command.lower() in _texts(sitting):
+        _write(console, sitting, _texts(sitting)[command.lower()], rest.strip(), read_line)
     else:
         assert sitting.assignment is not None
         _answer(sitting, sitting.assignment, word)
@@ -126,6 +131,34 @@ def _tag(sitting: Sitting, word: str) -> None:
             return
 
 
+def _texts(sitting: Sitting) -> dict[str, TextKind]:
+    """The commands that write about single answers, where the organiser asks for it."""
+    asked = sitting.questionnaire
+    commands: dict[str, TextKind] = {}
+    if asked.rewrite:
+        commands["e"] = "rewrites"
+    if asked.comments:
+        commands["m"] = "comments"
+    return commands
+
+
+def _write(console: Console, sitting: Sitting, kind: TextKind, which: str, read_line: ReadLine) -> None:
+    """Read the lines of a rewritten answer or of a comment up to one with a dot alone."""
+    assert sitting.assignment is not None
+    count = len(sitting.assignment.completions)
+    number = which or ("1" if count == 1 else "")
+    if not number.isdecimal() or not 1 <= int(number) <= count:
+        sitting.say(f"Which answer? {'e' if kind == 'rewrites' else 'm'} and a number from 1 to {count}.", failed=True)
+        return
+    console.print(
+        "End with a line that is a dot alone; the dot and nothing before it takes the text away.", style="dim"
+    )
+    lines: list[str] = []
+    while (line := read_line()) is not None and line.rstrip("\r\n") != ".":
+        lines.append(clean(line).rstrip("\n"))
+    sitting.write(kind, int(number) - 1, "\n".join(lines))
+
+
 def _expected(sitting: Sitting) -> str:
     """What a line may say to the question that is asked now."""
     assert sitting.assignment is not None
@@ -137,7 +170,8 @@ def _expected(sitting: Sitting) -> str:
 
 def _others(sitting: Sitting) -> str:
     tags = "".join(f"+{key} {words}, " for key, words in sitting.questionnaire.tags.items())
-    return tags + OTHERS
+    texts = "".join(f"{key} N {WRITES[kind]}, " for key, kind in _texts(sitting).items())
+    return tags + texts + OTHERS
 
 
 def _ask(console: Console, sitting: Sitting) -> None:
@@ -198,7 +232,8 @@ def _help(console: Console, sitting: Sitting) -> None:
     kind = sitting.assignment.kind if sitting.assignment else "pair"
     rows = [("2 1=3", "2 is best, 1 and 3 are equally good")] if kind == "rank" else list(keys_of(kind))
     reasons = [(f"+{key}", f"a reason, set and cleared: {words}") for key, words in sitting.questionnaire.tags.items()]
-    for key, words in [*rows, *reasons, *HELP]:
+    writes = [(f"{key} N", f"{WRITES[kind]} N, in the lines that follow") for key, kind in _texts(sitting).items()]
+    for key, words in [*rows, *reasons, *writes, *HELP]:
         console.print(f"{key:<10} {words}")
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from alignment.errors import UserError
 from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, LabelerAnswer, as_shown, expected_in_words
-from alignment.labeling.asking import OVERALL, Draft, Step, heading, new_draft
+from alignment.labeling.asking import OVERALL, Draft, Step, TextKind, heading, name_of, new_draft
 from alignment.ratings import Assignment, Gold, Order, Progress, RatingsStore
 from alignment.ratings.questionnaire import Questionnaire
 from alignment.terminal import clean, one_line
@@ -19,6 +19,7 @@ NOTHING_TO_RATE = "There is nothing to rate here for you yet."
 LAST = "That was the last one."
 NOTHING_BACK = "There is nothing to take back."
 PRACTICE_STAYS = "There is nothing to take back: you were told the right answer to the one before."
+WRITTEN = {"rewrites": "Rewritten, and saved with your answer", "comments": "With a comment, saved with your answer"}
 NO_KEY = "That key does nothing here; ? shows the keys."
 
 
@@ -133,6 +134,14 @@ class Sitting:
             self.draft.toggle(words)
             self.say(f"Reasons: {', '.join(self.draft.tags) or 'none'}.")
         return words is not None
+
+    def write(self, kind: TextKind, place: int, text: str) -> None:
+        """Keep a rewritten answer, or a comment on one; see `Draft.write`."""
+        assert self.assignment is not None
+        self.draft.write(kind, place, text, self.assignment.completions[place])
+        places = sorted(self.draft.texts[kind])
+        names = ", ".join(name_of(self.assignment.kind, place) or "the answer" for place in places)
+        self.say(f"{WRITTEN[kind]}: {names or 'none'}.")
 
     def skip(self) -> None:
         """Leave the item to others."""

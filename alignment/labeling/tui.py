@@ -21,7 +21,9 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, Static
 
 from alignment.labeling import tui_text
+from alignment.labeling.asking import TextKind, name_of
 from alignment.labeling.session import Sitting, State
+from alignment.labeling.tui_writing import Writing
 from alignment.ratings import Assignment, Order, RatingsStore
 from alignment.terminal import clean
 
@@ -115,6 +117,8 @@ class RatingApp(App[int]):
         Binding("s", "skip", "Skip"),
         Binding("f", "flag", "Flag"),
         Binding("c", "comment", "Comment"),
+        Binding("e", "write('rewrites')", "Rewrite"),
+        Binding("m", "write('comments')", "Comment on answers"),
         Binding("u", "undo", "Undo"),
         Binding("question_mark", "help", "Help"),
         Binding("q", "leave", "Quit"),
@@ -190,6 +194,9 @@ class RatingApp(App[int]):
         state = self.sitting.state
         if action in ("press", "skip", "flag", "comment"):
             return state == "rate"
+        if action == "write":
+            asked = self.sitting.questionnaire
+            return state == "rate" and (asked.rewrite if parameters[0] == "rewrites" else asked.comments)
         if action in ("scroll", "page"):
             return state != "end" and (parameters[0] != "prompt" or self.query_one("#prompt").max_scroll_y > 0)
         return state != "wait" if action == "undo" else True
@@ -236,9 +243,25 @@ class RatingApp(App[int]):
         self.sitting.comment(event.value)
         self.draw()
 
+    def action_write(self, kind: TextKind) -> None:
+        """Rewrite answers, or comment on them, on a screen of its own."""
+        assignment, given = self.sitting.assignment, self.sitting.draft.texts[kind]
+        assert assignment is not None
+        answers = assignment.completions if kind == "rewrites" else [""] * len(assignment.completions)
+        names = [name_of(assignment.kind, place) or "ANSWER" for place in range(len(answers))]
+        texts = [given.get(place, answers[place]) for place in range(len(answers))]
+
+        def keep(written: dict[int, str] | None) -> None:
+            for place, text in (written or {}).items():
+                self.sitting.write(kind, place, text)
+            self._be_deaf()
+            self.draw()
+
+        self.push_screen(Writing(tui_text.WRITING[kind], names, answers, texts), keep)
+
     def action_help(self) -> None:
         kind = self.sitting.assignment.kind if self.sitting.assignment else "pair"
-        keys = tui_text.key_table(kind, self.sitting.questionnaire.tags)
+        keys = tui_text.key_table(kind, self.sitting.questionnaire)
         self.push_screen(Help(self.sitting.store.settings.guideline, keys), self._help_closed)
 
     def _help_closed(self, _: None) -> None:
@@ -281,7 +304,7 @@ class RatingApp(App[int]):
         marks = ""
         if sitting.assignment is not None:
             self._draw_choices(sitting.assignment, width)
-            marks = "  ".join(["[flagged]"] * sitting.draft.flagged + ["[comment]"] * bool(sitting.draft.comment))
+            marks = tui_text.marks(sitting.draft)
         text["marks"].update(marks)
         self._draw_questions(sitting.state == "rate")
 

@@ -8,8 +8,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from textual.content import Content
 
 from alignment.labeling.answers import Ranking, keys_of
+from alignment.labeling.asking import Draft
 from alignment.labeling.session import LAST, NOTHING_TO_RATE, WaitsFor, position
 from alignment.ratings import Progress
+from alignment.ratings.questionnaire import Questionnaire
 from alignment.terminal import clean
 
 NARROWEST = 36  # columns that an answer needs to be read with ease
@@ -71,6 +73,23 @@ def keys(pairs: Iterable[tuple[str, str]], style: str, width: int) -> Content:
     room = " " if width >= WIDE else ""
     parts = [Content.assemble((f"{room}{key}{room}", f"bold reverse {style}"), f" {word}") for key, word in pairs]
     return Content("  ").join(parts)
+
+
+WRITING = {
+    "rewrites": " Rewrite an answer as it should have been ",
+    "comments": " Comment on single answers ",
+}
+
+
+def marks(draft: Draft) -> str:
+    """What the item has beside answers to questions."""
+    said = {
+        "[flagged]": draft.flagged,
+        "[comment]": draft.comment,
+        "[rewritten]": draft.texts["rewrites"],
+        "[answers commented]": draft.texts["comments"],
+    }
+    return "  ".join(mark for mark, given in said.items() if given)
 
 
 def reasons_line(tags: Mapping[str, str], chosen: Collection[str]) -> Content:
@@ -158,8 +177,10 @@ ALL_KEYS = [
 ]
 
 
-def key_table(kind: str, tags: Mapping[str, str]) -> Content:
-    """All keys on an item of this kind with these reasons."""
-    reasons = [(key, f"a reason, set and cleared: {words}") for key, words in tags.items()]
+def key_table(kind: str, asked: Questionnaire) -> Content:
+    """All keys on an item of this kind of which this is asked."""
+    reasons = [(key, f"a reason, set and cleared: {words}") for key, words in asked.tags.items()]
+    reasons += [("e", "rewrite an answer as it should have been")] * asked.rewrite
+    reasons += [("m", "comment on single answers")] * asked.comments
     rows: Sequence[tuple[str, str]] = [*keys_of(kind), *reasons, *ALL_KEYS]
     return Content("\n").join([Content.assemble((f"{key:<11}", "bold"), words) for key, words in rows])

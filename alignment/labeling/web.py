@@ -253,7 +253,7 @@ class RatingPage:
             draft=draft,
             steps=shown_steps(draft, item.kind),
             overall=overall_heading(asked, draft, item.kind),
-            tags=asked.tags,
+            asked=asked,
             comment_characters=COMMENT_CHARACTERS,
         )
 

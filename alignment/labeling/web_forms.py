@@ -12,7 +12,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 
 from alignment.labeling.answers import PAIR, SINGLE, SKIP, LabelerAnswer
-from alignment.labeling.asking import OVERALL, Draft, heading, new_draft
+from alignment.labeling.asking import OVERALL, Draft, TextKind, heading, new_draft
 from alignment.ratings import Assignment
 from alignment.ratings.questionnaire import Questionnaire
 
@@ -113,6 +113,10 @@ def answers_in(item: Assignment, questionnaire: Questionnaire, form: Form) -> di
             raise HTTPException(422, INCOMPLETE)
         draft.given.append(value)
     draft.tags = [words for key, words in questionnaire.tags.items() if f"tag-{key}" in form]
+    texts: dict[TextKind, bool] = {"rewrites": questionnaire.rewrite, "comments": questionnaire.comments}
+    for kind, may_be in texts.items():
+        for place, original in enumerate(item.completions if may_be else ()):
+            draft.write(kind, place, form.get(f"{kind}{place}", ""), original)
     return draft.answers
 
 

@@ -6,6 +6,7 @@ object for JSON, in which whatever was not given is left out:
 - `attributes`: values by name. On the pair scale, 3 (the first answer is much better) to -3 (the second is), 0 a tie;
   on the scale 1 to 7, a list with a number for each completion.
 - `tags`: the words of the reasons.
+- `rewrites` and `comments`: a text or null for each completion.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from alignment.config.sections import Section
 from alignment.errors import UserError
 from alignment.terminal import one_line
 
-TAKEN = "bcefjkmqrsu"  # letters that mean something else on the screen or on the page
+TAKEN = "bcefjkmqrsux"  # letters that mean something else on the screen or on the page
 TAG_KEYS = "".join(letter for letter in string.ascii_lowercase if letter not in TAKEN)
 SCORES = range(1, 8)
 NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -38,6 +39,7 @@ def _in_a_line(words: str) -> str:
 
 Words = Annotated[str, Field(max_length=200), AfterValidator(_in_a_line)]
 Answers = Mapping[str, Any]
+KEYS = ("attributes", "tags", "rewrites", "comments")
 
 
 class Attribute(Section):
@@ -73,6 +75,10 @@ class Questionnaire(Section):
     """The question of the overall choice, which is always asked, and last."""
     tags: dict[str, Words] = Field(default_factory=dict)
     """Reasons, each with the letter that sets and clears it."""
+    rewrite: bool = False
+    """Whether an answer may be rewritten as it should have been."""
+    comments: bool = False
+    """Whether each answer may get a comment of its own, beside the one on the item."""
 
     @model_validator(mode="after")
     def _has_no_double(self) -> Self:
@@ -133,6 +139,9 @@ def check_answers(questionnaire: Questionnaire, kind: str, count: int, answers: 
     unknown = [tag for tag in answers.get("tags", ()) if tag not in questionnaire.tags.values()]
     if unknown:
         raise UserError(f"tag {unknown[0]!a}: expected one of {', '.join(questionnaire.tags.values()) or 'no tags'}")
+    for key, may_be in (("rewrites", questionnaire.rewrite), ("comments", questionnaire.comments)):
+        if key in answers and not may_be:
+            raise UserError(f"{key} were not asked for")
 
 
 def check_shape(kind: str, count: int, answers: Answers) -> None:
@@ -142,9 +151,13 @@ def check_shape(kind: str, count: int, answers: Answers) -> None:
 
 
 def _problems(kind: str, count: int, answers: Answers) -> Iterator[str]:
-    unknown = [str(key) for key in answers if key not in ("attributes", "tags")]
+    unknown = [str(key) for key in answers if key not in KEYS]
     if unknown:
-        yield f"answers have the unknown key {unknown[0]!a}; known are attributes and tags"
+        yield f"answers have the unknown key {unknown[0]!a}; known are {', '.join(KEYS)}"
+    for key in ("rewrites", "comments"):
+        texts = answers.get(key, [None] * count)
+        if not _is_list(texts, count) or not all(text is None or (isinstance(text, str) and text) for text in texts):
+            yield f"{key} of answers must be a list of {count}, each a text or null"
     attributes, tags = answers.get("attributes", {}), answers.get("tags", [])
     if not isinstance(attributes, dict) or not all(
         isinstance(name, str) and NAME.fullmatch(name) for name in attributes
@@ -185,4 +198,7 @@ def _reordered(answers: Answers, places: Sequence[int]) -> dict[str, Any]:
         for name, value in answers.get("attributes", {}).items()
     }
     kept = {"attributes": attributes, "tags": list(answers.get("tags", ()))}
+    for key in ("rewrites", "comments"):
+        texts = answers.get(key)
+        kept[key] = [texts[place] for place in places] if texts and any(texts) else []
     return {key: value for key, value in kept.items() if value}

@@ -163,7 +163,7 @@ class Chromium:
         code = (
             key if key in NAMED_KEYS else ("Digit" if key.isdecimal() else "Key" if key.isalpha() else "") + key.upper()
         )
-        fields = {"key": key, "code": "Space" if key == " " else code, "windowsVirtualKeyCode": number}
+        fields = {"key": key, "code": code, "windowsVirtualKeyCode": number}
         down = "keyDown" if text else "rawKeyDown"
         self.send("Input.dispatchKeyEvent", type=down, text=text, autoRepeat=repeated, **fields)
         self.send("Input.dispatchKeyEvent", type="keyUp", **fields)

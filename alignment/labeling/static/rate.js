@@ -41,17 +41,19 @@
   if (location.pathname === "/undo") history.replaceState(null, "", "/"); // a reload must not take one more back
   window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 
-  // A comment that was begun survives undo, a reload and a lost connection.
-  const remark = form && form.elements.comment;
-  if (remark) {
-    const draft = `comment ${form.elements.rating.value}`;
-    remark.value = sessionStorage.getItem(draft) || remark.value;
-    one("#remark").open = remark.value !== "";
-    remark.addEventListener("input", () => sessionStorage.setItem(draft, remark.value));
-    one("#remark summary").addEventListener("click", (event) => {
+  // What was begun to be written survives undo, a reload and a lost connection.
+  const texts = form ? [...form.elements].filter((each) => each.tagName === "TEXTAREA") : [];
+  for (const text of texts) {
+    const draft = `${text.name} ${form.elements.rating.value}`;
+    const details = text.closest("details");
+    const kept = sessionStorage.getItem(draft);
+    if (kept !== null) text.value = kept;
+    if (text.value !== (text.name.startsWith("rewrites") ? text.defaultValue : "")) details.open = true;
+    text.addEventListener("input", () => sessionStorage.setItem(draft, text.value));
+    details.querySelector("summary").addEventListener("click", (event) => {
       event.preventDefault(); // the browser's own way opens it a little later, when the first letters are typed
-      one("#remark").open = !one("#remark").open;
-      if (one("#remark").open) remark.focus();
+      details.open = !details.open;
+      if (details.open) text.focus();
     });
   }
   if (location.pathname.startsWith("/l/")) sessionStorage.clear(); // another labeler's, or of another database
@@ -152,6 +154,7 @@
     const told = event.key.length > 1 || event.shiftKey || /[a-z0-9?=]/i.test(event.key);
     return (told ? event.key : event.code.replace(/^(Key|Digit|Numpad)/, "")).toLowerCase();
   };
+  let lastWritten = null; // the head of the text that a key opened last
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
     if (event.key === "Escape") {
@@ -166,11 +169,15 @@
     }
     if (event.target.closest("textarea, select") || (hotkeys && !hotkeys.checked)) return;
     if (event.key === "Enter" && event.target.closest("a, button, summary, label, input")) return; // it has its own
-    const control = all("[data-key]").find((each) => each.dataset.key === nameOf(event) && !each.closest("[hidden]"));
+    // A key that several have, as one of each answer, goes round them.
+    const same = all("[data-key]").filter((each) => each.dataset.key === nameOf(event) && !each.closest("[hidden]"));
+    const control = same[(same.indexOf(lastWritten) + 1) % same.length];
     if (!control) return;
     event.preventDefault();
     if (event.repeat || performance.now() < ready) return;
-    if (control.closest("#remark[open]")) remark.focus();
+    const open = control.tagName === "SUMMARY" && control.closest("details[open]")?.querySelector("textarea");
+    if (control.tagName === "SUMMARY") lastWritten = control;
+    if (open) open.focus();
     else control.click();
   });
 })();
