@@ -101,7 +101,7 @@ class Draft:
                 attributes[step.attribute.name] = value
             else:
                 attributes.setdefault(step.attribute.name, []).append(value)
-        texts = {
+        texts: dict[str, Any] = {
             kind: [given.get(place) for place in range(self.ranking.size)]
             for kind, given in self.texts.items()
             if given

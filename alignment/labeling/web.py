@@ -29,15 +29,17 @@ from starlette.routing import Route
 
 from alignment.errors import UserError
 from alignment.labeling.answers import FLAGGED, SKIP, as_shown, expected_in_words, keys_of
-from alignment.labeling.asking import new_draft
+from alignment.labeling.asking import Draft, new_draft
 from alignment.labeling.session import NOTHING_BACK, PRACTICE_STAYS, position
 from alignment.labeling.web_connections import OncePerMinute, listen, page_server, quiet_logs
 from alignment.labeling.web_forms import (
+    COMMENT_CHARACTERS,
+    INCOMPLETE,
     answer_in,
-    answers_in,
     as_sent,
     buttons,
     by_letter,
+    draft_in,
     names_of,
     overall_heading,
     saved,
@@ -45,12 +47,11 @@ from alignment.labeling.web_forms import (
     shown_steps,
 )
 from alignment.labeling.web_security import FOREIGN, HEADERS, SecurityHeaders, read_form, seal, unseal
-from alignment.ratings import Assignment, Order, Rating, RatingsStore
+from alignment.ratings import Assignment, Order, RatingsStore
 from alignment.terminal import clean, one_line
 
 HERE = Path(__file__).resolve().parent
 LOCAL_HOSTS = ("127.0.0.1", "localhost")
-COMMENT_CHARACTERS = 4000
 SESSION_SECONDS = 30 * 24 * 3600
 ASSETS = {"rate.css": "text/css", "rate.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
@@ -144,19 +145,21 @@ class RatingPage:
         if item is None:
             return self._not_open(visit)
         item = as_sent(item, visit.form)
+        draft = draft_in(item, visit.store.settings.questionnaire(item.questions), visit.form)
         answer = answer_in(item, visit.form)
-        asked = visit.store.settings.questionnaire(item.questions)
+        if answer is None or (answer != SKIP and draft.step is not None):
+            return self._item(visit, item, INCOMPLETE, draft, 422)
         try:
             visit.store.submit(
                 item,
                 answer.choice,
                 seconds_of(visit.form, visit.shown_at),
                 strength=answer.strength,
-                comment=visit.form.get("comment", "").strip()[:COMMENT_CHARACTERS],
-                flags=answer.flags + (FLAGGED,) * ("flag" in visit.form),
+                comment=draft.comment,
+                flags=answer.flags + (FLAGGED,) * draft.flagged,
                 ranks_shown=answer.ranks,
                 score=answer.score,
-                answers={} if answer == SKIP else answers_in(item, asked, visit.form),
+                answers=draft.answers,
             )
         except UserError:
             if _found(visit, visit.form.get("rating", ""), unanswered=True) is None:  # a second press was faster
@@ -174,7 +177,8 @@ class RatingPage:
             claimed = visit.store.claim(visit.labeler, order=self.order)
             return self._item(visit, claimed, NOTHING_BACK if former is None else PRACTICE_STAYS)
         said = f"Taken back, please answer again. Your answer was: {by_letter(str(as_shown(former, undone)))}."
-        return self._item(visit, undone, said, former)
+        asked = visit.store.settings.questionnaire(undone.questions)
+        return self._item(visit, undone, said, new_draft(asked, undone, former))
 
     def practice(self, visit: Visit, request: Request) -> Response:
         """What the right answer to a calibration item was."""
@@ -233,15 +237,18 @@ class RatingPage:
     def _not_open(self, visit: Visit) -> Response:
         return self._message("Not saved", NOT_OPEN, 409, visit.form.get("comment", "").strip())
 
-    def _item(self, visit: Visit, item: Assignment | None, said: str, former: Rating | None = None) -> Response:
+    def _item(
+        self, visit: Visit, item: Assignment | None, said: str, draft: Draft | None = None, status: int = 200
+    ) -> Response:
         progress = visit.store.progress(visit.labeler)
         shown: dict[str, Any] = {"progress": progress, "said": said, "csrf": seal(visit.token)}
         if item is None:
             return self._page("end.html", **shown)
         asked = visit.store.settings.questionnaire(item.questions)
-        draft = new_draft(asked, item, former)
+        draft = draft or new_draft(asked, item)
         return self._page(
             "item.html",
+            status,
             **shown,
             item=item,
             names=names_of(item),

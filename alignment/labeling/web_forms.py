@@ -16,10 +16,11 @@ from alignment.labeling.asking import OVERALL, Draft, TextKind, heading, new_dra
 from alignment.ratings import Assignment
 from alignment.ratings.questionnaire import Questionnaire
 
+COMMENT_CHARACTERS = 4000
 SHORT = ("much better", "clearly", "slightly", "tie", "slightly", "clearly", "much better")
 INCOMPLETE = (
-    "The answer was not complete: a ranking needs a rank for each answer, and every question an answer. The item is"
-    " still open."
+    "Not saved yet, the item is still open: a ranking needs a rank for each answer, every question an answer, and the"
+    " choice comes last."
 )
 Form = Mapping[str, str]
 Button = tuple[str, str, str]
@@ -90,8 +91,8 @@ def as_sent(item: Assignment, form: Form) -> Assignment:
     return replace(item, guideline=versions["guideline"], questions=versions["questions"])
 
 
-def answer_in(item: Assignment, form: Form) -> LabelerAnswer:
-    """The choice that the form makes. Raises HTTPException (422) if that is no whole answer."""
+def answer_in(item: Assignment, form: Form) -> LabelerAnswer | None:
+    """The choice that the form makes; None if that is no whole answer."""
     key = form.get("answer", "")
     if key == "s":
         return SKIP
@@ -99,25 +100,26 @@ def answer_in(item: Assignment, form: Form) -> LabelerAnswer:
         ranks = [form.get(f"rank{number + 1}", "") for number in range(len(item.completions))]
         if key == "ranked" and all(re.fullmatch("[1-9]", rank) for rank in ranks):
             return LabelerAnswer("ranked", ranks=tuple(map(int, ranks)))
-    elif answer := (PAIR if item.kind == "pair" else SINGLE).get(key):
-        return answer
-    raise HTTPException(422, INCOMPLETE)
+        return None
+    return (PAIR if item.kind == "pair" else SINGLE).get(key)
 
 
-def answers_in(item: Assignment, questionnaire: Questionnaire, form: Form) -> dict[str, Any]:
-    """The answers to the questions, in the order shown. Raises HTTPException (422) if one is missing."""
+def draft_in(item: Assignment, questionnaire: Questionnaire, form: Form) -> Draft:
+    """What the form has beside the choice: answers to the questions up to the first without one, and texts."""
     draft = new_draft(questionnaire, item)
     for number, step in enumerate(draft.steps):
         value = step.keys.get(form.get(f"question{number}", ""))
         if value is None:
-            raise HTTPException(422, INCOMPLETE)
+            break
         draft.given.append(value)
     draft.tags = [words for key, words in questionnaire.tags.items() if f"tag-{key}" in form]
     texts: dict[TextKind, bool] = {"rewrites": questionnaire.rewrite, "comments": questionnaire.comments}
     for kind, may_be in texts.items():
         for place, original in enumerate(item.completions if may_be else ()):
             draft.write(kind, place, form.get(f"{kind}{place}", ""), original)
-    return draft.answers
+    draft.comment = form.get("comment", "").strip()[:COMMENT_CHARACTERS]
+    draft.flagged = "flag" in form
+    return draft
 
 
 def saved(code: str) -> str:

@@ -1,4 +1,4 @@
-"""The answers that people preferred or rewrote, as demonstrations. SFT on them is a baseline of PPO on the same ratings."""
+"""The answers that people preferred or rewrote, as demonstrations; SFT on them is a baseline of PPO on the ratings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from alignment.templates.rendering import Message
 
 
 def open_demonstrations(part: DataPart, config: DataConfig) -> RowSource:
-    """Open a part's rows for SFT: the preferred and rewritten answers of a ratings file, and any other source unchanged.
+    """Open a part's rows for SFT: the preferred and rewritten answers of a ratings file; any other source unchanged.
 
     Raises:
         DataError: nothing in the ratings file is rated.

@@ -167,6 +167,10 @@
       if (answered(event.target.closest(".question"))) goOn();
       return;
     }
+    if (event.key === "Enter" && event.target.closest("#answer input")) {
+      event.preventDefault(); // the browser would send the form
+      return;
+    }
     if (event.target.closest("textarea, select") || (hotkeys && !hotkeys.checked)) return;
     if (event.key === "Enter" && event.target.closest("a, button, summary, label, input")) return; // it has its own
     // A key that several have, as one of each answer, goes round them.

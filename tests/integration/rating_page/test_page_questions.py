@@ -165,7 +165,7 @@ def test_one_key_each_in_a_real_browser(server, store, browser):
 @pytest.mark.browser
 @needs_chromium
 def test_the_keyboard_alone_without_javascript(server, store, browser):
-    """Tab and arrows of the browser itself; Enter in a question sends nothing."""
+    """Tab and arrows of the browser itself; Enter in a check box answers nothing, and keeps what was given."""
     add_pairs(store, 1)
     store.settings.ask(ASKED)
     browser.send("Emulation.setScriptExecutionDisabled", value=True)
@@ -177,12 +177,38 @@ def test_the_keyboard_alone_without_javascript(server, store, browser):
     for times in (1, 5, 7):  # from 1 on, and round
         for _ in range(times):
             browser.press("ArrowRight")
-        browser.press("Enter")
         browser.press("Tab")
-    assert browser.evaluate(RATING) == rating and store.ratings() == []
     checked = "[...document.querySelectorAll('.question :checked')].map(each => each.value)"
     assert browser.evaluate(checked) == ["2", "6", "1"]
+    browser.evaluate("document.querySelector('[name=flag]').click() || document.querySelector('[name=flag]').focus()")
+    browser.press("Enter")
+    browser.wait("document.querySelector('#said').textContent.startsWith('Not saved yet')")
+    assert browser.evaluate(RATING) == rating and store.ratings() == []
+    assert browser.evaluate(checked) == ["2", "6", "1"] and browser.evaluate(
+        "document.querySelector('[name=flag]').checked"
+    )
     browser.evaluate("document.querySelector('#choices [value=\"3\"]').focus()")
     browser.press("Enter")
     browser.wait("document.body.innerText.includes('All done')")
-    assert shown(store) == {"helps": 2, "true": [6, 1], "tags": []} and browser.problems == []
+    assert shown(store) == {"helps": 2, "true": [6, 1], "tags": []} and store.ratings()[0].flags == ("flagged",)
+
+
+@pytest.mark.browser
+@needs_chromium
+@pytest.mark.parametrize("scripted", [True, False])
+def test_enter_in_the_check_box_of_a_plain_pair_rates_nothing(server, store, browser, scripted):
+    """Enter in a check box presses the first button of a form, which was: A is much better."""
+    add_pairs(store, 1)
+    browser.send("Emulation.setScriptExecutionDisabled", value=not scripted)
+    browser.open(f"{server.base}/l/{store.people.invite('ada')}")
+    browser.pause(0.6)
+    browser.evaluate("document.querySelector('button').click()")
+    browser.wait(NEXT.format(""))
+    browser.pause(0.6)
+    browser.evaluate("document.querySelector('[name=flag]').focus()")
+    browser.press("Enter")
+    browser.pause(0.6)
+    assert store.ratings() == []
+    browser.evaluate("document.querySelector('#choices [value=\"4\"]').click()")
+    browser.wait("document.body.innerText.includes('All done')")
+    assert [rating.choice for rating in store.ratings()] == ["tie"]
