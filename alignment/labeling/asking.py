@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from alignment.labeling.answers import BETTER, FLAGGED, LabelerAnswer, Ranking, as_shown
+from alignment.labeling.marking import Mark
 from alignment.ratings import Assignment, Rating
 from alignment.ratings.questionnaire import Attribute, Questionnaire, as_seen
 from alignment.terminal import clean
@@ -75,6 +76,10 @@ class Draft:
     tags: list[str] = field(default_factory=list)
     texts: dict[TextKind, dict[int, str]] = field(default_factory=lambda: {"rewrites": {}, "comments": {}})
     """Rewritten answers and comments on single ones, by their place on the screen."""
+    marks: dict[int, list[Mark]] = field(default_factory=dict)
+    """Passages that are wrong, by the answer's place on the screen."""
+    unfound: dict[int, list[str]] = field(default_factory=dict)
+    """Lines of a form that name no passage."""
     comment: str = ""
     flagged: bool = False
     former: LabelerAnswer | None = None
@@ -106,6 +111,8 @@ class Draft:
             for kind, given in self.texts.items()
             if given
         }
+        if any(self.marks.values()):
+            texts["spans"] = [self.marks.get(place, []) for place in range(self.ranking.size)]
         return {"attributes": attributes, "tags": self.tags, **texts}
 
     def write(self, kind: TextKind, place: int, text: str, original: str) -> None:
@@ -129,6 +136,10 @@ def new_draft(questionnaire: Questionnaire, assignment: Assignment, former: Rati
     for kind, may_be in (("rewrites", questionnaire.rewrite), ("comments", questionnaire.comments)):
         texts = answers.get(kind, ()) if may_be else ()
         draft.texts[kind] = {place: text for place, text in enumerate(texts) if text}  # type: ignore[index]
+    draft.marks = {
+        place: [(start, end, kind) for start, end, kind in marks if kind in questionnaire.spans]
+        for place, marks in enumerate(answers.get("spans", ()))
+    }
     draft.comment, draft.flagged = former.comment, FLAGGED in former.flags
     draft.former = as_shown(former, assignment)
     return draft

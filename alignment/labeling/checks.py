@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from alignment.data.row_files import BadRow
@@ -47,7 +47,8 @@ def _entry(row: Mapping[str, Any]) -> dict[str, Any]:
     metadata, ratings = row.get("metadata") or {}, row.get("ratings") or []
     _need(isinstance(metadata, dict), "'metadata' must be an object")
     _need(isinstance(ratings, list), "'ratings' must be a list")
-    answers = [_answer(each, kind, len(completions), number) for number, each in enumerate(ratings, 1)]
+    lengths = [len(completion.text) for completion in completions]
+    answers = [_answer(each, kind, lengths, number) for number, each in enumerate(ratings, 1)]
     seen = [(answer["labeler"], answer["why"] == "repeat") for answer in answers]
     _need(len(set(seen)) == len(seen), "a labeler has two ratings of this item; the second must be a repeat")
     return {
@@ -86,7 +87,8 @@ def _gold(fields: Any) -> Gold | None:
     return Gold(fields.get("choice"), ranks, fields.get("score"), reason)
 
 
-def _answer(row: Any, kind: str, size: int, number: int) -> dict[str, Any]:
+def _answer(row: Any, kind: str, lengths: Sequence[int], number: int) -> dict[str, Any]:
+    size = len(lengths)
     where = f"rating {number}"
     _need(isinstance(row, dict), f"{where} must be an object")
     _check_keys(row, RATING_KEYS, ("labeler", "choice"), where)
@@ -116,12 +118,12 @@ def _answer(row: Any, kind: str, size: int, number: int) -> dict[str, Any]:
         answer
         | times
         | said
-        | _seen(row, kind, size, where)
+        | _seen(row, kind, lengths, where)
         | {"order_shown": order, "comment": comment, "flags": flags}
     )
 
 
-def _seen(row: Any, kind: str, size: int, where: str) -> dict[str, Any]:
+def _seen(row: Any, kind: str, lengths: Sequence[int], where: str) -> dict[str, Any]:
     """What the labeler was shown and asked, and what they answered."""
     seen = {key: row.get(key) for key in _SEEN}
     view = seen["view"]
@@ -130,7 +132,11 @@ def _seen(row: Any, kind: str, size: int, where: str) -> dict[str, Any]:
         fits = seen[key] is None or (type(seen[key]) is int and seen[key] >= 1)
         _need(fits, f"{key} of {where} is {seen[key]!a}; expected the number of a version")
     _need(isinstance(seen["answers"], dict | None), f"answers of {where} must be an object")
-    check_shape(kind, size, seen["answers"] or {})
+    check_shape(kind, len(lengths), seen["answers"] or {})
+    for length, spans in zip(lengths, (seen["answers"] or {}).get("spans", ()), strict=False):
+        _need(
+            all(end <= length for _, end, _ in spans), f"a span of {where} ends after the {length} characters there are"
+        )
     return seen
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from alignment.labeling.answers import LabelerAnswer, Ranking, keys_of
 from alignment.labeling.asking import TextKind
+from alignment.labeling.marking import in_lines, marks_in
 from alignment.labeling.session import LAST, NO_KEY, NOTHING_TO_RATE, Sitting, position
 from alignment.ratings import Assignment, Order, RatingsStore
 from alignment.terminal import clean, one_line
@@ -101,6 +102,8 @@ def _obey(console: Console, sitting: Sitting, line: str, read_line: ReadLine) ->
         sitting.comment(rest)
     elif word.startswith("+"):
         _tag(sitting, word)
+    elif command.lower() == "x" and sitting.questionnaire.spans:
+        _mark(sitting, rest)
     elif command.lower() in _texts(sitting):
         _write(console, sitting, _texts(sitting)[command.lower()], rest.strip(), read_line)
     else:
@@ -159,6 +162,31 @@ def _write(console: Console, sitting: Sitting, kind: TextKind, which: str, read_
     sitting.write(kind, int(number) - 1, "\n".join(lines))
 
 
+def _mark(sitting: Sitting, rest: str) -> None:
+    """Mark the passage of a line like `2 1 the wrong words`; `2` alone clears the marks of that answer."""
+    assert sitting.assignment is not None
+    answers, kinds = sitting.assignment.completions, sitting.questionnaire.spans
+    number, _, line = rest.strip().partition(" ")
+    if not number.isdecimal() or not 1 <= int(number) <= len(answers):
+        sitting.say(
+            f"Which answer? x, a number from 1 to {len(answers)}, {_kinds(sitting)}, and the words.", failed=True
+        )
+        return
+    place, text = int(number) - 1, answers[int(number) - 1]
+    before = in_lines(text, sitting.draft.marks.get(place, []), kinds)
+    marks, wrong = marks_in(text, [*before, line] if line.strip() else [], kinds)
+    if wrong:
+        sitting.say(
+            f"Answer {number} has no such words left, or there is no such kind: {_kinds(sitting)}.", failed=True
+        )
+    else:
+        sitting.mark(place, marks)
+
+
+def _kinds(sitting: Sitting) -> str:
+    return ", ".join(f"{number} {kind}" for number, kind in enumerate(sitting.questionnaire.spans, 1))
+
+
 def _expected(sitting: Sitting) -> str:
     """What a line may say to the question that is asked now."""
     assert sitting.assignment is not None
@@ -171,7 +199,8 @@ def _expected(sitting: Sitting) -> str:
 def _others(sitting: Sitting) -> str:
     tags = "".join(f"+{key} {words}, " for key, words in sitting.questionnaire.tags.items())
     texts = "".join(f"{key} N {WRITES[kind]}, " for key, kind in _texts(sitting).items())
-    return tags + texts + OTHERS
+    spans = f"x N K WORDS mark what is wrong in answer N ({_kinds(sitting)}), " if sitting.questionnaire.spans else ""
+    return tags + texts + spans + OTHERS
 
 
 def _ask(console: Console, sitting: Sitting) -> None:
@@ -233,6 +262,8 @@ def _help(console: Console, sitting: Sitting) -> None:
     rows = [("2 1=3", "2 is best, 1 and 3 are equally good")] if kind == "rank" else list(keys_of(kind))
     reasons = [(f"+{key}", f"a reason, set and cleared: {words}") for key, words in sitting.questionnaire.tags.items()]
     writes = [(f"{key} N", f"{WRITES[kind]} N, in the lines that follow") for key, kind in _texts(sitting).items()]
+    if sitting.questionnaire.spans:
+        writes.append(("x N K WORDS", f"mark WORDS of answer N as wrong; K is {_kinds(sitting)}; x N clears them"))
     for key, words in [*rows, *reasons, *writes, *HELP]:
         console.print(f"{key:<10} {words}")
 

@@ -9,6 +9,7 @@ from typing import Literal
 from alignment.errors import UserError
 from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, LabelerAnswer, as_shown, expected_in_words
 from alignment.labeling.asking import OVERALL, Draft, Step, TextKind, heading, name_of, new_draft
+from alignment.labeling.marking import Mark
 from alignment.ratings import Assignment, Gold, Order, Progress, RatingsStore
 from alignment.ratings.questionnaire import Questionnaire
 from alignment.terminal import clean, one_line
@@ -142,6 +143,13 @@ class Sitting:
         places = sorted(self.draft.texts[kind])
         names = ", ".join(name_of(self.assignment.kind, place) or "the answer" for place in places)
         self.say(f"{WRITTEN[kind]}: {names or 'none'}.")
+
+    def mark(self, place: int, marks: list[Mark]) -> None:
+        """Keep which passages of an answer are wrong."""
+        assert self.assignment is not None
+        self.draft.marks[place] = marks
+        count = sum(map(len, self.draft.marks.values()))
+        self.say(f"{count} passage{'s' * (count != 1)} marked, saved with your answer.")
 
     def skip(self) -> None:
         """Leave the item to others."""

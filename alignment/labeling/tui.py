@@ -10,35 +10,27 @@ import asyncio
 import math
 import signal
 import time
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from textual import events
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
-from textual.screen import ModalScreen
-from textual.widgets import Footer, Input, Static
+from textual.widgets import Footer, Input
 
 from alignment.labeling import tui_text
 from alignment.labeling.asking import TextKind, name_of
+from alignment.labeling.marking import Mark
 from alignment.labeling.session import Sitting, State
-from alignment.labeling.tui_writing import Writing
+from alignment.labeling.tui_screens import SCROLL, Help, Marking, Text, Writing
 from alignment.ratings import Assignment, Order, RatingsStore
 from alignment.terminal import clean
 
 MOST_ANSWERS = 9
 DEAF_SECONDS = 0.15  # a key that comes sooner after a new item was meant for the one before
 SIGNALS = {signal.SIGTERM: 143, signal.SIGHUP: 129}
-_SCROLL = ("down", "j", "pagedown", "up", "k", "pageup", "home", "end")
 _LEAVE = ("q", "ctrl+c", "ctrl+d", "ctrl+q")
-
-
-class Text(Static):
-    """Text that is shown as it is; it comes through `clean` or is our own."""
-
-    def __init__(self, text: str | Content = "", **named: Any) -> None:
-        super().__init__(text, markup=False, **named)
 
 
 class CommentInput(Input):
@@ -52,42 +44,6 @@ class CommentInput(Input):
     def replace(self, text: str, start: int, end: int) -> None:
         """Put text in the place of some; typing and pasting come by here too."""
         super().replace(clean(text), start, end)
-
-
-class Help(ModalScreen[None]):
-    """The guideline and the keys; any key that does not scroll closes it."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("down,j,space,pagedown", "scroll(1)", "Down", key_display="j"),
-        Binding("up,k,pageup", "scroll(-1)", "Up", key_display="k"),
-        Binding("enter", "close", "Close", key_display="any other key"),
-    ]
-
-    def __init__(self, guideline: str, keys: Content) -> None:
-        super().__init__()
-        self._guideline, self._keys = guideline, keys
-
-    def compose(self) -> ComposeResult:
-        with VerticalScroll(id="help", can_focus=False) as panel:
-            panel.border_title = "Help"
-            if self._guideline.strip():
-                yield Text("What to prefer", classes="heading")
-                yield Text(clean(self._guideline).strip("\n"))
-            yield Text("Keys", classes="heading")
-            yield Text(self._keys)
-        yield Footer(show_command_palette=False)
-
-    def action_scroll(self, pages: int) -> None:
-        panel = self.query_one("#help")
-        panel.scroll_relative(y=pages * max(1, panel.size.height // 2), animate=False)
-
-    def action_close(self) -> None:
-        self.dismiss()
-
-    def on_key(self, event: events.Key) -> None:
-        if event.key not in (*_SCROLL, "space"):
-            event.stop()
-            self.dismiss()
 
 
 class RatingApp(App[int]):
@@ -119,6 +75,7 @@ class RatingApp(App[int]):
         Binding("c", "comment", "Comment"),
         Binding("e", "write('rewrites')", "Rewrite"),
         Binding("m", "write('comments')", "Comment on answers"),
+        Binding("x", "mark", "Mark"),
         Binding("u", "undo", "Undo"),
         Binding("question_mark", "help", "Help"),
         Binding("q", "leave", "Quit"),
@@ -194,9 +151,12 @@ class RatingApp(App[int]):
         state = self.sitting.state
         if action in ("press", "skip", "flag", "comment"):
             return state == "rate"
-        if action == "write":
+        if action in ("write", "mark"):
             asked = self.sitting.questionnaire
-            return state == "rate" and (asked.rewrite if parameters[0] == "rewrites" else asked.comments)
+            kind = parameters[0] if parameters else "spans"
+            return state == "rate" and bool(
+                {"rewrites": asked.rewrite, "comments": asked.comments}.get(str(kind), asked.spans)
+            )
         if action in ("scroll", "page"):
             return state != "end" and (parameters[0] != "prompt" or self.query_one("#prompt").max_scroll_y > 0)
         return state != "wait" if action == "undo" else True
@@ -212,7 +172,7 @@ class RatingApp(App[int]):
         if self.sitting.state == "rate" and self.sitting.tag(event.key):
             event.stop().prevent_default()
             self.draw()
-        elif self.sitting.state == "wait" and event.key not in (*_SCROLL, *_LEAVE, "question_mark", "J", "K"):
+        elif self.sitting.state == "wait" and event.key not in (*SCROLL, *_LEAVE, "question_mark", "J", "K"):
             event.stop().prevent_default()
             self.sitting.go_on()
             self.draw()
@@ -258,6 +218,21 @@ class RatingApp(App[int]):
             self.draw()
 
         self.push_screen(Writing(tui_text.WRITING[kind], names, answers, texts), keep)
+
+    def action_mark(self) -> None:
+        """Mark what is wrong in the answers, on a screen of its own."""
+        assignment = self.sitting.assignment
+        assert assignment is not None
+        names = [name_of(assignment.kind, place) or "ANSWER" for place in range(len(assignment.completions))]
+
+        def keep(marked: dict[int, list[Mark]] | None) -> None:
+            for place, marks in (marked or {}).items():
+                self.sitting.mark(place, marks)
+            self._be_deaf()
+            self.draw()
+
+        kinds, marks = self.sitting.questionnaire.spans, self.sitting.draft.marks
+        self.push_screen(Marking(names, assignment.completions, kinds, marks), keep)
 
     def action_help(self) -> None:
         kind = self.sitting.assignment.kind if self.sitting.assignment else "pair"

@@ -88,6 +88,7 @@ def marks(draft: Draft) -> str:
         "[comment]": draft.comment,
         "[rewritten]": draft.texts["rewrites"],
         "[answers commented]": draft.texts["comments"],
+        "[marked]": any(draft.marks.values()),
     }
     return "  ".join(mark for mark, given in said.items() if given)
 
@@ -182,5 +183,6 @@ def key_table(kind: str, asked: Questionnaire) -> Content:
     reasons = [(key, f"a reason, set and cleared: {words}") for key, words in asked.tags.items()]
     reasons += [("e", "rewrite an answer as it should have been")] * asked.rewrite
     reasons += [("m", "comment on single answers")] * asked.comments
+    reasons += [("x", "mark what is wrong in the answers")] * bool(asked.spans)
     rows: Sequence[tuple[str, str]] = [*keys_of(kind), *reasons, *ALL_KEYS]
     return Content("\n").join([Content.assemble((f"{key:<11}", "bold"), words) for key, words in rows])

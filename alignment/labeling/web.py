@@ -35,11 +35,13 @@ from alignment.labeling.web_connections import OncePerMinute, listen, page_serve
 from alignment.labeling.web_forms import (
     COMMENT_CHARACTERS,
     INCOMPLETE,
+    NO_PASSAGE,
     answer_in,
     as_sent,
     buttons,
     by_letter,
     draft_in,
+    marked_lines,
     names_of,
     overall_heading,
     saved,
@@ -149,6 +151,8 @@ class RatingPage:
         answer = answer_in(item, visit.form)
         if answer is None or (answer != SKIP and draft.step is not None):
             return self._item(visit, item, INCOMPLETE, draft, 422)
+        if answer != SKIP and (unfound := [line for lines in draft.unfound.values() for line in lines]):
+            return self._item(visit, item, NO_PASSAGE.format("; ".join(unfound)[:300]), draft, 422)
         try:
             visit.store.submit(
                 item,
@@ -261,6 +265,7 @@ class RatingPage:
             steps=shown_steps(draft, item.kind),
             overall=overall_heading(asked, draft, item.kind),
             asked=asked,
+            marked=marked_lines(item, asked, draft),
             comment_characters=COMMENT_CHARACTERS,
         )
 

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from alignment.labeling.answers import PAIR, SINGLE, SKIP, LabelerAnswer
 from alignment.labeling.asking import OVERALL, Draft, TextKind, heading, new_draft
+from alignment.labeling.marking import in_lines, marks_in
 from alignment.ratings import Assignment
 from alignment.ratings.questionnaire import Questionnaire
 
@@ -22,6 +23,7 @@ INCOMPLETE = (
     "Not saved yet, the item is still open: a ranking needs a rank for each answer, every question an answer, and the"
     " choice comes last."
 )
+NO_PASSAGE = "Not saved yet: there is no such passage, or no such kind: {}."
 Form = Mapping[str, str]
 Button = tuple[str, str, str]
 """Its key, words that only a screen reader needs, and its words."""
@@ -77,6 +79,15 @@ def overall_heading(questionnaire: Questionnaire, draft: Draft, kind: str) -> st
     return heading(total, total, "", questionnaire.overall or OVERALL[kind])
 
 
+def marked_lines(item: Assignment, questionnaire: Questionnaire, draft: Draft) -> dict[int, str]:
+    """The passages that are marked in each answer as they are typed, with those lines that named none."""
+    lines = {
+        place: in_lines(text, draft.marks.get(place, ()), questionnaire.spans) + draft.unfound.get(place, [])
+        for place, text in enumerate(item.completions)
+    }
+    return {place: "\n".join(each) for place, each in lines.items() if each}
+
+
 # --- read ------------------------------------------------------------------------------------------------------------
 
 
@@ -117,6 +128,9 @@ def draft_in(item: Assignment, questionnaire: Questionnaire, form: Form) -> Draf
     for kind, may_be in texts.items():
         for place, original in enumerate(item.completions if may_be else ()):
             draft.write(kind, place, form.get(f"{kind}{place}", ""), original)
+    for place, text in enumerate(item.completions if questionnaire.spans else ()):
+        lines = form.get(f"spans{place}", "").splitlines()
+        draft.marks[place], draft.unfound[place] = marks_in(text, lines, questionnaire.spans)
     draft.comment = form.get("comment", "").strip()[:COMMENT_CHARACTERS]
     draft.flagged = "flag" in form
     return draft

@@ -7,6 +7,7 @@ object for JSON, in which whatever was not given is left out:
   on the scale 1 to 7, a list with a number for each completion.
 - `tags`: the words of the reasons.
 - `rewrites` and `comments`: a text or null for each completion.
+- `spans`: for each completion a list of passages, each [start, end, kind] in characters of its text.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def _in_a_line(words: str) -> str:
 
 Words = Annotated[str, Field(max_length=200), AfterValidator(_in_a_line)]
 Answers = Mapping[str, Any]
-KEYS = ("attributes", "tags", "rewrites", "comments")
+KEYS = ("attributes", "tags", "rewrites", "comments", "spans")
 
 
 class Attribute(Section):
@@ -80,6 +81,9 @@ class Questionnaire(Section):
     comments: bool = False
     """Whether each answer may get a comment of its own, beside the one on the item."""
 
+    spans: Annotated[tuple[Words, ...], Field(max_length=9)] = ()
+    """What can be wrong in a passage of an answer; labelers mark such passages."""
+
     @model_validator(mode="after")
     def _has_no_double(self) -> Self:
         names = [attribute.name for attribute in self.attributes]
@@ -92,6 +96,8 @@ class Questionnaire(Section):
         words = list(self.tags.values())
         if twice := [word for word in words if words.count(word) > 1]:
             raise ValueError(f"two tags have the words {twice[0]!a}; keep one of them")
+        if twice := [kind for kind in self.spans if self.spans.count(kind) > 1]:
+            raise ValueError(f"spans: {twice[0]!a} stands twice; keep one of them")
         return self
 
     def of_kind(self, kind: str) -> tuple[Attribute, ...]:
@@ -142,6 +148,9 @@ def check_answers(questionnaire: Questionnaire, kind: str, count: int, answers: 
     for key, may_be in (("rewrites", questionnaire.rewrite), ("comments", questionnaire.comments)):
         if key in answers and not may_be:
             raise UserError(f"{key} were not asked for")
+    kinds = {kind for spans in answers.get("spans", ()) for *_, kind in spans}
+    if wrong := kinds - set(questionnaire.spans):
+        raise UserError(f"span {min(wrong)!a}: expected one of {', '.join(questionnaire.spans) or 'no spans'}")
 
 
 def check_shape(kind: str, count: int, answers: Answers) -> None:
@@ -158,6 +167,11 @@ def _problems(kind: str, count: int, answers: Answers) -> Iterator[str]:
         texts = answers.get(key, [None] * count)
         if not _is_list(texts, count) or not all(text is None or (isinstance(text, str) and text) for text in texts):
             yield f"{key} of answers must be a list of {count}, each a text or null"
+    spans = answers.get("spans", [[]] * count)
+    if not _is_list(spans, count) or not all(
+        isinstance(marks, list | tuple) and all(map(_is_span, marks)) for marks in spans
+    ):
+        yield f"spans of answers must be a list of {count} lists, each span [start, end, kind]"
     attributes, tags = answers.get("attributes", {}), answers.get("tags", [])
     if not isinstance(attributes, dict) or not all(
         isinstance(name, str) and NAME.fullmatch(name) for name in attributes
@@ -181,6 +195,13 @@ def _is_list(value: Any, count: int) -> bool:
     return isinstance(value, list | tuple) and len(value) == count
 
 
+def _is_span(value: Any) -> bool:
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        return False
+    start, end, kind = value
+    return type(start) is int and type(end) is int and 0 <= start < end and isinstance(kind, str)
+
+
 def as_stored(answers: Answers, order: Sequence[int]) -> dict[str, Any] | None:
     """Answers in display order as they are stored, in item order; None if nothing is left of them."""
     return _reordered(answers, [list(order).index(place) for place in range(len(order))]) or None
@@ -198,7 +219,7 @@ def _reordered(answers: Answers, places: Sequence[int]) -> dict[str, Any]:
         for name, value in answers.get("attributes", {}).items()
     }
     kept = {"attributes": attributes, "tags": list(answers.get("tags", ()))}
-    for key in ("rewrites", "comments"):
+    for key in ("rewrites", "comments", "spans"):
         texts = answers.get(key)
         kept[key] = [texts[place] for place in places] if texts and any(texts) else []
     return {key: value for key, value in kept.items() if value}

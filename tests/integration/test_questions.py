@@ -158,6 +158,149 @@ def test_the_calibration_round_says_both_answers_and_why(store: RatingsStore) ->
     drive(store, script, (160, 40))
 
 
+WRITTEN = Questionnaire(rewrite=True, comments=True)
+
+
+def by_text(store: RatingsStore, kind: str) -> dict[str, str | None]:
+    """What was written about each answer, by the answer's text."""
+    rating = store.last_rating("ada")
+    assert rating is not None
+    item = next(item for item in store.items() if item.id == rating.item)
+    return dict(zip([each.text for each in item.completions], (rating.answers or {}).get(kind, []), strict=False))
+
+
+def test_answers_are_rewritten_and_commented_on_the_screen(store: RatingsStore) -> None:
+    store.settings.ask(WRITTEN)
+    add_pairs(store, 2)
+
+    async def script(pilot: Pilot) -> None:
+        left = "alpha" if text(pilot).index("alpha") < text(pilot).index("beta") else "beta"
+        right = "beta" if left == "alpha" else "alpha"
+        await press(pilot, "e", "tab")
+        assert "RIGHT" in text(pilot) and "Rewrite an answer as it should have been" in text(pilot)
+        await press(pilot, "end", "enter", "1", "u")  # keys of the screen below are letters here
+        pilot.app.screen.query_one("#text").insert("\x1b]52;c;x\x07!")  # as a paste does
+        await press(pilot, "escape")
+        assert "Rewritten, and saved with your answer: RIGHT." in text(pilot) and "[rewritten]" in text(pilot)
+        await press(pilot, "m", "n", "o", "escape", "2")
+        assert by_text(store, "rewrites") == {left: None, right: f"{right}\n1u␛]52;c;x␇!"}
+        assert by_text(store, "comments") == {left: "no", right: None}
+        await press(pilot, "u")
+        assert "[rewritten]  [answers commented]" in text(pilot) and store.ratings() == []
+        await press(pilot, "e", "tab", "ctrl+r", "escape")
+        assert "[rewritten]" not in text(pilot)
+        await press(pilot, "2")
+        assert store.ratings()[0].answers == {"comments": ["no", None] if left == "alpha" else [None, "no"]}
+
+    drive(store, script)
+
+
+def test_keys_of_what_is_not_asked_do_nothing(store: RatingsStore) -> None:
+    add_pairs(store, 1)
+
+    async def script(pilot: Pilot) -> None:
+        await press(pilot, "e", "m")
+        assert len(pilot.app.screen_stack) == 1
+
+    drive(store, script)
+
+
+def test_lines_rewrite_and_comment(store: RatingsStore) -> None:
+    store.settings.ask(WRITTEN)
+    add_pairs(store, 2)
+    written = io.StringIO()
+    given = iter(
+        [
+            "e 1",
+            "one",
+            "",
+            "  two\tthree",
+            ".",
+            "e 2",
+            "gone",
+            ".",
+            "e 2",
+            ".",
+            "m 2",
+            "so so",
+            ".",
+            "e",
+            "e 3",
+            "1",
+            "q",
+        ]
+    )
+    line_mode.run(store, "ada", "random", lambda: next(given, None), Console(file=written, width=1000))
+    said = written.getvalue()
+    left = "alpha" if said.index("alpha") < said.index("beta") else "beta"
+    right = "beta" if left == "alpha" else "alpha"
+    assert by_text(store, "rewrites") == {left: "one\n\n  two\tthree", right: None}
+    assert by_text(store, "comments") == {left: None, right: "so so"}
+    assert said.count("Which answer? e and a number from 1 to 2.") == 2
+    assert "e N rewrite answer, m N comment on answer, s skip" in said
+
+
+TEXT = "It was\r\n1969, not 1970. It was\x1b good."
+SPANS = Questionnaire(spans=("wrong fact", "off topic"))
+
+
+def spans(store: RatingsStore) -> list[tuple[str, str]]:
+    """The marked passages of the last answer, as they are in the text, with their kinds."""
+    rating = store.last_rating("ada")
+    assert rating is not None and rating.answers is not None
+    item = next(item for item in store.items() if item.id == rating.item)
+    return [
+        (completion.text[start:end], kind)
+        for completion, marks in zip(item.completions, rating.answers["spans"], strict=True)
+        for start, end, kind in marks
+    ]
+
+
+def test_passages_are_selected_and_marked_on_the_screen(store: RatingsStore) -> None:
+    store.settings.ask(SPANS)
+    store.add_item([{"role": "user", "content": "q"}], [{"text": TEXT}], kind="single")
+    store.add_item([{"role": "user", "content": "q"}], [{"text": "other"}], kind="single")
+
+    async def script(pilot: Pilot) -> None:
+        if "other" in text(pilot):
+            await press(pilot, "1")
+        await press(pilot, "x")
+        assert "1 wrong fact   2 off topic" in text(pilot) and "nothing is marked" in text(pilot)
+        await press(pilot, "1", "3")  # nothing is selected, and there is no third kind
+        assert "nothing is marked" in text(pilot)
+        await press(pilot, "down", *["shift+right"] * 4, "1", "2")  # 1969, which is both
+        await press(pilot, "up", "home", *["shift+down"] * 2, "2", "backspace")
+        await press(pilot, "home", *["shift+right"] * 2, "shift+end", "z")  # and nothing can be typed
+        assert "1 1969" in text(pilot) and "2 1969" in text(pilot)
+        await press(pilot, "escape")
+        assert "2 passages marked, saved with your answer." in text(pilot) and "[marked]" in text(pilot)
+        await press(pilot, "3")
+        assert spans(store) == [("1969", "off topic"), ("1969", "wrong fact")]
+        await press(pilot, "u", "x", "backspace", "escape", "2")
+        assert spans(store) == [("1969", "off topic")]
+
+    drive(store, script)
+
+
+def test_lines_mark_passages_by_their_words(store: RatingsStore) -> None:
+    store.settings.ask(SPANS)
+    store.add_item([{"role": "user", "content": "q"}], [{"text": TEXT}, {"text": TEXT[::-1]}])
+    first = store.claim("ada")
+    assert first is not None
+    here = first.completions.index(TEXT) + 1
+    written = io.StringIO()
+    given = iter(
+        [f"x {here} 2 nothing", f"x {here}", f"x {here} 1 It was", f"x {here} 2 was 1969, not", f"x {here} 1 It was"]
+        + [f"x {here} 1 It was", "x 3 1 a", f"x {here} 3 good", "4", "q"]
+    )
+    line_mode.run(store, "ada", "random", lambda: next(given, None), Console(file=written, width=1000))
+    said = written.getvalue()
+    # The same words again are their next place, until there is none left.
+    assert spans(store) == [("It was", "wrong fact"), ("was\r\n1969, not", "off topic"), ("It was", "wrong fact")]
+    assert said.count("has no such words left, or there is no such kind: 1 wrong fact, 2 off topic.") == 3
+    assert said.count("Which answer? x, a number from 1 to 2") == 1
+
+
 @pytest.fixture
 def screens():
     opened: list[Screen] = []

@@ -56,6 +56,19 @@
       if (details.open) text.focus();
     });
   }
+  // What is selected in an answer becomes a line of what is wrong in it.
+  for (const button of all("[data-mark]")) {
+    button.addEventListener("mousedown", (event) => event.preventDefault()); // it would end the selection
+    button.addEventListener("click", () => {
+      const selection = getSelection();
+      const answer = button.closest("article");
+      const words = selection.toString().split(/\s+/).filter(Boolean).join(" ");
+      if (!words || !answer.querySelector(".text").contains(selection.anchorNode)) return;
+      const list = answer.querySelector("[name^=spans]");
+      list.value += `${list.value && !list.value.endsWith("\n") ? "\n" : ""}${button.dataset.mark} ${words}\n`;
+      list.dispatchEvent(new Event("input"));
+    });
+  }
   if (location.pathname.startsWith("/l/")) sessionStorage.clear(); // another labeler's, or of another database
 
   // Ranking: answers are picked from best to worst. The lists hold the ranks, and may be set by hand as well.

@@ -3,6 +3,7 @@
 import re
 import signal
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,46 @@ def test_a_plain_pair_has_no_new_field_to_fill(app, store):
     assert (page.fields["questions"], page.fields["guideline"]) == ("", "")
 
 
+def test_answers_are_rewritten_and_commented_without_javascript(app, store):
+    """An answer that comes back as it was shown was not rewritten, whatever a form does to its ends of lines."""
+    texts = ["\nfirst\r\n\tline", "a\x1b]52;c;x\x07 </textarea><b>"]
+    store.add_item([{"role": "user", "content": "q"}], [{"text": text} for text in texts])
+    store.settings.ask(Questionnaire(rewrite=True, comments=True))
+    ada = Labeler(app, store.people.invite("ada"))
+    page = ada.page()
+    html = ada.client.get("/").text
+    assert "<b>" not in html and "\x1b" not in html
+    areas = re.findall(r'<textarea name="(\w+)"[^>]*>\n([^<]*)</textarea>', html)
+    assert [name for name, _ in areas] == ["rewrites0", "comments0", "rewrites1", "comments1"]
+    sent = {name: unescape(text).replace("\n", "\r\n") for name, text in areas}
+    order = [0, 1] if "first" in sent["rewrites0"] else [1, 0]
+    done = ada.rate(page, "1", **sent)
+    assert store.ratings()[0].answers is None
+    back = ada.post("/undo", done.fields).text
+    new = sent | {f"rewrites{order.index(0)}": "\tbetter\r\n<i>\r\n", f"comments{order.index(1)}": "why?"}
+    ada.rate(Page(back), "1", **new)
+    assert store.ratings()[0].answers == {"rewrites": ["\tbetter\n<i>\n", None], "comments": [None, "why?"]}
+    again = ada.post("/undo", done.fields).text
+    assert "\n\tbetter\n&lt;i&gt;\n</textarea>" in again and "\nwhy?</textarea>" in again
+    assert again.count('<details class="writing" open>') == 2
+
+
+def test_passages_are_marked_by_their_words_without_javascript(app, store):
+    store.add_item([{"role": "user", "content": "q"}], [{"text": "It was\r\n<1969>, not 1970."}], kind="single")
+    store.settings.ask(Questionnaire(spans=("wrong <fact>", "off topic"), rewrite=True))
+    ada = Labeler(app, store.people.invite("ada"))
+    page = ada.page()
+    assert "1 wrong <fact> 2 off topic" in page.words
+    wrong = ada.post("/rate", page.fields | {"answer": "3", "spans0": "1 was <1969>,\r\n2 1971\r\n3 It\r\n\r\n"})
+    assert wrong.status_code == 422 and store.ratings() == []
+    assert "no such kind: 2 1971; 3 It." in Page(wrong.text).words
+    assert "\n1 was &lt;1969&gt;,\n2 1971\n3 It</textarea>" in wrong.text  # all that was typed is still there
+    ada.rate(Page(wrong.text), "3", spans0="2 not\r\n 1 was  <1969>,")
+    assert store.ratings()[0].answers == {"spans": [[[3, 15, "wrong <fact>"], [16, 19, "off topic"]]]}
+    back = ada.post("/undo", page.fields)
+    assert "\n1 was &lt;1969&gt;,\n2 not</textarea>" in back.text
+
+
 # --- in a browser ----------------------------------------------------------------------------------------------------
 
 needs_chromium = pytest.mark.skipif(chromium.PROGRAM is None, reason="needs chromium")
@@ -160,6 +201,64 @@ def test_one_key_each_in_a_real_browser(server, store, browser):
         assert wide <= inner
         browser.evaluate("document.querySelector('fieldset.question:not([hidden]) input').click()")
         browser.wait(f"{ASKS} == {asks!r}")
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_keys_open_the_texts_one_after_another(server, store, browser):
+    """A rewrite that was begun survives a reload; Escape leaves it, and the same key goes to the next answer's."""
+    add_pairs(store, 1)
+    store.settings.ask(Questionnaire(rewrite=True, comments=True))
+    browser.open(f"{server.base}/l/{store.people.invite('ada')}")
+    for key in ("Enter", "e"):
+        browser.pause(0.6)
+        browser.press(key)
+        browser.wait(NEXT.format(""))
+    browser.wait("document.activeElement.name == 'rewrites0'")
+    browser.evaluate("document.activeElement.select()")
+    browser.type("newer 1 u")
+    browser.send("Page.reload")
+    browser.wait(
+        "document.querySelector('[name=rewrites0]')?.value == 'newer 1 u' && document.readyState == 'complete'"
+    )
+    assert browser.evaluate("document.querySelector('[name=rewrites0]').closest('details').open")
+    browser.pause(0.6)
+    for name in ("rewrites0", "rewrites1", "rewrites0"):
+        browser.press("e")
+        browser.wait(f"document.activeElement.name == '{name}'")
+        browser.press("Escape")
+    browser.press("m")
+    browser.wait("document.activeElement.name == 'comments0'")
+    browser.type("hm")
+    browser.press("Escape")
+    browser.press("1")
+    browser.wait("document.body.innerText.includes('All done')")
+    answers = store.ratings()[0].answers
+    assert sorted(map(str, answers["rewrites"])) == ["None", "newer 1 u"]
+    assert answers["rewrites"].index("newer 1 u") == answers["comments"].index("hm") and browser.problems == []
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_what_is_selected_by_mouse_becomes_a_mark(server, store, browser):
+    store.add_item([{"role": "user", "content": "q"}], [{"text": "It was\n1969, not 1970."}], kind="single")
+    store.settings.ask(Questionnaire(spans=("wrong fact", "off topic")))
+    browser.open(f"{server.base}/l/{store.people.invite('ada')}")
+    for key in ("Enter", "x"):
+        browser.pause(0.6)
+        browser.press(key)
+        browser.wait(NEXT.format(""))
+    browser.wait("document.activeElement.name == 'spans0'")
+    browser.evaluate(
+        "getSelection().setBaseAndExtent(document.querySelector('article .text').firstChild, 3,"
+        " document.querySelector('article .text').firstChild, 11)"
+    )
+    browser.evaluate("document.querySelector('[data-mark=\"2\"]').click()")
+    assert browser.evaluate("document.querySelector('[name=spans0]').value") == "2 was 1969\n"
+    browser.press("Escape")
+    browser.press("3")
+    browser.wait("document.body.innerText.includes('All done')")
+    assert store.ratings()[0].answers == {"spans": [[[3, 11, "off topic"]]]} and browser.problems == []
 
 
 @pytest.mark.browser

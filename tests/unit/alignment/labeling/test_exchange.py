@@ -94,6 +94,9 @@ ASKED = [
     Questionnaire(
         attributes=(Attribute(name="helps", ask="Which?", scale="pair"), Attribute(name="true", ask="Is it?")),
         tags={"w": "wrong", "l": "too long"},
+        rewrite=True,
+        comments=True,
+        spans=("wrong",),
     ),
     Questionnaire(tags={"l": "too long"}),
 ]
@@ -109,7 +112,12 @@ def random_answers(store, assignment, rng):
         for each in asked.attributes
         if each.scale == "1-7" or assignment.kind == "pair"
     }
-    return {"attributes": attributes, "tags": [tag for tag in asked.tags.values() if rng.random() < 0.5]}
+    answers = {"attributes": attributes, "tags": [tag for tag in asked.tags.values() if rng.random() < 0.5]}
+    if asked.rewrite:
+        for key in ("rewrites", "comments"):
+            answers[key] = [rng.choice([None, "new", "\ud800\r\n\x1b"]) for _ in assignment.completions]
+        answers["spans"] = [[[0, len(text), "wrong"]] if text else [] for text in assignment.completions]
+    return answers
 
 
 def random_store(path, rng, words):
@@ -233,6 +241,11 @@ def test_versions_of_a_file_are_told_apart_from_those_of_the_store(store, tmp_pa
         ({"answers": {"attributes": {"No": 1}}}, "names and values"),
         ({"answers": {"tags": ["a", "a"]}}, "tags of answers must be a list of texts, each once"),
         ({"answers": {"tag": []}}, "unknown key 'tag'"),
+        ({"answers": {"rewrites": ["x"]}}, "rewrites of answers must be a list of 2, each a text or null"),
+        ({"answers": {"comments": ["", None]}}, "comments of answers must be a list of 2"),
+        ({"answers": {"spans": [[], [[0, 1]]]}}, "spans of answers must be a list of 2 lists"),
+        ({"answers": {"spans": [[], [[1, 1, "k"]]]}}, "each span .start, end, kind."),
+        ({"answers": {"spans": [[], [[0, 2, "k"]]]}}, "a span of rating 1 ends after the 1 characters there are"),
     ],
 )
 def test_answers_that_cannot_be_are_refused_by_name(store, tmp_path, change, reason):

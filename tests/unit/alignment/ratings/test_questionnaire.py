@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from alignment.errors import UserError
+from alignment.labeling.import_export import import_file
 from alignment.ratings import Assignment, RatingsStore
 from alignment.ratings.questionnaire import TAG_KEYS, Attribute, Questionnaire, as_seen, as_stored, read_questionnaire
 
@@ -171,3 +172,30 @@ def test_other_answers_to_the_questions_are_other_data(store: RatingsStore) -> N
         with pytest.raises(UserError, match="answered item 1 already, and otherwise"):
             store.import_rating(item, labeler, "first", answers={"attributes": {"helps": -3}})
     assert len(digests) == 4
+
+
+def test_the_example_of_the_guide_is_a_questionnaire(tmp_path: Path) -> None:
+    guide = (Path(__file__).resolve().parents[4] / "docs" / "guides" / "rating.md").read_text(encoding="utf-8")
+    section = guide.partition("### Questions")[2].partition("\n## ")[0]
+    path = tmp_path / "questions.yaml"
+    path.write_text(section.partition("```yaml\n")[2].partition("```")[0])
+    read = read_questionnaire(path)
+    assert [(each.name, each.scale) for each in read.attributes] == [("helpful", "pair"), ("harmless", "1-7")]
+    assert read.tags["w"] == "wrong facts" and read.rewrite and read.comments and read.overall
+    said = section.partition("Free letters are ")[2].partition(" |")[0]
+    assert said.replace(" and ", ", ").split(", ") == list(TAG_KEYS)
+    assert set(Questionnaire.model_fields) == {
+        row.split("`")[1] for row in section.splitlines() if row.startswith("| `")
+    }
+
+
+def test_the_line_of_the_guide_is_read(tmp_path: Path) -> None:
+    guide = Path(__file__).resolve().parents[4] / "docs" / "guides" / "ratings-quality.md"
+    line = guide.read_text(encoding="utf-8").partition("```json\n")[2].partition("```")[0]
+    path = tmp_path / "ratings.jsonl"
+    path.write_text(" ".join(line.split()))
+    with RatingsStore(tmp_path / "new.db", create=True) as store:
+        assert import_file(store, "jsonl", path)["new_ratings"] == 1
+        assert store.settings.guideline == "Be kind."
+        rating = store.ratings()[0]
+        assert rating.answers is not None and rating.answers["attributes"] == {"helpful": 2, "harmless": [7, 3]}
