@@ -217,11 +217,6 @@ class RatingsStore:
             order = json.loads(row["order_shown"])
             choice = flipped({"left": "first", "right": "second"}.get(choice_shown, choice_shown), order)
             check_answer(row["kind"], len(order), choice, strength, ranks_shown, score)
-            answers = (answers or {}) if choice != "skip" else {}
-            if choice != "skip":
-                asked = self.settings.questionnaire(assignment.questions)
-                check_answers(asked, row["kind"], len(order), answers)
-            stored = as_stored(answers, order)
             answer = {
                 "choice": choice,
                 "strength": strength,
@@ -234,12 +229,19 @@ class RatingsStore:
                 "guideline": assignment.guideline,
                 "questions": assignment.questions,
                 "view": view,
-                "answers": None if stored is None else dump(stored),
+                "answers": None if choice == "skip" else self._answers(assignment, answers or {}),
             }
             # Undo needs increasing times, even if the clock was set back.
             done_at = max(now, math.nextafter(last_done(self._db, assignment.labeler), math.inf))
             finish_rating(self._db, row["id"], answer, done_at)
             self._file.log(now, assignment.labeler, assignment.item, "submit", answer)
+
+    def _answers(self, assignment: Assignment, answers: Mapping[str, Any]) -> str | None:
+        """The answers to the assignment's questions as they are stored. Raises UserError if they do not match them."""
+        asked = self.settings.questionnaire(assignment.questions)
+        check_answers(asked, assignment.kind, len(assignment.order_shown), answers)
+        stored = as_stored(answers, assignment.order_shown)
+        return None if stored is None else dump(stored)
 
     def import_rating(self, item: int, labeler: str, choice: str, **known: Unpack[ImportedAnswer]) -> bool:
         """Import an answer in item order; see `import_answer`. Importing the same answer again changes nothing.

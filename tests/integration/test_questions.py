@@ -289,10 +289,8 @@ def test_lines_mark_passages_by_their_words(store: RatingsStore) -> None:
     assert first is not None
     here = first.completions.index(TEXT) + 1
     written = io.StringIO()
-    given = iter(
-        [f"x {here} 2 nothing", f"x {here}", f"x {here} 1 It was", f"x {here} 2 was 1969, not", f"x {here} 1 It was"]
-        + [f"x {here} 1 It was", "x 3 1 a", f"x {here} 3 good", "4", "q"]
-    )
+    marks = ["2 nothing", "", "1 It was", "2 was 1969, not", "1 It was", "1 It was", "3 good"]
+    given = iter([*(f"x {here} {mark}" for mark in marks), "x 3 1 a", "4", "q"])
     line_mode.run(store, "ada", "random", lambda: next(given, None), Console(file=written, width=1000))
     said = written.getvalue()
     # The same words again are their next place, until there is none left.
