@@ -210,10 +210,8 @@ class RatingsStore:
                 (assignment.rating, assignment.item, assignment.labeler),
             ).fetchone()
             if row is None or row["done"]:
-                problem = "has answered item" if row else "has no claim any more on item"
-                raise UserError(
-                    f"{self.path}: {assignment.labeler} {problem} {assignment.item}{' already' * bool(row)}"
-                )
+                problem = "has answered item {} already" if row else "has no claim any more on item {}"
+                raise UserError(f"{self.path}: {assignment.labeler} {problem.format(assignment.item)}")
             order = json.loads(row["order_shown"])
             choice = flipped({"left": "first", "right": "second"}.get(choice_shown, choice_shown), order)
             check_answer(row["kind"], len(order), choice, strength, ranks_shown, score)
