@@ -183,6 +183,6 @@ def key_table(kind: str, asked: Questionnaire) -> Content:
     reasons = [(key, f"a reason, set and cleared: {words}") for key, words in asked.tags.items()]
     reasons += [("e", "rewrite an answer as it should have been")] * asked.rewrite
     reasons += [("m", "comment on single answers")] * asked.comments
-    reasons += [("x", "mark what is wrong in the answers")] * bool(asked.spans)
+    reasons += [("x", "mark what is wrong in the answers: Shift and arrows, or the mouse, then a number")] * bool(asked.spans)
     rows: Sequence[tuple[str, str]] = [*keys_of(kind), *reasons, *ALL_KEYS]
     return Content("\n").join([Content.assemble((f"{key:<11}", "bold"), words) for key, words in rows])
