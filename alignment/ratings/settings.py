@@ -33,7 +33,8 @@ class StoreSettings:
     @property
     def guideline(self) -> str:
         """The guideline that labelers read; empty if there is none. Another text is its next version."""
-        return self.wordings("guideline")[-1].text if self.wordings("guideline") else ""
+        versions = self.wordings("guideline")
+        return versions[-1].text if versions else ""
 
     @guideline.setter
     def guideline(self, text: str) -> None:
