@@ -42,9 +42,10 @@ class StoreSettings:
 
     def questionnaire(self, version: int | None) -> Questionnaire:
         """What labelers are asked beside the choice by a version of the questions; nothing by None."""
+        if version is None:
+            return Questionnaire()
         texts = {wording.version: wording.text for wording in self.wordings("questions")}
-        text = texts.get(version or 0, "")
-        return Questionnaire.model_validate_json(text) if text else Questionnaire()
+        return Questionnaire.model_validate_json(texts.get(version) or "{}")
 
     def ask(self, questionnaire: Questionnaire) -> None:
         """Set what labelers are asked from now on. Another questionnaire than the last one is its next version."""
