@@ -8,7 +8,7 @@ from typing import Literal
 
 from alignment.errors import UserError
 from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, LabelerAnswer, Ranking, as_shown, expected_in_words
-from alignment.ratings import Assignment, Order, Progress, RatingsStore
+from alignment.ratings import Assignment, Order, Progress, RatingsStore, View
 from alignment.terminal import clean, one_line
 
 State = Literal["rate", "wait", "end"]
@@ -47,6 +47,8 @@ class Sitting:
     state: State = field(default="end", init=False)
     assignment: Assignment | None = field(default=None, init=False)
     progress: Progress = field(init=False)
+    view: View = field(default="raw", init=False)
+    """How the item is shown; a screen that renders sets it."""
     said: str = field(default="", init=False)
     """What became of the last key."""
     failed: bool = field(default=False, init=False)
@@ -118,6 +120,7 @@ class Sitting:
                 flags=answer.flags + (FLAGGED,) * draft.flagged,
                 ranks_shown=answer.ranks,
                 score=answer.score,
+                view=self.view,
             )
             feedback = self.store.feedback(assignment)
         except UserError as error:  # the disk is full, or it was answered in another window meanwhile
@@ -192,7 +195,8 @@ class Sitting:
         self.say(said, failed=what != "right")
 
     def _show(self, assignment: Assignment | None, said: str, failed: bool = False) -> None:
-        self.assignment = assignment
+        if assignment != self.assignment:
+            self.assignment, self.view = assignment, "raw"
         self.state = "end" if assignment is None else "rate"
         self.say(said, failed)
         self.seen()

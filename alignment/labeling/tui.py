@@ -10,6 +10,7 @@ import asyncio
 import math
 import signal
 import time
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from textual import events
@@ -21,8 +22,10 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, Static
 
 from alignment.labeling import tui_text
+from alignment.labeling.rendering import screen
+from alignment.labeling.rendering.reading import ItemMarkdown, read_item
 from alignment.labeling.session import Sitting, State
-from alignment.ratings import Assignment, Order, RatingsStore
+from alignment.ratings import Assignment, Order, RatingsStore, View
 from alignment.terminal import clean
 
 MOST_ANSWERS = 9
@@ -112,6 +115,8 @@ class RatingApp(App[int]):
         Binding("equals_sign", "press('=')", show=False),
         Binding("backspace", "press('backspace')", show=False),
         Binding("enter", "press('enter')", show=False),
+        Binding("r", "show('raw')", "Raw"),
+        Binding("r", "show('rendered')", "Rendered"),
         Binding("s", "skip", "Skip"),
         Binding("f", "flag", "Flag"),
         Binding("c", "comment", "Comment"),
@@ -129,6 +134,7 @@ class RatingApp(App[int]):
         self.deaf_until = math.inf  # monotonic time up to which keys are dropped; what is new is not on the screen yet
         self._last_key = ""
         self._on_screen: tuple[State, Assignment | None] | None = None
+        self._markdown = ItemMarkdown()  # of the assignment on the screen
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="top"):
@@ -189,6 +195,8 @@ class RatingApp(App[int]):
             return state == "rate"
         if action in ("scroll", "page"):
             return state != "end" and (parameters[0] != "prompt" or self.query_one("#prompt").max_scroll_y > 0)
+        if action == "show":
+            return self._markdown.formatted and parameters[0] != self.sitting.view
         return state != "wait" if action == "undo" else True
 
     # --- keys -------------------------------------------------------------------------------------------------------
@@ -199,7 +207,8 @@ class RatingApp(App[int]):
 
     def on_key(self, event: events.Key) -> None:
         """Where the sitting waits any key goes on, except those that look around."""
-        if self.sitting.state == "wait" and event.key not in (*_SCROLL, *_LEAVE, "question_mark", "J", "K"):
+        looks = (*_SCROLL, *_LEAVE, "question_mark", "J", "K", *["r"] * self._markdown.formatted)
+        if self.sitting.state == "wait" and event.key not in looks:
             event.stop().prevent_default()
             self.sitting.go_on()
             self.draw()
@@ -243,6 +252,12 @@ class RatingApp(App[int]):
     def action_leave(self) -> None:
         self.exit(0)
 
+    def action_show(self, view: View) -> None:
+        """Show the texts as they were written, or rendered."""
+        self.sitting.view = view
+        self._draw_texts()
+        self.draw()
+
     def action_scroll(self, what: str, lines: int) -> None:
         self.query_one(f"#{what}").scroll_relative(y=2 * lines, animate=False)
 
@@ -257,7 +272,10 @@ class RatingApp(App[int]):
         sitting, width = self.sitting, self.size.width
         now = (sitting.state, sitting.assignment)
         if now != self._on_screen:
-            if self._on_screen is None or self._on_screen[0] != sitting.state:
+            before = self._markdown.formatted
+            if self._on_screen is None or self._on_screen[1] != sitting.assignment:
+                self._read(sitting.assignment)
+            if self._on_screen is None or self._on_screen[0] != sitting.state or self._markdown.formatted != before:
                 self.refresh_bindings()  # makes the footer anew
             self._on_screen = now
             self._draw_item(sitting.assignment)
@@ -270,8 +288,23 @@ class RatingApp(App[int]):
         marks = ""
         if sitting.assignment is not None:
             self._draw_choices(sitting.assignment, width)
-            marks = "  ".join(["[flagged]"] * sitting.draft.flagged + ["[comment]"] * bool(sitting.draft.comment))
+            marks = "  ".join(self._marks())
         text["marks"].update(marks)
+
+    def _read(self, assignment: Assignment | None) -> None:
+        """See what there is to render; what looks other than raw is rendered at first."""
+        self._markdown = ItemMarkdown() if assignment is None else read_item(assignment.prompt, assignment.completions)
+        self.sitting.view = "rendered" if self._markdown.formatted else "raw"
+
+    def _marks(self) -> Iterator[str]:
+        if self._markdown.note:
+            yield f"[raw: {self._markdown.note}]"
+        elif self._markdown.formatted and self.sitting.view == "raw":
+            yield "[raw]"
+        if self.sitting.draft.flagged:
+            yield "[flagged]"
+        if self.sitting.draft.comment:
+            yield "[comment]"
 
     def _draw_item(self, assignment: Assignment | None) -> None:
         for name in ("prompt", "answers", "choices"):
@@ -281,16 +314,32 @@ class RatingApp(App[int]):
         if assignment is None:
             end.update(tui_text.end(self.sitting.progress))
             return
-        self.query_one("#messages", Text).update(tui_text.conversation(assignment.prompt))
+        self._draw_texts()
         for index, box in enumerate(self.query(".answer").results(Text)):
-            box.display = index < len(assignment.completions)
-            box.update(tui_text.body(assignment.completions[index]) if box.display else "")
             box.set_class(assignment.kind == "pair" and index == 0, "left")
             box.set_class(assignment.kind == "pair" and index == 1, "right")
             box.set_class(assignment.kind == "single", "single")
         self.query_one("#answers").scroll_home(animate=False)
         # The end of a long conversation is what is answered.
         self.call_after_refresh(self.query_one("#prompt").scroll_end, animate=False)
+
+    def _draw_texts(self) -> None:
+        assignment, markdown = self.sitting.assignment, self._markdown
+        assert assignment is not None
+        rendered = self.sitting.view == "rendered"
+        messages = self.query_one("#messages", Text)
+        if rendered:
+            messages.update(screen.conversation(assignment.prompt, markdown.prompt))
+        else:
+            messages.update(tui_text.conversation(assignment.prompt))
+        for index, box in enumerate(self.query(".answer").results(Text)):
+            box.display = index < len(assignment.completions)
+            if not box.display:
+                box.update("")
+            elif rendered and (tokens := markdown.completions[index]) is not None:
+                box.update(screen.blocks(tokens))
+            else:
+                box.update(tui_text.body(assignment.completions[index]))
 
     def _draw_choices(self, assignment: Assignment, width: int) -> None:
         across = tui_text.columns(len(assignment.completions), width)

@@ -1,0 +1,84 @@
+"""Markdown as HTML of few elements. Nothing from a text gets into an attribute, so nothing can make a request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from markdown_it.token import Token
+from markupsafe import Markup, escape
+
+from alignment.labeling.rendering.highlighting import colored
+from alignment.labeling.rendering.reading import address
+from alignment.terminal import clean
+
+ELEMENTS = frozenset(
+    "blockquote code div em h3 h4 h5 h6 hr li ol p pre s span strong table tbody td th thead tr ul".split()
+)
+CLASSES = frozenset("address center defined info keyword link number remark right scroll string tex".split())
+BOX = 'class="scroll" tabindex="0" role="region" aria-label='  # to scroll by keyboard, where it is too wide
+INLINE: Mapping[str, str] = {
+    "em_open": "<em>", "em_close": "</em>", "strong_open": "<strong>", "strong_close": "</strong>",
+    "s_open": "<s>", "s_close": "</s>", "softbreak": "\n", "hardbreak": "\n", "link_open": '<span class="link">',
+}  # fmt: skip
+
+
+def html(tokens: Sequence[Token]) -> Markup:
+    """A text's blocks. Lines are broken where the text breaks them; no space is there that the text has not."""
+    parts: list[str] = []
+    for token in tokens:
+        if token.type == "inline":
+            parts += _inline(token.children or ())
+        elif token.type in ("fence", "code_block"):
+            parts += _code(token)
+        elif token.type == "tex_block":
+            parts.append(f'<pre {BOX}"Formula" dir="ltr"><code class="tex">{escape(token.content)}</code></pre>')
+        elif not token.hidden:
+            parts.append(_block(token))
+    return Markup(clean("".join(parts)))  # noqa: S704 - every text in it was escaped
+
+
+def _block(token: Token) -> str:
+    """A tag. Headings begin at the level below the page's own; lists and quotes are of one direction."""
+    tag = f"h{min(6, int(token.tag[1]) + 2)}" if token.type.startswith("heading") else token.tag
+    if token.nesting < 0:
+        return f"</{tag}></div>" if tag == "table" else f"</{tag}>"
+    more = ' dir="auto"' if token.level == 0 and tag != "hr" else ""
+    if tag == "ol" and token.attrs.get("start", 1) != 1:
+        more += f' start="{int(token.attrs["start"])}"'
+    if tag in ("th", "td"):
+        align = str(token.attrs.get("style", "")).removeprefix("text-align:")
+        more += f' class="{align}"' if align in ("center", "right") else ""
+    return f'<div {BOX}"Table"><table{more}>' if tag == "table" else f"<{tag}{more}>"
+
+
+def _code(token: Token) -> list[str]:
+    info = f'<p class="info">{escape(token.info.strip())}</p>' if token.info.strip() else ""
+    parts = [f'{info}<pre {BOX}"Code" dir="ltr"><code>']
+    for kind, text in colored(token.content, token.info):
+        parts.append(f'<span class="{kind}">{escape(text)}</span>' if kind else escape(text))
+    return [*parts, "</code></pre>"]
+
+
+def _inline(children: Sequence[Token]) -> list[str]:
+    parts: list[str] = []
+    links: list[Token] = []
+    for token in children:
+        parts.append(INLINE.get(token.type, ""))
+        if token.type == "link_open":
+            links.append(token)
+        elif token.type == "link_close":
+            parts.append(f"</span>{_address(links.pop())}")
+        elif token.type == "image":
+            parts.append(f'<span class="link">{escape(token.content or "image")}</span>{_address(token)}')
+        elif token.type == "code_inline":
+            parts.append(f'<code dir="ltr">{escape(token.content)}</code>')
+        elif token.type == "tex_inline":
+            parts.append(f'<code class="tex" dir="ltr">{escape(token.content)}</code>')
+        elif token.type not in INLINE:
+            parts.append(escape(token.content))
+    return parts
+
+
+def _address(token: Token) -> str:
+    shown = address(token)
+    return f' <span class="address" dir="ltr">({escape(shown)})</span>' if shown else ""
