@@ -257,6 +257,8 @@ class RatingApp(App[int]):
         self.sitting.view = view
         self._draw_texts()
         self.draw()
+        self.refresh_bindings()
+        self.call_after_refresh(self._mark_prompt)
 
     def action_scroll(self, what: str, lines: int) -> None:
         self.query_one(f"#{what}").scroll_relative(y=2 * lines, animate=False)

@@ -30,6 +30,7 @@ from starlette.routing import Route
 
 from alignment.errors import UserError
 from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, LabelerAnswer, as_shown, expected_in_words, keys_of
+from alignment.labeling.rendering.page import item_html
 from alignment.labeling.session import NOTHING_BACK, PRACTICE_STAYS, position
 from alignment.labeling.web_connections import OncePerMinute, listen, page_server, quiet_logs
 from alignment.labeling.web_security import FOREIGN, HEADERS, SecurityHeaders, read_form, seal, unseal
@@ -144,6 +145,7 @@ class RatingPage:
                 flags=answer.flags + (FLAGGED,) * ("flag" in visit.form),
                 ranks_shown=answer.ranks,
                 score=answer.score,
+                view="rendered" if visit.form.get("view") == "rendered" else "raw",
             )
         except UserError:
             if _found(visit, visit.form.get("rating", ""), unanswered=True) is None:  # a second press was faster
@@ -170,7 +172,14 @@ class RatingPage:
         if item is None or feedback is None:
             return RedirectResponse("/", 303)
         expected = _by_letter(expected_in_words(feedback.expected_shown))
-        return self._page("practice.html", item=item, names=_names(item), right=feedback.right, expected=expected)
+        return self._page(
+            "practice.html",
+            item=item,
+            rendered=item_html(item),
+            names=_names(item),
+            right=feedback.right,
+            expected=expected,
+        )
 
     def error(self, _: Request, error: Exception) -> Response:
         """Any failure as one plain page. What it was in detail is for the operator's terminal alone."""
@@ -224,6 +233,7 @@ class RatingPage:
             "item.html",
             **shown,
             item=item,
+            rendered=item_html(item),
             names=_names(item),
             buttons=_buttons(item.kind),
             ends=("A is better", "B is better") if item.kind == "pair" else ("worst", "best"),

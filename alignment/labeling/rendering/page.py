@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from markdown_it.token import Token
 from markupsafe import Markup, escape
 
 from alignment.labeling.rendering.highlighting import colored
-from alignment.labeling.rendering.reading import address
+from alignment.labeling.rendering.reading import address, read_item
+from alignment.ratings import Assignment
 from alignment.terminal import clean
 
 ELEMENTS = frozenset(
@@ -20,6 +22,25 @@ INLINE: Mapping[str, str] = {
     "em_open": "<em>", "em_close": "</em>", "strong_open": "<strong>", "strong_close": "</strong>",
     "s_open": "<s>", "s_close": "</s>", "softbreak": "\n", "hardbreak": "\n", "link_open": '<span class="link">',
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ItemHtml:
+    """An item's texts rendered; None for one without Markdown, which is shown as it is. `note`: why none is rendered."""
+
+    prompt: list[Markup | None]
+    completions: list[Markup | None]
+    formatted: bool
+    note: str
+
+
+def item_html(item: Assignment) -> ItemHtml:
+    """What the page shows of an item beside its raw texts."""
+    read = read_item(item.prompt, item.completions)
+    prompt, completions = (
+        [None if tokens is None else html(tokens) for tokens in texts] for texts in (read.prompt, read.completions)
+    )
+    return ItemHtml(prompt, completions, read.formatted, read.note)
 
 
 def html(tokens: Sequence[Token]) -> Markup:

@@ -104,7 +104,7 @@
 
   // The last message of a conversation is the one that is answered.
   const prompt = one("#prompt");
-  if (prompt && prompt.children.length > 2) prompt.scrollTop = prompt.scrollHeight;
+  if (prompt && prompt.querySelectorAll("h2").length > 1) prompt.scrollTop = prompt.scrollHeight;
 
   const hotkeys = one("#hotkeys"); // speech input types letters at random: such users turn keys off
   if (hotkeys) {
