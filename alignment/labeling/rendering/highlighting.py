@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from itertools import groupby
+from operator import itemgetter
 
 from pygments.lexers import get_lexer_by_name
 from pygments.token import Comment, Keyword, Name, Number, Operator, String, _TokenType
@@ -56,6 +58,11 @@ MOST_SECONDS = 0.2  # for a block; what is left then has no colours
 
 def colored(code: str, info: str) -> Iterator[tuple[str, str]]:
     """Pieces of a block of code with their kind, "" for plain; `info` is what stands behind its opening fence."""
+    for kind, pieces in groupby(_pieces(code, info), key=itemgetter(0)):
+        yield kind, "".join(text for _, text in pieces)
+
+
+def _pieces(code: str, info: str) -> Iterator[tuple[str, str]]:
     lexer = LANGUAGES.get(info.split(maxsplit=1)[0].lower() if info.strip() else "")
     done = 0
     if lexer is not None and len(code) <= MOST_CHARACTERS:

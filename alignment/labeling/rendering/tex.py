@@ -38,7 +38,7 @@ def _inline(state: StateInline, silent: bool) -> bool:
 
 
 def _block(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """A formula that begins a line and whose end ends one, with no empty line in it."""
+    """A formula that begins a line and whose end ends one, or comes before its full stop, with no empty line in it."""
     first = _line(state, start)
     opening = None if state.is_code_block(start) else OPENING.match(first)
     if opening is None:
@@ -48,7 +48,7 @@ def _block(state: StateBlock, start: int, end: int, silent: bool) -> bool:
         text = first[opening.end() :] if line == start else _line(state, line)
         if line > start and (not text or state.sCount[line] < state.blkIndent):
             return False
-        if text.endswith(closing):
+        if text.rstrip(".,;").endswith(closing):
             if not silent:
                 token = state.push("tex_block", "", 0)
                 token.content = state.getLines(start, line + 1, state.blkIndent, False).rstrip()

@@ -6,6 +6,7 @@ import re
 
 import pytest
 from helpers.rating_page import BASE, Labeler, Page, hostile, pairs
+from helpers.rendered import check_tag
 from starlette.testclient import TestClient
 
 from alignment.labeling import web
@@ -13,7 +14,10 @@ from alignment.terminal import clean
 
 
 def test_a_hundred_thousand_hostile_strings_stay_text(app, store):
-    """The page of a hostile item has the elements and attributes of a harmless one, one by one, and says the same."""
+    """The page of a hostile item has the elements and attributes of a harmless one, one by one, and says the same.
+
+    Beside them are the boxes of rendered texts, with elements of their own list alone.
+    """
     rng = random.Random(0)
     messages, completions, rounds = 495, 9, 102
 
@@ -26,7 +30,7 @@ def test_a_hundred_thousand_hostile_strings_stay_text(app, store):
         store.add_item(prompt, [{"text": each} for each in said], kind="rank")
         return roles, contents, said
 
-    added = [add(lambda: "harmless"), *(add(lambda: hostile(rng)) for _ in range(rounds - 1))]
+    added = [add(lambda: "**harmless**"), *(add(lambda: hostile(rng)) for _ in range(rounds - 1))]
     count = (rounds - 1) * (2 * messages + completions)
     ada = Labeler(app, store.people.invite("ada"))
     store.settings.guideline = "x"
@@ -37,6 +41,9 @@ def test_a_hundred_thousand_hostile_strings_stay_text(app, store):
         assert clean(html) == html, "a control character as such"
         page = Page(html)
         shapes.add((*page.elements, *page.declarations))
+        assert page.rendered
+        for tag in page.rendered:
+            check_tag(tag)
         store.settings.guideline = hostile(rng)
         guideline, texts = page.texts[0], page.texts[1:]
         assert guideline
