@@ -49,8 +49,12 @@ def conversation(messages: Sequence[Mapping[str, str]], tokens: Sequence[Sequenc
     parts: list[RenderableType] = []
     for message, blocks_of in zip(messages, tokens, strict=True):
         role = Text(clean(message["role"]).upper(), "bold green")
-        body = Text(clean(message["content"]).strip("\n") or "(empty)", tab_size=4)
-        parts.append(Text("  ").join([role, body]) if blocks_of is None else Group(role, blocks(blocks_of)))
+        if blocks_of is not None:
+            parts.append(Group(role, blocks(blocks_of)))
+        elif shown := clean(message["content"]).strip():
+            parts.append(Text("  ").join([role, Text(shown)]))
+        else:
+            parts.append(Text("  ").join([role, Text("(empty)", "dim italic")]))
     return Group(*_spaced(parts))
 
 

@@ -191,7 +191,7 @@ BOMBS = {
                   "- - a\n", "> a\n", "> ", "# a\n", "a\n", "$", "$$a\n", "\\[a\n", "\\(", "\\begin{a}\n", "<a:", "&a",
                   "~~a ", "```\n", "|", "a|b\n", "1. ", "\t- ", "- ", "*")
 }  # fmt: skip
-QUICK = ("cells", "quotes", "references", "![")
+QUICK = ("cells", "quotes", "references")
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_a_hundred_kilobytes_are_rendered_whole() -> None:
     assert item.formatted and not item.note
 
 
-@pytest.mark.parametrize("count", [3_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_hostile_strings_give_no_element_beyond_the_list_and_hide_nothing(count: int) -> None:
     rng = random.Random(count)
     formatted = 0
