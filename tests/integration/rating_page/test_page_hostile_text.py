@@ -13,13 +13,14 @@ from alignment.labeling import web
 from alignment.terminal import clean
 
 
-def test_a_hundred_thousand_hostile_strings_stay_text(app, store):
+@pytest.mark.parametrize("rounds", [12, pytest.param(102, marks=pytest.mark.slow)])  # the slow one: 10^5 strings
+def test_hostile_strings_stay_text(app, store, rounds):
     """The page of a hostile item has the elements and attributes of a harmless one, one by one, and says the same.
 
     Beside them are the boxes of rendered texts, with elements of their own list alone.
     """
     rng = random.Random(0)
-    messages, completions, rounds = 495, 9, 102
+    messages, completions = 495, 9
 
     def add(text) -> list[tuple[list[str], list[str]]]:
         # Two surrogates side by side are one character to JSON, and so to the store.
@@ -31,7 +32,6 @@ def test_a_hundred_thousand_hostile_strings_stay_text(app, store):
         return roles, contents, said
 
     added = [add(lambda: "**harmless**"), *(add(lambda: hostile(rng)) for _ in range(rounds - 1))]
-    count = (rounds - 1) * (2 * messages + completions)
     ada = Labeler(app, store.people.invite("ada"))
     store.settings.guideline = "x"
     by_first = {clean(contents[0]) + clean(contents[1]): (roles, contents, said) for roles, contents, said in added}
@@ -53,7 +53,7 @@ def test_a_hundred_thousand_hostile_strings_stay_text(app, store):
         assert page.headings[2 : 2 + messages] == list(map(clean, roles))
         answer = ada.post("/rate", page.fields | {"answer": "s", "comment": "x"})
         assert answer.status_code == 303
-    assert not by_first and count >= 100_000
+    assert not by_first
     assert len(shapes) == 1, "some text became markup"
 
 
