@@ -109,7 +109,8 @@ def test_colours_have_contrast(scheme):
         return (bright + 0.05) / (dark + 0.05)
 
     for text, ground in [("ink", "paper"), ("ink", "soft"), ("dim", "paper"), ("dim", "soft"), ("on-accent", "accent"),
-                         ("right", "paper"), ("wrong", "paper")]:  # fmt: skip
+                         ("right", "paper"), ("wrong", "paper"), ("keyword", "soft"), ("string", "soft"),
+                         ("number", "soft"), ("defined", "soft")]:  # fmt: skip
         assert contrast(text, ground) >= 4.5, (text, ground)
     for edge in ("edge", "accent", "other"):
         assert contrast(edge, "paper") >= 3 and contrast(edge, "soft") >= 3, edge
