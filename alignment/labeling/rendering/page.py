@@ -13,10 +13,6 @@ from alignment.labeling.rendering.reading import address, read_item
 from alignment.ratings import Assignment
 from alignment.terminal import clean
 
-ELEMENTS = frozenset(
-    "blockquote code div em h3 h4 h5 h6 hr li ol p pre s span strong table tbody td th thead tr ul".split()
-)
-CLASSES = frozenset("address center defined info keyword link number remark right scroll string tex".split())
 BOX = 'class="scroll" tabindex="0" role="region" aria-label='  # to scroll by keyboard, where it is too wide
 INLINE: Mapping[str, str] = {
     "em_open": "<em>", "em_close": "</em>", "strong_open": "<strong>", "strong_close": "</strong>",
@@ -26,7 +22,7 @@ INLINE: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class ItemHtml:
-    """An item's texts rendered; None for one without Markdown, which is shown as it is. `note`: why none is rendered."""
+    """An item's texts rendered, None for one without Markdown, shown as it is. `note`: why none is rendered."""
 
     prompt: list[Markup | None]
     completions: list[Markup | None]

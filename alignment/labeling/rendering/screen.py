@@ -1,4 +1,4 @@
-"""Markdown in a terminal, for Rich to lay out. Every text goes through `clean`, and into `Text`, which reads no markup."""
+"""Markdown in a terminal, for Rich to lay out. Every text goes through `clean`, into `Text`, which reads no markup."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NARROWEST_COLUMN = 6  # of a table
 
 def blocks(tokens: Sequence[Token]) -> RenderableType:
     """A text's blocks, with an empty line between them."""
-    return Group(*_spaced(_Blocks(tokens).until("")))
+    return LaidOut(Group(*_spaced(_Blocks(tokens).until(""))))
 
 
 def conversation(messages: Sequence[Mapping[str, str]], tokens: Sequence[Sequence[Token] | None]) -> RenderableType:
@@ -133,6 +133,23 @@ class _Blocks:
         return Cells(rows, aligned)
 
 
+class LaidOut:
+    """Something long that is laid out once for a width: the screen asks for its height, and then for its lines."""
+
+    def __init__(self, inside: RenderableType) -> None:
+        self._inside = inside
+        self._lines: list[list[Segment]] = []
+        self._width: int | None = None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        if self._width != options.max_width:
+            self._lines = console.render_lines(self._inside, options.update(height=None), pad=False)
+            self._width = options.max_width
+        for strip in self._lines:
+            yield from strip
+            yield Segment.line()
+
+
 class Indented:
     """A quote or an item of a list: with a mark before each line, or above them where too little room would be left."""
 
@@ -150,7 +167,7 @@ class Indented:
         for index, strip in enumerate(lines):
             yield Segment(others if index else first, Style(dim=True))
             yield from strip
-            yield Segment("\n")
+            yield Segment.line()
 
 
 class Cells:

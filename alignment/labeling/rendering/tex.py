@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
@@ -23,7 +24,7 @@ OPENING = re.compile(r"\$\$|\\\[|\\begin\{([A-Za-z]{1,20}\*?)\}")
 def keep_tex(parser: MarkdownIt) -> None:
     """Make tokens `tex_inline` and `tex_block`, with the source as content, of all formulas."""
     parser.inline.ruler.before("escape", "tex_inline", _inline)
-    alternatives = {"alt": ["paragraph", "reference", "blockquote", "list"]}
+    alternatives: Any = {"alt": ["paragraph", "reference", "blockquote", "list"]}
     parser.block.ruler.before("code", "tex_block", _block, alternatives)
 
 

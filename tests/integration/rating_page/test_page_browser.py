@@ -323,7 +323,9 @@ def test_wide_tables_and_code_scroll_in_their_own_boxes_on_a_phone(server, store
     browser.open(f"{server.base}/l/{store.people.invite('ada')}")
     Keyboard(browser).answer("Enter")
     assert browser.evaluate("document.documentElement.scrollWidth") <= 360
-    boxes = browser.evaluate("[...document.querySelectorAll('#answers .scroll')].map(e => [e.scrollWidth, e.clientWidth])")
+    boxes = browser.evaluate(
+        "[...document.querySelectorAll('#answers .scroll')].map(e => [e.scrollWidth, e.clientWidth])"
+    )
     assert len(boxes) == 2 and all(inner > outer for inner, outer in boxes)
     right = "getComputedStyle(document.querySelector('article li').parentElement).direction"
     assert browser.evaluate(right) == "rtl"

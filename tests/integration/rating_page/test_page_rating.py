@@ -201,7 +201,11 @@ FORMATTED = "## Head\n\n**bold** and `code`"
 
 @pytest.mark.parametrize("switched", [False, True])
 def test_a_formatted_item_comes_rendered_and_raw_and_what_was_shown_is_stored(app, store, switched):
-    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "*turn*"}, {"role": "user", "content": "q"}]
+    turns = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "*turn*"},
+        {"role": "user", "content": "q"},
+    ]
     store.add_item(turns, [{"text": FORMATTED}, {"text": "plain"}])
     ada = Labeler(app, store.people.invite("ada"))
     html = ada.client.get("/").text

@@ -1,12 +1,13 @@
 """Markdown of answers as HTML: what it looks like, and what no text can make of it."""
 
+import contextlib
 import random
 
 import pytest
 from helpers.rendered import Rendered, hostile_markdown
 
 from alignment.labeling.rendering import highlighting, reading
-from alignment.labeling.rendering.page import CLASSES, ELEMENTS, html
+from alignment.labeling.rendering.page import html
 from alignment.labeling.rendering.reading import BeyondLimits, read, read_item
 from alignment.terminal import clean
 
@@ -60,8 +61,8 @@ def test_what_markdown_looks_like(text: str, expected: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "a", "a\nb\n\n\nc", "2 * 3 * 4 = 24", "snake_case_name", "a < b && c > d", "<b>bold</b>", "costs $5", "#1",
-     "[1]: http://x.example", "<|im_start|>user", "-5 degrees", "\u202e\x1b"],
+    ["", " ", "a", "a\nb\n\n\nc", "2 * 3 * 4 = 24", "snake_case_name", "a < b && c > d", "<b>bold</b>", "costs $5",
+     "#1", "[1]: http://x.example", "<|im_start|>user", "-5 degrees", "\u202e\x1b"],
 )  # fmt: skip
 def test_a_text_without_markdown_has_nothing_to_render(text: str) -> None:
     assert read(text) is None
@@ -70,7 +71,8 @@ def test_a_text_without_markdown_has_nothing_to_render(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["$a_b$", "$$\na_b\n\n", "$$\na_b\n- c\n$$.", "a $x*y$ *z*", r"\(a_1 * b_1\) *z*", "$$\na\n- b\n+ c\n$$",
              "text:\n$$\na_b * c_d\n$$\n*z*", "\\[\n\\begin{aligned}\na &= b_1 \\\\\n- c_1\n\\end{aligned}\n\\]",
-             "\\begin{align*}\nx_1\n- y_1\n\\end{align*}", "> $$\n> a_b\n> $$", "- $$\n  a_b\n  $$", "$a\\$b_c$ and `$d`"]
+             "\\begin{align*}\nx_1\n- y_1\n\\end{align*}", "> $$\n> a_b\n> $$", "- $$\n  a_b\n  $$",
+             "$a\\$b_c$ and `$d`"]
 )  # fmt: skip
 def test_tex_keeps_its_source(text: str) -> None:
     """But for marks of quotes, lists, emphasis and code around it."""
@@ -81,8 +83,9 @@ def test_tex_keeps_its_source(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "formulas"),
-    [("$x$ and $y$.", ["$x$", "$y$"]), ("*a* $5 and $6 or $7", []), ("*a* $20/month vs. $30/month", []), ("*a* $ x $", []),
-     ("*a* US$5, C$6", []), ("*a* $HOME and $PATH", []), ("`$x$`", []), ("*a* $$x$$", ["$$x$$"]), (r"*a* \$x$", [])],
+    [("$x$ and $y$.", ["$x$", "$y$"]), ("*a* $5 and $6 or $7", []), ("*a* $20/month vs. $30/month", []),
+     ("*a* $ x $", []), ("*a* US$5, C$6", []), ("*a* $HOME and $PATH", []),
+     ("`$x$`", []), ("*a* $$x$$", ["$$x$$"]), (r"*a* \$x$", [])],
 )  # fmt: skip
 def test_prices_are_no_formulas(text: str, formulas: list[str]) -> None:
     parts = rendered(text).split('<code class="tex" dir="ltr">')[1:]
@@ -91,17 +94,18 @@ def test_prices_are_no_formulas(text: str, formulas: list[str]) -> None:
 
 def test_code_is_coloured_by_the_language_that_it_names() -> None:
     code = "```Python title=x\ndef f():\n    return 'a'  # b\n```"
-    for piece in ('<p class="info">Python title=x</p>', '<span class="keyword">def</span>', '<span class="defined">f</span>',
-                  '<span class="string">&#39;a&#39;</span>', '<span class="remark"># b</span>'):  # fmt: skip
-        assert piece in rendered(code)
+    shown = rendered(code)
+    assert shown.startswith('<p class="info">Python title=x</p>')
+    for kind, piece in (("keyword", "def"), ("defined", "f"), ("string", "&#39;a&#39;"), ("remark", "# b")):
+        assert f'<span class="{kind}">{piece}</span>' in shown
     for plain in (code.replace("Python", "klingon"), code.replace("Python title=x", "")):
         assert "<span" not in rendered(plain)
 
 
-@pytest.mark.parametrize("language", sorted({*highlighting.LANGUAGES}))
+@pytest.mark.parametrize("language", sorted(set(highlighting.LANGUAGES.values())))
 def test_colours_change_no_character(language: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(language)
-    pieces = ["\n", "\n\n", " ", "\t", "a", "def f(", "'", '"', "\\", "/*", "//", "#", "<", "{", "$", "1.e", "\ufffd", "日", "`"]
+    pieces = [*"\n \t'\"\\#<{$a`日\ufffd", "\n\n", "def f(", "/*", "//", "1.e"]
     codes = ["".join(rng.choices(pieces, k=rng.randrange(30))) for _ in range(100)]
     for code in [*codes, "\n\nx", "x\n\n", ""]:
         assert "".join(text for _, text in highlighting.colored(code, language)) == code
@@ -142,11 +146,9 @@ def test_nesting_is_whole_or_refused(mark: str) -> None:
     depths = []
     for depth in range(1, 60):
         text = "".join(mark if mark != "1. " else f"{n}. " for n in range(depth)) + "innermost"
-        try:
+        with contextlib.suppress(BeyondLimits):
             assert Rendered(rendered(text)).text == "innermost"
             depths.append(depth)
-        except BeyondLimits as beyond:
-            assert str(beyond) == reading.TOO_DEEP
     assert depths == list(range(1, len(depths) + 1)) and 5 < len(depths) < 25
 
 
@@ -242,9 +244,9 @@ def test_hostile_strings_give_no_element_beyond_the_list_and_hide_nothing(count:
 
 
 def test_the_oracle_finds_what_gets_through() -> None:
-    bad = ["<img>", '<a href="x">y</a>', '<p class="x">y</p>', '<p onclick="x">y</p>', "<p class=tex>y</p>", "<p>y",
-           "<!-- x -->", '<p style="x">y</p>', '<p dir="auto" data-x>y</p>', "<b>y</b>", "<p/>", "<?x>", "<!DOCTYPE x>"]  # fmt: skip
+    attributes = ['onclick="x"', "class=tex", 'class="x"', 'style="x"', 'dir="auto" data-x', 'dir="auto" href="x"']
+    bad = [f"<p {attribute}>y</p>" for attribute in attributes]
+    bad += ["<img>", '<a href="x">y</a>', "<b>y</b>", "<p>y", "<p/>", "<!-- x -->", "<?x>", "<!DOCTYPE x>"]
     for text in bad:
         with pytest.raises((AssertionError, KeyError)):
             Rendered(text)
-    assert {"a", "img", "script", "style", "input"} & ELEMENTS == set() and "text" not in CLASSES

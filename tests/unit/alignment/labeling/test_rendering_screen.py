@@ -92,7 +92,9 @@ def test_a_table_with_no_room_for_its_columns_is_shown_in_lines() -> None:
 def test_deep_nesting_leaves_room_for_the_text() -> None:
     for mark in ("> ", "- "):
         shown = lines(mark * 9 + "innermost words that are to be read", 30)
-        assert " ".join(" ".join(shown).replace("▌", "").replace("•", "").split()) == "innermost words that are to be read"
+        assert (
+            " ".join(" ".join(shown).replace("▌", "").replace("•", "").split()) == "innermost words that are to be read"
+        )
         assert all(len(line) <= 30 for line in shown)
 
 
@@ -114,7 +116,9 @@ def test_hostile_strings_are_text_and_whole_at_any_width(count: int) -> None:
         if tokens is None:
             continue
         wide, narrow = (printed(screen.blocks(tokens), width) for width in (4000, 28))
-        assert not any(unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp") for each in set(wide + narrow) - {"\n"}), text
+        assert not any(
+            unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp") for each in set(wide + narrow) - {"\n"}
+        ), text
         at = 0
         for word in words:
             at = wide.find(word, at) + len(word)
