@@ -16,7 +16,7 @@ ATTRIBUTES = {
     "dir": "auto|ltr",
     "start": r"\d{1,9}",
     "tabindex": "0",
-    "role": "region",
+    "role": "group",
     "aria-label": "Code|Formula|Table",
 }  # not one of them makes a request, runs anything or sets a style
 

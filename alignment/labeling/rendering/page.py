@@ -13,7 +13,7 @@ from alignment.labeling.rendering.reading import address, read_item
 from alignment.ratings import Assignment
 from alignment.terminal import clean
 
-BOX = 'class="scroll" tabindex="0" role="region" aria-label='  # to scroll by keyboard, where it is too wide
+BOX = 'class="scroll" tabindex="0" role="group" aria-label='  # to scroll by keyboard, where it is too wide
 INLINE: Mapping[str, str] = {
     "em_open": "<em>", "em_close": "</em>", "strong_open": "<strong>", "strong_close": "</strong>",
     "s_open": "<s>", "s_close": "</s>", "softbreak": "\n", "hardbreak": "\n", "link_open": '<span class="link">',
@@ -42,7 +42,10 @@ def item_html(item: Assignment) -> ItemHtml:
 def html(tokens: Sequence[Token]) -> Markup:
     """A text's blocks. Lines are broken where the text breaks them; no space is there that the text has not."""
     parts: list[str] = []
+    level = 2  # of the last heading; the page's own are above, and no level may be left out
     for token in tokens:
+        if token.type == "heading_open":
+            level = min(level + 1, int(token.tag[1]) + 2, 6)
         if token.type == "inline":
             parts += _inline(token.children or ())
         elif token.type in ("fence", "code_block"):
@@ -50,13 +53,12 @@ def html(tokens: Sequence[Token]) -> Markup:
         elif token.type == "tex_block":
             parts.append(f'<pre {BOX}"Formula" dir="ltr"><code class="tex">{escape(token.content)}</code></pre>')
         elif not token.hidden:
-            parts.append(_block(token))
+            parts.append(_block(token, f"h{level}" if token.type.startswith("heading") else token.tag))
     return Markup(clean("".join(parts)))  # noqa: S704 - every text in it was escaped
 
 
-def _block(token: Token) -> str:
-    """A tag. Headings begin at the level below the page's own; lists and quotes are of one direction."""
-    tag = f"h{min(6, int(token.tag[1]) + 2)}" if token.type.startswith("heading") else token.tag
+def _block(token: Token, tag: str) -> str:
+    """A tag; a list or a quote is of one direction."""
     if token.nesting < 0:
         return f"</{tag}></div>" if tag == "table" else f"</{tag}>"
     more = ' dir="auto"' if token.level == 0 and tag != "hr" else ""

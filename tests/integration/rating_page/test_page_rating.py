@@ -211,7 +211,7 @@ def test_a_formatted_item_comes_rendered_and_raw_and_what_was_shown_is_stored(ap
     html = ada.client.get("/").text
     page = Page(html)
     assert sorted(page.texts) == sorted(["q", "*turn*", "q", FORMATTED, "plain"])
-    for shown in ('<h4 dir="auto">Head</h4>', "<strong>bold</strong>", "<em>turn</em>"):
+    for shown in ('<h3 dir="auto">Head</h3>', "<strong>bold</strong>", "<em>turn</em>"):
         assert html.count(shown) == 1
     assert html.count('class="rendered"') == html.count('class="text source"') == 2  # what is plain stands there once
     assert html.index('name="view" value="rendered"') < html.index('type="checkbox" name="view" value="raw"')

@@ -23,7 +23,8 @@ def rendered(text: str) -> str:
     [
         ("**a** *b* ~~c~~", '<p dir="auto"><strong>a</strong> <em>b</em> <s>c</s></p>'),
         ("a\n*b*", '<p dir="auto">a\n<em>b</em></p>'),  # a line of the text stays a line
-        ("# a\n\n#### b", '<h3 dir="auto">a</h3><h6 dir="auto">b</h6>'),
+        ("# a\n\n## b", '<h3 dir="auto">a</h3><h4 dir="auto">b</h4>'),
+        ("#### a\n\n###### b\n\n# c", '<h3 dir="auto">a</h3><h4 dir="auto">b</h4><h3 dir="auto">c</h3>'),
         ("- a\n- b\n  1. c", '<ul dir="auto"><li>a</li><li>b<ol><li>c</li></ol></li></ul>'),
         ("3. a", '<ol dir="auto" start="3"><li>a</li></ol>'),
         ("> a", '<blockquote dir="auto"><p>a</p></blockquote>'),
@@ -45,13 +46,13 @@ def rendered(text: str) -> str:
         ("<http://x.example>", '<p dir="auto"><span class="link">http://x.example</span></p>'),
         (
             "|a|b|\n|-|-:|\n|c|d|",
-            '<div class="scroll" tabindex="0" role="region" aria-label="Table"><table dir="auto"><thead><tr><th>a</th>'
+            '<div class="scroll" tabindex="0" role="group" aria-label="Table"><table dir="auto"><thead><tr><th>a</th>'
             '<th class="right">b</th></tr></thead><tbody><tr><td>c</td><td class="right">d</td></tr></tbody></table>'
             "</div>",
         ),
         (
             "```\n<a>\n```",
-            '<pre class="scroll" tabindex="0" role="region" aria-label="Code" dir="ltr"><code>&lt;a&gt;\n</code></pre>',
+            '<pre class="scroll" tabindex="0" role="group" aria-label="Code" dir="ltr"><code>&lt;a&gt;\n</code></pre>',
         ),
     ],
 )
@@ -126,7 +127,7 @@ def test_a_lexer_that_drops_characters_is_not_believed(monkeypatch: pytest.Monke
 
 def test_each_block_has_its_own_direction_and_code_runs_to_the_right() -> None:
     shown = rendered("## عنوان\n\nمرحبا `a = 1`\n\nEnglish *text*\n\n- أولا\n- b\n\n```\nx\n```\n\n|أ|\n|-|")
-    starts = ['<h4 dir="auto">', '<p dir="auto">', '<ul dir="auto"><li>', '<table dir="auto">']
+    starts = ['<h3 dir="auto">', '<p dir="auto">', '<ul dir="auto"><li>', '<table dir="auto">']
     assert all(start in shown for start in starts)
     assert shown.count('<p dir="auto">') == 2 and shown.count("<code") == shown.count('dir="ltr"') == 2
 
