@@ -191,7 +191,7 @@ class Cells:
 
 def line(children: Sequence[Token]) -> Text:
     """A paragraph's text with its styles."""
-    text = Text(overflow="fold", tab_size=4)
+    text = Text(overflow="fold")
     styles: list[str] = []
     links: list[Token] = []
     for token in children:
@@ -206,7 +206,8 @@ def line(children: Sequence[Token]) -> Text:
             text.append("\n")
         else:
             content = token.content or ("image" if token.type == "image" else "")
-            text.append(clean(content), " ".join([*styles, STYLES.get(token.type, "")]))
+            shown = clean(content).replace("\t", "    ")  # Rich would take a tab for one column where it measures
+            text.append(shown, " ".join([*styles, STYLES.get(token.type, "")]))
             if token.type == "image":
                 _append_address(text, token)
     return text

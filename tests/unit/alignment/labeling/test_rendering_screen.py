@@ -89,6 +89,10 @@ def test_a_table_with_no_room_for_its_columns_is_shown_in_lines() -> None:
     assert "a   b   c" in lines(text, 80)[0]
 
 
+def test_a_tab_in_a_cell_does_not_break_it() -> None:
+    assert lines("|a\tb|c|\n|-|-|\n|d|e|", 80)[0] == "a    b   c"
+
+
 def test_deep_nesting_leaves_room_for_the_text() -> None:
     for mark in ("> ", "- "):
         shown = lines(mark * 9 + "innermost words that are to be read", 30)
