@@ -10,7 +10,6 @@ import asyncio
 import math
 import signal
 import time
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from textual import events
@@ -22,9 +21,8 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, Static
 
 from alignment.labeling import tui_text
-from alignment.labeling.rendering import screen
-from alignment.labeling.rendering.reading import ItemMarkdown, read_item
 from alignment.labeling.session import Sitting, State
+from alignment.labeling.tui_item import ItemTexts
 from alignment.ratings import Assignment, Order, RatingsStore, View
 from alignment.terminal import clean
 
@@ -134,7 +132,7 @@ class RatingApp(App[int]):
         self.deaf_until = math.inf  # monotonic time up to which keys are dropped; what is new is not on the screen yet
         self._last_key = ""
         self._on_screen: tuple[State, Assignment | None] | None = None
-        self._markdown = ItemMarkdown()  # of the assignment on the screen
+        self._texts = ItemTexts(sitting)
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="top"):
@@ -196,7 +194,7 @@ class RatingApp(App[int]):
         if action in ("scroll", "page"):
             return state != "end" and (parameters[0] != "prompt" or self.query_one("#prompt").max_scroll_y > 0)
         if action == "show":
-            return self._markdown.formatted and parameters[0] != self.sitting.view
+            return self._texts.formatted and parameters[0] != self.sitting.view
         return state != "wait" if action == "undo" else True
 
     # --- keys -------------------------------------------------------------------------------------------------------
@@ -207,7 +205,7 @@ class RatingApp(App[int]):
 
     def on_key(self, event: events.Key) -> None:
         """Where the sitting waits any key goes on, except those that look around."""
-        looks = (*_SCROLL, *_LEAVE, "question_mark", "J", "K", *["r"] * self._markdown.formatted)
+        looks = (*_SCROLL, *_LEAVE, "question_mark", "J", "K", *["r"] * self._texts.formatted)
         if self.sitting.state == "wait" and event.key not in looks:
             event.stop().prevent_default()
             self.sitting.go_on()
@@ -274,10 +272,10 @@ class RatingApp(App[int]):
         sitting, width = self.sitting, self.size.width
         now = (sitting.state, sitting.assignment)
         if now != self._on_screen:
-            before = self._markdown.formatted
+            before = self._texts.formatted
             if self._on_screen is None or self._on_screen[1] != sitting.assignment:
-                self._read(sitting.assignment)
-            if self._on_screen is None or self._on_screen[0] != sitting.state or self._markdown.formatted != before:
+                self._texts.read()
+            if self._on_screen is None or self._on_screen[0] != sitting.state or self._texts.formatted != before:
                 self.refresh_bindings()  # makes the footer anew
             self._on_screen = now
             self._draw_item(sitting.assignment)
@@ -290,23 +288,9 @@ class RatingApp(App[int]):
         marks = ""
         if sitting.assignment is not None:
             self._draw_choices(sitting.assignment, width)
-            marks = "  ".join(self._marks())
+            given = ["[flagged]"] * sitting.draft.flagged + ["[comment]"] * bool(sitting.draft.comment)
+            marks = "  ".join([*self._texts.marks(), *given])
         text["marks"].update(marks)
-
-    def _read(self, assignment: Assignment | None) -> None:
-        """See what there is to render; what looks other than raw is rendered at first."""
-        self._markdown = ItemMarkdown() if assignment is None else read_item(assignment.prompt, assignment.completions)
-        self.sitting.view = "rendered" if self._markdown.formatted else "raw"
-
-    def _marks(self) -> Iterator[str]:
-        if self._markdown.note:
-            yield f"[raw: {self._markdown.note}]"
-        elif self._markdown.formatted and self.sitting.view == "raw":
-            yield "[raw]"
-        if self.sitting.draft.flagged:
-            yield "[flagged]"
-        if self.sitting.draft.comment:
-            yield "[comment]"
 
     def _draw_item(self, assignment: Assignment | None) -> None:
         for name in ("prompt", "answers", "choices"):
@@ -326,22 +310,7 @@ class RatingApp(App[int]):
         self.call_after_refresh(self.query_one("#prompt").scroll_end, animate=False)
 
     def _draw_texts(self) -> None:
-        assignment, markdown = self.sitting.assignment, self._markdown
-        assert assignment is not None
-        rendered = self.sitting.view == "rendered"
-        messages = self.query_one("#messages", Text)
-        if rendered:
-            messages.update(screen.conversation(assignment.prompt, markdown.prompt))
-        else:
-            messages.update(tui_text.conversation(assignment.prompt))
-        for index, box in enumerate(self.query(".answer").results(Text)):
-            box.display = index < len(assignment.completions)
-            if not box.display:
-                box.update("")
-            elif rendered and (tokens := markdown.completions[index]) is not None:
-                box.update(screen.blocks(tokens))
-            else:
-                box.update(tui_text.body(assignment.completions[index]))
+        self._texts.draw(self.query_one("#messages", Text), self.query(".answer").results(Text))
 
     def _draw_choices(self, assignment: Assignment, width: int) -> None:
         across = tui_text.columns(len(assignment.completions), width)
