@@ -10,7 +10,7 @@ from alignment.errors import UserError
 from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, LabelerAnswer, as_shown, expected_in_words
 from alignment.labeling.asking import OVERALL, Draft, Step, TextKind, heading, name_of, new_draft
 from alignment.labeling.marking import Mark
-from alignment.ratings import Assignment, Gold, Order, Progress, RatingsStore
+from alignment.ratings import Assignment, Gold, Order, Progress, RatingsStore, View
 from alignment.ratings.questionnaire import Questionnaire
 from alignment.terminal import clean, one_line
 
@@ -40,6 +40,8 @@ class Sitting:
     state: State = field(default="end", init=False)
     assignment: Assignment | None = field(default=None, init=False)
     progress: Progress = field(init=False)
+    view: View = field(default="raw", init=False)
+    """How the item is shown; a screen that renders sets it."""
     said: str = field(default="", init=False)
     """What became of the last key."""
     failed: bool = field(default=False, init=False)
@@ -169,6 +171,7 @@ class Sitting:
                 flags=answer.flags + (FLAGGED,) * draft.flagged,
                 ranks_shown=answer.ranks,
                 score=answer.score,
+                view=self.view,
                 answers=draft.answers,
             )
             feedback = self.store.feedback(assignment)
@@ -243,7 +246,8 @@ class Sitting:
         self.say(said, failed=what != "right")
 
     def _show(self, assignment: Assignment | None, said: str, failed: bool = False) -> None:
-        self.assignment = assignment
+        if assignment != self.assignment:
+            self.assignment, self.view = assignment, "raw"
         self.state = "end" if assignment is None else "rate"
         self.say(said, failed)
         self.seen()

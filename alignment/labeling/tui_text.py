@@ -170,6 +170,7 @@ def ordinal(rank: int) -> str:
 ALL_KEYS = [
     ("j k ↓ ↑", "scroll the answers, all together; space and page keys by a page"),
     ("J K", "scroll the prompt"),
+    ("r", "text as it was written, or Markdown, tables and code as readers see them"),
     ("s", "skip: you cannot judge it; others will"),
     ("f", "flag: somebody should look at this item"),
     ("c", "comment"),

@@ -30,6 +30,7 @@ from starlette.routing import Route
 from alignment.errors import UserError
 from alignment.labeling.answers import FLAGGED, SKIP, as_shown, expected_in_words, keys_of
 from alignment.labeling.asking import Draft, new_draft
+from alignment.labeling.rendering.page import item_html
 from alignment.labeling.session import NOTHING_BACK, PRACTICE_STAYS, position
 from alignment.labeling.web_connections import OncePerMinute, listen, page_server, quiet_logs
 from alignment.labeling.web_forms import (
@@ -163,6 +164,7 @@ class RatingPage:
                 flags=answer.flags + (FLAGGED,) * draft.flagged,
                 ranks_shown=answer.ranks,
                 score=answer.score,
+                view="rendered" if visit.form.get("view") == "rendered" else "raw",
                 answers=draft.answers,
             )
         except UserError:
@@ -195,6 +197,7 @@ class RatingPage:
             "said": by_letter(said),
             "expected": by_letter(expected_in_words(expected)),
             "reason": expected.reason,
+            "rendered": item_html(item),
         }
         return self._page("practice.html", item=item, names=names_of(item), right=feedback.right, **words)
 
@@ -255,6 +258,8 @@ class RatingPage:
             status,
             **shown,
             item=item,
+            rendered=item_html(item),
+            raw=visit.form.get("view") == "raw",
             names=names_of(item),
             buttons=buttons(item.kind),
             ends=("A is better", "B is better") if item.kind == "pair" else ("worst", "best"),
