@@ -8,12 +8,14 @@ from typing import Literal
 
 from alignment.errors import UserError
 from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, LabelerAnswer, Ranking, as_shown, expected_in_words
+from alignment.labeling.refereeing import votes_in_words, votes_shown
 from alignment.ratings import Assignment, Order, Progress, RatingsStore
 from alignment.terminal import clean, one_line
 
 State = Literal["rate", "wait", "end"]
-WaitsFor = Literal["right", "wrong", "store"]
+WaitsFor = Literal["right", "wrong", "votes", "store"]
 NOTHING_TO_RATE = "There is nothing to rate here for you yet."
+NOTHING_DISPUTED = "No disputed item is left for you: you do not decide items that you have rated yourself."
 LAST = "That was the last one."
 NOTHING_BACK = "There is nothing to take back."
 PRACTICE_STAYS = "There is nothing to take back: you were told the right answer to the one before."
@@ -35,8 +37,8 @@ class Draft:
 class Sitting:
     """What is shown to a labeler now, and what each of their decisions does.
 
-    `state` is `rate` (an assignment waits for an answer), `wait` (until `go_on`: after feedback on a calibration item,
-    or where the answer was saved and the next item could not be fetched) or `end`. Every answer is on disk before the
+    `state` is `rate` (an assignment waits for an answer), `wait` (until `go_on`: after feedback on a calibration item, or
+    a referee's verdict, or where the answer was saved and the next item could not be fetched) or `end`. Every answer is on disk before the
     next item is claimed. `limit` ends the sitting after so many answers; skips are not counted.
     """
 
@@ -52,10 +54,10 @@ class Sitting:
     failed: bool = field(default=False, init=False)
     """Whether `said` tells of something that went wrong."""
     waits_for: WaitsFor = field(default="right", init=False)
-    """In the state `wait`: feedback, by whether the answer was right, or the store."""
+    """In the state `wait`: feedback, by whether the answer was right; the votes that a verdict decides; or the store."""
 
     def __post_init__(self) -> None:
-        self.progress = self.store.progress(self.labeler)
+        self.progress = self.store.progress(self.labeler, self.order)
         self._start = self.given
         self._drafts: dict[int, Draft] = {}  # by rating; one that an undo left open comes back as it was
         self._next()
@@ -76,6 +78,11 @@ class Sitting:
         assert self.assignment is not None
         size = len(self.assignment.completions)
         return self._drafts.setdefault(self.assignment.rating, Draft(Ranking(size)))
+
+    @property
+    def nothing(self) -> str:
+        """Why there is no item, where none was answered."""
+        return NOTHING_DISPUTED if self.order == "disputed" else NOTHING_TO_RATE
 
     def seen(self) -> None:
         """The item is on the screen from now on; the clock of its answer starts."""
@@ -120,15 +127,20 @@ class Sitting:
                 score=answer.score,
             )
             feedback = self.store.feedback(assignment)
+            votes = votes_shown(self.store, assignment)
         except UserError as error:  # the disk is full, or it was answered in another window meanwhile
             self._next(f"Not saved: {clean(str(error))}", failed=True)
             return
         del self._drafts[assignment.rating]
+        if votes:
+            self.progress = self.store.progress(self.labeler, self.order)
+            self._wait("votes", f"Your verdict: {answer}. The votes: {votes_in_words(votes, assignment)}.")
+            return
         if feedback is None:
             self._next("Skipped." if answer == SKIP else f"Saved: {answer}.")
             return
         expected = expected_in_words(feedback.expected_shown)
-        self.progress = self.store.progress(self.labeler)
+        self.progress = self.store.progress(self.labeler, self.order)
         if feedback.right:
             self._wait("right", f"Correct: {expected}.")
         else:
@@ -142,9 +154,9 @@ class Sitting:
     def undo(self) -> None:
         """Take the last answer back, to be given anew."""
         try:
-            former = self.store.last_rating(self.labeler)
-            undone = self.store.undo(self.labeler)
-            self.progress = self.store.progress(self.labeler)
+            former = self.store.last_rating(self.labeler, self.order)
+            undone = self.store.undo(self.labeler, self.order)
+            self.progress = self.store.progress(self.labeler, self.order)
         except UserError as error:
             self.say(f"Not taken back: {clean(str(error))}", failed=True)
             return
@@ -174,7 +186,7 @@ class Sitting:
     def _next(self, said: str = "", failed: bool = False) -> None:
         """Claim what comes next; a store that cannot even do that leaves what is on the screen."""
         try:
-            self.progress = self.store.progress(self.labeler)
+            self.progress = self.store.progress(self.labeler, self.order)
             reached = self.limit is not None and self.given_now >= self.limit
             assignment = None if reached else self.store.claim(self.labeler, order=self.order)
         except UserError as error:
@@ -189,7 +201,7 @@ class Sitting:
 
     def _wait(self, what: WaitsFor, said: str) -> None:
         self.state, self.waits_for = "wait", what
-        self.say(said, failed=what != "right")
+        self.say(said, failed=what in ("wrong", "store"))
 
     def _show(self, assignment: Assignment | None, said: str, failed: bool = False) -> None:
         self.assignment = assignment

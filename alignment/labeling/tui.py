@@ -279,7 +279,7 @@ class RatingApp(App[int]):
         end = self.query_one("#end", Text)
         end.display = assignment is None
         if assignment is None:
-            end.update(tui_text.end(self.sitting.progress))
+            end.update(tui_text.end(self.sitting.progress, self.sitting.nothing))
             return
         self.query_one("#messages", Text).update(tui_text.conversation(assignment.prompt))
         for index, box in enumerate(self.query(".answer").results(Text)):

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from alignment.errors import UserError
-from alignment.ratings.records import dump
+from alignment.ratings.records import CONTROLS, NO_VOTES, dump
 
 APPLICATION_ID = 0x616C7261  # "alra", in the file's header: identifies ratings files among SQLite files
 SCHEMA_VERSION = 4
@@ -23,8 +23,9 @@ BUSY_SECONDS = 30.0
 BROKEN = (sqlite3.OperationalError, sqlite3.DatabaseError)
 """Errors of a file that is locked, read-only, damaged or on a full disk. Their subclasses are programming errors."""
 
-# Rows that count toward an item's `need`; see records.CONTROLS.
-COUNTS = "why NOT IN ('gold', 'calibration', 'repeat')"
+# Rows that count toward an item's `need`; see records.NO_VOTES.
+COUNTS = f"why NOT IN {NO_VOTES}"
+LEARNED = f"why NOT IN {CONTROLS}"  # rows that a model's training reads
 EVENT_TRIGGERS = {
     name: f"CREATE TRIGGER {name} BEFORE {verb} ON event"
     " BEGIN SELECT RAISE(ABORT, 'the event log is append-only'); END;"
