@@ -85,7 +85,9 @@ def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
         texts = [completion.text for completion in item.completions]
         if item.kind == "single":
             limits = _scale(item, item_ratings)
-            scores = [CompletionRating(prompt, texts[0], _score(rating, limits), rating.labeler) for rating in item_ratings]
+            scores = [
+                CompletionRating(prompt, texts[0], _score(rating, limits), rating.labeler) for rating in item_ratings
+            ]
             if verdict is not None:
                 decided = CompletionRating(prompt, texts[0], _score(verdict, limits), verdict.labeler)
                 scores = [replace(decided, overrules=score) for score in scores] or [decided]

@@ -7,11 +7,11 @@ from typing import Any, get_args
 
 from alignment.data.row_files import BadRow
 from alignment.errors import UserError
-from alignment.ratings import Completion, Gold, Why
+from alignment.ratings import Completion, Gold, View, Why
 from alignment.ratings.records import as_completion, as_message, check_answer, check_item, check_labeler
 
 ITEM_KEYS = ("kind", "prompt", "completions", "need", "gold", "metadata", "ratings")
-_OPTIONAL = ("strength", "ranks", "score", "given", "order_shown", "seconds", "comment", "flags")
+_OPTIONAL = ("strength", "ranks", "score", "given", "order_shown", "seconds", "comment", "flags", "view")
 LATEST = 2.0**53
 """Above any time in seconds, and below what a database has no room for."""
 RATING_KEYS = ("labeler", "choice", *_OPTIONAL, "claimed_at", "done_at", "why", "simulated")
@@ -94,6 +94,8 @@ def _answer(row: Any, kind: str, size: int, number: int) -> dict[str, Any]:
     check_answer(kind, size, row["choice"], answer["strength"], answer["ranks"], answer["score"], answer["given"])
     why = row.get("why", "import")
     _need(why in get_args(Why), f"why of {where} is {why!r}; expected one of {', '.join(get_args(Why))}")
+    view = answer["view"]
+    _need(view is None or view in get_args(View), f"view of {where} is {view!r}; expected raw, rendered or null")
     order = answer["order_shown"] or None
     _need(
         sorted(order) == list(range(size)) if order else why == "import",

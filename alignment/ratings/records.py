@@ -17,6 +17,8 @@ Choice = Literal["first", "second", "tie", "ranked", "scored", "skip"]
 ChoiceShown = Literal["left", "right", "tie", "ranked", "scored", "skip"]
 Order = Literal["random", "uncertain", "disputed"]
 """What a labeler gets next. `disputed` makes them a referee: see `alignment.ratings.refereeing`."""
+View = Literal["raw", "rendered"]
+"""How a labeler saw the answers: as text, or with their Markdown rendered."""
 Why = Literal["random", "uncertain", "gold", "calibration", "repeat", "import", "verdict"]
 """Why a labeler got an item: at random, by the reward model's uncertainty, as a control, as a control with feedback, as
 a repeat with the sides flipped, as a referee of a disputed item; or the answer was imported."""
@@ -77,6 +79,8 @@ class Rating:
     `ranks` (1 is best, equal is a tie, without gaps) belongs to the choice `ranked`, `score` (1 to 7) to `scored`. An
     imported answer may have an unknown `order_shown`, which is (), and unknown `seconds`, which is None. `given` is a
     score as its source has it, where that is on another scale than 1 to 7; `score` is then its place on 1 to 7.
+    `guideline` and `questions` are the versions that it was given under, and `view` is how the answers were shown; None
+    if there was none, or it is not known. `answers` are those to the questions, in item order.
     """
 
     id: int
@@ -95,13 +99,18 @@ class Rating:
     done_at: float
     why: Why
     given: float | None = None
+    guideline: int | None = None
+    questions: int | None = None
+    view: View | None = None
+    answers: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Assignment:
     """An item as one labeler sees it: texts in display order, and nothing that names a model.
 
-    `why` must not be shown: it would reveal which answers are being checked.
+    `why` must not be shown: it would reveal which answers are being checked. `guideline` and `questions` are the
+    newest versions, None if there are none.
     """
 
     rating: int
@@ -112,6 +121,8 @@ class Assignment:
     completions: tuple[str, ...]
     order_shown: tuple[int, ...]
     why: Why
+    guideline: int | None = None
+    questions: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,24 @@
-"""The settings of a ratings file: the guideline and the fractions of control items."""
+"""The settings of a ratings file: guideline and questions with their versions, and the fractions of control items."""
 
 from __future__ import annotations
 
 import time
+from typing import Literal, NamedTuple
 
 from alignment.errors import UserError
 from alignment.ratings.choosing import ControlShares
 from alignment.ratings.file import RatingsFile
 from alignment.terminal import clean
+
+WordingKind = Literal["guideline", "questions"]
+
+
+class Wording(NamedTuple):
+    """One version of the guideline or of the questions, numbered from 1, and when it was set."""
+
+    version: int
+    at: float
+    text: str
 
 
 class StoreSettings:
@@ -18,12 +29,12 @@ class StoreSettings:
 
     @property
     def guideline(self) -> str:
-        """The guideline that labelers read; empty if there is none."""
-        return self._file.meta("guideline", "")
+        """The guideline that labelers read; empty if there is none. Another text is its next version."""
+        return self.wordings("guideline")[-1].text if self.wordings("guideline") else ""
 
     @guideline.setter
     def guideline(self, text: str) -> None:
-        self._set("guideline", clean(text))
+        self._reword("guideline", clean(text))
 
     @property
     def calibration(self) -> int:
@@ -57,6 +68,22 @@ class StoreSettings:
     def shares(self) -> ControlShares:
         """The settings that decide which items are controls."""
         return ControlShares(self.calibration, self.gold_share, self.repeat_share)
+
+    def wordings(self, kind: WordingKind) -> list[Wording]:
+        """All versions of the guideline or of the questions, oldest first; the last one holds."""
+        rows = self._file.db.execute(
+            "SELECT version, at, text FROM wording WHERE kind = ? ORDER BY version", (kind,)
+        ).fetchall()
+        return [Wording(*row) for row in rows]
+
+    def _reword(self, kind: WordingKind, text: str) -> None:
+        with self._file.transaction():
+            versions = self.wordings(kind)
+            if text == (versions[-1].text if versions else ""):
+                return
+            now = time.time()
+            self._file.db.execute("INSERT INTO wording VALUES(?, ?, ?, ?)", (kind, len(versions) + 1, now, text))
+            self._file.log(now, "", None, "setting", {kind: text})
 
     def _set_share(self, name: str, share: float) -> None:
         if not 0 <= share <= 0.5:

@@ -30,6 +30,7 @@ from alignment.ratings.records import (
     Order,
     Progress,
     Rating,
+    View,
     Why,
     as_completion,
     as_message,
@@ -184,6 +185,7 @@ class RatingsStore:
         flags: Sequence[str] = (),
         ranks_shown: Sequence[int] | None = None,
         score: int | None = None,
+        view: View | None = None,
     ) -> None:
         """Store the answer; it is on disk when this returns. An answer after the end of its lease still counts.
 
@@ -193,6 +195,7 @@ class RatingsStore:
             strength: 1 (slightly) to 3 (much better) for left or right, None if not asked.
             ranks_shown: for a ranking, one number per completion in display order: 1 is best, equal is a tie.
             score: for a single completion, 1 to 7.
+            view: how the answers were shown; None if that is not known.
 
         Raises:
             UserError: the item was answered meanwhile, for example in another window, and that answer is kept; or the
@@ -223,6 +226,10 @@ class RatingsStore:
                 "seconds": float(seconds),
                 "comment": clean(comment),
                 "flags": dump([clean(flag) for flag in flags]),
+                "guideline": assignment.guideline,
+                "questions": assignment.questions,
+                "view": view,
+                "answers": None,
             }
             # Undo needs increasing times, even if the clock was set back.
             done_at = max(now, math.nextafter(last_done(self._db, assignment.labeler), math.inf))
@@ -246,6 +253,7 @@ class RatingsStore:
         claimed_at: float | None = None,
         done_at: float | None = None,
         why: Why = "import",
+        view: View | None = None,
     ) -> bool:
         """Import an answer in item order. Importing the same answer again changes nothing.
 
@@ -283,6 +291,7 @@ class RatingsStore:
                 (dump(order), why, done_at if claimed_at is None else claimed_at, rating),
             )
             answer |= {"seconds": seconds, "comment": clean(comment), "flags": dump([clean(flag) for flag in flags])}
+            answer |= {"guideline": None, "questions": None, "view": view, "answers": None}
             finish_rating(self._db, rating, answer, done_at)
             self._file.log(now, labeler, item, "import", answer | {"why": why})
             return True
@@ -317,7 +326,8 @@ class RatingsStore:
             self._file.log(now, labeler, row["item"], "undo", dict(row))
             self._db.execute(
                 "UPDATE rating SET choice = NULL, strength = NULL, ranks = NULL, score = NULL, given = NULL,"
-                " seconds = NULL, comment = '', flags = '[]', done_at = NULL, done = 0, claimed_at = ? WHERE id = ?",
+                " seconds = NULL, comment = '', flags = '[]', guideline = NULL, questions = NULL, view = NULL,"
+                " answers = NULL, done_at = NULL, done = 0, claimed_at = ? WHERE id = ?",
                 (now, row["id"]),
             )
             if row["order_shown"] == "[]":  # an imported answer with an unknown display order

@@ -35,11 +35,14 @@ def read_jsonl(row: Row, options: ImportOptions) -> Read:
     return [Entry(**checked_entry(row))]
 
 
+UNSAID = ("id", "item", "kind", "guideline", "questions", "answers")
+
+
 def write_jsonl(stored: Stored, left_out: Counter[str]) -> Rows:
     given: dict[int, list[Rating]] = {}
     for rating in stored.ratings:
         given.setdefault(rating.item, []).append(rating)
-    names = [field.name for field in fields(Rating) if field.name not in ("id", "item", "kind")]
+    names = [field.name for field in fields(Rating) if field.name not in UNSAID]
     for item in stored.items:
         row = {name: getattr(item, name) for name in ("kind", "prompt", "need", "metadata")}
         yield row | {
