@@ -14,11 +14,11 @@ from typing import Any, Self
 
 from alignment.errors import UserError
 from alignment.ratings.choosing import PLACES, Labeler
+from alignment.ratings.desk import Desk
 from alignment.ratings.draws import Draws
 from alignment.ratings.file import LEARNED, RatingsFile
 from alignment.ratings.fingerprint import fingerprint_of
 from alignment.ratings.people import People
-from alignment.ratings.refereeing import Referee, settled
 from alignment.ratings.records import (
     Assignment,
     ChoiceShown,
@@ -43,6 +43,7 @@ from alignment.ratings.records import (
     in_item_order,
     item_key,
 )
+from alignment.ratings.refereeing import Referee, settled
 from alignment.ratings.rows import (
     finish_rating,
     insert_rating,
@@ -69,6 +70,7 @@ class RatingsStore:
     Attributes:
         settings: the guideline and the fractions of controls.
         people: invitations, hashed names, simulated labelers, and removal.
+        desk: what only the organiser looks up.
         draws: completions that `alignment sample` has drawn.
     """
 
@@ -79,6 +81,7 @@ class RatingsStore:
         self.settings = StoreSettings(self._file)
         self.people = People(self._file)
         self.draws = Draws(self._file)
+        self.desk = Desk(self._file)
         self.seed = seed if seed is not None else int(self._file.meta("seed", "0"))
 
     def __enter__(self) -> Self:
