@@ -131,7 +131,7 @@ def _ask(args: argparse.Namespace, goes: dict[str, int]) -> None:
     what = f"{counts} of {name} in {terminal.one_line(str(args.db))}"
     if not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
         raise UserError(f"forget removes {what}, for good; add --yes to do it without a question")
-    print(f"This removes {what}, for good. Names of models stay.", file=sys.stderr)
+    print(f"This removes {what}, for good. Models that learned from them stay.", file=sys.stderr)
     print("Remove it? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UserError(f"nothing of {name} was removed")

@@ -40,7 +40,7 @@ def show_items(rows: list[Row], console: Console) -> None:
             Text(special(row)),
             Text(_cut(row["prompt"], PROMPT_CHARACTERS)),
         )
-    table.columns[3].min_width, table.columns[3].no_wrap = 24, False
+    table.columns[3].min_width, table.columns[3].no_wrap = 28, False
     console.print(table)
     console.print(
         f"{len(rows)} item{'s' * (len(rows) != 1)}; alignment rate show --db F NUMBER has all of one", style="dim"
@@ -169,13 +169,9 @@ def progress_lines(found: Row) -> list[tuple[str, str]]:
     for name, estimate in agreement.items():
         if estimate is not None:
             low, high = estimate["ci"]
-            lines.append(
-                (f"Agreement, {name}", f"{estimate['value']:.2f} [{low:.2f}, {high:.2f}] {ALPHA.format(estimate['n'])}")
-            )
+            alpha = f"{estimate['value']:.2f} [{low:.2f}, {high:.2f}]"
+            lines.append((f"Agreement, {name}", f"alpha {alpha}, {estimate['n']} items"))
     return lines
-
-
-ALPHA = "Krippendorff's alpha, {} items"
 
 
 def labeler_cells(row: Row, now: float) -> list[str]:

@@ -12,7 +12,7 @@ from alignment.terminal import one_line
 
 
 def votes_shown(store: RatingsStore, assignment: Assignment) -> list[Rating]:
-    """The votes on the item, once the referee has decided it; [] before that, after a skip, and for any other answer."""
+    """The votes on the item once the referee has decided it; [] before, after a skip, and for any other answer."""
     if assignment.why != "verdict":
         return []
     ratings = store.ratings(item=assignment.item)

@@ -37,9 +37,9 @@ class Draft:
 class Sitting:
     """What is shown to a labeler now, and what each of their decisions does.
 
-    `state` is `rate` (an assignment waits for an answer), `wait` (until `go_on`: after feedback on a calibration item, or
-    a referee's verdict, or where the answer was saved and the next item could not be fetched) or `end`. Every answer is on disk before the
-    next item is claimed. `limit` ends the sitting after so many answers; skips are not counted.
+    `state` is `rate` (an assignment waits for an answer), `wait` (until `go_on`: after feedback on a calibration item
+    or a verdict, or where the answer was saved and the next item could not be fetched) or `end`. Every answer is on
+    disk before the next item is claimed. `limit` ends the sitting after so many answers; skips are not counted.
     """
 
     store: RatingsStore
@@ -54,7 +54,7 @@ class Sitting:
     failed: bool = field(default=False, init=False)
     """Whether `said` tells of something that went wrong."""
     waits_for: WaitsFor = field(default="right", init=False)
-    """In the state `wait`: feedback, by whether the answer was right; the votes that a verdict decides; or the store."""
+    """In the state `wait`: feedback, by whether the answer was right; the votes behind a verdict; or the store."""
 
     def __post_init__(self) -> None:
         self.progress = self.store.progress(self.labeler, self.order)

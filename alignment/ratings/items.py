@@ -24,8 +24,9 @@ def items_with(
 ) -> list[Row]:
     """The items that have all that is asked for; with a labeler, that they have answered, flagged or commented on.
 
-    Each row has the `item`'s number, its `kind`, whether it is `gold`, the number of `votes` it has and `need`s, what they
-    `said`, as counts, how `disputed` it is (0 to 1/2), the `verdict`, counts of `flags` and `comments`, and its `prompt`.
+    Each row has the `item`'s number, its `kind`, whether it is `gold`, the number of `votes` it has and `need`s, what
+    they `said`, as counts, how `disputed` it is (0 to 1/2), the `verdict`, counts of `flags` and `comments`, and the
+    last turn of its `prompt`.
     """
     if labeler is not None:
         store.people.found(labeler)
@@ -56,7 +57,7 @@ def _row(item: Item, ratings: Sequence[Rating]) -> Row:
         "gold": item.gold is not None,
         "votes": len(votes),
         "need": item.need,
-        "said": dict(Counter(said(vote) for vote in votes)),
+        "said": dict(Counter(said(vote) for vote in votes).most_common()),
         "disputed": doubt(votes),
         "verdict": None if verdict is None else said(verdict),
         "flags": dict(Counter(flag for rating in ratings for flag in rating.flags)),

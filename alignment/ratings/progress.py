@@ -32,8 +32,8 @@ def labelers_of(store: RatingsStore, now: float | None = None) -> list[Row]:
 
     `hash` is the name in reports and manifests; `invited` is the time of the open link; `began` and `seen` are None if
     they have done nothing here; `answers` are votes, and `controls`, `verdicts` and `skips` stand beside them;
-    `seconds` is the median of an answer; `a_day` counts the votes a day of the last seven days, from the first of theirs
-    on; `agreement` is the fraction of other labelers' votes on the same pairs that are theirs too (scores: within a
+    `seconds` is the median of an answer; `a_day` counts votes a day, over the last seven days or since they began;
+    `agreement` is the fraction of other labelers' votes on the same pairs that are theirs too (scores: within a
     point), with `n` votes compared.
     """
     now = time.time() if now is None else now
@@ -101,9 +101,10 @@ def _share(same: Sequence[bool]) -> Row | None:
 def progress_of(store: RatingsStore, now: float | None = None) -> Row:
     """How the rating stands.
 
-    `items` are the ordinary ones, `complete` those with all their votes, `votes` so far and `left`; `disputed` items and
-    those `undecided`; `pace` (see `pace_of`), `hours`, which the votes left take at the median `seconds`; `agreement`,
-    Krippendorff's alpha of `choices` and of `scores`; `labelers` (see `labelers_of`); `warnings`, in words.
+    `items` are the ordinary ones, `complete` those with all their votes; `votes` so far and `left`; `disputed` items
+    and those `undecided`; `pace` (see `pace_of`), `hours`, which the votes left take at the median `seconds`;
+    `agreement`, Krippendorff's alpha of `choices` and of `scores`; `labelers` (see `labelers_of`); `warnings`, in
+    words.
     """
     now = time.time() if now is None else now
     people, wanted = labelers_of(store, now), store.desk.wanted()
@@ -132,14 +133,15 @@ def progress_of(store: RatingsStore, now: float | None = None) -> Row:
 
 
 def pace_of(store: RatingsStore, left: int, now: float) -> Row | None:
-    """The votes of the last seven days, or since the first one: `votes`, `since`, `a_day`, and `until`, the time when none
-    is `left` at this pace. None if there are fewer than ten."""
+    """The pace of the last seven days, or since the first vote: `votes`, `since`, `a_day`, and `until`, the time when
+    none is `left` at this pace. None if there are fewer than ten votes. A day that has just begun counts as a whole
+    one: nobody goes on all night as in the first hour."""
     since = max(store.desk.first_vote(), now - WINDOW_DAYS * DAY)
     votes = sum(store.desk.votes_since(since).values())
-    if votes < MIN_VOTES or now <= since:
+    if votes < MIN_VOTES:
         return None
-    a_second = votes / (now - since)
-    return {"votes": votes, "since": since, "a_day": a_second * DAY, "until": now + left / a_second if left else None}
+    a_day = votes * DAY / max(now - since, DAY)
+    return {"votes": votes, "since": since, "a_day": a_day, "until": now + left / a_day * DAY if left else None}
 
 
 def _agreement(items: Sequence[Item], votes: Sequence[Rating]) -> Row:

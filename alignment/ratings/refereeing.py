@@ -95,7 +95,8 @@ class Referee(Labeler):
     def open_row(self) -> int | None:
         """The id of their newest open verdict."""
         row = self._one(
-            "SELECT id FROM rating WHERE labeler = :me AND why = 'verdict' AND NOT done ORDER BY claimed_at DESC, id DESC"
+            "SELECT id FROM rating WHERE labeler = :me AND why = 'verdict' AND NOT done"
+            " ORDER BY claimed_at DESC, id DESC LIMIT 1"
         )
         return None if row is None else int(row["id"])
 

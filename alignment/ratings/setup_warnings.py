@@ -25,25 +25,26 @@ def _warnings(store: RatingsStore) -> Iterator[str]:
     if settings.calibration > gold:
         yield (
             f"the calibration round wants {settings.calibration} gold items and there {_are(gold)}, so it is "
-            f"{'shorter' if gold else 'left out'}; import more, or set: alignment rate settings --db {db} --calibration {gold}"
+            f"{'shorter' if gold else 'left out'}; import more, or set: "
+            f"alignment rate settings --db {db} --calibration {gold}"
         )
     elif 0 < gold == settings.calibration and settings.gold_share > 0:
         yield (
-            f"the calibration round takes all {gold} gold items, so none is left to check labelers later; import more, or "
-            f"set: alignment rate settings --db {db} --calibration {gold // 2}"
+            f"the calibration round takes all {gold} gold items, so none is left to check labelers later; import more, "
+            f"or set: alignment rate settings --db {db} --calibration {gold // 2}"
         )
     if not gold and store.desk.is_set("gold_share") and settings.gold_share > 0:
         yield f"--gold-share is {settings.gold_share:g} and there are no gold items; import items with the field `gold`"
-    if items and settings.repeat_share > 0 and store.desk.is_set("repeat_share"):
-        if not any(item.kind == "pair" for item in ordinary):
-            yield f"--repeat-share is {settings.repeat_share:g}, and only pairs are repeated, of which there are none"
+    repeats = items and settings.repeat_share > 0 and store.desk.is_set("repeat_share")
+    if repeats and not any(item.kind == "pair" for item in ordinary):
+        yield f"--repeat-share is {settings.repeat_share:g}, and only pairs are repeated, of which there are none"
     if (raters := len(store.people.known())) > 1 and ordinary and all(item.need == 1 for item in ordinary):
         yield (
             f"each item is rated once, so nobody will know how far the {raters} labelers agree; add items again with a "
             "higher need"
         )
     if equal := store.desk.equal_pairs():
-        yield f"{equal} pair{'s have' if equal > 1 else ' has'} the same text on both sides, from which nothing is learned"
+        yield f"{equal} pair{'s have' if equal > 1 else ' has'} the same text on both sides, which teaches nothing"
 
 
 def _are(count: int) -> str:

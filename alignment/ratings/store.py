@@ -372,8 +372,8 @@ class RatingsStore:
     def ratings(self, skips: bool = False, for_training: bool = False, item: int | None = None) -> list[Rating]:
         """All finished ratings, or those of one item, in the order of their claims; skips only on request.
 
-        `for_training` leaves out gold, calibration and repeats, which measure the labeler, and the votes on an item that
-        a referee has decided.
+        `for_training` leaves out gold, calibration and repeats, which measure the labeler, and the votes on an item
+        that a referee has decided.
         """
         where = "done AND (choice <> 'skip' OR :skips)" + " AND rating.item = :item" * (item is not None)
         rows = self._db.execute(
