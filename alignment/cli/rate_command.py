@@ -36,7 +36,7 @@ class Command:
 
 REGISTRY = (["--registry"], {"metavar": "DIR", "help": "registry folder (default: $ALIGNMENT_REGISTRY or ./registry)"})
 URL = (["--url"], {"default": f"http://127.0.0.1:{PORT}", "metavar": "BASE", "help": "address of the page"})
-NEW_LABELER = (
+NEW_LABELER: tuple[list[str], dict[str, Any]] = (
     ["--new-labeler"],
     {"action": "store_true", "help": "the name is somebody new's, though it is near a known one"},
 )

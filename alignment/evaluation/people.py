@@ -30,9 +30,9 @@ class PeopleJudge:
     """The votes in a ratings file; pairs that it lacks are added to it, as `alignment sample` adds them.
 
     Gold items, calibration and repeats do not count: they measure the labelers. Verdicts of referees do not count:
-    where labelers differ, the result says so. A vote on an item that a labeler got because a reward model was unsure of it
-    does not count either, since such items are no random sample. Votes of simulated labelers count only where no
-    person has voted, and the judge is then called what it is.
+    where labelers differ, the result says so. A vote on an item that a labeler got because a reward model was unsure
+    of it does not count either, since such items are no random sample. Votes of simulated labelers count only where
+    no person has voted, and the judge is then called what it is.
 
     Args:
         db: the ratings file; made if it is missing.

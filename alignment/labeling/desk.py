@@ -132,6 +132,7 @@ def show_labelers(rows: list[Row], console: Console) -> None:
     console.print(AGREEMENT, style="dim")
 
 
+LABELER_COLUMNS = ("labeler", "answers", "skip", "sec", "a day", "agreement", "last seen")
 AGREEMENT = "agreement: share of the others' votes on the same answers that are theirs too, and of how many"
 
 
@@ -140,7 +141,7 @@ def show_progress(found: Row, console: Console) -> None:
     for name, words in progress_lines(found):
         named_line(console, name, words)
     if found["labelers"]:
-        table = _table("labeler", "answers", "skip", "sec", "a day", "agreement", "last seen")
+        table = _table(*LABELER_COLUMNS)
         for row in found["labelers"]:
             table.add_row(*(Text(cell) for cell in labeler_cells(row, found["at"])))
         console.print()

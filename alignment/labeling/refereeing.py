@@ -1,28 +1,37 @@
-"""What a referee sees after a verdict: the votes that it decides, without names."""
+"""What a referee sees after a verdict: the votes on the item, without names."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from typing import NamedTuple
 
 from alignment.labeling.answers import as_shown
-from alignment.ratings import Assignment, Rating, RatingsStore
+from alignment.ratings import Assignment, RatingsStore
 from alignment.ratings.records import NO_VOTES
 from alignment.terminal import one_line
 
 
-def votes_shown(store: RatingsStore, assignment: Assignment) -> list[Rating]:
-    """The votes on the item once the referee has decided it; [] before, after a skip, and for any other answer."""
+class Decided(NamedTuple):
+    """A referee's verdict and the labelers' votes on the item, in words, as the referee saw it.
+
+    `votes` are like `2: LEFT is better` and `1: a tie`.
+    """
+
+    verdict: str
+    votes: list[str]
+    comments: list[str]
+
+
+def decided(store: RatingsStore, assignment: Assignment) -> Decided | None:
+    """What a referee sees once they have decided the item; None before, after a skip, and for any other answer."""
     if assignment.why != "verdict":
-        return []
+        return None
     ratings = store.ratings(item=assignment.item)
-    if not any(rating.id == assignment.rating for rating in ratings):
-        return []
-    return [rating for rating in ratings if rating.why not in NO_VOTES]
-
-
-def votes_in_words(votes: Sequence[Rating], assignment: Assignment) -> str:
-    """How many say what, as the referee saw the item, and the comments: `2 LEFT is better, 1 a tie; "too long"`."""
+    verdict = next((rating for rating in ratings if rating.id == assignment.rating), None)
+    if verdict is None:
+        return None
+    votes = [rating for rating in ratings if rating.why not in NO_VOTES]
     said = Counter(str(as_shown(vote, assignment)) for vote in votes)
     comments = [f'"{one_line(vote.comment)}"' for vote in votes if vote.comment]
-    return "; ".join([", ".join(f"{count} {words}" for words, count in said.most_common()), *comments])
+    counted = [f"{count}: {words}" for words, count in said.most_common()]
+    return Decided(str(as_shown(verdict, assignment)), counted, comments)

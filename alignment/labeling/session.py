@@ -8,7 +8,7 @@ from typing import Literal
 
 from alignment.errors import UserError
 from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, LabelerAnswer, Ranking, as_shown, expected_in_words
-from alignment.labeling.refereeing import votes_in_words, votes_shown
+from alignment.labeling.refereeing import decided
 from alignment.ratings import Assignment, Order, Progress, RatingsStore
 from alignment.terminal import clean, one_line
 
@@ -127,14 +127,14 @@ class Sitting:
                 score=answer.score,
             )
             feedback = self.store.feedback(assignment)
-            votes = votes_shown(self.store, assignment)
+            shown = decided(self.store, assignment)
         except UserError as error:  # the disk is full, or it was answered in another window meanwhile
             self._next(f"Not saved: {clean(str(error))}", failed=True)
             return
         del self._drafts[assignment.rating]
-        if votes:
+        if shown is not None:
             self.progress = self.store.progress(self.labeler, self.order)
-            self._wait("votes", f"Your verdict: {answer}. The votes: {votes_in_words(votes, assignment)}.")
+            self._wait("votes", f"Your verdict: {shown.verdict}. The votes: {'; '.join(shown.votes + shown.comments)}.")
             return
         if feedback is None:
             self._next("Skipped." if answer == SKIP else f"Saved: {answer}.")

@@ -30,6 +30,8 @@ from starlette.routing import Route
 
 from alignment.errors import UserError
 from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, LabelerAnswer, as_shown, expected_in_words, keys_of
+from alignment.labeling.desk_page import progress_page
+from alignment.labeling.refereeing import decided
 from alignment.labeling.session import NOTHING_BACK, PRACTICE_STAYS, position
 from alignment.labeling.web_connections import OncePerMinute, listen, page_server, quiet_logs
 from alignment.labeling.web_security import FOREIGN, HEADERS, SecurityHeaders, read_form, seal, unseal
@@ -44,6 +46,7 @@ ASSETS = {"rate.css": "text/css", "rate.js": "text/javascript", "icon.svg": "ima
 SHORT = ("much better", "clearly", "slightly", "tie", "slightly", "clearly", "much better")
 
 NO_SESSION = "Please open your personal link and press Start. If the link does not work any more, ask for a new one."
+DEAD_LINK = "This link does not work, or not any more. Please ask for a new one."
 INCOMPLETE = "The answer was not complete: a ranking needs a rank for each answer. The item is still open."
 NOT_OPEN = (
     "This item is not open for you: it was answered already, perhaps by a second press or in another window."
@@ -68,6 +71,7 @@ class Visit:
     token: str
     form: Mapping[str, str]
     shown_at: float
+    order: Order
 
 
 Work = Callable[[Visit, Request], Response]
@@ -91,6 +95,8 @@ class RatingPage:
             Route("/rate", self._visit(self.rate), methods=["POST"]),
             Route("/undo", self._visit(self.undo), methods=["POST"]),
             Route("/practice/{rating}", self._visit(self.practice)),
+            Route("/votes/{rating}", self._visit(self.votes)),
+            Route("/progress/{token}", self.progress),
             Route("/l/{token}", self.link),
             Route("/l/{token}/", self.link),
             Route("/start", self.start, methods=["POST"]),
@@ -110,8 +116,15 @@ class RatingPage:
         in from a mail, would not come back with a redirect.
         """
         token = request.path_params["token"]
-        labeler, guideline = await run_in_threadpool(self._greeting, token)
-        return self._page("start.html", labeler=labeler, guideline=guideline, token=token)
+        labeler, guideline, referee = await run_in_threadpool(self._greeting, token)
+        return self._page("start.html", labeler=labeler, guideline=guideline, referee=referee, token=token)
+
+    async def progress(self, request: Request) -> Response:
+        """How far the rating is, for the organiser, whose link opens this page alone."""
+        found = await run_in_threadpool(progress_page, self.db, request.path_params["token"])
+        if found is None:
+            raise HTTPException(404, DEAD_LINK)
+        return self._page("progress.html", **found)
 
     async def start(self, request: Request) -> Response:
         """Turn the link's token into the session's cookie."""
@@ -126,7 +139,7 @@ class RatingPage:
     def item(self, visit: Visit, request: Request) -> Response:
         """The next item, or that there is none."""
         said = _saved(request.query_params.get("saved", ""))
-        return self._item(visit, visit.store.claim(visit.labeler, order=self.order), said)
+        return self._item(visit, visit.store.claim(visit.labeler, order=visit.order), said)
 
     def rate(self, visit: Visit, _: Request) -> Response:
         """Save an answer and go on. One that comes twice, or for what is not theirs to answer, is explained."""
@@ -151,14 +164,17 @@ class RatingPage:
             raise
         if visit.store.feedback(item) is not None:
             return RedirectResponse(f"/practice/{item.rating}", 303)
+        if decided(visit.store, item) is not None:
+            return RedirectResponse(f"/votes/{item.rating}", 303)
         code = "".join(map(str, answer.ranks)) if answer.ranks else visit.form["answer"]
         return RedirectResponse("/?saved=skip" if answer == SKIP else f"/?saved={item.kind}-{code}", 303)
 
     def undo(self, visit: Visit, _: Request) -> Response:
         """Reopen the last answer, with what came with it."""
-        former, undone = visit.store.last_rating(visit.labeler), visit.store.undo(visit.labeler)
+        former = visit.store.last_rating(visit.labeler, visit.order)
+        undone = visit.store.undo(visit.labeler, visit.order)
         if undone is None or former is None:
-            claimed = visit.store.claim(visit.labeler, order=self.order)
+            claimed = visit.store.claim(visit.labeler, order=visit.order)
             return self._item(visit, claimed, NOTHING_BACK if former is None else PRACTICE_STAYS)
         said = f"Taken back, please answer again. Your answer was: {_by_letter(str(as_shown(former, undone)))}."
         return self._item(visit, undone, said, former)
@@ -171,6 +187,16 @@ class RatingPage:
             return RedirectResponse("/", 303)
         expected = _by_letter(expected_in_words(feedback.expected_shown))
         return self._page("practice.html", item=item, names=_names(item), right=feedback.right, expected=expected)
+
+    def votes(self, visit: Visit, request: Request) -> Response:
+        """What the labelers said of an item that the referee has decided."""
+        item = _found(visit, request.path_params["rating"])
+        shown = None if item is None else decided(visit.store, item)
+        if item is None or shown is None:
+            return RedirectResponse("/", 303)
+        said = [*map(_by_letter, shown.votes), *shown.comments]
+        verdict, csrf = _by_letter(shown.verdict), seal(visit.token)
+        return self._page("votes.html", item=item, names=_names(item), verdict=verdict, votes=said, csrf=csrf)
 
     def error(self, _: Request, error: Exception) -> Response:
         """Any failure as one plain page. What it was in detail is for the operator's terminal alone."""
@@ -202,21 +228,22 @@ class RatingPage:
             shown_at = time.time() if form is None else unseal(token, form.get("csrf", ""))
             if shown_at is None:
                 raise HTTPException(403, FOREIGN)
-            return work(Visit(store, labeler, token, form or {}, shown_at), request)
+            order: Order = "disputed" if labeler in store.people.referees() else self.order
+            return work(Visit(store, labeler, token, form or {}, shown_at, order), request)
 
-    def _greeting(self, token: str) -> tuple[str, str]:
-        """Whose link it is, and the guideline."""
+    def _greeting(self, token: str) -> tuple[str, str, bool]:
+        """Whose link it is, the guideline, and whether they are a referee."""
         with RatingsStore(self.db) as store:
             labeler = store.people.labeler_of(token)
             if labeler is None:
-                raise HTTPException(404, "This link does not work, or not any more. Please ask for a new one.")
-            return labeler, store.settings.guideline
+                raise HTTPException(404, DEAD_LINK)
+            return labeler, store.settings.guideline, labeler in store.people.referees()
 
     def _not_open(self, visit: Visit) -> Response:
         return self._message("Not saved", NOT_OPEN, 409, visit.form.get("comment", "").strip())
 
     def _item(self, visit: Visit, item: Assignment | None, said: str, former: Rating | None = None) -> Response:
-        progress = visit.store.progress(visit.labeler)
+        progress = visit.store.progress(visit.labeler, visit.order)
         shown: dict[str, Any] = {"progress": progress, "said": said, "csrf": seal(visit.token)}
         if item is None:
             return self._page("end.html", **shown)

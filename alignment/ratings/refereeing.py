@@ -40,7 +40,7 @@ class Answered(NamedTuple):
     score: int | None
 
 
-def doubt(votes: Sequence[Answered]) -> float:
+def doubt(votes: Sequence[Answered | Rating]) -> float:
     """How far the votes on an item contradict each other, from 0 (not at all) to 1/2 (two halves, or best and worst).
 
     For choices it is the fraction of the smaller side; for rankings that of the two answers that are disputed most; for

@@ -337,8 +337,8 @@ class RatingsStore:
                 item = self._db.execute(
                     "SELECT key, json_array_length(completions) AS count FROM item WHERE id = ?", (row["item"],)
                 ).fetchone()
-                order = Labeler(self._db, labeler, self.seed, now).sides(item["key"], item["count"])
-                self._db.execute("UPDATE rating SET order_shown = ? WHERE id = ?", (dump(order), row["id"]))
+                sides = Labeler(self._db, labeler, self.seed, now).sides(item["key"], item["count"])
+                self._db.execute("UPDATE rating SET order_shown = ? WHERE id = ?", (dump(sides), row["id"]))
             return load_assignment(self._db, row["id"])
 
     def progress(self, labeler: str, order: Order = "random") -> Progress:
