@@ -10,7 +10,7 @@ from alignment.errors import UserError
 from alignment.ratings import Completion, Gold, View, Why
 from alignment.ratings.records import as_completion, as_message, check_answer, check_item, check_labeler
 
-ITEM_KEYS = ("kind", "prompt", "completions", "need", "gold", "metadata", "ratings")
+ITEM_KEYS = ("item", "kind", "prompt", "completions", "need", "gold", "metadata", "ratings")
 _OPTIONAL = ("strength", "ranks", "score", "given", "order_shown", "seconds", "comment", "flags", "view")
 LATEST = 2.0**53
 """Above any time in seconds, and below what a database has no room for."""
@@ -18,7 +18,7 @@ RATING_KEYS = ("labeler", "choice", *_OPTIONAL, "claimed_at", "done_at", "why", 
 
 
 def checked_entry(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an entry (see `formats.Entry`) that a line holds.
+    """The fields of an entry (see `formats.Entry`) that a line holds; the item's number belongs to another file.
 
     Raises:
         BadRow: a key is missing, unknown or of the wrong kind.
