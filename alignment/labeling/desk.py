@@ -17,6 +17,7 @@ from alignment.terminal import clean, one_line
 Row = dict[str, Any]
 NAME_WIDTH = 14
 PROMPT_CHARACTERS = 60
+WIDE = 200
 WHY = {
     "gold": "gold item",
     "calibration": "calibration",
@@ -31,7 +32,7 @@ def show_items(rows: list[Row], console: Console) -> None:
     if not rows:
         console.print("No item is like that.")
         return
-    table = _table("item", "kind", "votes", "what is special", "prompt")
+    table = _table(console, "item", "kind", "votes", "what is special", "prompt")
     for row in rows:
         table.add_row(
             str(row["item"]),
@@ -40,7 +41,7 @@ def show_items(rows: list[Row], console: Console) -> None:
             Text(special(row)),
             Text(_cut(row["prompt"], PROMPT_CHARACTERS)),
         )
-    table.columns[3].min_width, table.columns[3].no_wrap = 28, False
+    table.columns[3].min_width, table.columns[3].no_wrap, table.columns[4].no_wrap = 28, False, True
     console.print(table)
     console.print(
         f"{len(rows)} item{'s' * (len(rows) != 1)}; alignment rate show --db F NUMBER has all of one", style="dim"
@@ -119,12 +120,12 @@ def show_labelers(rows: list[Row], console: Console) -> None:
     if not rows:
         console.print("Nobody has rated or has a link yet.")
         return
-    table = _table("labeler", "in reports", "answers", "agreement", "last seen")
+    table = _table(console, "labeler", "in reports", "answers", "agreement", "last seen", least=16)
     for row in rows:
         table.add_row(
             Text(one_line(row["labeler"])),
             row["hash"],
-            _answers(row),
+            str(row["answers"]),
             _percent(row["agreement"]),
             seen(row, time.time()),
         )
@@ -141,7 +142,7 @@ def show_progress(found: Row, console: Console) -> None:
     for name, words in progress_lines(found):
         named_line(console, name, words)
     if found["labelers"]:
-        table = _table(*LABELER_COLUMNS)
+        table = _table(console, *LABELER_COLUMNS)
         for row in found["labelers"]:
             table.add_row(*(Text(cell) for cell in labeler_cells(row, found["at"])))
         console.print()
@@ -179,17 +180,13 @@ def labeler_cells(row: Row, now: float) -> list[str]:
     """A labeler's line in the table of progress."""
     return [
         one_line(row["labeler"]),
-        _answers(row),
+        str(row["answers"]),
         str(row["skips"]),
         "-" if row["seconds"] is None else f"{row['seconds']:.0f}",
         "-" if row["a_day"] is None else f"{row['a_day']:.0f}",
         _percent(row["agreement"]),
         seen(row, now),
     ]
-
-
-def _answers(row: Row) -> str:
-    return f"{row['answers']}" + f" + {row['verdicts']} verdicts" * (row["verdicts"] > 0)
 
 
 def seen(row: Row, now: float) -> str:
@@ -200,7 +197,9 @@ def seen(row: Row, now: float) -> str:
         words = f"never; invited {ago(now - row['invited'])}"
     else:
         words = "imported"
-    return words + ", a program" * row["simulated"] + ", referee" * row["referee"]
+    if row["referee"] or row["verdicts"]:
+        words += f", referee: {row['verdicts']} verdict{'s' * (row['verdicts'] != 1)}"
+    return words + ", a program" * row["simulated"]
 
 
 def show_invitations(rows: list[Row], console: Console) -> None:
@@ -208,9 +207,11 @@ def show_invitations(rows: list[Row], console: Console) -> None:
     if not rows:
         console.print("No link is open.")
         return
-    table = _table("labeler", "invited", "answers", "last seen")
+    table = _table(console, "labeler", "invited", "answers", "last seen")
     for row in rows:
-        table.add_row(Text(one_line(row["labeler"])), clock(row["invited"]), _answers(row), seen(row, time.time()))
+        table.add_row(
+            Text(one_line(row["labeler"])), clock(row["invited"]), str(row["answers"]), seen(row, time.time())
+        )
     console.print(table)
 
 
@@ -245,12 +246,17 @@ def _percent(share: Row | None) -> str:
     return "-" if share is None else f"{share['value']:.0%} of {share['n']}"
 
 
-def _table(*names: str) -> Table:
+def _table(console: Console, *names: str, least: int = 0) -> Table:
+    """A table whose first column is cut on a screen; the last one goes on below itself.
+
+    Args:
+        least: columns of the second one, which is not cut.
+    """
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for number, name in enumerate(names):
-        table.add_column(Text(name, style="bold"), no_wrap=True, overflow="ellipsis")
-        if number == 0:
-            table.columns[0].max_width = NAME_WIDTH
+    for name in names:
+        table.add_column(Text(name, style="bold"), no_wrap=name != names[-1], overflow="ellipsis")
+    table.columns[0].max_width = NAME_WIDTH if console.is_terminal or console.width < WIDE else None
+    table.columns[1].min_width = least or None
     return table
 
 

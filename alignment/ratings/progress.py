@@ -161,8 +161,8 @@ def _people_warnings(people: Sequence[Row], wanted: Sequence[Wanted]) -> list[st
     found = []
     if short:
         found.append(
-            f"too few labelers for {short} item{'s' * (short > 1)}: {len(raters)} rate{'s' * (len(raters) == 1)} here, and "
-            "nobody rates an item twice; invite more"
+            f"too few labelers for {short} item{'s' * (short > 1)}: {len(raters)} rate{'s' * (len(raters) == 1)} here, "
+            "and nobody rates an item twice; invite more"
         )
     names = [row["labeler"] for row in people]
     for number, name in enumerate(names):

@@ -45,10 +45,10 @@ def test_items_are_a_line_each(store: RatingsStore) -> None:
     lines = printed(desk.show_items, items_with(store, flagged=True))
     assert lines[0].split() == ["item", "kind", "votes", "what", "is", "special", "prompt"]
     said = " ".join(line[19:48].strip() for line in lines[1:-1])
-    assert said == "disputed: 1 first, 1 second; verdict: tie; 1 flagged; 1 both bad; 1 comment"
+    assert said == "disputed: 1 first, 1 second; verdict: tie; 2 flagged; 1 both bad; 2 comments"
     assert lines[1].startswith("4     pair  2/3    disputed") and "q3 a very long" in lines[1]
     assert printed(desk.show_items, []) == ["No item is like that."]
-    assert len(printed(desk.show_items, items_with(store))) == 2 + 12 + 1 + 10
+    assert len(printed(desk.show_items, items_with(store))) == 2 + 13 + 2
 
 
 def test_an_item_shows_every_answer(store: RatingsStore) -> None:
@@ -74,10 +74,10 @@ def test_progress_says_who_is_where(store: RatingsStore) -> None:
     assert told["Disputed items"] == "6; 5 wait for a referee (--adjudicate)"
     assert told["Pace"].startswith("24 votes since 20") and told["Pace"].endswith(": 24 a day")
     rows = {line.split("  ")[0].strip(): line for line in lines[lines.index("") :]}
-    assert rows["ada"].endswith("1 h ago") or rows["ada"].endswith("118 min ago")
-    assert rows["rita"].split("  ")[0] == "rita" and "1 verdicts" in rows["rita"]
-    invited = next(line for line in lines if line.startswith("a labeler"))
-    assert invited.endswith("never; invited just now")
+    assert rows["ada"].endswith("118 min ago")
+    whole = " ".join(line.split("  ")[-1].strip() for line in lines)  # the last column goes on below itself
+    assert "referee: 1 verdict" in whole and "never; invited just now" in whole
+    assert any(line.startswith("a label") and "…" in line for line in lines)
     assert any(line.startswith("! no guideline says what to prefer; set one: alignment rate") for line in lines)
 
 
