@@ -55,12 +55,14 @@ def rate(args: argparse.Namespace) -> int:
         require_extra("rating", "starlette", "uvicorn", purpose="--web")
         from alignment.labeling.web import serve
 
+        say_at_start(args)
         serve(args.db, "0.0.0.0" if args.public else "127.0.0.1", args.port, args.public, args.order, args.called)  # noqa: S104
         return 0
     with RatingsStore(args.db, seed=args.seed) as store:
         if not args.new_labeler:
             store.people.check_new(args.labeler, "add --new-labeler")
-        say_at_start(store, args)
+        if not store.progress(args.labeler, args.order).done:  # a bad name fails before the terminal is touched
+            say_at_start(args)
         status = rate_here(store, args.labeler, args.order, args.plain, args.json)
         progress = store.progress(args.labeler, args.order)
     if status == 0:
@@ -68,12 +70,13 @@ def rate(args: argparse.Namespace) -> int:
     return status
 
 
-def say_at_start(store: RatingsStore, args: argparse.Namespace) -> None:
-    """What is missing in the set-up, before a labeler's first answer."""
+def say_at_start(args: argparse.Namespace) -> None:
+    """What is missing in the set-up, before the page or a labeler's first answer."""
     from alignment.labeling.desk import show_warnings
+    from alignment.ratings import RatingsStore
     from alignment.ratings.setup_warnings import setup_warnings
 
-    if not store.progress(args.labeler, args.order).done:  # a bad name fails before the terminal is touched
+    with RatingsStore(args.db) as store:
         show_warnings(setup_warnings(store), terminal.screen(stderr=True))
 
 

@@ -14,7 +14,7 @@ from alignment.terminal import one_line
 class Decided(NamedTuple):
     """A referee's verdict and the labelers' votes on the item, in words, as the referee saw it.
 
-    `votes` are like `2: LEFT is better` and `1: a tie`.
+    `votes` are like `2 labelers: LEFT is better` and `1 labeler: a tie`.
     """
 
     verdict: str
@@ -33,5 +33,5 @@ def decided(store: RatingsStore, assignment: Assignment) -> Decided | None:
     votes = [rating for rating in ratings if rating.why not in NO_VOTES]
     said = Counter(str(as_shown(vote, assignment)) for vote in votes)
     comments = [f'"{one_line(vote.comment)}"' for vote in votes if vote.comment]
-    counted = [f"{count}: {words}" for words, count in said.most_common()]
+    counted = [f"{count} labeler{'s' * (count > 1)}: {words}" for words, count in said.most_common()]
     return Decided(str(as_shown(verdict, assignment)), counted, comments)

@@ -321,9 +321,10 @@ def serve(
     with RatingsStore(db), listen(host, port, server) as listener, quiet_logs():
         address = f"http://{host}:{listener.getsockname()[1]}"
         base = f"https://{public}" if public else address
-        invite = f"{called} invite NAME --db {shlex.quote(one_line(str(db)))} --url {base}"
+        where = f"--db {shlex.quote(one_line(str(db)))} --url {base}"
         print(f"Rating page: {base}/ (Ctrl-C ends it; every answer is saved at once)", file=sys.stderr)
-        print(f"Links for labelers: {invite}", file=sys.stderr)
+        print(f"Your link to their progress: {called} progress --link {where}", file=sys.stderr)
+        print(f"Links for labelers: {called} invite NAME {where}", file=sys.stderr)
         if public:
             print(OPENS.format(listener.getsockname()[1]), file=sys.stderr)
         try:

@@ -28,7 +28,8 @@ def test_the_votes_are_shown_after_the_verdict_without_names(store: RatingsStore
     sitting.press("1")
     assert (sitting.state, sitting.waits_for, sitting.failed) == ("wait", "votes", False)
     assert sitting.said == (
-        f"Your verdict: LEFT is much better. The votes: 2: {good} is clearly better; 1: {bad} is better; "
+        "Your verdict: LEFT is much better. The votes: "
+        f"2 labelers: {good} is clearly better; 1 labeler: {bad} is better; "
         '"kind␛[2J and short".'
     )
     assert not any(name in sitting.said for name in ("ada", "bob", "cy"))
