@@ -10,6 +10,9 @@ from alignment.ratings import Assignment, RatingsStore
 from alignment.ratings.records import NO_VOTES
 from alignment.terminal import one_line
 
+MOST_CHARACTERS = 300
+"""Characters of a comment that are shown; `alignment rate show` has all of it."""
+
 
 class Decided(NamedTuple):
     """A referee's verdict and the labelers' votes on the item, in words, as the referee saw it.
@@ -32,6 +35,10 @@ def decided(store: RatingsStore, assignment: Assignment) -> Decided | None:
         return None
     votes = [rating for rating in ratings if rating.why not in NO_VOTES]
     said = Counter(str(as_shown(vote, assignment)) for vote in votes)
-    comments = [f'"{one_line(vote.comment)}"' for vote in votes if vote.comment]
+    comments = [f'"{_cut(one_line(vote.comment))}"' for vote in votes if vote.comment]
     counted = [f"{count} labeler{'s' * (count > 1)}: {words}" for words, count in said.most_common()]
     return Decided(str(as_shown(verdict, assignment)), counted, comments)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 1]}…"

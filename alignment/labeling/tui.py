@@ -304,6 +304,7 @@ class RatingApp(App[int]):
             texts = tui_text.rank_choices(ranking, width)
         else:
             texts = tui_text.single_choices(width)
+        self.query_one("#choices").set_class(self.sitting.state == "wait", "told")  # else a long text would be cut
         for box, text in zip(self.query("#choices > Text").results(Text), texts, strict=True):
             box.display = bool(text)
             box.update(text)
