@@ -1,4 +1,4 @@
-"""The organiser's commands as they are typed: four labelers by lines, a referee, and what the organiser then reads."""
+"""The organiser's commands as they are typed: three labelers by lines, a referee, and what the organiser then reads."""
 
 import io
 import json
@@ -39,7 +39,7 @@ class Typed:
 
 @pytest.fixture
 def typed(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Typed:
-    """A file with four pairs; ada and cy prefer the good answer, bob the bad one, and dan skips."""
+    """A file with four pairs; ada and cy prefer the good answer, bob the bad one; eve is invited."""
     typed = Typed(tmp_path, capsys, monkeypatch)
     rows = [
         {
@@ -55,7 +55,6 @@ def typed(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     (tmp_path / "guide.txt").write_text("Prefer the good one.\n")
     typed("settings", "--guideline", tmp_path / "guide.txt", "--gold-share", "0", "--repeat-share", "0")
     typed("invite", "eve")
-    typed("--labeler", "dan", "--plain", keys="s\n")
     for name, wanted in {"ada": "good", "bob": "bad", "cy": "good"}.items():
         shown = typed("--labeler", name, "--plain", keys="")
         for _ in range(4):
@@ -121,8 +120,8 @@ def test_progress_and_labelers_say_who_has_begun(typed: Typed) -> None:
     found = typed.json("progress")
     assert (found["items"], found["complete"], found["votes"], found["left"]) == (4, 4, 12, 0)
     people = {row["labeler"]: row for row in found["labelers"]}
-    assert list(people) == ["ada", "bob", "cy", "dan", "eve"]
-    assert people["eve"]["seen"] is None and people["dan"]["answers"] == 0 and people["ada"]["answers"] == 4
+    assert list(people) == ["ada", "bob", "cy", "eve"]
+    assert people["eve"]["seen"] is None and people["ada"]["answers"] == 4
     assert people["ada"]["agreement"] == {"value": 0.5, "n": 8}
     hashes = {row["labeler"]: row["hash"] for row in typed.json("labelers")["labelers"]}
     with RatingsStore(typed.db) as store:
