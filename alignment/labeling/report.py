@@ -24,7 +24,8 @@ def show(found: Figures, console: Console) -> None:
     named_line(
         console,
         "Answers",
-        f"{ratings['counting']} that count, {ratings['controls']} controls, {ratings['skips']} skips",
+        f"{ratings['counting']} that count, {ratings['controls']} controls, {ratings['skips']} skips"
+        + f", {ratings['verdicts']} verdicts of referees" * (ratings["verdicts"] > 0),
     )
     depth = ", ".join(f"{count} with {number}" for number, count in items["answers"].items())
     named_line(console, "Overlap", f"{depth}; {items['complete']} complete, {items['wanted']} answers still wanted")
