@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from alignment.ratings.file import COUNTS, RatingsFile
-from alignment.ratings.refereeing import disputed, undecided
+from alignment.ratings.refereeing import disputed, settled_items
 
 _GIVEN = f"done AND choice <> 'skip' AND {COUNTS} AND why <> 'import'"
 
@@ -32,6 +32,15 @@ class Wanted(NamedTuple):
     item: int
     missing: int
     done_by: frozenset[str]
+
+
+class Group(NamedTuple):
+    """How many items are of one kind and need as many votes."""
+
+    kind: str
+    is_gold: bool
+    need: int
+    count: int
 
 
 class Desk:
@@ -75,7 +84,8 @@ class Desk:
 
     def disputes(self) -> tuple[int, int]:
         """The number of disputed items, and of those without a verdict."""
-        return len(disputed(self._file.db)), len(undecided(self._file.db))
+        found = disputed(self._file.db)
+        return len(found), len(found.keys() - settled_items(self._file.db))
 
     def verdicts_changed(self, item: int) -> frozenset[str]:
         """The referees who took back a verdict on the item after they had seen the votes."""
@@ -90,6 +100,11 @@ class Desk:
         """The lowest and the highest number of an item; None if there are none."""
         low, high = self._file.db.execute("SELECT min(id), max(id) FROM item").fetchone()
         return None if low is None else (low, high)
+
+    def groups(self) -> list[Group]:
+        """The items by kind, gold or not, and need."""
+        rows = self._file.db.execute("SELECT kind, gold IS NOT NULL, need, count(*) FROM item GROUP BY 1, 2, 3")
+        return [Group(row[0], bool(row[1]), row[2], row[3]) for row in rows]
 
     def is_set(self, setting: str) -> bool:
         """Whether a setting was ever changed here."""

@@ -36,11 +36,13 @@ def labelers_of(store: RatingsStore, now: float | None = None) -> list[Row]:
     `agreement` is the fraction of other labelers' votes on the same pairs that are theirs too (scores: within a
     point), with `n` votes compared.
     """
-    now = time.time() if now is None else now
+    return _labelers(store, store.items(), store.ratings(), time.time() if now is None else now)
+
+
+def _labelers(store: RatingsStore, items: Sequence[Item], ratings: Sequence[Rating], now: float) -> list[Row]:
     activity, invited, people = store.desk.activity(), store.people.invitations(), store.people
     recent = store.desk.votes_since(now - WINDOW_DAYS * DAY)
     referees, programs = people.referees(), people.simulated()
-    items, ratings = store.items(), store.ratings()
     compared = _compared(items, ratings)
     seconds: dict[str, list[float]] = {}
     for rating in ratings:
@@ -107,10 +109,11 @@ def progress_of(store: RatingsStore, now: float | None = None) -> Row:
     words.
     """
     now = time.time() if now is None else now
-    people, wanted = labelers_of(store, now), store.desk.wanted()
-    ordinary = [item for item in store.items() if item.gold is None]
+    items, ratings, wanted = store.items(), store.ratings(), store.desk.wanted()
+    people = _labelers(store, items, ratings, now)
+    ordinary = [item for item in items if item.gold is None]
     left = sum(each.missing for each in wanted)
-    votes = votes_of(store.ratings())
+    votes = votes_of(ratings)
     times = [rating.seconds for rating in votes if rating.seconds is not None]
     number, undecided = store.desk.disputes()
     median = statistics.median(times) if times else None

@@ -72,9 +72,14 @@ def disputed(db: sqlite3.Connection) -> dict[int, float]:
     return {item: found for item, found in doubts.items() if found > 0}
 
 
+def settled_items(db: sqlite3.Connection) -> set[int]:
+    """The items that a referee has decided."""
+    return {row["item"] for row in db.execute(_SETTLED)}
+
+
 def undecided(db: sqlite3.Connection) -> list[int]:
     """Disputed items without a verdict: those with all the votes they need first, then the most doubtful."""
-    settled = {row["item"] for row in db.execute(_SETTLED)}
+    settled = settled_items(db)
     found = {item: doubt for item, doubt in disputed(db).items() if item not in settled}
     waiting = {row["id"] for row in db.execute("SELECT id FROM item WHERE gold IS NULL AND answered < need")}
     return sorted(found, key=lambda item: (item in waiting, -found[item], item))

@@ -15,9 +15,9 @@ def setup_warnings(store: RatingsStore) -> list[str]:
 
 
 def _warnings(store: RatingsStore) -> Iterator[str]:
-    items, settings, db = store.items(), store.settings, shlex.quote(one_line(str(store.path)))
-    ordinary = [item for item in items if item.gold is None]
-    gold = len(items) - len(ordinary)
+    groups, settings, db = store.desk.groups(), store.settings, shlex.quote(one_line(str(store.path)))
+    ordinary = [group for group in groups if not group.is_gold]
+    gold = sum(group.count for group in groups if group.is_gold)
     if not ordinary:
         yield "there is nothing to rate yet; add items with `alignment sample` or `alignment rate import`"
     if not settings.guideline.strip():
@@ -35,10 +35,10 @@ def _warnings(store: RatingsStore) -> Iterator[str]:
         )
     if not gold and store.desk.is_set("gold_share") and settings.gold_share > 0:
         yield f"--gold-share is {settings.gold_share:g} and there are no gold items; import items with the field `gold`"
-    repeats = items and settings.repeat_share > 0 and store.desk.is_set("repeat_share")
-    if repeats and not any(item.kind == "pair" for item in ordinary):
+    repeats = groups and settings.repeat_share > 0 and store.desk.is_set("repeat_share")
+    if repeats and not any(group.kind == "pair" for group in ordinary):
         yield f"--repeat-share is {settings.repeat_share:g}, and only pairs are repeated, of which there are none"
-    if (raters := len(store.people.known())) > 1 and ordinary and all(item.need == 1 for item in ordinary):
+    if (raters := len(store.people.known())) > 1 and ordinary and all(group.need == 1 for group in ordinary):
         yield (
             f"each item is rated once, so nobody will know how far the {raters} labelers agree; add items again with a "
             "higher need"
