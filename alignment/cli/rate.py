@@ -42,7 +42,9 @@ Commands for whoever organises the rating ({0} COMMAND --help):
 
 def rate(args: argparse.Namespace) -> int:
     """Rate in this terminal or serve the page; returns the exit status."""
+    from alignment.labeling.desk import show_warnings
     from alignment.ratings import RatingsStore
+    from alignment.ratings.setup_warnings import setup_warnings
 
     if args.order == "uncertain":
         with RatingsStore(args.db) as store:
@@ -55,14 +57,14 @@ def rate(args: argparse.Namespace) -> int:
         require_extra("rating", "starlette", "uvicorn", purpose="--web")
         from alignment.labeling.web import serve
 
-        say_at_start(args)
         serve(args.db, "0.0.0.0" if args.public else "127.0.0.1", args.port, args.public, args.order, args.called)  # noqa: S104
         return 0
     with RatingsStore(args.db, seed=args.seed) as store:
         if not args.new_labeler:
             store.people.check_new(args.labeler, "add --new-labeler")
+        check_input()
         if not store.progress(args.labeler, args.order).done:  # a bad name fails before the terminal is touched
-            say_at_start(args)
+            show_warnings(setup_warnings(store), terminal.screen(stderr=True))
         status = rate_here(store, args.labeler, args.order, args.plain, args.json)
         progress = store.progress(args.labeler, args.order)
     if status == 0:
@@ -70,14 +72,10 @@ def rate(args: argparse.Namespace) -> int:
     return status
 
 
-def say_at_start(args: argparse.Namespace) -> None:
-    """What is missing in the set-up, before the page or a labeler's first answer."""
-    from alignment.labeling.desk import show_warnings
-    from alignment.ratings import RatingsStore
-    from alignment.ratings.setup_warnings import setup_warnings
-
-    with RatingsStore(args.db) as store:
-        show_warnings(setup_warnings(store), terminal.screen(stderr=True))
+def check_input() -> None:
+    """Raise UserError if there is nothing to read answers from."""
+    if sys.stdin is None:
+        raise UserError("standard input is closed, and answers are read from it")
 
 
 def rate_here(
@@ -89,8 +87,7 @@ def rate_here(
     limit: int | None = None,
 ) -> int:
     """On the screen, or by lines where none can be drawn; returns the exit status, 0 unless a signal ended it."""
-    if sys.stdin is None:
-        raise UserError("standard input is closed, and answers are read from it")
+    check_input()
     if not by_lines and can_draw(stdout_is_taken):
         require_extra("rating", "textual", purpose="the rating screen (--plain rates by lines)")
         from alignment.labeling import tui

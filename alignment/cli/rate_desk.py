@@ -86,7 +86,7 @@ def run_invite(args: argparse.Namespace) -> Any:
             raise UserError("invite --list shows the open links and makes none; give it with --db alone")
         return {"invited": invitations(args.db)}
     if not args.names:
-        raise UserError("invite: name the labelers who get a link, as in `invite ada bob`, or give --list")
+        raise UserError("invite: expected a NAME for each labeler who gets a link, as `invite ada bob`, or --list")
     return invite(args.db, args.names, args.url, referee=args.adjudicate, new=args.new_labeler)
 
 

@@ -30,13 +30,15 @@ from starlette.routing import Route
 
 from alignment.errors import UserError
 from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, LabelerAnswer, as_shown, expected_in_words, keys_of
+from alignment.labeling.desk import show_warnings
 from alignment.labeling.desk_page import progress_page
 from alignment.labeling.refereeing import decided
 from alignment.labeling.session import NOTHING_BACK, PRACTICE_STAYS, position
 from alignment.labeling.web_connections import OncePerMinute, listen, page_server, quiet_logs
 from alignment.labeling.web_security import FOREIGN, HEADERS, SecurityHeaders, read_form, seal, unseal
 from alignment.ratings import Assignment, Order, Rating, RatingsStore
-from alignment.terminal import clean, one_line
+from alignment.ratings.setup_warnings import setup_warnings
+from alignment.terminal import clean, one_line, screen
 
 HERE = Path(__file__).resolve().parent
 LOCAL_HOSTS = ("127.0.0.1", "localhost")
@@ -318,10 +320,11 @@ def serve(
     server = page_server(app)
     # Whenever the last connection to a file closes, SQLite moves its log into it. This one, held and not used, spares
     # every request that: 4 ms instead of 30 for a page, and what is acknowledged is on disk either way.
-    with RatingsStore(db), listen(host, port, server) as listener, quiet_logs():
+    with RatingsStore(db) as store, listen(host, port, server) as listener, quiet_logs():
         address = f"http://{host}:{listener.getsockname()[1]}"
         base = f"https://{public}" if public else address
         where = f"--db {shlex.quote(one_line(str(db)))} --url {base}"
+        show_warnings(setup_warnings(store), screen(stderr=True))
         print(f"Rating page: {base}/ (Ctrl-C ends it; every answer is saved at once)", file=sys.stderr)
         print(f"Your link to their progress: {called} progress --link {where}", file=sys.stderr)
         print(f"Links for labelers: {called} invite NAME {where}", file=sys.stderr)
