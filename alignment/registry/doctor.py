@@ -13,7 +13,7 @@ from pathlib import Path
 from alignment.files import file_kind, host_name, is_alive
 from alignment.registry import aliases
 from alignment.registry.errors import RegistryError
-from alignment.registry.evaluations import EVALUATIONS
+from alignment.registry.evaluations import EVALUATIONS, evaluations_of
 from alignment.registry.files import entries, one_line_errors
 from alignment.registry.layout import STAGING
 from alignment.registry.references import NAME, VERSION, check_alias
@@ -123,6 +123,8 @@ def _version(
         shared = version.shared_files()
         if problem := _first_error(reviews_of, registry, version):
             yield RegistryProblem("review", version_ref(key), problem, "move that file elsewhere and review it again")
+        if problem := _first_error(evaluations_of, registry, version):
+            yield RegistryProblem("evaluation", version_ref(key), problem, "move that file away and evaluate again")
     except RegistryError as error:
         if not version_folder(registry.path, key).exists():
             return  # removed since it was listed
