@@ -25,6 +25,7 @@ from alignment.ratings.agreement import reliability
 from alignment.ratings.preferred import nothing_rated
 from alignment.ratings.records import NO_VOTES, SCORES
 from alignment.ratings.refereeing import verdicts_of
+from alignment.ratings.rewrites import rewrites_of
 from alignment.templates.rendering import Message, Unrenderable
 from reward.batches import QuestionCollator
 from reward.config import RewardSection
@@ -61,8 +62,9 @@ def open_ratings(part: DataPart, config: DataConfig, labelers: Collection[str] |
 
 def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
     """Yield the judgements of each rated item, without skips. A pair yields one comparison with all labelers' votes, a
-    ranking of K completions K(K-1)/2 comparisons, a single completion one rating per labeler. On an item that a referee
-    has decided, the verdict stands in the place of each vote, so that the item weighs what it weighed.
+    ranking of K completions K(K-1)/2 comparisons, a single completion one rating per labeler. A completion that was
+    rewritten yields one more comparison: the rewritten text is better. On an item that a referee has decided, the
+    verdict stands in the place of each vote, so that the item weighs what it weighed.
 
     Completions with equal texts are skipped. Labelers are hashed, as in manifests; `labelers` are the hashes of those
     who count, None: all.
@@ -83,6 +85,9 @@ def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
         item_ratings, verdict, where = ratings.get(item.id, []), verdicts.get(item.id), f"{path}:item {item.id}"
         prompt = tuple(Message(role=turn["role"], content=turn["content"]) for turn in item.prompt)
         texts = [completion.text for completion in item.completions]
+        for new in rewrites_of(item, item_ratings if verdict is None else [*item_ratings, verdict]):
+            votes = tuple(Vote("first", None, labeler) for labeler in new.labelers)
+            yield where, Comparison(prompt, new.text, texts[new.completion], votes)
         if item.kind == "single":
             limits = _scale(item, item_ratings)
             scores = [

@@ -27,7 +27,7 @@ ABOUT = """Rate answers, one key per decision. Every answer is saved before the 
 
 Commands for whoever organises the rating ({0} COMMAND --help):
   invite      make personal links to the page; --list shows them, revoke ends one
-  settings    guideline, calibration round, control items
+  settings    guideline, questions, calibration round, control items
   order       let a reward model say which items it is least sure of, for --order uncertain
   progress    who rates how fast, what is left and until when; labelers joins names and hashes
   report      how far labelers agree, with each other and with themselves
@@ -129,7 +129,7 @@ def say_goodbye(args: argparse.Namespace, progress: Progress) -> None:
 def run_settings(args: argparse.Namespace) -> Any:
     from alignment.labeling.settings import settings
 
-    return settings(args.db, args.calibration, args.gold_share, args.repeat_share, args.guideline)
+    return settings(args.db, args.calibration, args.gold_share, args.repeat_share, args.guideline, args.questions)
 
 
 def run_order(args: argparse.Namespace) -> Any:
@@ -211,6 +211,10 @@ COMMANDS = {
             (["--gold-share"], {"type": float, "metavar": "X", "help": "share of control items (default 0.05)"}),
             (["--repeat-share"], {"type": float, "metavar": "X", "help": "share of own pairs again (default 0.03)"}),
             (["--guideline"], {"metavar": "FILE", "help": "text that says what to prefer; labelers read it with ?"}),
+            (
+                ["--questions"],
+                {"metavar": "FILE", "help": "YAML of what to ask beside the choice: attributes, reasons"},
+            ),
         ],
     ),
     "order": Command(

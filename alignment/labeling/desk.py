@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -112,7 +113,28 @@ def _notes(rating: Row) -> list[str]:
     if order and order != sorted(order):
         notes.append(f"shown in the order {' '.join(str(place + 1) for place in order)}")
     notes += [one_line(flag) for flag in rating["flags"] if flag != BOTH_BAD]
-    return ["; ".join(notes)] * bool(notes) + [f'"{one_line(rating["comment"])}"'] * bool(rating["comment"])
+    comment = [f'"{one_line(rating["comment"])}"'] * bool(rating["comment"])
+    return ["; ".join(notes)] * bool(notes) + list(_answers(rating["answers"] or {})) + comment
+
+
+def _answers(answers: Row) -> Iterator[str]:
+    """The answers to the questions beside the choice, a line for each kind."""
+    named = [f"{name} {_listed(value)}" for name, value in answers.get("attributes", {}).items()]
+    if named:
+        yield one_line("; ".join(named))
+    if tags := answers.get("tags"):
+        yield one_line(f"reasons: {', '.join(tags)}")
+    for number, marks in enumerate(answers.get("spans", ()), 1):
+        if marks:
+            yield one_line(f"in {number}: " + ", ".join(f"{kind} at {start} to {end}" for start, end, kind in marks))
+    for key, words in (("rewrites", "rewritten"), ("comments", "comment")):
+        for number, text in enumerate(answers.get(key, ()), 1):
+            if text is not None:
+                yield f'{words} {number}: "{one_line(text)}"'
+
+
+def _listed(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else f"{value:+d}" if value else "0"
 
 
 def show_labelers(rows: list[Row], console: Console) -> None:

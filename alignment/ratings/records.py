@@ -47,11 +47,15 @@ class Completion:
 
 @dataclass(frozen=True)
 class Gold:
-    """The right answer of a control item: `choice` of a pair, `ranks` of a ranking, `score` of a single completion."""
+    """The right answer of a control item: `choice` of a pair, `ranks` of a ranking, `score` of a single completion.
+
+    `reason` says why it is right; the calibration round shows it.
+    """
 
     choice: Literal["first", "second", "tie"] | None = None
     ranks: tuple[int, ...] | None = None
     score: int | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,10 +131,11 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Feedback:
-    """Feedback to a labeler after a calibration item. `expected_shown` is in display order."""
+    """Feedback to a labeler after their answer to a calibration item. `expected_shown` is in display order."""
 
     right: bool
     expected_shown: Gold
+    rating: Rating
 
 
 @dataclass(frozen=True)
@@ -219,7 +224,7 @@ def check_item(kind: str, messages: int, completions: int, need: int, gold: Gold
     if not 1 <= need < 2**32:
         raise UserError(f"need is how many labelers rate an item: expected 1 or more, below 2**32, found {need}")
     if gold is not None:
-        given_fields = {name for name, value in asdict(gold).items() if value is not None}
+        given_fields = {name for name, value in asdict(gold).items() if value is not None} - {"reason"}
         if given_fields != {{"pair": "choice", "rank": "ranks", "single": "score"}[kind]}:
             raise UserError(
                 f"gold of a {kind} item: found {', '.join(sorted(given_fields)) or 'nothing'}, expected "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from alignment.errors import UserError
@@ -73,7 +74,7 @@ def load_assignment(db: sqlite3.Connection, rating: int) -> Assignment:
 def load_feedback(db: sqlite3.Connection, assignment: Assignment) -> Feedback | None:
     """The feedback after the answer to a calibration item; None for other items, or before the answer."""
     row = db.execute(
-        "SELECT choice, ranks, score, gold FROM rating JOIN item ON item.id = rating.item"
+        "SELECT rating.*, kind, gold FROM rating JOIN item ON item.id = rating.item"
         " WHERE rating.id = ? AND labeler = ? AND why = 'calibration' AND done AND gold IS NOT NULL",
         (assignment.rating, assignment.labeler),
     ).fetchone()
@@ -81,12 +82,13 @@ def load_feedback(db: sqlite3.Connection, assignment: Assignment) -> Feedback | 
         return None
     gold, order = gold_from(row["gold"]), assignment.order_shown
     assert gold is not None
-    right = is_right(gold, row["choice"], json.loads(row["ranks"] or "null"), row["score"])
+    rating = rating_from(row)
+    right = is_right(gold, rating.choice, rating.ranks, rating.score)
     if gold.choice is not None:
-        gold = Gold(choice=flipped(gold.choice, order))
+        gold = replace(gold, choice=flipped(gold.choice, order))
     if gold.ranks is not None:
-        gold = Gold(ranks=tuple(gold.ranks[place] for place in order))
-    return Feedback(right, gold)
+        gold = replace(gold, ranks=tuple(gold.ranks[place] for place in order))
+    return Feedback(right, gold, rating)
 
 
 def gold_from(text: str | None) -> Gold | None:

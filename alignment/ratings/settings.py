@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
 
 from alignment.errors import UserError
 from alignment.ratings.choosing import ControlShares
 from alignment.ratings.file import RatingsFile
+from alignment.ratings.questionnaire import Questionnaire, as_kept
 from alignment.terminal import clean
 
 WordingKind = Literal["guideline", "questions"]
+WORDING_KINDS: tuple[WordingKind, ...] = get_args(WordingKind)
 
 
 class Wording(NamedTuple):
@@ -35,6 +38,16 @@ class StoreSettings:
     @guideline.setter
     def guideline(self, text: str) -> None:
         self._reword("guideline", clean(text))
+
+    def questionnaire(self, version: int | None) -> Questionnaire:
+        """What labelers are asked beside the choice by a version of the questions; nothing by None."""
+        texts = {wording.version: wording.text for wording in self.wordings("questions")}
+        text = texts.get(version or 0, "")
+        return Questionnaire.model_validate_json(text) if text else Questionnaire()
+
+    def ask(self, questionnaire: Questionnaire) -> None:
+        """Set what labelers are asked from now on. Another questionnaire than the last one is its next version."""
+        self._reword("questions", as_kept(questionnaire))
 
     @property
     def calibration(self) -> int:
@@ -75,6 +88,24 @@ class StoreSettings:
             "SELECT version, at, text FROM wording WHERE kind = ? ORDER BY version", (kind,)
         ).fetchall()
         return [Wording(*row) for row in rows]
+
+    def take_wordings(self, kind: WordingKind, wordings: Sequence[tuple[float, str]]) -> dict[int, int]:
+        """Take over the versions that another file had, unless this one has some already.
+
+        Args:
+            wordings: time and text of each version of the other file, oldest first.
+
+        Returns:
+            The version here, by the version there, of each text that is here too.
+        """
+        with self._file.transaction():
+            here = {wording.text: wording.version for wording in self.wordings(kind)}
+            if here:
+                return {version: here[text] for version, (_, text) in enumerate(wordings, 1) if text in here}
+            for version, (at, text) in enumerate(wordings, 1):
+                self._file.db.execute("INSERT INTO wording VALUES(?, ?, ?, ?)", (kind, version, at, text))
+                self._file.log(time.time(), "", None, "setting", {kind: text})
+        return {version: version for version in range(1, len(wordings) + 1)}
 
     def _reword(self, kind: WordingKind, text: str) -> None:
         with self._file.transaction():

@@ -35,28 +35,24 @@ def read_jsonl(row: Row, options: ImportOptions) -> Read:
     return [Entry(**checked_entry(row))]
 
 
-UNSAID = ("id", "item", "kind", "guideline", "questions", "answers")
-
-
 def write_jsonl(stored: Stored, left_out: Counter[str]) -> Rows:
     given: dict[int, list[Rating]] = {}
     for rating in stored.ratings:
         given.setdefault(rating.item, []).append(rating)
-    names = [field.name for field in fields(Rating) if field.name not in UNSAID]
-    for item in stored.items:
-        row = {name: getattr(item, name) for name in ("kind", "prompt", "need", "metadata")}
-        yield (
-            {"item": item.id}
-            | row
-            | {
-                "completions": [asdict(completion) for completion in item.completions],
-                "gold": None if item.gold is None else asdict(item.gold),
-                "ratings": [
-                    {name: getattr(rating, name) for name in names} | {"simulated": rating.labeler in stored.simulated}
-                    for rating in given.get(item.id, [])
-                ],
-            }
-        )
+    names = [field.name for field in fields(Rating) if field.name not in ("id", "item", "kind")]
+    for place, item in enumerate(stored.items):
+        row: dict[str, Any] = {"item": item.id}
+        row |= {name: getattr(item, name) for name in ("kind", "prompt", "need", "metadata")}
+        if stored.wordings and place == 0:
+            row["wordings"] = stored.wordings
+        yield row | {
+            "completions": [asdict(completion) for completion in item.completions],
+            "gold": None if item.gold is None else asdict(item.gold),
+            "ratings": [
+                {name: getattr(rating, name) for name in names} | {"simulated": rating.labeler in stored.simulated}
+                for rating in given.get(item.id, [])
+            ],
+        }
 
 
 # --- hh: chosen and rejected transcripts ---------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def test_lines_rank_score_and_give_feedback(tmp_path: Path) -> None:
     done = piped("\n".join(lines) + "\n", "--db", db, "--labeler", "ada")
     for said in (
         "Not understood. Expected: 1 (worst) to 7 (best)",
-        "Correct: 6 of 7.",
+        "Correct. You said: 6 of 7. Expected: 6 of 7.",
         "You said: 1 of 7. Expected: 6 of 7.",
         "3 has no place.",
         "The answers have the numbers 1 to 3.",

@@ -89,6 +89,23 @@ def test_labelers_stand_beside_their_hashes(store: RatingsStore) -> None:
     assert any(line.startswith("a labeler with") for line in wide)
 
 
+def test_answers_to_questions_stand_below_the_choice(store: RatingsStore) -> None:
+    answers = {
+        "attributes": {"helpful": -2, "correct": [3, 7]},
+        "tags": ["too long"],
+        "spans": [[], [[0, 3, "wrong"]]],
+        "rewrites": ["better\ntext", None],
+        "comments": [None, "odd"],
+    }
+    store.import_rating(6, "cy", "first", answers=answers)
+    lines = printed(desk.show_item, one_item(store, 6))
+    place = lines.index("  imported")
+    assert lines[place + 1 : place + 6] == [
+        "  correct 3 7; helpful -2", "  reasons: too long", "  in 2: wrong at 0 to 3", '  rewritten 1: "better text"',
+        '  comment 2: "odd"',
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(0, "just now"), (119, "2 min ago"), (7140, "119 min ago"), (7200, "2 h ago"), (47.6 * 3600, "47 h ago"),
