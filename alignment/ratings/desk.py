@@ -40,7 +40,7 @@ class Group(NamedTuple):
     kind: str
     is_gold: bool
     need: int
-    count: int
+    items: int
 
 
 class Desk:

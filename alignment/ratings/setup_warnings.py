@@ -17,7 +17,7 @@ def setup_warnings(store: RatingsStore) -> list[str]:
 def _warnings(store: RatingsStore) -> Iterator[str]:
     groups, settings, db = store.desk.groups(), store.settings, shlex.quote(one_line(str(store.path)))
     ordinary = [group for group in groups if not group.is_gold]
-    gold = sum(group.count for group in groups if group.is_gold)
+    gold = sum(group.items for group in groups if group.is_gold)
     if not ordinary:
         yield "there is nothing to rate yet; add items with `alignment sample` or `alignment rate import`"
     if not settings.guideline.strip():

@@ -229,7 +229,7 @@ def test_settings_are_kept_and_shown(db: str, tmp_path: Path) -> None:
     wanted |= {"gold_items": 0}  # so that somebody sees that a calibration round has nothing to give yet
     found = json.loads(piped("", "settings", "--db", db, "--json").stdout)
     assert found.pop("warnings")[0].startswith("the calibration round wants 3 gold items and there are none")
-    assert found == wanted
+    assert found.items() >= wanted.items()
     failed = piped("", "settings", "--db", db, "--calibration", "9", "--gold-share", "-1")
     assert failed.returncode == 2
     assert json.loads(piped("", "settings", "--db", db, "--json").stdout).items() >= wanted.items()
